@@ -1,0 +1,3 @@
+//! Measures Anteroom against plain reverse proxies on this machine.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The `anteroom` binary: allocator and arguments.
+
+fn main() {}
