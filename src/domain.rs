@@ -1,0 +1,145 @@
+//! Routes, targets and their policies: plain types, no clocks and no I/O.
+//!
+//! The types that an operator writes down (in the file, later in a cluster object) carry their serde and schema
+//! attributes here, so that one definition is what the file accepts, what the schema says and what the code reads.
+
+mod policy;
+mod units;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+pub use units::{ByteCount, Period};
+
+/// Which requests belong to which target, and under which policies.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Route {
+    /// The name of the route: in logs, metrics, errors and the admin API. Unique in the file.
+    pub name: RouteKey,
+    /// Which requests belong to the route. Without it, every API request does.
+    #[serde(default, rename = "match")]
+    pub matcher: Matcher,
+    /// What scales from zero, and where to send requests.
+    pub target: Target,
+    /// How it is known that the target answers.
+    #[serde(default)]
+    pub readiness: Readiness,
+    /// How many requests wait while nothing is ready, and for how long.
+    #[serde(default)]
+    pub hold: Hold,
+    /// What a waiting client is sent.
+    #[serde(default)]
+    pub keepalive: Keepalive,
+    /// How many requests one endpoint gets at a time.
+    #[serde(default)]
+    pub concurrency: Concurrency,
+    /// How long an endpoint may take.
+    #[serde(default)]
+    pub upstream: UpstreamTimeouts,
+}
+
+/// Identifies a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(transparent)]
+pub struct RouteKey(#[schemars(with = "String")] Arc<str>);
+
+/// Which requests belong to a route: every kind that is given must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Matcher {
+    /// Model names, LoRA adapters and aliases included. Empty: any model, and the body is not scanned.
+    pub models: Vec<String>,
+    /// Host names without a port; `*.example.com` matches every name below it. Empty: any host.
+    pub hosts: Vec<String>,
+    /// Path prefixes, whole segments: `/a` matches `/a/v1/models`, not `/ab`. Empty: any path.
+    pub paths: Vec<String>,
+    /// Header names with the exact value that they must have.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What scales from zero.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Target {
+    /// A model server on this machine, started on demand and stopped when idle; one a route.
+    Process(ProcessTarget),
+    /// A server or gateway that someone else scales: `http://host:port`.
+    Url(String),
+}
+
+/// How to run a model server on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProcessTarget {
+    /// The program and its arguments. `{port}` becomes the free port that the server must listen on, at 127.0.0.1.
+    pub command: Vec<String>,
+    /// Environment variables, on top of our own environment.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// The folder to start it in. Default: ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// How long after the last request the server is stopped.
+    #[serde(default = "ProcessTarget::default_idle_timeout")]
+    pub idle_timeout: Period,
+    /// How long the server has between SIGTERM and SIGKILL.
+    #[serde(default = "ProcessTarget::default_stop_timeout")]
+    pub stop_timeout: Period,
+}
+
+// === impl RouteKey ===
+
+impl RouteKey {
+    /// The key as it is shown everywhere.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for RouteKey {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl Route ===
+
+impl Route {
+    /// The policies, as one value that a reload can swap.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            readiness: self.readiness.clone(),
+            hold: self.hold,
+            keepalive: self.keepalive,
+            concurrency: self.concurrency,
+            upstream: self.upstream,
+        }
+    }
+}
+
+// === impl ProcessTarget ===
+
+impl ProcessTarget {
+    fn default_idle_timeout() -> Period {
+        Period::from_secs(300)
+    }
+
+    fn default_stop_timeout() -> Period {
+        Period::from_secs(30)
+    }
+}

@@ -1,0 +1,148 @@
+//! How a route treats its requests. The defaults are what the documents state; their reasons stand beside them.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{ByteCount, Period};
+
+/// All policies of a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// How it is known that the target answers.
+    pub readiness: Readiness,
+    /// How many requests wait while nothing is ready, and for how long.
+    pub hold: Hold,
+    /// What a waiting client is sent.
+    pub keepalive: Keepalive,
+    /// How many requests one endpoint gets at a time.
+    pub concurrency: Concurrency,
+    /// How long an endpoint may take.
+    pub upstream: UpstreamTimeouts,
+}
+
+/// How it is known that the target answers: a GET that must say 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Readiness {
+    /// The path to GET. vLLM's `/health` needs no API key, even with `--api-key`.
+    pub path: String,
+    /// How often it is asked while requests wait.
+    pub interval: Period,
+    /// How long one answer may take.
+    pub timeout: Period,
+    /// How long the target may take from the first request until it is ready; then the activation has failed.
+    pub activation_timeout: Period,
+}
+
+/// How many requests wait while nothing is ready, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Hold {
+    /// How many requests may wait.
+    pub max_requests: usize,
+    /// How many bytes of request bodies may wait.
+    pub max_bytes: ByteCount,
+    /// How long a request waits at most. A client may ask for less, see `x-anteroom-max-wait`.
+    pub timeout: Period,
+}
+
+/// What a waiting client is sent, so that neither it nor a box in between gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Keepalive {
+    /// What is sent.
+    pub mode: KeepaliveMode,
+    /// How long a request has waited when it is answered 200 early; what fails later is an error inside the answer.
+    pub after: Period,
+    /// How often something is sent from then on.
+    pub interval: Period,
+}
+
+/// What is sent to a client that waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum KeepaliveMode {
+    /// Nothing until the answer.
+    Off,
+    /// To streaming requests: lines that SSE parsers skip, saying how the cold start goes.
+    #[default]
+    Comment,
+    /// To streaming requests: chunks with no content, for clients that count the time between chunks.
+    Chunk,
+    /// As `comment`; and to others white space before the JSON body.
+    Whitespace,
+}
+
+/// How many requests one endpoint gets at a time, from this replica of the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Concurrency {
+    /// How many requests are in flight on one endpoint at most.
+    pub max: u32,
+    /// How many a new endpoint gets at first. Each first byte that comes back admits one more, so that the number
+    /// doubles with every round: the first requests after a start are slow.
+    pub ramp_start: u32,
+}
+
+/// How long an endpoint may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UpstreamTimeouts {
+    /// How long connecting may take.
+    pub connect_timeout: Period,
+    /// How long the head of the answer may take, from the dispatch on.
+    pub response_timeout: Period,
+    /// How long the answer may pause between two parts of its body.
+    pub idle_timeout: Period,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self {
+            path: "/health".into(),
+            interval: Period::from_millis(100),
+            timeout: Period::from_secs(1),
+            // Above the 966 s that a 27B model took on a new node (kaito issue 2325).
+            activation_timeout: Period::from_secs(30 * 60),
+        }
+    }
+}
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self {
+            max_requests: 256,
+            max_bytes: ByteCount::mebibytes(64),
+            // Above the ten minutes that large models need on a new node.
+            timeout: Period::from_secs(15 * 60),
+        }
+    }
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            mode: KeepaliveMode::Comment,
+            // An early 200 commits, so as late as the strictest usual idle limits (30 s) allow.
+            after: Period::from_secs(20),
+            interval: Period::from_secs(10),
+        }
+    }
+}
+
+impl Default for Concurrency {
+    fn default() -> Self {
+        Self { max: 64, ramp_start: 4 }
+    }
+}
+
+impl Default for UpstreamTimeouts {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Period::from_secs(2),
+            // A long answer that is not streamed has no head before its last token.
+            response_timeout: Period::from_secs(30 * 60),
+            idle_timeout: Period::from_secs(10 * 60),
+        }
+    }
+}

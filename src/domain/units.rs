@@ -1,0 +1,206 @@
+//! Quantities as people write them: `15m`, `64MiB`.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A span of time, written with its unit: `100ms`, `20s`, `15m`, `1h 30m`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Period(Duration);
+
+/// A number of bytes, written with its unit: `64MiB`, `1GB`, or a plain number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteCount(usize);
+
+// === impl Period ===
+
+impl Period {
+    /// A whole number of seconds.
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// A whole number of milliseconds.
+    pub const fn from_millis(milliseconds: u64) -> Self {
+        Self(Duration::from_millis(milliseconds))
+    }
+
+    /// As a duration.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl From<Duration> for Period {
+    fn from(duration: Duration) -> Self {
+        Self(duration)
+    }
+}
+
+impl std::str::FromStr for Period {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "0" {
+            return Ok(Self(Duration::ZERO));
+        }
+        humantime::parse_duration(text).map(Self).map_err(|error| {
+            format!(
+                "\"{text}\" is not a duration ({error}); write a number and a unit, such as 100ms, 20s or 15m"
+            )
+        })
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'_, str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for Period {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for Period {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "A span of time with its unit: 100ms, 20s, 15m, 1h 30m.",
+            "pattern": r"^(0|(\d+ ?(ns|us|ms|s|m|h|d|sec|secs|min|mins|hr|hrs|hours?|minutes?|seconds?|days?) ?)+)$",
+            "examples": ["100ms", "20s", "15m"],
+        })
+    }
+}
+
+// === impl ByteCount ===
+
+impl ByteCount {
+    /// A whole number of MiB.
+    pub const fn mebibytes(count: usize) -> Self {
+        Self(count << 20)
+    }
+
+    /// A whole number of bytes.
+    pub const fn bytes(count: usize) -> Self {
+        Self(count)
+    }
+
+    /// As a number.
+    pub const fn get(self) -> usize {
+        self.0
+    }
+}
+
+impl std::str::FromStr for ByteCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |reason: &dyn fmt::Display| {
+            format!(
+                "\"{text}\" is not a number of bytes ({reason}); write a number and a unit, such as 512KiB, 64MiB or 1GiB"
+            )
+        };
+        let count = text.parse::<bytesize::ByteSize>().map_err(|error| wrong(&error))?;
+        usize::try_from(count.as_u64()).map(Self).map_err(|error| wrong(&error))
+    }
+}
+
+impl fmt::Display for ByteCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(usize, &str); 3] = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match UNITS.into_iter().find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", self.0 / unit),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for ByteCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteCount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = ByteCount;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes such as 64MiB")
+            }
+
+            fn visit_u64<E: de::Error>(self, count: u64) -> Result<ByteCount, E> {
+                usize::try_from(count).map(ByteCount).map_err(E::custom)
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ByteCount, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+impl Serialize for ByteCount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for ByteCount {
+    fn schema_name() -> Cow<'static, str> {
+        "ByteCount".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "integer"],
+            "description": "A number of bytes with its unit: 512KiB, 64MiB, 1GB.",
+            "minimum": 0,
+            "examples": ["64MiB", "1GiB"],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_are_read_and_written_as_people_write_them() {
+        for text in ["100ms", "20s", "15m", "1h 30m"] {
+            assert_eq!(text.parse::<Period>().unwrap().to_string(), text);
+        }
+        for text in ["512KiB", "64MiB", "1GiB", "1000B"] {
+            assert_eq!(text.parse::<ByteCount>().unwrap().to_string(), text);
+        }
+        assert_eq!("0".parse::<Period>().unwrap(), Period::from_secs(0));
+        assert!("5".parse::<Period>().unwrap_err().contains("20s"));
+        assert!("many".parse::<ByteCount>().unwrap_err().contains("64MiB"));
+    }
+}
