@@ -1,3 +1,10 @@
 //! Anteroom: a waiting room in front of LLM serving that scales to zero without losing a request.
 
+pub mod coldstart;
+pub mod demand;
 pub mod domain;
+pub mod error;
+pub mod hold;
+pub mod openai;
+pub mod pick;
+pub mod state;

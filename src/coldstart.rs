@@ -1,0 +1,510 @@
+//! The cold start as a record: one activation, where its time went, and whom it served.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::{sync::watch, time::Instant};
+
+use crate::domain::RouteKey;
+
+/// A part of a cold start. The parts follow each other without gap or overlap, so they sum to the total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// From the first request until whoever starts the target knows.
+    Signal,
+    /// Until the process runs.
+    Launch,
+    /// Until it answers its readiness probe.
+    Load,
+    /// Until the first held request is sent.
+    Dispatch,
+    /// Until its answer begins.
+    FirstByte,
+}
+
+/// How an activation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColdStartOutcome {
+    /// A request was answered.
+    Completed,
+    /// The target became ready, but by then everybody had gone.
+    Abandoned,
+    /// The target could not be started.
+    Failed,
+}
+
+/// One activation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ColdStart {
+    /// Rises with every cold start of this process.
+    pub id: u64,
+    /// The route that was woken.
+    pub route: RouteKey,
+    /// How it ended; absent while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<ColdStartOutcome>,
+    /// Wall-clock time of the first request, RFC 3339.
+    pub started_at: String,
+    /// From the first request to the last phase's end, or until now.
+    pub total_ms: f64,
+    /// What is over, in order.
+    pub phases: Vec<PhaseSpan>,
+    /// How many requests were held at once at the most.
+    pub held_peak: usize,
+    /// How many of the held requests were dispatched.
+    pub released: u64,
+    /// How many of them failed: with the activation, or at their deadline.
+    pub failed: u64,
+    /// How many of them the client gave up.
+    pub left: u64,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Arc<str>>,
+    /// The last lines that the target printed, where we keep its output and it failed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub last_lines: Vec<String>,
+}
+
+/// A phase on the time line of its cold start.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct PhaseSpan {
+    /// Which.
+    pub name: Phase,
+    /// When it began, from the first request.
+    pub start_ms: f64,
+    /// How long it took.
+    pub duration_ms: f64,
+}
+
+/// How long cold starts of a route take, by the recent ones that succeeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Half of them took no longer until ready.
+    pub median: Duration,
+    /// Nine of ten took no longer until ready.
+    pub p90: Duration,
+}
+
+/// The cold starts of all routes: the recent ones, bounded.
+pub struct ColdStarts {
+    next_id: AtomicU64,
+    ended: Mutex<VecDeque<Arc<Ended>>>,
+    /// Tells the metrics and the log of each that ended.
+    on_end: Box<dyn Fn(&ColdStart) + Send + Sync>,
+    changed: watch::Sender<u64>,
+}
+
+/// The cold starts of one route: at most one at a time.
+pub struct Tracker {
+    route: RouteKey,
+    store: Arc<ColdStarts>,
+    active: Mutex<Option<Active>>,
+    /// How many activations made the target ready: a held request that saw this rise was held by a cold start.
+    activations: AtomicU64,
+    tally: Mutex<Arc<Tally>>,
+}
+
+struct Active {
+    id: u64,
+    began: Instant,
+    wall: SystemTime,
+    ends: Vec<(Phase, Instant)>,
+}
+
+/// Counts that go on after the record has ended: the last held requests go out later than the first byte comes.
+#[derive(Default)]
+struct Tally {
+    held_peak: AtomicU64,
+    released: AtomicU64,
+    failed: AtomicU64,
+    left: AtomicU64,
+}
+
+struct Ended {
+    record: ColdStart,
+    tally: Arc<Tally>,
+}
+
+/// How a held request left the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// Dispatched.
+    Released,
+    /// With the activation, or at its deadline.
+    Failed,
+    /// The client gave up.
+    Left,
+}
+
+// === impl Phase ===
+
+impl Phase {
+    /// Every phase, in order.
+    pub const ALL: [Self; 5] = [Self::Signal, Self::Launch, Self::Load, Self::Dispatch, Self::FirstByte];
+
+    /// Its name in metrics, records and heartbeats.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Signal => "signal",
+            Self::Launch => "launch",
+            Self::Load => "load",
+            Self::Dispatch => "dispatch",
+            Self::FirstByte => "first_byte",
+        }
+    }
+}
+
+// === impl ColdStartOutcome ===
+
+impl ColdStartOutcome {
+    /// Its name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Abandoned => "abandoned",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+// === impl Estimate ===
+
+impl Estimate {
+    /// What is left after `elapsed`; `None` when this one takes longer than nine of ten did.
+    pub fn left(&self, elapsed: Duration) -> Option<Duration> {
+        [self.median, self.p90].into_iter().find(|usual| *usual > elapsed).map(|usual| usual - elapsed)
+    }
+}
+
+// === impl ColdStarts ===
+
+impl ColdStarts {
+    /// How many records are kept in memory.
+    pub const KEPT: usize = 256;
+
+    /// Whoever counts and logs is told of each cold start that ends.
+    pub fn new(on_end: impl Fn(&ColdStart) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            next_id: AtomicU64::new(1),
+            ended: Mutex::default(),
+            on_end: Box::new(on_end),
+            changed: watch::Sender::new(0),
+        })
+    }
+
+    /// The latest that ended, newest first.
+    pub fn recent(&self, route: Option<&str>, limit: usize) -> Vec<ColdStart> {
+        let ended = self.ended.lock();
+        let of_route = |ended: &&Arc<Ended>| route.is_none_or(|route| ended.record.route.as_str() == route);
+        ended.iter().rev().filter(of_route).take(limit).map(|ended| ended.record()).collect()
+    }
+
+    /// Changes whenever a cold start ends.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn end(&self, record: ColdStart, tally: Arc<Tally>) {
+        (self.on_end)(&record);
+        let mut ended = self.ended.lock();
+        if ended.len() == Self::KEPT {
+            ended.pop_front();
+        }
+        ended.push_back(Arc::new(Ended { record, tally }));
+        drop(ended);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// How long cold starts of a route take until ready, by its last 20 that got there.
+    fn estimate(&self, route: &RouteKey) -> Option<Estimate> {
+        let mut until_ready: Vec<f64> = {
+            let ended = self.ended.lock();
+            ended
+                .iter()
+                .rev()
+                .filter(|ended| ended.record.route == *route)
+                .filter_map(|ended| ended.ready_ms())
+                .take(20)
+                .collect()
+        };
+        until_ready.sort_by(f64::total_cmp);
+        let rank = |share: f64| {
+            let index = (share * until_ready.len() as f64).ceil() as usize;
+            until_ready.get(index.max(1) - 1).map(|ms| Duration::from_secs_f64(ms / 1e3))
+        };
+        Some(Estimate { median: rank(0.5)?, p90: rank(0.9)? })
+    }
+}
+
+impl Ended {
+    fn record(&self) -> ColdStart {
+        let mut record = self.record.clone();
+        self.tally.write_to(&mut record);
+        record
+    }
+
+    fn ready_ms(&self) -> Option<f64> {
+        let loaded = self.record.phases.iter().find(|span| span.name == Phase::Load)?;
+        (self.record.outcome != Some(ColdStartOutcome::Failed))
+            .then_some(loaded.start_ms + loaded.duration_ms)
+    }
+}
+
+impl Tally {
+    fn write_to(&self, record: &mut ColdStart) {
+        record.held_peak = usize::try_from(self.held_peak.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
+        record.released = self.released.load(Ordering::Relaxed);
+        record.failed = self.failed.load(Ordering::Relaxed);
+        record.left = self.left.load(Ordering::Relaxed);
+    }
+}
+
+// === impl Tracker ===
+
+impl Tracker {
+    /// The cold starts of `route`, which end up in `store`.
+    pub fn new(route: RouteKey, store: Arc<ColdStarts>) -> Self {
+        let activations = AtomicU64::new(0);
+        Self { route, store, active: Mutex::default(), activations, tally: Mutex::default() }
+    }
+
+    /// An activation begins; its first request came at `began`. While one runs, this changes nothing.
+    pub fn begin(&self, began: Instant, held: usize) {
+        let mut active = self.active.lock();
+        if active.is_none() {
+            let id = self.store.next_id.fetch_add(1, Ordering::Relaxed);
+            let wall = SystemTime::now() - began.elapsed();
+            *active = Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()) });
+            *self.tally.lock() = Arc::default();
+        }
+        drop(active);
+        self.held(held);
+    }
+
+    /// So many are held now.
+    pub fn held(&self, held: usize) {
+        self.tally.lock().held_peak.fetch_max(held as u64, Ordering::Relaxed);
+    }
+
+    /// A held request left the queue.
+    pub fn leave(&self, how: Leave) {
+        let tally = self.tally.lock();
+        let count = match how {
+            Leave::Released => &tally.released,
+            Leave::Failed => &tally.failed,
+            Leave::Left => &tally.left,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A phase is over, now. One that is over already, or that a later one has followed, is not reopened.
+    pub fn mark(&self, phase: Phase) {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.mark(phase);
+        }
+    }
+
+    /// The target is ready: the load is over.
+    pub fn ready(&self) {
+        let mut active = self.active.lock();
+        if let Some(active) = active.as_mut() {
+            active.mark(Phase::Load);
+            self.activations.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// The target is ready, and nobody is left that it could serve.
+    pub fn abandoned(&self) {
+        self.end(ColdStartOutcome::Abandoned, None, Vec::new());
+    }
+
+    /// The first held request was sent.
+    pub fn dispatched(&self) {
+        self.mark(Phase::Dispatch);
+    }
+
+    /// An answer begins: the cold start is over, if it had got that far.
+    pub fn first_byte(&self) {
+        let dispatched =
+            |active: &Active| active.ends.last().is_some_and(|(phase, _)| *phase == Phase::Dispatch);
+        if self.active.lock().as_ref().is_some_and(dispatched) {
+            self.mark(Phase::FirstByte);
+            self.end(ColdStartOutcome::Completed, None, Vec::new());
+        }
+    }
+
+    /// The target could not be started.
+    pub fn failed(&self, reason: Arc<str>, last_lines: Vec<String>) {
+        self.end(ColdStartOutcome::Failed, Some(reason), last_lines);
+    }
+
+    fn end(&self, outcome: ColdStartOutcome, reason: Option<Arc<str>>, last_lines: Vec<String>) {
+        let Some(active) = self.active.lock().take() else { return };
+        let tally = self.tally.lock().clone();
+        let mut record =
+            active.record(&self.route, &tally, (outcome == ColdStartOutcome::Failed).then(Instant::now));
+        record.outcome = Some(outcome);
+        record.reason = reason;
+        record.last_lines = last_lines;
+        self.store.end(record, tally);
+    }
+
+    /// How many activations have made the target ready.
+    pub fn activations(&self) -> u64 {
+        self.activations.load(Ordering::SeqCst)
+    }
+
+    /// The cold start that runs now, as far as it is.
+    pub fn current(&self) -> Option<ColdStart> {
+        let tally = self.tally.lock().clone();
+        self.active.lock().as_ref().map(|active| active.record(&self.route, &tally, Some(Instant::now())))
+    }
+
+    /// The phase that runs now, and since when the cold start does.
+    pub fn phase(&self) -> Option<(Phase, Duration)> {
+        let active = self.active.lock();
+        let active = active.as_ref()?;
+        let last = active.ends.last().map(|(phase, _)| *phase);
+        let phase = Phase::ALL.into_iter().find(|phase| last.is_none_or(|last| *phase > last))?;
+        Some((phase, active.began.elapsed()))
+    }
+
+    /// How long cold starts of this route take.
+    pub fn estimate(&self) -> Option<Estimate> {
+        self.store.estimate(&self.route)
+    }
+
+    /// What is left until ready, as far as history tells.
+    pub fn time_left(&self) -> Option<Duration> {
+        let elapsed = self.phase().map_or(Duration::ZERO, |(_, elapsed)| elapsed);
+        self.estimate()?.left(elapsed)
+    }
+}
+
+impl Active {
+    fn mark(&mut self, phase: Phase) {
+        if self.ends.last().is_none_or(|(last, _)| *last < phase) {
+            self.ends.push((phase, Instant::now()));
+        }
+    }
+
+    fn record(&self, route: &RouteKey, tally: &Tally, until: Option<Instant>) -> ColdStart {
+        let ms = |since: Instant, until: Instant| (until - since).as_secs_f64() * 1e3;
+        let mut start = self.began;
+        let phases = self.ends.iter().map(|(name, end)| {
+            let span =
+                PhaseSpan { name: *name, start_ms: ms(self.began, start), duration_ms: ms(start, *end) };
+            start = *end;
+            span
+        });
+        let phases: Vec<_> = phases.collect();
+        let until = until.unwrap_or(start);
+        let mut record = ColdStart {
+            id: self.id,
+            route: route.clone(),
+            outcome: None,
+            started_at: humantime::format_rfc3339_millis(self.wall).to_string(),
+            total_ms: ms(self.began, until),
+            phases,
+            held_peak: 0,
+            released: 0,
+            failed: 0,
+            left: 0,
+            reason: None,
+            last_lines: Vec::new(),
+        };
+        tally.write_to(&mut record);
+        record
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn tracker() -> (Arc<ColdStarts>, Tracker) {
+        let store = ColdStarts::new(|_| {});
+        (store.clone(), Tracker::new("tiny".into(), store))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn phases_follow_each_other_and_sum_to_the_total() {
+        let (store, tracker) = tracker();
+        tracker.begin(Instant::now(), 1);
+        for (phase, ms) in
+            [(Phase::Signal, 1), (Phase::Launch, 20), (Phase::Load, 3000), (Phase::Dispatch, 2)]
+        {
+            advance(Duration::from_millis(ms)).await;
+            tracker.mark(phase);
+        }
+        tracker.mark(Phase::Launch);
+        tracker.held(8);
+        tracker.leave(Leave::Released);
+        advance(Duration::from_millis(50)).await;
+        tracker.first_byte();
+        tracker.leave(Leave::Released);
+        let [record] = store.recent(Some("tiny"), 10).try_into().unwrap();
+        assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
+        assert_eq!(record.total_ms, 3073.0, "1 + 20 + 3000 + 2 + 50");
+        assert_eq!(record.phases.iter().map(|span| span.duration_ms).sum::<f64>(), record.total_ms);
+        assert_eq!(
+            record.phases.iter().map(|span| span.start_ms).collect::<Vec<_>>(),
+            [0.0, 1.0, 21.0, 3021.0, 3023.0]
+        );
+        assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
+        assert_eq!(tracker.estimate().map(|estimate| estimate.median), Some(Duration::from_millis(3021)));
+        assert!(tracker.current().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_phase_that_is_not_known_is_absent() {
+        let (store, tracker) = tracker();
+        tracker.begin(Instant::now(), 1);
+        advance(Duration::from_secs(5)).await;
+        tracker.failed("no GPU".into(), vec!["last words".into()]);
+        let [record] = store.recent(None, 10).try_into().unwrap();
+        assert_eq!((record.phases.len(), record.total_ms), (0, 5000.0));
+        assert_eq!(record.reason.as_deref(), Some("no GPU"));
+        assert_eq!(tracker.estimate(), None, "failures tell nothing of how long a start takes");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_estimate_is_the_median_then_the_ninth_of_ten_then_nothing() {
+        let (_, tracker) = tracker();
+        for seconds in 1..=10 {
+            tracker.begin(Instant::now(), 0);
+            advance(Duration::from_secs(seconds)).await;
+            tracker.ready();
+            tracker.abandoned();
+        }
+        let estimate = tracker.estimate().unwrap();
+        assert_eq!((estimate.median.as_secs(), estimate.p90.as_secs()), (5, 9), "ranks 5 and 9 of 10");
+        for (elapsed, left) in [(2, Some(3)), (5, Some(4)), (9, None)] {
+            assert_eq!(estimate.left(Duration::from_secs(elapsed)), left.map(Duration::from_secs));
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (store, tracker) = tracker();
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            for _ in 0..ColdStarts::KEPT + 10 {
+                tracker.begin(Instant::now(), 0);
+                tracker.abandoned();
+            }
+        });
+        assert_eq!(store.recent(None, usize::MAX).len(), ColdStarts::KEPT);
+    }
+}

@@ -1,0 +1,280 @@
+//! What can go wrong with a request, whose fault it is, and the one table that says how it is answered.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use thiserror::Error;
+
+use crate::domain::RouteKey;
+
+/// How a request ended. Every admitted request has exactly one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// The answer went out to its last byte, whatever its status.
+    Completed,
+    /// The client hung up first.
+    ClientGone,
+    /// Its deadline came before an endpoint did.
+    ColdStartTimeout,
+    /// The target could not be started.
+    ColdStartFailed,
+    /// The endpoint failed it, and it could not be sent again.
+    UpstreamError,
+    /// The client stopped reading its answer.
+    ClientStalled,
+    /// We were told to stop.
+    Draining,
+    /// A defect of ours.
+    Internal,
+}
+
+/// Why a request was not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// No API path.
+    UnknownPath,
+    /// An API path, but not with this method.
+    MethodNotAllowed,
+    /// No route serves the model.
+    ModelNotFound,
+    /// It cannot be read.
+    InvalidRequest,
+    /// Its body is encoded in a way that hides the model.
+    UnsupportedEncoding,
+    /// Its body is larger than what we buffer.
+    RequestTooLarge,
+    /// Its body came too slowly.
+    RequestTimeout,
+    /// Nothing is up, and as many as may wait do.
+    HoldQueueFull,
+    /// Endpoints are up and full, and as many as may wait do.
+    Saturated,
+    /// It would have to wait, and asked not to.
+    NoWait,
+    /// We are about to stop, and nothing is up.
+    Draining,
+}
+
+/// Who has to do something about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Whoever sent the request.
+    Client,
+    /// This proxy, its configuration or its limits.
+    Us,
+    /// The model server or what starts it.
+    Upstream,
+}
+
+/// What can go wrong with a request. The text is what the client reads.
+#[derive(Clone, Debug, Error)]
+#[expect(missing_docs, reason = "each variant's text says what it is")]
+pub enum ProxyError {
+    #[error(
+        "Unknown path: {0}. Anteroom serves the OpenAI API under /v1, for example POST /v1/chat/completions."
+    )]
+    UnknownPath(String),
+    #[error("{path} wants {allowed}.")]
+    MethodNotAllowed { path: String, allowed: &'static str },
+    #[error("The model `{0}` does not exist here. GET /v1/models lists those that do.")]
+    ModelNotFound(String),
+    #[error("{0}")]
+    InvalidRequest(String),
+    #[error(
+        "Content-Encoding `{0}` hides the model name, by which this request is routed: send the body as it is."
+    )]
+    UnsupportedEncoding(String),
+    #[error("The request body is larger than the {limit} bytes that are allowed.")]
+    RequestTooLarge { limit: usize },
+    #[error("The request body stopped arriving for {} s.", .0.as_secs())]
+    RequestTimeout(Duration),
+    #[error("`{route}` is starting, and its waiting room is full: {reason}.")]
+    HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
+    #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
+    Saturated { route: RouteKey, reason: String },
+    #[error("`{route}` is not ready, and the request asked not to wait. It is being started.")]
+    NoWait { route: RouteKey, retry_after: Option<Duration> },
+    #[error("`{route}` did not become ready within the {} s that this request may wait ({limit}).", .waited.as_secs())]
+    ColdStartTimeout { route: RouteKey, waited: Duration, limit: &'static str, retry_after: Option<Duration> },
+    #[error("`{route}` could not be started: {reason}")]
+    ColdStartFailed { route: RouteKey, reason: Arc<str>, retry_after: Option<Duration> },
+    #[error("`{route}` failed: {reason}")]
+    UpstreamError { route: RouteKey, reason: String },
+    #[error("This server is shutting down; send the request again.")]
+    Draining { admitted: bool },
+    #[error("An internal error, which is a defect of Anteroom.")]
+    Internal,
+}
+
+/// How an error is answered. `docs/errors.md` is checked against this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: StatusCode,
+    /// OpenAI's `error.type`.
+    pub kind: &'static str,
+    /// OpenAI's `error.code`.
+    pub code: &'static str,
+    /// `x-should-retry`: what the SDKs should do, where their default would be wrong.
+    pub should_retry: Option<bool>,
+    /// Whose fault it is.
+    pub blame: Blame,
+}
+
+/// The longest `Retry-After` that we send: openai-python up to 2.8 ignores more than 60 s.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+// === impl Outcome ===
+
+impl Outcome {
+    /// Every outcome, in the order of its number.
+    pub const ALL: [Self; 8] = [
+        Self::Completed,
+        Self::ClientGone,
+        Self::ColdStartTimeout,
+        Self::ColdStartFailed,
+        Self::UpstreamError,
+        Self::ClientStalled,
+        Self::Draining,
+        Self::Internal,
+    ];
+
+    /// Its name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::ClientGone => "client_gone",
+            Self::ColdStartTimeout => "cold_start_timeout",
+            Self::ColdStartFailed => "cold_start_failed",
+            Self::UpstreamError => "upstream_error",
+            Self::ClientStalled => "client_stalled",
+            Self::Draining => "draining",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// Every reason, in the order of its number.
+    pub const ALL: [Self; 11] = [
+        Self::UnknownPath,
+        Self::MethodNotAllowed,
+        Self::ModelNotFound,
+        Self::InvalidRequest,
+        Self::UnsupportedEncoding,
+        Self::RequestTooLarge,
+        Self::RequestTimeout,
+        Self::HoldQueueFull,
+        Self::Saturated,
+        Self::NoWait,
+        Self::Draining,
+    ];
+
+    /// How it is answered; the code is also its name in metrics and logs.
+    pub const fn answer(self) -> Answer {
+        use Blame::{Client, Us};
+        match self {
+            Self::UnknownPath => answer(404, "invalid_request_error", "unknown_path", Some(false), Client),
+            Self::MethodNotAllowed => {
+                answer(405, "invalid_request_error", "method_not_allowed", Some(false), Client)
+            }
+            Self::ModelNotFound => {
+                answer(404, "invalid_request_error", "model_not_found", Some(false), Client)
+            }
+            Self::InvalidRequest => {
+                answer(400, "invalid_request_error", "invalid_request", Some(false), Client)
+            }
+            Self::UnsupportedEncoding => {
+                answer(415, "invalid_request_error", "unsupported_encoding", Some(false), Client)
+            }
+            Self::RequestTooLarge => {
+                answer(413, "invalid_request_error", "request_too_large", Some(false), Client)
+            }
+            Self::RequestTimeout => answer(408, "invalid_request_error", "request_timeout", None, Client),
+            Self::HoldQueueFull => answer(503, "server_error", "hold_queue_full", Some(true), Us),
+            Self::Saturated => answer(429, "rate_limit_error", "saturated", Some(true), Us),
+            Self::NoWait => answer(503, "server_error", "no_wait", Some(true), Client),
+            Self::Draining => answer(503, "server_error", "draining", Some(true), Us),
+        }
+    }
+}
+
+// === impl ProxyError ===
+
+impl ProxyError {
+    /// How the request ended, if it had been admitted; else why it was not.
+    pub const fn ending(&self) -> Result<Outcome, Refusal> {
+        match self {
+            Self::UnknownPath(_) => Err(Refusal::UnknownPath),
+            Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
+            Self::ModelNotFound(_) => Err(Refusal::ModelNotFound),
+            Self::InvalidRequest(_) => Err(Refusal::InvalidRequest),
+            Self::UnsupportedEncoding(_) => Err(Refusal::UnsupportedEncoding),
+            Self::RequestTooLarge { .. } => Err(Refusal::RequestTooLarge),
+            Self::RequestTimeout(_) => Err(Refusal::RequestTimeout),
+            Self::HoldQueueFull { .. } => Err(Refusal::HoldQueueFull),
+            Self::Saturated { .. } => Err(Refusal::Saturated),
+            Self::NoWait { .. } => Err(Refusal::NoWait),
+            Self::Draining { admitted: false } => Err(Refusal::Draining),
+            Self::Draining { admitted: true } => Ok(Outcome::Draining),
+            Self::ColdStartTimeout { .. } => Ok(Outcome::ColdStartTimeout),
+            Self::ColdStartFailed { .. } => Ok(Outcome::ColdStartFailed),
+            Self::UpstreamError { .. } => Ok(Outcome::UpstreamError),
+            Self::Internal => Ok(Outcome::Internal),
+        }
+    }
+
+    /// The one mapping of errors to answers.
+    pub const fn answer(&self) -> Answer {
+        use Blame::{Upstream, Us};
+        match self.ending() {
+            Err(refusal) => refusal.answer(),
+            Ok(Outcome::ColdStartTimeout) => {
+                answer(504, "server_error", "cold_start_timeout", Some(true), Upstream)
+            }
+            // Its Retry-After is the back-off of the start; whether a retry helps, the SDK's default may decide.
+            Ok(Outcome::ColdStartFailed) => answer(503, "server_error", "cold_start_failed", None, Upstream),
+            // It reached a server, perhaps twice: a request that crashes servers must not be sent round again.
+            Ok(Outcome::UpstreamError) => {
+                answer(502, "server_error", "upstream_error", Some(false), Upstream)
+            }
+            Ok(Outcome::Draining) => Refusal::Draining.answer(),
+            Ok(_) => answer(500, "server_error", "internal", None, Us),
+        }
+    }
+
+    /// `Retry-After`, where waiting helps.
+    pub fn retry_after(&self) -> Option<Duration> {
+        const DEFAULT: Duration = Duration::from_secs(5);
+        let wait = match self {
+            Self::HoldQueueFull { retry_after, .. }
+            | Self::NoWait { retry_after, .. }
+            | Self::ColdStartTimeout { retry_after, .. }
+            | Self::ColdStartFailed { retry_after, .. } => retry_after.unwrap_or(DEFAULT),
+            Self::Saturated { .. } | Self::Draining { .. } => Duration::from_secs(1),
+            _ => return None,
+        };
+        Some(wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER))
+    }
+
+    /// OpenAI's `error.param`: which part of the request is meant.
+    pub const fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::ModelNotFound(_) => Some("model"),
+            _ => None,
+        }
+    }
+}
+
+const fn answer(
+    status: u16,
+    kind: &'static str,
+    code: &'static str,
+    should_retry: Option<bool>,
+    blame: Blame,
+) -> Answer {
+    let Ok(status) = StatusCode::from_u16(status) else { panic!("an HTTP status") };
+    Answer { status, kind, code, should_retry, blame }
+}

@@ -1,0 +1,101 @@
+//! Which paths are the API, and which of them may wake a model server.
+
+use http::Method;
+
+/// What a method and a path ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// Work for a model: may wake it, and its body names the model.
+    Work(Shape),
+    /// Something that a model server keeps (`/v1/responses/{id}`): of use only while that server lives.
+    Stored,
+    /// `GET /v1/models`.
+    Models,
+    /// `GET /v1/models/{id}`, the id as in the path.
+    Model(String),
+    /// A health check of whatever kind: answered by us, wakes nothing.
+    Probe,
+    /// An API path with the wrong method; what it wants.
+    WrongMethod(&'static str),
+    /// Nothing that we know.
+    Unknown,
+}
+
+/// What a stream of answers looks like, and where the model is named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// `chat.completion.chunk`s.
+    Chat,
+    /// `text_completion`s.
+    Completion,
+    /// Typed events that we do not imitate (`/v1/responses`, `/v1/messages`).
+    Events,
+    /// No stream.
+    Plain,
+    /// Audio: the model is a field of a multipart form.
+    Form,
+}
+
+impl Api {
+    /// What `method` and `path` ask for.
+    pub fn of(method: &Method, path: &str) -> Self {
+        let work = match path {
+            "/v1/chat/completions" => Some(Shape::Chat),
+            "/v1/completions" => Some(Shape::Completion),
+            "/v1/responses" | "/v1/messages" => Some(Shape::Events),
+            "/v1/embeddings"
+            | "/v1/messages/count_tokens"
+            | "/tokenize"
+            | "/detokenize"
+            | "/pooling"
+            | "/classify"
+            | "/score"
+            | "/v1/score"
+            | "/rerank"
+            | "/v1/rerank"
+            | "/v2/rerank"
+            | "/v1/chat/completions/render" => Some(Shape::Plain),
+            "/v1/audio/transcriptions" | "/v1/audio/translations" => Some(Shape::Form),
+            "/v1/audio/speech" => Some(Shape::Plain),
+            _ => None,
+        };
+        if let Some(shape) = work {
+            return if method == Method::POST { Self::Work(shape) } else { Self::WrongMethod("POST") };
+        }
+        let get = method == Method::GET || method == Method::HEAD;
+        match path {
+            "/v1/models" if get => return Self::Models,
+            "/v1/models" => return Self::WrongMethod("GET"),
+            "/" | "/health" | "/healthz" | "/livez" | "/readyz" | "/ping" if get => return Self::Probe,
+            _ => {}
+        }
+        if let Some(id) = path.strip_prefix("/v1/models/") {
+            return if get { Self::Model(id.into()) } else { Self::WrongMethod("GET") };
+        }
+        match path.strip_prefix("/v1/responses/").map(|rest| rest.split_once('/')) {
+            Some(None) if get || method == Method::DELETE => Self::Stored,
+            Some(Some((_, "cancel"))) if method == Method::POST => Self::Stored,
+            Some(Some((_, "input_items"))) if get => Self::Stored,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_posts_to_api_paths_are_work() {
+        assert_eq!(Api::of(&Method::POST, "/v1/chat/completions"), Api::Work(Shape::Chat));
+        assert_eq!(Api::of(&Method::GET, "/v1/chat/completions"), Api::WrongMethod("POST"));
+        assert_eq!(Api::of(&Method::POST, "/v1/audio/transcriptions"), Api::Work(Shape::Form));
+        assert_eq!(Api::of(&Method::GET, "/v1/models/org/name"), Api::Model("org/name".into()));
+        assert_eq!(Api::of(&Method::GET, "/v1/responses/resp_1"), Api::Stored);
+        assert_eq!(Api::of(&Method::POST, "/v1/responses/resp_1/cancel"), Api::Stored);
+        assert_eq!(Api::of(&Method::GET, "/health"), Api::Probe);
+        for path in ["/wp-login.php", "/v1", "/v1/load_lora_adapter", "/v1/chat/completions/", "/metrics"] {
+            assert_eq!(Api::of(&Method::POST, path), Api::Unknown, "{path}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Bodies and events in OpenAI's shapes.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::Shape;
+use crate::error::ProxyError;
+
+/// `{"error":{"message","type","param","code"}}`.
+pub fn error_body(error: &ProxyError) -> Bytes {
+    let answer = error.answer();
+    let body = json!({
+        "error": {
+            "message": error.to_string(),
+            "type": answer.kind,
+            "param": error.param(),
+            "code": answer.code,
+        }
+    });
+    body.to_string().into()
+}
+
+/// An error inside a stream whose head has gone out. The SDKs raise it as an `APIError`.
+pub fn error_event(error: &ProxyError) -> Bytes {
+    sse_data(&error_body(error))
+}
+
+/// An error answer of the model server, inside a stream whose head has gone out.
+pub fn upstream_error_event(status: http::StatusCode, body: &[u8]) -> Bytes {
+    let body = match serde_json::from_slice::<Value>(body) {
+        Ok(value @ Value::Object(_)) if value.get("error").is_some() => value,
+        _ => json!({
+            "error": {
+                "message": String::from_utf8_lossy(body),
+                "type": if status.is_client_error() { "invalid_request_error" } else { "server_error" },
+                "param": null,
+                "code": status.as_u16().to_string(),
+            }
+        }),
+    };
+    sse_data(body.to_string().as_bytes())
+}
+
+/// One event. `json` has no line break: a serialiser wrote it.
+pub fn sse_data(json: &[u8]) -> Bytes {
+    [b"data: ", json, b"\n\n"].concat().into()
+}
+
+/// A line that SSE parsers skip. One newline: an empty line would dispatch an event, which breaks openai-go and, once
+/// it saw an `id:`, openai-python. Line breaks in the text would end the comment, so they become spaces.
+pub fn sse_comment(text: &str) -> Bytes {
+    format!(": {}\n", text.replace(['\r', '\n'], " ")).into()
+}
+
+/// A chunk with no content, for clients that count the time between chunks (langchain-openai's async path). `None`
+/// where the shape has none.
+pub fn empty_chunk(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let chunk = match shape {
+        Shape::Chat => json!({
+            "id": format!("chatcmpl-{id}"), "object": "chat.completion.chunk", "created": created, "model": model,
+            "choices": [{"index": 0, "delta": {"content": ""}, "logprobs": null, "finish_reason": null}],
+        }),
+        Shape::Completion => json!({
+            "id": format!("cmpl-{id}"), "object": "text_completion", "created": created, "model": model,
+            "choices": [{"index": 0, "text": "", "logprobs": null, "finish_reason": null}],
+        }),
+        Shape::Events | Shape::Plain | Shape::Form => return None,
+    };
+    Some(format!("data: {chunk}\n\n").into())
+}
+
+/// `GET /v1/models`: every model that a route names, whether it runs or not.
+pub fn model_list<'a>(models: impl IntoIterator<Item = &'a str>) -> Bytes {
+    let data: Vec<_> = models.into_iter().map(model_object).collect();
+    json!({"object": "list", "data": data}).to_string().into()
+}
+
+/// `GET /v1/models/{id}`.
+pub fn model(id: &str) -> Bytes {
+    model_object(id).to_string().into()
+}
+
+fn model_object(id: &str) -> Value {
+    json!({"id": id, "object": "model", "created": 0, "owned_by": "anteroom"})
+}

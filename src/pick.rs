@@ -1,0 +1,58 @@
+//! Which endpoint gets the next request. Pure: no clocks, no I/O.
+
+/// What choosing needs to know of an endpoint.
+pub trait Load {
+    /// How many requests are in flight on it, if it may have one more.
+    fn room(&self) -> Option<u32>;
+}
+
+/// The less loaded of two endpoints that have room, the two being the first ones from two random places on. `random`
+/// is any number: its halves are the places. With one endpoint there is nothing to choose.
+///
+/// Two choices instead of the least loaded of all keep proxies that do not know of each other from all choosing the
+/// same new endpoint at once (Mitzenmacher, "The Power of Two Choices", 2001).
+pub fn pick<E: Load>(endpoints: &[E], random: u64) -> Option<&E> {
+    if let [only] = endpoints {
+        return only.room().map(|_| only);
+    }
+    let first = first_with_room(endpoints, random as u32 as usize)?;
+    let second = first_with_room(endpoints, (random >> 32) as usize)?;
+    Some(if first.1 <= second.1 { first.0 } else { second.0 })
+}
+
+fn first_with_room<E: Load>(endpoints: &[E], place: usize) -> Option<(&E, u32)> {
+    let (before, from) = endpoints.split_at(place % endpoints.len().max(1));
+    from.iter().chain(before).find_map(|endpoint| endpoint.room().map(|in_flight| (endpoint, in_flight)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    struct Fixed(u32, Option<u32>);
+
+    impl Load for Fixed {
+        fn room(&self) -> Option<u32> {
+            self.1
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn someone_with_room_is_found_and_nobody_without(loads: Vec<Option<u32>>, random: u64) {
+            let endpoints: Vec<_> = loads.iter().zip(0..).map(|(load, id)| Fixed(id, *load)).collect();
+            let picked = pick(&endpoints, random);
+            prop_assert_eq!(picked.is_some(), loads.iter().any(Option::is_some));
+            prop_assert!(picked.is_none_or(|endpoint| endpoint.1.is_some()));
+        }
+
+        #[test]
+        fn of_two_the_less_loaded_is_taken_when_both_are_drawn(a in 0..100_u32, b in 0..100_u32) {
+            let endpoints = [Fixed(0, Some(a)), Fixed(1, Some(b))];
+            let picked = pick(&endpoints, 1 << 32).map(|endpoint| endpoint.1.unwrap_or(u32::MAX));
+            prop_assert_eq!(picked, Some(a.min(b)));
+        }
+    }
+}

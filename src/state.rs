@@ -1,0 +1,307 @@
+//! Snapshots of a target: published by whoever watches it (launcher, prober, later Kubernetes), read by the request
+//! path.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::pick::Load;
+
+/// One address of a model server, ready or not.
+///
+/// Ready and in-flight are touched by every core, in sequentially consistent order: whoever retires an endpoint first
+/// takes `ready` away and then waits for `in_flight` to be zero, and whoever acquires it does the reverse.
+pub struct Endpoint {
+    id: u64,
+    /// `host:port`, to connect to.
+    address: Box<str>,
+    ready: AtomicBool,
+    in_flight: AtomicU32,
+    /// How many may be in flight now: the ramp.
+    limit: AtomicU32,
+    max: AtomicU32,
+    /// Failed dispatches in a row.
+    failures: AtomicU32,
+    /// Wakes the owner (launcher, prober): became suspect, or the last request in flight ended.
+    attention: Notify,
+}
+
+/// What is known of a target's endpoints and of how it comes up.
+pub struct TargetState {
+    endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
+    status: Mutex<Status>,
+    on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
+}
+
+/// Where a target stands, in one word for people and for the API.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing runs, nothing is asked for.
+    #[default]
+    Idle,
+    /// On its way up.
+    Starting,
+    /// At least one endpoint takes requests.
+    Ready,
+    /// On its way down.
+    Stopping,
+    /// It could not be started; the next try waits.
+    Failed(Arc<str>),
+}
+
+/// What a publisher changed.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// An endpoint may take more than before.
+    Room,
+    /// The activation has failed: who waits for it need not wait on. The time is until the next try.
+    Failed(Arc<str>, Duration),
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    const BACKOFF: Duration = Duration::from_millis(50);
+    const MAX_BACKOFF: Duration = Duration::from_secs(1);
+
+    /// An endpoint that is not ready yet.
+    pub fn new(address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            address: address.into(),
+            ready: AtomicBool::new(false),
+            in_flight: AtomicU32::new(0),
+            limit: AtomicU32::new(max),
+            max: AtomicU32::new(max),
+            failures: AtomicU32::new(0),
+            attention: Notify::new(),
+        })
+    }
+
+    /// Unique in this process.
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// `host:port`, to connect to.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Whether it takes requests.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::SeqCst)
+    }
+
+    /// How many requests are in flight on it.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// How many it may have in flight now.
+    pub fn limit(&self) -> u32 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Takes one place, to be given back with [`Self::release`].
+    pub fn acquire(&self) -> bool {
+        let mut in_flight = self.in_flight.load(Ordering::SeqCst);
+        while in_flight < self.limit() && self.is_ready() {
+            match self.in_flight.compare_exchange_weak(
+                in_flight,
+                in_flight + 1,
+                Ordering::SeqCst,
+                Ordering::SeqCst,
+            ) {
+                Ok(_) if self.is_ready() => return true,
+                Ok(_) => {
+                    self.release();
+                    return false;
+                }
+                Err(now) => in_flight = now,
+            }
+        }
+        false
+    }
+
+    /// Gives a place back.
+    pub fn release(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && !self.is_ready() {
+            self.attention.notify_one();
+        }
+    }
+
+    /// A first byte came back: forgets failures and admits one more, up to the maximum. Says whether it does.
+    pub fn succeeded(&self) -> bool {
+        if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        let max = self.max.load(Ordering::Relaxed);
+        self.limit() < max
+            && self
+                .limit
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |limit| {
+                    (limit < max).then_some(limit + 1)
+                })
+                .is_ok()
+    }
+
+    /// It failed a request before answering: it gets nothing until its owner has seen it answer again, and then one
+    /// request at first.
+    pub fn suspect(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.limit.store(1, Ordering::Relaxed);
+        self.ready.store(false, Ordering::SeqCst);
+        self.attention.notify_one();
+    }
+
+    /// How long its owner leaves it alone before asking again: nothing, or 50 ms doubling to 1 s with each failure.
+    pub fn backoff(&self) -> Duration {
+        match self.failures.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            failures => Self::MAX_BACKOFF.min(Self::BACKOFF * 2_u32.saturating_pow(failures - 1)),
+        }
+    }
+
+    /// Takes no more requests; [`Self::attention`] wakes when the last one in flight has ended.
+    pub fn retire(&self) {
+        self.ready.store(false, Ordering::SeqCst);
+    }
+
+    /// Waits until the owner should look: it became suspect, or, not being ready, its last request ended.
+    pub async fn attention(&self) {
+        self.attention.notified().await;
+    }
+}
+
+impl Load for Arc<Endpoint> {
+    fn room(&self) -> Option<u32> {
+        let in_flight = self.in_flight();
+        (in_flight < self.limit() && self.is_ready()).then_some(in_flight)
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("address", &self.address)
+            .field("ready", &self.is_ready())
+            .field("in_flight", &self.in_flight())
+            .field("limit", &self.limit())
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl TargetState ===
+
+impl Default for TargetState {
+    fn default() -> Self {
+        Self { endpoints: ArcSwap::default(), status: Mutex::default(), on_change: OnceLock::new() }
+    }
+}
+
+impl TargetState {
+    /// Who is told of changes, at once and on the publisher's thread. Only the first one counts.
+    pub fn subscribe(&self, on_change: impl Fn(Change) + Send + Sync + 'static) {
+        let _ = self.on_change.set(Box::new(on_change));
+    }
+
+    /// The endpoints that are known now.
+    pub fn endpoints(&self) -> Guard<Arc<Vec<Arc<Endpoint>>>> {
+        self.endpoints.load()
+    }
+
+    /// Whether any endpoint takes requests, full or not.
+    pub fn is_up(&self) -> bool {
+        self.endpoints.load().iter().any(|endpoint| endpoint.is_ready())
+    }
+
+    /// How many requests are in flight on the known endpoints.
+    pub fn in_flight(&self) -> u64 {
+        self.endpoints.load().iter().map(|endpoint| u64::from(endpoint.in_flight())).sum()
+    }
+
+    /// Adds an endpoint, ready or not.
+    pub fn add(&self, endpoint: &Arc<Endpoint>) {
+        self.endpoints.rcu(|known| {
+            let mut known = Vec::clone(known);
+            known.push(endpoint.clone());
+            known
+        });
+    }
+
+    /// Forgets an endpoint: it has been retired, and nothing is in flight on it.
+    pub fn remove(&self, endpoint: &Arc<Endpoint>) {
+        self.endpoints
+            .rcu(|known| known.iter().filter(|known| known.id != endpoint.id).cloned().collect::<Vec<_>>());
+    }
+
+    /// The endpoint takes requests, `limit` at first; `None` leaves the limit where it is.
+    pub fn ready(&self, endpoint: &Endpoint, limit: Option<u32>) {
+        if let Some(limit) = limit {
+            endpoint.limit.store(limit.min(endpoint.max.load(Ordering::Relaxed)), Ordering::Relaxed);
+        }
+        endpoint.ready.store(true, Ordering::SeqCst);
+        self.set_status(Status::Ready);
+        self.tell(Change::Room);
+    }
+
+    /// A new maximum per endpoint, from a reload.
+    pub fn set_max(&self, max: u32) {
+        for endpoint in self.endpoints.load().iter() {
+            let before = endpoint.max.swap(max, Ordering::Relaxed);
+            let limit = endpoint.limit();
+            if limit == before || limit > max {
+                endpoint.limit.store(max, Ordering::Relaxed);
+            }
+        }
+        self.tell(Change::Room);
+    }
+
+    /// The activation has failed; the next try comes after `retry_after`.
+    pub fn failed(&self, reason: Arc<str>, retry_after: Duration) {
+        self.set_status(Status::Failed(reason.clone()));
+        self.tell(Change::Failed(reason, retry_after));
+    }
+
+    /// Where the target stands.
+    pub fn status(&self) -> Status {
+        self.status.lock().clone()
+    }
+
+    /// Says where the target stands.
+    pub fn set_status(&self, status: Status) {
+        *self.status.lock() = status;
+    }
+
+    fn tell(&self, change: Change) {
+        if let Some(on_change) = self.on_change.get() {
+            on_change(change);
+        }
+    }
+}
+
+// === impl Status ===
+
+impl Status {
+    /// One word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
