@@ -1,5 +1,6 @@
 //! Anteroom: a waiting room in front of LLM serving that scales to zero without losing a request.
 
+pub mod admission;
 pub mod coldstart;
 pub mod demand;
 pub mod domain;
@@ -8,3 +9,4 @@ pub mod hold;
 pub mod openai;
 pub mod pick;
 pub mod state;
+pub mod telemetry;

@@ -45,6 +45,7 @@ mod tests {
             let endpoints: Vec<_> = loads.iter().zip(0..).map(|(load, id)| Fixed(id, *load)).collect();
             let picked = pick(&endpoints, random);
             prop_assert_eq!(picked.is_some(), loads.iter().any(Option::is_some));
+            prop_assert!(picked.is_none_or(|endpoint| endpoints[endpoint.0 as usize].1 == endpoint.1));
             prop_assert!(picked.is_none_or(|endpoint| endpoint.1.is_some()));
         }
 

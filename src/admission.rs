@@ -1,0 +1,278 @@
+//! May a request enter? The gate of a route gives tickets to those that wait and permits to those that go.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, Guard};
+
+use crate::{
+    coldstart::{ColdStarts, Tracker},
+    demand::Demand,
+    domain::{Policy, RouteKey},
+    error::ProxyError,
+    hold::{Bounds, Full, HoldQueue, Place, Released, Ticket},
+    pick::pick,
+    state::{Change, Endpoint, TargetState},
+    telemetry::RouteCounters,
+};
+
+/// The live side of a route: its queue, its endpoints, its demand and its counts. It outlives reloads of the
+/// configuration; requests hold it.
+pub struct Gate {
+    key: RouteKey,
+    policy: ArcSwap<Policy>,
+    target: TargetState,
+    queue: Arc<HoldQueue<Permit>>,
+    demand: Demand,
+    cold_starts: Tracker,
+    counters: RouteCounters,
+    draining: AtomicBool,
+}
+
+/// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
+/// the next one go.
+pub struct Permit {
+    gate: Arc<Gate>,
+    endpoint: Arc<Endpoint>,
+}
+
+/// How an admitted request goes on.
+pub enum Entry {
+    /// At once.
+    Dispatch(Permit, Place),
+    /// It waits.
+    Hold(Ticket<Permit>),
+}
+
+// === impl Gate ===
+
+impl Gate {
+    /// The gate of a route that nothing is known of yet.
+    pub fn new(key: RouteKey, policy: Policy, cold_starts: Arc<ColdStarts>) -> Arc<Self> {
+        let gate = Arc::new(Self {
+            cold_starts: Tracker::new(key.clone(), cold_starts),
+            key,
+            policy: ArcSwap::from_pointee(policy),
+            target: TargetState::default(),
+            queue: Arc::default(),
+            demand: Demand::default(),
+            counters: RouteCounters::default(),
+            draining: AtomicBool::new(false),
+        });
+        let watched = Arc::downgrade(&gate);
+        gate.target.subscribe(move |change| {
+            if let Some(gate) = watched.upgrade() {
+                gate.target_changed(change);
+            }
+        });
+        gate
+    }
+
+    /// Which route this is.
+    pub const fn key(&self) -> &RouteKey {
+        &self.key
+    }
+
+    /// The policies as they are now.
+    pub fn policy(&self) -> Guard<Arc<Policy>> {
+        self.policy.load()
+    }
+
+    /// New policies, from a reload: held requests keep the deadline that they came in with.
+    pub fn set_policy(&self, policy: Policy) {
+        let max = policy.concurrency.max;
+        self.policy.store(Arc::new(policy));
+        self.target.set_max(max);
+    }
+
+    /// The endpoints, for who publishes them.
+    pub const fn target(&self) -> &TargetState {
+        &self.target
+    }
+
+    /// The demand, but for the counts.
+    pub const fn demand(&self) -> &Demand {
+        &self.demand
+    }
+
+    /// The cold starts of this route.
+    pub const fn cold_starts(&self) -> &Tracker {
+        &self.cold_starts
+    }
+
+    /// What is counted.
+    pub const fn counters(&self) -> &RouteCounters {
+        &self.counters
+    }
+
+    /// How many requests are held.
+    pub fn held(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// How many bytes of bodies are held.
+    pub fn held_bytes(&self) -> usize {
+        self.queue.bytes()
+    }
+
+    /// How long the oldest held request has waited.
+    pub fn oldest_held(&self) -> Option<Duration> {
+        self.queue.oldest().map(|since| since.elapsed())
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> u64 {
+        self.target.in_flight()
+    }
+
+    /// How many requests want the target: held and in flight.
+    pub fn requests(&self) -> u64 {
+        self.held() as u64 + self.in_flight()
+    }
+
+    /// Lets a request in: to an endpoint that has room, unless others wait for one, or into the queue. `wait` is
+    /// false for a request that would rather be refused than wait.
+    ///
+    /// # Errors
+    /// [`ProxyError::Draining`], [`ProxyError::NoWait`], [`ProxyError::HoldQueueFull`] (nothing is up) or
+    /// [`ProxyError::Saturated`] (up, but full).
+    pub fn admit(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Entry, ProxyError> {
+        self.demand.touch();
+        if self.queue.is_empty()
+            && let Some(permit) = self.try_permit()
+        {
+            self.counters.admit();
+            return Ok(Entry::Dispatch(permit, self.queue.place()));
+        }
+        let up = self.target.is_up();
+        if self.draining.load(Ordering::SeqCst) && !up {
+            return Err(ProxyError::Draining { admitted: false });
+        }
+        let policy = self.policy.load();
+        if !wait {
+            if !up {
+                // It may not wait, but it has a right to the target: the next try should find it up.
+                self.demand.signal(policy.readiness.activation_timeout.get());
+            }
+            return Err(self.no_wait());
+        }
+        let bounds = Bounds { requests: policy.hold.max_requests, bytes: policy.hold.max_bytes.get() };
+        let ticket = self.queue.join(bytes, bounds).map_err(|full| self.full(full, up))?;
+        self.counters.admit();
+        self.wanted(up, &policy);
+        Ok(Entry::Hold(ticket))
+    }
+
+    /// Takes a request back whose dispatch failed before its first byte: ahead of all that were admitted after it.
+    pub fn readmit(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<Permit> {
+        let ticket = self.queue.rejoin(place, bytes);
+        self.wanted(self.target.is_up(), &self.policy.load());
+        ticket
+    }
+
+    /// Takes a permit if an endpoint has room and nobody waits for it: for uploads that are not buffered.
+    pub fn try_direct(self: &Arc<Self>) -> Option<Permit> {
+        self.queue.is_empty().then(|| self.try_permit()).flatten()
+    }
+
+    /// We are about to stop: what cannot be served now is refused from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    /// The held requests have waited as long as draining allows.
+    pub fn evict(&self) -> usize {
+        self.queue.release_all(|| Released::Draining)
+    }
+
+    fn wanted(self: &Arc<Self>, up: bool, policy: &Policy) {
+        if !up {
+            self.demand.signal(policy.readiness.activation_timeout.get());
+            self.cold_starts.held(self.queue.len());
+        }
+        self.pump();
+    }
+
+    fn try_permit(self: &Arc<Self>) -> Option<Permit> {
+        let endpoints = self.target.endpoints();
+        loop {
+            let endpoint = pick(&endpoints, fastrand::u64(..))?;
+            // Another core may have taken the last place since it was looked at; then we look again.
+            if endpoint.acquire() {
+                return Some(Permit { gate: self.clone(), endpoint: endpoint.clone() });
+            }
+        }
+    }
+
+    fn pump(self: &Arc<Self>) {
+        if !self.queue.is_empty() {
+            self.queue.release(|| self.try_permit());
+        }
+    }
+
+    fn target_changed(self: &Arc<Self>, change: Change) {
+        match change {
+            Change::Room => self.pump(),
+            Change::Failed(reason, retry_after) => {
+                self.queue.release_all(|| Released::Failed(reason.clone(), retry_after));
+            }
+        }
+    }
+
+    fn no_wait(&self) -> ProxyError {
+        ProxyError::NoWait { route: self.key.clone(), retry_after: self.cold_starts.time_left() }
+    }
+
+    fn full(&self, full: Full, up: bool) -> ProxyError {
+        let hold = self.policy.load().hold;
+        let reason = match full {
+            Full::Requests => format!("{} requests wait already", hold.max_requests),
+            Full::Bytes => format!("with this one, more than {} of requests would wait", hold.max_bytes),
+        };
+        self.overflow(reason, up)
+    }
+
+    /// The error for a bound that was hit.
+    pub fn overflow(&self, reason: String, up: bool) -> ProxyError {
+        let route = self.key.clone();
+        if up {
+            return ProxyError::Saturated { route, reason };
+        }
+        ProxyError::HoldQueueFull { route, reason, retry_after: self.cold_starts.time_left() }
+    }
+}
+
+// === impl Permit ===
+
+impl Permit {
+    /// Where the request goes.
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Its answer began: one more may go.
+    pub fn first_byte(&self) {
+        self.gate.cold_starts.first_byte();
+        if self.endpoint.succeeded() {
+            self.gate.pump();
+        }
+    }
+
+    /// The endpoint failed it before answering.
+    pub fn suspect(&self) {
+        self.endpoint.suspect();
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.gate.demand.touch();
+        self.endpoint.release();
+        self.gate.pump();
+    }
+}

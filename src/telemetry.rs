@@ -1,0 +1,27 @@
+//! What we say about ourselves: logs and metrics.
+
+mod counters;
+mod histogram;
+mod logs;
+
+pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, status_slot};
+pub use histogram::{BUCKETS, Histogram};
+pub use logs::init_logs;
+
+use std::cell::Cell;
+
+/// How many sets of counters a route has: threads that serve requests share none with each other, up to this many.
+pub(crate) const SHARDS: usize = 32;
+
+thread_local! {
+    static SHARD: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Makes this thread count in a set of its own. Set 0 is everyone else's.
+pub fn count_as_worker(index: usize) {
+    SHARD.set(1 + index % (SHARDS - 1));
+}
+
+fn shard() -> usize {
+    SHARD.get()
+}

@@ -1,0 +1,76 @@
+//! A histogram without a lock: buckets are counters, and each core has its own.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Upper bounds in seconds. The largest is the longest cold start that a default configuration lets live.
+pub const BUCKETS: [f64; 20] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    900.0, 1200.0, 1800.0,
+];
+
+/// Durations in [`BUCKETS`].
+#[derive(Default)]
+pub struct Histogram {
+    buckets: [AtomicU64; BUCKETS.len()],
+    beyond: AtomicU64,
+    nanoseconds: AtomicU64,
+}
+
+/// The sum of histograms at one moment, as an exposition wants it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summed {
+    /// In seconds.
+    pub sum: f64,
+    /// How many.
+    pub count: u64,
+    /// Upper bound, and how many are in this bucket alone.
+    pub buckets: Vec<(f64, u64)>,
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = BUCKETS.iter().position(|bound| seconds <= *bound);
+        bucket.map_or(&self.beyond, |index| &self.buckets[index]).fetch_add(1, Ordering::Relaxed);
+        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// Adds histograms up.
+    pub fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Summed {
+        let bounds = BUCKETS.into_iter().chain([f64::MAX]);
+        let mut summed = Summed { buckets: bounds.map(|bound| (bound, 0)).collect(), ..Summed::default() };
+        for one in all {
+            for ((_, count), bucket) in summed.buckets.iter_mut().zip(one.buckets.iter().chain([&one.beyond]))
+            {
+                *count += bucket.load(Ordering::Relaxed);
+            }
+            summed.sum += one.nanoseconds.load(Ordering::Relaxed) as f64 / 1e9;
+        }
+        summed.count = summed.buckets.iter().map(|(_, count)| count).sum();
+        summed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_duration_is_in_the_first_bucket_that_holds_it() {
+        let (a, b) = (Histogram::default(), Histogram::default());
+        for ms in [1, 2, 1_800_000] {
+            a.observe(Duration::from_millis(ms));
+        }
+        b.observe(Duration::from_secs(3600));
+        let summed = Histogram::sum([&a, &b]);
+        assert_eq!(summed.count, 4);
+        assert_eq!(summed.sum, 0.001 + 0.002 + 1800.0 + 3600.0);
+        let filled: Vec<_> = summed.buckets.into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(filled, [(0.001, 1), (0.005, 1), (1800.0, 1), (f64::MAX, 1)]);
+    }
+}
