@@ -1,0 +1,274 @@
+//! The client's side of a connection: it ends one that is idle, sends its head too slowly, or stops reading.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter.
+#[derive(Debug, Default)]
+pub struct ConnectionState {
+    /// Requests under way: begun, and their answer not finished.
+    active: AtomicU32,
+    /// The client stopped reading.
+    stalled: AtomicBool,
+}
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTimeouts {
+    /// For the head of a request, from its first byte on; the first request's from the start.
+    pub head: Duration,
+    /// Between requests.
+    pub idle: Duration,
+    /// To read something, while there is something to send.
+    pub stall: Duration,
+}
+
+/// A connection that keeps the time-outs.
+///
+/// A timer is armed once and looked at when it fires: what happened in the meantime moves it. So a request costs no
+/// timer operation, and a time-out strikes up to its own length late for a client that stops reading.
+pub struct ClientIo<I> {
+    io: I,
+    state: Arc<ConnectionState>,
+    timeouts: ClientTimeouts,
+    quiet: Quiet,
+    /// Something was written since the stall timer was armed.
+    wrote: bool,
+    stall_timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Nothing is under way: since when, and what is waited for.
+struct Quiet {
+    since: Instant,
+    /// A head has begun.
+    in_head: bool,
+    was_active: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+// === impl ConnectionState ===
+
+impl ConnectionState {
+    /// A request begins.
+    pub fn begin(&self) {
+        self.active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Its answer is finished, or it is given up.
+    pub fn end(&self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether the client stopped reading.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
+    }
+
+    fn is_active(&self) -> bool {
+        self.active.load(Ordering::Relaxed) > 0
+    }
+}
+
+// === impl ClientIo ===
+
+impl<I> ClientIo<I> {
+    /// Watches over `io`.
+    pub fn new(io: I, state: Arc<ConnectionState>, timeouts: ClientTimeouts) -> Self {
+        let quiet = Quiet { since: Instant::now(), in_head: true, was_active: false, timer: None };
+        Self { io, state, timeouts, quiet, wrote: false, stall_timer: None }
+    }
+
+    /// Something was read.
+    fn heard(&mut self) {
+        if !self.state.is_active() && (self.quiet.was_active || !self.quiet.in_head) {
+            self.quiet.was_active = false;
+            self.quiet.in_head = true;
+            self.quiet.since = Instant::now();
+        }
+    }
+
+    /// Nothing to read: has that been so for too long?
+    fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let quiet = &mut self.quiet;
+        if self.state.is_active() {
+            quiet.was_active = true;
+            return Poll::Pending;
+        }
+        if quiet.was_active {
+            quiet.was_active = false;
+            quiet.in_head = false;
+            quiet.since = Instant::now();
+        }
+        let (limit, what) = match quiet.in_head {
+            true => (self.timeouts.head, "the head of a request did not come"),
+            false => (self.timeouts.idle, "no request came"),
+        };
+        let due = quiet.since + limit;
+        match &mut quiet.timer {
+            // It wakes this task, which is always the same one.
+            Some(timer) if !timer.is_elapsed() && timer.deadline() <= due => return Poll::Pending,
+            Some(_) if due <= Instant::now() => {
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
+            Some(timer) => timer.as_mut().reset(due),
+            None => quiet.timer = Some(Box::pin(sleep_until(due))),
+        }
+        match quiet.timer.as_mut().map(|timer| timer.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, what)),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// The client takes nothing: has that been so for too long?
+    fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let due = || Instant::now() + self.timeouts.stall;
+        match &mut self.stall_timer {
+            Some(timer) if !timer.is_elapsed() => return Poll::Pending,
+            Some(_) if !self.wrote => {
+                self.state.stalled.store(true, Ordering::Relaxed);
+                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"));
+            }
+            Some(timer) => timer.as_mut().reset(due()),
+            None => self.stall_timer = Some(Box::pin(sleep_until(due()))),
+        }
+        self.wrote = false;
+        if let Some(timer) = &mut self.stall_timer {
+            let _ = timer.as_mut().poll(cx);
+        }
+        Poll::Pending
+    }
+
+    fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Pending => self.poll_stall(cx).map(Err),
+            Poll::Ready(written) => {
+                self.wrote = true;
+                Poll::Ready(written)
+            }
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match Pin::new(&mut self.io).poll_read(cx, buf) {
+            Poll::Pending => self.poll_quiet(cx).map(Err),
+            Poll::Ready(read) => {
+                self.heard();
+                Poll::Ready(read)
+            }
+        }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    use super::*;
+
+    const TIMEOUTS: ClientTimeouts = ClientTimeouts {
+        head: Duration::from_secs(30),
+        idle: Duration::from_secs(120),
+        stall: Duration::from_secs(60),
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_head_has_30_s_and_the_next_request_120() {
+        let (mut client, server) = duplex(64);
+        let state = Arc::new(ConnectionState::default());
+        let mut server = ClientIo::new(server, state.clone(), TIMEOUTS);
+        let began = Instant::now();
+        let mut buf = [0; 8];
+        assert!(server.read(&mut buf).await.is_err());
+        assert_eq!(began.elapsed().as_secs(), 30, "nothing came");
+
+        let mut server = ClientIo::new(server.io, state.clone(), TIMEOUTS);
+        client.write_all(b"head").await.unwrap();
+        assert_eq!(server.read(&mut buf).await.unwrap(), 4);
+        state.begin();
+        let reading = tokio::time::timeout(Duration::from_secs(3600), server.read(&mut buf));
+        assert!(reading.await.is_err(), "no limit while a request is under way");
+        state.end();
+        let began = Instant::now();
+        assert!(server.read(&mut buf).await.is_err());
+        assert_eq!(began.elapsed().as_secs(), 120, "kept alive");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_trickles_has_30_s_from_its_first_byte() {
+        let (mut client, server) = duplex(64);
+        let state = Arc::new(ConnectionState::default());
+        let mut server = ClientIo::new(server, state.clone(), TIMEOUTS);
+        server.quiet.in_head = false;
+        let began = Instant::now();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(100)).await;
+            loop {
+                client.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let mut buf = [0; 1];
+        while server.read(&mut buf).await.is_ok() {}
+        assert_eq!(began.elapsed().as_secs(), 130, "100 s idle, 30 s of head");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stops_reading_is_noticed() {
+        let (client, server) = duplex(4);
+        let state = Arc::new(ConnectionState::default());
+        let mut server = ClientIo::new(server, state.clone(), TIMEOUTS);
+        let began = Instant::now();
+        assert!(server.write_all(b"more than fits").await.is_err());
+        assert_eq!(began.elapsed().as_secs(), 60);
+        assert!(state.is_stalled());
+        drop(client);
+    }
+}
