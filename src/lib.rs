@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod coldstart;
+pub mod config;
 pub mod demand;
 pub mod domain;
 pub mod error;

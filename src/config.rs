@@ -1,0 +1,129 @@
+//! The configuration: a YAML file, overridden by variables, overridden by flags, made into one validated [`Config`].
+
+mod error;
+mod overrides;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroUsize,
+    path::Path,
+};
+
+pub use error::ConfigError;
+pub use overrides::Overrides;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{ByteCount, Period, Route};
+
+/// Everything an operator can set.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// The address that requests come in at. The default is this machine only: to be reachable is a decision.
+    pub listen: SocketAddr,
+    /// The address of metrics, probes and the JSON API. Not for the clients: it tells what runs where.
+    pub admin: SocketAddr,
+    /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<NonZeroUsize>,
+    /// How long new connections are still accepted after SIGTERM while `/readyz` says no. Load balancers go on sending
+    /// until they have noticed, which takes a few seconds. Ctrl-C skips it.
+    pub drain_delay: Period,
+    /// How long requests may take to finish once nothing is accepted any more; then they are cut off. Together with
+    /// `drainDelay` this belongs below Kubernetes' `terminationGracePeriodSeconds`.
+    pub drain_timeout: Period,
+    /// How the log is written.
+    pub log: LogFormat,
+    /// What clients may use up.
+    pub limits: Limits,
+    /// The routes, in any order: the more specific goes first.
+    pub routes: Vec<Route>,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What clients may use up: every queue, buffer and wait has a bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Limits {
+    /// How large the body of one request may be. The default fits a long chat with a few images; above it, 413.
+    pub max_body_bytes: ByteCount,
+    /// How many bytes all request bodies together may take in memory, held or on their way. The default is 32 bodies
+    /// of the largest size.
+    pub max_buffered_bytes: ByteCount,
+    /// How many client connections may be open. The default is what a process usually has of file descriptors;
+    /// further connections wait in the kernel's accept queue.
+    pub max_connections: usize,
+    /// How large the head of a request may be, at least 8KiB. The default fits long tokens and cookies.
+    pub max_header_bytes: ByteCount,
+    /// How long the head of a request may take to come in. The default is ample for a slow phone, too short for an attack.
+    pub header_timeout: Period,
+    /// How long a request body may pause between two parts. The default is ample for an upload over a bad line.
+    pub body_timeout: Period,
+    /// How long a kept-alive connection stays open with nothing under way. The default is above the minute for which
+    /// load balancers reuse connections: who closes first must be them, or they send into a closing connection.
+    pub idle_timeout: Period,
+    /// How long a client may read nothing while there is something to send. The default survives a phone in a tunnel,
+    /// and frees the model server from a client that went away without a word.
+    pub stall_timeout: Period,
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Reads the file, applies the overrides and validates the result.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { name: name.clone(), source })?;
+        let mut config = Self::parse(&text, &name)?;
+        overrides.apply(&mut config);
+        Ok(config)
+    }
+
+    /// Reads and validates a text; `name` stands for the file in errors.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        serde_saphyr::from_str(text)
+            .map_err(|error| ConfigError::Invalid { name: name.into(), message: error.to_string() })
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 8080).into(),
+            admin: (Ipv4Addr::LOCALHOST, 8081).into(),
+            workers: None,
+            drain_delay: Period::from_secs(5),
+            drain_timeout: Period::from_secs(30),
+            log: LogFormat::default(),
+            limits: Limits::default(),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: ByteCount::mebibytes(32),
+            max_buffered_bytes: ByteCount::mebibytes(1024),
+            max_connections: 65536,
+            max_header_bytes: ByteCount::bytes(64 << 10),
+            header_timeout: Period::from_secs(30),
+            body_timeout: Period::from_secs(30),
+            idle_timeout: Period::from_secs(120),
+            stall_timeout: Period::from_secs(60),
+        }
+    }
+}
