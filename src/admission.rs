@@ -41,14 +41,6 @@ pub struct Permit {
     endpoint: Arc<Endpoint>,
 }
 
-/// How an admitted request goes on.
-pub enum Entry {
-    /// At once.
-    Dispatch(Permit, Place),
-    /// It waits.
-    Hold(Ticket<Permit>),
-}
-
 // === impl Gate ===
 
 impl Gate {
@@ -135,20 +127,24 @@ impl Gate {
         self.held() as u64 + self.in_flight()
     }
 
-    /// Lets a request in: to an endpoint that has room, unless others wait for one, or into the queue. `wait` is
-    /// false for a request that would rather be refused than wait.
+    /// Lets a request in to an endpoint that has room, unless others wait for one. The place is where it may come
+    /// back to.
+    pub fn enter(self: &Arc<Self>) -> Option<(Permit, Place)> {
+        self.demand.touch();
+        if !self.queue.is_empty() {
+            return None;
+        }
+        let permit = self.try_permit()?;
+        self.counters.admit();
+        Some((permit, self.queue.place()))
+    }
+
+    /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.
     ///
     /// # Errors
     /// [`ProxyError::Draining`], [`ProxyError::NoWait`], [`ProxyError::HoldQueueFull`] (nothing is up) or
     /// [`ProxyError::Saturated`] (up, but full).
-    pub fn admit(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Entry, ProxyError> {
-        self.demand.touch();
-        if self.queue.is_empty()
-            && let Some(permit) = self.try_permit()
-        {
-            self.counters.admit();
-            return Ok(Entry::Dispatch(permit, self.queue.place()));
-        }
+    pub fn hold(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Ticket<Permit>, ProxyError> {
         let up = self.target.is_up();
         if self.draining.load(Ordering::SeqCst) && !up {
             return Err(ProxyError::Draining { admitted: false });
@@ -159,13 +155,16 @@ impl Gate {
                 // It may not wait, but it has a right to the target: the next try should find it up.
                 self.demand.signal(policy.readiness.activation_timeout.get());
             }
-            return Err(self.no_wait());
+            return Err(ProxyError::NoWait {
+                route: self.key.clone(),
+                retry_after: self.cold_starts.time_left(),
+            });
         }
         let bounds = Bounds { requests: policy.hold.max_requests, bytes: policy.hold.max_bytes.get() };
         let ticket = self.queue.join(bytes, bounds).map_err(|full| self.full(full, up))?;
         self.counters.admit();
         self.wanted(up, &policy);
-        Ok(Entry::Hold(ticket))
+        Ok(ticket)
     }
 
     /// Takes a request back whose dispatch failed before its first byte: ahead of all that were admitted after it.
@@ -173,11 +172,6 @@ impl Gate {
         let ticket = self.queue.rejoin(place, bytes);
         self.wanted(self.target.is_up(), &self.policy.load());
         ticket
-    }
-
-    /// Takes a permit if an endpoint has room and nobody waits for it: for uploads that are not buffered.
-    pub fn try_direct(self: &Arc<Self>) -> Option<Permit> {
-        self.queue.is_empty().then(|| self.try_permit()).flatten()
     }
 
     /// We are about to stop: what cannot be served now is refused from now on.
@@ -204,6 +198,7 @@ impl Gate {
             let endpoint = pick(&endpoints, fastrand::u64(..))?;
             // Another core may have taken the last place since it was looked at; then we look again.
             if endpoint.acquire() {
+                self.cold_starts.dispatched();
                 return Some(Permit { gate: self.clone(), endpoint: endpoint.clone() });
             }
         }
@@ -224,21 +219,12 @@ impl Gate {
         }
     }
 
-    fn no_wait(&self) -> ProxyError {
-        ProxyError::NoWait { route: self.key.clone(), retry_after: self.cold_starts.time_left() }
-    }
-
     fn full(&self, full: Full, up: bool) -> ProxyError {
         let hold = self.policy.load().hold;
         let reason = match full {
             Full::Requests => format!("{} requests wait already", hold.max_requests),
             Full::Bytes => format!("with this one, more than {} of requests would wait", hold.max_bytes),
         };
-        self.overflow(reason, up)
-    }
-
-    /// The error for a bound that was hit.
-    pub fn overflow(&self, reason: String, up: bool) -> ProxyError {
         let route = self.key.clone();
         if up {
             return ProxyError::Saturated { route, reason };
@@ -250,6 +236,11 @@ impl Gate {
 // === impl Permit ===
 
 impl Permit {
+    /// The route that gave it.
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
     /// Where the request goes.
     pub const fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint

@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -109,6 +109,8 @@ pub struct Tracker {
     route: RouteKey,
     store: Arc<ColdStarts>,
     active: Mutex<Option<Active>>,
+    /// Whether there is an active one: what every warm request asks.
+    running: AtomicBool,
     /// How many activations made the target ready: a held request that saw this rise was held by a cold start.
     activations: AtomicU64,
     tally: Mutex<Arc<Tally>>,
@@ -274,8 +276,14 @@ impl Tally {
 impl Tracker {
     /// The cold starts of `route`, which end up in `store`.
     pub fn new(route: RouteKey, store: Arc<ColdStarts>) -> Self {
-        let activations = AtomicU64::new(0);
-        Self { route, store, active: Mutex::default(), activations, tally: Mutex::default() }
+        Self {
+            route,
+            store,
+            active: Mutex::default(),
+            running: AtomicBool::new(false),
+            activations: AtomicU64::new(0),
+            tally: Mutex::default(),
+        }
     }
 
     /// An activation begins; its first request came at `began`. While one runs, this changes nothing.
@@ -286,6 +294,7 @@ impl Tracker {
             let wall = SystemTime::now() - began.elapsed();
             *active = Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()) });
             *self.tally.lock() = Arc::default();
+            self.running.store(true, Ordering::SeqCst);
         }
         drop(active);
         self.held(held);
@@ -328,13 +337,18 @@ impl Tracker {
         self.end(ColdStartOutcome::Abandoned, None, Vec::new());
     }
 
-    /// The first held request was sent.
+    /// A request is sent: the first one after the load ends the dispatch.
     pub fn dispatched(&self) {
-        self.mark(Phase::Dispatch);
+        if self.running.load(Ordering::SeqCst) {
+            self.mark(Phase::Dispatch);
+        }
     }
 
     /// An answer begins: the cold start is over, if it had got that far.
     pub fn first_byte(&self) {
+        if !self.running.load(Ordering::SeqCst) {
+            return;
+        }
         let dispatched =
             |active: &Active| active.ends.last().is_some_and(|(phase, _)| *phase == Phase::Dispatch);
         if self.active.lock().as_ref().is_some_and(dispatched) {
@@ -350,6 +364,7 @@ impl Tracker {
 
     fn end(&self, outcome: ColdStartOutcome, reason: Option<Arc<str>>, last_lines: Vec<String>) {
         let Some(active) = self.active.lock().take() else { return };
+        self.running.store(false, Ordering::SeqCst);
         let tally = self.tally.lock().clone();
         let mut record =
             active.record(&self.route, &tally, (outcome == ColdStartOutcome::Failed).then(Instant::now));

@@ -90,6 +90,10 @@ pub enum ProxyError {
     RequestTimeout(Duration),
     #[error("`{route}` is starting, and its waiting room is full: {reason}.")]
     HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
+    #[error("The waiting room is full: the bodies of all requests would take more than {0} bytes.")]
+    BuffersFull(usize),
+    #[error("{0} is kept by the model server, and that does not run.")]
+    NotKept(String),
     #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
     Saturated { route: RouteKey, reason: String },
     #[error("`{route}` is not ready, and the request asked not to wait. It is being started.")]
@@ -207,14 +211,14 @@ impl ProxyError {
     /// How the request ended, if it had been admitted; else why it was not.
     pub const fn ending(&self) -> Result<Outcome, Refusal> {
         match self {
-            Self::UnknownPath(_) => Err(Refusal::UnknownPath),
+            Self::UnknownPath(_) | Self::NotKept(_) => Err(Refusal::UnknownPath),
             Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
             Self::ModelNotFound(_) => Err(Refusal::ModelNotFound),
             Self::InvalidRequest(_) => Err(Refusal::InvalidRequest),
             Self::UnsupportedEncoding(_) => Err(Refusal::UnsupportedEncoding),
             Self::RequestTooLarge { .. } => Err(Refusal::RequestTooLarge),
             Self::RequestTimeout(_) => Err(Refusal::RequestTimeout),
-            Self::HoldQueueFull { .. } => Err(Refusal::HoldQueueFull),
+            Self::HoldQueueFull { .. } | Self::BuffersFull(_) => Err(Refusal::HoldQueueFull),
             Self::Saturated { .. } => Err(Refusal::Saturated),
             Self::NoWait { .. } => Err(Refusal::NoWait),
             Self::Draining { admitted: false } => Err(Refusal::Draining),
@@ -253,7 +257,7 @@ impl ProxyError {
             | Self::NoWait { retry_after, .. }
             | Self::ColdStartTimeout { retry_after, .. }
             | Self::ColdStartFailed { retry_after, .. } => retry_after.unwrap_or(DEFAULT),
-            Self::Saturated { .. } | Self::Draining { .. } => Duration::from_secs(1),
+            Self::Saturated { .. } | Self::BuffersFull(_) | Self::Draining { .. } => Duration::from_secs(1),
             _ => return None,
         };
         Some(wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER))

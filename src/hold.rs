@@ -69,6 +69,12 @@ pub struct Ticket<P> {
     released: oneshot::Receiver<Released<P>>,
 }
 
+/// Where a ticket stands, for who tells its owner.
+pub struct Spot<P> {
+    queue: Arc<HoldQueue<P>>,
+    key: Key,
+}
+
 /// The place of a request in the order of admission, to come back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place(u64);
@@ -219,16 +225,9 @@ impl<P> Ticket<P> {
         (&mut self.released).await.unwrap_or(Released::Draining)
     }
 
-    /// How many wait before this one, at most a second ago.
-    pub fn ahead(&self) -> usize {
-        let now = Instant::now();
-        let mut order = self.queue.order.lock();
-        if order.taken.is_none_or(|taken| now - taken > HoldQueue::<P>::ORDER_AGE) {
-            order.keys.clear();
-            order.keys.extend(self.queue.inner.lock().waiting.keys());
-            order.taken = Some(now);
-        }
-        order.keys.partition_point(|key| *key < self.key)
+    /// Where it stands.
+    pub fn spot(&self) -> Spot<P> {
+        Spot { queue: self.queue.clone(), key: self.key }
     }
 
     /// Since when it waits.
@@ -239,6 +238,22 @@ impl<P> Ticket<P> {
     /// Its place, to come back to.
     pub const fn place(&self) -> Place {
         Place(self.key.0)
+    }
+}
+
+// === impl Spot ===
+
+impl<P> Spot<P> {
+    /// How many wait before it, at most a second ago.
+    pub fn ahead(&self) -> usize {
+        let now = Instant::now();
+        let mut order = self.queue.order.lock();
+        if order.taken.is_none_or(|taken| now - taken > HoldQueue::<P>::ORDER_AGE) {
+            order.keys.clear();
+            order.keys.extend(self.queue.inner.lock().waiting.keys());
+            order.taken = Some(now);
+        }
+        order.keys.partition_point(|key| *key < self.key)
     }
 }
 
@@ -271,7 +286,7 @@ mod tests {
         let (mut a, mut b) = (queue.join(1, BOUNDS).unwrap(), queue.join(1, BOUNDS).unwrap());
         let mut c = queue.rejoin(direct, 1);
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!((c.ahead(), a.ahead(), b.ahead()), (0, 1, 2));
+        assert_eq!((c.spot().ahead(), a.spot().ahead(), b.spot().ahead()), (0, 1, 2));
         let mut permits = 0..;
         assert_eq!(queue.release(|| permits.next().filter(|permit| *permit < 3)), 3);
         for (ticket, permit) in [(&mut c, 0), (&mut a, 1), (&mut b, 2)] {

@@ -12,3 +12,4 @@ pub mod pick;
 pub mod proxy;
 pub mod state;
 pub mod telemetry;
+pub mod upstream;

@@ -1,7 +1,16 @@
 //! The request path: listener, route, admission, hold, pick, upstream, body, report.
 
+mod body;
 mod client_io;
+mod exchange;
+mod forward;
+mod intake;
+mod keepalive;
+mod listener;
+mod pipeline;
 mod table;
 
 pub use client_io::{ClientIo, ClientTimeouts, ConnectionState};
+pub use listener::{bind, serve_connection, serve_listener};
+pub use pipeline::{Client, Proxy, Shared};
 pub use table::{Match, Model, RouteTable};

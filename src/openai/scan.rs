@@ -70,6 +70,11 @@ pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanErr
     Ok(scan)
 }
 
+/// The boundary of a `multipart/form-data` content type.
+pub fn boundary(content_type: &str) -> Option<String> {
+    multer::parse_boundary(content_type).ok()
+}
+
 struct TopLevel;
 
 enum Key {

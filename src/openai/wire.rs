@@ -72,6 +72,23 @@ pub fn empty_chunk(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
     Some(format!("data: {chunk}\n\n").into())
 }
 
+/// Whether a gateway's 503 says that it has no healthy endpoint: the request reached no model server.
+///
+/// Envoy: body `no healthy upstream` (local reply, flag UH), or a connect failure behind it. llm-d's router: header
+/// `x-llm-d-request-dropped-reason: rejected-no-endpoints`. HAProxy: `No server is available`. Traefik: `no available
+/// server`.
+pub fn says_no_endpoint(headers: &http::HeaderMap, body: &[u8]) -> bool {
+    const SAYINGS: [&[u8]; 4] = [
+        b"no healthy upstream",
+        b"reset reason: connection failure",
+        b"No server is available",
+        b"no available server",
+    ];
+    let dropped = headers.get("x-llm-d-request-dropped-reason");
+    dropped.is_some_and(|reason| reason == "rejected-no-endpoints")
+        || SAYINGS.into_iter().any(|saying| body.windows(saying.len()).any(|part| part == saying))
+}
+
 /// `GET /v1/models`: every model that a route names, whether it runs or not.
 pub fn model_list<'a>(models: impl IntoIterator<Item = &'a str>) -> Bytes {
     let data: Vec<_> = models.into_iter().map(model_object).collect();

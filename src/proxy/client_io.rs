@@ -20,11 +20,17 @@ use tokio::{
 /// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter.
 #[derive(Debug, Default)]
 pub struct ConnectionState {
-    /// Requests under way: begun, and their answer not finished.
+    /// Requests that have begun.
+    begun: AtomicU32,
+    /// Those of them whose answer is not finished.
     active: AtomicU32,
     /// The client stopped reading.
     stalled: AtomicBool,
 }
+
+/// A request is under way on the connection, until this is dropped.
+#[derive(Debug)]
+pub struct UnderWay(Arc<ConnectionState>);
 
 /// How long a client may take.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +62,8 @@ struct Quiet {
     since: Instant,
     /// A head has begun.
     in_head: bool,
-    was_active: bool,
+    /// How many requests had begun when that was so.
+    begun: u32,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -64,22 +71,31 @@ struct Quiet {
 
 impl ConnectionState {
     /// A request begins.
-    pub fn begin(&self) {
+    pub fn begin(self: &Arc<Self>) -> UnderWay {
+        self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Its answer is finished, or it is given up.
-    pub fn end(&self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Whether the client stopped reading.
-    pub fn is_stalled(&self) -> bool {
-        self.stalled.load(Ordering::Relaxed)
+        UnderWay(self.clone())
     }
 
     fn is_active(&self) -> bool {
         self.active.load(Ordering::Relaxed) > 0
+    }
+
+    fn begun(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+}
+
+impl UnderWay {
+    /// Whether the client stopped reading.
+    pub fn is_stalled(&self) -> bool {
+        self.0.stalled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -88,30 +104,25 @@ impl ConnectionState {
 impl<I> ClientIo<I> {
     /// Watches over `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, timeouts: ClientTimeouts) -> Self {
-        let quiet = Quiet { since: Instant::now(), in_head: true, was_active: false, timer: None };
+        let quiet = Quiet { since: Instant::now(), in_head: true, begun: 0, timer: None };
         Self { io, state, timeouts, quiet, wrote: false, stall_timer: None }
     }
 
     /// Something was read.
     fn heard(&mut self) {
-        if !self.state.is_active() && (self.quiet.was_active || !self.quiet.in_head) {
-            self.quiet.was_active = false;
-            self.quiet.in_head = true;
-            self.quiet.since = Instant::now();
+        if !self.state.is_active() && (self.quiet.begun != self.state.begun() || !self.quiet.in_head) {
+            self.quiet.restart(self.state.begun(), true);
         }
     }
 
     /// Nothing to read: has that been so for too long?
     fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let quiet = &mut self.quiet;
         if self.state.is_active() {
-            quiet.was_active = true;
             return Poll::Pending;
         }
-        if quiet.was_active {
-            quiet.was_active = false;
-            quiet.in_head = false;
-            quiet.since = Instant::now();
+        let quiet = &mut self.quiet;
+        if quiet.begun != self.state.begun() {
+            quiet.restart(self.state.begun(), false);
         }
         let (limit, what) = match quiet.in_head {
             true => (self.timeouts.head, "the head of a request did not come"),
@@ -160,6 +171,14 @@ impl<I> ClientIo<I> {
                 Poll::Ready(written)
             }
         }
+    }
+}
+
+impl Quiet {
+    fn restart(&mut self, begun: u32, in_head: bool) {
+        self.begun = begun;
+        self.in_head = in_head;
+        self.since = Instant::now();
     }
 }
 
@@ -232,10 +251,10 @@ mod tests {
         let mut server = ClientIo::new(server.io, state.clone(), TIMEOUTS);
         client.write_all(b"head").await.unwrap();
         assert_eq!(server.read(&mut buf).await.unwrap(), 4);
-        state.begin();
+        let under_way = state.begin();
         let reading = tokio::time::timeout(Duration::from_secs(3600), server.read(&mut buf));
         assert!(reading.await.is_err(), "no limit while a request is under way");
-        state.end();
+        drop(under_way);
         let began = Instant::now();
         assert!(server.read(&mut buf).await.is_err());
         assert_eq!(began.elapsed().as_secs(), 120, "kept alive");
@@ -268,7 +287,7 @@ mod tests {
         let began = Instant::now();
         assert!(server.write_all(b"more than fits").await.is_err());
         assert_eq!(began.elapsed().as_secs(), 60);
-        assert!(state.is_stalled());
+        assert!(state.begin().is_stalled());
         drop(client);
     }
 }

@@ -1,0 +1,260 @@
+//! What a good proxy does to heads: hop-by-hop headers end here, forwarding headers begin here.
+
+use std::{fmt::Write, net::SocketAddr};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Uri, Version,
+    header::{
+        CONNECTION, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
+        UPGRADE, VIA,
+    },
+    request,
+    uri::PathAndQuery,
+};
+
+use crate::error::ProxyError;
+
+/// The request's identity in logs, here and behind us.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The host that a request is for.
+///
+/// # Errors
+/// When it names none, or two: two readers could take two different ones (RFC 9112, section 3.2).
+pub fn host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, ProxyError> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let header = hosts.next();
+    if hosts.next().is_some() {
+        return Err(ProxyError::InvalidRequest("The request has more than one Host header.".into()));
+    }
+    // A target in absolute form wins over the header (RFC 9112, section 3.2.2); HTTP/2 has only that.
+    if let Some(authority) = uri.authority() {
+        return HeaderValue::from_str(authority.as_str())
+            .map_err(|_| ProxyError::InvalidRequest("The request's authority is no host.".into()));
+    }
+    header.cloned().ok_or_else(|| ProxyError::InvalidRequest("The request has no Host header.".into()))
+}
+
+/// Makes a client's request head into one for an endpoint, and gives its id.
+pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<SocketAddr>) -> HeaderValue {
+    let trailers = parts.headers.get_all(TE).iter().any(|te| {
+        te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    });
+    end_hop(&mut parts.headers);
+    let headers = &mut parts.headers;
+    // The body has been asked for already: by us.
+    headers.remove(EXPECT);
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("TE"));
+    }
+    if let Some(client) = client {
+        forwarded(headers, host, client);
+    }
+    append(headers, VIA, if parts.version == Version::HTTP_2 { "2 anteroom" } else { "1.1 anteroom" });
+    if headers.get(TRACEPARENT).is_some_and(|parent| !is_traceparent(parent.as_bytes())) {
+        headers.remove(TRACEPARENT);
+    }
+    headers.insert(HOST, host.clone());
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    parts.uri = Uri::from(path);
+    parts.version = Version::HTTP_11;
+    match headers.get(REQUEST_ID) {
+        Some(id) if !id.is_empty() && id.len() <= 128 => id.clone(),
+        _ => {
+            let id = new_id();
+            headers.insert(REQUEST_ID, id.clone());
+            id
+        }
+    }
+}
+
+/// Makes an endpoint's response head into one for the client.
+pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
+    end_hop(headers);
+    append(headers, VIA, "1.1 anteroom");
+    headers.entry(REQUEST_ID).or_insert(request_id);
+}
+
+/// A new request id: 32 hexadecimal digits.
+pub fn new_id() -> HeaderValue {
+    let mut text = String::with_capacity(32);
+    let _ = write!(text, "{:032x}", fastrand::u128(..));
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// Removes what concerns one connection only (RFC 9110, section 7.6.1). `Trailer` stays: it announces fields that
+/// pass.
+fn end_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in [
+        &KEEP_ALIVE,
+        &PROXY_CONNECTION,
+        &PROXY_AUTHENTICATE,
+        &PROXY_AUTHORIZATION,
+        &TE,
+        &TRANSFER_ENCODING,
+        &UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn forwarded(headers: &mut HeaderMap, host: &HeaderValue, client: SocketAddr) {
+    let address = client.ip().to_canonical();
+    append(headers, FORWARDED_FOR, &address.to_string());
+    headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
+    headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
+    // Continued where someone began it, since a list with a gap misleads; the X- headers are what servers read.
+    if headers.contains_key(FORWARDED) {
+        let node = if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() };
+        append(headers, FORWARDED, &format!("for={node};proto=http"));
+    }
+}
+
+/// Adds to a list header: one line, so that whoever reads only the first or the last line sees all of it.
+fn append(headers: &mut HeaderMap, name: HeaderName, item: &str) {
+    let mut list = String::new();
+    for value in headers.get_all(&name) {
+        list.push_str(&String::from_utf8_lossy(value.as_bytes()));
+        list.push_str(", ");
+    }
+    list.push_str(item);
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(list)) {
+        headers.insert(name, value);
+    }
+}
+
+/// `00-{32 hex}-{16 hex}-{2 hex}`, and a higher version may go on (W3C Trace Context, section 3.2).
+fn is_traceparent(value: &[u8]) -> bool {
+    let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    value.len() >= 55
+        && (value.len() == 55 || (&value[..2] != b"00" && value[55] == b'-'))
+        && [2, 35, 52].into_iter().all(|dash| value[dash] == b'-')
+        && [&value[..2], &value[3..35], &value[36..52], &value[53..55]].into_iter().all(hex)
+        && value[3..35].iter().any(|byte| *byte != b'0')
+        && value[36..52].iter().any(|byte| *byte != b'0')
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn forward(headers: &[(&str, &str)], uri: &str) -> (request::Parts, HeaderValue) {
+        let mut request = Request::post(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (mut parts, ()) = request.body(()).unwrap().into_parts();
+        let host = host(&parts.uri, &parts.headers).unwrap();
+        let id = super::request(&mut parts, &host, Some("192.0.2.7:1234".parse().unwrap()));
+        (parts, id)
+    }
+
+    #[test]
+    fn what_concerns_one_connection_ends_here() {
+        let (parts, _) = forward(
+            &[
+                ("host", "api.example"),
+                ("connection", "close, X-Secret"),
+                ("x-secret", "1"),
+                ("keep-alive", "5"),
+                ("te", "trailers, deflate"),
+                ("upgrade", "h2c"),
+                ("transfer-encoding", "chunked"),
+                ("proxy-authorization", "Basic x"),
+                ("expect", "100-continue"),
+                ("authorization", "Bearer x"),
+            ],
+            "/v1/models?a=b",
+        );
+        for gone in
+            ["x-secret", "keep-alive", "upgrade", "transfer-encoding", "proxy-authorization", "expect"]
+        {
+            assert!(!parts.headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(parts.headers["te"], "trailers");
+        assert_eq!(parts.headers["connection"], "TE");
+        assert_eq!(parts.headers["authorization"], "Bearer x");
+        assert_eq!(parts.uri, "/v1/models?a=b");
+    }
+
+    #[test]
+    fn forwarding_headers_continue_what_came() {
+        let (parts, id) = forward(&[("host", "api.example")], "/");
+        assert_eq!(parts.headers["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(parts.headers["x-forwarded-host"], "api.example");
+        assert_eq!(parts.headers["x-forwarded-proto"], "http");
+        assert_eq!(parts.headers["via"], "1.1 anteroom");
+        assert_eq!(parts.headers["x-request-id"], id);
+        assert_eq!(id.len(), 32);
+        assert!(!parts.headers.contains_key("forwarded"));
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let (parts, id) = forward(
+            &[
+                ("host", "api.example"),
+                ("x-forwarded-for", "198.51.100.1"),
+                ("x-forwarded-for", "198.51.100.2"),
+                ("x-forwarded-proto", "https"),
+                ("forwarded", "for=198.51.100.1"),
+                ("via", "1.1 lb"),
+                ("x-request-id", "mine"),
+                ("traceparent", trace),
+            ],
+            "http://other.example/v1/x",
+        );
+        assert_eq!(parts.headers["x-forwarded-for"], "198.51.100.1, 198.51.100.2, 192.0.2.7");
+        assert_eq!(parts.headers["x-forwarded-proto"], "https");
+        assert_eq!(parts.headers["forwarded"], "for=198.51.100.1, for=192.0.2.7;proto=http");
+        assert_eq!(parts.headers["via"], "1.1 lb, 1.1 anteroom");
+        assert_eq!(
+            (id.to_str().unwrap(), &parts.headers["traceparent"]),
+            ("mine", &HeaderValue::from_static(trace))
+        );
+        assert_eq!(parts.headers["host"], "other.example", "the absolute form wins");
+    }
+
+    #[test]
+    fn a_traceparent_that_is_none_is_not_passed_on() {
+        for (text, good) in [
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", true),
+            ("01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", true),
+            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", false),
+            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", false),
+            ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", false),
+            ("", false),
+        ] {
+            assert_eq!(is_traceparent(text.as_bytes()), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn two_hosts_or_none_are_refused() {
+        let mut headers = HeaderMap::new();
+        assert!(host(&Uri::from_static("/"), &headers).is_err());
+        headers.append(HOST, HeaderValue::from_static("a"));
+        headers.append(HOST, HeaderValue::from_static("b"));
+        assert!(host(&Uri::from_static("/"), &headers).is_err());
+    }
+}

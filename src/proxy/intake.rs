@@ -1,0 +1,244 @@
+//! Request bodies coming in: counted from their first byte, bounded, and kept at their exact size.
+
+use std::{
+    future::Future,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
+
+use crate::{config::Limits, error::ProxyError};
+
+/// The bytes of all request bodies in memory.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+/// Some of the budget; dropping it gives it back.
+#[derive(Debug)]
+pub struct Share {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+/// A request body, read to its end.
+#[derive(Debug)]
+pub struct Buffered {
+    /// All of it.
+    pub bytes: Bytes,
+    /// Its part of the budget.
+    pub share: Share,
+    /// It is a slice of a larger read buffer.
+    sliced: bool,
+}
+
+/// A request body on its way to an endpoint: one that can be sent again, or one that streams.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// Buffered; taken when it is sent.
+    Full(Option<Bytes>),
+    /// As it comes in, up to so many bytes.
+    Stream(Box<Limited>),
+}
+
+/// A body that may not grow beyond a limit, nor pause for too long.
+#[derive(Debug)]
+pub struct Limited {
+    incoming: Incoming,
+    left: usize,
+    pause: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Why a streamed body was cut off.
+#[derive(Debug, thiserror::Error)]
+pub enum CutOff {
+    #[error("the client broke its request off")]
+    Broken(#[from] hyper::Error),
+    #[error("the body is larger than allowed")]
+    TooLarge,
+    #[error("the body stopped arriving")]
+    Paused,
+}
+
+// === impl Budget ===
+
+impl Budget {
+    /// So many bytes at most.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max })
+    }
+
+    /// How many bytes are in use.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn share(self: &Arc<Self>) -> Share {
+        Share { budget: self.clone(), bytes: 0 }
+    }
+}
+
+impl Share {
+    /// Takes more, if there is more.
+    fn grow(&mut self, bytes: usize) -> bool {
+        let max = self.budget.max;
+        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= max);
+        let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
+        if grown {
+            self.bytes += bytes;
+        }
+        grown
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+// === impl Buffered ===
+
+impl Buffered {
+    /// Reads a body to its end.
+    ///
+    /// # Errors
+    /// When it is larger than allowed, pauses for too long or breaks off, or when the budget is used up.
+    pub async fn read(mut body: Incoming, limits: &Limits, budget: &Arc<Budget>) -> Result<Self, ProxyError> {
+        let limit = limits.max_body_bytes.get();
+        let too_large = || ProxyError::RequestTooLarge { limit };
+        let told = body.size_hint().exact().map(|told| usize::try_from(told).unwrap_or(usize::MAX));
+        if told.is_some_and(|told| told > limit) {
+            return Err(too_large());
+        }
+        let mut share = budget.share();
+        let mut first = Bytes::new();
+        let mut rest = Vec::new();
+        while let Some(frame) = next_frame(&mut body, limits.body_timeout.get()).await? {
+            // Trailers of a request say nothing to a model server.
+            let Ok(data) = frame.into_data() else { continue };
+            if share.bytes + data.len() > limit {
+                return Err(too_large());
+            }
+            if !share.grow(data.len()) {
+                return Err(ProxyError::BuffersFull(budget.max));
+            }
+            if first.is_empty() && rest.is_empty() {
+                first = data;
+                continue;
+            }
+            if rest.is_empty() {
+                // What the client tells is believed only so far.
+                rest.reserve(told.unwrap_or(0).min(1 << 20).max(first.len() + data.len()));
+                rest.extend_from_slice(&first);
+                first = Bytes::new();
+            }
+            rest.extend_from_slice(&data);
+        }
+        if rest.is_empty() {
+            return Ok(Self { sliced: !first.is_empty(), bytes: first, share });
+        }
+        Ok(Self { bytes: rest.into_boxed_slice().into(), share, sliced: false })
+    }
+
+    /// Lets go of the read buffer that the body came in, which is several times its size.
+    pub fn settle(&mut self) {
+        if std::mem::take(&mut self.sliced) {
+            self.bytes = Bytes::copy_from_slice(&self.bytes);
+        }
+    }
+}
+
+async fn next_frame(body: &mut Incoming, pause: Duration) -> Result<Option<Frame<Bytes>>, ProxyError> {
+    match within(pause, body.frame()).await {
+        None => Err(ProxyError::RequestTimeout(pause)),
+        Some(None) => Ok(None),
+        Some(Some(Ok(frame))) => Ok(Some(frame)),
+        Some(Some(Err(error))) => {
+            Err(ProxyError::InvalidRequest(format!("The request body broke off: {error}.")))
+        }
+    }
+}
+
+/// `future`, or nothing when it takes longer than `limit`. The timer is made when the future first has to wait, which
+/// most do not.
+pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    if let Poll::Ready(output) = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
+        return Some(output);
+    }
+    tokio::time::timeout(limit, future).await.ok()
+}
+
+// === impl Outgoing ===
+
+impl Outgoing {
+    /// A body that streams, up to `limit` bytes.
+    pub fn stream(incoming: Incoming, limits: &Limits) -> Self {
+        let (left, pause) = (limits.max_body_bytes.get(), limits.body_timeout.get());
+        Self::Stream(Box::new(Limited { incoming, left, pause, timer: None }))
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = CutOff;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        match self.get_mut() {
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(limited) => limited.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Self::Stream(limited) => limited.incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Stream(limited) => limited.incoming.size_hint(),
+        }
+    }
+}
+
+impl Limited {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.pause)));
+                timer.as_mut().poll(cx).map(|()| Some(Err(CutOff::Paused)))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.timer = None;
+                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                match self.left.checked_sub(bytes) {
+                    Some(left) => {
+                        self.left = left;
+                        Poll::Ready(Some(Ok(frame)))
+                    }
+                    None => Poll::Ready(Some(Err(CutOff::TooLarge))),
+                }
+            }
+        }
+    }
+}

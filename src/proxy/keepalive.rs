@@ -1,0 +1,272 @@
+//! Keeping a waiting client informed: a 200 that goes out early, and what is in its body until the answer comes.
+//!
+//! The early 200 commits. Whatever fails after it is said inside the body: as an event in a stream, as the body itself
+//! where there is none.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
+use parking_lot::Mutex;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::{
+    body::{Body, BodyError},
+    exchange::Exchange,
+};
+use crate::{
+    admission::{Gate, Permit},
+    domain::KeepaliveMode,
+    error::ProxyError,
+    hold::Spot,
+    openai::{self, Shape},
+};
+
+/// What goes on while the client waits: holding, dispatching, and the head of the answer.
+pub type Waiting = Pin<Box<dyn Future<Output = Result<Response<Body>, (Exchange, ProxyError)>> + Send>>;
+
+/// What a waiting client is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heartbeat {
+    /// Lines that SSE parsers skip.
+    Comment,
+    /// Chunks with no content.
+    Chunk,
+    /// White space before JSON.
+    Whitespace,
+}
+
+/// What heartbeats tell of a request, and where it stands in the queue while it does.
+pub struct Progress {
+    gate: Arc<Gate>,
+    since: Instant,
+    shape: Shape,
+    model: Option<Box<str>>,
+    id: HeaderValue,
+    spot: Mutex<Option<Spot<Permit>>>,
+}
+
+/// The body of an early answer.
+pub struct KeptAlive {
+    state: State,
+    heartbeat: Heartbeat,
+    progress: Arc<Progress>,
+    ticks: Interval,
+}
+
+enum State {
+    Waiting(Waiting),
+    /// The answer came, and fits what was begun. `open`: the last part ended inside an event.
+    Relaying {
+        body: Body,
+        open: bool,
+    },
+    /// The answer came and is an error, or no stream: it is framed as the one thing that remains to say.
+    Framing {
+        status: StatusCode,
+        body: Pin<Box<Framing>>,
+    },
+    /// Dropped with the body, by which the request is counted.
+    Said(#[expect(dead_code, reason = "counts when dropped")] Option<Exchange>),
+}
+
+type Framing = dyn Future<Output = Result<Bytes, ()>> + Send;
+
+/// How much of an answer is read to be framed.
+const MAX_FRAMED: usize = 1 << 20;
+
+// === impl Heartbeat ===
+
+impl Heartbeat {
+    /// What a request gets under this policy; `None`: nothing before its answer.
+    pub const fn of(mode: KeepaliveMode, stream: bool, shape: Shape) -> Option<Self> {
+        match (mode, stream) {
+            (KeepaliveMode::Off, _) => None,
+            (KeepaliveMode::Chunk, true) if matches!(shape, Shape::Chat | Shape::Completion) => {
+                Some(Self::Chunk)
+            }
+            (_, true) => Some(Self::Comment),
+            // Audio may be answered with anything but JSON.
+            (KeepaliveMode::Whitespace, false) if !matches!(shape, Shape::Form) => Some(Self::Whitespace),
+            (_, false) => None,
+        }
+    }
+
+    const fn content_type(self) -> HeaderValue {
+        match self {
+            Self::Comment | Self::Chunk => HeaderValue::from_static("text/event-stream; charset=utf-8"),
+            Self::Whitespace => HeaderValue::from_static("application/json"),
+        }
+    }
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// What can be told of a request to `gate`.
+    pub fn new(
+        gate: Arc<Gate>,
+        since: Instant,
+        shape: Shape,
+        model: Option<Box<str>>,
+        id: HeaderValue,
+    ) -> Arc<Self> {
+        Arc::new(Self { gate, since, shape, model, id, spot: Mutex::default() })
+    }
+
+    /// It waits there now, or nowhere.
+    pub fn at(&self, spot: Option<Spot<Permit>>) {
+        *self.spot.lock() = spot;
+    }
+
+    /// How the wait goes, in `key=value` words.
+    fn describe(&self) -> String {
+        let cold_starts = self.gate.cold_starts();
+        let phase = cold_starts.phase();
+        let position = self.spot.lock().as_ref().map(Spot::ahead);
+        let (what, phase) = match (phase, position) {
+            (Some((phase, _)), _) => ("cold start", phase.name()),
+            (None, Some(_)) => ("waiting", "queue"),
+            (None, None) => ("waiting", "first_byte"),
+        };
+        let mut text = format!("{what} phase={phase} waited={}s", self.since.elapsed().as_secs());
+        if let Some(ahead) = position {
+            text += &format!(" position={}", ahead + 1);
+        }
+        if let Some(left) = cold_starts.phase().and_then(|_| cold_starts.time_left()) {
+            text += &format!(" left={}s", left.as_secs_f64().ceil());
+        }
+        text
+    }
+
+    fn beat(&self, heartbeat: Heartbeat) -> Bytes {
+        let comment = || openai::sse_comment(&self.describe());
+        match heartbeat {
+            Heartbeat::Comment => comment(),
+            Heartbeat::Chunk => {
+                let id = self.id.to_str().unwrap_or("anteroom");
+                let model = self.model.as_deref().unwrap_or_default();
+                openai::empty_chunk(self.shape, model, id).unwrap_or_else(comment)
+            }
+            Heartbeat::Whitespace => Bytes::from_static(b"\n"),
+        }
+    }
+}
+
+// === impl KeptAlive ===
+
+impl KeptAlive {
+    /// The early answer to a request that goes on waiting. Its first heartbeat goes out at once.
+    pub fn answer(
+        waiting: Waiting,
+        heartbeat: Heartbeat,
+        interval: Duration,
+        progress: Arc<Progress>,
+    ) -> Response<Body> {
+        let mut ticks = interval_at(Instant::now(), interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let kept = Self { state: State::Waiting(waiting), heartbeat, progress: progress.clone(), ticks };
+        let mut response = Response::new(Body::KeptAlive(Box::new(kept)));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, heartbeat.content_type());
+        headers.insert("cache-control", HeaderValue::from_static("no-cache"));
+        // nginx in front of us would keep the heartbeats to itself.
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        headers.insert(super::forward::REQUEST_ID, progress.id.clone());
+        response
+    }
+
+    /// The next part.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            match &mut self.state {
+                State::Waiting(waiting) => match waiting.as_mut().poll(cx) {
+                    Poll::Ready(Ok(response)) => self.answered(response),
+                    Poll::Ready(Err((mut exchange, error))) => {
+                        exchange.fail(&error);
+                        let said = match self.heartbeat {
+                            Heartbeat::Whitespace => openai::error_body(&error),
+                            Heartbeat::Comment | Heartbeat::Chunk => openai::error_event(&error),
+                        };
+                        self.state = State::Said(Some(exchange));
+                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                    }
+                    Poll::Pending => return self.poll_beat(cx),
+                },
+                State::Framing { status, body } => match body.as_mut().poll(cx) {
+                    Poll::Pending => return self.poll_beat(cx),
+                    Poll::Ready(Ok(bytes)) => {
+                        let said = match (self.heartbeat, *status) {
+                            (Heartbeat::Whitespace, _) => bytes,
+                            (_, status) if status.is_success() => openai::sse_data(&bytes),
+                            (_, status) => openai::upstream_error_event(status, &bytes),
+                        };
+                        self.state = State::Said(None);
+                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                    }
+                    Poll::Ready(Err(())) => return Poll::Ready(Some(Ok(Frame::data(self.broken(false))))),
+                },
+                State::Relaying { body, open } => match ready!(Pin::new(body).poll_frame(cx)) {
+                    Some(Err(_)) => {
+                        let open = *open;
+                        return Poll::Ready(Some(Ok(Frame::data(self.broken(open)))));
+                    }
+                    Some(Ok(frame)) => {
+                        if let Some(data) = frame.data_ref() {
+                            *open = !data.ends_with(b"\n\n");
+                        }
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                    None => return Poll::Ready(None),
+                },
+                State::Said(_) => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        ready!(self.ticks.poll_tick(cx));
+        Poll::Ready(Some(Ok(Frame::data(self.progress.beat(self.heartbeat)))))
+    }
+
+    fn answered(&mut self, response: Response<Body>) {
+        let (head, body) = response.into_parts();
+        let stream = head
+            .headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let fits = match self.heartbeat {
+            Heartbeat::Whitespace => true,
+            Heartbeat::Comment | Heartbeat::Chunk => stream && head.status.is_success(),
+        };
+        self.state = if fits {
+            State::Relaying { body, open: false }
+        } else {
+            let whole = async { http_body_util::Limited::new(body, MAX_FRAMED).collect().await };
+            let body =
+                Box::pin(async { whole.await.map(http_body_util::Collected::to_bytes).map_err(|_| ()) });
+            State::Framing { status: head.status, body }
+        };
+    }
+
+    /// The answer broke off, and its account says so already: what the client is told.
+    fn broken(&mut self, open: bool) -> Bytes {
+        self.state = State::Said(None);
+        let route = self.progress.gate.key().clone();
+        let error = ProxyError::UpstreamError { route, reason: "the endpoint broke its answer off".into() };
+        match self.heartbeat {
+            Heartbeat::Whitespace => openai::error_body(&error),
+            // Out of the event that broke off first, or the two would be read as one.
+            _ if open => [b"\n\n", &*openai::error_event(&error)].concat().into(),
+            _ => openai::error_event(&error),
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Connections coming in: one listener for each thread that serves requests, one task for each connection.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::service::service_fn;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    time::sleep,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Client, ClientIo, ClientTimeouts, Proxy};
+use crate::config::Limits;
+
+/// How many connections wait to be accepted, for each listener.
+const BACKLOG: i32 = 4096;
+
+/// How long accepting rests when it fails for want of something (file descriptors, memory).
+const REST: Duration = Duration::from_millis(100);
+
+/// Binds `count` listeners to one address, so that the kernel spreads connections over them.
+///
+/// # Errors
+/// When the address cannot be had. The first socket is bound alone: several that share an address would hide that
+/// another program has it.
+pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let alone = listen(address, false)?;
+    let address = alone.local_addr()?;
+    if count == 1 {
+        return Ok(vec![alone]);
+    }
+    drop(alone);
+    (0..count).map(|_| listen(address, true)).collect()
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Accepts connections until `stop`, each served in a task of its own among `tasks`. `open` counts those of all
+/// threads.
+pub async fn serve_listener(
+    listener: TcpListener,
+    proxy: Arc<Proxy>,
+    open: Arc<AtomicUsize>,
+    stop: CancellationToken,
+    drain: CancellationToken,
+    tasks: TaskTracker,
+) {
+    loop {
+        // Further connections wait in the kernel's queue.
+        let full = open.load(Ordering::Relaxed) >= proxy.shared().limits.load().max_connections;
+        let accepted = tokio::select! {
+            // Nothing is accepted any more once we stop.
+            biased;
+            () = stop.cancelled() => return,
+            accepted = listener.accept(), if !full => accepted,
+            () = sleep(REST), if full => continue,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                // Tokens are small, and each should go out by itself.
+                let _ = stream.set_nodelay(true);
+                let counted = Open::new(&open);
+                let serving = serve_connection(stream, Some(address), proxy.clone(), drain.clone());
+                tasks.spawn(async move {
+                    serving.await;
+                    drop(counted);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// Serves one connection, HTTP/1.1 or HTTP/2 without TLS, until it ends. After `drain` it ends with the requests that
+/// are under way.
+pub async fn serve_connection<I>(
+    io: I,
+    address: Option<SocketAddr>,
+    proxy: Arc<Proxy>,
+    drain: CancellationToken,
+) where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let client = Client { address, ..Client::default() };
+    let limits = **proxy.shared().limits.load();
+    let timeouts = ClientTimeouts {
+        head: limits.header_timeout.get(),
+        idle: limits.idle_timeout.get(),
+        stall: limits.stall_timeout.get(),
+    };
+    let io = TokioIo::new(ClientIo::new(io, client.connection.clone(), timeouts));
+    let service = service_fn(move |request| {
+        let (proxy, client) = (proxy.clone(), client.clone());
+        async move { Ok::<_, Infallible>(proxy.answer(&client, request).await) }
+    });
+    let builder = http(&limits);
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
+    let ended = tokio::select! {
+        // Mostly there is something to do, and seldom to drain.
+        biased;
+        ended = connection.as_mut() => ended,
+        () = drain.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::trace!(%error, "a connection ended");
+    }
+}
+
+fn http(limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    let head = limits.max_header_bytes.get();
+    // Time-outs are ClientIo's.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head.max(8192));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
+        .max_concurrent_streams(1024);
+    builder
+}
+
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(open.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,254 @@
+//! Connections to endpoints: one pool for each thread that serves requests, and what may be tried again.
+
+use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
+
+use http::{Request, Response, request};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::Instant,
+};
+
+use crate::{domain::UpstreamTimeouts, state::Endpoint};
+
+/// Connects to endpoints and keeps connections that may be used again.
+pub struct Upstream<B> {
+    dialer: Dialer,
+    idle: Mutex<HashMap<u64, Vec<Idle<B>>>>,
+}
+
+/// How connections are made.
+#[derive(Clone, Default)]
+pub enum Dialer {
+    /// Over TCP.
+    #[default]
+    Tcp,
+    /// Otherwise: in memory, for tests on a paused clock.
+    Other(Arc<dyn Dial>),
+}
+
+/// Makes a connection.
+pub trait Dial: Send + Sync {
+    /// Connects to `address`.
+    fn dial(&self, address: &str) -> Dialing;
+}
+
+/// A connection being made.
+pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+
+/// A connection in both directions.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+struct Idle<B> {
+    sender: SendRequest<B>,
+    since: Instant,
+}
+
+/// The connection of a request in flight. Returned to the pool when the answer has been read to its end; dropped
+/// before, it is closed, by which the server knows that nobody listens any more.
+pub struct Connection<B> {
+    sender: SendRequest<B>,
+    endpoint: u64,
+}
+
+/// Why there is no response head.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant's text says what it is")]
+pub enum SendError {
+    #[error("cannot connect to {address}: {source}")]
+    Connect { address: Box<str>, source: io::Error },
+    #[error("connecting to {0} took too long")]
+    ConnectTimeout(Box<str>),
+    #[error("{address} broke the connection off before it answered: {}", chain(.source))]
+    Reset { address: Box<str>, source: hyper::Error },
+    #[error("{address} sent no response head within {} s", .limit.as_secs())]
+    ResponseTimeout { address: Box<str>, limit: Duration },
+}
+
+/// How often a request has been written to a server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Writes(pub u8);
+
+/// A server closes idle connections after 5 s (uvicorn's default, under vLLM); a request that is sent into one that is
+/// being closed fails. So they are used again for a shorter time than that.
+const IDLE: Duration = Duration::from_secs(4);
+
+/// How many times a request may have been written to a server.
+pub const MAX_WRITES: u8 = 2;
+
+// === impl Upstream ===
+
+impl<B> Upstream<B>
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// An empty pool.
+    pub fn new(dialer: Dialer) -> Self {
+        Self { dialer, idle: Mutex::default() }
+    }
+
+    /// Sends a request and waits for the head of its response. A pooled connection that was closed before the request
+    /// was written is replaced, which costs nothing; one that broke afterwards is replaced once, if the request has
+    /// not been written too often and `body` makes its body again.
+    ///
+    /// # Errors
+    /// When there is no response head; `writes` then says whether a server may have seen the request.
+    pub async fn send(
+        &self,
+        endpoint: &Endpoint,
+        head: &request::Parts,
+        mut body: impl FnMut() -> Option<B>,
+        timeouts: UpstreamTimeouts,
+        writes: &mut Writes,
+    ) -> Result<(Response<Incoming>, Connection<B>), SendError> {
+        let mut unsent = None;
+        loop {
+            let pooled = self.take(endpoint.id());
+            let reused = pooled.is_some();
+            let mut sender = match pooled {
+                Some(sender) => sender,
+                None => self.connect(endpoint, timeouts).await?,
+            };
+            // The body is taken when there is a connection for it: until then, one that streams can still be held.
+            let Some(request) = unsent.take().or_else(|| body().map(|body| with_head(head, body))) else {
+                let source = io::Error::other("the body has been sent already");
+                return Err(SendError::Connect { address: endpoint.address().into(), source });
+            };
+            let limit = timeouts.response_timeout.get();
+            let address = || endpoint.address().into();
+            let sent = tokio::time::timeout(limit, sender.try_send_request(request)).await;
+            match sent {
+                Ok(Ok(response)) => {
+                    writes.0 += 1;
+                    return Ok((response, Connection { sender, endpoint: endpoint.id() }));
+                }
+                Ok(Err(mut error)) => match error.take_message() {
+                    Some(message) if reused => unsent = Some(message),
+                    Some(_) => {
+                        let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
+                        return Err(SendError::Connect { address: address(), source });
+                    }
+                    None => {
+                        writes.0 += 1;
+                        match (reused && writes.0 < MAX_WRITES).then(&mut body).flatten() {
+                            Some(again) => unsent = Some(with_head(head, again)),
+                            None => {
+                                return Err(SendError::Reset {
+                                    address: address(),
+                                    source: error.into_error(),
+                                });
+                            }
+                        }
+                    }
+                },
+                Err(_) => {
+                    writes.0 += 1;
+                    return Err(SendError::ResponseTimeout { address: address(), limit });
+                }
+            }
+        }
+    }
+
+    /// The answer has been read to its end: the connection may be used again.
+    pub fn put_back(&self, connection: Connection<B>) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let idle = Idle { sender: connection.sender, since: Instant::now() };
+        self.idle.lock().entry(connection.endpoint).or_default().push(idle);
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub fn sweep(&self) {
+        self.idle.lock().retain(|_, idle| {
+            idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
+            !idle.is_empty()
+        });
+    }
+
+    /// The connection that was used last is the one most likely to live.
+    fn take(&self, endpoint: u64) -> Option<SendRequest<B>> {
+        let mut idle = self.idle.lock();
+        let idle = idle.get_mut(&endpoint)?;
+        while let Some(candidate) = idle.pop() {
+            if candidate.sender.is_ready() && candidate.since.elapsed() < IDLE {
+                return Some(candidate.sender);
+            }
+        }
+        None
+    }
+
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        timeouts: UpstreamTimeouts,
+    ) -> Result<SendRequest<B>, SendError> {
+        let address = endpoint.address();
+        let connecting = async {
+            match &self.dialer {
+                Dialer::Tcp => {
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    handshake(stream).await
+                }
+                Dialer::Other(dial) => handshake(dial.dial(address).await?).await,
+            }
+        };
+        match tokio::time::timeout(timeouts.connect_timeout.get(), connecting).await {
+            Ok(Ok(sender)) => Ok(sender),
+            Ok(Err(source)) => Err(SendError::Connect { address: address.into(), source }),
+            Err(_) => Err(SendError::ConnectTimeout(address.into())),
+        }
+    }
+}
+
+async fn handshake<I, B>(io: I) -> io::Result<SendRequest<B>>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+    // The task ends with the connection, which ends when the sender and the response body are gone.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::trace!(%error, "a connection to an endpoint ended");
+        }
+    });
+    Ok(sender)
+}
+
+fn with_head<B>(head: &request::Parts, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = head.uri.clone();
+    *request.headers_mut() = head.headers.clone();
+    request
+}
+
+// === impl SendError ===
+
+impl SendError {
+    /// Whether the endpoint, or what stands before it, failed so that another try elsewhere or later may do better.
+    pub const fn is_retryable(&self) -> bool {
+        !matches!(self, Self::ResponseTimeout { .. })
+    }
+}
+
+/// An error and what caused it, in one line: hyper keeps the cause apart.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |error| error.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
