@@ -8,6 +8,7 @@ mod overrides;
 mod schema;
 mod source;
 mod validate;
+mod watch;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -21,6 +22,7 @@ pub use overrides::Overrides;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use watch::ConfigWatcher;
 
 use crate::domain::{ByteCount, Period, Route};
 

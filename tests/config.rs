@@ -1,5 +1,8 @@
 //! The configuration file from outside: what it accepts, what it says to what it does not, and its documents.
 
+// The exemption for tests knows functions marked as such, not the helpers of a test file.
+#![allow(clippy::unwrap_used)]
+
 #[path = "config/docs.rs"]
 mod docs;
 
