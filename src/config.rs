@@ -40,8 +40,8 @@ pub struct Config {
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
-    /// How long new connections are still accepted after SIGTERM while `/readyz` says no. Load balancers go on sending
-    /// until they have noticed, which takes a few seconds. Ctrl-C skips it.
+    /// How long new connections are still accepted after SIGTERM while `/readyz` says no. Load balancers go on
+    /// sending until they have noticed, which takes a few seconds. Ctrl-C skips it.
     pub drain_delay: Period,
     /// How long requests may take to finish once nothing is accepted any more; then they are cut off. Together with
     /// `drainDelay` this belongs below Kubernetes' `terminationGracePeriodSeconds`.
@@ -80,7 +80,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// How large the head of a request may be, at least 8KiB. The default fits long tokens and cookies.
     pub max_header_bytes: ByteCount,
-    /// How long the head of a request may take to come in. The default is ample for a slow phone, too short for an attack.
+    /// How long the head of a request may take to come in. The default is ample for a slow phone, and too short for
+    /// an attack.
     pub header_timeout: Period,
     /// How long a request body may pause between two parts. The default is ample for an upload over a bad line.
     pub body_timeout: Period,

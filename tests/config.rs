@@ -67,6 +67,7 @@ fn bad_files_are_told_what_is_wrong_where_and_the_way_out() {
         let error = Config::parse(&text, &name).expect_err(&name);
         assert!(!error.problems().is_empty(), "{name}");
         assert_eq!(error.to_string().lines().count(), error.problems().len(), "{name}: one line a problem");
+        assert!(!error.to_string().contains("secret"), "{name}: this goes to the log");
         same_as_file(&expected, &error.report());
     }
 }

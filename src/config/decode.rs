@@ -211,6 +211,8 @@ fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option
             0 => "none".to_owned(),
             _ => entries.iter().map(|(key, _)| key.value.clone()).collect::<Vec<_>>().join(" and "),
         },
+        // `env: TOKEN=…`: not for the log.
+        (Kind::Map, Shape::Leaf(text)) if !text.is_empty() => "a single value".to_owned(),
         (_, shape) => shape.to_string(),
     };
     let hint = match (&kind, found.as_str()) {

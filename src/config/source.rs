@@ -62,8 +62,8 @@ impl<'a> Source<'a> {
         path.0.iter().try_fold(&self.root, |node, step| Some(node.value.child(step)?.0))
     }
 
-    /// The place of a path: of its value if that is a scalar, of its key otherwise; of the nearest key above it if the
-    /// file leaves it to its default.
+    /// The place of a path: of its value if that is a scalar, of its key otherwise; of the nearest key above it if
+    /// the file leaves it to its default.
     pub(super) fn position(&self, path: &KeyPath) -> Option<Position> {
         let mut node = &self.root;
         let mut place = None;

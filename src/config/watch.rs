@@ -23,8 +23,8 @@ const POLL: Duration = Duration::from_secs(2);
 /// How often it is read where the system does: some file systems only say that they do.
 const REPAIR: Duration = Duration::from_secs(30);
 
-/// Watches the file for reloads. What counts is its content: an editor's several events are one change, and a write of
-/// the same text is none.
+/// Watches the file for reloads. What counts is its content: an editor's several events are one change, and a write
+/// of the same text is none.
 ///
 /// Create it *before* the file is loaded, or a change in between is missed.
 pub struct ConfigWatcher {
@@ -80,7 +80,7 @@ impl ConfigWatcher {
     pub async fn changed(&mut self) {
         loop {
             tokio::select! {
-                // Biased, as a SIGHUP is an order: a change that is noticed with it must not be told as one of its own.
+                // Biased, as a SIGHUP is an order: a change noticed along with it is not to be told a second time.
                 biased;
                 Some(()) = self.hangup.recv() => {
                     self.look();

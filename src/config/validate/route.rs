@@ -145,7 +145,7 @@ impl Checker<'_> {
         }
         if keepalive.interval.get() > Duration::from_secs(15) {
             let message = format!(
-                "{} may be longer than what load balancers and tunnels allow a silent connection; 15s or less is safe",
+                "{} may be longer than load balancers allow a connection to be silent; 15s or less is safe",
                 keepalive.interval
             );
             self.warn(&path.key("interval"), message);

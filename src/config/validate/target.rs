@@ -18,8 +18,8 @@ impl Checker<'_> {
         match process.command.first().map(String::as_str) {
             None | Some("") => self.error(&path.key("command"), "names no program to start"),
             Some(_) if !texts().any(|text| text.contains("{port}")) => {
-                let message = "\"{port}\" is nowhere in it, nor in env: the server could not know its port; add it, as in \
-                               --port \"{port}\"";
+                let message = "\"{port}\" is nowhere in it, nor in env: the server could not know its port; add it, \
+                               as in --port \"{port}\"";
                 self.error(&path.key("command"), message);
             }
             Some(program) => self.program(process, program, path),
@@ -64,8 +64,12 @@ impl Checker<'_> {
 
     pub(super) fn url(&mut self, url: &str, path: &KeyPath) {
         let error = match url.parse::<Uri>() {
-            // Not the URL itself: there may be a password in it, and this goes to the log.
-            Err(error) => Some(format!("is not a URL ({error}); write http://host:port")),
+            // First, and without the URL: there is a password in it, and this goes to the log.
+            _ if url.contains('@') => {
+                let message = "has a user in it; clients send their own credentials, write http://host:port";
+                Some(message.to_owned())
+            }
+            Err(error) => Some(format!("\"{url}\" is not a URL ({error}); write http://host:port")),
             Ok(uri) => self.refused(url, &uri),
         };
         if let Some(message) = error {
@@ -85,12 +89,6 @@ impl Checker<'_> {
                 return Some(message.to_owned());
             }
             _ => return Some(format!("\"{scheme}\" is not supported; write http://host:port")),
-        }
-        if authority.as_str().contains('@') {
-            // Without the URL: it has a password in it.
-            return Some(
-                "has a user in it; clients send their own credentials, write http://host:port".to_owned(),
-            );
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() || url.contains('#') {
             let message =
