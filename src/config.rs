@@ -1,7 +1,14 @@
 //! The configuration: a YAML file, overridden by variables, overridden by flags, made into one validated [`Config`].
 
+mod decode;
+mod describe;
 mod error;
+mod load;
 mod overrides;
+mod schema;
+mod source;
+mod validate;
+mod watch;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -9,26 +16,32 @@ use std::{
     path::Path,
 };
 
-pub use error::ConfigError;
+pub use error::{ConfigError, Position, Problem};
+pub use load::{Loaded, check};
 pub use overrides::Overrides;
+pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use watch::ConfigWatcher;
 
 use crate::domain::{ByteCount, Period, Route};
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+#[schemars(title = "Anteroom's configuration")]
 pub struct Config {
     /// The address that requests come in at. The default is this machine only: to be reachable is a decision.
+    #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
     /// The address of metrics, probes and the JSON API. Not for the clients: it tells what runs where.
+    #[schemars(extend("format" = "ip:port"))]
     pub admin: SocketAddr,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
-    /// How long new connections are still accepted after SIGTERM while `/readyz` says no. Load balancers go on sending
-    /// until they have noticed, which takes a few seconds. Ctrl-C skips it.
+    /// How long new connections are still accepted after SIGTERM while `/readyz` says no. Load balancers go on
+    /// sending until they have noticed, which takes a few seconds. Ctrl-C skips it.
     pub drain_delay: Period,
     /// How long requests may take to finish once nothing is accepted any more; then they are cut off. Together with
     /// `drainDelay` this belongs below Kubernetes' `terminationGracePeriodSeconds`.
@@ -63,10 +76,12 @@ pub struct Limits {
     pub max_buffered_bytes: ByteCount,
     /// How many client connections may be open. The default is what a process usually has of file descriptors;
     /// further connections wait in the kernel's accept queue.
+    #[schemars(range(min = 1))]
     pub max_connections: usize,
     /// How large the head of a request may be, at least 8KiB. The default fits long tokens and cookies.
     pub max_header_bytes: ByteCount,
-    /// How long the head of a request may take to come in. The default is ample for a slow phone, too short for an attack.
+    /// How long the head of a request may take to come in. The default is ample for a slow phone, and too short for
+    /// an attack.
     pub header_timeout: Period,
     /// How long a request body may pause between two parts. The default is ample for an upload over a bad line.
     pub body_timeout: Period,
@@ -83,18 +98,12 @@ pub struct Limits {
 impl Config {
     /// Reads the file, applies the overrides and validates the result.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { name: name.clone(), source })?;
-        let mut config = Self::parse(&text, &name)?;
-        overrides.apply(&mut config);
-        Ok(config)
+        Loaded::load(path, overrides).map(|loaded| loaded.config)
     }
 
     /// Reads and validates a text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
-        serde_saphyr::from_str(text)
-            .map_err(|error| ConfigError::Invalid { name: name.into(), message: error.to_string() })
+        Loaded::parse(text, name, &Overrides::default()).map(|loaded| loaded.config)
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Overrides {
     /// Address of metrics, probes and the JSON API; port 0 takes a free one.
     #[arg(long, env = "ANTEROOM_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,
-    /// Threads that serve requests [default: one per core].
+    /// Threads that serve requests; without it, one per core.
     #[arg(long, env = "ANTEROOM_WORKERS", value_name = "NUMBER")]
     pub workers: Option<NonZeroUsize>,
     /// How long new connections are still accepted after SIGTERM, such as 5s.
@@ -32,14 +32,25 @@ pub struct Overrides {
 // === impl Overrides ===
 
 impl Overrides {
-    /// Puts what was given in place of what the file says.
-    pub(super) fn apply(&self, config: &mut Config) {
-        let Self { listen, admin, workers, drain_delay, drain_timeout, log_format } = self;
-        config.listen = listen.unwrap_or(config.listen);
-        config.admin = admin.unwrap_or(config.admin);
-        config.workers = workers.or(config.workers);
-        config.drain_delay = drain_delay.unwrap_or(config.drain_delay);
-        config.drain_timeout = drain_timeout.unwrap_or(config.drain_timeout);
-        config.log = log_format.unwrap_or(config.log);
+    /// Puts what was given in place of what the file says. Returns the keys that the file no longer decides.
+    pub(super) fn apply(&self, config: &mut Config) -> Vec<&'static str> {
+        let Self { listen, admin, workers, drain_delay, drain_timeout, log_format } = *self;
+        let given = [
+            ("listen", set(&mut config.listen, listen)),
+            ("admin", set(&mut config.admin, admin)),
+            ("workers", set(&mut config.workers, workers.map(Some))),
+            ("drainDelay", set(&mut config.drain_delay, drain_delay)),
+            ("drainTimeout", set(&mut config.drain_timeout, drain_timeout)),
+            ("log", set(&mut config.log, log_format)),
+        ];
+        given.into_iter().filter_map(|(key, given)| given.then_some(key)).collect()
     }
+}
+
+fn set<T>(target: &mut T, value: Option<T>) -> bool {
+    let given = value.is_some();
+    if let Some(value) = value {
+        *target = value;
+    }
+    given
 }

@@ -39,6 +39,7 @@ pub struct Readiness {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hold {
     /// How many requests may wait.
+    #[schemars(range(min = 1))]
     pub max_requests: usize,
     /// How many bytes of request bodies may wait.
     pub max_bytes: ByteCount,
@@ -78,9 +79,11 @@ pub enum KeepaliveMode {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Concurrency {
     /// How many requests are in flight on one endpoint at most.
+    #[schemars(range(min = 1))]
     pub max: u32,
     /// How many a new endpoint gets at first. Each first byte that comes back admits one more, so that the number
     /// doubles with every round: the first requests after a start are slow.
+    #[schemars(range(min = 1))]
     pub ramp_start: u32,
 }
 

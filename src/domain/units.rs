@@ -45,10 +45,8 @@ impl std::str::FromStr for Period {
         if text == "0" {
             return Ok(Self(Duration::ZERO));
         }
-        humantime::parse_duration(text).map(Self).map_err(|error| {
-            format!(
-                "\"{text}\" is not a duration ({error}); write a number and a unit, such as 100ms, 20s or 15m"
-            )
+        humantime::parse_duration(text).map(Self).map_err(|_| {
+            format!("\"{text}\" is not a duration; write a number and a unit, such as 100ms, 20s or 15m")
         })
     }
 }
@@ -85,9 +83,12 @@ impl JsonSchema for Period {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "type": "string",
+            "type": ["string", "integer"],
             "description": "A span of time with its unit: 100ms, 20s, 15m, 1h 30m.",
             "pattern": r"^(0|(\d+ ?(ns|us|ms|s|m|h|d|sec|secs|min|mins|hr|hrs|hours?|minutes?|seconds?|days?) ?)+)$",
+            // The only number without a unit.
+            "minimum": 0,
+            "maximum": 0,
             "examples": ["100ms", "20s", "15m"],
         })
     }
@@ -116,13 +117,13 @@ impl std::str::FromStr for ByteCount {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |reason: &dyn fmt::Display| {
+        let wrong = || {
             format!(
-                "\"{text}\" is not a number of bytes ({reason}); write a number and a unit, such as 512KiB, 64MiB or 1GiB"
+                "\"{text}\" is not a number of bytes; write a number and a unit, such as 512KiB, 64MiB or 1GiB"
             )
         };
-        let count = text.parse::<bytesize::ByteSize>().map_err(|error| wrong(&error))?;
-        usize::try_from(count.as_u64()).map(Self).map_err(|error| wrong(&error))
+        let count = text.parse::<bytesize::ByteSize>().map_err(|_| wrong())?;
+        usize::try_from(count.as_u64()).map(Self).map_err(|_| wrong())
     }
 }
 

@@ -1,0 +1,224 @@
+//! From text to types. What does not fit is told in the file's own words: its keys, its units, its places.
+
+use serde::Deserialize;
+use serde_saphyr::{
+    DefaultMessageFormatter, Error, MessageFormatter, NonFiniteFloatPolicy, Options, Spanned,
+    options::DuplicateKeyPolicy,
+};
+
+use super::{
+    Config,
+    error::Problem,
+    schema::{Kind, Section, sections},
+    source::{KeyPath, Node, Shape, Source, Step, known},
+};
+
+/// Reads a text: the configuration, not validated yet, and where everything is.
+pub(super) fn decode<'a>(name: &'a str, text: &'a str) -> Result<(Config, Source<'a>), Vec<Problem>> {
+    let source = Source::new(name, text);
+    let root = match serde_saphyr::from_str_with_options::<Spanned<Shape>>(text, options()) {
+        Ok(root) => root,
+        // No YAML at all: nothing more can be said.
+        Err(error) => return Err(vec![explain(&source, &KeyPath::default(), &error, &[])]),
+    };
+    let source = source.with_root(root);
+    let sections = sections();
+
+    let mut unknown = Vec::new();
+    find_unknown(&source, &sections, source.root(), &KeyPath::default(), &mut unknown);
+    if !unknown.is_empty() {
+        return Err(unknown);
+    }
+
+    let mut path = KeyPath::default();
+    let config = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
+        Config::deserialize(tracked).inspect_err(|_| path = track.path().into())
+    });
+    match config {
+        Ok(config) => Ok((config, source)),
+        Err(error) => Err(vec![explain(&source, &path, &error, &sections)]),
+    }
+}
+
+/// The reader's own bounds on aliases, depth and nodes stay as they are: they are what makes an alias bomb fail.
+fn options() -> Options {
+    serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+        with_snippet: false,
+    }
+}
+
+/// Finds the keys that no section knows: all of them, as one typo seldom comes alone.
+fn find_unknown(
+    source: &Source<'_>,
+    sections: &[Section],
+    node: &Node,
+    path: &KeyPath,
+    problems: &mut Vec<Problem>,
+) {
+    match &node.value {
+        Shape::Leaf(_) => {}
+        Shape::List(items) => {
+            for (index, item) in items.iter().enumerate() {
+                find_unknown(source, sections, item, &path.index(index), problems);
+            }
+        }
+        Shape::Map(entries) => {
+            let Some(section) = sections.iter().find(|section| section.path == pattern(path)) else { return };
+            for (key, child) in entries {
+                if section.keys.iter().any(|known| known.name == key.value) {
+                    find_unknown(source, sections, child, &path.key(&key.value), problems);
+                } else {
+                    let message =
+                        format!("unknown key \"{}\"{}", key.value, way_out(&key.value, section, sections));
+                    problems.push(source.problem_at(known(key.referenced), path, message));
+                }
+            }
+        }
+    }
+}
+
+/// What may have been meant by an unknown key: a neighbour, the same word elsewhere, or any of the section.
+fn way_out(key: &str, section: &Section, sections: &[Section]) -> String {
+    let names = || section.keys.iter().map(|known| known.name.as_str());
+    if let Some(near) = nearest(key, names()) {
+        return format!(", did you mean \"{near}\"?");
+    }
+    let elsewhere = sections.iter().filter(|other| other.keys.iter().any(|known| same(&known.name, key)));
+    let elsewhere = elsewhere.map(|other| match other.path.as_str() {
+        "" => "the top level",
+        path => path,
+    });
+    match elsewhere.collect::<Vec<_>>().join(" or ") {
+        none if none.is_empty() => format!("; the keys here are {}", names().collect::<Vec<_>>().join(", ")),
+        places => format!("; it belongs to {places}"),
+    }
+}
+
+/// The word that is a slip of the finger away.
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let slips = |name: &str| strsim::damerau_levenshtein(&plain(word), &plain(name));
+    let (near, slips) = known.map(|name| (name, slips(name))).min_by_key(|(_, slips)| *slips)?;
+    (slips <= (word.chars().count() / 3).max(1)).then_some(near)
+}
+
+fn same(one: &str, other: &str) -> bool {
+    plain(one) == plain(other)
+}
+
+/// `max_requests` and `max-requests` are `maxRequests` to those who come from other files.
+fn plain(word: &str) -> String {
+    word.chars().filter(|character| !matches!(character, '_' | '-')).flat_map(char::to_lowercase).collect()
+}
+
+/// The path as the sections have it: `routes[].hold`.
+fn pattern(path: &KeyPath) -> String {
+    let mut pattern = String::new();
+    for step in path.steps() {
+        match step {
+            Step::Key(name) if pattern.is_empty() => pattern.push_str(name),
+            Step::Key(name) => pattern.extend([".", name]),
+            Step::Index(_) => pattern.push_str("[]"),
+        }
+    }
+    pattern
+}
+
+/// What may stand at a path: the kind of the key, or of the items of its list or map.
+fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<Kind> {
+    let pattern = pattern(path);
+    if sections.iter().any(|section| !section.path.is_empty() && section.path == pattern)
+        && pattern.ends_with("[]")
+    {
+        return Some(Kind::Section(Vec::new()));
+    }
+    let kind_of = |pattern: &str| {
+        let (section, name) = pattern.rsplit_once('.').unwrap_or(("", pattern));
+        let section = sections.iter().find(|known| known.path == section)?;
+        section.keys.iter().find(|key| key.name == name).map(|key| key.kind.clone())
+    };
+    if let Some(list) = pattern.strip_suffix("[]") {
+        return match kind_of(list)? {
+            Kind::List(item) => Some(*item),
+            _ => None,
+        };
+    }
+    kind_of(&pattern).or_else(|| match kind_of(pattern.rsplit_once('.')?.0)? {
+        Kind::Map => Some(Kind::Text),
+        _ => None,
+    })
+}
+
+/// One error of the reader as a problem of the file.
+fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Section]) -> Problem {
+    let error = error.without_snippet();
+    let place = error.location().and_then(known);
+    // What our own types refuse is placed at its key, after the fact; the tree knows the value.
+    let (place, message) = match error {
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            (place, format!("the key \"{key}\" is given twice"))
+        }
+        Error::MultipleDocuments { .. } => {
+            (place, "a second document begins here; the configuration is a single one".to_owned())
+        }
+        Error::SerdeMissingField { field, .. } => (place, format!("the key \"{field}\" is missing")),
+        Error::SerdeUnknownVariant { variant, expected, .. } => {
+            let way_out = match nearest(variant, expected.iter().copied()) {
+                Some(near) => format!(", did you mean \"{near}\"?"),
+                None => kind_at(path, sections).map(|kind| format!("; expected {kind}")).unwrap_or_default(),
+            };
+            (source.position(path), format!("unknown value \"{variant}\"{way_out}"))
+        }
+        // Our own types say what they want.
+        Error::Message { msg, .. } if kind_at(path, sections) != Some(Kind::Address) => {
+            (source.position(path).or(place), msg.clone())
+        }
+        Error::ExpectedMappingEndAfterEnumVariantValue { .. } => {
+            // Told at the first variant, while what is wrong is that it is not the only one.
+            let path = path.parent();
+            let message = mismatch(source, &path, sections).unwrap_or_else(|| wording(error));
+            return source.problem_at(place, &path, message);
+        }
+        Error::Message { .. } | Error::SerdeInvalidType { .. } | Error::SerdeInvalidValue { .. } => {
+            let message = mismatch(source, path, sections).unwrap_or_else(|| wording(error));
+            (source.position(path).or(place), message)
+        }
+        Error::Unexpected { .. }
+        | Error::InvalidScalar { .. }
+        | Error::NullIntoString { .. }
+        | Error::ExpectedStringKeyForExternallyTaggedEnum { .. }
+        | Error::ExternallyTaggedEnumExpectedScalarOrMapping { .. }
+        | Error::UnexpectedValueForUnitEnumVariant { .. } => {
+            (place, mismatch(source, path, sections).unwrap_or_else(|| wording(error)))
+        }
+        _ => (place, wording(error)),
+    };
+    source.problem_at(place, path, message)
+}
+
+fn wording(error: &Error) -> String {
+    DefaultMessageFormatter.format_message(error).into_owned()
+}
+
+/// What should stand at the path, and what does.
+fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option<String> {
+    let kind = if path.steps().is_empty() { Kind::Section(Vec::new()) } else { kind_at(path, sections)? };
+    let found = match (&kind, &source.node(path)?.value) {
+        (Kind::Section(_), Shape::Map(entries)) => match entries.len() {
+            0 => "none".to_owned(),
+            _ => entries.iter().map(|(key, _)| key.value.clone()).collect::<Vec<_>>().join(" and "),
+        },
+        // `env: TOKEN=…`: not for the log.
+        (Kind::Map, Shape::Leaf(text)) if !text.is_empty() => "a single value".to_owned(),
+        (_, shape) => shape.to_string(),
+    };
+    let hint = match (&kind, found.as_str()) {
+        (Kind::Text, "nothing") => "; an empty text is \"\"",
+        (_, "nothing") => "; leave the key out for its default",
+        _ => "",
+    };
+    Some(format!("expected {kind}, found {found}{hint}"))
+}

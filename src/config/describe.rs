@@ -1,0 +1,187 @@
+//! What was understood, readable at a glance.
+
+use std::{cmp::Reverse, fmt::Display};
+
+use super::{Config, LogFormat};
+use crate::domain::{KeepaliveMode, Matcher, Route, Target};
+
+/// The widest that a column may be; together with the gaps, below 110.
+const COLUMNS: [(&str, usize); 6] =
+    [("NAME", 18), ("MATCH", 26), ("TARGET", 26), ("HOLD", 12), ("KEEPALIVE", 10), ("AT A TIME", 9)];
+
+/// Values of these are credentials more often than not.
+const SECRETS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
+
+impl Config {
+    /// What was understood: addresses, limits, and the routes in the order in which they are tried.
+    pub fn describe(&self) -> String {
+        body(self) + &verdict(self, 0)
+    }
+}
+
+/// `ok: 2 routes, 1 warning`
+pub(super) fn verdict(config: &Config, warnings: usize) -> String {
+    let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let routes = count(config.routes.len(), "route");
+    match warnings {
+        0 => format!("ok: {routes}\n"),
+        _ => format!("ok: {routes}, {}\n", count(warnings, "warning")),
+    }
+}
+
+pub(super) fn body(config: &Config) -> String {
+    let limits = &config.limits;
+    let workers = config.workers.map_or("one per core".to_owned(), |workers| workers.to_string());
+    let log = match config.log {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let lines = [
+        ("listen", config.listen.to_string()),
+        ("admin", config.admin.to_string()),
+        ("workers", workers),
+        ("log", log.to_owned()),
+        (
+            "draining",
+            format!("accepts for {}, then ends within {}", config.drain_delay, config.drain_timeout),
+        ),
+        (
+            "limits",
+            format!(
+                "body {}, all bodies {}, head {}, {} connections",
+                limits.max_body_bytes,
+                limits.max_buffered_bytes,
+                limits.max_header_bytes,
+                limits.max_connections
+            ),
+        ),
+        (
+            "time-outs",
+            format!(
+                "head {}, body {}, idle {}, stall {}",
+                limits.header_timeout, limits.body_timeout, limits.idle_timeout, limits.stall_timeout
+            ),
+        ),
+    ];
+    let mut text = lines.map(|(name, value)| format!("{name:<11}{value}\n")).concat();
+    text.push('\n');
+    text.push_str(&table(&in_matching_order(&config.routes)));
+    text.push('\n');
+    text
+}
+
+/// The more specific first, as the router tries them: host, then path, then headers, then model.
+fn in_matching_order(routes: &[Route]) -> Vec<&Route> {
+    let mut routes = routes.iter().collect::<Vec<_>>();
+    routes.sort_by_key(|route| {
+        let Matcher { models, hosts, paths, headers } = &route.matcher;
+        let host = |host: &String| (!host.starts_with("*."), host.len());
+        Reverse((
+            hosts.iter().map(host).max(),
+            paths.iter().map(|path| path.trim_end_matches('/').len()).max().unwrap_or(0),
+            headers.len(),
+            !models.is_empty(),
+        ))
+    });
+    routes
+}
+
+fn table(routes: &[&Route]) -> String {
+    let titles = COLUMNS.map(|(title, _)| vec![title.to_owned()]);
+    let rows = std::iter::once(titles).chain(routes.iter().map(|route| cells(route)));
+    let wrap = |cells: [Vec<String>; 6]| {
+        let mut columns = COLUMNS.into_iter().map(|(_, width)| width);
+        cells.map(|lines| {
+            let width = columns.next().unwrap_or_default();
+            lines.iter().flat_map(|line| wrapped(line, width)).collect::<Vec<_>>()
+        })
+    };
+    let rows = rows.map(wrap).collect::<Vec<_>>();
+
+    let length = |line: &String| line.chars().count();
+    let width = |column: usize| rows.iter().flat_map(|row| row[column].iter().map(length)).max().unwrap_or(0);
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in &rows {
+        for number in 0..row.iter().map(Vec::len).max().unwrap_or(0) {
+            let parts = row.iter().zip(widths).map(|(lines, width)| {
+                let line = lines.get(number).map_or("", String::as_str);
+                format!("{line:<width$}")
+            });
+            text.push_str(parts.collect::<Vec<_>>().join("  ").trim_end());
+            text.push('\n');
+        }
+    }
+    text
+}
+
+fn cells(route: &Route) -> [Vec<String>; 6] {
+    let Route { name, matcher, target, hold, keepalive, concurrency, .. } = route;
+    let target = match target {
+        Target::Process(process) => process.command.join(" "),
+        Target::Url(url) => url.clone(),
+    };
+    let sent = |what: &str| {
+        vec![what.to_owned(), format!("after {}", keepalive.after), format!("every {}", keepalive.interval)]
+    };
+    let keepalive = match keepalive.mode {
+        KeepaliveMode::Off => vec!["off".to_owned()],
+        KeepaliveMode::Comment => sent("comment"),
+        KeepaliveMode::Chunk => sent("chunk"),
+        KeepaliveMode::Whitespace => sent("whitespace"),
+    };
+    let ramp = (concurrency.ramp_start < concurrency.max).then(|| format!("from {}", concurrency.ramp_start));
+    [
+        vec![name.to_string()],
+        matches(matcher),
+        vec![target],
+        vec![
+            format!("{} request{}", hold.max_requests, if hold.max_requests == 1 { "" } else { "s" }),
+            hold.max_bytes.to_string(),
+            hold.timeout.to_string(),
+        ],
+        keepalive,
+        [concurrency.max.to_string()].into_iter().chain(ramp).collect(),
+    ]
+}
+
+fn matches(matcher: &Matcher) -> Vec<String> {
+    let Matcher { models, hosts, paths, headers } = matcher;
+    let kind = |name: &str, values: &[String]| {
+        let plural = if values.len() == 1 { "" } else { "s" };
+        (!values.is_empty()).then(|| format!("{name}{plural} {}", values.join(", ")))
+    };
+    let header = |(name, value): (&String, &String)| {
+        let secret = SECRETS.contains(&name.to_ascii_lowercase().as_str());
+        let value: &dyn Display = if secret { &"…" } else { value };
+        format!("{name}: {value}")
+    };
+    let kinds = [kind("host", hosts), kind("path", paths), kind("model", models)].into_iter().flatten();
+    let lines = kinds.chain(headers.iter().map(header)).collect::<Vec<_>>();
+    if lines.is_empty() { vec!["every request".to_owned()] } else { lines }
+}
+
+/// Breaks a line at spaces; a word that is too long, anywhere. What could move the cursor is blanked.
+fn wrapped(line: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut room = width;
+    for word in line.split(|character: char| character.is_whitespace() || character.is_control()) {
+        let mut word = word.chars().collect::<Vec<_>>();
+        if room < width && word.len() >= room {
+            lines.push(String::new());
+            room = width;
+        }
+        while word.len() > width {
+            lines.extend([word.drain(..width).collect::<String>(), String::new()]);
+        }
+        if word.is_empty() {
+            continue;
+        }
+        let last = lines.len() - 1;
+        let gap = if lines[last].is_empty() { "" } else { " " };
+        lines[last].extend(gap.chars().chain(word.iter().copied()));
+        room = width.saturating_sub(lines[last].chars().count());
+    }
+    lines.retain(|line| !line.is_empty());
+    lines
+}

@@ -1,0 +1,68 @@
+//! From a file to a configuration that holds together, and what is odd about it.
+
+use std::{fs::File, io::Read, path::Path};
+
+use super::{
+    Config, ConfigError, Overrides, Problem, decode::decode, describe, source::KeyPath, validate::validate,
+};
+
+/// A configuration that is valid, with what is odd about it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is legal, yet seldom meant; in the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// For the `check` command: what was understood, or what is wrong.
+pub fn check(path: &Path, overrides: &Overrides) -> Result<String, ConfigError> {
+    let Loaded { config, warnings } = Loaded::load(path, overrides)?;
+    let mut report = describe::body(&config);
+    report.extend(warnings.iter().map(|warning| warning.report("warning")));
+    if !warnings.is_empty() {
+        report.push('\n');
+    }
+    report.push_str(&describe::verdict(&config, warnings.len()));
+    Ok(report)
+}
+
+impl Loaded {
+    /// Reads the file, applies the overrides and validates the result.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let file = path.display().to_string();
+        match read(path) {
+            Ok(text) => Self::parse(&text, &file, overrides),
+            Err(source) => Err(ConfigError::Read { file, source }),
+        }
+    }
+
+    /// As [`Loaded::load`], from a text; `name` stands for the file in errors.
+    pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
+        let (mut config, mut source) = decode(name, text).map_err(ConfigError::Invalid)?;
+        for key in overrides.apply(&mut config) {
+            source.forget(key);
+        }
+        // Who lowers `max` alone means the ramp to end there, not to be told about a default.
+        for (index, route) in config.routes.iter_mut().enumerate() {
+            let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");
+            if source.node(&concurrency.key("rampStart")).is_none() {
+                let concurrency = &mut route.concurrency;
+                concurrency.ramp_start = concurrency.ramp_start.min(concurrency.max);
+            }
+        }
+        let warnings = validate(&config, &source).map_err(ConfigError::Invalid)?;
+        Ok(Self { config, warnings })
+    }
+}
+
+/// A configuration is small: what is not (a device, a model by mistake) shall not fill the memory.
+fn read(path: &Path) -> std::io::Result<String> {
+    const MOST: u64 = 4 << 20;
+    let mut text = String::new();
+    let read = File::open(path)?.take(MOST + 1).read_to_string(&mut text)?;
+    if read as u64 > MOST {
+        return Err(std::io::Error::other("larger than 4MiB, so it is no configuration"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,205 @@
+//! The schema of the file, and its keys section by section: one source for editors, for the documents and for errors.
+
+use std::fmt;
+
+use schemars::{
+    Schema,
+    transform::{Transform, transform_subschemas},
+};
+use serde_json::{Map, Value};
+
+use super::Config;
+
+/// The JSON Schema (draft 2020-12) of the file, pretty-printed, so that editors complete and check it.
+pub fn schema() -> String {
+    format!("{:#}\n", root().to_value())
+}
+
+/// A mapping of the file whose keys are fixed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Where it is, such as `routes[].hold`. Empty for the top level.
+    pub path: String,
+    /// What it is for.
+    pub description: String,
+    /// Whether exactly one of its keys is given.
+    pub either: bool,
+    /// Its keys, in the order of the types.
+    pub keys: Vec<Key>,
+}
+
+/// A key of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The key.
+    pub name: String,
+    /// What may stand there.
+    pub kind: Kind,
+    /// What holds without it, as JSON. None: it must be given, or its absence means something of its own.
+    pub default: Option<Value>,
+    /// Whether it must be given.
+    pub required: bool,
+    /// What it means.
+    pub description: String,
+}
+
+/// What may stand at a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A span of time.
+    Duration,
+    /// A number of bytes.
+    Bytes,
+    /// A whole number, and the least that makes sense.
+    Number(u64),
+    /// `ip:port`.
+    Address,
+    /// Any text.
+    Text,
+    /// One of these words, each with its meaning.
+    Choice(Vec<(String, String)>),
+    /// A list.
+    List(Box<Kind>),
+    /// Texts by names that are free.
+    Map,
+    /// A mapping with fixed keys; those of which exactly one is given if that is the rule.
+    Section(Vec<String>),
+}
+
+/// All sections of the file, each before those within it.
+pub fn sections() -> Vec<Section> {
+    let root = root().to_value();
+    let mut sections = Vec::new();
+    Walk { root: &root, sections: &mut sections }.section(String::new(), &root);
+    sections
+}
+
+fn root() -> Schema {
+    let mut schema = schemars::schema_for!(Config);
+    Unwrap.transform(&mut schema);
+    schema
+}
+
+/// Joins the lines of a description: where the source breaks them is of no meaning.
+struct Unwrap;
+
+impl Transform for Unwrap {
+    fn transform(&mut self, schema: &mut Schema) {
+        if let Some(Value::String(text)) = schema.get_mut("description") {
+            *text = text.replace('\n', " ");
+        }
+        transform_subschemas(self, schema);
+    }
+}
+
+/// Walks a schema in the few shapes that our types give it.
+struct Walk<'a> {
+    root: &'a Value,
+    sections: &'a mut Vec<Section>,
+}
+
+impl<'a> Walk<'a> {
+    fn section(&mut self, path: String, schema: &'a Value) {
+        let description = text(schema, "description");
+        let required = schema["required"].as_array();
+        let variants = schema["oneOf"].as_array().into_iter().flatten();
+        // An enum with values is one object a variant, each with one key; its own description is the key's.
+        let described = variants.flat_map(|variant| {
+            properties(variant).map(|(name, schema)| (name, schema, text(variant, "description")))
+        });
+        let plain = properties(schema).map(|(name, schema)| (name, schema, text(schema, "description")));
+        let properties = plain.chain(described).collect::<Vec<_>>();
+
+        let keys = properties.iter().map(|(name, property, description)| Key {
+            name: (*name).clone(),
+            kind: self.kind(property),
+            default: property.get("default").cloned(),
+            required: required.is_some_and(|names| names.iter().any(|key| *key == **name)),
+            description: description.clone(),
+        });
+        self.sections.push(Section {
+            path: path.clone(),
+            description,
+            either: schema.get("oneOf").is_some(),
+            keys: keys.collect(),
+        });
+
+        for (name, property, _) in properties {
+            let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            match self.kind(property) {
+                Kind::Section(_) => self.section(below, self.resolve(property)),
+                Kind::List(item) if matches!(*item, Kind::Section(_)) => {
+                    self.section(format!("{below}[]"), self.resolve(&property["items"]));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn kind(&self, schema: &'a Value) -> Kind {
+        match schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
+            Some("Duration") => return Kind::Duration,
+            Some("ByteCount") => return Kind::Bytes,
+            _ => {}
+        }
+        let schema = self.resolve(schema);
+        if let Some(variants) = schema["oneOf"].as_array() {
+            let words = variants.iter().filter_map(|variant| {
+                Some((variant["const"].as_str()?.to_owned(), text(variant, "description")))
+            });
+            let words = words.collect::<Vec<_>>();
+            return if words.is_empty() {
+                let names = variants.iter().flat_map(properties).map(|(name, _)| name.clone());
+                Kind::Section(names.collect())
+            } else {
+                Kind::Choice(words)
+            };
+        }
+        // What may be left out is `["string", "null"]`.
+        let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
+        match kind {
+            Some("integer") => Kind::Number(schema["minimum"].as_u64().unwrap_or(0)),
+            Some("array") => Kind::List(Box::new(self.kind(&schema["items"]))),
+            Some("object") if schema.get("properties").is_some() => Kind::Section(Vec::new()),
+            Some("object") => Kind::Map,
+            _ if schema["format"] == "ip:port" => Kind::Address,
+            _ => Kind::Text,
+        }
+    }
+
+    fn resolve(&self, schema: &'a Value) -> &'a Value {
+        let target = schema["$ref"].as_str().and_then(|name| self.root.pointer(name.strip_prefix('#')?));
+        target.unwrap_or(schema)
+    }
+}
+
+fn text(schema: &Value, key: &str) -> String {
+    schema[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn properties(schema: &Value) -> impl Iterator<Item = (&String, &Value)> {
+    schema["properties"].as_object().into_iter().flat_map(Map::iter)
+}
+
+// === impl Kind ===
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = |names: &mut dyn Iterator<Item = &String>| {
+            names.map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+        };
+        match self {
+            Self::Duration => f.write_str("a number and a unit, such as 100ms, 20s or 15m"),
+            Self::Bytes => f.write_str("a number of bytes, such as 512KiB, 64MiB or 1GiB"),
+            Self::Number(0) => f.write_str("a whole number"),
+            Self::Number(least) => write!(f, "a whole number, at least {least}"),
+            Self::Address => f.write_str("an address and a port, such as 127.0.0.1:8080 or [::]:8080"),
+            Self::Text => f.write_str("a text"),
+            Self::Choice(choices) => write!(f, "one of {}", words(&mut choices.iter().map(|(word, _)| word))),
+            Self::List(_) => f.write_str("a list"),
+            Self::Map => f.write_str("names with values"),
+            Self::Section(either) if either.is_empty() => f.write_str("keys with values"),
+            Self::Section(either) => write!(f, "exactly one of the keys {}", words(&mut either.iter())),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Where the keys of a file are: its tree with the place of each node, and paths through it.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use serde_saphyr::{Location, Spanned};
+
+use super::error::{Position, Problem};
+
+/// A file that was read: what it is called, its lines, and where its keys are.
+pub(super) struct Source<'a> {
+    name: &'a str,
+    text: &'a str,
+    root: Node,
+}
+
+/// The way to a key, shown as `routes[0].hold.maxRequests`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeyPath(Vec<Step>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Key(String),
+    Index(usize),
+}
+
+pub(super) type Node = Spanned<Shape>;
+
+/// What a node is. A second reading of the text keeps it, as the types of the first have no places.
+pub(super) enum Shape {
+    /// A scalar as it is shown to people.
+    Leaf(String),
+    List(Vec<Node>),
+    Map(Vec<(Spanned<String>, Node)>),
+}
+
+// === impl Source ===
+
+impl<'a> Source<'a> {
+    pub(super) fn new(name: &'a str, text: &'a str) -> Self {
+        let unknown = Location::UNKNOWN;
+        Self { name, text, root: Spanned::new(Shape::Map(Vec::new()), unknown, unknown) }
+    }
+
+    pub(super) fn with_root(self, root: Node) -> Self {
+        Self { root, ..self }
+    }
+
+    pub(super) fn root(&self) -> &Node {
+        &self.root
+    }
+
+    /// Forgets a key of the top level, because something else has overridden it.
+    pub(super) fn forget(&mut self, key: &str) {
+        if let Shape::Map(entries) = &mut self.root.value {
+            entries.retain(|(name, _)| name.value != key);
+        }
+    }
+
+    /// The node at a path, if the file has it.
+    pub(super) fn node(&self, path: &KeyPath) -> Option<&Node> {
+        path.0.iter().try_fold(&self.root, |node, step| Some(node.value.child(step)?.0))
+    }
+
+    /// The place of a path: of its value if that is a scalar, of its key otherwise; of the nearest key above it if
+    /// the file leaves it to its default.
+    pub(super) fn position(&self, path: &KeyPath) -> Option<Position> {
+        let mut node = &self.root;
+        let mut place = None;
+        for step in &path.0 {
+            let Some((child, key)) = node.value.child(step) else { break };
+            place = match child.value {
+                Shape::Leaf(_) => Some(child.referenced),
+                _ => Some(key.unwrap_or(child.referenced)),
+            };
+            node = child;
+        }
+        place.and_then(known)
+    }
+
+    /// A problem with the key at a path.
+    pub(super) fn problem(&self, path: &KeyPath, message: impl Into<String>) -> Problem {
+        self.problem_at(self.position(path), path, message)
+    }
+
+    /// A problem at a place that is not the path's own.
+    pub(super) fn problem_at(
+        &self,
+        position: Option<Position>,
+        path: &KeyPath,
+        message: impl Into<String>,
+    ) -> Problem {
+        let index = position.and_then(|position| usize::try_from(position.line.checked_sub(1)?).ok());
+        Problem {
+            file: self.name.to_owned(),
+            position,
+            key: path.to_string(),
+            message: message.into(),
+            line: index.and_then(|index| self.text.lines().nth(index)).map(str::to_owned),
+        }
+    }
+}
+
+/// The place, unless the reader does not know it.
+pub(super) fn known(location: Location) -> Option<Position> {
+    (location.line() > 0).then(|| Position { line: location.line(), column: location.column() })
+}
+
+// === impl KeyPath ===
+
+impl KeyPath {
+    pub(super) fn key(&self, name: impl Into<String>) -> Self {
+        self.step(Step::Key(name.into()))
+    }
+
+    pub(super) fn index(&self, index: usize) -> Self {
+        self.step(Step::Index(index))
+    }
+
+    pub(super) fn parent(&self) -> Self {
+        Self(self.0[..self.0.len().saturating_sub(1)].to_vec())
+    }
+
+    fn step(&self, step: Step) -> Self {
+        Self(self.0.iter().cloned().chain([step]).collect())
+    }
+
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.0
+    }
+}
+
+impl From<serde_path_to_error::Path> for KeyPath {
+    fn from(path: serde_path_to_error::Path) -> Self {
+        use serde_path_to_error::Segment;
+        let steps = path.iter().filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(Step::Index(*index)),
+            Segment::Map { key } | Segment::Enum { variant: key } => Some(Step::Key(key.clone())),
+            Segment::Unknown => None,
+        });
+        Self(steps.collect())
+    }
+}
+
+impl fmt::Display for KeyPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Key(name) if number == 0 => f.write_str(name)?,
+                Step::Key(name) => write!(f, ".{name}")?,
+                Step::Index(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl Shape ===
+
+impl Shape {
+    /// The child, and where its key is if it has one.
+    fn child(&self, step: &Step) -> Option<(&Node, Option<Location>)> {
+        match (self, step) {
+            (Self::List(items), Step::Index(index)) => Some((items.get(*index)?, None)),
+            (Self::Map(entries), Step::Key(name)) => entries
+                .iter()
+                .find(|(key, _)| key.value == *name)
+                .map(|(key, child)| (child, Some(key.referenced))),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Leaf(text) if text.is_empty() => f.write_str("nothing"),
+            Self::Leaf(text) => f.write_str(text),
+            Self::List(_) => f.write_str("a list"),
+            Self::Map(_) => f.write_str("keys with values"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Shape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a scalar, a list or a mapping")
+            }
+
+            fn visit_unit<E>(self) -> Result<Shape, E> {
+                Ok(Shape::Leaf(String::new()))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Shape, E> {
+                Ok(Shape::Leaf(value.to_string()))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Shape, E> {
+                Ok(Shape::Leaf(value.to_string()))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Shape, E> {
+                Ok(Shape::Leaf(value.to_string()))
+            }
+
+            fn visit_i128<E>(self, value: i128) -> Result<Shape, E> {
+                Ok(Shape::Leaf(value.to_string()))
+            }
+
+            fn visit_u128<E>(self, value: u128) -> Result<Shape, E> {
+                Ok(Shape::Leaf(value.to_string()))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Shape, E> {
+                Ok(Shape::Leaf(value.to_string()))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
+                Ok(Shape::Leaf(format!("\"{value}\"")))
+            }
+
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<Shape, E> {
+                Ok(Shape::Leaf("binary data".to_owned()))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut access: A) -> Result<Shape, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = access.next_element()? {
+                    items.push(item);
+                }
+                Ok(Shape::List(items))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut access: A) -> Result<Shape, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = access.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Shape::Map(entries))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}

@@ -1,0 +1,128 @@
+//! Whether a configuration holds together: what types cannot say. All problems are found, not only the first.
+
+mod matching;
+mod route;
+mod target;
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{
+    Config, Limits,
+    error::Problem,
+    source::{KeyPath, Source},
+};
+use crate::domain::{ByteCount, Period};
+
+/// Fails with everything that is wrong; else returns what is odd.
+pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
+    let mut checker = Checker { config, source, errors: Vec::new(), warnings: Vec::new() };
+    checker.top_level();
+    checker.limits();
+    for (index, route) in config.routes.iter().enumerate() {
+        checker.route(route, &KeyPath::default().key("routes").index(index));
+    }
+    checker.overlaps();
+
+    let Checker { mut errors, mut warnings, .. } = checker;
+    // Stable, so that what has no place of its own stays in the order in which it was found.
+    errors.sort_by_key(|problem| problem.position);
+    warnings.sort_by_key(|problem| problem.position);
+    if errors.is_empty() { Ok(warnings) } else { Err(errors) }
+}
+
+struct Checker<'a> {
+    config: &'a Config,
+    source: &'a Source<'a>,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+// === impl Checker ===
+
+impl Checker<'_> {
+    fn error(&mut self, path: &KeyPath, message: impl Into<String>) {
+        self.errors.push(self.source.problem(path, message));
+    }
+
+    fn warn(&mut self, path: &KeyPath, message: impl Into<String>) {
+        self.warnings.push(self.source.problem(path, message));
+    }
+
+    fn top_level(&mut self) {
+        let root = KeyPath::default();
+        let Config { listen, admin, workers, drain_delay, drain_timeout, .. } = self.config;
+        if clash(*listen, *admin) {
+            let message = format!("{admin} is taken by listen, {listen}; give the two different ports");
+            self.error(&root.key("admin"), message);
+        }
+        if workers.is_some_and(|workers| workers.get() > 1024) {
+            self.error(&root.key("workers"), "must be at most 1024; one per core serves best");
+        }
+        self.at_most_a_month(&root.key("drainDelay"), *drain_delay);
+        self.at_most_a_month(&root.key("drainTimeout"), *drain_timeout);
+        if self.config.routes.is_empty() {
+            let message = "there is no route, so nothing could be served; add one with a name and a target";
+            self.error(&root.key("routes"), message);
+        }
+    }
+
+    fn limits(&mut self) {
+        let path = KeyPath::default().key("limits");
+        let Limits {
+            max_body_bytes,
+            max_buffered_bytes,
+            max_connections,
+            max_header_bytes,
+            header_timeout,
+            body_timeout,
+            idle_timeout,
+            stall_timeout,
+        } = self.config.limits;
+
+        self.positive(&path.key("maxBodyBytes"), max_body_bytes.get());
+        self.positive(&path.key("maxConnections"), max_connections);
+        if max_buffered_bytes < max_body_bytes {
+            let message = format!(
+                "{max_buffered_bytes} is less than maxBodyBytes, {max_body_bytes}: a body of that size could never \
+                 be taken in; raise this or lower that"
+            );
+            self.error(&path.key("maxBufferedBytes"), message);
+        }
+        let (least, most) = (ByteCount::bytes(8 << 10), ByteCount::mebibytes(16));
+        if !(least..=most).contains(&max_header_bytes) {
+            let message = format!("{max_header_bytes} is out of bounds; choose {least} to {most}");
+            self.error(&path.key("maxHeaderBytes"), message);
+        }
+        self.period(&path.key("headerTimeout"), header_timeout);
+        self.period(&path.key("bodyTimeout"), body_timeout);
+        self.period(&path.key("idleTimeout"), idle_timeout);
+        self.period(&path.key("stallTimeout"), stall_timeout);
+    }
+
+    fn positive(&mut self, path: &KeyPath, value: usize) {
+        if value == 0 {
+            self.error(path, "must be at least 1");
+        }
+    }
+
+    /// A period that must last, as a zero would spin, or refuse everything.
+    fn period(&mut self, path: &KeyPath, period: Period) {
+        if period.get().is_zero() {
+            self.error(path, "must be more than zero");
+        }
+        self.at_most_a_month(path, period);
+    }
+
+    /// Clocks overflow somewhere; far below that, it is a slip of the unit.
+    fn at_most_a_month(&mut self, path: &KeyPath, period: Period) {
+        if period.get() > Duration::from_secs(30 * 24 * 60 * 60) {
+            self.error(path, "is too long; choose at most 30d");
+        }
+    }
+}
+
+/// Whether two sockets cannot both be bound.
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || everywhere)
+}

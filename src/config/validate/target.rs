@@ -1,0 +1,123 @@
+//! What scales from zero, and whether it can be reached.
+
+use std::{
+    env,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
+
+use http::Uri;
+
+use super::Checker;
+use crate::{config::source::KeyPath, domain::ProcessTarget};
+
+impl Checker<'_> {
+    pub(super) fn process(&mut self, process: &ProcessTarget, path: &KeyPath) {
+        let texts = || process.command.iter().chain(process.env.values());
+        match process.command.first().map(String::as_str) {
+            None | Some("") => self.error(&path.key("command"), "names no program to start"),
+            Some(_) if !texts().any(|text| text.contains("{port}")) => {
+                let message = "\"{port}\" is nowhere in it, nor in env: the server could not know its port; add it, \
+                               as in --port \"{port}\"";
+                self.error(&path.key("command"), message);
+            }
+            Some(program) => self.program(process, program, path),
+        }
+        if texts().any(|text| text.contains('\0')) {
+            self.error(path, "has a NUL character, which no process can be given");
+        }
+        for name in process.env.keys() {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                let message = format!("\"{name}\" is not the name of a variable");
+                self.error(&path.key("env").key(name), message);
+            }
+        }
+        self.at_most_a_month(&path.key("idleTimeout"), process.idle_timeout);
+        self.at_most_a_month(&path.key("stopTimeout"), process.stop_timeout);
+        if process.idle_timeout.get().is_zero() {
+            let message = "is zero: the server is stopped after every request, and loads again for the next";
+            self.warn(&path.key("idleTimeout"), message);
+        }
+    }
+
+    /// Only warnings: the file may be checked on another machine than the one that it is for.
+    fn program(&mut self, process: &ProcessTarget, program: &str, path: &KeyPath) {
+        let directory = process.directory.as_deref().map(Path::new);
+        if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
+            let message = format!("there is no folder {} on this machine", missing.display());
+            self.warn(&path.key("directory"), message);
+        }
+        let place = path.key("command").index(0);
+        if program.contains('/') {
+            if !executable(&directory.unwrap_or(Path::new(".")).join(program)) {
+                self.warn(&place, format!("there is no program {program} on this machine"));
+            }
+            return;
+        }
+        let search =
+            process.env.get("PATH").map(Into::into).or_else(|| env::var_os("PATH")).unwrap_or_default();
+        if !env::split_paths(&search).any(|folder| executable(&folder.join(program))) {
+            self.warn(&place, format!("the command {program} is not found on this machine's PATH"));
+        }
+    }
+
+    pub(super) fn url(&mut self, url: &str, path: &KeyPath) {
+        let error = match url.parse::<Uri>() {
+            // First, and without the URL: there is a password in it, and this goes to the log.
+            _ if url.contains('@') => {
+                let message = "has a user in it; clients send their own credentials, write http://host:port";
+                Some(message.to_owned())
+            }
+            Err(error) => Some(format!("\"{url}\" is not a URL ({error}); write http://host:port")),
+            Ok(uri) => self.refused(url, &uri),
+        };
+        if let Some(message) = error {
+            self.error(path, message);
+        }
+    }
+
+    fn refused(&self, url: &str, uri: &Uri) -> Option<String> {
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Some(format!("\"{url}\" is not a whole URL; write http://host:port"));
+        };
+        match scheme {
+            "http" => {}
+            "https" => {
+                let message = "https is not supported yet; put a gateway that speaks TLS to the server in between, and \
+                               name its http address here";
+                return Some(message.to_owned());
+            }
+            _ => return Some(format!("\"{scheme}\" is not supported; write http://host:port")),
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || url.contains('#') {
+            let message =
+                format!("has more than an address; requests keep their own path, write http://{authority}");
+            return Some(message);
+        }
+        let host = uri.host().unwrap_or_default();
+        // A port that is no number from 1 to 65535 is none to the parser.
+        let port = uri.port_u16().or((authority.as_str() == host).then_some(80)).unwrap_or(0);
+        if host.is_empty() || port == 0 {
+            return Some(format!("\"{url}\" names no host and port to connect to; write http://host:port"));
+        }
+        let own = [("listen", self.config.listen), ("admin", self.config.admin)];
+        let (name, address) = own.into_iter().find(|(_, address)| reaches(host, port, *address))?;
+        Some(format!("\"{url}\" is our own {name} address, {address}; name the model server"))
+    }
+}
+
+/// Whether a connection to the host and port comes out at the address, as far as can be told without a resolver.
+fn reaches(host: &str, port: u16, address: SocketAddr) -> bool {
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    let (loopback, here) = match ip {
+        Ok(ip) => (ip.is_loopback() || ip.is_unspecified(), ip == address.ip()),
+        Err(_) => (host.eq_ignore_ascii_case("localhost"), false),
+    };
+    let wide = address.ip().is_unspecified() || (ip.is_err() && address.ip().is_loopback());
+    port == address.port() && (here || (loopback && wide))
+}
+
+fn executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}

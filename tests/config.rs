@@ -1,0 +1,275 @@
+//! The configuration file from outside: what it accepts, what it says to what it does not, and its documents.
+
+// The exemption for tests knows functions marked as such, not the helpers of a test file.
+#![allow(clippy::unwrap_used)]
+
+#[path = "config/docs.rs"]
+mod docs;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anteroom::{
+    config::{self, Config, ConfigError, Loaded, LogFormat, Overrides},
+    domain::{Period, Target},
+};
+use clap::{Parser, error::ErrorKind};
+use proptest::prelude::*;
+
+const ROUTE: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:8000 } }]\n";
+
+/// Compares with a file, or writes it if `UPDATE_DOCS` is set.
+fn same_as_file(path: &Path, actual: &str) {
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(path, actual).unwrap();
+    }
+    let expected = fs::read_to_string(path).unwrap_or_default();
+    assert!(
+        expected == actual,
+        "{} differs; if the new text is right: UPDATE_DOCS=1 cargo test --test config\n--- now:\n{actual}",
+        path.display()
+    );
+}
+
+fn in_tree(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The files of a folder, each with where the expected text is.
+fn fixtures(folder: &str) -> Vec<(String, String, PathBuf)> {
+    let mut paths =
+        fs::read_dir(in_tree(folder)).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
+    paths.sort();
+    assert!(!paths.is_empty());
+    let fixture = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, fs::read_to_string(&path).unwrap(), path.with_extension("txt"))
+    };
+    paths.into_iter().map(fixture).collect()
+}
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+fn overrides(arguments: &[&str]) -> Overrides {
+    Arguments::try_parse_from([&["anteroom"], arguments].concat()).unwrap().overrides
+}
+
+#[test]
+fn bad_files_are_told_what_is_wrong_where_and_the_way_out() {
+    for (name, text, expected) in fixtures("tests/config/bad") {
+        let error = Config::parse(&text, &name).expect_err(&name);
+        assert!(!error.problems().is_empty(), "{name}");
+        assert_eq!(error.to_string().lines().count(), error.problems().len(), "{name}: one line a problem");
+        assert!(!error.to_string().contains("secret"), "{name}: this goes to the log");
+        same_as_file(&expected, &error.report());
+    }
+}
+
+#[test]
+fn good_files_are_described() {
+    for (name, text, expected) in fixtures("tests/config/good") {
+        let path = expected.with_extension("yaml");
+        let report = config::check(&path, &Overrides::default()).expect(&name);
+        assert!(report.lines().last().unwrap().starts_with("ok: "), "{name}");
+        let description = Config::parse(&text, &name).unwrap().describe();
+        assert!(description.lines().all(|line| line.chars().count() <= 110), "{name}: {description}");
+        same_as_file(&expected, &report.replace(path.to_str().unwrap(), &name));
+    }
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let config = Config::parse(ROUTE, "a.yaml").unwrap();
+    assert_eq!(Config { routes: Vec::new(), ..config.clone() }, Config::default());
+    assert_eq!(config.routes[0].hold.max_requests, 256);
+    assert_eq!(config.routes[0].target, Target::Url("http://127.0.0.1:8000".into()));
+}
+
+#[test]
+fn the_example_states_the_defaults_and_suits_the_schema() {
+    let text = fs::read_to_string(in_tree("docs/example.yaml")).unwrap();
+    let config = Config::parse(&text, "docs/example.yaml").unwrap();
+    assert_eq!(config.limits, Config::default().limits);
+    assert_eq!(config.routes[0].policy(), config.routes[1].policy());
+
+    let schema = serde_json::from_str(&config::schema()).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let example = serde_saphyr::from_str::<serde_json::Value>(&text).unwrap();
+    validator.validate(&example).unwrap();
+    // And what we write ourselves suits it too.
+    validator.validate(&serde_json::to_value(&config).unwrap()).unwrap();
+    for wrong in ["listn: 127.0.0.1:1", "drainDelay: 5", "log: xml", "routes: [{ name: a, target: {} }]"] {
+        assert!(!validator.is_valid(&serde_saphyr::from_str(wrong).unwrap()), "{wrong}");
+    }
+}
+
+#[test]
+fn every_key_of_the_file_is_in_the_example() {
+    let text = fs::read_to_string(in_tree("docs/example.yaml")).unwrap();
+    for key in config::sections().iter().flat_map(|section| &section.keys) {
+        assert!(text.contains(&format!("{}:", key.name)), "{} is not in the example", key.name);
+    }
+}
+
+#[test]
+fn every_key_has_a_meaning() {
+    for section in config::sections() {
+        for key in section.keys {
+            assert!(!key.description.is_empty(), "{}.{} has none", section.path, key.name);
+        }
+    }
+}
+
+#[test]
+fn the_documents_are_what_the_schema_says() {
+    let path = in_tree("docs/configuration.md");
+    let now = fs::read_to_string(&path).unwrap_or_default();
+    let example = fs::read_to_string(in_tree("docs/example.yaml")).unwrap();
+    same_as_file(&path, &docs::configuration(&config::sections(), &example, &now));
+}
+
+#[test]
+fn flags_beat_the_file_and_are_validated_with_it() {
+    let text = format!("listen: 127.0.0.1:1\nlog: json\n{ROUTE}");
+    let given = overrides(&[
+        "--listen=127.0.0.1:0",
+        "--admin=127.0.0.1:0",
+        "--workers=3",
+        "--drain-delay=0",
+        "--drain-timeout=1m",
+        "--log-format=text",
+    ]);
+    let config = Loaded::parse(&text, "a.yaml", &given).unwrap().config;
+    assert_eq!(config.listen, "127.0.0.1:0".parse().unwrap());
+    assert_eq!(config.admin, "127.0.0.1:0".parse().unwrap());
+    assert_eq!(config.workers.unwrap().get(), 3);
+    assert_eq!((config.drain_delay, config.drain_timeout), (Period::from_secs(0), Period::from_secs(60)));
+    assert_eq!(config.log, LogFormat::Text);
+
+    // The file's own address was fine: the error does not point at it.
+    let error = Loaded::parse(&text, "a.yaml", &overrides(&["--listen=0.0.0.0:8081"])).unwrap_err();
+    let message =
+        "a.yaml: admin: 127.0.0.1:8081 is taken by listen, 0.0.0.0:8081; give the two different ports";
+    assert_eq!(error.to_string(), message);
+
+    let error = Arguments::try_parse_from(["anteroom", "--drain-delay=5"]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ValueValidation);
+    assert!(error.to_string().contains("100ms, 20s or 15m"), "{error}");
+}
+
+#[test]
+fn every_override_has_help_and_a_variable() {
+    use clap::CommandFactory;
+    for argument in Arguments::command().get_arguments() {
+        let variable = argument.get_env().unwrap().to_str().unwrap();
+        let flag = argument.get_long().unwrap();
+        assert_eq!(variable, format!("ANTEROOM_{}", flag.to_uppercase().replace('-', "_")));
+        assert!(argument.get_help().is_some(), "{flag}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read_say_so() {
+    let missing = config::check(Path::new("/nowhere/a.yaml"), &Overrides::default()).unwrap_err();
+    let message = "/nowhere/a.yaml: cannot be read: No such file or directory (os error 2); \
+                   name another file with --config";
+    assert_eq!(missing.to_string(), message);
+    let endless = Config::load(Path::new("/dev/zero"), &Overrides::default()).unwrap_err();
+    assert!(endless.to_string().contains("larger than 4MiB"), "{endless}");
+    let folder = Config::load(Path::new("/"), &Overrides::default()).unwrap_err();
+    assert!(matches!(folder, ConfigError::Read { .. }), "{folder}");
+}
+
+#[test]
+fn an_alias_bomb_ends_at_once() {
+    let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..9 {
+        let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
+        text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+    }
+    let error = Config::parse(&text, "bomb.yaml").unwrap_err();
+    assert!(error.to_string().contains("budget"), "{error}");
+}
+
+/// Texts that look like a configuration for long enough to get past the first step.
+fn like_a_file() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        "[a-zA-Z]{1,8}",
+        prop::sample::select(vec![
+            "listen",
+            "limits",
+            "routes",
+            "name",
+            "match",
+            "target",
+            "url",
+            "process",
+            "command",
+            "hold",
+            "headers",
+            "hosts",
+            "paths",
+            "\"{port}\"",
+            "http://a:80",
+            "[",
+            "]",
+            "{",
+            "}",
+            "&a",
+            "*a",
+            "<<",
+            "0",
+            "-1",
+            "5s",
+            "1e9",
+            "~",
+            "9999999999999999d",
+            "18446744073709551616",
+            "!!binary",
+            "| ",
+            "\u{1F680}",
+            "\"",
+            "'",
+            "off",
+            ".nan",
+        ])
+        .prop_map(str::to_owned),
+    ];
+    let line = (0usize..8, prop_oneof![Just(""), Just("- ")], word.clone(), word)
+        .prop_map(|(indent, item, key, value)| format!("{:indent$}{item}{key}: {value}\n", ""));
+    prop::collection::vec(line, 0..12).prop_map(|lines| lines.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_text_makes_it_panic(text in prop_oneof![any::<String>(), like_a_file()]) {
+        if let Err(error) = Config::parse(&text, "a.yaml") {
+            prop_assert!(!error.report().is_empty());
+        }
+    }
+
+    #[test]
+    fn no_value_makes_it_panic(value in any::<String>(), key in 0usize..8) {
+        let value = serde_json::to_string(&value).unwrap();
+        let mut places = [const { "x" }; 8].map(str::to_owned);
+        places[key] = value;
+        let [name, model, host, path, header, content, url, readiness] = places;
+        let text = format!(
+            "routes: [{{ name: {name}, match: {{ models: [{model}], hosts: [{host}], paths: [{path}], \
+             headers: {{ {header}: {content} }} }}, target: {{ url: {url} }}, readiness: {{ path: {readiness} }} }}]"
+        );
+        match Config::parse(&text, "a.yaml") {
+            Ok(config) => prop_assert!(!config.describe().is_empty()),
+            Err(error) => prop_assert!(!error.report().is_empty()),
+        }
+    }
+}
