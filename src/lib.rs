@@ -10,6 +10,7 @@ pub mod hold;
 pub mod openai;
 pub mod pick;
 pub mod proxy;
+pub mod sim;
 pub mod state;
 pub mod telemetry;
 pub mod upstream;
