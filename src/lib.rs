@@ -1,5 +1,6 @@
 //! Anteroom: a waiting room in front of LLM serving that scales to zero without losing a request.
 
+pub mod admin;
 pub mod admission;
 pub mod coldstart;
 pub mod config;

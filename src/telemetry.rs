@@ -5,7 +5,7 @@ mod histogram;
 mod logs;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, status_slot};
-pub use histogram::{BUCKETS, Histogram};
+pub use histogram::{BUCKETS, Histogram, Summed};
 pub use logs::init_logs;
 
 use std::cell::Cell;

@@ -114,6 +114,12 @@ type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
 
 // === impl Shared ===
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("budget", &self.budget).finish_non_exhaustive()
+    }
+}
+
 impl Shared {
     /// No routes yet.
     pub fn new(limits: Limits) -> Arc<Self> {

@@ -1,0 +1,94 @@
+//! The admin listener: metrics, probes and the JSON API. It reads handles and changes nothing.
+
+mod api;
+mod metrics;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use prometheus_client::registry::Registry;
+use serde::Deserialize;
+
+use crate::{coldstart::ColdStarts, proxy::Shared};
+pub use api::RouteStatus;
+pub use metrics::ColdStartMetrics;
+
+/// What the admin listener shows.
+#[derive(Clone)]
+pub struct Admin {
+    shared: Arc<Shared>,
+    cold_starts: Arc<ColdStarts>,
+    draining: Arc<AtomicBool>,
+    registry: Arc<Registry>,
+}
+
+#[derive(Deserialize)]
+struct ColdStartQuery {
+    route: Option<String>,
+    limit: Option<usize>,
+}
+
+// === impl Admin ===
+
+impl Admin {
+    /// Shows these.
+    pub fn new(
+        shared: Arc<Shared>,
+        cold_starts: Arc<ColdStarts>,
+        cold_start_metrics: &ColdStartMetrics,
+        draining: Arc<AtomicBool>,
+    ) -> Self {
+        let registry = Arc::new(metrics::registry(shared.clone(), cold_start_metrics));
+        Self { shared, cold_starts, draining, registry }
+    }
+
+    /// The routes of the admin listener.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/metrics", get(scrape))
+            .route("/livez", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .route("/api/v1/routes", get(routes))
+            .route("/api/v1/cold-starts", get(cold_starts))
+            .with_state(self)
+    }
+}
+
+async fn scrape(State(admin): State<Admin>) -> Response {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &admin.registry) {
+        Ok(()) => ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
+    match admin.draining.load(Ordering::Relaxed) {
+        false => (StatusCode::OK, "ok\n"),
+        true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+    }
+}
+
+async fn routes(State(admin): State<Admin>) -> Json<serde_json::Value> {
+    let table = admin.shared.table.load();
+    let routes: Vec<_> = table.gates().iter().map(|gate| RouteStatus::of(gate)).collect();
+    Json(serde_json::json!({ "routes": routes }))
+}
+
+async fn cold_starts(
+    State(admin): State<Admin>,
+    Query(query): Query<ColdStartQuery>,
+) -> Json<serde_json::Value> {
+    let recent = admin.cold_starts.recent(query.route.as_deref(), query.limit.unwrap_or(20));
+    Json(serde_json::json!({ "cold_starts": recent }))
+}

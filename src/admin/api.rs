@@ -1,0 +1,112 @@
+//! What `GET /api/v1/routes` says of a route.
+
+use serde::Serialize;
+
+use crate::{
+    admission::Gate,
+    coldstart::{ColdStart, Phase},
+    domain::RouteKey,
+    state::Status,
+};
+
+/// A route as it is now.
+#[derive(Clone, Debug, Serialize)]
+pub struct RouteStatus {
+    /// Its name.
+    pub name: RouteKey,
+    /// `idle`, `starting`, `ready`, `stopping` or `failed`.
+    pub state: &'static str,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The phase of the cold start that runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// What is left of it, as far as history tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_left_ms: Option<f64>,
+    /// The cold start that runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cold_start: Option<ColdStart>,
+    /// Held requests.
+    pub held: usize,
+    /// Bytes of held bodies.
+    pub held_bytes: usize,
+    /// How long the oldest of them has waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_held_ms: Option<f64>,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Where requests go.
+    pub endpoints: Vec<EndpointStatus>,
+    /// What bounds it.
+    pub limits: LimitsStatus,
+}
+
+/// An endpoint as it is now.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus {
+    /// `host:port`.
+    pub address: String,
+    /// Whether it takes requests.
+    pub ready: bool,
+    /// Requests in flight on it.
+    pub in_flight: u32,
+    /// How many it may have now.
+    pub limit: u32,
+}
+
+/// The limits of a route.
+#[derive(Clone, Debug, Serialize)]
+pub struct LimitsStatus {
+    /// `hold.maxRequests`.
+    pub hold_max_requests: usize,
+    /// `hold.maxBytes`.
+    pub hold_max_bytes: usize,
+    /// `hold.timeout`.
+    pub hold_timeout_ms: f64,
+    /// `concurrency.max`.
+    pub concurrency_max: u32,
+}
+
+impl RouteStatus {
+    /// The route of this gate.
+    pub fn of(gate: &Gate) -> Self {
+        let policy = gate.policy();
+        let status = gate.target().status();
+        let cold_start = gate.cold_starts().current();
+        let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+        Self {
+            name: gate.key().clone(),
+            state: status.name(),
+            reason: match status {
+                Status::Failed(reason) => Some(reason.to_string()),
+                _ => None,
+            },
+            phase: gate.cold_starts().phase().map(|(phase, _)| phase),
+            time_left_ms: cold_start.as_ref().and_then(|_| gate.cold_starts().time_left()).map(ms),
+            cold_start,
+            held: gate.held(),
+            held_bytes: gate.held_bytes(),
+            oldest_held_ms: gate.oldest_held().map(ms),
+            in_flight: gate.in_flight(),
+            endpoints: gate
+                .target()
+                .endpoints()
+                .iter()
+                .map(|endpoint| EndpointStatus {
+                    address: endpoint.address().to_owned(),
+                    ready: endpoint.is_ready(),
+                    in_flight: endpoint.in_flight(),
+                    limit: endpoint.limit(),
+                })
+                .collect(),
+            limits: LimitsStatus {
+                hold_max_requests: policy.hold.max_requests,
+                hold_max_bytes: policy.hold.max_bytes.get(),
+                hold_timeout_ms: ms(policy.hold.timeout.get()),
+                concurrency_max: policy.concurrency.max,
+            },
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The metrics, in the OpenMetrics format. What exists is read when it is scraped; only cold starts are counted as
+//! they end.
+
+use std::{fmt, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
+    metrics::{MetricType, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use crate::{
+    admission::Gate,
+    coldstart::ColdStart,
+    error::{Outcome, Refusal},
+    proxy::Shared,
+    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, Summed},
+};
+
+/// What is counted of cold starts when they end.
+#[derive(Clone, Debug)]
+pub struct ColdStartMetrics {
+    duration: Histograms,
+    phases: Histograms,
+}
+
+type Histograms = Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>;
+
+#[derive(Debug)]
+struct Routes(Arc<Shared>);
+
+type Labels<'a> = Vec<(&'static str, &'a str)>;
+
+/// The route label of requests that belong to no route.
+const UNROUTED: &str = "";
+
+// === impl ColdStartMetrics ===
+
+impl Default for ColdStartMetrics {
+    fn default() -> Self {
+        let histogram = || Histogram::new(BUCKETS);
+        Self {
+            duration: Family::new_with_constructor(histogram),
+            phases: Family::new_with_constructor(histogram),
+        }
+    }
+}
+
+impl ColdStartMetrics {
+    /// Counts a cold start that has ended.
+    pub fn record(&self, cold_start: &ColdStart) {
+        let route = ("route", cold_start.route.to_string());
+        if let Some(outcome) = cold_start.outcome {
+            let labels = vec![route.clone(), ("outcome", outcome.name().into())];
+            self.duration.get_or_create(&labels).observe(cold_start.total_ms / 1e3);
+        }
+        for span in &cold_start.phases {
+            let labels = vec![route.clone(), ("phase", span.name.name().into())];
+            self.phases.get_or_create(&labels).observe(span.duration_ms / 1e3);
+        }
+    }
+}
+
+/// Everything that `/metrics` shows.
+pub(super) fn registry(shared: Arc<Shared>, cold_starts: &ColdStartMetrics) -> Registry {
+    let mut registry = Registry::with_prefix("anteroom");
+    registry.register_collector(Box::new(Routes(shared)));
+    registry.register_with_unit(
+        "cold_start_duration",
+        "How long cold starts took, from the first request to the first byte or the failure",
+        Unit::Seconds,
+        cold_starts.duration.clone(),
+    );
+    registry.register_with_unit(
+        "cold_start_phase_duration",
+        "How long the phases of cold starts took",
+        Unit::Seconds,
+        cold_starts.phases.clone(),
+    );
+    registry
+}
+
+// === impl Routes ===
+
+impl Collector for Routes {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let table = self.0.table.load();
+        let gates = table.gates();
+        let all = || {
+            let gates = gates.iter().map(|gate| (gate.key().as_str(), gate.counters()));
+            gates.chain([(UNROUTED, &self.0.unrouted)])
+        };
+        requests(&mut encoder, all())?;
+        refused(&mut encoder, all())?;
+        let mut admitted = counter(&mut encoder, "admitted_requests", "Requests that were admitted")?;
+        for gate in gates {
+            count(&mut admitted, &[("route", gate.key().as_str())], gate.counters().admitted())?;
+        }
+        gauge(&mut encoder, gates, "held_requests", "Requests that wait for an endpoint", |gate| {
+            gate.held() as u64
+        })?;
+        gauge(&mut encoder, gates, "held_bytes", "Bytes of the bodies of held requests", |gate| {
+            gate.held_bytes() as u64
+        })?;
+        gauge(
+            &mut encoder,
+            gates,
+            "in_flight_requests",
+            "Requests that an endpoint is answering",
+            Gate::in_flight,
+        )?;
+        endpoints(&mut encoder, gates)?;
+        durations(&mut encoder, gates)?;
+        let mut buffered = encoder.encode_descriptor(
+            "buffered_bytes",
+            "Bytes of all request bodies in memory",
+            None,
+            MetricType::Gauge,
+        )?;
+        buffered.encode_gauge(&(self.0.budget.used() as u64))
+    }
+}
+
+fn requests<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    all: impl Iterator<Item = (&'a str, &'a RouteCounters)>,
+) -> fmt::Result {
+    let mut metric = counter(encoder, "requests", "Admitted requests by how they ended")?;
+    for (route, counters) in all {
+        for outcome in Outcome::ALL {
+            for (slot, code) in STATUS_CODES.iter().map(u16::to_string).chain(["other".into()]).enumerate() {
+                for (cold, cold_start) in [(false, "false"), (true, "true")] {
+                    let ended = counters.ended(outcome, slot, cold);
+                    if ended > 0 {
+                        let labels = [
+                            ("route", route),
+                            ("outcome", outcome.name()),
+                            ("code", &code),
+                            ("cold_start", cold_start),
+                        ];
+                        count(&mut metric, &labels, ended)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn refused<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    all: impl Iterator<Item = (&'a str, &'a RouteCounters)>,
+) -> fmt::Result {
+    let mut metric = counter(encoder, "refused_requests", "Requests that were not admitted, by the reason")?;
+    for (route, counters) in all {
+        for refusal in Refusal::ALL {
+            let refused = counters.refused(refusal);
+            if refused > 0 {
+                let answer = refusal.answer();
+                let labels = [("route", route), ("reason", answer.code), ("code", answer.status.as_str())];
+                count(&mut metric, &labels, refused)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor("endpoints", "Endpoints by state", None, MetricType::Gauge)?;
+    for gate in gates {
+        let endpoints = gate.target().endpoints();
+        let ready = endpoints.iter().filter(|endpoint| endpoint.is_ready()).count() as u64;
+        for (state, number) in [("ready", ready), ("not_ready", endpoints.len() as u64 - ready)] {
+            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("state", state)];
+            metric.encode_family(&labels)?.encode_gauge(&number)?;
+        }
+    }
+    Ok(())
+}
+
+fn durations(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let help = "How long requests were held, by how holding ended";
+    let mut metric =
+        encoder.encode_descriptor("hold_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for gate in gates {
+        for end in HoldEnd::all() {
+            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("outcome", end.name())];
+            histogram(&mut metric, &labels, &gate.counters().hold_durations(end))?;
+        }
+    }
+    let help = "From a request's arrival to the first byte of its answer";
+    let mut metric =
+        encoder.encode_descriptor("time_to_first_byte", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    for gate in gates {
+        for (cold, cold_start) in [(false, "false"), (true, "true")] {
+            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("cold_start", cold_start)];
+            histogram(&mut metric, &labels, &gate.counters().first_byte_durations(cold))?;
+        }
+    }
+    Ok(())
+}
+
+fn counter<'e>(
+    encoder: &'e mut DescriptorEncoder<'_>,
+    name: &'static str,
+    help: &'static str,
+) -> Result<MetricEncoder<'e>, fmt::Error> {
+    encoder.encode_descriptor(name, help, None, MetricType::Counter)
+}
+
+fn count(metric: &mut MetricEncoder<'_>, labels: &[(&'static str, &str)], value: u64) -> fmt::Result {
+    metric.encode_family(&labels.to_vec())?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+}
+
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    gates: &[Arc<Gate>],
+    name: &'static str,
+    help: &'static str,
+    value: impl Fn(&Gate) -> u64,
+) -> fmt::Result {
+    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for gate in gates {
+        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        metric.encode_family(&labels)?.encode_gauge(&value(gate))?;
+    }
+    Ok(())
+}
+
+fn histogram(metric: &mut MetricEncoder<'_>, labels: &impl EncodeLabelSet, summed: &Summed) -> fmt::Result {
+    if summed.count == 0 {
+        return Ok(());
+    }
+    metric.encode_family(labels)?.encode_histogram::<NoLabelSet>(
+        summed.sum,
+        summed.count,
+        &summed.buckets,
+        None,
+    )
+}
