@@ -13,11 +13,11 @@ pub(crate) enum Error {
     Start { contender: &'static str, why: String, log: String },
 
     #[error(
-        "{contender}, {connections} connections: {errors} wrong answers of {requests}, the first: {first}"
+        "{contender} with {connections} connection(s): {errors} wrong of {requests} answers, the first: {first}"
     )]
     Answers { contender: &'static str, connections: usize, errors: u64, requests: u64, first: String },
 
-    #[error("{contender}, {connections} connections: {missing} requests were never answered")]
+    #[error("{contender} with {connections} connection(s): {missing} request(s) never answered")]
     Unanswered { contender: &'static str, connections: usize, missing: usize },
 
     #[error("this takes two cores, the process may use {0}")]

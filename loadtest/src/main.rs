@@ -1,7 +1,11 @@
 //! Measures Anteroom against plain reverse proxies on this machine.
 //!
 //! One thread, on one core, is both the clients and the model server behind the proxy; the
-//! contender under test has another core to itself. `loadtest help` lists the scenarios.
+//! contender under test has another core to itself. `loadtest help` lists the scenarios:
+//!
+//! ```sh
+//! cargo build --release && cargo run --release -p anteroom-loadtest -- warm --quick
+//! ```
 
 mod backend;
 mod cli;

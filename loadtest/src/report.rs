@@ -40,6 +40,7 @@ pub(crate) struct Line {
     pub(crate) p99_us: Spread,
     pub(crate) cpu_per_100k: Option<Spread>,
     pub(crate) busy: Option<Spread>,
+    pub(crate) rig_busy: Spread,
     pub(crate) others: Spread,
     pub(crate) times_haproxy: Option<Spread>,
     pub(crate) times_envoy: Option<Spread>,
@@ -91,6 +92,7 @@ impl Line {
             p99_us: series.spread(|round| round.p99_us),
             cpu_per_100k: series.spread_of(|round| round.cpu_per_100k),
             busy: series.spread_of(|round| round.busy),
+            rig_busy: series.spread(|round| round.rig_busy),
             others: series.spread(|round| round.others),
             times_haproxy: other(Contender::Haproxy).and_then(|haproxy| series.times(haproxy)),
             times_envoy: other(Contender::Envoy).and_then(|envoy| series.times(envoy)),
@@ -140,7 +142,7 @@ fn notes(all: &[Series]) -> Vec<String> {
     }
     for series in all {
         let name = series.contender.name();
-        let at = format!("{name}, {} connections", series.connections);
+        let at = format!("{name}, {}", plural(series.connections));
         if let Some(busy) = series.spread_of(|round| round.busy)
             && series.connections > 1
             && busy.median < BUSY
@@ -180,13 +182,20 @@ fn headroom(all: &[Series], connections: usize) -> Option<String> {
         ));
     };
     let times = direct.times(best)?.median;
+    let busy = best.spread_of(|round| round.busy)?.median * 100.0;
+    let rig = best.spread(|round| round.rig_busy).median * 100.0;
+    let name = best.contender.name();
     (times < HEADROOM).then(|| {
+        let connections = plural(connections);
         format!(
-            "{connections} connections: direct is only {times:.2} × {}, less than {HEADROOM}: \
-             the load test itself may be the limit",
-            best.contender.name()
+            "{connections}: direct is only {times:.2} × {name}, less than {HEADROOM}, so the load test \
+             itself may be the limit; with {name} its core was {rig:.0} % busy, {name}'s {busy:.0} %"
         )
     })
+}
+
+pub(crate) fn plural(connections: usize) -> String {
+    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

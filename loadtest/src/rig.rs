@@ -52,6 +52,8 @@ pub(crate) struct Sample {
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
     pub(crate) spent: Spent,
+    /// Time in which there was nothing to do but to look for events.
+    pub(crate) idle: Duration,
     /// Connections that the backend had to accept after the warm-up.
     pub(crate) reconnects: u64,
 }
@@ -95,7 +97,7 @@ impl Rig {
         load.reset();
         let accepted = self.backend.accepted();
         let before = meter.read().map_err(failed)?;
-        let elapsed = self.run(Some(&mut load), plan.duration)?;
+        let (elapsed, idle) = self.run(Some(&mut load), plan.duration)?;
         let after = meter.read().map_err(failed)?;
         let reconnects = self.backend.accepted() - accepted;
         let requests = load.tally().completed;
@@ -114,18 +116,28 @@ impl Rig {
             p50,
             p99,
             spent: before.until(&after),
+            idle,
             reconnects,
         })
     }
 
-    /// Keeps everything going for `duration`, or until the load is hopeless. Never sleeps.
-    fn run(&mut self, mut load: Option<&mut Load>, duration: Duration) -> Result<Duration, Error> {
+    /// Keeps everything going for `duration`, or until the load is hopeless. Never sleeps. How long it
+    /// took, and how much of that found nothing to do.
+    fn run(
+        &mut self,
+        mut load: Option<&mut Load>,
+        duration: Duration,
+    ) -> Result<(Duration, Duration), Error> {
         let start = Instant::now();
+        let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
         loop {
-            self.turn(load.as_deref_mut())?;
-            let elapsed = start.elapsed();
+            let events = self.turn(load.as_deref_mut())?;
+            let before = std::mem::replace(&mut elapsed, start.elapsed());
+            if events == 0 {
+                idle += elapsed - before;
+            }
             if elapsed >= duration || load.as_ref().is_some_and(|load| load.hopeless()) {
-                return Ok(elapsed);
+                return Ok((elapsed, idle));
             }
         }
     }
@@ -139,18 +151,20 @@ impl Rig {
         Ok(())
     }
 
-    fn turn(&mut self, mut load: Option<&mut Load>) -> Result<(), Error> {
+    /// Looks for events once and deals with them; how many there were.
+    fn turn(&mut self, mut load: Option<&mut Load>) -> Result<usize, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
         match self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                return Err(Error::io("wait for events", error));
-            }
-            _ => {}
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(0),
+            Err(error) => return Err(Error::io("look for events", error)),
         }
+        let mut events = 0;
         let registry = self.poll.registry();
         for event in &self.events {
+            events += 1;
             let token = event.token();
             let handled = if Backend::owns(token) {
                 self.backend.on_event(registry, token)
@@ -161,7 +175,7 @@ impl Rig {
             };
             handled.map_err(|error| Error::io("exchange messages", error))?;
         }
-        Ok(())
+        Ok(events)
     }
 }
 

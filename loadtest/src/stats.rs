@@ -17,6 +17,8 @@ pub(crate) struct Round {
     pub(crate) cpu_per_100k: Option<f64>,
     /// Of the contender's core, by the contender.
     pub(crate) busy: Option<f64>,
+    /// Of the load test's own core, by the clients and the backend.
+    pub(crate) rig_busy: f64,
     /// Of our two cores, by others, in cores.
     pub(crate) others: f64,
     pub(crate) reconnects: u64,
@@ -53,6 +55,7 @@ impl Round {
             p99_us: sample.p99.as_secs_f64() * 1e6,
             cpu_per_100k: cpu.map(|cpu| cpu * 1e5 / count),
             busy: cpu.map(|cpu| cpu / seconds),
+            rig_busy: 1.0 - sample.idle.as_secs_f64() / seconds,
             others: sample.spent.others.as_secs_f64() / seconds,
             reconnects: sample.reconnects,
         }
@@ -122,6 +125,7 @@ pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) ->
         p99_us: 2e6 / rate,
         cpu_per_100k: cpu,
         busy: cpu,
+        rig_busy: 0.5,
         others: 0.0,
         reconnects: 0,
     };

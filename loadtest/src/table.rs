@@ -3,10 +3,10 @@
 use std::fmt;
 
 use crate::contender::Contender;
-use crate::report::{Line, Report};
+use crate::report::{Line, Report, plural};
 use crate::stats::Spread;
 
-const HEADER: [&str; 9] = [
+const HEADER: [&str; 10] = [
     "contender",
     "requests/s (min–max)",
     "× haproxy",
@@ -16,6 +16,7 @@ const HEADER: [&str; 9] = [
     "p99 µs",
     "CPU s/100k (min–max)",
     "busy",
+    "rig busy",
 ];
 
 // === impl Report ===
@@ -33,21 +34,25 @@ impl fmt::Display for Report {
             writeln!(f, "  {name}: {version}")?;
         }
         for group in self.results.chunk_by(|one, next| one.series.connections == next.series.connections) {
-            let connections = group[0].series.connections;
-            writeln!(f, "\n{connections} connection{}", if connections == 1 { "" } else { "s" })?;
+            writeln!(f, "\n{}", plural(group[0].series.connections))?;
             let rows: Vec<_> =
                 std::iter::once(HEADER.map(str::to_owned)).chain(group.iter().map(row)).collect();
             write_aligned(f, &rows)?;
         }
+        writeln!(
+            f,
+            "\nadded: median latency beyond direct's; busy: of its core, the contender's process; \
+             rig busy: of the other core, the clients and the backend"
+        )?;
         if !self.aims.is_empty() {
             writeln!(f)?;
         }
         for aim in &self.aims {
             writeln!(
                 f,
-                "aim, {}, {} connections: {:.2} {} {}: {}",
+                "aim, {}, {}: {:.2} {} {}: {}",
                 aim.contender.name(),
-                aim.connections,
+                plural(aim.connections),
                 aim.measured,
                 aim.what,
                 aim.limit,
@@ -64,7 +69,7 @@ impl fmt::Display for Report {
     }
 }
 
-fn row(line: &Line) -> [String; 9] {
+fn row(line: &Line) -> [String; 10] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let direct = line.series.contender == Contender::Direct;
     let times = |spread: Option<Spread>| or_dash(spread.map(|spread| format!("{:.2}", spread.median)));
@@ -79,6 +84,7 @@ fn row(line: &Line) -> [String; 9] {
         format!("{:.1}", line.p99_us.median),
         or_dash(line.cpu_per_100k.map(|cpu| format!("{:.3} ({:.3}–{:.3})", cpu.median, cpu.min, cpu.max))),
         or_dash(line.busy.map(|busy| format!("{:.0} %", busy.median * 100.0))),
+        format!("{:.0} %", line.rig_busy.median * 100.0),
     ]
 }
 
