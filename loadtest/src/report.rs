@@ -1,7 +1,8 @@
 //! The results, what they are to reach, and what keeps them from being taken at their word.
 
-use serde::Serialize;
 use std::collections::BTreeMap;
+
+use serde::Serialize;
 
 use crate::contender::{Contender, Installed};
 use crate::machine::Machine;
@@ -152,10 +153,10 @@ fn notes(all: &[Series]) -> Vec<String> {
                 busy.median * 100.0
             ));
         }
-        let others = series.spread(|round| round.others).median;
+        let others = series.spread(|round| round.others).max;
         if others > NOISE {
             notes.push(format!(
-                "{at}: other processes used {:.0} % of a core, so this is noisy",
+                "{at}: other processes used up to {:.0} % of a core, so this is noisy",
                 others * 100.0
             ));
         }
