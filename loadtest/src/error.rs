@@ -1,0 +1,39 @@
+//! What can end a run early.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A run that cannot be trusted is no result: every one of these ends it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot find {program}: {install}, or leave it out with --contenders {others}")]
+    Missing { program: PathBuf, install: &'static str, others: String },
+
+    #[error("{contender} did not start: {why}\n{log}")]
+    Start { contender: &'static str, why: String, log: String },
+
+    #[error(
+        "{contender} with {connections} connection(s): {errors} wrong of {requests} answers, the first: {first}"
+    )]
+    Answers { contender: &'static str, connections: usize, errors: u64, requests: u64, first: String },
+
+    #[error("{contender} with {connections} connection(s): {missing} request(s) never answered")]
+    Unanswered { contender: &'static str, connections: usize, missing: usize },
+
+    #[error("this takes two cores, the process may use {0}")]
+    Cores(usize),
+
+    #[error("interrupted")]
+    Interrupted,
+
+    #[error("cannot {what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+// === impl Error ===
+
+impl Error {
+    pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
+        Self::Io { what: what.into(), source: source.into() }
+    }
+}

@@ -1,0 +1,128 @@
+//! What the kernel says about time spent: by a process and its children, and on a core.
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use crate::cores::Cores;
+
+/// Reads what one measurement needs; cheap enough to be read while it runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meter {
+    pub(crate) cores: Cores,
+    /// None when nothing stands between the clients and the backend.
+    pub(crate) contender: Option<u32>,
+}
+
+/// Time spent since some fixed moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    contender: Duration,
+    contender_core: Duration,
+    rig: Duration,
+    rig_core: Duration,
+}
+
+/// Time spent in a measurement.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spent {
+    pub(crate) contender: Duration,
+    /// By neither of us, on our two cores: a measurement with much of it is a noisy one.
+    pub(crate) others: Duration,
+}
+
+// === impl Meter ===
+
+impl Meter {
+    pub(crate) fn read(&self) -> io::Result<Reading> {
+        let cores = fs::read_to_string("/proc/stat")?;
+        let contender = match self.contender {
+            Some(pid) => family(pid).into_iter().map(process_time).sum::<io::Result<Duration>>()?,
+            None => Duration::ZERO,
+        };
+        Ok(Reading {
+            contender,
+            contender_core: core_time(&cores, self.cores.contender).ok_or(io::ErrorKind::InvalidData)?,
+            rig: process_time(std::process::id())?,
+            rig_core: core_time(&cores, self.cores.rig).ok_or(io::ErrorKind::InvalidData)?,
+        })
+    }
+}
+
+// === impl Reading ===
+
+impl Reading {
+    pub(crate) fn until(&self, end: &Self) -> Spent {
+        let contender = end.contender.saturating_sub(self.contender);
+        let rig = end.rig.saturating_sub(self.rig);
+        let cores = end.contender_core.saturating_sub(self.contender_core)
+            + end.rig_core.saturating_sub(self.rig_core);
+        Spent { contender, others: cores.saturating_sub(contender + rig) }
+    }
+}
+
+/// A process and all that descends from it.
+pub(crate) fn family(pid: u32) -> Vec<u32> {
+    let mut family = vec![pid];
+    let mut next = 0;
+    while let Some(pid) = family.get(next) {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        next += 1;
+    }
+    family
+}
+
+fn process_time(pid: u32) -> io::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(ticks(process_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?))
+}
+
+/// User and system time; the name before them may hold spaces and brackets.
+fn process_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// All but idle and waiting for I/O, including what the hypervisor took away.
+fn core_time(stat: &str, core: usize) -> Option<Duration> {
+    let name = format!("cpu{core}");
+    let line = stat.lines().find(|line| line.split_whitespace().next() == Some(&name))?;
+    let fields: Vec<u64> =
+        line.split_whitespace().skip(1).map(|field| field.parse().ok()).collect::<Option<_>>()?;
+    let &[user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = fields.as_slice() else {
+        return None;
+    };
+    Some(ticks(user + nice + system + irq + softirq + steal))
+}
+
+fn ticks(count: u64) -> Duration {
+    Duration::from_millis(count * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_counts_user_and_system_time() {
+        let stat = "42 (a) b) R 1 42 42 0 -1 4194304 100 0 0 0 250 50 7 7 20 0 1 0 100 1000 10";
+        assert_eq!(process_ticks(stat), Some(300));
+        assert_eq!(process_ticks("42 (cut"), None);
+    }
+
+    #[test]
+    fn a_core_counts_all_but_idle() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\ncpu1 10 20 30 4000 500 1 2 3 0 0\n";
+        assert_eq!(core_time(stat, 1), Some(ticks(66)));
+        assert_eq!(core_time(stat, 2), None);
+    }
+
+    #[test]
+    fn readings_are_of_this_machine() {
+        let meter = Meter { cores: Cores::choose().unwrap(), contender: Some(std::process::id()) };
+        let start = meter.read().unwrap();
+        assert_eq!(start.until(&start).contender, Duration::ZERO);
+    }
+}

@@ -1,0 +1,245 @@
+//! The measuring side: one event loop that is the clients and the backend.
+//!
+//! Being one loop, it spends no wake-up on talking to itself, and being a busy one (it never sleeps
+//! while it measures), it costs the contender none either: a proxy is compared by its own work, not by
+//! how long a virtual core takes to leave its idle state.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use mio::{Events, Poll};
+
+use crate::backend::Backend;
+use crate::clock::Instant;
+use crate::error::Error;
+use crate::generator::Load;
+use crate::procfs::{Meter, Spent};
+
+/// How long an answer may take at the end of a measurement, when no further request is sent.
+const LAST_ANSWER: Duration = Duration::from_secs(5);
+
+/// The pause after a contender did not answer.
+const REFUSED: Duration = Duration::from_millis(10);
+
+/// The event loop and the backend in it.
+#[derive(Debug)]
+pub(crate) struct Rig {
+    poll: Poll,
+    events: Events,
+    backend: Backend,
+    stop: Arc<AtomicBool>,
+}
+
+/// How a measurement is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) connections: usize,
+    pub(crate) warm_up: Duration,
+    pub(crate) duration: Duration,
+}
+
+/// What a measurement found.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    pub(crate) elapsed: Duration,
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<String>,
+    pub(crate) unanswered: usize,
+    pub(crate) p50: Duration,
+    pub(crate) p99: Duration,
+    pub(crate) spent: Spent,
+    /// Time in which there was nothing to do but to look for events.
+    pub(crate) idle: Duration,
+    /// Connections that the backend had to accept after the warm-up.
+    pub(crate) reconnects: u64,
+}
+
+// === impl Rig ===
+
+impl Rig {
+    pub(crate) fn new(stop: Arc<AtomicBool>) -> Result<Self, Error> {
+        let poll = Poll::new().map_err(|error| Error::io("make an event loop", error))?;
+        let backend =
+            Backend::bind(poll.registry()).map_err(|error| Error::io("start the backend", error))?;
+        Ok(Self { poll, events: Events::with_capacity(1024), backend, stop })
+    }
+
+    pub(crate) fn backend(&self) -> SocketAddr {
+        self.backend.address()
+    }
+
+    /// Whether one request to `address` is answered, within `patience`. A refusal takes a moment too, in
+    /// which the backend answers the contender's health checks: so this may be asked again and again.
+    pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, Error> {
+        let Ok(mut load) = Load::connect(self.poll.registry(), address, 1) else {
+            self.run(None, REFUSED)?;
+            return Ok(false);
+        };
+        load.start(1);
+        self.drain(&mut load, patience)?;
+        let answered = load.waiting() == 0 && load.tally().errors == 0;
+        if !answered {
+            self.run(None, REFUSED)?;
+        }
+        Ok(answered)
+    }
+
+    pub(crate) fn measure(&mut self, address: SocketAddr, plan: Plan, meter: Meter) -> Result<Sample, Error> {
+        let failed = |error: io::Error| Error::io("measure", error);
+        let mut load = Load::connect(self.poll.registry(), address, plan.connections).map_err(failed)?;
+        load.start(u64::MAX);
+        self.run(Some(&mut load), plan.warm_up)?;
+
+        load.reset();
+        let accepted = self.backend.accepted();
+        let before = meter.read().map_err(failed)?;
+        let (elapsed, idle) = self.run(Some(&mut load), plan.duration)?;
+        let after = meter.read().map_err(failed)?;
+        let reconnects = self.backend.accepted() - accepted;
+        let requests = load.tally().completed;
+        let quantile = |q| Duration::from_nanos(load.tally().latency.value_at_quantile(q));
+        let (p50, p99) = (quantile(0.5), quantile(0.99));
+
+        load.finish();
+        self.drain(&mut load, LAST_ANSWER)?;
+        let tally = load.tally();
+        Ok(Sample {
+            elapsed,
+            requests,
+            errors: tally.errors,
+            first_error: tally.first_error.clone(),
+            unanswered: load.waiting(),
+            p50,
+            p99,
+            spent: before.until(&after),
+            idle,
+            reconnects,
+        })
+    }
+
+    /// Keeps everything going for `duration`, or until the load is hopeless. Never sleeps. How long it
+    /// took, and how much of that found nothing to do.
+    fn run(
+        &mut self,
+        mut load: Option<&mut Load>,
+        duration: Duration,
+    ) -> Result<(Duration, Duration), Error> {
+        let start = Instant::now();
+        let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
+        loop {
+            let events = self.turn(load.as_deref_mut())?;
+            let before = std::mem::replace(&mut elapsed, start.elapsed());
+            if events == 0 {
+                idle += elapsed - before;
+            }
+            if elapsed >= duration || load.as_ref().is_some_and(|load| load.hopeless()) {
+                return Ok((elapsed, idle));
+            }
+        }
+    }
+
+    /// Waits for the answers to what has been sent.
+    fn drain(&mut self, load: &mut Load, patience: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
+        while load.waiting() > 0 && Instant::now() < deadline {
+            self.turn(Some(load))?;
+        }
+        Ok(())
+    }
+
+    /// Looks for events once and deals with them; how many there were.
+    fn turn(&mut self, mut load: Option<&mut Load>) -> Result<usize, Error> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        match self.poll.poll(&mut self.events, Some(Duration::ZERO)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(0),
+            Err(error) => return Err(Error::io("look for events", error)),
+        }
+        let mut events = 0;
+        let registry = self.poll.registry();
+        for event in &self.events {
+            events += 1;
+            let token = event.token();
+            let handled = if Backend::owns(token) {
+                self.backend.on_event(registry, token)
+            } else if let Some(load) = &mut load {
+                load.on_event(registry, token)
+            } else {
+                Ok(())
+            };
+            handled.map_err(|error| Error::io("exchange messages", error))?;
+        }
+        Ok(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cores::Cores;
+
+    fn rig() -> (Rig, Arc<AtomicBool>, Meter) {
+        let stop = Arc::new(AtomicBool::new(false));
+        let meter = Meter { cores: Cores::choose().unwrap(), contender: None };
+        (Rig::new(Arc::clone(&stop)).unwrap(), stop, meter)
+    }
+
+    const PLAN: Plan =
+        Plan { connections: 8, warm_up: Duration::from_millis(20), duration: Duration::from_millis(100) };
+
+    #[test]
+    fn clients_and_backend_exchange_messages() {
+        let (mut rig, _stop, meter) = rig();
+        let backend = rig.backend();
+        assert!(rig.answers(backend, Duration::from_secs(5)).unwrap());
+
+        let sample = rig.measure(backend, PLAN, meter).unwrap();
+
+        assert_eq!((sample.errors, sample.unanswered, sample.reconnects), (0, 0, 0), "{sample:?}");
+        assert!(sample.requests > 8, "{sample:?}");
+        assert!(sample.elapsed >= PLAN.duration && sample.p50 <= sample.p99, "{sample:?}");
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_does_not_answer() {
+        let (mut rig, _stop, _meter) = rig();
+        let gone = {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        assert!(!rig.answers(gone, Duration::from_millis(20)).unwrap());
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_is_an_error_and_ends_early() {
+        let (mut rig, _stop, meter) = rig();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // Ends when the listener's last connection has been refused with its process.
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                drop(stream)
+            }
+        });
+
+        let plan = Plan { duration: Duration::from_secs(20), ..PLAN };
+        let sample = rig.measure(address, plan, meter).unwrap();
+
+        assert!(sample.errors >= 100, "{sample:?}");
+        assert!(sample.elapsed < plan.duration, "{sample:?}");
+    }
+
+    #[test]
+    fn a_signal_ends_it() {
+        let (mut rig, stop, meter) = rig();
+        stop.store(true, Ordering::Relaxed);
+        let backend = rig.backend();
+        assert!(matches!(rig.measure(backend, PLAN, meter), Err(Error::Interrupted)));
+    }
+}

@@ -1,0 +1,154 @@
+//! From the rounds of a run to figures: medians, how far the rounds lie apart, ratios.
+
+use serde::Serialize;
+
+use crate::contender::Contender;
+use crate::rig::Sample;
+
+/// One turn of one contender.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Round {
+    pub(crate) requests: u64,
+    pub(crate) seconds: f64,
+    pub(crate) requests_per_second: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    /// CPU seconds of the contender for 100,000 requests.
+    pub(crate) cpu_per_100k: Option<f64>,
+    /// Of the contender's core, by the contender.
+    pub(crate) busy: Option<f64>,
+    /// Of the load test's own core, by the clients and the backend.
+    pub(crate) rig_busy: f64,
+    /// Of our two cores, by others, in cores.
+    pub(crate) others: f64,
+    pub(crate) reconnects: u64,
+}
+
+/// All turns of one contender with so many connections.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Series {
+    pub(crate) contender: Contender,
+    pub(crate) connections: usize,
+    pub(crate) rounds: Vec<Round>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+// === impl Round ===
+
+impl Round {
+    pub(crate) fn new(sample: &Sample, contender: Contender) -> Self {
+        let seconds = sample.elapsed.as_secs_f64();
+        let requests = sample.requests;
+        let cpu = (contender != Contender::Direct).then_some(sample.spent.contender.as_secs_f64());
+        let count = requests as f64;
+        Self {
+            requests,
+            seconds,
+            requests_per_second: count / seconds,
+            p50_us: sample.p50.as_secs_f64() * 1e6,
+            p99_us: sample.p99.as_secs_f64() * 1e6,
+            cpu_per_100k: cpu.map(|cpu| cpu * 1e5 / count),
+            busy: cpu.map(|cpu| cpu / seconds),
+            rig_busy: 1.0 - sample.idle.as_secs_f64() / seconds,
+            others: sample.spent.others.as_secs_f64() / seconds,
+            reconnects: sample.reconnects,
+        }
+    }
+}
+
+// === impl Series ===
+
+impl Series {
+    pub(crate) fn spread(&self, figure: impl Fn(&Round) -> f64) -> Spread {
+        Spread::of(self.rounds.iter().map(figure)).unwrap_or_default()
+    }
+
+    pub(crate) fn spread_of(&self, figure: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(figure))
+    }
+
+    /// `figure` of each round with that of the other's same round: what slows the machine down for a
+    /// while slows both.
+    pub(crate) fn paired(&self, other: &Self, figure: impl Fn(&Round, &Round) -> f64) -> Option<Spread> {
+        Spread::of(self.rounds.iter().zip(&other.rounds).map(|(ours, theirs)| figure(ours, theirs)))
+    }
+
+    /// How many times the other's throughput this is.
+    pub(crate) fn times(&self, other: &Self) -> Option<Spread> {
+        self.paired(other, |ours, theirs| ours.requests_per_second / theirs.requests_per_second)
+    }
+
+    /// Median latency beyond the other's, in µs.
+    pub(crate) fn added(&self, other: &Self) -> Option<Spread> {
+        self.paired(other, |ours, theirs| ours.p50_us - theirs.p50_us)
+    }
+}
+
+// === impl Spread ===
+
+impl Spread {
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { median, min, max })
+    }
+}
+
+impl Default for Spread {
+    fn default() -> Self {
+        Self { median: f64::NAN, min: f64::NAN, max: f64::NAN }
+    }
+}
+
+/// A series of made-up rounds, for tests of what is done with them.
+#[cfg(test)]
+pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) -> Series {
+    let cpu = (contender != Contender::Direct).then_some(1.0);
+    let round = |rate: &f64| Round {
+        requests: 1000,
+        seconds: 1.0,
+        requests_per_second: *rate,
+        p50_us: 1e6 / rate,
+        p99_us: 2e6 / rate,
+        cpu_per_100k: cpu,
+        busy: cpu,
+        rig_busy: 0.5,
+        others: 0.0,
+        reconnects: 0,
+    };
+    Series { contender, connections, rounds: rates.iter().map(round).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_middles() {
+        let spread = |values: &[f64]| Spread::of(values.iter().copied());
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
+        assert_eq!(spread(&[]), None);
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round() {
+        let ours = series(Contender::Anteroom, 64, &[100.0, 50.0, 200.0]);
+        let theirs = series(Contender::Envoy, 64, &[50.0, 25.0, 100.0]);
+        let times = ours.times(&theirs).unwrap();
+        assert_eq!(times, Spread { median: 2.0, min: 2.0, max: 2.0 });
+    }
+}
