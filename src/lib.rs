@@ -2,15 +2,21 @@
 
 pub mod admin;
 pub mod admission;
+pub mod app;
+pub mod cli;
 pub mod coldstart;
 pub mod config;
 pub mod demand;
 pub mod domain;
+pub mod drain;
 pub mod error;
+pub mod guardian;
 pub mod hold;
 pub mod openai;
 pub mod pick;
+pub mod probe;
 pub mod proxy;
+pub mod scaler;
 pub mod sim;
 pub mod state;
 pub mod telemetry;

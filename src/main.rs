@@ -1,25 +1,10 @@
-//! The `anteroom` binary: arguments.
+//! The `anteroom` binary: allocator, arguments, and nothing else.
 
-use anteroom::sim::{self, SimArgs};
-use clap::Parser;
 use std::process::ExitCode;
 
-/// A waiting room in front of LLM serving that scales to zero without losing a request.
-#[derive(Parser)]
-#[command(version)]
-enum Cli {
-    /// Serve as a stand-in for vLLM, without a model
-    Sim(SimArgs),
-}
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Cli::Sim(args) = Cli::parse();
-    match sim::run(args).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("anteroom sim: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
+fn main() -> ExitCode {
+    anteroom::cli::main()
 }

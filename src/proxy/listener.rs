@@ -58,14 +58,13 @@ fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener
     Ok(socket.into())
 }
 
-/// Accepts connections until `stop`, each served in a task of its own among `tasks`. `open` counts those of all
-/// threads.
+/// Accepts connections until `closing`, each served in a task of its own among `tasks`, which after `closing` end with
+/// the requests that are under way. `open` counts the connections of all threads.
 pub async fn serve_listener(
     listener: TcpListener,
     proxy: Arc<Proxy>,
     open: Arc<AtomicUsize>,
-    stop: CancellationToken,
-    drain: CancellationToken,
+    closing: CancellationToken,
     tasks: TaskTracker,
 ) {
     loop {
@@ -74,7 +73,7 @@ pub async fn serve_listener(
         let accepted = tokio::select! {
             // Nothing is accepted any more once we stop.
             biased;
-            () = stop.cancelled() => return,
+            () = closing.cancelled() => return,
             accepted = listener.accept(), if !full => accepted,
             () = sleep(REST), if full => continue,
         };
@@ -83,7 +82,7 @@ pub async fn serve_listener(
                 // Tokens are small, and each should go out by itself.
                 let _ = stream.set_nodelay(true);
                 let counted = Open::new(&open);
-                let serving = serve_connection(stream, Some(address), proxy.clone(), drain.clone());
+                let serving = serve_connection(stream, Some(address), proxy.clone(), closing.clone());
                 tasks.spawn(async move {
                     serving.await;
                     drop(counted);
@@ -97,13 +96,13 @@ pub async fn serve_listener(
     }
 }
 
-/// Serves one connection, HTTP/1.1 or HTTP/2 without TLS, until it ends. After `drain` it ends with the requests that
+/// Serves one connection, HTTP/1.1 or HTTP/2 without TLS, until it ends. After `closing` it ends with the requests that
 /// are under way.
 pub async fn serve_connection<I>(
     io: I,
     address: Option<SocketAddr>,
     proxy: Arc<Proxy>,
-    drain: CancellationToken,
+    closing: CancellationToken,
 ) where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -125,7 +124,7 @@ pub async fn serve_connection<I>(
         // Mostly there is something to do, and seldom to drain.
         biased;
         ended = connection.as_mut() => ended,
-        () = drain.cancelled() => {
+        () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -1,0 +1,289 @@
+//! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
+
+mod routes;
+mod workers;
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    admin::{Admin, ColdStartMetrics},
+    coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
+    config::Config,
+    drain::{Drain, DrainTimes, Request},
+    error::Outcome,
+    proxy::{self, Shared},
+    scaler,
+};
+use routes::Routes;
+use workers::Workers;
+
+/// What can go wrong before anything runs.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant's text says what it is")]
+pub enum StartError {
+    #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
+    Listen { key: &'static str, address: SocketAddr, source: io::Error },
+}
+
+/// Everything is bound, nothing runs yet.
+pub struct Bound {
+    /// Where requests come in.
+    pub address: SocketAddr,
+    /// Where metrics and the API are.
+    pub admin_address: SocketAddr,
+    config: Config,
+    listeners: Vec<std::net::TcpListener>,
+    admin: TcpListener,
+    shared: Arc<Shared>,
+    cold_starts: Arc<ColdStarts>,
+    cold_start_metrics: ColdStartMetrics,
+    options: scaler::Options,
+}
+
+/// Something for the running proxy to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Use this configuration from now on.
+    Reload(Box<Config>),
+    /// Stop in order; a second one stops at once.
+    Stop(Request),
+}
+
+/// The account of a whole run: every admitted request has one outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Requests admitted.
+    pub admitted: u64,
+    /// How they ended.
+    pub outcomes: Vec<(&'static str, u64)>,
+    /// Still held.
+    pub held: u64,
+    /// Still in flight.
+    pub in_flight: u64,
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Binds every port.
+    ///
+    /// # Errors
+    /// When one cannot be had; then none is kept.
+    pub async fn new(config: Config, options: scaler::Options) -> Result<Self, StartError> {
+        let count = config.workers.map_or_else(cores, std::num::NonZero::get);
+        let failed = |key, address| move |source| StartError::Listen { key, address, source };
+        let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
+        let admin = TcpListener::bind(config.admin).await.map_err(failed("admin", config.admin))?;
+        let address = listeners[0].local_addr().map_err(failed("listen", config.listen))?;
+        let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
+        let cold_start_metrics = ColdStartMetrics::default();
+        let metrics = cold_start_metrics.clone();
+        let cold_starts = ColdStarts::new(move |cold_start| {
+            metrics.record(cold_start);
+            log_cold_start(cold_start);
+        });
+        let shared = Shared::new(config.limits);
+        Ok(Self {
+            address,
+            admin_address,
+            config,
+            listeners,
+            admin,
+            shared,
+            cold_starts,
+            cold_start_metrics,
+            options,
+        })
+    }
+
+    /// What the threads that serve requests share: the routes and their gates, once [`Self::run`] runs.
+    pub const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The cold starts that have ended.
+    pub const fn cold_starts(&self) -> &Arc<ColdStarts> {
+        &self.cold_starts
+    }
+
+    /// Runs until told to stop, and says how the requests ended.
+    pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> Account {
+        let drain = Drain::default();
+        let tasks = TaskTracker::new();
+        let times =
+            DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
+        let mut routes = Routes::new(self.shared.clone(), self.cold_starts.clone(), self.options);
+        routes.apply(&self.config);
+        let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
+        let admin = Admin::new(
+            self.shared.clone(),
+            self.cold_starts,
+            &self.cold_start_metrics,
+            drain.unready.clone(),
+        );
+        let admin = tokio::spawn(axum::serve(self.admin, admin.router()).into_future());
+        tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
+
+        let mut running = self.config;
+        let asked = loop {
+            match commands.recv().await {
+                Some(Command::Reload(config)) => {
+                    routes.apply(&config);
+                    self.shared.limits.store(Arc::new(config.limits));
+                    warn_of_restart(&running, &config);
+                    running = *config;
+                    tracing::info!(routes = routes.len(), "configuration reloaded");
+                }
+                Some(Command::Stop(asked)) => break asked,
+                None => break Request::Terminate,
+            }
+        };
+
+        // The stages of stopping run to their end, unless we are asked again.
+        {
+            let draining = drain_in_order(&drain, times, asked, &routes, &tasks);
+            tokio::select! {
+                // Draining may be done already.
+                biased;
+                () = draining => {}
+                () = asked_again(&mut commands) => tracing::warn!("asked to stop again: cutting off what is under way"),
+            }
+        }
+        self.shared.cut.store(true, Ordering::Relaxed);
+        drain.closing.cancel();
+        drain.cut.cancel();
+        workers.join().await;
+        routes.stop().await;
+        admin.abort();
+        let account = routes.account();
+        tracing::info!(
+            admitted = account.admitted,
+            outcomes = %account.outcomes.iter().map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" "),
+            held = account.held,
+            in_flight = account.in_flight,
+            "stopped"
+        );
+        account
+    }
+}
+
+async fn asked_again(commands: &mut mpsc::Receiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        if let Command::Stop(_) = command {
+            return;
+        }
+    }
+    std::future::pending().await
+}
+
+async fn drain_in_order(
+    drain: &Drain,
+    times: DrainTimes,
+    asked: Request,
+    routes: &Routes,
+    tasks: &TaskTracker,
+) {
+    let delay = if asked == Request::Terminate { times.delay } else { Duration::ZERO };
+    tracing::info!(delay_s = delay.as_secs_f64(), timeout_s = times.timeout.as_secs_f64(), "draining");
+    drain.unready.store(true, Ordering::Relaxed);
+    routes.drain();
+    sleep(delay).await;
+    drain.closing.cancel();
+    tasks.close();
+    let finished = async {
+        let evicted = async {
+            sleep(times.hold()).await;
+            routes.evict();
+            sleep(times.timeout - times.hold()).await;
+        };
+        tokio::select! {
+            // All have finished: no need to wait.
+            biased;
+            () = tasks.wait() => {}
+            () = evicted => {}
+        }
+    };
+    finished.await;
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn warn_of_restart(running: &Config, new: &Config) {
+    for (key, changed) in [
+        ("listen", running.listen != new.listen),
+        ("admin", running.admin != new.admin),
+        ("workers", running.workers != new.workers),
+        ("log", running.log != new.log),
+        ("drainDelay", running.drain_delay != new.drain_delay),
+        ("drainTimeout", running.drain_timeout != new.drain_timeout),
+    ] {
+        if changed {
+            tracing::warn!(key, "a change of this key takes a restart");
+        }
+    }
+}
+
+fn log_cold_start(cold_start: &ColdStart) {
+    let phases =
+        cold_start.phases.iter().map(|span| format!("{}={:.0}ms", span.name.name(), span.duration_ms));
+    let phases = phases.collect::<Vec<_>>().join(" ");
+    let outcome = cold_start.outcome.map_or("", ColdStartOutcome::name);
+    tracing::info!(
+        route = %cold_start.route,
+        id = cold_start.id,
+        outcome,
+        total_ms = cold_start.total_ms.round(),
+        phases,
+        held_peak = cold_start.held_peak,
+        reason = cold_start.reason.as_deref().map(tracing::field::display),
+        "cold start"
+    );
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another program has it: stop that one, or set another address in the file or by flag"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need the right to bind them: take a higher one"
+        }
+        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
+        _ => "",
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    fn empty() -> Self {
+        Self {
+            admitted: 0,
+            outcomes: Outcome::ALL.map(|outcome| (outcome.name(), 0)).into(),
+            held: 0,
+            in_flight: 0,
+        }
+    }
+
+    /// Whether every admitted request is accounted for.
+    pub fn balances(&self) -> bool {
+        self.admitted
+            == self.outcomes.iter().map(|(_, count)| count).sum::<u64>() + self.held + self.in_flight
+    }
+
+    /// How many ended so.
+    pub fn ended_as(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome as usize].1
+    }
+}

@@ -1,0 +1,149 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use tokio::sync::mpsc;
+
+use crate::{
+    app::{Bound, Command},
+    config::{self, ConfigWatcher, Loaded, LogFormat, Overrides},
+    drain::{Request, Signals},
+    guardian::{self, GuardianArgs},
+    scaler,
+    sim::{self, SimArgs},
+    telemetry,
+};
+
+/// A waiting room in front of LLM serving that scales to zero without losing a request.
+#[derive(Debug, Parser)]
+#[command(name = "anteroom", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Run the proxy: hold, wake, stream, report.
+    Serve(ConfigArgs),
+    /// Validate a configuration and print what was understood; exits 1 with file, line and key of what is wrong.
+    Check(ConfigArgs),
+    /// Print the JSON Schema of the configuration, for editors to complete it.
+    Schema,
+    /// Stand in for vLLM, without a model: for demos and tests.
+    Sim(SimArgs),
+    /// Watch over a process for a proxy that may die.
+    #[command(hide = true)]
+    Guardian(GuardianArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// The configuration, a YAML file. Flags win over variables, and those over the file.
+    #[arg(long, value_name = "FILE", env = "ANTEROOM_CONFIG")]
+    config: PathBuf,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Parses the arguments and runs what they say.
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Subcommands::Serve(args) => run(serve(args)),
+        Subcommands::Check(args) => match config::check(&args.config, &args.overrides) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(error.report()),
+        },
+        Subcommands::Schema => {
+            println!("{}", config::schema());
+            ExitCode::SUCCESS
+        }
+        Subcommands::Sim(args) => run(async {
+            sim::run(args).await.map_or_else(
+                |error| {
+                    eprintln!("anteroom sim: {error}");
+                    ExitCode::from(error.exit_code())
+                },
+                |()| ExitCode::SUCCESS,
+            )
+        }),
+        Subcommands::Guardian(args) => guardian::run(&args),
+    }
+}
+
+/// Two threads: one that starts and watches things, and one to spare for whoever reads metrics.
+fn run(what: impl Future<Output = ExitCode>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(what),
+        Err(error) => fail(format!("error: cannot start: {error}")),
+    }
+}
+
+async fn serve(args: ConfigArgs) -> ExitCode {
+    // Before the file is read, so that no change in between is missed.
+    let watcher = ConfigWatcher::new(&args.config);
+    let Loaded { config, warnings } = match Loaded::load(&args.config, &args.overrides) {
+        Ok(loaded) => loaded,
+        Err(error) => return fail(error.report()),
+    };
+    telemetry::init_logs(config.log == LogFormat::Json);
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let bound = match Bound::new(config, scaler::Options::default()).await {
+        Ok(bound) => bound,
+        Err(error) => return fail(format!("error: {error}")),
+    };
+    let signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(format!("error: cannot handle signals: {error}")),
+    };
+    let (commands, received) = mpsc::channel(4);
+    let stopping = tokio::spawn(pass_signals(signals, commands.clone()));
+    let reloading = tokio::spawn(async move {
+        match watcher {
+            Ok(watcher) => reload(watcher, args, commands).await,
+            Err(error) => tracing::warn!(%error, "the configuration is not watched: changes take a restart"),
+        }
+    });
+    bound.run(received).await;
+    stopping.abort();
+    reloading.abort();
+    ExitCode::SUCCESS
+}
+
+async fn pass_signals(mut signals: Signals, commands: mpsc::Sender<Command>) {
+    loop {
+        let request: Request = signals.next().await;
+        if commands.send(Command::Stop(request)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn reload(mut watcher: ConfigWatcher, args: ConfigArgs, commands: mpsc::Sender<Command>) {
+    loop {
+        watcher.changed().await;
+        match Loaded::load(&args.config, &args.overrides) {
+            Ok(Loaded { config, warnings }) => {
+                for warning in warnings {
+                    tracing::warn!("{warning}");
+                }
+                if commands.send(Command::Reload(Box::new(config))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::error!(%error, "the new configuration is wrong: the old one stays"),
+        }
+    }
+}
+
+fn fail(report: String) -> ExitCode {
+    eprintln!("{}", report.trim_end());
+    ExitCode::FAILURE
+}
