@@ -26,7 +26,7 @@ use super::{
     client_io::UnderWay,
     exchange::Exchange,
     forward,
-    intake::{Budget, Buffered, CutOff, Outgoing, Share},
+    intake::{Budget, Buffered, CutOff, Outgoing, Share, told_to_fit},
     keepalive::{Heartbeat, KeptAlive, Progress},
 };
 use crate::{
@@ -181,6 +181,10 @@ impl Proxy {
             other => return self.answer_ourselves(&head, other),
         };
         let (gate, mut body, scan) = self.route(&host, &head, shape, incoming).await?;
+        if let Intake::Unread(incoming) = &body {
+            let fits = told_to_fit(incoming, &self.shared.limits.load());
+            fits.map_err(|error| Refused { gate: Some(gate.clone()), error })?;
+        }
 
         // At once, if an endpoint has room and nobody waits for one.
         let request_id = forward::request(&mut head, &host, client.address);
