@@ -5,11 +5,15 @@
 
 mod support;
 
+#[path = "e2e/forwarding.rs"]
+mod forwarding;
 #[path = "e2e/hangup.rs"]
 mod hangup;
 #[path = "e2e/hold.rs"]
 mod hold;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/upstream.rs"]
+mod upstream;
 #[path = "e2e/zero.rs"]
 mod zero;

@@ -236,3 +236,38 @@ pub fn reset(stream: TcpStream) {
     let stream = socket2::Socket::from(stream.into_std().unwrap());
     stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
 }
+
+/// A port that is ours, whether or not anybody listens there.
+pub struct Port {
+    address: SocketAddr,
+    #[expect(dead_code, reason = "keeps the port from everybody else")]
+    reservation: socket2::Socket,
+}
+
+impl Port {
+    pub fn reserve() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let reservation = Self::bind(any);
+        let address = reservation.local_addr().unwrap().as_socket().unwrap();
+        Self { address, reservation }
+    }
+
+    fn bind(address: SocketAddr) -> socket2::Socket {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Listens from now on.
+    pub fn listen(&self) -> TcpListener {
+        let socket = Self::bind(self.address);
+        socket.listen(128).unwrap();
+        TcpListener::from_std(socket.into()).unwrap()
+    }
+}
