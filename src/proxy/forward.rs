@@ -6,8 +6,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
-        CONNECTION, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING,
-        UPGRADE, VIA,
+        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request,
     uri::PathAndQuery,
@@ -27,7 +27,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The host that a request is for.
 ///
 /// # Errors
-/// When it names none, or two: two readers could take two different ones (RFC 9112, section 3.2).
+/// When it names none, or two, or what is none: two readers could take two different ones (RFC 9112, section 3.2).
 pub fn host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, ProxyError> {
     let mut hosts = headers.get_all(HOST).iter();
     let header = hosts.next();
@@ -35,11 +35,33 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, ProxyError> {
         return Err(ProxyError::InvalidRequest("The request has more than one Host header.".into()));
     }
     // A target in absolute form wins over the header (RFC 9112, section 3.2.2); HTTP/2 has only that.
-    if let Some(authority) = uri.authority() {
-        return HeaderValue::from_str(authority.as_str())
-            .map_err(|_| ProxyError::InvalidRequest("The request's authority is no host.".into()));
+    let host = match uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        None => header.cloned(),
+    };
+    let host = host.ok_or_else(|| ProxyError::InvalidRequest("The request has no Host header.".into()))?;
+    if !host.as_bytes().iter().all(|byte| is_of_host(*byte)) {
+        return Err(ProxyError::InvalidRequest("The request's Host is no host.".into()));
     }
-    header.cloned().ok_or_else(|| ProxyError::InvalidRequest("The request has no Host header.".into()))
+    Ok(host)
+}
+
+/// Names, addresses and ports; not the user of a URL, nor what would end the authority of one (RFC 3986, section 3.2).
+const fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b':' | b'[' | b']' | b'_' | b'~' | b'%')
+}
+
+/// Checks that the body came in a transfer coding that we have undone, and so none that somebody else sees in it.
+///
+/// # Errors
+/// When it is any but `chunked`, once: hyper goes by the last one only.
+pub fn transfer_coding(headers: &HeaderMap) -> Result<(), ProxyError> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none() {
+        return Ok(());
+    }
+    Err(ProxyError::InvalidRequest("The request's Transfer-Encoding is not just `chunked`.".into()))
 }
 
 /// Makes a client's request head into one for an endpoint, and gives its id.
@@ -106,16 +128,12 @@ fn end_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [
-        &KEEP_ALIVE,
-        &PROXY_CONNECTION,
-        &PROXY_AUTHENTICATE,
-        &PROXY_AUTHORIZATION,
-        &TE,
-        &TRANSFER_ENCODING,
-        &UPGRADE,
-    ] {
+    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION, &TE, &UPGRADE] {
         headers.remove(name);
+    }
+    if headers.remove(TRANSFER_ENCODING).is_some() {
+        // The coding won over a length beside it (RFC 9112, section 6.3), which then was not the body's.
+        headers.remove(CONTENT_LENGTH);
     }
 }
 

@@ -175,6 +175,7 @@ impl Proxy {
 
         // Which route? Its body is read first if that depends on the model.
         let host = forward::host(&head.uri, &head.headers)?;
+        forward::transfer_coding(&head.headers)?;
         let shape = match self.api(&head) {
             Api::Work(shape) => Some(shape),
             Api::Stored => None,
