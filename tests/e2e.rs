@@ -5,6 +5,8 @@
 
 mod support;
 
+#[path = "e2e/bad_input.rs"]
+mod bad_input;
 #[path = "e2e/forwarding.rs"]
 mod forwarding;
 #[path = "e2e/hangup.rs"]
