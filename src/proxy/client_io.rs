@@ -51,6 +51,8 @@ pub struct ClientIo<I> {
     io: I,
     state: Arc<ConnectionState>,
     timeouts: ClientTimeouts,
+    /// Its first bytes were those of HTTP/2.
+    http2: bool,
     quiet: Quiet,
     /// Something was written since the stall timer was armed.
     wrote: bool,
@@ -105,17 +107,23 @@ impl<I> ClientIo<I> {
     /// Watches over `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, timeouts: ClientTimeouts) -> Self {
         let quiet = Quiet { since: Instant::now(), in_head: true, begun: 0, timer: None };
-        Self { io, state, timeouts, quiet, wrote: false, stall_timer: None }
+        Self { io, state, timeouts, http2: false, quiet, wrote: false, stall_timer: None }
     }
 
     /// Something was read.
-    fn heard(&mut self) {
+    fn heard(&mut self, read: &[u8]) {
+        if self.state.begun() == 0 {
+            self.http2 |= read.starts_with(b"PRI ");
+        } else if self.http2 {
+            // Between requests there are pings, acknowledgements and windows, which begin none.
+            return;
+        }
         if !self.state.is_active() && (self.quiet.begun != self.state.begun() || !self.quiet.in_head) {
             self.quiet.restart(self.state.begun(), true);
         }
     }
 
-    /// Nothing to read: has that been so for too long?
+    /// Nothing to read, or nothing left to write: has nothing been under way for too long?
     fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.state.is_active() {
             return Poll::Pending;
@@ -188,10 +196,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let filled = buf.filled().len();
         match Pin::new(&mut self.io).poll_read(cx, buf) {
             Poll::Pending => self.poll_quiet(cx).map(Err),
             Poll::Ready(read) => {
-                self.heard();
+                self.heard(&buf.filled()[filled..]);
                 Poll::Ready(read)
             }
         }
@@ -218,7 +227,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        // After an answer hyper waits for the next request without another read, since the last one found nothing.
+        match self.poll_quiet(cx) {
+            Poll::Ready(error) => Poll::Ready(Err(error)),
+            Poll::Pending => Pin::new(&mut self.io).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
