@@ -15,6 +15,8 @@ mod hangup;
 mod hold;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/slow.rs"]
+mod slow;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/zero.rs"]

@@ -1,0 +1,223 @@
+//! Clients that are slow, idle or many. These tests wait for real time-outs, which are short, and assert no times.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+
+use crate::support::{
+    Proxy, Upstream, h2, route, routes, soon, until,
+    upstream::{STREAM, chunk},
+    wire::{CHAT, chat, get, post, streaming},
+};
+
+async fn start(limits: &str, url: &str, more: &str) -> Proxy {
+    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, more)]))).await
+}
+
+#[tokio::test]
+async fn heads_that_do_not_come_end_the_connection() {
+    let upstream = Upstream::warm().await;
+    let proxy = start("headerTimeout: 100ms, idleTimeout: 30s", &upstream.url(), "").await;
+    // Nothing at all, part of a head, part of an HTTP/2 preface.
+    for begin in ["", "POST /v1/chat", "POST / HTTP/1.1\r\nHost: a\r\nX:", "PRI * HTTP/2.0\r\n\r\nSM"] {
+        let mut client = proxy.sent(begin).await;
+        let end = client.end().await;
+        let end = String::from_utf8_lossy(&end);
+        assert!(end.is_empty() || end.starts_with("HTTP/1.1 408"), "{begin:?}: {end}");
+    }
+    // One that trickles.
+    let client = proxy.client().await;
+    let (mut read, mut write) = client.stream.into_split();
+    let trickling = tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        let _ = write.write_all(b"GET /health HTTP/1.1\r\nX: ").await;
+        while write.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let mut rest = Vec::new();
+    let _ = soon("the end", tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest)).await;
+    soon("the writer to notice", trickling).await.unwrap();
+    // The second head of a connection that is kept.
+    let mut client = proxy.client().await;
+    assert_eq!(client.ask(get("/health")).await.status(), 200);
+    client.send("GET /heal").await;
+    client.end().await;
+    assert_eq!(upstream.accepted(), 0);
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_idle_for_too_long_is_closed() {
+    let upstream = Upstream::warm().await;
+    let proxy = start("headerTimeout: 30s, idleTimeout: 100ms", &upstream.url(), "").await;
+    let mut client = proxy.client().await;
+    assert_eq!(client.ask(get("/health")).await.status(), 200);
+    assert_eq!(client.end().await, b"");
+    let mut client = h2::connect(proxy.address).await;
+    let response = client.send_request(h2::post(proxy.address, CHAT, "{}")).await.unwrap();
+    assert_eq!(response.status(), 400);
+    until("HTTP/2 to be closed", async || client.is_closed()).await;
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn a_held_or_streaming_request_is_not_idle() {
+    let mut upstream = Upstream::cold().await;
+    let limits = "headerTimeout: 20ms, idleTimeout: 20ms, bodyTimeout: 20ms, stallTimeout: 20ms";
+    let proxy = start(limits, &upstream.url(), "").await;
+    let mut client = proxy.sent(streaming("x")).await;
+    let mut other = h2::connect(proxy.address).await;
+    let asked = tokio::spawn(other.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)));
+    proxy.held(2).await;
+    // Many times each time-out.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.held(2).await;
+    upstream.wake();
+    let mut calls = [upstream.call().await, upstream.call().await];
+    for call in &mut calls {
+        call.body().await;
+        call.send(STREAM).await;
+    }
+    client.head().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for mut call in calls {
+        call.send(chunk("data: x\n\n")).await;
+        call.finish("0\r\n\r\n").await;
+    }
+    assert_eq!(client.rest().await.as_deref(), Some("data: x\n\n"));
+    let response = soon("HTTP/2", asked).await.unwrap().unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "data: x\n\n");
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn http_2_between_requests_is_idle_and_has_no_head_to_send() {
+    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let proxy = start("headerTimeout: 50ms, idleTimeout: 30s", &upstream.url(), "").await;
+    let mut client = h2::connect(proxy.address).await;
+    for _ in 0..3 {
+        // Frames that open no stream follow each answer: acknowledgements, windows, pings.
+        let response =
+            client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)).await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.into_body().collect().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(!client.is_closed());
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_told_408() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = start("bodyTimeout: 100ms", &upstream.url(), "").await;
+    let request = chat("slow");
+    let response = proxy.ask(&request[..request.len() - 3]).await;
+    response.is_error(408, "request_timeout");
+    assert_eq!(upstream.accepted(), 0);
+    assert_eq!(proxy.refused("request_timeout").await, 1);
+    proxy.stop(&[]).await;
+
+    // Where it streams through, the server sees that it breaks off.
+    let proxy = start("bodyTimeout: 100ms", &upstream.url(), "match: {}").await;
+    let mut client = proxy.sent(chat("warm")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    client.send(&request[..request.len() - 3]).await;
+    let mut call = upstream.call().await;
+    client.response().await.is_error(408, "request_timeout");
+    let head = call.head.clone();
+    assert_eq!(call.wire.body(&head).await, None);
+    proxy.stop(&[("client_gone", 1), ("completed", 1)]).await;
+}
+
+/// Streams without end until the connection breaks: how many bytes went.
+async fn flood(mut call: crate::support::upstream::Call) -> usize {
+    use tokio::io::AsyncWriteExt as _;
+    call.body().await;
+    call.send(STREAM).await;
+    let chunk = chunk(&"x".repeat(64 << 10));
+    let mut sent = 0;
+    soon("the proxy to give up", async {
+        while call.wire.stream.write_all(chunk.as_bytes()).await.is_ok() {
+            sent += chunk.len();
+        }
+    })
+    .await;
+    sent
+}
+
+#[tokio::test]
+async fn a_client_that_stops_reading_costs_little_and_is_cut_off() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
+    let client = proxy.sent(streaming("x")).await;
+    let sent = flood(upstream.call().await).await;
+    // What the kernel's buffers on both sides take is not ours.
+    assert!(sent < 64 << 20, "{sent}");
+    proxy.ended("client_stalled", 200, 1).await;
+    proxy.in_flight(0).await;
+    drop(client);
+    proxy.stop(&[("client_stalled", 1)]).await;
+}
+
+#[tokio::test]
+async fn an_http_2_client_that_stops_reading_is_cut_off_too() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
+    let mut client = h2::connect(proxy.address).await;
+    let request = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
+    let flooding = async { tokio::spawn(flood(upstream.call().await)) };
+    let (response, flooding) = tokio::join!(request, flooding);
+    // Its window fills up, since nobody takes anything out of this.
+    let response = response.unwrap();
+    let sent = flooding.await.unwrap();
+    assert!(sent < 64 << 20, "{sent}");
+    proxy.ended("client_stalled", 200, 1).await;
+    drop(response);
+    proxy.stop(&[("client_stalled", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_head_that_is_too_large_is_refused() {
+    let upstream = Upstream::warm().await;
+    let proxy = start("maxHeaderBytes: 8KiB", &upstream.url(), "").await;
+    let large = "x".repeat(20_000);
+    let many: String = (0..2000).map(|number| format!("X-{number}: 1\r\n")).collect();
+    for head in [
+        format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {large}\r\n\r\n"),
+        format!("GET /health?{large} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET /health HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
+        // Without an end in sight as well.
+        format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {large}"),
+    ] {
+        let mut client = proxy.sent(head).await;
+        let status = client.head().await.unwrap().status();
+        assert!([431, 414].contains(&status), "{status}");
+    }
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait_for_one_to_end() {
+    let upstream = Upstream::warm().await;
+    let proxy = start("maxConnections: 2", &upstream.url(), "").await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = proxy.client().await;
+        assert_eq!(client.ask(get("/health")).await.status(), 200);
+        open.push(client);
+    }
+    let mut third = proxy.sent(get("/health")).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), third.head()).await;
+    assert!(early.is_err(), "it is not accepted yet");
+    open.pop();
+    assert_eq!(third.response().await.status(), 200);
+    drop((third, open));
+    // Who is accepted may also be refused by then, and that frees a place as well.
+    for _ in 0..4 {
+        proxy.ask(post(CHAT, "{")).await.is_error(400, "invalid_request");
+    }
+    proxy.stop(&[]).await;
+}
