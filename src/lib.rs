@@ -8,5 +8,6 @@ pub mod error;
 pub mod hold;
 pub mod openai;
 pub mod pick;
+pub mod sim;
 pub mod state;
 pub mod telemetry;

@@ -1,3 +1,25 @@
-//! The `anteroom` binary: allocator and arguments.
+//! The `anteroom` binary: arguments.
 
-fn main() {}
+use anteroom::sim::{self, SimArgs};
+use clap::Parser;
+use std::process::ExitCode;
+
+/// A waiting room in front of LLM serving that scales to zero without losing a request.
+#[derive(Parser)]
+#[command(version)]
+enum Cli {
+    /// Serve as a stand-in for vLLM, without a model
+    Sim(SimArgs),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli::Sim(args) = Cli::parse();
+    match sim::run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("anteroom sim: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Responses that are known as a whole, and errors in vLLM's shape.
+
+use super::{Call, stream};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
+use serde::Serialize;
+use serde_json::json;
+use std::convert::Infallible;
+
+pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// An error as vLLM answers it, whose `code` is the status as a number.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    pub(super) kind: &'static str,
+    pub(super) param: Option<&'static str>,
+    pub(super) message: String,
+}
+
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+
+fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+pub(super) fn text(body: impl Into<Bytes>) -> Answer {
+    of_type(TEXT, body)
+}
+
+pub(super) fn json(body: &impl Serialize) -> Answer {
+    of_type("application/json", encode(body))
+}
+
+pub(super) fn encode(body: &impl Serialize) -> Vec<u8> {
+    // Neither our own structs nor JSON values can fail to serialize: their keys are strings.
+    serde_json::to_vec(body).expect("an answer serializes")
+}
+
+/// A JSON answer to a call.
+pub(super) fn whole(call: &Call, body: &impl Serialize) -> Answer {
+    whole_of_type(call, "application/json", encode(body).into())
+}
+
+/// An answer to a call, or the share of it that the call's fate allows.
+pub(super) fn whole_of_type(call: &Call, content_type: &'static str, body: Bytes) -> Answer {
+    let Some(share) = call.cut else { return of_type(content_type, body) };
+    let length = body.len();
+    let part = body.slice(..(share * length as f64) as usize);
+    let mut answer = Response::new(stream::cut_after(part, call.reset.clone()));
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    answer
+}
+
+// === impl ApiError ===
+
+impl ApiError {
+    pub(super) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let kind = match status {
+            StatusCode::BAD_REQUEST => "BadRequestError",
+            StatusCode::NOT_FOUND => "NotFoundError",
+            StatusCode::SERVICE_UNAVAILABLE => "ServiceUnavailableError",
+            status if status.is_server_error() => "InternalServerError",
+            status => status.canonical_reason().unwrap_or("Error"),
+        };
+        Self { status, kind, param: None, message: message.into() }
+    }
+
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// An error of the web framework, which knows no more than the status.
+    pub(super) fn http(status: StatusCode) -> Self {
+        let phrase = status.canonical_reason().unwrap_or("Error");
+        Self { status, kind: phrase, param: None, message: phrase.to_owned() }
+    }
+
+    pub(super) fn unknown_model(model: &str) -> Self {
+        let message = format!("The model `{model}` does not exist.");
+        Self { param: Some("model"), ..Self::new(StatusCode::NOT_FOUND, message) }
+    }
+
+    pub(super) fn anthropic(self) -> Answer {
+        let body = json!({"type": "error", "error": {"type": self.kind, "message": self.message}});
+        let mut answer = json(&body);
+        *answer.status_mut() = self.status;
+        answer
+    }
+}
+
+impl From<ApiError> for Answer {
+    fn from(error: ApiError) -> Self {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            error: Info<'a>,
+        }
+        #[derive(Serialize)]
+        struct Info<'a> {
+            message: &'a str,
+            r#type: &'a str,
+            param: Option<&'a str>,
+            code: u16,
+        }
+        let ApiError { status, kind, param, message } = &error;
+        let mut answer =
+            json(&Body { error: Info { message, r#type: kind, param: *param, code: status.as_u16() } });
+        *answer.status_mut() = *status;
+        answer
+    }
+}

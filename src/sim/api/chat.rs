@@ -1,0 +1,213 @@
+//! `/v1/chat/completions` and `/v1/completions`, which differ in their choices alone.
+
+use super::{
+    Call,
+    answer::{Answer, ApiError, whole},
+    known, parse,
+    stream::{self, Dialect},
+};
+use crate::sim::{engine::Generation, text::Prompt};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+#[derive(Deserialize)]
+struct ChatRequest {
+    model: String,
+    messages: Vec<Value>,
+    max_completion_tokens: Option<u64>,
+    #[serde(flatten)]
+    common: Common,
+}
+
+#[derive(Deserialize)]
+struct CompletionRequest {
+    model: String,
+    prompt: Value,
+    #[serde(flatten)]
+    common: Common,
+}
+
+#[derive(Deserialize)]
+struct Common {
+    max_tokens: Option<u64>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+/// A response or a chunk of one.
+#[derive(Serialize)]
+struct Envelope<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [Choice<'a>],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    #[serde(flatten)]
+    content: Content<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Content<'a> {
+    Message(Message<'a>),
+    Delta(Message<'a>),
+    Text(&'a str),
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    content: &'a str,
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: u64,
+    total_tokens: u64,
+    completion_tokens: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Chat,
+    Completion,
+}
+
+/// What the chunks of one response have in common.
+struct Writer {
+    kind: Kind,
+    id: String,
+    created: u64,
+    model: String,
+    include_usage: bool,
+}
+
+pub(super) async fn chat(call: Call) -> Result<Answer, ApiError> {
+    let request: ChatRequest = parse(&call.body)?;
+    let limit = request.max_completion_tokens.or(request.common.max_tokens);
+    let prompt = Prompt::of(&request.messages);
+    respond(call, Kind::Chat, request.model, prompt, limit, request.common).await
+}
+
+pub(super) async fn completions(call: Call) -> Result<Answer, ApiError> {
+    let request: CompletionRequest = parse(&call.body)?;
+    // vLLM's own default for completions is 16 tokens; here --tokens says it for all.
+    let limit = request.common.max_tokens;
+    let prompt = Prompt::of([&request.prompt]);
+    respond(call, Kind::Completion, request.model, prompt, limit, request.common).await
+}
+
+async fn respond(
+    call: Call,
+    kind: Kind,
+    model: String,
+    prompt: Prompt,
+    limit: Option<u64>,
+    common: Common,
+) -> Result<Answer, ApiError> {
+    known(&call.server, &model)?;
+    let id = call.id(if kind == Kind::Chat { "chatcmpl-" } else { "cmpl-" });
+    let include_usage = common.stream_options.is_some_and(|options| options.include_usage);
+    let writer = Writer { kind, id, created: call.created(), model, include_usage };
+    let mut generation = call.server.engine.submit(prompt, limit);
+    if common.stream.unwrap_or(false) {
+        return Ok(stream::events(&call, writer, generation));
+    }
+    let text = generation.text().await;
+    let (object, content) = match kind {
+        Kind::Chat => {
+            ("chat.completion", Content::Message(Message { role: Some("assistant"), content: &text }))
+        }
+        Kind::Completion => ("text_completion", Content::Text(&text)),
+    };
+    let choice = Choice::new(content, Some(generation.finish.name()));
+    Ok(whole(&call, &writer.envelope(object, &[choice], Some(Usage::of(&generation)))))
+}
+
+// === impl Choice ===
+
+impl<'a> Choice<'a> {
+    fn new(content: Content<'a>, finish_reason: Option<&'static str>) -> Self {
+        Self { index: 0, content, logprobs: None, finish_reason }
+    }
+}
+
+// === impl Usage ===
+
+impl Usage {
+    fn of(generation: &Generation) -> Self {
+        let (prompt_tokens, completion_tokens) = (generation.prompt_tokens, generation.tokens);
+        Self { prompt_tokens, total_tokens: prompt_tokens + completion_tokens, completion_tokens }
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    fn envelope<'a>(
+        &'a self,
+        object: &'static str,
+        choices: &'a [Choice<'a>],
+        usage: Option<Usage>,
+    ) -> Envelope<'a> {
+        Envelope { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
+    }
+
+    fn chunk(&self, choices: &[Choice<'_>], usage: Option<Usage>) -> Bytes {
+        let object = match self.kind {
+            Kind::Chat => "chat.completion.chunk",
+            Kind::Completion => "text_completion",
+        };
+        stream::data(&self.envelope(object, choices, usage))
+    }
+
+    fn content<'a>(&self, content: &'a str) -> Content<'a> {
+        match self.kind {
+            Kind::Chat => Content::Delta(Message { role: None, content }),
+            Kind::Completion => Content::Text(content),
+        }
+    }
+}
+
+impl Dialect for Writer {
+    fn opening(&mut self, _: &Generation) -> Vec<Bytes> {
+        match self.kind {
+            Kind::Chat => {
+                let role = Content::Delta(Message { role: Some("assistant"), content: "" });
+                vec![self.chunk(&[Choice::new(role, None)], None)]
+            }
+            Kind::Completion => Vec::new(),
+        }
+    }
+
+    fn token(&mut self, word: &str) -> Bytes {
+        self.chunk(&[Choice::new(self.content(word), None)], None)
+    }
+
+    fn closing(&mut self, generation: &Generation) -> Vec<Bytes> {
+        let last = Choice::new(self.content(""), Some(generation.finish.name()));
+        let mut chunks = vec![self.chunk(&[last], None)];
+        if self.include_usage {
+            chunks.push(self.chunk(&[], Some(Usage::of(generation))));
+        }
+        chunks.push(Bytes::from_static(b"data: [DONE]\n\n"));
+        chunks
+    }
+}

@@ -1,0 +1,251 @@
+//! The Responses API, and the answers that can be asked for again.
+
+use super::{
+    Call,
+    answer::{Answer, ApiError, json, whole},
+    known, parse,
+    stream::{Dialect, events, named},
+};
+use crate::sim::{
+    engine::{Finish, Generation},
+    server::Server,
+    text::Prompt,
+};
+use bytes::Bytes;
+use http::StatusCode;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The oldest of more answers is forgotten.
+const STORED: usize = 1024;
+
+#[derive(Deserialize)]
+struct ResponsesRequest {
+    model: String,
+    input: Value,
+    #[serde(default)]
+    instructions: Value,
+    max_output_tokens: Option<u64>,
+    stream: Option<bool>,
+    store: Option<bool>,
+    background: Option<bool>,
+}
+
+/// Answers by id.
+#[derive(Default)]
+pub(in crate::sim) struct Store(Mutex<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    by_id: HashMap<String, Entry>,
+    oldest_first: VecDeque<String>,
+}
+
+struct Entry {
+    body: Value,
+    /// The generation of a background answer. Forgetting the answer ends it.
+    task: Option<AbortOnDropHandle<()>>,
+}
+
+struct Writer {
+    server: Arc<Server>,
+    id: String,
+    item: String,
+    created: u64,
+    model: String,
+    store: bool,
+    background: bool,
+    text: String,
+    sequence: u64,
+}
+
+pub(super) async fn responses(call: Call) -> Result<Answer, ApiError> {
+    let request: ResponsesRequest = parse(&call.body)?;
+    known(&call.server, &request.model)?;
+    let prompt = Prompt::of([&request.instructions, &request.input]);
+    let mut generation = call.server.engine.submit(prompt, request.max_output_tokens);
+    let stream = request.stream.unwrap_or(false);
+    let mut writer = Writer {
+        server: Arc::clone(&call.server),
+        id: call.id("resp_"),
+        item: call.id("msg_"),
+        created: call.created(),
+        model: request.model,
+        store: request.store.unwrap_or(true),
+        background: request.background.unwrap_or(false),
+        text: String::new(),
+        sequence: 0,
+    };
+    if stream {
+        // In the background as well: this stand-in ends it with its client.
+        return Ok(events(&call, writer, generation));
+    }
+    if writer.background {
+        let queued = writer.response("queued", None);
+        let (server, id) = (Arc::clone(&call.server), writer.id.clone());
+        server.store.put(&id, queued.clone());
+        let task = tokio::spawn(async move {
+            writer.text = generation.text().await;
+            writer.finished(&generation);
+        });
+        server.store.attach(&id, AbortOnDropHandle::new(task));
+        return Ok(whole(&call, &queued));
+    }
+    writer.text = generation.text().await;
+    Ok(whole(&call, &writer.finished(&generation)))
+}
+
+// === impl Store ===
+
+impl Store {
+    pub(super) fn get(&self, id: &str) -> Result<Answer, ApiError> {
+        let entries = self.0.lock();
+        Ok(json(&entries.by_id.get(id).ok_or_else(|| not_found(id))?.body))
+    }
+
+    pub(super) fn cancel(&self, id: &str) -> Result<Answer, ApiError> {
+        let mut entries = self.0.lock();
+        let entry = entries.by_id.get_mut(id).ok_or_else(|| not_found(id))?;
+        if entry.body["status"] != "queued" {
+            let message = "Cannot cancel a synchronous response.";
+            return Err(invalid(StatusCode::BAD_REQUEST, message.to_owned()));
+        }
+        entry.body["status"] = json!("cancelled");
+        entry.task = None;
+        Ok(json(&entry.body))
+    }
+
+    /// Ends what runs in the background.
+    pub(in crate::sim) fn clear(&self) {
+        self.0.lock().by_id.clear();
+    }
+
+    fn put(&self, id: &str, body: Value) {
+        let mut entries = self.0.lock();
+        if let Some(entry) = entries.by_id.get_mut(id) {
+            // Cancelled in the moment in which it was finished: cancelled it stays.
+            if entry.body["status"] == "queued" {
+                *entry = Entry { body, task: None };
+            }
+            return;
+        }
+        entries.by_id.insert(id.to_owned(), Entry { body, task: None });
+        entries.oldest_first.push_back(id.to_owned());
+        if entries.oldest_first.len() > STORED
+            && let Some(oldest) = entries.oldest_first.pop_front()
+        {
+            entries.by_id.remove(&oldest);
+        }
+    }
+
+    fn attach(&self, id: &str, task: AbortOnDropHandle<()>) {
+        if let Some(entry) = self.0.lock().by_id.get_mut(id) {
+            entry.task = Some(task);
+        }
+    }
+}
+
+fn not_found(id: &str) -> ApiError {
+    invalid(StatusCode::NOT_FOUND, format!("Response with id '{id}' not found."))
+}
+
+fn invalid(status: StatusCode, message: String) -> ApiError {
+    ApiError { status, kind: "invalid_request_error", param: Some("response_id"), message }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    fn response(&self, status: &str, done: Option<&Generation>) -> Value {
+        let length = done.is_some_and(|generation| generation.finish == Finish::Length);
+        let output = if done.is_some() { vec![self.item("completed")] } else { Vec::new() };
+        let usage = done.map(|generation| {
+            json!({
+                "input_tokens": generation.prompt_tokens, "output_tokens": generation.tokens,
+                "total_tokens": generation.prompt_tokens + generation.tokens,
+            })
+        });
+        json!({
+            "id": self.id, "object": "response", "created_at": self.created, "model": self.model,
+            "status": status, "output": output, "usage": usage, "background": self.background,
+            "incomplete_details": length.then(|| json!({"reason": "max_output_tokens"})), "error": null,
+        })
+    }
+
+    /// The answer as it stays.
+    fn finished(&self, generation: &Generation) -> Value {
+        let status = if generation.finish == Finish::Length { "incomplete" } else { "completed" };
+        let response = self.response(status, Some(generation));
+        if self.store || self.background {
+            self.server.store.put(&self.id, response.clone());
+        }
+        response
+    }
+
+    fn item(&self, status: &str) -> Value {
+        let content = if status == "completed" { vec![self.part()] } else { Vec::new() };
+        json!({
+            "id": self.item, "type": "message", "role": "assistant", "status": status, "content": content,
+        })
+    }
+
+    fn part(&self) -> Value {
+        json!({"type": "output_text", "text": self.text, "annotations": [], "logprobs": null})
+    }
+
+    fn event(&mut self, name: &str, mut fields: Value) -> Bytes {
+        fields["type"] = json!(name);
+        fields["sequence_number"] = json!(self.sequence);
+        self.sequence += 1;
+        named(name, &fields)
+    }
+
+    /// An event about the text of the one item.
+    fn part_event(&mut self, name: &str, key: &str, value: Value) -> Bytes {
+        let mut fields = json!({"item_id": self.item, "output_index": 0, "content_index": 0});
+        fields[key] = value;
+        self.event(name, fields)
+    }
+}
+
+impl Dialect for Writer {
+    fn prelude(&mut self) -> Vec<Bytes> {
+        let response = self.response("in_progress", None);
+        vec![
+            self.event("response.created", json!({"response": response})),
+            self.event("response.in_progress", json!({"response": response})),
+        ]
+    }
+
+    fn opening(&mut self, _: &Generation) -> Vec<Bytes> {
+        let item = self.item("in_progress");
+        let part = self.part();
+        vec![
+            self.event("response.output_item.added", json!({"output_index": 0, "item": item})),
+            self.part_event("response.content_part.added", "part", part),
+        ]
+    }
+
+    fn token(&mut self, word: &str) -> Bytes {
+        self.text.push_str(word);
+        self.part_event("response.output_text.delta", "delta", json!(word))
+    }
+
+    fn closing(&mut self, generation: &Generation) -> Vec<Bytes> {
+        let (text, part, item) = (json!(self.text), self.part(), self.item("completed"));
+        let response = self.finished(generation);
+        vec![
+            self.part_event("response.output_text.done", "text", text),
+            self.part_event("response.content_part.done", "part", part),
+            self.event("response.output_item.done", json!({"output_index": 0, "item": item})),
+            // Also where the limit cut it, as in vLLM; the status tells.
+            self.event("response.completed", json!({"response": response})),
+        ]
+    }
+}

@@ -1,0 +1,136 @@
+//! The load: vLLM's log lines, spread over the time that it shall take, and its ways to go wrong.
+
+use super::{SimArgs, SimError};
+use std::{collections::VecDeque, future, io::Write as _, net::SocketAddr, process, time::Duration};
+use tokio::time::{Instant, sleep_until};
+
+/// A load under way.
+pub(super) struct Load {
+    started: Instant,
+    /// How long the port stays closed.
+    pub(super) closed: Duration,
+    /// From the start until ready.
+    pub(super) total: Duration,
+    hang: bool,
+    fail: Option<u8>,
+    /// When, where in vLLM, and what.
+    milestones: VecDeque<(Duration, &'static str, String)>,
+}
+
+/// A line as vLLM's engine logs it. Nobody is told when standard error is gone: the process must outlive its
+/// reader, so this is not `eprintln!`, which panics.
+fn log(place: &str, message: &str) {
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+    let (date, time) = (&now[5..10], &now[11..19]);
+    say(&format!("(EngineCore pid={}) INFO {date} {time} [{place}] {message}", process::id()));
+}
+
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+pub(super) fn log_listening(address: SocketAddr) {
+    log("entry.py:140", &format!("Starting vLLM server on http://{address}"));
+}
+
+pub(super) fn log_ready() {
+    say(&format!("INFO:     Started server process [{}]", process::id()));
+    say("INFO:     Waiting for application startup.");
+    say("INFO:     Application startup complete.");
+}
+
+// === impl Load ===
+
+impl Load {
+    pub(super) fn start(args: &SimArgs) -> Self {
+        let (closed, unready) = args.load_phases();
+        let total = closed.saturating_add(unready);
+        let seconds = total.as_secs_f64();
+        let model = args.first_model();
+        let mut milestones = VecDeque::new();
+        // Shares of a load from a local disk with a cold compile cache: reading the weights is about a third,
+        // compiling and capturing graphs most of the rest.
+        for (share, place, message) in [
+            (0.00, "core.py:116", format!("Initializing a stand-in for the V1 LLM engine, model={model}")),
+            (0.05, "gpu_model_runner.py:5040", format!("Starting to load model {model}...")),
+            (0.40, "default_loader.py:502", format!("Loading weights took {:.2} seconds", 0.35 * seconds)),
+            (
+                0.42,
+                "gpu_model_runner.py:5150",
+                format!("Model loading took 14.25 GiB memory and {:.6} seconds", 0.37 * seconds),
+            ),
+            (0.65, "monitor.py:20", format!("torch.compile took {:.2} s in total", 0.23 * seconds)),
+            (
+                0.92,
+                "gpu_model_runner.py:6582",
+                format!("Graph capturing finished in {:.0} secs, took 0.60 GiB", 0.25 * seconds),
+            ),
+            (
+                0.95,
+                "core.py:403",
+                format!(
+                    "init engine (profile, create kv cache, warmup model) took {:.2} s (compilation: {:.2} s)",
+                    0.53 * seconds,
+                    0.23 * seconds
+                ),
+            ),
+        ] {
+            if args.fail_load.is_none() || share < 0.5 {
+                milestones.push_back((total.mul_f64(share), place, message));
+            }
+        }
+        Self {
+            started: Instant::now(),
+            closed,
+            total,
+            hang: args.hang_load,
+            fail: args.fail_load,
+            milestones,
+        }
+    }
+
+    /// Goes on with the load until so long after its start, without waiting for what is past already: a port
+    /// that opens once the load is over never answers 503.
+    pub(super) async fn advance(&mut self, until: Duration) -> Result<(), SimError> {
+        while let Some((due, place, message)) = self.milestones.pop_front_if(|(due, ..)| *due <= until) {
+            self.reach(due).await;
+            log(place, &message);
+        }
+        if let Some(code) = self.fail
+            && self.total / 2 <= until
+        {
+            self.reach(self.total / 2).await;
+            print_traceback();
+            return Err(SimError::LoadFailed { code });
+        }
+        if self.hang && self.total <= until {
+            future::pending::<()>().await;
+        }
+        self.reach(until).await;
+        Ok(())
+    }
+
+    async fn reach(&self, point: Duration) {
+        if self.started.elapsed() < point {
+            sleep_until(self.started + point).await;
+        }
+    }
+}
+
+/// The lines that vLLM leaves behind when the weights do not fit.
+fn print_traceback() {
+    let engine = format!("(EngineCore pid={})", process::id());
+    for line in [
+        "ERROR [core.py:1510] EngineCore failed to start.",
+        "ERROR [core.py:1510] Traceback (most recent call last):",
+        "ERROR [core.py:1510]   File \"vllm/v1/engine/core.py\", line 1484, in run_engine_core",
+        "ERROR [core.py:1510]     engine_core = EngineCoreProc(*args, engine_index=dp_rank, **kwargs)",
+        "ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a \
+         total capacity of 23.64 GiB of which 1.12 GiB is free.",
+    ] {
+        say(&format!("{engine} {line}"));
+    }
+    say("Traceback (most recent call last):");
+    say("  File \"vllm/v1/engine/utils.py\", line 1431, in wait_for_engine_startup");
+    say("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}");
+}
