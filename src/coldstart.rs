@@ -333,11 +333,13 @@ impl Tracker {
         self.mark(Phase::Dispatch);
     }
 
-    /// An answer begins: the cold start is over, if it had got that far.
+    /// An answer begins: the cold start is over, if it had got that far. It may be that of a request which came when
+    /// the target was ready already and those that had waited were gone.
     pub fn first_byte(&self) {
-        let dispatched =
-            |active: &Active| active.ends.last().is_some_and(|(phase, _)| *phase == Phase::Dispatch);
-        if self.active.lock().as_ref().is_some_and(dispatched) {
+        let is_ready = |active: &Active| {
+            active.ends.last().is_some_and(|(phase, _)| matches!(phase, Phase::Load | Phase::Dispatch))
+        };
+        if self.active.lock().as_ref().is_some_and(is_ready) {
             self.mark(Phase::FirstByte);
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }

@@ -1,0 +1,117 @@
+//! What brings targets up and down: the launcher of processes, and the prober of servers that someone else scales.
+
+mod backoff;
+mod output;
+mod process;
+mod server;
+mod url;
+mod wake;
+
+use std::{path::PathBuf, pin::pin, sync::Arc};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{admission::Gate, domain::Target};
+
+/// What launchers need to know of this installation.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The executable whose `guardian` subcommand model servers are started with.
+    pub guardian: PathBuf,
+}
+
+/// How the owner of a target ends its supervision, gently first.
+#[derive(Clone, Debug)]
+pub struct Stops {
+    retire: CancellationToken,
+    stop: CancellationToken,
+}
+
+/// Brings the target of a route up when it is wanted and down when it is not, until it is told to end. One task a
+/// route runs this.
+///
+/// When another target is published, the old one ends first: requests in flight on it finish, held ones stay where
+/// they are, and then the new one takes over. Dropping the future is safe too: no process outlives it for long.
+pub async fn supervise(
+    gate: Arc<Gate>,
+    mut targets: watch::Receiver<Target>,
+    options: Options,
+    stops: Stops,
+) {
+    while !stops.retire.is_cancelled() {
+        let target = targets.borrow_and_update().clone();
+        let ours = stops.of_one_target();
+        let mut running = pin!(run(gate.clone(), &target, &options, ours.clone()));
+        let replaced = async {
+            // Without a publisher this target is the last one.
+            while targets.changed().await.is_ok() {
+                if *targets.borrow_and_update() != target {
+                    return;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            // It ends by itself only when it is told to, and then nothing is to be replaced.
+            biased;
+            () = &mut running => break,
+            () = replaced => {
+                tracing::info!(route = %gate.key(), "the target of the route has changed");
+                ours.retire();
+            }
+        }
+        running.await;
+    }
+    gate.cold_starts().failed("the proxy stopped before the target was up".into(), Vec::new());
+}
+
+async fn run(gate: Arc<Gate>, target: &Target, options: &Options, stops: Stops) {
+    match target {
+        Target::Process(target) => {
+            process::Launcher::new(gate, target.clone(), options.guardian.clone(), stops).run().await;
+        }
+        Target::Url(url) => url::run(gate, url, stops).await,
+    }
+}
+
+// === impl Options ===
+
+impl Default for Options {
+    fn default() -> Self {
+        // The file may have been replaced by an upgrade since we started; the kernel's link still leads to ours.
+        let guardian = if cfg!(target_os = "linux") {
+            "/proc/self/exe".into()
+        } else {
+            std::env::current_exe().unwrap_or_else(|_| "anteroom".into())
+        };
+        Self { guardian }
+    }
+}
+
+// === impl Stops ===
+
+impl Default for Stops {
+    /// Nobody has told anything yet. Who stops also retires.
+    fn default() -> Self {
+        let stop = CancellationToken::new();
+        Self { retire: stop.child_token(), stop }
+    }
+}
+
+impl Stops {
+    /// Nothing more is sent to the target; what is in flight finishes, and then it is stopped.
+    pub fn retire(&self) {
+        self.retire.cancel();
+    }
+
+    /// The target is stopped now, whatever is in flight.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Those of one target among several: retiring it leaves the others alone.
+    fn of_one_target(&self) -> Self {
+        Self { retire: self.retire.child_token(), stop: self.stop.clone() }
+    }
+}

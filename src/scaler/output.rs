@@ -1,0 +1,195 @@
+//! What a model server prints: the last lines, bounded, and the one that says most.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::domain::RouteKey;
+
+/// The output of a process, read as it comes, so that the process never blocks on it.
+pub(super) struct Output {
+    tail: Arc<Mutex<VecDeque<String>>>,
+    reader: JoinHandle<()>,
+}
+
+/// Cuts a stream of bytes into lines of bounded length. A carriage return ends one too: progress bars use it.
+#[derive(Default)]
+struct Lines {
+    partial: Vec<u8>,
+}
+
+// === impl Output ===
+
+impl Output {
+    /// How many lines are kept.
+    const KEPT: usize = 50;
+    /// How long the rest of the output of a process that has ended may take to read.
+    const REST: Duration = Duration::from_secs(1);
+
+    /// Reads until everybody who could write has gone.
+    pub(super) fn read(mut source: impl AsyncRead + Send + Unpin + 'static, route: RouteKey) -> Self {
+        let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::KEPT)));
+        let kept = tail.clone();
+        let keep = move |line: String| {
+            tracing::debug!(%route, "{line}");
+            let mut kept = kept.lock();
+            if kept.len() == Self::KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(line);
+        };
+        let reader = tokio::spawn(async move {
+            let mut lines = Lines::default();
+            let mut buffer = vec![0; 8 << 10];
+            while let Ok(count @ 1..) = source.read(&mut buffer).await {
+                lines.push(&buffer[..count], &keep);
+            }
+            lines.end(&keep);
+        });
+        Self { tail, reader }
+    }
+
+    /// The last lines of a process that has ended.
+    pub(super) async fn rest(&mut self) -> Vec<String> {
+        if !self.reader.is_finished() {
+            let _ = timeout(Self::REST, &mut self.reader).await;
+        }
+        self.last_lines()
+    }
+
+    /// The last lines so far.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        self.tail.lock().iter().cloned().collect()
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// The line that says most of why a process ended: the last one that is neither a frame of a traceback nor says just
+/// that the cause stands above.
+pub(super) fn telling(lines: &[String]) -> Option<&str> {
+    let says_something = |line: &&str| {
+        !line.starts_with(char::is_whitespace)
+            && !line.starts_with("Traceback (most recent call last)")
+            && !line.contains("See root cause above")
+    };
+    let lines = || lines.iter().map(String::as_str).rev();
+    lines().find(says_something).or_else(|| lines().next())
+}
+
+// === impl Lines ===
+
+impl Lines {
+    /// How many bytes of a line are kept.
+    const LENGTH: usize = 2 << 10;
+
+    fn push(&mut self, bytes: &[u8], line: impl Fn(String)) {
+        for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
+            let (ended, text) = match piece {
+                [text @ .., b'\n' | b'\r'] => (true, text),
+                text => (false, text),
+            };
+            let room = Self::LENGTH - self.partial.len();
+            self.partial.extend_from_slice(&text[..room.min(text.len())]);
+            if ended {
+                self.end(&line);
+            }
+        }
+    }
+
+    fn end(&mut self, line: impl Fn(String)) {
+        let text = plain(&String::from_utf8_lossy(&self.partial));
+        self.partial.clear();
+        if !text.is_empty() {
+            line(text);
+        }
+    }
+}
+
+/// The text without colours and other terminal control, and without white space at its end.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(next) = rest.next() {
+        match next {
+            '\x1b' => {
+                // A control sequence, `ESC [ … letter`, or a single character after ESC.
+                if rest.next() == Some('[') {
+                    rest.by_ref().find(|end| ('\x40'..='\x7e').contains(end));
+                }
+            }
+            '\t' => plain.push(next),
+            _ if next.is_control() => {}
+            _ => plain.push(next),
+        }
+    }
+    plain.truncate(plain.trim_end().len());
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    fn lines(chunks: &[&[u8]]) -> Vec<String> {
+        let found = RefCell::new(Vec::new());
+        let mut lines = Lines::default();
+        for chunk in chunks {
+            lines.push(chunk, |line| found.borrow_mut().push(line));
+            assert!(lines.partial.len() <= Lines::LENGTH);
+        }
+        lines.end(|line| found.borrow_mut().push(line));
+        found.into_inner()
+    }
+
+    #[test]
+    fn output_is_cut_into_plain_lines_wherever_the_chunks_end() {
+        assert_eq!(lines(&[b"one\ntw", b"o\r\n\n", b"three"]), ["one", "two", "three"]);
+        assert_eq!(lines(&[b"shards: 10%\rshards: 20%\r"]), ["shards: 10%", "shards: 20%"]);
+        assert_eq!(
+            lines(&[b"\x1b[0;36m(EngineCore pid=7)\x1b[0;0m\tERROR \x07 \n"]),
+            ["(EngineCore pid=7)\tERROR"]
+        );
+        assert_eq!(lines(&[b"\xff\n"]), ["\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_line_that_never_ends_is_bounded() {
+        let chunk = [b'x'; 3000];
+        assert_eq!(lines(&[&chunk, &chunk, b"\nnext\n"]), ["x".repeat(2048), "next".into()]);
+    }
+
+    #[tokio::test]
+    async fn the_last_fifty_lines_are_kept() {
+        let text: String = (0..60).map(|number| format!("{number}\n")).collect();
+        let mut output = Output::read(std::io::Cursor::new(text), "tiny".into());
+        let kept = output.rest().await;
+        assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "10", "59"));
+    }
+
+    #[test]
+    fn the_telling_line_is_the_cause() {
+        let said = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
+        let vllm = said(&[
+            "ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.",
+            "Traceback (most recent call last):",
+            "  File \"vllm/v1/engine/utils.py\", line 1431, in wait_for_engine_startup",
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        ]);
+        assert_eq!(telling(&vllm), Some("ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory."));
+        assert_eq!(telling(&said(&["ValueError: no", "  indented"])), Some("ValueError: no"));
+        assert_eq!(telling(&said(&["  a", "  b"])), Some("  b"), "better than nothing");
+        assert_eq!(telling(&[]), None);
+    }
+}

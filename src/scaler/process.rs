@@ -1,0 +1,253 @@
+//! The launcher: starts the model server of a route when it is wanted, and stops it when it is idle.
+//!
+//! ```text
+//! idle ──demand──▶ starting ──ready──▶ ready ──idleTimeout──▶ stopping ──▶ idle
+//!   ▲                 │ exit, activationTimeout  │ exit
+//!   └── back-off ◀────┴──────────────────────────┘
+//! ```
+
+use std::{io, path::PathBuf, process::ExitStatus, sync::Arc};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{
+    Stops,
+    backoff::Backoff,
+    server::{End, Server},
+    wake::{Wake, suspect, vacant},
+};
+use crate::{
+    admission::Gate,
+    coldstart::Phase,
+    domain::ProcessTarget,
+    probe::Answer,
+    state::{Endpoint, Status},
+};
+
+/// The launcher of one route.
+pub(super) struct Launcher {
+    wake: Wake,
+    target: ProcessTarget,
+    guardian: PathBuf,
+    stops: Stops,
+    backoff: Backoff,
+    /// Endpoints of servers that are gone, as long as answers of theirs are still being read.
+    leaving: JoinSet<()>,
+}
+
+/// How a load ended.
+enum Load {
+    Ready,
+    Exited(io::Result<ExitStatus>),
+    TimedOut(Option<Answer>),
+    Told,
+}
+
+/// How serving ended.
+enum Serve {
+    /// No request for so long; the endpoint is retired, and nothing is in flight.
+    Idle,
+    Exited(io::Result<ExitStatus>),
+    /// It runs, but it has failed requests and does not answer probes any more.
+    Silent(Option<Answer>),
+    Told,
+}
+
+// === impl Launcher ===
+
+impl Launcher {
+    pub(super) fn new(gate: Arc<Gate>, target: ProcessTarget, guardian: PathBuf, stops: Stops) -> Self {
+        let wake = Wake::new(gate);
+        Self { wake, target, guardian, stops, backoff: Backoff::default(), leaving: JoinSet::new() }
+    }
+
+    /// Runs until it is told to end.
+    pub(super) async fn run(mut self) {
+        let Stops { retire, stop } = self.stops.clone();
+        loop {
+            tokio::select! {
+                // The end first: nothing is started any more.
+                biased;
+                () = retire.cancelled() => break,
+                () = self.due() => self.run_once().await,
+            }
+        }
+        self.gate().target().set_status(Status::Idle);
+        tokio::select! {
+            // Told to stop now, answers that are still being read are not waited for.
+            biased;
+            () = stop.cancelled() => {}
+            () = async { while self.leaving.join_next().await.is_some() {} } => {}
+        }
+    }
+
+    fn gate(&self) -> &Arc<Gate> {
+        &self.wake.gate
+    }
+
+    /// Waits until a start is wanted, and the back-off of the last one is over. Cancel-safe.
+    async fn due(&mut self) {
+        if let Some(until) = self.backoff.until() {
+            self.wake.meanwhile(sleep_until(until)).await;
+            self.backoff.elapsed();
+        }
+        if !self.wake.is_wanted() {
+            self.gate().target().set_status(Status::Idle);
+        }
+        self.wake.wanted().await;
+        self.wake.told();
+    }
+
+    /// One run of the server, from start to end.
+    async fn run_once(&mut self) {
+        self.gate().target().set_status(Status::Starting);
+        let mut server = match Server::start(&self.target, &self.guardian, self.gate().key()) {
+            Ok(server) => server,
+            Err(error) => return self.failed(&error.to_string(), Vec::new()),
+        };
+        self.gate().cold_starts().mark(Phase::Launch);
+        tracing::info!(route = %self.gate().key(), address = server.address(), "starting");
+        match self.load(&mut server).await {
+            Load::Ready => self.serve(server).await,
+            Load::Told => self.stop(server).await,
+            Load::Exited(status) => {
+                let End { reason, last_lines } = server.end(status, "loading").await;
+                self.failed(&reason, last_lines);
+            }
+            Load::TimedOut(answer) => {
+                let reason = self.wake.too_late(answer);
+                // Nobody waits for it to be gone.
+                self.failed(&reason, server.last_lines());
+                self.wake.meanwhile(server.stop()).await;
+            }
+        }
+    }
+
+    async fn load(&mut self, server: &mut Server) -> Load {
+        let limit = self.gate().policy().readiness.activation_timeout.get();
+        let address = server.address().to_owned();
+        let mut last = None;
+        tokio::select! {
+            // An exit explains what a probe sees, so it is looked at first.
+            biased;
+            status = server.exited() => Load::Exited(status),
+            () = self.stops.retire.cancelled() => Load::Told,
+            ready = timeout(limit, self.wake.until_ready(&address, &mut last)) => match ready {
+                Ok(()) => Load::Ready,
+                Err(_) => Load::TimedOut(last),
+            },
+        }
+    }
+
+    async fn serve(&mut self, mut server: Server) {
+        let max = self.gate().policy().concurrency.max;
+        let endpoint = Endpoint::new(server.address(), max);
+        self.gate().target().add(&endpoint);
+        self.wake.activated(&endpoint);
+        let up = Instant::now();
+        tracing::info!(route = %self.gate().key(), address = server.address(), "ready");
+        let ended = tokio::select! {
+            // An exit first, since it explains why the endpoint is suspect.
+            biased;
+            status = server.exited() => Serve::Exited(status),
+            () = self.stops.retire.cancelled() => Serve::Told,
+            ended = self.tend(&endpoint, up) => ended,
+        };
+        endpoint.retire();
+        match ended {
+            Serve::Idle | Serve::Told => {
+                tokio::select! {
+                    // Being told to stop now is not to wait for anything.
+                    biased;
+                    () = self.stops.stop.cancelled() => {}
+                    _ = server.exited() => {}
+                    () = vacant(&endpoint) => {}
+                }
+                self.backoff.reset();
+                self.gate().cold_starts().abandoned();
+                self.leave(endpoint);
+                self.stop(server).await;
+            }
+            Serve::Exited(status) => {
+                let end = server.end(status, "serving").await;
+                self.died(endpoint, up, end);
+            }
+            Serve::Silent(answer) => {
+                let reason = format!("the target does not answer any more: {}", self.wake.seen(answer));
+                self.died(endpoint, up, End { reason, last_lines: server.last_lines() });
+                self.wake.meanwhile(server.stop()).await;
+            }
+        }
+    }
+
+    /// Looks after a server that runs, until it is idle or past help. Cancel-safe.
+    async fn tend(&self, endpoint: &Endpoint, up: Instant) -> Serve {
+        loop {
+            tokio::select! {
+                // A suspect endpoint holds requests up, so it cannot wait.
+                biased;
+                () = suspect(endpoint) => {
+                    let limit = self.gate().policy().readiness.activation_timeout.get();
+                    let mut last = None;
+                    let recovered = async {
+                        sleep(endpoint.backoff()).await;
+                        self.wake.until_ready(endpoint.address(), &mut last).await;
+                    };
+                    if timeout(limit, recovered).await.is_err() {
+                        return Serve::Silent(last);
+                    }
+                    // The limit stays at the one request that being suspect left, and grows from there.
+                    self.wake.open(endpoint, None);
+                }
+                () = self.wake.idle(endpoint, || self.target.idle_timeout.get(), up) => return Serve::Idle,
+            }
+        }
+    }
+
+    /// The start has failed: the next one waits.
+    fn failed(&mut self, reason: &str, last_lines: Vec<String>) {
+        let retry_after = self.backoff.failed();
+        self.wake.failed(reason, last_lines, retry_after);
+    }
+
+    /// The server has died while it served. Held requests wait for the next one.
+    fn died(&mut self, endpoint: Arc<Endpoint>, up: Instant, end: End) {
+        let End { reason, last_lines } = end;
+        let output = last_lines.join("\n");
+        tracing::warn!(route = %self.gate().key(), reason, output, "the target has died");
+        self.leave(endpoint);
+        let reason: Arc<str> = reason.into();
+        // If it died before it answered anything, so did its cold start.
+        self.gate().cold_starts().failed(reason.clone(), last_lines);
+        if up.elapsed() < Backoff::STABLE {
+            self.backoff.failed();
+            self.gate().target().set_status(Status::Failed(reason));
+        } else {
+            self.backoff.reset();
+        }
+    }
+
+    /// Forgets a retired endpoint, once nothing is in flight on it: a client may still be reading what it sent.
+    fn leave(&mut self, endpoint: Arc<Endpoint>) {
+        while self.leaving.try_join_next().is_some() {}
+        if endpoint.in_flight() == 0 {
+            self.gate().target().remove(&endpoint);
+            return;
+        }
+        let gate = self.gate().clone();
+        self.leaving.spawn(async move {
+            vacant(&endpoint).await;
+            gate.target().remove(&endpoint);
+        });
+    }
+
+    async fn stop(&mut self, server: Server) {
+        tracing::info!(route = %self.gate().key(), "stopping");
+        self.gate().target().set_status(Status::Stopping);
+        self.wake.meanwhile(server.stop()).await;
+        self.gate().target().set_status(Status::Idle);
+    }
+}

@@ -1,0 +1,186 @@
+//! One run of a model server: a process under its guardian.
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::process::ExitStatusExt as _,
+    path::Path,
+    process::{ExitStatus, Stdio},
+};
+
+use tokio::{
+    net::unix::pipe,
+    process::{Child, ChildStdin, Command},
+};
+
+use super::output::{Output, telling};
+use crate::{
+    domain::{ProcessTarget, RouteKey},
+    guardian,
+};
+
+/// A running model server. Dropping it has the guardian end it.
+pub(super) struct Server {
+    guardian: Child,
+    /// While it is held, the server may run.
+    lifeline: Option<ChildStdin>,
+    output: Output,
+    address: String,
+}
+
+/// Why a server could not even be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error("no free port was found for the command: {0}")]
+    Port(io::Error),
+    #[error("the folder to start the command in, `{0}`, does not exist")]
+    Directory(String),
+    #[error("the command could not be started: {0}")]
+    Spawn(io::Error),
+}
+
+/// How a server ended: the reason, for whoever waited for it, and its last lines.
+pub(super) struct End {
+    pub(super) reason: String,
+    pub(super) last_lines: Vec<String>,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Starts the command on a free port.
+    pub(super) fn start(
+        target: &ProcessTarget,
+        guardian: &Path,
+        route: &RouteKey,
+    ) -> Result<Self, StartError> {
+        let port = free_port().map_err(StartError::Port)?;
+        let with_port = |text: &String| text.replace("{port}", &port.to_string());
+        // One pipe for both, so that the lines stay in their order.
+        let (output, printed) = io::pipe().map_err(StartError::Spawn)?;
+        let mut command = Command::new(guardian);
+        command
+            .arg0("anteroom")
+            .args(["guardian", "--stop-timeout", &target.stop_timeout.get().as_millis().to_string(), "--"])
+            .args(target.command.iter().map(with_port))
+            .envs(target.env.iter().map(|(name, value)| (name, with_port(value))))
+            .stdin(Stdio::piped())
+            .stdout(printed.try_clone().map_err(StartError::Spawn)?)
+            .stderr(printed)
+            // A Ctrl-C at the terminal is for us: we stop the server when its requests are done.
+            .process_group(0);
+        if let Some(directory) = &target.directory {
+            if !Path::new(directory).is_dir() {
+                return Err(StartError::Directory(directory.clone()));
+            }
+            command.current_dir(directory);
+        }
+        let mut guardian = command.spawn().map_err(StartError::Spawn)?;
+        // Our copies of the writing end go, so that reading ends with the last process that has one.
+        drop(command);
+        let lifeline = guardian.stdin.take();
+        let output = pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::Spawn)?;
+        let output = Output::read(output, route.clone());
+        Ok(Self { guardian, lifeline, output, address: format!("{}:{port}", Ipv4Addr::LOCALHOST) })
+    }
+
+    /// Where it listens, once it does.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Waits until it has ended by itself. Cancel-safe.
+    pub(super) async fn exited(&mut self) -> io::Result<ExitStatus> {
+        self.guardian.wait().await
+    }
+
+    /// Why it ended, having been `doing` something.
+    pub(super) async fn end(&mut self, status: io::Result<ExitStatus>, doing: &str) -> End {
+        let last_lines = self.output.rest().await;
+        End { reason: reason(status, doing, &last_lines), last_lines }
+    }
+
+    /// The last lines that it printed so far.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        self.output.last_lines()
+    }
+
+    /// Ends it, and all that it started: SIGTERM, and SIGKILL after the time that it has.
+    pub(super) async fn stop(mut self) {
+        self.lifeline = None;
+        let _ = self.guardian.wait().await;
+    }
+}
+
+/// A port that was free a moment ago. On Linux a connection that chooses its own port does not take it soon: such
+/// ports are even, and the ones that `bind` gives are odd, as long as there are any.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
+
+fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> String {
+    let last = telling(last_lines).map(shortened);
+    let how = match status {
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(126 | 127), _)
+                if let Some(said) =
+                    last_lines.last().and_then(|line| line.strip_prefix(guardian::SPEAKER)) =>
+            {
+                return format!("the command could not be started: {said}");
+            }
+            (Some(code), _) => format!("exited with code {code}"),
+            (None, Some(signal)) => match signal_hook::low_level::signal_name(signal) {
+                Some(name) => format!("was killed by {name}"),
+                None => format!("was killed by signal {signal}"),
+            },
+            (None, None) => "ended".into(),
+        },
+        Err(error) => format!("was lost sight of ({error})"),
+    };
+    match last {
+        Some(last) => format!("the command {how} while {doing}; its last line: {last}"),
+        None => format!("the command {how} while {doing}, without a word"),
+    }
+}
+
+/// A line that fits into an error message.
+fn shortened(line: &str) -> String {
+    const LENGTH: usize = 300;
+    match line.char_indices().nth(LENGTH) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_says_how_it_ended_and_what_it_said_last() {
+        let lines = |text: &str| vec![text.to_owned()];
+        let code = |code: i32| Ok(ExitStatus::from_raw(code << 8));
+        for (status, last, expected) in [
+            (code(1), lines("no GPU"), "the command exited with code 1 while loading; its last line: no GPU"),
+            (code(3), vec![], "the command exited with code 3 while loading, without a word"),
+            (
+                Ok(ExitStatus::from_raw(9)),
+                vec![],
+                "the command was killed by SIGKILL while loading, without a word",
+            ),
+            (
+                code(127),
+                lines("anteroom guardian: cannot run `vlm`: No such file"),
+                "the command could not be started: cannot run `vlm`: No such file",
+            ),
+            (
+                code(127),
+                lines("sh: 1: vlm: not found"),
+                "the command exited with code 127 while loading; its last line: sh: 1: vlm: not found",
+            ),
+        ] {
+            assert_eq!(reason(status, "loading", &last), expected);
+        }
+        assert_eq!(shortened(&"ä".repeat(301)).chars().count(), 301);
+    }
+}

@@ -1,0 +1,191 @@
+//! What launcher and prober have in common: hearing of demand, saying so, and seeing when it is over.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use crate::{
+    admission::Gate,
+    coldstart::Phase,
+    probe::{Answer, probe},
+    state::Endpoint,
+};
+
+/// The route that is woken.
+pub(super) struct Wake {
+    pub(super) gate: Arc<Gate>,
+    signals: watch::Receiver<u64>,
+}
+
+// === impl Wake ===
+
+impl Wake {
+    pub(super) fn new(gate: Arc<Gate>) -> Self {
+        let signals = gate.demand().signals();
+        Self { gate, signals }
+    }
+
+    /// Whether somebody waits, or has come and the lease speaks for them. What is in flight already has an endpoint.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.gate.demand().raised_since().is_some() || self.gate.held() > 0
+    }
+
+    /// Waits until the target is wanted. Cancel-safe.
+    pub(super) async fn wanted(&mut self) {
+        // The signal comes after the request has joined the queue, so none is missed between look and wait.
+        while !self.is_wanted() && self.signals.changed().await.is_ok() {}
+    }
+
+    /// We know that the target is wanted: an activation has begun.
+    pub(super) fn told(&self) {
+        let demand = self.gate.demand();
+        if demand.raised_since().is_none() {
+            // Held when the last endpoint went away, and not heard of again since.
+            demand.signal(self.gate.policy().readiness.activation_timeout.get());
+        }
+        let cold_starts = self.gate.cold_starts();
+        cold_starts.begin(demand.raised_since().unwrap_or_else(Instant::now), self.gate.held());
+        cold_starts.mark(Phase::Signal);
+    }
+
+    /// Does `work`, during which an activation may begin, but nothing can be done for it yet.
+    pub(super) async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        tokio::select! {
+            // The end of the work first: whoever is wanted then is told by the next step.
+            biased;
+            done = &mut work => return done,
+            () = self.wanted() => self.told(),
+        }
+        work.await
+    }
+
+    /// Probes at every interval until the target is ready; `last` is what the last probe saw.
+    pub(super) async fn until_ready(&self, address: &str, last: &mut Option<Answer>) {
+        let readiness = self.gate.policy().readiness.clone();
+        let mut ticks = interval(readiness.interval.get().max(Duration::from_millis(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let answer = probe(address, &readiness).await;
+            let is_ready = answer.is_ready();
+            *last = Some(answer);
+            if is_ready {
+                return;
+            }
+        }
+    }
+
+    /// The endpoint takes requests, and so the demand for one has been met.
+    pub(super) fn open(&self, endpoint: &Endpoint, limit: Option<u32>) {
+        self.gate.target().ready(endpoint, limit);
+        self.gate.demand().settle();
+    }
+
+    /// The activation has succeeded.
+    pub(super) fn activated(&self, endpoint: &Endpoint) {
+        self.gate.cold_starts().ready();
+        let ramp_start = self.gate.policy().concurrency.ramp_start;
+        self.open(endpoint, Some(ramp_start));
+        // Whoever comes from now on finds the target up, so this counts only those that had waited.
+        if self.gate.requests() == 0 {
+            self.gate.cold_starts().abandoned();
+        }
+    }
+
+    /// Why an activation failed that took too long.
+    pub(super) fn too_late(&self, last: Option<Answer>) -> String {
+        let limit = self.gate.policy().readiness.activation_timeout;
+        format!("the target was not ready within {limit}: {}", self.seen(last))
+    }
+
+    /// What the last probe saw, in words.
+    pub(super) fn seen(&self, last: Option<Answer>) -> String {
+        let path = &self.gate.policy().readiness.path;
+        match last {
+            Some(answer) => format!("the last probe of {path} saw: {answer}"),
+            None => format!("no probe of {path} had time to end"),
+        }
+    }
+
+    /// The activation has failed: nobody waits on. The next one begins after `retry_after`, if it is wanted.
+    pub(super) fn failed(&self, reason: &str, last_lines: Vec<String>, retry_after: Duration) {
+        tracing::warn!(route = %self.gate.key(), reason, ?retry_after, "the target could not be started");
+        let reason: Arc<str> = reason.into();
+        self.gate.cold_starts().failed(reason.clone(), last_lines);
+        self.gate.target().failed(reason, retry_after);
+        self.gate.demand().settle();
+    }
+
+    /// Waits until no request has been held or in flight for `after`, then retires the endpoint. Whoever came in
+    /// the very moment is served: either it is in flight, which brings the endpoint back, or it is held and wanted.
+    /// Cancel-safe. It looks only when it could be so, at the earliest.
+    pub(super) async fn idle(&self, endpoint: &Endpoint, after: impl Fn() -> Duration, up: Instant) {
+        let demand = self.gate.demand();
+        loop {
+            let wait = idle_in(demand.quiet_for(), up.elapsed(), self.gate.requests(), after());
+            if !wait.is_zero() {
+                sleep(wait).await;
+                continue;
+            }
+            // A signal from before the endpoint was ready may have come late: it wants what is there. One from after
+            // the retirement counts, so this cannot come later.
+            demand.settle();
+            let was_ready = endpoint.is_ready();
+            endpoint.retire();
+            if self.gate.requests() == 0 {
+                return;
+            }
+            if was_ready {
+                self.open(endpoint, None);
+            }
+        }
+    }
+}
+
+/// When a target could be idle at the earliest: not while there are requests, and `after` since the last one, but
+/// also since it is up. Whoever waited for it and left may come back.
+fn idle_in(quiet: Option<Duration>, up: Duration, requests: u64, after: Duration) -> Duration {
+    if requests > 0 {
+        return after.max(Duration::from_millis(1));
+    }
+    after.saturating_sub(quiet.map_or(up, |quiet| quiet.min(up)))
+}
+
+/// Waits until the endpoint is not ready. Cancel-safe.
+pub(super) async fn suspect(endpoint: &Endpoint) {
+    while endpoint.is_ready() {
+        endpoint.attention().await;
+    }
+}
+
+/// Waits until nothing is in flight on an endpoint that has been retired. Cancel-safe.
+pub(super) async fn vacant(endpoint: &Endpoint) {
+    while endpoint.in_flight() > 0 {
+        endpoint.attention().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_is_counted_from_the_last_request_or_from_ready_and_never_while_there_are_any() {
+        let s = Duration::from_secs;
+        let after = s(300);
+        assert_eq!(idle_in(Some(s(100)), s(1000), 0, after), s(200), "300 - 100");
+        assert_eq!(
+            idle_in(Some(s(900)), s(60), 0, after),
+            s(240),
+            "it left 900 s ago, but it is up since 60: 300 - 60"
+        );
+        assert_eq!(idle_in(Some(s(300)), s(300), 0, after), s(0));
+        assert_eq!(idle_in(Some(s(400)), s(400), 1, after), s(300), "it may end now, and then 300 are to go");
+        assert_eq!(idle_in(None, s(10), 0, after), s(290), "nobody ever came");
+        assert!(!idle_in(None, s(10), 1, s(0)).is_zero(), "a request in flight is waited for, not spun on");
+    }
+}
