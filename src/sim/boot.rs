@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// A load under way.
 pub(super) struct Load {
+    log: Log,
     started: Instant,
     /// How long the port stays closed.
     pub(super) closed: Duration,
@@ -17,32 +18,64 @@ pub(super) struct Load {
     milestones: VecDeque<(Duration, &'static str, String)>,
 }
 
-/// A line as vLLM's engine logs it. Nobody is told when standard error is gone: the process must outlive its
-/// reader, so this is not `eprintln!`, which panics.
-fn log(place: &str, message: &str) {
-    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
-    let (date, time) = (&now[5..10], &now[11..19]);
-    say(&format!("(EngineCore pid={}) INFO {date} {time} [{place}] {message}", process::id()));
+/// Where the lines go: to standard error for a process of its own, nowhere inside another program.
+#[derive(Clone, Copy)]
+pub(super) enum Log {
+    Silent,
+    Stderr,
 }
 
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
-}
+// === impl Log ===
 
-pub(super) fn log_listening(address: SocketAddr) {
-    log("entry.py:140", &format!("Starting vLLM server on http://{address}"));
-}
+impl Log {
+    pub(super) fn listening(self, address: SocketAddr) {
+        self.engine("entry.py:140", &format!("Starting vLLM server on http://{address}"));
+    }
 
-pub(super) fn log_ready() {
-    say(&format!("INFO:     Started server process [{}]", process::id()));
-    say("INFO:     Waiting for application startup.");
-    say("INFO:     Application startup complete.");
+    pub(super) fn ready(self) {
+        self.line(&format!("INFO:     Started server process [{}]", process::id()));
+        self.line("INFO:     Waiting for application startup.");
+        self.line("INFO:     Application startup complete.");
+    }
+
+    /// The lines that vLLM leaves behind when the weights do not fit.
+    fn traceback(self) {
+        let engine = format!("(EngineCore pid={}) ERROR [core.py:1510]", process::id());
+        for line in [
+            "EngineCore failed to start.",
+            "Traceback (most recent call last):",
+            "  File \"vllm/v1/engine/core.py\", line 1484, in run_engine_core",
+            "    engine_core = EngineCoreProc(*args, engine_index=dp_rank, **kwargs)",
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of \
+             23.64 GiB of which 1.12 GiB is free.",
+        ] {
+            self.line(&format!("{engine} {line}"));
+        }
+        self.line("Traceback (most recent call last):");
+        self.line("  File \"vllm/v1/engine/utils.py\", line 1431, in wait_for_engine_startup");
+        self.line(
+            "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        );
+    }
+
+    fn engine(self, place: &str, message: &str) {
+        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+        let (date, time) = (&now[5..10], &now[11..19]);
+        self.line(&format!("(EngineCore pid={}) INFO {date} {time} [{place}] {message}", process::id()));
+    }
+
+    /// A reader that has gone is no reason to die, so this is not `eprintln!`, which panics.
+    fn line(self, line: &str) {
+        if let Self::Stderr = self {
+            let _ = writeln!(std::io::stderr().lock(), "{line}");
+        }
+    }
 }
 
 // === impl Load ===
 
 impl Load {
-    pub(super) fn start(args: &SimArgs) -> Self {
+    pub(super) fn start(args: &SimArgs, log: Log) -> Self {
         let (closed, unready) = args.load_phases();
         let total = closed.saturating_add(unready);
         let seconds = total.as_secs_f64();
@@ -80,6 +113,7 @@ impl Load {
             }
         }
         Self {
+            log,
             started: Instant::now(),
             closed,
             total,
@@ -94,13 +128,13 @@ impl Load {
     pub(super) async fn advance(&mut self, until: Duration) -> Result<(), SimError> {
         while let Some((due, place, message)) = self.milestones.pop_front_if(|(due, ..)| *due <= until) {
             self.reach(due).await;
-            log(place, &message);
+            self.log.engine(place, &message);
         }
         if let Some(code) = self.fail
             && self.total / 2 <= until
         {
             self.reach(self.total / 2).await;
-            print_traceback();
+            self.log.traceback();
             return Err(SimError::LoadFailed { code });
         }
         if self.hang && self.total <= until {
@@ -117,20 +151,47 @@ impl Load {
     }
 }
 
-/// The lines that vLLM leaves behind when the weights do not fit.
-fn print_traceback() {
-    let engine = format!("(EngineCore pid={})", process::id());
-    for line in [
-        "ERROR [core.py:1510] EngineCore failed to start.",
-        "ERROR [core.py:1510] Traceback (most recent call last):",
-        "ERROR [core.py:1510]   File \"vllm/v1/engine/core.py\", line 1484, in run_engine_core",
-        "ERROR [core.py:1510]     engine_core = EngineCoreProc(*args, engine_index=dp_rank, **kwargs)",
-        "ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a \
-         total capacity of 23.64 GiB of which 1.12 GiB is free.",
-    ] {
-        say(&format!("{engine} {line}"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(args: SimArgs) -> Load {
+        Load::start(&args, Log::Silent)
     }
-    say("Traceback (most recent call last):");
-    say("  File \"vllm/v1/engine/utils.py\", line 1431, in wait_for_engine_startup");
-    say("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}");
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn phases_add_up_to_the_load_time() {
+        for (closed_time, unready_time, closed, total) in [
+            (None, None, 90, 90),
+            (Some(20), None, 20, 90),
+            (None, Some(20), 70, 90),
+            (Some(20), Some(30), 20, 50),
+            (Some(100), None, 100, 100),
+        ] {
+            let mut load = load(SimArgs {
+                load_time: seconds(90),
+                closed_time: closed_time.map(seconds),
+                unready_time: unready_time.map(seconds),
+                ..SimArgs::default()
+            });
+            let start = Instant::now();
+            load.advance(load.closed).await.unwrap();
+            assert_eq!(start.elapsed(), seconds(closed));
+            load.advance(load.total).await.unwrap();
+            assert_eq!(start.elapsed(), seconds(total));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failure_comes_halfway() {
+        let args = SimArgs { load_time: seconds(90), fail_load: Some(3), ..SimArgs::default() };
+        let start = Instant::now();
+        let mut load = load(args);
+        let error = load.advance(load.closed).await.unwrap_err();
+        assert_eq!((error.exit_code(), start.elapsed()), (3, seconds(45)));
+    }
 }

@@ -211,3 +211,65 @@ impl Drop for Waiting<'_> {
         self.0.fetch_sub(1, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt as _;
+
+    fn engine(args: SimArgs) -> Arc<Engine> {
+        Arc::new(Engine::new(&args))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_come_on_time() {
+        let engine = engine(SimArgs {
+            tokens: 3,
+            time_to_first_token: Duration::from_millis(200),
+            inter_token_time: Duration::from_millis(10),
+            ..SimArgs::default()
+        });
+        let start = Instant::now();
+        let mut generation = engine.submit(Prompt::new(), None);
+        let mut due = Vec::new();
+        while generation.next().await.is_some() {
+            due.push(start.elapsed().as_millis());
+        }
+        assert_eq!(due, [200, 210, 220]);
+        let reading = engine.read();
+        assert_eq!((reading.running, reading.generation_tokens, reading.finished), (0, 3, [1, 0, 0]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queue_is_first_come_first_served() {
+        let engine = engine(SimArgs { max_running: 1, tokens: 2, ..SimArgs::default() });
+        let mut generations = [(); 3].map(|()| engine.submit(Prompt::new(), None));
+        let [running, second, third] = &mut generations;
+        assert!(running.next().await.is_some());
+        let mut second = Box::pin(second.text());
+        let mut third = Box::pin(third.text());
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        assert_eq!((engine.read().running, engine.read().waiting), (1, 2));
+        assert!(running.next().await.is_some());
+        // The slot is free, and it is the second's, whoever asks first.
+        assert!(third.as_mut().now_or_never().is_none());
+        second.await;
+        third.await;
+        assert_eq!(engine.read().finished, [3, 0, 0]);
+    }
+
+    #[test]
+    fn limit_wins_where_it_is_lower() {
+        let engine = engine(SimArgs { tokens: 10, ..SimArgs::default() });
+        for (limit, budget, finish) in [
+            (None, 10, Finish::Stop),
+            (Some(9), 9, Finish::Length),
+            (Some(10), 10, Finish::Stop),
+            (Some(0), 1, Finish::Length),
+        ] {
+            let generation = engine.submit(Prompt::new(), limit);
+            assert_eq!((generation.budget, generation.finish), (budget, finish));
+        }
+    }
+}

@@ -29,6 +29,7 @@ mod text;
 
 pub use args::SimArgs;
 
+use boot::Log;
 use server::Server;
 use std::{
     io,
@@ -76,12 +77,12 @@ pub enum SimError {
     Crashed,
 }
 
-/// Runs a simulated server until SIGTERM or SIGINT.
+/// Runs a simulated server until SIGTERM or SIGINT, and logs to standard error as vLLM does.
 pub async fn run(args: SimArgs) -> Result<(), SimError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(SimError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(SimError::Signals)?;
     let shutdown = CancellationToken::new();
-    let mut serve = std::pin::pin!(Sim::bind(args).await?.serve(shutdown.clone()));
+    let mut serve = std::pin::pin!(Sim::reserve(args, Log::Stderr)?.serve(shutdown.clone()));
     loop {
         tokio::select! {
             ended = &mut serve => return ended,
@@ -106,6 +107,10 @@ impl Sim {
     /// Reserves the address. Connections are refused until [`Sim::serve`] has come so far: the socket is bound
     /// but does not listen, as vLLM's while it loads.
     pub async fn bind(args: SimArgs) -> Result<Self, SimError> {
+        Self::reserve(args, Log::Silent)
+    }
+
+    fn reserve(args: SimArgs, log: Log) -> Result<Self, SimError> {
         let address = SocketAddr::new(args.host, args.port);
         let socket = match args.host {
             IpAddr::V4(_) => TcpSocket::new_v4(),
@@ -116,7 +121,7 @@ impl Sim {
         socket.set_reuseaddr(true).map_err(SimError::Socket)?;
         socket.bind(address).map_err(|source| SimError::listen(address, source))?;
         let address = socket.local_addr().map_err(SimError::Socket)?;
-        Ok(Self { server: Arc::new(Server::new(args)), socket, address })
+        Ok(Self { server: Arc::new(Server::new(args, log)), socket, address })
     }
 
     /// The address reserved, with the true port where 0 was asked for.

@@ -1,6 +1,12 @@
 //! What the connections share, and the loop that accepts them.
 
-use super::{SimArgs, SimError, api::Store, boot, boot::Load, connection, engine::Engine};
+use super::{
+    SimArgs, SimError,
+    api::Store,
+    boot::{Load, Log},
+    connection,
+    engine::Engine,
+};
 use std::{
     io,
     sync::{
@@ -20,6 +26,7 @@ const BACKLOG: u32 = 1024;
 /// What the connections share.
 pub(super) struct Server {
     pub(super) args: SimArgs,
+    log: Log,
     pub(super) engine: Arc<Engine>,
     pub(super) store: Store,
     pub(super) ready: AtomicBool,
@@ -35,8 +42,9 @@ pub(super) struct Server {
 // === impl Server ===
 
 impl Server {
-    pub(super) fn new(args: SimArgs) -> Self {
+    pub(super) fn new(args: SimArgs, log: Log) -> Self {
         Self {
+            log,
             engine: Arc::new(Engine::new(&args)),
             store: Store::default(),
             ready: AtomicBool::new(false),
@@ -54,7 +62,7 @@ impl Server {
         socket: TcpSocket,
         shutdown: &CancellationToken,
     ) -> Result<(), SimError> {
-        let mut load = Load::start(&self.args);
+        let mut load = Load::start(&self.args, self.log);
         tokio::select! {
             // Asked to stop and ready in the same instant, it stops.
             biased;
@@ -63,7 +71,7 @@ impl Server {
         }
         let address = socket.local_addr().map_err(SimError::Socket)?;
         let listener = socket.listen(BACKLOG).map_err(|source| SimError::listen(address, source))?;
-        boot::log_listening(address);
+        self.log.listening(address);
 
         let connections = TaskTracker::new();
         let served = self.accept(listener, load, &connections, shutdown).await;
@@ -97,7 +105,7 @@ impl Server {
                 loaded = &mut loading, if !self.ready.load(Relaxed) => {
                     loaded?;
                     self.ready.store(true, Relaxed);
-                    boot::log_ready();
+                    self.log.ready();
                 }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {

@@ -17,7 +17,7 @@ use super::{
 };
 use answer::{Answer, ApiError, json, text};
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
@@ -45,11 +45,12 @@ enum Task {
 struct Call {
     server: Arc<Server>,
     reset: Reset,
-    headers: HeaderMap,
+    content_type: Option<HeaderValue>,
     body: Bytes,
     sequence: u64,
     /// Where in the response's body the connection is to be reset.
     cut: Option<f64>,
+    /// What its ids are made of.
     key: u128,
 }
 
@@ -114,7 +115,7 @@ async fn infer(
     request: Request<Incoming>,
     task: Task,
 ) -> Result<Answer, ApiError> {
-    let headers = request.headers().clone();
+    let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
     let body = read(request).await?;
     let sequence = server.sequence.fetch_add(1, Relaxed);
     if server.args.exit_after.is_some_and(|count| sequence + 1 >= count) {
@@ -129,7 +130,7 @@ async fn infer(
         Fate::Error(status) => return Err(ApiError::new(status, "A failure, as --error-rate asked.")),
     };
     let key = fault::rng(!server.args.seed, sequence).u128(..);
-    let call = Call { server, reset, headers, body, sequence, cut, key };
+    let call = Call { server, reset, content_type, body, sequence, cut, key };
     match task {
         Task::Chat => chat::chat(call).await,
         Task::Completions => chat::completions(call).await,
@@ -171,7 +172,7 @@ impl Call {
     }
 
     fn content_type(&self) -> &str {
-        self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.content_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 }
 
