@@ -47,12 +47,17 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
         () = stops.retire.cancelled() => {}
         () = watch(&mut wake, &endpoint) => {}
     }
+    let was_ready = endpoint.is_ready();
     endpoint.retire();
     tokio::select! {
         // Told to stop now, what is in flight is not waited for.
         biased;
         () = stops.stop.cancelled() => {}
         () = vacant(&endpoint) => gate.target().remove(&endpoint),
+    }
+    if was_ready {
+        // An activation that has not got that far goes on with the next target.
+        gate.cold_starts().abandoned();
     }
     gate.target().set_status(Status::Idle);
 }
@@ -88,7 +93,10 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
                 // It keeps the one request at a time that being suspect left it, and grows from there.
                 None
             }
-            () = wake.idle(endpoint, || IDLE, up) => ALL,
+            () = wake.idle(endpoint, || IDLE, up) => {
+                wake.gate.cold_starts().abandoned();
+                ALL
+            }
         };
     }
 }
