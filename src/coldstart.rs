@@ -471,6 +471,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
+        let (store, tracker) = tracker();
+        tracker.begin(Instant::now(), 1);
+        tracker.mark(Phase::Signal);
+        tracker.first_byte();
+        assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
+        advance(Duration::from_secs(7)).await;
+        tracker.ready();
+        advance(Duration::from_secs(1)).await;
+        tracker.first_byte();
+        let [record] = store.recent(None, 10).try_into().unwrap();
+        assert_eq!((record.outcome, record.total_ms), (Some(ColdStartOutcome::Completed), 8000.0), "7 + 1");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_phase_that_is_not_known_is_absent() {
         let (store, tracker) = tracker();
         tracker.begin(Instant::now(), 1);

@@ -247,7 +247,12 @@ impl Launcher {
     async fn stop(&mut self, server: Server) {
         tracing::info!(route = %self.gate().key(), "stopping");
         self.gate().target().set_status(Status::Stopping);
-        self.wake.meanwhile(server.stop()).await;
+        if self.stops.retire.is_cancelled() {
+            // What is wanted now is not ours to bring.
+            server.stop().await;
+        } else {
+            self.wake.meanwhile(server.stop()).await;
+        }
         self.gate().target().set_status(Status::Idle);
     }
 }

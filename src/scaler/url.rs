@@ -56,7 +56,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
         () = vacant(&endpoint) => gate.target().remove(&endpoint),
     }
     if was_ready {
-        // An activation that has not got that far goes on with the next target.
+        // Who was to be served by an activation has been, or is gone.
         gate.cold_starts().abandoned();
     }
     gate.target().set_status(Status::Idle);
