@@ -196,6 +196,20 @@ async fn a_crash_while_serving_takes_the_endpoint_away_and_whoever_comes_starts_
 }
 
 #[tokio::test]
+async fn a_server_that_failed_a_request_but_answers_probes_gets_one_request_at_first() {
+    let pids = Pids::new();
+    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let permit = route.permit().await;
+    permit.suspect();
+    let mut ticket = route.hold();
+    drop(permit);
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    assert_eq!((permit.endpoint().limit(), pids.all().len()), (1, 1), "the same server");
+    drop(permit);
+    route.end().await;
+}
+
+#[tokio::test]
 async fn stopping_ends_everything_that_the_command_started() {
     let pids = Pids::new();
     // One child in the group, and one that has left it.
