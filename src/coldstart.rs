@@ -302,7 +302,9 @@ impl Tracker {
 
     /// So many are held now.
     pub fn held(&self, held: usize) {
-        self.tally.lock().held_peak.fetch_max(held as u64, Ordering::Relaxed);
+        if self.running.load(Ordering::SeqCst) {
+            self.tally.lock().held_peak.fetch_max(held as u64, Ordering::Relaxed);
+        }
     }
 
     /// A held request left the queue.
@@ -481,6 +483,21 @@ mod tests {
         assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
         assert_eq!(tracker.estimate().map(|estimate| estimate.median), Some(Duration::from_millis(3021)));
         assert!(tracker.current().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
+        let (store, tracker) = tracker();
+        tracker.begin(Instant::now(), 1);
+        tracker.mark(Phase::Signal);
+        tracker.first_byte();
+        assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
+        advance(Duration::from_secs(7)).await;
+        tracker.ready();
+        advance(Duration::from_secs(1)).await;
+        tracker.first_byte();
+        let [record] = store.recent(None, 10).try_into().unwrap();
+        assert_eq!((record.outcome, record.total_ms), (Some(ColdStartOutcome::Completed), 8000.0), "7 + 1");
     }
 
     #[tokio::test(start_paused = true)]

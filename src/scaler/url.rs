@@ -56,7 +56,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
         () = vacant(&endpoint) => gate.target().remove(&endpoint),
     }
     if was_ready {
-        // An activation that has not got that far goes on with the next target.
+        // Who was to be served by an activation has been, or is gone.
         gate.cold_starts().abandoned();
     }
     gate.target().set_status(Status::Idle);
@@ -77,9 +77,6 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
     const ALL: Option<u32> = Some(u32::MAX);
     let mut limit = ALL;
     loop {
-        if !wake.is_wanted() {
-            wake.gate.target().set_status(Status::Idle);
-        }
         wake.wanted().await;
         if !bring_up(wake, endpoint, limit).await {
             continue;
@@ -98,6 +95,9 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
                 ALL
             }
         };
+        if !wake.is_wanted() {
+            wake.gate.target().set_status(Status::Idle);
+        }
     }
 }
 

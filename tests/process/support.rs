@@ -1,10 +1,6 @@
 //! A route with its supervisor, and commands that say which processes they are.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anteroom::{
     admission::{Gate, Permit},
@@ -93,12 +89,8 @@ impl Pids {
         Self(TempDir::new().unwrap())
     }
 
-    pub(crate) fn folder(&self) -> &Path {
-        self.0.path()
-    }
-
     fn file(&self) -> PathBuf {
-        self.folder().join("pids")
+        self.0.path().join("pids")
     }
 
     pub(crate) fn path(&self) -> String {
