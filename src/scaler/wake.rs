@@ -172,7 +172,7 @@ pub(super) async fn vacant(endpoint: &Endpoint) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{admission::Entry, coldstart::ColdStarts, domain::Policy};
+    use crate::{coldstart::ColdStarts, domain::Policy};
 
     #[test]
     fn idle_is_counted_from_the_last_request_or_from_ready_and_never_while_there_are_any() {
@@ -198,7 +198,7 @@ mod tests {
         gate.target().add(&endpoint);
         wake.open(&endpoint, None);
         let up = Instant::now();
-        let Ok(Entry::Dispatch(permit, _)) = gate.admit(0, true) else { panic!("not dispatched") };
+        let (permit, _) = gate.enter().unwrap();
         let last = async {
             sleep(Duration::from_secs(1000)).await;
             drop(permit);
