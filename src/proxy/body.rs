@@ -148,9 +148,9 @@ impl Relay {
         };
         self.idle.progress = true;
         match frame {
-            // The last part may be known to be the last: then nobody asks for another.
+            // The last part may be known to be the last, as trailers are: then nobody asks for another.
             Some(Ok(frame)) => {
-                if self.incoming.is_end_stream() {
+                if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))

@@ -119,11 +119,7 @@ impl Buffered {
     /// When it is larger than allowed, pauses for too long or breaks off, or when the budget is used up.
     pub async fn read(mut body: Incoming, limits: &Limits, budget: &Arc<Budget>) -> Result<Self, ProxyError> {
         let limit = limits.max_body_bytes.get();
-        let too_large = || ProxyError::RequestTooLarge { limit };
-        let told = body.size_hint().exact().map(|told| usize::try_from(told).unwrap_or(usize::MAX));
-        if told.is_some_and(|told| told > limit) {
-            return Err(too_large());
-        }
+        let told = told_to_fit(&body, limits)?;
         let mut share = budget.share();
         let mut first = Bytes::new();
         let mut rest = Vec::new();
@@ -131,7 +127,7 @@ impl Buffered {
             // Trailers of a request say nothing to a model server.
             let Ok(data) = frame.into_data() else { continue };
             if share.bytes + data.len() > limit {
-                return Err(too_large());
+                return Err(ProxyError::RequestTooLarge { limit });
             }
             if !share.grow(data.len()) {
                 return Err(ProxyError::BuffersFull(budget.max));
@@ -160,6 +156,19 @@ impl Buffered {
             self.bytes = Bytes::copy_from_slice(&self.bytes);
         }
     }
+}
+
+/// The size that a body tells beforehand, if it does.
+///
+/// # Errors
+/// When that is larger than allowed: none of it needs to be read.
+pub fn told_to_fit(body: &Incoming, limits: &Limits) -> Result<Option<usize>, ProxyError> {
+    let limit = limits.max_body_bytes.get();
+    let told = body.size_hint().exact().map(|told| usize::try_from(told).unwrap_or(usize::MAX));
+    if told.is_some_and(|told| told > limit) {
+        return Err(ProxyError::RequestTooLarge { limit });
+    }
+    Ok(told)
 }
 
 async fn next_frame(body: &mut Incoming, pause: Duration) -> Result<Option<Frame<Bytes>>, ProxyError> {

@@ -26,7 +26,7 @@ use super::{
     client_io::UnderWay,
     exchange::Exchange,
     forward,
-    intake::{Budget, Buffered, CutOff, Outgoing, Share},
+    intake::{Budget, Buffered, CutOff, Outgoing, Share, told_to_fit, within},
     keepalive::{Heartbeat, KeptAlive, Progress},
 };
 use crate::{
@@ -181,6 +181,10 @@ impl Proxy {
             other => return self.answer_ourselves(&head, other),
         };
         let (gate, mut body, scan) = self.route(&host, &head, shape, incoming).await?;
+        if let Intake::Unread(incoming) = &body {
+            let fits = told_to_fit(incoming, &self.shared.limits.load());
+            fits.map_err(|error| Refused { gate: Some(gate.clone()), error })?;
+        }
 
         // At once, if an endpoint has room and nobody waits for one.
         let request_id = forward::request(&mut head, &host, client.address);
@@ -314,12 +318,17 @@ impl Proxy {
         let body = || source.take(&limits);
         let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, writes).await {
             Ok((response, connection)) => {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
+                    let (route, reason) = (gate.key().clone(), "it switched to another protocol".into());
+                    return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
+                }
                 let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() != StatusCode::SERVICE_UNAVAILABLE {
                     lease.permit.first_byte();
                     return Ok(Answer::Stream(response, lease));
                 }
-                return self.unavailable(response, lease, sending).await;
+                return self.unavailable(response, lease, sending, timeouts.idle_timeout.get()).await;
             }
             Err(error) => error,
         };
@@ -348,6 +357,7 @@ impl Proxy {
         response: Response<Incoming>,
         lease: Lease,
         sending: &mut Sending,
+        pause: Duration,
     ) -> Result<Answer, Failed> {
         const LONGEST: u64 = 4096;
         if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
@@ -356,7 +366,7 @@ impl Proxy {
         }
         let (head, body) = response.into_parts();
         let route = lease.permit.gate().key().clone();
-        let Ok(body) = body.collect().await else {
+        let Some(Ok(body)) = within(pause, body.collect()).await else {
             lease.permit.suspect();
             return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
                 true => Err(Failed::ForNow),

@@ -1,0 +1,19 @@
+//! The proxy from end to end: the real listener and its threads between raw clients and scripted model servers.
+
+// The exemption for tests knows functions marked as such, not the helpers of a test file.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+#[path = "e2e/forwarding.rs"]
+mod forwarding;
+#[path = "e2e/hangup.rs"]
+mod hangup;
+#[path = "e2e/hold.rs"]
+mod hold;
+#[path = "e2e/limits.rs"]
+mod limits;
+#[path = "e2e/upstream.rs"]
+mod upstream;
+#[path = "e2e/zero.rs"]
+mod zero;

@@ -1,0 +1,369 @@
+//! What passes, and how: heads, bodies, trailers, in both directions and part by part.
+
+use http_body_util::BodyExt as _;
+
+use crate::support::{
+    Proxy, Upstream, h2, soon,
+    upstream::{LAST, STREAM, answer, chunk},
+    wire::{CHAT, Part, chat, get, post_with, streaming},
+};
+
+const BODY: &str = r#"{"model":"tiny"}"#;
+
+/// Makes the target known to be up.
+async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+    let mut client = proxy.sent(chat("warm")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.in_flight(0).await;
+}
+
+#[tokio::test]
+async fn an_answer_passes_part_by_part() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = proxy.sent(streaming("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    let head = client.head().await.unwrap();
+    assert_eq!(head.get("content-type"), Some("text/event-stream"));
+    assert_eq!((head.get("transfer-encoding"), head.get("content-length")), (Some("chunked"), None));
+    for token in 0..50 {
+        // The next one is not sent before the client has this one, whole or half an event.
+        for part in [format!("data: {token}"), "\n\n".into()] {
+            call.send(chunk(&part)).await;
+            assert_eq!(client.part().await, Part::Data(part.into_bytes()));
+        }
+    }
+    call.finish(LAST).await;
+    assert_eq!(client.part().await, Part::Last(String::new()));
+
+    // Without chunks as well: the length is kept, and each part goes out as it comes.
+    client.send(chat("y")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n").await;
+    assert_eq!(client.head().await.unwrap().get("content-length"), Some("10"));
+    for part in [b"01234", b"56789"] {
+        call.send(part).await;
+        assert_eq!(client.exact(5).await.unwrap(), part);
+    }
+    call.finish("").await;
+
+    // And what has neither ends with its connection.
+    client.send(chat("z")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send("HTTP/1.1 200 OK\r\n\r\n").await;
+    let head = client.head().await.unwrap();
+    assert_eq!(head.get("transfer-encoding"), Some("chunked"));
+    call.send("to the end").await;
+    client.parts_until("to the end").await;
+    drop(call);
+    assert_eq!(client.part().await, Part::Last(String::new()));
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn http_2_gets_it_part_by_part_too() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = h2::connect(proxy.address).await;
+    let request = client.send_request(h2::post(proxy.address, CHAT, BODY));
+    let answering = async {
+        let mut call = upstream.call().await;
+        assert_eq!(call.head.start, format!("POST {CHAT} HTTP/1.1"));
+        assert_eq!(call.head.get("host"), Some(&*proxy.address.to_string()));
+        assert_eq!((call.head.get("via"), call.head.get("content-length")), (Some("2 anteroom"), Some("16")));
+        assert_eq!(call.body().await, BODY);
+        call.send(STREAM.replace("\r\n\r\n", "\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n"))
+            .await;
+        call
+    };
+    let (response, mut call) = tokio::join!(request, answering);
+    let mut body = response.unwrap().into_body();
+    for token in ["1", "2", "3"] {
+        call.send(chunk(token)).await;
+        let frame = soon("a part", body.frame()).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), token);
+    }
+    call.finish(LAST).await;
+    assert_eq!(soon("the end", body.collect()).await.unwrap().to_bytes(), "");
+    proxy.ended("completed", 200, 1).await;
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn trailers_pass_to_who_says_that_it_takes_them() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let head = "HTTP/1.1 200 OK\r\nTrailer: x-usage\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let tail = "0\r\nx-usage: 42\r\n\r\n";
+    let mut client = proxy.sent(post_with(CHAT, &[("TE", "trailers"), ("Connection", "TE")], BODY)).await;
+    let mut call = upstream.call().await;
+    assert_eq!((call.head.get("te"), call.head.get("connection")), (Some("trailers"), Some("TE")));
+    call.body().await;
+    call.finish(format!("{head}{}{tail}", chunk("x"))).await;
+    assert_eq!(client.head().await.unwrap().get("trailer"), Some("x-usage"));
+    assert_eq!(client.part().await, Part::Data(b"x".to_vec()));
+    assert_eq!(client.part().await, Part::Last("x-usage: 42\r\n".into()));
+
+    // Who does not gets none, and the end all the same.
+    client.send(post_with(CHAT, &[], BODY)).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.head.get("te"), None);
+    call.body().await;
+    call.finish(format!("{head}{}{tail}", chunk("x"))).await;
+    client.head().await.unwrap();
+    assert_eq!(client.part().await, Part::Data(b"x".to_vec()));
+    assert_eq!(client.part().await, Part::Last(String::new()));
+
+    let mut sender = h2::connect(proxy.address).await;
+    let request = sender.send_request(h2::post(proxy.address, CHAT, BODY));
+    let answering = async {
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.finish(format!("{head}{}{tail}", chunk("x"))).await;
+    };
+    let (response, ()) = tokio::join!(request, answering);
+    let body = soon("the body", response.unwrap().into_body().collect()).await.unwrap();
+    assert_eq!(body.trailers().unwrap()["x-usage"], "42");
+    assert_eq!(body.to_bytes(), "x");
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn heads_without_bodies_end_where_they_end() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    warm_up(&proxy, &mut upstream).await;
+    let mut client = proxy.client().await;
+
+    // HEAD: the length of what GET would have.
+    client.send(get("/v1/responses/r").replace("GET", "HEAD")).await;
+    let call = upstream.call().await;
+    assert_eq!(call.head.line(), "HEAD /v1/responses/r");
+    call.finish("HTTP/1.1 200 OK\r\nContent-Length: 1234\r\n\r\n").await;
+    assert_eq!(client.head().await.unwrap().get("content-length"), Some("1234"));
+
+    for status in ["204 No Content", "304 Not Modified"] {
+        client.send(get("/v1/responses/r")).await;
+        upstream.call().await.finish(format!("HTTP/1.1 {status}\r\nETag: \"1\"\r\n\r\n")).await;
+        let head = client.head().await.unwrap();
+        assert_eq!(head.start, format!("HTTP/1.1 {status}"));
+        assert_eq!((head.get("etag"), head.get("transfer-encoding")), (Some("\"1\""), None));
+    }
+    // Interim answers are for who sent the request: that was us.
+    client.send(chat("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n").await;
+    call.finish(answer("201 Created", &[], "done")).await;
+    let response = client.response().await;
+    assert_eq!((response.status(), &*response.text()), (201, "done"));
+
+    // A whole and empty body.
+    client.send(chat("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.finish(answer("200 OK", &[], "")).await;
+    assert_eq!(client.response().await.get("content-length"), Some("0"));
+    proxy.ended("completed", 200, 3).await;
+    proxy.stop(&[("completed", 6)]).await;
+}
+
+#[tokio::test]
+async fn large_bodies_arrive_as_they_were_sent_both_ways() {
+    let upstream = Upstream::warm().await.automatic(async |mut call| {
+        // Sends back what came, byte by byte the same, once with its length and once in chunks.
+        let body = call.body().await;
+        if call.head.get("x-chunked").is_some() {
+            let chunks: String = body
+                .as_bytes()
+                .chunks(50_000)
+                .map(|part| chunk(std::str::from_utf8(part).unwrap()))
+                .collect();
+            call.finish(format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}{LAST}")).await;
+        } else {
+            call.finish(answer("200 OK", &[], &body)).await;
+        }
+    });
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let text: String = (0..1_000_000).map(|number| format!("{number:07} ")).collect();
+    let body = format!(r#"{{"model":"tiny","text":"{text}"}}"#);
+    for fields in [&[][..], &[("x-chunked", "1")]] {
+        let mut client = proxy.client().await;
+        let request = post_with(CHAT, fields, &body);
+        let (mut read, mut write) = client.stream.split();
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut first = [0; 1];
+        let sending = async { write.write_all(request.as_bytes()).await.unwrap() };
+        let reading = async { read.read_exact(&mut first).await.unwrap() };
+        soon("the exchange", async { tokio::join!(sending, reading) }).await;
+        client.buf = first.to_vec();
+        let response = client.response().await;
+        assert_eq!(response.get("content-length").is_some(), fields.is_empty());
+        assert!(response.body == body.as_bytes(), "{} bytes", response.body.len());
+    }
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn an_upload_to_a_route_without_models_streams_when_the_target_is_warm() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    warm_up(&proxy, &mut upstream).await;
+    let mut client = proxy
+        .sent(format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n"))
+        .await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.head.get("transfer-encoding"), Some("chunked"));
+    for part in ["one", "two", "three"] {
+        client.send(chunk(part)).await;
+        assert_eq!(call.wire.part().await, Part::Data(part.into()));
+    }
+    // The answer may come before the request has ended.
+    call.send(STREAM).await;
+    assert_eq!(client.head().await.unwrap().status(), 200);
+    client.send(LAST).await;
+    assert_eq!(call.wire.part().await, Part::Last(String::new()));
+    call.finish(LAST).await;
+    assert_eq!(client.part().await, Part::Last(String::new()));
+    // The connection is as good as new.
+    client.send(chat("next")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_100_continue_gets_it() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let request = post_with(CHAT, &[("Expect", "100-continue")], BODY);
+    let (head, body) = request.split_at(request.len() - BODY.len());
+    let mut client = proxy.sent(head).await;
+    assert_eq!(client.head().await.unwrap().status(), 100);
+    client.send(body).await;
+    proxy.held(1).await;
+    upstream.wake();
+    let call = upstream.call().await;
+    assert_eq!(call.head.get("expect"), None);
+    call.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn request_heads_are_what_a_good_proxy_makes_of_them() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let fields = [
+        ("Connection", "keep-alive, X-Hop"),
+        ("X-Hop", "secret"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Proxy-Authorization", "Basic x"),
+        ("TE", "gzip"),
+        ("Upgrade", "h2c"),
+        ("X-Forwarded-For", "198.51.100.7"),
+        ("Forwarded", "for=198.51.100.7"),
+        ("Via", "1.1 lb"),
+        ("X-Request-Id", "mine"),
+        ("traceparent", traceparent),
+        ("tracestate", "a=b"),
+        ("Authorization", "Bearer sk-1"),
+        ("X-Twice", "1"),
+        ("X-Twice", "2"),
+        ("OpenAI-Organization", "org"),
+        ("Accept-Encoding", "gzip"),
+    ];
+    let mut client = proxy.sent(post_with(&format!("{CHAT}?a=b%20c"), &fields, BODY)).await;
+    let mut call = upstream.call().await;
+    let head = call.head.clone();
+    assert_eq!(head.start, format!("POST {CHAT}?a=b%20c HTTP/1.1"));
+    for gone in
+        ["connection", "x-hop", "keep-alive", "proxy-connection", "proxy-authorization", "te", "upgrade"]
+    {
+        assert_eq!(head.get(gone), None, "{gone}");
+    }
+    for (name, value) in [
+        ("host", "api.test"),
+        ("x-forwarded-for", "198.51.100.7, 127.0.0.1"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "api.test"),
+        ("forwarded", "for=198.51.100.7, for=127.0.0.1;proto=http"),
+        ("via", "1.1 lb, 1.1 anteroom"),
+        ("x-request-id", "mine"),
+        ("traceparent", traceparent),
+        ("tracestate", "a=b"),
+        ("authorization", "Bearer sk-1"),
+        ("openai-organization", "org"),
+        ("accept-encoding", "gzip"),
+        ("content-length", "16"),
+        ("content-type", "application/json"),
+    ] {
+        assert_eq!(head.get(name), Some(value), "{name}");
+    }
+    assert_eq!(head.all("x-twice"), ["1", "2"]);
+    assert_eq!(call.body().await, BODY);
+
+    let fields = [
+        ("Connection", "X-Hop"),
+        ("X-Hop", "secret"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Authenticate", "Basic"),
+        ("Upgrade", "h2c"),
+        ("Set-Cookie", "a=1"),
+        ("Set-Cookie", "b=2"),
+        ("Via", "1.1 gateway"),
+        ("openai-processing-ms", "5"),
+        ("Server", "uvicorn"),
+        ("Date", "Thu, 01 Jan 2026 00:00:00 GMT"),
+    ];
+    call.finish(answer("200 Fine", &fields, "{}")).await;
+    let head = client.response().await.head;
+    for gone in ["x-hop", "keep-alive", "proxy-authenticate", "upgrade", "connection", "transfer-encoding"] {
+        assert_eq!(head.get(gone), None, "{gone}");
+    }
+    assert_eq!(head.all("set-cookie"), ["a=1", "b=2"]);
+    for (name, value) in [
+        ("via", "1.1 gateway, 1.1 anteroom"),
+        ("openai-processing-ms", "5"),
+        ("server", "uvicorn"),
+        ("date", "Thu, 01 Jan 2026 00:00:00 GMT"),
+        ("x-request-id", "mine"),
+    ] {
+        assert_eq!(head.get(name), Some(value), "{name}");
+    }
+
+    // A request without an id gets one, the same for the server and in the answer; a false trace is not passed on.
+    client.send(post_with(CHAT, &[("traceparent", "00-0-0-00")], BODY)).await;
+    let call = upstream.call().await;
+    assert_eq!(call.head.get("traceparent"), None);
+    let id = call.head.get("x-request-id").unwrap().to_owned();
+    assert_eq!(id.len(), 32);
+    call.echo().await;
+    assert_eq!(client.response().await.get("x-request-id"), Some(&*id));
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = proxy.sent(chat("one") + &get("/v1/models") + &chat("two")).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.text().await, "one");
+    call.reply("one").await;
+    assert_eq!(client.response().await.json()["text"], "one");
+    assert_eq!(client.response().await.json()["object"], "list");
+    let mut call = upstream.call().await;
+    assert_eq!(call.text().await, "two");
+    call.reply("two").await;
+    assert_eq!(client.response().await.json()["text"], "two");
+    assert_eq!(upstream.requests(), 2);
+    proxy.stop(&[("completed", 2)]).await;
+}

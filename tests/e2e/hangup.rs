@@ -1,0 +1,216 @@
+//! Clients that go away: held ones leave the queue, and what is in flight for them ends at the model server too.
+
+use crate::support::{
+    Proxy, Upstream, Wire, h2, soon,
+    upstream::{STREAM, chunk, reset},
+    wire::{CHAT, chat, get, post_with, streaming},
+};
+
+const BODY: &str = r#"{"model":"tiny"}"#;
+
+fn chunked() -> String {
+    format!(
+        "POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{BODY}\r\n0\r\n\r\n",
+        BODY.len()
+    )
+}
+
+#[tokio::test]
+async fn a_held_client_that_hangs_up_leaves_the_queue() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let bystander = proxy.sent(chat("stays")).await;
+    proxy.held(1).await;
+    let requests = [
+        ("with a body of known length", chat("goes")),
+        ("with a chunked body", chunked()),
+        ("with a stream to come", streaming("goes")),
+        ("of HTTP/1.0", chat("goes").replace("HTTP/1.1", "HTTP/1.0")),
+        ("that would close", post_with(CHAT, &[("Connection", "close")], BODY)),
+    ];
+    let mut gone = 0;
+    for (what, request) in requests {
+        for how in ["closes", "resets", "ends its sending side"] {
+            let mut client = proxy.client().await;
+            // A kept-alive connection is watched as well as a new one.
+            assert_eq!(client.ask(get("/health")).await.status(), 200);
+            client.send(&request).await;
+            proxy.held(2).await;
+            match how {
+                "closes" => drop(client),
+                "resets" => reset(client.stream),
+                _ => client.shutdown().await,
+            }
+            proxy.held(1).await;
+            gone += 1;
+            proxy.ended("client_gone", 499, gone).await;
+            assert_eq!(proxy.metric("anteroom_held_requests", &[]).await, 1, "{what}, {how}");
+        }
+    }
+    assert_eq!(upstream.requests(), 0);
+    drop(bystander);
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", gone + 1)]).await;
+}
+
+#[tokio::test]
+async fn a_held_client_that_has_sent_more_than_its_request_is_noticed_too() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    // An old habit of clients is a line break after the body; others pipeline.
+    for extra in ["\r\n", &chat("pipelined")] {
+        let client = proxy.sent(chat("held") + extra).await;
+        proxy.held(1).await;
+        drop(client);
+        proxy.held(0).await;
+    }
+    proxy.stop(&[("client_gone", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_reset_stream_of_http_2_leaves_the_queue_and_its_neighbours_stay() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = h2::connect(proxy.address).await;
+    let stays = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny","text":"stays"}"#));
+    proxy.held(1).await;
+    let goes = tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, BODY)));
+    proxy.held(2).await;
+    goes.abort();
+    proxy.held(1).await;
+    proxy.ended("client_gone", 499, 1).await;
+    upstream.wake();
+    upstream.call().await.echo().await;
+    assert_eq!(soon("the answer", stays).await.unwrap().status(), 200);
+
+    upstream.sleep();
+    proxy.stop(&[("completed", 1), ("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_held_request_without_a_body_is_watched_as_well() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "match: {}, concurrency: { max: 1 }").await;
+    let _busy = proxy.sent(chat("busy")).await;
+    let call = upstream.call().await;
+    let client = proxy.sent(get("/v1/responses/resp_1")).await;
+    proxy.held(1).await;
+    drop(client);
+    proxy.held(0).await;
+    drop(call);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_was_never_a_request() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for part in [
+        post_with(CHAT, &[], BODY).trim_end_matches('}').to_owned(),
+        chunked().trim_end_matches("0\r\n\r\n").to_owned(),
+    ] {
+        let client = proxy.sent(part).await;
+        // It is being read as soon as its bytes are counted.
+        crate::support::until("the body to be read", async || {
+            proxy.metric("anteroom_buffered_bytes", &[]).await > 0
+        })
+        .await;
+        drop(client);
+        crate::support::until("its bytes to be given back", async || {
+            proxy.metric("anteroom_buffered_bytes", &[]).await == 0
+        })
+        .await;
+    }
+    assert_eq!(proxy.metric("anteroom_admitted_requests_total", &[]).await, 0);
+    assert_eq!(upstream.accepted(), 0, "half a request wakes nothing");
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_mid_stream_ends_the_work_at_the_silent_server() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for gone in 1..=2 {
+        let mut client = proxy.sent(streaming("goes")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(STREAM).await;
+        call.send(chunk("data: 1\n\n")).await;
+        client.head().await.unwrap();
+        client.parts_until("data: 1").await;
+        // From here on the server says nothing.
+        if gone == 1 {
+            drop(client)
+        } else {
+            reset(client.stream)
+        }
+        assert_eq!(call.gone().await, b"", "the connection ends, without another request on it");
+        proxy.ended("client_gone", 200, gone).await;
+    }
+    proxy.in_flight(0).await;
+    proxy.stop(&[("client_gone", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_goes_before_the_head_of_its_answer_ends_the_work_too() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let client = proxy.sent(chat("goes")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    drop(client);
+    call.gone().await;
+    proxy.ended("client_gone", 499, 1).await;
+    proxy.in_flight(0).await;
+
+    // Neither is it seen as a failure of the server: the next one is sent at once, without a probe.
+    let probes = upstream.probes();
+    let mut next = proxy.sent(chat("next")).await;
+    upstream.call().await.echo().await;
+    assert_eq!((next.response().await.status(), upstream.probes()), (200, probes));
+    proxy.stop(&[("completed", 1), ("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_reset_stream_of_http_2_ends_the_work_at_the_server() {
+    use http_body_util::BodyExt as _;
+
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = h2::connect(proxy.address).await;
+    let request = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny","stream":true}"#));
+    let answering = async {
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(STREAM).await;
+        call.send(chunk("data: 1\n\n")).await;
+        call
+    };
+    let (response, call) = tokio::join!(request, answering);
+    let mut response = response.unwrap();
+    soon("the first part", response.body_mut().frame()).await.unwrap().unwrap();
+    drop(response);
+    call.gone().await;
+    proxy.ended("client_gone", 200, 1).await;
+    proxy.stop(&[("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn the_lease_keeps_the_target_wanted_when_all_have_gone() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let client = proxy.sent(chat("goes")).await;
+    proxy.held(1).await;
+    drop(client);
+    proxy.held(0).await;
+    // Still asked for, and found ready: who comes then is served at once.
+    upstream.probed().await;
+    upstream.probed().await;
+    upstream.wake();
+    crate::support::until("ready", async || proxy.route("tiny").await["state"] == "ready").await;
+    let mut client: Wire = proxy.sent(chat("comes")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.get("server-timing"), None, "it did not wait");
+    let records = proxy.admin("/api/v1/cold-starts").await.json();
+    assert_eq!(records["cold_starts"][0]["outcome"], "abandoned");
+    proxy.stop(&[("completed", 1), ("client_gone", 1)]).await;
+}

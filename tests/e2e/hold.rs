@@ -1,0 +1,176 @@
+//! Holding and releasing: first in, first out, as many as an endpoint may have, from the ramp up.
+
+use crate::support::{
+    Proxy, Upstream,
+    upstream::{LAST, STREAM, chunk},
+    wire::{chat, streaming},
+};
+
+/// Sends chats `0`, `1`, … each on its connection, each held before the next one comes.
+async fn held_in_order(proxy: &Proxy, count: usize) -> Vec<crate::support::Wire> {
+    let mut clients = Vec::new();
+    for number in 0..count {
+        clients.push(proxy.sent(chat(&number.to_string())).await);
+        proxy.held(number as u64 + 1).await;
+    }
+    clients
+}
+
+#[tokio::test]
+async fn held_requests_go_in_the_order_of_admission_and_never_more_than_the_maximum() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
+    let mut clients = held_in_order(&proxy, 6).await;
+    upstream.probed().await;
+    assert_eq!(upstream.requests(), 0, "nothing is sent to what is not ready");
+    upstream.wake();
+
+    let (mut first, mut second) = (upstream.call().await, upstream.call().await);
+    // These two were released together, and connect each by itself.
+    let mut texts = [first.text().await, second.text().await];
+    texts.sort();
+    assert_eq!(texts, ["0", "1"]);
+    proxy.in_flight(2).await;
+    assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.pending()), (Some(4), 0));
+    first.reply(&texts[0]).await;
+    for expected in ["2", "3", "4", "5"] {
+        let mut next = upstream.call().await;
+        assert_eq!(next.text().await, expected);
+        assert_eq!(upstream.pending(), 0, "two in flight, {expected} being one of them");
+        next.reply(expected).await;
+    }
+    second.reply(&texts[1]).await;
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.ended("completed", 200, 6).await;
+    proxy.stop(&[("completed", 6)]).await;
+}
+
+#[tokio::test]
+async fn a_new_endpoint_gets_one_more_for_each_first_byte_that_comes_back() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8, rampStart: 2 }").await;
+    let mut clients = Vec::new();
+    for number in 0..20 {
+        clients.push(proxy.sent(streaming(&number.to_string())).await);
+    }
+    proxy.held(20).await;
+    upstream.wake();
+    let mut calls = Vec::new();
+    // Two at first; the two heads let two more go; their two heads as well; and then it is the maximum.
+    for in_flight in [2, 4, 6, 8] {
+        while calls.len() < in_flight {
+            calls.push(upstream.call().await);
+        }
+        proxy.in_flight(in_flight as u64).await;
+        let route = proxy.route("tiny").await;
+        assert_eq!(route["endpoints"][0]["limit"].as_u64(), Some(in_flight as u64));
+        assert_eq!((upstream.pending(), upstream.requests()), (0, in_flight));
+        for call in &mut calls[in_flight - 2..] {
+            call.send(STREAM).await;
+            call.send(chunk("data: x\n\n")).await;
+        }
+    }
+    // The rest, one for one.
+    for sent in 8..20 {
+        calls.remove(0).finish(LAST).await;
+        let mut call = upstream.call().await;
+        assert_eq!((upstream.pending(), upstream.requests()), (0, sent + 1));
+        call.send(STREAM).await;
+        calls.push(call);
+    }
+    for call in calls {
+        call.finish(LAST).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.ended("completed", 200, 20).await;
+    proxy.stop(&[("completed", 20)]).await;
+}
+
+#[tokio::test]
+async fn what_is_up_already_gets_as_many_as_it_may_have_at_once() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 3, rampStart: 1 }").await;
+    let mut clients = Vec::new();
+    for number in 0..4 {
+        clients.push(proxy.sent(chat(&number.to_string())).await);
+    }
+    let calls = [upstream.call().await, upstream.call().await, upstream.call().await];
+    proxy.held(1).await;
+    assert_eq!(upstream.pending(), 0);
+    for call in calls {
+        call.echo().await;
+    }
+    upstream.call().await.echo().await;
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+#[tokio::test]
+async fn a_permit_lives_until_the_last_byte_of_a_stream() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    let mut first = proxy.sent(streaming("first")).await;
+    let mut call = upstream.call().await;
+    let mut second = proxy.sent(chat("second")).await;
+    proxy.held(1).await;
+    call.send(STREAM).await;
+    first.head().await.unwrap();
+    for token in ["one", "two"] {
+        call.send(chunk(token)).await;
+        first.parts_until(token).await;
+        let route = proxy.route("tiny").await;
+        assert_eq!((route["held"].as_u64(), route["in_flight"].as_u64()), (Some(1), Some(1)), "{token}");
+    }
+    assert_eq!(upstream.pending(), 0);
+    call.finish(LAST).await;
+    assert_eq!(first.rest().await.as_deref(), Some(""));
+    upstream.call().await.echo().await;
+    assert_eq!(second.response().await.json()["text"], "second");
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn one_activation_serves_all_that_came_meanwhile_and_tells_what_it_was() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut clients = held_in_order(&proxy, 3).await;
+    let route = proxy.route("tiny").await;
+    assert_eq!(route["state"], "starting");
+    assert_eq!(route["phase"], "launch", "of a url target, the next thing to come is being ready: {route}");
+    assert!(route["held_bytes"].as_u64().unwrap() > 0);
+    upstream.wake();
+    for _ in 0..3 {
+        upstream.call().await.echo().await;
+    }
+    for client in &mut clients {
+        let response = client.response().await;
+        assert_eq!(response.get("x-anteroom-cold-start"), Some("true"));
+        assert_eq!(response.get("x-keda-http-cold-start"), Some("true"));
+        let timing = response.get("server-timing").unwrap();
+        assert!(timing.starts_with("hold;dur=") && timing.contains("upstream;dur="), "{timing}");
+    }
+    let records = proxy.admin("/api/v1/cold-starts?route=tiny&limit=5").await.json();
+    let records = records["cold_starts"].as_array().unwrap();
+    assert_eq!(records.len(), 1);
+    assert_eq!(
+        (records[0]["outcome"].as_str(), records[0]["held_peak"].as_u64()),
+        (Some("completed"), Some(3))
+    );
+    assert_eq!(records[0]["released"].as_u64(), Some(3));
+
+    // The next one finds it warm.
+    clients[0].send(chat("warm")).await;
+    upstream.call().await.echo().await;
+    let warm = clients[0].response().await;
+    for name in ["x-anteroom-cold-start", "x-keda-http-cold-start", "server-timing"] {
+        assert_eq!(warm.get(name), None, "{name}");
+    }
+    assert_eq!(proxy.metric("anteroom_requests_total", &["cold_start=\"true\""]).await, 3);
+    proxy.stop(&[("completed", 4)]).await;
+}

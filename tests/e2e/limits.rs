@@ -1,0 +1,245 @@
+//! Deadlines and bounds: what is hit answers at once and clearly, and those that wait go on waiting.
+
+use tokio::io::AsyncWriteExt as _;
+
+use crate::support::{
+    Proxy, Upstream, route, routes, until,
+    upstream::{LAST, STREAM},
+    wire::{CHAT, Response, chat, post, post_with},
+};
+
+const BODY: &str = r#"{"model":"tiny"}"#;
+
+/// `Retry-After` is one that every SDK honours.
+fn tells_when(response: &Response) {
+    let wait: u64 = response.get("retry-after").expect("Retry-After").parse().unwrap();
+    assert!((1..=60).contains(&wait), "{wait}");
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_is_told_with_what_set_it() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
+    let bystander = proxy.sent(chat("stays")).await;
+    proxy.held(1).await;
+    let cases: &[(&[(&str, &str)], &str)] = &[
+        (&[("x-anteroom-max-wait", "0.05")], "x-anteroom-max-wait"),
+        (&[("X-Anteroom-Max-Wait", " 50ms ")], "x-anteroom-max-wait"),
+        (&[("x-stainless-read-timeout", "0.1")], "the client's own time-out"),
+        (&[("x-stainless-lang", "js"), ("x-stainless-timeout", "0.1")], "the client's own time-out"),
+        (&[("x-anteroom-max-wait", "5m"), ("x-stainless-read-timeout", "0.1")], "the client's own time-out"),
+        (&[("x-anteroom-max-wait", "0.05"), ("x-stainless-read-timeout", "600")], "x-anteroom-max-wait"),
+    ];
+    for (fields, limit) in cases {
+        let response = proxy.ask(post_with(CHAT, fields, BODY)).await;
+        response.is_error(504, "cold_start_timeout");
+        assert!(response.text().contains(limit), "{fields:?}: {}", response.text());
+        assert_eq!(response.get("x-should-retry"), Some("true"));
+        tells_when(&response);
+    }
+    proxy.ended("cold_start_timeout", 504, cases.len() as u64).await;
+    proxy.held(1).await;
+    drop(bystander);
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", 1), ("cold_start_timeout", cases.len() as u64)]).await;
+}
+
+#[tokio::test]
+async fn the_route_has_a_deadline_of_its_own() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 50ms }").await;
+    let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", "5m")], BODY)).await;
+    response.is_error(504, "cold_start_timeout");
+    assert!(response.text().contains("hold.timeout"), "{}", response.text());
+    proxy.stop(&[("cold_start_timeout", 1)]).await;
+}
+
+#[tokio::test]
+async fn who_will_not_wait_is_refused_but_heard() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for zero in ["0", "0s", "0.0"] {
+        let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", zero)], BODY)).await;
+        response.is_error(503, "no_wait");
+        assert_eq!(response.get("x-should-retry"), Some("true"));
+        tells_when(&response);
+    }
+    assert_eq!(proxy.refused("no_wait").await, 3);
+    // It had a right to the target, so that is asked for; once up, the same request is served.
+    upstream.wake();
+    until("ready", async || proxy.route("tiny").await["state"] == "ready").await;
+    let mut client = proxy.sent(post_with(CHAT, &[("x-anteroom-max-wait", "0")], BODY)).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_wait_that_cannot_be_read_is_refused() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for garbage in ["soon", "-1", "NaN", "inf", "1e99", "5 parsecs", ""] {
+        let response = proxy.ask(post_with(CHAT, &[("x-anteroom-max-wait", garbage)], BODY)).await;
+        assert_eq!((response.status(), &*response.code()), (400, "invalid_request"), "{garbage}");
+        assert!(response.text().contains("x-anteroom-max-wait"), "{}", response.text());
+    }
+    // What an SDK says in a way that nobody knows is not held against its user.
+    let client = proxy.sent(post_with(CHAT, &[("x-stainless-read-timeout", "NOT_GIVEN")], BODY)).await;
+    proxy.held(1).await;
+    drop(client);
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_full_waiting_room_is_told_apart_by_whether_anything_is_up() {
+    let mut upstream = Upstream::cold().await;
+    let more = "hold: { maxRequests: 2 }, concurrency: { max: 1, rampStart: 1 }";
+    let proxy = Proxy::tiny(&upstream.url(), more).await;
+    let mut first = proxy.sent(chat("first")).await;
+    proxy.held(1).await;
+    let mut second = proxy.sent(chat("second")).await;
+    proxy.held(2).await;
+
+    let full = proxy.ask(chat("third")).await;
+    full.is_error(503, "hold_queue_full");
+    assert_eq!(full.get("x-should-retry"), Some("true"));
+    tells_when(&full);
+
+    upstream.wake();
+    let call = upstream.call().await;
+    proxy.held(1).await;
+    let mut third = proxy.sent(chat("third")).await;
+    proxy.held(2).await;
+    let full = proxy.ask(chat("fourth")).await;
+    full.is_error(429, "saturated");
+    assert_eq!(full.get("x-should-retry"), Some("true"));
+    tells_when(&full);
+
+    call.echo().await;
+    upstream.call().await.echo().await;
+    upstream.call().await.echo().await;
+    for (client, text) in [(&mut first, "first"), (&mut second, "second"), (&mut third, "third")] {
+        assert_eq!(client.response().await.json()["text"], text);
+    }
+    assert_eq!((proxy.refused("hold_queue_full").await, proxy.refused("saturated").await), (1, 1));
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn the_bytes_of_a_route_and_of_all_are_bounded() {
+    let upstream = Upstream::cold().await;
+    let limits = "limits: { maxBodyBytes: 3000, maxBufferedBytes: 5000 }\n";
+    let config = routes(&[
+        route("tiny", &upstream.url(), "hold: { maxBytes: 4000 }"),
+        route("other", &upstream.url(), ""),
+    ]);
+    let proxy = Proxy::start(&format!("{limits}{config}")).await;
+    let body = |model: &str, size: usize| {
+        let bare = format!(r#"{{"model":"{model}","text":""}}"#).len();
+        post(CHAT, &format!(r#"{{"model":"{model}","text":"{}"}}"#, "x".repeat(size - bare)))
+    };
+    let client = proxy.sent(body("tiny", 2900)).await;
+    proxy.until("held_bytes", 2900).await;
+    let full = proxy.ask(body("tiny", 1200)).await;
+    full.is_error(503, "hold_queue_full");
+    assert!(full.text().contains("4000"), "names the limit: {}", full.text());
+    let other = proxy.sent(body("other", 1200)).await;
+    until("the other", async || proxy.route("other").await["held_bytes"] == 1200).await;
+    // 2900 + 1200 + 1200 > 5000, whichever route it is for.
+    let full = proxy.ask(body("other", 1200)).await;
+    full.is_error(503, "hold_queue_full");
+    tells_when(&full);
+    assert_eq!(proxy.metric("anteroom_buffered_bytes", &[]).await, 4100);
+    assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.requests()), (Some(1), 0));
+    drop((client, other));
+    until("all bytes to be given back", async || proxy.metric("anteroom_buffered_bytes", &[]).await == 0)
+        .await;
+    proxy.stop(&[("client_gone", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_before_it_has_come() {
+    let upstream = Upstream::cold().await;
+    let limits = "limits: { maxBodyBytes: 64KiB }\n";
+    let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "")]));
+    let proxy = Proxy::start(&config).await;
+    let bystander = proxy.sent(chat("stays")).await;
+    proxy.held(1).await;
+
+    // By the length that it tells, without a word to go on.
+    let head = post_with(CHAT, &[("Expect", "100-continue")], "").replace("Length: 0", "Length: 65537");
+    let mut client = proxy.sent(head).await;
+    let first = client.head().await.unwrap();
+    assert_eq!(first.status(), 413, "not 100 Continue");
+
+    // By what comes, if it does not tell.
+    let mut client =
+        proxy.sent(format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
+    let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));
+    for _ in 0..4 {
+        client.send(&chunk).await;
+    }
+    client.send("1\r\nx\r\n").await;
+    let response = client.response().await;
+    response.is_error(413, "request_too_large");
+    assert_eq!(response.get("x-should-retry"), Some("false"));
+    assert!(response.text().contains("65536"), "names the limit: {}", response.text());
+
+    // A client that sends all of it before it listens gets to hear it as well.
+    let mut client = proxy.client().await;
+    client.send(post(CHAT, "").replace("Length: 0", "Length: 33554432")).await;
+    let large = vec![b'x'; 32 << 20];
+    let _ = crate::support::soon("the end of the upload", client.stream.write_all(&large)).await;
+    client.response().await.is_error(413, "request_too_large");
+
+    assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.requests()), (Some(1), 0));
+    assert_eq!(proxy.refused("request_too_large").await, 3);
+    drop(bystander);
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_streams_through_is_bounded_too_and_breaks_at_the_server() {
+    let mut upstream = Upstream::warm().await;
+    let limits = "limits: { maxBodyBytes: 64KiB }\n";
+    let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "match: {}")]));
+    let proxy = Proxy::start(&config).await;
+    warm_up(&proxy, &mut upstream).await;
+
+    let mut client =
+        proxy.sent(format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
+    let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));
+    client.send(&chunk).await;
+    let mut call = upstream.call().await;
+    for _ in 0..3 {
+        client.send(&chunk).await;
+    }
+    client.send("1\r\nx\r\n").await;
+    client.response().await.is_error(413, "request_too_large");
+    let head = call.head.clone();
+    assert_eq!(call.wire.body(&head).await, None, "the server sees that it is not whole");
+
+    // Told beforehand, nothing is sent at all.
+    let requests = upstream.requests();
+    let response = proxy.ask(post(CHAT, "").replace("Length: 0", "Length: 65537")).await;
+    response.is_error(413, "request_too_large");
+    assert_eq!(upstream.requests(), requests);
+    proxy.in_flight(0).await;
+
+    // The server is not to blame.
+    let mut client = proxy.sent(chat("next")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+}
+
+/// Makes a target of a route without models known to be up, so that bodies stream.
+async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+    let mut client = proxy.sent(chat("warm")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    call.finish(LAST).await;
+    assert_eq!(client.response().await.status(), 200);
+}

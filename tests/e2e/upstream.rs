@@ -1,0 +1,330 @@
+//! Model servers and gateways that fail: what is tried again, and what never is.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::{
+    Proxy, Upstream, h2, soon, until,
+    upstream::{LAST, Port, STREAM, answer, chunk},
+    wire::{CHAT, Part, chat, streaming},
+};
+
+const CLOSE: &[(&str, &str)] = &[("Connection", "close")];
+
+/// Makes the target known to be up.
+async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
+    let mut client = proxy.sent(chat("warm")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.finish(answer("200 OK", CLOSE, "{}")).await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.in_flight(0).await;
+}
+
+#[tokio::test]
+async fn who_cannot_connect_is_held_again_ahead_of_all_that_came_later() {
+    let port = Port::reserve();
+    let mut upstream = Upstream::on(port.listen(), true);
+    let proxy = Proxy::tiny(&port.url(), "concurrency: { max: 8, rampStart: 1 }").await;
+    warm_up(&proxy, &mut upstream).await;
+    drop(upstream);
+    // Refused when it connects: it was sure to be served, and comes back.
+    until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
+    let mut first = proxy.sent(chat("first")).await;
+    proxy.held(1).await;
+    let mut second = proxy.sent(chat("second")).await;
+    proxy.held(2).await;
+
+    let mut upstream = Upstream::on(port.listen(), true);
+    for (client, text) in [(&mut first, "first"), (&mut second, "second")] {
+        let mut call = upstream.call().await;
+        assert_eq!(call.text().await, text);
+        call.reply(text).await;
+        assert_eq!(client.response().await.json()["text"], text);
+    }
+    assert_eq!(upstream.requests(), 2);
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn who_came_back_still_has_a_deadline() {
+    let port = Port::reserve();
+    let mut upstream = Upstream::on(port.listen(), true);
+    let proxy = Proxy::tiny(&port.url(), "hold: { timeout: 100ms }").await;
+    warm_up(&proxy, &mut upstream).await;
+    drop(upstream);
+    until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
+    proxy.ask(chat("late")).await.is_error(504, "cold_start_timeout");
+    proxy.stop(&[("completed", 1), ("cold_start_timeout", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_servers_reaches_two_of_them_and_no_more() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for how in ["resets", "closes", "half a head", "no HTTP"] {
+        let before = upstream.requests();
+        let mut client = proxy.sent(chat(how)).await;
+        for dispatch in 1..=2 {
+            let mut call = upstream.call().await;
+            assert_eq!(call.text().await, how, "dispatch {dispatch}");
+            match how {
+                "resets" => call.reset(),
+                "closes" => drop(call),
+                "half a head" => call.send("HTTP/1.1 200 OK\r\nContent-").await,
+                _ => call.send("220 mail.example.com ESMTP\r\n").await,
+            }
+        }
+        let response = client.response().await;
+        response.is_error(502, "upstream_error");
+        assert_eq!((response.get("x-should-retry"), response.get("retry-after")), (Some("false"), None));
+        assert_eq!(upstream.requests() - before, 2, "{how}");
+    }
+    proxy.ended("upstream_error", 502, 4).await;
+
+    // Once is forgiven.
+    let mut client = proxy.sent(chat("lucky")).await;
+    upstream.call().await.reset();
+    upstream.call().await.echo().await;
+    let response = client.response().await;
+    assert_eq!(response.json()["text"], "lucky");
+    assert!(response.get("server-timing").is_some(), "it was held in between");
+    proxy.stop(&[("completed", 1), ("upstream_error", 4)]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_without_endpoints_is_asked_again_and_again_but_never_in_a_hurry() {
+    let sayings = [
+        answer("503 Service Unavailable", &[("content-type", "text/plain")], "no healthy upstream"),
+        answer(
+            "503 Service Unavailable",
+            &[("x-llm-d-request-dropped-reason", "rejected-no-endpoints")],
+            "x",
+        ),
+    ];
+    for saying in sayings {
+        // Its health path answers at zero, so the probe says that it is up.
+        let mut upstream = Upstream::warm().await;
+        let proxy = Proxy::tiny(&upstream.url(), "").await;
+        let mut client = proxy.sent(chat("patient")).await;
+        let began = Instant::now();
+        let mut backoff = Duration::ZERO;
+        for dispatch in 1..=4 {
+            let mut call = upstream.call().await;
+            assert_eq!(call.text().await, "patient");
+            assert!(began.elapsed() >= backoff, "dispatch {dispatch}: 50 ms, doubled each time");
+            backoff += Duration::from_millis(25 << dispatch);
+            assert!(upstream.probes() >= dispatch, "and each time it is probed first");
+            call.finish(&saying).await;
+        }
+        let other = proxy.sent(chat("later")).await;
+        let mut call = upstream.call().await;
+        assert_eq!(call.text().await, "patient", "it is ahead of who came later");
+        call.reply("patient").await;
+        assert_eq!(client.response().await.json()["text"], "patient");
+        upstream.call().await.echo().await;
+        drop(other);
+    }
+}
+
+#[tokio::test]
+async fn a_503_of_the_server_itself_passes_as_it_is() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let long = "x".repeat(5000);
+    let bodies = ["{\"error\":{\"message\":\"overloaded\"}}", "", &long];
+    for body in bodies {
+        let mut client = proxy.sent(chat("once")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.finish(answer("503 Service Unavailable", &[("x-own", "1"), ("retry-after", "7")], body)).await;
+        let response = client.response().await;
+        assert_eq!((response.status(), &*response.text()), (503, body));
+        assert_eq!((response.get("x-own"), response.get("retry-after")), (Some("1"), Some("7")));
+        assert_eq!(response.get("content-length"), Some(&*body.len().to_string()));
+    }
+    let mut client = proxy.sent(chat("once")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send("HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    call.finish(chunk("streamed") + LAST).await;
+    assert_eq!(client.response().await.text(), "streamed");
+    assert_eq!(upstream.requests(), 4);
+    proxy.ended("completed", 503, 4).await;
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_tried_again_after_the_first_byte() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    // A stream that breaks off has no last chunk.
+    let mut client = proxy.sent(streaming("chunked")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    call.send(chunk("data: 1\n\n")).await;
+    client.parts_until("data: 1").await;
+    call.reset();
+    assert_eq!(client.part().await, Part::Broken);
+
+    // A body of known length has less.
+    let mut client = proxy.sent(chat("length")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345").await;
+    let head = client.head().await.unwrap();
+    assert_eq!(head.get("content-length"), Some("10"));
+    assert_eq!(client.exact(5).await.as_deref(), Some(&b"12345"[..]));
+    drop(call);
+    assert_eq!(client.end().await, b"");
+
+    // An HTTP/2 stream is reset.
+    use http_body_util::BodyExt as _;
+    let mut sender = h2::connect(proxy.address).await;
+    let request = sender.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
+    let answering = async {
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(STREAM).await;
+        call.send(chunk("data: 1\n\n")).await;
+        call
+    };
+    let (response, call) = tokio::join!(request, answering);
+    let mut body = response.unwrap().into_body();
+    soon("the first part", body.frame()).await.unwrap().unwrap();
+    drop(call);
+    assert!(soon("the end", body.frame()).await.is_some_and(|end| end.is_err()));
+
+    assert_eq!(upstream.requests(), 3);
+    proxy.ended("upstream_error", 200, 3).await;
+    proxy.in_flight(0).await;
+    proxy.stop(&[("upstream_error", 3)]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_in_time_is_not_asked_again() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "upstream: { responseTimeout: 50ms }").await;
+    let mut client = proxy.sent(chat("slow")).await;
+    let call = upstream.call().await;
+    client.response().await.is_error(502, "upstream_error");
+    call.gone().await;
+    assert_eq!(upstream.requests(), 1);
+    proxy.stop(&[("upstream_error", 1)]).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_pauses_for_too_long_is_cut_off() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "upstream: { idleTimeout: 50ms }").await;
+    let mut client = proxy.sent(streaming("pauses")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    assert_eq!(client.part().await, Part::Broken);
+    call.gone().await;
+
+    // A 503 is looked into before it is passed on, and may not pause there either.
+    let mut client = proxy.sent(chat("pauses")).await;
+    for _ in 0..2 {
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send("HTTP/1.1 503 Busy\r\nContent-Length: 19\r\n\r\nno ").await;
+        call.gone().await;
+    }
+    client.response().await.is_error(502, "upstream_error");
+    proxy.stop(&[("upstream_error", 2)]).await;
+}
+
+#[tokio::test]
+async fn connections_are_used_again_and_what_was_closed_meanwhile_costs_nothing() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut connections = Vec::new();
+    for text in ["one", "two", "three"] {
+        let mut client = proxy.sent(chat(text)).await;
+        let mut call = upstream.call().await;
+        connections.push(call.connection);
+        let text = call.text().await;
+        call.reply(&text).await;
+        assert_eq!(client.response().await.json()["text"], text);
+        proxy.in_flight(0).await;
+    }
+    assert!(connections.iter().all(|connection| *connection == connections[0]), "{connections:?}");
+
+    // Closed while it is idle.
+    let mut client = proxy.sent(chat("close")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(answer("200 OK", &[], "{}")).await;
+    assert_eq!(client.response().await.status(), 200);
+    drop(call);
+    let mut client = proxy.sent(chat("after")).await;
+    upstream.call().await.echo().await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.get("server-timing")), (200, None), "and it was not held");
+
+    // Closed just when the next one is sent.
+    let mut client = proxy.sent(chat("crossing")).await;
+    let call = upstream.call().await;
+    let idle = call.connection;
+    drop(call);
+    let mut call = upstream.call().await;
+    assert_ne!(call.connection, idle);
+    assert_eq!(call.text().await, "crossing");
+    call.reply("crossing").await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.get("server-timing")), (200, None));
+
+    // Said to be the last.
+    let mut client = proxy.sent(chat("last")).await;
+    let mut call = upstream.call().await;
+    let last = call.connection;
+    call.body().await;
+    call.finish(answer("200 OK", CLOSE, "{}")).await;
+    assert_eq!(client.response().await.status(), 200);
+    let mut client = proxy.sent(chat("next")).await;
+    let call = upstream.call().await;
+    assert_ne!(call.connection, last);
+    call.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 8)]).await;
+}
+
+#[tokio::test]
+async fn what_follows_an_answer_is_nobodys_answer() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for _ in 0..20 {
+        let mut client = proxy.sent(chat("good")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        let evil = answer("200 OK", &[], "evil");
+        call.finish(answer("200 OK", &[], "good") + &evil).await;
+        assert_eq!(client.response().await.text(), "good");
+        client.send(chat("next")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.finish(answer("200 OK", CLOSE, "next")).await;
+        assert_eq!(client.response().await.text(), "next");
+    }
+}
+
+#[tokio::test]
+async fn a_protocol_that_nobody_asked_for_is_a_failure() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let request = chat("switch").replace("Host:", "Connection: upgrade\r\nUpgrade: websocket\r\nHost:");
+    let mut client = proxy.sent(request).await;
+    let mut call = upstream.call().await;
+    assert_eq!((call.head.get("upgrade"), call.head.get("connection")), (None, None));
+    call.body().await;
+    call.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n").await;
+    client.response().await.is_error(502, "upstream_error");
+    call.gone().await;
+    proxy.stop(&[("upstream_error", 1)]).await;
+}

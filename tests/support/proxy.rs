@@ -1,0 +1,155 @@
+//! The proxy as it really runs: bound to free ports, with its threads, in this process.
+
+use std::net::SocketAddr;
+
+use anteroom::{
+    app::{Account, Bound, Command},
+    config::Config,
+    drain::Request,
+    scaler,
+};
+use serde_json::Value;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    soon, until,
+    wire::{Response, Wire},
+};
+
+pub struct Proxy {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub commands: mpsc::Sender<Command>,
+    running: JoinHandle<Account>,
+}
+
+/// A route `name` for the model of the same name, and what else is to be said of it, in YAML's flow style.
+pub fn route(name: &str, url: &str, more: &str) -> String {
+    let more =
+        if more.contains("match:") { more.into() } else { format!("match: {{ models: [{name}] }}, {more}") };
+    let more =
+        if more.contains("readiness:") { more } else { format!("readiness: {{ interval: 10ms }}, {more}") };
+    format!("  - {{ name: {name}, target: {{ url: \"{url}\" }}, {more} }}\n")
+}
+
+/// A configuration of these routes, on free ports.
+pub fn routes(routes: &[String]) -> String {
+    format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\nroutes:\n{}", routes.concat())
+}
+
+pub fn parse(yaml: &str) -> Config {
+    Config::parse(yaml, "test.yaml").unwrap_or_else(|error| panic!("{}\n{yaml}", error.report()))
+}
+
+pub fn options() -> scaler::Options {
+    scaler::Options { guardian: env!("CARGO_BIN_EXE_anteroom").into() }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    pub async fn start(yaml: &str) -> Self {
+        let bound = Bound::new(parse(yaml), options()).await.unwrap();
+        let (commands, received) = mpsc::channel(4);
+        let (address, admin) = (bound.address, bound.admin_address);
+        Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
+    }
+
+    /// One with the route `tiny` only.
+    pub async fn tiny(url: &str, more: &str) -> Self {
+        Self::start(&routes(&[route("tiny", url, more)])).await
+    }
+
+    pub async fn client(&self) -> Wire {
+        Wire::connect(self.address).await
+    }
+
+    /// A client that has sent this.
+    pub async fn sent(&self, request: impl AsRef<[u8]>) -> Wire {
+        let mut client = self.client().await;
+        client.send(request).await;
+        client
+    }
+
+    /// The answer to a request on a connection of its own.
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Response {
+        self.client().await.ask(request).await
+    }
+
+    pub async fn reload(&self, yaml: &str) {
+        self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
+    }
+
+    /// What the admin listener answers.
+    pub async fn admin(&self, path: &str) -> Response {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+        Wire::connect(self.admin).await.ask(request).await
+    }
+
+    /// A route as the admin API shows it; null if there is none.
+    pub async fn route(&self, name: &str) -> Value {
+        let routes = self.admin("/api/v1/routes").await.json();
+        let routes = routes["routes"].as_array().unwrap();
+        routes.iter().find(|route| route["name"] == name).cloned().unwrap_or_default()
+    }
+
+    /// Waits until a number of `tiny` in the admin API is this.
+    pub async fn until(&self, key: &str, number: u64) {
+        until(&format!("{key} to be {number}"), async || self.route("tiny").await[key] == number).await;
+    }
+
+    pub async fn held(&self, number: u64) {
+        self.until("held", number).await;
+    }
+
+    pub async fn in_flight(&self, number: u64) {
+        self.until("in_flight", number).await;
+    }
+
+    pub async fn metrics(&self) -> String {
+        self.admin("/metrics").await.text()
+    }
+
+    /// The sum of the series of this name whose labels contain all of these.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        let text = self.metrics().await;
+        let series = text.lines().filter(|line| {
+            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                && labels.iter().all(|label| line.contains(label))
+        });
+        series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+
+    /// Waits until so many requests to `tiny` have ended so: an account is closed when the last byte is out, which
+    /// the client may see a little earlier.
+    pub async fn ended(&self, outcome: &str, code: u16, number: u64) {
+        let labels = ["route=\"tiny\"", &format!("outcome=\"{outcome}\""), &format!("code=\"{code}\"")];
+        until(&format!("{number} of {outcome} {code}"), async || {
+            self.metric("anteroom_requests_total", &labels).await == number
+        })
+        .await;
+    }
+
+    /// How many requests were refused with this code.
+    pub async fn refused(&self, reason: &str) -> u64 {
+        self.metric("anteroom_refused_requests_total", &[&format!("reason=\"{reason}\"")]).await
+    }
+
+    /// Stops as on Ctrl-C. Every admitted request must have one outcome: these, and none but these.
+    pub async fn stop(self, outcomes: &[(&str, u64)]) {
+        let account = self.stopped(Request::Interrupt).await;
+        let ended: Vec<_> = account.outcomes.iter().copied().filter(|(_, count)| *count > 0).collect();
+        let mut expected = outcomes.to_vec();
+        expected.sort_by_key(|(name, _)| account.outcomes.iter().position(|(known, _)| known == name));
+        assert_eq!(ended, expected, "{account:?}");
+    }
+
+    /// Stops, and checks the account.
+    pub async fn stopped(self, request: Request) -> Account {
+        let _ = self.commands.send(Command::Stop(request)).await;
+        let account = soon("the proxy to stop", self.running).await.unwrap();
+        assert!(account.balances(), "{account:?}");
+        assert_eq!((account.held, account.in_flight), (0, 0), "{account:?}");
+        account
+    }
+}

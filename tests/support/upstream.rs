@@ -1,0 +1,273 @@
+//! A model server whose every byte is the test's. It answers readiness probes by itself; what else comes is handed to
+//! the test, which answers it as it likes.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    task::JoinHandle,
+};
+
+use super::{
+    soon, until,
+    wire::{Head, Wire},
+};
+
+pub struct Upstream {
+    pub address: SocketAddr,
+    state: Arc<State>,
+    calls: mpsc::UnboundedReceiver<Call>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct State {
+    healthy: AtomicBool,
+    accepted: AtomicUsize,
+    probes: AtomicUsize,
+    handed: AtomicUsize,
+    calls: mpsc::UnboundedSender<Call>,
+}
+
+/// A request that the proxy sent, to be answered. Dropping it closes the connection.
+pub struct Call {
+    pub head: Head,
+    /// Which connection it came over.
+    pub connection: usize,
+    pub wire: Wire,
+    state: Arc<State>,
+}
+
+/// An answer with this status line, and its length told.
+pub fn answer(status: &str, fields: &[(&str, &str)], body: &str) -> String {
+    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{fields}\r\n{body}", body.len())
+}
+
+/// The head of an answer that streams events.
+pub const STREAM: &str =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+/// The end of a chunked body.
+pub const LAST: &str = "0\r\n\r\n";
+
+/// A chunk.
+pub fn chunk(data: &str) -> String {
+    format!("{:x}\r\n{data}\r\n", data.len())
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// One that is up.
+    pub async fn warm() -> Self {
+        Self::new(true).await
+    }
+
+    /// One that says 503 to probes, until [`Self::wake`].
+    pub async fn cold() -> Self {
+        Self::new(false).await
+    }
+
+    async fn new(healthy: bool) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), healthy)
+    }
+
+    /// One that takes a listener over.
+    pub fn on(listener: TcpListener, healthy: bool) -> Self {
+        let (sender, calls) = mpsc::unbounded_channel();
+        let state = Arc::new(State {
+            healthy: AtomicBool::new(healthy),
+            accepted: AtomicUsize::new(0),
+            probes: AtomicUsize::new(0),
+            handed: AtomicUsize::new(0),
+            calls: sender,
+        });
+        let address = listener.local_addr().unwrap();
+        let tasks = vec![tokio::spawn(accept(listener, state.clone()))];
+        Self { address, state, calls, tasks }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub fn wake(&self) {
+        self.state.healthy.store(true, Ordering::SeqCst);
+    }
+
+    pub fn sleep(&self) {
+        self.state.healthy.store(false, Ordering::SeqCst);
+    }
+
+    /// How many connections came, probes included.
+    pub fn accepted(&self) -> usize {
+        self.state.accepted.load(Ordering::SeqCst)
+    }
+
+    pub fn probes(&self) -> usize {
+        self.state.probes.load(Ordering::SeqCst)
+    }
+
+    /// How many requests came.
+    pub fn requests(&self) -> usize {
+        self.state.handed.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it has been probed once more from now on.
+    pub async fn probed(&self) {
+        let before = self.probes();
+        until("a probe", async || self.probes() > before).await;
+    }
+
+    /// The next request.
+    pub async fn call(&mut self) -> Call {
+        soon("a request at the model server", self.calls.recv()).await.unwrap()
+    }
+
+    /// Requests that have come and were not asked for.
+    pub fn pending(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// From now on answers every request like this.
+    pub fn automatic<F>(mut self, answer: impl Fn(Call) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut calls = std::mem::replace(&mut self.calls, mpsc::unbounded_channel().1);
+        self.tasks.push(tokio::spawn(async move {
+            while let Some(call) = calls.recv().await {
+                tokio::spawn(answer(call));
+            }
+        }));
+        self
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let connection = state.accepted.fetch_add(1, Ordering::SeqCst);
+        stream.set_nodelay(true).unwrap();
+        tokio::spawn(wait_for_call(Wire { stream, buf: Vec::new() }, connection, state.clone()));
+    }
+}
+
+/// Waits for a request however long, since a pooled connection may be idle.
+async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
+    if wire.buf.is_empty() && wire.stream.readable().await.is_err() {
+        return;
+    }
+    let Some(head) = wire.head().await else { return };
+    if !head.start.starts_with("GET /health ") {
+        state.handed.fetch_add(1, Ordering::SeqCst);
+        let calls = state.calls.clone();
+        let _ = calls.send(Call { head, connection, wire, state });
+        return;
+    }
+    state.probes.fetch_add(1, Ordering::SeqCst);
+    let healthy = state.healthy.load(Ordering::SeqCst);
+    wire.send(answer(if healthy { "200 OK" } else { "503 Loading" }, &[], "")).await;
+}
+
+// === impl Call ===
+
+impl Call {
+    /// The request body.
+    pub async fn body(&mut self) -> String {
+        let body = self.wire.body(&self.head).await.expect("a whole request body");
+        String::from_utf8(body).unwrap()
+    }
+
+    /// The `text` of the JSON body, by which tests tell requests apart.
+    pub async fn text(&mut self) -> String {
+        let body: serde_json::Value = serde_json::from_str(&self.body().await).unwrap();
+        body["text"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.wire.send(bytes).await;
+    }
+
+    /// Sends the (rest of the) answer and waits for the next request on this connection.
+    pub async fn finish(mut self, bytes: impl AsRef<[u8]>) {
+        self.send(bytes).await;
+        tokio::spawn(wait_for_call(self.wire, self.connection, self.state));
+    }
+
+    /// Reads the body and answers 200 with `{"text": …}`.
+    pub async fn echo(mut self) {
+        let text = self.text().await;
+        self.reply(&text).await;
+    }
+
+    /// Answers 200 with `{"text": …}`, the body having been read.
+    pub async fn reply(self, text: &str) {
+        let body = format!(r#"{{"text":"{text}"}}"#);
+        self.finish(answer("200 OK", &[("Content-Type", "application/json")], &body)).await;
+    }
+
+    /// Waits until the proxy closes the connection.
+    pub async fn gone(mut self) -> Vec<u8> {
+        self.wire.end().await
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        reset(self.wire.stream);
+    }
+}
+
+/// Closes a connection by a reset instead of an orderly end.
+pub fn reset(stream: TcpStream) {
+    let stream = socket2::Socket::from(stream.into_std().unwrap());
+    stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+}
+
+/// A port that is ours, whether or not anybody listens there.
+pub struct Port {
+    address: SocketAddr,
+    #[expect(dead_code, reason = "keeps the port from everybody else")]
+    reservation: socket2::Socket,
+}
+
+impl Port {
+    pub fn reserve() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let reservation = Self::bind(any);
+        let address = reservation.local_addr().unwrap().as_socket().unwrap();
+        Self { address, reservation }
+    }
+
+    fn bind(address: SocketAddr) -> socket2::Socket {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Listens from now on.
+    pub fn listen(&self) -> TcpListener {
+        let socket = Self::bind(self.address);
+        socket.listen(128).unwrap();
+        TcpListener::from_std(socket.into()).unwrap()
+    }
+}

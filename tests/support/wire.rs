@@ -1,0 +1,285 @@
+//! A connection at the level of bytes, for either side of it, so that tests decide what is sent when.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::soon;
+
+/// A connection.
+pub struct Wire {
+    pub stream: TcpStream,
+    /// What has been read and not looked at.
+    pub buf: Vec<u8>,
+}
+
+/// The head of a message. Names are as they were sent.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub start: String,
+    pub fields: Vec<(String, String)>,
+}
+
+/// A whole response.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub head: Head,
+    pub body: Vec<u8>,
+}
+
+/// A part of a chunked body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Data(Vec<u8>),
+    /// The last chunk, with its trailers.
+    Last(String),
+    /// The connection ended before that.
+    Broken,
+}
+
+// === impl Wire ===
+
+impl Wire {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = soon("a connection", TcpStream::connect(address)).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream, buf: Vec::new() }
+    }
+
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        soon("the other side to read", self.stream.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    /// Sends a request and waits for the answer.
+    pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
+        self.send(request).await;
+        self.response().await
+    }
+
+    /// Reads some more; false at the end, however it came.
+    async fn fill(&mut self) -> bool {
+        let mut part = [0; 16 << 10];
+        let read = soon("bytes", self.stream.read(&mut part)).await.unwrap_or(0);
+        self.buf.extend_from_slice(&part[..read]);
+        read > 0
+    }
+
+    fn take(&mut self, count: usize) -> Vec<u8> {
+        self.buf.drain(..count).collect()
+    }
+
+    /// Everything up to and with `end`; `None` if the connection ends before.
+    pub async fn through(&mut self, end: &[u8]) -> Option<Vec<u8>> {
+        loop {
+            let found = self.buf.windows(end.len()).position(|window| window == end);
+            if let Some(place) = found {
+                return Some(self.take(place + end.len()));
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    /// The next head; `None` if the connection ends instead.
+    pub async fn head(&mut self) -> Option<Head> {
+        let bytes = self.through(b"\r\n\r\n").await?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let mut lines = text.trim_end().split("\r\n");
+        let start = lines.next().unwrap_or_default().to_owned();
+        let fields = lines.map(|line| {
+            let (name, value) = line.split_once(':').unwrap_or((line, ""));
+            (name.to_owned(), value.trim().to_owned())
+        });
+        Some(Head { start, fields: fields.collect() })
+    }
+
+    pub async fn exact(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.buf.len() < count {
+            if !self.fill().await {
+                return None;
+            }
+        }
+        Some(self.take(count))
+    }
+
+    /// The next chunk of a chunked body.
+    pub async fn part(&mut self) -> Part {
+        let Some(size) = self.through(b"\r\n").await else { return Part::Broken };
+        let size = String::from_utf8(size).unwrap();
+        let size = usize::from_str_radix(size.trim_end(), 16).unwrap();
+        if size == 0 {
+            let mut trailers = String::new();
+            while let Some(line) = self.through(b"\r\n").await {
+                if line == b"\r\n" {
+                    return Part::Last(trailers);
+                }
+                trailers.push_str(&String::from_utf8_lossy(&line));
+            }
+            return Part::Broken;
+        }
+        match self.exact(size + 2).await {
+            Some(mut data) => {
+                data.truncate(size);
+                Part::Data(data)
+            }
+            None => Part::Broken,
+        }
+    }
+
+    /// Parts of a chunked body until they contain `text`: what came so far.
+    pub async fn parts_until(&mut self, text: &str) -> String {
+        let mut all = String::new();
+        while !all.contains(text) {
+            match self.part().await {
+                Part::Data(data) => all.push_str(&String::from_utf8_lossy(&data)),
+                other => panic!("{other:?} before {text:?}, after {all:?}"),
+            }
+        }
+        all
+    }
+
+    /// The rest of a chunked body; `None` if it breaks off.
+    pub async fn rest(&mut self) -> Option<String> {
+        let mut all = String::new();
+        loop {
+            match self.part().await {
+                Part::Data(data) => all.push_str(&String::from_utf8_lossy(&data)),
+                Part::Last(_) => return Some(all),
+                Part::Broken => return None,
+            }
+        }
+    }
+
+    /// The body that belongs to a head; `None` if it breaks off.
+    pub async fn body(&mut self, head: &Head) -> Option<Vec<u8>> {
+        if head.get("transfer-encoding").is_some() {
+            return self.rest().await.map(String::into_bytes);
+        }
+        match head.get("content-length") {
+            Some(length) => self.exact(length.parse().unwrap()).await,
+            None if head.start.starts_with("HTTP/") && ![204, 304].contains(&head.status()) => {
+                Some(self.end().await)
+            }
+            None => Some(Vec::new()),
+        }
+    }
+
+    /// The next response that is final.
+    pub async fn response(&mut self) -> Response {
+        loop {
+            let head = self.head().await.expect("a response, but the connection ended");
+            if !(100..200).contains(&head.status()) {
+                let body = self.body(&head).await.expect("a whole body");
+                return Response { head, body };
+            }
+        }
+    }
+
+    /// Waits for the end of the connection: what came before it.
+    pub async fn end(&mut self) -> Vec<u8> {
+        while self.fill().await {}
+        std::mem::take(&mut self.buf)
+    }
+
+    /// Ends the sending side only.
+    pub async fn shutdown(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+}
+
+// === impl Head ===
+
+impl Head {
+    /// The value of a header that is there once or not at all.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let all = self.all(name);
+        assert!(all.len() < 2, "{name} more than once: {all:?}");
+        all.first().copied()
+    }
+
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        let named = |field: &&(String, String)| field.0.eq_ignore_ascii_case(name);
+        self.fields.iter().filter(named).map(|(_, value)| value.as_str()).collect()
+    }
+
+    pub fn status(&self) -> u16 {
+        self.start.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status")
+    }
+
+    /// Method and target of a request.
+    pub fn line(&self) -> &str {
+        self.start.trim_end_matches(" HTTP/1.1")
+    }
+}
+
+// === impl Response ===
+
+impl Response {
+    pub fn status(&self) -> u16 {
+        self.head.status()
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("JSON instead of {:?}", self.text()))
+    }
+
+    /// `error.code`, the shape of the error having been checked.
+    pub fn code(&self) -> String {
+        let json = self.json();
+        let error = json["error"].as_object().unwrap_or_else(|| panic!("an error instead of {json}"));
+        assert!(error["message"].is_string() && error["type"].is_string(), "{json}");
+        assert!(error.contains_key("param"), "{json}");
+        error["code"].as_str().expect("the code is a string").to_owned()
+    }
+
+    /// Asserts that this is the error of that status and code.
+    pub fn is_error(&self, status: u16, code: &str) {
+        assert_eq!((self.status(), &*self.code()), (status, code), "{}", self.text());
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.head.get(name)
+    }
+}
+
+// === requests ===
+
+pub const CHAT: &str = "/v1/chat/completions";
+
+/// A POST of JSON, with further header lines.
+pub fn post_with(path: &str, fields: &[(&str, &str)], body: &str) -> String {
+    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: api.test\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{fields}\r\n{body}"
+    )
+}
+
+/// A POST of JSON.
+pub fn post(path: &str, body: &str) -> String {
+    post_with(path, &[], body)
+}
+
+/// A chat request for the model `tiny`, which says `text`.
+pub fn chat(text: &str) -> String {
+    post(CHAT, &format!(r#"{{"model":"tiny","text":"{text}"}}"#))
+}
+
+/// A chat request for the model `tiny` that wants a stream.
+pub fn streaming(text: &str) -> String {
+    post(CHAT, &format!(r#"{{"model":"tiny","stream":true,"text":"{text}"}}"#))
+}
+
+/// A GET.
+pub fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n\r\n")
+}
