@@ -163,14 +163,14 @@ impl Gate {
         let bounds = Bounds { requests: policy.hold.max_requests, bytes: policy.hold.max_bytes.get() };
         let ticket = self.queue.join(bytes, bounds).map_err(|full| self.full(full, up))?;
         self.counters.admit();
-        self.wanted(up, &policy);
+        self.wanted(&policy);
         Ok(ticket)
     }
 
     /// Takes a request back whose dispatch failed before its first byte: ahead of all that were admitted after it.
     pub fn readmit(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<Permit> {
         let ticket = self.queue.rejoin(place, bytes);
-        self.wanted(self.target.is_up(), &self.policy.load());
+        self.wanted(&self.policy.load());
         ticket
     }
 
@@ -184,10 +184,16 @@ impl Gate {
         self.queue.release_all(|| Released::Draining)
     }
 
-    fn wanted(self: &Arc<Self>, up: bool, policy: &Policy) {
-        if !up {
+    /// Says that somebody has joined the queue. Whoever retires the last endpoint looks at the queue afterwards, and
+    /// whether one is up is looked at here after joining, so at least one sees the other.
+    fn wanted(self: &Arc<Self>, policy: &Policy) {
+        if !self.target.is_up() {
             self.demand.signal(policy.readiness.activation_timeout.get());
             self.cold_starts.held(self.queue.len());
+            if self.target.is_up() {
+                // It came up just now, perhaps before the signal: no lease for what is there.
+                self.demand.settle();
+            }
         }
         self.pump();
     }

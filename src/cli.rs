@@ -11,7 +11,7 @@ use crate::{
     drain::{Request, Signals},
     guardian::{self, GuardianArgs},
     scaler,
-    sim::{self, SimArgs},
+    sim::{self, SimArgs, SimError},
     telemetry,
 };
 
@@ -65,7 +65,10 @@ pub fn main() -> ExitCode {
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(
                 |error| {
-                    eprintln!("anteroom sim: {error}");
+                    // A load that failed has told its story, and nothing should stand below the cause.
+                    if !matches!(error, SimError::LoadFailed { .. }) {
+                        eprintln!("anteroom sim: {error}");
+                    }
                     ExitCode::from(error.exit_code())
                 },
                 |()| ExitCode::SUCCESS,

@@ -302,7 +302,9 @@ impl Tracker {
 
     /// So many are held now.
     pub fn held(&self, held: usize) {
-        self.tally.lock().held_peak.fetch_max(held as u64, Ordering::Relaxed);
+        if self.running.load(Ordering::SeqCst) {
+            self.tally.lock().held_peak.fetch_max(held as u64, Ordering::Relaxed);
+        }
     }
 
     /// A held request left the queue.
@@ -339,22 +341,29 @@ impl Tracker {
 
     /// A request is sent: the first one after the load ends the dispatch.
     pub fn dispatched(&self) {
-        if self.running.load(Ordering::SeqCst) {
-            self.mark(Phase::Dispatch);
+        self.follow(Phase::Load, Phase::Dispatch);
+    }
+
+    /// An answer begins: the first one after the dispatch ends the cold start. One that an endpoint from before gives
+    /// does not.
+    pub fn first_byte(&self) {
+        if self.follow(Phase::Dispatch, Phase::FirstByte) {
+            self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// An answer begins: the cold start is over, if it had got that far.
-    pub fn first_byte(&self) {
+    /// Ends `phase` if the one that ended last is `last`. Every warm request asks, so this costs one load.
+    fn follow(&self, last: Phase, phase: Phase) -> bool {
         if !self.running.load(Ordering::SeqCst) {
-            return;
+            return false;
         }
-        let dispatched =
-            |active: &Active| active.ends.last().is_some_and(|(phase, _)| *phase == Phase::Dispatch);
-        if self.active.lock().as_ref().is_some_and(dispatched) {
-            self.mark(Phase::FirstByte);
-            self.end(ColdStartOutcome::Completed, None, Vec::new());
+        let mut active = self.active.lock();
+        let Some(active) = active.as_mut() else { return false };
+        let follows = active.ends.last().is_some_and(|(ended, _)| *ended == last);
+        if follows {
+            active.mark(phase);
         }
+        follows
     }
 
     /// The target could not be started.
@@ -481,6 +490,24 @@ mod tests {
         assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
         assert_eq!(tracker.estimate().map(|estimate| estimate.median), Some(Duration::from_millis(3021)));
         assert!(tracker.current().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
+        let (store, tracker) = tracker();
+        tracker.begin(Instant::now(), 1);
+        tracker.mark(Phase::Signal);
+        tracker.first_byte();
+        assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
+        advance(Duration::from_secs(7)).await;
+        tracker.ready();
+        advance(Duration::from_secs(1)).await;
+        tracker.first_byte();
+        assert!(store.recent(None, 10).is_empty(), "nothing has been sent to the new one");
+        tracker.dispatched();
+        tracker.first_byte();
+        let [record] = store.recent(None, 10).try_into().unwrap();
+        assert_eq!((record.outcome, record.total_ms), (Some(ColdStartOutcome::Completed), 8000.0), "7 + 1");
     }
 
     #[tokio::test(start_paused = true)]

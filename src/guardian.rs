@@ -89,9 +89,9 @@ pub fn run(args: &GuardianArgs) -> ExitCode {
 async fn guard(args: &GuardianArgs) -> Result<Ended, GuardianError> {
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(GuardianError::Lifeline)?;
     let mut lifeline = pipe::Receiver::from_owned_fd(stdin).map_err(GuardianError::Lifeline)?;
-    // Only the pipe ends us. A handler that does nothing, since an ignored signal would be so for the command too.
+    // Only the pipe ends us. The handlers stay, and do nothing: an ignored signal would be so for the command too.
     for deaf_to in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        signal(deaf_to).map_err(GuardianError::Setup)?;
+        drop(signal(deaf_to).map_err(GuardianError::Setup)?);
     }
     let mut family = Family::start(&args.command)?;
     tokio::select! {

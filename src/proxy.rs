@@ -1,7 +1,9 @@
 //! The request path: listener, route, admission, hold, pick, upstream, body, report.
 
+mod answers;
 mod body;
 mod client_io;
+mod dispatch;
 mod exchange;
 mod forward;
 mod intake;
@@ -9,6 +11,7 @@ mod keepalive;
 mod listener;
 mod pipeline;
 mod table;
+mod wait;
 
 pub use client_io::{ClientIo, ClientTimeouts, ConnectionState};
 pub use listener::{bind, serve_connection, serve_listener};

@@ -39,7 +39,7 @@ pub async fn supervise(
     options: Options,
     stops: Stops,
 ) {
-    while !stops.retire.is_cancelled() {
+    loop {
         let target = targets.borrow_and_update().clone();
         let ours = stops.of_one_target();
         let mut running = pin!(run(gate.clone(), &target, &options, ours.clone()));
@@ -55,15 +55,19 @@ pub async fn supervise(
         tokio::select! {
             // It ends by itself only when it is told to, and then nothing is to be replaced.
             biased;
-            () = &mut running => break,
+            () = &mut running => {
+                let reason = "the proxy was stopped before the target was up";
+                return gate.cold_starts().failed(reason.into(), Vec::new());
+            }
             () = replaced => {
-                tracing::info!(route = %gate.key(), "the target of the route has changed");
+                tracing::info!(route = %gate.key(), "the target of the route is replaced");
                 ours.retire();
             }
         }
         running.await;
+        // Whoever still waits has not moved, and the next activation counts from when the first of them came.
+        gate.cold_starts().failed("the target was replaced before it was up".into(), Vec::new());
     }
-    gate.cold_starts().failed("the proxy stopped before the target was up".into(), Vec::new());
 }
 
 async fn run(gate: Arc<Gate>, target: &Target, options: &Options, stops: Stops) {
@@ -113,5 +117,28 @@ impl Stops {
     /// Those of one target among several: retiring it leaves the others alone.
     fn of_one_target(&self) -> Self {
         Self { retire: self.retire.child_token(), stop: self.stop.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_guardian_is_the_executable_that_runs() {
+        let listed = std::process::Command::new(Options::default().guardian).arg("--list").output().unwrap();
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        assert!(listed.contains("the_default_guardian_is_the_executable_that_runs"), "{listed}");
+    }
+
+    #[test]
+    fn who_stops_retires_and_who_replaces_one_target_does_not_end_the_others() {
+        let stops = Stops::default();
+        let ours = stops.of_one_target();
+        ours.retire();
+        assert!(!stops.retire.is_cancelled());
+        let ours = stops.of_one_target();
+        stops.stop();
+        assert!(stops.retire.is_cancelled() && ours.retire.is_cancelled() && ours.stop.is_cancelled());
     }
 }

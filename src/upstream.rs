@@ -118,7 +118,8 @@ where
             let reused = pooled.is_some();
             let mut sender = match pooled {
                 Some(sender) => sender,
-                None => self.connect(endpoint, timeouts).await?,
+                // On the heap: mostly there is a connection.
+                None => Box::pin(self.connect(endpoint, timeouts)).await?,
             };
             // The body is taken when there is a connection for it: until then, one that streams can still be held.
             let Some(request) = unsent.take().or_else(|| body().map(|body| with_head(head, body))) else {

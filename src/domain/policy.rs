@@ -30,7 +30,8 @@ pub struct Readiness {
     pub interval: Period,
     /// How long one answer may take.
     pub timeout: Period,
-    /// How long the target may take from the first request until it is ready; then the activation has failed.
+    /// How long the target may take to get ready, from the start of the process or, for a url, from the first request
+    /// on; then the activation has failed.
     pub activation_timeout: Period,
 }
 

@@ -60,6 +60,11 @@ impl Patience {
         Ok(Self { total, silence })
     }
 
+    /// Whether it waits at all.
+    pub fn may_wait(&self) -> bool {
+        self.total != Some(Duration::ZERO)
+    }
+
     /// The silence that the client will bear, less what the answer needs to get there: a quarter, at most 2 s.
     pub fn safe_silence(&self) -> Option<Duration> {
         self.silence.map(|silence| silence - (silence / 4).min(Duration::from_secs(2)))

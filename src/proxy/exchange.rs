@@ -123,7 +123,9 @@ impl Exchange {
         self.waited += held.max(Duration::from_nanos(1));
         let cold_starts = self.gate.cold_starts();
         let woken = cold_starts.activations() > holding.activations;
-        self.cold |= woken || (end != HoldEnd::Dispatched && cold_starts.phase().is_some());
+        // An activation that failed is over before those that it held learn of it.
+        let failed = end == HoldEnd::Ended(Outcome::ColdStartFailed);
+        self.cold |= woken || failed || (end != HoldEnd::Dispatched && cold_starts.phase().is_some());
         if self.cold {
             cold_starts.leave(match end {
                 HoldEnd::Dispatched => Leave::Released,

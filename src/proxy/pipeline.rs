@@ -3,40 +3,37 @@
 use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    pin::pin,
     sync::{Arc, atomic::AtomicBool},
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{
-    HeaderMap, HeaderValue, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
     request,
 };
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::{
     ConnectionState, Match, Model, RouteTable,
-    body::{Body, Lease, Relay},
+    answers::{error_response, fail, json_response},
+    body::Body,
     client_io::UnderWay,
+    dispatch::{Failed, Intake, Sending},
     exchange::Exchange,
     forward,
-    intake::{Budget, Buffered, CutOff, Outgoing, Share, told_to_fit, within},
-    keepalive::{Heartbeat, KeptAlive, Progress},
+    intake::{Budget, Buffered, Outgoing, told_to_fit},
 };
 use crate::{
-    admission::{Gate, Permit},
+    admission::Gate,
     config::Limits,
-    error::{Outcome, ProxyError},
-    hold::{Place, Released, Ticket},
+    error::ProxyError,
     openai::{self, Api, Patience, Scan, Shape},
     telemetry::RouteCounters,
-    upstream::{Dialer, MAX_WRITES, SendError, Upstream, Writes},
+    upstream::{Dialer, Upstream},
 };
 
 /// What all threads that serve requests share.
@@ -54,9 +51,10 @@ pub struct Shared {
 }
 
 /// The request path of one thread.
+#[derive(Clone)]
 pub struct Proxy {
-    shared: Arc<Shared>,
-    upstream: Arc<Upstream<Outgoing>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) upstream: Arc<Upstream<Outgoing>>,
 }
 
 /// Who a connection comes from.
@@ -69,48 +67,25 @@ pub struct Client {
 }
 
 /// A request that was not admitted.
-struct Refused {
+pub(super) struct Refused {
     /// The route that it belongs to, if that was found out.
     gate: Option<Arc<Gate>>,
     error: ProxyError,
 }
 
-/// A request as it goes to an endpoint, again if need be.
-struct Sending {
+/// A request that belongs to a route, before admission.
+struct Routed {
     head: request::Parts,
-    source: Source,
-    writes: Writes,
+    gate: Arc<Gate>,
+    body: Intake,
+    /// None: something that is of use only while a model server lives.
+    shape: Option<Shape>,
+    /// What its body says, if it has been read.
+    scan: Scan,
+    request_id: HeaderValue,
+    started: Instant,
+    under_way: UnderWay,
 }
-
-enum Source {
-    Buffered(Bytes, #[expect(dead_code, reason = "counted until it is dropped")] Share),
-    /// Until it is sent.
-    Streaming(Option<Incoming>),
-}
-
-/// Until when a request may be held, and what says so.
-#[derive(Clone, Copy, Debug)]
-struct Deadline {
-    at: Instant,
-    limit: &'static str,
-}
-
-/// What an endpoint answered.
-enum Answer {
-    Stream(Response<Incoming>, Lease),
-    /// Looked at, and so read to its end.
-    Whole(Response<Bytes>),
-}
-
-/// Why there is no answer.
-enum Failed {
-    /// It may be tried again.
-    ForNow,
-    /// That was it.
-    Finally(ProxyError),
-}
-
-type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
 
 // === impl Shared ===
 
@@ -153,19 +128,21 @@ impl Proxy {
 
     /// Answers a request, whatever happens.
     pub async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
-        let head = request.method() == http::Method::HEAD;
+        let head = request.method() == Method::HEAD;
+        let id = request.headers().get(forward::REQUEST_ID).cloned();
         let served = AssertUnwindSafe(self.serve(client, request)).catch_unwind().await;
-        let Refused { gate, error } = match served {
+        let (gate, error) = match served {
             Ok(Ok(response)) => return response,
-            Ok(Err(refused)) => refused,
+            Ok(Err(Refused { gate, error })) => (gate, error),
             // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
-            Err(_) => return error_response(&ProxyError::Internal, Body::full),
+            Err(_) => (None, ProxyError::Internal),
         };
+        let id = id.unwrap_or_else(forward::new_id);
         if let Err(refusal) = error.ending() {
             gate.as_ref().map_or(&self.shared.unrouted, |gate| gate.counters()).refuse(refusal);
-            tracing::debug!(refusal = refusal.answer().code, %error, "request refused");
+            tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        error_response(&error, |body| Body::full(if head { Bytes::new() } else { body }))
+        error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }))
     }
 
     async fn serve(&self, client: &Client, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
@@ -181,37 +158,47 @@ impl Proxy {
             Api::Stored => None,
             other => return self.answer_ourselves(&head, other),
         };
-        let (gate, mut body, scan) = self.route(&host, &head, shape, incoming).await?;
+        let (gate, body, scan) = self.route(&host, &head, shape, incoming).await?;
         if let Intake::Unread(incoming) = &body {
             let fits = told_to_fit(incoming, &self.shared.limits.load());
             fits.map_err(|error| Refused { gate: Some(gate.clone()), error })?;
         }
+        let request_id = forward::request(&mut head, &host, client.address);
+        let entered = gate.enter();
+        let routed = Routed { head, gate, body, shape, scan, request_id, started, under_way };
 
         // At once, if an endpoint has room and nobody waits for one.
-        let request_id = forward::request(&mut head, &host, client.address);
-        if let Some((permit, place)) = gate.enter() {
-            let mut exchange = self.exchange(&gate, under_way, request_id, started);
-            let mut sending = Sending { head, source: body.into(), writes: Writes::default() };
-            return match self.attempt(permit, &mut sending, &gate).await {
-                Ok(answer) => Ok(self.respond(answer, exchange)),
-                Err(Failed::Finally(error)) => Ok(fail(exchange, &error)),
-                Err(Failed::ForNow) => match self.hold_again(&mut sending, &gate, place).await {
-                    Ok(ticket) => self.wait(exchange, sending, ticket, shape, scan).await,
-                    Err(error) => {
-                        exchange.fail(&error);
-                        Ok(error_response(&error, |body| Body::ending(body, exchange)))
+        let Some((permit, place)) = entered else {
+            // On the heap: a warm request should not carry the room that waiting takes.
+            return Box::pin(self.hold(routed)).await;
+        };
+        let Routed { head, gate, body, shape, scan, request_id, started, under_way } = routed;
+        let exchange = self.exchange(&gate, under_way, request_id, started);
+        let mut sending = Sending::new(head, body);
+        match self.attempt(permit, &mut sending, &gate).await {
+            Ok(answer) => Ok(self.respond(answer, exchange)),
+            Err(Failed::Finally(error)) => Ok(fail(exchange, &error)),
+            Err(Failed::ForNow) => {
+                Box::pin(async {
+                    match self.hold_again(&mut sending, &gate, place).await {
+                        Ok(ticket) => Ok(self.wait(exchange, sending, ticket, shape, scan).await),
+                        Err(error) => Ok(fail(exchange, &error)),
                     }
-                },
-            };
+                })
+                .await
+            }
         }
+    }
 
-        // Otherwise it is held, which takes a whole body: readable to its end, countable, and to be sent again.
+    /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
+    async fn hold(&self, routed: Routed) -> Result<Response<Body>, Refused> {
+        let Routed { head, gate, body, shape, scan, request_id, started, under_way } = routed;
         let refused = |error| Refused { gate: Some(gate.clone()), error };
         if shape.is_none() && !gate.target().is_up() {
             return Err(refused(ProxyError::NotKept(head.uri.path().into())));
         }
-        let scan = match body {
-            Intake::Read(_) => scan,
+        let (mut read, scan) = match body {
+            Intake::Read(read) => (read, scan),
             Intake::Unread(incoming) => {
                 let read = self.read(incoming).await.map_err(refused)?;
                 // What cannot be read for a hidden model can still be held: nothing needs the model here.
@@ -219,17 +206,15 @@ impl Proxy {
                     Some(shape) => scan_body(shape, &head.headers, &read.bytes).await.map_err(refused)?,
                     None => Scan::default(),
                 };
-                body = Intake::Read(read);
-                scan
+                (read, scan)
             }
         };
-        let Intake::Read(mut read) = body else { unreachable!("it has just been read") };
         read.settle();
-        let patience = patience(&head.headers).map_err(refused)?;
-        let ticket = gate.hold(read.bytes.len(), patience.total != Some(Duration::ZERO)).map_err(refused)?;
+        let patience = Patience::of(&head.headers)
+            .map_err(|error| refused(ProxyError::InvalidRequest(error.to_string())))?;
+        let ticket = gate.hold(read.bytes.len(), patience.may_wait()).map_err(refused)?;
         let exchange = self.exchange(&gate, under_way, request_id, started);
-        let sending = Sending { head, source: Intake::Read(read).into(), writes: Writes::default() };
-        self.wait(exchange, sending, ticket, shape, scan).await
+        Ok(self.wait(exchange, Sending::new(head, Intake::Read(read)), ticket, shape, scan).await)
     }
 
     fn api(&self, head: &request::Parts) -> Api {
@@ -306,274 +291,9 @@ impl Proxy {
         }
     }
 
-    async fn read(&self, incoming: Incoming) -> Result<Buffered, ProxyError> {
+    pub(super) async fn read(&self, incoming: Incoming) -> Result<Buffered, ProxyError> {
         let limits = **self.shared.limits.load();
         Buffered::read(incoming, &limits, &self.shared.budget).await
-    }
-
-    /// Sends a request that has a permit.
-    async fn attempt(&self, permit: Permit, sending: &mut Sending, gate: &Gate) -> Result<Answer, Failed> {
-        let timeouts = gate.policy().upstream;
-        let limits = **self.shared.limits.load();
-        let Sending { head, source, writes } = sending;
-        let body = || source.take(&limits);
-        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, writes).await {
-            Ok((response, connection)) => {
-                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-                    // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
-                    let (route, reason) = (gate.key().clone(), "it switched to another protocol".into());
-                    return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
-                }
-                let lease = Lease { connection, pool: self.upstream.clone(), permit };
-                if response.status() != StatusCode::SERVICE_UNAVAILABLE {
-                    lease.permit.first_byte();
-                    return Ok(Answer::Stream(response, lease));
-                }
-                return self.unavailable(response, lease, sending, timeouts.idle_timeout.get()).await;
-            }
-            Err(error) => error,
-        };
-        if let SendError::Reset { source, .. } = &error
-            && let Some(error) = cut_off(source, &limits)
-        {
-            return Err(Failed::Finally(error));
-        }
-        let again = error.is_retryable() && writes.0 < MAX_WRITES && source.is_left();
-        if error.is_retryable() {
-            permit.suspect();
-        }
-        tracing::debug!(route = %gate.key(), %error, again, "dispatch failed");
-        if again {
-            return Err(Failed::ForNow);
-        }
-        Err(Failed::Finally(ProxyError::UpstreamError {
-            route: gate.key().clone(),
-            reason: error.to_string(),
-        }))
-    }
-
-    /// A 503: a gateway's word that it has no endpoint, or an endpoint's own answer?
-    async fn unavailable(
-        &self,
-        response: Response<Incoming>,
-        lease: Lease,
-        sending: &mut Sending,
-        pause: Duration,
-    ) -> Result<Answer, Failed> {
-        const LONGEST: u64 = 4096;
-        if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
-            lease.permit.first_byte();
-            return Ok(Answer::Stream(response, lease));
-        }
-        let (head, body) = response.into_parts();
-        let route = lease.permit.gate().key().clone();
-        let Some(Ok(body)) = within(pause, body.collect()).await else {
-            lease.permit.suspect();
-            return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                true => Err(Failed::ForNow),
-                false => {
-                    let reason = "it broke its answer off".into();
-                    Err(Failed::Finally(ProxyError::UpstreamError { route, reason }))
-                }
-            };
-        };
-        let Lease { connection, pool, permit } = lease;
-        pool.put_back(connection);
-        let body = body.to_bytes();
-        if !openai::says_no_endpoint(&head.headers, &body) || !sending.source.is_left() {
-            permit.first_byte();
-            return Ok(Answer::Whole(Response::from_parts(head, body)));
-        }
-        // It reached a gateway, but no server.
-        sending.writes.0 = sending.writes.0.saturating_sub(1);
-        permit.suspect();
-        Err(Failed::ForNow)
-    }
-
-    /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.
-    async fn hold_again(
-        &self,
-        sending: &mut Sending,
-        gate: &Arc<Gate>,
-        place: Place,
-    ) -> Result<Ticket<Permit>, ProxyError> {
-        if let Source::Streaming(incoming) = &mut sending.source
-            && let Some(incoming) = incoming.take()
-        {
-            sending.source = Intake::Read(self.read(incoming).await?).into();
-        }
-        let bytes = match &mut sending.source {
-            Source::Buffered(bytes, _) => bytes.len(),
-            Source::Streaming(_) => 0,
-        };
-        Ok(gate.readmit(place, bytes))
-    }
-
-    /// Waits for a permit and for the answer, and keeps the client informed meanwhile.
-    async fn wait(
-        &self,
-        exchange: Exchange,
-        sending: Sending,
-        ticket: Ticket<Permit>,
-        shape: Option<Shape>,
-        scan: Scan,
-    ) -> Result<Response<Body>, Refused> {
-        let gate = exchange.gate().clone();
-        let policy = gate.policy();
-        let patience = patience(&sending.head.headers).unwrap_or_default();
-        let shape = shape.unwrap_or(Shape::Plain);
-        let heartbeat = Heartbeat::of(policy.keepalive.mode, scan.stream, shape);
-        let deadline = Deadline::of(&exchange, patience, policy.hold.timeout.get(), heartbeat.is_some());
-        let safe = patience.safe_silence();
-        let sooner = |period: Duration| safe.map_or(period, |safe| period.min(safe));
-        let early = exchange.started() + sooner(policy.keepalive.after.get());
-        let interval = sooner(policy.keepalive.interval.get());
-        drop(policy);
-
-        let id = exchange.request_id.clone();
-        let progress = Progress::new(gate, exchange.started(), shape, scan.model, id);
-        let this = Self { shared: self.shared.clone(), upstream: self.upstream.clone() };
-        let waiting = this.wait_and_send(exchange, sending, ticket, deadline, progress.clone());
-        // On the heap: a held request should not carry the state of its later dispatch through every layer above.
-        let mut waiting: super::keepalive::Waiting = Box::pin(waiting);
-        let Some(heartbeat) = heartbeat else { return Ok(answered(waiting.await)) };
-        tokio::select! {
-            // The answer, if there is one.
-            biased;
-            answer = &mut waiting => Ok(answered(answer)),
-            () = sleep_until(early) => Ok(KeptAlive::answer(waiting, heartbeat, interval, progress)),
-        }
-    }
-
-    async fn wait_and_send(
-        self,
-        mut exchange: Exchange,
-        mut sending: Sending,
-        mut ticket: Ticket<Permit>,
-        deadline: Deadline,
-        progress: Arc<Progress>,
-    ) -> Answered {
-        let gate = exchange.gate().clone();
-        let mut timer = pin!(sleep_until(deadline.at));
-        loop {
-            exchange.hold(ticket.since());
-            progress.at(Some(ticket.spot()));
-            let released = tokio::select! {
-                // A permit that came just in time is used.
-                biased;
-                released = ticket.released() => Some(released),
-                () = &mut timer => None,
-            };
-            progress.at(None);
-            let place = ticket.place();
-            drop(ticket);
-            let permit = match released {
-                Some(Released::Dispatch(permit)) => permit,
-                Some(Released::Failed(reason, retry_after)) => {
-                    let route = gate.key().clone();
-                    let retry_after = Some(retry_after);
-                    return Err((exchange, ProxyError::ColdStartFailed { route, reason, retry_after }));
-                }
-                Some(Released::Draining) => return Err((exchange, ProxyError::Draining { admitted: true })),
-                None => {
-                    let error = deadline.passed(&exchange);
-                    return Err((exchange, error));
-                }
-            };
-            exchange.dispatched();
-            match self.attempt(permit, &mut sending, &gate).await {
-                Ok(answer) => return Ok(self.respond(answer, exchange)),
-                Err(Failed::Finally(error)) => return Err((exchange, error)),
-                Err(Failed::ForNow) => match self.hold_again(&mut sending, &gate, place).await {
-                    Ok(again) => ticket = again,
-                    Err(error) => return Err((exchange, error)),
-                },
-            }
-        }
-    }
-
-    /// Passes an answer on.
-    fn respond(&self, answer: Answer, mut exchange: Exchange) -> Response<Body> {
-        let upstream = exchange.started().elapsed();
-        let request_id = exchange.request_id.clone();
-        let finish = |head: &mut http::response::Parts, exchange: &mut Exchange| {
-            forward::response(&mut head.headers, request_id);
-            exchange.first_byte(head.status.as_u16());
-            if let Some(waited) = exchange.waited() {
-                tell_wait(&mut head.headers, waited, upstream.saturating_sub(waited), exchange.is_cold());
-            }
-        };
-        match answer {
-            Answer::Stream(response, lease) => {
-                let (mut head, incoming) = response.into_parts();
-                finish(&mut head, &mut exchange);
-                Response::from_parts(head, Body::Relay(Relay::new(incoming, lease, exchange)))
-            }
-            Answer::Whole(response) => {
-                let (mut head, body) = response.into_parts();
-                finish(&mut head, &mut exchange);
-                exchange.end(Outcome::Completed);
-                Response::from_parts(head, Body::ending(body, exchange))
-            }
-        }
-    }
-}
-
-/// A request body before admission.
-enum Intake {
-    Unread(Incoming),
-    Read(Buffered),
-}
-
-impl From<Intake> for Source {
-    fn from(intake: Intake) -> Self {
-        match intake {
-            Intake::Unread(incoming) => Self::Streaming(Some(incoming)),
-            Intake::Read(read) => Self::Buffered(read.bytes, read.share),
-        }
-    }
-}
-
-impl Source {
-    fn take(&mut self, limits: &Limits) -> Option<Outgoing> {
-        match self {
-            Self::Buffered(bytes, _) => {
-                Some(Outgoing::Full(Some(bytes.clone()).filter(|bytes| !bytes.is_empty())))
-            }
-            Self::Streaming(incoming) => incoming.take().map(|incoming| Outgoing::stream(incoming, limits)),
-        }
-    }
-
-    /// Whether it can be sent (again).
-    const fn is_left(&self) -> bool {
-        matches!(self, Self::Buffered(..) | Self::Streaming(Some(_)))
-    }
-}
-
-// === impl Deadline ===
-
-impl Deadline {
-    /// The least of what we, the client and, where we cannot break the silence, its SDK allow.
-    fn of(exchange: &Exchange, patience: Patience, hold: Duration, heartbeats: bool) -> Self {
-        let silence = patience.safe_silence().filter(|_| !heartbeats);
-        let limits = [
-            (Some(hold), "hold.timeout of the route"),
-            (patience.total, "x-anteroom-max-wait of the request"),
-            (silence, "the client's own time-out"),
-        ];
-        let least =
-            limits.into_iter().filter_map(|(wait, limit)| Some((wait?, limit))).min_by_key(|(wait, _)| *wait);
-        let (wait, limit) = least.unwrap_or((hold, limits[0].1));
-        Self { at: exchange.started() + wait, limit }
-    }
-
-    fn passed(&self, exchange: &Exchange) -> ProxyError {
-        ProxyError::ColdStartTimeout {
-            route: exchange.gate().key().clone(),
-            waited: self.at - exchange.started(),
-            limit: self.limit,
-            retry_after: exchange.gate().cold_starts().time_left(),
-        }
     }
 }
 
@@ -581,19 +301,6 @@ impl From<ProxyError> for Refused {
     fn from(error: ProxyError) -> Self {
         Self { gate: None, error }
     }
-}
-
-fn answered(answered: Answered) -> Response<Body> {
-    answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error))
-}
-
-fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body> {
-    exchange.fail(error);
-    error_response(error, |body| Body::ending(body, exchange))
-}
-
-fn patience(headers: &HeaderMap) -> Result<Patience, ProxyError> {
-    Patience::of(headers).map_err(|error| ProxyError::InvalidRequest(error.to_string()))
 }
 
 /// The encoding that hides the body, if any.
@@ -614,51 +321,4 @@ async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Sc
         _ => openai::scan_json(body),
     };
     scan.map_err(|error| ProxyError::InvalidRequest(error.to_string()))
-}
-
-/// The request body itself was what broke.
-fn cut_off(error: &hyper::Error, limits: &Limits) -> Option<ProxyError> {
-    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
-    let cut_off = causes.into_iter().find_map(|cause| cause.downcast_ref::<CutOff>())?;
-    Some(match cut_off {
-        CutOff::TooLarge => ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() },
-        CutOff::Paused => ProxyError::RequestTimeout(limits.body_timeout.get()),
-        CutOff::Broken(_) => ProxyError::InvalidRequest("The request body broke off.".into()),
-    })
-}
-
-/// What a client that waited is told.
-fn tell_wait(headers: &mut HeaderMap, held: Duration, upstream: Duration, cold: bool) {
-    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let timing = format!("hold;dur={:.1}, upstream;dur={:.1}", ms(held), ms(upstream));
-    if let Ok(timing) = timing.parse() {
-        headers.append("server-timing", timing);
-    }
-    if cold {
-        headers.insert("x-anteroom-cold-start", HeaderValue::from_static("true"));
-        headers.insert("x-keda-http-cold-start", HeaderValue::from_static("true"));
-    }
-}
-
-fn json_response(status: StatusCode, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-fn error_response(error: &ProxyError, body: impl FnOnce(Bytes) -> Body) -> Response<Body> {
-    let answer = error.answer();
-    let mut response = json_response(answer.status, body(openai::error_body(error)));
-    let headers = response.headers_mut();
-    if let Some(wait) = error.retry_after() {
-        headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
-    }
-    if let Some(retry) = answer.should_retry {
-        headers.insert("x-should-retry", HeaderValue::from_static(if retry { "true" } else { "false" }));
-    }
-    if let ProxyError::MethodNotAllowed { allowed, .. } = error {
-        headers.insert(ALLOW, HeaderValue::from_static(allowed));
-    }
-    response
 }

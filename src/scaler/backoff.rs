@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 /// 1 s, doubling to 60 s with each failure in a row.
 ///
-/// A failure is a start that does not get ready, or that dies within [`Backoff::STABLE`] of being ready. A start that
-/// lives longer ends the row, whatever ends it.
+/// A failure is a start that does not get ready, or a server that dies within [`Backoff::STABLE`] of being ready. Any
+/// other end of a server that got ready ends the row: it was stopped, or it lived long enough.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     failures: u32,

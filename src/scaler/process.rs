@@ -173,11 +173,11 @@ impl Launcher {
             }
             Serve::Exited(status) => {
                 let end = server.end(status, "serving").await;
-                self.died(endpoint, up, end);
+                self.died(endpoint, end, up.elapsed() >= Backoff::STABLE);
             }
             Serve::Silent(answer) => {
                 let reason = format!("the target does not answer any more: {}", self.wake.seen(answer));
-                self.died(endpoint, up, End { reason, last_lines: server.last_lines() });
+                self.died(endpoint, End { reason, last_lines: server.last_lines() }, false);
                 self.wake.meanwhile(server.stop()).await;
             }
         }
@@ -213,8 +213,9 @@ impl Launcher {
         self.wake.failed(reason, last_lines, retry_after);
     }
 
-    /// The server has died while it served. Held requests wait for the next one.
-    fn died(&mut self, endpoint: Arc<Endpoint>, up: Instant, end: End) {
+    /// The server has died while it served. Held requests wait for the next one, which comes at once if this one was
+    /// stable.
+    fn died(&mut self, endpoint: Arc<Endpoint>, end: End, stable: bool) {
         let End { reason, last_lines } = end;
         let output = last_lines.join("\n");
         tracing::warn!(route = %self.gate().key(), reason, output, "the target has died");
@@ -222,11 +223,11 @@ impl Launcher {
         let reason: Arc<str> = reason.into();
         // If it died before it answered anything, so did its cold start.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
-        if up.elapsed() < Backoff::STABLE {
+        if stable {
+            self.backoff.reset();
+        } else {
             self.backoff.failed();
             self.gate().target().set_status(Status::Failed(reason));
-        } else {
-            self.backoff.reset();
         }
     }
 
@@ -247,7 +248,12 @@ impl Launcher {
     async fn stop(&mut self, server: Server) {
         tracing::info!(route = %self.gate().key(), "stopping");
         self.gate().target().set_status(Status::Stopping);
-        self.wake.meanwhile(server.stop()).await;
+        if self.stops.retire.is_cancelled() {
+            // What is wanted now is not ours to bring.
+            server.stop().await;
+        } else {
+            self.wake.meanwhile(server.stop()).await;
+        }
         self.gate().target().set_status(Status::Idle);
     }
 }

@@ -47,12 +47,17 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
         () = stops.retire.cancelled() => {}
         () = watch(&mut wake, &endpoint) => {}
     }
+    let was_ready = endpoint.is_ready();
     endpoint.retire();
     tokio::select! {
         // Told to stop now, what is in flight is not waited for.
         biased;
         () = stops.stop.cancelled() => {}
         () = vacant(&endpoint) => gate.target().remove(&endpoint),
+    }
+    if was_ready {
+        // Who was to be served by an activation has been, or is gone.
+        gate.cold_starts().abandoned();
     }
     gate.target().set_status(Status::Idle);
 }
@@ -72,9 +77,6 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
     const ALL: Option<u32> = Some(u32::MAX);
     let mut limit = ALL;
     loop {
-        if !wake.is_wanted() {
-            wake.gate.target().set_status(Status::Idle);
-        }
         wake.wanted().await;
         if !bring_up(wake, endpoint, limit).await {
             continue;
@@ -88,8 +90,14 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
                 // It keeps the one request at a time that being suspect left it, and grows from there.
                 None
             }
-            () = wake.idle(endpoint, || IDLE, up) => ALL,
+            () = wake.idle(endpoint, || IDLE, up) => {
+                wake.gate.cold_starts().abandoned();
+                ALL
+            }
         };
+        if !wake.is_wanted() {
+            wake.gate.target().set_status(Status::Idle);
+        }
     }
 }
 

@@ -172,6 +172,7 @@ pub(super) async fn vacant(endpoint: &Endpoint) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{coldstart::ColdStarts, domain::Policy};
 
     #[test]
     fn idle_is_counted_from_the_last_request_or_from_ready_and_never_while_there_are_any() {
@@ -187,5 +188,27 @@ mod tests {
         assert_eq!(idle_in(Some(s(400)), s(400), 1, after), s(300), "it may end now, and then 300 are to go");
         assert_eq!(idle_in(None, s(10), 0, after), s(290), "nobody ever came");
         assert!(!idle_in(None, s(10), 1, s(0)).is_zero(), "a request in flight is waited for, not spun on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_retires_when_the_last_answer_is_that_long_ago_and_not_before() {
+        let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
+        let wake = Wake::new(gate.clone());
+        let endpoint = Endpoint::new("127.0.0.1:9", 1);
+        gate.target().add(&endpoint);
+        wake.open(&endpoint, None);
+        let up = Instant::now();
+        let (permit, _) = gate.enter().unwrap();
+        let last = async {
+            sleep(Duration::from_secs(1000)).await;
+            drop(permit);
+        };
+        tokio::join!(last, wake.idle(&endpoint, || Duration::from_secs(300), up));
+        let took = up.elapsed();
+        assert!(
+            took >= Duration::from_secs(1300) && took <= Duration::from_millis(1_300_010),
+            "{took:?}: 1000 + 300"
+        );
+        assert!(!endpoint.is_ready());
     }
 }

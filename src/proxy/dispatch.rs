@@ -1,0 +1,239 @@
+//! One dispatch: a request that has a permit goes to its endpoint; what may be tried again comes back.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Response, StatusCode, request};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::{
+    Proxy,
+    answers::tell_wait,
+    body::{Body, Lease, Relay},
+    exchange::Exchange,
+    forward,
+    intake::{Buffered, CutOff, Outgoing, Share, within},
+};
+use crate::{
+    admission::{Gate, Permit},
+    config::Limits,
+    error::{Outcome, ProxyError},
+    hold::{Place, Ticket},
+    openai,
+    upstream::{MAX_WRITES, SendError, Writes},
+};
+
+/// A request as it goes to an endpoint, again if need be.
+pub(super) struct Sending {
+    pub(super) head: request::Parts,
+    source: Source,
+    writes: Writes,
+}
+
+enum Source {
+    Buffered(Bytes, #[expect(dead_code, reason = "counted until it is dropped")] Share),
+    /// Until it is sent.
+    Streaming(Option<Incoming>),
+}
+
+/// What an endpoint answered.
+pub(super) enum Answer {
+    Stream(Response<Incoming>, Lease),
+    /// Looked at, and so read to its end.
+    Whole(Response<Bytes>),
+}
+
+/// Why there is no answer.
+pub(super) enum Failed {
+    /// It may be tried again.
+    ForNow,
+    /// That was it.
+    Finally(ProxyError),
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Sends a request that has a permit.
+    pub(super) async fn attempt(
+        &self,
+        permit: Permit,
+        sending: &mut Sending,
+        gate: &Gate,
+    ) -> Result<Answer, Failed> {
+        let timeouts = gate.policy().upstream;
+        let limits = **self.shared.limits.load();
+        let Sending { head, source, writes } = sending;
+        let body = || source.take(&limits);
+        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, writes).await {
+            Ok((response, connection)) => {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
+                    let (route, reason) = (gate.key().clone(), "it switched to another protocol".into());
+                    return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
+                }
+                let lease = Lease { connection, pool: self.upstream.clone(), permit };
+                if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+                    lease.permit.first_byte();
+                    return Ok(Answer::Stream(response, lease));
+                }
+                return self.unavailable(response, lease, sending, timeouts.idle_timeout.get()).await;
+            }
+            Err(error) => error,
+        };
+        if let SendError::Reset { source, .. } = &error
+            && let Some(error) = cut_off(source, &limits)
+        {
+            return Err(Failed::Finally(error));
+        }
+        let again = error.is_retryable() && writes.0 < MAX_WRITES && source.is_left();
+        if error.is_retryable() {
+            permit.suspect();
+        }
+        tracing::debug!(route = %gate.key(), %error, again, "dispatch failed");
+        if again {
+            return Err(Failed::ForNow);
+        }
+        Err(Failed::Finally(ProxyError::UpstreamError {
+            route: gate.key().clone(),
+            reason: error.to_string(),
+        }))
+    }
+
+    /// A 503: a gateway's word that it has no endpoint, or an endpoint's own answer?
+    async fn unavailable(
+        &self,
+        response: Response<Incoming>,
+        lease: Lease,
+        sending: &mut Sending,
+        pause: Duration,
+    ) -> Result<Answer, Failed> {
+        const LONGEST: u64 = 4096;
+        if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
+            lease.permit.first_byte();
+            return Ok(Answer::Stream(response, lease));
+        }
+        let (head, body) = response.into_parts();
+        let route = lease.permit.gate().key().clone();
+        let Some(Ok(body)) = within(pause, body.collect()).await else {
+            lease.permit.suspect();
+            return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
+                true => Err(Failed::ForNow),
+                false => {
+                    let reason = "it broke its answer off".into();
+                    Err(Failed::Finally(ProxyError::UpstreamError { route, reason }))
+                }
+            };
+        };
+        let Lease { connection, pool, permit } = lease;
+        pool.put_back(connection);
+        let body = body.to_bytes();
+        if !openai::says_no_endpoint(&head.headers, &body) || !sending.source.is_left() {
+            permit.first_byte();
+            return Ok(Answer::Whole(Response::from_parts(head, body)));
+        }
+        // It reached a gateway, but no server.
+        sending.writes.0 = sending.writes.0.saturating_sub(1);
+        permit.suspect();
+        Err(Failed::ForNow)
+    }
+
+    /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.
+    pub(super) async fn hold_again(
+        &self,
+        sending: &mut Sending,
+        gate: &Arc<Gate>,
+        place: Place,
+    ) -> Result<Ticket<Permit>, ProxyError> {
+        if let Source::Streaming(incoming) = &mut sending.source
+            && let Some(incoming) = incoming.take()
+        {
+            sending.source = Intake::Read(self.read(incoming).await?).into();
+        }
+        let bytes = match &mut sending.source {
+            Source::Buffered(bytes, _) => bytes.len(),
+            Source::Streaming(_) => 0,
+        };
+        Ok(gate.readmit(place, bytes))
+    }
+
+    /// Passes an answer on.
+    pub(super) fn respond(&self, answer: Answer, mut exchange: Exchange) -> Response<Body> {
+        let upstream = exchange.started().elapsed();
+        let request_id = exchange.request_id.clone();
+        let finish = |head: &mut http::response::Parts, exchange: &mut Exchange| {
+            forward::response(&mut head.headers, request_id);
+            exchange.first_byte(head.status.as_u16());
+            if let Some(waited) = exchange.waited() {
+                tell_wait(&mut head.headers, waited, upstream.saturating_sub(waited), exchange.is_cold());
+            }
+        };
+        match answer {
+            Answer::Stream(response, lease) => {
+                let (mut head, incoming) = response.into_parts();
+                finish(&mut head, &mut exchange);
+                Response::from_parts(head, Body::Relay(Relay::new(incoming, lease, exchange)))
+            }
+            Answer::Whole(response) => {
+                let (mut head, body) = response.into_parts();
+                finish(&mut head, &mut exchange);
+                exchange.end(Outcome::Completed);
+                Response::from_parts(head, Body::ending(body, exchange))
+            }
+        }
+    }
+}
+
+// === impl Sending ===
+
+impl Sending {
+    /// A request that has not been sent.
+    pub(super) fn new(head: request::Parts, body: Intake) -> Self {
+        Self { head, source: body.into(), writes: Writes::default() }
+    }
+}
+
+// === impl Source ===
+
+/// A request body before admission.
+pub(super) enum Intake {
+    Unread(Incoming),
+    Read(Buffered),
+}
+
+impl From<Intake> for Source {
+    fn from(intake: Intake) -> Self {
+        match intake {
+            Intake::Unread(incoming) => Self::Streaming(Some(incoming)),
+            Intake::Read(read) => Self::Buffered(read.bytes, read.share),
+        }
+    }
+}
+
+impl Source {
+    fn take(&mut self, limits: &Limits) -> Option<Outgoing> {
+        match self {
+            Self::Buffered(bytes, _) => {
+                Some(Outgoing::Full(Some(bytes.clone()).filter(|bytes| !bytes.is_empty())))
+            }
+            Self::Streaming(incoming) => incoming.take().map(|incoming| Outgoing::stream(incoming, limits)),
+        }
+    }
+
+    /// Whether it can be sent (again).
+    const fn is_left(&self) -> bool {
+        matches!(self, Self::Buffered(..) | Self::Streaming(Some(_)))
+    }
+}
+
+/// The request body itself was what broke.
+fn cut_off(error: &hyper::Error, limits: &Limits) -> Option<ProxyError> {
+    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+    let cut_off = causes.into_iter().find_map(|cause| cause.downcast_ref::<CutOff>())?;
+    Some(match cut_off {
+        CutOff::TooLarge => ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() },
+        CutOff::Paused => ProxyError::RequestTimeout(limits.body_timeout.get()),
+        CutOff::Broken(_) => ProxyError::InvalidRequest("The request body broke off.".into()),
+    })
+}

@@ -1,0 +1,376 @@
+//! The conservation law, over random lives of a proxy on a paused clock: every admitted request ends in exactly one
+//! outcome, and in between it is held or in flight.
+//!
+//! Everything is in memory: with real sockets the paused clock would run on while bytes are on their way. Whenever the
+//! clock can be advanced, nothing moves; so after each step that waits, the law must hold exactly.
+
+use std::{
+    cell::RefCell,
+    io,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anteroom::{
+    admission::Gate,
+    coldstart::ColdStarts,
+    config::{Config, Limits},
+    domain::{ByteCount, Policy},
+    error::{Outcome, Refusal},
+    proxy::{Proxy, RouteTable, Shared, serve_connection},
+    state::{Endpoint, Status},
+    upstream::{Dial, Dialer, Dialing, Io},
+};
+use proptest::prelude::*;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    task::JoinHandle,
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+/// What happens next.
+#[derive(Clone, Debug)]
+enum Step {
+    /// A request comes: streaming or not, bounding its wait or not.
+    Arrive { stream: bool, max_wait: Option<u16>, padding: u16 },
+    /// A client hangs up.
+    HangUp(prop::sample::Index),
+    /// Time goes by.
+    Wait(u16),
+    /// The endpoint is ready, as its publisher sees it.
+    Ready,
+    /// The endpoint is not ready any more.
+    Unready,
+    /// The activation fails.
+    Fail,
+    /// The endpoint behaves differently from now on.
+    Behave(Behaviour),
+    /// Other policies come into force.
+    Reload { max: u8, max_requests: u8 },
+    /// Draining begins.
+    Drain,
+    /// The held requests have waited long enough.
+    Evict,
+}
+
+/// How an endpoint treats connections and requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Behaviour {
+    Answer,
+    Slow,
+    Refuse,
+    ResetBeforeHead,
+    ResetMidStream,
+    NoHealthyUpstream,
+    Fail,
+}
+
+struct Server {
+    behaviour: AtomicU8,
+    requests: AtomicU32,
+}
+
+struct World {
+    gate: Arc<Gate>,
+    shared: Arc<Shared>,
+    proxy: Arc<Proxy>,
+    endpoint: Arc<Endpoint>,
+    server: Arc<Server>,
+    clients: Vec<JoinHandle<Vec<u8>>>,
+    arrived: u64,
+}
+
+const ROUTES: &str = "
+routes:
+  - name: tiny
+    match: { models: [tiny] }
+    target: { url: 'http://127.0.0.1:1' }
+    hold: { maxRequests: 6, maxBytes: 8KiB, timeout: 30s }
+    keepalive: { after: 2s, interval: 1s }
+    concurrency: { max: 4, rampStart: 1 }
+    readiness: { activationTimeout: 60s }
+    upstream: { idleTimeout: 20s, responseTimeout: 20s }
+";
+
+// === impl Server ===
+
+impl Server {
+    fn behaviour(&self) -> Behaviour {
+        const ALL: [Behaviour; 7] = [
+            Behaviour::Answer,
+            Behaviour::Slow,
+            Behaviour::Refuse,
+            Behaviour::ResetBeforeHead,
+            Behaviour::ResetMidStream,
+            Behaviour::NoHealthyUpstream,
+            Behaviour::Fail,
+        ];
+        ALL[usize::from(self.behaviour.load(Ordering::Relaxed))]
+    }
+
+    async fn serve(self: Arc<Self>, mut io: DuplexStream) -> io::Result<()> {
+        while read_request(&mut io).await? {
+            self.requests.fetch_add(1, Ordering::Relaxed);
+            let behaviour = self.behaviour();
+            let pause = Duration::from_millis(if behaviour == Behaviour::Slow { 1500 } else { 20 });
+            sleep(pause).await;
+            match behaviour {
+                Behaviour::ResetBeforeHead => return Ok(()),
+                Behaviour::NoHealthyUpstream => {
+                    io.write_all(
+                        b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 19\r\n\r\nno healthy upstream",
+                    )
+                    .await?;
+                }
+                Behaviour::Fail => {
+                    io.write_all(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\n{}")
+                        .await?;
+                }
+                _ => {
+                    io.write_all(
+                        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
+                    )
+                    .await?;
+                    for part in 0..3 {
+                        if behaviour == Behaviour::ResetMidStream && part == 2 {
+                            return Ok(());
+                        }
+                        sleep(pause).await;
+                        io.write_all(b"9\r\ndata: x\n\n\r\n").await?;
+                    }
+                    io.write_all(b"0\r\n\r\n").await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Dial for Memory {
+    fn dial(&self, _: &str) -> Dialing {
+        let server = self.0.clone();
+        Box::pin(async move {
+            if server.behaviour() == Behaviour::Refuse {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            let (ours, theirs) = duplex(1024);
+            tokio::spawn(server.serve(theirs));
+            Ok(Box::new(ours) as Box<dyn Io>)
+        })
+    }
+}
+
+struct Memory(Arc<Server>);
+
+/// Reads a request with a Content-Length; false at the end of the connection.
+async fn read_request(io: &mut DuplexStream) -> io::Result<bool> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match io.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) if head.is_empty() => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    let head = String::from_utf8_lossy(&head).to_lowercase();
+    let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split('\r').next()?.parse().ok());
+    let mut body = vec![0; length.expect("the proxy sends whole bodies")];
+    io.read_exact(&mut body).await?;
+    Ok(true)
+}
+
+// === impl World ===
+
+impl World {
+    fn new() -> Self {
+        let config = Config::parse(ROUTES, "routes.yaml").expect("a good configuration");
+        let route = config.routes[0].clone();
+        let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
+        let shared = Shared::new(Limits { max_body_bytes: ByteCount::bytes(4096), ..Limits::default() });
+        shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
+        let server = Arc::new(Server { behaviour: AtomicU8::new(0), requests: AtomicU32::new(0) });
+        let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Memory(server.clone()))));
+        let endpoint = Endpoint::new("memory:1", 4);
+        gate.target().add(&endpoint);
+        Self { gate, shared, proxy, endpoint, server, clients: Vec::new(), arrived: 0 }
+    }
+
+    /// What a prober does: a suspect endpoint that is still up gets requests again after its back-off.
+    fn watch_endpoint(&self, up: &Rc<RefCell<bool>>) {
+        let (gate, endpoint, up) = (self.gate.clone(), self.endpoint.clone(), up.clone());
+        tokio::task::spawn_local(async move {
+            loop {
+                endpoint.attention().await;
+                sleep(endpoint.backoff()).await;
+                if *up.borrow() && !endpoint.is_ready() {
+                    gate.target().ready(&endpoint, None);
+                }
+            }
+        });
+    }
+
+    fn arrive(&mut self, stream: bool, max_wait: Option<u16>, padding: u16) {
+        let (mut client, server) = duplex(16 << 10);
+        tokio::spawn(serve_connection(server, None, self.proxy.clone(), CancellationToken::new()));
+        let body = format!(r#"{{"model":"tiny","stream":{stream},"p":"{}"}}"#, "x".repeat(padding.into()));
+        let wait = max_wait.map_or(String::new(), |seconds| format!("x-anteroom-max-wait: {seconds}\r\n"));
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{wait}content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.arrived += 1;
+        self.clients.push(tokio::spawn(async move {
+            let mut answer = Vec::new();
+            let _ = client.write_all(request.as_bytes()).await;
+            let _ = client.read_to_end(&mut answer).await;
+            answer
+        }));
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let counters = self.gate.counters();
+        let (held, in_flight) = (self.gate.held() as u64, self.gate.in_flight());
+        prop_assert_eq!(
+            counters.admitted(),
+            counters.ended_in_all() + held + in_flight,
+            "ended {:?}, held {}, in flight {}",
+            Outcome::ALL.map(|outcome| (outcome.name(), counters.ended_as(outcome))),
+            held,
+            in_flight
+        );
+        // A body that is too large is refused before its model is known.
+        let refused = |refusal| counters.refused(refusal) + self.shared.unrouted.refused(refusal);
+        let refused: u64 = Refusal::ALL.into_iter().map(refused).sum();
+        prop_assert_eq!(self.arrived, counters.admitted() + refused, "each is admitted or refused");
+        Ok(())
+    }
+
+    async fn live(mut self, steps: Vec<Step>) -> Result<(), TestCaseError> {
+        let up = Rc::new(RefCell::new(false));
+        self.watch_endpoint(&up);
+        for step in steps {
+            match step {
+                Step::Arrive { stream, max_wait, padding } => self.arrive(stream, max_wait, padding),
+                Step::HangUp(which) if !self.clients.is_empty() => {
+                    // It may have been answered already: then it goes like everybody else.
+                    self.clients[which.index(self.clients.len())].abort();
+                }
+                Step::HangUp(_) => {}
+                Step::Wait(ms) => sleep(Duration::from_millis(ms.into())).await,
+                Step::Ready => {
+                    *up.borrow_mut() = true;
+                    self.gate.target().ready(&self.endpoint, Some(1));
+                }
+                Step::Unready => {
+                    *up.borrow_mut() = false;
+                    self.endpoint.retire();
+                    self.gate.target().set_status(Status::Idle);
+                }
+                Step::Fail => {
+                    *up.borrow_mut() = false;
+                    self.endpoint.retire();
+                    self.gate.target().failed("it does not start".into(), Duration::from_secs(1));
+                    self.gate.demand().settle();
+                }
+                Step::Behave(behaviour) => self.server.behaviour.store(behaviour as u8, Ordering::Relaxed),
+                Step::Reload { max, max_requests } => {
+                    let mut policy: Policy = (**self.gate.policy()).clone();
+                    policy.concurrency.max = u32::from(max) + 1;
+                    policy.hold.max_requests = usize::from(max_requests) + 1;
+                    self.gate.set_policy(policy);
+                }
+                Step::Drain => self.gate.drain(),
+                Step::Evict => {
+                    self.gate.evict();
+                }
+            }
+            // The clock moves only when nothing else can.
+            sleep(Duration::from_millis(1)).await;
+            self.check()?;
+        }
+        self.finish(up).await
+    }
+
+    /// Nobody waits for ever: after the longest deadline all have ended, and nothing is left behind.
+    async fn finish(mut self, up: Rc<RefCell<bool>>) -> Result<(), TestCaseError> {
+        *up.borrow_mut() = false;
+        self.endpoint.retire();
+        // 30 s of holding, then twice 20 s of an answer that pauses.
+        sleep(Duration::from_secs(120)).await;
+        self.check()?;
+        prop_assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
+        prop_assert_eq!(self.shared.budget.used(), 0, "every byte of the budget came back");
+        let mut seen = Vec::new();
+        for client in self.clients.drain(..) {
+            prop_assert!(client.is_finished(), "a client is left without an end");
+            if let Ok(answer) = client.await {
+                seen.push(String::from_utf8_lossy(&answer).into_owned());
+            }
+        }
+        self.check_what_clients_saw(&seen)
+    }
+
+    /// The counts are those of the clients: whoever stayed saw what was counted.
+    fn check_what_clients_saw(&self, seen: &[String]) -> Result<(), TestCaseError> {
+        let counters = self.gate.counters();
+        let with = |text: &str| seen.iter().filter(|answer| answer.contains(text)).count() as u64;
+        for (code, outcome) in [
+            ("cold_start_timeout", Outcome::ColdStartTimeout),
+            ("cold_start_failed", Outcome::ColdStartFailed),
+        ] {
+            let code = with(&format!("\"code\":\"{code}\""));
+            prop_assert!(code <= counters.ended_as(outcome), "{outcome:?}: {code} were told");
+        }
+        let whole = seen
+            .iter()
+            .filter(|answer| answer.ends_with("0\r\n\r\n") && !answer.contains("\"error\""))
+            .count();
+        prop_assert!(whole as u64 <= counters.ended_as(Outcome::Completed));
+        prop_assert_eq!(counters.ended_as(Outcome::Internal), 0);
+        prop_assert_eq!(counters.ended_as(Outcome::ClientStalled), 0, "all clients read");
+        Ok(())
+    }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    use Behaviour::{Answer, Fail, NoHealthyUpstream, Refuse, ResetBeforeHead, ResetMidStream, Slow};
+    let behaviour = prop::sample::select(vec![
+        Answer,
+        Slow,
+        Refuse,
+        ResetBeforeHead,
+        ResetMidStream,
+        NoHealthyUpstream,
+        Fail,
+    ]);
+    prop_oneof![
+        6 => (any::<bool>(), prop::option::weighted(0.3, 0_u16..20), 0_u16..5000)
+            .prop_map(|(stream, max_wait, padding)| Step::Arrive { stream, max_wait, padding }),
+        2 => any::<prop::sample::Index>().prop_map(Step::HangUp),
+        4 => (0_u16..5000).prop_map(Step::Wait),
+        3 => Just(Step::Ready),
+        1 => Just(Step::Unready),
+        1 => Just(Step::Fail),
+        2 => behaviour.prop_map(Step::Behave),
+        1 => (0_u8..8, 0_u8..8).prop_map(|(max, max_requests)| Step::Reload { max, max_requests }),
+        1 => Just(Step::Drain),
+        1 => Just(Step::Evict),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_admitted_request_ends_in_exactly_one_outcome(steps in prop::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime.expect("a runtime"), async { World::new().live(steps).await })?;
+    }
+}

@@ -1,0 +1,473 @@
+//! The launcher, the guardian and the prober, with real processes. Nothing here depends on how fast the machine is.
+
+#![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
+
+mod support;
+
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use anteroom::{
+    coldstart::ColdStartOutcome,
+    domain::{Period, ProcessTarget, Target},
+    hold::Released,
+    state::Status,
+};
+use rustix::process::{Signal, kill_process};
+use support::{ANTEROOM, Pids, Route, alive, eventually, process, settings, sh, sim, within};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    process::Command,
+};
+
+// === launcher ===
+
+#[tokio::test]
+async fn many_waiters_start_one_server_and_the_record_says_how() {
+    let pids = Pids::new();
+    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--load-time", "50ms"]))));
+    let waiting: Vec<_> = (0..20).map(|_| route.hold()).collect();
+    for (index, mut ticket) in waiting.into_iter().enumerate() {
+        let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+        if index == 0 {
+            route.gate.cold_starts().dispatched();
+        }
+        permit.first_byte();
+    }
+    assert_eq!(pids.all().len(), 1, "started once");
+    let [record] = route.records().try_into().unwrap();
+    assert_eq!((record.outcome, record.held_peak), (Some(ColdStartOutcome::Completed), 20));
+    let phases: Vec<_> = record.phases.iter().map(|span| span.name.name()).collect();
+    assert_eq!(phases, ["signal", "launch", "load", "dispatch", "first_byte"]);
+    assert_eq!(route.gate.target().status(), Status::Ready);
+    route.end().await;
+    assert!(!alive(pids.all()[0]));
+}
+
+#[tokio::test]
+async fn an_exit_while_loading_fails_whoever_waits_with_its_reason_and_last_lines() {
+    let route = Route::new(process(sim(&["--load-time", "20ms", "--fail-load=3"])));
+    let (mut first, mut second) = (route.hold(), route.hold());
+    for ticket in [&mut first, &mut second] {
+        let Released::Failed(reason, retry_after) = within(ticket.released()).await else {
+            panic!("released")
+        };
+        assert!(
+            reason.starts_with("the command exited with code 3 while loading; its last line: "),
+            "{reason}"
+        );
+        assert!(reason.contains("torch.OutOfMemoryError: CUDA out of memory"), "{reason}");
+        assert_eq!(retry_after, Duration::from_secs(1));
+    }
+    let [record] = route.records().try_into().unwrap();
+    assert_eq!(record.outcome, Some(ColdStartOutcome::Failed));
+    assert!(record.last_lines.iter().any(|line| line.contains("torch.OutOfMemoryError")));
+    assert!(matches!(route.gate.target().status(), Status::Failed(_)));
+    assert!(!route.gate.demand().is_leased());
+    route.end().await;
+}
+
+#[tokio::test]
+async fn after_a_failure_the_next_start_comes_when_the_backoff_ends() {
+    let pids = Pids::new();
+    // Fails the first time, and works from then on.
+    let script = pids.then(&format!("[ $(wc -l < {}) -gt 1 ] || exit 1; exec \"$0\" \"$@\"", pids.path()));
+    let route = Route::new(process(sh(&script, &sim(&[]))));
+    assert!(matches!(within(route.hold().released()).await, Released::Failed(..)));
+    let mut next = route.hold();
+    assert!(matches!(within(next.released()).await, Released::Dispatch(_)));
+    assert_eq!(pids.all().len(), 2);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_be_run_is_said_so_at_once() {
+    let fail = async |target: ProcessTarget| {
+        let route = Route::new(Target::Process(target));
+        let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
+        route.end().await;
+        reason.to_string()
+    };
+    let Target::Process(missing) = process(vec!["no-such-command".into()]) else { unreachable!() };
+    let reason = fail(missing.clone()).await;
+    assert!(
+        reason.starts_with("the command could not be started: cannot run `no-such-command`: No such file"),
+        "{reason}"
+    );
+    let reason = fail(ProcessTarget { command: vec!["/dev/null".into()], ..missing.clone() }).await;
+    assert!(reason.contains("cannot run `/dev/null`: Permission denied"), "{reason}");
+    let reason = fail(ProcessTarget { directory: Some("/no/such/folder".into()), ..missing }).await;
+    assert!(reason.contains("`/no/such/folder`, does not exist"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_server_that_never_gets_ready_is_stopped_and_the_reason_says_what_it_answered() {
+    let pids = Pids::new();
+    let hang = sim(&["--load-time", "10ms", "--closed-time", "0s", "--hang-load"]);
+    let mut settings = settings();
+    // The first second is enough for it to listen on a slow machine, and if not, the reason may say so.
+    settings.readiness.activation_timeout = Period::from_secs(1);
+    let route = Route::with(process(sh(&pids.then("exec \"$0\" \"$@\""), &hang)), settings);
+    let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
+    assert!(
+        reason.starts_with("the target was not ready within 1s: the last probe of /health saw: "),
+        "{reason}"
+    );
+    route.end().await;
+    assert!(!alive(pids.all()[0]));
+}
+
+#[tokio::test]
+async fn an_idle_server_is_stopped_and_the_next_request_starts_it_again() {
+    let pids = Pids::new();
+    let mut target = process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[])));
+    set_idle(&mut target, 20);
+    let route = Route::new(target);
+    for starts in 1..=3 {
+        drop(route.permit().await);
+        route.status("idle").await;
+        assert!(
+            pids.all().len() == starts && !alive(pids.all()[starts - 1]),
+            "it is gone when the route is idle"
+        );
+        assert!(route.gate.target().endpoints().is_empty());
+    }
+    assert_eq!(route.records().len(), 3);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_server_is_not_stopped_while_a_request_is_in_flight() {
+    let pids = Pids::new();
+    let mut target = process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[])));
+    set_idle(&mut target, 5);
+    let route = Route::new(target);
+    let permit = route.permit().await;
+    // As long as a hundred idle time-outs, in which it would be stopped.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(permit.endpoint().is_ready() && alive(pids.all()[0]));
+    assert_eq!(route.gate.target().status(), Status::Ready);
+    drop(permit);
+    route.status("idle").await;
+    route.end().await;
+}
+
+#[tokio::test]
+async fn if_everybody_has_left_the_start_goes_on_and_is_recorded_as_abandoned() {
+    let mut target = process(sim(&["--load-time", "20ms"]));
+    set_idle(&mut target, 20);
+    let route = Route::new(target);
+    let mut ended = route.store.changed();
+    drop(route.hold());
+    within(ended.changed()).await.unwrap();
+    assert_eq!(route.records()[0].outcome, Some(ColdStartOutcome::Abandoned));
+    route.status("idle").await;
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_crash_while_serving_takes_the_endpoint_away_and_whoever_comes_starts_the_next() {
+    let pids = Pids::new();
+    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let mut ticket = route.hold();
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    route.gate.cold_starts().dispatched();
+    permit.first_byte();
+    kill_process(pids.all()[0], Signal::KILL).unwrap();
+    route.status("failed").await;
+    let Status::Failed(reason) = route.gate.target().status() else { panic!("not failed any more") };
+    assert!(
+        reason.starts_with("the command was killed by SIGKILL while serving; its last line: "),
+        "{reason}"
+    );
+    assert_eq!(route.gate.in_flight(), 1, "its answer may still be on its way to the client");
+    let mut again = route.gate.readmit(ticket.place(), 0);
+    drop(permit);
+    let Released::Dispatch(permit) = within(again.released()).await else { panic!("not released") };
+    assert_eq!(pids.all().len(), 2);
+    eventually(|| route.gate.target().endpoints().len() == 1).await;
+    drop(permit);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_server_that_failed_a_request_but_answers_probes_gets_one_request_at_first() {
+    let pids = Pids::new();
+    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let permit = route.permit().await;
+    permit.suspect();
+    let mut ticket = route.hold();
+    drop(permit);
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    assert_eq!((permit.endpoint().limit(), pids.all().len()), (1, 1), "the same server");
+    drop(permit);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn stopping_ends_everything_that_the_command_started() {
+    let pids = Pids::new();
+    // One child in the group, and one that has left it.
+    let script = format!(
+        "sleep 1000 & echo $! >> {path}; setsid sleep 1000 & echo $! >> {path}; {}",
+        pids.then("exec \"$0\" \"$@\""),
+        path = pids.path(),
+    );
+    let route = Route::new(process(sh(&script, &sim(&[]))));
+    drop(route.permit().await);
+    assert!(pids.all().len() == 3 && pids.all().into_iter().all(alive));
+    route.end().await;
+    assert!(!pids.all().into_iter().any(alive));
+}
+
+#[tokio::test]
+async fn a_server_that_ignores_sigterm_is_killed() {
+    let pids = Pids::new();
+    let script = format!("trap '' TERM; {}", pids.then("\"$0\" \"$@\" & while :; do sleep 1; done"));
+    let mut target = process(sh(&script, &sim(&[])));
+    if let Target::Process(target) = &mut target {
+        target.stop_timeout = Period::from_millis(50);
+    }
+    let route = Route::new(target);
+    drop(route.permit().await);
+    route.end().await;
+    assert!(!pids.all().into_iter().any(alive));
+}
+
+#[tokio::test]
+async fn being_told_to_stop_does_not_wait_for_what_is_in_flight() {
+    let pids = Pids::new();
+    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let permit = route.permit().await;
+    route.stops.stop();
+    let gate = route.gate.clone();
+    route.end().await;
+    assert!(!alive(pids.all()[0]));
+    assert_eq!(gate.in_flight(), 1, "it counts until it has ended");
+    drop(permit);
+}
+
+#[tokio::test]
+async fn a_server_on_its_way_up_is_stopped_with_the_route() {
+    let pids = Pids::new();
+    let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--hang-load"]))));
+    let ticket = route.hold();
+    eventually(|| !pids.all().is_empty()).await;
+    let gate = route.gate.clone();
+    let store = route.store.clone();
+    route.end().await;
+    assert!(!alive(pids.all()[0]));
+    assert_eq!(gate.held(), 1, "what becomes of it is not the launcher's business");
+    assert_eq!(store.recent(None, 10)[0].outcome, Some(ColdStartOutcome::Failed));
+    drop(ticket);
+}
+
+#[tokio::test]
+async fn another_target_takes_over_when_the_old_one_has_finished() {
+    let (old, new) = (Pids::new(), Pids::new());
+    let route = Route::new(process(sh(&old.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    let permit = route.permit().await;
+    route.targets.send_replace(process(sh(&new.then("exec \"$0\" \"$@\""), &sim(&[]))));
+    eventually(|| !route.gate.target().is_up()).await;
+    let mut ticket = route.hold();
+    assert!(alive(old.all()[0]) && new.all().is_empty(), "the old one still answers");
+    drop(permit);
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    assert!(!alive(old.all()[0]) && alive(new.all()[0]));
+    drop(permit);
+    route.targets.send_replace(Target::Url("http://127.0.0.1:9".into()));
+    eventually(|| !alive(new.all()[0])).await;
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_target_that_is_replaced_while_it_loads_leaves_its_waiters_to_the_next() {
+    let route = Route::new(process(sim(&["--hang-load"])));
+    let mut ticket = route.hold();
+    route.status("starting").await;
+    route.targets.send_replace(process(sim(&[])));
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    permit.first_byte();
+    let [second, first] = route.records().try_into().unwrap();
+    assert_eq!(first.reason.as_deref(), Some("the target was replaced before it was up"));
+    assert_eq!(second.outcome, Some(ColdStartOutcome::Completed));
+    assert!(second.total_ms > first.total_ms, "it counts from the same request");
+    drop(permit);
+    route.end().await;
+}
+
+// === guardian ===
+
+fn guardian(script: &str) -> Command {
+    let mut command = Command::new(ANTEROOM);
+    command.args(["guardian", "--stop-timeout", "60000", "--", "sh", "-c", script]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+#[tokio::test]
+async fn the_guardian_ends_as_the_command_did() {
+    for (script, code, signal) in [
+        ("exit 0", Some(0), None),
+        ("exit 7", Some(7), None),
+        ("kill -TERM $$", None, Some(15)),
+        ("kill -KILL $$", None, Some(9)),
+        ("kill -ABRT $$", None, Some(6)),
+    ] {
+        let mut guardian = guardian(script).spawn().unwrap();
+        let lifeline = guardian.stdin.take();
+        let status = within(guardian.wait()).await.unwrap();
+        assert_eq!((status.code(), status.signal()), (code, signal), "{script}");
+        drop(lifeline);
+    }
+}
+
+#[tokio::test]
+async fn the_guardian_obeys_the_pipe_alone() {
+    let mut guardian = guardian("trap 'exit 5' TERM; echo up; while :; do sleep 0.01; done").spawn().unwrap();
+    let mut lines = BufReader::new(guardian.stdout.take().unwrap()).lines();
+    assert_eq!(within(lines.next_line()).await.unwrap().as_deref(), Some("up"));
+    let pid = rustix::process::Pid::from_raw(guardian.id().unwrap() as i32).unwrap();
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        kill_process(pid, signal).unwrap();
+    }
+    drop(guardian.stdin.take());
+    assert_eq!(
+        within(guardian.wait()).await.unwrap().code(),
+        Some(5),
+        "the command's own end, asked by SIGTERM"
+    );
+}
+
+#[tokio::test]
+async fn a_command_that_ends_by_itself_leaves_nothing_behind() {
+    let mut guardian = guardian("sleep 1000 & echo $!; setsid sleep 1000 & echo $!; exit 3").spawn().unwrap();
+    let lifeline = guardian.stdin.take();
+    let mut printed = String::new();
+    within(guardian.stdout.take().unwrap().read_to_string(&mut printed)).await.unwrap();
+    assert_eq!(within(guardian.wait()).await.unwrap().code(), Some(3));
+    let pids = support::pids(&printed);
+    assert!(pids.len() == 2 && !pids.into_iter().any(alive));
+    drop(lifeline);
+}
+
+#[tokio::test]
+async fn killing_the_proxy_leaves_no_orphan() {
+    let mut guardian = guardian("sleep 1000 & echo $!; echo $$; exec sleep 1000").spawn().unwrap();
+    let mut lines = BufReader::new(guardian.stdout.take().unwrap()).lines();
+    let mut pids = Vec::new();
+    while pids.len() < 2 {
+        pids.extend(support::pids(&within(lines.next_line()).await.unwrap().unwrap()));
+    }
+    // In the proxy's place: all that matters of it is that it holds the pipe.
+    let lifeline: Stdio = guardian.stdin.take().unwrap().try_into().unwrap();
+    let mut proxy = Command::new("sleep").arg("1000").stdout(lifeline).spawn().unwrap();
+    assert!(pids.iter().copied().all(alive));
+    proxy.start_kill().unwrap();
+    within(proxy.wait()).await.unwrap();
+    within(guardian.wait()).await.unwrap();
+    assert!(!pids.into_iter().any(alive));
+}
+
+// === prober ===
+
+/// A server whose health is what `status` says.
+async fn healthy(listener: TcpListener, status: Arc<AtomicU16>) {
+    loop {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 1024]).await;
+        let status = status.load(Ordering::SeqCst);
+        let _ =
+            stream.write_all(format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n").as_bytes()).await;
+    }
+}
+
+async fn server(status: u16) -> (Target, Arc<AtomicU16>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let status = Arc::new(AtomicU16::new(status));
+    tokio::spawn(healthy(listener, status.clone()));
+    (Target::Url(url), status)
+}
+
+#[tokio::test]
+async fn a_url_that_answers_at_once_is_no_cold_start() {
+    let (target, _) = server(200).await;
+    let route = Route::new(target);
+    let permit = route.permit().await;
+    assert_eq!(permit.endpoint().limit(), settings().concurrency.max, "no ramp");
+    assert!(route.gate.cold_starts().current().is_none() && route.records().is_empty());
+    assert!(!route.gate.demand().is_leased());
+    drop(permit);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_url_that_refuses_is_probed_until_it_is_ready_and_that_is_a_cold_start() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let route = Route::new(Target::Url(format!("http://{free}")));
+    let mut ticket = route.hold();
+    route.status("starting").await;
+    assert_eq!(route.gate.cold_starts().current().unwrap().phases.len(), 1, "signal is over, load goes on");
+    tokio::spawn(healthy(TcpListener::bind(free).await.unwrap(), Arc::new(AtomicU16::new(200))));
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    assert_eq!(permit.endpoint().limit(), settings().concurrency.ramp_start);
+    route.gate.cold_starts().dispatched();
+    permit.first_byte();
+    assert_eq!(route.records()[0].outcome, Some(ColdStartOutcome::Completed));
+    drop(permit);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_url_that_stays_unready_fails_whoever_waits_and_is_tried_again() {
+    let (target, status) = server(503).await;
+    let mut settings = settings();
+    settings.readiness.activation_timeout = Period::from_millis(200);
+    let route = Route::with(target, settings);
+    let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
+    assert_eq!(&*reason, "the target was not ready within 200ms: the last probe of /health saw: status 503");
+    status.store(200, Ordering::SeqCst);
+    drop(route.permit().await);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_suspect_url_is_left_alone_then_probed_and_starts_with_one_request() {
+    let (target, status) = server(200).await;
+    let route = Route::new(target);
+    let permit = route.permit().await;
+    permit.suspect();
+    assert!(!route.gate.target().is_up());
+    let mut ticket = route.hold();
+    drop(permit);
+    let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
+    assert_eq!(permit.endpoint().limit(), 1);
+    assert!(
+        route.records().is_empty() && route.gate.cold_starts().current().is_none(),
+        "it was up all the while"
+    );
+    // And now it is not: that is a cold start.
+    status.store(503, Ordering::SeqCst);
+    permit.suspect();
+    let mut ticket = route.hold();
+    route.status("starting").await;
+    status.store(200, Ordering::SeqCst);
+    assert!(matches!(within(ticket.released()).await, Released::Dispatch(_)));
+    drop(permit);
+    route.end().await;
+}
+
+fn set_idle(target: &mut Target, milliseconds: u64) {
+    if let Target::Process(target) = target {
+        target.idle_timeout = Period::from_millis(milliseconds);
+    }
+}

@@ -1,0 +1,160 @@
+//! A route with its supervisor, and commands that say which processes they are.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anteroom::{
+    admission::{Gate, Permit},
+    coldstart::{ColdStart, ColdStarts},
+    domain::{Period, Policy, ProcessTarget, Target},
+    hold::{Released, Ticket},
+    scaler::{self, Options, Stops},
+};
+use rustix::process::{Pid, test_kill_process};
+use tempfile::TempDir;
+use tokio::{sync::watch, task::JoinHandle};
+
+/// The executable under test.
+pub(crate) const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
+
+/// A route with one target, supervised.
+pub(crate) struct Route {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) store: Arc<ColdStarts>,
+    pub(crate) targets: watch::Sender<Target>,
+    pub(crate) stops: Stops,
+    task: JoinHandle<()>,
+}
+
+/// A file to which commands append the ids of processes.
+pub(crate) struct Pids(TempDir);
+
+/// What would hang for good otherwise, fails.
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.expect("nothing happened for a minute")
+}
+
+/// Waits for what nobody tells of.
+pub(crate) async fn eventually(condition: impl Fn() -> bool) {
+    within(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+pub(crate) fn settings() -> Policy {
+    let mut policy = Policy::default();
+    policy.readiness.interval = Period::from_millis(10);
+    policy.readiness.timeout = Period::from_secs(10);
+    policy
+}
+
+pub(crate) fn process(command: Vec<String>) -> Target {
+    Target::Process(ProcessTarget {
+        command,
+        env: [("NO_COLOR".into(), "{port}".into())].into(),
+        directory: None,
+        idle_timeout: Period::from_secs(600),
+        stop_timeout: Period::from_secs(60),
+    })
+}
+
+/// A stand-in for vLLM.
+pub(crate) fn sim(arguments: &[&str]) -> Vec<String> {
+    let command = [ANTEROOM, "sim", "--port", "{port}"];
+    command.iter().chain(arguments).map(|&word| word.to_owned()).collect()
+}
+
+/// A shell script; `"$0" "$@"` is the command in it.
+pub(crate) fn sh(script: &str, command: &[String]) -> Vec<String> {
+    let mut words = vec!["sh".into(), "-c".into(), script.into()];
+    words.extend_from_slice(command);
+    words
+}
+
+pub(crate) fn alive(pid: Pid) -> bool {
+    test_kill_process(pid).is_ok()
+}
+
+/// The process ids in a text, one a line.
+pub(crate) fn pids(text: &str) -> Vec<Pid> {
+    text.lines().map(|line| Pid::from_raw(line.trim().parse().unwrap()).unwrap()).collect()
+}
+
+// === impl Pids ===
+
+impl Pids {
+    pub(crate) fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("pids")
+    }
+
+    pub(crate) fn path(&self) -> String {
+        self.file().to_str().unwrap().to_owned()
+    }
+
+    /// A script that notes the shell's own id, then goes on.
+    pub(crate) fn then(&self, script: &str) -> String {
+        format!("echo $$ >> {}; {script}", self.path())
+    }
+
+    /// Those that were noted so far.
+    pub(crate) fn all(&self) -> Vec<Pid> {
+        pids(&std::fs::read_to_string(self.file()).unwrap_or_default())
+    }
+}
+
+// === impl Route ===
+
+impl Route {
+    pub(crate) fn new(target: Target) -> Self {
+        Self::with(target, settings())
+    }
+
+    pub(crate) fn with(target: Target, policy: Policy) -> Self {
+        let store = ColdStarts::new(|_| {});
+        let gate = Gate::new("tiny".into(), policy, store.clone());
+        let (targets, watched) = watch::channel(target);
+        let stops = Stops::default();
+        let options = Options { guardian: ANTEROOM.into() };
+        let task = tokio::spawn(scaler::supervise(gate.clone(), watched, options, stops.clone()));
+        Self { gate, store, targets, stops, task }
+    }
+
+    /// A request that finds no endpoint with room.
+    pub(crate) fn hold(&self) -> Ticket<Permit> {
+        assert!(self.gate.enter().is_none(), "it did not wait");
+        self.gate.hold(0, true).unwrap()
+    }
+
+    /// A request that has been dispatched, whether it waited or not.
+    pub(crate) async fn permit(&self) -> Permit {
+        if let Some((permit, _)) = self.gate.enter() {
+            return permit;
+        }
+        match within(self.gate.hold(0, true).unwrap().released()).await {
+            Released::Dispatch(permit) => permit,
+            Released::Failed(reason, _) => panic!("{reason}"),
+            Released::Draining => panic!("draining"),
+        }
+    }
+
+    pub(crate) fn records(&self) -> Vec<ColdStart> {
+        self.store.recent(None, 100)
+    }
+
+    /// Waits until the target stands there.
+    pub(crate) async fn status(&self, name: &str) {
+        eventually(|| self.gate.target().status().name() == name).await;
+    }
+
+    /// Retires the target, and waits for the end of its supervision.
+    pub(crate) async fn end(self) {
+        self.stops.retire();
+        within(self.task).await.unwrap();
+    }
+}
