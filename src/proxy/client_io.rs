@@ -53,6 +53,10 @@ pub struct ClientIo<I> {
     timeouts: ClientTimeouts,
     /// Its first bytes were those of HTTP/2.
     http2: bool,
+    /// hyper has tried to read since the last flush, and so hears of a hang-up.
+    listening: bool,
+    /// What was read while it did not.
+    ahead: Vec<u8>,
     quiet: Quiet,
     /// Something was written since the stall timer was armed.
     wrote: bool,
@@ -107,7 +111,17 @@ impl<I> ClientIo<I> {
     /// Watches over `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, timeouts: ClientTimeouts) -> Self {
         let quiet = Quiet { since: Instant::now(), in_head: true, begun: 0, timer: None };
-        Self { io, state, timeouts, http2: false, quiet, wrote: false, stall_timer: None }
+        Self {
+            io,
+            state,
+            timeouts,
+            http2: false,
+            listening: false,
+            ahead: Vec::new(),
+            quiet,
+            wrote: false,
+            stall_timer: None,
+        }
     }
 
     /// Something was read.
@@ -190,6 +204,44 @@ impl Quiet {
     }
 }
 
+impl<I: AsyncRead + Unpin> ClientIo<I> {
+    /// How much is read ahead: more than the line break that some clients send after a body.
+    const AHEAD: usize = 4096;
+
+    /// hyper does not read while it has something unread, which a client that pipelines gives it: then its hang-up is
+    /// looked for here.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let listening = std::mem::take(&mut self.listening);
+        if listening || self.http2 || !self.state.is_active() {
+            return Poll::Pending;
+        }
+        while self.ahead.len() < Self::AHEAD {
+            let mut room = [0; 512];
+            let mut room = ReadBuf::new(&mut room);
+            match Pin::new(&mut self.io).poll_read(cx, &mut room) {
+                Poll::Pending => break,
+                Poll::Ready(Err(error)) => return Poll::Ready(error),
+                Poll::Ready(Ok(())) if room.filled().is_empty() => {
+                    return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+                }
+                Poll::Ready(Ok(())) => self.ahead.extend_from_slice(room.filled()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reads what was read ahead, and after that from the connection.
+    fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
+        let count = self.ahead.len().min(buf.remaining());
+        buf.put_slice(&self.ahead[..count]);
+        self.ahead.drain(..count);
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -197,7 +249,8 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let filled = buf.filled().len();
-        match Pin::new(&mut self.io).poll_read(cx, buf) {
+        self.listening = true;
+        match self.poll_next(cx, buf) {
             Poll::Pending => self.poll_quiet(cx).map(Err),
             Poll::Ready(read) => {
                 self.heard(&buf.filled()[filled..]);
@@ -207,7 +260,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, buf);
         self.wrote(cx, written)
@@ -228,10 +281,13 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // After an answer hyper waits for the next request without another read, since the last one found nothing.
-        match self.poll_quiet(cx) {
-            Poll::Ready(error) => Poll::Ready(Err(error)),
-            Poll::Pending => Pin::new(&mut self.io).poll_flush(cx),
+        if let Poll::Ready(error) = self.poll_quiet(cx) {
+            return Poll::Ready(Err(error));
         }
+        if let Poll::Ready(error) = self.poll_ahead(cx) {
+            return Poll::Ready(Err(error));
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
