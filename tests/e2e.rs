@@ -13,6 +13,8 @@ mod forwarding;
 mod hangup;
 #[path = "e2e/hold.rs"]
 mod hold;
+#[path = "e2e/keepalive.rs"]
+mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
 #[path = "e2e/slow.rs"]
