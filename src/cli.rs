@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use crate::{
     app::{Bound, Command},
     config::{self, ConfigWatcher, Loaded, LogFormat, Overrides},
+    demo::{self, DemoArgs},
     drain::{Request, Signals},
     guardian::{self, GuardianArgs},
     scaler,
@@ -31,6 +32,8 @@ enum Subcommands {
     Check(ConfigArgs),
     /// Print the JSON Schema of the configuration, for editors to complete it.
     Schema,
+    /// Show a cold start end to end, with nothing to prepare: requests are held, a model server is woken, answers stream.
+    Demo(DemoArgs),
     /// Stand in for vLLM, without a model: for demos and tests.
     Sim(SimArgs),
     /// Watch over a process for a proxy that may die.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Subcommands::Demo(args) => run(demo::run(args)),
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(
                 |error| {

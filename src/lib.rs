@@ -7,6 +7,7 @@ pub mod cli;
 pub mod coldstart;
 pub mod config;
 pub mod demand;
+pub mod demo;
 pub mod domain;
 pub mod drain;
 pub mod error;

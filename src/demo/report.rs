@@ -1,0 +1,272 @@
+//! What a demo found out: for people, and as JSON.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Serialize;
+
+use super::{
+    client::Seen,
+    paint::{Paint, duration, fit},
+    waterfall::waterfall,
+};
+use crate::{
+    app::Account,
+    coldstart::{ColdStart, ColdStartOutcome},
+    domain::Period,
+    error::Outcome,
+};
+
+/// The whole of it.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    version: &'static str,
+    /// How long the model server was told to load.
+    load_time: Period,
+    cold_start: Option<ColdStart>,
+    clients: Clients,
+    account: AccountReport,
+    /// What is wrong; empty when nothing is.
+    pub(super) problems: Vec<String>,
+}
+
+/// What the clients saw, on their own clock: from the moment at which all requests were sent.
+#[derive(Debug, Serialize)]
+struct Clients {
+    requests: usize,
+    completed: usize,
+    tokens: u64,
+    first_heartbeat_ms: Option<Spread>,
+    first_token_ms: Option<Spread>,
+    done_ms: Option<Spread>,
+    each: Vec<ClientReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct ClientReport {
+    heartbeats: u32,
+    first_heartbeat_ms: Option<f64>,
+    first_token_ms: Option<f64>,
+    done_ms: Option<f64>,
+    tokens: u32,
+    text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Spread {
+    min: f64,
+    median: f64,
+    max: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct AccountReport {
+    admitted: u64,
+    outcomes: serde_json::Map<String, serde_json::Value>,
+    held: u64,
+    in_flight: u64,
+    balances: bool,
+}
+
+/// The file that `--json` names, opened before anything starts.
+pub(super) struct JsonFile {
+    file: File,
+    path: PathBuf,
+}
+
+// === impl Report ===
+
+impl Report {
+    pub(super) fn new(
+        load_time: Period,
+        cold_start: Option<ColdStart>,
+        seen: Vec<Seen>,
+        account: &Account,
+    ) -> Self {
+        let mut problems = Vec::new();
+        match &cold_start {
+            None => problems.push("no cold start was recorded".to_owned()),
+            Some(record) if record.outcome != Some(ColdStartOutcome::Completed) => {
+                let outcome = record.outcome.map_or("unfinished", ColdStartOutcome::name);
+                let reason = record.reason.as_deref().unwrap_or("no reason is known");
+                problems.push(format!("the cold start ended as {outcome}: {reason}"));
+            }
+            Some(_) => {}
+        }
+        let clients = Clients::new(seen);
+        let failed = clients.requests - clients.completed;
+        if let Some((number, error)) = clients.first_error() {
+            let requests = clients.requests;
+            problems.push(format!("{failed} of {requests} requests failed; #{number}: {error}"));
+        }
+        if !account.balances() {
+            problems.push(format!("the account does not balance: {}", sum(account)));
+        }
+        let version = env!("CARGO_PKG_VERSION");
+        Self { version, load_time, cold_start, clients, account: account.into(), problems }
+    }
+
+    /// The report for people.
+    pub(super) fn lines(&self, account: &Account, paint: Paint, width: usize) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(cold_start) = &self.cold_start {
+            lines.extend(cold_start_lines(cold_start, paint, width));
+            lines.push(String::new());
+        }
+        let row = |name: &str, spread: Option<Spread>, none: &str| match spread {
+            Some(Spread { median, max, .. }) => {
+                format!("  {name:<17}{:>8} median {:>8} slowest", duration(median), duration(max))
+            }
+            None => format!("  {name:<17}    {none}"),
+        };
+        let clients = &self.clients;
+        lines.push(paint.bold(&format!("What the {} saw", clients_in_words(clients.requests))));
+        lines.push(row("first heartbeat", clients.first_heartbeat_ms, "none: nobody waited that long"));
+        lines.push(row("first token", clients.first_token_ms, "none"));
+        lines.push(row("whole answer", clients.done_ms, "none"));
+        let completed = format!("{} of {} requests", clients.completed, clients.requests);
+        let mark = if clients.completed == clients.requests { paint.good("✓") } else { paint.bad("✗") };
+        lines.push(format!("  {:<17}{completed}, {} tokens {mark}", "completed", clients.tokens));
+        lines.push(String::new());
+        lines.push(paint.bold("The account: every admitted request has one outcome"));
+        let mark = if account.balances() { paint.good("✓") } else { paint.bad("✗") };
+        lines.push(format!("  {} {mark}", sum(account)));
+        lines
+    }
+}
+
+/// A cold start with its waterfall.
+pub(super) fn cold_start_lines(cold_start: &ColdStart, paint: Paint, width: usize) -> Vec<String> {
+    let outcome = cold_start.outcome.map_or("unfinished", ColdStartOutcome::name);
+    let head = format!("Cold start {} of {}", cold_start.id, cold_start.route);
+    let outcome = if cold_start.outcome == Some(ColdStartOutcome::Completed) {
+        paint.good(outcome)
+    } else {
+        paint.bad(outcome)
+    };
+    let mut lines = vec![format!(
+        "{}: {outcome} in {}, {} held",
+        paint.bold(&head),
+        paint.bold(&duration(cold_start.total_ms)),
+        requests_in_words(cold_start.held_peak),
+    )];
+    lines.extend(cold_start.reason.iter().map(|reason| format!("  {}", paint.bad(&fit(reason, width)))));
+    lines.extend(cold_start.last_lines.iter().map(|line| paint.dim(&format!("  │ {}", fit(line, width)))));
+    lines.extend(waterfall(cold_start, paint));
+    lines
+}
+
+/// `1 request`, `8 requests`.
+pub(super) fn requests_in_words(count: usize) -> String {
+    format!("{count} request{}", if count == 1 { "" } else { "s" })
+}
+
+fn clients_in_words(count: usize) -> String {
+    if count == 1 { "client".to_owned() } else { format!("{count} clients") }
+}
+
+/// The account as a sum, without the outcomes that nobody had.
+fn sum(account: &Account) -> String {
+    let outcomes =
+        account.outcomes.iter().filter(|(name, count)| *count > 0 || *name == Outcome::Completed.name());
+    let outcomes: String = outcomes.map(|(name, count)| format!("{count} {name} + ")).collect();
+    let equals = if account.balances() { "=" } else { "≠" };
+    format!(
+        "{} admitted {equals} {outcomes}{} held + {} in flight",
+        account.admitted, account.held, account.in_flight
+    )
+}
+
+// === impl Clients ===
+
+impl Clients {
+    fn new(seen: Vec<Seen>) -> Self {
+        let spread = |time: fn(&Seen) -> Option<Duration>| Spread::of(seen.iter().filter_map(time).map(ms));
+        Self {
+            requests: seen.len(),
+            completed: seen.iter().filter(|seen| seen.done.is_some() && seen.error.is_none()).count(),
+            tokens: seen.iter().map(|seen| u64::from(seen.tokens)).sum(),
+            first_heartbeat_ms: spread(|seen| seen.first_heartbeat),
+            first_token_ms: spread(|seen| seen.first_token),
+            done_ms: spread(|seen| seen.done),
+            each: seen.into_iter().map(Into::into).collect(),
+        }
+    }
+
+    fn first_error(&self) -> Option<(usize, &str)> {
+        self.each.iter().enumerate().find_map(|(index, client)| Some((index + 1, client.error.as_deref()?)))
+    }
+}
+
+impl From<Seen> for ClientReport {
+    fn from(seen: Seen) -> Self {
+        Self {
+            heartbeats: seen.heartbeats,
+            first_heartbeat_ms: seen.first_heartbeat.map(ms),
+            first_token_ms: seen.first_token.map(ms),
+            done_ms: seen.done.map(ms),
+            tokens: seen.tokens,
+            text: seen.text,
+            error: seen.error,
+        }
+    }
+}
+
+impl From<&Account> for AccountReport {
+    fn from(account: &Account) -> Self {
+        Self {
+            admitted: account.admitted,
+            outcomes: account
+                .outcomes
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), (*count).into()))
+                .collect(),
+            held: account.held,
+            in_flight: account.in_flight,
+            balances: account.balances(),
+        }
+    }
+}
+
+// === impl Spread ===
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        Some(Self { min: *values.first()?, median: values[(values.len() - 1) / 2], max: *values.last()? })
+    }
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+// === impl JsonFile ===
+
+impl JsonFile {
+    /// What an earlier run wrote stays until there is something new.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn write(&mut self, report: &Report) -> io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(report)?;
+        text.push(b'\n');
+        if self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+        }
+        self.file.write_all(&text)
+    }
+}

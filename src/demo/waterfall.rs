@@ -1,0 +1,173 @@
+//! A cold start as a waterfall: each phase as a bar on one time axis.
+
+use owo_colors::Style;
+
+use super::paint::{Paint, duration, fit};
+use crate::coldstart::{ColdStart, Phase};
+
+/// How wide the axis is, in characters.
+const WIDTH: usize = 36;
+
+/// What stands before the axis: indent, name, start, duration, share.
+const BEFORE: usize = 2 + 11 + 9 + 9 + 7 + 2;
+
+/// The lines of the waterfall.
+pub(super) fn waterfall(cold_start: &ColdStart, paint: Paint) -> Vec<String> {
+    let total = cold_start.total_ms;
+    let head = format!("  {:<11}{:>9}{:>9}{:>7}", "phase", "start", "took", "share");
+    let mut lines = vec![paint.dim(&head)];
+    for span in &cold_start.phases {
+        let style = style(span.name);
+        let (start, cells) = bar(span.start_ms, span.duration_ms, total);
+        lines.push(format!(
+            "  {}{:>9}{:>9}{:>7}  {}{}",
+            paint.paint(&format!("{:<11}", span.name.name()), style),
+            duration(span.start_ms),
+            duration(span.duration_ms),
+            share(span.duration_ms, total),
+            " ".repeat(start),
+            paint.paint(&cells, style),
+        ));
+    }
+    let (ruler, labels) = axis(total);
+    let sum = format!("  {:<11}{:>9}{:>9}{:>7}  ", "total", "", duration(total), share(total, total));
+    lines.push(format!("{}{}", paint.bold(&sum), paint.dim(&ruler)));
+    lines.push(paint.dim(&format!("{}{labels}", " ".repeat(BEFORE))));
+    lines
+}
+
+/// Each phase has its colour, here and in the live display.
+pub(super) const fn style(phase: Phase) -> Style {
+    let style = Style::new();
+    match phase {
+        Phase::Signal => style.magenta(),
+        Phase::Launch => style.blue(),
+        Phase::Load => style.yellow(),
+        Phase::Dispatch => style.cyan(),
+        Phase::FirstByte => style.green(),
+    }
+}
+
+/// Where a bar begins and what it consists of. Bars of phases that follow each other join without a gap; one too
+/// short for a cell is a thin line.
+fn bar(start_ms: f64, duration_ms: f64, total_ms: f64) -> (usize, String) {
+    let cell = |ms: f64| (ms / total_ms.max(f64::MIN_POSITIVE) * WIDTH as f64).round() as usize;
+    let (start, end) = (cell(start_ms).min(WIDTH), cell(start_ms + duration_ms).min(WIDTH));
+    match end.saturating_sub(start) {
+        0 if start == WIDTH => (WIDTH - 1, "▕".to_owned()),
+        0 => (start, "▏".to_owned()),
+        cells => (start, "█".repeat(cells)),
+    }
+}
+
+fn share(part: f64, whole: f64) -> String {
+    match 100.0 * part / whole.max(f64::MIN_POSITIVE) {
+        percent if percent < 0.5 => "<1 %".to_owned(),
+        percent if percent > 99.5 && part < whole => ">99 %".to_owned(),
+        percent => format!("{percent:.0} %"),
+    }
+}
+
+/// The ruler with its marks, and their labels: round times, at most five steps.
+fn axis(total_ms: f64) -> (String, String) {
+    let rough = total_ms.max(1.0) / 5.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|step| *step >= rough);
+    let step = step.unwrap_or(rough);
+    let mut ruler = vec!['─'; WIDTH];
+    let mut labels = String::new();
+    for mark in 0.. {
+        let ms = f64::from(mark) * step;
+        let place = (ms / total_ms.max(1.0) * WIDTH as f64).round() as usize;
+        if place >= WIDTH {
+            break;
+        }
+        ruler[place] = if mark == 0 { '├' } else { '┼' };
+        let label = if mark == 0 { "0".to_owned() } else { round_label(ms, step, total_ms) };
+        labels = fit(&labels, place.saturating_sub(1));
+        labels += &" ".repeat(place.saturating_sub(labels.chars().count()));
+        labels += &label;
+    }
+    ruler[WIDTH - 1] = '┤';
+    (ruler.into_iter().collect(), labels)
+}
+
+/// With as many digits as the step between the marks has.
+fn round_label(ms: f64, step: f64, total_ms: f64) -> String {
+    match step {
+        _ if total_ms < 1000.0 => format!("{ms} ms"),
+        step if step < 1000.0 => format!("{:.1} s", ms / 1e3),
+        _ => format!("{:.0} s", ms / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coldstart::{ColdStartOutcome, PhaseSpan};
+
+    fn record(phases: &[(Phase, f64)]) -> ColdStart {
+        let mut start_ms = 0.0;
+        let phases = phases.iter().map(|(name, duration_ms)| {
+            let span = PhaseSpan { name: *name, start_ms, duration_ms: *duration_ms };
+            start_ms += duration_ms;
+            span
+        });
+        let phases: Vec<_> = phases.collect();
+        ColdStart {
+            id: 1,
+            route: "demo".into(),
+            outcome: Some(ColdStartOutcome::Completed),
+            started_at: String::new(),
+            total_ms: start_ms,
+            phases,
+            held_peak: 8,
+            released: 8,
+            failed: 0,
+            left: 0,
+            reason: None,
+            last_lines: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn bars_share_an_axis_and_join() {
+        let record = record(&[
+            (Phase::Signal, 0.4),
+            (Phase::Launch, 12.0),
+            (Phase::Load, 3000.0),
+            (Phase::Dispatch, 0.6),
+            (Phase::FirstByte, 287.0),
+        ]);
+        let lines = waterfall(&record, Paint::plain());
+        assert_eq!(
+            lines.join("\n"),
+            "  phase          start     took  share
+  signal             0   0.4 ms   <1 %  ▏
+  launch        0.4 ms    12 ms   <1 %  ▏
+  load           12 ms   3.00 s   91 %  █████████████████████████████████
+  dispatch      3.01 s   0.6 ms   <1 %                                   ▏
+  first_byte    3.01 s   287 ms    9 %                                   ███
+  total                  3.30 s  100 %  ├──────────┼──────────┼──────────┼─┤
+                                        0          1 s        2 s        3 s"
+        );
+    }
+
+    #[test]
+    fn an_axis_has_a_few_round_marks_whatever_the_total() {
+        let labels = |total_ms| {
+            axis(total_ms)
+                .1
+                .split("  ")
+                .map(str::trim)
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        assert_eq!(labels(350.0), "0, 100 ms, 200 ms, 300 ms");
+        assert_eq!(labels(4_200.0), "0, 1 s, 2 s, 3 s, 4 s");
+        assert_eq!(labels(95_000.0), "0, 20 s, 40 s, 60 s, 80 s");
+        assert_eq!(axis(0.0).0.chars().count(), WIDTH);
+    }
+}

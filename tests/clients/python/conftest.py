@@ -1,0 +1,74 @@
+import openai
+import pytest
+
+import harness
+
+
+@pytest.fixture
+def anteroom(tmp_path):
+    """Starts proxies: `anteroom(route, ...)`. Each is stopped when the test ends, and must then have accounted for
+    every request and left no process behind."""
+    started = []
+
+    def start(*routes, env=None, **config):
+        folder = tmp_path / f"proxy-{len(started)}"
+        folder.mkdir()
+        proxy = harness.Anteroom({"routes": list(routes), **config}, folder, **(env or {}))
+        started.append(proxy)
+        return proxy
+
+    try:
+        yield start
+        for proxy in started:
+            proxy.stop()
+    finally:
+        for proxy in started:
+            if proxy.running:
+                proxy.kill()
+            for line in proxy.lines:
+                print(line)
+
+
+@pytest.fixture
+def sim():
+    """Starts model servers: `sim(flag, ...)`."""
+    started = []
+
+    def start(*flags):
+        server = harness.Sim(*flags)
+        started.append(server)
+        return server
+
+    try:
+        yield start
+    finally:
+        for server in started:
+            if server.running:
+                server.kill()
+
+
+@pytest.fixture
+def client():
+    """Makes clients with the SDK's own defaults, but for what is given: `client(proxy, ...)`."""
+    made = []
+
+    def make(proxy, **options):
+        made.append(openai.OpenAI(base_url=proxy.base_url, api_key="none", **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+async def async_client():
+    made = []
+
+    def make(proxy, **options):
+        made.append(openai.AsyncOpenAI(base_url=proxy.base_url, api_key="none", **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
