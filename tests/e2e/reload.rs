@@ -77,10 +77,11 @@ async fn a_route_that_is_removed_serves_those_that_it_had() {
     call.send(STREAM).await;
     stream.head().await.unwrap();
 
-    proxy.reload(&routes(&[])).await;
-    listed(&proxy, &[]).await;
-    proxy.ask(&ask_other).await;
-    assert_eq!(proxy.ask(get("/v1/models")).await.json()["data"].as_array().unwrap().len(), 0);
+    proxy.reload(&routes(&[route("third", &tiny.url(), "")])).await;
+    listed(&proxy, &["third"]).await;
+    proxy.ask(&ask_other).await.is_error(404, "model_not_found");
+    let models = proxy.ask(get("/v1/models")).await.json();
+    assert_eq!((&models["data"][0]["id"], &models["data"][1]), (&"third".into(), &serde_json::Value::Null));
 
     // Both come back, as new routes; the old ones are done with what they had.
     proxy.reload(&routes(&[tiny_route, other_route])).await;
@@ -105,8 +106,8 @@ async fn a_client_of_a_removed_route_may_still_hang_up() {
     let proxy = Proxy::tiny(&tiny.url(), "").await;
     let held = proxy.sent(chat("held")).await;
     proxy.held(1).await;
-    proxy.reload(&routes(&[])).await;
-    listed(&proxy, &[]).await;
+    proxy.reload(&routes(&[route("other", &tiny.url(), "")])).await;
+    listed(&proxy, &["other"]).await;
     drop(held);
     // The route is forgotten when nobody is left: its target is asked no more.
     until("the probes to end", async || {

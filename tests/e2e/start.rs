@@ -19,6 +19,8 @@ use crate::support::{
     wire::{chat, get, streaming},
 };
 
+const ROUTES: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:9 } }]";
+
 /// `anteroom serve` as a process, with its log.
 struct Served {
     child: Child,
@@ -92,7 +94,7 @@ async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
     // With several threads the sockets share their address, which must not hide that somebody else has it.
     for workers in [1, 2] {
         for (listen, admin, key) in [(taken_at, free_at, "listen"), (free_at, taken_at, "admin")] {
-            let yaml = format!("listen: {listen}\nadmin: {admin}\nworkers: {workers}\nroutes: []\n");
+            let yaml = format!("listen: {listen}\nadmin: {admin}\nworkers: {workers}\n{ROUTES}\n");
             let Err(error) = Bound::new(parse(&yaml), options()).await else { panic!("{key} is taken") };
             let text = error.to_string();
             assert!(text.contains(key) && text.contains(&taken_at.to_string()), "{text}");
@@ -104,8 +106,8 @@ async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
 
 #[tokio::test]
 async fn a_second_proxy_does_not_share_the_port_of_the_first() {
-    let yaml = "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\nroutes: []\n";
-    let first = Bound::new(parse(yaml), scaler::Options::default()).await.unwrap();
+    let yaml = format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n{ROUTES}\n");
+    let first = Bound::new(parse(&yaml), scaler::Options::default()).await.unwrap();
     let yaml = yaml.replacen("127.0.0.1:0", &first.address.to_string(), 1);
     assert!(Bound::new(parse(&yaml), scaler::Options::default()).await.is_err());
     let yaml = yaml
@@ -119,7 +121,7 @@ async fn the_binary_says_what_is_wrong_and_fails() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    fs::write(folder.path().join("anteroom.yaml"), "admin: 127.0.0.1:0\nroutes: []\n").unwrap();
+    fs::write(folder.path().join("anteroom.yaml"), format!("admin: 127.0.0.1:0\n{ROUTES}\n")).unwrap();
     let output = soon("the end", command(&folder, &["--listen", &address]).output()).await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
