@@ -138,7 +138,7 @@ impl Bound {
             match commands.recv().await {
                 Some(Command::Reload(config)) => {
                     routes.apply(&config);
-                    self.shared.limits.store(Arc::new(config.limits));
+                    self.shared.set_limits(config.limits);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");

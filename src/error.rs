@@ -96,7 +96,7 @@ pub enum ProxyError {
     NotKept(String),
     #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
     Saturated { route: RouteKey, reason: String },
-    #[error("`{route}` is not ready, and the request asked not to wait. It is being started.")]
+    #[error("`{route}` cannot take the request at once, and it asked not to wait.")]
     NoWait { route: RouteKey, retry_after: Option<Duration> },
     #[error("`{route}` did not become ready within the {} s that this request may wait ({limit}).", .waited.as_secs())]
     ColdStartTimeout { route: RouteKey, waited: Duration, limit: &'static str, retry_after: Option<Duration> },

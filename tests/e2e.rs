@@ -7,16 +7,28 @@ mod support;
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/drain.rs"]
+mod drain;
+#[path = "e2e/errors.rs"]
+mod errors;
 #[path = "e2e/forwarding.rs"]
 mod forwarding;
 #[path = "e2e/hangup.rs"]
 mod hangup;
 #[path = "e2e/hold.rs"]
 mod hold;
+#[path = "e2e/keepalive.rs"]
+mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/reload.rs"]
+mod reload;
+#[path = "e2e/report.rs"]
+mod report;
 #[path = "e2e/slow.rs"]
 mod slow;
+#[path = "e2e/start.rs"]
+mod start;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/zero.rs"]

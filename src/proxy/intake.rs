@@ -23,7 +23,7 @@ use crate::{config::Limits, error::ProxyError};
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicUsize,
-    max: usize,
+    max: AtomicUsize,
 }
 
 /// Some of the budget; dropping it gives it back.
@@ -78,7 +78,16 @@ pub enum CutOff {
 impl Budget {
     /// So many bytes at most.
     pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max })
+        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
+    }
+
+    /// So many bytes at most from now on. What is in memory stays there.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
     }
 
     /// How many bytes are in use.
@@ -94,7 +103,7 @@ impl Budget {
 impl Share {
     /// Takes more, if there is more.
     fn grow(&mut self, bytes: usize) -> bool {
-        let max = self.budget.max;
+        let max = self.budget.max();
         let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= max);
         let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
         if grown {
@@ -130,7 +139,7 @@ impl Buffered {
                 return Err(ProxyError::RequestTooLarge { limit });
             }
             if !share.grow(data.len()) {
-                return Err(ProxyError::BuffersFull(budget.max));
+                return Err(ProxyError::BuffersFull(budget.max()));
             }
             if first.is_empty() && rest.is_empty() {
                 first = data;

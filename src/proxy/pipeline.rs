@@ -106,6 +106,12 @@ impl Shared {
             cut: Arc::default(),
         })
     }
+
+    /// New limits, from a reload. Connections that are open keep their time-outs.
+    pub fn set_limits(&self, limits: Limits) {
+        self.budget.set_max(limits.max_buffered_bytes.get());
+        self.limits.store(Arc::new(limits));
+    }
 }
 
 // === impl Proxy ===

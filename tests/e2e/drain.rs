@@ -1,0 +1,177 @@
+//! Stopping: in order, with every request accounted for.
+
+use anteroom::drain::Request;
+use tokio::net::TcpStream;
+
+use crate::support::{
+    Proxy, Upstream, h2, route, routes, soon, until,
+    upstream::{LAST, STREAM, answer, chunk},
+    wire::{CHAT, Part, chat, get, streaming},
+};
+use anteroom::app::Command;
+
+async fn start(times: &str, url: &str, more: &str) -> Proxy {
+    Proxy::start(&format!("{times}\n{}", routes(&[route("tiny", url, more)]))).await
+}
+
+async fn stop(proxy: &Proxy, request: Request) {
+    proxy.commands.send(Command::Stop(request)).await.unwrap();
+}
+
+async fn unready(proxy: &Proxy) {
+    until("not to be ready", async || proxy.admin("/readyz").await.status() == 503).await;
+}
+
+async fn refuses_connections(proxy: &Proxy) {
+    until("nothing to be accepted", async || TcpStream::connect(proxy.address).await.is_err()).await;
+}
+
+#[tokio::test]
+async fn for_a_while_new_connections_are_served_though_we_are_not_ready() {
+    let (mut up, down) = (Upstream::warm().await, Upstream::cold().await);
+    let config = routes(&[route("tiny", &up.url(), ""), route("down", &down.url(), "")]);
+    let proxy = Proxy::start(&format!("drainDelay: 10m\n{config}")).await;
+    let mut client = proxy.sent(chat("before")).await;
+    up.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    assert_eq!(proxy.admin("/readyz").await.status(), 200);
+
+    stop(&proxy, Request::Terminate).await;
+    unready(&proxy).await;
+    assert_eq!(proxy.admin("/livez").await.status(), 200, "a restart would help nobody");
+    let mut client = proxy.sent(chat("after")).await;
+    up.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    // Nothing is begun any more that would take longer than we live.
+    let refused = proxy.ask(crate::support::wire::post(CHAT, r#"{"model":"down"}"#)).await;
+    refused.is_error(503, "draining");
+    assert_eq!((refused.get("retry-after"), refused.get("x-should-retry")), (Some("1"), Some("true")));
+    assert_eq!((proxy.refused("draining").await, down.accepted()), (1, 0));
+
+    // Asked a second time, it does not wait.
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn what_is_in_flight_finishes_and_then_we_stop_at_once() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
+    let mut idle = proxy.client().await;
+    assert_eq!(idle.ask(get("/health")).await.status(), 200);
+    let mut silent = proxy.client().await;
+    let mut client = proxy.sent(streaming("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    let mut sender = h2::connect(proxy.address).await;
+    let request = sender.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
+    let mut second = upstream.call().await;
+
+    stop(&proxy, Request::Interrupt).await;
+    refuses_connections(&proxy).await;
+    assert_eq!(idle.end().await, b"", "nobody waits for who has nothing under way");
+    assert_eq!(silent.end().await, b"");
+    for token in ["one", "two"] {
+        call.send(chunk(token)).await;
+        client.parts_until(token).await;
+    }
+    call.finish(LAST).await;
+    assert_eq!(client.rest().await.as_deref(), Some(""));
+    assert_eq!(client.end().await, b"", "and its connection is not kept");
+    second.body().await;
+    second.finish(answer("200 OK", &[], "{}")).await;
+    assert_eq!(soon("HTTP/2", request).await.unwrap().status(), 200);
+    // Only the time-out of ten minutes would end it otherwise.
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn held_requests_are_served_if_the_target_comes_up_in_time() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
+    let mut client = proxy.sent(chat("held")).await;
+    proxy.held(1).await;
+    stop(&proxy, Request::Interrupt).await;
+    refuses_connections(&proxy).await;
+    proxy.held(1).await;
+    upstream.wake();
+    upstream.call().await.echo().await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.get("connection")), (200, Some("close")));
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn held_requests_are_told_so_if_it_does_not() {
+    let upstream = Upstream::cold().await;
+    let keepalive = "keepalive: { after: 10ms, interval: 10ms }";
+    let proxy = start("drainTimeout: 1s", &upstream.url(), keepalive).await;
+    let mut client = proxy.sent(chat("held")).await;
+    let mut stream = proxy.sent(streaming("hears")).await;
+    stream.head().await.unwrap();
+    proxy.held(2).await;
+    stop(&proxy, Request::Interrupt).await;
+    let response = client.response().await;
+    response.is_error(503, "draining");
+    assert_eq!((response.get("retry-after"), response.get("x-should-retry")), (Some("1"), Some("true")));
+    let rest = stream.rest().await.expect("an orderly end");
+    let event = rest.lines().find(|line| line.starts_with("data: ")).expect("an event");
+    assert!(event.contains(r#""code":"draining""#), "{event}");
+    proxy.stop(&[("draining", 2)]).await;
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_cut_off_and_counted() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = start("drainTimeout: 200ms", &upstream.url(), "").await;
+    let mut client = proxy.sent(streaming("endless")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    let mut unanswered = proxy.sent(chat("unanswered")).await;
+    let second = upstream.call().await;
+    stop(&proxy, Request::Interrupt).await;
+    assert_eq!(client.part().await, Part::Broken);
+    assert_eq!(unanswered.end().await, b"");
+    call.gone().await;
+    second.gone().await;
+    proxy.stop(&[("draining", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_second_order_cuts_at_once() {
+    let (mut upstream, cold) = (Upstream::warm().await, Upstream::cold().await);
+    let config = routes(&[route("tiny", &upstream.url(), ""), route("cold", &cold.url(), "")]);
+    let proxy = Proxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
+    let mut client = proxy.sent(streaming("endless")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    let mut held = proxy.sent(crate::support::wire::post(CHAT, r#"{"model":"cold"}"#)).await;
+    until("held", async || proxy.route("cold").await["held"] == 1).await;
+    stop(&proxy, Request::Terminate).await;
+    unready(&proxy).await;
+    proxy.stop(&[("draining", 2)]).await;
+    assert_eq!(client.part().await, Part::Broken);
+    held.end().await;
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_asks_again_is_told_to_go_elsewhere() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
+    let mut client = proxy.sent(chat("one") + &chat("two")).await;
+    let call = upstream.call().await;
+    stop(&proxy, Request::Interrupt).await;
+    refuses_connections(&proxy).await;
+    call.echo().await;
+    let response = client.response().await;
+    assert_eq!((response.status(), response.get("connection")), (200, Some("close")));
+    // Pipelined behind the last answer: it was never taken on, which the end of the connection says.
+    assert_eq!(client.end().await, b"");
+    assert_eq!(upstream.requests(), 1);
+    proxy.stop(&[("completed", 1)]).await;
+}

@@ -1,0 +1,110 @@
+//! The one table of errors, and the document that states it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anteroom::error::{Outcome, ProxyError, Refusal};
+
+/// A row of `docs/errors.md`: status, type, Retry-After, x-should-retry.
+type Row = [String; 4];
+
+fn documented() -> BTreeMap<String, Row> {
+    let text = include_str!("../../docs/errors.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
+    let rows = rows.map(|line| {
+        let cells: Vec<_> =
+            line.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect();
+        assert!(cells.len() == 7 && cells.iter().all(|cell| !cell.is_empty()), "{line}");
+        (cells[0].clone(), std::array::from_fn(|column| cells[column + 1].clone()))
+    });
+    rows.collect()
+}
+
+/// Every error, each as often as its Retry-After can come about; the time is what is known of the wait.
+fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
+    let route = || "tiny".into();
+    let text = || "because".to_owned();
+    vec![
+        ProxyError::UnknownPath(text()),
+        ProxyError::NotKept(text()),
+        ProxyError::MethodNotAllowed { path: text(), allowed: "POST" },
+        ProxyError::ModelNotFound(text()),
+        ProxyError::InvalidRequest(text()),
+        ProxyError::UnsupportedEncoding(text()),
+        ProxyError::RequestTooLarge { limit: 1 },
+        ProxyError::RequestTimeout(Duration::from_secs(30)),
+        ProxyError::HoldQueueFull { route: route(), reason: text(), retry_after },
+        ProxyError::BuffersFull(1),
+        ProxyError::Saturated { route: route(), reason: text() },
+        ProxyError::NoWait { route: route(), retry_after },
+        ProxyError::ColdStartTimeout {
+            route: route(),
+            waited: Duration::ZERO,
+            limit: "a limit",
+            retry_after,
+        },
+        ProxyError::ColdStartFailed { route: route(), reason: "because".into(), retry_after },
+        ProxyError::UpstreamError { route: route(), reason: text() },
+        ProxyError::Draining { admitted: false },
+        ProxyError::Draining { admitted: true },
+        ProxyError::Internal,
+    ]
+}
+
+#[test]
+fn the_document_says_what_is_answered() {
+    let documented = documented();
+    let mut seen = BTreeMap::new();
+    for error in every_error(None) {
+        let answer = error.answer();
+        let row = documented.get(answer.code).unwrap_or_else(|| panic!("{} is not documented", answer.code));
+        let retry = answer.should_retry.map_or("default".into(), |retry| retry.to_string());
+        let expected = [answer.status.as_str().to_owned(), answer.kind.into(), row[2].clone(), retry];
+        assert_eq!(*row, expected, "{}", answer.code);
+        // A refusal and an outcome of the same name are answered alike.
+        seen.insert(answer.code, error.ending());
+    }
+    assert_eq!(seen.keys().collect::<Vec<_>>(), documented.keys().collect::<Vec<_>>());
+    for refusal in Refusal::ALL {
+        assert!(seen.contains_key(refusal.answer().code), "{refusal:?} is among those");
+    }
+    for outcome in Outcome::ALL {
+        // These need no answer of ours: there was one, or nobody to read it.
+        let silent = [Outcome::Completed, Outcome::ClientGone, Outcome::ClientStalled].contains(&outcome);
+        assert!(silent || seen.contains_key(outcome.name()), "{outcome:?} is among those");
+    }
+}
+
+#[test]
+fn retry_after_is_what_is_left_within_what_sdks_honour() {
+    let documented = documented();
+    for (known, expected) in [(None, 5), (Some(0), 1), (Some(17), 17), (Some(3600), 60)] {
+        for error in every_error(known.map(Duration::from_secs)) {
+            let code = error.answer().code;
+            let wait = error.retry_after().map(|wait| wait.as_secs());
+            let says = match &*documented[code][2] {
+                "none" => None,
+                "until ready" | "next try" if matches!(error, ProxyError::BuffersFull(_)) => Some(1),
+                "until ready" | "next try" => Some(expected),
+                seconds => Some(seconds.parse().unwrap()),
+            };
+            assert_eq!(wait, says, "{code} with {known:?}");
+        }
+    }
+}
+
+#[test]
+fn what_sdks_would_retry_and_must_not_is_told_so_and_no_client_fault_is_retried() {
+    for error in every_error(None) {
+        let answer = error.answer();
+        let status = answer.status.as_u16();
+        let by_default = [408, 409, 429].contains(&status) || status >= 500;
+        // A wait that helps is told along with the permission to retry.
+        if error.retry_after().is_some() {
+            assert!(answer.should_retry.unwrap_or(by_default), "{}", answer.code);
+        }
+        if (400..500).contains(&status) && ![408, 429].contains(&status) {
+            assert_eq!(answer.should_retry, Some(false), "{}", answer.code);
+        }
+        assert!(!error.to_string().is_empty());
+    }
+}

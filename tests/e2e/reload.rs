@@ -1,0 +1,201 @@
+//! Another configuration while requests are held and streaming: nobody is dropped.
+
+use crate::support::{
+    Proxy, Upstream, route, routes, until,
+    upstream::{LAST, STREAM, chunk},
+    wire::{CHAT, chat, get, post, streaming},
+};
+
+async fn listed(proxy: &Proxy, names: &[&str]) {
+    until("the new routes", async || {
+        let listed = proxy.admin("/api/v1/routes").await.json();
+        let routes = listed["routes"].as_array().unwrap();
+        routes.iter().map(|route| route["name"].as_str().unwrap()).eq(names.iter().copied())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn held_requests_go_to_the_new_target() {
+    let (old, mut new) = (Upstream::cold().await, Upstream::warm().await);
+    let proxy = Proxy::tiny(&old.url(), "").await;
+    let mut first = proxy.sent(chat("first")).await;
+    proxy.held(1).await;
+    let mut second = proxy.sent(streaming("second")).await;
+    proxy.held(2).await;
+    // A reload that changes nothing of the route leaves them where they are.
+    proxy.reload(&routes(&[route("tiny", &old.url(), ""), route("other", &old.url(), "")])).await;
+    listed(&proxy, &["tiny", "other"]).await;
+    assert_eq!(proxy.route("tiny").await["held"], 2);
+
+    proxy.reload(&routes(&[route("tiny", &new.url(), "")])).await;
+    for client in [&mut first, &mut second] {
+        new.call().await.echo().await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!(old.requests(), 0);
+    assert_eq!(proxy.route("tiny").await["endpoints"].as_array().unwrap().len(), 1);
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_under_another_target_and_the_next_one_goes_there() {
+    let (mut old, mut new) = (Upstream::warm().await, Upstream::warm().await);
+    let proxy = Proxy::tiny(&old.url(), "").await;
+    let mut client = proxy.sent(streaming("old")).await;
+    let mut call = old.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    proxy.reload(&routes(&[route("tiny", &new.url(), "")])).await;
+    until("the old one to get nothing more", async || {
+        proxy.route("tiny").await["endpoints"][0]["ready"] == false
+    })
+    .await;
+    let mut next = proxy.sent(chat("new")).await;
+    call.send(chunk("still here")).await;
+    client.parts_until("still here").await;
+    call.finish(LAST).await;
+    assert_eq!(client.rest().await.as_deref(), Some(""));
+    new.call().await.echo().await;
+    assert_eq!(next.response().await.json()["text"], "new");
+    assert_eq!(old.requests(), 1);
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_route_that_is_removed_serves_those_that_it_had() {
+    let (mut tiny, mut other) = (Upstream::cold().await, Upstream::warm().await);
+    let (tiny_route, other_route) = (route("tiny", &tiny.url(), ""), route("other", &other.url(), ""));
+    let proxy = Proxy::start(&routes(&[tiny_route.clone(), other_route.clone()])).await;
+    let mut held = proxy.sent(chat("held")).await;
+    proxy.held(1).await;
+    let ask_other = post(CHAT, r#"{"model":"other","stream":true,"text":"stream"}"#);
+    let mut stream = proxy.sent(&ask_other).await;
+    let mut call = other.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    stream.head().await.unwrap();
+
+    proxy.reload(&routes(&[route("third", &tiny.url(), "")])).await;
+    listed(&proxy, &["third"]).await;
+    proxy.ask(&ask_other).await.is_error(404, "model_not_found");
+    let models = proxy.ask(get("/v1/models")).await.json();
+    assert_eq!((&models["data"][0]["id"], &models["data"][1]), (&"third".into(), &serde_json::Value::Null));
+
+    // Both come back, as new routes; the old ones are done with what they had.
+    proxy.reload(&routes(&[tiny_route, other_route])).await;
+    listed(&proxy, &["tiny", "other"]).await;
+    let mut again = proxy.sent(&ask_other).await;
+    let mut second = other.call().await;
+    second.body().await;
+    second.reply("again").await;
+    assert_eq!(again.response().await.status(), 200);
+
+    tiny.wake();
+    tiny.call().await.echo().await;
+    assert_eq!(held.response().await.json()["text"], "held");
+    call.finish(chunk("to the end") + LAST).await;
+    assert_eq!(stream.rest().await.as_deref(), Some("to the end"));
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn a_client_of_a_removed_route_may_still_hang_up() {
+    let tiny = Upstream::cold().await;
+    let proxy = Proxy::tiny(&tiny.url(), "").await;
+    let held = proxy.sent(chat("held")).await;
+    proxy.held(1).await;
+    proxy.reload(&routes(&[route("other", &tiny.url(), "")])).await;
+    listed(&proxy, &["other"]).await;
+    drop(held);
+    // The route is forgotten when nobody is left: its target is asked no more.
+    until("the probes to end", async || {
+        let before = tiny.accepted();
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tiny.accepted() == before
+    })
+    .await;
+    proxy.stop(&[("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn new_limits_hold_from_now_on() {
+    let mut upstream = Upstream::warm().await;
+    let config = |limits: &str, more: &str| {
+        format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", &upstream.url(), more)]))
+    };
+    let tight = config("maxBodyBytes: 100", "hold: { maxRequests: 1 }, concurrency: { max: 1 }");
+    let wide = config("maxBodyBytes: 10KiB", "hold: { maxRequests: 9 }, concurrency: { max: 3 }");
+    let proxy = Proxy::start(&tight).await;
+    let mut clients = vec![proxy.sent(chat("0")).await];
+    let first = upstream.call().await;
+    clients.push(proxy.sent(chat("1")).await);
+    proxy.held(1).await;
+    proxy.ask(chat("2")).await.is_error(429, "saturated");
+    proxy.ask(chat(&"x".repeat(100))).await.is_error(413, "request_too_large");
+
+    proxy.reload(&wide).await;
+    // Who waited for the old limit goes at once.
+    let second = upstream.call().await;
+    proxy.held(0).await;
+    clients.push(proxy.sent(chat(&"x".repeat(100))).await);
+    let third = upstream.call().await;
+    clients.push(proxy.sent(chat("3")).await);
+    proxy.held(1).await;
+    assert_eq!(proxy.route("tiny").await["limits"]["concurrency_max"], 3);
+
+    // And less again: what is in flight stays so, and nothing more goes before there is room.
+    proxy.reload(&tight).await;
+    until("the limit", async || proxy.route("tiny").await["limits"]["concurrency_max"] == 1).await;
+    proxy.ask(chat("4")).await.is_error(429, "saturated");
+    second.echo().await;
+    third.echo().await;
+    proxy.in_flight(1).await;
+    assert_eq!((proxy.route("tiny").await["held"].as_u64(), upstream.pending()), (Some(1), 0));
+    first.echo().await;
+    upstream.call().await.echo().await;
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+#[tokio::test]
+async fn the_budget_of_all_bodies_changes_too() {
+    let upstream = Upstream::cold().await;
+    let config = |bytes: usize| {
+        format!(
+            "limits: {{ maxBodyBytes: 100, maxBufferedBytes: {bytes} }}\n{}",
+            routes(&[route("tiny", &upstream.url(), "")])
+        )
+    };
+    let proxy = Proxy::start(&config(100)).await;
+    let mut held = vec![proxy.sent(chat(&"x".repeat(50))).await];
+    proxy.held(1).await;
+    proxy.ask(chat(&"x".repeat(50))).await.is_error(503, "hold_queue_full");
+    proxy.reload(&config(1000)).await;
+    until("room for one more", async || {
+        held.push(proxy.sent(chat(&"x".repeat(50))).await);
+        proxy.metric("anteroom_held_requests", &[]).await == 2
+    })
+    .await;
+    drop(held);
+    proxy.held(0).await;
+    proxy.stopped(anteroom::drain::Request::Interrupt).await;
+}
+
+#[tokio::test]
+async fn policies_of_a_held_request_are_those_it_came_in_with() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
+    let client = proxy.sent(chat("patient")).await;
+    proxy.held(1).await;
+    proxy.reload(&routes(&[route("tiny", &upstream.url(), "hold: { timeout: 20ms }")])).await;
+    until("the new deadline", async || proxy.route("tiny").await["limits"]["hold_timeout_ms"] == 20.0).await;
+    proxy.ask(chat("hasty")).await.is_error(504, "cold_start_timeout");
+    proxy.held(1).await;
+    drop(client);
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", 1), ("cold_start_timeout", 1)]).await;
+}

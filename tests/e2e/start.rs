@@ -1,0 +1,214 @@
+//! The start, and the binary from outside: ports, signals, the file.
+
+use std::{fs, net::SocketAddr, process::Stdio};
+
+use anteroom::{app::Bound, scaler};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    net::{TcpListener, TcpStream},
+    process::{Child, ChildStderr, Command},
+};
+
+use crate::support::{
+    Upstream, Wire,
+    proxy::{options, parse},
+    route, routes, soon, until,
+    upstream::{LAST, STREAM, chunk},
+    wire::{chat, get, streaming},
+};
+
+const ROUTES: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:9 } }]";
+
+/// `anteroom serve` as a process, with its log.
+struct Served {
+    child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    address: SocketAddr,
+    folder: tempfile::TempDir,
+}
+
+// === impl Served ===
+
+impl Served {
+    async fn start(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("anteroom.yaml"), config).unwrap();
+        let mut child = command(&folder, &[]).spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut served = Self { child, log, address: SocketAddr::from(([0; 4], 0)), folder };
+        let listening = served.logged("listening").await;
+        served.address = listening["address"].as_str().unwrap().parse().unwrap();
+        served
+    }
+
+    /// Waits for this line of the log.
+    async fn logged(&mut self, message: &str) -> Value {
+        loop {
+            let line = soon(message, self.log.next_line()).await.unwrap().expect("a line before the end");
+            let line: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("JSON: {line}"));
+            if line["message"].as_str().is_some_and(|said| said.contains(message)) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().unwrap().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn write(&self, config: &str) {
+        let path = self.folder.path().join("anteroom.yaml");
+        // As editors and kubelets do: never a half-written file.
+        fs::write(path.with_extension("new"), config).unwrap();
+        fs::rename(path.with_extension("new"), path).unwrap();
+    }
+
+    async fn ask(&self, request: impl AsRef<[u8]>) -> crate::support::wire::Response {
+        Wire::connect(self.address).await.ask(request).await
+    }
+}
+
+fn command(folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anteroom"));
+    command
+        .args(["serve", "--log-format", "json", "--config"])
+        .arg(folder.path().join("anteroom.yaml"))
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+#[tokio::test]
+async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
+    let (taken, free) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let (taken_at, free_at) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
+    drop(free);
+    // With several threads the sockets share their address, which must not hide that somebody else has it.
+    for workers in [1, 2] {
+        for (listen, admin, key) in [(taken_at, free_at, "listen"), (free_at, taken_at, "admin")] {
+            let yaml = format!("listen: {listen}\nadmin: {admin}\nworkers: {workers}\n{ROUTES}\n");
+            let Err(error) = Bound::new(parse(&yaml), options()).await else { panic!("{key} is taken") };
+            let text = error.to_string();
+            assert!(text.contains(key) && text.contains(&taken_at.to_string()), "{text}");
+            assert!(text.contains("another program has it"), "{text}");
+            assert!(TcpStream::connect(free_at).await.is_err(), "the other port is not kept");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_second_proxy_does_not_share_the_port_of_the_first() {
+    let yaml = format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n{ROUTES}\n");
+    let first = Bound::new(parse(&yaml), scaler::Options::default()).await.unwrap();
+    let yaml = yaml.replacen("127.0.0.1:0", &first.address.to_string(), 1);
+    assert!(Bound::new(parse(&yaml), scaler::Options::default()).await.is_err());
+    let yaml = yaml
+        .replace(&first.address.to_string(), "127.0.0.1:0")
+        .replace("admin: 127.0.0.1:0", &format!("admin: {}", first.admin_address));
+    assert!(Bound::new(parse(&yaml), scaler::Options::default()).await.is_err());
+}
+
+#[tokio::test]
+async fn the_binary_says_what_is_wrong_and_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    fs::write(folder.path().join("anteroom.yaml"), format!("admin: 127.0.0.1:0\n{ROUTES}\n")).unwrap();
+    let output = soon("the end", command(&folder, &["--listen", &address]).output()).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains(&format!("error: cannot listen on listen address {address}")), "{text}");
+}
+
+#[tokio::test]
+async fn on_sigterm_it_finishes_accounts_and_exits_with_0() {
+    let mut upstream = Upstream::warm().await;
+    let config =
+        format!("drainDelay: 100ms\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
+    let mut served = Served::start(&config).await;
+    let mut client = Wire::connect(served.address).await;
+    client.send(chat("one")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    client.send(streaming("two")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    served.signal(Signal::TERM);
+    served.logged("draining").await;
+    until("nothing to be accepted", async || TcpStream::connect(served.address).await.is_err()).await;
+    call.finish(chunk("the rest") + LAST).await;
+    assert_eq!(client.rest().await.as_deref(), Some("the rest"));
+
+    let last = served.logged("stopped").await;
+    assert_eq!(
+        (last["admitted"].as_u64(), last["held"].as_u64(), last["in_flight"].as_u64()),
+        (Some(2), Some(0), Some(0))
+    );
+    let outcomes = last["outcomes"].as_str().unwrap();
+    let sum: u64 =
+        outcomes.split(' ').map(|one| one.split_once('=').unwrap().1.parse::<u64>().unwrap()).sum();
+    assert!(sum == 2 && outcomes.contains("completed=2"), "{outcomes}");
+    assert_eq!(
+        soon("the end of the log", served.log.next_line()).await.unwrap(),
+        None,
+        "and it is the last line"
+    );
+    assert_eq!(soon("the exit", served.child.wait()).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn on_ctrl_c_it_does_not_wait_for_load_balancers_and_a_second_one_cuts() {
+    let mut upstream = Upstream::warm().await;
+    let config =
+        format!("drainDelay: 10m\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));
+    let mut served = Served::start(&config).await;
+    let mut client = Wire::connect(served.address).await;
+    client.send(streaming("endless")).await;
+    let call = upstream.call().await;
+    served.signal(Signal::INT);
+    until("nothing to be accepted", async || TcpStream::connect(served.address).await.is_err()).await;
+    served.signal(Signal::INT);
+    client.end().await;
+    call.gone().await;
+    let last = served.logged("stopped").await;
+    assert!(last["outcomes"].as_str().unwrap().contains("draining=1"), "{last}");
+    assert_eq!(soon("the exit", served.child.wait()).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_changed_file_is_used_and_a_bad_one_is_not() {
+    let mut upstream = Upstream::cold().await;
+    let good = routes(&[route("tiny", &upstream.url(), "")]);
+    let mut served = Served::start(&good).await;
+    let mut held = Wire::connect(served.address).await;
+    held.send(chat("held")).await;
+    upstream.probed().await;
+    for bad in ["routes: [", "rooutes: []\n", "listen: nowhere\n", &good.replace("http://", "ftp://")] {
+        served.write(bad);
+        let line = served.logged("the old one stays").await;
+        assert_eq!(line["level"], "ERROR");
+        let models = served.ask(get("/v1/models")).await.json();
+        assert_eq!(models["data"][0]["id"], "tiny", "{bad}");
+    }
+    served.write(&routes(&[route("tiny", &upstream.url(), ""), route("other", &upstream.url(), "")]));
+    served.logged("configuration reloaded").await;
+    assert_eq!(served.ask(get("/v1/models")).await.json()["data"][0]["id"], "other");
+    // SIGHUP says it too, even where nothing has changed.
+    served.signal(Signal::HUP);
+    served.logged("configuration reloaded").await;
+    upstream.wake();
+    upstream.call().await.echo().await;
+    assert_eq!(held.response().await.json()["text"], "held");
+    served.signal(Signal::INT);
+    assert_eq!(soon("the exit", served.child.wait()).await.unwrap().code(), Some(0));
+}
