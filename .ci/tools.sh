@@ -47,7 +47,7 @@ cargo_tool() {
 
 # vllm_dir: prints where vLLM is, or is to be: with what is installed there in the name.
 vllm_dir() {
-  echo "${ANTEROOM_VLLM_DIR:-$CACHE/vllm-$(cat tests/vllm/install tests/vllm/tiny_model.py | sha256sum | cut -c1-12)}"
+  echo "${ANTEROOM_VLLM_DIR:-$CACHE/vllm-$(cat tests/vllm/{install,tiny_model.py,requirements.txt} | sha256sum | cut -c1-12)}"
 }
 
 # node_env FOLDER: installs what the package-lock.json there says, and prints the folder of a node that is new enough.

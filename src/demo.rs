@@ -42,7 +42,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = load_time)]
     pub load_time: Period,
 
-    /// Write the report to this file too
+    /// Write the report to this file too, as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
@@ -163,23 +163,25 @@ async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
 fn introduce(stage: &Stage, args: &DemoArgs, paint: Paint) {
     let Stage { address, admin_address, idle_timeout, .. } = stage;
     let load_time = args.load_time;
-    let count = args.requests;
-    say(&format!(
-        "{} {}: a cold start, end to end\n",
-        paint.bold("anteroom demo"),
-        env!("CARGO_PKG_VERSION")
-    ));
-    say(&format!("  proxy  http://{address}   the OpenAI API, with one model: demo"));
-    say(&format!("  admin  http://{admin_address}   metrics, routes, cold starts"));
-    say(&format!(
-        "  model  anteroom sim            loads for {load_time}, and is stopped when idle for {idle_timeout}"
-    ));
-    let clients = if count == 1 { "One client asks" } else { "clients ask" };
-    let clients = if count == 1 { clients.to_owned() } else { format!("{count} {clients}") };
-    say(&format!(
-        "\nNothing runs yet. {clients} for a streamed answer, {}now.\n",
-        if count == 1 { "" } else { "all " }
-    ));
+    let ask = match args.requests {
+        1 => "One client asks for a streamed answer".to_owned(),
+        count => format!("{count} clients ask for a streamed answer, all at once"),
+    };
+    for line in [
+        format!("{} {}: a cold start, end to end", paint.bold("anteroom demo"), env!("CARGO_PKG_VERSION")),
+        String::new(),
+        format!("  proxy  http://{address}  the OpenAI API, with one model: demo"),
+        format!("  admin  http://{admin_address}  metrics, routes, cold starts"),
+        "  model  anteroom sim           a stand-in for vLLM, with nothing to download:".to_owned(),
+        format!(
+            "                                loads for {load_time}, stopped after {idle_timeout} without a request"
+        ),
+        String::new(),
+        format!("No model server runs. {ask}."),
+        String::new(),
+    ] {
+        say(&line);
+    }
 }
 
 /// Stops everything, and says so.

@@ -56,14 +56,14 @@ impl Live {
     }
 
     fn route(&self, view: &View, elapsed: Duration) -> String {
-        let (ready, all) = view.endpoints;
         format!(
-            "  {}  {:>7}   {:<10}  held {:<4}  in flight {:<4}  endpoints {ready} ready of {all}",
+            "  {}  {:>7}   {:<10}  held {:<4}  in flight {:<4}  endpoints {}",
             self.paint.bold("demo"),
             seconds(elapsed),
             view.status.name(),
             view.held,
             view.in_flight,
+            view.endpoints,
         )
     }
 

@@ -144,11 +144,11 @@ impl Report {
 /// A cold start with its waterfall.
 pub(super) fn cold_start_lines(cold_start: &ColdStart, paint: Paint, width: usize) -> Vec<String> {
     let outcome = cold_start.outcome.map_or("unfinished", ColdStartOutcome::name);
-    let head = format!("Cold start {} of {}", cold_start.id, cold_start.route);
-    let outcome = if cold_start.outcome == Some(ColdStartOutcome::Completed) {
-        paint.good(outcome)
-    } else {
-        paint.bad(outcome)
+    let head = format!("Cold start #{} of route {}", cold_start.id, cold_start.route);
+    let outcome = match cold_start.outcome {
+        Some(ColdStartOutcome::Completed) => paint.good(outcome),
+        Some(ColdStartOutcome::Failed) => paint.bad(outcome),
+        Some(ColdStartOutcome::Abandoned) | None => paint.bold(outcome),
     };
     let mut lines = vec![format!(
         "{}: {outcome} in {}, {} held",

@@ -6,7 +6,6 @@ use super::{
     client::Seen,
     live::Live,
     paint::{duration, fit, is_live, say},
-    report::requests_in_words,
     stage::Stage,
 };
 use crate::{
@@ -21,8 +20,8 @@ pub(super) struct View {
     pub(super) cold_start: Option<ColdStart>,
     pub(super) held: usize,
     pub(super) in_flight: u64,
-    /// Ready ones, and all.
-    pub(super) endpoints: (usize, usize),
+    /// Those that take requests.
+    pub(super) endpoints: usize,
 }
 
 /// Shows the first requests.
@@ -49,14 +48,13 @@ impl View {
     pub(super) fn of(stage: &Stage) -> Self {
         let gate = &stage.gate;
         let endpoints = gate.target().endpoints();
-        let ready = endpoints.iter().filter(|endpoint| endpoint.is_ready()).count();
         Self {
             status: gate.target().status(),
             phase: gate.cold_starts().phase(),
             cold_start: stage.cold_start(),
             held: gate.held(),
             in_flight: gate.in_flight(),
-            endpoints: (ready, endpoints.len()),
+            endpoints: endpoints.iter().filter(|endpoint| endpoint.is_ready()).count(),
         }
     }
 }
@@ -107,7 +105,7 @@ impl Lines {
 
     fn update(&mut self, view: &View, seen: &[Seen], elapsed: Duration) {
         self.heartbeats(seen, elapsed);
-        self.phases(view, seen);
+        self.phases(view);
         if let Some(first) =
             seen.iter().filter_map(|seen| seen.first_token).min().filter(|_| !self.first_token)
         {
@@ -123,24 +121,19 @@ impl Lines {
         }
     }
 
-    fn phases(&mut self, view: &View, seen: &[Seen]) {
+    fn phases(&mut self, view: &View) {
         let Some(cold_start) = &view.cold_start else { return };
         for span in &cold_start.phases[self.phases.min(cold_start.phases.len())..] {
             self.phases += 1;
             let end = Duration::from_secs_f64((span.start_ms + span.duration_ms) / 1e3);
-            let held = requests_in_words(cold_start.held_peak);
-            match span.name {
-                Phase::Signal => {
-                    at(end, "nothing is up: requests are held, the model server is wanted at once")
-                }
-                Phase::Launch => at(end, &format!("its process runs and loads; {held} held")),
-                Phase::Load => at(end, "it is ready"),
-                Phase::Dispatch => at(end, "the held requests are dispatched"),
-                Phase::FirstByte => {
-                    let waited = if seen.len() == 1 { "it" } else { "the first of them" };
-                    at(end, &format!("{waited} is answered"));
-                }
-            }
+            let what = match span.name {
+                Phase::Signal => "nothing is up: the requests are held, and the launcher is told at once",
+                Phase::Launch => "the model server's process runs, and loads",
+                Phase::Load => "the model server is ready",
+                Phase::Dispatch => "the held requests are sent to it",
+                Phase::FirstByte => "the first answer begins",
+            };
+            at(end, what);
         }
     }
 

@@ -59,7 +59,7 @@ impl<'a> Stay<'a> {
             looks.tick().await;
             let new = self.stage.gate.target().status();
             if new != status {
-                self.changed(&new);
+                self.changed(&status, &new);
                 status = new;
             }
             if let Some(record) = self.stage.last_cold_start().filter(|record| record.id > shown) {
@@ -81,18 +81,21 @@ impl<'a> Stay<'a> {
         }
     }
 
-    fn changed(&self, status: &Status) {
-        let held = self.stage.gate.held();
+    fn changed(&self, before: &Status, status: &Status) {
         let what = match status {
-            Status::Stopping => {
-                format!("no request for {}: the model server is being stopped", self.stage.idle_timeout)
+            Status::Idle if matches!(before, Status::Ready | Status::Stopping) => {
+                let idle_timeout = self.stage.idle_timeout;
+                format!("no request for {idle_timeout}: the model server is stopped, and nothing runs")
             }
-            Status::Idle => "it is stopped; nothing runs until the next request".to_owned(),
-            Status::Starting => {
-                format!("woken: {} held, the model server is started again", requests_in_words(held))
-            }
-            Status::Ready => "it is ready".to_owned(),
-            Status::Failed(reason) => format!("it failed: {reason}"),
+            Status::Idle => "nothing runs until the next request".to_owned(),
+            Status::Starting => match self.stage.gate.held() {
+                0 => "woken: the model server is started again".to_owned(),
+                held => format!("woken: {} held, the model server is started again", requests_in_words(held)),
+            },
+            Status::Ready => "the model server is ready".to_owned(),
+            Status::Failed(reason) => format!("the model server failed: {reason}"),
+            // Told when it is done.
+            Status::Stopping => return,
         };
         let elapsed = duration(self.began.elapsed().as_secs_f64() * 1e3);
         self.say(&format!("{elapsed:>9}  {what}"));

@@ -51,11 +51,11 @@ pub struct ClientIo<I> {
     io: I,
     state: Arc<ConnectionState>,
     timeouts: ClientTimeouts,
-    /// Its first bytes were those of HTTP/2.
+    /// It began as HTTP/2 does.
     http2: bool,
     /// hyper has tried to read since the last flush, and so hears of a hang-up.
     listening: bool,
-    /// What was read while it did not.
+    /// What was read before or while it did not.
     ahead: Vec<u8>,
     quiet: Quiet,
     /// Something was written since the stall timer was armed.
@@ -72,6 +72,9 @@ struct Quiet {
     begun: u32,
     timer: Option<Pin<Box<Sleep>>>,
 }
+
+/// How HTTP/2 begins.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 // === impl ConnectionState ===
 
@@ -125,10 +128,8 @@ impl<I> ClientIo<I> {
     }
 
     /// Something was read.
-    fn heard(&mut self, read: &[u8]) {
-        if self.state.begun() == 0 {
-            self.http2 |= read.starts_with(b"PRI ");
-        } else if self.http2 {
+    fn heard(&mut self) {
+        if self.http2 && self.state.begun() > 0 {
             // Between requests there are pings, acknowledgements and windows, which begin none.
             return;
         }
@@ -230,15 +231,46 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
         Poll::Pending
     }
 
-    /// Reads what was read ahead, and after that from the connection.
-    fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
+    /// Whether the client speaks HTTP/2 from the start (RFC 9113, section 3.3): its first bytes are those of the
+    /// preface. They stay to be read.
+    ///
+    /// # Errors
+    /// When the connection breaks, or nothing comes in time.
+    pub async fn begins_http2(&mut self) -> io::Result<bool> {
+        while self.ahead.len() < PREFACE.len() && PREFACE.starts_with(&self.ahead) {
+            let mut room = [0; PREFACE.len()];
+            let mut room = ReadBuf::new(&mut room[self.ahead.len()..]);
+            std::future::poll_fn(|cx| match Pin::new(&mut self.io).poll_read(cx, &mut room) {
+                Poll::Pending => self.poll_quiet(cx).map(Err),
+                Poll::Ready(read) => Poll::Ready(read),
+            })
+            .await?;
+            if room.filled().is_empty() {
+                break;
+            }
+            self.heard();
+            self.ahead.extend_from_slice(room.filled());
         }
+        self.http2 = self.ahead == PREFACE;
+        Ok(self.http2)
+    }
+
+    /// Reads what was read ahead, and after that from the connection: in one go, so that hyper's buffer need not grow
+    /// for a second one.
+    fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead[..count]);
-        self.ahead.drain(..count);
-        Poll::Ready(Ok(()))
+        if count > 0 {
+            buf.put_slice(&self.ahead[..count]);
+            self.ahead.drain(..count);
+            if !self.ahead.is_empty() || buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            self.ahead = Vec::new();
+        }
+        match Pin::new(&mut self.io).poll_read(cx, buf) {
+            Poll::Pending if count > 0 => Poll::Ready(Ok(())),
+            read => read,
+        }
     }
 }
 
@@ -248,12 +280,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let filled = buf.filled().len();
         self.listening = true;
         match self.poll_next(cx, buf) {
             Poll::Pending => self.poll_quiet(cx).map(Err),
             Poll::Ready(read) => {
-                self.heard(&buf.filled()[filled..]);
+                self.heard();
                 Poll::Ready(read)
             }
         }

@@ -78,7 +78,8 @@ impl Proxy {
                     lease.permit.first_byte();
                     return Ok(Answer::Stream(response, lease));
                 }
-                return self.unavailable(response, lease, sending, timeouts.idle_timeout.get()).await;
+                let looking = self.unavailable(response, lease, sending, timeouts.idle_timeout.get());
+                return Box::pin(looking).await;
             }
             Err(error) => error,
         };

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::SocketAddr};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
@@ -95,6 +95,22 @@ pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<So
             headers.insert(REQUEST_ID, id.clone());
             id
         }
+    }
+}
+
+/// Copies a head out of the read buffer that it came in, which is several times its size.
+pub fn settle(parts: &mut request::Parts) {
+    let size = parts.headers.values().map(HeaderValue::len).sum();
+    let mut copy = BytesMut::with_capacity(size);
+    for value in parts.headers.values_mut() {
+        copy.extend_from_slice(value.as_bytes());
+        // A part of what was a value is one.
+        if let Ok(settled) = HeaderValue::from_maybe_shared(copy.split().freeze()) {
+            *value = settled;
+        }
+    }
+    if let Ok(uri) = Uri::from_maybe_shared(Bytes::from(parts.uri.to_string())) {
+        parts.uri = uri;
     }
 }
 

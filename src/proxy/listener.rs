@@ -11,10 +11,13 @@ use std::{
     time::Duration,
 };
 
-use hyper::service::service_fn;
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto::Builder,
+    server::graceful::GracefulConnection,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
@@ -81,11 +84,10 @@ pub async fn serve_listener(
             Ok((stream, address)) => {
                 // Tokens are small, and each should go out by itself.
                 let _ = stream.set_nodelay(true);
-                let counted = Open::new(&open);
-                let serving = serve_connection(stream, Some(address), proxy.clone(), closing.clone());
+                let (counted, proxy, closing) = (Open::new(&open), proxy.clone(), closing.clone());
                 tasks.spawn(async move {
-                    serving.await;
-                    drop(counted);
+                    let _counted = counted;
+                    serve_connection(stream, Some(address), proxy, closing).await;
                 });
             }
             Err(error) => {
@@ -113,36 +115,59 @@ pub async fn serve_connection<I>(
         idle: limits.idle_timeout.get(),
         stall: limits.stall_timeout.get(),
     };
-    let io = TokioIo::new(ClientIo::new(io, client.connection.clone(), timeouts));
+    let mut io = ClientIo::new(io, client.connection.clone(), timeouts);
+    let begins_http2 = tokio::select! {
+        // Whoever has said something is served.
+        biased;
+        begins = io.begins_http2() => begins,
+        () = closing.cancelled() => return,
+    };
     let service = service_fn(move |request| {
         let (proxy, client) = (proxy.clone(), client.clone());
         async move { Ok::<_, Infallible>(proxy.answer(&client, request).await) }
     });
-    let builder = http(&limits);
-    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
-    let ended = tokio::select! {
-        // Mostly there is something to do, and seldom to drain.
-        biased;
-        ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let ended = match begins_http2 {
+        Ok(false) => drive(http1(&limits).serve_connection(TokioIo::new(io), service), closing).await,
+        // On the heap: most connections are not.
+        Ok(true) => {
+            Box::pin(drive(http2(&limits).serve_connection(TokioIo::new(io), service), closing)).await
         }
+        Err(error) => return tracing::trace!(%error, "a connection ended before its first request"),
     };
     if let Err(error) = ended {
         tracing::trace!(%error, "a connection ended");
     }
 }
 
-fn http(limits: &Limits) -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    let head = limits.max_header_bytes.get();
-    // Time-outs are ClientIo's.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(head.max(8192));
+/// Serves a connection to its end; after `closing`, to the end of what is under way.
+async fn drive<C: GracefulConnection>(connection: C, closing: CancellationToken) -> Result<(), C::Error> {
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        // Mostly there is something to do, and seldom to close.
+        biased;
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
+
+/// Time-outs are ClientIo's.
+fn http1(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
     builder
-        .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX))
+        .header_read_timeout(None)
+        .max_buf_size(limits.max_header_bytes.get().max(8192));
+    builder
+}
+
+fn http2(limits: &Limits) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.max_header_bytes.get()).unwrap_or(u32::MAX))
         .max_concurrent_streams(1024);
     builder
 }

@@ -135,7 +135,12 @@ impl Proxy {
     /// Answers a request, whatever happens.
     pub async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
         let head = request.method() == Method::HEAD;
-        let id = request.headers().get(forward::REQUEST_ID).cloned();
+        // A copy: a part of the read buffer would keep all of it for as long as the request is held.
+        let id = request
+            .headers()
+            .get(forward::REQUEST_ID)
+            .map(HeaderValue::as_bytes)
+            .map(HeaderValue::from_bytes);
         let served = AssertUnwindSafe(self.serve(client, request)).catch_unwind().await;
         let (gate, error) = match served {
             Ok(Ok(response)) => return response,
@@ -143,7 +148,7 @@ impl Proxy {
             // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
             Err(_) => (None, ProxyError::Internal),
         };
-        let id = id.unwrap_or_else(forward::new_id);
+        let id = id.and_then(Result::ok).unwrap_or_else(forward::new_id);
         if let Err(refusal) = error.ending() {
             gate.as_ref().map_or(&self.shared.unrouted, |gate| gate.counters()).refuse(refusal);
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
@@ -170,6 +175,7 @@ impl Proxy {
             fits.map_err(|error| Refused { gate: Some(gate.clone()), error })?;
         }
         let request_id = forward::request(&mut head, &host, client.address);
+        drop(host);
         let entered = gate.enter();
         let routed = Routed { head, gate, body, shape, scan, request_id, started, under_way };
 
@@ -198,7 +204,7 @@ impl Proxy {
 
     /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
     async fn hold(&self, routed: Routed) -> Result<Response<Body>, Refused> {
-        let Routed { head, gate, body, shape, scan, request_id, started, under_way } = routed;
+        let Routed { mut head, gate, body, shape, scan, started, under_way, .. } = routed;
         let refused = |error| Refused { gate: Some(gate.clone()), error };
         if shape.is_none() && !gate.target().is_up() {
             return Err(refused(ProxyError::NotKept(head.uri.path().into())));
@@ -216,6 +222,8 @@ impl Proxy {
             }
         };
         read.settle();
+        forward::settle(&mut head);
+        let request_id = head.headers.get(forward::REQUEST_ID).cloned().unwrap_or_else(forward::new_id);
         let patience = Patience::of(&head.headers)
             .map_err(|error| refused(ProxyError::InvalidRequest(error.to_string())))?;
         let ticket = gate.hold(read.bytes.len(), patience.may_wait()).map_err(refused)?;
@@ -319,7 +327,8 @@ fn encoding(headers: &HeaderMap) -> Option<String> {
 async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ProxyError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let scan = match (shape, openai::boundary(content_type)) {
-        (Shape::Form, Some(boundary)) => openai::scan_multipart(body.clone(), &boundary).await,
+        // On the heap: the others should not carry its room.
+        (Shape::Form, Some(boundary)) => Box::pin(openai::scan_multipart(body.clone(), &boundary)).await,
         (Shape::Form, None) => {
             let reason = "This path wants a multipart/form-data body.".into();
             return Err(ProxyError::InvalidRequest(reason));

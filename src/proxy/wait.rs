@@ -57,12 +57,12 @@ impl Proxy {
 
         let id = exchange.request_id.clone();
         let progress = Progress::new(gate, exchange.started(), shape, scan.model, id);
-        let waiting = self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone());
+        // On the heap, since the body of an early answer takes it over.
+        let mut waiting: Waiting =
+            Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
         let answered =
             |answered: Answered| answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error));
         let Some(heartbeat) = heartbeat else { return answered(waiting.await) };
-        // On the heap, since the early answer's body takes it over.
-        let mut waiting: Waiting = Box::pin(waiting);
         tokio::select! {
             // The answer, if there is one.
             biased;

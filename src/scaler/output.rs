@@ -1,6 +1,6 @@
 //! What a model server prints: the last lines, bounded, and the one that says most.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -75,15 +75,19 @@ impl Drop for Output {
 }
 
 /// The line that says most of why a process ended: the last one that is neither a frame of a traceback nor says just
-/// that the cause stands above.
-pub(super) fn telling(lines: &[String]) -> Option<&str> {
-    let says_something = |line: &&str| {
+/// that the cause stands above. Pydantic's says how many errors there are; the line below it, which is added, says which.
+pub(super) fn telling(lines: &[String]) -> Option<Cow<'_, str>> {
+    let says_something = |line: &String| {
         !line.starts_with(char::is_whitespace)
             && !line.starts_with("Traceback (most recent call last)")
             && !line.contains("See root cause above")
     };
-    let lines = || lines.iter().map(String::as_str).rev();
-    lines().find(says_something).or_else(|| lines().next())
+    let index = lines.iter().rposition(says_something).or_else(|| lines.len().checked_sub(1))?;
+    let line = &lines[index];
+    match lines.get(index + 1) {
+        Some(which) if line.contains("validation error") => Some(format!("{line}: {}", which.trim()).into()),
+        _ => Some(line.into()),
+    }
 }
 
 // === impl Lines ===
@@ -187,9 +191,15 @@ mod tests {
             "  File \"vllm/v1/engine/utils.py\", line 1431, in wait_for_engine_startup",
             "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
         ]);
-        assert_eq!(telling(&vllm), Some("ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory."));
-        assert_eq!(telling(&said(&["ValueError: no", "  indented"])), Some("ValueError: no"));
-        assert_eq!(telling(&said(&["  a", "  b"])), Some("  b"), "better than nothing");
+        let telling = |lines: &[String]| telling(lines).map(Cow::into_owned);
+        let expected = "ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.";
+        assert_eq!(telling(&vllm).as_deref(), Some(expected));
+        assert_eq!(telling(&said(&["ValueError: no", "  indented"])).as_deref(), Some("ValueError: no"));
+        let pydantic =
+            ["ValidationError: 1 validation error for ModelConfig", "  Value error, no", "    See there"];
+        let expected = "ValidationError: 1 validation error for ModelConfig: Value error, no";
+        assert_eq!(telling(&said(&pydantic)).as_deref(), Some(expected));
+        assert_eq!(telling(&said(&["  a", "  b"])).as_deref(), Some("  b"), "better than nothing");
         assert_eq!(telling(&[]), None);
     }
 }

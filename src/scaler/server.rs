@@ -119,7 +119,7 @@ fn free_port() -> io::Result<u16> {
 }
 
 fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> String {
-    let last = telling(last_lines).map(shortened);
+    let last = telling(last_lines).as_deref().map(shortened);
     let how = match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(126 | 127), _)

@@ -10,10 +10,10 @@ def anteroom(tmp_path):
     every request and left no process behind."""
     started = []
 
-    def start(*routes, env=None, **config):
+    def start(*routes, **config):
         folder = tmp_path / f"proxy-{len(started)}"
         folder.mkdir()
-        proxy = harness.Anteroom({"routes": list(routes), **config}, folder, **(env or {}))
+        proxy = harness.Anteroom({"routes": list(routes), **config}, folder)
         started.append(proxy)
         return proxy
 

@@ -26,13 +26,14 @@ MARK = "ANTEROOM_TEST_RUN"
 class Process:
     """A process with its log, read line by line as it comes."""
 
-    def __init__(self, command, **env):
+    def __init__(self, command, cwd=None, env=None):
         self.mark = uuid.uuid4().hex
         self.lines = []
         self._news = threading.Condition()
         self._popen = subprocess.Popen(
             command,
-            env={**os.environ, "NO_COLOR": "1", **env, MARK: self.mark},
+            cwd=cwd,
+            env={**os.environ, **(env or {}), MARK: self.mark},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -125,21 +126,24 @@ class Sim(Process):
 
 
 class Anteroom(Process):
-    """`anteroom serve` with this configuration, on free ports."""
+    """`anteroom serve` with this configuration (or this file), on free ports."""
 
-    def __init__(self, config, folder, **env):
-        self.path = Path(folder) / "anteroom.yaml"
-        self.write(config)
-        super().__init__([BINARY, "serve", "--config", str(self.path)], **env)
+    def __init__(self, config, folder, **options):
+        if isinstance(config, dict):
+            self.path = Path(folder) / "anteroom.yaml"
+            self.write(config)
+        else:
+            self.path = config
+        free = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--drain-delay", "0s", "--log-format", "json")
+        super().__init__([BINARY, "serve", "--config", str(self.path), *free], **options)
         said = self.wait_for_event("listening")
         self.url = f"http://{said['address']}"
         self.admin = f"http://{said['admin']}"
         self.stopped = None
 
     def write(self, config):
-        """The configuration: JSON is YAML."""
-        defaults = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "drainDelay": "0s", "log": "json"}
-        self.path.write_text(json.dumps({**defaults, **config}, indent=2))
+        """Writes the configuration: JSON is YAML."""
+        self.path.write_text(json.dumps(config, indent=2))
 
     @property
     def base_url(self):
