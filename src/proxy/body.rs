@@ -17,6 +17,7 @@ use tokio::time::{Sleep, sleep};
 use super::{exchange::Exchange, intake::Outgoing, keepalive::KeptAlive, stream_stall};
 use crate::{
     admission::Permit,
+    domain::Period,
     error::Outcome,
     upstream::{Connection, Upstream},
 };
@@ -63,7 +64,7 @@ struct Idle {
 pub enum BodyError {
     #[error("the endpoint broke its answer off: {0}")]
     Broken(hyper::Error),
-    #[error("the endpoint paused its answer for more than {} s", .0.as_secs())]
+    #[error("the endpoint paused its answer for more than {}", Period::from(*.0))]
     Paused(Duration),
 }
 
