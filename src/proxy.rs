@@ -10,6 +10,7 @@ mod intake;
 mod keepalive;
 mod listener;
 mod pipeline;
+mod stream_stall;
 mod table;
 mod wait;
 

@@ -25,9 +25,14 @@ pub(super) fn tell_wait(headers: &mut HeaderMap, held: Duration, upstream: Durat
         headers.append("server-timing", timing);
     }
     if cold {
-        headers.insert("x-anteroom-cold-start", HeaderValue::from_static("true"));
-        headers.insert("x-keda-http-cold-start", HeaderValue::from_static("true"));
+        tell_cold_start(headers);
     }
+}
+
+/// Says that a cold start held the request: in our word, and in that of the HTTP Add-on.
+pub(super) fn tell_cold_start(headers: &mut HeaderMap) {
+    headers.insert("x-anteroom-cold-start", HeaderValue::from_static("true"));
+    headers.insert("x-keda-http-cold-start", HeaderValue::from_static("true"));
 }
 
 /// An answer of ours.

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::{Sleep, sleep};
 
-use super::{exchange::Exchange, intake::Outgoing, keepalive::KeptAlive};
+use super::{exchange::Exchange, intake::Outgoing, keepalive::KeptAlive, stream_stall};
 use crate::{
     admission::Permit,
     error::Outcome,
@@ -89,11 +89,13 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
+        let part = match self.get_mut() {
             Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relay(relay) => relay.poll_frame(cx),
             Self::KeptAlive(kept) => kept.poll_frame(cx),
-        }
+        };
+        stream_stall::asked(part.is_ready());
+        part
     }
 
     fn is_end_stream(&self) -> bool {

@@ -11,7 +11,7 @@ use std::{
 use http::HeaderValue;
 use tokio::time::Instant;
 
-use super::client_io::UnderWay;
+use super::{client_io::UnderWay, stream_stall};
 use crate::{
     admission::Gate,
     coldstart::Leave,
@@ -141,7 +141,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or_else(|| match () {
             () if std::thread::panicking() => Outcome::Internal,
-            () if self.under_way.is_stalled() => Outcome::ClientStalled,
+            () if self.under_way.is_stalled() || stream_stall::is_ending() => Outcome::ClientStalled,
             () if self.cut.load(Ordering::Relaxed) => Outcome::Draining,
             () => Outcome::ClientGone,
         });

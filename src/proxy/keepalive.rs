@@ -180,7 +180,10 @@ impl KeptAlive {
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
         // nginx in front of us would keep the heartbeats to itself.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        headers.insert(super::forward::REQUEST_ID, progress.id.clone());
+        super::forward::response(headers, progress.id.clone());
+        if progress.gate.cold_starts().phase().is_some() {
+            super::answers::tell_cold_start(headers);
+        }
         response
     }
 

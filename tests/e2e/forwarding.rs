@@ -234,7 +234,26 @@ async fn an_upload_to_a_route_without_models_streams_when_the_target_is_warm() {
     client.send(chat("next")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
-    proxy.stop(&[("completed", 3)]).await;
+
+    // So may all of it: whatever becomes of the rest, it is not taken for a request, here or there.
+    client
+        .send(format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n"))
+        .await;
+    client.send(chunk("first")).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.wire.part().await, Part::Data(b"first".into()));
+    call.send(answer("401 Unauthorized", &[], "no")).await;
+    let response = client.response().await;
+    assert_eq!((response.status(), &*response.text()), (401, "no"));
+    client.send(chunk(&chat("smuggled")) + LAST).await;
+    let mut client = proxy.sent(chat("after")).await;
+    let mut after = upstream.call().await;
+    assert_eq!(after.text().await, "after");
+    after.reply("after").await;
+    assert_eq!(client.response().await.status(), 200);
+    drop(call);
+    assert_eq!((upstream.requests(), upstream.pending()), (5, 0));
+    proxy.stop(&[("completed", 5)]).await;
 }
 
 #[tokio::test]

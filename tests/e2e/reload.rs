@@ -177,7 +177,7 @@ async fn the_budget_of_all_bodies_changes_too() {
     proxy.reload(&config(1000)).await;
     until("room for one more", async || {
         held.push(proxy.sent(chat(&"x".repeat(50))).await);
-        proxy.metric("anteroom_held_requests", &[]).await == 2
+        proxy.metric("anteroom_held_requests", &[]).await >= 2
     })
     .await;
     drop(held);

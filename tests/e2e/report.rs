@@ -22,7 +22,7 @@ async fn what_is_promised_is_there() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("x")).await;
-    proxy.held(1).await;
+    proxy.starting().await;
     upstream.wake();
     upstream.call().await.echo().await;
     client.response().await;

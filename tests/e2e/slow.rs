@@ -64,14 +64,13 @@ async fn a_connection_that_is_idle_for_too_long_is_closed() {
 #[tokio::test]
 async fn a_held_or_streaming_request_is_not_idle() {
     let mut upstream = Upstream::cold().await;
-    let limits = "headerTimeout: 20ms, idleTimeout: 20ms, bodyTimeout: 20ms, stallTimeout: 20ms";
-    let proxy = start(limits, &upstream.url(), "").await;
+    let proxy = start("idleTimeout: 20ms, stallTimeout: 20ms", &upstream.url(), "").await;
     let mut client = proxy.sent(streaming("x")).await;
     let mut other = h2::connect(proxy.address).await;
     let asked = tokio::spawn(other.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)));
     proxy.held(2).await;
     // Many times each time-out.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
     proxy.held(2).await;
     upstream.wake();
     let mut calls = [upstream.call().await, upstream.call().await];
@@ -80,7 +79,7 @@ async fn a_held_or_streaming_request_is_not_idle() {
         call.send(STREAM).await;
     }
     client.head().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
     for mut call in calls {
         call.send(chunk("data: x\n\n")).await;
         call.finish("0\r\n\r\n").await;
@@ -163,7 +162,6 @@ async fn a_client_that_stops_reading_costs_little_and_is_cut_off() {
 }
 
 #[tokio::test]
-#[ignore = "hyper asks no body for more while the window is full, and nothing else watches the time"]
 async fn an_http_2_client_that_stops_reading_is_cut_off_too() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;

@@ -102,6 +102,11 @@ impl Proxy {
         self.until("held", number).await;
     }
 
+    /// Waits until `tiny` was seen not to be ready, so that what comes is a cold start.
+    pub async fn starting(&self) {
+        until("a cold start", async || self.route("tiny").await["state"] == "starting").await;
+    }
+
     pub async fn in_flight(&self, number: u64) {
         self.until("in_flight", number).await;
     }
