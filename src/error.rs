@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use thiserror::Error;
 
-use crate::domain::RouteKey;
+use crate::domain::{Period, RouteKey};
 
 /// How a request ended. Every admitted request has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +86,7 @@ pub enum ProxyError {
     UnsupportedEncoding(String),
     #[error("The request body is larger than the {limit} bytes that are allowed.")]
     RequestTooLarge { limit: usize },
-    #[error("The request body stopped arriving for {} s.", .0.as_secs())]
+    #[error("The request body stopped arriving for {}.", Period::from(*.0))]
     RequestTimeout(Duration),
     #[error("`{route}` is starting, and its waiting room is full: {reason}.")]
     HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
@@ -98,7 +98,7 @@ pub enum ProxyError {
     Saturated { route: RouteKey, reason: String },
     #[error("`{route}` cannot take the request at once, and it asked not to wait.")]
     NoWait { route: RouteKey, retry_after: Option<Duration> },
-    #[error("`{route}` did not become ready within the {} s that this request may wait ({limit}).", .waited.as_secs())]
+    #[error("`{route}` did not become ready within the {} that this request may wait ({limit}).", Period::from(*.waited))]
     ColdStartTimeout { route: RouteKey, waited: Duration, limit: &'static str, retry_after: Option<Duration> },
     #[error("`{route}` could not be started: {reason}")]
     ColdStartFailed { route: RouteKey, reason: Arc<str>, retry_after: Option<Duration> },

@@ -9,6 +9,6 @@ pub use api::{Api, Shape};
 pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
 pub use wire::{
-    empty_chunk, error_body, error_event, model, model_list, says_no_endpoint, sse_comment, sse_data,
+    DONE, empty_chunk, error_body, error_event, model, model_list, says_no_endpoint, sse_comment, sse_data,
     upstream_error_event,
 };

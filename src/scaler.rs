@@ -7,8 +7,9 @@ mod server;
 mod url;
 mod wake;
 
-use std::{path::PathBuf, pin::pin, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,18 +32,20 @@ pub struct Stops {
 /// Brings the target of a route up when it is wanted and down when it is not, until it is told to end. One task a
 /// route runs this.
 ///
-/// When another target is published, the old one ends first: requests in flight on it finish, held ones stay where
-/// they are, and then the new one takes over. Dropping the future is safe too: no process outlives it for long.
+/// When another target is published, requests in flight on the old one finish and held ones stay where they are. The
+/// new one takes over when an old process has ended, since two might not fit on the machine; an old url is not waited
+/// for. Dropping the future is safe too: no process outlives it for long.
 pub async fn supervise(
     gate: Arc<Gate>,
     mut targets: watch::Receiver<Target>,
     options: Options,
     stops: Stops,
 ) {
+    let mut leaving = FuturesUnordered::new();
     loop {
         let target = targets.borrow_and_update().clone();
         let ours = stops.of_one_target();
-        let mut running = pin!(run(gate.clone(), &target, &options, ours.clone()));
+        let mut running = Box::pin(run(gate.clone(), target.clone(), options.clone(), ours.clone()));
         let replaced = async {
             // Without a publisher this target is the last one.
             while targets.changed().await.is_ok() {
@@ -56,26 +59,33 @@ pub async fn supervise(
             // It ends by itself only when it is told to, and then nothing is to be replaced.
             biased;
             () = &mut running => {
+                while leaving.next().await.is_some() {}
                 let reason = "the proxy was stopped before the target was up";
                 return gate.cold_starts().failed(reason.into(), Vec::new());
             }
+            () = async { while leaving.next().await.is_some() {} std::future::pending().await } => {}
             () = replaced => {
                 tracing::info!(route = %gate.key(), "the target of the route is replaced");
                 ours.retire();
             }
         }
-        running.await;
+        match target {
+            Target::Process(_) => running.await,
+            // Polled once, it sends nothing more there and has said so.
+            Target::Url(_) if (&mut running).now_or_never().is_none() => leaving.push(running),
+            Target::Url(_) => {}
+        }
         // Whoever still waits has not moved, and the next activation counts from when the first of them came.
         gate.cold_starts().failed("the target was replaced before it was up".into(), Vec::new());
     }
 }
 
-async fn run(gate: Arc<Gate>, target: &Target, options: &Options, stops: Stops) {
+async fn run(gate: Arc<Gate>, target: Target, options: Options, stops: Stops) {
     match target {
         Target::Process(target) => {
-            process::Launcher::new(gate, target.clone(), options.guardian.clone(), stops).run().await;
+            process::Launcher::new(gate, target, options.guardian, stops).run().await;
         }
-        Target::Url(url) => url::run(gate, url, stops).await,
+        Target::Url(url) => url::run(gate, &url, stops).await,
     }
 }
 

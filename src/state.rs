@@ -29,6 +29,8 @@ pub struct Endpoint {
     /// How many may be in flight now: the ramp.
     limit: AtomicU32,
     max: AtomicU32,
+    /// First bytes that came back since the ramp began; not counted beyond its end.
+    answered: AtomicU32,
     /// Failed dispatches in a row.
     failures: AtomicU32,
     /// Wakes the owner (launcher, prober): became suspect, or the last request in flight ended.
@@ -83,6 +85,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             limit: AtomicU32::new(max),
             max: AtomicU32::new(max),
+            answered: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             attention: Notify::new(),
         })
@@ -141,28 +144,34 @@ impl Endpoint {
         }
     }
 
-    /// A first byte came back: forgets failures and admits one more, up to the maximum. Says whether it does.
+    /// A first byte came back: forgets failures, and lets twice as many be in flight as have been answered, up to the
+    /// maximum. So the number doubles when all of a round have been answered, whether they have ended or stream on.
+    /// Says whether it grew.
     pub fn succeeded(&self) -> bool {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
         let max = self.max.load(Ordering::Relaxed);
-        self.limit() < max
-            && self
-                .limit
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |limit| {
-                    (limit < max).then_some(limit + 1)
-                })
-                .is_ok()
+        if self.limit() >= max {
+            return false;
+        }
+        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
+        let limit = answered.saturating_mul(2).min(max);
+        self.limit.fetch_max(limit, Ordering::Relaxed) < limit
     }
 
     /// It failed a request before answering: it gets nothing until its owner has seen it answer again, and then one
     /// request at first.
     pub fn suspect(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        self.limit.store(1, Ordering::Relaxed);
+        self.ramp_from(1);
         self.ready.store(false, Ordering::SeqCst);
         self.attention.notify_one();
+    }
+
+    fn ramp_from(&self, limit: u32) {
+        self.answered.store(0, Ordering::Relaxed);
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// How long its owner leaves it alone before asking again: nothing, or 50 ms doubling to 1 s with each failure.
@@ -249,7 +258,7 @@ impl TargetState {
     /// The endpoint takes requests, `limit` at first; `None` leaves the limit where it is.
     pub fn ready(&self, endpoint: &Endpoint, limit: Option<u32>) {
         if let Some(limit) = limit {
-            endpoint.limit.store(limit.min(endpoint.max.load(Ordering::Relaxed)), Ordering::Relaxed);
+            endpoint.ramp_from(limit.min(endpoint.max.load(Ordering::Relaxed)));
         }
         endpoint.ready.store(true, Ordering::SeqCst);
         self.set_status(Status::Ready);
@@ -302,6 +311,47 @@ impl Status {
             Self::Ready => "ready",
             Self::Stopping => "stopping",
             Self::Failed(_) => "failed",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ramp_doubles_with_every_round_of_first_bytes_though_all_stream_on() {
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        TargetState::default().ready(&endpoint, Some(4));
+        let mut rounds = Vec::new();
+        while endpoint.limit() < 64 {
+            let before = endpoint.in_flight();
+            while endpoint.acquire() {}
+            rounds.push(endpoint.in_flight());
+            // Each of the round is answered, and none ends.
+            for _ in before..endpoint.in_flight() {
+                endpoint.succeeded();
+            }
+        }
+        assert_eq!(rounds, [4, 8, 16, 32]);
+        assert!(!endpoint.succeeded(), "it is at its maximum");
+        endpoint.suspect();
+        assert_eq!((endpoint.limit(), endpoint.backoff()), (1, Duration::from_millis(50)));
+        endpoint.succeeded();
+        assert_eq!(
+            (endpoint.limit(), endpoint.backoff()),
+            (2, Duration::ZERO),
+            "twice the one that was answered"
+        );
+    }
+
+    #[test]
+    fn the_backoff_doubles_from_50_ms_to_1_s() {
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        let backoffs = [50, 100, 200, 400, 800, 1000, 1000];
+        for expected in backoffs {
+            endpoint.suspect();
+            assert_eq!(endpoint.backoff().as_millis(), expected);
         }
     }
 }

@@ -16,7 +16,10 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{domain::UpstreamTimeouts, state::Endpoint};
+use crate::{
+    domain::{Period, UpstreamTimeouts},
+    state::Endpoint,
+};
 
 /// Connects to endpoints and keeps connections that may be used again.
 pub struct Upstream<B> {
@@ -70,7 +73,7 @@ pub enum SendError {
     ConnectTimeout(Box<str>),
     #[error("{address} broke the connection off before it answered: {}", chain(.source))]
     Reset { address: Box<str>, source: hyper::Error },
-    #[error("{address} sent no response head within {} s", .limit.as_secs())]
+    #[error("{address} sent no response head within {}", Period::from(*.limit))]
     ResponseTimeout { address: Box<str>, limit: Duration },
 }
 

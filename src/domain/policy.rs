@@ -82,8 +82,8 @@ pub struct Concurrency {
     /// How many requests are in flight on one endpoint at most.
     #[schemars(range(min = 1))]
     pub max: u32,
-    /// How many a new endpoint gets at first. Each first byte that comes back admits one more, so that the number
-    /// doubles with every round: the first requests after a start are slow.
+    /// How many a new endpoint gets at first. The number doubles with every round of first bytes that come back: the
+    /// first requests after a start are slow.
     #[schemars(range(min = 1))]
     pub ramp_start: u32,
 }

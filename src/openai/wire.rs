@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use super::Shape;
 use crate::error::ProxyError;
 
+/// The last event of a stream of chunks.
+pub const DONE: &[u8] = b"data: [DONE]\n\n";
+
 /// `{"error":{"message","type","param","code"}}`.
 pub fn error_body(error: &ProxyError) -> Bytes {
     let answer = error.answer();

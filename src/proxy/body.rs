@@ -17,7 +17,9 @@ use tokio::time::{Sleep, sleep};
 use super::{exchange::Exchange, intake::Outgoing, keepalive::KeptAlive, stream_stall};
 use crate::{
     admission::Permit,
+    domain::Period,
     error::Outcome,
+    openai,
     upstream::{Connection, Upstream},
 };
 
@@ -63,7 +65,7 @@ struct Idle {
 pub enum BodyError {
     #[error("the endpoint broke its answer off: {0}")]
     Broken(hyper::Error),
-    #[error("the endpoint paused its answer for more than {} s", .0.as_secs())]
+    #[error("the endpoint paused its answer for more than {}", Period::from(*.0))]
     Paused(Duration),
 }
 
@@ -150,10 +152,13 @@ impl Relay {
         };
         self.idle.progress = true;
         match frame {
-            // The last part may be known to be the last, as trailers are: then nobody asks for another.
+            // The last part may be known to be the last, as trailers are: then nobody asks for another. After the last
+            // event of a stream the SDKs hang up, often before they see that the answer ends there: they have it all.
             Some(Ok(frame)) => {
                 if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.complete();
+                } else if frame.data_ref().is_some_and(|data| data.ends_with(openai::DONE)) {
+                    self.exchange.end(Outcome::Completed);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -19,7 +19,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -32,6 +32,12 @@ use crate::config::Limits;
 
 /// How many connections wait to be accepted, for each listener.
 const BACKLOG: i32 = 4096;
+
+/// When nothing has come for a minute, it is asked whether the other side still lives; dead after three times silence.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
 
 /// How long accepting rests when it fails for want of something (file descriptors, memory).
 const REST: Duration = Duration::from_millis(100);
@@ -82,8 +88,10 @@ pub async fn serve_listener(
         };
         match accepted {
             Ok((stream, address)) => {
-                // Tokens are small, and each should go out by itself.
+                // Tokens are small, and each should go out by itself. And a client that vanished without a word is
+                // noticed while it is held, too. Neither fails on a connection that lives.
                 let _ = stream.set_nodelay(true);
+                let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 let (counted, proxy, closing) = (Open::new(&open), proxy.clone(), closing.clone());
                 tasks.spawn(async move {
                     let _counted = counted;

@@ -174,6 +174,10 @@ impl Proxy {
             let fits = told_to_fit(incoming, &self.shared.limits.load());
             fits.map_err(|error| Refused { gate: Some(gate.clone()), error })?;
         }
+        if head.headers.contains_key(openai::MAX_WAIT) {
+            // Also where it will not wait: what is wrong should not show only on a cold day.
+            patience(&head.headers).map_err(|error| Refused { gate: Some(gate.clone()), error })?;
+        }
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
         let entered = gate.enter();
@@ -224,8 +228,7 @@ impl Proxy {
         read.settle();
         forward::settle(&mut head);
         let request_id = head.headers.get(forward::REQUEST_ID).cloned().unwrap_or_else(forward::new_id);
-        let patience = Patience::of(&head.headers)
-            .map_err(|error| refused(ProxyError::InvalidRequest(error.to_string())))?;
+        let patience = patience(&head.headers).map_err(refused)?;
         let ticket = gate.hold(read.bytes.len(), patience.may_wait()).map_err(refused)?;
         let exchange = self.exchange(&gate, under_way, request_id, started);
         Ok(self.wait(exchange, Sending::new(head, Intake::Read(read)), ticket, shape, scan).await)
@@ -315,6 +318,10 @@ impl From<ProxyError> for Refused {
     fn from(error: ProxyError) -> Self {
         Self { gate: None, error }
     }
+}
+
+fn patience(headers: &HeaderMap) -> Result<Patience, ProxyError> {
+    Patience::of(headers).map_err(|error| ProxyError::InvalidRequest(error.to_string()))
 }
 
 /// The encoding that hides the body, if any.

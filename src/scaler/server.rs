@@ -1,13 +1,14 @@
 //! One run of a model server: a process under its guardian.
 
 use std::{
-    io,
-    net::{Ipv4Addr, TcpListener},
+    io, iter,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::{ExitStatus, Stdio},
 };
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::unix::pipe,
     process::{Child, ChildStdin, Command},
@@ -112,10 +113,21 @@ impl Server {
     }
 }
 
-/// A port that was free a moment ago. On Linux a connection that chooses its own port does not take it soon: such
-/// ports are even, and the ones that `bind` gives are odd, as long as there are any.
+/// A port that is free, and likely to be so when the server binds it, which may take it seconds. So not one that the
+/// kernel gives to connections and listeners that leave the choice to it, but one below those and Kubernetes' node ports.
 fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+    const TRIES: usize = 100;
+    let below = iter::repeat_with(|| fastrand::u16(20_000..30_000)).take(TRIES);
+    below.map(try_port).find_map(Result::ok).map_or_else(|| try_port(0), Ok)
+}
+
+/// Whether a port is free; 0 takes one that is. Without `SO_REUSEADDR`, or we would not see a server that is bound but
+/// does not listen yet, as vLLM while it loads.
+fn try_port(port: u16) -> io::Result<u16> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())?;
+    let address = socket.local_addr()?.as_socket();
+    Ok(address.map_or(port, |address| address.port()))
 }
 
 fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> String {
@@ -155,6 +167,16 @@ fn shortened(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_somebody_is_bound_to_is_not_free() {
+        let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        bound.set_reuse_address(true).unwrap();
+        bound.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let taken = bound.local_addr().unwrap().as_socket().unwrap().port();
+        assert_eq!(try_port(taken).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!((20_000..30_000).contains(&free_port().unwrap()));
+    }
 
     #[test]
     fn the_reason_says_how_it_ended_and_what_it_said_last() {

@@ -47,19 +47,19 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
         () = stops.retire.cancelled() => {}
         () = watch(&mut wake, &endpoint) => {}
     }
-    let was_ready = endpoint.is_ready();
+    if endpoint.is_ready() {
+        // Who was to be served by an activation has been, or is gone.
+        gate.cold_starts().abandoned();
+    }
     endpoint.retire();
+    // Said before the wait: another target may have taken over when that ends.
+    gate.target().set_status(Status::Idle);
     tokio::select! {
         // Told to stop now, what is in flight is not waited for.
         biased;
         () = stops.stop.cancelled() => {}
         () = vacant(&endpoint) => gate.target().remove(&endpoint),
     }
-    if was_ready {
-        // Who was to be served by an activation has been, or is gone.
-        gate.cold_starts().abandoned();
-    }
-    gate.target().set_status(Status::Idle);
 }
 
 /// Says to everybody why they cannot be served.

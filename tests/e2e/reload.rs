@@ -53,12 +53,17 @@ async fn a_stream_goes_on_under_another_target_and_the_next_one_goes_there() {
     })
     .await;
     let mut next = proxy.sent(chat("new")).await;
+    new.call().await.echo().await;
+    assert_eq!(next.response().await.json()["text"], "new");
+    // All the while the old one has a stream, and it is not waited for.
     call.send(chunk("still here")).await;
     client.parts_until("still here").await;
     call.finish(LAST).await;
     assert_eq!(client.rest().await.as_deref(), Some(""));
-    new.call().await.echo().await;
-    assert_eq!(next.response().await.json()["text"], "new");
+    until("the old one to be forgotten", async || {
+        proxy.route("tiny").await["endpoints"].as_array().unwrap().len() == 1
+    })
+    .await;
     assert_eq!(old.requests(), 1);
     proxy.stop(&[("completed", 2)]).await;
 }

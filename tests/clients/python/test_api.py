@@ -4,6 +4,8 @@ import asyncio
 import base64
 import io
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
 import openai
@@ -162,6 +164,48 @@ def test_a_second_route_takes_what_the_first_does_not_name(anteroom, client):
     proxy = anteroom(sim_route("--seed", "1"), anything)
     api = client(proxy)
     assert whole(api.chat.completions.create(**ask())) != whole(api.chat.completions.create(**ask(model="other")))
+
+
+@pytest.fixture
+def unfinished():
+    """A model server that says all of a stream, and then does not end it until its client hangs up."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            for data in (b'{"choices":[{"index":0,"delta":{"content":"here"}}]}', b"[DONE]"):
+                event = b"data: " + data + b"\n\n"
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+            self.rfile.read(1)
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_client_that_hangs_up_after_the_last_event_has_its_answer(anteroom, client, unfinished):
+    """The SDKs close a stream at `[DONE]`, without waiting for the end of the body."""
+    proxy = anteroom({**sim_route(), "target": {"url": unfinished}})
+    with client(proxy).chat.completions.create(**ask(stream=True)) as stream:
+        assert text_of(stream) == "here"
+    proxy.wait_for_route(lambda route: route["in_flight"] == 0)
+    assert proxy.stop() == {"completed": 1}
 
 
 # Other clients.
