@@ -28,10 +28,14 @@ pub fn arrows(src: &Path, file: &Path) -> Vec<Arrow> {
     if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
         module.pop();
     }
-    let tokens = without_tests(tokens(&fs::read_to_string(file).expect("a source file")));
-    let known = Known::of(&tokens, &module);
+    let text = fs::read_to_string(file).expect("a source file");
     let arrow = |path| Arrow { file: name.display().to_string(), module: module.clone(), path };
-    known.paths.iter().cloned().map(arrow).collect()
+    named(&text, &module).into_iter().map(arrow).collect()
+}
+
+/// The paths that the text of a module names.
+pub fn named(text: &str, module: &[String]) -> Vec<Vec<String>> {
+    Known::of(&without_tests(tokens(text)), module).paths
 }
 
 // === impl Arrow ===
