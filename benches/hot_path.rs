@@ -25,7 +25,7 @@ fn main() {
 #[divan::bench(args = [1, 100, 10_000])]
 fn route_match(bencher: Bencher<'_, '_>, routes: usize) {
     // The gates' clock is tokio's.
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let _entered = runtime.enter();
     let cold_starts = ColdStarts::new(|_| {});
     let table = RouteTable::new((0..routes).map(|number| {
@@ -34,7 +34,7 @@ fn route_match(bencher: Bencher<'_, '_>, routes: usize) {
             "match": { "models": [format!("model-{number}")] },
             "target": { "url": "http://127.0.0.1:1" },
         }))
-        .unwrap();
+        .expect("a route");
         let gate = Gate::new(route.name.clone(), Policy::default(), cold_starts.clone());
         (route, gate)
     }));
@@ -69,7 +69,7 @@ fn model_scan(bencher: Bencher<'_, '_>, bytes: usize) {
 #[divan::bench(args = [0, 100_000])]
 fn join_and_leave(bencher: Bencher<'_, '_>, waiting: usize) {
     let queue: Arc<HoldQueue<()>> = Arc::default();
-    let join = || queue.join(2048, UNBOUNDED).unwrap();
+    let join = || queue.join(2048, UNBOUNDED).expect("no bounds");
     let held: Vec<Ticket<()>> = (0..waiting).map(|_| join()).collect();
     bencher.bench_local(|| drop(black_box(join())));
     drop(held);
@@ -81,7 +81,8 @@ fn release(bencher: Bencher<'_, '_>, waiting: usize) {
     bencher
         .with_inputs(|| {
             let queue: Arc<HoldQueue<()>> = Arc::default();
-            let held: Vec<_> = (0..waiting).map(|_| queue.join(2048, UNBOUNDED).unwrap()).collect();
+            let held: Vec<_> =
+                (0..waiting).map(|_| queue.join(2048, UNBOUNDED).expect("no bounds")).collect();
             (queue, held)
         })
         .bench_local_values(|(queue, held)| {
