@@ -18,14 +18,24 @@ use axum::{
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 
-use crate::{coldstart::ColdStarts, proxy::Shared};
+use crate::{admission::Gate, coldstart::ColdStarts, telemetry::RouteCounters};
 pub use api::RouteStatus;
 pub use metrics::ColdStartMetrics;
+
+/// What the admin listener reads of the request path, as it is now.
+pub trait View: Send + Sync {
+    /// Every route.
+    fn gates(&self) -> Vec<Arc<Gate>>;
+    /// What is counted of requests that belong to no route.
+    fn unrouted(&self) -> &RouteCounters;
+    /// Bytes of all request bodies in memory.
+    fn buffered_bytes(&self) -> usize;
+}
 
 /// What the admin listener shows.
 #[derive(Clone)]
 pub struct Admin {
-    shared: Arc<Shared>,
+    view: Arc<dyn View>,
     cold_starts: Arc<ColdStarts>,
     draining: Arc<AtomicBool>,
     registry: Arc<Registry>,
@@ -42,13 +52,13 @@ struct ColdStartQuery {
 impl Admin {
     /// Shows these.
     pub fn new(
-        shared: Arc<Shared>,
+        view: Arc<dyn View>,
         cold_starts: Arc<ColdStarts>,
         cold_start_metrics: &ColdStartMetrics,
         draining: Arc<AtomicBool>,
     ) -> Self {
-        let registry = Arc::new(metrics::registry(shared.clone(), cold_start_metrics));
-        Self { shared, cold_starts, draining, registry }
+        let registry = Arc::new(metrics::registry(view.clone(), cold_start_metrics));
+        Self { view, cold_starts, draining, registry }
     }
 
     /// The routes of the admin listener.
@@ -80,8 +90,7 @@ async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
 }
 
 async fn routes(State(admin): State<Admin>) -> Json<serde_json::Value> {
-    let table = admin.shared.table.load();
-    let routes: Vec<_> = table.gates().iter().map(|gate| RouteStatus::of(gate)).collect();
+    let routes: Vec<_> = admin.view.gates().iter().map(|gate| RouteStatus::of(gate)).collect();
     Json(serde_json::json!({ "routes": routes }))
 }
 

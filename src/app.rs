@@ -15,13 +15,15 @@ use tokio::{net::TcpListener, sync::mpsc, time::sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    admin::{Admin, ColdStartMetrics},
+    admin::{self, Admin, ColdStartMetrics},
+    admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
     config::Config,
     drain::{Drain, DrainTimes, Request},
     error::Outcome,
     proxy::{self, Shared},
     scaler,
+    telemetry::RouteCounters,
 };
 use routes::Routes;
 use workers::Workers;
@@ -261,6 +263,22 @@ fn hint(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
         _ => "",
+    }
+}
+
+// === impl admin::View ===
+
+impl admin::View for Shared {
+    fn gates(&self) -> Vec<Arc<Gate>> {
+        self.table.load().gates().to_vec()
+    }
+
+    fn unrouted(&self) -> &RouteCounters {
+        &self.unrouted
+    }
+
+    fn buffered_bytes(&self) -> usize {
+        self.budget.used()
     }
 }
 

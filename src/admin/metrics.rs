@@ -10,11 +10,11 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
+use super::View;
 use crate::{
     admission::Gate,
     coldstart::ColdStart,
     error::{Outcome, Refusal},
-    proxy::Shared,
     telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, Summed},
 };
 
@@ -27,8 +27,7 @@ pub struct ColdStartMetrics {
 
 type Histograms = Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>;
 
-#[derive(Debug)]
-struct Routes(Arc<Shared>);
+struct Routes(Arc<dyn View>);
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
@@ -63,9 +62,9 @@ impl ColdStartMetrics {
 }
 
 /// Everything that `/metrics` shows.
-pub(super) fn registry(shared: Arc<Shared>, cold_starts: &ColdStartMetrics) -> Registry {
+pub(super) fn registry(view: Arc<dyn View>, cold_starts: &ColdStartMetrics) -> Registry {
     let mut registry = Registry::with_prefix("anteroom");
-    registry.register_collector(Box::new(Routes(shared)));
+    registry.register_collector(Box::new(Routes(view)));
     registry.register_with_unit(
         "cold_start_duration",
         "How long cold starts took, from the first request to the first byte or the failure",
@@ -83,13 +82,18 @@ pub(super) fn registry(shared: Arc<Shared>, cold_starts: &ColdStartMetrics) -> R
 
 // === impl Routes ===
 
+impl fmt::Debug for Routes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Routes").finish_non_exhaustive()
+    }
+}
+
 impl Collector for Routes {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let table = self.0.table.load();
-        let gates = table.gates();
+        let gates = &self.0.gates()[..];
         let all = || {
             let gates = gates.iter().map(|gate| (gate.key().as_str(), gate.counters()));
-            gates.chain([(UNROUTED, &self.0.unrouted)])
+            gates.chain([(UNROUTED, self.0.unrouted())])
         };
         requests(&mut encoder, all())?;
         refused(&mut encoder, all())?;
@@ -118,7 +122,7 @@ impl Collector for Routes {
             None,
             MetricType::Gauge,
         )?;
-        buffered.encode_gauge(&(self.0.budget.used() as u64))
+        buffered.encode_gauge(&(self.0.buffered_bytes() as u64))
     }
 }
 
