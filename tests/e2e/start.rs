@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, process::Stdio};
 
 use anteroom::{app::Bound, scaler};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
@@ -16,7 +16,7 @@ use crate::support::{
     proxy::{options, parse},
     route, routes, soon, until,
     upstream::{LAST, STREAM, chunk},
-    wire::{chat, get, streaming},
+    wire::{CHAT, chat, get, post, streaming},
 };
 
 const ROUTES: &str = "routes: [{ name: a, target: { url: http://127.0.0.1:9 } }]";
@@ -211,4 +211,31 @@ async fn a_changed_file_is_used_and_a_bad_one_is_not() {
     assert_eq!(held.response().await.json()["text"], "held");
     served.signal(Signal::INT);
     assert_eq!(soon("the exit", served.child.wait()).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn killing_the_proxy_leaves_no_model_server_behind() {
+    let pids = tempfile::NamedTempFile::new().unwrap();
+    // A server with a child, as vLLM has one for its engine.
+    let script = r#"sleep 600 & echo $! >> "$1"; echo $$ >> "$1"; exec "$2" sim --port "$3""#;
+    let command =
+        serde_json::json!(["sh", "-c", script, "-", pids.path(), env!("CARGO_BIN_EXE_anteroom"), "{port}"]);
+    let route = format!(
+        "{{ name: tiny, match: {{ models: [tiny] }}, target: {{ process: {{ command: {command} }} }} }}"
+    );
+    let mut served =
+        Served::start(&format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes: [{route}]")).await;
+    let body = r#"{"model":"tiny","messages":[{"role":"user","content":"x"}]}"#;
+    assert_eq!(served.ask(post(CHAT, body)).await.status(), 200);
+    let pids: Vec<Pid> = fs::read_to_string(pids.path())
+        .unwrap()
+        .lines()
+        .map(|line| Pid::from_raw(line.parse().unwrap()).unwrap())
+        .collect();
+    assert_eq!(pids.len(), 2);
+    let lives = |pid: &Pid| test_kill_process(*pid).is_ok();
+    assert!(pids.iter().all(lives));
+    served.signal(Signal::KILL);
+    soon("the proxy's end", served.child.wait()).await.unwrap();
+    until("the model server and its child to end", async || !pids.iter().any(lives)).await;
 }
