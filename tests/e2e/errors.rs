@@ -75,6 +75,15 @@ fn the_document_says_what_is_answered() {
 }
 
 #[test]
+fn the_document_names_every_outcome() {
+    let text = include_str!("../../docs/errors.md");
+    let (_, metrics) = text.split_once("## In the metrics").unwrap();
+    let unnamed =
+        Outcome::ALL.into_iter().filter(|outcome| !metrics.contains(&format!("`{}`", outcome.name())));
+    assert_eq!(unnamed.collect::<Vec<_>>(), []);
+}
+
+#[test]
 fn retry_after_is_what_is_left_within_what_sdks_honour() {
     let documented = documented();
     for (known, expected) in [(None, 5), (Some(0), 1), (Some(17), 17), (Some(3600), 60)] {
