@@ -45,26 +45,28 @@ const REST: Duration = Duration::from_millis(100);
 /// Binds `count` listeners to one address, so that the kernel spreads connections over them.
 ///
 /// # Errors
-/// When the address cannot be had. The first socket is bound alone: several that share an address would hide that
-/// another program has it.
+/// When the address cannot be had. The first socket is bound alone, and shares the address only then: several that
+/// share from the start would hide that another program has it.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
-    let alone = listen(address, false)?;
-    let address = alone.local_addr()?;
-    if count == 1 {
-        return Ok(vec![alone]);
+    let first = socket(address)?;
+    first.bind(&address.into())?;
+    first.set_reuse_port(count > 1)?;
+    let address = first.local_addr()?;
+    let mut sockets = vec![first];
+    for _ in 1..count {
+        let next = socket(address.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?)?;
+        next.set_reuse_port(true)?;
+        next.bind(&address)?;
+        sockets.push(next);
     }
-    drop(alone);
-    (0..count).map(|_| listen(address, true)).collect()
+    sockets.into_iter().map(|socket| socket.listen(BACKLOG).map(|()| socket.into())).collect()
 }
 
-fn listen(address: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
+fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Accepts connections until `closing`, each served in a task of its own among `tasks`, which after `closing` end with
@@ -192,5 +194,24 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_share_an_address_with_each_other_and_with_nobody_else() {
+        let listeners = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        assert!(listeners.iter().all(|listener| listener.local_addr().unwrap() == address));
+        assert_eq!(bind(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        // Each gets some of the connections: that none does of 200 has a chance of 3 in 10^35.
+        let clients: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let accepted: Vec<_> =
+            listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count()).collect();
+        assert!(accepted.iter().all(|accepted| *accepted > 0), "{accepted:?}");
+        assert_eq!(accepted.iter().sum::<usize>(), clients.len());
     }
 }
