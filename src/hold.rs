@@ -241,6 +241,16 @@ impl<P> Ticket<P> {
     }
 }
 
+impl<P> Drop for Ticket<P> {
+    fn drop(&mut self) {
+        // Keys are never used twice, so a waiter that is found is ours.
+        let mut inner = self.queue.inner.lock();
+        if let Some(waiter) = inner.waiting.remove(&self.key) {
+            self.queue.left(&mut inner, waiter.bytes);
+        }
+    }
+}
+
 // === impl Spot ===
 
 impl<P> Spot<P> {
@@ -254,16 +264,6 @@ impl<P> Spot<P> {
             order.taken = Some(now);
         }
         order.keys.partition_point(|key| *key < self.key)
-    }
-}
-
-impl<P> Drop for Ticket<P> {
-    fn drop(&mut self) {
-        // Keys are never used twice, so a waiter that is found is ours.
-        let mut inner = self.queue.inner.lock();
-        if let Some(waiter) = inner.waiting.remove(&self.key) {
-            self.queue.left(&mut inner, waiter.bytes);
-        }
     }
 }
 
