@@ -32,6 +32,8 @@ pub struct Gate {
     cold_starts: Tracker,
     counters: RouteCounters,
     draining: AtomicBool,
+    /// Nobody is held any more, whoever comes back.
+    evicting: AtomicBool,
 }
 
 /// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
@@ -55,6 +57,7 @@ impl Gate {
             demand: Demand::default(),
             counters: RouteCounters::default(),
             draining: AtomicBool::new(false),
+            evicting: AtomicBool::new(false),
         });
         let watched = Arc::downgrade(&gate);
         gate.target.subscribe(move |change| {
@@ -181,6 +184,7 @@ impl Gate {
 
     /// The held requests have waited as long as draining allows.
     pub fn evict(&self) -> usize {
+        self.evicting.store(true, Ordering::SeqCst);
         self.queue.release_all(|| Released::Draining)
     }
 
@@ -196,6 +200,9 @@ impl Gate {
             }
         }
         self.pump();
+        if self.evicting.load(Ordering::SeqCst) {
+            self.evict();
+        }
     }
 
     fn try_permit(self: &Arc<Self>) -> Option<Permit> {
@@ -271,5 +278,52 @@ impl Drop for Permit {
         self.gate.demand.touch();
         self.endpoint.release();
         self.gate.pump();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate() -> Arc<Gate> {
+        Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}))
+    }
+
+    #[tokio::test]
+    async fn a_permit_that_comes_back_lets_the_next_one_go() {
+        let gate = gate();
+        let endpoint = Endpoint::new("127.0.0.1:1", 1);
+        gate.target().add(&endpoint);
+        let (mut first, mut second) = (gate.hold(1, true).unwrap(), gate.hold(1, true).unwrap());
+        assert!(gate.demand().is_leased());
+        gate.target().ready(&endpoint, Some(1));
+        let Released::Dispatch(permit) = first.released().await else { panic!("not released") };
+        assert_eq!((gate.held(), gate.in_flight()), (1, 1));
+        assert!(gate.enter().is_none(), "who waits goes first");
+        drop(permit);
+        let Released::Dispatch(permit) = second.released().await else { panic!("not released") };
+        drop(permit);
+        assert_eq!((gate.held(), gate.in_flight()), (0, 0));
+        assert!(gate.enter().is_some());
+    }
+
+    #[tokio::test]
+    async fn nobody_comes_back_to_a_queue_that_was_evicted() {
+        let gate = gate();
+        let mut held = gate.hold(1, true).unwrap();
+        gate.drain();
+        assert!(matches!(gate.hold(1, true), Err(ProxyError::Draining { admitted: false })));
+        assert_eq!(gate.evict(), 1);
+        assert!(matches!(held.released().await, Released::Draining));
+        assert!(matches!(gate.readmit(held.place(), 1).released().await, Released::Draining));
+        assert_eq!(gate.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_may_not_wait_wakes_the_target_all_the_same() {
+        let gate = gate();
+        assert!(matches!(gate.hold(1, false), Err(ProxyError::NoWait { .. })));
+        assert!(gate.demand().is_leased());
+        assert_eq!((gate.held(), gate.counters().admitted()), (0, 0));
     }
 }

@@ -20,6 +20,9 @@ use crate::{
     openai::{Patience, Scan, Shape},
 };
 
+/// The shortest interval of heartbeats that a client's SDK can bring about.
+const SHORTEST: Duration = Duration::from_millis(100);
+
 /// The answer, or what there is instead.
 type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
 
@@ -49,7 +52,8 @@ impl Proxy {
         let shape = shape.unwrap_or(Shape::Plain);
         let heartbeat = Heartbeat::of(policy.keepalive.mode, scan.stream, shape);
         let deadline = Deadline::of(&exchange, patience, policy.hold.timeout.get(), heartbeat.is_some());
-        let safe = patience.safe_silence();
+        // A client cannot have us send as fast as it likes.
+        let safe = patience.safe_silence().map(|safe| safe.max(SHORTEST));
         let sooner = |period: Duration| safe.map_or(period, |safe| period.min(safe));
         let early = exchange.started() + sooner(policy.keepalive.after.get());
         let interval = sooner(policy.keepalive.interval.get());
