@@ -277,10 +277,16 @@ impl TargetState {
         self.tell(Change::Room);
     }
 
-    /// The activation has failed; the next try comes after `retry_after`.
-    pub fn failed(&self, reason: Arc<str>, retry_after: Duration) {
+    /// The activation has failed; the next try comes after `retry_after`. Who waited is told the reason and the last
+    /// lines that the target printed; everybody else reads them in the record.
+    pub fn failed(&self, reason: Arc<str>, last_lines: &[String], retry_after: Duration) {
+        const TOLD: usize = 10;
         self.set_status(Status::Failed(reason.clone()));
-        self.tell(Change::Failed(reason, retry_after));
+        let told = match &last_lines[last_lines.len().saturating_sub(TOLD)..] {
+            [] => reason,
+            lines => format!("{reason}\nIts last lines:\n{}", lines.join("\n")).into(),
+        };
+        self.tell(Change::Failed(told, retry_after));
     }
 
     /// Where the target stands.

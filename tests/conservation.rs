@@ -275,7 +275,7 @@ impl World {
                 Step::Fail => {
                     *up.borrow_mut() = false;
                     self.endpoint.retire();
-                    self.gate.target().failed("it does not start".into(), Duration::from_secs(1));
+                    self.gate.target().failed("it does not start".into(), &[], Duration::from_secs(1));
                     self.gate.demand().settle();
                 }
                 Step::Behave(behaviour) => self.server.behaviour.store(behaviour as u8, Ordering::Relaxed),

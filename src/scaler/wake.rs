@@ -115,8 +115,9 @@ impl Wake {
     pub(super) fn failed(&self, reason: &str, last_lines: Vec<String>, retry_after: Duration) {
         tracing::warn!(route = %self.gate.key(), reason, ?retry_after, "the target could not be started");
         let reason: Arc<str> = reason.into();
-        self.gate.cold_starts().failed(reason.clone(), last_lines);
-        self.gate.target().failed(reason, retry_after);
+        // The record first, so that who is told finds it.
+        self.gate.cold_starts().failed(reason.clone(), last_lines.clone());
+        self.gate.target().failed(reason, &last_lines, retry_after);
         self.gate.demand().settle();
     }
 

@@ -64,7 +64,10 @@ async fn an_exit_while_loading_fails_whoever_waits_with_its_reason_and_last_line
             reason.starts_with("the command exited with code 3 while loading; its last line: "),
             "{reason}"
         );
+        let (reason, last_lines) = reason.split_once("\nIts last lines:\n").unwrap();
         assert!(reason.contains("torch.OutOfMemoryError: CUDA out of memory"), "{reason}");
+        assert!(last_lines.contains("Traceback (most recent call last):"), "{last_lines}");
+        assert!(last_lines.lines().count() <= 10);
         assert_eq!(retry_after, Duration::from_secs(1));
     }
     let [record] = route.records().try_into().unwrap();
