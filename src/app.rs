@@ -124,7 +124,7 @@ impl Bound {
         let times =
             DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
         let mut routes = Routes::new(self.shared.clone(), self.cold_starts.clone(), self.options);
-        routes.apply(&self.config);
+        routes.apply(&self.config.routes);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
             self.shared.clone(),
@@ -139,7 +139,7 @@ impl Bound {
         let asked = loop {
             match commands.recv().await {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&config);
+                    routes.apply(&config.routes);
                     self.shared.set_limits(config.limits);
                     warn_of_restart(&running, &config);
                     running = *config;
@@ -225,6 +225,10 @@ fn warn_of_restart(running: &Config, new: &Config) {
     for (key, changed) in [
         ("listen", running.listen != new.listen),
         ("admin", running.admin != new.admin),
+        ("scaler", running.scaler != new.scaler),
+        ("scalerTls", running.scaler_tls != new.scaler_tls),
+        ("peers", running.peers != new.peers),
+        ("kubernetes", running.kubernetes != new.kubernetes),
         ("workers", running.workers != new.workers),
         ("log", running.log != new.log),
         ("drainDelay", running.drain_delay != new.drain_delay),

@@ -1,5 +1,6 @@
 //! The configuration: a YAML file, overridden by variables, overridden by flags, made into one validated [`Config`].
 
+mod cluster;
 mod decode;
 mod describe;
 mod error;
@@ -16,6 +17,7 @@ use std::{
     path::Path,
 };
 
+pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
 pub use overrides::Overrides;
@@ -37,6 +39,19 @@ pub struct Config {
     /// The address of metrics, probes and the JSON API. Not for the clients: it tells what runs where.
     #[schemars(extend("format" = "ip:port"))]
     pub admin: SocketAddr,
+    /// The address of the scaler that KEDA asks, over gRPC. Without it, there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "ip:port"))]
+    pub scaler: Option<SocketAddr>,
+    /// TLS for the scaler. Without it, it is plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scaler_tls: Option<ScalerTls>,
+    /// Other replicas of this proxy. Without it, there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
+    /// The Kubernetes cluster whose routes, pods and ScaledObjects are watched. Without it, none is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Kubernetes>,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
@@ -112,6 +127,10 @@ impl Default for Config {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 8080).into(),
             admin: (Ipv4Addr::LOCALHOST, 8081).into(),
+            scaler: None,
+            scaler_tls: None,
+            peers: None,
+            kubernetes: None,
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),

@@ -4,11 +4,15 @@
 //! attributes here, so that one definition is what the file accepts, what the schema says and what the code reads.
 
 mod policy;
+mod scaling;
 mod units;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
+pub use scaling::{
+    Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use units::{ByteCount, Period};
@@ -39,6 +43,21 @@ pub struct Route {
     /// How long an endpoint may take.
     #[serde(default)]
     pub upstream: UpstreamTimeouts,
+    /// What a scaler is told of the demand.
+    #[serde(default)]
+    pub scaling: Scaling,
+    /// Who changes the number of replicas.
+    #[serde(default)]
+    pub scale_by: ScaleBy,
+    /// What is scaled. Needed with `scaleBy: kubernetes`; otherwise it is found through the ScaledObject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
+    /// What becomes of requests at zero while the ScaledObject is paused.
+    #[serde(default)]
+    pub when_paused: WhenPaused,
+    /// How long something may stand in the way of a start before the requests that wait are told.
+    #[serde(default)]
+    pub failure_grace: FailureGrace,
 }
 
 /// Identifies a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
@@ -68,6 +87,46 @@ pub enum Target {
     Process(ProcessTarget),
     /// A server or gateway that someone else scales: `http://host:port`.
     Url(String),
+    /// Pods of a cluster, found through an object of its API. Only routes of the cluster have it.
+    #[serde(skip)]
+    Cluster(ClusterTarget),
+}
+
+/// Pods that somebody scales, and how requests get to them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterTarget {
+    /// The namespace of the route, in which its target is.
+    pub namespace: String,
+    /// What says which pods there are.
+    pub source: EndpointSource,
+    /// `http://host:port` that requests go to, if not to the pods; then the pods only tell readiness.
+    pub gateway: Option<String>,
+}
+
+/// What says which pods a target has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EndpointSource {
+    /// A Service, by its EndpointSlices.
+    Service {
+        /// Its name.
+        name: String,
+        /// Which of its ports.
+        port: ServicePort,
+    },
+    /// An InferencePool of the Gateway API's inference extension, by its selector.
+    InferencePool {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ServicePort {
+    /// By number.
+    Number(u16),
+    /// By name.
+    Name(String),
 }
 
 /// How to run a model server on this machine.
@@ -128,6 +187,35 @@ impl Route {
             keepalive: self.keepalive,
             concurrency: self.concurrency,
             upstream: self.upstream,
+            scaling: self.scaling,
+            scale_by: self.scale_by,
+            workload: self.workload.clone(),
+            when_paused: self.when_paused,
+            failure_grace: self.failure_grace,
+        }
+    }
+}
+
+// === impl ClusterTarget ===
+
+impl fmt::Display for ClusterTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            EndpointSource::Service { name, port } => write!(f, "service {name}:{port}")?,
+            EndpointSource::InferencePool { name } => write!(f, "inferencePool {name}")?,
+        }
+        match &self.gateway {
+            Some(gateway) => write!(f, " behind {gateway}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for ServicePort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Name(name) => name.fmt(f),
         }
     }
 }

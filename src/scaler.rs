@@ -1,6 +1,8 @@
-//! What brings targets up and down: the launcher of processes, and the prober of servers that someone else scales.
+//! What brings targets up and down: the launcher of processes, the prober of servers that someone else scales, and the
+//! keeper of the pods of a cluster.
 
 mod backoff;
+mod cluster;
 mod output;
 mod process;
 mod server;
@@ -13,13 +15,19 @@ use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::Gate, domain::Target};
+use crate::{
+    admission::Gate,
+    domain::Target,
+    state::{Discovery, NoDiscovery},
+};
 
-/// What launchers need to know of this installation.
-#[derive(Clone, Debug)]
+/// What those who look after targets need to know of this installation.
+#[derive(Clone)]
 pub struct Options {
     /// The executable whose `guardian` subcommand model servers are started with.
     pub guardian: PathBuf,
+    /// What finds the pods of targets.
+    pub discovery: Arc<dyn Discovery>,
 }
 
 /// How the owner of a target ends its supervision, gently first.
@@ -33,8 +41,8 @@ pub struct Stops {
 /// route runs this.
 ///
 /// When another target is published, requests in flight on the old one finish and held ones stay where they are. The
-/// new one takes over when an old process has ended, since two might not fit on the machine; an old url is not waited
-/// for. Dropping the future is safe too: no process outlives it for long.
+/// new one takes over when an old process has ended, since two might not fit on the machine; an old url or pod is
+/// not waited for. Dropping the future is safe too: no process outlives it for long.
 pub async fn supervise(
     gate: Arc<Gate>,
     mut targets: watch::Receiver<Target>,
@@ -72,8 +80,10 @@ pub async fn supervise(
         match target {
             Target::Process(_) => running.await,
             // Polled once, it sends nothing more there and has said so.
-            Target::Url(_) if (&mut running).now_or_never().is_none() => leaving.push(running),
-            Target::Url(_) => {}
+            Target::Url(_) | Target::Cluster(_) if (&mut running).now_or_never().is_none() => {
+                leaving.push(running);
+            }
+            Target::Url(_) | Target::Cluster(_) => {}
         }
         // Whoever still waits has not moved, and the next activation counts from when the first of them came.
         gate.cold_starts().failed("the target was replaced before it was up".into(), Vec::new());
@@ -86,6 +96,7 @@ async fn run(gate: Arc<Gate>, target: Target, options: Options, stops: Stops) {
             process::Launcher::new(gate, target, options.guardian, stops).run().await;
         }
         Target::Url(url) => url::run(gate, &url, stops).await,
+        Target::Cluster(target) => cluster::run(gate, &target, options.discovery, stops).await,
     }
 }
 
@@ -99,7 +110,7 @@ impl Default for Options {
         } else {
             std::env::current_exe().unwrap_or_else(|_| "anteroom".into())
         };
-        Self { guardian }
+        Self { guardian, discovery: Arc::new(NoDiscovery) }
     }
 }
 

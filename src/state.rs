@@ -1,5 +1,7 @@
-//! Snapshots of a target: published by whoever watches it (launcher, prober, later Kubernetes), read by the request
-//! path.
+//! Snapshots of a target: published by whoever watches it (launcher, prober, Kubernetes), read by the request path.
+
+mod discovery;
+mod obstacle;
 
 use std::{
     fmt,
@@ -11,8 +13,10 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Protocol};
+pub use obstacle::Obstacle;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::pick::Load;
 
@@ -24,6 +28,7 @@ pub struct Endpoint {
     id: u64,
     /// `host:port`, to connect to.
     address: Box<str>,
+    protocol: Protocol,
     ready: AtomicBool,
     in_flight: AtomicU32,
     /// How many may be in flight now: the ramp.
@@ -41,6 +46,8 @@ pub struct Endpoint {
 pub struct TargetState {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     status: Mutex<Status>,
+    /// What stands in the way, if it is down.
+    obstacle: watch::Sender<Option<Arc<Obstacle>>>,
     on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
 }
 
@@ -77,10 +84,16 @@ impl Endpoint {
 
     /// An endpoint that is not ready yet.
     pub fn new(address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
+        Self::speaking(Protocol::Http1, address, max)
+    }
+
+    /// One that wants to be spoken to in this way.
+    pub fn speaking(protocol: Protocol, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             address: address.into(),
+            protocol,
             ready: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             limit: AtomicU32::new(max),
@@ -104,6 +117,11 @@ impl Endpoint {
     /// Whether it takes requests.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
+    }
+
+    /// How it wants to be spoken to.
+    pub const fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// How many requests are in flight on it.
@@ -215,7 +233,12 @@ impl fmt::Debug for Endpoint {
 
 impl Default for TargetState {
     fn default() -> Self {
-        Self { endpoints: ArcSwap::default(), status: Mutex::default(), on_change: OnceLock::new() }
+        Self {
+            endpoints: ArcSwap::default(),
+            status: Mutex::default(),
+            obstacle: watch::Sender::default(),
+            on_change: OnceLock::new(),
+        }
     }
 }
 
@@ -297,6 +320,32 @@ impl TargetState {
     /// Says where the target stands.
     pub fn set_status(&self, status: Status) {
         *self.status.lock() = status;
+    }
+
+    /// What stands in the way of the target, as far as is known.
+    pub fn obstacle(&self) -> Option<Arc<Obstacle>> {
+        self.obstacle.borrow().clone()
+    }
+
+    /// Says what stands in the way, or that nothing does. The same obstacle keeps the time since when it does.
+    pub fn set_obstacle(&self, obstacle: Option<Obstacle>) {
+        self.obstacle.send_if_modified(|known| match (known.as_deref(), obstacle) {
+            (None, None) => false,
+            (Some(known), Some(new)) if known.is_same(&new) => false,
+            (Some(before), Some(new)) if before.kind == new.kind => {
+                *known = Some(Arc::new(Obstacle { since: before.since, ..new }));
+                true
+            }
+            (_, new) => {
+                *known = new.map(Arc::new);
+                true
+            }
+        });
+    }
+
+    /// Changes with what stands in the way.
+    pub fn obstacles(&self) -> watch::Receiver<Option<Arc<Obstacle>>> {
+        self.obstacle.subscribe()
     }
 
     fn tell(&self, change: Change) {

@@ -97,7 +97,9 @@ fn the_example_states_the_defaults_and_suits_the_schema() {
     let text = fs::read_to_string(in_tree("docs/example.yaml")).unwrap();
     let config = Config::parse(&text, "docs/example.yaml").unwrap();
     assert_eq!(config.limits, Config::default().limits);
-    assert_eq!(config.routes[0].policy(), config.routes[1].policy());
+    let mut policy = config.routes[0].policy();
+    assert!(policy.workload.take().is_some() && policy.scaling.request_rate.take().is_some(), "every key");
+    assert_eq!(policy, config.routes[1].policy());
 
     let schema = serde_json::from_str(&config::schema()).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();

@@ -9,8 +9,7 @@ use super::Account;
 use crate::{
     admission::Gate,
     coldstart::ColdStarts,
-    config::Config,
-    domain::{RouteKey, Target},
+    domain::{Route, RouteKey, Target},
     error::Outcome,
     proxy::{RouteTable, Shared},
     scaler,
@@ -58,12 +57,12 @@ impl Routes {
         self.live.len()
     }
 
-    /// Makes the routes those of `config`. Who is held or in flight stays so: a route that stays keeps its queue, also
+    /// Makes these the routes. Who is held or in flight stays so: a route that stays keeps its queue, also
     /// under a new target; one that goes is retired when its last request has ended.
-    pub(super) fn apply(&mut self, config: &Config) {
+    pub(super) fn apply(&mut self, routes: &[Route]) {
         self.settle_retired();
         let mut former = std::mem::take(&mut self.live);
-        for route in &config.routes {
+        for route in routes {
             let live = match former.remove(&route.name) {
                 Some(live) => {
                     live.gate.set_policy(route.policy());
@@ -83,9 +82,8 @@ impl Routes {
             };
             self.live.insert(route.name.clone(), live);
         }
-        let table = RouteTable::new(
-            config.routes.iter().map(|route| (route.clone(), self.live[&route.name].gate.clone())),
-        );
+        let table =
+            RouteTable::new(routes.iter().map(|route| (route.clone(), self.live[&route.name].gate.clone())));
         self.shared.table.store(Arc::new(table));
         for live in former.into_values() {
             tracing::info!(route = %live.gate.key(), "route removed");

@@ -120,6 +120,7 @@ fn cells(route: &Route) -> [Vec<String>; 6] {
     let target = match target {
         Target::Process(process) => process.command.join(" "),
         Target::Url(url) => url.clone(),
+        Target::Cluster(target) => target.to_string(),
     };
     let sent = |what: &str| {
         vec![what.to_owned(), format!("after {}", keepalive.after), format!("every {}", keepalive.interval)]

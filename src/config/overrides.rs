@@ -15,6 +15,9 @@ pub struct Overrides {
     /// Address of metrics, probes and the JSON API; port 0 takes a free one.
     #[arg(long, env = "ANTEROOM_ADMIN", value_name = "ADDRESS")]
     pub admin: Option<SocketAddr>,
+    /// Address of the scaler that KEDA asks; port 0 takes a free one.
+    #[arg(long, env = "ANTEROOM_SCALER", value_name = "ADDRESS")]
+    pub scaler: Option<SocketAddr>,
     /// Threads that serve requests; without it, one per core.
     #[arg(long, env = "ANTEROOM_WORKERS", value_name = "NUMBER")]
     pub workers: Option<NonZeroUsize>,
@@ -34,10 +37,11 @@ pub struct Overrides {
 impl Overrides {
     /// Puts what was given in place of what the file says. Returns the keys that the file no longer decides.
     pub(super) fn apply(&self, config: &mut Config) -> Vec<&'static str> {
-        let Self { listen, admin, workers, drain_delay, drain_timeout, log_format } = *self;
+        let Self { listen, admin, scaler, workers, drain_delay, drain_timeout, log_format } = *self;
         let given = [
             ("listen", set(&mut config.listen, listen)),
             ("admin", set(&mut config.admin, admin)),
+            ("scaler", set(&mut config.scaler, scaler.map(Some))),
             ("workers", set(&mut config.workers, workers.map(Some))),
             ("drainDelay", set(&mut config.drain_delay, drain_delay)),
             ("drainTimeout", set(&mut config.drain_timeout, drain_timeout)),

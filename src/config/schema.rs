@@ -52,6 +52,8 @@ pub enum Kind {
     Bytes,
     /// A whole number, and the least that makes sense.
     Number(u64),
+    /// `true` or `false`.
+    Boolean,
     /// `ip:port`.
     Address,
     /// Any text.
@@ -158,6 +160,7 @@ impl<'a> Walk<'a> {
         // What may be left out is `["string", "null"]`.
         let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
         match kind {
+            Some("boolean") => Kind::Boolean,
             Some("integer") => Kind::Number(schema["minimum"].as_u64().unwrap_or(0)),
             Some("array") => Kind::List(Box::new(self.kind(&schema["items"]))),
             Some("object") if schema.get("properties").is_some() => Kind::Section(Vec::new()),
@@ -168,6 +171,11 @@ impl<'a> Walk<'a> {
     }
 
     fn resolve(&self, schema: &'a Value) -> &'a Value {
+        // What may be left out is either that or null.
+        let schema = match schema["anyOf"].as_array().map(Vec::as_slice) {
+            Some([this, null]) if null["type"] == "null" => this,
+            _ => schema,
+        };
         let target = schema["$ref"].as_str().and_then(|name| self.root.pointer(name.strip_prefix('#')?));
         target.unwrap_or(schema)
     }
@@ -193,6 +201,7 @@ impl fmt::Display for Kind {
             Self::Bytes => f.write_str("a number of bytes, such as 512KiB, 64MiB or 1GiB"),
             Self::Number(0) => f.write_str("a whole number"),
             Self::Number(least) => write!(f, "a whole number, at least {least}"),
+            Self::Boolean => f.write_str("true or false"),
             Self::Address => f.write_str("an address and a port, such as 127.0.0.1:8080 or [::]:8080"),
             Self::Text => f.write_str("a text"),
             Self::Choice(choices) => write!(f, "one of {}", words(&mut choices.iter().map(|(word, _)| word))),

@@ -1,5 +1,6 @@
 //! Whether a configuration holds together: what types cannot say. All problems are found, not only the first.
 
+mod cluster;
 mod matching;
 mod route;
 mod target;
@@ -18,6 +19,7 @@ pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Probl
     let mut checker = Checker { config, source, errors: Vec::new(), warnings: Vec::new() };
     checker.top_level();
     checker.limits();
+    checker.cluster();
     for (index, route) in config.routes.iter().enumerate() {
         checker.route(route, &KeyPath::default().key("routes").index(index));
     }
@@ -51,16 +53,26 @@ impl Checker<'_> {
     fn top_level(&mut self) {
         let root = KeyPath::default();
         let Config { listen, admin, workers, drain_delay, drain_timeout, .. } = self.config;
-        if clash(*listen, *admin) {
-            let message = format!("{admin} is taken by listen, {listen}; give the two different ports");
-            self.error(&root.key("admin"), message);
+        let mut taken = vec![("listen", *listen)];
+        let peers = self.config.peers.as_ref().map(|peers| peers.listen);
+        for (key, path, address) in [
+            ("admin", root.key("admin"), Some(*admin)),
+            ("scaler", root.key("scaler"), self.config.scaler),
+            ("peers.listen", root.key("peers").key("listen"), peers),
+        ] {
+            let Some(address) = address else { continue };
+            if let Some((name, other)) = taken.iter().find(|(_, other)| clash(*other, address)) {
+                let message = format!("{address} is taken by {name}, {other}; give the two different ports");
+                self.error(&path, message);
+            }
+            taken.push((key, address));
         }
         if workers.is_some_and(|workers| workers.get() > 1024) {
             self.error(&root.key("workers"), "must be at most 1024; one per core serves best");
         }
         self.at_most_a_month(&root.key("drainDelay"), *drain_delay);
         self.at_most_a_month(&root.key("drainTimeout"), *drain_timeout);
-        if self.config.routes.is_empty() {
+        if self.config.routes.is_empty() && self.config.kubernetes.is_none() {
             let message = "there is no route, so nothing could be served; add one with a name and a target";
             self.error(&root.key("routes"), message);
         }

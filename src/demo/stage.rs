@@ -41,7 +41,7 @@ impl Stage {
         let mut config = config(load_time)?;
         let idle_timeout = match &config.routes[0].target {
             Target::Process(process) => process.idle_timeout,
-            Target::Url(_) => Period::from_secs(0),
+            Target::Url(_) | Target::Cluster(_) => Period::from_secs(0),
         };
         let bound = loop {
             match Bound::new(config.clone(), scaler::Options::default()).await {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteCount, Period};
+use super::{ByteCount, FailureGrace, Period, ScaleBy, Scaling, WhenPaused, Workload};
 
 /// All policies of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,6 +18,16 @@ pub struct Policy {
     pub concurrency: Concurrency,
     /// How long an endpoint may take.
     pub upstream: UpstreamTimeouts,
+    /// What a scaler is told of the demand.
+    pub scaling: Scaling,
+    /// Who changes the number of replicas.
+    pub scale_by: ScaleBy,
+    /// What is scaled.
+    pub workload: Option<Workload>,
+    /// What becomes of requests at zero while the ScaledObject is paused.
+    pub when_paused: WhenPaused,
+    /// How long something may stand in the way of a start before the requests that wait are told.
+    pub failure_grace: FailureGrace,
 }
 
 /// How it is known that the target answers: a GET that must say 2xx.
@@ -26,6 +36,9 @@ pub struct Policy {
 pub struct Readiness {
     /// The path to GET. vLLM's `/health` needs no API key, even with `--api-key`.
     pub path: String,
+    /// Whether we ask pods that their kubelet has not found ready yet. Its probes come every few seconds; ours find a
+    /// pod up within `interval`.
+    pub probe: bool,
     /// How often it is asked while requests wait.
     pub interval: Period,
     /// How long one answer may take.
@@ -104,7 +117,8 @@ impl Default for Readiness {
     fn default() -> Self {
         Self {
             path: "/health".into(),
-            interval: Period::from_millis(100),
+            probe: true,
+            interval: Period::from_millis(50),
             timeout: Period::from_secs(1),
             // Above the 966 s that a 27B model took on a new node (kaito issue 2325).
             activation_timeout: Period::from_secs(30 * 60),

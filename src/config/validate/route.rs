@@ -22,11 +22,14 @@ impl Checker<'_> {
         match &route.target {
             Target::Process(process) => self.process(process, &path.key("target").key("process")),
             Target::Url(url) => self.url(url, &path.key("target").key("url")),
+            // No file has it.
+            Target::Cluster(_) => {}
         }
         self.readiness(route, &path.key("readiness"));
         self.hold(route, &path.key("hold"));
         self.keepalive(route, &path.key("keepalive"));
         self.concurrency(route, &path.key("concurrency"));
+        self.scaling(route, path);
 
         let path = path.key("upstream");
         self.period(&path.key("connectTimeout"), route.upstream.connect_timeout);
@@ -180,7 +183,7 @@ impl Checker<'_> {
     }
 }
 
-fn host_name(host: &str) -> Result<(), &'static str> {
+pub(super) fn host_name(host: &str) -> Result<(), &'static str> {
     let name = host.strip_prefix("*.").unwrap_or(host);
     let label = |label: &str| {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';

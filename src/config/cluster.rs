@@ -1,0 +1,69 @@
+//! What the configuration says of KEDA, of a Kubernetes cluster, and of other replicas.
+
+use std::net::SocketAddr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::domain::Period;
+
+/// TLS for the scaler: PEM files, read again when they change.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ScalerTls {
+    /// The certificate chain that we show.
+    pub cert: String,
+    /// Its private key.
+    pub key: String,
+    /// The authorities whose certificates clients must show. Without it, anybody who reaches the port may ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_ca: Option<String>,
+}
+
+/// Other replicas of this proxy. Each answers a scaler for all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peers {
+    /// The address at which other replicas ask for our demand. For them alone: it tells what is asked of which route.
+    #[schemars(extend("format" = "ip:port"))]
+    pub listen: SocketAddr,
+    /// `name:port` that resolves to every replica, such as a headless Service. Asked again every few seconds.
+    pub service: String,
+    /// How long the last word of a silent replica counts.
+    #[serde(default = "Peers::default_timeout")]
+    pub timeout: Period,
+}
+
+/// The cluster that is watched. An empty mapping, `kubernetes: {}`, is enough.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Kubernetes {
+    /// The namespaces whose routes are served. Empty: all.
+    pub namespaces: Vec<String>,
+    /// Whether `ModelRoute` objects are served.
+    pub model_routes: bool,
+    /// Whether `InterceptorRoute` objects of KEDA's HTTP Add-on are served.
+    pub interceptor_routes: bool,
+    /// Hosts that `url` and `gateway` of cluster routes may name; `*.example.com` allows every name below it. Empty:
+    /// none, since who may write routes could send requests anywhere.
+    pub allowed_hosts: Vec<String>,
+}
+
+// === impl Peers ===
+
+impl Peers {
+    fn default_timeout() -> Period {
+        Period::from_secs(10)
+    }
+}
+
+impl Default for Kubernetes {
+    fn default() -> Self {
+        Self {
+            namespaces: Vec::new(),
+            model_routes: true,
+            interceptor_routes: true,
+            allowed_hosts: Vec::new(),
+        }
+    }
+}

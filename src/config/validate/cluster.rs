@@ -1,0 +1,93 @@
+//! The scaler, the other replicas, and the cluster.
+
+use super::{Checker, route::host_name};
+use crate::{
+    config::source::KeyPath,
+    domain::{FailureGrace, Route, ScaleBy, Scaling, Workload},
+};
+
+impl Checker<'_> {
+    pub(super) fn cluster(&mut self) {
+        let root = KeyPath::default();
+        let config = self.config;
+        if let Some(tls) = &config.scaler_tls {
+            let path = root.key("scalerTls");
+            if config.scaler.is_none() {
+                self.error(&path, "there is no scaler to secure; give its address with `scaler`");
+            }
+            let files =
+                [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("clientCa", tls.client_ca.as_ref())];
+            for (key, file) in files {
+                if file.is_some_and(String::is_empty) {
+                    self.error(&path.key(key), "names no file");
+                }
+            }
+        }
+        if let Some(peers) = &config.peers {
+            let path = root.key("peers");
+            let port = peers.service.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            if port.and_then(|(_, port)| port.parse::<u16>().ok()).is_none_or(|port| port == 0) {
+                let message = format!(
+                    "\"{}\" is not name:port, such as anteroom-peers:{}",
+                    peers.service,
+                    peers.listen.port()
+                );
+                self.error(&path.key("service"), message);
+            }
+            self.period(&path.key("timeout"), peers.timeout);
+        }
+        if let Some(kubernetes) = &config.kubernetes {
+            let path = root.key("kubernetes");
+            for (index, namespace) in kubernetes.namespaces.iter().enumerate() {
+                let fits = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '-');
+                if namespace.is_empty() || namespace.len() > 63 || !namespace.chars().all(fits) {
+                    let message = format!("\"{namespace}\" is not the name of a namespace");
+                    self.error(&path.key("namespaces").index(index), message);
+                }
+            }
+            for (index, host) in kubernetes.allowed_hosts.iter().enumerate() {
+                if let Err(message) = host_name(host) {
+                    self.error(&path.key("allowedHosts").index(index), format!("\"{host}\" {message}"));
+                }
+            }
+        }
+    }
+
+    /// The part of a route that is about scaling.
+    pub(super) fn scaling(&mut self, route: &Route, path: &KeyPath) {
+        let Scaling { target, activation_replicas, linger, request_rate, idle_timeout, .. } = route.scaling;
+        let scaling = path.key("scaling");
+        self.positive(&scaling.key("target"), target as usize);
+        self.positive(&scaling.key("activationReplicas"), activation_replicas as usize);
+        self.at_most_a_month(&scaling.key("linger"), linger);
+        self.at_most_a_month(&scaling.key("idleTimeout"), idle_timeout);
+        if let Some(rate) = request_rate {
+            self.positive(&scaling.key("requestRate").key("target"), rate.target as usize);
+            self.period(&scaling.key("requestRate").key("window"), rate.window);
+        }
+        if route.scale_by == ScaleBy::Kubernetes {
+            let message = "is for routes of the cluster, which have a namespace; write a ModelRoute";
+            self.error(&path.key("scaleBy"), message);
+        }
+        if let Some(Workload { name, kind, api_version }) = &route.workload {
+            let path = path.key("workload");
+            for (key, value) in [("name", name), ("kind", kind), ("apiVersion", api_version)] {
+                if value.is_empty() {
+                    self.error(&path.key(key), "is empty");
+                }
+            }
+        }
+        let FailureGrace { image_pull, crash_loop, unschedulable, quota, out_of_memory } =
+            route.failure_grace;
+        let path = path.key("failureGrace");
+        for (key, period) in [
+            ("imagePull", image_pull),
+            ("crashLoop", crash_loop),
+            ("unschedulable", unschedulable),
+            ("quota", quota),
+            ("outOfMemory", out_of_memory),
+        ] {
+            self.at_most_a_month(&path.key(key), period);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What a scaler is told, who it is, and what may stand in its way.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Period;
+
+/// What a scaler is told of the demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Scaling {
+    /// How much of the queue-depth metric one replica is for: KEDA asks for as many replicas as the value has targets.
+    /// The default is what vendors of inference gateways commonly recommend for queue depth.
+    #[schemars(range(min = 1))]
+    pub target: u32,
+    /// How many replicas are asked for until the first endpoint is ready. A backlog says little about how many are
+    /// needed once one is up, and each is a GPU.
+    #[schemars(range(min = 1))]
+    pub activation_replicas: u32,
+    /// How long demand stays true after the last request, so that a poll cannot miss it. At least twice the
+    /// `pollingInterval` of the ScaledObject.
+    pub linger: Period,
+    /// Whether `vllm:num_requests_waiting` is read from the ready pods and counts, too: then more than one replica needs
+    /// no Prometheus.
+    pub server_queue: bool,
+    /// A second metric: requests per second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub request_rate: Option<RequestRate>,
+    /// With `scaleBy: kubernetes`: how long after the last request the workload goes back to zero.
+    pub idle_timeout: Period,
+    /// What the queue-depth metric counts.
+    #[serde(skip)]
+    pub counting: Counting,
+}
+
+/// A metric of requests per second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestRate {
+    /// Requests per second that one replica is for.
+    #[schemars(range(min = 1))]
+    pub target: u32,
+    /// The span that the rate is taken over.
+    #[serde(default = "RequestRate::default_window")]
+    pub window: Period,
+}
+
+/// What the queue-depth metric counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counting {
+    /// Requests that wait, and of those in flight so much as they fill of `concurrency.max`.
+    #[default]
+    Queue,
+    /// Every request that is held or in flight: what the HTTP Add-on calls concurrency.
+    Concurrency,
+}
+
+/// Who changes the number of replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum ScaleBy {
+    /// KEDA, through a ScaledObject that names the route.
+    #[default]
+    Keda,
+    /// This proxy: from zero to one on demand, and back when idle. Only for routes of the cluster.
+    Kubernetes,
+}
+
+/// An object with a scale, in the namespace of its route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workload {
+    /// Such as `apps/v1`.
+    #[serde(default = "Workload::default_api_version")]
+    pub api_version: String,
+    /// Such as `Deployment`.
+    #[serde(default = "Workload::default_kind")]
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What becomes of requests at zero while the ScaledObject is paused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum WhenPaused {
+    /// They are refused with `autoscaling_paused` and the command that resumes it.
+    #[default]
+    Reject,
+    /// They wait, in case that somebody resumes it.
+    Hold,
+}
+
+/// What stands in the way of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObstacleKind {
+    /// The ScaledObject is paused, so that nothing scales from zero.
+    AutoscalingPaused,
+    /// No ScaledObject names the route.
+    NoScaledObject,
+    /// KEDA has no stream to us.
+    NoKedaStream,
+    /// The image cannot be pulled.
+    ImagePull,
+    /// The container ends again and again.
+    CrashLoop,
+    /// No node takes the pod.
+    Unschedulable,
+    /// A quota or an admission policy refuses the pod.
+    Quota,
+    /// The container was ended for want of memory.
+    OutOfMemory,
+}
+
+/// How long something may stand in the way of a start before the requests that wait are told. Until then it may pass:
+/// images are pushed late, nodes are added, quotas are freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FailureGrace {
+    /// The image cannot be pulled.
+    pub image_pull: Period,
+    /// The container ends again and again.
+    pub crash_loop: Period,
+    /// No node takes the pod. A new node takes minutes.
+    pub unschedulable: Period,
+    /// A quota or an admission policy refuses the pod.
+    pub quota: Period,
+    /// The container was ended for want of memory.
+    pub out_of_memory: Period,
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self {
+            target: 5,
+            activation_replicas: 1,
+            // Twice KEDA's default pollingInterval of 30 s.
+            linger: Period::from_secs(60),
+            server_queue: false,
+            request_rate: None,
+            idle_timeout: Period::from_secs(300),
+            counting: Counting::Queue,
+        }
+    }
+}
+
+impl Default for FailureGrace {
+    fn default() -> Self {
+        Self {
+            image_pull: Period::from_secs(120),
+            crash_loop: Period::from_secs(60),
+            // Adding a node took 284 s and its initialisation 126 s (kaito issue 2325).
+            unschedulable: Period::from_secs(600),
+            quota: Period::from_secs(60),
+            out_of_memory: Period::from_secs(30),
+        }
+    }
+}
+
+// === impl RequestRate ===
+
+impl RequestRate {
+    fn default_window() -> Period {
+        Period::from_secs(60)
+    }
+}
+
+// === impl Workload ===
+
+impl Workload {
+    fn default_api_version() -> String {
+        "apps/v1".into()
+    }
+
+    fn default_kind() -> String {
+        "Deployment".into()
+    }
+}
+
+// === impl ObstacleKind ===
+
+impl ObstacleKind {
+    /// Every kind, the one that explains most first.
+    pub const ALL: [Self; 8] = [
+        Self::AutoscalingPaused,
+        Self::NoScaledObject,
+        Self::OutOfMemory,
+        Self::CrashLoop,
+        Self::ImagePull,
+        Self::Quota,
+        Self::Unschedulable,
+        Self::NoKedaStream,
+    ];
+
+    /// Its name in metrics, records, logs and conditions.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AutoscalingPaused => "autoscaling_paused",
+            Self::NoScaledObject => "no_scaled_object",
+            Self::NoKedaStream => "no_keda_stream",
+            Self::ImagePull => "image_pull",
+            Self::CrashLoop => "crash_loop",
+            Self::Unschedulable => "unschedulable",
+            Self::Quota => "quota",
+            Self::OutOfMemory => "out_of_memory",
+        }
+    }
+}
+
+// === impl FailureGrace ===
+
+impl FailureGrace {
+    /// How long this may last; `None`: until the deadline of each request.
+    pub const fn of(&self, kind: ObstacleKind) -> Option<Period> {
+        match kind {
+            ObstacleKind::ImagePull => Some(self.image_pull),
+            ObstacleKind::CrashLoop => Some(self.crash_loop),
+            ObstacleKind::Unschedulable => Some(self.unschedulable),
+            ObstacleKind::Quota => Some(self.quota),
+            ObstacleKind::OutOfMemory => Some(self.out_of_memory),
+            ObstacleKind::AutoscalingPaused | ObstacleKind::NoScaledObject | ObstacleKind::NoKedaStream => {
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What stands in the way of a target.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::domain::ObstacleKind;
+
+/// Why a target does not come up, in words for whoever waits for it.
+#[derive(Clone, Debug)]
+pub struct Obstacle {
+    /// What it is.
+    pub kind: ObstacleKind,
+    /// A sentence that names the object and, where there is one, the way out.
+    pub message: Arc<str>,
+    /// Since when it has been there.
+    pub since: Instant,
+}
+
+// === impl Obstacle ===
+
+impl Obstacle {
+    /// One that is there from now on.
+    pub fn new(kind: ObstacleKind, message: impl Into<Arc<str>>) -> Self {
+        Self { kind, message: message.into(), since: Instant::now() }
+    }
+
+    /// Whether the other one says the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.message == other.message
+    }
+}
