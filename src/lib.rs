@@ -13,6 +13,7 @@ pub mod drain;
 pub mod error;
 pub mod guardian;
 pub mod hold;
+pub mod kube;
 pub mod openai;
 pub mod pick;
 pub mod probe;

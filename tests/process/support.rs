@@ -120,7 +120,7 @@ impl Route {
         let gate = Gate::new("tiny".into(), policy, store.clone());
         let (targets, watched) = watch::channel(target);
         let stops = Stops::default();
-        let options = Options { guardian: ANTEROOM.into() };
+        let options = Options { guardian: ANTEROOM.into(), ..Options::default() };
         let task = tokio::spawn(scaler::supervise(gate.clone(), watched, options, stops.clone()));
         Self { gate, store, targets, stops, task }
     }

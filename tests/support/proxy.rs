@@ -42,7 +42,7 @@ pub fn parse(yaml: &str) -> Config {
 }
 
 pub fn options() -> scaler::Options {
-    scaler::Options { guardian: env!("CARGO_BIN_EXE_anteroom").into() }
+    scaler::Options { guardian: env!("CARGO_BIN_EXE_anteroom").into(), ..scaler::Options::default() }
 }
 
 // === impl Proxy ===

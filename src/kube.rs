@@ -1,0 +1,106 @@
+//! The cluster: its routes, pods and ScaledObjects, watched and published. One watcher a file.
+//!
+//! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
+//! stays.
+
+mod watch;
+
+use std::sync::Arc;
+
+use kube::{Api, Client, Resource, core::NamespaceResourceScope};
+use thiserror::Error;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use watch::Watched;
+
+use crate::config;
+
+/// The way to the API server, and what is watched there.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    namespaces: Arc<[String]>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+}
+
+/// Why there is no way to the API server.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant's text says what it is")]
+pub enum ClusterError {
+    #[error(
+        "no way to a Kubernetes API server: {0}; run in a pod, or name a kubeconfig with KUBECONFIG, or leave \
+         `kubernetes` out of the configuration"
+    )]
+    Config(#[from] kube::config::InferConfigError),
+    #[error("the Kubernetes API server cannot be spoken to: {0}")]
+    Client(#[from] kube::Error),
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Finds the API server as every client does: the kubeconfig, else the pod's service account. Nothing is asked yet,
+    /// so it need not be up.
+    ///
+    /// # Errors
+    /// When neither is there, or what they say cannot be used.
+    pub async fn new(config: &config::Kubernetes) -> Result<Self, ClusterError> {
+        let client = Client::try_from(kube::Config::infer().await?)?;
+        Ok(Self {
+            client,
+            namespaces: config.namespaces.as_slice().into(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        })
+    }
+
+    /// The client.
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Objects of a kind in one namespace.
+    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Objects of a kind, in each of the namespaces that are served, or in all at once.
+    pub fn apis<K>(&self) -> Vec<Api<K>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
+    {
+        if self.namespaces.is_empty() {
+            return vec![Api::all(self.client.clone())];
+        }
+        self.namespaces.iter().map(|namespace| self.api(namespace)).collect()
+    }
+
+    /// Whether routes of this namespace are served.
+    pub fn serves(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.iter().any(|served| served == namespace)
+    }
+
+    /// Runs something until it ends or the cluster is left.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.stopping.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                // The end first: nothing is written any more.
+                biased;
+                () = stopping.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    /// Ends every watch, and waits until they have.
+    pub async fn stop(&self) {
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
