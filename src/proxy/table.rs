@@ -58,9 +58,11 @@ impl RouteTable {
     pub fn new(routes: impl IntoIterator<Item = (Route, Arc<Gate>)>) -> Self {
         let mut table = Self::default();
         for (route, gate) in routes {
-            table.models.extend(route.matcher.models.iter().map(|model| model.as_str().into()));
-            table.prefixes.extend(route.matcher.paths.iter().map(|path| prefix(path).into()));
-            table.insert(&route.matcher, &gate);
+            for matcher in route.matchers() {
+                table.models.extend(matcher.models.iter().map(|model| model.as_str().into()));
+                table.prefixes.extend(matcher.paths.iter().map(|path| prefix(path).into()));
+                table.insert(matcher, &gate);
+            }
             table.gates.push(gate);
         }
         table.models.sort();
