@@ -3,9 +3,11 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod endpoints;
 mod go_duration;
 mod interceptor_route;
 mod model_route;
+mod pods;
 mod report;
 mod schema;
 mod watch;
@@ -16,8 +18,10 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use endpoints::Endpoints;
 pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
 pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
+pub use pods::{Pods, PodsOf};
 pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State};
 pub use watch::Watched;
 

@@ -81,18 +81,26 @@ fn quantity(schema: &mut Map<String, Value>) {
     if schema.get("type") != Some(&json!(["string", "integer"])) {
         return;
     }
-    if schema.contains_key("maximum") {
+    let (rule, message) = if schema.contains_key("maximum") {
         // A span: the only number without a unit is 0, which can be quoted.
         schema.insert("type".into(), json!("string"));
-        schema.remove("minimum");
-        schema.remove("maximum");
-        schema.insert("maxLength".into(), json!(64));
+        for key in ["minimum", "maximum"] {
+            schema.remove(key);
+        }
+        let pattern = schema.remove("pattern").unwrap_or_default();
+        let pattern = pattern.as_str().unwrap_or_default().replace(r"\d", "[0-9]");
+        (format!("self.matches('{pattern}')"), "write a number and a unit, such as 100ms, 20s or 15m")
     } else {
         schema.remove("type");
+        schema.remove("minimum");
         schema.insert("anyOf".into(), json!([{"type": "integer"}, {"type": "string"}]));
-        schema.insert("pattern".into(), json!(r"^[0-9]+(\.[0-9]+)? ?([kKMGTP]i?)?[bB]?$"));
         schema.insert("x-kubernetes-int-or-string".into(), json!(true));
-    }
+        let pattern = "^[0-9]+([.][0-9]+)? ?([kKMGTP]i?)?[bB]?$";
+        let rule = format!("type(self) == int ? self >= 0 : self.matches('{pattern}')");
+        (rule, "write a number of bytes and a unit, such as 512KiB, 64MiB or 1GiB")
+    };
+    schema.insert("maxLength".into(), json!(64));
+    schema.insert("x-kubernetes-validations".into(), json!([{"rule": rule, "message": message}]));
 }
 
 /// One of several words: their meanings go into the description, as there is no other place for them.
