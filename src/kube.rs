@@ -3,13 +3,16 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod conflicts;
 mod endpoints;
 mod go_duration;
 mod interceptor_route;
 mod model_route;
 mod pods;
 mod report;
+mod routes;
 mod schema;
+mod status;
 mod watch;
 
 use std::sync::Arc;
@@ -18,11 +21,14 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use conflicts::{RouteKind, RouteObject};
 pub use endpoints::Endpoints;
 pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
 pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pods::{Pods, PodsOf};
-pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State};
+pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict};
+pub use routes::{ClusterRoutes, RouteObjects};
+pub use status::{RouteReports, StatusCounts};
 pub use watch::Watched;
 
 use crate::config;
