@@ -6,6 +6,7 @@
 mod activation;
 mod gateway;
 mod pod;
+mod scrape;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -144,7 +145,9 @@ async fn keep(
         () = pods.follow(&keeper, discovered) => {}
         () = gateway::run(&keeper, gateway.as_deref()) => {}
         () = activation::run(&keeper) => {}
+        () = scrape::run(&keeper) => {}
     }
+    gate.demand().set_server_queue(0);
     if gate.target().is_up() {
         // Who was to be served by an activation has been, or is gone.
         gate.cold_starts().abandoned();
