@@ -3,6 +3,8 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod endpoints;
+mod pods;
 mod watch;
 
 use std::sync::Arc;
@@ -11,6 +13,8 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use endpoints::Endpoints;
+pub use pods::{Pods, PodsOf};
 pub use watch::Watched;
 
 use crate::config;
