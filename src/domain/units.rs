@@ -100,6 +100,9 @@ impl JsonSchema for Period {
 // === impl ByteCount ===
 
 impl ByteCount {
+    /// More than there is.
+    pub const MAX: Self = Self(usize::MAX);
+
     /// A whole number of MiB.
     pub const fn mebibytes(count: usize) -> Self {
         Self(count << 20)
