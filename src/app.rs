@@ -1,5 +1,6 @@
 //! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
 
+mod cluster;
 mod routes;
 mod workers;
 
@@ -22,10 +23,12 @@ use crate::{
     domain::Route,
     drain::{Drain, DrainTimes, Request},
     error::Outcome,
+    kube::{Cluster, ClusterError, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
     telemetry::RouteCounters,
 };
+use cluster::Watching;
 use routes::Routes;
 use workers::Workers;
 
@@ -35,6 +38,8 @@ use workers::Workers;
 pub enum StartError {
     #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
 }
 
 /// Everything is bound, nothing runs yet.
@@ -50,6 +55,7 @@ pub struct Bound {
     cold_starts: Arc<ColdStarts>,
     cold_start_metrics: ColdStartMetrics,
     options: scaler::Options,
+    cluster: Option<Cluster>,
 }
 
 /// Something for the running proxy to do.
@@ -84,7 +90,7 @@ impl Bound {
     ///
     /// # Errors
     /// When one cannot be had; then none is kept.
-    pub async fn new(config: Config, options: scaler::Options) -> Result<Self, StartError> {
+    pub async fn new(config: Config, mut options: scaler::Options) -> Result<Self, StartError> {
         let count = config.workers.map_or_else(cores, std::num::NonZero::get);
         let failed = |key, address| move |source| StartError::Listen { key, address, source };
         let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
@@ -98,6 +104,13 @@ impl Bound {
             log_cold_start(cold_start);
         });
         let shared = Shared::new(config.limits);
+        let cluster = match &config.kubernetes {
+            Some(kubernetes) => Some(Cluster::new(kubernetes).await?),
+            None => None,
+        };
+        if let Some(cluster) = &cluster {
+            options.discovery = Arc::new(Endpoints::new(cluster.clone(), Pods::new(cluster.clone())));
+        }
         Ok(Self {
             address,
             admin_address,
@@ -108,6 +121,7 @@ impl Bound {
             cold_starts,
             cold_start_metrics,
             options,
+            cluster,
         })
     }
 
@@ -129,6 +143,8 @@ impl Bound {
             DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
         let mut routes = Routes::new(self.shared.clone(), self.cold_starts.clone(), self.options);
         routes.apply(&self.config.routes);
+        let mut cluster = Watching::start(self.cluster, &self.config, &self.shared, &self.cold_starts);
+        self.shared.awaits_routes.store(cluster.is_some(), Ordering::Relaxed);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
             self.shared.clone(),
@@ -140,22 +156,32 @@ impl Bound {
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
-        let mut cluster = Arc::<Vec<Route>>::default();
+        let mut found = Arc::<Vec<Route>>::default();
         let asked = loop {
-            match commands.recv().await {
+            let command = tokio::select! {
+                // What somebody orders goes before what is found out.
+                biased;
+                command = commands.recv() => command,
+                found = Watching::changed(&mut cluster) => Some(Command::ClusterRoutes(found)),
+            };
+            match command {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&[&config.routes[..], &cluster[..]].concat());
+                    routes.apply(&[&config.routes[..], &found[..]].concat());
+                    if let Some(cluster) = &cluster {
+                        cluster.set_file(&config.routes);
+                    }
                     self.shared.set_limits(config.limits);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");
                 }
-                Some(Command::ClusterRoutes(found)) => {
-                    cluster = found;
-                    routes.apply(&[&running.routes[..], &cluster[..]].concat());
+                Some(Command::ClusterRoutes(now)) => {
+                    found = now;
+                    routes.apply(&[&running.routes[..], &found[..]].concat());
+                    self.shared.awaits_routes.store(false, Ordering::Relaxed);
                     tracing::info!(
                         routes = routes.len(),
-                        cluster = cluster.len(),
+                        cluster = found.len(),
                         "routes of the cluster changed"
                     );
                 }
@@ -178,6 +204,9 @@ impl Bound {
         drain.closing.cancel();
         drain.cut.cancel();
         workers.join().await;
+        if let Some(cluster) = cluster {
+            cluster.stop().await;
+        }
         routes.stop().await;
         admin.abort();
         let account = routes.account();
@@ -297,6 +326,10 @@ impl admin::View for Shared {
 
     fn buffered_bytes(&self) -> usize {
         self.budget.used()
+    }
+
+    fn awaits_routes(&self) -> bool {
+        self.awaits_routes.load(Ordering::Relaxed)
     }
 }
 

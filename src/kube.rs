@@ -65,12 +65,17 @@ impl Cluster {
     /// When neither is there, or what they say cannot be used.
     pub async fn new(config: &config::Kubernetes) -> Result<Self, ClusterError> {
         let client = Client::try_from(kube::Config::infer().await?)?;
-        Ok(Self {
+        Ok(Self::with(client, config))
+    }
+
+    /// Speaks to the API server through this client.
+    pub fn with(client: Client, config: &config::Kubernetes) -> Self {
+        Self {
             client,
             namespaces: config.namespaces.as_slice().into(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
-        })
+        }
     }
 
     /// The client.
