@@ -345,7 +345,26 @@ impl<R: References> Reader<'_, R> {
 /// What a ConfigMap must be labelled with, for bodies to be read from it.
 pub(super) const BODIES: &str = "http.keda.sh/response-body=true";
 
+// === impl InterceptorRouteSpec ===
+
+impl InterceptorRouteSpec {
+    /// The hosts of all its rules.
+    pub fn hosts(&self) -> Vec<String> {
+        self.rules.iter().flat_map(|rule| rule.hosts.iter().cloned()).collect()
+    }
+}
+
 // === impl ServiceRef ===
+
+impl std::fmt::Display for ServiceRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.port, &self.port_name) {
+            (Some(port), _) => write!(f, "{}:{port}", self.service),
+            (None, Some(port)) => write!(f, "{}:{port}", self.service),
+            (None, None) => f.write_str(&self.service),
+        }
+    }
+}
 
 impl ServiceRef {
     fn named(&self, path: &str) -> Result<&str, String> {

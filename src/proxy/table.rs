@@ -362,7 +362,8 @@ mod tests {
         let routes = [
             parsed("tiny", serde_json::json!({"models": ["tiny"]})),
             parsed("host", serde_json::json!({"hosts": ["llm.example.com"]})),
-            front("all", &[]),
+            front("all", &[serde_json::json!({})]),
+            front("nothing", &[]),
             front(
                 "app",
                 &[
