@@ -1,5 +1,8 @@
 //! May a request enter? The gate of a route gives tickets to those that wait and permits to those that go.
 
+mod demand;
+mod directory;
+
 use std::{
     sync::{
         Arc,
@@ -9,6 +12,9 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+
+pub use demand::OpenStream;
+pub use directory::{Directory, Gates};
 
 use crate::{
     coldstart::{ColdStarts, Tracker},
@@ -83,6 +89,7 @@ impl Gate {
         let max = policy.concurrency.max;
         self.policy.store(Arc::new(policy));
         self.target.set_max(max);
+        self.demand.changed();
     }
 
     /// The endpoints, for who publishes them.
@@ -139,6 +146,7 @@ impl Gate {
         }
         let permit = self.try_permit()?;
         self.counters.admit();
+        self.demand.rise();
         Some((permit, self.queue.place()))
     }
 
@@ -199,6 +207,7 @@ impl Gate {
                 self.demand.settle();
             }
         }
+        self.demand.rise();
         self.pump();
         if self.evicting.load(Ordering::SeqCst) {
             self.evict();

@@ -7,7 +7,7 @@ mod policy;
 mod scaling;
 mod units;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc};
 
 pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
 pub use scaling::{
@@ -161,6 +161,12 @@ impl RouteKey {
 impl From<&str> for RouteKey {
     fn from(name: &str) -> Self {
         Self(name.into())
+    }
+}
+
+impl Borrow<str> for RouteKey {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

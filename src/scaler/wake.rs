@@ -9,7 +9,6 @@ use tokio::{
 
 use crate::{
     admission::Gate,
-    coldstart::Phase,
     probe::{Answer, probe},
     state::Endpoint,
 };
@@ -48,7 +47,7 @@ impl Wake {
         }
         let cold_starts = self.gate.cold_starts();
         cold_starts.begin(demand.raised_since().unwrap_or_else(Instant::now), self.gate.held());
-        cold_starts.mark(Phase::Signal);
+        cold_starts.heard();
     }
 
     /// Does `work`, during which an activation may begin, but nothing can be done for it yet.
