@@ -1,0 +1,49 @@
+//! The cluster itself, without Anteroom: what the other scenarios stand on.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+
+use crate::{
+    client,
+    model::{Model, Scaled},
+    node::history::What,
+    push_scaler::PushScaler,
+    scenario::Scenario,
+    wait,
+};
+
+pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario) {
+    let scaler = PushScaler::start(it.socket(1, 9090)).await;
+    it.deploy(&Model::new("tiny").sim("--load-time 300ms")).await;
+    it.scale(&Scaled::new("tiny", &it.socket(1, 9090).to_string(), json!({}))).await;
+    wait::until("KEDA's stream", wait::SOON, async || match scaler.streams() {
+        0 => Err("none".into()),
+        _ => Ok(()),
+    })
+    .await;
+
+    let pushed = SystemTime::now();
+    scaler.push(12);
+    it.wanted("tiny", 1, wait::SOON).await;
+    // Twelve at five for each.
+    it.wanted("tiny", 3, wait::SOON).await;
+    let addresses = it.endpoints("tiny", 3).await;
+    for address in addresses {
+        let answer = client::get(format!("{address}:8000").parse().unwrap(), "/v1/models").await.unwrap();
+        assert_eq!(answer.status, 200);
+    }
+    for what in [What::Bound, What::Started, What::Answers, What::Ready] {
+        let at = it.world.ground.history.first(&it.namespace, what).unwrap();
+        println!("  first {what:?} {} ms after the push", at.duration_since(pushed).unwrap().as_millis());
+    }
+
+    scaler.push(0);
+    it.wanted("tiny", 0, Duration::from_secs(90)).await;
+    it.happened(What::Gone, 3).await;
+    it.wait_for_pods("no pods", |pods| pods.is_empty().then_some(())).await;
+    assert!(
+        it.history().iter().all(|moment| moment.what != What::Killed),
+        "SIGTERM is enough for the stand-in"
+    );
+}
