@@ -34,13 +34,7 @@ impl InCluster {
     ) -> Self {
         let folder = run.join("accounts").join(format!("{namespace}.{account}"));
         std::fs::create_dir_all(&folder).unwrap();
-        let request = TokenRequest {
-            spec: TokenRequestSpec { expiration_seconds: Some(86_400), ..Default::default() },
-            ..Default::default()
-        };
-        let accounts = admin.namespaced::<ServiceAccount>(namespace);
-        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
-        std::fs::write(folder.join("token"), answer.status.unwrap().token).unwrap();
+        std::fs::write(folder.join("token"), token(admin, namespace, account).await).unwrap();
         std::fs::write(folder.join("ca.crt"), authority).unwrap();
         std::fs::write(folder.join("namespace"), namespace).unwrap();
         Self { folder, namespace: namespace.to_owned() }
@@ -57,4 +51,15 @@ impl InCluster {
         command.env("POD_NAMESPACE", &self.namespace);
         command
     }
+}
+
+/// A token for a day, longer than any run.
+pub(crate) async fn token(admin: &Kube, namespace: &str, account: &str) -> String {
+    let request = TokenRequest {
+        spec: TokenRequestSpec { expiration_seconds: Some(86_400), ..Default::default() },
+        ..Default::default()
+    };
+    let accounts = admin.namespaced::<ServiceAccount>(namespace);
+    let answer = accounts.create_token_request(account, &PostParams::default(), &request).await.unwrap();
+    answer.status.unwrap().token
 }

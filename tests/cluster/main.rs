@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, reason = "a scenario that cannot go on has failed")]
 #![allow(dead_code, reason = "helpers are there before the scenarios that use them")]
 
+mod anteroom;
 mod api;
+mod chart;
 mod client;
 mod hosts;
 mod in_cluster;

@@ -11,6 +11,7 @@ pub(crate) struct Model {
     pub(crate) args: Vec<String>,
     /// Of its pods: what their node shall play (`node::fate`).
     pub(crate) annotations: BTreeMap<String, String>,
+    /// Labels of a node that was added: such nodes take only pods that ask for them.
     pub(crate) node_selector: BTreeMap<String, String>,
     pub(crate) resources: Value,
     /// Seconds between two of kubelet's readiness probes.
@@ -82,6 +83,8 @@ impl Model {
             "readinessProbe": { "httpGet": { "path": "/health", "port": "http" }, "periodSeconds": self.probe_period },
         });
         merge(&mut container, &self.container);
+        let tolerations =
+            if self.node_selector.is_empty() { json!([]) } else { json!([{ "operator": "Exists" }]) };
         let deployment = json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -94,6 +97,7 @@ impl Model {
                     "spec": {
                         "terminationGracePeriodSeconds": self.grace,
                         "nodeSelector": self.node_selector,
+                        "tolerations": tolerations,
                         "containers": [container],
                     },
                 },

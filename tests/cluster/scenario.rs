@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::Kube,
+    in_cluster,
     model::{Model, Scaled},
     node::history::{Moment, What},
     plane::daemon,
@@ -45,7 +46,9 @@ impl Scenario {
     /// With a new namespace.
     pub(crate) async fn new(world: Arc<World>, name: &str) -> Self {
         let subnet = world.subnet();
-        let namespace = name.replace(['_', ':'], "-");
+        // Labels with it in them may have 63 letters; the subnet tells those with the same beginning apart.
+        let function = name.rsplit(':').next().unwrap_or(name).replace('_', "-");
+        let namespace = format!("{function:.40}-{subnet}");
         world.ground.addresses.set(&namespace, subnet);
         let kube = world.plane.admin.clone();
         let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
@@ -63,6 +66,13 @@ impl Scenario {
         let _ = scaled.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
         let namespaces = self.kube.all::<k8s_openapi::api::core::v1::Namespace>();
         let _ = namespaces.delete(&self.namespace, &DeleteParams::default()).await;
+    }
+
+    /// A client with the rights of a service account of the namespace.
+    pub(crate) async fn as_service_account(&self, account: &str) -> Kube {
+        let plane = &self.world.plane;
+        let token = in_cluster::token(&self.kube, &self.namespace, account).await;
+        Kube::new(&plane.kubeconfig_with_token(&token)).await
     }
 
     /// An address for a process of the scenario: 1 to 49. Pods have those from 50 on.

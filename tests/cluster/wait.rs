@@ -22,14 +22,15 @@ pub(crate) async fn until<T>(
 ) -> T {
     let end = Instant::now() + limit;
     let mut seen = "nothing yet".to_owned();
-    loop {
+    while Instant::now() < end {
         match timeout_at(end, look()).await {
             Ok(Ok(found)) => return found,
             Ok(Err(now)) => seen = now,
-            Err(_) => panic!("{what}: not within {limit:?}; last seen: {seen}"),
+            Err(_) => break,
         }
         sleep(Duration::from_millis(20)).await;
     }
+    panic!("{what}: not within {limit:?}; last seen: {seen}");
 }
 
 /// What would hang for good otherwise, fails.

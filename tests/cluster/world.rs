@@ -10,13 +10,16 @@ use std::{
     },
 };
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use tokio::time::Instant;
 
 use crate::{
     api::{self, Kube},
+    chart,
     hosts::Hosts,
     node::{Addresses, Ground, Node, Spec, history::History},
     plane::{ControlPlane, Folders, keda::Keda},
+    wait,
 };
 
 /// The executable under test.
@@ -51,12 +54,7 @@ impl World {
 
         let plane = ControlPlane::start(&folders).await;
         println!("control plane: {:.1} s", began.elapsed().as_secs_f64());
-        for definition in ["interceptorroutes", "inferencepools"] {
-            let file = Path::new(HERE).join(format!("fixtures/{definition}.yaml"));
-            for object in api::objects_in(&file) {
-                plane.admin.apply(&object, "").await;
-            }
-        }
+        define(&plane.admin).await;
         let keda = Keda::start(&plane).await;
         println!("KEDA: {:.1} s", began.elapsed().as_secs_f64());
 
@@ -81,11 +79,12 @@ impl World {
         }
     }
 
-    /// One more node, whenever it comes.
+    /// One more node, whenever it comes. It is for pods that select it by one of the labels, and takes no others: those
+    /// of other scenarios would go with it.
     pub(crate) async fn add_node(&self, labels: BTreeMap<String, String>) -> Node {
         let number = self.nodes.fetch_add(1, Ordering::SeqCst);
         let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
-        spec.labels = labels;
+        (spec.labels, spec.reserved) = (labels, true);
         join(&self.plane, self.ground.clone(), spec).await
     }
 
@@ -99,7 +98,27 @@ impl World {
 
 impl Spec {
     fn new(name: &str, address: Ipv4Addr) -> Self {
-        Self { name: name.to_owned(), address, labels: BTreeMap::new(), gpus: 64 }
+        Self { name: name.to_owned(), address, labels: BTreeMap::new(), reserved: false, gpus: 64 }
+    }
+}
+
+/// The resources that are not Kubernetes' own, nor KEDA's.
+async fn define(kube: &Kube) {
+    let fixtures = ["interceptorroutes", "inferencepools"];
+    let files = fixtures.map(|name| Path::new(HERE).join(format!("fixtures/{name}.yaml")));
+    let definitions: Vec<_> =
+        files.iter().flat_map(|file| api::objects_in(file)).chain(chart::definitions()).collect();
+    for definition in &definitions {
+        kube.apply(definition, "").await;
+    }
+    for definition in &definitions {
+        let name = definition["metadata"]["name"].as_str().unwrap();
+        let all = kube.all::<CustomResourceDefinition>();
+        wait::object(&all, name, "established", wait::SOON, |found| {
+            let conditions = found?.status.as_ref()?.conditions.as_ref()?;
+            conditions.iter().find(|one| one.type_ == "Established" && one.status == "True").map(drop)
+        })
+        .await;
     }
 }
 

@@ -66,6 +66,8 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
     pub(crate) labels: BTreeMap<String, String>,
+    /// Only pods that tolerate everything come.
+    pub(crate) reserved: bool,
     pub(crate) gpus: u32,
 }
 
@@ -121,9 +123,9 @@ impl Node {
     /// Waits until the scheduler may use it.
     pub(crate) async fn ready(&self) {
         let nodes = self.kube.all::<v1::Node>();
-        wait::object(&nodes, &self.name, "without taints", wait::SOON, |node| {
-            let spec = node?.spec.as_ref()?;
-            spec.taints.as_ref().is_none_or(Vec::is_empty).then_some(())
+        wait::object(&nodes, &self.name, "not tainted as not ready", wait::SOON, |node| {
+            let mut taints = node?.spec.as_ref()?.taints.iter().flatten();
+            (!taints.any(|taint| taint.key.starts_with("node.kubernetes.io/"))).then_some(())
         })
         .await;
     }
@@ -141,10 +143,12 @@ fn object(spec: &Spec) -> v1::Node {
     let mut labels = spec.labels.clone();
     labels.insert("kubernetes.io/hostname".into(), spec.name.clone());
     labels.insert("kubernetes.io/os".into(), "linux".into());
+    let reserved = json!([{ "key": "test.anteroom.dev/reserved", "effect": "NoSchedule" }]);
     let node = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": spec.name, "labels": labels },
+        "spec": { "taints": if spec.reserved { reserved } else { json!([]) } },
         "status": {
             "capacity": room,
             "allocatable": room,

@@ -7,6 +7,7 @@ pub(crate) mod pki;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::ServiceAccount;
+use serde_json::json;
 use tokio::{process::Command, sync::Mutex};
 
 use crate::{api::Kube, wait};
@@ -94,10 +95,19 @@ impl ControlPlane {
     pub(crate) fn kubeconfig(&self, user: &str, group: Option<&str>) -> String {
         kubeconfig(&self.authority, user, group)
     }
+
+    /// The same for whose token it is.
+    pub(crate) fn kubeconfig_with_token(&self, token: &str) -> String {
+        self.authority.kubeconfig_of(&server(), &json!({ "token": token }))
+    }
+}
+
+fn server() -> String {
+    format!("https://{ADDRESS}:{PORT}")
 }
 
 fn kubeconfig(authority: &Authority, user: &str, group: Option<&str>) -> String {
-    authority.kubeconfig(&format!("https://{ADDRESS}:{PORT}"), user, group)
+    authority.kubeconfig(&server(), user, group)
 }
 
 /// Whether a path of the apiserver answers 200.

@@ -6,7 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A certificate authority.
 pub(crate) struct Authority {
@@ -65,15 +65,21 @@ impl Authority {
     /// What a client of the apiserver at `server` needs to be that user: a kubeconfig, which is JSON here.
     pub(crate) fn kubeconfig(&self, server: &str, user: &str, group: Option<&str>) -> String {
         let identity = self.client(user, group);
+        let user = json!({
+            "client-certificate-data": base64(&identity.cert),
+            "client-key-data": base64(&identity.key),
+        });
+        self.kubeconfig_of(server, &user)
+    }
+
+    /// The same for a user who is known by something else.
+    pub(crate) fn kubeconfig_of(&self, server: &str, user: &Value) -> String {
         let named = |key: &str, value| json!([{ "name": "it", key: value }]);
         json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": named("cluster", json!({ "server": server, "certificate-authority-data": base64(&self.pem) })),
-            "users": named("user", json!({
-                "client-certificate-data": base64(&identity.cert),
-                "client-key-data": base64(&identity.key),
-            })),
+            "users": named("user", user.clone()),
             "contexts": named("context", json!({ "cluster": "it", "user": "it" })),
             "current-context": "it",
         })

@@ -2,6 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
 use serde_json::json;
 
 use crate::{
@@ -46,4 +51,32 @@ pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario)
         it.history().iter().all(|moment| moment.what != What::Killed),
         "SIGTERM is enough for the stand-in"
     );
+}
+
+pub(super) async fn replicas_of_anteroom_run_with_the_rights_of_the_chart(it: Scenario) {
+    let mut model = Model::new("tiny");
+    model.replicas = 1;
+    it.deploy(&model).await;
+    let [address] = it.endpoints("tiny", 1).await.try_into().unwrap();
+    let route = json!({ "name": "tiny", "target": { "url": format!("http://{address}:8000") } });
+    let mut anteroom = it.anteroom(2, json!({ "routes": [route] })).await;
+    for replica in &anteroom.replicas {
+        let answer = replica.ask("tiny", false).await.unwrap();
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.json().await["object"], "chat.completion");
+        assert_eq!(replica.metric("anteroom_requests_total{").await, Some(1.0));
+    }
+
+    // What it runs as may watch routes, and may not touch pods.
+    let kube = it.as_service_account("anteroom").await;
+    let pods = kube.namespaced::<Pod>(&it.namespace);
+    assert_eq!(pods.list(&ListParams::default()).await.unwrap().items.len(), 1);
+    let name = it.pods().await[0].name_any();
+    let error = pods.delete(&name, &DeleteParams::default()).await.unwrap_err();
+    assert!(error.to_string().contains("forbidden"), "{error}");
+
+    anteroom.kill(0).await;
+    let [survivor] = anteroom.replicas.as_mut_slice() else { panic!("one is left") };
+    assert_eq!(survivor.ask("tiny", false).await.unwrap().status, 200);
+    survivor.stop().await;
 }
