@@ -72,7 +72,7 @@ impl Anteroom {
     fn publish(&self) {
         let addresses: Vec<_> = self.replicas.iter().map(|replica| replica.address).collect();
         for service in ["anteroom-peers", "anteroom-scaler"] {
-            self.it.world.hosts.set(&self.name(service), &addresses);
+            self.it.world.dns.set(&self.name(service), &addresses);
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::{
     api::{self, Kube},
     chart,
-    hosts::Hosts,
+    dns::Dns,
     node::{Addresses, Ground, Node, Spec, history::History},
     plane::{ControlPlane, Folders, keda::Keda},
     wait,
@@ -35,7 +35,7 @@ pub(crate) struct World {
     pub(crate) plane: ControlPlane,
     pub(crate) keda: Keda,
     pub(crate) ground: Arc<Ground>,
-    pub(crate) hosts: Hosts,
+    pub(crate) dns: Dns,
     subnets: AtomicU8,
     nodes: AtomicU8,
     _node: Node,
@@ -50,10 +50,10 @@ impl World {
         let folders = Folders { bin: bin.to_owned(), run: run.to_owned(), logs: run.join("logs") };
         let pods = folders.logs.join("pods");
         std::fs::create_dir_all(&pods).unwrap();
-        let hosts = Hosts::new(run.join("hosts"));
 
         let plane = ControlPlane::start(&folders).await;
         println!("control plane: {:.1} s", began.elapsed().as_secs_f64());
+        let dns = Dns::start(&plane.admin).await;
         define(&plane.admin).await;
         let keda = Keda::start(&plane).await;
         println!("KEDA: {:.1} s", began.elapsed().as_secs_f64());
@@ -72,7 +72,7 @@ impl World {
             plane,
             keda,
             ground,
-            hosts,
+            dns,
             subnets: AtomicU8::new(FIRST_SUBNET),
             nodes: AtomicU8::new(1),
             _node: node,

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     client,
+    envoy::Envoy,
     model::{Model, Scaled},
     node::history::What,
     push_scaler::PushScaler,
@@ -79,4 +80,25 @@ pub(super) async fn replicas_of_anteroom_run_with_the_rights_of_the_chart(it: Sc
     let [survivor] = anteroom.replicas.as_mut_slice() else { panic!("one is left") };
     assert_eq!(survivor.ask("tiny", false).await.unwrap().status, 200);
     survivor.stop().await;
+}
+
+pub(super) async fn envoy_says_503_at_zero_and_passes_on_once_a_pod_is_ready(it: Scenario) {
+    let mut model = Model::new("tiny");
+    model.probe_period = 1;
+    it.deploy(&model).await;
+    let envoy = Envoy::start(&it, 1, "tiny").await;
+    let asked = client::get(envoy.address, "/v1/models").await.unwrap();
+    assert_eq!(asked.status, 503);
+    assert_eq!(asked.text().await.unwrap(), "no healthy upstream");
+
+    it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 1 } })).await;
+    it.endpoints("tiny", 1).await;
+    // It learns of the pod by DNS, and has to find it healthy then.
+    wait::until("Envoy to pass on", wait::SOON, async || {
+        match client::get(envoy.address, "/v1/models").await?.status.as_u16() {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    })
+    .await;
 }

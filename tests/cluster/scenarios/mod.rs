@@ -20,6 +20,7 @@ macro_rules! scenarios {
 pub(crate) const TOGETHER: &[Entry] = scenarios![
     harness::a_push_scales_from_zero_and_silence_back_to_it,
     harness::replicas_of_anteroom_run_with_the_rights_of_the_chart,
+    harness::envoy_says_503_at_zero_and_passes_on_once_a_pod_is_ready,
     node::a_missing_image_backs_off_until_it_is_there,
     node::a_container_that_exits_is_started_again_ever_later,
     node::a_container_that_is_out_of_memory_says_so,
