@@ -32,6 +32,10 @@ pub trait View: Send + Sync {
     fn buffered_bytes(&self) -> usize;
     /// Whether the routes of the cluster are not known yet.
     fn awaits_routes(&self) -> bool;
+    /// Whether there is a scaler.
+    fn has_scaler(&self) -> bool;
+    /// How many other replicas are in each state, if there may be any.
+    fn peers(&self) -> Vec<(&'static str, usize)>;
 }
 
 /// What the admin listener shows.
