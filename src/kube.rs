@@ -4,6 +4,8 @@
 //! stays.
 
 mod endpoints;
+#[cfg(test)]
+mod fake;
 mod pods;
 mod watch;
 
@@ -57,6 +59,13 @@ impl Cluster {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// One for tests, that asks this server.
+    #[cfg(test)]
+    fn of(client: Client) -> Self {
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        Self { client, namespaces: Arc::default(), tasks, stopping }
     }
 
     /// The client.
