@@ -18,9 +18,11 @@ mod model;
 mod node;
 mod plane;
 mod push_scaler;
+mod routes;
 mod runner;
 mod scenario;
 mod scenarios;
+mod shell;
 mod wait;
 mod world;
 

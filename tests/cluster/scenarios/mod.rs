@@ -1,6 +1,10 @@
 //! The scenarios.
 
+mod conflicts;
+mod definitions;
 mod harness;
+mod install;
+mod interceptor;
 mod node;
 mod outage;
 
@@ -26,10 +30,24 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     node::a_container_that_is_out_of_memory_says_so,
     node::a_pod_that_fits_nowhere_waits_for_a_node,
     node::a_pod_ends_with_its_hook_and_its_grace,
+    definitions::the_apiserver_keeps_what_anteroom_crds_prints,
+    definitions::what_cannot_be_a_route_is_refused_with_the_way_out,
+    definitions::users_see_how_routes_are,
+    conflicts::the_older_route_is_served_and_the_younger_follows_it,
+    conflicts::the_file_goes_first_and_names_are_given_once,
+    conflicts::routes_that_are_none_are_skipped_and_say_why,
+    interceptor::an_app_comes_up_through_keda_for_the_first_request,
+    interceptor::the_most_specific_rule_has_the_request,
+    interceptor::what_is_said_while_the_app_is_down_is_said,
+    install::each_profile_is_taken_paused_and_goes_again,
+    install::a_release_for_one_namespace_serves_it,
+    install::rights_are_what_is_needed_and_nothing_else,
 ];
 
 /// Those that break something that others need: they run last, one by one.
 pub(crate) const ALONE: &[Entry] = scenarios![
     outage::pods_outlive_the_apiserver_and_are_told_of_afterwards,
     outage::keda_comes_back_and_hears_the_next_push,
+    conflicts::an_object_of_a_newer_definition_stops_nothing,
+    install::a_release_for_the_cluster_serves_other_namespaces,
 ];
