@@ -18,10 +18,10 @@ impl Gate {
         let scaling = self.policy.load().scaling;
         // Held before in flight: a request that goes from one to the other is counted twice then, never not at all.
         let held = self.held() as u64;
-        let in_flight = self.in_flight();
+        let in_flight = self.wanting_in_flight();
         let request_rate = scaling
             .request_rate
-            .map(|rate| self.demand.request_rate(self.counters.admitted(), rate.window.get()));
+            .map(|rate| self.demand.request_rate(self.counters.wanted(), rate.window.get()));
         Counts {
             held,
             in_flight,
@@ -71,7 +71,7 @@ impl Gate {
     /// Takes down the request rate, if it is asked for; about once a second.
     pub fn sample_rate(&self) {
         if let Some(rate) = self.policy.load().scaling.request_rate {
-            self.demand.sample(self.counters.admitted(), rate.window.get());
+            self.demand.sample(self.counters.wanted(), rate.window.get());
         }
     }
 }

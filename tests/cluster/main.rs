@@ -23,6 +23,7 @@ mod runner;
 mod scenario;
 mod scenarios;
 mod shell;
+mod serving;
 mod wait;
 mod world;
 

@@ -11,7 +11,7 @@ use std::{
 use anteroom::{
     app::{Account, Bound, Command},
     config::Config,
-    domain::Intercept,
+    domain::{Intercept, Matcher},
     drain::Request,
     scaler,
 };
@@ -75,8 +75,11 @@ impl Proxy {
         proxy
     }
 
-    /// The cluster has this route from now on, and one more by which that is seen.
-    pub async fn intercept(&self, url: &str, intercept: Intercept) {
+    /// The cluster has this route from now on, for every request if it has no rules, and one more by which that is seen.
+    pub async fn intercept(&self, url: &str, mut intercept: Intercept) {
+        if intercept.rules.is_empty() {
+            intercept.rules.push(Matcher::default());
+        }
         static SEEN: AtomicUsize = AtomicUsize::new(0);
         let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
         let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
