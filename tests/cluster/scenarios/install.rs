@@ -1,6 +1,6 @@
 //! The chart, installed by helm as users do it: its objects, its pods, and what they may.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -82,23 +82,23 @@ pub(super) async fn a_release_for_the_cluster_serves_other_namespaces(it: Scenar
 }
 
 pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
-    let read = "get,list,watch";
-    let mut expected = BTreeSet::from([
-        format!("anteroom.dev/modelroutes {read}"),
-        "anteroom.dev/modelroutes/status patch".into(),
-        format!("http.keda.sh/interceptorroutes {read}"),
-        "http.keda.sh/interceptorroutes/status patch".into(),
-        "/configmaps list,watch".into(),
-        format!("/services {read}"),
-        format!("/pods {read}"),
-        format!("discovery.k8s.io/endpointslices {read}"),
-        format!("inference.networking.k8s.io/inferencepools {read}"),
-        format!("apps/deployments {read}"),
-        format!("apps/statefulsets {read}"),
-        format!("apps/replicasets {read}"),
-        "/events list,watch".into(),
-        "events.k8s.io/events create,list,patch,watch".into(),
-        format!("keda.sh/scaledobjects get,list,patch,watch"),
+    let read = "get list watch";
+    let mut expected = BTreeMap::from([
+        ("modelroutes.anteroom.dev", read),
+        ("modelroutes/status.anteroom.dev", "patch"),
+        ("interceptorroutes.http.keda.sh", read),
+        ("interceptorroutes/status.http.keda.sh", "patch"),
+        ("configmaps", "list watch"),
+        ("services", read),
+        ("pods", read),
+        ("endpointslices.discovery.k8s.io", read),
+        ("inferencepools.inference.networking.k8s.io", read),
+        ("deployments.apps", read),
+        ("statefulsets.apps", read),
+        ("replicasets.apps", read),
+        ("events", "list watch"),
+        ("events.events.k8s.io", "create list patch watch"),
+        ("scaledobjects.keda.sh", "get list patch watch"),
     ]);
     for object in chart::rights(&it.world, &it.namespace, &[]).await {
         it.apply(&object).await;
@@ -128,9 +128,8 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
     for object in chart::rights(&it.world, &it.namespace, &values).await {
         it.apply(&object).await;
     }
-    expected.retain(|right| !right.starts_with("http.keda.sh/") && !right.starts_with("/configmaps"));
-    expected.insert("apps/deployments/scale get,patch".into());
-    expected.insert("apps/statefulsets/scale get,patch".into());
+    expected.retain(|what, _| !what.ends_with("http.keda.sh") && *what != "configmaps");
+    expected.extend([("deployments/scale.apps", "get patch"), ("statefulsets/scale.apps", "get patch")]);
     it.may("anteroom", &expected).await;
 }
 
@@ -257,28 +256,40 @@ impl Scenario {
     }
 
     /// Waits until a service account has exactly these rights in the namespace, besides those of everybody.
-    async fn may(&self, account: &str, expected: &BTreeSet<String>) {
+    async fn may(&self, account: &str, expected: &BTreeMap<&str, &str>) {
+        wait::until("the rights of the chart", wait::SOON, async || {
+            let everybodys = self.rights_of("default").await?;
+            let mut found = self.rights_of(account).await?;
+            found.retain(|what, _| !everybodys.contains_key(what));
+            let found: BTreeMap<&str, String> = found
+                .iter()
+                .map(|(what, verbs)| (what.as_str(), verbs.iter().cloned().collect::<Vec<_>>().join(" ")))
+                .collect();
+            let same = found.len() == expected.len()
+                && expected.iter().all(|(what, verbs)| found.get(what).is_some_and(|found| found == verbs));
+            if same { Ok(()) } else { Err(format!("{found:#?}")) }
+        })
+        .await;
+    }
+
+    /// The verbs that a service account may use in the namespace, on what.
+    async fn rights_of(&self, account: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
         let kube = self.as_service_account(account).await;
         let review = SelfSubjectRulesReview {
             spec: SelfSubjectRulesReviewSpec { namespace: Some(self.namespace.clone()) },
             ..SelfSubjectRulesReview::default()
         };
-        wait::until("the rights of the chart", wait::SOON, async || {
-            let answer = kube.all().create(&PostParams::default(), &review).await;
-            let status = answer.map_err(|error| error.to_string())?.status.unwrap_or_default();
-            let mut found = BTreeSet::new();
-            for rule in status.resource_rules {
-                let mut verbs = rule.verbs;
-                verbs.sort();
-                for group in rule.api_groups.unwrap_or_default() {
-                    for resource in rule.resources.iter().flatten() {
-                        found.insert(format!("{group}/{resource} {}", verbs.join(",")));
-                    }
+        let answer = kube.all().create(&PostParams::default(), &review).await;
+        let status = answer.map_err(|error| error.to_string())?.status.unwrap_or_default();
+        let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+        for rule in status.resource_rules {
+            for group in rule.api_groups.iter().flatten() {
+                for resource in rule.resources.iter().flatten() {
+                    let what = format!("{resource}.{group}").trim_end_matches('.').to_owned();
+                    found.entry(what).or_default().extend(rule.verbs.iter().cloned());
                 }
             }
-            found.retain(|right| !right.contains("/selfsubject"));
-            if found == *expected { Ok(()) } else { Err(format!("{found:#?}")) }
-        })
-        .await;
+        }
+        Ok(found)
     }
 }

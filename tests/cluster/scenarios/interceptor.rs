@@ -46,7 +46,7 @@ const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     ("www.example.com", "/", "x-preview: 1", Some("presence")),
     ("elsewhere.test", "/everywhere/and/below", "", Some("any")),
     ("www.example.com", "/everywhere", "", Some("wildcard")),
-    ("elsewhere.test", "/", "", None),
+    ("elsewhere.test", "/carts", "", None),
 ];
 
 pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scenario) {
@@ -77,7 +77,7 @@ pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scena
     let answer = ask(replica, "app.example.com", "/healthz", "").await;
     assert_eq!((answer.status.as_u16(), answer.headers.get(COLD_START)), (200, None));
     assert_eq!(answer.text().await.unwrap(), "OK");
-    assert_eq!(ask(replica, "other.example.com", "/v1/models", "").await.status, 404);
+    assert_eq!(ask(replica, "other.example.com", "/carts", "").await.status, 404);
     let demand = format!("anteroom_scaler_active{{route=\"{}/my-app\"", it.namespace);
     assert_eq!(replica.metric(&demand).await.unwrap_or(0.0), 0.0);
 
