@@ -205,3 +205,6 @@ impl Specs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
