@@ -213,7 +213,11 @@ async fn the_last_word_of_a_broken_connection_counts_for_the_timeout() {
     sleep(Duration::from_millis(100)).await;
     two.wire.broken.cancel();
     sleep(Duration::from_millis(8_900)).await;
-    assert_eq!((one.held(), one.states()), (1, [0, 1, 1]), "8.9 s: its last heartbeat was at most 1 s before");
+    assert_eq!(
+        (one.held(), one.states()),
+        (1, [0, 1, 1]),
+        "8.9 s: its last heartbeat was at most 1 s before"
+    );
     sleep(Duration::from_millis(1_200)).await;
     assert_eq!((one.held(), one.states()), (0, [0, 0, 1]), "10.1 s");
 }
@@ -341,9 +345,11 @@ async fn a_push_of_another_replica_ends_the_signal_here() {
 async fn what_a_replica_says_is_bounded_and_never_spoils_the_sum() {
     let wires = Arc::<Wires>::default();
     let one = wires.join(1);
-    let demand = |route: String, rate| RouteDemand { route, request_rate: rate, held: 1, ..RouteDemand::default() };
+    let demand =
+        |route: String, rate| RouteDemand { route, request_rate: rate, held: 1, ..RouteDemand::default() };
     let report = |routes| Report { replica: "bad".into(), routes };
-    one.board.found(address(200), &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]));
+    one.board
+        .found(address(200), &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]));
     one.board.heard(&report((0..12_000).map(|number| demand(number.to_string(), 1.0)).collect()));
     one.board.heard(&report(vec![RouteDemand { held: u64::MAX, ..demand("tiny".into(), -1.0) }]));
     let _held = one.hold();
@@ -351,7 +357,8 @@ async fn what_a_replica_says_is_bounded_and_never_spoils_the_sum() {
     assert_eq!((counts.held, counts.request_rate), (u64::MAX, 0.0), "no overflow, and a number");
     assert_eq!(one.board.routes_of("bad"), 10_000);
     for number in 0..100 {
-        let found = one.board.found(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
+        let found =
+            one.board.found(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
         assert_eq!(found == board::Found::TooMany, number >= 63, "{number}: the bad one is the first of 64");
     }
 }
@@ -361,7 +368,9 @@ async fn many_routes_are_told_in_several_reports_at_once() {
     let wires = Arc::<Wires>::default();
     let one = wires.join(1);
     let gates: Vec<_> = (0..4_500)
-        .map(|number| Gate::new(format!("route-{number}").as_str().into(), Policy::default(), one.cold_starts.clone()))
+        .map(|number| {
+            Gate::new(format!("route-{number}").as_str().into(), Policy::default(), one.cold_starts.clone())
+        })
         .collect();
     let _held: Vec<_> = gates.iter().map(|gate| gate.hold(1, true).unwrap()).collect();
     one.directory.publish(gates);

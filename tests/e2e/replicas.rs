@@ -3,7 +3,12 @@
 use anteroom::drain::Request;
 
 use super::scaler::{next, scaler, tiny};
-use crate::support::{Proxy, Upstream, route, routes, until, upstream::LAST, upstream::STREAM, wire::{chat, streaming}};
+use crate::support::{
+    Proxy, Upstream, route, routes, until,
+    upstream::LAST,
+    upstream::STREAM,
+    wire::{chat, streaming},
+};
 
 /// Two proxies that know each other by address. They have the same routes, as replicas do.
 async fn replicas(url: &str) -> (Proxy, Proxy) {
@@ -11,7 +16,7 @@ async fn replicas(url: &str) -> (Proxy, Proxy) {
     let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
     let config = |listen: &str, service: String| {
         format!(
-            "scaler: 127.0.0.1:0\npeers: {{ listen: \"{listen}\", service: \"{service}\" }}\n{}",
+            "drainTimeout: 1s\nscaler: 127.0.0.1:0\npeers: {{ listen: \"{listen}\", service: \"{service}\" }}\n{}",
             routes(&[route("tiny", url, "scaling: { linger: 0s }, concurrency: { max: 4 }")])
         )
     };
@@ -43,7 +48,9 @@ async fn each_pushes_and_answers_for_both() {
     call.body().await;
     call.send(STREAM).await;
     client.head().await.unwrap();
-    let depth = async || second.metrics().await.lines().any(|line| line == "anteroom_scaler_queue_depth{route=\"tiny\"} 1.25");
+    let depth = async || {
+        second.metrics().await.lines().any(|line| line == "anteroom_scaler_queue_depth{route=\"tiny\"} 1.25")
+    };
     until("1 × 5 ÷ 4", depth).await;
     call.finish(LAST).await;
     client.rest().await;

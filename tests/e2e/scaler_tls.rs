@@ -11,7 +11,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 
 use super::scaler::{Scaler, tiny};
 use crate::support::{
-    Proxy, Upstream,
+    Proxy,
     proxy::{options, parse},
     route, routes, soon,
 };
@@ -109,7 +109,8 @@ async fn with_a_client_authority_nobody_is_answered_without_its_certificate() {
 #[tokio::test]
 async fn files_that_cannot_be_used_fail_the_start_and_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    let start = async || Bound::new(parse(&config(folder.path(), false)), options()).await.err().unwrap().to_string();
+    let start =
+        async || Bound::new(parse(&config(folder.path(), false)), options()).await.err().unwrap().to_string();
     let error = start().await;
     assert!(error.starts_with("scalerTls.cert: cannot read") && error.contains("tls.crt"), "{error}");
     let authority = Authority::new("first");
