@@ -26,6 +26,8 @@ use super::{
 pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    pub scaler: Option<SocketAddr>,
+    pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
     running: JoinHandle<Account>,
 }
@@ -59,7 +61,8 @@ impl Proxy {
         let bound = Bound::new(parse(yaml), options()).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
-        Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
+        let (scaler, peers) = (bound.scaler_address, bound.peers_address);
+        Self { address, admin, scaler, peers, commands, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
