@@ -13,11 +13,11 @@ use arc_swap::{ArcSwap, Guard};
 use crate::{
     coldstart::{ColdStarts, Tracker},
     demand::Demand,
-    domain::{Policy, RouteKey},
-    error::ProxyError,
+    domain::{ObstacleKind, Policy, RouteKey, WhenPaused},
+    error::{MAX_RETRY_AFTER, ProxyError},
     hold::{Bounds, Full, HoldQueue, Place, Released, Ticket},
     pick::pick,
-    state::{Change, Endpoint, TargetState},
+    state::{Change, Endpoint, Obstacle, TargetState},
     telemetry::RouteCounters,
 };
 
@@ -83,6 +83,7 @@ impl Gate {
         let max = policy.concurrency.max;
         self.policy.store(Arc::new(policy));
         self.target.set_max(max);
+        self.give_up_if_paused();
     }
 
     /// The endpoints, for who publishes them.
@@ -133,11 +134,11 @@ impl Gate {
     /// Lets a request in to an endpoint that has room, unless others wait for one. The place is where it may come
     /// back to.
     pub fn enter(self: &Arc<Self>) -> Option<(Permit, Place)> {
-        self.demand.touch();
         if !self.queue.is_empty() {
             return None;
         }
         let permit = self.try_permit()?;
+        self.demand.touch();
         self.counters.admit();
         Some((permit, self.queue.place()))
     }
@@ -145,14 +146,22 @@ impl Gate {
     /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.
     ///
     /// # Errors
-    /// [`ProxyError::Draining`], [`ProxyError::NoWait`], [`ProxyError::HoldQueueFull`] (nothing is up) or
-    /// [`ProxyError::Saturated`] (up, but full).
+    /// [`ProxyError::Draining`], [`ProxyError::AutoscalingPaused`], [`ProxyError::NoWait`],
+    /// [`ProxyError::HoldQueueFull`] (nothing is up) or [`ProxyError::Saturated`] (up, but full).
     pub fn hold(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Ticket<Permit>, ProxyError> {
         let up = self.target.is_up();
         if self.draining.load(Ordering::SeqCst) && !up {
             return Err(ProxyError::Draining { admitted: false });
         }
+        if let Some(obstacle) = self.paused() {
+            // Without a trace in the demand: what nobody waits for is not started when autoscaling is resumed.
+            return Err(ProxyError::AutoscalingPaused {
+                route: self.key.clone(),
+                reason: obstacle.message.clone(),
+            });
+        }
         let policy = self.policy.load();
+        self.demand.touch();
         if !wait {
             if !up {
                 // It may not wait, but it has a right to the target: the next try should find it up.
@@ -203,6 +212,25 @@ impl Gate {
         if self.evicting.load(Ordering::SeqCst) {
             self.evict();
         }
+        // The pause may have come between the look at it and the joining; then it found nobody waiting.
+        self.give_up_if_paused();
+    }
+
+    /// The pause under which nothing starts the target, if it is down and requests are not to wait for the end of it.
+    fn paused(&self) -> Option<Arc<Obstacle>> {
+        let obstacle = self.target.obstacle()?;
+        let reject = self.policy.load().when_paused == WhenPaused::Reject;
+        (reject && obstacle.kind == ObstacleKind::AutoscalingPaused && !self.target.is_up()).then_some(obstacle)
+    }
+
+    /// Tells those who wait if they do so in vain: autoscaling is paused, and nothing is up. An endpoint that goes away
+    /// does not say so here, so whoever watches the pause looks again from time to time.
+    pub fn give_up_if_paused(&self) {
+        let Some(obstacle) = self.paused() else { return };
+        // The record first, so that who is told finds it.
+        self.cold_starts.failed(obstacle.message.clone(), Vec::new());
+        self.demand.settle();
+        self.queue.release_all(|| Released::Failed(obstacle.message.clone(), MAX_RETRY_AFTER));
     }
 
     fn try_permit(self: &Arc<Self>) -> Option<Permit> {
@@ -226,6 +254,12 @@ impl Gate {
     fn target_changed(self: &Arc<Self>, change: Change) {
         match change {
             Change::Room => self.pump(),
+            Change::Obstacle => {
+                if let Some(obstacle) = self.target.obstacle() {
+                    self.cold_starts.hindered(obstacle.message.clone());
+                }
+                self.give_up_if_paused();
+            }
             Change::Failed(reason, retry_after) => {
                 self.queue.release_all(|| Released::Failed(reason.clone(), retry_after));
             }

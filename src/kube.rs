@@ -3,7 +3,14 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod facts;
+mod pod_reasons;
+mod pods;
+mod reasons;
+mod scale;
+mod scaled_objects;
 mod watch;
+mod workloads;
 
 use std::sync::Arc;
 
@@ -11,6 +18,11 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use facts::AllRoutes;
+pub use pod_reasons::Trouble;
+pub use reasons::{AllFacts, Facts, Seen};
+pub use scale::DirectScale;
+pub use scaled_objects::{ScaledObject, ScaledObjects};
 pub use watch::Watched;
 
 use crate::config;

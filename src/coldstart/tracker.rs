@@ -31,6 +31,7 @@ struct Active {
     began: Instant,
     wall: SystemTime,
     ends: Vec<(Phase, Instant)>,
+    hindrance: Option<Arc<str>>,
 }
 
 /// How a held request left the queue.
@@ -65,7 +66,7 @@ impl Tracker {
         if active.is_none() {
             let id = self.store.next_id.fetch_add(1, Ordering::Relaxed);
             let wall = SystemTime::now() - began.elapsed();
-            *active = Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()) });
+            *active = Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()), hindrance: None });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
         }
@@ -89,6 +90,13 @@ impl Tracker {
             Leave::Left => &tally.left,
         };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Something stands in its way.
+    pub fn hindered(&self, reason: Arc<str>) {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.hindrance = Some(reason);
+        }
     }
 
     /// A phase is over, now. One that is over already, or that a later one has followed, is not reopened.
@@ -151,7 +159,7 @@ impl Tracker {
         let mut record =
             active.record(&self.route, &tally, (outcome == ColdStartOutcome::Failed).then(Instant::now));
         record.outcome = Some(outcome);
-        record.reason = reason;
+        record.reason = reason.or(record.reason);
         record.last_lines = last_lines;
         self.store.end(record, tally);
     }
@@ -219,7 +227,7 @@ impl Active {
             released: 0,
             failed: 0,
             left: 0,
-            reason: None,
+            reason: self.hindrance.clone(),
             last_lines: Vec::new(),
         };
         tally.write_to(&mut record);
