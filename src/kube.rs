@@ -3,6 +3,7 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod endpoints;
 mod facts;
 mod pod_reasons;
 mod pods;
@@ -18,8 +19,10 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use endpoints::Endpoints;
 pub use facts::AllRoutes;
 pub use pod_reasons::Trouble;
+pub use pods::{Pods, PodsOf};
 pub use reasons::{AllFacts, Facts, Seen};
 pub use scale::DirectScale;
 pub use scaled_objects::{ScaledObject, ScaledObjects};

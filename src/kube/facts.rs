@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::sleep};
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    Cluster,
+    Cluster, Pods,
     reasons::{AllFacts, Facts, Keda, Scaled, WorkloadFacts},
     scale::Refusals,
     scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
@@ -39,6 +39,7 @@ impl Cluster {
         mut routes: AllRoutes,
         mut scaled_objects: watch::Receiver<ScaledObjects>,
         mut refusals: Refusals,
+        pods: Arc<Pods>,
     ) -> watch::Receiver<Arc<AllFacts>> {
         let (facts, receiver) = watch::channel(Arc::default());
         let cluster = self.clone();
@@ -57,7 +58,7 @@ impl Cluster {
                     let wanted: Vec<_> = wanted.collect();
                     followed.retain(|workload, _| wanted.iter().any(|(.., wanted)| wanted.contains(workload)));
                     for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
-                        followed.entry(workload.clone()).or_insert_with(|| cluster.follow(workload.clone()));
+                        followed.entry(workload.clone()).or_insert_with(|| cluster.follow(workload.clone(), pods.clone()));
                     }
                     let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
                         let facts = Facts {

@@ -32,8 +32,7 @@ pub fn trouble(pod: &Pod) -> Option<Trouble> {
     let init = status.init_container_statuses.iter().flatten().map(|container| (container, "init container"));
     let main = status.container_statuses.iter().flatten().map(|container| (container, "container"));
     let container = init.chain(main).filter_map(|(container, what)| {
-        let probed = what == "container" && has_startup_probe(pod, &container.name);
-        of_container(container, &format!("Pod `{name}`: {what} `{}`", container.name), probed)
+        of_container(container, &format!("Pod `{name}`: {what} `{}`", container.name))
     });
     container.min_by_key(|trouble| rank(trouble.kind)).or_else(|| unscheduled(pod, name))
 }
@@ -73,20 +72,20 @@ fn unscheduled(pod: &Pod, name: &str) -> Option<Trouble> {
     Some(Trouble { kind: ObstacleKind::Unschedulable, message })
 }
 
-fn of_container(container: &ContainerStatus, what: &str, probed: bool) -> Option<Trouble> {
+fn of_container(container: &ContainerStatus, what: &str) -> Option<Trouble> {
     let state = container.state.as_ref()?;
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     if let Some(waiting) = &state.waiting {
-        return of_waiting(waiting, last, container, what, probed);
+        return of_waiting(waiting, last, container, what);
     }
     if let Some(ended) = &state.terminated {
-        return (ended.exit_code != 0).then(|| of_end(ended, container, what, probed));
+        return (ended.exit_code != 0).then(|| of_end(ended, container, what));
     }
     // It runs. One end may have been an accident, but not for want of memory: what it needs, it will need again.
     let last = last.filter(|_| state.running.is_some() && !container.ready)?;
     let enough = if is_out_of_memory(last) { 1 } else { 2 };
     (container.started != Some(true) && container.restart_count >= enough)
-        .then(|| of_end(last, container, what, probed))
+        .then(|| of_end(last, container, what))
 }
 
 fn of_waiting(
@@ -94,7 +93,6 @@ fn of_waiting(
     last: Option<&ContainerStateTerminated>,
     container: &ContainerStatus,
     what: &str,
-    probed: bool,
 ) -> Option<Trouble> {
     let reason = waiting.reason.as_deref()?;
     let told = waiting.message.as_deref().map(shorten).unwrap_or_default();
@@ -110,7 +108,7 @@ fn of_waiting(
                     kind: ObstacleKind::CrashLoop,
                     message: format!("{what} ends again and again: {told}"),
                 },
-                |last| of_end(last, container, what, probed),
+                |last| of_end(last, container, what),
             ));
         }
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "PreCreateHookError"
@@ -123,7 +121,7 @@ fn of_waiting(
     Some(Trouble { kind, message })
 }
 
-fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str, probed: bool) -> Trouble {
+fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str) -> Trouble {
     let times = container.restart_count;
     let again = match times {
         0 => String::new(),
@@ -140,9 +138,9 @@ fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &st
     let lived = end.started_at.as_ref().zip(end.finished_at.as_ref()).map(|(from, to)| to.0.duration_since(from.0));
     let lived = lived.map(|lived| format!(" after {} s", lived.as_secs())).unwrap_or_default();
     let told = end.message.as_deref().map(|told| format!(": {}", shorten(told))).unwrap_or_default();
-    // SIGTERM and SIGKILL: somebody ended it, and before it had started that is the startup probe.
+    // SIGTERM and SIGKILL: somebody ended it, and where it never got ready that is mostly its own probe.
     let hint = match end.exit_code {
-        137 | 143 if probed && told.is_empty() => {
+        137 | 143 if told.is_empty() => {
             "; if its startup probe ended it, let failureThreshold × periodSeconds be longer than the load takes"
         }
         _ => "",
@@ -154,13 +152,6 @@ fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &st
 
 fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {
     end.reason.as_deref() == Some("OOMKilled")
-}
-
-fn has_startup_probe(pod: &Pod, container: &str) -> bool {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    containers
-        .filter(|known| known.name == container)
-        .any(|known| known.startup_probe.is_some() || known.liveness_probe.is_some())
 }
 
 /// One line, and not endless.

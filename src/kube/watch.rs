@@ -12,6 +12,7 @@ use kube::{
         watcher::{self, watcher},
     },
 };
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use std::hash::Hash;
 use tokio::sync::watch;
@@ -26,6 +27,7 @@ pub struct Watched<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone +
     stores: Arc<[Store<K>]>,
     /// Rises with every change.
     changes: watch::Receiver<u64>,
+    failure: Arc<Mutex<Option<Arc<str>>>>,
     _ends: Arc<DropGuard>,
 }
 
@@ -66,6 +68,7 @@ impl Cluster {
             + 'static,
     {
         let (changed, changes) = watch::channel(0);
+        let failure = Arc::<Mutex<Option<Arc<str>>>>::default();
         let ending = CancellationToken::new();
         let stores = apis.into_iter().map(|api| {
             let (reader, writer) = store();
@@ -76,6 +79,7 @@ impl Cluster {
                 trim(object);
             });
             let kind = K::kind(&K::DynamicType::default()).into_owned();
+            let last_failure = failure.clone();
             let following = async move {
                 let mut events = std::pin::pin!(kube::runtime::reflector(writer, events));
                 let mut failing = false;
@@ -85,6 +89,7 @@ impl Cluster {
                         Ok(_) => {
                             if std::mem::take(&mut failing) {
                                 tracing::info!(kind, "the cluster is heard again");
+                                *last_failure.lock() = None;
                             }
                             changed.send_modify(|changes| *changes += 1);
                         }
@@ -92,6 +97,9 @@ impl Cluster {
                         Err(error) if !failing => {
                             failing = true;
                             tracing::warn!(kind, %error, "the cluster is not heard: what was known stays");
+                            *last_failure.lock() =
+                                Some(format!("cannot watch {kind} objects: {error}").into());
+                            changed.send_modify(|changes| *changes += 1);
                         }
                         Err(_) => {}
                     }
@@ -107,7 +115,7 @@ impl Cluster {
             });
             reader
         });
-        Watched { stores: stores.collect(), changes, _ends: Arc::new(ending.drop_guard()) }
+        Watched { stores: stores.collect(), changes, failure, _ends: Arc::new(ending.drop_guard()) }
     }
 }
 
@@ -131,6 +139,11 @@ impl<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static> Watc
             // The watch has ended, and nothing changes any more.
             std::future::pending().await
         }
+    }
+
+    /// Why the cluster is not heard now, if it is not.
+    pub fn failure(&self) -> Option<Arc<str>> {
+        self.failure.lock().clone()
     }
 
     /// Whether every namespace has been listed once.

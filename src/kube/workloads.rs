@@ -3,7 +3,7 @@
 use std::{pin::pin, sync::Arc};
 
 use futures_util::StreamExt;
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, GroupVersionKind},
@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{
-    Cluster, Watched,
+    Cluster, Pods, PodsOf,
     pod_reasons::{counts, trouble},
     reasons::WorkloadFacts,
 };
@@ -49,7 +49,7 @@ impl WorkloadRef {
 
 impl Cluster {
     /// Follows a workload and its pods for as long as the receiver lives.
-    pub fn follow(&self, workload: WorkloadRef) -> watch::Receiver<Arc<WorkloadFacts>> {
+    pub fn follow(&self, workload: WorkloadRef, pods: Arc<Pods>) -> watch::Receiver<Arc<WorkloadFacts>> {
         let unknown = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
         let (facts, receiver) = watch::channel(Arc::new(unknown));
         let cluster = self.clone();
@@ -57,20 +57,25 @@ impl Cluster {
             tokio::select! {
                 biased; // nobody reads it any more
                 () = facts.closed() => {}
-                () = follow(&cluster, &workload, &facts) => {}
+                () = follow(&cluster, &workload, &pods, &facts) => {}
             }
         });
         receiver
     }
 }
 
-async fn follow(cluster: &Cluster, workload: &WorkloadRef, facts: &watch::Sender<Arc<WorkloadFacts>>) {
+async fn follow(
+    cluster: &Cluster,
+    workload: &WorkloadRef,
+    all_pods: &Pods,
+    facts: &watch::Sender<Arc<WorkloadFacts>>,
+) {
     type Object = DeserializeGuard<DynamicObject>;
     let api: Api<Object> =
         Api::namespaced_with(cluster.client().clone(), &workload.namespace, &workload.resource());
     let mut objects = pin!(watch_object(api, &workload.workload.name).default_backoff());
     let mut known = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
-    let mut pods: Option<(String, Watched<Pod>)> = None;
+    let mut pods: Option<(String, PodsOf)> = None;
     let mut failing = false;
     loop {
         tokio::select! {
@@ -86,7 +91,7 @@ async fn follow(cluster: &Cluster, workload: &WorkloadRef, facts: &watch::Sender
                     let selector = selector(&data);
                     if pods.as_ref().map(|(selector, _)| selector) != selector.as_ref() {
                         pods = selector.map(|selector| {
-                            let watched = cluster.pods(&workload.namespace, &selector);
+                            let watched = all_pods.watch(&workload.namespace, &selector);
                             (selector, watched)
                         });
                     }
@@ -112,7 +117,7 @@ async fn follow(cluster: &Cluster, workload: &WorkloadRef, facts: &watch::Sender
     }
 }
 
-async fn changed(pods: &mut Option<(String, Watched<Pod>)>) {
+async fn changed(pods: &mut Option<(String, PodsOf)>) {
     match pods {
         Some((_, pods)) => pods.changed().await,
         None => std::future::pending().await,

@@ -1,0 +1,232 @@
+//! The pods of targets: found through Services with their EndpointSlices, through InferencePools, and through the Pods
+//! themselves, whichever tells first.
+
+mod merge;
+mod pool;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use k8s_openapi::api::{
+    core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::runtime::watcher;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{Cluster, Pods, PodsOf};
+use crate::{
+    domain::{ClusterTarget, EndpointSource, ServicePort},
+    state::{Discovered, Discovery},
+};
+use pool::InferencePool;
+
+/// Finds the pods of targets in a cluster. Routes with the same target share what is found.
+#[derive(Clone)]
+pub struct Endpoints {
+    cluster: Cluster,
+    pods: Arc<Pods>,
+    followed: Arc<Mutex<HashMap<Followed, Weak<Found>>>>,
+}
+
+type Found = watch::Sender<Arc<Discovered>>;
+
+/// What is followed, whichever way requests take there.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Followed {
+    namespace: String,
+    source: EndpointSource,
+}
+
+/// The label of an EndpointSlice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+// === impl Endpoints ===
+
+impl Endpoints {
+    /// Nothing is followed yet.
+    pub fn new(cluster: Cluster, pods: Arc<Pods>) -> Self {
+        Self { cluster, pods, followed: Arc::default() }
+    }
+
+    /// Runs until nobody wants to know any more.
+    async fn follow(self, target: Followed, found: Arc<Found>) {
+        tokio::select! {
+            // The end first: what is found is for nobody.
+            biased;
+            () = self.unwanted(&target, &found) => {}
+            () = async {
+                match &target.source {
+                    EndpointSource::Service { name, port } => {
+                        self.follow_service(&target.namespace, name, port, &found).await;
+                    }
+                    EndpointSource::InferencePool { name } => {
+                        self.follow_pool(&target.namespace, name, &found).await;
+                    }
+                }
+            } => {}
+        }
+    }
+
+    async fn unwanted(&self, target: &Followed, found: &Found) {
+        loop {
+            found.closed().await;
+            let mut followed = self.followed.lock();
+            // Somebody may have asked again in between; under the lock nobody does.
+            if found.receiver_count() == 0 {
+                followed.remove(target);
+                return;
+            }
+        }
+    }
+
+    async fn follow_service(&self, namespace: &str, name: &str, port: &ServicePort, found: &Found) {
+        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let mut services =
+            self.cluster.watch_in::<Service>(vec![self.cluster.api(namespace)], only, |service| {
+                service.metadata.annotations = None;
+                service.status = None;
+            });
+        let of_service = watcher::Config::default().labels(&format!("{SERVICE_NAME}={name}"));
+        let mut slices =
+            self.cluster.watch_in::<EndpointSlice>(vec![self.cluster.api(namespace)], of_service, |_| {});
+        let mut pods = Selected::default();
+        loop {
+            let service = services.get(namespace, name);
+            pods.select(&self.pods, namespace, service.as_deref().and_then(merge::selector));
+            publish(
+                found,
+                match (service, services.is_synced()) {
+                    (Some(service), _) => {
+                        let mut merged = merge::service(&service, port, &slices.all(), &pods.all());
+                        // Pods alone do not say which there are no more.
+                        merged.is_synced = slices.is_synced() || merged.problem.is_some();
+                        merged
+                    }
+                    (None, true) => problem(format!("the Service {namespace}/{name} does not exist"), true),
+                    (None, false) => unheard(services.failure()),
+                },
+            );
+            tokio::select! {
+                biased; // all lead to the same
+                () = services.changed() => {}
+                () = slices.changed() => {}
+                () = pods.changed() => {}
+            }
+        }
+    }
+
+    async fn follow_pool(&self, namespace: &str, name: &str, found: &Found) {
+        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let mut pools =
+            self.cluster.watch_in::<InferencePool>(vec![self.cluster.api(namespace)], only, |pool| {
+                pool.metadata.annotations = None;
+            });
+        let mut pods = Selected::default();
+        loop {
+            let pool = pools.get(namespace, name).map(|pool| pool::read(&pool));
+            let selector = pool.as_ref().and_then(|pool| pool.as_ref().ok()).map(|pool| &pool.selector);
+            pods.select(&self.pods, namespace, selector);
+            publish(
+                found,
+                match (pool, pools.is_synced()) {
+                    (Some(Ok(pool)), _) => {
+                        Discovered { is_synced: pods.is_synced(), ..merge::pool(&pool, &pods.all()) }
+                    }
+                    (Some(Err(why)), _) => {
+                        problem(format!("the InferencePool {namespace}/{name} {why}"), true)
+                    }
+                    (None, true) => {
+                        problem(format!("the InferencePool {namespace}/{name} does not exist"), true)
+                    }
+                    (None, false) => unheard(pools.failure()),
+                },
+            );
+            tokio::select! {
+                biased; // both lead to the same
+                () = pools.changed() => {}
+                () = pods.changed() => {}
+            }
+        }
+    }
+}
+
+impl Discovery for Endpoints {
+    fn watch(&self, target: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
+        let target = Followed { namespace: target.namespace.clone(), source: target.source.clone() };
+        let mut followed = self.followed.lock();
+        if let Some(found) = followed.get(&target).and_then(Weak::upgrade) {
+            return found.subscribe();
+        }
+        let (found, discovered) = watch::channel(Arc::default());
+        let found = Arc::new(found);
+        followed.insert(target.clone(), Arc::downgrade(&found));
+        self.cluster.spawn(self.clone().follow(target, found));
+        discovered
+    }
+}
+
+fn publish(found: &Found, new: Discovered) {
+    found.send_if_modified(|known| {
+        let changed = **known != new;
+        if changed {
+            *known = Arc::new(new);
+        }
+        changed
+    });
+}
+
+fn problem(why: String, is_synced: bool) -> Discovered {
+    Discovered { is_synced, problem: Some(why.into()), ..Discovered::default() }
+}
+
+fn unheard(failure: Option<Arc<str>>) -> Discovered {
+    failure.map_or_else(Discovered::default, |why| problem(why.to_string(), false))
+}
+
+/// The pods that a Service or pool selects now, if it selects any.
+#[derive(Default)]
+struct Selected(Option<(String, PodsOf)>);
+
+// === impl Selected ===
+
+impl Selected {
+    fn select<'a>(
+        &mut self,
+        pods: &Pods,
+        namespace: &str,
+        selector: Option<impl IntoIterator<Item = (&'a String, &'a String)>>,
+    ) {
+        let labels = selector.map(|selector| {
+            let labels: Vec<_> = selector.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+            labels.join(",")
+        });
+        if labels.as_ref() != self.0.as_ref().map(|(labels, _)| labels) {
+            self.0 = labels.map(|labels| {
+                let pods = pods.watch(namespace, &labels);
+                (labels, pods)
+            });
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Pod>> {
+        self.0.as_ref().map_or_else(Vec::new, |(_, pods)| pods.all())
+    }
+
+    fn is_synced(&self) -> bool {
+        self.0.as_ref().is_none_or(|(_, pods)| pods.is_synced())
+    }
+
+    async fn changed(&mut self) {
+        match &mut self.0 {
+            Some((_, pods)) => pods.changed().await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

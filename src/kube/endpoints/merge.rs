@@ -1,0 +1,247 @@
+//! What slices and pods say, taken together. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    api::{
+        core::v1::{Container, ContainerPort, Pod, PodStatus, Service, ServicePort as PortOfService},
+        discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+
+use super::pool::Pool;
+use crate::{
+    domain::ServicePort,
+    state::{Discovered, DiscoveredEndpoint, Protocol},
+};
+
+/// How many endpoints of a target are used at most.
+pub(super) const MOST: usize = 4096;
+
+/// Where an endpoint stands. Of two words on the same address the greater one counts: who is on the way out says
+/// nothing of who comes after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    Terminating,
+    NotReady,
+    Ready,
+}
+
+/// The endpoints, in the order of their addresses.
+type Known = BTreeMap<SocketAddr, (Standing, Protocol)>;
+
+/// The labels by which a Service selects pods, if it does.
+pub(super) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
+    service.spec.as_ref()?.selector.as_ref().filter(|selector| !selector.is_empty())
+}
+
+/// How an endpoint wants to be spoken to, by the `appProtocol` of its port.
+pub(super) fn protocol(app_protocol: Option<&str>) -> Protocol {
+    if app_protocol == Some("kubernetes.io/h2c") { Protocol::H2c } else { Protocol::Http1 }
+}
+
+/// The endpoints of a Service.
+///
+/// The word of a pod wins over what a slice says of it: slices are made from pods, in batches. A slice's word counts
+/// for endpoints that are no pods of the Service's selector, and for pods that we have not heard of.
+pub(super) fn service(
+    service: &Service,
+    port: &ServicePort,
+    slices: &[Arc<EndpointSlice>],
+    pods: &[Arc<Pod>],
+) -> Discovered {
+    let port = match port_of(service, port) {
+        Ok(port) => port,
+        Err(why) => return Discovered { problem: Some(why.into()), ..Discovered::default() },
+    };
+    let by_name: HashMap<&str, &Pod> =
+        pods.iter().filter_map(|pod| Some((pod.metadata.name.as_deref()?, &**pod))).collect();
+    let mut known = Known::new();
+    for slice in slices.iter().filter(|slice| matches!(&*slice.address_type, "IPv4" | "IPv6")) {
+        let Some((number, of_slice)) = port_in(slice, port.name.as_deref()) else { continue };
+        let protocol = protocol(port.app_protocol.as_deref().or(of_slice.app_protocol.as_deref()));
+        let unheard_of = |endpoint: &&Endpoint| {
+            let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+            pod.and_then(|pod| pod.name.as_deref()).is_none_or(|name| !by_name.contains_key(name))
+        };
+        for endpoint in slice.endpoints.iter().filter(unheard_of) {
+            // No meaning is defined for further addresses.
+            let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else {
+                continue;
+            };
+            enter(&mut known, SocketAddr::new(address, number), of_endpoint(endpoint), protocol);
+        }
+    }
+    let mut of_pods = Known::new();
+    let protocol = protocol(port.app_protocol.as_deref());
+    let mut unnamed = None;
+    for pod in pods {
+        let Some(standing) = of_pod(pod) else { continue };
+        match target_port(port, pod) {
+            Ok(number) => {
+                for address in addresses(pod) {
+                    enter(&mut of_pods, SocketAddr::new(address, number), standing, protocol);
+                }
+            }
+            Err(name) => unnamed = Some(name),
+        }
+    }
+    known.extend(of_pods);
+    let spec = service.spec.as_ref();
+    let families = spec.and_then(|spec| spec.ip_families.as_ref());
+    let prefers_6 = families.and_then(|families| families.first()).is_some_and(|family| family == "IPv6");
+    let mut found = discovered(one_family(known, prefers_6));
+    if let Some(name) = unnamed.filter(|_| found.endpoints.is_empty()) {
+        let why =
+            format!("no container of the pods of the Service {} has a port named {name}", name_of(service));
+        found.problem = Some(why.into());
+    }
+    found
+}
+
+/// The endpoints of an InferencePool: every port of every pod.
+pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>]) -> Discovered {
+    let mut known = Known::new();
+    for pod in pods {
+        let Some(standing) = of_pod(pod) else { continue };
+        let Some(address) = addresses(pod).next() else { continue };
+        for port in &pool.ports {
+            enter(&mut known, SocketAddr::new(address, *port), standing, pool.protocol);
+        }
+    }
+    discovered(known)
+}
+
+fn discovered(known: Known) -> Discovered {
+    let endpoints = known.into_iter().take(MOST).map(|(address, (standing, protocol))| DiscoveredEndpoint {
+        address: address.to_string().into(),
+        protocol,
+        ready: standing == Standing::Ready,
+        terminating: standing == Standing::Terminating,
+    });
+    Discovered { is_synced: true, endpoints: endpoints.collect(), problem: None }
+}
+
+fn enter(known: &mut Known, address: SocketAddr, standing: Standing, protocol: Protocol) {
+    let entry = known.entry(address).or_insert((standing, protocol));
+    if entry.0 < standing {
+        *entry = (standing, protocol);
+    }
+}
+
+/// A pod that is in both families is one pod: those of one family only, unless there are none.
+fn one_family(mut known: Known, prefers_6: bool) -> Known {
+    if known.keys().any(|address| address.is_ipv6() == prefers_6) {
+        known.retain(|address, _| address.is_ipv6() == prefers_6);
+    }
+    known
+}
+
+// === services ===
+
+fn name_of(service: &Service) -> String {
+    let meta = &service.metadata;
+    format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+fn port_of<'a>(service: &'a Service, port: &ServicePort) -> Result<&'a PortOfService, String> {
+    let spec = service.spec.as_ref();
+    if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+        return Err(format!("the Service {} is an ExternalName, which has no pods", name_of(service)));
+    }
+    let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+    let is_meant = |candidate: &&PortOfService| match port {
+        ServicePort::Number(number) => candidate.port == i32::from(*number),
+        ServicePort::Name(name) => candidate.name.as_ref() == Some(name),
+    };
+    ports.iter().filter(|port| is_tcp(port.protocol.as_deref())).find(is_meant).ok_or_else(|| {
+        let shown = |port: &PortOfService| match &port.name {
+            Some(name) => format!("{} ({name})", port.port),
+            None => port.port.to_string(),
+        };
+        let has = ports.iter().filter(|port| is_tcp(port.protocol.as_deref())).map(shown).collect::<Vec<_>>();
+        let has = if has.is_empty() { "none".into() } else { has.join(", ") };
+        format!("the Service {} has no TCP port {port}; it has: {has}", name_of(service))
+    })
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    protocol.is_none_or(|protocol| protocol == "TCP")
+}
+
+// === slices ===
+
+/// The port of a slice that belongs to the Service's port of this name.
+fn port_in<'a>(slice: &'a EndpointSlice, name: Option<&str>) -> Option<(u16, &'a EndpointPort)> {
+    let named = |port: &&EndpointPort| {
+        port.name.as_deref().unwrap_or_default() == name.unwrap_or_default()
+            && is_tcp(port.protocol.as_deref())
+    };
+    let port = slice.ports.as_ref()?.iter().find(named)?;
+    Some((u16::try_from(port.port?).ok()?, port))
+}
+
+fn of_endpoint(endpoint: &Endpoint) -> Standing {
+    let conditions = endpoint.conditions.clone().unwrap_or_default();
+    // `ready` can be overridden by publishNotReadyAddresses; `serving` is what the pod says. Absent means true.
+    match conditions.serving.or(conditions.ready).unwrap_or(true) {
+        _ if conditions.terminating == Some(true) => Standing::Terminating,
+        true => Standing::Ready,
+        false => Standing::NotReady,
+    }
+}
+
+// === pods ===
+
+/// Where a pod stands, unless it has run to its end: then its address may be another one's.
+fn of_pod(pod: &Pod) -> Option<Standing> {
+    let status = pod.status.as_ref()?;
+    if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
+        return None;
+    }
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Some(Standing::Terminating);
+    }
+    Some(if is_ready(status) { Standing::Ready } else { Standing::NotReady })
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// The main address first.
+fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    let status = pod.status.as_ref();
+    let main = status.and_then(|status| status.pod_ip.as_deref());
+    let all = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+    main.into_iter().chain(all.iter().map(|ip| &*ip.ip)).filter_map(|ip| ip.parse().ok())
+}
+
+/// The port on the pod that the Service's port leads to; its name, if no container has it.
+fn target_port<'a>(port: &'a PortOfService, pod: &Pod) -> Result<u16, &'a str> {
+    let name = match &port.target_port {
+        None => return u16::try_from(port.port).map_err(|_| ""),
+        Some(IntOrString::Int(0)) => return u16::try_from(port.port).map_err(|_| ""),
+        Some(IntOrString::Int(number)) => return u16::try_from(*number).map_err(|_| ""),
+        Some(IntOrString::String(name)) => name,
+    };
+    let spec = pod.spec.as_ref();
+    // Containers that run beside the others are init containers that are always restarted.
+    let beside = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
+    let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
+    let mut ports = containers
+        .iter()
+        .chain(init.iter().filter(beside))
+        .flat_map(|container| container.ports.as_deref().unwrap_or_default());
+    let is_meant =
+        |port: &&ContainerPort| port.name.as_ref() == Some(name) && is_tcp(port.protocol.as_deref());
+    let found = ports.find(is_meant).and_then(|port| u16::try_from(port.container_port).ok());
+    found.ok_or(name)
+}

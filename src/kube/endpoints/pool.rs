@@ -1,0 +1,48 @@
+//! InferencePools, as far as they say which pods they have.
+
+use std::collections::BTreeMap;
+
+use kube::CustomResource;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::state::Protocol;
+
+/// The spec as it is: what is no pool must not stop the watch of others.
+#[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize)]
+#[kube(
+    group = "inference.networking.k8s.io",
+    version = "v1",
+    kind = "InferencePool",
+    namespaced,
+    schema = "disabled"
+)]
+#[serde(transparent)]
+pub(super) struct InferencePoolSpec(Value);
+
+/// What a pool says of its pods.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Pool {
+    pub(super) selector: BTreeMap<String, String>,
+    /// Each of them on each pod.
+    pub(super) ports: Vec<u16>,
+    pub(super) protocol: Protocol,
+}
+
+/// What a pool says of its pods, or why it says nothing: the rest of a sentence.
+pub(super) fn read(pool: &InferencePool) -> Result<Pool, &'static str> {
+    let spec = &pool.spec.0;
+    let labels = spec["selector"]["matchLabels"].as_object().filter(|labels| !labels.is_empty());
+    let selector = labels.ok_or("selects no pods: it has no spec.selector.matchLabels")?;
+    let selector = selector.iter().map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())));
+    let ports = spec["targetPorts"].as_array().map(|ports| {
+        ports.iter().filter_map(|port| u16::try_from(port["number"].as_u64()?).ok().filter(|port| *port > 0))
+    });
+    let ports: Vec<_> = ports.into_iter().flatten().collect();
+    if ports.is_empty() {
+        return Err("has no spec.targetPorts with a number");
+    }
+    let protocol = super::merge::protocol(spec["appProtocol"].as_str());
+    let selector = selector.collect::<Option<_>>().ok_or("has a label in its selector that is no text")?;
+    Ok(Pool { selector, ports, protocol })
+}
