@@ -1,5 +1,7 @@
 //! The command line.
 
+mod session;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -32,6 +34,8 @@ enum Subcommands {
     Check(ConfigArgs),
     /// Print the JSON Schema of the configuration, for editors to complete it.
     Schema,
+    /// Let a paused ScaledObject scale for some time.
+    Session(session::SessionArgs),
     /// Show a cold start end to end, with nothing to prepare: requests are held, a model server is woken, answers stream.
     Demo(DemoArgs),
     /// Stand in for vLLM, without a model: for demos and tests.
@@ -65,6 +69,7 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Subcommands::Session(args) => run(session::run(args)),
         Subcommands::Demo(args) => run(demo::run(args)),
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(

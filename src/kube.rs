@@ -4,12 +4,14 @@
 //! stays.
 
 mod endpoints;
+mod events;
 mod facts;
 mod pod_reasons;
 mod pods;
 mod reasons;
 mod scale;
 mod scaled_objects;
+pub mod session;
 mod watch;
 mod workloads;
 
@@ -20,6 +22,7 @@ use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use endpoints::Endpoints;
+pub use events::{About, Events, Notice};
 pub use facts::AllRoutes;
 pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};

@@ -103,7 +103,7 @@ impl Cluster {
 fn of_scaling(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) -> Facts {
     Facts {
         scale_by: route.scale_by,
-        of_cluster: is_of_cluster(&route.name),
+        of_cluster: route.name.namespaced().is_some(),
         // What the HTTP Add-on calls concurrency is counted for its objects alone.
         metadata: match route.scaling.counting {
             Counting::Queue => "route",
@@ -121,11 +121,6 @@ fn keda(objects: &ScaledObjects) -> Keda {
         known if known.is_complete() => Keda::Known,
         _ => Keda::Unknown,
     }
-}
-
-/// Whether a route comes from an object of the cluster.
-fn is_of_cluster(key: &RouteKey) -> bool {
-    key.as_str().contains('/')
 }
 
 fn by_route<'a>(routes: &[Route], objects: impl Iterator<Item = &'a ScaledObject>) -> Named<'a> {
@@ -147,7 +142,7 @@ fn by_route<'a>(routes: &[Route], objects: impl Iterator<Item = &'a ScaledObject
 
 /// What is scaled for a route: what it names itself, else what its ScaledObjects do.
 fn workloads(route: &Route, scaled: &[(&ScaledObject, Trigger)]) -> Vec<WorkloadRef> {
-    let namespace = route.name.as_str().split_once('/').map(|(namespace, _)| namespace);
+    let namespace = route.name.namespaced().map(|(namespace, _)| namespace);
     if let (Some(workload), Some(namespace)) = (&route.workload, namespace) {
         return vec![WorkloadRef { namespace: namespace.into(), workload: workload.clone() }];
     }

@@ -158,7 +158,7 @@ impl Facts {
 
     /// Nothing scales it.
     fn unnamed(&self, route: &RouteKey) -> Option<Trouble> {
-        let Some((namespace, name)) = route.as_str().split_once('/').filter(|_| self.of_cluster) else {
+        let Some((namespace, name)) = route.namespaced().filter(|_| self.of_cluster) else {
             return None;
         };
         let message = match self.keda {
