@@ -207,6 +207,8 @@ impl Gate {
                 // It came up just now, perhaps before the signal: no lease for what is there.
                 self.demand.settle();
             }
+        } else {
+            self.demand.stir();
         }
         self.pump();
         if self.evicting.load(Ordering::SeqCst) {

@@ -16,6 +16,8 @@ pub struct Demand {
     raised: Mutex<Raised>,
     /// Rises with every signal.
     signals: watch::Sender<u64>,
+    /// Requests that wait in the queues of the model servers themselves, where they are asked.
+    server_queue: AtomicU64,
 }
 
 #[derive(Default)]
@@ -35,6 +37,7 @@ impl Default for Demand {
             last: AtomicU64::new(0),
             raised: Mutex::default(),
             signals: watch::Sender::new(0),
+            server_queue: AtomicU64::new(0),
         }
     }
 }
@@ -57,6 +60,21 @@ impl Demand {
         self.signals.send_modify(|signals| *signals += 1);
     }
 
+    /// Somebody waits although something is up: there is not enough of it.
+    pub fn stir(&self) {
+        self.signals.send_modify(|signals| *signals += 1);
+    }
+
+    /// So many requests wait in the model servers' own queues.
+    pub fn set_server_queue(&self, waiting: u64) {
+        self.server_queue.store(waiting, Ordering::Relaxed);
+    }
+
+    /// How many requests wait in the model servers' own queues, by the last look at them; 0 where nobody looks.
+    pub fn server_queue(&self) -> u64 {
+        self.server_queue.load(Ordering::Relaxed)
+    }
+
     /// Since when something is wanted that is not there.
     pub fn raised_since(&self) -> Option<Instant> {
         self.raised.lock().since
@@ -67,7 +85,7 @@ impl Demand {
         *self.raised.lock() = Raised::default();
     }
 
-    /// Changes with every signal.
+    /// Changes with every signal, and with every request that waits while something is up.
     pub fn signals(&self) -> watch::Receiver<u64> {
         self.signals.subscribe()
     }

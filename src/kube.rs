@@ -12,6 +12,8 @@ mod reasons;
 mod scale;
 mod scaled_objects;
 pub mod session;
+#[cfg(test)]
+pub(crate) mod stand_in;
 mod watch;
 mod workloads;
 
@@ -71,6 +73,12 @@ impl Cluster {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         })
+    }
+
+    /// One that is spoken to so, all of its namespaces.
+    #[cfg(test)]
+    pub(crate) fn of(client: Client) -> Self {
+        Self { client, namespaces: Arc::default(), tasks: TaskTracker::new(), stopping: CancellationToken::new() }
     }
 
     /// The client.

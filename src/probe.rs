@@ -1,12 +1,15 @@
-//! The readiness probe: one GET on a connection of its own.
+//! The readiness probe, and a look at a server's metrics: one GET on a connection of its own.
 
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
-use http_body_util::Empty;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Collected, Empty, Limited};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, pin, time::timeout};
 
 use crate::domain::{Period, Readiness};
@@ -26,9 +29,32 @@ pub enum Answer {
     Broken(String),
 }
 
+/// How a server is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// In HTTP/1.1.
+    Http1,
+    /// In HTTP/2 without TLS, with prior knowledge.
+    Http2,
+}
+
+/// How long connecting to a pod may take. One whose network is not there yet lets SYNs go unheard, and the kernel sends
+/// the next only after a second: we are back sooner. Within a cluster an answer takes a few milliseconds.
+const CONNECT: Duration = Duration::from_millis(200);
+
 /// Asks the server at `address` (`host:port`) whether it is ready.
 pub async fn probe(address: &str, readiness: &Readiness) -> Answer {
-    match timeout(readiness.timeout.get(), ask(address, &readiness.path)).await {
+    answer(address, Speaks::Http1, readiness, readiness.timeout).await
+}
+
+/// Asks a pod, which may not even have a network yet.
+pub async fn probe_pod(address: &str, speaks: Speaks, readiness: &Readiness) -> Answer {
+    answer(address, speaks, readiness, Period::from(CONNECT.min(readiness.timeout.get()))).await
+}
+
+async fn answer(address: &str, speaks: Speaks, readiness: &Readiness, connect: Period) -> Answer {
+    let status = async |response: Response<Incoming>| Ok(response.status());
+    match timeout(readiness.timeout.get(), ask(address, speaks, &readiness.path, connect, status)).await {
         Ok(Ok(status)) if status.is_success() => Answer::Ready,
         Ok(Ok(status)) => Answer::Status(status),
         Ok(Err(error)) => error.into(),
@@ -36,8 +62,28 @@ pub async fn probe(address: &str, readiness: &Readiness) -> Answer {
     }
 }
 
+/// Reads a page of a pod, such as its metrics: at most `longest` bytes, within `limit`. `None` if there is none to be
+/// had.
+pub async fn fetch(
+    address: &str,
+    speaks: Speaks,
+    path: &str,
+    longest: usize,
+    limit: Duration,
+) -> Option<Bytes> {
+    let page = async |response: Response<Incoming>| {
+        if !response.status().is_success() {
+            return Ok(None);
+        }
+        Ok(Limited::new(response.into_body(), longest).collect().await.ok().map(Collected::to_bytes))
+    };
+    timeout(limit, ask(address, speaks, path, Period::from(CONNECT), page)).await.ok()?.ok()?
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
+    #[error("no connection within {0}")]
+    Unheard(Period),
     #[error(transparent)]
     Connect(#[from] io::Error),
     #[error(transparent)]
@@ -46,27 +92,50 @@ enum ProbeError {
     Exchange(#[from] hyper::Error),
 }
 
-async fn ask(address: &str, path: &str) -> Result<StatusCode, ProbeError> {
-    let stream = TcpStream::connect(address).await?;
+async fn ask<T>(
+    address: &str,
+    speaks: Speaks,
+    path: &str,
+    connect: Period,
+    read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ProbeError>,
+) -> Result<T, ProbeError> {
+    let connecting = timeout(connect.get(), TcpStream::connect(address)).await;
+    let stream = connecting.map_err(|_| ProbeError::Unheard(connect))??;
     if stream.local_addr()? == stream.peer_addr()? {
         // Nobody listens, and the kernel chose the port that we asked for as our own: TCP connects that to itself.
         return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
     }
-    let request = Request::get(path)
-        .header(header::HOST, address)
-        .header(header::CONNECTION, "close")
-        .header(header::USER_AGENT, concat!("anteroom/", env!("CARGO_PKG_VERSION"), " (probe)"))
-        .body(Empty::<Bytes>::new())?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let answer = sender.send_request(request);
-    pin!(answer, connection);
-    let answer = tokio::select! {
-        // The answer first: with it the connection has done all that it should.
+    let agent = concat!("anteroom/", env!("CARGO_PKG_VERSION"), " (probe)");
+    let request = Request::get(match speaks {
+        Speaks::Http1 => path.to_owned(),
+        Speaks::Http2 => format!("http://{address}{path}"),
+    })
+    .header(header::USER_AGENT, agent);
+    match speaks {
+        Speaks::Http1 => {
+            let request = request.header(header::HOST, address).header(header::CONNECTION, "close");
+            let request = request.body(Empty::<Bytes>::new())?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            drive(async { read(sender.send_request(request).await?).await }, connection).await
+        }
+        Speaks::Http2 => {
+            let request = request.body(Empty::<Bytes>::new())?;
+            let (mut sender, connection) =
+                http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            drive(async { read(sender.send_request(request).await?).await }, connection).await
+        }
+    }
+}
+
+/// Does `work` over `connection`, which does nothing unless it is polled.
+async fn drive<T>(work: impl Future<Output = T>, connection: impl Future) -> T {
+    pin!(work, connection);
+    tokio::select! {
+        // The work first: when it is done, the connection has done all that it should.
         biased;
-        answer = &mut answer => answer,
-        _ = connection => answer.await,
-    };
-    Ok(answer?.status())
+        done = &mut work => done,
+        _ = connection => work.await,
+    }
 }
 
 // === impl Answer ===
@@ -81,6 +150,7 @@ impl Answer {
 impl From<ProbeError> for Answer {
     fn from(error: ProbeError) -> Self {
         match error {
+            ProbeError::Unheard(limit) => Self::TimedOut(limit),
             ProbeError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
             error => Self::Broken(error.to_string()),
         }

@@ -35,7 +35,10 @@ pub struct Endpoint {
     in_flight: AtomicU32,
     /// How many may be in flight now: the ramp.
     limit: AtomicU32,
+    /// How many may be on one server.
     max: AtomicU32,
+    /// How many servers it stands for: more than one, or none now, if it is a gateway.
+    servers: AtomicU32,
     /// First bytes that came back since the ramp began; not counted beyond its end.
     answered: AtomicU32,
     /// Failed dispatches in a row.
@@ -102,6 +105,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             limit: AtomicU32::new(max),
             max: AtomicU32::new(max),
+            servers: AtomicU32::new(1),
             answered: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             attention: Notify::new(),
@@ -136,6 +140,11 @@ impl Endpoint {
     /// How many it may have in flight now.
     pub fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
+    }
+
+    /// How many it may have in flight when it is past the ramp.
+    fn most(&self) -> u32 {
+        self.max.load(Ordering::Relaxed).saturating_mul(self.servers.load(Ordering::Relaxed))
     }
 
     /// Takes one place, to be given back with [`Self::release`].
@@ -173,7 +182,7 @@ impl Endpoint {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
-        let max = self.max.load(Ordering::Relaxed);
+        let max = self.most();
         if self.limit() >= max {
             return false;
         }
@@ -285,7 +294,7 @@ impl TargetState {
     /// The endpoint takes requests, `limit` at first; `None` leaves the limit where it is.
     pub fn ready(&self, endpoint: &Endpoint, limit: Option<u32>) {
         if let Some(limit) = limit {
-            endpoint.ramp_from(limit.min(endpoint.max.load(Ordering::Relaxed)));
+            endpoint.ramp_from(limit.min(endpoint.most()));
         }
         endpoint.ready.store(true, Ordering::SeqCst);
         self.set_status(Status::Ready);
@@ -295,13 +304,25 @@ impl TargetState {
     /// A new maximum per endpoint, from a reload.
     pub fn set_max(&self, max: u32) {
         for endpoint in self.endpoints.load().iter() {
-            let before = endpoint.max.swap(max, Ordering::Relaxed);
-            let limit = endpoint.limit();
-            if limit == before || limit > max {
-                endpoint.limit.store(max, Ordering::Relaxed);
+            let before = endpoint.most();
+            endpoint.max.store(max, Ordering::Relaxed);
+            let (limit, most) = (endpoint.limit(), endpoint.most());
+            if limit == before || limit > most {
+                endpoint.limit.store(most, Ordering::Relaxed);
             }
         }
         self.tell(Change::Room);
+    }
+
+    /// How many servers stand behind a gateway now. Each that is new adds `start` to what it may have in flight, which
+    /// then grows as with any new server; each that has gone takes its share away.
+    pub fn set_servers(&self, gateway: &Endpoint, servers: u32, start: u32) {
+        let before = gateway.servers.swap(servers, Ordering::Relaxed);
+        let more = start.saturating_mul(servers.saturating_sub(before));
+        gateway.limit.store(gateway.limit().saturating_add(more).min(gateway.most()), Ordering::Relaxed);
+        if more > 0 {
+            self.tell(Change::Room);
+        }
     }
 
     /// The activation has failed; the next try comes after `retry_after`. Who waited is told the reason and the last

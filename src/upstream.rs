@@ -1,5 +1,7 @@
 //! Connections to endpoints: one pool for each thread that serves requests, and what may be tried again.
 
+mod h2;
+
 use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Request, Response, request};
@@ -18,13 +20,14 @@ use tokio::{
 
 use crate::{
     domain::{Period, UpstreamTimeouts},
-    state::Endpoint,
+    state::{Endpoint, Protocol},
 };
 
 /// Connects to endpoints and keeps connections that may be used again.
 pub struct Upstream<B> {
     dialer: Dialer,
     idle: Mutex<HashMap<u64, Vec<Idle<B>>>>,
+    http2: h2::Pool<B>,
 }
 
 /// How connections are made.
@@ -58,9 +61,23 @@ struct Idle<B> {
 
 /// The connection of a request in flight. Returned to the pool when the answer has been read to its end; dropped
 /// before, it is closed, by which the server knows that nobody listens any more.
-pub struct Connection<B> {
-    sender: SendRequest<B>,
-    endpoint: u64,
+pub struct Connection<B>(Held<B>);
+
+enum Held<B> {
+    Http1 {
+        sender: SendRequest<B>,
+        endpoint: u64,
+    },
+    /// A part of a connection: dropping the answer's body resets its stream alone.
+    Http2 {
+        _stream: h2::Stream,
+    },
+}
+
+/// A connection that was made.
+enum Dialed {
+    Tcp(TcpStream),
+    Other(Box<dyn Io>),
 }
 
 /// Why there is no response head.
@@ -73,6 +90,8 @@ pub enum SendError {
     ConnectTimeout(Box<str>),
     #[error("{address} broke the connection off before it answered: {}", chain(.source))]
     Reset { address: Box<str>, source: hyper::Error },
+    #[error("the request body broke off: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
     #[error("{address} sent no response head within {}", Period::from(*.limit))]
     ResponseTimeout { address: Box<str>, limit: Duration },
 }
@@ -98,7 +117,7 @@ where
 {
     /// An empty pool.
     pub fn new(dialer: Dialer) -> Self {
-        Self { dialer, idle: Mutex::default() }
+        Self { dialer, idle: Mutex::default(), http2: h2::Pool::default() }
     }
 
     /// Sends a request and waits for the head of its response. A pooled connection that was closed before the request
@@ -115,6 +134,12 @@ where
         timeouts: UpstreamTimeouts,
         writes: &mut Writes,
     ) -> Result<(Response<Incoming>, Connection<B>), SendError> {
+        if endpoint.protocol() == Protocol::H2c {
+            // On the heap, so that it costs the others nothing.
+            let sending = self.http2.send(&self.dialer, endpoint, head, body, timeouts, writes);
+            let (response, stream) = Box::pin(sending).await?;
+            return Ok((response, Connection(Held::Http2 { _stream: stream })));
+        }
         let mut unsent = None;
         loop {
             let pooled = self.take(endpoint.id());
@@ -135,7 +160,8 @@ where
             match sent {
                 Ok(Ok(response)) => {
                     writes.0 += 1;
-                    return Ok((response, Connection { sender, endpoint: endpoint.id() }));
+                    let held = Held::Http1 { sender, endpoint: endpoint.id() };
+                    return Ok((response, Connection(held)));
                 }
                 Ok(Err(mut error)) => match error.take_message() {
                     Some(message) if reused => unsent = Some(message),
@@ -166,15 +192,17 @@ where
 
     /// The answer has been read to its end: the connection may be used again.
     pub fn put_back(&self, connection: Connection<B>) {
-        if connection.sender.is_closed() {
-            return;
+        if let Held::Http1 { sender, endpoint } = connection.0
+            && !sender.is_closed()
+        {
+            let idle = Idle { sender, since: Instant::now() };
+            self.idle.lock().entry(endpoint).or_default().push(idle);
         }
-        let idle = Idle { sender: connection.sender, since: Instant::now() };
-        self.idle.lock().entry(connection.endpoint).or_default().push(idle);
     }
 
     /// Closes connections that have been idle for too long.
     pub fn sweep(&self) {
+        self.http2.sweep();
         self.idle.lock().retain(|_, idle| {
             idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
             !idle.is_empty()
@@ -200,19 +228,30 @@ where
     ) -> Result<SendRequest<B>, SendError> {
         let address = endpoint.address();
         let connecting = async {
-            match &self.dialer {
-                Dialer::Tcp => {
-                    let stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    handshake(stream).await
-                }
-                Dialer::Other(dial) => handshake(dial.dial(address).await?).await,
+            match self.dialer.dial(address).await? {
+                Dialed::Tcp(stream) => handshake(stream).await,
+                Dialed::Other(io) => handshake(io).await,
             }
         };
         match tokio::time::timeout(timeouts.connect_timeout.get(), connecting).await {
             Ok(Ok(sender)) => Ok(sender),
             Ok(Err(source)) => Err(SendError::Connect { address: address.into(), source }),
             Err(_) => Err(SendError::ConnectTimeout(address.into())),
+        }
+    }
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    async fn dial(&self, address: &str) -> io::Result<Dialed> {
+        match self {
+            Self::Tcp => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(Dialed::Tcp(stream))
+            }
+            Self::Other(dial) => dial.dial(address).await.map(Dialed::Other),
         }
     }
 }
@@ -247,7 +286,7 @@ fn with_head<B>(head: &request::Parts, body: B) -> Request<B> {
 impl SendError {
     /// Whether the endpoint, or what stands before it, failed so that another try elsewhere or later may do better.
     pub const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::ResponseTimeout { .. })
+        !matches!(self, Self::ResponseTimeout { .. } | Self::Body(_))
     }
 }
 

@@ -83,9 +83,12 @@ impl Proxy {
             }
             Err(error) => error,
         };
-        if let SendError::Reset { source, .. } = &error
-            && let Some(error) = cut_off(source, &limits)
-        {
+        let cut_off = match &error {
+            SendError::Reset { source, .. } => cut_off(source, &limits),
+            SendError::Body(source) => cut_off(&**source, &limits),
+            _ => None,
+        };
+        if let Some(error) = cut_off {
             return Err(Failed::Finally(error));
         }
         let again = error.is_retryable() && writes.0 < MAX_WRITES && source.is_left();
@@ -229,8 +232,8 @@ impl Source {
 }
 
 /// The request body itself was what broke.
-fn cut_off(error: &hyper::Error, limits: &Limits) -> Option<ProxyError> {
-    let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+fn cut_off(error: &(dyn std::error::Error + 'static), limits: &Limits) -> Option<ProxyError> {
+    let causes = std::iter::successors(Some(error), |error| error.source());
     let cut_off = causes.into_iter().find_map(|cause| cause.downcast_ref::<CutOff>())?;
     Some(match cut_off {
         CutOff::TooLarge => ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() },

@@ -1,9 +1,84 @@
-//! The keeper: knows which pods of a target take requests, sooner than the cluster does.
+//! The keeper: knows which pods of a target take requests, sooner than the cluster does. It scales nothing.
+//!
+//! One task a route. Each pod has a [`pod::Pod`] within it, that follows what the cluster says of it and what it answers
+//! itself; [`activation`] says when a cold start begins, and when it has failed.
 
-use std::sync::Arc;
+mod activation;
+mod gateway;
+mod pod;
+mod scrape;
 
-use super::Stops;
-use crate::{admission::Gate, domain::ClusterTarget, state::Discovery};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+
+use super::{
+    Stops,
+    url::{address, refuse},
+    wake::{Wake, vacant},
+};
+use crate::{
+    admission::Gate,
+    domain::{ClusterTarget, Readiness},
+    probe::{Answer, Speaks, probe_pod},
+    state::{Discovered, DiscoveredEndpoint, Discovery, Endpoint, Protocol, Status, TargetState},
+};
+use pod::{Pod, Word};
+
+/// How many probes of a target may run at once.
+const PROBES: usize = 32;
+
+/// Asks a server whether it is ready.
+type Prober = Arc<dyn Fn(&Endpoint, &Readiness) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// What pods, gateway and activation of one target share.
+struct Keeper {
+    gate: Arc<Gate>,
+    discovered: watch::Receiver<Arc<Discovered>>,
+    /// Behind a gateway the pods are no endpoints of the target: they stand here.
+    behind: Option<TargetState>,
+    tally: watch::Sender<Tally>,
+    prober: Prober,
+    probes: Semaphore,
+    /// What a probe saw last, and where.
+    seen: Mutex<Option<(Box<str>, Answer)>>,
+}
+
+/// How many there are of what.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    /// Endpoints of the target that take requests, as far as those who look after them know.
+    open: u32,
+    /// Endpoints that failed a request and may well answer the next one.
+    doubtful: u32,
+    /// Pods that take requests.
+    pods: u32,
+    /// Whether the cluster has been heard.
+    is_heard: bool,
+}
+
+/// A pod that is kept.
+struct Kept {
+    endpoint: Arc<Endpoint>,
+    word: watch::Sender<Word>,
+}
+
+/// A server at the same address that speaks otherwise is another endpoint.
+type Key = (Arc<str>, Protocol);
+
+/// The pods that are kept, and what runs for each; it ends with the pod's key.
+struct Pods {
+    kept: HashMap<Key, Kept>,
+    running: FuturesUnordered<BoxFuture<'static, Key>>,
+    /// Whether what is found ready now was so before we came.
+    is_first: bool,
+}
 
 /// Looks after the pods of `target` until it is told to end.
 pub(super) async fn run(
@@ -12,6 +87,222 @@ pub(super) async fn run(
     discovery: Arc<dyn Discovery>,
     stops: Stops,
 ) {
-    let _ = (gate, discovery.watch(target));
-    stops.retire.cancelled().await;
+    let discovered = discovery.watch(target);
+    let prober: Prober = Arc::new(|endpoint, readiness| {
+        let (address, readiness) = (endpoint.address().to_owned(), readiness.clone());
+        let speaks = speaks(endpoint.protocol());
+        async move { probe_pod(&address, speaks, &readiness).await }.boxed()
+    });
+    keep(gate, target.gateway.as_deref(), discovered, prober, stops).await;
 }
+
+/// In which words a server is asked.
+const fn speaks(protocol: Protocol) -> Speaks {
+    match protocol {
+        Protocol::Http1 => Speaks::Http1,
+        Protocol::H2c => Speaks::Http2,
+    }
+}
+
+async fn keep(
+    gate: Arc<Gate>,
+    gateway: Option<&str>,
+    discovered: watch::Receiver<Arc<Discovered>>,
+    prober: Prober,
+    stops: Stops,
+) {
+    let max = gate.policy().concurrency.max;
+    let gateway = match gateway.map(|url| address(url).ok_or(url)).transpose() {
+        Ok(address) => address.map(|address| Endpoint::new(address, max)),
+        Err(url) => {
+            // A valid route has no such gateway.
+            let reason = format!("the target's gateway, `{url}`, is not http://host:port");
+            let mut wake = Wake::new(gate);
+            return tokio::select! {
+                biased; // the end first: there is nothing else to wait for
+                () = stops.retire.cancelled() => {}
+                () = refuse(&mut wake, &reason) => {}
+            };
+        }
+    };
+    let keeper = Arc::new(Keeper {
+        gate: gate.clone(),
+        discovered: discovered.clone(),
+        behind: gateway.is_some().then(TargetState::default),
+        tally: watch::Sender::default(),
+        prober,
+        probes: Semaphore::new(PROBES),
+        seen: Mutex::default(),
+    });
+    let mut pods = Pods { kept: HashMap::new(), running: FuturesUnordered::new(), is_first: true };
+    if let Some(gateway) = &gateway {
+        gate.target().add(gateway);
+    }
+    tokio::select! {
+        // The end first: nothing is woken any more.
+        biased;
+        () = stops.retire.cancelled() => {}
+        () = pods.follow(&keeper, discovered) => {}
+        () = gateway::run(&keeper, gateway.as_deref()) => {}
+        () = activation::run(&keeper) => {}
+        () = scrape::run(&keeper) => {}
+    }
+    gate.demand().set_server_queue(0);
+    if gate.target().is_up() {
+        // Who was to be served by an activation has been, or is gone.
+        gate.cold_starts().abandoned();
+    }
+    let endpoints: Vec<_> = pods.kept.into_values().map(|kept| kept.endpoint).chain(gateway).collect();
+    endpoints.iter().for_each(|endpoint| endpoint.retire());
+    // Said before the wait: another target may have taken over when that ends.
+    gate.target().set_status(Status::Idle);
+    let left = async {
+        for endpoint in &endpoints {
+            vacant(endpoint).await;
+            gate.target().remove(endpoint);
+        }
+    };
+    tokio::select! {
+        // Told to stop now, what is in flight is not waited for.
+        biased;
+        () = stops.stop.cancelled() => {}
+        () = left => {}
+    }
+}
+
+// === impl Pods ===
+
+impl Pods {
+    /// Keeps what is discovered. Never ends.
+    async fn follow(&mut self, keeper: &Arc<Keeper>, mut discovered: watch::Receiver<Arc<Discovered>>) {
+        let mut is_over = false;
+        loop {
+            let now = discovered.borrow_and_update().clone();
+            self.apply(keeper, &now);
+            loop {
+                tokio::select! {
+                    // News first: a pod that has gone and is back is not to be forgotten.
+                    biased;
+                    changed = discovered.changed(), if !is_over => {
+                        is_over = changed.is_err();
+                        break;
+                    }
+                    Some(key) = self.running.next() => self.ended(keeper, key),
+                    else => std::future::pending().await,
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, keeper: &Arc<Keeper>, discovered: &Discovered) {
+        for endpoint in &discovered.endpoints {
+            let key = (endpoint.address.clone(), endpoint.protocol);
+            let word = Word::from(endpoint);
+            match self.kept.get(&key) {
+                Some(kept) => say(kept, word),
+                None if word == Word::Terminating => {}
+                None => self.add(keeper, key, word),
+            }
+        }
+        if discovered.is_synced {
+            let there: HashSet<_> =
+                discovered.endpoints.iter().map(|endpoint| (&endpoint.address, endpoint.protocol)).collect();
+            let gone =
+                self.kept.iter().filter(|((address, protocol), _)| !there.contains(&(address, *protocol)));
+            gone.for_each(|(_, kept)| say(kept, Word::Gone));
+            self.is_first = false;
+            keeper.count(|tally| tally.is_heard = true);
+        }
+    }
+
+    fn add(&mut self, keeper: &Arc<Keeper>, key: Key, word: Word) {
+        let max = keeper.gate.policy().concurrency.max;
+        let endpoint = Endpoint::speaking(key.1, &*key.0, max);
+        keeper.pods().add(&endpoint);
+        let (word, words) = watch::channel(word);
+        self.kept.insert(key.clone(), Kept { endpoint: endpoint.clone(), word });
+        let is_warm = self.is_first && *words.borrow() == Word::Ready;
+        let pod = Pod::new(keeper.clone(), endpoint, words, is_warm);
+        self.running.push(
+            async move {
+                pod.run().await;
+                key
+            }
+            .boxed(),
+        );
+    }
+
+    /// A pod has gone, and nothing is in flight on it.
+    fn ended(&mut self, keeper: &Arc<Keeper>, key: Key) {
+        let Some(kept) = self.kept.remove(&key) else { return };
+        keeper.pods().remove(&kept.endpoint);
+        let word = *kept.word.borrow();
+        if word != Word::Gone {
+            // It came back in the very moment.
+            self.add(keeper, key, word);
+        }
+    }
+}
+
+fn say(kept: &Kept, word: Word) {
+    kept.word.send_if_modified(|known| std::mem::replace(known, word) != word);
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Where the pods stand.
+    fn pods(&self) -> &TargetState {
+        self.behind.as_ref().unwrap_or_else(|| self.gate.target())
+    }
+
+    /// An endpoint of the target takes requests, `limit` at first. The first one ends the load.
+    fn open(&self, wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) {
+        let cold_starts = self.gate.cold_starts();
+        if !self.gate.target().is_up() {
+            cold_starts.ready();
+        }
+        wake.open(endpoint, limit);
+        if self.gate.requests() == 0 {
+            cold_starts.abandoned();
+        }
+    }
+
+    /// Asks a server whether it is ready, when it is its turn.
+    async fn ask(&self, endpoint: &Endpoint) -> Answer {
+        // It is never closed; and without a permit there would only be more probes at once.
+        let _turn = self.probes.acquire().await;
+        let readiness = self.gate.policy().readiness.clone();
+        let answer = (self.prober)(endpoint, &readiness).await;
+        *self.seen.lock() = Some((endpoint.address().into(), answer.clone()));
+        answer
+    }
+
+    /// How often a server is asked.
+    fn interval(&self) -> Duration {
+        self.gate.policy().readiness.interval.get().max(Duration::from_millis(1))
+    }
+
+    fn count(&self, change: impl FnOnce(&mut Tally)) {
+        self.tally.send_if_modified(|tally| {
+            let before = *tally;
+            change(tally);
+            *tally != before
+        });
+    }
+}
+
+// === impl Word ===
+
+impl From<&DiscoveredEndpoint> for Word {
+    fn from(endpoint: &DiscoveredEndpoint) -> Self {
+        match endpoint {
+            DiscoveredEndpoint { terminating: true, .. } => Self::Terminating,
+            DiscoveredEndpoint { ready: true, .. } => Self::Ready,
+            DiscoveredEndpoint { .. } => Self::NotReady,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

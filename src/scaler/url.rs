@@ -66,7 +66,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
 }
 
 /// Says to everybody why they cannot be served.
-async fn refuse(wake: &mut Wake, reason: &str) {
+pub(super) async fn refuse(wake: &mut Wake, reason: &str) {
     loop {
         wake.wanted().await;
         wake.told();

@@ -1,4 +1,4 @@
-//! What launcher and prober have in common: hearing of demand, saying so, and seeing when it is over.
+//! What launcher, prober and keeper have in common: hearing of demand, saying so, and seeing when it is over.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -40,19 +40,32 @@ impl Wake {
         while !self.is_wanted() && self.signals.changed().await.is_ok() {}
     }
 
-    /// We know that the target is wanted: an activation has begun.
+    /// Waits until somebody has joined the queue since the last call. Cancel-safe.
+    pub(super) async fn joined(&mut self) {
+        if self.signals.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// We know that the target is wanted, and bring it up: an activation has begun.
     pub(super) fn told(&self) {
+        self.begin();
+        self.gate.cold_starts().mark(Phase::Signal);
+    }
+
+    /// An activation has begun. Whoever brings the target up will know.
+    pub(super) fn begin(&self) {
         let demand = self.gate.demand();
         if demand.raised_since().is_none() {
             // Held when the last endpoint went away, and not heard of again since.
             demand.signal(self.gate.policy().readiness.activation_timeout.get());
         }
+        let began = demand.raised_since().unwrap_or_else(Instant::now);
         let cold_starts = self.gate.cold_starts();
-        cold_starts.begin(demand.raised_since().unwrap_or_else(Instant::now), self.gate.held());
+        cold_starts.begin(began, self.gate.held());
         if let Some(obstacle) = self.gate.target().obstacle() {
             cold_starts.hindered(obstacle.message.clone());
         }
-        cold_starts.mark(Phase::Signal);
     }
 
     /// Does `work`, during which an activation may begin, but nothing can be done for it yet.

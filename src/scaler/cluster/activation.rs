@@ -1,0 +1,144 @@
+//! When a cold start begins, and when it has failed.
+
+use std::{future::pending, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+
+use super::{super::wake::Wake, Keeper, Tally};
+use crate::{
+    admission::Gate,
+    state::Status,
+};
+
+/// How long we wait for the cluster's first word before we call a start cold.
+const UNHEARD: Duration = Duration::from_secs(1);
+
+/// When those who were told of a failure are to try again, at the soonest.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// How often a cold start is looked at for whether anybody is left whom it serves.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Watches over the activations of a target. Never ends.
+pub(super) async fn run(keeper: &Keeper) {
+    let mut wake = Wake::new(keeper.gate.clone());
+    let mut tally = keeper.tally.subscribe();
+    loop {
+        cold(keeper, &mut wake, &mut tally).await;
+        wake.begin();
+        keeper.gate.target().set_status(Status::Starting);
+        let limit = keeper.gate.policy().readiness.activation_timeout.get();
+        tokio::select! {
+            biased; // what is up is up, whatever stood in its way
+            () = until(&mut tally, Tally::is_up) => served(&keeper.gate, &mut tally).await,
+            obstacle = wake.hopeless() => wake.failed(&obstacle.message, Vec::new(), RETRY),
+            () = sleep(limit) => wake.failed(&keeper.too_late(), Vec::new(), RETRY),
+        }
+    }
+}
+
+/// Waits until requests want a target that is not there.
+async fn cold(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) {
+    loop {
+        let now = *tally.borrow_and_update();
+        if now.is_up() {
+            until(tally, |tally| !tally.is_up()).await;
+            continue;
+        }
+        if wake.is_wanted() {
+            if now.is_heard
+                || timeout(UNHEARD, until(tally, |tally| tally.is_heard || tally.is_up())).await.is_err()
+            {
+                return;
+            }
+            continue;
+        }
+        let target = keeper.gate.target();
+        let has_failed = matches!(target.status(), Status::Failed(_));
+        if !has_failed {
+            let is_leaving = target.in_flight() > 0;
+            target.set_status(if is_leaving { Status::Stopping } else { Status::Idle });
+        }
+        tokio::select! {
+            biased; // both lead to the same
+            () = until(tally, |tally| *tally != now) => {}
+            () = wake.joined() => {}
+            () = sleep(RETRY), if has_failed => target.set_status(Status::Idle),
+        }
+    }
+}
+
+/// Waits until the target is down again. A cold start that nobody is left to be served by is over before.
+async fn served(gate: &Gate, tally: &mut watch::Receiver<Tally>) {
+    let cold_starts = gate.cold_starts();
+    let looking = async {
+        while cold_starts.phase().is_some() {
+            sleep(LOOK).await;
+            if gate.requests() == 0 {
+                cold_starts.abandoned();
+            }
+        }
+    };
+    tokio::select! {
+        biased; // what is down serves nobody
+        () = until(tally, |tally| !tally.is_up()) => {
+            let reason = "the pods that had come up went away before one answered";
+            cold_starts.failed(reason.into(), Vec::new());
+        }
+        () = looking => {}
+    }
+}
+
+/// Waits until the tally is so. Cancel-safe.
+async fn until(tally: &mut watch::Receiver<Tally>, is_so: impl FnMut(&Tally) -> bool) {
+    if tally.wait_for(is_so).await.is_err() {
+        // The keeper has gone.
+        pending::<()>().await;
+    }
+}
+
+// === impl Keeper ===
+
+impl Keeper {
+    /// Why the activation took too long.
+    fn too_late(&self) -> String {
+        let limit = self.gate.policy().readiness.activation_timeout;
+        let why = match self.gate.target().obstacle() {
+            Some(obstacle) => obstacle.message.to_string(),
+            None => self.sight(),
+        };
+        format!("the target was not ready within {limit}: {why}")
+    }
+
+    /// What there is to be seen of the pods.
+    fn sight(&self) -> String {
+        let discovered = self.discovered.borrow().clone();
+        if let Some(problem) = &discovered.problem {
+            return problem.to_string();
+        }
+        if !discovered.is_synced {
+            return "the Kubernetes API server has not been heard".into();
+        }
+        let pods = discovered.endpoints.iter().filter(|endpoint| !endpoint.terminating).count();
+        let path = &self.gate.policy().readiness.path;
+        match &*self.seen.lock() {
+            _ if pods == 0 => "there is no pod".into(),
+            None => format!("none of {pods} pods is ready"),
+            Some((address, answer)) => {
+                format!("none of {pods} pods is ready; the last probe, of {path} at {address}, saw: {answer}")
+            }
+        }
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    /// Whether requests are taken, or soon may be again.
+    const fn is_up(&self) -> bool {
+        self.open > 0 || self.doubtful > 0
+    }
+}

@@ -1,0 +1,80 @@
+//! A gateway before the pods: requests go there, and the pods tell whether and how many.
+
+use std::future::pending;
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    super::wake::{Wake, suspect},
+    Keeper, Tally,
+};
+use crate::state::Endpoint;
+
+/// Opens the gateway while pods take requests. Never ends.
+///
+/// A gateway learns of its pods in its own time and says 503 until then. Its health path may answer at zero, so it is
+/// not asked: after the back-off the next request is the probe, alone.
+pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
+    let Some(gateway) = gateway else { return pending().await };
+    let wake = Wake::new(keeper.gate.clone());
+    let mut tally = keeper.tally.subscribe();
+    loop {
+        let mut servers = other_than(0, &mut tally).await;
+        keeper.gate.target().set_servers(gateway, servers, 0);
+        keeper.open(&wake, gateway, Some(start(keeper)));
+        keeper.count(|tally| tally.open = 1);
+        while servers > 0 {
+            tokio::select! {
+                biased; // the pods first: without them there is nothing to fail
+                now = other_than(servers, &mut tally) => {
+                    servers = now;
+                    let start = keeper.gate.policy().concurrency.ramp_start;
+                    keeper.gate.target().set_servers(gateway, servers, start);
+                }
+                () = suspect(gateway) => {
+                    keeper.count(|tally| (tally.open, tally.doubtful) = (0, 1));
+                    servers = back_off(gateway, servers, &mut tally).await;
+                    keeper.gate.target().set_servers(gateway, servers, 0);
+                    if servers > 0 {
+                        // It keeps the one request at a time that being suspect left it, and grows from there.
+                        keeper.open(&wake, gateway, None);
+                    }
+                    keeper.count(|tally| (tally.open, tally.doubtful) = (servers.min(1), 0));
+                }
+            }
+        }
+        gateway.retire();
+        keeper.count(|tally| tally.open = 0);
+    }
+}
+
+/// Waits for the back-off, or until there are no pods any more. Says how many there are.
+async fn back_off(gateway: &Endpoint, mut servers: u32, tally: &mut watch::Receiver<Tally>) -> u32 {
+    let until = Instant::now() + gateway.backoff();
+    while servers > 0 {
+        tokio::select! {
+            biased; // as above
+            now = other_than(servers, tally) => servers = now,
+            () = sleep_until(until) => break,
+        }
+    }
+    servers
+}
+
+/// Waits until there are not so many pods that take requests, and says how many there are. Cancel-safe.
+async fn other_than(servers: u32, tally: &mut watch::Receiver<Tally>) -> u32 {
+    match tally.wait_for(|tally| tally.pods != servers).await.map(|tally| tally.pods) {
+        Ok(servers) => servers,
+        // The keeper has gone.
+        Err(_) => pending().await,
+    }
+}
+
+/// What the pods that take requests get at first, together.
+fn start(keeper: &Keeper) -> u32 {
+    let pods = keeper.pods().endpoints();
+    pods.iter().filter(|pod| pod.is_ready()).fold(0, |sum, pod| sum.saturating_add(pod.limit()))
+}

@@ -1,0 +1,242 @@
+//! One pod: open while it takes requests, by the cluster's word or by its own answer, whichever comes first.
+//!
+//! ```text
+//!            says ready, or answers us                 fails a request
+//!  closed ──────────────────────────────▶ open ──────────────────────────▶ suspect
+//!    ▲                                     │ ▲     back-off, answers us       │
+//!    │  says no longer ready, terminating  │ └────────────────────────────────┤
+//!    └─────────────────────────────────────┴──────────────────────────────────┘
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    super::wake::{Wake, suspect, vacant},
+    Keeper,
+};
+use crate::{probe::Answer, state::Endpoint};
+
+/// How often a suspect pod is asked while nobody waits for it.
+const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// What the cluster says of a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Word {
+    /// Its own probes find it ready.
+    Ready,
+    NotReady,
+    /// It is about to go: nothing new is sent.
+    Terminating,
+    /// It is there no more.
+    Gone,
+}
+
+/// Looks after one pod.
+pub(super) struct Pod {
+    keeper: Arc<Keeper>,
+    wake: Wake,
+    endpoint: Arc<Endpoint>,
+    word: watch::Receiver<Word>,
+    state: State,
+    /// Whether it was up before we came: then it is not cold.
+    is_warm: bool,
+    /// Whether the cluster has called it ready since it is open: then it closes when the cluster takes that back.
+    is_vouched: bool,
+    /// Whether its answer to us opens it. When the cluster has found it unready that was ready, it knows more than one
+    /// path of it shows; until nobody listens there, since what comes then is another run of the server.
+    is_trusted: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Closed,
+    Open,
+    Suspect,
+}
+
+// === impl Pod ===
+
+impl Pod {
+    pub(super) fn new(
+        keeper: Arc<Keeper>,
+        endpoint: Arc<Endpoint>,
+        word: watch::Receiver<Word>,
+        is_warm: bool,
+    ) -> Self {
+        let wake = Wake::new(keeper.gate.clone());
+        let state = State::Closed;
+        Self { keeper, wake, endpoint, word, state, is_warm, is_vouched: false, is_trusted: true }
+    }
+
+    /// Runs until the pod has gone and nothing is in flight on it.
+    pub(super) async fn run(mut self) {
+        loop {
+            let word = *self.word.borrow_and_update();
+            match (word, self.state) {
+                (Word::Terminating | Word::Gone, _) => {
+                    self.close();
+                    self.is_trusted = true;
+                    if self.has_left(word).await {
+                        return;
+                    }
+                }
+                (Word::NotReady, State::Open | State::Suspect) if self.is_vouched => {
+                    self.close();
+                    self.is_trusted = false;
+                }
+                (Word::NotReady, State::Closed) => self.answer().await,
+                (Word::Ready, State::Closed) => {
+                    let start = self.start();
+                    self.open(Some(start));
+                    self.is_vouched = true;
+                }
+                (_, State::Open) => {
+                    self.is_vouched |= word == Word::Ready;
+                    tokio::select! {
+                        biased; // the word first: it may explain why the pod fails
+                        _ = self.word.changed() => {}
+                        () = suspect(&self.endpoint) => self.turn(State::Suspect),
+                    }
+                }
+                (_, State::Suspect) => {
+                    self.is_vouched |= word == Word::Ready;
+                    self.recover().await;
+                }
+            }
+            // Whoever says the words has gone: so has the keeper.
+            if self.word.has_changed().is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// How many requests it gets at first.
+    fn start(&mut self) -> u32 {
+        match std::mem::take(&mut self.is_warm) {
+            true => u32::MAX,
+            false => self.keeper.gate.policy().concurrency.ramp_start,
+        }
+    }
+
+    /// Waits until it has answered, or the cluster says something else. It is asked only while requests wait.
+    async fn answer(&mut self) {
+        let Self { keeper, wake, endpoint, word, is_trusted, .. } = self;
+        let answered = async {
+            loop {
+                wake.wanted().await;
+                let asked = Instant::now();
+                if keeper.gate.policy().readiness.probe {
+                    match keeper.ask(endpoint).await {
+                        Answer::Ready if *is_trusted => return,
+                        Answer::Refused => *is_trusted = true,
+                        _ => {}
+                    }
+                }
+                sleep_until(asked + keeper.interval()).await;
+            }
+        };
+        tokio::select! {
+            biased; // the word first: it makes asking needless, or says that the pod is going
+            _ = word.changed() => {}
+            () = answered => {
+                let start = self.start();
+                self.open(Some(start));
+            }
+        }
+    }
+
+    /// Waits until it has answered again, or the cluster says something else.
+    async fn recover(&mut self) {
+        let keeper = self.keeper.clone();
+        let Self { wake, endpoint, word, .. } = self;
+        let is_called_ready = *word.borrow() == Word::Ready;
+        let mut doubt = Some(Doubt::new(&keeper));
+        let recovered = async {
+            sleep(endpoint.backoff()).await;
+            while keeper.gate.policy().readiness.probe || !is_called_ready {
+                let asked = Instant::now();
+                if keeper.ask(endpoint).await.is_ready() {
+                    return;
+                }
+                doubt = None;
+                sleep_until(asked + keeper.interval()).await;
+                tokio::select! {
+                    biased; // whoever waits is in a hurry
+                    () = wake.wanted() => {}
+                    () = sleep_until(asked + UNHURRIED) => {}
+                }
+            }
+        };
+        let has_recovered = tokio::select! {
+            biased; // the word first: it may say that the pod is going
+            _ = word.changed() => false,
+            () = recovered => true,
+        };
+        if has_recovered {
+            // It keeps the one request at a time that being suspect left it, and grows from there.
+            self.open(None);
+        }
+    }
+
+    /// Waits until nothing is in flight on it any more and the cluster has forgotten it, and says so; or until the
+    /// cluster says something else.
+    async fn has_left(&mut self, word: Word) -> bool {
+        tokio::select! {
+            biased; // a pod that is back is not to be forgotten
+            _ = self.word.changed() => return false,
+            () = vacant(&self.endpoint) => {}
+        }
+        if word == Word::Gone {
+            return true;
+        }
+        let _ = self.word.changed().await;
+        false
+    }
+
+    fn open(&mut self, limit: Option<u32>) {
+        match &self.keeper.behind {
+            Some(pods) => pods.ready(&self.endpoint, limit),
+            None => self.keeper.open(&self.wake, &self.endpoint, limit),
+        }
+        self.turn(State::Open);
+    }
+
+    fn close(&mut self) {
+        self.is_vouched = false;
+        self.endpoint.retire();
+        self.turn(State::Closed);
+    }
+
+    fn turn(&mut self, state: State) {
+        let (was, is) = (u32::from(self.state == State::Open), u32::from(state == State::Open));
+        self.state = state;
+        let is_endpoint = self.keeper.behind.is_none();
+        self.keeper.count(|tally| {
+            tally.pods = tally.pods + is - was;
+            if is_endpoint {
+                tally.open = tally.open + is - was;
+            }
+        });
+    }
+}
+
+/// A pod that failed a request, until it has failed to answer us, too.
+struct Doubt<'a>(&'a Keeper);
+
+impl<'a> Doubt<'a> {
+    fn new(keeper: &'a Keeper) -> Self {
+        keeper.count(|tally| tally.doubtful += 1);
+        Self(keeper)
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        self.0.count(|tally| tally.doubtful -= 1);
+    }
+}

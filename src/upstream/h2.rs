@@ -1,0 +1,343 @@
+//! HTTP/2 without TLS to endpoints that ask for it: requests share connections, within one thread.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{HeaderValue, Request, Response, Uri, Version, header, request};
+use http_body::{Body, Frame, SizeHint};
+use hyper::{
+    body::Incoming,
+    client::conn::http2::{self, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout},
+};
+
+use super::{Dialed, Dialer, IDLE, MAX_WRITES, SendError, Writes};
+use crate::{domain::UpstreamTimeouts, state::Endpoint};
+
+/// How long a connection that carries requests may be silent before the server is asked whether it lives, and how long
+/// it has to answer that.
+const PING: Duration = Duration::from_secs(10);
+const PONG: Duration = Duration::from_secs(5);
+
+/// The connections of a thread.
+pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<OfEndpoint<B>>>>);
+
+/// Those to one endpoint.
+struct OfEndpoint<B> {
+    shared: Mutex<Vec<Shared<B>>>,
+    /// Who holds it makes a connection: all others wait for that one instead of making their own.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+struct Shared<B> {
+    sender: SendRequest<Recorded<B>>,
+    usage: Arc<Usage>,
+}
+
+/// How a connection is used.
+struct Usage {
+    streams: AtomicUsize,
+    /// As many as the server takes at once.
+    most: AtomicUsize,
+    /// When the last stream ended.
+    idle: Mutex<Instant>,
+}
+
+/// One request on a connection. Dropping it makes room for another.
+pub(super) struct Stream(Arc<Usage>);
+
+/// A request body that remembers why it broke: hyper tells only the server.
+struct Recorded<B> {
+    body: B,
+    broke: Broke,
+}
+
+type Broke = Arc<Mutex<Option<Box<dyn Error + Send + Sync>>>>;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the request body broke off")]
+struct BodyBroke;
+
+// === impl Pool ===
+
+impl<B> Default for Pool<B> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<B> Pool<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// As [`super::Upstream::send`].
+    pub(super) async fn send(
+        &self,
+        dialer: &Dialer,
+        endpoint: &Endpoint,
+        head: &request::Parts,
+        mut body: impl FnMut() -> Option<B>,
+        timeouts: UpstreamTimeouts,
+        writes: &mut Writes,
+    ) -> Result<(Response<Incoming>, Stream), SendError> {
+        let address = || Box::<str>::from(endpoint.address());
+        let connections = self.of(endpoint);
+        let broke = Broke::default();
+        let mut unsent = None;
+        loop {
+            let pooled = connections.take();
+            let reused = pooled.is_some();
+            let (mut sender, stream) = match pooled {
+                Some(pooled) => pooled,
+                None => connections.connect(dialer, endpoint, timeouts).await?,
+            };
+            let request = unsent.take().or_else(|| {
+                let body = Recorded { body: body()?, broke: broke.clone() };
+                Some(with_head(head, endpoint.address(), body))
+            });
+            let Some(request) = request else {
+                let source = io::Error::other("the body has been sent already");
+                return Err(SendError::Connect { address: address(), source });
+            };
+            let limit = timeouts.response_timeout.get();
+            let mut error = match timeout(limit, sender.try_send_request(request)).await {
+                Ok(Ok(mut response)) => {
+                    writes.0 += 1;
+                    // What becomes of it is HTTP/1.1's or HTTP/2's as the client's connection has it.
+                    *response.version_mut() = Version::HTTP_11;
+                    return Ok((response, stream));
+                }
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    writes.0 += 1;
+                    return Err(SendError::ResponseTimeout { address: address(), limit });
+                }
+            };
+            // Whatever it was: what is in flight there may end well, but nothing new is sent.
+            connections.forget(&stream);
+            match error.take_message() {
+                Some(message) if reused => unsent = Some(message),
+                Some(_) => {
+                    let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
+                    return Err(SendError::Connect { address: address(), source });
+                }
+                None => {
+                    writes.0 += 1;
+                    if let Some(source) = broke.lock().take() {
+                        return Err(SendError::Body(source));
+                    }
+                    match (reused && writes.0 < MAX_WRITES).then(&mut body).flatten() {
+                        Some(again) => {
+                            let body = Recorded { body: again, broke: broke.clone() };
+                            unsent = Some(with_head(head, endpoint.address(), body));
+                        }
+                        None => {
+                            return Err(SendError::Reset { address: address(), source: error.into_error() });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn of(&self, endpoint: &Endpoint) -> Arc<OfEndpoint<B>> {
+        self.0.lock().entry(endpoint.id()).or_default().clone()
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub(super) fn sweep(&self) {
+        self.0.lock().retain(|_, connections| {
+            let mut shared = connections.shared.lock();
+            shared.retain(|shared| !shared.sender.is_closed() && !shared.usage.is_over());
+            !shared.is_empty() || Arc::strong_count(connections) > 1
+        });
+    }
+}
+
+// === impl OfEndpoint ===
+
+impl<B> Default for OfEndpoint<B> {
+    fn default() -> Self {
+        Self { shared: Mutex::default(), connecting: tokio::sync::Mutex::default() }
+    }
+}
+
+impl<B> OfEndpoint<B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    /// A place on a connection that has one.
+    fn take(&self) -> Option<(SendRequest<Recorded<B>>, Stream)> {
+        let mut shared = self.shared.lock();
+        shared.retain(|shared| !shared.sender.is_closed());
+        let free = shared.iter().find(|shared| shared.usage.has_room() && !shared.usage.is_over())?;
+        Some((free.sender.clone(), Stream::new(&free.usage)))
+    }
+
+    /// A place on a connection that is made now, by us or by another. All who wait for one wait no longer than it
+    /// would take them alone.
+    async fn connect(
+        &self,
+        dialer: &Dialer,
+        endpoint: &Endpoint,
+        timeouts: UpstreamTimeouts,
+    ) -> Result<(SendRequest<Recorded<B>>, Stream), SendError> {
+        let connecting = async {
+            let _turn = self.connecting.lock().await;
+            if let Some(made) = self.take() {
+                return Ok(made);
+            }
+            let shared = match dialer.dial(endpoint.address()).await? {
+                Dialed::Tcp(stream) => handshake(stream).await?,
+                Dialed::Other(io) => handshake(io).await?,
+            };
+            let made = (shared.sender.clone(), Stream::new(&shared.usage));
+            self.shared.lock().push(shared);
+            Ok(made)
+        };
+        let address = || endpoint.address().into();
+        match timeout(timeouts.connect_timeout.get(), connecting).await {
+            Ok(made) => made.map_err(|source| SendError::Connect { address: address(), source }),
+            Err(_) => Err(SendError::ConnectTimeout(address())),
+        }
+    }
+
+    fn forget(&self, stream: &Stream) {
+        self.shared.lock().retain(|shared| !Arc::ptr_eq(&shared.usage, &stream.0));
+    }
+}
+
+async fn handshake<I, B>(io: I) -> io::Result<Shared<B>>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(io::Error::other)?;
+    let usage = Arc::new(Usage {
+        streams: AtomicUsize::new(0),
+        most: AtomicUsize::new(connection.current_max_send_streams()),
+        idle: Mutex::new(Instant::now()),
+    });
+    let told = usage.clone();
+    // The task ends with the connection, which ends when all senders and response bodies are gone.
+    tokio::spawn(async move {
+        let ended = std::future::poll_fn(|cx| {
+            let polled = Pin::new(&mut connection).poll(cx);
+            // The server's settings come with its frames.
+            told.most.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            polled
+        });
+        if let Err(error) = ended.await {
+            tracing::trace!(%error, "a connection to an endpoint ended");
+        }
+    });
+    Ok(Shared { sender, usage })
+}
+
+fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    let mut headers = head.headers.clone();
+    // `:authority` says it, and nothing concerns one connection only.
+    let host = headers.remove(header::HOST);
+    headers.remove(header::CONNECTION);
+    *request.headers_mut() = headers;
+    let uri = |authority: &[u8]| {
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        Uri::builder().scheme("http").authority(authority).path_and_query(path).build()
+    };
+    // What is no authority to one part of HTTP's may be a host to another.
+    let named = host.as_ref().map(HeaderValue::as_bytes).and_then(|host| uri(host).ok());
+    if let Some(uri) = named.or_else(|| uri(address.as_bytes()).ok()) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+// === impl Usage ===
+
+impl Usage {
+    fn has_room(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Whether it has been idle for so long that the server may be closing it.
+    fn is_over(&self) -> bool {
+        self.streams.load(Ordering::Relaxed) == 0 && self.idle.lock().elapsed() >= IDLE
+    }
+}
+
+// === impl Stream ===
+
+impl Stream {
+    fn new(usage: &Arc<Usage>) -> Self {
+        usage.streams.fetch_add(1, Ordering::Relaxed);
+        Self(usage.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        *self.0.idle.lock() = Instant::now();
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Recorded ===
+
+impl<B> Body for Recorded<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Data = B::Data;
+    type Error = BodyBroke;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, BodyBroke>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| {
+            frame.map_err(|error| {
+                *self.broke.lock() = Some(error.into());
+                BodyBroke
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
