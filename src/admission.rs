@@ -222,7 +222,8 @@ impl Gate {
     fn paused(&self) -> Option<Arc<Obstacle>> {
         let obstacle = self.target.obstacle()?;
         let reject = self.policy.load().when_paused == WhenPaused::Reject;
-        (reject && obstacle.kind == ObstacleKind::AutoscalingPaused && !self.target.is_up()).then_some(obstacle)
+        (reject && obstacle.kind == ObstacleKind::AutoscalingPaused && !self.target.is_up())
+            .then_some(obstacle)
     }
 
     /// Tells those who wait if they do so in vain: autoscaling is paused, and nothing is up. An endpoint that goes away

@@ -78,7 +78,12 @@ impl Cluster {
     /// One that is spoken to so, all of its namespaces.
     #[cfg(test)]
     pub(crate) fn of(client: Client) -> Self {
-        Self { client, namespaces: Arc::default(), tasks: TaskTracker::new(), stopping: CancellationToken::new() }
+        Self {
+            client,
+            namespaces: Arc::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// The client.

@@ -93,11 +93,13 @@ async fn connect(context: Option<&str>) -> Result<Client, String> {
     let config = match context {
         None => kube::Config::infer().await.map_err(|error| error.to_string()),
         Some(context) => {
-            let options = KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
+            let options =
+                KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
             kube::Config::from_kubeconfig(&options).await.map_err(|error| error.to_string())
         }
     };
-    let config = config.map_err(|error| format!("no way to a Kubernetes API server: {error}; set KUBECONFIG"))?;
+    let config =
+        config.map_err(|error| format!("no way to a Kubernetes API server: {error}; set KUBECONFIG"))?;
     Client::try_from(config).map_err(|error| error.to_string())
 }
 
@@ -109,7 +111,9 @@ async fn told(command: Command, client: Client, namespace: String) -> Result<Str
             let (before, session) = sessions.start(&name, period, to_zero, &clock).await?;
             Ok(text::started(&before, &session, clock.now()))
         }
-        Command::Status { name: Some(name), .. } => Ok(text::status(&sessions.get(&name).await?, clock.now())),
+        Command::Status { name: Some(name), .. } => {
+            Ok(text::status(&sessions.get(&name).await?, clock.now()))
+        }
         Command::Status { all_namespaces: true, .. } => {
             Ok(text::table(&sessions.list_everywhere().await?, clock.now(), None))
         }

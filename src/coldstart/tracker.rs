@@ -66,7 +66,8 @@ impl Tracker {
         if active.is_none() {
             let id = self.store.next_id.fetch_add(1, Ordering::Relaxed);
             let wall = SystemTime::now() - began.elapsed();
-            *active = Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()), hindrance: None });
+            *active =
+                Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()), hindrance: None });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
         }

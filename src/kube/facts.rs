@@ -53,12 +53,17 @@ impl Cluster {
                     let listed = objects.all();
                     let named = by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
                     let keda = keda(&objects);
-                    let scaled = |route: &Route| named.get(&route.name).map(Vec::as_slice).unwrap_or_default();
-                    let wanted = known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
+                    let scaled =
+                        |route: &Route| named.get(&route.name).map(Vec::as_slice).unwrap_or_default();
+                    let wanted =
+                        known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
                     let wanted: Vec<_> = wanted.collect();
-                    followed.retain(|workload, _| wanted.iter().any(|(.., wanted)| wanted.contains(workload)));
+                    followed
+                        .retain(|workload, _| wanted.iter().any(|(.., wanted)| wanted.contains(workload)));
                     for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
-                        followed.entry(workload.clone()).or_insert_with(|| cluster.follow(workload.clone(), pods.clone()));
+                        followed
+                            .entry(workload.clone())
+                            .or_insert_with(|| cluster.follow(workload.clone(), pods.clone()));
                     }
                     let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
                         let facts = Facts {
@@ -66,7 +71,9 @@ impl Cluster {
                             // Seen now, so that only what comes after is a change.
                             workloads: workloads
                                 .iter()
-                                .filter_map(|workload| Some(followed.get_mut(workload)?.borrow_and_update().clone()))
+                                .filter_map(|workload| {
+                                    Some(followed.get_mut(workload)?.borrow_and_update().clone())
+                                })
                                 .collect(),
                             ..of_scaling(route, scaled, keda)
                         };

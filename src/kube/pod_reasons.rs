@@ -47,7 +47,9 @@ fn rejected(name: &str, reason: Option<&str>, message: Option<&str>) -> Trouble 
     let reason = reason.unwrap_or("Failed");
     let kind = match reason {
         // The node has not what the pod was promised, such as a GPU that its device plugin has lost.
-        "UnexpectedAdmissionError" | "NodeAffinity" | "NodeShutdown" | "Terminated" => ObstacleKind::Unschedulable,
+        "UnexpectedAdmissionError" | "NodeAffinity" | "NodeShutdown" | "Terminated" => {
+            ObstacleKind::Unschedulable
+        }
         _ if reason.starts_with("OutOf") => ObstacleKind::Unschedulable,
         _ => ObstacleKind::CrashLoop,
     };
@@ -97,8 +99,13 @@ fn of_waiting(
     let reason = waiting.reason.as_deref()?;
     let told = waiting.message.as_deref().map(shorten).unwrap_or_default();
     let (kind, message) = match reason {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError"
-        | "RegistryUnavailable" | "SignatureValidationFailed" => (
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "ImageInspectError"
+        | "RegistryUnavailable"
+        | "SignatureValidationFailed" => (
             ObstacleKind::ImagePull,
             format!("{what} cannot have its image `{}` ({reason}): {told}", container.image),
         ),
@@ -111,10 +118,12 @@ fn of_waiting(
                 |last| of_end(last, container, what),
             ));
         }
-        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "PreCreateHookError"
-        | "PostStartHookError" | "StartError" => {
-            (ObstacleKind::CrashLoop, format!("{what} cannot be started ({reason}): {told}"))
-        }
+        "CreateContainerConfigError"
+        | "CreateContainerError"
+        | "RunContainerError"
+        | "PreCreateHookError"
+        | "PostStartHookError"
+        | "StartError" => (ObstacleKind::CrashLoop, format!("{what} cannot be started ({reason}): {told}")),
         // ContainerCreating, PodInitializing: on its way.
         _ => return None,
     };
@@ -135,7 +144,8 @@ fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &st
         return Trouble { kind: ObstacleKind::OutOfMemory, message };
     }
     let reason = end.reason.as_deref().unwrap_or("Error");
-    let lived = end.started_at.as_ref().zip(end.finished_at.as_ref()).map(|(from, to)| to.0.duration_since(from.0));
+    let lived =
+        end.started_at.as_ref().zip(end.finished_at.as_ref()).map(|(from, to)| to.0.duration_since(from.0));
     let lived = lived.map(|lived| format!(" after {} s", lived.as_secs())).unwrap_or_default();
     let told = end.message.as_deref().map(|told| format!(": {}", shorten(told))).unwrap_or_default();
     // SIGTERM and SIGKILL: somebody ended it, and where it never got ready that is mostly its own probe.

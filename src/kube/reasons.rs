@@ -90,7 +90,8 @@ pub struct Seen {
 const STREAM_GRACE: Duration = Duration::from_secs(10);
 
 /// Ready's reasons that mean that KEDA cannot scale, whatever the triggers say.
-const CANNOT_SCALE: [&str; 3] = ["ScaledObjectCheckFailed", "ErrorGettingCurrentReplicas", "ErrorScalingTarget"];
+const CANNOT_SCALE: [&str; 3] =
+    ["ScaledObjectCheckFailed", "ErrorGettingCurrentReplicas", "ErrorScalingTarget"];
 
 // === impl Scaled ===
 
@@ -211,7 +212,8 @@ impl Facts {
 
     /// KEDA does not listen.
     fn unheard(&self, seen: Seen) -> Option<Trouble> {
-        let scaled = self.scaled_objects.iter().find(|scaled| scaled.pause.is_none() && scaled.trigger.pushes)?;
+        let scaled =
+            self.scaled_objects.iter().find(|scaled| scaled.pause.is_none() && scaled.trigger.pushes)?;
         seen.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let Scaled { namespace, name, trigger, not_ready, .. } = scaled;
         let told = not_ready.as_ref().map(|(reason, told)| format!("; KEDA says: {reason}: {told}"));

@@ -64,7 +64,8 @@ impl DirectScale {
             "spec": { "replicas": replicas },
         });
         let params = PatchParams { field_manager: Some("anteroom".into()), ..PatchParams::default() };
-        let patched = self.api(workload).patch_scale(&workload.workload.name, &params, &Patch::Merge(patch)).await;
+        let patched =
+            self.api(workload).patch_scale(&workload.workload.name, &params, &Patch::Merge(patch)).await;
         patched.map(drop).map_err(|error| refused(workload, "patch", error))
     }
 

@@ -227,7 +227,9 @@ impl Cluster {
                     Err(kube::Error::Api(status)) if status.code == 404 => {
                         let told = matches!(*known.borrow(), ScaledObjects::Absent);
                         if !told {
-                            tracing::warn!("KEDA is not installed in this cluster: there are no ScaledObjects");
+                            tracing::warn!(
+                                "KEDA is not installed in this cluster: there are no ScaledObjects"
+                            );
                             known.send_replace(ScaledObjects::Absent);
                         }
                     }

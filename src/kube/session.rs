@@ -84,7 +84,9 @@ fn there_are(names: &[String]) -> String {
     const SHOWN: usize = 20;
     match names {
         [] => "; there are none".into(),
-        names if names.len() > SHOWN => format!("; there are {}, … ({})", names[..SHOWN].join(", "), names.len()),
+        names if names.len() > SHOWN => {
+            format!("; there are {}, … ({})", names[..SHOWN].join(", "), names.len())
+        }
         names => format!("; there are {}", names.join(", ")),
     }
 }
@@ -237,7 +239,9 @@ impl Sessions {
             Some((session.running(), session))
         })
         .await
-        .map(|(before, session)| (before, session.unwrap_or(Session { until, then: Then::Pause, before: None })))
+        .map(|(before, session)| {
+            (before, session.unwrap_or(Session { until, then: Then::Pause, before: None }))
+        })
     }
 
     /// Ends the session of a ScaledObject now. Gives back what it was before, and the session if there was one.
@@ -294,7 +298,11 @@ impl Sessions {
 }
 
 /// Changes annotations of an object, if it is still as it was read.
-async fn annotate(api: &Api<ScaledObject>, object: &ScaledObject, annotations: Value) -> Result<(), kube::Error> {
+async fn annotate(
+    api: &Api<ScaledObject>,
+    object: &ScaledObject,
+    annotations: Value,
+) -> Result<(), kube::Error> {
     let patch = json!({
         "metadata": { "resourceVersion": object.metadata.resource_version, "annotations": annotations },
     });

@@ -1,11 +1,7 @@
 //! An API server for tests, within the process: no socket, so that tests may pause the clock. It lists, watches, gets,
 //! creates and patches whatever objects it is given, and refuses patches of what has changed since it was read.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 
 use axum::{
     Router,
@@ -89,7 +85,13 @@ impl StandIn {
 
     /// Objects whose path contains this.
     pub(crate) fn objects(&self, part: &str) -> Vec<Value> {
-        self.0.lock().objects.iter().filter(|(path, _)| path.contains(part)).map(|(_, object)| object.clone()).collect()
+        self.0
+            .lock()
+            .objects
+            .iter()
+            .filter(|(path, _)| path.contains(part))
+            .map(|(_, object)| object.clone())
+            .collect()
     }
 
     pub(crate) fn changes(&self) -> Vec<(String, String)> {
@@ -123,7 +125,9 @@ async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Respon
     let mut inner = server.0.lock();
     let query = head.uri.query().unwrap_or_default();
     let path = head.uri.path();
-    let date = inner.clock.map(|clock| jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&clock.now()).unwrap());
+    let date = inner.clock.map(|clock| {
+        jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&clock.now()).unwrap()
+    });
     let mut response = Response::builder();
     if let Some(date) = date {
         response = response.header("date", date);
@@ -136,7 +140,7 @@ async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Respon
         Err((status, message)) => (
             status,
             json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
-                "reason": status.canonical_reason(), "code": status.as_u16() }),
+                "reason": status.canonical_reason().unwrap_or_default().replace(' ', ""), "code": status.as_u16() }),
         ),
     };
     response.status(status).body(value.to_string().into()).unwrap()
@@ -152,7 +156,8 @@ impl Inner {
         if self.forbidden.iter().any(|(forbidden, part)| method == forbidden && path.contains(part)) {
             return Err((StatusCode::FORBIDDEN, "User \"x\" cannot do that".into()));
         }
-        let not_found = || (StatusCode::NOT_FOUND, "the server could not find the requested resource".to_owned());
+        let not_found =
+            || (StatusCode::NOT_FOUND, "the server could not find the requested resource".to_owned());
         if self.missing.iter().any(|group| path.contains(group)) {
             return Err(not_found());
         }
@@ -186,8 +191,10 @@ impl Inner {
             object = self.put(plain, object);
         }
         if is_scale {
-            return Ok(json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
-                "spec": { "replicas": object["spec"]["replicas"] } }));
+            return Ok(
+                json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
+                "spec": { "replicas": object["spec"]["replicas"] } }),
+            );
         }
         Ok(object)
     }

@@ -106,7 +106,12 @@ async fn follow(
             },
             () = changed(&mut pods) => {}
         }
-        known.pods = pods.iter().flat_map(|(_, pods)| pods.all()).filter(|pod| counts(pod)).map(|pod| trouble(&pod)).collect();
+        known.pods = pods
+            .iter()
+            .flat_map(|(_, pods)| pods.all())
+            .filter(|pod| counts(pod))
+            .map(|pod| trouble(&pod))
+            .collect();
         facts.send_if_modified(|before| {
             let changed = **before != known;
             if changed {
@@ -135,8 +140,8 @@ fn replicas(object: &Value) -> Option<u32> {
 /// Why its pods cannot be created, as its controller says.
 fn failure(object: &Value) -> Option<String> {
     let mut conditions = object["status"]["conditions"].as_array()?.iter();
-    let failure =
-        conditions.find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True")?;
+    let failure = conditions
+        .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True")?;
     Some(failure["message"].as_str().unwrap_or("its controller does not say why").to_owned())
 }
 
@@ -186,7 +191,11 @@ mod tests {
         };
         for (api_version, kind, path) in [
             ("apps/v1", "Deployment", "apps/v1 deployments"),
-            ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "leaderworkerset.x-k8s.io/v1 leaderworkersets"),
+            (
+                "leaderworkerset.x-k8s.io/v1",
+                "LeaderWorkerSet",
+                "leaderworkerset.x-k8s.io/v1 leaderworkersets",
+            ),
             ("v1", "ReplicationController", "v1 replicationcontrollers"),
         ] {
             let resource = workload(api_version, kind).resource();

@@ -121,7 +121,9 @@ impl Wake {
         let policy = self.gate.policy();
         match obstacle.kind {
             // The gate has told those who waited.
-            ObstacleKind::AutoscalingPaused if policy.when_paused == WhenPaused::Reject => Some(obstacle.since),
+            ObstacleKind::AutoscalingPaused if policy.when_paused == WhenPaused::Reject => {
+                Some(obstacle.since)
+            }
             kind => policy.failure_grace.of(kind).map(|grace| obstacle.since + grace.get()),
         }
     }
@@ -262,7 +264,11 @@ mod tests {
         };
         assert_eq!((obstacle.kind, &*obstacle.message), (ObstacleKind::ImagePull, "back-off"));
         let took = began.elapsed();
-        assert_eq!(took.as_secs(), 779, "59 of the 60 of a crash loop, no bound for a stream, 120 for an image");
+        assert_eq!(
+            took.as_secs(),
+            779,
+            "59 of the 60 of a crash loop, no bound for a stream, 120 for an image"
+        );
         gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::AutoscalingPaused, "paused")));
         wake.hopeless().await;
         assert_eq!(began.elapsed(), took, "who waits for a paused one is told at once");

@@ -19,7 +19,11 @@ const LATE: Duration = Duration::from_secs(120);
 pub fn started(before: &ScaledObject, session: &Session, now: Timestamp) -> String {
     let mut text = format!("{} scales until {}.\n", title(before), until(session.until, now));
     if let Some(Ok(running)) = Session::of(before) {
-        let _ = writeln!(text, "  A session was running until {}; this is its new end.", until(running.until, now));
+        let _ = writeln!(
+            text,
+            "  A session was running until {}; this is its new end.",
+            until(running.until, now)
+        );
     }
     match pause_of(before) {
         Some(pause) => {
@@ -39,7 +43,8 @@ pub fn started(before: &ScaledObject, session: &Session, now: Timestamp) -> Stri
              unless it is told to ignore them."
         );
     }
-    let _ = writeln!(text, "To end it now: anteroom session stop {} -n {}", before.name(), before.namespace());
+    let _ =
+        writeln!(text, "To end it now: anteroom session stop {} -n {}", before.name(), before.namespace());
     text
 }
 
@@ -121,12 +126,14 @@ pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) 
         })
         .collect();
     if rows.is_empty() {
-        let place = namespace.map_or_else(|| "in any namespace".into(), |name| format!("in namespace {name}"));
+        let place =
+            namespace.map_or_else(|| "in any namespace".into(), |name| format!("in namespace {name}"));
         let paused = objects.iter().filter(|object| object.pause().is_some()).count();
         return format!("No session {place} ({} ScaledObjects, {paused} of them paused).\n", objects.len());
     }
     let head = ["NAMESPACE", "SCALEDOBJECT", "STATE", "UNTIL", "THEN"].map(str::to_owned);
-    let width = |column: usize| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 5] = std::array::from_fn(width);
     let mut text = String::new();
     for row in [&head].into_iter().chain(&rows) {
@@ -143,9 +150,12 @@ fn title(object: &ScaledObject) -> String {
 fn end(session: &Session) -> String {
     match (session.then, &session.before) {
         (Then::Zero, _) => "Then it is scaled to zero and paused there.".into(),
-        (Then::Pause, Some(replicas)) => format!("Then it is paused again, with {replicas} replicas as before."),
+        (Then::Pause, Some(replicas)) => {
+            format!("Then it is paused again, with {replicas} replicas as before.")
+        }
         (Then::Pause, None) => {
-            "Then it is paused again. What runs then goes on running, and costs; --to-zero ends it, too.".into()
+            "Then it is paused again. What runs then goes on running, and costs; --to-zero ends it, too."
+                .into()
         }
     }
 }

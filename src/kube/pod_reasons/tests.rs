@@ -103,8 +103,13 @@ fn a_pod_that_no_node_takes() {
             { "type": "PodScheduled", "status": "False", "reason": reason, "message": message },
         ] })
     };
-    let message = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available.";
-    says(scheduled("Unschedulable", message), ObstacleKind::Unschedulable, &["chat-6f7d", "Insufficient nvidia"]);
+    let message =
+        "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available.";
+    says(
+        scheduled("Unschedulable", message),
+        ObstacleKind::Unschedulable,
+        &["chat-6f7d", "Insufficient nvidia"],
+    );
     says(scheduled("SchedulingGated", "Scheduling is blocked"), ObstacleKind::Unschedulable, &["gates"]);
     let rejected = json!({
         "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices",
@@ -164,6 +169,7 @@ fn a_pod_that_goes_does_not_count() {
 
 #[test]
 fn long_texts_are_cut() {
-    let trouble = trouble(&pod(container(waiting("ErrImagePull", &"é ".repeat(5000)), json!({}), 0))).unwrap();
+    let trouble =
+        trouble(&pod(container(waiting("ErrImagePull", &"é ".repeat(5000)), json!({}), 0))).unwrap();
     assert!(trouble.message.chars().count() < 600 && trouble.message.ends_with('…'), "{}", trouble.message);
 }

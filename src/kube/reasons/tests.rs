@@ -69,7 +69,11 @@ fn a_pause_is_in_nobodys_way_where_there_are_replicas_or_another_scaler() {
     let paused = || scaled(Some(Pause::Frozen));
     assert_eq!(kind(&facts(vec![paused()], vec![workload(1, &[None])])), None, "frozen at one");
     assert_eq!(kind(&facts(vec![scaled(Some(Pause::At(2)))], vec![workload(0, &[])])), None, "two will come");
-    assert_eq!(kind(&facts(vec![paused(), scaled(None)], vec![workload(0, &[])])), None, "the other one scales");
+    assert_eq!(
+        kind(&facts(vec![paused(), scaled(None)], vec![workload(0, &[])])),
+        None,
+        "the other one scales"
+    );
     let unknown = facts(vec![paused()], Vec::new());
     assert_eq!(kind(&unknown), Some(ObstacleKind::AutoscalingPaused), "no workload is known, and no pod");
     assert_eq!(says(&unknown, Seen { pods: true, ..Seen::default() }), None, "but a pod is there");
@@ -120,7 +124,8 @@ fn keda_does_not_listen() {
 
 #[test]
 fn keda_cannot_scale() {
-    let not_ready = |reason: &str| Scaled { not_ready: Some((reason.into(), "forbidden".into())), ..scaled(None) };
+    let not_ready =
+        |reason: &str| Scaled { not_ready: Some((reason.into(), "forbidden".into())), ..scaled(None) };
     let facts = |reason| facts(vec![not_ready(reason)], vec![workload(0, &[])]);
     let (kind, message) = says(&facts("ErrorScalingTarget"), Seen::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);

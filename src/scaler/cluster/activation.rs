@@ -8,10 +8,7 @@ use tokio::{
 };
 
 use super::{super::wake::Wake, Keeper, Tally};
-use crate::{
-    admission::Gate,
-    state::Status,
-};
+use crate::{admission::Gate, state::Status};
 
 /// How long we wait for the cluster's first word before we call a start cold.
 const UNHEARD: Duration = Duration::from_secs(1);
