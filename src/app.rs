@@ -19,6 +19,7 @@ use crate::{
     admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
     config::Config,
+    domain::Route,
     drain::{Drain, DrainTimes, Request},
     error::Outcome,
     proxy::{self, Shared},
@@ -56,6 +57,9 @@ pub struct Bound {
 pub enum Command {
     /// Use this configuration from now on.
     Reload(Box<Config>),
+    /// These are the routes of the cluster from now on. They are valid, and none has the name or the matches of another
+    /// one or of the file's.
+    ClusterRoutes(Arc<Vec<Route>>),
     /// Stop in order; a second one stops at once.
     Stop(Request),
 }
@@ -136,14 +140,24 @@ impl Bound {
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
+        let mut cluster = Arc::<Vec<Route>>::default();
         let asked = loop {
             match commands.recv().await {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&config.routes);
+                    routes.apply(&[&config.routes[..], &cluster[..]].concat());
                     self.shared.set_limits(config.limits);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");
+                }
+                Some(Command::ClusterRoutes(found)) => {
+                    cluster = found;
+                    routes.apply(&[&running.routes[..], &cluster[..]].concat());
+                    tracing::info!(
+                        routes = routes.len(),
+                        cluster = cluster.len(),
+                        "routes of the cluster changed"
+                    );
                 }
                 Some(Command::Stop(asked)) => break asked,
                 None => break Request::Terminate,

@@ -15,7 +15,7 @@ use crate::{
     admission::Gate,
     coldstart::ColdStart,
     error::{Outcome, Refusal},
-    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, Summed},
+    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed},
 };
 
 /// What is counted of cold starts when they end.
@@ -101,6 +101,7 @@ impl Collector for Routes {
         for gate in gates {
             count(&mut admitted, &[("route", gate.key().as_str())], gate.counters().admitted())?;
         }
+        intercepted(&mut encoder, gates)?;
         gauge(&mut encoder, gates, "held_requests", "Requests that wait for an endpoint", |gate| {
             gate.held() as u64
         })?;
@@ -165,6 +166,29 @@ fn refused<'a>(
                 let labels = [("route", route), ("reason", answer.code), ("code", answer.status.as_str())];
                 count(&mut metric, &labels, refused)?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Shown once there is any: most routes never have one.
+fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let help = "Requests that were answered with what stands in their InterceptorRoute, and not admitted";
+    let mut metric = counter(encoder, "static_answers", help)?;
+    for gate in gates {
+        for kind in StaticKind::ALL {
+            let answers = gate.counters().static_answers(kind);
+            if answers > 0 {
+                count(&mut metric, &[("route", gate.key().as_str()), ("kind", kind.name())], answers)?;
+            }
+        }
+    }
+    let help = "Requests that waited in vain and went to the fallback of their InterceptorRoute";
+    let mut metric = counter(encoder, "fallback_requests", help)?;
+    for gate in gates {
+        let fallbacks = gate.counters().fallbacks();
+        if fallbacks > 0 {
+            count(&mut metric, &[("route", gate.key().as_str())], fallbacks)?;
         }
     }
     Ok(())
