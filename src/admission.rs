@@ -425,4 +425,74 @@ mod tests {
         drop(permit);
         assert_eq!(gate.in_flight(), 0);
     }
+
+    fn paused() -> Option<Obstacle> {
+        Some(Obstacle::new(ObstacleKind::AutoscalingPaused, "ScaledObject `a/b` is paused"))
+    }
+
+    #[tokio::test]
+    async fn under_a_pause_at_zero_nobody_enters_and_nothing_is_woken() {
+        let gate = gate();
+        gate.target().set_obstacle(paused());
+        for wait in [true, false] {
+            let Err(ProxyError::AutoscalingPaused { reason, .. }) = gate.hold(1, wait) else {
+                panic!("let in")
+            };
+            assert_eq!(&*reason, "ScaledObject `a/b` is paused");
+        }
+        gate.wake();
+        assert!(gate.enter().is_none());
+        assert_eq!(
+            (gate.demand().raised_since(), gate.demand().quiet_for()),
+            (None, None),
+            "not even the linger"
+        );
+        let endpoint = Endpoint::new("127.0.0.1:1", 1);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let (permit, _) = gate.enter().expect("what is up serves");
+        let held = gate.hold(1, true).expect("and may be waited for");
+        drop((permit, held));
+        endpoint.retire();
+        gate.target().set_obstacle(None);
+        assert!(gate.hold(1, true).is_ok(), "resumed");
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_a_pause_comes_is_told_at_once() {
+        let gate = gate();
+        let mut held = gate.hold(1, true).unwrap();
+        gate.cold_starts().begin(tokio::time::Instant::now(), 1);
+        gate.target().set_obstacle(paused());
+        let Released::Failed(reason, retry_after) = held.released().await else { panic!("not told") };
+        assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", MAX_RETRY_AFTER));
+        assert!(!gate.demand().is_leased());
+        assert!(gate.cold_starts().phase().is_none(), "the cold start is over");
+        // The endpoint that kept others waiting goes away under the pause.
+        let endpoint = Endpoint::new("127.0.0.1:1", 0);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let mut held = gate.hold(1, true).unwrap();
+        gate.give_up_if_paused();
+        assert_eq!(gate.held(), 1, "it is up");
+        endpoint.retire();
+        gate.give_up_if_paused();
+        assert!(matches!(held.released().await, Released::Failed(..)));
+    }
+
+    #[tokio::test]
+    async fn who_is_to_wait_for_the_end_of_a_pause_does() {
+        let gate = Gate::new(
+            "tiny".into(),
+            Policy { when_paused: WhenPaused::Hold, ..Policy::default() },
+            ColdStarts::new(|_| {}),
+        );
+        gate.target().set_obstacle(paused());
+        let mut held = gate.hold(1, true).unwrap();
+        assert!(gate.demand().is_leased(), "KEDA is told as soon as it asks again");
+        gate.give_up_if_paused();
+        assert_eq!(gate.held(), 1);
+        gate.set_policy(Policy::default());
+        assert!(matches!(held.released().await, Released::Failed(..)), "until the route says otherwise");
+    }
 }

@@ -21,6 +21,8 @@ mod hold;
 mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/obstacles.rs"]
+mod obstacles;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/report.rs"]

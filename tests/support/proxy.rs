@@ -1,11 +1,13 @@
 //! The proxy as it really runs: bound to free ports, with its threads, in this process.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use anteroom::{
+    admission::Gate,
     app::{Account, Bound, Command},
     config::Config,
     drain::Request,
+    proxy::Shared,
     scaler,
 };
 use serde_json::Value;
@@ -20,6 +22,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
     running: JoinHandle<Account>,
 }
 
@@ -52,12 +55,19 @@ impl Proxy {
         let bound = Bound::new(parse(yaml), options()).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
-        Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
+        let shared = bound.shared().clone();
+        Self { address, admin, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
     pub async fn tiny(url: &str, more: &str) -> Self {
         Self::start(&routes(&[route("tiny", url, more)])).await
+    }
+
+    /// The live side of the only route.
+    pub async fn gate(&self) -> Arc<Gate> {
+        until("the route", async || !self.shared.table.load().gates().is_empty()).await;
+        self.shared.table.load().gates()[0].clone()
     }
 
     pub async fn client(&self) -> Wire {
