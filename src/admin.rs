@@ -30,6 +30,10 @@ pub trait View: Send + Sync {
     fn unrouted(&self) -> &RouteCounters;
     /// Bytes of all request bodies in memory.
     fn buffered_bytes(&self) -> usize;
+    /// Whether there is a scaler.
+    fn has_scaler(&self) -> bool;
+    /// How many other replicas are in each state, if there may be any.
+    fn peers(&self) -> Vec<(&'static str, usize)>;
 }
 
 /// What the admin listener shows.

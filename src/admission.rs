@@ -1,5 +1,7 @@
 //! May a request enter? The gate of a route gives tickets to those that wait and permits to those that go.
 
+mod demand;
+mod directory;
 mod permit;
 
 use std::{
@@ -13,6 +15,9 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use permit::Kind;
 pub use permit::Permit;
+
+pub use demand::OpenStream;
+pub use directory::{Directory, Gates};
 
 use crate::{
     coldstart::{ColdStarts, Tracker},
@@ -91,6 +96,7 @@ impl Gate {
         self.set_fallback(&policy);
         self.policy.store(Arc::new(policy));
         self.target.set_max(max);
+        self.demand.changed();
         self.give_up_if_paused();
     }
 
@@ -154,6 +160,7 @@ impl Gate {
         let permit = self.try_permit()?;
         self.demand.touch();
         self.counters.admit();
+        self.demand.rise();
         Some((permit, self.queue.place()))
     }
 
@@ -247,6 +254,7 @@ impl Gate {
         } else {
             self.demand.stir();
         }
+        self.demand.rise();
         self.pump();
         if self.evicting.load(Ordering::SeqCst) {
             self.evict();

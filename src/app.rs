@@ -1,5 +1,6 @@
 //! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
 
+mod control;
 mod routes;
 mod workers;
 
@@ -15,17 +16,18 @@ use tokio::{net::TcpListener, sync::mpsc, time::sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    admin::{self, Admin, ColdStartMetrics},
-    admission::Gate,
+    admin::{Admin, ColdStartMetrics},
+    admission::Directory,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
     config::Config,
     domain::Route,
     drain::{Drain, DrainTimes, Request},
     error::Outcome,
+    grpc::TlsError,
     proxy::{self, Shared},
     scaler,
-    telemetry::RouteCounters,
 };
+use control::Control;
 use routes::Routes;
 use workers::Workers;
 
@@ -35,6 +37,8 @@ use workers::Workers;
 pub enum StartError {
     #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Everything is bound, nothing runs yet.
@@ -43,9 +47,15 @@ pub struct Bound {
     pub address: SocketAddr,
     /// Where metrics and the API are.
     pub admin_address: SocketAddr,
+    /// Where KEDA asks.
+    pub scaler_address: Option<SocketAddr>,
+    /// Where other replicas ask.
+    pub peers_address: Option<SocketAddr>,
     config: Config,
     listeners: Vec<std::net::TcpListener>,
     admin: TcpListener,
+    control: Control,
+    directory: Arc<Directory>,
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     cold_start_metrics: ColdStartMetrics,
@@ -91,6 +101,7 @@ impl Bound {
         let admin = TcpListener::bind(config.admin).await.map_err(failed("admin", config.admin))?;
         let address = listeners[0].local_addr().map_err(failed("listen", config.listen))?;
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
+        let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
         let metrics = cold_start_metrics.clone();
         let cold_starts = ColdStarts::new(move |cold_start| {
@@ -101,9 +112,13 @@ impl Bound {
         Ok(Self {
             address,
             admin_address,
+            scaler_address: control.scaler_address(),
+            peers_address: control.peers_address(),
             config,
             listeners,
             admin,
+            control,
+            directory: Arc::default(),
             shared,
             cold_starts,
             cold_start_metrics,
@@ -114,6 +129,11 @@ impl Bound {
     /// What the threads that serve requests share: the routes and their gates, once [`Self::run`] runs.
     pub const fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The routes by name, once [`Self::run`] runs.
+    pub const fn directory(&self) -> &Arc<Directory> {
+        &self.directory
     }
 
     /// The cold starts that have ended.
@@ -127,11 +147,18 @@ impl Bound {
         let tasks = TaskTracker::new();
         let times =
             DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
-        let mut routes = Routes::new(self.shared.clone(), self.cold_starts.clone(), self.options);
+        let mut routes = Routes::new(
+            self.shared.clone(),
+            self.cold_starts.clone(),
+            self.options,
+            self.directory.clone(),
+            self.scaler_address.is_some(),
+        );
         routes.apply(&self.config.routes);
+        let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            self.shared.clone(),
+            Arc::new(control.view(self.shared.clone())),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
@@ -165,6 +192,7 @@ impl Bound {
         };
 
         // The stages of stopping run to their end, unless we are asked again.
+        control.drain();
         {
             let draining = drain_in_order(&drain, times, asked, &routes, &tasks);
             tokio::select! {
@@ -178,6 +206,7 @@ impl Bound {
         drain.closing.cancel();
         drain.cut.cancel();
         workers.join().await;
+        control.stop().await;
         routes.stop().await;
         admin.abort();
         let account = routes.account();
@@ -281,22 +310,6 @@ fn hint(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
         _ => "",
-    }
-}
-
-// === impl admin::View ===
-
-impl admin::View for Shared {
-    fn gates(&self) -> Vec<Arc<Gate>> {
-        self.table.load().gates().to_vec()
-    }
-
-    fn unrouted(&self) -> &RouteCounters {
-        &self.unrouted
-    }
-
-    fn buffered_bytes(&self) -> usize {
-        self.budget.used()
     }
 }
 

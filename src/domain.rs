@@ -9,6 +9,7 @@ mod scaling;
 mod units;
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
@@ -181,6 +182,12 @@ impl RouteKey {
 impl From<&str> for RouteKey {
     fn from(name: &str) -> Self {
         Self(name.into())
+    }
+}
+
+impl Borrow<str> for RouteKey {
+    fn borrow(&self) -> &str {
+        &self.0
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod backoff;
 mod cluster;
+pub mod keda;
 mod kubernetes;
 mod output;
 mod process;

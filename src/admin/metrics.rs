@@ -14,6 +14,7 @@ use super::View;
 use crate::{
     admission::Gate,
     coldstart::ColdStart,
+    demand::{Capacity, queue_depth},
     domain::ObstacleKind,
     error::{Outcome, Refusal},
     telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed},
@@ -118,6 +119,18 @@ impl Collector for Routes {
         )?;
         endpoints(&mut encoder, gates)?;
         obstacles(&mut encoder, gates)?;
+        if self.0.has_scaler() {
+            scaler(&mut encoder, gates)?;
+        }
+        let peers = self.0.peers();
+        if !peers.is_empty() {
+            let help = "Other replicas by state";
+            let mut metric = encoder.encode_descriptor("peers", help, None, MetricType::Gauge)?;
+            for (state, number) in peers {
+                let labels: Labels<'_> = vec![("state", state)];
+                metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
+            }
+        }
         durations(&mut encoder, gates)?;
         let mut buffered = encoder.encode_descriptor(
             "buffered_bytes",
@@ -218,6 +231,28 @@ fn obstacles(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
             let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("kind", kind.name())];
             metric.encode_family(&labels)?.encode_gauge(&u64::from(obstacle == Some(kind)))?;
         }
+    }
+    Ok(())
+}
+
+fn scaler(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    gauge(encoder, gates, "scaler_streams", "Streams that KEDA has open to this replica", |gate| {
+        gate.demand().streams()
+    })?;
+    gauge(encoder, gates, "scaler_active", "Whether KEDA is told that there is demand", |gate| {
+        u64::from(gate.counts_everywhere().is_active())
+    })?;
+    let help = "What KEDA is told of the queue, of all replicas";
+    let mut metric = encoder.encode_descriptor("scaler_queue_depth", help, None, MetricType::Gauge)?;
+    for gate in gates {
+        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let depth = queue_depth(&gate.counts_everywhere(), Capacity::from(&**gate.policy()));
+        metric.encode_family(&labels)?.encode_gauge(&depth)?;
+    }
+    let help = "Times that KEDA was told at once that there is demand";
+    let mut metric = counter(encoder, "scaler_pushes", help)?;
+    for gate in gates {
+        count(&mut metric, &[("route", gate.key().as_str())], gate.demand().pushes())?;
     }
     Ok(())
 }

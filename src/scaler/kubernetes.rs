@@ -162,21 +162,16 @@ impl Quiet {
         Self { since: Instant::now() }
     }
 
-    /// Looks at the demand, and says since when there has been none.
+    /// Looks at the demand, and says since when there has been none. That of other replicas lasts for the linger.
     fn look(&mut self, gate: &Gate) -> Instant {
         let now = Instant::now();
-        if gate.requests() > 0 || gate.demand().raised_since().is_some() || is_wanted_elsewhere(gate) {
+        if gate.requests() > 0 || gate.demand().raised_since().is_some() || gate.demand().peers().is_active() {
             self.since = now;
         } else if let Some(quiet) = gate.demand().quiet_for() {
             self.since = self.since.max(now.checked_sub(quiet).unwrap_or(now));
         }
         self.since
     }
-}
-
-/// Whether another replica of the proxy has requests for the target, or had some within the linger.
-fn is_wanted_elsewhere(_: &Gate) -> bool {
-    false
 }
 
 #[cfg(test)]
