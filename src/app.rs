@@ -1,6 +1,8 @@
 //! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
 
+mod cluster;
 mod control;
+mod obstacles;
 mod routes;
 mod workers;
 
@@ -12,7 +14,11 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::sleep,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -24,10 +30,13 @@ use crate::{
     drain::{Drain, DrainTimes, Request},
     error::Outcome,
     grpc::TlsError,
+    kube::{Cluster, ClusterError, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
 };
+use cluster::Watching;
 use control::Control;
+use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
 
@@ -37,6 +46,8 @@ use workers::Workers;
 pub enum StartError {
     #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -60,6 +71,10 @@ pub struct Bound {
     cold_starts: Arc<ColdStarts>,
     cold_start_metrics: ColdStartMetrics,
     options: scaler::Options,
+    cluster: Option<Cluster>,
+    obstacles: Option<Obstacles>,
+    /// All routes, of the file and of the cluster.
+    routes: watch::Sender<Arc<Vec<Route>>>,
 }
 
 /// Something for the running proxy to do.
@@ -94,7 +109,7 @@ impl Bound {
     ///
     /// # Errors
     /// When one cannot be had; then none is kept.
-    pub async fn new(config: Config, options: scaler::Options) -> Result<Self, StartError> {
+    pub async fn new(config: Config, mut options: scaler::Options) -> Result<Self, StartError> {
         let count = config.workers.map_or_else(cores, std::num::NonZero::get);
         let failed = |key, address| move |source| StartError::Listen { key, address, source };
         let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
@@ -103,10 +118,24 @@ impl Bound {
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
         let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
+        let cluster = match &config.kubernetes {
+            Some(kubernetes) => Some(Cluster::new(kubernetes).await?),
+            None => None,
+        };
+        let routes = watch::Sender::default();
+        let obstacles = cluster.as_ref().map(|cluster| {
+            let pods = Pods::new(cluster.clone());
+            options.discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
+            Obstacles::new(cluster, pods, routes.subscribe(), &mut options)
+        });
         let metrics = cold_start_metrics.clone();
+        let teller = obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
         let cold_starts = ColdStarts::new(move |cold_start| {
             metrics.record(cold_start);
             log_cold_start(cold_start);
+            if let Some(teller) = &teller {
+                teller.cold_start(cold_start);
+            }
         });
         let shared = Shared::new(config.limits);
         Ok(Self {
@@ -123,6 +152,9 @@ impl Bound {
             cold_starts,
             cold_start_metrics,
             options,
+            cluster,
+            obstacles,
+            routes,
         })
     }
 
@@ -151,10 +183,18 @@ impl Bound {
             self.shared.clone(),
             self.cold_starts.clone(),
             self.options,
+            self.routes,
             self.directory.clone(),
             self.scaler_address.is_some(),
         );
         routes.apply(&self.config.routes);
+        let teller = self.obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
+        let mut cluster =
+            Watching::start(self.cluster, teller, &self.config, &self.shared, &self.cold_starts);
+        if let Some(obstacles) = self.obstacles {
+            obstacles.start(self.shared.clone());
+        }
+        self.shared.awaits_routes.store(cluster.is_some(), Ordering::Relaxed);
         let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
@@ -167,22 +207,32 @@ impl Bound {
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
-        let mut cluster = Arc::<Vec<Route>>::default();
+        let mut found = Arc::<Vec<Route>>::default();
         let asked = loop {
-            match commands.recv().await {
+            let command = tokio::select! {
+                // What somebody orders goes before what is found out.
+                biased;
+                command = commands.recv() => command,
+                found = Watching::changed(&mut cluster) => Some(Command::ClusterRoutes(found)),
+            };
+            match command {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&[&config.routes[..], &cluster[..]].concat());
+                    routes.apply(&[&config.routes[..], &found[..]].concat());
+                    if let Some(cluster) = &cluster {
+                        cluster.set_file(&config.routes);
+                    }
                     self.shared.set_limits(config.limits);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");
                 }
-                Some(Command::ClusterRoutes(found)) => {
-                    cluster = found;
-                    routes.apply(&[&running.routes[..], &cluster[..]].concat());
+                Some(Command::ClusterRoutes(now)) => {
+                    found = now;
+                    routes.apply(&[&running.routes[..], &found[..]].concat());
+                    self.shared.awaits_routes.store(false, Ordering::Relaxed);
                     tracing::info!(
                         routes = routes.len(),
-                        cluster = cluster.len(),
+                        cluster = found.len(),
                         "routes of the cluster changed"
                     );
                 }
@@ -206,6 +256,9 @@ impl Bound {
         drain.closing.cancel();
         drain.cut.cancel();
         workers.join().await;
+        if let Some(cluster) = cluster {
+            cluster.stop().await;
+        }
         control.stop().await;
         routes.stop().await;
         admin.abort();

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod session;
+mod status;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -13,7 +14,7 @@ use crate::{
     demo::{self, DemoArgs},
     drain::{Request, Signals},
     guardian::{self, GuardianArgs},
-    scaler,
+    kube, scaler,
     sim::{self, SimArgs, SimError},
     telemetry,
 };
@@ -36,6 +37,10 @@ enum Subcommands {
     Schema,
     /// Let a paused ScaledObject scale for some time.
     Session(session::SessionArgs),
+    /// Print the definition of the ModelRoute kind, for `kubectl apply -f -`.
+    Crds,
+    /// Show the routes of a cluster, as its proxies have last told of them.
+    Status(status::StatusArgs),
     /// Show a cold start end to end, with nothing to prepare: requests are held, a model server is woken, answers stream.
     Demo(DemoArgs),
     /// Stand in for vLLM, without a model: for demos and tests.
@@ -70,6 +75,11 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Subcommands::Session(args) => run(session::run(args)),
+        Subcommands::Crds => {
+            print!("{}", kube::definition_yaml());
+            ExitCode::SUCCESS
+        }
+        Subcommands::Status(args) => run(status::run(args)),
         Subcommands::Demo(args) => run(demo::run(args)),
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(

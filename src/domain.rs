@@ -3,6 +3,7 @@
 //! The types that an operator writes down (in the file, later in a cluster object) carry their serde and schema
 //! attributes here, so that one definition is what the file accepts, what the schema says and what the code reads.
 
+mod claim;
 mod intercept;
 mod policy;
 mod scaling;
@@ -15,6 +16,7 @@ use std::{
     sync::Arc,
 };
 
+pub use claim::Claim;
 pub use intercept::{
     Intercept, InterceptTimeouts, Overflow, ResponseMode, StaticAnswer, StaticAnswerError, StaticBody,
     StaticRoute,
@@ -231,7 +233,7 @@ impl Route {
     pub fn matchers(&self) -> &[Matcher] {
         match &self.intercept {
             None => std::slice::from_ref(&self.matcher),
-            Some(intercept) if intercept.rules.is_empty() => std::slice::from_ref(Matcher::any()),
+            // Without rules, none: the Add-on routes nothing to such an object either.
             Some(intercept) => &intercept.rules,
         }
     }

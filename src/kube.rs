@@ -3,17 +3,25 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod conflicts;
 mod endpoints;
 mod events;
 mod facts;
+mod go_duration;
+mod interceptor_route;
+mod model_route;
 mod pod_reasons;
 mod pods;
 mod reasons;
+mod report;
+mod routes;
 mod scale;
 mod scaled_objects;
+mod schema;
 pub mod session;
 #[cfg(test)]
 pub(crate) mod stand_in;
+mod status;
 mod watch;
 mod workloads;
 
@@ -23,14 +31,20 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use conflicts::{RouteKind, RouteObject};
 pub use endpoints::Endpoints;
 pub use events::{About, Events, Notice};
 pub use facts::AllRoutes;
+pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
+pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};
 pub use reasons::{AllFacts, Facts, Seen};
+pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict};
+pub use routes::{ClusterRoutes, RouteObjects};
 pub use scale::DirectScale;
 pub use scaled_objects::{ScaledObject, ScaledObjects};
+pub use status::{RouteReports, StatusCounts};
 pub use watch::Watched;
 
 use crate::config;
@@ -67,12 +81,17 @@ impl Cluster {
     /// When neither is there, or what they say cannot be used.
     pub async fn new(config: &config::Kubernetes) -> Result<Self, ClusterError> {
         let client = Client::try_from(kube::Config::infer().await?)?;
-        Ok(Self {
+        Ok(Self::with(client, config))
+    }
+
+    /// Speaks to the API server through this client.
+    pub fn with(client: Client, config: &config::Kubernetes) -> Self {
+        Self {
             client,
             namespaces: config.namespaces.as_slice().into(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
-        })
+        }
     }
 
     /// One that is spoken to so, all of its namespaces.

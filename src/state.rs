@@ -149,6 +149,11 @@ impl Endpoint {
         self.limit.load(Ordering::Relaxed)
     }
 
+    /// How many servers it stands for: more than one, or none now, if it is a gateway.
+    pub fn servers(&self) -> u32 {
+        self.servers.load(Ordering::Relaxed)
+    }
+
     /// How many it may have in flight when it is past the ramp.
     fn most(&self) -> u32 {
         self.max.load(Ordering::Relaxed).saturating_mul(self.servers.load(Ordering::Relaxed))

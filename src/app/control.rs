@@ -1,6 +1,10 @@
 //! What tells others of the demand: the scaler that KEDA asks, and the exchange with other replicas.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -136,6 +140,10 @@ impl admin::View for View {
 
     fn buffered_bytes(&self) -> usize {
         self.shared.budget.used()
+    }
+
+    fn awaits_routes(&self) -> bool {
+        self.shared.awaits_routes.load(Ordering::Relaxed)
     }
 
     fn has_scaler(&self) -> bool {

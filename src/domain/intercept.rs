@@ -15,7 +15,7 @@ use super::{KeepaliveMode, Matcher, Period, Policy};
 /// What an `InterceptorRoute` asks for. A route that has this serves every method and path, with any body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intercept {
-    /// Which requests belong to the route: those that any of these matches. None: every request. Models are of no
+    /// Which requests belong to the route: those that any of these matches. None: no request. Models are of no
     /// meaning here, since no body is read for them; [`super::Route::matcher`] is not looked at.
     pub rules: Vec<Matcher>,
     /// How long things may take.

@@ -17,7 +17,7 @@ use super::{
     scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
     workloads::WorkloadRef,
 };
-use crate::domain::{Counting, Route, RouteKey};
+use crate::domain::{Route, RouteKey};
 
 /// The routes that are served, of the file and of the cluster.
 pub type AllRoutes = watch::Receiver<Arc<Vec<Route>>>;
@@ -111,11 +111,7 @@ fn of_scaling(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) ->
     Facts {
         scale_by: route.scale_by,
         of_cluster: route.name.namespaced().is_some(),
-        // What the HTTP Add-on calls concurrency is counted for its objects alone.
-        metadata: match route.scaling.counting {
-            Counting::Queue => "route",
-            Counting::Concurrency => "interceptorRoute",
-        },
+        metadata: if route.intercept.is_some() { "interceptorRoute" } else { "route" },
         keda,
         scaled_objects: scaled.iter().map(|(object, trigger)| Scaled::new(object, trigger.clone())).collect(),
         ..Facts::default()

@@ -46,6 +46,8 @@ pub struct Shared {
     pub unrouted: RouteCounters,
     /// Draining has cut off what was still under way.
     pub cut: Arc<AtomicBool>,
+    /// The routes of the cluster are not known yet.
+    pub awaits_routes: AtomicBool,
 }
 
 /// The request path of one thread.
@@ -114,6 +116,7 @@ impl Shared {
             limits: ArcSwap::from_pointee(limits),
             unrouted: RouteCounters::default(),
             cut: Arc::default(),
+            awaits_routes: AtomicBool::new(false),
         })
     }
 

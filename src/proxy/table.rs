@@ -64,7 +64,8 @@ pub enum Match<'a> {
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// Arranges routes. Of two that match the same, the first wins; the configuration has refused that before.
+    /// Arranges routes. Of two that match the same, the first wins: a file with such routes is refused, and of those of
+    /// a cluster the older stands first.
     pub fn new(routes: impl IntoIterator<Item = (Route, Arc<Gate>)>) -> Self {
         let mut table = Self::default();
         for (route, gate) in routes {
@@ -86,7 +87,11 @@ impl RouteTable {
         table.wildcard.sort_by_key(|(suffix, _)| Reverse(suffix.len()));
         let wildcard = table.wildcard.iter_mut().map(|(_, classes)| classes);
         for classes in table.exact.values_mut().chain(wildcard).chain([&mut table.any]) {
-            classes.sort_by_key(|class| (Reverse(class.path.len()), Reverse(class.headers.len())));
+            // Stable, so that of equals the first stays first.
+            classes.sort_by_key(|class| {
+                let exact = class.headers.iter().filter(|(_, value)| value.is_some()).count();
+                Reverse((class.path.len(), class.headers.len(), exact))
+            });
         }
         table
     }
@@ -357,7 +362,8 @@ mod tests {
         let routes = [
             parsed("tiny", serde_json::json!({"models": ["tiny"]})),
             parsed("host", serde_json::json!({"hosts": ["llm.example.com"]})),
-            front("all", &[]),
+            front("all", &[serde_json::json!({})]),
+            front("nothing", &[]),
             front(
                 "app",
                 &[

@@ -165,7 +165,8 @@ impl Quiet {
     /// Looks at the demand, and says since when there has been none. That of other replicas lasts for the linger.
     fn look(&mut self, gate: &Gate) -> Instant {
         let now = Instant::now();
-        if gate.requests() > 0 || gate.demand().raised_since().is_some() || gate.demand().peers().is_active() {
+        if gate.requests() > 0 || gate.demand().raised_since().is_some() || gate.demand().peers().is_active()
+        {
             self.since = now;
         } else if let Some(quiet) = gate.demand().quiet_for() {
             self.since = self.since.max(now.checked_sub(quiet).unwrap_or(now));
