@@ -159,9 +159,7 @@ impl Facts {
 
     /// Nothing scales it.
     fn unnamed(&self, route: &RouteKey) -> Option<Trouble> {
-        let Some((namespace, name)) = route.namespaced().filter(|_| self.of_cluster) else {
-            return None;
-        };
+        let (namespace, name) = route.namespaced().filter(|_| self.of_cluster)?;
         let message = match self.keda {
             Keda::Unknown => return None,
             Keda::Absent => format!(
