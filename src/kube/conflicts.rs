@@ -201,3 +201,6 @@ impl std::fmt::Display for RouteObject {
         write!(f, "{} {}/{}", self.kind.name(), self.namespace, self.name)
     }
 }
+
+#[cfg(test)]
+mod tests;
