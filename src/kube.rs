@@ -5,6 +5,8 @@
 
 mod conflicts;
 mod endpoints;
+#[cfg(test)]
+mod fake;
 mod go_duration;
 mod interceptor_route;
 mod model_route;
@@ -76,6 +78,13 @@ impl Cluster {
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }
+    }
+
+    /// One for tests, that asks this server.
+    #[cfg(test)]
+    fn of(client: Client) -> Self {
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
+        Self { client, namespaces: Arc::default(), tasks, stopping }
     }
 
     /// The client.

@@ -1,10 +1,17 @@
 //! The proxy as it really runs: bound to free ports, with its threads, in this process.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use anteroom::{
     app::{Account, Bound, Command},
     config::Config,
+    domain::Intercept,
     drain::Request,
     scaler,
 };
@@ -58,6 +65,24 @@ impl Proxy {
     /// One with the route `tiny` only.
     pub async fn tiny(url: &str, more: &str) -> Self {
         Self::start(&routes(&[route("tiny", url, more)])).await
+    }
+
+    /// One whose cluster has a route `tiny` to this url, as an `InterceptorRoute` asks. The file has a route `models`
+    /// for models of its own, to nowhere.
+    pub async fn intercepting(url: &str, intercept: Intercept) -> Self {
+        let proxy = Self::start(&routes(&[route("models", "http://127.0.0.1:1", "")])).await;
+        proxy.intercept(url, intercept).await;
+        proxy
+    }
+
+    /// The cluster has this route from now on, and one more by which that is seen.
+    pub async fn intercept(&self, url: &str, intercept: Intercept) {
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
+        let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
+        routes[0].intercept = Some(Arc::new(intercept));
+        self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
+        until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
     }
 
     pub async fn client(&self) -> Wire {
