@@ -23,6 +23,8 @@ mod interceptor;
 mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/obstacles.rs"]
+mod obstacles;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/report.rs"]

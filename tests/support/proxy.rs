@@ -9,10 +9,12 @@ use std::{
 };
 
 use anteroom::{
+    admission::Gate,
     app::{Account, Bound, Command},
     config::Config,
     domain::Intercept,
     drain::Request,
+    proxy::Shared,
     scaler,
 };
 use serde_json::Value;
@@ -27,6 +29,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
     running: JoinHandle<Account>,
 }
 
@@ -59,7 +62,8 @@ impl Proxy {
         let bound = Bound::new(parse(yaml), options()).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
-        Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
+        let shared = bound.shared().clone();
+        Self { address, admin, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
@@ -83,6 +87,12 @@ impl Proxy {
         routes[0].intercept = Some(Arc::new(intercept));
         self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
         until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
+    }
+
+    /// The live side of the only route.
+    pub async fn gate(&self) -> Arc<Gate> {
+        until("the route", async || !self.shared.table.load().gates().is_empty()).await;
+        self.shared.table.load().gates()[0].clone()
     }
 
     pub async fn client(&self) -> Wire {
