@@ -99,12 +99,7 @@ impl Cluster {
     /// One that is spoken to so, all of its namespaces.
     #[cfg(test)]
     pub(crate) fn of(client: Client) -> Self {
-        Self {
-            client,
-            namespaces: Arc::default(),
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-        }
+        Self::with(client, &config::Kubernetes::default())
     }
 
     /// The client.
