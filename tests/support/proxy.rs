@@ -9,10 +9,12 @@ use std::{
 };
 
 use anteroom::{
+    admission::Gate,
     app::{Account, Bound, Command},
     config::Config,
     domain::{Intercept, Matcher},
     drain::Request,
+    proxy::Shared,
     scaler,
 };
 use serde_json::Value;
@@ -26,7 +28,10 @@ use super::{
 pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    pub scaler: Option<SocketAddr>,
+    pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
     running: JoinHandle<Account>,
 }
 
@@ -59,7 +64,9 @@ impl Proxy {
         let bound = Bound::new(parse(yaml), options()).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
-        Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
+        let (scaler, peers) = (bound.scaler_address, bound.peers_address);
+        let shared = bound.shared().clone();
+        Self { address, admin, scaler, peers, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
@@ -86,6 +93,12 @@ impl Proxy {
         routes[0].intercept = Some(Arc::new(intercept));
         self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
         until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
+    }
+
+    /// The live side of the only route.
+    pub async fn gate(&self) -> Arc<Gate> {
+        until("the route", async || !self.shared.table.load().gates().is_empty()).await;
+        self.shared.table.load().gates()[0].clone()
     }
 
     pub async fn client(&self) -> Wire {
