@@ -22,8 +22,8 @@ mod routes;
 mod runner;
 mod scenario;
 mod scenarios;
-mod shell;
 mod serving;
+mod shell;
 mod wait;
 mod world;
 

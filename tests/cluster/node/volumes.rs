@@ -38,12 +38,7 @@ impl Files {
         }
     }
 
-    async fn of(
-        agent: &Agent,
-        pod: &Pod,
-        container: &Container,
-        address: Ipv4Addr,
-    ) -> Result<Self, String> {
+    async fn of(agent: &Agent, pod: &Pod, container: &Container, address: Ipv4Addr) -> Result<Self, String> {
         let Some(spec) = &pod.spec else { return Ok(Self::default()) };
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let mut files = Self::default();

@@ -20,7 +20,10 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"{"target": {"service": {"portName": "http"}}}"#, "give exactly one of port, a number, and portName"),
     (r#"{"target": {"service": {"port": null}}}"#, "give exactly one of port, a number, and portName"),
     (r#"{"target": {"service": {"port": 70000}}}"#, "should be less than or equal to 65535"),
-    (r#"{"target": {"service": null, "url": "http://a:1", "gateway": "http://b:1"}}"#, "leave one of the two out"),
+    (
+        r#"{"target": {"service": null, "url": "http://a:1", "gateway": "http://b:1"}}"#,
+        "leave one of the two out",
+    ),
     (r#"{"target": {"gateway": "https://b:1"}}"#, "https is not supported yet"),
     (r#"{"target": {"gateway": "http://b:1/path"}}"#, "requests keep their own path"),
     (r#"{"scaleBy": "kubernetes"}"#, "add workload with its kind and name"),
@@ -88,7 +91,11 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
     it.apply(&model_route("tiny", json!({ "match": { "models": ["tiny", "tiny-sql"] } }))).await;
-    it.apply(&model_route("astray", json!({ "target": { "service": null, "url": "http://10.77.0.1:6443" } }))).await;
+    it.apply(&model_route(
+        "astray",
+        json!({ "target": { "service": null, "url": "http://10.77.0.1:6443" } }),
+    ))
+    .await;
     let their = json!({
         "target": { "service": "tiny", "portName": "http" },
         "rules": [{ "hosts": ["app.example.com"] }],

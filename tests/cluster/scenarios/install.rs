@@ -58,7 +58,9 @@ pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
 
         // Nothing is left of one, so that the next can come.
         release.helm("uninstall", &[]).await;
-        for kind in ["modelroute", "scaledobject", "role", "rolebinding", "service/anteroom", "configmap/anteroom"] {
+        for kind in
+            ["modelroute", "scaledobject", "role", "rolebinding", "service/anteroom", "configmap/anteroom"]
+        {
             let left = release.shell.kubectl(&format!("get {kind} --ignore-not-found -o name")).await.well();
             assert_eq!(left, "", "{profile}");
         }
@@ -165,7 +167,8 @@ impl Release {
         } else {
             arguments.push(CHART);
             for value in self.values.iter().map(String::as_str).chain(more.iter().copied()) {
-                let (flag, value) = value.strip_prefix("json:").map_or(("--set", value), |json| ("--set-json", json));
+                let (flag, value) =
+                    value.strip_prefix("json:").map_or(("--set", value), |json| ("--set-json", json));
                 arguments.extend([flag, value]);
             }
         }

@@ -153,9 +153,12 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
         ("fallback", json!({ "coldStart": { "fallback": to_other }, "timeouts": readiness })),
         ("deadline", json!({ "timeouts": readiness })),
         ("reject", json!({ "coldStart": { "maxPendingRequests": 1, "overflow": "Reject" } })),
-        ("overflow", json!({ "coldStart": {
+        (
+            "overflow",
+            json!({ "coldStart": {
             "maxPendingRequests": 1, "overflow": "Placeholder", "placeholder": loading,
-        } })),
+        } }),
+        ),
     ];
     for (name, more) in routes {
         let mut spec = json!({
@@ -190,11 +193,9 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
         let held = Box::pin(ask(replica, host, "/", ""));
         let more = async {
             let held = format!("anteroom_held_requests{{route=\"{}/{name}\"", it.namespace);
-            wait::until("one to be held", wait::SOON, async || {
-                match replica.metric(&held).await {
-                    Some(1.0) => Ok(()),
-                    other => Err(format!("{other:?}")),
-                }
+            wait::until("one to be held", wait::SOON, async || match replica.metric(&held).await {
+                Some(1.0) => Ok(()),
+                other => Err(format!("{other:?}")),
             })
             .await;
             let answer = ask(replica, host, "/", "").await;

@@ -1,9 +1,9 @@
 //! The scenarios.
 
-mod conflicts;
-mod definitions;
 mod cold_start;
+mod conflicts;
 mod control_plane;
+mod definitions;
 mod gateway;
 mod harness;
 mod install;
