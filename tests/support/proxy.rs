@@ -1,11 +1,13 @@
 //! The proxy as it really runs: bound to free ports, with its threads, in this process.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use anteroom::{
+    admin::View,
     app::{Account, Bound, Command},
     config::Config,
     drain::Request,
+    proxy::Shared,
     scaler,
 };
 use serde_json::Value;
@@ -20,6 +22,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
     running: JoinHandle<Account>,
 }
 
@@ -49,10 +52,14 @@ pub fn options() -> scaler::Options {
 
 impl Proxy {
     pub async fn start(yaml: &str) -> Self {
-        let bound = Bound::new(parse(yaml), options()).await.unwrap();
+        Self::start_with(parse(yaml), options()).await
+    }
+
+    pub async fn start_with(config: Config, options: scaler::Options) -> Self {
+        let bound = Bound::new(config, options).await.unwrap();
         let (commands, received) = mpsc::channel(4);
-        let (address, admin) = (bound.address, bound.admin_address);
-        Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
+        let (address, admin, shared) = (bound.address, bound.admin_address, bound.shared().clone());
+        Self { address, admin, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
@@ -78,6 +85,11 @@ impl Proxy {
 
     pub async fn reload(&self, yaml: &str) {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
+    }
+
+    /// What waits in the model servers of the only route, as far as they were asked.
+    pub fn server_queue(&self) -> u64 {
+        self.shared.gates()[0].demand().server_queue()
     }
 
     /// What the admin listener answers.
