@@ -1,12 +1,15 @@
 //! Compiles the protocols, without `protoc`.
 
-use std::error::Error;
+use std::{env, error::Error, fs, path::Path};
+
+use protox::Compiler;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["externalscaler.proto", "peers.proto"], ["proto"])?;
-    tonic_prost_build::configure()
-        .file_descriptor_set_path(std::path::Path::new(&std::env::var("OUT_DIR")?).join("protocols.bin"))
-        .compile_fds(files)?;
+    let mut compiler = Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_files(["externalscaler.proto", "peers.proto"])?;
+    // For reflection.
+    fs::write(Path::new(&env::var("OUT_DIR")?).join("protocols.bin"), compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

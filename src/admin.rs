@@ -30,6 +30,12 @@ pub trait View: Send + Sync {
     fn unrouted(&self) -> &RouteCounters;
     /// Bytes of all request bodies in memory.
     fn buffered_bytes(&self) -> usize;
+    /// Whether the routes of the cluster are not known yet.
+    fn awaits_routes(&self) -> bool;
+    /// Whether there is a scaler.
+    fn has_scaler(&self) -> bool;
+    /// How many other replicas are in each state, if there may be any.
+    fn peers(&self) -> Vec<(&'static str, usize)>;
 }
 
 /// What the admin listener shows.
@@ -84,8 +90,12 @@ async fn scrape(State(admin): State<Admin>) -> Response {
 
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     match admin.draining.load(Ordering::Relaxed) {
-        false => (StatusCode::OK, "ok\n"),
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        // It would say 404 to requests that are served as soon as it knows.
+        false if admin.view.awaits_routes() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the routes of the cluster are not known yet\n")
+        }
+        false => (StatusCode::OK, "ok\n"),
     }
 }
 

@@ -1,14 +1,23 @@
 //! May a request enter? The gate of a route gives tickets to those that wait and permits to those that go.
 
+mod demand;
+mod directory;
+mod permit;
+
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use permit::Kind;
+pub use permit::Permit;
+
+pub use demand::OpenStream;
+pub use directory::{Directory, Gates};
 
 use crate::{
     coldstart::{ColdStarts, Tracker},
@@ -34,13 +43,12 @@ pub struct Gate {
     draining: AtomicBool,
     /// Nobody is held any more, whoever comes back.
     evicting: AtomicBool,
-}
-
-/// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
-/// the next one go.
-pub struct Permit {
-    gate: Arc<Gate>,
-    endpoint: Arc<Endpoint>,
+    /// What gets requests that waited in vain.
+    fallback: ArcSwapOption<Endpoint>,
+    /// How many are in flight there.
+    fallen_back: AtomicU64,
+    /// How many in flight are no demand.
+    quiet: AtomicU64,
 }
 
 // === impl Gate ===
@@ -58,7 +66,11 @@ impl Gate {
             counters: RouteCounters::default(),
             draining: AtomicBool::new(false),
             evicting: AtomicBool::new(false),
+            fallback: ArcSwapOption::empty(),
+            fallen_back: AtomicU64::new(0),
+            quiet: AtomicU64::new(0),
         });
+        gate.set_fallback(&gate.policy.load());
         let watched = Arc::downgrade(&gate);
         gate.target.subscribe(move |change| {
             if let Some(gate) = watched.upgrade() {
@@ -81,8 +93,10 @@ impl Gate {
     /// New policies, from a reload: held requests keep the deadline that they came in with.
     pub fn set_policy(&self, policy: Policy) {
         let max = policy.concurrency.max;
+        self.set_fallback(&policy);
         self.policy.store(Arc::new(policy));
         self.target.set_max(max);
+        self.demand.changed();
     }
 
     /// The endpoints, for who publishes them.
@@ -120,14 +134,20 @@ impl Gate {
         self.queue.oldest().map(|since| since.elapsed())
     }
 
-    /// How many requests are in flight.
+    /// How many requests are in flight: on the target or its fallback, wanted or quiet.
     pub fn in_flight(&self) -> u64 {
-        self.target.in_flight()
+        self.target.in_flight() + self.fallen_back.load(Ordering::Relaxed)
+    }
+
+    /// How many of those in flight want the target.
+    pub fn wanting_in_flight(&self) -> u64 {
+        // The two are not read at one moment.
+        self.in_flight().saturating_sub(self.quiet.load(Ordering::Relaxed))
     }
 
     /// How many requests want the target: held and in flight.
     pub fn requests(&self) -> u64 {
-        self.held() as u64 + self.in_flight()
+        self.held() as u64 + self.wanting_in_flight()
     }
 
     /// Lets a request in to an endpoint that has room, unless others wait for one. The place is where it may come
@@ -139,7 +159,29 @@ impl Gate {
         }
         let permit = self.try_permit()?;
         self.counters.admit();
+        self.demand.rise();
         Some((permit, self.queue.place()))
+    }
+
+    /// Lets a request in that is no demand, to an endpoint that has room. It neither wakes the target nor keeps it up.
+    pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
+        let endpoint = self.acquire()?;
+        self.counters.admit();
+        Some(Permit::new(self, endpoint, Kind::Quiet))
+    }
+
+    /// Sends a request that waited in vain, and has left the queue, to the fallback, if there is one.
+    pub fn fall_back(self: &Arc<Self>) -> Option<Permit> {
+        let endpoint = self.fallback.load_full().filter(|fallback| fallback.acquire())?;
+        Some(Permit::new(self, endpoint, Kind::Fallback))
+    }
+
+    /// Wakes the target for a request that does not wait for it: the next one should find it up.
+    pub fn wake(&self) {
+        self.demand.touch();
+        if !self.target.is_up() {
+            self.demand.signal(self.policy.load().readiness.activation_timeout.get());
+        }
     }
 
     /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.
@@ -154,10 +196,8 @@ impl Gate {
         }
         let policy = self.policy.load();
         if !wait {
-            if !up {
-                // It may not wait, but it has a right to the target: the next try should find it up.
-                self.demand.signal(policy.readiness.activation_timeout.get());
-            }
+            // It may not wait, but it has a right to the target.
+            self.wake();
             return Err(ProxyError::NoWait {
                 route: self.key.clone(),
                 retry_after: self.cold_starts.time_left(),
@@ -201,6 +241,7 @@ impl Gate {
         } else {
             self.demand.stir();
         }
+        self.demand.rise();
         self.pump();
         if self.evicting.load(Ordering::SeqCst) {
             self.evict();
@@ -208,14 +249,36 @@ impl Gate {
     }
 
     fn try_permit(self: &Arc<Self>) -> Option<Permit> {
+        let endpoint = self.acquire()?;
+        self.cold_starts.dispatched();
+        Some(Permit::new(self, endpoint, Kind::Demand))
+    }
+
+    fn acquire(&self) -> Option<Arc<Endpoint>> {
         let endpoints = self.target.endpoints();
         loop {
             let endpoint = pick(&endpoints, fastrand::u64(..))?;
             // Another core may have taken the last place since it was looked at; then we look again.
             if endpoint.acquire() {
-                self.cold_starts.dispatched();
-                return Some(Permit { gate: self.clone(), endpoint: endpoint.clone() });
+                return Some(endpoint.clone());
             }
+        }
+    }
+
+    /// Where requests in flight of this kind are counted besides.
+    const fn apart(&self, kind: Kind) -> Option<&AtomicU64> {
+        match kind {
+            Kind::Demand => None,
+            Kind::Quiet => Some(&self.quiet),
+            Kind::Fallback => Some(&self.fallen_back),
+        }
+    }
+
+    /// The fallback of these policies. The same address stays the same endpoint, with its connections.
+    fn set_fallback(&self, policy: &Policy) {
+        let address = policy.intercept.as_ref().and_then(|intercept| intercept.fallback.as_deref());
+        if self.fallback.load().as_ref().map(|known| known.address()) != address {
+            self.fallback.store(address.map(Endpoint::unwatched));
         }
     }
 
@@ -248,44 +311,10 @@ impl Gate {
     }
 }
 
-// === impl Permit ===
-
-impl Permit {
-    /// The route that gave it.
-    pub const fn gate(&self) -> &Arc<Gate> {
-        &self.gate
-    }
-
-    /// Where the request goes.
-    pub const fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// Its answer began: one more may go.
-    pub fn first_byte(&self) {
-        self.gate.cold_starts.first_byte();
-        if self.endpoint.succeeded() {
-            self.gate.pump();
-        }
-    }
-
-    /// The endpoint failed it before answering.
-    pub fn suspect(&self) {
-        self.endpoint.suspect();
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.gate.demand.touch();
-        self.endpoint.release();
-        self.gate.pump();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Intercept;
 
     fn gate() -> Arc<Gate> {
         Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}))
@@ -327,5 +356,42 @@ mod tests {
         assert!(matches!(gate.hold(1, false), Err(ProxyError::NoWait { .. })));
         assert!(gate.demand().is_leased());
         assert_eq!((gate.held(), gate.counters().admitted()), (0, 0));
+    }
+    #[tokio::test]
+    async fn a_quiet_request_is_in_flight_and_no_demand() {
+        let gate = gate();
+        assert!(gate.enter_quietly().is_none(), "nothing is up");
+        let endpoint = Endpoint::new("127.0.0.1:1", 1);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let permit = gate.enter_quietly().unwrap();
+        permit.first_byte();
+        assert_eq!((gate.in_flight(), gate.wanting_in_flight(), gate.requests()), (1, 0, 0));
+        assert!(gate.enter_quietly().is_none(), "the limit holds for it, too");
+        drop(permit);
+        assert_eq!((gate.in_flight(), gate.wanting_in_flight()), (0, 0));
+        assert!(gate.demand().quiet_for().is_none() && gate.demand().raised_since().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_goes_to_the_fallback_is_in_flight_and_demand() {
+        let gate = gate();
+        assert!(gate.fall_back().is_none());
+        let policy = |fallback: &str| {
+            let intercept = Intercept { fallback: Some(fallback.into()), ..Intercept::default() };
+            Policy { intercept: Some(Arc::new(intercept)), ..Policy::default() }
+        };
+        gate.set_policy(policy("elsewhere:80"));
+        let permit = gate.fall_back().unwrap();
+        assert_eq!((gate.in_flight(), gate.requests()), (1, 1));
+        permit.suspect();
+        let id = permit.endpoint().id();
+        gate.set_policy(policy("elsewhere:80"));
+        assert_eq!(gate.fall_back().unwrap().endpoint().id(), id, "its connections can be used again");
+        gate.set_policy(policy("otherwhere:80"));
+        assert_eq!(gate.fall_back().unwrap().endpoint().address(), "otherwhere:80");
+        assert_eq!(gate.in_flight(), 1, "at the one before");
+        drop(permit);
+        assert_eq!(gate.in_flight(), 0);
     }
 }

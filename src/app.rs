@@ -1,5 +1,7 @@
 //! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
 
+mod cluster;
+mod control;
 mod routes;
 mod workers;
 
@@ -15,16 +17,20 @@ use tokio::{net::TcpListener, sync::mpsc, time::sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    admin::{self, Admin, ColdStartMetrics},
-    admission::Gate,
+    admin::{Admin, ColdStartMetrics},
+    admission::Directory,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
     config::Config,
+    domain::Route,
     drain::{Drain, DrainTimes, Request},
     error::Outcome,
+    grpc::TlsError,
+    kube::{Cluster, ClusterError, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
-    telemetry::RouteCounters,
 };
+use cluster::Watching;
+use control::Control;
 use routes::Routes;
 use workers::Workers;
 
@@ -34,6 +40,10 @@ use workers::Workers;
 pub enum StartError {
     #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Everything is bound, nothing runs yet.
@@ -42,13 +52,20 @@ pub struct Bound {
     pub address: SocketAddr,
     /// Where metrics and the API are.
     pub admin_address: SocketAddr,
+    /// Where KEDA asks.
+    pub scaler_address: Option<SocketAddr>,
+    /// Where other replicas ask.
+    pub peers_address: Option<SocketAddr>,
     config: Config,
     listeners: Vec<std::net::TcpListener>,
     admin: TcpListener,
+    control: Control,
+    directory: Arc<Directory>,
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     cold_start_metrics: ColdStartMetrics,
     options: scaler::Options,
+    cluster: Option<Cluster>,
 }
 
 /// Something for the running proxy to do.
@@ -56,6 +73,9 @@ pub struct Bound {
 pub enum Command {
     /// Use this configuration from now on.
     Reload(Box<Config>),
+    /// These are the routes of the cluster from now on. They are valid, and none has the name or the matches of another
+    /// one or of the file's.
+    ClusterRoutes(Arc<Vec<Route>>),
     /// Stop in order; a second one stops at once.
     Stop(Request),
 }
@@ -80,13 +100,14 @@ impl Bound {
     ///
     /// # Errors
     /// When one cannot be had; then none is kept.
-    pub async fn new(config: Config, options: scaler::Options) -> Result<Self, StartError> {
+    pub async fn new(config: Config, mut options: scaler::Options) -> Result<Self, StartError> {
         let count = config.workers.map_or_else(cores, std::num::NonZero::get);
         let failed = |key, address| move |source| StartError::Listen { key, address, source };
         let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
         let admin = TcpListener::bind(config.admin).await.map_err(failed("admin", config.admin))?;
         let address = listeners[0].local_addr().map_err(failed("listen", config.listen))?;
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
+        let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
         let metrics = cold_start_metrics.clone();
         let cold_starts = ColdStarts::new(move |cold_start| {
@@ -94,22 +115,39 @@ impl Bound {
             log_cold_start(cold_start);
         });
         let shared = Shared::new(config.limits);
+        let cluster = match &config.kubernetes {
+            Some(kubernetes) => Some(Cluster::new(kubernetes).await?),
+            None => None,
+        };
+        if let Some(cluster) = &cluster {
+            options.discovery = Arc::new(Endpoints::new(cluster.clone(), Pods::new(cluster.clone())));
+        }
         Ok(Self {
             address,
             admin_address,
+            scaler_address: control.scaler_address(),
+            peers_address: control.peers_address(),
             config,
             listeners,
             admin,
+            control,
+            directory: Arc::default(),
             shared,
             cold_starts,
             cold_start_metrics,
             options,
+            cluster,
         })
     }
 
     /// What the threads that serve requests share: the routes and their gates, once [`Self::run`] runs.
     pub const fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// The routes by name, once [`Self::run`] runs.
+    pub const fn directory(&self) -> &Arc<Directory> {
+        &self.directory
     }
 
     /// The cold starts that have ended.
@@ -123,11 +161,20 @@ impl Bound {
         let tasks = TaskTracker::new();
         let times =
             DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
-        let mut routes = Routes::new(self.shared.clone(), self.cold_starts.clone(), self.options);
+        let mut routes = Routes::new(
+            self.shared.clone(),
+            self.cold_starts.clone(),
+            self.options,
+            self.directory.clone(),
+            self.scaler_address.is_some(),
+        );
         routes.apply(&self.config.routes);
+        let mut cluster = Watching::start(self.cluster, &self.config, &self.shared, &self.cold_starts);
+        self.shared.awaits_routes.store(cluster.is_some(), Ordering::Relaxed);
+        let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            self.shared.clone(),
+            Arc::new(control.view(self.shared.clone())),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
@@ -136,14 +183,34 @@ impl Bound {
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
+        let mut found = Arc::<Vec<Route>>::default();
         let asked = loop {
-            match commands.recv().await {
+            let command = tokio::select! {
+                // What somebody orders goes before what is found out.
+                biased;
+                command = commands.recv() => command,
+                found = Watching::changed(&mut cluster) => Some(Command::ClusterRoutes(found)),
+            };
+            match command {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&config.routes);
+                    routes.apply(&[&config.routes[..], &found[..]].concat());
+                    if let Some(cluster) = &cluster {
+                        cluster.set_file(&config.routes);
+                    }
                     self.shared.set_limits(config.limits);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");
+                }
+                Some(Command::ClusterRoutes(now)) => {
+                    found = now;
+                    routes.apply(&[&running.routes[..], &found[..]].concat());
+                    self.shared.awaits_routes.store(false, Ordering::Relaxed);
+                    tracing::info!(
+                        routes = routes.len(),
+                        cluster = found.len(),
+                        "routes of the cluster changed"
+                    );
                 }
                 Some(Command::Stop(asked)) => break asked,
                 None => break Request::Terminate,
@@ -151,6 +218,7 @@ impl Bound {
         };
 
         // The stages of stopping run to their end, unless we are asked again.
+        control.drain();
         {
             let draining = drain_in_order(&drain, times, asked, &routes, &tasks);
             tokio::select! {
@@ -164,6 +232,10 @@ impl Bound {
         drain.closing.cancel();
         drain.cut.cancel();
         workers.join().await;
+        if let Some(cluster) = cluster {
+            cluster.stop().await;
+        }
+        control.stop().await;
         routes.stop().await;
         admin.abort();
         let account = routes.account();
@@ -267,22 +339,6 @@ fn hint(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
         _ => "",
-    }
-}
-
-// === impl admin::View ===
-
-impl admin::View for Shared {
-    fn gates(&self) -> Vec<Arc<Gate>> {
-        self.table.load().gates().to_vec()
-    }
-
-    fn unrouted(&self) -> &RouteCounters {
-        &self.unrouted
-    }
-
-    fn buffered_bytes(&self) -> usize {
-        self.budget.used()
     }
 }
 

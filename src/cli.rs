@@ -1,5 +1,7 @@
 //! The command line.
 
+mod status;
+
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -11,7 +13,7 @@ use crate::{
     demo::{self, DemoArgs},
     drain::{Request, Signals},
     guardian::{self, GuardianArgs},
-    scaler,
+    kube, scaler,
     sim::{self, SimArgs, SimError},
     telemetry,
 };
@@ -32,6 +34,10 @@ enum Subcommands {
     Check(ConfigArgs),
     /// Print the JSON Schema of the configuration, for editors to complete it.
     Schema,
+    /// Print the definition of the ModelRoute kind, for `kubectl apply -f -`.
+    Crds,
+    /// Show the routes of a cluster, as its proxies have last told of them.
+    Status(status::StatusArgs),
     /// Show a cold start end to end, with nothing to prepare: requests are held, a model server is woken, answers stream.
     Demo(DemoArgs),
     /// Stand in for vLLM, without a model: for demos and tests.
@@ -65,6 +71,11 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Subcommands::Crds => {
+            print!("{}", kube::definition_yaml());
+            ExitCode::SUCCESS
+        }
+        Subcommands::Status(args) => run(status::run(args)),
         Subcommands::Demo(args) => run(demo::run(args)),
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(

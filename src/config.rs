@@ -24,6 +24,7 @@ pub use overrides::Overrides;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use validate::check_cluster_route;
 pub use watch::ConfigWatcher;
 
 use crate::domain::{ByteCount, Period, Route};

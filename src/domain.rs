@@ -3,12 +3,24 @@
 //! The types that an operator writes down (in the file, later in a cluster object) carry their serde and schema
 //! attributes here, so that one definition is what the file accepts, what the schema says and what the code reads.
 
+mod claim;
+mod intercept;
 mod policy;
 mod scaling;
 mod units;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
+pub use claim::Claim;
+pub use intercept::{
+    Intercept, InterceptTimeouts, Overflow, ResponseMode, StaticAnswer, StaticAnswerError, StaticBody,
+    StaticRoute,
+};
 pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
@@ -58,6 +70,9 @@ pub struct Route {
     /// How long something may stand in the way of a start before the requests that wait are told.
     #[serde(default)]
     pub failure_grace: FailureGrace,
+    /// An `InterceptorRoute`: what it asks for. Only routes of the cluster have it.
+    #[serde(skip)]
+    pub intercept: Option<Arc<Intercept>>,
 }
 
 /// Identifies a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
@@ -77,6 +92,9 @@ pub struct Matcher {
     pub paths: Vec<String>,
     /// Header names with the exact value that they must have.
     pub headers: BTreeMap<String, String>,
+    /// Header names that must be there, with any value. Only rules of an `InterceptorRoute` have them.
+    #[serde(skip)]
+    pub present: BTreeSet<String>,
 }
 
 /// What scales from zero.
@@ -164,6 +182,12 @@ impl From<&str> for RouteKey {
     }
 }
 
+impl Borrow<str> for RouteKey {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl fmt::Display for RouteKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -181,7 +205,7 @@ impl fmt::Debug for RouteKey {
 impl Route {
     /// The policies, as one value that a reload can swap.
     pub fn policy(&self) -> Policy {
-        Policy {
+        let mut policy = Policy {
             readiness: self.readiness.clone(),
             hold: self.hold,
             keepalive: self.keepalive,
@@ -192,7 +216,37 @@ impl Route {
             workload: self.workload.clone(),
             when_paused: self.when_paused,
             failure_grace: self.failure_grace,
+            intercept: self.intercept.clone(),
+        };
+        if let Some(intercept) = &self.intercept {
+            intercept.apply(&mut policy);
         }
+        policy
+    }
+
+    /// Which requests belong to it: those that any of these matches.
+    pub fn matchers(&self) -> &[Matcher] {
+        match &self.intercept {
+            None => std::slice::from_ref(&self.matcher),
+            // Without rules, none: the Add-on routes nothing to such an object either.
+            Some(intercept) => &intercept.rules,
+        }
+    }
+}
+
+// === impl Matcher ===
+
+impl Matcher {
+    /// One that every request matches.
+    pub const fn any() -> &'static Self {
+        static ANY: Matcher = Matcher {
+            models: Vec::new(),
+            hosts: Vec::new(),
+            paths: Vec::new(),
+            headers: BTreeMap::new(),
+            present: BTreeSet::new(),
+        };
+        &ANY
     }
 }
 

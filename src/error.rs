@@ -104,6 +104,9 @@ pub enum ProxyError {
     ColdStartFailed { route: RouteKey, reason: Arc<str>, retry_after: Option<Duration> },
     #[error("`{route}` failed: {reason}")]
     UpstreamError { route: RouteKey, reason: String },
+    /// Of a route that serves anything, which tells the two apart as gateways do.
+    #[error("`{route}` did not answer in time: {reason}")]
+    UpstreamTimeout { route: RouteKey, reason: String },
     #[error("This server is shutting down; send the request again.")]
     Draining { admitted: bool },
     #[error("An internal error, which is a defect of Anteroom.")]
@@ -225,7 +228,7 @@ impl ProxyError {
             Self::Draining { admitted: true } => Ok(Outcome::Draining),
             Self::ColdStartTimeout { .. } => Ok(Outcome::ColdStartTimeout),
             Self::ColdStartFailed { .. } => Ok(Outcome::ColdStartFailed),
-            Self::UpstreamError { .. } => Ok(Outcome::UpstreamError),
+            Self::UpstreamError { .. } | Self::UpstreamTimeout { .. } => Ok(Outcome::UpstreamError),
             Self::Internal => Ok(Outcome::Internal),
         }
     }
@@ -233,6 +236,9 @@ impl ProxyError {
     /// The one mapping of errors to answers.
     pub const fn answer(&self) -> Answer {
         use Blame::{Upstream, Us};
+        if let Self::UpstreamTimeout { .. } = self {
+            return answer(504, "server_error", "upstream_timeout", Some(false), Upstream);
+        }
         match self.ending() {
             Err(refusal) => refusal.answer(),
             Ok(Outcome::ColdStartTimeout) => {

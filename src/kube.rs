@@ -3,10 +3,18 @@
 //! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
 //! stays.
 
+mod conflicts;
 mod endpoints;
 #[cfg(test)]
 mod fake;
+mod go_duration;
+mod interceptor_route;
+mod model_route;
 mod pods;
+mod report;
+mod routes;
+mod schema;
+mod status;
 mod watch;
 
 use std::sync::Arc;
@@ -15,8 +23,14 @@ use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use conflicts::{RouteKind, RouteObject};
 pub use endpoints::Endpoints;
+pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
+pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pods::{Pods, PodsOf};
+pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict};
+pub use routes::{ClusterRoutes, RouteObjects};
+pub use status::{RouteReports, StatusCounts};
 pub use watch::Watched;
 
 use crate::config;
@@ -53,12 +67,17 @@ impl Cluster {
     /// When neither is there, or what they say cannot be used.
     pub async fn new(config: &config::Kubernetes) -> Result<Self, ClusterError> {
         let client = Client::try_from(kube::Config::infer().await?)?;
-        Ok(Self {
+        Ok(Self::with(client, config))
+    }
+
+    /// Speaks to the API server through this client.
+    pub fn with(client: Client, config: &config::Kubernetes) -> Self {
+        Self {
             client,
             namespaces: config.namespaces.as_slice().into(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
-        })
+        }
     }
 
     /// One for tests, that asks this server.

@@ -3,6 +3,7 @@
 
 mod backoff;
 mod cluster;
+pub mod keda;
 mod output;
 mod process;
 mod server;

@@ -108,6 +108,13 @@ impl Endpoint {
         })
     }
 
+    /// One that nobody watches over: a Service, of which it is taken for granted that it answers.
+    pub fn unwatched(address: impl Into<Box<str>>) -> Arc<Self> {
+        let endpoint = Self::new(address, u32::MAX);
+        endpoint.ready.store(true, Ordering::SeqCst);
+        endpoint
+    }
+
     /// Unique in this process.
     pub const fn id(&self) -> u64 {
         self.id

@@ -4,7 +4,7 @@ mod counters;
 mod histogram;
 mod logs;
 
-pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, status_slot};
+pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed};
 pub use logs::init_logs;
 

@@ -266,7 +266,7 @@ where
     let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
     // The task ends with the connection, which ends when the sender and the response body are gone.
     tokio::spawn(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::trace!(%error, "a connection to an endpoint ended");
         }
     });

@@ -19,6 +19,8 @@ mod forwarding;
 mod hangup;
 #[path = "e2e/hold.rs"]
 mod hold;
+#[path = "e2e/interceptor.rs"]
+mod interceptor;
 #[path = "e2e/keepalive.rs"]
 mod keepalive;
 #[path = "e2e/limits.rs"]
@@ -33,5 +35,7 @@ mod slow;
 mod start;
 #[path = "e2e/upstream.rs"]
 mod upstream;
+#[path = "e2e/websocket.rs"]
+mod websocket;
 #[path = "e2e/zero.rs"]
 mod zero;

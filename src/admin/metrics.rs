@@ -14,8 +14,9 @@ use super::View;
 use crate::{
     admission::Gate,
     coldstart::ColdStart,
+    demand::{Capacity, queue_depth},
     error::{Outcome, Refusal},
-    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, Summed},
+    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed},
 };
 
 /// What is counted of cold starts when they end.
@@ -101,6 +102,7 @@ impl Collector for Routes {
         for gate in gates {
             count(&mut admitted, &[("route", gate.key().as_str())], gate.counters().admitted())?;
         }
+        intercepted(&mut encoder, gates)?;
         gauge(&mut encoder, gates, "held_requests", "Requests that wait for an endpoint", |gate| {
             gate.held() as u64
         })?;
@@ -115,6 +117,18 @@ impl Collector for Routes {
             Gate::in_flight,
         )?;
         endpoints(&mut encoder, gates)?;
+        if self.0.has_scaler() {
+            scaler(&mut encoder, gates)?;
+        }
+        let peers = self.0.peers();
+        if !peers.is_empty() {
+            let help = "Other replicas by state";
+            let mut metric = encoder.encode_descriptor("peers", help, None, MetricType::Gauge)?;
+            for (state, number) in peers {
+                let labels: Labels<'_> = vec![("state", state)];
+                metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
+            }
+        }
         durations(&mut encoder, gates)?;
         let mut buffered = encoder.encode_descriptor(
             "buffered_bytes",
@@ -170,6 +184,29 @@ fn refused<'a>(
     Ok(())
 }
 
+/// Shown once there is any: most routes never have one.
+fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let help = "Requests that were answered with what stands in their InterceptorRoute, and not admitted";
+    let mut metric = counter(encoder, "static_answers", help)?;
+    for gate in gates {
+        for kind in StaticKind::ALL {
+            let answers = gate.counters().static_answers(kind);
+            if answers > 0 {
+                count(&mut metric, &[("route", gate.key().as_str()), ("kind", kind.name())], answers)?;
+            }
+        }
+    }
+    let help = "Requests that waited in vain and went to the fallback of their InterceptorRoute";
+    let mut metric = counter(encoder, "fallback_requests", help)?;
+    for gate in gates {
+        let fallbacks = gate.counters().fallbacks();
+        if fallbacks > 0 {
+            count(&mut metric, &[("route", gate.key().as_str())], fallbacks)?;
+        }
+    }
+    Ok(())
+}
+
 fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
     let mut metric = encoder.encode_descriptor("endpoints", "Endpoints by state", None, MetricType::Gauge)?;
     for gate in gates {
@@ -179,6 +216,28 @@ fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
             let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("state", state)];
             metric.encode_family(&labels)?.encode_gauge(&number)?;
         }
+    }
+    Ok(())
+}
+
+fn scaler(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    gauge(encoder, gates, "scaler_streams", "Streams that KEDA has open to this replica", |gate| {
+        gate.demand().streams()
+    })?;
+    gauge(encoder, gates, "scaler_active", "Whether KEDA is told that there is demand", |gate| {
+        u64::from(gate.counts_everywhere().is_active())
+    })?;
+    let help = "What KEDA is told of the queue, of all replicas";
+    let mut metric = encoder.encode_descriptor("scaler_queue_depth", help, None, MetricType::Gauge)?;
+    for gate in gates {
+        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let depth = queue_depth(&gate.counts_everywhere(), Capacity::from(&**gate.policy()));
+        metric.encode_family(&labels)?.encode_gauge(&depth)?;
+    }
+    let help = "Times that KEDA was told at once that there is demand";
+    let mut metric = counter(encoder, "scaler_pushes", help)?;
+    for gate in gates {
+        count(&mut metric, &[("route", gate.key().as_str())], gate.demand().pushes())?;
     }
     Ok(())
 }

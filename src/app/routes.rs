@@ -7,9 +7,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Account;
 use crate::{
-    admission::Gate,
+    admission::{Directory, Gate},
     coldstart::ColdStarts,
-    domain::{Route, RouteKey, Target},
+    domain::{Route, RouteKey, ScaleBy, Target},
     error::Outcome,
     proxy::{RouteTable, Shared},
     scaler,
@@ -20,6 +20,9 @@ pub(super) struct Routes {
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     options: scaler::Options,
+    directory: Arc<Directory>,
+    /// Whether a scaler tells who starts targets.
+    has_scaler: bool,
     live: HashMap<RouteKey, LiveRoute>,
     /// Gates of routes that a reload removed, until they are done; then only their account is kept.
     retired: Vec<Arc<Gate>>,
@@ -40,11 +43,19 @@ struct LiveRoute {
 const LOOK: Duration = Duration::from_millis(200);
 
 impl Routes {
-    pub(super) fn new(shared: Arc<Shared>, cold_starts: Arc<ColdStarts>, options: scaler::Options) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        cold_starts: Arc<ColdStarts>,
+        options: scaler::Options,
+        directory: Arc<Directory>,
+        has_scaler: bool,
+    ) -> Self {
         Self {
             shared,
             cold_starts,
             options,
+            directory,
+            has_scaler,
             live: HashMap::new(),
             retired: Vec::new(),
             past: Account::empty(),
@@ -80,8 +91,10 @@ impl Routes {
                     self.start(gate, route.target.clone())
                 }
             };
+            live.gate.cold_starts().await_push(self.has_scaler && is_scaled_by_keda(route));
             self.live.insert(route.name.clone(), live);
         }
+        self.directory.publish(self.live.values().map(|live| live.gate.clone()));
         let table =
             RouteTable::new(routes.iter().map(|route| (route.clone(), self.live[&route.name].gate.clone())));
         self.shared.table.store(Arc::new(table));
@@ -152,6 +165,11 @@ impl Routes {
         self.gates().for_each(|gate| account.add(gate));
         account
     }
+}
+
+/// Whether it is KEDA that starts the target, once it is told.
+fn is_scaled_by_keda(route: &Route) -> bool {
+    route.scale_by == ScaleBy::Keda && !matches!(route.target, Target::Process(_))
 }
 
 impl LiveRoute {

@@ -21,6 +21,10 @@ pub struct Tracker {
     active: Mutex<Option<Active>>,
     /// Whether there is an active one: what every warm request asks.
     running: AtomicBool,
+    /// Whether a scaler's push ends the signal, and not that we have heard of it ourselves.
+    awaits_push: AtomicBool,
+    /// The last push for which no cold start ran.
+    pushed: Mutex<Option<Instant>>,
     /// How many activations made the target ready: a held request that saw this rise was held by a cold start.
     activations: AtomicU64,
     tally: Mutex<Arc<Tally>>,
@@ -54,6 +58,8 @@ impl Tracker {
             store,
             active: Mutex::default(),
             running: AtomicBool::new(false),
+            awaits_push: AtomicBool::new(false),
+            pushed: Mutex::default(),
             activations: AtomicU64::new(0),
             tally: Mutex::default(),
         }
@@ -65,7 +71,11 @@ impl Tracker {
         if active.is_none() {
             let id = self.store.next_id.fetch_add(1, Ordering::Relaxed);
             let wall = SystemTime::now() - began.elapsed();
-            *active = Some(Active { id, began, wall, ends: Vec::with_capacity(Phase::ALL.len()) });
+            let mut ends = Vec::with_capacity(Phase::ALL.len());
+            // The scaler may have heard of it before we did. A push from before `began` was for something else.
+            let pushed = self.pushed.lock().take().filter(|pushed| *pushed >= began);
+            ends.extend(pushed.map(|pushed| (Phase::Signal, pushed)));
+            *active = Some(Active { id, began, wall, ends });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
         }
@@ -89,6 +99,28 @@ impl Tracker {
             Leave::Left => &tally.left,
         };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is a scaler's push that ends the signal, since nobody here starts the target.
+    pub fn await_push(&self, awaits: bool) {
+        self.awaits_push.store(awaits, Ordering::Relaxed);
+    }
+
+    /// We have heard of the demand ourselves: that ends the signal, unless a scaler's push does.
+    pub fn heard(&self) {
+        if !self.awaits_push.load(Ordering::Relaxed) {
+            self.mark(Phase::Signal);
+        }
+    }
+
+    /// A scaler was told of the demand: that ends the signal. The cold start may begin a little later, when it is known
+    /// that nothing is up.
+    pub fn pushed(&self) {
+        let mut active = self.active.lock();
+        match active.as_mut() {
+            Some(active) => active.mark(Phase::Signal),
+            None => *self.pushed.lock() = Some(Instant::now()),
+        }
     }
 
     /// A phase is over, now. One that is over already, or that a later one has followed, is not reopened.
@@ -265,6 +297,36 @@ mod tests {
         assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
         assert_eq!(tracker.estimate().map(|estimate| estimate.median), Some(Duration::from_millis(3021)));
         assert!(tracker.current().is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_push_ends_the_signal_whether_it_comes_before_or_after_the_beginning() {
+        let (store, tracker) = tracker();
+        tracker.await_push(true);
+        // One that was for an earlier demand.
+        tracker.pushed();
+        advance(Duration::from_secs(9)).await;
+        let began = Instant::now();
+        for (push_first, signal) in [(false, None), (true, Some(3.0)), (false, Some(5.0))] {
+            let began = if signal.is_some() { Instant::now() } else { began };
+            if push_first {
+                advance(Duration::from_millis(3)).await;
+                tracker.pushed();
+            }
+            advance(Duration::from_millis(2)).await;
+            tracker.begin(began, 1);
+            tracker.heard();
+            advance(Duration::from_millis(3)).await;
+            if signal.is_some() {
+                tracker.pushed();
+            }
+            tracker.ready();
+            tracker.abandoned();
+            let [record] = store.recent(None, 1).try_into().unwrap();
+            let span = record.phases.iter().find(|span| span.name == Phase::Signal);
+            assert_eq!(span.map(|span| span.duration_ms), signal, "{push_first}");
+            assert_eq!(record.phases.last().map(|span| span.name), Some(Phase::Load));
+        }
     }
 
     #[tokio::test(start_paused = true)]

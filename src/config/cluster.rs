@@ -44,8 +44,8 @@ pub struct Kubernetes {
     pub model_routes: bool,
     /// Whether `InterceptorRoute` objects of KEDA's HTTP Add-on are served.
     pub interceptor_routes: bool,
-    /// Hosts that `url` and `gateway` of cluster routes may name; `*.example.com` allows every name below it. Empty:
-    /// none, since who may write routes could send requests anywhere.
+    /// Hosts that `url` and `gateway` of cluster routes may name: names, `*.example.com` for every name below it,
+    /// addresses; with `:port`, that port alone. Empty: none, since who may write routes could send requests anywhere.
     pub allowed_hosts: Vec<String>,
 }
 

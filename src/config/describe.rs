@@ -74,7 +74,7 @@ pub(super) fn body(config: &Config) -> String {
 fn in_matching_order(routes: &[Route]) -> Vec<&Route> {
     let mut routes = routes.iter().collect::<Vec<_>>();
     routes.sort_by_key(|route| {
-        let Matcher { models, hosts, paths, headers } = &route.matcher;
+        let Matcher { models, hosts, paths, headers, .. } = &route.matcher;
         let host = |host: &String| (!host.starts_with("*."), host.len());
         Reverse((
             hosts.iter().map(host).max(),
@@ -147,7 +147,7 @@ fn cells(route: &Route) -> [Vec<String>; 6] {
 }
 
 fn matches(matcher: &Matcher) -> Vec<String> {
-    let Matcher { models, hosts, paths, headers } = matcher;
+    let Matcher { models, hosts, paths, headers, .. } = matcher;
     let kind = |name: &str, values: &[String]| {
         let plural = if values.len() == 1 { "" } else { "s" };
         (!values.is_empty()).then(|| format!("{name}{plural} {}", values.join(", ")))

@@ -1,5 +1,6 @@
 //! Whether a configuration holds together: what types cannot say. All problems are found, not only the first.
 
+mod allowed;
 mod cluster;
 mod matching;
 mod route;
@@ -12,11 +13,25 @@ use super::{
     error::Problem,
     source::{KeyPath, Source},
 };
-use crate::domain::{ByteCount, Period};
+use crate::domain::{ByteCount, Period, Route};
+
+/// Checks a route of the cluster as if it stood in the file, and what else holds for those; its keys are those of a
+/// ModelRoute. `config` has the limits, our own addresses and the hosts that are allowed; its routes do not matter.
+///
+/// # Errors
+/// Everything that is wrong. Otherwise, what is odd. Each with its key.
+pub fn check_cluster_route(route: &Route, config: &Config) -> Result<Vec<String>, Vec<String>> {
+    let mut checker = Checker { config, source: None, errors: Vec::new(), warnings: Vec::new() };
+    checker.route(route, &KeyPath::default().key("spec"));
+    let told = |problems: Vec<Problem>| {
+        problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
+    };
+    if checker.errors.is_empty() { Ok(told(checker.warnings)) } else { Err(told(checker.errors)) }
+}
 
 /// Fails with everything that is wrong; else returns what is odd.
 pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
-    let mut checker = Checker { config, source, errors: Vec::new(), warnings: Vec::new() };
+    let mut checker = Checker { config, source: Some(source), errors: Vec::new(), warnings: Vec::new() };
     checker.top_level();
     checker.limits();
     checker.cluster();
@@ -34,7 +49,8 @@ pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Probl
 
 struct Checker<'a> {
     config: &'a Config,
-    source: &'a Source<'a>,
+    /// None: it is a route of the cluster.
+    source: Option<&'a Source<'a>>,
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
 }
@@ -43,11 +59,34 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn error(&mut self, path: &KeyPath, message: impl Into<String>) {
-        self.errors.push(self.source.problem(path, message));
+        self.errors.push(self.problem(path, message));
     }
 
     fn warn(&mut self, path: &KeyPath, message: impl Into<String>) {
-        self.warnings.push(self.source.problem(path, message));
+        self.warnings.push(self.problem(path, message));
+    }
+
+    fn problem(&self, path: &KeyPath, message: impl Into<String>) -> Problem {
+        match self.source {
+            Some(source) => source.problem(path, message),
+            None => Problem {
+                file: String::new(),
+                position: None,
+                key: path.to_string(),
+                message: message.into(),
+                line: None,
+            },
+        }
+    }
+
+    /// Whether the file says so itself. Of a route of the cluster that is not known.
+    fn is_given(&self, path: &KeyPath) -> bool {
+        self.source.is_some_and(|source| source.node(path).is_some())
+    }
+
+    /// Whether it is a route of the cluster that is checked.
+    const fn is_in_cluster(&self) -> bool {
+        self.source.is_none()
     }
 
     fn top_level(&mut self) {

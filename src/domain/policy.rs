@@ -1,9 +1,11 @@
 //! How a route treats its requests. The defaults are what the documents state; their reasons stand beside them.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteCount, FailureGrace, Period, ScaleBy, Scaling, WhenPaused, Workload};
+use super::{ByteCount, FailureGrace, Intercept, Period, ScaleBy, Scaling, WhenPaused, Workload};
 
 /// All policies of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,8 @@ pub struct Policy {
     pub when_paused: WhenPaused,
     /// How long something may stand in the way of a start before the requests that wait are told.
     pub failure_grace: FailureGrace,
+    /// What an `InterceptorRoute` asks for; the policies above follow it already.
+    pub intercept: Option<Arc<Intercept>>,
 }
 
 /// How it is known that the target answers: a GET that must say 2xx.

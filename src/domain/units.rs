@@ -16,6 +16,9 @@ pub struct ByteCount(usize);
 // === impl Period ===
 
 impl Period {
+    /// No time at all.
+    pub const ZERO: Self = Self(Duration::ZERO);
+
     /// A whole number of seconds.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
@@ -97,6 +100,9 @@ impl JsonSchema for Period {
 // === impl ByteCount ===
 
 impl ByteCount {
+    /// More than there is.
+    pub const MAX: Self = Self(usize::MAX);
+
     /// A whole number of MiB.
     pub const fn mebibytes(count: usize) -> Self {
         Self(count << 20)

@@ -1,6 +1,12 @@
 //! A kind of objects, kept up to date.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::StreamExt;
 use kube::{
@@ -28,7 +34,24 @@ pub struct Watched<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone +
     /// Rises with every change.
     changes: watch::Receiver<u64>,
     failure: Arc<Mutex<Option<Arc<str>>>>,
+    /// Whether the API server says that it has no such kind, for each store.
+    absences: Arc<[Arc<AtomicBool>]>,
     _ends: Arc<DropGuard>,
+}
+
+/// How well the cluster is heard.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hearing {
+    Well,
+    /// It has no such kind: its definition is not installed, or not yet.
+    Absent,
+    Badly,
+}
+
+/// Whether the API server says that it has no such kind.
+fn is_absence(error: &watcher::Error) -> bool {
+    let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return false };
+    status.code == 404
 }
 
 // === impl Cluster ===
@@ -70,6 +93,7 @@ impl Cluster {
         let (changed, changes) = watch::channel(0);
         let failure = Arc::<Mutex<Option<Arc<str>>>>::default();
         let ending = CancellationToken::new();
+        let mut absences = Vec::new();
         let stores = apis.into_iter().map(|api| {
             let (reader, writer) = store();
             let (changed, trim) = (changed.clone(), trim.clone());
@@ -79,30 +103,41 @@ impl Cluster {
                 trim(object);
             });
             let kind = K::kind(&K::DynamicType::default()).into_owned();
-            let last_failure = failure.clone();
+            let (last_failure, absent) = (failure.clone(), Arc::<AtomicBool>::default());
+            absences.push(absent.clone());
             let following = async move {
                 let mut events = std::pin::pin!(kube::runtime::reflector(writer, events));
-                let mut failing = false;
+                let mut hearing = Hearing::Well;
                 while let Some(event) = events.next().await {
+                    let now = match &event {
+                        Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => continue,
+                        Ok(_) => Hearing::Well,
+                        Err(error) if is_absence(error) => Hearing::Absent,
+                        Err(_) => Hearing::Badly,
+                    };
+                    let before = std::mem::replace(&mut hearing, now);
                     match event {
-                        Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
                         Ok(_) => {
-                            if std::mem::take(&mut failing) {
+                            if before != Hearing::Well {
                                 tracing::info!(kind, "the cluster is heard again");
+                                absent.store(false, Ordering::Relaxed);
                                 *last_failure.lock() = None;
                             }
-                            changed.send_modify(|changes| *changes += 1);
                         }
-                        // It is tried again with a growing pause; said once, until it goes well.
-                        Err(error) if !failing => {
-                            failing = true;
-                            tracing::warn!(kind, %error, "the cluster is not heard: what was known stays");
+                        // It is tried again with a growing pause, half a minute at most; said once, until it changes.
+                        Err(_) if before == now => continue,
+                        Err(error) => {
+                            if now == Hearing::Absent {
+                                tracing::info!(kind, "the cluster has no such kind; if it comes, it will be seen");
+                            } else {
+                                tracing::warn!(kind, %error, "the cluster is not heard: what was known stays");
+                            }
+                            absent.store(now == Hearing::Absent, Ordering::Relaxed);
                             *last_failure.lock() =
                                 Some(format!("cannot watch {kind} objects: {error}").into());
-                            changed.send_modify(|changes| *changes += 1);
                         }
-                        Err(_) => {}
                     }
+                    changed.send_modify(|changes| *changes += 1);
                 }
             };
             let ending = ending.clone();
@@ -115,7 +150,8 @@ impl Cluster {
             });
             reader
         });
-        Watched { stores: stores.collect(), changes, failure, _ends: Arc::new(ending.drop_guard()) }
+        let stores = stores.collect();
+        Watched { stores, absences: absences.into(), changes, failure, _ends: Arc::new(ending.drop_guard()) }
     }
 }
 
@@ -144,6 +180,14 @@ impl<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static> Watc
     /// Why the cluster is not heard now, if it is not.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.failure.lock().clone()
+    }
+
+    /// Whether it is known what there is: every namespace has been listed once, or the cluster has no such kind.
+    pub fn is_settled(&self) -> bool {
+        use futures_util::FutureExt;
+        let listed = |store: &Store<K>| store.wait_until_ready().now_or_never().is_some();
+        let mut both = self.stores.iter().zip(self.absences.iter());
+        both.all(|(store, absent)| listed(store) || absent.load(Ordering::Relaxed))
     }
 
     /// Whether every namespace has been listed once.

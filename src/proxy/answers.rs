@@ -8,7 +8,11 @@ use http::{
     header::{ALLOW, CONTENT_TYPE, RETRY_AFTER},
 };
 
-use super::{body::Body, exchange::Exchange, forward::REQUEST_ID};
+use super::{
+    body::Body,
+    exchange::Exchange,
+    forward::{COLD_START, KEDA_COLD_START, REQUEST_ID},
+};
 use crate::{error::ProxyError, openai};
 
 /// Ends an admitted request with an error.
@@ -31,8 +35,8 @@ pub(super) fn tell_wait(headers: &mut HeaderMap, held: Duration, upstream: Durat
 
 /// Says that a cold start held the request: in our word, and in that of the HTTP Add-on.
 pub(super) fn tell_cold_start(headers: &mut HeaderMap) {
-    headers.insert("x-anteroom-cold-start", HeaderValue::from_static("true"));
-    headers.insert("x-keda-http-cold-start", HeaderValue::from_static("true"));
+    headers.insert(COLD_START, HeaderValue::from_static("true"));
+    headers.insert(KEDA_COLD_START, HeaderValue::from_static("true"));
 }
 
 /// An answer of ours.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{exchange::Exchange, intake::Outgoing, keepalive::KeptAlive, stream_stall};
 use crate::{
@@ -39,6 +39,8 @@ pub struct Relay {
     lease: Option<Lease>,
     exchange: Exchange,
     idle: Idle,
+    /// When all of it must be out.
+    over: Option<Pin<Box<Sleep>>>,
 }
 
 /// What a request in flight holds on to. The fields are dropped in their order: the connection before the permit, so
@@ -67,6 +69,8 @@ pub enum BodyError {
     Broken(hyper::Error),
     #[error("the endpoint paused its answer for more than {}", Period::from(*.0))]
     Paused(Duration),
+    #[error("the request took longer than its route allows")]
+    TookTooLong,
 }
 
 // === impl Body ===
@@ -120,14 +124,15 @@ impl http_body::Body for Body {
 // === impl Relay ===
 
 impl Relay {
-    /// Passes an endpoint's answer on.
-    pub fn new(incoming: Incoming, lease: Lease, exchange: Exchange) -> Self {
+    /// Passes an endpoint's answer on, which must be out at `deadline`.
+    pub fn new(incoming: Incoming, lease: Lease, exchange: Exchange, deadline: Option<Instant>) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
         let mut relay = Self {
             incoming,
             lease: Some(lease),
             exchange,
             idle: Idle { limit, timer: None, progress: false },
+            over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
         };
         if relay.incoming.is_end_stream() {
             relay.complete();
@@ -142,6 +147,12 @@ impl Relay {
 
     /// The next part.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(over) = &mut self.over
+            && over.as_mut().poll(cx).is_ready()
+        {
+            self.fail();
+            return Poll::Ready(Some(Err(BodyError::TookTooLong)));
+        }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.idle.poll(cx));

@@ -1,6 +1,7 @@
 //! The client's side of a connection: it ends one that is idle, sends its head too slowly, or stops reading.
 
 use std::{
+    fmt,
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
@@ -12,13 +13,14 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
 /// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ConnectionState {
     /// Requests that have begun.
     begun: AtomicU32,
@@ -26,7 +28,14 @@ pub struct ConnectionState {
     active: AtomicU32,
     /// The client stopped reading.
     stalled: AtomicBool,
+    /// What comes after HTTP, if its last answer says that something does.
+    next: Mutex<Option<Next>>,
+    /// That something does.
+    leaves_http: AtomicBool,
 }
+
+/// What a connection does after HTTP.
+pub type Next = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A request is under way on the connection, until this is dropped.
 #[derive(Debug)]
@@ -78,12 +87,30 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 // === impl ConnectionState ===
 
+impl fmt::Debug for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectionState").field("active", &self.active).finish_non_exhaustive()
+    }
+}
+
 impl ConnectionState {
     /// A request begins.
     pub fn begin(self: &Arc<Self>) -> UnderWay {
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
         UnderWay(self.clone())
+    }
+
+    /// The answer that goes out next is the last one: then this is run, by the connection's own task.
+    pub fn then(&self, next: impl Future<Output = ()> + Send + 'static) {
+        self.leaves_http.store(true, Ordering::Relaxed);
+        *self.next.lock() = Some(Box::pin(next));
+    }
+
+    /// What is to be run after HTTP, if anything. It has an account of a request, by which it holds on to this: so it
+    /// must be taken out in the end, be it to drop it.
+    pub fn take_next(&self) -> Option<Next> {
+        self.next.lock().take()
     }
 
     fn is_active(&self) -> bool {
@@ -213,7 +240,11 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
     /// looked for here.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let listening = std::mem::take(&mut self.listening);
-        if listening || self.http2 || !self.state.is_active() {
+        if listening
+            || self.http2
+            || !self.state.is_active()
+            || self.state.leaves_http.load(Ordering::Relaxed)
+        {
             return Poll::Pending;
         }
         while self.ahead.len() < Self::AHEAD {

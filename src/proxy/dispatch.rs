@@ -14,6 +14,8 @@ use super::{
     exchange::Exchange,
     forward,
     intake::{Buffered, CutOff, Outgoing, Share, within},
+    intercept::Intercepted,
+    tunnel::Tunnel,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -29,6 +31,8 @@ pub(super) struct Sending {
     pub(super) head: request::Parts,
     source: Source,
     writes: Writes,
+    /// Its route serves anything.
+    pub(super) intercepted: Option<Box<Intercepted>>,
 }
 
 enum Source {
@@ -42,6 +46,8 @@ pub(super) enum Answer {
     Stream(Response<Incoming>, Lease),
     /// Looked at, and so read to its end.
     Whole(Response<Bytes>),
+    /// The last of HTTP on its connection, as was asked for.
+    Switched(Response<Incoming>, Lease),
 }
 
 /// Why there is no answer.
@@ -62,18 +68,25 @@ impl Proxy {
         sending: &mut Sending,
         gate: &Gate,
     ) -> Result<Answer, Failed> {
-        let timeouts = gate.policy().upstream;
-        let limits = **self.shared.limits.load();
-        let Sending { head, source, writes } = sending;
+        let mut timeouts = gate.policy().upstream;
+        let mut limits = **self.shared.limits.load();
+        let Sending { head, source, writes, intercepted } = sending;
+        if let Some(intercepted) = intercepted {
+            intercepted.bound(&mut timeouts, &mut limits);
+        }
         let body = || source.take(&limits);
         let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, writes).await {
             Ok((response, connection)) => {
+                let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+                    if intercepted.as_ref().is_some_and(|by| by.upgrade.is_some()) {
+                        lease.permit.first_byte();
+                        return Ok(Answer::Switched(response, lease));
+                    }
                     // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
                     let (route, reason) = (gate.key().clone(), "it switched to another protocol".into());
                     return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
                 }
-                let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() != StatusCode::SERVICE_UNAVAILABLE {
                     lease.permit.first_byte();
                     return Ok(Answer::Stream(response, lease));
@@ -99,9 +112,12 @@ impl Proxy {
         if again {
             return Err(Failed::ForNow);
         }
-        Err(Failed::Finally(ProxyError::UpstreamError {
-            route: gate.key().clone(),
-            reason: error.to_string(),
+        let (route, reason) = (gate.key().clone(), error.to_string());
+        Err(Failed::Finally(match error {
+            SendError::ResponseTimeout { .. } if intercepted.is_some() => {
+                ProxyError::UpstreamTimeout { route, reason }
+            }
+            _ => ProxyError::UpstreamError { route, reason },
         }))
     }
 
@@ -163,7 +179,8 @@ impl Proxy {
     }
 
     /// Passes an answer on.
-    pub(super) fn respond(&self, answer: Answer, mut exchange: Exchange) -> Response<Body> {
+    pub(super) fn respond(&self, answer: Answer, mut exchange: Exchange, sending: Sending) -> Response<Body> {
+        let mut intercepted = sending.intercepted;
         let upstream = exchange.started().elapsed();
         let request_id = exchange.request_id.clone();
         let finish = |head: &mut http::response::Parts, exchange: &mut Exchange| {
@@ -172,12 +189,28 @@ impl Proxy {
             if let Some(waited) = exchange.waited() {
                 tell_wait(&mut head.headers, waited, upstream.saturating_sub(waited), exchange.is_cold());
             }
+            if let Some(intercepted) = &intercepted {
+                intercepted.tell_cold_start(&mut head.headers, exchange.is_cold());
+            }
         };
         match answer {
             Answer::Stream(response, lease) => {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
-                Response::from_parts(head, Body::Relay(Relay::new(incoming, lease, exchange)))
+                let deadline = intercepted.and_then(|by| by.deadline);
+                Response::from_parts(head, Body::Relay(Relay::new(incoming, lease, exchange, deadline)))
+            }
+            Answer::Switched(mut response, lease) => {
+                let upstream = hyper::upgrade::on(&mut response);
+                let (mut head, _) = response.into_parts();
+                finish(&mut head, &mut exchange);
+                forward::upgrade(&mut head.headers);
+                if let Some(by) = &mut intercepted
+                    && let Some(upgrade) = by.upgrade.take()
+                {
+                    upgrade.begin(Tunnel { upstream, lease, exchange, deadline: by.deadline });
+                }
+                Response::from_parts(head, Body::full(Bytes::new()))
             }
             Answer::Whole(response) => {
                 let (mut head, body) = response.into_parts();
@@ -193,8 +226,11 @@ impl Proxy {
 
 impl Sending {
     /// A request that has not been sent.
-    pub(super) fn new(head: request::Parts, body: Intake) -> Self {
-        Self { head, source: body.into(), writes: Writes::default() }
+    pub(super) fn new(head: request::Parts, body: Intake, intercepted: Option<Box<Intercepted>>) -> Self {
+        // What a completion does twice, it does twice in vain; what another application does, nobody knows.
+        let once = intercepted.is_some() && !head.method.is_safe();
+        let writes = if once { Writes(MAX_WRITES - 1) } else { Writes::default() };
+        Self { head, source: body.into(), writes, intercepted }
     }
 }
 

@@ -99,6 +99,11 @@ impl Exchange {
         self.end_hold(HoldEnd::Dispatched);
     }
 
+    /// It was held in vain, and goes to the fallback.
+    pub fn fell_back(&mut self) {
+        self.end_hold(HoldEnd::Ended(Outcome::ColdStartTimeout));
+    }
+
     /// The answer began.
     pub fn first_byte(&mut self, status: u16) {
         self.status = status;

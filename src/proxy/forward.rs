@@ -22,6 +22,9 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Whether a cold start held the request: in our word, and in that of the KEDA HTTP Add-on. Ours to say.
+pub const COLD_START: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
+pub const KEDA_COLD_START: HeaderName = HeaderName::from_static("x-keda-http-cold-start");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The host that a request is for.
@@ -98,6 +101,13 @@ pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<So
     }
 }
 
+/// Makes a request head that has been made for an endpoint one that wants to leave HTTP for a WebSocket.
+pub fn upgrade(headers: &mut HeaderMap) {
+    headers.remove(TE);
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
 /// Copies a head out of the read buffer that it came in, which is several times its size.
 pub fn settle(parts: &mut request::Parts) {
     let size = parts.headers.values().map(HeaderValue::len).sum();
@@ -117,6 +127,8 @@ pub fn settle(parts: &mut request::Parts) {
 /// Makes an endpoint's response head into one for the client.
 pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
     end_hop(headers);
+    headers.remove(COLD_START);
+    headers.remove(KEDA_COLD_START);
     append(headers, VIA, "1.1 anteroom");
     headers.entry(REQUEST_ID).or_insert(request_id);
 }

@@ -2,8 +2,10 @@
 
 use std::{
     convert::Infallible,
+    future::Future,
     io,
     net::SocketAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,10 +17,7 @@ use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulConnection,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -27,7 +26,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Client, ClientIo, ClientTimeouts, Proxy, stream_stall::StreamExecutor};
+use super::{Client, ClientIo, ClientTimeouts, ConnectionState, Proxy, stream_stall::StreamExecutor};
 use crate::config::Limits;
 
 /// How many connections wait to be accepted, for each listener.
@@ -119,6 +118,7 @@ pub async fn serve_connection<I>(
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let client = Client { address, ..Client::default() };
+    let after_http = AfterHttp(client.connection.clone());
     let limits = **proxy.shared().limits.load();
     let timeouts = ClientTimeouts {
         head: limits.header_timeout.get(),
@@ -137,27 +137,49 @@ pub async fn serve_connection<I>(
         async move { Ok::<_, Infallible>(proxy.answer(&client, request).await) }
     });
     let ended = match begins_http2 {
-        Ok(false) => drive(http1(&limits).serve_connection(TokioIo::new(io), service), closing).await,
+        Ok(false) => {
+            let connection = http1(&limits).serve_connection(TokioIo::new(io), service).with_upgrades();
+            drive(connection, http1::UpgradeableConnection::graceful_shutdown, closing).await
+        }
         // On the heap: most connections are not.
         Ok(true) => {
-            Box::pin(drive(http2(&limits).serve_connection(TokioIo::new(io), service), closing)).await
+            let connection = http2(&limits).serve_connection(TokioIo::new(io), service);
+            Box::pin(drive(connection, http2::Connection::graceful_shutdown, closing)).await
         }
         Err(error) => return tracing::trace!(%error, "a connection ended before its first request"),
     };
-    if let Err(error) = ended {
-        tracing::trace!(%error, "a connection ended");
+    match ended {
+        Ok(()) => {
+            if let Some(next) = after_http.0.take_next() {
+                next.await;
+            }
+        }
+        Err(error) => tracing::trace!(%error, "a connection ended"),
+    }
+}
+
+/// What comes after HTTP is dropped with the connection at the latest.
+struct AfterHttp(Arc<ConnectionState>);
+
+impl Drop for AfterHttp {
+    fn drop(&mut self) {
+        drop(self.0.take_next());
     }
 }
 
 /// Serves a connection to its end; after `closing`, to the end of what is under way.
-async fn drive<C: GracefulConnection>(connection: C, closing: CancellationToken) -> Result<(), C::Error> {
+async fn drive<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    close: impl FnOnce(Pin<&mut C>),
+    closing: CancellationToken,
+) -> hyper::Result<()> {
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // Mostly there is something to do, and seldom to close.
         biased;
         ended = connection.as_mut() => ended,
         () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            close(connection.as_mut());
             connection.await
         }
     }

@@ -9,23 +9,21 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_TYPE},
-    request,
-};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, Match, Model, RouteTable,
+    ConnectionState, RouteTable,
     answers::{error_response, fail, json_response},
     body::Body,
     client_io::UnderWay,
     dispatch::{Failed, Intake, Sending},
     exchange::Exchange,
+    find::{Found, encoding, scan_body},
     forward,
-    intake::{Budget, Buffered, Outgoing, told_to_fit},
+    intake::{Budget, Outgoing, told_to_fit},
+    intercept::Intercepted,
 };
 use crate::{
     admission::Gate,
@@ -48,6 +46,8 @@ pub struct Shared {
     pub unrouted: RouteCounters,
     /// Draining has cut off what was still under way.
     pub cut: Arc<AtomicBool>,
+    /// The routes of the cluster are not known yet.
+    pub awaits_routes: AtomicBool,
 }
 
 /// The request path of one thread.
@@ -73,18 +73,30 @@ pub(super) struct Refused {
     error: ProxyError,
 }
 
+/// A request whose route has been found.
+pub(super) struct Arrived {
+    pub(super) head: request::Parts,
+    pub(super) host: HeaderValue,
+    pub(super) body: Intake,
+    pub(super) started: Instant,
+    pub(super) under_way: UnderWay,
+}
+
 /// A request that belongs to a route, before admission.
-struct Routed {
-    head: request::Parts,
-    gate: Arc<Gate>,
-    body: Intake,
-    /// None: something that is of use only while a model server lives.
-    shape: Option<Shape>,
+pub(super) struct Routed {
+    /// As it goes to an endpoint.
+    pub(super) head: request::Parts,
+    pub(super) gate: Arc<Gate>,
+    pub(super) body: Intake,
+    /// None: something that is of use only while a model server lives, or no request to one at all.
+    pub(super) shape: Option<Shape>,
     /// What its body says, if it has been read.
-    scan: Scan,
-    request_id: HeaderValue,
-    started: Instant,
-    under_way: UnderWay,
+    pub(super) scan: Scan,
+    /// Its route serves anything.
+    pub(super) intercepted: Option<Box<Intercepted>>,
+    pub(super) request_id: HeaderValue,
+    pub(super) started: Instant,
+    pub(super) under_way: UnderWay,
 }
 
 // === impl Shared ===
@@ -104,6 +116,7 @@ impl Shared {
             limits: ArcSwap::from_pointee(limits),
             unrouted: RouteCounters::default(),
             cut: Arc::default(),
+            awaits_routes: AtomicBool::new(false),
         })
     }
 
@@ -164,35 +177,38 @@ impl Proxy {
         // Which route? Its body is read first if that depends on the model.
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
-        let shape = match self.api(&head) {
-            Api::Work(shape) => Some(shape),
-            Api::Stored => None,
-            other => return self.answer_ourselves(&head, other),
+        let (gate, shape, body, scan) = match self.find(&host, &head, incoming).await? {
+            Found::Route(gate, shape, body, scan) => (gate, shape, body, scan),
+            // On the heap: what has no models should cost the others nothing.
+            Found::Interceptor(interceptor, body) => {
+                let arrived = Arrived { head, host, body, started, under_way };
+                return Box::pin(self.intercept(client, interceptor, arrived)).await;
+            }
+            Found::Ours(api) => return self.answer_ourselves(&head, api),
         };
-        let (gate, body, scan) = self.route(&host, &head, shape, incoming).await?;
         if let Intake::Unread(incoming) = &body {
-            let fits = told_to_fit(incoming, &self.shared.limits.load());
-            fits.map_err(|error| Refused { gate: Some(gate.clone()), error })?;
+            told_to_fit(incoming, &self.shared.limits.load()).map_err(|error| Refused::of(&gate, error))?;
         }
-        if head.headers.contains_key(openai::MAX_WAIT) {
-            // Also where it will not wait: what is wrong should not show only on a cold day.
-            patience(&head.headers).map_err(|error| Refused { gate: Some(gate.clone()), error })?;
-        }
+        // Also where it will not wait: what is wrong should not show only on a cold day.
+        check_patience(&head.headers).map_err(|error| Refused::of(&gate, error))?;
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
-        let entered = gate.enter();
-        let routed = Routed { head, gate, body, shape, scan, request_id, started, under_way };
+        let intercepted = None;
+        self.admit(Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way })
+            .await
+    }
 
-        // At once, if an endpoint has room and nobody waits for one.
-        let Some((permit, place)) = entered else {
+    /// Lets a request in: at once, if an endpoint has room and nobody waits for one.
+    pub(super) async fn admit(&self, routed: Routed) -> Result<Response<Body>, Refused> {
+        let Some((permit, place)) = routed.gate.enter() else {
             // On the heap: a warm request should not carry the room that waiting takes.
             return Box::pin(self.hold(routed)).await;
         };
-        let Routed { head, gate, body, shape, scan, request_id, started, under_way } = routed;
+        let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way } = routed;
         let exchange = self.exchange(&gate, under_way, request_id, started);
-        let mut sending = Sending::new(head, body);
+        let mut sending = Sending::new(head, body, intercepted);
         match self.attempt(permit, &mut sending, &gate).await {
-            Ok(answer) => Ok(self.respond(answer, exchange)),
+            Ok(answer) => Ok(self.respond(answer, exchange, sending)),
             Err(Failed::Finally(error)) => Ok(fail(exchange, &error)),
             Err(Failed::ForNow) => {
                 Box::pin(async {
@@ -208,9 +224,13 @@ impl Proxy {
 
     /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
     async fn hold(&self, routed: Routed) -> Result<Response<Body>, Refused> {
-        let Routed { mut head, gate, body, shape, scan, started, under_way, .. } = routed;
-        let refused = |error| Refused { gate: Some(gate.clone()), error };
-        if shape.is_none() && !gate.target().is_up() {
+        let Routed { mut head, gate, body, shape, scan, intercepted, started, under_way, .. } = routed;
+        let refused = |error| Refused::of(&gate, error);
+        if let Some(intercepted) = &intercepted {
+            if let Some(placeholder) = intercepted.instead_of_holding(&head) {
+                return Ok(placeholder);
+            }
+        } else if shape.is_none() && !gate.target().is_up() {
             return Err(refused(ProxyError::NotKept(head.uri.path().into())));
         }
         let (mut read, scan) = match body {
@@ -229,16 +249,19 @@ impl Proxy {
         forward::settle(&mut head);
         let request_id = head.headers.get(forward::REQUEST_ID).cloned().unwrap_or_else(forward::new_id);
         let patience = patience(&head.headers).map_err(refused)?;
-        let ticket = gate.hold(read.bytes.len(), patience.may_wait()).map_err(refused)?;
+        let ticket = match gate.hold(read.bytes.len(), patience.may_wait()) {
+            Ok(ticket) => ticket,
+            Err(error) => {
+                let placeholder = intercepted.as_ref().and_then(|by| by.instead_of_refusing(&error, &head));
+                return placeholder.ok_or_else(|| refused(error));
+            }
+        };
         let exchange = self.exchange(&gate, under_way, request_id, started);
-        Ok(self.wait(exchange, Sending::new(head, Intake::Read(read)), ticket, shape, scan).await)
+        let sending = Sending::new(head, Intake::Read(read), intercepted);
+        Ok(self.wait(exchange, sending, ticket, shape, scan).await)
     }
 
-    fn api(&self, head: &request::Parts) -> Api {
-        self.shared.table.load().api(&head.method, head.uri.path())
-    }
-
-    fn exchange(
+    pub(super) fn exchange(
         &self,
         gate: &Arc<Gate>,
         under_way: UnderWay,
@@ -266,51 +289,14 @@ impl Proxy {
         };
         Ok(json_response(StatusCode::OK, Body::full(body)))
     }
+}
 
-    /// Finds the route, reading the body if that depends on the model.
-    async fn route(
-        &self,
-        host: &HeaderValue,
-        head: &request::Parts,
-        shape: Option<Shape>,
-        incoming: Incoming,
-    ) -> Result<(Arc<Gate>, Intake, Scan), Refused> {
-        let (host, path) = (host.to_str().unwrap_or_default(), head.uri.path());
-        // A request without a body names no model.
-        let model = if shape.is_some() { Model::Unread } else { Model::Read(None) };
-        {
-            let table = self.shared.table.load();
-            match table.find(host, path, &head.headers, model) {
-                Match::Route(gate) => return Ok((gate.clone(), Intake::Unread(incoming), Scan::default())),
-                Match::NeedsModel => {}
-                Match::Nothing => {
-                    return match (shape, table.gates()) {
-                        // Where there is only one route, it needs no model to be found.
-                        (None, [gate]) => Ok((gate.clone(), Intake::Unread(incoming), Scan::default())),
-                        _ => Err(ProxyError::UnknownPath(format!("{path} at host {host}")).into()),
-                    };
-                }
-            }
-        }
-        if let Some(encoding) = encoding(&head.headers) {
-            return Err(ProxyError::UnsupportedEncoding(encoding).into());
-        }
-        let read = self.read(incoming).await?;
-        let scan = scan_body(shape.unwrap_or(Shape::Plain), &head.headers, &read.bytes).await?;
-        let table = self.shared.table.load();
-        match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
-            Match::Route(gate) => Ok((gate.clone(), Intake::Read(read), scan)),
-            _ => Err(match scan.model {
-                Some(model) => ProxyError::ModelNotFound(model.into()),
-                None => ProxyError::InvalidRequest("The body names no `model`.".into()),
-            }
-            .into()),
-        }
-    }
+// === impl Refused ===
 
-    pub(super) async fn read(&self, incoming: Incoming) -> Result<Buffered, ProxyError> {
-        let limits = **self.shared.limits.load();
-        Buffered::read(incoming, &limits, &self.shared.budget).await
+impl Refused {
+    /// A request to this route.
+    pub(super) fn of(gate: &Arc<Gate>, error: ProxyError) -> Self {
+        Self { gate: Some(gate.clone()), error }
     }
 }
 
@@ -320,27 +306,11 @@ impl From<ProxyError> for Refused {
     }
 }
 
+/// Whether what a request says of its patience can be read, if it says anything.
+pub(super) fn check_patience(headers: &HeaderMap) -> Result<(), ProxyError> {
+    if headers.contains_key(openai::MAX_WAIT) { patience(headers).map(drop) } else { Ok(()) }
+}
+
 fn patience(headers: &HeaderMap) -> Result<Patience, ProxyError> {
     Patience::of(headers).map_err(|error| ProxyError::InvalidRequest(error.to_string()))
-}
-
-/// The encoding that hides the body, if any.
-fn encoding(headers: &HeaderMap) -> Option<String> {
-    let encoding = headers.get(CONTENT_ENCODING)?;
-    (!encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
-        .then(|| String::from_utf8_lossy(encoding.as_bytes()).into_owned())
-}
-
-async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ProxyError> {
-    let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let scan = match (shape, openai::boundary(content_type)) {
-        // On the heap: the others should not carry its room.
-        (Shape::Form, Some(boundary)) => Box::pin(openai::scan_multipart(body.clone(), &boundary)).await,
-        (Shape::Form, None) => {
-            let reason = "This path wants a multipart/form-data body.".into();
-            return Err(ProxyError::InvalidRequest(reason));
-        }
-        _ => openai::scan_json(body),
-    };
-    scan.map_err(|error| ProxyError::InvalidRequest(error.to_string()))
 }

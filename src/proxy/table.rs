@@ -2,8 +2,12 @@
 
 use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, Method};
 
+use super::{
+    intercept::Interceptor,
+    rule::{self, Headers, ends_with, host_name, is_below, prefix},
+};
 use crate::{
     admission::Gate,
     domain::{Matcher, Route, RouteKey},
@@ -21,15 +25,19 @@ pub struct RouteTable {
     prefixes: Vec<Box<str>>,
     models: Vec<Box<str>>,
     gates: Vec<Arc<Gate>>,
+    /// Whether there is any [`Interceptor`].
+    intercepts: bool,
 }
 
-/// The routes that differ in nothing but their models.
+/// The routes that differ in nothing but their models, and in whether they want any.
 #[derive(Default)]
 struct Class {
     path: Box<str>,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Headers,
     by_model: HashMap<Box<str>, Arc<Gate>>,
     any_model: Option<Arc<Gate>>,
+    /// What gets all that is not for those: what they do not serve, and other models.
+    interceptor: Option<Arc<Interceptor>>,
 }
 
 /// What is known of the model that a request names.
@@ -45,6 +53,8 @@ pub enum Model<'a> {
 pub enum Match<'a> {
     /// The route.
     Route(&'a Arc<Gate>),
+    /// One that serves anything.
+    Interceptor(&'a Arc<Interceptor>),
     /// That depends on the model: read the body and ask again.
     NeedsModel,
     /// No route.
@@ -54,13 +64,20 @@ pub enum Match<'a> {
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// Arranges routes. Of two that match the same, the first wins; the configuration has refused that before.
+    /// Arranges routes. Of two that match the same, the first wins: a file with such routes is refused, and of those of
+    /// a cluster the older stands first.
     pub fn new(routes: impl IntoIterator<Item = (Route, Arc<Gate>)>) -> Self {
         let mut table = Self::default();
         for (route, gate) in routes {
-            table.models.extend(route.matcher.models.iter().map(|model| model.as_str().into()));
-            table.prefixes.extend(route.matcher.paths.iter().map(|path| prefix(path).into()));
-            table.insert(&route.matcher, &gate);
+            let interceptor = route.intercept.as_ref().map(|asks| Interceptor::new(&gate, asks));
+            table.intercepts |= interceptor.is_some();
+            if interceptor.is_none() {
+                table.models.extend(route.matcher.models.iter().map(|model| model.as_str().into()));
+                table.prefixes.extend(route.matcher.paths.iter().map(|path| prefix(path).into()));
+            }
+            for matcher in route.matchers() {
+                table.insert(matcher, &gate, interceptor.as_ref());
+            }
             table.gates.push(gate);
         }
         table.models.sort();
@@ -70,15 +87,19 @@ impl RouteTable {
         table.wildcard.sort_by_key(|(suffix, _)| Reverse(suffix.len()));
         let wildcard = table.wildcard.iter_mut().map(|(_, classes)| classes);
         for classes in table.exact.values_mut().chain(wildcard).chain([&mut table.any]) {
-            classes.sort_by_key(|class| (Reverse(class.path.len()), Reverse(class.headers.len())));
+            // Stable, so that of equals the first stays first.
+            classes.sort_by_key(|class| {
+                let exact = class.headers.iter().filter(|(_, value)| value.is_some()).count();
+                Reverse((class.path.len(), class.headers.len(), exact))
+            });
         }
         table
     }
 
-    fn insert(&mut self, matcher: &Matcher, gate: &Arc<Gate>) {
+    fn insert(&mut self, matcher: &Matcher, gate: &Arc<Gate>, interceptor: Option<&Arc<Interceptor>>) {
         let hosts: Vec<_> = matcher.hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         if hosts.is_empty() {
-            insert_class(&mut self.any, matcher, gate);
+            insert_class(&mut self.any, matcher, gate, interceptor);
         }
         for host in hosts {
             let classes = match host.strip_prefix('*') {
@@ -93,31 +114,63 @@ impl RouteTable {
                 },
                 None => self.exact.entry(host.into()).or_default(),
             };
-            insert_class(classes, matcher, gate);
+            insert_class(classes, matcher, gate, interceptor);
         }
     }
 
-    /// Which route a request belongs to.
+    /// Which route a request that is work for a model belongs to.
     pub fn find(&self, host: &str, path: &str, headers: &HeaderMap, model: Model<'_>) -> Match<'_> {
-        let host = host_name(host);
-        let exact = self.exact_host(host).into_iter();
-        let wildcard =
-            self.wildcard.iter().filter(|(suffix, _)| ends_with(host, suffix)).map(|(_, classes)| classes);
-        let classes = exact.chain(wildcard).chain([&self.any]).flatten();
-        for class in classes.filter(|class| class.holds(path, headers)) {
-            if class.by_model.is_empty() {
-                if let Some(gate) = &class.any_model {
+        for class in self.classes(host, path, headers) {
+            if !class.by_model.is_empty() {
+                let Model::Read(model) = model else { return Match::NeedsModel };
+                if let Some(gate) = model.and_then(|model| class.by_model.get(model)) {
                     return Match::Route(gate);
                 }
-                continue;
             }
-            let Model::Read(model) = model else { return Match::NeedsModel };
-            if let Some(gate) = model.and_then(|model| class.by_model.get(model)).or(class.any_model.as_ref())
-            {
+            if let Some(gate) = &class.any_model {
                 return Match::Route(gate);
+            }
+            if let Some(interceptor) = &class.interceptor {
+                return Match::Interceptor(interceptor);
             }
         }
         Match::Nothing
+    }
+
+    /// Which route a request that is no work belongs to, if it is to one that serves anything. What the API has is ours
+    /// to answer where a route for models matches first; health checks are only where that is more specific, since `/`
+    /// is what an application is there for.
+    pub fn interceptor(
+        &self,
+        host: &str,
+        path: &str,
+        headers: &HeaderMap,
+        api: &Api,
+    ) -> Option<&Arc<Interceptor>> {
+        if !self.intercepts {
+            return None;
+        }
+        let is_ours = |class: &Class| match api {
+            Api::Unknown => false,
+            Api::Probe => class.is_for_models() && class.interceptor.is_none(),
+            _ => class.is_for_models(),
+        };
+        let mut classes = self.classes(host, path, headers);
+        let first = classes.find(|class| is_ours(class) || class.interceptor.is_some());
+        first.filter(|class| !is_ours(class))?.interceptor.as_ref()
+    }
+
+    /// What matches a request, the more specific first.
+    fn classes(&self, host: &str, path: &str, headers: &HeaderMap) -> impl Iterator<Item = &Class> {
+        let host = host_name(host);
+        let exact = self.exact_host(host).into_iter();
+        let wildcard = self
+            .wildcard
+            .iter()
+            .filter(move |(suffix, _)| ends_with(host, suffix))
+            .map(|(_, classes)| classes);
+        let classes = exact.chain(wildcard).chain([&self.any]).flatten();
+        classes.filter(move |class| is_below(path, &class.path) && rule::have(headers, &class.headers))
     }
 
     fn exact_host(&self, host: &str) -> Option<&Vec<Class>> {
@@ -151,21 +204,27 @@ impl RouteTable {
         &self.gates
     }
 
+    /// The only route, where there is no other and that is for models.
+    pub fn only_route(&self) -> Option<&Arc<Gate>> {
+        match &self.gates[..] {
+            [gate] if !self.intercepts => Some(gate),
+            _ => None,
+        }
+    }
+
     /// The route of this name.
     pub fn gate(&self, key: &RouteKey) -> Option<&Arc<Gate>> {
         self.gates.iter().find(|gate| gate.key() == key)
     }
 }
 
-fn insert_class(classes: &mut Vec<Class>, matcher: &Matcher, gate: &Arc<Gate>) {
-    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
-    for (name, value) in &matcher.headers {
-        // The configuration has checked both.
-        if let (Ok(name), Ok(value)) = (name.parse(), value.parse()) {
-            headers.push((name, value));
-        }
-    }
-    headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+fn insert_class(
+    classes: &mut Vec<Class>,
+    matcher: &Matcher,
+    gate: &Arc<Gate>,
+    interceptor: Option<&Arc<Interceptor>>,
+) {
+    let headers = rule::headers(matcher);
     let none = vec![String::new()];
     for path in if matcher.paths.is_empty() { &none } else { &matcher.paths } {
         let path = prefix(path);
@@ -175,6 +234,10 @@ fn insert_class(classes: &mut Vec<Class>, matcher: &Matcher, gate: &Arc<Gate>) {
             classes.len() - 1
         });
         let class = &mut classes[place];
+        if let Some(interceptor) = interceptor {
+            class.interceptor.get_or_insert_with(|| interceptor.clone());
+            continue;
+        }
         if matcher.models.is_empty() {
             class.any_model.get_or_insert_with(|| gate.clone());
         }
@@ -184,41 +247,21 @@ fn insert_class(classes: &mut Vec<Class>, matcher: &Matcher, gate: &Arc<Gate>) {
     }
 }
 
-/// `/a/` and `/a` are the same prefix, and `/` is none.
-fn prefix(path: &str) -> &str {
-    path.trim_end_matches('/')
-}
-
-/// The host without its port.
-fn host_name(host: &str) -> &str {
-    match host.rfind([':', ']']) {
-        Some(at) if host.as_bytes()[at] == b':' => &host[..at],
-        _ => host,
-    }
-}
-
-fn ends_with(host: &str, suffix: &str) -> bool {
-    host.len() > suffix.len()
-        && host.get(host.len() - suffix.len()..).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
-}
-
 // === impl Class ===
 
 impl Class {
-    fn holds(&self, path: &str, headers: &HeaderMap) -> bool {
-        let rest = path.strip_prefix(&*self.path);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            && self
-                .headers
-                .iter()
-                .all(|(name, value)| headers.get_all(name).iter().any(|given| given == value))
+    fn is_for_models(&self) -> bool {
+        self.any_model.is_some() || !self.by_model.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{coldstart::ColdStarts, domain::Policy};
+    use crate::{
+        coldstart::ColdStarts,
+        domain::{Intercept, Policy},
+    };
 
     fn table(matchers: &[(&str, Matcher)]) -> RouteTable {
         let cold_starts = ColdStarts::new(|_| {});
@@ -246,6 +289,7 @@ mod tests {
         let headers = headers.iter().map(|(k, v)| (k.parse().unwrap(), v.parse().unwrap())).collect();
         match table.find(host, path, &headers, Model::Read(model)) {
             Match::Route(gate) => gate.key().to_string(),
+            Match::Interceptor(found) => found.key().to_owned(),
             Match::NeedsModel => "model?".into(),
             Match::Nothing => "-".into(),
         }
@@ -305,5 +349,75 @@ mod tests {
             two.find("", "/v1/completions", &HeaderMap::new(), Model::Read(Some("x"))),
             Match::Route(gate) if gate.key().as_str() == "all"
         ));
+    }
+    #[tokio::test]
+    async fn what_serves_anything_gets_what_no_route_for_models_that_matches_first_does() {
+        let cold_starts = ColdStarts::new(|_| {});
+        let parsed = |name: &str, matching: serde_json::Value| -> Route {
+            serde_json::from_value(serde_json::json!({
+                "name": name, "match": matching, "target": {"url": "http://127.0.0.1:1"}
+            }))
+            .unwrap()
+        };
+        let front = |name: &str, rules: &[serde_json::Value]| {
+            let rules = rules.iter().map(|rule| matcher(rule.clone())).collect();
+            let intercept = Some(Arc::new(Intercept { rules, ..Intercept::default() }));
+            Route { intercept, ..parsed(name, serde_json::json!({})) }
+        };
+        let routes = [
+            parsed("tiny", serde_json::json!({"models": ["tiny"]})),
+            parsed("host", serde_json::json!({"hosts": ["llm.example.com"]})),
+            front("all", &[serde_json::json!({})]),
+            front("nothing", &[]),
+            front(
+                "app",
+                &[
+                    serde_json::json!({"hosts": ["app.example.com"]}),
+                    serde_json::json!({"hosts": ["*.example.com"], "paths": ["/shop"]}),
+                ],
+            ),
+        ];
+        let table = RouteTable::new(routes.map(|route| {
+            let gate = Gate::new(route.name.clone(), route.policy(), cold_starts.clone());
+            (route, gate)
+        }));
+        let (get, post, none) = (Method::GET, Method::POST, HeaderMap::new());
+        let key = |found: Option<&Arc<Interceptor>>| found.map_or("-", |found| found.key()).to_owned();
+        for (host, method, path, route) in [
+            ("app.example.com", &get, "/v1/models", "app"),
+            ("app.example.com", &get, "/", "app"),
+            ("APP.example.com:8080", &Method::OPTIONS, "/anything", "app"),
+            ("shop.example.com", &get, "/shop/", "app"),
+            ("shop.example.com", &get, "/shopping", "all"),
+            // Ours to answer, for a route for models that matches as well.
+            ("other", &get, "/v1/models", "-"),
+            ("other", &get, "/health", "all"),
+            ("other", &get, "/v1/chat/completions", "-"),
+            ("other", &get, "/favicon.ico", "all"),
+            ("llm.example.com", &get, "/health", "-"),
+            ("llm.example.com", &get, "/favicon.ico", "all"),
+        ] {
+            let found = table.interceptor(host, path, &none, &table.api(method, path));
+            assert_eq!(key(found), route, "{host} {method} {path}");
+        }
+        let chat = "/v1/chat/completions";
+        assert!(matches!(table.api(&post, chat), Api::Work(_)));
+        for (host, model, route) in [
+            ("app.example.com", Model::Unread, "app"),
+            ("llm.example.com", Model::Unread, "host"),
+            ("other", Model::Unread, "model?"),
+            ("other", Model::Read(Some("tiny")), "tiny"),
+            ("other", Model::Read(Some("foreign")), "all"),
+        ] {
+            let found = match table.find(host, chat, &none, model) {
+                Match::Route(gate) => gate.key().as_str(),
+                Match::Interceptor(found) => found.key(),
+                Match::NeedsModel => "model?",
+                Match::Nothing => "-",
+            };
+            assert_eq!(found, route, "{host} {model:?}");
+        }
+        assert_eq!(table.models().len(), 1);
+        assert!(table.only_route().is_none());
     }
 }

@@ -30,7 +30,19 @@ type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
 #[derive(Clone, Copy, Debug)]
 struct Deadline {
     at: Instant,
-    limit: &'static str,
+    limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    /// What the route allows for getting ready.
+    Hold,
+    /// What a route that serves anything allows for the whole request.
+    Request,
+    /// What the request asked for.
+    MaxWait,
+    /// What its SDK told.
+    Client,
 }
 
 // === impl Proxy ===
@@ -51,7 +63,9 @@ impl Proxy {
         let patience = Patience::of(&sending.head.headers).unwrap_or_default();
         let shape = shape.unwrap_or(Shape::Plain);
         let heartbeat = Heartbeat::of(policy.keepalive.mode, scan.stream, shape);
-        let deadline = Deadline::of(&exchange, patience, policy.hold.timeout.get(), heartbeat.is_some());
+        let over = sending.intercepted.as_ref().and_then(|intercepted| intercepted.deadline);
+        let deadline =
+            Deadline::of(&exchange, patience, policy.hold.timeout.get(), over, heartbeat.is_some());
         // A client cannot have us send as fast as it likes.
         let safe = patience.safe_silence().map(|safe| safe.max(SHORTEST));
         let sooner = |period: Duration| safe.map_or(period, |safe| period.min(safe));
@@ -97,29 +111,36 @@ impl Proxy {
             progress.at(None);
             let place = ticket.place();
             drop(ticket);
-            let permit = match released {
-                Some(Released::Dispatch(permit)) => permit,
+            let (error, in_vain) = match released {
+                Some(Released::Dispatch(permit)) => {
+                    exchange.dispatched();
+                    // On the heap, so that a held request is no larger for what comes after.
+                    match Box::pin(self.attempt(permit, &mut sending, &gate)).await {
+                        Ok(answer) => return Ok(self.respond(answer, exchange, sending)),
+                        Err(Failed::Finally(error)) => return Err((exchange, error)),
+                        Err(Failed::ForNow) => {
+                            match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
+                                Ok(again) => ticket = again,
+                                Err(error) => return Err((exchange, error)),
+                            }
+                        }
+                    }
+                    continue;
+                }
                 Some(Released::Failed(reason, retry_after)) => {
                     let route = gate.key().clone();
                     let retry_after = Some(retry_after);
-                    return Err((exchange, ProxyError::ColdStartFailed { route, reason, retry_after }));
+                    (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
                 }
-                Some(Released::Draining) => return Err((exchange, ProxyError::Draining { admitted: true })),
-                None => {
-                    let error = deadline.passed(&exchange);
-                    return Err((exchange, error));
-                }
+                Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
+                None => (deadline.passed(&exchange), deadline.limit == Limit::Hold),
             };
-            exchange.dispatched();
-            // On the heap, so that a held request is no larger for what comes after.
-            match Box::pin(self.attempt(permit, &mut sending, &gate)).await {
-                Ok(answer) => return Ok(self.respond(answer, exchange)),
-                Err(Failed::Finally(error)) => return Err((exchange, error)),
-                Err(Failed::ForNow) => match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
-                    Ok(again) => ticket = again,
-                    Err(error) => return Err((exchange, error)),
-                },
-            }
+            // Where there is a fallback, what was not ready in time has not failed yet.
+            let fallback = sending.intercepted.as_ref().filter(|_| in_vain).and_then(|by| by.fallback());
+            return match fallback {
+                Some(permit) => Box::pin(self.fall_back(exchange, sending, permit)).await,
+                None => Err((exchange, error)),
+            };
         }
     }
 }
@@ -128,24 +149,38 @@ impl Proxy {
 
 impl Deadline {
     /// The least of what we, the client and, where we cannot break the silence, its SDK allow.
-    fn of(exchange: &Exchange, patience: Patience, hold: Duration, heartbeats: bool) -> Self {
+    fn of(
+        exchange: &Exchange,
+        patience: Patience,
+        hold: Duration,
+        over: Option<Instant>,
+        heartbeats: bool,
+    ) -> Self {
         let silence = patience.safe_silence().filter(|_| !heartbeats);
+        let after = |wait: Option<Duration>| wait.map(|wait| exchange.started() + wait);
         let limits = [
-            (Some(hold), "hold.timeout of the route"),
-            (patience.total, "x-anteroom-max-wait of the request"),
-            (silence, "the client's own time-out"),
+            (after(Some(hold)), Limit::Hold),
+            (over, Limit::Request),
+            (after(patience.total), Limit::MaxWait),
+            (after(silence), Limit::Client),
         ];
-        let least =
-            limits.into_iter().filter_map(|(wait, limit)| Some((wait?, limit))).min_by_key(|(wait, _)| *wait);
-        let (wait, limit) = least.unwrap_or((hold, limits[0].1));
-        Self { at: exchange.started() + wait, limit }
+        let least = limits.into_iter().filter_map(|(at, limit)| Some((at?, limit))).min_by_key(|(at, _)| *at);
+        let (at, limit) = least.unwrap_or((exchange.started() + hold, Limit::Hold));
+        Self { at, limit }
     }
 
     fn passed(&self, exchange: &Exchange) -> ProxyError {
+        let limit = match self.limit {
+            Limit::Hold if exchange.gate().policy().intercept.is_some() => "timeouts.readiness of the route",
+            Limit::Hold => "hold.timeout of the route",
+            Limit::Request => "timeouts.request of the route",
+            Limit::MaxWait => "x-anteroom-max-wait of the request",
+            Limit::Client => "the client's own time-out",
+        };
         ProxyError::ColdStartTimeout {
             route: exchange.gate().key().clone(),
             waited: self.at - exchange.started(),
-            limit: self.limit,
+            limit,
             retry_after: exchange.gate().cold_starts().time_left(),
         }
     }

@@ -9,7 +9,6 @@ use tokio::{
 
 use crate::{
     admission::Gate,
-    coldstart::Phase,
     probe::{Answer, probe},
     state::Endpoint,
 };
@@ -49,7 +48,7 @@ impl Wake {
     /// We know that the target is wanted, and bring it up: an activation has begun.
     pub(super) fn told(&self) {
         self.begin();
-        self.gate.cold_starts().mark(Phase::Signal);
+        self.gate.cold_starts().heard();
     }
 
     /// An activation has begun. Whoever brings the target up will know.

@@ -13,9 +13,9 @@ use crate::error::{Outcome, Refusal};
 
 /// The status codes that are counted each on their own; every other one is counted as `other`, so that a model server
 /// cannot invent labels.
-pub const STATUS_CODES: [u16; 26] = [
-    200, 201, 202, 204, 206, 301, 302, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429,
-    499, 500, 502, 503, 504,
+pub const STATUS_CODES: [u16; 27] = [
+    101, 200, 201, 202, 204, 206, 301, 302, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422,
+    429, 499, 500, 502, 503, 504,
 ];
 
 const CODES: usize = STATUS_CODES.len() + 1;
@@ -29,6 +29,15 @@ pub enum HoldEnd {
     Dispatched,
     /// As the request did.
     Ended(Outcome),
+}
+
+/// What an `InterceptorRoute` has answered without admission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StaticKind {
+    /// A static route.
+    Static,
+    /// The placeholder of a cold start.
+    Placeholder,
 }
 
 /// What is counted of a route.
@@ -45,6 +54,8 @@ struct Shard {
     /// By how it ended: dispatched, then every outcome.
     held: [Histogram; OUTCOMES + 1],
     first_byte: [Histogram; 2],
+    static_answers: [AtomicU64; StaticKind::ALL.len()],
+    fallbacks: AtomicU64,
 }
 
 /// Where a status code is counted; the last place is `other`'s.
@@ -72,6 +83,21 @@ impl HoldEnd {
         match self {
             Self::Dispatched => 0,
             Self::Ended(outcome) => 1 + outcome as usize,
+        }
+    }
+}
+
+// === impl StaticKind ===
+
+impl StaticKind {
+    /// Every kind, in the order of its number.
+    pub const ALL: [Self; 2] = [Self::Static, Self::Placeholder];
+
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Placeholder => "placeholder",
         }
     }
 }
@@ -111,6 +137,26 @@ impl RouteCounters {
     /// An answer began, this long after the request came.
     pub fn first_byte(&self, duration: Duration, cold: bool) {
         self.own().first_byte[usize::from(cold)].observe(duration);
+    }
+
+    /// A request was answered with what stands in the object, and not admitted.
+    pub fn answer_statically(&self, kind: StaticKind) {
+        self.own().static_answers[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An admitted request goes to the fallback.
+    pub fn fall_back(&self) {
+        self.own().fallbacks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests were answered so.
+    pub fn static_answers(&self, kind: StaticKind) -> u64 {
+        self.all().map(|shard| shard.static_answers[kind as usize].load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many requests went to the fallback.
+    pub fn fallbacks(&self) -> u64 {
+        self.all().map(|shard| shard.fallbacks.load(Ordering::Relaxed)).sum()
     }
 
     /// How many requests were admitted.
@@ -182,6 +228,7 @@ mod tests {
         assert!(STATUS_CODES.is_sorted());
         assert!(Outcome::ALL.iter().enumerate().all(|(place, outcome)| *outcome as usize == place));
         assert!(Refusal::ALL.iter().enumerate().all(|(place, refusal)| *refusal as usize == place));
+        assert!(StaticKind::ALL.iter().enumerate().all(|(place, kind)| *kind as usize == place));
         assert!(HoldEnd::all().enumerate().all(|(place, end)| end.slot() == place));
     }
 }

@@ -44,6 +44,7 @@ fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
         },
         ProxyError::ColdStartFailed { route: route(), reason: "because".into(), retry_after },
         ProxyError::UpstreamError { route: route(), reason: text() },
+        ProxyError::UpstreamTimeout { route: route(), reason: text() },
         ProxyError::Draining { admitted: false },
         ProxyError::Draining { admitted: true },
         ProxyError::Internal,

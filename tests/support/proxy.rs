@@ -1,13 +1,19 @@
 //! The proxy as it really runs: bound to free ports, with its threads, in this process.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use anteroom::{
-    admin::View,
+    admission::Directory,
     app::{Account, Bound, Command},
     config::Config,
+    domain::Intercept,
     drain::Request,
-    proxy::Shared,
     scaler,
 };
 use serde_json::Value;
@@ -22,7 +28,7 @@ pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
     pub commands: mpsc::Sender<Command>,
-    shared: Arc<Shared>,
+    directory: Arc<Directory>,
     running: JoinHandle<Account>,
 }
 
@@ -58,13 +64,31 @@ impl Proxy {
     pub async fn start_with(config: Config, options: scaler::Options) -> Self {
         let bound = Bound::new(config, options).await.unwrap();
         let (commands, received) = mpsc::channel(4);
-        let (address, admin, shared) = (bound.address, bound.admin_address, bound.shared().clone());
-        Self { address, admin, commands, shared, running: tokio::spawn(bound.run(received)) }
+        let (address, admin, directory) = (bound.address, bound.admin_address, bound.directory().clone());
+        Self { address, admin, commands, directory, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
     pub async fn tiny(url: &str, more: &str) -> Self {
         Self::start(&routes(&[route("tiny", url, more)])).await
+    }
+
+    /// One whose cluster has a route `tiny` to this url, as an `InterceptorRoute` asks. The file has a route `models`
+    /// for models of its own, to nowhere.
+    pub async fn intercepting(url: &str, intercept: Intercept) -> Self {
+        let proxy = Self::start(&routes(&[route("models", "http://127.0.0.1:1", "")])).await;
+        proxy.intercept(url, intercept).await;
+        proxy
+    }
+
+    /// The cluster has this route from now on, and one more by which that is seen.
+    pub async fn intercept(&self, url: &str, intercept: Intercept) {
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
+        let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
+        routes[0].intercept = Some(Arc::new(intercept));
+        self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
+        until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
     }
 
     pub async fn client(&self) -> Wire {
@@ -87,9 +111,9 @@ impl Proxy {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
     }
 
-    /// What waits in the model servers of the only route, as far as they were asked.
+    /// What waits in the model servers of `tiny`, as far as they were asked.
     pub fn server_queue(&self) -> u64 {
-        self.shared.gates()[0].demand().server_queue()
+        self.directory.get("tiny").map_or(0, |gate| gate.demand().server_queue())
     }
 
     /// What the admin listener answers.

@@ -1,6 +1,6 @@
 //! The scaler, the other replicas, and the cluster.
 
-use super::{Checker, route::host_name};
+use super::{Checker, allowed, route::host_name};
 use crate::{
     config::source::KeyPath,
     domain::{FailureGrace, Route, ScaleBy, Scaling, Workload},
@@ -46,7 +46,7 @@ impl Checker<'_> {
                 }
             }
             for (index, host) in kubernetes.allowed_hosts.iter().enumerate() {
-                if let Err(message) = host_name(host) {
+                if let Err(message) = host_name(allowed::split(host).0) {
                     self.error(&path.key("allowedHosts").index(index), format!("\"{host}\" {message}"));
                 }
             }
@@ -66,8 +66,14 @@ impl Checker<'_> {
             self.period(&scaling.key("requestRate").key("window"), rate.window);
         }
         if route.scale_by == ScaleBy::Kubernetes {
-            let message = "is for routes of the cluster, which have a namespace; write a ModelRoute";
-            self.error(&path.key("scaleBy"), message);
+            if !self.is_in_cluster() {
+                let message = "is for routes of the cluster, which have a namespace; write a ModelRoute";
+                self.error(&path.key("scaleBy"), message);
+            } else if route.workload.is_none() {
+                let message =
+                    "is kubernetes, and nothing says what to scale; add `workload` with its kind and name";
+                self.error(&path.key("scaleBy"), message);
+            }
         }
         if let Some(Workload { name, kind, api_version }) = &route.workload {
             let path = path.key("workload");

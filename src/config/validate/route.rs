@@ -10,19 +10,35 @@ use http::{
 use super::Checker;
 use crate::{
     config::source::KeyPath,
-    domain::{KeepaliveMode, Matcher, Route, Target},
+    domain::{ClusterTarget, KeepaliveMode, Matcher, Route, Target},
 };
 
+const NO_HOST_HEADER: &str = "match the host with `hosts`: HTTP/2 has no such header";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Checker<'_> {
     pub(super) fn route(&mut self, route: &Route, path: &KeyPath) {
-        self.name(route.name.as_str(), &path.key("name"));
-        self.matcher(&route.matcher, &path.key("match"));
+        match &route.intercept {
+            None => self.matcher(&route.matcher, &path.key("match")),
+            Some(intercept) => {
+                for (index, matcher) in intercept.rules.iter().enumerate() {
+                    self.matcher(matcher, &path.key("rules").index(index));
+                }
+            }
+        }
+        if self.is_in_cluster() {
+            self.claims(route, &path.key("match"));
+        } else {
+            // The API server looks after the names of objects.
+            self.name(route.name.as_str(), &path.key("name"));
+        }
+        let target = path.key("target");
         match &route.target {
-            Target::Process(process) => self.process(process, &path.key("target").key("process")),
-            Target::Url(url) => self.url(url, &path.key("target").key("url")),
-            // No file has it.
+            Target::Process(process) => self.process(process, &target.key("process")),
+            Target::Url(url) => self.url(url, &target.key("url")),
+            Target::Cluster(ClusterTarget { gateway: Some(gateway), .. }) => {
+                self.url(gateway, &target.key("gateway"));
+            }
             Target::Cluster(_) => {}
         }
         self.readiness(route, &path.key("readiness"));
@@ -46,6 +62,18 @@ impl Checker<'_> {
         }
     }
 
+    /// A route of the cluster is looked at by everybody, so what it may ask of us has a bound.
+    fn claims(&mut self, route: &Route, path: &KeyPath) {
+        const MOST: usize = 4096;
+        if route.claim_count() > MOST {
+            let message = format!(
+                "makes {} combinations of host, path and model, and {MOST} is the most; spread them over several routes",
+                route.claim_count()
+            );
+            self.error(path, message);
+        }
+    }
+
     fn matcher(&mut self, matcher: &Matcher, path: &KeyPath) {
         for (index, model) in matcher.models.iter().enumerate() {
             if model.is_empty() {
@@ -54,6 +82,9 @@ impl Checker<'_> {
             }
         }
         for (index, host) in matcher.hosts.iter().enumerate() {
+            if self.is_in_cluster() && host == "*" {
+                continue;
+            }
             if let Err(message) = host_name(host) {
                 self.error(&path.key("hosts").index(index), format!("\"{host}\" {message}"));
             }
@@ -64,12 +95,17 @@ impl Checker<'_> {
             }
         }
         let path = path.key("headers");
+        for name in &matcher.present {
+            match HeaderName::try_from(name.as_str()) {
+                Err(_) => self.error(&path.key(name), format!("\"{name}\" is not the name of a header")),
+                Ok(header) if header == HOST => self.error(&path.key(name), NO_HOST_HEADER),
+                Ok(_) => {}
+            }
+        }
         for (name, value) in &matcher.headers {
             match HeaderName::try_from(name.as_str()) {
                 Err(_) => self.error(&path.key(name), format!("\"{name}\" is not the name of a header")),
-                Ok(header) if header == HOST => {
-                    self.error(&path.key(name), "match the host with `hosts`: HTTP/2 has no such header")
-                }
+                Ok(header) if header == HOST => self.error(&path.key(name), NO_HOST_HEADER),
                 Ok(header) => {
                     let twice = |other: &&String| *other < name && header == other.as_str();
                     if let Some(other) = matcher.headers.keys().find(twice) {
@@ -153,8 +189,7 @@ impl Checker<'_> {
             );
             self.warn(&path.key("interval"), message);
         }
-        let after = self.source.node(&path.key("after"));
-        if after.is_some() && keepalive.after >= route.hold.timeout {
+        if self.is_given(&path.key("after")) && keepalive.after >= route.hold.timeout {
             let message = format!(
                 "{} is not before hold.timeout, {}: nothing is ever sent; mode off says so plainly",
                 keepalive.after, route.hold.timeout

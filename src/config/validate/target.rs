@@ -9,7 +9,7 @@ use std::{
 
 use http::Uri;
 
-use super::Checker;
+use super::{Checker, allowed::allows};
 use crate::{config::source::KeyPath, domain::ProcessTarget};
 
 impl Checker<'_> {
@@ -102,8 +102,15 @@ impl Checker<'_> {
             return Some(format!("\"{url}\" names no host and port to connect to; write http://host:port"));
         }
         let own = [("listen", self.config.listen), ("admin", self.config.admin)];
-        let (name, address) = own.into_iter().find(|(_, address)| reaches(host, port, *address))?;
-        Some(format!("\"{url}\" is our own {name} address, {address}; name the model server"))
+        if let Some((name, address)) = own.into_iter().find(|(_, address)| reaches(host, port, *address)) {
+            return Some(format!("\"{url}\" is our own {name} address, {address}; name the model server"));
+        }
+        (self.is_in_cluster() && !allows(&self.config.kubernetes, host, port)).then(|| {
+            format!(
+                "\"{host}\" is not a host that routes of the cluster may name; whoever runs the proxy allows it with \
+                 kubernetes.allowedHosts: [{host}], or name a `service` of this namespace instead"
+            )
+        })
     }
 }
 

@@ -1,0 +1,114 @@
+{{- define "anteroom.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* At most 53 characters, so that the longest suffix fits into a DNS label. */}}
+{{- define "anteroom.fullname" -}}
+{{- $name := include "anteroom.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 53 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "anteroom.selector" -}}
+app.kubernetes.io/name: {{ include "anteroom.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "anteroom.labels" -}}
+{{ include "anteroom.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "anteroom.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "anteroom.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A Service of ours by its full name: (list . "peers") */}}
+{{- define "anteroom.serviceHost" -}}
+{{- $root := index . 0 -}}
+{{- printf "%s-%s.%s.svc.%s" (include "anteroom.fullname" $root) (index . 1) $root.Release.Namespace $root.Values.clusterDomain -}}
+{{- end -}}
+
+{{- define "anteroom.scalerAddress" -}}
+{{- default (printf "%s:9090" (include "anteroom.serviceHost" (list . "scaler"))) .Values.scaler.address -}}
+{{- end -}}
+
+{{- define "anteroom.gracePeriod" -}}
+{{- with .Values.drain -}}
+{{- add (int .preStopSeconds) (int .delaySeconds) (int .timeoutSeconds) 10 -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What of the configuration is only read at the start. */}}
+{{- define "anteroom.fixedConfig" -}}
+listen: {{ printf "%s:8080" .Values.listenHost | quote }}
+admin: {{ printf "%s:8081" .Values.listenHost | quote }}
+workers: {{ .Values.workers }}
+log: {{ .Values.log }}
+drainDelay: {{ printf "%ds" (int .Values.drain.delaySeconds) }}
+drainTimeout: {{ printf "%ds" (int .Values.drain.timeoutSeconds) }}
+scaler: {{ printf "%s:9090" .Values.listenHost | quote }}
+{{- with .Values.scaler.tls }}
+{{- if .secretName }}
+scalerTls:
+  cert: /etc/anteroom-tls/tls.crt
+  key: /etc/anteroom-tls/tls.key
+  {{- if .clientAuth }}
+  clientCa: /etc/anteroom-tls/ca.crt
+  {{- end }}
+{{- end }}
+{{- end }}
+peers:
+  listen: {{ printf "%s:9091" .Values.listenHost | quote }}
+  service: {{ printf "%s:9091" (include "anteroom.serviceHost" (list . "peers")) | quote }}
+  timeout: {{ .Values.peers.timeout }}
+kubernetes:
+  namespaces: {{ toJson .Values.kubernetes.namespaces }}
+  modelRoutes: {{ .Values.kubernetes.modelRoutes }}
+  interceptorRoutes: {{ .Values.kubernetes.interceptorRoutes }}
+  allowedHosts: {{ include "anteroom.allowedHosts" . }}
+{{- end -}}
+
+{{/* Whoever installs the chart is who may allow hosts, so those of the models are allowed. */}}
+{{- define "anteroom.allowedHosts" -}}
+{{- $hosts := .Values.kubernetes.allowedHosts -}}
+{{- range .Values.models -}}
+{{- with .gateway -}}
+{{- $hosts = append $hosts (urlParse .).hostname -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (uniq $hosts) -}}
+{{- end -}}
+
+{{/* The floor of a profile. */}}
+{{- define "anteroom.floor" -}}
+{{- get (dict "ha" 2 "dev" 1 "cost" 0) . -}}
+{{- end -}}
+
+{{/* What in vLLM's metrics is of one model: (list root model) */}}
+{{- define "anteroom.modelSelector" -}}
+{{- $model := index . 1 -}}
+{{- $served := first (default (list $model.name) $model.models) -}}
+{{- printf "{namespace=%q,model_name=%q}" (default (index . 0).Release.Namespace $model.namespace) $served -}}
+{{- end -}}
+
+{{/* Counted up in the last ten minutes, or counted for the first time (which `increase` does not see):
+     (list metric labels matcher) */}}
+{{- define "anteroom.counted" -}}
+{{- $by := printf "sum by (%s)" (index . 1) -}}
+{{- $metric := printf "%s{%s}" (index . 0) (index . 2) -}}
+{{ $by }} (increase({{ $metric }}[10m])) > 0
+or
+({{ $by }} ({{ $metric }}) unless {{ $by }} ({{ $metric }} offset 10m)) > 0
+{{- end -}}

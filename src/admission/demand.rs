@@ -1,0 +1,183 @@
+//! What a route asks for: its requests, with the lease, the linger and the other replicas.
+
+use std::{sync::Arc, time::Duration};
+
+use super::Gate;
+use crate::demand::Counts;
+
+/// A stream that a scaler has open for a route. Dropping it closes it.
+pub struct OpenStream(Arc<Gate>);
+
+impl Gate {
+    /// How soon after a request demand could be false at the earliest, where there is no linger: nothing tells that the
+    /// last request has ended, so who waits for it looks this often.
+    const LOOK: Duration = Duration::from_millis(50);
+
+    /// The demand of this replica.
+    pub fn counts(&self) -> Counts {
+        let scaling = self.policy.load().scaling;
+        // Held before in flight: a request that goes from one to the other is counted twice then, never not at all.
+        let held = self.held() as u64;
+        let in_flight = self.in_flight();
+        let request_rate = scaling
+            .request_rate
+            .map(|rate| self.demand.request_rate(self.counters.admitted(), rate.window.get()));
+        Counts {
+            held,
+            in_flight,
+            lasting: !self.demand.lasts_for(scaling.linger.get()).is_zero(),
+            activations: self.demand.activations(),
+            request_rate: request_rate.unwrap_or_default(),
+            server_queue: if scaling.server_queue { self.demand.server_queue() } else { 0 },
+            ready: self.target.is_up(),
+            streams: self.demand.streams(),
+        }
+    }
+
+    /// The demand of all replicas.
+    pub fn counts_everywhere(&self) -> Counts {
+        self.counts().plus(self.demand.peers())
+    }
+
+    /// The demand of this replica, for who listens to its changes: if it is false, the first request that makes it true
+    /// is told.
+    pub fn watched_counts(&self) -> Counts {
+        let counts = self.counts();
+        if counts.is_active() {
+            return counts;
+        }
+        self.demand.rest();
+        let counts = self.counts();
+        if counts.is_active() {
+            // It came between the two looks, and may have found nobody resting.
+            self.demand.rise();
+        }
+        counts
+    }
+
+    /// Within what time the demand of this replica cannot become false by itself. Not zero.
+    pub fn lasts_at_least(&self) -> Duration {
+        let linger = self.policy.load().scaling.linger.get();
+        if self.requests() > 0 {
+            return linger.max(Self::LOOK);
+        }
+        match self.demand.lasts_for(linger) {
+            Duration::ZERO => Self::LOOK,
+            // Timers count whole milliseconds.
+            left => left.max(Duration::from_millis(1)),
+        }
+    }
+
+    /// Takes down the request rate, if it is asked for; about once a second.
+    pub fn sample_rate(&self) {
+        if let Some(rate) = self.policy.load().scaling.request_rate {
+            self.demand.sample(self.counters.admitted(), rate.window.get());
+        }
+    }
+}
+
+// === impl OpenStream ===
+
+impl OpenStream {
+    /// A scaler opens a stream for this route.
+    pub fn new(gate: Arc<Gate>) -> Self {
+        gate.demand.stream_opened();
+        Self(gate)
+    }
+
+    /// The route.
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.0
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.demand.stream_closed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{coldstart::ColdStarts, domain::Policy, state::Endpoint};
+
+    fn gate() -> Arc<Gate> {
+        Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_warm_request_after_the_linger_is_an_edge_and_those_after_it_are_none() {
+        let gate = gate();
+        let endpoint = Endpoint::new("127.0.0.1:1", 2);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let mut changes = gate.demand().changes();
+        assert!(!gate.watched_counts().is_active());
+        changes.mark_unchanged();
+        let first = gate.enter().unwrap();
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        let second = gate.enter().unwrap();
+        assert!(gate.watched_counts().is_active());
+        drop((first, second));
+        assert_eq!(gate.lasts_at_least(), Duration::from_secs(60), "the linger");
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert!(gate.watched_counts().is_active(), "59 of 60 s");
+        drop(gate.enter().unwrap());
+        assert!(!changes.has_changed().unwrap(), "it was true all the time");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(!gate.watched_counts().is_active());
+        drop(gate.enter().unwrap());
+        assert!(changes.has_changed().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_count_and_turn_demand_true_and_false() {
+        let gate = gate();
+        let mut changes = gate.demand().changes();
+        gate.demand().set_peers(Counts { held: 2, ..Counts::default() });
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        let _held = gate.hold(1, true).unwrap();
+        assert_eq!((gate.counts().held, gate.counts_everywhere().held), (1, 3));
+        changes.mark_unchanged();
+        gate.demand().set_peers(Counts { held: 1, ..Counts::default() });
+        assert!(!changes.has_changed().unwrap(), "true before and after");
+        gate.demand().set_peers(Counts::default());
+        assert!(changes.has_changed().unwrap());
+    }
+
+    #[test]
+    fn no_edge_is_missed_between_a_look_and_a_request() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _entered = runtime.enter();
+        let policy = Policy {
+            scaling: crate::domain::Scaling {
+                linger: crate::domain::Period::from_secs(0),
+                ..Default::default()
+            },
+            ..Policy::default()
+        };
+        let gate = Gate::new("tiny".into(), policy, ColdStarts::new(|_| {}));
+        let endpoint = Endpoint::new("127.0.0.1:1", 1);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        for _ in 0..2000 {
+            let changes = gate.demand().changes();
+            let permit = std::thread::scope(|scope| {
+                let entering = scope.spawn(|| {
+                    let _entered = runtime.handle().enter();
+                    gate.enter().unwrap()
+                });
+                // Whatever the order: the look sees the request, or the request tells.
+                let seen = gate.watched_counts().is_active();
+                let permit = entering.join().unwrap();
+                assert!(seen || changes.has_changed().unwrap());
+                permit
+            });
+            drop(permit);
+            assert!(!gate.watched_counts().is_active());
+        }
+    }
+}

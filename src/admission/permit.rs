@@ -1,0 +1,79 @@
+//! The right to have one request in flight.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::Gate;
+use crate::state::Endpoint;
+
+/// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
+/// the next one go.
+pub struct Permit {
+    gate: Arc<Gate>,
+    endpoint: Arc<Endpoint>,
+    kind: Kind,
+}
+
+/// What a permit is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The target, which the request wants.
+    Demand,
+    /// The target, but the request must not keep it up.
+    Quiet,
+    /// The fallback.
+    Fallback,
+}
+
+// === impl Permit ===
+
+impl Permit {
+    /// For a request that has its place on the endpoint already.
+    pub(super) fn new(gate: &Arc<Gate>, endpoint: Arc<Endpoint>, kind: Kind) -> Self {
+        if let Some(count) = gate.apart(kind) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { gate: gate.clone(), endpoint, kind }
+    }
+
+    /// The route that gave it.
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Where the request goes.
+    pub const fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Its answer began: one more may go.
+    pub fn first_byte(&self) {
+        // A request that wakes nothing is no part of a cold start.
+        if self.kind == Kind::Demand {
+            self.gate.cold_starts.first_byte();
+        }
+        if self.endpoint.succeeded() {
+            self.gate.pump();
+        }
+    }
+
+    /// The endpoint failed it before answering.
+    pub fn suspect(&self) {
+        // Nobody would find out that a fallback answers again.
+        if self.kind != Kind::Fallback {
+            self.endpoint.suspect();
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.kind != Kind::Quiet {
+            self.gate.demand.touch();
+        }
+        self.endpoint.release();
+        if let Some(count) = self.gate.apart(self.kind) {
+            count.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.gate.pump();
+    }
+}

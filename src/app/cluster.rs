@@ -1,0 +1,151 @@
+//! Wiring of the cluster: its routes into the running proxy, and how they are back into their status.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{
+    admission::Gate,
+    coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
+    config::Config,
+    domain::{Route, RouteKey, ScaleBy},
+    kube::{Cluster, ClusterRoutes, LastColdStart, RouteReport, RouteReports, State},
+    proxy::Shared,
+    state::Status,
+};
+
+/// The cluster, watched.
+pub(super) struct Watching {
+    cluster: Cluster,
+    /// The routes of the file, which go before those of the cluster.
+    file: watch::Sender<Arc<Vec<Route>>>,
+    routes: watch::Receiver<Arc<ClusterRoutes>>,
+    /// The routes as they were last told. `None`: not yet.
+    told: Option<Arc<Vec<Route>>>,
+}
+
+/// How often it is looked at how the routes are, for their status.
+const LOOK: Duration = Duration::from_secs(1);
+
+// === impl Watching ===
+
+impl Watching {
+    /// Watches the cluster, if there is one.
+    pub(super) fn start(
+        cluster: Option<Cluster>,
+        config: &Config,
+        shared: &Arc<Shared>,
+        cold_starts: &Arc<ColdStarts>,
+    ) -> Option<Self> {
+        let cluster = cluster?;
+        let (file, of_file) = watch::channel(Arc::new(config.routes.clone()));
+        let (objects, routes) = cluster.routes(Config { routes: Vec::new(), ..config.clone() }, of_file);
+        let (reports, of_gates) = watch::channel(Arc::default());
+        cluster.write_status(objects, routes.clone(), of_gates);
+        cluster.spawn(report(shared.clone(), cold_starts.clone(), reports));
+        Some(Self { cluster, file, routes, told: None })
+    }
+
+    /// Waits until the cluster has other routes than were told before, or its first. Without a cluster, for ever.
+    /// Cancel-safe.
+    pub(super) async fn changed(watching: &mut Option<Self>) -> Arc<Vec<Route>> {
+        let Some(watching) = watching else { return std::future::pending().await };
+        loop {
+            let now = watching.routes.borrow_and_update().clone();
+            let known = watching.told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &now.routes));
+            if now.is_settled && !known {
+                watching.told = Some(now.routes.clone());
+                return now.routes.clone();
+            }
+            if watching.routes.changed().await.is_err() {
+                // The cluster was left.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The file has other routes.
+    pub(super) fn set_file(&self, routes: &[Route]) {
+        self.file.send_if_modified(|before| {
+            let changed = **before != routes;
+            if changed {
+                *before = Arc::new(routes.to_vec());
+            }
+            changed
+        });
+    }
+
+    /// Ends every watch.
+    pub(super) async fn stop(self) {
+        self.cluster.stop().await;
+    }
+}
+
+/// Looks at the routes of the cluster now and then, and says how they are.
+async fn report(
+    shared: Arc<Shared>,
+    cold_starts: Arc<ColdStarts>,
+    reports: watch::Sender<Arc<RouteReports>>,
+) {
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let table = shared.table.load_full();
+        let last = last_cold_starts(&cold_starts);
+        let gates = table.gates().iter().filter(|gate| gate.key().as_str().contains('/'));
+        let now: RouteReports =
+            gates.map(|gate| (gate.key().clone(), of_gate(gate, last.get(gate.key())))).collect();
+        reports.send_if_modified(|before| {
+            let changed = **before != now;
+            if changed {
+                *before = Arc::new(now);
+            }
+            changed
+        });
+    }
+}
+
+/// The last that ended, of each route that has one among those that are kept.
+fn last_cold_starts(cold_starts: &ColdStarts) -> HashMap<RouteKey, LastColdStart> {
+    let mut last = HashMap::new();
+    for cold_start in cold_starts.recent(None, ColdStarts::KEPT) {
+        last.entry(cold_start.route.clone()).or_insert_with(|| of_cold_start(&cold_start));
+    }
+    last
+}
+
+fn of_cold_start(cold_start: &ColdStart) -> LastColdStart {
+    LastColdStart {
+        started_at: cold_start.started_at.clone(),
+        duration: format!("{:.1}s", cold_start.total_ms / 1e3),
+        outcome: cold_start.outcome.map_or("", ColdStartOutcome::name).to_owned(),
+        reason: cold_start.reason.as_deref().map(str::to_owned),
+    }
+}
+
+fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let endpoints = gate.target().endpoints();
+    let (state, failure) = match gate.target().status() {
+        Status::Idle => (State::Idle, None),
+        Status::Starting => (State::Starting, None),
+        Status::Ready => (State::Ready, None),
+        Status::Stopping => (State::Stopping, None),
+        Status::Failed(reason) => (State::Failed, Some(reason)),
+    };
+    RouteReport {
+        state,
+        failure,
+        obstacle: gate.target().obstacle().map(|obstacle| (obstacle.kind, obstacle.message.clone())),
+        ready: count(endpoints.iter().filter(|endpoint| endpoint.is_ready()).count()),
+        endpoints: count(endpoints.len()),
+        held: gate.held() as u64,
+        scaled_object: None,
+        scales_itself: gate.policy().scale_by == ScaleBy::Kubernetes,
+        last_cold_start: last.cloned(),
+    }
+}

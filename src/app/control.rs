@@ -1,0 +1,157 @@
+//! What tells others of the demand: the scaler that KEDA asks, and the exchange with other replicas.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::StartError;
+use crate::{
+    admin,
+    admission::{Directory, Gate},
+    config::{self, Config},
+    grpc::{GrpcListener, Tls},
+    peer::Peers,
+    proxy::Shared,
+    scaler::keda,
+    telemetry::RouteCounters,
+};
+
+/// Bound, not running.
+pub(super) struct Control {
+    scaler: Option<GrpcListener>,
+    peers: Option<(GrpcListener, config::Peers)>,
+}
+
+/// Running.
+pub(super) struct Running {
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    stopping: CancellationToken,
+    has_scaler: bool,
+    peers: Option<Arc<Peers>>,
+}
+
+/// What the admin listener reads.
+pub(super) struct View {
+    shared: Arc<Shared>,
+    has_scaler: bool,
+    peers: Option<Arc<Peers>>,
+}
+
+/// How often the numbers of requests are taken down for the request rates.
+const SAMPLE: Duration = Duration::from_secs(1);
+
+// === impl Control ===
+
+impl Control {
+    /// Binds what the configuration asks for.
+    pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
+        let tls = config.scaler_tls.clone().map(Tls::load).transpose()?;
+        let failed = |key, address| move |source| StartError::Listen { key, address, source };
+        let scaler = match config.scaler {
+            Some(address) => Some(GrpcListener::bind(address, tls).await.map_err(failed("scaler", address))?),
+            None => None,
+        };
+        let peers = match &config.peers {
+            Some(peers) => {
+                let listener = GrpcListener::bind(peers.listen, None).await;
+                Some((listener.map_err(failed("peers.listen", peers.listen))?, peers.clone()))
+            }
+            None => None,
+        };
+        Ok(Self { scaler, peers })
+    }
+
+    pub(super) fn scaler_address(&self) -> Option<SocketAddr> {
+        self.scaler.as_ref()?.local_addr().ok()
+    }
+
+    pub(super) fn peers_address(&self) -> Option<SocketAddr> {
+        self.peers.as_ref()?.0.local_addr().ok()
+    }
+
+    /// Runs it for these routes.
+    pub(super) fn start(self, routes: Arc<Directory>) -> Running {
+        let tasks = TaskTracker::new();
+        let stopping = CancellationToken::new();
+        let draining = stopping.child_token();
+        let has_scaler = self.scaler.is_some();
+        if has_scaler || self.peers.is_some() {
+            tasks.spawn(stopping.clone().run_until_cancelled_owned(sample(routes.clone())));
+        }
+        if let Some(listener) = self.scaler {
+            tasks.spawn(keda::serve(listener, routes.clone(), draining.clone(), stopping.clone()));
+        }
+        let peers = self.peers.map(|(listener, config)| {
+            let peers = Arc::new(Peers::new(routes, config));
+            let (running, stopping) = (peers.clone(), stopping.clone());
+            tasks.spawn(async move { running.run(listener, stopping).await });
+            peers
+        });
+        tasks.close();
+        Running { tasks, draining, stopping, has_scaler, peers }
+    }
+}
+
+async fn sample(routes: Arc<Directory>) {
+    let mut ticks = interval(SAMPLE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        routes.gates().values().for_each(|gate| gate.sample_rate());
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// KEDA goes to another replica, if there is one. Our requests still count: other replicas go on hearing of them.
+    pub(super) fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Says goodbye to everybody, and waits until that is done. Its time is bounded.
+    pub(super) async fn stop(&self) {
+        self.stopping.cancel();
+        self.tasks.wait().await;
+    }
+
+    /// For the admin listener.
+    pub(super) fn view(&self, shared: Arc<Shared>) -> View {
+        View { shared, has_scaler: self.has_scaler, peers: self.peers.clone() }
+    }
+}
+
+// === impl View ===
+
+impl admin::View for View {
+    fn gates(&self) -> Vec<Arc<Gate>> {
+        self.shared.table.load().gates().to_vec()
+    }
+
+    fn unrouted(&self) -> &RouteCounters {
+        &self.shared.unrouted
+    }
+
+    fn buffered_bytes(&self) -> usize {
+        self.shared.budget.used()
+    }
+
+    fn awaits_routes(&self) -> bool {
+        self.shared.awaits_routes.load(Ordering::Relaxed)
+    }
+
+    fn has_scaler(&self) -> bool {
+        self.has_scaler
+    }
+
+    fn peers(&self) -> Vec<(&'static str, usize)> {
+        let states = self.peers.iter().flat_map(|peers| peers.states());
+        states.map(|(state, number)| (state.name(), number)).collect()
+    }
+}

@@ -1,0 +1,92 @@
+//! Requests per second over a sliding window, from samples of a counter.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+/// Samples of a counter that only rises. They are taken off the request path, so requests pay nothing for them.
+#[derive(Debug, Default)]
+pub struct Rate {
+    /// Oldest first. All but the first are younger than the window.
+    samples: VecDeque<(Instant, u64)>,
+}
+
+// === impl Rate ===
+
+impl Rate {
+    /// How many samples a window has at the most: enough that one more or less changes the rate by a percent or two.
+    const RESOLUTION: u32 = 60;
+
+    /// The counter stands at `count`.
+    pub fn sample(&mut self, now: Instant, count: u64, window: Duration) {
+        let due = self.samples.back().is_none_or(|(last, _)| now - *last >= window / Self::RESOLUTION);
+        if due {
+            self.samples.push_back((now, count));
+        }
+        // The first one stays that is as old as the window: the rate is taken from there.
+        while self.samples.get(1).is_some_and(|(time, _)| now - *time >= window) {
+            self.samples.pop_front();
+        }
+        // A window that has become shorter, or samples that came too fast.
+        while self.samples.len() > Self::RESOLUTION as usize + 2 {
+            self.samples.pop_front();
+        }
+    }
+
+    /// How fast it has risen up to `count`. Before the first window is over, what has been seen is spread over all of
+    /// it: a burst at the start is no rate yet.
+    pub fn per_second(&self, now: Instant, count: u64, window: Duration) -> f64 {
+        let Some((since, before)) = self.samples.front() else { return 0.0 };
+        let span = (now - *since).max(window).as_secs_f64();
+        #[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 requests")]
+        let risen = count.saturating_sub(*before) as f64;
+        if span > 0.0 { risen / span } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_rate_is_that_of_the_last_window() {
+        let mut rate = Rate::default();
+        let start = Instant::now();
+        let at = |second: u64| start + Duration::from_secs(second);
+        assert_eq!(rate.per_second(start, 0, WINDOW), 0.0);
+        // 3 a second for two minutes.
+        for second in 0..=120 {
+            rate.sample(at(second), 3 * second, WINDOW);
+            if second == 30 {
+                assert_eq!(rate.per_second(at(30), 90, WINDOW), 1.5, "90 in 60 s, of which 30 are over");
+            }
+        }
+        assert_eq!(rate.per_second(at(120), 360, WINDOW), 3.0, "(360 - 180) ÷ 60");
+        // Then nothing.
+        for second in 121..=150 {
+            rate.sample(at(second), 360, WINDOW);
+        }
+        assert_eq!(rate.per_second(at(150), 360, WINDOW), 1.5, "(360 - 270) ÷ 60");
+        for second in 151..=180 {
+            rate.sample(at(second), 360, WINDOW);
+        }
+        assert_eq!(rate.per_second(at(180), 360, WINDOW), 0.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn samples_are_bounded_whatever_the_window() {
+        let mut rate = Rate::default();
+        let start = Instant::now();
+        for second in 0..10_000 {
+            rate.sample(start + Duration::from_secs(second), second, Duration::from_secs(86_400));
+        }
+        assert!(rate.samples.len() <= 62, "{}", rate.samples.len());
+        let now = start + Duration::from_secs(10_000);
+        for _ in 0..1000 {
+            rate.sample(now, 0, Duration::from_millis(1));
+        }
+        assert!(rate.samples.len() <= 62, "{}", rate.samples.len());
+    }
+}

@@ -1,0 +1,179 @@
+//! The values that a scaler reports: pure arithmetic over counts.
+
+use super::Counts;
+use crate::domain::{Counting, Policy, RequestRate, Scaling};
+
+/// What one replica of the target is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// How much of the value.
+    pub scaling: Scaling,
+    /// How many requests in flight, from one replica of this proxy.
+    pub concurrency: u32,
+}
+
+// === impl Capacity ===
+
+impl From<&Policy> for Capacity {
+    fn from(policy: &Policy) -> Self {
+        Self { scaling: policy.scaling, concurrency: policy.concurrency.max }
+    }
+}
+
+/// The queue depth: what waits, and of what is in flight so much as it fills of a replica. So a full replica asks for
+/// itself, as many targets as wait ask for as many more, and streams that are served ask for nothing.
+///
+/// It is zero exactly when demand is false, and without a ready endpoint no more than the activation's replicas.
+pub fn queue_depth(counts: &Counts, Capacity { scaling, concurrency }: Capacity) -> f64 {
+    let waiting = to_float(counts.held.max(counts.waiting_in_servers()));
+    let in_flight = to_float(counts.in_flight);
+    let value = match scaling.counting {
+        Counting::Queue => waiting + in_flight * f64::from(scaling.target) / f64::from(concurrency.max(1)),
+        Counting::Concurrency => waiting + in_flight,
+    };
+    let value = if counts.lasting { value.max(1.0) } else { value };
+    clamp(value, scaling.target, &scaling, counts.ready)
+}
+
+/// Requests per second.
+pub fn request_rate(counts: &Counts, rate: RequestRate, scaling: &Scaling) -> f64 {
+    clamp(counts.request_rate, rate.target, scaling, counts.ready)
+}
+
+/// Before the first endpoint is ready, a backlog says little about how many replicas are needed.
+fn clamp(value: f64, target: u32, scaling: &Scaling, ready: bool) -> f64 {
+    if ready { value } else { value.min(f64::from(target) * f64::from(scaling.activation_replicas)) }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 requests")]
+fn to_float(count: u64) -> f64 {
+    count as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const READY: Counts = Counts {
+        held: 0,
+        in_flight: 0,
+        lasting: true,
+        activations: 0,
+        request_rate: 0.0,
+        server_queue: 0,
+        ready: true,
+        streams: 0,
+    };
+
+    fn capacity(target: u32, concurrency: u32, activation_replicas: u32) -> Capacity {
+        Capacity { scaling: Scaling { target, activation_replicas, ..Scaling::default() }, concurrency }
+    }
+
+    /// What KEDA's HPA makes of it.
+    fn replicas(value: f64, target: u32) -> f64 {
+        (value / f64::from(target)).ceil()
+    }
+
+    #[test]
+    fn a_full_replica_asks_for_one_and_five_more_that_wait_for_another() {
+        let capacity = capacity(5, 64, 1);
+        for (held, in_flight, value, wanted) in [
+            (0, 64, 5.0, 1.0), // 64 × 5 ÷ 64
+            (5, 64, 10.0, 2.0),
+            (0, 32, 2.5, 1.0),
+            (0, 128, 10.0, 2.0),
+            (6, 64, 11.0, 3.0),
+            (0, 0, 1.0, 1.0), // it lasts
+        ] {
+            let depth = queue_depth(&Counts { held, in_flight, ..READY }, capacity);
+            assert_eq!((depth, replicas(depth, 5)), (value, wanted), "{held} held, {in_flight} in flight");
+        }
+    }
+
+    #[test]
+    fn what_waits_in_the_servers_counts_if_it_is_more_and_only_while_one_is_ready() {
+        let counts = Counts { held: 3, server_queue: 12, in_flight: 64, ..READY };
+        assert_eq!(queue_depth(&counts, capacity(5, 64, 1)), 17.0, "12 + 64 × 5 ÷ 64");
+        let counts = Counts { held: 20, ..counts };
+        assert_eq!(queue_depth(&counts, capacity(5, 64, 1)), 25.0, "20 + 5");
+        let gone = Counts { server_queue: 12, ..Counts::default() };
+        assert_eq!((queue_depth(&gone, capacity(5, 64, 1)), gone.is_active()), (0.0, false));
+    }
+
+    #[test]
+    fn a_backlog_at_zero_asks_for_the_replicas_of_the_activation_and_no_more() {
+        let cold = Counts { held: 100, request_rate: 50.0, ready: false, ..READY };
+        assert_eq!(queue_depth(&cold, capacity(5, 64, 1)), 5.0, "not 100, which is 20 replicas");
+        assert_eq!(queue_depth(&cold, capacity(5, 64, 2)), 10.0, "5 × 2");
+        assert_eq!(queue_depth(&Counts { ready: true, ..cold }, capacity(5, 64, 1)), 100.0);
+        let rate = RequestRate { target: 4, window: crate::domain::Period::from_secs(60) };
+        let scaling = capacity(5, 64, 2).scaling;
+        assert_eq!(request_rate(&cold, rate, &scaling), 8.0, "4 × 2");
+        assert_eq!(request_rate(&Counts { ready: true, ..cold }, rate, &scaling), 50.0);
+    }
+
+    #[test]
+    fn concurrency_counts_everything_once() {
+        let mut capacity = capacity(100, 1, 1);
+        capacity.scaling.counting = Counting::Concurrency;
+        assert_eq!(queue_depth(&Counts { held: 7, in_flight: 35, ..READY }, capacity), 42.0, "7 + 35");
+    }
+
+    prop_compose! {
+        fn counts()(
+            held in 0..10_000_u64,
+            in_flight in 0..10_000_u64,
+            lasting: bool,
+            server_queue in 0..100_u64,
+            ready: bool,
+        ) -> Counts {
+            Counts { held, in_flight, lasting, server_queue, ready, ..Counts::default() }
+        }
+    }
+
+    prop_compose! {
+        fn capacities()(
+            target in 1..1000_u32,
+            concurrency in 1..1000_u32,
+            activation_replicas in 1..10_u32,
+            all: bool,
+        ) -> Capacity {
+            let mut capacity = capacity(target, concurrency, activation_replicas);
+            capacity.scaling.counting = if all { Counting::Concurrency } else { Counting::Queue };
+            capacity
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_zero_exactly_when_demand_is_false(counts in counts(), capacity in capacities()) {
+            prop_assert_eq!(queue_depth(&counts, capacity) > 0.0, counts.is_active());
+        }
+
+        #[test]
+        fn without_an_endpoint_it_never_asks_for_more_than_the_activation(
+            counts in counts(),
+            capacity in capacities(),
+        ) {
+            let cold = Counts { ready: false, ..counts };
+            let wanted = replicas(queue_depth(&cold, capacity), capacity.scaling.target);
+            prop_assert!(wanted <= f64::from(capacity.scaling.activation_replicas));
+            prop_assert_eq!(wanted >= 1.0, cold.is_active());
+        }
+
+        #[test]
+        fn more_requests_never_ask_for_less(
+            one in counts(),
+            other in counts(),
+            capacity in capacities(),
+        ) {
+            let both = one.plus(other);
+            prop_assert_eq!(both, other.plus(one));
+            // The other one may be the one that knows of an endpoint, which lifts the clamp.
+            let alone = queue_depth(&Counts { ready: both.ready, ..one }, capacity).min(queue_depth(&one, capacity));
+            prop_assert!(queue_depth(&both, capacity) >= alone);
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Serves gRPC on a listener: for KEDA, and for other replicas. Every connection, handshake and stream has a bound.
+
+mod tls;
+
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{
+    Server,
+    server::{Connected, Router},
+};
+
+pub use tls::{Tls, TlsError};
+
+/// A bound address where gRPC is spoken.
+#[derive(Clone)]
+pub struct GrpcListener {
+    listener: Arc<TcpListener>,
+    tls: Option<Arc<Tls>>,
+    connections: Arc<Semaphore>,
+}
+
+/// A client's connection.
+pub struct Connection {
+    io: Box<dyn Io>,
+    peer: SocketAddr,
+    _open: OwnedSemaphorePermit,
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// How many connections may be open to one listener. KEDA has one or a few, and so has each replica.
+const CONNECTIONS: usize = 256;
+
+/// How many calls may be under way on one connection. KEDA has a single one for all of its ScaledObjects, and what is
+/// above the limit waits in silence there; so this is far above what streams there may be.
+const CALLS: u32 = 10_000;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How often a silent client is asked whether it is there, and how long it may take to answer. KEDA never asks us, and
+/// without that a connection through a firewall that has forgotten it would be silent for good.
+const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
+/// How long to wait after the system refused a connection for want of something.
+const REFUSED: Duration = Duration::from_millis(100);
+
+/// A server with our bounds, to add services to.
+pub fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(CALLS)
+        .http2_keepalive_interval(Some(PING.0))
+        .http2_keepalive_timeout(Some(PING.1))
+        .http2_max_header_list_size(16 << 10)
+}
+
+// === impl GrpcListener ===
+
+impl GrpcListener {
+    /// Binds the address.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn bind(address: SocketAddr, tls: Option<Tls>) -> io::Result<Self> {
+        Ok(Self {
+            listener: Arc::new(TcpListener::bind(address).await?),
+            tls: tls.map(Arc::new),
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+        })
+    }
+
+    /// Where it is.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `ending`; then connections end with the calls that are under way, and this returns when they
+    /// have. Others may serve here at the same time or afterwards.
+    pub async fn serve(&self, router: Router, ending: CancellationToken) {
+        let (sender, accepted) = mpsc::channel(1);
+        let accepting = async {
+            tokio::select! {
+                // The end first: what comes then is for others.
+                biased;
+                () = ending.cancelled() => {}
+                () = self.accept(sender) => {}
+            }
+        };
+        let accepted = ReceiverStream::new(accepted).map(Ok::<_, Infallible>);
+        let serving = router.serve_with_incoming_shutdown(accepted, ending.cancelled());
+        let (served, ()) = tokio::join!(serving, accepting);
+        if let Err(error) = served {
+            tracing::error!(%error, "the gRPC server has ended");
+        }
+    }
+
+    /// Never ends by itself; cancel-safe, but for handshakes under way.
+    async fn accept(&self, sender: mpsc::Sender<Connection>) {
+        let mut handshakes = JoinSet::new();
+        loop {
+            // The semaphore is never closed.
+            let Ok(open) = self.connections.clone().acquire_owned().await else { return };
+            let accepted = tokio::select! {
+                // Both are rare. Ended handshakes first, so that they do not pile up.
+                biased;
+                Some(_) = handshakes.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let (tls, sender) = (self.tls.clone(), sender.clone());
+                    handshakes.spawn(async move {
+                        match handshake(stream, tls).await {
+                            Ok(io) => drop(sender.send(Connection { io, peer, _open: open }).await),
+                            Err(error) => tracing::debug!(%peer, %error, "a gRPC connection was not made"),
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a gRPC connection was not accepted");
+                    sleep(REFUSED).await;
+                }
+            }
+        }
+    }
+}
+
+async fn handshake(stream: TcpStream, tls: Option<Arc<Tls>>) -> io::Result<Box<dyn Io>> {
+    // Pushes are small, and must not wait for more.
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok(Box::new(stream)) };
+    let acceptor = tls.acceptor().await;
+    let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await??;
+    Ok(Box::new(stream))
+}
+
+// === impl Connection ===
+
+impl Connected for Connection {
+    type ConnectInfo = SocketAddr;
+
+    fn connect_info(&self) -> SocketAddr {
+        self.peer
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}

@@ -1,0 +1,333 @@
+//! Routes of the cluster: both kinds watched, checked, set against each other, and published.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use kube::{Resource, ResourceExt, api::ObjectMeta, core::DeserializeGuard, runtime::watcher};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    Cluster, InterceptorRoute, ModelRoute, Watched,
+    conflicts::{Candidate, RouteKind, RouteObject, Settled, settle},
+    interceptor_route::{BODIES, PROBE, References},
+    report::Verdict,
+};
+use crate::{
+    config::{Config, check_cluster_route},
+    domain::Route,
+};
+
+/// The routes of the cluster as they are served.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClusterRoutes {
+    /// Valid, none with the name of another or of a route of the file; the one that goes first of two that match the
+    /// same stands first.
+    pub routes: Arc<Vec<Route>>,
+    /// What is to be said of each object.
+    pub verdicts: Arc<BTreeMap<RouteObject, Verdict>>,
+    /// Whether all that there are have been seen once.
+    pub is_settled: bool,
+}
+
+/// The objects that are routes, as they are known now.
+#[derive(Clone)]
+pub struct RouteObjects {
+    pub(super) ours: Option<Watched<DeserializeGuard<ModelRoute>>>,
+    pub(super) theirs: Option<Watched<DeserializeGuard<InterceptorRoute>>>,
+}
+
+/// How long nothing must change before what has changed is looked at: objects come in bunches.
+const QUIET: Duration = Duration::from_millis(50);
+/// How long changes are gathered at most.
+const LONGEST: Duration = Duration::from_millis(500);
+/// How long it may take until all routes have been seen, before that is worth a warning.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Watcher {
+    cluster: Cluster,
+    config: Config,
+    objects: RouteObjects,
+    file: watch::Receiver<Arc<Vec<Route>>>,
+    others: Others,
+    published: watch::Sender<Arc<ClusterRoutes>>,
+}
+
+/// What objects of the Add-on speak of, watched once one does: who needs no right to it shall need none.
+#[derive(Default)]
+struct Others {
+    config_maps: Option<Watched<ConfigMap>>,
+    services: Option<Watched<Service>>,
+    wants_config_maps: AtomicBool,
+    wants_services: AtomicBool,
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Watches the routes of the cluster. `config` has the limits, addresses and rights of this proxy, `file` the routes
+    /// of the file, which go before those of the cluster.
+    pub fn routes(
+        &self,
+        config: Config,
+        file: watch::Receiver<Arc<Vec<Route>>>,
+    ) -> (RouteObjects, watch::Receiver<Arc<ClusterRoutes>>) {
+        let kubernetes = config.kubernetes.clone().unwrap_or_default();
+        let (published, routes) = watch::channel(Arc::default());
+        let objects = RouteObjects {
+            ours: kubernetes
+                .model_routes
+                .then(|| self.watch_in(self.apis(), watcher::Config::default(), trim)),
+            theirs: kubernetes
+                .interceptor_routes
+                .then(|| self.watch_in(self.apis(), watcher::Config::default(), trim)),
+        };
+        let watcher = Watcher {
+            cluster: self.clone(),
+            config,
+            objects: objects.clone(),
+            file,
+            others: Others::default(),
+            published,
+        };
+        self.spawn(watcher.run());
+        (objects, routes)
+    }
+}
+
+/// What `kubectl apply` notes of an object is as large as the object.
+fn trim<K: Resource>(object: &mut K) {
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.retain(|name, _| name == PROBE);
+    }
+}
+
+// === impl Watcher ===
+
+impl Watcher {
+    async fn run(mut self) {
+        self.settle_in().await;
+        loop {
+            let file = self.file.borrow_and_update().clone();
+            self.publish(&file);
+            if self.others.watch(&self.cluster) {
+                continue;
+            }
+            self.changed().await;
+            self.gather().await;
+        }
+    }
+
+    /// Waits until all routes have been seen once: before that, a younger route could be served in place of an older
+    /// one that is only seen later.
+    async fn settle_in(&mut self) {
+        let mut told = false;
+        let patience = Instant::now() + PATIENCE;
+        while !self.objects.is_settled() {
+            tokio::select! {
+                biased; // what has come may be all
+                () = self.changed() => {}
+                () = sleep_until(patience), if !told => {
+                    told = true;
+                    let why = self.objects.failure();
+                    let why = why.as_deref().unwrap_or("the API server has not answered");
+                    tracing::warn!(why, "the routes of the cluster are not known yet: /readyz says no until they are");
+                }
+            }
+        }
+    }
+
+    async fn changed(&mut self) {
+        tokio::select! {
+            biased; // any of them will do
+            () = self.objects.changed() => {}
+            Ok(()) = self.file.changed() => {}
+            () = changed(&mut self.others.config_maps) => {}
+            () = changed(&mut self.others.services) => {}
+        }
+    }
+
+    /// Waits until the changes are over, or for [`LONGEST`].
+    async fn gather(&mut self) {
+        let end = Instant::now() + LONGEST;
+        loop {
+            tokio::select! {
+                biased; // the end first: changes may never cease
+                () = sleep_until(end) => return,
+                () = self.changed() => {}
+                () = sleep(QUIET) => return,
+            }
+        }
+    }
+
+    fn publish(&self, file: &[Route]) {
+        let Settled { routes, verdicts } = settle(file, self.candidates());
+        self.published.send_if_modified(|before| {
+            for (object, verdict) in &verdicts {
+                if !verdict.is_accepted() && before.verdicts.get(object) != Some(verdict) {
+                    tracing::warn!(%object, reason = verdict.reason(), "not served: {}", verdict.message());
+                }
+            }
+            // What has not changed stays the same, also in memory.
+            let keep = |before: &Arc<Vec<Route>>| (**before == routes).then(|| before.clone());
+            let now = ClusterRoutes {
+                routes: keep(&before.routes).unwrap_or_else(|| Arc::new(routes)),
+                verdicts: Arc::new(verdicts),
+                is_settled: true,
+            };
+            let changed = **before != now;
+            if changed {
+                *before = Arc::new(now);
+            }
+            changed
+        });
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let ours = self.objects.ours.iter().flat_map(Watched::all).map(|object| {
+            let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
+                let namespace = object.namespace().unwrap_or_default();
+                Ok((object.spec.to_route(&namespace, &object.name_any())?, Vec::new()))
+            });
+            candidate(RouteKind::ModelRoute, object.meta(), self.check(route))
+        });
+        let theirs = self.objects.theirs.iter().flat_map(Watched::all).map(|object| {
+            let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
+                let read = object.to_route(&self.others)?;
+                Ok((read.route, read.remarks))
+            });
+            candidate(RouteKind::InterceptorRoute, object.meta(), self.check(route))
+        });
+        ours.chain(theirs).collect()
+    }
+
+    /// The same rules as for a route of the file, and those for routes of others.
+    fn check(&self, route: Result<(Route, Vec<String>), String>) -> Result<(Route, Vec<String>), String> {
+        let (route, mut remarks) = route?;
+        remarks.extend(check_cluster_route(&route, &self.config).map_err(|problems| problems.join("; "))?);
+        Ok((route, remarks))
+    }
+}
+
+fn candidate(kind: RouteKind, meta: &ObjectMeta, route: Result<(Route, Vec<String>), String>) -> Candidate {
+    Candidate {
+        object: object(kind, meta),
+        created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
+        route,
+    }
+}
+
+pub(super) fn object(kind: RouteKind, meta: &ObjectMeta) -> RouteObject {
+    RouteObject {
+        kind,
+        namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
+    }
+}
+
+/// Why an object cannot be read, and how that may come.
+fn malformed(error: &str) -> String {
+    let hint = if error.contains("unknown field") {
+        "; the definition in the cluster may be newer than this proxy: upgrade the proxy, or leave the field out"
+    } else {
+        "; see `kubectl explain`, or apply the definition that `anteroom crds` prints: it refuses such objects"
+    };
+    format!("it cannot be read: {error}{hint}")
+}
+
+// === impl RouteObjects ===
+
+impl RouteObjects {
+    /// Whether all that there are have been seen once, as far as the cluster has such kinds.
+    fn is_settled(&self) -> bool {
+        self.ours.as_ref().is_none_or(Watched::is_settled)
+            && self.theirs.as_ref().is_none_or(Watched::is_settled)
+    }
+
+    /// Waits until something has changed since the last call. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        tokio::select! {
+            biased; // any of them will do
+            () = changed(&mut self.ours) => {}
+            () = changed(&mut self.theirs) => {}
+        }
+    }
+
+    fn failure(&self) -> Option<Arc<str>> {
+        let ours = self.ours.as_ref().and_then(Watched::failure);
+        ours.or_else(|| self.theirs.as_ref().and_then(Watched::failure))
+    }
+}
+
+async fn changed<K>(watched: &mut Option<Watched<K>>)
+where
+    K: kube::runtime::reflector::Lookup<DynamicType: Default + Eq + std::hash::Hash + Clone>
+        + Clone
+        + 'static,
+{
+    match watched {
+        Some(watched) => watched.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+// === impl Others ===
+
+impl Others {
+    /// Begins to watch what has been asked for; whether that is something new.
+    fn watch(&mut self, cluster: &Cluster) -> bool {
+        let mut new = false;
+        if self.wants_config_maps.load(Ordering::Relaxed) && self.config_maps.is_none() {
+            let labelled = watcher::Config::default().labels(BODIES);
+            self.config_maps = Some(cluster.watch(labelled));
+            new = true;
+        }
+        if self.wants_services.load(Ordering::Relaxed) && self.services.is_none() {
+            self.services = Some(cluster.watch(watcher::Config::default()));
+            new = true;
+        }
+        new
+    }
+}
+
+impl References for Others {
+    fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, Bytes>> {
+        self.wants_config_maps.store(true, Ordering::Relaxed);
+        let found = self.config_maps.as_ref()?.get(namespace, name)?;
+        let texts = found.data.iter().flatten().map(|(key, text)| (key.clone(), text.clone().into()));
+        let binary =
+            found.binary_data.iter().flatten().map(|(key, data)| (key.clone(), data.0.clone().into()));
+        Some(texts.chain(binary).collect())
+    }
+
+    fn service_port(&self, namespace: &str, service: &str, port: &str) -> Option<u16> {
+        self.wants_services.store(true, Ordering::Relaxed);
+        let found = self.services.as_ref()?.get(namespace, service)?;
+        let mut ports = found.spec.as_ref()?.ports.iter().flatten();
+        let found = ports.find(|known| known.name.as_deref() == Some(port))?;
+        u16::try_from(found.port).ok()
+    }
+}
+
+// === impl ClusterRoutes ===
+
+impl ClusterRoutes {
+    /// How many objects of each kind have each verdict, in one word.
+    pub fn counts(&self) -> HashMap<(RouteKind, &'static str), usize> {
+        let mut counts = HashMap::new();
+        for (object, verdict) in self.verdicts.iter() {
+            *counts.entry((object.kind, verdict.reason())).or_default() += 1;
+        }
+        counts
+    }
+}

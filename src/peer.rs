@@ -1,0 +1,84 @@
+//! Replicas tell each other their demand, so that each can answer a scaler for all.
+//!
+//! Each one follows every other one. What it hears goes into the gates of its routes, which is all that an answer reads:
+//! no peer, however sick, is asked or waited for.
+
+mod board;
+mod follow;
+mod network;
+mod report;
+
+/// The protocol, as generated from `proto/peers.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod proto {
+    tonic::include_proto!("anteroom.peers.v1");
+}
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{admission::Directory, config, grpc::GrpcListener};
+use board::Board;
+pub use board::PeerState;
+use follow::Following;
+use network::Dns;
+
+/// This replica among its peers.
+pub struct Peers {
+    board: Arc<Board>,
+    routes: Arc<Directory>,
+    config: config::Peers,
+}
+
+/// How many other replicas there may be.
+const REPLICAS: usize = 64;
+
+/// How many routes one report may have; the rest follows in the next one at once.
+const ROUTES: usize = 2_000;
+
+/// How large a report may be: its routes with the longest names there are.
+const REPORT: usize = 4 << 20;
+
+/// How long connections have to end in order.
+const GRACE: Duration = Duration::from_secs(1);
+
+// === impl Peers ===
+
+impl Peers {
+    /// A replica with these routes. It gets a name that no other one has.
+    pub fn new(routes: Arc<Directory>, config: config::Peers) -> Self {
+        let id = format!("{:016x}", fastrand::u64(..));
+        let board = Board::new(id, routes.clone(), config.timeout.get());
+        Self { board: Arc::new(board), routes, config }
+    }
+
+    /// How many other replicas are in each state.
+    pub fn states(&self) -> [(PeerState, usize); 3] {
+        self.board.states()
+    }
+
+    /// Answers other replicas and follows them until `stopping`; then says goodbye.
+    pub async fn run(&self, listener: GrpcListener, stopping: CancellationToken) {
+        let network = Arc::new(Dns::new(self.config.service.clone(), self.board.id().to_owned()));
+        let answering = report::serve(listener, self.board.id(), self.routes.clone(), stopping.clone());
+        let following = async {
+            tokio::select! {
+                // The end first: what is heard then changes nothing any more.
+                biased;
+                () = stopping.cancelled() => {}
+                () = Following::new(self.board.clone(), network).run() => {}
+            }
+        };
+        let cut = async {
+            stopping.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            // In order, if it is in time.
+            biased;
+            ((), ()) = async { tokio::join!(answering, following) } => {}
+            () = cut => {}
+        }
+    }
+}

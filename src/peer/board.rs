@@ -1,0 +1,324 @@
+//! What is known of the other replicas.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    REPLICAS,
+    proto::{Report, RouteDemand},
+};
+use crate::{
+    admission::{Directory, Gate},
+    demand::Counts,
+    domain::RouteKey,
+};
+
+/// The other replicas by what they said last. The sum for each route is in its gate.
+pub(super) struct Board {
+    id: String,
+    routes: Arc<Directory>,
+    timeout: Duration,
+    /// By the name that they give themselves.
+    replicas: Mutex<BTreeMap<String, Replica>>,
+    /// Addresses that nobody answers at.
+    unreachable: Mutex<BTreeSet<SocketAddr>>,
+    /// Somebody may have to be forgotten sooner than was known.
+    disconnected: Notify,
+}
+
+struct Replica {
+    address: SocketAddr,
+    is_connected: bool,
+    heard: Instant,
+    routes: HashMap<String, Entry>,
+}
+
+/// What a replica says of a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Entry {
+    pub(super) counts: Counts,
+    /// How often a scaler was told there.
+    pub(super) pushes: u64,
+}
+
+/// How another replica is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// It tells us its demand.
+    Connected,
+    /// The connection has ended; its last word counts for a while.
+    Silent,
+    /// An address of the service at which nobody answers.
+    Unreachable,
+}
+
+/// Who is at an address, by its first report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Somebody to follow.
+    Peer,
+    /// We ourselves.
+    Ourselves,
+    /// Somebody whom we follow already, at another address.
+    Known,
+    /// One too many.
+    TooMany,
+}
+
+/// How many routes of one replica are counted.
+const KEPT: usize = 10_000;
+
+/// How long the key of a route may be: a namespace has at most 63 characters, a name 253.
+const KEY: usize = 512;
+
+// === impl Board ===
+
+impl Board {
+    pub(super) fn new(id: String, routes: Arc<Directory>, timeout: Duration) -> Self {
+        Self {
+            id,
+            routes,
+            timeout,
+            replicas: Mutex::default(),
+            unreachable: Mutex::default(),
+            disconnected: Notify::new(),
+        }
+    }
+
+    /// Our own name.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub(super) const fn routes(&self) -> &Arc<Directory> {
+        &self.routes
+    }
+
+    /// How long the last word of a silent replica counts.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The first report of a connection: all that there is to say.
+    pub(super) fn found(&self, address: SocketAddr, report: &Report) -> Found {
+        if report.replica == self.id {
+            self.forget(|_, replica| replica.address == address);
+            return Found::Ourselves;
+        }
+        // Who was at this address before is gone.
+        self.forget(|id, replica| replica.address == address && *id != report.replica);
+        let mut replicas = self.replicas.lock();
+        if replicas.get(&report.replica).is_some_and(|known| known.is_connected && known.address != address) {
+            return Found::Known;
+        }
+        if replicas.len() >= REPLICAS && !replicas.contains_key(&report.replica) {
+            return Found::TooMany;
+        }
+        let replica = Replica { address, is_connected: true, heard: Instant::now(), routes: HashMap::new() };
+        let before = replicas.insert(report.replica.clone(), replica);
+        let mut touched: Vec<_> = before.into_iter().flat_map(|before| before.routes.into_keys()).collect();
+        touched.extend(keep(&mut replicas, report));
+        self.add_up(&replicas, touched.iter().map(String::as_str));
+        Found::Peer
+    }
+
+    /// A further report.
+    pub(super) fn heard(&self, report: &Report) {
+        let mut replicas = self.replicas.lock();
+        for (route, pushes) in pushes(&replicas, report) {
+            // The scaler was told by another replica, of a request that may be here.
+            if let Some(gate) = self.routes.get(route)
+                && pushes
+                && gate.demand().raised_since().is_some()
+            {
+                gate.cold_starts().pushed();
+            }
+        }
+        let touched = keep(&mut replicas, report);
+        self.add_up(&replicas, touched.iter().map(String::as_str));
+    }
+
+    /// The connection has broken: what was said last counts until the time is over.
+    pub(super) fn disconnected(&self, address: SocketAddr) {
+        for replica in self.replicas.lock().values_mut().filter(|replica| replica.address == address) {
+            replica.is_connected = false;
+        }
+        self.disconnected.notify_one();
+    }
+
+    /// It said goodbye, or has been silent for too long.
+    pub(super) fn left(&self, address: SocketAddr) {
+        self.forget(|_, replica| replica.address == address);
+    }
+
+    /// Whether anybody answers at this address.
+    pub(super) fn set_reachable(&self, address: SocketAddr, is_reachable: bool) {
+        let mut unreachable = self.unreachable.lock();
+        if is_reachable {
+            unreachable.remove(&address);
+        } else {
+            unreachable.insert(address);
+        }
+    }
+
+    /// Forgets those that have been silent for too long, whenever there are any. Never ends; cancel-safe.
+    pub(super) async fn expire(&self) {
+        loop {
+            let silent = |replica: &&Replica| !replica.is_connected;
+            let next = self.replicas.lock().values().filter(silent).map(|replica| replica.heard).min();
+            let expired = async {
+                match next {
+                    Some(heard) => tokio::time::sleep_until(heard + self.timeout).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                // Either changes what is next.
+                biased;
+                () = self.disconnected.notified() => {}
+                () = expired => {}
+            }
+            let now = Instant::now();
+            self.forget(|_, replica| !replica.is_connected && replica.heard + self.timeout <= now);
+        }
+    }
+
+    /// The routes have changed: new gates know nothing of the others yet.
+    pub(super) fn add_up_all(&self) {
+        let replicas = self.replicas.lock();
+        let gates = self.routes.gates();
+        self.add_up(&replicas, gates.keys().map(RouteKey::as_str));
+    }
+
+    pub(super) fn states(&self) -> [(PeerState, usize); 3] {
+        let replicas = self.replicas.lock();
+        let connected = replicas.values().filter(|replica| replica.is_connected).count();
+        [
+            (PeerState::Connected, connected),
+            (PeerState::Silent, replicas.len() - connected),
+            (PeerState::Unreachable, self.unreachable.lock().len()),
+        ]
+    }
+
+    fn forget(&self, gone: impl Fn(&String, &Replica) -> bool) {
+        let mut replicas = self.replicas.lock();
+        let mut touched = Vec::new();
+        replicas.retain(|id, replica| {
+            let gone = gone(id, replica);
+            if gone {
+                tracing::info!(replica = id, address = %replica.address, "a replica is gone");
+                touched.extend(std::mem::take(&mut replica.routes).into_keys());
+            }
+            !gone
+        });
+        self.add_up(&replicas, touched.iter().map(String::as_str));
+    }
+
+    /// Writes the sums of these routes to their gates. The lock is held, so that of two sums the later one stays.
+    fn add_up<'a>(&self, replicas: &BTreeMap<String, Replica>, routes: impl Iterator<Item = &'a str>) {
+        let mut gates: BTreeMap<&str, Arc<Gate>> = BTreeMap::new();
+        gates.extend(routes.filter_map(|route| Some((route, self.routes.get(route)?))));
+        for (route, gate) in gates {
+            let entries = replicas.values().filter_map(|replica| replica.routes.get(route));
+            gate.demand().set_peers(entries.fold(Counts::default(), |sum, entry| sum.plus(entry.counts)));
+        }
+    }
+}
+
+/// Keeps what a replica says; says of which routes.
+fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String> {
+    let Some(replica) = replicas.get_mut(&report.replica) else { return Vec::new() };
+    replica.heard = Instant::now();
+    let mut touched = Vec::with_capacity(report.routes.len());
+    for demand in &report.routes {
+        let entry = Entry::from(demand);
+        let is_known = replica.routes.contains_key(&demand.route);
+        if entry == Entry::default() {
+            replica.routes.remove(&demand.route);
+        } else if is_known || (replica.routes.len() < KEPT && demand.route.len() <= KEY) {
+            replica.routes.insert(demand.route.clone(), entry);
+        } else {
+            tracing::warn!(
+                replica = report.replica,
+                "too many routes, or too long a name: one is not counted"
+            );
+            continue;
+        }
+        touched.push(demand.route.clone());
+    }
+    touched
+}
+
+/// The routes of a report, and whether a scaler was told of them since the last one.
+fn pushes<'a>(
+    replicas: &BTreeMap<String, Replica>,
+    report: &'a Report,
+) -> impl Iterator<Item = (&'a str, bool)> {
+    let replica = replicas.get(&report.replica);
+    report.routes.iter().map(move |demand| {
+        let before = replica.and_then(|replica| replica.routes.get(&demand.route));
+        (demand.route.as_str(), demand.pushes > before.map_or(0, |before| before.pushes))
+    })
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// As it is told.
+    pub(super) fn of(self, route: &RouteKey) -> RouteDemand {
+        let Counts { held, in_flight, lasting, activations, request_rate, server_queue, ready, streams } =
+            self.counts;
+        RouteDemand {
+            route: route.to_string(),
+            held,
+            in_flight,
+            lasting,
+            request_rate,
+            streams,
+            activations,
+            pushes: self.pushes,
+            ready,
+            server_queue,
+        }
+    }
+}
+
+impl From<&RouteDemand> for Entry {
+    fn from(demand: &RouteDemand) -> Self {
+        let rate = demand.request_rate;
+        Self {
+            counts: Counts {
+                held: demand.held,
+                in_flight: demand.in_flight,
+                lasting: demand.lasting,
+                activations: demand.activations,
+                // What is no number must not make the sum none.
+                request_rate: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
+                server_queue: demand.server_queue,
+                ready: demand.ready,
+                streams: demand.streams,
+            },
+            pushes: demand.pushes,
+        }
+    }
+}
+
+// === impl PeerState ===
+
+impl PeerState {
+    /// Its name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Silent => "silent",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! How other replicas are found and asked.
+
+use std::{io, net::SocketAddr, pin::Pin, time::Duration};
+
+use tokio_stream::Stream;
+use tonic::{Status, transport::Endpoint};
+
+use super::{
+    REPORT,
+    proto::{Report, WatchRequest, peers_client::PeersClient},
+};
+
+/// What another replica tells.
+pub(super) type Reports = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
+
+/// The way to the other replicas; tests have one of their own.
+pub(super) trait Network: Send + Sync + 'static {
+    /// The addresses of all replicas, ours included.
+    fn resolve(&self) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
+    /// Asks the replica there.
+    fn watch(&self, address: SocketAddr) -> impl Future<Output = Result<Reports, Status>> + Send;
+}
+
+/// A name that resolves to all replicas.
+pub(super) struct Dns {
+    service: String,
+    id: String,
+}
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(2);
+
+// === impl Dns ===
+
+impl Dns {
+    /// `service` is `name:port`; `id` is our own name.
+    pub(super) const fn new(service: String, id: String) -> Self {
+        Self { service, id }
+    }
+}
+
+impl Network for Dns {
+    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host(&self.service).await?.collect())
+    }
+
+    async fn watch(&self, address: SocketAddr) -> Result<Reports, Status> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|error| Status::internal(error.to_string()))?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut client = PeersClient::new(channel).max_decoding_message_size(REPORT);
+        let reports = client.watch(WatchRequest { replica: self.id.clone() }).await?.into_inner();
+        Ok(Box::pin(reports))
+    }
+}

@@ -1,0 +1,187 @@
+//! What this replica tells the others.
+
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::stream::unfold;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use super::{
+    REPLICAS, ROUTES,
+    board::Entry,
+    proto::{
+        Report, RouteDemand, WatchRequest,
+        peers_server::{Peers, PeersServer},
+    },
+};
+use crate::{
+    admission::{Directory, Gate, Gates},
+    demand::Counts,
+    domain::RouteKey,
+    grpc::{self, GrpcListener},
+};
+
+/// How often counts are looked at while there are any: so many reports a second there are at the most, and edges.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How often something is said although nothing has changed.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How large a question may be.
+const QUESTION: usize = 4 << 10;
+
+/// What is told to one other replica.
+pub(super) struct Reports {
+    id: Arc<str>,
+    routes: Arc<Directory>,
+    changes: watch::Receiver<Gates>,
+    edges: watch::Receiver<u64>,
+    told: HashMap<RouteKey, Entry>,
+    /// The routes whose demand was true when all were looked at; for the others there is an edge first.
+    active: Vec<Arc<Gate>>,
+    /// When all have to be looked at, and something has to be said.
+    due: Instant,
+    ending: CancellationToken,
+}
+
+struct Answering {
+    id: Arc<str>,
+    routes: Arc<Directory>,
+    /// How many more may ask.
+    streams: Arc<Semaphore>,
+    ending: CancellationToken,
+}
+
+/// Answers other replicas until `ending`.
+pub(super) async fn serve(
+    listener: GrpcListener,
+    id: &str,
+    routes: Arc<Directory>,
+    ending: CancellationToken,
+) {
+    let answering = Answering {
+        id: id.into(),
+        routes,
+        // A replica that comes back may come before its former connection is known to be dead.
+        streams: Arc::new(Semaphore::new(2 * REPLICAS)),
+        ending: ending.clone(),
+    };
+    let service = PeersServer::new(answering).max_decoding_message_size(QUESTION);
+    listener.serve(grpc::server().add_service(service), ending).await;
+}
+
+#[tonic::async_trait]
+impl Peers for Answering {
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        tracing::debug!(replica = request.get_ref().replica, "another replica follows us");
+        let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("more than {REPLICAS} replicas are not provided for"))
+        })?;
+        let reports = Reports::new(self.id.clone(), self.routes.clone(), self.ending.clone());
+        Ok(Response::new(Box::pin(reports.stream(Some(permit)))))
+    }
+}
+
+// === impl Reports ===
+
+impl Reports {
+    pub(super) fn new(id: Arc<str>, routes: Arc<Directory>, ending: CancellationToken) -> Self {
+        Self {
+            id,
+            changes: routes.changes(),
+            edges: routes.edges(),
+            routes,
+            told: HashMap::new(),
+            active: Vec::new(),
+            due: Instant::now(),
+            ending,
+        }
+    }
+
+    /// The stream, as long as it may be open. It is asked for the next report only when the last one is on its way, so
+    /// a slow reader costs nothing: what it is told then is what is true then.
+    pub(super) fn stream(
+        self,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> impl Stream<Item = Result<Report, Status>> + Send {
+        unfold((self, permit), |(mut reports, permit)| async {
+            let report = reports.next().await?;
+            Some((Ok(report), (reports, permit)))
+        })
+    }
+
+    /// Cancel-safe.
+    async fn next(&mut self) -> Option<Report> {
+        loop {
+            let now = Instant::now();
+            let all = now >= self.due
+                || self.edges.has_changed().unwrap_or(true)
+                || self.changes.has_changed().unwrap_or(true);
+            let routes = if all { self.look_at_all() } else { self.look_at_active() };
+            if !routes.is_empty() || now >= self.due {
+                self.due = if routes.len() < ROUTES { now + HEARTBEAT } else { now };
+                return Some(Report { replica: self.id.to_string(), routes });
+            }
+            let look = if self.active.is_empty() { self.due } else { self.due.min(now + LOOK) };
+            tokio::select! {
+                // The end first, or lively routes would keep the stream open.
+                biased;
+                () = self.ending.cancelled() => return None,
+                Ok(()) = self.edges.changed() => self.edges.mark_changed(),
+                Ok(()) = self.changes.changed() => self.changes.mark_changed(),
+                () = sleep_until(look) => {}
+            }
+        }
+    }
+
+    fn look_at_all(&mut self) -> Vec<RouteDemand> {
+        // What changes from here on is seen the next time.
+        self.edges.mark_unchanged();
+        self.changes.mark_unchanged();
+        let gates = self.routes.gates();
+        let mut changed = Vec::new();
+        self.active.clear();
+        for gate in gates.values() {
+            if changed.len() == ROUTES {
+                break;
+            }
+            let counts = gate.watched_counts();
+            if counts.is_active() {
+                self.active.push(gate.clone());
+            }
+            changed.extend(tell(&mut self.told, gate, counts));
+        }
+        let mut room = ROUTES - changed.len();
+        self.told.retain(|route, _| {
+            let gone = room > 0 && !gates.contains_key(route);
+            if gone {
+                room -= 1;
+                changed.push(Entry::default().of(route));
+            }
+            !gone
+        });
+        changed
+    }
+
+    fn look_at_active(&mut self) -> Vec<RouteDemand> {
+        let Self { active, told, .. } = self;
+        active.iter().filter_map(|gate| tell(told, gate, gate.watched_counts())).take(ROUTES).collect()
+    }
+}
+
+/// What there is to tell of a route, if it is not what was told before.
+fn tell(told: &mut HashMap<RouteKey, Entry>, gate: &Gate, counts: Counts) -> Option<RouteDemand> {
+    let entry = Entry { counts, pushes: gate.demand().pushes() };
+    if told.get(gate.key()).copied().unwrap_or_default() == entry {
+        return None;
+    }
+    told.insert(gate.key().clone(), entry);
+    Some(entry.of(gate.key()))
+}

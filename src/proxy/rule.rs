@@ -1,0 +1,136 @@
+//! One set of conditions on a request's host, path and headers.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::domain::Matcher;
+
+/// Conditions that must all hold; of the hosts, and of the paths, any.
+pub(super) struct Rule {
+    hosts: Vec<Host>,
+    paths: Vec<Box<str>>,
+    headers: Headers,
+}
+
+/// Headers that a request must have; without a value, any will do.
+pub(super) type Headers = Vec<(HeaderName, Option<HeaderValue>)>;
+
+enum Host {
+    Any,
+    /// With its leading dot.
+    Below(Box<str>),
+    Exact(Box<str>),
+}
+
+// === impl Rule ===
+
+impl Rule {
+    pub(super) fn new(matcher: &Matcher) -> Self {
+        let host = |host: &String| match host.strip_prefix('*') {
+            Some("") => Host::Any,
+            Some(suffix) => Host::Below(suffix.into()),
+            None => Host::Exact(host.as_str().into()),
+        };
+        Self {
+            hosts: matcher.hosts.iter().map(host).collect(),
+            paths: matcher.paths.iter().map(|path| prefix(path).into()).collect(),
+            headers: headers(matcher),
+        }
+    }
+
+    /// Whether a request meets it; `host` may have a port.
+    pub(super) fn holds(&self, host: &str, path: &str, headers: &HeaderMap) -> bool {
+        let host = host_name(host);
+        let is_host = |known: &Host| match known {
+            Host::Any => true,
+            Host::Below(suffix) => ends_with(host, suffix),
+            Host::Exact(name) => host.eq_ignore_ascii_case(name),
+        };
+        (self.hosts.is_empty() || self.hosts.iter().any(is_host))
+            && (self.paths.is_empty() || self.paths.iter().any(|prefix| is_below(path, prefix)))
+            && have(headers, &self.headers)
+    }
+}
+
+/// The headers that a matcher asks for, in one order.
+pub(super) fn headers(matcher: &Matcher) -> Headers {
+    // The configuration, or who read the object, has checked names and values.
+    let given = matcher.headers.iter().filter_map(|(name, value)| {
+        Some((name.parse::<HeaderName>().ok()?, Some(value.parse::<HeaderValue>().ok()?)))
+    });
+    let present = matcher.present.iter().filter_map(|name| Some((name.parse().ok()?, None)));
+    let mut headers: Headers = given.chain(present).collect();
+    headers.sort_by(|a, b| a.0.as_str().cmp(b.0.as_str()));
+    headers
+}
+
+/// Whether a request has all of these.
+pub(super) fn have(given: &HeaderMap, wanted: &Headers) -> bool {
+    wanted.iter().all(|(name, value)| match value {
+        Some(value) => given.get_all(name).iter().any(|given| given == value),
+        None => given.contains_key(name),
+    })
+}
+
+/// `/a/` and `/a` are the same prefix, and `/` is none.
+pub(super) fn prefix(path: &str) -> &str {
+    path.trim_end_matches('/')
+}
+
+/// Whether a path is this prefix or goes on after it with a new segment.
+pub(super) fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The host without its port.
+pub(super) fn host_name(host: &str) -> &str {
+    match host.rfind([':', ']']) {
+        Some(at) if host.as_bytes()[at] == b':' => &host[..at],
+        _ => host,
+    }
+}
+
+/// Whether a host is below a suffix, which has its leading dot.
+pub(super) fn ends_with(host: &str, suffix: &str) -> bool {
+    host.len() > suffix.len()
+        && host.get(host.len() - suffix.len()..).is_some_and(|end| end.eq_ignore_ascii_case(suffix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_hosts_and_paths_any_must_hold_and_of_headers_all() {
+        let rule = |hosts: &[&str], paths: &[&str]| {
+            let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+            Rule::new(&Matcher {
+                hosts: texts(hosts),
+                paths: texts(paths),
+                headers: [("x-team".into(), "red".into())].into(),
+                present: ["x-any".into()].into(),
+                ..Matcher::default()
+            })
+        };
+        let headers = |headers: &[(&'static str, &'static str)]| -> HeaderMap {
+            let parsed = |(name, value): &(&'static str, &'static str)| {
+                (HeaderName::from_static(name), HeaderValue::from_static(value))
+            };
+            headers.iter().map(parsed).collect()
+        };
+        let good = headers(&[("x-team", "blue"), ("x-team", "red"), ("x-any", "")]);
+        for (hosts, paths, expected) in [
+            (&[][..], &[][..], true),
+            (&["other", "A.example.com"], &["/other", "/healthz/"], true),
+            (&["*.example.com"], &[], true),
+            (&["*"], &["/"], true),
+            (&["example.com"], &[], false),
+            (&[], &["/health"], false),
+        ] {
+            let holds = rule(hosts, paths).holds("a.EXAMPLE.com:80", "/healthz/live", &good);
+            assert_eq!(holds, expected, "{hosts:?} {paths:?}");
+        }
+        for bad in [&[("x-team", "red")][..], &[("x-any", "1")], &[("x-team", "blue"), ("x-any", "1")]] {
+            assert!(!rule(&[], &[]).holds("a", "/", &headers(bad)), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What KEDA asks and is told, over gRPC: an external scaler that pushes.
+
+mod metrics;
+mod server;
+mod streams;
+mod trigger;
+
+/// The protocol, as generated from `proto/externalscaler.proto`.
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+pub mod proto {
+    tonic::include_proto!("externalscaler");
+}
+
+use std::{pin::Pin, sync::Arc};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_stream::Stream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::admission::{Directory, Gate};
+use metrics::Metrics;
+use proto::{
+    GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, ScaledObjectRef,
+    external_scaler_server::ExternalScaler,
+};
+pub use server::{STREAMS, serve};
+use streams::{Activity, Specs};
+use trigger::Trigger;
+
+/// Answers for the routes of a directory, with the demand of all replicas.
+#[derive(Clone)]
+struct Keda {
+    routes: Arc<Directory>,
+    /// How many more streams may be opened.
+    streams: Arc<Semaphore>,
+    /// Ends all streams, cleanly.
+    ending: CancellationToken,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+// === impl Keda ===
+
+impl Keda {
+    fn find(&self, object: &ScaledObjectRef) -> Result<(Trigger, Arc<Gate>), Status> {
+        let trigger = Trigger::of(object)?;
+        let gate = trigger.find(&self.routes.gates()).ok_or_else(|| trigger.unknown(&self.routes.gates()))?;
+        Ok((trigger, gate))
+    }
+
+    /// The right to one more stream.
+    fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{STREAMS} streams are open already, two for each ScaledObject; run another deployment of anteroom"
+            ))
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalScaler for Keda {
+    type StreamIsActiveStream = Answers<IsActiveResponse>;
+    type StreamMetricSpecStream = Answers<GetMetricSpecResponse>;
+
+    async fn is_active(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<IsActiveResponse>, Status> {
+        let (_, gate) = self.find(request.get_ref())?;
+        Ok(Response::new(IsActiveResponse { result: gate.counts_everywhere().is_active() }))
+    }
+
+    async fn stream_is_active(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
+        let trigger = Trigger::of(request.get_ref())?;
+        let activity = Activity::new(trigger, self.routes.clone(), self.ending.clone());
+        Ok(Response::new(Box::pin(activity.stream(self.stream()?))))
+    }
+
+    async fn get_metric_spec(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<GetMetricSpecResponse>, Status> {
+        let (trigger, gate) = self.find(request.get_ref())?;
+        Ok(Response::new(Metrics::of(&trigger, &gate).specs()))
+    }
+
+    async fn get_metrics(
+        &self,
+        request: Request<GetMetricsRequest>,
+    ) -> Result<Response<GetMetricsResponse>, Status> {
+        let request = request.into_inner();
+        let object = request.scaled_object_ref.unwrap_or_default();
+        let (trigger, gate) = self.find(&object)?;
+        let metrics = Metrics::of(&trigger, &gate);
+        metrics.values(&request.metric_name, &gate.counts_everywhere()).map(Response::new).ok_or_else(|| {
+            Status::not_found(format!(
+                "{trigger}: there is no metric \"{}\"; there is {}",
+                request.metric_name,
+                metrics.names().join(", ")
+            ))
+        })
+    }
+
+    async fn stream_metric_spec(
+        &self,
+        request: Request<ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
+        let trigger = Trigger::of(request.get_ref())?;
+        let specs = Specs::new(trigger, self.routes.clone(), self.ending.clone());
+        Ok(Response::new(Box::pin(specs.stream(self.stream()?))))
+    }
+}

@@ -1,0 +1,150 @@
+//! The metrics of a route: their names, what one replica is for, and their values.
+
+use std::sync::Arc;
+
+use super::{
+    proto::{GetMetricSpecResponse, GetMetricsResponse, MetricSpec, MetricValue},
+    trigger::Trigger,
+};
+use crate::{
+    admission::Gate,
+    demand::{Capacity, Counts, queue_depth, request_rate},
+    domain::{Counting, Policy, RequestRate},
+};
+
+/// The metrics that a trigger has.
+pub(super) struct Metrics {
+    policy: Arc<Policy>,
+    metrics: Vec<(String, Kind)>,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    QueueDepth,
+    RequestRate(RequestRate),
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// By the policies as they are now. The names stay the same as long as the trigger does: the HPA has them.
+    pub(super) fn of(trigger: &Trigger, gate: &Gate) -> Self {
+        let policy = gate.policy().clone();
+        let route = slug(trigger.name());
+        let depth = match policy.scaling.counting {
+            Counting::Queue => "queue-depth",
+            Counting::Concurrency => "concurrency",
+        };
+        let mut metrics = vec![(format!("{route}-{depth}"), Kind::QueueDepth)];
+        metrics.extend(
+            policy
+                .scaling
+                .request_rate
+                .map(|rate| (format!("{route}-request-rate"), Kind::RequestRate(rate))),
+        );
+        Self { policy, metrics }
+    }
+
+    pub(super) fn names(&self) -> Vec<&str> {
+        self.metrics.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    pub(super) fn specs(&self) -> GetMetricSpecResponse {
+        let spec = |(name, kind): &(String, Kind)| {
+            let target = match kind {
+                Kind::QueueDepth => self.policy.scaling.target,
+                Kind::RequestRate(rate) => rate.target,
+            };
+            MetricSpec {
+                metric_name: name.clone(),
+                target_size: i64::from(target),
+                target_size_float: f64::from(target),
+            }
+        };
+        GetMetricSpecResponse { metric_specs: self.metrics.iter().map(spec).collect() }
+    }
+
+    /// The value of the metric with this name, or of all if it is empty.
+    pub(super) fn values(&self, name: &str, counts: &Counts) -> Option<GetMetricsResponse> {
+        let asked = self.metrics.iter().filter(|(known, _)| name.is_empty() || known == name);
+        let values: Vec<_> = asked
+            .map(|(name, kind)| {
+                let value = match kind {
+                    Kind::QueueDepth => queue_depth(counts, Capacity::from(&*self.policy)),
+                    Kind::RequestRate(rate) => request_rate(counts, *rate, &self.policy.scaling),
+                };
+                MetricValue {
+                    metric_name: name.clone(),
+                    // A little is not nothing. KEDA reads this one when the other is not above zero.
+                    #[expect(clippy::cast_possible_truncation, reason = "saturates")]
+                    metric_value: value.ceil() as i64,
+                    metric_value_float: value,
+                }
+            })
+            .collect();
+        (!values.is_empty()).then_some(GetMetricsResponse { metric_values: values })
+    }
+}
+
+/// A name that can be part of that of a metric for the HPA.
+fn slug(name: &str) -> String {
+    let fits = |character: char| match character.to_ascii_lowercase() {
+        fits @ ('a'..='z' | '0'..='9') => fits,
+        _ => '-',
+    };
+    name.chars().map(fits).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        coldstart::ColdStarts,
+        domain::{Period, Scaling},
+        scaler::keda::proto::ScaledObjectRef,
+    };
+
+    #[tokio::test]
+    async fn names_targets_and_values_agree_and_zero_is_zero_in_both_fields() {
+        let scaling = Scaling {
+            request_rate: Some(RequestRate { target: 20, window: Period::from_secs(60) }),
+            ..Scaling::default()
+        };
+        let gate = Gate::new(
+            "ml/Llama_3.1".into(),
+            Policy { scaling, ..Policy::default() },
+            ColdStarts::new(|_| {}),
+        );
+        let trigger = Trigger::of(&ScaledObjectRef {
+            name: "vllm".into(),
+            namespace: "ml".into(),
+            scaler_metadata: [("route".into(), "Llama_3.1".into())].into(),
+        });
+        let metrics = Metrics::of(&trigger.unwrap(), &gate);
+        let (depth, rate) = ("llama-3-1-queue-depth", "llama-3-1-request-rate");
+        assert_eq!(metrics.names(), [depth, rate]);
+        let specs = metrics.specs().metric_specs;
+        assert_eq!(
+            specs
+                .iter()
+                .map(|spec| (&*spec.metric_name, spec.target_size, spec.target_size_float))
+                .collect::<Vec<_>>(),
+            [(depth, 5, 5.0), (rate, 20, 20.0)]
+        );
+        let values = |name, counts: &Counts| {
+            let values = metrics.values(name, counts)?.metric_values;
+            Some(
+                values.iter().map(|value| (value.metric_value, value.metric_value_float)).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(values("", &Counts::default()), Some(vec![(0, 0.0), (0, 0.0)]));
+        let counts = Counts { in_flight: 1, request_rate: 2.5, ready: true, ..Counts::default() };
+        assert_eq!(
+            values(depth, &counts),
+            Some(vec![(1, 5.0 / 64.0)]),
+            "1 × 5 ÷ 64, and the integer is no zero"
+        );
+        assert_eq!(values(rate, &counts), Some(vec![(3, 2.5)]));
+        assert_eq!(values("s0-llama-3-1-queue-depth", &counts), None);
+    }
+}

@@ -1,0 +1,90 @@
+//! The server: the scaler, its health, and what it can be asked.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::Semaphore, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tonic::{server::NamedService, transport::server::Router};
+
+use super::{Keda, proto::external_scaler_server::ExternalScalerServer};
+use crate::{
+    admission::Directory,
+    grpc::{self, GrpcListener},
+};
+
+/// How many streams may be open: KEDA has two for each ScaledObject.
+pub const STREAMS: usize = 8192;
+
+/// How large a question may be: a ScaledObject's name and the metadata of its trigger.
+const QUESTION: usize = 64 << 10;
+
+/// How long connections have to end in order.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The descriptions of our protocols, for reflection.
+const PROTOCOLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protocols.bin"));
+
+type Service = ExternalScalerServer<Keda>;
+
+/// Serves until `stopping`, which cancels `draining`, too.
+///
+/// With `draining`, every stream ends cleanly and every connection with it, so that KEDA, which comes back two seconds
+/// later, finds another replica. Whoever still comes here is answered until the end: after an error KEDA would stay
+/// away for up to a minute, and would leave the replicas as they are.
+pub async fn serve(
+    listener: GrpcListener,
+    routes: Arc<Directory>,
+    draining: CancellationToken,
+    stopping: CancellationToken,
+) {
+    let streams = Arc::new(Semaphore::new(STREAMS));
+    let stage = |is_serving, ending: &CancellationToken| {
+        let keda = Keda { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
+        let (listener, ending) = (listener.clone(), ending.clone());
+        async move { listener.serve(router(keda, is_serving).await, ending).await }
+    };
+    let stages = async {
+        let last = async {
+            draining.cancelled().await;
+            stage(false, &stopping).await;
+        };
+        tokio::join!(stage(true, &draining), last);
+    };
+    let cut = async {
+        stopping.cancelled().await;
+        sleep(GRACE).await;
+    };
+    tokio::select! {
+        // In order, if it is in time.
+        biased;
+        () = stages => {}
+        () = cut => {}
+    }
+}
+
+async fn router(keda: Keda, is_serving: bool) -> Router {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let status = if is_serving {
+        tonic_health::ServingStatus::Serving
+    } else {
+        tonic_health::ServingStatus::NotServing
+    };
+    for service in ["", Service::NAME] {
+        health.set_service_status(service, status).await;
+    }
+    let mut router = grpc::server()
+        .add_service(Service::new(keda).max_decoding_message_size(QUESTION))
+        .add_service(health_service);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(PROTOCOLS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(Service::NAME)
+            .with_service_name("grpc.health.v1.Health")
+    };
+    match (reflection().build_v1(), reflection().build_v1alpha()) {
+        (Ok(current), Ok(older)) => router = router.add_service(current).add_service(older),
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "the scaler has no reflection"),
+    }
+    router
+}

@@ -1,0 +1,174 @@
+//! Anteroom in the cluster: as many replicas as the scenario wants, each a process with the rights that the chart gives.
+
+use std::{net::Ipv4Addr, net::SocketAddr};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::{
+    chart,
+    client::{self, Answer},
+    in_cluster::InCluster,
+    model,
+    plane::daemon::Daemon,
+    scenario::Scenario,
+    wait, world,
+};
+
+/// The replicas of a scenario's Anteroom. Dropping them kills them.
+pub(crate) struct Anteroom {
+    pub(crate) replicas: Vec<Replica>,
+    it: Scenario,
+}
+
+/// One of them, at an address of its own.
+pub(crate) struct Replica {
+    pub(crate) address: Ipv4Addr,
+    daemon: Daemon,
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// Starts replicas at the scenario's addresses 1, 2 and so on, and waits until they are ready. `config` adds to
+    /// what they all have: the ports of the chart, peers, and the namespace to watch.
+    pub(crate) async fn anteroom(&self, replicas: u8, config: Value) -> Anteroom {
+        self.anteroom_with(replicas, config, &[]).await
+    }
+
+    /// The same with the rights of a chart with those values.
+    pub(crate) async fn anteroom_with(&self, replicas: u8, config: Value, values: &[&str]) -> Anteroom {
+        for object in chart::rights(&self.world, &self.namespace, values).await {
+            self.apply(&object).await;
+        }
+        let plane = &self.world.plane;
+        let account =
+            InCluster::new(&self.kube, &plane.folders.run, &plane.authority.pem, &self.namespace, "anteroom")
+                .await;
+        let replicas = (1..=replicas).map(|number| Replica::new(self, number, &config, account.clone()));
+        let mut anteroom = Anteroom { replicas: replicas.collect(), it: self.clone() };
+        anteroom.publish();
+        anteroom.replicas.iter_mut().for_each(|replica| replica.daemon.start());
+        for replica in &mut anteroom.replicas {
+            replica.ready().await;
+        }
+        anteroom
+    }
+}
+
+// === impl Anteroom ===
+
+impl Anteroom {
+    /// What a ScaledObject names: it resolves to all replicas, as a headless Service does.
+    pub(crate) fn scaler(&self) -> String {
+        format!("{}:9090", self.name("anteroom-scaler"))
+    }
+
+    fn name(&self, service: &str) -> String {
+        service_name(&self.it, service)
+    }
+
+    /// Has the names of its Services resolve to the replicas that run.
+    fn publish(&self) {
+        let addresses: Vec<_> = self.replicas.iter().map(|replica| replica.address).collect();
+        for service in ["anteroom-peers", "anteroom-scaler"] {
+            self.it.world.dns.set(&self.name(service), &addresses);
+        }
+    }
+
+    /// Takes a replica away as SIGKILL does, out of DNS too.
+    pub(crate) async fn kill(&mut self, index: usize) {
+        let mut replica = self.replicas.remove(index);
+        replica.daemon.kill().await;
+        self.publish();
+    }
+}
+
+// === impl Replica ===
+
+impl Replica {
+    fn new(it: &Scenario, number: u8, more: &Value, account: InCluster) -> Self {
+        let address = it.address(number);
+        let mut config = json!({
+            "listen": format!("{address}:8080"),
+            "admin": format!("{address}:8081"),
+            "scaler": format!("{address}:9090"),
+            "peers": {
+                "listen": format!("{address}:9091"),
+                "service": format!("{}:9091", service_name(it, "anteroom-peers")),
+            },
+            "kubernetes": { "namespaces": [it.namespace] },
+            "drainDelay": "0s",
+        });
+        model::merge(&mut config, more);
+        let name = format!("{}.anteroom-{number}", it.namespace);
+        let folders = &it.world.plane.folders;
+        let file = folders.run.join(format!("{name}.yaml"));
+        // JSON is YAML.
+        std::fs::write(&file, serde_json::to_string_pretty(&config).unwrap()).unwrap();
+        let daemon = Daemon::new(&name.clone(), &folders.logs, move || {
+            let mut command = account.command(world::ANTEROOM.as_ref());
+            command.args(["serve", "--config"]).arg(&file).env("HOSTNAME", &name).env("NO_COLOR", "1");
+            command
+        });
+        Self { address, daemon }
+    }
+
+    async fn ready(&mut self) {
+        let admin = self.admin();
+        self.daemon
+            .ready(async || match client::get(admin, "/readyz").await?.status.as_u16() {
+                200 => Ok(()),
+                status => Err(format!("/readyz answers {status}")),
+            })
+            .await;
+    }
+
+    pub(crate) fn proxy(&self) -> SocketAddr {
+        (self.address, 8080).into()
+    }
+
+    pub(crate) fn admin(&self) -> SocketAddr {
+        (self.address, 8081).into()
+    }
+
+    /// Asks for a completion of a model, and waits for the head of the answer.
+    pub(crate) async fn ask(&self, model: &str, stream: bool) -> Result<Answer, String> {
+        client::send(self.proxy(), client::completion("models.test", model, stream)).await
+    }
+
+    /// What its admin API answers.
+    pub(crate) async fn api(&self, path: &str) -> Value {
+        client::get(self.admin(), path).await.unwrap().json().await
+    }
+
+    /// The sum of the samples whose line begins with that, as `anteroom_held{route="a"`; `None` without any.
+    pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
+        let text = client::get(self.admin(), "/metrics").await.unwrap().text().await.unwrap();
+        let samples = text.lines().filter(|line| line.starts_with(series));
+        let values = samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+    }
+
+    /// Ends it as kubelet does, and waits until it has gone.
+    pub(crate) async fn stop(&mut self) {
+        let id = self.daemon.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).unwrap();
+        kill_process(id, Signal::TERM).unwrap();
+        wait::within("the end of a replica", wait::SOON, self.daemon.end()).await;
+    }
+
+    /// Starts it again.
+    pub(crate) async fn start(&mut self) {
+        self.daemon.start();
+        self.ready().await;
+    }
+
+    /// Kills it, so that it can be started again at the same address.
+    pub(crate) async fn crash(&mut self) {
+        self.daemon.kill().await;
+    }
+}
+
+fn service_name(it: &Scenario, service: &str) -> String {
+    format!("{service}.{}.svc.cluster.local", it.namespace)
+}

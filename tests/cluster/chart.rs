@@ -1,0 +1,40 @@
+//! The chart, as helm makes objects of it.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::{api, world::World};
+
+/// Where the chart is.
+pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/anteroom");
+
+/// What the chart's release `anteroom` in a namespace consists of; `values` as helm's `--set` takes them.
+pub(crate) async fn render(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
+    let mut helm = Command::new(world.plane.folders.bin.join("helm"));
+    helm.args(["template", "anteroom", CHART, "--namespace", namespace]);
+    helm.args(["--kube-version", "1.37.2"]);
+    values.iter().for_each(|value| {
+        helm.args(["--set", value]);
+    });
+    let output = helm.output().await.unwrap();
+    assert!(output.status.success(), "helm: {}", String::from_utf8_lossy(&output.stderr));
+    api::objects(&String::from_utf8(output.stdout).unwrap())
+}
+
+/// What a service account `anteroom` in the namespace may do there, and the account itself: as the chart ships it.
+pub(crate) async fn rights(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
+    let own = format!("kubernetes.namespaces={{{namespace}}}");
+    let values: Vec<_> = [own.as_str()].into_iter().chain(values.iter().copied()).collect();
+    let mut objects = render(world, namespace, &values).await;
+    let kinds = ["ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"];
+    objects.retain(|object| kinds.iter().any(|&kind| object["kind"] == kind));
+    objects
+}
+
+/// The definitions of our own resources, as the chart ships them.
+pub(crate) fn definitions() -> Vec<Value> {
+    let files = std::fs::read_dir(Path::new(CHART).join("crds")).into_iter().flatten().flatten();
+    files.flat_map(|file| api::objects_in(&file.path())).collect()
+}

@@ -1,0 +1,93 @@
+//! A client of HTTP/1.1: one connection a request, and the answer as it comes.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::wait;
+
+/// An answer whose body is still on its way. Dropping it hangs up.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    body: Incoming,
+    _connection: AbortOnDropHandle<()>,
+}
+
+/// Sends a request; an error is in words.
+pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    let stream = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
+    stream.set_nodelay(true).map_err(|error| error.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(words)?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+        let _ = connection.await;
+    }));
+    let answer = sender.send_request(request).await.map_err(words)?;
+    let (head, body) = answer.into_parts();
+    Ok(Answer { status: head.status, headers: head.headers, body, _connection: connection })
+}
+
+/// GET, as a probe asks: over when it takes longer than a minute.
+pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<Answer, String> {
+    let request = Request::get(path).header("host", address.to_string()).body(Full::default()).unwrap();
+    match tokio::time::timeout(wait::SOON, send(address, request)).await {
+        Ok(answer) => answer,
+        Err(_) => Err(format!("{address}{path}: no answer within {:?}", wait::SOON)),
+    }
+}
+
+/// A completion that is asked for as SDKs do.
+pub(crate) fn completion(host: &str, model: &str, stream: bool) -> Request<Full<Bytes>> {
+    let body =
+        json!({ "model": model, "stream": stream, "messages": [{ "role": "user", "content": "hello" }] });
+    Request::post("/v1/chat/completions")
+        .header("host", host)
+        .header("content-type", "application/json")
+        .body(Full::new(body.to_string().into()))
+        .unwrap()
+}
+
+fn words(error: hyper::Error) -> String {
+    error.to_string()
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// The next part of the body; `None` at its proper end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, String> {
+        loop {
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    _ => {}
+                },
+                Some(Err(error)) => return Err(words(error)),
+            }
+        }
+    }
+
+    /// The body to its end.
+    pub(crate) async fn text(mut self) -> Result<String, String> {
+        let mut text = Vec::new();
+        while let Some(part) = self.next().await? {
+            text.extend_from_slice(&part);
+        }
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// The body as JSON; it has to come soon.
+    pub(crate) async fn json(self) -> Value {
+        let text = wait::within("the body", Duration::from_secs(60), self.text()).await.unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))
+    }
+}

@@ -1,0 +1,346 @@
+//! A container: its process from the pull to the last restart, and its state all the while.
+
+use std::{
+    fs::File,
+    io::Write as _,
+    net::Ipv4Addr,
+    os::unix::process::ExitStatusExt as _,
+    process::{ExitStatus, Stdio},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod};
+use kube::ResourceExt as _;
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Agent,
+    fate::{self, Fate},
+    history::What,
+    probe::{self, Finding},
+    program::{self, Place},
+    status,
+};
+use crate::{client, plane::daemon};
+
+/// The longest back-off, as kubelet's.
+const LONGEST: Duration = Duration::from_secs(300);
+/// What a hook that used up the whole grace leaves the process, as in kubelet.
+const LEAST_GRACE: Duration = Duration::from_secs(2);
+
+/// What runs a container.
+pub(super) struct Task {
+    pub(super) agent: Arc<Agent>,
+    pub(super) index: usize,
+    pub(super) container: Container,
+    pub(super) address: Ipv4Addr,
+    /// The pod as it is now.
+    pub(super) pods: watch::Receiver<Option<Pod>>,
+    /// When the container has to be gone; `None` while it may stay.
+    pub(super) end: watch::Receiver<Option<Instant>>,
+    pub(super) reports: mpsc::UnboundedSender<(usize, ContainerStatus)>,
+    pub(super) status: ContainerStatus,
+    pub(super) pod: Pod,
+}
+
+/// The state of a container that has not run yet.
+pub(super) fn waiting(container: &Container) -> ContainerStatus {
+    ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        started: Some(false),
+        state: Some(state("waiting", json!({ "reason": "ContainerCreating" }))),
+        ..Default::default()
+    }
+}
+
+fn state(kind: &str, what: serde_json::Value) -> ContainerState {
+    serde_json::from_value(json!({ kind: what })).unwrap()
+}
+
+// === impl Task ===
+
+impl Task {
+    /// Until the container is not to run any more. Its last report says how it ended.
+    pub(super) async fn run(mut self) {
+        let mut end = self.end.clone();
+        tokio::select! {
+            biased;
+            () = told(&mut end) => return,
+            () = self.pull() => {}
+        }
+        loop {
+            let status = self.live().await;
+            let policy = self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+            let again = match policy {
+                Some("Never") => false,
+                Some("OnFailure") => status.is_none_or(|status| !status.success()),
+                _ => true,
+            };
+            if self.end.borrow().is_some() || !again {
+                return;
+            }
+            tokio::select! {
+                biased;
+                () = told(&mut end) => return,
+                () = self.back_off() => {}
+            }
+            self.status.restart_count += 1;
+        }
+    }
+
+    fn report(&self) {
+        // The pod's task has gone when nobody wants to know.
+        let _ = self.reports.send((self.index, self.status.clone()));
+    }
+
+    /// The fate of the pod as it is now.
+    fn fate(&self) -> Option<Fate> {
+        self.pods.borrow().as_ref().and_then(Fate::of)
+    }
+
+    /// The back-off after so many failures.
+    fn delay(&self, failures: u32) -> Duration {
+        let first = fate::duration(&self.pod, fate::BACK_OFF, Duration::from_secs(10));
+        first.saturating_mul(1 << failures.min(10)).min(LONGEST)
+    }
+
+    async fn pull(&mut self) {
+        let image = self.status.image.clone();
+        let mut failures = 0;
+        while self.fate() == Some(Fate::ImagePullBackOff) {
+            let failed = format!("failed to pull and unpack image \"{image}\": not found");
+            self.status.state =
+                Some(state("waiting", json!({ "reason": "ErrImagePull", "message": failed })));
+            self.report();
+            self.agent.event(&self.pod, "Warning", "Failed", &failed);
+            // About as long as kubelet takes to look at the pod again.
+            sleep(Duration::from_millis(100)).await;
+            let delay = self.delay(failures);
+            let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {failed}");
+            self.agent.event(&self.pod, "Normal", "BackOff", &message);
+            self.status.state =
+                Some(state("waiting", json!({ "reason": "ImagePullBackOff", "message": message })));
+            self.report();
+            sleep(delay).await;
+            failures += 1;
+        }
+        sleep(fate::duration(&self.pod, fate::PULL, Duration::ZERO)).await;
+        self.status.image_id = format!("{image}@here");
+        self.agent.note(&self.pod, What::Pulled);
+        self.agent.event(&self.pod, "Normal", "Pulled", &format!("Container image \"{image}\" is there"));
+    }
+
+    /// One life of it. `None` if it could not be started, or has not been seen to end.
+    async fn live(&mut self) -> Option<ExitStatus> {
+        let began = SystemTime::now();
+        let mut child = match self.spawn() {
+            Ok(child) => child,
+            Err(message) => {
+                self.status.state =
+                    Some(state("waiting", json!({ "reason": "CreateContainerError", "message": message })));
+                self.agent.event(&self.pod, "Warning", "Failed", &message);
+                self.report();
+                return None;
+            }
+        };
+        self.agent.note(&self.pod, What::Started);
+        let _output = self.follow(&mut child);
+        self.status.container_id = Some(format!("processes://{}", child.id().unwrap_or_default()));
+        self.status.state = Some(state("running", json!({ "startedAt": status::time(began) })));
+        self.status.started = Some(false);
+        self.report();
+
+        let reason = self.watch(&mut child).await;
+        let status = child.wait().await.ok()?;
+        let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        self.agent.note(&self.pod, What::Exited(code));
+        let reason = reason.unwrap_or(if code == 0 { "Completed" } else { "Error" });
+        self.status.state = Some(state(
+            "terminated",
+            json!({
+                "exitCode": code,
+                "reason": reason,
+                "startedAt": status::time(began),
+                "finishedAt": status::time(SystemTime::now()),
+                "containerID": self.status.container_id,
+            }),
+        ));
+        (self.status.ready, self.status.started) = (false, Some(false));
+        self.report();
+        Some(status)
+    }
+
+    fn spawn(&self) -> Result<Child, String> {
+        let mut command = if self.fate() == Some(Fate::CrashLoop) {
+            let mut command = Command::new("sh");
+            command.args(["-c", "echo 'it cannot work like this' >&2; exit 1"]).process_group(0);
+            command
+        } else {
+            let node = (self.agent.name.as_str(), self.agent.address);
+            let place = Place { pod: &self.pod, address: self.address, node };
+            program::command(&self.agent.ground.programs, &self.container, &place)?
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.spawn().map_err(|error| format!("cannot run {:?}: {error}", command.as_std().get_program()))
+    }
+
+    /// Copies its output into its log, and notes when it says that it listens.
+    fn follow(&self, child: &mut Child) -> [AbortOnDropHandle<()>; 2] {
+        let (namespace, name) = (self.pod.namespace().unwrap_or_default(), self.pod.name_any());
+        let file = format!("{namespace}.{name}.{}.log", self.container.name);
+        let log = daemon::append(&self.agent.ground.logs.join(file));
+        let (agent, pod) = (self.agent.clone(), self.pod.clone());
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        [
+            AbortOnDropHandle::new(tokio::spawn(copy(out, log.try_clone().unwrap(), || {}))),
+            AbortOnDropHandle::new(tokio::spawn(copy(err, log, move || agent.note(&pod, What::Answers)))),
+        ]
+    }
+
+    /// Until the process has ended, or will: with the reason, if that is not the process's own affair.
+    async fn watch(&mut self, child: &mut Child) -> Option<&'static str> {
+        let (sender, mut findings) = mpsc::channel(4);
+        let probes = probe::watch(self.container.clone(), self.address, sender);
+        let _probes = AbortOnDropHandle::new(tokio::spawn(probes));
+        let fate = self.fate();
+        let after = fate::duration(&self.pod, fate::OOM_AFTER, Duration::from_millis(200));
+        let mut oom = std::pin::pin!(sleep(after));
+        let mut end = self.end.clone();
+        loop {
+            tokio::select! {
+                // What has happened counts before what is asked for.
+                biased;
+                _ = child.wait() => return None,
+                () = &mut oom, if fate == Some(Fate::Oom) => {
+                    signal(child, Signal::KILL);
+                    return Some("OOMKilled");
+                }
+                () = told(&mut end) => {
+                    self.terminate(child, self.end.clone()).await;
+                    return None;
+                }
+                Some(finding) = findings.recv() => match finding {
+                    Finding::Started => self.status.started = Some(true),
+                    Finding::Ready(ready) => self.status.ready = ready,
+                    Finding::Dead(message) => {
+                        self.agent.event(&self.pod, "Warning", "Unhealthy", &message);
+                        let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
+                        let grace = Duration::from_secs(grace.unwrap_or(30).unsigned_abs());
+                        let (_keep, end) = watch::channel(Some(Instant::now() + grace));
+                        self.terminate(child, end).await;
+                        return None;
+                    }
+                },
+            }
+            self.report();
+        }
+    }
+
+    /// Its hook, SIGTERM, and SIGKILL when the grace is over.
+    async fn terminate(&self, child: &mut Child, mut end: watch::Receiver<Option<Instant>>) {
+        let name = &self.container.name;
+        self.agent.event(&self.pod, "Normal", "Killing", &format!("Stopping container {name}"));
+        let mut least = None;
+        tokio::select! {
+            biased;
+            _ = child.wait() => return,
+            () = over(&mut end) => least = Some(Instant::now() + LEAST_GRACE),
+            () = pre_stop(&self.container, self.address) => {}
+        }
+        // A pod that was deleted without any grace gets none.
+        let now = self.pods.borrow().is_none();
+        if !now {
+            signal(child, Signal::TERM);
+            self.agent.note(&self.pod, What::Signalled);
+            tokio::select! {
+                biased;
+                _ = child.wait() => return,
+                () = over(&mut end), if least.is_none() => {}
+                () = sleep_until(least.unwrap_or_else(Instant::now)), if least.is_some() => {}
+            }
+        }
+        self.agent.note(&self.pod, What::Killed);
+        signal(child, Signal::KILL);
+    }
+
+    /// The first restart comes at once.
+    async fn back_off(&mut self) {
+        let failures = u32::try_from(self.status.restart_count).unwrap_or_default();
+        self.status.last_state = self.status.state.take();
+        if failures > 0 {
+            let delay = self.delay(failures - 1);
+            let message = format!(
+                "back-off {delay:?} restarting failed container={} pod={}",
+                self.container.name,
+                self.pod.name_any()
+            );
+            self.agent.event(&self.pod, "Warning", "BackOff", &message);
+            self.status.state =
+                Some(state("waiting", json!({ "reason": "CrashLoopBackOff", "message": message })));
+            self.report();
+            sleep(delay).await;
+        }
+    }
+}
+
+/// Ends when there is a time by which it has to be gone, or nobody left to tell one.
+async fn told(end: &mut watch::Receiver<Option<Instant>>) {
+    let _ = end.wait_for(Option::is_some).await;
+}
+
+/// Ends when the time that is in there has come, which may get earlier.
+async fn over(end: &mut watch::Receiver<Option<Instant>>) {
+    loop {
+        let at = end.borrow_and_update().unwrap_or_else(Instant::now);
+        tokio::select! {
+            () = sleep_until(at) => return,
+            Ok(()) = end.changed() => {}
+        }
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if let Some(group) = id {
+        let _ = kill_process_group(group, signal);
+    }
+}
+
+async fn pre_stop(container: &Container, address: Ipv4Addr) {
+    let Some(hook) = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) else {
+        return;
+    };
+    if let Some(pause) = &hook.sleep {
+        sleep(Duration::from_secs(pause.seconds.unsigned_abs())).await;
+    }
+    if let Some(words) = hook.exec.as_ref().and_then(|exec| exec.command.as_ref()) {
+        let _ = Command::new(&words[0]).args(&words[1..]).kill_on_drop(true).status().await;
+    }
+    if let Some(http) = &hook.http_get
+        && let Ok(port) = probe::port(&http.port, container)
+    {
+        let _ = client::get((address, port).into(), http.path.as_deref().unwrap_or("/")).await;
+    }
+}
+
+async fn copy(from: Option<impl AsyncRead + Unpin>, mut log: File, answers: impl Fn()) {
+    let Some(from) = from else { return };
+    let mut lines = BufReader::new(from).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        // vLLM's words, and so the stand-in's.
+        if line.contains("Application startup complete") {
+            answers();
+        }
+        let _ = writeln!(log, "{line}");
+    }
+}

@@ -1,0 +1,256 @@
+//! A node, and an agent on it that plays kubelet: it takes the pods that the scheduler binds to the node, runs what
+//! they say as processes on addresses of their own, asks their probes, and writes the truth into their statuses.
+//!
+//! What kubelet does is done as it does it: the order of the conditions, the names of the reasons, the first probe at
+//! once and the next a period later, the grace at the end. What would take hardware is played, where a pod's
+//! annotations say so ([`fate`]).
+
+mod container;
+pub(crate) mod fate;
+pub(crate) mod history;
+mod pod;
+mod probe;
+mod program;
+mod status;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{self, Pod},
+};
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::{sync::watch, task::JoinSet, time::interval};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{api::Kube, wait};
+use history::{History, What};
+
+/// As kubelet: the node's controller takes a node for lost that was silent for 40 s.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// What all nodes share.
+pub(crate) struct Ground {
+    pub(crate) history: History,
+    pub(crate) addresses: Addresses,
+    /// Where the output of pods goes.
+    pub(crate) logs: PathBuf,
+    /// Where the programs of pods are, by the name of their image.
+    pub(crate) programs: BTreeMap<String, PathBuf>,
+}
+
+/// Addresses for pods: those of a namespace are in a range of its own.
+#[derive(Default)]
+pub(crate) struct Addresses(Mutex<HashMap<String, Range>>);
+
+struct Range {
+    subnet: u8,
+    last: u8,
+}
+
+/// What a node is.
+pub(crate) struct Spec {
+    pub(crate) name: String,
+    pub(crate) address: Ipv4Addr,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Only pods that tolerate everything come.
+    pub(crate) reserved: bool,
+    pub(crate) gpus: u32,
+}
+
+/// A node that is there. Dropping it is as if its machine lost power: its pods are gone, and nobody says so.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    kube: Kube,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+/// What the agent's tasks have of their node.
+struct Agent {
+    name: String,
+    address: Ipv4Addr,
+    kube: Kube,
+    ground: Arc<Ground>,
+}
+
+// === impl Addresses ===
+
+impl Addresses {
+    /// Pods of the namespace are at 10.77.`subnet`.50 and after.
+    pub(crate) fn set(&self, namespace: &str, subnet: u8) {
+        self.0.lock().insert(namespace.to_owned(), Range { subnet, last: 49 });
+    }
+
+    /// The next one; one that was used comes again after two hundred others.
+    fn next(&self, namespace: &str) -> Ipv4Addr {
+        let mut ranges = self.0.lock();
+        let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: 49 });
+        range.last = if range.last < 250 { range.last + 1 } else { 50 };
+        Ipv4Addr::new(10, 77, range.subnet, range.last)
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    /// Registers the node, with the rights of one, and serves it from then on.
+    pub(crate) async fn join(kube: Kube, ground: Arc<Ground>, spec: Spec) -> Self {
+        let nodes = kube.all::<v1::Node>();
+        nodes.create(&PostParams::default(), &object(&spec)).await.unwrap();
+        let agent =
+            Arc::new(Agent { name: spec.name.clone(), address: spec.address, kube: kube.clone(), ground });
+        agent.beat().await.unwrap();
+        let tasks = [
+            AbortOnDropHandle::new(tokio::spawn(agent.clone().heartbeats())),
+            AbortOnDropHandle::new(tokio::spawn(agent.serve())),
+        ];
+        Self { name: spec.name, kube, _tasks: tasks }
+    }
+
+    /// Waits until the scheduler may use it.
+    pub(crate) async fn ready(&self) {
+        let nodes = self.kube.all::<v1::Node>();
+        wait::object(&nodes, &self.name, "not tainted as not ready", wait::SOON, |node| {
+            let mut taints = node?.spec.as_ref()?.taints.iter().flatten();
+            (!taints.any(|taint| taint.key.starts_with("node.kubernetes.io/"))).then_some(())
+        })
+        .await;
+    }
+
+    /// Takes it away, as an autoscaler of nodes does with one that is empty.
+    pub(crate) async fn leave(self, admin: &Kube) {
+        admin.all::<v1::Node>().delete(&self.name, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+fn object(spec: &Spec) -> v1::Node {
+    let room = json!({
+        "cpu": "64", "memory": "512Gi", "ephemeral-storage": "1Ti", "pods": "110", "nvidia.com/gpu": spec.gpus.to_string(),
+    });
+    let mut labels = spec.labels.clone();
+    labels.insert("kubernetes.io/hostname".into(), spec.name.clone());
+    labels.insert("kubernetes.io/os".into(), "linux".into());
+    let reserved = json!([{ "key": "test.anteroom.dev/reserved", "effect": "NoSchedule" }]);
+    let node = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": { "name": spec.name, "labels": labels },
+        "spec": { "taints": if spec.reserved { reserved } else { json!([]) } },
+        "status": {
+            "capacity": room,
+            "allocatable": room,
+            "addresses": [
+                { "type": "InternalIP", "address": spec.address },
+                { "type": "Hostname", "address": spec.name },
+            ],
+            "conditions": conditions(),
+            "nodeInfo": {
+                "architecture": "amd64", "operatingSystem": "linux", "kubeletVersion": "v1.37.2",
+                "bootID": "", "containerRuntimeVersion": "processes://1", "kernelVersion": "", "kubeProxyVersion": "",
+                "machineID": "", "osImage": "", "systemUUID": "",
+            },
+        },
+    });
+    serde_json::from_value(node).unwrap()
+}
+
+fn conditions() -> Value {
+    let now = status::time(SystemTime::now());
+    let condition = |kind, status, reason| {
+        json!({
+            "type": kind, "status": status, "reason": reason, "message": "",
+            "lastHeartbeatTime": now, "lastTransitionTime": now,
+        })
+    };
+    json!([
+        condition("MemoryPressure", "False", "KubeletHasSufficientMemory"),
+        condition("DiskPressure", "False", "KubeletHasNoDiskPressure"),
+        condition("PIDPressure", "False", "KubeletHasSufficientPID"),
+        condition("Ready", "True", "KubeletReady"),
+    ])
+}
+
+// === impl Agent ===
+
+impl Agent {
+    async fn heartbeats(self: Arc<Self>) {
+        let mut ticks = interval(HEARTBEAT);
+        loop {
+            ticks.tick().await;
+            // One that is missed while the apiserver is away is no loss: the next is due before it counts.
+            let _ = self.beat().await;
+        }
+    }
+
+    async fn beat(&self) -> kube::Result<()> {
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": { "name": self.name },
+            "spec": {
+                "holderIdentity": self.name,
+                "leaseDurationSeconds": 40,
+                "renewTime": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
+            },
+        });
+        let leases = self.kube.namespaced::<Lease>("kube-node-lease");
+        leases.patch(&self.name, &PatchParams::apply("kubelet").force(), &Patch::Apply(&lease)).await?;
+        Ok(())
+    }
+
+    /// Gives each pod of the node a task that has its newest state, until both are gone.
+    async fn serve(self: Arc<Self>) {
+        let pods = self.kube.all::<Pod>();
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.name));
+        let mut events = std::pin::pin!(watcher(pods, config).backoff(wait::Quick::default()));
+        let mut known: HashMap<String, watch::Sender<Option<Pod>>> = HashMap::new();
+        let mut listed: Vec<String> = Vec::new();
+        let mut tasks = JoinSet::new();
+        while let Some(event) = events.next().await {
+            while tasks.try_join_next().is_some() {}
+            match event {
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(pod) | watcher::Event::Apply(pod)) => {
+                    let uid = pod.uid().unwrap_or_default();
+                    listed.push(uid.clone());
+                    let news = known.entry(uid).or_insert_with(|| {
+                        let (news, pods) = watch::channel(Some(pod.clone()));
+                        tasks.spawn(pod::run(self.clone(), pods));
+                        news
+                    });
+                    news.send_replace(Some(pod));
+                }
+                Ok(watcher::Event::Delete(pod)) => gone(&mut known, &pod.uid().unwrap_or_default()),
+                Ok(watcher::Event::InitDone) => {
+                    let missing = known.keys().filter(|uid| !listed.contains(uid)).cloned();
+                    missing.collect::<Vec<_>>().iter().for_each(|uid| gone(&mut known, uid));
+                }
+                // The apiserver is away, or has been.
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn note(&self, pod: &Pod, what: What) {
+        self.ground.history.note(&pod.namespace().unwrap_or_default(), &pod.name_any(), what);
+    }
+}
+
+fn gone(known: &mut HashMap<String, watch::Sender<Option<Pod>>>, uid: &str) {
+    if let Some(news) = known.remove(uid) {
+        news.send_replace(None);
+    }
+}

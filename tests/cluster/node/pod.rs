@@ -1,0 +1,191 @@
+//! A pod on its node, from the binding to the end.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Event, Pod};
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use serde_json::json;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Agent,
+    container::{self, Task},
+    history::What,
+    status::{self, Status},
+};
+
+/// How long after an apiserver that did not take a status it is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Runs a pod until it is gone, from the node and from the apiserver.
+pub(super) async fn run(agent: Arc<Agent>, pods: watch::Receiver<Option<Pod>>) {
+    let Some(pod) = pods.borrow().clone() else { return };
+    agent.note(&pod, What::Bound);
+    let address = agent.ground.addresses.next(&pod.namespace().unwrap_or_default());
+    let containers = pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
+    let mut worker = Worker {
+        status: Status::new(),
+        statuses: containers.iter().map(container::waiting).collect(),
+        ready: false,
+        deadline: watch::channel(None).0,
+        agent,
+        pod,
+        pods,
+        address,
+    };
+    worker.run(&containers).await;
+}
+
+struct Worker {
+    agent: Arc<Agent>,
+    /// As it was when it came.
+    pod: Pod,
+    /// As it is now; `None` when there is no such object any more.
+    pods: watch::Receiver<Option<Pod>>,
+    address: Ipv4Addr,
+    status: Status,
+    statuses: Vec<ContainerStatus>,
+    ready: bool,
+    /// When its containers have to be gone; `None` while they may stay.
+    deadline: watch::Sender<Option<Instant>>,
+}
+
+// === impl Worker ===
+
+impl Worker {
+    async fn run(&mut self, containers: &[Container]) {
+        let (sender, mut reports) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        for (index, container) in containers.iter().enumerate() {
+            let task = Task {
+                agent: self.agent.clone(),
+                index,
+                container: container.clone(),
+                address: self.address,
+                pods: self.pods.clone(),
+                end: self.deadline.subscribe(),
+                reports: sender.clone(),
+                status: self.statuses[index].clone(),
+                pod: self.pod.clone(),
+            };
+            tasks.spawn(task.run());
+        }
+        drop(sender);
+        // The pod may have been deleted before the node knew of it.
+        self.look();
+        let mut said = self.say(false).await;
+        loop {
+            tokio::select! {
+                report = reports.recv() => {
+                    let Some((index, status)) = report else { break };
+                    self.statuses[index] = status;
+                    while let Ok((index, status)) = reports.try_recv() {
+                        self.statuses[index] = status;
+                    }
+                    said = self.say(false).await;
+                }
+                Ok(()) = self.pods.changed() => self.look(),
+                () = sleep(AGAIN), if !said => said = self.say(false).await,
+            }
+        }
+        while !self.say(true).await {
+            sleep(AGAIN).await;
+        }
+        self.delete().await;
+        self.agent.note(&self.pod, What::Gone);
+    }
+
+    /// Looks whether the pod shall end, and by when.
+    fn look(&mut self) {
+        let pod = self.pods.borrow_and_update();
+        let grace = match pod.as_ref() {
+            None => Duration::ZERO,
+            Some(pod) if pod.metadata.deletion_timestamp.is_some() => {
+                let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or_default();
+                Duration::from_secs(grace.unsigned_abs())
+            }
+            Some(_) => return,
+        };
+        let end = Instant::now() + grace;
+        self.deadline.send_if_modified(|deadline| {
+            if deadline.is_none() {
+                self.agent.note(&self.pod, What::Terminating);
+            }
+            // A second deletion can shorten it; a mere update of the pod must not prolong it.
+            let earlier = deadline.is_none_or(|deadline| end < deadline);
+            if earlier {
+                *deadline = Some(end);
+            }
+            earlier
+        });
+    }
+
+    /// Tells the apiserver how the pod is. False: it has not heard it.
+    async fn say(&mut self, ended: bool) -> bool {
+        let ready = !ended && self.statuses.iter().all(|status| status.ready);
+        if ready != self.ready {
+            self.ready = ready;
+            self.agent.note(&self.pod, if ready { What::Ready } else { What::Unready });
+        }
+        let address = (self.agent.address, self.address);
+        let patch = self.status.patch(&self.pod, address, &self.statuses, ended);
+        let pods = self.agent.kube.namespaced::<Pod>(&self.pod.namespace().unwrap_or_default());
+        let patched =
+            pods.patch_status(&self.pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+        match patched {
+            Ok(_) => true,
+            // Refused: it is gone, or it is another one of that name.
+            Err(kube::Error::Api(status)) => (400..500).contains(&status.code),
+            Err(_) => false,
+        }
+    }
+
+    /// Deletes the object, once somebody has asked for it.
+    async fn delete(&mut self) {
+        let asked =
+            |pod: &Option<Pod>| pod.as_ref().is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());
+        if self.pods.wait_for(asked).await.is_err() {
+            return;
+        }
+        let pods = self.agent.kube.namespaced::<Pod>(&self.pod.namespace().unwrap_or_default());
+        let preconditions = Preconditions { uid: self.pod.uid(), resource_version: None };
+        let now = DeleteParams::default().grace_period(0).preconditions(preconditions);
+        while self.pods.borrow_and_update().is_some() {
+            match pods.delete(&self.pod.name_any(), &now).await {
+                Ok(_) | Err(kube::Error::Api(_)) => return,
+                Err(_) => sleep(AGAIN).await,
+            }
+        }
+    }
+}
+
+// === impl Agent ===
+
+impl Agent {
+    /// Has an event written, as kubelet does beside the status: nothing waits for it, and nothing depends on it.
+    pub(super) fn event(&self, pod: &Pod, kind: &str, reason: &str, message: &str) {
+        let namespace = pod.namespace().unwrap_or_default();
+        let now = status::time(std::time::SystemTime::now());
+        let event = json!({
+            "metadata": { "generateName": format!("{}.", pod.name_any()), "namespace": namespace },
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod.name_any(), "uid": pod.uid(),
+            },
+            "type": kind, "reason": reason, "message": message, "count": 1,
+            "firstTimestamp": now, "lastTimestamp": now,
+            "source": { "component": "kubelet", "host": self.name },
+        });
+        let event: Event = serde_json::from_value(event).unwrap();
+        let events = self.kube.namespaced::<Event>(&namespace);
+        tokio::spawn(async move {
+            let _ = events.create(&PostParams::default(), &event).await;
+        });
+    }
+}

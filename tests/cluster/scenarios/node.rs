@@ -1,0 +1,153 @@
+//! The node's agent: what pods look like when they start, fail and end, as all other scenarios take it for true.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
+use serde_json::json;
+
+use crate::{
+    client,
+    model::Model,
+    node::{fate, history::What},
+    scenario::Scenario,
+};
+
+pub(super) async fn a_missing_image_backs_off_until_it_is_there(it: Scenario) {
+    let mut model = Model::new("tiny").play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "300ms");
+    (model.replicas, model.probe_period) = (1, 1);
+    it.deploy(&model).await;
+    let pod = it
+        .wait_for_pods("ImagePullBackOff", |pods| {
+            pods.iter().find(|pod| waiting(pod) == Some("ImagePullBackOff")).cloned()
+        })
+        .await;
+    assert_eq!(phase(&pod), "Pending");
+    assert_eq!(condition(&pod, "PodScheduled"), Some("True"));
+    assert_eq!(condition(&pod, "Ready"), Some("False"));
+
+    let healed = json!({ "metadata": { "annotations": { fate::FATE: null } } });
+    it.patch("v1", "Pod", &pod.name_any(), &healed).await;
+    it.endpoints("tiny", 1).await;
+}
+
+pub(super) async fn a_container_that_exits_is_started_again_ever_later(it: Scenario) {
+    let mut model = Model::new("tiny").sim("--load-time 20ms --fail-load=3").play(fate::BACK_OFF, "100ms");
+    model.replicas = 1;
+    it.deploy(&model).await;
+    let container = it
+        .wait_for_pods("CrashLoopBackOff for the third time", |pods| {
+            let pod = pods.iter().find(|pod| waiting(pod) == Some("CrashLoopBackOff"))?;
+            container(pod).filter(|container| container.restart_count >= 3)
+        })
+        .await;
+    let ended = container.last_state.unwrap().terminated.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (3, Some("Error")));
+    assert!(
+        container.state.unwrap().waiting.unwrap().message.unwrap().contains("restarting failed container")
+    );
+}
+
+pub(super) async fn a_container_that_is_out_of_memory_says_so(it: Scenario) {
+    let mut model = Model::new("tiny").play(fate::FATE, "oom").play(fate::BACK_OFF, "60s");
+    model.replicas = 1;
+    it.deploy(&model).await;
+    let container = it
+        .wait_for_pods("CrashLoopBackOff", |pods| {
+            container(pods.iter().find(|pod| waiting(pod) == Some("CrashLoopBackOff"))?)
+        })
+        .await;
+    let ended = container.last_state.unwrap().terminated.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("OOMKilled")));
+}
+
+pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
+    let pool = BTreeMap::from([("pool".to_owned(), it.namespace.clone())]);
+    let mut model = Model::new("tiny").play(fate::PULL, "200ms");
+    (model.replicas, model.probe_period, model.node_selector) = (1, 1, pool.clone());
+    it.deploy(&model).await;
+    it.wait_for_pods("the scheduler to say that it does not fit", |pods| {
+        let conditions = pods.first()?.status.as_ref()?.conditions.as_ref()?;
+        conditions.iter().find(|one| one.reason.as_deref() == Some("Unschedulable")).map(drop)
+    })
+    .await;
+    assert!(it.history().is_empty());
+
+    let node = it.world.add_node(pool).await;
+    let addresses = it.endpoints("tiny", 1).await;
+    let pods = it.pods().await;
+    assert_eq!(pods[0].spec.as_ref().unwrap().node_name.as_deref(), Some(node.name.as_str()));
+    assert_eq!(pods[0].status.as_ref().unwrap().pod_ip.as_ref(), addresses.first());
+    let [pulled, bound] = [What::Pulled, What::Bound]
+        .map(|what| it.history().iter().find(|moment| moment.what == what).unwrap().at);
+    assert!(pulled.duration_since(bound).unwrap() >= Duration::from_millis(200));
+
+    it.kube
+        .namespaced::<Pod>(&it.namespace)
+        .delete_collection(&DeleteParams::default(), &ListParams::default())
+        .await
+        .unwrap();
+    it.happened(What::Gone, 1).await;
+    node.leave(&it.kube).await;
+}
+
+pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
+    // One that ends when it is asked to, after its hook; and one that has to be killed.
+    let mut polite = Model::new("polite");
+    (polite.replicas, polite.probe_period) = (1, 1);
+    polite.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 1 } } } });
+    let mut stubborn = Model::new("stubborn");
+    (stubborn.replicas, stubborn.grace) = (1, 1);
+    stubborn.container = json!({
+        "command": ["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
+        "args": null,
+        "readinessProbe": null,
+    });
+    it.deploy(&polite).await;
+    it.deploy(&stubborn).await;
+    let [address] = it.endpoints("polite", 1).await.try_into().unwrap();
+    it.endpoints("stubborn", 1).await;
+    for model in ["polite", "stubborn"] {
+        it.patch("apps/v1", "Deployment", model, &json!({ "spec": { "replicas": 0 } })).await;
+    }
+    it.happened(What::Terminating, 2).await;
+    // While the hook runs, so does the server; new connections are to go elsewhere.
+    it.endpoints("polite", 0).await;
+    assert_eq!(client::get((address + ":8000").parse().unwrap(), "/health").await.unwrap().status, 200);
+    it.happened(What::Gone, 2).await;
+    let course = |model: &str| -> Vec<What> {
+        let moments = it.history().into_iter().filter(|moment| moment.pod.starts_with(model));
+        let moments = moments.skip_while(|moment| moment.what != What::Terminating);
+        moments.map(|moment| moment.what).collect()
+    };
+    // The stand-in ends in good order.
+    let polite = course("polite");
+    assert_eq!(polite, [What::Terminating, What::Signalled, What::Exited(0), What::Unready, What::Gone]);
+    let stubborn = course("stubborn");
+    assert_eq!(
+        stubborn,
+        [What::Terminating, What::Signalled, What::Killed, What::Exited(137), What::Unready, What::Gone]
+    );
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+fn container(pod: &Pod) -> Option<ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.first().cloned()
+}
+
+/// The reason for which its container waits.
+fn waiting(pod: &Pod) -> Option<&str> {
+    let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
+    containers.first()?.state.as_ref()?.waiting.as_ref()?.reason.as_deref()
+}
+
+fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a str> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|condition| condition.type_ == kind).map(|condition| condition.status.as_str())
+}

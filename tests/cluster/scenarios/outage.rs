@@ -1,0 +1,48 @@
+//! The cluster's parts go and come back: that the harness itself can do that, and loses nothing by it.
+
+use serde_json::json;
+
+use crate::{
+    client,
+    model::{Model, Scaled},
+    node::history::What,
+    push_scaler::PushScaler,
+    scenario::Scenario,
+    wait,
+};
+
+pub(super) async fn pods_outlive_the_apiserver_and_are_told_of_afterwards(it: Scenario) {
+    let mut model = Model::new("tiny");
+    model.replicas = 1;
+    it.deploy(&model).await;
+    let [address] = it.endpoints("tiny", 1).await.try_into().unwrap();
+    it.world.plane.kill_apiserver().await;
+    let asked = client::get((address + ":8000").parse().unwrap(), "/health").await.unwrap();
+    assert_eq!(asked.status, 200);
+    it.world.plane.restart_apiserver().await;
+    it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 2 } })).await;
+    it.endpoints("tiny", 2).await;
+    it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
+    it.happened(What::Gone, 2).await;
+}
+
+pub(super) async fn keda_comes_back_and_hears_the_next_push(it: Scenario) {
+    let scaler = PushScaler::start(it.socket(1, 9090)).await;
+    it.deploy(&Model::new("tiny")).await;
+    it.scale(&Scaled::new("tiny", &it.socket(1, 9090).to_string(), json!({}))).await;
+    let streams = async |number: usize| {
+        wait::until(&format!("{number} streams of KEDA"), wait::SOON, async || match scaler.streams() {
+            found if found == number => Ok(()),
+            found => Err(found.to_string()),
+        })
+        .await;
+    };
+    streams(1).await;
+    it.world.keda.kill_operator().await;
+    streams(0).await;
+    it.world.keda.restart_operator().await;
+    streams(1).await;
+    scaler.push(1);
+    it.wanted("tiny", 1, wait::SOON).await;
+    it.endpoints("tiny", 1).await;
+}

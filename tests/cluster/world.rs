@@ -1,0 +1,138 @@
+//! The one cluster that all scenarios share.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use tokio::time::Instant;
+
+use crate::{
+    api::{self, Kube},
+    chart,
+    dns::Dns,
+    node::{Addresses, Ground, Node, Spec, history::History},
+    plane::{ControlPlane, Folders, keda::Keda},
+    wait,
+};
+
+/// The executable under test.
+pub(crate) const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
+/// Where the fixtures and manifests of the tests are.
+pub(crate) const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster");
+
+/// Subnets of 10.77.0.0/16 below it are not for scenarios: 0 is the control plane, 1 the nodes, 2 pods of no scenario.
+const FIRST_SUBNET: u8 = 16;
+
+/// A control plane with KEDA, a node, and the definitions of all resources that the tests use.
+pub(crate) struct World {
+    pub(crate) plane: ControlPlane,
+    pub(crate) keda: Keda,
+    pub(crate) ground: Arc<Ground>,
+    pub(crate) dns: Dns,
+    subnets: AtomicU8,
+    nodes: AtomicU8,
+    _node: Node,
+}
+
+// === impl World ===
+
+impl World {
+    /// Starts everything; `run` is the folder that the namespace was made with.
+    pub(crate) async fn start(run: &Path, bin: &Path) -> Self {
+        let began = Instant::now();
+        let folders = Folders { bin: bin.to_owned(), run: run.to_owned(), logs: run.join("logs") };
+        let pods = folders.logs.join("pods");
+        std::fs::create_dir_all(&pods).unwrap();
+
+        let plane = ControlPlane::start(&folders).await;
+        println!("control plane: {:.1} s", began.elapsed().as_secs_f64());
+        let dns = Dns::start(&plane.admin).await;
+        define(&plane.admin).await;
+        let keda = Keda::start(&plane).await;
+        println!("KEDA: {:.1} s", began.elapsed().as_secs_f64());
+
+        let ground = Arc::new(Ground {
+            history: History::default(),
+            addresses: Addresses::default(),
+            logs: pods,
+            programs: programs(),
+        });
+        let spec = Spec::new("node-0", Ipv4Addr::new(10, 77, 1, 1));
+        let node = join(&plane, ground.clone(), spec).await;
+        node.ready().await;
+        println!("cluster: {:.1} s", began.elapsed().as_secs_f64());
+        Self {
+            plane,
+            keda,
+            ground,
+            dns,
+            subnets: AtomicU8::new(FIRST_SUBNET),
+            nodes: AtomicU8::new(1),
+            _node: node,
+        }
+    }
+
+    /// One more node, whenever it comes. It is for pods that select it by one of the labels, and takes no others: those
+    /// of other scenarios would go with it.
+    pub(crate) async fn add_node(&self, labels: BTreeMap<String, String>) -> Node {
+        let number = self.nodes.fetch_add(1, Ordering::SeqCst);
+        let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
+        (spec.labels, spec.reserved) = (labels, true);
+        join(&self.plane, self.ground.clone(), spec).await
+    }
+
+    /// A subnet that nobody has.
+    pub(crate) fn subnet(&self) -> u8 {
+        self.subnets.fetch_add(1, Ordering::SeqCst)
+    }
+}
+
+// === impl Spec ===
+
+impl Spec {
+    fn new(name: &str, address: Ipv4Addr) -> Self {
+        Self { name: name.to_owned(), address, labels: BTreeMap::new(), reserved: false, gpus: 64 }
+    }
+}
+
+/// The resources that are not Kubernetes' own, nor KEDA's.
+async fn define(kube: &Kube) {
+    let fixtures = ["interceptorroutes", "inferencepools"];
+    let files = fixtures.map(|name| Path::new(HERE).join(format!("fixtures/{name}.yaml")));
+    let definitions: Vec<_> =
+        files.iter().flat_map(|file| api::objects_in(file)).chain(chart::definitions()).collect();
+    for definition in &definitions {
+        kube.apply(definition, "").await;
+    }
+    for definition in &definitions {
+        let name = definition["metadata"]["name"].as_str().unwrap();
+        let all = kube.all::<CustomResourceDefinition>();
+        wait::object(&all, name, "established", wait::SOON, |found| {
+            let conditions = found?.status.as_ref()?.conditions.as_ref()?;
+            conditions.iter().find(|one| one.type_ == "Established" && one.status == "True").map(drop)
+        })
+        .await;
+    }
+}
+
+async fn join(plane: &ControlPlane, ground: Arc<Ground>, spec: Spec) -> Node {
+    let user = format!("system:node:{}", spec.name);
+    let kube = Kube::new(&plane.kubeconfig(&user, Some("system:nodes"))).await;
+    Node::join(kube, ground, spec).await
+}
+
+/// What images stand for. Envoy is there only where it has been installed.
+fn programs() -> BTreeMap<String, PathBuf> {
+    let mut programs = BTreeMap::from([("anteroom".to_owned(), PathBuf::from(ANTEROOM))]);
+    if let Some(envoy) = std::env::var_os("ANTEROOM_ENVOY") {
+        programs.insert("envoy".into(), envoy.into());
+    }
+    programs
+}
