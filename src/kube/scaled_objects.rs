@@ -135,6 +135,14 @@ impl ScaledObject {
         }
     }
 
+    /// The annotations that pause it, all of which must go for it to scale.
+    pub fn pausing(&self) -> Vec<&'static str> {
+        let replicas = [PAUSED_REPLICAS].into_iter().filter(|key| self.annotation(key).is_some());
+        let switches = [PAUSED, PAUSED_SCALE_OUT].into_iter();
+        let switches = switches.filter(|key| self.annotation(key).is_some_and(|value| !is_false(value)));
+        replicas.chain(switches).collect()
+    }
+
     /// Its triggers that name a route of ours, or of the HTTP Add-on that we stand in for.
     pub fn triggers(&self) -> impl Iterator<Item = Trigger> {
         let triggers = self.spec["triggers"].as_array().into_iter().flatten();
