@@ -7,6 +7,8 @@ mod conflicts;
 mod endpoints;
 mod events;
 mod facts;
+#[cfg(test)]
+mod fake;
 mod go_duration;
 mod interceptor_route;
 mod model_route;
@@ -97,12 +99,7 @@ impl Cluster {
     /// One that is spoken to so, all of its namespaces.
     #[cfg(test)]
     pub(crate) fn of(client: Client) -> Self {
-        Self {
-            client,
-            namespaces: Arc::default(),
-            tasks: TaskTracker::new(),
-            stopping: CancellationToken::new(),
-        }
+        Self::with(client, &config::Kubernetes::default())
     }
 
     /// The client.

@@ -19,10 +19,14 @@ use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
     config::{Config, Limits},
-    domain::{ByteCount, Policy},
+    domain::{
+        ByteCount, Intercept, InterceptTimeouts, Matcher, Overflow, Period, Policy, ResponseMode,
+        StaticAnswer, StaticBody, StaticRoute,
+    },
     error::{Outcome, Refusal},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::{Endpoint, Status},
+    telemetry::StaticKind,
     upstream::{Dial, Dialer, Dialing, Io},
 };
 use proptest::prelude::*;
@@ -36,8 +40,9 @@ use tokio_util::sync::CancellationToken;
 /// What happens next.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A request comes: streaming or not, bounding its wait or not.
-    Arrive { stream: bool, max_wait: Option<u16>, padding: u16 },
+    /// A request comes: streaming or not, bounding its wait or not, and where anything is served for a path that is no
+    /// demand or not.
+    Arrive { stream: bool, max_wait: Option<u16>, padding: u16, quiet: bool },
     /// A client hangs up.
     HangUp(prop::sample::Index),
     /// Time goes by.
@@ -71,6 +76,17 @@ enum Behaviour {
     Fail,
 }
 
+/// What the route asks for, if it serves anything.
+#[derive(Clone, Copy, Debug)]
+struct Front {
+    fallback: bool,
+    placeholder: bool,
+    max_pending: Option<u8>,
+    overflow: bool,
+    /// Seconds.
+    request: Option<u8>,
+}
+
 struct Server {
     behaviour: AtomicU8,
     requests: AtomicU32,
@@ -84,6 +100,8 @@ struct World {
     server: Arc<Server>,
     clients: Vec<JoinHandle<Vec<u8>>>,
     arrived: u64,
+    /// Requests may be no demand.
+    has_quiet: bool,
 }
 
 const ROUTES: &str = "
@@ -97,6 +115,31 @@ routes:
     readiness: { activationTimeout: 60s }
     upstream: { idleTimeout: 20s, responseTimeout: 20s }
 ";
+
+// === impl Front ===
+
+impl Front {
+    fn intercept(self) -> Intercept {
+        let answer = |status| StaticAnswer::new(status, [], StaticBody::Text("soon".into())).expect("good");
+        let healthz = StaticRoute {
+            rules: vec![Matcher { paths: vec!["/healthz".into()], ..Matcher::default() }],
+            answer: answer(200),
+            mode: ResponseMode::WhenUnavailable,
+        };
+        Intercept {
+            rules: vec![Matcher::default()],
+            timeouts: InterceptTimeouts {
+                request: self.request.map(|seconds| Period::from_secs(seconds.into())),
+                ..InterceptTimeouts::default()
+            },
+            fallback: self.fallback.then(|| "memory:2".into()),
+            placeholder: self.placeholder.then(|| answer(503)),
+            max_pending: self.max_pending.map(u32::from),
+            overflow: if self.overflow { Overflow::Placeholder } else { Overflow::Reject },
+            static_routes: vec![healthz],
+        }
+    }
+}
 
 // === impl Server ===
 
@@ -188,9 +231,10 @@ async fn read_request(io: &mut DuplexStream) -> io::Result<bool> {
 // === impl World ===
 
 impl World {
-    fn new() -> Self {
-        let config = Config::parse(ROUTES, "routes.yaml").expect("a good configuration");
-        let route = config.routes[0].clone();
+    fn new(front: Option<Front>) -> Self {
+        let mut config = Config::parse(ROUTES, "routes.yaml").expect("a good configuration");
+        let mut route = config.routes.remove(0);
+        route.intercept = front.map(|front| Arc::new(front.intercept()));
         let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
         let shared = Shared::new(Limits { max_body_bytes: ByteCount::bytes(4096), ..Limits::default() });
         shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
@@ -198,7 +242,16 @@ impl World {
         let proxy = Proxy::new(shared.clone(), Dialer::Other(Arc::new(Memory(server.clone()))));
         let endpoint = Endpoint::new("memory:1", 4);
         gate.target().add(&endpoint);
-        Self { gate, shared, proxy, endpoint, server, clients: Vec::new(), arrived: 0 }
+        Self {
+            gate,
+            shared,
+            proxy,
+            endpoint,
+            server,
+            clients: Vec::new(),
+            arrived: 0,
+            has_quiet: front.is_some(),
+        }
     }
 
     /// What a prober does: a suspect endpoint that is still up gets requests again after its back-off.
@@ -215,13 +268,14 @@ impl World {
         });
     }
 
-    fn arrive(&mut self, stream: bool, max_wait: Option<u16>, padding: u16) {
+    fn arrive(&mut self, stream: bool, max_wait: Option<u16>, padding: u16, quiet: bool) {
+        let path = if quiet && self.has_quiet { "/healthz" } else { "/v1/chat/completions" };
         let (mut client, server) = duplex(16 << 10);
         tokio::spawn(serve_connection(server, None, self.proxy.clone(), CancellationToken::new()));
         let body = format!(r#"{{"model":"tiny","stream":{stream},"p":"{}"}}"#, "x".repeat(padding.into()));
         let wait = max_wait.map_or(String::new(), |seconds| format!("x-anteroom-max-wait: {seconds}\r\n"));
         let request = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{wait}content-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{wait}content-length: {}\r\n\r\n{body}",
             body.len()
         );
         self.arrived += 1;
@@ -247,7 +301,12 @@ impl World {
         // A body that is too large is refused before its model is known.
         let refused = |refusal| counters.refused(refusal) + self.shared.unrouted.refused(refusal);
         let refused: u64 = Refusal::ALL.into_iter().map(refused).sum();
-        prop_assert_eq!(self.arrived, counters.admitted() + refused, "each is admitted or refused");
+        let answers: u64 = StaticKind::ALL.into_iter().map(|kind| counters.static_answers(kind)).sum();
+        prop_assert_eq!(
+            self.arrived,
+            counters.admitted() + refused + answers,
+            "each is admitted, refused or answered"
+        );
         Ok(())
     }
 
@@ -256,7 +315,9 @@ impl World {
         self.watch_endpoint(&up);
         for step in steps {
             match step {
-                Step::Arrive { stream, max_wait, padding } => self.arrive(stream, max_wait, padding),
+                Step::Arrive { stream, max_wait, padding, quiet } => {
+                    self.arrive(stream, max_wait, padding, quiet);
+                }
                 Step::HangUp(which) if !self.clients.is_empty() => {
                     // It may have been answered already: then it goes like everybody else.
                     self.clients[which.index(self.clients.len())].abort();
@@ -305,6 +366,7 @@ impl World {
         sleep(Duration::from_secs(120)).await;
         self.check()?;
         prop_assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
+        prop_assert_eq!((self.gate.requests(), self.gate.wanting_in_flight()), (0, 0));
         prop_assert_eq!(self.shared.budget.used(), 0, "every byte of the budget came back");
         let mut seen = Vec::new();
         for client in self.clients.drain(..) {
@@ -350,8 +412,8 @@ fn step() -> impl Strategy<Value = Step> {
         Fail,
     ]);
     prop_oneof![
-        6 => (any::<bool>(), prop::option::weighted(0.3, 0_u16..20), 0_u16..5000)
-            .prop_map(|(stream, max_wait, padding)| Step::Arrive { stream, max_wait, padding }),
+        6 => (any::<bool>(), prop::option::weighted(0.3, 0_u16..20), 0_u16..5000, prop::bool::weighted(0.2))
+            .prop_map(|(stream, max_wait, padding, quiet)| Step::Arrive { stream, max_wait, padding, quiet }),
         2 => any::<prop::sample::Index>().prop_map(Step::HangUp),
         4 => (0_u16..5000).prop_map(Step::Wait),
         3 => Just(Step::Ready),
@@ -364,13 +426,37 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn front() -> impl Strategy<Value = Front> {
+    let max_pending = prop::option::of(1_u8..6);
+    (any::<bool>(), prop::bool::weighted(0.3), max_pending, any::<bool>(), prop::option::of(1_u8..40))
+        .prop_map(|(fallback, placeholder, max_pending, overflow, request)| Front {
+            fallback,
+            placeholder,
+            max_pending,
+            overflow,
+            request,
+        })
+}
+
+fn live(front: Option<Front>, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime.expect("a runtime"), async { World::new(front).live(steps).await })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_admitted_request_ends_in_exactly_one_outcome(steps in prop::collection::vec(step(), 1..60)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime.expect("a runtime"), async { World::new().live(steps).await })?;
+        live(None, steps)?;
+    }
+
+    #[test]
+    fn so_does_one_of_a_route_that_serves_anything(
+        front in front(),
+        steps in prop::collection::vec(step(), 1..60),
+    ) {
+        live(Some(front), steps)?;
     }
 }

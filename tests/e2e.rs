@@ -17,6 +17,8 @@ mod forwarding;
 mod hangup;
 #[path = "e2e/hold.rs"]
 mod hold;
+#[path = "e2e/interceptor.rs"]
+mod interceptor;
 #[path = "e2e/keepalive.rs"]
 mod keepalive;
 #[path = "e2e/limits.rs"]
@@ -25,13 +27,21 @@ mod limits;
 mod obstacles;
 #[path = "e2e/reload.rs"]
 mod reload;
+#[path = "e2e/replicas.rs"]
+mod replicas;
 #[path = "e2e/report.rs"]
 mod report;
+#[path = "e2e/scaler.rs"]
+mod scaler;
+#[path = "e2e/scaler_tls.rs"]
+mod scaler_tls;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]
 mod start;
 #[path = "e2e/upstream.rs"]
 mod upstream;
+#[path = "e2e/websocket.rs"]
+mod websocket;
 #[path = "e2e/zero.rs"]
 mod zero;

@@ -137,7 +137,10 @@ fn of_cold_start(cold_start: &ColdStart) -> LastColdStart {
 fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let endpoints = gate.target().endpoints();
+    let held = gate.counts_everywhere().held;
     let (state, failure) = match gate.target().status() {
+        // It is another replica that starts it.
+        Status::Idle if held > 0 => (State::Starting, None),
         Status::Idle => (State::Idle, None),
         Status::Starting => (State::Starting, None),
         Status::Ready => (State::Ready, None),
@@ -150,7 +153,7 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
         obstacle: gate.target().obstacle().map(|obstacle| (obstacle.kind, obstacle.message.clone())),
         ready: count(endpoints.iter().filter(|endpoint| endpoint.is_ready()).count()),
         endpoints: count(endpoints.len()),
-        held: gate.held() as u64,
+        held,
         scaled_object: None,
         scales_itself: gate.policy().scale_by == ScaleBy::Kubernetes,
         last_cold_start: last.cloned(),

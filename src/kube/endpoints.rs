@@ -22,6 +22,7 @@ use crate::{
     domain::{ClusterTarget, EndpointSource, ServicePort},
     state::{Discovered, Discovery},
 };
+use merge::Departed;
 use pool::InferencePool;
 
 /// Finds the pods of targets in a cluster. Routes with the same target share what is found.
@@ -94,6 +95,7 @@ impl Endpoints {
         let mut slices =
             self.cluster.watch_in::<EndpointSlice>(vec![self.cluster.api(namespace)], of_service, |_| {});
         let mut pods = Selected::default();
+        let mut departed = Departed::default();
         loop {
             let service = services.get(namespace, name);
             pods.select(&self.pods, namespace, service.as_deref().and_then(merge::selector));
@@ -101,7 +103,9 @@ impl Endpoints {
                 found,
                 match (service, services.is_synced()) {
                     (Some(service), _) => {
-                        let mut merged = merge::service(&service, port, &slices.all(), &pods.all());
+                        let (slices_now, pods_now) = (slices.all(), pods.all());
+                        departed.update(&slices_now, &pods_now);
+                        let mut merged = merge::service(&service, port, &slices_now, &pods_now, &departed);
                         // Pods alone do not say which there are no more.
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
                         merged

@@ -137,8 +137,9 @@ impl RouteTable {
         Match::Nothing
     }
 
-    /// Which route a request that is no work belongs to, if it is to one that serves anything. What `api` is known to
-    /// ask for is ours to answer where a route for models matches first.
+    /// Which route a request that is no work belongs to, if it is to one that serves anything. What the API has is ours
+    /// to answer where a route for models matches first; health checks are only where that is more specific, since `/`
+    /// is what an application is there for.
     pub fn interceptor(
         &self,
         host: &str,
@@ -149,7 +150,11 @@ impl RouteTable {
         if !self.intercepts {
             return None;
         }
-        let is_ours = |class: &Class| *api != Api::Unknown && class.is_for_models();
+        let is_ours = |class: &Class| match api {
+            Api::Unknown => false,
+            Api::Probe => class.is_for_models() && class.interceptor.is_none(),
+            _ => class.is_for_models(),
+        };
         let mut classes = self.classes(host, path, headers);
         let first = classes.find(|class| is_ours(class) || class.interceptor.is_some());
         first.filter(|class| !is_ours(class))?.interceptor.as_ref()
@@ -386,7 +391,7 @@ mod tests {
             ("shop.example.com", &get, "/shopping", "all"),
             // Ours to answer, for a route for models that matches as well.
             ("other", &get, "/v1/models", "-"),
-            ("other", &get, "/health", "-"),
+            ("other", &get, "/health", "all"),
             ("other", &get, "/v1/chat/completions", "-"),
             ("other", &get, "/favicon.ico", "all"),
             ("llm.example.com", &get, "/health", "-"),

@@ -152,7 +152,10 @@ async fn keep(
         // Who was to be served by an activation has been, or is gone.
         gate.cold_starts().abandoned();
     }
-    let endpoints: Vec<_> = pods.kept.into_values().map(|kept| kept.endpoint).chain(gateway).collect();
+    let Pods { kept, running, .. } = pods;
+    // Those who look after endpoints go first: they would be woken in our place.
+    drop(running);
+    let endpoints: Vec<_> = kept.into_values().map(|kept| kept.endpoint).chain(gateway).collect();
     endpoints.iter().for_each(|endpoint| endpoint.retire());
     // Said before the wait: another target may have taken over when that ends.
     gate.target().set_status(Status::Idle);

@@ -1,11 +1,18 @@
 //! The proxy as it really runs: bound to free ports, with its threads, in this process.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use anteroom::{
     admission::Gate,
     app::{Account, Bound, Command},
     config::Config,
+    domain::{Intercept, Matcher},
     drain::Request,
     proxy::Shared,
     scaler,
@@ -21,6 +28,8 @@ use super::{
 pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    pub scaler: Option<SocketAddr>,
+    pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     running: JoinHandle<Account>,
@@ -55,13 +64,35 @@ impl Proxy {
         let bound = Bound::new(parse(yaml), options()).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
+        let (scaler, peers) = (bound.scaler_address, bound.peers_address);
         let shared = bound.shared().clone();
-        Self { address, admin, commands, shared, running: tokio::spawn(bound.run(received)) }
+        Self { address, admin, scaler, peers, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
     pub async fn tiny(url: &str, more: &str) -> Self {
         Self::start(&routes(&[route("tiny", url, more)])).await
+    }
+
+    /// One whose cluster has a route `tiny` to this url, as an `InterceptorRoute` asks. The file has a route `models`
+    /// for models of its own, to nowhere.
+    pub async fn intercepting(url: &str, intercept: Intercept) -> Self {
+        let proxy = Self::start(&routes(&[route("models", "http://127.0.0.1:1", "")])).await;
+        proxy.intercept(url, intercept).await;
+        proxy
+    }
+
+    /// The cluster has this route from now on, for every request if it has no rules, and one more by which that is seen.
+    pub async fn intercept(&self, url: &str, mut intercept: Intercept) {
+        if intercept.rules.is_empty() {
+            intercept.rules.push(Matcher::default());
+        }
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
+        let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
+        routes[0].intercept = Some(Arc::new(intercept));
+        self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
+        until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
     }
 
     /// The live side of the only route.

@@ -1,14 +1,16 @@
 //! What slices and pods say, taken together. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use k8s_openapi::{
     api::{
-        core::v1::{Container, ContainerPort, Pod, PodStatus, Service, ServicePort as PortOfService},
+        core::v1::{
+            Container, ContainerPort, ObjectReference, Pod, PodStatus, Service, ServicePort as PortOfService,
+        },
         discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::util::intstr::IntOrString,
@@ -35,6 +37,30 @@ enum Standing {
 /// The endpoints, in the order of their addresses.
 type Known = BTreeMap<SocketAddr, (Standing, Protocol)>;
 
+/// Pods that have gone, as long as slices still have them.
+#[derive(Debug, Default)]
+pub(super) struct Departed {
+    known: HashSet<String>,
+    gone: HashSet<String>,
+}
+
+// === impl Departed ===
+
+impl Departed {
+    /// These are there now.
+    pub(super) fn update(&mut self, slices: &[Arc<EndpointSlice>], pods: &[Arc<Pod>]) {
+        let known: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        self.gone.extend(self.known.difference(&known).cloned());
+        if !self.gone.is_empty() {
+            let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
+            let listed: HashSet<_> =
+                endpoints.filter_map(|endpoint| pod_behind(endpoint)?.uid.as_deref()).collect();
+            self.gone.retain(|uid| listed.contains(&**uid) && !known.contains(uid));
+        }
+        self.known = known;
+    }
+}
+
 /// The labels by which a Service selects pods, if it does.
 pub(super) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     service.spec.as_ref()?.selector.as_ref().filter(|selector| !selector.is_empty())
@@ -48,26 +74,28 @@ pub(super) fn protocol(app_protocol: Option<&str>) -> Protocol {
 /// The endpoints of a Service.
 ///
 /// The word of a pod wins over what a slice says of it: slices are made from pods, in batches. A slice's word counts
-/// for endpoints that are no pods of the Service's selector, and for pods that we have not heard of.
+/// for endpoints that are no pods of the Service's selector, and for pods that we have not heard of, but not for those
+/// that have gone since.
 pub(super) fn service(
     service: &Service,
     port: &ServicePort,
     slices: &[Arc<EndpointSlice>],
     pods: &[Arc<Pod>],
+    departed: &Departed,
 ) -> Discovered {
     let port = match port_of(service, port) {
         Ok(port) => port,
         Err(why) => return Discovered { problem: Some(why.into()), ..Discovered::default() },
     };
-    let by_name: HashMap<&str, &Pod> =
-        pods.iter().filter_map(|pod| Some((pod.metadata.name.as_deref()?, &**pod))).collect();
+    let by_name: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     let mut known = Known::new();
     for slice in slices.iter().filter(|slice| matches!(&*slice.address_type, "IPv4" | "IPv6")) {
         let Some((number, of_slice)) = port_in(slice, port.name.as_deref()) else { continue };
         let protocol = protocol(port.app_protocol.as_deref().or(of_slice.app_protocol.as_deref()));
         let unheard_of = |endpoint: &&Endpoint| {
-            let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-            pod.and_then(|pod| pod.name.as_deref()).is_none_or(|name| !by_name.contains_key(name))
+            let Some(pod) = pod_behind(endpoint) else { return true };
+            let is_known = pod.name.as_deref().is_some_and(|name| by_name.contains(name));
+            !is_known && !pod.uid.as_ref().is_some_and(|uid| departed.gone.contains(uid))
         };
         for endpoint in slice.endpoints.iter().filter(unheard_of) {
             // No meaning is defined for further addresses.
@@ -184,6 +212,10 @@ fn port_in<'a>(slice: &'a EndpointSlice, name: Option<&str>) -> Option<(u16, &'a
     };
     let port = slice.ports.as_ref()?.iter().find(named)?;
     Some((u16::try_from(port.port?).ok()?, port))
+}
+
+fn pod_behind(endpoint: &Endpoint) -> Option<&ObjectReference> {
+    endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))
 }
 
 fn of_endpoint(endpoint: &Endpoint) -> Standing {

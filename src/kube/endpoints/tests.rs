@@ -1,1 +1,513 @@
+use std::{net::IpAddr, time::Duration};
 
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::*;
+use crate::{kube::fake::FakeApi, state::Protocol};
+
+const SERVICES: &str = "/api/v1/namespaces/ml/services";
+const PODS: &str = "/api/v1/namespaces/ml/pods";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/ml/endpointslices";
+const POOLS: &str = "/apis/inference.networking.k8s.io/v1/namespaces/ml/inferencepools";
+
+// === objects ===
+
+fn service_with(spec: Value) -> Value {
+    let mut whole = json!({
+        "selector": { "app": "tiny" },
+        "ports": [{ "name": "http", "port": 80, "targetPort": 8000 }],
+        "ipFamilies": ["IPv4"],
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        whole[key] = value.clone();
+    }
+    json!({ "metadata": { "name": "tiny", "namespace": "ml" }, "spec": whole })
+}
+
+fn pod_at(name: &str, ip: &str, ready: bool) -> Value {
+    json!({
+        "metadata": { "name": name, "namespace": "ml", "uid": name, "labels": { "app": "tiny" } },
+        "spec": { "containers": [{ "name": "vllm", "ports": [{ "name": "web", "containerPort": 8001 }] }] },
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{ "ip": ip }],
+            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
+        },
+    })
+}
+
+fn terminating(mut object: Value) -> Value {
+    object["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z".into();
+    object
+}
+
+/// A slice of these addresses, each with the pod behind it and its conditions.
+fn slice_of(name: &str, port: Value, endpoints: &[(&str, Option<&str>, Value)]) -> Value {
+    let endpoints = endpoints.iter().map(|(ip, pod, conditions)| {
+        let target = pod.map(|pod| json!({ "kind": "Pod", "name": pod, "namespace": "ml", "uid": pod }));
+        json!({ "addresses": [ip], "conditions": conditions, "targetRef": target })
+    });
+    json!({
+        "metadata": { "name": name, "namespace": "ml", "labels": { SERVICE_NAME: "tiny" } },
+        "addressType": if endpoints.clone().any(|endpoint| endpoint["addresses"][0].as_str().unwrap().contains(':')) { "IPv6" } else { "IPv4" },
+        "ports": [port],
+        "endpoints": endpoints.collect::<Vec<_>>(),
+    })
+}
+
+fn port(number: u16) -> Value {
+    json!({ "name": "http", "port": number, "protocol": "TCP" })
+}
+
+fn conditions(ready: bool) -> Value {
+    json!({ "ready": ready, "serving": ready, "terminating": false })
+}
+
+fn parsed<K: serde::de::DeserializeOwned>(objects: &[Value]) -> Vec<Arc<K>> {
+    objects.iter().map(|object| Arc::new(serde_json::from_value(object.clone()).unwrap())).collect()
+}
+
+/// What is found, as `address` with `!` when not ready and `†` when terminating.
+fn merged(service: &Value, slices: &[Value], pods: &[Value]) -> Result<String, String> {
+    let port = ServicePort::Name("http".into());
+    let service = serde_json::from_value(service.clone()).unwrap();
+    shown(&merge::service(&service, &port, &parsed(slices), &parsed(pods), &Departed::default()))
+}
+
+fn shown(discovered: &Discovered) -> Result<String, String> {
+    if let Some(problem) = &discovered.problem {
+        return Err(problem.to_string());
+    }
+    let shown = discovered.endpoints.iter().map(|endpoint| {
+        let standing = match (endpoint.terminating, endpoint.ready) {
+            (true, _) => "†",
+            (_, true) => "",
+            (_, false) => "!",
+        };
+        format!("{}{standing}", endpoint.address)
+    });
+    Ok(shown.collect::<Vec<_>>().join(" "))
+}
+
+fn is(text: &str) -> Result<String, String> {
+    Ok(text.into())
+}
+
+// === slices and pods taken together ===
+
+#[test]
+fn a_pod_counts_before_a_slice_has_it_and_its_word_wins() {
+    let service = service_with(json!({}));
+    let slice = slice_of(
+        "a",
+        port(8000),
+        &[("10.0.0.1", Some("one"), conditions(true)), ("10.0.0.2", Some("two"), conditions(false))],
+    );
+    let pods = [
+        pod_at("one", "10.0.0.1", false),
+        pod_at("two", "10.0.0.2", true),
+        pod_at("three", "10.0.0.3", true),
+    ];
+    assert_eq!(
+        merged(&service, std::slice::from_ref(&slice), &pods),
+        is("10.0.0.1:8000! 10.0.0.2:8000 10.0.0.3:8000")
+    );
+    let pods = [terminating(pods[0].clone()), terminating(pods[1].clone())];
+    assert_eq!(merged(&service, &[slice], &pods), is("10.0.0.1:8000† 10.0.0.2:8000†"));
+}
+
+#[test]
+fn a_slice_counts_for_what_is_no_pod_or_none_that_is_known() {
+    let service = service_with(json!({ "selector": null }));
+    let slices = [
+        slice_of("a", port(8000), &[("10.0.0.1", None, conditions(true)), ("10.0.0.2", None, json!({}))]),
+        slice_of("b", port(9000), &[("10.0.0.1", Some("unheard-of"), conditions(false))]),
+        slice_of("c", json!({ "name": "metrics", "port": 1 }), &[("10.0.0.7", None, conditions(true))]),
+        slice_of(
+            "d",
+            json!({ "name": "http", "port": 1, "protocol": "UDP" }),
+            &[("10.0.0.8", None, conditions(true))],
+        ),
+        slice_of("e", json!({ "name": "http" }), &[("10.0.0.9", None, conditions(true))]),
+    ];
+    assert_eq!(
+        merged(&service, &slices, &[]),
+        is("10.0.0.1:8000 10.0.0.1:9000! 10.0.0.2:8000"),
+        "absent conditions are true"
+    );
+}
+
+#[test]
+fn what_is_published_though_not_ready_is_not_ready() {
+    let service = service_with(json!({ "selector": null, "publishNotReadyAddresses": true }));
+    let slice = slice_of(
+        "a",
+        port(8000),
+        &[
+            ("10.0.0.1", None, json!({ "ready": true, "serving": false })),
+            ("10.0.0.2", None, json!({ "ready": true, "serving": true, "terminating": true })),
+            ("10.0.0.3", None, json!({ "ready": false })),
+        ],
+    );
+    assert_eq!(merged(&service, &[slice], &[]), is("10.0.0.1:8000! 10.0.0.2:8000† 10.0.0.3:8000!"));
+}
+
+#[test]
+fn of_two_words_on_one_address_the_better_counts() {
+    let service = service_with(json!({}));
+    let slices = [
+        slice_of(
+            "a",
+            port(8000),
+            &[("10.0.0.1", None, conditions(false)), ("10.0.0.2", None, conditions(true))],
+        ),
+        slice_of(
+            "b",
+            port(8000),
+            &[("10.0.0.1", None, conditions(true)), ("10.0.0.2", None, conditions(true))],
+        ),
+    ];
+    assert_eq!(merged(&service, &slices, &[]), is("10.0.0.1:8000 10.0.0.2:8000"));
+    let pods = [terminating(pod_at("old", "10.0.0.3", true)), pod_at("new", "10.0.0.3", false)];
+    assert_eq!(merged(&service, &[], &pods), is("10.0.0.3:8000!"), "the address is the new one's");
+}
+
+#[test]
+fn pods_that_have_ended_or_have_no_address_are_none() {
+    let service = service_with(json!({}));
+    let mut failed = pod_at("failed", "10.0.0.1", true);
+    failed["status"]["phase"] = "Failed".into();
+    let mut pending = pod_at("pending", "", false);
+    pending["status"] = json!({ "phase": "Pending" });
+    let slice = slice_of("a", port(8000), &[("10.0.0.1", Some("failed"), conditions(true))]);
+    assert_eq!(merged(&service, &[slice], &[failed, pending]), is(""));
+}
+
+#[test]
+fn ports_are_found_by_name_and_by_number_in_every_container() {
+    let named = service_with(json!({ "ports": [{ "name": "http", "port": 80, "targetPort": "web" }] }));
+    let mut sidecar = pod_at("sidecar", "10.0.0.2", true);
+    sidecar["spec"] = json!({
+        "containers": [{ "name": "vllm" }],
+        "initContainers": [
+            { "name": "once", "ports": [{ "name": "web", "containerPort": 1 }] },
+            { "name": "proxy", "restartPolicy": "Always", "ports": [
+                { "name": "web", "containerPort": 2, "protocol": "UDP" },
+                { "name": "web", "containerPort": 3 },
+            ] },
+        ],
+    });
+    let pods = [pod_at("one", "10.0.0.1", true), sidecar];
+    assert_eq!(merged(&named, &[], &pods), is("10.0.0.1:8001 10.0.0.2:3"));
+    let missing = service_with(json!({ "ports": [{ "name": "http", "port": 80, "targetPort": "nowhere" }] }));
+    let why = "no container of the pods of the Service ml/tiny has a port named nowhere";
+    assert_eq!(merged(&missing, &[], &pods), Err(why.into()));
+    assert_eq!(merged(&missing, &[], &[]), is(""), "at zero nobody knows");
+    let same = service_with(json!({ "ports": [{ "name": "http", "port": 80 }] }));
+    assert_eq!(merged(&same, &[], &pods[..1]), is("10.0.0.1:80"));
+}
+
+#[test]
+fn a_service_that_cannot_be_used_says_why() {
+    let ports = json!([
+        { "name": "dns", "port": 53, "protocol": "UDP" },
+        { "name": "web", "port": 80 },
+        { "port": 81 },
+    ]);
+    for (spec, why) in [
+        (json!({ "ports": ports }), "the Service ml/tiny has no TCP port http; it has: 80 (web), 81"),
+        (json!({ "ports": null }), "the Service ml/tiny has no TCP port http; it has: none"),
+        (json!({ "type": "ExternalName" }), "the Service ml/tiny is an ExternalName, which has no pods"),
+    ] {
+        assert_eq!(merged(&service_with(spec), &[], &[pod_at("one", "10.0.0.1", true)]), Err(why.into()));
+    }
+}
+
+#[test]
+fn a_pod_of_two_families_is_one_endpoint() {
+    let mut pod = pod_at("one", "10.0.0.1", true);
+    pod["status"]["podIPs"] = json!([{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }]);
+    let slices = [
+        slice_of("a", port(8000), &[("10.0.0.2", None, conditions(true))]),
+        slice_of("b", port(8000), &[("fd00::2", None, conditions(true))]),
+    ];
+    let both = service_with(json!({ "ipFamilies": ["IPv6", "IPv4"] }));
+    assert_eq!(merged(&both, &slices, std::slice::from_ref(&pod)), is("[fd00::1]:8000 [fd00::2]:8000"));
+    assert_eq!(merged(&service_with(json!({})), &slices, &[pod]), is("10.0.0.1:8000 10.0.0.2:8000"));
+    assert_eq!(merged(&service_with(json!({})), &slices[1..], &[]), is("[fd00::2]:8000"), "better than none");
+}
+
+#[test]
+fn who_wants_http_2_says_so_at_its_port() {
+    let h2c = json!("kubernetes.io/h2c");
+    let of = |service: Value, slice_port: Value| {
+        let slices = [slice_of("a", slice_port, &[("10.0.0.1", None, conditions(true))])];
+        let service = serde_json::from_value(service).unwrap();
+        let found =
+            merge::service(&service, &ServicePort::Number(80), &parsed(&slices), &[], &Departed::default());
+        found.endpoints[0].protocol
+    };
+    let service = |protocol: &Value| {
+        service_with(json!({ "ports": [{ "name": "http", "port": 80, "appProtocol": protocol }] }))
+    };
+    assert_eq!(of(service(&h2c), port(8000)), Protocol::H2c);
+    let slice = json!({ "name": "http", "port": 8000, "appProtocol": h2c });
+    assert_eq!(of(service(&Value::Null), slice.clone()), Protocol::H2c, "a slice of one's own");
+    assert_eq!(of(service(&json!("http")), slice), Protocol::Http1, "the Service wins");
+}
+
+#[test]
+fn there_is_a_bound() {
+    let pods: Vec<_> = (0..5000)
+        .map(|at| pod_at(&format!("p{at}"), &format!("10.1.{}.{}", at / 250, at % 250), true))
+        .collect();
+    let service = serde_json::from_value(service_with(json!({}))).unwrap();
+    let found = merge::service(&service, &ServicePort::Number(80), &[], &parsed(&pods), &Departed::default());
+    assert_eq!(found.endpoints.len(), merge::MOST);
+}
+
+#[test]
+fn a_pool_says_which_pods_and_ports() {
+    let read = |spec: Value| {
+        let pool = json!({ "metadata": { "name": "tiny", "namespace": "ml" }, "apiVersion": "x", "kind": "x", "spec": spec });
+        pool::read(&serde_json::from_value(pool).unwrap())
+    };
+    let selector = json!({ "matchLabels": { "app": "tiny" } });
+    let pool = read(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }, { "number": 8001 }] }))
+        .unwrap();
+    let pods = [pod_at("one", "10.0.0.1", true), pod_at("two", "10.0.0.2", false)];
+    assert_eq!(
+        shown(&merge::pool(&pool, &parsed(&pods))),
+        is("10.0.0.1:8000 10.0.0.1:8001 10.0.0.2:8000! 10.0.0.2:8001!")
+    );
+    let none = "selects no pods: it has no spec.selector.matchLabels";
+    for (spec, why) in [
+        (json!({}), none),
+        (json!("no pool"), none),
+        (json!({ "selector": { "matchLabels": {} } }), none),
+        (json!({ "selector": selector }), "has no spec.targetPorts with a number"),
+        (
+            json!({ "selector": selector, "targetPorts": [{ "number": 70000 }, 7] }),
+            "has no spec.targetPorts with a number",
+        ),
+        (
+            json!({ "selector": { "matchLabels": { "app": 7 } }, "targetPorts": [{ "number": 1 }] }),
+            "has a label in its selector that is no text",
+        ),
+    ] {
+        assert_eq!(read(spec), Err(why));
+    }
+}
+
+/// Where a pod or a slice's endpoint stands, as numbers: at which of a few addresses, and how.
+type Entry = (u8, u8);
+
+proptest! {
+    /// Whatever pods and slices say, and in whatever order: the addresses are sorted and each is there once; a pod that
+    /// is known has the last word on itself; what only slices know stands as the best of them says.
+    #[test]
+    fn slices_and_pods_in_any_mixture(
+        pods in prop::collection::vec((0..6_u8, 0..4_u8), 0..8),
+        slices in prop::collection::vec(prop::collection::vec((0..6_u8, 0..3_u8, 0..8_u8), 0..6), 0..4),
+        seed: u64,
+    ) {
+        let ip = |at: u8| format!("10.0.0.{at}");
+        let standing = |how: u8| json!({ "ready": how > 0, "serving": how == 2, "terminating": how == 0 });
+        let of_pods: Vec<Value> = pods.iter().enumerate().map(|(index, (at, how))| {
+            let mut pod = pod_at(&index.to_string(), &ip(*at), *how == 2);
+            match how {
+                0 => pod = terminating(pod),
+                3 => pod["status"]["phase"] = "Succeeded".into(),
+                _ => {}
+            }
+            pod
+        }).collect();
+        let mut of_slices: Vec<Value> = slices.iter().enumerate().map(|(index, endpoints)| {
+            let endpoints: Vec<_> = endpoints.iter().map(|(at, how, pod)| (ip(*at), *how, pod.to_string())).collect();
+            let endpoints: Vec<_> = endpoints.iter().map(|(ip, how, pod)| (&**ip, Some(&**pod), standing(*how))).collect();
+            slice_of(&index.to_string(), port(8000), &endpoints)
+        }).collect();
+        let service: Service = serde_json::from_value(service_with(json!({}))).unwrap();
+        let merge = |slices: &[Value], pods: &[Value]| {
+            merge::service(&service, &ServicePort::Number(80), &parsed(slices), &parsed(pods), &Departed::default()).endpoints
+        };
+        let found = merge(&of_slices, &of_pods);
+        let ips: Vec<IpAddr> =
+            found.iter().map(|endpoint| endpoint.address.split(':').next().unwrap().parse().unwrap()).collect();
+        prop_assert!(ips.is_sorted_by(|one, next| one < next));
+        let best = |entries: &mut dyn Iterator<Item = Entry>, at: u8| {
+            entries.filter(|(there, _)| *there == at).map(|(_, how)| how).max()
+        };
+        for at in 0..6 {
+            let of_pods = best(&mut pods.iter().copied().filter(|(_, how)| *how < 3), at);
+            let mut unheard = slices.iter().flatten().filter(|(_, _, pod)| usize::from(*pod) >= pods.len()).map(|(at, how, _)| (*at, *how));
+            let expected = of_pods.or_else(|| best(&mut unheard, at));
+            let actual = found.iter().find(|endpoint| endpoint.address.starts_with(&format!("{}:", ip(at))));
+            let actual = actual.map(|endpoint| match (endpoint.terminating, endpoint.ready) {
+                (true, _) => 0,
+                (_, false) => 1,
+                (_, true) => 2,
+            });
+            prop_assert_eq!(actual, expected, "address {}", at);
+        }
+        // The order in which they are listed says nothing.
+        let turns = of_slices.len().max(1);
+        of_slices.rotate_left(seed as usize % turns);
+        let mut turned = of_pods;
+        turned.reverse();
+        prop_assert_eq!(merge(&of_slices, &turned), found);
+    }
+}
+
+// === followed through an API server ===
+
+struct Followed {
+    api: FakeApi,
+    endpoints: Endpoints,
+    found: watch::Receiver<Arc<Discovered>>,
+}
+
+fn target(source: EndpointSource) -> ClusterTarget {
+    ClusterTarget { namespace: "ml".into(), source, gateway: None }
+}
+
+fn tiny() -> ClusterTarget {
+    target(EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) })
+}
+
+impl Followed {
+    async fn new(target: ClusterTarget) -> Self {
+        let api = FakeApi::start().await;
+        let cluster = api.cluster();
+        let endpoints = Endpoints::new(cluster.clone(), Pods::new(cluster));
+        let found = endpoints.watch(&target);
+        Self { api, endpoints, found }
+    }
+
+    /// Waits until this is what is found.
+    async fn finds(&mut self, expected: Result<&str, &str>) {
+        let expected = expected.map(String::from).map_err(String::from);
+        let so = self
+            .found
+            .wait_for(|found| (found.is_synced || found.problem.is_some()) && shown(found) == expected);
+        let waited = timeout(Duration::from_secs(30), so).await.map(drop);
+        assert!(waited.is_ok(), "found {:?} instead of {expected:?}", self.found.borrow());
+    }
+}
+
+#[tokio::test]
+async fn events_in_an_awkward_order_lead_to_what_there_is() {
+    let mut followed = Followed::new(tiny()).await;
+    followed.finds(Err("the Service ml/tiny does not exist")).await;
+    // A slice before its Service, and a pod before its slice.
+    let slice = |ready| slice_of("tiny-a", port(8000), &[("10.0.0.1", Some("one"), conditions(ready))]);
+    followed.api.put(SLICES, slice(true));
+    followed.api.put(SERVICES, service_with(json!({})));
+    followed.finds(Ok("10.0.0.1:8000")).await;
+    followed.api.put(PODS, pod_at("one", "10.0.0.1", false));
+    followed.finds(Ok("10.0.0.1:8000!")).await;
+    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    followed.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
+    followed.api.put(PODS, terminating(pod_at("one", "10.0.0.1", true)));
+    followed.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
+    // The pod is gone, and the slice does not know yet.
+    followed.api.delete(PODS, "one");
+    followed.finds(Ok("10.0.0.2:8000")).await;
+    followed.api.put(SLICES, slice(false));
+    followed.api.put(PODS, pod_at("two", "10.0.0.2", false));
+    followed.finds(Ok("10.0.0.2:8000!")).await;
+    followed.api.delete(SLICES, "tiny-a");
+    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    followed.finds(Ok("10.0.0.2:8000")).await;
+    // Another selector, another port.
+    let mut other = pod_at("other", "10.0.0.9", true);
+    other["metadata"]["labels"]["app"] = "other".into();
+    followed.api.put(PODS, other);
+    let ports = json!([{ "name": "http", "port": 80, "targetPort": 9000 }]);
+    followed.api.put(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
+    followed.finds(Ok("10.0.0.9:9000")).await;
+    followed.api.delete(SERVICES, "tiny");
+    followed.finds(Err("the Service ml/tiny does not exist")).await;
+    followed.api.put(SERVICES, service_with(json!({})));
+    followed.finds(Ok("10.0.0.2:8000")).await;
+}
+
+#[tokio::test]
+async fn what_changes_nothing_is_not_told() {
+    let mut followed = Followed::new(tiny()).await;
+    followed.api.put(SERVICES, service_with(json!({})));
+    followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    followed.finds(Ok("10.0.0.1:8000")).await;
+    followed.api.watches(3).await;
+    followed.found.mark_unchanged();
+    let mut renamed = pod_at("one", "10.0.0.1", true);
+    renamed["metadata"]["labels"]["version"] = "2".into();
+    followed.api.put(PODS, renamed);
+    let before = followed.found.borrow().clone();
+    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    followed.found.changed().await.unwrap();
+    let after = followed.found.borrow_and_update().clone();
+    assert_eq!((before.endpoints.len(), after.endpoints.len()), (1, 2), "the first change is the second pod");
+}
+
+#[tokio::test]
+async fn without_the_api_server_what_was_known_stays() {
+    let mut followed = Followed::new(tiny()).await;
+    followed.api.put(SERVICES, service_with(json!({})));
+    followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    followed.finds(Ok("10.0.0.1:8000")).await;
+    followed.api.watches(3).await;
+    let lists = followed.api.lists();
+    followed.found.mark_unchanged();
+    let address = followed.api.go_away().await;
+    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    followed.api.come_back(address).await;
+    followed.found.changed().await.unwrap();
+    assert_eq!(shown(&followed.found.borrow()), is("10.0.0.1:8000 10.0.0.2:8000"), "and nothing in between");
+    assert_eq!(followed.api.lists(), lists, "it goes on where it was");
+}
+
+#[tokio::test]
+async fn routes_share_what_is_watched_and_the_last_one_ends_it() {
+    let mut followed = Followed::new(tiny()).await;
+    followed.api.put(SERVICES, service_with(json!({})));
+    followed.finds(Ok("")).await;
+    followed.api.watches(3).await;
+    // Behind a gateway, too.
+    let gateway = ClusterTarget { gateway: Some("http://envoy:80".into()), ..tiny() };
+    let second = followed.endpoints.watch(&gateway);
+    // Another port of the Service has the same pods.
+    let name = ServicePort::Name("http".into());
+    let third =
+        followed.endpoints.watch(&target(EndpointSource::Service { name: "tiny".into(), port: name }));
+    followed.api.watches(5).await;
+    drop((second, third));
+    followed.api.watches(3).await;
+    followed.found = watch::channel(Arc::default()).1;
+    followed.api.watches(0).await;
+    followed.found = followed.endpoints.watch(&tiny());
+    followed.finds(Ok("")).await;
+    followed.api.watches(3).await;
+}
+
+#[tokio::test]
+async fn a_pool_is_followed_like_a_service() {
+    let mut followed = Followed::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
+    followed.finds(Err("the InferencePool ml/tiny does not exist")).await;
+    followed.api.put(PODS, pod_at("one", "10.0.0.1", false));
+    let pool = |spec: Value| {
+        json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
+            "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec })
+    };
+    followed.api.put(POOLS, pool(json!({ "selector": 7 })));
+    let why = "the InferencePool ml/tiny selects no pods: it has no spec.selector.matchLabels";
+    followed.finds(Err(why)).await;
+    let selector = json!({ "matchLabels": { "app": "tiny" } });
+    followed.api.put(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
+    followed.finds(Ok("10.0.0.1:8000!")).await;
+    followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    followed.finds(Ok("10.0.0.1:8000")).await;
+}

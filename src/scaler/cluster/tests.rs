@@ -1,1 +1,622 @@
+use std::time::Duration;
 
+use http::StatusCode;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::*;
+use crate::{
+    admission::Permit,
+    coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Phase},
+    domain::{Concurrency, ObstacleKind, Policy},
+    hold::{Place, Released, Ticket},
+    state::Obstacle,
+};
+
+const A: &str = "10.0.0.1:8000";
+const B: &str = "10.0.0.2:8000";
+
+/// A keeper with a cluster that says what the test says, and servers that answer what the test says.
+struct Stage {
+    gate: Arc<Gate>,
+    store: Arc<ColdStarts>,
+    cluster: watch::Sender<Arc<Discovered>>,
+    servers: Arc<Servers>,
+    stops: Stops,
+    keeping: JoinHandle<()>,
+    began: Instant,
+}
+
+/// Servers at addresses; where there is none, connections are refused.
+#[derive(Default)]
+struct Servers {
+    answers: Mutex<HashMap<String, (Answer, Duration)>>,
+    asked: Mutex<Vec<(u64, String)>>,
+    now: Mutex<(usize, usize)>,
+}
+
+impl Stage {
+    async fn new(policy: Policy, gateway: Option<&str>, pods: &[(&str, Word)]) -> Self {
+        let stage = Self::unheard(policy, gateway);
+        stage.says(pods).await;
+        stage
+    }
+
+    /// The cluster has said nothing yet.
+    fn unheard(policy: Policy, gateway: Option<&str>) -> Self {
+        let store = ColdStarts::new(|_| {});
+        let gate = Gate::new("tiny".into(), policy, store.clone());
+        let (cluster, discovered) = watch::channel(Arc::default());
+        let servers = Arc::<Servers>::default();
+        let began = Instant::now();
+        let asked = servers.clone();
+        let prober: Prober =
+            Arc::new(move |endpoint, _| asked.clone().ask(endpoint.address().into(), began).boxed());
+        let stops = Stops::default();
+        let (kept, gateway, ours) = (gate.clone(), gateway.map(String::from), stops.clone());
+        let keeping =
+            tokio::spawn(async move { keep(kept, gateway.as_deref(), discovered, prober, ours).await });
+        Self { gate, store, cluster, servers, stops, keeping, began }
+    }
+
+    /// What the cluster says from now on, the keeper having heard it.
+    async fn says(&self, pods: &[(&str, Word)]) {
+        let endpoints = pods.iter().map(|(address, word)| DiscoveredEndpoint {
+            address: (*address).into(),
+            protocol: Protocol::Http1,
+            ready: *word == Word::Ready,
+            terminating: *word == Word::Terminating,
+        });
+        let endpoints = endpoints.collect();
+        self.cluster.send_replace(Arc::new(Discovered { is_synced: true, endpoints, problem: None }));
+        settle().await;
+    }
+
+    fn hold(&self) -> Ticket<Permit> {
+        self.gate.demand().touch();
+        self.gate.hold(1, true).unwrap()
+    }
+
+    fn enter(&self) -> Option<Permit> {
+        self.gate.enter().map(|(permit, _): (Permit, Place)| permit)
+    }
+
+    /// Lets the clock run to so many milliseconds from the start.
+    async fn at(&self, ms: u64) {
+        tokio::time::sleep_until(self.began + Duration::from_millis(ms)).await;
+        settle().await;
+    }
+
+    fn ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap()
+    }
+
+    fn endpoint(&self, address: &str) -> Option<Arc<Endpoint>> {
+        self.gate.target().endpoints().iter().find(|endpoint| endpoint.address() == address).cloned()
+    }
+
+    fn is_open(&self, address: &str) -> bool {
+        self.endpoint(address).is_some_and(|endpoint| endpoint.is_ready())
+    }
+
+    fn ended(&self) -> Vec<ColdStart> {
+        self.store.recent(None, 10)
+    }
+
+    fn status(&self) -> &'static str {
+        self.gate.target().status().name()
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.keeping.abort();
+    }
+}
+
+impl Servers {
+    fn answer(&self, address: &str, answer: Answer) {
+        self.answer_after(address, answer, 0);
+    }
+
+    fn answer_after(&self, address: &str, answer: Answer, ms: u64) {
+        self.answers.lock().insert(address.into(), (answer, Duration::from_millis(ms)));
+    }
+
+    async fn ask(self: Arc<Self>, address: String, began: Instant) -> Answer {
+        let asked = u64::try_from(began.elapsed().as_millis()).unwrap();
+        self.asked.lock().push((asked, address.clone()));
+        let (answer, after) =
+            self.answers.lock().get(&address).cloned().unwrap_or((Answer::Refused, Duration::ZERO));
+        {
+            let mut now = self.now.lock();
+            *now = (now.0 + 1, now.1.max(now.0 + 1));
+        }
+        if !after.is_zero() {
+            sleep(after).await;
+        }
+        self.now.lock().0 -= 1;
+        answer
+    }
+
+    /// When a server was asked, in milliseconds from the start.
+    fn times(&self, address: &str) -> Vec<u64> {
+        self.asked.lock().iter().filter(|(_, asked)| asked == address).map(|(at, _)| *at).collect()
+    }
+}
+
+/// Lets everybody do what can be done at this moment of the paused clock.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn released(ticket: &mut Ticket<Permit>) -> Permit {
+    match timeout(Duration::from_secs(3600), ticket.released()).await {
+        Ok(Released::Dispatch(permit)) => permit,
+        Ok(Released::Failed(reason, _)) => panic!("failed: {reason}"),
+        other => panic!("{}", if other.is_err() { "not released" } else { "draining" }),
+    }
+}
+
+async fn failed(ticket: &mut Ticket<Permit>) -> String {
+    match timeout(Duration::from_secs(36000), ticket.released()).await {
+        Ok(Released::Failed(reason, _)) => reason.to_string(),
+        _ => panic!("not failed"),
+    }
+}
+
+fn with(max: u32, ramp_start: u32) -> Policy {
+    Policy { concurrency: Concurrency { max, ramp_start }, ..Policy::default() }
+}
+
+use Word::{NotReady, Ready, Terminating};
+
+#[tokio::test(start_paused = true)]
+async fn what_is_up_already_is_not_cold_and_gets_all_it_may() {
+    let stage = Stage::unheard(Policy::default(), None);
+    let mut held = stage.hold();
+    stage.at(500).await;
+    assert!(stage.gate.cold_starts().current().is_none(), "the cluster may know of pods that are up");
+    stage.says(&[(A, Ready), (B, Ready)]).await;
+    let permit = released(&mut held).await;
+    permit.first_byte();
+    assert_eq!([A, B].map(|address| stage.endpoint(address).unwrap().limit()), [64, 64]);
+    assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none());
+    assert!(!stage.gate.demand().is_leased());
+    assert_eq!((stage.status(), stage.servers.asked.lock().len()), ("ready", 0), "nobody had to be asked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_is_not_heard_for_a_second_does_not_keep_a_cold_start_from_beginning() {
+    let stage = Stage::unheard(Policy::default(), None);
+    let _held = stage.hold();
+    stage.at(999).await;
+    assert!(stage.gate.cold_starts().current().is_none());
+    stage.at(1000).await;
+    assert_eq!(stage.gate.cold_starts().current().unwrap().total_ms, 1000.0, "counted from the request on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_is_asked_every_50_ms_while_requests_wait_and_opened_when_it_answers() {
+    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
+    stage.at(10_000).await;
+    assert_eq!((stage.servers.times(A), stage.status()), (vec![], "idle"), "nobody waits");
+    let mut held = stage.hold();
+    stage.at(10_220).await;
+    assert_eq!(stage.servers.times(A), [10_000, 10_050, 10_100, 10_150, 10_200]);
+    assert_eq!(stage.status(), "starting");
+    stage.servers.answer(A, Answer::Ready);
+    let permit = released(&mut held).await;
+    assert_eq!(stage.ms(), 10_250, "30 ms after it began to answer, at the next probe");
+    assert_eq!(stage.endpoint(A).unwrap().limit(), 4, "it is cold");
+    stage.at(10_300).await;
+    permit.first_byte();
+    let [record] = stage.ended().try_into().unwrap();
+    let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();
+    assert_eq!(
+        phases,
+        [(Phase::Load, 250.0), (Phase::Dispatch, 0.0), (Phase::FirstByte, 50.0)],
+        "the signal is marked by who pushes it"
+    );
+    stage.at(20_000).await;
+    assert_eq!(stage.servers.times(A).len(), 6, "it is open: nobody asks");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_appears_is_asked_at_once_and_a_slow_one_holds_nobody_up() {
+    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let mut held = stage.hold();
+    stage.at(1_003).await;
+    stage.servers.answer_after(A, Answer::TimedOut(crate::domain::Period::from_secs(1)), 1000);
+    stage.says(&[(A, NotReady)]).await;
+    stage.at(1_020).await;
+    stage.servers.answer_after(B, Answer::Ready, 7);
+    stage.says(&[(A, NotReady), (B, NotReady)]).await;
+    let permit = released(&mut held).await;
+    assert_eq!((permit.endpoint().address(), stage.ms()), (B, 1_027), "1020 + 7");
+    assert_eq!(stage.servers.times(A), [1_003], "one question at a time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_word_of_the_cluster_is_enough_and_all_there_is_where_we_may_not_ask() {
+    let mut policy = Policy::default();
+    policy.readiness.probe = false;
+    let stage = Stage::new(policy, None, &[(A, NotReady)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let mut held = stage.hold();
+    stage.at(5_000).await;
+    assert!(!stage.is_open(A) && stage.servers.times(A).is_empty());
+    stage.says(&[(A, Ready)]).await;
+    let permit = released(&mut held).await;
+    assert_eq!((stage.ms(), stage.endpoint(A).unwrap().limit()), (5_000, 4));
+    // It fails: the word is enough to try again, after the back-off.
+    permit.suspect();
+    drop(permit);
+    let mut again = stage.hold();
+    let permit = released(&mut again).await;
+    assert_eq!((stage.ms(), permit.endpoint().limit()), (5_050, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_we_opened_stays_open_and_what_the_cluster_closes_stays_closed_until_it_is_another_run() {
+    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let mut held = stage.hold();
+    drop(released(&mut held).await);
+    stage.at(30_000).await;
+    stage.says(&[(A, NotReady), (B, NotReady)]).await;
+    assert!(stage.is_open(A), "its kubelet has not looked yet");
+    stage.says(&[(A, Ready)]).await;
+    stage.at(60_000).await;
+    assert!(stage.is_open(A));
+
+    stage.says(&[(A, NotReady)]).await;
+    assert!(!stage.is_open(A), "it was ready, and is no more");
+    let mut held = stage.hold();
+    stage.at(61_000).await;
+    assert!(!stage.is_open(A), "its answer to us is not all there is to it");
+    assert_eq!(stage.servers.times(A).len(), 1 + 21, "asked all the same: at 60000, 60050, … 61000");
+    stage.servers.answer(A, Answer::Refused);
+    stage.at(62_000).await;
+    stage.servers.answer(A, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
+    stage.at(62_010).await;
+    stage.servers.answer(A, Answer::Ready);
+    assert_eq!(released(&mut held).await.endpoint().limit(), 4, "it was started again, and is cold");
+    assert_eq!(stage.ms(), 62_050);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_terminating_pod_gets_nothing_new_and_is_forgotten_when_it_is_vacant() {
+    let stage = Stage::new(with(2, 2), None, &[(A, Ready), (B, Ready)]).await;
+    let permits: Vec<_> = (0..4).map(|_| stage.enter().unwrap()).collect();
+    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    let (of_a, of_b): (Vec<_>, Vec<_>) =
+        permits.into_iter().partition(|permit| permit.endpoint().address() == A);
+    assert_eq!((of_a.len(), of_b.len()), (2, 2));
+    drop(of_b);
+    let of_b: Vec<_> = (0..3).map(|_| stage.enter()).collect();
+    assert_eq!(of_b.iter().flatten().map(|permit| permit.endpoint().address()).collect::<Vec<_>>(), [B, B]);
+    stage.says(&[(B, Ready)]).await;
+    assert_eq!(stage.gate.in_flight(), 4, "what is in flight finishes, and counts");
+    // It comes back under the same address while it is still being read from.
+    stage.says(&[(A, Ready), (B, Ready)]).await;
+    assert!(stage.is_open(A) && stage.enter().is_none(), "full, with what it had");
+    assert_eq!(stage.endpoint(A).unwrap().limit(), 2);
+    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    drop(of_a);
+    settle().await;
+    assert!(stage.endpoint(A).is_some_and(|endpoint| !endpoint.is_ready()), "it is not gone yet");
+    stage.says(&[(B, Ready)]).await;
+    assert!(stage.endpoint(A).is_none());
+    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    assert!(stage.endpoint(A).is_none(), "what is on its way out is not made known");
+    stage.says(&[(A, NotReady), (B, Ready)]).await;
+    assert!(stage.endpoint(A).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_pod_is_left_alone_for_its_back_off_then_asked_and_that_is_no_cold_start() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let mut times = Vec::new();
+    for _ in 0..6 {
+        let permit = match stage.enter() {
+            Some(permit) => permit,
+            None => released(&mut stage.hold()).await,
+        };
+        assert!(times.is_empty() || permit.endpoint().limit() == 1);
+        times.push(stage.ms());
+        permit.suspect();
+        drop(permit);
+    }
+    assert_eq!(times, [0, 50, 150, 350, 750, 1550], "50, 100, 200, 400 and 800 ms later");
+    let permit = released(&mut stage.hold()).await;
+    permit.first_byte();
+    assert_eq!((stage.ms(), permit.endpoint().limit()), (2550, 2), "a second at most; and it grows again");
+    assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none());
+    assert_eq!(stage.servers.times(A), [50, 150, 350, 750, 1550, 2550]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_pod_that_does_not_answer_begins_a_cold_start() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.enter().unwrap().suspect();
+    let mut held = stage.hold();
+    stage.at(49).await;
+    assert!(stage.gate.cold_starts().current().is_none());
+    stage.at(50).await;
+    assert!(stage.gate.cold_starts().current().is_some());
+    stage.at(225).await;
+    assert_eq!(stage.servers.times(A), [50, 100, 150, 200]);
+    stage.servers.answer(A, Answer::Ready);
+    released(&mut held).await.first_byte();
+    assert_eq!((stage.ms(), stage.ended()[0].outcome), (250, Some(ColdStartOutcome::Completed)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_pod_that_nobody_needs_is_asked_once_a_second() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, Ready)]).await;
+    let suspect =
+        std::iter::repeat_with(|| stage.enter().unwrap()).find(|permit| permit.endpoint().address() == A);
+    suspect.unwrap().suspect();
+    stage.at(3_500).await;
+    assert_eq!(stage.servers.times(A), [50, 1050, 2050, 3050]);
+    stage.servers.answer(A, Answer::Ready);
+    stage.at(4_050).await;
+    assert!(stage.is_open(A));
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_last_pod_goes_while_requests_wait_the_target_is_wanted_again() {
+    let stage = Stage::new(with(1, 1), None, &[(A, Ready)]).await;
+    let permit = stage.enter().unwrap();
+    let mut held = stage.hold();
+    assert!(!stage.gate.demand().is_leased(), "something is up");
+    stage.at(1_000).await;
+    stage.says(&[(A, Terminating)]).await;
+    assert!(stage.gate.demand().is_leased());
+    assert_eq!(stage.status(), "starting");
+    stage.at(2_000).await;
+    drop(permit);
+    stage.says(&[(B, NotReady)]).await;
+    stage.servers.answer(B, Answer::Ready);
+    let permit = released(&mut held).await;
+    assert_eq!(permit.endpoint().address(), B);
+    permit.first_byte();
+    let [record] = stage.ended().try_into().unwrap();
+    assert_eq!(
+        record.total_ms, 1050.0,
+        "from when it went, at 1000, to the second probe of the next, at 2050"
+    );
+    drop(permit);
+    stage.says(&[]).await;
+    assert_eq!(stage.status(), "idle");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_needed_besides_others_is_asked_as_well() {
+    let stage = Stage::new(with(1, 1), None, &[(A, Ready), (B, NotReady)]).await;
+    let _permit = stage.enter().unwrap();
+    stage.at(3_000).await;
+    assert_eq!(stage.servers.times(B), [0; 0], "there is enough");
+    let mut held = stage.hold();
+    stage.at(3_120).await;
+    assert_eq!(stage.servers.times(B), [3_000, 3_050, 3_100]);
+    stage.servers.answer(B, Answer::Ready);
+    assert_eq!(released(&mut held).await.endpoint().address(), B);
+    assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none(), "it was not at zero");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_activation_ends_with_its_time_and_says_what_was_seen() {
+    let mut policy = Policy::default();
+    policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
+    let stage = Stage::new(policy, None, &[]).await;
+    let mut held = stage.hold();
+    assert_eq!(failed(&mut held).await, "the target was not ready within 1m: there is no pod");
+    assert_eq!((stage.ms(), stage.status()), (60_000, "failed"));
+    assert!(!stage.gate.demand().is_leased());
+    stage.at(70_000).await;
+    assert_eq!(stage.status(), "idle");
+
+    stage.says(&[(A, NotReady), (B, Terminating)]).await;
+    stage.servers.answer(A, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
+    let mut held = stage.hold();
+    assert_eq!(
+        failed(&mut held).await,
+        format!(
+            "the target was not ready within 1m: none of 1 pods is ready; the last probe, of /health at {A}, saw: \
+             status 503"
+        )
+    );
+    let mut held = stage.hold();
+    let problem =
+        Discovered { is_synced: true, problem: Some("no such Service".into()), ..Discovered::default() };
+    stage.cluster.send_replace(Arc::new(problem));
+    assert_eq!(failed(&mut held).await, "the target was not ready within 1m: no such Service");
+    assert_eq!(stage.ended().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_stands_in_the_way_for_its_grace_fails_those_who_wait_and_those_who_come_while_it_lasts() {
+    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let obstacle = |kind, message| stage.gate.target().set_obstacle(Some(Obstacle::new(kind, message)));
+    stage.at(1_000).await;
+    obstacle(ObstacleKind::CrashLoop, "exit code 1");
+    stage.at(50_000).await;
+    let mut held = stage.hold();
+    stage.at(60_999).await;
+    assert_eq!(stage.gate.held(), 1);
+    assert_eq!(failed(&mut held).await, "exit code 1");
+    assert_eq!(stage.ms(), 61_000, "60 s after it was there at 1 s, whenever the request came");
+    assert_eq!(failed(&mut stage.hold()).await, "exit code 1");
+    assert_eq!(stage.ms(), 61_000, "at once");
+
+    // One without a grace does not fail anybody, nor does one that passes.
+    obstacle(ObstacleKind::NoKedaStream, "no stream");
+    let mut held = stage.hold();
+    stage.at(600_000).await;
+    obstacle(ObstacleKind::ImagePull, "no such image");
+    stage.at(719_000).await;
+    stage.gate.target().set_obstacle(None);
+    stage.at(800_000).await;
+    assert_eq!(stage.gate.held(), 1);
+    stage.says(&[(A, Ready)]).await;
+    drop(released(&mut held).await);
+
+    // And none while something is up.
+    obstacle(ObstacleKind::Unschedulable, "no node");
+    stage.at(5_000_000).await;
+    assert!(stage.enter().is_some());
+    assert_eq!(
+        stage.ended().iter().filter(|record| record.outcome == Some(ColdStartOutcome::Failed)).count(),
+        2
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cold_start_that_nobody_is_left_for_is_abandoned() {
+    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
+    drop(stage.hold());
+    stage.at(3_000).await;
+    assert_eq!(stage.servers.times(A).len(), 61, "the lease goes on: at 0, 50, … 3000");
+    stage.servers.answer(A, Answer::Ready);
+    stage.at(3_050).await;
+    assert_eq!((stage.is_open(A), stage.ended()[0].outcome), (true, Some(ColdStartOutcome::Abandoned)));
+
+    // The client hangs up after the dispatch, before the first byte.
+    stage.says(&[]).await;
+    let mut held = stage.hold();
+    settle().await;
+    stage.says(&[(A, Ready)]).await;
+    let permit = released(&mut held).await;
+    stage.at(10_000).await;
+    assert_eq!(stage.ended().len(), 1);
+    drop(permit);
+    stage.at(11_050).await;
+    assert_eq!((stage.ended().len(), stage.ended()[0].outcome), (2, Some(ColdStartOutcome::Abandoned)));
+
+    // The pod goes before it has answered anything.
+    stage.says(&[]).await;
+    let mut held = stage.hold();
+    settle().await;
+    stage.says(&[(A, Ready)]).await;
+    let _permit = released(&mut held).await;
+    stage.says(&[]).await;
+    assert_eq!(stage.ended()[0].outcome, Some(ColdStartOutcome::Failed));
+    assert_eq!(stage.ended().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn so_many_are_asked_at_once_and_no_more() {
+    let addresses: Vec<_> = (0..100).map(|at| format!("10.0.1.{at}:8000")).collect();
+    let pods: Vec<_> = addresses.iter().map(|address| (&**address, NotReady)).collect();
+    let stage = Stage::new(Policy::default(), None, &pods).await;
+    for address in &addresses {
+        stage.servers.answer_after(address, Answer::Status(StatusCode::SERVICE_UNAVAILABLE), 100);
+    }
+    let _held = stage.hold();
+    stage.at(350).await;
+    assert_eq!(stage.servers.now.lock().1, PROBES);
+    assert_eq!(stage.servers.asked.lock().len(), 4 * PROBES, "four rounds, at 0, 100, 200 and 300 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_is_open_while_pods_are_and_takes_as_much_as_they_may() {
+    const GATEWAY: &str = "envoy:8080";
+    let stage = Stage::new(with(8, 2), Some("http://envoy:8080"), &[(A, Ready), (B, NotReady)]).await;
+    let gateway = stage.endpoint(GATEWAY).unwrap();
+    assert_eq!((stage.is_open(GATEWAY), gateway.limit()), (true, 8), "one warm pod");
+    assert_eq!(stage.gate.target().endpoints().len(), 1, "pods are no endpoints");
+    let permits: Vec<_> = (0..8).map(|_| stage.enter().unwrap()).collect();
+    let mut held = stage.hold();
+    stage.servers.answer(B, Answer::Ready);
+    let more = released(&mut held).await;
+    assert_eq!((more.endpoint().address(), gateway.limit()), (GATEWAY, 10), "8 + the ramp of the new one");
+    permits.iter().for_each(Permit::first_byte);
+    assert_eq!(gateway.limit(), 16, "2 × 8");
+    stage.gate.set_policy(with(4, 2));
+    assert_eq!(gateway.limit(), 8, "2 × 4");
+    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    assert_eq!((stage.is_open(GATEWAY), gateway.limit()), (true, 4));
+    stage.says(&[(A, Terminating), (B, Terminating)]).await;
+    assert!(!stage.is_open(GATEWAY));
+    assert_eq!(stage.gate.in_flight(), 9, "what is in flight finishes");
+    drop((permits, more));
+    let mut held = stage.hold();
+    settle().await;
+    assert_eq!(stage.status(), "starting");
+    stage.says(&[(A, Ready)]).await;
+    let permit = released(&mut held).await;
+    assert_eq!(gateway.limit(), 2, "cold");
+    permit.first_byte();
+    assert_eq!(stage.ended().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_knows_its_pods_later_than_we_do_is_tried_again_soon_but_not_on_and_on() {
+    let stage = Stage::new(with(8, 2), Some("http://envoy:8080"), &[]).await;
+    let mut held = stage.hold();
+    stage.at(2_000).await;
+    stage.says(&[(A, Ready)]).await;
+    let mut times = Vec::new();
+    while times.len() < 8 {
+        let permit = released(&mut held).await;
+        times.push(stage.ms() - 2_000);
+        // "no healthy upstream"
+        permit.suspect();
+        held = stage.gate.readmit(held.place(), 1);
+    }
+    assert_eq!(times, [0, 50, 150, 350, 750, 1550, 2550, 3550]);
+    assert!(stage.servers.asked.lock().is_empty(), "the gateway's own health says nothing");
+    // The pod goes while the gateway is left alone: nothing is tried any more.
+    stage.says(&[]).await;
+    stage.at(20_000).await;
+    assert_eq!((stage.gate.held(), stage.is_open("envoy:8080")), (1, false));
+    stage.says(&[(A, Ready)]).await;
+    let permit = released(&mut held).await;
+    permit.first_byte();
+    assert_eq!(stage.ms(), 20_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_that_is_no_url_fails_whoever_wants_it() {
+    let stage = Stage::new(Policy::default(), Some("https://envoy"), &[]).await;
+    let reason = failed(&mut stage.hold()).await;
+    assert_eq!(reason, "the target's gateway, `https://envoy`, is not http://host:port");
+}
+
+#[tokio::test(start_paused = true)]
+async fn told_to_end_it_sends_nothing_more_and_waits_for_what_is_in_flight() {
+    let mut stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
+    let permit = stage.enter().unwrap();
+    stage.stops.retire();
+    settle().await;
+    assert!(stage.enter().is_none() && !stage.keeping.is_finished());
+    assert_eq!(stage.status(), "idle");
+    drop(permit);
+    timeout(Duration::from_secs(1), &mut stage.keeping).await.unwrap().unwrap();
+    assert!(stage.gate.target().endpoints().is_empty());
+
+    let mut stage = Stage::new(Policy::default(), Some("http://envoy:80"), &[(A, Ready)]).await;
+    let _permit = stage.enter().unwrap();
+    stage.stops.stop();
+    timeout(Duration::from_secs(1), &mut stage.keeping).await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_has_gone_leaves_what_was_known() {
+    let mut stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
+    stage.cluster = watch::Sender::default();
+    stage.at(1_000).await;
+    assert!(stage.is_open(A));
+    // Also what fails and recovers meanwhile.
+    stage.servers.answer(A, Answer::Ready);
+    stage.enter().unwrap().suspect();
+    stage.at(1_100).await;
+    assert!(stage.is_open(A));
+}

@@ -1,0 +1,139 @@
+//! WebSockets through routes of the HTTP Add-on: a tunnel that is one request in flight until it ends.
+
+use anteroom::{
+    domain::{Intercept, InterceptTimeouts, Period},
+    drain::Request,
+    error::Outcome,
+};
+
+use crate::support::{
+    Proxy, Upstream, Wire,
+    upstream::{Call, answer},
+    wire::get,
+};
+
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nX-KEDA-HTTP-Cold-Start: spoofed\r\n\r\n";
+
+fn upgrade(to: &str) -> String {
+    let fields = format!(
+        "\r\nConnection: keep-alive, Upgrade\r\nUpgrade: {to}\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    get("/chat").replace("\r\n\r\n", &fields)
+}
+
+/// Both ends of a tunnel, the request having been seen by the application.
+async fn open(proxy: &Proxy, upstream: &mut Upstream, cold: &str) -> (Wire, Call) {
+    let mut client = proxy.sent(upgrade("websocket")).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.head.get("upgrade"), Some("websocket"));
+    assert_eq!(call.head.get("connection"), Some("Upgrade"));
+    assert_eq!(call.head.get("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+    // The first words of the new protocol come with the answer.
+    call.send([SWITCH.as_bytes(), b"hello"].concat()).await;
+    let head = client.head().await.unwrap();
+    assert_eq!(
+        (head.status(), head.get("upgrade"), head.get("connection")),
+        (101, Some("websocket"), Some("Upgrade"))
+    );
+    assert_eq!(head.get("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(head.get("x-keda-http-cold-start"), Some(cold));
+    assert_eq!(client.exact(5).await.unwrap(), b"hello");
+    (client, call)
+}
+
+async fn both_ways(client: &mut Wire, call: &mut Call) {
+    for text in [&b"ping"[..], &[b'x'; 100_000]] {
+        client.send(text).await;
+        assert_eq!(call.wire.exact(text.len()).await.unwrap(), text);
+        call.send(text).await;
+        assert_eq!(client.exact(text.len()).await.unwrap(), text);
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_is_in_flight_until_the_application_closes_it() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let (mut client, mut call) = open(&proxy, &mut upstream, "false").await;
+    both_ways(&mut client, &mut call).await;
+    proxy.in_flight(1).await;
+    call.send("bye").await;
+    drop(call);
+    assert_eq!(client.end().await, b"bye");
+    drop(client);
+    proxy.ended("completed", 101, 1).await;
+    proxy.in_flight(0).await;
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_closes_is_told_on_and_still_hears_the_rest() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let waking = async {
+        proxy.held(1).await;
+        proxy.starting().await;
+        upstream.wake();
+    };
+    let mut client = proxy.sent(upgrade("WebSocket")).await;
+    waking.await;
+    let mut call = upstream.call().await;
+    call.send(SWITCH).await;
+    assert_eq!(client.head().await.unwrap().get("x-keda-http-cold-start"), Some("true"));
+    both_ways(&mut client, &mut call).await;
+    client.shutdown().await;
+    assert_eq!(call.wire.end().await, b"");
+    call.send("the rest").await;
+    drop(call);
+    assert_eq!(client.end().await, b"the rest");
+    proxy.ended("completed", 101, 1).await;
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_with_the_limit_of_its_request_and_with_the_proxy() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let (mut client, call) = open(&proxy, &mut upstream, "false").await;
+    let timeouts =
+        InterceptTimeouts { request: Some(Period::from_millis(300)), ..InterceptTimeouts::default() };
+    proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
+    let (mut bounded, bounded_call) = open(&proxy, &mut upstream, "false").await;
+    assert_eq!(bounded.end().await, b"");
+    bounded_call.gone().await;
+    proxy.ended("upstream_error", 101, 1).await;
+    proxy.in_flight(1).await;
+
+    // The other one has no limit, and is cut off when draining is over: at once, if asked twice.
+    let commands = proxy.commands.clone();
+    let stopping = tokio::spawn(proxy.stopped(Request::Interrupt));
+    commands.send(anteroom::app::Command::Stop(Request::Interrupt)).await.unwrap();
+    assert_eq!(client.end().await, b"");
+    call.gone().await;
+    let account = stopping.await.unwrap();
+    assert_eq!((account.ended_as(Outcome::UpstreamError), account.ended_as(Outcome::Draining)), (1, 1));
+}
+
+#[tokio::test]
+async fn who_does_not_switch_is_answered_as_anybody_and_other_protocols_are_not_asked_for() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let mut client = proxy.client().await;
+    client.send(upgrade("websocket")).await;
+    upstream.call().await.finish(answer("426 Upgrade Required", &[("Upgrade", "other")], "no")).await;
+    let refused = client.response().await;
+    assert_eq!((refused.status(), refused.text().as_str()), (426, "no"));
+    // The connection is one of HTTP still. Over HTTP/2 requests would go past the rules.
+    client.send(upgrade("h2c")).await;
+    let call = upstream.call().await;
+    assert_eq!((call.head.get("upgrade"), call.head.get("connection")), (None, None));
+    call.finish(answer("200 OK", &[], "plain")).await;
+    assert_eq!(client.response().await.text(), "plain");
+    // An application that switches without having been asked has failed.
+    client.send(get("/")).await;
+    upstream.call().await.finish(SWITCH).await;
+    client.response().await.is_error(502, "upstream_error");
+    proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
+}
