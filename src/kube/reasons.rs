@@ -219,8 +219,9 @@ impl Facts {
         let told = not_ready.as_ref().map(|(reason, told)| format!("; KEDA says: {reason}: {told}"));
         let message = format!(
             "KEDA has no stream to this proxy, so that it does not hear of requests: ScaledObject `{namespace}/{name}` \
-             asks `{}`, which must lead to the scaler of this proxy, and KEDA's operator must run{}",
+             asks `{}`{}, which must lead to the scaler of this proxy, and KEDA's operator must run{}",
             trigger.address,
+            if is_of_add_on(&trigger.address) { " (the HTTP Add-on's own scaler)" } else { "" },
             told.unwrap_or_default()
         );
         Some(Trouble { kind: ObstacleKind::NoKedaStream, message })
@@ -244,6 +245,11 @@ impl Facts {
         });
         pods().flatten().cloned().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
     }
+}
+
+/// Whether the HTTP Add-on's chart names its scaler so.
+fn is_of_add_on(address: &str) -> bool {
+    ["keda-add-ons-http", "keda-http-add-on"].iter().any(|name| address.starts_with(name))
 }
 
 #[cfg(test)]

@@ -183,6 +183,13 @@ impl ScaledObject {
     }
 }
 
+/// What is left: a second copy of the object, as it was applied, is most of its annotations.
+fn trim(object: &mut DeserializeGuard<ScaledObject>) {
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
 /// As Go's `strconv.ParseBool` says, which KEDA asks.
 fn is_false(value: &str) -> bool {
     matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False")
@@ -247,7 +254,11 @@ impl Cluster {
                 }
                 sleep(AGAIN).await;
             }
-            known.send_replace(ScaledObjects::Known(cluster.watch(watcher::Config::default())));
+            known.send_replace(ScaledObjects::Known(cluster.watch_in(
+                cluster.apis(),
+                watcher::Config::default(),
+                trim,
+            )));
             known.closed().await;
         });
         receiver

@@ -122,6 +122,10 @@ fn keda_does_not_listen() {
     let not_ready = Some(("TriggerError".into(), "no such host".into()));
     let told = says(&at_zero(Scaled { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
     assert!(told.ends_with("KEDA says: TriggerError: no such host"), "{told}");
+    let mut theirs = scaled(None);
+    theirs.trigger.address = "keda-add-ons-http-external-scaler.keda:9090".into();
+    let told = says(&at_zero(theirs), seconds(60)).unwrap().1;
+    assert!(told.contains("keda:9090` (the HTTP Add-on's own scaler)"), "{told}");
     let mut polled = scaled(None);
     polled.trigger.pushes = false;
     assert_eq!(says(&at_zero(polled), seconds(60)), None, "KEDA opens no stream for `external`");
