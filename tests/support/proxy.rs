@@ -9,7 +9,7 @@ use std::{
 };
 
 use anteroom::{
-    admission::Gate,
+    admission::{Directory, Gate},
     app::{Account, Bound, Command},
     config::Config,
     domain::{Intercept, Matcher},
@@ -32,6 +32,7 @@ pub struct Proxy {
     pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    directory: Arc<Directory>,
     running: JoinHandle<Account>,
 }
 
@@ -61,12 +62,18 @@ pub fn options() -> scaler::Options {
 
 impl Proxy {
     pub async fn start(yaml: &str) -> Self {
-        let bound = Bound::new(parse(yaml), options()).await.unwrap();
+        Self::start_with(parse(yaml), options()).await
+    }
+
+    pub async fn start_with(config: Config, options: scaler::Options) -> Self {
+        let bound = Bound::new(config, options).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
         let (scaler, peers) = (bound.scaler_address, bound.peers_address);
         let shared = bound.shared().clone();
-        Self { address, admin, scaler, peers, commands, shared, running: tokio::spawn(bound.run(received)) }
+        let directory = bound.directory().clone();
+        let running = tokio::spawn(bound.run(received));
+        Self { address, admin, scaler, peers, commands, shared, directory, running }
     }
 
     /// One with the route `tiny` only.
@@ -119,6 +126,11 @@ impl Proxy {
 
     pub async fn reload(&self, yaml: &str) {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
+    }
+
+    /// What waits in the model servers of `tiny`, as far as they were asked.
+    pub fn server_queue(&self) -> u64 {
+        self.directory.get("tiny").map_or(0, |gate| gate.demand().server_queue())
     }
 
     /// What the admin listener answers.
