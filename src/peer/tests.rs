@@ -165,7 +165,7 @@ async fn every_replica_knows_the_sum_and_is_told_of_an_edge_at_once() {
     replicas.iter().for_each(|replica| replica.gate.demand().settle());
     sleep(Duration::from_secs(59)).await;
     assert!(replicas[2].gate.counts_everywhere().lasting, "the linger, 59 of 60 s");
-    sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_millis(1_025)).await;
     assert!(!replicas[2].gate.counts_everywhere().is_active());
 }
 
