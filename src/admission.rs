@@ -137,13 +137,14 @@ impl Gate {
 
     /// How many requests are in flight: on the target or its fallback, wanted or quiet.
     pub fn in_flight(&self) -> u64 {
-        self.target.in_flight() + self.fallen_back.load(Ordering::Relaxed)
+        self.target.in_flight() + self.fallen_back.load(Ordering::SeqCst)
     }
 
     /// How many of those in flight want the target.
     pub fn wanting_in_flight(&self) -> u64 {
-        // The two are not read at one moment.
-        self.in_flight().saturating_sub(self.quiet.load(Ordering::Relaxed))
+        // The quiet ones first: one that begins meanwhile is then counted as wanting, rather than another one not.
+        let quiet = self.quiet.load(Ordering::SeqCst);
+        self.in_flight().saturating_sub(quiet)
     }
 
     /// How many requests want the target: held and in flight.
@@ -167,8 +168,9 @@ impl Gate {
     /// Lets a request in that is no demand, to an endpoint that has room. It neither wakes the target nor keeps it up.
     pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.acquire()?;
-        self.counters.admit();
-        Some(Permit::new(self, endpoint, Kind::Quiet))
+        let permit = Permit::new(self, endpoint, Kind::Quiet);
+        self.counters.admit_quietly();
+        Some(permit)
     }
 
     /// Sends a request that waited in vain, and has left the queue, to the fallback, if there is one.
@@ -187,6 +189,7 @@ impl Gate {
         if !self.target.is_up() {
             self.demand.signal(self.policy.load().readiness.activation_timeout.get());
         }
+        self.demand.rise();
     }
 
     /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.
@@ -410,6 +413,8 @@ mod tests {
         drop(permit);
         assert_eq!((gate.in_flight(), gate.wanting_in_flight()), (0, 0));
         assert!(gate.demand().quiet_for().is_none() && gate.demand().raised_since().is_none());
+        assert_eq!((gate.counters().admitted(), gate.counters().wanted()), (1, 0));
+        assert!(!gate.counts().is_active());
     }
 
     #[tokio::test]

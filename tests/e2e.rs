@@ -7,6 +7,8 @@ mod support;
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/cluster.rs"]
+mod cluster;
 #[path = "e2e/drain.rs"]
 mod drain;
 #[path = "e2e/errors.rs"]
@@ -27,8 +29,14 @@ mod limits;
 mod obstacles;
 #[path = "e2e/reload.rs"]
 mod reload;
+#[path = "e2e/replicas.rs"]
+mod replicas;
 #[path = "e2e/report.rs"]
 mod report;
+#[path = "e2e/scaler.rs"]
+mod scaler;
+#[path = "e2e/scaler_tls.rs"]
+mod scaler_tls;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]

@@ -2,7 +2,9 @@
 //!
 //! Nothing here sleeps to synchronise: tests wait for events, with a bound that only a failure reaches.
 
+pub mod cluster;
 pub mod h2;
+pub mod h2c;
 pub mod proxy;
 pub mod upstream;
 pub mod wire;

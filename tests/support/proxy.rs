@@ -9,10 +9,10 @@ use std::{
 };
 
 use anteroom::{
-    admission::Gate,
+    admission::{Directory, Gate},
     app::{Account, Bound, Command},
     config::Config,
-    domain::Intercept,
+    domain::{Intercept, Matcher},
     drain::Request,
     proxy::Shared,
     scaler,
@@ -28,8 +28,11 @@ use super::{
 pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    pub scaler: Option<SocketAddr>,
+    pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
+    directory: Arc<Directory>,
     running: JoinHandle<Account>,
 }
 
@@ -59,11 +62,18 @@ pub fn options() -> scaler::Options {
 
 impl Proxy {
     pub async fn start(yaml: &str) -> Self {
-        let bound = Bound::new(parse(yaml), options()).await.unwrap();
+        Self::start_with(parse(yaml), options()).await
+    }
+
+    pub async fn start_with(config: Config, options: scaler::Options) -> Self {
+        let bound = Bound::new(config, options).await.unwrap();
         let (commands, received) = mpsc::channel(4);
         let (address, admin) = (bound.address, bound.admin_address);
+        let (scaler, peers) = (bound.scaler_address, bound.peers_address);
         let shared = bound.shared().clone();
-        Self { address, admin, commands, shared, running: tokio::spawn(bound.run(received)) }
+        let directory = bound.directory().clone();
+        let running = tokio::spawn(bound.run(received));
+        Self { address, admin, scaler, peers, commands, shared, directory, running }
     }
 
     /// One with the route `tiny` only.
@@ -79,8 +89,11 @@ impl Proxy {
         proxy
     }
 
-    /// The cluster has this route from now on, and one more by which that is seen.
-    pub async fn intercept(&self, url: &str, intercept: Intercept) {
+    /// The cluster has this route from now on, for every request if it has no rules, and one more by which that is seen.
+    pub async fn intercept(&self, url: &str, mut intercept: Intercept) {
+        if intercept.rules.is_empty() {
+            intercept.rules.push(Matcher::default());
+        }
         static SEEN: AtomicUsize = AtomicUsize::new(0);
         let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
         let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
@@ -113,6 +126,11 @@ impl Proxy {
 
     pub async fn reload(&self, yaml: &str) {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
+    }
+
+    /// What waits in the model servers of `tiny`, as far as they were asked.
+    pub fn server_queue(&self) -> u64 {
+        self.directory.get("tiny").map_or(0, |gate| gate.demand().server_queue())
     }
 
     /// What the admin listener answers.

@@ -1,0 +1,370 @@
+//! Pods of a cluster, directly and behind a gateway.
+
+use std::collections::BTreeMap;
+
+use anteroom::state::Protocol;
+use http::Version;
+
+use crate::support::{
+    Proxy, Upstream,
+    cluster::{Cluster, Pod},
+    h2c::H2c,
+    until,
+    upstream::{LAST, STREAM, answer, chunk},
+    wire::{CHAT, chat, post_with, streaming},
+};
+
+use Pod::{NotReady, Ready, Terminating};
+
+/// Waits until so many endpoints take requests.
+async fn open(proxy: &Proxy, count: usize) {
+    until(&format!("{count} open endpoints"), async || {
+        let endpoints = proxy.route("tiny").await["endpoints"].as_array().unwrap().clone();
+        endpoints.iter().filter(|endpoint| endpoint["ready"] == true).count() == count
+    })
+    .await;
+}
+
+fn cluster() -> Cluster {
+    Cluster::speaking(Protocol::Http1)
+}
+
+#[tokio::test]
+async fn the_first_pod_that_answers_gets_what_is_held_whatever_the_cluster_says() {
+    let (one, mut two) = (Upstream::cold().await, Upstream::cold().await);
+    let cluster = cluster();
+    let proxy = cluster.proxy(None, "").await;
+    cluster.says(&[(one.address, NotReady), (two.address, NotReady)]);
+    let mut client = proxy.sent(chat("hello")).await;
+    proxy.starting().await;
+    one.probed().await;
+    two.wake();
+    let mut call = two.call().await;
+    assert_eq!(call.text().await, "hello");
+    call.reply("hello").await;
+    assert_eq!(client.response().await.json()["text"], "hello");
+    // Nobody waits: the other one is left in peace, and opened by the cluster's word.
+    cluster.says(&[(one.address, Ready), (two.address, NotReady)]);
+    open(&proxy, 2).await;
+    proxy.stop(&[("completed", 1)]).await;
+    assert_eq!(one.requests(), 0);
+}
+
+#[tokio::test]
+async fn streams_spread_over_the_pods_and_live_on_when_theirs_is_on_its_way_out() {
+    let mut pods = [Upstream::warm().await, Upstream::warm().await, Upstream::warm().await];
+    let all = |word| pods.each_ref().map(|pod| (pod.address, word));
+    let cluster = cluster();
+    let ready = all(Ready);
+    cluster.says(&ready);
+    let proxy = cluster.proxy(None, "concurrency: { max: 4 }").await;
+    let mut clients = Vec::new();
+    for number in 0..12 {
+        clients.push(proxy.sent(streaming(&number.to_string())).await);
+        proxy.in_flight(number + 1).await;
+    }
+    // Full, all of them: 4 each. The next one waits.
+    let mut late = proxy.sent(streaming("late")).await;
+    proxy.held(1).await;
+    let mut calls = BTreeMap::new();
+    for (index, pod) in pods.iter_mut().enumerate() {
+        assert_eq!(pod.requests(), 4);
+        for _ in 0..4 {
+            let mut call = pod.call().await;
+            let text = call.text().await;
+            call.send(STREAM).await;
+            call.send(chunk(&text)).await;
+            calls.insert(text.parse::<usize>().unwrap(), (index, call));
+        }
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.head().await.unwrap().status(), 200);
+        assert_eq!(client.parts_until(&number.to_string()).await, number.to_string());
+    }
+    // The first pod terminates: its streams go on, and its places are nobody's.
+    let words = [(ready[0].0, Terminating), ready[1], ready[2]];
+    cluster.says(&words);
+    open(&proxy, 2).await;
+    let mut ended = 0;
+    let of_first: Vec<_> =
+        calls.iter().filter(|(_, (pod, _))| *pod == 0).map(|(number, _)| *number).collect();
+    for number in &of_first[..2] {
+        let (_, mut call) = calls.remove(number).unwrap();
+        call.send(chunk("more")).await;
+        call.finish(LAST).await;
+        assert_eq!(clients[*number].rest().await.as_deref(), Some("more"));
+        ended += 1;
+    }
+    proxy.in_flight(12 - ended).await;
+    proxy.held(1).await;
+    // Gone from the cluster altogether: what is being read is read to its end.
+    cluster.says(&words[1..]);
+    for number in &of_first[2..] {
+        let (_, call) = calls.remove(number).unwrap();
+        call.finish(LAST).await;
+        assert_eq!(clients[*number].rest().await.as_deref(), Some(""));
+    }
+    open(&proxy, 2).await;
+    assert_eq!(pods[0].requests(), 4, "nothing new");
+    // A place on another is the late one's.
+    let (number, (pod, _)) = calls.iter().map(|(number, (pod, _))| (*number, (*pod, ()))).next().unwrap();
+    let (_, call) = calls.remove(&number).unwrap();
+    call.finish(LAST).await;
+    let mut call = pods[pod].call().await;
+    assert_eq!(call.text().await, "late");
+    call.send(STREAM).await;
+    call.finish(LAST).await;
+    assert_eq!(late.response().await.status(), 200);
+    for (_, (_, call)) in calls {
+        call.finish(LAST).await;
+    }
+    proxy.in_flight(0).await;
+    proxy.stop(&[("completed", 13)]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_has_not_heard_of_the_pods_yet_is_asked_again() {
+    let pod = Upstream::cold().await;
+    let mut envoy = Upstream::warm().await;
+    let cluster = cluster();
+    let proxy = cluster.proxy(Some(envoy.url()), "").await;
+    cluster.says(&[(pod.address, NotReady)]);
+    let mut client = proxy.sent(chat("patience")).await;
+    pod.probed().await;
+    assert_eq!(envoy.accepted(), 0, "a gateway's word at zero is worth nothing");
+    pod.wake();
+    for _ in 0..3 {
+        let mut call = envoy.call().await;
+        assert_eq!(call.text().await, "patience");
+        call.finish(answer(
+            "503 Service Unavailable",
+            &[("content-type", "text/plain")],
+            "no healthy upstream",
+        ))
+        .await;
+    }
+    let mut call = envoy.call().await;
+    assert_eq!(call.text().await, "patience");
+    call.reply("served").await;
+    assert_eq!(client.response().await.json()["text"], "served");
+    assert_eq!((pod.requests(), envoy.probes()), (0, 0));
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn the_queues_of_the_servers_are_added_up_while_there_is_demand() {
+    let server = async |waiting: u32| {
+        Upstream::warm().await.automatic(move |call| async move {
+            if call.head.line() == "GET /metrics" {
+                let series = format!("vllm:num_requests_waiting{{model_name=\"tiny\"}} {waiting}.0\n");
+                return call.finish(answer("200 OK", &[], &series)).await;
+            }
+            call.echo().await;
+        })
+    };
+    let (one, two) = (server(3).await, server(4).await);
+    let cluster = cluster();
+    cluster.says(&[(one.address, Ready), (two.address, Ready)]);
+    let proxy = cluster.proxy(None, "scaling: { serverQueue: true }").await;
+    open(&proxy, 2).await;
+    assert_eq!((one.requests(), two.requests()), (0, 0), "nobody asks while there is no demand");
+    assert_eq!(proxy.ask(chat("hello")).await.status(), 200);
+    until("3 + 4", async || proxy.server_queue() == 7).await;
+    cluster.says(&[(two.address, Ready)]);
+    until("4", async || proxy.server_queue() == 4).await;
+    cluster.says(&[]);
+    until("0", async || proxy.server_queue() == 0).await;
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+// === HTTP/2 to the pods ===
+
+fn h2c() -> Cluster {
+    Cluster::speaking(Protocol::H2c)
+}
+
+#[tokio::test]
+async fn a_pod_that_wants_http_2_is_asked_and_sent_to_in_it() {
+    let mut pod = H2c::new(100, false).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, NotReady)]);
+    let proxy = cluster.proxy(None, "").await;
+    let fields = [("TE", "trailers, gzip"), ("Connection", "X-Mine"), ("X-Mine", "1"), ("X-Theirs", "2")];
+    let body = r#"{"model":"tiny","text":"hello"}"#;
+    let mut client = proxy.sent(post_with(CHAT, &fields, body)).await;
+    proxy.starting().await;
+    pod.wake();
+    let mut call = pod.call().await;
+    assert_eq!(call.text().await, "hello");
+    let request = &call.request;
+    assert_eq!(request.version(), Version::HTTP_2);
+    assert_eq!(
+        request.uri().to_string(),
+        format!("http://api.test{CHAT}"),
+        "the client's Host, as :authority"
+    );
+    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
+    for (name, expected) in [
+        ("te", Some("trailers")),
+        ("x-theirs", Some("2")),
+        ("x-forwarded-host", Some("api.test")),
+        ("content-length", Some("31")),
+        ("x-mine", None),
+        ("host", None),
+        ("connection", None),
+    ] {
+        assert_eq!(header(name), expected, "{name}");
+    }
+    call.reply("served");
+    let response = client.response().await;
+    assert_eq!((response.status(), response.json()["text"].as_str()), (200, Some("served")));
+    assert_eq!(response.head.start, "HTTP/1.1 200 OK");
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn requests_share_a_connection_and_get_another_when_the_server_takes_no_more_on_it() {
+    let mut pod = H2c::new(2, true).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut clients = Vec::new();
+    let mut calls = Vec::new();
+    // One by one: how many a connection takes is known with its first answer.
+    for number in 0..5 {
+        clients.push(proxy.sent(chat(&number.to_string())).await);
+        calls.push(pod.call().await);
+    }
+    let connections: Vec<_> = calls.iter().map(|call| call.connection).collect();
+    assert_eq!(connections, [0, 0, 1, 1, 2]);
+    for (number, (mut client, mut call)) in clients.into_iter().zip(calls).enumerate() {
+        let text = call.text().await;
+        assert_eq!(text, number.to_string());
+        call.reply(&text);
+        assert_eq!(client.response().await.json()["text"], text);
+    }
+    // Many at once on one connection that is there: nobody makes one of their own.
+    assert_eq!(pod.accepted(), 3);
+    proxy.stop(&[("completed", 5)]).await;
+}
+
+#[tokio::test]
+async fn a_burst_makes_one_connection() {
+    let mut pod = H2c::new(100, true).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(proxy.client().await);
+    }
+    for client in &mut clients {
+        client.send(chat("at once")).await;
+    }
+    for _ in 0..20 {
+        let mut call = pod.call().await;
+        call.text().await;
+        call.reply("served");
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!(pod.accepted(), 1);
+    proxy.stop(&[("completed", 20)]).await;
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_resets_its_stream_and_no_other() {
+    let mut pod = H2c::new(100, true).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut goes = proxy.sent(streaming("goes")).await;
+    let gone = pod.call().await.stream();
+    let mut stays = proxy.sent(streaming("stays")).await;
+    let still = pod.call().await.stream();
+    for (client, stream) in [(&mut goes, &gone), (&mut stays, &still)] {
+        stream.send("one");
+        assert_eq!(client.head().await.unwrap().status(), 200);
+        client.parts_until("one").await;
+    }
+    drop(goes);
+    gone.gone().await;
+    proxy.in_flight(1).await;
+    still.send("two");
+    stays.parts_until("two").await;
+    drop(still);
+    assert_eq!(stays.rest().await.as_deref(), Some(""));
+    assert_eq!(pod.accepted(), 1);
+    proxy.stop(&[("completed", 1), ("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_in_order_is_replaced_and_what_is_in_flight_on_it_finishes() {
+    let mut pod = H2c::new(100, true).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut first = proxy.sent(streaming("first")).await;
+    let stream = pod.call().await.stream();
+    stream.send("one");
+    first.head().await.unwrap();
+    first.parts_until("one").await;
+    pod.end_connections();
+    // However far the news has come: it is served, over the old one's end or a new one.
+    for _ in 0..10 {
+        let mut client = proxy.sent(chat("next")).await;
+        let mut call = pod.call().await;
+        call.text().await;
+        call.reply("served");
+        assert_eq!(client.response().await.status(), 200);
+    }
+    stream.send("two");
+    first.parts_until("two").await;
+    drop(stream);
+    assert_eq!(first.rest().await.as_deref(), Some(""));
+    proxy.stop(&[("completed", 11)]).await;
+}
+
+#[tokio::test]
+async fn what_breaks_before_the_first_byte_is_written_twice_at_most() {
+    let mut pod = H2c::new(100, true).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut client = proxy.sent(chat("breaks servers")).await;
+    for dispatch in 1..=2 {
+        let mut call = pod.call().await;
+        assert_eq!(call.text().await, "breaks servers", "dispatch {dispatch}");
+        drop(call);
+    }
+    client.response().await.is_error(502, "upstream_error");
+    // The endpoint answers its probe, and is there for others.
+    let mut client = proxy.sent(chat("good")).await;
+    let mut call = pod.call().await;
+    assert_eq!(call.text().await, "good");
+    call.reply("good");
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 1), ("upstream_error", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_its_client_s_fault_and_not_the_pod_s() {
+    let mut pod = H2c::new(100, true).await;
+    let cluster = h2c();
+    cluster.says(&[(pod.address, Ready)]);
+    // Without models the body streams.
+    let proxy = cluster.proxy_with(None, "match: {}", "limits: { bodyTimeout: 100ms }\n").await;
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nContent-Length: 100\r\n\r\n{{");
+    let mut client = proxy.sent(head).await;
+    let call = pod.call().await;
+    client.response().await.is_error(408, "request_timeout");
+    drop(call);
+    // A suspect one would have been probed, over a connection of its own.
+    let mut client = proxy.sent(post_with(CHAT, &[], "{}")).await;
+    pod.call().await.reply("served");
+    assert_eq!(client.response().await.status(), 200);
+    assert_eq!(pod.accepted(), 2, "the one that failed, and the next one");
+    let account = proxy.stopped(anteroom::drain::Request::Interrupt).await;
+    assert_eq!(account.ended_as(anteroom::error::Outcome::UpstreamError), 0, "{account:?}");
+}

@@ -1,0 +1,71 @@
+//! A cluster that says of pods what the test says, before the real proxy.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anteroom::{
+    domain::{ClusterTarget, EndpointSource, ServicePort, Target},
+    scaler,
+    state::{Discovered, DiscoveredEndpoint, Discovery, Protocol},
+};
+use tokio::sync::watch;
+
+use super::{
+    Proxy,
+    proxy::{options, parse},
+    route, routes,
+};
+
+/// How a pod stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pod {
+    Ready,
+    NotReady,
+    Terminating,
+}
+
+#[derive(Clone)]
+pub struct Cluster {
+    pods: watch::Sender<Arc<Discovered>>,
+    protocol: Protocol,
+}
+
+impl Cluster {
+    pub fn speaking(protocol: Protocol) -> Self {
+        Self { pods: watch::Sender::default(), protocol }
+    }
+
+    /// The proxy before it, with the route `tiny` only.
+    pub async fn proxy(&self, gateway: Option<String>, more: &str) -> Proxy {
+        self.proxy_with(gateway, more, "").await
+    }
+
+    /// As above, with these keys at the top of the file.
+    pub async fn proxy_with(&self, gateway: Option<String>, more: &str, top: &str) -> Proxy {
+        let file = routes(&[route("tiny", "http://replaced", more)]);
+        let mut config = parse(&format!("{top}{file}"));
+        config.routes[0].target = Target::Cluster(ClusterTarget {
+            namespace: "ml".into(),
+            source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },
+            gateway,
+        });
+        let options = scaler::Options { discovery: Arc::new(self.clone()), ..options() };
+        Proxy::start_with(config, options).await
+    }
+
+    pub fn says(&self, pods: &[(SocketAddr, Pod)]) {
+        let endpoints = pods.iter().map(|(address, pod)| DiscoveredEndpoint {
+            address: address.to_string().into(),
+            protocol: self.protocol,
+            ready: *pod == Pod::Ready,
+            terminating: *pod == Pod::Terminating,
+        });
+        let endpoints = endpoints.collect();
+        self.pods.send_replace(Arc::new(Discovered { is_synced: true, endpoints, problem: None }));
+    }
+}
+
+impl Discovery for Cluster {
+    fn watch(&self, _: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
+        self.pods.subscribe()
+    }
+}

@@ -1,0 +1,176 @@
+//! A model server that speaks HTTP/2 only, without TLS. Like [`super::Upstream`] it answers probes by itself.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use super::soon;
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+pub struct H2c {
+    pub address: SocketAddr,
+    state: Arc<State>,
+    calls: mpsc::UnboundedReceiver<Call>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+struct State {
+    healthy: AtomicBool,
+    accepted: AtomicUsize,
+    calls: mpsc::UnboundedSender<Call>,
+    /// Ends connections in order, with GOAWAY.
+    ending: parking_lot::Mutex<CancellationToken>,
+}
+
+/// A request that the proxy sent, to be answered. Dropping it resets its stream.
+pub struct Call {
+    pub request: Request<Incoming>,
+    /// Which connection it came over.
+    pub connection: usize,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The body of an answer that streams.
+pub struct Streaming(mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>);
+
+// === impl H2c ===
+
+impl H2c {
+    /// One that takes so many requests on a connection at once.
+    pub async fn new(streams: u32, healthy: bool) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), streams, healthy)
+    }
+
+    pub fn on(listener: TcpListener, streams: u32, healthy: bool) -> Self {
+        let (sender, calls) = mpsc::unbounded_channel();
+        let state = Arc::new(State {
+            healthy: AtomicBool::new(healthy),
+            accepted: AtomicUsize::new(0),
+            calls: sender,
+            ending: parking_lot::Mutex::default(),
+        });
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve(listener, streams, state.clone()));
+        Self { address, state, calls, serving }
+    }
+
+    pub fn wake(&self) {
+        self.state.healthy.store(true, Ordering::SeqCst);
+    }
+
+    /// How many connections came, probes included.
+    pub fn accepted(&self) -> usize {
+        self.state.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Ends the connections there are when what is in flight on them has ended.
+    pub fn end_connections(&self) {
+        std::mem::take(&mut *self.state.ending.lock()).cancel();
+    }
+
+    pub async fn call(&mut self) -> Call {
+        soon("a request at the model server", self.calls.recv()).await.unwrap()
+    }
+}
+
+impl Drop for H2c {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+async fn serve(listener: TcpListener, streams: u32, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let connection = state.accepted.fetch_add(1, Ordering::SeqCst);
+        let ending = state.ending.lock().clone();
+        let state = state.clone();
+        let service = service_fn(move |request| answer(request, connection, state.clone()));
+        connections.spawn(async move {
+            let served = http2::Builder::new(TokioExecutor::new())
+                .max_concurrent_streams(streams)
+                .serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(served);
+            tokio::select! {
+                _ = &mut served => return,
+                () = ending.cancelled() => {}
+            }
+            served.as_mut().graceful_shutdown();
+            let _ = served.await;
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    connection: usize,
+    state: Arc<State>,
+) -> Result<Answer, oneshot::error::RecvError> {
+    if request.uri().path() == "/health" {
+        let healthy = state.healthy.load(Ordering::SeqCst);
+        let answer = Response::builder().status(if healthy { 200 } else { 503 });
+        return Ok(answer.body(Full::default().boxed()).unwrap());
+    }
+    let (answer, answered) = oneshot::channel();
+    let _ = state.calls.send(Call { request, connection, answer });
+    answered.await
+}
+
+// === impl Call ===
+
+impl Call {
+    pub async fn text(&mut self) -> String {
+        let body = soon("a whole request body", self.request.body_mut().collect()).await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        body["text"].as_str().unwrap_or_default().to_owned()
+    }
+
+    pub fn reply(self, text: &str) {
+        let body = Full::from(format!(r#"{{"text":"{text}"}}"#)).boxed();
+        let _ = self
+            .answer
+            .send(Response::builder().header("content-type", "application/json").body(body).unwrap());
+    }
+
+    /// Begins an answer that streams.
+    pub fn stream(self) -> Streaming {
+        let (sender, parts) = mpsc::unbounded_channel();
+        let body = BoxBody::new(StreamBody::new(UnboundedReceiverStream::new(parts)));
+        let answer = Response::builder().header("content-type", "text/event-stream").body(body).unwrap();
+        let _ = self.answer.send(answer);
+        Streaming(sender)
+    }
+}
+
+// === impl Streaming ===
+
+impl Streaming {
+    pub fn send(&self, text: &str) {
+        let _ = self.0.send(Ok(Frame::data(Bytes::copy_from_slice(text.as_bytes()))));
+    }
+
+    /// Waits until nobody reads it any more.
+    pub async fn gone(self) {
+        soon("the stream to be reset", self.0.closed()).await;
+    }
+}
