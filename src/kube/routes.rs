@@ -331,3 +331,6 @@ impl ClusterRoutes {
         counts
     }
 }
+
+#[cfg(test)]
+mod tests;
