@@ -22,11 +22,11 @@ pub use directory::{Directory, Gates};
 use crate::{
     coldstart::{ColdStarts, Tracker},
     demand::Demand,
-    domain::{Policy, RouteKey},
-    error::ProxyError,
+    domain::{ObstacleKind, Policy, RouteKey, WhenPaused},
+    error::{MAX_RETRY_AFTER, ProxyError},
     hold::{Bounds, Full, HoldQueue, Place, Released, Ticket},
     pick::pick,
-    state::{Change, Endpoint, TargetState},
+    state::{Change, Endpoint, Obstacle, TargetState},
     telemetry::RouteCounters,
 };
 
@@ -97,6 +97,7 @@ impl Gate {
         self.policy.store(Arc::new(policy));
         self.target.set_max(max);
         self.demand.changed();
+        self.give_up_if_paused();
     }
 
     /// The endpoints, for who publishes them.
@@ -136,13 +137,14 @@ impl Gate {
 
     /// How many requests are in flight: on the target or its fallback, wanted or quiet.
     pub fn in_flight(&self) -> u64 {
-        self.target.in_flight() + self.fallen_back.load(Ordering::Relaxed)
+        self.target.in_flight() + self.fallen_back.load(Ordering::SeqCst)
     }
 
     /// How many of those in flight want the target.
     pub fn wanting_in_flight(&self) -> u64 {
-        // The two are not read at one moment.
-        self.in_flight().saturating_sub(self.quiet.load(Ordering::Relaxed))
+        // The quiet ones first: one that begins meanwhile is then counted as wanting, rather than another one not.
+        let quiet = self.quiet.load(Ordering::SeqCst);
+        self.in_flight().saturating_sub(quiet)
     }
 
     /// How many requests want the target: held and in flight.
@@ -153,11 +155,11 @@ impl Gate {
     /// Lets a request in to an endpoint that has room, unless others wait for one. The place is where it may come
     /// back to.
     pub fn enter(self: &Arc<Self>) -> Option<(Permit, Place)> {
-        self.demand.touch();
         if !self.queue.is_empty() {
             return None;
         }
         let permit = self.try_permit()?;
+        self.demand.touch();
         self.counters.admit();
         self.demand.rise();
         Some((permit, self.queue.place()))
@@ -166,8 +168,9 @@ impl Gate {
     /// Lets a request in that is no demand, to an endpoint that has room. It neither wakes the target nor keeps it up.
     pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.acquire()?;
-        self.counters.admit();
-        Some(Permit::new(self, endpoint, Kind::Quiet))
+        let permit = Permit::new(self, endpoint, Kind::Quiet);
+        self.counters.admit_quietly();
+        Some(permit)
     }
 
     /// Sends a request that waited in vain, and has left the queue, to the fallback, if there is one.
@@ -178,23 +181,34 @@ impl Gate {
 
     /// Wakes the target for a request that does not wait for it: the next one should find it up.
     pub fn wake(&self) {
+        if self.paused().is_some() {
+            // Nobody is left who wants it when autoscaling is resumed.
+            return;
+        }
         self.demand.touch();
         if !self.target.is_up() {
             self.demand.signal(self.policy.load().readiness.activation_timeout.get());
         }
+        self.demand.rise();
     }
 
     /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.
     ///
     /// # Errors
-    /// [`ProxyError::Draining`], [`ProxyError::NoWait`], [`ProxyError::HoldQueueFull`] (nothing is up) or
-    /// [`ProxyError::Saturated`] (up, but full).
+    /// [`ProxyError::Draining`], [`ProxyError::AutoscalingPaused`], [`ProxyError::NoWait`],
+    /// [`ProxyError::HoldQueueFull`] (nothing is up) or [`ProxyError::Saturated`] (up, but full).
     pub fn hold(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Ticket<Permit>, ProxyError> {
         let up = self.target.is_up();
         if self.draining.load(Ordering::SeqCst) && !up {
             return Err(ProxyError::Draining { admitted: false });
         }
-        let policy = self.policy.load();
+        if let Some(obstacle) = self.paused() {
+            // Without a trace in the demand: what nobody waits for is not started when autoscaling is resumed.
+            return Err(ProxyError::AutoscalingPaused {
+                route: self.key.clone(),
+                reason: obstacle.message.clone(),
+            });
+        }
         if !wait {
             // It may not wait, but it has a right to the target.
             self.wake();
@@ -203,6 +217,8 @@ impl Gate {
                 retry_after: self.cold_starts.time_left(),
             });
         }
+        self.demand.touch();
+        let policy = self.policy.load();
         let bounds = Bounds { requests: policy.hold.max_requests, bytes: policy.hold.max_bytes.get() };
         let ticket = self.queue.join(bytes, bounds).map_err(|full| self.full(full, up))?;
         self.counters.admit();
@@ -246,6 +262,26 @@ impl Gate {
         if self.evicting.load(Ordering::SeqCst) {
             self.evict();
         }
+        // The pause may have come between the look at it and the joining; then it found nobody waiting.
+        self.give_up_if_paused();
+    }
+
+    /// The pause under which nothing starts the target, if it is down and requests are not to wait for the end of it.
+    fn paused(&self) -> Option<Arc<Obstacle>> {
+        let obstacle = self.target.obstacle()?;
+        let reject = self.policy.load().when_paused == WhenPaused::Reject;
+        (reject && obstacle.kind == ObstacleKind::AutoscalingPaused && !self.target.is_up())
+            .then_some(obstacle)
+    }
+
+    /// Tells those who wait if they do so in vain: autoscaling is paused, and nothing is up. An endpoint that goes away
+    /// does not say so here, so whoever watches the pause looks again from time to time.
+    pub fn give_up_if_paused(&self) {
+        let Some(obstacle) = self.paused() else { return };
+        // The record first, so that who is told finds it.
+        self.cold_starts.failed(obstacle.message.clone(), Vec::new());
+        self.demand.settle();
+        self.queue.release_all(|| Released::Failed(obstacle.message.clone(), MAX_RETRY_AFTER));
     }
 
     fn try_permit(self: &Arc<Self>) -> Option<Permit> {
@@ -291,6 +327,12 @@ impl Gate {
     fn target_changed(self: &Arc<Self>, change: Change) {
         match change {
             Change::Room => self.pump(),
+            Change::Obstacle => {
+                if let Some(obstacle) = self.target.obstacle() {
+                    self.cold_starts.hindered(obstacle.message.clone());
+                }
+                self.give_up_if_paused();
+            }
             Change::Failed(reason, retry_after) => {
                 self.queue.release_all(|| Released::Failed(reason.clone(), retry_after));
             }
@@ -371,6 +413,8 @@ mod tests {
         drop(permit);
         assert_eq!((gate.in_flight(), gate.wanting_in_flight()), (0, 0));
         assert!(gate.demand().quiet_for().is_none() && gate.demand().raised_since().is_none());
+        assert_eq!((gate.counters().admitted(), gate.counters().wanted()), (1, 0));
+        assert!(!gate.counts().is_active());
     }
 
     #[tokio::test]
@@ -393,5 +437,75 @@ mod tests {
         assert_eq!(gate.in_flight(), 1, "at the one before");
         drop(permit);
         assert_eq!(gate.in_flight(), 0);
+    }
+
+    fn paused() -> Option<Obstacle> {
+        Some(Obstacle::new(ObstacleKind::AutoscalingPaused, "ScaledObject `a/b` is paused"))
+    }
+
+    #[tokio::test]
+    async fn under_a_pause_at_zero_nobody_enters_and_nothing_is_woken() {
+        let gate = gate();
+        gate.target().set_obstacle(paused());
+        for wait in [true, false] {
+            let Err(ProxyError::AutoscalingPaused { reason, .. }) = gate.hold(1, wait) else {
+                panic!("let in")
+            };
+            assert_eq!(&*reason, "ScaledObject `a/b` is paused");
+        }
+        gate.wake();
+        assert!(gate.enter().is_none());
+        assert_eq!(
+            (gate.demand().raised_since(), gate.demand().quiet_for()),
+            (None, None),
+            "not even the linger"
+        );
+        let endpoint = Endpoint::new("127.0.0.1:1", 1);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let (permit, _) = gate.enter().expect("what is up serves");
+        let held = gate.hold(1, true).expect("and may be waited for");
+        drop((permit, held));
+        endpoint.retire();
+        gate.target().set_obstacle(None);
+        assert!(gate.hold(1, true).is_ok(), "resumed");
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_a_pause_comes_is_told_at_once() {
+        let gate = gate();
+        let mut held = gate.hold(1, true).unwrap();
+        gate.cold_starts().begin(tokio::time::Instant::now(), 1);
+        gate.target().set_obstacle(paused());
+        let Released::Failed(reason, retry_after) = held.released().await else { panic!("not told") };
+        assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", MAX_RETRY_AFTER));
+        assert!(!gate.demand().is_leased());
+        assert!(gate.cold_starts().phase().is_none(), "the cold start is over");
+        // The endpoint that kept others waiting goes away under the pause.
+        let endpoint = Endpoint::new("127.0.0.1:1", 0);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let mut held = gate.hold(1, true).unwrap();
+        gate.give_up_if_paused();
+        assert_eq!(gate.held(), 1, "it is up");
+        endpoint.retire();
+        gate.give_up_if_paused();
+        assert!(matches!(held.released().await, Released::Failed(..)));
+    }
+
+    #[tokio::test]
+    async fn who_is_to_wait_for_the_end_of_a_pause_does() {
+        let gate = Gate::new(
+            "tiny".into(),
+            Policy { when_paused: WhenPaused::Hold, ..Policy::default() },
+            ColdStarts::new(|_| {}),
+        );
+        gate.target().set_obstacle(paused());
+        let mut held = gate.hold(1, true).unwrap();
+        assert!(gate.demand().is_leased(), "KEDA is told as soon as it asks again");
+        gate.give_up_if_paused();
+        assert_eq!(gate.held(), 1);
+        gate.set_policy(Policy::default());
+        assert!(matches!(held.released().await, Released::Failed(..)), "until the route says otherwise");
     }
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod control;
+mod obstacles;
 mod routes;
 mod workers;
 
@@ -13,7 +14,11 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    time::sleep,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -31,6 +36,7 @@ use crate::{
 };
 use cluster::Watching;
 use control::Control;
+use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
 
@@ -66,6 +72,9 @@ pub struct Bound {
     cold_start_metrics: ColdStartMetrics,
     options: scaler::Options,
     cluster: Option<Cluster>,
+    obstacles: Option<Obstacles>,
+    /// All routes, of the file and of the cluster.
+    routes: watch::Sender<Arc<Vec<Route>>>,
 }
 
 /// Something for the running proxy to do.
@@ -109,19 +118,26 @@ impl Bound {
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
         let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
-        let metrics = cold_start_metrics.clone();
-        let cold_starts = ColdStarts::new(move |cold_start| {
-            metrics.record(cold_start);
-            log_cold_start(cold_start);
-        });
-        let shared = Shared::new(config.limits);
         let cluster = match &config.kubernetes {
             Some(kubernetes) => Some(Cluster::new(kubernetes).await?),
             None => None,
         };
-        if let Some(cluster) = &cluster {
-            options.discovery = Arc::new(Endpoints::new(cluster.clone(), Pods::new(cluster.clone())));
-        }
+        let routes = watch::Sender::default();
+        let obstacles = cluster.as_ref().map(|cluster| {
+            let pods = Pods::new(cluster.clone());
+            options.discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
+            Obstacles::new(cluster, pods, routes.subscribe(), &mut options)
+        });
+        let metrics = cold_start_metrics.clone();
+        let teller = obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
+        let cold_starts = ColdStarts::new(move |cold_start| {
+            metrics.record(cold_start);
+            log_cold_start(cold_start);
+            if let Some(teller) = &teller {
+                teller.cold_start(cold_start);
+            }
+        });
+        let shared = Shared::new(config.limits);
         Ok(Self {
             address,
             admin_address,
@@ -137,6 +153,8 @@ impl Bound {
             cold_start_metrics,
             options,
             cluster,
+            obstacles,
+            routes,
         })
     }
 
@@ -165,11 +183,17 @@ impl Bound {
             self.shared.clone(),
             self.cold_starts.clone(),
             self.options,
+            self.routes,
             self.directory.clone(),
             self.scaler_address.is_some(),
         );
         routes.apply(&self.config.routes);
-        let mut cluster = Watching::start(self.cluster, &self.config, &self.shared, &self.cold_starts);
+        let teller = self.obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
+        let mut cluster =
+            Watching::start(self.cluster, teller, &self.config, &self.shared, &self.cold_starts);
+        if let Some(obstacles) = self.obstacles {
+            obstacles.start(self.shared.clone());
+        }
         self.shared.awaits_routes.store(cluster.is_some(), Ordering::Relaxed);
         let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod session;
 mod status;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -34,6 +35,8 @@ enum Subcommands {
     Check(ConfigArgs),
     /// Print the JSON Schema of the configuration, for editors to complete it.
     Schema,
+    /// Let a paused ScaledObject scale for some time.
+    Session(session::SessionArgs),
     /// Print the definition of the ModelRoute kind, for `kubectl apply -f -`.
     Crds,
     /// Show the routes of a cluster, as its proxies have last told of them.
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
             println!("{}", config::schema());
             ExitCode::SUCCESS
         }
+        Subcommands::Session(args) => run(session::run(args)),
         Subcommands::Crds => {
             print!("{}", kube::definition_yaml());
             ExitCode::SUCCESS

@@ -63,7 +63,7 @@ pub struct ColdStart {
     pub failed: u64,
     /// How many of them the client gave up.
     pub left: u64,
-    /// Why it failed.
+    /// Why it failed, or what stood in its way last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Arc<str>>,
     /// The last lines that the target printed, where we keep its output and it failed.

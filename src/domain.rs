@@ -174,6 +174,11 @@ impl RouteKey {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Namespace and name of a route of the cluster.
+    pub fn namespaced(&self) -> Option<(&str, &str)> {
+        self.0.split_once('/')
+    }
 }
 
 impl From<&str> for RouteKey {

@@ -51,6 +51,8 @@ pub enum Refusal {
     Saturated,
     /// It would have to wait, and asked not to.
     NoWait,
+    /// The target is at zero, and autoscaling is paused.
+    AutoscalingPaused,
     /// We are about to stop, and nothing is up.
     Draining,
 }
@@ -98,8 +100,20 @@ pub enum ProxyError {
     Saturated { route: RouteKey, reason: String },
     #[error("`{route}` cannot take the request at once, and it asked not to wait.")]
     NoWait { route: RouteKey, retry_after: Option<Duration> },
-    #[error("`{route}` did not become ready within the {} that this request may wait ({limit}).", Period::from(*.waited))]
-    ColdStartTimeout { route: RouteKey, waited: Duration, limit: &'static str, retry_after: Option<Duration> },
+    #[error("`{route}` is at zero, and nothing may start it. {reason}")]
+    AutoscalingPaused { route: RouteKey, reason: Arc<str> },
+    #[error(
+        "`{route}` did not become ready within the {} that this request may wait ({limit}).{}",
+        Period::from(*.waited), because(.reason.as_deref())
+    )]
+    ColdStartTimeout {
+        route: RouteKey,
+        waited: Duration,
+        limit: &'static str,
+        /// What stands in the way, as far as is known.
+        reason: Option<Arc<str>>,
+        retry_after: Option<Duration>,
+    },
     #[error("`{route}` could not be started: {reason}")]
     ColdStartFailed { route: RouteKey, reason: Arc<str>, retry_after: Option<Duration> },
     #[error("`{route}` failed: {reason}")]
@@ -165,7 +179,7 @@ impl Outcome {
 
 impl Refusal {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownPath,
         Self::MethodNotAllowed,
         Self::ModelNotFound,
@@ -176,6 +190,7 @@ impl Refusal {
         Self::HoldQueueFull,
         Self::Saturated,
         Self::NoWait,
+        Self::AutoscalingPaused,
         Self::Draining,
     ];
 
@@ -203,6 +218,8 @@ impl Refusal {
             Self::HoldQueueFull => answer(503, "server_error", "hold_queue_full", Some(true), Us),
             Self::Saturated => answer(429, "rate_limit_error", "saturated", Some(true), Us),
             Self::NoWait => answer(503, "server_error", "no_wait", Some(true), Client),
+            // Somebody has to resume it first: the SDKs would retry in vain.
+            Self::AutoscalingPaused => answer(503, "server_error", "autoscaling_paused", Some(false), Us),
             Self::Draining => answer(503, "server_error", "draining", Some(true), Us),
         }
     }
@@ -224,6 +241,7 @@ impl ProxyError {
             Self::HoldQueueFull { .. } | Self::BuffersFull(_) => Err(Refusal::HoldQueueFull),
             Self::Saturated { .. } => Err(Refusal::Saturated),
             Self::NoWait { .. } => Err(Refusal::NoWait),
+            Self::AutoscalingPaused { .. } => Err(Refusal::AutoscalingPaused),
             Self::Draining { admitted: false } => Err(Refusal::Draining),
             Self::Draining { admitted: true } => Ok(Outcome::Draining),
             Self::ColdStartTimeout { .. } => Ok(Outcome::ColdStartTimeout),
@@ -276,6 +294,11 @@ impl ProxyError {
             _ => None,
         }
     }
+}
+
+/// What is added to a text whose reason is known.
+fn because(reason: Option<&str>) -> String {
+    reason.map(|reason| format!(" {reason}")).unwrap_or_default()
 }
 
 const fn answer(

@@ -5,17 +5,27 @@
 
 mod conflicts;
 mod endpoints;
+mod events;
+mod facts;
 #[cfg(test)]
 mod fake;
 mod go_duration;
 mod interceptor_route;
 mod model_route;
+mod pod_reasons;
 mod pods;
+mod reasons;
 mod report;
 mod routes;
+mod scale;
+mod scaled_objects;
 mod schema;
+pub mod session;
+#[cfg(test)]
+pub(crate) mod stand_in;
 mod status;
 mod watch;
+mod workloads;
 
 use std::sync::Arc;
 
@@ -25,11 +35,17 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use conflicts::{RouteKind, RouteObject};
 pub use endpoints::Endpoints;
+pub use events::{About, Events, Notice};
+pub use facts::AllRoutes;
 pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
 pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
+pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};
+pub use reasons::{AllFacts, Facts, Seen};
 pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict};
 pub use routes::{ClusterRoutes, RouteObjects};
+pub use scale::DirectScale;
+pub use scaled_objects::{ScaledObject, ScaledObjects};
 pub use status::{RouteReports, StatusCounts};
 pub use watch::Watched;
 
@@ -80,11 +96,10 @@ impl Cluster {
         }
     }
 
-    /// One for tests, that asks this server.
+    /// One that is spoken to so, all of its namespaces.
     #[cfg(test)]
-    fn of(client: Client) -> Self {
-        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        Self { client, namespaces: Arc::default(), tasks, stopping }
+    pub(crate) fn of(client: Client) -> Self {
+        Self::with(client, &config::Kubernetes::default())
     }
 
     /// The client.

@@ -82,3 +82,6 @@ impl Peers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 mod backoff;
 mod cluster;
 pub mod keda;
+mod kubernetes;
 mod output;
 mod process;
 mod server;
@@ -19,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admission::Gate,
     domain::Target,
-    state::{Discovery, NoDiscovery},
+    state::{Discovery, NoDiscovery, NoScale, Scale},
 };
 
 /// What those who look after targets need to know of this installation.
@@ -29,6 +30,8 @@ pub struct Options {
     pub guardian: PathBuf,
     /// What finds the pods of targets.
     pub discovery: Arc<dyn Discovery>,
+    /// What scales workloads of routes that say `scaleBy: kubernetes`.
+    pub scale: Arc<dyn Scale>,
 }
 
 /// How the owner of a target ends its supervision, gently first.
@@ -96,8 +99,25 @@ async fn run(gate: Arc<Gate>, target: Target, options: Options, stops: Stops) {
         Target::Process(target) => {
             process::Launcher::new(gate, target, options.guardian, stops).run().await;
         }
-        Target::Url(url) => url::run(gate, &url, stops).await,
-        Target::Cluster(target) => cluster::run(gate, &target, options.discovery, stops).await,
+        Target::Url(url) => {
+            let scaling = scale(gate.clone(), options.scale, stops.clone());
+            tokio::join!(url::run(gate, &url, stops), scaling);
+        }
+        Target::Cluster(target) => {
+            let scaling = scale(gate.clone(), options.scale, stops.clone());
+            tokio::join!(cluster::run(gate, &target, options.discovery, stops), scaling);
+        }
+    }
+}
+
+/// Scales the workload of a route of the cluster, where nothing else is to, until the target is to go.
+async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, stops: Stops) {
+    let Some((namespace, _)) = gate.key().namespaced() else { return };
+    tokio::select! {
+        // The end first: nothing is woken any more.
+        biased;
+        () = stops.retire.cancelled() => {}
+        () = kubernetes::run(gate.clone(), namespace, scale) => {}
     }
 }
 
@@ -111,7 +131,7 @@ impl Default for Options {
         } else {
             std::env::current_exe().unwrap_or_else(|_| "anteroom".into())
         };
-        Self { guardian, discovery: Arc::new(NoDiscovery) }
+        Self { guardian, discovery: Arc::new(NoDiscovery), scale: Arc::new(NoScale) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod discovery;
 mod obstacle;
+mod scale;
 
 use std::{
     fmt,
@@ -16,6 +17,7 @@ use arc_swap::{ArcSwap, Guard};
 pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Protocol};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
+pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
 use tokio::sync::{Notify, watch};
 
 use crate::pick::Load;
@@ -75,6 +77,8 @@ pub enum Status {
 pub enum Change {
     /// An endpoint may take more than before.
     Room,
+    /// Something stands in the way, or does no more.
+    Obstacle,
     /// The activation has failed: who waits for it need not wait on. The time is until the next try.
     Failed(Arc<str>, Duration),
 }
@@ -143,6 +147,11 @@ impl Endpoint {
     /// How many it may have in flight now.
     pub fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
+    }
+
+    /// How many servers it stands for: more than one, or none now, if it is a gateway.
+    pub fn servers(&self) -> u32 {
+        self.servers.load(Ordering::Relaxed)
     }
 
     /// How many it may have in flight when it is past the ramp.
@@ -357,7 +366,7 @@ impl TargetState {
 
     /// Says what stands in the way, or that nothing does. The same obstacle keeps the time since when it does.
     pub fn set_obstacle(&self, obstacle: Option<Obstacle>) {
-        self.obstacle.send_if_modified(|known| match (known.as_deref(), obstacle) {
+        let changed = self.obstacle.send_if_modified(|known| match (known.as_deref(), obstacle) {
             (None, None) => false,
             (Some(known), Some(new)) if known.is_same(&new) => false,
             (Some(before), Some(new)) if before.kind == new.kind => {
@@ -369,6 +378,9 @@ impl TargetState {
                 true
             }
         });
+        if changed {
+            self.tell(Change::Obstacle);
+        }
     }
 
     /// Changes with what stands in the way.

@@ -127,6 +127,7 @@ impl Front {
             mode: ResponseMode::WhenUnavailable,
         };
         Intercept {
+            rules: vec![Matcher::default()],
             timeouts: InterceptTimeouts {
                 request: self.request.map(|seconds| Period::from_secs(seconds.into())),
                 ..InterceptTimeouts::default()
@@ -136,7 +137,6 @@ impl Front {
             max_pending: self.max_pending.map(u32::from),
             overflow: if self.overflow { Overflow::Placeholder } else { Overflow::Reject },
             static_routes: vec![healthz],
-            ..Intercept::default()
         }
     }
 }

@@ -25,10 +25,18 @@ mod interceptor;
 mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/obstacles.rs"]
+mod obstacles;
 #[path = "e2e/reload.rs"]
 mod reload;
+#[path = "e2e/replicas.rs"]
+mod replicas;
 #[path = "e2e/report.rs"]
 mod report;
+#[path = "e2e/scaler.rs"]
+mod scaler;
+#[path = "e2e/scaler_tls.rs"]
+mod scaler_tls;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]

@@ -1,12 +1,14 @@
 //! What `GET /api/v1/routes` says of a route.
 
+use std::{sync::Arc, time::SystemTime};
+
 use serde::Serialize;
 
 use crate::{
     admission::Gate,
     coldstart::{ColdStart, Phase},
-    domain::RouteKey,
-    state::Status,
+    domain::{ObstacleKind, RouteKey},
+    state::{Obstacle, Status},
 };
 
 /// A route as it is now.
@@ -19,6 +21,9 @@ pub struct RouteStatus {
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What stands in the way of a start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<ObstacleStatus>,
     /// The phase of the cold start that runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
@@ -41,6 +46,17 @@ pub struct RouteStatus {
     pub endpoints: Vec<EndpointStatus>,
     /// What bounds it.
     pub limits: LimitsStatus,
+}
+
+/// What stands in the way of a target.
+#[derive(Clone, Debug, Serialize)]
+pub struct ObstacleStatus {
+    /// What it is.
+    pub kind: ObstacleKind,
+    /// A sentence that names the object and the way out.
+    pub message: Arc<str>,
+    /// Wall-clock time since when it has been there, RFC 3339.
+    pub since: String,
 }
 
 /// An endpoint as it is now.
@@ -83,6 +99,7 @@ impl RouteStatus {
                 Status::Failed(reason) => Some(reason.to_string()),
                 _ => None,
             },
+            obstacle: gate.target().obstacle().map(|obstacle| ObstacleStatus::of(&obstacle)),
             phase: gate.cold_starts().phase().map(|(phase, _)| phase),
             time_left_ms: cold_start.as_ref().and_then(|_| gate.cold_starts().time_left()).map(ms),
             cold_start,
@@ -107,6 +124,17 @@ impl RouteStatus {
                 hold_timeout_ms: ms(policy.hold.timeout.get()),
                 concurrency_max: policy.concurrency.max,
             },
+        }
+    }
+}
+
+impl ObstacleStatus {
+    fn of(obstacle: &Obstacle) -> Self {
+        let since = SystemTime::now() - obstacle.since.elapsed();
+        Self {
+            kind: obstacle.kind,
+            message: obstacle.message.clone(),
+            since: humantime::format_rfc3339_seconds(since).to_string(),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::{
     admission::Gate,
     coldstart::ColdStart,
     demand::{Capacity, queue_depth},
+    domain::ObstacleKind,
     error::{Outcome, Refusal},
     telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed},
 };
@@ -117,6 +118,7 @@ impl Collector for Routes {
             Gate::in_flight,
         )?;
         endpoints(&mut encoder, gates)?;
+        obstacles(&mut encoder, gates)?;
         if self.0.has_scaler() {
             scaler(&mut encoder, gates)?;
         }
@@ -215,6 +217,19 @@ fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
         for (state, number) in [("ready", ready), ("not_ready", endpoints.len() as u64 - ready)] {
             let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("state", state)];
             metric.encode_family(&labels)?.encode_gauge(&number)?;
+        }
+    }
+    Ok(())
+}
+
+fn obstacles(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let help = "Whether this stands in the way of a start";
+    let mut metric = encoder.encode_descriptor("obstacle", help, None, MetricType::Gauge)?;
+    for gate in gates {
+        let obstacle = gate.target().obstacle().map(|obstacle| obstacle.kind);
+        for kind in ObstacleKind::ALL {
+            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("kind", kind.name())];
+            metric.encode_family(&labels)?.encode_gauge(&u64::from(obstacle == Some(kind)))?;
         }
     }
     Ok(())

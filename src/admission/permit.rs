@@ -30,7 +30,7 @@ impl Permit {
     /// For a request that has its place on the endpoint already.
     pub(super) fn new(gate: &Arc<Gate>, endpoint: Arc<Endpoint>, kind: Kind) -> Self {
         if let Some(count) = gate.apart(kind) {
-            count.fetch_add(1, Ordering::Relaxed);
+            count.fetch_add(1, Ordering::SeqCst);
         }
         Self { gate: gate.clone(), endpoint, kind }
     }
@@ -70,10 +70,12 @@ impl Drop for Permit {
         if self.kind != Kind::Quiet {
             self.gate.demand.touch();
         }
-        self.endpoint.release();
+        // What is quiet is taken off what is in flight: so first from the one and then from the other, and demand is
+        // never missed.
         if let Some(count) = self.gate.apart(self.kind) {
-            count.fetch_sub(1, Ordering::Relaxed);
+            count.fetch_sub(1, Ordering::SeqCst);
         }
+        self.endpoint.release();
         self.gate.pump();
     }
 }

@@ -7,6 +7,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
+use super::obstacles::Teller;
 use crate::{
     admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
@@ -36,6 +37,7 @@ impl Watching {
     /// Watches the cluster, if there is one.
     pub(super) fn start(
         cluster: Option<Cluster>,
+        teller: Option<Teller>,
         config: &Config,
         shared: &Arc<Shared>,
         cold_starts: &Arc<ColdStarts>,
@@ -45,7 +47,7 @@ impl Watching {
         let (objects, routes) = cluster.routes(Config { routes: Vec::new(), ..config.clone() }, of_file);
         let (reports, of_gates) = watch::channel(Arc::default());
         cluster.write_status(objects, routes.clone(), of_gates);
-        cluster.spawn(report(shared.clone(), cold_starts.clone(), reports));
+        cluster.spawn(report(shared.clone(), cold_starts.clone(), teller, reports));
         Some(Self { cluster, file, routes, told: None })
     }
 
@@ -88,6 +90,7 @@ impl Watching {
 async fn report(
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
+    teller: Option<Teller>,
     reports: watch::Sender<Arc<RouteReports>>,
 ) {
     let mut ticks = interval(LOOK);
@@ -97,8 +100,12 @@ async fn report(
         let table = shared.table.load_full();
         let last = last_cold_starts(&cold_starts);
         let gates = table.gates().iter().filter(|gate| gate.key().as_str().contains('/'));
-        let now: RouteReports =
-            gates.map(|gate| (gate.key().clone(), of_gate(gate, last.get(gate.key())))).collect();
+        let now = gates.map(|gate| {
+            let scaled_object = teller.as_ref().and_then(|teller| teller.scaled_object(gate.key()));
+            let report = RouteReport { scaled_object, ..of_gate(gate, last.get(gate.key())) };
+            (gate.key().clone(), report)
+        });
+        let now: RouteReports = now.collect();
         reports.send_if_modified(|before| {
             let changed = **before != now;
             if changed {
@@ -130,7 +137,10 @@ fn of_cold_start(cold_start: &ColdStart) -> LastColdStart {
 fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let endpoints = gate.target().endpoints();
+    let held = gate.counts_everywhere().held;
     let (state, failure) = match gate.target().status() {
+        // It is another replica that starts it.
+        Status::Idle if held > 0 => (State::Starting, None),
         Status::Idle => (State::Idle, None),
         Status::Starting => (State::Starting, None),
         Status::Ready => (State::Ready, None),
@@ -143,7 +153,7 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
         obstacle: gate.target().obstacle().map(|obstacle| (obstacle.kind, obstacle.message.clone())),
         ready: count(endpoints.iter().filter(|endpoint| endpoint.is_ready()).count()),
         endpoints: count(endpoints.len()),
-        held: gate.held() as u64,
+        held,
         scaled_object: None,
         scales_itself: gate.policy().scale_by == ScaleBy::Kubernetes,
         last_cold_start: last.cloned(),

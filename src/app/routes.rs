@@ -20,6 +20,8 @@ pub(super) struct Routes {
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     options: scaler::Options,
+    /// The routes as they are, for who follows them.
+    all: watch::Sender<Arc<Vec<Route>>>,
     directory: Arc<Directory>,
     /// Whether a scaler tells who starts targets.
     has_scaler: bool,
@@ -47,6 +49,7 @@ impl Routes {
         shared: Arc<Shared>,
         cold_starts: Arc<ColdStarts>,
         options: scaler::Options,
+        all: watch::Sender<Arc<Vec<Route>>>,
         directory: Arc<Directory>,
         has_scaler: bool,
     ) -> Self {
@@ -54,6 +57,7 @@ impl Routes {
             shared,
             cold_starts,
             options,
+            all,
             directory,
             has_scaler,
             live: HashMap::new(),
@@ -98,6 +102,7 @@ impl Routes {
         let table =
             RouteTable::new(routes.iter().map(|route| (route.clone(), self.live[&route.name].gate.clone())));
         self.shared.table.store(Arc::new(table));
+        self.all.send_replace(Arc::new(routes.to_vec()));
         for live in former.into_values() {
             tracing::info!(route = %live.gate.key(), "route removed");
             self.retired.push(live.gate.clone());

@@ -111,7 +111,9 @@ where
         Err(kube::Error::Api(status)) if status.code == 401 => {
             Err(format!("the cluster does not know you: {}; log in again", status.message))
         }
-        Err(error) => Err(format!("the cluster cannot be asked: {error}")),
+        Err(error) => Err(format!(
+            "the cluster cannot be asked: {error}; is it up, and does the kubeconfig name the right one?"
+        )),
     }
 }
 

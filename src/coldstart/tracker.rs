@@ -35,6 +35,7 @@ struct Active {
     began: Instant,
     wall: SystemTime,
     ends: Vec<(Phase, Instant)>,
+    hindrance: Option<Arc<str>>,
 }
 
 /// How a held request left the queue.
@@ -75,7 +76,7 @@ impl Tracker {
             // The scaler may have heard of it before we did. A push from before `began` was for something else.
             let pushed = self.pushed.lock().take().filter(|pushed| *pushed >= began);
             ends.extend(pushed.map(|pushed| (Phase::Signal, pushed)));
-            *active = Some(Active { id, began, wall, ends });
+            *active = Some(Active { id, began, wall, ends, hindrance: None });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
         }
@@ -99,6 +100,13 @@ impl Tracker {
             Leave::Left => &tally.left,
         };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Something stands in its way.
+    pub fn hindered(&self, reason: Arc<str>) {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.hindrance = Some(reason);
+        }
     }
 
     /// Whether it is a scaler's push that ends the signal, since nobody here starts the target.
@@ -183,7 +191,7 @@ impl Tracker {
         let mut record =
             active.record(&self.route, &tally, (outcome == ColdStartOutcome::Failed).then(Instant::now));
         record.outcome = Some(outcome);
-        record.reason = reason;
+        record.reason = reason.or(record.reason);
         record.last_lines = last_lines;
         self.store.end(record, tally);
     }
@@ -251,7 +259,7 @@ impl Active {
             released: 0,
             failed: 0,
             left: 0,
-            reason: None,
+            reason: self.hindrance.clone(),
             last_lines: Vec::new(),
         };
         tally.write_to(&mut record);

@@ -171,9 +171,9 @@ mod tests {
         ) {
             let both = one.plus(other);
             prop_assert_eq!(both, other.plus(one));
-            // The other one may be the one that knows of an endpoint, which lifts the clamp.
-            let alone = queue_depth(&Counts { ready: both.ready, ..one }, capacity).min(queue_depth(&one, capacity));
-            prop_assert!(queue_depth(&both, capacity) >= alone);
+            // Also if the other one knows of an endpoint, which lifts the clamp.
+            let (more, less) = (queue_depth(&both, capacity), queue_depth(&one, capacity));
+            prop_assert!(more >= less);
         }
     }
 }

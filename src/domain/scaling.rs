@@ -111,6 +111,8 @@ pub enum ObstacleKind {
     Quota,
     /// The container was ended for want of memory.
     OutOfMemory,
+    /// The workload cannot be scaled: a right is missing, another scaler owns it, or there is no such workload.
+    ScaleRefused,
 }
 
 /// How long something may stand in the way of a start before the requests that wait are told. Until then it may pass:
@@ -182,9 +184,10 @@ impl Workload {
 
 impl ObstacleKind {
     /// Every kind, the one that explains most first.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AutoscalingPaused,
         Self::NoScaledObject,
+        Self::ScaleRefused,
         Self::OutOfMemory,
         Self::CrashLoop,
         Self::ImagePull,
@@ -204,6 +207,7 @@ impl ObstacleKind {
             Self::Unschedulable => "unschedulable",
             Self::Quota => "quota",
             Self::OutOfMemory => "out_of_memory",
+            Self::ScaleRefused => "scale_refused",
         }
     }
 }
@@ -217,7 +221,8 @@ impl FailureGrace {
             ObstacleKind::ImagePull => Some(self.image_pull),
             ObstacleKind::CrashLoop => Some(self.crash_loop),
             ObstacleKind::Unschedulable => Some(self.unschedulable),
-            ObstacleKind::Quota => Some(self.quota),
+            // The cluster says no, too.
+            ObstacleKind::Quota | ObstacleKind::ScaleRefused => Some(self.quota),
             ObstacleKind::OutOfMemory => Some(self.out_of_memory),
             ObstacleKind::AutoscalingPaused | ObstacleKind::NoScaledObject | ObstacleKind::NoKedaStream => {
                 None

@@ -121,7 +121,7 @@ fn claim<'a>(
         match claimed.get(&claim) {
             Some(owner) if !owner.is(object) => {
                 lost += 1;
-                first.get_or_insert_with(|| format!("{claim}: {owner} matches the same and goes first"));
+                first.get_or_insert_with(|| format!("{owner} matches {claim} as well, and goes first"));
             }
             Some(_) => {}
             None => {
@@ -170,7 +170,7 @@ impl std::fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(name) => write!(f, "the route \"{name}\" of the proxy's configuration"),
-            Self::Object(object) => write!(f, "the older {object}"),
+            Self::Object(object) => object.fmt(f),
         }
     }
 }
@@ -201,3 +201,6 @@ impl std::fmt::Display for RouteObject {
         write!(f, "{} {}/{}", self.kind.name(), self.namespace, self.name)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -444,3 +444,6 @@ fn period(text: &Option<String>, key: &str) -> Result<Option<Period>, String> {
         None => Err(format!("{key}: \"{text}\" is not a duration, such as 300ms, 20s or 1h30m")),
     }
 }
+
+#[cfg(test)]
+mod tests;

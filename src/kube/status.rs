@@ -155,7 +155,13 @@ impl Writer {
         let none = RouteReport::default();
         for (object, observed) in self.observed() {
             let Some(verdict) = routes.verdicts.get(&object) else { continue };
-            let report = reports.get(&object.key()).unwrap_or(&none);
+            // Of a route that is served, there is one soon.
+            let wants_report = object.kind == RouteKind::ModelRoute && verdict.is_accepted();
+            let report = match reports.get(&object.key()) {
+                Some(report) => report,
+                None if wants_report => continue,
+                None => &none,
+            };
             let said = self.said.entry(object.clone()).or_default();
             match said.plan(&object, verdict, report, &observed, now) {
                 Plan::Nothing => {}

@@ -158,7 +158,11 @@ impl Cluster {
                     match event {
                         Ok(_) => {
                             if before != Hearing::Well {
-                                tracing::info!(kind, "the cluster is heard again");
+                                if before == Hearing::Absent {
+                                    tracing::info!(kind, "the cluster has this kind now");
+                                } else {
+                                    tracing::info!(kind, "the cluster is heard again");
+                                }
                                 absent.store(false, Ordering::Relaxed);
                                 *last_failure.lock() = None;
                             }

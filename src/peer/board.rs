@@ -207,6 +207,11 @@ impl Board {
         ]
     }
 
+    #[cfg(test)]
+    pub(super) fn routes_of(&self, replica: &str) -> usize {
+        self.replicas.lock()[replica].routes.len()
+    }
+
     fn forget(&self, gone: impl Fn(&String, &Replica) -> bool) {
         let mut replicas = self.replicas.lock();
         let mut touched = Vec::new();

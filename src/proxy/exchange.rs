@@ -124,6 +124,8 @@ impl Exchange {
 
     fn end_hold(&mut self, end: HoldEnd) {
         let Some(holding) = self.holding.take() else { return };
+        // The linger counts from here: whoever waited may come back.
+        self.gate.demand().touch();
         let held = holding.since.elapsed();
         self.waited += held.max(Duration::from_nanos(1));
         let cold_starts = self.gate.cold_starts();

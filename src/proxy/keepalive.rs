@@ -144,6 +144,9 @@ impl Progress {
         if let Some(left) = cold_starts.phase().and_then(|_| cold_starts.time_left()) {
             text += &format!(" left={}s", left.as_secs_f64().ceil());
         }
+        if let Some(obstacle) = self.gate.target().obstacle() {
+            text += &format!(" reason=\"{}\"", one_line(&obstacle.message));
+        }
         text
     }
 
@@ -159,6 +162,17 @@ impl Progress {
             Heartbeat::Whitespace => Bytes::from_static(b"\n"),
         }
     }
+}
+
+/// Words that end neither the line nor the quotation that they stand in, and not endless.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 500;
+    let plain = |character: char| match character {
+        '"' => '\'',
+        _ if character.is_control() => ' ',
+        _ => character,
+    };
+    text.chars().take(LONGEST).map(plain).collect()
 }
 
 // === impl KeptAlive ===

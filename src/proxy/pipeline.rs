@@ -252,8 +252,20 @@ impl Proxy {
         let ticket = match gate.hold(read.bytes.len(), patience.may_wait()) {
             Ok(ticket) => ticket,
             Err(error) => {
-                let placeholder = intercepted.as_ref().and_then(|by| by.instead_of_refusing(&error, &head));
-                return placeholder.ok_or_else(|| refused(error));
+                let by = intercepted.as_ref();
+                if let Some(placeholder) = by.and_then(|by| by.instead_of_refusing(&error, &head)) {
+                    return Ok(placeholder);
+                }
+                // Nothing starts the target, so that waiting for it first would be in vain.
+                let paused = matches!(error, ProxyError::AutoscalingPaused { .. });
+                let Some(permit) = by.filter(|_| paused).and_then(|by| by.fallback()) else {
+                    return Err(refused(error));
+                };
+                gate.counters().admit();
+                let exchange = self.exchange(&gate, under_way, request_id, started);
+                let sending = Sending::new(head, Intake::Read(read), intercepted);
+                let answered = Box::pin(self.fall_back(exchange, sending, permit)).await;
+                return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)));
             }
         };
         let exchange = self.exchange(&gate, under_way, request_id, started);

@@ -181,6 +181,7 @@ impl Deadline {
             route: exchange.gate().key().clone(),
             waited: self.at - exchange.started(),
             limit,
+            reason: exchange.gate().target().obstacle().map(|obstacle| obstacle.message.clone()),
             retry_after: exchange.gate().cold_starts().time_left(),
         }
     }

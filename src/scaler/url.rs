@@ -15,6 +15,9 @@ use crate::{
     state::{Endpoint, Status},
 };
 
+/// When those who were told that something stands in the way may come again.
+const HOPELESS: Duration = Duration::from_secs(30);
+
 /// How long after the last request it is still taken for granted that the server is up.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -116,7 +119,16 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
         sleep(readiness.interval.get()).await;
         wake.until_ready(endpoint.address(), &mut last).await;
     };
-    if timeout(readiness.activation_timeout.get(), ready).await.is_ok() {
+    let outcome = tokio::select! {
+        // One that is up is up, whatever was said of it.
+        biased;
+        outcome = timeout(readiness.activation_timeout.get(), ready) => outcome.ok(),
+        obstacle = wake.hopeless() => {
+            wake.failed(&obstacle.message, Vec::new(), HOPELESS);
+            return false;
+        }
+    };
+    if outcome.is_some() {
         wake.activated(endpoint);
         return true;
     }

@@ -4,13 +4,14 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 use crate::{
     admission::Gate,
+    domain::{ObstacleKind, WhenPaused},
     probe::{Answer, probe},
-    state::Endpoint,
+    state::{Endpoint, Obstacle},
 };
 
 /// The route that is woken.
@@ -59,7 +60,11 @@ impl Wake {
             demand.signal(self.gate.policy().readiness.activation_timeout.get());
         }
         let began = demand.raised_since().unwrap_or_else(Instant::now);
-        self.gate.cold_starts().begin(began, self.gate.held());
+        let cold_starts = self.gate.cold_starts();
+        cold_starts.begin(began, self.gate.held());
+        if let Some(obstacle) = self.gate.target().obstacle() {
+            cold_starts.hindered(obstacle.message.clone());
+        }
     }
 
     /// Does `work`, during which an activation may begin, but nothing can be done for it yet.
@@ -87,6 +92,38 @@ impl Wake {
             if is_ready {
                 return;
             }
+        }
+    }
+
+    /// Waits until something has stood in the way of the target for longer than the policy allows. Cancel-safe.
+    pub(super) async fn hopeless(&self) -> Arc<Obstacle> {
+        let mut obstacles = self.gate.target().obstacles();
+        loop {
+            let obstacle = obstacles.borrow_and_update().clone();
+            let until = obstacle.as_ref().and_then(|obstacle| self.until_hopeless(obstacle));
+            tokio::select! {
+                // What has just passed is no reason to give up.
+                biased;
+                // The gate, which is ours, has the sender.
+                _ = obstacles.changed() => {}
+                () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {
+                    if let Some(obstacle) = obstacle {
+                        return obstacle;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Until when the target may still come though this stands in its way; `None`: for ever.
+    fn until_hopeless(&self, obstacle: &Obstacle) -> Option<Instant> {
+        let policy = self.gate.policy();
+        match obstacle.kind {
+            // The gate has told those who waited.
+            ObstacleKind::AutoscalingPaused if policy.when_paused == WhenPaused::Reject => {
+                Some(obstacle.since)
+            }
+            kind => policy.failure_grace.of(kind).map(|grace| obstacle.since + grace.get()),
         }
     }
 
@@ -200,6 +237,40 @@ mod tests {
         assert_eq!(idle_in(Some(s(400)), s(400), 1, after), s(300), "it may end now, and then 300 are to go");
         assert_eq!(idle_in(None, s(10), 0, after), s(290), "nobody ever came");
         assert!(!idle_in(None, s(10), 1, s(0)).is_zero(), "a request in flight is waited for, not spun on");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_hopeless_when_a_reason_has_lasted_its_grace_and_not_when_it_passed_in_time() {
+        let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
+        let wake = Wake::new(gate.clone());
+        let began = Instant::now();
+        let secs = Duration::from_secs;
+        let facts = async {
+            let say = |kind, text: &str| gate.target().set_obstacle(Some(Obstacle::new(kind, text)));
+            say(ObstacleKind::CrashLoop, "exit code 1");
+            sleep(secs(59)).await;
+            say(ObstacleKind::NoKedaStream, "no stream");
+            sleep(secs(600)).await;
+            say(ObstacleKind::ImagePull, "not found");
+            sleep(secs(100)).await;
+            say(ObstacleKind::ImagePull, "back-off");
+            std::future::pending().await
+        };
+        let obstacle = tokio::select! {
+            biased;
+            obstacle = wake.hopeless() => obstacle,
+            () = facts => unreachable!(),
+        };
+        assert_eq!((obstacle.kind, &*obstacle.message), (ObstacleKind::ImagePull, "back-off"));
+        let took = began.elapsed();
+        assert_eq!(
+            took.as_secs(),
+            779,
+            "59 of the 60 of a crash loop, no bound for a stream, 120 for an image"
+        );
+        gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::AutoscalingPaused, "paused")));
+        wake.hopeless().await;
+        assert_eq!(began.elapsed(), took, "who waits for a paused one is told at once");
     }
 
     #[tokio::test(start_paused = true)]

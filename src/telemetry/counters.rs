@@ -56,6 +56,7 @@ struct Shard {
     first_byte: [Histogram; 2],
     static_answers: [AtomicU64; StaticKind::ALL.len()],
     fallbacks: AtomicU64,
+    quiet: AtomicU64,
 }
 
 /// Where a status code is counted; the last place is `other`'s.
@@ -118,6 +119,12 @@ impl RouteCounters {
         self.own().admitted.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A request was admitted that is no demand.
+    pub fn admit_quietly(&self) {
+        self.admit();
+        self.own().quiet.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// A request was not admitted.
     pub fn refuse(&self, why: Refusal) {
         self.own().refused[why as usize].fetch_add(1, Ordering::Relaxed);
@@ -162,6 +169,13 @@ impl RouteCounters {
     /// How many requests were admitted.
     pub fn admitted(&self) -> u64 {
         self.all().map(|shard| shard.admitted.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many requests wanted the target: admitted, or answered with a placeholder for it.
+    pub fn wanted(&self) -> u64 {
+        // The two counts of a quiet request are not read at one moment.
+        let quiet: u64 = self.all().map(|shard| shard.quiet.load(Ordering::Relaxed)).sum();
+        self.admitted().saturating_sub(quiet) + self.static_answers(StaticKind::Placeholder)
     }
 
     /// How many were refused for this reason.

@@ -36,10 +36,12 @@ fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
         ProxyError::BuffersFull(1),
         ProxyError::Saturated { route: route(), reason: text() },
         ProxyError::NoWait { route: route(), retry_after },
+        ProxyError::AutoscalingPaused { route: route(), reason: "because".into() },
         ProxyError::ColdStartTimeout {
             route: route(),
             waited: Duration::ZERO,
             limit: "a limit",
+            reason: None,
             retry_after,
         },
         ProxyError::ColdStartFailed { route: route(), reason: "because".into(), retry_after },

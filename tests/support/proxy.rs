@@ -9,11 +9,12 @@ use std::{
 };
 
 use anteroom::{
-    admission::Directory,
+    admission::Gate,
     app::{Account, Bound, Command},
     config::Config,
-    domain::Intercept,
+    domain::{Intercept, Matcher},
     drain::Request,
+    proxy::Shared,
     scaler,
 };
 use serde_json::Value;
@@ -27,8 +28,10 @@ use super::{
 pub struct Proxy {
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    pub scaler: Option<SocketAddr>,
+    pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
-    directory: Arc<Directory>,
+    shared: Arc<Shared>,
     running: JoinHandle<Account>,
 }
 
@@ -64,8 +67,10 @@ impl Proxy {
     pub async fn start_with(config: Config, options: scaler::Options) -> Self {
         let bound = Bound::new(config, options).await.unwrap();
         let (commands, received) = mpsc::channel(4);
-        let (address, admin, directory) = (bound.address, bound.admin_address, bound.directory().clone());
-        Self { address, admin, commands, directory, running: tokio::spawn(bound.run(received)) }
+        let (address, admin) = (bound.address, bound.admin_address);
+        let (scaler, peers) = (bound.scaler_address, bound.peers_address);
+        let shared = bound.shared().clone();
+        Self { address, admin, scaler, peers, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
@@ -81,14 +86,23 @@ impl Proxy {
         proxy
     }
 
-    /// The cluster has this route from now on, and one more by which that is seen.
-    pub async fn intercept(&self, url: &str, intercept: Intercept) {
+    /// The cluster has this route from now on, for every request if it has no rules, and one more by which that is seen.
+    pub async fn intercept(&self, url: &str, mut intercept: Intercept) {
+        if intercept.rules.is_empty() {
+            intercept.rules.push(Matcher::default());
+        }
         static SEEN: AtomicUsize = AtomicUsize::new(0);
         let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
         let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
         routes[0].intercept = Some(Arc::new(intercept));
         self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
         until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
+    }
+
+    /// The live side of the only route.
+    pub async fn gate(&self) -> Arc<Gate> {
+        until("the route", async || !self.shared.table.load().gates().is_empty()).await;
+        self.shared.table.load().gates()[0].clone()
     }
 
     pub async fn client(&self) -> Wire {
@@ -109,11 +123,6 @@ impl Proxy {
 
     pub async fn reload(&self, yaml: &str) {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
-    }
-
-    /// What waits in the model servers of `tiny`, as far as they were asked.
-    pub fn server_queue(&self) -> u64 {
-        self.directory.get("tiny").map_or(0, |gate| gate.demand().server_queue())
     }
 
     /// What the admin listener answers.

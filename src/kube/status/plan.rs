@@ -7,10 +7,7 @@
 //! - of two that disagree on how alive the target is, who knows of more life is believed, for [`TRUST`] after its last
 //!   word: that replica may have died.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    time::Duration,
-};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -52,6 +49,8 @@ pub(super) enum Plan {
 /// What we have said of an object.
 #[derive(Debug, Default)]
 pub(super) struct Said {
+    /// Drawn once, in thousandths.
+    chance: Option<u32>,
     /// Our last word, its times left open.
     word: Option<ModelRouteStatus>,
     written_at: Option<Instant>,
@@ -85,7 +84,10 @@ impl Said {
         let mut when = match &self.word {
             // The object cannot be read, so what stands there is not known.
             Some(word) if *word == status && observed.status.is_none() => return Plan::Nothing,
-            Some(word) if *word == status => *self.differs_since.get_or_insert(now) + REPAIR + chance(object),
+            Some(word) if *word == status => {
+                let since = *self.differs_since.get_or_insert(now);
+                since + REPAIR + self.chance()
+            }
             Some(word) => self.after(if only_numbers(word, &status) { NUMBERS } else { NEWS }, now),
             None => now,
         };
@@ -125,6 +127,11 @@ impl Said {
         self.word = Some(status);
         self.written_at = Some(now);
         self.differs_since = None;
+    }
+
+    /// Up to half of [`REPAIR`], another for each object and replica, so that two do not correct at once.
+    fn chance(&mut self) -> Duration {
+        REPAIR / 2 * *self.chance.get_or_insert_with(|| fastrand::u32(..1000)) / 1000
     }
 
     fn after(&self, pause: Duration, now: Instant) -> Instant {
@@ -198,10 +205,5 @@ fn later(one: Option<LastColdStart>, other: Option<LastColdStart>) -> Option<Las
     }
 }
 
-/// Up to half of [`REPAIR`], another for each object and each replica, so that two do not correct at once.
-fn chance(object: &RouteObject) -> Duration {
-    let mut hasher = DefaultHasher::new();
-    object.hash(&mut hasher);
-    std::process::id().hash(&mut hasher);
-    REPAIR / 2 * u32::try_from(hasher.finish() % 1024).unwrap_or(0) / 1024
-}
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,14 @@
 //! When a cold start begins, and when it has failed.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{super::wake::Wake, Keeper, Tally};
-use crate::{
-    admission::Gate,
-    state::{Obstacle, Status},
-};
+use crate::{admission::Gate, state::Status};
 
 /// How long we wait for the cluster's first word before we call a start cold.
 const UNHEARD: Duration = Duration::from_secs(1);
@@ -34,7 +31,7 @@ pub(super) async fn run(keeper: &Keeper) {
         tokio::select! {
             biased; // what is up is up, whatever stood in its way
             () = until(&mut tally, Tally::is_up) => served(&keeper.gate, &mut tally).await,
-            obstacle = obstructed(&keeper.gate) => wake.failed(&obstacle.message, Vec::new(), RETRY),
+            obstacle = wake.hopeless() => wake.failed(&obstacle.message, Vec::new(), RETRY),
             () = sleep(limit) => wake.failed(&keeper.too_late(), Vec::new(), RETRY),
         }
     }
@@ -89,34 +86,6 @@ async fn served(gate: &Gate, tally: &mut watch::Receiver<Tally>) {
             cold_starts.failed(reason.into(), Vec::new());
         }
         () = looking => {}
-    }
-}
-
-/// Waits until something has stood in the way for as long as it may.
-async fn obstructed(gate: &Gate) -> Arc<Obstacle> {
-    let mut obstacles = gate.target().obstacles();
-    loop {
-        let obstacle = obstacles.borrow_and_update().clone();
-        let until = obstacle.and_then(|obstacle| {
-            let grace = gate.policy().failure_grace.of(obstacle.kind)?;
-            Some((obstacle.since + grace.get(), obstacle))
-        });
-        let lasted = async {
-            match until {
-                Some((until, obstacle)) => {
-                    sleep_until(until).await;
-                    obstacle
-                }
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            biased; // what is no longer in the way has not lasted
-            changed = obstacles.changed() => if changed.is_err() {
-                pending::<()>().await;
-            },
-            obstacle = lasted => return obstacle,
-        }
     }
 }
 

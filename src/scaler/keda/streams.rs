@@ -105,7 +105,11 @@ impl Followed {
             biased;
             () = ending.cancelled() => false,
             changed = changed => changed,
-            changed = routes.changed() => changed.is_ok(),
+            changed = routes.changed() => {
+                // To be seen by the next look, which compares.
+                routes.mark_changed();
+                changed.is_ok()
+            }
             () = elapsed => true,
         }
     }
@@ -205,3 +209,6 @@ impl Specs {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! Wiring of what stands in the way of targets: from what is known of the cluster to the gates, and to whoever looks on.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+use crate::{
+    admission::Gate,
+    coldstart::{ColdStart, ColdStartOutcome},
+    domain::{ObstacleKind, Route, RouteKey},
+    kube::{
+        About, AllFacts, Cluster, DirectScale, Events, Facts, Notice, Pods, ScaledObjects, Seen, session,
+    },
+    proxy::Shared,
+    scaler,
+    state::Obstacle,
+};
+
+/// What is known of what stands in the way, and who is told.
+pub(super) struct Obstacles {
+    cluster: Cluster,
+    scaled_objects: watch::Receiver<ScaledObjects>,
+    teller: Teller,
+}
+
+/// Tells the cluster what happens to routes.
+#[derive(Clone)]
+pub(super) struct Teller {
+    facts: watch::Receiver<Arc<AllFacts>>,
+    events: Events,
+}
+
+/// How often it is looked whether endpoints, streams and pauses fit together: not all of that tells when it changes.
+const LOOK: Duration = Duration::from_secs(1);
+
+// === impl Obstacles ===
+
+impl Obstacles {
+    /// Follows the cluster for these routes, and has what scales without KEDA scale there.
+    pub(super) fn new(
+        cluster: &Cluster,
+        pods: Arc<Pods>,
+        routes: watch::Receiver<Arc<Vec<Route>>>,
+        options: &mut scaler::Options,
+    ) -> Self {
+        let scaled_objects = cluster.scaled_objects();
+        let direct = DirectScale::new(cluster.clone(), scaled_objects.clone());
+        let facts = cluster.facts(routes, scaled_objects.clone(), direct.refusals(), pods);
+        options.scale = Arc::new(direct);
+        Self { cluster: cluster.clone(), scaled_objects, teller: Teller { facts, events: cluster.events() } }
+    }
+
+    /// Who tells the cluster what happens to routes.
+    pub(super) const fn teller(&self) -> &Teller {
+        &self.teller
+    }
+
+    /// Tells these gates, and ends the sessions of ScaledObjects, until the cluster is left.
+    pub(super) fn start(self, shared: Arc<Shared>) {
+        let ending = session::enforce(self.cluster.clone(), self.scaled_objects, self.teller.events.clone());
+        self.cluster.spawn(ending);
+        let gates = move || shared.table.load().gates().to_vec();
+        self.cluster.spawn(tell_gates(gates, self.teller));
+    }
+}
+
+async fn tell_gates(gates: impl Fn() -> Vec<Arc<Gate>>, teller: Teller) {
+    let mut facts = teller.facts.clone();
+    let mut ticks = interval(LOOK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut unheard = HashMap::new();
+    loop {
+        let known = facts.borrow_and_update().clone();
+        let gates = gates();
+        unheard.retain(|route, _| gates.iter().any(|gate| gate.key() == route));
+        for gate in &gates {
+            if let Some(facts) = known.get(gate.key()) {
+                tell(gate, facts, &mut unheard, &teller);
+            }
+        }
+        tokio::select! {
+            biased; // either will do
+            Ok(()) = facts.changed() => {}
+            _ = ticks.tick() => {}
+        }
+    }
+}
+
+/// Looks at one target and says what stands in its way. `unheard`: since when KEDA has had no stream.
+fn tell(gate: &Gate, facts: &Facts, unheard: &mut HashMap<RouteKey, Instant>, teller: &Teller) {
+    let target = gate.target();
+    let no_stream_for = if gate.counts_everywhere().streams > 0 {
+        unheard.remove(gate.key());
+        None
+    } else {
+        Some(unheard.entry(gate.key().clone()).or_insert_with(Instant::now).elapsed())
+    };
+    let seen = Seen { pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0), no_stream_for };
+    let trouble = if target.is_up() { None } else { facts.obstacle(gate.key(), seen) };
+    let before = target.obstacle();
+    let obstacle = trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message));
+    let is_new = match (&before, &obstacle) {
+        (Some(before), Some(now)) => !before.is_same(now),
+        (None, None) => false,
+        _ => true,
+    };
+    target.set_obstacle(obstacle.clone());
+    // Endpoints go away without a word to who waits.
+    gate.give_up_if_paused();
+    if !is_new {
+        return;
+    }
+    let route = gate.key();
+    match obstacle {
+        Some(obstacle) => {
+            tracing::warn!(%route, kind = obstacle.kind.name(), reason = %obstacle.message, "the target cannot come up");
+            teller.obstacle(route, &obstacle);
+        }
+        None => tracing::info!(%route, "nothing stands in the way of the target any more"),
+    }
+}
+
+// === impl Teller ===
+
+impl Teller {
+    /// The ScaledObject that names a route.
+    pub(super) fn scaled_object(&self, route: &RouteKey) -> Option<Arc<str>> {
+        let facts = self.facts.borrow();
+        let scaled = facts.get(route)?.scaled_objects.first()?;
+        Some(format!("{}/{}", scaled.namespace, scaled.name).into())
+    }
+
+    /// A cold start has ended.
+    pub(super) fn cold_start(&self, cold_start: &ColdStart) {
+        let took = cold_start.total_ms / 1e3;
+        let phases =
+            cold_start.phases.iter().map(|span| format!("{} {:.0} ms", span.name.name(), span.duration_ms));
+        let phases = phases.collect::<Vec<_>>().join(", ");
+        let held = cold_start.held_peak;
+        let (is_warning, reason, note) = match cold_start.outcome {
+            Some(ColdStartOutcome::Completed) => {
+                let note = format!(
+                    "Answered {took:.1} s after the first request ({phases}); {held} requests waited"
+                );
+                (false, "ColdStartCompleted", note)
+            }
+            Some(ColdStartOutcome::Failed) => {
+                let why = cold_start.reason.as_deref().unwrap_or("the reason is not known");
+                (
+                    true,
+                    "ColdStartFailed",
+                    format!("Failed after {took:.1} s, with {held} requests waiting: {why}"),
+                )
+            }
+            Some(ColdStartOutcome::Abandoned) | None => return,
+        };
+        self.say(&cold_start.route, is_warning, reason, note);
+    }
+
+    fn obstacle(&self, route: &RouteKey, obstacle: &Obstacle) {
+        // Who pauses mostly means to.
+        let is_warning = obstacle.kind != ObstacleKind::AutoscalingPaused;
+        self.say(route, is_warning, in_one_word(obstacle.kind), obstacle.message.to_string());
+    }
+
+    /// A route of the file has no object: then it is said of the ScaledObject that names it, if there is one.
+    fn say(&self, route: &RouteKey, is_warning: bool, reason: &'static str, note: String) {
+        let about = if route.namespaced().is_some() {
+            About::Route(route.clone())
+        } else {
+            let facts = self.facts.borrow();
+            let Some(scaled) = facts.get(route).and_then(|facts| facts.scaled_objects.first()) else {
+                return;
+            };
+            About::ScaledObject { namespace: scaled.namespace.clone(), name: scaled.name.clone() }
+        };
+        self.events.tell(Notice { about, is_warning, reason, note });
+    }
+}
+
+/// The reason of an Event: Kubernetes writes them in one word.
+const fn in_one_word(kind: ObstacleKind) -> &'static str {
+    match kind {
+        ObstacleKind::AutoscalingPaused => "AutoscalingPaused",
+        ObstacleKind::NoScaledObject => "NoScaledObject",
+        ObstacleKind::ScaleRefused => "ScaleRefused",
+        ObstacleKind::NoKedaStream => "NoKedaStream",
+        ObstacleKind::ImagePull => "ImagePull",
+        ObstacleKind::CrashLoop => "CrashLoop",
+        ObstacleKind::Unschedulable => "Unschedulable",
+        ObstacleKind::Quota => "Quota",
+        ObstacleKind::OutOfMemory => "OutOfMemory",
+    }
+}
+
+#[cfg(test)]
+mod tests;

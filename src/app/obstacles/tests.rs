@@ -1,0 +1,100 @@
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::*;
+use crate::{coldstart::ColdStarts, domain::Policy, kube::stand_in::StandIn, state::Endpoint};
+
+const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const ROUTE: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
+
+struct Stage {
+    server: StandIn,
+    gate: Arc<Gate>,
+    _cluster: Cluster,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let server = StandIn::default();
+        server.put(ROUTE, json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1" } }));
+        let cluster = server.cluster();
+        let route = json!({ "name": "team-a/chat", "target": { "url": "http://vllm:8000" } });
+        let routes = watch::Sender::new(Arc::new(vec![serde_json::from_value(route).unwrap()]));
+        let mut options = scaler::Options::default();
+        let obstacles =
+            Obstacles::new(&cluster, Pods::new(cluster.clone()), routes.subscribe(), &mut options);
+        let gate = Gate::new("team-a/chat".into(), Policy::default(), ColdStarts::new(|_| {}));
+        let gates = vec![gate.clone()];
+        cluster.spawn(async move {
+            let _routes = routes;
+            tell_gates(move || gates.clone(), obstacles.teller).await;
+        });
+        Self { server, gate, _cluster: cluster }
+    }
+
+    fn scaled_object(&self, paused: bool) {
+        let object = json!({
+            "metadata": { "name": "chat", "namespace": "team-a",
+                "annotations": { "autoscaling.keda.sh/paused": paused.to_string() } },
+            "spec": { "triggers": [{ "type": "external-push", "metadata": { "route": "chat", "scalerAddress": "a:1" } }] },
+        });
+        self.server.put(SCALED_OBJECT, object);
+    }
+
+    /// What stands in the way a moment later.
+    async fn obstacle(&self) -> Option<ObstacleKind> {
+        sleep(Duration::from_millis(1500)).await;
+        self.gate.target().obstacle().map(|obstacle| obstacle.kind)
+    }
+
+    fn reasons(&self) -> Vec<String> {
+        let events = self.server.objects("/events/");
+        events.iter().map(|event| event["reason"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gate_is_told_what_the_cluster_knows_and_the_cluster_what_that_is() {
+    let stage = Stage::new();
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
+    assert_eq!(stage.reasons(), ["NoScaledObject"]);
+    let event = &stage.server.objects("/events/")[0];
+    assert_eq!((&event["regarding"]["kind"], &event["type"]), (&json!("ModelRoute"), &json!("Warning")));
+    stage.scaled_object(true);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(stage.reasons().len(), 2, "each once, however long it lasts: {:?}", stage.reasons());
+    assert!(stage.gate.hold(1, true).is_err());
+    stage.scaled_object(false);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoKedaStream), "there never was one");
+    let _open = crate::admission::OpenStream::new(stage.gate.clone());
+    assert_eq!(stage.obstacle().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keda_has_ten_seconds_to_open_its_stream() {
+    let stage = Stage::new();
+    stage.scaled_object(false);
+    let open = crate::admission::OpenStream::new(stage.gate.clone());
+    sleep(Duration::from_secs(100)).await;
+    drop(open);
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(stage.obstacle().await, None, "9.5 s");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoKedaStream), "12 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_stands_in_the_way_of_what_is_up_and_who_waits_under_a_pause_is_told_when_it_goes() {
+    let stage = Stage::new();
+    stage.scaled_object(true);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
+    let endpoint = Endpoint::new("10.0.0.1:8000", 0);
+    stage.gate.target().add(&endpoint);
+    stage.gate.target().ready(&endpoint, None);
+    assert_eq!(stage.obstacle().await, None);
+    let mut held = stage.gate.hold(1, true).unwrap();
+    stage.gate.target().remove(&endpoint);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
+    assert!(matches!(held.released().await, crate::hold::Released::Failed(..)));
+}

@@ -1,0 +1,103 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::kube::stand_in::StandIn;
+
+const PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+
+fn server(annotations: Value) -> StandIn {
+    let server = StandIn::default();
+    server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
+    let object = json!({ "metadata": { "name": "chat", "namespace": "team-a", "annotations": annotations } });
+    server.put(PATH, object);
+    server
+}
+
+async fn says(server: &StandIn, arguments: &[&str]) -> String {
+    use clap::Parser;
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        session: SessionArgs,
+    }
+    let cli = Cli::try_parse_from([&["session"], arguments].concat()).unwrap();
+    told(cli.session.command, server.client(), "team-a".into())
+        .await
+        .unwrap_or_else(|error| error.to_string())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_says_what_it_did_until_when_and_what_comes_then() {
+    let server = server(json!({ "autoscaling.keda.sh/paused": "true" }));
+    let text = says(&server, &["start", "chat", "--for", "2h"]).await;
+    for words in [
+        "ScaledObject team-a/chat scales until 2026-11-24 ",
+        "(in 2h)",
+        "It was paused (autoscaling.keda.sh/paused: \"true\"); that is removed.",
+        "What runs then goes on running",
+        "--to-zero",
+        "anteroom session stop chat -n team-a",
+    ] {
+        assert!(text.contains(words), "{words} in:\n{text}");
+    }
+    assert!(!text.contains("Warning"), "{text}");
+    let text = says(&server, &["start", "chat", "--for", "90m", "--to-zero"]).await;
+    for words in ["(in 1h 30m)", "A session was running until", "scaled to zero and paused there"] {
+        assert!(text.contains(words), "{words} in:\n{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_repository_keeps_is_warned_of() {
+    for (mark, keeper) in
+        [("argocd.argoproj.io/tracking-id", "Argo CD"), ("kustomize.toolkit.fluxcd.io/name", "Flux")]
+    {
+        let server = server(json!({ mark: "x" }));
+        let text = says(&server, &["start", "chat", "--for", "2h"]).await;
+        assert!(text.contains(&format!("Warning: {keeper} keeps this object")), "{text}");
+        assert!(text.contains("It was not paused before, and will be at the end."), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_says_how_it_stands() {
+    let server = server(json!({ "autoscaling.keda.sh/paused": "true" }));
+    let text = says(&server, &["status", "chat"]).await;
+    assert!(
+        text.contains("has no session and is paused") && text.contains("anteroom session start chat"),
+        "{text}"
+    );
+    let text = says(&server, &["status"]).await;
+    assert_eq!(text, "No session in namespace team-a (1 ScaledObjects, 1 of them paused).\n");
+    says(&server, &["start", "chat", "--for", "2h"]).await;
+    tokio::time::advance(std::time::Duration::from_secs(1800)).await;
+    let text = says(&server, &["status", "chat"]).await;
+    assert!(text.contains("scales until") && text.contains("(in 1h 30m)"), "{text}");
+    let text = says(&server, &["status", "-A"]).await;
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].starts_with("NAMESPACE  SCALEDOBJECT  STATE    UNTIL"), "{text}");
+    assert!(lines[1].starts_with("team-a     chat          running  2026-11-24"), "{text}");
+    assert!(lines[1].ends_with("pause"), "{text}");
+    tokio::time::advance(std::time::Duration::from_secs(2 * 3600)).await;
+    let text = says(&server, &["status", "chat"]).await;
+    assert!(text.contains("(30m ago)") && text.contains("nobody has ended it"), "{text}");
+    assert!(says(&server, &["status"]).await.contains("overdue"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_and_says_so_and_once_more_says_that_there_is_nothing_to_end() {
+    let server = server(json!({ "autoscaling.keda.sh/paused-replicas": "0" }));
+    says(&server, &["start", "chat", "--for", "2h"]).await;
+    let text = says(&server, &["stop", "chat"]).await;
+    assert_eq!(text, "ScaledObject team-a/chat is paused again, with 0 replicas as before.\n");
+    let text = says(&server, &["stop", "chat"]).await;
+    assert!(text.contains("no session and is paused") && text.contains("Nothing was changed"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_in_the_middle_of_a_session_is_seen() {
+    let until = "2026-11-24T21:00:00Z";
+    let server = server(json!({ "anteroom.dev/session-until": until, "autoscaling.keda.sh/paused": "true" }));
+    let text = says(&server, &["status", "chat"]).await;
+    assert!(text.contains("somebody has paused it meanwhile"), "{text}");
+}

@@ -1,0 +1,161 @@
+//! What is known of every route, gathered and published.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::SelectAll};
+use tokio::{sync::watch, time::sleep};
+use tokio_stream::wrappers::WatchStream;
+
+use super::{
+    Cluster, Pods,
+    reasons::{AllFacts, Facts, Keda, Scaled, WorkloadFacts},
+    scale::Refusals,
+    scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
+    workloads::WorkloadRef,
+};
+use crate::domain::{Route, RouteKey};
+
+/// The routes that are served, of the file and of the cluster.
+pub type AllRoutes = watch::Receiver<Arc<Vec<Route>>>;
+
+/// How long changes are gathered: a pod that starts changes several times at once.
+const GATHER: Duration = Duration::from_millis(20);
+
+type Followed = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
+
+/// The ScaledObjects that name each route, with the trigger that does.
+type Named<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Trigger)>>;
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// Publishes what is known of each of these routes, for as long as the receiver lives.
+    pub fn facts(
+        &self,
+        mut routes: AllRoutes,
+        mut scaled_objects: watch::Receiver<ScaledObjects>,
+        mut refusals: Refusals,
+        pods: Arc<Pods>,
+    ) -> watch::Receiver<Arc<AllFacts>> {
+        let (facts, receiver) = watch::channel(Arc::default());
+        let cluster = self.clone();
+        self.spawn(async move {
+            let mut followed = Followed::new();
+            let mut objects = scaled_objects.borrow_and_update().clone();
+            loop {
+                let known = routes.borrow_and_update().clone();
+                let refused = refusals.borrow_and_update().clone();
+                let all = {
+                    let listed = objects.all();
+                    let named = by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
+                    let keda = keda(&objects);
+                    let scaled =
+                        |route: &Route| named.get(&route.name).map(Vec::as_slice).unwrap_or_default();
+                    let wanted =
+                        known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
+                    let wanted: Vec<_> = wanted.collect();
+                    followed
+                        .retain(|workload, _| wanted.iter().any(|(.., wanted)| wanted.contains(workload)));
+                    for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
+                        followed
+                            .entry(workload.clone())
+                            .or_insert_with(|| cluster.follow(workload.clone(), pods.clone()));
+                    }
+                    let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
+                        let facts = Facts {
+                            refused: workloads.iter().find_map(|workload| refused.get(workload).cloned()),
+                            // Seen now, so that only what comes after is a change.
+                            workloads: workloads
+                                .iter()
+                                .filter_map(|workload| {
+                                    Some(followed.get_mut(workload)?.borrow_and_update().clone())
+                                })
+                                .collect(),
+                            ..of_scaling(route, scaled, keda)
+                        };
+                        (route.name.clone(), facts)
+                    });
+                    facts.collect::<AllFacts>()
+                };
+                facts.send_if_modified(|before| {
+                    let changed = **before != all;
+                    if changed {
+                        *before = Arc::new(all);
+                    }
+                    changed
+                });
+                let mut changes: SelectAll<_> =
+                    followed.values().cloned().map(WatchStream::from_changes).collect();
+                tokio::select! {
+                    biased; // nobody reads it any more; else any of them will do
+                    () = facts.closed() => return,
+                    Ok(()) = routes.changed() => {}
+                    Ok(()) = scaled_objects.changed() => objects = scaled_objects.borrow_and_update().clone(),
+                    Ok(()) = refusals.changed() => {}
+                    () = objects.changed() => {}
+                    Some(_) = changes.next() => {}
+                    else => return,
+                }
+                sleep(GATHER).await;
+            }
+        });
+        receiver
+    }
+}
+
+fn of_scaling(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) -> Facts {
+    Facts {
+        scale_by: route.scale_by,
+        of_cluster: route.name.namespaced().is_some(),
+        metadata: if route.intercept.is_some() { "interceptorRoute" } else { "route" },
+        keda,
+        scaled_objects: scaled.iter().map(|(object, trigger)| Scaled::new(object, trigger.clone())).collect(),
+        ..Facts::default()
+    }
+}
+
+fn keda(objects: &ScaledObjects) -> Keda {
+    match objects {
+        ScaledObjects::Absent => Keda::Absent,
+        known if known.is_complete() => Keda::Known,
+        _ => Keda::Unknown,
+    }
+}
+
+fn by_route<'a>(routes: &[Route], objects: impl Iterator<Item = &'a ScaledObject>) -> Named<'a> {
+    let known: HashSet<&RouteKey> = routes.iter().map(|route| &route.name).collect();
+    let mut by_route = Named::new();
+    for object in objects {
+        for trigger in object.triggers() {
+            if let Some(key) = named(object.namespace(), &trigger.route, |key| known.contains(key)) {
+                by_route.entry(key).or_default().push((object, trigger));
+            }
+        }
+    }
+    for scaled in by_route.values_mut() {
+        // The order of a list is that of a hash; what is said should not change with it.
+        scaled.sort_by_key(|(object, _)| (object.namespace(), object.name()));
+    }
+    by_route
+}
+
+/// What is scaled for a route: what it names itself, else what its ScaledObjects do.
+fn workloads(route: &Route, scaled: &[(&ScaledObject, Trigger)]) -> Vec<WorkloadRef> {
+    let namespace = route.name.namespaced().map(|(namespace, _)| namespace);
+    if let (Some(workload), Some(namespace)) = (&route.workload, namespace) {
+        return vec![WorkloadRef { namespace: namespace.into(), workload: workload.clone() }];
+    }
+    let workloads = scaled.iter().filter_map(|(object, _)| {
+        Some(WorkloadRef { namespace: object.namespace().into(), workload: object.workload()? })
+    });
+    let mut workloads: Vec<_> = workloads.collect();
+    workloads.dedup();
+    workloads
+}
+
+#[cfg(test)]
+mod tests;

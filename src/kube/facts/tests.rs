@@ -1,0 +1,137 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    domain::{ObstacleKind, Workload},
+    kube::{reasons::Seen, scaled_objects::PAUSED, stand_in::StandIn},
+};
+
+const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
+const POD: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
+
+fn route(name: &str) -> Route {
+    serde_json::from_value(json!({ "name": name, "target": { "url": "http://vllm:8000" } })).unwrap()
+}
+
+fn scaled_object(paused: &str, route: &str) -> Value {
+    json!({
+        "metadata": { "name": "chat", "namespace": "team-a", "annotations": { PAUSED: paused } },
+        "spec": {
+            "scaleTargetRef": { "name": "vllm" },
+            "triggers": [{ "type": "external-push", "metadata": { "scalerAddress": "a:9090", "route": route } }],
+        },
+    })
+}
+
+fn deployment(replicas: u32) -> Value {
+    json!({
+        "metadata": { "name": "vllm", "namespace": "team-a" },
+        "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": "vllm" } } },
+    })
+}
+
+struct Stage {
+    server: StandIn,
+    facts: watch::Receiver<Arc<AllFacts>>,
+    _routes: watch::Sender<Arc<Vec<Route>>>,
+    _refusals: watch::Sender<Arc<HashMap<WorkloadRef, Arc<str>>>>,
+    _cluster: Cluster,
+}
+
+impl Stage {
+    fn new(routes: &[&str]) -> Self {
+        let server = StandIn::default();
+        let cluster = server.cluster();
+        let routes = watch::Sender::new(Arc::new(routes.iter().copied().map(route).collect::<Vec<_>>()));
+        let refusals = watch::Sender::default();
+        let pods = Pods::new(cluster.clone());
+        let facts = cluster.facts(routes.subscribe(), cluster.scaled_objects(), refusals.subscribe(), pods);
+        Self { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster }
+    }
+
+    /// Waits until this is what stands in the way.
+    async fn says(&mut self, route: &str, kind: Option<ObstacleKind>) -> String {
+        let key = RouteKey::from(route);
+        let waiting = self.facts.wait_for(|facts| {
+            let obstacle = facts.get(&key).and_then(|facts| facts.obstacle(&key, Seen::default()));
+            facts.contains_key(&key) && obstacle.map(|trouble| trouble.kind) == kind
+        });
+        let facts = tokio::time::timeout(Duration::from_secs(60), waiting).await;
+        let facts = facts.unwrap_or_else(|_| panic!("not {kind:?} of {route}")).unwrap();
+        facts[&key].obstacle(&key, Seen::default()).map(|trouble| trouble.message).unwrap_or_default()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_a_route_is_followed_from_its_scaled_object_to_its_pods() {
+    use ObstacleKind::{AutoscalingPaused, ImagePull, NoScaledObject};
+    let mut stage = Stage::new(&["team-a/chat"]);
+    stage.says("team-a/chat", Some(NoScaledObject)).await;
+    stage.server.put(DEPLOYMENT, deployment(0));
+    stage.server.put(SCALED_OBJECT, scaled_object("true", "chat"));
+    stage.says("team-a/chat", Some(AutoscalingPaused)).await;
+    stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
+    stage.says("team-a/chat", None).await;
+    stage.server.put(DEPLOYMENT, deployment(1));
+    stage.server.put(
+        POD,
+        json!({
+            "metadata": { "name": "vllm-1", "namespace": "team-a", "labels": { "app": "vllm" } },
+            "status": { "phase": "Pending", "containerStatuses": [{
+                "name": "vllm", "image": "vllm:none", "imageID": "", "ready": false, "restartCount": 0,
+                "state": { "waiting": { "reason": "ErrImagePull", "message": "not found" } },
+            }] },
+        }),
+    );
+    let message = stage.says("team-a/chat", Some(ImagePull)).await;
+    assert!(message.contains("vllm:none"), "{message}");
+    stage.server.remove(POD);
+    stage.says("team-a/chat", None).await;
+    stage.server.remove(SCALED_OBJECT);
+    stage.server.put(DEPLOYMENT, deployment(0));
+    stage.says("team-a/chat", Some(NoScaledObject)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_of_the_file_is_named_from_any_namespace_where_there_is_no_other_of_the_name() {
+    let mut stage = Stage::new(&["chat", "team-a/other"]);
+    stage.server.put(SCALED_OBJECT, scaled_object("true", "chat"));
+    stage.says("chat", Some(ObstacleKind::AutoscalingPaused)).await;
+    stage.says("team-a/other", Some(ObstacleKind::NoScaledObject)).await;
+    stage.server.remove(SCALED_OBJECT);
+    stage.says("chat", None).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_keda_that_is_said() {
+    let server = StandIn::default();
+    server.lack("keda.sh");
+    let cluster = server.cluster();
+    let routes = watch::Sender::new(Arc::new(vec![route("team-a/chat")]));
+    let refusals = watch::Sender::default();
+    let pods = Pods::new(cluster.clone());
+    let facts = cluster.facts(routes.subscribe(), cluster.scaled_objects(), refusals.subscribe(), pods);
+    let mut stage = Stage { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster };
+    let message = stage.says("team-a/chat", Some(ObstacleKind::NoScaledObject)).await;
+    assert!(message.contains("KEDA is not installed"), "{message}");
+    stage.server.install_all();
+    stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
+    stage.says("team-a/chat", None).await;
+}
+
+#[test]
+fn what_is_scaled_is_what_the_route_names_else_what_its_scaled_objects_do() {
+    let object: ScaledObject = serde_json::from_value(scaled_object("false", "chat")).unwrap();
+    let trigger = object.triggers().next().unwrap();
+    let scaled = [(&object, trigger)];
+    let mut of_cluster = route("team-a/chat");
+    let names = |route: &Route, scaled: &[_]| {
+        workloads(route, scaled).into_iter().map(|workload| workload.full_name()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&of_cluster, &scaled), ["Deployment `team-a/vllm`"]);
+    assert_eq!(names(&of_cluster, &[]), [""; 0]);
+    let workload = Workload { api_version: "apps/v1".into(), kind: "StatefulSet".into(), name: "own".into() };
+    of_cluster.workload = Some(workload);
+    assert_eq!(names(&of_cluster, &scaled), ["StatefulSet `team-a/own`"]);
+}

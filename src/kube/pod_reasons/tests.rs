@@ -1,0 +1,175 @@
+//! Statuses as kubelets and schedulers write them.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn pod(status: Value) -> Pod {
+    let value = json!({
+        "metadata": { "name": "chat-6f7d-x2k9p", "namespace": "team-a" },
+        "spec": { "containers": [{ "name": "vllm", "startupProbe": { "httpGet": { "port": 8000 } } }] },
+        "status": status,
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn container(state: Value, last: Value, restarts: u32) -> Value {
+    json!({
+        "phase": "Running",
+        "containerStatuses": [{
+            "name": "vllm", "image": "vllm/vllm-openai:v0.99", "imageID": "", "ready": false, "started": false,
+            "restartCount": restarts, "state": state, "lastState": last,
+        }],
+    })
+}
+
+fn waiting(reason: &str, message: &str) -> Value {
+    json!({ "waiting": { "reason": reason, "message": message } })
+}
+
+fn ended(code: i32, reason: &str) -> Value {
+    json!({ "terminated": {
+        "exitCode": code, "reason": reason,
+        "startedAt": "2026-11-24T20:00:00Z", "finishedAt": "2026-11-24T20:00:42Z",
+    } })
+}
+
+fn running() -> Value {
+    json!({ "running": { "startedAt": "2026-11-24T20:01:00Z" } })
+}
+
+fn says(status: Value, kind: ObstacleKind, words: &[&str]) {
+    let trouble = trouble(&pod(status.clone())).unwrap_or_else(|| panic!("nothing is wrong with {status}"));
+    assert_eq!(trouble.kind, kind, "{}", trouble.message);
+    for word in words {
+        assert!(trouble.message.contains(word), "{word} in: {}", trouble.message);
+    }
+}
+
+#[test]
+fn an_image_that_cannot_be_pulled() {
+    let pull = "Back-off pulling image \"vllm/vllm-openai:v0.99\": ErrImagePull: failed to resolve reference \
+                \"docker.io/vllm/vllm-openai:v0.99\": not found";
+    for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"] {
+        let status = container(waiting(reason, pull), json!({}), 0);
+        says(
+            status,
+            ObstacleKind::ImagePull,
+            &["chat-6f7d-x2k9p", "`vllm`", "v0.99", reason, "failed to resolve reference"],
+        );
+    }
+}
+
+#[test]
+fn a_container_that_ends_again_and_again_with_how_it_ended_last() {
+    let back_off = waiting("CrashLoopBackOff", "back-off 40s restarting failed container=vllm pod=chat");
+    says(
+        container(back_off.clone(), ended(1, "Error"), 3),
+        ObstacleKind::CrashLoop,
+        &["exit code 1", "after 42 s", "restarted 3 times"],
+    );
+    says(container(back_off.clone(), json!({}), 3), ObstacleKind::CrashLoop, &["back-off 40s"]);
+    let mut last = ended(1, "Error");
+    last["terminated"]["message"] = json!("CUDA error:\n no kernel image is available");
+    says(container(back_off, last, 1), ObstacleKind::CrashLoop, &["once", "CUDA error: no kernel image"]);
+    says(container(ended(2, "Error"), json!({}), 0), ObstacleKind::CrashLoop, &["exit code 2 (Error)"]);
+    says(
+        container(waiting("CreateContainerConfigError", "secret \"hf-token\" not found"), json!({}), 0),
+        ObstacleKind::CrashLoop,
+        &["cannot be started", "hf-token"],
+    );
+}
+
+#[test]
+fn a_container_whose_startup_probe_ends_it_while_it_loads() {
+    let words = ["exit code 137", "startup probe", "failureThreshold"];
+    says(container(running(), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
+    says(container(waiting("CrashLoopBackOff", ""), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
+}
+
+#[test]
+fn a_container_that_wants_more_memory_than_it_may_have() {
+    let words = ["OOMKilled", "memory limit"];
+    let back_off = waiting("CrashLoopBackOff", "back-off 10s");
+    says(container(back_off, ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
+    says(container(ended(137, "OOMKilled"), json!({}), 0), ObstacleKind::OutOfMemory, &words);
+    says(container(running(), ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
+}
+
+#[test]
+fn a_pod_that_no_node_takes() {
+    let scheduled = |reason: &str, message: &str| {
+        json!({ "phase": "Pending", "conditions": [
+            { "type": "PodScheduled", "status": "False", "reason": reason, "message": message },
+        ] })
+    };
+    let message =
+        "0/3 nodes are available: 3 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available.";
+    says(
+        scheduled("Unschedulable", message),
+        ObstacleKind::Unschedulable,
+        &["chat-6f7d", "Insufficient nvidia"],
+    );
+    says(scheduled("SchedulingGated", "Scheduling is blocked"), ObstacleKind::Unschedulable, &["gates"]);
+    let rejected = json!({
+        "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed: no healthy devices",
+    });
+    says(rejected, ObstacleKind::Unschedulable, &["UnexpectedAdmissionError", "no healthy devices"]);
+    let evicted = json!({ "phase": "Failed", "reason": "Evicted", "message": "low on ephemeral-storage" });
+    says(evicted, ObstacleKind::CrashLoop, &["Evicted", "ephemeral-storage"]);
+}
+
+#[test]
+fn an_init_container_counts_as_well() {
+    let status = json!({
+        "phase": "Pending",
+        "initContainerStatuses": [{
+            "name": "fetch", "image": "fetch:1", "imageID": "", "ready": false, "restartCount": 4,
+            "state": waiting("CrashLoopBackOff", "back-off"), "lastState": ended(3, "Error"),
+        }],
+        "containerStatuses": [{
+            "name": "vllm", "image": "vllm:1", "imageID": "", "ready": false, "restartCount": 0,
+            "state": waiting("PodInitializing", ""),
+        }],
+    });
+    says(status, ObstacleKind::CrashLoop, &["init container `fetch`", "exit code 3"]);
+}
+
+#[test]
+fn nothing_is_wrong_with_what_is_on_its_way() {
+    let scheduled = json!({ "phase": "Pending", "conditions": [
+        { "type": "PodScheduled", "status": "True" },
+    ] });
+    for status in [
+        json!({}),
+        json!({ "phase": "Pending" }),
+        scheduled,
+        container(waiting("ContainerCreating", ""), json!({}), 0),
+        container(running(), json!({}), 0),
+        // It was restarted once, and may be better now.
+        container(running(), ended(1, "Error"), 1),
+        container(ended(0, "Completed"), json!({}), 0),
+    ] {
+        assert_eq!(trouble(&pod(status.clone())), None, "{status}");
+    }
+    let mut ready = container(running(), ended(137, "OOMKilled"), 1);
+    ready["containerStatuses"][0]["ready"] = json!(true);
+    assert_eq!(trouble(&pod(ready)), None, "it has come after all");
+}
+
+#[test]
+fn a_pod_that_goes_does_not_count() {
+    let mut going = pod(json!({ "phase": "Running" }));
+    assert!(counts(&going));
+    going.metadata.deletion_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-11-24T20:00:00Z".parse().unwrap()));
+    assert!(!counts(&going));
+    assert!(!counts(&pod(json!({ "phase": "Succeeded" }))));
+}
+
+#[test]
+fn long_texts_are_cut() {
+    let trouble =
+        trouble(&pod(container(waiting("ErrImagePull", &"é ".repeat(5000)), json!({}), 0))).unwrap();
+    assert!(trouble.message.chars().count() < 600 && trouble.message.ends_with('…'), "{}", trouble.message);
+}

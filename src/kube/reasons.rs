@@ -1,0 +1,248 @@
+//! Why a target does not come: from what is known of its ScaledObjects, workloads and pods to at most one obstacle.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use super::{
+    pod_reasons::{Trouble, rank},
+    scaled_objects::{Pause, ScaledObject, Trigger},
+};
+use crate::domain::{ObstacleKind, RouteKey, ScaleBy, Workload};
+
+/// What is known of every route.
+pub type AllFacts = HashMap<RouteKey, Facts>;
+
+/// What is known of what scales a route and of what is scaled.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Who is to scale it.
+    pub scale_by: ScaleBy,
+    /// Whether it is a route of the cluster: one of the file may be scaled by something that we know nothing of.
+    pub of_cluster: bool,
+    /// How a trigger of KEDA's names it: `route`, or `interceptorRoute`.
+    pub metadata: &'static str,
+    /// What is known of KEDA.
+    pub keda: Keda,
+    /// The ScaledObjects that name the route.
+    pub scaled_objects: Vec<Scaled>,
+    /// What is scaled: what the route names, or its ScaledObjects.
+    pub workloads: Vec<Arc<WorkloadFacts>>,
+    /// Why the workload could not be scaled by ourselves.
+    pub refused: Option<Arc<str>>,
+}
+
+/// What is known of KEDA.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keda {
+    /// Nothing yet, so that no ScaledObject means nothing.
+    #[default]
+    Unknown,
+    /// It is not installed.
+    Absent,
+    /// All ScaledObjects are known.
+    Known,
+}
+
+/// What is known of a ScaledObject that names a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scaled {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How it is paused.
+    pub pause: Option<Pause>,
+    /// Reason and message of its condition `Ready`, where that is false.
+    pub not_ready: Option<(String, String)>,
+    /// Where its trigger asks, and whether it has a stream.
+    pub trigger: Trigger,
+}
+
+/// What is known of a workload and its pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkloadFacts {
+    /// Such as `Deployment`.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How many replicas are asked for; `None`: not known.
+    pub replicas: Option<u32>,
+    /// Whether there is no such object.
+    pub is_missing: bool,
+    /// Why its pods cannot be created, such as a quota.
+    pub failure: Option<String>,
+    /// Its pods that count: what is wrong with them, or nothing.
+    pub pods: Vec<Option<Trouble>>,
+}
+
+/// What this proxy sees of a target besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether it knows of any pods, ready or not.
+    pub pods: bool,
+    /// How long KEDA has had no stream to any replica of the proxy; `None`: it has one, or that is not known.
+    pub no_stream_for: Option<Duration>,
+}
+
+/// How long KEDA may have no stream before that is said: it opens one within a second after a ScaledObject comes or we
+/// do, and backs off up to a minute after errors.
+const STREAM_GRACE: Duration = Duration::from_secs(10);
+
+/// Ready's reasons that mean that KEDA cannot scale, whatever the triggers say.
+const CANNOT_SCALE: [&str; 3] =
+    ["ScaledObjectCheckFailed", "ErrorGettingCurrentReplicas", "ErrorScalingTarget"];
+
+// === impl Scaled ===
+
+impl Scaled {
+    /// What is known of an object that names a route with this trigger.
+    pub fn new(object: &ScaledObject, trigger: Trigger) -> Self {
+        Self {
+            namespace: object.namespace().to_owned(),
+            name: object.name().to_owned(),
+            pause: object.pause(),
+            not_ready: object.not_ready().map(|(reason, message)| (reason.to_owned(), message.to_owned())),
+            trigger,
+        }
+    }
+
+    /// The command that has it scale for some time.
+    fn resume(&self) -> String {
+        format!("anteroom session start {} -n {} --for 2h", self.name, self.namespace)
+    }
+}
+
+// === impl WorkloadFacts ===
+
+impl WorkloadFacts {
+    /// Nothing is known of it but what it is called.
+    pub fn unknown(namespace: &str, workload: &Workload) -> Self {
+        Self {
+            kind: workload.kind.clone(),
+            namespace: namespace.to_owned(),
+            name: workload.name.clone(),
+            ..Self::default()
+        }
+    }
+
+    fn full_name(&self) -> String {
+        format!("{} `{}/{}`", self.kind, self.namespace, self.name)
+    }
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// What stands in the way of the first endpoint of `route`; of several things that which explains most.
+    pub fn obstacle(&self, route: &RouteKey, seen: Seen) -> Option<Trouble> {
+        let of_scaling = if self.is_at_zero(seen) { self.of_scaling(route, seen) } else { None };
+        of_scaling.into_iter().chain(self.of_pods()).min_by_key(|trouble| rank(trouble.kind))
+    }
+
+    /// Whether nothing is asked for, as far as is known.
+    fn is_at_zero(&self, seen: Seen) -> bool {
+        let known: Vec<u32> = self.workloads.iter().filter_map(|workload| workload.replicas).collect();
+        if known.is_empty() { !seen.pods } else { known.iter().all(|replicas| *replicas == 0) }
+    }
+
+    fn of_scaling(&self, route: &RouteKey, seen: Seen) -> Option<Trouble> {
+        if self.scale_by == ScaleBy::Kubernetes {
+            let message = self.refused.as_ref()?.to_string();
+            return Some(Trouble { kind: ObstacleKind::ScaleRefused, message });
+        }
+        if self.scaled_objects.is_empty() {
+            return self.unnamed(route);
+        }
+        self.paused().or_else(|| self.cannot_scale()).or_else(|| self.unheard(seen))
+    }
+
+    /// Nothing scales it.
+    fn unnamed(&self, route: &RouteKey) -> Option<Trouble> {
+        let (namespace, name) = route.namespaced().filter(|_| self.of_cluster)?;
+        let message = match self.keda {
+            Keda::Unknown => return None,
+            Keda::Absent => format!(
+                "KEDA is not installed in this cluster, so that nothing scales `{route}` from zero: install it, or let \
+                 the route say `scaleBy: kubernetes`"
+            ),
+            Keda::Known => format!(
+                "No ScaledObject names `{route}`, so that nothing scales it from zero: give one in namespace \
+                 `{namespace}` a trigger of type external-push with the metadata `{}: {name}`",
+                self.metadata
+            ),
+        };
+        Some(Trouble { kind: ObstacleKind::NoScaledObject, message })
+    }
+
+    /// Every ScaledObject that names it is paused, and not with replicas.
+    fn paused(&self) -> Option<Trouble> {
+        let holds_zero = |scaled: &Scaled| match scaled.pause? {
+            Pause::Frozen => Some(super::scaled_objects::PAUSED),
+            Pause::At(0) => Some(super::scaled_objects::PAUSED_REPLICAS),
+            Pause::ScaleOut => Some(super::scaled_objects::PAUSED_SCALE_OUT),
+            Pause::At(_) => None,
+        };
+        let by: Option<Vec<_>> = self.scaled_objects.iter().map(holds_zero).collect();
+        let (by, scaled) = (*by?.first()?, self.scaled_objects.first()?);
+        let Scaled { namespace, name, .. } = scaled;
+        let message = format!(
+            "ScaledObject `{namespace}/{name}` is paused at zero ({by}). Resume it for some time with `{}`, or for good \
+             with `kubectl annotate scaledobject {name} -n {namespace} {by}-`",
+            scaled.resume()
+        );
+        Some(Trouble { kind: ObstacleKind::AutoscalingPaused, message })
+    }
+
+    /// KEDA says that it cannot scale.
+    fn cannot_scale(&self) -> Option<Trouble> {
+        let why = |scaled: &Scaled| {
+            let (reason, message) = scaled.not_ready.as_ref()?;
+            CANNOT_SCALE.contains(&&**reason).then(|| {
+                let Scaled { namespace, name, .. } = scaled;
+                format!("KEDA cannot scale with ScaledObject `{namespace}/{name}` ({reason}): {message}")
+            })
+        };
+        let all: Option<Vec<_>> = self.scaled_objects.iter().map(why).collect();
+        let message = all?.into_iter().next()?;
+        Some(Trouble { kind: ObstacleKind::ScaleRefused, message })
+    }
+
+    /// KEDA does not listen.
+    fn unheard(&self, seen: Seen) -> Option<Trouble> {
+        let scaled =
+            self.scaled_objects.iter().find(|scaled| scaled.pause.is_none() && scaled.trigger.pushes)?;
+        seen.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
+        let Scaled { namespace, name, trigger, not_ready, .. } = scaled;
+        let told = not_ready.as_ref().map(|(reason, told)| format!("; KEDA says: {reason}: {told}"));
+        let message = format!(
+            "KEDA has no stream to this proxy, so that it does not hear of requests: ScaledObject `{namespace}/{name}` \
+             asks `{}`, which must lead to the scaler of this proxy, and KEDA's operator must run{}",
+            trigger.address,
+            told.unwrap_or_default()
+        );
+        Some(Trouble { kind: ObstacleKind::NoKedaStream, message })
+    }
+
+    /// What is wrong with the pods; nothing, if one of them may still come.
+    fn of_pods(&self) -> Option<Trouble> {
+        let pods = || self.workloads.iter().flat_map(|workload| &workload.pods);
+        if pods().any(Option::is_none) {
+            return None;
+        }
+        let asked = self.workloads.iter().filter(|workload| workload.replicas != Some(0));
+        let refused = asked.filter_map(|workload| {
+            let failure = workload.failure.as_ref()?;
+            let message = format!("The pods of {} cannot be created: {failure}", workload.full_name());
+            Some(Trouble { kind: ObstacleKind::Quota, message })
+        });
+        let missing = self.workloads.iter().filter(|workload| workload.is_missing).map(|workload| {
+            let message = format!("There is no {}, which is to be scaled", workload.full_name());
+            Trouble { kind: ObstacleKind::ScaleRefused, message }
+        });
+        pods().flatten().cloned().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+use super::*;
+use crate::domain::RouteKey;
+
+const ROUTE: &str = "team-a/chat";
+
+fn scaled(pause: Option<Pause>) -> Scaled {
+    Scaled {
+        namespace: "team-a".into(),
+        name: "vllm".into(),
+        pause,
+        not_ready: None,
+        trigger: Trigger { route: "chat".into(), address: "anteroom:9090".into(), pushes: true },
+    }
+}
+
+fn workload(replicas: u32, pods: &[Option<ObstacleKind>]) -> WorkloadFacts {
+    let trouble = |kind: &ObstacleKind| Trouble { kind: *kind, message: format!("pod: {}", kind.name()) };
+    WorkloadFacts {
+        kind: "Deployment".into(),
+        namespace: "team-a".into(),
+        name: "vllm".into(),
+        replicas: Some(replicas),
+        pods: pods.iter().map(|pod| pod.as_ref().map(trouble)).collect(),
+        ..WorkloadFacts::default()
+    }
+}
+
+fn facts(scaled_objects: Vec<Scaled>, workloads: Vec<WorkloadFacts>) -> Facts {
+    Facts {
+        of_cluster: true,
+        metadata: "route",
+        keda: Keda::Known,
+        scaled_objects,
+        workloads: workloads.into_iter().map(Arc::new).collect(),
+        ..Facts::default()
+    }
+}
+
+fn says(facts: &Facts, seen: Seen) -> Option<(ObstacleKind, String)> {
+    facts.obstacle(&RouteKey::from(ROUTE), seen).map(|trouble| (trouble.kind, trouble.message))
+}
+
+fn kind(facts: &Facts) -> Option<ObstacleKind> {
+    says(facts, Seen::default()).map(|(kind, _)| kind)
+}
+
+#[test]
+fn a_pause_at_zero_names_the_object_and_the_command_that_ends_it() {
+    for (pause, annotation) in [
+        (Pause::Frozen, "autoscaling.keda.sh/paused"),
+        (Pause::At(0), "autoscaling.keda.sh/paused-replicas"),
+        (Pause::ScaleOut, "autoscaling.keda.sh/paused-scale-out"),
+    ] {
+        let (kind, message) =
+            says(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), Seen::default()).unwrap();
+        assert_eq!(kind, ObstacleKind::AutoscalingPaused);
+        for words in [
+            "`team-a/vllm`",
+            "`anteroom session start vllm -n team-a --for 2h`",
+            &format!("`kubectl annotate scaledobject vllm -n team-a {annotation}-`"),
+        ] {
+            assert!(message.contains(words), "{words} in: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_pause_is_in_nobodys_way_where_there_are_replicas_or_another_scaler() {
+    let paused = || scaled(Some(Pause::Frozen));
+    assert_eq!(kind(&facts(vec![paused()], vec![workload(1, &[None])])), None, "frozen at one");
+    assert_eq!(kind(&facts(vec![scaled(Some(Pause::At(2)))], vec![workload(0, &[])])), None, "two will come");
+    assert_eq!(
+        kind(&facts(vec![paused(), scaled(None)], vec![workload(0, &[])])),
+        None,
+        "the other one scales"
+    );
+    let unknown = facts(vec![paused()], Vec::new());
+    assert_eq!(kind(&unknown), Some(ObstacleKind::AutoscalingPaused), "no workload is known, and no pod");
+    assert_eq!(says(&unknown, Seen { pods: true, ..Seen::default() }), None, "but a pod is there");
+}
+
+#[test]
+fn nobody_names_the_route() {
+    let nobody = facts(Vec::new(), Vec::new());
+    let (kind, message) = says(&nobody, Seen::default()).unwrap();
+    assert_eq!(kind, ObstacleKind::NoScaledObject);
+    for words in ["`team-a/chat`", "namespace `team-a`", "external-push", "`route: chat`"] {
+        assert!(message.contains(words), "{words} in: {message}");
+    }
+    let theirs = Facts { metadata: "interceptorRoute", ..nobody.clone() };
+    assert!(says(&theirs, Seen::default()).unwrap().1.contains("`interceptorRoute: chat`"));
+    let absent = Facts { keda: Keda::Absent, ..nobody.clone() };
+    let (kind, message) = says(&absent, Seen::default()).unwrap();
+    assert_eq!(kind, ObstacleKind::NoScaledObject);
+    assert!(message.contains("KEDA is not installed"), "{message}");
+    for (facts, why) in [
+        (Facts { keda: Keda::Unknown, ..nobody.clone() }, "they have not been listed yet"),
+        (Facts { of_cluster: false, ..nobody.clone() }, "a route of the file may be scaled by anything"),
+        (Facts { scale_by: ScaleBy::Kubernetes, ..nobody.clone() }, "we scale it"),
+        (Facts { workloads: vec![Arc::new(workload(1, &[None]))], ..nobody.clone() }, "somebody scaled it"),
+    ] {
+        assert_eq!(says(&facts, Seen::default()), None, "{why}");
+    }
+}
+
+#[test]
+fn keda_does_not_listen() {
+    let at_zero = |scaled| facts(vec![scaled], vec![workload(0, &[])]);
+    let seconds = |seconds| Seen { no_stream_for: Some(Duration::from_secs(seconds)), ..Seen::default() };
+    let unheard = at_zero(scaled(None));
+    assert_eq!(says(&unheard, seconds(9)), None);
+    let (kind, message) = says(&unheard, seconds(10)).unwrap();
+    assert_eq!(kind, ObstacleKind::NoKedaStream);
+    assert!(message.contains("`team-a/vllm`") && message.contains("`anteroom:9090`"), "{message}");
+    let not_ready = Some(("TriggerError".into(), "no such host".into()));
+    let told = says(&at_zero(Scaled { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
+    assert!(told.ends_with("KEDA says: TriggerError: no such host"), "{told}");
+    let mut polled = scaled(None);
+    polled.trigger.pushes = false;
+    assert_eq!(says(&at_zero(polled), seconds(60)), None, "KEDA opens no stream for `external`");
+    let running = facts(vec![scaled(None)], vec![workload(1, &[None])]);
+    assert_eq!(says(&running, seconds(60)), None, "it has been scaled already");
+}
+
+#[test]
+fn keda_cannot_scale() {
+    let not_ready =
+        |reason: &str| Scaled { not_ready: Some((reason.into(), "forbidden".into())), ..scaled(None) };
+    let facts = |reason| facts(vec![not_ready(reason)], vec![workload(0, &[])]);
+    let (kind, message) = says(&facts("ErrorScalingTarget"), Seen::default()).unwrap();
+    assert_eq!(kind, ObstacleKind::ScaleRefused);
+    assert!(message.contains("`team-a/vllm`") && message.contains("forbidden"), "{message}");
+    assert_eq!(says(&facts("TriggerError"), Seen::default()), None, "another trigger may be the broken one");
+}
+
+#[test]
+fn pods_are_in_the_way_when_none_may_come() {
+    use ObstacleKind::{CrashLoop, ImagePull, OutOfMemory, Unschedulable};
+    let pods = |pods: &[Option<ObstacleKind>]| kind(&facts(vec![scaled(None)], vec![workload(2, pods)]));
+    assert_eq!(pods(&[Some(Unschedulable)]), Some(Unschedulable));
+    assert_eq!(pods(&[Some(Unschedulable), Some(ImagePull)]), Some(ImagePull));
+    assert_eq!(pods(&[Some(CrashLoop), Some(OutOfMemory)]), Some(OutOfMemory));
+    assert_eq!(pods(&[Some(CrashLoop), None]), None, "the other one may come");
+    assert_eq!(pods(&[]), None, "they are not there yet");
+    let frozen = facts(vec![scaled(Some(Pause::Frozen))], vec![workload(1, &[Some(ImagePull)])]);
+    assert_eq!(kind(&frozen), Some(ImagePull), "the pause does not hold it up");
+}
+
+#[test]
+fn pods_that_cannot_be_created_and_workloads_that_do_not_exist() {
+    let mut refused = workload(1, &[]);
+    refused.failure = Some("pods \"vllm-x\" is forbidden: exceeded quota: gpus".into());
+    let (kind, message) = says(&facts(vec![scaled(None)], vec![refused.clone()]), Seen::default()).unwrap();
+    assert_eq!(kind, ObstacleKind::Quota);
+    assert!(message.contains("Deployment `team-a/vllm`") && message.contains("exceeded quota"), "{message}");
+    refused.pods = vec![None];
+    assert_eq!(says(&facts(vec![scaled(None)], vec![refused]), Seen::default()), None, "one was created");
+    let missing = WorkloadFacts { replicas: None, is_missing: true, ..workload(0, &[]) };
+    let (kind, message) = says(&facts(vec![scaled(None)], vec![missing]), Seen::default()).unwrap();
+    assert_eq!(kind, ObstacleKind::ScaleRefused);
+    assert!(message.contains("There is no Deployment `team-a/vllm`"), "{message}");
+}
+
+#[test]
+fn direct_scaling_says_why_it_does_not() {
+    let mut direct = facts(Vec::new(), vec![workload(0, &[])]);
+    direct.scale_by = ScaleBy::Kubernetes;
+    assert_eq!(kind(&direct), None);
+    direct.refused = Some("no right".into());
+    assert_eq!(says(&direct, Seen::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
+}

@@ -1,0 +1,105 @@
+use serde_json::Value;
+use tokio::time::{Duration, sleep};
+
+use super::*;
+use crate::kube::stand_in::StandIn;
+
+const PATH: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
+const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+
+fn workload() -> Workload {
+    Workload { api_version: "apps/v1".into(), kind: "Deployment".into(), name: "vllm".into() }
+}
+
+fn server(replicas: u32) -> StandIn {
+    let server = StandIn::default();
+    server.put(
+        PATH,
+        json!({ "metadata": { "name": "vllm", "namespace": "team-a" }, "spec": { "replicas": replicas } }),
+    );
+    server
+}
+
+async fn direct(server: &StandIn) -> DirectScale {
+    let cluster = server.cluster();
+    let mut objects = cluster.scaled_objects();
+    while !objects.borrow_and_update().is_complete() && !matches!(*objects.borrow(), ScaledObjects::Absent) {
+        sleep(Duration::from_millis(10)).await;
+    }
+    DirectScale::new(cluster, objects)
+}
+
+fn refusal(direct: &DirectScale) -> Option<String> {
+    direct.refusals().borrow().values().next().map(ToString::to_string)
+}
+
+fn replicas(server: &StandIn) -> Value {
+    server.object(PATH)["spec"]["replicas"].clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_number_is_changed_unless_somebody_was_faster() {
+    let server = server(0);
+    server.lack("keda.sh");
+    let direct = direct(&server).await;
+    let seen = direct.replicas("team-a", &workload()).await.unwrap();
+    assert_eq!(seen.wanted, 0);
+    direct.set("team-a", &workload(), &seen, 1).await.unwrap();
+    assert_eq!(replicas(&server), 1);
+    assert_eq!(direct.set("team-a", &workload(), &seen, 0).await, Err(ScaleError::Conflict));
+    assert_eq!((replicas(&server), refusal(&direct)), (json!(1), None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_scaler_owns_is_left_alone() {
+    let server = server(0);
+    let owned = json!({
+        "metadata": { "name": "chat", "namespace": "team-a" },
+        "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [] },
+    });
+    server.put(SCALED_OBJECT, owned);
+    let direct = direct(&server).await;
+    let Err(ScaleError::Refused(reason)) = direct.replicas("team-a", &workload()).await else {
+        panic!("scaled")
+    };
+    assert!(
+        reason.contains("Deployment `team-a/vllm`") && reason.contains("ScaledObject `team-a/chat`"),
+        "{reason}"
+    );
+    assert_eq!(refusal(&direct).as_deref(), Some(&*reason), "remembered until it goes well");
+    server.remove(SCALED_OBJECT);
+    sleep(Duration::from_secs(1)).await;
+    direct.replicas("team-a", &workload()).await.unwrap();
+    assert_eq!(refusal(&direct), None);
+    server.put(
+        "/apis/autoscaling/v2/namespaces/team-a/horizontalpodautoscalers/cpu",
+        json!({ "metadata": { "name": "cpu" }, "spec": { "maxReplicas": 3,
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "vllm" } } }),
+    );
+    let error = direct.replicas("team-a", &workload()).await.unwrap_err().to_string();
+    assert!(error.contains("HorizontalPodAutoscaler `cpu`"), "{error}");
+    server.forbid("GET", "horizontalpodautoscalers");
+    direct.replicas("team-a", &workload()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_right_names_the_value_of_the_chart() {
+    let server = server(0);
+    server.lack("keda.sh");
+    let direct = direct(&server).await;
+    let seen = direct.replicas("team-a", &workload()).await.unwrap();
+    server.forbid("PATCH", "/scale");
+    let Err(ScaleError::Refused(reason)) = direct.set("team-a", &workload(), &seen, 1).await else {
+        panic!("scaled")
+    };
+    for words in [
+        "may not patch the scale of Deployment `team-a/vllm`",
+        "deployments/scale",
+        "`directScaling.enabled=true`",
+    ] {
+        assert!(reason.contains(words), "{words} in: {reason}");
+    }
+    let missing = Workload { name: "none".into(), ..workload() };
+    let error = direct.replicas("team-a", &missing).await.unwrap_err().to_string();
+    assert_eq!(error, "There is no Deployment `team-a/none` with a scale");
+}

@@ -1,0 +1,99 @@
+use serde_json::json;
+
+use super::*;
+
+fn object(value: Value) -> ScaledObject {
+    serde_json::from_value(value).unwrap()
+}
+
+fn annotated(annotations: Value) -> ScaledObject {
+    object(json!({ "metadata": { "name": "chat", "namespace": "team-a", "annotations": annotations } }))
+}
+
+#[test]
+fn it_is_paused_as_keda_reads_it() {
+    for (annotations, expected) in [
+        (json!({}), None),
+        (json!({ PAUSED: "true" }), Some(Pause::Frozen)),
+        (json!({ PAUSED: "" }), Some(Pause::Frozen)),
+        (json!({ PAUSED: "yes" }), Some(Pause::Frozen)),
+        (json!({ PAUSED: "false" }), None),
+        (json!({ PAUSED: "0" }), None),
+        (json!({ PAUSED: "false", PAUSED_REPLICAS: "0" }), Some(Pause::At(0))),
+        (json!({ PAUSED: "true", PAUSED_REPLICAS: "2" }), Some(Pause::At(2))),
+        (json!({ PAUSED_REPLICAS: "many" }), Some(Pause::Frozen)),
+        (json!({ PAUSED_SCALE_OUT: "true" }), Some(Pause::ScaleOut)),
+        (json!({ PAUSED_SCALE_OUT: "f" }), None),
+        (json!({ "autoscaling.keda.sh/paused-scale-in": "true" }), None),
+    ] {
+        assert_eq!(annotated(annotations.clone()).pause(), expected, "{annotations}");
+    }
+}
+
+#[test]
+fn its_triggers_name_routes_of_ours_and_of_the_add_on() {
+    let scaled = object(json!({
+        "metadata": { "name": "chat", "namespace": "team-a" },
+        "spec": {
+            "scaleTargetRef": { "name": "vllm" },
+            "triggers": [
+                { "type": "external-push", "metadata": { "scalerAddress": "anteroom.anteroom:9090", "route": "chat" } },
+                { "type": "external", "metadata": { "interceptorRoute": "old" } },
+                { "type": "prometheus", "metadata": { "route": "no", "query": "sum(x)" } },
+                { "type": "external-push", "metadata": { "scalerAddress": "other:1" } },
+                { "type": "external-push" },
+                { "metadata": { "route": "typeless" } },
+                7,
+            ],
+        },
+    }));
+    let triggers: Vec<_> = scaled.triggers().collect();
+    assert_eq!(
+        triggers,
+        [
+            Trigger { route: "chat".into(), address: "anteroom.anteroom:9090".into(), pushes: true },
+            Trigger { route: "old".into(), address: String::new(), pushes: false },
+        ]
+    );
+    let workload = scaled.workload().unwrap();
+    assert_eq!(
+        (&*workload.api_version, &*workload.kind, &*workload.name),
+        ("apps/v1", "Deployment", "vllm"),
+        "KEDA's defaults"
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_as_if_it_were_not_there() {
+    let scaled = object(json!({
+        "metadata": { "name": "odd" },
+        "spec": { "triggers": "none", "scaleTargetRef": 1 },
+        "status": [],
+    }));
+    assert_eq!((scaled.triggers().count(), scaled.workload(), scaled.not_ready()), (0, None, None));
+    assert_eq!((scaled.pause(), scaled.last_active()), (None, None));
+}
+
+#[test]
+fn its_status_tells_why_keda_does_not_act() {
+    let scaled = object(json!({
+        "status": {
+            "lastActiveTime": "2026-11-24T20:00:00Z",
+            "conditions": [
+                { "type": "Active", "status": "False", "reason": "x" },
+                { "type": "Ready", "status": "False", "reason": "ScaledObjectCheckFailed", "message": "no Deployment" },
+            ],
+        },
+    }));
+    assert_eq!(scaled.not_ready(), Some(("ScaledObjectCheckFailed", "no Deployment")));
+    assert_eq!(scaled.last_active().unwrap().to_string(), "2026-11-24T20:00:00Z");
+}
+
+#[test]
+fn a_name_means_the_route_of_its_own_namespace_else_that_of_the_file() {
+    let known = ["team-a/chat", "chat", "other"].map(RouteKey::from);
+    let named = |namespace, name| named(namespace, name, |key| known.contains(key));
+    assert_eq!(named("team-a", "chat"), Some("team-a/chat".into()));
+    assert_eq!(named("team-b", "chat"), Some("chat".into()));
+    assert_eq!(named("team-b", "none"), None);
+}

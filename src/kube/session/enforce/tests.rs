@@ -1,0 +1,133 @@
+use serde_json::{Value, json};
+use tokio::time::{Instant, advance};
+
+use super::{super::*, *};
+use crate::kube::{scaled_objects::*, stand_in::StandIn};
+
+const PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
+
+fn object(annotations: Value) -> Value {
+    json!({ "apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject",
+        "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1", "annotations": annotations } })
+}
+
+fn session(until: &str, then: &str) -> Value {
+    object(json!({ UNTIL: until, THEN: then }))
+}
+
+/// A server at 20:00:00, and so many replicas of the proxy that watch it.
+fn stage(replicas: usize) -> (StandIn, Vec<Cluster>) {
+    let server = StandIn::default();
+    server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
+    let clusters = (0..replicas).map(|_| replica(&server));
+    let clusters = clusters.collect();
+    (server, clusters)
+}
+
+fn replica(server: &StandIn) -> Cluster {
+    let cluster = server.cluster();
+    let running = enforce(cluster.clone(), cluster.scaled_objects(), cluster.events());
+    cluster.spawn(running);
+    cluster
+}
+
+fn annotations(server: &StandIn) -> Value {
+    server.object(PATH)["metadata"]["annotations"].clone()
+}
+
+/// Waits until the session is over, and says how long that took.
+async fn over(server: &StandIn) -> f64 {
+    let began = Instant::now();
+    while annotations(server)[UNTIL].is_string() {
+        assert!(began.elapsed() < Duration::from_secs(24 * 3600), "{}", annotations(server));
+        sleep(Duration::from_millis(100)).await;
+    }
+    began.elapsed().as_secs_f64()
+}
+
+fn patches(server: &StandIn) -> usize {
+    server.changes().iter().filter(|(method, path)| method == "PATCH" && path == PATH).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_ends_when_it_says_whoever_has_gone() {
+    let (server, _clusters) = stage(1);
+    server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
+    let took = over(&server).await;
+    assert!((7200.0..7201.0).contains(&took), "{took}: 2 h from 20:00:00 by the server's clock");
+    assert_eq!(annotations(&server), json!({ PAUSED: "true" }));
+    sleep(Duration::from_secs(5)).await;
+    let [event] = server.objects("/events/").try_into().unwrap();
+    assert_eq!((&event["reason"], &event["type"]), (&json!("SessionEnded"), &json!("Normal")));
+    assert_eq!(
+        (&event["regarding"]["kind"], &event["regarding"]["uid"]),
+        (&json!("ScaledObject"), &json!("u-1"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_replicas_end_it_once() {
+    let (server, _clusters) = stage(3);
+    server.put(PATH, session("2026-11-24T20:10:00Z", "zero"));
+    over(&server).await;
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(annotations(&server), json!({ PAUSED: "true", PAUSED_REPLICAS: "0" }));
+    assert_eq!(patches(&server), 1);
+    assert_eq!(server.objects("/events/").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_starts_late_ends_what_is_overdue() {
+    let (server, _) = stage(0);
+    server.put(PATH, session("2026-11-24T19:00:00Z", "pause"));
+    let _cluster = replica(&server);
+    let took = over(&server).await;
+    assert!(took < 1.0, "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_moves_is_followed() {
+    let (server, _clusters) = stage(1);
+    server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
+    sleep(Duration::from_secs(3600)).await;
+    server.put(PATH, session("2026-11-24T23:00:00Z", "pause"));
+    sleep(Duration::from_secs(7100)).await;
+    assert!(annotations(&server)[UNTIL].is_string(), "20:00 + 3600 s + 7100 s is 22:58:20");
+    server.put(PATH, session("2026-11-24T22:59:00Z", "pause"));
+    let took = over(&server).await;
+    assert!((40.0..41.0).contains(&took), "{took}: 40 s from 22:58:20");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_right_it_says_so_and_goes_on_trying() {
+    let (server, _clusters) = stage(1);
+    server.forbid("PATCH", "scaledobjects");
+    server.put(PATH, session("2026-11-24T20:00:30Z", "pause"));
+    sleep(Duration::from_secs(300)).await;
+    assert!(annotations(&server)[UNTIL].is_string());
+    server.allow_all();
+    let took = over(&server).await;
+    assert!(took <= 61.0, "{took}: tried every 60 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_time_and_what_is_no_session_is_left_alone() {
+    let (server, _clusters) = stage(1);
+    server.put(PATH, session("soon", "pause"));
+    server.put(&PATH.replace("chat", "other"), object(json!({ PAUSED: "true" })));
+    sleep(Duration::from_secs(3600)).await;
+    assert!(server.changes().is_empty(), "{:?}", server.changes());
+}
+
+#[tokio::test(start_paused = true)]
+async fn keda_may_be_installed_later() {
+    let server = StandIn::default();
+    server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
+    server.lack("keda.sh");
+    let _cluster = replica(&server);
+    advance(Duration::from_secs(100)).await;
+    server.install_all();
+    server.put(PATH, session("2026-11-24T20:00:00Z", "pause"));
+    let took = over(&server).await;
+    assert!(took <= 31.0, "{took}: looked for every 30 s");
+}

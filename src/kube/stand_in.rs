@@ -1,0 +1,262 @@
+//! An API server for tests, within the process: no socket, so that tests may pause the clock. It lists, watches, gets,
+//! creates and patches whatever objects it is given, and refuses patches of what has changed since it was read.
+
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+
+use axum::{
+    Router,
+    body::{Body, Bytes, to_bytes},
+    extract::State,
+    http::{Method, Request, Response, StatusCode},
+};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::{Cluster, session::Clock};
+
+/// The server.
+#[derive(Clone, Default)]
+pub(crate) struct StandIn(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    version: u64,
+    /// By path, such as `/apis/keda.sh/v1alpha1/namespaces/a/scaledobjects/x`.
+    objects: BTreeMap<String, Value>,
+    watchers: Vec<Watcher>,
+    /// Changes that were made through the API: method and path.
+    changes: Vec<(String, String)>,
+    /// What is forbidden: a method, and a part of the path.
+    forbidden: Vec<(&'static str, &'static str)>,
+    /// Groups that there are not, such as `keda.sh`.
+    missing: Vec<&'static str>,
+    /// What it says in `Date`.
+    clock: Option<Clock>,
+}
+
+struct Watcher {
+    collection: String,
+    name: Option<String>,
+    events: mpsc::UnboundedSender<Result<Bytes, Infallible>>,
+}
+
+type Answer = Result<Value, (StatusCode, String)>;
+
+/// The kinds whose collections are known, so that one without objects is empty and not missing.
+const KINDS: [&str; 8] = [
+    "scaledobjects",
+    "deployments",
+    "statefulsets",
+    "pods",
+    "events",
+    "modelroutes",
+    "interceptorroutes",
+    "horizontalpodautoscalers",
+];
+
+// === impl StandIn ===
+
+impl StandIn {
+    pub(crate) fn client(&self) -> kube::Client {
+        kube::Client::new(Router::new().fallback(answer).with_state(self.clone()), "default")
+    }
+
+    pub(crate) fn cluster(&self) -> Cluster {
+        Cluster::of(self.client())
+    }
+
+    /// Creates or replaces an object, as somebody else would.
+    pub(crate) fn put(&self, path: &str, object: Value) {
+        self.0.lock().put(path, object);
+    }
+
+    pub(crate) fn remove(&self, path: &str) {
+        let mut inner = self.0.lock();
+        inner.version += 1;
+        let object = inner.objects.remove(path).unwrap();
+        inner.tell(path, "DELETED", &object);
+    }
+
+    pub(crate) fn object(&self, path: &str) -> Value {
+        self.0.lock().objects.get(path).cloned().unwrap_or_default()
+    }
+
+    /// Objects whose path contains this.
+    pub(crate) fn objects(&self, part: &str) -> Vec<Value> {
+        self.0
+            .lock()
+            .objects
+            .iter()
+            .filter(|(path, _)| path.contains(part))
+            .map(|(_, object)| object.clone())
+            .collect()
+    }
+
+    pub(crate) fn changes(&self) -> Vec<(String, String)> {
+        self.0.lock().changes.clone()
+    }
+
+    pub(crate) fn forbid(&self, method: &'static str, part: &'static str) {
+        self.0.lock().forbidden.push((method, part));
+    }
+
+    pub(crate) fn allow_all(&self) {
+        self.0.lock().forbidden.clear();
+    }
+
+    pub(crate) fn lack(&self, group: &'static str) {
+        self.0.lock().missing.push(group);
+    }
+
+    pub(crate) fn install_all(&self) {
+        self.0.lock().missing.clear();
+    }
+
+    pub(crate) fn set_clock(&self, clock: Clock) {
+        self.0.lock().clock = Some(clock);
+    }
+}
+
+async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let mut inner = server.0.lock();
+    let query = head.uri.query().unwrap_or_default();
+    let path = head.uri.path();
+    let date = inner.clock.map(|clock| {
+        jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&clock.now()).unwrap()
+    });
+    let mut response = Response::builder();
+    if let Some(date) = date {
+        response = response.header("date", date);
+    }
+    if query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1") {
+        return response.body(inner.watch(path, query)).unwrap();
+    }
+    let (status, value) = match inner.answer(&head.method, path, query, &body) {
+        Ok(value) => (StatusCode::OK, value),
+        Err((status, message)) => (
+            status,
+            json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
+                "reason": status.canonical_reason().unwrap_or_default().replace(' ', ""), "code": status.as_u16() }),
+        ),
+    };
+    response.status(status).body(value.to_string().into()).unwrap()
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn answer(&mut self, method: &Method, path: &str, query: &str, body: &[u8]) -> Answer {
+        if path == "/version" {
+            return Ok(json!({ "major": "1", "minor": "37" }));
+        }
+        if self.forbidden.iter().any(|(forbidden, part)| method == forbidden && path.contains(part)) {
+            return Err((StatusCode::FORBIDDEN, "User \"x\" cannot do that".into()));
+        }
+        let not_found =
+            || (StatusCode::NOT_FOUND, "the server could not find the requested resource".to_owned());
+        if self.missing.iter().any(|group| path.contains(group)) {
+            return Err(not_found());
+        }
+        let (plain, is_scale) = path.strip_suffix("/scale").map_or((path, false), |plain| (plain, true));
+        let last = plain.rsplit('/').next().unwrap_or_default();
+        if method == Method::GET && KINDS.contains(&last) {
+            return Ok(self.list(plain, query));
+        }
+        if method == Method::GET && plain.matches('/').count() == 3 {
+            return Ok(json!({ "kind": "APIResourceList", "groupVersion": &plain[6..], "resources": [] }));
+        }
+        if method == Method::POST {
+            let object: Value = serde_json::from_slice(body).unwrap();
+            let name = object["metadata"]["name"].as_str().unwrap();
+            let path = format!("{plain}/{name}");
+            if self.objects.contains_key(&path) {
+                return Err((StatusCode::CONFLICT, "it exists already".into()));
+            }
+            self.changes.push((method.to_string(), path.clone()));
+            return Ok(self.put(&path, object));
+        }
+        let mut object = self.objects.get(plain).cloned().ok_or_else(not_found)?;
+        if method == Method::PATCH {
+            let patch: Value = serde_json::from_slice(body).unwrap();
+            let seen = &patch["metadata"]["resourceVersion"];
+            if seen.is_string() && *seen != object["metadata"]["resourceVersion"] {
+                return Err((StatusCode::CONFLICT, "the object has been modified".into()));
+            }
+            merge(&mut object, patch);
+            self.changes.push((method.to_string(), path.to_owned()));
+            object = self.put(plain, object);
+        }
+        if is_scale {
+            return Ok(
+                json!({ "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": object["metadata"],
+                "spec": { "replicas": object["spec"]["replicas"] } }),
+            );
+        }
+        Ok(object)
+    }
+
+    fn put(&mut self, path: &str, mut object: Value) -> Value {
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = self.version.to_string().into();
+        let former = self.objects.insert(path.to_owned(), object.clone());
+        self.tell(path, if former.is_some() { "MODIFIED" } else { "ADDED" }, &object);
+        object
+    }
+
+    fn list(&self, collection: &str, query: &str) -> Value {
+        let name = selected(query);
+        let items = self.objects.iter().filter(|(path, _)| is_in(path, collection, name.as_deref()));
+        let items: Vec<_> = items.map(|(_, object)| object).collect();
+        json!({ "kind": "List", "apiVersion": "v1",
+            "metadata": { "resourceVersion": self.version.to_string() }, "items": items })
+    }
+
+    fn watch(&mut self, collection: &str, query: &str) -> Body {
+        let (events, body) = mpsc::unbounded_channel();
+        self.watchers.push(Watcher { collection: collection.into(), name: selected(query), events });
+        Body::from_stream(UnboundedReceiverStream::new(body))
+    }
+
+    fn tell(&mut self, path: &str, kind: &str, object: &Value) {
+        let event = json!({ "type": kind, "object": object });
+        self.watchers.retain(|watcher| {
+            !is_in(path, &watcher.collection, watcher.name.as_deref())
+                || watcher.events.send(Ok(format!("{event}\n").into())).is_ok()
+        });
+    }
+}
+
+fn selected(query: &str) -> Option<String> {
+    query.split('&').find_map(|pair| pair.strip_prefix("fieldSelector=metadata.name%3D")).map(str::to_owned)
+}
+
+/// Whether the object at `path` is one of `collection`, of one namespace or of all.
+fn is_in(path: &str, collection: &str, name: Option<&str>) -> bool {
+    let Some((of, last)) = path.rsplit_once('/') else { return false };
+    let everywhere = match of.split_once("/namespaces/") {
+        Some((group, rest)) => rest.split_once('/').map(|(_, kind)| format!("{group}/{kind}")),
+        None => None,
+    };
+    (of == collection || everywhere.as_deref() == Some(collection)) && name.is_none_or(|name| name == last)
+}
+
+/// A JSON merge patch (RFC 7386).
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = json!({});
+    }
+    for (key, value) in patch {
+        match value {
+            Value::Null => drop(target.as_object_mut().unwrap().remove(&key)),
+            value => merge(&mut target[key], value),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::{domain::ObstacleKind, kube::report::EndpointCounts};
+
+/// One replica and the object that it looks at.
+struct Replica {
+    said: Said,
+    object: RouteObject,
+    verdict: Verdict,
+    report: RouteReport,
+}
+
+impl Replica {
+    fn new(state: State) -> Self {
+        Self {
+            said: Said::default(),
+            object: RouteObject {
+                kind: RouteKind::ModelRoute,
+                namespace: "models".into(),
+                name: "tiny".into(),
+            },
+            verdict: Verdict::Accepted {
+                target: "service vllm:1".into(),
+                remarks: Vec::new(),
+                partly: false,
+            },
+            report: RouteReport { state, ..RouteReport::default() },
+        }
+    }
+
+    fn plan(&mut self, there: &ModelRouteStatus) -> Plan {
+        let observed = Observed { generation: Some(1), status: Some(there.clone()) };
+        self.said.plan(&self.object, &self.verdict, &self.report, &observed, Instant::now())
+    }
+
+    /// Writes if it is time, and says when to look again if not.
+    fn act(&mut self, there: &mut ModelRouteStatus) -> Option<Duration> {
+        match self.plan(there) {
+            Plan::Nothing => None,
+            Plan::Later(when) => Some(when - Instant::now()),
+            Plan::Write(status) => {
+                self.said.written(status.clone(), Instant::now());
+                *there = status;
+                Some(Duration::ZERO)
+            }
+        }
+    }
+}
+
+async fn pass(seconds: f64) {
+    tokio::time::advance(Duration::from_secs_f64(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn news_are_written_at_once_and_then_rarely() {
+    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Idle));
+    assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
+    assert_eq!(replica.act(&mut there), None, "it stands there");
+    assert_eq!((there.state, there.conditions.len()), (Some(State::Idle), 3));
+
+    // 0.4 s after the last write: the second is over in 0.6 s.
+    pass(0.4).await;
+    replica.report.state = State::Starting;
+    assert_eq!(replica.act(&mut there), Some(Duration::from_millis(600)));
+    pass(0.6).await;
+    assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
+
+    // Numbers alone wait for the ten seconds.
+    pass(4.0).await;
+    replica.report.held = 7;
+    assert_eq!(replica.act(&mut there), Some(Duration::from_secs(6)));
+    pass(6.0).await;
+    assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
+    assert_eq!(there.held, Some(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_condition_keeps_its_time_until_its_status_changes() {
+    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Idle));
+    replica.act(&mut there);
+    for condition in &mut there.conditions {
+        condition.last_transition_time = "2020-01-01T00:00:00Z".into();
+    }
+    pass(1.0).await;
+    replica.report.state = State::Ready;
+    (replica.report.ready, replica.report.endpoints) = (1, 2);
+    replica.act(&mut there);
+    let time = |kind: &str| {
+        let condition = there.conditions.iter().find(|condition| condition.kind == kind).unwrap();
+        (condition.status.clone(), condition.last_transition_time == "2020-01-01T00:00:00Z")
+    };
+    assert_eq!(time("Accepted"), ("True".into(), true));
+    assert_eq!(time("Ready"), ("True".into(), false), "it was False before");
+    assert_eq!(there.endpoints, Some(EndpointCounts { ready: 1, total: 2 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_replicas_do_not_write_over_each_other() {
+    let mut there = ModelRouteStatus::default();
+    let (mut holder, mut idle) = (Replica::new(State::Starting), Replica::new(State::Idle));
+    holder.report.held = 3;
+    holder.act(&mut there);
+    assert_eq!(there.state, Some(State::Starting));
+
+    // Who knows of nothing agrees with who does, for two minutes after that one's last word.
+    assert_eq!(idle.act(&mut there), None);
+    pass(119.0).await;
+    assert_eq!(idle.act(&mut there), None);
+    // Each word renews it.
+    holder.report.held = 5;
+    assert_eq!(holder.act(&mut there), Some(Duration::ZERO));
+    assert_eq!(idle.act(&mut there), None);
+    pass(119.0).await;
+    assert_eq!((idle.act(&mut there), holder.act(&mut there)), (None, None));
+
+    // It is over: the one that knew says so, and the other one agrees.
+    (holder.report.state, holder.report.held) = (State::Idle, 0);
+    assert_eq!(holder.act(&mut there), Some(Duration::ZERO));
+    assert_eq!((there.state, there.held), (Some(State::Idle), Some(0)));
+    assert_eq!(idle.act(&mut there), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_dead_replica_said_is_corrected() {
+    let mut there = ModelRouteStatus::default();
+    Replica::new(State::Starting).act(&mut there);
+    let mut idle = Replica::new(State::Idle);
+    assert_eq!(idle.act(&mut there), None);
+    pass(120.0).await;
+    assert_eq!(idle.act(&mut there), Some(Duration::ZERO), "its last own word was the other's");
+    assert_eq!(there.state, Some(State::Idle));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_seen_it_go_knows_better_than_what_stands_there() {
+    let mut there = ModelRouteStatus::default();
+    let (mut one, mut other) = (Replica::new(State::Ready), Replica::new(State::Ready));
+    one.act(&mut there);
+    assert_eq!(other.act(&mut there), None);
+    // One has died; the other sees the target go.
+    drop(one);
+    pass(5.0).await;
+    other.report.state = State::Idle;
+    assert_eq!(other.act(&mut there), Some(Duration::ZERO));
+    assert_eq!(there.state, Some(State::Idle));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_word_stands_for_a_while_and_is_then_corrected() {
+    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Ready));
+    replica.act(&mut there);
+    there.conditions.clear();
+    pass(1.0).await;
+    let wait = replica.act(&mut there).unwrap();
+    assert!((30.0..45.0).contains(&wait.as_secs_f64()), "{wait:?}");
+    pass(wait.as_secs_f64()).await;
+    assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
+    assert_eq!(there.conditions.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_cold_starts_the_later_is_told() {
+    let cold_start =
+        |started_at: &str| Some(LastColdStart { started_at: started_at.into(), ..LastColdStart::default() });
+    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Idle));
+    replica.act(&mut there);
+    there.last_cold_start = cold_start("2026-01-02T00:00:00.000Z");
+    replica.report.last_cold_start = cold_start("2026-01-01T00:00:00.000Z");
+    assert_eq!(replica.act(&mut there), None);
+    pass(1.0).await;
+    replica.report.last_cold_start = cold_start("2026-01-03T00:00:00.000Z");
+    assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
+    assert_eq!(there.last_cold_start, cold_start("2026-01-03T00:00:00.000Z"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_written_or_read_is_not_insisted_on() {
+    let there = ModelRouteStatus::default();
+    let mut replica = Replica::new(State::Idle);
+    for seconds in [2, 4, 8, 16, 32, 64, 120, 120] {
+        assert!(matches!(replica.plan(&there), Plan::Write(_)));
+        replica.said.failed(Instant::now());
+        let Plan::Later(when) = replica.plan(&there) else { panic!("no pause") };
+        assert_eq!(when - Instant::now(), Duration::from_secs(seconds));
+        pass(seconds as f64).await;
+    }
+    // An object that cannot be read: what stands there is not known, so it is said once.
+    let mut replica = Replica::new(State::Idle);
+    replica.verdict = Verdict::Invalid("it cannot be read".into());
+    let unread = Observed { generation: Some(1), status: None };
+    let plan = |replica: &mut Replica, unread: &Observed| {
+        replica.said.plan(&replica.object, &replica.verdict, &replica.report, unread, Instant::now())
+    };
+    let Plan::Write(status) = plan(&mut replica, &unread) else { panic!("not said") };
+    assert_eq!(status.state, Some(State::Refused));
+    replica.said.written(status, Instant::now());
+    pass(3600.0).await;
+    assert_eq!(plan(&mut replica, &unread), Plan::Nothing);
+    let changed = Observed { generation: Some(2), status: None };
+    assert!(matches!(plan(&mut replica, &changed), Plan::Write(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn conditions_say_why_with_the_obstacle() {
+    let mut replica = Replica::new(State::Starting);
+    replica.report.obstacle =
+        Some((ObstacleKind::AutoscalingPaused, Arc::from("ScaledObject vllm is paused")));
+    let mut there = ModelRouteStatus::default();
+    replica.act(&mut there);
+    let of = |there: &ModelRouteStatus, kind: &str| {
+        let condition = there.conditions.iter().find(|condition| condition.kind == kind).unwrap().clone();
+        assert_eq!(condition.observed_generation, Some(1));
+        (condition.status, condition.reason, condition.message)
+    };
+    assert_eq!(of(&there, "Scalable").1, "AutoscalingPaused");
+    assert!(of(&there, "Ready").2.contains("ScaledObject vllm is paused"));
+    replica.report = RouteReport { scaled_object: Some("vllm".into()), ..RouteReport::default() };
+    pass(10.0).await;
+    replica.act(&mut there);
+    assert_eq!(of(&there, "Scalable").0, "True");
+    // Of the Add-on's objects, its one column.
+    replica.object.kind = RouteKind::InterceptorRoute;
+    replica.said = Said::default();
+    let mut there = ModelRouteStatus::default();
+    replica.act(&mut there);
+    assert_eq!(there.conditions.len(), 1);
+    assert_eq!(of(&there, "Ready").0, "True");
+}

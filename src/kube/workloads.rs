@@ -1,0 +1,205 @@
+//! Workloads: how many replicas are asked for, and why their pods do not come.
+
+use std::{pin::pin, sync::Arc};
+
+use futures_util::StreamExt;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, GroupVersionKind},
+    core::{DeserializeGuard, Selector},
+    runtime::{WatchStreamExt, watcher::watch_object},
+};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::{
+    Cluster, Pods, PodsOf,
+    pod_reasons::{counts, trouble},
+    reasons::WorkloadFacts,
+};
+use crate::domain::Workload;
+
+/// A workload and where it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct WorkloadRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// What it is.
+    pub workload: Workload,
+}
+
+// === impl WorkloadRef ===
+
+impl WorkloadRef {
+    /// Its kind, as the API server knows it.
+    pub fn resource(&self) -> ApiResource {
+        let (group, version) = match self.workload.api_version.split_once('/') {
+            Some((group, version)) => (group, version),
+            None => ("", &*self.workload.api_version),
+        };
+        ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &self.workload.kind))
+    }
+
+    /// Its kind and name, as people write them.
+    pub fn full_name(&self) -> String {
+        format!("{} `{}/{}`", self.workload.kind, self.namespace, self.workload.name)
+    }
+}
+
+impl Cluster {
+    /// Follows a workload and its pods for as long as the receiver lives.
+    pub fn follow(&self, workload: WorkloadRef, pods: Arc<Pods>) -> watch::Receiver<Arc<WorkloadFacts>> {
+        let unknown = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
+        let (facts, receiver) = watch::channel(Arc::new(unknown));
+        let cluster = self.clone();
+        self.spawn(async move {
+            tokio::select! {
+                biased; // nobody reads it any more
+                () = facts.closed() => {}
+                () = follow(&cluster, &workload, &pods, &facts) => {}
+            }
+        });
+        receiver
+    }
+}
+
+async fn follow(
+    cluster: &Cluster,
+    workload: &WorkloadRef,
+    all_pods: &Pods,
+    facts: &watch::Sender<Arc<WorkloadFacts>>,
+) {
+    type Object = DeserializeGuard<DynamicObject>;
+    let api: Api<Object> =
+        Api::namespaced_with(cluster.client().clone(), &workload.namespace, &workload.resource());
+    let mut objects = pin!(watch_object(api, &workload.workload.name).default_backoff());
+    let mut known = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
+    let mut pods: Option<(String, PodsOf)> = None;
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            biased; // the workload says which pods are its own
+            object = objects.next() => match object {
+                Some(Ok(object)) => {
+                    failing = false;
+                    let data = object.and_then(|object| object.0.ok()).map(|object| object.data);
+                    known.is_missing = data.is_none();
+                    let data = data.unwrap_or_default();
+                    known.replicas = replicas(&data).filter(|_| !known.is_missing);
+                    known.failure = failure(&data);
+                    let selector = selector(&data);
+                    if pods.as_ref().map(|(selector, _)| selector) != selector.as_ref() {
+                        pods = selector.map(|selector| {
+                            let watched = all_pods.watch(&workload.namespace, &selector);
+                            (selector, watched)
+                        });
+                    }
+                }
+                // It is tried again with a growing pause; said once, until it goes well.
+                Some(Err(error)) if !failing => {
+                    failing = true;
+                    tracing::warn!(workload = %workload.full_name(), %error, "the workload is not heard of");
+                }
+                Some(Err(_)) => {}
+                None => return,
+            },
+            () = changed(&mut pods) => {}
+        }
+        known.pods = pods
+            .iter()
+            .flat_map(|(_, pods)| pods.all())
+            .filter(|pod| counts(pod))
+            .map(|pod| trouble(&pod))
+            .collect();
+        facts.send_if_modified(|before| {
+            let changed = **before != known;
+            if changed {
+                *before = Arc::new(known.clone());
+            }
+            changed
+        });
+    }
+}
+
+async fn changed(pods: &mut Option<(String, PodsOf)>) {
+    match pods {
+        Some((_, pods)) => pods.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How many replicas are asked for: one, where it does not say.
+fn replicas(object: &Value) -> Option<u32> {
+    match &object["spec"]["replicas"] {
+        Value::Null => Some(1),
+        replicas => u32::try_from(replicas.as_u64()?).ok(),
+    }
+}
+
+/// Why its pods cannot be created, as its controller says.
+fn failure(object: &Value) -> Option<String> {
+    let mut conditions = object["status"]["conditions"].as_array()?.iter();
+    let failure = conditions
+        .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True")?;
+    Some(failure["message"].as_str().unwrap_or("its controller does not say why").to_owned())
+}
+
+/// What selects its pods. One that is empty would select those of all others.
+fn selector(object: &Value) -> Option<String> {
+    let selector: LabelSelector = serde_json::from_value(object["spec"]["selector"].clone()).ok()?;
+    let selector = Selector::try_from(selector).ok()?.to_string();
+    (!selector.is_empty()).then_some(selector)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_deployment_tells_replicas_selector_and_why_its_pods_cannot_be_created() {
+        let object = json!({
+            "spec": { "replicas": 0, "selector": { "matchLabels": { "app": "vllm" }, "matchExpressions": [
+                { "key": "tier", "operator": "In", "values": ["gpu"] },
+            ] } },
+            "status": { "conditions": [
+                { "type": "Progressing", "status": "True", "message": "no" },
+                { "type": "ReplicaFailure", "status": "True", "message": "exceeded quota" },
+            ] },
+        });
+        assert_eq!(replicas(&object), Some(0));
+        assert_eq!(failure(&object).as_deref(), Some("exceeded quota"));
+        let selector = selector(&object).unwrap();
+        assert!(selector.contains("app=vllm") && selector.contains("tier in (gpu)"), "{selector}");
+    }
+
+    #[test]
+    fn what_another_kind_does_not_tell_is_not_known() {
+        let object = json!({ "spec": { "replicas": "many", "selector": "app=x" }, "status": 1 });
+        assert_eq!((replicas(&object), selector(&object), failure(&object)), (None, None, None));
+        assert_eq!(replicas(&json!({ "spec": {} })), Some(1));
+        assert_eq!(selector(&json!({ "spec": { "selector": {} } })), None, "not the pods of everybody");
+    }
+
+    #[test]
+    fn a_workload_is_of_the_kind_that_it_names() {
+        let workload = |api_version: &str, kind: &str| WorkloadRef {
+            namespace: "team-a".into(),
+            workload: Workload { api_version: api_version.into(), kind: kind.into(), name: "chat".into() },
+        };
+        for (api_version, kind, path) in [
+            ("apps/v1", "Deployment", "apps/v1 deployments"),
+            (
+                "leaderworkerset.x-k8s.io/v1",
+                "LeaderWorkerSet",
+                "leaderworkerset.x-k8s.io/v1 leaderworkersets",
+            ),
+            ("v1", "ReplicationController", "v1 replicationcontrollers"),
+        ] {
+            let resource = workload(api_version, kind).resource();
+            assert_eq!(format!("{} {}", resource.api_version, resource.plural), path);
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Replicas in memory, on a paused clock: what they tell each other is what really goes over the wire, less the wire.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tonic::Status;
+
+use super::{
+    network::{self, Network},
+    proto::{Report, RouteDemand},
+    report::Reports,
+    *,
+};
+use crate::{
+    admission::Gate,
+    coldstart::{ColdStarts, Phase},
+    domain::Policy,
+    hold::Ticket,
+};
+
+/// Everybody's addresses, and who answers there.
+#[derive(Default)]
+struct Wires {
+    listed: Mutex<Vec<SocketAddr>>,
+    ends: Mutex<HashMap<SocketAddr, Wire>>,
+}
+
+#[derive(Clone)]
+struct Wire {
+    id: Arc<str>,
+    routes: Arc<Directory>,
+    goodbye: CancellationToken,
+    broken: CancellationToken,
+    frozen: CancellationToken,
+}
+
+struct Replica {
+    gate: Arc<Gate>,
+    directory: Arc<Directory>,
+    board: Arc<Board>,
+    cold_starts: Arc<ColdStarts>,
+    wire: Wire,
+    following: JoinHandle<()>,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn address(number: u8) -> SocketAddr {
+    (Ipv4Addr::new(10, 0, 0, number), 9091).into()
+}
+
+impl Network for Wires {
+    async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.listed.lock().clone())
+    }
+
+    async fn watch(&self, address: SocketAddr) -> Result<network::Reports, Status> {
+        let wire = self.ends.lock().get(&address).cloned().ok_or_else(|| Status::unavailable("nobody"))?;
+        if wire.broken.is_cancelled() {
+            return Err(Status::unavailable("nobody"));
+        }
+        let (broken, frozen) = (wire.broken.clone(), wire.frozen.clone());
+        let reports = Reports::new(wire.id, wire.routes, wire.goodbye).stream(None);
+        let reports = Box::pin(reports).take_until(frozen.clone().cancelled_owned());
+        // A frozen one says nothing more, not even that it has gone.
+        let reports = reports.map(Some).chain(stream::once(async move {
+            if frozen.is_cancelled() {
+                std::future::pending::<()>().await;
+            }
+            None
+        }));
+        let reports = reports.filter_map(std::future::ready).take_until(broken.clone().cancelled_owned());
+        let reports = reports.chain(stream::iter(std::iter::from_fn(move || {
+            broken.is_cancelled().then(|| Err(Status::unavailable("reset")))
+        })));
+        Ok(Box::pin(reports))
+    }
+}
+
+impl Wires {
+    fn join(self: &Arc<Self>, number: u8) -> Replica {
+        self.join_at(number, &[address(number)])
+    }
+
+    /// Listed at once, and followed by those that resolve the service from then on.
+    fn join_at(self: &Arc<Self>, number: u8, addresses: &[SocketAddr]) -> Replica {
+        let cold_starts = ColdStarts::new(|_| {});
+        let gate = Gate::new("tiny".into(), Policy::default(), cold_starts.clone());
+        let directory = Arc::new(Directory::default());
+        directory.publish([gate.clone()]);
+        let wire = Wire {
+            id: format!("replica-{number}").into(),
+            routes: directory.clone(),
+            goodbye: CancellationToken::new(),
+            broken: CancellationToken::new(),
+            frozen: CancellationToken::new(),
+        };
+        for address in addresses {
+            self.ends.lock().insert(*address, wire.clone());
+            let mut listed = self.listed.lock();
+            if !listed.contains(address) {
+                listed.push(*address);
+            }
+        }
+        let board = Arc::new(Board::new(wire.id.to_string(), directory.clone(), TIMEOUT));
+        let following = tokio::spawn(Following::new(board.clone(), self.clone()).run());
+        Replica { gate, directory, board, cold_starts, wire, following }
+    }
+}
+
+impl Replica {
+    fn held(&self) -> u64 {
+        self.gate.counts_everywhere().held
+    }
+
+    fn states(&self) -> [usize; 3] {
+        self.board.states().map(|(_, number)| number)
+    }
+
+    fn hold(&self) -> Ticket<crate::admission::Permit> {
+        self.gate.hold(1, true).unwrap()
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.following.abort();
+    }
+}
+
+/// Long enough for all to have found each other: the service is resolved every 2 s.
+async fn settled() {
+    sleep(Duration::from_secs(7)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_replica_knows_the_sum_and_is_told_of_an_edge_at_once() {
+    let wires = Arc::<Wires>::default();
+    let replicas = [1, 2, 3].map(|number| wires.join(number));
+    settled().await;
+    assert_eq!(replicas.each_ref().map(Replica::states), [[2, 0, 0]; 3], "two others, not itself");
+    let mut changes = replicas[1].gate.demand().changes();
+    let start = Instant::now();
+    let mut tickets = vec![replicas[0].hold()];
+    changes.changed().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert!(replicas[1].gate.counts_everywhere().is_active());
+    assert!(!replicas[1].gate.counts().is_active(), "its own is false");
+    tickets.extend([replicas[0].hold(), replicas[1].hold()]);
+    sleep(Duration::from_millis(25)).await;
+    assert_eq!(replicas.each_ref().map(Replica::held), [3, 3, 3], "2 + 1, within a look of 20 ms");
+    tickets.clear();
+    sleep(Duration::from_millis(25)).await;
+    assert_eq!(replicas.each_ref().map(Replica::held), [0; 3]);
+    assert!(replicas[2].gate.counts_everywhere().lasting, "the lease of both");
+    replicas.iter().for_each(|replica| replica.gate.demand().settle());
+    sleep(Duration::from_millis(25)).await;
+    assert!(!replicas[2].gate.counts_everywhere().is_active());
+}
+
+#[tokio::test(start_paused = true)]
+async fn counts_are_told_at_most_every_20_ms() {
+    let wires = Arc::<Wires>::default();
+    let replica = wires.join(1);
+    let ending = CancellationToken::new();
+    let reports = Reports::new("one".into(), replica.directory.clone(), ending.clone()).stream(None);
+    let mut reports = Box::pin(reports);
+    assert_eq!(reports.next().await.unwrap().unwrap().routes, [], "nothing to say, and that at once");
+    let start = Instant::now();
+    assert_eq!(reports.next().await.unwrap().unwrap().routes, []);
+    assert_eq!(start.elapsed(), Duration::from_secs(1), "the heartbeat");
+    let _first = replica.hold();
+    let busy = tokio::spawn({
+        let gate = replica.gate.clone();
+        async move {
+            let mut tickets = Vec::new();
+            for _ in 0..100 {
+                sleep(Duration::from_millis(1)).await;
+                tickets.push(gate.hold(1, true).unwrap());
+            }
+            tickets
+        }
+    });
+    let start = Instant::now();
+    let mut told = Vec::new();
+    while told.last() != Some(&101) {
+        told.push(reports.next().await.unwrap().unwrap().routes[0].held);
+    }
+    assert_eq!(told[0], 1, "the edge, at once");
+    assert!(told.len() <= 7, "100 ms ÷ 20 ms, the edge and the end: {told:?}");
+    assert!(start.elapsed() <= Duration::from_millis(125), "{:?}", start.elapsed());
+    drop(busy.await.unwrap());
+    assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, 1);
+    ending.cancel();
+    assert!(reports.next().await.is_none(), "a goodbye");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_word_of_a_broken_connection_counts_for_the_timeout() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    two.wire.broken.cancel();
+    sleep(Duration::from_millis(8_900)).await;
+    assert_eq!(
+        (one.held(), one.states()),
+        (1, [0, 1, 1]),
+        "8.9 s: its last heartbeat was at most 1 s before"
+    );
+    sleep(Duration::from_millis(1_200)).await;
+    assert_eq!((one.held(), one.states()), (0, [0, 0, 1]), "10.1 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_comes_back_in_time_changes_nothing() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    let mut changes = one.gate.demand().changes();
+    changes.mark_unchanged();
+    two.wire.broken.cancel();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!((one.held(), one.states()), (1, [0, 1, 1]));
+    let mended = Wire { broken: CancellationToken::new(), ..two.wire.clone() };
+    wires.ends.lock().insert(address(2), mended);
+    sleep(Duration::from_secs(30)).await;
+    assert_eq!((one.held(), one.states()), (1, [1, 0, 0]));
+    assert!(!changes.has_changed().unwrap(), "it was true all the time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_replica_counts_for_the_timeout_and_is_asked_again() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    two.wire.frozen.cancel();
+    sleep(Duration::from_millis(8_900)).await;
+    assert_eq!(one.held(), 1);
+    sleep(Duration::from_millis(1_200)).await;
+    assert_eq!((one.held(), one.states()), (0, [0, 0, 1]));
+    let thawed = Wire { frozen: CancellationToken::new(), ..two.wire.clone() };
+    wires.ends.lock().insert(address(2), thawed);
+    sleep(Duration::from_secs(6)).await;
+    assert_eq!((one.held(), one.states()), (1, [1, 0, 0]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_goodbye_is_gone_at_once() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    let mut changes = one.gate.demand().changes();
+    changes.mark_unchanged();
+    let start = Instant::now();
+    two.wire.goodbye.cancel();
+    changes.changed().await.unwrap();
+    assert_eq!((start.elapsed(), one.held()), (Duration::ZERO, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_replica_at_an_old_address_replaces_what_was_said_there() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    two.wire.broken.cancel();
+    let _new = wires.join_at(3, &[address(2)]);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!((one.held(), one.states()), (0, [1, 0, 0]), "long before the timeout");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_with_two_addresses_counts_once_and_ourselves_never() {
+    let wires = Arc::<Wires>::default();
+    let one = wires.join_at(1, &[address(1), address(101)]);
+    let two = wires.join_at(2, &[address(2), address(102)]);
+    settled().await;
+    let _held = (one.hold(), two.hold());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!((one.held(), one.states()), (2, [1, 0, 0]));
+    // The address in use breaks: the other one takes over.
+    wires.ends.lock().remove(&address(2));
+    let left = Wire { broken: CancellationToken::new(), ..two.wire.clone() };
+    wires.ends.lock().insert(address(102), left);
+    two.wire.broken.cancel();
+    sleep(Duration::from_secs(15)).await;
+    assert_eq!((one.held(), one.states()[0]), (2, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_that_comes_later_knows_what_others_hold() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    one.directory.publish([]);
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    let gate = Gate::new("tiny".into(), Policy::default(), one.cold_starts.clone());
+    one.directory.publish([gate.clone()]);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(gate.counts_everywhere().held, 1);
+    // And one that goes is taken back.
+    two.directory.publish([]);
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(gate.counts_everywhere().held, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_of_another_replica_ends_the_signal_here() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    one.gate.cold_starts().await_push(true);
+    settled().await;
+    let _held = one.hold();
+    one.gate.cold_starts().begin(one.gate.demand().raised_since().unwrap(), 1);
+    sleep(Duration::from_millis(3)).await;
+    two.gate.demand().pushed();
+    sleep(Duration::from_millis(5)).await;
+    one.gate.cold_starts().ready();
+    one.gate.cold_starts().abandoned();
+    let [record] = one.cold_starts.recent(None, 1).try_into().unwrap();
+    let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();
+    assert_eq!(phases, [(Phase::Signal, 3.0), (Phase::Load, 5.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_says_is_bounded_and_never_spoils_the_sum() {
+    let wires = Arc::<Wires>::default();
+    let one = wires.join(1);
+    let demand =
+        |route: String, rate| RouteDemand { route, request_rate: rate, held: 1, ..RouteDemand::default() };
+    let report = |routes| Report { replica: "bad".into(), routes };
+    one.board
+        .found(address(200), &report(vec![demand("tiny".into(), f64::NAN), demand("x".repeat(600), 1.0)]));
+    one.board.heard(&report((0..12_000).map(|number| demand(number.to_string(), 1.0)).collect()));
+    one.board.heard(&report(vec![RouteDemand { held: u64::MAX, ..demand("tiny".into(), -1.0) }]));
+    let _held = one.hold();
+    let counts = one.gate.counts_everywhere();
+    assert_eq!((counts.held, counts.request_rate), (u64::MAX, 0.0), "no overflow, and a number");
+    assert_eq!(one.board.routes_of("bad"), 10_000);
+    for number in 0..100 {
+        let found =
+            one.board.found(address(number), &Report { replica: number.to_string(), routes: Vec::new() });
+        assert_eq!(found == board::Found::TooMany, number >= 63, "{number}: the bad one is the first of 64");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_routes_are_told_in_several_reports_at_once() {
+    let wires = Arc::<Wires>::default();
+    let one = wires.join(1);
+    let gates: Vec<_> = (0..4_500)
+        .map(|number| {
+            Gate::new(format!("route-{number}").as_str().into(), Policy::default(), one.cold_starts.clone())
+        })
+        .collect();
+    let _held: Vec<_> = gates.iter().map(|gate| gate.hold(1, true).unwrap()).collect();
+    one.directory.publish(gates);
+    let reports = Reports::new("one".into(), one.directory.clone(), CancellationToken::new()).stream(None);
+    let mut reports = Box::pin(reports);
+    let start = Instant::now();
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        told.push(reports.next().await.unwrap().unwrap().routes.len());
+    }
+    assert_eq!((told, start.elapsed()), (vec![2000, 2000, 500], Duration::ZERO));
+}

@@ -1,0 +1,246 @@
+use std::sync::Arc;
+
+use tokio::{
+    task::yield_now,
+    time::{advance, timeout},
+};
+
+use super::*;
+use crate::{
+    admission::Gate,
+    coldstart::{ColdStarts, Phase},
+    demand::Counts,
+    domain::{Concurrency, Period, Policy, RequestRate, Scaling},
+    scaler::keda::proto::ScaledObjectRef,
+    state::Endpoint,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Scene {
+    directory: Arc<Directory>,
+    gate: Arc<Gate>,
+    cold_starts: Arc<ColdStarts>,
+    ending: CancellationToken,
+}
+
+/// A route with a linger of 60 s and an activation timeout of 30 min, the defaults.
+fn scene() -> Scene {
+    let cold_starts = ColdStarts::new(|_| {});
+    let gate = Gate::new("tiny".into(), Policy::default(), cold_starts.clone());
+    let directory = Arc::new(Directory::default());
+    directory.publish([gate.clone()]);
+    Scene { directory, gate, cold_starts, ending: CancellationToken::new() }
+}
+
+fn trigger() -> Trigger {
+    Trigger::of(&ScaledObjectRef {
+        name: "vllm".into(),
+        namespace: "ml".into(),
+        scaler_metadata: [("route".into(), "tiny".into())].into(),
+    })
+    .unwrap()
+}
+
+impl Scene {
+    fn activity(&self) -> Activity {
+        Activity::new(trigger(), self.directory.clone(), self.ending.clone())
+    }
+
+    fn specs(&self) -> Specs {
+        Specs::new(trigger(), self.directory.clone(), self.ending.clone())
+    }
+
+    fn up(&self) -> Arc<Endpoint> {
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        self.gate.target().add(&endpoint);
+        self.gate.target().ready(&endpoint, None);
+        self.gate.demand().settle();
+        endpoint
+    }
+}
+
+/// What is said next, and after how long.
+async fn next(activity: &mut Activity) -> (Duration, Option<bool>) {
+    let start = Instant::now();
+    let said = activity.next().await;
+    (start.elapsed(), said)
+}
+
+/// Nothing is said within an hour.
+async fn silent(activity: &mut Activity) {
+    assert!(timeout(3600 * SECOND, activity.next()).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_state_comes_at_once_then_every_edge_and_true_every_5_s() {
+    let scene = scene();
+    let mut activity = scene.activity();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
+    silent(&mut activity).await;
+    let held = scene.gate.hold(1, true).unwrap();
+    for wait in [0, 5, 5, 5] {
+        assert_eq!(next(&mut activity).await, (wait * SECOND, Some(true)));
+    }
+    let mut late = scene.activity();
+    assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "who comes later is told, too");
+    drop(held);
+    assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the lease");
+    let left = 1800 - 20;
+    let mut total = 0;
+    loop {
+        let (wait, said) = next(&mut activity).await;
+        total += wait.as_secs();
+        if said == Some(false) {
+            break;
+        }
+        assert_eq!((wait, said), (5 * SECOND, Some(true)));
+    }
+    assert_eq!(total, left, "the lease of 1800 s, less 4 × 5");
+    assert_eq!(scene.gate.demand().pushes(), 2, "one edge, on two streams; repetitions are none");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_warm_request_after_the_linger_is_pushed_and_the_linger_counts_from_its_end() {
+    let scene = scene();
+    scene.up();
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(false));
+    let (permit, _) = scene.gate.enter().unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+    advance(Duration::from_secs(2)).await;
+    drop(permit);
+    let mut total = 2 * SECOND;
+    let wait = loop {
+        let (wait, said) = next(&mut activity).await;
+        total += wait;
+        if said == Some(false) {
+            break wait;
+        }
+    };
+    assert_eq!(total, 62 * SECOND, "2 + 60");
+    assert_eq!(wait, 2 * SECOND, "the last repetition was at 60");
+    let _again = scene.gate.enter().unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_activation_is_pushed_at_once_though_demand_was_true_already() {
+    let scene = scene();
+    let endpoint = scene.up();
+    drop(scene.gate.enter().unwrap());
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(true));
+    advance(SECOND).await;
+    endpoint.retire();
+    let _held = scene.gate.hold(1, true).unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "not with the repetition, 4 s later");
+    let _second = scene.gate.hold(1, true).unwrap();
+    assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the second one asks for nothing new");
+    // It failed, and the next request asks for another try.
+    scene.gate.demand().settle();
+    let _third = scene.gate.hold(1, true).unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_other_replicas_hold_is_pushed_and_repeated_here() {
+    let scene = scene();
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(false));
+    let set = |counts| scene.gate.demand().set_peers(counts);
+    set(Counts { held: 1, activations: 1, ..Counts::default() });
+    for wait in [0, 5, 5] {
+        assert_eq!(next(&mut activity).await, (wait * SECOND, Some(true)));
+    }
+    set(Counts { held: 2, activations: 2, ..Counts::default() });
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "another activation over there");
+    set(Counts::default());
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
+    silent(&mut activity).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_that_comes_later_goes_and_comes_back_needs_no_new_stream() {
+    let scene = scene();
+    scene.directory.publish([]);
+    let mut activity = scene.activity();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
+    silent(&mut activity).await;
+    let _held = scene.gate.hold(1, true).unwrap();
+    // While the stream waits, as it does most of the time.
+    let come = async { scene.directory.publish([scene.gate.clone()]) };
+    let (said, ()) = tokio::join!(next(&mut activity), come);
+    assert_eq!(said, (Duration::ZERO, Some(true)));
+    assert_eq!(scene.gate.demand().streams(), 1);
+    scene.directory.publish([]);
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
+    assert_eq!(scene.gate.demand().streams(), 0);
+    let other = Gate::new("tiny".into(), Policy::default(), scene.cold_starts.clone());
+    let _held = other.hold(1, true).unwrap();
+    scene.directory.publish([other.clone()]);
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+    assert_eq!((scene.gate.demand().streams(), other.demand().streams()), (0, 1));
+    drop(activity);
+    assert_eq!(other.demand().streams(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_when_told_to() {
+    let scene = scene();
+    let _held = scene.gate.hold(1, true).unwrap();
+    let (mut activity, mut specs) = (scene.activity(), scene.specs());
+    assert_eq!(activity.next().await, Some(true));
+    assert!(specs.next().await.is_some());
+    scene.ending.cancel();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, None));
+    assert_eq!(specs.next().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_push_ends_the_signal_of_the_cold_start() {
+    let scene = scene();
+    scene.gate.cold_starts().await_push(true);
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(false));
+    let _held = scene.gate.hold(1, true).unwrap();
+    advance(Duration::from_millis(1)).await;
+    assert_eq!(activity.next().await, Some(true));
+    // Whoever looks after the target finds out a little later that nothing is up.
+    advance(Duration::from_millis(7)).await;
+    scene.gate.cold_starts().begin(scene.gate.demand().raised_since().unwrap(), 1);
+    scene.gate.cold_starts().heard();
+    scene.gate.cold_starts().ready();
+    scene.gate.cold_starts().abandoned();
+    let [record] = scene.cold_starts.recent(None, 1).try_into().unwrap();
+    let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();
+    assert_eq!(phases, [(Phase::Signal, 1.0), (Phase::Load, 7.0)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn specs_come_at_once_and_when_a_reload_changes_them() {
+    let scene = scene();
+    let mut specs = scene.specs();
+    let targets = |specs: GetMetricSpecResponse| -> Vec<_> {
+        specs.metric_specs.iter().map(|spec| (spec.metric_name.clone(), spec.target_size)).collect()
+    };
+    let depth = |target| ("tiny-queue-depth".to_owned(), target);
+    assert_eq!(targets(specs.next().await.unwrap()), [depth(5)]);
+    let reload = |scaling| scene.gate.set_policy(Policy { scaling, ..Policy::default() });
+    reload(Scaling { target: 8, ..Scaling::default() });
+    assert_eq!(targets(specs.next().await.unwrap()), [depth(8)]);
+    // Nothing that specs are made of.
+    reload(Scaling { target: 8, linger: Period::from_secs(1), ..Scaling::default() });
+    scene.gate.set_policy(Policy {
+        scaling: Scaling { target: 8, ..Scaling::default() },
+        concurrency: Concurrency { max: 3, ..Concurrency::default() },
+        ..Policy::default()
+    });
+    assert!(timeout(3600 * SECOND, specs.next()).await.is_err());
+    let rate = RequestRate { target: 9, window: Period::from_secs(60) };
+    reload(Scaling { target: 8, request_rate: Some(rate), ..Scaling::default() });
+    assert_eq!(targets(specs.next().await.unwrap()), [depth(8), ("tiny-request-rate".into(), 9)]);
+    scene.directory.publish([]);
+    yield_now().await;
+    assert!(timeout(3600 * SECOND, specs.next()).await.is_err(), "there is nothing to say of no route");
+}

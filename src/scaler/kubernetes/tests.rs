@@ -1,0 +1,194 @@
+use parking_lot::Mutex;
+
+use super::*;
+use crate::{
+    coldstart::ColdStarts,
+    domain::{Period, Policy, Scaling as Policies},
+    state::{Endpoint, Replicas, Scaling},
+};
+
+/// A workload that counts what is done to it.
+#[derive(Default)]
+struct Fake {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: u32,
+    version: u64,
+    /// What was set, and when.
+    sets: Vec<u32>,
+    reads: usize,
+    /// What the next calls come to.
+    errors: Vec<ScaleError>,
+    /// Somebody else sets this just before the next write.
+    rival: Option<u32>,
+}
+
+impl Scale for Fake {
+    fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas> {
+        assert_eq!((namespace, &*workload.name), ("team-a", "vllm"));
+        let mut state = self.state.lock();
+        state.reads += 1;
+        let result = match state.errors.pop() {
+            Some(error) => Err(error),
+            None => Ok(Replicas { wanted: state.wanted, version: Some(state.version.to_string()) }),
+        };
+        Box::pin(async { result })
+    }
+
+    fn set<'a>(&'a self, _: &'a str, _: &'a Workload, seen: &'a Replicas, replicas: u32) -> Scaling<'a, ()> {
+        let mut state = self.state.lock();
+        if let Some(rival) = state.rival.take() {
+            state.wanted = rival;
+            state.version += 1;
+        }
+        let result = if seen.version == Some(state.version.to_string()) {
+            state.wanted = replicas;
+            state.version += 1;
+            state.sets.push(replicas);
+            Ok(())
+        } else {
+            Err(ScaleError::Conflict)
+        };
+        Box::pin(async { result })
+    }
+}
+
+struct Stage {
+    gate: Arc<Gate>,
+    fake: Arc<Fake>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl Stage {
+    fn new(wanted: u32, scale_by: ScaleBy) -> Self {
+        let policy = Policy {
+            scale_by,
+            workload: Some(Workload {
+                api_version: "apps/v1".into(),
+                kind: "Deployment".into(),
+                name: "vllm".into(),
+            }),
+            scaling: Policies { idle_timeout: Period::from_secs(300), ..Policies::default() },
+            ..Policy::default()
+        };
+        let gate = Gate::new("team-a/chat".into(), policy, ColdStarts::new(|_| {}));
+        let fake = Arc::new(Fake::default());
+        fake.state.lock().wanted = wanted;
+        let (theirs, scale) = (gate.clone(), fake.clone());
+        let running = tokio::spawn(async move { run(theirs, "team-a", scale).await });
+        Self { gate, fake, running }
+    }
+
+    fn sets(&self) -> Vec<u32> {
+        self.fake.state.lock().sets.clone()
+    }
+
+    /// The pod is there.
+    fn come_up(&self) -> Arc<Endpoint> {
+        let endpoint = Endpoint::new("10.0.0.1:8000", 8);
+        self.gate.target().add(&endpoint);
+        self.gate.target().ready(&endpoint, None);
+        self.gate.demand().settle();
+        endpoint
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.running.abort();
+    }
+}
+
+async fn secs(seconds: u64) {
+    sleep(Duration::from_secs(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_request_scales_to_one_and_the_idle_time_after_the_last_one_to_zero() {
+    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    secs(3600).await;
+    assert_eq!(stage.sets(), [0_u32; 0], "nobody came");
+    let held = stage.gate.hold(1, true).unwrap();
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(stage.sets(), [1], "at once");
+    secs(60).await;
+    let _endpoint = stage.come_up();
+    drop(held);
+    secs(100).await;
+    let (permit, _) = stage.gate.enter().unwrap();
+    secs(1000).await;
+    drop(permit);
+    secs(299).await;
+    assert_eq!(stage.sets(), [1], "299 of 300 s since the last answer");
+    secs(2).await;
+    assert_eq!(stage.sets(), [1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_there_is_never_raised_nor_lowered_by_a_request() {
+    let stage = Stage::new(3, ScaleBy::Kubernetes);
+    let _held = stage.gate.hold(1, true).unwrap();
+    secs(10).await;
+    assert_eq!(stage.sets(), [0_u32; 0]);
+    assert!(stage.fake.state.lock().reads > 1, "it looks again while somebody waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_first_wins_and_the_other_looks_again() {
+    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    stage.fake.state.lock().rival = Some(2);
+    let held = stage.gate.hold(1, true).unwrap();
+    secs(1).await;
+    assert_eq!((stage.sets(), stage.fake.state.lock().wanted), (vec![], 2));
+    // Another replica has found the target idle in the moment in which this one took a request in.
+    stage.fake.state.lock().wanted = 0;
+    secs(2).await;
+    assert_eq!(stage.sets(), [1], "within 2 s");
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_loading_is_not_idle_though_every_client_has_gone() {
+    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    drop(stage.gate.hold(1, true).unwrap());
+    secs(900).await;
+    assert_eq!(stage.sets(), [1], "the lease holds for 30 minutes, thrice the idle time");
+    stage.come_up();
+    secs(299).await;
+    assert_eq!(stage.sets(), [1], "who left may come back");
+    secs(4).await;
+    assert_eq!(stage.sets(), [1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_scales_by_hand_has_the_idle_time_to_use_it() {
+    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    secs(1000).await;
+    stage.fake.state.lock().wanted = 1;
+    secs(300).await;
+    assert_eq!(stage.sets(), [0_u32; 0], "seen within 60 s, and 300 from then on");
+    secs(62).await;
+    assert_eq!(stage.sets(), [0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_tried_again_with_a_growing_pause() {
+    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    stage.fake.state.lock().errors = vec![ScaleError::Unavailable("refused".into()); 4];
+    let _held = stage.gate.hold(1, true).unwrap();
+    sleep(Duration::from_millis(1400)).await;
+    assert_eq!(stage.sets(), [0_u32; 0]);
+    sleep(Duration::from_millis(110)).await;
+    assert_eq!(stage.sets(), [1], "100 + 200 + 400 + 800 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn keda_s_routes_are_left_alone() {
+    let stage = Stage::new(1, ScaleBy::Keda);
+    let _held = stage.gate.hold(1, true).unwrap();
+    secs(3600).await;
+    assert_eq!((stage.sets(), stage.fake.state.lock().reads), (vec![], 0));
+}

@@ -1,0 +1,172 @@
+//! What stands in the way of a target: who is refused, who is told, and what they hear.
+
+use anteroom::{domain::ObstacleKind, state::Obstacle};
+
+use crate::support::{
+    Proxy, Upstream, soon, until,
+    wire::{Part, chat, streaming},
+};
+
+const PAUSED: &str =
+    "ScaledObject `a/chat` is paused at zero. Resume it with `anteroom session start chat -n a --for 2h`";
+
+/// From now on this stands in the way of the only route; or nothing does.
+async fn obstruct(proxy: &Proxy, obstacle: Option<(ObstacleKind, &str)>) {
+    proxy.gate().await.target().set_obstacle(obstacle.map(|(kind, message)| Obstacle::new(kind, message)));
+}
+
+async fn pause(proxy: &Proxy) {
+    obstruct(proxy, Some((ObstacleKind::AutoscalingPaused, PAUSED))).await;
+}
+
+/// What a client that has got its early answer hears until these words come.
+async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
+    let mut heard = String::new();
+    while !heard.contains(words) {
+        match client.part().await {
+            Part::Data(data) => heard += std::str::from_utf8(&data).unwrap(),
+            other => panic!("{other:?} after {heard:?}"),
+        }
+    }
+    heard
+}
+
+#[tokio::test]
+async fn at_zero_under_a_pause_a_request_is_refused_at_once_and_wakes_nothing() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    pause(&proxy).await;
+    let refused = proxy.ask(chat("0")).await;
+    refused.is_error(503, "autoscaling_paused");
+    assert_eq!((refused.get("x-should-retry"), refused.get("retry-after")), (Some("false"), None));
+    let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert_eq!(message, format!("`tiny` is at zero, and nothing may start it. {PAUSED}"));
+    assert_eq!(upstream.accepted(), 0, "not even a probe");
+    let route = proxy.route("tiny").await;
+    assert_eq!(route["obstacle"]["kind"], "autoscaling_paused");
+    assert_eq!(route["obstacle"]["message"], PAUSED);
+    assert!(route["obstacle"]["since"].as_str().unwrap().ends_with('Z'), "{route}");
+    assert_eq!((route["state"].as_str(), route["held"].as_u64()), (Some("idle"), Some(0)));
+    assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"autoscaling_paused\""]).await, 1);
+    assert_eq!(proxy.metric("anteroom_obstacle", &[]).await, 1, "and no other");
+    assert_eq!(proxy.refused("autoscaling_paused").await, 1);
+
+    obstruct(&proxy, None).await;
+    let mut client = proxy.sent(chat("1")).await;
+    proxy.starting().await;
+    upstream.wake();
+    upstream.call().await.reply("1").await;
+    assert_eq!(client.response().await.status(), 200, "resumed");
+    assert_eq!(proxy.route("tiny").await["obstacle"], serde_json::Value::Null);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn who_is_held_when_a_pause_comes_is_told_at_once_and_a_next_one_is_let_in_when_it_goes() {
+    let mut upstream = Upstream::cold().await;
+    let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
+    let proxy = Proxy::tiny(&upstream.url(), soon_told).await;
+    let mut plain = proxy.sent(chat("0")).await;
+    let mut stream = proxy.sent(streaming("1")).await;
+    proxy.held(2).await;
+    proxy.starting().await;
+    assert_eq!(stream.head().await.unwrap().status(), 200);
+    pause(&proxy).await;
+    let told = plain.response().await;
+    told.is_error(503, "cold_start_failed");
+    assert_eq!(told.get("retry-after"), Some("60"));
+    assert!(told.text().contains("anteroom session start chat -n a --for 2h"), "{}", told.text());
+    let heard = hears(&mut stream, "data: ").await;
+    assert!(heard.contains("cold_start_failed") && heard.contains("is paused at zero"), "{heard}");
+    proxy.ended("cold_start_failed", 503, 2).await;
+    let cold_starts = proxy.admin("/api/v1/cold-starts").await.json();
+    assert_eq!(cold_starts["cold_starts"][0]["outcome"], "failed");
+    assert_eq!(cold_starts["cold_starts"][0]["reason"], PAUSED);
+
+    obstruct(&proxy, None).await;
+    let mut client = proxy.sent(chat("2")).await;
+    proxy.held(1).await;
+    upstream.probed().await;
+    upstream.wake();
+    upstream.call().await.reply("2").await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.ended("completed", 200, 1).await;
+    proxy.stop(&[("completed", 1), ("cold_start_failed", 2)]).await;
+}
+
+#[tokio::test]
+async fn where_a_route_says_so_a_request_waits_for_the_end_of_a_pause() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "whenPaused: hold").await;
+    pause(&proxy).await;
+    let mut client = proxy.sent(chat("0")).await;
+    proxy.held(1).await;
+    upstream.probed().await;
+    pause(&proxy).await;
+    upstream.probed().await;
+    proxy.held(1).await;
+    obstruct(&proxy, None).await;
+    upstream.wake();
+    upstream.call().await.reply("0").await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn what_is_up_serves_though_it_is_paused() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = proxy.sent(chat("0")).await;
+    upstream.call().await.reply("0").await;
+    assert_eq!(client.response().await.status(), 200);
+    pause(&proxy).await;
+    let mut client = proxy.sent(chat("1")).await;
+    upstream.call().await.reply("1").await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn the_reason_is_in_heartbeats_on_one_line_and_in_what_a_deadline_says() {
+    let upstream = Upstream::cold().await;
+    let proxy =
+        Proxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
+    obstruct(&proxy, Some((ObstacleKind::ImagePull, "Pod `x` cannot have\r\n\"vllm:none\""))).await;
+    let mut client = proxy.sent(streaming("0")).await;
+    assert_eq!(client.head().await.unwrap().status(), 200);
+    let heard = hears(&mut client, "reason=").await;
+    let line = heard.lines().find(|line| line.contains("reason=")).unwrap();
+    assert!(
+        line.starts_with(": ") && line.ends_with(" reason=\"Pod `x` cannot have  'vllm:none'\""),
+        "{line:?}"
+    );
+    drop(client);
+    let late = proxy.ask(chat("1").replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 50ms\r\n\r\n")).await;
+    late.is_error(504, "cold_start_timeout");
+    assert!(
+        late.text().contains("(x-anteroom-max-wait of the request). Pod `x` cannot have"),
+        "{}",
+        late.text()
+    );
+    until("the client to be gone", async || proxy.route("tiny").await["held"] == 0).await;
+    proxy.stop(&[("client_gone", 1), ("cold_start_timeout", 1)]).await;
+}
+
+#[tokio::test]
+async fn what_has_stood_in_the_way_for_too_long_fails_who_waits_with_the_reason() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "failureGrace: { crashLoop: 200ms }").await;
+    let mut client = proxy.sent(chat("0")).await;
+    proxy.starting().await;
+    obstruct(&proxy, Some((ObstacleKind::CrashLoop, "Pod `x` ended with exit code 1"))).await;
+    let told = soon("the grace to pass", client.response()).await;
+    told.is_error(503, "cold_start_failed");
+    assert!(told.text().contains("Pod `x` ended with exit code 1"), "{}", told.text());
+    obstruct(&proxy, None).await;
+    let mut client = proxy.sent(chat("1")).await;
+    proxy.starting().await;
+    upstream.wake();
+    upstream.call().await.reply("1").await;
+    assert_eq!(client.response().await.status(), 200, "it came after all");
+    proxy.stop(&[("completed", 1), ("cold_start_failed", 1)]).await;
+}

@@ -1,0 +1,73 @@
+//! Two replicas: each answers KEDA for both.
+
+use anteroom::drain::Request;
+
+use super::scaler::{next, scaler, tiny};
+use crate::support::{
+    Proxy, Upstream, route, routes, until,
+    upstream::LAST,
+    upstream::STREAM,
+    wire::{chat, streaming},
+};
+
+/// Two proxies that know each other by address. They have the same routes, as replicas do.
+async fn replicas(url: &str) -> (Proxy, Proxy) {
+    // The first one has to know the port of the second before it is bound.
+    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let config = |listen: &str, service: String| {
+        format!(
+            "drainTimeout: 1s\nscaler: 127.0.0.1:0\npeers: {{ listen: \"{listen}\", service: \"{service}\" }}\n{}",
+            routes(&[route("tiny", url, "scaling: { linger: 0s }, concurrency: { max: 4 }")])
+        )
+    };
+    let first = Proxy::start(&config("127.0.0.1:0", format!("127.0.0.2:{port}"))).await;
+    let service = first.peers.unwrap().to_string();
+    let second = Proxy::start(&config(&format!("127.0.0.2:{port}"), service)).await;
+    for proxy in [&first, &second] {
+        until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
+    }
+    (first, second)
+}
+
+#[tokio::test]
+async fn each_pushes_and_answers_for_both() {
+    let mut upstream = Upstream::cold().await;
+    let (first, second) = replicas(&upstream.url()).await;
+    let mut scaler = scaler(&second).await;
+    let mut stream = scaler.stream_is_active(tiny()).await.unwrap().into_inner();
+    assert!(!next(&mut stream).await.unwrap().result);
+    let mut waiting = first.sent(chat("x")).await;
+    assert!(next(&mut stream).await.unwrap().result, "what the other one holds");
+    assert!(scaler.is_active(tiny()).await.unwrap().into_inner().result);
+    // Only the first one asked the server, and so only it knows that it is up.
+    upstream.wake();
+    upstream.call().await.echo().await;
+    assert_eq!(waiting.response().await.status(), 200);
+    let mut client = first.sent(streaming("y")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    let depth = async || {
+        second.metrics().await.lines().any(|line| line == "anteroom_scaler_queue_depth{route=\"tiny\"} 1.25")
+    };
+    until("1 × 5 ÷ 4", depth).await;
+    call.finish(LAST).await;
+    client.rest().await;
+    until("no demand", async || second.metric("anteroom_scaler_active", &["tiny"]).await == 0).await;
+
+    // Goodbye: what it held is gone, long before the time-out of 10 s.
+    let mut waiting = first.sent(chat("z")).await;
+    until("demand", async || second.metric("anteroom_scaler_active", &["tiny"]).await == 1).await;
+    let account = first.stopped(Request::Interrupt).await;
+    assert_eq!(account.admitted, 3);
+    until("a goodbye", async || {
+        second.metric("anteroom_peers", &["connected"]).await == 0
+            && second.metric("anteroom_peers", &["silent"]).await == 0
+    })
+    .await;
+    assert_eq!(second.metric("anteroom_scaler_active", &["tiny"]).await, 0);
+    waiting.end().await;
+    drop(stream);
+    second.stop(&[]).await;
+}
