@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::StreamExt;
@@ -15,13 +16,14 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{Lookup, ObjectRef, Store, store},
+        utils::Backoff,
         watcher::{self, watcher},
     },
 };
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use std::hash::Hash;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Cluster;
@@ -52,6 +54,43 @@ enum Hearing {
 fn is_absence(error: &watcher::Error) -> bool {
     let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return false };
     status.code == 404
+}
+
+/// When a watch is tried again: 200 ms, doubling to 5 s, each cut by up to a half so that many do not come at once.
+/// A watch that has gone well for ten seconds begins anew.
+///
+/// kube's own goes to 30 s. Readiness is learned through watches, and a cold start is not to wait for half a minute when
+/// the API server has been back for long.
+#[derive(Debug, Default)]
+struct Retry {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+// === impl Retry ===
+
+impl Retry {
+    const FIRST: Duration = Duration::from_millis(200);
+    const MAX: Duration = Duration::from_secs(5);
+    const STABLE: Duration = Duration::from_secs(10);
+}
+
+impl Iterator for Retry {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() > Self::STABLE) {
+            self.failures = 0;
+        }
+        let longest = Self::MAX.min(Self::FIRST * 2_u32.saturating_pow(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        Some(longest.mul_f64(1.0 - fastrand::f64() / 2.0))
+    }
+}
+
+impl Backoff for Retry {
+    /// Called with every event; that a list is about to be asked for is one, too, and says nothing.
+    fn reset(&mut self) {}
 }
 
 // === impl Cluster ===
@@ -97,7 +136,7 @@ impl Cluster {
         let stores = apis.into_iter().map(|api| {
             let (reader, writer) = store();
             let (changed, trim) = (changed.clone(), trim.clone());
-            let events = watcher(api, config.clone()).default_backoff().modify(move |object| {
+            let events = watcher(api, config.clone()).backoff(Retry::default()).modify(move |object| {
                 let meta: &mut ObjectMeta = object.meta_mut();
                 meta.managed_fields = None;
                 trim(object);
@@ -198,5 +237,26 @@ impl<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static> Watc
     pub fn is_synced(&self) -> bool {
         use futures_util::FutureExt;
         self.stores.iter().all(|store| store.wait_until_ready().now_or_never().is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_is_tried_again_within_five_seconds_however_long_it_fails() {
+        let mut retry = Retry::default();
+        for longest in [200, 400, 800, 1600, 3200, 5000, 5000] {
+            let wait = retry.next().unwrap();
+            let ms = wait.as_secs_f64() * 1e3;
+            assert!(ms >= f64::from(longest) / 2.0 && ms <= f64::from(longest), "{ms} of {longest}");
+            tokio::time::advance(wait).await;
+            retry.reset();
+        }
+        retry.failures = u32::MAX;
+        assert!(retry.next().unwrap() <= Retry::MAX, "no overflow");
+        tokio::time::advance(Duration::from_millis(10_001)).await;
+        assert!(retry.next().unwrap() <= Retry::FIRST, "it had gone well for more than ten seconds");
     }
 }
