@@ -20,6 +20,8 @@ pub(crate) struct Model {
     pub(crate) replicas: u32,
     /// Anything else of the container, as `livenessProbe` or `lifecycle`.
     pub(crate) container: Value,
+    /// Anything else of the Service's port, as `appProtocol`.
+    pub(crate) port: Value,
 }
 
 /// A ScaledObject with one external-push trigger.
@@ -55,6 +57,7 @@ impl Model {
             grace: 30,
             replicas: 0,
             container: json!({}),
+            port: json!({}),
         }
     }
 
@@ -103,11 +106,13 @@ impl Model {
                 },
             },
         });
+        let mut port = json!({ "name": "http", "port": 80, "targetPort": "http" });
+        merge(&mut port, &self.port);
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": self.name },
-            "spec": { "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] },
+            "spec": { "selector": labels, "ports": [port] },
         });
         [deployment, service]
     }
