@@ -97,8 +97,8 @@ impl Scenario {
         BTreeMap::from([("pool".to_owned(), self.namespace.clone())])
     }
 
-    /// Follows how many replicas a Deployment is asked to have.
-    pub(crate) fn replicas(&self, deployment: &str) -> Replicas {
+    /// Follows how many replicas a Deployment is asked to have, from now on.
+    pub(crate) async fn replicas(&self, deployment: &str) -> Replicas {
         let seen = Arc::<Mutex<Vec<_>>>::default();
         let (api, name, noted) = (self.api::<Deployment>(), deployment.to_owned(), seen.clone());
         let task = tokio::spawn(async move {
@@ -113,7 +113,13 @@ impl Scenario {
                 }
             }
         });
-        Replicas { seen, _task: AbortOnDropHandle::new(task) }
+        let replicas = Replicas { seen, _task: AbortOnDropHandle::new(task) };
+        wait::until("the number of replicas", wait::SOON, async || match replicas.course().is_empty() {
+            true => Err("not known yet".into()),
+            false => Ok(()),
+        })
+        .await;
+        replicas
     }
 }
 
@@ -180,6 +186,15 @@ impl Replica {
         wait::until(&format!("{number} admitted requests"), wait::SOON, async || {
             let admitted = self.gauge("anteroom_admitted_requests_total", it, route).await;
             if admitted == number as f64 { Ok(()) } else { Err(admitted.to_string()) }
+        })
+        .await;
+    }
+
+    /// Waits until a route is at zero, as far as the replica knows.
+    pub(crate) async fn rests(&self, it: &Scenario, route: &str) {
+        wait::until("the route to be idle", wait::SOON, async || {
+            let route = self.route(it, route).await;
+            if route["state"] == "idle" { Ok(()) } else { Err(route.to_string()) }
         })
         .await;
     }

@@ -15,7 +15,7 @@ pub(super) async fn a_request_wakes_a_model_and_silence_puts_it_to_rest(it: Scen
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({})).await;
-    let replicas = it.replicas("tiny");
+    let replicas = it.replicas("tiny").await;
 
     let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
     serving::finish(answer).await.unwrap();
@@ -26,11 +26,7 @@ pub(super) async fn a_request_wakes_a_model_and_silence_puts_it_to_rest(it: Scen
     let [cold_start] = replica.cold_starts(&it, "tiny").await.try_into().unwrap();
     println!("  {cold_start}");
     assert_eq!(cold_start["outcome"], "completed");
-    wait::until("the route to be idle", wait::SOON, async || {
-        let route = replica.route(&it, "tiny").await;
-        if route["state"] == "idle" { Ok(()) } else { Err(route.to_string()) }
-    })
-    .await;
+    replica.rests(&it, "tiny").await;
 }
 
 pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
@@ -60,7 +56,7 @@ pub(super) async fn a_load_that_takes_longer_than_the_cooldown_is_not_cut_off(it
         scaled.cooldown = 1;
         it.serve_scaled(&anteroom, &model, json!({ "scaling": { "linger": "0s" } }), &scaled).await;
     }
-    let replicas = ["stays", "leaves"].map(|name| it.replicas(name));
+    let replicas = [it.replicas("stays").await, it.replicas("leaves").await];
 
     let stays = replica.read("stays", 4);
     let leaves = replica.read("leaves", 4);
@@ -69,7 +65,7 @@ pub(super) async fn a_load_that_takes_longer_than_the_cooldown_is_not_cut_off(it
     replica.holds(&it, "leaves", 0).await;
     wait::within("the answer", wait::SOON, stays).await.unwrap().unwrap();
     // Nobody waits for it any more, and it has come all the same.
-    it.happened(What::Ready, 2).await;
+    it.happened(What::Answers, 2).await;
     for (name, outcome) in [("stays", "completed"), ("leaves", "abandoned")] {
         it.wanted(name, 0, wait::SOON).await;
         let [cold_start] = replica.cold_starts(&it, name).await.try_into().unwrap();

@@ -44,7 +44,7 @@ pub(super) async fn traffic_does_not_notice_an_apiserver_that_is_away(it: Scenar
     it.serve(&anteroom, &model("warm"), json!({ "scaling": { "linger": "60s" } })).await;
     it.serve(&anteroom, &model("cold"), json!({})).await;
     let stream = replica.flow("warm").await;
-    let replicas = it.replicas("warm");
+    let replicas = it.replicas("warm").await;
 
     it.world.plane.kill_apiserver().await;
     let held = replica.read("cold", 4);

@@ -14,7 +14,9 @@ pub(super) async fn held_requests_wait_for_an_envoy_that_has_not_noticed_yet(it:
         "service": { "name": "tiny", "port": 80 },
         "gateway": format!("http://{}", envoy.address),
     });
-    it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({ "target": target })).await;
+    let mut model = Model::new("tiny").sim("--load-time 300ms");
+    model.probe_period = 1;
+    it.serve(&anteroom, &model, json!({ "target": target })).await;
     for round in 1..=2 {
         let before = envoy.without_host().await;
         let streams: Vec<_> = (0..8).map(|_| replica.read("tiny", 4)).collect();

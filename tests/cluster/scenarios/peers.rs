@@ -12,7 +12,7 @@ pub(super) async fn demand_on_any_replica_wakes_a_model_and_keeps_it(it: Scenari
     }
     let streams = it.stream_of_keda(&anteroom, "long").await;
     let [other, third] = [1, 2].map(|step| &anteroom.replicas[(streams + step) % 3]);
-    let replicas = it.replicas("long");
+    let replicas = it.replicas("long").await;
 
     let stream = other.flow("long").await;
     // What is quiet on all of them goes, after polls that went to any of them; twice, so that all were asked.
@@ -76,7 +76,7 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
         anteroom.replicas.swap(0, 1);
     }
     let [old, other] = anteroom.replicas.as_mut_slice() else { panic!("there are two") };
-    let replicas = it.replicas("tiny");
+    let replicas = it.replicas("tiny").await;
 
     let [told, served] = [&*old, &*other].map(|replica| replica.read("tiny", 4));
     for replica in [&*old, &*other] {

@@ -19,7 +19,7 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     (model.node_selector, model.probe_period, model.grace) = (pool.clone(), 1, 60);
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve(&anteroom, &model, policies).await;
-    let replicas = it.replicas("tiny");
+    let replicas = it.replicas("tiny").await;
 
     let streams: Vec<_> = (0..6).map(|_| replica.read("tiny", 240)).collect();
     replica.holds(&it, "tiny", 6).await;
@@ -50,7 +50,7 @@ pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario
     for (name, linger) in [("steady", "60s"), ("blinking", "0s")] {
         it.serve(&anteroom, &Model::new(name), json!({ "scaling": { "linger": linger } })).await;
     }
-    let replicas = it.replicas("steady");
+    let replicas = it.replicas("steady").await;
     // The same requests for both: what goes to zero between them shows that the polls saw none.
     for _ in 0..2 {
         for model in ["steady", "blinking"] {
@@ -59,6 +59,7 @@ pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario
             answer.json().await;
         }
         it.wanted("blinking", 0, wait::SOON).await;
+        replica.rests(&it, "blinking").await;
     }
     assert_eq!(replicas.course(), [0, 1]);
     assert_eq!(replica.cold_starts(&it, "blinking").await.len(), 2);
