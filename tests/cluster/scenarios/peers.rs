@@ -24,7 +24,7 @@ pub(super) async fn demand_on_any_replica_wakes_a_model_and_keeps_it(it: Scenari
     stream.flows().await;
 
     drop(stream);
-    it.wanted("long", 0, wait::SOON).await;
+    replicas.reach(0).await;
     assert_eq!(replicas.course(), [0, 1, 0]);
 }
 

@@ -29,14 +29,14 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
 
     let node = it.world.add_node(pool).await;
     // With two in flight on the first: 4 + 2 × 2 ÷ 2 = 6, for replicas of 2.
-    it.wanted("tiny", 3, wait::SOON).await;
+    replicas.reach(3).await;
     let answered = it.world.ground.history.first(&it.namespace, What::Answers).unwrap();
     assert_eq!(replicas.until(answered), [0, 1]);
     for stream in streams {
         wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
     }
 
-    it.wanted("tiny", 0, wait::SOON).await;
+    replicas.reach(0).await;
     it.happened(What::Gone, 3).await;
     let course = replicas.course();
     assert_eq!(course.iter().max(), Some(&3), "{course:?}");
