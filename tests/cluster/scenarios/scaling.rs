@@ -74,7 +74,7 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     (model.probe_period, model.grace) = (1, 60);
     model.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } });
     let mut scaled = Scaled::of(&model, &anteroom);
-    scaled.max = 2;
+    (scaled.max, scaled.stabilization) = (2, 0);
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve_scaled(&anteroom, &model, policies, &scaled).await;
 
@@ -111,11 +111,11 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     })
     .await;
     let before = served(&stays).await;
-    for _ in 0..3 {
-        let stream = replica.read("tiny", 2);
+    for _ in 0..6 {
+        let stream = replica.read("tiny", 1);
         wait::within("a short one", wait::SOON, stream).await.unwrap().unwrap();
     }
-    assert_eq!(served(&stays).await - before, 3.0);
+    assert_eq!(served(&stays).await - before, 6.0);
     for stream in long {
         wait::within("a long one", wait::SOON, stream).await.unwrap().unwrap();
     }
