@@ -21,6 +21,7 @@ mod push_scaler;
 mod runner;
 mod scenario;
 mod scenarios;
+mod serving;
 mod wait;
 mod world;
 
