@@ -36,6 +36,17 @@ pub trait View: Send + Sync {
     fn has_scaler(&self) -> bool;
     /// How many other replicas are in each state, if there may be any.
     fn peers(&self) -> Vec<(&'static str, usize)>;
+    /// What is counted of the routes of the cluster, if there is one.
+    fn cluster(&self) -> Option<ClusterCounts>;
+}
+
+/// What is counted of the routes of the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterCounts {
+    /// How many objects there are of each kind with each verdict.
+    pub routes: Vec<(&'static str, &'static str, usize)>,
+    /// What became of writing their status.
+    pub status_writes: Vec<(&'static str, u64)>,
 }
 
 /// What the admin listener shows.

@@ -198,7 +198,7 @@ impl Bound {
         let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            Arc::new(control.view(self.shared.clone())),
+            Arc::new(control.view(self.shared.clone(), cluster.as_ref().map(Watching::view))),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
@@ -217,7 +217,7 @@ impl Bound {
             };
             match command {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&[&config.routes[..], &found[..]].concat());
+                    routes.apply(&cluster::merged(&config.routes, &found));
                     if let Some(cluster) = &cluster {
                         cluster.set_file(&config.routes);
                     }
@@ -228,7 +228,7 @@ impl Bound {
                 }
                 Some(Command::ClusterRoutes(now)) => {
                     found = now;
-                    routes.apply(&[&running.routes[..], &found[..]].concat());
+                    routes.apply(&cluster::merged(&running.routes, &found));
                     self.shared.awaits_routes.store(false, Ordering::Relaxed);
                     tracing::info!(
                         routes = routes.len(),

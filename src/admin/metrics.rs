@@ -10,7 +10,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::View;
+use super::{ClusterCounts, View};
 use crate::{
     admission::Gate,
     coldstart::ColdStart,
@@ -131,6 +131,9 @@ impl Collector for Routes {
                 metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
             }
         }
+        if let Some(counts) = self.0.cluster() {
+            cluster(&mut encoder, &counts)?;
+        }
         durations(&mut encoder, gates)?;
         let mut buffered = encoder.encode_descriptor(
             "buffered_bytes",
@@ -231,6 +234,20 @@ fn obstacles(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
             let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("kind", kind.name())];
             metric.encode_family(&labels)?.encode_gauge(&u64::from(obstacle == Some(kind)))?;
         }
+    }
+    Ok(())
+}
+
+fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::Result {
+    let help = "Routes of the cluster, by the reason of their condition Accepted";
+    let mut metric = encoder.encode_descriptor("cluster_routes", help, None, MetricType::Gauge)?;
+    for (kind, reason, number) in &counts.routes {
+        let labels: Labels<'_> = vec![("kind", kind), ("reason", reason)];
+        metric.encode_family(&labels)?.encode_gauge(&(*number as u64))?;
+    }
+    let mut metric = counter(encoder, "status_writes", "What became of writing the status of routes")?;
+    for (outcome, number) in &counts.status_writes {
+        count(&mut metric, &[("outcome", outcome)], *number)?;
     }
     Ok(())
 }

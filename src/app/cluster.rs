@@ -1,6 +1,10 @@
 //! Wiring of the cluster: its routes into the running proxy, and how they are back into their status.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -9,11 +13,12 @@ use tokio::{
 
 use super::obstacles::Teller;
 use crate::{
+    admin::ClusterCounts,
     admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
     config::Config,
     domain::{Route, RouteKey, ScaleBy},
-    kube::{Cluster, ClusterRoutes, LastColdStart, RouteReport, RouteReports, State},
+    kube::{Cluster, ClusterRoutes, LastColdStart, RouteReport, RouteReports, State, StatusCounts},
     proxy::Shared,
     state::Status,
 };
@@ -26,6 +31,13 @@ pub(super) struct Watching {
     routes: watch::Receiver<Arc<ClusterRoutes>>,
     /// The routes as they were last told. `None`: not yet.
     told: Option<Arc<Vec<Route>>>,
+    writes: Arc<StatusCounts>,
+}
+
+/// What the admin listener reads of it.
+pub(super) struct Told {
+    routes: watch::Receiver<Arc<ClusterRoutes>>,
+    writes: Arc<StatusCounts>,
 }
 
 /// How often it is looked at how the routes are, for their status.
@@ -46,9 +58,9 @@ impl Watching {
         let (file, of_file) = watch::channel(Arc::new(config.routes.clone()));
         let (objects, routes) = cluster.routes(Config { routes: Vec::new(), ..config.clone() }, of_file);
         let (reports, of_gates) = watch::channel(Arc::default());
-        cluster.write_status(objects, routes.clone(), of_gates);
+        let writes = cluster.write_status(objects, routes.clone(), of_gates);
         cluster.spawn(report(shared.clone(), cold_starts.clone(), teller, reports));
-        Some(Self { cluster, file, routes, told: None })
+        Some(Self { cluster, file, routes, told: None, writes })
     }
 
     /// Waits until the cluster has other routes than were told before, or its first. Without a cluster, for ever.
@@ -80,10 +92,37 @@ impl Watching {
         });
     }
 
+    /// For the admin listener.
+    pub(super) fn view(&self) -> Told {
+        Told { routes: self.routes.clone(), writes: self.writes.clone() }
+    }
+
     /// Ends every watch.
     pub(super) async fn stop(self) {
         self.cluster.stop().await;
     }
+}
+
+// === impl Told ===
+
+impl Told {
+    pub(super) fn counts(&self) -> ClusterCounts {
+        let of_kinds = self.routes.borrow().counts();
+        let routes = of_kinds.into_iter().map(|((kind, reason), number)| (kind.name(), reason, number));
+        let mut routes: Vec<_> = routes.collect();
+        routes.sort_unstable();
+        let StatusCounts { written, conflicts, denied, failed } = &*self.writes;
+        let writes = [("written", written), ("conflict", conflicts), ("denied", denied), ("failed", failed)];
+        let status_writes = writes.map(|(name, count)| (name, count.load(Ordering::Relaxed))).into();
+        ClusterCounts { routes, status_writes }
+    }
+}
+
+/// The routes of the file, then those of the cluster. For a moment after a reload there may be one of a name that the
+/// file has taken.
+pub(super) fn merged(file: &[Route], found: &[Route]) -> Vec<Route> {
+    let names: HashSet<_> = file.iter().map(|route| &route.name).collect();
+    file.iter().chain(found.iter().filter(|route| !names.contains(&route.name))).cloned().collect()
 }
 
 /// Looks at the routes of the cluster now and then, and says how they are.

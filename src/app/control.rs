@@ -9,9 +9,9 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::StartError;
+use super::{StartError, cluster::Told};
 use crate::{
-    admin,
+    admin::{self, ClusterCounts},
     admission::{Directory, Gate},
     config::{self, Config},
     grpc::{GrpcListener, Tls},
@@ -41,6 +41,7 @@ pub(super) struct View {
     shared: Arc<Shared>,
     has_scaler: bool,
     peers: Option<Arc<Peers>>,
+    cluster: Option<Told>,
 }
 
 /// How often the numbers of requests are taken down for the request rates.
@@ -122,8 +123,8 @@ impl Running {
     }
 
     /// For the admin listener.
-    pub(super) fn view(&self, shared: Arc<Shared>) -> View {
-        View { shared, has_scaler: self.has_scaler, peers: self.peers.clone() }
+    pub(super) fn view(&self, shared: Arc<Shared>, cluster: Option<Told>) -> View {
+        View { shared, has_scaler: self.has_scaler, peers: self.peers.clone(), cluster }
     }
 }
 
@@ -153,5 +154,9 @@ impl admin::View for View {
     fn peers(&self) -> Vec<(&'static str, usize)> {
         let states = self.peers.iter().flat_map(|peers| peers.states());
         states.map(|(state, number)| (state.name(), number)).collect()
+    }
+
+    fn cluster(&self) -> Option<ClusterCounts> {
+        self.cluster.as_ref().map(Told::counts)
     }
 }

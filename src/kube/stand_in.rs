@@ -30,6 +30,8 @@ struct Inner {
     changes: Vec<(String, String)>,
     /// What is forbidden: a method, and a part of the path.
     forbidden: Vec<(&'static str, &'static str)>,
+    /// What somebody else owns the fields of: a part of the path.
+    owned: Vec<&'static str>,
     /// Groups that there are not, such as `keda.sh`.
     missing: Vec<&'static str>,
     /// What it says in `Date`.
@@ -45,7 +47,9 @@ struct Watcher {
 type Answer = Result<Value, (StatusCode, String)>;
 
 /// The kinds whose collections are known, so that one without objects is empty and not missing.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 10] = [
+    "configmaps",
+    "services",
     "scaledobjects",
     "deployments",
     "statefulsets",
@@ -106,6 +110,11 @@ impl StandIn {
         self.0.lock().forbidden.clear();
     }
 
+    /// Patches of such objects are in conflict with somebody else's.
+    pub(crate) fn own(&self, part: &'static str) {
+        self.0.lock().owned.push(part);
+    }
+
     pub(crate) fn lack(&self, group: &'static str) {
         self.0.lock().missing.push(group);
     }
@@ -162,6 +171,7 @@ impl Inner {
             return Err(not_found());
         }
         let (plain, is_scale) = path.strip_suffix("/scale").map_or((path, false), |plain| (plain, true));
+        let plain = plain.strip_suffix("/status").unwrap_or(plain);
         let last = plain.rsplit('/').next().unwrap_or_default();
         if method == Method::GET && KINDS.contains(&last) {
             return Ok(self.list(plain, query));
@@ -182,6 +192,9 @@ impl Inner {
         let mut object = self.objects.get(plain).cloned().ok_or_else(not_found)?;
         if method == Method::PATCH {
             let patch: Value = serde_json::from_slice(body).unwrap();
+            if self.owned.iter().any(|part| path.contains(part)) && !query.contains("force=true") {
+                return Err((StatusCode::CONFLICT, "conflict with \"somebody\"".into()));
+            }
             let seen = &patch["metadata"]["resourceVersion"];
             if seen.is_string() && *seen != object["metadata"]["resourceVersion"] {
                 return Err((StatusCode::CONFLICT, "the object has been modified".into()));

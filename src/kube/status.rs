@@ -293,3 +293,6 @@ fn today() -> String {
 fn date(status: &mut ModelRouteStatus, before: &[Condition]) {
     Condition::date(&mut status.conditions, before, &today());
 }
+
+#[cfg(test)]
+mod tests;

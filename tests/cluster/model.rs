@@ -39,6 +39,8 @@ pub(crate) struct Scaled {
     pub(crate) polling: u32,
     /// Seconds from the last activity to zero.
     pub(crate) cooldown: u32,
+    /// Seconds for which fewer replicas have to be enough, before there are fewer.
+    pub(crate) stabilization: u32,
     /// Further triggers.
     pub(crate) triggers: Vec<Value>,
 }
@@ -132,6 +134,7 @@ impl Scaled {
             max: 4,
             polling: 5,
             cooldown: 10,
+            stabilization: 5,
             triggers: Vec::new(),
         }
     }
@@ -153,7 +156,7 @@ impl Scaled {
                 "cooldownPeriod": self.cooldown,
                 // Kubernetes' own default waits five minutes before it goes from N to fewer.
                 "advanced": { "horizontalPodAutoscalerConfig": { "behavior": {
-                    "scaleDown": { "stabilizationWindowSeconds": 5 },
+                    "scaleDown": { "stabilizationWindowSeconds": self.stabilization },
                 } } },
                 "triggers": triggers,
             },

@@ -1,11 +1,10 @@
 //! A model behind Anteroom and KEDA: all that a request needs to wake it, and what is seen of it meanwhile.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, time::SystemTime};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -20,7 +19,7 @@ use crate::{
 
 /// How many replicas a Deployment was asked to have, from when to when.
 pub(crate) struct Replicas {
-    seen: Arc<Mutex<Vec<(SystemTime, i32)>>>,
+    seen: watch::Receiver<Vec<(SystemTime, i32)>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -99,41 +98,50 @@ impl Scenario {
 
     /// Follows how many replicas a Deployment is asked to have, from now on.
     pub(crate) async fn replicas(&self, deployment: &str) -> Replicas {
-        let seen = Arc::<Mutex<Vec<_>>>::default();
-        let (api, name, noted) = (self.api::<Deployment>(), deployment.to_owned(), seen.clone());
+        let (note, seen) = watch::channel(Vec::new());
+        let (api, name) = (self.api::<Deployment>(), deployment.to_owned());
         let task = tokio::spawn(async move {
             let mut objects =
                 std::pin::pin!(watcher::watch_object(api, &name).backoff(wait::Quick::default()));
             while let Some(event) = objects.next().await {
                 let Ok(Some(object)) = event else { continue };
                 let replicas = object.spec.and_then(|spec| spec.replicas).unwrap_or_default();
-                let mut noted: parking_lot::MutexGuard<'_, Vec<(SystemTime, i32)>> = noted.lock();
-                if noted.last().is_none_or(|&(_, last)| last != replicas) {
-                    noted.push((SystemTime::now(), replicas));
-                }
+                note.send_if_modified(|seen: &mut Vec<_>| {
+                    let is_new = seen.last().is_none_or(|&(_, last)| last != replicas);
+                    if is_new {
+                        seen.push((SystemTime::now(), replicas));
+                    }
+                    is_new
+                });
             }
         });
-        let replicas = Replicas { seen, _task: AbortOnDropHandle::new(task) };
-        wait::until("the number of replicas", wait::SOON, async || match replicas.course().is_empty() {
-            true => Err("not known yet".into()),
-            false => Ok(()),
-        })
-        .await;
-        replicas
+        let mut first = seen.clone();
+        let known = first.wait_for(|seen| !seen.is_empty());
+        wait::within("the number of replicas", wait::SOON, known).await.unwrap();
+        Replicas { seen, _task: AbortOnDropHandle::new(task) }
     }
 }
 
 // === impl Replicas ===
 
 impl Replicas {
+    /// Waits until there are to be so many.
+    pub(crate) async fn reach(&self, replicas: i32) {
+        let mut seen = self.seen.clone();
+        let reached = seen.wait_for(|seen| seen.last().is_some_and(|&(_, last)| last == replicas));
+        if tokio::time::timeout(wait::SOON, reached).await.is_err() {
+            panic!("spec.replicas is not {replicas} within {:?}, but went {:?}", wait::SOON, self.course());
+        }
+    }
+
     /// The numbers in their order, without repetition.
     pub(crate) fn course(&self) -> Vec<i32> {
-        self.seen.lock().iter().map(|&(_, replicas)| replicas).collect()
+        self.seen.borrow().iter().map(|&(_, replicas)| replicas).collect()
     }
 
     /// The same up to a moment.
     pub(crate) fn until(&self, moment: SystemTime) -> Vec<i32> {
-        let seen = self.seen.lock();
+        let seen = self.seen.borrow();
         seen.iter().filter(|&&(at, _)| at <= moment).map(|&(_, replicas)| replicas).collect()
     }
 }

@@ -135,3 +135,50 @@ fn a_target_is_one_of_three_and_a_port_one_of_two() {
         assert!(error.contains(expected), "{value}: {error}");
     }
 }
+
+/// What stands between the marks of the page is written from the schema.
+#[test]
+fn the_page_has_every_key() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/model-route.md");
+    let page = fs::read_to_string(&path).unwrap();
+    let spec = &openapi()["properties"]["spec"];
+    let sections = crate::config::sections();
+    let meaning = |key: &str, property: &Value| {
+        let text = property["description"].as_str().unwrap();
+        match sections.iter().any(|section| section.path == format!("routes[].{key}")) {
+            true if key != "target" => {
+                format!("{text} [Its keys](configuration.md#routes{})", key.to_lowercase())
+            }
+            _ if key == "target" => format!("{text} [Its keys](#target)"),
+            _ => text.to_owned(),
+        }
+    };
+    let table = |schema: &Value, prefix: &str| -> String {
+        let required =
+            |key: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
+        let rows = schema["properties"].as_object().unwrap().iter().map(|(key, property)| {
+            let must = if required(key) { " **Required.**" } else { "" };
+            format!("| `{prefix}{key}` | {}{must} |\n", meaning(key, property))
+        });
+        rows.collect()
+    };
+    let target = &spec["properties"]["target"];
+    let targets = [
+        table(target, ""),
+        table(&target["properties"]["service"], "service."),
+        table(&target["properties"]["inferencePool"], "inferencePool."),
+    ];
+    let mut now = page.clone();
+    for (mark, rows) in [("keys", table(spec, "")), ("target", targets.concat())] {
+        let begin = format!("<!-- begin: {mark} (UPDATE_DOCS=1 cargo test --lib model_route) -->\n");
+        let end = format!("<!-- end: {mark} -->");
+        let (before, rest) = now.split_once(&begin).unwrap();
+        let (_, after) = rest.split_once(&end).unwrap();
+        now = format!("{before}{begin}\n| key | meaning |\n| --- | --- |\n{rows}\n{end}{after}");
+    }
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &now).unwrap();
+        return;
+    }
+    assert!(page == now, "{}: UPDATE_DOCS=1 cargo test --lib model_route", path.display());
+}

@@ -20,7 +20,7 @@ pub(super) async fn a_request_wakes_a_model_and_silence_puts_it_to_rest(it: Scen
     let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
     serving::finish(answer).await.unwrap();
 
-    it.wanted("tiny", 0, wait::SOON).await;
+    replicas.reach(0).await;
     it.happened(What::Gone, 1).await;
     assert_eq!(replicas.course(), [0, 1, 0]);
     let [cold_start] = replica.cold_starts(&it, "tiny").await.try_into().unwrap();
@@ -66,8 +66,10 @@ pub(super) async fn a_load_that_takes_longer_than_the_cooldown_is_not_cut_off(it
     wait::within("the answer", wait::SOON, stays).await.unwrap().unwrap();
     // Nobody waits for it any more, and it has come all the same.
     it.happened(What::Answers, 2).await;
-    for (name, outcome) in [("stays", "completed"), ("leaves", "abandoned")] {
-        it.wanted(name, 0, wait::SOON).await;
+    for (name, outcome, replicas) in
+        [("stays", "completed", &replicas[0]), ("leaves", "abandoned", &replicas[1])]
+    {
+        replicas.reach(0).await;
         let [cold_start] = replica.cold_starts(&it, name).await.try_into().unwrap();
         assert_eq!(cold_start["outcome"], outcome, "{cold_start}");
     }

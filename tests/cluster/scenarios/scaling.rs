@@ -29,14 +29,14 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
 
     let node = it.world.add_node(pool).await;
     // With two in flight on the first: 4 + 2 × 2 ÷ 2 = 6, for replicas of 2.
-    it.wanted("tiny", 3, wait::SOON).await;
+    replicas.reach(3).await;
     let answered = it.world.ground.history.first(&it.namespace, What::Answers).unwrap();
     assert_eq!(replicas.until(answered), [0, 1]);
     for stream in streams {
         wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
     }
 
-    it.wanted("tiny", 0, wait::SOON).await;
+    replicas.reach(0).await;
     it.happened(What::Gone, 3).await;
     let course = replicas.course();
     assert_eq!(course.iter().max(), Some(&3), "{course:?}");
@@ -74,7 +74,7 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     (model.probe_period, model.grace) = (1, 60);
     model.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } });
     let mut scaled = Scaled::of(&model, &anteroom);
-    scaled.max = 2;
+    (scaled.max, scaled.stabilization) = (2, 0);
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve_scaled(&anteroom, &model, policies, &scaled).await;
 
@@ -111,11 +111,11 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     })
     .await;
     let before = served(&stays).await;
-    for _ in 0..3 {
-        let stream = replica.read("tiny", 2);
+    for _ in 0..6 {
+        let stream = replica.read("tiny", 1);
         wait::within("a short one", wait::SOON, stream).await.unwrap().unwrap();
     }
-    assert_eq!(served(&stays).await - before, 3.0);
+    assert_eq!(served(&stays).await - before, 6.0);
     for stream in long {
         wait::within("a long one", wait::SOON, stream).await.unwrap().unwrap();
     }

@@ -1,0 +1,288 @@
+//! From an object of the Add-on to a route.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{
+    ConfigMapKey, Fallback, InterceptorRoute, InterceptorRouteSpec, Placeholder, Response, Rule,
+    ScalingMetric, ServiceRef,
+};
+use crate::{
+    domain::{
+        ClusterTarget, Counting, EndpointSource, Intercept, InterceptTimeouts, Matcher, Overflow, Period,
+        Readiness, RequestRate, ResponseMode, Route, Scaling, ServicePort, StaticAnswer, StaticBody,
+        StaticRoute, Target,
+    },
+    kube::{go_duration, model_route::service_port},
+};
+
+/// What else of the cluster an object speaks of.
+pub(in crate::kube) trait References {
+    /// The content of a ConfigMap of the namespace, if there is one that is meant for bodies.
+    fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, bytes::Bytes>>;
+    /// The number of a port of a Service of the namespace.
+    fn service_port(&self, namespace: &str, service: &str, port: &str) -> Option<u16>;
+}
+
+/// A route, and what is to be said of how it was read.
+pub(in crate::kube) struct Read {
+    /// The route.
+    pub(in crate::kube) route: Route,
+    /// What is not as somebody may think.
+    pub(in crate::kube) remarks: Vec<String>,
+}
+
+/// The target value of an object that gives none.
+const TARGET: u32 = 100;
+/// A value per replica that one replica always meets, for objects that do not scale by concurrency.
+const NO_TARGET: u32 = 1_000_000;
+/// Makes us probe pods that are not ready yet at this path. Without it we do not: which path says that an application
+/// takes requests is known for model servers alone.
+pub(in crate::kube) const PROBE: &str = "anteroom.dev/probe";
+
+// === impl InterceptorRoute ===
+
+impl InterceptorRoute {
+    /// The route that the object describes.
+    ///
+    /// # Errors
+    /// When it is none: what is wrong, with its key.
+    pub(in crate::kube) fn to_route(&self, references: &impl References) -> Result<Read, String> {
+        let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
+        let name = self.metadata.name.as_deref().unwrap_or_default();
+        let spec = &self.spec;
+        let mut remarks = Vec::new();
+        if spec.rules.is_empty() {
+            remarks.push("it has no rules, so no request is routed to it".to_owned());
+        }
+        let target = ClusterTarget {
+            namespace: namespace.to_owned(),
+            source: EndpointSource::Service {
+                name: spec.target.named("spec.target")?.to_owned(),
+                port: service_port(spec.target.port, spec.target.port_name.as_deref())
+                    .map_err(|error| format!("spec.target: {error}"))?,
+            },
+            gateway: None,
+        };
+        let mut reader = Reader { namespace, references, remarks };
+        let intercept = reader.intercept(spec)?;
+        let probed = self.metadata.annotations.as_ref().and_then(|notes| notes.get(PROBE));
+        let readiness = Readiness {
+            probe: probed.is_some(),
+            path: probed.cloned().unwrap_or_else(|| Readiness::default().path),
+            ..Readiness::default()
+        };
+        let route = Route {
+            name: format!("{namespace}/{name}").as_str().into(),
+            matcher: Matcher::default(),
+            target: Target::Cluster(target),
+            readiness,
+            hold: <_>::default(),
+            keepalive: <_>::default(),
+            concurrency: <_>::default(),
+            upstream: <_>::default(),
+            scaling: spec.scaling_metric.to_scaling()?,
+            scale_by: <_>::default(),
+            workload: None,
+            when_paused: <_>::default(),
+            failure_grace: <_>::default(),
+            intercept: Some(Arc::new(intercept)),
+        };
+        Ok(Read { route, remarks: reader.remarks })
+    }
+}
+
+struct Reader<'a, R> {
+    namespace: &'a str,
+    references: &'a R,
+    remarks: Vec<String>,
+}
+
+// === impl Reader ===
+
+impl<R: References> Reader<'_, R> {
+    fn intercept(&mut self, spec: &InterceptorRouteSpec) -> Result<Intercept, String> {
+        let cold_start = spec.cold_start.clone().unwrap_or_default();
+        let mut intercept = Intercept {
+            rules: matchers(&spec.rules),
+            timeouts: InterceptTimeouts {
+                readiness: period(&spec.timeouts.readiness, "spec.timeouts.readiness")?,
+                request: period(&spec.timeouts.request, "spec.timeouts.request")?,
+                response_header: period(&spec.timeouts.response_header, "spec.timeouts.responseHeader")?,
+            },
+            // 0 is the Add-on's word for no bound; ours is the same as for an object that says nothing.
+            max_pending: cold_start.max_pending_requests.filter(|most| *most > 0),
+            overflow: match cold_start.overflow.as_deref() {
+                Some("Placeholder") => Overflow::Placeholder,
+                Some("Reject") | None => Overflow::Reject,
+                Some(other) => {
+                    return Err(format!("spec.coldStart.overflow: \"{other}\" is not Reject or Placeholder"));
+                }
+            },
+            ..Intercept::default()
+        };
+        if let Some(Fallback::Nested { service } | Fallback::Flat(service)) = &cold_start.fallback {
+            intercept.fallback = self.fallback(service)?;
+        }
+        if let Some(Placeholder { response }) = &cold_start.placeholder {
+            let path = "spec.coldStart.placeholder.response";
+            intercept.placeholder = Some(self.answer(response, Intercept::PLACEHOLDER_STATUS, path)?);
+        }
+        for (index, route) in spec.static_routes.iter().enumerate() {
+            let path = format!("spec.staticRoutes[{index}]");
+            intercept.static_routes.push(StaticRoute {
+                rules: matchers(&route.rules),
+                answer: self.answer(&route.response, StaticRoute::STATUS, &format!("{path}.response"))?,
+                mode: match route.response_mode.as_deref() {
+                    Some("Always") => ResponseMode::Always,
+                    Some("WhenUnavailable") | None => ResponseMode::WhenUnavailable,
+                    Some(other) => {
+                        return Err(format!(
+                            "{path}.responseMode: \"{other}\" is not WhenUnavailable or Always"
+                        ));
+                    }
+                },
+            });
+        }
+        Ok(intercept)
+    }
+
+    fn fallback(&mut self, service: &ServiceRef) -> Result<Option<Arc<str>>, String> {
+        let path = "spec.coldStart.fallback.service";
+        let name = service.named(path)?;
+        let port = service_port(service.port, service.port_name.as_deref());
+        let port = match port.map_err(|error| format!("{path}: {error}"))? {
+            ServicePort::Number(port) => port,
+            ServicePort::Name(port) => match self.references.service_port(self.namespace, name, &port) {
+                Some(port) => port,
+                None => {
+                    self.remarks.push(format!(
+                        "{path}: the Service {name} has no port {port}, so there is no fallback"
+                    ));
+                    return Ok(None);
+                }
+            },
+        };
+        Ok(Some(format!("{name}.{}.svc:{port}", self.namespace).into()))
+    }
+
+    fn answer(&mut self, response: &Response, status: u16, path: &str) -> Result<StaticAnswer, String> {
+        let body = match (&response.body, &response.body_from_config_map) {
+            (Some(_), Some(_)) => return Err(format!("{path}: give body or bodyFromConfigMap, not both")),
+            (Some(text), None) => StaticBody::Text(text.clone().into()),
+            (None, None) => StaticBody::Text(<_>::default()),
+            (None, Some(from)) => self.file(from, path),
+        };
+        let headers = response.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let answer = StaticAnswer::new(response.status_code.unwrap_or(status), headers, body);
+        answer.map_err(|error| format!("{path}: {error}"))
+    }
+
+    fn file(&mut self, from: &ConfigMapKey, path: &str) -> StaticBody {
+        let Some(files) = self.references.config_map(self.namespace, &from.name) else {
+            self.remarks.push(format!(
+                "{path}.bodyFromConfigMap: there is no ConfigMap {} with the label {BODIES}, or no right to list ConfigMaps",
+                from.name
+            ));
+            return StaticBody::Missing;
+        };
+        let Some(key) = &from.key else { return StaticBody::Files(files) };
+        match files.get(key) {
+            Some(content) => StaticBody::File { name: key.clone(), content: content.clone() },
+            None => {
+                self.remarks
+                    .push(format!("{path}.bodyFromConfigMap: the ConfigMap {} has no key {key}", from.name));
+                StaticBody::Missing
+            }
+        }
+    }
+}
+
+/// What a ConfigMap must be labelled with, for bodies to be read from it.
+pub(in crate::kube) const BODIES: &str = "http.keda.sh/response-body=true";
+
+// === impl ServiceRef ===
+
+impl ServiceRef {
+    fn named(&self, path: &str) -> Result<&str, String> {
+        if self.service.is_empty() { Err(format!("{path}: names no Service")) } else { Ok(&self.service) }
+    }
+}
+
+// === impl ScalingMetric ===
+
+impl ScalingMetric {
+    fn to_scaling(&self) -> Result<Scaling, String> {
+        let least = |value: Option<u32>| value.unwrap_or(TARGET).max(1);
+        let request_rate = match &self.request_rate {
+            None => None,
+            Some(rate) => {
+                let window = period(&rate.window, "spec.scalingMetric.requestRate.window")?;
+                let window = window.filter(|window| *window > Period::ZERO);
+                Some(RequestRate {
+                    target: least(rate.target_value),
+                    window: window.unwrap_or(Period::from_secs(60)),
+                })
+            }
+        };
+        let target = match (&self.concurrency, &request_rate) {
+            (Some(concurrency), _) => least(concurrency.target_value),
+            (None, Some(_)) => NO_TARGET,
+            (None, None) => TARGET,
+        };
+        Ok(Scaling { target, counting: Counting::Concurrency, request_rate, ..Scaling::default() })
+    }
+}
+
+fn matchers(rules: &[Rule]) -> Vec<Matcher> {
+    rules.iter().map(Rule::to_matcher).collect()
+}
+
+// === impl Rule ===
+
+impl Rule {
+    fn to_matcher(&self) -> Matcher {
+        // As the Add-on reads them: hosts without port, an empty one for any; paths as segments, however they begin.
+        let host = |given: &String| match without_port(given) {
+            "" => "*".to_owned(),
+            name => name.to_ascii_lowercase(),
+        };
+        let headers =
+            self.headers.iter().filter_map(|header| Some((header.name.clone(), header.value.clone()?)));
+        let headers: BTreeMap<_, _> = headers.collect();
+        let present =
+            self.headers.iter().filter(|header| header.value.is_none()).map(|header| header.name.clone());
+        let present: BTreeSet<_> =
+            present.filter(|name| !headers.keys().any(|other| other.eq_ignore_ascii_case(name))).collect();
+        Matcher {
+            models: Vec::new(),
+            hosts: self.hosts.iter().map(host).collect(),
+            paths: self.paths.iter().map(|path| format!("/{}", path.value.trim_matches('/'))).collect(),
+            headers,
+            present,
+        }
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.contains(':') && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// The longest of our waits, for those that ask for more.
+const LONGEST: Period = Period::from_secs(30 * 24 * 60 * 60);
+
+fn period(text: &Option<String>, key: &str) -> Result<Option<Period>, String> {
+    let Some(text) = text else { return Ok(None) };
+    match go_duration::parse(text) {
+        Some(duration) => Ok(Some(Period::from(duration).min(LONGEST))),
+        None => Err(format!("{key}: \"{text}\" is not a duration, such as 300ms, 20s or 1h30m")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,247 @@
+//! On a paused clock: where nothing moves, time goes on to the next timer.
+
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::*;
+use crate::{config::Kubernetes, kube::stand_in::StandIn};
+
+const OURS: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes";
+const THEIRS: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes";
+
+struct Followed {
+    api: StandIn,
+    file: watch::Sender<Arc<Vec<Route>>>,
+    objects: RouteObjects,
+    routes: watch::Receiver<Arc<ClusterRoutes>>,
+}
+
+impl Followed {
+    fn new(api: &StandIn, kubernetes: Kubernetes) -> Self {
+        let (file, of_file) = watch::channel(Arc::default());
+        let config = Config { kubernetes: Some(kubernetes.clone()), ..Config::default() };
+        let (objects, routes) = Cluster::with(api.client(), &kubernetes).routes(config, of_file);
+        Self { api: api.clone(), file, objects, routes }
+    }
+
+    /// Waits until this holds of what is published.
+    async fn until(&mut self, holds: impl FnMut(&Arc<ClusterRoutes>) -> bool) -> Arc<ClusterRoutes> {
+        let waited = timeout(Duration::from_secs(600), self.routes.wait_for(holds)).await;
+        waited.expect("it did not come").expect("the watcher ended").clone()
+    }
+
+    async fn until_named(&mut self, names: &[&str]) -> Arc<ClusterRoutes> {
+        self.until(|now| now.is_settled && names_of(now) == names).await
+    }
+}
+
+fn names_of(routes: &ClusterRoutes) -> Vec<&str> {
+    routes.routes.iter().map(|route| route.name.as_str()).collect()
+}
+
+fn put(api: &StandIn, collection: &str, name: &str, created: u32, spec: Value) {
+    let object = json!({
+        "metadata": {
+            "name": name, "namespace": "models", "generation": 1,
+            "creationTimestamp": format!("2026-01-01T00:00:{created:02}Z"),
+        },
+        "spec": spec,
+    });
+    api.put(&format!("{collection}/{name}"), object);
+}
+
+fn model(models: &[&str]) -> Value {
+    json!({"match": {"models": models}, "target": {"service": {"name": "vllm", "port": 8000}}})
+}
+
+fn front(host: &str) -> Value {
+    json!({
+        "target": {"service": "front", "port": 80}, "rules": [{"hosts": [host]}],
+        "scalingMetric": {"concurrency": {"targetValue": 100}},
+    })
+}
+
+fn verdict(routes: &ClusterRoutes, kind: RouteKind, name: &str) -> (&'static str, String) {
+    let object = RouteObject { kind, namespace: "models".into(), name: name.into() };
+    let verdict = routes.verdicts.get(&object).unwrap_or_else(|| panic!("no verdict on {object}"));
+    (verdict.reason(), verdict.message())
+}
+
+#[tokio::test(start_paused = true)]
+async fn routes_of_both_kinds_come_change_and_go() {
+    let api = StandIn::default();
+    put(&api, OURS, "tiny", 2, model(&["tiny"]));
+    put(&api, THEIRS, "app", 1, front("app.example.com"));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    let routes = watched.until_named(&["models/app", "models/tiny"]).await;
+    assert!(routes.verdicts.values().all(Verdict::is_accepted));
+
+    put(&api, OURS, "big", 3, model(&["big"]));
+    watched.until_named(&["models/app", "models/tiny", "models/big"]).await;
+    put(&api, OURS, "tiny", 2, model(&["tiny", "lora"]));
+    watched.until(|now| now.routes.get(1).is_some_and(|route| route.matcher.models.len() == 2)).await;
+    api.remove(&format!("{THEIRS}/app"));
+    watched.until_named(&["models/tiny", "models/big"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_told_and_stops_nothing() {
+    let api = StandIn::default();
+    put(&api, OURS, "odd", 1, json!({"target": 7}));
+    put(&api, OURS, "new", 1, json!({"target": {"service": {"name": "a", "port": 1}}, "tomorrow": 1}));
+    put(
+        &api,
+        OURS,
+        "bad",
+        1,
+        json!({"match": {"hosts": ["http://a"]}, "target": {"url": "http://10.0.0.1"}}),
+    );
+    put(&api, THEIRS, "odd-too", 1, json!({"target": {"service": "a", "port": -1}}));
+    put(&api, OURS, "tiny", 2, model(&["tiny"]));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    let routes = watched.until_named(&["models/tiny"]).await;
+    let told = |name: &str| verdict(&routes, RouteKind::ModelRoute, name);
+    assert_eq!(told("odd").0, "Invalid");
+    assert!(told("odd").1.contains("it cannot be read: Invalid type integer `7`"), "{}", told("odd").1);
+    assert!(told("new").1.contains("upgrade the proxy, or leave the field out"), "{}", told("new").1);
+    let bad = told("bad").1;
+    assert!(bad.contains("spec.match.hosts[0]: \"http://a\" has a scheme"), "{bad}");
+    assert!(
+        bad.contains("spec.target.url: \"10.0.0.1\" is not a host")
+            && bad.contains("kubernetes.allowedHosts"),
+        "{bad}"
+    );
+    assert_eq!(verdict(&routes, RouteKind::InterceptorRoute, "odd-too").0, "Invalid");
+    assert_eq!(routes.counts()[&(RouteKind::ModelRoute, "Invalid")], 3);
+
+    // The watch goes on, and what is corrected is served.
+    put(&api, OURS, "odd", 1, model(&["odd"]));
+    watched.until_named(&["models/odd", "models/tiny"]).await;
+    put(&api, OURS, "odd", 1, json!({"target": 7}));
+    watched.until_named(&["models/tiny"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_the_cluster_does_not_have_is_no_error_and_seen_when_it_comes() {
+    let api = StandIn::default();
+    api.lack("http.keda.sh");
+    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    put(&api, THEIRS, "app", 2, front("app.example.com"));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    watched.until_named(&["models/tiny"]).await;
+    api.install_all();
+    watched.until_named(&["models/tiny", "models/app"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_told_before_all_are_known_and_nothing_is_lost_after() {
+    let api = StandIn::default();
+    api.forbid("GET", "interceptorroutes");
+    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    put(&api, THEIRS, "app", 2, front("app.example.com"));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    // Twice the longest pause between two tries.
+    assert!(timeout(Duration::from_secs(60), watched.routes.wait_for(|now| now.is_settled)).await.is_err());
+    assert!(watched.routes.borrow().routes.is_empty(), "an older one of the other kind might have the match");
+    assert!(watched.objects.failure().unwrap().contains("InterceptorRoute"));
+    watched.api.allow_all();
+    watched.until_named(&["models/tiny", "models/app"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_kinds_and_namespaces_that_are_asked_for_are_watched() {
+    let api = StandIn::default();
+    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    put(&api, &OURS.replace("models/", "other/"), "tiny", 1, model(&["other"]));
+    put(&api, THEIRS, "app", 2, front("app.example.com"));
+    let kubernetes = Kubernetes {
+        namespaces: vec!["models".into(), "empty".into()],
+        interceptor_routes: false,
+        ..Kubernetes::default()
+    };
+    let mut watched = Followed::new(&api, kubernetes);
+    let routes = watched.until_named(&["models/tiny"]).await;
+    assert_eq!(routes.verdicts.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_file_takes_a_match_away_and_gives_it_back() {
+    let api = StandIn::default();
+    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    watched.until_named(&["models/tiny"]).await;
+    let file =
+        Config::parse("routes: [{name: a, match: {models: [tiny]}, target: {url: 'http://a:1'}}]", "a")
+            .unwrap();
+    watched.file.send_replace(Arc::new(file.routes));
+    let routes = watched.until_named(&[]).await;
+    assert_eq!(verdict(&routes, RouteKind::ModelRoute, "tiny").0, "Conflict");
+    watched.file.send_replace(Arc::default());
+    watched.until_named(&["models/tiny"]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bunch_of_changes_is_published_as_one_and_no_change_as_none() {
+    let api = StandIn::default();
+    put(&api, OURS, "tiny", 1, model(&["tiny"]));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    watched.until_named(&["models/tiny"]).await;
+    watched.routes.mark_unchanged();
+    for number in 0..200_u32 {
+        put(&api, OURS, &format!("r{number}"), 2, model(&[&format!("m{number}")]));
+    }
+    // Each is 0 s after the one before, so all of them are within the 50 ms of quiet.
+    let routes = watched.until(|now| now.routes.len() > 1).await;
+    assert_eq!(routes.routes.len(), 201);
+    watched.routes.mark_unchanged();
+
+    // What changes is its status, which is ours.
+    let mut object = api.object(&format!("{OURS}/tiny"));
+    object["status"] = json!({"state": "idle"});
+    api.put(&format!("{OURS}/tiny"), object);
+    sleep(Duration::from_secs(5)).await;
+    assert!(!watched.routes.has_changed().unwrap());
+    assert!(Arc::ptr_eq(&routes.routes, &watched.routes.borrow().routes));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_of_config_maps_come_when_they_come() {
+    let api = StandIn::default();
+    let mut spec = front("app.example.com");
+    spec["coldStart"] =
+        json!({"placeholder": {"response": {"bodyFromConfigMap": {"name": "pages", "key": "wait"}}}});
+    put(&api, THEIRS, "app", 1, spec);
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    let body = |routes: &ClusterRoutes| {
+        let intercept = routes.routes.first()?.intercept.as_ref()?.placeholder.as_ref()?.body("/")?;
+        Some(String::from_utf8(intercept.0.to_vec()).unwrap())
+    };
+    let routes = watched.until_named(&["models/app"]).await;
+    assert_eq!(body(&routes), None);
+    assert!(verdict(&routes, RouteKind::InterceptorRoute, "app").1.contains("there is no ConfigMap pages"));
+    let pages = |text: &str| {
+        let labels = json!({"http.keda.sh/response-body": "true"});
+        json!({"metadata": {"name": "pages", "namespace": "models", "labels": labels}, "data": {"wait": text}})
+    };
+    for text in ["soon", "sooner"] {
+        api.put("/api/v1/namespaces/models/configmaps/pages", pages(text));
+        let routes = watched.until(|now| body(now).as_deref() == Some(text)).await;
+        assert_eq!(
+            verdict(&routes, RouteKind::InterceptorRoute, "app"),
+            ("Accepted", "The route is served.".into())
+        );
+    }
+}
+
+#[test]
+fn a_field_of_a_newer_definition_is_told_from_a_wrong_one() {
+    let read = |spec: serde_json::Value| {
+        let object = serde_json::json!({ "metadata": { "name": "a" }, "spec": spec });
+        let object: DeserializeGuard<ModelRoute> = serde_json::from_value(object).unwrap();
+        malformed(&object.0.unwrap_err().error)
+    };
+    let newer = read(serde_json::json!({ "target": { "url": "http://a:1" }, "novelty": 1 }));
+    assert!(newer.contains("novelty") && newer.contains("upgrade the proxy"), "{newer}");
+    let wrong = read(serde_json::json!({ "target": 7 }));
+    assert!(wrong.contains("kubectl explain"), "{wrong}");
+}

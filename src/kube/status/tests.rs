@@ -1,0 +1,147 @@
+//! On a paused clock, against an API server within the process.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    config::{Config, Kubernetes},
+    kube::{report::State, stand_in::StandIn},
+};
+
+const OURS: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes/tiny";
+const THEIRS: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes/app";
+
+fn objects(api: &StandIn) {
+    let meta = |name: &str, generation: u32| json!({"name": name, "namespace": "models", "generation": generation, "creationTimestamp": "2026-01-01T00:00:00Z"});
+    let spec = json!({"target": {"service": {"name": "vllm", "port": 8000}}});
+    api.put(OURS, json!({"metadata": meta("tiny", 3), "spec": spec}));
+    let spec = json!({"target": {"service": "front", "port": 80}, "rules": [{"hosts": ["a.example.com"]}]});
+    api.put(THEIRS, json!({"metadata": meta("app", 1), "spec": spec}));
+}
+
+/// A replica of the proxy, as far as status goes.
+struct Replica {
+    cluster: Cluster,
+    reports: watch::Sender<Arc<RouteReports>>,
+    counts: Arc<StatusCounts>,
+    _file: watch::Sender<Arc<Vec<crate::domain::Route>>>,
+}
+
+impl Replica {
+    fn new(api: &StandIn) -> Self {
+        let (file, of_file) = watch::channel(Arc::default());
+        let kubernetes = Kubernetes::default();
+        let cluster = Cluster::with(api.client(), &kubernetes);
+        let config = Config { kubernetes: Some(kubernetes), ..Config::default() };
+        let (objects, routes) = cluster.routes(config, of_file);
+        let (reports, of_gates) = watch::channel(Arc::default());
+        let counts = cluster.write_status(objects, routes, of_gates);
+        Self { cluster, reports, counts, _file: file }
+    }
+
+    fn report(&self, report: RouteReport) {
+        self.reports.send_replace(Arc::new([("models/tiny".into(), report)].into()));
+    }
+
+    fn written(&self) -> u64 {
+        self.counts.written.load(Ordering::Relaxed)
+    }
+}
+
+fn condition(status: &Value, kind: &str) -> (String, String, i64) {
+    let all = status["conditions"].as_array().unwrap();
+    let one = all.iter().find(|condition| condition["type"] == kind).unwrap();
+    assert!(one["lastTransitionTime"].as_str().unwrap().ends_with('Z'));
+    let text = |key: &str| one[key].as_str().unwrap().to_owned();
+    (text("status"), text("reason"), one["observedGeneration"].as_i64().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_kinds_are_told_how_they_are_once() {
+    let api = StandIn::default();
+    objects(&api);
+    let replica = Replica::new(&api);
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(api.object(OURS)["status"], Value::Null, "nothing is known of it yet");
+    replica.report(RouteReport::default());
+    sleep(Duration::from_secs(5)).await;
+    let status = &api.object(OURS)["status"];
+    assert_eq!(condition(status, "Accepted"), ("True".into(), "Accepted".into(), 3));
+    assert_eq!(condition(status, "Ready"), ("False".into(), "Idle".into(), 3));
+    assert_eq!(condition(status, "Scalable").0, "Unknown");
+    assert_eq!((&status["state"], &status["target"]), (&json!("idle"), &json!("service vllm:8000")));
+    assert_eq!((&status["observedGeneration"], &status["held"]), (&json!(3), &json!(0)));
+    assert_eq!(condition(&api.object(THEIRS)["status"], "Ready"), ("True".into(), "Accepted".into(), 1));
+
+    // Our own words come back as changes, and cause no other.
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!((replica.written(), api.changes().len()), (2, 2));
+
+    replica.report(RouteReport { state: State::Ready, ready: 1, endpoints: 1, ..RouteReport::default() });
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(condition(&api.object(OURS)["status"], "Ready").0, "True");
+    assert_eq!(replica.written(), 3);
+    replica.cluster.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_replicas_one_writes() {
+    let api = StandIn::default();
+    objects(&api);
+    let (one, other) = (Replica::new(&api), Replica::new(&api));
+    one.report(RouteReport { state: State::Starting, held: 2, ..RouteReport::default() });
+    sleep(Duration::from_secs(5)).await;
+    other.report(RouteReport::default());
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(api.object(OURS)["status"]["state"], "starting");
+    // What both see at once, both may write: the Add-on's object, here.
+    assert!(one.written() + other.written() <= 3, "{} and {}", one.written(), other.written());
+    one.report(RouteReport::default());
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(api.object(OURS)["status"]["state"], "idle");
+    let before = api.changes().len();
+    sleep(Duration::from_secs(600)).await;
+    assert_eq!(api.changes().len(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_read_is_told_so() {
+    let api = StandIn::default();
+    let meta = json!({"name": "tiny", "namespace": "models", "generation": 1});
+    api.put(OURS, json!({"metadata": meta, "spec": {"target": 7}}));
+    let replica = Replica::new(&api);
+    sleep(Duration::from_secs(600)).await;
+    let status = &api.object(OURS)["status"];
+    assert_eq!(condition(status, "Accepted"), ("False".into(), "Invalid".into(), 1));
+    assert_eq!((&status["state"], replica.written()), (&json!("refused"), 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_right_to_it_nothing_is_insisted_on() {
+    let api = StandIn::default();
+    objects(&api);
+    api.forbid("PATCH", "/status");
+    let replica = Replica::new(&api);
+    replica.report(RouteReport::default());
+    sleep(Duration::from_secs(600)).await;
+    let denied = replica.counts.denied.load(Ordering::Relaxed);
+    // Two objects once a minute, and the first look.
+    assert!((2..=22).contains(&denied), "{denied}");
+    assert_eq!(replica.written(), 0);
+    api.allow_all();
+    sleep(Duration::from_secs(200)).await;
+    assert_eq!(replica.written(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_add_on_says_of_its_own_objects_is_left_to_it() {
+    let api = StandIn::default();
+    objects(&api);
+    api.own("interceptorroutes");
+    let replica = Replica::new(&api);
+    replica.report(RouteReport::default());
+    sleep(Duration::from_secs(500)).await;
+    assert_eq!(replica.counts.conflicts.load(Ordering::Relaxed), 1);
+    assert_eq!(replica.written(), 1, "ours is written with force");
+    assert_eq!(api.object(THEIRS)["status"], Value::Null);
+}
