@@ -83,8 +83,8 @@ pub(super) async fn a_pause_at_zero_ends_the_wait_and_one_above_does_not(it: Sce
     it.shell().kubectl(&patch).await.well();
     it.pause("tiny", PAUSED_REPLICAS, json!("1")).await;
     it.wanted("tiny", 1, wait::SOON).await;
-    assert_eq!(asks(replica).await.status, 200);
     it.obstacle(replica, "tiny", None).await;
+    assert_eq!(asks(replica).await.status, 200);
     // And what is up serves, however it is paused.
     it.pause("tiny", PAUSED, json!("true")).await;
     it.pause("tiny", PAUSED_REPLICAS, Value::Null).await;
