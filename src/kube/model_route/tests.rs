@@ -146,13 +146,16 @@ fn the_page_has_every_key() {
     let meaning = |key: &str, property: &Value| {
         let text = property["description"].as_str().unwrap();
         match sections.iter().any(|section| section.path == format!("routes[].{key}")) {
-            true if key != "target" => format!("{text} [Its keys](configuration.md#routes{})", key.to_lowercase()),
+            true if key != "target" => {
+                format!("{text} [Its keys](configuration.md#routes{})", key.to_lowercase())
+            }
             _ if key == "target" => format!("{text} [Its keys](#target)"),
             _ => text.to_owned(),
         }
     };
     let table = |schema: &Value, prefix: &str| -> String {
-        let required = |key: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
+        let required =
+            |key: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
         let rows = schema["properties"].as_object().unwrap().iter().map(|(key, property)| {
             let must = if required(key) { " **Required.**" } else { "" };
             format!("| `{prefix}{key}` | {}{must} |\n", meaning(key, property))
