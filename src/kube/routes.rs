@@ -237,7 +237,7 @@ pub(super) fn object(kind: RouteKind, meta: &ObjectMeta) -> RouteObject {
 
 /// Why an object cannot be read, and how that may come.
 fn malformed(error: &str) -> String {
-    let hint = if error.contains("unknown field") {
+    let hint = if error.to_ascii_lowercase().contains("unknown field") {
         "; the definition in the cluster may be newer than this proxy: upgrade the proxy, or leave the field out"
     } else {
         "; see `kubectl explain`, or apply the definition that `anteroom crds` prints: it refuses such objects"
