@@ -7,10 +7,12 @@ use std::sync::Arc;
 use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
+    demand::{Capacity, Demand, queue_depth},
     domain::{Policy, Route},
     hold::{Bounds, HoldQueue, Ticket},
     openai::scan_json,
     proxy::{Model, RouteTable},
+    state::Endpoint,
 };
 use divan::{Bencher, black_box, counter::BytesCount};
 use http::HeaderMap;
@@ -73,6 +75,41 @@ fn join_and_leave(bencher: Bencher<'_, '_>, waiting: usize) {
     let held: Vec<Ticket<()>> = (0..waiting).map(|_| join()).collect();
     bencher.bench_local(|| drop(black_box(join())));
     drop(held);
+}
+
+/// What demand costs a warm request: once when it comes, once when it goes. Alone, and with another core at the same
+/// route.
+#[divan::bench(threads = [1, 2])]
+fn demand(bencher: Bencher<'_, '_>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let _entered = runtime.enter();
+    let demand = Demand::default();
+    bencher.bench(|| {
+        demand.touch();
+        demand.rise();
+    });
+}
+
+/// A warm request from its admission to its end, demand included.
+#[divan::bench(threads = [1, 2])]
+fn enter_and_leave(bencher: Bencher<'_, '_>) {
+    let gate = warm_gate();
+    bencher.bench(|| drop(black_box(gate.enter())));
+}
+
+/// What KEDA is told, once.
+#[divan::bench]
+fn value(bencher: Bencher<'_, '_>) {
+    let gate = warm_gate();
+    bencher.bench(|| queue_depth(&gate.counts_everywhere(), Capacity::from(&**gate.policy())));
+}
+
+fn warm_gate() -> Arc<Gate> {
+    let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
+    let endpoint = Endpoint::new("127.0.0.1:1", u32::MAX);
+    gate.target().add(&endpoint);
+    gate.target().ready(&endpoint, None);
+    gate
 }
 
 /// All of them, in their order.

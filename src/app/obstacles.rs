@@ -116,7 +116,13 @@ fn tell(gate: &Gate, facts: &Facts, unheard: &mut HashMap<RouteKey, Instant>, te
     let route = gate.key();
     match obstacle {
         Some(obstacle) => {
-            tracing::warn!(%route, kind = obstacle.kind.name(), reason = %obstacle.message, "the target cannot come up");
+            let kind = obstacle.kind.name();
+            // Who pauses mostly means to.
+            if obstacle.kind == ObstacleKind::AutoscalingPaused {
+                tracing::info!(%route, kind, reason = %obstacle.message, "the target cannot come up");
+            } else {
+                tracing::warn!(%route, kind, reason = %obstacle.message, "the target cannot come up");
+            }
             teller.obstacle(route, &obstacle);
         }
         None => tracing::info!(%route, "nothing stands in the way of the target any more"),
@@ -161,7 +167,6 @@ impl Teller {
     }
 
     fn obstacle(&self, route: &RouteKey, obstacle: &Obstacle) {
-        // Who pauses mostly means to.
         let is_warning = obstacle.kind != ObstacleKind::AutoscalingPaused;
         self.say(route, is_warning, in_one_word(obstacle.kind), obstacle.message.to_string());
     }

@@ -126,7 +126,7 @@ pub struct FailureGrace {
     pub crash_loop: Period,
     /// No node takes the pod. A new node takes minutes.
     pub unschedulable: Period,
-    /// A quota or an admission policy refuses the pod.
+    /// A quota or an admission policy refuses the pod, or the workload cannot be scaled.
     pub quota: Period,
     /// The container was ended for want of memory.
     pub out_of_memory: Period,

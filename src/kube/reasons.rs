@@ -51,6 +51,8 @@ pub struct Scaled {
     pub name: String,
     /// How it is paused.
     pub pause: Option<Pause>,
+    /// The annotations that do that.
+    pub pausing: Vec<&'static str>,
     /// Reason and message of its condition `Ready`, where that is false.
     pub not_ready: Option<(String, String)>,
     /// Where its trigger asks, and whether it has a stream.
@@ -102,6 +104,7 @@ impl Scaled {
             namespace: object.namespace().to_owned(),
             name: object.name().to_owned(),
             pause: object.pause(),
+            pausing: object.pausing(),
             not_ready: object.not_ready().map(|(reason, message)| (reason.to_owned(), message.to_owned())),
             trigger,
         }
@@ -177,18 +180,17 @@ impl Facts {
 
     /// Every ScaledObject that names it is paused, and not with replicas.
     fn paused(&self) -> Option<Trouble> {
-        let holds_zero = |scaled: &Scaled| match scaled.pause? {
-            Pause::Frozen => Some(super::scaled_objects::PAUSED),
-            Pause::At(0) => Some(super::scaled_objects::PAUSED_REPLICAS),
-            Pause::ScaleOut => Some(super::scaled_objects::PAUSED_SCALE_OUT),
-            Pause::At(_) => None,
+        let holds_zero = |scaled: &Scaled| match scaled.pause {
+            Some(Pause::Frozen | Pause::At(0) | Pause::ScaleOut) => true,
+            Some(Pause::At(_)) | None => false,
         };
-        let by: Option<Vec<_>> = self.scaled_objects.iter().map(holds_zero).collect();
-        let (by, scaled) = (*by?.first()?, self.scaled_objects.first()?);
-        let Scaled { namespace, name, .. } = scaled;
+        let scaled = self.scaled_objects.first().filter(|_| self.scaled_objects.iter().all(holds_zero))?;
+        let Scaled { namespace, name, pausing, .. } = scaled;
+        let without: String = pausing.iter().map(|annotation| format!(" {annotation}-")).collect();
         let message = format!(
-            "ScaledObject `{namespace}/{name}` is paused at zero ({by}). Resume it for some time with `{}`, or for good \
-             with `kubectl annotate scaledobject {name} -n {namespace} {by}-`",
+            "ScaledObject `{namespace}/{name}` is paused at zero ({}). Resume it for some time with `{}`, or for good \
+             with `kubectl annotate scaledobject {name} -n {namespace}{without}`",
+            pausing.join(", "),
             scaled.resume()
         );
         Some(Trouble { kind: ObstacleKind::AutoscalingPaused, message })
@@ -217,8 +219,9 @@ impl Facts {
         let told = not_ready.as_ref().map(|(reason, told)| format!("; KEDA says: {reason}: {told}"));
         let message = format!(
             "KEDA has no stream to this proxy, so that it does not hear of requests: ScaledObject `{namespace}/{name}` \
-             asks `{}`, which must lead to the scaler of this proxy, and KEDA's operator must run{}",
+             asks `{}`{}, which must lead to the scaler of this proxy, and KEDA's operator must run{}",
             trigger.address,
+            if is_of_add_on(&trigger.address) { " (the HTTP Add-on's own scaler)" } else { "" },
             told.unwrap_or_default()
         );
         Some(Trouble { kind: ObstacleKind::NoKedaStream, message })
@@ -242,6 +245,11 @@ impl Facts {
         });
         pods().flatten().cloned().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
     }
+}
+
+/// Whether the HTTP Add-on's chart names its scaler so.
+fn is_of_add_on(address: &str) -> bool {
+    ["keda-add-ons-http", "keda-http-add-on"].iter().any(|name| address.starts_with(name))
 }
 
 #[cfg(test)]

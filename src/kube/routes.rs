@@ -1,16 +1,13 @@
 //! Routes of the cluster: both kinds watched, checked, set against each other, and published.
 
+mod others;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use bytes::Bytes;
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::{Resource, ResourceExt, api::ObjectMeta, core::DeserializeGuard, runtime::watcher};
 use tokio::{
     sync::watch,
@@ -20,13 +17,14 @@ use tokio::{
 use super::{
     Cluster, InterceptorRoute, ModelRoute, Watched,
     conflicts::{Candidate, RouteKind, RouteObject, Settled, settle},
-    interceptor_route::{BODIES, PROBE, References},
+    interceptor_route::PROBE,
     report::Verdict,
 };
 use crate::{
     config::{Config, check_cluster_route},
     domain::Route,
 };
+use others::Others;
 
 /// The routes of the cluster as they are served.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -61,15 +59,6 @@ struct Watcher {
     file: watch::Receiver<Arc<Vec<Route>>>,
     others: Others,
     published: watch::Sender<Arc<ClusterRoutes>>,
-}
-
-/// What objects of the Add-on speak of, watched once one does: who needs no right to it shall need none.
-#[derive(Default)]
-struct Others {
-    config_maps: Option<Watched<ConfigMap>>,
-    services: Option<Watched<Service>>,
-    wants_config_maps: AtomicBool,
-    wants_services: AtomicBool,
 }
 
 // === impl Cluster ===
@@ -119,10 +108,12 @@ impl Watcher {
         self.settle_in().await;
         loop {
             let file = self.file.borrow_and_update().clone();
-            self.publish(&file);
+            let candidates = self.candidates();
             if self.others.watch(&self.cluster) {
+                self.await_others().await;
                 continue;
             }
+            self.publish(&file, candidates);
             self.changed().await;
             self.gather().await;
         }
@@ -147,13 +138,24 @@ impl Watcher {
         }
     }
 
+    /// Waits until what objects speak of has been seen once, for [`LONGEST`]: without it they would be served in part.
+    async fn await_others(&mut self) {
+        let end = Instant::now() + LONGEST;
+        while !self.others.is_settled() {
+            tokio::select! {
+                biased; // what has come may be all
+                () = self.others.changed() => {}
+                () = sleep_until(end) => return,
+            }
+        }
+    }
+
     async fn changed(&mut self) {
         tokio::select! {
             biased; // any of them will do
             () = self.objects.changed() => {}
             Ok(()) = self.file.changed() => {}
-            () = changed(&mut self.others.config_maps) => {}
-            () = changed(&mut self.others.services) => {}
+            () = self.others.changed() => {}
         }
     }
 
@@ -170,8 +172,8 @@ impl Watcher {
         }
     }
 
-    fn publish(&self, file: &[Route]) {
-        let Settled { routes, verdicts } = settle(file, self.candidates());
+    fn publish(&self, file: &[Route], candidates: Vec<Candidate>) {
+        let Settled { routes, verdicts } = settle(file, candidates);
         self.published.send_if_modified(|before| {
             for (object, verdict) in &verdicts {
                 if !verdict.is_accepted() && before.verdicts.get(object) != Some(verdict) {
@@ -278,44 +280,6 @@ where
     match watched {
         Some(watched) => watched.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-// === impl Others ===
-
-impl Others {
-    /// Begins to watch what has been asked for; whether that is something new.
-    fn watch(&mut self, cluster: &Cluster) -> bool {
-        let mut new = false;
-        if self.wants_config_maps.load(Ordering::Relaxed) && self.config_maps.is_none() {
-            let labelled = watcher::Config::default().labels(BODIES);
-            self.config_maps = Some(cluster.watch(labelled));
-            new = true;
-        }
-        if self.wants_services.load(Ordering::Relaxed) && self.services.is_none() {
-            self.services = Some(cluster.watch(watcher::Config::default()));
-            new = true;
-        }
-        new
-    }
-}
-
-impl References for Others {
-    fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, Bytes>> {
-        self.wants_config_maps.store(true, Ordering::Relaxed);
-        let found = self.config_maps.as_ref()?.get(namespace, name)?;
-        let texts = found.data.iter().flatten().map(|(key, text)| (key.clone(), text.clone().into()));
-        let binary =
-            found.binary_data.iter().flatten().map(|(key, data)| (key.clone(), data.0.clone().into()));
-        Some(texts.chain(binary).collect())
-    }
-
-    fn service_port(&self, namespace: &str, service: &str, port: &str) -> Option<u16> {
-        self.wants_services.store(true, Ordering::Relaxed);
-        let found = self.services.as_ref()?.get(namespace, service)?;
-        let mut ports = found.spec.as_ref()?.ports.iter().flatten();
-        let found = ports.find(|known| known.name.as_deref() == Some(port))?;
-        u16::try_from(found.port).ok()
     }
 }
 

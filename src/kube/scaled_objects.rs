@@ -135,6 +135,14 @@ impl ScaledObject {
         }
     }
 
+    /// The annotations that pause it, all of which must go for it to scale.
+    pub fn pausing(&self) -> Vec<&'static str> {
+        let replicas = [PAUSED_REPLICAS].into_iter().filter(|key| self.annotation(key).is_some());
+        let switches = [PAUSED, PAUSED_SCALE_OUT].into_iter();
+        let switches = switches.filter(|key| self.annotation(key).is_some_and(|value| !is_false(value)));
+        replicas.chain(switches).collect()
+    }
+
     /// Its triggers that name a route of ours, or of the HTTP Add-on that we stand in for.
     pub fn triggers(&self) -> impl Iterator<Item = Trigger> {
         let triggers = self.spec["triggers"].as_array().into_iter().flatten();
@@ -172,6 +180,13 @@ impl ScaledObject {
     /// When KEDA last found it active.
     pub fn last_active(&self) -> Option<Timestamp> {
         self.status["lastActiveTime"].as_str()?.parse().ok()
+    }
+}
+
+/// What is left: a second copy of the object, as it was applied, is most of its annotations.
+fn trim(object: &mut DeserializeGuard<ScaledObject>) {
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }
 
@@ -239,7 +254,11 @@ impl Cluster {
                 }
                 sleep(AGAIN).await;
             }
-            known.send_replace(ScaledObjects::Known(cluster.watch(watcher::Config::default())));
+            known.send_replace(ScaledObjects::Known(cluster.watch_in(
+                cluster.apis(),
+                watcher::Config::default(),
+                trim,
+            )));
             known.closed().await;
         });
         receiver

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::StreamExt;
@@ -15,6 +16,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{Lookup, ObjectRef, Store, store},
+        utils::{Backoff, ResetTimerBackoff},
         watcher::{self, watcher},
     },
 };
@@ -48,10 +50,59 @@ enum Hearing {
     Badly,
 }
 
+/// How soon a watch that has broken begins again. The longest pause is what requests may be held for in vain once the
+/// API server is back; kube's own goes up to a minute.
+pub(super) struct Pauses {
+    next: Duration,
+}
+
+/// An error and what caused it, in one line: kube keeps the causes of a lost connection apart.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
 /// Whether the API server says that it has no such kind.
 fn is_absence(error: &watcher::Error) -> bool {
     let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return false };
     status.code == 404
+}
+
+// === impl Pauses ===
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_millis(200);
+    const LONGEST: Duration = Duration::from_secs(3);
+    /// A watch that begins again says nothing until something changes; after so long without a failure, it has.
+    const FORGIVEN: Duration = Duration::from_secs(60);
+
+    /// Of one watch.
+    pub(super) fn new() -> ResetTimerBackoff<Self> {
+        ResetTimerBackoff::new(Self { next: Self::FIRST }, Self::FORGIVEN)
+    }
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.next;
+        self.next = Self::LONGEST.min(pause * 2);
+        // Replicas that lost it at the same moment do not come back in the same moment.
+        Some(pause.mul_f64(1.0 + fastrand::f64()))
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.next = Self::FIRST;
+    }
 }
 
 // === impl Cluster ===
@@ -97,7 +148,7 @@ impl Cluster {
         let stores = apis.into_iter().map(|api| {
             let (reader, writer) = store();
             let (changed, trim) = (changed.clone(), trim.clone());
-            let events = watcher(api, config.clone()).default_backoff().modify(move |object| {
+            let events = watcher(api, config.clone()).backoff(Pauses::new()).modify(move |object| {
                 let meta: &mut ObjectMeta = object.meta_mut();
                 meta.managed_fields = None;
                 trim(object);
@@ -128,13 +179,17 @@ impl Cluster {
                                 *last_failure.lock() = None;
                             }
                         }
-                        // It is tried again with a growing pause, half a minute at most; said once, until it changes.
+                        // It is tried again with a growing pause; said once, until it changes.
                         Err(_) if before == now => continue,
                         Err(error) => {
                             if now == Hearing::Absent {
-                                tracing::info!(kind, "the cluster has no such kind; if it comes, it will be seen");
+                                tracing::info!(
+                                    kind,
+                                    "the cluster has no such kind; if it comes, it will be seen"
+                                );
                             } else {
-                                tracing::warn!(kind, %error, "the cluster is not heard: what was known stays");
+                                let error = chain(&error);
+                                tracing::warn!(kind, error, "the cluster is not heard: what was known stays");
                             }
                             absent.store(now == Hearing::Absent, Ordering::Relaxed);
                             *last_failure.lock() =
@@ -198,5 +253,30 @@ impl<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static> Watc
     pub fn is_synced(&self) -> bool {
         use futures_util::FutureExt;
         self.stores.iter().all(|store| store.wait_until_ready().now_or_never().is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_broke_begins_again_soon_however_often_it_breaks() {
+        let mut pauses = Pauses::new();
+        // 200 ms doubling to 3 s, and up to as much again by chance.
+        for most in [400, 800, 1600, 3200, 6000, 6000, 6000] {
+            let pause = pauses.next().unwrap().as_millis();
+            assert!((most / 2..=most).contains(&pause), "{pause} of {most} ms");
+        }
+        tokio::time::advance(Duration::from_secs(61)).await;
+        assert!(pauses.next().unwrap().as_millis() <= 400);
+    }
+
+    #[test]
+    fn an_error_says_what_caused_it_and_nothing_twice() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = watcher::Error::WatchStartFailed(kube::Error::Service(Box::new(refused)));
+        let text = chain(&error);
+        assert_eq!(text.matches("connection refused").count(), 1, "{text}");
     }
 }

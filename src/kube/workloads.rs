@@ -17,6 +17,7 @@ use super::{
     Cluster, Pods, PodsOf,
     pod_reasons::{counts, trouble},
     reasons::WorkloadFacts,
+    watch::{Pauses, chain},
 };
 use crate::domain::Workload;
 
@@ -73,7 +74,7 @@ async fn follow(
     type Object = DeserializeGuard<DynamicObject>;
     let api: Api<Object> =
         Api::namespaced_with(cluster.client().clone(), &workload.namespace, &workload.resource());
-    let mut objects = pin!(watch_object(api, &workload.workload.name).default_backoff());
+    let mut objects = pin!(watch_object(api, &workload.workload.name).backoff(Pauses::new()));
     let mut known = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
     let mut pods: Option<(String, PodsOf)> = None;
     let mut failing = false;
@@ -99,7 +100,8 @@ async fn follow(
                 // It is tried again with a growing pause; said once, until it goes well.
                 Some(Err(error)) if !failing => {
                     failing = true;
-                    tracing::warn!(workload = %workload.full_name(), %error, "the workload is not heard of");
+                    let error = chain(&error);
+                    tracing::warn!(workload = %workload.full_name(), error, "the workload is not heard of");
                 }
                 Some(Err(_)) => {}
                 None => return,

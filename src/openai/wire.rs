@@ -77,13 +77,18 @@ pub fn empty_chunk(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
 
 /// Whether a gateway's 503 says that it has no healthy endpoint: the request reached no model server.
 ///
-/// Envoy: body `no healthy upstream` (local reply, flag UH), or a connect failure behind it. llm-d's router: header
-/// `x-llm-d-request-dropped-reason: rejected-no-endpoints`. HAProxy: `No server is available`. Traefik: `no available
-/// server`.
+/// Envoy: body `no healthy upstream` (local reply, flag UH), or that it could not connect, which it says of an endpoint
+/// that has gone without its knowing; of a connection that broke later it says `connection termination`. llm-d's router:
+/// header `x-llm-d-request-dropped-reason: rejected-no-endpoints`. HAProxy: `No server is available`. Traefik: `no
+/// available server`.
 pub fn says_no_endpoint(headers: &http::HeaderMap, body: &[u8]) -> bool {
-    const SAYINGS: [&[u8]; 4] = [
+    const SAYINGS: [&[u8]; 7] = [
         b"no healthy upstream",
+        // Until Envoy 1.23.
         b"reset reason: connection failure",
+        b"reset reason: remote connection failure",
+        b"reset reason: local connection failure",
+        b"reset reason: connection timeout",
         b"No server is available",
         b"no available server",
     ];
@@ -105,4 +110,33 @@ pub fn model(id: &str) -> Bytes {
 
 fn model_object(id: &str) -> Value {
     json!({"id": id, "object": "model", "created": 0, "owned_by": "anteroom"})
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_reached_no_server_is_told_from_one_that_may_have() {
+        let prefix = "upstream connect error or disconnect/reset before headers. ";
+        for (saying, reached_none) in [
+            ("no healthy upstream", true),
+            (
+                "reset reason: remote connection failure, transport failure reason: delayed connect error: 111",
+                true,
+            ),
+            ("reset reason: local connection failure", true),
+            ("retried and the latest reset reason: connection timeout", true),
+            ("reset reason: connection failure", true),
+            ("reset reason: connection termination", false),
+            ("reset reason: remote reset", false),
+            ("reset reason: protocol error", false),
+            ("the model is overloaded", false),
+        ] {
+            let body = format!("{prefix}{saying}");
+            assert_eq!(says_no_endpoint(&HeaderMap::new(), body.as_bytes()), reached_none, "{saying}");
+        }
+    }
 }

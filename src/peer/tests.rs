@@ -163,7 +163,9 @@ async fn every_replica_knows_the_sum_and_is_told_of_an_edge_at_once() {
     assert_eq!(replicas.each_ref().map(Replica::held), [0; 3]);
     assert!(replicas[2].gate.counts_everywhere().lasting, "the lease of both");
     replicas.iter().for_each(|replica| replica.gate.demand().settle());
-    sleep(Duration::from_millis(25)).await;
+    sleep(Duration::from_secs(59)).await;
+    assert!(replicas[2].gate.counts_everywhere().lasting, "the linger, 59 of 60 s");
+    sleep(Duration::from_millis(1_025)).await;
     assert!(!replicas[2].gate.counts_everywhere().is_active());
 }
 

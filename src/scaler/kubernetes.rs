@@ -60,7 +60,7 @@ struct Direct<'a> {
     namespace: &'a str,
     scale: Arc<dyn Scale>,
     quiet: Quiet,
-    /// The number that was seen last.
+    /// The number that was seen last; `None`: none yet, or it was not ours to see.
     seen: Option<u32>,
     pause: Duration,
 }
@@ -106,6 +106,13 @@ impl Direct<'_> {
 
     /// Nobody waits: if that has been so for long enough, everywhere, no replica is asked for. Says when to look again.
     async fn down(&mut self, workload: &Workload) -> Duration {
+        if self.seen.is_none() {
+            // Whether it could be scaled is told before somebody waits for it, and again while it could not be.
+            match self.scale.replicas(self.namespace, workload).await {
+                Ok(seen) => self.seen = Some(seen.wanted),
+                Err(error) => return self.failed(&error),
+            }
+        }
         let idle = self.gate.policy().scaling.idle_timeout.get();
         let until = self.quiet.look(&self.gate) + idle;
         let now = Instant::now();
@@ -144,6 +151,7 @@ impl Direct<'_> {
             // Whoever was there first has perhaps done it: look at once.
             ScaleError::Conflict => return FIRST_PAUSE,
             ScaleError::Refused(reason) => {
+                self.seen = None;
                 tracing::debug!(route = %self.gate.key(), %reason, "the workload cannot be scaled");
             }
             ScaleError::Unavailable(_) => {

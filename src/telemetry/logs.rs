@@ -4,9 +4,9 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// What is logged unless `RUST_LOG` says otherwise. The client of the API server tells every failed try; what it means,
-/// and when it is over, is told once by whoever asked.
-const DEFAULT: &str = "info,kube_client=off";
+/// What is logged by default. What kube says of each request that fails is said again, with the object that it was for,
+/// by whoever made the request.
+const DEFAULT: &str = "info,kube_client=off,kube_runtime=off";
 
 /// Logs to standard error from now on. `RUST_LOG` sets what is logged; the default is `info`.
 pub fn init_logs(json: bool) {

@@ -268,6 +268,7 @@ fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {
     // `:authority` says it, and nothing concerns one connection only.
     let host = headers.remove(header::HOST);
     headers.remove(header::CONNECTION);
+    headers.remove(header::UPGRADE);
     *request.headers_mut() = headers;
     let uri = |authority: &[u8]| {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());

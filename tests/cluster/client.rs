@@ -46,8 +46,21 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<Answer, Strin
 
 /// A completion that is asked for as SDKs do.
 pub(crate) fn completion(host: &str, model: &str, stream: bool) -> Request<Full<Bytes>> {
-    let body =
-        json!({ "model": model, "stream": stream, "messages": [{ "role": "user", "content": "hello" }] });
+    post(
+        host,
+        &json!({ "model": model, "stream": stream, "messages": [{ "role": "user", "content": "hello" }] }),
+    )
+}
+
+/// A stream of no more than so many tokens.
+pub(crate) fn limited(host: &str, model: &str, tokens: u32) -> Request<Full<Bytes>> {
+    post(
+        host,
+        &json!({ "model": model, "stream": true, "max_tokens": tokens, "messages": [{ "role": "user", "content": "hello" }] }),
+    )
+}
+
+fn post(host: &str, body: &Value) -> Request<Full<Bytes>> {
     Request::post("/v1/chat/completions")
         .header("host", host)
         .header("content-type", "application/json")

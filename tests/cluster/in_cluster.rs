@@ -32,9 +32,15 @@ impl InCluster {
         namespace: &str,
         account: &str,
     ) -> Self {
-        let folder = run.join("accounts").join(format!("{namespace}.{account}"));
+        let token = token(admin, namespace, account).await;
+        Self::with_token(run, authority, namespace, account, &token)
+    }
+
+    /// For whose token it is; `name` tells it apart from others of the namespace.
+    pub(crate) fn with_token(run: &Path, authority: &str, namespace: &str, name: &str, token: &str) -> Self {
+        let folder = run.join("accounts").join(format!("{namespace}.{name}"));
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("token"), token(admin, namespace, account).await).unwrap();
+        std::fs::write(folder.join("token"), token).unwrap();
         std::fs::write(folder.join("ca.crt"), authority).unwrap();
         std::fs::write(folder.join("namespace"), namespace).unwrap();
         Self { folder, namespace: namespace.to_owned() }

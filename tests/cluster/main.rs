@@ -18,9 +18,12 @@ mod model;
 mod node;
 mod plane;
 mod push_scaler;
+mod routes;
 mod runner;
 mod scenario;
 mod scenarios;
+mod serving;
+mod shell;
 mod wait;
 mod world;
 

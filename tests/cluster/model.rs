@@ -20,6 +20,8 @@ pub(crate) struct Model {
     pub(crate) replicas: u32,
     /// Anything else of the container, as `livenessProbe` or `lifecycle`.
     pub(crate) container: Value,
+    /// Anything else of the Service's port, as `appProtocol`.
+    pub(crate) port: Value,
 }
 
 /// A ScaledObject with one external-push trigger.
@@ -37,6 +39,8 @@ pub(crate) struct Scaled {
     pub(crate) polling: u32,
     /// Seconds from the last activity to zero.
     pub(crate) cooldown: u32,
+    /// Seconds for which fewer replicas have to be enough, before there are fewer.
+    pub(crate) stabilization: u32,
     /// Further triggers.
     pub(crate) triggers: Vec<Value>,
 }
@@ -55,6 +59,7 @@ impl Model {
             grace: 30,
             replicas: 0,
             container: json!({}),
+            port: json!({}),
         }
     }
 
@@ -103,11 +108,13 @@ impl Model {
                 },
             },
         });
+        let mut port = json!({ "name": "http", "port": 80, "targetPort": "http" });
+        merge(&mut port, &self.port);
         let service = json!({
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": { "name": self.name },
-            "spec": { "selector": labels, "ports": [{ "name": "http", "port": 80, "targetPort": "http" }] },
+            "spec": { "selector": labels, "ports": [port] },
         });
         [deployment, service]
     }
@@ -127,6 +134,7 @@ impl Scaled {
             max: 4,
             polling: 5,
             cooldown: 10,
+            stabilization: 5,
             triggers: Vec::new(),
         }
     }
@@ -148,7 +156,7 @@ impl Scaled {
                 "cooldownPeriod": self.cooldown,
                 // Kubernetes' own default waits five minutes before it goes from N to fewer.
                 "advanced": { "horizontalPodAutoscalerConfig": { "behavior": {
-                    "scaleDown": { "stabilizationWindowSeconds": 5 },
+                    "scaleDown": { "stabilizationWindowSeconds": self.stabilization },
                 } } },
                 "triggers": triggers,
             },

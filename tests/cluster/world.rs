@@ -62,6 +62,8 @@ impl World {
             history: History::default(),
             addresses: Addresses::default(),
             logs: pods,
+            run: run.to_owned(),
+            authority: plane.authority.pem.clone(),
             programs: programs(),
         });
         let spec = Spec::new("node-0", Ipv4Addr::new(10, 77, 1, 1));

@@ -167,13 +167,14 @@ async fn the_queues_of_the_servers_are_added_up_while_there_is_demand() {
     cluster.says(&[(one.address, Ready), (two.address, Ready)]);
     let proxy = cluster.proxy(None, "scaling: { serverQueue: true }").await;
     open(&proxy, 2).await;
+    let gate = proxy.gate().await;
     assert_eq!((one.requests(), two.requests()), (0, 0), "nobody asks while there is no demand");
     assert_eq!(proxy.ask(chat("hello")).await.status(), 200);
-    until("3 + 4", async || proxy.server_queue() == 7).await;
+    until("3 + 4", async || gate.demand().server_queue() == 7).await;
     cluster.says(&[(two.address, Ready)]);
-    until("4", async || proxy.server_queue() == 4).await;
+    until("4", async || gate.demand().server_queue() == 4).await;
     cluster.says(&[]);
-    until("0", async || proxy.server_queue() == 0).await;
+    until("0", async || gate.demand().server_queue() == 0).await;
     proxy.stop(&[("completed", 1)]).await;
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anteroom::{
-    admission::{Directory, Gate},
+    admission::Gate,
     app::{Account, Bound, Command},
     config::Config,
     domain::{Intercept, Matcher},
@@ -32,7 +32,6 @@ pub struct Proxy {
     pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
     pub shared: Arc<Shared>,
-    directory: Arc<Directory>,
     running: JoinHandle<Account>,
 }
 
@@ -71,9 +70,7 @@ impl Proxy {
         let (address, admin) = (bound.address, bound.admin_address);
         let (scaler, peers) = (bound.scaler_address, bound.peers_address);
         let shared = bound.shared().clone();
-        let directory = bound.directory().clone();
-        let running = tokio::spawn(bound.run(received));
-        Self { address, admin, scaler, peers, commands, shared, directory, running }
+        Self { address, admin, scaler, peers, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
     /// One with the route `tiny` only.
@@ -126,11 +123,6 @@ impl Proxy {
 
     pub async fn reload(&self, yaml: &str) {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
-    }
-
-    /// What waits in the model servers of `tiny`, as far as they were asked.
-    pub fn server_queue(&self) -> u64 {
-        self.directory.get("tiny").map_or(0, |gate| gate.demand().server_queue())
     }
 
     /// What the admin listener answers.

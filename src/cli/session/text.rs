@@ -168,8 +168,8 @@ fn is_late(session: &Session, now: Timestamp) -> bool {
 fn until(then: Timestamp, now: Timestamp) -> String {
     let local = then.to_zoned(TimeZone::system());
     let local = local.strftime("%Y-%m-%d %H:%M:%S %Z");
-    let left = then.duration_since(now);
     // To the second: fractions are of the clocks.
+    let left = jiff::SignedDuration::from_secs((then.duration_since(now).as_secs_f64()).round() as i64);
     let whole = |seconds: i64| Period::from(Duration::from_secs(seconds.unsigned_abs()));
     match left.as_secs() {
         0 => format!("{local} (now)"),

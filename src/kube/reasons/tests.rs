@@ -1,5 +1,6 @@
 use super::*;
 use crate::domain::RouteKey;
+use crate::kube::scaled_objects::{PAUSED, PAUSED_REPLICAS, PAUSED_SCALE_OUT};
 
 const ROUTE: &str = "team-a/chat";
 
@@ -8,6 +9,12 @@ fn scaled(pause: Option<Pause>) -> Scaled {
         namespace: "team-a".into(),
         name: "vllm".into(),
         pause,
+        pausing: match pause {
+            None => Vec::new(),
+            Some(Pause::Frozen) => vec![PAUSED],
+            Some(Pause::At(_)) => vec![PAUSED_REPLICAS, PAUSED],
+            Some(Pause::ScaleOut) => vec![PAUSED_SCALE_OUT],
+        },
         not_ready: None,
         trigger: Trigger { route: "chat".into(), address: "anteroom:9090".into(), pushes: true },
     }
@@ -47,9 +54,9 @@ fn kind(facts: &Facts) -> Option<ObstacleKind> {
 #[test]
 fn a_pause_at_zero_names_the_object_and_the_command_that_ends_it() {
     for (pause, annotation) in [
-        (Pause::Frozen, "autoscaling.keda.sh/paused"),
-        (Pause::At(0), "autoscaling.keda.sh/paused-replicas"),
-        (Pause::ScaleOut, "autoscaling.keda.sh/paused-scale-out"),
+        (Pause::Frozen, "autoscaling.keda.sh/paused-"),
+        (Pause::At(0), "autoscaling.keda.sh/paused-replicas- autoscaling.keda.sh/paused-"),
+        (Pause::ScaleOut, "autoscaling.keda.sh/paused-scale-out-"),
     ] {
         let (kind, message) =
             says(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), Seen::default()).unwrap();
@@ -57,7 +64,7 @@ fn a_pause_at_zero_names_the_object_and_the_command_that_ends_it() {
         for words in [
             "`team-a/vllm`",
             "`anteroom session start vllm -n team-a --for 2h`",
-            &format!("`kubectl annotate scaledobject vllm -n team-a {annotation}-`"),
+            &format!("`kubectl annotate scaledobject vllm -n team-a {annotation}`"),
         ] {
             assert!(message.contains(words), "{words} in: {message}");
         }
@@ -115,6 +122,10 @@ fn keda_does_not_listen() {
     let not_ready = Some(("TriggerError".into(), "no such host".into()));
     let told = says(&at_zero(Scaled { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
     assert!(told.ends_with("KEDA says: TriggerError: no such host"), "{told}");
+    let mut theirs = scaled(None);
+    theirs.trigger.address = "keda-add-ons-http-external-scaler.keda:9090".into();
+    let told = says(&at_zero(theirs), seconds(60)).unwrap().1;
+    assert!(told.contains("keda:9090` (the HTTP Add-on's own scaler)"), "{told}");
     let mut polled = scaled(None);
     polled.trigger.pushes = false;
     assert_eq!(says(&at_zero(polled), seconds(60)), None, "KEDA opens no stream for `external`");

@@ -232,3 +232,16 @@ async fn bodies_of_config_maps_come_when_they_come() {
         );
     }
 }
+
+#[test]
+fn a_field_of_a_newer_definition_is_told_from_a_wrong_one() {
+    let read = |spec: serde_json::Value| {
+        let object = serde_json::json!({ "metadata": { "name": "a" }, "spec": spec });
+        let object: DeserializeGuard<ModelRoute> = serde_json::from_value(object).unwrap();
+        malformed(&object.0.unwrap_err().error)
+    };
+    let newer = read(serde_json::json!({ "target": { "url": "http://a:1" }, "novelty": 1 }));
+    assert!(newer.contains("novelty") && newer.contains("upgrade the proxy"), "{newer}");
+    let wrong = read(serde_json::json!({ "target": 7 }));
+    assert!(wrong.contains("kubectl explain"), "{wrong}");
+}

@@ -177,12 +177,27 @@ async fn who_scales_by_hand_has_the_idle_time_to_use_it() {
 #[tokio::test(start_paused = true)]
 async fn failures_are_tried_again_with_a_growing_pause() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
+    sleep(Duration::from_millis(1)).await;
     stage.fake.state.lock().errors = vec![ScaleError::Unavailable("refused".into()); 4];
     let _held = stage.gate.hold(1, true).unwrap();
     sleep(Duration::from_millis(1400)).await;
     assert_eq!(stage.sets(), [0_u32; 0]);
     sleep(Duration::from_millis(110)).await;
     assert_eq!(stage.sets(), [1], "100 + 200 + 400 + 800 ms");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whether_it_may_scale_is_found_out_before_anybody_waits_and_again_while_it_may_not() {
+    let stage = Stage::new(0, ScaleBy::Kubernetes);
+    stage.fake.state.lock().errors = vec![ScaleError::Refused("owned".into()); 12];
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(stage.fake.state.lock().reads, 1);
+    secs(120).await;
+    assert_eq!(
+        stage.fake.state.lock().reads,
+        13,
+        "after 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4 and 12.8 s, then each 15 s: the thirteenth after 85.5 s, which went well"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,7 @@ use super::{
     probe::{self, Finding},
     program::{self, Place},
     status,
+    volumes::Files,
 };
 use crate::{client, plane::daemon};
 
@@ -50,6 +51,8 @@ pub(super) struct Task {
     pub(super) reports: mpsc::UnboundedSender<(usize, ContainerStatus)>,
     pub(super) status: ContainerStatus,
     pub(super) pod: Pod,
+    /// What it finds where it runs, once that is there.
+    pub(super) files: Files,
 }
 
 /// The state of a container that has not run yet.
@@ -135,6 +138,7 @@ impl Task {
             failures += 1;
         }
         sleep(fate::duration(&self.pod, fate::PULL, Duration::ZERO)).await;
+        self.files = Files::mount(&self.agent, &self.pod, &self.container, self.address).await;
         self.status.image_id = format!("{image}@here");
         self.agent.note(&self.pod, What::Pulled);
         self.agent.event(&self.pod, "Normal", "Pulled", &format!("Container image \"{image}\" is there"));
@@ -187,7 +191,7 @@ impl Task {
             command
         } else {
             let node = (self.agent.name.as_str(), self.agent.address);
-            let place = Place { pod: &self.pod, address: self.address, node };
+            let place = Place { pod: &self.pod, address: self.address, node, files: &self.files };
             program::command(&self.agent.ground.programs, &self.container, &place)?
         };
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

@@ -12,6 +12,7 @@ mod pod;
 mod probe;
 mod program;
 mod status;
+mod volumes;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -48,6 +49,10 @@ pub(crate) struct Ground {
     pub(crate) addresses: Addresses,
     /// Where the output of pods goes.
     pub(crate) logs: PathBuf,
+    /// Where their files go.
+    pub(crate) run: PathBuf,
+    /// Who signs for the apiserver, as pods are told.
+    pub(crate) authority: String,
     /// Where the programs of pods are, by the name of their image.
     pub(crate) programs: BTreeMap<String, PathBuf>,
 }

@@ -19,6 +19,7 @@ use super::{
     container::{self, Task},
     history::What,
     status::{self, Status},
+    volumes::Files,
 };
 
 /// How long after an apiserver that did not take a status it is asked again.
@@ -74,6 +75,7 @@ impl Worker {
                 reports: sender.clone(),
                 status: self.statuses[index].clone(),
                 pod: self.pod.clone(),
+                files: Files::default(),
             };
             tasks.spawn(task.run());
         }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
 use kube::ResourceExt as _;
 use tokio::process::Command;
 
-use super::fate;
+use super::{fate, volumes::Files};
 
 /// Images of model servers in whose place the stand-in runs.
 const MODEL_SERVERS: [&str; 2] = ["vllm-openai", "vllm"];
@@ -20,6 +20,7 @@ pub(super) struct Place<'a> {
     pub(super) pod: &'a Pod,
     pub(super) address: Ipv4Addr,
     pub(super) node: (&'a str, Ipv4Addr),
+    pub(super) files: &'a Files,
 }
 
 /// The command for a container, or why there is none.
@@ -30,7 +31,7 @@ pub(super) fn command(
 ) -> Result<Command, String> {
     let env = environment(container, place);
     let expand = |words: &Option<Vec<String>>| -> Vec<String> {
-        words.iter().flatten().map(|word| expand(word, &env)).collect()
+        words.iter().flatten().map(|word| place.files.translate(&expand(word, &env))).collect()
     };
     let (mut words, args) = (expand(&container.command), expand(&container.args));
     let image = image_name(container.image.as_deref().unwrap_or_default());
@@ -52,7 +53,10 @@ pub(super) fn command(
     if words.first().is_some_and(|word| word == "sim") && !words.iter().any(|word| word == "--host") {
         words.extend(["--host".into(), place.address.to_string()]);
     }
-    let mut command = Command::new(program);
+    let mut command = match &place.files.account {
+        Some(account) => account.command(&program),
+        None => Command::new(program),
+    };
     command.args(words).envs(env).process_group(0);
     Ok(command)
 }

@@ -1,8 +1,17 @@
 //! The scenarios.
 
+mod cold_start;
+mod conflicts;
+mod control_plane;
+mod definitions;
+mod gateway;
 mod harness;
+mod install;
+mod interceptor;
 mod node;
 mod outage;
+mod peers;
+mod scaling;
 
 use crate::runner::Entry;
 
@@ -26,10 +35,39 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     node::a_container_that_is_out_of_memory_says_so,
     node::a_pod_that_fits_nowhere_waits_for_a_node,
     node::a_pod_ends_with_its_hook_and_its_grace,
+    definitions::the_apiserver_keeps_what_anteroom_crds_prints,
+    definitions::what_cannot_be_a_route_is_refused_with_the_way_out,
+    definitions::users_see_how_routes_are,
+    conflicts::the_older_route_is_served_and_the_younger_follows_it,
+    conflicts::the_file_goes_first_and_names_are_given_once,
+    conflicts::routes_that_are_none_are_skipped_and_say_why,
+    interceptor::an_app_comes_up_through_keda_for_the_first_request,
+    interceptor::the_most_specific_rule_has_the_request,
+    interceptor::what_is_said_while_the_app_is_down_is_said,
+    install::each_profile_is_taken_paused_and_goes_again,
+    install::a_release_for_one_namespace_serves_it,
+    install::rights_are_what_is_needed_and_nothing_else,
+    cold_start::a_request_wakes_a_model_and_silence_puts_it_to_rest,
+    cold_start::our_probe_is_far_ahead_of_kubelets,
+    cold_start::a_load_that_takes_longer_than_the_cooldown_is_not_cut_off,
+    cold_start::servers_that_speak_http_2_get_one_connection,
+    scaling::it_grows_with_the_queue_once_a_pod_answers,
+    scaling::a_trickle_that_polls_would_miss_keeps_its_model,
+    scaling::a_pod_that_is_to_go_gets_nothing_new_and_finishes,
+    peers::two_replicas_with_demand_on_one,
+    peers::three_replicas_with_demand_on_one,
+    peers::a_replica_that_is_killed_takes_its_own_requests_with_it,
+    peers::replicas_are_replaced_one_after_the_other,
+    gateway::held_requests_wait_for_an_envoy_that_has_not_noticed_yet,
+    gateway::the_pods_of_an_inference_pool_are_a_target,
 ];
 
 /// Those that break something that others need: they run last, one by one.
 pub(crate) const ALONE: &[Entry] = scenarios![
     outage::pods_outlive_the_apiserver_and_are_told_of_afterwards,
     outage::keda_comes_back_and_hears_the_next_push,
+    conflicts::an_object_of_a_newer_definition_stops_nothing,
+    install::a_release_for_the_cluster_serves_other_namespaces,
+    control_plane::keda_is_restarted_while_models_are_asked_for,
+    control_plane::traffic_does_not_notice_an_apiserver_that_is_away,
 ];

@@ -1,0 +1,111 @@
+//! The whole way of a request to a model at zero, and of the model back to it.
+
+use std::net::SocketAddrV4;
+
+use serde_json::json;
+
+use crate::{
+    model::{Model, Scaled},
+    node::history::What,
+    scenario::Scenario,
+    serving, wait,
+};
+
+pub(super) async fn a_request_wakes_a_model_and_silence_puts_it_to_rest(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({})).await;
+    let replicas = it.replicas("tiny").await;
+
+    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+    serving::finish(answer).await.unwrap();
+
+    replicas.reach(0).await;
+    it.happened(What::Gone, 1).await;
+    assert_eq!(replicas.course(), [0, 1, 0]);
+    let [cold_start] = replica.cold_starts(&it, "tiny").await.try_into().unwrap();
+    println!("  {cold_start}");
+    assert_eq!(cold_start["outcome"], "completed");
+    replica.rests(&it, "tiny").await;
+}
+
+pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    // It is asked at once, when it does not listen yet, and then half a minute later.
+    let mut model = Model::new("tiny").sim("--load-time 1s");
+    model.probe_period = 30;
+    it.serve(&anteroom, &model, json!({})).await;
+
+    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", false)).await.unwrap();
+    assert_eq!(answer.status, 200);
+    answer.json().await;
+    it.endpoints("tiny", 0).await;
+    let history = it.history();
+    assert!(history.iter().all(|moment| moment.what != What::Ready), "{history:?}");
+    it.wanted("tiny", 0, wait::SOON).await;
+}
+
+pub(super) async fn a_load_that_takes_longer_than_the_cooldown_is_not_cut_off(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    for name in ["stays", "leaves"] {
+        let mut model = Model::new(name).sim("--load-time 8s");
+        model.probe_period = 1;
+        let mut scaled = Scaled::of(&model, &anteroom);
+        scaled.cooldown = 1;
+        it.serve_scaled(&anteroom, &model, json!({ "scaling": { "linger": "0s" } }), &scaled).await;
+    }
+    let replicas = [it.replicas("stays").await, it.replicas("leaves").await];
+
+    let stays = replica.read("stays", 4);
+    let leaves = replica.read("leaves", 4);
+    replica.holds(&it, "leaves", 1).await;
+    drop(leaves);
+    replica.holds(&it, "leaves", 0).await;
+    wait::within("the answer", wait::SOON, stays).await.unwrap().unwrap();
+    // Nobody waits for it any more, and it has come all the same.
+    it.happened(What::Answers, 2).await;
+    for (name, outcome, replicas) in
+        [("stays", "completed", &replicas[0]), ("leaves", "abandoned", &replicas[1])]
+    {
+        replicas.reach(0).await;
+        let [cold_start] = replica.cold_starts(&it, name).await.try_into().unwrap();
+        assert_eq!(cold_start["outcome"], outcome, "{cold_start}");
+    }
+    assert_eq!(replicas.map(|replicas| replicas.course()), [[0, 1, 0], [0, 1, 0]]);
+}
+
+pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({ "workers": 1 })).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let mut model = Model::new("tiny").sim("--tokens 100000 --inter-token-time 50ms");
+    // Nobody else connects to it.
+    model.probe_period = 60;
+    model.port = json!({ "appProtocol": "kubernetes.io/h2c" });
+    it.serve(&anteroom, &model, json!({})).await;
+    let first = replica.flow("tiny").await;
+    let mut flows = vec![first];
+    for _ in 0..7 {
+        flows.push(replica.flow("tiny").await);
+    }
+    for flow in &flows {
+        flow.flows().await;
+    }
+    let route = replica.route(&it, "tiny").await;
+    assert_eq!(route["in_flight"], 8);
+    let address = route["endpoints"][0]["address"].as_str().unwrap();
+    assert_eq!(connections(address), 1, "in HTTP/1.1 it takes 8");
+    drop(flows);
+    it.wanted("tiny", 0, wait::SOON).await;
+}
+
+/// How many connections there are to an address of this network.
+fn connections(address: &str) -> usize {
+    let address: SocketAddrV4 = address.parse().unwrap();
+    let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port());
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    // The third column is the other end, and 01 in the fourth an established connection.
+    let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row.get(2) == Some(&remote.as_str()) && row.get(3) == Some(&"01")).count()
+}

@@ -1,0 +1,212 @@
+//! Routes that cannot all be served, or not at all: who is, who is told why, and that nobody else notices.
+
+use kube::api::{DeleteParams, DynamicObject, PostParams};
+use serde_json::{Value, json};
+
+use crate::{
+    anteroom::Replica,
+    client,
+    model::Model,
+    routes::{OURS, interceptor_route, model_route},
+    scenario::Scenario,
+    wait,
+};
+
+pub(super) async fn the_older_route_is_served_and_the_younger_follows_it(it: Scenario) {
+    up(&it).await;
+    // The names are the wrong way round, so that it is not they that decide.
+    let same = json!({ "match": { "models": ["shared"] }, "target": { "service": { "name": "tiny" } } });
+    it.apply(&model_route("z-older", same.clone())).await;
+    it.younger_than((OURS, "ModelRoute"), "z-older").await;
+    it.apply(&model_route("a-younger", same)).await;
+    let partly =
+        json!({ "match": { "models": ["shared", "own"] }, "target": { "service": { "name": "tiny" } } });
+    it.apply(&model_route("partly", partly)).await;
+    let anteroom = it.anteroom(2, json!({})).await;
+
+    let lost = it.says("a-younger", "Accepted", "Conflict").await;
+    let winner = format!("the older ModelRoute {}/z-older matches the same and goes first", it.namespace);
+    assert_eq!(lost["status"], "False");
+    assert!(lost["message"].as_str().unwrap().contains(&winner), "{lost}");
+    it.says("a-younger", "Ready", "NotAccepted").await;
+    let partly = it.says("partly", "Accepted", "PartlyConflicting").await;
+    assert_eq!(partly["status"], "True");
+    assert!(partly["message"].as_str().unwrap().contains("1 of its 2 matches are another's"), "{partly}");
+    for replica in &anteroom.replicas {
+        it.serves(replica, "shared", "z-older").await;
+        it.serves(replica, "own", "partly").await;
+    }
+
+    it.dynamic(OURS, "ModelRoute").delete("z-older", &DeleteParams::default()).await.unwrap();
+    it.says("a-younger", "Accepted", "Accepted").await;
+    for replica in &anteroom.replicas {
+        it.serves(replica, "shared", "a-younger").await;
+    }
+}
+
+pub(super) async fn the_file_goes_first_and_names_are_given_once(it: Scenario) {
+    let address = up(&it).await;
+    it.apply(&model_route("mine", json!({ "match": { "models": ["from-file"] } }))).await;
+    it.apply(&model_route("twin", json!({ "target": { "service": { "name": "tiny" } } }))).await;
+    let rule = json!({
+        "target": { "service": "tiny", "port": 80 },
+        "rules": [{ "hosts": ["twin.example.com"] }],
+        "scalingMetric": { "concurrency": {} },
+    });
+    it.apply(&interceptor_route("twin", rule)).await;
+    let url = format!("http://{address}:8000");
+    let file = json!([{ "name": "file", "match": { "models": ["from-file"] }, "target": { "url": url } }]);
+    let anteroom = it.anteroom(1, json!({ "routes": file })).await;
+
+    let lost = it.says("mine", "Accepted", "Conflict").await;
+    assert!(
+        lost["message"].as_str().unwrap().contains("the route \"file\" of the proxy's configuration"),
+        "{lost}"
+    );
+    let lost = it.their_route_says("twin", "Conflict").await;
+    assert!(lost["message"].as_str().unwrap().contains("has this name already"), "{lost}");
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    assert_eq!(replica.ask("from-file", false).await.unwrap().status, 200);
+    assert_eq!(replica.metric("anteroom_requests_total{route=\"file\"").await, Some(1.0));
+    it.serves(replica, "twin", "twin").await;
+    let status = it.shell().anteroom("status").await.well();
+    assert!(status.contains(&format!("InterceptorRoute {}/twin: ", it.namespace)), "{status}");
+}
+
+pub(super) async fn routes_that_are_none_are_skipped_and_say_why(it: Scenario) {
+    up(&it).await;
+    let allowed = json!({ "kubernetes": { "allowedHosts": ["gateway.test", "*.models.test:8000"] } });
+    let anteroom = it.anteroom(1, allowed).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.apply(&model_route("good", json!({ "target": { "service": { "name": "tiny" } } }))).await;
+    it.serves(replica, "good", "good").await;
+
+    // None of them is one that the apiserver can know.
+    let hosts: [(&str, Value); 4] = [
+        ("metadata", json!({ "service": null, "url": "http://169.254.169.254" })),
+        ("apiserver", json!({ "service": null, "url": "http://10.77.0.1:6443" })),
+        ("gateway", json!({ "gateway": "http://gateway.test.example:80" })),
+        ("port", json!({ "gateway": "http://a.models.test:8001" })),
+    ];
+    for (name, target) in &hosts {
+        it.apply(&model_route(name, json!({ "target": target }))).await;
+    }
+    let gateway = json!({ "target": { "gateway": "http://a.models.test:8000" } });
+    it.apply(&model_route("allowed", gateway)).await;
+    let theirs = |more: Value| {
+        let mut spec = json!({
+            "target": { "service": "tiny", "port": 80 },
+            "rules": [{ "hosts": ["app.example.com"] }],
+            "scalingMetric": { "concurrency": {} },
+        });
+        crate::model::merge(&mut spec, &more);
+        spec
+    };
+    let malformed: [(&str, Value, &str); 3] = [
+        (
+            "soon",
+            json!({ "timeouts": { "readiness": "soon" } }),
+            "spec.timeouts.readiness: \"soon\" is not a duration",
+        ),
+        (
+            "mode",
+            json!({ "staticRoutes": [{ "responseMode": "Never" }] }),
+            "\"Never\" is not WhenUnavailable or Always",
+        ),
+        ("type", json!({ "staticRoutes": [{ "rules": 7 }] }), "it cannot be read: "),
+    ];
+    for (name, spec, _) in &malformed {
+        it.apply(&interceptor_route(name, theirs(spec.clone()))).await;
+    }
+    for (name, _) in &hosts {
+        let refused = it.says(name, "Accepted", "Invalid").await;
+        let why = refused["message"].as_str().unwrap();
+        assert!(why.contains("kubernetes.allowedHosts"), "{name}: {why}");
+    }
+    it.says("allowed", "Accepted", "Accepted").await;
+    for (name, _, expected) in &malformed {
+        let refused = it.their_route_says(name, "Invalid").await;
+        let why = refused["message"].as_str().unwrap();
+        assert!(why.contains(expected), "{name}: {why}");
+    }
+
+    // Whoever was served still is; and what is put right is from then on.
+    it.serves(replica, "good", "good").await;
+    it.apply(&interceptor_route("soon", theirs(json!({ "timeouts": { "readiness": "10s" } })))).await;
+    it.their_route_says("soon", "Accepted").await;
+    assert_eq!(client::get(replica.admin(), "/readyz").await.unwrap().status, 200);
+}
+
+pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) {
+    up(&it).await;
+    let definition = crate::chart::definitions().remove(0);
+    let mut newer = definition.clone();
+    let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    newer.pointer_mut(at).unwrap()["novelty"] = json!({ "type": "string" });
+    it.apply(&newer).await;
+    // The apiserver takes a moment to take it.
+    let novel = model_route("novel", json!({ "novelty": "of next year" }));
+    wait::until("the newer definition", wait::SOON, async || {
+        it.kube.try_apply(&novel, &it.namespace).await.map_err(|error| error.to_string())
+    })
+    .await;
+    it.apply(&model_route("good", json!({ "target": { "service": { "name": "tiny" } } }))).await;
+
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serves(replica, "good", "good").await;
+    let refused = it.says("novel", "Accepted", "Invalid").await;
+    let status = it.shell().anteroom("status").await.well();
+    it.dynamic(OURS, "ModelRoute").delete("novel", &DeleteParams::default()).await.unwrap();
+    // Before anything can fail here: others need it.
+    it.apply(&definition).await;
+    let why = refused["message"].as_str().unwrap();
+    assert!(why.contains("novelty") && why.contains("upgrade the proxy"), "{why}");
+    assert!(status.contains("the object cannot be read"), "{status}");
+    it.serves(replica, "good", "good").await;
+}
+
+/// The model that all routes go to, running; its address.
+async fn up(it: &Scenario) -> String {
+    let mut model = Model::new("tiny");
+    (model.replicas, model.probe_period) = (1, 1);
+    it.deploy(&model).await;
+    it.endpoints("tiny", 1).await.remove(0)
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// Waits until a replica serves a model by the route of this name in the namespace.
+    async fn serves(&self, replica: &Replica, model: &str, route: &str) {
+        let series = format!("anteroom_requests_total{{route=\"{}/{route}\"", self.namespace);
+        wait::until(&format!("{model} to be served by {route}"), wait::SOON, async || {
+            let before = replica.metric(&series).await.unwrap_or(0.0);
+            let status = replica.ask(model, false).await?.status;
+            let after = replica.metric(&series).await.unwrap_or(0.0);
+            if status == 200 && after == before + 1.0 {
+                Ok(())
+            } else {
+                Err(format!("{status}, {before} requests by {route} became {after}"))
+            }
+        })
+        .await;
+    }
+
+    /// Waits until whatever is made is younger than an object: ages are in whole seconds.
+    async fn younger_than(&self, (api_version, kind): (&str, &str), name: &str) {
+        let api = self.dynamic(api_version, kind);
+        let older = api.get(name).await.unwrap();
+        let next: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": api_version, "kind": kind, "metadata": { "generateName": "age-" }, "spec": older.data["spec"],
+        }))
+        .unwrap();
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        wait::until("the next second", wait::SOON, async || {
+            let age = api.create(&dry, &next).await.map_err(|error| error.to_string())?;
+            let (age, older) = (age.metadata.creation_timestamp, older.metadata.creation_timestamp.clone());
+            if age > older { Ok(()) } else { Err(format!("{age:?}")) }
+        })
+        .await;
+    }
+}

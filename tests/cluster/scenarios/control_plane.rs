@@ -1,0 +1,70 @@
+//! KEDA and the apiserver go away while requests are there, and come back.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use crate::{model::Model, node::history::What, scenario::Scenario, wait};
+
+/// How long the apiserver is away. Those that watch it come back to it ever later.
+const AWAY: Duration = Duration::from_secs(8);
+
+pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let pool = it.pool();
+    let mut model = Model::new("starting");
+    model.node_selector = pool.clone();
+    it.serve(&anteroom, &model, json!({})).await;
+    it.serve(&anteroom, &Model::new("resting"), json!({})).await;
+
+    let starting = replica.read("starting", 4);
+    it.wanted("starting", 1, wait::SOON).await;
+    it.world.keda.kill_operator().await;
+    // What it has begun goes on without it.
+    let node = it.world.add_node(pool).await;
+    wait::within("who asked before", wait::SOON, starting).await.unwrap().unwrap();
+    let resting = replica.read("resting", 4);
+    replica.holds(&it, "resting", 1).await;
+    it.world.keda.restart_operator().await;
+    // It asks again whether there is demand, and there is.
+    wait::within("who asked meanwhile", wait::SOON, resting).await.unwrap().unwrap();
+    for model in ["starting", "resting"] {
+        it.wanted(model, 0, wait::SOON).await;
+    }
+    it.happened(What::Gone, 2).await;
+    node.leave(&it.kube).await;
+}
+
+pub(super) async fn traffic_does_not_notice_an_apiserver_that_is_away(it: Scenario) {
+    let anteroom = it.anteroom(2, json!({})).await;
+    let [replica, other] = anteroom.replicas.as_slice() else { panic!("there are two") };
+    let model = |name| Model::new(name).sim("--tokens 100000 --inter-token-time 20ms");
+    it.serve(&anteroom, &model("warm"), json!({ "scaling": { "linger": "60s" } })).await;
+    it.serve(&anteroom, &model("cold"), json!({})).await;
+    let stream = replica.flow("warm").await;
+    let replicas = it.replicas("warm").await;
+
+    it.world.plane.kill_apiserver().await;
+    let held = replica.read("cold", 4);
+    replica.holds(&it, "cold", 1).await;
+    let end = Instant::now() + AWAY;
+    let mut asked = 0;
+    while Instant::now() < end {
+        for replica in [replica, other] {
+            wait::within("a stream", wait::SOON, replica.read("warm", 4)).await.unwrap().unwrap();
+            asked += 1;
+        }
+        stream.flows().await;
+    }
+    println!("  {asked} requests while the apiserver was away");
+    replica.holds(&it, "cold", 1).await;
+    it.world.plane.restart_apiserver().await;
+    wait::within("who waited for it", wait::SOON, held).await.unwrap().unwrap();
+    wait::within("a stream", wait::SOON, other.read("warm", 4)).await.unwrap().unwrap();
+    stream.flows().await;
+    assert_eq!(replicas.course(), [1]);
+    it.wanted("cold", 0, wait::SOON).await;
+    drop(stream);
+}

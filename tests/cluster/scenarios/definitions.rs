@@ -1,0 +1,142 @@
+//! Our resource as the cluster has it: what the apiserver takes and refuses, and what users see of it.
+
+use std::path::Path;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde_json::json;
+
+use crate::{
+    api,
+    chart::CHART,
+    model::Model,
+    routes::{interceptor_route, model_route},
+    scenario::Scenario,
+};
+
+/// What goes beyond the types, and what is said of it.
+const REFUSED: &[(&str, &str)] = &[
+    (r#"{"target": {"service": null}}"#, "give exactly one of service, inferencePool and url"),
+    (r#"{"target": {"url": "http://a:1"}}"#, "give exactly one of service, inferencePool and url"),
+    (r#"{"target": {"service": {"portName": "http"}}}"#, "give exactly one of port, a number, and portName"),
+    (r#"{"target": {"service": {"port": null}}}"#, "give exactly one of port, a number, and portName"),
+    (r#"{"target": {"service": {"port": 70000}}}"#, "should be less than or equal to 65535"),
+    (
+        r#"{"target": {"service": null, "url": "http://a:1", "gateway": "http://b:1"}}"#,
+        "leave one of the two out",
+    ),
+    (r#"{"target": {"gateway": "https://b:1"}}"#, "https is not supported yet"),
+    (r#"{"target": {"gateway": "http://b:1/path"}}"#, "requests keep their own path"),
+    (r#"{"scaleBy": "kubernetes"}"#, "add workload with its kind and name"),
+    (r#"{"scaleBy": "me"}"#, "supported values: \"keda\", \"kubernetes\""),
+    (r#"{"whenPaused": "later"}"#, "supported values: \"reject\", \"hold\""),
+    (r#"{"concurrency": {"max": 2, "rampStart": 3}}"#, "the ramp starts below it, or at it"),
+    (r#"{"match": {"hosts": ["http://a"]}}"#, "without scheme and path"),
+    (r#"{"match": {"paths": ["v1"]}}"#, "a path prefix that starts with a slash"),
+    (r#"{"match": {"headers": {"Host": "a"}}}"#, "match the host with hosts"),
+    (r#"{"match": {"models": [""]}}"#, "at least 1 chars long"),
+    (r#"{"readiness": {"path": "health"}}"#, "such as /health"),
+    (r#"{"hold": {"timeout": "soon"}}"#, "such as 100ms, 20s or 15m"),
+    (r#"{"hold": {"maxBytes": "much"}}"#, "such as 512KiB, 64MiB or 1GiB"),
+    (r#"{"failureGrace": {"quota": 5}}"#, "expected string"),
+    // There is no such thing here: whoever writes objects would run commands.
+    (r#"{"target": {"process": {"command": ["sh"]}}}"#, "field not declared in schema"),
+    (r#"{"target": {"namespace": "other"}}"#, "field not declared in schema"),
+];
+
+pub(super) async fn the_apiserver_keeps_what_anteroom_crds_prints(it: Scenario) {
+    let printed = it.shell().anteroom("crds").await.well();
+    let file = Path::new(CHART).join("crds/modelroutes.yaml");
+    assert_eq!(printed, std::fs::read_to_string(file).unwrap());
+
+    // The world applied it. What the apiserver does not know, it drops, and what is not structural, it says.
+    let [ours] = api::objects(&printed).try_into().unwrap();
+    let name = ours["metadata"]["name"].as_str().unwrap();
+    let kept = it.kube.all::<CustomResourceDefinition>().get(name).await.unwrap();
+    let conditions = kept.status.clone().unwrap().conditions.unwrap();
+    for condition in &conditions {
+        assert_eq!(condition.status, if condition.type_ == "NonStructuralSchema" { "False" } else { "True" });
+    }
+    let kept = serde_json::to_value(kept).unwrap();
+    assert_eq!(kept["spec"]["versions"], ours["spec"]["versions"]);
+
+    let said = it.shell().kubectl_with("apply --dry-run=server -f -", &printed).await.well();
+    assert!(said.contains("modelroutes.anteroom.dev"), "{said}");
+    let explained = it.shell().kubectl("explain modelroute.spec.hold.timeout").await.well();
+    assert!(explained.contains("Default: 15m"), "{explained}");
+}
+
+pub(super) async fn what_cannot_be_a_route_is_refused_with_the_way_out(it: Scenario) {
+    for (spec, why) in REFUSED {
+        let route = model_route("refused", serde_json::from_str(spec).unwrap());
+        let error = it.kube.try_apply(&route, &it.namespace).await.expect_err(spec).to_string();
+        assert!(error.contains(why), "{spec}: {error}");
+    }
+    // As users write it; a typo is told and not dropped.
+    let typo = model_route("typo", json!({ "readiness": { "intervall": "1s" } })).to_string();
+    let said = it.shell().kubectl_with("create -f -", &typo).await.ill();
+    assert!(said.contains("unknown field \"spec.readiness.intervall\""), "{said}");
+
+    // And every example is taken.
+    let examples = Path::new(CHART).join("../../examples");
+    for file in ["modelroute.yaml", "without-keda.yaml", "interceptorroute.yaml"] {
+        for mut object in api::objects_in(&examples.join(file)) {
+            object["metadata"]["namespace"] = it.namespace.clone().into();
+            it.apply(&object).await;
+        }
+    }
+}
+
+pub(super) async fn users_see_how_routes_are(it: Scenario) {
+    let mut model = Model::new("tiny");
+    (model.replicas, model.probe_period) = (1, 1);
+    it.deploy(&model).await;
+    it.apply(&model_route("tiny", json!({ "match": { "models": ["tiny", "tiny-sql"] } }))).await;
+    it.apply(&model_route(
+        "astray",
+        json!({ "target": { "service": null, "url": "http://10.77.0.1:6443" } }),
+    ))
+    .await;
+    let their = json!({
+        "target": { "service": "tiny", "portName": "http" },
+        "rules": [{ "hosts": ["app.example.com"] }],
+        "scalingMetric": { "concurrency": {} },
+    });
+    it.apply(&interceptor_route("app", their)).await;
+
+    let shell = it.shell();
+    let before = shell.anteroom("status").await.well();
+    assert!(before.contains("no proxy has said anything about it yet"), "{before}");
+    let _anteroom = it.anteroom(1, json!({})).await;
+
+    it.says("tiny", "Ready", "EndpointsReady").await;
+    it.says("tiny", "Accepted", "Accepted").await;
+    let refused = it.says("astray", "Accepted", "Invalid").await;
+    assert_eq!(refused["status"], "False");
+    let why = refused["message"].as_str().unwrap();
+    assert!(why.contains("kubernetes.allowedHosts"), "{why}");
+    it.their_route_says("app", "Accepted").await;
+
+    let table = shell.kubectl("get mr").await;
+    let table = table.table();
+    assert_eq!(table[0], ["NAME", "MODELS", "TARGET", "STATE", "ENDPOINTS", "HELD", "AGE"]);
+    assert_eq!(table[1][..3], ["astray", "[\"astray\"]", "refused"]);
+    assert_eq!(table[2][..7], ["tiny", "[\"tiny\",\"tiny-sql\"]", "service", "tiny:80", "ready", "1", "0"]);
+    let wide = shell.kubectl("get mr tiny -o wide").await;
+    assert_eq!(wide.table()[0][6..], ["ACCEPTED", "SCALED-BY", "COLD-START", "AGE"]);
+    let by_category = shell.kubectl("get anteroom -o name").await.well();
+    assert_eq!(by_category.lines().count(), 2, "{by_category}");
+
+    let status = shell.anteroom("status").await;
+    let lines = status.table();
+    assert_eq!(lines[1][..3], ["app", "app.example.com", "service"]);
+    assert!(lines[1].contains(&"served"), "{}", status.out);
+    assert_eq!(lines[2][..4], ["astray", "astray", "-", "refused"]);
+    assert_eq!(lines[3][..6], ["tiny", "tiny,tiny-sql", "service", "tiny:80", "ready", "1/1"]);
+    assert!(status.out.contains(why), "{}", status.out);
+    let everywhere = shell.anteroom("status -A").await.well();
+    assert!(everywhere.lines().any(|line| line.starts_with(&it.namespace)), "{everywhere}");
+
+    // A user without rights is told which are missing.
+    let said = it.shell_of("default").await.anteroom("status").await.ill();
+    assert!(said.contains("ask for the right to `list` modelroutes.anteroom.dev"), "{said}");
+}

@@ -1,0 +1,70 @@
+//! Targets other than the pods of a Service themselves.
+
+use serde_json::json;
+
+use crate::{client, envoy::Envoy, model::Model, node::history::What, scenario::Scenario, wait};
+
+pub(super) async fn held_requests_wait_for_an_envoy_that_has_not_noticed_yet(it: Scenario) {
+    let number = 40;
+    let config = json!({ "kubernetes": { "allowedHosts": [it.address(number).to_string()] } });
+    let anteroom = it.anteroom(1, config).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let envoy = Envoy::start(&it, number, "tiny").await;
+    let target = json!({
+        "service": { "name": "tiny", "port": 80 },
+        "gateway": format!("http://{}", envoy.address),
+    });
+    let mut model = Model::new("tiny").sim("--load-time 300ms");
+    model.probe_period = 1;
+    it.serve(&anteroom, &model, json!({ "target": target })).await;
+    for round in 1..=2 {
+        let before = envoy.without_host().await;
+        let streams: Vec<_> = (0..8).map(|_| replica.read("tiny", 4)).collect();
+        for stream in streams {
+            wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+        }
+        // Our probe is far quicker than its own and its DNS: it has said 503, and nobody was told.
+        assert!(envoy.without_host().await > before, "round {round}");
+        it.wanted("tiny", 0, wait::SOON).await;
+        it.happened(What::Gone, round).await;
+    }
+    let completed = format!("anteroom_requests_total{{route=\"{}/tiny\",outcome=\"completed\"", it.namespace);
+    assert_eq!(replica.metric(&completed).await, Some(16.0));
+}
+
+pub(super) async fn the_pods_of_an_inference_pool_are_a_target(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let pool = json!({
+        "apiVersion": "inference.networking.k8s.io/v1",
+        "kind": "InferencePool",
+        "metadata": { "name": "pool" },
+        "spec": {
+            "selector": { "matchLabels": { "app": "tiny" } },
+            "targetPorts": [{ "number": 8000 }],
+            "endpointPickerRef": { "name": "picker", "port": { "number": 9002 } },
+        },
+    });
+    it.apply(&pool).await;
+    let target = json!({ "inferencePool": { "name": "pool" } });
+    it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({ "target": target })).await;
+    let streams: Vec<_> = (0..4).map(|_| replica.read("tiny", 4)).collect();
+    for stream in streams {
+        wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+    }
+    it.wanted("tiny", 0, wait::SOON).await;
+}
+
+// === impl Envoy ===
+
+impl Envoy {
+    /// How often it had nowhere to send a request.
+    async fn without_host(&self) -> u64 {
+        let admin = (self.address.ip(), 9901).into();
+        let text = client::get(admin, "/stats?filter=upstream_cx_none_healthy").await.unwrap();
+        let text = text.text().await.unwrap();
+        let count =
+            text.lines().find_map(|line| line.strip_prefix("cluster.pods.upstream_cx_none_healthy: "));
+        count.unwrap_or_else(|| panic!("no such figure: {text}")).parse().unwrap()
+    }
+}

@@ -1,0 +1,298 @@
+//! The chart, installed by helm as users do it: its objects, its pods, and what they may.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    authorization::v1::{SelfSubjectRulesReview, SelfSubjectRulesReviewSpec},
+    core::v1::ConfigMap,
+};
+use kube::{ResourceExt as _, api::PostParams};
+use serde_json::{Value, json};
+
+use crate::{
+    chart::{self, CHART},
+    client,
+    model::Model,
+    routes::OURS,
+    scenario::Scenario,
+    shell::Shell,
+    wait,
+};
+
+const KEDA: &str = "keda.sh/v1alpha1";
+
+/// A release of the chart, called anteroom.
+struct Release {
+    shell: Shell,
+    namespace: String,
+    /// What all of its versions have.
+    values: Vec<String>,
+}
+
+pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
+    it.deploy(&Model::new("tiny")).await;
+    // The apiserver says what its strictest rules for pods would refuse.
+    let shell = it.shell();
+    let label = format!("label namespace {} pod-security.kubernetes.io/warn=restricted", it.namespace);
+    shell.kubectl(&label).await.well();
+    let mut release = Release::new(&it, &["nodeSelector.pool=nowhere"]);
+    release.set_json("models", &json!([{ "name": "tiny", "service": { "name": "tiny", "port": 80 } }]));
+    for (profile, floor) in [("cost", 0), ("dev", 1), ("ha", 2)] {
+        let profile = format!("profile={profile}");
+        let said = release.helm("install", &[&profile]).await;
+        assert!(!said.contains("would violate PodSecurity"), "{said}");
+        let manifest = release.shell.helm(["get", "manifest", "anteroom"]).await.well();
+        release.shell.kubectl_with("get -f -", &manifest).await.well();
+
+        let scaled = it.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "True").await;
+        assert_eq!(scaled["status"], "True");
+        let scaled = it.dynamic(KEDA, "ScaledObject").get("tiny").await.unwrap();
+        assert_eq!(scaled.data["spec"]["minReplicaCount"], floor);
+        assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true");
+        it.wanted("tiny", 0, wait::SOON).await;
+        let config = it.api::<ConfigMap>().get("anteroom").await.unwrap().data.unwrap();
+        let file = it.world.plane.folders.run.join(format!("{}.checked.yaml", it.namespace));
+        std::fs::write(&file, &config["config.yaml"]).unwrap();
+        release.shell.anteroom(&format!("check --config {}", file.display())).await.well();
+
+        // Nothing is left of one, so that the next can come.
+        release.helm("uninstall", &[]).await;
+        for kind in
+            ["modelroute", "scaledobject", "role", "rolebinding", "service/anteroom", "configmap/anteroom"]
+        {
+            let left = release.shell.kubectl(&format!("get {kind} --ignore-not-found -o name")).await.well();
+            assert_eq!(left, "", "{profile}");
+        }
+    }
+    // Users' routes outlive a release.
+    release.shell.kubectl("get crd modelroutes.anteroom.dev").await.well();
+}
+
+pub(super) async fn a_release_for_one_namespace_serves_it(it: Scenario) {
+    let mut release = Release::new(&it, &[]);
+    release.values.push(format!("kubernetes.namespaces={{{}}}", it.namespace));
+    release.serves(&it).await;
+    let left = release.shell.kubectl("get clusterrole -o name").await.well();
+    assert!(!left.contains(&it.namespace), "a Role is enough: {left}");
+}
+
+pub(super) async fn a_release_for_the_cluster_serves_other_namespaces(it: Scenario) {
+    let models = it.beside("models").await;
+    Release::new(&it, &[]).serves(&models).await;
+    let _ = it.shell().kubectl(&format!("delete namespace {} --wait=false", models.namespace)).await;
+}
+
+pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
+    let read = "get list watch";
+    let mut expected = BTreeMap::from([
+        ("modelroutes.anteroom.dev", read),
+        ("modelroutes/status.anteroom.dev", "patch"),
+        ("interceptorroutes.http.keda.sh", read),
+        ("interceptorroutes/status.http.keda.sh", "patch"),
+        ("configmaps", "list watch"),
+        ("services", read),
+        ("pods", read),
+        ("endpointslices.discovery.k8s.io", read),
+        ("inferencepools.inference.networking.k8s.io", read),
+        ("deployments.apps", read),
+        ("statefulsets.apps", read),
+        ("replicasets.apps", read),
+        ("events", "list watch"),
+        ("events.events.k8s.io", "create list patch watch"),
+        ("scaledobjects.keda.sh", "get list patch watch"),
+    ]);
+    for object in chart::rights(&it.world, &it.namespace, &[]).await {
+        it.apply(&object).await;
+    }
+    it.may("anteroom", &expected).await;
+    for (verb, what) in [
+        ("get", "secrets"),
+        ("create", "pods"),
+        ("delete", "pods"),
+        ("create", "pods/exec"),
+        ("patch", "pods/status"),
+        ("patch", "deployments"),
+        ("patch", "deployments/scale"),
+        ("update", "scaledobjects"),
+        ("delete", "modelroutes"),
+        ("create", "serviceaccounts/token"),
+        ("bind", "roles"),
+    ] {
+        let asked = format!("auth can-i {verb} {what}");
+        let said = it.shell_of("anteroom").await.kubectl(&asked).await;
+        assert_eq!((said.success, said.out.trim()), (false, "no"), "{asked}");
+    }
+    let elsewhere = it.shell_of("anteroom").await.kubectl("auth can-i list modelroutes -n default").await;
+    assert_eq!(elsewhere.out.trim(), "no");
+
+    let values = ["directScaling.enabled=true", "kubernetes.interceptorRoutes=false"];
+    for object in chart::rights(&it.world, &it.namespace, &values).await {
+        it.apply(&object).await;
+    }
+    expected.retain(|what, _| !what.ends_with("http.keda.sh") && *what != "configmaps");
+    expected.extend([("deployments/scale.apps", "get patch"), ("statefulsets/scale.apps", "get patch")]);
+    it.may("anteroom", &expected).await;
+}
+
+// === impl Release ===
+
+impl Release {
+    fn new(it: &Scenario, values: &[&str]) -> Self {
+        let all = [
+            // What the node's agent runs for it.
+            "image.repository=anteroom",
+            "replicas=2",
+            "drain.preStopSeconds=0",
+            "drain.delaySeconds=0",
+            "drain.timeoutSeconds=5",
+            // There is no Prometheus here, and a trigger that fails keeps models up.
+            "keda.prometheus.enabled=false",
+            "keda.pollingInterval=1",
+            "keda.cooldownPeriod=3",
+        ];
+        let values = all.iter().chain(values).map(|&value| value.to_owned()).collect();
+        Self { shell: it.shell(), namespace: it.namespace.clone(), values }
+    }
+
+    fn set_json(&mut self, name: &str, value: &Value) {
+        // The other way to give a value begins with its name, too.
+        self.values.push(format!("json:{name}={value}"));
+    }
+
+    async fn helm(&self, verb: &str, more: &[&str]) -> String {
+        let mut arguments = vec![verb, "anteroom"];
+        if verb == "uninstall" {
+            arguments.push("--wait");
+        } else {
+            arguments.push(CHART);
+            for value in self.values.iter().map(String::as_str).chain(more.iter().copied()) {
+                let (flag, value) =
+                    value.strip_prefix("json:").map_or(("--set", value), |json| ("--set-json", json));
+                arguments.extend([flag, value]);
+            }
+        }
+        let said = self.shell.helm(arguments).await;
+        let told = said.err.clone();
+        said.well() + &told
+    }
+
+    /// From the installation to the end, with a model in the namespace of `models`.
+    async fn serves(&mut self, models: &Scenario) {
+        let mut model = Model::new("tiny").sim("--load-time 300ms");
+        model.probe_period = 1;
+        models.deploy(&model).await;
+        let model = json!([{
+            "name": "tiny",
+            "namespace": models.namespace,
+            "service": { "name": "tiny", "port": 80 },
+            "route": { "scaling": { "linger": "2s" } },
+        }]);
+        self.set_json("models", &model);
+        let said = self.helm("install", &["profile=cost"]).await;
+        assert!(said.contains("ScaledObjects come paused"), "{said}");
+        self.rolled_out().await;
+        models.says("tiny", "Accepted", "Accepted").await;
+        models.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "True").await;
+
+        let resume = "annotate scaledobject tiny autoscaling.keda.sh/paused-";
+        self.shell.kubectl(&format!("{resume} -n {}", models.namespace)).await.well();
+        models.wait_for_condition(KEDA, "ScaledObject", "tiny", "Ready", "True").await;
+        models.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "False").await;
+        self.asks().await;
+        models.wanted("tiny", 1, wait::SOON).await;
+
+        // Another version: what is only read at the start has every replica started anew.
+        let said = self.helm("upgrade", &["profile=dev", "peers.timeout=5s"]).await;
+        assert!(said.contains("has been upgraded"), "{said}");
+        self.rolled_out().await;
+        let scaled = models.dynamic(KEDA, "ScaledObject").get("tiny").await.unwrap();
+        assert_eq!(scaled.data["spec"]["minReplicaCount"], 1);
+        assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true", "as the page on KEDA says");
+        self.asks().await;
+
+        self.helm("uninstall", &[]).await;
+        for kind in [(OURS, "ModelRoute"), (KEDA, "ScaledObject")] {
+            wait::object(&models.dynamic(kind.0, kind.1), "tiny", "gone", wait::SOON, |object| {
+                object.is_none().then_some(())
+            })
+            .await;
+        }
+        wait::until("no pods of the release", wait::SOON, async || {
+            let selector = "get pods -l app.kubernetes.io/name=anteroom -o name";
+            let pods = self.shell.kubectl(selector).await.well();
+            if pods.is_empty() { Ok(()) } else { Err(pods) }
+        })
+        .await;
+        // The model is not the release's.
+        models.api::<Deployment>().get("tiny").await.unwrap();
+    }
+
+    async fn rolled_out(&self) {
+        self.shell.kubectl("rollout status deployment/anteroom --timeout=50s").await.well();
+    }
+
+    /// Has the model answer through the Service of the release.
+    async fn asks(&self) {
+        let proxies = format!(
+            "get endpointslices -n {} -l kubernetes.io/service-name=anteroom -o jsonpath={{..addresses[0]}}",
+            self.namespace
+        );
+        let addresses = self.shell.kubectl(&proxies).await.well();
+        assert!(!addresses.is_empty());
+        for address in addresses.split_whitespace() {
+            let proxy = format!("{address}:8080").parse().unwrap();
+            let answer = client::send(proxy, client::completion("models.test", "tiny", false));
+            let answer = wait::within("an answer", wait::SOON, answer).await.unwrap();
+            let status = answer.status;
+            assert_eq!(status, 200, "{}", answer.text().await.unwrap());
+        }
+    }
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// A second namespace of the scenario. It goes with nobody: whoever made it takes it away.
+    async fn beside(&self, suffix: &str) -> Self {
+        Self::new(self.world.clone(), suffix).await
+    }
+
+    /// Waits until a service account has exactly these rights in the namespace, besides those of everybody.
+    async fn may(&self, account: &str, expected: &BTreeMap<&str, &str>) {
+        wait::until("the rights of the chart", wait::SOON, async || {
+            let everybodys = self.rights_of("default").await?;
+            let mut found = self.rights_of(account).await?;
+            found.retain(|what, _| !everybodys.contains_key(what));
+            let found: BTreeMap<&str, String> = found
+                .iter()
+                .map(|(what, verbs)| (what.as_str(), verbs.iter().cloned().collect::<Vec<_>>().join(" ")))
+                .collect();
+            let same = found.len() == expected.len()
+                && expected.iter().all(|(what, verbs)| found.get(what).is_some_and(|found| found == verbs));
+            if same { Ok(()) } else { Err(format!("{found:#?}")) }
+        })
+        .await;
+    }
+
+    /// The verbs that a service account may use in the namespace, on what.
+    async fn rights_of(&self, account: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
+        let kube = self.as_service_account(account).await;
+        let review = SelfSubjectRulesReview {
+            spec: SelfSubjectRulesReviewSpec { namespace: Some(self.namespace.clone()) },
+            ..SelfSubjectRulesReview::default()
+        };
+        let answer = kube.all().create(&PostParams::default(), &review).await;
+        let status = answer.map_err(|error| error.to_string())?.status.unwrap_or_default();
+        let mut found = BTreeMap::<_, BTreeSet<_>>::new();
+        for rule in status.resource_rules {
+            for group in rule.api_groups.iter().flatten() {
+                for resource in rule.resources.iter().flatten() {
+                    let what = format!("{resource}.{group}").trim_end_matches('.').to_owned();
+                    found.entry(what).or_default().extend(rule.verbs.iter().cloned());
+                }
+            }
+        }
+        Ok(found)
+    }
+}

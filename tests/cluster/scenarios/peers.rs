@@ -1,0 +1,127 @@
+//! Several replicas of Anteroom: each answers for all of them.
+
+use serde_json::json;
+
+use crate::{anteroom::Replica, model::Model, node::history::What, scenario::Scenario, serving, wait};
+
+pub(super) async fn two_replicas_with_demand_on_one(it: Scenario) {
+    demand_on_one_of(it, 2).await;
+}
+
+pub(super) async fn three_replicas_with_demand_on_one(it: Scenario) {
+    demand_on_one_of(it, 3).await;
+}
+
+async fn demand_on_one_of(it: Scenario, number: u8) {
+    let anteroom = it.anteroom(number, json!({})).await;
+    for name in ["long", "short"] {
+        it.serve(&anteroom, &Model::new(name).sim("--tokens 100000 --inter-token-time 50ms"), json!({}))
+            .await;
+    }
+    let streams = it.stream_of_keda(&anteroom, "long").await;
+    // Neither of the two has KEDA's stream, where there are three.
+    let [other, third] = [1, 2].map(|step| &anteroom.replicas[(streams + step) % usize::from(number)]);
+    let replicas = it.replicas("long").await;
+
+    let stream = other.flow("long").await;
+    // What is quiet on all of them goes, after polls that went to any of them; twice, so that all were asked.
+    for _ in 0..2 {
+        wait::within("an answer", wait::SOON, third.read("short", 1)).await.unwrap().unwrap();
+        it.wanted("short", 0, wait::SOON).await;
+    }
+    assert_eq!(replicas.course(), [0, 1]);
+    stream.flows().await;
+
+    drop(stream);
+    replicas.reach(0).await;
+    assert_eq!(replicas.course(), [0, 1, 0]);
+}
+
+pub(super) async fn a_replica_that_is_killed_takes_its_own_requests_with_it(it: Scenario) {
+    let mut anteroom = it.anteroom(3, json!({ "peers": { "timeout": "5s" } })).await;
+    let pool = it.pool();
+    let mut model = Model::new("tiny");
+    model.node_selector = pool.clone();
+    it.serve(&anteroom, &model, json!({})).await;
+    // KEDA's stream goes with it, too.
+    let killed = it.stream_of_keda(&anteroom, "tiny").await;
+    let (victim, other) = (&anteroom.replicas[killed], &anteroom.replicas[(killed + 1) % 3]);
+
+    let kept = other.read("tiny", 4);
+    let lost: Vec<_> = (0..3).map(|_| victim.read("tiny", 4)).collect();
+    victim.holds(&it, "tiny", 3).await;
+    it.wanted("tiny", 1, wait::SOON).await;
+    for replica in &anteroom.replicas {
+        replica.reports(&it, "tiny", 4.0).await;
+    }
+    anteroom.kill(killed).await;
+    for stream in lost {
+        wait::within("the end of its client", wait::SOON, stream).await.unwrap().unwrap_err();
+    }
+    for replica in &anteroom.replicas {
+        assert_eq!(replica.depth(&it, "tiny").await, 4.0, "for a while its last word counts");
+    }
+    for replica in &anteroom.replicas {
+        replica.reports(&it, "tiny", 1.0).await;
+    }
+    it.stream_of_keda(&anteroom, "tiny").await;
+
+    let node = it.world.add_node(pool).await;
+    wait::within("who waits at another replica", wait::SOON, kept).await.unwrap().unwrap();
+    it.wanted("tiny", 0, wait::SOON).await;
+    it.happened(What::Gone, 1).await;
+    node.leave(&it.kube).await;
+}
+
+pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
+    // Held requests are told 6 s after the signal.
+    let mut anteroom = it.anteroom(2, json!({ "drainTimeout": "8s" })).await;
+    let pool = it.pool();
+    let mut model = Model::new("tiny");
+    model.node_selector = pool.clone();
+    it.serve(&anteroom, &model, json!({})).await;
+    let first = it.stream_of_keda(&anteroom, "tiny").await;
+    if first == 1 {
+        anteroom.replicas.swap(0, 1);
+    }
+    let [old, other] = anteroom.replicas.as_mut_slice() else { panic!("there are two") };
+    let replicas = it.replicas("tiny").await;
+
+    let [told, served] = [&*old, &*other].map(|replica| replica.read("tiny", 4));
+    for replica in [&*old, &*other] {
+        replica.holds(&it, "tiny", 1).await;
+    }
+    it.wanted("tiny", 1, wait::SOON).await;
+    // Nothing comes up in time: whoever is held here is to ask elsewhere.
+    tokio::join!(old.stop(), has_stream(other, &it));
+    let error = told.await.unwrap().unwrap_err();
+    assert!(error.starts_with("503") && error.contains("\"draining\""), "{error}");
+    old.start().await;
+    // Something does: whoever is held goes there.
+    let (node, (), ()) = tokio::join!(it.world.add_node(pool), other.stop(), has_stream(old, &it));
+    served.await.unwrap().unwrap();
+    other.start().await;
+    // Nobody has to wait now.
+    for replica in [&*old, &*other] {
+        let answer = wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+        serving::finish(answer).await.unwrap();
+    }
+    assert_eq!(replicas.course(), [0, 1]);
+    it.wanted("tiny", 0, wait::SOON).await;
+    // It backs off from a stream that ends with an error.
+    let log = std::fs::read_to_string(it.world.plane.folders.logs.join("keda-operator.log")).unwrap();
+    let errors = log.lines().filter(|line| line.contains(&it.namespace) && line.contains("StreamIsActive"));
+    assert_eq!(errors.collect::<Vec<_>>(), Vec::<&str>::new());
+    it.happened(What::Gone, 1).await;
+    node.leave(&it.kube).await;
+}
+
+async fn has_stream(replica: &Replica, it: &Scenario) {
+    wait::until("KEDA's stream", wait::SOON, async || {
+        match replica.gauge("anteroom_scaler_streams", it, "tiny").await {
+            0.0 => Err("none".into()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}

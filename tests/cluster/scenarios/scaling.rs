@@ -1,0 +1,140 @@
+//! How many replicas: as many as the queue asks for once one of them answers, and not fewer than the requests need.
+
+use serde_json::json;
+
+use crate::{
+    client,
+    model::{Model, Scaled},
+    node::history::What,
+    scenario::Scenario,
+    wait,
+};
+
+pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    // Every node is full. Until there is another one, the autoscaler asks how many replicas there should be.
+    let pool = it.pool();
+    let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
+    (model.node_selector, model.probe_period, model.grace) = (pool.clone(), 1, 60);
+    let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
+    it.serve(&anteroom, &model, policies).await;
+    let replicas = it.replicas("tiny").await;
+
+    let streams: Vec<_> = (0..6).map(|_| replica.read("tiny", 240)).collect();
+    replica.holds(&it, "tiny", 6).await;
+    let hpa = ("autoscaling/v2", "HorizontalPodAutoscaler", "keda-hpa-tiny");
+    it.wait_for_condition(hpa.0, hpa.1, hpa.2, "ScalingActive", "True").await;
+    assert_eq!(replica.depth(&it, "tiny").await, 2.0, "the target, not 6");
+
+    let node = it.world.add_node(pool).await;
+    // With two in flight on the first: 4 + 2 × 2 ÷ 2 = 6, for replicas of 2.
+    replicas.reach(3).await;
+    let answered = it.world.ground.history.first(&it.namespace, What::Answers).unwrap();
+    assert_eq!(replicas.until(answered), [0, 1]);
+    for stream in streams {
+        wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+    }
+
+    replicas.reach(0).await;
+    it.happened(What::Gone, 3).await;
+    let course = replicas.course();
+    assert_eq!(course.iter().max(), Some(&3), "{course:?}");
+    assert!(!course[1..course.len() - 1].contains(&0), "{course:?}");
+    node.leave(&it.kube).await;
+}
+
+pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    for (name, linger) in [("steady", "60s"), ("blinking", "0s")] {
+        it.serve(&anteroom, &Model::new(name), json!({ "scaling": { "linger": linger } })).await;
+    }
+    let replicas = it.replicas("steady").await;
+    // The same requests for both: what goes to zero between them shows that the polls saw none.
+    for _ in 0..2 {
+        for model in ["steady", "blinking"] {
+            let answer = wait::within("the answer", wait::SOON, replica.ask(model, false)).await.unwrap();
+            assert_eq!(answer.status, 200);
+            answer.json().await;
+        }
+        it.wanted("blinking", 0, wait::SOON).await;
+        replica.rests(&it, "blinking").await;
+    }
+    assert_eq!(replicas.course(), [0, 1]);
+    assert_eq!(replica.cold_starts(&it, "blinking").await.len(), 2);
+    assert_eq!(replica.cold_starts(&it, "steady").await.len(), 1);
+}
+
+pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    // As in deploy/examples/vllm.yaml: it serves on for a while, and gives its streams time then.
+    let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
+    (model.probe_period, model.grace) = (1, 60);
+    model.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } });
+    let mut scaled = Scaled::of(&model, &anteroom);
+    (scaled.max, scaled.stabilization) = (2, 0);
+    let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
+    it.serve_scaled(&anteroom, &model, policies, &scaled).await;
+
+    // The first two go to the first pod, the others to the second.
+    let (mut long, mut short) = (Vec::new(), Vec::new());
+    for number in 0..4 {
+        let kind = if number % 2 == 0 { &mut long } else { &mut short };
+        kind.push(replica.read("tiny", 500));
+        replica.admitted(&it, "tiny", number + 1).await;
+    }
+    let full = [2, 2];
+    wait::until("two streams on each of two pods", wait::SOON, async || {
+        let found = in_flight(&replica.route(&it, "tiny").await);
+        if found.iter().map(|one| one.1).eq(full) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    // Two that are left need no two replicas: 2 × 2 ÷ 2 = 2.
+    short.clear();
+    it.wanted("tiny", 1, wait::SOON).await;
+    let leaving = it.happened(What::Terminating, 1).await.remove(0).pod;
+    let pods = it.pods().await;
+    let address = |leaves: bool| {
+        let pod = pods.iter().find(|pod| (pod.metadata.name.as_ref() == Some(&leaving)) == leaves).unwrap();
+        format!("{}:8000", pod.status.as_ref().unwrap().pod_ip.as_ref().unwrap())
+    };
+    let (left, stays) = (address(true), address(false));
+    wait::until("nothing new for it", wait::SOON, async || {
+        let route = replica.route(&it, "tiny").await;
+        let found = route["endpoints"].as_array().unwrap().iter().find(|one| one["address"] == left.as_str());
+        match found {
+            Some(found) if found["ready"] == false && found["in_flight"] == 1 => Ok(()),
+            _ => Err(route.to_string()),
+        }
+    })
+    .await;
+    let before = served(&stays).await;
+    for _ in 0..6 {
+        let stream = replica.read("tiny", 1);
+        wait::within("a short one", wait::SOON, stream).await.unwrap().unwrap();
+    }
+    assert_eq!(served(&stays).await - before, 6.0);
+    for stream in long {
+        wait::within("a long one", wait::SOON, stream).await.unwrap().unwrap();
+    }
+
+    it.wanted("tiny", 0, wait::SOON).await;
+    it.happened(What::Gone, 2).await;
+    let course: Vec<_> = it.history().into_iter().filter(|moment| moment.pod == leaving).collect();
+    assert!(course.iter().any(|moment| moment.what == What::Exited(0)), "{course:?}");
+}
+
+/// What is in flight on each endpoint.
+fn in_flight(route: &serde_json::Value) -> Vec<(String, u64)> {
+    let endpoints = route["endpoints"].as_array().unwrap().iter();
+    endpoints.map(|one| (one["address"].to_string(), one["in_flight"].as_u64().unwrap())).collect()
+}
+
+/// How many requests a model server has finished.
+async fn served(address: &str) -> f64 {
+    let text = client::get(address.parse().unwrap(), "/metrics").await.unwrap().text().await.unwrap();
+    let samples = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
+    samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}

@@ -1,0 +1,271 @@
+//! A model behind Anteroom and KEDA: all that a request needs to wake it, and what is seen of it meanwhile.
+
+use std::{collections::BTreeMap, time::SystemTime};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    anteroom::{Anteroom, Replica},
+    client::{self, Answer},
+    model::{self, Model, Scaled},
+    scenario::Scenario,
+    wait,
+};
+
+/// How many replicas a Deployment was asked to have, from when to when.
+pub(crate) struct Replicas {
+    seen: watch::Receiver<Vec<(SystemTime, i32)>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// An answer that is read to its end by a task of its own.
+pub(crate) type Reading = AbortOnDropHandle<Result<String, String>>;
+
+/// An answer that goes on for as long as somebody listens. Dropping it hangs up.
+pub(crate) struct Flow {
+    /// How many parts have come.
+    parts: watch::Receiver<u64>,
+    _task: AbortOnDropHandle<()>,
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// Deploys a model, its ModelRoute with `spec` on top of what all of them have here, and a ScaledObject that polls
+    /// and goes to zero fast; waits until KEDA would hear of a request.
+    pub(crate) async fn serve(&self, anteroom: &Anteroom, model: &Model, spec: Value) {
+        let scaled = Scaled::of(model, anteroom);
+        self.serve_scaled(anteroom, model, spec, &scaled).await;
+    }
+
+    /// The same with a ScaledObject of one's own.
+    pub(crate) async fn serve_scaled(
+        &self,
+        anteroom: &Anteroom,
+        model: &Model,
+        spec: Value,
+        scaled: &Scaled,
+    ) {
+        self.deploy(model).await;
+        let mut all = json!({
+            "match": { "models": [model.name] },
+            "target": { "service": { "name": model.name, "port": 80 } },
+            "scaling": { "linger": "2s" },
+        });
+        // A target is one thing or another.
+        if spec.get("target").is_some() {
+            all["target"] = json!({});
+        }
+        model::merge(&mut all, &spec);
+        let route = json!({
+            "apiVersion": "anteroom.dev/v1alpha1", "kind": "ModelRoute", "metadata": { "name": model.name }, "spec": all,
+        });
+        self.apply(&route).await;
+        self.wait_for_condition("anteroom.dev/v1alpha1", "ModelRoute", &model.name, "Accepted", "True").await;
+        self.scale(scaled).await;
+        // A push before that is dropped.
+        let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
+        wait::object(&objects, &scaled.name, "a metric in its status", wait::SOON, |object| {
+            let names = object?.data.pointer("/status/externalMetricNames")?.as_array()?;
+            (!names.is_empty()).then_some(())
+        })
+        .await;
+        self.stream_of_keda(anteroom, &model.name).await;
+    }
+
+    /// Waits until KEDA has a stream for a route, and says to which of the replicas.
+    pub(crate) async fn stream_of_keda(&self, anteroom: &Anteroom, route: &str) -> usize {
+        wait::until("KEDA's stream", wait::SOON, async || {
+            for (index, replica) in anteroom.replicas.iter().enumerate() {
+                if replica.gauge("anteroom_scaler_streams", self, route).await > 0.0 {
+                    return Ok(index);
+                }
+            }
+            Err("none".into())
+        })
+        .await
+    }
+
+    /// Labels of a node that is not there yet.
+    pub(crate) fn pool(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([("pool".to_owned(), self.namespace.clone())])
+    }
+
+    /// Follows how many replicas a Deployment is asked to have, from now on.
+    pub(crate) async fn replicas(&self, deployment: &str) -> Replicas {
+        let (note, seen) = watch::channel(Vec::new());
+        let (api, name) = (self.api::<Deployment>(), deployment.to_owned());
+        let task = tokio::spawn(async move {
+            let mut objects =
+                std::pin::pin!(watcher::watch_object(api, &name).backoff(wait::Quick::default()));
+            while let Some(event) = objects.next().await {
+                let Ok(Some(object)) = event else { continue };
+                let replicas = object.spec.and_then(|spec| spec.replicas).unwrap_or_default();
+                note.send_if_modified(|seen: &mut Vec<_>| {
+                    let is_new = seen.last().is_none_or(|&(_, last)| last != replicas);
+                    if is_new {
+                        seen.push((SystemTime::now(), replicas));
+                    }
+                    is_new
+                });
+            }
+        });
+        let mut first = seen.clone();
+        let known = first.wait_for(|seen| !seen.is_empty());
+        wait::within("the number of replicas", wait::SOON, known).await.unwrap();
+        Replicas { seen, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+// === impl Replicas ===
+
+impl Replicas {
+    /// Waits until there are to be so many.
+    pub(crate) async fn reach(&self, replicas: i32) {
+        let mut seen = self.seen.clone();
+        let reached = seen.wait_for(|seen| seen.last().is_some_and(|&(_, last)| last == replicas));
+        if tokio::time::timeout(wait::SOON, reached).await.is_err() {
+            panic!("spec.replicas is not {replicas} within {:?}, but went {:?}", wait::SOON, self.course());
+        }
+    }
+
+    /// The numbers in their order, without repetition.
+    pub(crate) fn course(&self) -> Vec<i32> {
+        self.seen.borrow().iter().map(|&(_, replicas)| replicas).collect()
+    }
+
+    /// The same up to a moment.
+    pub(crate) fn until(&self, moment: SystemTime) -> Vec<i32> {
+        let seen = self.seen.borrow();
+        seen.iter().filter(|&&(at, _)| at <= moment).map(|&(_, replicas)| replicas).collect()
+    }
+}
+
+// === impl Scaled ===
+
+impl Scaled {
+    /// Over a model, by its route; with a poll each second, and at zero 3 s after the last demand.
+    pub(crate) fn of(model: &Model, anteroom: &Anteroom) -> Self {
+        let mut scaled = Self::new(&model.name, &anteroom.scaler(), json!({ "route": model.name }));
+        (scaled.polling, scaled.cooldown) = (1, 3);
+        scaled
+    }
+}
+
+// === impl Replica ===
+
+impl Replica {
+    /// The value of a metric for a route of the scenario's namespace; zero if there is none.
+    pub(crate) async fn gauge(&self, name: &str, it: &Scenario, route: &str) -> f64 {
+        let series = format!("{name}{{route=\"{}/{route}\"", it.namespace);
+        self.metric(&series).await.unwrap_or_default()
+    }
+
+    /// What its admin API says of a route.
+    pub(crate) async fn route(&self, it: &Scenario, route: &str) -> Value {
+        let name = format!("{}/{route}", it.namespace);
+        let all = self.api("/api/v1/routes").await;
+        let found = all["routes"].as_array().unwrap().iter().find(|one| one["name"] == name.as_str());
+        found.unwrap_or_else(|| panic!("no route {name} in {all}")).clone()
+    }
+
+    /// The cold starts of a route that have ended, the last first.
+    pub(crate) async fn cold_starts(&self, it: &Scenario, route: &str) -> Vec<Value> {
+        let mut found = self.api(&format!("/api/v1/cold-starts?route={}/{route}", it.namespace)).await;
+        serde_json::from_value(found["cold_starts"].take()).unwrap()
+    }
+
+    /// Waits until so many requests of a route are held.
+    pub(crate) async fn holds(&self, it: &Scenario, route: &str, number: usize) {
+        wait::until(&format!("{number} held requests"), wait::SOON, async || {
+            let held = self.gauge("anteroom_held_requests", it, route).await;
+            if held == number as f64 { Ok(()) } else { Err(held.to_string()) }
+        })
+        .await;
+    }
+
+    /// Waits until so many requests of a route have been admitted.
+    pub(crate) async fn admitted(&self, it: &Scenario, route: &str, number: usize) {
+        wait::until(&format!("{number} admitted requests"), wait::SOON, async || {
+            let admitted = self.gauge("anteroom_admitted_requests_total", it, route).await;
+            if admitted == number as f64 { Ok(()) } else { Err(admitted.to_string()) }
+        })
+        .await;
+    }
+
+    /// Waits until a route is at zero, as far as the replica knows.
+    pub(crate) async fn rests(&self, it: &Scenario, route: &str) {
+        wait::until("the route to be idle", wait::SOON, async || {
+            let route = self.route(it, route).await;
+            if route["state"] == "idle" { Ok(()) } else { Err(route.to_string()) }
+        })
+        .await;
+    }
+
+    /// What KEDA is told of the demand of all replicas.
+    pub(crate) async fn depth(&self, it: &Scenario, route: &str) -> f64 {
+        self.gauge("anteroom_scaler_queue_depth", it, route).await
+    }
+
+    /// Waits until KEDA would be told so.
+    pub(crate) async fn reports(&self, it: &Scenario, route: &str, depth: f64) {
+        wait::until(&format!("a queue depth of {depth}"), wait::SOON, async || {
+            let found = self.depth(it, route).await;
+            if found == depth { Ok(()) } else { Err(found.to_string()) }
+        })
+        .await;
+    }
+
+    /// Asks for a stream, and waits until it flows.
+    pub(crate) async fn flow(&self, model: &str) -> Flow {
+        let answer = wait::within("an answer", wait::SOON, self.ask(model, true)).await.unwrap();
+        assert_eq!(answer.status, 200);
+        Flow::read(answer)
+    }
+
+    /// Asks for a stream of so many tokens, and reads the answer to its end meanwhile.
+    pub(crate) fn read(&self, model: &str, tokens: u32) -> Reading {
+        let (address, model) = (self.proxy(), model.to_owned());
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let answer = client::send(address, client::limited("models.test", &model, tokens)).await?;
+            finish(answer).await
+        }))
+    }
+}
+
+// === impl Flow ===
+
+impl Flow {
+    fn read(mut answer: Answer) -> Self {
+        let (count, parts) = watch::channel(0);
+        let task = tokio::spawn(async move {
+            while let Ok(Some(_)) = answer.next().await {
+                count.send_modify(|count| *count += 1);
+            }
+        });
+        Self { parts, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until more has come of it.
+    pub(crate) async fn flows(&self) {
+        let mut parts = self.parts.clone();
+        let now = *parts.borrow_and_update();
+        let more = parts.wait_for(|&count| count > now);
+        assert!(wait::within("more of a stream", wait::SOON, more).await.is_ok(), "it was cut off");
+    }
+}
+
+/// The whole answer of a stream; an error if it is none, or not whole.
+pub(crate) async fn finish(answer: Answer) -> Result<String, String> {
+    let status = answer.status;
+    let text = answer.text().await?;
+    if status != 200 || !text.trim_end().ends_with("data: [DONE]") {
+        return Err(format!("{status}: {text}"));
+    }
+    Ok(text)
+}

@@ -1,0 +1,115 @@
+//! Programs as a user runs them in a terminal: with a kubeconfig, to their end.
+
+use std::{ffi::OsStr, path::PathBuf, process::Stdio};
+
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt as _, process::Command};
+
+use crate::{in_cluster, scenario::Scenario, wait, world::ANTEROOM};
+
+/// A terminal of one user.
+pub(crate) struct Shell {
+    bin: PathBuf,
+    kubeconfig: PathBuf,
+    home: PathBuf,
+}
+
+/// What a program said, and whether it was content.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) success: bool,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// A terminal of a user with all rights, in the scenario's namespace.
+    pub(crate) fn shell(&self) -> Shell {
+        self.shell_with("admin", &self.world.plane.kubeconfig("admin", Some("system:masters")))
+    }
+
+    /// A terminal of a service account of the namespace.
+    pub(crate) async fn shell_of(&self, account: &str) -> Shell {
+        let token = in_cluster::token(&self.kube, &self.namespace, account).await;
+        self.shell_with(account, &self.world.plane.kubeconfig_with_token(&token))
+    }
+
+    fn shell_with(&self, user: &str, kubeconfig: &str) -> Shell {
+        let folders = &self.world.plane.folders;
+        let home = folders.run.join("homes").join(format!("{}.{user}", self.namespace));
+        std::fs::create_dir_all(&home).unwrap();
+        let file = home.join("kubeconfig");
+        let mut kubeconfig: Value = serde_json::from_str(kubeconfig).unwrap();
+        kubeconfig["contexts"][0]["context"]["namespace"] = self.namespace.clone().into();
+        std::fs::write(&file, kubeconfig.to_string()).unwrap();
+        Shell { bin: folders.bin.clone(), kubeconfig: file, home }
+    }
+}
+
+// === impl Shell ===
+
+impl Shell {
+    /// The arguments are what stands between spaces.
+    pub(crate) async fn kubectl(&self, arguments: &str) -> Said {
+        self.run(self.bin.join("kubectl"), arguments.split_whitespace(), "").await
+    }
+
+    /// The same, with something to read.
+    pub(crate) async fn kubectl_with(&self, arguments: &str, input: &str) -> Said {
+        self.run(self.bin.join("kubectl"), arguments.split_whitespace(), input).await
+    }
+
+    pub(crate) async fn anteroom(&self, arguments: &str) -> Said {
+        self.run(ANTEROOM.into(), arguments.split_whitespace(), "").await
+    }
+
+    pub(crate) async fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Said {
+        self.run(self.bin.join("helm"), arguments, "").await
+    }
+
+    async fn run<A: AsRef<OsStr>>(
+        &self,
+        program: PathBuf,
+        arguments: impl IntoIterator<Item = A>,
+        input: &str,
+    ) -> Said {
+        let mut command = Command::new(&program);
+        command.args(arguments).env("KUBECONFIG", &self.kubeconfig).env("HOME", &self.home).env("TZ", "UTC");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let what = format!("the end of {command:?}");
+        let ended = async {
+            let mut child = command.spawn().unwrap();
+            // Whoever does not read may close it.
+            let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
+            child.wait_with_output().await.unwrap()
+        };
+        let output = wait::within(&what, wait::SOON, ended).await;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Said { success: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
+    }
+}
+
+// === impl Said ===
+
+impl Said {
+    /// What it printed, which it must have been content with.
+    #[track_caller]
+    pub(crate) fn well(self) -> String {
+        assert!(self.success, "{}{}", self.out, self.err);
+        self.out
+    }
+
+    /// What it complained of, which it must have done.
+    #[track_caller]
+    pub(crate) fn ill(self) -> String {
+        assert!(!self.success, "it was content: {}", self.out);
+        self.err
+    }
+
+    /// The words of each line.
+    pub(crate) fn table(&self) -> Vec<Vec<&str>> {
+        self.out.lines().map(|line| line.split_whitespace().collect()).collect()
+    }
+}
