@@ -136,7 +136,13 @@ impl Teller {
     pub(super) fn scaled_object(&self, route: &RouteKey) -> Option<Arc<str>> {
         let facts = self.facts.borrow();
         let scaled = facts.get(route)?.scaled_objects.first()?;
-        Some(format!("{}/{}", scaled.namespace, scaled.name).into())
+        // A route of the cluster has it in its own namespace.
+        let own = route.namespaced().is_some_and(|(namespace, _)| namespace == scaled.namespace);
+        Some(if own {
+            scaled.name.as_str().into()
+        } else {
+            format!("{}/{}", scaled.namespace, scaled.name).into()
+        })
     }
 
     /// A cold start has ended.

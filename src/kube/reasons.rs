@@ -201,8 +201,12 @@ impl Facts {
         let why = |scaled: &Scaled| {
             let (reason, message) = scaled.not_ready.as_ref()?;
             CANNOT_SCALE.contains(&&**reason).then(|| {
-                let Scaled { namespace, name, .. } = scaled;
-                format!("KEDA cannot scale with ScaledObject `{namespace}/{name}` ({reason}): {message}")
+                let Scaled { namespace, name, trigger, .. } = scaled;
+                format!(
+                    "KEDA cannot scale with ScaledObject `{namespace}/{name}` ({reason}): {message}; for this route it \
+                     asks `{}`",
+                    trigger.address
+                )
             })
         };
         let all: Option<Vec<_>> = self.scaled_objects.iter().map(why).collect();

@@ -271,6 +271,7 @@ fn scalable(report: &RouteReport) -> Condition {
             ObstacleKind::AutoscalingPaused => "AutoscalingPaused",
             ObstacleKind::NoScaledObject => "NoScaledObject",
             ObstacleKind::NoKedaStream => "NoKedaStream",
+            ObstacleKind::ScaleRefused => "ScaleRefused",
             _ => return None,
         };
         Some((reason, message))

@@ -140,7 +140,9 @@ fn keda_cannot_scale() {
     let facts = |reason| facts(vec![not_ready(reason)], vec![workload(0, &[])]);
     let (kind, message) = says(&facts("ErrorScalingTarget"), Seen::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);
-    assert!(message.contains("`team-a/vllm`") && message.contains("forbidden"), "{message}");
+    for part in ["`team-a/vllm`", "forbidden", "for this route it asks `"] {
+        assert!(message.contains(part), "{message}");
+    }
     assert_eq!(says(&facts("TriggerError"), Seen::default()), None, "another trigger may be the broken one");
 }
 

@@ -131,7 +131,11 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
         it.apply(&object).await;
     }
     expected.retain(|what, _| !what.ends_with("http.keda.sh") && *what != "configmaps");
-    expected.extend([("deployments/scale.apps", "get patch"), ("statefulsets/scale.apps", "get patch")]);
+    expected.extend([
+        ("deployments/scale.apps", "get patch"),
+        ("statefulsets/scale.apps", "get patch"),
+        ("horizontalpodautoscalers.autoscaling", "list"),
+    ]);
     it.may("anteroom", &expected).await;
 }
 

@@ -4,14 +4,18 @@ mod cold_start;
 mod conflicts;
 mod control_plane;
 mod definitions;
+mod direct;
+mod failing;
 mod gateway;
 mod harness;
 mod install;
 mod interceptor;
 mod node;
 mod outage;
+mod paused;
 mod peers;
 mod scaling;
+mod sessions;
 
 use crate::runner::Entry;
 
@@ -44,6 +48,19 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     interceptor::an_app_comes_up_through_keda_for_the_first_request,
     interceptor::the_most_specific_rule_has_the_request,
     interceptor::what_is_said_while_the_app_is_down_is_said,
+    paused::at_zero_a_request_is_told_the_command_that_works,
+    paused::a_route_may_wait_for_the_end_of_a_pause,
+    paused::a_pause_at_zero_ends_the_wait_and_one_above_does_not,
+    sessions::a_session_serves_and_ends_with_nobody_there,
+    sessions::a_session_is_ended_by_a_replica_that_comes_later,
+    sessions::sessions_are_stopped_prolonged_and_refused,
+    failing::held_requests_fail_early_with_the_reason,
+    failing::who_waits_is_served_once_it_is_put_right,
+    failing::a_route_without_a_scaled_object_says_so,
+    failing::a_scaled_object_that_asks_elsewhere_is_told_from_one_that_listens,
+    direct::two_replicas_scale_to_one_and_back_once,
+    direct::what_somebody_else_scales_is_left_to_them,
+    direct::without_the_charts_switch_it_may_not,
     install::each_profile_is_taken_paused_and_goes_again,
     install::a_release_for_one_namespace_serves_it,
     install::rights_are_what_is_needed_and_nothing_else,
@@ -66,6 +83,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
 pub(crate) const ALONE: &[Entry] = scenarios![
     outage::pods_outlive_the_apiserver_and_are_told_of_afterwards,
     outage::keda_comes_back_and_hears_the_next_push,
+    failing::without_kedas_operator_routes_say_that_nobody_listens,
     conflicts::an_object_of_a_newer_definition_stops_nothing,
     install::a_release_for_the_cluster_serves_other_namespaces,
     control_plane::keda_is_restarted_while_models_are_asked_for,

@@ -1,0 +1,145 @@
+//! Scaling without KEDA: from zero to one and back, by the proxy itself, and only where nobody else does.
+
+use serde_json::{Value, json};
+
+use crate::{
+    anteroom::Replica,
+    client::Answer,
+    model::{Model, Scaled},
+    routes::model_route,
+    scenario::Scenario,
+    wait,
+};
+
+const ENABLED: &[&str] = &["directScaling.enabled=true"];
+
+pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
+    let anteroom = it.anteroom_with(2, json!({}), ENABLED).await;
+    let [one, other] = anteroom.replicas.as_slice() else { panic!("there are two") };
+    let mut model = Model::new("tiny").sim("--load-time 300ms --inter-token-time 100ms");
+    model.probe_period = 1;
+    it.deploy(&model).await;
+    it.apply(&route(json!({ "idleTimeout": "3s", "linger": "1s" }))).await;
+    let said = it.says("tiny", "Scalable", "Direct").await;
+    assert_eq!(said["status"], "True");
+    let replicas = it.replicas("tiny").await;
+
+    // Both are asked at once.
+    let (a, b) = tokio::join!(one.ask("tiny", true), other.ask("tiny", true));
+    for answer in [a, b] {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status, 200);
+        answer.text().await.unwrap();
+    }
+    it.says("tiny", "Ready", "EndpointsReady").await;
+    // An answer that takes longer than the idle time, by the one; the other has nothing to do.
+    let long = one.read("tiny", 60);
+    wait::within("a long answer", wait::SOON, long).await.unwrap().unwrap();
+    assert_eq!(replicas.course(), [0, 1]);
+    it.wanted("tiny", 0, wait::SOON).await;
+    it.says("tiny", "Ready", "Idle").await;
+    // Again, by the other.
+    assert_eq!(asks(other).await.status, 200);
+    it.wanted("tiny", 0, wait::SOON).await;
+    assert_eq!(replicas.course(), [0, 1, 0, 1, 0]);
+}
+
+pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
+    let anteroom = it.anteroom_with(1, json!({}), ENABLED).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.deploy(&Model::new("tiny")).await;
+    let mut scaled = Scaled::of(&Model::new("tiny"), &anteroom);
+    scaled.annotations.insert("autoscaling.keda.sh/paused".into(), "true".into());
+    it.apply(&scaled.object()).await;
+    it.apply(&route(json!({}))).await;
+    let replicas = it.replicas("tiny").await;
+    let owner = format!("ScaledObject `{}/tiny`", it.namespace);
+    let mut waits = it.refused(replica, &owner).await;
+
+    // Without the ScaledObject it is ours; whoever waits is served.
+    let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
+    objects.delete("tiny", &Default::default()).await.unwrap();
+    assert!(wait::within("the rest", wait::SOON, waits.rest()).await.ends_with("data: [DONE]\n\n"));
+    assert_eq!(replicas.course(), [0, 1]);
+
+    // An autoscaler that was made by hand is somebody, too.
+    it.apply(&json!({
+        "apiVersion": "autoscaling/v2",
+        "kind": "HorizontalPodAutoscaler",
+        "metadata": { "name": "by-hand" },
+        "spec": {
+            "scaleTargetRef": { "apiVersion": "apps/v1", "kind": "Deployment", "name": "tiny" },
+            "maxReplicas": 2,
+        },
+    }))
+    .await;
+    it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
+    it.endpoints("tiny", 0).await;
+    it.refused(replica, "HorizontalPodAutoscaler `by-hand`").await;
+    assert_eq!(replicas.course(), [0, 1, 0]);
+}
+
+pub(super) async fn without_the_charts_switch_it_may_not(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.deploy(&Model::new("tiny")).await;
+    it.apply(&route(json!({}))).await;
+    let mut waits = it.refused(replica, "`directScaling.enabled=true`").await;
+    // It is switched on, and whoever waits is served.
+    for object in crate::chart::rights(&it.world, &it.namespace, ENABLED).await {
+        it.apply(&object).await;
+    }
+    assert!(wait::within("the rest", wait::SOON, waits.rest()).await.ends_with("data: [DONE]\n\n"));
+}
+
+fn route(scaling: Value) -> Value {
+    model_route(
+        "tiny",
+        json!({
+            "scaleBy": "kubernetes",
+            "workload": { "kind": "Deployment", "name": "tiny" },
+            "scaling": scaling,
+            "keepalive": { "mode": "comment", "after": "100ms", "interval": "100ms" },
+        }),
+    )
+}
+
+async fn asks(replica: &Replica) -> Answer {
+    wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap()
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// Asks for the model, and waits until the heartbeats and the status say that it is not ours to scale, and why.
+    async fn refused(&self, replica: &Replica, why: &str) -> Answer {
+        self.says("tiny", "Accepted", "Accepted").await;
+        let mut answer = asks(replica).await;
+        let reading = async {
+            let mut text = String::new();
+            while !text.contains(why) {
+                text += &String::from_utf8_lossy(&answer.next().await.unwrap().unwrap());
+            }
+        };
+        wait::within(why, wait::SOON, reading).await;
+        let obstacle = self.obstacle(replica, "tiny", Some("scale_refused")).await;
+        assert!(obstacle["message"].as_str().unwrap().contains(why), "{obstacle}");
+        let said = self.says("tiny", "Scalable", "ScaleRefused").await;
+        assert!(said["status"] == "False" && said["message"].as_str().unwrap().contains(why), "{said}");
+        self.told_of("tiny", "Warning", "ScaleRefused").await;
+        answer
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// What is left of it.
+    async fn rest(&mut self) -> String {
+        let mut text = String::new();
+        while let Ok(Some(part)) = self.next().await {
+            text += &String::from_utf8_lossy(&part);
+        }
+        text
+    }
+}

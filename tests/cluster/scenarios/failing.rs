@@ -1,0 +1,218 @@
+//! Models that do not come: whoever waits, and whoever looks, is told why.
+
+use std::collections::BTreeMap;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::{
+    anteroom::Replica,
+    client::Answer,
+    model::{Model, Scaled},
+    node::fate,
+    routes::model_route,
+    scenario::Scenario,
+    wait,
+};
+
+/// A way not to come.
+struct Case {
+    model: Model,
+    /// As the API and the metric have it.
+    kind: &'static str,
+    /// As the Event has it.
+    word: &'static str,
+    /// What is said of it.
+    says: &'static str,
+}
+
+pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
+    // There is room for no GPU in this namespace; only one of the models wants one.
+    it.apply(&json!({
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": { "name": "no-gpus" },
+        "spec": { "hard": { "requests.nvidia.com/gpu": "0" } },
+    }))
+    .await;
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let model = |name: &str| {
+        let mut model = Model::new(name).play(fate::BACK_OFF, "200ms");
+        model.resources = json!({});
+        model
+    };
+    let mut nowhere = model("nowhere");
+    nowhere.node_selector = BTreeMap::from([("pool".to_owned(), "nowhere".to_owned())]);
+    let cases = [
+        Case {
+            model: model("image").play(fate::FATE, "image-pull-back-off"),
+            kind: "image_pull",
+            word: "ImagePull",
+            says: "container `server` cannot have its image `anteroom`",
+        },
+        Case {
+            model: model("crash").play(fate::FATE, "crash-loop"),
+            kind: "crash_loop",
+            word: "CrashLoop",
+            says: "with exit code 1 (Error, restarted",
+        },
+        Case {
+            model: model("memory").sim("--hang-load").play(fate::FATE, "oom"),
+            kind: "out_of_memory",
+            word: "OutOfMemory",
+            says: "was ended for want of memory (OOMKilled",
+        },
+        Case {
+            model: nowhere,
+            kind: "unschedulable",
+            word: "Unschedulable",
+            says: "No node takes pod `nowhere-",
+        },
+        Case { model: Model::new("quota"), kind: "quota", word: "Quota", says: "exceeded quota: no-gpus" },
+    ];
+    join_all(cases.iter().map(|case| fails(&it, replica, &anteroom, case))).await;
+    let shell = it.shell();
+    wait::until("the reasons in the table", wait::SOON, async || {
+        let table = shell.anteroom("status").await.well();
+        match cases.iter().find(|case| !table.contains(case.says)) {
+            None => Ok(()),
+            Some(missing) => Err(format!("{} is not in {table}", missing.says)),
+        }
+    })
+    .await;
+}
+
+async fn fails(it: &Scenario, replica: &Replica, anteroom: &crate::anteroom::Anteroom, case: &Case) {
+    let Case { model, kind, word, says } = case;
+    let grace = "1s";
+    let graces = json!({
+        "imagePull": grace, "crashLoop": grace, "unschedulable": grace, "quota": grace, "outOfMemory": grace,
+    });
+    it.serve(anteroom, model, json!({ "failureGrace": graces, "keepalive": heartbeats() })).await;
+    let (plain, stream) =
+        tokio::join!(replica.ask(&model.name, false), hears(it, replica, &model.name, says));
+    assert!(stream.contains("cold_start_failed"), "{stream}");
+
+    let plain = plain.unwrap();
+    assert_eq!(plain.status, 503, "{}", model.name);
+    let error = plain.json().await;
+    assert_eq!(error["error"]["code"], "cold_start_failed");
+    assert!(error["error"]["message"].as_str().unwrap().contains(says), "{error}");
+    let obstacle = it.obstacle(replica, &model.name, Some(kind)).await;
+    assert!(obstacle["message"].as_str().unwrap().contains(says), "{obstacle}");
+    let series = format!("anteroom_obstacle{{route=\"{}/{}\",kind=\"{kind}\"", it.namespace, model.name);
+    assert_eq!(replica.metric(&series).await, Some(1.0));
+    let note = it.told_of(&model.name, "Warning", word).await;
+    assert!(note.contains(says), "{note}");
+    let note = it.told_of(&model.name, "Warning", "ColdStartFailed").await;
+    assert!(note.contains(says), "{note}");
+    let said = it.says(&model.name, "Ready", "Failed").await;
+    assert!(said["message"].as_str().unwrap().contains(says), "{said}");
+    let last = &replica.cold_starts(it, &model.name).await[0];
+    assert_eq!(last["outcome"], "failed", "{last}");
+    assert!(last["reason"].as_str().unwrap().contains(says), "{last}");
+}
+
+pub(super) async fn who_waits_is_served_once_it_is_put_right(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let model = Model::new("tiny").play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "200ms");
+    it.serve(&anteroom, &model, json!({ "keepalive": heartbeats() })).await;
+    let mut waits = replica.ask("tiny", true).await.unwrap();
+    heard(&mut waits, "cannot have its image `anteroom`").await;
+
+    let pod = it.pods().await.remove(0).metadata.name.unwrap();
+    it.patch("v1", "Pod", &pod, &json!({ "metadata": { "annotations": { fate::FATE: null } } })).await;
+    heard(&mut waits, "data: [DONE]").await;
+    it.obstacle(replica, "tiny", None).await;
+    it.says("tiny", "Ready", "EndpointsReady").await;
+}
+
+pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let model = Model::new("tiny");
+    it.deploy(&model).await;
+    it.apply(&model_route("tiny", json!({ "keepalive": heartbeats() }))).await;
+    let why = format!("No ScaledObject names `{}/tiny`", it.namespace);
+    let said = it.says("tiny", "Scalable", "NoScaledObject").await;
+    assert!(said["message"].as_str().unwrap().contains(&why), "{said}");
+    it.obstacle(replica, "tiny", Some("no_scaled_object")).await;
+    it.told_of("tiny", "Warning", "NoScaledObject").await;
+    let mut waits = replica.ask("tiny", true).await.unwrap();
+    heard(&mut waits, &why).await;
+
+    // Made as it says there, it wakes the model for whoever waits already.
+    it.apply(&Scaled::of(&model, &anteroom).object()).await;
+    heard(&mut waits, "data: [DONE]").await;
+    let said = it.says("tiny", "Scalable", "ScaledObject").await;
+    assert_eq!(said["status"], "True");
+}
+
+pub(super) async fn a_scaled_object_that_asks_elsewhere_is_told_from_one_that_listens(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let model = Model::new("tiny");
+    it.deploy(&model).await;
+    it.apply(&model_route("tiny", json!({ "keepalive": heartbeats() }))).await;
+    let nobody = it.socket(40, 9090).to_string();
+    let mut scaled = Scaled::of(&model, &anteroom);
+    scaled.scaler.clone_from(&nobody);
+    it.apply(&scaled.object()).await;
+    it.says("tiny", "Accepted", "Accepted").await;
+    let mut waits = replica.ask("tiny", true).await.unwrap();
+    let why = format!("for this route it asks `{nobody}`");
+    heard(&mut waits, &why).await;
+    let said = it.says("tiny", "Scalable", "ScaleRefused").await;
+    let said = said["message"].as_str().unwrap();
+    assert!(said.contains(&why) && said.contains("no metric specs returned from scalers"), "{said}");
+    it.told_of("tiny", "Warning", "ScaleRefused").await;
+
+    it.apply(&Scaled::of(&model, &anteroom).object()).await;
+    heard(&mut waits, "data: [DONE]").await;
+    it.obstacle(replica, "tiny", None).await;
+}
+
+pub(super) async fn without_kedas_operator_routes_say_that_nobody_listens(it: Scenario) {
+    let anteroom = it.anteroom(2, json!({})).await;
+    it.serve(&anteroom, &Model::new("tiny"), json!({ "keepalive": heartbeats() })).await;
+    it.world.keda.kill_operator().await;
+    let mut waits = anteroom.replicas[1].ask("tiny", true).await.unwrap();
+    heard(&mut waits, "KEDA has no stream to this proxy").await;
+    it.says("tiny", "Scalable", "NoKedaStream").await;
+    for replica in &anteroom.replicas {
+        it.obstacle(replica, "tiny", Some("no_keda_stream")).await;
+    }
+    it.world.keda.restart_operator().await;
+    heard(&mut waits, "data: [DONE]").await;
+    it.obstacle(&anteroom.replicas[0], "tiny", None).await;
+}
+
+fn heartbeats() -> Value {
+    json!({ "mode": "comment", "after": "100ms", "interval": "100ms" })
+}
+
+/// What a stream says until it ends, in which a heartbeat must say that.
+async fn hears(it: &Scenario, replica: &Replica, model: &str, says: &str) -> String {
+    let answer = wait::within("a heartbeat", wait::SOON, replica.ask(model, true)).await.unwrap();
+    let text = wait::within("its end", wait::SOON, answer.text()).await.unwrap();
+    let told = text.lines().any(|line| line.starts_with(": ") && line.contains(&says.replace('"', "'")));
+    assert!(told, "{model} of {}: {text}", it.namespace);
+    text
+}
+
+/// Reads a stream until it says that.
+async fn heard(answer: &mut Answer, words: &str) {
+    let mut text = String::new();
+    let reading = async {
+        while !text.contains(words) {
+            match answer.next().await.unwrap() {
+                Some(part) => text += &String::from_utf8_lossy(&part),
+                None => break,
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(wait::SOON, reading).await.is_ok();
+    assert!(in_time && text.contains(words), "not told {words:?}, but {text}");
+}

@@ -1,0 +1,141 @@
+//! ScaledObjects that are paused: at zero nobody waits for nothing, and whatever is up serves.
+
+use serde_json::{Value, json};
+
+use crate::{anteroom::Replica, client::Answer, model::Model, scenario::Scenario, wait};
+
+const KEDA: &str = "keda.sh/v1alpha1";
+const PAUSED: &str = "autoscaling.keda.sh/paused";
+const PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
+
+pub(super) async fn at_zero_a_request_is_told_the_command_that_works(it: Scenario) {
+    let anteroom = it.anteroom(2, json!({})).await;
+    it.serve(&anteroom, &model(), json!({})).await;
+    it.pause("tiny", PAUSED, json!("true")).await;
+    let replicas = it.replicas("tiny").await;
+    for replica in &anteroom.replicas {
+        it.obstacle(replica, "tiny", Some("autoscaling_paused")).await;
+        let refused = replica.ask("tiny", true).await.unwrap();
+        assert_eq!(refused.status, 503);
+        assert_eq!(refused.headers["x-should-retry"], "false");
+        let error = refused.json().await;
+        assert_eq!(error["error"]["code"], "autoscaling_paused", "{error}");
+        let message = error["error"]["message"].as_str().unwrap();
+        for part in [format!("ScaledObject `{}/tiny` is paused at zero", it.namespace), command(&it, "2h")] {
+            assert!(message.contains(&part), "{message}");
+        }
+        assert_eq!(replica.gauge("anteroom_scaler_active", &it, "tiny").await, 0.0);
+    }
+    let said = it.says("tiny", "Scalable", "AutoscalingPaused").await;
+    assert!(said["message"].as_str().unwrap().contains(&command(&it, "2h")), "{said}");
+    it.told_of("tiny", "Normal", "AutoscalingPaused").await;
+    let shell = it.shell();
+    let status = shell.anteroom("status").await.well();
+    assert!(status.contains("(paused)") && status.contains(&command(&it, "2h")), "{status}");
+    assert_eq!(replicas.course(), [0]);
+
+    // As it stands there, but for the time.
+    let command = command(&it, "1h");
+    shell.anteroom(command.strip_prefix("anteroom ").unwrap()).await.well();
+    it.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "False").await;
+    for replica in &anteroom.replicas {
+        it.obstacle(replica, "tiny", None).await;
+    }
+    it.stream_of_keda(&anteroom, "tiny").await;
+    assert_eq!(asks(&anteroom.replicas[1]).await.status, 200);
+}
+
+pub(super) async fn a_route_may_wait_for_the_end_of_a_pause(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serve(&anteroom, &model(), json!({ "whenPaused": "hold" })).await;
+    it.pause("tiny", PAUSED, json!("true")).await;
+    it.obstacle(replica, "tiny", Some("autoscaling_paused")).await;
+    let waits = replica.read("tiny", 4);
+    replica.holds(&it, "tiny", 1).await;
+    let api = it.dynamic(KEDA, "ScaledObject");
+    assert!(api.get("tiny").await.unwrap().metadata.annotations.unwrap().contains_key(PAUSED));
+
+    it.pause("tiny", PAUSED, Value::Null).await;
+    wait::within("the answer", wait::SOON, waits).await.unwrap().unwrap();
+    it.obstacle(replica, "tiny", None).await;
+}
+
+pub(super) async fn a_pause_at_zero_ends_the_wait_and_one_above_does_not(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let keepalive = json!({ "keepalive": { "mode": "comment", "after": "100ms", "interval": "100ms" } });
+    // It never comes by itself.
+    it.serve(&anteroom, &model().sim("--hang-load"), keepalive).await;
+    let waits = replica.read("tiny", 4);
+    it.wanted("tiny", 1, wait::SOON).await;
+    it.pause("tiny", PAUSED_REPLICAS, json!("0")).await;
+    it.wanted("tiny", 0, wait::SOON).await;
+    let told = wait::within("an end of the wait", wait::SOON, waits).await.unwrap().unwrap_err();
+    for part in ["cold_start_failed", "is paused at zero", PAUSED_REPLICAS, "anteroom session start"] {
+        assert!(told.contains(part), "{told}");
+    }
+
+    // Paused with a replica it has what it needs.
+    let healthy = json!([{ "op": "replace", "path": "/spec/template/spec/containers/0/args",
+        "value": ["sim", "--port", "8000", "--load-time", "300ms"] }]);
+    let patch = format!("patch deployment tiny --type=json -p {}", healthy.to_string().replace(' ', ""));
+    it.shell().kubectl(&patch).await.well();
+    it.pause("tiny", PAUSED_REPLICAS, json!("1")).await;
+    it.wanted("tiny", 1, wait::SOON).await;
+    assert_eq!(asks(replica).await.status, 200);
+    it.obstacle(replica, "tiny", None).await;
+    // And what is up serves, however it is paused.
+    it.pause("tiny", PAUSED, json!("true")).await;
+    it.pause("tiny", PAUSED_REPLICAS, Value::Null).await;
+    it.endpoints("tiny", 1).await;
+    assert_eq!(asks(replica).await.status, 200);
+    let said = it.says("tiny", "Ready", "EndpointsReady").await;
+    assert_eq!(said["status"], "True");
+}
+
+fn model() -> Model {
+    let mut model = Model::new("tiny").sim("--load-time 300ms");
+    model.probe_period = 1;
+    model
+}
+
+fn command(it: &Scenario, time: &str) -> String {
+    format!("anteroom session start tiny -n {} --for {time}", it.namespace)
+}
+
+async fn asks(replica: &Replica) -> Answer {
+    wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap()
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// Sets an annotation of a ScaledObject, or takes it away.
+    pub(super) async fn pause(&self, scaled: &str, annotation: &str, value: Value) {
+        let patch = json!({ "metadata": { "annotations": { annotation: value } } });
+        self.patch(KEDA, "ScaledObject", scaled, &patch).await;
+    }
+
+    /// Waits until a replica says that this stands in the way of a route, or nothing.
+    pub(super) async fn obstacle(&self, replica: &Replica, route: &str, kind: Option<&str>) -> Value {
+        wait::until(&format!("{kind:?} in the way of {route}"), wait::SOON, async || {
+            let found = replica.route(self, route).await["obstacle"].clone();
+            if found["kind"].as_str() == kind { Ok(found) } else { Err(found.to_string()) }
+        })
+        .await
+    }
+
+    /// Waits for an Event of a ModelRoute, of a type and for a reason; its note.
+    pub(super) async fn told_of(&self, route: &str, kind: &str, reason: &str) -> String {
+        let selector = format!("involvedObject.name={route},involvedObject.kind=ModelRoute,reason={reason}");
+        let arguments = format!("get events --field-selector {selector} -o json");
+        let shell = self.shell();
+        wait::until(&format!("an Event {reason}"), wait::SOON, async || {
+            let list: Value = serde_json::from_str(&shell.kubectl(&arguments).await.well()).unwrap();
+            let found = list["items"].as_array().unwrap().iter().find(|event| event["type"] == kind);
+            found.and_then(|event| event["message"].as_str()).map(str::to_owned).ok_or(list.to_string())
+        })
+        .await
+    }
+}

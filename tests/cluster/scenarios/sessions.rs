@@ -1,0 +1,185 @@
+//! Sessions: the command as a user with the documented rights runs it, and its end whoever is still there.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::{
+    model::{Model, Scaled},
+    scenario::Scenario,
+    shell::Shell,
+    wait,
+};
+
+const KEDA: &str = "keda.sh/v1alpha1";
+const PAUSED: &str = "autoscaling.keda.sh/paused";
+const PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
+const UNTIL: &str = "anteroom.dev/session-until";
+
+pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
+    let anteroom = it.anteroom(2, json!({})).await;
+    let mut model = Model::new("tiny").sim("--load-time 200ms --tokens 100000 --inter-token-time 50ms");
+    model.probe_period = 1;
+    it.serve(&anteroom, &model, json!({})).await;
+    it.pause("tiny", PAUSED, json!("true")).await;
+    let user = it.user().await;
+    let told = user.anteroom("session status").await.well();
+    assert!(told.contains("No session in namespace") && told.contains("1 of them paused"), "{told}");
+
+    let told = user.anteroom("session start tiny --for 8s").await.well();
+    for part in ["scales until", "It was paused (autoscaling.keda.sh/paused: \"true\")", "paused again"] {
+        assert!(told.contains(part), "{told}");
+    }
+    let status = user.anteroom("session status").await;
+    assert_eq!(status.table()[0], ["NAMESPACE", "SCALEDOBJECT", "STATE", "UNTIL", "THEN"]);
+    assert_eq!(status.table()[1][..3], [it.namespace.as_str(), "tiny", "running"]);
+    it.stream_of_keda(&anteroom, "tiny").await;
+    let [one, _] = anteroom.replicas.as_slice() else { panic!("there are two") };
+    // As long as that goes on, it is not for want of demand that it goes to zero.
+    let flow = one.flow("tiny").await;
+
+    it.ended("tiny").await;
+    let annotations = it.annotations("tiny").await;
+    assert_eq!((annotations[PAUSED].as_str(), &annotations[PAUSED_REPLICAS]), (Some("true"), &Value::Null));
+    let told = user.anteroom("session status tiny").await.well();
+    assert!(told.contains("has no session and is paused"), "{told}");
+    it.session_was_told("tiny").await;
+    // What ran goes on: who wants the GPU back says so.
+    flow.flows().await;
+    drop(flow);
+    one.read("tiny", 4).await.unwrap().unwrap();
+    it.wanted("tiny", 1, wait::SOON).await;
+    user.anteroom("session start tiny --for 2s --to-zero").await.well();
+    it.ended("tiny").await;
+    assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], "0");
+    it.wanted("tiny", 0, wait::SOON).await;
+    let refused = one.ask("tiny", false).await.unwrap();
+    assert_eq!(refused.json().await["error"]["code"], "autoscaling_paused");
+}
+
+pub(super) async fn a_session_is_ended_by_a_replica_that_comes_later(it: Scenario) {
+    it.deploy(&Model::new("tiny")).await;
+    let mut scaled = Scaled::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
+    scaled.annotations.insert(PAUSED_REPLICAS.into(), "2".into());
+    it.apply(&scaled.object()).await;
+    it.wanted("tiny", 2, wait::SOON).await;
+    let user = it.user().await;
+    let told = user.anteroom("session start tiny --for 1s").await.well();
+    assert!(told.contains("with 2 replicas as before"), "{told}");
+    assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], Value::Null);
+    // Nobody ends it.
+    wait::until("the end that nobody sees to", wait::SOON, async || {
+        let told = user.anteroom("session status tiny").await.well();
+        if told.contains(" ago)") { Ok(()) } else { Err(told) }
+    })
+    .await;
+    assert!(it.annotations("tiny").await[UNTIL].is_string());
+
+    let _anteroom = it.anteroom(1, json!({})).await;
+    it.ended("tiny").await;
+    let annotations = it.annotations("tiny").await;
+    assert_eq!(
+        (annotations[PAUSED].as_str(), annotations[PAUSED_REPLICAS].as_str()),
+        (Some("true"), Some("2"))
+    );
+    it.wanted("tiny", 2, wait::SOON).await;
+}
+
+pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
+    it.deploy(&Model::new("tiny")).await;
+    let mut scaled = Scaled::new("tiny", "10.77.0.1:1", json!({ "route": "tiny" }));
+    scaled.annotations.insert(PAUSED.into(), "true".into());
+    it.apply(&scaled.object()).await;
+    let _anteroom = it.anteroom(1, json!({})).await;
+    let user = it.user().await;
+    user.anteroom("session start tiny --for 1h").await.well();
+    let first = it.annotations("tiny").await[UNTIL].clone();
+    let told = user.anteroom("session start tiny --for 3h").await.well();
+    assert!(told.contains("A session was running until"), "{told}");
+    assert!(it.annotations("tiny").await[UNTIL].as_str() > first.as_str());
+    let told = user.anteroom("session stop tiny --to-zero").await.well();
+    assert!(told.contains("scaled to zero and paused there"), "{told}");
+    let annotations = it.annotations("tiny").await;
+    assert_eq!(
+        (annotations[PAUSED].as_str(), annotations[PAUSED_REPLICAS].as_str()),
+        (Some("true"), Some("0"))
+    );
+    assert_eq!(annotations[UNTIL], Value::Null);
+    let told = user.anteroom("session stop tiny").await.well();
+    assert!(told.contains("has no session and is paused"), "{told}");
+
+    let told = user.anteroom("session start nothing --for 1h").await.ill();
+    assert!(told.contains("there is no ScaledObject `nothing`") && told.contains("tiny"), "{told}");
+    let told = user.anteroom("session start tiny --for 31d").await.ill();
+    assert!(told.contains("at most 30d"), "{told}");
+    // One that may do nothing.
+    let told = it.shell_of("default").await.anteroom("session start tiny --for 1h").await.ill();
+    assert!(told.contains("you may not get ScaledObjects"), "{told}");
+    let told = user.anteroom("session status -n default").await.ill();
+    assert!(told.contains("Ask for the verb `list` on scaledobjects.keda.sh"), "{told}");
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// A user with the rights that the page on KEDA asks for, and no others.
+    async fn user(&self) -> Shell {
+        let rules = json!([{ "apiGroups": ["keda.sh"], "resources": ["scaledobjects"], "verbs": ["get", "list", "patch"] }]);
+        let rbac = "rbac.authorization.k8s.io";
+        for object in [
+            json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "user" } }),
+            json!({ "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": { "name": "user" }, "rules": rules }),
+            json!({
+                "apiVersion": format!("{rbac}/v1"),
+                "kind": "RoleBinding",
+                "metadata": { "name": "user" },
+                "roleRef": { "apiGroup": rbac, "kind": "Role", "name": "user" },
+                "subjects": [{ "kind": "ServiceAccount", "name": "user", "namespace": self.namespace }],
+            }),
+        ] {
+            self.apply(&object).await;
+        }
+        let shell = self.shell_of("user").await;
+        wait::until("the rights of a user", wait::SOON, async || {
+            let said = shell.kubectl("auth can-i patch scaledobjects.keda.sh").await;
+            if said.success { Ok(()) } else { Err(said.out) }
+        })
+        .await;
+        shell
+    }
+
+    /// The annotations of a ScaledObject.
+    async fn annotations(&self, scaled: &str) -> Value {
+        let object = self.dynamic(KEDA, "ScaledObject").get(scaled).await.unwrap();
+        json!(object.metadata.annotations.unwrap_or_default())
+    }
+
+    /// Waits until the session of a ScaledObject has been ended.
+    async fn ended(&self, scaled: &str) {
+        let limit = Duration::from_secs(30);
+        wait::object(
+            &self.dynamic(KEDA, "ScaledObject"),
+            scaled,
+            "the end of its session",
+            limit,
+            |object| {
+                let annotations = object?.metadata.annotations.clone().unwrap_or_default();
+                (annotations.contains_key(PAUSED) && !annotations.contains_key(UNTIL)).then_some(())
+            },
+        )
+        .await;
+    }
+
+    /// Waits until there is one Event of the end of a session: one replica tells it.
+    async fn session_was_told(&self, scaled: &str) {
+        let selector = format!("involvedObject.name={scaled},reason=SessionEnded");
+        let arguments = format!("get events --field-selector {selector} -o name");
+        let shell = self.shell();
+        let events = wait::until("an Event", wait::SOON, async || {
+            let events = shell.kubectl(&arguments).await.well();
+            if events.is_empty() { Err("none".into()) } else { Ok(events) }
+        })
+        .await;
+        assert_eq!(events.lines().count(), 1, "{events}");
+    }
+}
