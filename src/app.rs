@@ -1,5 +1,6 @@
 //! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
 
+mod account;
 mod cluster;
 mod control;
 mod obstacles;
@@ -28,12 +29,12 @@ use crate::{
     config::Config,
     domain::Route,
     drain::{Drain, DrainTimes, Request},
-    error::Outcome,
     grpc::TlsError,
     kube::{Cluster, ClusterError, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
 };
+pub use account::Account;
 use cluster::Watching;
 use control::Control;
 use obstacles::Obstacles;
@@ -87,19 +88,6 @@ pub enum Command {
     ClusterRoutes(Arc<Vec<Route>>),
     /// Stop in order; a second one stops at once.
     Stop(Request),
-}
-
-/// The account of a whole run: every admitted request has one outcome.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
-    /// Requests admitted.
-    pub admitted: u64,
-    /// How they ended.
-    pub outcomes: Vec<(&'static str, u64)>,
-    /// Still held.
-    pub held: u64,
-    /// Still in flight.
-    pub in_flight: u64,
 }
 
 // === impl Bound ===
@@ -363,29 +351,5 @@ fn hint(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
         _ => "",
-    }
-}
-
-// === impl Account ===
-
-impl Account {
-    fn empty() -> Self {
-        Self {
-            admitted: 0,
-            outcomes: Outcome::ALL.map(|outcome| (outcome.name(), 0)).into(),
-            held: 0,
-            in_flight: 0,
-        }
-    }
-
-    /// Whether every admitted request is accounted for.
-    pub fn balances(&self) -> bool {
-        self.admitted
-            == self.outcomes.iter().map(|(_, count)| count).sum::<u64>() + self.held + self.in_flight
-    }
-
-    /// How many ended so.
-    pub fn ended_as(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize].1
     }
 }

@@ -10,7 +10,6 @@ use crate::{
     admission::{Directory, Gate},
     coldstart::ColdStarts,
     domain::{Route, RouteKey, ScaleBy, Target},
-    error::Outcome,
     proxy::{RouteTable, Shared},
     scaler,
 };
@@ -185,17 +184,5 @@ impl LiveRoute {
         }
         self.stops.retire();
         let _ = self.scaler.await;
-    }
-}
-
-impl Account {
-    fn add(&mut self, gate: &Gate) {
-        let counters = gate.counters();
-        self.admitted += counters.admitted();
-        for (outcome, (_, count)) in Outcome::ALL.into_iter().zip(&mut self.outcomes) {
-            *count += counters.ended_as(outcome);
-        }
-        self.held += gate.held() as u64;
-        self.in_flight += gate.in_flight();
     }
 }

@@ -16,14 +16,14 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{Lookup, ObjectRef, Store, store},
-        utils::{Backoff, ResetTimerBackoff},
+        utils::Backoff,
         watcher::{self, watcher},
     },
 };
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use std::hash::Hash;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Cluster;
@@ -54,6 +54,7 @@ enum Hearing {
 /// API server is back; kube's own goes up to a minute.
 pub(super) struct Pauses {
     next: Duration,
+    last: Option<Instant>,
 }
 
 /// An error and what caused it, in one line: kube keeps the causes of a lost connection apart.
@@ -83,8 +84,8 @@ impl Pauses {
     const FORGIVEN: Duration = Duration::from_secs(60);
 
     /// Of one watch.
-    pub(super) fn new() -> ResetTimerBackoff<Self> {
-        ResetTimerBackoff::new(Self { next: Self::FIRST }, Self::FORGIVEN)
+    pub(super) const fn new() -> Self {
+        Self { next: Self::FIRST, last: None }
     }
 }
 
@@ -92,6 +93,9 @@ impl Iterator for Pauses {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
+        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Self::FORGIVEN) {
+            self.next = Self::FIRST;
+        }
         let pause = self.next;
         self.next = Self::LONGEST.min(pause * 2);
         // Replicas that lost it at the same moment do not come back in the same moment.
@@ -100,9 +104,9 @@ impl Iterator for Pauses {
 }
 
 impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.next = Self::FIRST;
-    }
+    /// Called with every event. That a list is about to be asked for is one, too: what fails to be listed, such as a kind
+    /// that is not there, would be asked for several times a second for ever.
+    fn reset(&mut self) {}
 }
 
 // === impl Cluster ===
@@ -267,6 +271,8 @@ mod tests {
         for most in [400, 800, 1600, 3200, 6000, 6000, 6000] {
             let pause = pauses.next().unwrap().as_millis();
             assert!((most / 2..=most).contains(&pause), "{pause} of {most} ms");
+            // The next list is about to be asked for, and fails as well.
+            pauses.reset();
         }
         tokio::time::advance(Duration::from_secs(61)).await;
         assert!(pauses.next().unwrap().as_millis() <= 400);

@@ -1,7 +1,13 @@
 //! Another configuration while requests are held and streaming: nobody is dropped.
 
+use std::sync::{Arc, atomic::Ordering};
+
+use anteroom::app::Command;
+
 use crate::support::{
-    Proxy, Upstream, route, routes, until,
+    Proxy, Upstream,
+    proxy::parse,
+    route, routes, until,
     upstream::{LAST, STREAM, chunk},
     wire::{CHAT, chat, get, post, streaming},
 };
@@ -203,4 +209,41 @@ async fn policies_of_a_held_request_are_those_it_came_in_with() {
     drop(client);
     proxy.held(0).await;
     proxy.stop(&[("client_gone", 1), ("cold_start_timeout", 1)]).await;
+}
+
+#[tokio::test]
+async fn routes_of_the_cluster_stay_with_those_of_the_file_which_go_first() {
+    let (file, mut cluster) = (Upstream::cold().await, Upstream::cold().await);
+    let proxy = Proxy::tiny(&file.url(), "match: {models: [filed]}").await;
+    let found = parse(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).routes;
+    proxy.commands.send(Command::ClusterRoutes(Arc::new(found))).await.unwrap();
+    listed(&proxy, &["tiny", "models/tiny"]).await;
+    let mut held = proxy.sent(chat("first")).await;
+    until("to be held", async || proxy.route("models/tiny").await["held"] == 1).await;
+
+    proxy.reload(&routes(&[route("other", &file.url(), "match: {models: [filed]}")])).await;
+    listed(&proxy, &["other", "models/tiny"]).await;
+    assert_eq!(proxy.route("models/tiny").await["held"], 1);
+    // A name of the cluster's in the file: until the cluster's has been taken back, it is left out.
+    proxy.reload(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).await;
+    listed(&proxy, &["models/tiny"]).await;
+    assert_eq!(proxy.route("models/tiny").await["held"], 1, "the same gate");
+    proxy.commands.send(Command::ClusterRoutes(Arc::default())).await.unwrap();
+    cluster.wake();
+    cluster.call().await.echo().await;
+    assert_eq!(held.response().await.status(), 200);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn who_does_not_know_its_routes_yet_is_not_ready() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    assert_eq!(proxy.admin("/readyz").await.status(), 200);
+    proxy.shared.awaits_routes.store(true, Ordering::Relaxed);
+    let answer = proxy.admin("/readyz").await;
+    assert_eq!((answer.status(), answer.text().contains("routes of the cluster")), (503, true));
+    proxy.commands.send(Command::ClusterRoutes(Arc::default())).await.unwrap();
+    until("to be ready", async || proxy.admin("/readyz").await.status() == 200).await;
+    proxy.stop(&[]).await;
 }

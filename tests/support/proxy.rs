@@ -31,7 +31,7 @@ pub struct Proxy {
     pub scaler: Option<SocketAddr>,
     pub peers: Option<SocketAddr>,
     pub commands: mpsc::Sender<Command>,
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
     running: JoinHandle<Account>,
 }
 
