@@ -121,7 +121,7 @@ impl Tracker {
         }
     }
 
-    /// A scaler was told of the demand: that ends the signal. The cold start may begin a little later, when it is known
+    /// A scaler was told of the demand, or has done what it asks for: that ends the signal. The cold start may begin a little later, when it is known
     /// that nothing is up.
     pub fn pushed(&self) {
         let mut active = self.active.lock();

@@ -239,6 +239,11 @@ async fn a_pod_that_appears_is_asked_at_once_and_a_slow_one_holds_nobody_up() {
     let permit = released(&mut held).await;
     assert_eq!((permit.endpoint().address(), stage.ms()), (B, 1_027), "1020 + 7");
     assert_eq!(stage.servers.times(A), [1_003], "one question at a time");
+    permit.first_byte();
+    let [record] = stage.ended().try_into().unwrap();
+    let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms.round())).collect();
+    let launch = (Phase::Launch, 1_003.0);
+    assert_eq!(phases[..2], [launch, (Phase::Load, 24.0)], "the first pod was there at 1003; 1027 - 1003");
 }
 
 #[tokio::test(start_paused = true)]
