@@ -43,7 +43,10 @@ impl Scenario {
         let file = home.join("kubeconfig");
         let mut kubeconfig: Value = serde_json::from_str(kubeconfig).unwrap();
         kubeconfig["contexts"][0]["context"]["namespace"] = self.namespace.clone().into();
-        std::fs::write(&file, kubeconfig.to_string()).unwrap();
+        // Another terminal of the user may be reading it.
+        let new = home.join(format!("kubeconfig.{:?}", std::thread::current().id()));
+        std::fs::write(&new, kubeconfig.to_string()).unwrap();
+        std::fs::rename(&new, &file).unwrap();
         Shell { bin: folders.bin.clone(), kubeconfig: file, home }
     }
 }

@@ -25,7 +25,8 @@ pub(super) async fn the_older_route_is_served_and_the_younger_follows_it(it: Sce
     let anteroom = it.anteroom(2, json!({})).await;
 
     let lost = it.says("a-younger", "Accepted", "Conflict").await;
-    let winner = format!("the older ModelRoute {}/z-older matches the same and goes first", it.namespace);
+    let winner =
+        format!("ModelRoute {}/z-older matches model \"shared\" as well, and goes first", it.namespace);
     assert_eq!(lost["status"], "False");
     assert!(lost["message"].as_str().unwrap().contains(&winner), "{lost}");
     it.says("a-younger", "Ready", "NotAccepted").await;

@@ -1,6 +1,9 @@
 //! The chart, installed by helm as users do it: its objects, its pods, and what they may.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -11,9 +14,10 @@ use kube::{ResourceExt as _, api::PostParams};
 use serde_json::{Value, json};
 
 use crate::{
+    api,
     chart::{self, CHART},
     client,
-    model::Model,
+    model::{self, Model},
     routes::OURS,
     scenario::Scenario,
     shell::Shell,
@@ -32,29 +36,24 @@ struct Release {
 
 pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
     it.deploy(&Model::new("tiny")).await;
-    // The apiserver says what its strictest rules for pods would refuse.
-    let shell = it.shell();
-    let label = format!("label namespace {} pod-security.kubernetes.io/warn=restricted", it.namespace);
-    shell.kubectl(&label).await.well();
+    // Under the strictest rules for pods that there are; the model has none.
+    let label = format!("label namespace {} pod-security.kubernetes.io/enforce=restricted", it.namespace);
+    it.shell().kubectl(&label).await.well();
     let mut release = Release::new(&it, &["nodeSelector.pool=nowhere"]);
     release.set_json("models", &json!([{ "name": "tiny", "service": { "name": "tiny", "port": 80 } }]));
     for (profile, floor) in [("cost", 0), ("dev", 1), ("ha", 2)] {
         let profile = format!("profile={profile}");
-        let said = release.helm("install", &[&profile]).await;
-        assert!(!said.contains("would violate PodSecurity"), "{said}");
-        let manifest = release.shell.helm(["get", "manifest", "anteroom"]).await.well();
-        release.shell.kubectl_with("get -f -", &manifest).await.well();
-
+        release.helm("install", &[&profile]).await;
+        release.is_there().await;
+        it.wait_for_pods("two pods", |pods| (pods.len() == 2).then_some(())).await;
         let scaled = it.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "True").await;
         assert_eq!(scaled["status"], "True");
         let scaled = it.dynamic(KEDA, "ScaledObject").get("tiny").await.unwrap();
         assert_eq!(scaled.data["spec"]["minReplicaCount"], floor);
         assert_eq!(scaled.annotations()["autoscaling.keda.sh/paused"], "true");
         it.wanted("tiny", 0, wait::SOON).await;
-        let config = it.api::<ConfigMap>().get("anteroom").await.unwrap().data.unwrap();
-        let file = it.world.plane.folders.run.join(format!("{}.checked.yaml", it.namespace));
-        std::fs::write(&file, &config["config.yaml"]).unwrap();
-        release.shell.anteroom(&format!("check --config {}", file.display())).await.well();
+        let config = it.api::<ConfigMap>().get("anteroom").await.unwrap();
+        release.checks(&it, &config).await;
 
         // Nothing is left of one, so that the next can come.
         release.helm("uninstall", &[]).await;
@@ -67,6 +66,36 @@ pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
     }
     // Users' routes outlive a release.
     release.shell.kubectl("get crd modelroutes.anteroom.dev").await.well();
+}
+
+pub(super) async fn all_that_the_chart_can_say_is_taken(it: Scenario) {
+    let [mut values, models] = ["everything", "models"].map(|name| {
+        let file = Path::new(CHART).join(format!("ci/{name}-values.yaml"));
+        api::objects_in(&file).remove(0)
+    });
+    model::merge(&mut values, &models);
+    for model in values["models"].as_array_mut().unwrap() {
+        model["namespace"] = it.namespace.clone().into();
+    }
+    values["kubernetes"]["namespaces"] = json!([it.namespace]);
+    values["kubernetes"]["interceptorRoutes"] = json!(true);
+    values["nodeSelector"]["pool"] = json!("nowhere");
+    // There is no Prometheus operator here, whose kinds these would be.
+    for monitor in ["serviceMonitor", "modelServers", "prometheusRule"] {
+        values["monitoring"][monitor]["enabled"] = json!(false);
+    }
+    let file = it.world.plane.folders.run.join(format!("{}.values.json", it.namespace));
+    std::fs::write(&file, values.to_string()).unwrap();
+    let mut release = Release::new(&it, &[]);
+    release.values = vec![format!("file:{}", file.display())];
+    release.helm("install", &[]).await;
+    release.is_there().await;
+    let made =
+        release.shell.kubectl("get modelroutes,scaledobjects,triggerauthentications -o name").await.well();
+    assert_eq!(made.lines().count(), 5 + 3 + 3, "{made}");
+    let config = it.api::<ConfigMap>().get("waiting-room").await.unwrap();
+    release.checks(&it, &config).await;
+    release.helm("uninstall", &[]).await;
 }
 
 pub(super) async fn a_release_for_one_namespace_serves_it(it: Scenario) {
@@ -171,8 +200,11 @@ impl Release {
         } else {
             arguments.push(CHART);
             for value in self.values.iter().map(String::as_str).chain(more.iter().copied()) {
-                let (flag, value) =
-                    value.strip_prefix("json:").map_or(("--set", value), |json| ("--set-json", json));
+                let (flag, value) = match value.split_once(':') {
+                    Some(("json", value)) => ("--set-json", value),
+                    Some(("file", value)) => ("--values", value),
+                    _ => ("--set", value),
+                };
                 arguments.extend([flag, value]);
             }
         }
@@ -230,6 +262,19 @@ impl Release {
         .await;
         // The model is not the release's.
         models.api::<Deployment>().get("tiny").await.unwrap();
+    }
+
+    /// All objects of it are.
+    async fn is_there(&self) {
+        let manifest = self.shell.helm(["get", "manifest", "anteroom"]).await.well();
+        self.shell.kubectl_with("get -f -", &manifest).await.well();
+    }
+
+    /// The program takes the configuration that is made for it.
+    async fn checks(&self, it: &Scenario, config: &ConfigMap) {
+        let file = it.world.plane.folders.run.join(format!("{}.checked.yaml", it.namespace));
+        std::fs::write(&file, &config.data.as_ref().unwrap()["config.yaml"]).unwrap();
+        self.shell.anteroom(&format!("check --config {}", file.display())).await.well();
     }
 
     async fn rolled_out(&self) {

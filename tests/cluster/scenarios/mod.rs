@@ -62,6 +62,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     direct::what_somebody_else_scales_is_left_to_them,
     direct::without_the_charts_switch_it_may_not,
     install::each_profile_is_taken_paused_and_goes_again,
+    install::all_that_the_chart_can_say_is_taken,
     install::a_release_for_one_namespace_serves_it,
     install::rights_are_what_is_needed_and_nothing_else,
     cold_start::a_request_wakes_a_model_and_silence_puts_it_to_rest,

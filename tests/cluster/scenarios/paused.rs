@@ -43,6 +43,16 @@ pub(super) async fn at_zero_a_request_is_told_the_command_that_works(it: Scenari
     }
     it.stream_of_keda(&anteroom, "tiny").await;
     assert_eq!(asks(&anteroom.replicas[1]).await.status, 200);
+    it.says("tiny", "Scalable", "ScaledObject").await;
+    wait::until("the cold start in the table", wait::SOON, async || {
+        let table = shell.kubectl("get mr tiny -o wide").await;
+        let row = table.table().remove(1);
+        // Name, models, target (two words), state, endpoints, held; then accepted, scaled by, cold start, age.
+        let is = |column: usize, value: &str| row.get(column).is_some_and(|found| *found == value);
+        let took = row.get(9).is_some_and(|took| took.ends_with('s') && took.contains('.'));
+        if is(7, "Accepted") && is(8, "tiny") && took { Ok(()) } else { Err(table.out.clone()) }
+    })
+    .await;
 }
 
 pub(super) async fn a_route_may_wait_for_the_end_of_a_pause(it: Scenario) {
@@ -83,8 +93,8 @@ pub(super) async fn a_pause_at_zero_ends_the_wait_and_one_above_does_not(it: Sce
     it.shell().kubectl(&patch).await.well();
     it.pause("tiny", PAUSED_REPLICAS, json!("1")).await;
     it.wanted("tiny", 1, wait::SOON).await;
-    assert_eq!(asks(replica).await.status, 200);
     it.obstacle(replica, "tiny", None).await;
+    assert_eq!(asks(replica).await.status, 200);
     // And what is up serves, however it is paused.
     it.pause("tiny", PAUSED, json!("true")).await;
     it.pause("tiny", PAUSED_REPLICAS, Value::Null).await;

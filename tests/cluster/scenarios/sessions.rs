@@ -53,6 +53,7 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     it.ended("tiny").await;
     assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], "0");
     it.wanted("tiny", 0, wait::SOON).await;
+    it.obstacle(one, "tiny", Some("autoscaling_paused")).await;
     let refused = one.ask("tiny", false).await.unwrap();
     assert_eq!(refused.json().await["error"]["code"], "autoscaling_paused");
 }
