@@ -16,7 +16,8 @@ pub type AllFacts = HashMap<RouteKey, Facts>;
 pub struct Facts {
     /// Who is to scale it.
     pub scale_by: ScaleBy,
-    /// Whether it is a route of the cluster: one of the file may be scaled by something that we know nothing of.
+    /// Whether it is a route of the cluster to pods of it: one of the file, or one to a `url`, may be scaled by something
+    /// that we know nothing of.
     pub of_cluster: bool,
     /// How a trigger of KEDA's names it: `route`, or `interceptorRoute`.
     pub metadata: &'static str,

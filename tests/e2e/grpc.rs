@@ -33,7 +33,8 @@ async fn application() -> (SocketAddr, HealthReporter) {
     reporter.set_service_status("app", ServingStatus::Serving).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
+    let serving =
+        Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(serving);
     (address, reporter)
 }
