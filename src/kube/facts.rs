@@ -58,8 +58,9 @@ impl Cluster {
                     let wanted =
                         known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
                     let wanted: Vec<_> = wanted.collect();
-                    followed
-                        .retain(|workload, _| wanted.iter().any(|(.., wanted)| wanted.contains(workload)));
+                    let all_wanted: HashSet<_> =
+                        wanted.iter().flat_map(|(.., workloads)| workloads.iter().cloned()).collect();
+                    followed.retain(|workload, _| all_wanted.contains(workload));
                     for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
                         followed
                             .entry(workload.clone())
