@@ -188,8 +188,13 @@ impl Gate {
         self.demand.touch();
         if !self.target.is_up() {
             self.demand.signal(self.policy.load().readiness.activation_timeout.get());
+            if self.target.is_up() {
+                // As for those who wait: no lease for what came up just now.
+                self.demand.settle();
+            }
         }
         self.demand.rise();
+        self.give_up_if_paused();
     }
 
     /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.

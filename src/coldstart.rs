@@ -17,7 +17,7 @@ pub use tracker::{Leave, Tracker};
 pub enum Phase {
     /// From the first request until whoever starts the target knows.
     Signal,
-    /// Until the process runs.
+    /// Until the process runs; of a pod: until it is on a node and has an address.
     Launch,
     /// Until it answers its readiness probe.
     Load,

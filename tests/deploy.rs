@@ -21,9 +21,6 @@ const CHART: &str = "deploy/chart/anteroom";
 const VLLM: [&str; 3] =
     ["vllm:kv_cache_usage_perc", "vllm:num_preemptions_total", "vllm:num_requests_waiting"];
 
-/// Metrics that are only there with a cluster or a stream of KEDA's.
-const IN_A_CLUSTER: [&str; 2] = ["anteroom_obstacle", "anteroom_scaler_streams"];
-
 /// Ends a process that was started, whatever becomes of the test.
 struct Running(Child);
 
@@ -331,8 +328,7 @@ fn the_configuration_in_the_chart_has_keys_of_the_file() {
 
 #[test]
 fn expressions_name_metrics_that_there_are() {
-    let mut exported = exported();
-    exported.extend(IN_A_CLUSTER.map(str::to_owned));
+    let exported = exported();
     let mut texts = files(&format!("{CHART}/templates"), ".yaml");
     texts.extend(files("deploy/examples", ".yaml"));
     texts.push("docs/keda.md".into());

@@ -15,6 +15,8 @@ mod drain;
 mod errors;
 #[path = "e2e/forwarding.rs"]
 mod forwarding;
+#[path = "e2e/grpc.rs"]
+mod grpc;
 #[path = "e2e/hangup.rs"]
 mod hangup;
 #[path = "e2e/hold.rs"]

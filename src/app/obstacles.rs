@@ -1,6 +1,10 @@
 //! Wiring of what stands in the way of targets: from what is known of the cluster to the gates, and to whoever looks on.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -75,7 +79,8 @@ async fn tell_gates(gates: impl Fn() -> Vec<Arc<Gate>>, teller: Teller) {
     loop {
         let known = facts.borrow_and_update().clone();
         let gates = gates();
-        unheard.retain(|route, _| gates.iter().any(|gate| gate.key() == route));
+        let keys: HashSet<_> = gates.iter().map(|gate| gate.key()).collect();
+        unheard.retain(|route, _| keys.contains(route));
         for gate in &gates {
             if let Some(facts) = known.get(gate.key()) {
                 tell(gate, facts, &mut unheard, &teller);

@@ -4,12 +4,12 @@ use std::{fmt::Write, process::ExitCode};
 
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DynamicObject, ListParams},
-    core::{ApiResource, DeserializeGuard, NamespaceResourceScope},
+    api::ListParams,
+    core::{DeserializeGuard, NamespaceResourceScope},
 };
 use serde::de::DeserializeOwned;
 
-use crate::kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus};
+use crate::kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus, ScaledObject};
 
 /// Whose routes.
 #[derive(Debug, clap::Args)]
@@ -119,25 +119,13 @@ where
 
 /// The ScaledObjects that are paused. It is no error not to know.
 async fn paused(client: &Client, namespace: Option<&str>) -> Paused {
-    let resource = ApiResource {
-        group: "keda.sh".into(),
-        version: "v1alpha1".into(),
-        api_version: "keda.sh/v1alpha1".into(),
-        kind: "ScaledObject".into(),
-        plural: "scaledobjects".into(),
-    };
-    let api: Api<DynamicObject> = match namespace {
-        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
-        None => Api::all_with(client.clone(), &resource),
+    let api: Api<ScaledObject> = match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
     };
     let objects = api.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default();
-    let is_paused = |object: &DynamicObject| {
-        let is = |name: &str| object.annotations().get(name).map(String::as_str);
-        is("autoscaling.keda.sh/paused") == Some("true")
-            || is("autoscaling.keda.sh/paused-replicas").is_some()
-    };
-    let paused = objects.iter().filter(|object| is_paused(object));
-    paused.map(|object| (object.namespace().unwrap_or_default(), object.name_any())).collect()
+    let paused = objects.iter().filter(|object| object.pause().is_some());
+    paused.map(|object| (object.namespace().to_owned(), object.name().to_owned())).collect()
 }
 
 fn of_ours(guarded: &DeserializeGuard<ModelRoute>, paused: &Paused) -> Line {

@@ -121,7 +121,7 @@ impl Tracker {
         }
     }
 
-    /// A scaler was told of the demand: that ends the signal. The cold start may begin a little later, when it is known
+    /// A scaler was told of the demand, or has done what it asks for: that ends the signal. The cold start may begin a little later, when it is known
     /// that nothing is up.
     pub fn pushed(&self) {
         let mut active = self.active.lock();
@@ -185,8 +185,13 @@ impl Tracker {
     }
 
     fn end(&self, outcome: ColdStartOutcome, reason: Option<Arc<str>>, last_lines: Vec<String>) {
-        let Some(active) = self.active.lock().take() else { return };
-        self.running.store(false, Ordering::SeqCst);
+        let active = {
+            let mut active = self.active.lock();
+            let Some(ended) = active.take() else { return };
+            // Under the lock: the next one may begin right after it.
+            self.running.store(false, Ordering::SeqCst);
+            ended
+        };
         let tally = self.tally.lock().clone();
         let mut record =
             active.record(&self.route, &tally, (outcome == ColdStartOutcome::Failed).then(Instant::now));

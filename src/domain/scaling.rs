@@ -171,6 +171,23 @@ impl RequestRate {
 // === impl Workload ===
 
 impl Workload {
+    /// Which of its keys cannot be what it says: the API server is asked at a path that is made of them, where a slash or
+    /// a question mark would lead to another object, of another namespace perhaps.
+    pub fn misnamed(&self) -> Option<&'static str> {
+        let is_name = |text: &str| {
+            let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+            text.bytes().all(fits) && text.bytes().any(|byte| byte.is_ascii_alphanumeric())
+        };
+        let is_kind = !self.kind.is_empty() && self.kind.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let is_version = match self.api_version.split_once('/') {
+            Some((group, version)) => is_name(group) && is_name(version),
+            None => is_name(&self.api_version),
+        };
+        [("name", is_name(&self.name)), ("kind", is_kind), ("apiVersion", is_version)]
+            .into_iter()
+            .find_map(|(key, fits)| (!fits).then_some(key))
+    }
+
     fn default_api_version() -> String {
         "apps/v1".into()
     }
@@ -227,6 +244,45 @@ impl FailureGrace {
             ObstacleKind::AutoscalingPaused | ObstacleKind::NoScaledObject | ObstacleKind::NoKedaStream => {
                 None
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_whose_name_leads_elsewhere_is_none() {
+        let workload = |api_version: &str, kind: &str, name: &str| Workload {
+            api_version: api_version.into(),
+            kind: kind.into(),
+            name: name.into(),
+        };
+        for fine in [
+            workload("apps/v1", "Deployment", "vllm"),
+            workload("v1", "ReplicationController", "a.b-1"),
+            workload("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", "0"),
+        ] {
+            assert_eq!(fine.misnamed(), None, "{fine:?}");
+        }
+        for (key, wrong) in [
+            // GET and PATCH of another namespace's scale, had it been put into the path.
+            (
+                "apiVersion",
+                workload("apps/v1/namespaces/other/deployments/vllm/scale?x=", "Deployment", "vllm"),
+            ),
+            ("apiVersion", workload("apps/v1/namespaces/other", "Deployment", "vllm")),
+            ("apiVersion", workload("apps/..", "Deployment", "vllm")),
+            ("apiVersion", workload("", "Deployment", "vllm")),
+            ("kind", workload("apps/v1", "Deployment/../x", "vllm")),
+            ("kind", workload("apps/v1", "", "vllm")),
+            ("name", workload("apps/v1", "Deployment", "vllm?x=")),
+            ("name", workload("apps/v1", "Deployment", "..")),
+            ("name", workload("apps/v1", "Deployment", "a/b")),
+            ("name", workload("apps/v1", "Deployment", "")),
+        ] {
+            assert_eq!(wrong.misnamed(), Some(key), "{wrong:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
     workloads::WorkloadRef,
 };
-use crate::domain::{Route, RouteKey};
+use crate::domain::{Route, RouteKey, Target};
 
 /// The routes that are served, of the file and of the cluster.
 pub type AllRoutes = watch::Receiver<Arc<Vec<Route>>>;
@@ -58,8 +58,9 @@ impl Cluster {
                     let wanted =
                         known.iter().map(|route| (route, scaled(route), workloads(route, scaled(route))));
                     let wanted: Vec<_> = wanted.collect();
-                    followed
-                        .retain(|workload, _| wanted.iter().any(|(.., wanted)| wanted.contains(workload)));
+                    let all_wanted: HashSet<_> =
+                        wanted.iter().flat_map(|(.., workloads)| workloads.iter().cloned()).collect();
+                    followed.retain(|workload, _| all_wanted.contains(workload));
                     for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
                         followed
                             .entry(workload.clone())
@@ -110,7 +111,7 @@ impl Cluster {
 fn of_scaling(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) -> Facts {
     Facts {
         scale_by: route.scale_by,
-        of_cluster: route.name.namespaced().is_some(),
+        of_cluster: route.name.namespaced().is_some() && !matches!(route.target, Target::Url(_)),
         metadata: if route.intercept.is_some() { "interceptorRoute" } else { "route" },
         keda,
         scaled_objects: scaled.iter().map(|(object, trigger)| Scaled::new(object, trigger.clone())).collect(),

@@ -16,7 +16,8 @@ pub type AllFacts = HashMap<RouteKey, Facts>;
 pub struct Facts {
     /// Who is to scale it.
     pub scale_by: ScaleBy,
-    /// Whether it is a route of the cluster: one of the file may be scaled by something that we know nothing of.
+    /// Whether it is a route of the cluster to pods of it: one of the file, or one to a `url`, may be scaled by something
+    /// that we know nothing of.
     pub of_cluster: bool,
     /// How a trigger of KEDA's names it: `route`, or `interceptorRoute`.
     pub metadata: &'static str,
@@ -233,12 +234,14 @@ impl Facts {
 
     /// What is wrong with the pods; nothing, if one of them may still come.
     fn of_pods(&self) -> Option<Trouble> {
-        let pods = || self.workloads.iter().flat_map(|workload| &workload.pods);
+        // Where none is asked for, what there is was left behind: an evicted pod of a Deployment stays for ever, and says
+        // nothing of those that will come.
+        let asked = || self.workloads.iter().filter(|workload| workload.replicas != Some(0));
+        let pods = || asked().flat_map(|workload| &workload.pods);
         if pods().any(Option::is_none) {
             return None;
         }
-        let asked = self.workloads.iter().filter(|workload| workload.replicas != Some(0));
-        let refused = asked.filter_map(|workload| {
+        let refused = asked().filter_map(|workload| {
             let failure = workload.failure.as_ref()?;
             let message = format!("The pods of {} cannot be created: {failure}", workload.full_name());
             Some(Trouble { kind: ObstacleKind::Quota, message })

@@ -166,7 +166,10 @@ impl ScaledObject {
             Some(text) => text.to_owned(),
         };
         let name = target["name"].as_str().filter(|name| !name.is_empty())?.to_owned();
-        Some(Workload { api_version: text("apiVersion", "apps/v1"), kind: text("kind", "Deployment"), name })
+        let workload =
+            Workload { api_version: text("apiVersion", "apps/v1"), kind: text("kind", "Deployment"), name };
+        // KEDA finds no such thing, either.
+        workload.misnamed().is_none().then_some(workload)
     }
 
     /// Why KEDA does not act on it: the reason and the message of its condition `Ready`, where that is false.
@@ -198,7 +201,10 @@ fn is_false(value: &str) -> bool {
 /// The route that a ScaledObject of `namespace` means by `name`: that of its own namespace, else that of the file.
 pub fn named(namespace: &str, name: &str, is_known: impl Fn(&RouteKey) -> bool) -> Option<RouteKey> {
     let own = RouteKey::from(&*format!("{namespace}/{name}"));
-    [own, RouteKey::from(name)].into_iter().find(is_known)
+    // A name may have a namespace in it. Of the route of another one this object has no say.
+    let is_elsewhere = name.split_once('/').is_some_and(|(other, _)| other != namespace);
+    let of_file = (!is_elsewhere).then(|| RouteKey::from(name));
+    [Some(own), of_file].into_iter().flatten().find(is_known)
 }
 
 // === impl ScaledObjects ===

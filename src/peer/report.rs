@@ -46,6 +46,8 @@ pub(super) struct Reports {
     active: Vec<Arc<Gate>>,
     /// When all have to be looked at, and something has to be said.
     due: Instant,
+    /// Before that, only an edge is looked at: counts that always change would be told without a pause.
+    next_look: Instant,
     ending: CancellationToken,
 }
 
@@ -101,6 +103,7 @@ impl Reports {
             told: HashMap::new(),
             active: Vec::new(),
             due: Instant::now(),
+            next_look: Instant::now(),
             ending,
         }
     }
@@ -124,12 +127,15 @@ impl Reports {
             let all = now >= self.due
                 || self.edges.has_changed().unwrap_or(true)
                 || self.changes.has_changed().unwrap_or(true);
-            let routes = if all { self.look_at_all() } else { self.look_at_active() };
-            if !routes.is_empty() || now >= self.due {
-                self.due = if routes.len() < ROUTES { now + HEARTBEAT } else { now };
-                return Some(Report { replica: self.id.to_string(), routes });
+            if all || now >= self.next_look {
+                let routes = if all { self.look_at_all() } else { self.look_at_active() };
+                self.next_look = now + LOOK;
+                if !routes.is_empty() || now >= self.due {
+                    self.due = if routes.len() < ROUTES { now + HEARTBEAT } else { now };
+                    return Some(Report { replica: self.id.to_string(), routes });
+                }
             }
-            let look = if self.active.is_empty() { self.due } else { self.due.min(now + LOOK) };
+            let look = if self.active.is_empty() { self.due } else { self.due.min(self.next_look) };
             tokio::select! {
                 // The end first, or lively routes would keep the stream open.
                 biased;

@@ -207,6 +207,27 @@ async fn counts_are_told_at_most_every_20_ms() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn counts_that_change_all_the_time_are_told_no_sooner_and_a_goodbye_is_not_put_off() {
+    let wires = Arc::<Wires>::default();
+    let replica = wires.join(1);
+    let ending = CancellationToken::new();
+    let reports = Reports::new("one".into(), replica.directory.clone(), ending.clone()).stream(None);
+    let mut reports = Box::pin(reports);
+    let mut tickets = vec![replica.hold()];
+    assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, 1);
+    let start = Instant::now();
+    for held in 2..=6 {
+        // Whenever it is asked for the next report, there is something new.
+        tickets.push(replica.hold());
+        assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, held);
+    }
+    assert_eq!(start.elapsed(), Duration::from_millis(100), "5 × 20 ms");
+    tickets.push(replica.hold());
+    ending.cancel();
+    assert!(reports.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_word_of_a_broken_connection_counts_for_the_timeout() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     admission::Gate,
+    coldstart::Phase,
     domain::{ClusterTarget, Readiness},
     probe::{Answer, Speaks, probe_pod},
     state::{Discovered, DiscoveredEndpoint, Discovery, Endpoint, Protocol, Status, TargetState},
@@ -219,6 +220,8 @@ impl Pods {
     }
 
     fn add(&mut self, keeper: &Arc<Keeper>, key: Key, word: Word) {
+        // It has an address, so it has a node: what is left is its own time.
+        keeper.gate.cold_starts().mark(Phase::Launch);
         let max = keeper.gate.policy().concurrency.max;
         let endpoint = Endpoint::speaking(key.1, &*key.0, max);
         keeper.pods().add(&endpoint);

@@ -97,6 +97,7 @@ impl Direct<'_> {
         };
         match result.await {
             Ok(()) => {
+                self.gate.cold_starts().pushed();
                 self.pause = FIRST_PAUSE;
                 LOOK
             }

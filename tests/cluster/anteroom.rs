@@ -107,7 +107,7 @@ impl Replica {
         // JSON is YAML.
         std::fs::write(&file, serde_json::to_string_pretty(&config).unwrap()).unwrap();
         let daemon = Daemon::new(&name.clone(), &folders.logs, move || {
-            let mut command = account.command(world::ANTEROOM.as_ref());
+            let mut command = account.command(&world::anteroom());
             command.args(["serve", "--config"]).arg(&file).env("HOSTNAME", &name).env("NO_COLOR", "1");
             command
         });

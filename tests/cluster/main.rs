@@ -14,6 +14,7 @@ mod client;
 mod dns;
 mod envoy;
 mod in_cluster;
+mod measure;
 mod model;
 mod node;
 mod plane;
@@ -49,6 +50,10 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     jobs: usize,
 
+    /// Measure so many cold starts of each way that has one of the filters in its name, and run no scenario
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20")]
+    measure: Option<usize>,
+
     /// After the scenarios leave the cluster as it is, until a signal: to look at it
     #[arg(long)]
     keep: bool,
@@ -80,7 +85,13 @@ async fn main() -> ExitCode {
         [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).unwrap());
     let work = async {
         let world = Arc::new(World::start(&run, &bin).await);
-        let passed = runner::run(world.clone(), &together, &alone, arguments.jobs).await;
+        let passed = match arguments.measure {
+            Some(number) => {
+                measure::run(world.clone(), number, &arguments.filters).await;
+                true
+            }
+            None => runner::run(world.clone(), &together, &alone, arguments.jobs).await,
+        };
         if arguments.keep {
             println!("kept; the logs are in {}", run.join("logs").display());
             std::future::pending::<()>().await;

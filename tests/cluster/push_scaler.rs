@@ -10,7 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 
 #[allow(missing_docs, clippy::pedantic, reason = "generated")]
-mod wire {
+pub(crate) mod wire {
     tonic::include_proto!("externalscaler");
 }
 use wire::{

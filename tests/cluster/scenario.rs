@@ -120,6 +120,18 @@ impl Scenario {
         api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     }
 
+    /// Changes the pods of a Deployment that are to come, with a strategic merge patch of their template, and waits
+    /// until its controller knows.
+    pub(crate) async fn change_template(&self, deployment: &str, template: &Value) {
+        let patch = Patch::Strategic(json!({ "spec": { "template": template } }));
+        let patched = self.api::<Deployment>().patch(deployment, &PatchParams::default(), &patch).await;
+        let generation = patched.unwrap().metadata.generation;
+        self.wait_for::<Deployment, _>(deployment, "its controller to know", |found| {
+            (found?.status.as_ref()?.observed_generation >= generation).then_some(())
+        })
+        .await;
+    }
+
     /// Waits for what `done` finds in an object; `None` stands for one that is not there.
     pub(crate) async fn wait_for<K, T>(
         &self,

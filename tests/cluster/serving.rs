@@ -139,6 +139,13 @@ impl Replicas {
         self.seen.borrow().iter().map(|&(_, replicas)| replicas).collect()
     }
 
+    /// When it became so many, after `moment`.
+    pub(crate) fn since(&self, replicas: i32, moment: SystemTime) -> SystemTime {
+        let seen = self.seen.borrow();
+        let found = seen.iter().find(|&&(at, number)| at >= moment && number == replicas);
+        found.unwrap_or_else(|| panic!("not {replicas} since {moment:?}: {seen:?}")).0
+    }
+
     /// The same up to a moment.
     pub(crate) fn until(&self, moment: SystemTime) -> Vec<i32> {
         let seen = self.seen.borrow();

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::PathBuf, process::Stdio};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, process::Command};
 
-use crate::{in_cluster, scenario::Scenario, wait, world::ANTEROOM};
+use crate::{in_cluster, scenario::Scenario, wait, world};
 
 /// A terminal of one user.
 pub(crate) struct Shell {
@@ -65,7 +65,7 @@ impl Shell {
     }
 
     pub(crate) async fn anteroom(&self, arguments: &str) -> Said {
-        self.run(ANTEROOM.into(), arguments.split_whitespace(), "").await
+        self.run(world::anteroom(), arguments.split_whitespace(), "").await
     }
 
     pub(crate) async fn helm<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Said {

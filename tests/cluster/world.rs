@@ -22,8 +22,6 @@ use crate::{
     wait,
 };
 
-/// The executable under test.
-pub(crate) const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 /// Where the fixtures and manifests of the tests are.
 pub(crate) const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster");
 
@@ -130,9 +128,15 @@ async fn join(plane: &ControlPlane, ground: Arc<Ground>, spec: Spec) -> Node {
     Node::join(kube, ground, spec).await
 }
 
+/// The executable under test: that of the tests' own build, unless `ANTEROOM_CLUSTER_PROGRAM` names another.
+pub(crate) fn anteroom() -> PathBuf {
+    std::env::var_os("ANTEROOM_CLUSTER_PROGRAM")
+        .map_or_else(|| env!("CARGO_BIN_EXE_anteroom").into(), PathBuf::from)
+}
+
 /// What images stand for. Envoy is there only where it has been installed.
 fn programs() -> BTreeMap<String, PathBuf> {
-    let mut programs = BTreeMap::from([("anteroom".to_owned(), PathBuf::from(ANTEROOM))]);
+    let mut programs = BTreeMap::from([("anteroom".to_owned(), anteroom())]);
     if let Some(envoy) = std::env::var_os("ANTEROOM_ENVOY") {
         programs.insert("envoy".into(), envoy.into());
     }

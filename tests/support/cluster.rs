@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anteroom::{
-    domain::{ClusterTarget, EndpointSource, ServicePort, Target},
+    config::Config,
+    domain::{ClusterTarget, EndpointSource, Intercept, ServicePort, Target},
     scaler,
     state::{Discovered, DiscoveredEndpoint, Discovery, Protocol},
 };
@@ -42,7 +43,17 @@ impl Cluster {
     /// As above, with these keys at the top of the file.
     pub async fn proxy_with(&self, gateway: Option<String>, more: &str, top: &str) -> Proxy {
         let file = routes(&[route("tiny", "http://replaced", more)]);
-        let mut config = parse(&format!("{top}{file}"));
+        self.start(parse(&format!("{top}{file}")), gateway).await
+    }
+
+    /// The proxy before it, with a route that serves anything.
+    pub async fn intercepting(&self, intercept: Arc<Intercept>) -> Proxy {
+        let mut config = parse(&routes(&[route("tiny", "http://replaced", "match: {}")]));
+        config.routes[0].intercept = Some(intercept);
+        self.start(config, None).await
+    }
+
+    async fn start(&self, mut config: Config, gateway: Option<String>) -> Proxy {
         config.routes[0].target = Target::Cluster(ClusterTarget {
             namespace: "ml".into(),
             source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },

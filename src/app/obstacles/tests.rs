@@ -2,7 +2,12 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::*;
-use crate::{coldstart::ColdStarts, domain::Policy, kube::stand_in::StandIn, state::Endpoint};
+use crate::{
+    coldstart::ColdStarts,
+    domain::{ClusterTarget, EndpointSource, Policy, ServicePort, Target},
+    kube::stand_in::StandIn,
+    state::Endpoint,
+};
 
 const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 const ROUTE: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
@@ -19,7 +24,13 @@ impl Stage {
         server.put(ROUTE, json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1" } }));
         let cluster = server.cluster();
         let route = json!({ "name": "team-a/chat", "target": { "url": "http://vllm:8000" } });
-        let routes = watch::Sender::new(Arc::new(vec![serde_json::from_value(route).unwrap()]));
+        let mut route: Route = serde_json::from_value(route).unwrap();
+        route.target = Target::Cluster(ClusterTarget {
+            namespace: "team-a".into(),
+            source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
+            gateway: None,
+        });
+        let routes = watch::Sender::new(Arc::new(vec![route]));
         let mut options = scaler::Options::default();
         let obstacles =
             Obstacles::new(&cluster, Pods::new(cluster.clone()), routes.subscribe(), &mut options);

@@ -75,11 +75,15 @@ impl Checker<'_> {
                 self.error(&path.key("scaleBy"), message);
             }
         }
-        if let Some(Workload { name, kind, api_version }) = &route.workload {
+        if let Some(workload) = &route.workload {
             let path = path.key("workload");
+            let Workload { name, kind, api_version } = workload;
             for (key, value) in [("name", name), ("kind", kind), ("apiVersion", api_version)] {
                 if value.is_empty() {
                     self.error(&path.key(key), "is empty");
+                } else if workload.misnamed() == Some(key) {
+                    let message = format!("\"{value}\" is none; write it as in apps/v1, Deployment, vllm");
+                    self.error(&path.key(key), message);
                 }
             }
         }

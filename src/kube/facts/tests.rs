@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    domain::{ObstacleKind, Workload},
+    domain::{ClusterTarget, EndpointSource, ObstacleKind, ServicePort, Workload},
     kube::{reasons::Seen, scaled_objects::PAUSED, stand_in::StandIn},
 };
 
@@ -10,8 +10,18 @@ const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobje
 const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 const POD: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
 
+/// With a namespace, to a Service there; else of the file.
 fn route(name: &str) -> Route {
-    serde_json::from_value(json!({ "name": name, "target": { "url": "http://vllm:8000" } })).unwrap()
+    let target = json!({ "url": "http://vllm:8000" });
+    let mut route: Route = serde_json::from_value(json!({ "name": name, "target": target })).unwrap();
+    if let Some((namespace, _)) = name.split_once('/') {
+        route.target = Target::Cluster(ClusterTarget {
+            namespace: namespace.into(),
+            source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
+            gateway: None,
+        });
+    }
+    route
 }
 
 fn scaled_object(paused: &str, route: &str) -> Value {
@@ -118,6 +128,16 @@ async fn without_keda_that_is_said() {
     stage.server.install_all();
     stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
     stage.says("team-a/chat", None).await;
+}
+
+#[test]
+fn who_scales_a_url_may_be_anything() {
+    let to_pods = route("team-a/chat");
+    let to_url = Route { target: Target::Url("http://vllm:8000".into()), ..to_pods.clone() };
+    let obstacle = |route: &Route| {
+        of_scaling(route, &[], Keda::Known).obstacle(&route.name, Seen::default()).map(|trouble| trouble.kind)
+    };
+    assert_eq!((obstacle(&to_pods), obstacle(&to_url)), (Some(ObstacleKind::NoScaledObject), None));
 }
 
 #[test]

@@ -52,6 +52,16 @@ fn kind(facts: &Facts) -> Option<ObstacleKind> {
 }
 
 #[test]
+fn a_pod_that_was_left_behind_at_zero_says_nothing_of_those_that_will_come() {
+    // An evicted pod of a Deployment stays when that is scaled to zero.
+    let left = Some(ObstacleKind::CrashLoop);
+    let at = |replicas, pods: &[_]| kind(&facts(vec![scaled(None)], vec![workload(replicas, pods)]));
+    assert_eq!(at(0, &[left]), None, "or the next cold start fails at once");
+    assert_eq!(at(1, &[left]), left);
+    assert_eq!(at(1, &[left, None]), None);
+}
+
+#[test]
 fn a_pause_at_zero_names_the_object_and_the_command_that_ends_it() {
     for (pause, annotation) in [
         (Pause::Frozen, "autoscaling.keda.sh/paused-"),

@@ -96,4 +96,5 @@ fn a_name_means_the_route_of_its_own_namespace_else_that_of_the_file() {
     assert_eq!(named("team-a", "chat"), Some("team-a/chat".into()));
     assert_eq!(named("team-b", "chat"), Some("chat".into()));
     assert_eq!(named("team-b", "none"), None);
+    assert_eq!(named("team-b", "team-a/chat"), None, "another namespace's");
 }

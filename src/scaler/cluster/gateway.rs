@@ -1,6 +1,6 @@
 //! A gateway before the pods: requests go there, and the pods tell whether and how many.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -12,6 +12,10 @@ use super::{
     Keeper, Tally,
 };
 use crate::state::Endpoint;
+
+/// The longest back-off. While pods are up, a gateway that says no has mostly not noticed them yet: each try is one
+/// request that it turns away by itself, and every millisecond here is one of a cold start.
+const LONGEST: Duration = Duration::from_millis(250);
 
 /// Opens the gateway while pods take requests. Never ends.
 ///
@@ -53,7 +57,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
 
 /// Waits for the back-off, or until there are no pods any more. Says how many there are.
 async fn back_off(gateway: &Endpoint, mut servers: u32, tally: &mut watch::Receiver<Tally>) -> u32 {
-    let until = Instant::now() + gateway.backoff();
+    let until = Instant::now() + gateway.backoff().min(LONGEST);
     while servers > 0 {
         tokio::select! {
             biased; // as above

@@ -61,7 +61,11 @@ impl Trigger {
     /// The route: that of the namespace, and only where there is none, that of the file.
     pub(super) fn find(&self, routes: &Gates) -> Option<Arc<Gate>> {
         let of_namespace = routes.get(format!("{}/{}", self.namespace, self.name).as_str());
-        let of_file = || routes.get(self.name.as_str()).filter(|_| self.kind == Kind::Route);
+        // A name may have a namespace in it. The route of another one is not this ScaledObject's to scale by.
+        let is_elsewhere =
+            self.name.split_once('/').is_some_and(|(namespace, _)| namespace != self.namespace);
+        let is_of_file = self.kind == Kind::Route && !is_elsewhere;
+        let of_file = || routes.get(self.name.as_str()).filter(|_| is_of_file);
         of_namespace.or_else(of_file).cloned()
     }
 
@@ -140,6 +144,14 @@ mod tests {
         ] {
             assert_eq!(found(&route, keys).as_deref(), by_route, "{keys:?}");
             assert_eq!(found(&theirs, keys).as_deref(), by_theirs, "{keys:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_that_has_a_namespace_leads_into_no_other_one() {
+        for metadata in ["route", "interceptorRoute"] {
+            let trigger = trigger(&[(metadata, "other/llama")]).unwrap();
+            assert!(trigger.find(&routes(&["other/llama"])).is_none(), "{metadata}");
         }
     }
 

@@ -2,7 +2,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::{
-    coldstart::ColdStarts,
+    coldstart::{ColdStarts, Phase},
     domain::{Period, Policy, Scaling as Policies},
     state::{Endpoint, Replicas, Scaling},
 };
@@ -114,6 +114,10 @@ async fn the_first_request_scales_to_one_and_the_idle_time_after_the_last_one_to
     let held = stage.gate.hold(1, true).unwrap();
     sleep(Duration::from_millis(1)).await;
     assert_eq!(stage.sets(), [1], "at once");
+    let cold_starts = stage.gate.cold_starts();
+    cold_starts.begin(stage.gate.demand().raised_since().unwrap(), 1);
+    let signal = cold_starts.current().unwrap().phases[0];
+    assert_eq!((signal.name, signal.duration_ms), (Phase::Signal, 0.0), "whoever scales it has done so");
     secs(60).await;
     let _endpoint = stage.come_up();
     drop(held);

@@ -213,6 +213,14 @@ impl Agent {
         });
         let leases = self.kube.namespaced::<Lease>("kube-node-lease");
         leases.patch(&self.name, &PatchParams::apply("kubelet").force(), &Patch::Apply(&lease)).await?;
+        // Whoever has not heard of it for a while has said that its state is unknown, and waits to be told.
+        let nodes = self.kube.all::<v1::Node>();
+        let status = nodes.get(&self.name).await?.status.unwrap_or_default();
+        let ready = |condition: &v1::NodeCondition| condition.type_ == "Ready" && condition.status == "True";
+        if !status.conditions.iter().flatten().any(ready) {
+            let patch = json!({ "status": { "conditions": conditions() } });
+            nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        }
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddrV4;
 use serde_json::json;
 
 use crate::{
+    measure,
     model::{Model, Scaled},
     node::history::What,
     scenario::Scenario,
@@ -98,6 +99,19 @@ pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
     assert_eq!(connections(address), 1, "in HTTP/1.1 it takes 8");
     drop(flows);
     it.wanted("tiny", 0, wait::SOON).await;
+}
+
+/// So that `tests/cluster/run --measure` works when it is wanted, and what it measures is what happens.
+pub(super) async fn what_is_measured_is_what_happens(it: Scenario) {
+    for sample in measure::take(&it, measure::WAYS[0], 3).await {
+        let record = &sample.record;
+        let phases = [record.signal, record.launch.unwrap(), record.load, record.dispatch, record.first_byte];
+        assert!((phases.iter().sum::<f64>() - record.total).abs() < 0.01, "rounded to 1 µs each: {sample:?}");
+        // Ours begins after the client does, is on the way before it is received, and ends before the client knows.
+        assert!(record.signal <= sample.pushed.unwrap(), "{sample:?}");
+        assert!(record.total <= sample.first_byte, "{sample:?}");
+        assert!(sample.first_byte >= 1000.0, "the load alone: {sample:?}");
+    }
 }
 
 /// How many connections there are to an address of this network.

@@ -119,7 +119,6 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
         ("modelroutes/status.anteroom.dev", "patch"),
         ("interceptorroutes.http.keda.sh", read),
         ("interceptorroutes/status.http.keda.sh", "patch"),
-        ("configmaps", "list watch"),
         ("services", read),
         ("pods", read),
         ("endpointslices.discovery.k8s.io", read),
@@ -155,6 +154,12 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
     let elsewhere = it.shell_of("anteroom").await.kubectl("auth can-i list modelroutes -n default").await;
     assert_eq!(elsewhere.out.trim(), "no");
 
+    for object in chart::rights(&it.world, &it.namespace, &["kubernetes.responseBodies=true"]).await {
+        it.apply(&object).await;
+    }
+    expected.insert("configmaps", "list watch");
+    it.may("anteroom", &expected).await;
+
     let values = ["directScaling.enabled=true", "kubernetes.interceptorRoutes=false"];
     for object in chart::rights(&it.world, &it.namespace, &values).await {
         it.apply(&object).await;
@@ -179,6 +184,7 @@ impl Release {
             "drain.preStopSeconds=0",
             "drain.delaySeconds=0",
             "drain.timeoutSeconds=5",
+            "minReadySeconds=0",
             // There is no Prometheus here, and a trigger that fails keeps models up.
             "keda.prometheus.enabled=false",
             "keda.pollingInterval=1",

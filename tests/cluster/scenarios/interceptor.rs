@@ -169,7 +169,7 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
         model::merge(&mut spec, &more);
         it.apply(&interceptor_route(name, spec)).await;
     }
-    let anteroom = it.anteroom(1, json!({})).await;
+    let anteroom = it.anteroom_with(1, json!({}), &["kubernetes.responseBodies=true"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
 
     for (host, body) in [("placeholder.test", "<h1>Loading...</h1>"), ("map.test", page)] {

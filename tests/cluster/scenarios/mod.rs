@@ -69,6 +69,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     cold_start::our_probe_is_far_ahead_of_kubelets,
     cold_start::a_load_that_takes_longer_than_the_cooldown_is_not_cut_off,
     cold_start::servers_that_speak_http_2_get_one_connection,
+    cold_start::what_is_measured_is_what_happens,
     scaling::it_grows_with_the_queue_once_a_pod_answers,
     scaling::a_trickle_that_polls_would_miss_keeps_its_model,
     scaling::a_pod_that_is_to_go_gets_nothing_new_and_finishes,

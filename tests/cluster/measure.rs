@@ -1,0 +1,197 @@
+//! Cold starts, measured: one after the other through the real thing, and where the time of each went.
+//!
+//! Every moment is CLOCK_REALTIME of the one machine that all of it runs on, taken by this process when it sees what
+//! happens; what happens within Anteroom is from its own cold-start records, which are by CLOCK_MONOTONIC.
+
+mod cycle;
+mod figures;
+mod machine;
+mod sight;
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::{
+    anteroom::Anteroom,
+    envoy::Envoy,
+    model::{Model, Scaled},
+    routes::model_route,
+    scenario::Scenario,
+    serving::Replicas,
+    wait,
+    world::World,
+};
+pub(crate) use cycle::Sample;
+use figures::Table;
+use sight::{Pods, Tap};
+
+/// The name of the model, its Service, its route and its ScaledObject.
+const MODEL: &str = "tiny";
+/// Of Anteroom. Two is what the chart has.
+const REPLICAS: u8 = 2;
+/// Number of the address at which the gateway is.
+const GATEWAY: u8 = 40;
+
+/// How the model is woken and reached.
+#[derive(Clone, Copy)]
+pub(crate) struct Way {
+    /// Also the beginning of its namespace's name.
+    pub(crate) name: &'static str,
+    what: &'static str,
+    /// The requests come to the replica that has no stream of KEDA.
+    by_peer: bool,
+    /// A real Envoy is between Anteroom and the pods.
+    by_gateway: bool,
+    /// Anteroom patches the scale itself.
+    is_direct: bool,
+}
+
+/// All that are measured.
+pub(crate) const WAYS: &[Way] = &[
+    Way { name: "keda", what: "to the replica that KEDA listens to", ..PLAIN },
+    Way { name: "peer", what: "to the other replica: its peer pushes", by_peer: true, ..PLAIN },
+    Way { name: "envoy", what: "through Envoy as the gateway", by_gateway: true, ..PLAIN },
+    Way { name: "kubernetes", what: "without KEDA: `scaleBy: kubernetes`", is_direct: true, ..PLAIN },
+];
+const PLAIN: Way = Way { name: "", what: "", by_peer: false, by_gateway: false, is_direct: false };
+
+/// A model behind two replicas of Anteroom, and what is seen of it.
+struct Stage {
+    it: Scenario,
+    way: Way,
+    anteroom: Anteroom,
+    replicas: Replicas,
+    pods: Pods,
+    /// A stream beside KEDA's, and which replica it is to.
+    tap: Option<(usize, Tap)>,
+    _envoy: Option<Envoy>,
+}
+
+/// Measures so many cold starts each way, prints the tables, and writes them and all samples into a file of the run.
+pub(crate) async fn run(world: Arc<World>, number: usize, filters: &[String]) {
+    let machine = machine::describe(&world);
+    println!("\n{}", machine["text"].as_str().unwrap_or_default());
+    let mut ways = Vec::new();
+    for &way in WAYS {
+        if !filters.is_empty() && !filters.iter().any(|filter| way.name.contains(filter)) {
+            continue;
+        }
+        let it = Scenario::new(world.clone(), way.name).await;
+        let samples = take(&it, way, number).await;
+        let table = Table::of(&samples);
+        println!("\n{} cold starts, {} (load average {}):\n\n{table}", number, way.what, machine::load());
+        ways.push(json!({ "way": way.name, "figures": table.json(), "samples": samples }));
+        it.clean_up().await;
+    }
+    let file = world.plane.folders.run.join("cold-starts.json");
+    let all = json!({ "machine": machine, "ways": ways });
+    std::fs::write(&file, serde_json::to_string_pretty(&all).unwrap()).unwrap();
+    println!("\nall samples: {}", file.display());
+}
+
+/// So many cold starts of a model, one after the other.
+pub(crate) async fn take(it: &Scenario, way: Way, number: usize) -> Vec<Sample> {
+    let mut stage = Stage::set(it, way).await;
+    let mut samples = Vec::new();
+    for round in 0..number {
+        stage.rest().await;
+        stage.load(load_time(round)).await;
+        samples.push(wait::within("a cold start", wait::SOON, stage.cold_start(round)).await);
+    }
+    samples
+}
+
+/// About a second, spread evenly over the interval of the probes: otherwise each server would be up at the same point
+/// of that interval.
+fn load_time(round: usize) -> String {
+    // Steps of the golden ratio are even, whatever their number.
+    let share = (round as f64 * 0.618_033_988_75).fract();
+    format!("{:.0}us", 1_000_000.0 + 50_000.0 * share)
+}
+
+// === impl Stage ===
+
+impl Stage {
+    async fn set(it: &Scenario, way: Way) -> Self {
+        let config = json!({ "kubernetes": { "allowedHosts": [it.address(GATEWAY).to_string()] } });
+        let values: &[&str] = if way.is_direct { &["directScaling.enabled=true"] } else { &[] };
+        let anteroom = it.anteroom_with(REPLICAS, config, values).await;
+        let envoy = if way.by_gateway { Some(Envoy::start(it, GATEWAY, MODEL).await) } else { None };
+        let mut model = Model::new(MODEL).sim("--load-time 1s");
+        // Kubernetes' default; the first one is when the container starts, and finds nothing. A gateway that goes by
+        // the ready addresses waits for it, so behind one it is as in `deploy/examples`.
+        model.probe_period = if way.by_gateway { 2 } else { 10 };
+        if way.is_direct {
+            it.deploy(&model).await;
+            let spec = json!({
+                "scaleBy": "kubernetes",
+                "workload": { "kind": "Deployment", "name": MODEL },
+                "scaling": { "idleTimeout": "1s", "linger": "1s" },
+            });
+            it.apply(&model_route(MODEL, spec)).await;
+            it.says(MODEL, "Scalable", "Direct").await;
+        } else {
+            let mut scaled = Scaled::of(&model, &anteroom);
+            scaled.cooldown = 1;
+            let target = match &envoy {
+                Some(envoy) => json!({ "target": {
+                    "service": { "name": MODEL, "port": 80 },
+                    "gateway": format!("http://{}", envoy.address),
+                } }),
+                None => json!({}),
+            };
+            it.serve_scaled(&anteroom, &model, target, &scaled).await;
+        }
+        let (replicas, pods) = (it.replicas(MODEL).await, Pods::watch(it));
+        Self { it: it.clone(), way, anteroom, replicas, pods, tap: None, _envoy: envoy }
+    }
+
+    /// Waits until nothing is left of the last cold start, and everybody knows.
+    async fn rest(&mut self) {
+        self.replicas.reach(0).await;
+        self.it.wait_for_pods("no pod", |pods| pods.is_empty().then_some(())).await;
+        for replica in &self.anteroom.replicas {
+            replica.rests(&self.it, MODEL).await;
+        }
+        if self.way.is_direct {
+            return;
+        }
+        // KEDA may have made its stream anew, to another replica. Beside ours it is the second one.
+        let with_keda = match &self.tap {
+            Some((index, _)) if self.streams(*index).await > 1.0 => *index,
+            _ => {
+                self.tap = None;
+                let with_keda = self.it.stream_of_keda(&self.anteroom, MODEL).await;
+                let address = self.anteroom.replicas[with_keda].address;
+                self.tap = Some((with_keda, Tap::open(&self.it, address, MODEL).await));
+                with_keda
+            }
+        };
+        for replica in &self.anteroom.replicas {
+            replica.reports(&self.it, MODEL, 0.0).await;
+        }
+        let (_, tap) = self.tap.as_ref().unwrap();
+        wait::within(&format!("no demand at replica {with_keda}"), wait::SOON, tap.says(false)).await;
+    }
+
+    async fn streams(&self, index: usize) -> f64 {
+        self.anteroom.replicas[index].gauge("anteroom_scaler_streams", &self.it, MODEL).await
+    }
+
+    /// Has the next server load that long.
+    async fn load(&self, time: String) {
+        let args = ["sim", "--port", "8000", "--load-time", &time];
+        let container = json!({ "name": "server", "args": args });
+        self.it.change_template(MODEL, &json!({ "spec": { "containers": [container] } })).await;
+    }
+
+    /// The replica that is asked.
+    fn asked(&self) -> usize {
+        match &self.tap {
+            Some((with_keda, _)) if self.way.by_peer => 1 - with_keda,
+            Some((with_keda, _)) => *with_keda,
+            None => 0,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! One cold start, and its moments.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::{MODEL, Stage, machine};
+use crate::{node::history::What, wait};
+
+/// A cold start. All are milliseconds since the client began to write its request, in one piece.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Sample {
+    pub(crate) round: usize,
+    /// A stream beside KEDA's has received `true`.
+    pub(crate) pushed: Option<f64>,
+    /// A watch has shown `spec.replicas` 1.
+    pub(crate) patched: f64,
+    /// A watch has shown the pod.
+    pub(crate) created: f64,
+    /// A watch has shown its node: ours, or the node's own.
+    pub(crate) scheduled: f64,
+    /// The node has started the server's process.
+    pub(crate) started: f64,
+    /// The server has said that it listens.
+    pub(crate) answers: f64,
+    /// The request was sent on, at the latest: the first byte at the client less the time since then by the record.
+    pub(crate) dispatched: f64,
+    /// The first byte of the answer has reached the client.
+    pub(crate) first_byte: f64,
+    /// Anteroom's record: the length of each phase.
+    pub(crate) record: Record,
+    pub(crate) load_average: f64,
+}
+
+/// Milliseconds of each phase of a cold-start record.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Record {
+    pub(crate) signal: f64,
+    pub(crate) launch: Option<f64>,
+    pub(crate) load: f64,
+    pub(crate) dispatch: f64,
+    pub(crate) first_byte: f64,
+    pub(crate) total: f64,
+}
+
+// === impl Stage ===
+
+impl Stage {
+    /// Sends a request and follows it to the end of its answer.
+    pub(super) async fn cold_start(&self, round: usize) -> Sample {
+        let load_average = machine::load();
+        let replica = &self.anteroom.replicas[self.asked()];
+        let before = replica.cold_starts(&self.it, MODEL).await.len();
+        let request = request();
+        let mut stream = TcpStream::connect(replica.proxy()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+
+        let asked = SystemTime::now();
+        stream.write_all(&request).await.unwrap();
+        let mut answer = vec![0; 64 << 10];
+        let length = stream.read(&mut answer).await.unwrap();
+        let first_byte = SystemTime::now();
+        answer.truncate(length);
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("data: [DONE]"), "{answer}");
+
+        let since = |moment: SystemTime| ms(moment.duration_since(asked).unwrap_or_default());
+        let pushed = match &self.tap {
+            Some((_, tap)) => Some(since(tap.pushed(asked).await)),
+            None => None,
+        };
+        let birth = self.pods.born(asked).await;
+        let history: Vec<_> =
+            self.it.history().into_iter().filter(|moment| moment.pod == birth.pod).collect();
+        let happened = |what: What| match history.iter().find(|moment| moment.what == what) {
+            Some(moment) => since(moment.at),
+            None => panic!("{what:?} of {} is not in {history:?}", birth.pod),
+        };
+        let records = wait::until("the record", wait::SOON, async || {
+            let records = replica.cold_starts(&self.it, MODEL).await;
+            if records.len() == before + 1 { Ok(records) } else { Err(format!("{records:?}")) }
+        });
+        let record = Record::read(&records.await[0]);
+        Sample {
+            round,
+            pushed,
+            patched: since(self.replicas.since(1, asked)),
+            created: since(birth.created),
+            // Whichever watch was first.
+            scheduled: since(birth.scheduled.unwrap()).min(happened(What::Bound)),
+            started: happened(What::Started),
+            answers: happened(What::Answers),
+            dispatched: rounded(since(first_byte) - record.first_byte),
+            first_byte: since(first_byte),
+            record,
+            load_average,
+        }
+    }
+}
+
+/// A completion of one token, which is read until the connection ends.
+fn request() -> Vec<u8> {
+    let body = json!({
+        "model": MODEL,
+        "stream": true,
+        "max_tokens": 1,
+        "messages": [{ "role": "user", "content": "hello" }],
+    })
+    .to_string();
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: models.test\r\ncontent-type: application/json\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+fn ms(duration: Duration) -> f64 {
+    rounded(duration.as_secs_f64() * 1e3)
+}
+
+/// To microseconds.
+pub(super) fn rounded(ms: f64) -> f64 {
+    (ms * 1e3).round() / 1e3
+}
+
+// === impl Record ===
+
+impl Record {
+    fn read(record: &Value) -> Self {
+        assert_eq!(record["outcome"], "completed", "{record}");
+        let phase = |name: &str| {
+            let phases = record["phases"].as_array().unwrap();
+            let found = phases.iter().find(|phase| phase["name"] == name);
+            found.map(|phase| rounded(phase["duration_ms"].as_f64().unwrap()))
+        };
+        let known = |name: &str| phase(name).unwrap_or_else(|| panic!("no phase {name} in {record}"));
+        Self {
+            signal: known("signal"),
+            launch: phase("launch"),
+            load: known("load"),
+            dispatch: known("dispatch"),
+            first_byte: known("first_byte"),
+            total: rounded(record["total_ms"].as_f64().unwrap()),
+        }
+    }
+}
+
+// === impl Sample ===
+
+impl Sample {
+    /// Until the process of the server has come to answer, as it was played.
+    pub(crate) fn load(&self) -> f64 {
+        self.answers - self.started
+    }
+}

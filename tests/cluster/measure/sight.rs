@@ -1,0 +1,119 @@
+//! What is seen of a cold start from outside: by a stream beside KEDA's, and by a watch of the pods.
+
+use std::{net::Ipv4Addr, time::SystemTime};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    ResourceExt as _,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
+};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    push_scaler::wire::{ScaledObjectRef, external_scaler_client::ExternalScalerClient},
+    scenario::Scenario,
+    wait,
+};
+
+/// A stream of the scaler that hears what KEDA hears.
+pub(super) struct Tap {
+    heard: watch::Receiver<Vec<(SystemTime, bool)>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// When a pod was first seen, and first seen with a node.
+#[derive(Clone)]
+pub(super) struct Birth {
+    pub(super) pod: String,
+    pub(super) created: SystemTime,
+    pub(super) scheduled: Option<SystemTime>,
+}
+
+/// The pods of a scenario, as they come.
+pub(super) struct Pods {
+    births: watch::Receiver<Vec<Birth>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+// === impl Tap ===
+
+impl Tap {
+    /// To the replica at this address, as KEDA asks for the route `route`.
+    pub(super) async fn open(it: &Scenario, address: Ipv4Addr, route: &str) -> Self {
+        let reference = ScaledObjectRef {
+            name: route.to_owned(),
+            namespace: it.namespace.clone(),
+            scaler_metadata: [("route".to_owned(), route.to_owned())].into(),
+        };
+        let mut client = ExternalScalerClient::connect(format!("http://{address}:9090")).await.unwrap();
+        let mut stream = client.stream_is_active(reference).await.unwrap().into_inner();
+        let (note, heard) = watch::channel(Vec::new());
+        let task = tokio::spawn(async move {
+            while let Ok(Some(said)) = stream.message().await {
+                let now = SystemTime::now();
+                note.send_modify(|heard| heard.push((now, said.result)));
+            }
+        });
+        Self { heard, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until this was said last.
+    pub(super) async fn says(&self, active: bool) {
+        let mut heard = self.heard.clone();
+        heard.wait_for(|heard| heard.last().is_some_and(|&(_, last)| last == active)).await.unwrap();
+    }
+
+    /// Waits until `true` is heard after `since`, and says when that was.
+    pub(super) async fn pushed(&self, since: SystemTime) -> SystemTime {
+        let mut heard = self.heard.clone();
+        let first =
+            |heard: &[(SystemTime, bool)]| heard.iter().find(|&&(at, active)| active && at >= since).copied();
+        let heard = heard.wait_for(|heard| first(heard).is_some()).await.unwrap();
+        first(&heard).unwrap().0
+    }
+}
+
+// === impl Pods ===
+
+impl Pods {
+    pub(super) fn watch(it: &Scenario) -> Self {
+        let (note, births) = watch::channel(Vec::new());
+        let pods = it.api::<Pod>();
+        let task = tokio::spawn(async move {
+            let events = watcher(pods, watcher::Config::default()).backoff(wait::Quick::default());
+            let mut pods = std::pin::pin!(events.applied_objects());
+            while let Some(event) = pods.next().await {
+                let Ok(pod) = event else { continue };
+                let now = SystemTime::now();
+                let is_bound = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+                note.send_modify(|births: &mut Vec<Birth>| {
+                    let name = pod.name_any();
+                    let known = births.iter().position(|birth| birth.pod == name);
+                    let index = known.unwrap_or_else(|| {
+                        births.push(Birth { pod: name, created: now, scheduled: None });
+                        births.len() - 1
+                    });
+                    if is_bound {
+                        births[index].scheduled.get_or_insert(now);
+                    }
+                });
+            }
+        });
+        Self { births, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Waits until a pod that has come after `since` has a node.
+    pub(super) async fn born(&self, since: SystemTime) -> Birth {
+        let mut births = self.births.clone();
+        let first = |births: &[Birth]| {
+            births.iter().find(|birth| birth.created >= since && birth.scheduled.is_some()).cloned()
+        };
+        let births = births.wait_for(|births| first(births).is_some()).await.unwrap();
+        first(&births).unwrap()
+    }
+}
