@@ -40,7 +40,7 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     it.says("tiny", "Ready", "Idle").await;
     // Again, by the other.
     assert_eq!(asks(other).await.status, 200);
-    it.wanted("tiny", 0, wait::SOON).await;
+    replicas.reach(0).await;
     assert_eq!(replicas.course(), [0, 1, 0, 1, 0]);
 }
 
