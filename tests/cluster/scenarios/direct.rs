@@ -39,12 +39,7 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     it.says("tiny", "Ready", "Idle").await;
     // Again, by the other.
     assert_eq!(asks(other).await.status, 200);
-<<<<<<< HEAD
-    replicas.reach(0).await;
-    assert_eq!(replicas.course(), [0, 1, 0, 1, 0]);
-=======
     course(&replicas, &[0, 1, 0, 1, 0]).await;
->>>>>>> scen-b
 }
 
 pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
