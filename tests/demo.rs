@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anteroom::config::Config;
+use anteroom::{config::Config, kube::ModelRoute};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -258,7 +258,11 @@ fn the_readme_has_commands_configurations_and_metrics_that_exist() {
     let configurations = blocks("yaml");
     assert!(!configurations.is_empty());
     for configuration in configurations {
-        Config::parse(configuration, "README.md").unwrap();
+        if configuration.starts_with("apiVersion: anteroom.dev/") {
+            serde_saphyr::from_str::<ModelRoute>(configuration).unwrap();
+        } else {
+            Config::parse(configuration, "README.md").unwrap();
+        }
     }
     let metrics = include_str!("../src/admin/metrics.rs");
     for name in README.split("`anteroom_").skip(1).map(word) {

@@ -1,6 +1,6 @@
 //! Scaling without KEDA: the scale of a workload, read and patched.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::autoscaling::{v1::Scale as ScaleObject, v2::HorizontalPodAutoscaler};
 use kube::{
@@ -8,7 +8,7 @@ use kube::{
     api::{DynamicObject, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{Cluster, scaled_objects::ScaledObjects, workloads::WorkloadRef};
 use crate::{
@@ -18,6 +18,10 @@ use crate::{
 
 /// Why workloads could not be scaled when that was last tried.
 pub type Refusals = watch::Receiver<Arc<HashMap<WorkloadRef, Arc<str>>>>;
+
+/// How long the API server has. One that has vanished without a word would be waited for until the kernel gives up, a
+/// quarter of an hour, and a cold start with it.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Scales workloads that nobody else does.
 pub struct DirectScale {
@@ -132,7 +136,7 @@ impl Scale for DirectScale {
     fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas> {
         let workload = WorkloadRef { namespace: namespace.to_owned(), workload: workload.clone() };
         Box::pin(async move {
-            let result = self.read(&workload).await;
+            let result = in_time(self.read(&workload)).await;
             self.remember(&workload, &result);
             result
         })
@@ -147,11 +151,16 @@ impl Scale for DirectScale {
     ) -> Scaling<'a, ()> {
         let workload = WorkloadRef { namespace: namespace.to_owned(), workload: workload.clone() };
         Box::pin(async move {
-            let result = self.write(&workload, seen, replicas).await;
+            let result = in_time(self.write(&workload, seen, replicas)).await;
             self.remember(&workload, &result);
             result
         })
     }
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, ScaleError>>) -> Result<T, ScaleError> {
+    let late = |_| Err(ScaleError::Unavailable(format!("no answer within {} s", PATIENCE.as_secs()).into()));
+    timeout(PATIENCE, asked).await.unwrap_or_else(late)
 }
 
 /// Whether both are the same object: versions of one group are.

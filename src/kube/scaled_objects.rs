@@ -14,7 +14,10 @@ use kube::{
 };
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{Cluster, Watched};
 use crate::domain::{RouteKey, Workload};
@@ -239,11 +242,14 @@ impl Cluster {
     /// Follows the ScaledObjects of the served namespaces, also when KEDA is installed later.
     pub fn scaled_objects(&self) -> watch::Receiver<ScaledObjects> {
         const AGAIN: Duration = Duration::from_secs(30);
+        const PATIENCE: Duration = Duration::from_secs(10);
         let (known, receiver) = watch::channel(ScaledObjects::Unknown);
         let cluster = self.clone();
         self.spawn(async move {
             loop {
-                match cluster.client().list_api_group_resources("keda.sh/v1alpha1").await {
+                let asked = cluster.client().list_api_group_resources("keda.sh/v1alpha1");
+                let Ok(answer) = timeout(PATIENCE, asked).await else { continue };
+                match answer {
                     Ok(_) => break,
                     Err(kube::Error::Api(status)) if status.code == 404 => {
                         let told = matches!(*known.borrow(), ScaledObjects::Absent);

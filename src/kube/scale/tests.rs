@@ -103,3 +103,16 @@ async fn a_missing_right_names_the_value_of_the_chart() {
     let error = direct.replicas("team-a", &missing).await.unwrap_err().to_string();
     assert_eq!(error, "There is no Deployment `team-a/none` with a scale");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_has_vanished_is_not_waited_for() {
+    let silent = axum::Router::new().fallback(std::future::pending::<axum::http::StatusCode>);
+    let cluster = Cluster::of(kube::Client::new(silent, "default"));
+    let direct = DirectScale::new(cluster, watch::Sender::new(ScaledObjects::Absent).subscribe());
+    let start = tokio::time::Instant::now();
+    let late = Err(ScaleError::Unavailable("no answer within 10 s".into()));
+    assert_eq!(direct.replicas("team-a", &workload()).await, late);
+    let seen = Replicas { wanted: 0, version: None };
+    assert_eq!(direct.set("team-a", &workload(), &seen, 1).await.err(), late.err());
+    assert_eq!(start.elapsed(), Duration::from_secs(20), "2 × 10 s");
+}

@@ -4,7 +4,10 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use kube::{Api, core::DeserializeGuard};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{Clock, Session, Then, annotate};
 use crate::kube::{
@@ -17,6 +20,9 @@ const LOOK: Duration = Duration::from_secs(60);
 
 /// How long a time that was read from the API server holds. Clocks drift by less than a second in that.
 const FRESH: Duration = Duration::from_secs(600);
+
+/// How long the API server has.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How soon it is looked again after somebody else was faster: the watch tells of that in a moment.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -98,7 +104,9 @@ async fn end(
     let (namespace, name) = (object.namespace(), object.name());
     let full_name = format!("{namespace}/{name}");
     let api: Api<ScaledObject> = cluster.api(namespace);
-    match annotate(&api, object, session.ended()).await {
+    // The other sessions do not wait for an API server that has vanished without a word.
+    let Ok(annotated) = timeout(PATIENCE, annotate(&api, object, session.ended())).await else { return true };
+    match annotated {
         Ok(()) => {
             complained.remove(&full_name);
             let what = match session.then {
