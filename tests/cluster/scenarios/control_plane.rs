@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use crate::{model::Model, node::history::What, scenario::Scenario, wait};
 
-/// How long the apiserver is away. Those that watch it come back to it ever later.
-const AWAY: Duration = Duration::from_secs(8);
+/// How long the apiserver is away: a rolling restart of a control plane. Those that watch it come back to it ever later.
+const AWAY: Duration = Duration::from_secs(60);
 
 pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
