@@ -14,10 +14,10 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,15 @@ pub struct GrpcListener {
 pub struct Connection {
     io: Box<dyn Io>,
     peer: SocketAddr,
+    /// As long as its client has not begun to speak HTTP/2.
+    beginning: Option<Beginning>,
     _open: OwnedSemaphorePermit,
+}
+
+/// What a client must have sent, and by when. Afterwards pings find out whether it is there.
+struct Beginning {
+    missing: usize,
+    end: Pin<Box<Sleep>>,
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -54,8 +62,12 @@ const CONNECTIONS: usize = 256;
 /// above the limit waits in silence there; so this is far above what streams there may be.
 const CALLS: u32 = 10_000;
 
-/// How long a TLS handshake may take.
+/// How long it may take until a client that has connected speaks HTTP/2, with the TLS handshake: one that says nothing
+/// would keep its place among [`CONNECTIONS`] for good.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long what every client begins with is, in bytes (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
 
 /// How often a silent client is asked whether it is there, and how long it may take to answer. KEDA never asks us, and
 /// without that a connection through a firewall that has forgotten it would be silent for good.
@@ -132,8 +144,13 @@ impl GrpcListener {
                 Ok((stream, peer)) => {
                     let (tls, sender) = (self.tls.clone(), sender.clone());
                     handshakes.spawn(async move {
-                        match handshake(stream, tls).await {
-                            Ok(io) => drop(sender.send(Connection { io, peer, _open: open }).await),
+                        // Pushes are small, and must not wait for more.
+                        let opened = match stream.set_nodelay(true) {
+                            Ok(()) => Connection::open(stream, peer, tls, open).await,
+                            Err(error) => Err(error),
+                        };
+                        match opened {
+                            Ok(connection) => drop(sender.send(connection).await),
                             Err(error) => tracing::debug!(%peer, %error, "a gRPC connection was not made"),
                         }
                     });
@@ -147,16 +164,27 @@ impl GrpcListener {
     }
 }
 
-async fn handshake(stream: TcpStream, tls: Option<Arc<Tls>>) -> io::Result<Box<dyn Io>> {
-    // Pushes are small, and must not wait for more.
-    stream.set_nodelay(true)?;
-    let Some(tls) = tls else { return Ok(Box::new(stream)) };
-    let acceptor = tls.acceptor().await;
-    let stream = timeout(HANDSHAKE, acceptor.accept(stream)).await??;
-    Ok(Box::new(stream))
-}
-
 // === impl Connection ===
+
+impl Connection {
+    async fn open(
+        stream: impl Io + 'static,
+        peer: SocketAddr,
+        tls: Option<Arc<Tls>>,
+        open: OwnedSemaphorePermit,
+    ) -> io::Result<Self> {
+        let end = Instant::now() + HANDSHAKE;
+        let io: Box<dyn Io> = match tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let acceptor = tls.acceptor().await;
+                Box::new(timeout_at(end, acceptor.accept(stream)).await??)
+            }
+        };
+        let beginning = Beginning { missing: PREFACE, end: Box::pin(sleep_until(end)) };
+        Ok(Self { io, peer, beginning: Some(beginning), _open: open })
+    }
+}
 
 impl Connected for Connection {
     type ConnectInfo = SocketAddr;
@@ -172,7 +200,17 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if let Some(beginning) = &mut self.beginning {
+            beginning.missing = beginning.missing.saturating_sub(buffer.filled().len() - before);
+            if beginning.missing == 0 {
+                self.beginning = None;
+            } else if read.is_pending() && beginning.end.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read
     }
 }
 
@@ -205,3 +243,6 @@ impl AsyncWrite for Connection {
         self.io.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,7 +34,7 @@ pub struct Peers {
 /// How many other replicas there may be.
 const REPLICAS: usize = 64;
 
-/// How many routes one report may have; the rest follows in the next one at once.
+/// How many routes one report may have; the rest follows in the next ones, 20 ms apart.
 const ROUTES: usize = 2_000;
 
 /// How large a report may be: its routes with the longest names there are.

@@ -42,6 +42,9 @@ pub(super) struct Reports {
     changes: watch::Receiver<Gates>,
     edges: watch::Receiver<u64>,
     told: HashMap<RouteKey, Entry>,
+    /// The first route that the last report had no room for; the next one begins there, so that every route has its turn
+    /// however many change all the time.
+    resume: Option<RouteKey>,
     /// The routes whose demand was true when all were looked at; for the others there is an edge first.
     active: Vec<Arc<Gate>>,
     /// When all have to be looked at, and something has to be said.
@@ -101,6 +104,7 @@ impl Reports {
             edges: routes.edges(),
             routes,
             told: HashMap::new(),
+            resume: None,
             active: Vec::new(),
             due: Instant::now(),
             next_look: Instant::now(),
@@ -131,7 +135,8 @@ impl Reports {
                 let routes = if all { self.look_at_all() } else { self.look_at_active() };
                 self.next_look = now + LOOK;
                 if !routes.is_empty() || now >= self.due {
-                    self.due = if routes.len() < ROUTES { now + HEARTBEAT } else { now };
+                    // A full report may not have been all.
+                    self.due = now + if routes.len() < ROUTES { HEARTBEAT } else { LOOK };
                     return Some(Report { replica: self.id.to_string(), routes });
                 }
             }
@@ -153,41 +158,56 @@ impl Reports {
         self.changes.mark_unchanged();
         let gates = self.routes.gates();
         let mut changed = Vec::new();
-        self.active.clear();
-        for gate in gates.values() {
-            if changed.len() == ROUTES {
-                break;
-            }
-            let counts = gate.watched_counts();
-            if counts.is_active() {
-                self.active.push(gate.clone());
-            }
-            changed.extend(tell(&mut self.told, gate, counts));
-        }
-        let mut room = ROUTES - changed.len();
+        // Those that are gone first: they are told once, and so keep nobody from his turn for long.
         self.told.retain(|route, _| {
-            let gone = room > 0 && !gates.contains_key(route);
+            let gone = changed.len() < ROUTES && !gates.contains_key(route);
             if gone {
-                room -= 1;
                 changed.push(Entry::default().of(route));
             }
             !gone
         });
+        let mut active = std::mem::take(&mut self.active);
+        active.clear();
+        self.tell(gates.values(), &mut changed, |gate, counts| {
+            if counts.is_active() {
+                active.push(gate.clone());
+            }
+        });
+        self.active = active;
         changed
     }
 
     fn look_at_active(&mut self) -> Vec<RouteDemand> {
-        let Self { active, told, .. } = self;
-        active.iter().filter_map(|gate| tell(told, gate, gate.watched_counts())).take(ROUTES).collect()
+        let active = std::mem::take(&mut self.active);
+        let mut changed = Vec::new();
+        self.tell(active.iter(), &mut changed, |_, _| {});
+        self.active = active;
+        changed
     }
-}
 
-/// What there is to tell of a route, if it is not what was told before.
-fn tell(told: &mut HashMap<RouteKey, Entry>, gate: &Gate, counts: Counts) -> Option<RouteDemand> {
-    let entry = Entry { counts, pushes: gate.demand().pushes() };
-    if told.get(gate.key()).copied().unwrap_or_default() == entry {
-        return None;
+    /// Adds what there is to tell of these, in the order of their names, up to [`ROUTES`].
+    fn tell<'a>(
+        &mut self,
+        gates: impl Iterator<Item = &'a Arc<Gate>> + Clone,
+        changed: &mut Vec<RouteDemand>,
+        mut seen: impl FnMut(&Arc<Gate>, Counts),
+    ) {
+        let first = self.resume.take();
+        let is_later = |gate: &&Arc<Gate>| first.as_ref().is_none_or(|first| gate.key() >= first);
+        let sooner = gates.clone().filter(|gate| !is_later(gate));
+        for gate in gates.filter(is_later).chain(sooner) {
+            let counts = gate.watched_counts();
+            seen(gate, counts);
+            let entry = Entry { counts, pushes: gate.demand().pushes() };
+            if self.told.get(gate.key()).copied().unwrap_or_default() == entry {
+                continue;
+            }
+            if changed.len() < ROUTES {
+                self.told.insert(gate.key().clone(), entry);
+                changed.push(entry.of(gate.key()));
+            } else if self.resume.is_none() {
+                self.resume = Some(gate.key().clone());
+            }
+        }
     }
-    told.insert(gate.key().clone(), entry);
-    Some(entry.of(gate.key()))
 }

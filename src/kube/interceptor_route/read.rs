@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use k8s_openapi::api::core::v1::Service;
+
 use super::{
     ConfigMapKey, Fallback, InterceptorRoute, InterceptorRouteSpec, Placeholder, Response, Rule,
     ScalingMetric, ServiceRef,
@@ -22,8 +24,8 @@ use crate::{
 pub(in crate::kube) trait References {
     /// The content of a ConfigMap of the namespace, if there is one that is meant for bodies.
     fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, bytes::Bytes>>;
-    /// The number of a port of a Service of the namespace.
-    fn service_port(&self, namespace: &str, service: &str, port: &str) -> Option<u16>;
+    /// A Service of the namespace, if there is one that may be seen.
+    fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>>;
 }
 
 /// A route, and what is to be said of how it was read.
@@ -149,23 +151,44 @@ impl<R: References> Reader<'_, R> {
         Ok(intercept)
     }
 
+    /// Where the fallback is. Requests go there by the name of the Service, so it must be one that leads to pods of its
+    /// namespace: an ExternalName leads to any host, whatever `kubernetes.allowedHosts` says. One that is not known may
+    /// be such a one.
     fn fallback(&mut self, service: &ServiceRef) -> Result<Option<Arc<str>>, String> {
         let path = "spec.coldStart.fallback.service";
         let name = service.named(path)?;
         let port = service_port(service.port, service.port_name.as_deref());
-        let port = match port.map_err(|error| format!("{path}: {error}"))? {
-            ServicePort::Number(port) => port,
-            ServicePort::Name(port) => match self.references.service_port(self.namespace, name, &port) {
-                Some(port) => port,
-                None => {
-                    self.remarks.push(format!(
-                        "{path}: the Service {name} has no port {port}, so there is no fallback"
-                    ));
-                    return Ok(None);
-                }
-            },
+        let port = port.map_err(|error| format!("{path}: {error}"))?;
+        match self.port_of(name, &port) {
+            Ok(port) => Ok(Some(format!("{name}.{}.svc:{port}", self.namespace).into())),
+            Err(why) => {
+                self.remarks.push(format!("{path}: {why}"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn port_of(&self, name: &str, port: &ServicePort) -> Result<u16, String> {
+        let Some(service) = self.references.service(self.namespace, name) else {
+            return Err(format!(
+                "there is no Service {name}, or no right to list Services, so there is no fallback: create it, or \
+                 allow list and watch on services"
+            ));
         };
-        Ok(Some(format!("{name}.{}.svc:{port}", self.namespace).into()))
+        let spec = service.spec.as_ref();
+        if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
+            return Err(format!(
+                "the Service {name} is an ExternalName, which may lead anywhere, so there is no fallback: name a \
+                 Service that has pods"
+            ));
+        }
+        match port {
+            ServicePort::Number(port) => Ok(*port),
+            ServicePort::Name(port) => spec
+                .and_then(|spec| spec.ports.iter().flatten().find(|known| known.name.as_ref() == Some(port)))
+                .and_then(|known| u16::try_from(known.port).ok())
+                .ok_or_else(|| format!("the Service {name} has no port {port}, so there is no fallback")),
+        }
     }
 
     fn answer(&mut self, response: &Response, status: u16, path: &str) -> Result<StaticAnswer, String> {

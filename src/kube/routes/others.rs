@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -67,11 +70,8 @@ impl References for Others {
         Some(texts.chain(binary).collect())
     }
 
-    fn service_port(&self, namespace: &str, service: &str, port: &str) -> Option<u16> {
+    fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
         self.wants_services.store(true, Ordering::Relaxed);
-        let found = self.services.as_ref()?.get(namespace, service)?;
-        let mut ports = found.spec.as_ref()?.ports.iter().flatten();
-        let found = ports.find(|known| known.name.as_deref() == Some(port))?;
-        u16::try_from(found.port).ok()
+        self.services.as_ref()?.get(namespace, name)
     }
 }

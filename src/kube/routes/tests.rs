@@ -245,3 +245,32 @@ fn a_field_of_a_newer_definition_is_told_from_a_wrong_one() {
     let wrong = read(serde_json::json!({ "target": 7 }));
     assert!(wrong.contains("kubectl explain"), "{wrong}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fallback_is_there_while_its_service_is_one_of_the_cluster() {
+    let api = StandIn::default();
+    let mut spec = front("app.example.com");
+    spec["coldStart"] = json!({"fallback": {"service": {"name": "spare", "port": 80}}});
+    put(&api, THEIRS, "app", 1, spec);
+    let service = |kind: &str| {
+        api.put(
+            "/api/v1/namespaces/models/services/spare",
+            json!({"metadata": {"name": "spare", "namespace": "models"}, "spec": {"type": kind}}),
+        );
+    };
+    let fallback = |now: &Arc<ClusterRoutes>| {
+        let intercept = now.routes.first().and_then(|route| route.intercept.clone());
+        intercept.and_then(|intercept| intercept.fallback.clone())
+    };
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    let routes = watched.until_named(&["models/app"]).await;
+    assert_eq!(fallback(&routes), None);
+    let told = verdict(&routes, RouteKind::InterceptorRoute, "app").1;
+    assert!(told.contains("spec.coldStart.fallback.service: there is no Service spare"), "{told}");
+    service("ClusterIP");
+    watched.until(|now| fallback(now).as_deref() == Some("spare.models.svc:80")).await;
+    service("ExternalName");
+    let routes = watched.until(|now| fallback(now).is_none()).await;
+    let told = verdict(&routes, RouteKind::InterceptorRoute, "app").1;
+    assert!(told.contains("the Service spare is an ExternalName"), "{told}");
+}

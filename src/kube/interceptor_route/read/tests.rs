@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::domain::Policy;
 
-/// A namespace with one ConfigMap and one Service.
+/// A namespace with one ConfigMap, a Service, and one that leads out of the cluster.
 struct Shop;
 
 impl References for Shop {
@@ -15,8 +15,14 @@ impl References for Shop {
         })
     }
 
-    fn service_port(&self, namespace: &str, service: &str, port: &str) -> Option<u16> {
-        ((namespace, service, port) == ("shop", "spare", "http")).then_some(8090)
+    fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        let kind = match (namespace, name) {
+            ("shop", "spare") => "type: ClusterIP",
+            ("shop", "outside") => "type: ExternalName, externalName: 169.254.169.254.nip.io",
+            _ => return None,
+        };
+        let text = format!("spec: {{ {kind}, ports: [{{ name: http, port: 8090 }}] }}");
+        Some(Arc::new(serde_saphyr::from_str(&text).unwrap()))
     }
 }
 
@@ -146,11 +152,24 @@ fn a_cold_start_is_as_the_object_says() {
         Some("spare.shop.svc:8090")
     );
     assert_eq!(fallback("{ service: spare, port: 80 }").as_deref(), Some("spare.shop.svc:80"));
-    let Read { route, remarks } = read(&format!(
-        "{PLAIN}  rules: [{{}}]\n  coldStart: {{ fallback: {{ service: {{ name: spare, portName: admin }} }} }}"
-    ));
-    assert_eq!(route.intercept.unwrap().fallback, None);
-    assert!(remarks[0].contains("the Service spare has no port admin"), "{remarks:?}");
+}
+
+#[test]
+fn a_fallback_is_a_service_that_is_known_to_lead_to_pods() {
+    for (service, expected) in [
+        ("name: spare, portName: admin", "the Service spare has no port admin"),
+        ("name: outside, port: 80", "the Service outside is an ExternalName"),
+        ("name: outside, portName: http", "the Service outside is an ExternalName"),
+        ("name: nowhere, port: 80", "there is no Service nowhere, or no right to list Services"),
+        ("name: nowhere, portName: http", "there is no Service nowhere, or no right to list Services"),
+        ("name: 'example.com/#', port: 80", "there is no Service example.com/#"),
+    ] {
+        let Read { route, remarks } = read(&format!(
+            "{PLAIN}  rules: [{{}}]\n  coldStart: {{ fallback: {{ service: {{ {service} }} }} }}"
+        ));
+        assert_eq!(route.intercept.unwrap().fallback, None, "{service}");
+        assert!(remarks[0].contains(expected), "{service}: {remarks:?}");
+    }
 }
 
 #[test]
