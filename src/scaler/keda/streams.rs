@@ -16,7 +16,7 @@ use super::{
     proto::{GetMetricSpecResponse, IsActiveResponse},
     trigger::Trigger,
 };
-use crate::admission::{Directory, Gates, OpenStream};
+use crate::admission::{Directory, Gate, Gates, OpenStream};
 
 /// How often `true` is said again. KEDA drops a push that comes before it knows its own ScaledObject well, or at the
 /// same time as another change of it.
@@ -28,7 +28,7 @@ struct Followed {
     trigger: Trigger,
     routes: watch::Receiver<Gates>,
     /// With what changes when its demand or its policies may have.
-    route: Option<(OpenStream, watch::Receiver<u64>)>,
+    route: Option<(Arc<Gate>, watch::Receiver<u64>)>,
     /// Keeps the receiver of its changes alive.
     _directory: Arc<Directory>,
     ending: CancellationToken,
@@ -37,6 +37,8 @@ struct Followed {
 /// Says whether demand is true: at once, with every change, and `true` every few seconds again.
 pub(super) struct Activity {
     followed: Followed,
+    /// Counts it as one that would hear a push. KEDA's other stream would not, and may be to another replica.
+    open: Option<OpenStream>,
     said: Option<bool>,
     /// How many activations had been asked for when it was said.
     activations: u64,
@@ -66,17 +68,17 @@ impl Followed {
     }
 
     /// The route as it is now. What changes from here on wakes [`Self::changed`].
-    fn look(&mut self) -> Option<&OpenStream> {
+    fn look(&mut self) -> Option<&Arc<Gate>> {
         if self.routes.has_changed().unwrap_or(false) {
             let gate = self.trigger.find(&self.routes.borrow_and_update());
             let is_same = match (&self.route, &gate) {
-                (Some((known, _)), Some(gate)) => Arc::ptr_eq(known.gate(), gate),
+                (Some((known, _)), Some(gate)) => Arc::ptr_eq(known, gate),
                 _ => false,
             };
             if !is_same {
                 self.route = gate.map(|gate| {
                     let changes = gate.demand().changes();
-                    (OpenStream::new(gate), changes)
+                    (gate, changes)
                 });
             }
         }
@@ -120,7 +122,7 @@ impl Followed {
 impl Activity {
     pub(super) fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
         let followed = Followed::new(trigger, directory, ending);
-        Self { followed, said: None, activations: 0, repeat: Instant::now() }
+        Self { followed, open: None, said: None, activations: 0, repeat: Instant::now() }
     }
 
     /// Cancel-safe.
@@ -129,8 +131,11 @@ impl Activity {
             let now = Instant::now();
             let mut until = None;
             let mut active = false;
-            if let Some(route) = self.followed.look() {
-                let gate = route.gate();
+            let gate = self.followed.look();
+            if self.open.as_ref().map(OpenStream::gate).map(Arc::as_ptr) != gate.map(Arc::as_ptr) {
+                self.open = gate.cloned().map(OpenStream::new);
+            }
+            if let Some(gate) = gate {
                 let ours = gate.watched_counts();
                 let all = ours.plus(gate.demand().peers());
                 active = all.is_active();
@@ -187,7 +192,7 @@ impl Specs {
     async fn next(&mut self) -> Option<GetMetricSpecResponse> {
         loop {
             let trigger = self.followed.trigger.clone();
-            let specs = self.followed.look().map(|route| Metrics::of(&trigger, route.gate()).specs());
+            let specs = self.followed.look().map(|gate| Metrics::of(&trigger, gate).specs());
             if specs.is_some() && specs != self.said {
                 self.said.clone_from(&specs);
                 return specs;
