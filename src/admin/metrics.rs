@@ -253,9 +253,13 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::
 }
 
 fn scaler(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
-    gauge(encoder, gates, "scaler_streams", "Streams for pushes that KEDA has open to this replica", |gate| {
-        gate.demand().streams()
-    })?;
+    gauge(
+        encoder,
+        gates,
+        "scaler_streams",
+        "Streams for pushes that KEDA has open to this replica",
+        |gate| gate.demand().streams(),
+    )?;
     gauge(encoder, gates, "scaler_active", "Whether KEDA is told that there is demand", |gate| {
         u64::from(gate.counts_everywhere().is_active())
     })?;

@@ -28,6 +28,8 @@ pub(crate) struct Sample {
     pub(crate) started: f64,
     /// The server has said that it listens.
     pub(crate) answers: f64,
+    /// The node's own probe has found it ready, if that was before the answer.
+    pub(crate) ready: Option<f64>,
     /// The request was sent on, at the latest: the first byte at the client less the time since then by the record.
     pub(crate) dispatched: f64,
     /// The first byte of the answer has reached the client.
@@ -78,10 +80,14 @@ impl Stage {
         let birth = self.pods.born(asked).await;
         let history: Vec<_> =
             self.it.history().into_iter().filter(|moment| moment.pod == birth.pod).collect();
-        let happened = |what: What| match history.iter().find(|moment| moment.what == what) {
-            Some(moment) => since(moment.at),
-            None => panic!("{what:?} of {} is not in {history:?}", birth.pod),
+        let if_it_did = |what: What| {
+            let moment = history.iter().find(|moment| moment.what == what && moment.at <= first_byte);
+            moment.map(|moment| since(moment.at))
         };
+        let happened = |what: What| {
+            if_it_did(what).unwrap_or_else(|| panic!("{what:?} of {} is not in {history:?}", birth.pod))
+        };
+        let (bound, answers) = (happened(What::Bound), happened(What::Answers));
         let records = wait::until("the record", wait::SOON, async || {
             let records = replica.cold_starts(&self.it, MODEL).await;
             if records.len() == before + 1 { Ok(records) } else { Err(format!("{records:?}")) }
@@ -91,11 +97,12 @@ impl Stage {
             round,
             pushed,
             patched: since(self.replicas.since(1, asked)),
-            created: since(birth.created),
             // Whichever watch was first.
-            scheduled: since(birth.scheduled.unwrap()).min(happened(What::Bound)),
+            created: since(birth.created).min(bound),
+            scheduled: since(birth.scheduled.unwrap()).min(bound),
             started: happened(What::Started),
-            answers: happened(What::Answers),
+            answers,
+            ready: if_it_did(What::Ready),
             dispatched: rounded(since(first_byte) - record.first_byte),
             first_byte: since(first_byte),
             record,

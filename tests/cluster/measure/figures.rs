@@ -21,6 +21,7 @@ const FIGURES: &[Figure] = &[
     ("→ the server answers (its own time)", |it| Some(it.load())),
     ("server answers → request sent on", |it| Some(it.dispatched - it.answers)),
     ("probe answered → request sent on, by our record", |it| Some(it.record.dispatch)),
+    ("server answers → kubelet finds it ready, if before", |it| Some(it.ready? - it.answers)),
     ("server answers → first byte at the client", |it| Some(it.first_byte - it.answers)),
     ("whole cold start", |it| Some(it.first_byte)),
     ("whole cold start less the server's own time", |it| Some(it.first_byte - it.load())),
