@@ -1,5 +1,6 @@
 //! The command line.
 
+mod connect;
 mod session;
 mod status;
 

@@ -239,22 +239,6 @@ impl Route {
     }
 }
 
-// === impl Matcher ===
-
-impl Matcher {
-    /// One that every request matches.
-    pub const fn any() -> &'static Self {
-        static ANY: Matcher = Matcher {
-            models: Vec::new(),
-            hosts: Vec::new(),
-            paths: Vec::new(),
-            headers: BTreeMap::new(),
-            present: BTreeSet::new(),
-        };
-        &ANY
-    }
-}
-
 // === impl ClusterTarget ===
 
 impl fmt::Display for ClusterTarget {

@@ -9,7 +9,7 @@ mod network;
 mod report;
 
 /// The protocol, as generated from `proto/peers.proto`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("anteroom.peers.v1");
 }

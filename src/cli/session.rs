@@ -5,11 +5,12 @@ mod text;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use kube::{Client, config::KubeConfigOptions};
+use kube::Client;
 
+use super::connect::connect;
 use crate::{
     domain::Period,
-    kube::session::{Clock, SessionError, Sessions},
+    kube::session::{Clock, SessionError, Sessions, check_period},
 };
 
 /// Let a paused ScaledObject scale for some time: it is paused again at the end, also when nobody is there any more.
@@ -84,23 +85,13 @@ async fn answer(command: Command) -> Result<String, String> {
     let place = match &command {
         Command::Start { place, .. } | Command::Status { place, .. } | Command::Stop { place, .. } => place,
     };
+    if let Command::Start { period, .. } = &command {
+        // Before anything is asked of a cluster.
+        check_period(*period).map_err(|error| error.to_string())?;
+    }
     let client = connect(place.context.as_deref()).await?;
     let namespace = place.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     told(command, client, namespace).await.map_err(|error| error.to_string())
-}
-
-async fn connect(context: Option<&str>) -> Result<Client, String> {
-    let config = match context {
-        None => kube::Config::infer().await.map_err(|error| error.to_string()),
-        Some(context) => {
-            let options =
-                KubeConfigOptions { context: Some(context.to_owned()), ..KubeConfigOptions::default() };
-            kube::Config::from_kubeconfig(&options).await.map_err(|error| error.to_string())
-        }
-    };
-    let config =
-        config.map_err(|error| format!("no way to a Kubernetes API server: {error}; set KUBECONFIG"))?;
-    Client::try_from(config).map_err(|error| error.to_string())
 }
 
 async fn told(command: Command, client: Client, namespace: String) -> Result<String, SessionError> {

@@ -9,6 +9,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
+use super::connect::connect;
 use crate::kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus, ScaledObject};
 
 /// Whose routes.
@@ -20,6 +21,9 @@ pub struct StatusArgs {
     /// All namespaces.
     #[arg(short = 'A', long)]
     all_namespaces: bool,
+    /// The context of the kubeconfig. Default: the current one.
+    #[arg(long)]
+    context: Option<String>,
 }
 
 /// A line of the table.
@@ -54,10 +58,7 @@ pub(super) async fn run(args: StatusArgs) -> ExitCode {
 }
 
 async fn table(args: &StatusArgs) -> Result<String, String> {
-    let hint = "name a kubeconfig with KUBECONFIG, or run in a pod";
-    let config =
-        kube::Config::infer().await.map_err(|error| format!("no way to a cluster: {error}; {hint}"))?;
-    let client = Client::try_from(config).map_err(|error| format!("no way to a cluster: {error}"))?;
+    let client = connect(args.context.as_deref()).await?;
     let namespace = match (&args.namespace, args.all_namespaces) {
         (_, true) => None,
         (Some(namespace), false) => Some(namespace.clone()),

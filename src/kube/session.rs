@@ -91,6 +91,17 @@ fn there_are(names: &[String]) -> String {
     }
 }
 
+/// Whether a session may take so long.
+///
+/// # Errors
+/// [`SessionError::Duration`].
+pub fn check_period(period: Period) -> Result<(), SessionError> {
+    if (Duration::from_secs(1)..=LONGEST).contains(&period.get()) {
+        return Ok(());
+    }
+    Err(SessionError::Duration(period))
+}
+
 // === impl Then ===
 
 impl Then {
@@ -228,9 +239,7 @@ impl Sessions {
         to_zero: bool,
         clock: &Clock,
     ) -> Result<(ScaledObject, Session), SessionError> {
-        if period.get() < Duration::from_secs(1) || period.get() > LONGEST {
-            return Err(SessionError::Duration(period));
-        }
+        check_period(period)?;
         let until = clock.now().saturating_add(period.get()).unwrap_or(Timestamp::MAX);
         // Nobody reads fractions, and they would make two of one session.
         let until = Timestamp::from_second(until.as_second()).unwrap_or(until);

@@ -6,7 +6,7 @@ mod streams;
 mod trigger;
 
 /// The protocol, as generated from `proto/externalscaler.proto`.
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated")]
+#[allow(missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("externalscaler");
 }

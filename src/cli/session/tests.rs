@@ -13,17 +13,18 @@ fn server(annotations: Value) -> StandIn {
     server
 }
 
-async fn says(server: &StandIn, arguments: &[&str]) -> String {
+fn command(arguments: &[&str]) -> Command {
     use clap::Parser;
     #[derive(Parser)]
     struct Cli {
         #[command(flatten)]
         session: SessionArgs,
     }
-    let cli = Cli::try_parse_from([&["session"], arguments].concat()).unwrap();
-    told(cli.session.command, server.client(), "team-a".into())
-        .await
-        .unwrap_or_else(|error| error.to_string())
+    Cli::try_parse_from([&["session"], arguments].concat()).unwrap().session.command
+}
+
+async fn says(server: &StandIn, arguments: &[&str]) -> String {
+    told(command(arguments), server.client(), "team-a".into()).await.unwrap_or_else(|error| error.to_string())
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,4 +101,11 @@ async fn a_pause_in_the_middle_of_a_session_is_seen() {
     let server = server(json!({ "anteroom.dev/session-until": until, "autoscaling.keda.sh/paused": "true" }));
     let text = says(&server, &["status", "chat"]).await;
     assert!(text.contains("somebody has paused it meanwhile"), "{text}");
+}
+
+#[tokio::test]
+async fn a_time_that_is_none_is_told_before_a_cluster_is_looked_for() {
+    let command = command(&["start", "chat", "--for", "0", "--context", "nowhere"]);
+    let error = answer(command).await.unwrap_err();
+    assert!(error.starts_with("--for 0"), "{error}");
 }
