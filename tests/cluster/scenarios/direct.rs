@@ -73,6 +73,8 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     .await;
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
     it.endpoints("tiny", 0).await;
+    // Until the replica has heard of it, the pod that goes may still answer.
+    replica.rests(&it, "tiny").await;
     it.refused(replica, "HorizontalPodAutoscaler `by-hand`").await;
     course(&replicas, &[0, 1, 0]).await;
 }
