@@ -13,7 +13,7 @@ use crate::domain::RouteKey;
 pub use crate::domain::{Part, Phase};
 pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use store::ColdStarts;
-pub use tracker::{Leave, Scope, Tracker};
+pub use tracker::{FirstAnswer, Leave, Scope, Tracker};
 
 /// What was done to bring the target up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]

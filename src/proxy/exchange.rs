@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Shared, body::BodyError, client_io::UnderWay, dispatch::Setback, forward, stream_stall};
 use crate::{
     admission::{Gate, Permit},
-    coldstart::Leave,
+    coldstart::{Leave, Phase},
     error::{Outcome, ProxyError},
     history::{Arrival, Asked, Ending, Event, Story, Why},
     hold::Ticket,
@@ -151,6 +151,19 @@ impl Exchange {
         }
     }
 
+    /// The first token of the answer came by.
+    pub fn first_token(&self) {
+        if let Some(story) = &self.story {
+            story.happens(Event::FirstToken);
+        }
+    }
+
+    /// What it was held for, as far as is known now. The rest of its wait was for its turn.
+    pub fn shares(&self) -> Vec<(Phase, Duration)> {
+        let waits = self.story.as_ref().map(|story| story.waits()).unwrap_or_default();
+        self.gate.cold_starts().shares(&waits)
+    }
+
     /// It ended, and how.
     pub const fn end(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
@@ -201,7 +214,7 @@ impl Exchange {
         }
         self.gate.counters().held(end, held);
         if let Some(story) = &self.story {
-            story.left_the_queue(holding.since + held, None);
+            story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
         }
     }
 
