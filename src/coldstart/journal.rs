@@ -26,6 +26,8 @@ pub struct Journal {
     files: usize,
     file: File,
     size: u64,
+    /// What the files say of the newest ones.
+    written: BTreeMap<u64, ColdStart>,
     /// Held for as long as this lives.
     #[expect(dead_code, reason = "its lock goes when it is closed")]
     lock: File,
@@ -71,17 +73,17 @@ impl Journal {
             }
         }
         let (file, size) = open(&path(dir, 0)).map_err(unusable)?;
-        let journal = Self { dir: dir.into(), max_bytes: max_bytes as u64, files, file, size, lock };
-        Ok((journal, records.into_values().collect()))
+        let found = records.values().cloned().collect();
+        let max_bytes = max_bytes as u64;
+        let journal = Self { dir: dir.into(), max_bytes, files, file, size, written: records, lock };
+        Ok((journal, found))
     }
 
     /// Writes what ends up in `store` from now on, until it is told to stop; what there is then is still written.
     pub async fn run(self, store: Arc<ColdStarts>, stop: CancellationToken) {
         let mut changed = store.changed();
         let mut ticks = interval(LOOK);
-        let mut written: BTreeMap<_, _> =
-            store.recent(None, ColdStarts::KEPT).into_iter().map(|record| (record.id, record)).collect();
-        let mut journal = Some(self);
+        let mut journal = self;
         let mut is_failing = false;
         loop {
             let is_last = tokio::select! {
@@ -91,39 +93,41 @@ impl Journal {
                 () = stop.cancelled() => true,
             };
             let mut news = store.recent(None, ColdStarts::KEPT);
-            news.retain(|record| written.get(&record.id) != Some(record));
-            news.reverse();
-            if !news.is_empty()
-                && let Some(mut ours) = journal.take()
-            {
-                let lines = news.clone();
+            news.retain(|record| journal.written.get(&record.id) != Some(record));
+            if !news.is_empty() {
+                news.reverse();
                 let done = tokio::task::spawn_blocking(move || {
-                    let result = lines.iter().try_for_each(|record| ours.write(record));
-                    (ours, result)
+                    let result = news.into_iter().try_for_each(|record| journal.keep(record));
+                    (journal, result)
                 });
                 // Without a panic there is no error here.
                 let Ok((ours, result)) = done.await else { return };
+                journal = ours;
+                let dir = journal.dir.display();
                 match result {
-                    Ok(()) => {
-                        if std::mem::take(&mut is_failing) {
-                            tracing::info!(dir = %ours.dir.display(), "records of cold starts are written again");
-                        }
-                        written.extend(news.into_iter().map(|record| (record.id, record)));
-                        while written.len() > 2 * ColdStarts::KEPT {
-                            written.pop_first();
-                        }
+                    Ok(()) if std::mem::take(&mut is_failing) => {
+                        tracing::info!(%dir, "records of cold starts are written again");
                     }
                     Err(error) if !std::mem::replace(&mut is_failing, true) => {
-                        tracing::warn!(dir = %ours.dir.display(), %error, "records of cold starts cannot be written; tried again with the next, and each minute");
+                        tracing::warn!(%dir, %error, again_in = ?LOOK, "records of cold starts cannot be written");
                     }
-                    Err(_) => {}
+                    _ => {}
                 }
-                journal = Some(ours);
             }
             if is_last {
                 return;
             }
         }
+    }
+
+    /// Writes a record, and remembers that it did.
+    fn keep(&mut self, record: ColdStart) -> io::Result<()> {
+        self.write(&record)?;
+        self.written.insert(record.id, record);
+        while self.written.len() > 2 * ColdStarts::KEPT {
+            self.written.pop_first();
+        }
+        Ok(())
     }
 
     /// Adds a line, in a new file if this one is full.
