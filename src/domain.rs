@@ -5,6 +5,7 @@
 
 mod claim;
 mod intercept;
+mod phase;
 mod policy;
 mod scaling;
 mod units;
@@ -21,6 +22,7 @@ pub use intercept::{
     Intercept, InterceptTimeouts, Overflow, ResponseMode, StaticAnswer, StaticAnswerError, StaticBody,
     StaticRoute,
 };
+pub use phase::{Part, Phase};
 pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
