@@ -78,7 +78,7 @@ pub struct Route {
 }
 
 /// Identifies a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct RouteKey(#[schemars(with = "String")] Arc<str>);
 
