@@ -1,20 +1,38 @@
-//! What a model server prints: the last lines, bounded, and the one that says most.
+//! What a model server prints: the last lines, bounded, the one that says most, and what it tells of its start.
 
-use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use crate::domain::RouteKey;
+use crate::{coldstart::VllmLog, domain::RouteKey, state::PartSeen};
 
 /// The output of a process, read as it comes, so that the process never blocks on it.
 pub(super) struct Output {
     tail: Arc<Mutex<VecDeque<String>>>,
+    loaded: Arc<AtomicBool>,
     reader: JoinHandle<()>,
+}
+
+/// What the lines of a start tell of it. Lines that come while requests are served cost nothing here.
+struct Start<F> {
+    log: VllmLog,
+    loaded: Arc<AtomicBool>,
+    /// How many lines are read on after it was found ready: what it said before that may still be in the pipe.
+    late: u32,
+    on_part: F,
 }
 
 /// Cuts a stream of bytes into lines of bounded length. A carriage return ends one too: progress bars use it.
@@ -31,12 +49,19 @@ impl Output {
     /// How long the rest of the output of a process that has ended may take to read.
     const REST: Duration = Duration::from_secs(1);
 
-    /// Reads until everybody who could write has gone.
-    pub(super) fn read(mut source: impl AsyncRead + Send + Unpin + 'static, route: RouteKey) -> Self {
+    /// Reads until everybody who could write has gone. `on_part` is told of the parts of the start.
+    pub(super) fn read(
+        mut source: impl AsyncRead + Send + Unpin + 'static,
+        route: RouteKey,
+        on_part: impl Fn(PartSeen) + Send + 'static,
+    ) -> Self {
         let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::KEPT)));
+        let loaded = Arc::new(AtomicBool::new(false));
+        let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
         let kept = tail.clone();
-        let keep = move |line: String| {
+        let mut keep = move |line: String| {
             tracing::debug!(%route, "{line}");
+            start.line(&line);
             let mut kept = kept.lock();
             if kept.len() == Self::KEPT {
                 kept.pop_front();
@@ -47,11 +72,16 @@ impl Output {
             let mut lines = Lines::default();
             let mut buffer = vec![0; 8 << 10];
             while let Ok(count @ 1..) = source.read(&mut buffer).await {
-                lines.push(&buffer[..count], &keep);
+                lines.push(&buffer[..count], &mut keep);
             }
-            lines.end(&keep);
+            lines.end(&mut keep);
         });
-        Self { tail, reader }
+        Self { tail, loaded, reader }
+    }
+
+    /// The start is over.
+    pub(super) fn is_loaded(&self) {
+        self.loaded.store(true, Ordering::Relaxed);
     }
 
     /// The last lines of a process that has ended.
@@ -71,6 +101,17 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.reader.abort();
+    }
+}
+
+// === impl Start ===
+
+impl<F: Fn(PartSeen)> Start<F> {
+    fn line(&mut self, line: &str) {
+        if self.late > 0 {
+            self.late -= u32::from(self.loaded.load(Ordering::Relaxed));
+            self.log.line(line, Instant::now()).into_iter().for_each(&self.on_part);
+        }
     }
 }
 
@@ -96,7 +137,7 @@ impl Lines {
     /// How many bytes of a line are kept.
     const LENGTH: usize = 2 << 10;
 
-    fn push(&mut self, bytes: &[u8], line: impl Fn(String)) {
+    fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
         for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
             let (ended, text) = match piece {
                 [text @ .., b'\n' | b'\r'] => (true, text),
@@ -105,12 +146,12 @@ impl Lines {
             let room = Self::LENGTH - self.partial.len();
             self.partial.extend_from_slice(&text[..room.min(text.len())]);
             if ended {
-                self.end(&line);
+                self.end(&mut line);
             }
         }
     }
 
-    fn end(&mut self, line: impl Fn(String)) {
+    fn end(&mut self, mut line: impl FnMut(String)) {
         let text = plain(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
         if !text.is_empty() {
@@ -177,9 +218,33 @@ mod tests {
     #[tokio::test]
     async fn the_last_fifty_lines_are_kept() {
         let text: String = (0..60).map(|number| format!("{number}\n")).collect();
-        let mut output = Output::read(std::io::Cursor::new(text), "tiny".into());
+        let mut output = Output::read(std::io::Cursor::new(text), "tiny".into(), |_| {});
         let kept = output.rest().await;
         assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "10", "59"));
+    }
+
+    #[tokio::test]
+    async fn parts_are_told_of_until_a_hundred_lines_after_it_was_found_ready() {
+        let parts = Arc::new(Mutex::new(Vec::new()));
+        let told = parts.clone();
+        let (mut printed, output) = tokio::io::duplex(64);
+        let mut output = Output::read(output, "tiny".into(), move |part| told.lock().push(part.part));
+        printed.write_all(b"Starting to load model a...\n").await.unwrap();
+        while parts.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        output.is_loaded();
+        let up = "init engine (profile, create kv cache, warmup model) took 0.00 seconds\nApplication startup complete.\n";
+        for (before, expected) in [(97, 2), (0, 2)] {
+            for _ in 0..before {
+                printed.write_all(b"INFO GET /health\n").await.unwrap();
+            }
+            printed.write_all(up.as_bytes()).await.unwrap();
+            assert!(parts.lock().len() <= expected);
+        }
+        drop(printed);
+        output.rest().await;
+        assert_eq!(*parts.lock(), [], "x");
     }
 
     #[test]

@@ -26,7 +26,7 @@ const BACKLOG: u32 = 1024;
 /// What the connections share.
 pub(super) struct Server {
     pub(super) args: SimArgs,
-    log: Log,
+    pub(super) log: Log,
     pub(super) engine: Arc<Engine>,
     pub(super) store: Store,
     pub(super) ready: AtomicBool,
