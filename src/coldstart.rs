@@ -4,6 +4,7 @@ mod estimate;
 mod store;
 mod timeline;
 mod tracker;
+mod vllm_log;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ pub use crate::domain::{Part, Phase};
 pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use store::ColdStarts;
 pub use tracker::{Leave, Scope, Tracker};
+pub use vllm_log::VllmLog;
 
 /// What was done to bring the target up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]

@@ -95,7 +95,10 @@ impl VllmLog {
             Told::EngineUp(took) => {
                 // With random weights nothing tells that they are there, but this comes right after them.
                 let silent = !self.known.contains_key(&Part::Weights);
-                let weights = self.model.filter(|_| silent).and_then(|model| self.part(Part::Weights, model, ago(took)));
+                let weights = self
+                    .model
+                    .filter(|_| silent)
+                    .and_then(|model| self.part(Part::Weights, model, ago(took)));
                 [weights, self.part(Part::Warmup, ago(took), at)]
             }
             Told::ServerUp => {

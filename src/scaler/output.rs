@@ -185,6 +185,8 @@ fn plain(text: &str) -> String {
 mod tests {
     use std::cell::RefCell;
 
+    use tokio::time::advance;
+
     use super::*;
 
     fn lines(chunks: &[&[u8]]) -> Vec<String> {
@@ -223,28 +225,26 @@ mod tests {
         assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "10", "59"));
     }
 
-    #[tokio::test]
-    async fn parts_are_told_of_until_a_hundred_lines_after_it_was_found_ready() {
-        let parts = Arc::new(Mutex::new(Vec::new()));
-        let told = parts.clone();
-        let (mut printed, output) = tokio::io::duplex(64);
-        let mut output = Output::read(output, "tiny".into(), move |part| told.lock().push(part.part));
-        printed.write_all(b"Starting to load model a...\n").await.unwrap();
-        while parts.lock().is_empty() {
-            tokio::task::yield_now().await;
-        }
-        output.is_loaded();
-        let up = "init engine (profile, create kv cache, warmup model) took 0.00 seconds\nApplication startup complete.\n";
-        for (before, expected) in [(97, 2), (0, 2)] {
-            for _ in 0..before {
-                printed.write_all(b"INFO GET /health\n").await.unwrap();
+    #[tokio::test(start_paused = true)]
+    async fn what_a_start_tells_is_heard_while_it_loads_and_a_hundred_lines_longer() {
+        for (others, parts) in [(98, 4), (99, 3), (100, 1)] {
+            let (loaded, told) = (Arc::new(AtomicBool::new(false)), RefCell::new(Vec::new()));
+            let on_part = |part: PartSeen| told.borrow_mut().push(part.part);
+            let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
+            for _ in 0..1000 {
+                start.line("(EngineCore pid=7) DEBUG waiting");
             }
-            printed.write_all(up.as_bytes()).await.unwrap();
-            assert!(parts.lock().len() <= expected);
+            start.line("Starting to load model a...");
+            loaded.store(true, Ordering::Relaxed);
+            for _ in 0..others {
+                start.line("INFO:     127.0.0.1 - GET /health");
+            }
+            advance(Duration::from_secs(5)).await;
+            start.line("init engine (profile, create kv cache, warmup model) took 1.00 s");
+            advance(Duration::from_secs(1)).await;
+            start.line("Application startup complete.");
+            assert_eq!(told.borrow().len(), parts, "{others}: {:?}", told.borrow());
         }
-        drop(printed);
-        output.rest().await;
-        assert_eq!(*parts.lock(), [], "x");
     }
 
     #[test]

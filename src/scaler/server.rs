@@ -48,7 +48,11 @@ pub(super) struct End {
 
 impl Server {
     /// Starts the command on a free port. What its log tells of its start goes to the cold start that runs.
-    pub(super) fn start(target: &ProcessTarget, guardian: &Path, gate: &Arc<Gate>) -> Result<Self, StartError> {
+    pub(super) fn start(
+        target: &ProcessTarget,
+        guardian: &Path,
+        gate: &Arc<Gate>,
+    ) -> Result<Self, StartError> {
         let port = free_port().map_err(StartError::Port)?;
         let with_port = |text: &String| text.replace("{port}", &port.to_string());
         // One pipe for both, so that the lines stay in their order.

@@ -65,6 +65,10 @@ pub struct SimArgs {
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub wake_time: Duration,
 
+    /// Answer `/wake_up` with 500, and sleep on
+    #[arg(long)]
+    pub fail_wake: bool,
+
     /// Time from leaving the waiting queue to the first token
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub time_to_first_token: Duration,

@@ -104,8 +104,8 @@ impl Server {
                 () = self.crash.cancelled() => return Err(SimError::Crashed),
                 loaded = &mut loading, if !self.ready.load(Relaxed) => {
                     loaded?;
-                    self.ready.store(true, Relaxed);
                     self.log.ready();
+                    self.ready.store(true, Relaxed);
                 }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {

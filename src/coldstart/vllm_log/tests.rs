@@ -162,6 +162,8 @@ fn any_line() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn parts_never_overlap_nor_end_before_they_begin(
         lines in proptest::collection::vec((any_line(), 0_u64..30_000), 0..40),
@@ -174,7 +176,7 @@ proptest! {
             now = if back { wait } else { now + wait };
             let at = epoch + Duration::from_millis(now);
             for seen in vllm.line(&line, at) {
-                prop_assert!(seen.end <= at, "{seen:?} is told of before it has ended");
+                prop_assert!(back || seen.end <= at, "{seen:?} is told of before it has ended");
             }
             let mut before: Option<Instant> = None;
             for part in vllm.known.values() {

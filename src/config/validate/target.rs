@@ -49,7 +49,8 @@ impl Checker<'_> {
 
     fn sleep(&mut self, process: &ProcessTarget, path: &KeyPath) {
         if !matches!(process.sleep_level, 1 | 2) {
-            let message = format!("{} is not a level of vLLM's sleep mode; choose 1 or 2", process.sleep_level);
+            let message =
+                format!("{} is not a level of vLLM's sleep mode; choose 1 or 2", process.sleep_level);
             self.error(&path.key("sleepLevel"), message);
         }
         if let Some(stop_after) = process.stop_after {
@@ -58,7 +59,10 @@ impl Checker<'_> {
         if process.when_idle == WhenIdle::Stop {
             for key in ["sleepLevel", "stopAfter"].map(|key| path.key(key)) {
                 if self.is_given(&key) {
-                    self.warn(&key, "has no effect: the server is stopped when it is idle, not without whenIdle: sleep");
+                    self.warn(
+                        &key,
+                        "has no effect: the server is stopped when it is idle, not without whenIdle: sleep",
+                    );
                 }
             }
             return;
@@ -72,7 +76,9 @@ impl Checker<'_> {
                 (true, true) => return,
                 (false, true) => "the flag --enable-sleep-mode in its command",
                 (true, false) => "VLLM_SERVER_DEV_MODE: \"1\" in its env",
-                (false, false) => "the flag --enable-sleep-mode in its command and VLLM_SERVER_DEV_MODE: \"1\" in its env",
+                (false, false) => {
+                    "the flag --enable-sleep-mode in its command and VLLM_SERVER_DEV_MODE: \"1\" in its env"
+                }
             };
             self.warn(&path.key("whenIdle"), format!("vLLM does not sleep without {missing}"));
         }

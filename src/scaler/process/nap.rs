@@ -75,7 +75,7 @@ impl Launcher {
             // Who comes in the very moment in which it is to be stopped finds it there.
             biased;
             status = server.exited() => return lost(server, status, "asleep").await,
-            () = self.stops.retire.cancelled() => return Nap::Over,
+            () = self.stops.retire.cancelled() => Nap::Over,
             () = self.wake.wanted() => self.wake_up(server, endpoint).await,
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => Nap::Over,
         }
@@ -90,7 +90,7 @@ impl Launcher {
         let mut last = None;
         let waking = async {
             let every = readiness.interval.get().max(Duration::from_millis(1));
-            wake_up(endpoint.address(), self.target.sleep_level, every, limit).await?;
+            wake_up(endpoint.address(), self.target.sleep_level, every).await?;
             self.wake.until_ready(endpoint.address(), &mut last).await;
             Ok::<_, SleepError>(())
         };

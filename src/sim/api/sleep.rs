@@ -21,6 +21,9 @@ pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Resul
     let query = request.uri().query().unwrap_or_default().to_owned();
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/sleep") => fall_asleep(server, &query).await,
+        (&Method::POST, "/wake_up") if server.args.fail_wake => {
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "A failure, as --fail-wake asked."))
+        }
         (&Method::POST, "/wake_up") => Ok(wake_up(server, &query).await),
         (&Method::GET, "/is_sleeping") => Ok(is_sleeping(server)),
         (&Method::POST, "/collective_rpc") => collective_rpc(server, &read(request).await?),
