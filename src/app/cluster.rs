@@ -171,7 +171,8 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     let (state, failure) = match gate.target().status() {
         // It is another replica that starts it.
         Status::Idle if held > 0 => (State::Starting, None),
-        Status::Idle => (State::Idle, None),
+        // Only processes sleep, and routes of the cluster have none.
+        Status::Idle | Status::Sleeping => (State::Idle, None),
         Status::Starting => (State::Starting, None),
         Status::Ready => (State::Ready, None),
         Status::Stopping => (State::Stopping, None),

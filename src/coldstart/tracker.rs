@@ -242,11 +242,11 @@ impl Tracker {
         self.observed.lock().pods = pods;
     }
 
-    /// A part of a phase is over, in the process that we start.
+    /// A part of a phase is over, in the process that we start. What is told of it again takes the place of what was
+    /// known.
     pub fn part(&self, part: PartSeen) {
-        if let Some(active) = self.active.lock().as_mut()
-            && active.parts.iter().all(|known| known.part != part.part)
-        {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
     }
@@ -499,7 +499,7 @@ impl Active {
             over.max_by_key(|(phase, _)| *phase).map_or((None, self.began), |(last, at)| (Some(last), at));
         let is_pulling = pod.is_some_and(|pod| pod.is_pulling);
         let mut to_come = Phase::ALL.into_iter().filter(|phase| last.is_none_or(|last| *phase > last));
-        let next = to_come.find(|phase| observed.scope.has(*phase) && (*phase != Phase::Pull || is_pulling));
+        let next = to_come.find(|phase| observed.has(*phase) && (*phase != Phase::Pull || is_pulling));
         (next.unwrap_or(Phase::FirstToken), since)
     }
 }
@@ -507,6 +507,11 @@ impl Active {
 // === impl Observed ===
 
 impl Observed {
+    /// Whether there is such a phase. What sleeps runs already.
+    fn has(&self, phase: Phase) -> bool {
+        self.scope.has(phase) && (self.kind == ColdStartKind::ColdStart || phase != Phase::Start)
+    }
+
     /// The pod that is told of: that of the endpoint which was ready first, or else the one that has come furthest.
     fn pod(&self, active: &Active) -> Option<&PodStart> {
         if let Some(first) = &active.first {

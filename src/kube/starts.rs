@@ -21,6 +21,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Cluster;
 use crate::{
+    coldstart::VllmLog,
     domain::{Part, Phase},
     state::{DiscoveredEndpoint, PartSeen, PodStart, Seen, Tail},
 };
@@ -63,6 +64,8 @@ struct Starting {
     waited: bool,
     /// Which run of the container has its log read, by how often it has run before.
     logged: Option<i32>,
+    /// What that log has told, and its last lines.
+    log: VllmLog,
     tail: Option<Tail>,
     /// Ends its Events and its log.
     following: Option<DropGuard>,
@@ -207,6 +210,7 @@ impl Starting {
             parts: Vec::new(),
             waited: false,
             logged: None,
+            log: VllmLog::default(),
             tail: None,
             following: None,
             reading: None,
@@ -284,6 +288,9 @@ impl Starting {
             let (namespace, pod, container) = (namespace.clone(), name.clone(), container.clone());
             if let Some(lines) = sources.logs.follow(Source { namespace, pod, container }) {
                 self.tail = Some(Tail::default());
+                // What another run of it was at is of no use to this one.
+                self.log = VllmLog::default();
+                self.parts.retain(|part| part.part.phase() != Phase::Load);
                 let lines = ReceiverStream::new(lines).map(move |line| (uid.clone(), News::Line(line)));
                 streams.push(lines.take_until(until(&mut self.reading)).boxed());
             }
@@ -298,6 +305,8 @@ impl Starting {
                 self.pulls.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
             }
             News::Line(line) => {
+                let parts = self.log.line(&line.text, line.at);
+                parts.into_iter().for_each(|part| self.part(part));
                 if let Some(tail) = &self.tail {
                     tail.push(line.text);
                 }

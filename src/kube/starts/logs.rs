@@ -50,8 +50,10 @@ pub(super) struct Source {
 struct Lines {
     partial: Vec<u8>,
     clock: LineClock,
-    /// The stamp of the last line: what is read again is not told again.
+    /// The stamp of the last line.
     last: Option<Timestamp>,
+    /// That of the last one before it was asked for again: what is read again is not told again.
+    told: Option<Timestamp>,
 }
 
 /// From the stamps of a node to our clock. The line that was under way for the shortest time says how far the two are
@@ -110,6 +112,7 @@ async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is
     let mut cut = Lines::default();
     let mut left = MOST;
     for _ in 0..AGAIN {
+        cut.again();
         let params = LogParams {
             container: Some(container.clone()),
             follow: true,
@@ -157,6 +160,12 @@ async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is
 // === impl Lines ===
 
 impl Lines {
+    /// The log is asked for again, from about the last line on.
+    fn again(&mut self) {
+        self.told = self.last;
+        self.partial.clear();
+    }
+
     /// The lines that end with this chunk, which came `now`.
     fn push(&mut self, bytes: &[u8], now: (Instant, SystemTime)) -> Vec<Line> {
         let mut ended = Vec::new();
@@ -172,7 +181,7 @@ impl Lines {
             let (stamp, text) = line.split_once(' ')?;
             let stamp: Timestamp = stamp.parse().ok()?;
             // It is asked for again with whole seconds.
-            let is_new = self.last.is_none_or(|last| stamp > last);
+            let is_new = self.told.is_none_or(|told| stamp > told);
             self.last = self.last.max(Some(stamp));
             is_new.then(|| (stamp, text.to_owned()))
         });
@@ -246,7 +255,9 @@ mod tests {
         let texts: Vec<_> = told.iter().map(|line| &*line.text).collect();
         assert_eq!(texts[..3], ["one", "10%", "20%"]);
         assert!(texts[3].len() < LENGTH, "{}", texts[3].len());
+        lines.again();
         assert!(lines.push(first.as_bytes(), now).is_empty());
-        assert_eq!(lines.push(b"1970-01-01T00:00:04Z new\nno stamp\n", now).len(), 1);
+        let new = b"1970-01-01T00:00:04Z new\n1970-01-01T00:00:04Z of the same moment\nno stamp\n";
+        assert_eq!(lines.push(new, now).len(), 2);
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::{advance, timeout};
 
 use super::*;
 use crate::{
+    config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
     kube::{Endpoints, Pods, stand_in::StandIn},
     state::{Discovered, Discovery},
@@ -31,7 +32,8 @@ impl Stage {
                 "spec": { "selector": { "app": "tiny" }, "ports": [{ "port": 80, "targetPort": 8000 }] } }),
         );
         before(&server);
-        let cluster = server.cluster();
+        let config = config::Kubernetes { pod_logs: true, ..config::Kubernetes::default() };
+        let cluster = Cluster::with(server.client(), &config);
         let target = ClusterTarget {
             namespace: "ml".into(),
             source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },
@@ -137,7 +139,7 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
         [("create", 0), ("schedule", 20), ("pull", 320), ("start", 400), ("load", 5400)],
         "20 + 300 + 80 + 5000"
     );
-    assert!(start.parts.is_empty() && start.tail.is_none());
+    assert!(start.parts.is_empty() && start.tail.as_ref().unwrap().lines().is_empty());
     stage.server.remove(POD);
     timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty()))
         .await
@@ -253,4 +255,65 @@ async fn not_more_are_told_of_than_there_is_room_for() {
         Some("ml/tiny-065"),
         "the one that came when there was none is not"
     );
+}
+
+/// A run of the container, the first, second and so on.
+fn run(restarts: u32, ready: bool) -> Value {
+    let mut status = status(json!({ "running": {} }), ready);
+    status["containerStatuses"][0]["restartCount"] = restarts.into();
+    pod(Some("gpu-1"), status)
+}
+
+fn parts(start: &PodStart, began: Instant) -> Vec<(&'static str, u64)> {
+    start.parts.iter().map(|part| (part.part.name(), (part.end - began).as_secs())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
+    let mut stage = Stage::new(|_| {});
+    stage.synced().await;
+    let began = Instant::now();
+    stage.server.put(POD, run(0, false));
+    let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
+    wait(30_000).await;
+    stage.server.print(POD, "2026-11-24T20:00:30.000000001Z Starting to load model org/name...\n");
+    let start = stage.start(|start| !start.parts.is_empty()).await;
+    assert_eq!(parts(&start, began), [("engine_start", 30)]);
+    wait(10_000).await;
+    stage.server.print(
+        POD,
+        "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n2026-11-24T20:00:40Z CUDA error\n",
+    );
+    let start = stage.start(|start| start.parts.len() == 2).await;
+    assert_eq!(parts(&start, began), [("engine_start", 30), ("weights", 40)], "30 + 10");
+    wait(1000).await;
+    assert_eq!(tail.lines().last().map(|line| &**line), Some("CUDA error"));
+    // It ends, and starts again.
+    stage.server.restart(POD);
+    stage.server.put(POD, run(1, false));
+    stage.start(|start| start.parts.is_empty()).await;
+    wait(20_000).await;
+    stage.server.print(POD, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
+    let start = stage.start(|start| !start.parts.is_empty()).await;
+    assert_eq!(parts(&start, began), [("engine_start", 61)], "30 + 10 + 1 + 20");
+    stage.server.put(POD, run(1, true));
+    stage.start(|start| start.seen(Phase::Load).is_some()).await;
+    stage.server.print(POD, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
+    wait(1000).await;
+    assert_eq!(stage.found.borrow().starts[0].parts.len(), 1, "what it prints while it serves is not read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn logs_are_read_where_that_is_wanted_and_allowed() {
+    let mut stage = Stage::new(|server| server.forbid("GET", "/log"));
+    stage.synced().await;
+    stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
+    stage.server.put(POD, run(0, false));
+    let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
+    wait(10_000).await;
+    assert!(tail.lines().is_empty(), "no right to it");
+
+    let server = StandIn::default();
+    let source = Source { namespace: "ml".into(), pod: "tiny-1".into(), container: "vllm".into() };
+    assert!(PodLogs::new(server.cluster()).follow(source).is_none(), "not wanted");
 }
