@@ -11,6 +11,7 @@ mod anteroom;
 mod api;
 mod chart;
 mod client;
+mod cloud;
 mod dns;
 mod envoy;
 mod in_cluster;

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::node::RESERVED;
+
 /// A Deployment of the stand-in, and its Service. Both have its name; the port is 8000.
 pub(crate) struct Model {
     pub(crate) name: String,
@@ -88,8 +90,11 @@ impl Model {
             "readinessProbe": { "httpGet": { "path": "/health", "port": "http" }, "periodSeconds": self.probe_period },
         });
         merge(&mut container, &self.container);
-        let tolerations =
-            if self.node_selector.is_empty() { json!([]) } else { json!([{ "operator": "Exists" }]) };
+        let tolerations = if self.node_selector.is_empty() {
+            json!([])
+        } else {
+            json!([{ "key": RESERVED, "operator": "Exists" }])
+        };
         let deployment = json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",

@@ -11,6 +11,7 @@ mod harness;
 mod install;
 mod interceptor;
 mod node;
+mod node_start;
 mod outage;
 mod paused;
 mod peers;
@@ -39,6 +40,9 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     node::a_container_that_is_out_of_memory_says_so,
     node::a_pod_that_fits_nowhere_waits_for_a_node,
     node::a_pod_ends_with_its_hook_and_its_grace,
+    node_start::a_pull_and_a_start_take_their_time_and_say_so,
+    node_start::a_node_of_the_cloud_comes_late_and_by_its_own_clock,
+    node_start::logs_are_read_from_the_node_by_whoever_may,
     definitions::the_apiserver_keeps_what_anteroom_crds_prints,
     definitions::what_cannot_be_a_route_is_refused_with_the_way_out,
     definitions::users_see_how_routes_are,
