@@ -20,6 +20,7 @@ mod model;
 mod node;
 mod plane;
 mod push_scaler;
+mod record;
 mod routes;
 mod runner;
 mod scenario;

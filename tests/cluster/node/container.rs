@@ -147,7 +147,7 @@ impl Task {
         tokio::select! {
             biased;
             () = told(&mut end) => {}
-            () = sleep(fate::duration(&self.pod, fate::LAG, Duration::ZERO)) => {}
+            () = sleep(self.given(fate::LAG).unwrap_or_default()) => {}
         }
         self.report();
 

@@ -46,11 +46,14 @@ impl Fate {
 
 /// A duration of the annotations.
 pub(crate) fn duration(pod: &Pod, annotation: &str, default: Duration) -> Duration {
-    given(pod, annotation).unwrap_or(default)
+    given(pod, annotation, 0).unwrap_or(default)
 }
 
-/// A duration of the annotations, if there is one.
-pub(crate) fn given(pod: &Pod, annotation: &str) -> Option<Duration> {
+/// A duration of the annotations, if there is one. Of several, between commas, that of the pod's number in its
+/// namespace; of more pods than there are, the last.
+pub(crate) fn given(pod: &Pod, annotation: &str, number: usize) -> Option<Duration> {
     let text = pod.annotations().get(annotation)?;
+    let of_each: Vec<_> = text.split(',').map(str::trim).collect();
+    let text = of_each[number.min(of_each.len() - 1)];
     Some(humantime::parse_duration(text).unwrap_or_else(|error| panic!("{annotation}: {text}: {error}")))
 }

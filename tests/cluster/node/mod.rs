@@ -58,6 +58,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The taint of nodes that belong to one scenario.
 pub(crate) const RESERVED: &str = "test.anteroom.dev/reserved";
 
+/// The last number of the address of a namespace's first pod.
+const FIRST: u8 = 50;
+
 /// What all nodes share.
 pub(crate) struct Ground {
     pub(crate) history: History,
@@ -119,14 +122,14 @@ struct Agent {
 impl Addresses {
     /// Pods of the namespace are at 10.77.`subnet`.50 and after.
     pub(crate) fn set(&self, namespace: &str, subnet: u8) {
-        self.0.lock().insert(namespace.to_owned(), Range { subnet, last: 49 });
+        self.0.lock().insert(namespace.to_owned(), Range { subnet, last: FIRST - 1 });
     }
 
     /// The next one; one that was used comes again after two hundred others.
     fn next(&self, namespace: &str) -> Ipv4Addr {
         let mut ranges = self.0.lock();
-        let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: 49 });
-        range.last = if range.last < 250 { range.last + 1 } else { 50 };
+        let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: FIRST - 1 });
+        range.last = if range.last < 250 { range.last + 1 } else { FIRST };
         Ipv4Addr::new(10, 77, range.subnet, range.last)
     }
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
+    FIRST,
     container::{Task, state},
     fate::{self, Fate},
     history::What,
@@ -25,8 +26,14 @@ impl Task {
     pub(super) async fn prepare(&mut self) {
         self.files = Files::mount(&self.agent, &self.pod, &self.container, self.address).await;
         self.pull().await;
-        sleep(fate::duration(&self.pod, fate::START, Duration::ZERO)).await;
+        sleep(self.given(fate::START).unwrap_or_default()).await;
         self.event("Normal", "Created", "Container created");
+    }
+
+    /// A duration of the pod's annotations.
+    pub(super) fn given(&self, annotation: &str) -> Option<Duration> {
+        let [.., last] = self.address.octets();
+        fate::given(&self.pod, annotation, usize::from(last - FIRST))
     }
 
     async fn pull(&mut self) {
@@ -52,7 +59,7 @@ impl Task {
             sleep(delay).await;
             failures += 1;
         }
-        let takes = fate::given(&self.pod, fate::PULL);
+        let takes = self.given(fate::PULL);
         if let Some(takes) = takes {
             let began = self.agent.note(&self.pod, What::Pulling);
             self.status.state = Some(state("waiting", json!({ "reason": "ContainerCreating" })));
