@@ -19,7 +19,7 @@ pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Prot
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
-pub use start::{PartSeen, PodStart, Seen, Stamp};
+pub use start::{PartSeen, PodStart, Seen, Stamp, Tail};
 use tokio::sync::{Notify, watch};
 
 use crate::pick::Load;

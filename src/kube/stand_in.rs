@@ -47,13 +47,15 @@ struct Watcher {
 type Answer = Result<Value, (StatusCode, String)>;
 
 /// The kinds whose collections are known, so that one without objects is empty and not missing.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 12] = [
     "configmaps",
     "services",
     "scaledobjects",
     "deployments",
     "statefulsets",
     "pods",
+    "nodes",
+    "endpointslices",
     "events",
     "modelroutes",
     "interceptorroutes",
