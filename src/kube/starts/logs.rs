@@ -239,7 +239,9 @@ mod tests {
         let mut lines = Lines::default();
         let now = (Instant::now(), at(10.0));
         let long = "x".repeat(3 * LENGTH);
-        let first = format!("1970-01-01T00:00:01.5Z one\n1970-01-01T00:00:02Z 10%\r20%\r\n1970-01-01T00:00:03Z {long}\n");
+        let first = format!(
+            "1970-01-01T00:00:01.5Z one\n1970-01-01T00:00:02Z 10%\r20%\r\n1970-01-01T00:00:03Z {long}\n"
+        );
         let told = lines.push(first.as_bytes(), now);
         let texts: Vec<_> = told.iter().map(|line| &*line.text).collect();
         assert_eq!(texts[..3], ["one", "10%", "20%"]);

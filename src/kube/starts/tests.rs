@@ -51,7 +51,10 @@ impl Stage {
     }
 
     async fn synced(&mut self) {
-        timeout(Duration::from_secs(60), self.found.wait_for(|found| found.is_synced)).await.unwrap().unwrap();
+        timeout(Duration::from_secs(60), self.found.wait_for(|found| found.is_synced))
+            .await
+            .unwrap()
+            .unwrap();
     }
 }
 
@@ -136,7 +139,10 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
     );
     assert!(start.parts.is_empty() && start.tail.is_none());
     stage.server.remove(POD);
-    timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty())).await.unwrap().unwrap();
+    timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty()))
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -242,5 +248,9 @@ async fn not_more_are_told_of_than_there_is_room_for() {
     starts.update(&all, &[], true, none);
     let names: Vec<_> = starts.all().iter().map(|start| start.name.clone()).collect();
     assert_eq!((names.len(), &*names[0]), (MOST, "ml/tiny-001"));
-    assert_eq!(names.last().map(|name| &**name), Some("ml/tiny-065"), "the one that came when there was none is not");
+    assert_eq!(
+        names.last().map(|name| &**name),
+        Some("ml/tiny-065"),
+        "the one that came when there was none is not"
+    );
 }

@@ -70,7 +70,11 @@ impl Stage {
             terminating: *word == Word::Terminating,
         });
         let endpoints = endpoints.collect();
-        self.cluster.send_replace(Arc::new(Discovered { is_synced: true, endpoints, ..Discovered::default() }));
+        self.cluster.send_replace(Arc::new(Discovered {
+            is_synced: true,
+            endpoints,
+            ..Discovered::default()
+        }));
         settle().await;
     }
 

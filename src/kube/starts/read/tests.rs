@@ -86,9 +86,7 @@ async fn a_pod_tells_what_is_over_with_whose_clock() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_start_counts_however_often_it_has_ended_since() {
-    let ended = |second: u32| {
-        json!({ "terminated": { "exitCode": 1, "startedAt": format!("2026-11-24T20:00:{second:02}Z"), "finishedAt": "2026-11-24T20:00:50Z" } })
-    };
+    let ended = |second: u32| json!({ "terminated": { "exitCode": 1, "startedAt": format!("2026-11-24T20:00:{second:02}Z"), "finishedAt": "2026-11-24T20:00:50Z" } });
     let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
     for (state, last, start) in [
         (running(20), ended(7), Some("start gpu-1 7 +1")),
@@ -141,7 +139,8 @@ fn event(reason: &str, path: &str, message: &str, second: u32) -> Event {
     .unwrap()
 }
 
-const PULLED: &str = "Successfully pulled image \"vllm:1\" in 41.2s (43.5s including waiting). Image size: 9876543 bytes.";
+const PULLED: &str =
+    "Successfully pulled image \"vllm:1\" in 41.2s (43.5s including waiting). Image size: 9876543 bytes.";
 const PRESENT: &str = "Container image \"vllm:1\" already present on machine and can be accessed by the pod";
 
 /// The second in which the last image came, and whether one is being fetched.
@@ -166,7 +165,8 @@ async fn an_image_that_is_fetched_is_told_of_and_one_that_is_there_is_not() {
     assert_eq!(after(&[event("Pulled", main, PRESENT, 2)]), (None, false));
     let failed = event("Failed", main, "Failed to pull image \"vllm:1\": not found", 3);
     assert_eq!(after(&[pulling.clone(), failed]), (None, false));
-    let others = [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
+    let others =
+        [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
     assert_eq!(after(&others), (None, false));
     // It ended, and is fetched for again.
     let again = [event("Pulled", main, PULLED, 43), pulling, event("Pulled", main, PULLED, 59)];
@@ -178,7 +178,14 @@ async fn the_last_image_counts_of_what_starts_before_the_container_that_serves()
     let pulled = |path: &str, second: u32| event("Pulled", path, PULLED, second);
     let main = pulled("spec.containers{vllm}", 30);
     assert_eq!(after(&[pulled("spec.initContainers{fetch}", 5), main.clone()]), (Some(30), false));
-    assert_eq!(after(&[pulled("spec.initContainers{fetch}", 5), event("Pulled", "spec.containers{vllm}", PRESENT, 6)]).0, Some(5));
+    assert_eq!(
+        after(&[
+            pulled("spec.initContainers{fetch}", 5),
+            event("Pulled", "spec.containers{vllm}", PRESENT, 6)
+        ])
+        .0,
+        Some(5)
+    );
     assert_eq!(after(&[pulled("spec.containers{metrics}", 7)]).0, Some(7));
     assert_eq!(after(&[main, pulled("spec.containers{logs}", 50)]).0, Some(30));
     let unknown = event("Pulling", "spec.containers{logs}", "Pulling image", 8);
