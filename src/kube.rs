@@ -43,7 +43,7 @@ pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};
 pub use reasons::{AllFacts, Facts, Seen};
-pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict};
+pub use report::{Condition, LastColdStart, LastPhase, ModelRouteStatus, RouteReport, State, Verdict};
 pub use routes::{ClusterRoutes, RouteObjects};
 pub use scale::DirectScale;
 pub use scaled_objects::{ScaledObject, ScaledObjects};

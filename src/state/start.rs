@@ -65,6 +65,15 @@ pub struct PodStart {
 #[derive(Clone, Debug, Default)]
 pub struct Tail(Arc<Mutex<VecDeque<String>>>);
 
+// === impl PodStart ===
+
+impl PodStart {
+    /// When a phase was seen to be over, if it is.
+    pub fn seen(&self, phase: Phase) -> Option<&Seen> {
+        self.moments.iter().find(|(over, _)| *over == phase).map(|(_, seen)| seen)
+    }
+}
+
 // === impl Tail ===
 
 impl Tail {
