@@ -1,3 +1,5 @@
+mod record;
+
 use std::time::Duration;
 
 use http::StatusCode;
