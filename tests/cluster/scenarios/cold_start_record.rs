@@ -47,21 +47,49 @@ pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
     let record = record(&it, replica).await;
     is_true(&it, &record, &client, &replicas).await;
 
-    // Everywhere the same numbers.
+    // Everywhere the same numbers: in an Event, in the route's status, and with the answer.
+    println!("  {}\n  {}", record.value, client.server_timing);
     let note = it.told_of("tiny", "Normal", "ColdStartCompleted").await;
     for span in &record.spans {
-        let says = format!("{} {:.0} ms", span.name, span.duration);
+        let says = format!("{} {}", span.name, in_words(span.duration));
         assert!(note.contains(&says), "{says:?} is not in {note}");
     }
-    let status =
-        wait::object(&it.dynamic("anteroom.dev/v1alpha1", "ModelRoute"), "tiny", "it", wait::SOON, |route| {
-            route?.data.pointer("/status/lastColdStart").cloned()
-        })
-        .await;
-    assert_eq!(status["startedAt"], record.value["started_at"]);
-    assert_eq!(status["duration"], format!("{:.1}s", record.total() / 1e3));
+    assert!(note.contains(record.value["pod"].as_str().unwrap()), "{note}");
+    let routes = it.dynamic("anteroom.dev/v1alpha1", "ModelRoute");
+    let status = wait::object(&routes, "tiny", "its last cold start", wait::SOON, |route| {
+        route?.data.pointer("/status/lastColdStart").cloned()
+    })
+    .await;
+    let phases =
+        record.spans.iter().map(|span| json!({ "name": span.name, "duration": in_words(span.duration) }));
+    assert_eq!(status["phases"], phases.collect::<Value>());
+    assert_eq!(status["duration"], in_words(record.total()));
+    assert_eq!(status["actuation"], in_words(record.value["t_actuation_ms"].as_f64().unwrap()));
+    for (theirs, ours) in
+        [("startedAt", "started_at"), ("pod", "pod"), ("node", "node"), ("outcome", "outcome")]
+    {
+        assert_eq!(status[theirs], record.value[ours], "{status}");
+    }
     assert_eq!(record.value["request_id"], client.request_id);
-    println!("  {}\n  {note}\n  {}", record.value, client.server_timing);
+    for span in
+        record.spans.iter().filter(|span| !["dispatch", "first_byte", "first_token"].contains(&&*span.name))
+    {
+        let entry =
+            client.timing(&span.name).unwrap_or_else(|| panic!("{} of {}", span.name, client.server_timing));
+        // It has one digit.
+        assert!(
+            (entry - span.duration).abs() < 0.2,
+            "{}: {} {}",
+            span.name,
+            client.server_timing,
+            record.value
+        );
+    }
+}
+
+/// As the cluster is told.
+fn in_words(ms: f64) -> String {
+    if ms < 999.5 { format!("{ms:.0}ms") } else { format!("{:.1}s", ms / 1e3) }
 }
 
 pub(super) async fn it_is_true_without_keda(it: Scenario) {
@@ -85,7 +113,8 @@ pub(super) async fn a_new_node_whose_clock_is_behind_is_a_part_of_the_wait_for_i
 }
 
 async fn waits_for_a_node(it: Scenario, clock: Clock) {
-    let anteroom = it.anteroom(1, json!({})).await;
+    // Nodes can only be seen by who may see those of the whole cluster.
+    let anteroom = it.anteroom_with(1, json!({}), &["kubernetes.namespaces=null"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let mut model = model();
     model.node_selector = it.pool();
@@ -149,6 +178,8 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
     assert!(reason.contains("container `server` cannot have its image `anteroom`"), "{reason}");
     assert_eq!(record.over(), ["signal", "scale", "create", "schedule"], "{}", record.value);
     comes_to_a_node(&it, &record, &replicas, asked).await;
+    let last = record.spans.last().unwrap();
+    assert_eq!((last.name.as_str(), last.unfinished), ("pull", true), "{}", record.value);
     // Until it was given up, which is what the client was told.
     let given_up = record.began + Duration::from_secs_f64(record.total() / 1e3);
     assert!(given_up <= answered && answered <= given_up + LAG, "{}", record.value);
@@ -178,7 +209,7 @@ pub(super) async fn of_two_pods_it_tells_of_the_one_that_answers_first(it: Scena
 
 pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     let config = json!({ "kubernetes": { "podLogs": true } });
-    let anteroom = it.anteroom_with(1, config, &["kubernetes.podLogs=true"]).await;
+    let anteroom = it.anteroom_with(1, config, &["report.podLogs=true"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.serve(&anteroom, &model(), json!({})).await;
     let replicas = it.replicas("tiny").await;
@@ -300,6 +331,12 @@ async fn comes_to_a_node(it: &Scenario, record: &Record, replicas: &Replicas, as
 // === impl Client ===
 
 impl Client {
+    /// What the answer's `server-timing` says of a phase.
+    fn timing(&self, phase: &str) -> Option<f64> {
+        let mut entries = self.server_timing.split(", ").filter_map(|entry| entry.split_once(";dur="));
+        entries.find(|(name, _)| *name == phase)?.1.parse().ok()
+    }
+
     /// Asks for a stream, and reads it to its end.
     async fn ask(replica: &Replica) -> Self {
         let asked = SystemTime::now();
@@ -311,8 +348,9 @@ impl Client {
         };
         let (server_timing, request_id) = (header("server-timing"), header("x-request-id"));
         let mut text = String::new();
-        // The first part says who speaks, and the next one begins to.
-        while !text.contains("\"content\":\"") {
+        // The first part says who speaks, and nothing yet.
+        let speaks = |text: &str| text.split("\"content\":\"").skip(1).any(|words| !words.starts_with('"'));
+        while !speaks(&text) {
             let part = wait::within("a part", wait::SOON, answer.next()).await.unwrap();
             text += &String::from_utf8_lossy(&part.unwrap_or_else(|| panic!("it ended: {text}")));
         }
