@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{ColdStart, ColdStartOutcome, Estimate, Phase};
-use crate::domain::RouteKey;
+use crate::{domain::RouteKey, telemetry::Pulse};
 
 /// The cold starts of all routes: the recent ones, bounded.
 pub struct ColdStarts {
@@ -22,6 +22,7 @@ pub struct ColdStarts {
     /// Tells the metrics and the log of each that ended.
     on_end: Box<dyn Fn(&ColdStart) + Send + Sync>,
     changed: watch::Sender<u64>,
+    pulse: Pulse,
 }
 
 /// Counts that go on after the record has ended: the last held requests go out later than the first byte comes.
@@ -51,6 +52,7 @@ impl ColdStarts {
             ended: Mutex::default(),
             on_end: Box::new(on_end),
             changed: watch::Sender::new(0),
+            pulse: Pulse::default(),
         })
     }
 
@@ -66,6 +68,11 @@ impl ColdStarts {
         self.changed.subscribe()
     }
 
+    /// Beats with everything that is shown of routes and their cold starts: all that know of the one know of the other.
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {
         (self.on_end)(&record);
         let mut ended = self.ended.lock();
@@ -75,6 +82,7 @@ impl ColdStarts {
         ended.push_back(Arc::new(Ended { record, tally }));
         drop(ended);
         self.changed.send_modify(|count| *count += 1);
+        self.pulse.beat();
     }
 
     /// How long cold starts of a route take until ready, by its last 20 that got there.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{ColdStart, ColdStartOutcome, ColdStarts, Estimate, Phase, PhaseSpan, store::Tally};
-use crate::domain::RouteKey;
+use crate::{domain::RouteKey, telemetry::Pulse};
 
 /// The cold starts of one route: at most one at a time.
 pub struct Tracker {
@@ -82,6 +82,11 @@ impl Tracker {
         }
         drop(active);
         self.held(held);
+    }
+
+    /// Beats with everything that is shown of routes.
+    pub fn pulse(&self) -> &Pulse {
+        self.store.pulse()
     }
 
     /// So many are held now.
