@@ -5,6 +5,7 @@ mod dashboard;
 mod events;
 mod live;
 mod metrics;
+mod requests;
 
 use std::{
     net::SocketAddr,
@@ -29,7 +30,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::Gate, coldstart::ColdStarts, telemetry::RouteCounters};
+use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
 pub use dashboard::PHASES_CSS;
 use live::Live;
@@ -48,6 +49,8 @@ pub trait View: Send + Sync {
     fn gates(&self) -> Vec<Arc<Gate>>;
     /// What is counted of requests that belong to no route.
     fn unrouted(&self) -> &RouteCounters;
+    /// What happened to recent requests.
+    fn history(&self) -> &History;
     /// Bytes of all request bodies in memory.
     fn buffered_bytes(&self) -> usize;
     /// Whether the routes of the cluster are not known yet.
@@ -131,6 +134,9 @@ impl Admin {
             .route("/api/v1/routes", get(routes))
             .route("/api/v1/cold-starts", get(cold_starts))
             .route("/api/v1/events", get(events))
+            .route("/api/v1/requests", get(requests::recent))
+            // An id may be anything, also something with a slash.
+            .route("/api/v1/requests/{*request_id}", get(requests::one))
             .with_state(self)
     }
 }

@@ -6,6 +6,7 @@ mod describe;
 mod error;
 mod load;
 mod overrides;
+mod report;
 mod schema;
 mod source;
 mod validate;
@@ -21,6 +22,7 @@ pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
 pub use overrides::Overrides;
+pub use report::Report;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,9 @@ pub struct Config {
     /// The Kubernetes cluster whose routes, pods and ScaledObjects are watched. Without it, none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// Where the records of cold starts are kept. Without it they are in memory alone, the newest of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
@@ -64,6 +69,8 @@ pub struct Config {
     pub drain_timeout: Period,
     /// How the log is written.
     pub log: LogFormat,
+    /// What is remembered of requests.
+    pub history: History,
     /// What clients may use up.
     pub limits: Limits,
     /// The routes, in any order: the more specific goes first.
@@ -79,6 +86,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What is remembered of requests that waited, failed or were refused, for `GET /api/v1/requests`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct History {
+    /// How many are remembered of those that waited, and as many again of those that failed or were refused at once;
+    /// 0: none. Each of the two takes at most 2 KiB times this. The default is an afternoon of cold starts in 4 MiB.
+    pub requests: usize,
 }
 
 /// What clients may use up: every queue, buffer and wait has a bound.
@@ -132,13 +148,21 @@ impl Default for Config {
             scaler_tls: None,
             peers: None,
             kubernetes: None,
+            report: None,
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),
             log: LogFormat::default(),
+            history: History::default(),
             limits: Limits::default(),
             routes: Vec::new(),
         }
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { requests: 1000 }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     admin::ClusterCounts,
     admission::{Gate, Permit},
     domain::Policy,
+    history::History,
     hold::Ticket,
     telemetry::RouteCounters,
 };
@@ -16,6 +17,7 @@ use crate::{
 struct Routes {
     gates: Mutex<Vec<Arc<Gate>>>,
     unrouted: RouteCounters,
+    history: Arc<History>,
     /// How often it was asked for them.
     looks: AtomicUsize,
 }
@@ -33,6 +35,9 @@ impl View for Routes {
     }
     fn unrouted(&self) -> &RouteCounters {
         &self.unrouted
+    }
+    fn history(&self) -> &History {
+        &self.history
     }
     fn buffered_bytes(&self) -> usize {
         0
@@ -67,7 +72,7 @@ impl World {
         let gate = |name: &&str| Gate::new((*name).into(), Policy::default(), cold_starts.clone());
         let gates = Mutex::new(names.iter().map(gate).collect());
         let routes =
-            Arc::new(Routes { gates, unrouted: RouteCounters::default(), looks: AtomicUsize::new(0) });
+            Arc::new(Routes { gates, unrouted: RouteCounters::default(), history: History::new(0), looks: AtomicUsize::new(0) });
         let (draining, stopped) = <(Arc<AtomicBool>, CancellationToken)>::default();
         let live = Live::new(routes.clone(), cold_starts.clone(), draining.clone(), stopped.clone());
         let running = tokio::spawn(live.clone().run());
