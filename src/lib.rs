@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod admission;
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod coldstart;
 pub mod config;

@@ -1,0 +1,1 @@
+//! `anteroom bench`: cold starts measured from outside, and what can be said of the measurements.
