@@ -56,7 +56,9 @@ impl Cost {
 fn allocated_ms(record: &ColdStart) -> Option<f64> {
     if let Some(schedule) = record.phase(Phase::Schedule) {
         let made = schedule.parts.iter().find(|part| part.name == Part::NodeCreate);
-        return Some(made.map_or(schedule.start_ms + schedule.duration_ms, |made| made.start_ms + made.duration_ms));
+        return Some(
+            made.map_or(schedule.start_ms + schedule.duration_ms, |made| made.start_ms + made.duration_ms),
+        );
     }
     // Whatever is known first of what only happens on a GPU's node.
     let on_node = [Phase::Pull, Phase::Start, Phase::Load];
@@ -95,7 +97,14 @@ mod tests {
         let mut start_ms = 0.0;
         let phases = phases.iter().map(|(name, duration_ms)| {
             let (name, duration_ms) = (*name, *duration_ms);
-            let span = PhaseSpan { name, start_ms, duration_ms, early_ms: None, unfinished: false, parts: Vec::new() };
+            let span = PhaseSpan {
+                name,
+                start_ms,
+                duration_ms,
+                early_ms: None,
+                unfinished: false,
+                parts: Vec::new(),
+            };
             start_ms += duration_ms;
             span
         });

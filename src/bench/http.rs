@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
 /// Where a server is: `http://host:port`, with a path that goes before every other if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Base {
+pub struct Base {
     host: String,
     port: u16,
     prefix: String,
@@ -97,8 +97,9 @@ impl Base {
         };
         // A request is one write, and is to be sent at once.
         let _ = stream.set_nodelay(true);
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| format!("cannot connect: {error}"))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| format!("cannot connect: {error}"))?;
         let mut driver = JoinSet::new();
         // What goes wrong with it is said to who reads the answer.
         driver.spawn(async { connection.await.unwrap_or_default() });

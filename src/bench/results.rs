@@ -165,8 +165,9 @@ impl Run {
     pub fn read(path: &Path) -> Result<Self, String> {
         let name = path.display();
         let text = fs::read(path).map_err(|error| format!("cannot read {name}: {error}"))?;
-        let schema = serde_json::from_slice::<serde_json::Value>(&text)
-            .map_err(|error| format!("{name} is not JSON: {error}; it is to be what `bench cold-start --json` wrote"))?;
+        let schema = serde_json::from_slice::<serde_json::Value>(&text).map_err(|error| {
+            format!("{name} is not JSON: {error}; it is to be what `bench cold-start --json` wrote")
+        })?;
         match schema["schema"].as_str() {
             Some(SCHEMA) => {}
             Some(other) => {
@@ -174,7 +175,11 @@ impl Run {
                     "{name} has the schema {other}, and this program reads {SCHEMA}: measure again with this version"
                 ));
             }
-            None => return Err(format!("{name} has no \"schema\": it is to be what `bench cold-start --json` wrote")),
+            None => {
+                return Err(format!(
+                    "{name} has no \"schema\": it is to be what `bench cold-start --json` wrote"
+                ));
+            }
         }
         // From the text, so that an error names its place.
         serde_json::from_slice(&text).map_err(|error| format!("{name} is no result of a benchmark: {error}"))

@@ -102,13 +102,12 @@ impl Sample {
     /// What the counted cycles of a run have, in the order of time; what none has is left out.
     pub fn all(run: &Run) -> Vec<Self> {
         let inside = |phase| Part::ALL.map(|part| Of::Part(phase, part));
-        let records = Phase::ALL.into_iter().flat_map(|phase| [Of::Phase(phase)].into_iter().chain(inside(phase)));
-        let totals =
-            [Of::Actuation, Of::FirstToken, Of::EndToEnd, Of::ClientTtft, Of::ClientTotal];
-        let all = records.chain(totals).map(|of| Self {
-            of,
-            groups: run.counted().map(|cycle| of.of_cycle(cycle)).collect(),
-        });
+        let records =
+            Phase::ALL.into_iter().flat_map(|phase| [Of::Phase(phase)].into_iter().chain(inside(phase)));
+        let totals = [Of::Actuation, Of::FirstToken, Of::EndToEnd, Of::ClientTtft, Of::ClientTotal];
+        let all = records
+            .chain(totals)
+            .map(|of| Self { of, groups: run.counted().map(|cycle| of.of_cycle(cycle)).collect() });
         all.filter(|sample| sample.groups.iter().any(|group| !group.is_empty())).collect()
     }
 

@@ -97,7 +97,8 @@ impl Summary {
                 Verdict::Failed => summary.failed += 1,
             }
             summary.requests += cycle.requests.len();
-            summary.requests_failed += cycle.requests.iter().filter(|request| request.error.is_some()).count();
+            summary.requests_failed +=
+                cycle.requests.iter().filter(|request| request.error.is_some()).count();
         }
         let differences = run.counted().filter_map(|cycle| cycle.outside_clock);
         summary.outside_clock_max_percent =

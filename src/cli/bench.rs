@@ -2,11 +2,17 @@
 
 use std::process::ExitCode;
 
+use crate::bench::{self, ColdStartArgs};
+
 /// Measures cold starts, and says what the measurements mean.
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum BenchCommand {}
+pub(super) enum BenchCommand {
+    ColdStart(Box<ColdStartArgs>),
+}
 
 /// Runs one.
 pub(super) async fn run(command: BenchCommand) -> ExitCode {
-    match command {}
+    match command {
+        BenchCommand::ColdStart(args) => bench::cold_start(*args).await,
+    }
 }

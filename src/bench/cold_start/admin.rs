@@ -72,7 +72,10 @@ impl Admins {
                 (_, []) => return Err(format!("the proxy at {base} has no route")),
                 (None, [only]) => only.clone(),
                 (None, _) => {
-                    return Err(format!("the proxy at {base} has several routes: say which with --route: {}", list()));
+                    return Err(format!(
+                        "the proxy at {base} has several routes: say which with --route: {}",
+                        list()
+                    ));
                 }
                 (Some(name), _) if names.iter().any(|known| known == name) => name.to_owned(),
                 (Some(name), _) => {
@@ -92,9 +95,11 @@ impl Admins {
         let mut seen = None;
         for base in &self.bases {
             let routes = get::<Routes>(base, "/api/v1/routes").await;
-            let routes = routes.map_err(|error| format!("the admin API at {base} cannot be asked: {error}"))?.routes;
+            let routes =
+                routes.map_err(|error| format!("the admin API at {base} cannot be asked: {error}"))?.routes;
             let route = routes.into_iter().find(|route| route.name == self.route);
-            let route = route.ok_or_else(|| format!("the proxy at {base} has no route {} any more", self.route))?;
+            let route =
+                route.ok_or_else(|| format!("the proxy at {base} has no route {} any more", self.route))?;
             if !route.is_at_zero() {
                 return Ok(route);
             }
@@ -171,7 +176,8 @@ mod tests {
             ..RouteNow::default()
         };
         assert!(route("idle", 0, 0).is_at_zero());
-        for other in [route("idle", 1, 0), route("idle", 0, 1), route("ready", 0, 0), route("stopping", 0, 0)] {
+        for other in [route("idle", 1, 0), route("idle", 0, 1), route("ready", 0, 0), route("stopping", 0, 0)]
+        {
             assert!(!other.is_at_zero(), "{other:?}");
         }
         let loading = RouteNow {

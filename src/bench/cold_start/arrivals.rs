@@ -82,7 +82,8 @@ pub(super) fn times(text: &str) -> Result<Vec<Duration>, String> {
         }
         let number = number + 1;
         let time = line.parse::<f64>().ok().filter(|time| *time >= 0.0 && *time < 1e6);
-        let time = time.ok_or_else(|| format!("line {number}: \"{line}\" is no time in seconds from 0 up"))?;
+        let time =
+            time.ok_or_else(|| format!("line {number}: \"{line}\" is no time in seconds from 0 up"))?;
         if times.last().is_some_and(|last| *last > time) {
             return Err(format!("line {number}: {time} comes before the time above it; sort the file"));
         }

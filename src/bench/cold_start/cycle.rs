@@ -168,7 +168,8 @@ fn is_ours(record: &ColdStart, ids: &HashSet<String>) -> Option<bool> {
 /// A burst on the clock of its first request.
 fn of_burst(seen: &[Seen]) -> Vec<Request> {
     let Some(first) = seen.iter().map(|seen| seen.sent).min() else { return Vec::new() };
-    let ms = |to: Instant, from: Instant| to.duration_since(from).as_secs_f64() * 1e3;
+    // To the microsecond: what is below says nothing.
+    let ms = |to: Instant, from: Instant| (to.duration_since(from).as_secs_f64() * 1e6).round() / 1e3;
     let request = |seen: &Seen| Request {
         sent_ms: ms(seen.sent, first),
         ttft_ms: seen.first_token.map(|token| ms(token, seen.sent)),
@@ -217,14 +218,24 @@ fn judge(
         Some(ColdStartOutcome::Completed) => match kind {
             Some(kind) if kind != record.kind => not(
                 Verdict::NotCold,
-                format!("this was a {}, and the cycles before were of the kind {}", record.kind.name(), kind.name()),
+                format!(
+                    "this was a {}, and the cycles before were of the kind {}",
+                    record.kind.name(),
+                    kind.name()
+                ),
             ),
             _ => (Verdict::Cold, None),
         },
         outcome => not(
             Verdict::Failed,
             why.map_or_else(
-                || format!("the activation {}: {}", outcome.map_or("did not end", ColdStartOutcome::name), error()),
+                || {
+                    format!(
+                        "the activation {}: {}",
+                        outcome.map_or("did not end", ColdStartOutcome::name),
+                        error()
+                    )
+                },
                 str::to_owned,
             ),
         ),
@@ -246,7 +257,11 @@ mod tests {
         }
     }
 
-    fn verdict(error: Option<&str>, record: Option<ColdStart>, kind: Option<ColdStartKind>) -> (Verdict, String) {
+    fn verdict(
+        error: Option<&str>,
+        record: Option<ColdStart>,
+        kind: Option<ColdStartKind>,
+    ) -> (Verdict, String) {
         let ids = HashSet::from(["a-1-1".to_owned()]);
         let (verdict, error) = judge(&[request(error)], record.as_ref(), &ids, kind);
         (verdict, error.unwrap_or_default())
@@ -270,7 +285,13 @@ mod tests {
         for (error, record, kind, expected, why) in [
             (None, None, None, Verdict::NotCold, "no record"),
             (Some("reset"), None, None, Verdict::Failed, "reset"),
-            (None, of(|record| record.request_id = Some("b".into())), None, Verdict::NotCold, "somebody else's"),
+            (
+                None,
+                of(|record| record.request_id = Some("b".into())),
+                None,
+                Verdict::NotCold,
+                "somebody else's",
+            ),
             (None, of(|_| {}), Some(ColdStartKind::Wake), Verdict::NotCold, "a cold_start"),
             (Some("cut"), of(|_| {}), None, Verdict::Failed, "cut"),
             (
@@ -305,7 +326,8 @@ mod tests {
         };
         // The second was connected first.
         let requests = of_burst(&[seen(105, Some(3105), 4000), seen(100, None, 3000)]);
-        let times: Vec<_> = requests.iter().map(|request| (request.sent_ms, request.ttft_ms, request.total_ms)).collect();
+        let times: Vec<_> =
+            requests.iter().map(|request| (request.sent_ms, request.ttft_ms, request.total_ms)).collect();
         assert_eq!(times, [(5.0, Some(3000.0), 3895.0), (0.0, None, 2900.0)]);
     }
 }

@@ -26,11 +26,13 @@ struct Pace {
 
 impl Progress {
     pub(super) fn new(cycles: usize) -> Self {
-        let live = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let live =
+            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         let bar = live.then(|| {
             let style = ProgressStyle::with_template("{bar:20} {pos}/{len}  {wide_msg}");
             let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌─");
-            ProgressBar::with_draw_target(Some(cycles as u64), ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
+            ProgressBar::with_draw_target(Some(cycles as u64), ProgressDrawTarget::stderr_with_hz(10))
+                .with_style(style)
         });
         let now = Instant::now();
         Self { bar, cycles, pace: Mutex::new(Pace { began: now, cycle_began: now, done: 0 }) }
@@ -39,9 +41,11 @@ impl Progress {
     /// What is waited for now; only on a terminal.
     pub(super) fn show(&self, what: &str) {
         if let Some(bar) = &self.bar {
-            let left = self.pace.lock().left(self.cycles).map_or_else(String::new, |left| {
-                format!("  ·  about {} left", in_words(left))
-            });
+            let left = self
+                .pace
+                .lock()
+                .left(self.cycles)
+                .map_or_else(String::new, |left| format!("  ·  about {} left", in_words(left)));
             bar.set_message(format!("{what}{left}"));
         }
     }
@@ -125,7 +129,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_left_follows_the_pace() {
         let began = Instant::now();
-        let pace = |done: usize, seconds| Pace { began, cycle_began: began + Duration::from_secs(seconds), done };
+        let pace =
+            |done: usize, seconds| Pace { began, cycle_began: began + Duration::from_secs(seconds), done };
         assert_eq!(pace(0, 0).left(10), None);
         // Two cycles in 20 s: eight more take 80 s, of which the running one has used 4 s.
         tokio::time::advance(Duration::from_secs(24)).await;

@@ -64,7 +64,8 @@ impl Prompts {
     /// A sentence that names the line.
     pub(super) fn new(asking: &Asking, texts: &[String], file: Option<&str>) -> Result<Self, String> {
         let mut bodies: Vec<_> = texts.iter().map(|text| asking.body(text)).collect();
-        let lines = file.unwrap_or_default().lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
+        let lines =
+            file.unwrap_or_default().lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
         for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
             bodies.push(match serde_json::from_str(line) {
                 Ok(Value::Object(body)) => asking.complete(body),
@@ -128,13 +129,20 @@ mod tests {
         let asking = Asking { endpoint, model: Some("tiny".into()), max_tokens: 4, stream: true };
         let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
         let prompts = Prompts::new(&asking, &texts, file)?;
-        Ok((0..prompts.count()).map(|number| String::from_utf8(prompts.body(number).into()).unwrap()).collect())
+        Ok((0..prompts.count())
+            .map(|number| String::from_utf8(prompts.body(number).into()).unwrap())
+            .collect())
     }
 
     #[test]
     fn a_prompt_is_a_text_a_line_or_a_whole_body() {
         assert_eq!(
-            prompts(Endpoint::Completions, &["one"], Some("two\n\n\"three \\n\"\n{\"prompt\": [1], \"max_tokens\": 9}\n42")).unwrap(),
+            prompts(
+                Endpoint::Completions,
+                &["one"],
+                Some("two\n\n\"three \\n\"\n{\"prompt\": [1], \"max_tokens\": 9}\n42")
+            )
+            .unwrap(),
             [
                 r#"{"max_tokens":4,"model":"tiny","prompt":"one","stream":true}"#,
                 r#"{"max_tokens":4,"model":"tiny","prompt":"two","stream":true}"#,
@@ -144,7 +152,8 @@ mod tests {
             ]
         );
         let chat = prompts(Endpoint::Chat, &["one"], None).unwrap();
-        let expected = r#"{"max_tokens":4,"messages":[{"content":"one","role":"user"}],"model":"tiny","stream":true}"#;
+        let expected =
+            r#"{"max_tokens":4,"messages":[{"content":"one","role":"user"}],"model":"tiny","stream":true}"#;
         assert_eq!(chat, [expected]);
         assert_eq!(prompts(Endpoint::Chat, &[], None).unwrap().len(), QUESTIONS.len());
     }

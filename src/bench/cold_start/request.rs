@@ -50,7 +50,8 @@ pub(super) async fn ask(asked: Asked) -> Seen {
     let now = Instant::now();
     let mut seen =
         Seen { sent: now, first_token: None, ended: now, status: None, id: asked.id.clone(), error: None };
-    let late = || Err(format!("no whole answer within {} (--timeout)", humantime::format_duration(asked.limit)));
+    let late =
+        || Err(format!("no whole answer within {} (--timeout)", humantime::format_duration(asked.limit)));
     let ended = timeout_at(asked.deadline, seen.exchange(&asked)).await;
     seen.error = ended.unwrap_or_else(|_| late()).err();
     seen.ended = Instant::now();

@@ -18,6 +18,7 @@ use crate::{
 };
 
 /// What is to be measured, before it runs.
+#[derive(Clone)]
 pub(super) struct Script {
     config: Config,
     route: Route,
@@ -44,8 +45,10 @@ impl Script {
     pub(super) fn stand_in(load_time: Period) -> Result<Self, String> {
         let unknown = "cannot find this program's own file, which is to play the model server";
         let program = std::env::current_exe().map_err(|error| format!("{unknown}: {error}"))?;
-        let program = program.to_str().ok_or_else(|| format!("{unknown}: {} is not UTF-8", program.display()))?;
-        let mut config = Config::parse(CONFIG, "the embedded configuration").map_err(|error| error.to_string())?;
+        let program =
+            program.to_str().ok_or_else(|| format!("{unknown}: {} is not UTF-8", program.display()))?;
+        let mut config =
+            Config::parse(CONFIG, "the embedded configuration").map_err(|error| error.to_string())?;
         for route in &mut config.routes {
             if let Target::Process(process) = &mut route.target {
                 for argument in &mut process.command {
@@ -76,7 +79,9 @@ impl Script {
                             --route"
                     .to_owned());
             }
-            (None, _) => return Err(format!("the file has several routes: say which with --route: {}", names())),
+            (None, _) => {
+                return Err(format!("the file has several routes: say which with --route: {}", names()));
+            }
             (Some(name), routes) => routes
                 .iter()
                 .find(|route| route.name.as_str() == name)
