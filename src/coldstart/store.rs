@@ -53,6 +53,16 @@ impl ColdStarts {
         })
     }
 
+    /// Those of an earlier process, oldest first. The ids go on from theirs.
+    pub fn restore(&self, records: Vec<ColdStart>) {
+        let last = records.iter().map(|record| record.id).max().unwrap_or(0);
+        self.next_id.fetch_max(last + 1, Ordering::Relaxed);
+        let kept = records.len().saturating_sub(Self::KEPT);
+        let records = records.into_iter().skip(kept);
+        let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), record }));
+        *self.ended.lock() = ended.collect();
+    }
+
     /// The latest that ended, newest first.
     pub fn recent(&self, route: Option<&str>, limit: usize) -> Vec<ColdStart> {
         let ended = self.ended.lock();
@@ -103,6 +113,15 @@ impl Ended {
 // === impl Tally ===
 
 impl Tally {
+    fn of(record: &ColdStart) -> Self {
+        Self {
+            held_peak: AtomicU64::new(record.held_peak as u64),
+            released: AtomicU64::new(record.released),
+            failed: AtomicU64::new(record.failed),
+            left: AtomicU64::new(record.left),
+        }
+    }
+
     pub(super) fn write_to(&self, record: &mut ColdStart) {
         record.held_peak = usize::try_from(self.held_peak.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         record.released = self.released.load(Ordering::Relaxed);
