@@ -28,8 +28,11 @@ struct Asset {
     text: &'static str,
 }
 
-const PAGE: Asset =
-    Asset { name: "index.html", media_type: "text/html; charset=utf-8", text: include_str!("dashboard/index.html") };
+const PAGE: Asset = Asset {
+    name: "index.html",
+    media_type: "text/html; charset=utf-8",
+    text: include_str!("dashboard/index.html"),
+};
 
 const ASSETS: &[Asset] = &[
     css("phases.css", PHASES_CSS),

@@ -29,7 +29,10 @@ enum Step {
 pub(super) fn follow(live: &Arc<Live>, headers: &HeaderMap) -> Response {
     // Another site's page could not read it, but it would take one of the places.
     if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
-        return refused(StatusCode::FORBIDDEN, "events are for pages of this origin, not for those of other sites");
+        return refused(
+            StatusCode::FORBIDDEN,
+            "events are for pages of this origin, not for those of other sites",
+        );
     }
     let Some(watcher) = live.watch() else {
         return refused(
@@ -47,8 +50,11 @@ pub(super) fn follow(live: &Arc<Live>, headers: &HeaderMap) -> Response {
         Some((Ok::<_, Infallible>(event), next))
     });
     // The last one is for nginx, which would gather events otherwise.
-    let headers =
-        [(CONTENT_TYPE.as_str(), "text/event-stream"), (CACHE_CONTROL.as_str(), "no-store"), ("x-accel-buffering", "no")];
+    let headers = [
+        (CONTENT_TYPE.as_str(), "text/event-stream"),
+        (CACHE_CONTROL.as_str(), "no-store"),
+        ("x-accel-buffering", "no"),
+    ];
     (headers, Body::from_stream(events)).into_response()
 }
 

@@ -168,7 +168,9 @@ fn millis(duration: Duration) -> u64 {
 fn instance() -> String {
     let of_pod = std::env::var("HOSTNAME").ok();
     let name = of_pod.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
-    name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
+    name.map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".into())
 }
 
 // === impl Watcher ===

@@ -5,12 +5,7 @@ use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 use serde::Serialize;
 
 use super::samples::Samples;
-use crate::{
-    admin::RouteStatus,
-    admission::Gate,
-    coldstart::ColdStarts,
-    domain::RouteKey,
-};
+use crate::{admin::RouteStatus, admission::Gate, coldstart::ColdStarts, domain::RouteKey};
 
 /// How many cold starts that have ended are shown.
 const COLD_STARTS: usize = 50;
@@ -100,7 +95,8 @@ impl Maker {
         let recent: Vec<_> = recent.collect();
         self.cold_starts = recent.iter().cloned().collect();
 
-        let held = gates.iter().map(|gate| (gate.key(), samples.last(gate.key()))).filter(|(_, held)| *held > 0);
+        let held =
+            gates.iter().map(|gate| (gate.key(), samples.last(gate.key()))).filter(|(_, held)| *held > 0);
         Shown {
             version,
             about: json(&about),
