@@ -1,7 +1,10 @@
 //! `anteroom bench`: cold starts measured from outside, and what can be said of the measurements.
 
 mod cold_start;
+mod compare;
 mod cost;
+#[cfg(test)]
+mod fixture;
 mod html;
 mod http;
 pub mod results;
@@ -11,4 +14,5 @@ pub mod summary;
 mod table;
 
 pub use cold_start::{ColdStartArgs, run as cold_start};
+pub use compare::{CompareArgs, run as compare};
 pub use cost::{Cost, CostSummary};
