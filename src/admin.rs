@@ -5,6 +5,7 @@ mod dashboard;
 mod events;
 mod live;
 mod metrics;
+mod requests;
 
 use std::{
     net::SocketAddr,
@@ -25,7 +26,7 @@ use prometheus_client::registry::Registry;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::Gate, coldstart::ColdStarts, telemetry::RouteCounters};
+use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
 pub use dashboard::PHASES_CSS;
 use live::Live;
@@ -41,6 +42,8 @@ pub trait View: Send + Sync {
     fn gates(&self) -> Vec<Arc<Gate>>;
     /// What is counted of requests that belong to no route.
     fn unrouted(&self) -> &RouteCounters;
+    /// What happened to recent requests.
+    fn history(&self) -> &History;
     /// Bytes of all request bodies in memory.
     fn buffered_bytes(&self) -> usize;
     /// Whether the routes of the cluster are not known yet.
@@ -110,6 +113,9 @@ impl Admin {
             .route("/api/v1/routes", get(routes))
             .route("/api/v1/cold-starts", get(cold_starts))
             .route("/api/v1/events", get(events))
+            .route("/api/v1/requests", get(requests::recent))
+            // An id may be anything, also something with a slash.
+            .route("/api/v1/requests/{*request_id}", get(requests::one))
             .with_state(self)
     }
 }
