@@ -313,6 +313,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
         ("scalerTls", running.scaler_tls != new.scaler_tls),
         ("peers", running.peers != new.peers),
         ("kubernetes", running.kubernetes != new.kubernetes),
+        ("traces", running.traces != new.traces),
         ("workers", running.workers != new.workers),
         ("log", running.log != new.log),
         ("drainDelay", running.drain_delay != new.drain_delay),

@@ -8,6 +8,7 @@ mod load;
 mod overrides;
 mod schema;
 mod source;
+mod traces;
 mod validate;
 mod watch;
 
@@ -24,6 +25,7 @@ pub use overrides::Overrides;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use traces::{Traces, TracesProtocol};
 pub use validate::check_cluster_route;
 pub use watch::ConfigWatcher;
 
@@ -53,6 +55,9 @@ pub struct Config {
     /// The Kubernetes cluster whose routes, pods and ScaledObjects are watched. Without it, none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// Traces of requests. Without it, none are made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
@@ -132,6 +137,7 @@ impl Default for Config {
             scaler_tls: None,
             peers: None,
             kubernetes: None,
+            traces: None,
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),
