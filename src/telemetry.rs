@@ -1,8 +1,9 @@
-//! What we say about ourselves: logs and metrics.
+//! What we say about ourselves: logs, metrics and traces.
 
 mod counters;
 mod histogram;
 mod logs;
+pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed};
