@@ -126,6 +126,7 @@ impl Bound {
             }
         });
         let shared = Shared::new(config.limits);
+        shared.history.set_max(config.history.requests);
         Ok(Self {
             address,
             admin_address,
@@ -210,6 +211,7 @@ impl Bound {
                         cluster.set_file(&config.routes);
                     }
                     self.shared.set_limits(config.limits);
+                    self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");

@@ -150,14 +150,13 @@ impl Relay {
         if let Some(over) = &mut self.over
             && over.as_mut().poll(cx).is_ready()
         {
-            self.fail();
-            return Poll::Ready(Some(Err(BodyError::TookTooLong)));
+            return Poll::Ready(Some(Err(self.fail(BodyError::TookTooLong))));
         }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.idle.poll(cx));
-                self.fail();
-                return Poll::Ready(Some(Err(BodyError::Paused(self.idle.limit))));
+                let paused = BodyError::Paused(self.idle.limit);
+                return Poll::Ready(Some(Err(self.fail(paused))));
             }
             Poll::Ready(frame) => frame,
         };
@@ -173,10 +172,7 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => {
-                self.fail();
-                Poll::Ready(Some(Err(BodyError::Broken(error))))
-            }
+            Some(Err(error)) => Poll::Ready(Some(Err(self.fail(BodyError::Broken(error))))),
             None => {
                 self.complete();
                 Poll::Ready(None)
@@ -197,9 +193,10 @@ impl Relay {
         }
     }
 
-    fn fail(&mut self) {
+    fn fail(&mut self, error: BodyError) -> BodyError {
         self.lease = None;
-        self.exchange.end(Outcome::UpstreamError);
+        self.exchange.broke(&error);
+        error
     }
 }
 

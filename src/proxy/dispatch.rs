@@ -23,6 +23,7 @@ use crate::{
     error::{Outcome, ProxyError},
     hold::{Place, Ticket},
     openai,
+    state::Endpoint,
     upstream::{MAX_WRITES, SendError, Writes},
 };
 
@@ -53,9 +54,16 @@ pub(super) enum Answer {
 /// Why there is no answer.
 pub(super) enum Failed {
     /// It may be tried again.
-    ForNow,
+    ForNow(Setback),
     /// That was it.
     Finally(ProxyError),
+}
+
+/// A dispatch that came to nothing.
+pub(super) struct Setback {
+    /// Where it went.
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) reason: String,
 }
 
 // === impl Proxy ===
@@ -109,10 +117,10 @@ impl Proxy {
             permit.suspect();
         }
         tracing::debug!(route = %gate.key(), %error, again, "dispatch failed");
-        if again {
-            return Err(Failed::ForNow);
-        }
         let (route, reason) = (gate.key().clone(), error.to_string());
+        if again {
+            return Err(Failed::ForNow(Setback { endpoint: permit.endpoint().clone(), reason }));
+        }
         Err(Failed::Finally(match error {
             SendError::ResponseTimeout { .. } if intercepted.is_some() => {
                 ProxyError::UpstreamTimeout { route, reason }
@@ -130,18 +138,20 @@ impl Proxy {
         pause: Duration,
     ) -> Result<Answer, Failed> {
         const LONGEST: u64 = 4096;
+        const BROKE_OFF: &str = "it broke its answer off";
         if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
             lease.permit.first_byte();
             return Ok(Answer::Stream(response, lease));
         }
         let (head, body) = response.into_parts();
         let route = lease.permit.gate().key().clone();
+        let endpoint = lease.permit.endpoint().clone();
         let Some(Ok(body)) = within(pause, body.collect()).await else {
             lease.permit.suspect();
             return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                true => Err(Failed::ForNow),
+                true => Err(Failed::ForNow(Setback { endpoint, reason: BROKE_OFF.into() })),
                 false => {
-                    let reason = "it broke its answer off".into();
+                    let reason = BROKE_OFF.into();
                     Err(Failed::Finally(ProxyError::UpstreamError { route, reason }))
                 }
             };
@@ -156,7 +166,7 @@ impl Proxy {
         // It reached a gateway, but no server.
         sending.writes.0 = sending.writes.0.saturating_sub(1);
         permit.suspect();
-        Err(Failed::ForNow)
+        Err(Failed::ForNow(Setback { endpoint, reason: "a gateway said that it has no endpoint".into() }))
     }
 
     /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.

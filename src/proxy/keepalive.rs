@@ -26,6 +26,7 @@ use crate::{
     admission::{Gate, Permit},
     domain::KeepaliveMode,
     error::ProxyError,
+    history::{Event, Story},
     hold::Spot,
     openai::{self, Shape},
 };
@@ -51,6 +52,7 @@ pub struct Progress {
     shape: Shape,
     model: Option<Box<str>>,
     id: HeaderValue,
+    story: Arc<Story>,
     spot: Mutex<Option<Spot<Permit>>>,
 }
 
@@ -118,8 +120,9 @@ impl Progress {
         shape: Shape,
         model: Option<Box<str>>,
         id: HeaderValue,
+        story: Arc<Story>,
     ) -> Arc<Self> {
-        Arc::new(Self { gate, since, shape, model, id, spot: Mutex::default() })
+        Arc::new(Self { gate, since, shape, model, id, story, spot: Mutex::default() })
     }
 
     /// It waits there now, or nowhere.
@@ -151,6 +154,7 @@ impl Progress {
     }
 
     fn beat(&self, heartbeat: Heartbeat) -> Bytes {
+        self.story.beat();
         let comment = || openai::sse_comment(&self.describe());
         match heartbeat {
             Heartbeat::Comment => comment(),
@@ -185,6 +189,7 @@ impl KeptAlive {
         interval: Duration,
         progress: Arc<Progress>,
     ) -> Response<Body> {
+        progress.story.happens(Event::EarlyAnswer);
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let kept = Self { state: State::Waiting(waiting), heartbeat, progress: progress.clone(), ticks };
