@@ -3,6 +3,7 @@
 mod account;
 mod cluster;
 mod control;
+mod exporting;
 mod obstacles;
 mod routes;
 mod workers;
@@ -33,10 +34,12 @@ use crate::{
     kube::{Cluster, ClusterError, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
+    telemetry::traces::{Export, Traces, TracesError},
 };
 pub use account::Account;
 use cluster::Watching;
 use control::Control;
+use exporting::Exporting;
 use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
@@ -51,6 +54,8 @@ pub enum StartError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Traces(#[from] TracesError),
 }
 
 /// Everything is bound, nothing runs yet.
@@ -73,6 +78,7 @@ pub struct Bound {
     cold_start_metrics: ColdStartMetrics,
     options: scaler::Options,
     cluster: Option<Cluster>,
+    export: Option<Export>,
     obstacles: Option<Obstacles>,
     /// All routes, of the file and of the cluster.
     routes: watch::Sender<Arc<Vec<Route>>>,
@@ -127,6 +133,13 @@ impl Bound {
         });
         let shared = Shared::new(config.limits);
         shared.history.set_max(config.history.requests);
+        let mut export = None;
+        if let Some(config) = &config.traces {
+            let (traces, exporting) = Traces::to(config)?;
+            // It is new: nobody else has set it.
+            let _ = shared.traces.set(traces);
+            export = Some(exporting);
+        }
         Ok(Self {
             address,
             admin_address,
@@ -142,6 +155,7 @@ impl Bound {
             cold_start_metrics,
             options,
             cluster,
+            export,
             obstacles,
             routes,
         })
@@ -185,6 +199,7 @@ impl Bound {
         }
         self.shared.awaits_routes.store(cluster.is_some(), Ordering::Relaxed);
         let control = self.control.start(self.directory);
+        let exporting = self.export.map(Exporting::start);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
             Arc::new(control.view(self.shared.clone(), cluster.as_ref().map(Watching::view))),
@@ -251,6 +266,10 @@ impl Bound {
         }
         control.stop().await;
         routes.stop().await;
+        // After the last request has ended, and while it can still be seen what became of its spans.
+        if let Some(exporting) = exporting {
+            exporting.stop().await;
+        }
         admin.abort();
         let account = routes.account();
         tracing::info!(

@@ -15,6 +15,7 @@ mod pipeline;
 mod rule;
 mod stream_stall;
 mod table;
+mod traced;
 mod tunnel;
 mod wait;
 

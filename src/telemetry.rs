@@ -6,7 +6,7 @@ mod logs;
 pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
-pub use histogram::{BUCKETS, Histogram, Summed};
+pub use histogram::{BUCKETS, Histogram, Summed, TraceLabel, exemplar};
 pub use logs::init_logs;
 
 use std::cell::Cell;

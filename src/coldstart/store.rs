@@ -6,10 +6,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{ColdStart, ColdStartKind, ColdStartOutcome, Estimates};
 use crate::domain::RouteKey;
@@ -34,6 +35,8 @@ pub(super) struct Tally {
 
 struct Ended {
     record: ColdStart,
+    /// On our clock.
+    began: Instant,
     tally: Arc<Tally>,
 }
 
@@ -60,18 +63,28 @@ impl ColdStarts {
         ended.iter().rev().filter(of_route).take(limit).map(|ended| ended.record()).collect()
     }
 
+    /// Those of a route that ended after `from`, in order, and when they began.
+    pub(super) fn since(&self, route: &RouteKey, from: Instant) -> Vec<(Instant, ColdStart)> {
+        let ended = self.ended.lock();
+        let of_route = ended.iter().rev().filter(|ended| ended.record.route == *route);
+        let since = of_route.take_while(|ended| ended.end() >= from);
+        let mut since: Vec<_> = since.map(|ended| (ended.began, ended.record())).collect();
+        since.reverse();
+        since
+    }
+
     /// Changes whenever a cold start ends.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {
+    pub(super) fn end(&self, record: ColdStart, began: Instant, tally: Arc<Tally>) {
         (self.on_end)(&record);
         let mut ended = self.ended.lock();
         if ended.len() == Self::KEPT {
             ended.pop_front();
         }
-        ended.push_back(Arc::new(Ended { record, tally }));
+        ended.push_back(Arc::new(Ended { record, began, tally }));
         drop(ended);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -93,6 +106,10 @@ impl ColdStarts {
 // === impl Ended ===
 
 impl Ended {
+    fn end(&self) -> Instant {
+        self.began + Duration::from_secs_f64(self.record.total_ms.max(0.0) / 1e3)
+    }
+
     fn record(&self) -> ColdStart {
         let mut record = self.record.clone();
         self.tally.write_to(&mut record);

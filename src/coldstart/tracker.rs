@@ -63,6 +63,7 @@ struct Active {
     hindrance: Option<Arc<str>>,
     request_id: Option<Arc<str>>,
     trace_id: Option<Arc<str>>,
+    is_traced: bool,
 }
 
 #[derive(Default)]
@@ -144,6 +145,7 @@ impl Tracker {
                 hindrance: None,
                 request_id: None,
                 trace_id: None,
+                is_traced: false,
             });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
@@ -279,6 +281,13 @@ impl Tracker {
         }
     }
 
+    /// The trace of the request that is answered first is exported, so it can be looked at.
+    pub fn is_traced(&self) {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.is_traced = true;
+        }
+    }
+
     /// The request that is answered first, by its id and its trace.
     pub fn answers(&self, request_id: Option<&str>, trace_id: Option<&str>) {
         if let Some(active) = self.active.lock().as_mut() {
@@ -326,7 +335,7 @@ impl Tracker {
             record.last_lines = last_lines;
         }
         let kind = record.kind;
-        self.store.end(record, tally);
+        self.store.end(record, active.began, tally);
         self.estimate_anew(kind);
     }
 
@@ -340,6 +349,21 @@ impl Tracker {
         let tally = self.tally.lock().clone();
         let active = self.active.lock();
         active.as_ref().map(|active| self.record(active, &tally, Some(Instant::now())))
+    }
+
+    /// The cold starts that had not ended at `from` and had begun by `to`, in order, as far as they are, with when they
+    /// began.
+    pub fn during(&self, from: Instant, to: Instant) -> Vec<(Instant, ColdStart)> {
+        let running = {
+            let tally = self.tally.lock().clone();
+            let active = self.active.lock();
+            active.as_ref().map(|active| (active.began, self.record(active, &tally, Some(Instant::now()))))
+        };
+        // Afterwards, so that one that ends meanwhile is not missed; then it may be there twice.
+        let mut all = self.store.since(&self.route, from);
+        all.extend(running.filter(|(_, running)| all.iter().all(|(_, ended)| ended.id != running.id)));
+        all.retain(|(began, _)| *began <= to);
+        all
     }
 
     /// The phase that runs now, and since when the cold start does. None once it has been answered: whoever waits then
@@ -398,6 +422,7 @@ impl Tracker {
             node: pod.and_then(|pod| pod.node.clone()),
             request_id: active.request_id.clone(),
             trace_id: active.trace_id.clone(),
+            is_traced: active.is_traced,
             ..ColdStart::default()
         };
         record.set_totals();

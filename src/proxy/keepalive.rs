@@ -21,6 +21,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::{
     body::{Body, BodyError},
     exchange::Exchange,
+    traced::Early,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -53,6 +54,7 @@ pub struct Progress {
     model: Option<Box<str>>,
     id: HeaderValue,
     story: Arc<Story>,
+    early: Option<Early>,
     spot: Mutex<Option<Spot<Permit>>>,
 }
 
@@ -121,8 +123,9 @@ impl Progress {
         model: Option<Box<str>>,
         id: HeaderValue,
         story: Arc<Story>,
+        early: Option<Early>,
     ) -> Arc<Self> {
-        Arc::new(Self { gate, since, shape, model, id, story, spot: Mutex::default() })
+        Arc::new(Self { gate, since, shape, model, id, story, early, spot: Mutex::default() })
     }
 
     /// It waits there now, or nowhere.
@@ -190,6 +193,9 @@ impl KeptAlive {
         progress: Arc<Progress>,
     ) -> Response<Body> {
         progress.story.happens(Event::EarlyAnswer);
+        if let Some(early) = &progress.early {
+            let _ = early.set(Instant::now());
+        }
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let kept = Self { state: State::Waiting(waiting), heartbeat, progress: progress.clone(), ticks };

@@ -49,7 +49,7 @@ pub struct Traced {
 /// What a request is doing.
 enum Open {
     Hold(Span),
-    Dispatch(Span),
+    Attempt(Span),
 }
 
 /// How a request ended, for its span.
@@ -67,7 +67,12 @@ pub(super) struct Ending<'a> {
 impl Traced {
     /// Begins the trace of a request, or goes on with the one that it is part of. Whether or not it is exported, its
     /// `traceparent` says from now on which one that is; what came as one and is none is gone.
-    pub(super) fn begin<B>(traces: &Arc<Traces>, client: &Client, request: &mut Request<B>) -> Slot {
+    pub(super) fn begin<B>(
+        traces: &Arc<Traces>,
+        client: &Client,
+        request: &mut Request<B>,
+        started: Instant,
+    ) -> Slot {
         let headers = request.headers();
         let context = match parent(headers) {
             Some(parent) if !parent.is_sampled() => return None,
@@ -78,10 +83,9 @@ impl Traced {
                 context
             }
         };
-        let clock = Clock::now();
         let is_new = context.parent == 0;
         let is_sampled = context.flags & 1 != 0;
-        let server = is_sampled.then(|| describe::server(client, request, clock.at()));
+        let server = is_sampled.then(|| describe::server(client, request, started));
         if is_new {
             let id = server.as_ref().map_or_else(|| fastrand::u64(1..), |server| server.id);
             let headers = request.headers_mut();
@@ -92,7 +96,7 @@ impl Traced {
         Some(Box::new(Self {
             traces: traces.clone(),
             context,
-            clock,
+            clock: Clock::now(),
             server: server?,
             open: None,
             done: Vec::new(),
@@ -133,9 +137,9 @@ impl Traced {
     }
 
     /// It is held no more.
-    pub(super) fn end_hold(&mut self) {
+    pub(super) fn end_hold(&mut self, end: Instant) {
         if let Some(Open::Hold(_)) = self.open {
-            self.close(Instant::now());
+            self.close(end);
         }
     }
 
@@ -145,7 +149,7 @@ impl Traced {
     }
 
     /// It is sent: its endpoint learns that its own work is part of this attempt.
-    pub(super) fn dispatch(&mut self, endpoint: &Endpoint, head: &mut request::Parts) {
+    pub(super) fn attempt(&mut self, endpoint: &Endpoint, head: &mut request::Parts) {
         let now = Instant::now();
         self.close(now);
         let mut span = describe::attempt(endpoint.address(), head, self.server.id, now);
@@ -155,12 +159,12 @@ impl Traced {
         }
         self.sent = self.sent.saturating_add(1);
         set_parent(&mut head.headers, &self.context, span.id);
-        self.open = Some(Open::Dispatch(span));
+        self.open = Some(Open::Attempt(span));
     }
 
     /// The head of an answer came.
     pub(super) fn answer_began(&mut self, status: u16) {
-        let Some(Open::Dispatch(span)) = &mut self.open else { return };
+        let Some(Open::Attempt(span)) = &mut self.open else { return };
         span.event(Instant::now(), names::FIRST_BYTE, Vec::new());
         span.set(names::STATUS_CODE, i64::from(status));
         if status >= 400 {
@@ -170,7 +174,7 @@ impl Traced {
 
     /// An attempt came to nothing.
     pub(super) fn attempt_failed(&mut self, why: &'static str) {
-        if let Some(Open::Dispatch(span)) = &mut self.open {
+        if let Some(Open::Attempt(span)) = &mut self.open {
             fail(span, why);
         }
         self.close(Instant::now());
@@ -178,7 +182,7 @@ impl Traced {
 
     /// All of the answer has come, or no more will.
     pub(super) fn end_attempt(&mut self, outcome: Outcome) {
-        let Some(Open::Dispatch(span)) = &mut self.open else { return };
+        let Some(Open::Attempt(span)) = &mut self.open else { return };
         if outcome != Outcome::Completed {
             fail(span, outcome.name());
         }
@@ -186,8 +190,14 @@ impl Traced {
     }
 
     /// It was not admitted.
-    pub(super) fn refused(mut self: Box<Self>, gate: Option<&Gate>, request_id: &HeaderValue, error: &ProxyError) {
+    pub(super) fn refused(
+        mut self: Box<Self>,
+        gate: Option<&Gate>,
+        request_id: &HeaderValue,
+        error: &ProxyError,
+    ) {
         let answer = error.answer();
+        self.server.set(names::REQUEST_ID, text(request_id));
         if let Some(gate) = gate {
             self.server.set(names::ANTEROOM_ROUTE, gate.key().to_string());
         }
@@ -195,15 +205,17 @@ impl Traced {
             self.server.set(names::MODEL, model.to_string());
         }
         self.server.set(names::OUTCOME, answer.code);
-        self.answered(request_id, answer.status.as_u16(), answer.code);
+        self.answered(answer.status.as_u16());
+        if answer.status.is_server_error() {
+            fail(&mut self.server, answer.code);
+        }
     }
 
     /// We answered it ourselves.
-    pub(super) fn answered(&mut self, request_id: &HeaderValue, status: u16, why: impl Into<Value>) {
-        self.server.set(names::REQUEST_ID, text(request_id));
+    pub(super) fn answered(&mut self, status: u16) {
         self.server.set(names::STATUS_CODE, i64::from(status));
         if status >= 500 {
-            fail(&mut self.server, why);
+            fail(&mut self.server, status.to_string());
         }
     }
 
@@ -234,7 +246,7 @@ impl Traced {
         for place in 0..self.done.len() {
             if let Open::Hold(hold) = &mut self.done[place] {
                 let phases = phases::of(gate.cold_starts(), hold);
-                phases.into_iter().for_each(|span| self.keep(Open::Dispatch(span)));
+                phases.into_iter().for_each(|span| self.keep(Open::Attempt(span)));
             }
         }
     }
@@ -272,13 +284,13 @@ impl Drop for Traced {
 impl Open {
     const fn span(&mut self) -> &mut Span {
         match self {
-            Self::Hold(span) | Self::Dispatch(span) => span,
+            Self::Hold(span) | Self::Attempt(span) => span,
         }
     }
 
     fn into_span(self) -> Span {
         match self {
-            Self::Hold(span) | Self::Dispatch(span) => span,
+            Self::Hold(span) | Self::Attempt(span) => span,
         }
     }
 }

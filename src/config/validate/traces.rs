@@ -18,7 +18,10 @@ impl Checker<'_> {
                 self.error(&path, "is not the name of a header");
             } else if HeaderValue::from_str(value).is_err() {
                 // Without the value, which may be a secret.
-                self.error(&path, "has a value that no header can have: letters, digits and signs of ASCII only");
+                self.error(
+                    &path,
+                    "has a value that no header can have: letters, digits and signs of ASCII only",
+                );
             }
         }
         if traces.service_name.trim().is_empty() {
@@ -36,12 +39,16 @@ fn collector(endpoint: &str, protocol: TracesProtocol) -> Result<(), String> {
         // Without the value: where a user stands, a password does.
         return Err(format!("has a user in it; credentials belong into `headers`; {example}"));
     }
-    let uri = endpoint.parse::<Uri>().map_err(|error| format!("\"{endpoint}\" is not a URL ({error}); {example}"))?;
+    let uri = endpoint
+        .parse::<Uri>()
+        .map_err(|error| format!("\"{endpoint}\" is not a URL ({error}); {example}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none_or(str::is_empty) {
         return Err(format!("\"{endpoint}\" is not a whole URL; {example}"));
     }
     if protocol == TracesProtocol::Grpc && uri.path_and_query().is_some_and(|path| path != "/") {
-        return Err(format!("\"{endpoint}\" has a path, which gRPC does not know; {example}, or choose `protocol: http`"));
+        return Err(format!(
+            "\"{endpoint}\" has a path, which gRPC does not know; {example}, or choose `protocol: http`"
+        ));
     }
     Ok(())
 }

@@ -99,8 +99,7 @@ fn in_name(method: &Method) -> Cow<'static, str> {
 
 /// The methods of RFC 9110 and RFC 5789: a client decides how many names there are of any other.
 fn known(method: &Method) -> Option<&'static str> {
-    const KNOWN: [&str; 9] =
-        ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
+    const KNOWN: [&str; 9] = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 

@@ -203,7 +203,12 @@ impl<E: Exporter> Export<E> {
         self.untold += count;
         if self.told.is_none_or(|told| told.elapsed() >= TELL) {
             let (endpoint, spans) = (&self.endpoint, std::mem::take(&mut self.untold));
-            tracing::warn!(endpoint, spans, error, "traces cannot be exported, and are lost; requests are not affected");
+            tracing::warn!(
+                endpoint,
+                spans,
+                error,
+                "traces cannot be exported, and are lost; requests are not affected"
+            );
             self.told = Some(Instant::now());
         }
     }

@@ -57,11 +57,6 @@ impl Clock {
         Self { at: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// The moment.
-    pub const fn at(&self) -> Instant {
-        self.at
-    }
-
     /// The wall-clock time of a moment, before or after.
     pub fn wall(&self, at: Instant) -> SystemTime {
         match at.checked_duration_since(self.at) {
