@@ -11,6 +11,7 @@ mod workers;
 use std::{
     io,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -21,12 +22,12 @@ use tokio::{
     sync::{mpsc, watch},
     time::sleep,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{Admin, ColdStartMetrics},
     admission::Directory,
-    coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
+    coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Journal, JournalError},
     config::Config,
     domain::Route,
     drain::{Drain, DrainTimes, Request},
@@ -55,6 +56,8 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error(transparent)]
+    Report(#[from] JournalError),
+    #[error(transparent)]
     Traces(#[from] TracesError),
 }
 
@@ -76,6 +79,7 @@ pub struct Bound {
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     cold_start_metrics: ColdStartMetrics,
+    journal: Option<Journal>,
     options: scaler::Options,
     cluster: Option<Cluster>,
     export: Option<Export>,
@@ -131,6 +135,15 @@ impl Bound {
                 teller.cold_start(cold_start);
             }
         });
+        let journal = match &config.report {
+            Some(report) => {
+                let (journal, records) =
+                    Journal::open(Path::new(&report.dir), report.max_bytes.get(), report.files)?;
+                cold_starts.restore(records);
+                Some(journal)
+            }
+            None => None,
+        };
         let shared = Shared::new(config.limits);
         shared.history.set_max(config.history.requests);
         let mut export = None;
@@ -153,6 +166,7 @@ impl Bound {
             shared,
             cold_starts,
             cold_start_metrics,
+            journal,
             options,
             cluster,
             export,
@@ -180,6 +194,9 @@ impl Bound {
     pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> Account {
         let drain = Drain::default();
         let tasks = TaskTracker::new();
+        let stopped = CancellationToken::new();
+        let journal =
+            self.journal.map(|journal| tokio::spawn(journal.run(self.cold_starts.clone(), stopped.clone())));
         let times =
             DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
         let mut routes = Routes::new(
@@ -271,6 +288,11 @@ impl Bound {
             exporting.stop().await;
         }
         admin.abort();
+        stopped.cancel();
+        if let Some(journal) = journal {
+            // It ends by itself, with the last record on the disk.
+            let _ = journal.await;
+        }
         let account = routes.account();
         tracing::info!(
             admitted = account.admitted,
@@ -334,6 +356,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
         ("scalerTls", running.scaler_tls != new.scaler_tls),
         ("peers", running.peers != new.peers),
         ("kubernetes", running.kubernetes != new.kubernetes),
+        ("report", running.report != new.report),
         ("traces", running.traces != new.traces),
         ("workers", running.workers != new.workers),
         ("log", running.log != new.log),

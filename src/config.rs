@@ -6,6 +6,7 @@ mod describe;
 mod error;
 mod load;
 mod overrides;
+mod report;
 mod schema;
 mod source;
 mod traces;
@@ -22,6 +23,7 @@ pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
 pub use overrides::Overrides;
+pub use report::Report;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -55,6 +57,9 @@ pub struct Config {
     /// The Kubernetes cluster whose routes, pods and ScaledObjects are watched. Without it, none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// Where the records of cold starts are kept. Without it they are in memory alone, the newest of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
     /// Traces of requests. Without it, none are made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traces: Option<Traces>,
@@ -148,6 +153,7 @@ impl Default for Config {
             scaler_tls: None,
             peers: None,
             kubernetes: None,
+            report: None,
             traces: None,
             workers: None,
             drain_delay: Period::from_secs(5),

@@ -35,8 +35,8 @@ pub(super) struct Tally {
 
 struct Ended {
     record: ColdStart,
-    /// On our clock.
-    began: Instant,
+    /// On our clock; one of an earlier process was on another.
+    began: Option<Instant>,
     tally: Arc<Tally>,
 }
 
@@ -56,6 +56,16 @@ impl ColdStarts {
         })
     }
 
+    /// Those of an earlier process, oldest first. The ids go on from theirs.
+    pub fn restore(&self, records: Vec<ColdStart>) {
+        let last = records.iter().map(|record| record.id).max().unwrap_or(0);
+        self.next_id.fetch_max(last + 1, Ordering::Relaxed);
+        let kept = records.len().saturating_sub(Self::KEPT);
+        let records = records.into_iter().skip(kept);
+        let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), began: None, record }));
+        *self.ended.lock() = ended.collect();
+    }
+
     /// The latest that ended, newest first.
     pub fn recent(&self, route: Option<&str>, limit: usize) -> Vec<ColdStart> {
         let ended = self.ended.lock();
@@ -67,8 +77,8 @@ impl ColdStarts {
     pub(super) fn since(&self, route: &RouteKey, from: Instant) -> Vec<(Instant, ColdStart)> {
         let ended = self.ended.lock();
         let of_route = ended.iter().rev().filter(|ended| ended.record.route == *route);
-        let since = of_route.take_while(|ended| ended.end() >= from);
-        let mut since: Vec<_> = since.map(|ended| (ended.began, ended.record())).collect();
+        let since = of_route.take_while(|ended| ended.end().is_some_and(|end| end >= from));
+        let mut since: Vec<_> = since.filter_map(|ended| Some((ended.began?, ended.record()))).collect();
         since.reverse();
         since
     }
@@ -84,7 +94,7 @@ impl ColdStarts {
         if ended.len() == Self::KEPT {
             ended.pop_front();
         }
-        ended.push_back(Arc::new(Ended { record, began, tally }));
+        ended.push_back(Arc::new(Ended { record, began: Some(began), tally }));
         drop(ended);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -106,8 +116,8 @@ impl ColdStarts {
 // === impl Ended ===
 
 impl Ended {
-    fn end(&self) -> Instant {
-        self.began + Duration::from_secs_f64(self.record.total_ms.max(0.0) / 1e3)
+    fn end(&self) -> Option<Instant> {
+        Some(self.began? + Duration::from_secs_f64(self.record.total_ms.max(0.0) / 1e3))
     }
 
     fn record(&self) -> ColdStart {
@@ -120,6 +130,15 @@ impl Ended {
 // === impl Tally ===
 
 impl Tally {
+    fn of(record: &ColdStart) -> Self {
+        Self {
+            held_peak: AtomicU64::new(record.held_peak as u64),
+            released: AtomicU64::new(record.released),
+            failed: AtomicU64::new(record.failed),
+            left: AtomicU64::new(record.left),
+        }
+    }
+
     pub(super) fn write_to(&self, record: &mut ColdStart) {
         record.held_peak = usize::try_from(self.held_peak.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         record.released = self.released.load(Ordering::Relaxed);
