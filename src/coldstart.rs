@@ -15,7 +15,7 @@ pub use crate::domain::{Part, Phase};
 pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use journal::{Journal, JournalError};
 pub use store::ColdStarts;
-pub use tracker::{Leave, Scope, Tracker};
+pub use tracker::{FirstAnswer, Leave, Scope, Tracker};
 
 /// What was done to bring the target up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]

@@ -6,11 +6,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::{ColdStart, ColdStartKind, ColdStartOutcome, Estimates};
 use crate::domain::RouteKey;
@@ -35,8 +34,6 @@ pub(super) struct Tally {
 
 struct Ended {
     record: ColdStart,
-    /// On our clock; one of an earlier process was on another.
-    began: Option<Instant>,
     tally: Arc<Tally>,
 }
 
@@ -62,7 +59,7 @@ impl ColdStarts {
         self.next_id.fetch_max(last + 1, Ordering::Relaxed);
         let kept = records.len().saturating_sub(Self::KEPT);
         let records = records.into_iter().skip(kept);
-        let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), began: None, record }));
+        let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), record }));
         *self.ended.lock() = ended.collect();
     }
 
@@ -73,28 +70,18 @@ impl ColdStarts {
         ended.iter().rev().filter(of_route).take(limit).map(|ended| ended.record()).collect()
     }
 
-    /// Those of a route that ended after `from`, in order, and when they began.
-    pub(super) fn since(&self, route: &RouteKey, from: Instant) -> Vec<(Instant, ColdStart)> {
-        let ended = self.ended.lock();
-        let of_route = ended.iter().rev().filter(|ended| ended.record.route == *route);
-        let since = of_route.take_while(|ended| ended.end().is_some_and(|end| end >= from));
-        let mut since: Vec<_> = since.filter_map(|ended| Some((ended.began?, ended.record()))).collect();
-        since.reverse();
-        since
-    }
-
     /// Changes whenever a cold start ends.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    pub(super) fn end(&self, record: ColdStart, began: Instant, tally: Arc<Tally>) {
+    pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {
         (self.on_end)(&record);
         let mut ended = self.ended.lock();
         if ended.len() == Self::KEPT {
             ended.pop_front();
         }
-        ended.push_back(Arc::new(Ended { record, began: Some(began), tally }));
+        ended.push_back(Arc::new(Ended { record, tally }));
         drop(ended);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -116,10 +103,6 @@ impl ColdStarts {
 // === impl Ended ===
 
 impl Ended {
-    fn end(&self) -> Option<Instant> {
-        Some(self.began? + Duration::from_secs_f64(self.record.total_ms.max(0.0) / 1e3))
-    }
-
     fn record(&self) -> ColdStart {
         let mut record = self.record.clone();
         self.tally.write_to(&mut record);

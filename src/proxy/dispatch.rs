@@ -12,6 +12,7 @@ use super::{
     answers::tell_wait,
     body::{Body, Lease, Relay},
     exchange::Exchange,
+    first_token::TokenWatch,
     forward,
     intake::{Buffered, CutOff, Outgoing, Share, within},
     intercept::Intercepted,
@@ -45,7 +46,7 @@ enum Source {
 
 /// What an endpoint answered.
 pub(super) enum Answer {
-    Stream(Response<Incoming>, Lease),
+    Stream(Response<Incoming>, Lease, Option<Box<TokenWatch>>),
     /// Looked at, and so read to its end.
     Whole(Response<Bytes>),
     /// The last of HTTP on its connection, as was asked for.
@@ -96,7 +97,7 @@ impl Proxy {
                 let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     if intercepted.as_ref().is_some_and(|by| by.upgrade.is_some()) {
-                        lease.permit.first_byte();
+                        TokenWatch::begin(&lease.permit, head, &response);
                         return Ok(Answer::Switched(response, lease));
                     }
                     // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
@@ -104,8 +105,8 @@ impl Proxy {
                     return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
                 }
                 if response.status() != StatusCode::SERVICE_UNAVAILABLE {
-                    lease.permit.first_byte();
-                    return Ok(Answer::Stream(response, lease));
+                    let watch = TokenWatch::begin(&lease.permit, head, &response);
+                    return Ok(Answer::Stream(response, lease, watch));
                 }
                 let looking = self.unavailable(response, lease, sending, timeouts.idle_timeout.get());
                 return Box::pin(looking).await;
@@ -151,8 +152,8 @@ impl Proxy {
         const LONGEST: u64 = 4096;
         const BROKE_OFF: &str = "it broke its answer off";
         if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
-            lease.permit.first_byte();
-            return Ok(Answer::Stream(response, lease));
+            let watch = TokenWatch::begin(&lease.permit, &sending.head, &response);
+            return Ok(Answer::Stream(response, lease, watch));
         }
         let (head, body) = response.into_parts();
         let route = lease.permit.gate().key().clone();
@@ -171,8 +172,9 @@ impl Proxy {
         pool.put_back(connection);
         let body = body.to_bytes();
         if !openai::says_no_endpoint(&head.headers, &body) || !sending.source.is_left() {
-            permit.first_byte();
-            return Ok(Answer::Whole(Response::from_parts(head, body)));
+            let response = Response::from_parts(head, body);
+            TokenWatch::begin(&permit, &sending.head, &response);
+            return Ok(Answer::Whole(response));
         }
         // It reached a gateway, but no server.
         sending.writes.0 = sending.writes.0.saturating_sub(1);
@@ -208,18 +210,22 @@ impl Proxy {
             forward::response(&mut head.headers, request_id);
             exchange.first_byte(head.status.as_u16());
             if let Some(waited) = exchange.waited() {
-                tell_wait(&mut head.headers, waited, upstream.saturating_sub(waited), exchange.is_cold());
+                let upstream = upstream.saturating_sub(waited);
+                tell_wait(&mut head.headers, waited, &exchange.shares(), upstream, exchange.is_cold());
             }
             if let Some(intercepted) = &intercepted {
                 intercepted.tell_cold_start(&mut head.headers, exchange.is_cold());
             }
         };
         match answer {
-            Answer::Stream(response, lease) => {
+            Answer::Stream(response, lease, watch) => {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 let deadline = intercepted.and_then(|by| by.deadline);
-                Response::from_parts(head, Body::Relay(Relay::new(incoming, lease, exchange, deadline)))
+                Response::from_parts(
+                    head,
+                    Body::Relay(Relay::new(incoming, lease, exchange, deadline, watch)),
+                )
             }
             Answer::Switched(mut response, lease) => {
                 let upstream = hyper::upgrade::on(&mut response);

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admission::{Gate, Permit},
-    coldstart::Leave,
+    coldstart::{Leave, Phase},
     error::{Outcome, ProxyError},
     history::{Arrival, Asked, Ending, Event, Story, Why},
     hold::Ticket,
@@ -188,6 +188,22 @@ impl Exchange {
         }
     }
 
+    /// The first token of the answer came by.
+    pub fn first_token(&mut self) {
+        if let Some(story) = &self.story {
+            story.happens(Event::FirstToken);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.first_token(self.started.elapsed());
+        }
+    }
+
+    /// What it was held for, as far as is known now. The rest of its wait was for its turn.
+    pub fn shares(&self) -> Vec<(Phase, Duration)> {
+        let waits = self.story.as_ref().map(|story| story.waits()).unwrap_or_default();
+        self.gate.cold_starts().shares(&waits)
+    }
+
     /// It ended, and how.
     pub fn end(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
@@ -245,7 +261,7 @@ impl Exchange {
         });
         self.gate.counters().held(end, held, traced);
         if let Some(story) = &self.story {
-            story.left_the_queue(holding.since + held, None);
+            story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
         }
     }
 

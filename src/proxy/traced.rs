@@ -7,7 +7,10 @@
 mod describe;
 mod phases;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, request};
 use opentelemetry::Value;
@@ -169,6 +172,14 @@ impl Traced {
         span.set(names::STATUS_CODE, i64::from(status));
         if status >= 400 {
             fail(span, status.to_string());
+        }
+    }
+
+    /// Its first token came, so long after the request.
+    pub(super) fn first_token(&mut self, after: Duration) {
+        self.server.set(names::FIRST_CHUNK, after.as_secs_f64());
+        if let Some(Open::Attempt(span)) = &mut self.open {
+            span.event(Instant::now(), names::FIRST_TOKEN, Vec::new());
         }
     }
 

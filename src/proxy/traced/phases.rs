@@ -16,7 +16,7 @@ use crate::{
 /// request that was sent then, and no part of anybody's waiting.
 pub(super) fn of(tracker: &Tracker, hold: &mut Span) -> Vec<Span> {
     let mut spans = Vec::new();
-    for (began, record) in tracker.during(hold.start, hold.end) {
+    for (began, record) in tracker.last_two() {
         let before = spans.len();
         add(&mut spans, hold, began, &record);
         if spans.len() > before {
@@ -81,7 +81,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        coldstart::{ColdStarts, Part},
+        coldstart::{ColdStarts, FirstAnswer, Part},
         state::PartSeen,
     };
 
@@ -106,7 +106,7 @@ mod tests {
         tracker.ready(None);
         tracker.dispatched();
         second(5).await;
-        tracker.first_byte(false);
+        tracker.first_byte(FirstAnswer::whole);
         began
     }
 
