@@ -194,7 +194,7 @@ impl Exchange {
             story.happens(Event::FirstToken);
         }
         if let Some(trace) = &mut self.trace {
-            trace.first_token(self.started.elapsed());
+            trace.first_token();
         }
     }
 

@@ -7,10 +7,7 @@
 mod describe;
 mod phases;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, request};
 use opentelemetry::Value;
@@ -175,11 +172,12 @@ impl Traced {
         }
     }
 
-    /// Its first token came, so long after the request.
-    pub(super) fn first_token(&mut self, after: Duration) {
-        self.server.set(names::FIRST_CHUNK, after.as_secs_f64());
+    /// Its first token came.
+    pub(super) fn first_token(&mut self) {
+        let now = Instant::now();
+        self.server.set(names::FIRST_CHUNK, (now - self.server.start).as_secs_f64());
         if let Some(Open::Attempt(span)) = &mut self.open {
-            span.event(Instant::now(), names::FIRST_TOKEN, Vec::new());
+            span.event(now, names::FIRST_TOKEN, Vec::new());
         }
     }
 

@@ -22,7 +22,10 @@ impl Tracker {
     /// The cold start that runs, or else the last one, by its id.
     pub fn latest(&self) -> Option<u64> {
         let active = self.active.lock();
-        active.as_ref().map(|active| active.id).or_else(|| self.last.load().as_ref().map(|last| last.record.id))
+        active
+            .as_ref()
+            .map(|active| active.id)
+            .or_else(|| self.last.load().as_ref().map(|last| last.record.id))
     }
 
     /// The cold start that runs, as far as it is, and the last one before it, in order, each with when it began: what a
@@ -30,7 +33,8 @@ impl Tracker {
     pub fn last_two(&self) -> impl Iterator<Item = (Instant, ColdStart)> {
         let active = self.active.lock();
         let tally = self.tally.lock().clone();
-        let now = active.as_ref().map(|active| (active.began, self.record(active, &tally, Some(Instant::now()))));
+        let now =
+            active.as_ref().map(|active| (active.began, self.record(active, &tally, Some(Instant::now()))));
         let last = self.last.load();
         drop(active);
         last.as_ref().map(|last| (last.began, last.record.clone())).into_iter().chain(now)

@@ -1,4 +1,4 @@
-//! What OpenTelemetry's conventions for HTTP (stable) and for generative AI (in development, as of 1.38) ask for.
+//! What OpenTelemetry's conventions for HTTP (stable) and for generative AI (in development) ask for.
 
 use std::borrow::Cow;
 

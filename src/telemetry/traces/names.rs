@@ -85,8 +85,42 @@ pub const FIRST_TOKEN: &str = "anteroom.first_token";
 /// Every event.
 pub const EVENTS: &[&str] = &[EARLY_200, HELD_AGAIN, FELL_BACK, FIRST_BYTE, FIRST_TOKEN];
 
-/// A request waits.
+/// A request is held.
 pub const HOLD: &str = "hold";
 
 /// How the names of the phases begin, and with a second dot those of their parts.
 pub const PHASE: &str = "cold_start";
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+    use crate::domain::{Part, Phase};
+
+    /// What stands first in the rows of the table below a heading, in code quotes.
+    fn first_column(text: &str, heading: &str) -> BTreeSet<String> {
+        let section = text.split(&format!("\n## {heading}\n")).nth(1).expect(heading);
+        let section = section.split("\n## ").next().unwrap_or_default();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+        let cells = rows.filter_map(|row| row.split(" | ").next());
+        let names = cells.flat_map(|cell| cell.split("`, `").map(|name| name.trim_end_matches('`').to_owned()));
+        names.collect()
+    }
+
+    #[test]
+    fn the_document_has_all_of_them_and_no_more() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/traces.md");
+        let text = fs::read_to_string(path).unwrap();
+        let known = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        assert_eq!(first_column(&text, "Attributes"), known(ATTRIBUTES));
+        assert_eq!(first_column(&text, "Events"), known(EVENTS));
+        for phase in Phase::ALL.into_iter().filter(|phase| *phase <= Phase::Dispatch) {
+            assert!(text.contains(&format!("{PHASE}.{}", phase.name())), "{}", phase.name());
+        }
+        for part in Part::ALL {
+            let name = format!("{PHASE}.{}.{}", part.phase().name(), part.name());
+            assert!(text.contains(&name), "{name}");
+        }
+    }
+}
