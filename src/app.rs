@@ -6,6 +6,7 @@ mod control;
 mod exporting;
 mod obstacles;
 mod routes;
+mod told;
 mod workers;
 
 use std::{

@@ -185,13 +185,16 @@ impl Story {
             asked,
             arrived: arrival.arrived,
             arrived_at: SystemTime::now() - arrival.arrived.elapsed(),
-            told: Mutex::default(),
+            // Most are held once, and for long.
+            told: Mutex::new(Told { events: Vec::with_capacity(1), ..Told::default() }),
         }
     }
 
-    /// It waits from `since` on, behind so many others.
+    /// It waits from `since` on, behind so many others, and where it has not just come back: for this.
     pub fn held(&self, since: Instant, ahead: usize, why: Why) {
         let mut told = self.told.lock();
+        let comes_back = matches!(told.events.last(), Some((_, Event::DispatchFailed { .. })));
+        let why = if comes_back { Why::DispatchFailed } else { why };
         told.has_waited = true;
         told.waits_since = Some(since);
         told.happened(self.micros(since), Event::Held { position: ahead + 1, why });

@@ -42,7 +42,7 @@ async fn the_sequence_says_what_happened_and_when() {
     story.dispatched("10.0.0.1:8000");
     advance(Duration::from_millis(5)).await;
     story.dispatch_failed("10.0.0.1:8000", "cannot connect");
-    story.held(Instant::now(), 0, Why::DispatchFailed);
+    story.held(Instant::now(), 0, Why::NothingReady);
     advance(Duration::from_millis(50)).await;
     story.left_the_queue(Instant::now(), None);
     story.dispatched("10.0.0.2:8000");
@@ -130,7 +130,7 @@ async fn what_a_client_says_takes_bounded_room() {
     let story = history.begin(Arrival::new(&"tiny".into(), &long, Instant::now()), Some(asked));
     story.because(&long);
     for _ in 0..1000 {
-        story.held(Instant::now(), 0, Why::DispatchFailed);
+        story.held(Instant::now(), 0, Why::NothingReady);
         story.left_the_queue(Instant::now(), None);
         story.dispatch_failed(&long, &long);
     }
@@ -140,7 +140,7 @@ async fn what_a_client_says_takes_bounded_room() {
     assert_eq!((sequence.events.len(), sequence.left_out), (1 + 24 + 1, 2000 - 24));
     assert_eq!(
         sequence.events[1].event,
-        Event::Held { position: 1, why: Why::DispatchFailed },
+        Event::Held { position: 1, why: Why::NothingReady },
         "the first are kept"
     );
     assert!(history.bytes() < 5 * History::BYTES_EACH, "the longest possible: {}", history.bytes());

@@ -134,11 +134,7 @@ impl Exchange {
     /// It is held from now on.
     pub fn hold(&mut self, ticket: &Ticket<Permit>) {
         let since = ticket.since();
-        let why = match () {
-            () if self.waited().is_some() => Why::DispatchFailed,
-            () if self.gate.target().is_up() => Why::Saturated,
-            () => Why::NothingReady,
-        };
+        let why = if self.gate.target().is_up() { Why::Saturated } else { Why::NothingReady };
         if let Some(story) = &self.story {
             story.held(since, ticket.ahead(), why);
         }

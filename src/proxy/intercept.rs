@@ -154,6 +154,7 @@ impl Proxy {
         permit: Permit,
     ) -> Result<Response<Body>, (Exchange, ProxyError)> {
         let gate = exchange.gate().clone();
+        exchange.tell(&sending.head, None);
         exchange.fell_back();
         gate.counters().fall_back();
         if let Some(intercepted) = &mut sending.intercepted {

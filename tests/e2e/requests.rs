@@ -328,7 +328,10 @@ async fn what_was_tried_in_between_is_told() {
     let mut upstream = Upstream::on(listener, true);
     let proxy = Proxy::tiny(&port.url(), "").await;
     let mut client = proxy.sent(chat("first")).await;
-    upstream.call().await.echo().await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    // What breaks on a connection that was used before is sent over another one, without coming back.
+    call.finish(answer("200 OK", &[("Connection", "close")], "")).await;
     client.response().await;
     let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let request = post_with(
@@ -351,6 +354,7 @@ async fn what_was_tried_in_between_is_told() {
     );
     assert_eq!(story["events"][1]["endpoint"], upstream.address.to_string());
     assert!(!story["events"][1]["reason"].as_str().unwrap().is_empty());
+    assert_eq!(story["events"][2]["why"], "dispatch_failed");
     assert_eq!((&story["path"], &story["model"]), (&CHAT.into(), &"tiny".into()));
     assert_eq!(story["trace_id"], "0af7651916cd43dd8448eb211c80319c");
     assert!(!story.to_string().contains("secret"), "{story}");

@@ -104,7 +104,8 @@ mod tests {
         let section = section.split("\n## ").next().unwrap_or_default();
         let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
         let cells = rows.filter_map(|row| row.split(" | ").next());
-        let names = cells.flat_map(|cell| cell.split("`, `").map(|name| name.trim_end_matches('`').to_owned()));
+        let names =
+            cells.flat_map(|cell| cell.split("`, `").map(|name| name.trim_end_matches('`').to_owned()));
         names.collect()
     }
 

@@ -78,6 +78,7 @@ kubernetes:
   modelRoutes: {{ .Values.kubernetes.modelRoutes }}
   interceptorRoutes: {{ .Values.kubernetes.interceptorRoutes }}
   allowedHosts: {{ include "anteroom.allowedHosts" . }}
+  podLogs: {{ .Values.report.podLogs }}
 {{- with .Values.traces }}
 {{- if .endpoint }}
 traces:
