@@ -94,7 +94,7 @@ impl Load {
     fn replayed(&self, settings: &Settings, seed: u64) -> Replayed {
         let service = Draws::new(!seed, &self.service);
         let drawn = |index: usize| service.of(index as u64, 0);
-        let arrivals: Vec<_> = self.arrivals.iter().enumerate();
+        let arrivals = self.arrivals.iter().enumerate();
         let arrivals: Vec<_> = arrivals
             .map(|(index, (at, known))| Arrival { at: *at, service: known.unwrap_or_else(|| drawn(index)) })
             .collect();
