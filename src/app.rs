@@ -325,13 +325,13 @@ fn warn_of_restart(running: &Config, new: &Config) {
 }
 
 fn log_cold_start(cold_start: &ColdStart) {
-    let phases =
-        cold_start.phases.iter().map(|span| format!("{}={:.0}ms", span.name.name(), span.duration_ms));
+    let phases = cold_start.over().map(|span| format!("{}={:.0}ms", span.name.name(), span.duration_ms));
     let phases = phases.collect::<Vec<_>>().join(" ");
     let outcome = cold_start.outcome.map_or("", ColdStartOutcome::name);
     tracing::info!(
         route = %cold_start.route,
         id = cold_start.id,
+        kind = cold_start.kind.name(),
         outcome,
         total_ms = cold_start.total_ms.round(),
         phases,

@@ -1,34 +1,33 @@
 //! The cold start as a record: one activation, where its time went, and whom it served.
 
+mod estimate;
 mod store;
+mod timeline;
 mod tracker;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::domain::RouteKey;
+pub use crate::domain::{Part, Phase};
+pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use store::ColdStarts;
-pub use tracker::{Leave, Tracker};
+pub use tracker::{Leave, Scope, Tracker};
 
-/// A part of a cold start. The parts follow each other without gap or overlap, so they sum to the total.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+/// What was done to bring the target up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// From the first request until whoever starts the target knows.
-    Signal,
-    /// Until the process runs; of a pod: until it is on a node and has an address.
-    Launch,
-    /// Until it answers its readiness probe.
-    Load,
-    /// Until the first held request is sent.
-    Dispatch,
-    /// Until its answer begins.
-    FirstByte,
+pub enum ColdStartKind {
+    /// It was started.
+    #[default]
+    ColdStart,
+    /// It was asleep, in vLLM's sleep mode, and woken.
+    Wake,
 }
 
 /// How an activation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColdStartOutcome {
     /// A request was answered.
@@ -40,21 +39,33 @@ pub enum ColdStartOutcome {
 }
 
 /// One activation.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct ColdStart {
-    /// Rises with every cold start of this process.
+    /// Rises with every cold start of this process, and of those before it whose records it has.
     pub id: u64,
     /// The route that was woken.
     pub route: RouteKey,
+    /// What was done.
+    #[serde(default)]
+    pub kind: ColdStartKind,
     /// How it ended; absent while it runs.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<ColdStartOutcome>,
     /// Wall-clock time of the first request, RFC 3339.
     pub started_at: String,
-    /// From the first request to the last phase's end, or until now.
+    /// From the first request to the last phase's end, or until now. The phases sum to it.
     pub total_ms: f64,
-    /// What is over, in order.
+    /// What is over, in order, and at last what is not, if the cold start runs or has failed.
     pub phases: Vec<PhaseSpan>,
+    /// From the first request until we might send to the target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub t_actuation_ms: Option<f64>,
+    /// From then until the first token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub t_first_token_ms: Option<f64>,
+    /// Both together: from the first request until the first token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub t_e2e_ms: Option<f64>,
     /// How many requests were held at once at the most.
     pub held_peak: usize,
     /// How many of the held requests were dispatched.
@@ -64,15 +75,27 @@ pub struct ColdStart {
     /// How many of them the client gave up.
     pub left: u64,
     /// Why it failed, or what stood in its way last.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Arc<str>>,
     /// The last lines that the target printed, where we keep its output and it failed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_lines: Vec<String>,
+    /// The pod that was ready first, `namespace/name`; of a cold start that failed: the one that came furthest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Arc<str>>,
+    /// The node of that pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Arc<str>>,
+    /// The request that was answered first, by its `x-request-id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<Arc<str>>,
+    /// The trace of that request, 32 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<Arc<str>>,
 }
 
 /// A phase on the time line of its cold start.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PhaseSpan {
     /// Which.
     pub name: Phase,
@@ -80,31 +103,60 @@ pub struct PhaseSpan {
     pub start_ms: f64,
     /// How long it took.
     pub duration_ms: f64,
+    /// Its end was not seen on our own clock: it may have been up to so much earlier. Absent: it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_ms: Option<f64>,
+    /// It was not over when the cold start failed, or is not yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
+    /// What is known of its inside, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartSpan>,
 }
 
-/// How long cold starts of a route take, by the recent ones that succeeded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Estimate {
-    /// Half of them took no longer until ready.
-    pub median: Duration,
-    /// Nine of ten took no longer until ready.
-    pub p90: Duration,
+/// A part of a phase on the time line of its cold start.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct PartSpan {
+    /// Which.
+    pub name: Part,
+    /// When it began, from the first request.
+    pub start_ms: f64,
+    /// How long it took.
+    pub duration_ms: f64,
 }
 
-// === impl Phase ===
+// === impl ColdStart ===
 
-impl Phase {
-    /// Every phase, in order.
-    pub const ALL: [Self; 5] = [Self::Signal, Self::Launch, Self::Load, Self::Dispatch, Self::FirstByte];
+impl ColdStart {
+    /// A phase, if it is over.
+    pub fn phase(&self, name: Phase) -> Option<&PhaseSpan> {
+        self.over().find(|span| span.name == name)
+    }
 
-    /// Its name in metrics, records and heartbeats.
+    /// The phases that are over, in order.
+    pub fn over(&self) -> impl Iterator<Item = &PhaseSpan> {
+        self.phases.iter().filter(|span| !span.unfinished)
+    }
+
+    /// The totals that others use, from the phases.
+    fn set_totals(&mut self) {
+        let end = |phase| self.phase(phase).map(|span| span.start_ms + span.duration_ms);
+        let ready = end(Phase::Propagate).or_else(|| end(Phase::Load));
+        let token = end(Phase::FirstToken);
+        self.t_actuation_ms = ready;
+        self.t_e2e_ms = token;
+        self.t_first_token_ms = token.zip(ready).map(|(token, ready)| token - ready);
+    }
+}
+
+// === impl ColdStartKind ===
+
+impl ColdStartKind {
+    /// Its name in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Signal => "signal",
-            Self::Launch => "launch",
-            Self::Load => "load",
-            Self::Dispatch => "dispatch",
-            Self::FirstByte => "first_byte",
+            Self::ColdStart => "cold_start",
+            Self::Wake => "wake",
         }
     }
 }
@@ -119,14 +171,5 @@ impl ColdStartOutcome {
             Self::Abandoned => "abandoned",
             Self::Failed => "failed",
         }
-    }
-}
-
-// === impl Estimate ===
-
-impl Estimate {
-    /// What is left after `elapsed`; `None` when this one takes longer than nine of ten did.
-    pub fn left(&self, elapsed: Duration) -> Option<Duration> {
-        [self.median, self.p90].into_iter().find(|usual| *usual > elapsed).map(|usual| usual - elapsed)
     }
 }

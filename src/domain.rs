@@ -5,6 +5,7 @@
 
 mod claim;
 mod intercept;
+mod phase;
 mod policy;
 mod scaling;
 mod units;
@@ -21,6 +22,7 @@ pub use intercept::{
     Intercept, InterceptTimeouts, Overflow, ResponseMode, StaticAnswer, StaticAnswerError, StaticBody,
     StaticRoute,
 };
+pub use phase::{Part, Phase};
 pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
@@ -76,7 +78,7 @@ pub struct Route {
 }
 
 /// Identifies a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct RouteKey(#[schemars(with = "String")] Arc<str>);
 

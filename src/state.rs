@@ -3,6 +3,7 @@
 mod discovery;
 mod obstacle;
 mod scale;
+mod start;
 
 use std::{
     fmt,
@@ -18,6 +19,7 @@ pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Prot
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
+pub use start::{PartSeen, PodStart, Seen, Stamp};
 use tokio::sync::{Notify, watch};
 
 use crate::pick::Load;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     admission::Gate,
-    coldstart::{ColdStart, Phase},
+    coldstart::{ColdStart, Estimates, Phase},
     domain::{ObstacleKind, RouteKey},
     state::{Obstacle, Status},
 };
@@ -33,6 +33,9 @@ pub struct RouteStatus {
     /// The cold start that runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cold_start: Option<ColdStart>,
+    /// How long the next one is likely to take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimates: Option<Arc<Estimates>>,
     /// Held requests.
     pub held: usize,
     /// Bytes of held bodies.
@@ -103,6 +106,7 @@ impl RouteStatus {
             phase: gate.cold_starts().phase().map(|(phase, _)| phase),
             time_left_ms: cold_start.as_ref().and_then(|_| gate.cold_starts().time_left()).map(ms),
             cold_start,
+            estimates: gate.cold_starts().estimates(),
             held: gate.held(),
             held_bytes: gate.held_bytes(),
             oldest_held_ms: gate.oldest_held().map(ms),

@@ -24,6 +24,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct ColdStartMetrics {
     duration: Histograms,
+    actuation: Histograms,
     phases: Histograms,
 }
 
@@ -43,6 +44,7 @@ impl Default for ColdStartMetrics {
         let histogram = || Histogram::new(BUCKETS);
         Self {
             duration: Family::new_with_constructor(histogram),
+            actuation: Family::new_with_constructor(histogram),
             phases: Family::new_with_constructor(histogram),
         }
     }
@@ -53,10 +55,18 @@ impl ColdStartMetrics {
     pub fn record(&self, cold_start: &ColdStart) {
         let route = ("route", cold_start.route.to_string());
         if let Some(outcome) = cold_start.outcome {
-            let labels = vec![route.clone(), ("outcome", outcome.name().into())];
+            let labels = vec![
+                route.clone(),
+                ("outcome", outcome.name().into()),
+                ("kind", cold_start.kind.name().into()),
+            ];
             self.duration.get_or_create(&labels).observe(cold_start.total_ms / 1e3);
         }
-        for span in &cold_start.phases {
+        if let Some(ms) = cold_start.t_actuation_ms {
+            let labels = vec![route.clone(), ("kind", cold_start.kind.name().into())];
+            self.actuation.get_or_create(&labels).observe(ms / 1e3);
+        }
+        for span in cold_start.over() {
             let labels = vec![route.clone(), ("phase", span.name.name().into())];
             self.phases.get_or_create(&labels).observe(span.duration_ms / 1e3);
         }
@@ -72,6 +82,12 @@ pub(super) fn registry(view: Arc<dyn View>, cold_starts: &ColdStartMetrics) -> R
         "How long cold starts took, from the first request to the first byte or the failure",
         Unit::Seconds,
         cold_starts.duration.clone(),
+    );
+    registry.register_with_unit(
+        "cold_start_actuation",
+        "From the first request of a cold start until the target might be sent to",
+        Unit::Seconds,
+        cold_starts.actuation.clone(),
     );
     registry.register_with_unit(
         "cold_start_phase_duration",

@@ -49,7 +49,7 @@ impl Permit {
     pub fn first_byte(&self) {
         // A request that wakes nothing is no part of a cold start.
         if self.kind == Kind::Demand {
-            self.gate.cold_starts.first_byte();
+            self.gate.cold_starts.first_byte(false);
         }
         if self.endpoint.succeeded() {
             self.gate.pump();

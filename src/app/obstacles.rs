@@ -153,8 +153,7 @@ impl Teller {
     /// A cold start has ended.
     pub(super) fn cold_start(&self, cold_start: &ColdStart) {
         let took = cold_start.total_ms / 1e3;
-        let phases =
-            cold_start.phases.iter().map(|span| format!("{} {:.0} ms", span.name.name(), span.duration_ms));
+        let phases = cold_start.over().map(|span| format!("{} {:.0} ms", span.name.name(), span.duration_ms));
         let phases = phases.collect::<Vec<_>>().join(", ");
         let held = cold_start.held_peak;
         let (is_warning, reason, note) = match cold_start.outcome {

@@ -6,13 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{ColdStart, ColdStartOutcome, Estimate, Phase};
+use super::{ColdStart, ColdStartKind, ColdStartOutcome, Estimates};
 use crate::domain::RouteKey;
 
 /// The cold starts of all routes: the recent ones, bounded.
@@ -77,24 +76,17 @@ impl ColdStarts {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// How long cold starts of a route take until ready, by its last 20 that got there.
-    pub(super) fn estimate(&self, route: &RouteKey) -> Option<Estimate> {
-        let mut until_ready: Vec<f64> = {
-            let ended = self.ended.lock();
-            ended
-                .iter()
-                .rev()
-                .filter(|ended| ended.record.route == *route)
-                .filter_map(|ended| ended.ready_ms())
-                .take(20)
-                .collect()
-        };
-        until_ready.sort_by(f64::total_cmp);
-        let rank = |share: f64| {
-            let index = (share * until_ready.len() as f64).ceil() as usize;
-            until_ready.get(index.max(1) - 1).map(|ms| Duration::from_secs_f64(ms / 1e3))
-        };
-        Some(Estimate { median: rank(0.5)?, p90: rank(0.9)? })
+    /// How long cold starts of a route take, by its recent ones of a kind that got ready.
+    pub(super) fn estimates(&self, route: &RouteKey, kind: ColdStartKind) -> Option<Estimates> {
+        let ended = self.ended.lock();
+        let records = ended.iter().rev().map(|ended| &ended.record);
+        let ready = records.filter(|record| {
+            record.route == *route
+                && record.kind == kind
+                && record.outcome != Some(ColdStartOutcome::Failed)
+                && record.t_actuation_ms.is_some()
+        });
+        Estimates::of(&ready.take(Estimates::OF).collect::<Vec<_>>())
     }
 }
 
@@ -105,12 +97,6 @@ impl Ended {
         let mut record = self.record.clone();
         self.tally.write_to(&mut record);
         record
-    }
-
-    fn ready_ms(&self) -> Option<f64> {
-        let loaded = self.record.phases.iter().find(|span| span.name == Phase::Load)?;
-        (self.record.outcome != Some(ColdStartOutcome::Failed))
-            .then_some(loaded.start_ms + loaded.duration_ms)
     }
 }
 

@@ -8,11 +8,17 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{ColdStart, ColdStartOutcome, ColdStarts, Estimate, Phase, PhaseSpan, store::Tally};
-use crate::domain::RouteKey;
+use super::{
+    ColdStart, ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::Tally, timeline::Known,
+};
+use crate::{
+    domain::RouteKey,
+    state::{PartSeen, PodStart, Seen},
+};
 
 /// The cold starts of one route: at most one at a time.
 pub struct Tracker {
@@ -28,6 +34,22 @@ pub struct Tracker {
     /// How many activations made the target ready: a held request that saw this rise was held by a cold start.
     activations: AtomicU64,
     tally: Mutex<Arc<Tally>>,
+    /// What others say; some of it comes before it is known that a cold start runs.
+    observed: Mutex<Observed>,
+    /// By kind.
+    estimates: [ArcSwapOption<Estimates>; 2],
+}
+
+/// Which phases a target has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Somebody else brings it up, out of our sight.
+    #[default]
+    Url,
+    /// A process of ours.
+    Process,
+    /// Pods.
+    Cluster,
 }
 
 struct Active {
@@ -35,7 +57,20 @@ struct Active {
     began: Instant,
     wall: SystemTime,
     ends: Vec<(Phase, Instant)>,
+    parts: Vec<PartSeen>,
+    /// Where the first endpoint that was ready is.
+    first: Option<Arc<str>>,
     hindrance: Option<Arc<str>>,
+    request_id: Option<Arc<str>>,
+    trace_id: Option<Arc<str>>,
+}
+
+#[derive(Default)]
+struct Observed {
+    scope: Scope,
+    kind: ColdStartKind,
+    seen: Vec<(Phase, Seen)>,
+    pods: Vec<PodStart>,
 }
 
 /// How a held request left the queue.
@@ -52,9 +87,12 @@ pub enum Leave {
 // === impl Tracker ===
 
 impl Tracker {
+    /// How many pods of a target are looked at.
+    const PODS: usize = 64;
+
     /// The cold starts of `route`, which end up in `store`.
     pub fn new(route: RouteKey, store: Arc<ColdStarts>) -> Self {
-        Self {
+        let tracker = Self {
             route,
             store,
             active: Mutex::default(),
@@ -63,11 +101,31 @@ impl Tracker {
             pushed: Mutex::default(),
             activations: AtomicU64::new(0),
             tally: Mutex::default(),
+            observed: Mutex::default(),
+            estimates: Default::default(),
+        };
+        for kind in [ColdStartKind::ColdStart, ColdStartKind::Wake] {
+            tracker.estimate_anew(kind);
         }
+        tracker
+    }
+
+    /// Which phases there will be.
+    pub fn set_scope(&self, scope: Scope) {
+        self.observed.lock().scope = scope;
+    }
+
+    /// What is done to bring the target up, now and from now on.
+    pub fn set_kind(&self, kind: ColdStartKind) {
+        self.observed.lock().kind = kind;
     }
 
     /// An activation begins; its first request came at `began`. While one runs, this changes nothing.
     pub fn begin(&self, began: Instant, held: usize) {
+        if self.active.lock().as_ref().is_some_and(Active::is_answered) {
+            // Of the last one, only the first token was missing.
+            self.end(ColdStartOutcome::Completed, None, Vec::new());
+        }
         let mut active = self.active.lock();
         if active.is_none() {
             let id = self.store.next_id.fetch_add(1, Ordering::Relaxed);
@@ -76,7 +134,17 @@ impl Tracker {
             // The scaler may have heard of it before we did. A push from before `began` was for something else.
             let pushed = self.pushed.lock().take().filter(|pushed| *pushed >= began);
             ends.extend(pushed.map(|pushed| (Phase::Signal, pushed)));
-            *active = Some(Active { id, began, wall, ends, hindrance: None });
+            *active = Some(Active {
+                id,
+                began,
+                wall,
+                ends,
+                parts: Vec::new(),
+                first: None,
+                hindrance: None,
+                request_id: None,
+                trace_id: None,
+            });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
         }
@@ -131,18 +199,48 @@ impl Tracker {
         }
     }
 
-    /// A phase is over, now. One that is over already, or that a later one has followed, is not reopened.
+    /// A phase is over, now, by our own doing. One that is over already, or that a later one of ours has followed, is not
+    /// reopened.
     pub fn mark(&self, phase: Phase) {
         if let Some(active) = self.active.lock().as_mut() {
             active.mark(phase);
         }
     }
 
-    /// The target is ready: the load is over.
-    pub fn ready(&self) {
+    /// Somebody else has brought a phase to an end, of the target as a whole. The first time in a cold start counts. It
+    /// may come before it is known that one runs.
+    pub fn observe(&self, phase: Phase, seen: Seen) {
+        let began = self.active.lock().as_ref().map(|active| active.began);
+        let mut observed = self.observed.lock();
+        match observed.seen.iter_mut().find(|(known, _)| *known == phase) {
+            Some((_, known)) if began.is_none_or(|began| known.at < began) => *known = seen,
+            Some(_) => {}
+            None => observed.seen.push((phase, seen)),
+        }
+    }
+
+    /// What is known now of the pods of the target, all of them.
+    pub fn observe_pods(&self, pods: impl IntoIterator<Item = PodStart>) {
+        let pods = pods.into_iter().take(Self::PODS).collect();
+        self.observed.lock().pods = pods;
+    }
+
+    /// A part of a phase is over, in the process that we start.
+    pub fn part(&self, part: PartSeen) {
+        if let Some(active) = self.active.lock().as_mut()
+            && active.parts.iter().all(|known| known.part != part.part)
+        {
+            active.parts.push(part);
+        }
+    }
+
+    /// The target is ready at `address`, and may be sent to: the load is over, or, if it was already, what came after it.
+    pub fn ready(&self, address: Option<&str>) {
         let mut active = self.active.lock();
         if let Some(active) = active.as_mut() {
-            active.mark(Phase::Load);
+            let is_loaded = active.ends.iter().any(|(phase, _)| *phase == Phase::Load);
+            active.mark(if is_loaded { Phase::Propagate } else { Phase::Load });
+            active.first = address.map(Into::into);
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -154,32 +252,57 @@ impl Tracker {
 
     /// A request is sent: the first one after the load ends the dispatch.
     pub fn dispatched(&self) {
-        self.follow(Phase::Load, Phase::Dispatch);
+        self.follow(Phase::is_activation, Phase::Dispatch);
     }
 
-    /// An answer begins: the first one after the dispatch ends the cold start. One that an endpoint from before gives
-    /// does not.
-    pub fn first_byte(&self) {
-        if self.follow(Phase::Dispatch, Phase::FirstByte) {
+    /// An answer begins: the first one after the dispatch ends the cold start, unless it `streams`: then its first token
+    /// does, and whoever gets `true` here is to tell of it. One that an endpoint from before gives ends nothing.
+    pub fn first_byte(&self, streams: bool) -> bool {
+        let is_first = self.follow(|last| last == Phase::Dispatch, Phase::FirstByte);
+        if is_first && !streams {
+            self.end(ColdStartOutcome::Completed, None, Vec::new());
+        }
+        is_first && streams
+    }
+
+    /// The first token of the answer that is waited for.
+    pub fn first_token(&self) {
+        if self.follow(|last| last == Phase::FirstByte, Phase::FirstToken) {
+            self.ends_without_token();
+        }
+    }
+
+    /// The answer whose first token is waited for has ended.
+    pub fn ends_without_token(&self) {
+        if self.active.lock().as_ref().is_some_and(Active::is_answered) {
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// Ends `phase` if the one that ended last is `last`. Every warm request asks, so this costs one load.
-    fn follow(&self, last: Phase, phase: Phase) -> bool {
+    /// The request that is answered first, by its id and its trace.
+    pub fn answers(&self, request_id: Option<&str>, trace_id: Option<&str>) {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.request_id = request_id.map(Into::into);
+            active.trace_id = trace_id.map(Into::into);
+        }
+    }
+
+    /// Ends `phase` if the one of ours that ended last is right. Every warm request asks, so this costs one load.
+    fn follow(&self, is_right: impl FnOnce(Phase) -> bool, phase: Phase) -> bool {
         if !self.running.load(Ordering::SeqCst) {
             return false;
         }
         let mut active = self.active.lock();
         let Some(active) = active.as_mut() else { return false };
-        let follows = active.ends.last().is_some_and(|(ended, _)| *ended == last);
+        let last = active.ends.last().map(|(ended, _)| *ended).filter(|ended| *ended >= Phase::Load);
+        let follows = last.is_some_and(is_right);
         if follows {
             active.mark(phase);
         }
         follows
     }
 
-    /// The target could not be started.
+    /// The target could not be started, or went away before it answered.
     pub fn failed(&self, reason: Arc<str>, last_lines: Vec<String>) {
         self.end(ColdStartOutcome::Failed, Some(reason), last_lines);
     }
@@ -192,13 +315,19 @@ impl Tracker {
             self.running.store(false, Ordering::SeqCst);
             ended
         };
+        // Whatever happens to the rest of an answer, it was one.
+        let outcome = if active.is_answered() { ColdStartOutcome::Completed } else { outcome };
+        let is_failed = outcome == ColdStartOutcome::Failed;
         let tally = self.tally.lock().clone();
-        let mut record =
-            active.record(&self.route, &tally, (outcome == ColdStartOutcome::Failed).then(Instant::now));
+        let mut record = self.record(&active, &tally, is_failed.then(Instant::now));
         record.outcome = Some(outcome);
-        record.reason = reason.or(record.reason);
-        record.last_lines = last_lines;
+        if is_failed {
+            record.reason = reason.or(record.reason);
+            record.last_lines = last_lines;
+        }
+        let kind = record.kind;
         self.store.end(record, tally);
+        self.estimate_anew(kind);
     }
 
     /// How many activations have made the target ready.
@@ -209,27 +338,71 @@ impl Tracker {
     /// The cold start that runs now, as far as it is.
     pub fn current(&self) -> Option<ColdStart> {
         let tally = self.tally.lock().clone();
-        self.active.lock().as_ref().map(|active| active.record(&self.route, &tally, Some(Instant::now())))
+        let active = self.active.lock();
+        active.as_ref().map(|active| self.record(active, &tally, Some(Instant::now())))
     }
 
-    /// The phase that runs now, and since when the cold start does.
+    /// The phase that runs now, and since when the cold start does. None once it has been answered: whoever waits then
+    /// waits for their turn.
     pub fn phase(&self) -> Option<(Phase, Duration)> {
+        if !self.running.load(Ordering::SeqCst) {
+            return None;
+        }
         let active = self.active.lock();
-        let active = active.as_ref()?;
-        let last = active.ends.last().map(|(phase, _)| *phase);
-        let phase = Phase::ALL.into_iter().find(|phase| last.is_none_or(|last| *phase > last))?;
+        let active = active.as_ref().filter(|active| !active.is_answered())?;
+        let (phase, _) = active.running(&self.observed.lock());
         Some((phase, active.began.elapsed()))
     }
 
-    /// How long cold starts of this route take.
-    pub fn estimate(&self) -> Option<Estimate> {
-        self.store.estimate(&self.route)
+    /// How long cold starts of this route take, of the kind that would be the next.
+    pub fn estimates(&self) -> Option<Arc<Estimates>> {
+        let kind = self.observed.lock().kind;
+        self.estimates[kind as usize].load_full()
     }
 
-    /// What is left until ready, as far as history tells.
+    fn estimate_anew(&self, kind: ColdStartKind) {
+        self.estimates[kind as usize].store(self.store.estimates(&self.route, kind).map(Arc::new));
+    }
+
+    /// What is left until ready, as far as history tells; if nothing runs: of the whole.
     pub fn time_left(&self) -> Option<Duration> {
-        let elapsed = self.phase().map_or(Duration::ZERO, |(_, elapsed)| elapsed);
-        self.estimate()?.left(elapsed)
+        let estimates = self.estimates()?;
+        let active = self.active.lock();
+        match active.as_ref() {
+            Some(active) => {
+                let (phase, since) = active.running(&self.observed.lock());
+                estimates.left(phase, since.elapsed())
+            }
+            None => estimates.until_ready.left(Duration::ZERO),
+        }
+    }
+
+    fn record(&self, active: &Active, tally: &Tally, until: Option<Instant>) -> ColdStart {
+        let observed = self.observed.lock();
+        let pod = observed.pod(active);
+        let known = Known {
+            running: until.map(|until| (active.running(&observed).0, until)),
+            ..active.known(&observed, pod)
+        };
+        let phases = known.spans();
+        let mut record = ColdStart {
+            id: active.id,
+            route: self.route.clone(),
+            kind: observed.kind,
+            outcome: None,
+            started_at: humantime::format_rfc3339_millis(active.wall).to_string(),
+            total_ms: phases.last().map_or(0.0, |last| last.start_ms + last.duration_ms),
+            phases,
+            reason: active.hindrance.clone(),
+            pod: pod.map(|pod| pod.name.clone()),
+            node: pod.and_then(|pod| pod.node.clone()),
+            request_id: active.request_id.clone(),
+            trace_id: active.trace_id.clone(),
+            ..ColdStart::default()
+        };
+        record.set_totals();
+        tally.write_to(&mut record);
+        record
     }
 }
 
@@ -242,161 +415,63 @@ impl Active {
         }
     }
 
-    fn record(&self, route: &RouteKey, tally: &Tally, until: Option<Instant>) -> ColdStart {
-        let ms = |since: Instant, until: Instant| (until - since).as_secs_f64() * 1e3;
-        let mut start = self.began;
-        let phases = self.ends.iter().map(|(name, end)| {
-            let span =
-                PhaseSpan { name: *name, start_ms: ms(self.began, start), duration_ms: ms(start, *end) };
-            start = *end;
-            span
-        });
-        let phases: Vec<_> = phases.collect();
-        let until = until.unwrap_or(start);
-        let mut record = ColdStart {
-            id: self.id,
-            route: route.clone(),
-            outcome: None,
-            started_at: humantime::format_rfc3339_millis(self.wall).to_string(),
-            total_ms: ms(self.began, until),
-            phases,
-            held_peak: 0,
-            released: 0,
-            failed: 0,
-            left: 0,
-            reason: self.hindrance.clone(),
-            last_lines: Vec::new(),
+    /// Whether an answer has begun, of which only the first token may come yet.
+    fn is_answered(&self) -> bool {
+        self.ends.last().is_some_and(|(last, _)| *last >= Phase::FirstByte)
+    }
+
+    fn known<'a>(&'a self, observed: &'a Observed, pod: Option<&'a PodStart>) -> Known<'a> {
+        let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
+        let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen)).collect();
+        let parts = self.parts.iter().chain(pod.into_iter().flat_map(|pod| &pod.parts)).collect();
+        Known { began: self.began, wall: self.wall, ours: &self.ends, seen, parts, running: None }
+    }
+
+    /// The phase that runs, and since when.
+    fn running(&self, observed: &Observed) -> (Phase, Instant) {
+        let pod = observed.pod(self);
+        let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
+        let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen.at));
+        let over = seen.filter(|(_, at)| *at >= self.began).chain(self.ends.iter().copied());
+        let (last, since) =
+            over.max_by_key(|(phase, _)| *phase).map_or((None, self.began), |(last, at)| (Some(last), at));
+        let is_pulling = pod.is_some_and(|pod| pod.is_pulling);
+        let mut to_come = Phase::ALL.into_iter().filter(|phase| last.is_none_or(|last| *phase > last));
+        let next = to_come.find(|phase| observed.scope.has(*phase) && (*phase != Phase::Pull || is_pulling));
+        (next.unwrap_or(Phase::FirstToken), since)
+    }
+}
+
+// === impl Observed ===
+
+impl Observed {
+    /// The pod that is told of: that of the endpoint which was ready first, or else the one that has come furthest.
+    fn pod(&self, active: &Active) -> Option<&PodStart> {
+        if let Some(first) = &active.first {
+            return self.pods.iter().find(|pod| pod.address.as_ref() == Some(first));
+        }
+        let furthest = |pod: &&PodStart| {
+            let of_this = pod.moments.iter().filter(|(_, seen)| seen.at >= active.began);
+            of_this.map(|(phase, _)| *phase).max()
         };
-        tally.write_to(&mut record);
-        record
+        self.pods.iter().filter(|pod| furthest(pod).is_some()).max_by_key(furthest)
+    }
+}
+
+// === impl Scope ===
+
+impl Scope {
+    /// Whether a target of this kind has such a phase.
+    fn has(self, phase: Phase) -> bool {
+        match phase {
+            Phase::Scale | Phase::Create | Phase::Schedule | Phase::Pull | Phase::Propagate => {
+                self == Self::Cluster
+            }
+            Phase::Start => self != Self::Url,
+            _ => true,
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::time::advance;
-
-    use super::*;
-
-    fn tracker() -> (Arc<ColdStarts>, Tracker) {
-        let store = ColdStarts::new(|_| {});
-        (store.clone(), Tracker::new("tiny".into(), store))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn phases_follow_each_other_and_sum_to_the_total() {
-        let (store, tracker) = tracker();
-        tracker.begin(Instant::now(), 1);
-        for (phase, ms) in
-            [(Phase::Signal, 1), (Phase::Launch, 20), (Phase::Load, 3000), (Phase::Dispatch, 2)]
-        {
-            advance(Duration::from_millis(ms)).await;
-            tracker.mark(phase);
-        }
-        tracker.mark(Phase::Launch);
-        tracker.held(8);
-        tracker.leave(Leave::Released);
-        advance(Duration::from_millis(50)).await;
-        tracker.first_byte();
-        tracker.leave(Leave::Released);
-        let [record] = store.recent(Some("tiny"), 10).try_into().unwrap();
-        assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
-        assert_eq!(record.total_ms, 3073.0, "1 + 20 + 3000 + 2 + 50");
-        assert_eq!(record.phases.iter().map(|span| span.duration_ms).sum::<f64>(), record.total_ms);
-        assert_eq!(
-            record.phases.iter().map(|span| span.start_ms).collect::<Vec<_>>(),
-            [0.0, 1.0, 21.0, 3021.0, 3023.0]
-        );
-        assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
-        assert_eq!(tracker.estimate().map(|estimate| estimate.median), Some(Duration::from_millis(3021)));
-        assert!(tracker.current().is_none());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_push_ends_the_signal_whether_it_comes_before_or_after_the_beginning() {
-        let (store, tracker) = tracker();
-        tracker.await_push(true);
-        // One that was for an earlier demand.
-        tracker.pushed();
-        advance(Duration::from_secs(9)).await;
-        let began = Instant::now();
-        for (push_first, signal) in [(false, None), (true, Some(3.0)), (false, Some(5.0))] {
-            let began = if signal.is_some() { Instant::now() } else { began };
-            if push_first {
-                advance(Duration::from_millis(3)).await;
-                tracker.pushed();
-            }
-            advance(Duration::from_millis(2)).await;
-            tracker.begin(began, 1);
-            tracker.heard();
-            advance(Duration::from_millis(3)).await;
-            if signal.is_some() {
-                tracker.pushed();
-            }
-            tracker.ready();
-            tracker.abandoned();
-            let [record] = store.recent(None, 1).try_into().unwrap();
-            let span = record.phases.iter().find(|span| span.name == Phase::Signal);
-            assert_eq!(span.map(|span| span.duration_ms), signal, "{push_first}");
-            assert_eq!(record.phases.last().map(|span| span.name), Some(Phase::Load));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
-        let (store, tracker) = tracker();
-        tracker.begin(Instant::now(), 1);
-        tracker.mark(Phase::Signal);
-        tracker.first_byte();
-        assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
-        advance(Duration::from_secs(7)).await;
-        tracker.ready();
-        advance(Duration::from_secs(1)).await;
-        tracker.first_byte();
-        assert!(store.recent(None, 10).is_empty(), "nothing has been sent to the new one");
-        tracker.dispatched();
-        tracker.first_byte();
-        let [record] = store.recent(None, 10).try_into().unwrap();
-        assert_eq!((record.outcome, record.total_ms), (Some(ColdStartOutcome::Completed), 8000.0), "7 + 1");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_phase_that_is_not_known_is_absent() {
-        let (store, tracker) = tracker();
-        tracker.begin(Instant::now(), 1);
-        advance(Duration::from_secs(5)).await;
-        tracker.failed("no GPU".into(), vec!["last words".into()]);
-        let [record] = store.recent(None, 10).try_into().unwrap();
-        assert_eq!((record.phases.len(), record.total_ms), (0, 5000.0));
-        assert_eq!(record.reason.as_deref(), Some("no GPU"));
-        assert_eq!(tracker.estimate(), None, "failures tell nothing of how long a start takes");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_estimate_is_the_median_then_the_ninth_of_ten_then_nothing() {
-        let (_, tracker) = tracker();
-        for seconds in 1..=10 {
-            tracker.begin(Instant::now(), 0);
-            advance(Duration::from_secs(seconds)).await;
-            tracker.ready();
-            tracker.abandoned();
-        }
-        let estimate = tracker.estimate().unwrap();
-        assert_eq!((estimate.median.as_secs(), estimate.p90.as_secs()), (5, 9), "ranks 5 and 9 of 10");
-        for (elapsed, left) in [(2, Some(3)), (5, Some(4)), (9, None)] {
-            assert_eq!(estimate.left(Duration::from_secs(elapsed)), left.map(Duration::from_secs));
-        }
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let (store, tracker) = tracker();
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-            for _ in 0..ColdStarts::KEPT + 10 {
-                tracker.begin(Instant::now(), 0);
-                tracker.abandoned();
-            }
-        });
-        assert_eq!(store.recent(None, usize::MAX).len(), ColdStarts::KEPT);
-    }
-}
+mod tests;

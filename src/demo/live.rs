@@ -21,6 +21,10 @@ pub(super) struct Live {
     paint: Paint,
 }
 
+/// The phases of a process.
+const PHASES: [Phase; 6] =
+    [Phase::Signal, Phase::Start, Phase::Load, Phase::Dispatch, Phase::FirstByte, Phase::FirstToken];
+
 /// Rows for all but the requests, the shell's prompt included.
 const OTHER_ROWS: usize = 6;
 
@@ -70,11 +74,10 @@ impl Live {
     /// What is over is in its colour with its time, what runs is bright, what is to come is dim. Where that is too long,
     /// the times are left out: the waterfall has them.
     fn phases(&self, view: &View, width: usize) -> String {
-        let over = view.cold_start.as_ref().map(|record| &record.phases[..]).unwrap_or_default();
         let parts = |times: bool| {
-            Phase::ALL.map(|phase| {
+            PHASES.map(|phase| {
                 let (name, style) = (phase.name(), waterfall::style(phase));
-                match over.iter().find(|span| span.name == phase) {
+                match view.cold_start.as_ref().and_then(|record| record.phase(phase)) {
                     Some(span) if times => (format!("{name} {}", duration(span.duration_ms)), style),
                     Some(_) => (format!("{name} ✓"), style),
                     None if view.phase.is_some_and(|(running, _)| running == phase) => {

@@ -123,15 +123,17 @@ impl Lines {
 
     fn phases(&mut self, view: &View) {
         let Some(cold_start) = &view.cold_start else { return };
-        for span in &cold_start.phases[self.phases.min(cold_start.phases.len())..] {
+        for span in cold_start.over().skip(self.phases) {
             self.phases += 1;
             let end = Duration::from_secs_f64((span.start_ms + span.duration_ms) / 1e3);
             let what = match span.name {
                 Phase::Signal => "nothing is up: the requests are held, and the launcher is told at once",
-                Phase::Launch => "the model server's process runs, and loads",
+                Phase::Start => "the model server's process runs, and loads",
                 Phase::Load => "the model server is ready",
                 Phase::Dispatch => "the held requests are sent to it",
                 Phase::FirstByte => "the first answer begins",
+                // The client tells of the token; the rest is of clusters.
+                _ => continue,
             };
             at(end, what);
         }

@@ -40,11 +40,11 @@ pub(super) fn waterfall(cold_start: &ColdStart, paint: Paint) -> Vec<String> {
 pub(super) const fn style(phase: Phase) -> Style {
     let style = Style::new();
     match phase {
-        Phase::Signal => style.magenta(),
-        Phase::Launch => style.blue(),
+        Phase::Signal | Phase::Scale => style.magenta(),
+        Phase::Create | Phase::Schedule | Phase::Pull | Phase::Start => style.blue(),
         Phase::Load => style.yellow(),
-        Phase::Dispatch => style.cyan(),
-        Phase::FirstByte => style.green(),
+        Phase::Propagate | Phase::Dispatch => style.cyan(),
+        Phase::FirstByte | Phase::FirstToken => style.green(),
     }
 }
 
@@ -109,7 +109,14 @@ mod tests {
     fn record(phases: &[(Phase, f64)]) -> ColdStart {
         let mut start_ms = 0.0;
         let phases = phases.iter().map(|(name, duration_ms)| {
-            let span = PhaseSpan { name: *name, start_ms, duration_ms: *duration_ms };
+            let span = PhaseSpan {
+                name: *name,
+                start_ms,
+                duration_ms: *duration_ms,
+                early_ms: None,
+                unfinished: false,
+                parts: Vec::new(),
+            };
             start_ms += duration_ms;
             span
         });
@@ -118,15 +125,11 @@ mod tests {
             id: 1,
             route: "demo".into(),
             outcome: Some(ColdStartOutcome::Completed),
-            started_at: String::new(),
             total_ms: start_ms,
             phases,
             held_peak: 8,
             released: 8,
-            failed: 0,
-            left: 0,
-            reason: None,
-            last_lines: Vec::new(),
+            ..ColdStart::default()
         }
     }
 
@@ -134,7 +137,7 @@ mod tests {
     fn bars_share_an_axis_and_join() {
         let record = record(&[
             (Phase::Signal, 0.4),
-            (Phase::Launch, 12.0),
+            (Phase::Start, 12.0),
             (Phase::Load, 3000.0),
             (Phase::Dispatch, 0.6),
             (Phase::FirstByte, 287.0),
@@ -144,7 +147,7 @@ mod tests {
             lines.join("\n"),
             "  phase          start     took  share
   signal             0   0.4 ms   <1 %  ▏
-  launch        0.4 ms    12 ms   <1 %  ▏
+  start         0.4 ms    12 ms   <1 %  ▏
   load           12 ms   3.00 s   91 %  █████████████████████████████████
   dispatch      3.01 s   0.6 ms   <1 %                                   ▏
   first_byte    3.01 s   287 ms    9 %                                   ███

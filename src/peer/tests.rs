@@ -357,7 +357,7 @@ async fn a_push_of_another_replica_ends_the_signal_here() {
     sleep(Duration::from_millis(3)).await;
     two.gate.demand().pushed();
     sleep(Duration::from_millis(5)).await;
-    one.gate.cold_starts().ready();
+    one.gate.cold_starts().ready(None);
     one.gate.cold_starts().abandoned();
     let [record] = one.cold_starts.recent(None, 1).try_into().unwrap();
     let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();

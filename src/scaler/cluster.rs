@@ -25,7 +25,6 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    coldstart::Phase,
     domain::{ClusterTarget, Readiness},
     probe::{Answer, Speaks, probe_pod},
     state::{Discovered, DiscoveredEndpoint, Discovery, Endpoint, Protocol, Status, TargetState},
@@ -220,8 +219,6 @@ impl Pods {
     }
 
     fn add(&mut self, keeper: &Arc<Keeper>, key: Key, word: Word) {
-        // It has an address, so it has a node: what is left is its own time.
-        keeper.gate.cold_starts().mark(Phase::Launch);
         let max = keeper.gate.policy().concurrency.max;
         let endpoint = Endpoint::speaking(key.1, &*key.0, max);
         keeper.pods().add(&endpoint);
@@ -266,7 +263,7 @@ impl Keeper {
     fn open(&self, wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) {
         let cold_starts = self.gate.cold_starts();
         if !self.gate.target().is_up() {
-            cold_starts.ready();
+            cold_starts.ready(Some(endpoint.address()));
         }
         wake.open(endpoint, limit);
         if self.gate.requests() == 0 {

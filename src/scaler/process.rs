@@ -108,7 +108,7 @@ impl Launcher {
             Ok(server) => server,
             Err(error) => return self.failed(&error.to_string(), Vec::new()),
         };
-        self.gate().cold_starts().mark(Phase::Launch);
+        self.gate().cold_starts().mark(Phase::Start);
         tracing::info!(route = %self.gate().key(), address = server.address(), "starting");
         match self.load(&mut server).await {
             Load::Ready => self.serve(server).await,

@@ -135,7 +135,7 @@ impl Wake {
 
     /// The activation has succeeded.
     pub(super) fn activated(&self, endpoint: &Endpoint) {
-        self.gate.cold_starts().ready();
+        self.gate.cold_starts().ready(Some(endpoint.address()));
         let ramp_start = self.gate.policy().concurrency.ramp_start;
         self.open(endpoint, Some(ramp_start));
         // Whoever comes from now on finds the target up, so this counts only those that had waited.

@@ -145,7 +145,7 @@ async fn one_activation_serves_all_that_came_meanwhile_and_tells_what_it_was() {
     let mut clients = held_in_order(&proxy, 3).await;
     proxy.starting().await;
     let route = proxy.route("tiny").await;
-    assert_eq!(route["phase"], "launch", "of a url target, the next thing to come is being ready: {route}");
+    assert_eq!(route["phase"], "load", "of a url target, the next thing to come is being ready: {route}");
     assert!(route["held_bytes"].as_u64().unwrap() > 0);
     upstream.wake();
     for _ in 0..3 {

@@ -46,7 +46,7 @@ async fn many_waiters_start_one_server_and_the_record_says_how() {
     let [record] = route.records().try_into().unwrap();
     assert_eq!((record.outcome, record.held_peak), (Some(ColdStartOutcome::Completed), 20));
     let phases: Vec<_> = record.phases.iter().map(|span| span.name.name()).collect();
-    assert_eq!(phases, ["signal", "launch", "load", "dispatch", "first_byte"]);
+    assert_eq!(phases, ["signal", "start", "load", "dispatch", "first_byte"]);
     assert_eq!(route.gate.target().status(), Status::Ready);
     route.end().await;
     assert!(!alive(pids.all()[0]));

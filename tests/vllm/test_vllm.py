@@ -171,7 +171,7 @@ def test_from_zero_and_back_and_again(start):
     assert [each["held_peak"] for each in cold_starts] == [4, 1]
     for each in cold_starts:
         phases = {phase["name"]: phase for phase in each["phases"]}
-        assert list(phases) == ["signal", "launch", "load", "dispatch", "first_byte"]
+        assert list(phases) == ["signal", "start", "load", "dispatch", "first_byte"]
         assert abs(sum(phase["duration_ms"] for phase in each["phases"]) - each["total_ms"]) < 1
         assert phases["load"]["duration_ms"] == max(phase["duration_ms"] for phase in each["phases"])
     keep("ANTEROOM_VLLM_REPORT", json.dumps({"cold_starts": cold_starts}, indent=2))

@@ -242,8 +242,7 @@ async fn a_pod_that_appears_is_asked_at_once_and_a_slow_one_holds_nobody_up() {
     permit.first_byte();
     let [record] = stage.ended().try_into().unwrap();
     let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms.round())).collect();
-    let launch = (Phase::Launch, 1_003.0);
-    assert_eq!(phases[..2], [launch, (Phase::Load, 24.0)], "the first pod was there at 1003; 1027 - 1003");
+    assert_eq!(phases[0], (Phase::Load, 1_027.0), "nothing else is known of the pods here");
 }
 
 #[tokio::test(start_paused = true)]

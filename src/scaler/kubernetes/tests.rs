@@ -116,7 +116,7 @@ async fn the_first_request_scales_to_one_and_the_idle_time_after_the_last_one_to
     assert_eq!(stage.sets(), [1], "at once");
     let cold_starts = stage.gate.cold_starts();
     cold_starts.begin(stage.gate.demand().raised_since().unwrap(), 1);
-    let signal = cold_starts.current().unwrap().phases[0];
+    let signal = cold_starts.current().unwrap().phases[0].clone();
     assert_eq!((signal.name, signal.duration_ms), (Phase::Signal, 0.0), "whoever scales it has done so");
     secs(60).await;
     let _endpoint = stage.come_up();

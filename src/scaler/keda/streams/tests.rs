@@ -212,7 +212,7 @@ async fn the_push_ends_the_signal_of_the_cold_start() {
     advance(Duration::from_millis(7)).await;
     scene.gate.cold_starts().begin(scene.gate.demand().raised_since().unwrap(), 1);
     scene.gate.cold_starts().heard();
-    scene.gate.cold_starts().ready();
+    scene.gate.cold_starts().ready(None);
     scene.gate.cold_starts().abandoned();
     let [record] = scene.cold_starts.recent(None, 1).try_into().unwrap();
     let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();

@@ -1,0 +1,298 @@
+//! The tracker on the paused clock.
+
+use tokio::time::advance;
+
+use super::{super::Part, *};
+use crate::state::Stamp;
+
+fn tracker() -> (Arc<ColdStarts>, Tracker) {
+    let store = ColdStarts::new(|_| {});
+    (store.clone(), Tracker::new("tiny".into(), store))
+}
+
+#[tokio::test(start_paused = true)]
+async fn phases_follow_each_other_and_sum_to_the_total() {
+    let (store, tracker) = tracker();
+    tracker.begin(Instant::now(), 1);
+    for (phase, ms) in [(Phase::Signal, 1), (Phase::Start, 20), (Phase::Load, 3000), (Phase::Dispatch, 2)] {
+        advance(Duration::from_millis(ms)).await;
+        tracker.mark(phase);
+    }
+    tracker.mark(Phase::Start);
+    tracker.held(8);
+    tracker.leave(Leave::Released);
+    advance(Duration::from_millis(50)).await;
+    tracker.first_byte(false);
+    tracker.leave(Leave::Released);
+    let [record] = store.recent(Some("tiny"), 10).try_into().unwrap();
+    assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
+    assert_eq!(record.total_ms, 3073.0, "1 + 20 + 3000 + 2 + 50");
+    assert_eq!(record.phases.iter().map(|span| span.duration_ms).sum::<f64>(), record.total_ms);
+    assert_eq!(
+        record.phases.iter().map(|span| span.start_ms).collect::<Vec<_>>(),
+        [0.0, 1.0, 21.0, 3021.0, 3023.0]
+    );
+    assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
+    assert_eq!(tracker.estimates().map(|all| all.until_ready.median_ms), Some(3021.0));
+    assert!(tracker.current().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_ends_the_signal_whether_it_comes_before_or_after_the_beginning() {
+    let (store, tracker) = tracker();
+    tracker.await_push(true);
+    // One that was for an earlier demand.
+    tracker.pushed();
+    advance(Duration::from_secs(9)).await;
+    let began = Instant::now();
+    for (push_first, signal) in [(false, None), (true, Some(3.0)), (false, Some(5.0))] {
+        let began = if signal.is_some() { Instant::now() } else { began };
+        if push_first {
+            advance(Duration::from_millis(3)).await;
+            tracker.pushed();
+        }
+        advance(Duration::from_millis(2)).await;
+        tracker.begin(began, 1);
+        tracker.heard();
+        advance(Duration::from_millis(3)).await;
+        if signal.is_some() {
+            tracker.pushed();
+        }
+        tracker.ready(None);
+        tracker.abandoned();
+        let [record] = store.recent(None, 1).try_into().unwrap();
+        let span = record.phases.iter().find(|span| span.name == Phase::Signal);
+        assert_eq!(span.map(|span| span.duration_ms), signal, "{push_first}");
+        assert_eq!(record.phases.last().map(|span| span.name), Some(Phase::Load));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
+    let (store, tracker) = tracker();
+    tracker.begin(Instant::now(), 1);
+    tracker.mark(Phase::Signal);
+    tracker.first_byte(false);
+    assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
+    advance(Duration::from_secs(7)).await;
+    tracker.ready(None);
+    advance(Duration::from_secs(1)).await;
+    tracker.first_byte(false);
+    assert!(store.recent(None, 10).is_empty(), "nothing has been sent to the new one");
+    tracker.dispatched();
+    tracker.first_byte(false);
+    let [record] = store.recent(None, 10).try_into().unwrap();
+    assert_eq!((record.outcome, record.total_ms), (Some(ColdStartOutcome::Completed), 8000.0), "7 + 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_says_in_which_phase() {
+    let (store, tracker) = tracker();
+    tracker.set_scope(Scope::Process);
+    tracker.begin(Instant::now(), 1);
+    tracker.heard();
+    advance(Duration::from_secs(5)).await;
+    tracker.failed("no GPU".into(), vec!["last words".into()]);
+    let [record] = store.recent(None, 10).try_into().unwrap();
+    assert_eq!(names(&record), ["signal 0", "start 5000 unfinished"]);
+    assert_eq!((record.total_ms, record.t_actuation_ms), (5000.0, None));
+    assert_eq!(record.reason.as_deref(), Some("no GPU"));
+    assert_eq!(tracker.estimates(), None, "failures tell nothing of how long a start takes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_answer_ends_it_with_its_first_token() {
+    let (store, tracker) = tracker();
+    for (has_token, then) in [(true, 30), (false, 0)] {
+        tracker.begin(Instant::now(), 1);
+        advance(Duration::from_millis(400)).await;
+        tracker.ready(None);
+        tracker.dispatched();
+        advance(Duration::from_millis(20)).await;
+        assert!(tracker.first_byte(true), "its token is waited for");
+        assert!(!tracker.first_byte(true), "that of another one is not");
+        assert!(
+            tracker.current().is_some() && tracker.phase().is_none(),
+            "who waits now waits for their turn"
+        );
+        advance(Duration::from_millis(30)).await;
+        if has_token {
+            tracker.first_token();
+        }
+        tracker.ends_without_token();
+        let record = store.recent(None, 1).remove(0);
+        assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
+        assert_eq!(record.total_ms, f64::from(420 + then));
+        assert_eq!(record.t_actuation_ms, Some(400.0));
+        assert_eq!(
+            (record.t_first_token_ms, record.t_e2e_ms),
+            match has_token {
+                true => (Some(50.0), Some(450.0)),
+                false => (None, None),
+            }
+        );
+    }
+    // One that never comes does not stand in the way of the next.
+    tracker.begin(Instant::now(), 1);
+    tracker.ready(None);
+    tracker.dispatched();
+    tracker.first_byte(true);
+    tracker.failed("the server died".into(), Vec::new());
+    assert_eq!(store.recent(None, 1)[0].outcome, Some(ColdStartOutcome::Completed), "an answer had begun");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pod_that_is_ready_first_is_told_of() {
+    let (store, tracker) = tracker();
+    tracker.set_scope(Scope::Cluster);
+    tracker.await_push(true);
+    let began = Instant::now();
+    advance(Duration::from_millis(2)).await;
+    // Before it is known that it is a cold start.
+    tracker.pushed();
+    advance(Duration::from_millis(8)).await;
+    tracker.observe(Phase::Scale, Seen::now());
+    tracker.begin(began, 1);
+    assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Create));
+    let at = |ms| Seen { at: began + Duration::from_millis(ms), stamp: None };
+    let pod = |name: &str, moments: &[(Phase, u64)]| PodStart {
+        name: name.into(),
+        address: Some(format!("{name}:8000").into()),
+        moments: moments.iter().map(|(phase, ms)| (*phase, at(*ms))).collect(),
+        ..PodStart::default()
+    };
+    let slow =
+        pod("slow", &[(Phase::Create, 20), (Phase::Schedule, 25), (Phase::Pull, 900), (Phase::Start, 950)]);
+    let fast = pod("fast", &[(Phase::Create, 30), (Phase::Schedule, 40), (Phase::Start, 90)]);
+    advance(Duration::from_millis(40)).await;
+    tracker.observe_pods([PodStart {
+        is_pulling: true,
+        ..pod("slow", &[(Phase::Create, 20), (Phase::Schedule, 25)])
+    }]);
+    assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Pull));
+    tracker.observe_pods([pod("slow", &[(Phase::Create, 20), (Phase::Schedule, 25)])]);
+    assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Start), "no image is fetched");
+    advance(Duration::from_millis(950)).await;
+    tracker.observe_pods([slow, fast]);
+    assert_eq!(
+        tracker.current().and_then(|record| record.pod).as_deref(),
+        Some("fast"),
+        "the furthest: two have started"
+    );
+    tracker.mark(Phase::Load);
+    advance(Duration::from_millis(7)).await;
+    tracker.ready(Some("fast:8000"));
+    tracker.dispatched();
+    tracker.first_byte(false);
+    let [record] = store.recent(None, 10).try_into().unwrap();
+    let expected = [
+        "signal 2",
+        "scale 8",
+        "create 20",
+        "schedule 10",
+        "start 50",
+        "load 910",
+        "propagate 7",
+        "dispatch 0",
+        "first_byte 0",
+    ];
+    assert_eq!(names(&record), expected, "2 + 8 + 20 + 10 + 50 + 910 = 1000");
+    assert_eq!((record.total_ms, record.t_actuation_ms), (1007.0, Some(1007.0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_so_before_the_first_request_is_no_part_of_it() {
+    let (store, tracker) = tracker();
+    tracker.set_scope(Scope::Cluster);
+    tracker.observe(Phase::Scale, Seen::now());
+    let created = Seen::now();
+    advance(Duration::from_secs(9)).await;
+    tracker.begin(Instant::now(), 1);
+    tracker.heard();
+    advance(Duration::from_secs(1)).await;
+    let stamp = Stamp {
+        time: SystemTime::now() - Duration::from_secs(3600),
+        resolution: Duration::from_secs(1),
+        clock: "node".into(),
+    };
+    let start = Seen { at: Instant::now(), stamp: Some(stamp) };
+    tracker.observe_pods([PodStart {
+        name: "a".into(),
+        moments: vec![(Phase::Create, created), (Phase::Start, start)],
+        ..PodStart::default()
+    }]);
+    tracker.ready(None);
+    tracker.abandoned();
+    let [record] = store.recent(None, 10).try_into().unwrap();
+    assert_eq!(names(&record), ["signal 0", "load 1000"], "the pod had run for an hour when we saw it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn kinds_are_estimated_apart_and_what_is_left_is_told() {
+    let (_, tracker) = tracker();
+    for (kind, seconds) in [(ColdStartKind::ColdStart, 30), (ColdStartKind::Wake, 1)] {
+        tracker.set_kind(kind);
+        tracker.begin(Instant::now(), 0);
+        tracker.heard();
+        advance(Duration::from_secs(seconds)).await;
+        tracker.ready(None);
+        tracker.abandoned();
+        assert_eq!(
+            tracker.estimates().map(|all| (all.count, all.until_ready.median_ms)),
+            Some((1, seconds as f64 * 1e3))
+        );
+    }
+    tracker.set_kind(ColdStartKind::ColdStart);
+    assert_eq!(tracker.time_left(), Some(Duration::from_secs(30)));
+    tracker.begin(Instant::now(), 0);
+    tracker.heard();
+    advance(Duration::from_secs(20)).await;
+    assert_eq!(tracker.time_left(), Some(Duration::from_secs(10)), "30 - 20");
+    advance(Duration::from_secs(20)).await;
+    assert_eq!(tracker.time_left(), None, "longer than any");
+}
+
+#[tokio::test(start_paused = true)]
+async fn parts_are_within_their_phase() {
+    let (store, tracker) = tracker();
+    tracker.set_scope(Scope::Process);
+    tracker.begin(Instant::now(), 0);
+    tracker.mark(Phase::Signal);
+    advance(Duration::from_secs(1)).await;
+    tracker.mark(Phase::Start);
+    advance(Duration::from_secs(4)).await;
+    let now = Instant::now();
+    let since = |seconds| Some(now - Duration::from_secs(seconds));
+    tracker.part(PartSeen { part: Part::Weights, start: since(9), end: now });
+    tracker.part(PartSeen { part: Part::Weights, start: since(1), end: now });
+    advance(Duration::from_secs(2)).await;
+    tracker.part(PartSeen { part: Part::Warmup, start: None, end: Instant::now() });
+    tracker.ready(None);
+    tracker.abandoned();
+    let [record] = store.recent(None, 10).try_into().unwrap();
+    let parts = record.phase(Phase::Load).unwrap().parts.iter();
+    let parts: Vec<_> = parts.map(|part| (part.name, part.start_ms, part.duration_ms)).collect();
+    assert_eq!(parts, [(Part::Weights, 1000.0, 4000.0), (Part::Warmup, 5000.0, 2000.0)]);
+}
+
+#[test]
+fn memory_is_bounded() {
+    let (store, tracker) = tracker();
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+        for _ in 0..ColdStarts::KEPT + 10 {
+            tracker.begin(Instant::now(), 0);
+            tracker.abandoned();
+        }
+    });
+    assert_eq!(store.recent(None, usize::MAX).len(), ColdStarts::KEPT);
+}
+
+fn names(record: &ColdStart) -> Vec<String> {
+    assert_eq!(record.phases.iter().map(|span| span.duration_ms).sum::<f64>(), record.total_ms);
+    let word = |unfinished| if unfinished { " unfinished" } else { "" };
+    record
+        .phases
+        .iter()
+        .map(|span| format!("{} {}{}", span.name.name(), span.duration_ms, word(span.unfinished)))
+        .collect()
+}
