@@ -10,6 +10,7 @@ mod workers;
 use std::{
     io,
     net::SocketAddr,
+    path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -20,12 +21,12 @@ use tokio::{
     sync::{mpsc, watch},
     time::sleep,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin::{Admin, ColdStartMetrics},
     admission::Directory,
-    coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
+    coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Journal, JournalError},
     config::Config,
     domain::Route,
     drain::{Drain, DrainTimes, Request},
@@ -51,6 +52,8 @@ pub enum StartError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Report(#[from] JournalError),
 }
 
 /// Everything is bound, nothing runs yet.
@@ -71,6 +74,7 @@ pub struct Bound {
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     cold_start_metrics: ColdStartMetrics,
+    journal: Option<Journal>,
     options: scaler::Options,
     cluster: Option<Cluster>,
     obstacles: Option<Obstacles>,
@@ -125,6 +129,15 @@ impl Bound {
                 teller.cold_start(cold_start);
             }
         });
+        let journal = match &config.report {
+            Some(report) => {
+                let (journal, records) =
+                    Journal::open(Path::new(&report.dir), report.max_bytes.get(), report.files)?;
+                cold_starts.restore(records);
+                Some(journal)
+            }
+            None => None,
+        };
         let shared = Shared::new(config.limits);
         Ok(Self {
             address,
@@ -139,6 +152,7 @@ impl Bound {
             shared,
             cold_starts,
             cold_start_metrics,
+            journal,
             options,
             cluster,
             obstacles,
@@ -165,6 +179,9 @@ impl Bound {
     pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> Account {
         let drain = Drain::default();
         let tasks = TaskTracker::new();
+        let stopped = CancellationToken::new();
+        let journal =
+            self.journal.map(|journal| tokio::spawn(journal.run(self.cold_starts.clone(), stopped.clone())));
         let times =
             DrainTimes { delay: self.config.drain_delay.get(), timeout: self.config.drain_timeout.get() };
         let mut routes = Routes::new(
@@ -186,11 +203,13 @@ impl Bound {
         let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            Arc::new(control.view(self.shared.clone(), cluster.as_ref().map(Watching::view))),
+            Arc::new(control.view(self.address, self.shared.clone(), cluster.as_ref().map(Watching::view))),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
+            drain.cut.child_token(),
         );
+        let showing = tokio::spawn(admin.run());
         let admin = tokio::spawn(axum::serve(self.admin, admin.router()).into_future());
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
@@ -249,7 +268,13 @@ impl Bound {
         }
         control.stop().await;
         routes.stop().await;
+        let _ = showing.await;
         admin.abort();
+        stopped.cancel();
+        if let Some(journal) = journal {
+            // It ends by itself, with the last record on the disk.
+            let _ = journal.await;
+        }
         let account = routes.account();
         tracing::info!(
             admitted = account.admitted,
@@ -313,6 +338,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
         ("scalerTls", running.scaler_tls != new.scaler_tls),
         ("peers", running.peers != new.peers),
         ("kubernetes", running.kubernetes != new.kubernetes),
+        ("report", running.report != new.report),
         ("workers", running.workers != new.workers),
         ("log", running.log != new.log),
         ("drainDelay", running.drain_delay != new.drain_delay),

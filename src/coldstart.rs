@@ -1,6 +1,7 @@
 //! The cold start as a record: one activation, where its time went, and whom it served.
 
 mod estimate;
+mod journal;
 mod store;
 mod timeline;
 mod tracker;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::RouteKey;
 pub use crate::domain::{Part, Phase};
 pub use estimate::{Estimate, Estimates, PhaseEstimate};
+pub use journal::{Journal, JournalError};
 pub use store::ColdStarts;
 pub use tracker::{Leave, Scope, Tracker};
 

@@ -6,6 +6,7 @@ mod describe;
 mod error;
 mod load;
 mod overrides;
+mod report;
 mod schema;
 mod source;
 mod validate;
@@ -21,6 +22,7 @@ pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
 pub use overrides::Overrides;
+pub use report::Report;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,9 @@ pub struct Config {
     /// The Kubernetes cluster whose routes, pods and ScaledObjects are watched. Without it, none is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
+    /// Where the records of cold starts are kept. Without it they are in memory alone, the newest of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
@@ -132,6 +137,7 @@ impl Default for Config {
             scaler_tls: None,
             peers: None,
             kubernetes: None,
+            report: None,
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),

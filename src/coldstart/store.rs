@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{ColdStart, ColdStartKind, ColdStartOutcome, Estimates};
-use crate::domain::RouteKey;
+use crate::{domain::RouteKey, telemetry::Pulse};
 
 /// The cold starts of all routes: the recent ones, bounded.
 pub struct ColdStarts {
@@ -21,6 +21,7 @@ pub struct ColdStarts {
     /// Tells the metrics and the log of each that ended.
     on_end: Box<dyn Fn(&ColdStart) + Send + Sync>,
     changed: watch::Sender<u64>,
+    pulse: Pulse,
 }
 
 /// Counts that go on after the record has ended: the last held requests go out later than the first byte comes.
@@ -50,7 +51,18 @@ impl ColdStarts {
             ended: Mutex::default(),
             on_end: Box::new(on_end),
             changed: watch::Sender::new(0),
+            pulse: Pulse::default(),
         })
+    }
+
+    /// Those of an earlier process, oldest first. The ids go on from theirs.
+    pub fn restore(&self, records: Vec<ColdStart>) {
+        let last = records.iter().map(|record| record.id).max().unwrap_or(0);
+        self.next_id.fetch_max(last + 1, Ordering::Relaxed);
+        let kept = records.len().saturating_sub(Self::KEPT);
+        let records = records.into_iter().skip(kept);
+        let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), record }));
+        *self.ended.lock() = ended.collect();
     }
 
     /// The latest that ended, newest first.
@@ -63,6 +75,11 @@ impl ColdStarts {
     /// Changes whenever a cold start ends.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Beats with everything that is shown of routes and their cold starts: all that know of the one know of the other.
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {
@@ -103,6 +120,15 @@ impl Ended {
 // === impl Tally ===
 
 impl Tally {
+    fn of(record: &ColdStart) -> Self {
+        Self {
+            held_peak: AtomicU64::new(record.held_peak as u64),
+            released: AtomicU64::new(record.released),
+            failed: AtomicU64::new(record.failed),
+            left: AtomicU64::new(record.left),
+        }
+    }
+
     pub(super) fn write_to(&self, record: &mut ColdStart) {
         record.held_peak = usize::try_from(self.held_peak.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
         record.released = self.released.load(Ordering::Relaxed);

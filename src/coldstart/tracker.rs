@@ -18,6 +18,7 @@ use super::{
 use crate::{
     domain::RouteKey,
     state::{PartSeen, PodStart, Seen},
+    telemetry::Pulse,
 };
 
 /// The cold starts of one route: at most one at a time.
@@ -150,6 +151,12 @@ impl Tracker {
         }
         drop(active);
         self.held(held);
+        self.pulse().beat();
+    }
+
+    /// Beats with everything that is shown of routes.
+    pub fn pulse(&self) -> &Pulse {
+        self.store.pulse()
     }
 
     /// So many are held now.
@@ -197,6 +204,7 @@ impl Tracker {
             Some(active) => active.mark(Phase::Signal),
             None => *self.pushed.lock() = Some(Instant::now()),
         }
+        self.pulse().beat();
     }
 
     /// A phase is over, now, by our own doing. One that is over already, or that a later one of ours has followed, is not
@@ -205,6 +213,7 @@ impl Tracker {
         if let Some(active) = self.active.lock().as_mut() {
             active.mark(phase);
         }
+        self.pulse().beat();
     }
 
     /// Somebody else has brought a phase to an end, of the target as a whole. The first time in a cold start counts. It
@@ -217,12 +226,14 @@ impl Tracker {
             Some(_) => {}
             None => observed.seen.push((phase, seen)),
         }
+        self.pulse().beat();
     }
 
     /// What is known now of the pods of the target, all of them.
     pub fn observe_pods(&self, pods: impl IntoIterator<Item = PodStart>) {
         let pods = pods.into_iter().take(Self::PODS).collect();
         self.observed.lock().pods = pods;
+        self.pulse().beat();
     }
 
     /// A part of a phase is over, in the process that we start.
@@ -232,6 +243,7 @@ impl Tracker {
         {
             active.parts.push(part);
         }
+        self.pulse().beat();
     }
 
     /// The target is ready at `address`, and may be sent to: the load is over, or, if it was already, what came after it.
@@ -243,6 +255,7 @@ impl Tracker {
             active.first = address.map(Into::into);
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
+        self.pulse().beat();
     }
 
     /// The target is ready, and nobody is left that it could serve.
@@ -298,6 +311,7 @@ impl Tracker {
         let follows = last.is_some_and(is_right);
         if follows {
             active.mark(phase);
+            self.pulse().beat();
         }
         follows
     }
@@ -328,6 +342,7 @@ impl Tracker {
         let kind = record.kind;
         self.store.end(record, tally);
         self.estimate_anew(kind);
+        self.pulse().beat();
     }
 
     /// How many activations have made the target ready.

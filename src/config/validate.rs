@@ -109,6 +109,21 @@ impl Checker<'_> {
         if workers.is_some_and(|workers| workers.get() > 1024) {
             self.error(&root.key("workers"), "must be at most 1024; one per core serves best");
         }
+        if let Some(report) = &self.config.report {
+            let path = root.key("report");
+            if report.dir.is_empty() {
+                self.error(&path.key("dir"), "names no folder; give one that this process may write to");
+            }
+            if report.max_bytes < ByteCount::bytes(64 << 10) {
+                self.error(
+                    &path.key("maxBytes"),
+                    "must be at least 64KiB: a record with its last lines takes some",
+                );
+            }
+            if !(1..=1000).contains(&report.files) {
+                self.error(&path.key("files"), "must be between 1 and 1000");
+            }
+        }
         self.at_most_a_month(&root.key("drainDelay"), *drain_delay);
         self.at_most_a_month(&root.key("drainTimeout"), *drain_timeout);
         if self.config.routes.is_empty() && self.config.kubernetes.is_none() {

@@ -141,6 +141,7 @@ impl Exchange {
             });
         }
         self.gate.counters().held(end, held);
+        self.gate.stirred();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::domain::Period;
+use crate::{bench::http::Base, domain::Period};
 
 /// What settings of a route would have cost, and how long its requests would have waited: a replay of a log.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub struct AdviseArgs {
     pub(super) records: Vec<PathBuf>,
     /// The admin address of a running Anteroom, to ask for its records: http://host:port.
     #[arg(long, value_name = "URL")]
-    pub(super) admin: Option<String>,
+    pub(super) admin: Option<Base>,
     /// Take the records of this route.
     #[arg(long, value_name = "NAME")]
     pub(super) route: Option<String>,

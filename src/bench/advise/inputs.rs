@@ -3,7 +3,10 @@
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
+
+use http::StatusCode;
 
 use super::{
     AdviseError,
@@ -13,6 +16,10 @@ use super::{
     records::Measured,
     synthetic,
 };
+use crate::{bench::http::Base, coldstart::ColdStarts};
+
+/// How long the admin listener may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was read.
 pub(super) struct Inputs {
@@ -133,8 +140,11 @@ async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
         }
     }
     if let Some(admin) = &args.admin {
-        let _ = admin;
-        names.push(admin.clone());
+        let (name, text) = ask(admin).await?;
+        measured
+            .read(&text, args.route.as_deref())
+            .map_err(|reason| AdviseError::Input(format!("{name}: {reason}")))?;
+        names.push(name);
     }
     let names = names.join(", ");
     if measured.routes.len() > 1 {
@@ -152,6 +162,19 @@ async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
         )));
     }
     Ok(measured)
+}
+
+/// What a running Anteroom says of its cold starts, and where.
+async fn ask(admin: &Base) -> Result<(String, String), AdviseError> {
+    let path = format!("/api/v1/cold-starts?limit={}", ColdStarts::KEPT);
+    let name = format!("{admin}{path}");
+    match admin.get(&path, PATIENCE).await {
+        Ok((StatusCode::OK, body)) => Ok((name, String::from_utf8_lossy(&body).into_owned())),
+        Ok((status, _)) => {
+            Err(AdviseError::Input(format!("{name}: {status}; is this the admin address of Anteroom?")))
+        }
+        Err(reason) => Err(AdviseError::Input(format!("{name}: {reason}"))),
+    }
 }
 
 /// The file, or those of the folder that have records.

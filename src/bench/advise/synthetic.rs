@@ -36,7 +36,7 @@ const GOES_ON: u64 = 680_000;
 const LONGEST: usize = 25;
 
 /// A week of a team of twelve: day and night, lunch, two trainings in which everybody begins at once (Tuesday and
-/// Thursday, 14:00), a nightly job on working days (02:30, four at a time), and a weekend that is nearly empty.
+/// Thursday, 14:00), a nightly job on working days (02:30, two at a time), and a weekend that is nearly empty.
 pub fn office_week(seed: u64) -> Trace {
     let mut rng = Rng::new(seed);
     let mut requests = Vec::new();
@@ -89,10 +89,10 @@ fn answer(rng: &mut Rng) -> u64 {
     if rng.chance(100_000) { usual + 10 * SECOND + rng.below(30 * SECOND) } else { usual }
 }
 
-/// 60 documents, four at a time.
+/// 24 documents, two at a time.
 fn job(rng: &mut Rng, begins: u64, requests: &mut Vec<Logged>) {
-    let mut free = [begins; 4];
-    for _ in 0..60 {
+    let mut free = [begins; 2];
+    for _ in 0..24 {
         let Some(next) = free.iter_mut().min() else { return };
         let service = 8 * SECOND + rng.below(12 * SECOND);
         requests.push(Logged { at: MONDAY + i64_of(*next), service: Some(service) });
