@@ -188,3 +188,6 @@ impl Advice<'_> {
         1.0 - figures.gpu_hours.middle / self.always_on.gpu_hours.middle.max(f64::MIN_POSITIVE)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,11 +82,12 @@ fn records(text: &str) -> Result<Vec<Record>, String> {
     // One document, or one a line.
     let values = match serde_json::from_str::<Value>(text) {
         Ok(Value::Array(list)) => list,
-        Ok(value) => match value.get("cycles") {
-            Some(Value::Array(cycles)) => {
+        Ok(value) => match (value.get("cycles"), value.get("cold_starts")) {
+            (Some(Value::Array(cycles)), _) => {
                 let records = cycles.iter().filter_map(|cycle| cycle.get("cold_start"));
                 records.filter(|record| !record.is_null()).cloned().collect()
             }
+            (_, Some(Value::Array(list))) => list.clone(),
             _ => vec![value],
         },
         Err(_) => {
@@ -120,6 +121,7 @@ mod tests {
         for text in [
             format!("{line}\n{actuation}\n\n{failed}\n{wake}\n"),
             format!("[{line},{actuation},{failed},{wake}]"),
+            format!("{{\"cold_starts\":[{line},{actuation},{failed},{wake}]}}"),
             format!(
                 r#"{{"schema":"anteroom.dev/bench/v1","cycles":[{{"cold_start":{line}}},{{"cold_start":{actuation}}},
                    {{"cold_start":null,"error":"x"}},{{"cold_start":{failed}}}]}}"#

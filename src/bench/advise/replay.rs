@@ -280,4 +280,6 @@ impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
 }
 
 #[cfg(test)]
+mod against_proxy;
+#[cfg(test)]
 mod tests;

@@ -288,7 +288,9 @@ fn unknown(advice: &Advice<'_>) -> String {
         line("A whole week: the log is shorter, and a month is taken for a multiple of it.");
     }
     line(
-        "Who gives up sooner than hold.timeout, and who comes back after an error: each request comes once and waits.",
+        "What callers do while they wait. Each request comes when the log says, once: who gives up sooner than hold.timeout,\n    \
+         who tries again, and who asks the next question only after the answer is not known, so more requests meet a\n    \
+         cold start here than would.",
     );
     line(
         "Load: a request takes as long as the log says, however many others its replica has. If the log has waits in its\n    durations, they are counted again.",
