@@ -122,6 +122,13 @@ fn grid(args: &AdviseArgs) -> Result<Grid, AdviseError> {
             args.linger
         ));
     }
+    if is_keda && ms(&args.polling_interval).saturating_mul(2) > linger {
+        return told(format!(
+            "--linger {} is less than two of --polling-interval {}: a poll could fall between two requests, and KEDA would \
+             scale to zero under a trickle of them, which is not replayed",
+            args.linger, args.polling_interval
+        ));
+    }
     let default = if is_keda { vec![0, 1, 2] } else { vec![0] };
     let mut floors = if args.floor.is_empty() { default } else { args.floor.clone() };
     floors.sort_unstable();
