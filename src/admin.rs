@@ -5,6 +5,7 @@ mod dashboard;
 mod events;
 mod live;
 mod metrics;
+mod requests;
 
 use std::{
     net::SocketAddr,
@@ -12,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -20,16 +22,22 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
+    serve::ListenerExt as _,
 };
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::Gate, coldstart::ColdStarts, telemetry::RouteCounters};
+use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
 pub use dashboard::PHASES_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
+
+/// How long a connection may neither answer nor take what it is sent.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What the admin listener reads of the request path, as it is now.
 pub trait View: Send + Sync {
@@ -41,6 +49,8 @@ pub trait View: Send + Sync {
     fn gates(&self) -> Vec<Arc<Gate>>;
     /// What is counted of requests that belong to no route.
     fn unrouted(&self) -> &RouteCounters;
+    /// What happened to recent requests.
+    fn history(&self) -> &History;
     /// Bytes of all request bodies in memory.
     fn buffered_bytes(&self) -> usize;
     /// Whether the routes of the cluster are not known yet.
@@ -99,8 +109,22 @@ impl Admin {
         self.live.clone().run()
     }
 
-    /// The routes of the admin listener.
-    pub fn router(self) -> Router {
+    /// Serves on this listener. Its connections end with whoever opened them, or when they do not answer, or do not take
+    /// what they are sent, for a minute: one that follows the events has one of few places.
+    pub async fn serve(self, listener: TcpListener) {
+        let listener = listener.tap_io(|stream| {
+            let socket = SockRef::from(&*stream);
+            // Neither fails on a connection that lives.
+            let _ = socket
+                .set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6));
+            #[cfg(target_os = "linux")]
+            let _ = socket.set_tcp_user_timeout(Some(SILENCE));
+        });
+        // It accepts until it is dropped.
+        let _ = axum::serve(listener, self.router()).await;
+    }
+
+    fn router(self) -> Router {
         Router::new()
             .route("/", get(dashboard::page))
             .route("/dashboard/{name}", get(dashboard::asset))
@@ -110,6 +134,9 @@ impl Admin {
             .route("/api/v1/routes", get(routes))
             .route("/api/v1/cold-starts", get(cold_starts))
             .route("/api/v1/events", get(events))
+            .route("/api/v1/requests", get(requests::recent))
+            // An id may be anything, also something with a slash.
+            .route("/api/v1/requests/{*request_id}", get(requests::one))
             .with_state(self)
     }
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod control;
 mod obstacles;
 mod routes;
+mod told;
 mod workers;
 
 use std::{
@@ -139,6 +140,7 @@ impl Bound {
             None => None,
         };
         let shared = Shared::new(config.limits);
+        shared.history.set_max(config.history.requests);
         Ok(Self {
             address,
             admin_address,
@@ -210,7 +212,7 @@ impl Bound {
             drain.cut.child_token(),
         );
         let showing = tokio::spawn(admin.run());
-        let admin = tokio::spawn(axum::serve(self.admin, admin.router()).into_future());
+        let admin = tokio::spawn(admin.serve(self.admin));
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
@@ -229,6 +231,7 @@ impl Bound {
                         cluster.set_file(&config.routes);
                     }
                     self.shared.set_limits(config.limits);
+                    self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");

@@ -2,7 +2,10 @@
 
 pub mod advise;
 mod cold_start;
+mod compare;
 mod cost;
+#[cfg(test)]
+mod fixture;
 mod html;
 mod http;
 pub mod results;
@@ -12,4 +15,5 @@ pub mod summary;
 mod table;
 
 pub use cold_start::{ColdStartArgs, run as cold_start};
+pub use compare::{CompareArgs, run as compare};
 pub use cost::{Cost, CostSummary};

@@ -9,6 +9,8 @@ mod support;
 mod bad_input;
 #[path = "e2e/cluster.rs"]
 mod cluster;
+#[path = "e2e/dashboard.rs"]
+mod dashboard;
 #[path = "e2e/drain.rs"]
 mod drain;
 #[path = "e2e/errors.rs"]
@@ -35,10 +37,14 @@ mod reload;
 mod replicas;
 #[path = "e2e/report.rs"]
 mod report;
+#[path = "e2e/requests.rs"]
+mod requests;
 #[path = "e2e/scaler.rs"]
 mod scaler;
 #[path = "e2e/scaler_tls.rs"]
 mod scaler_tls;
+#[path = "e2e/sleep.rs"]
+mod sleep;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]

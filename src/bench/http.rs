@@ -58,6 +58,8 @@ impl FromStr for Base {
         }
         let port = match authority.port() {
             Some(port) => port.as_str().parse().map_err(|_| wrong())?,
+            // What is no port is none.
+            None if authority.as_str().len() > authority.host().len() => return Err(wrong()),
             None => 80,
         };
         Ok(Self { host, port, prefix: prefix.trim_end_matches('/').to_owned() })

@@ -230,3 +230,62 @@ impl OutsideClock {
         Some(Self { client_ms, record_ms, difference_percent: 100.0 * (client_ms - record_ms) / client_ms })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::fixture::{cycle, failed, loads, record, run};
+    use crate::coldstart::Phase;
+
+    #[test]
+    fn a_run_is_read_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.json");
+        let mut written = loads(&[3000.0, 3100.0, 3050.0]);
+        written.cycles.push(failed(4, "exit code 1"));
+        fs::write(&file, serde_json::to_vec(&written).unwrap()).unwrap();
+        assert_eq!(Run::read(&file).unwrap(), written);
+        // Of a later program that writes more.
+        let mut more = serde_json::to_value(&written).unwrap();
+        more["news"] = 1.into();
+        more["cycles"][0]["news"] = 1.into();
+        fs::write(&file, more.to_string()).unwrap();
+        assert_eq!(Run::read(&file).unwrap(), written);
+    }
+
+    #[test]
+    fn a_file_that_is_no_run_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("run.json");
+        let error = Run::read(&file).unwrap_err();
+        assert!(error.starts_with("cannot read ") && error.contains("run.json"), "{error}");
+        for (text, expected) in [
+            ("no", "run.json is not JSON"),
+            ("{}", "has no \"schema\""),
+            (
+                r#"{"schema": "anteroom.dev/bench/v2"}"#,
+                "has the schema anteroom.dev/bench/v2, and this program reads",
+            ),
+            (r#"{"schema": "anteroom.dev/bench/v1"}"#, "missing field `anteroom`"),
+        ] {
+            fs::write(&file, text).unwrap();
+            let error = Run::read(&file).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_record_stands_beside_the_clients_clock() {
+        let mut burst = cycle(1, record(&[(Phase::Load, 998.0)])).requests;
+        let later = Request { sent_ms: 500.0, ttft_ms: Some(400.0), ..burst[0].clone() };
+        burst.push(later);
+        // The second request was sent later, and saw its token first: 900 ms after the first was sent.
+        let record = record(&[(Phase::Load, 891.0)]);
+        let clock = OutsideClock::of(&burst, &record).unwrap();
+        assert_eq!((clock.client_ms, clock.record_ms), (900.0, 891.0));
+        assert!((clock.difference_percent - 1.0).abs() < 1e-9);
+        let tokenless = ColdStart { t_e2e_ms: None, ..record };
+        assert_eq!(OutsideClock::of(&burst, &tokenless), None);
+        assert_eq!(run(Vec::new()).summary.outside_clock_max_percent, None);
+    }
+}

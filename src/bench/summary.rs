@@ -150,3 +150,60 @@ impl Spread {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::bench::fixture::{failed, loads, run};
+
+    #[test]
+    fn rows_stand_in_the_order_of_time_with_what_is_known_inside() {
+        let run = loads(&[3000.0, 3100.0, 3050.0]);
+        let names: Vec<_> = run.summary.rows().map(|row| row.name.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "signal",
+                "start",
+                "load",
+                "load.weights",
+                "first_token",
+                "t_actuation",
+                "t_first_token",
+                "t_e2e",
+                "ttft",
+                "total"
+            ]
+        );
+        let load = run.summary.rows().find(|row| row.name == "load").unwrap();
+        assert_eq!((load.n, load.median_ms, load.min_ms, load.max_ms), (3, 3050.0, 3000.0, 3100.0));
+        // Between the two largest: 3050 + 0.8 × 50.
+        assert!((load.p90_ms - 3090.0).abs() < 1e-6);
+        assert_eq!(load.ci_ms, Some([3000.0, 3100.0]));
+    }
+
+    #[test]
+    fn what_failed_is_counted_and_not_measured() {
+        let mut cycles = loads(&[3000.0]).cycles;
+        cycles.push(failed(2, "exit code 1"));
+        let summary = run(cycles).summary;
+        assert_eq!((summary.cycles, summary.counted, summary.failed), (2, 1, 1));
+        assert_eq!((summary.requests, summary.requests_failed), (2, 1));
+        assert!(summary.rows().all(|row| row.n == 1 && row.ci_ms.is_none()));
+    }
+
+    #[test]
+    fn money_is_seconds_times_the_price() {
+        // 3.60 an hour is 0.001 a second. Cold: start and load, 3.02 s; serving until the client's last byte, 50 + 2 +
+        // 100 ms after ready; idle 1.5 s.
+        let cost = loads(&[3000.0, 3000.0]).summary.cost.unwrap();
+        let close = |found: Option<f64>, expected: f64| {
+            assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}")
+        };
+        close(Some(cost.cold_s), 3.02);
+        close(Some(cost.serving_s), 0.152);
+        close(cost.idle_s, 1.5);
+        close(cost.cold_start_money, 0.00302);
+        close(cost.idle_money, 0.0015);
+        close(cost.cycle_money, 0.004672);
+    }
+}

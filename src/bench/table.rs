@@ -105,7 +105,7 @@ fn table(run: &Run, paint: Paint) -> Vec<String> {
 }
 
 /// What was paid for, in a line or two.
-fn cost(run: &Run) -> Vec<String> {
+pub(super) fn cost(run: &Run) -> Vec<String> {
     let Some(cost) = &run.summary.cost else { return Vec::new() };
     let currency =
         run.settings.currency.as_deref().map_or_else(String::new, |currency| format!(" {currency}"));
@@ -135,7 +135,7 @@ pub(super) fn money(amount: f64) -> String {
 }
 
 /// What went wrong, a line each.
-fn problems(run: &Run) -> Vec<String> {
+pub(super) fn problems(run: &Run) -> Vec<String> {
     let cycles = run.cycles.iter().filter(|cycle| cycle.verdict != Verdict::Cold);
     let mut problems: Vec<_> = cycles
         .map(|cycle| {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::bench::{
-    self, ColdStartArgs,
+    self, ColdStartArgs, CompareArgs,
     advise::{self, AdviseArgs, TraceArgs},
 };
 
@@ -11,9 +11,8 @@ use crate::bench::{
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum BenchCommand {
     ColdStart(Box<ColdStartArgs>),
-    /// What an idle time, a floor and bounds of holding would have cost, and how long requests would have waited.
+    Compare(CompareArgs),
     Advise(Box<AdviseArgs>),
-    /// Print a made-up log of requests, to try `advise` with.
     Trace(TraceArgs),
 }
 
@@ -21,6 +20,7 @@ pub(super) enum BenchCommand {
 pub(super) async fn run(command: BenchCommand) -> ExitCode {
     match command {
         BenchCommand::ColdStart(args) => bench::cold_start(*args).await,
+        BenchCommand::Compare(args) => bench::compare(&args),
         BenchCommand::Advise(args) => advise::run(*args).await,
         BenchCommand::Trace(args) => advise::trace(&args),
     }

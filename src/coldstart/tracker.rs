@@ -1,5 +1,7 @@
 //! The cold start that runs: marked from outside as its phases end, and made into a record when it does.
 
+mod shares;
+
 use std::{
     sync::{
         Arc,
@@ -10,6 +12,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use shares::Past;
 use tokio::time::Instant;
 
 use super::{
@@ -39,6 +42,8 @@ pub struct Tracker {
     observed: Mutex<Observed>,
     /// By kind.
     estimates: [ArcSwapOption<Estimates>; 2],
+    /// The last one that ended.
+    last: ArcSwapOption<Past>,
 }
 
 /// Which phases a target has.
@@ -64,6 +69,17 @@ struct Active {
     hindrance: Option<Arc<str>>,
     request_id: Option<Arc<str>>,
     trace_id: Option<Arc<str>>,
+}
+
+/// The answer that ends a cold start, or does so with its first token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FirstAnswer {
+    /// It comes token by token, and somebody looks for the first one.
+    pub streams: bool,
+    /// The id of its request.
+    pub request_id: Option<Arc<str>>,
+    /// The trace of its request, 32 hexadecimal digits.
+    pub trace_id: Option<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -104,6 +120,7 @@ impl Tracker {
             tally: Mutex::default(),
             observed: Mutex::default(),
             estimates: Default::default(),
+            last: ArcSwapOption::empty(),
         };
         for kind in [ColdStartKind::ColdStart, ColdStartKind::Wake] {
             tracker.estimate_anew(kind);
@@ -236,26 +253,47 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// A part of a phase is over, in the process that we start.
+    /// A part of a phase is over, in the process that we start. What is told of it again takes the place of what was
+    /// known.
     pub fn part(&self, part: PartSeen) {
-        if let Some(active) = self.active.lock().as_mut()
-            && active.parts.iter().all(|known| known.part != part.part)
-        {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
         self.pulse().beat();
     }
 
-    /// The target is ready at `address`, and may be sent to: the load is over, or, if it was already, what came after it.
+    /// The pod at `address` answers, and only a gateway before it is left to be waited for. The first one is told of.
+    pub fn loaded(&self, address: &str) {
+        let mut active = self.active.lock();
+        if let Some(active) = active.as_mut().filter(|active| active.first.is_none()) {
+            active.first = Some(address.into());
+            if !active.is_loaded(&self.observed.lock()) {
+                active.mark(Phase::Load);
+            }
+        }
+    }
+
+    /// The target is ready, and may be sent to: the load is over, or, if it was already, what came after it. `address`:
+    /// where; none for a gateway.
     pub fn ready(&self, address: Option<&str>) {
         let mut active = self.active.lock();
         if let Some(active) = active.as_mut() {
-            let is_loaded = active.ends.iter().any(|(phase, _)| *phase == Phase::Load);
+            if let Some(address) = address {
+                active.first = Some(address.into());
+            }
+            let is_loaded = active.is_loaded(&self.observed.lock());
             active.mark(if is_loaded { Phase::Propagate } else { Phase::Load });
-            active.first = address.map(Into::into);
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
         self.pulse().beat();
+    }
+
+    /// The gateway says that it knows of nothing that is ready: what is ready has yet to propagate.
+    pub fn turned_away(&self) {
+        if let Some(active) = self.active.lock().as_mut().filter(|active| !active.is_answered()) {
+            active.ends.retain(|(phase, _)| *phase < Phase::Propagate);
+        }
     }
 
     /// The target is ready, and nobody is left that it could serve.
@@ -265,43 +303,57 @@ impl Tracker {
 
     /// A request is sent: the first one after the load ends the dispatch.
     pub fn dispatched(&self) {
-        self.follow(Phase::is_activation, Phase::Dispatch);
+        self.follow(Phase::is_activation, Phase::Dispatch, |_| {});
     }
 
-    /// An answer begins: the first one after the dispatch ends the cold start, unless it `streams`: then its first token
-    /// does, and whoever gets `true` here is to tell of it. One that an endpoint from before gives ends nothing.
-    pub fn first_byte(&self, streams: bool) -> bool {
-        let is_first = self.follow(|last| last == Phase::Dispatch, Phase::FirstByte);
-        if is_first && !streams {
+    /// An answer begins: the first one after the dispatch ends the cold start, unless it streams: then its first token
+    /// does, and whoever gets the id of the cold start here is to tell of it. One that an endpoint from before gives
+    /// ends nothing. What the answer is, is asked for only if it is the first.
+    pub fn first_byte(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
+        let mut awaited = None;
+        let is_first = self.follow(
+            |last| last == Phase::Dispatch,
+            Phase::FirstByte,
+            |active| {
+                let FirstAnswer { streams, request_id, trace_id } = answer();
+                (active.request_id, active.trace_id) = (request_id, trace_id);
+                awaited = streams.then_some(active.id);
+            },
+        );
+        if is_first && awaited.is_none() {
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
-        is_first && streams
+        awaited
     }
 
-    /// The first token of the answer that is waited for.
-    pub fn first_token(&self) {
-        if self.follow(|last| last == Phase::FirstByte, Phase::FirstToken) {
-            self.ends_without_token();
-        }
-    }
-
-    /// The answer whose first token is waited for has ended.
-    pub fn ends_without_token(&self) {
-        if self.active.lock().as_ref().is_some_and(Active::is_answered) {
+    /// The first token of the answer that this cold start waits for.
+    pub fn first_token(&self, id: u64) {
+        if self.awaits_token(id) {
+            self.follow(|last| last == Phase::FirstByte, Phase::FirstToken, |_| {});
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// The request that is answered first, by its id and its trace.
-    pub fn answers(&self, request_id: Option<&str>, trace_id: Option<&str>) {
-        if let Some(active) = self.active.lock().as_mut() {
-            active.request_id = request_id.map(Into::into);
-            active.trace_id = trace_id.map(Into::into);
+    /// The answer has ended whose first token this cold start waits for.
+    pub fn ends_without_token(&self, id: u64) {
+        if self.awaits_token(id) {
+            self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// Ends `phase` if the one of ours that ended last is right. Every warm request asks, so this costs one load.
-    fn follow(&self, is_right: impl FnOnce(Phase) -> bool, phase: Phase) -> bool {
+    /// Whether it is this one of which only the first token is missing, and not a later one.
+    fn awaits_token(&self, id: u64) -> bool {
+        self.active.lock().as_ref().is_some_and(|active| active.id == id && active.is_answered())
+    }
+
+    /// Ends `phase` if the one of ours that ended last is right, and does what belongs to it. Every warm request asks,
+    /// so this costs one load.
+    fn follow(
+        &self,
+        is_right: impl FnOnce(Phase) -> bool,
+        phase: Phase,
+        also: impl FnOnce(&mut Active),
+    ) -> bool {
         if !self.running.load(Ordering::SeqCst) {
             return false;
         }
@@ -311,6 +363,7 @@ impl Tracker {
         let follows = last.is_some_and(is_right);
         if follows {
             active.mark(phase);
+            also(active);
             self.pulse().beat();
         }
         follows
@@ -322,20 +375,22 @@ impl Tracker {
     }
 
     fn end(&self, outcome: ColdStartOutcome, reason: Option<Arc<str>>, last_lines: Vec<String>) {
-        let active = {
+        let (mut record, tally) = {
             let mut active = self.active.lock();
             let Some(ended) = active.take() else { return };
-            // Under the lock: the next one may begin right after it.
+            // Under the lock: the next one may begin right after it, and who asks what it was finds it here or there.
             self.running.store(false, Ordering::SeqCst);
-            ended
+            // Whatever happens to the rest of an answer, it was one.
+            let outcome = if ended.is_answered() { ColdStartOutcome::Completed } else { outcome };
+            let tally = self.tally.lock().clone();
+            let until = (outcome == ColdStartOutcome::Failed).then(Instant::now);
+            let mut record = self.record(&ended, &tally, until);
+            record.outcome = Some(outcome);
+            let past = Past::new(ended.id, ended.began, record.phases.clone());
+            self.last.store(Some(Arc::new(past)));
+            (record, tally)
         };
-        // Whatever happens to the rest of an answer, it was one.
-        let outcome = if active.is_answered() { ColdStartOutcome::Completed } else { outcome };
-        let is_failed = outcome == ColdStartOutcome::Failed;
-        let tally = self.tally.lock().clone();
-        let mut record = self.record(&active, &tally, is_failed.then(Instant::now));
-        record.outcome = Some(outcome);
-        if is_failed {
+        if record.outcome == Some(ColdStartOutcome::Failed) {
             record.reason = reason.or(record.reason);
             record.last_lines = last_lines;
         }
@@ -435,6 +490,13 @@ impl Active {
         self.ends.last().is_some_and(|(last, _)| *last >= Phase::FirstByte)
     }
 
+    /// Whether the load is over, by our own probe or by the word of the cluster.
+    fn is_loaded(&self, observed: &Observed) -> bool {
+        let of_pod = || observed.pod(self).into_iter().flat_map(|pod| &pod.moments);
+        self.ends.iter().any(|(phase, _)| *phase == Phase::Load)
+            || of_pod().any(|(phase, seen)| *phase == Phase::Load && seen.at >= self.began)
+    }
+
     fn known<'a>(&'a self, observed: &'a Observed, pod: Option<&'a PodStart>) -> Known<'a> {
         let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
         let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen)).collect();
@@ -452,7 +514,7 @@ impl Active {
             over.max_by_key(|(phase, _)| *phase).map_or((None, self.began), |(last, at)| (Some(last), at));
         let is_pulling = pod.is_some_and(|pod| pod.is_pulling);
         let mut to_come = Phase::ALL.into_iter().filter(|phase| last.is_none_or(|last| *phase > last));
-        let next = to_come.find(|phase| observed.scope.has(*phase) && (*phase != Phase::Pull || is_pulling));
+        let next = to_come.find(|phase| observed.has(*phase) && (*phase != Phase::Pull || is_pulling));
         (next.unwrap_or(Phase::FirstToken), since)
     }
 }
@@ -460,16 +522,38 @@ impl Active {
 // === impl Observed ===
 
 impl Observed {
+    /// Whether there is such a phase. What sleeps runs already.
+    fn has(&self, phase: Phase) -> bool {
+        self.scope.has(phase) && (self.kind == ColdStartKind::ColdStart || phase != Phase::Start)
+    }
+
     /// The pod that is told of: that of the endpoint which was ready first, or else the one that has come furthest.
     fn pod(&self, active: &Active) -> Option<&PodStart> {
         if let Some(first) = &active.first {
-            return self.pods.iter().find(|pod| pod.address.as_ref() == Some(first));
+            // A pod may have several ports.
+            let ip = |address: &str| address.rsplit_once(':').map(|(ip, _)| ip.to_owned());
+            let is_first = |pod: &&PodStart| pod.address.as_deref().and_then(ip) == ip(first);
+            return self.pods.iter().find(is_first);
         }
         let furthest = |pod: &&PodStart| {
             let of_this = pod.moments.iter().filter(|(_, seen)| seen.at >= active.began);
             of_this.map(|(phase, _)| *phase).max()
         };
         self.pods.iter().filter(|pod| furthest(pod).is_some()).max_by_key(furthest)
+    }
+}
+
+// === impl FirstAnswer ===
+
+impl FirstAnswer {
+    /// One that is no stream, to a request that has no name.
+    pub fn whole() -> Self {
+        Self::default()
+    }
+
+    /// One that streams, to a request that has no name.
+    pub fn streamed() -> Self {
+        Self { streams: true, ..Self::default() }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
+    net::{SocketAddr, TcpStream},
     process::{Child, Command, Stdio},
     sync::{Arc, LazyLock},
 };
@@ -14,6 +14,7 @@ use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
     domain::Policy,
+    history::History,
     telemetry::{RouteCounters, StaticKind},
 };
 use serde_json::Value;
@@ -106,15 +107,31 @@ fn of_a_run() -> String {
 }
 
 /// A view of a proxy in a cluster, with a route that has answered for itself.
-struct InCluster(Arc<Gate>, RouteCounters);
+struct InCluster {
+    gate: Arc<Gate>,
+    unrouted: RouteCounters,
+    history: Arc<History>,
+}
 
 impl View for InCluster {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 8080))
+    }
+
+    fn example(&self) -> Option<String> {
+        None
+    }
+
     fn gates(&self) -> Vec<Arc<Gate>> {
-        vec![self.0.clone()]
+        vec![self.gate.clone()]
     }
 
     fn unrouted(&self) -> &RouteCounters {
-        &self.1
+        &self.unrouted
+    }
+
+    fn history(&self) -> &History {
+        &self.history
     }
 
     fn buffered_bytes(&self) -> usize {
@@ -153,7 +170,8 @@ fn of_a_cluster() -> String {
             let gate = Gate::new("llm/chat".into(), Policy::default(), store.clone());
             gate.counters().answer_statically(StaticKind::Placeholder);
             gate.counters().fall_back();
-            let view = Arc::new(InCluster(gate, RouteCounters::default()));
+            let view =
+                Arc::new(InCluster { gate, unrouted: RouteCounters::default(), history: History::new(0) });
             let metrics = ColdStartMetrics::default();
             let admin = Admin::new(view, store, &metrics, Arc::default(), Default::default());
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();

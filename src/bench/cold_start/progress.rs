@@ -139,6 +139,6 @@ mod tests {
         tokio::time::advance(Duration::from_secs(100)).await;
         assert_eq!(pace(2, 20).left(10), Some(Duration::from_secs(70)));
         assert_eq!(in_words(Duration::from_secs(119)), "119 s");
-        assert_eq!(in_words(Duration::from_secs(270)), "5 min");
+        assert_eq!(in_words(Duration::from_secs(300)), "5 min");
     }
 }

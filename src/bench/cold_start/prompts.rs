@@ -125,36 +125,34 @@ impl Asking {
 mod tests {
     use super::*;
 
-    fn prompts(endpoint: Endpoint, texts: &[&str], file: Option<&str>) -> Result<Vec<String>, String> {
+    fn prompts(endpoint: Endpoint, texts: &[&str], file: Option<&str>) -> Result<Vec<Value>, String> {
         let asking = Asking { endpoint, model: Some("tiny".into()), max_tokens: 4, stream: true };
         let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
         let prompts = Prompts::new(&asking, &texts, file)?;
         Ok((0..prompts.count())
-            .map(|number| String::from_utf8(prompts.body(number).into()).unwrap())
+            .map(|number| serde_json::from_slice(&prompts.body(number)).unwrap())
             .collect())
     }
 
     #[test]
     fn a_prompt_is_a_text_a_line_or_a_whole_body() {
+        let file = "two\n\n\"three \\n\"\n{\"prompt\": [1], \"max_tokens\": 9}\n42";
+        let body = |prompt: Value, max_tokens| json!({"model": "tiny", "stream": true, "prompt": prompt, "max_tokens": max_tokens});
         assert_eq!(
-            prompts(
-                Endpoint::Completions,
-                &["one"],
-                Some("two\n\n\"three \\n\"\n{\"prompt\": [1], \"max_tokens\": 9}\n42")
-            )
-            .unwrap(),
+            prompts(Endpoint::Completions, &["one"], Some(file)).unwrap(),
             [
-                r#"{"max_tokens":4,"model":"tiny","prompt":"one","stream":true}"#,
-                r#"{"max_tokens":4,"model":"tiny","prompt":"two","stream":true}"#,
-                r#"{"max_tokens":4,"model":"tiny","prompt":"three \n","stream":true}"#,
-                r#"{"max_tokens":9,"model":"tiny","prompt":[1],"stream":true}"#,
-                r#"{"max_tokens":4,"model":"tiny","prompt":"42","stream":true}"#,
+                body("one".into(), 4),
+                body("two".into(), 4),
+                body("three \n".into(), 4),
+                body(json!([1]), 9),
+                body("42".into(), 4),
             ]
         );
-        let chat = prompts(Endpoint::Chat, &["one"], None).unwrap();
-        let expected =
-            r#"{"max_tokens":4,"messages":[{"content":"one","role":"user"}],"model":"tiny","stream":true}"#;
-        assert_eq!(chat, [expected]);
+        let messages = json!([{"role": "user", "content": "one"}]);
+        assert_eq!(
+            prompts(Endpoint::Chat, &["one"], None).unwrap(),
+            [json!({"model": "tiny", "stream": true, "messages": messages, "max_tokens": 4})]
+        );
         assert_eq!(prompts(Endpoint::Chat, &[], None).unwrap().len(), QUESTIONS.len());
     }
 
