@@ -180,7 +180,7 @@ impl Pulls {
                     self.last = Some(Seen { at, stamp: node(pod).and_then(|node| stamp_of(event, node)) });
                 }
             }
-            Some("Failed" | "BackOff") if message.contains("pull") => drop(self.running.remove(container)),
+            // It may have failed: then it is tried again, and goes on until the image is there.
             _ => {}
         }
     }

@@ -164,7 +164,7 @@ async fn an_image_that_is_fetched_is_told_of_and_one_that_is_there_is_not() {
     assert_eq!(after(&[pulling.clone(), event("Pulled", main, PULLED, 43)]), (Some(43), false));
     assert_eq!(after(&[event("Pulled", main, PRESENT, 2)]), (None, false));
     let failed = event("Failed", main, "Failed to pull image \"vllm:1\": not found", 3);
-    assert_eq!(after(&[pulling.clone(), failed]), (None, false));
+    assert_eq!(after(&[pulling.clone(), failed]), (None, true), "it is tried again");
     let others =
         [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
     assert_eq!(after(&others), (None, false));
