@@ -28,7 +28,7 @@ use crate::{
 use events::PodEvents;
 use logs::{Line, PodLogs, Source};
 use nodes::{NewNodes, Nodes};
-use read::Pulls;
+use read::Told;
 pub(super) use read::{CONTROL_PLANE, stamp};
 
 /// Where else something is said of pods that start.
@@ -58,7 +58,7 @@ struct Starting {
     /// As which endpoint it is found.
     address: Option<Arc<str>>,
     seen: Vec<(Phase, Seen)>,
-    pulls: Pulls,
+    told: Told,
     parts: Vec<PartSeen>,
     /// Whether no node took it at first.
     waited: bool,
@@ -206,7 +206,7 @@ impl Starting {
             serving,
             address: None,
             seen: Vec::new(),
-            pulls: Pulls::default(),
+            told: Told::default(),
             parts: Vec::new(),
             waited: false,
             logged: None,
@@ -223,15 +223,20 @@ impl Starting {
         self.seen.iter().find(|(seen, _)| *seen == phase).map(|(_, seen)| seen.at)
     }
 
-    /// What the pod says now. The first word counts; one that came without a time may have it added.
+    /// What the pod says now.
     fn look(&mut self, at: Instant) {
         for (phase, seen) in read::moments(&self.pod, self.serving.as_deref(), at) {
-            match self.seen.iter_mut().find(|(known, _)| *known == phase) {
-                Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
-                None => self.seen.push((phase, seen)),
-            }
+            self.saw(phase, seen);
         }
         self.waited |= read::waits_for_a_node(&self.pod);
+    }
+
+    /// A phase is over, as somebody says. The first word counts; one that came without a time may have it added.
+    fn saw(&mut self, phase: Phase, seen: Seen) {
+        match self.seen.iter_mut().find(|(known, _)| *known == phase) {
+            Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
+            None => self.seen.push((phase, seen)),
+        }
     }
 
     /// Whether it matters which nodes come. Nodes and pods are not told of in one order, so this goes on a little.
@@ -302,7 +307,10 @@ impl Starting {
     fn hear(&mut self, news: News) -> bool {
         match news {
             News::Event(event) => {
-                self.pulls.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
+                self.told.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
+                if let Some(started) = &self.told.started {
+                    self.saw(Phase::Start, started.clone());
+                }
             }
             News::Line(line) => {
                 let parts = self.log.line(&line.text, line.at);
@@ -318,12 +326,12 @@ impl Starting {
     /// Publishes what is known, if that has changed.
     fn tell(&mut self) -> bool {
         let mut moments = self.seen.clone();
-        moments.extend(self.pulls.last.clone().map(|seen| (Phase::Pull, seen)));
+        moments.extend(self.told.pulled.clone().map(|seen| (Phase::Pull, seen)));
         let start = PodStart {
             name: self.start.name.clone(),
             address: self.address.clone(),
             node: read::node(&self.pod).map(Into::into),
-            is_pulling: self.pulls.is_running(),
+            is_pulling: self.told.is_pulling(),
             moments,
             parts: self.parts.clone(),
             tail: self.tail.clone(),
