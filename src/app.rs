@@ -5,6 +5,7 @@ mod cluster;
 mod control;
 mod obstacles;
 mod routes;
+mod told;
 mod workers;
 
 use std::{

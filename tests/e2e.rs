@@ -43,6 +43,8 @@ mod requests;
 mod scaler;
 #[path = "e2e/scaler_tls.rs"]
 mod scaler_tls;
+#[path = "e2e/sleep.rs"]
+mod sleep;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]

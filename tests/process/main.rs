@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 
+mod load;
+mod sleep;
 mod support;
 
 use std::{
