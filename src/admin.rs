@@ -13,6 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -21,9 +22,12 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
+    serve::ListenerExt as _,
 };
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
@@ -31,6 +35,9 @@ pub use api::RouteStatus;
 pub use dashboard::PHASES_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
+
+/// How long a connection may neither answer nor take what it is sent.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What the admin listener reads of the request path, as it is now.
 pub trait View: Send + Sync {
@@ -102,8 +109,22 @@ impl Admin {
         self.live.clone().run()
     }
 
-    /// The routes of the admin listener.
-    pub fn router(self) -> Router {
+    /// Serves on this listener. Its connections end with whoever opened them, or when they do not answer, or do not take
+    /// what they are sent, for a minute: one that follows the events has one of few places.
+    pub async fn serve(self, listener: TcpListener) {
+        let listener = listener.tap_io(|stream| {
+            let socket = SockRef::from(&*stream);
+            // Neither fails on a connection that lives.
+            let _ = socket
+                .set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6));
+            #[cfg(target_os = "linux")]
+            let _ = socket.set_tcp_user_timeout(Some(SILENCE));
+        });
+        // It accepts until it is dropped.
+        let _ = axum::serve(listener, self.router()).await;
+    }
+
+    fn router(self) -> Router {
         Router::new()
             .route("/", get(dashboard::page))
             .route("/dashboard/{name}", get(dashboard::asset))

@@ -5,6 +5,7 @@ mod cluster;
 mod control;
 mod obstacles;
 mod routes;
+mod told;
 mod workers;
 
 use std::{
@@ -211,7 +212,7 @@ impl Bound {
             drain.cut.child_token(),
         );
         let showing = tokio::spawn(admin.run());
-        let admin = tokio::spawn(axum::serve(self.admin, admin.router()).into_future());
+        let admin = tokio::spawn(admin.serve(self.admin));
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;

@@ -5,6 +5,7 @@ mod journal;
 mod store;
 mod timeline;
 mod tracker;
+mod vllm_log;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use journal::{Journal, JournalError};
 pub use store::ColdStarts;
 pub use tracker::{FirstAnswer, Leave, Scope, Tracker};
+pub use vllm_log::VllmLog;
 
 /// What was done to bring the target up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]

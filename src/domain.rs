@@ -7,6 +7,7 @@ mod claim;
 mod intercept;
 mod phase;
 mod policy;
+mod process;
 mod scaling;
 mod units;
 
@@ -24,6 +25,7 @@ pub use intercept::{
 };
 pub use phase::{Part, Phase};
 pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
+pub use process::{ProcessTarget, WhenIdle};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
 };
@@ -149,26 +151,6 @@ pub enum ServicePort {
     Name(String),
 }
 
-/// How to run a model server on this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ProcessTarget {
-    /// The program and its arguments. `{port}` becomes the free port that the server must listen on, at 127.0.0.1.
-    pub command: Vec<String>,
-    /// Environment variables, on top of our own environment.
-    #[serde(default)]
-    pub env: BTreeMap<String, String>,
-    /// The folder to start it in. Default: ours.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub directory: Option<String>,
-    /// How long after the last request the server is stopped.
-    #[serde(default = "ProcessTarget::default_idle_timeout")]
-    pub idle_timeout: Period,
-    /// How long the server has between SIGTERM and SIGKILL.
-    #[serde(default = "ProcessTarget::default_stop_timeout")]
-    pub stop_timeout: Period,
-}
-
 // === impl RouteKey ===
 
 impl RouteKey {
@@ -262,17 +244,5 @@ impl fmt::Display for ServicePort {
             Self::Number(number) => number.fmt(f),
             Self::Name(name) => name.fmt(f),
         }
-    }
-}
-
-// === impl ProcessTarget ===
-
-impl ProcessTarget {
-    fn default_idle_timeout() -> Period {
-        Period::from_secs(300)
-    }
-
-    fn default_stop_timeout() -> Period {
-        Period::from_secs(30)
     }
 }

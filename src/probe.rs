@@ -3,8 +3,8 @@
 use std::{fmt, io, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Collected, Empty, Limited};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::{
     body::Incoming,
     client::conn::{http1, http2},
@@ -38,6 +38,19 @@ pub enum Speaks {
     Http2,
 }
 
+/// What a server is asked, or told.
+#[derive(Clone, Debug)]
+pub struct Question<'a> {
+    /// How.
+    pub speaks: Speaks,
+    /// The method.
+    pub method: Method,
+    /// The path, and a query.
+    pub path: &'a str,
+    /// JSON, or nothing.
+    pub body: &'static str,
+}
+
 /// How long connecting to a pod may take. One whose network is not there yet lets SYNs go unheard, and the kernel sends
 /// the next only after a second: we are back sooner. Within a cluster an answer takes a few milliseconds.
 const CONNECT: Duration = Duration::from_millis(200);
@@ -54,7 +67,8 @@ pub async fn probe_pod(address: &str, speaks: Speaks, readiness: &Readiness) -> 
 
 async fn answer(address: &str, speaks: Speaks, readiness: &Readiness, connect: Period) -> Answer {
     let status = async |response: Response<Incoming>| Ok(response.status());
-    match timeout(readiness.timeout.get(), ask(address, speaks, &readiness.path, connect, status)).await {
+    let question = Question { speaks, ..Question::get(&readiness.path) };
+    match timeout(readiness.timeout.get(), ask(address, question, connect, status)).await {
         Ok(Ok(status)) if status.is_success() => Answer::Ready,
         Ok(Ok(status)) => Answer::Status(status),
         Ok(Err(error)) => error.into(),
@@ -77,7 +91,23 @@ pub async fn fetch(
         }
         Ok(Limited::new(response.into_body(), longest).collect().await.ok().map(Collected::to_bytes))
     };
-    timeout(limit, ask(address, speaks, path, Period::from(CONNECT), page)).await.ok()?.ok()?
+    let question = Question { speaks, ..Question::get(path) };
+    timeout(limit, ask(address, question, Period::from(CONNECT), page)).await.ok()?.ok()?
+}
+
+/// Tells the server at `address` to do something, and waits until it has: what it says, of a body not more than 64 KiB.
+/// It may take its time, so the caller has a deadline. Cancel-safe.
+///
+/// # Errors
+/// What a probe would have seen.
+pub async fn call(address: &str, question: Question<'_>) -> Result<(StatusCode, Bytes), Answer> {
+    const LONGEST: usize = 64 << 10;
+    let said = async |response: Response<Incoming>| {
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LONGEST).collect().await;
+        Ok((status, body.map(Collected::to_bytes).unwrap_or_default()))
+    };
+    Ok(ask(address, question, Period::from_secs(10), said).await?)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +124,7 @@ enum ProbeError {
 
 async fn ask<T>(
     address: &str,
-    speaks: Speaks,
-    path: &str,
+    question: Question<'_>,
     connect: Period,
     read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ProbeError>,
 ) -> Result<T, ProbeError> {
@@ -106,20 +135,25 @@ async fn ask<T>(
         return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
     }
     let agent = concat!("anteroom/", env!("CARGO_PKG_VERSION"), " (probe)");
-    let request = Request::get(match speaks {
+    let Question { speaks, method, path, body } = question;
+    let uri = match speaks {
         Speaks::Http1 => path.to_owned(),
         Speaks::Http2 => format!("http://{address}{path}"),
-    })
-    .header(header::USER_AGENT, agent);
+    };
+    let mut request = Request::builder().method(method).uri(uri).header(header::USER_AGENT, agent);
+    if !body.is_empty() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let body = Full::new(Bytes::from_static(body.as_bytes()));
     match speaks {
         Speaks::Http1 => {
             let request = request.header(header::HOST, address).header(header::CONNECTION, "close");
-            let request = request.body(Empty::<Bytes>::new())?;
+            let request = request.body(body)?;
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
             drive(async { read(sender.send_request(request).await?).await }, connection).await
         }
         Speaks::Http2 => {
-            let request = request.body(Empty::<Bytes>::new())?;
+            let request = request.body(body)?;
             let (mut sender, connection) =
                 http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
             drive(async { read(sender.send_request(request).await?).await }, connection).await
@@ -135,6 +169,20 @@ async fn drive<T>(work: impl Future<Output = T>, connection: impl Future) -> T {
         biased;
         done = &mut work => done,
         _ = connection => work.await,
+    }
+}
+
+// === impl Question ===
+
+impl<'a> Question<'a> {
+    /// A GET, in HTTP/1.1.
+    pub const fn get(path: &'a str) -> Self {
+        Self { speaks: Speaks::Http1, method: Method::GET, path, body: "" }
+    }
+
+    /// A POST, in HTTP/1.1.
+    pub const fn post(path: &'a str, body: &'static str) -> Self {
+        Self { speaks: Speaks::Http1, method: Method::POST, path, body }
     }
 }
 

@@ -19,7 +19,7 @@ pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Prot
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
-pub use start::{PartSeen, PodStart, Seen, Stamp};
+pub use start::{PartSeen, PodStart, Seen, Stamp, Tail};
 use tokio::sync::{Notify, watch};
 
 use crate::pick::Load;
@@ -68,7 +68,9 @@ pub enum Status {
     Starting,
     /// At least one endpoint takes requests.
     Ready,
-    /// On its way down.
+    /// It runs, without what it needs to take requests: vLLM's sleep mode.
+    Sleeping,
+    /// On its way down, or falling asleep.
     Stopping,
     /// It could not be started; the next try waits.
     Failed(Arc<str>),
@@ -409,6 +411,7 @@ impl Status {
             Self::Idle => "idle",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Sleeping => "sleeping",
             Self::Stopping => "stopping",
             Self::Failed(_) => "failed",
         }

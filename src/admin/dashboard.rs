@@ -106,3 +106,6 @@ impl Asset {
         format!("\"{:016x}\"", hasher.finish())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,7 +104,7 @@ impl Live {
         }
     }
 
-    /// Waits for a change, and then until the next state may be told. A beat that is lost to the tick is in its state.
+    /// Waits for a change, and then until the next state may be told. Cancel-safe: only making a state takes the beat.
     async fn changed(&self) {
         self.pulse().heard().await;
         let next = self.making.lock().last + PAUSE;
@@ -127,6 +127,7 @@ impl Live {
     }
 
     fn make_next(&self, making: &mut Making) {
+        self.pulse().take();
         let gates = self.view.gates();
         making.samples.see(&gates);
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();

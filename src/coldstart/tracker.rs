@@ -253,26 +253,47 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// A part of a phase is over, in the process that we start.
+    /// A part of a phase is over, in the process that we start. What is told of it again takes the place of what was
+    /// known.
     pub fn part(&self, part: PartSeen) {
-        if let Some(active) = self.active.lock().as_mut()
-            && active.parts.iter().all(|known| known.part != part.part)
-        {
+        if let Some(active) = self.active.lock().as_mut() {
+            active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
         self.pulse().beat();
     }
 
-    /// The target is ready at `address`, and may be sent to: the load is over, or, if it was already, what came after it.
+    /// The pod at `address` answers, and only a gateway before it is left to be waited for. The first one is told of.
+    pub fn loaded(&self, address: &str) {
+        let mut active = self.active.lock();
+        if let Some(active) = active.as_mut().filter(|active| active.first.is_none()) {
+            active.first = Some(address.into());
+            if !active.is_loaded(&self.observed.lock()) {
+                active.mark(Phase::Load);
+            }
+        }
+    }
+
+    /// The target is ready, and may be sent to: the load is over, or, if it was already, what came after it. `address`:
+    /// where; none for a gateway.
     pub fn ready(&self, address: Option<&str>) {
         let mut active = self.active.lock();
         if let Some(active) = active.as_mut() {
-            let is_loaded = active.ends.iter().any(|(phase, _)| *phase == Phase::Load);
+            if let Some(address) = address {
+                active.first = Some(address.into());
+            }
+            let is_loaded = active.is_loaded(&self.observed.lock());
             active.mark(if is_loaded { Phase::Propagate } else { Phase::Load });
-            active.first = address.map(Into::into);
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
         self.pulse().beat();
+    }
+
+    /// The gateway says that it knows of nothing that is ready: what is ready has yet to propagate.
+    pub fn turned_away(&self) {
+        if let Some(active) = self.active.lock().as_mut().filter(|active| !active.is_answered()) {
+            active.ends.retain(|(phase, _)| *phase < Phase::Propagate);
+        }
     }
 
     /// The target is ready, and nobody is left that it could serve.
@@ -342,8 +363,8 @@ impl Tracker {
         let follows = last.is_some_and(is_right);
         if follows {
             active.mark(phase);
-            self.pulse().beat();
             also(active);
+            self.pulse().beat();
         }
         follows
     }
@@ -469,6 +490,13 @@ impl Active {
         self.ends.last().is_some_and(|(last, _)| *last >= Phase::FirstByte)
     }
 
+    /// Whether the load is over, by our own probe or by the word of the cluster.
+    fn is_loaded(&self, observed: &Observed) -> bool {
+        let of_pod = || observed.pod(self).into_iter().flat_map(|pod| &pod.moments);
+        self.ends.iter().any(|(phase, _)| *phase == Phase::Load)
+            || of_pod().any(|(phase, seen)| *phase == Phase::Load && seen.at >= self.began)
+    }
+
     fn known<'a>(&'a self, observed: &'a Observed, pod: Option<&'a PodStart>) -> Known<'a> {
         let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
         let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen)).collect();
@@ -486,7 +514,7 @@ impl Active {
             over.max_by_key(|(phase, _)| *phase).map_or((None, self.began), |(last, at)| (Some(last), at));
         let is_pulling = pod.is_some_and(|pod| pod.is_pulling);
         let mut to_come = Phase::ALL.into_iter().filter(|phase| last.is_none_or(|last| *phase > last));
-        let next = to_come.find(|phase| observed.scope.has(*phase) && (*phase != Phase::Pull || is_pulling));
+        let next = to_come.find(|phase| observed.has(*phase) && (*phase != Phase::Pull || is_pulling));
         (next.unwrap_or(Phase::FirstToken), since)
     }
 }
@@ -494,10 +522,18 @@ impl Active {
 // === impl Observed ===
 
 impl Observed {
+    /// Whether there is such a phase. What sleeps runs already.
+    fn has(&self, phase: Phase) -> bool {
+        self.scope.has(phase) && (self.kind == ColdStartKind::ColdStart || phase != Phase::Start)
+    }
+
     /// The pod that is told of: that of the endpoint which was ready first, or else the one that has come furthest.
     fn pod(&self, active: &Active) -> Option<&PodStart> {
         if let Some(first) = &active.first {
-            return self.pods.iter().find(|pod| pod.address.as_ref() == Some(first));
+            // A pod may have several ports.
+            let ip = |address: &str| address.rsplit_once(':').map(|(ip, _)| ip.to_owned());
+            let is_first = |pod: &&PodStart| pod.address.as_deref().and_then(ip) == ip(first);
+            return self.pods.iter().find(is_first);
         }
         let furthest = |pod: &&PodStart| {
             let of_this = pod.moments.iter().filter(|(_, seen)| seen.at >= active.began);

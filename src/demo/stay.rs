@@ -96,6 +96,7 @@ impl<'a> Stay<'a> {
             },
             Status::Ready => "the model server is ready".to_owned(),
             Status::Failed(reason) => format!("the model server failed: {reason}"),
+            Status::Sleeping => "the model server sleeps until the next request".to_owned(),
             // Told when it is done.
             Status::Stopping => return,
         };
@@ -120,7 +121,7 @@ impl<'a> Stay<'a> {
                     .map_or(("", Duration::ZERO), |(phase, waited)| (phase.name(), waited));
                 format!("{phase} {:.1} s, held {held}", waited.as_secs_f64())
             }
-            Status::Idle | Status::Stopping | Status::Failed(_) => format!("held {held}"),
+            Status::Idle | Status::Sleeping | Status::Stopping | Status::Failed(_) => format!("held {held}"),
         };
         let mark = match status {
             Status::Ready => self.paint.good("●"),

@@ -1,20 +1,38 @@
-//! What a model server prints: the last lines, bounded, and the one that says most.
+//! What a model server prints: the last lines, bounded, the one that says most, and what it tells of its start.
 
-use std::{borrow::Cow, collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
-use crate::domain::RouteKey;
+use crate::{coldstart::VllmLog, domain::RouteKey, state::PartSeen};
 
 /// The output of a process, read as it comes, so that the process never blocks on it.
 pub(super) struct Output {
     tail: Arc<Mutex<VecDeque<String>>>,
+    loaded: Arc<AtomicBool>,
     reader: JoinHandle<()>,
+}
+
+/// What the lines of a start tell of it. Lines that come while requests are served cost nothing here.
+struct Start<F> {
+    log: VllmLog,
+    loaded: Arc<AtomicBool>,
+    /// How many lines are read on after it was found ready: what it said before that may still be in the pipe.
+    late: u32,
+    on_part: F,
 }
 
 /// Cuts a stream of bytes into lines of bounded length. A carriage return ends one too: progress bars use it.
@@ -31,12 +49,19 @@ impl Output {
     /// How long the rest of the output of a process that has ended may take to read.
     const REST: Duration = Duration::from_secs(1);
 
-    /// Reads until everybody who could write has gone.
-    pub(super) fn read(mut source: impl AsyncRead + Send + Unpin + 'static, route: RouteKey) -> Self {
+    /// Reads until everybody who could write has gone. `on_part` is told of the parts of the start.
+    pub(super) fn read(
+        mut source: impl AsyncRead + Send + Unpin + 'static,
+        route: RouteKey,
+        on_part: impl Fn(PartSeen) + Send + 'static,
+    ) -> Self {
         let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::KEPT)));
+        let loaded = Arc::new(AtomicBool::new(false));
+        let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
         let kept = tail.clone();
-        let keep = move |line: String| {
+        let mut keep = move |line: String| {
             tracing::debug!(%route, "{line}");
+            start.line(&line);
             let mut kept = kept.lock();
             if kept.len() == Self::KEPT {
                 kept.pop_front();
@@ -47,11 +72,16 @@ impl Output {
             let mut lines = Lines::default();
             let mut buffer = vec![0; 8 << 10];
             while let Ok(count @ 1..) = source.read(&mut buffer).await {
-                lines.push(&buffer[..count], &keep);
+                lines.push(&buffer[..count], &mut keep);
             }
-            lines.end(&keep);
+            lines.end(&mut keep);
         });
-        Self { tail, reader }
+        Self { tail, loaded, reader }
+    }
+
+    /// The start is over.
+    pub(super) fn is_loaded(&self) {
+        self.loaded.store(true, Ordering::Relaxed);
     }
 
     /// The last lines of a process that has ended.
@@ -71,6 +101,17 @@ impl Output {
 impl Drop for Output {
     fn drop(&mut self) {
         self.reader.abort();
+    }
+}
+
+// === impl Start ===
+
+impl<F: Fn(PartSeen)> Start<F> {
+    fn line(&mut self, line: &str) {
+        if self.late > 0 {
+            self.late -= u32::from(self.loaded.load(Ordering::Relaxed));
+            self.log.line(line, Instant::now()).into_iter().for_each(&self.on_part);
+        }
     }
 }
 
@@ -96,7 +137,7 @@ impl Lines {
     /// How many bytes of a line are kept.
     const LENGTH: usize = 2 << 10;
 
-    fn push(&mut self, bytes: &[u8], line: impl Fn(String)) {
+    fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
         for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
             let (ended, text) = match piece {
                 [text @ .., b'\n' | b'\r'] => (true, text),
@@ -105,12 +146,12 @@ impl Lines {
             let room = Self::LENGTH - self.partial.len();
             self.partial.extend_from_slice(&text[..room.min(text.len())]);
             if ended {
-                self.end(&line);
+                self.end(&mut line);
             }
         }
     }
 
-    fn end(&mut self, line: impl Fn(String)) {
+    fn end(&mut self, mut line: impl FnMut(String)) {
         let text = plain(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
         if !text.is_empty() {
@@ -143,6 +184,8 @@ fn plain(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+
+    use tokio::time::advance;
 
     use super::*;
 
@@ -177,9 +220,31 @@ mod tests {
     #[tokio::test]
     async fn the_last_fifty_lines_are_kept() {
         let text: String = (0..60).map(|number| format!("{number}\n")).collect();
-        let mut output = Output::read(std::io::Cursor::new(text), "tiny".into());
+        let mut output = Output::read(std::io::Cursor::new(text), "tiny".into(), |_| {});
         let kept = output.rest().await;
         assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "10", "59"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_start_tells_is_heard_while_it_loads_and_a_hundred_lines_longer() {
+        for (others, parts) in [(98, 4), (99, 3), (100, 1)] {
+            let (loaded, told) = (Arc::new(AtomicBool::new(false)), RefCell::new(Vec::new()));
+            let on_part = |part: PartSeen| told.borrow_mut().push(part.part);
+            let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
+            for _ in 0..1000 {
+                start.line("(EngineCore pid=7) DEBUG waiting");
+            }
+            start.line("Starting to load model a...");
+            loaded.store(true, Ordering::Relaxed);
+            for _ in 0..others {
+                start.line("INFO:     127.0.0.1 - GET /health");
+            }
+            advance(Duration::from_secs(5)).await;
+            start.line("init engine (profile, create kv cache, warmup model) took 1.00 s");
+            advance(Duration::from_secs(1)).await;
+            start.line("Application startup complete.");
+            assert_eq!(told.borrow().len(), parts, "{others}: {:?}", told.borrow());
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The launcher: starts the model server of a route when it is wanted, and stops it when it is idle.
+//! The launcher: starts the model server of a route when it is wanted, and stops it when it is idle, or has it sleep.
 //!
 //! ```text
 //! idle ──demand──▶ starting ──ready──▶ ready ──idleTimeout──▶ stopping ──▶ idle
@@ -6,12 +6,16 @@
 //!   └── back-off ◀────┴──────────────────────────┘
 //! ```
 
+mod nap;
+
 use std::{io, path::PathBuf, process::ExitStatus, sync::Arc};
 
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
+
+use nap::Nap;
 
 use super::{
     Stops,
@@ -21,8 +25,8 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    coldstart::Phase,
-    domain::ProcessTarget,
+    coldstart::{ColdStartKind, Phase},
+    domain::{ProcessTarget, WhenIdle},
     probe::Answer,
     state::{Endpoint, Status},
 };
@@ -48,7 +52,7 @@ enum Load {
 
 /// How serving ended.
 enum Serve {
-    /// No request for so long; the endpoint is retired, and nothing is in flight.
+    /// No request for so long; the endpoint is retired.
     Idle,
     Exited(io::Result<ExitStatus>),
     /// It runs, but it has failed requests and does not answer probes any more.
@@ -104,7 +108,7 @@ impl Launcher {
     /// One run of the server, from start to end.
     async fn run_once(&mut self) {
         self.gate().target().set_status(Status::Starting);
-        let mut server = match Server::start(&self.target, &self.guardian, self.gate().key()) {
+        let mut server = match Server::start(&self.target, &self.guardian, self.gate()) {
             Ok(server) => server,
             Err(error) => return self.failed(&error.to_string(), Vec::new()),
         };
@@ -147,14 +151,28 @@ impl Launcher {
         let endpoint = Endpoint::new(server.address(), max);
         self.gate().target().add(&endpoint);
         self.wake.activated(&endpoint);
-        let up = Instant::now();
+        server.is_loaded();
+        let mut up = Instant::now();
         tracing::info!(route = %self.gate().key(), address = server.address(), "ready");
-        let ended = tokio::select! {
-            // An exit first, since it explains why the endpoint is suspect.
-            biased;
-            status = server.exited() => Serve::Exited(status),
-            () = self.stops.retire.cancelled() => Serve::Told,
-            ended = self.tend(&endpoint, up) => ended,
+        let ended = loop {
+            let ended = tokio::select! {
+                // An exit first, since it explains why the endpoint is suspect.
+                biased;
+                status = server.exited() => Serve::Exited(status),
+                () = self.stops.retire.cancelled() => Serve::Told,
+                ended = self.tend(&endpoint, up) => ended,
+            };
+            if !matches!(ended, Serve::Idle) || self.target.when_idle == WhenIdle::Stop {
+                break ended;
+            }
+            match self.nap(&mut server, &endpoint).await {
+                Nap::Awake => up = Instant::now(),
+                Nap::Over => {
+                    self.leave(endpoint);
+                    return self.stop(server).await;
+                }
+                Nap::Lost(end) => return self.lost(endpoint, server, end).await,
+            }
         };
         endpoint.retire();
         match ended {
@@ -223,6 +241,7 @@ impl Launcher {
         let reason: Arc<str> = reason.into();
         // If it died before it answered anything, so did its cold start.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
+        self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         if stable {
             self.backoff.reset();
         } else {
@@ -247,6 +266,7 @@ impl Launcher {
 
     async fn stop(&mut self, server: Server) {
         tracing::info!(route = %self.gate().key(), "stopping");
+        self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         self.gate().target().set_status(Status::Stopping);
         if self.stops.retire.is_cancelled() {
             // What is wanted now is not ours to bring.

@@ -6,6 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::{ExitStatus, Stdio},
+    sync::Arc,
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -15,10 +16,7 @@ use tokio::{
 };
 
 use super::output::{Output, telling};
-use crate::{
-    domain::{ProcessTarget, RouteKey},
-    guardian,
-};
+use crate::{admission::Gate, domain::ProcessTarget, guardian};
 
 /// A running model server. Dropping it has the guardian end it.
 pub(super) struct Server {
@@ -49,11 +47,11 @@ pub(super) struct End {
 // === impl Server ===
 
 impl Server {
-    /// Starts the command on a free port.
+    /// Starts the command on a free port. What its log tells of its start goes to the cold start that runs.
     pub(super) fn start(
         target: &ProcessTarget,
         guardian: &Path,
-        route: &RouteKey,
+        gate: &Arc<Gate>,
     ) -> Result<Self, StartError> {
         let port = free_port().map_err(StartError::Port)?;
         let with_port = |text: &String| text.replace("{port}", &port.to_string());
@@ -81,13 +79,19 @@ impl Server {
         drop(command);
         let lifeline = guardian.stdin.take();
         let output = pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::Spawn)?;
-        let output = Output::read(output, route.clone());
+        let told = gate.clone();
+        let output = Output::read(output, gate.key().clone(), move |part| told.cold_starts().part(part));
         Ok(Self { guardian, lifeline, output, address: format!("{}:{port}", Ipv4Addr::LOCALHOST) })
     }
 
     /// Where it listens, once it does.
     pub(super) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// It is ready: what it prints from now on says nothing of its start.
+    pub(super) fn is_loaded(&self) {
+        self.output.is_loaded();
     }
 
     /// Waits until it has ended by itself. Cancel-safe.

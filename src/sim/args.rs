@@ -51,6 +51,24 @@ pub struct SimArgs {
     #[arg(long)]
     pub hang_load: bool,
 
+    /// Answer `/sleep`, `/wake_up` and `/is_sleeping`
+    ///
+    /// vLLM has them with VLLM_SERVER_DEV_MODE=1, and frees memory with this flag.
+    #[arg(long)]
+    pub enable_sleep_mode: bool,
+
+    /// Time that it takes to fall asleep
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub sleep_time: Duration,
+
+    /// Time that it takes to wake up
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub wake_time: Duration,
+
+    /// Answer `/wake_up` with 500, and sleep on
+    #[arg(long)]
+    pub fail_wake: bool,
+
     /// Time from leaving the waiting queue to the first token
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     pub time_to_first_token: Duration,

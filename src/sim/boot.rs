@@ -58,7 +58,7 @@ impl Log {
         );
     }
 
-    fn engine(self, place: &str, message: &str) {
+    pub(super) fn engine(self, place: &str, message: &str) {
         let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
         let (date, time) = (&now[5..10], &now[11..19]);
         self.line(&format!("(EngineCore pid={}) INFO {date} {time} [{place}] {message}", process::id()));

@@ -2,6 +2,7 @@
 
 use super::{
     SimArgs,
+    sleep::Sleep,
     text::{Prompt, Words},
 };
 use std::{
@@ -25,6 +26,7 @@ pub(super) struct Engine {
     inter_token_time: Duration,
     /// A fair semaphore: its queue is the waiting queue.
     slots: Arc<Semaphore>,
+    pub(super) sleep: Sleep,
     waiting: AtomicU64,
     prompt_tokens: AtomicU64,
     generation_tokens: AtomicU64,
@@ -46,6 +48,8 @@ pub(super) struct Reading {
     pub(super) running: u64,
     /// The share of slots that are taken: a KV cache that is full when no more can run.
     pub(super) kv_cache_usage: f64,
+    /// The level at which it sleeps; 0 when it is awake.
+    pub(super) sleeps_at: u8,
     pub(super) prompt_tokens: u64,
     pub(super) generation_tokens: u64,
     pub(super) finished: [u64; Finish::ALL.len()],
@@ -56,6 +60,7 @@ pub(super) struct Reading {
 pub(super) struct Generation {
     engine: Arc<Engine>,
     words: Words,
+    prompt: Prompt,
     slot: Option<OwnedSemaphorePermit>,
     due: Instant,
     pub(super) prompt_tokens: u64,
@@ -94,6 +99,7 @@ impl Engine {
             time_to_first_token: args.time_to_first_token,
             inter_token_time: args.inter_token_time,
             slots: Arc::new(Semaphore::new(args.max_running as usize)),
+            sleep: Sleep::default(),
             waiting: AtomicU64::new(0),
             prompt_tokens: AtomicU64::new(0),
             generation_tokens: AtomicU64::new(0),
@@ -110,6 +116,7 @@ impl Engine {
         Generation {
             engine: Arc::clone(self),
             words: Words::new(self.seed, prompt),
+            prompt,
             slot: None,
             due: Instant::now(),
             prompt_tokens: prompt.tokens,
@@ -126,6 +133,7 @@ impl Engine {
             waiting: self.waiting.load(Relaxed),
             running,
             kv_cache_usage: running as f64 / f64::from(self.max_running),
+            sleeps_at: self.sleep.level(),
             prompt_tokens: self.prompt_tokens.load(Relaxed),
             generation_tokens: self.generation_tokens.load(Relaxed),
             finished: std::array::from_fn(|reason| self.finished[reason].load(Relaxed)),
@@ -136,12 +144,17 @@ impl Engine {
 // === impl Generation ===
 
 impl Generation {
-    /// Waits for a slot, and for the prompt's time in it.
+    /// Waits for a slot, and for the prompt's time in it. While the engine sleeps it waits, too: vLLM takes requests
+    /// then, and does nothing for them.
     async fn prefill(&mut self) {
         let waiting = Waiting::enter(&self.engine.waiting);
+        self.engine.sleep.awake().await;
         let slots = Arc::clone(&self.engine.slots);
         self.slot = slots.acquire_owned().await.ok();
         drop(waiting);
+        if !self.engine.sleep.has_weights() {
+            self.words = Words::new(!self.engine.seed, self.prompt);
+        }
         self.engine.prompt_tokens.fetch_add(self.prompt_tokens, Relaxed);
         self.due = Instant::now() + self.engine.time_to_first_token;
         sleep_until(self.due).await;

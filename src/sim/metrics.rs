@@ -31,8 +31,9 @@ pub(super) fn render(reading: &Reading, model: &str) -> String {
         reading.kv_cache_usage,
     );
     out.family("vllm:engine_sleep_state", "Engine sleep state; awake = 1 means engine is awake.", "gauge");
-    for (state, value) in [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)] {
+    for (level, state) in ["awake", "weights_offloaded", "discard_all"].into_iter().enumerate() {
         let labels = format!("{},sleep_state=\"{state}\"", out.labels);
+        let value = f64::from(usize::from(reading.sleeps_at) == level);
         out.sample("vllm:engine_sleep_state", &format!("engine=\"0\",{labels}"), value);
     }
     // Nothing here is ever preempted; the series is there because a scraper asks for it.

@@ -25,6 +25,7 @@ mod engine;
 mod fault;
 mod metrics;
 mod server;
+mod sleep;
 mod text;
 
 pub use args::SimArgs;

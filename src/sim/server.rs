@@ -26,7 +26,7 @@ const BACKLOG: u32 = 1024;
 /// What the connections share.
 pub(super) struct Server {
     pub(super) args: SimArgs,
-    log: Log,
+    pub(super) log: Log,
     pub(super) engine: Arc<Engine>,
     pub(super) store: Store,
     pub(super) ready: AtomicBool,
@@ -104,8 +104,8 @@ impl Server {
                 () = self.crash.cancelled() => return Err(SimError::Crashed),
                 loaded = &mut loading, if !self.ready.load(Relaxed) => {
                     loaded?;
-                    self.ready.store(true, Relaxed);
                     self.log.ready();
+                    self.ready.store(true, Relaxed);
                 }
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {

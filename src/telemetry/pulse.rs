@@ -5,11 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 /// Beats when something that is shown has changed. While nobody looks, a beat costs one load; beats that nobody has
-/// heard yet are one.
+/// taken yet are one.
+///
+/// A beat comes after its change, and who takes it looks at the state afterwards, both in sequentially consistent order:
+/// so a change is either seen or heard of.
 #[derive(Debug, Default)]
 pub struct Pulse {
     watched: AtomicBool,
-    beats: Notify,
+    beaten: AtomicBool,
+    wakes: Notify,
 }
 
 // === impl Pulse ===
@@ -17,8 +21,8 @@ pub struct Pulse {
 impl Pulse {
     /// Something has changed.
     pub fn beat(&self) {
-        if self.watched.load(Ordering::Relaxed) {
-            self.beats.notify_one();
+        if self.watched.load(Ordering::Relaxed) && !self.beaten.swap(true, Ordering::SeqCst) {
+            self.wakes.notify_one();
         }
     }
 
@@ -27,8 +31,15 @@ impl Pulse {
         self.watched.store(watched, Ordering::Relaxed);
     }
 
-    /// Waits for a beat; one that came since the last time counts. For one listener. Cancel-safe.
+    /// Waits for a beat that has not been taken. For one listener. Cancel-safe.
     pub async fn heard(&self) {
-        self.beats.notified().await;
+        while !self.beaten.load(Ordering::SeqCst) {
+            self.wakes.notified().await;
+        }
+    }
+
+    /// Takes the beats until now, for who is about to look.
+    pub fn take(&self) {
+        self.beaten.swap(false, Ordering::SeqCst);
     }
 }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anteroom::{
     admission::{Gate, Permit},
     coldstart::{ColdStart, ColdStarts},
-    domain::{Period, Policy, ProcessTarget, Target},
+    domain::{Period, Policy, ProcessTarget, Target, WhenIdle},
     hold::{Released, Ticket},
     scaler::{self, Options, Stops},
 };
@@ -56,6 +56,9 @@ pub(crate) fn process(command: Vec<String>) -> Target {
         env: [("NO_COLOR".into(), "{port}".into())].into(),
         directory: None,
         idle_timeout: Period::from_secs(600),
+        when_idle: WhenIdle::Stop,
+        sleep_level: 1,
+        stop_after: None,
         stop_timeout: Period::from_secs(60),
     })
 }

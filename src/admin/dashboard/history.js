@@ -100,27 +100,25 @@ export class History {
     show(select.parentElement, names.length > 1);
   }
 
-  /** What runs of it, by the route; nothing if it has ended. */
-  running(record) {
-    if (record.outcome) return null;
-    const route = this.state.routes.get(record.route);
-    return { phase: route?.phase ?? 'load', elapsed: record.total_ms + this.state.since(), parts: record.parts };
+  /** How long it has run; null if it has ended. */
+  elapsed(record) {
+    return record.outcome ? null : record.total_ms + this.state.since();
   }
 
   spot(record) {
     const { state } = this;
     const { word, icon: name } = outcome(record);
-    const running = this.running(record);
+    const elapsed = this.elapsed(record);
     const estimates = state.routes.get(record.route)?.estimates;
     text(this.title, record.route);
     setIcon(this.icon, name);
     attr(byId('spot'), 'data-state', name);
     text(this.word, word);
     const age = state.now() - Date.parse(record.started_at);
-    text(this.when, `#${record.id}, ${running ? `since ${rough(running.elapsed)}` : ago(age)}`);
+    text(this.when, `#${record.id}, ${elapsed === null ? ago(age) : `since ${rough(elapsed)}`}`);
     show(this.latest, this.pinned === record.id);
-    this.waterfall.update(record, running, comparable(record, estimates));
-    this.total(record, running);
+    this.waterfall.update(record, elapsed, comparable(record, estimates));
+    this.total(record, elapsed);
     show(this.reason, Boolean(record.reason));
     attr(this.reason, 'class', record.outcome === 'failed' ? 'note note-failed' : 'note note-obstacle');
     text(this.reason.querySelector('.message'), record.reason ?? '');
@@ -132,13 +130,13 @@ export class History {
     keyed(this.facts, facts, ([name]) => name, ([name]) => h('div', {}, h('dt', {}, name), h('dd')), (node, [, value]) => text(node.lastElementChild, value));
   }
 
-  total(record, running) {
+  total(record, elapsed) {
     const totals = [
       ['T_actuation', record.t_actuation_ms, 'first request → ready'],
       ['T_first_token', record.t_first_token_ms, 'ready → first token'],
       ['T_e2e', record.t_e2e_ms, 'first request → first token'],
     ].filter(([, ms]) => ms !== undefined && ms !== null).map(([name, ms, what]) => ({ name, value: duration(ms), what }));
-    if (running) totals.unshift({ name: 'so far', value: rough(running.elapsed), what: phaseName(running.phase) });
+    if (elapsed !== null) totals.unshift({ name: 'so far', value: rough(elapsed), what: `now: ${phaseName(record.phases.at(-1)?.name ?? 'signal')}` });
     else if (record.t_e2e_ms === undefined) totals.push({ name: 'total', value: duration(record.total_ms), what: record.outcome === 'completed' ? 'first request → first byte' : 'until it ended' });
     const left = [[record.failed, 'failed'], [record.left, 'left']].filter(([n]) => n > 0).map(([n, word]) => `${number(n)} ${word}`);
     totals.push({ name: 'held', value: number(record.held_peak), what: [`${number(record.released)} served`, ...left].join(', ') });
@@ -164,25 +162,28 @@ export class History {
     const button = node.firstElementChild;
     const [state, route, strip, total, when] = button.children;
     const { word, icon: name } = outcome(record);
-    const running = this.running(record);
-    const whole = running ? running.elapsed : record.total_ms;
+    const elapsed = this.elapsed(record);
+    const whole = elapsed ?? record.total_ms;
     setIcon(state, name);
     attr(node, 'data-state', name);
     attr(button, 'aria-pressed', record.id === this.chosen?.id ? 'true' : 'false');
     text(route, record.route);
-    text(total, running ? rough(whole) : duration(whole));
+    text(total, elapsed === null ? duration(whole) : rough(whole));
     const age = ago(this.state.now() - Date.parse(record.started_at));
-    text(when, running ? word : record.outcome === 'failed' ? `failed ${age}` : record.outcome === 'abandoned' ? `abandoned ${age}` : age);
+    text(when, elapsed !== null ? word : record.outcome === 'failed' ? `failed ${age}` : record.outcome === 'abandoned' ? `abandoned ${age}` : age);
     attr(button, 'title', record.reason ? `${word}: ${record.reason}` : word);
-    const spans = record.phases.map((span) => ({ name: span.name, ms: span.duration_ms }));
-    const spent = spans.reduce((sum, span) => sum + span.ms, 0);
-    if (whole - spent > 0.5) spans.push(running ? { name: running.phase, ms: whole - spent } : { name: 'given up', ms: whole - spent });
+    const spans = record.phases.map((phase) => ({ ...phase, ms: phase.duration_ms }));
+    const last = spans.at(-1);
+    if (elapsed !== null && last?.unfinished) last.ms = Math.max(last.ms, elapsed - last.start_ms);
+    // What is too short to see would only blur the rest.
+    const visible = spans.filter((span) => span.ms > whole / 200);
     attr(strip, 'data-cut', whole > this.scale);
-    const scale = Math.max(this.scale, running ? whole : 0);
+    const scale = Math.max(this.scale, elapsed ?? 0);
     const shrink = whole > scale ? scale / whole : 1;
-    keyed(strip, spans, (span) => span.name, (span) => {
+    keyed(strip, visible, (span) => span.name, (span) => {
       const node = h('span');
-      style(node, '--colour', span.name === 'given up' ? 'var(--bad)' : phaseColour(span.name));
+      style(node, '--colour', phaseColour(span.name));
+      attr(node, 'data-cut', record.outcome === 'failed' && span.unfinished);
       return node;
     }, (node, span) => style(node, 'width', `${((100 * span.ms * shrink) / scale).toFixed(3)}%`));
   }

@@ -138,8 +138,9 @@ class Card {
     this.route = route;
     const values = state.held.get(route.name) ?? [];
     attr(this.node, 'data-state', route.state);
-    const quiet = !route.cold_start && route.held === 0 && route.in_flight === 0 && !route.obstacle && !route.reason && !values.some(Boolean);
-    attr(this.node, 'data-quiet', quiet && route.state !== 'ready');
+    const still = !route.cold_start && route.held === 0 && route.in_flight === 0 && route.endpoints.length === 0 && !values.some(Boolean);
+    attr(this.node, 'data-still', still);
+    attr(this.node, 'data-quiet', still && !route.obstacle && !route.reason);
     setIcon(this.icon, route.state);
     text(this.word, route.state);
     text(this.held, number(route.held));
@@ -159,26 +160,26 @@ class Card {
     const since = state.since();
     show(this.oldest, route.oldest_held_ms !== undefined);
     if (route.oldest_held_ms !== undefined) text(this.oldest, `oldest ${rough(route.oldest_held_ms + since)}`);
-    const running = route.cold_start && route.phase;
-    show(this.phase, Boolean(running));
-    if (!running) return;
+    show(this.phase, Boolean(route.cold_start));
+    if (!route.cold_start) return;
     const elapsed = route.cold_start.total_ms + since;
     const left = route.time_left_ms === undefined ? null : Math.max(0, route.time_left_ms - since);
-    text(this.phaseWord, `${phaseName(route.phase)} · ${rough(elapsed)}`);
+    const phase = route.cold_start.phases.at(-1)?.name ?? 'signal';
+    text(this.phaseWord, `${phaseName(phase)} · ${rough(elapsed)}`);
     text(this.left, leftInWords(route, left));
-    this.progress(route, elapsed, left);
+    this.progress(route, phase, elapsed, left);
   }
 
   /** What is over and what is expected to come, in the colours of the phases. */
-  progress(route, elapsed, left) {
+  progress(route, phase, elapsed, left) {
     const whole = left === null ? elapsed : elapsed + left;
-    const done = route.cold_start.phases;
-    const spent = done.reduce((sum, span) => sum + span.duration_ms, 0);
-    const parts = [...done, { name: route.phase, duration_ms: Math.max(0, elapsed - spent) }];
+    const parts = route.cold_start.phases.map((part) => ({ ...part }));
+    const last = parts.at(-1);
+    if (last?.unfinished) last.duration_ms = Math.max(last.duration_ms, elapsed - last.start_ms);
     attr(this.bar, 'data-unknown', left === null);
     const percent = left === null ? null : Math.min(99, Math.round((100 * elapsed) / Math.max(whole, 1)));
     attr(this.bar, 'aria-valuenow', percent);
-    attr(this.bar, 'aria-valuetext', percent === null ? `${phaseName(route.phase)}, no estimate` : `${phaseName(route.phase)}, ${percent} %`);
+    attr(this.bar, 'aria-valuetext', percent === null ? `${phaseName(phase)}, no estimate` : `${phaseName(phase)}, ${percent} %`);
     keyed(this.bar, parts, (part) => part.name, (part) => {
       const node = h('span');
       style(node, '--colour', phaseColour(part.name));
@@ -219,7 +220,7 @@ class Card {
       });
     const facts = this.more.children[1] ?? this.more.appendChild(h('p', { class: 'dim' }));
     const words = [`Holds ${count(limits.hold_max_requests, 'request')} at most, each for ${span(limits.hold_timeout_ms)}; ${number(limits.concurrency_max)} in flight on an endpoint.`];
-    if (estimates?.median_ms !== undefined) words.push(`Ready within ${rough(estimates.median_ms)} half of the time, within ${rough(estimates.p90_ms)} nine times of ten.`);
+    if (estimates) words.push(`Ready within ${rough(estimates.until_ready.median_ms)} half of the time, within ${rough(estimates.until_ready.p90_ms)} nine times of ten.`);
     text(facts, words.join(' '));
   }
 }

@@ -5,22 +5,20 @@ import { duration, partName, phaseColour, phaseMeaning, phaseName, rough, share 
 
 const percent = (part, whole) => `${((100 * part) / Math.max(whole, 0.001)).toFixed(3)}%`;
 
-/** The phases of a record as rows; of one that runs, with the phase that runs and those that are to come. */
-export function rowsOf(record, running, usual) {
-  const rows = record.phases.map((span) => ({ ...span, kind: 'done' }));
-  const end = rows.reduce((end, row) => Math.max(end, row.start_ms + row.duration_ms), 0);
-  if (!running) {
-    // Until it was given up, the phase that ran has no end of its own.
-    if (record.outcome === 'failed' && record.total_ms - end > 0.5) rows.push({ name: 'given up', start_ms: end, duration_ms: record.total_ms - end, kind: 'cut' });
-    return rows;
+/** The phases of a record as rows; of one that has run for `elapsed`, those that are to come besides. */
+export function rowsOf(record, elapsed, usual) {
+  const rows = record.phases.map((phase) => ({ ...phase, kind: phase.unfinished ? 'cut' : 'done' }));
+  if (elapsed === null || rows.length === 0) return rows;
+  const last = rows.at(-1);
+  if (last.unfinished) {
+    last.kind = 'runs';
+    last.duration_ms = Math.max(last.duration_ms, elapsed - last.start_ms);
   }
-  const elapsed = Math.max(end, running.elapsed);
-  rows.push({ name: running.phase, start_ms: end, duration_ms: elapsed - end, kind: 'runs', parts: running.parts });
-  const now = usual.find((phase) => phase.name === running.phase);
-  let at = Math.max(elapsed, end + (now?.median_ms ?? 0));
+  const now = usual.findIndex((phase) => phase.name === last.name);
+  let at = last.start_ms + Math.max(last.duration_ms, usual[now]?.median_ms ?? 0);
   const known = new Set(rows.map((row) => row.name));
-  for (const phase of usual.slice(usual.indexOf(now) + 1)) {
-    if (known.has(phase.name)) continue;
+  for (const phase of usual.slice(now + 1)) {
+    if (now < 0 || known.has(phase.name)) continue;
     rows.push({ name: phase.name, start_ms: at, duration_ms: phase.median_ms, kind: 'to come' });
     at += phase.median_ms;
   }
@@ -31,22 +29,20 @@ export function rowsOf(record, running, usual) {
 export function ticks(whole) {
   const rawStep = whole / 5;
   const magnitude = 10 ** Math.floor(Math.log10(Math.max(rawStep, 0.001)));
-  // Above a minute, round numbers are those of clocks.
-  const clock = [15e3, 30e3, 60e3, 120e3, 300e3, 600e3, 1800e3, 3600e3, 7200e3, 21600e3, 86400e3];
-  const step = whole > 75e3 ? (clock.find((step) => step >= rawStep) ?? 86400e3) : magnitude * [1, 2, 5, 10].find((step) => step * magnitude >= rawStep);
+  // Where minutes are written, round numbers are those of clocks.
+  const clock = [300e3, 600e3, 1800e3, 3600e3, 7200e3, 21600e3, 86400e3];
+  const step = whole > 1000e3 ? (clock.find((step) => step >= rawStep) ?? 86400e3) : magnitude * [1, 2, 5, 10].find((step) => step * magnitude >= rawStep);
   const list = [];
   for (let at = 0; at <= whole * 1.0001; at += step) list.push(at);
   return { step, list };
 }
 
-/** `0`, `500 ms`, `2 s`, `1 min 30 s`, without digits that say nothing. */
+/** `0`, `500 ms`, `2 s`, `30 min`, without digits that say nothing. */
 function tick(ms) {
   if (ms === 0) return '0';
   if (ms < 1) return `${+ms.toFixed(2)} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
-  if (ms < 60e3) return `${+(ms / 1e3).toFixed(2)} s`;
-  const [minutes, seconds] = [Math.floor(ms / 60e3), Math.round((ms % 60e3) / 1e3)];
-  return seconds ? `${minutes}:${String(seconds).padStart(2, '0')} min` : `${minutes} min`;
+  return ms <= 1000e3 ? `${+(ms / 1e3).toFixed(2)} s` : `${Math.round(ms / 60e3)} min`;
 }
 
 export class Waterfall {
@@ -56,7 +52,7 @@ export class Waterfall {
     this.readout = h('p', { class: 'readout' });
     this.table = h('table', { class: 'waterfall' },
       h('caption', { class: 'hidden' }, 'Phases of the cold start'),
-      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'phase'), h('th', { scope: 'col', class: 'axis-cell' }, h('span', { class: 'hidden' }, 'when'), this.axis), h('th', { scope: 'col', class: 'took' }, 'took'), h('th', { scope: 'col', class: 'usual' }, 'to median'))),
+      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'phase'), h('th', { scope: 'col', class: 'axis-cell' }, h('span', { class: 'hidden' }, 'when'), this.axis), h('th', { scope: 'col', class: 'took' }, 'took'), h('th', { scope: 'col', class: 'usual' }, 'vs median'))),
       this.body);
     this.node = h('div', { class: 'waterfall-box' }, this.table, this.readout);
     this.whole = 0;
@@ -71,17 +67,19 @@ export class Waterfall {
     this.read();
   }
 
-  update(record, running, estimates) {
+  /** Shows a record; one that has not ended has run for `elapsed`, which is null for the others. */
+  update(record, elapsed, estimates) {
     const usual = estimates?.phases ?? [];
-    const rows = rowsOf(record, running, usual);
+    const rows = rowsOf(record, elapsed, usual);
     const end = rows.reduce((end, row) => Math.max(end, row.start_ms + row.duration_ms), record.total_ms);
     // While it runs, the axis grows in steps, so that bars do not shrink all the time.
-    if (!running || this.id !== record.id || end > this.whole || end < this.whole / 2) this.whole = running && end > 0 ? end * (usual.length ? 1.02 : 1.3) : end;
+    const grows = elapsed !== null;
+    if (!grows || this.id !== record.id || end > this.whole || end < this.whole / 2) this.whole = grows ? end * (usual.length ? 1.02 : 1.3) : end;
     this.id = record.id;
     this.record = record;
     const usualOf = new Map(usual.map((phase) => [phase.name, phase]));
     this.rows = rows.flatMap((row) => [
-      { ...row, key: row.name, usual: row.kind === 'cut' ? undefined : usualOf.get(row.name), depth: 0 },
+      { ...row, key: row.name, usual: usualOf.get(row.name), depth: 0 },
       ...(row.parts ?? []).map((part) => ({ ...part, key: `${row.name}/${part.name}`, of: row.name, kind: 'part', depth: 1 })),
     ]);
     const { step, list } = ticks(this.whole);
@@ -132,8 +130,9 @@ export class Waterfall {
     }
     const words = [];
     if (this.rows?.some((row) => row.usual && row.kind !== 'to come')) words.push('The thin line is the median of the latest that got ready.');
-    if (this.rows?.some((row) => row.early_ms > 0)) words.push('Hatched: the end may have been earlier, by another machine’s clock.');
+    if (this.rows?.some((row) => row.early_ms > 0)) words.push('Hatched end: it may have been earlier, by another machine’s clock.');
     if (this.rows?.some((row) => row.kind === 'to come')) words.push('Dashed: what is to come, by the median.');
+    if (this.rows?.some((row) => row.kind === 'cut')) words.push('Hatched bar: it was not over when the start was given up.');
     text(this.readout, words.join(' ') || 'From the first held request on. Point at a phase for its numbers.');
   }
 }
@@ -147,7 +146,7 @@ function makeRow(row) {
     h('td', { class: 'track-cell' }, h('div', { class: 'track' }, h('span', { class: 'ghost' }), h('span', { class: 'span' }), h('span', { class: 'early' }))),
     h('td', { class: 'took' }),
     h('td', { class: 'usual' }));
-  style(node, '--colour', row.kind === 'cut' ? 'var(--bad)' : phaseColour(row.of ?? row.name));
+  style(node, '--colour', phaseColour(row.of ?? row.name));
   return node;
 }
 
@@ -165,7 +164,8 @@ function sentence(row, record) {
   const head = meaning ? `${name} (${meaning})` : name;
   const words = [];
   if (row.kind === 'to come') return `${head}: to come. It takes ${duration(row.duration_ms)} half of the time.`;
-  if (row.kind === 'runs') words.push(`${head}: runs since ${duration(row.start_ms)}, for ${rough(row.duration_ms)} so far.`);
+  if (row.kind === 'cut') words.push(`${head}: since ${duration(row.start_ms)}, given up after ${duration(row.duration_ms)}.`);
+  else if (row.kind === 'runs') words.push(`${head}: runs since ${duration(row.start_ms)}, for ${rough(row.duration_ms)} so far.`);
   else words.push(`${head}: from ${duration(row.start_ms)} to ${duration(row.start_ms + row.duration_ms)}, took ${duration(row.duration_ms)}, ${share(row.duration_ms, record.total_ms)} of all.`);
   if (row.early_ms > 0) words.push(`Its end may have been up to ${duration(row.early_ms)} earlier, by another machine’s clock.`);
   if (row.usual) {

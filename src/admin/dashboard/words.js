@@ -17,11 +17,14 @@ export const PHASES = {
 
 /** What parts of phases are called. */
 const PARTS = {
-  node_create: 'new node exists',
-  node_ready: 'new node is ready',
+  node_create: 'node created',
+  node_ready: 'node ready',
+  engine_start: 'engine start',
+  weights_download: 'weights download',
   weights: 'weights',
   compile: 'compilation',
   warmup: 'warm-up',
+  server_start: 'server start',
 };
 
 export const STATES = ['starting', 'failed', 'ready', 'stopping', 'sleeping', 'idle'];
@@ -43,10 +46,10 @@ export const phaseName = (name) => PHASES[name]?.[0] ?? plain(name);
 export const phaseMeaning = (name) => PHASES[name]?.[1] ?? '';
 export const partName = (name) => PARTS[name] ?? plain(name);
 export const obstacleName = (kind) => OBSTACLES[kind] ?? plain(kind);
-/** The next phase, if nothing is left out. */
+/** Its colour, from phases.css. */
 export const phaseColour = (name) => (name in PHASES ? `var(--phase-${name.replaceAll('_', '-')})` : 'var(--phase-other)');
 
-/** `1.3 ms`, `412 ms`, `3.07 s`, `42.3 s`, `4 min 37 s`, `2 h 5 min`. */
+/** `1.3 ms`, `412 ms`, `3.07 s`, `277.4 s`, `24 min 37 s`, `2 h 5 min`. */
 export function duration(ms) {
   if (!(ms >= 0)) return '–';
   if (ms === 0) return '0';
@@ -54,14 +57,14 @@ export function duration(ms) {
   if (ms < 9.95) return `${ms.toFixed(1)} ms`;
   if (ms < 999.5) return `${Math.round(ms)} ms`;
   if (ms < 9_995) return `${(ms / 1e3).toFixed(2)} s`;
-  if (ms < 59_950) return `${(ms / 1e3).toFixed(1)} s`;
+  if (ms < 999_950) return `${(ms / 1e3).toFixed(1)} s`;
   return long(Math.round(ms / 1e3));
 }
 
 /** The same for what changes while one looks: no more digits than one can read. */
 export function rough(ms) {
   if (!(ms >= 0)) return '–';
-  return ms < 59_950 ? `${(ms / 1e3).toFixed(1)} s` : long(Math.round(ms / 1e3));
+  return ms < 999_950 ? `${(ms / 1e3).toFixed(1)} s` : long(Math.round(ms / 1e3));
 }
 
 function long(seconds) {

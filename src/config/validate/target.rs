@@ -10,7 +10,12 @@ use std::{
 use http::Uri;
 
 use super::{Checker, allowed::allows};
-use crate::{config::source::KeyPath, domain::ProcessTarget};
+use crate::{
+    config::source::KeyPath,
+    domain::{ProcessTarget, WhenIdle},
+};
+
+const DEV_MODE: &str = "VLLM_SERVER_DEV_MODE";
 
 impl Checker<'_> {
     pub(super) fn process(&mut self, process: &ProcessTarget, path: &KeyPath) {
@@ -35,9 +40,47 @@ impl Checker<'_> {
         }
         self.at_most_a_month(&path.key("idleTimeout"), process.idle_timeout);
         self.at_most_a_month(&path.key("stopTimeout"), process.stop_timeout);
-        if process.idle_timeout.get().is_zero() {
+        if process.idle_timeout.get().is_zero() && process.when_idle == WhenIdle::Stop {
             let message = "is zero: the server is stopped after every request, and loads again for the next";
             self.warn(&path.key("idleTimeout"), message);
+        }
+        self.sleep(process, path);
+    }
+
+    fn sleep(&mut self, process: &ProcessTarget, path: &KeyPath) {
+        if !matches!(process.sleep_level, 1 | 2) {
+            let message =
+                format!("{} is not a level of vLLM's sleep mode; choose 1 or 2", process.sleep_level);
+            self.error(&path.key("sleepLevel"), message);
+        }
+        if let Some(stop_after) = process.stop_after {
+            self.at_most_a_month(&path.key("stopAfter"), stop_after);
+        }
+        if process.when_idle == WhenIdle::Stop {
+            for key in ["sleepLevel", "stopAfter"].map(|key| path.key(key)) {
+                if self.is_given(&key) {
+                    self.warn(
+                        &key,
+                        "has no effect: the server is stopped when it is idle, not without whenIdle: sleep",
+                    );
+                }
+            }
+            return;
+        }
+        // Of a script we cannot know what it starts.
+        if process.command.iter().any(|word| Path::new(word).file_name().is_some_and(|name| name == "vllm")) {
+            let told = process.command.iter().any(|word| word == "--enable-sleep-mode");
+            let open = process.env.get(DEV_MODE).cloned().or_else(|| env::var(DEV_MODE).ok());
+            let open = open.is_some_and(|value| value != "0");
+            let missing = match (told, open) {
+                (true, true) => return,
+                (false, true) => "the flag --enable-sleep-mode in its command",
+                (true, false) => "VLLM_SERVER_DEV_MODE: \"1\" in its env",
+                (false, false) => {
+                    "the flag --enable-sleep-mode in its command and VLLM_SERVER_DEV_MODE: \"1\" in its env"
+                }
+            };
+            self.warn(&path.key("whenIdle"), format!("vLLM does not sleep without {missing}"));
         }
     }
 

@@ -5,6 +5,7 @@ mod chat;
 mod messages;
 mod other;
 mod responses;
+mod sleep;
 mod stream;
 
 pub(super) use responses::Store;
@@ -79,6 +80,9 @@ async fn route(server: Arc<Server>, reset: Reset, request: Request<Incoming>) ->
         }
         ["metrics"] if get => {
             return Ok(text(metrics::render(&server.engine.read(), server.args.first_model())));
+        }
+        ["sleep" | "wake_up" | "is_sleeping" | "collective_rpc"] if server.args.enable_sleep_mode => {
+            return sleep::answer(&server, request).await;
         }
         ["v1", "models"] if get => return Ok(other::models(&server)),
         // A model's name may have slashes in it.

@@ -1,0 +1,85 @@
+//! The routes of sleep mode, which vLLM has in its development mode.
+
+use super::{
+    answer::{Answer, ApiError, json},
+    parse, read,
+};
+use crate::sim::server::Server;
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use serde::Deserialize;
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::sleep;
+
+#[derive(Deserialize)]
+struct Rpc {
+    method: String,
+}
+
+pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    match (request.method(), request.uri().path()) {
+        (&Method::POST, "/sleep") => fall_asleep(server, &query).await,
+        (&Method::POST, "/wake_up") if server.args.fail_wake => {
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "A failure, as --fail-wake asked."))
+        }
+        (&Method::POST, "/wake_up") => Ok(wake_up(server, &query).await),
+        (&Method::GET, "/is_sleeping") => Ok(is_sleeping(server)),
+        (&Method::POST, "/collective_rpc") => collective_rpc(server, &read(request).await?),
+        _ => Err(ApiError::http(StatusCode::METHOD_NOT_ALLOWED)),
+    }
+}
+
+/// `POST /sleep?level=1&mode=abort`. What runs goes on to its end, as in vLLM's mode `wait`.
+async fn fall_asleep(server: &Server, query: &str) -> Result<Answer, ApiError> {
+    let level = match values(query, "level").next().unwrap_or("1") {
+        "1" => 1,
+        "2" => 2,
+        level => return Err(ApiError::bad_request(format!("there is no sleep of level {level}"))),
+    };
+    server.engine.sleep.fall_asleep(level);
+    sleep(server.args.sleep_time).await;
+    server.log.engine("abstract.py:390", &took(server.args.sleep_time, "fall asleep"));
+    Ok(json(&json!({"status": "sleeping", "level": level})))
+}
+
+/// `POST /wake_up`, or with `?tags=weights` or `?tags=kv_cache` for one after the other.
+async fn wake_up(server: &Server, query: &str) -> Answer {
+    let tags: Vec<_> = values(query, "tags").collect();
+    let wants = |tag| tags.is_empty() || tags.contains(&tag);
+    if wants("weights") {
+        sleep(server.args.wake_time).await;
+        server.log.engine("abstract.py:408", &took(server.args.wake_time, "wake up tags"));
+    }
+    let awake = server.engine.sleep.wake_up(wants("weights"), wants("kv_cache"));
+    let tags = (!tags.is_empty()).then_some(tags);
+    json(&json!({"status": if awake { "awake" } else { "sleeping" }, "tags": tags}))
+}
+
+fn is_sleeping(server: &Server) -> Answer {
+    json(&json!({"is_sleeping": server.engine.sleep.is_sleeping()}))
+}
+
+/// Of all that workers can be told, only what a wake from level 2 takes.
+fn collective_rpc(server: &Server, body: &[u8]) -> Result<Answer, ApiError> {
+    let rpc: Rpc = parse(body)?;
+    if rpc.method != "reload_weights" {
+        return Err(ApiError::bad_request(format!("no method {}", rpc.method)));
+    }
+    server.engine.sleep.reload_weights();
+    Ok(json(&json!({"results": [null]})))
+}
+
+fn took(time: Duration, what: &str) -> String {
+    format!("It took {:.6} seconds to {what}.", time.as_secs_f64())
+}
+
+/// The values of a key in a query whose keys and values need no decoding.
+fn values<'a>(query: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+    query
+        .split('&')
+        .filter_map(move |pair| pair.split_once('='))
+        .filter(move |(name, _)| *name == key)
+        .map(|(_, value)| value)
+}
