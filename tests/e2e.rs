@@ -43,10 +43,14 @@ mod requests;
 mod scaler;
 #[path = "e2e/scaler_tls.rs"]
 mod scaler_tls;
+#[path = "e2e/sleep.rs"]
+mod sleep;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]
 mod start;
+#[path = "e2e/traces.rs"]
+mod traces;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/websocket.rs"]
