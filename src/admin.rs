@@ -2,6 +2,7 @@
 
 mod api;
 mod metrics;
+mod requests;
 
 use std::sync::{
     Arc,
@@ -18,7 +19,7 @@ use axum::{
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
 
-use crate::{admission::Gate, coldstart::ColdStarts, telemetry::RouteCounters};
+use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
 pub use metrics::ColdStartMetrics;
 
@@ -28,6 +29,8 @@ pub trait View: Send + Sync {
     fn gates(&self) -> Vec<Arc<Gate>>;
     /// What is counted of requests that belong to no route.
     fn unrouted(&self) -> &RouteCounters;
+    /// What happened to recent requests.
+    fn history(&self) -> &History;
     /// Bytes of all request bodies in memory.
     fn buffered_bytes(&self) -> usize;
     /// Whether the routes of the cluster are not known yet.
@@ -86,6 +89,9 @@ impl Admin {
             .route("/readyz", get(readyz))
             .route("/api/v1/routes", get(routes))
             .route("/api/v1/cold-starts", get(cold_starts))
+            .route("/api/v1/requests", get(requests::recent))
+            // An id may be anything, also something with a slash.
+            .route("/api/v1/requests/{*request_id}", get(requests::one))
             .with_state(self)
     }
 }

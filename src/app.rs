@@ -139,6 +139,7 @@ impl Bound {
             None => None,
         };
         let shared = Shared::new(config.limits);
+        shared.history.set_max(config.history.requests);
         Ok(Self {
             address,
             admin_address,
@@ -227,6 +228,7 @@ impl Bound {
                         cluster.set_file(&config.routes);
                     }
                     self.shared.set_limits(config.limits);
+                    self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;
                     tracing::info!(routes = routes.len(), "configuration reloaded");

@@ -16,7 +16,7 @@ pub use crate::domain::{Part, Phase};
 pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use journal::{Journal, JournalError};
 pub use store::ColdStarts;
-pub use tracker::{Leave, Scope, Tracker};
+pub use tracker::{FirstAnswer, Leave, Scope, Tracker};
 pub use vllm_log::VllmLog;
 
 /// What was done to bring the target up.

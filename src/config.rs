@@ -69,6 +69,8 @@ pub struct Config {
     pub drain_timeout: Period,
     /// How the log is written.
     pub log: LogFormat,
+    /// What is remembered of requests.
+    pub history: History,
     /// What clients may use up.
     pub limits: Limits,
     /// The routes, in any order: the more specific goes first.
@@ -84,6 +86,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What is remembered of requests that waited, failed or were refused, for `GET /api/v1/requests`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct History {
+    /// How many are remembered of those that waited, and as many again of those that failed or were refused at once;
+    /// 0: none. Each of the two takes at most 2 KiB times this. The default is an afternoon of cold starts in 4 MiB.
+    pub requests: usize,
 }
 
 /// What clients may use up: every queue, buffer and wait has a bound.
@@ -142,9 +153,16 @@ impl Default for Config {
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),
             log: LogFormat::default(),
+            history: History::default(),
             limits: Limits::default(),
             routes: Vec::new(),
         }
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { requests: 1000 }
     }
 }
 

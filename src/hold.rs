@@ -65,6 +65,7 @@ pub enum Released<P> {
 pub struct Ticket<P> {
     queue: Arc<HoldQueue<P>>,
     key: Key,
+    ahead: usize,
     since: Instant,
     released: oneshot::Receiver<Released<P>>,
 }
@@ -149,7 +150,8 @@ impl<P> HoldQueue<P> {
             return Err(Full::Bytes);
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        Ok(self.enter(&mut inner, (number, JOINED), bytes))
+        let ahead = inner.waiting.len();
+        Ok(self.enter(&mut inner, (number, JOINED), ahead, bytes))
     }
 
     /// Takes an old place again. There is no bound: it had been admitted.
@@ -157,7 +159,10 @@ impl<P> HoldQueue<P> {
         let mut inner = self.inner.lock();
         let returned = inner.returned;
         inner.returned += 1;
-        self.enter(&mut inner, (place.0, returned), bytes)
+        // Those who came back, too, or were admitted earlier: few.
+        let key = (place.0, returned);
+        let ahead = inner.waiting.range(..key).count();
+        self.enter(&mut inner, key, ahead, bytes)
     }
 
     /// The place of a request that is dispatched without waiting, in case it comes back: just ahead of the next one
@@ -166,13 +171,13 @@ impl<P> HoldQueue<P> {
         Place(self.next.load(Ordering::Relaxed))
     }
 
-    fn enter(self: &Arc<Self>, inner: &mut Inner<P>, key: Key, bytes: usize) -> Ticket<P> {
+    fn enter(self: &Arc<Self>, inner: &mut Inner<P>, key: Key, ahead: usize, bytes: usize) -> Ticket<P> {
         let since = Instant::now();
         let (sender, released) = oneshot::channel();
         inner.bytes += bytes;
         inner.waiting.insert(key, Waiter { bytes, since, released: sender });
         self.len.store(inner.waiting.len(), Ordering::SeqCst);
-        Ticket { queue: self.clone(), key, since, released }
+        Ticket { queue: self.clone(), key, ahead, since, released }
     }
 
     /// Hands what `next` gives to the waiters in their order, until it gives nothing or nobody waits. Says how many
@@ -230,6 +235,11 @@ impl<P> Ticket<P> {
         Spot { queue: self.queue.clone(), key: self.key }
     }
 
+    /// How many waited before it when it began to.
+    pub const fn ahead(&self) -> usize {
+        self.ahead
+    }
+
     /// Since when it waits.
     pub const fn since(&self) -> Instant {
         self.since
@@ -285,6 +295,7 @@ mod tests {
         let direct = queue.place();
         let (mut a, mut b) = (queue.join(1, BOUNDS).unwrap(), queue.join(1, BOUNDS).unwrap());
         let mut c = queue.rejoin(direct, 1);
+        assert_eq!((a.ahead(), b.ahead(), c.ahead()), (0, 1, 0));
         tokio::time::advance(Duration::from_secs(2)).await;
         assert_eq!((c.spot().ahead(), a.spot().ahead(), b.spot().ahead()), (0, 1, 2));
         let mut permits = 0..;

@@ -13,6 +13,7 @@ pub mod drain;
 pub mod error;
 pub mod grpc;
 pub mod guardian;
+pub mod history;
 pub mod hold;
 pub mod kube;
 pub mod openai;

@@ -1,13 +1,16 @@
-//! What we know of the OpenAI API and of its clients: paths, the model in a body, error bodies, SSE framing, patience.
+//! What we know of the OpenAI API and of its clients: paths, the model in a body, error bodies, SSE framing, the first
+//! token, patience.
 
 mod api;
 mod patience;
 mod scan;
+mod token;
 mod wire;
 
 pub use api::{Api, Shape};
 pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
+pub use token::{FirstToken, is_event_stream};
 pub use wire::{
     DONE, empty_chunk, error_body, error_event, model, model_list, says_no_endpoint, sse_comment, sse_data,
     upstream_error_event,

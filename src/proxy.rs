@@ -6,6 +6,7 @@ mod client_io;
 mod dispatch;
 mod exchange;
 mod find;
+mod first_token;
 mod forward;
 mod intake;
 mod intercept;

@@ -35,6 +35,8 @@ mod reload;
 mod replicas;
 #[path = "e2e/report.rs"]
 mod report;
+#[path = "e2e/requests.rs"]
+mod requests;
 #[path = "e2e/scaler.rs"]
 mod scaler;
 #[path = "e2e/scaler_tls.rs"]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::Gate;
-use crate::state::Endpoint;
+use crate::{coldstart::FirstAnswer, state::Endpoint};
 
 /// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
 /// the next one go.
@@ -47,13 +47,21 @@ impl Permit {
 
     /// Its answer began: one more may go.
     pub fn first_byte(&self) {
+        self.answered(FirstAnswer::whole);
+    }
+
+    /// The same, of an answer of which more is to be said if it ends a cold start. The id of that, if it waits for the
+    /// answer's first token.
+    pub fn answered(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
         // A request that wakes nothing is no part of a cold start.
-        if self.kind == Kind::Demand {
-            self.gate.cold_starts.first_byte(false);
-        }
+        let awaited = match self.kind {
+            Kind::Demand => self.gate.cold_starts.first_byte(answer),
+            Kind::Quiet | Kind::Fallback => None,
+        };
         if self.endpoint.succeeded() {
             self.gate.pump();
         }
+        awaited
     }
 
     /// The endpoint failed it before answering.

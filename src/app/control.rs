@@ -15,6 +15,7 @@ use crate::{
     admission::{Directory, Gate},
     config::{self, Config},
     grpc::{GrpcListener, Tls},
+    history::History,
     peer::Peers,
     proxy::Shared,
     scaler::keda,
@@ -137,6 +138,10 @@ impl admin::View for View {
 
     fn unrouted(&self) -> &RouteCounters {
         &self.shared.unrouted
+    }
+
+    fn history(&self) -> &History {
+        &self.shared.history
     }
 
     fn buffered_bytes(&self) -> usize {

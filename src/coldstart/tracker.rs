@@ -1,5 +1,7 @@
 //! The cold start that runs: marked from outside as its phases end, and made into a record when it does.
 
+mod shares;
+
 use std::{
     sync::{
         Arc,
@@ -10,6 +12,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use shares::Past;
 use tokio::time::Instant;
 
 use super::{
@@ -38,6 +41,8 @@ pub struct Tracker {
     observed: Mutex<Observed>,
     /// By kind.
     estimates: [ArcSwapOption<Estimates>; 2],
+    /// The last one that ended.
+    last: ArcSwapOption<Past>,
 }
 
 /// Which phases a target has.
@@ -63,6 +68,17 @@ struct Active {
     hindrance: Option<Arc<str>>,
     request_id: Option<Arc<str>>,
     trace_id: Option<Arc<str>>,
+}
+
+/// The answer that ends a cold start, or does so with its first token.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FirstAnswer {
+    /// It comes token by token, and somebody looks for the first one.
+    pub streams: bool,
+    /// The id of its request.
+    pub request_id: Option<Arc<str>>,
+    /// The trace of its request, 32 hexadecimal digits.
+    pub trace_id: Option<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -103,6 +119,7 @@ impl Tracker {
             tally: Mutex::default(),
             observed: Mutex::default(),
             estimates: Default::default(),
+            last: ArcSwapOption::empty(),
         };
         for kind in [ColdStartKind::ColdStart, ColdStartKind::Wake] {
             tracker.estimate_anew(kind);
@@ -252,43 +269,57 @@ impl Tracker {
 
     /// A request is sent: the first one after the load ends the dispatch.
     pub fn dispatched(&self) {
-        self.follow(Phase::is_activation, Phase::Dispatch);
+        self.follow(Phase::is_activation, Phase::Dispatch, |_| {});
     }
 
-    /// An answer begins: the first one after the dispatch ends the cold start, unless it `streams`: then its first token
-    /// does, and whoever gets `true` here is to tell of it. One that an endpoint from before gives ends nothing.
-    pub fn first_byte(&self, streams: bool) -> bool {
-        let is_first = self.follow(|last| last == Phase::Dispatch, Phase::FirstByte);
-        if is_first && !streams {
+    /// An answer begins: the first one after the dispatch ends the cold start, unless it streams: then its first token
+    /// does, and whoever gets the id of the cold start here is to tell of it. One that an endpoint from before gives
+    /// ends nothing. What the answer is, is asked for only if it is the first.
+    pub fn first_byte(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
+        let mut awaited = None;
+        let is_first = self.follow(
+            |last| last == Phase::Dispatch,
+            Phase::FirstByte,
+            |active| {
+                let FirstAnswer { streams, request_id, trace_id } = answer();
+                (active.request_id, active.trace_id) = (request_id, trace_id);
+                awaited = streams.then_some(active.id);
+            },
+        );
+        if is_first && awaited.is_none() {
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
-        is_first && streams
+        awaited
     }
 
-    /// The first token of the answer that is waited for.
-    pub fn first_token(&self) {
-        if self.follow(|last| last == Phase::FirstByte, Phase::FirstToken) {
-            self.ends_without_token();
-        }
-    }
-
-    /// The answer whose first token is waited for has ended.
-    pub fn ends_without_token(&self) {
-        if self.active.lock().as_ref().is_some_and(Active::is_answered) {
+    /// The first token of the answer that this cold start waits for.
+    pub fn first_token(&self, id: u64) {
+        if self.awaits_token(id) {
+            self.follow(|last| last == Phase::FirstByte, Phase::FirstToken, |_| {});
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// The request that is answered first, by its id and its trace.
-    pub fn answers(&self, request_id: Option<&str>, trace_id: Option<&str>) {
-        if let Some(active) = self.active.lock().as_mut() {
-            active.request_id = request_id.map(Into::into);
-            active.trace_id = trace_id.map(Into::into);
+    /// The answer has ended whose first token this cold start waits for.
+    pub fn ends_without_token(&self, id: u64) {
+        if self.awaits_token(id) {
+            self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// Ends `phase` if the one of ours that ended last is right. Every warm request asks, so this costs one load.
-    fn follow(&self, is_right: impl FnOnce(Phase) -> bool, phase: Phase) -> bool {
+    /// Whether it is this one of which only the first token is missing, and not a later one.
+    fn awaits_token(&self, id: u64) -> bool {
+        self.active.lock().as_ref().is_some_and(|active| active.id == id && active.is_answered())
+    }
+
+    /// Ends `phase` if the one of ours that ended last is right, and does what belongs to it. Every warm request asks,
+    /// so this costs one load.
+    fn follow(
+        &self,
+        is_right: impl FnOnce(Phase) -> bool,
+        phase: Phase,
+        also: impl FnOnce(&mut Active),
+    ) -> bool {
         if !self.running.load(Ordering::SeqCst) {
             return false;
         }
@@ -298,6 +329,7 @@ impl Tracker {
         let follows = last.is_some_and(is_right);
         if follows {
             active.mark(phase);
+            also(active);
         }
         follows
     }
@@ -308,20 +340,22 @@ impl Tracker {
     }
 
     fn end(&self, outcome: ColdStartOutcome, reason: Option<Arc<str>>, last_lines: Vec<String>) {
-        let active = {
+        let (mut record, tally) = {
             let mut active = self.active.lock();
             let Some(ended) = active.take() else { return };
-            // Under the lock: the next one may begin right after it.
+            // Under the lock: the next one may begin right after it, and who asks what it was finds it here or there.
             self.running.store(false, Ordering::SeqCst);
-            ended
+            // Whatever happens to the rest of an answer, it was one.
+            let outcome = if ended.is_answered() { ColdStartOutcome::Completed } else { outcome };
+            let tally = self.tally.lock().clone();
+            let until = (outcome == ColdStartOutcome::Failed).then(Instant::now);
+            let mut record = self.record(&ended, &tally, until);
+            record.outcome = Some(outcome);
+            let past = Past::new(ended.id, ended.began, record.phases.clone());
+            self.last.store(Some(Arc::new(past)));
+            (record, tally)
         };
-        // Whatever happens to the rest of an answer, it was one.
-        let outcome = if active.is_answered() { ColdStartOutcome::Completed } else { outcome };
-        let is_failed = outcome == ColdStartOutcome::Failed;
-        let tally = self.tally.lock().clone();
-        let mut record = self.record(&active, &tally, is_failed.then(Instant::now));
-        record.outcome = Some(outcome);
-        if is_failed {
+        if record.outcome == Some(ColdStartOutcome::Failed) {
             record.reason = reason.or(record.reason);
             record.last_lines = last_lines;
         }
@@ -460,6 +494,20 @@ impl Observed {
             of_this.map(|(phase, _)| *phase).max()
         };
         self.pods.iter().filter(|pod| furthest(pod).is_some()).max_by_key(furthest)
+    }
+}
+
+// === impl FirstAnswer ===
+
+impl FirstAnswer {
+    /// One that is no stream, to a request that has no name.
+    pub fn whole() -> Self {
+        Self::default()
+    }
+
+    /// One that streams, to a request that has no name.
+    pub fn streamed() -> Self {
+        Self { streams: true, ..Self::default() }
     }
 }
 

@@ -13,7 +13,9 @@ use super::{
     exchange::Exchange,
     forward::{COLD_START, KEDA_COLD_START, REQUEST_ID},
 };
-use crate::{error::ProxyError, openai};
+use crate::{coldstart::Phase, error::ProxyError, openai};
+
+pub(super) const SERVER_TIMING: &str = "server-timing";
 
 /// Ends an admitted request with an error.
 pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body> {
@@ -21,16 +23,40 @@ pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body>
     error_response(error, exchange.request_id.clone(), |body| Body::ending(body, exchange))
 }
 
-/// What a client that waited is told.
-pub(super) fn tell_wait(headers: &mut HeaderMap, held: Duration, upstream: Duration, cold: bool) {
-    let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-    let timing = format!("hold;dur={:.1}, upstream;dur={:.1}", ms(held), ms(upstream));
-    if let Ok(timing) = timing.parse() {
-        headers.append("server-timing", timing);
+/// What a client that waited is told: how long it was held, and what for.
+pub(super) fn tell_wait(
+    headers: &mut HeaderMap,
+    held: Duration,
+    shares: &[(Phase, Duration)],
+    upstream: Duration,
+    cold: bool,
+) {
+    if let Ok(timing) = server_timing(held, shares, upstream).parse() {
+        headers.append(SERVER_TIMING, timing);
     }
     if cold {
         tell_cold_start(headers);
     }
+}
+
+/// `hold`, then what it was for, which sums to it as printed, then `upstream` (W3C Server Timing, section 3).
+fn server_timing(held: Duration, shares: &[(Phase, Duration)], upstream: Duration) -> String {
+    let tenths = |duration: Duration| (duration.as_secs_f64() * 1e4).round() as u64;
+    let entry = |name: &str, tenths: u64| format!("{name};dur={}.{}", tenths / 10, tenths % 10);
+    let mut entries = vec![entry("hold", tenths(held))];
+    let mut sum = Duration::ZERO;
+    for (phase, share) in shares {
+        let before = tenths(sum.min(held));
+        sum += *share;
+        entries.push(entry(phase.name(), tenths(sum.min(held)) - before));
+    }
+    // The endpoints were there, and had as many as they may.
+    let queue = tenths(held) - tenths(sum.min(held));
+    if queue > 0 {
+        entries.push(entry("queue", queue));
+    }
+    entries.push(entry("upstream", tenths(upstream)));
+    entries.join(", ")
 }
 
 /// Says that a cold start held the request: in our word, and in that of the HTTP Add-on.
@@ -67,4 +93,40 @@ pub(super) fn error_response(
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_with_what_it_was_for() {
+        let ms = |ms: f64| Duration::from_secs_f64(ms / 1e3);
+        assert_eq!(
+            server_timing(ms(3063.0), &[(Phase::Signal, ms(1.0)), (Phase::Load, ms(3020.04))], ms(52.26)),
+            "hold;dur=3063.0, signal;dur=1.0, load;dur=3020.0, queue;dur=42.0, upstream;dur=52.3"
+        );
+        assert_eq!(server_timing(ms(7.0), &[], ms(1.0)), "hold;dur=7.0, queue;dur=7.0, upstream;dur=1.0");
+        let exact = server_timing(ms(5.0), &[(Phase::Load, ms(5.0))], ms(1.0));
+        assert_eq!(exact, "hold;dur=5.0, load;dur=5.0, upstream;dur=1.0", "it waited for nobody");
+    }
+
+    proptest! {
+        /// As printed, what it was held for sums to how long it was.
+        #[test]
+        fn the_entries_sum_to_the_hold(shares in prop::collection::vec(0..1_000_000_000_u64, 0..8), rest in 0..1_000_000_000_u64) {
+            let held = Duration::from_nanos(shares.iter().sum::<u64>() + rest);
+            let shares: Vec<_> =
+                Phase::ALL.into_iter().zip(shares.into_iter().map(Duration::from_nanos)).collect();
+            let timing = server_timing(held, &shares, Duration::ZERO);
+            let mut tenths = timing.split(", ").map(|entry| {
+                let (_, dur) = entry.split_once(";dur=").unwrap();
+                dur.replace('.', "").parse::<u64>().unwrap()
+            });
+            let hold = tenths.next().unwrap();
+            prop_assert_eq!(tenths.sum::<u64>(), hold, "{}", timing);
+        }
+    }
 }

@@ -14,7 +14,9 @@ use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
-use super::{exchange::Exchange, intake::Outgoing, keepalive::KeptAlive, stream_stall};
+use super::{
+    exchange::Exchange, first_token::TokenWatch, intake::Outgoing, keepalive::KeptAlive, stream_stall,
+};
 use crate::{
     admission::Permit,
     domain::Period,
@@ -39,6 +41,8 @@ pub struct Relay {
     lease: Option<Lease>,
     exchange: Exchange,
     idle: Idle,
+    /// Looks for the first token, where a cold start waits for it.
+    watch: Option<Box<TokenWatch>>,
     /// When all of it must be out.
     over: Option<Pin<Box<Sleep>>>,
 }
@@ -125,13 +129,20 @@ impl http_body::Body for Body {
 
 impl Relay {
     /// Passes an endpoint's answer on, which must be out at `deadline`.
-    pub fn new(incoming: Incoming, lease: Lease, exchange: Exchange, deadline: Option<Instant>) -> Self {
+    pub(super) fn new(
+        incoming: Incoming,
+        lease: Lease,
+        exchange: Exchange,
+        deadline: Option<Instant>,
+        watch: Option<Box<TokenWatch>>,
+    ) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
         let mut relay = Self {
             incoming,
             lease: Some(lease),
             exchange,
             idle: Idle { limit, timer: None, progress: false },
+            watch,
             over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
         };
         if relay.incoming.is_end_stream() {
@@ -150,14 +161,13 @@ impl Relay {
         if let Some(over) = &mut self.over
             && over.as_mut().poll(cx).is_ready()
         {
-            self.fail();
-            return Poll::Ready(Some(Err(BodyError::TookTooLong)));
+            return Poll::Ready(Some(Err(self.fail(BodyError::TookTooLong))));
         }
         let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
                 ready!(self.idle.poll(cx));
-                self.fail();
-                return Poll::Ready(Some(Err(BodyError::Paused(self.idle.limit))));
+                let paused = BodyError::Paused(self.idle.limit);
+                return Poll::Ready(Some(Err(self.fail(paused))));
             }
             Poll::Ready(frame) => frame,
         };
@@ -166,6 +176,12 @@ impl Relay {
             // The last part may be known to be the last, as trailers are: then nobody asks for another. After the last
             // event of a stream the SDKs hang up, often before they see that the answer ends there: they have it all.
             Some(Ok(frame)) => {
+                if let Some(watch) = &mut self.watch
+                    && frame.data_ref().is_some_and(|data| watch.sees(data))
+                {
+                    self.watch = None;
+                    self.exchange.first_token();
+                }
                 if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.complete();
                 } else if frame.data_ref().is_some_and(|data| data.ends_with(openai::DONE)) {
@@ -173,10 +189,7 @@ impl Relay {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => {
-                self.fail();
-                Poll::Ready(Some(Err(BodyError::Broken(error))))
-            }
+            Some(Err(error)) => Poll::Ready(Some(Err(self.fail(BodyError::Broken(error))))),
             None => {
                 self.complete();
                 Poll::Ready(None)
@@ -190,6 +203,7 @@ impl Relay {
 
     /// All of it has been read: the endpoint is free for the next, whether or not the client has it all.
     fn complete(&mut self) {
+        self.watch = None;
         if let Some(Lease { connection, pool, permit }) = self.lease.take() {
             pool.put_back(connection);
             drop(permit);
@@ -197,9 +211,11 @@ impl Relay {
         }
     }
 
-    fn fail(&mut self) {
+    fn fail(&mut self, error: BodyError) -> BodyError {
         self.lease = None;
-        self.exchange.end(Outcome::UpstreamError);
+        self.watch = None;
+        self.exchange.broke(&error);
+        error
     }
 }
 

@@ -12,6 +12,7 @@ use super::{
     answers::tell_wait,
     body::{Body, Lease, Relay},
     exchange::Exchange,
+    first_token::TokenWatch,
     forward,
     intake::{Buffered, CutOff, Outgoing, Share, within},
     intercept::Intercepted,
@@ -23,6 +24,7 @@ use crate::{
     error::{Outcome, ProxyError},
     hold::{Place, Ticket},
     openai,
+    state::Endpoint,
     upstream::{MAX_WRITES, SendError, Writes},
 };
 
@@ -43,7 +45,7 @@ enum Source {
 
 /// What an endpoint answered.
 pub(super) enum Answer {
-    Stream(Response<Incoming>, Lease),
+    Stream(Response<Incoming>, Lease, Option<Box<TokenWatch>>),
     /// Looked at, and so read to its end.
     Whole(Response<Bytes>),
     /// The last of HTTP on its connection, as was asked for.
@@ -53,9 +55,16 @@ pub(super) enum Answer {
 /// Why there is no answer.
 pub(super) enum Failed {
     /// It may be tried again.
-    ForNow,
+    ForNow(Setback),
     /// That was it.
     Finally(ProxyError),
+}
+
+/// A dispatch that came to nothing.
+pub(super) struct Setback {
+    /// Where it went.
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) reason: String,
 }
 
 // === impl Proxy ===
@@ -80,7 +89,7 @@ impl Proxy {
                 let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     if intercepted.as_ref().is_some_and(|by| by.upgrade.is_some()) {
-                        lease.permit.first_byte();
+                        TokenWatch::begin(&lease.permit, head, &response);
                         return Ok(Answer::Switched(response, lease));
                     }
                     // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
@@ -88,8 +97,8 @@ impl Proxy {
                     return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
                 }
                 if response.status() != StatusCode::SERVICE_UNAVAILABLE {
-                    lease.permit.first_byte();
-                    return Ok(Answer::Stream(response, lease));
+                    let watch = TokenWatch::begin(&lease.permit, head, &response);
+                    return Ok(Answer::Stream(response, lease, watch));
                 }
                 let looking = self.unavailable(response, lease, sending, timeouts.idle_timeout.get());
                 return Box::pin(looking).await;
@@ -109,10 +118,10 @@ impl Proxy {
             permit.suspect();
         }
         tracing::debug!(route = %gate.key(), %error, again, "dispatch failed");
-        if again {
-            return Err(Failed::ForNow);
-        }
         let (route, reason) = (gate.key().clone(), error.to_string());
+        if again {
+            return Err(Failed::ForNow(Setback { endpoint: permit.endpoint().clone(), reason }));
+        }
         Err(Failed::Finally(match error {
             SendError::ResponseTimeout { .. } if intercepted.is_some() => {
                 ProxyError::UpstreamTimeout { route, reason }
@@ -130,18 +139,20 @@ impl Proxy {
         pause: Duration,
     ) -> Result<Answer, Failed> {
         const LONGEST: u64 = 4096;
+        const BROKE_OFF: &str = "it broke its answer off";
         if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
-            lease.permit.first_byte();
-            return Ok(Answer::Stream(response, lease));
+            let watch = TokenWatch::begin(&lease.permit, &sending.head, &response);
+            return Ok(Answer::Stream(response, lease, watch));
         }
         let (head, body) = response.into_parts();
         let route = lease.permit.gate().key().clone();
+        let endpoint = lease.permit.endpoint().clone();
         let Some(Ok(body)) = within(pause, body.collect()).await else {
             lease.permit.suspect();
             return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                true => Err(Failed::ForNow),
+                true => Err(Failed::ForNow(Setback { endpoint, reason: BROKE_OFF.into() })),
                 false => {
-                    let reason = "it broke its answer off".into();
+                    let reason = BROKE_OFF.into();
                     Err(Failed::Finally(ProxyError::UpstreamError { route, reason }))
                 }
             };
@@ -150,13 +161,14 @@ impl Proxy {
         pool.put_back(connection);
         let body = body.to_bytes();
         if !openai::says_no_endpoint(&head.headers, &body) || !sending.source.is_left() {
-            permit.first_byte();
-            return Ok(Answer::Whole(Response::from_parts(head, body)));
+            let response = Response::from_parts(head, body);
+            TokenWatch::begin(&permit, &sending.head, &response);
+            return Ok(Answer::Whole(response));
         }
         // It reached a gateway, but no server.
         sending.writes.0 = sending.writes.0.saturating_sub(1);
         permit.suspect();
-        Err(Failed::ForNow)
+        Err(Failed::ForNow(Setback { endpoint, reason: "a gateway said that it has no endpoint".into() }))
     }
 
     /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.
@@ -187,18 +199,22 @@ impl Proxy {
             forward::response(&mut head.headers, request_id);
             exchange.first_byte(head.status.as_u16());
             if let Some(waited) = exchange.waited() {
-                tell_wait(&mut head.headers, waited, upstream.saturating_sub(waited), exchange.is_cold());
+                let upstream = upstream.saturating_sub(waited);
+                tell_wait(&mut head.headers, waited, &exchange.shares(), upstream, exchange.is_cold());
             }
             if let Some(intercepted) = &intercepted {
                 intercepted.tell_cold_start(&mut head.headers, exchange.is_cold());
             }
         };
         match answer {
-            Answer::Stream(response, lease) => {
+            Answer::Stream(response, lease, watch) => {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 let deadline = intercepted.and_then(|by| by.deadline);
-                Response::from_parts(head, Body::Relay(Relay::new(incoming, lease, exchange, deadline)))
+                Response::from_parts(
+                    head,
+                    Body::Relay(Relay::new(incoming, lease, exchange, deadline, watch)),
+                )
             }
             Answer::Switched(mut response, lease) => {
                 let upstream = hyper::upgrade::on(&mut response);

@@ -1,21 +1,20 @@
 //! The account of one admitted request: whatever way it ends, it is counted once.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use http::HeaderValue;
+use http::{HeaderValue, request};
 use tokio::time::Instant;
 
-use super::{client_io::UnderWay, stream_stall};
+use super::{Shared, body::BodyError, client_io::UnderWay, dispatch::Setback, forward, stream_stall};
 use crate::{
-    admission::Gate,
-    coldstart::Leave,
+    admission::{Gate, Permit},
+    coldstart::{Leave, Phase},
     error::{Outcome, ProxyError},
+    history::{Arrival, Asked, Ending, Event, Story, Why},
+    hold::Ticket,
     telemetry::HoldEnd,
 };
 
@@ -23,8 +22,7 @@ use crate::{
 pub struct Exchange {
     gate: Arc<Gate>,
     under_way: UnderWay,
-    /// Set when draining cuts off what is still under way.
-    cut: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     /// For the log, here and at the endpoint.
     pub request_id: HeaderValue,
     started: Instant,
@@ -34,6 +32,8 @@ pub struct Exchange {
     /// How long it was held in all.
     waited: Duration,
     cold: bool,
+    /// What happened to it, once it has waited or failed.
+    story: Option<Arc<Story>>,
 }
 
 struct Holding {
@@ -51,14 +51,14 @@ impl Exchange {
     pub fn new(
         gate: Arc<Gate>,
         under_way: UnderWay,
-        cut: Arc<AtomicBool>,
+        shared: Arc<Shared>,
         request_id: HeaderValue,
         started: Instant,
     ) -> Self {
         Self {
             gate,
             under_way,
-            cut,
+            shared,
             request_id,
             started,
             outcome: None,
@@ -66,6 +66,7 @@ impl Exchange {
             holding: None,
             waited: Duration::ZERO,
             cold: false,
+            story: None,
         }
     }
 
@@ -89,25 +90,74 @@ impl Exchange {
         self.cold
     }
 
+    /// Its story is told from now on: it has to wait, or has failed.
+    pub fn tell(&mut self, head: &request::Parts, model: Option<&str>) -> &Arc<Story> {
+        self.story.get_or_insert_with(|| {
+            begin(&self.shared, &self.gate, &self.request_id, self.started, Some(asked(head, model)))
+        })
+    }
+
+    /// Its story, if there is one to tell.
+    pub const fn story(&self) -> Option<&Arc<Story>> {
+        self.story.as_ref()
+    }
+
     /// It is held from now on.
-    pub fn hold(&mut self, since: Instant) {
+    pub fn hold(&mut self, ticket: &Ticket<Permit>) {
+        let since = ticket.since();
+        let why = if self.gate.target().is_up() { Why::Saturated } else { Why::NothingReady };
+        if let Some(story) = &self.story {
+            story.held(since, ticket.ahead(), why);
+        }
         self.holding = Some(Holding { since, activations: self.gate.cold_starts().activations() });
     }
 
-    /// It is held no more, and goes on.
-    pub fn dispatched(&mut self) {
+    /// It is held no more, and goes on with this.
+    pub fn dispatched(&mut self, permit: &Permit) {
         self.end_hold(HoldEnd::Dispatched);
+        self.sent_to(permit);
+    }
+
+    /// It goes where this allows it to.
+    pub fn sent_to(&self, permit: &Permit) {
+        if let Some(story) = &self.story {
+            story.dispatched(permit.endpoint().address());
+        }
+    }
+
+    /// It came back from an endpoint, and may be tried again.
+    pub(super) fn set_back(&mut self, setback: &Setback, head: &request::Parts, model: Option<&str>) {
+        self.tell(head, model).dispatch_failed(setback.endpoint.address(), &setback.reason);
     }
 
     /// It was held in vain, and goes to the fallback.
     pub fn fell_back(&mut self) {
         self.end_hold(HoldEnd::Ended(Outcome::ColdStartTimeout));
+        if let Some(story) = &self.story {
+            story.happens(Event::FellBack);
+        }
     }
 
     /// The answer began.
     pub fn first_byte(&mut self, status: u16) {
         self.status = status;
         self.gate.counters().first_byte(self.started.elapsed(), self.cold);
+        if let Some(story) = &self.story {
+            story.happens(Event::FirstByte { status });
+        }
+    }
+
+    /// The first token of the answer came by.
+    pub fn first_token(&self) {
+        if let Some(story) = &self.story {
+            story.happens(Event::FirstToken);
+        }
+    }
+
+    /// What it was held for, as far as is known now. The rest of its wait was for its turn.
+    pub fn shares(&self) -> Vec<(Phase, Duration)> {
+        let waits = self.story.as_ref().map(|story| story.waits()).unwrap_or_default();
+        self.gate.cold_starts().shares(&waits)
     }
 
     /// It ended, and how.
@@ -115,11 +165,29 @@ impl Exchange {
         self.outcome = Some(outcome);
     }
 
+    /// Its answer broke off.
+    pub fn broke(&mut self, error: &BodyError) {
+        self.end(Outcome::UpstreamError);
+        self.because(&error.to_string());
+    }
+
     /// It failed. The status is what the error's table says, even where a 200 went out early.
     pub fn fail(&mut self, error: &ProxyError) {
         self.status = error.answer().status.as_u16();
         // A body that breaks its bounds on its way: that is the client's end.
         self.outcome = Some(error.ending().unwrap_or(Outcome::ClientGone));
+        self.because(&error.to_string());
+    }
+
+    /// Why it will have ended as it does.
+    fn because(&mut self, reason: &str) {
+        self.story_of_a_failure().because(reason);
+    }
+
+    /// What it asked for is not known any more, if nobody has told before.
+    fn story_of_a_failure(&mut self) -> &Arc<Story> {
+        self.story
+            .get_or_insert_with(|| begin(&self.shared, &self.gate, &self.request_id, self.started, None))
     }
 
     fn end_hold(&mut self, end: HoldEnd) {
@@ -141,6 +209,27 @@ impl Exchange {
             });
         }
         self.gate.counters().held(end, held);
+        if let Some(story) = &self.story {
+            story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
+        }
+    }
+
+    /// Closes the story, which has one if it waited or failed. One that was answered at once has none, and neither has
+    /// one that was given up once its answer had begun: clients may stop reading when they like.
+    fn end_story(&mut self, outcome: Outcome) {
+        let failed = match outcome {
+            Outcome::Completed => self.status >= 500,
+            Outcome::ClientGone => false,
+            _ => true,
+        };
+        if failed || (outcome == Outcome::ClientGone && self.status == NO_ANSWER) {
+            self.story_of_a_failure();
+        }
+        if let Some(story) = self.story.take() {
+            let status = (self.status != NO_ANSWER).then_some(self.status);
+            let ending = Ending { outcome: outcome.name(), admitted: true, status, failed };
+            self.shared.history.end(story, ending);
+        }
     }
 }
 
@@ -149,10 +238,12 @@ impl Drop for Exchange {
         let outcome = self.outcome.unwrap_or_else(|| match () {
             () if std::thread::panicking() => Outcome::Internal,
             () if self.under_way.is_stalled() || stream_stall::is_ending() => Outcome::ClientStalled,
-            () if self.cut.load(Ordering::Relaxed) => Outcome::Draining,
+            () if self.shared.cut.load(Ordering::Relaxed) => Outcome::Draining,
             () => Outcome::ClientGone,
         });
         self.end_hold(HoldEnd::Ended(outcome));
+        // The story first, so that who sees the count finds it.
+        self.end_story(outcome);
         self.gate.counters().end(outcome, self.status, self.cold);
         tracing::debug!(
             route = %self.gate.key(),
@@ -165,4 +256,38 @@ impl Drop for Exchange {
             "request"
         );
     }
+}
+
+/// A request that was not admitted, as history has it.
+pub(super) fn refused(
+    shared: &Shared,
+    gate: &Gate,
+    request_id: &HeaderValue,
+    started: Instant,
+    asked: Asked,
+    error: &ProxyError,
+) {
+    let story = begin(shared, gate, request_id, started, Some(asked));
+    story.because(&error.to_string());
+    let answer = error.answer();
+    let status = Some(answer.status.as_u16());
+    shared.history.end(story, Ending { outcome: answer.code, admitted: false, status, failed: true });
+}
+
+/// What a request asks for.
+pub(super) fn asked(head: &request::Parts, model: Option<&str>) -> Asked {
+    let mut asked = Asked::new(&head.method, head.uri.path(), model);
+    asked.trace_id = forward::trace_id(&head.headers).map(Into::into);
+    asked
+}
+
+fn begin(
+    shared: &Shared,
+    gate: &Gate,
+    request_id: &HeaderValue,
+    arrived: Instant,
+    asked: Option<Asked>,
+) -> Arc<Story> {
+    let request_id = String::from_utf8_lossy(request_id.as_bytes());
+    shared.history.begin(Arrival::new(gate.key(), &request_id, arrived), asked)
 }

@@ -67,6 +67,12 @@ pub fn transfer_coding(headers: &HeaderMap) -> Result<(), ProxyError> {
     Err(ProxyError::InvalidRequest("The request's Transfer-Encoding is not just `chunked`.".into()))
 }
 
+/// The trace that a request is a part of, if its `traceparent` can be read.
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let parent = headers.get(TRACEPARENT).filter(|parent| is_traceparent(parent.as_bytes()))?;
+    parent.to_str().ok()?.get(3..35)
+}
+
 /// Makes a client's request head into one for an endpoint, and gives its id.
 pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<SocketAddr>) -> HeaderValue {
     let trailers = parts.headers.get_all(TE).iter().any(|te| {

@@ -15,7 +15,7 @@ use super::{
     Client, Proxy,
     answers::fail,
     body::Body,
-    dispatch::{Failed, Sending},
+    dispatch::{Failed, Sending, Setback},
     exchange::Exchange,
     forward::{self, KEDA_COLD_START},
     pipeline::{Arrived, Refused, Routed, check_patience},
@@ -86,7 +86,7 @@ impl Proxy {
         if head.method == Method::CONNECT {
             // That asks for a tunnel to anywhere.
             let error = ProxyError::UnknownPath(head.uri.to_string());
-            return Err(Refused::of(&gate, error));
+            return Err(Refused::of(&gate, &head, None, error));
         }
         let path = head.uri.path();
         let fixed = interceptor.static_route(host.to_str().unwrap_or_default(), path, &head.headers);
@@ -97,7 +97,7 @@ impl Proxy {
             tells_cold_start: fixed.is_none(),
         };
         if fixed.is_none() {
-            check_patience(&head.headers).map_err(|error| Refused::of(&gate, error))?;
+            check_patience(&head.headers).map_err(|error| Refused::of(&gate, &head, None, error))?;
             intercepted.upgrade = Upgrade::asked(&mut head, &client.connection);
         }
         let Some(fixed) = fixed else {
@@ -128,14 +128,16 @@ impl Proxy {
             return Ok(static_response(&fixed.answer, &head, Body::full));
         };
         let request_id = forward::request(&mut head, &host, client.address);
-        let exchange = self.exchange(&gate, under_way, request_id, started);
+        let mut exchange = self.exchange(&gate, under_way, request_id, started);
         let mut sending = Sending::new(head, body, Some(Box::new(intercepted)));
         match self.attempt(permit, &mut sending, &gate).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
-            Err(Failed::Finally(error)) => Ok(fail(exchange, &error)),
+            Err(Failed::Finally(error)) => {
+                exchange.tell(&sending.head, None);
+                Ok(fail(exchange, &error))
+            }
             // It is not available after all.
-            Err(Failed::ForNow) => Ok(static_response(&fixed.answer, &sending.head, |body| {
-                let mut exchange = exchange;
+            Err(Failed::ForNow(_)) => Ok(static_response(&fixed.answer, &sending.head, |body| {
                 exchange.end(Outcome::Completed);
                 Body::ending(body, exchange)
             })),
@@ -150,18 +152,19 @@ impl Proxy {
         permit: Permit,
     ) -> Result<Response<Body>, (Exchange, ProxyError)> {
         let gate = exchange.gate().clone();
+        exchange.tell(&sending.head, None);
         exchange.fell_back();
         gate.counters().fall_back();
         if let Some(intercepted) = &mut sending.intercepted {
             intercepted.tells_cold_start = false;
         }
-        let address = permit.endpoint().address().to_owned();
+        exchange.sent_to(&permit);
         match self.attempt(permit, &mut sending, &gate).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
             Err(Failed::Finally(error)) => Err((exchange, error)),
-            Err(Failed::ForNow) => {
+            Err(Failed::ForNow(Setback { endpoint, reason })) => {
                 let route = gate.key().clone();
-                let reason = format!("its fallback {address} cannot be reached");
+                let reason = format!("its fallback {} cannot be reached: {reason}", endpoint.address());
                 Err((exchange, ProxyError::UpstreamError { route, reason }))
             }
         }

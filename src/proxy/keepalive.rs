@@ -12,13 +12,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
+    answers::SERVER_TIMING,
     body::{Body, BodyError},
     exchange::Exchange,
 };
@@ -26,6 +27,7 @@ use crate::{
     admission::{Gate, Permit},
     domain::KeepaliveMode,
     error::ProxyError,
+    history::{Event, Story},
     hold::Spot,
     openai::{self, Shape},
 };
@@ -51,6 +53,7 @@ pub struct Progress {
     shape: Shape,
     model: Option<Box<str>>,
     id: HeaderValue,
+    story: Arc<Story>,
     spot: Mutex<Option<Spot<Permit>>>,
 }
 
@@ -60,6 +63,8 @@ pub struct KeptAlive {
     heartbeat: Heartbeat,
     progress: Arc<Progress>,
     ticks: Interval,
+    /// What is still to be said before the answer.
+    said: Option<Bytes>,
 }
 
 enum State {
@@ -118,8 +123,9 @@ impl Progress {
         shape: Shape,
         model: Option<Box<str>>,
         id: HeaderValue,
+        story: Arc<Story>,
     ) -> Arc<Self> {
-        Arc::new(Self { gate, since, shape, model, id, spot: Mutex::default() })
+        Arc::new(Self { gate, since, shape, model, id, story, spot: Mutex::default() })
     }
 
     /// It waits there now, or nowhere.
@@ -130,18 +136,19 @@ impl Progress {
     /// How the wait goes, in `key=value` words.
     fn describe(&self) -> String {
         let cold_starts = self.gate.cold_starts();
-        let phase = cold_starts.phase();
+        // Once the target may be sent to, who is in the queue waits for a turn.
+        let phase = cold_starts.phase().map(|(phase, _)| phase).filter(|phase| phase.is_activation());
         let position = self.spot.lock().as_ref().map(Spot::ahead);
-        let (what, phase) = match (phase, position) {
-            (Some((phase, _)), _) => ("cold start", phase.name()),
-            (None, Some(_)) => ("waiting", "queue"),
-            (None, None) => ("waiting", "first_byte"),
+        let what = match (phase, position) {
+            (_, None) => "waiting phase=first_byte".to_owned(),
+            (Some(phase), _) => format!("cold start phase={}", phase.name()),
+            (None, _) => "waiting phase=queue".to_owned(),
         };
-        let mut text = format!("{what} phase={phase} waited={}s", self.since.elapsed().as_secs());
+        let mut text = format!("{what} waited={}s", self.since.elapsed().as_secs());
         if let Some(ahead) = position {
             text += &format!(" position={}", ahead + 1);
         }
-        if let Some(left) = cold_starts.phase().and_then(|_| cold_starts.time_left()) {
+        if let Some(left) = phase.zip(position).and_then(|_| cold_starts.time_left()) {
             text += &format!(" left={}s", left.as_secs_f64().ceil());
         }
         if let Some(obstacle) = self.gate.target().obstacle() {
@@ -151,6 +158,7 @@ impl Progress {
     }
 
     fn beat(&self, heartbeat: Heartbeat) -> Bytes {
+        self.story.beat();
         let comment = || openai::sse_comment(&self.describe());
         match heartbeat {
             Heartbeat::Comment => comment(),
@@ -185,9 +193,11 @@ impl KeptAlive {
         interval: Duration,
         progress: Arc<Progress>,
     ) -> Response<Body> {
+        progress.story.happens(Event::EarlyAnswer);
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let kept = Self { state: State::Waiting(waiting), heartbeat, progress: progress.clone(), ticks };
+        let kept =
+            Self { state: State::Waiting(waiting), heartbeat, progress: progress.clone(), ticks, said: None };
         let mut response = Response::new(Body::KeptAlive(Box::new(kept)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, heartbeat.content_type());
@@ -204,6 +214,9 @@ impl KeptAlive {
     /// The next part.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
+            if let Some(said) = self.said.take() {
+                return Poll::Ready(Some(Ok(Frame::data(said))));
+            }
             match &mut self.state {
                 State::Waiting(waiting) => match waiting.as_mut().poll(cx) {
                     Poll::Ready(Ok(response)) => self.answered(response),
@@ -256,14 +269,12 @@ impl KeptAlive {
 
     fn answered(&mut self, response: Response<Body>) {
         let (head, body) = response.into_parts();
-        let stream = head
-            .headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let stream = openai::is_event_stream(&head.headers);
         let fits = match self.heartbeat {
             Heartbeat::Whitespace => true,
             Heartbeat::Comment | Heartbeat::Chunk => stream && head.status.is_success(),
         };
+        self.said = self.timing(&head.headers);
         self.state = if fits {
             State::Relaying { body, open: false }
         } else {
@@ -272,6 +283,14 @@ impl KeptAlive {
                 Box::pin(async { whole.await.map(http_body_util::Collected::to_bytes).map_err(|_| ()) });
             State::Framing { status: head.status, body }
         };
+    }
+
+    /// What the header would have said, had it not gone out: as a comment, where there may be one.
+    fn timing(&self, headers: &HeaderMap) -> Option<Bytes> {
+        let timings = headers.get_all(SERVER_TIMING).iter().filter_map(|timing| timing.to_str().ok());
+        let timings = timings.collect::<Vec<_>>().join(", ");
+        let comments = matches!(self.heartbeat, Heartbeat::Comment | Heartbeat::Chunk);
+        (comments && !timings.is_empty()).then(|| openai::sse_comment(&format!("{SERVER_TIMING}: {timings}")))
     }
 
     /// The answer broke off, and its account says so already: what the client is told.

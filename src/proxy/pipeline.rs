@@ -19,7 +19,7 @@ use super::{
     body::Body,
     client_io::UnderWay,
     dispatch::{Failed, Intake, Sending},
-    exchange::Exchange,
+    exchange::{self, Exchange},
     find::{Found, encoding, scan_body},
     forward,
     intake::{Budget, Outgoing, told_to_fit},
@@ -27,8 +27,9 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    config::Limits,
+    config::{self, Limits},
     error::ProxyError,
+    history::{Asked, History},
     openai::{self, Api, Patience, Scan, Shape},
     telemetry::RouteCounters,
     upstream::{Dialer, Upstream},
@@ -42,10 +43,12 @@ pub struct Shared {
     pub limits: ArcSwap<Limits>,
     /// The bytes of all request bodies.
     pub budget: Arc<Budget>,
+    /// What happened to requests that waited or failed.
+    pub history: Arc<History>,
     /// What is counted of requests that belong to no route.
     pub unrouted: RouteCounters,
     /// Draining has cut off what was still under way.
-    pub cut: Arc<AtomicBool>,
+    pub cut: AtomicBool,
     /// The routes of the cluster are not known yet.
     pub awaits_routes: AtomicBool,
 }
@@ -68,8 +71,8 @@ pub struct Client {
 
 /// A request that was not admitted.
 pub(super) struct Refused {
-    /// The route that it belongs to, if that was found out.
-    gate: Option<Arc<Gate>>,
+    /// The route that it belongs to, if that was found out, and what it asked for.
+    gate: Option<(Arc<Gate>, Box<Asked>)>,
     error: ProxyError,
 }
 
@@ -115,7 +118,8 @@ impl Shared {
             budget: Budget::new(limits.max_buffered_bytes.get()),
             limits: ArcSwap::from_pointee(limits),
             unrouted: RouteCounters::default(),
-            cut: Arc::default(),
+            history: History::new(config::History::default().requests),
+            cut: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
         })
     }
@@ -147,6 +151,7 @@ impl Proxy {
 
     /// Answers a request, whatever happens.
     pub async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
+        let started = Instant::now();
         let head = request.method() == Method::HEAD;
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request
@@ -154,7 +159,7 @@ impl Proxy {
             .get(forward::REQUEST_ID)
             .map(HeaderValue::as_bytes)
             .map(HeaderValue::from_bytes);
-        let served = AssertUnwindSafe(self.serve(client, request)).catch_unwind().await;
+        let served = AssertUnwindSafe(self.serve(client, request, started)).catch_unwind().await;
         let (gate, error) = match served {
             Ok(Ok(response)) => return response,
             Ok(Err(Refused { gate, error })) => (gate, error),
@@ -163,14 +168,24 @@ impl Proxy {
         };
         let id = id.and_then(Result::ok).unwrap_or_else(forward::new_id);
         if let Err(refusal) = error.ending() {
-            gate.as_ref().map_or(&self.shared.unrouted, |gate| gate.counters()).refuse(refusal);
+            match gate {
+                Some((gate, asked)) => {
+                    exchange::refused(&self.shared, &gate, &id, started, *asked, &error);
+                    gate.counters().refuse(refusal);
+                }
+                None => self.shared.unrouted.refuse(refusal),
+            }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
         error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }))
     }
 
-    async fn serve(&self, client: &Client, request: Request<Incoming>) -> Result<Response<Body>, Refused> {
-        let started = Instant::now();
+    async fn serve(
+        &self,
+        client: &Client,
+        request: Request<Incoming>,
+        started: Instant,
+    ) -> Result<Response<Body>, Refused> {
         let under_way = client.connection.begin();
         let (mut head, incoming) = request.into_parts();
 
@@ -187,10 +202,11 @@ impl Proxy {
             Found::Ours(api) => return self.answer_ourselves(&head, api),
         };
         if let Intake::Unread(incoming) = &body {
-            told_to_fit(incoming, &self.shared.limits.load()).map_err(|error| Refused::of(&gate, error))?;
+            told_to_fit(incoming, &self.shared.limits.load())
+                .map_err(|error| Refused::of(&gate, &head, None, error))?;
         }
         // Also where it will not wait: what is wrong should not show only on a cold day.
-        check_patience(&head.headers).map_err(|error| Refused::of(&gate, error))?;
+        check_patience(&head.headers).map_err(|error| Refused::of(&gate, &head, None, error))?;
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
         let intercepted = None;
@@ -205,12 +221,16 @@ impl Proxy {
             return Box::pin(self.hold(routed)).await;
         };
         let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way } = routed;
-        let exchange = self.exchange(&gate, under_way, request_id, started);
+        let mut exchange = self.exchange(&gate, under_way, request_id, started);
         let mut sending = Sending::new(head, body, intercepted);
         match self.attempt(permit, &mut sending, &gate).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
-            Err(Failed::Finally(error)) => Ok(fail(exchange, &error)),
-            Err(Failed::ForNow) => {
+            Err(Failed::Finally(error)) => {
+                exchange.tell(&sending.head, scan.model.as_deref());
+                Ok(fail(exchange, &error))
+            }
+            Err(Failed::ForNow(setback)) => {
+                exchange.set_back(&setback, &sending.head, scan.model.as_deref());
                 Box::pin(async {
                     match self.hold_again(&mut sending, &gate, place).await {
                         Ok(ticket) => Ok(self.wait(exchange, sending, ticket, shape, scan).await),
@@ -225,21 +245,25 @@ impl Proxy {
     /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
     async fn hold(&self, routed: Routed) -> Result<Response<Body>, Refused> {
         let Routed { mut head, gate, body, shape, scan, intercepted, started, under_way, .. } = routed;
-        let refused = |error| Refused::of(&gate, error);
+        let refused =
+            |head: &request::Parts, model: Option<&str>, error| Refused::of(&gate, head, model, error);
         if let Some(intercepted) = &intercepted {
             if let Some(placeholder) = intercepted.instead_of_holding(&head) {
                 return Ok(placeholder);
             }
         } else if shape.is_none() && !gate.target().is_up() {
-            return Err(refused(ProxyError::NotKept(head.uri.path().into())));
+            let error = ProxyError::NotKept(head.uri.path().into());
+            return Err(refused(&head, None, error));
         }
         let (mut read, scan) = match body {
             Intake::Read(read) => (read, scan),
             Intake::Unread(incoming) => {
-                let read = self.read(incoming).await.map_err(refused)?;
+                let read = self.read(incoming).await.map_err(|error| refused(&head, None, error))?;
                 // What cannot be read for a hidden model can still be held: nothing needs the model here.
                 let scan = match shape.filter(|_| encoding(&head.headers).is_none()) {
-                    Some(shape) => scan_body(shape, &head.headers, &read.bytes).await.map_err(refused)?,
+                    Some(shape) => scan_body(shape, &head.headers, &read.bytes)
+                        .await
+                        .map_err(|error| refused(&head, None, error))?,
                     None => Scan::default(),
                 };
                 (read, scan)
@@ -248,7 +272,7 @@ impl Proxy {
         read.settle();
         forward::settle(&mut head);
         let request_id = head.headers.get(forward::REQUEST_ID).cloned().unwrap_or_else(forward::new_id);
-        let patience = patience(&head.headers).map_err(refused)?;
+        let patience = patience(&head.headers).map_err(|error| refused(&head, None, error))?;
         let ticket = match gate.hold(read.bytes.len(), patience.may_wait()) {
             Ok(ticket) => ticket,
             Err(error) => {
@@ -259,7 +283,7 @@ impl Proxy {
                 // Nothing starts the target, so that waiting for it first would be in vain.
                 let paused = matches!(error, ProxyError::AutoscalingPaused { .. });
                 let Some(permit) = by.filter(|_| paused).and_then(|by| by.fallback()) else {
-                    return Err(refused(error));
+                    return Err(refused(&head, scan.model.as_deref(), error));
                 };
                 gate.counters().admit();
                 let exchange = self.exchange(&gate, under_way, request_id, started);
@@ -280,7 +304,7 @@ impl Proxy {
         request_id: HeaderValue,
         started: Instant,
     ) -> Exchange {
-        Exchange::new(gate.clone(), under_way, self.shared.cut.clone(), request_id, started)
+        Exchange::new(gate.clone(), under_way, self.shared.clone(), request_id, started)
     }
 
     /// What needs no model server, and wakes none.
@@ -306,9 +330,14 @@ impl Proxy {
 // === impl Refused ===
 
 impl Refused {
-    /// A request to this route.
-    pub(super) fn of(gate: &Arc<Gate>, error: ProxyError) -> Self {
-        Self { gate: Some(gate.clone()), error }
+    /// A request to this route, for this model if that is known.
+    pub(super) fn of(
+        gate: &Arc<Gate>,
+        head: &request::Parts,
+        model: Option<&str>,
+        error: ProxyError,
+    ) -> Self {
+        Self { gate: Some((gate.clone(), Box::new(exchange::asked(head, model)))), error }
     }
 }
 

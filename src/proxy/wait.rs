@@ -51,7 +51,7 @@ impl Proxy {
     /// Waits for a permit and for the answer, and keeps the client informed meanwhile.
     pub(super) async fn wait(
         &self,
-        exchange: Exchange,
+        mut exchange: Exchange,
         sending: Sending,
         ticket: Ticket<Permit>,
         shape: Option<Shape>,
@@ -74,7 +74,8 @@ impl Proxy {
         drop(policy);
 
         let id = exchange.request_id.clone();
-        let progress = Progress::new(gate, exchange.started(), shape, scan.model, id);
+        let story = exchange.tell(&sending.head, scan.model.as_deref()).clone();
+        let progress = Progress::new(gate, exchange.started(), shape, scan.model, id, story);
         // On the heap, since the body of an early answer takes it over.
         let mut waiting: Waiting =
             Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
@@ -100,7 +101,7 @@ impl Proxy {
         let gate = exchange.gate().clone();
         let mut timer = pin!(sleep_until(deadline.at));
         loop {
-            exchange.hold(ticket.since());
+            exchange.hold(&ticket);
             progress.at(Some(ticket.spot()));
             let released = tokio::select! {
                 // A permit that came just in time is used.
@@ -113,12 +114,13 @@ impl Proxy {
             drop(ticket);
             let (error, in_vain) = match released {
                 Some(Released::Dispatch(permit)) => {
-                    exchange.dispatched();
+                    exchange.dispatched(&permit);
                     // On the heap, so that a held request is no larger for what comes after.
                     match Box::pin(self.attempt(permit, &mut sending, &gate)).await {
                         Ok(answer) => return Ok(self.respond(answer, exchange, sending)),
                         Err(Failed::Finally(error)) => return Err((exchange, error)),
-                        Err(Failed::ForNow) => {
+                        Err(Failed::ForNow(setback)) => {
+                            exchange.set_back(&setback, &sending.head, None);
                             match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
                                 Ok(again) => ticket = again,
                                 Err(error) => return Err((exchange, error)),

@@ -22,7 +22,7 @@ async fn phases_follow_each_other_and_sum_to_the_total() {
     tracker.held(8);
     tracker.leave(Leave::Released);
     advance(Duration::from_millis(50)).await;
-    tracker.first_byte(false);
+    tracker.first_byte(FirstAnswer::whole);
     tracker.leave(Leave::Released);
     let [record] = store.recent(Some("tiny"), 10).try_into().unwrap();
     assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
@@ -72,15 +72,15 @@ async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
     let (store, tracker) = tracker();
     tracker.begin(Instant::now(), 1);
     tracker.mark(Phase::Signal);
-    tracker.first_byte(false);
+    tracker.first_byte(FirstAnswer::whole);
     assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
     advance(Duration::from_secs(7)).await;
     tracker.ready(None);
     advance(Duration::from_secs(1)).await;
-    tracker.first_byte(false);
+    tracker.first_byte(FirstAnswer::whole);
     assert!(store.recent(None, 10).is_empty(), "nothing has been sent to the new one");
     tracker.dispatched();
-    tracker.first_byte(false);
+    tracker.first_byte(FirstAnswer::whole);
     let [record] = store.recent(None, 10).try_into().unwrap();
     assert_eq!((record.outcome, record.total_ms), (Some(ColdStartOutcome::Completed), 8000.0), "7 + 1");
 }
@@ -109,17 +109,17 @@ async fn a_streamed_answer_ends_it_with_its_first_token() {
         tracker.ready(None);
         tracker.dispatched();
         advance(Duration::from_millis(20)).await;
-        assert!(tracker.first_byte(true), "its token is waited for");
-        assert!(!tracker.first_byte(true), "that of another one is not");
+        let id = tracker.first_byte(FirstAnswer::streamed).expect("its token is waited for");
+        assert_eq!(tracker.first_byte(FirstAnswer::streamed), None, "that of another one is not");
         assert!(
             tracker.current().is_some() && tracker.phase().is_none(),
             "who waits now waits for their turn"
         );
         advance(Duration::from_millis(30)).await;
         if has_token {
-            tracker.first_token();
+            tracker.first_token(id);
         }
-        tracker.ends_without_token();
+        tracker.ends_without_token(id);
         let record = store.recent(None, 1).remove(0);
         assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
         assert_eq!(record.total_ms, f64::from(420 + then));
@@ -136,7 +136,7 @@ async fn a_streamed_answer_ends_it_with_its_first_token() {
     tracker.begin(Instant::now(), 1);
     tracker.ready(None);
     tracker.dispatched();
-    tracker.first_byte(true);
+    tracker.first_byte(FirstAnswer::streamed);
     tracker.failed("the server died".into(), Vec::new());
     assert_eq!(store.recent(None, 1)[0].outcome, Some(ColdStartOutcome::Completed), "an answer had begun");
 }
@@ -183,7 +183,7 @@ async fn the_pod_that_is_ready_first_is_told_of() {
     advance(Duration::from_millis(7)).await;
     tracker.ready(Some("fast:8000"));
     tracker.dispatched();
-    tracker.first_byte(false);
+    tracker.first_byte(FirstAnswer::whole);
     let [record] = store.recent(None, 10).try_into().unwrap();
     let expected = [
         "signal 2",
@@ -263,8 +263,8 @@ async fn parts_are_within_their_phase() {
     advance(Duration::from_secs(4)).await;
     let now = Instant::now();
     let since = |seconds| Some(now - Duration::from_secs(seconds));
-    tracker.part(PartSeen { part: Part::Weights, start: since(9), end: now });
     tracker.part(PartSeen { part: Part::Weights, start: since(1), end: now });
+    tracker.part(PartSeen { part: Part::Weights, start: since(9), end: now });
     advance(Duration::from_secs(2)).await;
     tracker.part(PartSeen { part: Part::Warmup, start: None, end: Instant::now() });
     tracker.ready(None);

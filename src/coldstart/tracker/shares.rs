@@ -1,0 +1,57 @@
+//! What a request that was held spent its time on: its share of the phases of the cold start.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{super::PhaseSpan, Phase, Tracker};
+
+/// What is still asked of a cold start that has ended.
+pub(super) struct Past {
+    id: u64,
+    began: Instant,
+    phases: Vec<PhaseSpan>,
+}
+
+impl Past {
+    pub(super) const fn new(id: u64, began: Instant, phases: Vec<PhaseSpan>) -> Self {
+        Self { id, began, phases }
+    }
+}
+
+impl Tracker {
+    /// The cold start that runs, or else the last one, by its id.
+    pub fn latest(&self) -> Option<u64> {
+        let active = self.active.lock();
+        active.as_ref().map(|active| active.id).or_else(|| self.last.load().as_ref().map(|last| last.id))
+    }
+
+    /// What of these times, which do not overlap, was spent in each phase of a cold start, as far as is known now: of the
+    /// one that runs, and of the last one. What is left of them was spent waiting for a turn.
+    pub fn shares(&self, times: &[(Instant, Instant)]) -> Vec<(Phase, Duration)> {
+        let active = self.active.lock();
+        let now = active.as_ref().map(|active| {
+            let observed = self.observed.lock();
+            (active.began, active.known(&observed, observed.pod(active)).spans())
+        });
+        let last = self.last.load();
+        drop(active);
+        let last = last.as_ref().map(|last| (last.began, &last.phases));
+        let mut shares = [Duration::ZERO; Phase::ALL.len()];
+        for (began, phases) in now.as_ref().map(|(began, phases)| (*began, phases)).into_iter().chain(last) {
+            for span in phases.iter().filter(|span| span.name <= Phase::Dispatch) {
+                let at = |ms: f64| began + Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default();
+                let (start, end) = (at(span.start_ms), at(span.start_ms + span.duration_ms));
+                let within = times
+                    .iter()
+                    .map(|(since, until)| end.min(*until).saturating_duration_since(start.max(*since)));
+                shares[span.name as usize] += within.sum::<Duration>();
+            }
+        }
+        let shares = Phase::ALL.into_iter().map(|phase| (phase, shares[phase as usize]));
+        shares.filter(|(_, share)| !share.is_zero()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

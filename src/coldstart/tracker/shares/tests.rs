@@ -1,0 +1,111 @@
+use proptest::prelude::*;
+use tokio::time::advance;
+
+use super::{super::FirstAnswer, *};
+use crate::coldstart::ColdStarts;
+
+fn tracker() -> Tracker {
+    Tracker::new("tiny".into(), ColdStarts::new(|_| {}))
+}
+
+async fn pass(ms: u64) -> Instant {
+    advance(Duration::from_millis(ms)).await;
+    Instant::now()
+}
+
+fn told(tracker: &Tracker, times: &[(Instant, Instant)]) -> String {
+    let shares = tracker.shares(times);
+    let shares = shares.iter().map(|(phase, share)| format!("{} {}", phase.name(), share.as_millis()));
+    shares.collect::<Vec<_>>().join(", ")
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_came_late_has_seen_only_the_rest() {
+    let tracker = tracker();
+    let first = Instant::now();
+    tracker.begin(first, 1);
+    pass(1).await;
+    tracker.mark(Phase::Signal);
+    pass(20).await;
+    tracker.mark(Phase::Start);
+    let second = pass(2000).await;
+    let ready = pass(1000).await;
+    tracker.ready(None);
+    let sent = pass(2).await;
+    tracker.dispatched();
+    let last = pass(40).await;
+    let whole = "signal 1, start 20, load 3000, dispatch 2";
+    assert_eq!(told(&tracker, &[(first, sent)]), whole, "while it runs");
+    let id = tracker.first_byte(FirstAnswer::streamed).unwrap();
+    assert_eq!(
+        (Some(id), told(&tracker, &[(first, sent)])),
+        (tracker.latest(), whole.into()),
+        "while a token is missing"
+    );
+    pass(10).await;
+    tracker.first_token(id);
+    assert_eq!(
+        (tracker.latest(), told(&tracker, &[(first, sent)])),
+        (Some(id), whole.into()),
+        "when it is over"
+    );
+    assert_eq!(told(&tracker, &[(second, last)]), "load 1000, dispatch 2", "and then 40 ms for its turn");
+    assert_eq!(told(&tracker, &[(ready, sent), (sent, last)]), "dispatch 2");
+    assert_eq!(told(&tracker, &[(sent, last)]), "");
+
+    // Of two cold starts in a row, both.
+    let again = pass(100).await;
+    tracker.begin(again, 1);
+    pass(5).await;
+    tracker.mark(Phase::Signal);
+    let end = pass(95).await;
+    tracker.ready(None);
+    assert_eq!(told(&tracker, &[(second, sent), (again, end)]), "signal 5, load 1095, dispatch 2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_the_last_cold_start_says_nothing_of_this_one() {
+    let tracker = tracker();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        tracker.begin(Instant::now(), 1);
+        tracker.ready(None);
+        tracker.dispatched();
+        ids.push(tracker.first_byte(FirstAnswer::streamed).unwrap());
+    }
+    tracker.first_token(ids[0]);
+    tracker.ends_without_token(ids[0]);
+    assert_eq!(
+        tracker.current().map(|record| (record.id, record.phase(Phase::FirstToken).cloned())),
+        Some((ids[1], None))
+    );
+    tracker.first_token(ids[1]);
+    assert!(tracker.current().is_none());
+}
+
+proptest! {
+    /// Shares are never more than the time that they are of.
+    #[test]
+    fn shares_fit_into_the_wait(
+        phases in prop::collection::vec(0..500_u64, 6),
+        (since, until) in (0..3000_u64, 0..3000_u64),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().start_paused(true).enable_time().build().unwrap();
+        runtime.block_on(async {
+            let tracker = tracker();
+            let began = Instant::now();
+            tracker.begin(began, 1);
+            for (phase, ms) in Phase::ALL.into_iter().zip(phases) {
+                pass(ms).await;
+                tracker.mark(phase);
+            }
+            let (since, until) = (since.min(until), since.max(until));
+            let at = |ms| began + Duration::from_millis(ms);
+            let sum: Duration = tracker.shares(&[(at(since), at(until))]).iter().map(|(_, share)| *share).sum();
+            let total: u64 = (began.elapsed().as_millis() as u64).clamp(since, until) - since;
+            // From floating-point milliseconds: a nanosecond a phase.
+            prop_assert!(sum.abs_diff(Duration::from_millis(total)) < Duration::from_nanos(100), "{sum:?} of {total}");
+            Ok(())
+        })?;
+    }
+}
