@@ -23,6 +23,7 @@ mod schema;
 pub mod session;
 #[cfg(test)]
 pub(crate) mod stand_in;
+mod starts;
 mod status;
 mod watch;
 mod workloads;
@@ -42,7 +43,7 @@ pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};
 pub use reasons::{AllFacts, Facts, Seen};
-pub use report::{Condition, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict};
+pub use report::{Condition, LastColdStart, LastPhase, ModelRouteStatus, RouteReport, State, Verdict};
 pub use routes::{ClusterRoutes, RouteObjects};
 pub use scale::DirectScale;
 pub use scaled_objects::{ScaledObject, ScaledObjects};
@@ -56,6 +57,7 @@ use crate::config;
 pub struct Cluster {
     client: Client,
     namespaces: Arc<[String]>,
+    reads_logs: bool,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -91,6 +93,7 @@ impl Cluster {
         Self {
             client,
             namespaces: config.namespaces.as_slice().into(),
+            reads_logs: config.pod_logs,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }
@@ -129,6 +132,11 @@ impl Cluster {
     /// Whether routes of this namespace are served.
     pub fn serves(&self, namespace: &str) -> bool {
         self.namespaces.is_empty() || self.namespaces.iter().any(|served| served == namespace)
+    }
+
+    /// Whether logs of pods that start are to be read.
+    pub const fn reads_logs(&self) -> bool {
+        self.reads_logs
     }
 
     /// Runs something until it ends or the cluster is left.

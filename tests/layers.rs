@@ -26,7 +26,10 @@ const MUST_NOT_USE: &[(&[&str], &[&str])] = &[
     (&["domain", "error", "openai"], &["tokio", "hyper", "hyper_util", "kube"]),
     (&["pick"], &["tokio", "std::time", "std::net", "std::io", "std::fs"]),
     (&["admission", "hold", "demand"], &["hyper", "hyper_util", "kube", "scaler", "proxy"]),
-    (&["state", "coldstart", "telemetry"], &["hyper", "hyper_util", "kube", "scaler", "proxy", "hold"]),
+    (
+        &["state", "coldstart", "telemetry", "history"],
+        &["hyper", "hyper_util", "kube", "scaler", "proxy", "hold"],
+    ),
     (&["upstream"], &["kube", "hold", "admission", "scaler"]),
     (&["proxy"], &["kube", "scaler", "admin"]),
     (&["kube"], &["proxy", "hold", "scaler"]),
@@ -39,7 +42,8 @@ const MUST_NOT_USE: &[(&[&str], &[&str])] = &[
 ];
 
 /// Modules that only these use.
-const ONLY_FOR: &[(&[&str], &[&str])] = &[(&["app"], &["cli", "demo"]), (&["cli", "demo"], &["cli"])];
+const ONLY_FOR: &[(&[&str], &[&str])] =
+    &[(&["app"], &["cli", "demo", "bench"]), (&["cli", "demo", "bench"], &["cli"])];
 
 #[test]
 fn no_arrow_is_forbidden() {

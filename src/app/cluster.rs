@@ -11,11 +11,11 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::obstacles::Teller;
+use super::{obstacles::Teller, told};
 use crate::{
     admin::ClusterCounts,
     admission::Gate,
-    coldstart::{ColdStart, ColdStartOutcome, ColdStarts},
+    coldstart::ColdStarts,
     config::Config,
     domain::{Route, RouteKey, ScaleBy},
     kube::{Cluster, ClusterRoutes, LastColdStart, RouteReport, RouteReports, State, StatusCounts},
@@ -159,18 +159,9 @@ async fn report(
 fn last_cold_starts(cold_starts: &ColdStarts) -> HashMap<RouteKey, LastColdStart> {
     let mut last = HashMap::new();
     for cold_start in cold_starts.recent(None, ColdStarts::KEPT) {
-        last.entry(cold_start.route.clone()).or_insert_with(|| of_cold_start(&cold_start));
+        last.entry(cold_start.route.clone()).or_insert_with(|| told::status(&cold_start));
     }
     last
-}
-
-fn of_cold_start(cold_start: &ColdStart) -> LastColdStart {
-    LastColdStart {
-        started_at: cold_start.started_at.clone(),
-        duration: format!("{:.1}s", cold_start.total_ms / 1e3),
-        outcome: cold_start.outcome.map_or("", ColdStartOutcome::name).to_owned(),
-        reason: cold_start.reason.as_deref().map(str::to_owned),
-    }
 }
 
 fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {

@@ -11,10 +11,11 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
+use super::told;
 use crate::{
     admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome},
-    domain::{ObstacleKind, Route, RouteKey},
+    domain::{ObstacleKind, Phase, Route, RouteKey},
     kube::{
         About, AllFacts, Cluster, DirectScale, Events, Facts, Notice, Pods, ScaledObjects, Seen, session,
     },
@@ -37,8 +38,21 @@ pub(super) struct Teller {
     events: Events,
 }
 
+/// What is known of one route from one look to the next.
+#[derive(Default)]
+struct Looked {
+    /// Since when KEDA has had no stream.
+    unheard_since: Option<Instant>,
+    /// What was told last of what stands in the way.
+    told: Option<Arc<Obstacle>>,
+}
+
 /// How often it is looked whether endpoints, streams and pauses fit together: not all of that tells when it changes.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long no ScaledObject may name a route before that is told: the two come one after the other, in whatever order.
+/// Who waits for the route is told at once.
+const TOGETHER: Duration = Duration::from_secs(5);
 
 // === impl Obstacles ===
 
@@ -75,15 +89,15 @@ async fn tell_gates(gates: impl Fn() -> Vec<Arc<Gate>>, teller: Teller) {
     let mut facts = teller.facts.clone();
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut unheard = HashMap::new();
+    let mut looked = HashMap::<RouteKey, Looked>::new();
     loop {
         let known = facts.borrow_and_update().clone();
         let gates = gates();
         let keys: HashSet<_> = gates.iter().map(|gate| gate.key()).collect();
-        unheard.retain(|route, _| keys.contains(route));
+        looked.retain(|route, _| keys.contains(route));
         for gate in &gates {
             if let Some(facts) = known.get(gate.key()) {
-                tell(gate, facts, &mut unheard, &teller);
+                tell(gate, facts, looked.entry(gate.key().clone()).or_default(), &teller);
             }
         }
         tokio::select! {
@@ -94,32 +108,36 @@ async fn tell_gates(gates: impl Fn() -> Vec<Arc<Gate>>, teller: Teller) {
     }
 }
 
-/// Looks at one target and says what stands in its way. `unheard`: since when KEDA has had no stream.
-fn tell(gate: &Gate, facts: &Facts, unheard: &mut HashMap<RouteKey, Instant>, teller: &Teller) {
+/// Looks at one target and says what stands in its way, and when it was told to have replicas.
+fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
+    if let Some(raised) = facts.raised() {
+        gate.cold_starts().observe(Phase::Scale, raised.clone());
+    }
     let target = gate.target();
     let no_stream_for = if gate.counts_everywhere().streams > 0 {
-        unheard.remove(gate.key());
+        looked.unheard_since = None;
         None
     } else {
-        Some(unheard.entry(gate.key().clone()).or_insert_with(Instant::now).elapsed())
+        Some(looked.unheard_since.get_or_insert_with(Instant::now).elapsed())
     };
     let seen = Seen { pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0), no_stream_for };
     let trouble = if target.is_up() { None } else { facts.obstacle(gate.key(), seen) };
-    let before = target.obstacle();
-    let obstacle = trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message));
-    let is_new = match (&before, &obstacle) {
-        (Some(before), Some(now)) => !before.is_same(now),
-        (None, None) => false,
-        _ => true,
-    };
-    target.set_obstacle(obstacle.clone());
+    target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
     // Endpoints go away without a word to who waits.
     gate.give_up_if_paused();
-    if !is_new {
+    let obstacle = target.obstacle();
+    let is_young = obstacle.as_ref().is_some_and(|obstacle| {
+        obstacle.kind == ObstacleKind::NoScaledObject && obstacle.since.elapsed() < TOGETHER
+    });
+    let is_told = match (&looked.told, &obstacle) {
+        (Some(told), Some(now)) => told.is_same(now),
+        (told, now) => told.is_none() && now.is_none(),
+    };
+    if is_told || is_young {
         return;
     }
     let route = gate.key();
-    match obstacle {
+    match &obstacle {
         Some(obstacle) => {
             let kind = obstacle.kind.name();
             // Who pauses mostly means to.
@@ -128,10 +146,11 @@ fn tell(gate: &Gate, facts: &Facts, unheard: &mut HashMap<RouteKey, Instant>, te
             } else {
                 tracing::warn!(%route, kind, reason = %obstacle.message, "the target cannot come up");
             }
-            teller.obstacle(route, &obstacle);
+            teller.obstacle(route, obstacle);
         }
         None => tracing::info!(%route, "nothing stands in the way of the target any more"),
     }
+    looked.told = obstacle;
 }
 
 // === impl Teller ===
@@ -152,27 +171,12 @@ impl Teller {
 
     /// A cold start has ended.
     pub(super) fn cold_start(&self, cold_start: &ColdStart) {
-        let took = cold_start.total_ms / 1e3;
-        let phases = cold_start.over().map(|span| format!("{} {:.0} ms", span.name.name(), span.duration_ms));
-        let phases = phases.collect::<Vec<_>>().join(", ");
-        let held = cold_start.held_peak;
-        let (is_warning, reason, note) = match cold_start.outcome {
-            Some(ColdStartOutcome::Completed) => {
-                let note = format!(
-                    "Answered {took:.1} s after the first request ({phases}); {held} requests waited"
-                );
-                (false, "ColdStartCompleted", note)
-            }
-            Some(ColdStartOutcome::Failed) => {
-                let why = cold_start.reason.as_deref().unwrap_or("the reason is not known");
-                (
-                    true,
-                    "ColdStartFailed",
-                    format!("Failed after {took:.1} s, with {held} requests waiting: {why}"),
-                )
-            }
+        let (is_warning, reason) = match cold_start.outcome {
+            Some(ColdStartOutcome::Completed) => (false, "ColdStartCompleted"),
+            Some(ColdStartOutcome::Failed) => (true, "ColdStartFailed"),
             Some(ColdStartOutcome::Abandoned) | None => return,
         };
+        let note = told::note(cold_start);
         self.say(&cold_start.route, is_warning, reason, note);
     }
 

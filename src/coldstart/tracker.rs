@@ -21,6 +21,7 @@ use super::{
 use crate::{
     domain::RouteKey,
     state::{PartSeen, PodStart, Seen},
+    telemetry::Pulse,
 };
 
 /// The cold starts of one route: at most one at a time.
@@ -167,6 +168,12 @@ impl Tracker {
         }
         drop(active);
         self.held(held);
+        self.pulse().beat();
+    }
+
+    /// Beats with everything that is shown of routes.
+    pub fn pulse(&self) -> &Pulse {
+        self.store.pulse()
     }
 
     /// So many are held now.
@@ -214,6 +221,7 @@ impl Tracker {
             Some(active) => active.mark(Phase::Signal),
             None => *self.pushed.lock() = Some(Instant::now()),
         }
+        self.pulse().beat();
     }
 
     /// A phase is over, now, by our own doing. One that is over already, or that a later one of ours has followed, is not
@@ -222,6 +230,7 @@ impl Tracker {
         if let Some(active) = self.active.lock().as_mut() {
             active.mark(phase);
         }
+        self.pulse().beat();
     }
 
     /// Somebody else has brought a phase to an end, of the target as a whole. The first time in a cold start counts. It
@@ -234,12 +243,14 @@ impl Tracker {
             Some(_) => {}
             None => observed.seen.push((phase, seen)),
         }
+        self.pulse().beat();
     }
 
     /// What is known now of the pods of the target, all of them.
     pub fn observe_pods(&self, pods: impl IntoIterator<Item = PodStart>) {
         let pods = pods.into_iter().take(Self::PODS).collect();
         self.observed.lock().pods = pods;
+        self.pulse().beat();
     }
 
     /// A part of a phase is over, in the process that we start. What is told of it again takes the place of what was
@@ -249,16 +260,39 @@ impl Tracker {
             active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
+        self.pulse().beat();
     }
 
-    /// The target is ready at `address`, and may be sent to: the load is over, or, if it was already, what came after it.
+    /// The pod at `address` answers, and only a gateway before it is left to be waited for. The first one is told of.
+    pub fn loaded(&self, address: &str) {
+        let mut active = self.active.lock();
+        if let Some(active) = active.as_mut().filter(|active| active.first.is_none()) {
+            active.first = Some(address.into());
+            if !active.is_loaded(&self.observed.lock()) {
+                active.mark(Phase::Load);
+            }
+        }
+    }
+
+    /// The target is ready, and may be sent to: the load is over, or, if it was already, what came after it. `address`:
+    /// where; none for a gateway.
     pub fn ready(&self, address: Option<&str>) {
         let mut active = self.active.lock();
         if let Some(active) = active.as_mut() {
-            let is_loaded = active.ends.iter().any(|(phase, _)| *phase == Phase::Load);
+            if let Some(address) = address {
+                active.first = Some(address.into());
+            }
+            let is_loaded = active.is_loaded(&self.observed.lock());
             active.mark(if is_loaded { Phase::Propagate } else { Phase::Load });
-            active.first = address.map(Into::into);
             self.activations.fetch_add(1, Ordering::SeqCst);
+        }
+        self.pulse().beat();
+    }
+
+    /// The gateway says that it knows of nothing that is ready: what is ready has yet to propagate.
+    pub fn turned_away(&self) {
+        if let Some(active) = self.active.lock().as_mut().filter(|active| !active.is_answered()) {
+            active.ends.retain(|(phase, _)| *phase < Phase::Propagate);
         }
     }
 
@@ -330,6 +364,7 @@ impl Tracker {
         if follows {
             active.mark(phase);
             also(active);
+            self.pulse().beat();
         }
         follows
     }
@@ -362,6 +397,7 @@ impl Tracker {
         let kind = record.kind;
         self.store.end(record, tally);
         self.estimate_anew(kind);
+        self.pulse().beat();
     }
 
     /// How many activations have made the target ready.
@@ -454,6 +490,13 @@ impl Active {
         self.ends.last().is_some_and(|(last, _)| *last >= Phase::FirstByte)
     }
 
+    /// Whether the load is over, by our own probe or by the word of the cluster.
+    fn is_loaded(&self, observed: &Observed) -> bool {
+        let of_pod = || observed.pod(self).into_iter().flat_map(|pod| &pod.moments);
+        self.ends.iter().any(|(phase, _)| *phase == Phase::Load)
+            || of_pod().any(|(phase, seen)| *phase == Phase::Load && seen.at >= self.began)
+    }
+
     fn known<'a>(&'a self, observed: &'a Observed, pod: Option<&'a PodStart>) -> Known<'a> {
         let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
         let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen)).collect();
@@ -487,7 +530,10 @@ impl Observed {
     /// The pod that is told of: that of the endpoint which was ready first, or else the one that has come furthest.
     fn pod(&self, active: &Active) -> Option<&PodStart> {
         if let Some(first) = &active.first {
-            return self.pods.iter().find(|pod| pod.address.as_ref() == Some(first));
+            // A pod may have several ports.
+            let ip = |address: &str| address.rsplit_once(':').map(|(ip, _)| ip.to_owned());
+            let is_first = |pod: &&PodStart| pod.address.as_deref().and_then(ip) == ip(first);
+            return self.pods.iter().find(is_first);
         }
         let furthest = |pod: &&PodStart| {
             let of_this = pod.moments.iter().filter(|(_, seen)| seen.at >= active.began);

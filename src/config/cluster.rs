@@ -47,6 +47,9 @@ pub struct Kubernetes {
     /// Hosts that `url` and `gateway` of cluster routes may name: names, `*.example.com` for every name below it,
     /// addresses; with `:port`, that port alone. Empty: none, since who may write routes could send requests anywhere.
     pub allowed_hosts: Vec<String>,
+    /// Whether the logs of pods that start are read until they are ready: vLLM writes there what it is at. Takes the
+    /// right to get `pods/log`.
+    pub pod_logs: bool,
 }
 
 // === impl Peers ===
@@ -64,6 +67,7 @@ impl Default for Kubernetes {
             model_routes: true,
             interceptor_routes: true,
             allowed_hosts: Vec::new(),
+            pod_logs: false,
         }
     }
 }

@@ -17,12 +17,16 @@ use kube::runtime::watcher;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Cluster, Pods, PodsOf};
+use super::{
+    Cluster, Pods, PodsOf,
+    starts::{Sources, Starts},
+};
 use crate::{
     domain::{ClusterTarget, EndpointSource, ServicePort},
     state::{Discovered, Discovery},
 };
 use merge::Departed;
+pub(super) use merge::addresses;
 use pool::InferencePool;
 
 /// Finds the pods of targets in a cluster. Routes with the same target share what is found.
@@ -30,6 +34,7 @@ use pool::InferencePool;
 pub struct Endpoints {
     cluster: Cluster,
     pods: Arc<Pods>,
+    sources: Arc<Sources>,
     followed: Arc<Mutex<HashMap<Followed, Weak<Found>>>>,
 }
 
@@ -50,7 +55,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 impl Endpoints {
     /// Nothing is followed yet.
     pub fn new(cluster: Cluster, pods: Arc<Pods>) -> Self {
-        Self { cluster, pods, followed: Arc::default() }
+        Self { sources: Sources::new(&cluster), cluster, pods, followed: Arc::default() }
     }
 
     /// Runs until nobody wants to know any more.
@@ -96,6 +101,7 @@ impl Endpoints {
             self.cluster.watch_in::<EndpointSlice>(vec![self.cluster.api(namespace)], of_service, |_| {});
         let mut pods = Selected::default();
         let mut departed = Departed::default();
+        let mut starts = Starts::new(self.sources.clone());
         loop {
             let service = services.get(namespace, name);
             pods.select(&self.pods, namespace, service.as_deref().and_then(merge::selector));
@@ -108,7 +114,9 @@ impl Endpoints {
                         let mut merged = merge::service(&service, port, &slices_now, &pods_now, &departed);
                         // Pods alone do not say which there are no more.
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
-                        merged
+                        let ports = |pod: &Pod| merge::port_on(&service, port, pod).into_iter().collect();
+                        starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
+                        Discovered { starts: starts.all(), ..merged }
                     }
                     (None, true) => problem(format!("the Service {namespace}/{name} does not exist"), true),
                     (None, false) => unheard(services.failure()),
@@ -119,6 +127,7 @@ impl Endpoints {
                 () = services.changed() => {}
                 () = slices.changed() => {}
                 () = pods.changed() => {}
+                () = starts.changed() => {}
             }
         }
     }
@@ -130,6 +139,7 @@ impl Endpoints {
                 pool.metadata.annotations = None;
             });
         let mut pods = Selected::default();
+        let mut starts = Starts::new(self.sources.clone());
         loop {
             let pool = pools.get(namespace, name).map(|pool| pool::read(&pool));
             let selector = pool.as_ref().and_then(|pool| pool.as_ref().ok()).map(|pool| &pool.selector);
@@ -138,7 +148,11 @@ impl Endpoints {
                 found,
                 match (pool, pools.is_synced()) {
                     (Some(Ok(pool)), _) => {
-                        Discovered { is_synced: pods.is_synced(), ..merge::pool(&pool, &pods.all()) }
+                        let pods_now = pods.all();
+                        let merged = merge::pool(&pool, &pods_now);
+                        let ports = |_: &Pod| pool.ports.clone();
+                        starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
+                        Discovered { is_synced: pods.is_synced(), starts: starts.all(), ..merged }
                     }
                     (Some(Err(why)), _) => {
                         problem(format!("the InferencePool {namespace}/{name} {why}"), true)
@@ -150,9 +164,10 @@ impl Endpoints {
                 },
             );
             tokio::select! {
-                biased; // both lead to the same
+                biased; // all lead to the same
                 () = pools.changed() => {}
                 () = pods.changed() => {}
+                () = starts.changed() => {}
             }
         }
     }

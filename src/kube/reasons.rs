@@ -6,7 +6,10 @@ use super::{
     pod_reasons::{Trouble, rank},
     scaled_objects::{Pause, ScaledObject, Trigger},
 };
-use crate::domain::{ObstacleKind, RouteKey, ScaleBy, Workload};
+use crate::{
+    domain::{ObstacleKind, RouteKey, ScaleBy, Workload},
+    state,
+};
 
 /// What is known of every route.
 pub type AllFacts = HashMap<RouteKey, Facts>;
@@ -71,6 +74,8 @@ pub struct WorkloadFacts {
     pub name: String,
     /// How many replicas are asked for; `None`: not known.
     pub replicas: Option<u32>,
+    /// When they were raised from zero, while they are above it and that was seen.
+    pub raised: Option<state::Seen>,
     /// Whether there is no such object.
     pub is_missing: bool,
     /// Why its pods cannot be created, such as a quota.
@@ -142,6 +147,11 @@ impl Facts {
     pub fn obstacle(&self, route: &RouteKey, seen: Seen) -> Option<Trouble> {
         let of_scaling = if self.is_at_zero(seen) { self.of_scaling(route, seen) } else { None };
         of_scaling.into_iter().chain(self.of_pods()).min_by_key(|trouble| rank(trouble.kind))
+    }
+
+    /// When what is scaled was raised from zero last; of several workloads, which the first was.
+    pub fn raised(&self) -> Option<&state::Seen> {
+        self.workloads.iter().filter_map(|workload| workload.raised.as_ref()).min_by_key(|raised| raised.at)
     }
 
     /// Whether nothing is asked for, as far as is known.

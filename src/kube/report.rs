@@ -128,13 +128,38 @@ pub struct EndpointCounts {
 pub struct LastColdStart {
     /// When its first request came, RFC 3339.
     pub started_at: String,
-    /// How long it took, from the first request to the first byte or the failure.
+    /// How long it took, from the first request to the end of its last phase, or until it had failed.
     pub duration: String,
     /// `completed`, `abandoned` or `failed`.
     pub outcome: String,
-    /// Why it failed.
+    /// How long it took until the target might be sent to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actuation: Option<String>,
+    /// Where the time went, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<LastPhase>,
+    /// The pod that was ready first, or came furthest, with its namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// Its node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Why it failed, or what stood in its way last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// A phase of a cold start that has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LastPhase {
+    /// Such as `pull` or `load`.
+    pub name: String,
+    /// How long it took.
+    pub duration: String,
+    /// Whether it was not over when the cold start failed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 /// Whether an object is served, and why not.

@@ -26,6 +26,8 @@ struct Inner {
     /// By path, such as `/apis/keda.sh/v1alpha1/namespaces/a/scaledobjects/x`.
     objects: BTreeMap<String, Value>,
     watchers: Vec<Watcher>,
+    /// What pods have printed, and who reads on; by the path of the pod.
+    logs: BTreeMap<String, Log>,
     /// Changes that were made through the API: method and path.
     changes: Vec<(String, String)>,
     /// What is forbidden: a method, and a part of the path.
@@ -41,19 +43,29 @@ struct Inner {
 struct Watcher {
     collection: String,
     name: Option<String>,
-    events: mpsc::UnboundedSender<Result<Bytes, Infallible>>,
+    events: Chunks,
 }
+
+#[derive(Default)]
+struct Log {
+    text: String,
+    readers: Vec<Chunks>,
+}
+
+type Chunks = mpsc::UnboundedSender<Result<Bytes, Infallible>>;
 
 type Answer = Result<Value, (StatusCode, String)>;
 
 /// The kinds whose collections are known, so that one without objects is empty and not missing.
-const KINDS: [&str; 10] = [
+const KINDS: [&str; 12] = [
     "configmaps",
     "services",
     "scaledobjects",
     "deployments",
     "statefulsets",
     "pods",
+    "nodes",
+    "endpointslices",
     "events",
     "modelroutes",
     "interceptorroutes",
@@ -81,6 +93,19 @@ impl StandIn {
         inner.version += 1;
         let object = inner.objects.remove(path).unwrap();
         inner.tell(path, "DELETED", &object);
+    }
+
+    /// The pod at this path prints something.
+    pub(crate) fn print(&self, path: &str, text: &str) {
+        let mut inner = self.0.lock();
+        let log = inner.logs.entry(path.into()).or_default();
+        log.text.push_str(text);
+        log.readers.retain(|reader| reader.send(Ok(text.to_owned().into())).is_ok());
+    }
+
+    /// What it prints from now on is of another run; who reads the last one has read all of it.
+    pub(crate) fn restart(&self, path: &str) {
+        self.0.lock().logs.remove(path);
     }
 
     pub(crate) fn object(&self, path: &str) -> Value {
@@ -144,6 +169,9 @@ async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Respon
     if query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1") {
         return response.body(inner.watch(path, query)).unwrap();
     }
+    if let Some(pod) = path.strip_suffix("/log").filter(|_| !inner.is_forbidden(&head.method, path)) {
+        return response.body(inner.read_log(pod)).unwrap();
+    }
     let (status, value) = match inner.answer(&head.method, path, query, &body) {
         Ok(value) => (StatusCode::OK, value),
         Err((status, message)) => (
@@ -162,7 +190,7 @@ impl Inner {
         if path == "/version" {
             return Ok(json!({ "major": "1", "minor": "37" }));
         }
-        if self.forbidden.iter().any(|(forbidden, part)| method == forbidden && path.contains(part)) {
+        if self.is_forbidden(method, path) {
             return Err((StatusCode::FORBIDDEN, "User \"x\" cannot do that".into()));
         }
         let not_found =
@@ -226,6 +254,18 @@ impl Inner {
         let items: Vec<_> = items.map(|(_, object)| object).collect();
         json!({ "kind": "List", "apiVersion": "v1",
             "metadata": { "resourceVersion": self.version.to_string() }, "items": items })
+    }
+
+    fn is_forbidden(&self, method: &Method, path: &str) -> bool {
+        self.forbidden.iter().any(|(forbidden, part)| method == forbidden && path.contains(part))
+    }
+
+    fn read_log(&mut self, pod: &str) -> Body {
+        let (reader, body) = mpsc::unbounded_channel();
+        let log = self.logs.entry(pod.to_owned()).or_default();
+        let _ = reader.send(Ok(log.text.clone().into()));
+        log.readers.push(reader);
+        Body::from_stream(UnboundedReceiverStream::new(body))
     }
 
     fn watch(&mut self, collection: &str, query: &str) -> Body {

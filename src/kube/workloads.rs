@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ObjectMeta},
     core::{DeserializeGuard, Selector},
     runtime::{WatchStreamExt, watcher::watch_object},
 };
@@ -17,9 +17,10 @@ use super::{
     Cluster, Pods, PodsOf,
     pod_reasons::{counts, trouble},
     reasons::WorkloadFacts,
+    starts::{CONTROL_PLANE, stamp},
     watch::{Pauses, chain},
 };
-use crate::domain::Workload;
+use crate::{domain::Workload, state::Seen};
 
 /// A workload and where it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -84,10 +85,16 @@ async fn follow(
             object = objects.next() => match object {
                 Some(Ok(object)) => {
                     failing = false;
-                    let data = object.and_then(|object| object.0.ok()).map(|object| object.data);
-                    known.is_missing = data.is_none();
-                    let data = data.unwrap_or_default();
+                    let object = object.and_then(|object| object.0.ok());
+                    known.is_missing = object.is_none();
+                    let (meta, data) = object.map(|object| (object.metadata, object.data)).unwrap_or_default();
+                    let before = known.replicas;
                     known.replicas = replicas(&data).filter(|_| !known.is_missing);
+                    match (before, known.replicas) {
+                        (Some(0), Some(1..)) => known.raised = Some(raised(&meta)),
+                        (_, Some(1..)) => {}
+                        _ => known.raised = None,
+                    }
                     known.failure = failure(&data);
                     let selector = selector(&data);
                     if pods.as_ref().map(|(selector, _)| selector) != selector.as_ref() {
@@ -139,6 +146,17 @@ fn replicas(object: &Value) -> Option<u32> {
     }
 }
 
+/// That the number was raised from zero, seen now: whoever manages that field has done so then.
+fn raised(meta: &ObjectMeta) -> Seen {
+    let managers = meta.managed_fields.iter().flatten();
+    let since = managers.filter_map(|manager| {
+        let fields = &manager.fields_v1.as_ref()?.0;
+        fields["f:spec"].get("f:replicas")?;
+        manager.time.as_ref()
+    });
+    Seen { stamp: since.max().map(|time| stamp(time.0, CONTROL_PLANE)), ..Seen::now() }
+}
+
 /// Why its pods cannot be created, as its controller says.
 fn failure(object: &Value) -> Option<String> {
     let mut conditions = object["status"]["conditions"].as_array()?.iter();
@@ -156,7 +174,10 @@ fn selector(object: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use serde_json::json;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -175,6 +196,23 @@ mod tests {
         assert_eq!(failure(&object).as_deref(), Some("exceeded quota"));
         let selector = selector(&object).unwrap();
         assert!(selector.contains("app=vllm") && selector.contains("tier in (gpu)"), "{selector}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_manages_the_number_says_since_when() {
+        let meta = json!({ "managedFields": [
+            { "manager": "kubectl", "operation": "Apply", "time": "2026-11-24T20:00:00Z", "fieldsType": "FieldsV1",
+              "fieldsV1": { "f:spec": { "f:selector": {} } } },
+            { "manager": "keda", "operation": "Update", "subresource": "scale", "time": "2026-11-24T20:00:07Z",
+              "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": { "f:replicas": {} } } },
+            { "manager": "kube-controller-manager", "operation": "Update", "subresource": "status",
+              "time": "2026-11-24T20:00:09Z", "fieldsType": "FieldsV1", "fieldsV1": { "f:status": { "f:replicas": {} } } },
+        ] });
+        let seen = raised(&serde_json::from_value(meta).unwrap());
+        let stamp = seen.stamp.unwrap();
+        assert_eq!(stamp.time, SystemTime::from("2026-11-24T20:00:07Z".parse::<jiff::Timestamp>().unwrap()));
+        assert_eq!((seen.at, &*stamp.clock), (Instant::now(), CONTROL_PLANE));
+        assert_eq!(raised(&ObjectMeta::default()), Seen::now());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
     admission::Gate,
     domain::{ClusterTarget, Readiness},
     probe::{Answer, Speaks, probe_pod},
-    state::{Discovered, DiscoveredEndpoint, Discovery, Endpoint, Protocol, Status, TargetState},
+    state::{Discovered, DiscoveredEndpoint, Discovery, Endpoint, PodStart, Protocol, Status, TargetState},
 };
 use pod::{Pod, Word};
 
@@ -198,6 +198,9 @@ impl Pods {
     }
 
     fn apply(&mut self, keeper: &Arc<Keeper>, discovered: &Discovered) {
+        // Before a pod opens by the cluster's word, so that it is known whose word it was.
+        let starts = discovered.starts.iter().map(|start| PodStart::clone(start));
+        keeper.gate.cold_starts().observe_pods(starts);
         for endpoint in &discovered.endpoints {
             let key = (endpoint.address.clone(), endpoint.protocol);
             let word = Word::from(endpoint);
@@ -259,11 +262,12 @@ impl Keeper {
         self.behind.as_ref().unwrap_or_else(|| self.gate.target())
     }
 
-    /// An endpoint of the target takes requests, `limit` at first. The first one ends the load.
+    /// An endpoint of the target takes requests, `limit` at first. The first one ends the activation.
     fn open(&self, wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) {
         let cold_starts = self.gate.cold_starts();
         if !self.gate.target().is_up() {
-            cold_starts.ready(Some(endpoint.address()));
+            // Behind a gateway it is the pod that opened first that is told of.
+            cold_starts.ready(self.behind.is_none().then(|| endpoint.address()));
         }
         wake.open(endpoint, limit);
         if self.gate.requests() == 0 {

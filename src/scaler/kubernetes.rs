@@ -89,6 +89,8 @@ impl Direct<'_> {
         let result = async {
             let seen = self.scale.replicas(self.namespace, workload).await?;
             if seen.wanted == 0 {
+                // Before the answer: what follows from it may be seen earlier than that.
+                self.gate.cold_starts().pushed();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "scaled from zero to one");
             }

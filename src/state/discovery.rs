@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::PodStart;
 use crate::domain::ClusterTarget;
 
 /// Finds the pods of targets.
@@ -22,6 +23,8 @@ pub struct Discovered {
     pub endpoints: Vec<DiscoveredEndpoint>,
     /// Why there are none although there could be some, such as a Service that does not exist.
     pub problem: Option<Arc<str>>,
+    /// How those of them came into being that were not up when they were first heard of, by name.
+    pub starts: Vec<Arc<PodStart>>,
 }
 
 /// A pod of a target.

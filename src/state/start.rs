@@ -1,10 +1,12 @@
 //! What is seen of a pod on its way into being, for the record of a cold start.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::domain::{Part, Phase};
@@ -55,7 +57,51 @@ pub struct PodStart {
     pub moments: Vec<(Phase, Seen)>,
     /// What is known of the inside of phases, each part once.
     pub parts: Vec<PartSeen>,
+    /// What it printed last, where its log is read.
+    pub tail: Option<Tail>,
 }
+
+/// The last lines that somebody printed, as they come. Two are equal if they are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Tail(Arc<Mutex<VecDeque<String>>>);
+
+// === impl PodStart ===
+
+impl PodStart {
+    /// When a phase was seen to be over, if it is.
+    pub fn seen(&self, phase: Phase) -> Option<&Seen> {
+        self.moments.iter().find(|(over, _)| *over == phase).map(|(_, seen)| seen)
+    }
+}
+
+// === impl Tail ===
+
+impl Tail {
+    /// How many lines are kept.
+    pub const KEPT: usize = 50;
+
+    /// Another line.
+    pub fn push(&self, line: String) {
+        let mut lines = self.0.lock();
+        if lines.len() == Self::KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+
+    /// The last lines so far.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().iter().cloned().collect()
+    }
+}
+
+impl PartialEq for Tail {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Tail {}
 
 // === impl Seen ===
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use crate::node::RESERVED;
+
 /// A Deployment of the stand-in, and its Service. Both have its name; the port is 8000.
 pub(crate) struct Model {
     pub(crate) name: String,
@@ -34,6 +36,8 @@ pub(crate) struct Scaled {
     /// What else the trigger tells it, as `{"route": "tiny"}`.
     pub(crate) metadata: Value,
     pub(crate) annotations: BTreeMap<String, String>,
+    /// How many there are at the least, while there is a need for any.
+    pub(crate) min: u32,
     pub(crate) max: u32,
     /// Seconds between two polls.
     pub(crate) polling: u32,
@@ -88,8 +92,11 @@ impl Model {
             "readinessProbe": { "httpGet": { "path": "/health", "port": "http" }, "periodSeconds": self.probe_period },
         });
         merge(&mut container, &self.container);
-        let tolerations =
-            if self.node_selector.is_empty() { json!([]) } else { json!([{ "operator": "Exists" }]) };
+        let tolerations = if self.node_selector.is_empty() {
+            json!([])
+        } else {
+            json!([{ "key": RESERVED, "operator": "Exists" }])
+        };
         let deployment = json!({
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -131,6 +138,7 @@ impl Scaled {
             scaler: scaler.to_owned(),
             metadata,
             annotations: BTreeMap::new(),
+            min: 0,
             max: 4,
             polling: 5,
             cooldown: 10,
@@ -144,13 +152,13 @@ impl Scaled {
         merge(&mut metadata, &self.metadata);
         let mut triggers = vec![json!({ "type": "external-push", "metadata": metadata })];
         triggers.extend(self.triggers.iter().cloned());
-        json!({
+        let mut object = json!({
             "apiVersion": "keda.sh/v1alpha1",
             "kind": "ScaledObject",
             "metadata": { "name": self.name, "annotations": self.annotations },
             "spec": {
                 "scaleTargetRef": { "name": self.target },
-                "minReplicaCount": 0,
+                "minReplicaCount": self.min,
                 "maxReplicaCount": self.max,
                 "pollingInterval": self.polling,
                 "cooldownPeriod": self.cooldown,
@@ -160,7 +168,11 @@ impl Scaled {
                 } } },
                 "triggers": triggers,
             },
-        })
+        });
+        if self.min > 0 {
+            object["spec"]["idleReplicaCount"] = 0.into();
+        }
+        object
     }
 }
 

@@ -146,6 +146,13 @@ impl Replicas {
         found.unwrap_or_else(|| panic!("not {replicas} since {moment:?}: {seen:?}")).0
     }
 
+    /// When it was more than none, after `moment`.
+    pub(crate) fn after_zero(&self, moment: SystemTime) -> SystemTime {
+        let seen = self.seen.borrow();
+        let found = seen.iter().find(|&&(at, number)| at >= moment && number > 0);
+        found.unwrap_or_else(|| panic!("none since {moment:?}: {seen:?}")).0
+    }
+
     /// The same up to a moment.
     pub(crate) fn until(&self, moment: SystemTime) -> Vec<i32> {
         let seen = self.seen.borrow();

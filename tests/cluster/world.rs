@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -16,8 +17,9 @@ use tokio::time::Instant;
 use crate::{
     api::{self, Kube},
     chart,
+    cloud::Machine,
     dns::Dns,
-    node::{Addresses, Ground, Node, Spec, history::History},
+    node::{Addresses, Ground, Node, Spec, clock::Clock, history::History},
     plane::{ControlPlane, Folders, keda::Keda},
     wait,
 };
@@ -79,12 +81,14 @@ impl World {
         }
     }
 
-    /// One more node, whenever it comes. It is for pods that select it by one of the labels, and takes no others: those
-    /// of other scenarios would go with it.
-    pub(crate) async fn add_node(&self, labels: BTreeMap<String, String>) -> Node {
+    /// One more node, whenever it comes.
+    pub(crate) async fn add_node(&self, machine: impl Into<Machine>) -> Node {
+        let Machine { labels, boot, clock } = machine.into();
         let number = self.nodes.fetch_add(1, Ordering::SeqCst);
         let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
-        (spec.labels, spec.reserved) = (labels, true);
+        // Whose it is says the label that they are selected by.
+        spec.reserved = Some(labels.get("pool").cloned().unwrap_or_default());
+        (spec.labels, spec.boot, spec.clock) = (labels, boot, clock);
         join(&self.plane, self.ground.clone(), spec).await
     }
 
@@ -98,7 +102,15 @@ impl World {
 
 impl Spec {
     fn new(name: &str, address: Ipv4Addr) -> Self {
-        Self { name: name.to_owned(), address, labels: BTreeMap::new(), reserved: false, gpus: 64 }
+        Self {
+            name: name.to_owned(),
+            address,
+            labels: BTreeMap::new(),
+            reserved: None,
+            gpus: 64,
+            boot: Duration::ZERO,
+            clock: Clock::Right,
+        }
     }
 }
 

@@ -71,7 +71,7 @@ impl Cluster {
             terminating: *pod == Pod::Terminating,
         });
         let endpoints = endpoints.collect();
-        self.pods.send_replace(Arc::new(Discovered { is_synced: true, endpoints, problem: None }));
+        self.pods.send_replace(Arc::new(Discovered { is_synced: true, endpoints, ..Discovered::default() }));
     }
 }
 

@@ -12,9 +12,17 @@ use crate::{
 const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 const ROUTE: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/chat";
 
+const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
+
+fn deployment(replicas: u32) -> serde_json::Value {
+    json!({ "metadata": { "name": "vllm", "namespace": "team-a" },
+        "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": "vllm" } } } })
+}
+
 struct Stage {
     server: StandIn,
     gate: Arc<Gate>,
+    cold_starts: Arc<ColdStarts>,
     _cluster: Cluster,
 }
 
@@ -22,6 +30,7 @@ impl Stage {
     fn new() -> Self {
         let server = StandIn::default();
         server.put(ROUTE, json!({ "metadata": { "name": "chat", "namespace": "team-a", "uid": "u-1" } }));
+        server.put(DEPLOYMENT, deployment(0));
         let cluster = server.cluster();
         let route = json!({ "name": "team-a/chat", "target": { "url": "http://vllm:8000" } });
         let mut route: Route = serde_json::from_value(route).unwrap();
@@ -34,20 +43,21 @@ impl Stage {
         let mut options = scaler::Options::default();
         let obstacles =
             Obstacles::new(&cluster, Pods::new(cluster.clone()), routes.subscribe(), &mut options);
-        let gate = Gate::new("team-a/chat".into(), Policy::default(), ColdStarts::new(|_| {}));
+        let cold_starts = ColdStarts::new(|_| {});
+        let gate = Gate::new("team-a/chat".into(), Policy::default(), cold_starts.clone());
         let gates = vec![gate.clone()];
         cluster.spawn(async move {
             let _routes = routes;
             tell_gates(move || gates.clone(), obstacles.teller).await;
         });
-        Self { server, gate, _cluster: cluster }
+        Self { server, gate, cold_starts, _cluster: cluster }
     }
 
     fn scaled_object(&self, paused: bool) {
         let object = json!({
             "metadata": { "name": "chat", "namespace": "team-a",
                 "annotations": { "autoscaling.keda.sh/paused": paused.to_string() } },
-            "spec": { "triggers": [{ "type": "external-push", "metadata": { "route": "chat", "scalerAddress": "a:1" } }] },
+            "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [{ "type": "external-push", "metadata": { "route": "chat", "scalerAddress": "a:1" } }] },
         });
         self.server.put(SCALED_OBJECT, object);
     }
@@ -67,8 +77,11 @@ impl Stage {
 #[tokio::test(start_paused = true)]
 async fn a_gate_is_told_what_the_cluster_knows_and_the_cluster_what_that_is() {
     let stage = Stage::new();
-    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
-    assert_eq!(stage.reasons(), ["NoScaledObject"]);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject), "who waits is told at once");
+    sleep(Duration::from_secs(3)).await;
+    assert!(stage.reasons().is_empty(), "1.5 + 3 s: it may come yet");
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(stage.reasons(), ["NoScaledObject"], "6.5 s");
     let event = &stage.server.objects("/events/")[0];
     assert_eq!((&event["regarding"]["kind"], &event["type"]), (&json!("ModelRoute"), &json!("Warning")));
     stage.scaled_object(true);
@@ -80,6 +93,40 @@ async fn a_gate_is_told_what_the_cluster_knows_and_the_cluster_what_that_is() {
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoKedaStream), "there never was one");
     let _open = crate::admission::OpenStream::new(stage.gate.clone());
     assert_eq!(stage.obstacle().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scaled_object_that_comes_right_after_its_route_is_not_missed() {
+    let stage = Stage::new();
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
+    stage.scaled_object(true);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
+    stage.server.remove(SCALED_OBJECT);
+    sleep(Duration::from_secs(10)).await;
+    stage.scaled_object(true);
+    sleep(Duration::from_secs(10)).await;
+    let mut reasons = stage.reasons();
+    reasons.sort();
+    assert_eq!(reasons, ["AutoscalingPaused", "NoScaledObject"], "the pause twice, which is one event");
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_the_workload_was_raised_is_in_the_record() {
+    let stage = Stage::new();
+    stage.scaled_object(false);
+    let _open = crate::admission::OpenStream::new(stage.gate.clone());
+    assert_eq!(stage.obstacle().await, None);
+    let tracker = stage.gate.cold_starts();
+    tracker.begin(Instant::now(), 1);
+    sleep(Duration::from_millis(70)).await;
+    stage.server.put(DEPLOYMENT, deployment(1));
+    sleep(Duration::from_millis(100)).await;
+    stage.server.put(DEPLOYMENT, deployment(3));
+    sleep(Duration::from_secs(2)).await;
+    tracker.failed("no GPU".into(), Vec::new());
+    let [record] = stage.cold_starts.recent(None, 2).try_into().unwrap();
+    let scale = record.phase(Phase::Scale).unwrap();
+    assert_eq!((scale.start_ms, scale.duration_ms), (0.0, 70.0), "and not when the number rose further");
 }
 
 #[tokio::test(start_paused = true)]

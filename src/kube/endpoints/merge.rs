@@ -145,6 +145,11 @@ pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>]) -> Discovered {
     discovered(known)
 }
 
+/// The port on a pod to which a port of a Service leads.
+pub(super) fn port_on(service: &Service, port: &ServicePort, pod: &Pod) -> Option<u16> {
+    target_port(port_of(service, port).ok()?, pod).ok()
+}
+
 fn discovered(known: Known) -> Discovered {
     let endpoints = known.into_iter().take(MOST).map(|(address, (standing, protocol))| DiscoveredEndpoint {
         address: address.to_string().into(),
@@ -152,7 +157,7 @@ fn discovered(known: Known) -> Discovered {
         ready: standing == Standing::Ready,
         terminating: standing == Standing::Terminating,
     });
-    Discovered { is_synced: true, endpoints: endpoints.collect(), problem: None }
+    Discovered { is_synced: true, endpoints: endpoints.collect(), ..Discovered::default() }
 }
 
 fn enter(known: &mut Known, address: SocketAddr, standing: Standing, protocol: Protocol) {
@@ -247,8 +252,8 @@ fn is_ready(status: &PodStatus) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// The main address first.
-fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+/// The addresses of a pod, the main one first.
+pub(in crate::kube) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
     let status = pod.status.as_ref();
     let main = status.and_then(|status| status.pod_ip.as_deref());
     let all = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();

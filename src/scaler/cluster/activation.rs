@@ -8,7 +8,11 @@ use tokio::{
 };
 
 use super::{super::wake::Wake, Keeper, Tally};
-use crate::{admission::Gate, state::Status};
+use crate::{
+    admission::Gate,
+    domain::Phase,
+    state::{PodStart, Status},
+};
 
 /// How long we wait for the cluster's first word before we call a start cold.
 const UNHEARD: Duration = Duration::from_secs(1);
@@ -31,8 +35,8 @@ pub(super) async fn run(keeper: &Keeper) {
         tokio::select! {
             biased; // what is up is up, whatever stood in its way
             () = until(&mut tally, Tally::is_up) => served(&keeper.gate, &mut tally).await,
-            obstacle = wake.hopeless() => wake.failed(&obstacle.message, Vec::new(), RETRY),
-            () = sleep(limit) => wake.failed(&keeper.too_late(), Vec::new(), RETRY),
+            obstacle = wake.hopeless() => wake.failed(&obstacle.message, keeper.last_lines(), RETRY),
+            () = sleep(limit) => wake.failed(&keeper.too_late(), keeper.last_lines(), RETRY),
         }
     }
 }
@@ -108,6 +112,16 @@ impl Keeper {
             None => self.sight(),
         };
         format!("the target was not ready within {limit}: {why}")
+    }
+
+    /// What a pod that did not get ready printed last, where logs are read: of several, the one that came last.
+    fn last_lines(&self) -> Vec<String> {
+        let discovered = self.discovered.borrow();
+        let created = |start: &PodStart| start.seen(Phase::Create).map(|seen| seen.at);
+        let unready = discovered.starts.iter().filter(|start| start.seen(Phase::Load).is_none());
+        let lines = unready.filter_map(|start| Some((created(start), start.tail.as_ref()?.lines())));
+        let lines = lines.filter(|(_, lines)| !lines.is_empty()).max_by_key(|(created, _)| *created);
+        lines.map(|(_, lines)| lines).unwrap_or_default()
     }
 
     /// What there is to be seen of the pods.

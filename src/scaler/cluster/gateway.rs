@@ -39,6 +39,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     keeper.gate.target().set_servers(gateway, servers, start);
                 }
                 () = suspect(gateway) => {
+                    keeper.gate.cold_starts().turned_away();
                     keeper.count(|tally| (tally.open, tally.doubtful) = (0, 1));
                     servers = back_off(gateway, servers, &mut tally).await;
                     keeper.gate.target().set_servers(gateway, servers, 0);

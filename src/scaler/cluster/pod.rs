@@ -200,7 +200,10 @@ impl Pod {
 
     fn open(&mut self, limit: Option<u32>) {
         match &self.keeper.behind {
-            Some(pods) => pods.ready(&self.endpoint, limit),
+            Some(pods) => {
+                self.keeper.gate.cold_starts().loaded(self.endpoint.address());
+                pods.ready(&self.endpoint, limit);
+            }
             None => self.keeper.open(&self.wake, &self.endpoint, limit),
         }
         self.turn(State::Open);

@@ -1,3 +1,5 @@
+mod record;
+
 use std::time::Duration;
 
 use http::StatusCode;
@@ -70,7 +72,11 @@ impl Stage {
             terminating: *word == Word::Terminating,
         });
         let endpoints = endpoints.collect();
-        self.cluster.send_replace(Arc::new(Discovered { is_synced: true, endpoints, problem: None }));
+        self.cluster.send_replace(Arc::new(Discovered {
+            is_synced: true,
+            endpoints,
+            ..Discovered::default()
+        }));
         settle().await;
     }
 

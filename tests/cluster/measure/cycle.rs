@@ -1,6 +1,9 @@
 //! One cold start, and its moments.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -10,7 +13,7 @@ use tokio::{
 };
 
 use super::{MODEL, Stage, machine};
-use crate::{node::history::What, wait};
+use crate::{node::history::What, record, wait};
 
 /// A cold start. All are milliseconds since the client began to write its request, in one piece.
 #[derive(Clone, Debug, Serialize)]
@@ -42,11 +45,7 @@ pub(crate) struct Sample {
 /// Milliseconds of each phase of a cold-start record.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Record {
-    pub(crate) signal: f64,
-    pub(crate) launch: Option<f64>,
-    pub(crate) load: f64,
-    pub(crate) dispatch: f64,
-    pub(crate) first_byte: f64,
+    pub(crate) phases: BTreeMap<String, f64>,
     pub(crate) total: f64,
 }
 
@@ -103,7 +102,7 @@ impl Stage {
             started: happened(What::Started),
             answers,
             ready: if_it_did(What::Ready),
-            dispatched: rounded(since(first_byte) - record.first_byte),
+            dispatched: rounded(since(first_byte) - record.phase("first_byte")),
             first_byte: since(first_byte),
             record,
             load_average,
@@ -142,20 +141,14 @@ pub(super) fn rounded(ms: f64) -> f64 {
 impl Record {
     fn read(record: &Value) -> Self {
         assert_eq!(record["outcome"], "completed", "{record}");
-        let phase = |name: &str| {
-            let phases = record["phases"].as_array().unwrap();
-            let found = phases.iter().find(|phase| phase["name"] == name);
-            found.map(|phase| rounded(phase["duration_ms"].as_f64().unwrap()))
-        };
-        let known = |name: &str| phase(name).unwrap_or_else(|| panic!("no phase {name} in {record}"));
-        Self {
-            signal: known("signal"),
-            launch: phase("launch"),
-            load: known("load"),
-            dispatch: known("dispatch"),
-            first_byte: known("first_byte"),
-            total: rounded(record["total_ms"].as_f64().unwrap()),
-        }
+        let record = record::Record::read(record.clone());
+        let phases = record.spans.iter().map(|span| (span.name.clone(), rounded(span.duration))).collect();
+        Self { phases, total: rounded(record.total()) }
+    }
+
+    /// How long a phase took that is in every record.
+    pub(crate) fn phase(&self, name: &str) -> f64 {
+        self.phases.get(name).copied().unwrap_or_else(|| panic!("no phase {name} in {self:?}"))
     }
 }
 

@@ -11,7 +11,7 @@ type Figure = (&'static str, fn(&Sample) -> Option<f64>);
 
 /// In the order of what happens.
 const FIGURES: &[Figure] = &[
-    ("request → push on its way, by our record", |it| it.pushed.map(|_| it.record.signal)),
+    ("request → push on its way, by our record", |it| it.pushed.map(|_| it.record.phase("signal"))),
     ("request → push received", |it| it.pushed),
     ("push received → `spec.replicas` 1 seen", |it| it.pushed.map(|pushed| it.patched - pushed)),
     ("request → `spec.replicas` 1 seen", |it| Some(it.patched)),
@@ -20,7 +20,7 @@ const FIGURES: &[Figure] = &[
     ("→ its process started", |it| Some(it.started - it.scheduled)),
     ("→ the server answers (its own time)", |it| Some(it.load())),
     ("server answers → request sent on", |it| Some(it.dispatched - it.answers)),
-    ("probe answered → request sent on, by our record", |it| Some(it.record.dispatch)),
+    ("probe answered → request sent on, by our record", |it| Some(it.record.phase("dispatch"))),
     ("server answers → kubelet finds it ready, if before", |it| Some(it.ready? - it.answers)),
     ("server answers → first byte at the client", |it| Some(it.first_byte - it.answers)),
     ("whole cold start", |it| Some(it.first_byte)),

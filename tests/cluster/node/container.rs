@@ -7,7 +7,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::{ExitStatus, Stdio},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use k8s_openapi::api::core::v1::{Container, ContainerState, ContainerStatus, Pod};
@@ -26,6 +26,7 @@ use super::{
     Agent,
     fate::{self, Fate},
     history::What,
+    logs::Log,
     probe::{self, Finding},
     program::{self, Place},
     status,
@@ -66,7 +67,7 @@ pub(super) fn waiting(container: &Container) -> ContainerStatus {
     }
 }
 
-fn state(kind: &str, what: serde_json::Value) -> ContainerState {
+pub(super) fn state(kind: &str, what: serde_json::Value) -> ContainerState {
     serde_json::from_value(json!({ kind: what })).unwrap()
 }
 
@@ -76,10 +77,11 @@ impl Task {
     /// Until the container is not to run any more. Its last report says how it ended.
     pub(super) async fn run(mut self) {
         let mut end = self.end.clone();
+        self.agent.logs.waits(self.key(), "ContainerCreating");
         tokio::select! {
             biased;
             () = told(&mut end) => return,
-            () = self.pull() => {}
+            () = self.prepare() => {}
         }
         loop {
             let status = self.live().await;
@@ -101,71 +103,58 @@ impl Task {
         }
     }
 
-    fn report(&self) {
+    pub(super) fn report(&self) {
+        let waiting = self.status.state.as_ref().and_then(|state| state.waiting.as_ref());
+        if let Some(reason) = waiting.and_then(|waiting| waiting.reason.as_ref()) {
+            self.agent.logs.waits(self.key(), reason);
+        }
         // The pod's task has gone when nobody wants to know.
         let _ = self.reports.send((self.index, self.status.clone()));
     }
 
     /// The fate of the pod as it is now.
-    fn fate(&self) -> Option<Fate> {
+    pub(super) fn fate(&self) -> Option<Fate> {
         self.pods.borrow().as_ref().and_then(Fate::of)
     }
 
     /// The back-off after so many failures.
-    fn delay(&self, failures: u32) -> Duration {
+    pub(super) fn delay(&self, failures: u32) -> Duration {
         let first = fate::duration(&self.pod, fate::BACK_OFF, Duration::from_secs(10));
         first.saturating_mul(1 << failures.min(10)).min(LONGEST)
     }
 
-    async fn pull(&mut self) {
-        let image = self.status.image.clone();
-        let mut failures = 0;
-        while self.fate() == Some(Fate::ImagePullBackOff) {
-            let failed = format!("failed to pull and unpack image \"{image}\": not found");
-            self.status.state =
-                Some(state("waiting", json!({ "reason": "ErrImagePull", "message": failed })));
-            self.report();
-            self.agent.event(&self.pod, "Warning", "Failed", &failed);
-            // About as long as kubelet takes to look at the pod again.
-            sleep(Duration::from_millis(100)).await;
-            let delay = self.delay(failures);
-            let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {failed}");
-            self.agent.event(&self.pod, "Normal", "BackOff", &message);
-            self.status.state =
-                Some(state("waiting", json!({ "reason": "ImagePullBackOff", "message": message })));
-            self.report();
-            sleep(delay).await;
-            failures += 1;
-        }
-        sleep(fate::duration(&self.pod, fate::PULL, Duration::ZERO)).await;
-        self.files = Files::mount(&self.agent, &self.pod, &self.container, self.address).await;
-        self.status.image_id = format!("{image}@here");
-        self.agent.note(&self.pod, What::Pulled);
-        self.agent.event(&self.pod, "Normal", "Pulled", &format!("Container image \"{image}\" is there"));
-    }
-
     /// One life of it. `None` if it could not be started, or has not been seen to end.
     async fn live(&mut self) -> Option<ExitStatus> {
-        let began = SystemTime::now();
         let mut child = match self.spawn() {
             Ok(child) => child,
             Err(message) => {
                 self.status.state =
                     Some(state("waiting", json!({ "reason": "CreateContainerError", "message": message })));
-                self.agent.event(&self.pod, "Warning", "Failed", &message);
+                self.event("Warning", "Failed", &format!("Error: {message}"));
                 self.report();
                 return None;
             }
         };
-        self.agent.note(&self.pod, What::Started);
-        let _output = self.follow(&mut child);
+        let began = self.agent.note(&self.pod, What::Started);
+        let log = self.agent.logs.begin(self.key());
+        let output = self.follow(&mut child, &log);
+        self.event_at(began, "Normal", "Started", "Container started");
+        let began = self.agent.clock.reads(began);
         self.status.container_id = Some(format!("processes://{}", child.id().unwrap_or_default()));
         self.status.state = Some(state("running", json!({ "startedAt": status::time(began) })));
         self.status.started = Some(false);
+        let mut end = self.end.clone();
+        tokio::select! {
+            biased;
+            () = told(&mut end) => {}
+            () = sleep(self.given(fate::LAG).unwrap_or_default()) => {}
+        }
         self.report();
 
         let reason = self.watch(&mut child).await;
         let status = child.wait().await.ok()?;
+        drop(output);
+        log.end();
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
         self.agent.note(&self.pod, What::Exited(code));
         let reason = reason.unwrap_or(if code == 0 { "Completed" } else { "Error" });
@@ -175,7 +164,7 @@ impl Task {
                 "exitCode": code,
                 "reason": reason,
                 "startedAt": status::time(began),
-                "finishedAt": status::time(SystemTime::now()),
+                "finishedAt": status::time(self.agent.clock.now()),
                 "containerID": self.status.container_id,
             }),
         ));
@@ -199,15 +188,24 @@ impl Task {
     }
 
     /// Copies its output into its log, and notes when it says that it listens.
-    fn follow(&self, child: &mut Child) -> [AbortOnDropHandle<()>; 2] {
+    fn follow(&self, child: &mut Child, log: &Arc<Log>) -> [AbortOnDropHandle<()>; 2] {
         let (namespace, name) = (self.pod.namespace().unwrap_or_default(), self.pod.name_any());
         let file = format!("{namespace}.{name}.{}.log", self.container.name);
-        let log = daemon::append(&self.agent.ground.logs.join(file));
-        let (agent, pod) = (self.agent.clone(), self.pod.clone());
+        let file = daemon::append(&self.agent.ground.logs.join(file));
+        let line = {
+            let (agent, pod, log) = (self.agent.clone(), self.pod.clone(), log.clone());
+            move |line: &str| {
+                log.push(agent.clock.now(), line);
+                // vLLM's words, and so the stand-in's.
+                if line.contains("Application startup complete") {
+                    agent.note(&pod, What::Answers);
+                }
+            }
+        };
         let (out, err) = (child.stdout.take(), child.stderr.take());
         [
-            AbortOnDropHandle::new(tokio::spawn(copy(out, log.try_clone().unwrap(), || {}))),
-            AbortOnDropHandle::new(tokio::spawn(copy(err, log, move || agent.note(&pod, What::Answers)))),
+            AbortOnDropHandle::new(tokio::spawn(copy(out, file.try_clone().unwrap(), line.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(copy(err, file, line))),
         ]
     }
 
@@ -237,7 +235,7 @@ impl Task {
                     Finding::Started => self.status.started = Some(true),
                     Finding::Ready(ready) => self.status.ready = ready,
                     Finding::Dead(message) => {
-                        self.agent.event(&self.pod, "Warning", "Unhealthy", &message);
+                        self.event("Warning", "Unhealthy", &message);
                         let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
                         let grace = Duration::from_secs(grace.unwrap_or(30).unsigned_abs());
                         let (_keep, end) = watch::channel(Some(Instant::now() + grace));
@@ -253,7 +251,7 @@ impl Task {
     /// Its hook, SIGTERM, and SIGKILL when the grace is over.
     async fn terminate(&self, child: &mut Child, mut end: watch::Receiver<Option<Instant>>) {
         let name = &self.container.name;
-        self.agent.event(&self.pod, "Normal", "Killing", &format!("Stopping container {name}"));
+        self.event("Normal", "Killing", &format!("Stopping container {name}"));
         let mut least = None;
         tokio::select! {
             biased;
@@ -288,7 +286,7 @@ impl Task {
                 self.container.name,
                 self.pod.name_any()
             );
-            self.agent.event(&self.pod, "Warning", "BackOff", &message);
+            self.event("Warning", "BackOff", &message);
             self.status.state =
                 Some(state("waiting", json!({ "reason": "CrashLoopBackOff", "message": message })));
             self.report();
@@ -337,14 +335,11 @@ async fn pre_stop(container: &Container, address: Ipv4Addr) {
     }
 }
 
-async fn copy(from: Option<impl AsyncRead + Unpin>, mut log: File, answers: impl Fn()) {
+async fn copy(from: Option<impl AsyncRead + Unpin>, mut log: File, each: impl Fn(&str)) {
     let Some(from) = from else { return };
     let mut lines = BufReader::new(from).lines();
     while let Ok(Some(line)) = lines.next_line().await {
-        // vLLM's words, and so the stand-in's.
-        if line.contains("Application startup complete") {
-            answers();
-        }
+        each(&line);
         let _ = writeln!(log, "{line}");
     }
 }

@@ -5,8 +5,12 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-/// How long its image takes to be pulled: `2s`; nothing by default.
+/// How long its image takes to be pulled: `2s`. By default it is there already.
 pub(crate) const PULL: &str = "test.anteroom.dev/pull";
+/// How long it takes to start once its image is there: nothing by default.
+pub(crate) const START: &str = "test.anteroom.dev/start";
+/// How long after it runs the node says so: nothing by default; up to a second with kubelet, which looks so often.
+pub(crate) const LAG: &str = "test.anteroom.dev/lag";
 /// What becomes of it: one of [`Fate`]'s, as `image-pull-back-off`.
 pub(crate) const FATE: &str = "test.anteroom.dev/fate";
 /// How long the first back-off is, of those that double; 10 s by default, as kubelet's.
@@ -42,6 +46,14 @@ impl Fate {
 
 /// A duration of the annotations.
 pub(crate) fn duration(pod: &Pod, annotation: &str, default: Duration) -> Duration {
-    let Some(text) = pod.annotations().get(annotation) else { return default };
-    humantime::parse_duration(text).unwrap_or_else(|error| panic!("{annotation}: {text}: {error}"))
+    given(pod, annotation, 0).unwrap_or(default)
+}
+
+/// A duration of the annotations, if there is one. Of several, between commas, that of the pod's number in its
+/// namespace; of more pods than there are, the last.
+pub(crate) fn given(pod: &Pod, annotation: &str, number: usize) -> Option<Duration> {
+    let text = pod.annotations().get(annotation)?;
+    let of_each: Vec<_> = text.split(',').map(str::trim).collect();
+    let text = of_each[number.min(of_each.len() - 1)];
+    Some(humantime::parse_duration(text).unwrap_or_else(|error| panic!("{annotation}: {text}: {error}")))
 }

@@ -8,11 +8,13 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// What can happen to a pod on its node.
+/// What can happen to a pod on its node, and to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// The node has learned of it.
     Bound,
+    /// Its image is being pulled.
+    Pulling,
     /// Its image is there.
     Pulled,
     /// A process of it has been started.
@@ -33,6 +35,12 @@ pub(crate) enum What {
     Killed,
     /// The object is gone.
     Gone,
+    /// A node is about to be created: its object is after that...
+    Registers,
+    /// ... and before this.
+    Registered,
+    /// The node may be used, and is about to say so.
+    NodeReady,
 }
 
 /// Something that happened.
@@ -40,6 +48,7 @@ pub(crate) enum What {
 pub(crate) struct Moment {
     pub(crate) at: SystemTime,
     pub(crate) namespace: String,
+    /// The pod, or the node.
     pub(crate) pod: String,
     pub(crate) what: What,
 }
@@ -51,9 +60,13 @@ pub(crate) struct History(Arc<Mutex<Vec<Moment>>>);
 // === impl History ===
 
 impl History {
-    pub(crate) fn note(&self, namespace: &str, pod: &str, what: What) {
-        let moment = Moment { at: SystemTime::now(), namespace: namespace.into(), pod: pod.into(), what };
-        self.0.lock().push(moment);
+    /// It happens now, which is returned.
+    pub(crate) fn note(&self, namespace: &str, pod: &str, what: What) -> SystemTime {
+        let mut moments = self.0.lock();
+        // Within the lock, so that they are in order.
+        let at = SystemTime::now();
+        moments.push(Moment { at, namespace: namespace.into(), pod: pod.into(), what });
+        at
     }
 
     /// What happened in a namespace.

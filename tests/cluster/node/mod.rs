@@ -5,12 +5,17 @@
 //! once and the next a period later, the grace at the end. What would take hardware is played, where a pod's
 //! annotations say so ([`fate`]).
 
+pub(crate) mod clock;
 mod container;
+mod endpoint;
+mod events;
 pub(crate) mod fate;
 pub(crate) mod history;
+mod logs;
 mod pod;
 mod probe;
 mod program;
+mod pull;
 mod status;
 mod volumes;
 
@@ -25,7 +30,7 @@ use std::{
 use futures_util::StreamExt as _;
 use k8s_openapi::api::{
     coordination::v1::Lease,
-    core::v1::{self, Pod},
+    core::v1::{self, Event, Pod},
 };
 use kube::{
     ResourceExt as _,
@@ -34,14 +39,27 @@ use kube::{
 };
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::{sync::watch, task::JoinSet, time::interval};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{interval, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{api::Kube, wait};
+use clock::Clock;
+use endpoint::Endpoint;
 use history::{History, What};
+use logs::Logs;
 
 /// As kubelet: the node's controller takes a node for lost that was silent for 40 s.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// The taint of nodes that belong to one scenario.
+pub(crate) const RESERVED: &str = "test.anteroom.dev/reserved";
+
+/// The last number of the address of a namespace's first pod.
+const FIRST: u8 = 50;
 
 /// What all nodes share.
 pub(crate) struct Ground {
@@ -71,16 +89,19 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
     pub(crate) labels: BTreeMap<String, String>,
-    /// Only pods that tolerate everything come.
-    pub(crate) reserved: bool,
+    /// Only pods that ask for it come; the namespace is the one whose scenario it belongs to.
+    pub(crate) reserved: Option<String>,
     pub(crate) gpus: u32,
+    /// How long after it is registered it is ready.
+    pub(crate) boot: Duration,
+    pub(crate) clock: Clock,
 }
 
 /// A node that is there. Dropping it is as if its machine lost power: its pods are gone, and nobody says so.
 pub(crate) struct Node {
     pub(crate) name: String,
     kube: Kube,
-    _tasks: [AbortOnDropHandle<()>; 2],
+    _tasks: [AbortOnDropHandle<()>; 4],
 }
 
 /// What the agent's tasks have of their node.
@@ -89,6 +110,11 @@ struct Agent {
     address: Ipv4Addr,
     kube: Kube,
     ground: Arc<Ground>,
+    clock: Clock,
+    logs: Logs,
+    events: mpsc::UnboundedSender<Event>,
+    /// Whose scenario it belongs to; nobody's if empty.
+    owner: String,
 }
 
 // === impl Addresses ===
@@ -96,14 +122,14 @@ struct Agent {
 impl Addresses {
     /// Pods of the namespace are at 10.77.`subnet`.50 and after.
     pub(crate) fn set(&self, namespace: &str, subnet: u8) {
-        self.0.lock().insert(namespace.to_owned(), Range { subnet, last: 49 });
+        self.0.lock().insert(namespace.to_owned(), Range { subnet, last: FIRST - 1 });
     }
 
     /// The next one; one that was used comes again after two hundred others.
     fn next(&self, namespace: &str) -> Ipv4Addr {
         let mut ranges = self.0.lock();
-        let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: 49 });
-        range.last = if range.last < 250 { range.last + 1 } else { 50 };
+        let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: FIRST - 1 });
+        range.last = if range.last < 250 { range.last + 1 } else { FIRST };
         Ipv4Addr::new(10, 77, range.subnet, range.last)
     }
 }
@@ -113,13 +139,29 @@ impl Addresses {
 impl Node {
     /// Registers the node, with the rights of one, and serves it from then on.
     pub(crate) async fn join(kube: Kube, ground: Arc<Ground>, spec: Spec) -> Self {
-        let nodes = kube.all::<v1::Node>();
-        nodes.create(&PostParams::default(), &object(&spec)).await.unwrap();
-        let agent =
-            Arc::new(Agent { name: spec.name.clone(), address: spec.address, kube: kube.clone(), ground });
-        agent.beat().await.unwrap();
+        let endpoint = Endpoint::bind(&spec.name, spec.address).await;
+        let (events, written) = mpsc::unbounded_channel();
+        let agent = Arc::new(Agent {
+            name: spec.name.clone(),
+            address: spec.address,
+            kube: kube.clone(),
+            ground,
+            clock: spec.clock,
+            logs: Logs::default(),
+            events,
+            owner: spec.reserved.clone().unwrap_or_default(),
+        });
+        agent.note_node(What::Registers);
+        kube.all::<v1::Node>().create(&PostParams::default(), &object(&spec)).await.unwrap();
+        agent.note_node(What::Registered);
+        agent.renew().await.unwrap();
+        if spec.boot.is_zero() {
+            agent.beat().await.unwrap();
+        }
         let tasks = [
-            AbortOnDropHandle::new(tokio::spawn(agent.clone().heartbeats())),
+            AbortOnDropHandle::new(tokio::spawn(agent.clone().heartbeats(spec.boot))),
+            AbortOnDropHandle::new(tokio::spawn(endpoint.serve(agent.clone()))),
+            AbortOnDropHandle::new(tokio::spawn(agent.clone().write_events(written))),
             AbortOnDropHandle::new(tokio::spawn(agent.serve())),
         ];
         Self { name: spec.name, kube, _tasks: tasks }
@@ -148,12 +190,12 @@ fn object(spec: &Spec) -> v1::Node {
     let mut labels = spec.labels.clone();
     labels.insert("kubernetes.io/hostname".into(), spec.name.clone());
     labels.insert("kubernetes.io/os".into(), "linux".into());
-    let reserved = json!([{ "key": "test.anteroom.dev/reserved", "effect": "NoSchedule" }]);
+    let reserved = json!([{ "key": RESERVED, "effect": "NoSchedule" }]);
     let node = json!({
         "apiVersion": "v1",
         "kind": "Node",
         "metadata": { "name": spec.name, "labels": labels },
-        "spec": { "taints": if spec.reserved { reserved } else { json!([]) } },
+        "spec": { "taints": if spec.reserved.is_some() { reserved } else { json!([]) } },
         "status": {
             "capacity": room,
             "allocatable": room,
@@ -161,7 +203,8 @@ fn object(spec: &Spec) -> v1::Node {
                 { "type": "InternalIP", "address": spec.address },
                 { "type": "Hostname", "address": spec.name },
             ],
-            "conditions": conditions(),
+            "conditions": conditions(spec.clock.now(), false),
+            "daemonEndpoints": { "kubeletEndpoint": { "Port": endpoint::PORT } },
             "nodeInfo": {
                 "architecture": "amd64", "operatingSystem": "linux", "kubeletVersion": "v1.37.2",
                 "bootID": "", "containerRuntimeVersion": "processes://1", "kernelVersion": "", "kubeProxyVersion": "",
@@ -172,8 +215,9 @@ fn object(spec: &Spec) -> v1::Node {
     serde_json::from_value(node).unwrap()
 }
 
-fn conditions() -> Value {
-    let now = status::time(SystemTime::now());
+fn conditions(now: SystemTime, ready: bool) -> Value {
+    let now = status::time(now);
+    let (status, reason) = if ready { ("True", "KubeletReady") } else { ("False", "KubeletNotReady") };
     let condition = |kind, status, reason| {
         json!({
             "type": kind, "status": status, "reason": reason, "message": "",
@@ -184,14 +228,15 @@ fn conditions() -> Value {
         condition("MemoryPressure", "False", "KubeletHasSufficientMemory"),
         condition("DiskPressure", "False", "KubeletHasNoDiskPressure"),
         condition("PIDPressure", "False", "KubeletHasSufficientPID"),
-        condition("Ready", "True", "KubeletReady"),
+        condition("Ready", status, reason),
     ])
 }
 
 // === impl Agent ===
 
 impl Agent {
-    async fn heartbeats(self: Arc<Self>) {
+    async fn heartbeats(self: Arc<Self>, boot: Duration) {
+        sleep(boot).await;
         let mut ticks = interval(HEARTBEAT);
         loop {
             ticks.tick().await;
@@ -201,6 +246,20 @@ impl Agent {
     }
 
     async fn beat(&self) -> kube::Result<()> {
+        self.renew().await?;
+        // Whoever has not heard of it for a while has said that its state is unknown, and waits to be told.
+        let nodes = self.kube.all::<v1::Node>();
+        let status = nodes.get(&self.name).await?.status.unwrap_or_default();
+        let ready = |condition: &v1::NodeCondition| condition.type_ == "Ready" && condition.status == "True";
+        if !status.conditions.iter().flatten().any(ready) {
+            let now = self.clock.reads(self.note_node(What::NodeReady));
+            let patch = json!({ "status": { "conditions": conditions(now, true) } });
+            nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        }
+        Ok(())
+    }
+
+    async fn renew(&self) -> kube::Result<()> {
         let lease = json!({
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -208,19 +267,11 @@ impl Agent {
             "spec": {
                 "holderIdentity": self.name,
                 "leaseDurationSeconds": 40,
-                "renewTime": humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
+                "renewTime": humantime::format_rfc3339_micros(self.clock.now()).to_string(),
             },
         });
         let leases = self.kube.namespaced::<Lease>("kube-node-lease");
         leases.patch(&self.name, &PatchParams::apply("kubelet").force(), &Patch::Apply(&lease)).await?;
-        // Whoever has not heard of it for a while has said that its state is unknown, and waits to be told.
-        let nodes = self.kube.all::<v1::Node>();
-        let status = nodes.get(&self.name).await?.status.unwrap_or_default();
-        let ready = |condition: &v1::NodeCondition| condition.type_ == "Ready" && condition.status == "True";
-        if !status.conditions.iter().flatten().any(ready) {
-            let patch = json!({ "status": { "conditions": conditions() } });
-            nodes.patch_status(&self.name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
-        }
         Ok(())
     }
 
@@ -257,8 +308,12 @@ impl Agent {
         }
     }
 
-    fn note(&self, pod: &Pod, what: What) {
-        self.ground.history.note(&pod.namespace().unwrap_or_default(), &pod.name_any(), what);
+    fn note(&self, pod: &Pod, what: What) -> SystemTime {
+        self.ground.history.note(&pod.namespace().unwrap_or_default(), &pod.name_any(), what)
+    }
+
+    fn note_node(&self, what: What) -> SystemTime {
+        self.ground.history.note(&self.owner, &self.name, what)
     }
 }
 

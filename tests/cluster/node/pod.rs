@@ -2,12 +2,11 @@
 
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Event, Pod};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use kube::{
     ResourceExt as _,
-    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
-use serde_json::json;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
@@ -18,7 +17,7 @@ use super::{
     Agent,
     container::{self, Task},
     history::What,
-    status::{self, Status},
+    status::Status,
     volumes::Files,
 };
 
@@ -32,7 +31,7 @@ pub(super) async fn run(agent: Arc<Agent>, pods: watch::Receiver<Option<Pod>>) {
     let address = agent.ground.addresses.next(&pod.namespace().unwrap_or_default());
     let containers = pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
     let mut worker = Worker {
-        status: Status::new(),
+        status: Status::new(agent.clock),
         statuses: containers.iter().map(container::waiting).collect(),
         ready: false,
         deadline: watch::channel(None).0,
@@ -101,6 +100,7 @@ impl Worker {
             sleep(AGAIN).await;
         }
         self.delete().await;
+        self.agent.logs.forget(&self.pod.namespace().unwrap_or_default(), &self.pod.name_any());
         self.agent.note(&self.pod, What::Gone);
     }
 
@@ -165,29 +165,5 @@ impl Worker {
                 Err(_) => sleep(AGAIN).await,
             }
         }
-    }
-}
-
-// === impl Agent ===
-
-impl Agent {
-    /// Has an event written, as kubelet does beside the status: nothing waits for it, and nothing depends on it.
-    pub(super) fn event(&self, pod: &Pod, kind: &str, reason: &str, message: &str) {
-        let namespace = pod.namespace().unwrap_or_default();
-        let now = status::time(std::time::SystemTime::now());
-        let event = json!({
-            "metadata": { "generateName": format!("{}.", pod.name_any()), "namespace": namespace },
-            "involvedObject": {
-                "apiVersion": "v1", "kind": "Pod", "namespace": namespace, "name": pod.name_any(), "uid": pod.uid(),
-            },
-            "type": kind, "reason": reason, "message": message, "count": 1,
-            "firstTimestamp": now, "lastTimestamp": now,
-            "source": { "component": "kubelet", "host": self.name },
-        });
-        let event: Event = serde_json::from_value(event).unwrap();
-        let events = self.kube.namespaced::<Event>(&namespace);
-        tokio::spawn(async move {
-            let _ = events.create(&PostParams::default(), &event).await;
-        });
     }
 }

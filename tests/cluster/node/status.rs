@@ -5,8 +5,11 @@ use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use serde_json::{Value, json};
 
+use super::clock::Clock;
+
 /// What the node says of a pod, and since when.
 pub(super) struct Status {
+    clock: Clock,
     started: SystemTime,
     since: BTreeMap<&'static str, (&'static str, SystemTime)>,
 }
@@ -14,8 +17,8 @@ pub(super) struct Status {
 // === impl Status ===
 
 impl Status {
-    pub(super) fn new() -> Self {
-        Self { started: SystemTime::now(), since: BTreeMap::new() }
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, started: clock.now(), since: BTreeMap::new() }
     }
 
     /// A patch that says all of it. `ended`: no container of the pod will run again.
@@ -53,7 +56,7 @@ impl Status {
     }
 
     fn condition(&mut self, kind: &'static str, status: &'static str, reason: Option<&str>) -> Value {
-        let now = SystemTime::now();
+        let now = self.clock.now();
         let since = self.since.entry(kind).or_insert((status, now));
         if since.0 != status {
             *since = (status, now);

@@ -31,7 +31,7 @@ impl Files {
             match Self::of(agent, pod, container, address).await {
                 Ok(files) => return files,
                 Err(message) => {
-                    agent.event(pod, "Warning", "FailedMount", &message);
+                    agent.pod_event(pod, "Warning", "FailedMount", &message);
                     sleep(Duration::from_millis(200)).await;
                 }
             }

@@ -179,6 +179,8 @@ fn apiserver(folders: &Folders) -> impl Fn() -> Command + Send + Sync + 'static 
             // There is no kube-proxy: aggregated APIs are asked at the addresses of their endpoints.
             "--enable-aggregator-routing=true",
             "--enable-priority-and-fairness=false",
+            // Where nodes are asked for logs. Their names are none of DNS here.
+            "--kubelet-preferred-address-types=InternalIP",
         ]);
         command
     }

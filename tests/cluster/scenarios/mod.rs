@@ -1,6 +1,7 @@
 //! The scenarios.
 
 mod cold_start;
+mod cold_start_record;
 mod conflicts;
 mod control_plane;
 mod definitions;
@@ -11,6 +12,7 @@ mod harness;
 mod install;
 mod interceptor;
 mod node;
+mod node_start;
 mod outage;
 mod paused;
 mod peers;
@@ -39,6 +41,9 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     node::a_container_that_is_out_of_memory_says_so,
     node::a_pod_that_fits_nowhere_waits_for_a_node,
     node::a_pod_ends_with_its_hook_and_its_grace,
+    node_start::a_pull_and_a_start_take_their_time_and_say_so,
+    node_start::a_node_of_the_cloud_comes_late_and_by_its_own_clock,
+    node_start::logs_are_read_from_the_node_by_whoever_may,
     definitions::the_apiserver_keeps_what_anteroom_crds_prints,
     definitions::what_cannot_be_a_route_is_refused_with_the_way_out,
     definitions::users_see_how_routes_are,
@@ -70,6 +75,14 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     cold_start::a_load_that_takes_longer_than_the_cooldown_is_not_cut_off,
     cold_start::servers_that_speak_http_2_get_one_connection,
     cold_start::what_is_measured_is_what_happens,
+    cold_start_record::each_phase_is_there_and_as_it_was,
+    cold_start_record::it_is_true_without_keda,
+    cold_start_record::a_new_node_whose_clock_is_ahead_is_a_part_of_the_wait_for_it,
+    cold_start_record::a_new_node_whose_clock_is_behind_is_a_part_of_the_wait_for_it,
+    cold_start_record::a_gateway_that_is_not_open_yet_is_a_phase,
+    cold_start_record::a_failure_is_a_record_of_how_far_it_came,
+    cold_start_record::of_two_pods_it_tells_of_the_one_that_answers_first,
+    cold_start_record::where_logs_may_be_read_a_load_has_parts,
     scaling::it_grows_with_the_queue_once_a_pod_answers,
     scaling::a_trickle_that_polls_would_miss_keeps_its_model,
     scaling::a_pod_that_is_to_go_gets_nothing_new_and_finishes,

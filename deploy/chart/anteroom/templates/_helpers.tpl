@@ -78,6 +78,7 @@ kubernetes:
   modelRoutes: {{ .Values.kubernetes.modelRoutes }}
   interceptorRoutes: {{ .Values.kubernetes.interceptorRoutes }}
   allowedHosts: {{ include "anteroom.allowedHosts" . }}
+  podLogs: {{ .Values.report.podLogs }}
 {{- end -}}
 
 {{/* Whoever installs the chart is who may allow hosts, so those of the models are allowed. */}}

@@ -1,0 +1,194 @@
+//! Pods and Events as API server, scheduler and kubelet write them.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn pod(status: Value) -> Pod {
+    let value = json!({
+        "metadata": { "name": "chat-x2k9p", "namespace": "team-a", "uid": "u-1", "creationTimestamp": "2026-11-24T20:00:00Z" },
+        "spec": {
+            "nodeName": "gpu-1",
+            "initContainers": [
+                { "name": "fetch", "image": "fetch:1" },
+                { "name": "proxy", "image": "proxy:1", "restartPolicy": "Always" },
+            ],
+            "containers": [
+                { "name": "metrics", "image": "metrics:1", "ports": [{ "containerPort": 9000 }] },
+                { "name": "vllm", "image": "vllm:1", "ports": [{ "containerPort": 8000 }] },
+                { "name": "logs", "image": "logs:1" },
+            ],
+        },
+        "status": status,
+    });
+    serde_json::from_value(value).unwrap()
+}
+
+fn condition(kind: &str, status: &str, second: u32) -> Value {
+    json!({ "type": kind, "status": status, "lastTransitionTime": format!("2026-11-24T20:00:{second:02}Z") })
+}
+
+fn container(name: &str, ready: bool, state: Value, last: Value) -> Value {
+    json!({ "name": name, "image": "x", "imageID": "", "ready": ready, "restartCount": 0, "state": state, "lastState": last })
+}
+
+fn running(second: u32) -> Value {
+    json!({ "running": { "startedAt": format!("2026-11-24T20:00:{second:02}Z") } })
+}
+
+/// Each phase with the clock and the second of its stamp.
+fn told(pod: &Pod) -> Vec<(&'static str, String)> {
+    let moments = moments(pod, Some("vllm"), Instant::now());
+    let told = moments.iter().map(|(phase, seen)| {
+        assert_eq!(seen.at, Instant::now());
+        let stamp = seen.stamp.as_ref().map_or("-".into(), |stamp| {
+            let at = Timestamp::try_from(stamp.time).unwrap().as_second() - 1_795_550_400;
+            format!("{} {at} +{}", stamp.clock, stamp.resolution.as_secs())
+        });
+        (phase.name(), stamp)
+    });
+    told.collect()
+}
+
+fn list(told: &[(&'static str, String)]) -> Vec<String> {
+    told.iter().map(|(phase, stamp)| format!("{phase} {stamp}")).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_tells_what_is_over_with_whose_clock() {
+    let mut new = pod(json!({ "phase": "Pending" }));
+    new.spec.as_mut().unwrap().node_name = None;
+    assert_eq!(list(&told(&new)), ["create control-plane 0 +1"]);
+    let bound = pod(json!({ "conditions": [condition("PodScheduled", "True", 1)] }));
+    assert_eq!(list(&told(&bound)), ["create control-plane 0 +1", "schedule control-plane 1 +1"]);
+    let loading = pod(json!({
+        "conditions": [condition("PodScheduled", "True", 1), condition("Ready", "False", 2),
+            condition("ContainersReady", "False", 2)],
+        "containerStatuses": [
+            container("metrics", true, running(3), json!({})),
+            container("vllm", false, running(7), json!({})),
+        ],
+    }));
+    assert_eq!(list(&told(&loading))[2..], ["start gpu-1 7 +1"]);
+    // Another container of the pod is not ready yet.
+    let serves = pod(json!({
+        "conditions": [condition("Ready", "False", 2), condition("ContainersReady", "False", 2)],
+        "containerStatuses": [container("vllm", true, running(7), json!({}))],
+    }));
+    assert_eq!(list(&told(&serves))[2..], ["start gpu-1 7 +1", "load -"]);
+    let ready = pod(json!({
+        "conditions": [condition("Ready", "True", 40), condition("ContainersReady", "True", 39)],
+        "containerStatuses": [container("vllm", true, running(7), json!({}))],
+    }));
+    let known = list(&told(&ready));
+    assert_eq!(known[1..], ["schedule -", "start gpu-1 7 +1", "load gpu-1 39 +1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_start_counts_however_often_it_has_ended_since() {
+    let ended = |second: u32| json!({ "terminated": { "exitCode": 1, "startedAt": format!("2026-11-24T20:00:{second:02}Z"), "finishedAt": "2026-11-24T20:00:50Z" } });
+    let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
+    for (state, last, start) in [
+        (running(20), ended(7), Some("start gpu-1 7 +1")),
+        (waiting.clone(), ended(7), Some("start gpu-1 7 +1")),
+        (ended(9), json!({}), Some("start gpu-1 9 +1")),
+        (waiting, json!({}), None),
+    ] {
+        let pod = pod(json!({ "containerStatuses": [container("vllm", false, state.clone(), last)] }));
+        assert_eq!(list(&told(&pod)).get(2).map(|told| &**told), start, "{state}");
+    }
+}
+
+#[test]
+fn the_container_that_serves_has_the_port_or_is_the_first() {
+    let mut pod = pod(json!({}));
+    assert_eq!(serving(&pod, &[8000]), Some("vllm"));
+    assert_eq!(serving(&pod, &[1, 9000]), Some("metrics"));
+    assert_eq!(serving(&pod, &[1]), Some("metrics"), "ports need not be declared");
+    pod.spec = None;
+    assert_eq!(serving(&pod, &[8000]), None);
+}
+
+#[test]
+fn no_node_takes_it_is_what_a_new_node_may_follow() {
+    let waits = |condition: Value, node: Option<&str>| {
+        let mut pod = pod(json!({ "conditions": [condition] }));
+        pod.spec.as_mut().unwrap().node_name = node.map(Into::into);
+        waits_for_a_node(&pod)
+    };
+    let mut unschedulable = condition("PodScheduled", "False", 0);
+    unschedulable["reason"] = "Unschedulable".into();
+    assert!(waits(unschedulable.clone(), None));
+    assert!(!waits(unschedulable.clone(), Some("gpu-1")));
+    unschedulable["reason"] = "SchedulingGated".into();
+    assert!(!waits(unschedulable, None));
+    assert!(!waits(condition("PodScheduled", "True", 0), None));
+}
+
+// === images ===
+
+fn event(reason: &str, path: &str, message: &str, second: u32) -> Event {
+    let time = format!("2026-11-24T20:00:{second:02}Z");
+    serde_json::from_value(json!({
+        "metadata": { "name": "chat.1", "namespace": "team-a" },
+        "involvedObject": { "kind": "Pod", "name": "chat-x2k9p", "uid": "u-1", "fieldPath": path },
+        "type": "Normal", "reason": reason, "message": message, "count": 1,
+        "firstTimestamp": time, "lastTimestamp": time,
+        "source": { "component": "kubelet", "host": "gpu-1" },
+    }))
+    .unwrap()
+}
+
+const PULLED: &str =
+    "Successfully pulled image \"vllm:1\" in 41.2s (43.5s including waiting). Image size: 9876543 bytes.";
+const PRESENT: &str = "Container image \"vllm:1\" already present on machine and can be accessed by the pod";
+
+/// The second in which the last image came, and whether one is being fetched.
+fn after(events: &[Event]) -> (Option<i64>, bool) {
+    let pod = pod(json!({}));
+    let mut pulls = Pulls::default();
+    events.iter().for_each(|event| pulls.event(event, &pod, Some("vllm"), Instant::now()));
+    let second = pulls.last.as_ref().map(|seen| {
+        let stamp = seen.stamp.as_ref().unwrap();
+        assert_eq!(&*stamp.clock, "gpu-1");
+        Timestamp::try_from(stamp.time).unwrap().as_second() - 1_795_550_400
+    });
+    (second, pulls.is_running())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_image_that_is_fetched_is_told_of_and_one_that_is_there_is_not() {
+    let main = "spec.containers{vllm}";
+    let pulling = event("Pulling", main, "Pulling image \"vllm:1\"", 2);
+    assert_eq!(after(std::slice::from_ref(&pulling)), (None, true));
+    assert_eq!(after(&[pulling.clone(), event("Pulled", main, PULLED, 43)]), (Some(43), false));
+    assert_eq!(after(&[event("Pulled", main, PRESENT, 2)]), (None, false));
+    let failed = event("Failed", main, "Failed to pull image \"vllm:1\": not found", 3);
+    assert_eq!(after(&[pulling.clone(), failed]), (None, true), "it is tried again");
+    let others =
+        [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
+    assert_eq!(after(&others), (None, false));
+    // It ended, and is fetched for again.
+    let again = [event("Pulled", main, PULLED, 43), pulling, event("Pulled", main, PULLED, 59)];
+    assert_eq!(after(&again), (Some(43), false), "what comes after the first start is no more its way there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_image_counts_of_what_starts_before_the_container_that_serves() {
+    let pulled = |path: &str, second: u32| event("Pulled", path, PULLED, second);
+    let main = pulled("spec.containers{vllm}", 30);
+    assert_eq!(after(&[pulled("spec.initContainers{fetch}", 5), main.clone()]), (Some(30), false));
+    assert_eq!(
+        after(&[
+            pulled("spec.initContainers{fetch}", 5),
+            event("Pulled", "spec.containers{vllm}", PRESENT, 6)
+        ])
+        .0,
+        Some(5)
+    );
+    assert_eq!(after(&[pulled("spec.containers{metrics}", 7)]).0, Some(7));
+    assert_eq!(after(&[main, pulled("spec.containers{logs}", 50)]).0, Some(30));
+    let unknown = event("Pulling", "spec.containers{logs}", "Pulling image", 8);
+    assert_eq!(after(&[unknown]), (None, false));
+    assert_eq!(after(&[pulled("", 9)]).0, Some(9), "an agent that does not say for which");
+}

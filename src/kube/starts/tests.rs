@@ -1,0 +1,319 @@
+//! Pods that start, before an API server.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{advance, timeout};
+
+use super::*;
+use crate::{
+    config,
+    domain::{ClusterTarget, EndpointSource, ServicePort},
+    kube::{Endpoints, Pods, stand_in::StandIn},
+    state::{Discovered, Discovery},
+};
+
+const SERVICE: &str = "/api/v1/namespaces/ml/services/tiny";
+const POD: &str = "/api/v1/namespaces/ml/pods/tiny-1";
+const NODE: &str = "/api/v1/nodes/gpu-9";
+
+struct Stage {
+    server: StandIn,
+    found: tokio::sync::watch::Receiver<Arc<Discovered>>,
+    _cluster: Cluster,
+}
+
+impl Stage {
+    fn new(before: impl FnOnce(&StandIn)) -> Self {
+        let server = StandIn::default();
+        server.put(
+            SERVICE,
+            json!({ "metadata": { "name": "tiny", "namespace": "ml" },
+                "spec": { "selector": { "app": "tiny" }, "ports": [{ "port": 80, "targetPort": 8000 }] } }),
+        );
+        before(&server);
+        let config = config::Kubernetes { pod_logs: true, ..config::Kubernetes::default() };
+        let cluster = Cluster::with(server.client(), &config);
+        let target = ClusterTarget {
+            namespace: "ml".into(),
+            source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },
+            gateway: None,
+        };
+        let found = Endpoints::new(cluster.clone(), Pods::new(cluster.clone())).watch(&target);
+        Self { server, found, _cluster: cluster }
+    }
+
+    /// Waits until this is so of the one pod that starts.
+    async fn start(&mut self, is_so: impl Fn(&PodStart) -> bool) -> Arc<PodStart> {
+        let waiting = self.found.wait_for(|found| found.starts.first().is_some_and(|start| is_so(start)));
+        let found = timeout(Duration::from_secs(60), waiting).await;
+        let is = |found: &Discovered| found.starts.first().cloned();
+        let found = found.map(|found| is(&found.unwrap()).unwrap()).ok();
+        found.unwrap_or_else(|| panic!("not so, but: {:?}", is(&self.found.borrow())))
+    }
+
+    async fn synced(&mut self) {
+        timeout(Duration::from_secs(60), self.found.wait_for(|found| found.is_synced))
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}
+
+fn pod(node: Option<&str>, status: Value) -> Value {
+    json!({
+        "metadata": { "name": "tiny-1", "namespace": "ml", "uid": "u-1", "labels": { "app": "tiny" },
+            "creationTimestamp": "2026-11-24T20:00:00Z" },
+        "spec": { "nodeName": node, "containers": [{ "name": "vllm", "ports": [{ "containerPort": 8000 }] }] },
+        "status": status,
+    })
+}
+
+fn status(container: Value, ready: bool) -> Value {
+    json!({
+        "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }],
+        "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
+        "containerStatuses": [{ "name": "vllm", "image": "x", "imageID": "", "ready": ready, "restartCount": 0, "state": container }],
+    })
+}
+
+fn unschedulable() -> Value {
+    json!({ "phase": "Pending", "conditions": [
+        { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes" },
+    ] })
+}
+
+fn event(server: &StandIn, name: &str, uid: &str, reason: &str, message: &str) {
+    let path = format!("/api/v1/namespaces/ml/events/{name}");
+    server.put(
+        &path,
+        json!({ "metadata": { "name": name, "namespace": "ml" }, "reason": reason, "message": message,
+            "involvedObject": { "kind": "Pod", "name": "tiny-1", "uid": uid } }),
+    );
+}
+
+fn node(name: &str, ready: bool, created: &str) -> Value {
+    json!({ "metadata": { "name": name, "creationTimestamp": created },
+        "status": { "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }] } })
+}
+
+/// When each phase was seen to be over, since `began`, in milliseconds.
+fn seen(start: &PodStart, began: Instant) -> Vec<(&'static str, u128)> {
+    let mut seen: Vec<_> =
+        start.moments.iter().map(|(phase, seen)| (*phase, (seen.at - began).as_millis())).collect();
+    seen.sort();
+    seen.into_iter().map(|(phase, ms)| (phase.name(), ms)).collect()
+}
+
+/// Lets the clock go on, once all that has happened is known.
+async fn wait(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    advance(Duration::from_millis(ms - 1)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
+    let mut stage = Stage::new(|_| {});
+    stage.synced().await;
+    let began = Instant::now();
+    stage.server.put(POD, pod(None, json!({})));
+    let start = stage.start(|start| !start.moments.is_empty()).await;
+    assert_eq!((&*start.name, start.node.as_deref()), ("ml/tiny-1", None));
+    wait(20).await;
+    stage.server.put(POD, pod(Some("gpu-1"), json!({})));
+    event(&stage.server, "e1", "u-1", "Pulling", "Pulling image \"x\"");
+    event(&stage.server, "e2", "u-0", "Pulled", "Successfully pulled image \"x\" in 1s");
+    assert_eq!(stage.start(|start| start.is_pulling).await.node.as_deref(), Some("gpu-1"));
+    wait(300).await;
+    event(&stage.server, "e3", "u-1", "Pulled", "Successfully pulled image \"x\" in 300ms");
+    stage.start(|start| !start.is_pulling).await;
+    wait(80).await;
+    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
+    let start = stage.start(|start| start.address.is_some()).await;
+    assert_eq!(start.address.as_deref(), Some("10.0.0.1:8000"), "as that of its endpoint");
+    wait(5000).await;
+    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), true)));
+    let start = stage.start(|start| start.moments.len() == 5).await;
+    assert_eq!(
+        seen(&start, began),
+        [("create", 0), ("schedule", 20), ("pull", 320), ("start", 400), ("load", 5400)],
+        "20 + 300 + 80 + 5000"
+    );
+    assert!(start.parts.is_empty() && start.tail.as_ref().unwrap().lines().is_empty());
+    stage.server.remove(POD);
+    timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty()))
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_up_when_we_came_is_no_start_and_what_was_on_its_way_is() {
+    let up = pod(Some("gpu-1"), status(json!({ "running": {} }), true));
+    let mut loading = pod(Some("gpu-1"), status(json!({ "running": {} }), false));
+    loading["metadata"]["uid"] = "u-2".into();
+    loading["metadata"]["name"] = "tiny-2".into();
+    let mut stage = Stage::new(|server| {
+        server.put(POD, up.clone());
+        server.put("/api/v1/namespaces/ml/pods/tiny-2", loading);
+    });
+    let start = stage.start(|start| start.moments.len() == 3).await;
+    assert_eq!(&*start.name, "ml/tiny-2");
+    assert_eq!(stage.found.borrow().starts.len(), 1);
+    // One that is ready when it is heard of for the first time, as the watch had broken.
+    let mut other = up;
+    other["metadata"]["uid"] = "u-3".into();
+    other["metadata"]["name"] = "tiny-0".into();
+    stage.server.put("/api/v1/namespaces/ml/pods/tiny-0", other);
+    assert_eq!(stage.start(|start| &*start.name == "ml/tiny-0").await.moments.len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_made_for_the_pod_is_told_of() {
+    let mut stage = Stage::new(|server| {
+        server.put("/api/v1/nodes/old", node("old", true, "2026-11-20T00:00:00Z"));
+    });
+    stage.synced().await;
+    let began = Instant::now();
+    stage.server.put(POD, pod(None, unschedulable()));
+    stage.start(|start| !start.moments.is_empty()).await;
+    wait(60_000).await;
+    stage.server.put(NODE, node("gpu-9", false, "2026-11-24T20:01:00Z"));
+    wait(20_000).await;
+    stage.server.put(NODE, node("gpu-9", true, "2026-11-24T20:01:00Z"));
+    wait(1000).await;
+    stage.server.put(POD, pod(Some("gpu-9"), json!({})));
+    let start = stage.start(|start| start.parts.len() == 2).await;
+    let parts: Vec<_> =
+        start.parts.iter().map(|part| (part.part.name(), (part.end - began).as_secs())).collect();
+    assert_eq!(parts, [("node_create", 60), ("node_ready", 80)], "60 + 20");
+    assert_eq!(seen(&start, began).last(), Some(&("schedule", 81_000)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_there_is_not_told_of_and_without_the_right_none_is() {
+    for forbidden in [false, true] {
+        let mut stage = Stage::new(|server| {
+            server.put(NODE, node("gpu-9", true, "2026-11-20T00:00:00Z"));
+            if forbidden {
+                server.remove(NODE);
+                server.forbid("GET", "/nodes");
+            }
+        });
+        stage.synced().await;
+        stage.server.put(POD, pod(None, unschedulable()));
+        stage.start(|start| !start.moments.is_empty()).await;
+        wait(60_000).await;
+        if forbidden {
+            stage.server.put(NODE, node("gpu-9", true, "2026-11-24T20:01:00Z"));
+        }
+        stage.server.put(POD, pod(Some("gpu-9"), json!({})));
+        let start = stage.start(|start| start.node.is_some()).await;
+        wait(1000).await;
+        assert_eq!((start.moments.len(), start.parts.len()), (2, 0));
+        assert!(stage.found.borrow().starts[0].parts.is_empty(), "{forbidden}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_right_to_events_a_pull_is_not_known_and_all_else_is() {
+    let mut stage = Stage::new(|server| server.forbid("GET", "/events"));
+    stage.synced().await;
+    stage.server.put(POD, pod(Some("gpu-1"), json!({})));
+    stage.start(|start| start.moments.len() == 2).await;
+    event(&stage.server, "e1", "u-1", "Pulled", "Successfully pulled image \"x\" in 1s");
+    wait(1000).await;
+    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), true)));
+    let start = stage.start(|start| start.moments.len() == 4).await;
+    assert!(start.moments.iter().all(|(phase, _)| *phase != Phase::Pull));
+}
+
+#[tokio::test(start_paused = true)]
+async fn not_more_are_told_of_than_there_is_room_for() {
+    let server = StandIn::default();
+    let mut starts = Starts::new(Sources::new(&server.cluster()));
+    let pods = |range: std::ops::Range<usize>, ready: bool| {
+        let pods = range.map(|index| {
+            let mut pod = pod(Some("gpu-1"), status(json!({ "running": {} }), ready));
+            pod["metadata"]["uid"] = format!("u-{index}").into();
+            pod["metadata"]["name"] = format!("tiny-{index:03}").into();
+            Arc::new(serde_json::from_value(pod).unwrap())
+        });
+        pods.collect::<Vec<Arc<Pod>>>()
+    };
+    let none = |_: &Pod| Vec::new();
+    starts.update(&pods(0..MOST + 1, false), &[], true, none);
+    assert_eq!(starts.all().len(), MOST);
+    // The first of them gets ready, and so makes room.
+    let mut all = pods(0..1, true);
+    all.extend(pods(1..MOST + 2, false));
+    starts.update(&all, &[], true, none);
+    let names: Vec<_> = starts.all().iter().map(|start| start.name.clone()).collect();
+    assert_eq!((names.len(), &*names[0]), (MOST, "ml/tiny-001"));
+    assert_eq!(
+        names.last().map(|name| &**name),
+        Some("ml/tiny-065"),
+        "the one that came when there was none is not"
+    );
+}
+
+/// A run of the container, the first, second and so on.
+fn run(restarts: u32, ready: bool) -> Value {
+    let mut status = status(json!({ "running": {} }), ready);
+    status["containerStatuses"][0]["restartCount"] = restarts.into();
+    pod(Some("gpu-1"), status)
+}
+
+fn parts(start: &PodStart, began: Instant) -> Vec<(&'static str, u64)> {
+    start.parts.iter().map(|part| (part.part.name(), (part.end - began).as_secs())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
+    let mut stage = Stage::new(|_| {});
+    stage.synced().await;
+    let began = Instant::now();
+    stage.server.put(POD, run(0, false));
+    let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
+    wait(30_000).await;
+    stage.server.print(POD, "2026-11-24T20:00:30.000000001Z Starting to load model org/name...\n");
+    let start = stage.start(|start| !start.parts.is_empty()).await;
+    assert_eq!(parts(&start, began), [("engine_start", 30)]);
+    wait(10_000).await;
+    stage.server.print(
+        POD,
+        "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n2026-11-24T20:00:40Z CUDA error\n",
+    );
+    let start = stage.start(|start| start.parts.len() == 2).await;
+    assert_eq!(parts(&start, began), [("engine_start", 30), ("weights", 40)], "30 + 10");
+    wait(1000).await;
+    assert_eq!(tail.lines().last().map(|line| &**line), Some("CUDA error"));
+    // It ends, and starts again.
+    stage.server.restart(POD);
+    stage.server.put(POD, run(1, false));
+    stage.start(|start| start.parts.is_empty()).await;
+    wait(20_000).await;
+    stage.server.print(POD, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
+    let start = stage.start(|start| !start.parts.is_empty()).await;
+    assert_eq!(parts(&start, began), [("engine_start", 61)], "30 + 10 + 1 + 20");
+    stage.server.put(POD, run(1, true));
+    stage.start(|start| start.seen(Phase::Load).is_some()).await;
+    stage.server.print(POD, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
+    wait(1000).await;
+    assert_eq!(stage.found.borrow().starts[0].parts.len(), 1, "what it prints while it serves is not read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn logs_are_read_where_that_is_wanted_and_allowed() {
+    let mut stage = Stage::new(|server| server.forbid("GET", "/log"));
+    stage.synced().await;
+    stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
+    stage.server.put(POD, run(0, false));
+    let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
+    wait(10_000).await;
+    assert!(tail.lines().is_empty(), "no right to it");
+
+    let server = StandIn::default();
+    let source = Source { namespace: "ml".into(), pod: "tiny-1".into(), container: "vllm".into() };
+    assert!(PodLogs::new(server.cluster()).follow(source).is_none(), "not wanted");
+}

@@ -1,0 +1,182 @@
+//! What the cluster says of pods, in the record of their cold start.
+
+use super::*;
+use crate::{
+    coldstart::Scope,
+    state::{PodStart, Seen, Tail},
+};
+
+const GATEWAY: &str = "http://envoy:8080";
+
+/// What the cluster says of the pod at an address: which phases are over, each since so many milliseconds.
+struct Said {
+    name: &'static str,
+    address: Option<&'static str>,
+    word: Word,
+    moments: Vec<(Phase, u64)>,
+    tail: Option<Tail>,
+}
+
+fn said(name: &'static str, address: Option<&'static str>, word: Word, moments: &[(Phase, u64)]) -> Said {
+    Said { name, address, word, moments: moments.to_vec(), tail: None }
+}
+
+impl Stage {
+    async fn says_of(&self, pods: &[Said]) {
+        let endpoints = pods.iter().filter_map(|pod| {
+            Some(DiscoveredEndpoint {
+                address: pod.address?.into(),
+                protocol: Protocol::Http1,
+                ready: pod.word == Ready,
+                terminating: false,
+            })
+        });
+        let starts = pods.iter().map(|pod| {
+            let at = |ms: u64| Seen { at: self.began + Duration::from_millis(ms), stamp: None };
+            Arc::new(PodStart {
+                name: pod.name.into(),
+                address: pod.address.map(Into::into),
+                node: Some("gpu-1".into()),
+                moments: pod.moments.iter().map(|(phase, ms)| (*phase, at(*ms))).collect(),
+                tail: pod.tail.clone(),
+                ..PodStart::default()
+            })
+        });
+        let (endpoints, starts) = (endpoints.collect(), starts.collect());
+        self.cluster.send_replace(Arc::new(Discovered {
+            is_synced: true,
+            endpoints,
+            starts,
+            ..Discovered::default()
+        }));
+        settle().await;
+    }
+
+    /// The one cold start that has ended, with its phases and how long each took, and the pod.
+    fn record(&self) -> (Vec<(Phase, f64)>, Option<String>) {
+        let [record] = self.ended().try_into().unwrap();
+        let phases = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();
+        (phases, record.pod.map(|pod| pod.to_string()))
+    }
+}
+
+use Phase::{Create, Dispatch, FirstByte, Load, Propagate, Pull, Schedule, Start};
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_opens_by_the_word_of_the_cluster_has_its_load_from_there() {
+    let stage = Stage::new(Policy::default(), None, &[]).await;
+    stage.gate.cold_starts().set_scope(Scope::Cluster);
+    let mut held = stage.hold();
+    stage.at(20).await;
+    stage.says_of(&[said("a/x", None, NotReady, &[(Create, 20)])]).await;
+    assert_eq!(stage.gate.cold_starts().phase().map(|(phase, _)| phase), Some(Schedule));
+    let mut seen = vec![(Create, 20), (Schedule, 25), (Start, 400)];
+    stage.at(430).await;
+    stage.says_of(&[said("a/x", Some(A), NotReady, &seen)]).await;
+    stage.at(5_000).await;
+    // Told a little late: another container of the pod was not ready.
+    seen.push((Load, 4_900));
+    stage.says_of(&[said("a/x", Some(A), Ready, &seen)]).await;
+    released(&mut held).await.first_byte();
+    let (phases, pod) = stage.record();
+    assert_eq!(
+        phases,
+        [
+            (Create, 20.0),
+            (Schedule, 5.0),
+            (Start, 375.0),
+            (Load, 4_500.0),
+            (Propagate, 100.0),
+            (Dispatch, 0.0),
+            (FirstByte, 0.0)
+        ],
+        "400 - 25, 4900 - 400, 5000 - 4900"
+    );
+    assert_eq!(pod.as_deref(), Some("a/x"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pod_that_answers_us_first_is_told_of_and_ends_the_load_itself() {
+    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let mut held = stage.hold();
+    let first = [(Create, 10), (Schedule, 20), (Start, 90)];
+    let second = [(Create, 30), (Schedule, 40), (Pull, 60), (Start, 70)];
+    stage.at(100).await;
+    stage.says_of(&[said("a/x", Some(A), NotReady, &first), said("a/y", Some(B), NotReady, &second)]).await;
+    stage.servers.answer(B, Answer::Ready);
+    released(&mut held).await.first_byte();
+    assert_eq!(stage.ms(), 150, "at its second probe");
+    let (phases, pod) = stage.record();
+    assert_eq!(
+        phases,
+        [
+            (Create, 30.0),
+            (Schedule, 10.0),
+            (Pull, 20.0),
+            (Start, 10.0),
+            (Load, 80.0),
+            (Dispatch, 0.0),
+            (FirstByte, 0.0)
+        ],
+        "150 - 70"
+    );
+    assert_eq!(pod.as_deref(), Some("a/y"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_gateway_takes_to_learn_of_the_pod_is_propagation() {
+    let stage = Stage::new(with(8, 2), Some(GATEWAY), &[]).await;
+    let mut held = stage.hold();
+    stage.at(1_000).await;
+    let seen = [(Create, 100), (Start, 600)];
+    stage.says_of(&[said("a/x", Some(A), NotReady, &seen), said("a/y", Some(B), NotReady, &seen)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    for _ in 0..3 {
+        let permit = released(&mut held).await;
+        // "no healthy upstream"
+        permit.suspect();
+        held = stage.gate.readmit(held.place(), 1);
+    }
+    // Another pod is ready by then.
+    stage.servers.answer(B, Answer::Ready);
+    let permit = released(&mut held).await;
+    assert_eq!(stage.ms(), 1_400, "1050 and the back-offs of 50, 100 and 200");
+    stage.at(1_430).await;
+    permit.first_byte();
+    let (phases, pod) = stage.record();
+    assert_eq!(
+        phases,
+        [
+            (Create, 100.0),
+            (Start, 500.0),
+            (Load, 450.0),
+            (Propagate, 350.0),
+            (Dispatch, 0.0),
+            (FirstByte, 30.0)
+        ],
+        "the pod answered at 1050, the gateway opened for good at 1400"
+    );
+    assert_eq!(pod.as_deref(), Some("a/x"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_failed_has_the_last_lines_of_the_pod_that_came_last() {
+    let stage = Stage::new(Policy::default(), None, &[]).await;
+    let mut held = stage.hold();
+    let (older, newer) = (Tail::default(), Tail::default());
+    older.push("loading".into());
+    (0..60).for_each(|line| newer.push(format!("CUDA error {line}")));
+    let pod = |name, at, tail: &Tail| Said {
+        tail: Some(tail.clone()),
+        ..said(name, None, NotReady, &[(Create, at), (Start, at + 5)])
+    };
+    stage.at(100).await;
+    stage.says_of(&[pod("a/x", 90, &newer), pod("a/y", 20, &older)]).await;
+    stage.gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::CrashLoop, "it ends")));
+    let told = failed(&mut held).await;
+    assert!(told.starts_with("it ends\nIts last lines:\nCUDA error 50"), "{told}");
+    let [record] = stage.ended().try_into().unwrap();
+    assert_eq!((record.last_lines.len(), &*record.last_lines[0]), (Tail::KEPT, "CUDA error 10"));
+    let last = record.phases.last().unwrap();
+    assert_eq!((last.name, last.unfinished), (Load, true));
+}

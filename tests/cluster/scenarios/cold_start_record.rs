@@ -1,0 +1,362 @@
+//! Cold-start records are true: each phase ended when the node's agent, which plays it, really came to its end.
+//!
+//! What is compared is who caused what: a phase cannot have been seen before it happened, so it is never told too early,
+//! and where the record says that it may have been earlier than it tells, it was not earlier than that. How late it may
+//! be told is a second, of phases that take several: watches deliver within milliseconds.
+
+use std::time::{Duration, SystemTime};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt as _;
+use serde_json::{Value, json};
+
+use crate::{
+    anteroom::Replica,
+    cloud::Machine,
+    envoy::Envoy,
+    model::{Model, Scaled},
+    node::{clock::Clock, fate, history::What},
+    record::{Record, Truth},
+    routes::model_route,
+    scenario::Scenario,
+    serving::Replicas,
+    wait,
+};
+
+/// How late what is seen of a watch may be told.
+const LAG: Duration = Duration::from_secs(1);
+/// How late the agent may note that a server listens: it reads its output.
+const READING: Duration = Duration::from_millis(500);
+/// How long the node of this module is silent about a container that runs.
+const SILENT: Duration = Duration::from_millis(700);
+
+/// What a client has seen of its cold start.
+struct Client {
+    asked: SystemTime,
+    first_token: SystemTime,
+    server_timing: String,
+    request_id: String,
+}
+
+pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serve(&anteroom, &model(), json!({})).await;
+    let replicas = it.replicas("tiny").await;
+    let client = Client::ask(replica).await;
+    let record = record(&it, replica).await;
+    is_true(&it, &record, &client, &replicas).await;
+
+    // Everywhere the same numbers: in an Event, in the route's status, and with the answer.
+    println!("  {}\n  {}", record.value, client.server_timing);
+    let note = it.told_of("tiny", "Normal", "ColdStartCompleted").await;
+    for span in &record.spans {
+        let says = format!("{} {}", span.name, in_words(span.duration));
+        assert!(note.contains(&says), "{says:?} is not in {note}");
+    }
+    assert!(note.contains(record.value["pod"].as_str().unwrap()), "{note}");
+    let routes = it.dynamic("anteroom.dev/v1alpha1", "ModelRoute");
+    let status = wait::object(&routes, "tiny", "its last cold start", wait::SOON, |route| {
+        route?.data.pointer("/status/lastColdStart").cloned()
+    })
+    .await;
+    let phases =
+        record.spans.iter().map(|span| json!({ "name": span.name, "duration": in_words(span.duration) }));
+    assert_eq!(status["phases"], phases.collect::<Value>());
+    assert_eq!(status["duration"], in_words(record.total()));
+    assert_eq!(status["actuation"], in_words(record.value["t_actuation_ms"].as_f64().unwrap()));
+    for (theirs, ours) in
+        [("startedAt", "started_at"), ("pod", "pod"), ("node", "node"), ("outcome", "outcome")]
+    {
+        assert_eq!(status[theirs], record.value[ours], "{status}");
+    }
+    assert_eq!(record.value["request_id"], client.request_id);
+    for span in
+        record.spans.iter().filter(|span| !["dispatch", "first_byte", "first_token"].contains(&&*span.name))
+    {
+        let entry =
+            client.timing(&span.name).unwrap_or_else(|| panic!("{} of {}", span.name, client.server_timing));
+        // It has one digit.
+        assert!(
+            (entry - span.duration).abs() < 0.2,
+            "{}: {} {}",
+            span.name,
+            client.server_timing,
+            record.value
+        );
+    }
+}
+
+/// As the cluster is told.
+fn in_words(ms: f64) -> String {
+    if ms < 999.5 { format!("{ms:.0}ms") } else { format!("{:.1}s", ms / 1e3) }
+}
+
+pub(super) async fn it_is_true_without_keda(it: Scenario) {
+    let anteroom = it.anteroom_with(1, json!({}), &["directScaling.enabled=true"]).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.deploy(&model()).await;
+    let spec = json!({ "scaleBy": "kubernetes", "workload": { "kind": "Deployment", "name": "tiny" } });
+    it.apply(&model_route("tiny", spec)).await;
+    it.says("tiny", "Scalable", "Direct").await;
+    let replicas = it.replicas("tiny").await;
+    let client = Client::ask(replica).await;
+    is_true(&it, &record(&it, replica).await, &client, &replicas).await;
+}
+
+pub(super) async fn a_new_node_whose_clock_is_ahead_is_a_part_of_the_wait_for_it(it: Scenario) {
+    waits_for_a_node(it, Clock::Ahead(Duration::from_secs(3))).await;
+}
+
+pub(super) async fn a_new_node_whose_clock_is_behind_is_a_part_of_the_wait_for_it(it: Scenario) {
+    waits_for_a_node(it, Clock::Behind(Duration::from_secs(3))).await;
+}
+
+async fn waits_for_a_node(it: Scenario, clock: Clock) {
+    // Nodes can only be seen by who may see those of the whole cluster.
+    let anteroom = it.anteroom_with(1, json!({}), &["kubernetes.namespaces=null"]).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let mut model = model();
+    model.node_selector = it.pool();
+    it.serve(&anteroom, &model, json!({})).await;
+    let replicas = it.replicas("tiny").await;
+    let boot = Duration::from_millis(1500);
+    let cloud = it.cloud(Duration::from_secs(1), Machine { boot, clock, ..it.machine() });
+    let client = Client::ask(replica).await;
+    let record = record(&it, replica).await;
+    let node = cloud.node().await;
+    println!("  {}", record.value);
+    is_true(&it, &record, &client, &replicas).await;
+    assert_eq!(record.value["node"], node.name);
+    let [registers, registered, ready] = [What::Registers, What::Registered, What::NodeReady]
+        .map(|what| it.history().iter().find(|moment| moment.what == what).unwrap().at);
+    record.tells_part("schedule", "node_create", Truth(registers, registered), LAG);
+    record.tells_part("schedule", "node_ready", ready, LAG);
+    it.wanted("tiny", 0, wait::SOON).await;
+    it.happened(What::Gone, 1).await;
+    node.leave(&it.kube).await;
+}
+
+pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
+    let number = 40;
+    let config = json!({ "kubernetes": { "allowedHosts": [it.address(number).to_string()] } });
+    let anteroom = it.anteroom(1, config).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let envoy = Envoy::start(&it, number, "tiny").await;
+    let target = json!({
+        "service": { "name": "tiny", "port": 80 },
+        "gateway": format!("http://{}", envoy.address),
+    });
+    let mut model = model();
+    model.probe_period = 2;
+    it.serve(&anteroom, &model, json!({ "target": target })).await;
+    let replicas = it.replicas("tiny").await;
+    let client = Client::ask(replica).await;
+    let record = record(&it, replica).await;
+    println!("  {}", record.value);
+    is_true(&it, &record, &client, &replicas).await;
+    // It goes by the addresses that kubelet has found ready, and Anteroom is quicker than that.
+    let ready = it.happened(What::Ready, 1).await[0].at;
+    assert!(record.end("load") < ready, "{} {ready:?}", record.value);
+    assert!(record.end("propagate") > ready, "{} {ready:?}", record.value);
+}
+
+pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let model = model().play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "200ms");
+    it.serve(&anteroom, &model, json!({ "failureGrace": { "imagePull": "1s" } })).await;
+    let replicas = it.replicas("tiny").await;
+    let asked = SystemTime::now();
+    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+    assert_eq!(answer.status, 503);
+    let answered = SystemTime::now();
+    let record = record(&it, replica).await;
+    println!("  {}", record.value);
+    assert_eq!(record.value["outcome"], "failed");
+    let reason = record.value["reason"].as_str().unwrap();
+    assert!(reason.contains("container `server` cannot have its image `anteroom`"), "{reason}");
+    assert_eq!(record.over(), ["signal", "scale", "create", "schedule"], "{}", record.value);
+    comes_to_a_node(&it, &record, &replicas, asked).await;
+    let last = record.spans.last().unwrap();
+    assert_eq!((last.name.as_str(), last.unfinished), ("pull", true), "{}", record.value);
+    // Until it was given up, which is what the client was told.
+    let given_up = record.began + Duration::from_secs_f64(record.total() / 1e3);
+    assert!(given_up <= answered && answered <= given_up + LAG, "{}", record.value);
+    for missing in ["t_actuation_ms", "t_first_token_ms", "t_e2e_ms"] {
+        assert!(record.value.get(missing).is_none_or(Value::is_null), "{missing}: {}", record.value);
+    }
+}
+
+pub(super) async fn of_two_pods_it_tells_of_the_one_that_answers_first(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    // The first to come is the last to run.
+    let model = model().play(fate::PULL, "300ms,600ms").play(fate::START, "4s,400ms");
+    let mut scaled = Scaled::of(&model, &anteroom);
+    scaled.min = 2;
+    it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
+    let replicas = it.replicas("tiny").await;
+    let client = Client::ask(replica).await;
+    let record = record(&it, replica).await;
+    println!("  {}", record.value);
+    assert_eq!(replicas.course()[..2], [0, 2]);
+    is_true(&it, &record, &client, &replicas).await;
+    it.happened(What::Started, 2).await;
+    let started = it.history().into_iter().filter(|moment| moment.what == What::Started);
+    assert_eq!(started.count(), 2, "the other one comes later: {:?}", it.history());
+}
+
+pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
+    let config = json!({ "kubernetes": { "podLogs": true } });
+    let anteroom = it.anteroom_with(1, config, &["report.podLogs=true"]).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serve(&anteroom, &model(), json!({})).await;
+    let replicas = it.replicas("tiny").await;
+    let client = Client::ask(replica).await;
+    let record = record(&it, replica).await;
+    println!("  {}", record.value);
+    is_true(&it, &record, &client, &replicas).await;
+
+    let pod = it.history()[0].pod.clone();
+    let log = it.shell().kubectl(&format!("logs --timestamps {pod}")).await.well();
+    // When a line was printed, and the number that follows these words in it.
+    let line = |words: &str| {
+        let line = log.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {log}"));
+        let number = line.split_once(words).unwrap().1.split_whitespace().next().unwrap();
+        let at = humantime::parse_rfc3339(line.split_once(' ').unwrap().0).unwrap();
+        (at, number.parse::<f64>().unwrap_or_default())
+    };
+    for (part, words) in [("weights", "Loading weights took "), ("compile", "torch.compile took ")] {
+        let (at, seconds) = line(words);
+        record.tells_part("load", part, at, LAG);
+        let took = record.span("load").part(part).duration / 1e3;
+        // It prints two digits, and is a few milliseconds late.
+        assert!(
+            (took - seconds).abs() < 0.25,
+            "{part} took {took}, and its log says {seconds}: {}",
+            record.value
+        );
+    }
+}
+
+/// One that takes its time for everything.
+fn model() -> Model {
+    let model = Model::new("tiny").sim("--load-time 2s --time-to-first-token 300ms");
+    let silent = humantime::format_duration(SILENT).to_string();
+    model.play(fate::PULL, "1200ms").play(fate::START, "400ms").play(fate::LAG, &silent)
+}
+
+/// The only record of the route, well made.
+async fn record(it: &Scenario, replica: &Replica) -> Record {
+    let records = wait::until("the record", wait::SOON, async || {
+        let records = replica.cold_starts(it, "tiny").await;
+        if records.len() == 1 { Ok(records) } else { Err(format!("{records:?}")) }
+    });
+    Record::read(records.await.remove(0))
+}
+
+/// Whether a record of a cold start with all phases is what has happened.
+async fn is_true(it: &Scenario, record: &Record, client: &Client, replicas: &Replicas) {
+    let name = comes_to_a_node(it, record, replicas, client.asked).await;
+    let value = &record.value;
+    assert_eq!(value["outcome"], "completed", "{value}");
+    let activation = ["signal", "scale", "create", "schedule", "pull", "start", "load"];
+    let answer = ["dispatch", "first_byte", "first_token"];
+    let mut over = record.over();
+    over.retain(|phase| *phase != "propagate");
+    assert_eq!(over, [activation.as_slice(), &answer].concat(), "{value}");
+
+    let history = it.history();
+    let moment = |what: What| {
+        let found = history.iter().find(|moment| moment.what == what && moment.pod == name);
+        found.unwrap_or_else(|| panic!("no {what:?} of {name} in {history:?}")).at
+    };
+    record.tells("pull", moment(What::Pulled), LAG);
+    record.tells("start", moment(What::Started), SILENT + LAG);
+    let answers = moment(What::Answers);
+    record.tells("load", Truth(answers - READING, answers), LAG);
+    // What it played is the least of what came between, as far as the record is sure of.
+    let sure = |from: &str, to: &str, least: u64| {
+        let (from, to) = (record.span(from), record.span(to));
+        let most = to.end() - (from.end() - from.early.unwrap_or_default());
+        assert!(most + 2.0 >= least as f64, "{} is {most} after {}: {value}", to.name, from.name);
+    };
+    sure("pull", "start", 400);
+    sure("start", "load", 2000);
+    assert!(record.span("first_token").end() - record.span("dispatch").end() >= 300.0 - 2.0, "{value}");
+    let told = record.end("first_token");
+    assert!(told <= client.first_token + Duration::from_millis(2), "{value}");
+    assert!(client.first_token <= told + LAG, "{value}");
+
+    let number = |key: &str| value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"));
+    let ready = over_at(record, if record.over().contains(&"propagate") { "propagate" } else { "load" });
+    assert!((number("t_actuation_ms") - ready).abs() < 0.001, "{value}");
+    assert!((number("t_e2e_ms") - over_at(record, "first_token")).abs() < 0.001, "{value}");
+    assert!(
+        (number("t_actuation_ms") + number("t_first_token_ms") - number("t_e2e_ms")).abs() < 0.001,
+        "{value}"
+    );
+}
+
+fn over_at(record: &Record, phase: &str) -> f64 {
+    record.span(phase).end()
+}
+
+/// Whether what came before a node had to do with it is told as the control plane did it; the pod's name.
+async fn comes_to_a_node(it: &Scenario, record: &Record, replicas: &Replicas, asked: SystemTime) -> String {
+    let value = &record.value;
+    let began = record.began;
+    assert!(asked <= began + Duration::from_millis(2) && began <= asked + LAG, "{asked:?}: {value}");
+    let name = value["pod"].as_str().unwrap_or_else(|| panic!("no pod in {value}"));
+    let (namespace, name) = name.split_once('/').unwrap();
+    assert_eq!(namespace, it.namespace);
+    let pod: Pod = it.api().get(name).await.unwrap();
+    assert_eq!(value["node"].as_str(), pod.spec.as_ref().unwrap().node_name.as_deref(), "{value}");
+    let bound = it.history().into_iter().find(|moment| moment.what == What::Bound && moment.pod == name);
+    let bound = bound.unwrap().at;
+
+    // It was caused by the push, and came before our own watch showed it.
+    let seen = replicas.after_zero(asked);
+    record.tells("scale", Truth(record.end("signal"), seen), LAG);
+    let created = SystemTime::from(pod.creation_timestamp().unwrap().0);
+    record.tells("create", Truth::written(created, bound), LAG);
+    let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+    let scheduled = conditions.iter().find(|condition| condition.type_ == "PodScheduled").unwrap();
+    let stamp = SystemTime::from(scheduled.last_transition_time.as_ref().unwrap().0);
+    record.tells("schedule", Truth::written(stamp, bound), LAG);
+    name.to_owned()
+}
+
+// === impl Client ===
+
+impl Client {
+    /// What the answer's `server-timing` says of a phase.
+    fn timing(&self, phase: &str) -> Option<f64> {
+        let mut entries = self.server_timing.split(", ").filter_map(|entry| entry.split_once(";dur="));
+        entries.find(|(name, _)| *name == phase)?.1.parse().ok()
+    }
+
+    /// Asks for a stream, and reads it to its end.
+    async fn ask(replica: &Replica) -> Self {
+        let asked = SystemTime::now();
+        let mut answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+        assert_eq!(answer.status, 200);
+        let header = |name: &str| {
+            let values = answer.headers.get_all(name).iter();
+            values.filter_map(|value| value.to_str().ok()).collect::<Vec<_>>().join(", ")
+        };
+        let (server_timing, request_id) = (header("server-timing"), header("x-request-id"));
+        let mut text = String::new();
+        // The first part says who speaks, and nothing yet.
+        let speaks = |text: &str| text.split("\"content\":\"").skip(1).any(|words| !words.starts_with('"'));
+        while !speaks(&text) {
+            let part = wait::within("a part", wait::SOON, answer.next()).await.unwrap();
+            text += &String::from_utf8_lossy(&part.unwrap_or_else(|| panic!("it ended: {text}")));
+        }
+        let first_token = SystemTime::now();
+        text += &wait::within("the rest", wait::SOON, answer.text()).await.unwrap();
+        assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
+        Self { asked, first_token, server_timing, request_id }
+    }
+}
