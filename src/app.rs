@@ -205,12 +205,14 @@ impl Bound {
         let control = self.control.start(self.directory);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            Arc::new(control.view(self.shared.clone(), cluster.as_ref().map(Watching::view))),
+            Arc::new(control.view(self.address, self.shared.clone(), cluster.as_ref().map(Watching::view))),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
+            drain.cut.child_token(),
         );
-        let admin = tokio::spawn(axum::serve(self.admin, admin.router()).into_future());
+        let showing = tokio::spawn(admin.run());
+        let admin = tokio::spawn(admin.serve(self.admin));
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
@@ -269,6 +271,7 @@ impl Bound {
         }
         control.stop().await;
         routes.stop().await;
+        let _ = showing.await;
         admin.abort();
         stopped.cancel();
         if let Some(journal) = journal {

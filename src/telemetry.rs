@@ -3,10 +3,12 @@
 mod counters;
 mod histogram;
 mod logs;
+mod pulse;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed};
 pub use logs::init_logs;
+pub use pulse::Pulse;
 
 use std::cell::Cell;
 

@@ -29,7 +29,7 @@ use events::PodEvents;
 use load::Load;
 use logs::{Line, PodLogs, Source};
 use nodes::{NewNodes, Nodes};
-use read::Pulls;
+use read::Told;
 pub(super) use read::{CONTROL_PLANE, stamp};
 
 /// Where else something is said of pods that start.
@@ -59,7 +59,7 @@ struct Starting {
     /// As which endpoint it is found.
     address: Option<Arc<str>>,
     seen: Vec<(Phase, Seen)>,
-    pulls: Pulls,
+    told: Told,
     parts: Vec<PartSeen>,
     /// Whether no node took it at first.
     waited: bool,
@@ -205,7 +205,7 @@ impl Starting {
             serving,
             address: None,
             seen: Vec::new(),
-            pulls: Pulls::default(),
+            told: Told::default(),
             parts: Vec::new(),
             waited: false,
             logged: None,
@@ -221,15 +221,20 @@ impl Starting {
         self.seen.iter().find(|(seen, _)| *seen == phase).map(|(_, seen)| seen.at)
     }
 
-    /// What the pod says now. The first word counts; one that came without a time may have it added.
+    /// What the pod says now.
     fn look(&mut self, at: Instant) {
         for (phase, seen) in read::moments(&self.pod, self.serving.as_deref(), at) {
-            match self.seen.iter_mut().find(|(known, _)| *known == phase) {
-                Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
-                None => self.seen.push((phase, seen)),
-            }
+            self.saw(phase, seen);
         }
         self.waited |= read::waits_for_a_node(&self.pod);
+    }
+
+    /// A phase is over, as somebody says. The first word counts; one that came without a time may have it added.
+    fn saw(&mut self, phase: Phase, seen: Seen) {
+        match self.seen.iter_mut().find(|(known, _)| *known == phase) {
+            Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
+            None => self.seen.push((phase, seen)),
+        }
     }
 
     /// Whether it matters which nodes come. Nodes and pods are not told of in one order, so this goes on a little.
@@ -297,7 +302,10 @@ impl Starting {
     fn hear(&mut self, news: News) -> bool {
         match news {
             News::Event(event) => {
-                self.pulls.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
+                self.told.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
+                if let Some(started) = &self.told.started {
+                    self.saw(Phase::Start, started.clone());
+                }
             }
             News::Line(line) => self.load.line(line),
         }
@@ -308,12 +316,12 @@ impl Starting {
     fn tell(&mut self) -> bool {
         let mut moments = self.seen.clone();
         self.load.cap(&mut moments);
-        moments.extend(self.pulls.last.clone().map(|seen| (Phase::Pull, seen)));
+        moments.extend(self.told.pulled.clone().map(|seen| (Phase::Pull, seen)));
         let start = PodStart {
             name: self.start.name.clone(),
             address: self.address.clone(),
             node: read::node(&self.pod).map(Into::into),
-            is_pulling: self.pulls.is_running(),
+            is_pulling: self.told.is_pulling(),
             moments,
             parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
             tail: self.load.tail.clone(),

@@ -209,6 +209,7 @@ impl Exchange {
             });
         }
         self.gate.counters().held(end, held);
+        self.gate.stirred();
         if let Some(story) = &self.story {
             story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
         }

@@ -128,6 +128,10 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
     event(&stage.server, "e3", "u-1", "Pulled", "Successfully pulled image \"x\" in 300ms");
     stage.start(|start| !start.is_pulling).await;
     wait(80).await;
+    event(&stage.server, "e4", "u-1", "Started", "Container started");
+    stage.start(|start| start.seen(Phase::Start).is_some()).await;
+    // Its status comes later.
+    wait(700).await;
     stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
     let start = stage.start(|start| start.address.is_some()).await;
     assert_eq!(start.address.as_deref(), Some("10.0.0.1:8000"), "as that of its endpoint");
@@ -136,8 +140,8 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
     let start = stage.start(|start| start.moments.len() == 5).await;
     assert_eq!(
         seen(&start, began),
-        [("create", 0), ("schedule", 20), ("pull", 320), ("start", 400), ("load", 5400)],
-        "20 + 300 + 80 + 5000"
+        [("create", 0), ("schedule", 20), ("pull", 320), ("start", 400), ("load", 6100)],
+        "20 + 300 + 80 + 700 + 5000"
     );
     assert!(start.parts.is_empty() && start.tail.as_ref().unwrap().lines().is_empty());
     stage.server.remove(POD);
