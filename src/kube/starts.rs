@@ -4,6 +4,7 @@
 //! are found with; Events, nodes and logs are followed only while a pod starts.
 
 mod events;
+mod load;
 mod logs;
 mod nodes;
 mod read;
@@ -21,11 +22,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Cluster;
 use crate::{
-    coldstart::VllmLog,
     domain::{Part, Phase},
-    state::{DiscoveredEndpoint, PartSeen, PodStart, Seen, Tail},
+    state::{DiscoveredEndpoint, PartSeen, PodStart, Seen},
 };
 use events::PodEvents;
+use load::Load;
 use logs::{Line, PodLogs, Source};
 use nodes::{NewNodes, Nodes};
 use read::Told;
@@ -64,9 +65,7 @@ struct Starting {
     waited: bool,
     /// Which run of the container has its log read, by how often it has run before.
     logged: Option<i32>,
-    /// What that log has told, and its last lines.
-    log: VllmLog,
-    tail: Option<Tail>,
+    load: Load,
     /// Ends its Events and its log.
     following: Option<DropGuard>,
     reading: Option<DropGuard>,
@@ -210,8 +209,7 @@ impl Starting {
             parts: Vec::new(),
             waited: false,
             logged: None,
-            log: VllmLog::default(),
-            tail: None,
+            load: Load::default(),
             following: None,
             reading: None,
             start: Arc::new(PodStart { name: name.into(), ..PodStart::default() }),
@@ -292,10 +290,7 @@ impl Starting {
             self.logged = Some(run);
             let (namespace, pod, container) = (namespace.clone(), name.clone(), container.clone());
             if let Some(lines) = sources.logs.follow(Source { namespace, pod, container }) {
-                self.tail = Some(Tail::default());
-                // What another run of it was at is of no use to this one.
-                self.log = VllmLog::default();
-                self.parts.retain(|part| part.part.phase() != Phase::Load);
+                self.load.begin();
                 let lines = ReceiverStream::new(lines).map(move |line| (uid.clone(), News::Line(line)));
                 streams.push(lines.take_until(until(&mut self.reading)).boxed());
             }
@@ -312,13 +307,7 @@ impl Starting {
                     self.saw(Phase::Start, started.clone());
                 }
             }
-            News::Line(line) => {
-                let parts = self.log.line(&line.text, line.at);
-                parts.into_iter().for_each(|part| self.part(part));
-                if let Some(tail) = &self.tail {
-                    tail.push(line.text);
-                }
-            }
+            News::Line(line) => self.load.line(line),
         }
         self.tell()
     }
@@ -326,6 +315,7 @@ impl Starting {
     /// Publishes what is known, if that has changed.
     fn tell(&mut self) -> bool {
         let mut moments = self.seen.clone();
+        self.load.cap(&mut moments);
         moments.extend(self.told.pulled.clone().map(|seen| (Phase::Pull, seen)));
         let start = PodStart {
             name: self.start.name.clone(),
@@ -333,8 +323,8 @@ impl Starting {
             node: read::node(&self.pod).map(Into::into),
             is_pulling: self.told.is_pulling(),
             moments,
-            parts: self.parts.clone(),
-            tail: self.tail.clone(),
+            parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
+            tail: self.load.tail.clone(),
         };
         let changed = *self.start != start;
         if changed {
