@@ -1,30 +1,50 @@
-//! The admin listener: metrics, probes and the JSON API. It reads handles and changes nothing.
+//! The admin listener: metrics, probes, the JSON API and the dashboard. It reads handles and changes nothing.
 
 mod api;
+mod dashboard;
+mod events;
+mod live;
 mod metrics;
 mod requests;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{
     Json, Router,
     extract::{Query, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
+    serve::ListenerExt as _,
 };
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
+pub use dashboard::PHASES_CSS;
+use live::Live;
 pub use metrics::ColdStartMetrics;
+
+/// How long a connection may neither answer nor take what it is sent.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// What the admin listener reads of the request path, as it is now.
 pub trait View: Send + Sync {
+    /// Where requests come in.
+    fn address(&self) -> SocketAddr;
+    /// A model that may be asked for.
+    fn example(&self) -> Option<String>;
     /// Every route.
     fn gates(&self) -> Vec<Arc<Gate>>;
     /// What is counted of requests that belong to no route.
@@ -61,6 +81,7 @@ pub struct Admin {
     cold_starts: Arc<ColdStarts>,
     draining: Arc<AtomicBool>,
     registry: Arc<Registry>,
+    live: Arc<Live>,
 }
 
 #[derive(Deserialize)]
@@ -72,25 +93,49 @@ struct ColdStartQuery {
 // === impl Admin ===
 
 impl Admin {
-    /// Shows these.
+    /// Shows these; what it shows live ends with `stopped`.
     pub fn new(
         view: Arc<dyn View>,
         cold_starts: Arc<ColdStarts>,
         cold_start_metrics: &ColdStartMetrics,
         draining: Arc<AtomicBool>,
+        stopped: CancellationToken,
     ) -> Self {
         let registry = Arc::new(metrics::registry(view.clone(), cold_start_metrics));
-        Self { view, cold_starts, draining, registry }
+        let live = Live::new(view.clone(), cold_starts.clone(), draining.clone(), stopped);
+        Self { view, cold_starts, draining, registry, live }
     }
 
-    /// The routes of the admin listener.
-    pub fn router(self) -> Router {
+    /// Keeps what is shown live up to date, until stopped.
+    pub fn run(&self) -> impl Future<Output = ()> + use<> {
+        self.live.clone().run()
+    }
+
+    /// Serves on this listener. Its connections end with whoever opened them, or when they do not answer, or do not take
+    /// what they are sent, for a minute: one that follows the events has one of few places.
+    pub async fn serve(self, listener: TcpListener) {
+        let listener = listener.tap_io(|stream| {
+            let socket = SockRef::from(&*stream);
+            // Neither fails on a connection that lives.
+            let _ = socket
+                .set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6));
+            #[cfg(target_os = "linux")]
+            let _ = socket.set_tcp_user_timeout(Some(SILENCE));
+        });
+        // It accepts until it is dropped.
+        let _ = axum::serve(listener, self.router()).await;
+    }
+
+    fn router(self) -> Router {
         Router::new()
+            .route("/", get(dashboard::page))
+            .route("/dashboard/{name}", get(dashboard::asset))
             .route("/metrics", get(scrape))
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .route("/api/v1/routes", get(routes))
             .route("/api/v1/cold-starts", get(cold_starts))
+            .route("/api/v1/events", get(events))
             .route("/api/v1/requests", get(requests::recent))
             // An id may be anything, also something with a slash.
             .route("/api/v1/requests/{*request_id}", get(requests::one))
@@ -129,4 +174,8 @@ async fn cold_starts(
 ) -> Json<serde_json::Value> {
     let recent = admin.cold_starts.recent(query.route.as_deref(), query.limit.unwrap_or(20));
     Json(serde_json::json!({ "cold_starts": recent }))
+}
+
+async fn events(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    events::follow(&admin.live, &headers)
 }

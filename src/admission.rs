@@ -238,9 +238,15 @@ impl Gate {
         ticket
     }
 
+    /// Something that is shown of it has changed.
+    pub fn stirred(&self) {
+        self.cold_starts.pulse().beat();
+    }
+
     /// We are about to stop: what cannot be served now is refused from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
+        self.stirred();
     }
 
     /// The held requests have waited as long as draining allows.
@@ -264,6 +270,7 @@ impl Gate {
         }
         self.demand.rise();
         self.pump();
+        self.stirred();
         if self.evicting.load(Ordering::SeqCst) {
             self.evict();
         }
@@ -330,7 +337,9 @@ impl Gate {
     }
 
     fn target_changed(self: &Arc<Self>, change: Change) {
+        self.stirred();
         match change {
+            Change::Status => {}
             Change::Room => self.pump(),
             Change::Obstacle => {
                 if let Some(obstacle) = self.target.obstacle() {

@@ -220,12 +220,14 @@ impl Bound {
         let exporting = self.export.map(Exporting::start);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
-            Arc::new(control.view(self.shared.clone(), cluster.as_ref().map(Watching::view))),
+            Arc::new(control.view(self.address, self.shared.clone(), cluster.as_ref().map(Watching::view))),
             self.cold_starts,
             &self.cold_start_metrics,
             drain.unready.clone(),
+            drain.cut.child_token(),
         );
-        let admin = tokio::spawn(axum::serve(self.admin, admin.router()).into_future());
+        let showing = tokio::spawn(admin.run());
+        let admin = tokio::spawn(admin.serve(self.admin));
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
 
         let mut running = self.config;
@@ -284,6 +286,7 @@ impl Bound {
         }
         control.stop().await;
         routes.stop().await;
+        let _ = showing.await;
         // After the last request has ended, and while it can still be seen what became of its spans.
         if let Some(exporting) = exporting {
             exporting.stop().await;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod connect;
 mod session;
 mod status;
@@ -44,6 +45,9 @@ enum Subcommands {
     Status(status::StatusArgs),
     /// Show a cold start end to end, with nothing to prepare: requests are held, a model server is woken, answers stream.
     Demo(DemoArgs),
+    /// Measure cold starts, and say what the measurements mean.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Stand in for vLLM, without a model: for demos and tests.
     Sim(SimArgs),
     /// Watch over a process for a proxy that may die.
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         }
         Subcommands::Status(args) => run(status::run(args)),
         Subcommands::Demo(args) => run(demo::run(args)),
+        Subcommands::Bench(command) => run(bench::run(command)),
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(
                 |error| {

@@ -3,7 +3,6 @@
 
 mod client;
 mod live;
-mod paint;
 mod report;
 mod show;
 mod stage;
@@ -19,10 +18,11 @@ use crate::{
     config::ConfigError,
     domain::Period,
     drain::{Request, Signals},
+    output::{OutputError, OutputFile},
+    terminal::{Paint, say, size},
 };
 use client::Clients;
-use paint::{Paint, say, size};
-use report::{JsonFile, Report, requests_in_words};
+use report::{Report, requests_in_words};
 use show::{Show, View};
 use stage::Stage;
 use stay::Stay;
@@ -49,8 +49,8 @@ pub struct DemoArgs {
 
 #[derive(Debug, Error)]
 enum DemoError {
-    #[error("cannot write {}: {source}", .path.display())]
-    Json { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Json(#[from] OutputError),
     #[error("cannot find this program's own file, which is to play the model server: {0}")]
     Program(io::Error),
     #[error(transparent)]
@@ -93,11 +93,7 @@ pub async fn run(args: DemoArgs) -> ExitCode {
 }
 
 async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
-    let json = |source, path: &std::path::Path| DemoError::Json { path: path.to_owned(), source };
-    let mut file = match &args.json {
-        Some(path) => Some(JsonFile::open(path).map_err(|source| json(source, path))?),
-        None => None,
-    };
+    let mut file = args.json.as_deref().map(OutputFile::open).transpose()?;
     let mut signals = Signals::new().map_err(DemoError::Signals)?;
     let stage = Stage::start(args.load_time).await?;
     let paint = Paint::for_stdout();
@@ -134,8 +130,7 @@ async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
     };
     say("");
     report.lines(&account, paint, size().0).iter().for_each(|line| say(line));
-    let written =
-        file.as_mut().map_or(Ok(()), |file| file.write(&report).map_err(|source| json(source, file.path())));
+    let written = file.as_mut().map_or(Ok(()), |file| file.write_json(&report));
     if !args.once && report.problems.is_empty() && written.is_ok() {
         stay::hints(&stage, paint).iter().for_each(|line| say(line));
         let stay = Stay::new(&stage, began, paint);

@@ -83,6 +83,8 @@ pub enum Change {
     Room,
     /// Something stands in the way, or does no more.
     Obstacle,
+    /// It stands elsewhere.
+    Status,
     /// The activation has failed: who waits for it need not wait on. The time is until the next try.
     Failed(Arc<str>, Duration),
 }
@@ -361,6 +363,7 @@ impl TargetState {
     /// Says where the target stands.
     pub fn set_status(&self, status: Status) {
         *self.status.lock() = status;
+        self.tell(Change::Status);
     }
 
     /// What stands in the way of the target, as far as is known.

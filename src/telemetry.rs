@@ -3,11 +3,13 @@
 mod counters;
 mod histogram;
 mod logs;
+mod pulse;
 pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed, TraceLabel, exemplar};
 pub use logs::init_logs;
+pub use pulse::Pulse;
 
 use std::cell::Cell;
 

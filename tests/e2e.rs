@@ -9,6 +9,8 @@ mod support;
 mod bad_input;
 #[path = "e2e/cluster.rs"]
 mod cluster;
+#[path = "e2e/dashboard.rs"]
+mod dashboard;
 #[path = "e2e/drain.rs"]
 mod drain;
 #[path = "e2e/errors.rs"]
@@ -41,6 +43,8 @@ mod requests;
 mod scaler;
 #[path = "e2e/scaler_tls.rs"]
 mod scaler_tls;
+#[path = "e2e/sleep.rs"]
+mod sleep;
 #[path = "e2e/slow.rs"]
 mod slow;
 #[path = "e2e/start.rs"]

@@ -42,7 +42,8 @@ const MUST_NOT_USE: &[(&[&str], &[&str])] = &[
 ];
 
 /// Modules that only these use.
-const ONLY_FOR: &[(&[&str], &[&str])] = &[(&["app"], &["cli", "demo"]), (&["cli", "demo"], &["cli"])];
+const ONLY_FOR: &[(&[&str], &[&str])] =
+    &[(&["app"], &["cli", "demo", "bench"]), (&["cli", "demo", "bench"], &["cli"])];
 
 #[test]
 fn no_arrow_is_forbidden() {

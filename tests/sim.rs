@@ -67,6 +67,10 @@ fn with(mut request: Value, key: &str, value: Value) -> Value {
     request
 }
 
+fn sleep_state(state: &str) -> String {
+    format!("vllm:engine_sleep_state{{engine=\"0\",model_name=\"sim\",sleep_state=\"{state}\"}}")
+}
+
 /// The events of a stream: name (empty where there is none) and data.
 fn events(body: &str) -> Vec<(String, String)> {
     let parse = |event: &str| {
@@ -399,6 +403,45 @@ async fn requests_over_the_limit_wait_and_move_up() {
     assert_eq!((sim.metric(RUNNING).await, sim.metric(ABORTED).await), (1.0, 2.0));
     drop(waiting);
     sim.until_metric(RUNNING, 0.0).await;
+}
+
+#[tokio::test]
+async fn asleep_it_takes_requests_and_answers_them_when_it_is_awake() {
+    let sim = start(SimArgs { enable_sleep_mode: true, ..args() }).await;
+    let state = async |state: &str| sim.metric(&sleep_state(state)).await;
+    assert_eq!((state("awake").await, sim.get("/is_sleeping").await.1), (1.0, json!({"is_sleeping": false})));
+    let slept = sim.post("/sleep?level=1", Value::Null).await;
+    assert_eq!(slept, (StatusCode::OK, json!({"status": "sleeping", "level": 1})));
+    assert_eq!((state("awake").await, state("weights_offloaded").await), (0.0, 1.0));
+    assert_eq!(sim.status("/health").await.unwrap(), StatusCode::OK, "it says nothing of sleep");
+    let woken = async {
+        sim.until_metric("vllm:num_requests_waiting", 1.0).await;
+        sim.post("/wake_up", Value::Null).await
+    };
+    let ((status, _), woken) = tokio::join!(sim.post("/v1/chat/completions", chat(false)), woken);
+    assert_eq!((status, woken.1), (StatusCode::OK, json!({"status": "awake", "tags": null})));
+    assert_eq!(sim.post("/sleep?level=7", Value::Null).await.0, StatusCode::BAD_REQUEST);
+
+    let without = start(args()).await;
+    assert_eq!(without.post("/sleep", Value::Null).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn after_level_2_it_is_itself_when_its_weights_were_read_again() {
+    let sim = start(SimArgs { enable_sleep_mode: true, ..args() }).await;
+    let says =
+        async || sim.post("/v1/chat/completions", chat(false)).await.1["choices"][0]["message"].clone();
+    let before = says().await;
+    for (reload, same) in [(false, false), (true, true)] {
+        assert_eq!(sim.post("/sleep?level=2", Value::Null).await.1["level"], 2);
+        assert_eq!(sim.metric(&sleep_state("discard_all")).await, 1.0);
+        assert_eq!(sim.post("/wake_up?tags=weights", Value::Null).await.1["status"], "sleeping");
+        if reload {
+            sim.post("/collective_rpc", json!({"method": "reload_weights"})).await;
+        }
+        assert_eq!(sim.post("/wake_up?tags=kv_cache", Value::Null).await.1["status"], "awake");
+        assert_eq!(says().await == before, same, "reloaded: {reload}");
+    }
 }
 
 #[tokio::test]

@@ -39,6 +39,7 @@ pub(super) struct Running {
 
 /// What the admin listener reads.
 pub(super) struct View {
+    address: SocketAddr,
     shared: Arc<Shared>,
     has_scaler: bool,
     peers: Option<Arc<Peers>>,
@@ -124,14 +125,22 @@ impl Running {
     }
 
     /// For the admin listener.
-    pub(super) fn view(&self, shared: Arc<Shared>, cluster: Option<Told>) -> View {
-        View { shared, has_scaler: self.has_scaler, peers: self.peers.clone(), cluster }
+    pub(super) fn view(&self, address: SocketAddr, shared: Arc<Shared>, cluster: Option<Told>) -> View {
+        View { address, shared, has_scaler: self.has_scaler, peers: self.peers.clone(), cluster }
     }
 }
 
 // === impl View ===
 
 impl admin::View for View {
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn example(&self) -> Option<String> {
+        self.shared.table.load().models().first().map(|model| model.to_string())
+    }
+
     fn gates(&self) -> Vec<Arc<Gate>> {
         self.shared.table.load().gates().to_vec()
     }

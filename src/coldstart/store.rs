@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{ColdStart, ColdStartKind, ColdStartOutcome, Estimates};
-use crate::domain::RouteKey;
+use crate::{domain::RouteKey, telemetry::Pulse};
 
 /// The cold starts of all routes: the recent ones, bounded.
 pub struct ColdStarts {
@@ -21,6 +21,7 @@ pub struct ColdStarts {
     /// Tells the metrics and the log of each that ended.
     on_end: Box<dyn Fn(&ColdStart) + Send + Sync>,
     changed: watch::Sender<u64>,
+    pulse: Pulse,
 }
 
 /// Counts that go on after the record has ended: the last held requests go out later than the first byte comes.
@@ -50,6 +51,7 @@ impl ColdStarts {
             ended: Mutex::default(),
             on_end: Box::new(on_end),
             changed: watch::Sender::new(0),
+            pulse: Pulse::default(),
         })
     }
 
@@ -73,6 +75,11 @@ impl ColdStarts {
     /// Changes whenever a cold start ends.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Beats with everything that is shown of routes and their cold starts: all that know of the one know of the other.
+    pub const fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {

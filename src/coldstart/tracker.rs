@@ -21,6 +21,7 @@ use super::{
 use crate::{
     domain::RouteKey,
     state::{PartSeen, PodStart, Seen},
+    telemetry::Pulse,
 };
 
 /// The cold starts of one route: at most one at a time.
@@ -171,6 +172,12 @@ impl Tracker {
         }
         drop(active);
         self.held(held);
+        self.pulse().beat();
+    }
+
+    /// Beats with everything that is shown of routes.
+    pub fn pulse(&self) -> &Pulse {
+        self.store.pulse()
     }
 
     /// So many are held now.
@@ -218,6 +225,7 @@ impl Tracker {
             Some(active) => active.mark(Phase::Signal),
             None => *self.pushed.lock() = Some(Instant::now()),
         }
+        self.pulse().beat();
     }
 
     /// A phase is over, now, by our own doing. One that is over already, or that a later one of ours has followed, is not
@@ -226,6 +234,7 @@ impl Tracker {
         if let Some(active) = self.active.lock().as_mut() {
             active.mark(phase);
         }
+        self.pulse().beat();
     }
 
     /// Somebody else has brought a phase to an end, of the target as a whole. The first time in a cold start counts. It
@@ -238,12 +247,14 @@ impl Tracker {
             Some(_) => {}
             None => observed.seen.push((phase, seen)),
         }
+        self.pulse().beat();
     }
 
     /// What is known now of the pods of the target, all of them.
     pub fn observe_pods(&self, pods: impl IntoIterator<Item = PodStart>) {
         let pods = pods.into_iter().take(Self::PODS).collect();
         self.observed.lock().pods = pods;
+        self.pulse().beat();
     }
 
     /// A part of a phase is over, in the process that we start. What is told of it again takes the place of what was
@@ -253,6 +264,7 @@ impl Tracker {
             active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
+        self.pulse().beat();
     }
 
     /// The pod at `address` answers, and only a gateway before it is left to be waited for. The first one is told of.
@@ -278,6 +290,7 @@ impl Tracker {
             active.mark(if is_loaded { Phase::Propagate } else { Phase::Load });
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
+        self.pulse().beat();
     }
 
     /// The gateway says that it knows of nothing that is ready: what is ready has yet to propagate.
@@ -355,6 +368,7 @@ impl Tracker {
         if follows {
             active.mark(phase);
             also(active);
+            self.pulse().beat();
         }
         follows
     }
@@ -386,6 +400,7 @@ impl Tracker {
         let kind = record.kind;
         self.store.end(record, tally);
         self.estimate_anew(kind);
+        self.pulse().beat();
     }
 
     /// How many activations have made the target ready.

@@ -141,6 +141,7 @@ impl<'a> Walk<'a> {
     }
 
     fn kind(&self, schema: &'a Value) -> Kind {
+        let schema = given(schema);
         match schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
             Some("Duration") => return Kind::Duration,
             Some("ByteCount") => return Kind::Bytes,
@@ -174,13 +175,17 @@ impl<'a> Walk<'a> {
     }
 
     fn resolve(&self, schema: &'a Value) -> &'a Value {
-        // What may be left out is either that or null.
-        let schema = match schema["anyOf"].as_array().map(Vec::as_slice) {
-            Some([this, null]) if null["type"] == "null" => this,
-            _ => schema,
-        };
+        let schema = given(schema);
         let target = schema["$ref"].as_str().and_then(|name| self.root.pointer(name.strip_prefix('#')?));
         target.unwrap_or(schema)
+    }
+}
+
+/// The schema of a value that is there: what may be left out is either that or null.
+fn given(schema: &Value) -> &Value {
+    match schema["anyOf"].as_array().map(Vec::as_slice) {
+        Some([this, null]) if null["type"] == "null" => this,
+        _ => schema,
     }
 }
 

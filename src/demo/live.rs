@@ -7,11 +7,13 @@ use owo_colors::Style;
 
 use super::{
     client::Seen,
-    paint::{Paint, duration, fit, fit_end, say, size},
     show::{FEW, View},
     waterfall,
 };
-use crate::coldstart::Phase;
+use crate::{
+    coldstart::Phase,
+    terminal::{Paint, duration, fit, fit_end, say, size},
+};
 
 /// Lines that change in place, all at once.
 pub(super) struct Live {

@@ -1,24 +1,16 @@
 //! What a demo found out: for people, and as JSON.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{
-    client::Seen,
-    paint::{Paint, duration, fit},
-    waterfall::waterfall,
-};
+use super::{client::Seen, waterfall::waterfall};
 use crate::{
     app::Account,
     coldstart::{ColdStart, ColdStartOutcome},
     domain::Period,
     error::Outcome,
+    terminal::{Paint, duration, fit},
 };
 
 /// The whole of it.
@@ -72,12 +64,6 @@ struct AccountReport {
     held: u64,
     in_flight: u64,
     balances: bool,
-}
-
-/// The file that `--json` names, opened before anything starts.
-pub(super) struct JsonFile {
-    file: File,
-    path: PathBuf,
 }
 
 // === impl Report ===
@@ -246,27 +232,4 @@ impl Spread {
 
 fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
-}
-
-// === impl JsonFile ===
-
-impl JsonFile {
-    /// What an earlier run wrote stays until there is something new.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { file, path: path.to_owned() })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(super) fn write(&mut self, report: &Report) -> io::Result<()> {
-        let mut text = serde_json::to_vec_pretty(report)?;
-        text.push(b'\n');
-        if self.file.metadata()?.is_file() {
-            self.file.set_len(0)?;
-        }
-        self.file.write_all(&text)
-    }
 }

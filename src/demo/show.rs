@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use super::{
-    client::Seen,
-    live::Live,
-    paint::{duration, fit, is_live, say},
-    stage::Stage,
-};
+use super::{client::Seen, live::Live, stage::Stage};
 use crate::{
     coldstart::{ColdStart, Phase},
     state::Status,
+    terminal::{duration, fit, is_live, say},
 };
 
 /// The route at one moment.

@@ -7,11 +7,13 @@ use tokio::time::{Instant, interval};
 
 use super::{
     live::{freeze, line},
-    paint::{Paint, duration, is_live, say, size},
     report::{cold_start_lines, requests_in_words},
     stage::Stage,
 };
-use crate::state::Status;
+use crate::{
+    state::Status,
+    terminal::{Paint, duration, is_live, say, size},
+};
 
 /// Tells what happens to the route.
 pub(super) struct Stay<'a> {

@@ -2,8 +2,10 @@
 
 use owo_colors::Style;
 
-use super::paint::{Paint, duration, fit};
-use crate::coldstart::{ColdStart, Phase};
+use crate::{
+    coldstart::{ColdStart, Phase},
+    terminal::{Paint, duration, fit},
+};
 
 /// How wide the axis is, in characters.
 const WIDTH: usize = 36;

@@ -256,6 +256,7 @@ impl Exchange {
             trace.id()
         });
         self.gate.counters().held(end, held, traced);
+        self.gate.stirred();
         if let Some(story) = &self.story {
             story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
         }

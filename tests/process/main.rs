@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 
+mod load;
 mod sleep;
 mod support;
 

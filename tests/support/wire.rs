@@ -281,5 +281,11 @@ pub fn streaming(text: &str) -> String {
 
 /// A GET.
 pub fn get(path: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n\r\n")
+    get_with(path, &[])
+}
+
+/// A GET with further header lines.
+pub fn get_with(path: &str, fields: &[(&str, &str)]) -> String {
+    let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n{fields}\r\n")
 }

@@ -59,10 +59,7 @@ impl Checker<'_> {
         if process.when_idle == WhenIdle::Stop {
             for key in ["sleepLevel", "stopAfter"].map(|key| path.key(key)) {
                 if self.is_given(&key) {
-                    self.warn(
-                        &key,
-                        "has no effect: the server is stopped when it is idle, not without whenIdle: sleep",
-                    );
+                    self.warn(&key, "has no effect without whenIdle: sleep: an idle server is stopped");
                 }
             }
             return;

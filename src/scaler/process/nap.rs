@@ -64,6 +64,9 @@ impl Launcher {
             asleep = self.wake.meanwhile(fall_asleep(endpoint.address(), level)) => asleep,
         };
         if let Err(error) = asleep {
+            if let Some(status) = hung_up(server, &error).await {
+                return lost(server, status, "falling asleep").await;
+            }
             tracing::error!(route = %gate.key(), %error, "the target cannot sleep, and is stopped instead");
             self.starts_again(format!("the target did not fall asleep: {error}").into());
             return Nap::Over;
@@ -107,7 +110,10 @@ impl Launcher {
                 tracing::info!(route = %self.gate().key(), address = endpoint.address(), "awake");
                 return Nap::Awake;
             }
-            Ok(Err(error)) => format!("the target did not wake: {error}"),
+            Ok(Err(error)) => match hung_up(server, &error).await {
+                Some(status) => return lost(server, status, "waking").await,
+                None => format!("the target did not wake: {error}"),
+            },
             Err(_) => format!("the target was not awake within {}", readiness.activation_timeout),
         };
         Nap::Lost(End { reason, last_lines: server.last_lines() })
@@ -128,6 +134,13 @@ impl Launcher {
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         self.gate().cold_starts().hindered(why);
     }
+}
+
+/// How a server ended that did not answer: if it is dead, its guardian tells so a moment later.
+async fn hung_up(server: &mut Server, error: &SleepError) -> Option<io::Result<ExitStatus>> {
+    const MOMENT: Duration = Duration::from_secs(1);
+    let is_silent = matches!(error, SleepError::Silent(..));
+    if is_silent { timeout(MOMENT, server.exited()).await.ok() } else { None }
 }
 
 async fn lost(server: &mut Server, status: io::Result<ExitStatus>, doing: &str) -> Nap {

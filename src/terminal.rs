@@ -6,22 +6,22 @@ use owo_colors::{OwoColorize as _, Style};
 
 /// Paints text, or leaves it alone.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Paint {
+pub(crate) struct Paint {
     colours: bool,
 }
 
 /// Writes a line. A reader that has gone is no reason to die, as `println!` does.
-pub(super) fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{line}");
 }
 
 /// Whether standard output is a terminal on which lines can be changed.
-pub(super) fn is_live() -> bool {
+pub(crate) fn is_live() -> bool {
     io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Columns and rows of the terminal.
-pub(super) fn size() -> (usize, usize) {
+pub(crate) fn size() -> (usize, usize) {
     match rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
         _ => (80, 24),
@@ -29,7 +29,7 @@ pub(super) fn size() -> (usize, usize) {
 }
 
 /// A time in milliseconds, in three digits or so.
-pub(super) fn duration(ms: f64) -> String {
+pub(crate) fn duration(ms: f64) -> String {
     match ms {
         0.0 => "0".to_owned(),
         ms if ms < 0.05 => "<0.1 ms".to_owned(),
@@ -41,7 +41,7 @@ pub(super) fn duration(ms: f64) -> String {
 }
 
 /// The beginning of a text, if all of it does not fit.
-pub(super) fn fit(text: &str, width: usize) -> String {
+pub(crate) fn fit(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }
@@ -49,7 +49,7 @@ pub(super) fn fit(text: &str, width: usize) -> String {
 }
 
 /// The end of a text, if all of it does not fit.
-pub(super) fn fit_end(text: &str, width: usize) -> String {
+pub(crate) fn fit_end(text: &str, width: usize) -> String {
     let count = text.chars().count();
     if count <= width {
         return text.to_owned();
@@ -61,33 +61,33 @@ pub(super) fn fit_end(text: &str, width: usize) -> String {
 
 impl Paint {
     /// Paints on a terminal, unless `NO_COLOR` is set.
-    pub(super) fn for_stdout() -> Self {
+    pub(crate) fn for_stdout() -> Self {
         Self { colours: is_live() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
 
     /// Leaves text alone.
     #[cfg(test)]
-    pub(super) const fn plain() -> Self {
+    pub(crate) const fn plain() -> Self {
         Self { colours: false }
     }
 
-    pub(super) fn paint(self, text: &str, style: Style) -> String {
+    pub(crate) fn paint(self, text: &str, style: Style) -> String {
         if self.colours { text.style(style).to_string() } else { text.to_owned() }
     }
 
-    pub(super) fn bold(self, text: &str) -> String {
+    pub(crate) fn bold(self, text: &str) -> String {
         self.paint(text, Style::new().bold())
     }
 
-    pub(super) fn dim(self, text: &str) -> String {
+    pub(crate) fn dim(self, text: &str) -> String {
         self.paint(text, Style::new().dimmed())
     }
 
-    pub(super) fn good(self, text: &str) -> String {
+    pub(crate) fn good(self, text: &str) -> String {
         self.paint(text, Style::new().green())
     }
 
-    pub(super) fn bad(self, text: &str) -> String {
+    pub(crate) fn bad(self, text: &str) -> String {
         self.paint(text, Style::new().red().bold())
     }
 }

@@ -1,0 +1,4 @@
+// Requests that failed lately, where the server keeps them.
+export class Failures {
+  render() {}
+}

@@ -1,0 +1,81 @@
+// Server-sent events over fetch, which unlike EventSource says why it was refused, and notices silence.
+
+/** The server tells at least once a second, so this much silence is a lost connection. */
+const SILENCE = 6_000;
+const FIRST_WAIT = 500;
+const LONGEST_WAIT = 5_000;
+
+/**
+ * Follows the events at `url` until told to stop: `onEvent(name, data)`, and `onLink(state, why)` with the states
+ * `connecting`, `live` and `lost`.
+ */
+export function follow(url, onEvent, onLink) {
+  const stopping = new AbortController();
+  (async () => {
+    let wait = FIRST_WAIT;
+    for (;;) {
+      onLink('connecting');
+      const why = await once(url, stopping.signal, (name, data) => {
+        wait = FIRST_WAIT;
+        onLink('live');
+        onEvent(name, data);
+      });
+      if (stopping.signal.aborted) return;
+      onLink('lost', why);
+      await new Promise((resolve) => setTimeout(resolve, wait));
+      if (stopping.signal.aborted) return;
+      wait = Math.min(LONGEST_WAIT, wait * 2);
+    }
+  })();
+  return () => stopping.abort();
+}
+
+/** One connection, to its end: says why it ended. */
+async function once(url, stopping, onEvent) {
+  const abort = new AbortController();
+  const stop = () => abort.abort();
+  stopping.addEventListener('abort', stop);
+  let alarm;
+  const heard = () => {
+    clearTimeout(alarm);
+    alarm = setTimeout(stop, SILENCE);
+  };
+  try {
+    heard();
+    const answer = await fetch(url, { signal: abort.signal, cache: 'no-store', headers: { accept: 'text/event-stream' } });
+    if (!answer.ok) {
+      const body = await answer.json().catch(() => ({}));
+      return typeof body.error === 'string' ? body.error : `it answered ${answer.status}`;
+    }
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let buffer = '';
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return 'the connection has ended';
+      heard();
+      buffer += value;
+      for (let end; (end = buffer.indexOf('\n\n')) >= 0; buffer = buffer.slice(end + 2)) {
+        const event = parse(buffer.slice(0, end));
+        if (event?.name === 'end') return 'Anteroom has stopped';
+        if (event) onEvent(event.name, JSON.parse(event.data));
+      }
+    }
+  } catch {
+    return 'Anteroom does not answer';
+  } finally {
+    clearTimeout(alarm);
+    stopping.removeEventListener('abort', stop);
+    abort.abort();
+  }
+}
+
+/** An event of lines; a comment is none. */
+function parse(block) {
+  let name = 'message';
+  let data = null;
+  for (const line of block.split('\n')) {
+    if (line.startsWith('event: ')) name = line.slice(7);
+    else if (line.startsWith('data: ')) data = (data ?? '') + line.slice(6);
+  }
+  return data === null ? null : { name, data };
+}

@@ -1,0 +1,199 @@
+//! What the dashboard shows, as it is now: made when it has changed and somebody looks, and then once for all who do.
+
+mod samples;
+mod shown;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::View;
+use crate::{coldstart::ColdStarts, telemetry::Pulse};
+use samples::Samples;
+pub(super) use shown::Shown;
+use shown::{About, Maker};
+
+/// How many may look at once; each costs a connection and the newest state, and no queue.
+pub(super) const WATCHERS: usize = 32;
+
+/// How often held requests are taken down, and the state is told though nothing has happened.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The least time between two states: what happens meanwhile is told together.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The state of everything, for those who look.
+pub(super) struct Live {
+    view: Arc<dyn View>,
+    cold_starts: Arc<ColdStarts>,
+    draining: Arc<AtomicBool>,
+    places: Arc<Semaphore>,
+    shown: watch::Sender<Arc<Shown>>,
+    making: Mutex<Making>,
+    stopped: CancellationToken,
+    instance: Arc<str>,
+    began: Instant,
+}
+
+struct Making {
+    maker: Maker,
+    samples: Samples,
+    last: Instant,
+}
+
+/// Somebody who looks. Dropping it makes room for another.
+pub(super) struct Watcher {
+    live: Arc<Live>,
+    shown: watch::Receiver<Arc<Shown>>,
+    seen: u64,
+    _place: OwnedSemaphorePermit,
+}
+
+// === impl Live ===
+
+impl Live {
+    pub(super) fn new(
+        view: Arc<dyn View>,
+        cold_starts: Arc<ColdStarts>,
+        draining: Arc<AtomicBool>,
+        stopped: CancellationToken,
+    ) -> Arc<Self> {
+        let making = Making { maker: Maker::default(), samples: Samples::default(), last: Instant::now() };
+        Arc::new(Self {
+            view,
+            cold_starts,
+            draining,
+            places: Arc::new(Semaphore::new(WATCHERS)),
+            shown: watch::Sender::default(),
+            making: Mutex::new(making),
+            stopped,
+            instance: instance().into(),
+            began: Instant::now(),
+        })
+    }
+
+    fn pulse(&self) -> &Pulse {
+        self.cold_starts.pulse()
+    }
+
+    /// Takes samples, and tells of changes, until stopped.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // The end first; then the tick, after which nothing that beat before is new.
+                biased;
+                () = self.stopped.cancelled() => return,
+                _ = ticks.tick() => self.tick(),
+                () = self.changed() => self.make(),
+            }
+        }
+    }
+
+    /// Waits for a change, and then until the next state may be told. Cancel-safe: only making a state takes the beat.
+    async fn changed(&self) {
+        self.pulse().heard().await;
+        let next = self.making.lock().last + PAUSE;
+        sleep_until(next).await;
+    }
+
+    fn tick(&self) {
+        let mut making = self.making.lock();
+        making.samples.tick(&self.view.gates());
+        let watched = self.shown.receiver_count() > 0;
+        // Under the lock, under which somebody may be about to look.
+        self.pulse().watch(watched);
+        if watched {
+            self.make_next(&mut making);
+        }
+    }
+
+    fn make(&self) {
+        self.make_next(&mut self.making.lock());
+    }
+
+    fn make_next(&self, making: &mut Making) {
+        self.pulse().take();
+        let gates = self.view.gates();
+        making.samples.see(&gates);
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let about = About {
+            version: env!("CARGO_PKG_VERSION"),
+            instance: self.instance.clone(),
+            uptime_ms: millis(self.began.elapsed()),
+            now_ms: millis(now),
+            port: self.view.address().port(),
+            model: self.view.example(),
+            draining: self.draining.load(Ordering::Relaxed),
+            awaits_routes: self.view.awaits_routes(),
+            tick: making.samples.ticks(),
+            peers: self.view.peers(),
+        };
+        let shown = making.maker.make(about, &gates, &self.cold_starts, &making.samples);
+        making.last = Instant::now();
+        self.shown.send_replace(Arc::new(shown));
+    }
+
+    /// Somebody wants to look; `None` when as many as may do so already.
+    pub(super) fn watch(self: &Arc<Self>) -> Option<Watcher> {
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        let mut making = self.making.lock();
+        let shown = self.shown.subscribe();
+        self.pulse().watch(true);
+        // While nobody looked, nothing was made.
+        self.make_next(&mut making);
+        drop(making);
+        Some(Watcher { live: self.clone(), shown, seen: 0, _place: place })
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The name of this replica: of the pod, or of the machine.
+fn instance() -> String {
+    let of_pod = std::env::var("HOSTNAME").ok();
+    let name = of_pod.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
+    name.map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".into())
+}
+
+// === impl Watcher ===
+
+impl Watcher {
+    /// The next event: everything at first, then what has changed since the one before, however long ago that was;
+    /// `None` once we have stopped. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<String> {
+        if self.seen > 0 {
+            tokio::select! {
+                // What is left to tell goes before the end.
+                biased;
+                changed = self.shown.changed() => changed.ok()?,
+                () = self.live.stopped.cancelled() => return None,
+            }
+        }
+        let shown = self.shown.borrow_and_update().clone();
+        let event = match self.seen {
+            0 => shown.snapshot(&self.live.making.lock().samples),
+            seen => shown.update(seen),
+        };
+        self.seen = shown.version();
+        Some(event)
+    }
+}

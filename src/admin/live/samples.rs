@@ -1,0 +1,74 @@
+//! How many requests were held in each of the last seconds.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use crate::{admission::Gate, domain::RouteKey};
+
+/// The most that were seen to be held in each second, by route. Its size is bounded by the number of routes.
+#[derive(Default)]
+pub(in crate::admin) struct Samples {
+    ticks: u64,
+    routes: HashMap<RouteKey, Ring>,
+}
+
+#[derive(Default)]
+struct Ring {
+    held: VecDeque<usize>,
+    /// The most since the last tick.
+    peak: usize,
+}
+
+// === impl Samples ===
+
+impl Samples {
+    /// How many seconds are kept.
+    pub(in crate::admin) const KEPT: usize = 120;
+
+    /// A second is over.
+    pub(super) fn tick(&mut self, gates: &[Arc<Gate>]) {
+        self.see(gates);
+        self.ticks += 1;
+        if self.routes.len() > gates.len() {
+            let names: std::collections::HashSet<_> = gates.iter().map(|gate| gate.key()).collect();
+            self.routes.retain(|name, _| names.contains(name));
+        }
+        for gate in gates {
+            let Some(ring) = self.routes.get_mut(gate.key()) else { continue };
+            if ring.held.len() == Self::KEPT {
+                ring.held.pop_front();
+            }
+            ring.held.push_back(std::mem::replace(&mut ring.peak, gate.held()));
+        }
+    }
+
+    /// Looks at what is held now.
+    pub(super) fn see(&mut self, gates: &[Arc<Gate>]) {
+        for gate in gates {
+            let held = gate.held();
+            match self.routes.get_mut(gate.key()) {
+                Some(ring) => ring.peak = ring.peak.max(held),
+                None => {
+                    self.routes.insert(gate.key().clone(), Ring { held: VecDeque::new(), peak: held });
+                }
+            }
+        }
+    }
+
+    /// How many seconds are over.
+    pub(super) const fn ticks(&self) -> u64 {
+        self.ticks
+    }
+
+    /// The last seconds of a route, oldest first.
+    pub(super) fn of(&self, route: &RouteKey) -> impl Iterator<Item = usize> {
+        self.routes.get(route).into_iter().flat_map(|ring| ring.held.iter().copied())
+    }
+
+    /// The last second of a route.
+    pub(super) fn last(&self, route: &RouteKey) -> usize {
+        self.routes.get(route).and_then(|ring| ring.held.back().copied()).unwrap_or(0)
+    }
+}

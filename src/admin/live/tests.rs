@@ -1,0 +1,272 @@
+use std::{net::SocketAddr, sync::atomic::AtomicUsize};
+
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::sleep};
+
+use super::*;
+use crate::{
+    admin::ClusterCounts,
+    admission::{Gate, Permit},
+    domain::Policy,
+    history::History,
+    hold::Ticket,
+    telemetry::RouteCounters,
+};
+
+/// Routes without a proxy.
+struct Routes {
+    gates: Mutex<Vec<Arc<Gate>>>,
+    unrouted: RouteCounters,
+    history: Arc<History>,
+    /// How often it was asked for them.
+    looks: AtomicUsize,
+}
+
+impl View for Routes {
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 8080))
+    }
+    fn example(&self) -> Option<String> {
+        Some("tiny".into())
+    }
+    fn gates(&self) -> Vec<Arc<Gate>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.gates.lock().clone()
+    }
+    fn unrouted(&self) -> &RouteCounters {
+        &self.unrouted
+    }
+    fn history(&self) -> &History {
+        &self.history
+    }
+    fn buffered_bytes(&self) -> usize {
+        0
+    }
+    fn awaits_routes(&self) -> bool {
+        false
+    }
+    fn has_scaler(&self) -> bool {
+        false
+    }
+    fn peers(&self) -> Vec<(&'static str, usize)> {
+        vec![("connected", 2)]
+    }
+    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
+        None
+    }
+    fn cluster(&self) -> Option<ClusterCounts> {
+        None
+    }
+}
+
+struct World {
+    routes: Arc<Routes>,
+    cold_starts: Arc<ColdStarts>,
+    draining: Arc<AtomicBool>,
+    stopped: CancellationToken,
+    live: Arc<Live>,
+    running: JoinHandle<()>,
+}
+
+impl World {
+    /// Running, and past its first tick: the next one comes in a second.
+    async fn new(names: &[&str]) -> Self {
+        let cold_starts = ColdStarts::new(|_| {});
+        let gate = |name: &&str| Gate::new((*name).into(), Policy::default(), cold_starts.clone());
+        let gates = Mutex::new(names.iter().map(gate).collect());
+        let routes = Arc::new(Routes {
+            gates,
+            unrouted: RouteCounters::default(),
+            history: History::new(0),
+            looks: AtomicUsize::new(0),
+        });
+        let (draining, stopped) = <(Arc<AtomicBool>, CancellationToken)>::default();
+        let live = Live::new(routes.clone(), cold_starts.clone(), draining.clone(), stopped.clone());
+        let running = tokio::spawn(live.clone().run());
+        sleep(Duration::from_millis(1)).await;
+        Self { routes, cold_starts, draining, stopped, live, running }
+    }
+
+    fn gate(&self, index: usize) -> Arc<Gate> {
+        self.routes.gates.lock()[index].clone()
+    }
+
+    fn hold(&self, count: usize) -> Vec<Ticket<Permit>> {
+        (0..count).map(|_| self.gate(0).hold(1, true).unwrap()).collect()
+    }
+}
+
+/// The next event: its name, and what it tells.
+async fn next(watcher: &mut Watcher) -> (String, Value) {
+    let event = watcher.next().await.expect("an event");
+    let (name, data) = event.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
+    let data = data.strip_suffix("\n\n").unwrap();
+    assert!(!data.contains('\n'), "one line");
+    (name.to_owned(), serde_json::from_str(data).unwrap())
+}
+
+fn names(told: &Value) -> Vec<&str> {
+    told["routes"].as_array().unwrap().iter().map(|route| route["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_comes_first_and_then_only_what_has_changed() {
+    let world = World::new(&["tiny", "other"]).await;
+    let mut watcher = world.live.watch().unwrap();
+    let (event, told) = next(&mut watcher).await;
+    assert_eq!((&*event, names(&told)), ("snapshot", vec!["tiny", "other"]));
+    assert_eq!(told["names"], json!(["tiny", "other"]));
+    assert_eq!(told["held"], json!({ "tiny": [0], "other": [0] }), "one tick is over");
+    let about = &told["about"];
+    assert_eq!(about["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(
+        (&about["port"], &about["draining"], &about["tick"]),
+        (&json!(8080), &json!(false), &json!(1))
+    );
+    assert_eq!(about["peers"], json!({ "connected": 2 }));
+
+    let (event, told) = next(&mut watcher).await;
+    assert_eq!((&*event, names(&told)), ("update", vec![]), "the next tick, and nothing has happened");
+    assert_eq!((&told["about"]["tick"], &told["names"]), (&json!(2), &Value::Null));
+
+    world.routes.gates.lock().remove(0);
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!((names(&told), &told["names"]), (vec![], &json!(["other"])), "a reload has taken one away");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_edge_is_told_at_once_and_those_that_follow_together() {
+    let world = World::new(&["tiny", "other"]).await;
+    let mut watcher = world.live.watch().unwrap();
+    next(&mut watcher).await;
+    sleep(PAUSE).await;
+
+    let before = Instant::now();
+    let mut held = world.hold(1);
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    assert_eq!((names(&told), &told["routes"][0]["held"]), (vec!["tiny"], &json!(1)));
+
+    for _ in 0..50 {
+        held.extend(world.hold(1));
+        sleep(Duration::from_millis(1)).await;
+    }
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!((before.elapsed(), &told["routes"][0]["held"]), (PAUSE, &json!(51)));
+
+    sleep(PAUSE).await;
+    let before = Instant::now();
+    world.gate(0).cold_starts().begin(before, 51);
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!((before.elapsed(), &told["routes"][0]["phase"]), (Duration::ZERO, &json!("signal")));
+
+    sleep(PAUSE).await;
+    let before = Instant::now();
+    world.gate(0).cold_starts().failed("no luck".into(), Vec::new());
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!(before.elapsed(), Duration::ZERO);
+    assert_eq!(told["cold_starts"][0]["reason"], "no luck");
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!(told["cold_starts"], json!([]), "it has been told");
+
+    sleep(PAUSE).await;
+    let before = Instant::now();
+    world.draining.store(true, Ordering::Relaxed);
+    world.gate(0).drain();
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!((before.elapsed(), &told["about"]["draining"]), (Duration::ZERO, &json!(true)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_gets_the_newest_state_and_nothing_that_was_before() {
+    let world = World::new(&["tiny"]).await;
+    let (mut slow, mut quick) = (world.live.watch().unwrap(), world.live.watch().unwrap());
+    next(&mut slow).await;
+    next(&mut quick).await;
+    let reading = tokio::spawn(async move {
+        let mut count = 0;
+        while quick.next().await.is_some() {
+            count += 1;
+        }
+        count
+    });
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        sleep(TICK).await;
+        held.extend(world.hold(1));
+    }
+    world.gate(0).cold_starts().begin(Instant::now(), 60);
+    world.gate(0).cold_starts().failed("no luck".into(), Vec::new());
+    sleep(PAUSE).await;
+    let (_, told) = next(&mut slow).await;
+    assert_eq!((&told["routes"][0]["held"], &told["about"]["tick"]), (&json!(60), &json!(61)));
+    assert_eq!(told["cold_starts"].as_array().unwrap().len(), 1, "nothing is lost by it");
+    let before = Instant::now();
+    let (_, told) = next(&mut slow).await;
+    assert!(before.elapsed() > Duration::ZERO && told["about"]["tick"] == 62, "there was nothing in between");
+    world.stopped.cancel();
+    assert!(reading.await.unwrap() > 100, "the other one was told of every tick and every edge");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_so_many_look_and_all_are_told_of_the_end() {
+    let world = World::new(&["tiny"]).await;
+    let mut watchers: Vec<_> = (0..WATCHERS).map(|_| world.live.watch().expect("room")).collect();
+    assert!(world.live.watch().is_none());
+    watchers.pop();
+    watchers.push(world.live.watch().expect("the room of who went away"));
+    world.stopped.cancel();
+    world.running.await.unwrap();
+    for watcher in &mut watchers {
+        assert!(watcher.next().await.unwrap().starts_with("event: snapshot"), "who came just before");
+        assert_eq!(watcher.next().await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_nobody_looks_nothing_is_made() {
+    let world = World::new(&["tiny"]).await;
+    let mut watcher = world.live.watch().unwrap();
+    next(&mut watcher).await;
+    drop(watcher);
+    sleep(TICK).await;
+    let (looks, version) = (world.routes.looks.load(Ordering::Relaxed), world.live.shown.borrow().version());
+    let _held = world.hold(3);
+    world.gate(0).cold_starts().begin(Instant::now(), 3);
+    sleep(TICK / 2).await;
+    assert_eq!(world.routes.looks.load(Ordering::Relaxed), looks, "edges are not even heard");
+    sleep(TICK).await;
+    assert_eq!(world.routes.looks.load(Ordering::Relaxed), looks + 1, "one look a tick, for the samples");
+    assert_eq!(world.live.shown.borrow().version(), version);
+    assert!(world.cold_starts.recent(None, 1).is_empty());
+    let mut watcher = world.live.watch().unwrap();
+    let (_, told) = next(&mut watcher).await;
+    assert_eq!(told["routes"][0]["held"], 3, "who comes sees how it is now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_minutes_of_held_requests_are_kept_with_the_most_of_each_second() {
+    let world = World::new(&["tiny", "other"]).await;
+    let mut watcher = world.live.watch().unwrap();
+    next(&mut watcher).await;
+    for count in [3, 1] {
+        let held = world.hold(count);
+        sleep(PAUSE * 2).await;
+        drop(held);
+        sleep(TICK - PAUSE * 2).await;
+    }
+    let told = next(&mut watcher).await.1;
+    assert_eq!(told["held"], json!({ "tiny": 1 }), "of the last second, and without those that hold nothing");
+    let mut late = world.live.watch().unwrap();
+    assert_eq!(next(&mut late).await.1["held"]["tiny"], json!([0, 3, 1]));
+    sleep(TICK * 200).await;
+    let history = |told: Value| told["held"]["tiny"].as_array().unwrap().clone();
+    assert_eq!(history(next(&mut world.live.watch().unwrap()).await.1), vec![json!(0); Samples::KEPT]);
+    world.routes.gates.lock().remove(0);
+    sleep(TICK).await;
+    assert_eq!(
+        world.live.making.lock().samples.of(&"tiny".into()).count(),
+        0,
+        "of a route that is gone, nothing"
+    );
+}

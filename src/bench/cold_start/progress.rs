@@ -1,0 +1,144 @@
+//! How far a run is, and how long it will take.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::bench::results::{Cycle, Verdict};
+
+/// On a terminal a bar, elsewhere a line for each cycle; on standard error, as the table is on standard output.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    cycles: usize,
+    pace: Mutex<Pace>,
+}
+
+/// How long cycles take.
+struct Pace {
+    began: Instant,
+    cycle_began: Instant,
+    done: usize,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    pub(super) fn new(cycles: usize) -> Self {
+        let live =
+            std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let bar = live.then(|| {
+            let style = ProgressStyle::with_template("{bar:20} {pos}/{len}  {wide_msg}");
+            let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("█▌─");
+            ProgressBar::with_draw_target(Some(cycles as u64), ProgressDrawTarget::stderr_with_hz(10))
+                .with_style(style)
+        });
+        let now = Instant::now();
+        Self { bar, cycles, pace: Mutex::new(Pace { began: now, cycle_began: now, done: 0 }) }
+    }
+
+    /// What is waited for now; only on a terminal.
+    pub(super) fn show(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            let left = self
+                .pace
+                .lock()
+                .left(self.cycles)
+                .map_or_else(String::new, |left| format!("  ·  about {} left", in_words(left)));
+            bar.set_message(format!("{what}{left}"));
+        }
+    }
+
+    /// A cycle is over.
+    pub(super) fn cycle(&self, cycle: &Cycle) {
+        let line = line(cycle, self.cycles);
+        let mut pace = self.pace.lock();
+        pace.done += 1;
+        pace.cycle_began = Instant::now();
+        match &self.bar {
+            Some(bar) => {
+                bar.println(line);
+                bar.inc(1);
+            }
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Takes the bar away; after a Ctrl-C it stays as it is, since the terminal has written `^C` into it.
+    pub(super) fn finish(&self, interrupted: bool) {
+        if let Some(bar) = &self.bar {
+            if interrupted {
+                bar.set_draw_target(ProgressDrawTarget::hidden());
+                eprintln!();
+            }
+            bar.finish_and_clear();
+        }
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// What is left at the pace so far; unknown before the first cycle is over.
+    fn left(&self, cycles: usize) -> Option<Duration> {
+        let done = u32::try_from(self.done).ok().filter(|done| *done > 0)?;
+        let each = self.cycle_began.duration_since(self.began) / done;
+        let left = each * u32::try_from(cycles.saturating_sub(self.done)).unwrap_or(u32::MAX);
+        Some(left.saturating_sub(self.cycle_began.elapsed().min(each)))
+    }
+}
+
+/// What a cycle brought, in a line.
+fn line(cycle: &Cycle, cycles: usize) -> String {
+    let width = cycles.to_string().len();
+    let head = format!("cycle {:>width$}/{cycles}", cycle.number);
+    if cycle.verdict != Verdict::Cold {
+        let why = cycle.error.as_deref().unwrap_or_default();
+        return format!("{head}  {}, does not count: {why}", cycle.verdict.words());
+    }
+    let answered = cycle.requests.iter().filter(|request| request.error.is_none()).count();
+    let all = cycle.requests.len();
+    let first = cycle.requests.iter().filter_map(|request| Some(request.sent_ms + request.ttft_ms?));
+    let token = match first.reduce(f64::min) {
+        Some(ms) => format!("first token after {:.2} s", ms / 1e3),
+        None => {
+            let ends = cycle.requests.iter().map(|request| request.sent_ms + request.total_ms);
+            format!("first answer after {:.2} s", ends.fold(f64::INFINITY, f64::min) / 1e3)
+        }
+    };
+    let failed = match cycle.requests.iter().find_map(|request| request.error.as_deref()) {
+        Some(error) => format!(": {error}"),
+        None => String::new(),
+    };
+    format!("{head}  {token}, {answered} of {all} answered{failed}")
+}
+
+/// To the second below two minutes, to the minute above.
+fn in_words(time: Duration) -> String {
+    match time.as_secs_f64() {
+        seconds if seconds < 120.0 => format!("{seconds:.0} s"),
+        seconds => format!("{:.0} min", seconds / 60.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_follows_the_pace() {
+        let began = Instant::now();
+        let pace =
+            |done: usize, seconds| Pace { began, cycle_began: began + Duration::from_secs(seconds), done };
+        assert_eq!(pace(0, 0).left(10), None);
+        // Two cycles in 20 s: eight more take 80 s, of which the running one has used 4 s.
+        tokio::time::advance(Duration::from_secs(24)).await;
+        assert_eq!(pace(2, 20).left(10), Some(Duration::from_secs(76)));
+        // One that takes longer than the others takes nothing from the rest.
+        tokio::time::advance(Duration::from_secs(100)).await;
+        assert_eq!(pace(2, 20).left(10), Some(Duration::from_secs(70)));
+        assert_eq!(in_words(Duration::from_secs(119)), "119 s");
+        assert_eq!(in_words(Duration::from_secs(300)), "5 min");
+    }
+}

@@ -1,0 +1,153 @@
+use super::{
+    differ::{Change, Comparison, Limits},
+    text::lines,
+};
+use crate::{
+    bench::{
+        fixture::{failed, loads, run},
+        results::{Run, Verdict},
+    },
+    terminal::Paint,
+};
+
+const LIMITS: Limits = Limits { alpha: 0.05, threshold: 0.05, floor_ms: 10.0 };
+
+/// Six loads around 3 s.
+const USUAL: [f64; 6] = [3010.0, 2990.0, 3020.0, 3000.0, 2980.0, 3030.0];
+
+fn by(factor: f64) -> Run {
+    loads(&USUAL.map(|load| load * factor))
+}
+
+fn compare(before: &Run, after: &Run) -> Comparison {
+    Comparison::of(before, after, LIMITS).unwrap()
+}
+
+fn change(comparison: &Comparison, name: &str) -> Change {
+    comparison.rows.iter().find(|row| row.name == name).unwrap().change
+}
+
+#[test]
+fn a_slower_phase_is_a_regression_and_says_by_how_much() {
+    let comparison = compare(&by(1.0), &by(1.2));
+    assert!(comparison.regression);
+    for name in ["load", "load.weights", "t_actuation", "t_e2e", "ttft", "total"] {
+        assert_eq!(change(&comparison, name), Change::Worse, "{name}");
+    }
+    for name in ["signal", "start", "first_token", "t_first_token"] {
+        assert_eq!(change(&comparison, name), Change::Noise, "{name}");
+    }
+    let load = comparison.rows.iter().find(|row| row.name == "load").unwrap();
+    // The medians are 3005 ms and 1.2 times that. Apart, the smallest p of 6 and 6 is 2/924; of eleven tests six are so.
+    assert!((load.difference_ms - 601.0).abs() < 1e-6, "{load:?}");
+    assert!((load.difference_percent.unwrap() - 20.0).abs() < 1e-6);
+    assert!((load.p - 2.0 / 924.0).abs() < 1e-12);
+    assert_eq!(comparison.rows.len(), 10);
+    assert!((load.p_corrected - 11.0 * 2.0 / 924.0).abs() < 1e-12, "{load:?}");
+    let [low, high] = load.ci_ms.unwrap();
+    assert!(low < 601.0 && 601.0 < high && low > 550.0 && high < 650.0, "{low} {high}");
+    assert_eq!(comparison.warnings, [""; 0]);
+    let text = lines(&comparison, Paint::plain()).join("\n");
+    assert!(text.contains("+601 ms (+20.0 %)"), "{text}");
+    assert!(
+        text.ends_with("Regression: slower in load, load.weights, t_actuation, t_e2e, ttft, total."),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_faster_phase_is_none() {
+    let comparison = compare(&by(1.0), &by(0.8));
+    assert!(!comparison.regression);
+    assert_eq!(change(&comparison, "load"), Change::Better);
+    let text = lines(&comparison, Paint::plain()).join("\n");
+    assert!(text.contains("No regression: faster in load"), "{text}");
+}
+
+#[test]
+fn the_same_run_again_is_noise() {
+    let comparison = compare(&by(1.0), &by(1.0));
+    assert!(!comparison.regression);
+    assert!(comparison.rows.iter().all(|row| row.change == Change::Noise));
+    assert!(lines(&comparison, Paint::plain()).join("\n").contains("No regression: no change"));
+}
+
+#[test]
+fn a_difference_must_be_large_enough_to_matter() {
+    // 3 % of 3 s: certain, and more than the floor, but less than the threshold.
+    let comparison = compare(&by(1.0), &by(1.03));
+    assert_eq!(change(&comparison, "load"), Change::Small);
+    assert!(!comparison.regression);
+    let limits = Limits { threshold: 0.02, ..LIMITS };
+    assert!(Comparison::of(&by(1.0), &by(1.03), limits).unwrap().regression);
+    // The floor holds for what is short: 8 ms of 40 ms are 20 %.
+    let (before, after) = (loads(&USUAL.map(|load| load / 75.0)), loads(&USUAL.map(|load| load / 62.5)));
+    assert_eq!(change(&compare(&before, &after), "load"), Change::Small);
+}
+
+#[test]
+fn too_few_cycles_are_told_with_how_many_it_takes() {
+    let (before, after) = (loads(&USUAL[..5]), loads(&USUAL.map(|load| load * 2.0)[..5]));
+    let comparison = compare(&before, &after);
+    assert!(!comparison.regression);
+    // 11 tests × 2/C(10, 5) = 0.087, and with 6 and 6 0.024.
+    let expected = "with 5 and 5 cycles no difference can be told from noise at alpha 0.05 over 11 tests: at least 6 \
+                    cycles each are needed";
+    assert_eq!(comparison.warnings, [expected]);
+}
+
+#[test]
+fn what_was_measured_differently_is_told() {
+    let mut after = by(1.0);
+    after.burst = 8;
+    after.settings.stream = false;
+    after.interrupted = true;
+    after.cycles[0].verdict = Verdict::NotCold;
+    let warnings = compare(&by(1.0), &after).warnings.join("\n");
+    for expected in [
+        "burst was 1, and is 8 in the run after",
+        "stream was true, and is false",
+        "1 cycles of the run after were not cold",
+        "the run after has not all of its 6 cycles",
+    ] {
+        assert!(warnings.contains(expected), "{warnings}");
+    }
+}
+
+#[test]
+fn failures_are_a_regression_of_their_own() {
+    let with_failures = |count: usize| {
+        let mut cycles = by(1.0).cycles;
+        cycles.extend((0..count).map(|index| failed(7 + index, "exit code 1")));
+        run(cycles)
+    };
+    // 20 of 26 against 0 of 6: scipy.stats.fisher_exact gives 0.00116, times eleven tests.
+    let comparison = compare(&by(1.0), &with_failures(20));
+    assert_eq!((comparison.failures.failed, comparison.failures.of), ([0, 20], [6, 26]));
+    assert_eq!(comparison.failures.change, Change::Worse);
+    assert!(comparison.regression);
+    assert!(lines(&comparison, Paint::plain()).join("\n").contains("cold starts fail more often"));
+    assert_eq!(compare(&with_failures(20), &by(1.0)).failures.change, Change::Better);
+    assert!(!compare(&by(1.0), &with_failures(1)).regression);
+    // Nothing came up at all.
+    assert!(compare(&by(1.0), &run(vec![failed(1, "exit code 1")])).regression);
+}
+
+#[test]
+fn nothing_to_compare_is_an_error_that_says_what_to_do() {
+    let nothing = run(Vec::new());
+    for (before, after) in [(&nothing, &by(1.0)), (&by(1.0), &nothing)] {
+        let error = Comparison::of(before, after, LIMITS).unwrap_err();
+        assert!(error.contains("measure it again"), "{error}");
+    }
+}
+
+#[test]
+fn what_only_one_run_has_is_named() {
+    let mut after = by(1.0);
+    for cycle in &mut after.cycles {
+        cycle.cold_start.as_mut().unwrap().phases[2].parts.clear();
+    }
+    let comparison = compare(&by(1.0), &after);
+    assert_eq!((comparison.only_before, comparison.only_after), (vec!["load.weights".to_owned()], vec![]));
+}

@@ -1,0 +1,127 @@
+use super::*;
+use crate::bench::{
+    fixture::{cycle, failed, loads, record, run},
+    results::Run,
+};
+use crate::coldstart::{ColdStartOutcome, Phase};
+
+const TIMES: [f64; 7] = [3010.0, 2990.0, 3020.0, 3000.0, 2980.0, 3030.0, 91_000.0];
+
+/// Elements of HTML that have no end.
+const VOID: [&str; 4] = ["meta", "br", "link", "img"];
+
+/// The tags of a page in order, `/name` for an end; panics where they are not nested, or a `<` stands for itself.
+fn check_nesting(page: &str) -> usize {
+    let mut open: Vec<&str> = Vec::new();
+    let mut count = 0;
+    // What stands in a style is no HTML.
+    let mut rest = page.strip_prefix("<!doctype html>").expect("a doctype");
+    while let Some((text, after)) = rest.split_once('<') {
+        assert!(open.last() == Some(&"style") || !text.contains('>'), "a > for itself: {text}");
+        let (tag, after) = after.split_once('>').expect("a tag that ends");
+        count += 1;
+        let name = tag.split([' ', '\n']).next().unwrap();
+        match name.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name), "before {}", &after[..after.len().min(80)]),
+            None if tag.ends_with('/') || VOID.contains(&name) => {}
+            None => {
+                assert!(name.chars().all(|char| char.is_ascii_alphanumeric()), "no tag: <{tag}>");
+                assert_eq!(tag.matches('"').count() % 2, 0, "<{tag}>");
+                open.push(name);
+            }
+        }
+        rest = after;
+    }
+    assert_eq!(open, [""; 0]);
+    count
+}
+
+fn check_self_contained(page: &str) {
+    for word in [
+        "http:", "https:", "src=", "href=", "url(", "@import", "<script", "<link", "<img", "<iframe",
+        "srcset",
+    ] {
+        assert!(!page.contains(word), "{word} at {}", &page[page.find(word).unwrap_or(0)..][..80]);
+    }
+}
+
+/// The exact times in the row of this name.
+fn times(page: &str, row: &str) -> Vec<f64> {
+    let (_, rest) = page.split_once(&format!("data-row=\"{row}\"")).expect("the row");
+    let row = rest.split_once("</tr>").unwrap().0;
+    row.split("data-ms=\"").skip(1).map(|cell| cell.split('"').next().unwrap().parse().unwrap()).collect()
+}
+
+#[test]
+fn the_page_is_whole_and_needs_nothing_else() {
+    let page = page(&loads(&TIMES));
+    assert!(check_nesting(&page) > 200);
+    check_self_contained(&page);
+    for id in ["where", "cycles", "spread", "numbers", "clocks", "cost", "how", "read"] {
+        assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
+    }
+    assert!(!page.contains("{{") && !page.contains("NaN"), "a placeholder, or no number");
+}
+
+#[test]
+fn the_numbers_are_those_of_the_json() {
+    let run = loads(&TIMES);
+    let page = page(&run);
+    let json: Run = serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap();
+    let rows: Vec<_> = json.summary.rows().collect();
+    assert_eq!(rows.len(), 10);
+    for row in rows {
+        let [low, high] = row.ci_ms.unwrap();
+        let expected = [row.median_ms, low, high, row.p90_ms, row.p99_ms, row.min_ms, row.max_ms];
+        assert_eq!(times(&page, &row.name), expected, "{}", row.name);
+    }
+    // 7 medians: signal 1, start 20, load 3010, first token 50.
+    assert!(page.contains("data-ms=\"3081\""), "the sum of the medians");
+}
+
+#[test]
+fn every_colour_is_one_that_is_defined() {
+    let all: Vec<_> = Phase::ALL.iter().map(|phase| (*phase, 10.0)).collect();
+    let page = page(&run(vec![cycle(1, record(&all))]));
+    for phase in Phase::ALL {
+        let variable = text::colour(phase.name());
+        let name = variable.trim_start_matches("var(").trim_end_matches(')');
+        assert!(PHASES_CSS.contains(&format!("{name}:")), "{name}");
+        assert!(page.contains(&format!("fill:{variable}")), "{variable}");
+    }
+}
+
+#[test]
+fn what_went_wrong_is_told_and_hurts_nothing() {
+    let mut broken = record(&[(Phase::Signal, 1.0), (Phase::Load, 500.0)]);
+    broken.outcome = Some(ColdStartOutcome::Failed);
+    broken.phases[1].unfinished = true;
+    (broken.t_actuation_ms, broken.t_e2e_ms) = (None, None);
+    broken.last_lines = vec!["Error: <script>alert(1)</script>".to_owned()];
+    let mut second = cycle(2, broken);
+    second.verdict = Verdict::Failed;
+    second.error = Some("exit code 1 & more".to_owned());
+    let mut run = run(vec![failed(1, "<b>no</b>"), second]);
+    run.label = Some("\"</title><script>".to_owned());
+    run.interrupted = true;
+    let page = page(&run);
+    check_nesting(&page);
+    check_self_contained(&page);
+    for text in [
+        "&lt;b&gt;no&lt;/b&gt;",
+        "exit code 1 &amp; more",
+        "Interrupted: 2 of 2",
+        "alert(1)",
+        "class=\"cut\"",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    assert!(!page.contains("id=\"numbers\""), "there are no numbers");
+}
+
+#[test]
+fn a_run_without_a_cycle_is_a_page_too() {
+    let page = page(&run(Vec::new()));
+    check_nesting(&page);
+    assert!(page.contains("0/0"));
+}

@@ -1,0 +1,161 @@
+//! A run as lines of text.
+
+use owo_colors::Style;
+
+use super::{
+    results::{Run, Verdict},
+    samples::Of,
+    summary::Spread,
+};
+use crate::{
+    coldstart::Phase,
+    terminal::{Paint, duration},
+};
+
+/// The results for people at a terminal.
+pub(super) fn lines(run: &Run, paint: Paint) -> Vec<String> {
+    let summary = &run.summary;
+    let mut lines = vec![String::new(), paint.bold(&headline(run))];
+    if summary.counted > 0 {
+        lines.push(String::new());
+        lines.extend(table(run, paint));
+        lines.push(String::new());
+        lines.push(paint.dim(&format!(
+            "95 % confidence interval of the median: bootstrap over cycles, percentile method, {} resamples, seed {}",
+            summary.bootstrap.resamples, summary.bootstrap.seed
+        )));
+        lines.extend(few(summary.counted).map(|text| paint.dim(text)));
+    }
+    if let Some(percent) = summary.outside_clock_max_percent {
+        lines.push(format!("The records agree with the clients' clock within {percent:.2} %."));
+    }
+    lines.extend(cost(run));
+    lines.extend(problems(run).into_iter().map(|problem| paint.bad(&problem)));
+    lines
+}
+
+/// The run in a sentence.
+pub(super) fn headline(run: &Run) -> String {
+    let summary = &run.summary;
+    let token = summary.total(Of::EndToEnd).map(|row| {
+        let interval = row
+            .ci_ms
+            .map_or_else(String::new, |[low, high]| format!(" ({} to {})", duration(low), duration(high)));
+        format!(", first token after {}{interval}", duration(row.median_ms))
+    });
+    let not = summary.cycles - summary.counted;
+    let rest = if not > 0 { format!(" of {} cycles", summary.cycles) } else { String::new() };
+    let label = run.label.as_deref().map_or_else(String::new, |label| format!(" ({label})"));
+    let plural = if summary.counted == 1 { "" } else { "s" };
+    format!(
+        "{} cold start{plural}{rest} of route {}{label}{}",
+        summary.counted,
+        run.route,
+        token.unwrap_or_default()
+    )
+}
+
+/// What has to be said of quantiles of so few.
+pub(super) const fn few(counted: usize) -> Option<&'static str> {
+    match counted {
+        0..10 => Some("With fewer than 10 cycles p90 and p99 lie between the largest values that were seen."),
+        10..100 => Some("With fewer than 100 cycles p99 lies between the largest values that were seen."),
+        _ => None,
+    }
+}
+
+fn table(run: &Run, paint: Paint) -> Vec<String> {
+    let name = |row: &Spread| row.name.clone();
+    let width = run.summary.rows().map(|row| name(row).len()).max().unwrap_or(0).max(14);
+    let cells = |name: &str, cells: [&str; 7]| {
+        let [n, median, interval, p90, p99, min, max] = cells;
+        format!("  {name:<width$}{n:>4}{median:>9}  {interval:<19}{p90:>8}{p99:>8}{min:>8}{max:>8}")
+    };
+    let mut lines = vec![paint.dim(&cells("", ["n", "median", "95 % CI", "p90", "p99", "min", "max"]))];
+    let mut totals = false;
+    for row in run.summary.rows() {
+        let is_total = run.summary.totals.iter().any(|total| total.name == row.name);
+        if is_total && !totals {
+            totals = true;
+            lines.push(String::new());
+        }
+        let interval = row
+            .ci_ms
+            .map_or_else(|| "-".to_owned(), |[low, high]| format!("{} … {}", duration(low), duration(high)));
+        let line = cells(
+            &name(row),
+            [
+                &row.n.to_string(),
+                &duration(row.median_ms),
+                &interval,
+                &duration(row.p90_ms),
+                &duration(row.p99_ms),
+                &duration(row.min_ms),
+                &duration(row.max_ms),
+            ],
+        );
+        let is_phase = Phase::ALL.iter().any(|phase| phase.name() == row.name);
+        lines.push(match (is_total, is_phase) {
+            (true, _) => paint.bold(&line),
+            (false, true) => line,
+            (false, false) => paint.paint(&line, Style::new().dimmed()),
+        });
+    }
+    lines
+}
+
+/// What was paid for, in a line or two.
+pub(super) fn cost(run: &Run) -> Vec<String> {
+    let Some(cost) = &run.summary.cost else { return Vec::new() };
+    let currency =
+        run.settings.currency.as_deref().map_or_else(String::new, |currency| format!(" {currency}"));
+    let idle = cost.idle_s.map_or_else(|| "unknown".to_owned(), |idle| format!("{idle:.1} s"));
+    let mut lines = vec![format!(
+        "GPU time of a cycle: cold {:.1} s, serving {:.1} s, idle {idle} (medians)",
+        cost.cold_s, cost.serving_s
+    )];
+    if let (Some(price), Some(cold)) = (run.settings.gpu_hour_price, cost.cold_start_money) {
+        let cycle = cost
+            .cycle_money
+            .map_or_else(String::new, |cycle| format!(", a whole cycle {}{currency}", money(cycle)));
+        lines.push(format!("At {price}{currency} an hour: a cold start {}{currency}{cycle}", money(cold)));
+    }
+    lines
+}
+
+/// An amount of money, in three digits or two decimals.
+pub(super) fn money(amount: f64) -> String {
+    match amount {
+        amount if amount >= 0.1 || amount == 0.0 => format!("{amount:.2}"),
+        amount => {
+            let digits = 1.0 - amount.log10().floor();
+            format!("{amount:.0$}", digits.min(9.0) as usize)
+        }
+    }
+}
+
+/// What went wrong, a line each.
+pub(super) fn problems(run: &Run) -> Vec<String> {
+    let cycles = run.cycles.iter().filter(|cycle| cycle.verdict != Verdict::Cold);
+    let mut problems: Vec<_> = cycles
+        .map(|cycle| {
+            let why = cycle.error.as_deref().unwrap_or("no reason is known");
+            format!("cycle {} {}, does not count: {why}", cycle.number, cycle.verdict.words())
+        })
+        .collect();
+    if run.summary.requests_failed > 0 {
+        problems.push(format!("{} of {} requests failed", run.summary.requests_failed, run.summary.requests));
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn money_has_two_digits_that_say_something() {
+        let texts = [0.0, 12.345, 0.5, 0.0123, 0.000_456].map(money);
+        assert_eq!(texts, ["0.00", "12.35", "0.50", "0.012", "0.00046"]);
+    }
+}

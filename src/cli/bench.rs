@@ -1,0 +1,20 @@
+//! `anteroom bench`: its subcommands.
+
+use std::process::ExitCode;
+
+use crate::bench::{self, ColdStartArgs, CompareArgs};
+
+/// Measures cold starts, and says what the measurements mean.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum BenchCommand {
+    ColdStart(Box<ColdStartArgs>),
+    Compare(CompareArgs),
+}
+
+/// Runs one.
+pub(super) async fn run(command: BenchCommand) -> ExitCode {
+    match command {
+        BenchCommand::ColdStart(args) => bench::cold_start(*args).await,
+        BenchCommand::Compare(args) => bench::compare(&args),
+    }
+}

@@ -1,0 +1,194 @@
+//! The dashboard and what it follows, over real sockets.
+
+use anteroom::{app::Command, drain::Request};
+use serde_json::Value;
+
+use crate::support::{
+    Proxy, Upstream, soon, until,
+    wire::{Part, Wire, chat, get, get_with, streaming},
+};
+
+/// Somebody who follows the events.
+struct Follower {
+    wire: Wire,
+    buf: String,
+    /// The route as it was told of last.
+    tiny: Value,
+}
+
+impl Follower {
+    async fn new(proxy: &Proxy) -> Self {
+        let mut wire = Wire::connect(proxy.admin).await;
+        wire.send(get("/api/v1/events")).await;
+        let head = wire.head().await.unwrap();
+        assert_eq!((head.status(), head.get("content-type")), (200, Some("text/event-stream")));
+        assert_eq!(
+            (head.get("cache-control"), head.get("x-accel-buffering")),
+            (Some("no-store"), Some("no"))
+        );
+        Self { wire, buf: String::new(), tiny: Value::Null }
+    }
+
+    /// The next event; `None` at the orderly end of the stream.
+    async fn next(&mut self) -> Option<(String, Value)> {
+        loop {
+            if let Some((event, rest)) = self.buf.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.buf = rest;
+                let Some(event) = event.strip_prefix("event: ") else { continue };
+                let (name, data) = event.split_once("\ndata: ").unwrap();
+                let told: Value = serde_json::from_str(data).unwrap();
+                // The last event tells nothing.
+                let routes = told["routes"].as_array();
+                if let Some(tiny) = routes.into_iter().flatten().find(|route| route["name"] == "tiny") {
+                    self.tiny = tiny.clone();
+                }
+                return Some((name.to_owned(), told));
+            }
+            match self.wire.part().await {
+                Part::Data(data) => self.buf.push_str(&String::from_utf8(data).unwrap()),
+                Part::Last(_) => return None,
+                Part::Broken => panic!("broken off, after {:?}", self.buf),
+            }
+        }
+    }
+
+    /// Waits until what is told of `tiny` fits.
+    async fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        soon(what, async {
+            while !fits(&self.tiny) {
+                self.next().await.expect("more events");
+            }
+        })
+        .await;
+        self.tiny.clone()
+    }
+}
+
+#[tokio::test]
+async fn the_page_and_its_assets_are_served_with_what_keeps_it_to_itself() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let page = proxy.admin("/").await;
+    assert_eq!((page.status(), page.get("content-type")), (200, Some("text/html; charset=utf-8")));
+    assert!(page.get("content-security-policy").unwrap().contains("default-src 'none'"));
+    assert_eq!(
+        (page.get("x-content-type-options"), page.get("cache-control")),
+        (Some("nosniff"), Some("no-cache"))
+    );
+    let text = page.text();
+    let wanted = text.split('"').filter(|text| text.starts_with("dashboard/"));
+    let wanted: Vec<_> = wanted.collect();
+    assert!(wanted.len() > 5, "{wanted:?}");
+    for name in wanted {
+        let asset = proxy.admin(&format!("/{name}")).await;
+        assert_eq!((asset.status(), asset.get("x-content-type-options")), (200, Some("nosniff")), "{name}");
+        let tag = asset.get("etag").unwrap();
+        let mut wire = Wire::connect(proxy.admin).await;
+        let again = wire.ask(get_with(&format!("/{name}"), &[("If-None-Match", tag)])).await;
+        assert_eq!((again.status(), again.body.len()), (304, 0), "{name}");
+    }
+    assert_eq!(proxy.admin("/dashboard/none.js").await.status(), 404);
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn who_follows_sees_everything_first_and_then_a_cold_start_phase_by_phase() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut follower = Follower::new(&proxy).await;
+    let (event, told) = follower.next().await.unwrap();
+    assert_eq!(
+        (&*event, &told["names"][0], &told["routes"][0]["state"]),
+        ("snapshot", &"tiny".into(), &"idle".into())
+    );
+    assert_eq!(told["about"]["port"], proxy.address.port());
+    assert_eq!(told["about"]["model"], "tiny");
+
+    let mut client = proxy.sent(chat("x")).await;
+    let route =
+        follower.until("it to start", |route| route["state"] == "starting" && route["held"] == 1).await;
+    assert_eq!(route["phase"], "load");
+    // The same as in the API, but for the time that has gone by.
+    let asked = proxy.route("tiny").await;
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&route), keys(&asked));
+    assert_eq!(route["limits"], asked["limits"]);
+    upstream.wake();
+    let route = follower.until("it to be ready", |route| route["state"] == "ready").await;
+    assert_eq!(route["endpoints"][0]["ready"], true);
+    upstream.call().await.echo().await;
+    client.response().await;
+    let record = soon("the record", async {
+        loop {
+            let (_, told) = follower.next().await.unwrap();
+            if let Some(record) = told["cold_starts"].get(0) {
+                return record.clone();
+            }
+        }
+    })
+    .await;
+    assert_eq!((&record["outcome"], &record["route"]), (&"completed".into(), &"tiny".into()));
+    let asked = proxy.admin("/api/v1/cold-starts").await.json();
+    assert_eq!(record["phases"], asked["cold_starts"][0]["phases"]);
+    follower.until("nothing to be in flight", |route| route["in_flight"] == 0).await;
+    drop(follower);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn only_so_many_follow_and_pages_of_other_sites_do_not() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut wire = Wire::connect(proxy.admin).await;
+    let foreign = wire.ask(get_with("/api/v1/events", &[("Sec-Fetch-Site", "cross-site")])).await;
+    assert_eq!(foreign.status(), 403);
+    let mut followers = Vec::new();
+    for _ in 0..32 {
+        followers.push(Follower::new(&proxy).await);
+    }
+    let refused = proxy.admin("/api/v1/events").await;
+    assert_eq!((refused.status(), refused.get("retry-after")), (503, Some("5")));
+    assert!(refused.json()["error"].as_str().unwrap().contains("32"), "{}", refused.text());
+    followers.pop();
+    until("the place of who went away", async || {
+        let mut wire = Wire::connect(proxy.admin).await;
+        wire.send(get("/api/v1/events")).await;
+        wire.head().await.unwrap().status() == 200
+    })
+    .await;
+    assert_eq!(proxy.admin("/readyz").await.status(), 200, "nobody else is kept from anything");
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn who_follows_is_told_of_the_draining_and_of_the_end() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::start(&format!(
+        "drainTimeout: 10m\n{}",
+        crate::support::routes(&[crate::support::route("tiny", &upstream.url(), "")])
+    ))
+    .await;
+    let mut client = proxy.sent(streaming("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(crate::support::upstream::STREAM).await;
+    client.head().await.unwrap();
+    let mut follower = Follower::new(&proxy).await;
+    assert_eq!(follower.next().await.unwrap().1["about"]["draining"], false);
+    proxy.commands.send(Command::Stop(Request::Interrupt)).await.unwrap();
+    soon("the draining", async { while follower.next().await.unwrap().1["about"]["draining"] != true {} })
+        .await;
+    // What is under way is seen to its end.
+    call.finish(crate::support::upstream::LAST).await;
+    client.rest().await.unwrap();
+    let last = soon("the end", async {
+        let mut last = None;
+        while let Some((event, _)) = follower.next().await {
+            last = Some(event);
+        }
+        last
+    });
+    let (last, ()) = tokio::join!(last, proxy.stop(&[("completed", 1)]));
+    assert_eq!(last.as_deref(), Some("end"));
+}

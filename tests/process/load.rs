@@ -1,0 +1,45 @@
+//! What the log of a process tells of its load.
+
+use anteroom::{
+    coldstart::{Part, Phase},
+    hold::Released,
+};
+
+use crate::support::{Route, process, sh, sim, within};
+
+#[tokio::test]
+async fn the_log_tells_the_parts_of_the_load() {
+    let route = Route::new(process(sim(&["--load-time", "500ms"])));
+    let Released::Dispatch(permit) = within(route.hold().released()).await else { panic!("not released") };
+    route.gate.cold_starts().dispatched();
+    permit.first_byte();
+    let record = route.records().remove(0);
+    let load = record.phase(Phase::Load).unwrap();
+    let names: Vec<_> = load.parts.iter().map(|part| part.name).collect();
+    assert_eq!(
+        names,
+        [Part::EngineStart, Part::Weights, Part::Compile, Part::Warmup, Part::ServerStart],
+        "{record:?}"
+    );
+    let mut end = load.start_ms;
+    for part in &load.parts {
+        assert!(part.start_ms >= end && part.duration_ms > 0.0, "{load:?}");
+        end = part.start_ms + part.duration_ms;
+    }
+    assert!(end <= load.start_ms + load.duration_ms, "{load:?}");
+    assert!(record.phases.iter().all(|span| span.parts.is_empty() || span.name == Phase::Load));
+    drop(permit);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_says_nothing_of_its_load_has_no_parts() {
+    let route = Route::new(process(sh("exec \"$0\" \"$@\" 2>/dev/null", &sim(&["--load-time", "50ms"]))));
+    let Released::Dispatch(permit) = within(route.hold().released()).await else { panic!("not released") };
+    route.gate.cold_starts().dispatched();
+    permit.first_byte();
+    let record = route.records().remove(0);
+    assert!(record.phases.iter().all(|span| span.parts.is_empty()), "{record:?}");
+    drop(permit);
+    route.end().await;
+}
