@@ -52,7 +52,7 @@ fn pods(ready: bool) -> Arc<Discovered> {
     Arc::new(Discovered {
         is_synced: true,
         endpoints: if ready { vec![pod] } else { Vec::new() },
-        problem: None,
+        ..Discovered::default()
     })
 }
 
