@@ -1,7 +1,7 @@
 // Requests that failed lately, each with what happened to it.
 
 import { attr, byId, h, keyed, show, text } from './dom.js';
-import { ago, duration } from './words.js';
+import { ago, duration, requestUrl } from './words.js';
 
 const URL = 'api/v1/requests?outcome=failed&limit=20';
 /** They are asked for this often while the page is live. */
@@ -58,7 +58,7 @@ export class Failures {
       h('summary', {}, h('span', { class: 'failure-head' }, when, h('strong', {}, request.route), h('span', {}, `${status}${outcomeName(request.outcome)}`), h('span', { class: 'dim' }, `after ${duration(request.total_ms)}`))),
       request.reason ? h('p', { class: 'message' }, request.reason) : null,
       h('ol', { class: 'events', 'aria-label': 'What happened' }, ...request.events.map((moment) => h('li', {}, h('span', { class: 'at' }, duration(moment.at_ms)), h('span', {}, inWords(moment))))),
-      h('p', { class: 'dim' }, 'Request ', h('a', { href: `api/v1/requests/${request.request_id.split('/').map(encodeURIComponent).join('/')}` }, h('code', {}, request.request_id)))));
+      h('p', { class: 'dim' }, 'Request ', h('a', { href: requestUrl(request.request_id) }, h('code', {}, request.request_id)))));
     node.when = () => text(when, ago(state.now() - Date.parse(request.arrived_at)));
     node.when();
     attr(node, 'data-outcome', request.outcome);

@@ -2,7 +2,7 @@
 
 import { attr, byId, h, icon, keyed, setIcon, show, style, text } from './dom.js';
 import { Waterfall } from './waterfall.js';
-import { ago, count, duration, number, outcome, phaseColour, phaseName, rough } from './words.js';
+import { ago, duration, number, outcome, phaseColour, phaseName, requestUrl, rough } from './words.js';
 
 const LISTED = 12;
 
@@ -127,7 +127,11 @@ export class Starts {
     text(this.lines.querySelector('pre'), lines.join('\n'));
     const facts = [['pod', record.pod], ['node', record.node], ['request', record.request_id], ['trace', record.trace_id]].filter(([, value]) => value);
     show(this.facts, facts.length > 0);
-    keyed(this.facts, facts, ([name]) => name, ([name]) => h('div', {}, h('dt', {}, name), h('dd')), (node, [, value]) => text(node.lastElementChild, value));
+    keyed(this.facts, facts, ([name]) => name, ([name]) => h('div', {}, h('dt', {}, name), h('dd', {}, name === 'request' ? h('a') : h('span'))), (node, [name, value]) => {
+      const content = node.lastElementChild.firstElementChild;
+      text(content, value);
+      if (name === 'request') attr(content, 'href', requestUrl(value));
+    });
   }
 
   total(record, elapsed) {
