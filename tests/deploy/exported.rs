@@ -175,7 +175,7 @@ fn of_a_cluster() -> String {
             let metrics = ColdStartMetrics::default();
             let admin = Admin::new(view, store, &metrics, Arc::default(), Default::default());
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let serving = tokio::spawn(async move { axum::serve(listener, admin.router()).await });
+            let serving = tokio::spawn(admin.serve(listener));
             let text = tokio::task::spawn_blocking(|| asking.join().unwrap()).await.unwrap();
             serving.abort();
             text
