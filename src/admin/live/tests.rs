@@ -54,6 +54,9 @@ impl View for Routes {
     fn cluster(&self) -> Option<ClusterCounts> {
         None
     }
+    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
+        None
+    }
 }
 
 struct World {
@@ -71,8 +74,12 @@ impl World {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = |name: &&str| Gate::new((*name).into(), Policy::default(), cold_starts.clone());
         let gates = Mutex::new(names.iter().map(gate).collect());
-        let routes =
-            Arc::new(Routes { gates, unrouted: RouteCounters::default(), history: History::new(0), looks: AtomicUsize::new(0) });
+        let routes = Arc::new(Routes {
+            gates,
+            unrouted: RouteCounters::default(),
+            history: History::new(0),
+            looks: AtomicUsize::new(0),
+        });
         let (draining, stopped) = <(Arc<AtomicBool>, CancellationToken)>::default();
         let live = Live::new(routes.clone(), cold_starts.clone(), draining.clone(), stopped.clone());
         let running = tokio::spawn(live.clone().run());
