@@ -120,13 +120,15 @@ fn held() -> (f64, f64, f64) {
 
 #[test]
 fn history_is_nothing_for_a_warm_request_and_little_for_a_held_one() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {
         let (allocations, begun) = warm().await;
         println!("a warm request: {allocations} allocations");
         assert_eq!(begun, 0, "no story is begun for a warm request");
-        // As many as before there was a history; look where one more comes from before allowing it.
-        assert!(allocations <= 15.0, "{allocations} allocations for a warm request");
+        // As many as before there was a history; look where one more comes from before allowing it. The thread that
+        // runs the tests allocates now and then, too, and is counted: so the half.
+        assert!(allocations < 15.5, "{allocations} allocations for a warm request");
         let (held, ended, told) = held();
         println!("a story: {held} bytes while held, {ended} once it has ended, which is told as {told}");
         assert!(held < 600.0, "{held} bytes: 2 % of what a held request takes, see docs/performance.md");

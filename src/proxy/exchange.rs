@@ -109,11 +109,6 @@ impl Exchange {
         })
     }
 
-    /// Its story, if there is one to tell.
-    pub const fn story(&self) -> Option<&Arc<Story>> {
-        self.story.as_ref()
-    }
-
     /// Its trace, if it is exported.
     pub(super) fn trace(&mut self) -> Option<&mut Traced> {
         self.trace.as_deref_mut()
