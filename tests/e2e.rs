@@ -49,6 +49,8 @@ mod sleep;
 mod slow;
 #[path = "e2e/start.rs"]
 mod start;
+#[path = "e2e/traces.rs"]
+mod traces;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/websocket.rs"]

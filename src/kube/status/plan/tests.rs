@@ -40,7 +40,7 @@ impl Replica {
             Plan::Nothing => None,
             Plan::Later(when) => Some(when - Instant::now()),
             Plan::Write(status) => {
-                self.said.written(*status.clone(), Instant::now());
+                self.said.written((*status).clone(), Instant::now());
                 *there = *status;
                 Some(Duration::ZERO)
             }
