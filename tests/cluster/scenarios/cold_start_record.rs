@@ -148,7 +148,8 @@ pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
         "gateway": format!("http://{}", envoy.address),
     });
     let mut model = model();
-    model.probe_period = 2;
+    // When the server answers, kubelet looks again only seconds later.
+    model.probe_period = 5;
     it.serve(&anteroom, &model, json!({ "target": target })).await;
     let replicas = it.replicas("tiny").await;
     let client = Client::ask(replica).await;
