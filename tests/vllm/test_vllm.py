@@ -125,7 +125,9 @@ def test_from_zero_and_back_and_again(start):
     lines = stream.text.splitlines()
     comments = [line for line in lines if line.startswith(":")]
     assert comments and lines[: len(comments)] == comments
-    assert all("phase=" in line and "position=" in line for line in comments)
+    *beats, timing = comments
+    assert all("phase=" in line and "position=" in line for line in beats)
+    assert timing.startswith(": server-timing: hold;dur=") and " load;dur=" in timing
     (endpoint,) = proxy.route()["endpoints"]
     assert endpoint["ready"] and proxy.route()["state"] == "ready"
     url = f"http://{endpoint['address']}/v1/chat/completions"
