@@ -421,7 +421,12 @@ async fn a_url_that_refuses_is_probed_until_it_is_ready_and_that_is_a_cold_start
     let route = Route::new(Target::Url(format!("http://{free}")));
     let mut ticket = route.hold();
     route.status("starting").await;
-    assert_eq!(route.gate.cold_starts().current().unwrap().phases.len(), 1, "signal is over, load goes on");
+    let phases = route.gate.cold_starts().current().unwrap().phases;
+    assert_eq!(
+        phases.iter().map(|phase| phase.unfinished).collect::<Vec<_>>(),
+        [false, true],
+        "signal, load"
+    );
     tokio::spawn(healthy(TcpListener::bind(free).await.unwrap(), Arc::new(AtomicU16::new(200))));
     let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
     assert_eq!(permit.endpoint().limit(), settings().concurrency.ramp_start);
