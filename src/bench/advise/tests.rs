@@ -175,7 +175,7 @@ async fn what_is_missing_is_said_with_the_way_out() {
     let empty = folder.path().display();
     for (line, words) in [
         (format!("--arrivals {log} --cold-start 1m"), "--service-time 8s"),
-        (format!("--arrivals /nowhere --cold-start 1m"), "/nowhere: No such file"),
+        ("--arrivals /nowhere --cold-start 1m".to_owned(), "/nowhere: No such file"),
         (format!("--arrivals {log} --service-time 1s --records {records}"), "say which with --route"),
         (
             format!("--arrivals {log} --service-time 1s --records {records} --route a"),
