@@ -112,3 +112,12 @@ envoy_bin() {
   local folder
   folder=$(python_env envoy tests/cluster/envoy.txt) && echo "$folder"/lib/python3*/site-packages/envoy/_bin/envoy
 }
+
+# chromium_bin: prints where Chromium is, with a font for it, as the system packages them.
+chromium_bin() {
+  if ! command -v chromium >/dev/null || ! fc-list 2>/dev/null | grep -q Inter; then
+    echo "installing chromium and a font" >&2
+    (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fontconfig fonts-inter) >&2 || return
+  fi
+  command -v chromium
+}

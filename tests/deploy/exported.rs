@@ -150,6 +150,10 @@ impl View for InCluster {
         Vec::new()
     }
 
+    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
+        Some([("exported", 1), ("dropped", 0), ("failed", 0)])
+    }
+
     fn cluster(&self) -> Option<ClusterCounts> {
         Some(ClusterCounts {
             routes: vec![("ModelRoute", "Accepted", 1)],

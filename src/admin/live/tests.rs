@@ -54,6 +54,9 @@ impl View for Routes {
     fn cluster(&self) -> Option<ClusterCounts> {
         None
     }
+    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
+        None
+    }
 }
 
 struct World {

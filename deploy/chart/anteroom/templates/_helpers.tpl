@@ -79,6 +79,16 @@ kubernetes:
   interceptorRoutes: {{ .Values.kubernetes.interceptorRoutes }}
   allowedHosts: {{ include "anteroom.allowedHosts" . }}
   podLogs: {{ .Values.report.podLogs }}
+{{- with .Values.traces }}
+{{- if .endpoint }}
+traces:
+  endpoint: {{ .endpoint | quote }}
+  protocol: {{ .protocol }}
+  sampleRatio: {{ .sampleRatio }}
+  headers: {{ toJson .headers }}
+  serviceName: {{ .serviceName | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Whoever installs the chart is who may allow hosts, so those of the models are allowed. */}}
