@@ -59,6 +59,8 @@ pub trait View: Send + Sync {
     fn has_scaler(&self) -> bool;
     /// How many other replicas are in each state, if there may be any.
     fn peers(&self) -> Vec<(&'static str, usize)>;
+    /// What became of the spans of traces, if they are exported.
+    fn spans(&self) -> Option<[(&'static str, u64); 3]>;
     /// What is counted of the routes of the cluster, if there is one.
     fn cluster(&self) -> Option<ClusterCounts>;
 }

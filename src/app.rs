@@ -3,6 +3,7 @@
 mod account;
 mod cluster;
 mod control;
+mod exporting;
 mod obstacles;
 mod routes;
 mod told;
@@ -35,10 +36,12 @@ use crate::{
     kube::{Cluster, ClusterError, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
+    telemetry::traces::{Export, Traces, TracesError},
 };
 pub use account::Account;
 use cluster::Watching;
 use control::Control;
+use exporting::Exporting;
 use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
@@ -55,6 +58,8 @@ pub enum StartError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Report(#[from] JournalError),
+    #[error(transparent)]
+    Traces(#[from] TracesError),
 }
 
 /// Everything is bound, nothing runs yet.
@@ -78,6 +83,7 @@ pub struct Bound {
     journal: Option<Journal>,
     options: scaler::Options,
     cluster: Option<Cluster>,
+    export: Option<Export>,
     obstacles: Option<Obstacles>,
     /// All routes, of the file and of the cluster.
     routes: watch::Sender<Arc<Vec<Route>>>,
@@ -141,6 +147,13 @@ impl Bound {
         };
         let shared = Shared::new(config.limits);
         shared.history.set_max(config.history.requests);
+        let mut export = None;
+        if let Some(config) = &config.traces {
+            let (traces, exporting) = Traces::to(config)?;
+            // It is new: nobody else has set it.
+            let _ = shared.traces.set(traces);
+            export = Some(exporting);
+        }
         Ok(Self {
             address,
             admin_address,
@@ -157,6 +170,7 @@ impl Bound {
             journal,
             options,
             cluster,
+            export,
             obstacles,
             routes,
         })
@@ -203,6 +217,7 @@ impl Bound {
         }
         self.shared.awaits_routes.store(cluster.is_some(), Ordering::Relaxed);
         let control = self.control.start(self.directory);
+        let exporting = self.export.map(Exporting::start);
         let workers = Workers::start(self.listeners, &self.shared, &drain, &tasks);
         let admin = Admin::new(
             Arc::new(control.view(self.address, self.shared.clone(), cluster.as_ref().map(Watching::view))),
@@ -272,6 +287,10 @@ impl Bound {
         control.stop().await;
         routes.stop().await;
         let _ = showing.await;
+        // After the last request has ended, and while it can still be seen what became of its spans.
+        if let Some(exporting) = exporting {
+            exporting.stop().await;
+        }
         admin.abort();
         stopped.cancel();
         if let Some(journal) = journal {
@@ -342,6 +361,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
         ("peers", running.peers != new.peers),
         ("kubernetes", running.kubernetes != new.kubernetes),
         ("report", running.report != new.report),
+        ("traces", running.traces != new.traces),
         ("workers", running.workers != new.workers),
         ("log", running.log != new.log),
         ("drainDelay", running.drain_delay != new.drain_delay),

@@ -96,6 +96,9 @@ pub struct ColdStart {
     /// The trace of that request, 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<Arc<str>>,
+    /// Whether that trace is exported, by us or by whoever began it. Not in what is written of a record.
+    #[serde(skip)]
+    pub is_traced: bool,
 }
 
 /// A phase on the time line of its cold start.

@@ -9,6 +9,7 @@ mod overrides;
 mod report;
 mod schema;
 mod source;
+mod traces;
 mod validate;
 mod watch;
 
@@ -26,6 +27,7 @@ pub use report::Report;
 pub use schema::{Key, Kind, Section, schema, sections};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+pub use traces::{Traces, TracesProtocol};
 pub use validate::check_cluster_route;
 pub use watch::ConfigWatcher;
 
@@ -58,6 +60,9 @@ pub struct Config {
     /// Where the records of cold starts are kept. Without it they are in memory alone, the newest of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
+    /// Traces of requests. Without it, none are made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traces: Option<Traces>,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
@@ -149,6 +154,7 @@ impl Default for Config {
             peers: None,
             kubernetes: None,
             report: None,
+            traces: None,
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),

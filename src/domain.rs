@@ -31,7 +31,7 @@ pub use scaling::{
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-pub use units::{ByteCount, Period};
+pub use units::{ByteCount, Period, Ratio};
 
 /// Which requests belong to which target, and under which policies.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

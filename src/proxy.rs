@@ -16,6 +16,7 @@ mod pipeline;
 mod rule;
 mod stream_stall;
 mod table;
+mod traced;
 mod tunnel;
 mod wait;
 

@@ -1,12 +1,13 @@
-//! What we say about ourselves: logs and metrics.
+//! What we say about ourselves: logs, metrics and traces.
 
 mod counters;
 mod histogram;
 mod logs;
 mod pulse;
+pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
-pub use histogram::{BUCKETS, Histogram, Summed};
+pub use histogram::{BUCKETS, Histogram, Summed, TraceLabel, exemplar};
 pub use logs::init_logs;
 pub use pulse::Pulse;
 

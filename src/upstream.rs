@@ -284,6 +284,17 @@ fn with_head<B>(head: &request::Parts, body: B) -> Request<B> {
 // === impl SendError ===
 
 impl SendError {
+    /// Which one it is, in a word.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Connect { .. } => "connect",
+            Self::ConnectTimeout(_) => "connect_timeout",
+            Self::Reset { .. } => "reset",
+            Self::Body(_) => "request_body",
+            Self::ResponseTimeout { .. } => "response_timeout",
+        }
+    }
+
     /// Whether the endpoint, or what stands before it, failed so that another try elsewhere or later may do better.
     pub const fn is_retryable(&self) -> bool {
         !matches!(self, Self::ResponseTimeout { .. } | Self::Body(_))

@@ -49,6 +49,10 @@ mod sleep;
 mod slow;
 #[path = "e2e/start.rs"]
 mod start;
+#[path = "e2e/traces.rs"]
+mod traces;
+#[path = "e2e/traces_tls.rs"]
+mod traces_tls;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/websocket.rs"]

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncoder, NoLabelSet},
-    metrics::{MetricType, family::Family, histogram::Histogram},
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder, NoLabelSet},
+    metrics::{MetricType, exemplar::HistogramWithExemplars, family::Family},
     registry::{Registry, Unit},
 };
 
@@ -17,7 +17,7 @@ use crate::{
     demand::{Capacity, queue_depth},
     domain::ObstacleKind,
     error::{Outcome, Refusal},
-    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed},
+    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed, TraceLabel, exemplar},
 };
 
 /// What is counted of cold starts when they end.
@@ -28,7 +28,11 @@ pub struct ColdStartMetrics {
     phases: Histograms,
 }
 
-type Histograms = Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>;
+type Histograms = Family<
+    Vec<(&'static str, String)>,
+    HistogramWithExemplars<TraceLabel>,
+    fn() -> HistogramWithExemplars<TraceLabel>,
+>;
 
 struct Routes(Arc<dyn View>);
 
@@ -41,7 +45,7 @@ const UNROUTED: &str = "";
 
 impl Default for ColdStartMetrics {
     fn default() -> Self {
-        let histogram = || Histogram::new(BUCKETS);
+        let histogram = || HistogramWithExemplars::new(BUCKETS.into_iter());
         Self {
             duration: Family::new_with_constructor(histogram),
             actuation: Family::new_with_constructor(histogram),
@@ -54,21 +58,26 @@ impl ColdStartMetrics {
     /// Counts a cold start that has ended.
     pub fn record(&self, cold_start: &ColdStart) {
         let route = ("route", cold_start.route.to_string());
+        let observe = |histograms: &Histograms, labels, ms: f64| {
+            let trace = cold_start.trace_id.as_ref().filter(|_| cold_start.is_traced);
+            let (label, at) = exemplar(trace.map(ToString::to_string));
+            histograms.get_or_create(&labels).observe(ms / 1e3, label, at);
+        };
         if let Some(outcome) = cold_start.outcome {
             let labels = vec![
                 route.clone(),
                 ("outcome", outcome.name().into()),
                 ("kind", cold_start.kind.name().into()),
             ];
-            self.duration.get_or_create(&labels).observe(cold_start.total_ms / 1e3);
+            observe(&self.duration, labels, cold_start.total_ms);
         }
         if let Some(ms) = cold_start.t_actuation_ms {
             let labels = vec![route.clone(), ("kind", cold_start.kind.name().into())];
-            self.actuation.get_or_create(&labels).observe(ms / 1e3);
+            observe(&self.actuation, labels, ms);
         }
         for span in cold_start.over() {
             let labels = vec![route.clone(), ("phase", span.name.name().into())];
-            self.phases.get_or_create(&labels).observe(span.duration_ms / 1e3);
+            observe(&self.phases, labels, span.duration_ms);
         }
     }
 }
@@ -126,6 +135,7 @@ impl Collector for Routes {
         gauge(&mut encoder, gates, "held_bytes", "Bytes of the bodies of held requests", |gate| {
             gate.held_bytes() as u64
         })?;
+        oldest_held(&mut encoder, gates)?;
         gauge(
             &mut encoder,
             gates,
@@ -145,6 +155,13 @@ impl Collector for Routes {
             for (state, number) in peers {
                 let labels: Labels<'_> = vec![("state", state)];
                 metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
+            }
+        }
+        if let Some(spans) = self.0.spans() {
+            let help = "Spans of traces, by whether the collector took them";
+            let mut metric = counter(&mut encoder, "spans", help)?;
+            for (outcome, number) in spans {
+                count(&mut metric, &[("outcome", outcome)], number)?;
             }
         }
         if let Some(counts) = self.0.cluster() {
@@ -228,6 +245,18 @@ fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt:
     Ok(())
 }
 
+fn oldest_held(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let help = "How long the request that has waited longest has been held";
+    let mut metric =
+        encoder.encode_descriptor("oldest_held", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+    for gate in gates {
+        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let waited = gate.oldest_held().unwrap_or_default();
+        metric.encode_family(&labels)?.encode_gauge(&waited.as_secs_f64())?;
+    }
+    Ok(())
+}
+
 fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
     let mut metric = encoder.encode_descriptor("endpoints", "Endpoints by state", None, MetricType::Gauge)?;
     for gate in gates {
@@ -301,16 +330,19 @@ fn durations(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
     for gate in gates {
         for end in HoldEnd::all() {
             let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("outcome", end.name())];
-            histogram(&mut metric, &labels, &gate.counters().hold_durations(end))?;
+            if let Some(durations) = gate.counters().hold_durations(end) {
+                durations.encode(metric.encode_family(&labels)?)?;
+            }
         }
     }
     let help = "From a request's arrival to the first byte of its answer";
     let mut metric =
         encoder.encode_descriptor("time_to_first_byte", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for gate in gates {
-        for (cold, cold_start) in [(false, "false"), (true, "true")] {
-            let labels: Labels<'_> = vec![("route", gate.key().as_str()), ("cold_start", cold_start)];
-            histogram(&mut metric, &labels, &gate.counters().first_byte_durations(cold))?;
+        let labels = |cold| -> Labels<'_> { vec![("route", gate.key().as_str()), ("cold_start", cold)] };
+        histogram(&mut metric, &labels("false"), &gate.counters().first_byte_durations())?;
+        if let Some(durations) = gate.counters().cold_first_byte_durations() {
+            durations.encode(metric.encode_family(&labels("true"))?)?;
         }
     }
     Ok(())

@@ -170,6 +170,10 @@ impl admin::View for View {
         states.map(|(state, number)| (state.name(), number)).collect()
     }
 
+    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
+        self.shared.traces.get().map(|traces| traces.counts().all())
+    }
+
     fn cluster(&self) -> Option<ClusterCounts> {
         self.cluster.as_ref().map(Told::counts)
     }

@@ -69,6 +69,7 @@ struct Active {
     hindrance: Option<Arc<str>>,
     request_id: Option<Arc<str>>,
     trace_id: Option<Arc<str>>,
+    is_traced: bool,
 }
 
 /// The answer that ends a cold start, or does so with its first token.
@@ -80,6 +81,8 @@ pub struct FirstAnswer {
     pub request_id: Option<Arc<str>>,
     /// The trace of its request, 32 hexadecimal digits.
     pub trace_id: Option<Arc<str>>,
+    /// Whether that trace is exported, by us or by whoever began it.
+    pub is_traced: bool,
 }
 
 #[derive(Default)]
@@ -162,6 +165,7 @@ impl Tracker {
                 hindrance: None,
                 request_id: None,
                 trace_id: None,
+                is_traced: false,
             });
             *self.tally.lock() = Arc::default();
             self.running.store(true, Ordering::SeqCst);
@@ -315,8 +319,8 @@ impl Tracker {
             |last| last == Phase::Dispatch,
             Phase::FirstByte,
             |active| {
-                let FirstAnswer { streams, request_id, trace_id } = answer();
-                (active.request_id, active.trace_id) = (request_id, trace_id);
+                let FirstAnswer { streams, request_id, trace_id, is_traced } = answer();
+                (active.request_id, active.trace_id, active.is_traced) = (request_id, trace_id, is_traced);
                 awaited = streams.then_some(active.id);
             },
         );
@@ -386,8 +390,7 @@ impl Tracker {
             let until = (outcome == ColdStartOutcome::Failed).then(Instant::now);
             let mut record = self.record(&ended, &tally, until);
             record.outcome = Some(outcome);
-            let past = Past::new(ended.id, ended.began, record.phases.clone());
-            self.last.store(Some(Arc::new(past)));
+            self.last.store(Some(Arc::new(Past::new(ended.began, record.clone()))));
             (record, tally)
         };
         if record.outcome == Some(ColdStartOutcome::Failed) {
@@ -468,6 +471,7 @@ impl Tracker {
             node: pod.and_then(|pod| pod.node.clone()),
             request_id: active.request_id.clone(),
             trace_id: active.trace_id.clone(),
+            is_traced: active.is_traced,
             ..ColdStart::default()
         };
         record.set_totals();

@@ -52,6 +52,8 @@ pub enum Kind {
     Bytes,
     /// A whole number, and the least that makes sense.
     Number(u64),
+    /// A number from 0 to 1.
+    Ratio,
     /// `true` or `false`.
     Boolean,
     /// `ip:port`.
@@ -143,6 +145,7 @@ impl<'a> Walk<'a> {
         match schema["$ref"].as_str().and_then(|name| name.strip_prefix("#/$defs/")) {
             Some("Duration") => return Kind::Duration,
             Some("ByteCount") => return Kind::Bytes,
+            Some("Ratio") => return Kind::Ratio,
             _ => {}
         }
         let schema = self.resolve(schema);
@@ -206,6 +209,7 @@ impl fmt::Display for Kind {
             Self::Bytes => f.write_str("a number of bytes, such as 512KiB, 64MiB or 1GiB"),
             Self::Number(0) => f.write_str("a whole number"),
             Self::Number(least) => write!(f, "a whole number, at least {least}"),
+            Self::Ratio => f.write_str("a number from 0 to 1"),
             Self::Boolean => f.write_str("true or false"),
             Self::Address => f.write_str("an address and a port, such as 127.0.0.1:8080 or [::]:8080"),
             Self::Text => f.write_str("a text"),

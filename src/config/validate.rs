@@ -5,6 +5,7 @@ mod cluster;
 mod matching;
 mod route;
 mod target;
+mod traces;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -35,6 +36,7 @@ pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Probl
     checker.top_level();
     checker.limits();
     checker.cluster();
+    checker.traces();
     for (index, route) in config.routes.iter().enumerate() {
         checker.route(route, &KeyPath::default().key("routes").index(index));
     }

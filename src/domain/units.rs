@@ -13,6 +13,13 @@ pub struct Period(Duration);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteCount(usize);
 
+/// A share, from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Ratio(f64);
+
+/// It is never NaN.
+impl Eq for Ratio {}
+
 // === impl Period ===
 
 impl Period {
@@ -191,6 +198,51 @@ impl JsonSchema for ByteCount {
             "minimum": 0,
             "examples": ["64MiB", "1GiB"],
         })
+    }
+}
+
+// === impl Ratio ===
+
+impl Ratio {
+    /// This share, if it is one.
+    pub fn new(share: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&share).then_some(Self(share))
+    }
+
+    /// As a number.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Ratio {
+    /// All of it.
+    fn default() -> Self {
+        Self(1.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ratio {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let share = f64::deserialize(deserializer)?;
+        Self::new(share)
+            .ok_or_else(|| de::Error::custom(format!("{share} is no share; write a number from 0 to 1")))
+    }
+}
+
+impl Serialize for Ratio {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.0)
+    }
+}
+
+impl JsonSchema for Ratio {
+    fn schema_name() -> Cow<'static, str> {
+        "Ratio".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "number", "description": "A share.", "minimum": 0, "maximum": 1 })
     }
 }
 

@@ -4,6 +4,7 @@
 //! are found with; Events, nodes and logs are followed only while a pod starts.
 
 mod events;
+mod load;
 mod logs;
 mod nodes;
 mod read;
@@ -21,14 +22,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Cluster;
 use crate::{
-    coldstart::VllmLog,
     domain::{Part, Phase},
-    state::{DiscoveredEndpoint, PartSeen, PodStart, Seen, Tail},
+    state::{DiscoveredEndpoint, PartSeen, PodStart, Seen},
 };
 use events::PodEvents;
+use load::Load;
 use logs::{Line, PodLogs, Source};
 use nodes::{NewNodes, Nodes};
-use read::Pulls;
+use read::Told;
 pub(super) use read::{CONTROL_PLANE, stamp};
 
 /// Where else something is said of pods that start.
@@ -58,15 +59,13 @@ struct Starting {
     /// As which endpoint it is found.
     address: Option<Arc<str>>,
     seen: Vec<(Phase, Seen)>,
-    pulls: Pulls,
+    told: Told,
     parts: Vec<PartSeen>,
     /// Whether no node took it at first.
     waited: bool,
     /// Which run of the container has its log read, by how often it has run before.
     logged: Option<i32>,
-    /// What that log has told, and its last lines.
-    log: VllmLog,
-    tail: Option<Tail>,
+    load: Load,
     /// Ends its Events and its log.
     following: Option<DropGuard>,
     reading: Option<DropGuard>,
@@ -206,12 +205,11 @@ impl Starting {
             serving,
             address: None,
             seen: Vec::new(),
-            pulls: Pulls::default(),
+            told: Told::default(),
             parts: Vec::new(),
             waited: false,
             logged: None,
-            log: VllmLog::default(),
-            tail: None,
+            load: Load::default(),
             following: None,
             reading: None,
             start: Arc::new(PodStart { name: name.into(), ..PodStart::default() }),
@@ -223,15 +221,20 @@ impl Starting {
         self.seen.iter().find(|(seen, _)| *seen == phase).map(|(_, seen)| seen.at)
     }
 
-    /// What the pod says now. The first word counts; one that came without a time may have it added.
+    /// What the pod says now.
     fn look(&mut self, at: Instant) {
         for (phase, seen) in read::moments(&self.pod, self.serving.as_deref(), at) {
-            match self.seen.iter_mut().find(|(known, _)| *known == phase) {
-                Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
-                None => self.seen.push((phase, seen)),
-            }
+            self.saw(phase, seen);
         }
         self.waited |= read::waits_for_a_node(&self.pod);
+    }
+
+    /// A phase is over, as somebody says. The first word counts; one that came without a time may have it added.
+    fn saw(&mut self, phase: Phase, seen: Seen) {
+        match self.seen.iter_mut().find(|(known, _)| *known == phase) {
+            Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
+            None => self.seen.push((phase, seen)),
+        }
     }
 
     /// Whether it matters which nodes come. Nodes and pods are not told of in one order, so this goes on a little.
@@ -287,10 +290,7 @@ impl Starting {
             self.logged = Some(run);
             let (namespace, pod, container) = (namespace.clone(), name.clone(), container.clone());
             if let Some(lines) = sources.logs.follow(Source { namespace, pod, container }) {
-                self.tail = Some(Tail::default());
-                // What another run of it was at is of no use to this one.
-                self.log = VllmLog::default();
-                self.parts.retain(|part| part.part.phase() != Phase::Load);
+                self.load.begin();
                 let lines = ReceiverStream::new(lines).map(move |line| (uid.clone(), News::Line(line)));
                 streams.push(lines.take_until(until(&mut self.reading)).boxed());
             }
@@ -302,15 +302,12 @@ impl Starting {
     fn hear(&mut self, news: News) -> bool {
         match news {
             News::Event(event) => {
-                self.pulls.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
-            }
-            News::Line(line) => {
-                let parts = self.log.line(&line.text, line.at);
-                parts.into_iter().for_each(|part| self.part(part));
-                if let Some(tail) = &self.tail {
-                    tail.push(line.text);
+                self.told.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
+                if let Some(started) = &self.told.started {
+                    self.saw(Phase::Start, started.clone());
                 }
             }
+            News::Line(line) => self.load.line(line),
         }
         self.tell()
     }
@@ -318,15 +315,16 @@ impl Starting {
     /// Publishes what is known, if that has changed.
     fn tell(&mut self) -> bool {
         let mut moments = self.seen.clone();
-        moments.extend(self.pulls.last.clone().map(|seen| (Phase::Pull, seen)));
+        self.load.cap(&mut moments);
+        moments.extend(self.told.pulled.clone().map(|seen| (Phase::Pull, seen)));
         let start = PodStart {
             name: self.start.name.clone(),
             address: self.address.clone(),
             node: read::node(&self.pod).map(Into::into),
-            is_pulling: self.pulls.is_running(),
+            is_pulling: self.told.is_pulling(),
             moments,
-            parts: self.parts.clone(),
-            tail: self.tail.clone(),
+            parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
+            tail: self.load.tail.clone(),
         };
         let changed = *self.start != start;
         if changed {

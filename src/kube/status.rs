@@ -166,7 +166,7 @@ impl Writer {
             match said.plan(&object, verdict, report, &observed, now) {
                 Plan::Nothing => {}
                 Plan::Later(when) => due = due.into_iter().chain([when]).min(),
-                Plan::Write(status) => letters.push(Letter { object, status }),
+                Plan::Write(status) => letters.push(Letter { object, status: *status }),
             }
             if letters.len() == BATCH {
                 break;

@@ -16,6 +16,7 @@ use super::{
     forward,
     intake::{Buffered, CutOff, Outgoing, Share, within},
     intercept::Intercepted,
+    traced::Traced,
     tunnel::Tunnel,
 };
 use crate::{
@@ -76,6 +77,7 @@ impl Proxy {
         permit: Permit,
         sending: &mut Sending,
         gate: &Gate,
+        mut trace: Option<&mut Traced>,
     ) -> Result<Answer, Failed> {
         let mut timeouts = gate.policy().upstream;
         let mut limits = **self.shared.limits.load();
@@ -83,9 +85,15 @@ impl Proxy {
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
+        if let Some(trace) = &mut trace {
+            trace.attempt(permit.endpoint(), head);
+        }
         let body = || source.take(&limits);
         let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, writes).await {
             Ok((response, connection)) => {
+                if let Some(trace) = trace {
+                    trace.answer_began(response.status().as_u16());
+                }
                 let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     if intercepted.as_ref().is_some_and(|by| by.upgrade.is_some()) {
@@ -105,6 +113,9 @@ impl Proxy {
             }
             Err(error) => error,
         };
+        if let Some(trace) = trace {
+            trace.attempt_failed(error.name());
+        }
         let cut_off = match &error {
             SendError::Reset { source, .. } => cut_off(source, &limits),
             SendError::Body(source) => cut_off(&**source, &limits),

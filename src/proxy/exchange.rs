@@ -8,13 +8,21 @@ use std::{
 use http::{HeaderValue, request};
 use tokio::time::Instant;
 
-use super::{Shared, body::BodyError, client_io::UnderWay, dispatch::Setback, forward, stream_stall};
+use super::{
+    Shared,
+    body::BodyError,
+    client_io::UnderWay,
+    dispatch::Setback,
+    forward, stream_stall,
+    traced::{self, Early, Slot, Traced},
+};
 use crate::{
     admission::{Gate, Permit},
     coldstart::{Leave, Phase},
     error::{Outcome, ProxyError},
     history::{Arrival, Asked, Ending, Event, Story, Why},
     hold::Ticket,
+    openai::Scan,
     telemetry::HoldEnd,
 };
 
@@ -34,6 +42,8 @@ pub struct Exchange {
     cold: bool,
     /// What happened to it, once it has waited or failed.
     story: Option<Arc<Story>>,
+    /// Its trace, if it is exported.
+    trace: Slot,
 }
 
 struct Holding {
@@ -54,6 +64,7 @@ impl Exchange {
         shared: Arc<Shared>,
         request_id: HeaderValue,
         started: Instant,
+        trace: Slot,
     ) -> Self {
         Self {
             gate,
@@ -67,6 +78,7 @@ impl Exchange {
             waited: Duration::ZERO,
             cold: false,
             story: None,
+            trace,
         }
     }
 
@@ -102,12 +114,32 @@ impl Exchange {
         self.story.as_ref()
     }
 
+    /// Its trace, if it is exported.
+    pub(super) fn trace(&mut self) -> Option<&mut Traced> {
+        self.trace.as_deref_mut()
+    }
+
+    /// What its body says, for its trace.
+    pub fn asks(&mut self, scan: &Scan) {
+        if let Some(trace) = &mut self.trace {
+            trace.asks(scan);
+        }
+    }
+
+    /// Where its trace learns of an early answer.
+    pub fn early(&self) -> Option<Early> {
+        self.trace.as_ref().map(|trace| trace.early())
+    }
+
     /// It is held from now on.
     pub fn hold(&mut self, ticket: &Ticket<Permit>) {
         let since = ticket.since();
         let why = if self.gate.target().is_up() { Why::Saturated } else { Why::NothingReady };
         if let Some(story) = &self.story {
             story.held(since, ticket.ahead(), why);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.hold(since);
         }
         self.holding = Some(Holding { since, activations: self.gate.cold_starts().activations() });
     }
@@ -136,21 +168,29 @@ impl Exchange {
         if let Some(story) = &self.story {
             story.happens(Event::FellBack);
         }
+        if let Some(trace) = &mut self.trace {
+            trace.fell_back();
+        }
     }
 
     /// The answer began.
     pub fn first_byte(&mut self, status: u16) {
         self.status = status;
-        self.gate.counters().first_byte(self.started.elapsed(), self.cold);
+        // A trace of a request that did not wait is nothing to look for in a histogram.
+        let traced = self.trace.as_ref().filter(|_| self.waited().is_some()).map(|trace| trace.id());
+        self.gate.counters().first_byte(self.started.elapsed(), self.cold, traced);
         if let Some(story) = &self.story {
             story.happens(Event::FirstByte { status });
         }
     }
 
     /// The first token of the answer came by.
-    pub fn first_token(&self) {
+    pub fn first_token(&mut self) {
         if let Some(story) = &self.story {
             story.happens(Event::FirstToken);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.first_token();
         }
     }
 
@@ -161,8 +201,11 @@ impl Exchange {
     }
 
     /// It ended, and how.
-    pub const fn end(&mut self, outcome: Outcome) {
+    pub fn end(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
+        if let Some(trace) = &mut self.trace {
+            trace.end_attempt(outcome);
+        }
     }
 
     /// Its answer broke off.
@@ -208,7 +251,11 @@ impl Exchange {
                 HoldEnd::Ended(_) => Leave::Failed,
             });
         }
-        self.gate.counters().held(end, held);
+        let traced = self.trace.as_mut().map(|trace| {
+            trace.end_hold(holding.since + held);
+            trace.id()
+        });
+        self.gate.counters().held(end, held, traced);
         self.gate.stirred();
         if let Some(story) = &self.story {
             story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
@@ -245,6 +292,15 @@ impl Drop for Exchange {
         self.end_hold(HoldEnd::Ended(outcome));
         // The story first, so that who sees the count finds it.
         self.end_story(outcome);
+        if let Some(trace) = &mut self.trace {
+            trace.ended(&traced::Ending {
+                gate: &self.gate,
+                request_id: &self.request_id,
+                outcome,
+                status: (self.status != NO_ANSWER).then_some(self.status),
+                cold: self.cold,
+            });
+        }
         self.gate.counters().end(outcome, self.status, self.cold);
         tracing::debug!(
             route = %self.gate.key(),

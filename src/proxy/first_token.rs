@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use http::{Response, request};
 
-use super::forward::{self, REQUEST_ID};
+use super::{
+    forward::{self, REQUEST_ID},
+    traced,
+};
 use crate::{
     admission::{Gate, Permit},
     coldstart::FirstAnswer,
     openai,
+    telemetry::traces::Parent,
 };
 
 /// Tells the cold start of the first token or, when dropped before that, that there will be none.
@@ -30,6 +34,7 @@ impl TokenWatch {
             streams: openai::FirstToken::may_be_in(response.status(), response.headers()),
             request_id: request.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(Into::into),
             trace_id: forward::trace_id(&request.headers).map(Into::into),
+            is_traced: traced::parent(&request.headers).is_some_and(Parent::is_sampled),
         });
         let gate = permit.gate();
         cold_start.map(|cold_start| Box::new(Self { gate: gate.clone(), cold_start, token: <_>::default() }))

@@ -20,6 +20,7 @@ use super::{
     forward::{self, KEDA_COLD_START},
     pipeline::{Arrived, Refused, Routed, check_patience},
     rule::Rule,
+    traced::Slot,
     tunnel::Upgrade,
 };
 use crate::{
@@ -80,6 +81,7 @@ impl Proxy {
         client: &Client,
         interceptor: Arc<Interceptor>,
         arrived: Arrived,
+        trace: &mut Slot,
     ) -> Result<Response<Body>, Refused> {
         let Arrived { mut head, host, body, started, under_way } = arrived;
         let gate = interceptor.gate.clone();
@@ -117,7 +119,7 @@ impl Proxy {
                 started,
                 under_way,
             };
-            return self.admit(routed).await;
+            return self.admit(routed, trace).await;
         };
         let passed = match fixed.mode {
             ResponseMode::Always => None,
@@ -128,9 +130,9 @@ impl Proxy {
             return Ok(static_response(&fixed.answer, &head, Body::full));
         };
         let request_id = forward::request(&mut head, &host, client.address);
-        let mut exchange = self.exchange(&gate, under_way, request_id, started);
+        let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
         let mut sending = Sending::new(head, body, Some(Box::new(intercepted)));
-        match self.attempt(permit, &mut sending, &gate).await {
+        match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
             Err(Failed::Finally(error)) => {
                 exchange.tell(&sending.head, None);
@@ -159,7 +161,7 @@ impl Proxy {
             intercepted.tells_cold_start = false;
         }
         exchange.sent_to(&permit);
-        match self.attempt(permit, &mut sending, &gate).await {
+        match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
             Err(Failed::Finally(error)) => Err((exchange, error)),
             Err(Failed::ForNow(Setback { endpoint, reason })) => {

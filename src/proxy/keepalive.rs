@@ -22,6 +22,7 @@ use super::{
     answers::SERVER_TIMING,
     body::{Body, BodyError},
     exchange::Exchange,
+    traced::Early,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -54,6 +55,7 @@ pub struct Progress {
     model: Option<Box<str>>,
     id: HeaderValue,
     story: Arc<Story>,
+    early: Option<Early>,
     spot: Mutex<Option<Spot<Permit>>>,
 }
 
@@ -124,8 +126,9 @@ impl Progress {
         model: Option<Box<str>>,
         id: HeaderValue,
         story: Arc<Story>,
+        early: Option<Early>,
     ) -> Arc<Self> {
-        Arc::new(Self { gate, since, shape, model, id, story, spot: Mutex::default() })
+        Arc::new(Self { gate, since, shape, model, id, story, early, spot: Mutex::default() })
     }
 
     /// It waits there now, or nowhere.
@@ -194,6 +197,9 @@ impl KeptAlive {
         progress: Arc<Progress>,
     ) -> Response<Body> {
         progress.story.happens(Event::EarlyAnswer);
+        if let Some(early) = &progress.early {
+            let _ = early.set(Instant::now());
+        }
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let kept =

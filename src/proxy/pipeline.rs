@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
 };
 
 use arc_swap::ArcSwap;
@@ -24,6 +24,7 @@ use super::{
     forward,
     intake::{Budget, Outgoing, told_to_fit},
     intercept::Intercepted,
+    traced::{Slot, Traced},
 };
 use crate::{
     admission::Gate,
@@ -31,7 +32,7 @@ use crate::{
     error::ProxyError,
     history::{Asked, History},
     openai::{self, Api, Patience, Scan, Shape},
-    telemetry::RouteCounters,
+    telemetry::{RouteCounters, traces::Traces},
     upstream::{Dialer, Upstream},
 };
 
@@ -51,6 +52,8 @@ pub struct Shared {
     pub cut: AtomicBool,
     /// The routes of the cluster are not known yet.
     pub awaits_routes: AtomicBool,
+    /// Where traces go, if they do: set before requests are served, or never.
+    pub traces: OnceLock<Arc<Traces>>,
 }
 
 /// The request path of one thread.
@@ -58,6 +61,7 @@ pub struct Shared {
 pub struct Proxy {
     pub(super) shared: Arc<Shared>,
     pub(super) upstream: Arc<Upstream<Outgoing>>,
+    traces: Option<Arc<Traces>>,
 }
 
 /// Who a connection comes from.
@@ -121,6 +125,7 @@ impl Shared {
             history: History::new(config::History::default().requests),
             cut: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
+            traces: OnceLock::new(),
         })
     }
 
@@ -136,7 +141,8 @@ impl Shared {
 impl Proxy {
     /// The request path of one thread, with its own connections to endpoints.
     pub fn new(shared: Arc<Shared>, dialer: Dialer) -> Arc<Self> {
-        Arc::new(Self { shared, upstream: Arc::new(Upstream::new(dialer)) })
+        let traces = shared.traces.get().cloned();
+        Arc::new(Self { shared, upstream: Arc::new(Upstream::new(dialer)), traces })
     }
 
     /// What all threads share.
@@ -150,8 +156,10 @@ impl Proxy {
     }
 
     /// Answers a request, whatever happens.
-    pub async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer(&self, client: &Client, mut request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
+        let mut trace =
+            self.traces.as_ref().and_then(|traces| Traced::begin(traces, client, &mut request, started));
         let head = request.method() == Method::HEAD;
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request
@@ -159,14 +167,23 @@ impl Proxy {
             .get(forward::REQUEST_ID)
             .map(HeaderValue::as_bytes)
             .map(HeaderValue::from_bytes);
-        let served = AssertUnwindSafe(self.serve(client, request, started)).catch_unwind().await;
+        let served = AssertUnwindSafe(self.serve(client, request, started, &mut trace)).catch_unwind().await;
         let (gate, error) = match served {
-            Ok(Ok(response)) => return response,
+            Ok(Ok(response)) => {
+                // Still here: it was not admitted, and is ours.
+                if let Some(mut trace) = trace {
+                    trace.answered(response.status().as_u16());
+                }
+                return response;
+            }
             Ok(Err(Refused { gate, error })) => (gate, error),
             // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
             Err(_) => (None, ProxyError::Internal),
         };
         let id = id.and_then(Result::ok).unwrap_or_else(forward::new_id);
+        if let Some(trace) = trace {
+            trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, &error);
+        }
         if let Err(refusal) = error.ending() {
             match gate {
                 Some((gate, asked)) => {
@@ -185,6 +202,7 @@ impl Proxy {
         client: &Client,
         request: Request<Incoming>,
         started: Instant,
+        trace: &mut Slot,
     ) -> Result<Response<Body>, Refused> {
         let under_way = client.connection.begin();
         let (mut head, incoming) = request.into_parts();
@@ -197,7 +215,7 @@ impl Proxy {
             // On the heap: what has no models should cost the others nothing.
             Found::Interceptor(interceptor, body) => {
                 let arrived = Arrived { head, host, body, started, under_way };
-                return Box::pin(self.intercept(client, interceptor, arrived)).await;
+                return Box::pin(self.intercept(client, interceptor, arrived, trace)).await;
             }
             Found::Ours(api) => return self.answer_ourselves(&head, api),
         };
@@ -210,20 +228,21 @@ impl Proxy {
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
         let intercepted = None;
-        self.admit(Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way })
-            .await
+        let routed = Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way };
+        self.admit(routed, trace).await
     }
 
     /// Lets a request in: at once, if an endpoint has room and nobody waits for one.
-    pub(super) async fn admit(&self, routed: Routed) -> Result<Response<Body>, Refused> {
+    pub(super) async fn admit(&self, routed: Routed, trace: &mut Slot) -> Result<Response<Body>, Refused> {
         let Some((permit, place)) = routed.gate.enter() else {
             // On the heap: a warm request should not carry the room that waiting takes.
-            return Box::pin(self.hold(routed)).await;
+            return Box::pin(self.hold(routed, trace)).await;
         };
         let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way } = routed;
-        let mut exchange = self.exchange(&gate, under_way, request_id, started);
+        let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
+        exchange.asks(&scan);
         let mut sending = Sending::new(head, body, intercepted);
-        match self.attempt(permit, &mut sending, &gate).await {
+        match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
             Err(Failed::Finally(error)) => {
                 exchange.tell(&sending.head, scan.model.as_deref());
@@ -243,7 +262,7 @@ impl Proxy {
     }
 
     /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
-    async fn hold(&self, routed: Routed) -> Result<Response<Body>, Refused> {
+    async fn hold(&self, routed: Routed, trace: &mut Slot) -> Result<Response<Body>, Refused> {
         let Routed { mut head, gate, body, shape, scan, intercepted, started, under_way, .. } = routed;
         let refused =
             |head: &request::Parts, model: Option<&str>, error| Refused::of(&gate, head, model, error);
@@ -286,13 +305,14 @@ impl Proxy {
                     return Err(refused(&head, scan.model.as_deref(), error));
                 };
                 gate.counters().admit();
-                let exchange = self.exchange(&gate, under_way, request_id, started);
+                let exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
                 let sending = Sending::new(head, Intake::Read(read), intercepted);
                 let answered = Box::pin(self.fall_back(exchange, sending, permit)).await;
                 return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)));
             }
         };
-        let exchange = self.exchange(&gate, under_way, request_id, started);
+        let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
+        exchange.asks(&scan);
         let sending = Sending::new(head, Intake::Read(read), intercepted);
         Ok(self.wait(exchange, sending, ticket, shape, scan).await)
     }
@@ -303,8 +323,9 @@ impl Proxy {
         under_way: UnderWay,
         request_id: HeaderValue,
         started: Instant,
+        trace: Slot,
     ) -> Exchange {
-        Exchange::new(gate.clone(), under_way, self.shared.clone(), request_id, started)
+        Exchange::new(gate.clone(), under_way, self.shared.clone(), request_id, started, trace)
     }
 
     /// What needs no model server, and wakes none.

@@ -75,7 +75,8 @@ impl Proxy {
 
         let id = exchange.request_id.clone();
         let story = exchange.tell(&sending.head, scan.model.as_deref()).clone();
-        let progress = Progress::new(gate, exchange.started(), shape, scan.model, id, story);
+        let progress =
+            Progress::new(gate, exchange.started(), shape, scan.model, id, story, exchange.early());
         // On the heap, since the body of an early answer takes it over.
         let mut waiting: Waiting =
             Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
@@ -116,7 +117,7 @@ impl Proxy {
                 Some(Released::Dispatch(permit)) => {
                     exchange.dispatched(&permit);
                     // On the heap, so that a held request is no larger for what comes after.
-                    match Box::pin(self.attempt(permit, &mut sending, &gate)).await {
+                    match Box::pin(self.attempt(permit, &mut sending, &gate, exchange.trace())).await {
                         Ok(answer) => return Ok(self.respond(answer, exchange, sending)),
                         Err(Failed::Finally(error)) => return Err((exchange, error)),
                         Err(Failed::ForNow(setback)) => {

@@ -8,7 +8,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Histogram, SHARDS, histogram::Summed, shard};
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
+
+use super::{
+    BUCKETS, Histogram, SHARDS,
+    histogram::{Summed, TraceLabel, exemplar},
+    shard,
+};
 use crate::error::{Outcome, Refusal};
 
 /// The status codes that are counted each on their own; every other one is counted as `other`, so that a model server
@@ -44,6 +50,11 @@ pub enum StaticKind {
 #[derive(Default)]
 pub struct RouteCounters {
     shards: [OnceLock<Box<Shard>>; SHARDS],
+    /// How long requests were held, by how it ended: dispatched, then every outcome. Shared by all threads: whoever was
+    /// held has been through the queue, which is shared as well.
+    held: [OnceLock<HistogramWithExemplars<TraceLabel>>; OUTCOMES + 1],
+    /// To the first byte, of requests that were held by a cold start. Those of the others are in the sets.
+    cold_first_byte: OnceLock<HistogramWithExemplars<TraceLabel>>,
 }
 
 #[derive(Default)]
@@ -51,9 +62,7 @@ struct Shard {
     admitted: AtomicU64,
     refused: [AtomicU64; REFUSALS],
     ended: [[[AtomicU64; 2]; CODES]; OUTCOMES],
-    /// By how it ended: dispatched, then every outcome.
-    held: [Histogram; OUTCOMES + 1],
-    first_byte: [Histogram; 2],
+    first_byte: Histogram,
     static_answers: [AtomicU64; StaticKind::ALL.len()],
     fallbacks: AtomicU64,
     quiet: AtomicU64,
@@ -136,14 +145,18 @@ impl RouteCounters {
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Holding a request ended.
-    pub fn held(&self, end: HoldEnd, duration: Duration) {
-        self.own().held[end.slot()].observe(duration);
+    /// Holding a request ended, which is in this trace if it is exported.
+    pub fn held(&self, end: HoldEnd, duration: Duration, traced: Option<u128>) {
+        observe(&self.held[end.slot()], duration, traced);
     }
 
     /// An answer began, this long after the request came.
-    pub fn first_byte(&self, duration: Duration, cold: bool) {
-        self.own().first_byte[usize::from(cold)].observe(duration);
+    pub fn first_byte(&self, duration: Duration, cold: bool, traced: Option<u128>) {
+        if cold {
+            observe(&self.cold_first_byte, duration, traced);
+        } else {
+            self.own().first_byte.observe(duration);
+        }
     }
 
     /// A request was answered with what stands in the object, and not admitted.
@@ -200,15 +213,30 @@ impl RouteCounters {
         Outcome::ALL.into_iter().map(|outcome| self.ended_as(outcome)).sum()
     }
 
-    /// How long requests were held.
-    pub fn hold_durations(&self, end: HoldEnd) -> Summed {
-        Histogram::sum(self.all().map(|shard| &shard.held[end.slot()]))
+    /// How long requests were held, if any was and holding it ended so.
+    pub fn hold_durations(&self, end: HoldEnd) -> Option<&HistogramWithExemplars<TraceLabel>> {
+        self.held[end.slot()].get()
     }
 
-    /// How long requests took to the first byte of their answer.
-    pub fn first_byte_durations(&self, cold: bool) -> Summed {
-        Histogram::sum(self.all().map(|shard| &shard.first_byte[usize::from(cold)]))
+    /// How long requests took to the first byte of their answer that a cold start held, if any.
+    pub fn cold_first_byte_durations(&self) -> Option<&HistogramWithExemplars<TraceLabel>> {
+        self.cold_first_byte.get()
     }
+
+    /// How long the others took.
+    pub fn first_byte_durations(&self) -> Summed {
+        Histogram::sum(self.all().map(|shard| &shard.first_byte))
+    }
+}
+
+fn observe(
+    histogram: &OnceLock<HistogramWithExemplars<TraceLabel>>,
+    duration: Duration,
+    traced: Option<u128>,
+) {
+    let histogram = histogram.get_or_init(|| HistogramWithExemplars::new(BUCKETS.into_iter()));
+    let (label, at) = exemplar(traced.map(|trace| format!("{trace:032x}")));
+    histogram.observe(duration.as_secs_f64(), label, at);
 }
 
 #[cfg(test)]
@@ -225,7 +253,8 @@ mod tests {
                     crate::telemetry::count_as_worker(worker);
                     counters.admit();
                     counters.end(Outcome::Completed, 200, worker == 0);
-                    counters.held(HoldEnd::Ended(Outcome::ClientGone), Duration::from_secs(1));
+                    counters.held(HoldEnd::Ended(Outcome::ClientGone), Duration::from_secs(1), None);
+                    counters.first_byte(Duration::from_secs(1), worker == 0, None);
                 });
             }
         });
@@ -233,8 +262,12 @@ mod tests {
         assert_eq!((counters.admitted(), counters.ended_in_all()), (3, 4));
         assert_eq!(counters.ended(Outcome::Completed, status_slot(200), true), 1);
         assert_eq!(counters.ended(Outcome::Completed, STATUS_CODES.len(), false), 1, "299 is other");
-        assert_eq!(counters.hold_durations(HoldEnd::Ended(Outcome::ClientGone)).count, 3);
-        assert_eq!(counters.hold_durations(HoldEnd::Dispatched).count, 0);
+        assert!(counters.hold_durations(HoldEnd::Ended(Outcome::ClientGone)).is_some());
+        assert!(counters.hold_durations(HoldEnd::Dispatched).is_none());
+        assert_eq!(
+            (counters.first_byte_durations().count, counters.cold_first_byte_durations().is_some()),
+            (2, true)
+        );
     }
 
     #[test]

@@ -2,8 +2,11 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
+
+/// What an exemplar says: which trace it is from.
+pub type TraceLabel = Vec<(&'static str, String)>;
 
 /// Upper bounds in seconds. The largest is the longest cold start that a default configuration lets live.
 pub const BUCKETS: [f64; 20] = [
@@ -28,6 +31,13 @@ pub struct Summed {
     pub count: u64,
     /// Upper bound, and how many are in this bucket alone.
     pub buckets: Vec<(f64, u64)>,
+}
+
+/// An exemplar from a trace, of now; none without one.
+pub fn exemplar(trace_id: Option<String>) -> (Option<TraceLabel>, Option<SystemTime>) {
+    let label = trace_id.map(|trace_id| vec![("trace_id", trace_id)]);
+    let at = label.as_ref().map(|_| SystemTime::now());
+    (label, at)
 }
 
 impl Histogram {

@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What is logged by default. What kube says of each request that fails is said again, with the object that it was for,
-/// by whoever made the request.
-const DEFAULT: &str = "info,kube_client=off,kube_runtime=off";
+/// by whoever made the request. So it is with what the exporter of traces says of each export that fails.
+const DEFAULT: &str = "info,kube_client=off,kube_runtime=off,opentelemetry-otlp=off,opentelemetry_sdk=off";
 
 /// Logs to standard error from now on. `RUST_LOG` sets what is logged; the default is `info`.
 pub fn init_logs(json: bool) {

@@ -91,6 +91,7 @@ fn word(kind: &Kind) -> String {
         Kind::Bytes => "bytes".to_owned(),
         Kind::Number(0) => "number".to_owned(),
         Kind::Number(least) => format!("number, at least {least}"),
+        Kind::Ratio => "number from 0 to 1".to_owned(),
         Kind::Boolean => "boolean".to_owned(),
         Kind::Address => "address".to_owned(),
         Kind::Text => "text".to_owned(),

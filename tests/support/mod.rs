@@ -3,6 +3,7 @@
 //! Nothing here sleeps to synchronise: tests wait for events, with a bound that only a failure reaches.
 
 pub mod cluster;
+pub mod collector;
 pub mod h2;
 pub mod h2c;
 pub mod proxy;

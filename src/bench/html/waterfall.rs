@@ -1,6 +1,6 @@
 //! Cold starts as waterfalls: each phase as a bar on one axis of time.
 
-use super::text::{colour, escape, percent, share, tick_words, ticks, time, time_cell};
+use super::text::{colour, escape, label, percent, share, tick_words, ticks, time, time_cell};
 use crate::{
     bench::{
         results::{Cycle, Run, Verdict},
@@ -97,13 +97,12 @@ fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
         };
         let inset = if is_part { 6 } else { 7 };
         let name = bar.of.name();
-        let label = if is_part { name.split('.').next_back().unwrap_or_default() } else { &name };
         text += &format!(
             "<tr{}><th scope=\"row\"><span class=\"swatch\" style=\"background:{colour}\"></span>{}{}</th>\
              <td class=\"chart\"><svg height=\"{height}\" aria-hidden=\"true\">{grid}<rect x=\"{}\" y=\"{inset}\" \
              height=\"{}\" rx=\"2\"{} style=\"width:{}{}\"/></svg></td>{}<td>{}</td></tr>",
             if is_part { " class=\"part\"" } else { "" },
-            escape(&label.replace('_', " ")),
+            escape(&label(bar.of)),
             if is_part {
                 String::new()
             } else {

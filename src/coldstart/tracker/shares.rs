@@ -4,18 +4,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{super::PhaseSpan, Phase, Tracker};
+use super::{ColdStart, Phase, Tracker};
 
 /// What is still asked of a cold start that has ended.
 pub(super) struct Past {
-    id: u64,
     began: Instant,
-    phases: Vec<PhaseSpan>,
+    record: ColdStart,
 }
 
 impl Past {
-    pub(super) const fn new(id: u64, began: Instant, phases: Vec<PhaseSpan>) -> Self {
-        Self { id, began, phases }
+    pub(super) const fn new(began: Instant, record: ColdStart) -> Self {
+        Self { began, record }
     }
 }
 
@@ -23,7 +22,22 @@ impl Tracker {
     /// The cold start that runs, or else the last one, by its id.
     pub fn latest(&self) -> Option<u64> {
         let active = self.active.lock();
-        active.as_ref().map(|active| active.id).or_else(|| self.last.load().as_ref().map(|last| last.id))
+        active
+            .as_ref()
+            .map(|active| active.id)
+            .or_else(|| self.last.load().as_ref().map(|last| last.record.id))
+    }
+
+    /// The cold start that runs, as far as it is, and the last one before it, in order, each with when it began: what a
+    /// request can have waited for.
+    pub fn last_two(&self) -> impl Iterator<Item = (Instant, ColdStart)> {
+        let active = self.active.lock();
+        let tally = self.tally.lock().clone();
+        let now =
+            active.as_ref().map(|active| (active.began, self.record(active, &tally, Some(Instant::now()))));
+        let last = self.last.load();
+        drop(active);
+        last.as_ref().map(|last| (last.began, last.record.clone())).into_iter().chain(now)
     }
 
     /// What of these times, which do not overlap, was spent in each phase of a cold start, as far as is known now: of the
@@ -36,7 +50,7 @@ impl Tracker {
         });
         let last = self.last.load();
         drop(active);
-        let last = last.as_ref().map(|last| (last.began, &last.phases));
+        let last = last.as_ref().map(|last| (last.began, &last.record.phases));
         let mut shares = [Duration::ZERO; Phase::ALL.len()];
         for (began, phases) in now.as_ref().map(|(began, phases)| (*began, phases)).into_iter().chain(last) {
             for span in phases.iter().filter(|span| span.name <= Phase::Dispatch) {

@@ -33,8 +33,10 @@ pub(super) struct PodLogs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) text: String,
-    /// When it was written, by our clock; never later than we got it.
+    /// When it was written, by our clock, as far as was known with the first line.
     pub(super) at: Instant,
+    /// By how much that was too late, as far as is known now: it goes for all lines of the log, also those before.
+    pub(super) late: Duration,
 }
 
 /// A container whose log is read.
@@ -57,9 +59,12 @@ struct Lines {
 }
 
 /// From the stamps of a node to our clock. The line that was under way for the shortest time says how far the two are
-/// apart, so that what had been written before we began to read does not seem to be written at once.
+/// apart, so that what had been written before we began to read does not seem to be written at once. That of those lines
+/// which came first may have been under way for long, and others come that were not.
 #[derive(Default)]
 struct LineClock {
+    /// The shortest time among the first ones.
+    first: Option<i128>,
     least: Option<i128>,
 }
 
@@ -108,7 +113,9 @@ impl PodLogs {
 async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is_denied: &AtomicBool) {
     let Source { namespace, pod, container } = source;
     let api: Api<Pod> = cluster.api(namespace);
-    let until = Instant::now() + LONGEST;
+    // One clock, so that a step of the other does not tear the lines apart.
+    let (began, wall) = (Instant::now(), SystemTime::now());
+    let until = began + LONGEST;
     let mut cut = Lines::default();
     let mut left = MOST;
     for _ in 0..AGAIN {
@@ -127,7 +134,8 @@ async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is
                 let Ok(bytes @ [_, ..]) = log.fill_buf().await else { break };
                 let count = bytes.len();
                 left = left.saturating_sub(count);
-                for line in cut.push(bytes, (Instant::now(), SystemTime::now())) {
+                let now = Instant::now();
+                for line in cut.push(bytes, (now, wall + (now - began))) {
                     if lines.send(line).await.is_err() {
                         return Ok(());
                     }
@@ -193,7 +201,8 @@ impl Lines {
             let at = self.clock.at(stamp, now);
             // A progress bar writes over itself.
             let texts = text.split('\r').filter(|text| !text.trim().is_empty());
-            texts.map(|text| Line { text: text.to_owned(), at }).collect::<Vec<_>>()
+            let late = self.clock.late();
+            texts.map(|text| Line { text: text.to_owned(), at, late }).collect::<Vec<_>>()
         });
         lines.collect()
     }
@@ -212,10 +221,17 @@ impl LineClock {
         self.least = Some(self.least.map_or(delay, |least| least.min(delay)));
     }
 
-    fn at(&self, stamp: Timestamp, (now, wall): (Instant, SystemTime)) -> Instant {
+    /// By the first lines alone, so that the distances of all lines are those of their stamps.
+    fn at(&mut self, stamp: Timestamp, (now, wall): (Instant, SystemTime)) -> Instant {
         let delay = Self::delay(stamp, wall);
-        let late = u64::try_from(delay - self.least.unwrap_or(delay)).unwrap_or(0);
-        now.checked_sub(Duration::from_nanos(late)).unwrap_or(now)
+        let first = *self.first.get_or_insert(self.least.unwrap_or(delay));
+        let part = |nanos: i128| Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
+        now.checked_sub(part(delay - first)).unwrap_or(now) + part(first - delay)
+    }
+
+    fn late(&self) -> Duration {
+        let late = self.first.zip(self.least).map_or(0, |(first, least)| first - least);
+        Duration::from_nanos(u64::try_from(late).unwrap_or(0))
     }
 }
 
@@ -238,9 +254,15 @@ mod tests {
         let told: Vec<_> = told.iter().map(|line| (&*line.text, (now - line.at).as_millis())).collect();
         assert_eq!(told, [("one", 3000), ("two", 500), ("three", 0)], "4 - 1, 4 - 3.5");
         // The next one is under way for 0.1 s less, so all before it were 0.1 s late.
-        let now = now + Duration::from_millis(900);
+        let (three, now) = (now, now + Duration::from_millis(900));
         let told = lines.push(b"00000Z four\n", (now, at(105.1)));
-        assert_eq!(told, [Line { text: "four".into(), at: now }]);
+        let [four] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!(
+            (four.at, four.late),
+            (three + Duration::from_secs(1), Duration::from_millis(100)),
+            "5 - 4"
+        );
+        assert_eq!(four.at - four.late, now);
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,15 +28,17 @@ const SECOND: Duration = Duration::from_secs(1);
 /// What it writes into newer Events is cut to this.
 const MICROSECOND: Duration = Duration::from_micros(1);
 
-/// The images that are fetched for a pod, by its Events.
+/// What a kubelet tells in the Events of a pod: sooner than in its status, which it writes about once a second.
 #[derive(Debug, Default)]
-pub(super) struct Pulls {
+pub(super) struct Told {
     /// Containers whose image is being fetched.
     running: HashSet<Box<str>>,
     /// Those whose image has come once: when a container starts again, that is no more a part of the pod's way.
     done: HashSet<Box<str>>,
-    /// When the last one came.
-    pub(super) last: Option<Seen>,
+    /// When the last image came.
+    pub(super) pulled: Option<Seen>,
+    /// When the container that serves was started for the first time.
+    pub(super) started: Option<Seen>,
 }
 
 /// The container of a pod that serves: the one that says that it has one of these ports, else the first.
@@ -150,9 +152,9 @@ fn system(time: Timestamp) -> SystemTime {
     SystemTime::from(time)
 }
 
-// === impl Pulls ===
+// === impl Told ===
 
-impl Pulls {
+impl Told {
     /// An Event of the pod, seen `at`. Images of containers that come after the one that serves do not count: it does not
     /// wait for them.
     pub(super) fn event(&mut self, event: &Event, pod: &Pod, serving: Option<&str>, at: Instant) {
@@ -165,6 +167,11 @@ impl Pulls {
                 counts
             })
         });
+        let stamp = node(pod).and_then(|node| stamp_of(event, node));
+        if event.reason.as_deref() == Some("Started") && (container.is_none() || container == serving) {
+            self.started.get_or_insert(Seen { at, stamp });
+            return;
+        }
         let container = container.unwrap_or_default();
         if !counts || self.done.contains(container) {
             return;
@@ -177,7 +184,7 @@ impl Pulls {
                 self.done.insert(container.into());
                 // Else it says that the image was there already.
                 if message.starts_with("Successfully pulled") {
-                    self.last = Some(Seen { at, stamp: node(pod).and_then(|node| stamp_of(event, node)) });
+                    self.pulled = Some(Seen { at, stamp });
                 }
             }
             // It may have failed: then it is tried again, and goes on until the image is there.
@@ -185,7 +192,7 @@ impl Pulls {
         }
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    pub(super) fn is_pulling(&self) -> bool {
         !self.running.is_empty()
     }
 }

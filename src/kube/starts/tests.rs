@@ -128,6 +128,10 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
     event(&stage.server, "e3", "u-1", "Pulled", "Successfully pulled image \"x\" in 300ms");
     stage.start(|start| !start.is_pulling).await;
     wait(80).await;
+    event(&stage.server, "e4", "u-1", "Started", "Container started");
+    stage.start(|start| start.seen(Phase::Start).is_some()).await;
+    // Its status comes later.
+    wait(700).await;
     stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
     let start = stage.start(|start| start.address.is_some()).await;
     assert_eq!(start.address.as_deref(), Some("10.0.0.1:8000"), "as that of its endpoint");
@@ -136,8 +140,8 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
     let start = stage.start(|start| start.moments.len() == 5).await;
     assert_eq!(
         seen(&start, began),
-        [("create", 0), ("schedule", 20), ("pull", 320), ("start", 400), ("load", 5400)],
-        "20 + 300 + 80 + 5000"
+        [("create", 0), ("schedule", 20), ("pull", 320), ("start", 400), ("load", 6100)],
+        "20 + 300 + 80 + 700 + 5000"
     );
     assert!(start.parts.is_empty() && start.tail.as_ref().unwrap().lines().is_empty());
     stage.server.remove(POD);
@@ -276,7 +280,7 @@ async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
     stage.server.put(POD, run(0, false));
     let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
     wait(30_000).await;
-    stage.server.print(POD, "2026-11-24T20:00:30.000000001Z Starting to load model org/name...\n");
+    stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
     assert_eq!(parts(&start, began), [("engine_start", 30)]);
     wait(10_000).await;
@@ -301,6 +305,24 @@ async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
     stage.server.print(POD, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
     wait(1000).await;
     assert_eq!(stage.found.borrow().starts[0].parts.len(), 1, "what it prints while it serves is not read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_container_printed_before_it_was_known_to_run_is_told_when_it_was() {
+    let mut stage = Stage::new(|_| {});
+    stage.synced().await;
+    let began = Instant::now();
+    stage.server.print(POD, "2026-11-24T20:00:10Z Starting to load model org/name...\n");
+    wait(30_000).await;
+    stage.server.put(POD, run(0, false));
+    let start = stage.start(|start| !start.parts.is_empty()).await;
+    let ran = |start: &PodStart| start.seen(Phase::Start).map(|seen| (seen.at - began).as_secs());
+    assert_eq!((parts(&start, began), ran(&start)), (vec![("engine_start", 30)], Some(30)));
+    wait(10_000).await;
+    stage.server.print(POD, "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n");
+    let start = stage.start(|start| start.parts.len() == 2).await;
+    assert_eq!(parts(&start, began), [("engine_start", 10), ("weights", 40)], "40 - 30 before the weights");
+    assert_eq!(ran(&start), Some(10), "it has printed, so it ran");
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,7 +43,7 @@ pub(super) struct Observed {
 pub(super) enum Plan {
     Nothing,
     Later(Instant),
-    Write(ModelRouteStatus),
+    Write(Box<ModelRouteStatus>),
 }
 
 /// What we have said of an object.
@@ -98,7 +98,7 @@ impl Said {
         let mut status = status;
         let before = observed.status.as_ref().map(|there| there.conditions.as_slice()).unwrap_or_default();
         super::date(&mut status, before);
-        Plan::Write(status)
+        Plan::Write(Box::new(status))
     }
 
     /// It is written.

@@ -79,6 +79,16 @@ kubernetes:
   interceptorRoutes: {{ .Values.kubernetes.interceptorRoutes }}
   allowedHosts: {{ include "anteroom.allowedHosts" . }}
   podLogs: {{ .Values.report.podLogs }}
+{{- with .Values.traces }}
+{{- if .endpoint }}
+traces:
+  endpoint: {{ .endpoint | quote }}
+  protocol: {{ .protocol }}
+  sampleRatio: {{ .sampleRatio }}
+  headers: {{ toJson .headers }}
+  serviceName: {{ .serviceName | quote }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Whoever installs the chart is who may allow hosts, so those of the models are allowed. */}}
@@ -102,14 +112,4 @@ kubernetes:
 {{- $model := index . 1 -}}
 {{- $served := first (default (list $model.name) $model.models) -}}
 {{- printf "{namespace=%q,model_name=%q}" (default (index . 0).Release.Namespace $model.namespace) $served -}}
-{{- end -}}
-
-{{/* Counted up in the last ten minutes, or counted for the first time (which `increase` does not see):
-     (list metric labels matcher) */}}
-{{- define "anteroom.counted" -}}
-{{- $by := printf "sum by (%s)" (index . 1) -}}
-{{- $metric := printf "%s{%s}" (index . 0) (index . 2) -}}
-{{ $by }} (increase({{ $metric }}[10m])) > 0
-or
-({{ $by }} ({{ $metric }}) unless {{ $by }} ({{ $metric }} offset 10m)) > 0
 {{- end -}}

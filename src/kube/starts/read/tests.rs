@@ -146,14 +146,14 @@ const PRESENT: &str = "Container image \"vllm:1\" already present on machine and
 /// The second in which the last image came, and whether one is being fetched.
 fn after(events: &[Event]) -> (Option<i64>, bool) {
     let pod = pod(json!({}));
-    let mut pulls = Pulls::default();
-    events.iter().for_each(|event| pulls.event(event, &pod, Some("vllm"), Instant::now()));
-    let second = pulls.last.as_ref().map(|seen| {
+    let mut told = Told::default();
+    events.iter().for_each(|event| told.event(event, &pod, Some("vllm"), Instant::now()));
+    let second = told.pulled.as_ref().map(|seen| {
         let stamp = seen.stamp.as_ref().unwrap();
         assert_eq!(&*stamp.clock, "gpu-1");
         Timestamp::try_from(stamp.time).unwrap().as_second() - 1_795_550_400
     });
-    (second, pulls.is_running())
+    (second, told.is_pulling())
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,4 +191,27 @@ async fn the_last_image_counts_of_what_starts_before_the_container_that_serves()
     let unknown = event("Pulling", "spec.containers{logs}", "Pulling image", 8);
     assert_eq!(after(&[unknown]), (None, false));
     assert_eq!(after(&[pulled("", 9)]).0, Some(9), "an agent that does not say for which");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_start_of_the_container_that_serves_is_told_of_once() {
+    let started = |events: &[(&str, u32)]| {
+        let pod = pod(json!({}));
+        let mut told = Told::default();
+        for (path, second) in events {
+            told.event(
+                &event("Started", path, "Container started", *second),
+                &pod,
+                Some("vllm"),
+                Instant::now(),
+            );
+        }
+        let stamp = told.started.and_then(|seen| seen.stamp);
+        stamp.map(|stamp| Timestamp::try_from(stamp.time).unwrap().as_second() - 1_795_550_400)
+    };
+    let (fetch, main, logs) =
+        ("spec.initContainers{fetch}", "spec.containers{vllm}", "spec.containers{logs}");
+    assert_eq!(started(&[(fetch, 3), (logs, 4)]), None);
+    assert_eq!(started(&[(fetch, 3), (main, 9), (logs, 10), (main, 40)]), Some(9));
+    assert_eq!(started(&[("", 5)]), Some(5));
 }

@@ -40,8 +40,8 @@ impl Replica {
             Plan::Nothing => None,
             Plan::Later(when) => Some(when - Instant::now()),
             Plan::Write(status) => {
-                self.said.written(status.clone(), Instant::now());
-                *there = status;
+                self.said.written((*status).clone(), Instant::now());
+                *there = *status;
                 Some(Duration::ZERO)
             }
         }
@@ -194,7 +194,7 @@ async fn what_cannot_be_written_or_read_is_not_insisted_on() {
     };
     let Plan::Write(status) = plan(&mut replica, &unread) else { panic!("not said") };
     assert_eq!(status.state, Some(State::Refused));
-    replica.said.written(status, Instant::now());
+    replica.said.written(*status, Instant::now());
     pass(3600.0).await;
     assert_eq!(plan(&mut replica, &unread), Plan::Nothing);
     let changed = Observed { generation: Some(2), status: None };

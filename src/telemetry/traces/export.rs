@@ -1,0 +1,314 @@
+//! Exports spans in batches. One task does it, whatever the collector does: who hands spans over never waits.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::KeyValue;
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_otlp::{
+    ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
+    tonic_types::{metadata::MetadataMap, transport::ClientTlsConfig},
+};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{SpanData, SpanExporter as Exporter},
+};
+use thiserror::Error;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_util::sync::CancellationToken;
+
+use super::{SpanCounts, Traces};
+use crate::config::{self, TracesProtocol};
+
+/// Why traces cannot be exported.
+#[derive(Debug, Error)]
+#[expect(missing_docs, reason = "each variant's text says what it is")]
+pub enum TracesError {
+    #[error("cannot export traces to {endpoint}: {source}")]
+    Exporter { endpoint: String, source: ExporterBuildError },
+    #[error("cannot export traces to {endpoint}: no authority to trust was found on this machine: {source}")]
+    Roots { endpoint: String, source: std::io::Error },
+}
+
+/// What exports; made, not running.
+pub struct Export<E = SpanExporter> {
+    exporter: E,
+    spans: mpsc::Receiver<Vec<SpanData>>,
+    counts: Arc<SpanCounts>,
+    endpoint: String,
+    /// Failures that have not been told in the log, and when one was told last.
+    untold: u64,
+    told: Option<Instant>,
+}
+
+/// How many spans go out together.
+const BATCH: usize = 512;
+
+/// How long the first one of a batch waits for more.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// How long one export may take, with what is tried again within it.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often failures are told in the log.
+const TELL: Duration = Duration::from_secs(60);
+
+// === impl Traces ===
+
+impl Traces {
+    /// The way to a collector. Nothing is connected yet.
+    ///
+    /// # Errors
+    /// When the endpoint is none, or nothing says whom to trust over TLS.
+    pub fn to(config: &config::Traces) -> Result<(Arc<Self>, Export), TracesError> {
+        let (traces, spans) = Self::new(config.sample_ratio.get());
+        let mut exporter = exporter(config)?;
+        exporter.set_resource(&resource(&config.service_name));
+        let export = Export::new(exporter, spans, traces.counts().clone(), config.endpoint.clone());
+        Ok((Arc::new(traces), export))
+    }
+}
+
+/// Who we are: what the configuration says, and `OTEL_RESOURCE_ATTRIBUTES`.
+fn resource(service_name: &str) -> Resource {
+    Resource::builder()
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        // The last one counts: the file has the name, whatever a variable says.
+        .with_service_name(service_name.to_owned())
+        .build()
+}
+
+fn exporter(config: &config::Traces) -> Result<SpanExporter, TracesError> {
+    let endpoint = config.endpoint.clone();
+    let is_tls = endpoint.starts_with("https:");
+    let built = match config.protocol {
+        TracesProtocol::Grpc => {
+            let headers = config.headers.iter().filter_map(|(name, value)| {
+                Some((name.parse::<HeaderName>().ok()?, HeaderValue::from_str(value).ok()?))
+            });
+            let metadata = MetadataMap::from_headers(headers.collect::<HeaderMap>());
+            let builder = SpanExporter::builder()
+                .with_tonic()
+                .with_endpoint(&endpoint)
+                .with_timeout(TIMEOUT)
+                .with_metadata(metadata);
+            let tls = || ClientTlsConfig::new().with_native_roots();
+            if is_tls { builder.with_tls_config(tls()).build() } else { builder.build() }
+        }
+        TracesProtocol::Http => {
+            let builder = SpanExporter::builder()
+                .with_http()
+                .with_protocol(Protocol::HttpBinary)
+                .with_endpoint(signal(&endpoint))
+                .with_timeout(TIMEOUT)
+                .with_headers(config.headers.clone().into_iter().collect());
+            if is_tls {
+                let roots = hyper_rustls::HttpsConnectorBuilder::new()
+                    .with_provider_and_native_roots(ring::default_provider())
+                    .map_err(|source| TracesError::Roots { endpoint: endpoint.clone(), source })?;
+                let connector = roots.https_only().enable_http1().build();
+                builder.with_http_client(HyperClient::new(connector, TIMEOUT, None)).build()
+            } else {
+                builder.with_http_client(HyperClient::with_default_connector(TIMEOUT, None)).build()
+            }
+        }
+    };
+    built.map_err(|source| TracesError::Exporter { endpoint, source })
+}
+
+/// The whole URL for spans: an address alone has a path by convention.
+fn signal(endpoint: &str) -> String {
+    let after_scheme = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    match after_scheme.split_once('/') {
+        None => format!("{endpoint}/v1/traces"),
+        Some((_, "")) => format!("{endpoint}v1/traces"),
+        Some(_) => endpoint.to_owned(),
+    }
+}
+
+// === impl Export ===
+
+impl<E> fmt::Debug for Export<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl<E: Exporter> Export<E> {
+    fn new(
+        exporter: E,
+        spans: mpsc::Receiver<Vec<SpanData>>,
+        counts: Arc<SpanCounts>,
+        endpoint: String,
+    ) -> Self {
+        Self { exporter, spans, counts, endpoint, untold: 0, told: None }
+    }
+
+    /// Exports until `stopping`, and then what is left. That takes as long as the collector does: whoever stops it sets
+    /// a bound.
+    pub async fn run(mut self, stopping: CancellationToken) {
+        while let Some(batch) = self.batch(&stopping).await {
+            self.export(batch).await;
+        }
+    }
+
+    /// The next spans that go out together; once stopping, those that are there, and `None` after the last.
+    async fn batch(&mut self, stopping: &CancellationToken) -> Option<Vec<SpanData>> {
+        let mut batch = tokio::select! {
+            // What is there already goes first, also while stopping.
+            biased;
+            spans = self.spans.recv() => spans?,
+            () = stopping.cancelled() => {
+                self.spans.close();
+                return None;
+            }
+        };
+        let full = Instant::now() + LINGER;
+        while batch.len() < BATCH {
+            let more = tokio::select! {
+                // As above.
+                biased;
+                more = timeout_at(full, self.spans.recv()) => more,
+                () = stopping.cancelled() => break,
+            };
+            let Ok(Some(more)) = more else { break };
+            batch.extend(more);
+        }
+        Some(batch)
+    }
+
+    async fn export(&mut self, batch: Vec<SpanData>) {
+        let count = batch.len() as u64;
+        let error = match timeout(TIMEOUT, self.exporter.export(batch)).await {
+            Ok(Ok(())) => {
+                self.counts.exported.fetch_add(count, Ordering::Relaxed);
+                if self.told.take().is_some() {
+                    tracing::info!(endpoint = self.endpoint, "traces are exported again");
+                }
+                self.untold = 0;
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
+        };
+        self.counts.failed.fetch_add(count, Ordering::Relaxed);
+        self.untold += count;
+        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
+            let (endpoint, spans) = (&self.endpoint, std::mem::take(&mut self.untold));
+            tracing::warn!(
+                endpoint,
+                spans,
+                error,
+                "traces cannot be exported, and are lost; requests are not affected"
+            );
+            self.told = Some(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::telemetry::traces::{Clock, Context, Kind, Span};
+
+    /// Notes the sizes of batches, and takes a time for each.
+    #[derive(Clone, Debug, Default)]
+    struct Fake {
+        batches: Arc<Mutex<Vec<usize>>>,
+        takes: Duration,
+        fails: bool,
+    }
+
+    impl Exporter for Fake {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            tokio::time::sleep(self.takes).await;
+            self.batches.lock().push(batch.len());
+            if self.fails { Err(OTelSdkError::InternalFailure("down".into())) } else { Ok(()) }
+        }
+    }
+
+    fn exporting(fake: Fake) -> (Traces, CancellationToken, tokio::task::JoinHandle<()>) {
+        let (traces, spans) = Traces::new(1.0);
+        let export = Export::new(fake, spans, traces.counts().clone(), "there".into());
+        let stopping = CancellationToken::new();
+        (traces, stopping.clone(), tokio::spawn(export.run(stopping)))
+    }
+
+    fn submit(traces: &Traces, count: usize) {
+        let span = || Span::new("POST".into(), Kind::Server, 0, Instant::now());
+        let spans = (0..count).map(|_| span()).collect();
+        traces.submit(&Context::new(), &Clock::now(), spans, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn spans_go_out_a_second_after_the_first_or_when_there_are_many() {
+        let fake = Fake::default();
+        let (traces, ..) = exporting(fake.clone());
+        submit(&traces, 3);
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        submit(&traces, 2);
+        assert!(fake.batches.lock().is_empty());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(*fake.batches.lock(), [5], "1.0 s after the first, at 1.1 s");
+        for _ in 0..6 {
+            submit(&traces, 100);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(*fake.batches.lock(), [5, 600], "512 are enough, and what came together stays together");
+        assert_eq!(traces.counts().all(), [("exported", 605), ("dropped", 0), ("failed", 0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_goes_out_when_it_stops() {
+        let fake = Fake { takes: Duration::from_secs(2), ..Fake::default() };
+        let (traces, stopping, running) = exporting(fake.clone());
+        submit(&traces, 1);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        for _ in 0..7 {
+            submit(&traces, 100);
+        }
+        stopping.cancel();
+        running.await.unwrap();
+        assert_eq!(*fake.batches.lock(), [1, 600, 100]);
+        submit(&traces, 1);
+        assert_eq!(traces.counts().all(), [("exported", 701), ("dropped", 1), ("failed", 0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_collector_that_is_down_or_silent_costs_spans_and_nothing_else() {
+        let down = Fake { fails: true, ..Fake::default() };
+        let (traces, ..) = exporting(down);
+        submit(&traces, 4);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(traces.counts().all(), [("exported", 0), ("dropped", 0), ("failed", 4)]);
+        let silent = Fake { takes: Duration::from_secs(3600), ..Fake::default() };
+        let (traces, ..) = exporting(silent);
+        submit(&traces, 4);
+        tokio::time::sleep(Duration::from_millis(10_900)).await;
+        assert_eq!(traces.counts().all()[2], ("failed", 0), "1 s for more, then 10 s for an answer");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(traces.counts().all()[2], ("failed", 4));
+    }
+
+    #[test]
+    fn an_address_alone_gets_the_usual_path() {
+        for (endpoint, url) in [
+            ("http://collector:4318", "http://collector:4318/v1/traces"),
+            ("http://collector:4318/", "http://collector:4318/v1/traces"),
+            ("https://api.example.com/otlp/v1/traces", "https://api.example.com/otlp/v1/traces"),
+        ] {
+            assert_eq!(signal(endpoint), url);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! A span while it is made.
+
+use std::{borrow::Cow, time::SystemTime};
+
+use opentelemetry::{
+    InstrumentationScope, KeyValue, Value,
+    trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId},
+};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use tokio::time::Instant;
+
+use super::context::{Context, new_span_id};
+
+/// Two clocks at one moment: spans are measured by ours and told in wall-clock time, so that a clock that is set does
+/// not bend them.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    at: Instant,
+    wall: SystemTime,
+}
+
+/// Who is on the other side of a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A client.
+    Server,
+    /// An endpoint.
+    Client,
+    /// Nobody.
+    Internal,
+}
+
+/// One span of a request.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Its id.
+    pub id: u64,
+    /// The id of the span that it is a part of; 0: what the trace went on from.
+    pub parent: u64,
+    /// What it is.
+    pub name: Cow<'static, str>,
+    kind: Kind,
+    /// When it began.
+    pub start: Instant,
+    /// When it ended; until then, the same.
+    pub end: Instant,
+    attributes: Vec<KeyValue>,
+    events: Vec<(Instant, &'static str, Vec<KeyValue>)>,
+    failed: bool,
+}
+
+// === impl Clock ===
+
+impl Clock {
+    /// Both clocks now.
+    pub fn now() -> Self {
+        Self { at: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// The wall-clock time of a moment, before or after.
+    pub fn wall(&self, at: Instant) -> SystemTime {
+        match at.checked_duration_since(self.at) {
+            Some(after) => self.wall + after,
+            None => self.wall - (self.at - at),
+        }
+    }
+}
+
+// === impl Span ===
+
+impl Span {
+    /// A span that begins, as a part of another.
+    pub fn new(name: Cow<'static, str>, kind: Kind, parent: u64, start: Instant) -> Self {
+        Self {
+            id: new_span_id(),
+            parent,
+            name,
+            kind,
+            start,
+            end: start,
+            attributes: Vec::new(),
+            events: Vec::new(),
+            failed: false,
+        }
+    }
+
+    /// Says something of it; what was said under this key before is forgotten.
+    pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
+        let value = value.into();
+        match self.attributes.iter_mut().find(|known| known.key.as_str() == key) {
+            Some(known) => known.value = value,
+            None => self.attributes.push(KeyValue::new(key, value)),
+        }
+    }
+
+    /// Whether something is said under this key.
+    pub fn says(&self, key: &'static str) -> bool {
+        self.attributes.iter().any(|known| known.key.as_str() == key)
+    }
+
+    /// Something happened.
+    pub fn event(&mut self, at: Instant, name: &'static str, attributes: Vec<KeyValue>) {
+        self.events.push((at, name, attributes));
+    }
+
+    /// It is an error.
+    pub const fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    pub(super) fn data(self, context: &Context, clock: &Clock, scope: &InstrumentationScope) -> SpanData {
+        let is_first = self.parent == 0;
+        let mut events = SpanEvents::default();
+        events.events = self
+            .events
+            .into_iter()
+            .map(|(at, name, attributes)| Event::new(name, clock.wall(at), attributes, 0))
+            .collect();
+        SpanData {
+            span_context: SpanContext::new(
+                TraceId::from(context.trace_id),
+                SpanId::from(self.id),
+                TraceFlags::new(context.flags),
+                false,
+                context.state.clone(),
+            ),
+            parent_span_id: SpanId::from(if is_first { context.parent } else { self.parent }),
+            parent_span_is_remote: is_first && context.parent != 0,
+            span_kind: match self.kind {
+                Kind::Server => SpanKind::Server,
+                Kind::Client => SpanKind::Client,
+                Kind::Internal => SpanKind::Internal,
+            },
+            name: self.name,
+            start_time: clock.wall(self.start),
+            end_time: clock.wall(self.end.max(self.start)),
+            attributes: self.attributes,
+            dropped_attributes_count: 0,
+            events,
+            links: SpanLinks::default(),
+            // What went wrong is in `error.type`; a description would repeat it.
+            status: if self.failed { Status::error("") } else { Status::Unset },
+            instrumentation_scope: scope.clone(),
+        }
+    }
+}
