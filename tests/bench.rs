@@ -177,6 +177,21 @@ fn the_embedded_default_is_measured_and_everything_agrees() {
         assert!(page.contains(&format!("data-row=\"{}\"", row.name)), "{}", row.name);
         assert!(page.contains(&format!("data-ms=\"{}\"", row.median_ms)), "{}", row.name);
     }
+    // The README has the command, and prints what it prints.
+    let readme = include_str!("../README.md");
+    let shown =
+        readme.split("```console\n").find(|block| block.starts_with("$ anteroom bench cold-start")).unwrap();
+    assert!(
+        readme
+            .contains("cargo run --release -- bench cold-start --cycles 5 --json cold.json --html cold.html")
+    );
+    for row in run.summary.rows() {
+        assert!(
+            shown.lines().any(|line| line.split(' ').any(|word| word == row.name)),
+            "{} in the README",
+            row.name
+        );
+    }
     // What was told is told to nobody else.
     let text = fs::read_to_string(&json).unwrap() + &page;
     assert!(!text.contains(folder.path().to_str().unwrap()), "a path is in the results");

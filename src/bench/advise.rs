@@ -60,14 +60,14 @@ struct Advice<'a> {
 /// Advises.
 pub async fn run(args: AdviseArgs) -> ExitCode {
     match advise(&args).await {
-        Ok(text) => {
+        Ok((text, reached)) => {
             // A reader that has gone wants no more.
             let _ = std::io::stdout().lock().write_all(text.as_bytes());
-            ExitCode::SUCCESS
+            if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(2)
         }
     }
 }
@@ -79,8 +79,8 @@ pub fn trace(args: &TraceArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What is to be printed.
-async fn advise(args: &AdviseArgs) -> Result<String, AdviseError> {
+/// What is to be printed, and whether no goal has been missed.
+async fn advise(args: &AdviseArgs) -> Result<(String, bool), AdviseError> {
     let settings = grid(args)?.settings();
     let goal = goal(args)?;
     let inputs = Inputs::read(args).await?;
@@ -94,15 +94,17 @@ async fn advise(args: &AdviseArgs) -> Result<String, AdviseError> {
     let month = MONTH * 3.6e6 / load.window.max(1) as f64;
     let choice = goal.and_then(|goal| choice::choose(&candidates, goal, args.max_lost, month));
     let advice = Advice { args, inputs: &inputs, load: &load, candidates, always_on, goal, choice, seeds };
-    match &args.json {
-        Some(path) if path.as_os_str() == "-" => Ok(json::of(&advice)),
+    let reached = !matches!(choice, Some(Choice::Closest(_)));
+    let text = match &args.json {
+        Some(path) if path.as_os_str() == "-" => json::of(&advice),
         Some(path) => {
             std::fs::write(path, json::of(&advice))
                 .map_err(|error| AdviseError::Output(path.display().to_string(), error))?;
-            Ok(text::of(&advice))
+            text::of(&advice)
         }
-        None => Ok(text::of(&advice)),
-    }
+        None => text::of(&advice),
+    };
+    Ok((text, reached))
 }
 
 /// What is tried.

@@ -150,6 +150,10 @@ impl View for InCluster {
         Vec::new()
     }
 
+    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
+        Some([("exported", 1), ("dropped", 0), ("failed", 0)])
+    }
+
     fn cluster(&self) -> Option<ClusterCounts> {
         Some(ClusterCounts {
             routes: vec![("ModelRoute", "Accepted", 1)],
@@ -175,7 +179,7 @@ fn of_a_cluster() -> String {
             let metrics = ColdStartMetrics::default();
             let admin = Admin::new(view, store, &metrics, Arc::default(), Default::default());
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-            let serving = tokio::spawn(async move { axum::serve(listener, admin.router()).await });
+            let serving = tokio::spawn(admin.serve(listener));
             let text = tokio::task::spawn_blocking(|| asking.join().unwrap()).await.unwrap();
             serving.abort();
             text

@@ -101,13 +101,16 @@ fn every_query_of_the_dashboard_reads_what_is_exported() {
             let name = text(&item["matcher"], "options");
             let closed = [
                 ("phase", "anteroom_cold_start_phase"),
+                ("outcome", "anteroom_cold_start_duration"),
                 ("outcome", "anteroom_requests"),
                 ("state", "anteroom_endpoints"),
             ];
             let legends =
                 panel["targets"].as_array().unwrap().iter().map(|target| text(target, "legendFormat"));
             let is_value = closed.iter().any(|(label, metric)| {
-                of_label(label) && values(metric, label).is_some_and(|values| values.contains(name))
+                of_label(label)
+                    && text(&panel["targets"][0], "expr").contains(metric)
+                    && values(metric, label).is_some_and(|values| values.contains(name))
             });
             let is_open = ["connected", "silent", "unreachable"].contains(&name);
             if !is_value && !is_open && !legends.clone().any(|legend| legend == name) {

@@ -51,9 +51,6 @@ impl View for Routes {
     fn peers(&self) -> Vec<(&'static str, usize)> {
         vec![("connected", 2)]
     }
-    fn spans(&self) -> Option<[(&'static str, u64); 3]> {
-        None
-    }
     fn cluster(&self) -> Option<ClusterCounts> {
         None
     }

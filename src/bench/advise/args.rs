@@ -4,91 +4,101 @@ use std::path::PathBuf;
 
 use crate::{bench::http::Base, domain::Period};
 
-/// What settings of a route would have cost, and how long its requests would have waited: a replay of a log.
+/// What an idle time, a floor and bounds of holding would have cost, and how long requests would have waited: replays a
+/// log of requests.
+///
+/// Exits 0 with an advice, 1 if no setting reaches the goal, and 2 if there is nothing to replay.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AdviseArgs {
     /// Logs of requests: CSV or JSON lines with a time and perhaps a duration, or access logs of nginx or Envoy; `-` is
     /// standard input.
-    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "synthetic", conflicts_with = "synthetic")]
+    #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "synthetic", conflicts_with = "synthetic", help_heading = "Requests")]
     pub(super) arrivals: Vec<PathBuf>,
     /// A made-up log instead of a file; `anteroom bench trace` prints it.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Requests")]
     pub(super) synthetic: Option<Synthetic>,
     /// Leave out what came before this, RFC 3339. Without it the log begins with its first request, and with that one's
     /// day (UTC) if it is longer than a day.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", help_heading = "Requests")]
     pub(super) from: Option<jiff::Timestamp>,
     /// Leave out what came from this time on.
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", help_heading = "Requests")]
     pub(super) to: Option<jiff::Timestamp>,
     /// How long a request takes where the log does not say so. Without it, what the rest of the log says is drawn from.
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", help_heading = "Requests")]
     pub(super) service_time: Option<Period>,
 
     /// Records of cold starts: JSON of `bench cold-start`, a file of `report.dir`, or all *.jsonl of that folder.
-    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present_any = ["admin", "cold_start"])]
+    #[arg(long, value_name = "PATH", num_args = 1.., required_unless_present_any = ["admin", "cold_start"], help_heading = "Starts")]
     pub(super) records: Vec<PathBuf>,
     /// The admin address of a running Anteroom, to ask for its records: http://host:port.
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = "Starts")]
     pub(super) admin: Option<Base>,
     /// Take the records of this route.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Starts")]
     pub(super) route: Option<String>,
     /// How long a start takes, instead of records; of several, each is as likely.
-    #[arg(long, value_name = "DURATION", value_delimiter = ',', conflicts_with_all = ["records", "admin"])]
+    #[arg(long, value_name = "DURATION", value_delimiter = ',', conflicts_with_all = ["records", "admin"], help_heading = "Starts")]
     pub(super) cold_start: Vec<Period>,
 
     /// Who scales, which decides what can be set.
-    #[arg(long, value_enum, default_value_t = ScaledBy::Keda)]
+    #[arg(long, value_enum, default_value_t = ScaledBy::Keda, help_heading = "Settings to try")]
     pub(super) scale_by: ScaledBy,
     /// Times without a request, after which the last replica goes.
     #[arg(
         long,
         value_name = "DURATION",
         value_delimiter = ',',
-        default_value = "1m,2m,5m,10m,15m,30m,1h,2h"
+        default_value = "1m,2m,5m,10m,15m,30m,1h,2h",
+        help_heading = "Settings to try"
     )]
     pub(super) idle: Vec<Period>,
     /// Replicas that stay whether they are wanted or not (KEDA's minReplicaCount). Default: 0,1,2 with KEDA, else 0.
-    #[arg(long, value_name = "N", value_delimiter = ',')]
+    #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Settings to try")]
     pub(super) floor: Vec<u32>,
     /// How many replicas KEDA may ask for. Without KEDA there is one.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Settings to try")]
     pub(super) max_replicas: u32,
     /// concurrency.max of the route: requests in flight on one replica. Several are all tried, as with the next two.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "64", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Settings to try")]
     pub(super) concurrency: Vec<u32>,
     /// hold.timeout of the route.
-    #[arg(long, value_name = "DURATION", value_delimiter = ',', default_value = "15m")]
+    #[arg(
+        long,
+        value_name = "DURATION",
+        value_delimiter = ',',
+        default_value = "15m",
+        help_heading = "Settings to try"
+    )]
     pub(super) hold_timeout: Vec<Period>,
     /// hold.maxRequests of the route.
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "256", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Settings to try")]
     pub(super) hold_max_requests: Vec<u32>,
     /// scaling.target of the route: how many waiting requests ask for another replica.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Settings to try")]
     pub(super) target: u32,
     /// scaling.linger of the route: with KEDA, the idle time is this and cooldownPeriod.
-    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    #[arg(long, value_name = "DURATION", default_value = "60s", help_heading = "Settings to try")]
     pub(super) linger: Period,
     /// pollingInterval of the ScaledObject: KEDA goes to zero when it polls.
-    #[arg(long, value_name = "DURATION", default_value = "15s")]
+    #[arg(long, value_name = "DURATION", default_value = "15s", help_heading = "Settings to try")]
     pub(super) polling_interval: Period,
 
     /// GPUs of one replica.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Cost and goal")]
     pub(super) gpus: u32,
     /// What one GPU costs an hour, in whatever currency.
-    #[arg(long, value_name = "AMOUNT", value_parser = amount)]
+    #[arg(long, value_name = "AMOUNT", value_parser = amount, help_heading = "Cost and goal")]
     pub(super) gpu_hour_price: Option<f64>,
     /// Recommend the cheapest that keeps this: p99=30s, p90=5s or median=1s of the added wait.
-    #[arg(long, value_name = "GOAL", conflicts_with = "budget")]
+    #[arg(long, value_name = "GOAL", conflicts_with = "budget", help_heading = "Cost and goal")]
     pub(super) goal: Option<WaitGoal>,
     /// Recommend the shortest wait for no more than this: 200/month in the currency of --gpu-hour-price, or 300h/month of
     /// GPU time; also /day, /week, /year.
-    #[arg(long, value_name = "BUDGET")]
+    #[arg(long, value_name = "BUDGET", help_heading = "Cost and goal")]
     pub(super) budget: Option<Budget>,
     /// The share of the requests that a recommendation may lose: held in vain, or refused.
-    #[arg(long, value_name = "SHARE", default_value = "0.1%", value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value = "0.1%", value_parser = share, help_heading = "Cost and goal")]
     pub(super) max_lost: f64,
 
     /// How many times each setting is replayed, with other start-ups drawn each time.
@@ -102,7 +112,7 @@ pub struct AdviseArgs {
     pub(super) json: Option<PathBuf>,
 }
 
-/// Print a made-up log as CSV.
+/// Prints a made-up log of requests as CSV, to try `advise` with.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TraceArgs {
     /// Which one.

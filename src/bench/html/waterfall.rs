@@ -129,18 +129,17 @@ fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
     )
 }
 
-/// The marks of an axis, as words; the last ones end where the axis does.
+/// The marks of an axis, as words; the first begins and the last ends where the axis does.
 fn axis(marks: &[f64], whole_ms: f64) -> String {
     let words = marks.iter().map(|at| {
-        let anchor = match at / whole_ms.max(f64::MIN_POSITIVE) {
-            _ if *at == 0.0 => "start",
-            share if share > 0.94 => "end",
-            _ => "middle",
+        let side = match at / whole_ms.max(f64::MIN_POSITIVE) {
+            _ if *at == 0.0 => " class=\"first\"",
+            share if share > 0.94 => " class=\"last\"",
+            _ => "",
         };
-        let x = percent(*at, whole_ms);
-        format!("<text x=\"{x}\" y=\"11\" text-anchor=\"{anchor}\">{}</text>", tick_words(*at))
+        format!("<span{side} style=\"left:{}\">{}</span>", percent(*at, whole_ms), tick_words(*at))
     });
-    format!("<svg class=\"axis\" height=\"15\" aria-hidden=\"true\">{}</svg>", words.collect::<String>())
+    format!("<div class=\"axis\" aria-hidden=\"true\">{}</div>", words.collect::<String>())
 }
 
 /// Every cycle as one strip, all on the same axis.

@@ -52,7 +52,7 @@ fn pods(ready: bool) -> Arc<Discovered> {
     Arc::new(Discovered {
         is_synced: true,
         endpoints: if ready { vec![pod] } else { Vec::new() },
-        problem: None,
+        ..Discovered::default()
     })
 }
 
@@ -170,7 +170,7 @@ async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (
     (replayed, fates, starts)
 }
 
-/// Monday of the made-up week, with its nightly job: 100 minutes of it that are busy, too.
+/// The first half of the made-up Monday, with its nightly job.
 fn monday() -> Vec<Arrival> {
     let week = office_week(1);
     let requests = week.requests.iter().take_while(|request| request.at < week.from + 12 * 3_600_000);
