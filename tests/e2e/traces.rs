@@ -354,6 +354,26 @@ async fn what_is_not_sampled_is_passed_on_and_not_exported() {
 }
 
 #[tokio::test]
+async fn without_an_export_the_record_still_knows_the_trace() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let unsampled = PARENT.replace("-01", "-00");
+    let mut client = proxy.sent(post_with(CHAT, &[("traceparent", &unsampled)], BODY)).await;
+    proxy.starting().await;
+    upstream.wake();
+    let call = upstream.call().await;
+    assert_eq!(call.head.get("traceparent"), Some(&*unsampled));
+    call.echo().await;
+    client.response().await;
+    let record = proxy.admin("/api/v1/cold-starts").await.json()["cold_starts"][0].clone();
+    assert_eq!(record["trace_id"], TRACE);
+    let text = proxy.metrics().await;
+    assert!(!text.contains(" # {"), "nobody exports it, so there is nothing to lead to");
+    assert!(!text.contains("anteroom_spans"), "{text}");
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
 async fn a_collector_that_is_down_or_silent_costs_spans_and_no_request() {
     let port = Port::reserve();
     let mut upstream = Upstream::warm().await;
