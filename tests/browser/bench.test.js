@@ -96,7 +96,10 @@ test('the report prints on A4', { timeout: 60_000 }, () =>
     assert.ok(boxes.length >= 2 && boxes.length <= 5, `${boxes.length} pages`);
     // 210 by 297 mm in points.
     for (const box of boxes) assert.ok(Math.abs(box[2] - 595) <= 1 && Math.abs(box[3] - 842) <= 1, box.join());
+    // As wide as the paper between its margins: 184 mm at 96 dots an inch.
+    await page.setViewportSize({ width: 695, height: 1000 });
     await page.emulateMedia({ media: 'print' });
+    await fits(page);
     assert.equal(await page.evaluate(() => getComputedStyle(document.body).color), 'rgb(29, 27, 24)', 'dark ink, also where screens are dark');
   }));
 
