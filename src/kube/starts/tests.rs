@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{advance, timeout};
 
-use super::*;
+use super::{logs::Source, *};
 use crate::{
     config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
@@ -268,8 +268,9 @@ fn run(restarts: u32, ready: bool) -> Value {
     pod(Some("gpu-1"), status)
 }
 
-fn parts(start: &PodStart, began: Instant) -> Vec<(&'static str, u64)> {
-    start.parts.iter().map(|part| (part.part.name(), (part.end - began).as_secs())).collect()
+/// When each part ended, in whole seconds.
+fn parts(start: &PodStart, began: Instant) -> Vec<(&'static str, f64)> {
+    start.parts.iter().map(|part| (part.part.name(), (part.end - began).as_secs_f64().round())).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -280,16 +281,16 @@ async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
     stage.server.put(POD, run(0, false));
     let tail = stage.start(|start| start.tail.is_some()).await.tail.clone().unwrap();
     wait(30_000).await;
-    stage.server.print(POD, "2026-11-24T20:00:30.000000001Z Starting to load model org/name...\n");
+    stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
-    assert_eq!(parts(&start, began), [("engine_start", 30)]);
+    assert_eq!(parts(&start, began), [("engine_start", 30.0)]);
     wait(10_000).await;
     stage.server.print(
         POD,
         "2026-11-24T20:00:40Z Loading weights took 9.50 seconds\n2026-11-24T20:00:40Z CUDA error\n",
     );
     let start = stage.start(|start| start.parts.len() == 2).await;
-    assert_eq!(parts(&start, began), [("engine_start", 30), ("weights", 40)], "30 + 10");
+    assert_eq!(parts(&start, began), [("engine_start", 30.0), ("weights", 40.0)], "30 + 10");
     wait(1000).await;
     assert_eq!(tail.lines().last().map(|line| &**line), Some("CUDA error"));
     // It ends, and starts again.
@@ -299,12 +300,35 @@ async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
     wait(20_000).await;
     stage.server.print(POD, "2026-11-24T20:01:01Z Starting to load model org/name...\n");
     let start = stage.start(|start| !start.parts.is_empty()).await;
-    assert_eq!(parts(&start, began), [("engine_start", 61)], "30 + 10 + 1 + 20");
+    assert_eq!(parts(&start, began), [("engine_start", 61.0)], "30 + 10 + 1 + 20");
     stage.server.put(POD, run(1, true));
     stage.start(|start| start.seen(Phase::Load).is_some()).await;
     stage.server.print(POD, "2026-11-24T20:01:20Z Loading weights took 9.50 seconds\n");
     wait(1000).await;
     assert_eq!(stage.found.borrow().starts[0].parts.len(), 1, "what it prints while it serves is not read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_it_printed_before_it_was_read_is_put_where_it_was() {
+    let mut stage = Stage::new(|_| {});
+    stage.synced().await;
+    let began = Instant::now();
+    wait(9_000).await;
+    // The clock of the node is of another year.
+    let backlog = "2020-01-01T00:00:02Z Starting to load model org/name...\n2020-01-01T00:00:05Z Loading weights took 3 seconds\n";
+    stage.server.print(POD, backlog);
+    stage.server.put(POD, run(0, false));
+    let start = stage.start(|start| start.parts.len() == 2).await;
+    assert_eq!(
+        parts(&start, began),
+        [("engine_start", 6.0), ("weights", 9.0)],
+        "the last line as if it had just come"
+    );
+    wait(1000).await;
+    // A line that comes at once, 5 s after the last one by their stamps.
+    stage.server.print(POD, "2020-01-01T00:00:10Z torch.compile took 1.5 s in total\n");
+    let start = stage.start(|start| start.parts.len() == 3).await;
+    assert_eq!(parts(&start, began), [("engine_start", 2.0), ("weights", 5.0), ("compile", 10.0)]);
 }
 
 #[tokio::test(start_paused = true)]
