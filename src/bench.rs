@@ -1,5 +1,6 @@
 //! `anteroom bench`: cold starts measured from outside, and what can be said of the measurements.
 
+pub mod advise;
 mod cold_start;
 mod compare;
 mod cost;

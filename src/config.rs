@@ -41,7 +41,7 @@ pub struct Config {
     /// The address that requests come in at. The default is this machine only: to be reachable is a decision.
     #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
-    /// The address of metrics, probes and the JSON API. Not for the clients: it tells what runs where.
+    /// The address of the dashboard, metrics, probes and the JSON API. Not for the clients: it tells what runs where.
     #[schemars(extend("format" = "ip:port"))]
     pub admin: SocketAddr,
     /// The address of the scaler that KEDA asks, over gRPC. Without it, there is none.

@@ -166,7 +166,7 @@ fn introduce(stage: &Stage, args: &DemoArgs, paint: Paint) {
         format!("{} {}: a cold start, end to end", paint.bold("anteroom demo"), env!("CARGO_PKG_VERSION")),
         String::new(),
         format!("  proxy  http://{address}  the OpenAI API, with one model: demo"),
-        format!("  admin  http://{admin_address}  metrics, routes, cold starts"),
+        format!("  admin  http://{admin_address}  dashboard, metrics, API"),
         "  model  anteroom sim           a stand-in for vLLM, with nothing to download:".to_owned(),
         format!(
             "                                loads for {load_time}, stopped after {idle_timeout} without a request"

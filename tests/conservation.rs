@@ -307,6 +307,12 @@ impl World {
             counters.admitted() + refused + answers,
             "each is admitted, refused or answered"
         );
+        // A story is told until its request ends, and no longer; and of whoever was refused there is one.
+        let kept = self.shared.history.kept();
+        prop_assert!(kept.running as u64 >= held && kept.running as u64 <= held + in_flight);
+        let of_route: u64 = Refusal::ALL.into_iter().map(|refusal| counters.refused(refusal)).sum();
+        prop_assert!(kept.at_once.count as u64 >= of_route);
+        prop_assert!((kept.waited.count + kept.at_once.count) as u64 <= of_route + counters.ended_in_all());
         Ok(())
     }
 

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
+#[path = "support/marked.rs"]
+mod marked;
+
 use std::{
     collections::HashSet,
     fs,
@@ -12,17 +15,15 @@ use std::{
 };
 
 use anteroom::{config::Config, kube::ModelRoute};
+use marked::{Mark, Process};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const README: &str = include_str!("../README.md");
 
-/// Marks a demo and all that it starts, by the environment that they inherit.
-const MARK: &str = "ANTEROOM_TEST_DEMO";
-
 struct Demo {
     child: Child,
-    mark: String,
+    mark: Mark,
 }
 
 /// What a demo that has ended leaves.
@@ -34,19 +35,14 @@ struct Ended {
     left: Vec<Process>,
 }
 
-#[derive(Debug)]
-struct Process {
-    id: Pid,
-    command: Vec<String>,
-}
-
 impl Demo {
     fn start(arguments: &[&str]) -> Self {
-        let mark = format!("{}-{}", std::process::id(), fastrand::u64(..));
+        let mark = Mark::new();
+        let (name, value) = mark.variable();
         let child = Command::new(env!("CARGO_BIN_EXE_anteroom"))
             .arg("demo")
             .args(arguments)
-            .env(MARK, &mark)
+            .env(name, value)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -72,7 +68,7 @@ impl Demo {
     fn sim(&self) -> Pid {
         loop {
             let is_sim = |process: &Process| process.command.get(1).is_some_and(|word| word == "sim");
-            if let Some(sim) = self.processes().into_iter().find(is_sim) {
+            if let Some(sim) = self.mark.processes().into_iter().find(is_sim) {
                 return sim.id;
             }
             sleep(Duration::from_millis(2));
@@ -93,24 +89,7 @@ impl Demo {
         });
         BufReader::new(self.child.stdout.take().unwrap()).read_to_string(&mut stdout).unwrap();
         let status = self.child.wait().unwrap();
-        Ended { status, stdout, stderr: errors.join().unwrap(), left: self.processes() }
-    }
-
-    /// The processes with its mark, itself included while it runs.
-    fn processes(&self) -> Vec<Process> {
-        let mark = format!("{MARK}={}", self.mark);
-        let words = |bytes: Vec<u8>| -> Vec<String> {
-            bytes.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect()
-        };
-        let folders = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
-        let marked = folders.filter_map(|folder| {
-            let id = Pid::from_raw(folder.file_name().to_str()?.parse().ok()?)?;
-            // Of another user, or gone.
-            let environment = words(fs::read(folder.path().join("environ")).ok()?);
-            let command = words(fs::read(folder.path().join("cmdline")).ok()?);
-            environment.contains(&mark).then_some(Process { id, command })
-        });
-        marked.collect()
+        Ended { status, stdout, stderr: errors.join().unwrap(), left: self.mark.processes() }
     }
 }
 

@@ -3,13 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
+#[path = "deploy/exported.rs"]
+mod exported;
+#[path = "deploy/monitoring.rs"]
+mod monitoring;
+#[path = "deploy/promql.rs"]
+mod promql;
+
 use std::{
     collections::BTreeSet,
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
 };
 
 use anteroom::{config, domain::Scaling};
@@ -20,16 +24,6 @@ const CHART: &str = "deploy/chart/anteroom";
 /// Metrics of vLLM that are known to be there (0.32.0).
 const VLLM: [&str; 3] =
     ["vllm:kv_cache_usage_perc", "vllm:num_preemptions_total", "vllm:num_requests_waiting"];
-
-/// Ends a process that was started, whatever becomes of the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn in_tree(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -93,55 +87,6 @@ fn metrics(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
     let names = words.filter(|word| word.starts_with("anteroom_") || word.starts_with("vllm:"));
     names.map(|name| name.trim_end_matches(':').to_owned()).collect()
-}
-
-/// What `/metrics` says that there is after a cold start, by the names under which samples are found.
-fn exported() -> BTreeSet<String> {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("anteroom.yaml");
-    let text = "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nscaler: 127.0.0.1:0\nlog: json\nworkers: 1\n\
-                routes: [{ name: a, target: { process: { command: [\"false\", \"{port}\"] } } }]\n";
-    fs::write(&file, text).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_anteroom"))
-        .args(["serve", "--config"])
-        .arg(&file)
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut running = Running(child.unwrap());
-    let mut lines = BufReader::new(running.0.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let (address, admin) = lines
-        .find_map(|line| {
-            let line = serde_json::from_str::<Value>(&line).ok()?;
-            Some((line["address"].as_str()?.to_owned(), line["admin"].as_str()?.to_owned()))
-        })
-        .expect("it says where it listens");
-    let body = "{\"model\": \"a\"}";
-    let request = format!(
-        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let failed = ask(&address, &request);
-    assert!(failed.contains("cold_start_failed"), "{failed}");
-    let mut names = BTreeSet::new();
-    let answer = ask(&admin, "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-    for line in answer.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
-        let (name, kind) = line.split_once(' ').unwrap();
-        let endings: &[&str] = match kind {
-            "counter" => &["_total"],
-            "histogram" => &["_bucket", "_count", "_sum"],
-            _ => &[""],
-        };
-        names.extend(endings.iter().map(|ending| format!("{name}{ending}")));
-    }
-    names
-}
-
-fn ask(address: &str, request: &str) -> String {
-    let mut connection = TcpStream::connect(address).unwrap();
-    connection.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    answer
 }
 
 #[test]
@@ -328,15 +273,16 @@ fn the_configuration_in_the_chart_has_keys_of_the_file() {
 
 #[test]
 fn expressions_name_metrics_that_there_are() {
-    let exported = exported();
+    let exported = exported::exported();
     let mut texts = files(&format!("{CHART}/templates"), ".yaml");
     texts.extend(files("deploy/examples", ".yaml"));
+    texts.push("deploy/prometheus/rules.yaml".into());
     texts.push("docs/keda.md".into());
     texts.push("docs/http-add-on.md".into());
     let mut seen = BTreeSet::new();
     for path in texts {
         for metric in metrics(&read(&path)) {
-            assert!(exported.contains(&metric) || VLLM.contains(&metric.as_str()), "{path}: {metric}");
+            assert!(exported.contains_key(&metric) || VLLM.contains(&metric.as_str()), "{path}: {metric}");
             seen.insert(metric);
         }
     }

@@ -51,6 +51,8 @@ mod slow;
 mod start;
 #[path = "e2e/traces.rs"]
 mod traces;
+#[path = "e2e/traces_tls.rs"]
+mod traces_tls;
 #[path = "e2e/upstream.rs"]
 mod upstream;
 #[path = "e2e/websocket.rs"]

@@ -16,7 +16,7 @@ use crate::{
 pub struct RouteStatus {
     /// Its name.
     pub name: RouteKey,
-    /// `idle`, `starting`, `ready`, `stopping` or `failed`.
+    /// `idle`, `starting`, `ready`, `sleeping`, `stopping` or `failed`.
     pub state: &'static str,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -46,7 +46,7 @@ const ASSETS: &[Asset] = &[
     js("routes.js", include_str!("dashboard/routes.js")),
     js("spark.js", include_str!("dashboard/spark.js")),
     js("failures.js", include_str!("dashboard/failures.js")),
-    js("history.js", include_str!("dashboard/history.js")),
+    js("starts.js", include_str!("dashboard/starts.js")),
     js("waterfall.js", include_str!("dashboard/waterfall.js")),
     Asset { name: "icon.svg", media_type: "image/svg+xml", text: include_str!("dashboard/icon.svg") },
 ];

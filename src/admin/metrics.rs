@@ -135,6 +135,7 @@ impl Collector for Routes {
         gauge(&mut encoder, gates, "held_bytes", "Bytes of the bodies of held requests", |gate| {
             gate.held_bytes() as u64
         })?;
+        oldest_held(&mut encoder, gates)?;
         gauge(
             &mut encoder,
             gates,
@@ -240,6 +241,18 @@ fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt:
         if fallbacks > 0 {
             count(&mut metric, &[("route", gate.key().as_str())], fallbacks)?;
         }
+    }
+    Ok(())
+}
+
+fn oldest_held(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
+    let help = "How long the request that has waited longest has been held";
+    let mut metric =
+        encoder.encode_descriptor("oldest_held", help, Some(&Unit::Seconds), MetricType::Gauge)?;
+    for gate in gates {
+        let labels: Labels<'_> = vec![("route", gate.key().as_str())];
+        let waited = gate.oldest_held().unwrap_or_default();
+        metric.encode_family(&labels)?.encode_gauge(&waited.as_secs_f64())?;
     }
     Ok(())
 }

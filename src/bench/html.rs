@@ -113,8 +113,8 @@ fn figures(run: &Run) -> String {
             .map_or_else(String::new, |all| format!("; with serving and idling {}{currency}", money(all)));
         let more = format!("at {price}{currency} an hour{cycle}");
         Some(figure(
-            &format!("{}{currency}", money(cost.cold_start_money?)),
-            "for a cold start",
+            &money(cost.cold_start_money?),
+            &format!("{} for a cold start", currency.trim_start_matches("&nbsp;")),
             &more,
             false,
         ))

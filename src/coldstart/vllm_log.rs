@@ -35,20 +35,20 @@ enum Told {
     Downloaded(Duration),
     /// `Loading weights took 24.84 seconds`: they are read.
     Read(Duration),
-    /// `Model loading took 12.66 GiB memory and 31.657031 seconds` (without `memory` until 0.11): the model was built,
-    /// weights downloaded, read, and put in the form that its kernels want.
+    /// `Model loading took 12.66 GiB memory and 31.657031 seconds`, in older versions without `memory`: the model was
+    /// built, weights downloaded, read, and put in the form that its kernels want.
     Loaded(Duration),
-    /// `Dynamo bytecode transform time: 8.52 s`: a compilation began so long ago. Its total is told later, before 0.13
-    /// not until a first pass has run, so this says where it belongs.
+    /// `Dynamo bytecode transform time: 8.52 s`: a compilation began so long ago. Its total is told later, in older
+    /// versions not until a first pass has run, so this says where it belongs.
     Transformed(Duration),
-    /// `torch.compile took 40.55 s in total`; `takes` until 0.13. `run together took` when the first pass cannot be told
-    /// from it.
+    /// `torch.compile took 40.55 s in total`, in older versions `takes`. `run together took` when the first pass cannot be
+    /// told from it.
     Compiled(Duration),
     /// `Warming up model for the compilation...`: of a CPU, which tells its compilation so.
     CpuCompiles,
     /// `Warming up done.`
     CpuCompiled,
-    /// `init engine (profile, create kv cache, warmup model) took 90.84 seconds`; ` s` from 0.13 on, and then
+    /// `init engine (profile, create kv cache, warmup model) took 90.84 seconds`, in newer versions ` s` and then
     /// `(compilation: 45.81 s)`: compiling, profiling, the KV cache, graphs.
     EngineUp(Duration),
     /// `Application startup complete.`: requests are taken.

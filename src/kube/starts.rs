@@ -4,6 +4,7 @@
 //! are found with; Events, nodes and logs are followed only while a pod starts.
 
 mod events;
+mod load;
 mod logs;
 mod nodes;
 mod read;

@@ -13,9 +13,11 @@ const TYPES = { '.html': 'text/html', '.css': 'text/css', '.js': 'text/javascrip
 const POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 export class Stage {
-  static async open(snapshot) {
+  /** Tells `snapshot` at first; `requests` have failed. */
+  static async open(snapshot, requests = []) {
     const stage = new Stage();
     stage.snapshot = snapshot;
+    stage.requests = requests;
     stage.followers = new Set();
     stage.server = createServer((request, response) => stage.answer(request, response));
     stage.server.listen(0, '127.0.0.1');
@@ -35,6 +37,10 @@ export class Stage {
       this.followers.add(response);
       response.on('close', () => this.followers.delete(response));
       response.write(event('snapshot', this.snapshot));
+      return;
+    }
+    if (pathname === '/api/v1/requests') {
+      response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify({ requests: this.requests }));
       return;
     }
     const name = pathname === '/' ? 'index.html' : pathname.match(/^\/dashboard\/([\w.]+)$/)?.[1];

@@ -125,7 +125,9 @@ def test_from_zero_and_back_and_again(start):
     lines = stream.text.splitlines()
     comments = [line for line in lines if line.startswith(":")]
     assert comments and lines[: len(comments)] == comments
-    assert all("phase=" in line and "position=" in line for line in comments)
+    *beats, timing = comments
+    assert all("phase=" in line and "position=" in line for line in beats)
+    assert timing.startswith(": server-timing: hold;dur=") and " load;dur=" in timing
     (endpoint,) = proxy.route()["endpoints"]
     assert endpoint["ready"] and proxy.route()["state"] == "ready"
     url = f"http://{endpoint['address']}/v1/chat/completions"
@@ -174,6 +176,10 @@ def test_from_zero_and_back_and_again(start):
         assert list(phases) == ["signal", "start", "load", "dispatch", "first_byte"]
         assert abs(sum(phase["duration_ms"] for phase in each["phases"]) - each["total_ms"]) < 1
         assert phases["load"]["duration_ms"] == max(phase["duration_ms"] for phase in each["phases"])
+        # Random weights, so that nothing is downloaded; --enforce-eager, so that nothing is compiled.
+        parts = phases["load"]["parts"]
+        assert [part["name"] for part in parts] == ["engine_start", "weights", "warmup", "server_start"]
+        assert 0.9 < sum(part["duration_ms"] for part in parts) / phases["load"]["duration_ms"] <= 1
     keep("ANTEROOM_VLLM_REPORT", json.dumps({"cold_starts": cold_starts}, indent=2))
 
     # A stream under way when we are told to stop is finished, and then vLLM is stopped too.
@@ -201,6 +207,55 @@ def test_a_start_that_fails_says_why(start, tmp_path):
     assert "max_model_len" in error.value.message and "999999" in error.value.message
     assert proxy.family() == {}
     assert proxy.stop() == {"cold_start_failed": 1}
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_asleep_and_awake_again(start, tmp_path, level):
+    """vLLM's own routes of sleep mode. On a CPU it refuses --enable-sleep-mode; without it, it pauses and frees nothing."""
+    config = tmp_path / "sleep.yaml"
+    text = EXAMPLE.read_text()
+    for found, more in (
+        ("idleTimeout: 15s", f"idleTimeout: 1s\n        whenIdle: sleep\n        sleepLevel: {level}"),
+        ('VLLM_NO_USAGE_STATS: "1"', 'VLLM_NO_USAGE_STATS: "1"\n          VLLM_SERVER_DEV_MODE: "1"'),
+    ):
+        assert found in text
+        text = text.replace(found, more)
+    if level == 2:
+        # There must be weights to read again.
+        text = text.replace("          - --load-format=dummy\n", "").replace("./tiny\n", f"{with_weights(tmp_path)}\n")
+    config.write_text(text)
+    proxy = start(config)
+    client = openai.OpenAI(base_url=proxy.base_url, api_key="none", max_retries=0)
+
+    def says():
+        return client.chat.completions.create(**ASK).choices[0].message.content
+
+    before = says()
+    for _ in range(2):
+        proxy.wait_until("sleeping")
+        (endpoint,) = proxy.route()["endpoints"]
+        asleep = httpx2.get(f"http://{endpoint['address']}/is_sleeping").json()
+        assert asleep == {"is_sleeping": True} and not endpoint["ready"]
+        assert says() == before
+    assert proxy.starts() == 1
+    records = proxy.cold_starts()
+    assert [each["kind"] for each in records] == ["cold_start", "wake", "wake"]
+    for wake in records[1:]:
+        assert wake["outcome"] == "completed" and wake["total_ms"] < records[0]["total_ms"]
+        assert [phase["name"] for phase in wake["phases"]] == ["signal", "load", "dispatch", "first_byte"]
+    proxy.stop()
+    assert proxy.family() == {}
+
+
+def with_weights(folder):
+    """The tiny model with random weights that are written down."""
+    model = folder / "weights"
+    script = "import sys\nfrom transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer\n" \
+        "source, folder = sys.argv[1:]\n" \
+        "AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)).bfloat16().save_pretrained(folder)\n" \
+        "AutoTokenizer.from_pretrained(source).save_pretrained(folder)\n"
+    subprocess.run([FOLDER / "venv/bin/python", "-c", script, FOLDER / "tiny", model], check=True, capture_output=True)
+    return model
 
 
 def test_nothing_is_left_when_the_proxy_is_killed_while_it_starts(start, tmp_path):

@@ -4,7 +4,7 @@ import { attr, byId, show, text } from './dom.js';
 import { follow } from './stream.js';
 import { KEPT } from './spark.js';
 import { Routes } from './routes.js';
-import { History } from './history.js';
+import { Starts } from './starts.js';
 import { Failures } from './failures.js';
 import { count, duration, number, span } from './words.js';
 
@@ -28,7 +28,7 @@ const state = {
 };
 
 const routes = new Routes(state);
-const past = new History(state);
+const starts = new Starts(state);
 const failures = new Failures(state);
 
 function take(name, told) {
@@ -50,8 +50,10 @@ function take(name, told) {
   // An update that was left out would have had the same.
   const ticks = Math.min(KEPT, told.about.tick - before);
   for (const name of state.names) {
-    const values = complete ? (told.held[name] ?? []) : (state.held.get(name) ?? []);
-    for (let tick = 0; tick < ticks; tick += 1) values.push(told.held[name] ?? 0);
+    // Any name may be a route's, also one that objects have of themselves.
+    const heldNow = Object.hasOwn(told.held, name) ? told.held[name] : complete ? [] : 0;
+    const values = complete ? heldNow : (state.held.get(name) ?? []);
+    for (let tick = 0; tick < ticks; tick += 1) values.push(heldNow);
     if (values.length > KEPT) values.splice(0, values.length - KEPT);
     state.held.set(name, values);
   }
@@ -89,7 +91,7 @@ function render() {
   document.title = held > 0 ? `${number(held)} held · Anteroom` : 'Anteroom';
 
   routes.render();
-  past.render();
+  starts.render();
   failures.render();
 }
 
@@ -126,5 +128,5 @@ setInterval(() => {
   if (!due || !state.about || document.body.dataset.link !== 'live') return;
   lastBeat = performance.now();
   routes.beat();
-  past.beat();
+  starts.beat();
 }, 100);

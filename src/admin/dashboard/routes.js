@@ -40,7 +40,10 @@ export class Routes {
     const all = state.names.map((name) => state.routes.get(name)).filter(Boolean);
     const [words, only, order] = [byId('find').value.toLowerCase().split(/\s+/), byId('state').value, byId('order').value];
     const fits = (route) => (!only || route.state === only) && words.every((word) => route.name.toLowerCase().includes(word));
-    const fitting = all.filter(fits).sort(ORDERS[order] ?? ORDERS.activity);
+    const busy = new Set(all.filter((route) => state.held.get(route.name)?.some(Boolean)).map((route) => route.name));
+    const rank = (route) => rankOf(route, busy.has(route.name));
+    const orders = { name: byName, held: (a, b) => b.held - a.held || byName(a, b), activity: (a, b) => rank(a) - rank(b) || byName(a, b) };
+    const fitting = all.filter(fits).sort(orders[order]);
     const shown = this.all ? fitting : fitting.slice(0, FIRST);
     show(byId('routes-tools'), all.length > 3);
     text(byId('routes-count'), fitting.length === all.length ? number(all.length) : `${number(fitting.length)} of ${number(all.length)}`);
@@ -84,17 +87,13 @@ export class Routes {
 
 const byName = (a, b) => (a.name < b.name ? -1 : 1);
 /** By kinds of activity and not by numbers, so that cards do not change places all the time. */
-const rank = (route) => {
+function rankOf(route, wasBusy) {
   if (route.held > 0 || route.cold_start) return 0;
   if (route.obstacle || route.state === 'failed') return 1;
   if (route.in_flight > 0) return 2;
-  return 3 + STATES.indexOf(route.state);
-};
-const ORDERS = {
-  name: byName,
-  held: (a, b) => b.held - a.held || byName(a, b),
-  activity: (a, b) => rank(a) - rank(b) || byName(a, b),
-};
+  if (wasBusy) return 3;
+  return 4 + STATES.indexOf(route.state);
+}
 
 function card(route) {
   const node = h('li', { class: 'card' });
@@ -147,7 +146,7 @@ class Card {
     attr(this.held.parentElement, 'data-on', route.held > 0);
     text(this.flight, number(route.in_flight));
     draw(this.spark, values);
-    this.notices(route);
+    this.notices(route, state);
     const ready = route.endpoints.filter((endpoint) => endpoint.ready).length;
     text(this.summary, route.endpoints.length === 0 ? 'no endpoint' : `${ready} of ${count(route.endpoints.length, 'endpoint')} ready`);
     if (this.details.open) this.detail(route);
@@ -188,20 +187,23 @@ class Card {
   }
 
   /** Why it does not come, in words. */
-  notices(route) {
+  notices(route, state) {
     const notices = [];
     if (route.obstacle) {
       const { kind, message, since } = route.obstacle;
       notices.push({ key: `o${kind}`, icon: 'obstacle', title: obstacleName(kind), message, since: Date.parse(since) });
     }
-    if (route.reason) notices.push({ key: 'r', icon: 'failed', title: 'Could not be started', message: route.reason });
+    const last = state.coldStarts.find((record) => record.route === route.name);
+    if (route.reason) notices.push({ key: 'failed', icon: 'failed', title: 'Could not be started', message: route.reason });
+    // It has had its rest and may be tried again, but nobody has.
+    else if (last?.outcome === 'failed' && !route.cold_start && route.state === 'idle') notices.push({ key: `last ${last.id}`, icon: 'failed', title: 'The last start failed', message: last.reason ?? '', since: Date.parse(last.started_at) });
     show(this.notice, notices.length > 0);
     keyed(this.notice, notices, (notice) => notice.key, (notice) => {
       const node = h('div', { class: `note note-${notice.icon}` }, icon(notice.icon), h('p', {}, h('strong', {}, notice.title), h('span', { class: 'dim' }), h('span', { class: 'message' })));
       return node;
     }, (node, notice) => {
       const [, since, message] = node.lastElementChild.children;
-      text(since, notice.since ? ` since ${new Date(notice.since).toLocaleTimeString()}` : '');
+      text(since, notice.since ? ` ${notice.icon === 'obstacle' ? 'since' : 'at'} ${new Date(notice.since).toLocaleTimeString()}` : '');
       text(message, notice.message);
     });
   }

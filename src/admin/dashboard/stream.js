@@ -57,7 +57,7 @@ async function once(url, stopping, onEvent) {
       for (let end; (end = buffer.indexOf('\n\n')) >= 0; buffer = buffer.slice(end + 2)) {
         const event = parse(buffer.slice(0, end));
         if (event?.name === 'end') return 'Anteroom has stopped';
-        if (event) onEvent(event.name, JSON.parse(event.data));
+        if (event) tell(onEvent, event);
       }
     }
   } catch {
@@ -66,6 +66,15 @@ async function once(url, stopping, onEvent) {
     clearTimeout(alarm);
     stopping.removeEventListener('abort', stop);
     abort.abort();
+  }
+}
+
+/** A defect of the page is none of the connection. */
+function tell(onEvent, { name, data }) {
+  try {
+    onEvent(name, JSON.parse(data));
+  } catch (error) {
+    reportError(error);
   }
 }
 

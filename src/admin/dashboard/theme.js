@@ -22,7 +22,8 @@
     const button = document.getElementById('theme');
     const show = () => {
       button.textContent = { auto: 'Auto', light: 'Light', dark: 'Dark' }[theme];
-      button.setAttribute('aria-label', `Theme: ${theme === 'auto' ? 'as the system' : theme}`);
+      button.setAttribute('aria-label', `Theme: ${button.textContent}`);
+      button.title = theme === 'auto' ? 'Theme: as the system' : `Theme: ${theme}`;
     };
     button.addEventListener('click', () => {
       use(ORDER[(ORDER.indexOf(theme) + 1) % ORDER.length]);

@@ -117,7 +117,8 @@ export class Waterfall {
     attr(took, 'data-blur', blur > 0);
     const difference = median !== null && row.kind === 'done' ? row.duration_ms - median : null;
     text(usual, row.kind === 'to come' ? 'median' : difference === null ? '' : signed(difference));
-    attr(usual, 'data-slower', difference !== null && row.duration_ms > Math.max(row.usual.p90_ms ?? median * 1.1, median * 1.05));
+    // Slower than nine of ten, and by enough to matter.
+    attr(usual, 'data-slower', difference !== null && row.duration_ms > row.usual.p90_ms && difference > this.record.total_ms / 50);
   }
 
   /** The numbers of what is pointed at, or how to read the picture. */

@@ -108,3 +108,6 @@ export function outcome(record) {
     failed: { word: 'failed', icon: 'failed' },
   }[record.outcome] ?? { word: plain(record.outcome), icon: 'idle' };
 }
+
+/** Where the story of a request is told; an id may be anything. */
+export const requestUrl = (id) => `api/v1/requests/${id.split('/').map(encodeURIComponent).join('/')}`;

@@ -1,6 +1,6 @@
 //! How numbers are spread: each cycle as a dot, the median and its interval.
 
-use super::text::{colour, escape, percent, time};
+use super::text::{colour, escape, label, percent, time};
 use crate::bench::{
     results::Run,
     samples::{Of, Sample},
@@ -50,7 +50,7 @@ pub(super) fn plots(run: &Run) -> String {
                  y2=\"25\"/></svg><div class=\"ends\" aria-hidden=\"true\"><span>{}</span><span>{}</span></div></td>\
                  <td class=\"strong\">{}</td><td>{}</td></tr>",
                 if part { " class=\"part\"" } else { "" },
-                escape(&name.split('.').next_back().unwrap_or_default().replace('_', " ")),
+                escape(&label(sample.of)),
                 row.n,
                 time(row.min_ms),
                 time(row.max_ms),

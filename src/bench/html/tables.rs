@@ -1,6 +1,6 @@
 //! The numbers of the report as tables.
 
-use super::text::{colour, escape, time_cell};
+use super::text::{colour, escape, label, time_cell};
 use crate::bench::{
     results::{Cycle, Run},
     samples::{Of, Sample},
@@ -28,18 +28,18 @@ pub(super) fn numbers(run: &Run) -> String {
             in_totals = true;
             text += "</tbody><tbody class=\"totals\">";
         }
-        text += &number_row(row, of.map_or("", |of| of.meaning()), is_part, is_total);
+        text += &number_row(row, of.copied(), is_part, is_total);
     }
     text + "</tbody></table>"
 }
 
-fn number_row(row: &Spread, meaning: &str, is_part: bool, is_total: bool) -> String {
+fn number_row(row: &Spread, of: Option<Of>, is_part: bool, is_total: bool) -> String {
+    let label = of.map_or_else(|| row.name.clone(), label);
+    let meaning = of.map_or("", Of::meaning);
     let swatch = match is_total {
         true => String::new(),
         false => format!("<span class=\"swatch\" style=\"background:{}\"></span>", colour(&row.name)),
     };
-    let label = if is_part { row.name.split('.').next_back().unwrap_or_default() } else { &row.name };
-    let label = if is_total { label.replacen("t_", "T_", 1) } else { label.replace('_', " ") };
     let meaning = if is_part { String::new() } else { format!("<span class=\"meaning\">{meaning}</span>") };
     let [low, high] = match row.ci_ms {
         Some(interval) => interval.map(|ms| time_cell(ms, "")),

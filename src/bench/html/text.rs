@@ -1,6 +1,6 @@
 //! Pieces of HTML: text that is safe in it, times, axes.
 
-use crate::terminal::duration;
+use crate::{bench::samples::Of, terminal::duration};
 
 /// Text as text: nothing in it is taken for HTML, in an element or in an attribute.
 pub(super) fn escape(text: &str) -> String {
@@ -59,6 +59,17 @@ pub(super) fn share(part: f64, whole: f64) -> String {
         percent if percent < 0.05 => "&lt;0.1&nbsp;%".to_owned(),
         percent if percent < 9.95 => format!("{percent:.1}&nbsp;%"),
         percent => format!("{percent:.0}&nbsp;%"),
+    }
+}
+
+/// What something is called on the page: phases and parts in words, totals as others write them.
+pub(super) fn label(of: Of) -> String {
+    let name = of.name();
+    match of {
+        Of::Phase(_) => name.replace('_', " "),
+        Of::Part(..) => name.split('.').next_back().unwrap_or_default().replace('_', " "),
+        Of::ClientTtft => "TTFT".to_owned(),
+        _ => name.replacen("t_", "T_", 1),
     }
 }
 

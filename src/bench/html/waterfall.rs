@@ -1,6 +1,6 @@
 //! Cold starts as waterfalls: each phase as a bar on one axis of time.
 
-use super::text::{colour, escape, percent, share, tick_words, ticks, time, time_cell};
+use super::text::{colour, escape, label, percent, share, tick_words, ticks, time, time_cell};
 use crate::{
     bench::{
         results::{Cycle, Run, Verdict},
@@ -97,13 +97,12 @@ fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
         };
         let inset = if is_part { 6 } else { 7 };
         let name = bar.of.name();
-        let label = if is_part { name.split('.').next_back().unwrap_or_default() } else { &name };
         text += &format!(
             "<tr{}><th scope=\"row\"><span class=\"swatch\" style=\"background:{colour}\"></span>{}{}</th>\
              <td class=\"chart\"><svg height=\"{height}\" aria-hidden=\"true\">{grid}<rect x=\"{}\" y=\"{inset}\" \
              height=\"{}\" rx=\"2\"{} style=\"width:{}{}\"/></svg></td>{}<td>{}</td></tr>",
             if is_part { " class=\"part\"" } else { "" },
-            escape(&label.replace('_', " ")),
+            escape(&label(bar.of)),
             if is_part {
                 String::new()
             } else {
@@ -130,18 +129,17 @@ fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
     )
 }
 
-/// The marks of an axis, as words; the last ones end where the axis does.
+/// The marks of an axis, as words; the first begins and the last ends where the axis does.
 fn axis(marks: &[f64], whole_ms: f64) -> String {
     let words = marks.iter().map(|at| {
-        let anchor = match at / whole_ms.max(f64::MIN_POSITIVE) {
-            _ if *at == 0.0 => "start",
-            share if share > 0.94 => "end",
-            _ => "middle",
+        let side = match at / whole_ms.max(f64::MIN_POSITIVE) {
+            _ if *at == 0.0 => " class=\"first\"",
+            share if share > 0.94 => " class=\"last\"",
+            _ => "",
         };
-        let x = percent(*at, whole_ms);
-        format!("<text x=\"{x}\" y=\"11\" text-anchor=\"{anchor}\">{}</text>", tick_words(*at))
+        format!("<span{side} style=\"left:{}\">{}</span>", percent(*at, whole_ms), tick_words(*at))
     });
-    format!("<svg class=\"axis\" height=\"15\" aria-hidden=\"true\">{}</svg>", words.collect::<String>())
+    format!("<div class=\"axis\" aria-hidden=\"true\">{}</div>", words.collect::<String>())
 }
 
 /// Every cycle as one strip, all on the same axis.

@@ -263,8 +263,8 @@ async fn parts_are_within_their_phase() {
     advance(Duration::from_secs(4)).await;
     let now = Instant::now();
     let since = |seconds| Some(now - Duration::from_secs(seconds));
-    tracker.part(PartSeen { part: Part::Weights, start: since(9), end: now });
     tracker.part(PartSeen { part: Part::Weights, start: since(1), end: now });
+    tracker.part(PartSeen { part: Part::Weights, start: since(9), end: now });
     advance(Duration::from_secs(2)).await;
     tracker.part(PartSeen { part: Part::Warmup, start: None, end: Instant::now() });
     tracker.ready(None);

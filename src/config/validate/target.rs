@@ -15,8 +15,6 @@ use crate::{
     domain::{ProcessTarget, WhenIdle},
 };
 
-const DEV_MODE: &str = "VLLM_SERVER_DEV_MODE";
-
 impl Checker<'_> {
     pub(super) fn process(&mut self, process: &ProcessTarget, path: &KeyPath) {
         let texts = || process.command.iter().chain(process.env.values());
@@ -66,18 +64,28 @@ impl Checker<'_> {
         }
         // Of a script we cannot know what it starts.
         if process.command.iter().any(|word| Path::new(word).file_name().is_some_and(|name| name == "vllm")) {
-            let told = process.command.iter().any(|word| word == "--enable-sleep-mode");
-            let open = process.env.get(DEV_MODE).cloned().or_else(|| env::var(DEV_MODE).ok());
-            let open = open.is_some_and(|value| value != "0");
-            let missing = match (told, open) {
-                (true, true) => return,
-                (false, true) => "the flag --enable-sleep-mode in its command",
-                (true, false) => "VLLM_SERVER_DEV_MODE: \"1\" in its env",
-                (false, false) => {
-                    "the flag --enable-sleep-mode in its command and VLLM_SERVER_DEV_MODE: \"1\" in its env"
-                }
-            };
-            self.warn(&path.key("whenIdle"), format!("vLLM does not sleep without {missing}"));
+            self.vllm_sleeps(process, path);
+        }
+    }
+
+    fn vllm_sleeps(&mut self, process: &ProcessTarget, path: &KeyPath) {
+        const DEV_MODE: &str = "VLLM_SERVER_DEV_MODE";
+        let says = |flag: &str| process.command.iter().any(|word| word.split('=').next() == Some(flag));
+        let open = process.env.get(DEV_MODE).cloned().or_else(|| env::var(DEV_MODE).ok());
+        let open = open.is_some_and(|value| value != "0");
+        let missing = [
+            (says("--enable-sleep-mode"), "the flag --enable-sleep-mode in its command"),
+            (open, "VLLM_SERVER_DEV_MODE: \"1\" in its env"),
+        ];
+        let missing: Vec<_> = missing.into_iter().filter(|(there, _)| !there).map(|(_, what)| what).collect();
+        if !missing.is_empty() {
+            let message = format!("vLLM does not sleep without {}", missing.join(" and "));
+            self.warn(&path.key("whenIdle"), message);
+        }
+        if open && !says("--host") {
+            let message = "vLLM listens on every address of this machine, and in its development mode lets anybody \
+                           who reaches it do what they like with it; add --host 127.0.0.1";
+            self.warn(&path.key("command"), message);
         }
     }
 

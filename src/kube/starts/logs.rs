@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::AsyncBufReadExt as _;
@@ -33,10 +33,10 @@ pub(super) struct PodLogs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) text: String,
-    /// When it was written, had the first line been told of at once. All lines have the distances of their stamps.
+    /// When it was written, by our clock, as far as was known with the first line.
     pub(super) at: Instant,
-    /// How much earlier that was for all lines, by the one that was under way for the shortest time so far.
-    pub(super) earlier: Duration,
+    /// By how much that was too late, as far as is known now: it goes for all lines of the log, also those before.
+    pub(super) late: Duration,
 }
 
 /// A container whose log is read.
@@ -58,13 +58,14 @@ struct Lines {
     told: Option<Timestamp>,
 }
 
-/// From the stamps of a node to our clock. What had been written before we began to read comes at once, with the first
-/// line that does not.
+/// From the stamps of a node to our clock. The line that was under way for the shortest time says how far the two are
+/// apart, so that what had been written before we began to read does not seem to be written at once. That of those lines
+/// which came first may have been under way for long, and others come that were not.
 #[derive(Default)]
 struct LineClock {
-    /// The first line, and when it came.
-    first: Option<(Timestamp, Instant)>,
-    earlier: Duration,
+    /// The shortest time among the first ones.
+    first: Option<i128>,
+    least: Option<i128>,
 }
 
 /// How many logs are read at once, over all targets.
@@ -112,7 +113,9 @@ impl PodLogs {
 async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is_denied: &AtomicBool) {
     let Source { namespace, pod, container } = source;
     let api: Api<Pod> = cluster.api(namespace);
-    let until = Instant::now() + LONGEST;
+    // One clock, so that a step of the other does not tear the lines apart.
+    let (began, wall) = (Instant::now(), SystemTime::now());
+    let until = began + LONGEST;
     let mut cut = Lines::default();
     let mut left = MOST;
     for _ in 0..AGAIN {
@@ -131,7 +134,8 @@ async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is
                 let Ok(bytes @ [_, ..]) = log.fill_buf().await else { break };
                 let count = bytes.len();
                 left = left.saturating_sub(count);
-                for line in cut.push(bytes, Instant::now()) {
+                let now = Instant::now();
+                for line in cut.push(bytes, (now, wall + (now - began))) {
                     if lines.send(line).await.is_err() {
                         return Ok(());
                     }
@@ -171,7 +175,7 @@ impl Lines {
     }
 
     /// The lines that end with this chunk, which came `now`.
-    fn push(&mut self, bytes: &[u8], now: Instant) -> Vec<Line> {
+    fn push(&mut self, bytes: &[u8], now: (Instant, SystemTime)) -> Vec<Line> {
         let mut ended = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let room = LENGTH.saturating_sub(self.partial.len());
@@ -189,12 +193,16 @@ impl Lines {
             self.last = self.last.max(Some(stamp));
             is_new.then(|| (stamp, text.to_owned()))
         });
-        let lines = stamped.flat_map(|(stamp, text)| {
+        let stamped: Vec<_> = stamped.collect();
+        for (stamp, _) in &stamped {
+            self.clock.learn(*stamp, now.1);
+        }
+        let lines = stamped.into_iter().flat_map(|(stamp, text)| {
             let at = self.clock.at(stamp, now);
-            let earlier = self.clock.earlier;
             // A progress bar writes over itself.
             let texts = text.split('\r').filter(|text| !text.trim().is_empty());
-            texts.map(|text| Line { text: text.to_owned(), at, earlier }).collect::<Vec<_>>()
+            let late = self.clock.late();
+            texts.map(|text| Line { text: text.to_owned(), at, late }).collect::<Vec<_>>()
         });
         lines.collect()
     }
@@ -203,17 +211,27 @@ impl Lines {
 // === impl LineClock ===
 
 impl LineClock {
-    /// When a line with this stamp was written, that came `now`.
-    fn at(&mut self, stamp: Timestamp, now: Instant) -> Instant {
-        let (first, came) = *self.first.get_or_insert((stamp, now));
-        let after = stamp.duration_since(first);
-        let at = if after.is_negative() {
-            came.checked_sub(after.unsigned_abs()).unwrap_or(came)
-        } else {
-            came + after.unsigned_abs()
-        };
-        self.earlier = self.earlier.max(at.saturating_duration_since(now));
-        at
+    fn delay(stamp: Timestamp, wall: SystemTime) -> i128 {
+        let wall = Timestamp::try_from(wall).unwrap_or(Timestamp::UNIX_EPOCH);
+        wall.as_nanosecond() - stamp.as_nanosecond()
+    }
+
+    fn learn(&mut self, stamp: Timestamp, wall: SystemTime) {
+        let delay = Self::delay(stamp, wall);
+        self.least = Some(self.least.map_or(delay, |least| least.min(delay)));
+    }
+
+    /// By the first lines alone, so that the distances of all lines are those of their stamps.
+    fn at(&mut self, stamp: Timestamp, (now, wall): (Instant, SystemTime)) -> Instant {
+        let delay = Self::delay(stamp, wall);
+        let first = *self.first.get_or_insert(self.least.unwrap_or(delay));
+        let part = |nanos: i128| Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
+        now.checked_sub(part(delay - first)).unwrap_or(now) + part(first - delay)
+    }
+
+    fn late(&self) -> Duration {
+        let late = self.first.zip(self.least).map_or(0, |(first, least)| first - least);
+        Duration::from_nanos(u64::try_from(late).unwrap_or(0))
     }
 }
 
@@ -221,33 +239,36 @@ impl LineClock {
 mod tests {
     use super::*;
 
+    fn at(seconds: f64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn lines_have_the_distances_in_which_they_were_written_though_they_come_at_once() {
+        // The node is 100 s behind.
         let mut lines = Lines::default();
         let now = Instant::now() + Duration::from_secs(50);
         let chunk = "1970-01-01T00:00:01.000000000Z one\n1970-01-01T00:00:03.500000000Z two\n\
                      1970-01-01T00:00:04.000000000Z three\n1970-01-01T00:00:05.0000";
-        let told = lines.push(chunk.as_bytes(), now);
-        let earlier = told.last().unwrap().earlier;
-        let ago = |line: &Line| (now - (line.at - earlier)).as_millis();
-        let ages: Vec<_> = told.iter().map(|line| (&*line.text, ago(line))).collect();
-        assert_eq!(ages, [("one", 3000), ("two", 500), ("three", 0)], "4 - 1, 4 - 3.5");
+        let told = lines.push(chunk.as_bytes(), (now, at(104.2)));
+        let told: Vec<_> = told.iter().map(|line| (&*line.text, (now - line.at).as_millis())).collect();
+        assert_eq!(told, [("one", 3000), ("two", 500), ("three", 0)], "4 - 1, 4 - 3.5");
         // The next one is under way for 0.1 s less, so all before it were 0.1 s late.
-        let [four] = lines.push(b"00000Z four\n", now + Duration::from_millis(900)).try_into().unwrap();
-        assert_eq!(four.earlier, earlier + Duration::from_millis(100));
-        assert_eq!(four.at - four.earlier, now + Duration::from_millis(900));
-        // This one takes its time, and one of another stream was written before the first.
-        let [five, zero] = lines
-            .push(b"1970-01-01T00:00:06Z five\n1970-01-01T00:00:00Z zero\n", now + Duration::from_secs(3))
-            .try_into()
-            .unwrap();
-        assert_eq!((five.earlier, five.at - zero.at), (four.earlier, Duration::from_secs(6)));
+        let (three, now) = (now, now + Duration::from_millis(900));
+        let told = lines.push(b"00000Z four\n", (now, at(105.1)));
+        let [four] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!(
+            (four.at, four.late),
+            (three + Duration::from_secs(1), Duration::from_millis(100)),
+            "5 - 4"
+        );
+        assert_eq!(four.at - four.late, now);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_read_again_is_not_told_again_and_no_line_is_endless() {
         let mut lines = Lines::default();
-        let now = Instant::now();
+        let now = (Instant::now(), at(10.0));
         let long = "x".repeat(3 * LENGTH);
         let first = format!(
             "1970-01-01T00:00:01.5Z one\n1970-01-01T00:00:02Z 10%\r20%\r\n1970-01-01T00:00:03Z {long}\n"

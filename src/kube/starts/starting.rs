@@ -1,6 +1,6 @@
 //! One pod that starts: what has been seen of it so far.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::{StreamExt, stream::BoxStream};
 use k8s_openapi::api::core::v1::Pod;
@@ -8,11 +8,10 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{News, Sources, logs::Source, nodes::NewNodes, read, read::Told};
+use super::{News, Sources, load::Load, logs::Source, nodes::NewNodes, read, read::Told};
 use crate::{
-    coldstart::VllmLog,
     domain::{Part, Phase},
-    state::{PartSeen, PodStart, Seen, Tail},
+    state::{PartSeen, PodStart, Seen},
 };
 
 /// A pod that starts.
@@ -29,11 +28,7 @@ pub(super) struct Starting {
     waited: bool,
     /// Which run of the container has its log read, by how often it has run before.
     logged: Option<i32>,
-    /// What that log has told: parts by its own clock, which is so much ahead of ours; and its last lines.
-    log: VllmLog,
-    loads: Vec<PartSeen>,
-    earlier: Duration,
-    tail: Option<Tail>,
+    load: Load,
     /// Ends its Events and its log.
     following: Option<DropGuard>,
     reading: Option<DropGuard>,
@@ -55,10 +50,7 @@ impl Starting {
             parts: Vec::new(),
             waited: false,
             logged: None,
-            log: VllmLog::default(),
-            loads: Vec::new(),
-            earlier: Duration::ZERO,
-            tail: None,
+            load: Load::default(),
             following: None,
             reading: None,
             start: Arc::new(PodStart { name: name.into(), ..PodStart::default() }),
@@ -136,9 +128,7 @@ impl Starting {
             self.logged = Some(run);
             let (namespace, pod, container) = (namespace.clone(), name.clone(), container.clone());
             if let Some(lines) = sources.logs.follow(Source { namespace, pod, container }) {
-                self.tail = Some(Tail::default());
-                // What another run of it was at is of no use to this one.
-                (self.log, self.loads, self.earlier) = Default::default();
+                self.load.begin();
                 let lines = ReceiverStream::new(lines).map(move |line| (uid.clone(), News::Line(line)));
                 streams.push(lines.take_until(until(&mut self.reading)).boxed());
             }
@@ -155,15 +145,7 @@ impl Starting {
                     self.saw(Phase::Start, started.clone());
                 }
             }
-            News::Line(line) => {
-                for part in self.log.line(&line.text, line.at) {
-                    put(&mut self.loads, part);
-                }
-                self.earlier = line.earlier;
-                if let Some(tail) = &self.tail {
-                    tail.push(line.text);
-                }
-            }
+            News::Line(line) => self.load.line(line),
         }
         self.tell()
     }
@@ -171,21 +153,16 @@ impl Starting {
     /// Publishes what is known, if that has changed.
     pub(super) fn tell(&mut self) -> bool {
         let mut moments = self.seen.clone();
+        self.load.cap(&mut moments);
         moments.extend(self.told.pulled.clone().map(|seen| (Phase::Pull, seen)));
-        let earlier = |at: Instant| at.checked_sub(self.earlier).unwrap_or(at);
-        let loads = self.loads.iter().map(|part| PartSeen {
-            start: part.start.map(earlier),
-            end: earlier(part.end),
-            ..*part
-        });
         let start = PodStart {
             name: self.start.name.clone(),
             address: self.address.clone(),
             node: read::node(&self.pod).map(Into::into),
             is_pulling: self.told.is_pulling(),
             moments,
-            parts: self.parts.iter().cloned().chain(loads).collect(),
-            tail: self.tail.clone(),
+            parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
+            tail: self.load.tail.clone(),
         };
         let changed = *self.start != start;
         if changed {

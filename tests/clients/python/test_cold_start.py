@@ -75,7 +75,9 @@ def test_heartbeats_are_comments_and_come_before_the_first_event(anteroom):
     comments = [line for line in lines if line.startswith(":")]
     assert comments and lines[: len(comments)] == comments, "comments, and then events without any"
     assert lines[len(comments)].startswith("data: "), "no blank line in between: that would be an empty event"
-    for comment in comments:
+    *beats, timing = comments
+    assert timing.startswith(": server-timing: hold;dur=") and " load;dur=" in timing and " upstream;dur=" in timing
+    for comment in beats:
         assert comment.startswith(": cold start phase=") and " waited=" in comment and " position=1" in comment
 
 

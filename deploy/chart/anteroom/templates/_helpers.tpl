@@ -113,13 +113,3 @@ traces:
 {{- $served := first (default (list $model.name) $model.models) -}}
 {{- printf "{namespace=%q,model_name=%q}" (default (index . 0).Release.Namespace $model.namespace) $served -}}
 {{- end -}}
-
-{{/* Counted up in the last ten minutes, or counted for the first time (which `increase` does not see):
-     (list metric labels matcher) */}}
-{{- define "anteroom.counted" -}}
-{{- $by := printf "sum by (%s)" (index . 1) -}}
-{{- $metric := printf "%s{%s}" (index . 0) (index . 2) -}}
-{{ $by }} (increase({{ $metric }}[10m])) > 0
-or
-({{ $by }} ({{ $metric }}) unless {{ $by }} ({{ $metric }} offset 10m)) > 0
-{{- end -}}

@@ -2,11 +2,11 @@
 
 import { attr, byId, h, icon, keyed, setIcon, show, style, text } from './dom.js';
 import { Waterfall } from './waterfall.js';
-import { ago, count, duration, number, outcome, phaseColour, phaseName, rough } from './words.js';
+import { ago, duration, number, outcome, phaseColour, phaseName, requestUrl, rough } from './words.js';
 
 const LISTED = 12;
 
-export class History {
+export class Starts {
   constructor(state) {
     this.state = state;
     /** The one that somebody chose; otherwise the latest, and one that runs goes first. */
@@ -117,7 +117,7 @@ export class History {
     const age = state.now() - Date.parse(record.started_at);
     text(this.when, `#${record.id}, ${elapsed === null ? ago(age) : `since ${rough(elapsed)}`}`);
     show(this.latest, this.pinned === record.id);
-    this.waterfall.update(record, elapsed, comparable(record, estimates));
+    this.waterfall.update(record, elapsed, comparable(record, estimates, this.records().find((other) => other.route === record.route)));
     this.total(record, elapsed);
     show(this.reason, Boolean(record.reason));
     attr(this.reason, 'class', record.outcome === 'failed' ? 'note note-failed' : 'note note-obstacle');
@@ -127,7 +127,11 @@ export class History {
     text(this.lines.querySelector('pre'), lines.join('\n'));
     const facts = [['pod', record.pod], ['node', record.node], ['request', record.request_id], ['trace', record.trace_id]].filter(([, value]) => value);
     show(this.facts, facts.length > 0);
-    keyed(this.facts, facts, ([name]) => name, ([name]) => h('div', {}, h('dt', {}, name), h('dd')), (node, [, value]) => text(node.lastElementChild, value));
+    keyed(this.facts, facts, ([name]) => name, ([name]) => h('div', {}, h('dt', {}, name), h('dd', {}, name === 'request' ? h('a') : h('span'))), (node, [name, value]) => {
+      const content = node.lastElementChild.firstElementChild;
+      text(content, value);
+      if (name === 'request') attr(content, 'href', requestUrl(value));
+    });
   }
 
   total(record, elapsed) {
@@ -205,7 +209,8 @@ export class History {
   }
 }
 
-/** What is usual says something of those that got ready, and is not of the first one alone. */
-function comparable(record, estimates) {
-  return record.outcome === 'failed' ? undefined : estimates;
+/** What is usual, if it says something of this one: of others than itself, which got ready and were of its kind. */
+function comparable(record, estimates, latest) {
+  if (!estimates || record.outcome === 'failed' || record.kind !== latest.kind) return undefined;
+  return record.outcome && estimates.count < 2 ? undefined : estimates;
 }

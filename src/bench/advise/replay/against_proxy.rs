@@ -1,0 +1,215 @@
+//! The replay against the real thing: the same requests go through a gate and its queue, with the keeper of pods and the
+//! scaler (`scaleBy: kubernetes`) that the proxy runs, on a paused clock. Only the cluster is made up.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::*;
+use crate::{
+    admission::Gate,
+    bench::advise::{draw::Draws, synthetic::office_week},
+    coldstart::ColdStarts,
+    domain::{
+        ClusterTarget, Concurrency, EndpointSource, Hold, Period, Policy, Readiness, ScaleBy, Scaling,
+        ServicePort, Target, Workload,
+    },
+    hold::Released,
+    scaler::{Options, Stops, supervise},
+    state::{
+        Discovered, DiscoveredEndpoint, Discovery, Protocol, Replicas, Scale, ScaleError, Scaling as Answer,
+    },
+};
+
+/// A cluster in which a pod is ready so long after it was asked for.
+struct Cluster {
+    began: Instant,
+    start_ups: Vec<u64>,
+    pods: watch::Sender<Arc<Discovered>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: u32,
+    version: u64,
+    starting: Option<AbortOnDropHandle<()>>,
+    starts: usize,
+}
+
+fn pods(ready: bool) -> Arc<Discovered> {
+    let pod = DiscoveredEndpoint {
+        address: "10.0.0.1:8000".into(),
+        protocol: Protocol::Http1,
+        ready: true,
+        terminating: false,
+    };
+    Arc::new(Discovered {
+        is_synced: true,
+        endpoints: if ready { vec![pod] } else { Vec::new() },
+        ..Discovered::default()
+    })
+}
+
+impl Discovery for Cluster {
+    fn watch(&self, _: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
+        self.pods.subscribe()
+    }
+}
+
+impl Scale for Cluster {
+    fn replicas<'a>(&'a self, _: &'a str, _: &'a Workload) -> Answer<'a, Replicas> {
+        let state = self.state.lock();
+        let seen = Replicas { wanted: state.wanted, version: Some(state.version.to_string()) };
+        Box::pin(async { Ok(seen) })
+    }
+
+    fn set<'a>(&'a self, _: &'a str, _: &'a Workload, seen: &'a Replicas, replicas: u32) -> Answer<'a, ()> {
+        let mut state = self.state.lock();
+        if seen.version != Some(state.version.to_string()) {
+            return Box::pin(async { Err(ScaleError::Conflict) });
+        }
+        state.version += 1;
+        state.wanted = replicas;
+        state.starting = None;
+        if replicas == 0 {
+            self.pods.send_replace(pods(false));
+        } else {
+            state.starts += 1;
+            let (ready, pods_of) = (Instant::now() + self.start_up(), self.pods.clone());
+            state.starting = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                sleep_until(ready).await;
+                pods_of.send_replace(pods(true));
+            })));
+        }
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Cluster {
+    /// As the replay draws it.
+    fn start_up(&self) -> Duration {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
+        Duration::from_millis(Draws::new(1, &self.start_ups).of(now, 0))
+    }
+}
+
+/// What becomes of a request in the real proxy.
+async fn fate(gate: Arc<Gate>, began: Instant, arrival: Arrival, hold: Duration) -> Fate {
+    let came = began + Duration::from_millis(arrival.at);
+    sleep_until(came).await;
+    let permit = match gate.enter() {
+        Some((permit, _)) => permit,
+        None => {
+            let Ok(mut ticket) = gate.hold(1, true) else { return Fate::Refused };
+            match timeout_at(came + hold, ticket.released()).await {
+                Ok(Released::Dispatch(permit)) => permit,
+                Ok(_) => panic!("neither dispatched nor timed out"),
+                Err(_) => return Fate::TimedOut,
+            }
+        }
+    };
+    let waited = u64::try_from(came.elapsed().as_millis()).unwrap();
+    permit.first_byte();
+    sleep(Duration::from_millis(arrival.service)).await;
+    Fate::Served(waited)
+}
+
+/// Both, with the same requests, settings and start-ups: the fates and the number of starts.
+async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (Replayed, Vec<Fate>, usize) {
+    let policy = Policy {
+        scale_by: ScaleBy::Kubernetes,
+        workload: Some(Workload {
+            api_version: "apps/v1".into(),
+            kind: "Deployment".into(),
+            name: "vllm".into(),
+        }),
+        scaling: Scaling { idle_timeout: Period::from_millis(settings.idle), ..Scaling::default() },
+        hold: Hold {
+            max_requests: settings.hold_requests,
+            timeout: Period::from_millis(settings.hold),
+            ..Hold::default()
+        },
+        // The replay knows no ramp.
+        concurrency: Concurrency { max: settings.concurrency, ramp_start: settings.concurrency },
+        readiness: Readiness { probe: false, ..Readiness::default() },
+        ..Policy::default()
+    };
+    let gate = Gate::new("team-a/chat".into(), policy, ColdStarts::new(|_| {}));
+    let cluster = Arc::new(Cluster {
+        began: Instant::now(),
+        start_ups: start_ups.to_vec(),
+        pods: watch::Sender::new(pods(false)),
+        state: Mutex::default(),
+    });
+    let target = Target::Cluster(ClusterTarget {
+        namespace: "team-a".into(),
+        source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
+        gateway: None,
+    });
+    let options = Options { discovery: cluster.clone(), scale: cluster.clone(), ..Options::default() };
+    let supervised =
+        supervise(gate.clone(), watch::Sender::new(target).subscribe(), options, Stops::default());
+    let _supervised = AbortOnDropHandle::new(tokio::spawn(supervised));
+    let hold = Duration::from_millis(settings.hold);
+    let requests: Vec<_> = arrivals
+        .iter()
+        .map(|arrival| tokio::spawn(fate(gate.clone(), cluster.began, *arrival, hold)))
+        .collect();
+    let mut fates = Vec::new();
+    for request in requests {
+        fates.push(request.await.unwrap());
+    }
+    let starts = cluster.state.lock().starts;
+    let replayed = replay(arrivals, 0, settings, |at, nth| Draws::new(1, start_ups).of(at, nth));
+    (replayed, fates, starts)
+}
+
+/// The first half of the made-up Monday, with its nightly job.
+fn monday() -> Vec<Arrival> {
+    let week = office_week(1);
+    let requests = week.requests.iter().take_while(|request| request.at < week.from + 12 * 3_600_000);
+    requests
+        .map(|request| Arrival {
+            at: request.at.abs_diff(week.from),
+            service: request.service.unwrap_or_default(),
+        })
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_proxy_starts_as_often_and_lets_wait_as_long() {
+    let start_ups = [150_000, 200_000, 240_000, 300_000];
+    let settings = Settings {
+        floor: 0,
+        max_replicas: 1,
+        idle: 90_000,
+        poll: 1,
+        concurrency: 2,
+        hold_requests: 6,
+        hold: 230_000,
+        target: 5,
+    };
+    let arrivals = monday();
+    let (replayed, fates, starts) = both(&arrivals, &settings, &start_ups).await;
+    assert_eq!(starts, replayed.cold_starts);
+    let count = |fates: &[Fate], is: fn(&Fate) -> bool| fates.iter().filter(|fate| is(fate)).count();
+    for is in [
+        (|fate: &Fate| matches!(fate, Fate::Served(waited) if *waited > 0)) as fn(&Fate) -> bool,
+        |fate| matches!(fate, Fate::Served(0)),
+        |fate| *fate == Fate::TimedOut,
+        |fate| *fate == Fate::Refused,
+    ] {
+        assert!(count(&fates, is) > 0, "all that can happen happens here: {:?}", (starts, arrivals.len()));
+    }
+    assert_eq!(fates, replayed.fates);
+    // With room and patience for all.
+    let generous = Settings { idle: 600_000, concurrency: 64, hold_requests: 256, hold: 900_000, ..settings };
+    let (replayed, fates, starts) = both(&arrivals, &generous, &start_ups).await;
+    assert_eq!((starts, &fates), (replayed.cold_starts, &replayed.fates));
+}

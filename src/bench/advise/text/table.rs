@@ -1,0 +1,102 @@
+//! The settings as a table.
+
+use std::fmt::Write as _;
+
+use super::{
+    super::{Advice, choice::Candidate},
+    words::{money, number, paragraph, percent, period, signed, wait},
+};
+
+/// A column of the table: what stands above it, and what is in it.
+type Column<'a> = (&'a str, &'a str, Box<dyn Fn(&Candidate) -> String + 'a>);
+
+pub(super) fn table(advice: &Advice<'_>) -> String {
+    let month = advice.month();
+    let hours = move |hours: f64| number(hours * month);
+    let mut columns: Vec<Column<'_>> = vec![
+        ("", "floor", Box::new(|one| one.settings.floor.to_string())),
+        (
+            "",
+            "idle",
+            Box::new(|one| if one.settings.floor == 0 { period(one.settings.idle) } else { "–".into() }),
+        ),
+    ];
+    if varies(advice, |one| one.settings.concurrency) {
+        columns.push(("", "takes", Box::new(|one| one.settings.concurrency.to_string())));
+    }
+    if varies(advice, |one| one.settings.hold) {
+        columns.push(("", "held for", Box::new(|one| period(one.settings.hold))));
+    }
+    if varies(advice, |one| one.settings.hold_requests) {
+        columns.push(("", "held", Box::new(|one| one.settings.hold_requests.to_string())));
+    }
+    columns.push(("GPU hours a month", "all", Box::new(move |one| hours(one.figures.gpu_hours.middle))));
+    columns.push(("GPU hours a month", "serving", Box::new(move |one| hours(one.figures.serving_gpu_hours))));
+    columns.push(("GPU hours a month", "idle", Box::new(move |one| hours(one.figures.idle_gpu_hours))));
+    columns.push(("GPU hours a month", "cold", Box::new(move |one| hours(one.figures.cold_gpu_hours))));
+    if let Some(price) = advice.args.gpu_hour_price {
+        columns.push(("", "price", Box::new(move |one| money(one.figures.gpu_hours.middle * month * price))));
+    }
+    columns.push(("", "saved", Box::new(|one| signed(advice.saved(&one.figures)))));
+    columns.push((
+        "cold starts",
+        "a day",
+        Box::new(|one| format!("{:.1}", one.figures.cold_starts.middle / advice.days())),
+    ));
+    columns.push(("cold starts", "met by", Box::new(|one| percent(one.figures.met_cold))));
+    columns.push(("waited", "median", Box::new(|one| wait(one.figures.median_ms.middle))));
+    columns.push(("waited", "p90", Box::new(|one| wait(one.figures.p90_ms.middle))));
+    columns.push(("waited", "p99", Box::new(|one| wait(one.figures.p99_ms.middle))));
+    columns.push(("", "lost", Box::new(|one| percent(one.figures.lost()))));
+
+    let cells: Vec<Vec<String>> =
+        advice.candidates.iter().map(|one| columns.iter().map(|(_, _, cell)| cell(one)).collect()).collect();
+    let width = |column: usize| {
+        let longest = cells.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+        longest.max(columns[column].1.chars().count())
+    };
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut text = String::from("    ");
+    let mut column = 0;
+    while column < columns.len() {
+        let group = columns[column].0;
+        let mut end = column + 1;
+        while !group.is_empty() && end < columns.len() && columns[end].0 == group {
+            end += 1;
+        }
+        let wide = widths[column..end].iter().sum::<usize>() + 2 * (end - column - 1);
+        let _ = write!(text, "  {group:^wide$}");
+        column = end;
+    }
+    let mut text = format!("{}\n", text.trim_end());
+    let mut line = |mark: &str, row: &mut dyn Iterator<Item = &str>| {
+        let row: String = row.zip(&widths).map(|(cell, width)| format!("  {cell:>width$}")).collect();
+        let _ = writeln!(text, "  {mark:<2}{row}");
+    };
+    line("", &mut columns.iter().map(|(_, name, _)| *name));
+    for (index, (row, one)) in cells.iter().zip(&advice.candidates).enumerate() {
+        let chosen = advice.choice.is_some_and(|choice| choice.index() == index);
+        let mark = format!("{}{}", if chosen { "→" } else { "" }, if one.on_front { "*" } else { "" });
+        line(&mark, &mut row.iter().map(String::as_str));
+    }
+    let always = &advice.always_on;
+    let price = advice
+        .args
+        .gpu_hour_price
+        .map(|price| format!(", {}", money(always.gpu_hours.middle * month * price)));
+    let legend = format!(
+        "nothing else is cheaper without a longer p99. Saved: of {} GPU hours a month{}, which one replica costs that is \
+         always up. Waited: until sent to a replica; a request that is lost has waited for ever. Lost: held in vain, or \
+         refused.",
+        number(always.gpu_hours.middle * month),
+        price.unwrap_or_default()
+    );
+    text.push('\n');
+    paragraph(&mut text, "  * ", "    ", &legend);
+    text
+}
+
+/// Whether the settings differ in this.
+pub(super) fn varies<T: PartialEq>(advice: &Advice<'_>, what: impl Fn(&Candidate) -> T) -> bool {
+    advice.candidates.windows(2).any(|pair| what(&pair[0]) != what(&pair[1]))
+}
