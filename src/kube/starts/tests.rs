@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{advance, timeout};
 
-use super::*;
+use super::{logs::Source, *};
 use crate::{
     config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
