@@ -122,7 +122,7 @@ fn once_reports_a_cold_start_and_leaves_nothing() {
     assert_eq!(cold_start["failed"], 0);
     let phases = cold_start["phases"].as_array().unwrap();
     let names: Vec<_> = phases.iter().map(|phase| phase["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["signal", "start", "load", "dispatch", "first_byte"]);
+    assert_eq!(names, ["signal", "start", "load", "dispatch", "first_byte", "first_token"]);
     let sum: f64 = phases.iter().map(|phase| phase["duration_ms"].as_f64().unwrap()).sum();
     assert!((sum - cold_start["total_ms"].as_f64().unwrap()).abs() < 0.001, "{cold_start}");
     let clients = &report["clients"];

@@ -159,10 +159,14 @@ impl Client {
     fn line(&self, line: &str) -> Result<bool, String> {
         let now = self.began.elapsed();
         let mut seen = self.seen.lock();
-        if let Some(comment) = line.strip_prefix(':') {
+        if let Some(comment) = line.strip_prefix(':').map(str::trim) {
+            if comment.starts_with("server-timing") {
+                // The account of the wait, once it is over.
+                return Ok(false);
+            }
             seen.heartbeats += 1;
             seen.first_heartbeat.get_or_insert(now);
-            seen.heartbeat = comment.trim().to_owned();
+            seen.heartbeat = comment.to_owned();
             return Ok(false);
         }
         let Some(data) = line.strip_prefix("data:").map(str::trim) else { return Ok(false) };
