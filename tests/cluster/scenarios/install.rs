@@ -79,6 +79,7 @@ pub(super) async fn all_that_the_chart_can_say_is_taken(it: Scenario) {
     }
     values["kubernetes"]["namespaces"] = json!([it.namespace]);
     values["kubernetes"]["interceptorRoutes"] = json!(true);
+    values["grafanaDashboard"]["namespace"] = it.namespace.clone().into();
     values["nodeSelector"]["pool"] = json!("nowhere");
     // There is no Prometheus operator here, whose kinds these would be.
     for monitor in ["serviceMonitor", "modelServers", "prometheusRule"] {

@@ -49,7 +49,9 @@ pub(super) async fn at_zero_a_request_is_told_the_command_that_works(it: Scenari
         let row = table.table().remove(1);
         // Name, models, target (two words), state, endpoints, held; then accepted, scaled by, cold start, age.
         let is = |column: usize, value: &str| row.get(column).is_some_and(|found| *found == value);
-        let took = row.get(9).is_some_and(|took| took.ends_with('s') && took.contains('.'));
+        let took = row
+            .get(9)
+            .is_some_and(|took| took.ends_with('s') && took.starts_with(|c: char| c.is_ascii_digit()));
         if is(7, "Accepted") && is(8, "tiny") && took { Ok(()) } else { Err(table.out.clone()) }
     })
     .await;
