@@ -173,13 +173,15 @@ def test_from_zero_and_back_and_again(start):
     assert [each["held_peak"] for each in cold_starts] == [4, 1]
     for each in cold_starts:
         phases = {phase["name"]: phase for phase in each["phases"]}
-        assert list(phases) == ["signal", "start", "load", "dispatch", "first_byte"]
+        assert list(phases)[:5] == ["signal", "start", "load", "dispatch", "first_byte"]
         assert abs(sum(phase["duration_ms"] for phase in each["phases"]) - each["total_ms"]) < 1
         assert phases["load"]["duration_ms"] == max(phase["duration_ms"] for phase in each["phases"])
         # Random weights, so that nothing is downloaded; --enforce-eager, so that nothing is compiled.
         parts = phases["load"]["parts"]
         assert [part["name"] for part in parts] == ["engine_start", "weights", "warmup", "server_start"]
         assert 0.9 < sum(part["duration_ms"] for part in parts) / phases["load"]["duration_ms"] <= 1
+    # Of the four, one that is not streamed may have been first.
+    assert {phase["name"] for phase in cold_starts[0]["phases"][5:]} == {"first_token"}
     keep("ANTEROOM_VLLM_REPORT", json.dumps({"cold_starts": cold_starts}, indent=2))
 
     # A stream under way when we are told to stop is finished, and then vLLM is stopped too.
