@@ -180,8 +180,8 @@ def test_from_zero_and_back_and_again(start):
         parts = phases["load"]["parts"]
         assert [part["name"] for part in parts] == ["engine_start", "weights", "warmup", "server_start"]
         assert 0.9 < sum(part["duration_ms"] for part in parts) / phases["load"]["duration_ms"] <= 1
-    # Of the four, one that is not streamed may have been first.
-    assert {phase["name"] for phase in cold_starts[0]["phases"][5:]} == {"first_token"}
+    # Of the four, the one that is not streamed may have been first; the second time there was one, streamed.
+    assert [phase["name"] for phase in cold_starts[1]["phases"][5:]] == ["first_token"]
     keep("ANTEROOM_VLLM_REPORT", json.dumps({"cold_starts": cold_starts}, indent=2))
 
     # A stream under way when we are told to stop is finished, and then vLLM is stopped too.
