@@ -16,7 +16,7 @@ pub(crate) struct OutputFile {
 
 /// It cannot be had.
 #[derive(Debug, Error)]
-#[error("cannot write {}: {source}", .path.display())]
+#[error("cannot write {}: {source}; give a file in a folder that is there", .path.display())]
 pub(crate) struct OutputError {
     path: PathBuf,
     source: io::Error,

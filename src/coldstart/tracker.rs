@@ -1,23 +1,25 @@
 //! The cold start that runs: marked from outside as its phases end, and made into a record when it does.
 
+mod running;
 mod shares;
+mod tell;
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+pub use running::Scope;
+use running::{Active, Observed};
 use shares::Past;
 use tokio::time::Instant;
 
-use super::{
-    ColdStart, ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::Tally, timeline::Known,
-};
+use super::{ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::Tally};
 use crate::{
     domain::RouteKey,
     state::{PartSeen, PodStart, Seen},
@@ -46,32 +48,6 @@ pub struct Tracker {
     last: ArcSwapOption<Past>,
 }
 
-/// Which phases a target has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// Somebody else brings it up, out of our sight.
-    #[default]
-    Url,
-    /// A process of ours.
-    Process,
-    /// Pods.
-    Cluster,
-}
-
-struct Active {
-    id: u64,
-    began: Instant,
-    wall: SystemTime,
-    ends: Vec<(Phase, Instant)>,
-    parts: Vec<PartSeen>,
-    /// Where the first endpoint that was ready is.
-    first: Option<Arc<str>>,
-    hindrance: Option<Arc<str>>,
-    request_id: Option<Arc<str>>,
-    trace_id: Option<Arc<str>>,
-    is_traced: bool,
-}
-
 /// The answer that ends a cold start, or does so with its first token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FirstAnswer {
@@ -83,14 +59,6 @@ pub struct FirstAnswer {
     pub trace_id: Option<Arc<str>>,
     /// Whether that trace is exported, by us or by whoever began it.
     pub is_traced: bool,
-}
-
-#[derive(Default)]
-struct Observed {
-    scope: Scope,
-    kind: ColdStartKind,
-    seen: Vec<(Phase, Seen)>,
-    pods: Vec<PodStart>,
 }
 
 /// How a held request left the queue.
@@ -402,149 +370,6 @@ impl Tracker {
         self.estimate_anew(kind);
         self.pulse().beat();
     }
-
-    /// How many activations have made the target ready.
-    pub fn activations(&self) -> u64 {
-        self.activations.load(Ordering::SeqCst)
-    }
-
-    /// The cold start that runs now, as far as it is.
-    pub fn current(&self) -> Option<ColdStart> {
-        let tally = self.tally.lock().clone();
-        let active = self.active.lock();
-        active.as_ref().map(|active| self.record(active, &tally, Some(Instant::now())))
-    }
-
-    /// The phase that runs now, and since when the cold start does. None once it has been answered: whoever waits then
-    /// waits for their turn.
-    pub fn phase(&self) -> Option<(Phase, Duration)> {
-        if !self.running.load(Ordering::SeqCst) {
-            return None;
-        }
-        let active = self.active.lock();
-        let active = active.as_ref().filter(|active| !active.is_answered())?;
-        let (phase, _) = active.running(&self.observed.lock());
-        Some((phase, active.began.elapsed()))
-    }
-
-    /// How long cold starts of this route take, of the kind that would be the next.
-    pub fn estimates(&self) -> Option<Arc<Estimates>> {
-        let kind = self.observed.lock().kind;
-        self.estimates[kind as usize].load_full()
-    }
-
-    fn estimate_anew(&self, kind: ColdStartKind) {
-        self.estimates[kind as usize].store(self.store.estimates(&self.route, kind).map(Arc::new));
-    }
-
-    /// What is left until ready, as far as history tells; if nothing runs: of the whole.
-    pub fn time_left(&self) -> Option<Duration> {
-        let estimates = self.estimates()?;
-        let active = self.active.lock();
-        match active.as_ref() {
-            Some(active) => {
-                let (phase, since) = active.running(&self.observed.lock());
-                estimates.left(phase, since.elapsed())
-            }
-            None => estimates.until_ready.left(Duration::ZERO),
-        }
-    }
-
-    fn record(&self, active: &Active, tally: &Tally, until: Option<Instant>) -> ColdStart {
-        let observed = self.observed.lock();
-        let pod = observed.pod(active);
-        let known = Known {
-            running: until.map(|until| (active.running(&observed).0, until)),
-            ..active.known(&observed, pod)
-        };
-        let phases = known.spans();
-        let mut record = ColdStart {
-            id: active.id,
-            route: self.route.clone(),
-            kind: observed.kind,
-            outcome: None,
-            started_at: humantime::format_rfc3339_millis(active.wall).to_string(),
-            total_ms: phases.last().map_or(0.0, |last| last.start_ms + last.duration_ms),
-            phases,
-            reason: active.hindrance.clone(),
-            pod: pod.map(|pod| pod.name.clone()),
-            node: pod.and_then(|pod| pod.node.clone()),
-            request_id: active.request_id.clone(),
-            trace_id: active.trace_id.clone(),
-            is_traced: active.is_traced,
-            ..ColdStart::default()
-        };
-        record.set_totals();
-        tally.write_to(&mut record);
-        record
-    }
-}
-
-// === impl Active ===
-
-impl Active {
-    fn mark(&mut self, phase: Phase) {
-        if self.ends.last().is_none_or(|(last, _)| *last < phase) {
-            self.ends.push((phase, Instant::now()));
-        }
-    }
-
-    /// Whether an answer has begun, of which only the first token may come yet.
-    fn is_answered(&self) -> bool {
-        self.ends.last().is_some_and(|(last, _)| *last >= Phase::FirstByte)
-    }
-
-    /// Whether the load is over, by our own probe or by the word of the cluster.
-    fn is_loaded(&self, observed: &Observed) -> bool {
-        let of_pod = || observed.pod(self).into_iter().flat_map(|pod| &pod.moments);
-        self.ends.iter().any(|(phase, _)| *phase == Phase::Load)
-            || of_pod().any(|(phase, seen)| *phase == Phase::Load && seen.at >= self.began)
-    }
-
-    fn known<'a>(&'a self, observed: &'a Observed, pod: Option<&'a PodStart>) -> Known<'a> {
-        let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
-        let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen)).collect();
-        let parts = self.parts.iter().chain(pod.into_iter().flat_map(|pod| &pod.parts)).collect();
-        Known { began: self.began, wall: self.wall, ours: &self.ends, seen, parts, running: None }
-    }
-
-    /// The phase that runs, and since when.
-    fn running(&self, observed: &Observed) -> (Phase, Instant) {
-        let pod = observed.pod(self);
-        let of_pod = pod.into_iter().flat_map(|pod| &pod.moments);
-        let seen = of_pod.chain(&observed.seen).map(|(phase, seen)| (*phase, seen.at));
-        let over = seen.filter(|(_, at)| *at >= self.began).chain(self.ends.iter().copied());
-        let (last, since) =
-            over.max_by_key(|(phase, _)| *phase).map_or((None, self.began), |(last, at)| (Some(last), at));
-        let is_pulling = pod.is_some_and(|pod| pod.is_pulling);
-        let mut to_come = Phase::ALL.into_iter().filter(|phase| last.is_none_or(|last| *phase > last));
-        let next = to_come.find(|phase| observed.has(*phase) && (*phase != Phase::Pull || is_pulling));
-        (next.unwrap_or(Phase::FirstToken), since)
-    }
-}
-
-// === impl Observed ===
-
-impl Observed {
-    /// Whether there is such a phase. What sleeps runs already.
-    fn has(&self, phase: Phase) -> bool {
-        self.scope.has(phase) && (self.kind == ColdStartKind::ColdStart || phase != Phase::Start)
-    }
-
-    /// The pod that is told of: that of the endpoint which was ready first, or else the one that has come furthest.
-    fn pod(&self, active: &Active) -> Option<&PodStart> {
-        if let Some(first) = &active.first {
-            // A pod may have several ports.
-            let ip = |address: &str| address.rsplit_once(':').map(|(ip, _)| ip.to_owned());
-            let is_first = |pod: &&PodStart| pod.address.as_deref().and_then(ip) == ip(first);
-            return self.pods.iter().find(is_first);
-        }
-        let furthest = |pod: &&PodStart| {
-            let of_this = pod.moments.iter().filter(|(_, seen)| seen.at >= active.began);
-            of_this.map(|(phase, _)| *phase).max()
-        };
-        self.pods.iter().filter(|pod| furthest(pod).is_some()).max_by_key(furthest)
-    }
 }
 
 // === impl FirstAnswer ===
@@ -558,21 +383,6 @@ impl FirstAnswer {
     /// One that streams, to a request that has no name.
     pub fn streamed() -> Self {
         Self { streams: true, ..Self::default() }
-    }
-}
-
-// === impl Scope ===
-
-impl Scope {
-    /// Whether a target of this kind has such a phase.
-    fn has(self, phase: Phase) -> bool {
-        match phase {
-            Phase::Scale | Phase::Create | Phase::Schedule | Phase::Pull | Phase::Propagate => {
-                self == Self::Cluster
-            }
-            Phase::Start => self != Self::Url,
-            _ => true,
-        }
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use crate::{
     app::{Account, Bound, Command},
     bench::http::Base,
-    config::{Config, Loaded, Overrides},
+    config::{Config, ConfigError, Loaded, Overrides},
     domain::{Period, Route, Target},
     drain::Request,
     scaler,
@@ -66,7 +66,12 @@ impl Script {
     /// # Errors
     /// What is wrong with the file, or that it has no such route.
     pub(super) fn read(file: &Path, route: Option<&str>) -> Result<Self, String> {
-        let loaded = Loaded::load(file, &Overrides::default()).map_err(|error| error.report())?;
+        let told = |error: ConfigError| {
+            // Whoever prints this says that it is an error.
+            let report = error.report();
+            report.strip_prefix("error: ").unwrap_or(&report).to_owned()
+        };
+        let loaded = Loaded::load(file, &Overrides::default()).map_err(told)?;
         Self::new(loaded.config, route)
     }
 

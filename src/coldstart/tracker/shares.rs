@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{ColdStart, Phase, Tracker};
+use super::Tracker;
+use crate::coldstart::{ColdStart, Phase};
 
 /// What is still asked of a cold start that has ended.
 pub(super) struct Past {

@@ -1,9 +1,11 @@
 //! The tracker on the paused clock.
 
+use std::time::Duration;
+
 use tokio::time::advance;
 
 use super::{super::Part, *};
-use crate::state::Stamp;
+use crate::{coldstart::ColdStart, state::Stamp};
 
 fn tracker() -> (Arc<ColdStarts>, Tracker) {
     let store = ColdStarts::new(|_| {});
