@@ -60,6 +60,8 @@ withStage('every route with its state in words, and what keeps it', everything, 
   assert.match(mixtral, /no estimate yet/);
   assert.match(await card(page, 'gemma-27b').innerText(), /Could not be started[^]*CUDA out of memory/);
   await card(page, 'prod/llama-3.3-70b').getByText('2 of 2 endpoints ready').click();
+  // What is in it is made once it has been opened.
+  await card(page, 'prod/llama-3.3-70b').getByText('10.2.0.14:8000').waitFor();
   assert.match(await card(page, 'prod/llama-3.3-70b').innerText(), /10\.2\.0\.14:8000\s+ready\s+21 of 64 in flight/);
   assert.equal(await page.locator('#sum-held').innerText(), '14');
   assert.equal(await page.title(), '14 held · Anteroom');
