@@ -99,7 +99,7 @@ withProxy('a start that fails: why, its last lines, and the requests that it fai
   assert.match(await failures.first().innerText(), /held, at place 1[^]*ended: the start failed/);
   await page.locator('#failed-list a').first().click();
   await eventually(async () => page.url().includes('/api/v1/requests/'));
-  assert.match(await page.locator('body').innerText(), /cold_start_failed/);
+  await page.locator('body', { hasText: 'cold_start_failed' }).waitFor();
 }, [/favicon/]);
 
 withProxy('draining, and the end', [simRoute(['--tokens', '100000', '--inter-token-time', '10ms'])], async (page, proxy) => {
