@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
-pub use dashboard::PHASES_CSS;
+pub use dashboard::THEME_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
 

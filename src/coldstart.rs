@@ -145,6 +145,28 @@ impl ColdStart {
         self.phases.iter().filter(|span| !span.unfinished)
     }
 
+    /// A record with these phases, one after the other, and their milliseconds.
+    #[cfg(test)]
+    pub(crate) fn of_phases(phases: &[(Phase, f64)]) -> Self {
+        let mut start_ms = 0.0;
+        let phases = phases.iter().map(|&(name, duration_ms)| {
+            let span = PhaseSpan {
+                name,
+                start_ms,
+                duration_ms,
+                early_ms: None,
+                unfinished: false,
+                parts: Vec::new(),
+            };
+            start_ms += duration_ms;
+            span
+        });
+        let phases = phases.collect();
+        let mut record = Self { phases, total_ms: start_ms, ..Self::default() };
+        record.set_totals();
+        record
+    }
+
     /// The totals that others use, from the phases.
     fn set_totals(&mut self) {
         let end = |phase| self.phase(phase).map(|span| span.start_ms + span.duration_ms);

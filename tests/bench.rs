@@ -10,7 +10,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command},
 };
 
 use anteroom::{
@@ -44,16 +44,7 @@ struct Bench {
 impl Bench {
     fn start(arguments: &[&str]) -> Self {
         let mark = Mark::new();
-        let (name, value) = mark.variable();
-        let child = Command::new(ANTEROOM)
-            .arg("bench")
-            .args(arguments)
-            .env(name, value)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = mark.spawn(Command::new(ANTEROOM).arg("bench").args(arguments));
         Self { child, mark }
     }
 

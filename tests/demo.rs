@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     fs,
     io::{BufReader, Read as _},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus},
     thread::sleep,
     time::Duration,
 };
@@ -38,16 +38,7 @@ struct Ended {
 impl Demo {
     fn start(arguments: &[&str]) -> Self {
         let mark = Mark::new();
-        let (name, value) = mark.variable();
-        let child = Command::new(env!("CARGO_BIN_EXE_anteroom"))
-            .arg("demo")
-            .args(arguments)
-            .env(name, value)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = mark.spawn(Command::new(env!("CARGO_BIN_EXE_anteroom")).arg("demo").args(arguments));
         Self { child, mark }
     }
 

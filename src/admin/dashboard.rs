@@ -16,7 +16,7 @@ use axum::{
 
 /// One colour for each phase of a cold start, in both themes, as custom properties of CSS: for every page that shows
 /// cold starts.
-pub const PHASES_CSS: &str = include_str!("dashboard/phases.css");
+pub const THEME_CSS: &str = include_str!("dashboard/theme.css");
 
 /// The page runs and loads what it came with, talks to where it came from, and is shown in no frame.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -35,7 +35,7 @@ const PAGE: Asset = Asset {
 };
 
 const ASSETS: &[Asset] = &[
-    css("phases.css", PHASES_CSS),
+    css("theme.css", THEME_CSS),
     css("style.css", include_str!("dashboard/style.css")),
     css("charts.css", include_str!("dashboard/charts.css")),
     js("theme.js", include_str!("dashboard/theme.js")),

@@ -91,31 +91,13 @@ impl CostSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coldstart::{PartSpan, PhaseSpan};
-
-    fn record(phases: &[(Phase, f64)]) -> ColdStart {
-        let mut start_ms = 0.0;
-        let phases = phases.iter().map(|(name, duration_ms)| {
-            let (name, duration_ms) = (*name, *duration_ms);
-            let span = PhaseSpan {
-                name,
-                start_ms,
-                duration_ms,
-                early_ms: None,
-                unfinished: false,
-                parts: Vec::new(),
-            };
-            start_ms += duration_ms;
-            span
-        });
-        let phases = phases.collect();
-        ColdStart { phases, t_actuation_ms: Some(start_ms), ..ColdStart::default() }
-    }
+    use crate::coldstart::PartSpan;
 
     #[test]
     fn a_gpu_is_paid_from_when_it_is_there() {
         // 1 s until it was known, 2 s until the pod had a node, 40 s on it; the last answer 5 s after ready.
-        let mut pod = record(&[(Phase::Signal, 1e3), (Phase::Schedule, 2e3), (Phase::Load, 40e3)]);
+        let mut pod =
+            ColdStart::of_phases(&[(Phase::Signal, 1e3), (Phase::Schedule, 2e3), (Phase::Load, 40e3)]);
         let cost = Cost::of(&pod, 48e3).unwrap();
         assert_eq!((cost.cold_s, cost.serving_s), (40.0, 5.0));
         // The node was made for it, and was there after half a second of those two.
@@ -123,7 +105,7 @@ mod tests {
         pod.phases[1].parts.push(made);
         assert_eq!(Cost::of(&pod, 48e3).unwrap().cold_s, 41.5);
         // A process has its GPU from its start on.
-        let process = record(&[(Phase::Signal, 1e3), (Phase::Start, 2e3), (Phase::Load, 40e3)]);
+        let process = ColdStart::of_phases(&[(Phase::Signal, 1e3), (Phase::Start, 2e3), (Phase::Load, 40e3)]);
         assert_eq!(Cost::of(&process, 43e3).unwrap().cold_s, 42.0);
         assert_eq!(Cost::of(&ColdStart::default(), 1.0), None);
     }

@@ -13,7 +13,7 @@ use super::{
     samples::Of,
     table::{self, few, headline, money},
 };
-use crate::admin::PHASES_CSS;
+use crate::admin::THEME_CSS;
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/style.css");
@@ -31,7 +31,7 @@ pub(super) fn page(run: &Run) -> String {
         &[
             ("version", &escape(&run.anteroom)),
             ("title", &escape(&format!("Cold starts of {}{label}", run.route))),
-            ("phases_css", PHASES_CSS),
+            ("theme_css", THEME_CSS),
             ("style_css", STYLE),
             ("started_at", &escape(&run.started_at.replace('T', " ").replace(".000Z", "Z"))),
             ("headline", &escape(&format!("{}.", headline(run)))),

@@ -96,32 +96,17 @@ fn ms(ms: f64) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::PhaseSpan, *};
-
-    fn record(phases: &[(Phase, f64)]) -> ColdStart {
-        let mut start_ms = 0.0;
-        let phases = phases.iter().map(|&(name, duration_ms)| {
-            let span = PhaseSpan {
-                name,
-                start_ms,
-                duration_ms,
-                early_ms: None,
-                unfinished: false,
-                parts: Vec::new(),
-            };
-            start_ms += duration_ms;
-            span
-        });
-        let mut record = ColdStart { phases: phases.collect(), ..ColdStart::default() };
-        record.set_totals();
-        record
-    }
+    use super::*;
 
     #[test]
     fn what_is_left_is_the_rest_of_this_phase_and_the_usual_time_of_those_to_come() {
         let records: Vec<_> = (1..=10)
             .map(|i| {
-                record(&[(Phase::Signal, 1.0), (Phase::Start, 100.0), (Phase::Load, 1000.0 * f64::from(i))])
+                ColdStart::of_phases(&[
+                    (Phase::Signal, 1.0),
+                    (Phase::Start, 100.0),
+                    (Phase::Load, 1000.0 * f64::from(i)),
+                ])
             })
             .collect();
         let all = Estimates::of(&records.iter().collect::<Vec<_>>()).unwrap();

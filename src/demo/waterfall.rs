@@ -106,38 +106,10 @@ fn round_label(ms: f64, step: f64, total_ms: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::coldstart::{ColdStartOutcome, PhaseSpan};
-
-    fn record(phases: &[(Phase, f64)]) -> ColdStart {
-        let mut start_ms = 0.0;
-        let phases = phases.iter().map(|(name, duration_ms)| {
-            let span = PhaseSpan {
-                name: *name,
-                start_ms,
-                duration_ms: *duration_ms,
-                early_ms: None,
-                unfinished: false,
-                parts: Vec::new(),
-            };
-            start_ms += duration_ms;
-            span
-        });
-        let phases: Vec<_> = phases.collect();
-        ColdStart {
-            id: 1,
-            route: "demo".into(),
-            outcome: Some(ColdStartOutcome::Completed),
-            total_ms: start_ms,
-            phases,
-            held_peak: 8,
-            released: 8,
-            ..ColdStart::default()
-        }
-    }
 
     #[test]
     fn bars_share_an_axis_and_join() {
-        let record = record(&[
+        let record = ColdStart::of_phases(&[
             (Phase::Signal, 0.4),
             (Phase::Start, 12.0),
             (Phase::Load, 3000.0),

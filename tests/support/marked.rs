@@ -1,6 +1,9 @@
 //! Finds what a command under test has started, whoever the parents are by now.
 
-use std::fs;
+use std::{
+    fs,
+    process::{Child, Command, Stdio},
+};
 
 use rustix::process::Pid;
 
@@ -27,6 +30,13 @@ impl std::fmt::Debug for Process {
 impl Mark {
     pub fn new() -> Self {
         Self(format!("{}-{}", std::process::id(), fastrand::u64(..)))
+    }
+
+    /// Starts a command with the mark, and with pipes for what it prints.
+    pub fn spawn(&self, command: &mut Command) -> Child {
+        let (name, value) = self.variable();
+        let command = command.env(name, value).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// What the command has to have in its environment.

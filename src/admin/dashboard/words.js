@@ -46,7 +46,7 @@ export const phaseName = (name) => PHASES[name]?.[0] ?? plain(name);
 export const phaseMeaning = (name) => PHASES[name]?.[1] ?? '';
 export const partName = (name) => PARTS[name] ?? plain(name);
 export const obstacleName = (kind) => OBSTACLES[kind] ?? plain(kind);
-/** Its colour, from phases.css. */
+/** Its colour, from theme.css. */
 export const phaseColour = (name) => (name in PHASES ? `var(--phase-${name.replaceAll('_', '-')})` : 'var(--phase-other)');
 
 /** `1.3 ms`, `412 ms`, `3.07 s`, `277.4 s`, `24 min 37 s`, `2 h 5 min`. */

@@ -86,7 +86,7 @@ fn every_colour_is_one_that_is_defined() {
     for phase in Phase::ALL {
         let variable = text::colour(phase.name());
         let name = variable.trim_start_matches("var(").trim_end_matches(')');
-        assert!(PHASES_CSS.contains(&format!("{name}:")), "{name}");
+        assert!(THEME_CSS.contains(&format!("{name}:")), "{name}");
         assert!(page.contains(&format!("fill:{variable}")), "{variable}");
     }
 }
