@@ -4,6 +4,7 @@ mod account;
 mod cluster;
 mod control;
 mod exporting;
+mod files;
 mod obstacles;
 mod routes;
 mod told;
@@ -39,6 +40,7 @@ use crate::{
     telemetry::traces::{Export, Traces, TracesError},
 };
 pub use account::Account;
+pub use files::raise_file_limit;
 use cluster::Watching;
 use control::Control;
 use exporting::Exporting;
@@ -145,7 +147,7 @@ impl Bound {
             }
             None => None,
         };
-        let shared = Shared::new(config.limits);
+        let shared = Shared::new(files::fit(config.limits));
         shared.history.set_max(config.history.requests);
         let mut export = None;
         if let Some(config) = &config.traces {
@@ -245,7 +247,7 @@ impl Bound {
                     if let Some(cluster) = &cluster {
                         cluster.set_file(&config.routes);
                     }
-                    self.shared.set_limits(config.limits);
+                    self.shared.set_limits(files::fit(config.limits));
                     self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;

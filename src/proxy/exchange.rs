@@ -285,6 +285,9 @@ impl Drop for Exchange {
             () => Outcome::ClientGone,
         });
         self.end_hold(HoldEnd::Ended(outcome));
+        if outcome == Outcome::ClientGone && self.status != NO_ANSWER {
+            self.under_way.given_up(self.started);
+        }
         // The story first, so that who sees the count finds it.
         self.end_story(outcome);
         if let Some(trace) = &mut self.trace {

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, RouteTable,
+    ConnectionState, Connections, RouteTable,
     answers::{error_response, fail, json_response},
     body::Body,
     client_io::UnderWay,
@@ -42,6 +42,8 @@ pub struct Shared {
     pub table: ArcSwap<RouteTable>,
     /// The limits.
     pub limits: ArcSwap<Limits>,
+    /// The connections of clients.
+    pub connections: Arc<Connections>,
     /// The bytes of all request bodies.
     pub budget: Arc<Budget>,
     /// What happened to requests that waited or failed.
@@ -121,6 +123,7 @@ impl Shared {
             table: ArcSwap::default(),
             budget: Budget::new(limits.max_buffered_bytes.get()),
             limits: ArcSwap::from_pointee(limits),
+            connections: Arc::default(),
             unrouted: RouteCounters::default(),
             history: History::new(config::History::default().requests),
             cut: AtomicBool::new(false),
