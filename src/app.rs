@@ -40,10 +40,10 @@ use crate::{
     telemetry::traces::{Export, Traces, TracesError},
 };
 pub use account::Account;
-pub use files::raise_file_limit;
 use cluster::Watching;
 use control::Control;
 use exporting::Exporting;
+pub use files::raise_file_limit;
 use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;

@@ -82,6 +82,9 @@ pub enum ProxyError {
     ModelNotFound(String),
     #[error("{0}")]
     InvalidRequest(String),
+    /// Two readers could read it two ways: nothing behind it on its connection is read.
+    #[error("{0}")]
+    Ambiguous(String),
     #[error(
         "Content-Encoding `{0}` hides the model name, by which this request is routed: send the body as it is."
     )]
@@ -234,7 +237,7 @@ impl ProxyError {
             Self::UnknownPath(_) | Self::NotKept(_) => Err(Refusal::UnknownPath),
             Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
             Self::ModelNotFound(_) => Err(Refusal::ModelNotFound),
-            Self::InvalidRequest(_) => Err(Refusal::InvalidRequest),
+            Self::InvalidRequest(_) | Self::Ambiguous(_) => Err(Refusal::InvalidRequest),
             Self::UnsupportedEncoding(_) => Err(Refusal::UnsupportedEncoding),
             Self::RequestTooLarge { .. } => Err(Refusal::RequestTooLarge),
             Self::RequestTimeout { .. } => Err(Refusal::RequestTimeout),

@@ -43,7 +43,9 @@ mod tests {
 
     #[test]
     fn some_files_are_kept_for_what_is_no_client() {
-        for (files, clients) in [(0, 1), (1, 1), (256, 192), (1024, 768), (20_000, 15_904), (1 << 20, 1_044_480)] {
+        for (files, clients) in
+            [(0, 1), (1, 1), (256, 192), (1024, 768), (20_000, 15_904), (1 << 20, 1_044_480)]
+        {
             assert_eq!(room(files), clients);
         }
     }

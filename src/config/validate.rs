@@ -173,7 +173,8 @@ impl Checker<'_> {
             self.error(&path.key("maxHeaders"), message);
         }
         if min_rate > MOST_RATE {
-            let message = format!("{min_rate} a second is more than a slow client can; choose at most {MOST_RATE}");
+            let message =
+                format!("{min_rate} a second is more than a slow client can; choose at most {MOST_RATE}");
             self.error(&path.key("minRate"), message);
         }
         if max_buffered_bytes < max_body_bytes {

@@ -206,16 +206,7 @@ impl<I> ClientIo<I> {
     /// Watches over `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, limits: ClientLimits) -> Self {
         let quiet = Quiet { since: Instant::now(), in_head: true, begun: 0, timer: None };
-        Self {
-            io,
-            state,
-            limits,
-            http2: None,
-            listening: false,
-            ahead: Vec::new(),
-            quiet,
-            behind: None,
-        }
+        Self { io, state, limits, http2: None, listening: false, ahead: Vec::new(), quiet, behind: None }
     }
 
     /// Something was read.
@@ -387,7 +378,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                 self.heard();
                 if let Some(frames) = &mut self.http2 {
                     if !frames.came(&buf.filled()[before..]) {
-                        return Poll::Ready(Err(io::Error::other("too many frames that are no part of a request")));
+                        return Poll::Ready(Err(io::Error::other(
+                            "too many frames that are no part of a request",
+                        )));
                     }
                     if self.state.is_reset_rapidly(self.limits.rapid_resets) {
                         return Poll::Ready(Err(io::Error::other("too many requests were reset")));

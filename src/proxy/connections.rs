@@ -114,7 +114,8 @@ mod tests {
     #[test]
     fn without_a_limit_nothing_is_kept_of_sources() {
         let connections = Arc::<Connections>::default();
-        let open: Vec<_> = (0..100).map(|_| connections.enter([192, 0, 2, 1].into(), None).unwrap()).collect();
+        let open: Vec<_> =
+            (0..100).map(|_| connections.enter([192, 0, 2, 1].into(), None).unwrap()).collect();
         assert_eq!((connections.open(), connections.sources.lock().len()), (100, 0));
         drop(open);
         assert_eq!(connections.open(), 0);

@@ -1,14 +1,6 @@
 //! Connections coming in: one listener for each thread that serves requests, one task for each connection.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode};
 use hyper::{

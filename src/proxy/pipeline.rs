@@ -9,7 +9,9 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION, request,
+};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -163,7 +165,7 @@ impl Proxy {
         let started = Instant::now();
         let mut trace =
             self.traces.as_ref().and_then(|traces| Traced::begin(traces, client, &mut request, started));
-        let head = request.method() == Method::HEAD;
+        let (head, version) = (request.method() == Method::HEAD, request.version());
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request
             .headers()
@@ -197,7 +199,12 @@ impl Proxy {
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }))
+        let mut response =
+            error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
+        if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     async fn serve(
@@ -211,6 +218,10 @@ impl Proxy {
         let (mut head, incoming) = request.into_parts();
 
         // Which route? Its body is read first if that depends on the model.
+        if head.method == Method::CONNECT {
+            // What follows is a body to one reader, and a tunnel to the other.
+            return Err(ProxyError::Ambiguous("There are no tunnels here.".into()).into());
+        }
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
         let (gate, shape, body, scan) = match self.find(&host, &head, incoming).await? {
