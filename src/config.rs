@@ -111,8 +111,8 @@ pub struct Limits {
     /// How many bytes all request bodies together may take in memory, held or on their way. The default is 32 bodies
     /// of the largest size.
     pub max_buffered_bytes: ByteCount,
-    /// How many client connections may be open. The default is what a process usually has of file descriptors;
-    /// further connections wait in the kernel's accept queue.
+    /// How many client connections may be open; further ones wait in the kernel's accept queue. Where the process may
+    /// not have so many open files, it is lowered to those, less a quarter or 4,096 of them, and the log says so.
     #[schemars(range(min = 1))]
     pub max_connections: usize,
     /// How many of them may come from one source: an IPv4 address, or 64 bits of an IPv6 one. Further ones are closed

@@ -3,6 +3,7 @@
 mod answers;
 mod body;
 mod client_io;
+mod connection_state;
 mod connections;
 mod dispatch;
 mod exchange;
@@ -23,7 +24,8 @@ mod traced;
 mod tunnel;
 mod wait;
 
-pub use client_io::{ClientIo, ClientLimits, ConnectionState};
+pub use client_io::{ClientIo, ClientLimits};
+pub use connection_state::ConnectionState;
 pub use connections::{Connected, Connections};
 pub use intercept::Interceptor;
 pub use listener::{bind, serve_connection, serve_listener};

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     Shared,
     body::BodyError,
-    client_io::UnderWay,
+    connection_state::UnderWay,
     dispatch::Setback,
     forward, stream_stall,
     traced::{self, Early, Slot, Traced},

@@ -241,7 +241,7 @@ fn http2(limits: &Limits) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(StreamExecutor(stall(limits)));
     builder
         .timer(TokioTimer::new())
-        // Beyond it a request is 431, and beyond four times of it the connection ends. The number of CONTINUATION
+        // Beyond it a request is 431; a frame that unpacks to four times of it ends the connection. The number of CONTINUATION
         // frames follows from it and the largest frame (CVE-2024-27316).
         .max_header_list_size(u32::try_from(limits.max_header_bytes.get()).unwrap_or(u32::MAX))
         .max_frame_size(FRAME)

@@ -19,7 +19,7 @@ use super::{
     ConnectionState, Connections, RouteTable,
     answers::{error_response, fail, json_response},
     body::Body,
-    client_io::UnderWay,
+    connection_state::UnderWay,
     dispatch::{Failed, Intake, Sending},
     exchange::{self, Exchange},
     find::{Found, encoding, scan_body},

@@ -5,8 +5,8 @@
 use crate::{
     frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, FLOW_CONTROL_ERROR, GOAWAY,
-        HEADERS, PING, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, RawH2, SETTINGS, block, code,
-        field, frame, get, ping, post, post_fields, settings, window,
+        HEADERS, PING, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, RawH2, SETTINGS, block, field,
+        frame, get, ping, post, post_fields, settings, window,
     },
     recorder::{BODY, Recorder},
     support::{Proxy, Upstream, route, routes, soon, until, upstream::answer, wire::CHAT},

@@ -54,7 +54,9 @@ async fn is_whole(io: &mut DuplexStream) -> bool {
     loop {
         match io.read(&mut part).await {
             Ok(0) | Err(_) => return false,
-            Ok(read) if part[..read].ends_with(b"}") || part[..read].ends_with(b"0\r\n\r\n") => return true,
+            Ok(read) if part[..read].ends_with(b"}") || part[..read].ends_with(b"\n0\r\n\r\n") => {
+                return true;
+            }
             Ok(_) => {}
         }
     }

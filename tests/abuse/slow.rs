@@ -219,7 +219,8 @@ async fn a_window_that_opens_byte_by_byte_is_cut_off() {
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_keeps_its_rate_or_has_nothing_to_read_is_served() {
     // 2,000 bytes a second in bites of 40 s, for an hour; the rate is 1,000.
-    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+    let part = format!("3e8\r\n{}\r\n", "x".repeat(1000));
+    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, part.as_bytes());
     memory.ready();
     let mut client = memory.client(1024);
     client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
