@@ -129,8 +129,8 @@ pub struct Limits {
     #[schemars(range(min = 1))]
     pub max_rapid_resets: u32,
     /// How many frames a second an HTTP/2 connection may send that neither begin a request nor bring a part of one
-    /// (PING, SETTINGS, PRIORITY, WINDOW_UPDATE and others), on average; as many at once. More, and it is closed. The
-    /// default is many times what a client with a thousand streams sends.
+    /// (PING, SETTINGS, PRIORITY, WINDOW_UPDATE and others), on average; as many at once, and one more for each KiB
+    /// that it is sent. More, and it is closed. The default is many times what a client with a thousand streams sends.
     #[schemars(range(min = 1))]
     pub max_control_frames: u32,
     /// How many header fields a request may have; more, and it is 431. The default is several times what browsers,

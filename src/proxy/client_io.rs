@@ -146,8 +146,13 @@ impl<I> ClientIo<I> {
         match written {
             Poll::Pending => self.poll_stall(cx).map(Err),
             Poll::Ready(written) => {
-                if let (Some(behind), Ok(written)) = (&mut self.behind, &written) {
-                    behind.pace.moved(*written);
+                if let Ok(written) = &written {
+                    if let Some(behind) = &mut self.behind {
+                        behind.pace.moved(*written);
+                    }
+                    if let Some(frames) = &mut self.http2 {
+                        frames.wrote(*written);
+                    }
                 }
                 Poll::Ready(written)
             }
