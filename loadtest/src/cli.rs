@@ -19,6 +19,8 @@ pub(crate) enum Scenario {
     All(Options),
     /// Small JSON answers through a proxy on one core: throughput, latency, CPU time
     Warm(Warm),
+    /// A request for a route at zero, until KEDA's stream has been told: with one route, and with a thousand
+    Signal(Options),
 }
 
 /// What every scenario takes.
@@ -87,7 +89,7 @@ pub(crate) struct Warm {
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
-            Self::All(options) => options,
+            Self::All(options) | Self::Signal(options) => options,
             Self::Warm(warm) => &warm.options,
         }
     }

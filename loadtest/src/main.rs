@@ -7,6 +7,7 @@
 //! cargo build --release && cargo run --release -p anteroom-loadtest -- warm --quick
 //! ```
 
+mod admin;
 mod backend;
 mod cli;
 mod clock;
@@ -16,6 +17,7 @@ mod error;
 mod findings;
 mod generator;
 mod http;
+mod keda;
 mod machine;
 mod process;
 mod procfs;

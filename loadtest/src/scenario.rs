@@ -1,5 +1,6 @@
 //! The scenarios: what each measures is in its own file.
 
+mod signal;
 mod warm;
 
 use crate::cli;
@@ -12,7 +13,10 @@ pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a
 /// What the command line asks for, in its order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
-        cli::Scenario::All(_) => vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS))],
+        cli::Scenario::All(_) => {
+            vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS)), Box::new(signal::run)]
+        }
+        cli::Scenario::Signal(_) => vec![Box::new(signal::run)],
         cli::Scenario::Warm(options) => vec![Box::new(|setup| warm::run(setup, &options.connections))],
     }
 }

@@ -64,7 +64,6 @@ impl Setup {
     }
 
     /// Anteroom, for the scenarios that are about nobody else.
-    #[expect(dead_code, reason = "for the scenarios to come")]
     pub(crate) fn anteroom(&self) -> Result<&Installed, Error> {
         self.installed.iter().find(|each| each.contender == Contender::Anteroom).ok_or(Error::NotMeasured)
     }
@@ -79,7 +78,6 @@ impl Setup {
         self.seconds.unwrap_or(if self.quick { quick } else { full })
     }
 
-    #[expect(dead_code, reason = "for the scenarios to come")]
     pub(crate) fn check_stop(&self) -> Result<(), Error> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
