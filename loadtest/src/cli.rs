@@ -21,6 +21,8 @@ pub(crate) enum Scenario {
     Warm(Warm),
     /// A request for a route at zero, until KEDA's stream has been told: with one route, and with a thousand
     Signal(Options),
+    /// 10,000 routes of a cluster, of which 1,000 a second change: whether requests to others notice
+    Routes(Routes),
 }
 
 /// What every scenario takes.
@@ -84,12 +86,23 @@ pub(crate) struct Warm {
     pub(crate) connections: Vec<u16>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Routes {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Routes that the cluster has
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u16).range(200..=10_000))]
+    pub(crate) routes: u16,
+}
+
 // === impl Scenario ===
 
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
             Self::All(options) | Self::Signal(options) => options,
+            Self::Routes(routes) => &routes.options,
             Self::Warm(warm) => &warm.options,
         }
     }

@@ -4,6 +4,7 @@
 //! alive on both sides, no access log, `X-Forwarded-For` appended where that is usual.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -145,6 +146,17 @@ impl Installed {
         backend: SocketAddr,
         cores: Cores,
     ) -> Result<Running, Error> {
+        self.start_in(template, backend, cores, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_in(
+        &self,
+        template: &str,
+        backend: SocketAddr,
+        cores: Cores,
+        env: &[(&str, &OsStr)],
+    ) -> Result<Running, Error> {
         let Some(program) = &self.program else {
             return Ok(Running { address: backend, admin: backend, process: None, _dir: None });
         };
@@ -163,7 +175,7 @@ impl Installed {
         let file = dir.path().join(file);
         fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
-        let process = Process::start(program, args, dir.path().join("log"), cores)?;
+        let process = Process::start(program, args, env, dir.path().join("log"), cores)?;
         let [address, admin] = [listen, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         Ok(Running { address, admin, process: Some(process), _dir: Some(dir) })
     }

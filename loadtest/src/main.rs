@@ -9,6 +9,7 @@
 
 mod admin;
 mod backend;
+mod census;
 mod cli;
 mod clock;
 mod contender;

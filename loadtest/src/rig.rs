@@ -89,6 +89,11 @@ impl Rig {
         self.backend.address()
     }
 
+    /// Where clients of a scenario's own register their sockets.
+    pub(crate) fn registry(&self) -> &Registry {
+        self.poll.registry()
+    }
+
     /// Whether one request to `address` is answered, within `patience`. A refusal takes a moment too, in
     /// which the backend answers the contender's health checks: so this may be asked again and again.
     pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, Error> {

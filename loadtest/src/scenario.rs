@@ -1,5 +1,6 @@
 //! The scenarios: what each measures is in its own file.
 
+mod routes;
 mod signal;
 mod warm;
 
@@ -14,9 +15,14 @@ pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
         cli::Scenario::All(_) => {
-            vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS)), Box::new(signal::run)]
+            vec![
+                Box::new(|setup| warm::run(setup, &warm::CONNECTIONS)),
+                Box::new(signal::run),
+                Box::new(|setup| routes::run(setup, routes::ROUTES)),
+            ]
         }
         cli::Scenario::Signal(_) => vec![Box::new(signal::run)],
+        cli::Scenario::Routes(options) => vec![Box::new(|setup| routes::run(setup, options.routes.into()))],
         cli::Scenario::Warm(options) => vec![Box::new(|setup| warm::run(setup, &options.connections))],
     }
 }
