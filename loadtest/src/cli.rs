@@ -80,6 +80,10 @@ pub(crate) struct Warm {
         value_parser = clap::value_parser!(u16).range(1..=4096)
     )]
     pub(crate) connections: Vec<u16>,
+
+    /// Requests a second in the open loop: arrivals by schedule, which every contender has to bear
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: u32,
 }
 
 // === impl Scenario ===

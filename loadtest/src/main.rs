@@ -16,6 +16,7 @@ mod error;
 mod findings;
 mod generator;
 mod http;
+mod http2;
 mod machine;
 mod process;
 mod procfs;
@@ -24,6 +25,7 @@ mod rig;
 mod scenario;
 mod setup;
 mod spread;
+mod sse;
 mod table;
 
 use std::process::ExitCode;

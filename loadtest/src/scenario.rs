@@ -12,7 +12,9 @@ pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a
 /// What the command line asks for, in its order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
-        cli::Scenario::All(_) => vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS))],
-        cli::Scenario::Warm(options) => vec![Box::new(|setup| warm::run(setup, &options.connections))],
+        cli::Scenario::All(_) => vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS, warm::RATE))],
+        cli::Scenario::Warm(options) => {
+            vec![Box::new(|setup| warm::run(setup, &options.connections, options.rate))]
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::cli::Options;
 use crate::contender::{Contender, Installed, Programs};
@@ -77,6 +78,12 @@ impl Setup {
     /// Seconds that one measurement takes; `quick` and `full` are a scenario's own.
     pub(crate) fn seconds(&self, quick: u16, full: u16) -> u16 {
         self.seconds.unwrap_or(if self.quick { quick } else { full })
+    }
+
+    /// How long one measurement takes; `quick` and `full` are a scenario's own.
+    pub(crate) fn duration(&self, quick: Duration, full: Duration) -> Duration {
+        let own = if self.quick { quick } else { full };
+        self.seconds.map_or(own, |seconds| Duration::from_secs(seconds.into()))
     }
 
     #[expect(dead_code, reason = "for the scenarios to come")]
