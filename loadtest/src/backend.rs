@@ -36,6 +36,8 @@ const LISTENER: Token = Token(usize::MAX - 1);
 /// Connections of the backend have this bit in their token, those of the clients do not.
 const CONNECTION: usize = 1 << 32;
 const BUFFER: usize = 16 * 1024;
+/// Events that are written before the clients have a look at theirs.
+const AT_A_TIME: usize = 32;
 /// For the rest of a body that is larger than that: it is counted, not kept.
 const SCRATCH: usize = 256 * 1024;
 
@@ -179,14 +181,17 @@ impl Backend {
         Ok(())
     }
 
-    /// Writes the events that are due; how many those were.
+    /// Writes events that are due; how many those were. Only some of them when there are many: those that are written
+    /// are to be read before all others are.
     pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
         if !self.streams.as_ref().is_some_and(Streams::is_paced) {
             return Ok(0);
         }
         let mut written = 0;
         let now = Instant::now();
-        while let Some(key) = self.streams.as_mut().and_then(|streams| streams.due(now)) {
+        while written < AT_A_TIME
+            && let Some(key) = self.streams.as_mut().and_then(|streams| streams.due(now))
+        {
             self.push(key)?;
             written += 1;
         }
@@ -318,5 +323,30 @@ mod tests {
     fn the_answer_is_a_completion() {
         let answer: serde_json::Value = serde_json::from_str(ANSWER).unwrap();
         assert_eq!(answer["model"], "tiny");
+    }
+
+    #[test]
+    fn a_body_larger_than_any_buffer_is_answered_at_its_end() {
+        let mut poll = mio::Poll::new().unwrap();
+        let mut events = mio::Events::with_capacity(8);
+        let mut backend = Backend::bind(poll.registry()).unwrap();
+        let mut client = std::net::TcpStream::connect(backend.address()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let body = vec![b'x'; 3 * SCRATCH];
+        let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+        let request = [head.as_bytes(), &body, b"GET / HTTP/1.1\r\n\r\n"].concat();
+        let (mut sent, mut answers) = (0, Vec::new());
+        while answers.len() < 2 * RESPONSE.len() {
+            sent += client.write(&request[sent..]).unwrap_or(0);
+            poll.poll(&mut events, Some(std::time::Duration::from_millis(10))).unwrap();
+            for event in &events {
+                backend.on_event(poll.registry(), event.token()).unwrap();
+            }
+            let mut buf = [0; 1024];
+            let read = client.read(&mut buf).unwrap_or(0);
+            answers.extend_from_slice(&buf[..read]);
+            assert!(answers.is_empty() || sent > head.len() + body.len() - 1, "answered before its end");
+        }
+        assert_eq!(answers, [&RESPONSE[..], &RESPONSE].concat());
     }
 }

@@ -19,6 +19,10 @@ pub(crate) enum Scenario {
     All(Options),
     /// Small JSON answers through a proxy on one core: throughput, latency, CPU time
     Warm(Warm),
+    /// Bodies from 2 KB to 8 MB: what it costs that the model's name is in them
+    Body(Options),
+    /// Answers that stream, many at the same time: throughput, and what an event has to wait
+    Stream(Stream),
 }
 
 /// What every scenario takes.
@@ -82,8 +86,23 @@ pub(crate) struct Warm {
     pub(crate) connections: Vec<u16>,
 
     /// Requests a second in the open loop: arrivals by schedule, which every contender has to bear
-    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = crate::scenario::RATE, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) rate: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stream {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Streams at the same time
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = crate::scenario::STREAMS,
+        value_parser = clap::value_parser!(u16).range(1..=4000)
+    )]
+    pub(crate) streams: u16,
 }
 
 // === impl Scenario ===
@@ -91,8 +110,9 @@ pub(crate) struct Warm {
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
-            Self::All(options) => options,
+            Self::All(options) | Self::Body(options) => options,
             Self::Warm(warm) => &warm.options,
+            Self::Stream(stream) => &stream.options,
         }
     }
 }

@@ -135,6 +135,11 @@ impl Installed {
         Ok(Self { contender, program: Some(program), version })
     }
 
+    /// The same program in another configuration of it.
+    pub(crate) fn like(&self, contender: Contender) -> Self {
+        Self { contender, program: self.program.clone(), version: self.version.clone() }
+    }
+
     /// Starts it in front of `backend`; it may not be ready yet.
     pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
         self.start_with(self.contender.template().1, backend, cores)

@@ -278,3 +278,84 @@ impl Connection {
             .ok_or_else(|| format!("stream {id} is not open, but something came on it"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::rig::Rig;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// The frames of an answer, its body in two.
+    fn answer(stream: u8) -> Vec<u8> {
+        let (first, second) = ANSWER.as_bytes().split_at(100);
+        let head = |length: usize, kind, flags| {
+            let [.., a, b] = length.to_be_bytes();
+            [0, a, b, kind, flags, 0, 0, 0, stream]
+        };
+        [&head(1, 1, 4)[..], &[0x88], &head(first.len(), 0, 0), first, &head(second.len(), 0, 1), second]
+            .concat()
+    }
+
+    fn served() -> (Rig, H2, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        let load = H2::connect(rig.registry(), listener.local_addr().unwrap(), 1, 2).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut preface = [0; 24];
+        server.read_exact(&mut preface).unwrap();
+        assert_eq!(preface, http2::PREFACE);
+        (rig, load, server)
+    }
+
+    #[test]
+    fn an_answered_stream_is_followed_by_the_next_one() {
+        let (mut rig, mut load, mut server) = served();
+        // Settings and a ping, and both streams in turns.
+        server.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+        server.write_all(&[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        for stream in [3, 1, 5] {
+            server.write_all(&answer(stream)).unwrap();
+            let before = load.tally.completed;
+            assert!(rig.until(&mut load, PATIENCE, |load, _| load.tally.completed > before).unwrap());
+        }
+        assert_eq!((load.waiting(), load.tally.errors), (2, 0), "{:?}", load.tally.first_error);
+        let open: Vec<_> = load.connections[0].open.iter().map(|stream| stream.id).collect();
+        assert_eq!(open, [7, 9]);
+
+        load.finish();
+        server.write_all(&[answer(7), answer(9)].concat()).unwrap();
+        assert!(rig.until(&mut load, PATIENCE, |load, _| load.waiting() == 0).unwrap());
+    }
+
+    #[test]
+    fn no_body_is_sent_beyond_the_window() {
+        let (mut rig, mut load, mut server) = served();
+        let connection = &mut load.connections[0];
+        connection.window = 0;
+        server.write_all(&answer(1)).unwrap();
+        assert!(rig.until(&mut load, PATIENCE, |load, _| load.tally.completed == 1).unwrap());
+        assert_eq!((load.waiting(), load.connections[0].wanted), (1, 1));
+        let more = u32::try_from(PROMPT.len()).unwrap().to_be_bytes();
+        server.write_all(&[&[0, 0, 4, 8, 0, 0, 0, 0, 0], &more[..]].concat()).unwrap();
+        assert!(rig.until(&mut load, PATIENCE, |load, _| load.waiting() == 2).unwrap());
+        assert_eq!(load.connections[0].window, 0);
+    }
+
+    #[test]
+    fn a_wrong_answer_is_an_error() {
+        // Its status, and a letter of its body.
+        for at in [9, answer(1).len() - 1] {
+            let (mut rig, mut load, mut server) = served();
+            let mut answer = answer(1);
+            answer[at] = 0x8d;
+            server.write_all(&answer).unwrap();
+            assert!(!rig.until(&mut load, PATIENCE, |load, _| load.tally.completed > 0).unwrap());
+            assert_eq!(load.tally.errors, 1);
+        }
+    }
+}

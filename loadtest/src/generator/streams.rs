@@ -258,3 +258,96 @@ fn head_len(buf: &[u8]) -> Result<Option<usize>, String> {
     }
     Ok(Some(head.len))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::clock::Instant;
+    use crate::rig::Rig;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn open(count: usize) -> (Rig, Streams) {
+        let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        rig.backend_mut().stream(true);
+        let mut load = Streams::new(rig.backend());
+        for _ in 0..count {
+            load.open(rig.registry()).unwrap();
+        }
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.opened() == count).unwrap());
+        (rig, load)
+    }
+
+    #[test]
+    fn every_event_of_a_paced_stream_arrives_and_so_does_its_end() {
+        let (mut rig, mut load) = open(20);
+        rig.backend_mut().streams().unwrap().pace(Instant::now(), SECOND / 100);
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 20 * 5).unwrap());
+        rig.backend_mut().streams().unwrap().hold();
+        let sent = rig.backend_mut().streams().unwrap().sent;
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() == sent).unwrap());
+        rig.backend_mut().end_streams().unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.ended() == 20).unwrap());
+        let seen = load.seen();
+        assert_eq!((seen.events.completed, seen.events.errors), (sent, 0), "{:?}", seen.events.first_error);
+    }
+
+    #[test]
+    fn an_event_asks_for_the_next_one_where_it_is_told_to() {
+        let (mut rig, mut load) = open(2);
+        load.echo(true);
+        let streams = rig.backend_mut().streams().unwrap().open.clone();
+        rig.backend_mut().push(streams[0]).unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 50).unwrap());
+        // The other one was never asked.
+        assert_eq!(load.clients.iter().map(|client| client.next).min(), Some(1));
+        assert_eq!((load.seen().together, load.seen().events.errors), (0, 0));
+    }
+
+    #[test]
+    fn a_lost_event_is_an_error_and_a_joint_one_is_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        let mut load = Streams::new(listener.local_addr().unwrap());
+        load.open(rig.registry()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut chunk = sse::Chunk::new();
+        let mut event =
+            |number| chunk.with(sse::Mark { stream: 0, number, written: clock::stamp() }).to_vec();
+
+        server.write_all(&[sse::HEAD, &event(0), &event(1)].concat()).unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() == 2).unwrap());
+        assert_eq!(load.seen().together, 1);
+
+        server.write_all(&event(3)).unwrap();
+        assert!(!rig.until(&mut load, 5 * SECOND, |_, _| false).unwrap());
+        let error = load.seen().events.first_error.as_deref();
+        assert_eq!(error, Some("after 2 events of a stream: event 3 came in place of 2"));
+    }
+
+    #[test]
+    fn events_may_be_cut_into_chunks_anywhere() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        let mut load = Streams::new(listener.local_addr().unwrap());
+        load.open(rig.registry()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(sse::HEAD).unwrap();
+        let mut chunk = sse::Chunk::new();
+        let events: Vec<u8> = (0..40)
+            .flat_map(|number| {
+                let bytes = chunk.with(sse::Mark { stream: 0, number, written: 0 });
+                http::chunk(bytes).unwrap().unwrap().data.to_vec()
+            })
+            .collect();
+        for part in events.chunks(sse::LEN * 2 / 3) {
+            server.write_all(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()).unwrap();
+        }
+        server.write_all(sse::LAST).unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.ended() == 1).unwrap(), "{:?}", load.seen());
+        assert_eq!(load.received(), 40);
+    }
+}
