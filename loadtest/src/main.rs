@@ -18,6 +18,7 @@ mod error;
 mod findings;
 mod generator;
 mod http;
+mod http2;
 mod keda;
 mod machine;
 mod process;
@@ -27,6 +28,7 @@ mod rig;
 mod scenario;
 mod setup;
 mod spread;
+mod sse;
 mod table;
 
 use std::process::ExitCode;
