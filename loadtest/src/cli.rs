@@ -27,6 +27,8 @@ pub(crate) enum Scenario {
     Signal(Options),
     /// 10,000 routes of a cluster, of which 1,000 a second change: whether requests to others notice
     Routes(Routes),
+    /// Half an hour of everything, with gaps and cold starts: whether anything is left of it
+    Soak(Options),
 }
 
 /// What every scenario takes.
@@ -124,7 +126,7 @@ pub(crate) struct Routes {
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
-            Self::All(options) | Self::Body(options) | Self::Signal(options) => options,
+            Self::All(options) | Self::Body(options) | Self::Signal(options) | Self::Soak(options) => options,
             Self::Routes(routes) => &routes.options,
             Self::Warm(warm) => &warm.options,
             Self::Stream(stream) => &stream.options,

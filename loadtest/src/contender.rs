@@ -59,6 +59,7 @@ pub(crate) struct Running {
     /// Of Anteroom: dashboard, API, metrics.
     pub(crate) admin: SocketAddr,
     pub(crate) process: Option<Process>,
+    config: Option<PathBuf>,
     // After the process, which still uses its files while it is stopped.
     _dir: Option<TempDir>,
 }
@@ -113,9 +114,22 @@ impl Contender {
     }
 }
 
+// === impl Running ===
+
+impl Running {
+    /// Its configuration: one that is put in its place is noticed.
+    pub(crate) fn configuration(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
 // === impl Installed ===
 
 impl Installed {
+    pub(crate) fn program(&self) -> Option<&Path> {
+        self.program.as_deref()
+    }
+
     /// Finds the program; the error names the `all` others, which would be measured without it.
     pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
         let (wanted, ask) = match contender {
@@ -165,7 +179,14 @@ impl Installed {
         env: &[(&str, &OsStr)],
     ) -> Result<Running, Error> {
         let Some(program) = &self.program else {
-            return Ok(Running { address: backend, h2: backend, admin: backend, process: None, _dir: None });
+            return Ok(Running {
+                address: backend,
+                h2: backend,
+                admin: backend,
+                process: None,
+                config: None,
+                _dir: None,
+            });
         };
         let dir = tempfile::Builder::new()
             .prefix("loadtest-")
@@ -187,7 +208,7 @@ impl Installed {
         let h2 = if template.contains("{h2}") { h2 } else { listen };
         let [address, h2, admin] =
             [listen, h2, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        Ok(Running { address, h2, admin, process: Some(process), _dir: Some(dir) })
+        Ok(Running { address, h2, admin, process: Some(process), config: Some(file), _dir: Some(dir) })
     }
 }
 

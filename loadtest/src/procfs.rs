@@ -66,8 +66,11 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(pid) = family.get(next) {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        // Each thread has children of its own.
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
         next += 1;
     }
     family
@@ -142,6 +145,27 @@ mod tests {
         let spent = process_time(pid).unwrap() - fine;
         assert!(spent > Duration::ZERO, "{spent:?}");
         assert!(threads_time(pid) > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_child_of_any_thread_is_of_the_family() {
+        let child = || std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let (mut child, done) = std::thread::scope(|scope| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let (finish, finished) = std::sync::mpsc::channel::<()>();
+            // A thread that ends leaves its children to another one.
+            scope.spawn(move || {
+                sender.send(child()).unwrap();
+                let _ = finished.recv();
+            });
+            let child = receiver.recv().unwrap();
+            let found = family(std::process::id()).contains(&child.id());
+            drop(finish);
+            (child, found)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(done);
     }
 
     #[test]

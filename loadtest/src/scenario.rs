@@ -3,6 +3,7 @@
 mod body;
 mod routes;
 mod signal;
+mod soak;
 mod stream;
 mod warm;
 
@@ -25,12 +26,14 @@ pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
             Box::new(|setup| stream::run(setup, STREAMS)),
             Box::new(signal::run),
             Box::new(|setup| routes::run(setup, routes::ROUTES)),
+            Box::new(soak::run),
         ],
         cli::Scenario::Warm(options) => {
             vec![Box::new(|setup| warm::run(setup, &options.connections, options.rate))]
         }
         cli::Scenario::Body(_) => vec![Box::new(body::run)],
         cli::Scenario::Stream(options) => vec![Box::new(|setup| stream::run(setup, options.streams))],
+        cli::Scenario::Soak(_) => vec![Box::new(soak::run)],
         cli::Scenario::Signal(_) => vec![Box::new(signal::run)],
         cli::Scenario::Routes(options) => vec![Box::new(|setup| routes::run(setup, options.routes.into()))],
     }
