@@ -204,7 +204,10 @@ impl Installed {
         let file = dir.path().join(file);
         fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
-        let process = Process::start(program, args, env, dir.path().join("log"), cores)?;
+        // Not beside the configuration: who watches that folder would look up with every line.
+        let logs = dir.path().join("logs");
+        fs::create_dir(&logs).map_err(|error| Error::io(format!("make {}", logs.display()), error))?;
+        let process = Process::start(program, args, env, logs.join("log"), cores)?;
         let h2 = if template.contains("{h2}") { h2 } else { listen };
         let [address, h2, admin] =
             [listen, h2, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));

@@ -250,13 +250,13 @@ impl Stage {
     fn reload(&mut self, change: usize) -> Result<(), Error> {
         let Some(file) = self.running.configuration() else { return Ok(()) };
         let failed = |error| Error::io(format!("change {}", file.display()), error);
-        let text = fs::read_to_string(&file).map_err(failed)?;
+        let text = fs::read_to_string(file).map_err(failed)?;
         let most = |change: usize| format!("maxBytes: {}MiB", 100 + change % 100);
         let changed = text.replace(&most(change - 1), &most(change));
         // As editors and Kubernetes do: never half of it.
         let beside = file.with_extension("new");
         fs::write(&beside, changed).map_err(failed)?;
-        fs::rename(&beside, &file).map_err(failed)?;
+        fs::rename(&beside, file).map_err(failed)?;
         self.tally.reloads += 1;
         Ok(())
     }

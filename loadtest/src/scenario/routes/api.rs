@@ -192,7 +192,13 @@ impl Api {
         text.clear();
         match (question.method, name, watched) {
             // An Event: what is told is not kept.
-            ("POST", _, _) => {
+            ("GET", None, None) if part == "resources" => {
+                self.connections[key].respond(
+                    200,
+                    r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"keda.sh/v1alpha1","resources":[]}"#,
+                );
+            }
+            ("POST" | "PATCH", None, None) => {
                 self.counts.events += 1;
                 text.push_str(std::str::from_utf8(question.body).unwrap_or("{}"));
                 self.connections[key].respond(201, &text);
@@ -254,7 +260,12 @@ impl Api {
             ["anteroom.dev", "v1alpha1", "modelroutes", ..] => Kind::Route,
             ["v1", "services", ..] => Kind::Service,
             ["discovery.k8s.io", "v1", "endpointslices", ..] => Kind::Slice,
-            ["events.k8s.io", "v1", "events"] if question.method == "POST" => return Some((None, None, "")),
+            ["keda.sh", "v1alpha1", "scaledobjects", ..] => Kind::Scaled,
+            ["keda.sh", "v1alpha1"] => return Some((None, None, "resources")),
+            // Also one that is counted up.
+            ["events.k8s.io", "v1", "events", ..] if question.method != "GET" => {
+                return Some((None, None, ""));
+            }
             _ => return None,
         };
         let rest = if kind == Kind::Service { &steps[2..] } else { &steps[3..] };
@@ -412,8 +423,7 @@ mod tests {
         let one = format!("{slices}?labelSelector=kubernetes.io%2Fservice-name%3Ds23");
         let list = ask(&mut poll, &mut api, &mut client, &get(&one), "]}");
         assert_eq!(list.matches("EndpointSlice").count(), 1, "{list}");
-        let absent =
-            ask(&mut poll, &mut api, &mut client, &get("/apis/keda.sh/v1alpha1/scaledobjects"), "404}");
+        let absent = ask(&mut poll, &mut api, &mut client, &get("/api/v1/nodes"), "404}");
         assert!(absent.starts_with("HTTP/1.1 404"), "{absent}");
 
         let mut watcher = std::net::TcpStream::connect(api.address()).unwrap();

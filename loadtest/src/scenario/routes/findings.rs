@@ -115,7 +115,8 @@ impl Found {
         ];
         let header = [
             "routes",
-            "served after s",
+            "ready s",
+            "serves s",
             "MiB",
             "KiB a route",
             "MiB at the end",
@@ -214,8 +215,11 @@ impl Found {
                 notes.push(format!("only {:.0} changes/s were made", measured.changes_per_s));
             }
         }
-        for (path, count) in self.counts.not_found.iter().filter(|(path, _)| !path.contains("keda.sh")) {
-            notes.push(format!("{path} was asked for {count} times; this cluster has no such thing"));
+        if let Some((path, _)) = self.counts.not_found.first_key_value() {
+            let paths = self.counts.not_found.len();
+            notes.push(format!(
+                "{paths} paths were asked for that this cluster does not have, such as {path}"
+            ));
         }
         notes
     }

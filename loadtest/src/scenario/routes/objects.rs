@@ -1,5 +1,5 @@
-//! The objects of a cluster with many routes, as its API server writes them: for each route a ModelRoute, a Service and
-//! an EndpointSlice.
+//! The objects of a cluster with many routes, as its API server writes them: for each route a ModelRoute, a Service,
+//! an EndpointSlice and a ScaledObject.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -15,6 +15,7 @@ pub(super) enum Kind {
     Route,
     Service,
     Slice,
+    Scaled,
 }
 
 /// All objects; each kind has one for each route, of the same number.
@@ -149,6 +150,11 @@ impl Objects {
             Kind::Service => write!(
                 text,
                 r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{number}","namespace":"{namespace}","uid":"s{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"ports":[{{"port":80}}],"ipFamilies":["IPv4"]}}}}"#
+            ),
+            // KEDA asks now and then, and has no stream. It says nothing of a workload, which would be followed, too.
+            Kind::Scaled => write!(
+                text,
+                r#"{{"apiVersion":"keda.sh/v1alpha1","kind":"ScaledObject","metadata":{{"name":"r{number}","namespace":"{namespace}","uid":"so{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"scaleTargetRef":{{}},"triggers":[{{"type":"external","metadata":{{"scalerAddress":"anteroom:9090","route":"r{number}"}}}}]}}}}"#
             ),
             Kind::Slice => {
                 let version = self.slices[number].version;
