@@ -54,7 +54,6 @@ pub(crate) struct Installed {
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     /// Of Anteroom: dashboard, API, metrics.
-    #[expect(dead_code, reason = "for the scenarios to come")]
     pub(crate) admin: SocketAddr,
     pub(crate) process: Option<Process>,
     // After the process, which still uses its files while it is stopped.

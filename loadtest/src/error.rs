@@ -29,6 +29,9 @@ pub(crate) enum Error {
     #[error("cargo build of anteroom: {0}; pass the path of a built one with --anteroom")]
     Build(std::process::ExitStatus),
 
+    #[error("anteroom: {0}")]
+    Wrong(String),
+
     #[error("interrupted")]
     Interrupted,
 

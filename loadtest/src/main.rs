@@ -7,24 +7,31 @@
 //! cargo build --release && cargo run --release -p anteroom-loadtest -- warm --quick
 //! ```
 
+mod admin;
 mod backend;
 mod cli;
 mod clock;
 mod contender;
 mod cores;
+mod crowd;
+mod descriptors;
 mod error;
 mod findings;
+mod footprint;
 mod generator;
 mod http;
 mod machine;
+mod member;
 mod process;
 mod procfs;
 mod report;
 mod rig;
 mod scenario;
+mod scene;
 mod setup;
 mod spread;
 mod table;
+mod target;
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -85,6 +85,10 @@ impl Rig {
         Ok(Self { poll, events: Events::with_capacity(1024), backend, stop })
     }
 
+    pub(crate) fn registry(&self) -> &Registry {
+        self.poll.registry()
+    }
+
     pub(crate) fn backend(&self) -> SocketAddr {
         self.backend.address()
     }

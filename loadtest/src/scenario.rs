@@ -1,5 +1,9 @@
 //! The scenarios: what each measures is in its own file.
 
+mod hangup;
+mod held;
+mod overflow;
+mod release;
 mod warm;
 
 use crate::cli;
@@ -12,7 +16,17 @@ pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a
 /// What the command line asks for, in its order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
-        cli::Scenario::All(_) => vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS))],
+        cli::Scenario::All(_) => vec![
+            Box::new(|setup| warm::run(setup, &warm::CONNECTIONS)),
+            Box::new(|setup| held::run(setup, None)),
+            Box::new(|setup| release::run(setup, None)),
+            Box::new(|setup| overflow::run(setup, None)),
+            Box::new(|setup| hangup::run(setup, None)),
+        ],
         cli::Scenario::Warm(options) => vec![Box::new(|setup| warm::run(setup, &options.connections))],
+        cli::Scenario::Held(crowd) => vec![Box::new(|setup| held::run(setup, crowd.requests()))],
+        cli::Scenario::Release(crowd) => vec![Box::new(|setup| release::run(setup, crowd.requests()))],
+        cli::Scenario::Overflow(crowd) => vec![Box::new(|setup| overflow::run(setup, crowd.requests()))],
+        cli::Scenario::Hangup(crowd) => vec![Box::new(|setup| hangup::run(setup, crowd.requests()))],
     }
 }

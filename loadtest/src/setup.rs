@@ -64,7 +64,6 @@ impl Setup {
     }
 
     /// Anteroom, for the scenarios that are about nobody else.
-    #[expect(dead_code, reason = "for the scenarios to come")]
     pub(crate) fn anteroom(&self) -> Result<&Installed, Error> {
         self.installed.iter().find(|each| each.contender == Contender::Anteroom).ok_or(Error::NotMeasured)
     }
