@@ -19,7 +19,7 @@ const REQUESTS: usize = 20_000;
 const QUICK: usize = 10_000;
 const RAMP: Ramp = Ramp { start: 64, max: 64 };
 /// How long memory and files have to be given back.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(3);
 /// What a storm may leave behind of the memory that it took, beyond what the one before it left.
 const LEFT: f64 = 0.05;
 
