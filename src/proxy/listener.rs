@@ -26,7 +26,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Client, ClientIo, ClientTimeouts, ConnectionState, Proxy, stream_stall::StreamExecutor};
+use super::{
+    Client, ClientIo, ClientTimeouts, ConnectionState, Proxy,
+    closer::{ClosedLate, Closer},
+    stream_stall::StreamExecutor,
+};
 use crate::config::Limits;
 
 /// How many connections wait to be accepted, for each listener.
@@ -77,6 +81,8 @@ pub async fn serve_listener(
     closing: CancellationToken,
     tasks: TaskTracker,
 ) {
+    let (closer, closed) = Closer::new();
+    tasks.spawn(closed);
     loop {
         // Further connections wait in the kernel's queue.
         let full = open.load(Ordering::Relaxed) >= proxy.shared().limits.load().max_connections;
@@ -93,11 +99,8 @@ pub async fn serve_listener(
                 // noticed while it is held, too. Neither fails on a connection that lives.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
-                let (counted, proxy, closing) = (Open::new(&open), proxy.clone(), closing.clone());
-                tasks.spawn(async move {
-                    let _counted = counted;
-                    serve_connection(stream, Some(address), proxy, closing).await;
-                });
+                let stream = ClosedLate::new(stream, Open::new(&open), closer.clone());
+                tasks.spawn(serve_connection(stream, Some(address), proxy.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
