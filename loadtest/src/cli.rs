@@ -19,6 +19,10 @@ pub(crate) enum Scenario {
     All(Options),
     /// Small JSON answers through a proxy on one core: throughput, latency, CPU time
     Warm(Warm),
+    /// Bodies from 2 KB to 8 MB: what it costs that the model's name is in them
+    Body(Options),
+    /// Answers that stream, many at the same time: throughput, and what an event has to wait
+    Stream(Stream),
     /// 50,000 streaming requests held: memory, CPU time of keeping their clients informed
     Held(Crowd),
     /// 10,000 held requests when their model server gets ready: how soon, how fast, in which order
@@ -88,6 +92,25 @@ pub(crate) struct Warm {
         value_parser = clap::value_parser!(u16).range(1..=4096)
     )]
     pub(crate) connections: Vec<u16>,
+
+    /// Requests a second in the open loop: arrivals by schedule, which every contender has to bear
+    #[arg(long, value_name = "N", default_value_t = crate::scenario::RATE, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stream {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Streams at the same time
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = crate::scenario::STREAMS,
+        value_parser = clap::value_parser!(u16).range(1..=4000)
+    )]
+    pub(crate) streams: u16,
 }
 
 #[derive(Debug, Args)]
@@ -105,8 +128,9 @@ pub(crate) struct Crowd {
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
-            Self::All(options) => options,
+            Self::All(options) | Self::Body(options) => options,
             Self::Warm(warm) => &warm.options,
+            Self::Stream(stream) => &stream.options,
             Self::Held(crowd) | Self::Release(crowd) | Self::Overflow(crowd) | Self::Hangup(crowd) => {
                 &crowd.options
             }

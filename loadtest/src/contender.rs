@@ -53,6 +53,8 @@ pub(crate) struct Installed {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    /// Where HTTP/2 without TLS is understood, which for some is the same.
+    pub(crate) h2: SocketAddr,
     /// Of Anteroom: dashboard, API, metrics.
     pub(crate) admin: SocketAddr,
     pub(crate) process: Option<Process>,
@@ -132,12 +134,17 @@ impl Installed {
         Ok(Self { contender, program: Some(program), version })
     }
 
+    /// The same program in another configuration of it.
+    pub(crate) fn like(&self, contender: Contender) -> Self {
+        Self { contender, program: self.program.clone(), version: self.version.clone() }
+    }
+
     /// Starts it in front of `backend`; it may not be ready yet.
     pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
         self.start_with(self.contender.template().1, backend, cores)
     }
 
-    /// The same with a configuration of the scenario's own, in which `{listen}`, `{admin}`, `{backend}` (ports) and
+    /// The same with a configuration of the scenario's own, in which `{listen}`, `{h2}`, `{admin}`, `{backend}` (ports) and
     /// `{dir}` are filled in.
     pub(crate) fn start_with(
         &self,
@@ -146,17 +153,18 @@ impl Installed {
         cores: Cores,
     ) -> Result<Running, Error> {
         let Some(program) = &self.program else {
-            return Ok(Running { address: backend, admin: backend, process: None, _dir: None });
+            return Ok(Running { address: backend, h2: backend, admin: backend, process: None, _dir: None });
         };
         let dir = tempfile::Builder::new()
             .prefix("loadtest-")
             .tempdir()
             .map_err(|error| Error::io("make a folder", error))?;
-        let [listen, admin] = free_ports()?;
+        let [listen, h2, admin] = free_ports()?;
         let (file, _) = self.contender.template();
         let path = dir.path().display().to_string();
         let config = template
             .replace("{listen}", &listen.to_string())
+            .replace("{h2}", &h2.to_string())
             .replace("{admin}", &admin.to_string())
             .replace("{backend}", &backend.port().to_string())
             .replace("{dir}", &path);
@@ -164,8 +172,10 @@ impl Installed {
         fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
         let process = Process::start(program, args, dir.path().join("log"), cores)?;
-        let [address, admin] = [listen, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        Ok(Running { address, admin, process: Some(process), _dir: Some(dir) })
+        let h2 = if template.contains("{h2}") { h2 } else { listen };
+        let [address, h2, admin] =
+            [listen, h2, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        Ok(Running { address, h2, admin, process: Some(process), _dir: Some(dir) })
     }
 }
 
@@ -229,7 +239,7 @@ mod tests {
         for contender in Contender::value_variants() {
             let (_, template) = contender.template();
             for blank in template.match_indices('{').map(|(at, _)| &template[at..]) {
-                let known = ["{listen}", "{backend}", "{admin}", "{dir}"];
+                let known = ["{listen}", "{h2}", "{backend}", "{admin}", "{dir}"];
                 let yaml_or_block = !blank[1..].starts_with(|next: char| next.is_ascii_lowercase());
                 assert!(yaml_or_block || known.iter().any(|known| blank.starts_with(known)), "{blank}");
             }

@@ -11,18 +11,23 @@ use mio::{Interest, Registry, Token};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
 
 use crate::clock::Instant;
-use crate::member::{End, Inbox, Message};
+use crate::member::{End, Inbox, Message, News};
+use crate::multiplexed::{Multiplexed, STREAMS};
 
 /// Connections from one source address: far fewer than it has ports, also after a few crowds that have left theirs
 /// in TIME_WAIT.
 const PER_ADDRESS: u32 = 1000;
 const BUFFER: usize = 16 * 1024;
+/// Tokens of connections with many streams have this bit.
+const MULTIPLEXED: usize = 1 << 30;
 
 /// The clients, and what they saw.
 #[derive(Debug)]
 pub(crate) struct Crowd {
     server: SocketAddr,
     members: Vec<Member>,
+    /// Further ones, that share connections.
+    multiplexed: Vec<(Multiplexed, Instant)>,
     message: Message,
     buffer: Box<[u8]>,
     /// Who sends as soon as somebody is served. None: nobody does.
@@ -62,6 +67,7 @@ impl Crowd {
         Self {
             server,
             members: Vec::new(),
+            multiplexed: Vec::new(),
             message: Message::new(streamed),
             buffer: vec![0; BUFFER].into(),
             next: None,
@@ -81,6 +87,28 @@ impl Crowd {
             self.members.push(Member { stream, inbox: Inbox::default(), sent: None });
         }
         Ok(())
+    }
+
+    /// `count` more, on as few connections as may be, over which they send at once; how many connections.
+    pub(crate) fn join_multiplexed(&mut self, registry: &Registry, count: usize) -> io::Result<usize> {
+        let mut number = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        let mut left = count;
+        while left > 0 {
+            let streams = left.min(STREAMS);
+            let mut stream = open(self.server)?;
+            let token = Token(MULTIPLEXED | self.multiplexed.len());
+            registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+            let mut multiplexed = Multiplexed::new(stream);
+            let numbers = number..number + streams as u32;
+            number = numbers.end;
+            left -= streams;
+            self.tally.waiting += streams;
+            if let Err(why) = multiplexed.send(numbers, &mut self.message) {
+                self.tally.wrong(why);
+            }
+            self.multiplexed.push((multiplexed, Instant::now()));
+        }
+        Ok(self.multiplexed.len())
     }
 
     /// Has a member send its request, with its own number; `due` is when that should have been.
@@ -120,6 +148,9 @@ impl Crowd {
 
     pub(crate) fn on_event(&mut self, token: Token) {
         let at = token.0;
+        if at & MULTIPLEXED != 0 {
+            return self.on_multiplexed(at & !MULTIPLEXED);
+        }
         // An event of a connection that has been closed meanwhile.
         let Some(member) = self.members.get_mut(at) else { return };
         // A read that leaves room has emptied the socket, and what comes later is a new edge.
@@ -134,8 +165,7 @@ impl Crowd {
                 Ok(news) => news,
                 Err(why) => return self.tally.wrong(why),
             };
-            self.tally.begun += usize::from(news.begun);
-            self.tally.heartbeats += u64::from(news.heartbeats);
+            self.tally.hear(news);
             if let Some(end) = news.end {
                 let Some(sent) = member.sent.take() else {
                     return self.tally.wrong("an answer that nobody asked for".into());
@@ -146,6 +176,20 @@ impl Crowd {
             if read < self.buffer.len() {
                 return;
             }
+        }
+    }
+
+    fn on_multiplexed(&mut self, at: usize) {
+        let Some((multiplexed, sent)) = self.multiplexed.get_mut(at) else { return };
+        let tally = &mut self.tally;
+        let heard = multiplexed.on_event(&mut self.buffer, &mut self.message, |news| {
+            tally.hear(news);
+            if let Some(end) = news.end {
+                tally.ended(end, *sent);
+            }
+        });
+        if let Err(why) = heard {
+            tally.wrong(why);
         }
     }
 
@@ -161,6 +205,11 @@ impl Crowd {
 // === impl Tally ===
 
 impl Tally {
+    fn hear(&mut self, news: News) {
+        self.begun += usize::from(news.begun);
+        self.heartbeats += u64::from(news.heartbeats);
+    }
+
     fn ended(&mut self, end: End, sent: Instant) {
         self.waiting -= 1;
         let now = Instant::now();

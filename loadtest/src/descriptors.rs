@@ -4,8 +4,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::Error;
 
-/// What both sides need besides the clients' connections: listeners, connections to the backend, files.
-const BESIDES: u64 = 256;
+/// What both sides need besides the clients' connections: connections to the backend and those that several
+/// clients share, files.
+const BESIDES: u64 = 768;
 
 /// How many clients with a connection each there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +48,11 @@ mod tests {
 
     #[test]
     fn who_does_not_fit_is_told_of() {
-        let room = Room { limit: Some(1256) };
+        let room = Room { limit: Some(1768) };
         assert_eq!(room.fit(1000), (1000, None));
         let (most, note) = room.fit(1001);
         assert_eq!(most, 1000);
-        assert!(note.unwrap().contains("`ulimit -Hn 1257`"));
+        assert!(note.unwrap().contains("`ulimit -Hn 1769`"));
         assert_eq!(Room { limit: None }.fit(1 << 20).0, 1 << 20);
     }
 }

@@ -20,6 +20,9 @@ pub(crate) enum Error {
     #[error("{contender} with {connections} connection(s): {missing} request(s) never answered")]
     Unanswered { contender: &'static str, connections: usize, missing: usize },
 
+    #[error("{contender} with {streams} streams: {missing} event(s) never arrived, or not in time")]
+    Events { contender: &'static str, streams: usize, missing: u64 },
+
     #[error("this takes two cores, the process may use {0}")]
     Cores(usize),
 

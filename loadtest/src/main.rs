@@ -20,8 +20,10 @@ mod findings;
 mod footprint;
 mod generator;
 mod http;
+mod http2;
 mod machine;
 mod member;
+mod multiplexed;
 mod process;
 mod procfs;
 mod report;
@@ -30,6 +32,7 @@ mod scenario;
 mod scene;
 mod setup;
 mod spread;
+mod sse;
 mod table;
 mod target;
 

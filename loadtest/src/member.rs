@@ -17,7 +17,7 @@ const DIGITS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) response: Vec<u8>,
-    body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// A JSON answer.
@@ -84,6 +84,24 @@ impl Reply {
         let response = [format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n").as_bytes(), framed].concat();
         Self { response, body }
     }
+
+    /// A stream that has ended with this text.
+    pub(crate) fn ended(&self, text: &[u8]) -> Result<End, String> {
+        if text == self.body {
+            Ok(End::Served)
+        } else {
+            Err(format!("a stream said: {}", String::from_utf8_lossy(text)))
+        }
+    }
+}
+
+// === impl News ===
+
+impl News {
+    /// Comments tell of the wait, the last of them of how long it was.
+    pub(crate) fn is_heartbeat(comment: &[u8]) -> bool {
+        memmem::find(comment, b" waited=").is_some()
+    }
 }
 
 // === impl Message ===
@@ -111,6 +129,12 @@ impl Message {
         let digits = format!("{number:0DIGITS$}");
         self.bytes[self.digits..self.digits + DIGITS].copy_from_slice(&digits.as_bytes()[..DIGITS]);
         &self.bytes
+    }
+
+    /// Its body alone.
+    pub(crate) fn body(&mut self, number: u32) -> &[u8] {
+        let bytes = self.numbered(number);
+        &bytes[bytes.len() - BODY..]
     }
 
     /// The number in a request's body.
@@ -192,14 +216,10 @@ impl Inbox {
         let Some(rest) = after.get(2..) else { return Ok(None) };
         if size == 0 {
             let text = std::mem::take(&mut self.text);
-            if text != STREAMED.body {
-                return Err(format!("a stream said: {}", String::from_utf8_lossy(&text)));
-            }
             self.begun = false;
-            news.end = Some(End::Served);
+            news.end = Some(STREAMED.ended(&text)?);
         } else if data.starts_with(b":") {
-            // Comments tell of the wait, the last of them of how long it was.
-            news.heartbeats += u32::from(memmem::find(data, b" waited=").is_some());
+            news.heartbeats += u32::from(News::is_heartbeat(data));
         } else {
             self.text.extend_from_slice(data);
         }

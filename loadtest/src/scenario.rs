@@ -1,9 +1,11 @@
 //! The scenarios: what each measures is in its own file.
 
+mod body;
 mod hangup;
 mod held;
 mod overflow;
 mod release;
+mod stream;
 mod warm;
 
 use crate::cli;
@@ -11,19 +13,28 @@ use crate::error::Error;
 use crate::findings::Findings;
 use crate::setup::Setup;
 
+pub(crate) use stream::STREAMS;
+pub(crate) use warm::RATE;
+
 pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a>;
 
 /// What the command line asks for, in its order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
         cli::Scenario::All(_) => vec![
-            Box::new(|setup| warm::run(setup, &warm::CONNECTIONS)),
+            Box::new(|setup| warm::run(setup, &warm::CONNECTIONS, RATE)),
+            Box::new(body::run),
+            Box::new(|setup| stream::run(setup, STREAMS)),
             Box::new(|setup| held::run(setup, None)),
             Box::new(|setup| release::run(setup, None)),
             Box::new(|setup| overflow::run(setup, None)),
             Box::new(|setup| hangup::run(setup, None)),
         ],
-        cli::Scenario::Warm(options) => vec![Box::new(|setup| warm::run(setup, &options.connections))],
+        cli::Scenario::Warm(options) => {
+            vec![Box::new(|setup| warm::run(setup, &options.connections, options.rate))]
+        }
+        cli::Scenario::Body(_) => vec![Box::new(body::run)],
+        cli::Scenario::Stream(options) => vec![Box::new(|setup| stream::run(setup, options.streams))],
         cli::Scenario::Held(crowd) => vec![Box::new(|setup| held::run(setup, crowd.requests()))],
         cli::Scenario::Release(crowd) => vec![Box::new(|setup| release::run(setup, crowd.requests()))],
         cli::Scenario::Overflow(crowd) => vec![Box::new(|setup| overflow::run(setup, crowd.requests()))],

@@ -6,6 +6,7 @@ use std::time::Duration;
 use mio::{Registry, Token};
 
 use crate::admin::{Admin, Demand};
+use crate::backend::Backend;
 use crate::clock::Instant;
 use crate::contender::Running;
 use crate::crowd::Crowd;
@@ -102,7 +103,14 @@ impl Scene {
         self.stay(Duration::from_millis(100)).map(drop)
     }
 
-    /// All of them send, one after the other, so that it is known who came first.
+    /// So many more, on shared connections, which send at once.
+    pub(crate) fn gather_multiplexed(&mut self, count: usize) -> Result<(), Error> {
+        let crowd = &mut self.sides.crowd;
+        let joined = crowd.join_multiplexed(self.rig.registry(), count);
+        joined.map(drop).map_err(|error| Error::io("connect over HTTP/2", error))
+    }
+
+    /// All who have a connection of their own send, one after the other, so that it is known who came first.
     pub(crate) fn send_all(&mut self) -> Result<(), Error> {
         for member in 0..self.sides.crowd.len() {
             self.sides.crowd.send(member, Instant::now());
@@ -168,10 +176,6 @@ impl Scene {
     /// Looks for events once and deals with them; how many there were. What a client should not have seen ends it all.
     pub(crate) fn turn(&mut self) -> Result<usize, Error> {
         let events = self.rig.turn(Some(&mut self.sides))?;
-        self.sides
-            .target
-            .tick(Instant::now())
-            .map_err(|error| Error::io("answer as a model server", error))?;
         match &self.sides.crowd.tally.wrong {
             None => Ok(events),
             Some(why) => Err(Error::Wrong(why.clone())),
@@ -208,6 +212,10 @@ impl Clients for Sides {
         }
         self.crowd.on_event(token);
         Ok(())
+    }
+
+    fn on_turn(&mut self, _backend: &mut Backend) -> io::Result<usize> {
+        self.target.on_turn()
     }
 }
 

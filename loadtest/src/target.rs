@@ -132,14 +132,19 @@ impl Target {
         Ok(())
     }
 
-    /// Answers what is due. To be called as often as answers should be on time.
-    pub(crate) fn tick(&mut self, now: Instant) -> io::Result<()> {
-        while self.due.front().is_some_and(|due| due.at <= now)
-            && let Some(due) = self.due.pop_front()
-        {
-            self.answer(due.connection, due.answer)?;
+    /// Answers what is due; how many that was.
+    pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
+        if self.due.is_empty() {
+            return Ok(0);
         }
-        Ok(())
+        let now = Instant::now();
+        let count = self.due.iter().take_while(|due| due.at <= now).count();
+        for _ in 0..count {
+            if let Some(due) = self.due.pop_front() {
+                self.answer(due.connection, due.answer)?;
+            }
+        }
+        Ok(count)
     }
 
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
