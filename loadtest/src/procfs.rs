@@ -73,9 +73,22 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
     family
 }
 
+/// What the kernel counts in ticks knows threads that have ended; what it counts in nanoseconds, of those that live,
+/// is finer. Both are never too much.
 fn process_time(pid: u32) -> io::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    Ok(ticks(process_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?))
+    let ticks = ticks(process_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?);
+    Ok(ticks.max(threads_time(pid)))
+}
+
+/// Of the threads that live; zero where the kernel does not tell.
+fn threads_time(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
+        .filter_map(|stat| stat.split_whitespace().next()?.parse().ok())
+        .map(Duration::from_nanos)
+        .sum()
 }
 
 /// User and system time; the name before them may hold spaces and brackets.
@@ -117,6 +130,18 @@ mod tests {
         let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\ncpu1 10 20 30 4000 500 1 2 3 0 0\n";
         assert_eq!(core_time(stat, 1), Some(ticks(66)));
         assert_eq!(core_time(stat, 2), None);
+    }
+
+    #[test]
+    fn time_is_counted_finer_than_in_ticks() {
+        let pid = std::process::id();
+        let (start, fine) = (crate::clock::Instant::now(), process_time(pid).unwrap());
+        while start.elapsed() < Duration::from_millis(200) {
+            std::hint::spin_loop();
+        }
+        let spent = process_time(pid).unwrap() - fine;
+        assert!(spent > Duration::ZERO, "{spent:?}");
+        assert!(threads_time(pid) > Duration::ZERO);
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::procfs::Meter;
 use crate::rig::{Plan, Rig};
 use crate::setup::Setup;
 
-/// Bytes of a body, and how many clients send one.
+/// Bytes of a body, and how many clients send one: a question, a pasted document, a picture.
 const SIZES: [(usize, usize); 3] = [(2 << 10, 64), (200 << 10, 16), (8 << 20, 4)];
 
 /// Which body is sent, and what becomes of it.
@@ -40,8 +40,8 @@ enum Kind {
 
 pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     let (cores, rounds) = (setup.cores, setup.rounds());
-    let duration = setup.duration(Duration::from_millis(300), Duration::from_millis(600));
-    let warm_up = Duration::from_millis(100);
+    let duration = setup.duration(Duration::from_millis(250), Duration::from_millis(600));
+    let warm_up = Duration::from_millis(50);
     let streaming = streaming(setup)?;
     let measured = || setup.contenders().iter().chain(&streaming);
     let mut series: Vec<Series> = Vec::new();
