@@ -255,3 +255,53 @@ impl Request {
         Ok(Some(Self { len, number: Some(number), streamed }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_beyond_the_ramp_is_counted() {
+        let ramp = Ramp { start: 2, max: 4 };
+        let mut seen = Seen::default();
+        let arrive =
+            |seen: &mut Seen, count: u32| (0..count).for_each(|at| seen.arrived(at, Instant::now(), ramp));
+        arrive(&mut seen, 2);
+        assert_eq!((seen.most, seen.beyond), (2, 0));
+        arrive(&mut seen, 1);
+        assert_eq!((seen.most, seen.beyond), (3, 1));
+        // Two have been answered, so four may be here; and four is all there may be.
+        seen.answered = 2;
+        arrive(&mut seen, 3);
+        assert_eq!((seen.most, seen.beyond), (4, 1));
+        seen.answered = 6;
+        arrive(&mut seen, 5);
+        assert_eq!((seen.most, seen.beyond), (5, 2));
+    }
+
+    #[test]
+    fn who_comes_later_than_its_turn_is_late() {
+        let seen = |numbers: &[u32]| {
+            let arrivals = numbers.iter().map(|number| (*number, Instant::now())).collect();
+            Seen { arrivals, ..Seen::default() }
+        };
+        assert_eq!(seen(&[0, 1, 2, 3]).disorder(), (0, 0));
+        assert_eq!(seen(&[1, 2, 0, 3]).disorder(), (1, 2));
+        assert_eq!(seen(&[1, 0, 3, 2]).disorder(), (2, 1));
+    }
+
+    #[test]
+    fn requests_are_told_from_health_checks() {
+        let health = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
+        let read = |bytes: &[u8]| Request::read(bytes).unwrap();
+        assert_eq!(read(health), Some(Request { len: health.len(), number: None, streamed: false }));
+        for streamed in [false, true] {
+            let mut message = Message::new(streamed);
+            let bytes = message.numbered(77);
+            let expected = Request { len: bytes.len(), number: Some(77), streamed };
+            assert_eq!(read(bytes), Some(expected));
+            assert_eq!(read(&bytes[..bytes.len() - 1]), None);
+        }
+        assert!(Request::read(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}").is_err(), "none of ours");
+    }
+}

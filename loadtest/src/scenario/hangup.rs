@@ -23,6 +23,9 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// What a storm may leave behind of the memory that it took, beyond what the one before it left.
 const LEFT: f64 = 0.05;
 
+/// What may be left of it after the last one.
+const KEPT: f64 = 0.1;
+
 /// One storm.
 #[derive(Clone, Debug, Serialize)]
 struct Storm {
@@ -164,6 +167,13 @@ fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<Strin
             LEFT,
             left,
         ));
+        let kept = (last.after.memory as f64 - before.memory as f64) / took;
+        aims.push(Aim::at_most(
+            "anteroom",
+            "of a storm's memory not given back after the last, at most",
+            KEPT,
+            kept,
+        ));
         let files = last.after.descriptors as f64 - before.descriptors as f64;
         aims.push(Aim::at_most("anteroom", "files left open, at most", 0.0, files));
     }
@@ -189,4 +199,37 @@ fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<Strin
 
 fn mb(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn storm(known_ms: f64, after: u64, descriptors: u64) -> Storm {
+        Storm {
+            leaving_ms: 50.0,
+            first_look: 10,
+            first_look_ms: 1.0,
+            known_ms,
+            look_ms: 0.1,
+            held: Footprint { memory: 1100, descriptors: 1010 },
+            after: Footprint { memory: after, descriptors },
+            others: 0.0,
+        }
+    }
+
+    #[test]
+    fn what_storms_leave_behind_is_told_from_what_the_first_one_did() {
+        let before = Footprint { memory: 100, descriptors: 10 };
+        let aims = |storms: &[Storm]| -> Vec<_> {
+            let found = findings("so".into(), before, storms, None);
+            found.aims.iter().map(|aim| (aim.measured, aim.met)).collect()
+        };
+        // Of 1,000 bytes, 50 stay, but no more with every storm.
+        let good = [(9.0, true), (0.0, true), (0.05, true), (0.0, true)];
+        assert_eq!(aims(&[storm(8.0, 150, 10), storm(9.0, 150, 10), storm(10.0, 150, 10)]), good);
+        // 100 more with every storm, and a file.
+        let bad = [(11.0, false), (0.1, false), (0.25, false), (1.0, false)];
+        assert_eq!(aims(&[storm(11.0, 150, 10), storm(11.0, 250, 10), storm(11.0, 350, 11)]), bad);
+    }
 }

@@ -272,3 +272,44 @@ fn findings(
         notes,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUND: Round = Round {
+        first_ms: 0.5,
+        requests_per_second: 90.0,
+        warm_per_second: 100.0,
+        wide_per_second: 90.0,
+        times_warm: 0.9,
+        times_wide: 1.0,
+        late: 5,
+        latest: 3,
+        rig_busy: 0.5,
+        rig_busy_warm: 0.5,
+        others: 0.0,
+    };
+    const RAMPED: Ramped =
+        Ramped { first_ms: 0.5, seconds: 1.0, most: AT_ONCE, beyond: 0, late: 5, latest: 63 };
+    const ORDER: Disorder = Disorder { late: 0, latest: 0 };
+
+    fn found(round: Round, ramped: Ramped, order: Disorder) -> (Vec<bool>, usize) {
+        let found = findings("so".into(), &[round], &[ramped], &[order], None);
+        (found.aims.iter().map(|aim| aim.met).collect(), found.notes.len())
+    }
+
+    #[test]
+    fn each_aim_can_be_missed() {
+        assert_eq!(found(ROUND, RAMPED, ORDER), (vec![true; 7], 0));
+        let round = Round { first_ms: 1.1, times_warm: 0.7, latest: 64, ..ROUND };
+        let ramped = Ramped { first_ms: 1.1, beyond: 1, latest: 64, ..RAMPED };
+        assert_eq!(found(round, ramped, Disorder { late: 1, latest: 1 }), (vec![false; 7], 0));
+    }
+
+    #[test]
+    fn a_rig_that_is_busy_others_and_a_ramp_without_an_end_are_told() {
+        let round = Round { rig_busy_warm: 0.99, others: 0.5, ..ROUND };
+        assert_eq!(found(round, Ramped { most: 63, ..RAMPED }, ORDER).1, 3);
+    }
+}
