@@ -229,6 +229,7 @@ impl Bound {
         let showing = tokio::spawn(admin.run());
         let admin = tokio::spawn(admin.serve(self.admin));
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
+        warn_of_descriptors(&self.config);
 
         let mut running = self.config;
         let mut found = Arc::<Vec<Route>>::default();
@@ -350,6 +351,17 @@ async fn drain_in_order(
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn warn_of_descriptors(config: &Config) {
+    let (max, affordable) = (config.limits.max_connections, proxy::affordable());
+    if affordable < max {
+        tracing::warn!(
+            max,
+            affordable,
+            "too few file descriptors for limits.maxConnections, more wait to be accepted: raise `ulimit -n`, or lower it"
+        );
+    }
 }
 
 fn warn_of_restart(running: &Config, new: &Config) {

@@ -22,6 +22,6 @@ mod wait;
 
 pub use client_io::{ClientIo, ClientTimeouts, ConnectionState};
 pub use intercept::Interceptor;
-pub use listener::{bind, serve_connection, serve_listener};
+pub use listener::{affordable, bind, serve_connection, serve_listener};
 pub use pipeline::{Client, Proxy, Shared};
 pub use table::{Match, Model, RouteTable};

@@ -18,6 +18,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -68,6 +69,14 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// How many connections of clients leave file descriptors for all else: those to endpoints, probes, scrapes, files. An
+/// idle client keeps its connection for minutes, and requests that have one but cannot be sent would help nobody.
+pub fn affordable() -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    let kept = (descriptors / 4).clamp(64, 8192);
+    descriptors.saturating_sub(kept).max(1)
+}
+
 /// Accepts connections until `closing`, each served in a task of its own among `tasks`, which after `closing` end with
 /// the requests that are under way. `open` counts the connections of all threads.
 pub async fn serve_listener(
@@ -77,9 +86,11 @@ pub async fn serve_listener(
     closing: CancellationToken,
     tasks: TaskTracker,
 ) {
+    let affordable = affordable();
     loop {
         // Further connections wait in the kernel's queue.
-        let full = open.load(Ordering::Relaxed) >= proxy.shared().limits.load().max_connections;
+        let max = proxy.shared().limits.load().max_connections.min(affordable);
+        let full = open.load(Ordering::Relaxed) >= max;
         let accepted = tokio::select! {
             // Nothing is accepted any more once we stop.
             biased;
