@@ -1,11 +1,10 @@
 //! The command line.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::contender::{Contender, Programs};
+use crate::contender::Contender;
 
 /// Measures Anteroom against plain reverse proxies on this machine
 #[derive(Debug, Parser)]
@@ -16,12 +15,15 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Scenario {
+    /// All of them, one after the other
+    All(Options),
     /// Small JSON answers through a proxy on one core: throughput, latency, CPU time
     Warm(Warm),
 }
 
+/// What every scenario takes.
 #[derive(Debug, Args)]
-pub(crate) struct Warm {
+pub(crate) struct Options {
     /// Short measurements, for a first look
     #[arg(long)]
     pub(crate) quick: bool,
@@ -39,6 +41,36 @@ pub(crate) struct Warm {
     )]
     pub(crate) contenders: Vec<Contender>,
 
+    /// Seconds that one measurement takes [default: the scenario's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub(crate) seconds: Option<u16>,
+
+    /// Turns that every contender gets [default: 5, 3 with --quick]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) rounds: Option<u16>,
+
+    /// Anteroom [default: `anteroom` in the folder of this program, built first where cargo runs us]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) anteroom: Option<PathBuf>,
+
+    /// HAProxy
+    #[arg(long, value_name = "PATH", default_value = "haproxy")]
+    pub(crate) haproxy: PathBuf,
+
+    /// nginx
+    #[arg(long, value_name = "PATH", default_value = "nginx")]
+    pub(crate) nginx: PathBuf,
+
+    /// Envoy
+    #[arg(long, value_name = "PATH", default_value = "envoy")]
+    pub(crate) envoy: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Warm {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
     /// Clients, each with one connection and one request at a time
     #[arg(
         long,
@@ -48,53 +80,15 @@ pub(crate) struct Warm {
         value_parser = clap::value_parser!(u16).range(1..=4096)
     )]
     pub(crate) connections: Vec<u16>,
-
-    /// Seconds that one measurement takes [default: 5, 1 with --quick]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=60))]
-    seconds: Option<u16>,
-
-    /// Turns that every contender gets [default: 5, 3 with --quick]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
-    rounds: Option<u16>,
-
-    /// Anteroom [default: `anteroom` in the folder of this program]
-    #[arg(long, value_name = "PATH")]
-    anteroom: Option<PathBuf>,
-
-    /// HAProxy
-    #[arg(long, value_name = "PATH", default_value = "haproxy")]
-    haproxy: PathBuf,
-
-    /// nginx
-    #[arg(long, value_name = "PATH", default_value = "nginx")]
-    nginx: PathBuf,
-
-    /// Envoy
-    #[arg(long, value_name = "PATH", default_value = "envoy")]
-    envoy: PathBuf,
 }
 
-// === impl Warm ===
+// === impl Scenario ===
 
-impl Warm {
-    pub(crate) fn duration(&self) -> Duration {
-        Duration::from_secs(self.seconds.unwrap_or(if self.quick { 1 } else { 5 }).into())
-    }
-
-    pub(crate) fn warm_up(&self) -> Duration {
-        Duration::from_millis(if self.quick { 300 } else { 1000 })
-    }
-
-    pub(crate) fn rounds(&self) -> u16 {
-        self.rounds.unwrap_or(if self.quick { 3 } else { 5 })
-    }
-
-    pub(crate) fn programs(&self) -> Programs {
-        Programs {
-            anteroom: self.anteroom.clone(),
-            haproxy: self.haproxy.clone(),
-            nginx: self.nginx.clone(),
-            envoy: self.envoy.clone(),
+impl Scenario {
+    pub(crate) fn options(&self) -> &Options {
+        match self {
+            Self::All(options) => options,
+            Self::Warm(warm) => &warm.options,
         }
     }
 }
@@ -105,10 +99,11 @@ mod tests {
 
     #[test]
     fn the_defaults_are_the_documented_ones() {
-        let Cli { scenario: Scenario::Warm(warm) } = Cli::parse_from(["loadtest", "warm"]);
-        assert_eq!(warm.contenders.len(), 5);
+        let Cli { scenario: Scenario::Warm(warm) } = Cli::parse_from(["loadtest", "warm"]) else {
+            panic!("another scenario");
+        };
+        assert_eq!(warm.options.contenders.len(), 5);
         assert_eq!(warm.connections, [1, 64]);
-        assert_eq!((warm.rounds(), warm.duration()), (5, Duration::from_secs(5)));
         assert!(Cli::try_parse_from(["loadtest", "warm", "--connections", "0"]).is_err());
     }
 }

@@ -34,7 +34,7 @@ pub(crate) enum Contender {
 /// Where the programs are, from the command line.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
-    pub(crate) anteroom: Option<PathBuf>,
+    pub(crate) anteroom: PathBuf,
     pub(crate) haproxy: PathBuf,
     pub(crate) nginx: PathBuf,
     pub(crate) envoy: PathBuf,
@@ -53,6 +53,9 @@ pub(crate) struct Installed {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    /// Of Anteroom: dashboard, API, metrics.
+    #[expect(dead_code, reason = "for the scenarios to come")]
+    pub(crate) admin: SocketAddr,
     pub(crate) process: Option<Process>,
     // After the process, which still uses its files while it is stopped.
     _dir: Option<TempDir>,
@@ -115,9 +118,7 @@ impl Installed {
     pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
         let (wanted, ask) = match contender {
             Contender::Direct => return Ok(Self { contender, program: None, version: None }),
-            Contender::Anteroom | Contender::AnteroomNoscan => {
-                (programs.anteroom.clone().unwrap_or_else(beside_this), "--version")
-            }
+            Contender::Anteroom | Contender::AnteroomNoscan => (programs.anteroom.clone(), "--version"),
             Contender::Haproxy => (programs.haproxy.clone(), "-v"),
             Contender::Nginx => (programs.nginx.clone(), "-v"),
             Contender::Envoy => (programs.envoy.clone(), "--version"),
@@ -134,15 +135,26 @@ impl Installed {
 
     /// Starts it in front of `backend`; it may not be ready yet.
     pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
+        self.start_with(self.contender.template().1, backend, cores)
+    }
+
+    /// The same with a configuration of the scenario's own, in which `{listen}`, `{admin}`, `{backend}` (ports) and
+    /// `{dir}` are filled in.
+    pub(crate) fn start_with(
+        &self,
+        template: &str,
+        backend: SocketAddr,
+        cores: Cores,
+    ) -> Result<Running, Error> {
         let Some(program) = &self.program else {
-            return Ok(Running { address: backend, process: None, _dir: None });
+            return Ok(Running { address: backend, admin: backend, process: None, _dir: None });
         };
         let dir = tempfile::Builder::new()
             .prefix("loadtest-")
             .tempdir()
             .map_err(|error| Error::io("make a folder", error))?;
         let [listen, admin] = free_ports()?;
-        let (file, template) = self.contender.template();
+        let (file, _) = self.contender.template();
         let path = dir.path().display().to_string();
         let config = template
             .replace("{listen}", &listen.to_string())
@@ -153,8 +165,8 @@ impl Installed {
         fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
         let process = Process::start(program, args, dir.path().join("log"), cores)?;
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, listen));
-        Ok(Running { address, process: Some(process), _dir: Some(dir) })
+        let [address, admin] = [listen, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        Ok(Running { address, admin, process: Some(process), _dir: Some(dir) })
     }
 }
 
@@ -169,10 +181,6 @@ fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
         held.push(listener);
     }
     Ok(ports)
-}
-
-fn beside_this() -> PathBuf {
-    env::current_exe().unwrap_or_default().with_file_name("anteroom")
 }
 
 /// As a shell would, and where Debian puts servers, which is not on everybody's path.
@@ -206,7 +214,8 @@ mod tests {
     #[test]
     fn a_missing_program_is_named_with_what_to_do() {
         let gone = PathBuf::from("/nowhere/envoy");
-        let programs = Programs { anteroom: None, haproxy: gone.clone(), nginx: gone.clone(), envoy: gone };
+        let programs =
+            Programs { anteroom: gone.clone(), haproxy: gone.clone(), nginx: gone.clone(), envoy: gone };
         let all = [Contender::Direct, Contender::Envoy, Contender::Nginx];
         let error = Installed::find(Contender::Envoy, &programs, &all).unwrap_err();
         assert_eq!(

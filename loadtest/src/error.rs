@@ -23,6 +23,12 @@ pub(crate) enum Error {
     #[error("this takes two cores, the process may use {0}")]
     Cores(usize),
 
+    #[error("this scenario is about anteroom, which --contenders leaves out")]
+    NotMeasured,
+
+    #[error("cargo build of anteroom: {0}; pass the path of a built one with --anteroom")]
+    Build(std::process::ExitStatus),
+
     #[error("interrupted")]
     Interrupted,
 

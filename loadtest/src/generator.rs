@@ -13,6 +13,7 @@ use mio::{Interest, Registry, Token};
 use crate::backend::ANSWER;
 use crate::clock::Instant;
 use crate::http::{self, Framing};
+use crate::rig::Clients;
 
 /// The request's body: a short chat, about 300 bytes, its model name behind the messages as SDKs have it.
 pub(crate) const PROMPT: &str = concat!(
@@ -104,11 +105,30 @@ impl Load {
         self.tally.completed = 0;
     }
 
-    pub(crate) fn hopeless(&self) -> bool {
+    fn next(&mut self, key: usize, now: Instant) {
+        if self.budget == 0 {
+            return;
+        }
+        self.budget -= 1;
+        let client = &mut self.clients[key];
+        match client.stream.write(&REQUEST) {
+            Ok(written) if written == REQUEST.len() => {
+                client.sent = Some(now);
+                self.waiting += 1;
+            }
+            // Nothing else is in the socket's buffer, so it always fits.
+            Ok(_) => self.tally.fail("a request was cut".into()),
+            Err(error) => self.tally.fail(format!("cannot send: {error}")),
+        }
+    }
+}
+
+impl Clients for Load {
+    fn hopeless(&self) -> bool {
         self.tally.errors >= ERRORS
     }
 
-    pub(crate) fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+    fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let key = token.0;
         let client = &mut self.clients[key];
         let answered = match client.receive() {
@@ -131,23 +151,6 @@ impl Load {
         }
         self.next(key, now);
         Ok(())
-    }
-
-    fn next(&mut self, key: usize, now: Instant) {
-        if self.budget == 0 {
-            return;
-        }
-        self.budget -= 1;
-        let client = &mut self.clients[key];
-        match client.stream.write(&REQUEST) {
-            Ok(written) if written == REQUEST.len() => {
-                client.sent = Some(now);
-                self.waiting += 1;
-            }
-            // Nothing else is in the socket's buffer, so it always fits.
-            Ok(_) => self.tally.fail("a request was cut".into()),
-            Err(error) => self.tally.fail(format!("cannot send: {error}")),
-        }
     }
 }
 

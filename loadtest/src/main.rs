@@ -13,6 +13,7 @@ mod clock;
 mod contender;
 mod cores;
 mod error;
+mod findings;
 mod generator;
 mod http;
 mod machine;
@@ -20,9 +21,10 @@ mod process;
 mod procfs;
 mod report;
 mod rig;
-mod stats;
+mod scenario;
+mod setup;
+mod spread;
 mod table;
-mod warm;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -48,7 +50,22 @@ fn run(cli: &cli::Cli) -> Result<(), error::Error> {
         signal_hook::flag::register(signal, Arc::clone(&stop))
             .map_err(|source| error::Error::io("handle signals", source))?;
     }
-    match &cli.scenario {
-        cli::Scenario::Warm(options) => warm::run(options, stop),
+    let options = cli.scenario.options();
+    let setup = setup::Setup::new(options, stop)?;
+    let mut report = report::Report::new(&setup);
+    print!("{}", report.head());
+    for run in scenario::of(&cli.scenario) {
+        let findings = run(&setup)?;
+        print!("{findings}");
+        report.add(findings);
+        // After each: a run that is interrupted has written what it has.
+        if let Some(file) = &options.json {
+            report.write(file)?;
+        }
     }
+    let missed = report.missed();
+    if missed > 0 {
+        println!("\n{} missed", findings::plural(missed, "aim"));
+    }
+    Ok(())
 }

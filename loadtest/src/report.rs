@@ -1,249 +1,139 @@
-//! The results, what they are to reach, and what keeps them from being taken at their word.
+//! All scenarios of a run, with where they ran.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::Path;
 
 use serde::Serialize;
 
-use crate::contender::{Contender, Installed};
+use crate::error::Error;
+use crate::findings::Findings;
 use crate::machine::Machine;
-use crate::stats::{Series, Spread};
+use crate::setup::Setup;
+use crate::table;
 
-/// The clients and the backend must be able to do this much more than the fastest proxy.
-const HEADROOM: f64 = 1.5;
-/// A proxy that uses less of its core has not shown what it can do.
-const BUSY: f64 = 0.95;
-/// More than this, in cores, taken by others makes a measurement a noisy one.
-const NOISE: f64 = 0.05;
-
-#[derive(Debug, Serialize)]
-pub(crate) struct Settings {
-    pub(crate) seconds: u64,
-    pub(crate) rounds: u16,
-}
+/// The name and version of the JSON that is written.
+const SCHEMA: &str = "anteroom.dev/loadtest/v1";
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    pub(crate) scenario: &'static str,
-    pub(crate) machine: Machine,
-    pub(crate) settings: Settings,
-    pub(crate) versions: BTreeMap<&'static str, String>,
-    pub(crate) results: Vec<Line>,
-    pub(crate) aims: Vec<Aim>,
-    /// What keeps a figure from being taken at its word.
-    pub(crate) notes: Vec<String>,
-}
-
-/// One contender with so many connections.
-#[derive(Debug, Serialize)]
-pub(crate) struct Line {
-    pub(crate) requests_per_second: Spread,
-    pub(crate) p50_us: Spread,
-    pub(crate) p99_us: Spread,
-    pub(crate) cpu_per_100k: Option<Spread>,
-    pub(crate) busy: Option<Spread>,
-    pub(crate) rig_busy: Spread,
-    pub(crate) others: Spread,
-    pub(crate) times_haproxy: Option<Spread>,
-    pub(crate) times_envoy: Option<Spread>,
-    /// Median latency beyond that of the direct connection.
-    pub(crate) added_p50_us: Option<Spread>,
-    #[serde(flatten)]
-    pub(crate) series: Series,
-}
-
-/// What Anteroom is to reach.
-#[derive(Debug, PartialEq, Serialize)]
-pub(crate) struct Aim {
-    pub(crate) contender: Contender,
-    pub(crate) connections: usize,
-    pub(crate) what: &'static str,
-    pub(crate) limit: f64,
-    pub(crate) measured: f64,
-    pub(crate) met: bool,
+    schema: &'static str,
+    machine: Machine,
+    /// As it was called.
+    command: Vec<String>,
+    /// What the programs say about themselves.
+    versions: BTreeMap<&'static str, String>,
+    scenarios: Vec<Findings>,
 }
 
 // === impl Report ===
 
 impl Report {
-    pub(crate) fn new(
-        scenario: &'static str,
-        machine: Machine,
-        settings: Settings,
-        installed: &[Installed],
-        series: Vec<Series>,
-    ) -> Self {
-        let versions = installed
-            .iter()
-            .filter_map(|each| Some((each.contender.name(), each.version.clone()?)))
-            .collect();
-        let (aims, notes) = (aims(&series), notes(&series));
-        let results = series.iter().map(|each| Line::new(each, &series)).collect();
-        Self { scenario, machine, settings, versions, results, aims, notes }
-    }
-}
-
-// === impl Line ===
-
-impl Line {
-    fn new(series: &Series, all: &[Series]) -> Self {
-        let other = |contender| find(all, contender, series.connections);
+    pub(crate) fn new(setup: &Setup) -> Self {
         Self {
-            requests_per_second: series.spread(|round| round.requests_per_second),
-            p50_us: series.spread(|round| round.p50_us),
-            p99_us: series.spread(|round| round.p99_us),
-            cpu_per_100k: series.spread_of(|round| round.cpu_per_100k),
-            busy: series.spread_of(|round| round.busy),
-            rig_busy: series.spread(|round| round.rig_busy),
-            others: series.spread(|round| round.others),
-            times_haproxy: other(Contender::Haproxy).and_then(|haproxy| series.times(haproxy)),
-            times_envoy: other(Contender::Envoy).and_then(|envoy| series.times(envoy)),
-            added_p50_us: other(Contender::Direct).and_then(|direct| series.added(direct)),
-            series: series.clone(),
+            schema: SCHEMA,
+            machine: Machine::here(),
+            command: std::env::args().skip(1).collect(),
+            versions: setup.versions(),
+            scenarios: Vec::new(),
         }
+    }
+
+    pub(crate) fn add(&mut self, findings: Findings) {
+        self.scenarios.push(findings);
+    }
+
+    pub(crate) fn missed(&self) -> usize {
+        self.scenarios.iter().flat_map(|scenario| &scenario.aims).filter(|aim| !aim.met).count()
+    }
+
+    pub(crate) fn write(&self, file: &Path) -> Result<(), Error> {
+        let what = || format!("write {}", file.display());
+        let mut json = serde_json::to_vec_pretty(self).map_err(|error| Error::io(what(), error))?;
+        json.push(b'\n');
+        fs::write(file, json).map_err(|error| Error::io(what(), error))
+    }
+
+    /// Where and of what: the lines above the tables.
+    pub(crate) fn head(&self) -> impl fmt::Display {
+        fmt::from_fn(move |f| {
+            let machine = &self.machine;
+            writeln!(
+                f,
+                "{}: {} ({} cores), Linux {}",
+                machine.date, machine.processor, machine.cores, machine.kernel
+            )?;
+            for (name, version) in &self.versions {
+                writeln!(f, "  {name}: {version}")?;
+            }
+            Ok(())
+        })
     }
 }
 
-fn find(all: &[Series], contender: Contender, connections: usize) -> Option<&Series> {
-    all.iter().find(|series| series.contender == contender && series.connections == connections)
+// === impl Findings ===
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n## {}: {}", self.scenario, self.how)?;
+        for table in &self.tables {
+            writeln!(f)?;
+            table::write(f, table)?;
+        }
+        for (at, aim) in self.aims.iter().enumerate() {
+            if at == 0 {
+                writeln!(f)?;
+            }
+            let (measured, met) = (figure(aim.measured), if aim.met { "met" } else { "MISSED" });
+            writeln!(f, "aim, {}: {measured} {} {}: {met}", aim.who, aim.what, aim.limit)?;
+        }
+        for (at, note) in self.notes.iter().enumerate() {
+            if at == 0 {
+                writeln!(f)?;
+            }
+            writeln!(f, "NOTE {note}")?;
+        }
+        Ok(())
+    }
 }
 
-fn aims(all: &[Series]) -> Vec<Aim> {
-    let mut aims = Vec::new();
-    for series in all {
-        let &Series { contender, connections, .. } = series;
-        if !matches!(contender, Contender::Anteroom | Contender::AnteroomNoscan) {
-            continue;
-        }
-        let mut aim = |what, limit, measured: Option<Spread>, met: fn(&f64, &f64) -> bool| {
-            let Some(measured) = measured.map(|spread| spread.median) else { return };
-            aims.push(Aim { contender, connections, what, limit, measured, met: met(&measured, &limit) });
-        };
-        let other = |contender| find(all, contender, connections);
-        let (haproxy, envoy) = (other(Contender::Haproxy), other(Contender::Envoy));
-        if connections > 1 {
-            let times = |other: Option<&Series>| other.and_then(|other| series.times(other));
-            aim("times Envoy's throughput, at least", 2.0, times(envoy), f64::ge);
-            aim("times HAProxy's throughput, at least", 0.7, times(haproxy), f64::ge);
-        } else if let (Some(haproxy), Some(direct)) = (haproxy, other(Contender::Direct)) {
-            let added = Spread::of(series.rounds.iter().zip(&haproxy.rounds).zip(&direct.rounds).map(
-                |((ours, haproxy), direct)| (ours.p50_us - direct.p50_us) / (haproxy.p50_us - direct.p50_us),
-            ));
-            aim("times HAProxy's added median latency, at most", 1.2, added, f64::le);
-        }
-    }
-    aims
-}
-
-fn notes(all: &[Series]) -> Vec<String> {
-    let mut notes = Vec::new();
-    let mut counts: Vec<usize> = all.iter().map(|series| series.connections).collect();
-    counts.dedup();
-    for connections in counts {
-        notes.extend(headroom(all, connections));
-    }
-    for series in all {
-        let name = series.contender.name();
-        let at = format!("{name}, {}", plural(series.connections));
-        if let Some(busy) = series.spread_of(|round| round.busy)
-            && series.connections > 1
-            && busy.median < BUSY
-        {
-            notes.push(format!(
-                "{at}: its core was only {:.0} % busy with it, so this is not its limit",
-                busy.median * 100.0
-            ));
-        }
-        let others = series.spread(|round| round.others).max;
-        if others > NOISE {
-            notes.push(format!(
-                "{at}: other processes used up to {:.0} % of a core, so this is noisy",
-                others * 100.0
-            ));
-        }
-        let reconnects: u64 = series.rounds.iter().map(|round| round.reconnects).sum();
-        if reconnects > 0 {
-            notes.push(format!(
-                "{at}: {reconnects} new connections to the backend, so it does not keep them all"
-            ));
-        }
-    }
-    notes
-}
-
-/// Whether the clients and the backend were fast enough not to be what was measured.
-fn headroom(all: &[Series], connections: usize) -> Option<String> {
-    let rate = |series: &Series| series.spread(|round| round.requests_per_second).median;
-    let best = all
-        .iter()
-        .filter(|series| series.connections == connections && series.contender != Contender::Direct)
-        .max_by(|one, other| rate(one).total_cmp(&rate(other)))?;
-    let Some(direct) = find(all, Contender::Direct, connections) else {
-        return Some(format!(
-            "{connections} connections: without direct the load test's own limit is unknown"
-        ));
+/// Three digits that say something.
+fn figure(value: f64) -> String {
+    let decimals = match value.abs() {
+        100.0.. => 0,
+        10.0.. => 1,
+        1.0.. => 2,
+        _ => 3,
     };
-    let times = direct.times(best)?.median;
-    let busy = best.spread_of(|round| round.busy)?.median * 100.0;
-    let rig = best.spread(|round| round.rig_busy).median * 100.0;
-    let name = best.contender.name();
-    (times < HEADROOM).then(|| {
-        let connections = plural(connections);
-        format!(
-            "{connections}: direct is only {times:.2} × {name}, less than {HEADROOM}, so the load test \
-             itself may be the limit; with {name} its core was {rig:.0} % busy, {name}'s {busy:.0} %"
-        )
-    })
-}
-
-pub(crate) fn plural(connections: usize) -> String {
-    format!("{connections} connection{}", if connections == 1 { "" } else { "s" })
+    format!("{value:.decimals$}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::series;
+    use crate::findings::{Aim, Table};
 
     #[test]
-    fn aims_compare_anteroom_with_the_others() {
-        let all = [
-            series(Contender::Direct, 64, &[300.0]),
-            series(Contender::Anteroom, 64, &[90.0]),
-            series(Contender::Haproxy, 64, &[100.0]),
-            series(Contender::Envoy, 64, &[50.0]),
-        ];
-        let met: Vec<_> = aims(&all).iter().map(|aim| (aim.limit, aim.met)).collect();
-        assert_eq!(met, [(2.0, false), (0.7, true)]);
-    }
-
-    #[test]
-    fn added_latency_is_beyond_that_of_the_direct_connection() {
-        // 10 µs direct, 30 µs and 50 µs through proxies: 40 added against 20.
-        let all = [
-            series(Contender::Direct, 1, &[100_000.0]),
-            series(Contender::AnteroomNoscan, 1, &[20_000.0]),
-            series(Contender::Haproxy, 1, &[1e6 / 30.0]),
-        ];
-        let aims = aims(&all);
-        assert!((aims[0].measured - 2.0).abs() < 1e-9 && !aims[0].met, "{aims:?}");
-    }
-
-    #[test]
-    fn a_limit_of_the_load_test_itself_is_said() {
-        let slow = [series(Contender::Direct, 64, &[120.0]), series(Contender::Nginx, 64, &[100.0])];
-        assert!(notes(&slow)[0].contains("direct is only 1.20 × nginx"));
-        let fast = [series(Contender::Direct, 64, &[150.0]), series(Contender::Nginx, 64, &[100.0])];
-        assert_eq!(notes(&fast), Vec::<String>::new());
-        assert!(notes(&fast[1..])[0].contains("unknown"));
-    }
-
-    #[test]
-    fn idle_noise_and_reconnects_are_said() {
-        let mut one = series(Contender::Nginx, 64, &[100.0]);
-        one.rounds[0].busy = Some(0.8);
-        one.rounds[0].others = 0.3;
-        one.rounds[0].reconnects = 7;
-        let notes = notes(&[series(Contender::Direct, 64, &[200.0]), one]);
-        assert_eq!(notes.len(), 3, "{notes:?}");
+    fn findings_print_tables_aims_and_notes() {
+        let findings = Findings {
+            scenario: "warm",
+            how: "2 rounds of 1 s".into(),
+            tables: vec![Table {
+                title: "64 connections".into(),
+                header: ["contender", "requests/s"].map(str::to_owned).into(),
+                rows: vec![["direct", "100"].map(str::to_owned).into()],
+                legend: Some("requests/s: of all clients"),
+            }],
+            results: serde_json::json!([]),
+            aims: vec![Aim::at_least("anteroom", "times Envoy's throughput, at least", 2.0, 1.512)],
+            notes: vec!["noisy".into()],
+        };
+        assert_eq!(
+            findings.to_string(),
+            "\n## warm: 2 rounds of 1 s\n\n64 connections\n  contender  requests/s\n  direct            100\n\
+             requests/s: of all clients\n\naim, anteroom: 1.51 times Envoy's throughput, at least 2: MISSED\n\
+             \nNOTE noisy\n"
+        );
     }
 }

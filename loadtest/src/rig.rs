@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mio::{Events, Poll};
+use mio::{Events, Poll, Registry, Token};
 
 use crate::backend::Backend;
 use crate::clock::Instant;
+use crate::contender::Running;
 use crate::error::Error;
 use crate::generator::Load;
 use crate::procfs::{Meter, Spent};
@@ -21,8 +22,24 @@ use crate::procfs::{Meter, Spent};
 /// How long an answer may take at the end of a measurement, when no further request is sent.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
 
+/// How long a contender may take to answer its first request.
+const START: Duration = Duration::from_secs(20);
+/// One try of it: long, as Anteroom holds it until its own health check has passed.
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+
 /// The pause after a contender did not answer.
 const REFUSED: Duration = Duration::from_millis(10);
+
+/// Whoever is on the other side of the contender, in the rig's event loop.
+pub(crate) trait Clients {
+    /// Something happened to one of them. An error ends the run; what a contender did wrong is for the tally.
+    fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()>;
+
+    /// Whether so much has gone wrong that the rest says nothing.
+    fn hopeless(&self) -> bool {
+        false
+    }
+}
 
 /// The event loop and the backend in it.
 #[derive(Debug)]
@@ -121,17 +138,44 @@ impl Rig {
         })
     }
 
+    /// Waits until `running` answers; an error with its log when it does not in time, or has ended.
+    pub(crate) fn await_answer(
+        &mut self,
+        contender: &'static str,
+        running: &mut Running,
+    ) -> Result<(), Error> {
+        let deadline = Instant::now() + START;
+        loop {
+            if self.answers(running.address, FIRST_ANSWER)? {
+                return Ok(());
+            }
+            let log =
+                |running: &Running| running.process.as_ref().map(|process| process.log()).unwrap_or_default();
+            if let Some(why) = running.process.as_mut().and_then(|process| process.ended()) {
+                return Err(Error::Start { contender, why, log: log(running) });
+            }
+            if Instant::now() >= deadline {
+                let why = format!("no answer within {} s", START.as_secs());
+                return Err(Error::Start { contender, why, log: log(running) });
+            }
+        }
+    }
+
     /// Keeps everything going for `duration`, or until the load is hopeless. Never sleeps. How long it
     /// took, and how much of that found nothing to do.
-    fn run(
+    pub(crate) fn run(
         &mut self,
-        mut load: Option<&mut Load>,
+        mut load: Option<&mut dyn Clients>,
         duration: Duration,
     ) -> Result<(Duration, Duration), Error> {
         let start = Instant::now();
         let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
         loop {
-            let events = self.turn(load.as_deref_mut())?;
+            // The reborrow is spelled out: a `dyn` behind an `Option` is not shortened by itself.
+            let events = self.turn(match &mut load {
+                Some(load) => Some(&mut **load),
+                None => None,
+            })?;
             let before = std::mem::replace(&mut elapsed, start.elapsed());
             if events == 0 {
                 idle += elapsed - before;
@@ -152,7 +196,7 @@ impl Rig {
     }
 
     /// Looks for events once and deals with them; how many there were.
-    fn turn(&mut self, mut load: Option<&mut Load>) -> Result<usize, Error> {
+    pub(crate) fn turn(&mut self, mut load: Option<&mut dyn Clients>) -> Result<usize, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }

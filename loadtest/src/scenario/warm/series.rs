@@ -1,9 +1,10 @@
-//! From the rounds of a run to figures: medians, how far the rounds lie apart, ratios.
+//! From the rounds of a run to figures and ratios.
 
 use serde::Serialize;
 
 use crate::contender::Contender;
 use crate::rig::Sample;
+use crate::spread::Spread;
 
 /// One turn of one contender.
 #[derive(Clone, Debug, Serialize)]
@@ -30,13 +31,6 @@ pub(crate) struct Series {
     pub(crate) contender: Contender,
     pub(crate) connections: usize,
     pub(crate) rounds: Vec<Round>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
 }
 
 // === impl Round ===
@@ -90,29 +84,6 @@ impl Series {
     }
 }
 
-// === impl Spread ===
-
-impl Spread {
-    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.into_iter().collect();
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Self { median, min, max })
-    }
-}
-
-impl Default for Spread {
-    fn default() -> Self {
-        Self { median: f64::NAN, min: f64::NAN, max: f64::NAN }
-    }
-}
-
 /// A series of made-up rounds, for tests of what is done with them.
 #[cfg(test)]
 pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) -> Series {
@@ -135,14 +106,6 @@ pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_the_middle_or_between_the_middles() {
-        let spread = |values: &[f64]| Spread::of(values.iter().copied());
-        assert_eq!(spread(&[3.0, 1.0, 2.0]), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), Some(Spread { median: 2.5, min: 1.0, max: 4.0 }));
-        assert_eq!(spread(&[]), None);
-    }
 
     #[test]
     fn ratios_are_taken_within_a_round() {

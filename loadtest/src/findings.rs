@@ -1,0 +1,90 @@
+//! What a scenario found, in one shape for all of them: tables for people, figures for programs, what was to be
+//! reached, and what keeps a figure from being taken at its word.
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// More than this, in cores, taken by others makes a measurement a noisy one.
+pub(crate) const NOISE: f64 = 0.05;
+
+/// The findings of one scenario.
+#[derive(Debug, Serialize)]
+pub(crate) struct Findings {
+    pub(crate) scenario: &'static str,
+    /// How it was measured: `5 rounds of 3 s`.
+    pub(crate) how: String,
+    /// For people only: every figure in it is in `results`, too.
+    #[serde(skip)]
+    pub(crate) tables: Vec<Table>,
+    pub(crate) results: Value,
+    pub(crate) aims: Vec<Aim>,
+    /// What keeps a figure from being taken at its word.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The first column to the left, the others to the right.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) title: String,
+    pub(crate) header: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+    /// What the columns mean, where the header does not say it.
+    pub(crate) legend: Option<&'static str>,
+}
+
+/// What Anteroom is to reach.
+#[derive(Debug, PartialEq, Serialize)]
+pub(crate) struct Aim {
+    /// Whose figure it is, and under which circumstances: `anteroom, 64 connections`.
+    pub(crate) who: String,
+    /// What was measured, with its unit, and on which side of the limit it is to be: `times Envoy's throughput, at least`.
+    pub(crate) what: &'static str,
+    pub(crate) limit: f64,
+    pub(crate) measured: f64,
+    pub(crate) met: bool,
+}
+
+// === impl Aim ===
+
+impl Aim {
+    pub(crate) fn at_least(who: impl Into<String>, what: &'static str, limit: f64, measured: f64) -> Self {
+        Self { who: who.into(), what, limit, measured, met: measured >= limit }
+    }
+
+    pub(crate) fn at_most(who: impl Into<String>, what: &'static str, limit: f64, measured: f64) -> Self {
+        Self { who: who.into(), what, limit, measured, met: measured <= limit }
+    }
+}
+
+pub(crate) fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// With commas between the thousands, no decimals.
+pub(crate) fn thousands(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!(["7", "999", "1,000", "123,457"], [7.0, 999.0, 1000.0, 123_456.7].map(thousands));
+    }
+
+    #[test]
+    fn an_aim_is_met_on_its_side_of_the_limit() {
+        assert!(Aim::at_least("a", "b", 2.0, 2.0).met && !Aim::at_least("a", "b", 2.0, 1.9).met);
+        assert!(Aim::at_most("a", "b", 2.0, 2.0).met && !Aim::at_most("a", "b", 2.0, f64::NAN).met);
+    }
+}

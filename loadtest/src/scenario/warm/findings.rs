@@ -1,0 +1,269 @@
+//! The results of the warm scenario, what they are to reach, and what keeps them from being taken at their word.
+
+use serde::Serialize;
+
+use super::series::Series;
+use crate::contender::Contender;
+use crate::findings::{Aim, Findings, NOISE, Table, plural, thousands};
+use crate::spread::Spread;
+
+/// The clients and the backend must be able to do this much more than the fastest proxy.
+const HEADROOM: f64 = 1.5;
+/// A proxy that uses less of its core has not shown what it can do.
+const BUSY: f64 = 0.95;
+
+const HEADER: [&str; 10] = [
+    "contender",
+    "requests/s (min–max)",
+    "× haproxy",
+    "× envoy",
+    "p50 µs",
+    "added µs",
+    "p99 µs",
+    "CPU s/100k (min–max)",
+    "busy",
+    "rig busy",
+];
+
+const LEGEND: &str = "added: median latency beyond direct's; busy: of its core, the contender's process; rig busy: of \
+                      the other core, the clients and the backend";
+
+/// What a run of the scenario found.
+pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
+    let lines: Vec<Line> = series.iter().map(|each| Line::new(each, series)).collect();
+    let tables = lines
+        .chunk_by(|one, next| one.series.connections == next.series.connections)
+        .map(|group| Table {
+            title: connections(group[0].series.connections),
+            header: HEADER.map(str::to_owned).into(),
+            rows: group.iter().map(|line| row(line).into()).collect(),
+            legend: Some(LEGEND),
+        })
+        .collect();
+    Findings {
+        scenario: "warm",
+        how,
+        tables,
+        results: serde_json::to_value(&lines).unwrap_or_default(),
+        aims: aims(series),
+        notes: notes(series),
+    }
+}
+
+/// One contender with so many connections.
+#[derive(Debug, Serialize)]
+struct Line {
+    pub(crate) requests_per_second: Spread,
+    pub(crate) p50_us: Spread,
+    pub(crate) p99_us: Spread,
+    pub(crate) cpu_per_100k: Option<Spread>,
+    pub(crate) busy: Option<Spread>,
+    pub(crate) rig_busy: Spread,
+    pub(crate) others: Spread,
+    pub(crate) times_haproxy: Option<Spread>,
+    pub(crate) times_envoy: Option<Spread>,
+    /// Median latency beyond that of the direct connection.
+    pub(crate) added_p50_us: Option<Spread>,
+    #[serde(flatten)]
+    pub(crate) series: Series,
+}
+
+// === impl Line ===
+
+impl Line {
+    fn new(series: &Series, all: &[Series]) -> Self {
+        let other = |contender| find(all, contender, series.connections);
+        Self {
+            requests_per_second: series.spread(|round| round.requests_per_second),
+            p50_us: series.spread(|round| round.p50_us),
+            p99_us: series.spread(|round| round.p99_us),
+            cpu_per_100k: series.spread_of(|round| round.cpu_per_100k),
+            busy: series.spread_of(|round| round.busy),
+            rig_busy: series.spread(|round| round.rig_busy),
+            others: series.spread(|round| round.others),
+            times_haproxy: other(Contender::Haproxy).and_then(|haproxy| series.times(haproxy)),
+            times_envoy: other(Contender::Envoy).and_then(|envoy| series.times(envoy)),
+            added_p50_us: other(Contender::Direct).and_then(|direct| series.added(direct)),
+            series: series.clone(),
+        }
+    }
+}
+
+fn find(all: &[Series], contender: Contender, connections: usize) -> Option<&Series> {
+    all.iter().find(|series| series.contender == contender && series.connections == connections)
+}
+
+fn aims(all: &[Series]) -> Vec<Aim> {
+    let mut aims = Vec::new();
+    for series in all {
+        let &Series { contender, connections, .. } = series;
+        if !matches!(contender, Contender::Anteroom | Contender::AnteroomNoscan) {
+            continue;
+        }
+        let who = format!("{}, {}", contender.name(), self::connections(connections));
+        let mut aim =
+            |make: fn(String, &'static str, f64, f64) -> Aim, what, limit, measured: Option<Spread>| {
+                aims.extend(measured.map(|measured| make(who.clone(), what, limit, measured.median)));
+            };
+        let other = |contender| find(all, contender, connections);
+        let (haproxy, envoy) = (other(Contender::Haproxy), other(Contender::Envoy));
+        if connections > 1 {
+            let times = |other: Option<&Series>| other.and_then(|other| series.times(other));
+            aim(Aim::at_least, "times Envoy's throughput, at least", 2.0, times(envoy));
+            aim(Aim::at_least, "times HAProxy's throughput, at least", 0.7, times(haproxy));
+        } else if let (Some(haproxy), Some(direct)) = (haproxy, other(Contender::Direct)) {
+            let added = Spread::of(series.rounds.iter().zip(&haproxy.rounds).zip(&direct.rounds).map(
+                |((ours, haproxy), direct)| (ours.p50_us - direct.p50_us) / (haproxy.p50_us - direct.p50_us),
+            ));
+            aim(Aim::at_most, "times HAProxy's added median latency, at most", 1.2, added);
+        }
+    }
+    aims
+}
+
+fn notes(all: &[Series]) -> Vec<String> {
+    let mut notes = Vec::new();
+    let mut counts: Vec<usize> = all.iter().map(|series| series.connections).collect();
+    counts.dedup();
+    for connections in counts {
+        notes.extend(headroom(all, connections));
+    }
+    for series in all {
+        let name = series.contender.name();
+        let at = format!("{name}, {}", connections(series.connections));
+        if let Some(busy) = series.spread_of(|round| round.busy)
+            && series.connections > 1
+            && busy.median < BUSY
+        {
+            notes.push(format!(
+                "{at}: its core was only {:.0} % busy with it, so this is not its limit",
+                busy.median * 100.0
+            ));
+        }
+        let others = series.spread(|round| round.others).max;
+        if others > NOISE {
+            notes.push(format!(
+                "{at}: other processes used up to {:.0} % of a core, so this is noisy",
+                others * 100.0
+            ));
+        }
+        let reconnects: u64 = series.rounds.iter().map(|round| round.reconnects).sum();
+        if reconnects > 0 {
+            notes.push(format!(
+                "{at}: {reconnects} new connections to the backend, so it does not keep them all"
+            ));
+        }
+    }
+    notes
+}
+
+/// Whether the clients and the backend were fast enough not to be what was measured.
+fn headroom(all: &[Series], connections: usize) -> Option<String> {
+    let rate = |series: &Series| series.spread(|round| round.requests_per_second).median;
+    let best = all
+        .iter()
+        .filter(|series| series.connections == connections && series.contender != Contender::Direct)
+        .max_by(|one, other| rate(one).total_cmp(&rate(other)))?;
+    let Some(direct) = find(all, Contender::Direct, connections) else {
+        return Some(format!(
+            "{connections} connections: without direct the load test's own limit is unknown"
+        ));
+    };
+    let times = direct.times(best)?.median;
+    let busy = best.spread_of(|round| round.busy)?.median * 100.0;
+    let rig = best.spread(|round| round.rig_busy).median * 100.0;
+    let name = best.contender.name();
+    (times < HEADROOM).then(|| {
+        let connections = self::connections(connections);
+        format!(
+            "{connections}: direct is only {times:.2} × {name}, less than {HEADROOM}, so the load test \
+             itself may be the limit; with {name} its core was {rig:.0} % busy, {name}'s {busy:.0} %"
+        )
+    })
+}
+
+fn connections(count: usize) -> String {
+    plural(count, "connection")
+}
+
+fn row(line: &Line) -> [String; 10] {
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    let direct = line.series.contender == Contender::Direct;
+    let times = |spread: Option<Spread>| or_dash(spread.map(|spread| format!("{:.2}", spread.median)));
+    let rate = line.requests_per_second;
+    [
+        line.series.contender.name().to_owned(),
+        format!("{} ({}–{})", thousands(rate.median), thousands(rate.min), thousands(rate.max)),
+        times(line.times_haproxy),
+        times(line.times_envoy),
+        format!("{:.1}", line.p50_us.median),
+        or_dash(line.added_p50_us.filter(|_| !direct).map(|added| format!("{:.1}", added.median))),
+        format!("{:.1}", line.p99_us.median),
+        or_dash(line.cpu_per_100k.map(|cpu| format!("{:.3} ({:.3}–{:.3})", cpu.median, cpu.min, cpu.max))),
+        or_dash(line.busy.map(|busy| format!("{:.0} %", busy.median * 100.0))),
+        format!("{:.0} %", line.rig_busy.median * 100.0),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::series::series;
+    use super::*;
+
+    #[test]
+    fn aims_compare_anteroom_with_the_others() {
+        let all = [
+            series(Contender::Direct, 64, &[300.0]),
+            series(Contender::Anteroom, 64, &[90.0]),
+            series(Contender::Haproxy, 64, &[100.0]),
+            series(Contender::Envoy, 64, &[50.0]),
+        ];
+        let met: Vec<_> = aims(&all).iter().map(|aim| (aim.limit, aim.met)).collect();
+        assert_eq!(met, [(2.0, false), (0.7, true)]);
+    }
+
+    #[test]
+    fn added_latency_is_beyond_that_of_the_direct_connection() {
+        // 10 µs direct, 30 µs and 50 µs through proxies: 40 added against 20.
+        let all = [
+            series(Contender::Direct, 1, &[100_000.0]),
+            series(Contender::AnteroomNoscan, 1, &[20_000.0]),
+            series(Contender::Haproxy, 1, &[1e6 / 30.0]),
+        ];
+        let aims = aims(&all);
+        assert!((aims[0].measured - 2.0).abs() < 1e-9 && !aims[0].met, "{aims:?}");
+    }
+
+    #[test]
+    fn a_table_has_every_contender() {
+        let all = vec![
+            series(Contender::Direct, 64, &[300_000.0, 310_000.0]),
+            series(Contender::Anteroom, 64, &[90_000.0, 91_000.0]),
+            series(Contender::Envoy, 64, &[30_000.0, 30_000.0]),
+        ];
+        let text = findings("2 rounds".into(), &all).to_string();
+        assert!(text.contains("64 connections\n"), "{text}");
+        assert!(text.contains("90,500 (90,000–91,000)"), "{text}");
+        assert!(text.contains("3.02 times Envoy's throughput, at least 2: met"), "{text}");
+        assert!(!text.contains("NOTE"), "{text}");
+    }
+
+    #[test]
+    fn a_limit_of_the_load_test_itself_is_said() {
+        let slow = [series(Contender::Direct, 64, &[120.0]), series(Contender::Nginx, 64, &[100.0])];
+        assert!(notes(&slow)[0].contains("direct is only 1.20 × nginx"));
+        let fast = [series(Contender::Direct, 64, &[150.0]), series(Contender::Nginx, 64, &[100.0])];
+        assert_eq!(notes(&fast), Vec::<String>::new());
+        assert!(notes(&fast[1..])[0].contains("unknown"));
+    }
+
+    #[test]
+    fn idle_noise_and_reconnects_are_said() {
+        let mut one = series(Contender::Nginx, 64, &[100.0]);
+        one.rounds[0].busy = Some(0.8);
+        one.rounds[0].others = 0.3;
+        one.rounds[0].reconnects = 7;
+        let notes = notes(&[series(Contender::Direct, 64, &[200.0]), one]);
+        assert_eq!(notes.len(), 3, "{notes:?}");
+    }
+}
