@@ -12,8 +12,15 @@ mod marked;
 #[path = "../support/mod.rs"]
 mod support;
 
+mod budget;
+mod clients;
 mod descriptors;
+mod flaps;
+mod garbage;
 mod killed;
 mod law;
+mod memory;
+mod panics;
 mod served;
+mod silent;
 mod sim;
