@@ -3,13 +3,16 @@
 use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -48,6 +51,8 @@ pub struct Shared {
     pub history: Arc<History>,
     /// What is counted of requests that belong to no route.
     pub unrouted: RouteCounters,
+    /// We are about to stop: who keeps a connection is to come back over another one.
+    pub draining: AtomicBool,
     /// Draining has cut off what was still under way.
     pub cut: AtomicBool,
     /// The routes of the cluster are not known yet.
@@ -123,6 +128,7 @@ impl Shared {
             limits: ArcSwap::from_pointee(limits),
             unrouted: RouteCounters::default(),
             history: History::new(config::History::default().requests),
+            draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
             traces: OnceLock::new(),
@@ -158,6 +164,7 @@ impl Proxy {
     /// Answers a request, whatever happens.
     pub async fn answer(&self, client: &Client, mut request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
+        let version = request.version();
         let mut trace =
             self.traces.as_ref().and_then(|traces| Traced::begin(traces, client, &mut request, started));
         let head = request.method() == Method::HEAD;
@@ -174,7 +181,7 @@ impl Proxy {
                 if let Some(mut trace) = trace {
                     trace.answered(response.status().as_u16());
                 }
-                return response;
+                return self.parting(version, response);
             }
             Ok(Err(Refused { gate, error })) => (gate, error),
             // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
@@ -194,7 +201,20 @@ impl Proxy {
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }))
+        let response = error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
+        self.parting(version, response)
+    }
+
+    /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
+    /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
+    fn parting(&self, version: Version, mut response: Response<Body>) -> Response<Body> {
+        if self.shared.draining.load(Ordering::Relaxed)
+            && version <= Version::HTTP_11
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     async fn serve(

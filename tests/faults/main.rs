@@ -21,6 +21,8 @@ mod killed;
 mod law;
 mod memory;
 mod panics;
+mod rolling;
 mod served;
 mod silent;
 mod sim;
+mod storms;
