@@ -13,7 +13,9 @@ mod marked;
 mod support;
 
 mod budget;
+mod chaos;
 mod clients;
+mod clock;
 mod descriptors;
 mod flaps;
 mod garbage;

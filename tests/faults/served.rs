@@ -187,6 +187,13 @@ impl Served {
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
+    /// The model servers that it runs.
+    pub fn model_servers(&self) -> Vec<Pid> {
+        let is_server = |command: &[String]| command.get(1).is_some_and(|word| word == "sim");
+        let all = self.mark.processes().into_iter();
+        all.filter(|process| is_server(&process.command)).map(|process| process.id).collect()
+    }
+
     // --- how it ends ---
 
     /// Waits until all requests are over, checks the law, then stops it: its own account must say the same, and nothing
@@ -227,7 +234,7 @@ impl Drop for Served {
     }
 }
 
-fn arguments(folder: &tempfile::TempDir) -> Vec<String> {
+pub fn arguments(folder: &tempfile::TempDir) -> Vec<String> {
     let path = folder.path().join("anteroom.yaml");
     let path = path.to_str().unwrap();
     ["serve", "--log-format", "json", "--config", path].map(str::to_owned).into()

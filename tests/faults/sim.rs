@@ -87,9 +87,13 @@ impl Sim {
         series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
     }
 
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
     /// As the kernel's out-of-memory killer does it.
     pub fn kill(&mut self) {
-        kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
+        self.signal(Signal::KILL);
         self.child.wait().unwrap();
     }
 }
