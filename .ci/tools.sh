@@ -12,6 +12,9 @@ need() {
   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$2") >&2
 }
 
+# faketime_lib: prints a library that gives one process a wall clock of its own.
+faketime_lib() { need faketime faketime && find /usr/lib -name libfaketimeMT.so.1 -print -quit | grep .; }
+
 # once FOLDER COMMAND...: runs the command, which is to fill the folder, unless it has done so before.
 once() {
   local folder=$1

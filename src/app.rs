@@ -283,6 +283,7 @@ impl Bound {
 
         // The stages of stopping run to their end, unless we are asked again.
         control.drain();
+        self.shared.draining.store(true, Ordering::Relaxed);
         {
             let draining = drain_in_order(&drain, times, asked, &routes, &tasks);
             tokio::select! {

@@ -157,8 +157,11 @@ async fn pass_signals(mut signals: Signals, commands: mpsc::Sender<Command>) {
 
 async fn reload(mut watcher: ConfigWatcher, args: ConfigArgs, commands: mpsc::Sender<Command>) {
     loop {
-        watcher.changed().await;
-        match Loaded::load(&args.config, &args.overrides) {
+        let loaded = match watcher.changed().await {
+            Some(content) => Loaded::from_content(content, &args.config, &args.overrides),
+            None => Loaded::load(&args.config, &args.overrides),
+        };
+        match loaded {
             Ok(Loaded { config, warnings }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::Instant,
+    time::{Instant, sleep},
 };
 
 use crate::{
@@ -106,6 +106,9 @@ const IDLE: Duration = Duration::from_secs(4);
 
 /// How many times a request may have been written to a server.
 pub const MAX_WRITES: u8 = 2;
+
+/// How long connecting rests when this process, and not the endpoint, has nothing left to connect with.
+const REST: Duration = Duration::from_millis(50);
 
 // === impl Upstream ===
 
@@ -227,13 +230,15 @@ where
         timeouts: UpstreamTimeouts,
     ) -> Result<SendRequest<B>, SendError> {
         let address = endpoint.address();
+        let limit = timeouts.connect_timeout.get();
         let connecting = async {
-            match self.dialer.dial(address).await? {
+            // What idles has what is wanted.
+            match self.dialer.dial(address, limit, || self.idle.lock().clear()).await? {
                 Dialed::Tcp(stream) => handshake(stream).await,
                 Dialed::Other(io) => handshake(io).await,
             }
         };
-        match tokio::time::timeout(timeouts.connect_timeout.get(), connecting).await {
+        match tokio::time::timeout(limit, connecting).await {
             Ok(Ok(sender)) => Ok(sender),
             Ok(Err(source)) => Err(SendError::Connect { address: address.into(), source }),
             Err(_) => Err(SendError::ConnectTimeout(address.into())),
@@ -244,7 +249,25 @@ where
 // === impl Dialer ===
 
 impl Dialer {
-    async fn dial(&self, address: &str) -> io::Result<Dialed> {
+    /// Connects. If there is nothing left to connect with, it waits for some, almost until `limit` and at least for one
+    /// rest, so that who tries again and again does not spin; `make_room` gives back what is not needed.
+    async fn dial(&self, address: &str, limit: Duration, make_room: impl Fn()) -> io::Result<Dialed> {
+        let began = Instant::now();
+        loop {
+            match self.dial_once(address).await {
+                Err(error) if is_starved(&error) => {
+                    make_room();
+                    sleep(REST).await;
+                    if began.elapsed() + 2 * REST > limit {
+                        return Err(error);
+                    }
+                }
+                dialed => return dialed,
+            }
+        }
+    }
+
+    async fn dial_once(&self, address: &str) -> io::Result<Dialed> {
         match self {
             Self::Tcp => {
                 let stream = TcpStream::connect(address).await?;
@@ -254,6 +277,14 @@ impl Dialer {
             Self::Other(dial) => dial.dial(address).await.map(Dialed::Other),
         }
     }
+}
+
+/// Whether it was this process or its machine that had no file descriptors, ports or memory left: no word of the endpoint.
+fn is_starved(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    const STARVED: [Errno; 5] =
+        [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+    Errno::from_io_error(error).is_some_and(|errno| STARVED.contains(&errno))
 }
 
 async fn handshake<I, B>(io: I) -> io::Result<SendRequest<B>>
@@ -293,6 +324,11 @@ impl SendError {
             Self::Body(_) => "request_body",
             Self::ResponseTimeout { .. } => "response_timeout",
         }
+    }
+
+    /// Whether it says nothing of the endpoint: there was nothing left here to connect with.
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if is_starved(source))
     }
 
     /// Whether the endpoint, or what stands before it, failed so that another try elsewhere or later may do better.

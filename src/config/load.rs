@@ -1,6 +1,10 @@
 //! From a file to a configuration that holds together, and what is odd about it.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use super::{
     Config, ConfigError, Overrides, Problem, decode::decode, describe, source::KeyPath, validate::validate,
@@ -30,8 +34,17 @@ pub fn check(path: &Path, overrides: &Overrides) -> Result<String, ConfigError> 
 impl Loaded {
     /// Reads the file, applies the overrides and validates the result.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        Self::from_read(read(path), path, overrides)
+    }
+
+    /// As [`Loaded::load`], from what the file said when it was looked at: it may have changed since.
+    pub fn from_content(content: &[u8], path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        Self::from_read(read_text(content), path, overrides)
+    }
+
+    fn from_read(read: io::Result<String>, path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         let file = path.display().to_string();
-        match read(path) {
+        match read {
             Ok(text) => Self::parse(&text, &file, overrides),
             Err(source) => Err(ConfigError::Read { file, source }),
         }
@@ -56,13 +69,17 @@ impl Loaded {
     }
 }
 
+fn read(path: &Path) -> io::Result<String> {
+    read_text(File::open(path)?)
+}
+
 /// A configuration is small: what is not (a device, a model by mistake) shall not fill the memory.
-fn read(path: &Path) -> std::io::Result<String> {
+fn read_text(from: impl Read) -> io::Result<String> {
     const MOST: u64 = 4 << 20;
     let mut text = String::new();
-    let read = File::open(path)?.take(MOST + 1).read_to_string(&mut text)?;
+    let read = from.take(MOST + 1).read_to_string(&mut text)?;
     if read as u64 > MOST {
-        return Err(std::io::Error::other("larger than 4MiB, so it is no configuration"));
+        return Err(io::Error::other("larger than 4MiB, so it is no configuration"));
     }
     Ok(text)
 }

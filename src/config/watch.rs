@@ -74,23 +74,23 @@ impl ConfigWatcher {
         Ok(Self { path, seen, hangup, changes, folders, poll })
     }
 
-    /// Waits until the content has changed, or for SIGHUP, which counts even if nothing has.
+    /// Waits until the content has changed, which is returned, or for SIGHUP, which counts even if nothing has.
     ///
-    /// Cancel-safe: nothing is awaited between a notice and the look at the file.
-    pub async fn changed(&mut self) {
+    /// Who reads the file again may find another content, half of it, or none, and what has been seen here is not told a
+    /// second time. Cancel-safe: nothing is awaited between a notice and the look at the file.
+    pub async fn changed(&mut self) -> Option<&[u8]> {
         loop {
             tokio::select! {
                 // Biased, as a SIGHUP is an order: a change noticed along with it is not to be told a second time.
                 biased;
                 Some(()) = self.hangup.recv() => {
-                    self.look();
-                    return;
+                    return self.look().then_some(&self.seen);
                 }
                 () = self.changes.notified() => {}
                 _ = self.poll.tick() => {}
             }
             if self.look() {
-                return;
+                return Some(&self.seen);
             }
         }
     }

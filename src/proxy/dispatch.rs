@@ -66,6 +66,8 @@ pub(super) struct Setback {
     /// Where it went.
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) reason: String,
+    /// It says nothing of the endpoint, which may be sent to at once.
+    pub(super) is_ours: bool,
 }
 
 // === impl Proxy ===
@@ -125,13 +127,15 @@ impl Proxy {
             return Err(Failed::Finally(error));
         }
         let again = error.is_retryable() && writes.0 < MAX_WRITES && source.is_left();
-        if error.is_retryable() {
+        let is_ours = error.is_ours();
+        // Others may have a connection to it already, and go on.
+        if error.is_retryable() && !is_ours {
             permit.suspect();
         }
         tracing::debug!(route = %gate.key(), %error, again, "dispatch failed");
         let (route, reason) = (gate.key().clone(), error.to_string());
         if again {
-            return Err(Failed::ForNow(Setback { endpoint: permit.endpoint().clone(), reason }));
+            return Err(Failed::ForNow(Setback { endpoint: permit.endpoint().clone(), reason, is_ours }));
         }
         Err(Failed::Finally(match error {
             SendError::ResponseTimeout { .. } if intercepted.is_some() => {
@@ -161,7 +165,7 @@ impl Proxy {
         let Some(Ok(body)) = within(pause, body.collect()).await else {
             lease.permit.suspect();
             return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                true => Err(Failed::ForNow(Setback { endpoint, reason: BROKE_OFF.into() })),
+                true => Err(Failed::ForNow(Setback::of(endpoint, BROKE_OFF))),
                 false => {
                     let reason = BROKE_OFF.into();
                     Err(Failed::Finally(ProxyError::UpstreamError { route, reason }))
@@ -179,7 +183,7 @@ impl Proxy {
         // It reached a gateway, but no server.
         sending.writes.0 = sending.writes.0.saturating_sub(1);
         permit.suspect();
-        Err(Failed::ForNow(Setback { endpoint, reason: "a gateway said that it has no endpoint".into() }))
+        Err(Failed::ForNow(Setback::of(endpoint, "a gateway said that it has no endpoint")))
     }
 
     /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.
@@ -258,6 +262,14 @@ impl Sending {
         let once = intercepted.is_some() && !head.method.is_safe();
         let writes = if once { Writes(MAX_WRITES - 1) } else { Writes::default() };
         Self { head, source: body.into(), writes, intercepted }
+    }
+}
+
+// === impl Setback ===
+
+impl Setback {
+    fn of(endpoint: Arc<Endpoint>, reason: &str) -> Self {
+        Self { endpoint, reason: reason.into(), is_ours: false }
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -52,6 +55,8 @@ pub struct Shared {
     pub history: Arc<History>,
     /// What is counted of requests that belong to no route.
     pub unrouted: RouteCounters,
+    /// We are about to stop: who keeps a connection is to come back over another one.
+    pub draining: AtomicBool,
     /// Draining has cut off what was still under way.
     pub cut: AtomicBool,
     /// The routes of the cluster are not known yet.
@@ -128,6 +133,7 @@ impl Shared {
             connections: Arc::default(),
             unrouted: RouteCounters::default(),
             history: History::new(config::History::default().requests),
+            draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
             traces: OnceLock::new(),
@@ -179,7 +185,7 @@ impl Proxy {
                 if let Some(mut trace) = trace {
                     trace.answered(response.status().as_u16());
                 }
-                return response;
+                return self.parting(version, response);
             }
             Ok(Err(Refused { gate, error })) => (gate, error),
             // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
@@ -202,6 +208,18 @@ impl Proxy {
         let mut response =
             error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
         if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.parting(version, response)
+    }
+
+    /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
+    /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
+    fn parting(&self, version: Version, mut response: Response<Body>) -> Response<Body> {
+        if self.shared.draining.load(Ordering::Relaxed)
+            && version <= Version::HTTP_11
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -122,13 +122,17 @@ impl Proxy {
                         Err(Failed::Finally(error)) => return Err((exchange, error)),
                         Err(Failed::ForNow(setback)) => {
                             exchange.set_back(&setback, &sending.head, None);
-                            match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
-                                Ok(again) => ticket = again,
-                                Err(error) => return Err((exchange, error)),
+                            // An endpoint that is not to blame takes it again at once, so the timer would not strike.
+                            if !setback.is_ours || Instant::now() < deadline.at {
+                                match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
+                                    Ok(again) => ticket = again,
+                                    Err(error) => return Err((exchange, error)),
+                                }
+                                continue;
                             }
+                            (deadline.passed(&exchange), deadline.limit == Limit::Hold)
                         }
                     }
-                    continue;
                 }
                 Some(Released::Failed(reason, retry_after)) => {
                     let route = gate.key().clone();

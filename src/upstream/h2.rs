@@ -201,12 +201,13 @@ where
         endpoint: &Endpoint,
         timeouts: UpstreamTimeouts,
     ) -> Result<(SendRequest<Recorded<B>>, Stream), SendError> {
+        let limit = timeouts.connect_timeout.get();
         let connecting = async {
             let _turn = self.connecting.lock().await;
             if let Some(made) = self.take() {
                 return Ok(made);
             }
-            let shared = match dialer.dial(endpoint.address()).await? {
+            let shared = match dialer.dial(endpoint.address(), limit, || {}).await? {
                 Dialed::Tcp(stream) => handshake(stream).await?,
                 Dialed::Other(io) => handshake(io).await?,
             };
@@ -215,7 +216,7 @@ where
             Ok(made)
         };
         let address = || endpoint.address().into();
-        match timeout(timeouts.connect_timeout.get(), connecting).await {
+        match timeout(limit, connecting).await {
             Ok(made) => made.map_err(|source| SendError::Connect { address: address(), source }),
             Err(_) => Err(SendError::ConnectTimeout(address())),
         }

@@ -1,0 +1,109 @@
+//! Memory pressure: the bytes of all bodies at their bound.
+
+use crate::support::{
+    Proxy, Upstream, Wire, route, routes, until,
+    wire::{CHAT, post},
+};
+
+const KIB: usize = 1024;
+
+/// A request whose body is so large, and the first part of it.
+fn large(size: usize) -> String {
+    let padding = size - r#"{"model":"tiny","p":""}"#.len();
+    post(CHAT, &format!(r#"{{"model":"tiny","p":"{}"}}"#, "x".repeat(padding)))
+}
+
+fn chunked(size: usize) -> String {
+    let body = large(size);
+    let body = body.split_once("\r\n\r\n").unwrap().1;
+    let chunks: String = body
+        .as_bytes()
+        .chunks(10_000)
+        .map(|part| crate::support::upstream::chunk(&String::from_utf8_lossy(part)))
+        .collect();
+    format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n")
+}
+
+/// Waits until the bodies take so much.
+async fn used(proxy: &Proxy, bytes: usize) {
+    until(&format!("{bytes} to be used"), async || proxy.shared.budget.used() == bytes).await;
+}
+
+/// Bodies of several connections fill the budget, each of them below its own bound. The surplus is told 503 with
+/// `hold_queue_full`, while it is still coming in; those that are inside stay. Every body that ends, is broken off or stops
+/// arriving gives back what it had, and what did not fit before fits then.
+#[tokio::test]
+async fn the_surplus_is_told_so_and_every_byte_comes_back() {
+    let mut upstream = Upstream::cold().await;
+    let route = route("tiny", &upstream.url(), "");
+    let proxy = Proxy::start(&format!(
+        "limits: {{ maxBodyBytes: 400KiB, maxBufferedBytes: 1MiB, bodyTimeout: 30s }}\n{}",
+        routes(&[route])
+    ))
+    .await;
+    // Two wait, whole.
+    let mut waiting = vec![proxy.sent(large(300 * KIB)).await, proxy.sent(chunked(300 * KIB)).await];
+    proxy.held(2).await;
+    used(&proxy, 600 * KIB).await;
+    // Two come in, and go no further: 1,000 of 1,024.
+    let part = large(300 * KIB);
+    let head = part.find("\r\n\r\n").unwrap() + 4;
+    let mut coming: Vec<Wire> = Vec::new();
+    for _ in 0..2 {
+        coming.push(proxy.sent(&part[..head + 200 * KIB]).await);
+    }
+    used(&proxy, 1000 * KIB).await;
+    // The surplus, on several connections at once: each is refused when it is 24 KiB in, though it says that it has more.
+    let mut surplus = Vec::new();
+    for _ in 0..5 {
+        surplus.push(proxy.sent(&part[..head + 100 * KIB]).await);
+    }
+    for mut client in surplus {
+        let response = client.response().await;
+        response.is_error(503, "hold_queue_full");
+        assert!(response.text().contains("the bodies of all requests"), "{}", response.text());
+        assert_eq!(response.get("retry-after"), Some("1"));
+    }
+    used(&proxy, 1000 * KIB).await;
+    assert_eq!(proxy.route("tiny").await["held"], 2, "who is inside stays");
+    // One of those that come in breaks off, by a reset in the middle of its body.
+    crate::support::upstream::reset(coming.pop().unwrap().stream);
+    used(&proxy, 800 * KIB).await;
+    waiting.push(proxy.sent(large(200 * KIB)).await);
+    proxy.held(3).await;
+    // A held one hangs up.
+    drop(waiting.remove(0));
+    used(&proxy, 700 * KIB).await;
+    // And the other one that comes in comes in.
+    coming[0].send(&part[head + 200 * KIB..]).await;
+    waiting.append(&mut coming);
+    proxy.held(3).await;
+    upstream.wake();
+    for _ in 0..3 {
+        upstream.call().await.echo().await;
+    }
+    for mut client in waiting {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    used(&proxy, 0).await;
+    assert_eq!(proxy.refused("hold_queue_full").await, 5);
+    proxy.stop(&[("client_gone", 1), ("completed", 3)]).await;
+}
+
+/// A body that stops arriving has its share only until it is given up.
+#[tokio::test]
+async fn a_body_that_stops_gives_its_share_back() {
+    let upstream = Upstream::cold().await;
+    let config = routes(&[route("tiny", &upstream.url(), "")]);
+    let proxy = Proxy::start(&format!("limits: {{ bodyTimeout: 100ms }}\n{config}")).await;
+    let request = large(300 * KIB);
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(proxy.sent(&request[..request.len() / 2]).await);
+    }
+    for mut client in clients {
+        client.response().await.is_error(408, "request_timeout");
+    }
+    used(&proxy, 0).await;
+    proxy.stop(&[]).await;
+}

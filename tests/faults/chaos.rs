@@ -1,0 +1,243 @@
+//! All at once, by chance: the seed is told when it fails, and `ANTEROOM_CHAOS_SEED` runs it again. `ANTEROOM_CHAOS_STEPS`
+//! makes it longer. The steps are those of the seed; what they meet is as fast as the machine.
+
+use std::{collections::BTreeMap, env, net::SocketAddr, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinHandle,
+    time::sleep,
+};
+
+use crate::{
+    law,
+    served::{ANTEROOM, Served},
+    sim::{Place, Sim},
+    support::{
+        soon, until,
+        upstream::reset,
+        wire::{CHAT, post},
+    },
+};
+
+const STEPS: u64 = 120;
+
+/// What a client does with its request.
+#[derive(Clone, Copy, Debug)]
+enum Client {
+    Reads,
+    HangsUp(Duration),
+    Resets(Duration),
+    HalfCloses(Duration),
+    /// And reads on only when all is over.
+    StopsReading,
+    StopsSending,
+}
+
+struct Chaos {
+    rng: fastrand::Rng,
+    place: Place,
+    sim: Option<Sim>,
+    proxy: Served,
+    clients: Vec<JoinHandle<Option<u16>>>,
+}
+
+fn config(url: &str, max: u32) -> String {
+    let command = serde_json::json!([
+        ANTEROOM,
+        "sim",
+        "--port",
+        "{port}",
+        "--load-time=100ms",
+        "--inter-token-time=5ms",
+        "--reset-before-head=0.1",
+        "--reset-mid-stream=0.1",
+        "--error-rate=0.1",
+    ]);
+    let process = format!("process: {{ command: {command}, idleTimeout: 300ms, stopTimeout: 500ms }}");
+    let policies = format!(
+        "hold: {{ timeout: 3s, maxRequests: 20 }}, keepalive: {{ after: 200ms, interval: 100ms }}, scaling: {{ linger: 0s }}, \
+         concurrency: {{ max: {max}, rampStart: 1 }}, readiness: {{ interval: 20ms, timeout: 200ms, activationTimeout: 2s }}, \
+         upstream: {{ connectTimeout: 500ms, responseTimeout: 1s, idleTimeout: 1s }}"
+    );
+    format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n\
+         limits: {{ maxBodyBytes: 32KiB, maxBufferedBytes: 128KiB, maxConnections: 60, headerTimeout: 1s, \
+         bodyTimeout: 500ms, stallTimeout: 500ms }}\n\
+         routes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, target: {{ url: \"{url}\" }}, {policies} }}\n  \
+         - {{ name: own, match: {{ models: [own] }}, target: {{ {process} }}, {policies} }}\n"
+    )
+}
+
+/// Sends the request as this client does: the status that it heard, if it waited for one.
+async fn client(address: SocketAddr, request: String, how: Client) -> Option<u16> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let sent = if matches!(how, Client::StopsSending) { request.len() - 5 } else { request.len() };
+    stream.write_all(&request.as_bytes()[..sent]).await.ok()?;
+    match how {
+        Client::HangsUp(after) => sleep(after).await,
+        Client::Resets(after) => {
+            sleep(after).await;
+            reset(stream);
+        }
+        Client::HalfCloses(after) => {
+            sleep(after).await;
+            let _ = stream.shutdown().await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+        Client::StopsReading => {
+            let mut first = [0; 1];
+            let _ = stream.read(&mut first).await;
+            sleep(Duration::from_secs(2)).await;
+        }
+        Client::Reads | Client::StopsSending => {
+            let mut heard = Vec::new();
+            let _ = stream.read_to_end(&mut heard).await;
+            let heard = String::from_utf8_lossy(&heard);
+            return heard.split(' ').nth(1).and_then(|status| status.parse().ok());
+        }
+    }
+    None
+}
+
+// === impl Chaos ===
+
+impl Chaos {
+    fn below(&mut self, number: u64) -> u64 {
+        self.rng.u64(..number)
+    }
+
+    fn milliseconds(&mut self, most: u64) -> Duration {
+        Duration::from_millis(self.below(most))
+    }
+
+    fn step(&mut self) {
+        match self.below(20) {
+            0..13 => self.ask(),
+            13 => drop(self.sim.take()),
+            14 => {
+                let (how_often, seed) = (self.rng.f64() / 3.0, self.below(1000));
+                let rate = |fault: &str| format!("--{fault}={how_often}");
+                let flags = [
+                    rate("reset-before-head"),
+                    rate("reset-mid-stream"),
+                    rate("error-rate"),
+                    format!("--seed={seed}"),
+                    format!("--closed-time={seed}ms"),
+                    "--inter-token-time=5ms".into(),
+                ];
+                // Killed first: they have one port.
+                self.sim = None;
+                self.sim = Some(self.place.start(&flags.each_ref().map(String::as_str)));
+            }
+            15 => {
+                if let Some(sim) = &self.sim {
+                    sim.signal(if self.rng.bool() { Signal::STOP } else { Signal::CONT });
+                }
+            }
+            16 => self.strike(),
+            17 => {
+                let max = self.below(6) as u32 + 1;
+                self.proxy.write(&config(&self.place.url(), max));
+            }
+            18 => self.proxy.write("routes: ["),
+            _ => self.proxy.signal(Signal::HUP),
+        }
+    }
+
+    fn ask(&mut self) {
+        let model = self.rng.choice(["tiny", "own"]).unwrap();
+        let (stream, tokens) = (self.rng.bool(), self.below(40) + 1);
+        // Some are too large, and several of the others together.
+        let text = "x".repeat(self.below(34 << 10) as usize * usize::from(self.below(4) == 0));
+        let body = format!(
+            r#"{{"model":"{model}","stream":{stream},"max_tokens":{tokens},"messages":[{{"role":"user","content":"{text}"}}]}}"#
+        );
+        let request = post(CHAT, &body).replacen("\r\n", "\r\nConnection: close\r\n", 1);
+        let after = self.milliseconds(600);
+        let how = match self.below(12) {
+            0 => Client::HangsUp(after),
+            1 => Client::Resets(after),
+            2 => Client::HalfCloses(after),
+            3 => Client::StopsReading,
+            4 => Client::StopsSending,
+            _ => Client::Reads,
+        };
+        self.clients.push(tokio::spawn(client(self.proxy.address, request, how)));
+    }
+
+    /// Hits a model server of the proxy's own.
+    fn strike(&mut self) {
+        let servers: Vec<Pid> = self.proxy.model_servers();
+        if let Some(&server) = self.rng.choice(&servers) {
+            let signal = if self.below(3) == 0 { Signal::STOP } else { Signal::KILL };
+            // It may be gone.
+            let _ = kill_process(server, signal);
+        }
+    }
+}
+
+/// Clients that read, hang up, reset, half close, stop; a server that is killed, replaced, stopped, slow and faulty; a
+/// model server of the proxy's own that is killed and stopped; configurations good and bad. What must hold: every client
+/// that waits hears something or sees its connection end; each admitted request has one outcome, and none is `internal`;
+/// in the end nothing is held, no byte is kept, no descriptor, thread or process is left, and the next request is served.
+#[tokio::test]
+async fn whatever_happens_the_law_holds() {
+    let number = |name: &str| env::var(name).ok().map(|text| text.parse().unwrap());
+    let seed = number("ANTEROOM_CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let steps = number("ANTEROOM_CHAOS_STEPS").unwrap_or(STEPS);
+    eprintln!("ANTEROOM_CHAOS_SEED={seed}");
+    let place = Place::reserve();
+    let proxy = Served::start(&config(&place.url(), 4)).await;
+    let sim = Some(place.up(&[]).await);
+    let mut chaos = Chaos { rng: fastrand::Rng::with_seed(seed), place, sim, proxy, clients: Vec::new() };
+    chaos.serves("tiny").await;
+    chaos.serves("own").await;
+    chaos.own_is_idle().await;
+    let before = chaos.proxy.resources();
+    for _ in 0..steps {
+        chaos.step();
+        let pause = chaos.milliseconds(30);
+        sleep(pause).await;
+    }
+
+    chaos.sim = None;
+    chaos.sim = Some(chaos.place.start(&[]));
+    chaos.proxy.write(&config(&chaos.place.url(), 4));
+    let mut heard = BTreeMap::<_, u64>::new();
+    for client in chaos.clients.drain(..) {
+        *heard.entry(soon("a client to end", client).await.unwrap()).or_default() += 1;
+    }
+    let known = [200, 408, 413, 429, 500, 502, 503, 504];
+    assert!(heard.keys().flatten().all(|status| known.contains(status)), "{heard:?}");
+    let counts = law::holds(chaos.proxy.admin).await;
+    eprintln!("{heard:?}, {counts:?}");
+    assert_eq!(counts.ended("internal"), 0, "{counts:?}");
+    chaos.serves("tiny").await;
+    chaos.serves("own").await;
+    chaos.own_is_idle().await;
+    chaos.proxy.is_back_to(before).await;
+    chaos.proxy.stop().await;
+}
+
+impl Chaos {
+    /// A request is served, be it after some that meet what is left of the chaos, or the faults of a server.
+    async fn serves(&self, model: &str) {
+        let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"x"}}]}}"#);
+        let request = post(CHAT, &body).replacen("\r\n", "\r\nConnection: close\r\n", 1);
+        let asked = async || client(self.proxy.address, request.clone(), Client::Reads).await;
+        until(model, async || soon("an answer", asked()).await == Some(200)).await;
+    }
+
+    async fn own_is_idle(&self) {
+        until("its own server to be stopped", async || {
+            let routes = self.proxy.admin("/api/v1/routes").await;
+            let own =
+                routes["routes"].as_array().unwrap().iter().find(|route| route["name"] == "own").cloned();
+            own.unwrap()["state"] == "idle"
+        })
+        .await;
+    }
+}

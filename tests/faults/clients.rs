@@ -1,0 +1,134 @@
+//! Clients that half close, vanish, or stop reading: what they held is free at once, and nothing works for them.
+
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    law,
+    served::Served,
+    support::{
+        Proxy, Upstream, Wire, route, routes, until,
+        upstream::{Call, STREAM, chunk, reset},
+        wire::{chat, streaming},
+    },
+};
+
+/// A client that ends its sending side has hung up, as most that do so have: wherever its request is, it ends as
+/// `client_gone`, and the server hears of it.
+#[tokio::test]
+async fn half_a_close_is_a_hang_up_in_every_stage() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    // Before the head of its answer.
+    let mut client = proxy.sent(chat("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    client.shutdown().await;
+    call.gone().await;
+    proxy.ended("client_gone", 499, 1).await;
+    // In its stream, while another one is held.
+    let mut client = proxy.sent(streaming("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM.to_owned() + &chunk("data: 1\n\n")).await;
+    client.head().await.unwrap();
+    let mut held = proxy.sent(chat("held")).await;
+    proxy.held(1).await;
+    client.shutdown().await;
+    call.gone().await;
+    // Its place is free.
+    upstream.call().await.echo().await;
+    assert_eq!(held.response().await.json()["text"], "held");
+    // In the middle of its body: that was never a request.
+    let mut client = proxy.client().await;
+    let request = chat("never whole");
+    client.send(&request[..request.len() - 3]).await;
+    client.shutdown().await;
+    client.end().await;
+    assert_eq!(upstream.requests(), 3);
+    proxy.stop(&[("client_gone", 2), ("completed", 1)]).await;
+}
+
+/// A hundred held and fifty streaming clients vanish with a reset, all at once: the queue is empty, the server hears of
+/// every stream, and the process has no more open than before they came.
+#[tokio::test]
+async fn who_vanishes_leaves_nothing_behind() {
+    let mut upstream = Upstream::warm().await;
+    let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 50 }")]);
+    let proxy = Served::start(&config).await;
+    // What it opens once for all.
+    let mut client = proxy.sent(chat("warm")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    drop(client);
+    proxy.in_flight(0).await;
+    let before = proxy.resources();
+    let mut clients: Vec<Wire> = Vec::new();
+    let mut calls = Vec::new();
+    for number in 0..150 {
+        clients.push(proxy.sent(streaming(&format!("{number}"))).await);
+        if number < 50 {
+            let mut call = upstream.call().await;
+            call.body().await;
+            call.send(STREAM.to_owned() + &chunk("data: 1\n\n")).await;
+            clients[number].head().await.unwrap();
+            calls.push(call);
+        }
+    }
+    proxy.held(100).await;
+    // Those who wait first, or they would be sent in the place of the others.
+    for client in clients.into_iter().rev() {
+        reset(client.stream);
+    }
+    for call in calls {
+        call.gone().await;
+    }
+    let counts = law::holds(proxy.admin).await;
+    counts.are(&[("client_gone", 150), ("completed", 1)]);
+    proxy.is_back_to(before).await;
+    // And it works.
+    let mut client = proxy.sent(chat("after")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop().await;
+}
+
+/// Streams without end until the connection breaks.
+async fn flood(mut call: Call) {
+    let chunk = chunk(&"x".repeat(64 << 10));
+    while call.wire.stream.write_all(chunk.as_bytes()).await.is_ok() {}
+}
+
+/// Clients that have stopped reading hold every place of an endpoint. They are cut off, and those who wait for the places
+/// are served.
+#[tokio::test]
+async fn who_stops_reading_gives_its_place_to_who_waits() {
+    let mut upstream = Upstream::warm().await;
+    let routes = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 2 }")]);
+    let proxy = Proxy::start(&format!("limits: {{ stallTimeout: 200ms }}\n{routes}")).await;
+    let mut stalled = Vec::new();
+    for _ in 0..2 {
+        stalled.push(proxy.sent(streaming("stalls")).await);
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(STREAM).await;
+        tokio::spawn(flood(call));
+    }
+    proxy.in_flight(2).await;
+    let mut waiting = Vec::new();
+    for number in 0..4 {
+        waiting.push(proxy.sent(chat(&format!("{number}"))).await);
+        until("it to wait, or to be served", async || {
+            proxy.route("tiny").await["held"] == number + 1 || upstream.requests() > 2
+        })
+        .await;
+    }
+    for _ in 0..4 {
+        upstream.call().await.echo().await;
+    }
+    for mut client in waiting {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.ended("client_stalled", 200, 2).await;
+    drop(stalled);
+    proxy.stop(&[("client_stalled", 2), ("completed", 4)]).await;
+}

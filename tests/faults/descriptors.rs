@@ -1,0 +1,109 @@
+//! File descriptors run out: who is there goes on, who comes waits, nobody spins, and all is well when some are free.
+
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    served::Served,
+    support::{
+        Upstream, h2, route, routes, soon, until,
+        upstream::Call,
+        wire::{CHAT, chat},
+    },
+};
+
+/// As few as a proxy can start with, so that they run out soon.
+const DESCRIPTORS: u64 = 128;
+
+/// A server that answers what it has been sent once the gate is open.
+async fn gated() -> (Upstream, watch::Sender<bool>) {
+    let (gate, opened) = watch::channel(false);
+    let answer = move |call: Call| {
+        let mut opened = opened.clone();
+        async move {
+            // Without the gate the test is over.
+            if opened.wait_for(|open| *open).await.is_ok() {
+                call.echo().await;
+            }
+        }
+    };
+    (Upstream::warm().await.automatic(answer), gate)
+}
+
+/// More clients than descriptors: some are let in, as many as leave descriptors for all else, and are served; the others
+/// wait to be accepted, and are served after them. Nothing fails, nothing is accepted in vain, nothing stays open.
+#[tokio::test]
+async fn clients_that_nothing_is_left_for_wait_to_be_accepted() {
+    let (upstream, gate) = gated().await;
+    let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
+    let proxy = Served::with_descriptors(&config, DESCRIPTORS).await;
+    // It says so beforehand.
+    proxy.logged("limits.maxConnections is more than the open files").await;
+    let before = proxy.resources();
+    let mut clients = Vec::new();
+    for number in 0..200 {
+        clients.push(proxy.sent(chat(&format!("{number}"))).await);
+    }
+    proxy.in_flight(16).await;
+    // 128 less 64.
+    proxy.held(48).await;
+    gate.send_replace(true);
+    for mut client in clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!((upstream.requests(), proxy.said("cannot accept")), (200, 0));
+    proxy.is_back_to(before).await;
+    proxy.stop().await.are(&[("completed", 200)]);
+}
+
+/// One HTTP/2 connection with more requests than there are descriptors to send them with, and clients that come on top.
+/// What cannot be sent waits and blames nobody: the endpoint stays ready, what has been sent is answered, all are served in
+/// the end. Meanwhile accepting and connecting rest between their tries.
+#[tokio::test]
+async fn requests_that_cannot_be_sent_wait_and_the_endpoint_is_not_blamed() {
+    const REQUESTS: usize = 150;
+    let (upstream, gate) = gated().await;
+    let more = "concurrency: { max: 1000, rampStart: 1000 }, upstream: { connectTimeout: 400ms }";
+    let proxy = Served::with_descriptors(&routes(&[route("tiny", &upstream.url(), more)]), DESCRIPTORS).await;
+    let mut client = h2::connect(proxy.address).await;
+    // What a probe has found once, and what the work of as many requests costs.
+    gate.send_replace(true);
+    let body = r#"{"model":"tiny"}"#;
+    for _ in 0..REQUESTS {
+        let request = client.send_request(h2::post(proxy.address, CHAT, body));
+        assert_eq!(soon("an answer", request).await.unwrap().status(), 200);
+    }
+    let worked = proxy.ticks();
+    gate.send_replace(false);
+
+    let began = Instant::now();
+    let before = upstream.requests();
+    let asked: Vec<_> = (0..REQUESTS)
+        .map(|_| tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, body))))
+        .collect();
+    // It may have inherited some with higher numbers.
+    until("descriptors to run out", async || proxy.resources().descriptors >= DESCRIPTORS as usize).await;
+    let late: Vec<_> = [(); 5].map(|()| tokio::spawn(connect_and_ask(proxy.address))).into();
+    until("a client that is not accepted", async || proxy.said("cannot accept") >= 3).await;
+    let sent = upstream.requests() - before;
+    assert!(sent > 10 && sent < REQUESTS, "{sent} of them could be sent");
+    // A rest is 100 ms, and there is one thread that accepts.
+    let refusals = proxy.said("cannot accept");
+    assert!(refusals as u128 <= began.elapsed().as_millis() / 100 + 1, "{refusals} in {:?}", began.elapsed());
+    let waited = proxy.ticks() - worked;
+    assert!(waited <= worked + 20, "{waited} ticks to wait, {worked} for all that was done before");
+
+    gate.send_replace(true);
+    for asked in asked {
+        assert_eq!(soon("an answer", asked).await.unwrap().unwrap().status(), 200);
+    }
+    for late in late {
+        assert_eq!(soon("an answer", late).await.unwrap(), 200);
+    }
+    assert_eq!(proxy.said("cold start"), 0, "it was up all the time");
+    drop(client);
+    proxy.stop().await.are(&[("completed", 2 * REQUESTS as u64 + 5)]);
+}
+
+async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
+    crate::support::Wire::connect(address).await.ask(chat("late")).await.status()
+}

@@ -1,0 +1,158 @@
+//! Endpoints that come and go twenty times a second.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use anteroom::{error::Outcome, state::Protocol, upstream::Io};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    time::{Instant, sleep},
+};
+
+use crate::{
+    memory::{World, connection, read_request},
+    support::{
+        Upstream,
+        cluster::{Cluster, Pod},
+        until,
+        wire::chat,
+    },
+};
+
+const MAX: usize = 4;
+const FLAPS: usize = 400;
+/// Half of a twentieth of a second.
+const HALF: Duration = Duration::from_millis(25);
+
+/// A server that takes 20 ms for an answer, and counts.
+#[derive(Default)]
+struct Server {
+    up: AtomicBool,
+    dialled: AtomicUsize,
+    requests: AtomicUsize,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Server {
+    fn dial(self: &Arc<Self>) -> io::Result<Box<dyn Io>> {
+        self.dialled.fetch_add(1, SeqCst);
+        if !self.up.load(SeqCst) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let (ours, theirs) = connection();
+        tokio::spawn(self.clone().serve(theirs));
+        Ok(Box::new(ours))
+    }
+
+    /// It closes each connection after its answer, so that each request dials.
+    async fn serve(self: Arc<Self>, mut io: DuplexStream) {
+        if read_request(&mut io).await {
+            self.requests.fetch_add(1, SeqCst);
+            let now = self.now.fetch_add(1, SeqCst) + 1;
+            self.most.fetch_max(now, SeqCst);
+            sleep(Duration::from_millis(20)).await;
+            self.now.fetch_sub(1, SeqCst);
+            let _ =
+                io.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
+        }
+    }
+}
+
+/// Readiness flaps, as its publisher sees it, while requests come as fast as they can be served. Every one of them is sent
+/// exactly once and answered; never more than `concurrency.max` are on the server; demand is what is held and in flight,
+/// at every flap; and when all is over, nothing is wanted.
+#[tokio::test(start_paused = true)]
+async fn readiness_that_flaps_loses_nobody_and_sends_nobody_twice() {
+    let server = Arc::new(Server::default());
+    server.up.store(true, SeqCst);
+    let dialled = server.clone();
+    let world = World::new(
+        "concurrency: { max: 4, rampStart: 1 }, hold: { maxRequests: 2000 }, scaling: { linger: 0s }",
+        move || dialled.dial(),
+    );
+    let mut clients = Vec::new();
+    for flap in 0..FLAPS {
+        world.gate.target().ready(&world.endpoint, Some(1));
+        clients.extend([world.ask(&chat("x")), world.ask(&chat("y"))]);
+        sleep(HALF).await;
+        world.obeys_the_law();
+        world.endpoint.retire();
+        sleep(HALF).await;
+        world.obeys_the_law();
+        let counts = world.gate.counts();
+        let wanted = counts.held + counts.in_flight;
+        assert_eq!(wanted, world.gate.held() as u64 + world.gate.in_flight(), "at flap {flap}");
+    }
+    world.gate.target().ready(&world.endpoint, None);
+    for client in clients {
+        let heard = client.await.unwrap();
+        assert!(heard.starts_with("HTTP/1.1 200") && heard.ends_with("ok"), "{heard}");
+    }
+    sleep(HALF).await;
+    world.is_over(&[(Outcome::Completed, 2 * FLAPS as u64)]);
+    assert_eq!(server.requests.load(SeqCst), 2 * FLAPS);
+    assert!(server.most.load(SeqCst) <= MAX, "{}", server.most.load(SeqCst));
+    assert!(!world.gate.demand().is_leased());
+}
+
+/// The server itself flaps: half of the time it refuses connections, and nobody but the failing request notices. All are
+/// served once it is there, and it is not dialled in a hurry: each failure takes the endpoint out for 50 ms at least, and
+/// at most `concurrency.max` can have been under way to it then.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
+    let server = Arc::new(Server::default());
+    let dialled = server.clone();
+    let world = World::new("concurrency: { max: 4, rampStart: 4 }, hold: { maxRequests: 2000 }", move || {
+        dialled.dial()
+    });
+    let asked = server.clone();
+    world.watch(move || asked.up.load(SeqCst));
+    let began = Instant::now();
+    let mut clients = Vec::new();
+    for flap in 0..FLAPS {
+        server.up.store(flap % 2 == 0, SeqCst);
+        clients.push(world.ask(&chat("x")));
+        sleep(HALF).await;
+        world.obeys_the_law();
+    }
+    let failed = server.dialled.load(SeqCst) - server.requests.load(SeqCst);
+    let backoffs = began.elapsed().as_millis() as usize / 50 + 1;
+    assert!(failed > 0 && failed <= MAX * backoffs, "{failed} in {backoffs} back-offs");
+    server.up.store(true, SeqCst);
+    for client in clients {
+        assert!(client.await.unwrap().ends_with("ok"));
+    }
+    sleep(HALF).await;
+    world.is_over(&[(Outcome::Completed, FLAPS as u64)]);
+    assert_eq!(server.requests.load(SeqCst), FLAPS);
+    assert!(server.most.load(SeqCst) <= MAX);
+}
+
+/// A pod whose readiness flaps, by the cluster's word, before the real proxy: each change is acted on at once, and every
+/// request is answered once.
+#[tokio::test]
+async fn a_pod_that_flaps_serves_whoever_comes_while_it_is_ready() {
+    // A probe of ours does not open what the cluster has closed.
+    let mut upstream = Upstream::cold().await;
+    let cluster = Cluster::speaking(Protocol::Http1);
+    let proxy = cluster.proxy(None, "").await;
+    for flap in 0..200 {
+        cluster.says(&[(upstream.address, Pod::NotReady)]);
+        until("it to be closed", async || !proxy.gate().await.target().is_up()).await;
+        let mut held = proxy.sent(chat(&format!("{flap}"))).await;
+        let gate = proxy.gate().await;
+        until("one to be held", async || gate.held() == 1).await;
+        cluster.says(&[(upstream.address, Pod::Ready)]);
+        upstream.call().await.echo().await;
+        assert_eq!(held.response().await.json()["text"], format!("{flap}"));
+    }
+    assert_eq!(upstream.requests(), 200);
+    proxy.stop(&[("completed", 200)]).await;
+}

@@ -1,0 +1,120 @@
+//! Model servers that say what is no answer.
+
+use tokio::io::AsyncWriteExt as _;
+
+use crate::support::{Proxy, Upstream, upstream::Call, wire::chat};
+
+/// What a server says instead of a head, or as a head that cannot be believed.
+fn heads() -> Vec<(&'static str, Vec<u8>)> {
+    let text = |text: &str| text.as_bytes().to_vec();
+    vec![
+        ("nothing but NULs", vec![0; 64]),
+        ("a TLS alert", vec![0x15, 3, 3, 0, 2, 2, 70]),
+        ("HTTP/2", text("HTTP/2.0 200 OK\r\n\r\n")),
+        ("HTTP/0.9", text("<html>hello</html>\r\n\r\n")),
+        ("another protocol", text("SSH-2.0-OpenSSH_9.7\r\n")),
+        ("a status of two digits", text("HTTP/1.1 99 No\r\n\r\n")),
+        ("a header without a colon", text("HTTP/1.1 200 OK\r\nno colon\r\n\r\n")),
+        ("a header name with a space", text("HTTP/1.1 200 OK\r\nbad name: x\r\ncontent-length: 0\r\n\r\n")),
+        ("a length that is none", text("HTTP/1.1 200 OK\r\ncontent-length: many\r\n\r\n")),
+        ("a negative length", text("HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n")),
+        ("two lengths", text("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx")),
+        ("a head of a megabyte", {
+            let mut head = text("HTTP/1.1 200 OK\r\nx: ");
+            head.resize(1 << 20, b'x');
+            head
+        }),
+        ("a thousand headers", {
+            let many: String = (0..1000).map(|number| format!("x-{number}: 1\r\n")).collect();
+            text(&format!("HTTP/1.1 200 OK\r\n{many}\r\n"))
+        }),
+    ]
+}
+
+/// What is good as a head, and then breaks the promise.
+const BODIES: [(&str, &str); 5] = [
+    ("less than its length", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345"),
+    ("a chunk without a size", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nxx\r\n0\r\n\r\n"),
+    (
+        "a chunk that is too large",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\nx",
+    ),
+    (
+        "a chunk longer than it says",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nxyz\r\n0\r\n\r\n",
+    ),
+    ("no last chunk", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"),
+];
+
+/// Whatever it is: two servers get the request at the most, the client is told 502, and the next request is served. Or, if
+/// a head had gone out, the client sees that the answer breaks off, and nothing is tried again.
+#[tokio::test]
+async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let heads = heads();
+    let mut completed = 0;
+    let mut good = async |upstream: &mut Upstream| {
+        let mut client = proxy.sent(chat("good")).await;
+        upstream.call().await.echo().await;
+        assert_eq!(client.response().await.json()["text"], "good");
+        completed += 1;
+    };
+    for (what, said) in &heads {
+        let before = upstream.requests();
+        let mut client = proxy.sent(chat(what)).await;
+        for _ in 0..2 {
+            let mut call = upstream.call().await;
+            call.body().await;
+            // It is closed at once where it is known at once.
+            let _ = call.wire.stream.write_all(said).await;
+        }
+        let response = client.response().await;
+        assert_eq!((response.status(), &*response.code()), (502, "upstream_error"), "{what}");
+        assert_eq!(upstream.requests() - before, 2, "{what}");
+        good(&mut upstream).await;
+    }
+    for (what, said) in BODIES {
+        let before = upstream.requests();
+        let mut client = proxy.sent(chat(what)).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(said).await;
+        drop(call);
+        // Whether a head goes out before the end of it is known is a matter of what came in one piece.
+        if let Some(head) = client.head().await {
+            assert_eq!(head.status(), 200, "{what}");
+            let all = client.body(&head).await;
+            assert!(all.is_none(), "{what}: {all:?}");
+        }
+        assert_eq!(upstream.requests() - before, 1, "{what}");
+        good(&mut upstream).await;
+    }
+    let failed = (heads.len() + BODIES.len()) as u64;
+    proxy.in_flight(0).await;
+    proxy.stop(&[("completed", completed), ("upstream_error", failed)]).await;
+}
+
+/// Informational responses without end, as fast as the connection takes them: that is no head either, and the time for
+/// it passes. Others are served meanwhile by the same thread.
+#[tokio::test]
+async fn a_flood_of_informational_responses_is_no_answer() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "upstream: { responseTimeout: 300ms }").await;
+    let mut client = proxy.sent(chat("flooded")).await;
+    let call = upstream.call().await;
+    let flooding = tokio::spawn(flood(call));
+    let mut other = proxy.sent(chat("other")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(other.response().await.json()["text"], "other");
+    client.response().await.is_error(502, "upstream_error");
+    flooding.await.unwrap();
+    proxy.stop(&[("completed", 1), ("upstream_error", 1)]).await;
+}
+
+/// Until nobody listens any more.
+async fn flood(mut call: Call) {
+    call.body().await;
+    let early = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(100);
+    while call.wire.stream.write_all(early.as_bytes()).await.is_ok() {}
+}

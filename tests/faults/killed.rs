@@ -1,0 +1,134 @@
+//! Model servers that are killed, as the kernel does it when memory runs out: SIGKILL, without a word.
+
+use crate::{
+    served::{ANTEROOM, Served},
+    sim::{Place, prompt, streaming},
+    support::{route, routes, until, wire::Part},
+};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+const HOUR: &str = "1h";
+
+/// A proxy before the one url, and what else is to be said of its route.
+async fn before(place: &Place, more: &str) -> Served {
+    Served::start(&routes(&[route("tiny", &place.url(), more)])).await
+}
+
+/// Killed before the head of an answer: the request takes its old place, ahead of whoever came later, and is served by
+/// the next server. What kills two servers reaches no third, and whoever stood behind it is served.
+#[tokio::test]
+async fn before_the_head_the_next_server_gets_it_and_no_third_one() {
+    let place = Place::reserve();
+    let mut first = place.up(&["--time-to-first-token", HOUR]).await;
+    let proxy = before(&place, "concurrency: { max: 1 }").await;
+    let mut lucky = proxy.sent(prompt("once is forgiven")).await;
+    first.runs(1).await;
+    first.kill();
+    let mut second = place.up(&[]).await;
+    assert_eq!(lucky.response().await.status(), 200);
+    assert_eq!(second.answered().await, 1);
+    second.kill();
+
+    let mut first = place.up(&["--time-to-first-token", HOUR]).await;
+    let mut deadly = proxy.sent(prompt("kills servers")).await;
+    first.runs(1).await;
+    let mut later = proxy.sent(prompt("came later")).await;
+    proxy.held(1).await;
+    first.kill();
+    proxy.held(2).await;
+    let mut second = place.up(&["--time-to-first-token", HOUR]).await;
+    second.runs(1).await;
+    second.kill();
+    // Had the later one gone first, it would still be held now.
+    deadly.response().await.is_error(502, "upstream_error");
+    proxy.held(1).await;
+    let third = place.up(&[]).await;
+    assert_eq!(later.response().await.status(), 200);
+    assert_eq!(third.answered().await, 1, "the deadly one never came here");
+    proxy.stop().await.are(&[("completed", 2), ("upstream_error", 1)]);
+}
+
+/// Killed in the middle of a stream: the client sees that its answer breaks off, and no other server gets the request.
+#[tokio::test]
+async fn in_the_middle_of_a_stream_the_client_sees_it_and_nobody_else() {
+    let place = Place::reserve();
+    let mut first = place.up(&["--inter-token-time", HOUR]).await;
+    let proxy = before(&place, "").await;
+    let mut clients = Vec::new();
+    for number in 0..8 {
+        let mut client = proxy.sent(streaming(&format!("stream {number}"))).await;
+        assert_eq!(client.head().await.unwrap().status(), 200);
+        assert!(matches!(client.part().await, Part::Data(_)));
+        clients.push(client);
+    }
+    first.kill();
+    for client in &mut clients {
+        assert_eq!(client.rest().await, None, "an end that is none");
+    }
+    let second = place.up(&[]).await;
+    assert_eq!(proxy.ask(prompt("the next one")).await.status(), 200);
+    assert_eq!(second.answered().await, 1);
+    proxy.stop().await.are(&[("completed", 1), ("upstream_error", 8)]);
+}
+
+/// A route to a process that notes who it is, has a child as vLLM has one for its engine, and then does this.
+fn process(pids: &std::path::Path, then: &str) -> String {
+    let script = format!(r#"sleep 600 & echo $! >> "$1"; echo $$ >> "$1"; {then}"#);
+    let command = serde_json::json!(["sh", "-c", script, "-", pids, ANTEROOM, "{port}"]);
+    let target = format!("target: {{ process: {{ command: {command} }} }}");
+    format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target}, readiness: {{ interval: 10ms }} }}\n"
+    )
+}
+
+fn noted(pids: &std::path::Path) -> Vec<Pid> {
+    let text = std::fs::read_to_string(pids).unwrap_or_default();
+    text.lines().map(|line| Pid::from_raw(line.parse().unwrap()).unwrap()).collect()
+}
+
+fn alive(pid: &Pid) -> bool {
+    test_kill_process(*pid).is_ok()
+}
+
+/// Killed while it loads: all who wait are told so, with the signal, at once; its child goes with it; and who comes
+/// next has the next start, when its back-off is over.
+#[tokio::test]
+async fn while_it_loads_all_who_wait_are_told_and_the_next_start_is_another_one() {
+    let pids = tempfile::NamedTempFile::new().unwrap();
+    let then =
+        r#"[ $(wc -l < "$1") -gt 2 ] || exec "$2" sim --port "$3" --hang-load; exec "$2" sim --port "$3""#;
+    let proxy = Served::start(&process(pids.path(), then)).await;
+    let mut waiting = Vec::new();
+    for number in 0..5 {
+        waiting.push(proxy.sent(prompt(&format!("waits {number}"))).await);
+    }
+    proxy.held(5).await;
+    until("a server", async || noted(pids.path()).len() == 2).await;
+    let [child, server] = noted(pids.path()).try_into().unwrap();
+    kill_process(server, Signal::KILL).unwrap();
+    for client in &mut waiting {
+        let response = client.response().await;
+        response.is_error(503, "cold_start_failed");
+        assert!(response.text().contains("SIGKILL"), "{}", response.text());
+    }
+    until("its child to end", async || !alive(&child)).await;
+    assert_eq!(proxy.ask(prompt("the next")).await.status(), 200);
+    assert_eq!(noted(pids.path()).len(), 4, "two starts");
+    proxy.stop().await.are(&[("cold_start_failed", 5), ("completed", 1)]);
+}
+
+/// Killed while it serves a request that it has not answered: that request is held, starts the next server, and is
+/// answered by it.
+#[tokio::test]
+async fn while_it_serves_who_is_not_answered_starts_the_next() {
+    let pids = tempfile::NamedTempFile::new().unwrap();
+    let slow = r#"[ $(wc -l < "$1") -gt 2 ] || exec "$2" sim --port "$3" --time-to-first-token 1h; exec "$2" sim --port "$3""#;
+    let proxy = Served::start(&process(pids.path(), slow)).await;
+    let mut client = proxy.sent(prompt("x")).await;
+    proxy.in_flight(1).await;
+    let [child, server] = noted(pids.path()).try_into().unwrap();
+    kill_process(server, Signal::KILL).unwrap();
+    assert_eq!(client.response().await.status(), 200);
+    assert!(!alive(&child) && noted(pids.path()).len() == 4);
+    proxy.stop().await.are(&[("completed", 1)]);
+}

@@ -1,0 +1,96 @@
+//! The law of conservation, as the admin listener of a running proxy shows it.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use crate::support::{Wire, wire::Response};
+
+/// What a proxy has counted, over all its routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub admitted: u64,
+    pub held: u64,
+    pub in_flight: u64,
+    pub held_bytes: u64,
+    pub buffered_bytes: u64,
+    /// Admitted requests by how they ended.
+    pub outcomes: BTreeMap<String, u64>,
+    /// Requests that were not admitted, by the reason.
+    pub refused: BTreeMap<String, u64>,
+}
+
+/// Far above what anything here takes, also on a busy machine: only a defect reaches it.
+const BOUND: Duration = Duration::from_secs(30);
+
+/// What the admin listener answers.
+pub async fn ask(admin: SocketAddr, path: &str) -> Response {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+    Wire::connect(admin).await.ask(request).await
+}
+
+/// What has been counted so far. While requests move, the numbers are not of one instant.
+pub async fn counts(admin: SocketAddr) -> Counts {
+    let mut counts = Counts::default();
+    for line in ask(admin, "/metrics").await.text().lines() {
+        let Some((series, value)) = line.rsplit_once(' ') else { continue };
+        let name = series.split('{').next().unwrap_or_default();
+        let number = || value.parse::<u64>().unwrap();
+        let label = |key: &str| {
+            let after = series.split_once(&format!("{key}=\"")).unwrap().1;
+            after.split('"').next().unwrap().to_owned()
+        };
+        match name {
+            "anteroom_admitted_requests_total" => counts.admitted += number(),
+            "anteroom_held_requests" => counts.held += number(),
+            "anteroom_in_flight_requests" => counts.in_flight += number(),
+            "anteroom_held_bytes" => counts.held_bytes += number(),
+            "anteroom_buffered_bytes" => counts.buffered_bytes += number(),
+            "anteroom_requests_total" => *counts.outcomes.entry(label("outcome")).or_default() += number(),
+            "anteroom_refused_requests_total" => {
+                *counts.refused.entry(label("reason")).or_default() += number();
+            }
+            _ => {}
+        }
+    }
+    counts
+}
+
+/// Waits until all is over, then checks the law: admissions equal outcomes, and no byte is kept for anybody.
+pub async fn holds(admin: SocketAddr) -> Counts {
+    let mut last = Counts::default();
+    let settled = async {
+        loop {
+            last = counts(admin).await;
+            if last.is_over() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(BOUND, settled).await;
+    assert!(in_time.is_ok(), "something is left, or lost: {last:?}");
+    last
+}
+
+// === impl Counts ===
+
+impl Counts {
+    /// Nothing waits, nothing moves, nothing is missing.
+    fn is_over(&self) -> bool {
+        (self.held, self.in_flight, self.held_bytes, self.buffered_bytes) == (0, 0, 0, 0)
+            && self.admitted == self.outcomes.values().sum::<u64>()
+    }
+
+    pub fn ended(&self, outcome: &str) -> u64 {
+        self.outcomes.get(outcome).copied().unwrap_or_default()
+    }
+
+    pub fn refused(&self, reason: &str) -> u64 {
+        self.refused.get(reason).copied().unwrap_or_default()
+    }
+
+    /// Asserts that these outcomes came to pass, and none but these.
+    pub fn are(&self, outcomes: &[(&str, u64)]) {
+        let expected = outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        assert_eq!(self.outcomes, expected, "{self:?}");
+    }
+}

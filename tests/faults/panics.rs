@@ -1,0 +1,166 @@
+//! Panics: one request is lost and counted, its place is free, and everybody else goes on.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use anteroom::{error::Outcome, upstream::Io};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf},
+    time::sleep,
+};
+
+use crate::{
+    memory::{World, connection, read_request},
+    support::wire::{chat, streaming},
+};
+
+/// What the way to the endpoint does.
+const WORKS: u8 = 0;
+const PANICS_ON_DIAL: u8 = 1;
+const PANICS_ON_READ: u8 = 2;
+
+/// A connection that panics when it is read.
+struct Broken(DuplexStream);
+
+impl AsyncRead for Broken {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        panic!("a defect in a connection to an endpoint")
+    }
+}
+
+impl AsyncWrite for Broken {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+struct Rig {
+    world: World,
+    behaves: Arc<AtomicU8>,
+    requests: Arc<AtomicUsize>,
+}
+
+fn rig(more: &str) -> Rig {
+    let (behaves, requests) = (Arc::new(AtomicU8::new(WORKS)), Arc::new(AtomicUsize::new(0)));
+    let (behaviour, counted) = (behaves.clone(), requests.clone());
+    let world = World::new(more, move || {
+        let (ours, mut theirs) = connection();
+        let counted = counted.clone();
+        tokio::spawn(async move {
+            if read_request(&mut theirs).await {
+                counted.fetch_add(1, SeqCst);
+                let answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
+                let _ = theirs.write_all(answer).await;
+            }
+        });
+        match behaviour.load(SeqCst) {
+            PANICS_ON_DIAL => panic!("a defect in the request path"),
+            PANICS_ON_READ => Ok(Box::new(Broken(ours)) as Box<dyn Io>),
+            _ => Ok(Box::new(ours)),
+        }
+    });
+    Rig { world, behaves, requests }
+}
+
+/// A whole answer with a length, on a connection that is kept.
+async fn answer(client: &mut DuplexStream) -> String {
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"\r\n\r\n") {
+        heard.push(client.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(heard).unwrap();
+    let length =
+        head.to_lowercase().split("content-length: ").nth(1).unwrap().split('\r').next().unwrap().parse();
+    let mut body = vec![0; length.unwrap()];
+    client.read_exact(&mut body).await.unwrap();
+    head + &String::from_utf8(body).unwrap()
+}
+
+/// In a request that is sent at once, and in one that was held: it gets a 500 and is counted as `internal`. Its permit is
+/// given back, the connection that it came over serves the next, and so does the thread.
+#[tokio::test(start_paused = true)]
+async fn a_panic_costs_one_request_and_neither_its_connection_nor_its_place() {
+    let Rig { world, behaves, requests } = rig("concurrency: { max: 1, rampStart: 1 }");
+    let mut client = world.client();
+    for held_first in [false, true] {
+        behaves.store(PANICS_ON_DIAL, SeqCst);
+        if held_first {
+            world.endpoint.retire();
+        } else {
+            world.gate.target().ready(&world.endpoint, None);
+        }
+        client.write_all(chat("panics").as_bytes()).await.unwrap();
+        if held_first {
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!(world.gate.held(), 1);
+            world.gate.target().ready(&world.endpoint, None);
+        }
+        let heard = answer(&mut client).await;
+        assert!(heard.starts_with("HTTP/1.1 500") && heard.contains("\"internal\""), "{heard}");
+        world.obeys_the_law();
+        assert_eq!((world.gate.held(), world.endpoint.in_flight()), (0, 0));
+        behaves.store(WORKS, SeqCst);
+        client.write_all(chat("the next one").as_bytes()).await.unwrap();
+        assert!(answer(&mut client).await.ends_with("ok"));
+    }
+    drop(client);
+    sleep(Duration::from_secs(1)).await;
+    world.is_over(&[(Outcome::Completed, 2), (Outcome::Internal, 2)]);
+    assert_eq!(requests.load(SeqCst), 2);
+}
+
+/// After an early answer there is no other status to send: the client sees its stream break off. It is counted, and its
+/// place is free; the neighbours' connections do not notice.
+#[tokio::test(start_paused = true)]
+async fn a_panic_after_an_early_answer_breaks_that_answer_off() {
+    let Rig { world, behaves, .. } =
+        rig("concurrency: { max: 1, rampStart: 1 }, keepalive: { after: 1s, interval: 1s }");
+    let panics = world.ask(&streaming("panics"));
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.gate.held(), 1);
+    let neighbour = world.ask(&streaming("waits behind it"));
+    sleep(Duration::from_secs(5)).await;
+    behaves.store(PANICS_ON_DIAL, SeqCst);
+    // Whoever is next is dispatched on the thread that panics: it must not be taken along.
+    world.gate.target().ready(&world.endpoint, None);
+    let heard = panics.await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 200") && !heard.ends_with("0\r\n\r\n"), "{heard}");
+    let _ = neighbour.await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    world.is_over(&[(Outcome::Internal, 2)]);
+    behaves.store(WORKS, SeqCst);
+    assert!(world.ask(&chat("the next one")).await.unwrap().ends_with("ok"));
+}
+
+/// In the task of a connection to an endpoint: that is a connection that broke. The request has been written, so it is
+/// tried once more, and told 502 then.
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_connection_to_an_endpoint_is_a_broken_connection() {
+    let Rig { world, behaves, .. } = rig("");
+    world.watch(|| true);
+    behaves.store(PANICS_ON_READ, SeqCst);
+    let heard = world.ask(&chat("x")).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 50"), "{heard}");
+    world.obeys_the_law();
+    behaves.store(WORKS, SeqCst);
+    assert!(world.ask(&chat("the next one")).await.unwrap().ends_with("ok"));
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((world.gate.held(), world.gate.in_flight()), (0, 0));
+    assert_eq!(world.gate.counters().ended_as(Outcome::Completed), 1);
+}

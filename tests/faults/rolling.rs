@@ -1,0 +1,234 @@
+//! Two replicas behind a load balancer that learns late, restarted one after the other under load.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use crate::{
+    law,
+    served::Served,
+    support::{
+        Upstream, Wire, route, routes, until,
+        upstream::{Call, LAST, STREAM, chunk},
+        wire::{chat, streaming},
+    },
+};
+
+/// What kube-proxy does: connections go to one of those that were ready when it last looked, and it looks now and then.
+struct Balancer {
+    address: SocketAddr,
+    backends: Arc<Mutex<Vec<Backend>>>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+struct Backend {
+    address: SocketAddr,
+    admin: SocketAddr,
+    ready: bool,
+}
+
+/// How long it knows nothing of a change.
+const LAG: Duration = Duration::from_millis(200);
+
+// === impl Balancer ===
+
+impl Balancer {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let backends = Arc::new(Mutex::new(Vec::new()));
+        let tasks = [tokio::spawn(pass_on(listener, backends.clone())), tokio::spawn(look(backends.clone()))];
+        Self { address, backends, tasks }
+    }
+
+    fn add(&self, replica: &Served) {
+        let (address, admin) = (replica.address, replica.admin);
+        self.backends.lock().push(Backend { address, admin, ready: false });
+    }
+
+    fn remove(&self, replica: &Served) {
+        self.backends.lock().retain(|backend| backend.address != replica.address);
+    }
+
+    async fn sends_to(&self, number: usize) {
+        let ready = || self.backends.lock().iter().filter(|backend| backend.ready).count();
+        until(&format!("{number} that are ready"), async || ready() == number).await;
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+async fn pass_on(listener: TcpListener, backends: Arc<Mutex<Vec<Backend>>>) {
+    let next = AtomicUsize::new(0);
+    while let Ok((mut client, _)) = listener.accept().await {
+        let ready: Vec<_> =
+            backends.lock().iter().filter(|backend| backend.ready).map(|backend| backend.address).collect();
+        let Some(address) = ready.get(next.fetch_add(1, SeqCst) % ready.len().max(1)).copied() else {
+            continue;
+        };
+        tokio::spawn(async move {
+            // Who is not there any more refuses the connection, and the client sees it.
+            let mut backend = TcpStream::connect(address).await?;
+            copy_bidirectional(&mut client, &mut backend).await
+        });
+    }
+}
+
+async fn look(backends: Arc<Mutex<Vec<Backend>>>) {
+    loop {
+        let all: Vec<_> = backends.lock().iter().map(|backend| backend.admin).collect();
+        for admin in all {
+            let ready =
+                TcpStream::connect(admin).await.is_ok() && law::ask(admin, "/readyz").await.status() == 200;
+            backends.lock().iter_mut().filter(|one| one.admin == admin).for_each(|one| one.ready = ready);
+        }
+        sleep(LAG).await;
+    }
+}
+
+/// A client that asks one request after the other and counts its answers. Some keep their connections, until they are
+/// told that it was the last answer on it.
+async fn client(address: SocketAddr, kind: usize, over: Arc<AtomicBool>, counts: Arc<Counts>) {
+    let mut kept = None;
+    while !over.load(SeqCst) {
+        if kind == 0 {
+            let mut wire = Wire::connect(address).await;
+            wire.send(streaming("stream")).await;
+            let head = wire.head().await.expect("the head of a stream");
+            assert_eq!(head.status(), 200);
+            let all = wire.rest().await.expect("the end of a stream");
+            assert_eq!(all.matches("data: ").count(), CHUNKS);
+            counts.answered.fetch_add(1, SeqCst);
+            continue;
+        }
+        let mut wire = match kept.take() {
+            Some(wire) => wire,
+            None => Wire::connect(address).await,
+        };
+        let response = wire.ask(chat("short")).await;
+        match response.status() {
+            200 => counts.answered.fetch_add(1, SeqCst),
+            // To be sent again, as it says.
+            503 if response.code() == "draining" && response.get("x-should-retry") == Some("true") => {
+                counts.drained.fetch_add(1, SeqCst)
+            }
+            status => panic!("{status}: {}", response.text()),
+        };
+        kept = Some(wire).filter(|_| kind == 1 && response.get("connection") != Some("close"));
+    }
+}
+
+#[derive(Default)]
+struct Counts {
+    answered: AtomicU64,
+    drained: AtomicU64,
+}
+
+const CHUNKS: usize = 20;
+
+async fn serve(mut call: Call) {
+    let body = call.body().await;
+    if !body.contains("\"stream\":true") {
+        sleep(Duration::from_millis(20)).await;
+        return call.reply("short").await;
+    }
+    call.send(STREAM).await;
+    for _ in 0..CHUNKS {
+        sleep(Duration::from_millis(20)).await;
+        call.send(chunk("data: x\n\n")).await;
+    }
+    call.finish(LAST).await;
+}
+
+/// A replica that knows the other one, at addresses that it has from one run to the next.
+async fn replica(number: usize, port: u16, url: &str) -> Served {
+    let (own, other) = (format!("127.0.0.{}:{port}", number + 1), format!("127.0.0.{}:{port}", 2 - number));
+    let peers = format!("peers: {{ listen: \"{own}\", service: \"{other}\" }}");
+    // Far fewer places than clients, so that some are always held.
+    let route = route("tiny", url, "concurrency: { max: 2 }");
+    Served::start(&format!("drainDelay: 2s\ndrainTimeout: 20s\n{peers}\n{}", routes(&[route]))).await
+}
+
+/// Streams, short and held requests through a balancer, while each replica in turn is told to end, ends, and comes back
+/// at another port. Every request is answered whole, or told `draining` and that it may be sent again. Each replica
+/// accounts for all that it admitted, ends by itself with 0, and is forgotten by its peer and found again.
+#[tokio::test]
+async fn a_rolling_restart_fails_nobody() {
+    let upstream = Upstream::warm().await.automatic(serve);
+    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let balancer = Balancer::start().await;
+    let mut replicas = Vec::new();
+    for number in 0..2 {
+        replicas.push(replica(number, port, &upstream.url()).await);
+        balancer.add(&replicas[number]);
+    }
+    balancer.sends_to(2).await;
+    let (over, counts) = (Arc::new(AtomicBool::new(false)), Arc::<Counts>::default());
+    let client = |kind: usize| tokio::spawn(client(balancer.address, kind % 4, over.clone(), counts.clone()));
+    let clients: Vec<_> = (0..16).map(client).collect();
+    let answered = || counts.answered.load(SeqCst);
+
+    let mut completed = 0;
+    for number in 0..2 {
+        until("requests to be held", async || replicas[number].counts().await.held > 0).await;
+        replicas[number].signal(Signal::TERM);
+        balancer.sends_to(1).await;
+        assert_eq!(replicas[number].exited().await.code(), Some(0));
+        let last = replicas[number].logged("stopped").await;
+        completed += only_completed(&last);
+        balancer.remove(&replicas[number]);
+        let before = answered();
+        until("the other one to serve", async || answered() > before + 5).await;
+        replicas[number] = replica(number, port, &upstream.url()).await;
+        balancer.add(&replicas[number]);
+        balancer.sends_to(2).await;
+        let peers = async || law::ask(replicas[1 - number].admin, "/metrics").await.text();
+        until("its peer to find it again", async || {
+            peers().await.contains("anteroom_peers{state=\"connected\"} 1")
+        })
+        .await;
+    }
+    over.store(true, SeqCst);
+    for client in clients {
+        client.await.unwrap();
+    }
+    for replica in replicas {
+        let counts = replica.stop().await;
+        counts.are(&[("completed", counts.admitted)]);
+        completed += counts.admitted;
+    }
+    assert_eq!(
+        completed,
+        answered(),
+        "each was answered by one of them, and {} told to come again",
+        counts.drained.load(SeqCst)
+    );
+}
+
+/// How many requests a replica had, all of which it has answered.
+fn only_completed(last: &serde_json::Value) -> u64 {
+    let admitted = last["admitted"].as_u64().unwrap();
+    let outcomes = last["outcomes"].as_str().unwrap();
+    let ended: Vec<_> = outcomes.split(' ').filter(|one| !one.ends_with("=0")).collect();
+    assert_eq!(ended, [format!("completed={admitted}")], "{last}");
+    assert_eq!((last["held"].as_u64(), last["in_flight"].as_u64()), (Some(0), Some(0)), "{last}");
+    admitted
+}

@@ -1,0 +1,245 @@
+//! `anteroom serve` as a process, looked at from outside.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use crate::{
+    law::{self, Counts},
+    marked::Mark,
+    support::{Wire, until, wire::Response},
+};
+
+/// The executable under test.
+pub const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
+
+/// A proxy. It is killed when this is dropped, and its log is kept.
+pub struct Served {
+    child: Child,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    folder: tempfile::TempDir,
+    /// It and all that it starts, whoever their parents are by then.
+    mark: Mark,
+    log: Arc<Mutex<Vec<Value>>>,
+}
+
+/// What a process has of the system's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    pub descriptors: usize,
+    pub threads: usize,
+}
+
+// === impl Served ===
+
+impl Served {
+    pub async fn start(config: &str) -> Self {
+        Self::spawn(config, |folder| {
+            let mut command = Command::new(ANTEROOM);
+            command.args(arguments(folder));
+            command
+        })
+        .await
+    }
+
+    /// One that may have so many file descriptors.
+    pub async fn with_descriptors(config: &str, number: u64) -> Self {
+        Self::spawn(config, |folder| {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("ulimit -n {number}; exec \"$0\" \"$@\""), ANTEROOM]);
+            command.args(arguments(folder));
+            command
+        })
+        .await
+    }
+
+    /// One that is started by this command, which knows the folder of its configuration.
+    pub async fn spawn(config: &str, command: impl FnOnce(&tempfile::TempDir) -> Command) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("anteroom.yaml"), config).unwrap();
+        let mark = Mark::new();
+        let mut command = command(&folder);
+        command.env_remove("RUST_LOG").stdout(Stdio::null());
+        let (name, value) = mark.variable();
+        let child = command.env(name, value).stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = child.unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = tokio::process::ChildStderr::from_std(child.stderr.take().unwrap()).unwrap();
+        let lines = log.clone();
+        tokio::spawn(async move {
+            let mut read = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = read.next_line().await {
+                lines.lock().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
+            }
+        });
+        let none = SocketAddr::from(([0; 4], 0));
+        let mut served = Self { child, address: none, admin: none, folder, mark, log };
+        let listening = served.logged("listening").await;
+        let address = |key: &str| listening[key].as_str().unwrap().parse().unwrap();
+        (served.address, served.admin) = (address("address"), address("admin"));
+        served
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("anteroom.yaml")
+    }
+
+    /// Replaces its configuration as editors and kubelets do: never by a half-written file.
+    pub fn write(&self, config: &str) {
+        fs::write(self.path().with_extension("new"), config).unwrap();
+        fs::rename(self.path().with_extension("new"), self.path()).unwrap();
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    // --- what it says ---
+
+    /// How often its log has a line with this message so far.
+    pub fn said(&self, message: &str) -> usize {
+        self.log.lock().iter().filter(|line| says(line, message)).count()
+    }
+
+    /// Waits for the first line with this message.
+    pub async fn logged(&self, message: &str) -> Value {
+        until(message, async || self.said(message) > 0).await;
+        self.log.lock().iter().find(|line| says(line, message)).cloned().unwrap()
+    }
+
+    /// Its log, for who wants to know why.
+    pub fn log(&self) -> String {
+        self.log.lock().iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Response {
+        Wire::connect(self.address).await.ask(request).await
+    }
+
+    /// A client that has sent this.
+    pub async fn sent(&self, request: impl AsRef<[u8]>) -> Wire {
+        let mut client = Wire::connect(self.address).await;
+        client.send(request).await;
+        client
+    }
+
+    /// What the admin listener says.
+    pub async fn admin(&self, path: &str) -> Value {
+        law::ask(self.admin, path).await.json()
+    }
+
+    /// The route `tiny`, as the admin API shows it.
+    pub async fn tiny(&self) -> Value {
+        let routes = self.admin("/api/v1/routes").await;
+        let routes = routes["routes"].as_array().unwrap();
+        routes.iter().find(|route| route["name"] == "tiny").cloned().unwrap_or_default()
+    }
+
+    pub async fn held(&self, number: u64) {
+        until(&format!("{number} to be held"), async || self.tiny().await["held"] == number).await;
+    }
+
+    pub async fn in_flight(&self, number: u64) {
+        until(&format!("{number} in flight"), async || self.tiny().await["in_flight"] == number).await;
+    }
+
+    pub async fn counts(&self) -> Counts {
+        law::counts(self.admin).await
+    }
+
+    // --- what it takes ---
+
+    /// What it has open now.
+    pub fn resources(&self) -> Resources {
+        let proc = PathBuf::from(format!("/proc/{}", self.pid().as_raw_nonzero()));
+        let count = |what: &str| fs::read_dir(proc.join(what)).unwrap().count();
+        Resources { descriptors: count("fd"), threads: count("task") }
+    }
+
+    /// Waits until it has no more open than before.
+    pub async fn is_back_to(&self, before: Resources) {
+        until(&format!("{before:?}"), async || {
+            let now = self.resources();
+            now.descriptors <= before.descriptors && now.threads <= before.threads
+        })
+        .await;
+    }
+
+    /// The time that it has been running on a processor, in the kernel's ticks.
+    pub fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_nonzero())).unwrap();
+        // The name before may have anything in it, but for this.
+        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// The model servers that it runs.
+    pub fn model_servers(&self) -> Vec<Pid> {
+        let is_server = |command: &[String]| command.get(1).is_some_and(|word| word == "sim");
+        let all = self.mark.processes().into_iter();
+        all.filter(|process| is_server(&process.command)).map(|process| process.id).collect()
+    }
+
+    // --- how it ends ---
+
+    /// Waits until all requests are over, checks the law, then stops it: its own account must say the same, and nothing
+    /// that it started may be left.
+    pub async fn stop(mut self) -> Counts {
+        let counts = law::holds(self.admin).await;
+        self.signal(Signal::INT);
+        let status = self.exited().await;
+        assert_eq!(status.code(), Some(0), "{}", self.log());
+        let last = self.logged("stopped").await;
+        let sum: u64 = counts.outcomes.values().sum();
+        assert_eq!((last["admitted"].as_u64(), last["held"].as_u64()), (Some(sum), Some(0)), "{last}");
+        assert_eq!(last["in_flight"].as_u64(), Some(0), "{last}");
+        let left = self.mark.processes();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        counts
+    }
+
+    /// Waits for its end.
+    pub async fn exited(&mut self) -> std::process::ExitStatus {
+        let mut status = None;
+        until("its end", async || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn arguments(folder: &tempfile::TempDir) -> Vec<String> {
+    let path = folder.path().join("anteroom.yaml");
+    let path = path.to_str().unwrap();
+    ["serve", "--log-format", "json", "--config", path].map(str::to_owned).into()
+}
+
+fn says(line: &Value, message: &str) -> bool {
+    line["message"].as_str().is_some_and(|said| said.contains(message))
+}

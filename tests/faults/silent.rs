@@ -1,0 +1,136 @@
+//! Model servers that connect and then do nothing, or too little: bounded by the route's time-outs, to the second.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use anteroom::{error::Outcome, upstream::Io};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    time::{Instant, sleep},
+};
+
+use crate::{
+    memory::{World, connection, read_request},
+    support::wire::{chat, streaming},
+};
+
+/// A world whose server does this with each connection, and how many there were.
+fn world<F>(
+    more: &str,
+    serve: impl Fn(DuplexStream) -> F + Send + Sync + 'static,
+) -> (World, Arc<AtomicUsize>)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let world = World::new(more, move || {
+        counted.fetch_add(1, SeqCst);
+        let (ours, theirs) = connection();
+        tokio::spawn(serve(theirs));
+        Ok(Box::new(ours) as Box<dyn Io>)
+    });
+    world.watch(|| true);
+    (world, connections)
+}
+
+async fn every_second(mut io: DuplexStream, text: &str, byte_by_byte: bool) {
+    if read_request(&mut io).await {
+        let size = if byte_by_byte { 1 } else { text.len() };
+        for part in text.as_bytes().chunks(size).cycle() {
+            if io.write_all(part).await.is_err() {
+                return;
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// Whatever a server does instead of a whole head, `upstream.responseTimeout` ends it: the client is told so with 502, no
+/// other server is tried, since this one may be at work, and the place is free for the next.
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_come_has_its_time_and_no_more() {
+    const MORE: &str = "upstream: { responseTimeout: 5s }";
+    let servers = [
+        (
+            "never answers",
+            world(MORE, |mut io| async move {
+                read_request(&mut io).await;
+                std::future::pending().await
+            }),
+        ),
+        (
+            "does not even read",
+            world(MORE, |io| async move {
+                let _kept = io;
+                std::future::pending().await
+            }),
+        ),
+        ("trickles a head", world(MORE, |io| every_second(io, "HTTP/1.1 200 OK\r\nX: xxxxxxxx", true))),
+        ("informs for ever", world(MORE, |io| every_second(io, "HTTP/1.1 103 Early Hints\r\n\r\n", false))),
+    ];
+    for (what, (world, connections)) in servers {
+        let began = Instant::now();
+        let heard = world.ask(&chat("x")).await.unwrap();
+        assert!(heard.starts_with("HTTP/1.1 502") && heard.contains("\"upstream_error\""), "{what}: {heard}");
+        assert!(heard.contains("sent no response head within 5s"), "{what}: {heard}");
+        assert_eq!((began.elapsed().as_secs(), connections.load(SeqCst)), (5, 1), "{what}");
+        sleep(Duration::from_secs(1)).await;
+        world.is_over(&[(Outcome::UpstreamError, 1)]);
+    }
+}
+
+/// A server that closes every connection at once has done nothing: the request waits for one that answers, until its own
+/// deadline, and meanwhile it is dialled ever more seldom. 50, 100, 200, 400 and 800 ms, then every second: 30 s are at
+/// most 5 + 29 + 1 tries.
+#[tokio::test(start_paused = true)]
+async fn who_closes_at_once_is_tried_until_the_deadline_and_not_in_a_hurry() {
+    let (world, connections) = world("hold: { timeout: 30s }", |io| async move { drop(io) });
+    let began = Instant::now();
+    let heard = world.ask(&chat("x")).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 504") && heard.contains("cold_start_timeout"), "{heard}");
+    assert_eq!(began.elapsed().as_secs(), 30);
+    let tries = connections.load(SeqCst);
+    assert!((10..=35).contains(&tries), "{tries}");
+    sleep(Duration::from_secs(1)).await;
+    world.is_over(&[(Outcome::ColdStartTimeout, 1)]);
+}
+
+/// A body that trickles is no hang, however long it takes, as long as no pause is longer than `upstream.idleTimeout`; one
+/// that stops is cut off after one to two times that, and the client sees an end that is none.
+#[tokio::test(start_paused = true)]
+async fn a_body_may_trickle_but_not_stop() {
+    const MORE: &str = "upstream: { idleTimeout: 5s }";
+    let (trickling, _) = world(MORE, |mut io| async move {
+        read_request(&mut io).await;
+        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        let _ = io.write_all(head.as_bytes()).await;
+        for _ in 0..100 {
+            sleep(Duration::from_secs(4)).await;
+            let _ = io.write_all(b"1\r\nx\r\n").await;
+        }
+        let _ = io.write_all(b"0\r\n\r\n").await;
+    });
+    let began = Instant::now();
+    let heard = trickling.ask(&streaming("x")).await.unwrap();
+    assert!(heard.ends_with("0\r\n\r\n"), "{heard}");
+    assert_eq!(began.elapsed().as_secs(), 400, "100 times 4 s");
+    trickling.is_over(&[(Outcome::Completed, 1)]);
+
+    let (stopping, _) = world(MORE, |mut io| async move {
+        read_request(&mut io).await;
+        let _ = io.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+        std::future::pending().await
+    });
+    let began = Instant::now();
+    let heard = stopping.ask(&streaming("x")).await.unwrap();
+    assert!(heard.ends_with("x\r\n"), "{heard}");
+    assert!((5..=10).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    sleep(Duration::from_secs(1)).await;
+    stopping.is_over(&[(Outcome::UpstreamError, 1)]);
+}

@@ -1,0 +1,106 @@
+//! `anteroom sim` as a process at an address of its own, which the next one takes over.
+
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::{
+    law,
+    served::ANTEROOM,
+    support::{
+        until,
+        upstream::Port,
+        wire::{CHAT, post},
+    },
+};
+
+/// The place of model servers, of which at most one lives.
+pub struct Place {
+    port: Port,
+}
+
+/// A model server. It is killed when this is dropped.
+pub struct Sim {
+    child: Child,
+    address: std::net::SocketAddr,
+}
+
+/// A chat request that a sim understands.
+pub fn prompt(text: &str) -> String {
+    post(CHAT, &body(text, false))
+}
+
+/// One whose answer streams.
+pub fn streaming(text: &str) -> String {
+    post(CHAT, &body(text, true))
+}
+
+fn body(text: &str, stream: bool) -> String {
+    format!(r#"{{"model":"tiny","stream":{stream},"messages":[{{"role":"user","content":"{text}"}}]}}"#)
+}
+
+// === impl Place ===
+
+impl Place {
+    pub fn reserve() -> Self {
+        Self { port: Port::reserve() }
+    }
+
+    pub fn url(&self) -> String {
+        self.port.url()
+    }
+
+    /// Starts a model server here.
+    pub fn start(&self, arguments: &[&str]) -> Sim {
+        let address: std::net::SocketAddr = self.url()["http://".len()..].parse().unwrap();
+        let mut command = Command::new(ANTEROOM);
+        command.args(["sim", "--port", &address.port().to_string()]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Sim { child: command.spawn().unwrap(), address }
+    }
+
+    /// Starts one, and waits until it is up.
+    pub async fn up(&self, arguments: &[&str]) -> Sim {
+        let sim = self.start(arguments);
+        until("a model server", async || tokio::net::TcpStream::connect(sim.address).await.is_ok()).await;
+        sim
+    }
+}
+
+// === impl Sim ===
+
+impl Sim {
+    /// Waits until it works on so many requests.
+    pub async fn runs(&self, number: u64) {
+        until(&format!("{number} to run"), async || self.metric("vllm:num_requests_running").await == number)
+            .await;
+    }
+
+    /// How many requests it has answered to their end.
+    pub async fn answered(&self) -> u64 {
+        self.metric("vllm:request_success_total").await
+    }
+
+    async fn metric(&self, name: &str) -> u64 {
+        let text = law::ask(self.address, "/metrics").await.text();
+        let series = text.lines().filter(|line| line.starts_with(&format!("{name}{{")));
+        series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// As the kernel's out-of-memory killer does it.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

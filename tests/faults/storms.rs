@@ -1,0 +1,139 @@
+//! Configurations that change faster than anybody reads them.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+};
+
+use rustix::process::Signal;
+
+use crate::{
+    served::Served,
+    support::{Upstream, Wire, route, routes, until, wire::chat},
+};
+
+const STEPS: usize = 300;
+
+/// Clients that ask one request after the other, on connections that they keep.
+struct Load {
+    over: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+// === impl Load ===
+
+impl Load {
+    fn start(proxy: &Served, clients: usize) -> Self {
+        let (over, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let client = |number: usize| {
+            let (over, answered, address) = (over.clone(), answered.clone(), proxy.address);
+            tokio::spawn(async move {
+                let mut wire = Wire::connect(address).await;
+                while !over.load(SeqCst) {
+                    let text = format!("client {number}");
+                    let response = wire.ask(chat(&text)).await;
+                    assert_eq!(response.status(), 200, "{}", response.text());
+                    assert_eq!(response.json()["text"], text);
+                    answered.fetch_add(1, SeqCst);
+                }
+            })
+        };
+        let clients = (0..clients).map(client).collect();
+        Self { over, answered, clients }
+    }
+
+    /// Waits until one more has been answered from now on.
+    async fn goes_on(&self) {
+        let before = self.answered.load(SeqCst);
+        until("an answer", async || self.answered.load(SeqCst) > before).await;
+    }
+
+    /// How many were answered; none was not.
+    async fn end(self) -> u64 {
+        self.over.store(true, SeqCst);
+        for client in self.clients {
+            client.await.unwrap();
+        }
+        self.answered.load(SeqCst)
+    }
+}
+
+/// As a kubelet does it: a new folder, and a symlink to it that is replaced in one step.
+fn swap(folder: &Path, number: usize, config: &str) {
+    let version = format!("..version-{number}");
+    fs::create_dir(folder.join(&version)).unwrap();
+    fs::write(folder.join(&version).join("anteroom.yaml"), config).unwrap();
+    let before = fs::read_link(folder.join("..data")).ok();
+    symlink(&version, folder.join("..new")).unwrap();
+    fs::rename(folder.join("..new"), folder.join("..data")).unwrap();
+    if let Some(before) = before {
+        fs::remove_dir_all(folder.join(before)).unwrap();
+    }
+}
+
+/// Hundreds of changes under load: good ones with other limits and other routes, some held by nobody, bad ones, halves,
+/// empty ones, symlinks that are swapped, and SIGHUP in between. No request is lost; of good and bad, the last good one
+/// is in force; and routes that are gone have left no thread and no descriptor.
+#[tokio::test]
+async fn a_storm_of_reloads_loses_nothing_and_leaves_nothing() {
+    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let tiny = |more: &str| route("tiny", &upstream.url(), more);
+    let others = |number: usize| -> Vec<String> {
+        (0..number).map(|other| route(&format!("other-{other}"), &upstream.url(), "")).collect()
+    };
+    let config = |more: &str, number: usize| routes(&[vec![tiny(more)], others(number)].concat());
+    let proxy = Served::start(&config("", 0)).await;
+    let load = Load::start(&proxy, 4);
+    load.goes_on().await;
+    let before = proxy.resources();
+    // From now on it is a mounted ConfigMap.
+    let folder = proxy.path().parent().unwrap().to_owned();
+    swap(&folder, STEPS, &config("", 0));
+    symlink("..data/anteroom.yaml", folder.join("link")).unwrap();
+    fs::rename(folder.join("link"), proxy.path()).unwrap();
+    let good = config("concurrency: { max: 3 }", 7);
+    for step in 0..STEPS {
+        let limits =
+            format!("concurrency: {{ max: {} }}, hold: {{ maxRequests: {} }}", step % 7 + 1, step + 10);
+        let written = match step % 6 {
+            // In place, through the symlink; the end of the write is what counts.
+            0 => fs::write(proxy.path(), config(&limits, step % 20)),
+            1 => fs::write(proxy.path(), &good[..good.find("target").unwrap()]),
+            2 => fs::write(proxy.path(), ""),
+            3 => fs::write(proxy.path(), good.replace("tiny", "\u{0}")),
+            4 => {
+                swap(&folder, step, &config(&limits, step % 10));
+                Ok(())
+            }
+            _ => {
+                proxy.signal(Signal::HUP);
+                Ok(())
+            }
+        };
+        written.unwrap();
+        load.goes_on().await;
+    }
+    // A good one, and a bad one after it.
+    swap(&folder, STEPS + 1, &config("concurrency: { max: 5 }", 2));
+    let max = async || proxy.tiny().await["limits"]["concurrency_max"].as_u64();
+    until("the last good one", async || max().await == Some(5)).await;
+    let (good_ones, bad_ones) = (proxy.said("configuration reloaded"), proxy.said("the old one stays"));
+    assert!(good_ones >= STEPS / 6 && bad_ones > 0, "{good_ones} good ones, {bad_ones} bad ones");
+    swap(&folder, STEPS + 2, "routes: [");
+    until("the bad one", async || proxy.said("the old one stays") > bad_ones).await;
+    load.goes_on().await;
+    assert_eq!(max().await, Some(5));
+    swap(&folder, STEPS + 3, &config("", 0));
+    until("one route", async || proxy.admin("/api/v1/routes").await["routes"].as_array().unwrap().len() == 1)
+        .await;
+    proxy.is_back_to(before).await;
+    let answered = load.end().await;
+    assert!(answered > STEPS as u64);
+    proxy.stop().await.are(&[("completed", answered)]);
+}
