@@ -1,9 +1,11 @@
 //! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
 
 mod account;
+mod background;
 mod cluster;
 mod control;
 mod exporting;
+mod files;
 mod obstacles;
 mod routes;
 mod told;
@@ -39,9 +41,11 @@ use crate::{
     telemetry::traces::{Export, Traces, TracesError},
 };
 pub use account::Account;
+use background::Background;
 use cluster::Watching;
 use control::Control;
 use exporting::Exporting;
+pub use files::raise_file_limit;
 use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
@@ -52,6 +56,8 @@ use workers::Workers;
 pub enum StartError {
     #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
+    #[error("cannot start threads for the cluster: {0}")]
+    Background(#[source] io::Error),
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
@@ -82,11 +88,13 @@ pub struct Bound {
     cold_start_metrics: ColdStartMetrics,
     journal: Option<Journal>,
     options: scaler::Options,
+    /// For the cluster, if there is one.
+    background: Option<Background>,
     cluster: Option<Cluster>,
     export: Option<Export>,
     obstacles: Option<Obstacles>,
     /// All routes, of the file and of the cluster.
-    routes: watch::Sender<Arc<Vec<Route>>>,
+    routes: watch::Sender<Arc<Vec<Arc<Route>>>>,
 }
 
 /// Something for the running proxy to do.
@@ -96,7 +104,7 @@ pub enum Command {
     Reload(Box<Config>),
     /// These are the routes of the cluster from now on. They are valid, and none has the name or the matches of another
     /// one or of the file's.
-    ClusterRoutes(Arc<Vec<Route>>),
+    ClusterRoutes(Arc<Vec<Arc<Route>>>),
     /// Stop in order; a second one stops at once.
     Stop(Request),
 }
@@ -117,8 +125,13 @@ impl Bound {
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
         let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();
+        let background = match &config.kubernetes {
+            Some(_) => Some(Background::new().map_err(StartError::Background)?),
+            None => None,
+        };
+        let handle = background.as_ref().and_then(Background::handle);
         let cluster = match &config.kubernetes {
-            Some(kubernetes) => Some(Cluster::new(kubernetes).await?),
+            Some(kubernetes) => Some(Cluster::new(kubernetes, handle).await?),
             None => None,
         };
         let routes = watch::Sender::default();
@@ -145,7 +158,7 @@ impl Bound {
             }
             None => None,
         };
-        let shared = Shared::new(config.limits);
+        let shared = Shared::new(files::fit(config.limits));
         shared.history.set_max(config.history.requests);
         let mut export = None;
         if let Some(config) = &config.traces {
@@ -169,6 +182,7 @@ impl Bound {
             cold_start_metrics,
             journal,
             options,
+            background,
             cluster,
             export,
             obstacles,
@@ -207,8 +221,9 @@ impl Bound {
             self.routes,
             self.directory.clone(),
             self.scaler_address.is_some(),
+            self.background.as_ref().and_then(Background::handle).cloned(),
         );
-        routes.apply(&self.config.routes);
+        routes.apply(&cluster::merged(&self.config.routes, &[])).await;
         let teller = self.obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
         let mut cluster =
             Watching::start(self.cluster, teller, &self.config, &self.shared, &self.cold_starts);
@@ -229,10 +244,9 @@ impl Bound {
         let showing = tokio::spawn(admin.run());
         let admin = tokio::spawn(admin.serve(self.admin));
         tracing::info!(address = %self.address, admin = %self.admin_address, routes = routes.len(), "listening");
-        warn_of_descriptors(&self.config);
 
         let mut running = self.config;
-        let mut found = Arc::<Vec<Route>>::default();
+        let mut found = Arc::<Vec<Arc<Route>>>::default();
         let asked = loop {
             let command = tokio::select! {
                 // What somebody orders goes before what is found out.
@@ -242,11 +256,11 @@ impl Bound {
             };
             match command {
                 Some(Command::Reload(config)) => {
-                    routes.apply(&cluster::merged(&config.routes, &found));
+                    routes.apply(&cluster::merged(&config.routes, &found)).await;
                     if let Some(cluster) = &cluster {
                         cluster.set_file(&config.routes);
                     }
-                    self.shared.set_limits(config.limits);
+                    self.shared.set_limits(files::fit(config.limits));
                     self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;
@@ -254,7 +268,7 @@ impl Bound {
                 }
                 Some(Command::ClusterRoutes(now)) => {
                     found = now;
-                    routes.apply(&cluster::merged(&running.routes, &found));
+                    routes.apply(&cluster::merged(&running.routes, &found)).await;
                     self.shared.awaits_routes.store(false, Ordering::Relaxed);
                     tracing::info!(
                         routes = routes.len(),
@@ -352,17 +366,6 @@ async fn drain_in_order(
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-fn warn_of_descriptors(config: &Config) {
-    let (max, affordable) = (config.limits.max_connections, proxy::affordable());
-    if affordable < max {
-        tracing::warn!(
-            max,
-            affordable,
-            "too few file descriptors for limits.maxConnections, more wait to be accepted: raise `ulimit -n`, or lower it"
-        );
-    }
 }
 
 fn warn_of_restart(running: &Config, new: &Config) {

@@ -12,6 +12,7 @@ mod fake;
 mod go_duration;
 mod interceptor_route;
 mod model_route;
+mod parts;
 mod pod_reasons;
 mod pods;
 mod reasons;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use kube::{Api, Client, Resource, core::NamespaceResourceScope};
 use thiserror::Error;
+use tokio::runtime::Handle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use conflicts::{RouteKind, RouteObject};
@@ -52,12 +54,18 @@ pub use watch::Watched;
 
 use crate::config;
 
+/// Who looks at all routes does nothing for so many times as long as that has taken: so they are never more than a
+/// twentieth of a core, however many routes there are and however often they change.
+const REST: u32 = 20;
+
 /// The way to the API server, and what is watched there.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
     namespaces: Arc<[String]>,
     reads_logs: bool,
+    /// Where it is followed. `None`: where it was asked to.
+    handle: Option<Handle>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
@@ -79,13 +87,17 @@ pub enum ClusterError {
 
 impl Cluster {
     /// Finds the API server as every client does: the kubeconfig, else the pod's service account. Nothing is asked yet,
-    /// so it need not be up.
+    /// so it need not be up. All that follows the cluster runs in `handle`.
     ///
     /// # Errors
     /// When neither is there, or what they say cannot be used.
-    pub async fn new(config: &config::Kubernetes) -> Result<Self, ClusterError> {
-        let client = Client::try_from(kube::Config::infer().await?)?;
-        Ok(Self::with(client, config))
+    pub async fn new(config: &config::Kubernetes, handle: Option<&Handle>) -> Result<Self, ClusterError> {
+        let found = kube::Config::infer().await?;
+        let client = {
+            let _inside = handle.map(Handle::enter);
+            Client::try_from(found)?
+        };
+        Ok(Self { handle: handle.cloned(), ..Self::with(client, config) })
     }
 
     /// Speaks to the API server through this client.
@@ -94,6 +106,7 @@ impl Cluster {
             client,
             namespaces: config.namespaces.as_slice().into(),
             reads_logs: config.pod_logs,
+            handle: None,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }
@@ -142,14 +155,18 @@ impl Cluster {
     /// Runs something until it ends or the cluster is left.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stopping = self.stopping.clone();
-        self.tasks.spawn(async move {
+        let task = async move {
             tokio::select! {
                 // The end first: nothing is written any more.
                 biased;
                 () = stopping.cancelled() => {}
                 () = task => {}
             }
-        });
+        };
+        match &self.handle {
+            Some(handle) => self.tasks.spawn_on(task, handle),
+            None => self.tasks.spawn(task),
+        };
     }
 
     /// Ends every watch, and waits until they have.

@@ -1,4 +1,7 @@
-//! The model server behind the contenders: it answers everything with the same few bytes, at once.
+//! The model server behind the contenders: it answers everything with the same few bytes, at once, or, when it is told
+//! to, every POST with a stream.
+
+mod pace;
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -8,7 +11,10 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 use slab::Slab;
 
+use crate::clock::{self, Instant};
 use crate::http::{self, Framing};
+use crate::sse;
+use pace::Streams;
 
 /// Every answer's body: a small chat completion.
 pub(crate) const ANSWER: &str = concat!(
@@ -30,6 +36,10 @@ const LISTENER: Token = Token(usize::MAX - 1);
 /// Connections of the backend have this bit in their token, those of the clients do not.
 const CONNECTION: usize = 1 << 32;
 const BUFFER: usize = 16 * 1024;
+/// Events that are written before the clients have a look at theirs.
+const AT_A_TIME: usize = 32;
+/// For the rest of a body that is larger than that: it is counted, not kept.
+const SCRATCH: usize = 256 * 1024;
 
 /// A listener on a free port of 127.0.0.1 and its connections.
 #[derive(Debug)]
@@ -38,6 +48,10 @@ pub(crate) struct Backend {
     address: SocketAddr,
     connections: Slab<Connection>,
     accepted: u64,
+    scratch: Box<[u8]>,
+    /// What is under way, while POSTs are answered with streams.
+    streams: Option<Streams>,
+    chunk: sse::Chunk,
 }
 
 #[derive(Debug)]
@@ -45,10 +59,16 @@ struct Connection {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
+    /// How much of a large body is still to come.
+    rest: usize,
+    /// Of the stream that is its answer: the number of the next event.
+    next_event: Option<u32>,
 }
 
 enum After {
     Keep,
+    /// The request is there, and wants a stream.
+    Stream,
     Close,
 }
 
@@ -59,7 +79,15 @@ impl Backend {
         let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         registry.register(&mut listener, LISTENER, Interest::READABLE)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, connections: Slab::new(), accepted: 0 })
+        Ok(Self {
+            listener,
+            address,
+            connections: Slab::new(),
+            accepted: 0,
+            scratch: vec![0; SCRATCH].into(),
+            streams: None,
+            chunk: sse::Chunk::new(),
+        })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -82,10 +110,92 @@ impl Backend {
         let key = token.0 & !CONNECTION;
         // An event of a connection that this batch has closed already.
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
-        if let After::Close = connection.serve() {
-            self.connections.remove(key);
+        match connection.serve(&mut self.scratch, self.streams.is_some()) {
+            After::Keep => {}
+            After::Stream => self.begin(key)?,
+            After::Close => {
+                let connection = self.connections.remove(key);
+                if let Some(streams) = &mut self.streams
+                    && connection.next_event.is_some()
+                {
+                    streams.open.retain(|open| *open != key);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Whether POSTs are answered with streams from now on. Streams that were under way are forgotten.
+    pub(crate) fn stream(&mut self, streams: bool) {
+        self.streams = streams.then(Streams::new);
+    }
+
+    pub(crate) fn streams(&mut self) -> Option<&mut Streams> {
+        self.streams.as_mut()
+    }
+
+    /// The head of the answer, and the first event of its stream.
+    fn begin(&mut self, key: usize) -> io::Result<()> {
+        let (Some(connection), Some(streams)) = (self.connections.get_mut(key), &mut self.streams) else {
+            return Ok(());
+        };
+        connection.stream.write_all(sse::HEAD)?;
+        connection.next_event = Some(0);
+        streams.open.push(key);
+        self.push(key)
+    }
+
+    /// Writes the next event of this connection's stream, at once.
+    pub(crate) fn push(&mut self, key: usize) -> io::Result<()> {
+        let (Some(connection), Some(streams)) = (self.connections.get_mut(key), &mut self.streams) else {
+            return Ok(());
+        };
+        let Some(number) = connection.next_event else { return Ok(()) };
+        let stream = u32::try_from(key).unwrap_or(u32::MAX);
+        let chunk = self.chunk.with(sse::Mark { stream, number, written: clock::stamp() });
+        match connection.stream.write(chunk) {
+            Ok(written) if written == chunk.len() => {
+                connection.next_event = Some(number + 1);
+                streams.sent += 1;
+                Ok(())
+            }
+            Ok(_) => Err(io::Error::other("a stream's socket is full, so the contender does not read it")),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(io::Error::other("a stream's socket is full, so the contender does not read it"))
+            }
+            // The contender has left: its client knows more.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Ends all streams, properly.
+    pub(crate) fn end_streams(&mut self) -> io::Result<()> {
+        let Some(streams) = &mut self.streams else { return Ok(()) };
+        streams.hold();
+        for key in streams.open.drain(..) {
+            if let Some(connection) = self.connections.get_mut(key) {
+                connection.next_event = None;
+                connection.stream.write_all(sse::LAST)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes events that are due; how many those were. Only some of them when there are many: those that are written
+    /// are to be read before all others are.
+    pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
+        if !self.streams.as_ref().is_some_and(Streams::is_paced) {
+            return Ok(0);
+        }
+        let mut written = 0;
+        let now = Instant::now();
+        while written < AT_A_TIME
+            && let Some(key) = self.streams.as_mut().and_then(|streams| streams.due(now))
+        {
+            self.push(key)?;
+            written += 1;
+        }
+        Ok(written)
     }
 
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
@@ -98,7 +208,13 @@ impl Backend {
             stream.set_nodelay(true)?;
             let entry = self.connections.vacant_entry();
             registry.register(&mut stream, Token(entry.key() | CONNECTION), Interest::READABLE)?;
-            entry.insert(Connection { stream, buffer: vec![0; BUFFER].into(), filled: 0 });
+            entry.insert(Connection {
+                stream,
+                buffer: vec![0; BUFFER].into(),
+                filled: 0,
+                rest: 0,
+                next_event: None,
+            });
             self.accepted += 1;
         }
     }
@@ -109,8 +225,21 @@ impl Backend {
 impl Connection {
     /// Answers every complete request. A read that leaves room in the buffer has emptied the socket,
     /// and what comes later is a new edge: so the usual request costs one read and one write.
-    fn serve(&mut self) -> After {
+    fn serve(&mut self, scratch: &mut [u8], streams: bool) -> After {
         loop {
+            if self.rest > 0 {
+                let room = self.rest.min(scratch.len());
+                match self.stream.read(&mut scratch[..room]) {
+                    Ok(0) => return After::Close,
+                    Ok(read) => self.rest -= read,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return After::Keep,
+                    Err(_) => return After::Close,
+                }
+                if self.rest == 0 && self.stream.write_all(&RESPONSE).is_err() {
+                    return After::Close;
+                }
+                continue;
+            }
             match self.stream.read(&mut self.buffer[self.filled..]) {
                 Ok(0) => return After::Close,
                 Ok(read) => self.filled += read,
@@ -118,20 +247,40 @@ impl Connection {
                 Err(_) => return After::Close,
             }
             let full = self.filled == self.buffer.len();
+            // Any other is a health check, and answered as ever.
+            if streams && self.buffer.starts_with(b"POST ") {
+                match request_len(&self.buffer[..self.filled]) {
+                    Ok(Some(len)) if len == self.filled => {
+                        self.filled = 0;
+                        return After::Stream;
+                    }
+                    Ok(_) if !full => return After::Keep,
+                    _ => return After::Close,
+                }
+            }
             match self.answer() {
-                // A request larger than the buffer: no scenario sends one.
-                Ok(0) if full => return After::Close,
-                Ok(_) if full => {}
+                // A head larger than the buffer: no scenario sends one.
+                Ok(0) if full && self.rest == 0 => return After::Close,
+                Ok(_) if full || self.rest > 0 => {}
                 Ok(_) => return After::Keep,
                 Err(_) => return After::Close,
             }
         }
     }
 
-    /// Answers what is complete and keeps the rest; the number of bytes used.
+    /// Answers what is complete and keeps the rest, of a body that does not fit the buffer only its length; the number
+    /// of bytes used.
     fn answer(&mut self) -> io::Result<usize> {
         let mut used = 0;
         while let Some(len) = request_len(&self.buffer[used..self.filled]).map_err(io::Error::other)? {
+            let here = self.filled - used;
+            if len > here {
+                if len > self.buffer.len() {
+                    self.rest = len - here;
+                    used = self.filled;
+                }
+                break;
+            }
             // An answer always fits the socket's buffer; were it cut, the client would report it.
             self.stream.write_all(&RESPONSE)?;
             used += len;
@@ -142,6 +291,7 @@ impl Connection {
     }
 }
 
+/// The length of the request at the start of `buf`, once it is known; the request itself may not be complete.
 fn request_len(buf: &[u8]) -> Result<Option<usize>, http::Malformed> {
     let Some(head) = http::head(buf)? else { return Ok(None) };
     let body = match head.body {
@@ -149,7 +299,7 @@ fn request_len(buf: &[u8]) -> Result<Option<usize>, http::Malformed> {
         Framing::Length(length) => Some(length),
         Framing::Chunked => http::chunked_len(&buf[head.len..])?,
     };
-    Ok(body.map(|body| head.len + body).filter(|len| *len <= buf.len()))
+    Ok(body.map(|body| head.len + body))
 }
 
 #[cfg(test)]
@@ -161,7 +311,8 @@ mod tests {
         let message = b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}GET /health HTTP/1.1\r\n\r\n";
         let first = request_len(message).unwrap().unwrap();
         assert_eq!(&message[first - 2..first], b"{}");
-        assert_eq!(request_len(&message[..first - 1]), Ok(None));
+        assert_eq!(request_len(&message[..first - 1]), Ok(Some(first)), "known before it is there");
+        assert_eq!(request_len(&message[..first - 4]), Ok(None));
         assert_eq!(request_len(&message[first..]), Ok(Some(message.len() - first)));
 
         let chunked = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
@@ -172,5 +323,30 @@ mod tests {
     fn the_answer_is_a_completion() {
         let answer: serde_json::Value = serde_json::from_str(ANSWER).unwrap();
         assert_eq!(answer["model"], "tiny");
+    }
+
+    #[test]
+    fn a_body_larger_than_any_buffer_is_answered_at_its_end() {
+        let mut poll = mio::Poll::new().unwrap();
+        let mut events = mio::Events::with_capacity(8);
+        let mut backend = Backend::bind(poll.registry()).unwrap();
+        let mut client = std::net::TcpStream::connect(backend.address()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let body = vec![b'x'; 3 * SCRATCH];
+        let head = format!("POST / HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+        let request = [head.as_bytes(), &body, b"GET / HTTP/1.1\r\n\r\n"].concat();
+        let (mut sent, mut answers) = (0, Vec::new());
+        while answers.len() < 2 * RESPONSE.len() {
+            sent += client.write(&request[sent..]).unwrap_or(0);
+            poll.poll(&mut events, Some(std::time::Duration::from_millis(10))).unwrap();
+            for event in &events {
+                backend.on_event(poll.registry(), event.token()).unwrap();
+            }
+            let mut buf = [0; 1024];
+            let read = client.read(&mut buf).unwrap_or(0);
+            answers.extend_from_slice(&buf[..read]);
+            assert!(answers.is_empty() || sent > head.len() + body.len() - 1, "answered before its end");
+        }
+        assert_eq!(answers, [&RESPONSE[..], &RESPONSE].concat());
     }
 }

@@ -19,6 +19,16 @@ pub(crate) enum Scenario {
     All(Options),
     /// Small JSON answers through a proxy on one core: throughput, latency, CPU time
     Warm(Warm),
+    /// Bodies from 2 KB to 8 MB: what it costs that the model's name is in them
+    Body(Options),
+    /// Answers that stream, many at the same time: throughput, and what an event has to wait
+    Stream(Stream),
+    /// A request for a route at zero, until KEDA's stream has been told: with one route, and with a thousand
+    Signal(Options),
+    /// 10,000 routes of a cluster, of which 1,000 a second change: whether requests to others notice
+    Routes(Routes),
+    /// Half an hour of everything, with gaps and cold starts: whether anything is left of it
+    Soak(Options),
 }
 
 /// What every scenario takes.
@@ -80,6 +90,35 @@ pub(crate) struct Warm {
         value_parser = clap::value_parser!(u16).range(1..=4096)
     )]
     pub(crate) connections: Vec<u16>,
+
+    /// Requests a second in the open loop: arrivals by schedule, which every contender has to bear
+    #[arg(long, value_name = "N", default_value_t = crate::scenario::RATE, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stream {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Streams at the same time
+    #[arg(
+        long,
+        value_name = "COUNT",
+        default_value_t = crate::scenario::STREAMS,
+        value_parser = clap::value_parser!(u16).range(1..=4000)
+    )]
+    pub(crate) streams: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Routes {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Routes that the cluster has
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u16).range(200..=10_000))]
+    pub(crate) routes: u16,
 }
 
 // === impl Scenario ===
@@ -87,8 +126,10 @@ pub(crate) struct Warm {
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
-            Self::All(options) => options,
+            Self::All(options) | Self::Body(options) | Self::Signal(options) | Self::Soak(options) => options,
+            Self::Routes(routes) => &routes.options,
             Self::Warm(warm) => &warm.options,
+            Self::Stream(stream) => &stream.options,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! alive on both sides, no access log, `X-Forwarded-For` appended where that is usual.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -53,10 +54,12 @@ pub(crate) struct Installed {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
+    /// Where HTTP/2 without TLS is understood, which for some is the same.
+    pub(crate) h2: SocketAddr,
     /// Of Anteroom: dashboard, API, metrics.
-    #[expect(dead_code, reason = "for the scenarios to come")]
     pub(crate) admin: SocketAddr,
     pub(crate) process: Option<Process>,
+    config: Option<PathBuf>,
     // After the process, which still uses its files while it is stopped.
     _dir: Option<TempDir>,
 }
@@ -111,9 +114,22 @@ impl Contender {
     }
 }
 
+// === impl Running ===
+
+impl Running {
+    /// Its configuration: one that is put in its place is noticed.
+    pub(crate) fn configuration(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+}
+
 // === impl Installed ===
 
 impl Installed {
+    pub(crate) fn program(&self) -> Option<&Path> {
+        self.program.as_deref()
+    }
+
     /// Finds the program; the error names the `all` others, which would be measured without it.
     pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
         let (wanted, ask) = match contender {
@@ -133,12 +149,17 @@ impl Installed {
         Ok(Self { contender, program: Some(program), version })
     }
 
+    /// The same program in another configuration of it.
+    pub(crate) fn like(&self, contender: Contender) -> Self {
+        Self { contender, program: self.program.clone(), version: self.version.clone() }
+    }
+
     /// Starts it in front of `backend`; it may not be ready yet.
     pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
         self.start_with(self.contender.template().1, backend, cores)
     }
 
-    /// The same with a configuration of the scenario's own, in which `{listen}`, `{admin}`, `{backend}` (ports) and
+    /// The same with a configuration of the scenario's own, in which `{listen}`, `{h2}`, `{admin}`, `{backend}` (ports) and
     /// `{dir}` are filled in.
     pub(crate) fn start_with(
         &self,
@@ -146,27 +167,51 @@ impl Installed {
         backend: SocketAddr,
         cores: Cores,
     ) -> Result<Running, Error> {
+        self.start_in(template, backend, cores, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_in(
+        &self,
+        template: &str,
+        backend: SocketAddr,
+        cores: Cores,
+        env: &[(&str, &OsStr)],
+    ) -> Result<Running, Error> {
         let Some(program) = &self.program else {
-            return Ok(Running { address: backend, admin: backend, process: None, _dir: None });
+            return Ok(Running {
+                address: backend,
+                h2: backend,
+                admin: backend,
+                process: None,
+                config: None,
+                _dir: None,
+            });
         };
         let dir = tempfile::Builder::new()
             .prefix("loadtest-")
             .tempdir()
             .map_err(|error| Error::io("make a folder", error))?;
-        let [listen, admin] = free_ports()?;
+        let [listen, h2, admin] = free_ports()?;
         let (file, _) = self.contender.template();
         let path = dir.path().display().to_string();
         let config = template
             .replace("{listen}", &listen.to_string())
+            .replace("{h2}", &h2.to_string())
             .replace("{admin}", &admin.to_string())
             .replace("{backend}", &backend.port().to_string())
             .replace("{dir}", &path);
         let file = dir.path().join(file);
         fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
-        let process = Process::start(program, args, dir.path().join("log"), cores)?;
-        let [address, admin] = [listen, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        Ok(Running { address, admin, process: Some(process), _dir: Some(dir) })
+        // Not beside the configuration: who watches that folder would look up with every line.
+        let logs = dir.path().join("logs");
+        fs::create_dir(&logs).map_err(|error| Error::io(format!("make {}", logs.display()), error))?;
+        let process = Process::start(program, args, env, logs.join("log"), cores)?;
+        let h2 = if template.contains("{h2}") { h2 } else { listen };
+        let [address, h2, admin] =
+            [listen, h2, admin].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        Ok(Running { address, h2, admin, process: Some(process), config: Some(file), _dir: Some(dir) })
     }
 }
 
@@ -230,7 +275,7 @@ mod tests {
         for contender in Contender::value_variants() {
             let (_, template) = contender.template();
             for blank in template.match_indices('{').map(|(at, _)| &template[at..]) {
-                let known = ["{listen}", "{backend}", "{admin}", "{dir}"];
+                let known = ["{listen}", "{h2}", "{backend}", "{admin}", "{dir}"];
                 let yaml_or_block = !blank[1..].starts_with(|next: char| next.is_ascii_lowercase());
                 assert!(yaml_or_block || known.iter().any(|known| blank.starts_with(known)), "{blank}");
             }

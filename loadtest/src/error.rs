@@ -20,6 +20,9 @@ pub(crate) enum Error {
     #[error("{contender} with {connections} connection(s): {missing} request(s) never answered")]
     Unanswered { contender: &'static str, connections: usize, missing: usize },
 
+    #[error("{contender} with {streams} streams: {missing} event(s) never arrived, or not in time")]
+    Events { contender: &'static str, streams: usize, missing: u64 },
+
     #[error("this takes two cores, the process may use {0}")]
     Cores(usize),
 
@@ -28,6 +31,9 @@ pub(crate) enum Error {
 
     #[error("cargo build of anteroom: {0}; pass the path of a built one with --anteroom")]
     Build(std::process::ExitStatus),
+
+    #[error("the {scenario} scenario cannot go on: {why}")]
+    Unsound { scenario: &'static str, why: String },
 
     #[error("interrupted")]
     Interrupted,
@@ -39,6 +45,11 @@ pub(crate) enum Error {
 // === impl Error ===
 
 impl Error {
+    /// What was seen makes the scenario's figures worthless.
+    pub(crate) fn unsound(scenario: &'static str, why: impl Into<String>) -> Self {
+        Self::Unsound { scenario, why: why.into() }
+    }
+
     pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io { what: what.into(), source: source.into() }
     }

@@ -56,6 +56,17 @@ impl Aim {
     }
 }
 
+/// One note for all measurements that others disturbed, each with the cores that they took.
+pub(crate) fn noise(measured: impl IntoIterator<Item = (String, f64)>) -> Option<String> {
+    let noisy: Vec<_> = measured.into_iter().filter(|(_, others)| *others > NOISE).collect();
+    let (worst, others) = noisy.iter().max_by(|one, other| one.1.total_cmp(&other.1))?;
+    let measurements = plural(noisy.len(), "measurement");
+    Some(format!(
+        "other processes disturbed {measurements}, so that the figures are noisy: worst {worst}, with {:.0} % of a core",
+        others * 100.0
+    ))
+}
+
 pub(crate) fn plural(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
@@ -80,6 +91,14 @@ mod tests {
     #[test]
     fn thousands_are_set_apart() {
         assert_eq!(["7", "999", "1,000", "123,457"], [7.0, 999.0, 1000.0, 123_456.7].map(thousands));
+    }
+
+    #[test]
+    fn noise_is_told_once_and_at_its_worst() {
+        let measured = |others: [f64; 3]| noise(["a", "b", "c"].map(str::to_owned).into_iter().zip(others));
+        assert_eq!(measured([0.0, 0.01, NOISE]), None);
+        let told = measured([0.06, 0.3, 0.0]).unwrap();
+        assert!(told.contains("2 measurements") && told.ends_with("worst b, with 30 % of a core"), "{told}");
     }
 
     #[test]

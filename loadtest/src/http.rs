@@ -58,20 +58,34 @@ pub(crate) fn head(buf: &[u8]) -> Result<Option<Head<'_>>, Malformed> {
 pub(crate) fn chunked_len(buf: &[u8]) -> Result<Option<usize>, Malformed> {
     let mut at = 0;
     loop {
-        let Some(end) = memchr(b'\n', &buf[at..]) else { return Ok(None) };
-        let size = std::str::from_utf8(trim_cr(&buf[at..at + end]))
-            .ok()
-            .and_then(|line| usize::from_str_radix(line, 16).ok())
-            .ok_or(Malformed("a chunk has no size"))?;
-        // The size line, the data and the data's line end; no trailers.
-        at += end + 1 + size + 2;
-        if at > buf.len() {
-            return Ok(None);
-        }
-        if size == 0 {
+        let Some(chunk) = chunk(&buf[at..])? else { return Ok(None) };
+        at += chunk.len;
+        if chunk.data.is_empty() {
             return Ok(Some(at));
         }
     }
+}
+
+/// One chunk of a body.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Chunk<'a> {
+    /// None in the last one.
+    pub(crate) data: &'a [u8],
+    /// Bytes of it with its size and line ends.
+    pub(crate) len: usize,
+}
+
+/// Reads the chunk at the start of `buf`, `None` while its end has not arrived.
+pub(crate) fn chunk(buf: &[u8]) -> Result<Option<Chunk<'_>>, Malformed> {
+    let Some(end) = memchr(b'\n', buf) else { return Ok(None) };
+    let size = std::str::from_utf8(trim_cr(&buf[..end]))
+        .ok()
+        .and_then(|line| usize::from_str_radix(line, 16).ok())
+        .ok_or(Malformed("a chunk has no size"))?;
+    // The size line, the data and the data's line end; no trailers.
+    let data = end + 1;
+    let len = data + size + 2;
+    Ok((len <= buf.len()).then(|| Chunk { data: &buf[data..data + size], len }))
 }
 
 /// The three digits of a status line.

@@ -7,7 +7,9 @@
 //! cargo build --release && cargo run --release -p anteroom-loadtest -- warm --quick
 //! ```
 
+mod admin;
 mod backend;
+mod census;
 mod cli;
 mod clock;
 mod contender;
@@ -16,6 +18,8 @@ mod error;
 mod findings;
 mod generator;
 mod http;
+mod http2;
+mod keda;
 mod machine;
 mod process;
 mod procfs;
@@ -24,6 +28,7 @@ mod rig;
 mod scenario;
 mod setup;
 mod spread;
+mod sse;
 mod table;
 
 use std::process::ExitCode;

@@ -30,6 +30,7 @@ impl Process {
     pub(crate) fn start(
         program: &Path,
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        env: &[(&str, &OsStr)],
         log: PathBuf,
         cores: Cores,
     ) -> Result<Self, Error> {
@@ -37,7 +38,13 @@ impl Process {
         let output = File::create(&log).map_err(|error| Error::io(what(), error))?;
         let errors = output.try_clone().map_err(|error| Error::io(what(), error))?;
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(output).stderr(errors).process_group(0);
+        command
+            .args(args)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output)
+            .stderr(errors)
+            .process_group(0);
         cores::pin(cores.contender)?;
         let child = command.spawn();
         cores::pin(cores.rig)?;
@@ -90,7 +97,7 @@ mod tests {
 
     fn start(dir: &Path, script: &str) -> Process {
         let cores = Cores::choose().unwrap();
-        Process::start(Path::new("/bin/sh"), ["-c", script], dir.join("log"), cores).unwrap()
+        Process::start(Path::new("/bin/sh"), ["-c", script], &[], dir.join("log"), cores).unwrap()
     }
 
     #[test]

@@ -66,16 +66,32 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
     while let Some(pid) = family.get(next) {
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        // Each thread has children of its own.
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            family.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
         next += 1;
     }
     family
 }
 
+/// What the kernel counts in ticks knows threads that have ended; what it counts in nanoseconds, of those that live,
+/// is finer. Both are never too much.
 fn process_time(pid: u32) -> io::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    Ok(ticks(process_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?))
+    let ticks = ticks(process_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?);
+    Ok(ticks.max(threads_time(pid)))
+}
+
+/// Of the threads that live; zero where the kernel does not tell.
+fn threads_time(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads
+        .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
+        .filter_map(|stat| stat.split_whitespace().next()?.parse().ok())
+        .map(Duration::from_nanos)
+        .sum()
 }
 
 /// User and system time; the name before them may hold spaces and brackets.
@@ -117,6 +133,39 @@ mod tests {
         let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 0 0 0 0 0 0 0 0 0\ncpu1 10 20 30 4000 500 1 2 3 0 0\n";
         assert_eq!(core_time(stat, 1), Some(ticks(66)));
         assert_eq!(core_time(stat, 2), None);
+    }
+
+    #[test]
+    fn time_is_counted_finer_than_in_ticks() {
+        let pid = std::process::id();
+        let (start, fine) = (crate::clock::Instant::now(), process_time(pid).unwrap());
+        while start.elapsed() < Duration::from_millis(200) {
+            std::hint::spin_loop();
+        }
+        let spent = process_time(pid).unwrap() - fine;
+        assert!(spent > Duration::ZERO, "{spent:?}");
+        assert!(threads_time(pid) > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_child_of_any_thread_is_of_the_family() {
+        let child = || std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let (mut child, done) = std::thread::scope(|scope| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            let (finish, finished) = std::sync::mpsc::channel::<()>();
+            // A thread that ends leaves its children to another one.
+            scope.spawn(move || {
+                sender.send(child()).unwrap();
+                let _ = finished.recv();
+            });
+            let child = receiver.recv().unwrap();
+            let found = family(std::process::id()).contains(&child.id());
+            drop(finish);
+            (child, found)
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(done);
     }
 
     #[test]

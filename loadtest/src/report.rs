@@ -77,9 +77,15 @@ impl Report {
 impl fmt::Display for Findings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\n## {}: {}", self.scenario, self.how)?;
-        for table in &self.tables {
+        for (at, table) in self.tables.iter().enumerate() {
             writeln!(f)?;
             table::write(f, table)?;
+            // Below the last of those tables that share it.
+            if let Some(legend) = table.legend
+                && self.tables.get(at + 1).and_then(|next| next.legend) != Some(legend)
+            {
+                writeln!(f, "{legend}")?;
+            }
         }
         for (at, aim) in self.aims.iter().enumerate() {
             if at == 0 {

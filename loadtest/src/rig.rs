@@ -17,6 +17,7 @@ use crate::clock::Instant;
 use crate::contender::Running;
 use crate::error::Error;
 use crate::generator::Load;
+use crate::generator::tally::Tally;
 use crate::procfs::{Meter, Spent};
 
 /// How long an answer may take at the end of a measurement, when no further request is sent.
@@ -35,10 +36,26 @@ pub(crate) trait Clients {
     /// Something happened to one of them. An error ends the run; what a contender did wrong is for the tally.
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()>;
 
+    /// After every look for events: what the clock or an earlier event asks for. How much there was to do.
+    fn on_turn(&mut self, _backend: &mut Backend) -> io::Result<usize> {
+        Ok(0)
+    }
+
     /// Whether so much has gone wrong that the rest says nothing.
     fn hopeless(&self) -> bool {
         false
     }
+}
+
+/// Clients whose requests and answers are counted.
+pub(crate) trait Measured: Clients {
+    /// Forgets the answers of the warm-up, but none of its errors.
+    fn reset(&mut self);
+    /// No further request; those sent may still be answered.
+    fn finish(&mut self);
+    /// Requests sent, or due, and not answered.
+    fn waiting(&self) -> usize;
+    fn tally(&self) -> &Tally;
 }
 
 /// The event loop and the backend in it.
@@ -58,6 +75,15 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
 }
 
+/// A stretch of time in which the event loop ran.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    pub(crate) elapsed: Duration,
+    /// Time in which there was nothing to do but to look for events.
+    pub(crate) idle: Duration,
+    pub(crate) spent: Spent,
+}
+
 /// What a measurement found.
 #[derive(Debug)]
 pub(crate) struct Sample {
@@ -68,6 +94,7 @@ pub(crate) struct Sample {
     pub(crate) unanswered: usize,
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
+    pub(crate) p999: Duration,
     pub(crate) spent: Spent,
     /// Time in which there was nothing to do but to look for events.
     pub(crate) idle: Duration,
@@ -105,37 +132,86 @@ impl Rig {
         Ok(answered)
     }
 
-    pub(crate) fn measure(&mut self, address: SocketAddr, plan: Plan, meter: Meter) -> Result<Sample, Error> {
-        let failed = |error: io::Error| Error::io("measure", error);
-        let mut load = Load::connect(self.poll.registry(), address, plan.connections).map_err(failed)?;
-        load.start(u64::MAX);
-        self.run(Some(&mut load), plan.warm_up)?;
+    /// The backend, for what only some scenarios want of it.
+    pub(crate) fn backend_mut(&mut self) -> &mut Backend {
+        &mut self.backend
+    }
 
+    pub(crate) fn registry(&self) -> &Registry {
+        self.poll.registry()
+    }
+
+    /// Measures the prompt in a closed loop.
+    pub(crate) fn measure(&mut self, address: SocketAddr, plan: Plan, meter: Meter) -> Result<Sample, Error> {
+        let mut load = Load::connect(self.registry(), address, plan.connections)
+            .map_err(|error| Error::io("measure", error))?;
+        load.start(u64::MAX);
+        self.measure_load(&mut load, plan, meter)
+    }
+
+    /// Measures clients that have been connected and started.
+    pub(crate) fn measure_load(
+        &mut self,
+        load: &mut impl Measured,
+        plan: Plan,
+        meter: Meter,
+    ) -> Result<Sample, Error> {
+        self.run(Some(load), plan.warm_up)?;
         load.reset();
         let accepted = self.backend.accepted();
-        let before = meter.read().map_err(failed)?;
-        let (elapsed, idle) = self.run(Some(&mut load), plan.duration)?;
-        let after = meter.read().map_err(failed)?;
+        let Window { elapsed, idle, spent } = self.window(load, plan.duration, meter)?;
         let reconnects = self.backend.accepted() - accepted;
         let requests = load.tally().completed;
-        let quantile = |q| Duration::from_nanos(load.tally().latency.value_at_quantile(q));
-        let (p50, p99) = (quantile(0.5), quantile(0.99));
 
         load.finish();
-        self.drain(&mut load, LAST_ANSWER)?;
+        self.drain(load, LAST_ANSWER)?;
+        // With the last answers, which may be those that took longest.
         let tally = load.tally();
+        let quantile = |q| Duration::from_nanos(tally.latency.value_at_quantile(q));
         Ok(Sample {
             elapsed,
             requests,
             errors: tally.errors,
             first_error: tally.first_error.clone(),
             unanswered: load.waiting(),
-            p50,
-            p99,
-            spent: before.until(&after),
+            p50: quantile(0.5),
+            p99: quantile(0.99),
+            p999: quantile(0.999),
+            spent,
             idle,
             reconnects,
         })
+    }
+
+    /// Keeps everything going for `duration`, and what that took.
+    pub(crate) fn window(
+        &mut self,
+        load: &mut dyn Clients,
+        duration: Duration,
+        meter: Meter,
+    ) -> Result<Window, Error> {
+        let failed = |error: io::Error| Error::io("measure", error);
+        let before = meter.read().map_err(failed)?;
+        let (elapsed, idle) = self.run(Some(load), duration)?;
+        let after = meter.read().map_err(failed)?;
+        Ok(Window { elapsed, idle, spent: before.until(&after) })
+    }
+
+    /// Keeps everything going until `done` says so, or `patience` has run out; whether it was done.
+    pub(crate) fn until<C: Clients>(
+        &mut self,
+        load: &mut C,
+        patience: Duration,
+        done: impl Fn(&C, &mut Backend) -> bool,
+    ) -> Result<bool, Error> {
+        let deadline = Instant::now() + patience;
+        while !done(load, &mut self.backend) {
+            if load.hopeless() || Instant::now() >= deadline {
+                return Ok(false);
+            }
+            self.turn(Some(load))?;
+        }
+        Ok(true)
     }
 
     /// Waits until `running` answers; an error with its log when it does not in time, or has ended.
@@ -187,15 +263,11 @@ impl Rig {
     }
 
     /// Waits for the answers to what has been sent.
-    fn drain(&mut self, load: &mut Load, patience: Duration) -> Result<(), Error> {
-        let deadline = Instant::now() + patience;
-        while load.waiting() > 0 && Instant::now() < deadline {
-            self.turn(Some(load))?;
-        }
-        Ok(())
+    fn drain(&mut self, load: &mut impl Measured, patience: Duration) -> Result<(), Error> {
+        self.until(load, patience, |load, _| load.waiting() == 0).map(drop)
     }
 
-    /// Looks for events once and deals with them; how many there were.
+    /// Looks for events once and deals with them and with what is due; how much there was to do.
     pub(crate) fn turn(&mut self, mut load: Option<&mut dyn Clients>) -> Result<usize, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
@@ -219,7 +291,11 @@ impl Rig {
             };
             handled.map_err(|error| Error::io("exchange messages", error))?;
         }
-        Ok(events)
+        let due = self.backend.on_turn().and_then(|due| match &mut load {
+            Some(load) => load.on_turn(&mut self.backend).map(|more| due + more),
+            None => Ok(due),
+        });
+        Ok(events + due.map_err(|error| Error::io("exchange messages", error))?)
     }
 }
 

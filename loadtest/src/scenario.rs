@@ -1,5 +1,10 @@
 //! The scenarios: what each measures is in its own file.
 
+mod body;
+mod routes;
+mod signal;
+mod soak;
+mod stream;
 mod warm;
 
 use crate::cli;
@@ -7,12 +12,29 @@ use crate::error::Error;
 use crate::findings::Findings;
 use crate::setup::Setup;
 
+pub(crate) use stream::STREAMS;
+pub(crate) use warm::RATE;
+
 pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a>;
 
 /// What the command line asks for, in its order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
-        cli::Scenario::All(_) => vec![Box::new(|setup| warm::run(setup, &warm::CONNECTIONS))],
-        cli::Scenario::Warm(options) => vec![Box::new(|setup| warm::run(setup, &options.connections))],
+        cli::Scenario::All(_) => vec![
+            Box::new(|setup| warm::run(setup, &warm::CONNECTIONS, RATE)),
+            Box::new(body::run),
+            Box::new(|setup| stream::run(setup, STREAMS)),
+            Box::new(signal::run),
+            Box::new(|setup| routes::run(setup, routes::ROUTES)),
+            Box::new(soak::run),
+        ],
+        cli::Scenario::Warm(options) => {
+            vec![Box::new(|setup| warm::run(setup, &options.connections, options.rate))]
+        }
+        cli::Scenario::Body(_) => vec![Box::new(body::run)],
+        cli::Scenario::Stream(options) => vec![Box::new(|setup| stream::run(setup, options.streams))],
+        cli::Scenario::Soak(_) => vec![Box::new(soak::run)],
+        cli::Scenario::Signal(_) => vec![Box::new(signal::run)],
+        cli::Scenario::Routes(options) => vec![Box::new(|setup| routes::run(setup, options.routes.into()))],
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::cli::Options;
 use crate::contender::{Contender, Installed, Programs};
@@ -63,8 +64,12 @@ impl Setup {
         &self.installed
     }
 
+    /// Whether it is among what is measured.
+    pub(crate) fn measures(&self, contender: Contender) -> bool {
+        self.installed.iter().any(|each| each.contender == contender)
+    }
+
     /// Anteroom, for the scenarios that are about nobody else.
-    #[expect(dead_code, reason = "for the scenarios to come")]
     pub(crate) fn anteroom(&self) -> Result<&Installed, Error> {
         self.installed.iter().find(|each| each.contender == Contender::Anteroom).ok_or(Error::NotMeasured)
     }
@@ -74,12 +79,17 @@ impl Setup {
         self.rounds.unwrap_or(if self.quick { 3 } else { 5 })
     }
 
-    /// Seconds that one measurement takes; `quick` and `full` are a scenario's own.
+    /// Seconds that one measurement takes, for those that think in whole ones; `quick` and `full` are a scenario's own.
     pub(crate) fn seconds(&self, quick: u16, full: u16) -> u16 {
         self.seconds.unwrap_or(if self.quick { quick } else { full })
     }
 
-    #[expect(dead_code, reason = "for the scenarios to come")]
+    /// How long one measurement takes; `quick` and `full` are a scenario's own.
+    pub(crate) fn duration(&self, quick: Duration, full: Duration) -> Duration {
+        let own = if self.quick { quick } else { full };
+        self.seconds.map_or(own, |seconds| Duration::from_secs(seconds.into()))
+    }
+
     pub(crate) fn check_stop(&self) -> Result<(), Error> {
         if self.stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }

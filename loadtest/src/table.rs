@@ -19,5 +19,5 @@ pub(crate) fn write(f: &mut fmt::Formatter<'_>, table: &Table) -> fmt::Result {
         }
         writeln!(f)?;
     }
-    table.legend.map_or(Ok(()), |legend| writeln!(f, "{legend}"))
+    Ok(())
 }

@@ -30,7 +30,7 @@ pub(super) struct Watching {
     file: watch::Sender<Arc<Vec<Route>>>,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
     /// The routes as they were last told. `None`: not yet.
-    told: Option<Arc<Vec<Route>>>,
+    told: Option<Arc<Vec<Arc<Route>>>>,
     writes: Arc<StatusCounts>,
 }
 
@@ -65,7 +65,7 @@ impl Watching {
 
     /// Waits until the cluster has other routes than were told before, or its first. Without a cluster, for ever.
     /// Cancel-safe.
-    pub(super) async fn changed(watching: &mut Option<Self>) -> Arc<Vec<Route>> {
+    pub(super) async fn changed(watching: &mut Option<Self>) -> Arc<Vec<Arc<Route>>> {
         let Some(watching) = watching else { return std::future::pending().await };
         loop {
             let now = watching.routes.borrow_and_update().clone();
@@ -120,9 +120,10 @@ impl Told {
 
 /// The routes of the file, then those of the cluster. For a moment after a reload there may be one of a name that the
 /// file has taken.
-pub(super) fn merged(file: &[Route], found: &[Route]) -> Vec<Route> {
+pub(super) fn merged(file: &[Route], found: &[Arc<Route>]) -> Vec<Arc<Route>> {
     let names: HashSet<_> = file.iter().map(|route| &route.name).collect();
-    file.iter().chain(found.iter().filter(|route| !names.contains(&route.name))).cloned().collect()
+    let found = found.iter().filter(|route| !names.contains(&route.name));
+    file.iter().cloned().map(Arc::new).chain(found.cloned()).collect()
 }
 
 /// Looks at the routes of the cluster now and then, and says how they are.

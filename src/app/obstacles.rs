@@ -61,7 +61,7 @@ impl Obstacles {
     pub(super) fn new(
         cluster: &Cluster,
         pods: Arc<Pods>,
-        routes: watch::Receiver<Arc<Vec<Route>>>,
+        routes: watch::Receiver<Arc<Vec<Arc<Route>>>>,
         options: &mut scaler::Options,
     ) -> Self {
         let scaled_objects = cluster.scaled_objects();

@@ -1,8 +1,12 @@
 //! The routes of the running proxy: a gate and a scaler each, kept, changed, added and retired by reloads.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Account;
@@ -20,10 +24,12 @@ pub(super) struct Routes {
     cold_starts: Arc<ColdStarts>,
     options: scaler::Options,
     /// The routes as they are, for who follows them.
-    all: watch::Sender<Arc<Vec<Route>>>,
+    all: watch::Sender<Arc<Vec<Arc<Route>>>>,
     directory: Arc<Directory>,
     /// Whether a scaler tells who starts targets.
     has_scaler: bool,
+    /// Where what takes long is done.
+    background: Option<Handle>,
     live: HashMap<RouteKey, LiveRoute>,
     /// Gates of routes that a reload removed, until they are done; then only their account is kept.
     retired: Vec<Arc<Gate>>,
@@ -34,6 +40,8 @@ pub(super) struct Routes {
 }
 
 struct LiveRoute {
+    /// As it was applied last.
+    route: Arc<Route>,
     gate: Arc<Gate>,
     target: watch::Sender<Target>,
     stops: scaler::Stops,
@@ -48,9 +56,10 @@ impl Routes {
         shared: Arc<Shared>,
         cold_starts: Arc<ColdStarts>,
         options: scaler::Options,
-        all: watch::Sender<Arc<Vec<Route>>>,
+        all: watch::Sender<Arc<Vec<Arc<Route>>>>,
         directory: Arc<Directory>,
         has_scaler: bool,
+        background: Option<Handle>,
     ) -> Self {
         Self {
             shared,
@@ -59,6 +68,7 @@ impl Routes {
             all,
             directory,
             has_scaler,
+            background,
             live: HashMap::new(),
             retired: Vec::new(),
             past: Account::empty(),
@@ -72,37 +82,41 @@ impl Routes {
     }
 
     /// Makes these the routes. Who is held or in flight stays so: a route that stays keeps its queue, also
-    /// under a new target; one that goes is retired when its last request has ended.
-    pub(super) fn apply(&mut self, routes: &[Route]) {
+    /// under a new target; one that goes is retired when its last request has ended. What has not changed costs a
+    /// comparison of pointers.
+    pub(super) async fn apply(&mut self, routes: &[Arc<Route>]) {
         self.settle_retired();
-        let mut former = std::mem::take(&mut self.live);
+        let mut is_new = false;
         for route in routes {
-            let live = match former.remove(&route.name) {
-                Some(live) => {
-                    live.gate.set_policy(route.policy());
-                    live.target.send_if_modified(|target| {
-                        let changed = *target != route.target;
-                        if changed {
-                            target.clone_from(&route.target);
-                        }
-                        changed
-                    });
-                    live
-                }
+            match self.live.get_mut(&route.name) {
+                Some(live) if Arc::ptr_eq(&live.route, route) => {}
+                Some(live) => live.change(route, self.has_scaler),
                 None => {
                     let gate = Gate::new(route.name.clone(), route.policy(), self.cold_starts.clone());
-                    self.start(gate, route.target.clone())
+                    gate.cold_starts().await_push(self.has_scaler && is_scaled_by_keda(route));
+                    self.live.insert(route.name.clone(), self.start(gate, route.clone()));
+                    is_new = true;
                 }
-            };
-            live.gate.cold_starts().await_push(self.has_scaler && is_scaled_by_keda(route));
-            self.live.insert(route.name.clone(), live);
+            }
         }
-        self.directory.publish(self.live.values().map(|live| live.gate.clone()));
-        let table =
-            RouteTable::new(routes.iter().map(|route| (route.clone(), self.live[&route.name].gate.clone())));
-        self.shared.table.store(Arc::new(table));
+        let mut gone = Vec::new();
+        if self.live.len() > routes.len() {
+            let names: HashSet<_> = routes.iter().map(|route| &route.name).collect();
+            gone.extend(self.live.extract_if(|name, _| !names.contains(name)).map(|(_, live)| live));
+        }
+        if is_new || !gone.is_empty() {
+            self.directory.publish(self.live.values().map(|live| live.gate.clone()));
+        }
+        let is_same = {
+            let before = self.all.borrow();
+            before.len() == routes.len()
+                && before.iter().zip(routes).all(|(one, other)| match_same(one, other))
+        };
+        if !is_same {
+            self.tabulate(routes).await;
+        }
         self.all.send_replace(Arc::new(routes.to_vec()));
-        for live in former.into_values() {
+        for live in gone {
             tracing::info!(route = %live.gate.key(), "route removed");
             self.retired.push(live.gate.clone());
             let stopping = self.stopping.clone();
@@ -115,11 +129,40 @@ impl Routes {
         }
     }
 
-    fn start(&self, gate: Arc<Gate>, target: Target) -> LiveRoute {
-        let (target, targets) = watch::channel(target);
+    /// Publishes the table of these routes. Making one takes a while with thousands of routes, and so does dropping it:
+    /// where there may be so many, both are done in the background, and never by who serves a request.
+    async fn tabulate(&self, routes: &[Arc<Route>]) {
+        let gate = |route: &Arc<Route>| self.live[&route.name].gate.clone();
+        let pairs: Vec<_> = routes.iter().map(|route| (route.clone(), gate(route))).collect();
+        let making = async move { Arc::new(RouteTable::new(pairs)) };
+        let table = match &self.background {
+            Some(background) => match background.spawn(making).await {
+                Ok(table) => table,
+                Err(error) => {
+                    return tracing::error!(%error, "the table of routes could not be made: the old one stays");
+                }
+            },
+            None => making.await,
+        };
+        let former = self.shared.table.swap(table);
+        let stopping = self.stopping.clone();
+        let dropping = async move {
+            // Whoever looks something up in it still has it.
+            while Arc::strong_count(&former) > 1 && !stopping.is_cancelled() {
+                sleep(LOOK).await;
+            }
+        };
+        match &self.background {
+            Some(background) => self.retiring.spawn_on(dropping, background),
+            None => self.retiring.spawn(dropping),
+        };
+    }
+
+    fn start(&self, gate: Arc<Gate>, route: Arc<Route>) -> LiveRoute {
+        let (target, targets) = watch::channel(route.target.clone());
         let stops = scaler::Stops::default();
         let scaling = scaler::supervise(gate.clone(), targets, self.options.clone(), stops.clone());
-        LiveRoute { gate, target, stops, scaler: tokio::spawn(scaling) }
+        LiveRoute { route, gate, target, stops, scaler: tokio::spawn(scaling) }
     }
 
     /// Removed routes that have no request any more leave only their account.
@@ -171,12 +214,35 @@ impl Routes {
     }
 }
 
+/// Whether requests find the two in the same way.
+fn match_same(one: &Arc<Route>, other: &Arc<Route>) -> bool {
+    Arc::ptr_eq(one, other)
+        || (one.name == other.name && one.matcher == other.matcher && one.intercept == other.intercept)
+}
+
 /// Whether it is KEDA that starts the target, once it is told.
 fn is_scaled_by_keda(route: &Route) -> bool {
     route.scale_by == ScaleBy::Keda && !matches!(route.target, Target::Process(_))
 }
 
 impl LiveRoute {
+    /// Applies what has changed of the route.
+    fn change(&mut self, route: &Arc<Route>, has_scaler: bool) {
+        let policy = route.policy();
+        if policy != self.route.policy() {
+            self.gate.set_policy(policy);
+        }
+        self.target.send_if_modified(|target| {
+            let changed = *target != route.target;
+            if changed {
+                target.clone_from(&route.target);
+            }
+            changed
+        });
+        self.gate.cold_starts().await_push(has_scaler && is_scaled_by_keda(route));
+        self.route = route.clone();
+    }
+
     /// Stops what runs for the route: what is in flight on it has ended, or ends `now`.
     async fn end(self, now: bool) {
         if now {
@@ -184,5 +250,76 @@ impl LiveRoute {
         }
         self.stops.retire();
         let _ = self.scaler.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Limits;
+
+    fn route(name: &str, more: serde_json::Value) -> Arc<Route> {
+        let mut route = serde_json::json!({
+            "name": name, "match": { "models": [name] }, "target": { "url": "http://127.0.0.1:1" },
+        });
+        for (key, value) in more.as_object().unwrap() {
+            route[key] = value.clone();
+        }
+        Arc::new(serde_json::from_value(route).unwrap())
+    }
+
+    fn routes(background: Option<Handle>) -> Routes {
+        let cold_starts = ColdStarts::new(|_| {});
+        let shared = Shared::new(Limits::default());
+        let options = scaler::Options::default();
+        Routes::new(shared, cold_starts, options, watch::Sender::default(), Arc::default(), false, background)
+    }
+
+    #[tokio::test]
+    async fn a_policy_reaches_its_own_gate_and_nothing_else_moves() {
+        let mut routes = routes(None);
+        let none = || serde_json::json!({});
+        let (one, two) = (route("one", none()), route("two", none()));
+        routes.apply(&[one.clone(), two]).await;
+        let table = routes.shared.table.load_full();
+        let of_one = routes.live[&one.name].gate.demand().changes();
+        let directory = routes.directory.changes();
+
+        let two = route("two", serde_json::json!({ "hold": { "maxRequests": 7 } }));
+        routes.apply(&[one.clone(), two.clone()]).await;
+        assert_eq!(routes.live[&two.name].gate.policy().hold.max_requests, 7);
+        assert!(Arc::ptr_eq(&table, &routes.shared.table.load_full()));
+        assert!(!of_one.has_changed().unwrap() && !directory.has_changed().unwrap());
+        assert_eq!(routes.all.borrow().len(), 2);
+
+        // The same in another object is no change either.
+        let again = route("one", none());
+        routes.apply(&[again, two]).await;
+        assert!(Arc::ptr_eq(&table, &routes.shared.table.load_full()));
+        routes.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_matched_comes_and_goes_with_the_table() {
+        let mut routes = routes(Some(Handle::current()));
+        let none = || serde_json::json!({});
+        let (one, two) = (route("one", none()), route("two", none()));
+        routes.apply(std::slice::from_ref(&one)).await;
+        let former = Arc::downgrade(&routes.shared.table.load_full());
+        let kept = routes.live[&one.name].gate.clone();
+
+        let wider = route("one", serde_json::json!({ "match": { "models": ["one", "uno"] } }));
+        routes.apply(&[two.clone(), wider]).await;
+        let models = |routes: &Routes| routes.shared.table.load().models().to_vec();
+        assert_eq!(models(&routes), ["one", "two", "uno"].map(Box::from));
+        assert!(Arc::ptr_eq(&kept, &routes.live[&one.name].gate));
+        assert_eq!(routes.directory.gates().len(), 2);
+
+        routes.apply(std::slice::from_ref(&two)).await;
+        assert_eq!(models(&routes), ["two"].map(Box::from));
+        assert!(routes.directory.get("one").is_none());
+        // Ends when the tables before are dropped.
+        routes.stop().await;
+        assert!(former.upgrade().is_none());
     }
 }

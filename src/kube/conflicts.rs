@@ -4,7 +4,10 @@
 //! it shares, and is refused only if nothing is left: else whoever has the older route could put a younger one out of
 //! service by adding one match to their own. No verdict depends on an object that goes later.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::report::Verdict;
 use crate::domain::{Claim, Route, RouteKey, Target};
@@ -30,18 +33,18 @@ pub struct RouteObject {
 }
 
 /// An object that might be served.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Candidate {
     pub(super) object: RouteObject,
     /// When it was made, in seconds of the epoch.
     pub(super) created: Option<i64>,
     /// What it says, with remarks; or what is wrong with it.
-    pub(super) route: Result<(Route, Vec<String>), String>,
+    pub(super) route: Result<(Arc<Route>, Vec<String>), String>,
 }
 
 /// What is served, in the order of precedence, and what is to be said of each object.
 pub(super) struct Settled {
-    pub(super) routes: Vec<Route>,
+    pub(super) routes: Vec<Arc<Route>>,
     pub(super) verdicts: BTreeMap<RouteObject, Verdict>,
 }
 

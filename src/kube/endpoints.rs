@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     Cluster, Pods, PodsOf,
+    parts::{Parts, Select},
     starts::{Sources, Starts},
 };
 use crate::{
@@ -34,6 +35,8 @@ use pool::InferencePool;
 pub struct Endpoints {
     cluster: Cluster,
     pods: Arc<Pods>,
+    services: Arc<Parts<Service>>,
+    slices: Arc<Parts<EndpointSlice>>,
     sources: Arc<Sources>,
     followed: Arc<Mutex<HashMap<Followed, Weak<Found>>>>,
 }
@@ -55,7 +58,17 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 impl Endpoints {
     /// Nothing is followed yet.
     pub fn new(cluster: Cluster, pods: Arc<Pods>) -> Self {
-        Self { sources: Sources::new(&cluster), cluster, pods, followed: Arc::default() }
+        Self {
+            services: Arc::new(Parts::new(cluster.clone(), |service| {
+                service.metadata.annotations = None;
+                service.status = None;
+            })),
+            slices: Arc::new(Parts::new(cluster.clone(), |_| {})),
+            sources: Sources::new(&cluster),
+            cluster,
+            pods,
+            followed: Arc::default(),
+        }
     }
 
     /// Runs until nobody wants to know any more.
@@ -90,20 +103,14 @@ impl Endpoints {
     }
 
     async fn follow_service(&self, namespace: &str, name: &str, port: &ServicePort, found: &Found) {
-        let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut services =
-            self.cluster.watch_in::<Service>(vec![self.cluster.api(namespace)], only, |service| {
-                service.metadata.annotations = None;
-                service.status = None;
-            });
-        let of_service = watcher::Config::default().labels(&format!("{SERVICE_NAME}={name}"));
-        let mut slices =
-            self.cluster.watch_in::<EndpointSlice>(vec![self.cluster.api(namespace)], of_service, |_| {});
+        let mut services = self.services.watch(namespace, Select::Name(name.to_owned()));
+        let of_service = Select::Labels([(SERVICE_NAME.to_owned(), name.to_owned())].into());
+        let mut slices = self.slices.watch(namespace, of_service);
         let mut pods = Selected::default();
         let mut departed = Departed::default();
         let mut starts = Starts::new(self.sources.clone());
         loop {
-            let service = services.get(namespace, name);
+            let service = services.all().pop();
             pods.select(&self.pods, namespace, service.as_deref().and_then(merge::selector));
             publish(
                 found,

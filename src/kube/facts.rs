@@ -7,11 +7,14 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::SelectAll};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    Cluster, Pods,
+    Cluster, Pods, REST,
     reasons::{AllFacts, Facts, Keda, Scaled, WorkloadFacts},
     scale::Refusals,
     scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
@@ -20,9 +23,10 @@ use super::{
 use crate::domain::{Route, RouteKey, Target};
 
 /// The routes that are served, of the file and of the cluster.
-pub type AllRoutes = watch::Receiver<Arc<Vec<Route>>>;
+pub type AllRoutes = watch::Receiver<Arc<Vec<Arc<Route>>>>;
 
-/// How long changes are gathered: a pod that starts changes several times at once.
+/// How long changes are gathered: a pod that starts changes several times at once. With many routes, for [`REST`] times
+/// as long as it takes to look at them.
 const GATHER: Duration = Duration::from_millis(20);
 
 type Followed = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
@@ -47,6 +51,7 @@ impl Cluster {
             let mut followed = Followed::new();
             let mut objects = scaled_objects.borrow_and_update().clone();
             loop {
+                let began = Instant::now();
                 let known = routes.borrow_and_update().clone();
                 let refused = refusals.borrow_and_update().clone();
                 let all = {
@@ -89,6 +94,7 @@ impl Cluster {
                     }
                     changed
                 });
+                let cost = began.elapsed();
                 let mut changes: SelectAll<_> =
                     followed.values().cloned().map(WatchStream::from_changes).collect();
                 tokio::select! {
@@ -101,7 +107,7 @@ impl Cluster {
                     Some(_) = changes.next() => {}
                     else => return,
                 }
-                sleep(GATHER).await;
+                sleep(GATHER.max(cost * REST)).await;
             }
         });
         receiver
@@ -127,7 +133,7 @@ fn keda(objects: &ScaledObjects) -> Keda {
     }
 }
 
-fn by_route<'a>(routes: &[Route], objects: impl Iterator<Item = &'a ScaledObject>) -> Named<'a> {
+fn by_route<'a>(routes: &[Arc<Route>], objects: impl Iterator<Item = &'a ScaledObject>) -> Named<'a> {
     let known: HashSet<&RouteKey> = routes.iter().map(|route| &route.name).collect();
     let mut by_route = Named::new();
     for object in objects {

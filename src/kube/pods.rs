@@ -1,59 +1,35 @@
 //! Pods by their labels: one watch for all who ask for the same ones.
 
-use std::{
-    collections::HashMap,
-    ops::{Deref, DerefMut},
-    sync::{Arc, Weak},
-};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
-use kube::{api::ObjectMeta, runtime::watcher};
-use parking_lot::Mutex;
+use kube::api::ObjectMeta;
 
-use super::{Cluster, Watched};
+use super::{
+    Cluster,
+    parts::{Part, Parts, Select},
+};
 
 /// The watches of pods that somebody needs.
-pub struct Pods {
-    cluster: Cluster,
-    shared: Mutex<HashMap<Selection, Weak<Watched<Pod>>>>,
-}
+pub struct Pods(Parts<Pod>);
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Selection {
-    namespace: String,
-    labels: String,
-}
-
-/// Some pods, as they are known now. The watch ends with the last of those who asked for them.
+/// Some pods, as they are known now. Their watch ends with the last of those who asked for them.
 #[derive(Clone)]
-pub struct PodsOf {
-    pods: Watched<Pod>,
-    _shared: Arc<Watched<Pod>>,
-}
+pub struct PodsOf(Part<Pod>);
 
 // === impl Pods ===
 
 impl Pods {
     /// None are watched yet.
     pub fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self { cluster, shared: Mutex::default() })
+        Arc::new(Self(Parts::new(cluster, trim)))
     }
 
     /// Follows the pods of a namespace that `labels` selects (`a=b,c in (d, e)`), trimmed to what tells whether they
     /// serve and why not: names, labels, owners and times of the metadata; ports of the containers, the node; of the
     /// status the phase, conditions, addresses and states of the containers.
     pub fn watch(&self, namespace: &str, labels: &str) -> PodsOf {
-        let selection = Selection { namespace: namespace.into(), labels: labels.into() };
-        let mut all = self.shared.lock();
-        if let Some(shared) = all.get(&selection).and_then(Weak::upgrade) {
-            return PodsOf { pods: Watched::clone(&shared), _shared: shared };
-        }
-        all.retain(|_, shared| shared.strong_count() > 0);
-        let config = watcher::Config::default().labels(labels);
-        let pods = self.cluster.watch_in(vec![self.cluster.api(namespace)], config, trim);
-        let shared = Arc::new(pods.clone());
-        all.insert(selection, Arc::downgrade(&shared));
-        PodsOf { pods, _shared: shared }
+        PodsOf(self.0.watch(namespace, Select::of(labels)))
     }
 }
 
@@ -98,16 +74,19 @@ fn trim(pod: &mut Pod) {
 
 // === impl PodsOf ===
 
-impl Deref for PodsOf {
-    type Target = Watched<Pod>;
-
-    fn deref(&self) -> &Watched<Pod> {
-        &self.pods
+impl PodsOf {
+    /// The pods that are known now.
+    pub fn all(&self) -> Vec<Arc<Pod>> {
+        self.0.all()
     }
-}
 
-impl DerefMut for PodsOf {
-    fn deref_mut(&mut self) -> &mut Watched<Pod> {
-        &mut self.pods
+    /// Waits until something has changed since the last call. Cancel-safe.
+    pub async fn changed(&mut self) {
+        self.0.changed().await;
+    }
+
+    /// Whether all that there are have been listed once.
+    pub fn is_synced(&self) -> bool {
+        self.0.is_synced()
     }
 }

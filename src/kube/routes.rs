@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Cluster, InterceptorRoute, ModelRoute, Watched,
+    Cluster, InterceptorRoute, ModelRoute, REST, Watched,
     conflicts::{Candidate, RouteKind, RouteObject, Settled, settle},
     interceptor_route::PROBE,
     report::Verdict,
@@ -31,7 +31,7 @@ use others::Others;
 pub struct ClusterRoutes {
     /// Valid, none with the name of another or of a route of the file; the one that goes first of two that match the
     /// same stands first.
-    pub routes: Arc<Vec<Route>>,
+    pub routes: Arc<Vec<Arc<Route>>>,
     /// What is to be said of each object.
     pub verdicts: Arc<BTreeMap<RouteObject, Verdict>>,
     /// Whether all that there are have been seen once.
@@ -58,6 +58,10 @@ struct Watcher {
     objects: RouteObjects,
     file: watch::Receiver<Arc<Vec<Route>>>,
     others: Others,
+    /// What was read of each object of our own, and from what: it is read again when it has changed.
+    read: HashMap<RouteObject, (Arc<DeserializeGuard<ModelRoute>>, Candidate)>,
+    /// What was decided on last, to be decided on again only if it has changed.
+    decided: Option<(Arc<Vec<Route>>, Vec<Candidate>)>,
     published: watch::Sender<Arc<ClusterRoutes>>,
 }
 
@@ -87,6 +91,8 @@ impl Cluster {
             objects: objects.clone(),
             file,
             others: Others::default(),
+            read: HashMap::new(),
+            decided: None,
             published,
         };
         self.spawn(watcher.run());
@@ -107,6 +113,7 @@ impl Watcher {
     async fn run(mut self) {
         self.settle_in().await;
         loop {
+            let began = Instant::now();
             let file = self.file.borrow_and_update().clone();
             let candidates = self.candidates();
             if self.others.watch(&self.cluster) {
@@ -114,8 +121,9 @@ impl Watcher {
                 continue;
             }
             self.publish(&file, candidates);
+            let rest = began.elapsed() * REST;
             self.changed().await;
-            self.gather().await;
+            self.gather(rest).await;
         }
     }
 
@@ -159,9 +167,11 @@ impl Watcher {
         }
     }
 
-    /// Waits until the changes are over, or for [`LONGEST`].
-    async fn gather(&mut self) {
-        let end = Instant::now() + LONGEST;
+    /// Waits until the changes are over, or for [`LONGEST`]; for `rest` in any case.
+    async fn gather(&mut self, rest: Duration) {
+        let begin = Instant::now();
+        let end = begin + LONGEST;
+        sleep_until(begin + rest).await;
         loop {
             tokio::select! {
                 biased; // the end first: changes may never cease
@@ -172,7 +182,16 @@ impl Watcher {
         }
     }
 
-    fn publish(&self, file: &[Route], candidates: Vec<Candidate>) {
+    fn publish(&mut self, file: &Arc<Vec<Route>>, candidates: Vec<Candidate>) {
+        // Most changes are of the status, which decides nothing.
+        if self
+            .decided
+            .as_ref()
+            .is_some_and(|(before, decided)| Arc::ptr_eq(before, file) && *decided == candidates)
+        {
+            return;
+        }
+        self.decided = Some((file.clone(), candidates.clone()));
         let Settled { routes, verdicts } = settle(file, candidates);
         self.published.send_if_modified(|before| {
             for (object, verdict) in &verdicts {
@@ -181,7 +200,7 @@ impl Watcher {
                 }
             }
             // What has not changed stays the same, also in memory.
-            let keep = |before: &Arc<Vec<Route>>| (**before == routes).then(|| before.clone());
+            let keep = |before: &Arc<Vec<Arc<Route>>>| (**before == routes).then(|| before.clone());
             let now = ClusterRoutes {
                 routes: keep(&before.routes).unwrap_or_else(|| Arc::new(routes)),
                 verdicts: Arc::new(verdicts),
@@ -195,14 +214,22 @@ impl Watcher {
         });
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
-        let ours = self.objects.ours.iter().flat_map(Watched::all).map(|object| {
-            let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
-                let namespace = object.namespace().unwrap_or_default();
-                Ok((object.spec.to_route(&namespace, &object.name_any())?, Vec::new()))
-            });
-            candidate(RouteKind::ModelRoute, object.meta(), self.check(route))
-        });
+    fn candidates(&mut self) -> Vec<Candidate> {
+        let mut before = std::mem::take(&mut self.read);
+        let mut ours = Vec::new();
+        for object in self.objects.ours.iter().flat_map(Watched::all) {
+            let key = self::object(RouteKind::ModelRoute, object.meta());
+            let candidate = match before.remove(&key) {
+                Some((known, candidate)) if Arc::ptr_eq(&known, &object) => candidate,
+                known => {
+                    let now = self.read(&object);
+                    // What has not changed stays the same, also in memory.
+                    known.map(|(_, before)| before).filter(|before| *before == now).unwrap_or(now)
+                }
+            };
+            ours.push(candidate.clone());
+            self.read.insert(key, (object, candidate));
+        }
         let theirs = self.objects.theirs.iter().flat_map(Watched::all).map(|object| {
             let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
                 let read = object.to_route(&self.others)?;
@@ -210,7 +237,18 @@ impl Watcher {
             });
             candidate(RouteKind::InterceptorRoute, object.meta(), self.check(route))
         });
-        ours.chain(theirs).collect()
+        ours.extend(theirs);
+        // The order of a store is none, and another one decides nothing.
+        ours.sort_unstable_by(|one, other| one.object.cmp(&other.object));
+        ours
+    }
+
+    fn read(&self, object: &DeserializeGuard<ModelRoute>) -> Candidate {
+        let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
+            let namespace = object.namespace().unwrap_or_default();
+            Ok((object.spec.to_route(&namespace, &object.name_any())?, Vec::new()))
+        });
+        candidate(RouteKind::ModelRoute, object.meta(), self.check(route))
     }
 
     /// The same rules as for a route of the file, and those for routes of others.
@@ -225,7 +263,7 @@ fn candidate(kind: RouteKind, meta: &ObjectMeta, route: Result<(Route, Vec<Strin
     Candidate {
         object: object(kind, meta),
         created: meta.creation_timestamp.as_ref().map(|time| time.0.as_second()),
-        route,
+        route: route.map(|(route, remarks)| (Arc::new(route), remarks)),
     }
 }
 

@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use super::{
-    Cluster, InterceptorRoute, ModelRoute, RouteObjects,
+    Cluster, InterceptorRoute, ModelRoute, REST, RouteObjects,
     conflicts::{RouteKind, RouteObject},
     report::{Condition, ModelRouteStatus, RouteReport},
     routes::{ClusterRoutes, object},
@@ -86,7 +86,7 @@ const BATCH: usize = 50;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many are under way at once.
 const AT_ONCE: usize = 8;
-/// How long changes are gathered.
+/// How long changes are gathered, or for [`REST`] times as long as it takes to look at all objects.
 const GATHER: Duration = Duration::from_millis(100);
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -123,11 +123,13 @@ impl Cluster {
 impl Writer {
     async fn run(mut self) {
         loop {
+            let began = Instant::now();
             let (letters, due) = self.letters();
+            let rest = began.elapsed() * REST;
             let full = letters.len() == BATCH;
             self.send(letters).await;
             if full {
-                sleep(PAUSE).await;
+                sleep(PAUSE.max(rest)).await;
                 continue;
             }
             let due = due.into_iter().chain(self.muted.filter(|muted| *muted > Instant::now())).min();
@@ -138,7 +140,7 @@ impl Writer {
                 () = self.objects.changed() => {}
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
-            sleep(GATHER).await;
+            sleep(GATHER.max(rest)).await;
         }
     }
 

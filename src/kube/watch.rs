@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use kube::{
     Api, Resource,
     api::ObjectMeta,
+    core::NamespaceResourceScope,
     runtime::{
         WatchStreamExt,
         reflector::{Lookup, ObjectRef, Store, store},
@@ -48,6 +49,40 @@ enum Hearing {
     /// It has no such kind: its definition is not installed, or not yet.
     Absent,
     Badly,
+}
+
+/// What can be watched.
+pub trait Watchable:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<K> Watchable for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + DeserializeOwned
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// What a watch has heard, when its store has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Heard<'a, K> {
+    /// This object has changed, or is gone.
+    One(&'a K),
+    /// All objects have been listed.
+    All,
+    /// It is heard no more, or why not is new.
+    Failure,
 }
 
 /// How soon a watch that has broken begins again. The longest pause is what requests may be held for in vain once the
@@ -145,13 +180,34 @@ impl Cluster {
             + Sync
             + 'static,
     {
+        self.watch_heard(apis, config, trim, |_, _| {})
+    }
+
+    /// As [`Self::watch_in`], and says what is heard, before [`Watched::changed`] does.
+    pub(super) fn watch_heard<K>(
+        &self,
+        apis: Vec<Api<K>>,
+        config: watcher::Config,
+        trim: impl Fn(&mut K) + Clone + Send + 'static,
+        heard: impl Fn(Heard<'_, K>, &Store<K>) + Clone + Send + 'static,
+    ) -> Watched<K>
+    where
+        K: Resource<DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+    {
         let (changed, changes) = watch::channel(0);
         let failure = Arc::<Mutex<Option<Arc<str>>>>::default();
         let ending = CancellationToken::new();
         let mut absences = Vec::new();
         let stores = apis.into_iter().map(|api| {
             let (reader, writer) = store();
-            let (changed, trim) = (changed.clone(), trim.clone());
+            let (changed, trim, heard) = (changed.clone(), trim.clone(), heard.clone());
+            let store = reader.clone();
             let events = watcher(api, config.clone()).backoff(Pauses::new()).modify(move |object| {
                 let meta: &mut ObjectMeta = object.meta_mut();
                 meta.managed_fields = None;
@@ -172,7 +228,7 @@ impl Cluster {
                     };
                     let before = std::mem::replace(&mut hearing, now);
                     match event {
-                        Ok(_) => {
+                        Ok(event) => {
                             if before != Hearing::Well {
                                 if before == Hearing::Absent {
                                     tracing::info!(kind, "the cluster has this kind now");
@@ -181,6 +237,12 @@ impl Cluster {
                                 }
                                 absent.store(false, Ordering::Relaxed);
                                 *last_failure.lock() = None;
+                            }
+                            match &event {
+                                watcher::Event::Apply(object) | watcher::Event::Delete(object) => {
+                                    heard(Heard::One(object), &store);
+                                }
+                                _ => heard(Heard::All, &store),
                             }
                         }
                         // It is tried again with a growing pause; said once, until it changes.
@@ -198,6 +260,7 @@ impl Cluster {
                             absent.store(now == Hearing::Absent, Ordering::Relaxed);
                             *last_failure.lock() =
                                 Some(format!("cannot watch {kind} objects: {error}").into());
+                            heard(Heard::Failure, &store);
                         }
                     }
                     changed.send_modify(|changes| *changes += 1);

@@ -12,15 +12,17 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION, request,
+};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, RouteTable,
+    ConnectionState, Connections, RouteTable,
     answers::{error_response, fail, json_response},
     body::Body,
-    client_io::UnderWay,
+    connection_state::UnderWay,
     dispatch::{Failed, Intake, Sending},
     exchange::{self, Exchange},
     find::{Found, encoding, scan_body},
@@ -45,6 +47,8 @@ pub struct Shared {
     pub table: ArcSwap<RouteTable>,
     /// The limits.
     pub limits: ArcSwap<Limits>,
+    /// The connections of clients.
+    pub connections: Arc<Connections>,
     /// The bytes of all request bodies.
     pub budget: Arc<Budget>,
     /// What happened to requests that waited or failed.
@@ -126,6 +130,7 @@ impl Shared {
             table: ArcSwap::default(),
             budget: Budget::new(limits.max_buffered_bytes.get()),
             limits: ArcSwap::from_pointee(limits),
+            connections: Arc::default(),
             unrouted: RouteCounters::default(),
             history: History::new(config::History::default().requests),
             draining: AtomicBool::new(false),
@@ -164,10 +169,9 @@ impl Proxy {
     /// Answers a request, whatever happens.
     pub async fn answer(&self, client: &Client, mut request: Request<Incoming>) -> Response<Body> {
         let started = Instant::now();
-        let version = request.version();
         let mut trace =
             self.traces.as_ref().and_then(|traces| Traced::begin(traces, client, &mut request, started));
-        let head = request.method() == Method::HEAD;
+        let (head, version) = (request.method() == Method::HEAD, request.version());
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request
             .headers()
@@ -201,7 +205,11 @@ impl Proxy {
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        let response = error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
+        let mut response =
+            error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
+        if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         self.parting(version, response)
     }
 
@@ -209,10 +217,10 @@ impl Proxy {
     /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
     fn parting(&self, version: Version, mut response: Response<Body>) -> Response<Body> {
         if self.shared.draining.load(Ordering::Relaxed)
-            && version <= Version::HTTP_11
+            && version < Version::HTTP_2
             && response.status() != StatusCode::SWITCHING_PROTOCOLS
         {
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -228,6 +236,10 @@ impl Proxy {
         let (mut head, incoming) = request.into_parts();
 
         // Which route? Its body is read first if that depends on the model.
+        if head.method == Method::CONNECT {
+            // What follows is a body to one reader, and a tunnel to the other.
+            return Err(ProxyError::Ambiguous("There are no tunnels here.".into()).into());
+        }
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
         let (gate, shape, body, scan) = match self.find(&host, &head, incoming).await? {

@@ -1,6 +1,6 @@
 //! Which route a request belongs to: host, path, headers, then model; the more specific first.
 
-use std::{cmp::Reverse, collections::HashMap, sync::Arc};
+use std::{borrow::Borrow, cmp::Reverse, collections::HashMap, sync::Arc};
 
 use http::{HeaderMap, Method};
 
@@ -66,9 +66,10 @@ pub enum Match<'a> {
 impl RouteTable {
     /// Arranges routes. Of two that match the same, the first wins: a file with such routes is refused, and of those of
     /// a cluster the older stands first.
-    pub fn new(routes: impl IntoIterator<Item = (Route, Arc<Gate>)>) -> Self {
+    pub fn new(routes: impl IntoIterator<Item = (impl Borrow<Route>, Arc<Gate>)>) -> Self {
         let mut table = Self::default();
         for (route, gate) in routes {
+            let route: &Route = route.borrow();
             let interceptor = route.intercept.as_ref().map(|asks| Interceptor::new(&gate, asks));
             table.intercepts |= interceptor.is_some();
             if interceptor.is_none() {

@@ -216,6 +216,7 @@ async fn routes_of_the_cluster_stay_with_those_of_the_file_which_go_first() {
     let (file, mut cluster) = (Upstream::cold().await, Upstream::cold().await);
     let proxy = Proxy::tiny(&file.url(), "match: {models: [filed]}").await;
     let found = parse(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).routes;
+    let found = found.into_iter().map(Arc::new).collect();
     proxy.commands.send(Command::ClusterRoutes(Arc::new(found))).await.unwrap();
     listed(&proxy, &["tiny", "models/tiny"]).await;
     let mut held = proxy.sent(chat("first")).await;

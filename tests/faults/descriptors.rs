@@ -37,7 +37,7 @@ async fn clients_that_nothing_is_left_for_wait_to_be_accepted() {
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
     let proxy = Served::with_descriptors(&config, DESCRIPTORS).await;
     // It says so beforehand.
-    proxy.logged("too few file descriptors").await;
+    proxy.logged("limits.maxConnections is more than the open files").await;
     let before = proxy.resources();
     let mut clients = Vec::new();
     for number in 0..200 {

@@ -95,6 +95,7 @@ impl Proxy {
         let seen = format!("seen-{}", SEEN.fetch_add(1, Ordering::Relaxed));
         let mut routes = parse(&routes(&[route("tiny", url, "match: {}"), route(&seen, url, "")])).routes;
         routes[0].intercept = Some(Arc::new(intercept));
+        let routes = routes.into_iter().map(Arc::new).collect();
         self.commands.send(Command::ClusterRoutes(Arc::new(routes))).await.unwrap();
         until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
     }

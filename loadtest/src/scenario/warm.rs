@@ -4,34 +4,48 @@
 mod findings;
 mod series;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use series::{Round, Series};
+use series::{Round, Series, Way};
 
-use crate::contender::Contender;
+use crate::contender::{Contender, Running};
 use crate::error::Error;
 use crate::findings::Findings;
+use crate::generator::h2::H2;
+use crate::generator::open::Open;
 use crate::procfs::Meter;
 use crate::rig::{Plan, Rig, Sample};
 use crate::setup::Setup;
 
 /// How many clients there are, unless the command line says so.
 pub(crate) const CONNECTIONS: [u16; 2] = [1, 64];
-pub(crate) fn run(setup: &Setup, connections: &[u16]) -> Result<Findings, Error> {
+/// Requests a second in the open loop, unless the command line says so.
+pub(crate) const RATE: u32 = 10_000;
+/// Connections that the open loop shares.
+const OPEN: usize = 64;
+/// Connections over HTTP/2, and streams on each of them.
+const H2_CONNECTIONS: usize = 4;
+const H2_STREAMS: usize = 16;
+
+pub(crate) fn run(setup: &Setup, connections: &[u16], rate: u32) -> Result<Findings, Error> {
     let (cores, installed) = (setup.cores, setup.contenders());
-    let (rounds, seconds) = (setup.rounds(), setup.seconds(1, 5));
-    let connections: Vec<usize> = once(connections).into_iter().map(usize::from).collect();
-    let warm_up = Duration::from_millis(if setup.quick { 300 } else { 1000 });
+    let rounds = setup.rounds();
+    let duration = setup.duration(Duration::from_millis(500), Duration::from_secs(4));
+    let warm_up = Duration::from_millis(if setup.quick { 150 } else { 1000 });
     let mut rig = Rig::new(setup.stop.clone())?;
-    let mut series: Vec<Series> = connections
-        .iter()
-        .flat_map(|count| {
-            installed.iter().map(|each| Series {
+    let mut series: Vec<Series> = ways(connections, rate)
+        .into_iter()
+        .flat_map(|(way, connections)| {
+            installed.iter().map(move |each| Series {
                 contender: each.contender,
-                connections: *count,
+                way,
+                connections,
                 rounds: Vec::new(),
             })
         })
+        // The backend speaks HTTP/1.1.
+        .filter(|series| !(series.contender == Contender::Direct && matches!(series.way, Way::H2 { .. })))
         .collect();
     for round in 1..=rounds {
         for each in installed {
@@ -39,22 +53,47 @@ pub(crate) fn run(setup: &Setup, connections: &[u16]) -> Result<Findings, Error>
             eprintln!("warm, round {round} of {rounds}: {name}");
             let mut running = each.start(rig.backend(), cores)?;
             rig.await_answer(name, &mut running)?;
-            let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
             for series in series.iter_mut().filter(|series| series.contender == each.contender) {
-                let duration = Duration::from_secs(seconds.into());
                 let plan = Plan { connections: series.connections, warm_up, duration };
-                let sample = rig.measure(running.address, plan, meter)?;
+                let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
+                let sample = measure(&mut rig, &running, series.way, plan, meter)?;
                 accept(&sample, each.contender, series.connections)?;
                 series.rounds.push(Round::new(&sample, each.contender));
             }
         }
     }
-    let how = format!("medians of {rounds} rounds of {seconds} s, and their spread");
+    let how = format!("medians of {rounds} rounds of {} s, and their spread", duration.as_secs_f64());
     Ok(findings::findings(how, &series))
 }
 
+/// How requests are sent, and on how many connections.
+fn ways(connections: &[u16], rate: u32) -> Vec<(Way, usize)> {
+    let mut ways: Vec<_> =
+        once(connections).into_iter().map(|count| (Way::Closed, usize::from(count))).collect();
+    ways.push((Way::Open { rate }, OPEN));
+    ways.push((Way::H2 { streams: H2_STREAMS }, H2_CONNECTIONS));
+    ways
+}
+
+fn measure(rig: &mut Rig, running: &Running, way: Way, plan: Plan, meter: Meter) -> Result<Sample, Error> {
+    let failed = |error| Error::io("connect", error);
+    let address: SocketAddr = running.address;
+    match way {
+        Way::Closed => rig.measure(address, plan, meter),
+        Way::Open { rate } => {
+            let mut load = Open::connect(rig.registry(), address, plan.connections, rate).map_err(failed)?;
+            rig.measure_load(&mut load, plan, meter)
+        }
+        Way::H2 { streams } => {
+            let mut load =
+                H2::connect(rig.registry(), running.h2, plan.connections, streams).map_err(failed)?;
+            rig.measure_load(&mut load, plan, meter)
+        }
+    }
+}
+
 /// Wrong or missing answers make the figures worthless.
-fn accept(sample: &Sample, contender: Contender, connections: usize) -> Result<(), Error> {
+pub(super) fn accept(sample: &Sample, contender: Contender, connections: usize) -> Result<(), Error> {
     let contender = contender.name();
     if let Some(first) = &sample.first_error {
         let (errors, requests) = (sample.errors, sample.requests);

@@ -39,7 +39,7 @@ impl Stage {
             source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
             gateway: None,
         });
-        let routes = watch::Sender::new(Arc::new(vec![route]));
+        let routes = watch::Sender::new(Arc::new(vec![Arc::new(route)]));
         let mut options = scaler::Options::default();
         let obstacles =
             Obstacles::new(&cluster, Pods::new(cluster.clone()), routes.subscribe(), &mut options);

@@ -10,7 +10,7 @@ fn route(name: &str, matching: serde_json::Value) -> Route {
 fn candidate(kind: RouteKind, name: &str, created: i64, matching: serde_json::Value) -> Candidate {
     let object = RouteObject { kind, namespace: "models".into(), name: name.into() };
     let route = route(object.key().as_str(), matching);
-    Candidate { object, created: Some(created), route: Ok((route, Vec::new())) }
+    Candidate { object, created: Some(created), route: Ok((route.into(), Vec::new())) }
 }
 
 fn ours(name: &str, created: i64, matching: serde_json::Value) -> Candidate {

@@ -479,11 +479,12 @@ async fn routes_share_what_is_watched_and_the_last_one_ends_it() {
     // Behind a gateway, too.
     let gateway = ClusterTarget { gateway: Some("http://envoy:80".into()), ..tiny() };
     let second = followed.endpoints.watch(&gateway);
-    // Another port of the Service has the same pods.
+    // Another port of the Service is found in the same objects.
     let name = ServicePort::Name("http".into());
-    let third =
+    let mut third =
         followed.endpoints.watch(&target(EndpointSource::Service { name: "tiny".into(), port: name }));
-    followed.api.watches(5).await;
+    third.wait_for(|found| found.is_synced).await.unwrap();
+    followed.api.watches(3).await;
     drop((second, third));
     followed.api.watches(3).await;
     followed.found = watch::channel(Arc::default()).1;

@@ -44,7 +44,7 @@ fn deployment(replicas: u32) -> Value {
 struct Stage {
     server: StandIn,
     facts: watch::Receiver<Arc<AllFacts>>,
-    _routes: watch::Sender<Arc<Vec<Route>>>,
+    _routes: watch::Sender<Arc<Vec<Arc<Route>>>>,
     _refusals: watch::Sender<Arc<HashMap<WorkloadRef, Arc<str>>>>,
     _cluster: Cluster,
 }
@@ -53,7 +53,8 @@ impl Stage {
     fn new(routes: &[&str]) -> Self {
         let server = StandIn::default();
         let cluster = server.cluster();
-        let routes = watch::Sender::new(Arc::new(routes.iter().copied().map(route).collect::<Vec<_>>()));
+        let routes =
+            watch::Sender::new(Arc::new(routes.iter().map(|name| Arc::new(route(name))).collect::<Vec<_>>()));
         let refusals = watch::Sender::default();
         let pods = Pods::new(cluster.clone());
         let facts = cluster.facts(routes.subscribe(), cluster.scaled_objects(), refusals.subscribe(), pods);
@@ -118,7 +119,7 @@ async fn without_keda_that_is_said() {
     let server = StandIn::default();
     server.lack("keda.sh");
     let cluster = server.cluster();
-    let routes = watch::Sender::new(Arc::new(vec![route("team-a/chat")]));
+    let routes = watch::Sender::new(Arc::new(vec![Arc::new(route("team-a/chat"))]));
     let refusals = watch::Sender::default();
     let pods = Pods::new(cluster.clone());
     let facts = cluster.facts(routes.subscribe(), cluster.scaled_objects(), refusals.subscribe(), pods);

@@ -274,3 +274,61 @@ async fn a_fallback_is_there_while_its_service_is_one_of_the_cluster() {
     let told = verdict(&routes, RouteKind::InterceptorRoute, "app").1;
     assert!(told.contains("the Service spare is an ExternalName"), "{told}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_has_not_changed_stays_the_same_in_memory() {
+    let api = StandIn::default();
+    for (name, created) in [("one", 1), ("two", 2)] {
+        put(&api, OURS, name, created, model(&[name]));
+    }
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    let before = watched.until_named(&["models/one", "models/two"]).await;
+
+    // A status that somebody writes is a change of the object and none of the route.
+    watched.routes.mark_unchanged();
+    let path = format!("{OURS}/one");
+    let mut object = api.object(&path);
+    object["status"] = json!({"held": 7});
+    api.put(&path, object);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!watched.routes.has_changed().unwrap());
+
+    put(&api, OURS, "two", 2, {
+        let mut spec = model(&["two"]);
+        spec["hold"] = json!({"maxRequests": 7});
+        spec
+    });
+    let after = watched.until(|now| now.routes[1].hold.max_requests == 7).await;
+    assert!(Arc::ptr_eq(&before.routes[0], &after.routes[0]));
+    assert!(!Arc::ptr_eq(&before.routes[1], &after.routes[1]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_that_never_cease_act_within_half_a_second() {
+    let api = StandIn::default();
+    put(&api, OURS, "one", 1, model(&["one"]));
+    let mut watched = Followed::new(&api, Kubernetes::default());
+    watched.until_named(&["models/one"]).await;
+    let began = Instant::now();
+    // One every 10 ms: never the 50 ms of quiet after which less would be gathered.
+    let changing = async {
+        for most in 100..300 {
+            let mut spec = model(&["one"]);
+            spec["hold"] = json!({"maxRequests": most});
+            put(&api, OURS, "one", 1, spec);
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let first = watched.until(|now| now.routes[0].hold.max_requests >= 100);
+    let (took, ()) = tokio::join!(
+        async {
+            first.await;
+            began.elapsed()
+        },
+        changing
+    );
+    assert!(
+        took <= LONGEST + Duration::from_millis(20),
+        "{took:?}: 500 ms, and the two steps of 10 ms around them"
+    );
+}

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, future::pending, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 use super::{Keeper, speaks};
 use crate::probe::fetch;
@@ -25,6 +25,7 @@ const METRIC: &str = "vllm:num_requests_waiting";
 pub(super) async fn run(keeper: &Keeper) {
     let (gate, demand) = (&keeper.gate, keeper.gate.demand());
     let mut tally = keeper.tally.subscribe();
+    let mut changes = demand.changes();
     // One that does not answer in time is most likely busy: its last word counts.
     let mut waiting: HashMap<Box<str>, u64> = HashMap::new();
     loop {
@@ -32,6 +33,8 @@ pub(super) async fn run(keeper: &Keeper) {
             // The keeper has gone.
             return pending().await;
         }
+        // Before the look, so that none is lost.
+        changes.mark_unchanged();
         let scaling = gate.policy().scaling;
         if scaling.server_queue && demand.is_active(gate.requests(), scaling.linger.get()) {
             let ready: Vec<_> =
@@ -56,8 +59,16 @@ pub(super) async fn run(keeper: &Keeper) {
                 waiting.clear();
                 demand.set_server_queue(0);
             },
-            () = sleep(PERIOD) => {}
+            // New policies are a change. Of thousands of routes, those that do not want it cost nothing.
+            () = async { if scaling.server_queue { sleep(PERIOD).await } else { changed(&mut changes).await } } => {}
         }
+    }
+}
+
+async fn changed(changes: &mut watch::Receiver<u64>) {
+    if changes.changed().await.is_err() {
+        // The gate has gone.
+        pending().await
     }
 }
 

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use super::series::Series;
+use super::series::{Series, Way};
 use crate::contender::Contender;
-use crate::findings::{Aim, Findings, NOISE, Table, plural, thousands};
+use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
 use crate::spread::Spread;
 
 /// The clients and the backend must be able to do this much more than the fastest proxy.
@@ -12,7 +12,12 @@ const HEADROOM: f64 = 1.5;
 /// A proxy that uses less of its core has not shown what it can do.
 const BUSY: f64 = 0.95;
 
-const HEADER: [&str; 10] = [
+/// Of the load test's own core: beyond it, it may be the limit.
+const RIG_BUSY: f64 = 0.95;
+/// Of the schedule, that was kept.
+const KEPT: f64 = 0.98;
+
+const HEADER: [&str; 11] = [
     "contender",
     "requests/s (min–max)",
     "× haproxy",
@@ -20,6 +25,7 @@ const HEADER: [&str; 10] = [
     "p50 µs",
     "added µs",
     "p99 µs",
+    "p99.9 µs",
     "CPU s/100k (min–max)",
     "busy",
     "rig busy",
@@ -32,9 +38,9 @@ const LEGEND: &str = "added: median latency beyond direct's; busy: of its core, 
 pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
     let lines: Vec<Line> = series.iter().map(|each| Line::new(each, series)).collect();
     let tables = lines
-        .chunk_by(|one, next| one.series.connections == next.series.connections)
+        .chunk_by(|one, next| alike(&one.series, &next.series))
         .map(|group| Table {
-            title: connections(group[0].series.connections),
+            title: title(&group[0].series),
             header: HEADER.map(str::to_owned).into(),
             rows: group.iter().map(|line| row(line).into()).collect(),
             legend: Some(LEGEND),
@@ -56,6 +62,7 @@ struct Line {
     pub(crate) requests_per_second: Spread,
     pub(crate) p50_us: Spread,
     pub(crate) p99_us: Spread,
+    pub(crate) p999_us: Spread,
     pub(crate) cpu_per_100k: Option<Spread>,
     pub(crate) busy: Option<Spread>,
     pub(crate) rig_busy: Spread,
@@ -72,11 +79,12 @@ struct Line {
 
 impl Line {
     fn new(series: &Series, all: &[Series]) -> Self {
-        let other = |contender| find(all, contender, series.connections);
+        let other = |contender| find(all, contender, series);
         Self {
             requests_per_second: series.spread(|round| round.requests_per_second),
             p50_us: series.spread(|round| round.p50_us),
             p99_us: series.spread(|round| round.p99_us),
+            p999_us: series.spread(|round| round.p999_us),
             cpu_per_100k: series.spread_of(|round| round.cpu_per_100k),
             busy: series.spread_of(|round| round.busy),
             rig_busy: series.spread(|round| round.rig_busy),
@@ -89,23 +97,29 @@ impl Line {
     }
 }
 
-fn find(all: &[Series], contender: Contender, connections: usize) -> Option<&Series> {
-    all.iter().find(|series| series.contender == contender && series.connections == connections)
+/// That contender's series of the same table.
+fn find<'a>(all: &'a [Series], contender: Contender, like: &Series) -> Option<&'a Series> {
+    all.iter().find(|series| series.contender == contender && alike(series, like))
+}
+
+/// Whether they differ in nothing but the contender.
+fn alike(one: &Series, other: &Series) -> bool {
+    (one.way, one.connections) == (other.way, other.connections)
 }
 
 fn aims(all: &[Series]) -> Vec<Aim> {
     let mut aims = Vec::new();
     for series in all {
-        let &Series { contender, connections, .. } = series;
-        if !matches!(contender, Contender::Anteroom | Contender::AnteroomNoscan) {
+        let &Series { contender, way, connections, .. } = series;
+        if !matches!(contender, Contender::Anteroom | Contender::AnteroomNoscan) || way != Way::Closed {
             continue;
         }
-        let who = format!("{}, {}", contender.name(), self::connections(connections));
+        let who = format!("{}, {}", contender.name(), title(series));
         let mut aim =
             |make: fn(String, &'static str, f64, f64) -> Aim, what, limit, measured: Option<Spread>| {
                 aims.extend(measured.map(|measured| make(who.clone(), what, limit, measured.median)));
             };
-        let other = |contender| find(all, contender, connections);
+        let other = |contender| find(all, contender, series);
         let (haproxy, envoy) = (other(Contender::Haproxy), other(Contender::Envoy));
         if connections > 1 {
             let times = |other: Option<&Series>| other.and_then(|other| series.times(other));
@@ -123,16 +137,14 @@ fn aims(all: &[Series]) -> Vec<Aim> {
 
 fn notes(all: &[Series]) -> Vec<String> {
     let mut notes = Vec::new();
-    let mut counts: Vec<usize> = all.iter().map(|series| series.connections).collect();
-    counts.dedup();
-    for connections in counts {
-        notes.extend(headroom(all, connections));
-    }
+    notes.extend(all.chunk_by(alike).filter(|group| group[0].way == Way::Closed).filter_map(headroom));
     for series in all {
         let name = series.contender.name();
-        let at = format!("{name}, {}", connections(series.connections));
+        let at = format!("{name}, {}", title(series));
+        let full =
+            !matches!(series.way, Way::Open { .. }) && (series.way, series.connections) != (Way::Closed, 1);
         if let Some(busy) = series.spread_of(|round| round.busy)
-            && series.connections > 1
+            && full
             && busy.median < BUSY
         {
             notes.push(format!(
@@ -140,12 +152,18 @@ fn notes(all: &[Series]) -> Vec<String> {
                 busy.median * 100.0
             ));
         }
-        let others = series.spread(|round| round.others).max;
-        if others > NOISE {
+        let rig = series.spread(|round| round.rig_busy).median;
+        if matches!(series.way, Way::H2 { .. }) && rig > RIG_BUSY {
             notes.push(format!(
-                "{at}: other processes used up to {:.0} % of a core, so this is noisy",
-                others * 100.0
+                "{at}: the load test's own core was {:.0} % busy, so it may be the limit",
+                rig * 100.0
             ));
+        }
+        let kept = series.spread(|round| round.requests_per_second).median;
+        if let Way::Open { rate } = series.way
+            && kept < f64::from(rate) * KEPT
+        {
+            notes.push(format!("{at}: only {} answers/s", thousands(kept)));
         }
         let reconnects: u64 = series.rounds.iter().map(|round| round.reconnects).sum();
         if reconnects > 0 {
@@ -154,27 +172,29 @@ fn notes(all: &[Series]) -> Vec<String> {
             ));
         }
     }
+    notes.extend(noise(all.iter().map(|series| {
+        let at = format!("{}, {}", series.contender.name(), title(series));
+        (at, series.spread(|round| round.others).max)
+    })));
     notes
 }
 
 /// Whether the clients and the backend were fast enough not to be what was measured.
-fn headroom(all: &[Series], connections: usize) -> Option<String> {
+fn headroom(all: &[Series]) -> Option<String> {
     let rate = |series: &Series| series.spread(|round| round.requests_per_second).median;
     let best = all
         .iter()
-        .filter(|series| series.connections == connections && series.contender != Contender::Direct)
+        .filter(|series| series.contender != Contender::Direct)
         .max_by(|one, other| rate(one).total_cmp(&rate(other)))?;
-    let Some(direct) = find(all, Contender::Direct, connections) else {
-        return Some(format!(
-            "{connections} connections: without direct the load test's own limit is unknown"
-        ));
+    let connections = title(best);
+    let Some(direct) = find(all, Contender::Direct, best) else {
+        return Some(format!("{connections}: without direct the load test's own limit is unknown"));
     };
     let times = direct.times(best)?.median;
     let busy = best.spread_of(|round| round.busy)?.median * 100.0;
     let rig = best.spread(|round| round.rig_busy).median * 100.0;
     let name = best.contender.name();
     (times < HEADROOM).then(|| {
-        let connections = self::connections(connections);
         format!(
             "{connections}: direct is only {times:.2} × {name}, less than {HEADROOM}, so the load test \
              itself may be the limit; with {name} its core was {rig:.0} % busy, {name}'s {busy:.0} %"
@@ -182,11 +202,18 @@ fn headroom(all: &[Series], connections: usize) -> Option<String> {
     })
 }
 
-fn connections(count: usize) -> String {
-    plural(count, "connection")
+fn title(series: &Series) -> String {
+    let connections = plural(series.connections, "connection");
+    match series.way {
+        Way::Closed => connections,
+        Way::Open { rate } => {
+            format!("open loop, {} requests/s by schedule on {connections}", thousands(rate.into()))
+        }
+        Way::H2 { streams } => format!("HTTP/2, {streams} streams on each of {connections}"),
+    }
 }
 
-fn row(line: &Line) -> [String; 10] {
+fn row(line: &Line) -> [String; 11] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     let direct = line.series.contender == Contender::Direct;
     let times = |spread: Option<Spread>| or_dash(spread.map(|spread| format!("{:.2}", spread.median)));
@@ -199,6 +226,7 @@ fn row(line: &Line) -> [String; 10] {
         format!("{:.1}", line.p50_us.median),
         or_dash(line.added_p50_us.filter(|_| !direct).map(|added| format!("{:.1}", added.median))),
         format!("{:.1}", line.p99_us.median),
+        format!("{:.1}", line.p999_us.median),
         or_dash(line.cpu_per_100k.map(|cpu| format!("{:.3} ({:.3}–{:.3})", cpu.median, cpu.min, cpu.max))),
         or_dash(line.busy.map(|busy| format!("{:.0} %", busy.median * 100.0))),
         format!("{:.0} %", line.rig_busy.median * 100.0),
@@ -232,6 +260,29 @@ mod tests {
         ];
         let aims = aims(&all);
         assert!((aims[0].measured - 2.0).abs() < 1e-9 && !aims[0].met, "{aims:?}");
+    }
+
+    #[test]
+    fn only_the_closed_loop_over_http_1_has_aims_and_every_way_a_table() {
+        let mut all =
+            vec![series(Contender::Anteroom, 64, &[100.0]), series(Contender::Haproxy, 64, &[100.0])];
+        for way in [Way::Open { rate: 10_000 }, Way::H2 { streams: 16 }] {
+            let ways: Vec<_> = all[..2].iter().map(|each| Series { way, ..each.clone() }).collect();
+            all.extend(ways);
+        }
+        let found = findings("1 round".into(), &all);
+        assert_eq!(found.aims.len(), 1, "{:?}", found.aims);
+        let titles: Vec<_> = found.tables.iter().map(|table| table.title.as_str()).collect();
+        assert_eq!(
+            titles,
+            [
+                "64 connections",
+                "open loop, 10,000 requests/s by schedule on 64 connections",
+                "HTTP/2, 16 streams on each of 64 connections"
+            ]
+        );
+        let kept = "anteroom, open loop, 10,000 requests/s by schedule on 64 connections: only 100 answers/s";
+        assert!(found.notes.iter().any(|note| note == kept), "{:?}", found.notes);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub(crate) struct Round {
     pub(crate) requests_per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
     /// CPU seconds of the contender for 100,000 requests.
     pub(crate) cpu_per_100k: Option<f64>,
     /// Of the contender's core, by the contender.
@@ -25,10 +26,23 @@ pub(crate) struct Round {
     pub(crate) reconnects: u64,
 }
 
+/// How requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Way {
+    /// Over HTTP/1.1, the next one on a connection as soon as the last one is answered.
+    Closed,
+    /// Over HTTP/1.1 by schedule, so many a second.
+    Open { rate: u32 },
+    /// Over HTTP/2, the next one as soon as one of so many on a connection is answered.
+    H2 { streams: usize },
+}
+
 /// All turns of one contender with so many connections.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Series {
     pub(crate) contender: Contender,
+    pub(crate) way: Way,
     pub(crate) connections: usize,
     pub(crate) rounds: Vec<Round>,
 }
@@ -47,6 +61,7 @@ impl Round {
             requests_per_second: count / seconds,
             p50_us: sample.p50.as_secs_f64() * 1e6,
             p99_us: sample.p99.as_secs_f64() * 1e6,
+            p999_us: sample.p999.as_secs_f64() * 1e6,
             cpu_per_100k: cpu.map(|cpu| cpu * 1e5 / count),
             busy: cpu.map(|cpu| cpu / seconds),
             rig_busy: 1.0 - sample.idle.as_secs_f64() / seconds,
@@ -94,13 +109,14 @@ pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) ->
         requests_per_second: *rate,
         p50_us: 1e6 / rate,
         p99_us: 2e6 / rate,
+        p999_us: 3e6 / rate,
         cpu_per_100k: cpu,
         busy: cpu,
         rig_busy: 0.5,
         others: 0.0,
         reconnects: 0,
     };
-    Series { contender, connections, rounds: rates.iter().map(round).collect() }
+    Series { contender, way: Way::Closed, connections, rounds: rates.iter().map(round).collect() }
 }
 
 #[cfg(test)]

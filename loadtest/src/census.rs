@@ -1,0 +1,50 @@
+//! What a process has: memory, files, threads, children.
+
+use std::fs;
+use std::io;
+
+use serde::Serialize;
+
+use crate::procfs::family;
+
+/// Of a process alone, but for its descendants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Census {
+    pub(crate) rss_kib: u64,
+    pub(crate) files: u64,
+    pub(crate) threads: u64,
+    /// All that descend from it.
+    pub(crate) descendants: u64,
+}
+
+// === impl Census ===
+
+impl Census {
+    pub(crate) fn of(pid: u32) -> io::Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name| number(&status, name).ok_or(io::ErrorKind::InvalidData);
+        Ok(Self {
+            rss_kib: field("VmRSS:")?,
+            threads: field("Threads:")?,
+            files: fs::read_dir(format!("/proc/{pid}/fd"))?.count() as u64,
+            descendants: family(pid).len() as u64 - 1,
+        })
+    }
+}
+
+fn number(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_has_memory_files_and_threads() {
+        assert_eq!(number("Name:\tx\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
+        let ours = Census::of(std::process::id()).unwrap();
+        assert!(ours.rss_kib > 100 && ours.files >= 3 && ours.threads >= 1, "{ours:?}");
+    }
+}

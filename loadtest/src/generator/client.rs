@@ -1,0 +1,176 @@
+//! One connection over HTTP/1.1 with one request on it at a time, and what is sent on it.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use crate::backend::ANSWER;
+use crate::clock::Instant;
+use crate::http::{self, Framing};
+
+const BUFFER: usize = 4096;
+
+/// A request, and which answer is the right one.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    request: Vec<u8>,
+    expect: Expect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// The backend's.
+    Answer,
+    /// One with this status, which the contender itself gives.
+    Status(u16),
+}
+
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: TcpStream,
+    buffer: Box<[u8]>,
+    filled: usize,
+    /// How much of the request has been written.
+    written: usize,
+    /// The moment from which the answer's latency counts, while a request is under way.
+    pub(crate) sent: Option<Instant>,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    pub(crate) fn new(body: &str, expect: Expect) -> Self {
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: loadtest\r\n\
+             Accept: application/json\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        Self { request: [head.as_bytes(), body.as_bytes()].concat(), expect }
+    }
+
+    /// Whether `buf` is the right answer, complete.
+    fn check(&self, buf: &[u8]) -> Result<bool, String> {
+        let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(false) };
+        let body = &buf[head.len..];
+        let status = match self.expect {
+            Expect::Answer => 200,
+            Expect::Status(status) => status,
+        };
+        if http::status(head.start) != Some(status) {
+            let answer = String::from_utf8_lossy(&body[..body.len().min(200)]);
+            return Err(format!("{} {answer}", String::from_utf8_lossy(head.start)));
+        }
+        match (self.expect, head.body) {
+            (Expect::Answer, Framing::Length(length)) if length == ANSWER.len() => {
+                match body.len() < length {
+                    true => Ok(false),
+                    false if body == ANSWER.as_bytes() => Ok(true),
+                    false => Err("the answer's body was changed on its way".into()),
+                }
+            }
+            (Expect::Status(_), Framing::Length(length)) => Ok(body.len() >= length),
+            (_, framing) => {
+                Err(format!("the answer's body should have {} bytes, it has {framing:?}", ANSWER.len()))
+            }
+        }
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    pub(crate) fn connect(registry: &Registry, target: SocketAddr, token: Token) -> io::Result<Self> {
+        let mut stream = connect(target)?;
+        // Both, as edges: the socket of a large body is written to when it has room again.
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        Ok(Self { stream, buffer: vec![0; BUFFER].into(), filled: 0, written: usize::MAX, sent: None })
+    }
+
+    /// Sends a request whose latency counts from `moment`.
+    pub(crate) fn send(&mut self, exchange: &Exchange, moment: Instant) -> Result<(), String> {
+        self.sent = Some(moment);
+        self.written = 0;
+        self.write(exchange)
+    }
+
+    /// Goes on after an event. Whether the whole answer is there, and is the right one.
+    pub(crate) fn proceed(&mut self, exchange: &Exchange) -> Result<bool, String> {
+        if self.written < exchange.request.len() {
+            self.write(exchange)?;
+        }
+        self.receive(exchange)
+    }
+
+    fn write(&mut self, exchange: &Exchange) -> Result<(), String> {
+        while self.written < exchange.request.len() {
+            match self.stream.write(&exchange.request[self.written..]) {
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(format!("cannot send: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// As in the backend, a read that leaves room has emptied the socket.
+    fn receive(&mut self, exchange: &Exchange) -> Result<bool, String> {
+        match self.stream.read(&mut self.buffer[self.filled..]) {
+            Ok(0) => return Err("the connection was closed".into()),
+            Ok(read) => self.filled += read,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(format!("cannot receive: {error}")),
+        }
+        let complete = exchange.check(&self.buffer[..self.filled])?;
+        if complete {
+            if self.sent.is_none() {
+                return Err("an answer that nobody asked for".into());
+            }
+            if self.written < exchange.request.len() {
+                return Err("an answer before the request's end".into());
+            }
+            self.filled = 0;
+        } else if self.filled == self.buffer.len() {
+            return Err("an answer longer than was sent".into());
+        }
+        Ok(complete)
+    }
+}
+
+/// Blocking, but to a listener on this machine: the kernel accepts at once or refuses.
+pub(crate) fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let stream = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(TcpStream::from_std(stream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_right_answer_counts() {
+        let exchange = Exchange::new("{}", Expect::Answer);
+        let check = |buf: &[u8]| exchange.check(buf);
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{ANSWER}", ANSWER.len());
+        assert_eq!(check(answer.as_bytes()), Ok(true));
+        assert_eq!(check(&answer.as_bytes()[..answer.len() - 1]), Ok(false));
+        assert!(check(answer.replace("200 OK", "503 No").as_bytes()).is_err());
+        assert!(check(answer.replace("tiny", "huge").as_bytes()).is_err());
+        assert!(check(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{").is_err());
+        assert!(check(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
+        assert!(check(format!("{answer}!").as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_refusal_can_be_what_is_wanted() {
+        let exchange = Exchange::new("[", Expect::Status(400));
+        let refusal = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\n{}";
+        assert_eq!(exchange.check(refusal), Ok(true));
+        assert_eq!(exchange.check(&refusal[..refusal.len() - 1]), Ok(false));
+        assert!(exchange.check(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").is_err());
+    }
+}

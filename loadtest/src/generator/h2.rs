@@ -1,0 +1,361 @@
+//! Closed-loop clients over HTTP/2: a fixed number of streams on each of a few connections, and on every stream's end
+//! the next one begins.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use super::PROMPT;
+use super::client::connect;
+use super::tally::Tally;
+use crate::backend::ANSWER;
+use crate::clock::Instant;
+use crate::http2::{self, Frame};
+use crate::rig::{Clients, Measured};
+
+const BUFFER: usize = 64 * 1024;
+/// What a connection may send before the first update of its window (RFC 9113, section 6.9.2).
+const FIRST_WINDOW: i64 = 65_535;
+/// So much may have been received before the other side is told to go on.
+const UPDATE: u32 = 32 * 1024;
+
+/// The connections of one measurement, and what their streams saw.
+#[derive(Debug)]
+pub(crate) struct H2 {
+    connections: Vec<Connection>,
+    block: Vec<u8>,
+    /// Whether ended streams are followed by new ones.
+    going: bool,
+    tally: Tally,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    input: Box<[u8]>,
+    filled: usize,
+    output: Vec<u8>,
+    /// How much of the output has been written.
+    written: usize,
+    /// What the other side still takes of request bodies.
+    window: i64,
+    /// Received since the last update of our own window.
+    received: u32,
+    next_stream: u32,
+    open: Vec<Stream>,
+    /// Streams that may be opened as soon as the window allows.
+    wanted: usize,
+}
+
+#[derive(Debug)]
+struct Stream {
+    id: u32,
+    sent: Instant,
+    /// Its headers have come, and say 200.
+    ok: bool,
+    /// Of the answer's body.
+    got: usize,
+}
+
+// === impl H2 ===
+
+impl H2 {
+    /// Opens the connections, with `streams` requests on each of them from the start.
+    pub(crate) fn connect(
+        registry: &Registry,
+        target: SocketAddr,
+        connections: usize,
+        streams: usize,
+    ) -> io::Result<Self> {
+        let mut load = Self {
+            connections: Vec::new(),
+            block: http2::post(PROMPT.len()),
+            going: true,
+            tally: Tally::new(),
+        };
+        for key in 0..connections {
+            let mut connection = Connection::connect(registry, target, Token(key), streams)?;
+            if let Err(why) = connection.begin(&load.block, Instant::now()).and_then(|()| connection.flush())
+            {
+                load.tally.fail(why);
+            }
+            load.connections.push(connection);
+        }
+        Ok(load)
+    }
+}
+
+impl Measured for H2 {
+    fn finish(&mut self) {
+        self.going = false;
+    }
+
+    fn waiting(&self) -> usize {
+        self.connections.iter().map(|connection| connection.open.len()).sum()
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    fn reset(&mut self) {
+        self.tally.reset();
+    }
+}
+
+impl Clients for H2 {
+    /// A broken connection takes all of its streams along: the first error is the last.
+    fn hopeless(&self) -> bool {
+        self.tally.errors > 0
+    }
+
+    fn on_event(&mut self, _registry: &Registry, token: Token) -> io::Result<()> {
+        if self.hopeless() {
+            return Ok(());
+        }
+        let connection = &mut self.connections[token.0];
+        let done = connection.receive(&mut self.tally).and_then(|ended| {
+            if self.going {
+                connection.wanted += ended;
+                connection.begin(&self.block, Instant::now())?;
+            }
+            connection.flush()
+        });
+        if let Err(why) = done {
+            self.tally.fail(why);
+        }
+        Ok(())
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    fn connect(registry: &Registry, target: SocketAddr, token: Token, streams: usize) -> io::Result<Self> {
+        let mut stream = connect(target)?;
+        registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+        let mut output = Vec::new();
+        http2::hello(&mut output);
+        Ok(Self {
+            stream,
+            input: vec![0; BUFFER].into(),
+            filled: 0,
+            output,
+            written: 0,
+            window: FIRST_WINDOW,
+            received: 0,
+            next_stream: 1,
+            open: Vec::with_capacity(streams),
+            wanted: streams,
+        })
+    }
+
+    /// Begins the streams that are wanted, as far as the window goes.
+    fn begin(&mut self, block: &[u8], now: Instant) -> Result<(), String> {
+        let body = i64::try_from(PROMPT.len()).unwrap_or(i64::MAX);
+        while self.wanted > 0 && self.window >= body {
+            if self.next_stream > i32::MAX as u32 {
+                return Err("no stream numbers are left".into());
+            }
+            http2::request(&mut self.output, self.next_stream, block, PROMPT.as_bytes());
+            self.open.push(Stream { id: self.next_stream, sent: now, ok: false, got: 0 });
+            self.next_stream += 2;
+            self.window -= body;
+            self.wanted -= 1;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), String> {
+        while self.written < self.output.len() {
+            match self.stream.write(&self.output[self.written..]) {
+                Ok(written) => self.written += written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(format!("cannot send: {error}")),
+            }
+        }
+        self.output.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Deals with all frames that are there; how many streams have ended.
+    fn receive(&mut self, tally: &mut Tally) -> Result<usize, String> {
+        let mut ended = 0;
+        loop {
+            match self.stream.read(&mut self.input[self.filled..]) {
+                Ok(0) => return Err("the connection was closed".into()),
+                Ok(read) => self.filled += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(ended),
+                Err(error) => return Err(format!("cannot receive: {error}")),
+            }
+            let full = self.filled == self.input.len();
+            let now = Instant::now();
+            let mut used = 0;
+            // Taken for the time, so that frames can be looked at while the rest of this changes.
+            let mut input = std::mem::take(&mut self.input);
+            let read = loop {
+                match http2::frame(&input[used..self.filled]) {
+                    Ok(None) => break Ok(()),
+                    Ok(Some((frame, len))) => {
+                        used += len;
+                        match self.on_frame(&frame) {
+                            Ok(None) => {}
+                            Ok(Some(sent)) => {
+                                tally.answer(now - sent);
+                                ended += 1;
+                            }
+                            Err(why) => break Err(why),
+                        }
+                    }
+                    Err(error) => break Err(error.to_string()),
+                }
+            };
+            input.copy_within(used..self.filled, 0);
+            self.input = input;
+            self.filled -= used;
+            read?;
+            if !full {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// When the stream was begun that ends with this frame, and ends well.
+    fn on_frame(&mut self, frame: &Frame<'_>) -> Result<Option<Instant>, String> {
+        match *frame {
+            Frame::Headers { stream, block, end } => {
+                if !http2::is_ok(block) {
+                    return Err(format!("an answer is not 200: its headers are {block:02x?}"));
+                }
+                self.stream(stream)?.ok = true;
+                if end {
+                    return Err("an answer without a body".into());
+                }
+            }
+            Frame::Data { stream, data, flow, end } => {
+                self.received += u32::try_from(flow).unwrap_or(u32::MAX);
+                if self.received >= UPDATE {
+                    http2::window_update(&mut self.output, 0, std::mem::take(&mut self.received));
+                }
+                let found = self.stream(stream)?;
+                if !found.ok || ANSWER.as_bytes().get(found.got..found.got + data.len()) != Some(data) {
+                    return Err("the answer's body was changed on its way".into());
+                }
+                found.got += data.len();
+                if end {
+                    if found.got != ANSWER.len() {
+                        return Err("an answer's body was cut".into());
+                    }
+                    let sent = found.sent;
+                    self.open.retain(|open| open.id != stream);
+                    return Ok(Some(sent));
+                }
+            }
+            Frame::Settings { window } => {
+                if window.is_some_and(|window| (window as usize) < PROMPT.len()) {
+                    return Err("it does not take the whole body of a request at once".into());
+                }
+                http2::settings_ack(&mut self.output);
+            }
+            Frame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
+            Frame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
+            Frame::WindowUpdate { .. } | Frame::Ignored => {}
+            // What HAProxy and nginx may send behind a whole answer: the request's body needs no reading to its end.
+            Frame::Reset { stream, code: 0 } if self.stream(stream).is_err() => {}
+            Frame::Reset { code, .. } => return Err(format!("a stream was reset: error code {code}")),
+            Frame::GoAway { code } => return Err(format!("the connection is to be left: error code {code}")),
+        }
+        Ok(None)
+    }
+
+    fn stream(&mut self, id: u32) -> Result<&mut Stream, String> {
+        self.open
+            .iter_mut()
+            .find(|open| open.id == id)
+            .ok_or_else(|| format!("stream {id} is not open, but something came on it"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::rig::Rig;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// The frames of an answer, its body in two.
+    fn answer(stream: u8) -> Vec<u8> {
+        let (first, second) = ANSWER.as_bytes().split_at(100);
+        let head = |length: usize, kind, flags| {
+            let [.., a, b] = length.to_be_bytes();
+            [0, a, b, kind, flags, 0, 0, 0, stream]
+        };
+        [&head(1, 1, 4)[..], &[0x88], &head(first.len(), 0, 0), first, &head(second.len(), 0, 1), second]
+            .concat()
+    }
+
+    fn served() -> (Rig, H2, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        let load = H2::connect(rig.registry(), listener.local_addr().unwrap(), 1, 2).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut preface = [0; 24];
+        server.read_exact(&mut preface).unwrap();
+        assert_eq!(preface, http2::PREFACE);
+        (rig, load, server)
+    }
+
+    #[test]
+    fn an_answered_stream_is_followed_by_the_next_one() {
+        let (mut rig, mut load, mut server) = served();
+        // Settings and a ping, and both streams in turns.
+        server.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+        server.write_all(&[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        for stream in [3, 1, 5] {
+            server.write_all(&answer(stream)).unwrap();
+            let before = load.tally.completed;
+            assert!(rig.until(&mut load, PATIENCE, |load, _| load.tally.completed > before).unwrap());
+        }
+        assert_eq!((load.waiting(), load.tally.errors), (2, 0), "{:?}", load.tally.first_error);
+        let open: Vec<_> = load.connections[0].open.iter().map(|stream| stream.id).collect();
+        assert_eq!(open, [7, 9]);
+
+        load.finish();
+        server.write_all(&[answer(7), answer(9)].concat()).unwrap();
+        assert!(rig.until(&mut load, PATIENCE, |load, _| load.waiting() == 0).unwrap());
+    }
+
+    #[test]
+    fn no_body_is_sent_beyond_the_window() {
+        let (mut rig, mut load, mut server) = served();
+        let connection = &mut load.connections[0];
+        connection.window = 0;
+        server.write_all(&answer(1)).unwrap();
+        assert!(rig.until(&mut load, PATIENCE, |load, _| load.tally.completed == 1).unwrap());
+        assert_eq!((load.waiting(), load.connections[0].wanted), (1, 1));
+        let more = u32::try_from(PROMPT.len()).unwrap().to_be_bytes();
+        server.write_all(&[&[0, 0, 4, 8, 0, 0, 0, 0, 0], &more[..]].concat()).unwrap();
+        assert!(rig.until(&mut load, PATIENCE, |load, _| load.waiting() == 2).unwrap());
+        assert_eq!(load.connections[0].window, 0);
+    }
+
+    #[test]
+    fn a_wrong_answer_is_an_error() {
+        // Its status, and a letter of its body.
+        for at in [9, answer(1).len() - 1] {
+            let (mut rig, mut load, mut server) = served();
+            let mut answer = answer(1);
+            answer[at] = 0x8d;
+            server.write_all(&answer).unwrap();
+            assert!(!rig.until(&mut load, PATIENCE, |load, _| load.tally.completed > 0).unwrap());
+            assert_eq!(load.tally.errors, 1);
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! Open-loop clients: requests arrive by a schedule, whether or not earlier ones have been answered, and an answer's
+//! latency counts from the moment at which its request was due. A server that stops for a moment keeps all of them
+//! waiting, and cannot hide it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::{Registry, Token};
+
+use super::PROMPT;
+use super::client::{Client, Exchange, Expect};
+use super::tally::Tally;
+use crate::backend::Backend;
+use crate::clock::Instant;
+use crate::rig::{Clients, Measured};
+
+/// So much of the schedule may be waiting for a free connection: beyond it, the rate is more than the contender bears.
+const BACKLOG: Duration = Duration::from_secs(10);
+
+/// Clients that share connections, and the schedule of their requests.
+#[derive(Debug)]
+pub(crate) struct Open {
+    target: SocketAddr,
+    exchange: Arc<Exchange>,
+    clients: Vec<Client>,
+    free: Vec<usize>,
+    arrivals: Option<Arrivals>,
+    /// Due, and without a connection so far.
+    backlog: VecDeque<Instant>,
+    waiting: usize,
+    rate: u32,
+    tally: Tally,
+}
+
+/// Independent arrivals at a mean rate (a Poisson process), the same ones in every measurement.
+#[derive(Debug)]
+struct Arrivals {
+    next: Instant,
+    mean: f64,
+    random: u64,
+}
+
+// === impl Open ===
+
+impl Open {
+    /// Opens the connections; the first request is due at once, `rate` of them in a second.
+    pub(crate) fn connect(
+        registry: &Registry,
+        target: SocketAddr,
+        connections: usize,
+        rate: u32,
+    ) -> io::Result<Self> {
+        let clients = (0..connections)
+            .map(|key| Client::connect(registry, target, Token(key)))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            target,
+            exchange: Arc::new(Exchange::new(PROMPT, Expect::Answer)),
+            clients,
+            free: (0..connections).rev().collect(),
+            arrivals: Some(Arrivals::new(Instant::now(), rate)),
+            backlog: VecDeque::new(),
+            waiting: 0,
+            rate,
+            tally: Tally::new(),
+        })
+    }
+
+    fn send(&mut self) -> usize {
+        let mut sent = 0;
+        while let Some(&due) = self.backlog.front()
+            && let Some(key) = self.free.pop()
+        {
+            self.backlog.pop_front();
+            self.waiting += 1;
+            sent += 1;
+            if let Err(why) = self.clients[key].send(&self.exchange, due) {
+                self.tally.fail(why);
+            }
+        }
+        sent
+    }
+}
+
+impl Measured for Open {
+    fn finish(&mut self) {
+        self.arrivals = None;
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting + self.backlog.len()
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    fn reset(&mut self) {
+        self.tally.reset();
+    }
+}
+
+impl Clients for Open {
+    fn hopeless(&self) -> bool {
+        self.tally.hopeless()
+    }
+
+    fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let key = token.0;
+        let client = &mut self.clients[key];
+        let answered = match client.proceed(&self.exchange) {
+            Ok(false) => return Ok(()),
+            Ok(true) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Some(due) = client.sent.take() {
+            self.waiting -= 1;
+            self.free.push(key);
+            self.tally.answer(due.elapsed());
+        }
+        if let Err(why) = answered {
+            self.tally.fail(why);
+            self.clients[key] = Client::connect(registry, self.target, token)?;
+        }
+        Ok(())
+    }
+
+    fn on_turn(&mut self, _backend: &mut Backend) -> io::Result<usize> {
+        if let Some(arrivals) = &mut self.arrivals {
+            let now = Instant::now();
+            while let Some(due) = arrivals.due(now) {
+                self.backlog.push_back(due);
+            }
+            if self.backlog.front().is_some_and(|due| now.saturating_duration_since(*due) > BACKLOG) {
+                self.tally
+                    .fail(format!("{} requests/s are more than it bears: pass a lower --rate", self.rate));
+                self.backlog.clear();
+                self.arrivals = None;
+            }
+        }
+        Ok(self.send())
+    }
+}
+
+// === impl Arrivals ===
+
+impl Arrivals {
+    fn new(first: Instant, rate: u32) -> Self {
+        Self { next: first, mean: 1.0 / f64::from(rate), random: 0x2545_f491_4f6c_dd1d }
+    }
+
+    /// The next arrival, if it is due.
+    fn due(&mut self, now: Instant) -> Option<Instant> {
+        let due = self.next;
+        if due > now {
+            return None;
+        }
+        // xorshift64; its upper 53 bits as a number above 0 and at most 1.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let uniform = ((self.random >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        self.next += Duration::from_secs_f64(-uniform.ln() * self.mean);
+        Some(due)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrivals_have_their_rate_and_are_not_evenly_spaced() {
+        let start = Instant::now();
+        let mut arrivals = Arrivals::new(start, 1000);
+        let due: Vec<_> = std::iter::from_fn(|| arrivals.due(start + Duration::from_secs(10))).collect();
+        // 10,000 are expected, with a standard deviation of 100.
+        assert!((9_500..10_500).contains(&due.len()), "{}", due.len());
+        assert!(due.is_sorted());
+        // Of gaps that are exponentially distributed, 1 - 1/e are shorter than the mean: 63 %.
+        let short = due.windows(2).filter(|pair| pair[1] - pair[0] < Duration::from_millis(1)).count();
+        assert!((0.60..0.66).contains(&(short as f64 / due.len() as f64)), "{short} of {}", due.len());
+    }
+
+    #[test]
+    fn nothing_arrives_before_it_is_due() {
+        let start = Instant::now();
+        let mut arrivals = Arrivals::new(start + Duration::from_secs(1), 10);
+        assert_eq!(arrivals.due(start), None);
+        assert_eq!(arrivals.due(start + Duration::from_secs(1)), Some(start + Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,353 @@
+//! Clients that read streams: each has one connection and one stream on it, and looks when which event arrives.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+use super::PROMPT;
+use super::client::connect;
+use super::tally::{Tally, histogram, nanos};
+use crate::backend::Backend;
+use crate::clock;
+use crate::http::{self, Framing};
+use crate::rig::Clients;
+use crate::sse;
+
+/// Events that wait here for their turn are of no interest: a contender that overtakes its clients by so much is an
+/// error of the run.
+const BUFFER: usize = 64 * 1024;
+
+/// The clients of one measurement, and what they saw.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    target: SocketAddr,
+    request: Vec<u8>,
+    clients: Vec<Client>,
+    seen: Seen,
+    /// Events since the start, of which a first one means that its stream is open.
+    received: u64,
+    opened: usize,
+    ended: usize,
+    /// Whether every event asks for the next one at once.
+    echo: bool,
+    /// Streams whose next event has been asked for.
+    asked: Vec<usize>,
+}
+
+/// Since the last reset; errors since the start.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// Of events: from the backend's write to here.
+    pub(crate) events: Tally,
+    /// How much longer than at the backend it took from one event of a stream to the next.
+    pub(crate) stretch: Histogram<u64>,
+    /// Events that came in one read with the one before them: it had waited for them, or they for it.
+    pub(crate) together: u64,
+}
+
+#[derive(Debug)]
+struct Client {
+    stream: TcpStream,
+    buffer: Box<[u8]>,
+    filled: usize,
+    state: State,
+    /// The beginning of an event whose end is in another chunk.
+    cut: Vec<u8>,
+    next: u32,
+    /// Of the event before.
+    latency: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Head,
+    Body,
+    Ended,
+}
+
+// === impl Streams ===
+
+impl Streams {
+    pub(crate) fn new(target: SocketAddr) -> Self {
+        let body = PROMPT.replace(r#""stream":false"#, r#""stream":true"#);
+        let request = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: loadtest\r\n\
+             Accept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        Self {
+            target,
+            request: request.into_bytes(),
+            clients: Vec::new(),
+            seen: Seen { events: Tally::new(), stretch: histogram(), together: 0 },
+            received: 0,
+            opened: 0,
+            ended: 0,
+            echo: false,
+            asked: Vec::new(),
+        }
+    }
+
+    /// Opens one more connection, and asks for a stream on it.
+    pub(crate) fn open(&mut self, registry: &Registry) -> io::Result<()> {
+        let mut stream = connect(self.target)?;
+        registry.register(&mut stream, Token(self.clients.len()), Interest::READABLE)?;
+        stream.write_all(&self.request)?;
+        self.clients.push(Client {
+            stream,
+            buffer: vec![0; BUFFER].into(),
+            filled: 0,
+            state: State::Head,
+            cut: Vec::new(),
+            next: 0,
+            latency: Duration::ZERO,
+        });
+        Ok(())
+    }
+
+    /// Lets every event ask for the next one, or not.
+    pub(crate) fn echo(&mut self, echo: bool) {
+        self.echo = echo;
+    }
+
+    /// Streams whose first event has come.
+    pub(crate) fn opened(&self) -> usize {
+        self.opened
+    }
+
+    /// Streams whose end has come.
+    pub(crate) fn ended(&self) -> usize {
+        self.ended
+    }
+
+    /// Events since the start.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
+    }
+
+    pub(crate) fn seen(&self) -> &Seen {
+        &self.seen
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.seen.events.reset();
+        self.seen.stretch.reset();
+        self.seen.together = 0;
+    }
+}
+
+impl Clients for Streams {
+    /// Every stream is to be there until it is ended: the first error is the last.
+    fn hopeless(&self) -> bool {
+        self.seen.events.errors > 0
+    }
+
+    fn on_event(&mut self, _registry: &Registry, token: Token) -> io::Result<()> {
+        if self.hopeless() {
+            return Ok(());
+        }
+        let client = &mut self.clients[token.0];
+        let asked = if self.echo { Some(&mut self.asked) } else { None };
+        let before = (client.next, client.state);
+        if let Err(why) = client.receive(&mut self.seen, asked) {
+            self.seen.events.fail(format!("after {} events of a stream: {why}", client.next));
+        }
+        self.received += u64::from(client.next - before.0);
+        self.opened += usize::from(before.0 == 0 && client.next > 0);
+        self.ended += usize::from(before.1 != State::Ended && client.state == State::Ended);
+        Ok(())
+    }
+
+    fn on_turn(&mut self, backend: &mut Backend) -> io::Result<usize> {
+        let asked = self.asked.len();
+        for stream in self.asked.drain(..) {
+            backend.push(stream)?;
+        }
+        Ok(asked)
+    }
+}
+
+// === impl Client ===
+
+impl Client {
+    fn receive(&mut self, seen: &mut Seen, mut asked: Option<&mut Vec<usize>>) -> Result<(), String> {
+        loop {
+            match self.stream.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => return Err("the connection was closed".into()),
+                Ok(read) => self.filled += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(format!("cannot receive: {error}")),
+            }
+            let full = self.filled == self.buffer.len();
+            let now = clock::stamp();
+            let mut used = 0;
+            if self.state == State::Head {
+                let Some(len) = head_len(&self.buffer[..self.filled])? else { return Ok(()) };
+                used = len;
+                self.state = State::Body;
+            }
+            let mut events = 0;
+            while let Some(chunk) =
+                http::chunk(&self.buffer[used..self.filled]).map_err(|error| error.to_string())?
+            {
+                if self.state == State::Ended {
+                    return Err("something behind the stream's end".into());
+                }
+                used += chunk.len;
+                if chunk.data.is_empty() {
+                    self.state = State::Ended;
+                }
+                let mut data = chunk.data;
+                while !data.is_empty() {
+                    let (part, rest) = data.split_at(data.len().min(sse::LEN - self.cut.len()));
+                    data = rest;
+                    let event = if part.len() == sse::LEN {
+                        sse::read(part)
+                    } else {
+                        self.cut.extend_from_slice(part);
+                        if self.cut.len() < sse::LEN {
+                            continue;
+                        }
+                        let event = sse::read(&self.cut);
+                        self.cut.clear();
+                        event
+                    };
+                    let mark = event.ok_or("an event was changed on its way")?;
+                    if mark.number != self.next {
+                        return Err(format!("event {} came in place of {}", mark.number, self.next));
+                    }
+                    let latency = clock::between(mark.written, now);
+                    seen.events.answer(latency);
+                    if mark.number > 0 {
+                        seen.stretch.saturating_record(nanos(latency.saturating_sub(self.latency)));
+                    }
+                    self.latency = latency;
+                    self.next += 1;
+                    events += 1;
+                    if let Some(asked) = &mut asked {
+                        asked.push(mark.stream as usize);
+                    }
+                }
+            }
+            seen.together += events.max(1) - 1;
+            self.buffer.copy_within(used..self.filled, 0);
+            self.filled -= used;
+            if !full {
+                return Ok(());
+            }
+            if used == 0 {
+                return Err(format!("a chunk of more than {BUFFER} bytes"));
+            }
+        }
+    }
+}
+
+/// The length of the head at the start of `buf`, which is to say that a stream follows.
+fn head_len(buf: &[u8]) -> Result<Option<usize>, String> {
+    let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(None) };
+    if http::status(head.start) != Some(200) || head.body != Framing::Chunked {
+        return Err(format!(
+            "no stream but {} with a body of {:?}",
+            String::from_utf8_lossy(head.start),
+            head.body
+        ));
+    }
+    Ok(Some(head.len))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::clock::Instant;
+    use crate::rig::Rig;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn open(count: usize) -> (Rig, Streams) {
+        let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        rig.backend_mut().stream(true);
+        let mut load = Streams::new(rig.backend());
+        for _ in 0..count {
+            load.open(rig.registry()).unwrap();
+        }
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.opened() == count).unwrap());
+        (rig, load)
+    }
+
+    #[test]
+    fn every_event_of_a_paced_stream_arrives_and_so_does_its_end() {
+        let (mut rig, mut load) = open(20);
+        rig.backend_mut().streams().unwrap().pace(Instant::now(), SECOND / 100);
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 20 * 5).unwrap());
+        rig.backend_mut().streams().unwrap().hold();
+        let sent = rig.backend_mut().streams().unwrap().sent;
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() == sent).unwrap());
+        rig.backend_mut().end_streams().unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.ended() == 20).unwrap());
+        let seen = load.seen();
+        assert_eq!((seen.events.completed, seen.events.errors), (sent, 0), "{:?}", seen.events.first_error);
+    }
+
+    #[test]
+    fn an_event_asks_for_the_next_one_where_it_is_told_to() {
+        let (mut rig, mut load) = open(2);
+        load.echo(true);
+        let streams = rig.backend_mut().streams().unwrap().open.clone();
+        rig.backend_mut().push(streams[0]).unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 50).unwrap());
+        // The other one was never asked.
+        assert_eq!(load.clients.iter().map(|client| client.next).min(), Some(1));
+        assert_eq!((load.seen().together, load.seen().events.errors), (0, 0));
+    }
+
+    #[test]
+    fn a_lost_event_is_an_error_and_a_joint_one_is_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        let mut load = Streams::new(listener.local_addr().unwrap());
+        load.open(rig.registry()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let mut chunk = sse::Chunk::new();
+        let mut event =
+            |number| chunk.with(sse::Mark { stream: 0, number, written: clock::stamp() }).to_vec();
+
+        server.write_all(&[sse::HEAD, &event(0), &event(1)].concat()).unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() == 2).unwrap());
+        assert_eq!(load.seen().together, 1);
+
+        server.write_all(&event(3)).unwrap();
+        assert!(!rig.until(&mut load, 5 * SECOND, |_, _| false).unwrap());
+        let error = load.seen().events.first_error.as_deref();
+        assert_eq!(error, Some("after 2 events of a stream: event 3 came in place of 2"));
+    }
+
+    #[test]
+    fn events_may_be_cut_into_chunks_anywhere() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
+        let mut load = Streams::new(listener.local_addr().unwrap());
+        load.open(rig.registry()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(sse::HEAD).unwrap();
+        let mut chunk = sse::Chunk::new();
+        let events: Vec<u8> = (0..40)
+            .flat_map(|number| {
+                let bytes = chunk.with(sse::Mark { stream: 0, number, written: 0 });
+                http::chunk(bytes).unwrap().unwrap().data.to_vec()
+            })
+            .collect();
+        for part in events.chunks(sse::LEN * 2 / 3) {
+            server.write_all(&[format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()).unwrap();
+        }
+        server.write_all(sse::LAST).unwrap();
+        assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.ended() == 1).unwrap(), "{:?}", load.seen());
+        assert_eq!(load.received(), 40);
+    }
+}

@@ -1,0 +1,54 @@
+//! What the clients of a measurement saw.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+/// A contender that is down answers with errors as fast as it can: no need to count them all.
+const ERRORS: u64 = 100;
+
+/// Answers since the last reset, errors since the start.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    pub(crate) latency: Histogram<u64>,
+    pub(crate) completed: u64,
+    pub(crate) errors: u64,
+    pub(crate) first_error: Option<String>,
+}
+
+// === impl Tally ===
+
+impl Tally {
+    pub(crate) fn new() -> Self {
+        Self { latency: histogram(), completed: 0, errors: 0, first_error: None }
+    }
+
+    pub(crate) fn answer(&mut self, latency: Duration) {
+        self.completed += 1;
+        self.latency.saturating_record(nanos(latency));
+    }
+
+    pub(crate) fn fail(&mut self, why: String) {
+        self.errors += 1;
+        self.first_error.get_or_insert(why);
+    }
+
+    pub(crate) fn hopeless(&self) -> bool {
+        self.errors >= ERRORS
+    }
+
+    /// Forgets the answers of the warm-up, but none of its errors.
+    pub(crate) fn reset(&mut self) {
+        self.latency.reset();
+        self.completed = 0;
+    }
+}
+
+/// Nanoseconds up to a minute, three digits.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds")
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
+}

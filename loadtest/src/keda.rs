@@ -1,0 +1,156 @@
+//! As much of KEDA as listens: `ExternalScaler.StreamIsActive`, by hand on h2, so that nothing of a client library
+//! stands between the frame and the clock.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::clock::Instant;
+
+/// A word on a stream.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Said {
+    /// Of the stream that was opened with this number.
+    pub(crate) stream: usize,
+    pub(crate) active: bool,
+    pub(crate) at: Instant,
+}
+
+/// What comes from the streams: words, or why one has ended.
+pub(crate) type News = mpsc::UnboundedSender<Result<Said, String>>;
+
+/// One connection, as KEDA's operator has one to each scaler.
+pub(crate) struct Connection(SendRequest<Bytes>);
+
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Far more than any stream here says, so that no window ever closes.
+const WINDOW: u32 = 1 << 24;
+/// The flag and the length before each message.
+const PREFIX: usize = 5;
+
+// === impl Connection ===
+
+impl Connection {
+    /// Connects; what drives the connection ends with the runtime.
+    pub(crate) async fn open(scaler: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(scaler).await?;
+        stream.set_nodelay(true)?;
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW);
+        let (send, connection) =
+            timeout(PATIENCE, builder.handshake(stream)).await?.map_err(io::Error::other)?;
+        // An end of it ends the streams, which say so.
+        tokio::spawn(connection);
+        Ok(Self(send))
+    }
+
+    /// Opens the stream of the route; it is there when its first word has been said.
+    pub(crate) async fn follow(&self, route: &str, stream: usize, news: News) -> io::Result<()> {
+        let request = http::Request::post("http://scaler/externalscaler.ExternalScaler/StreamIsActive")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .map_err(io::Error::other)?;
+        let mut send = timeout(PATIENCE, self.0.clone().ready()).await?.map_err(io::Error::other)?;
+        let (response, mut body) = send.send_request(request, false).map_err(io::Error::other)?;
+        body.send_data(question(route), true).map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            let ended = listen(response, stream, &news).await;
+            // Nobody may listen any more.
+            let _ = news.send(Err(format!("the stream of one route has ended: {ended}")));
+        });
+        Ok(())
+    }
+}
+
+/// Passes on what is said, and why it ended.
+async fn listen(response: h2::client::ResponseFuture, stream: usize, news: &News) -> String {
+    let mut body = match response.await {
+        Ok(response) if response.status() == http::StatusCode::OK => response.into_body(),
+        Ok(response) => return format!("it was answered with {}", response.status()),
+        Err(error) => return error.to_string(),
+    };
+    let mut buffer = BytesMut::new();
+    loop {
+        let data = match body.data().await {
+            Some(Ok(data)) => data,
+            Some(Err(error)) => return error.to_string(),
+            None => return trailers(body.trailers().await),
+        };
+        let at = Instant::now();
+        if let Err(error) = body.flow_control().release_capacity(data.len()) {
+            return error.to_string();
+        }
+        buffer.extend_from_slice(&data);
+        while let Some(active) = next(&mut buffer) {
+            if news.send(Ok(Said { stream, active, at })).is_err() {
+                return "nobody listens".into();
+            }
+        }
+    }
+}
+
+fn trailers(trailers: Result<Option<http::HeaderMap>, h2::Error>) -> String {
+    match trailers {
+        Ok(trailers) => format!("{:?}", trailers.unwrap_or_default()),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// The next message of the buffer, if it is complete: an `IsActiveResponse`.
+fn next(buffer: &mut BytesMut) -> Option<bool> {
+    let length = buffer.get(1..PREFIX)?;
+    let length = u32::from_be_bytes(length.try_into().ok()?) as usize;
+    let message = buffer.get(PREFIX..PREFIX + length)?;
+    // Field 1, a varint; false is left out.
+    let active = message == [0x08, 0x01];
+    buffer.advance(PREFIX + length);
+    Some(active)
+}
+
+/// A `ScaledObjectRef` whose metadata names the route, with its prefix.
+fn question(route: &str) -> Bytes {
+    let field = |number: u8, content: &[u8]| {
+        // Nothing here is as long as 128 bytes, so that a length is one byte.
+        [&[number << 3 | 2, content.len() as u8], content].concat()
+    };
+    let entry = [field(1, b"route"), field(2, route.as_bytes())].concat();
+    let message = [field(1, route.as_bytes()), field(2, b"loadtest"), field(3, &entry)].concat();
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(message.len() as u32);
+    framed.put_slice(&message);
+    framed.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_names_the_route() {
+        let question = question("r7");
+        assert_eq!(question[..5], [0, 0, 0, 0, question.len() as u8 - 5]);
+        let metadata = b"\x1a\x0b\x0a\x05route\x12\x02r7";
+        assert!(question.ends_with(metadata), "{question:?}");
+        assert!(question[5..].starts_with(b"\x0a\x02r7\x12\x08loadtest"), "{question:?}");
+    }
+
+    #[test]
+    fn words_may_come_in_pieces_or_together() {
+        let words = [0, 0, 0, 0, 2, 8, 1, 0, 0, 0, 0, 0];
+        let mut buffer = BytesMut::from(&words[..6]);
+        assert_eq!(next(&mut buffer), None);
+        buffer.extend_from_slice(&words[6..]);
+        assert_eq!(
+            (next(&mut buffer), next(&mut buffer), next(&mut buffer)),
+            (Some(true), Some(false), None)
+        );
+    }
+}

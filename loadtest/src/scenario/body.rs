@@ -1,0 +1,105 @@
+//! The body scenario: what it costs that the model's name is in the body, which has to be kept and read for it.
+//!
+//! Anteroom passes bodies on as they come where no route asks for a model, so that a route with models costs two
+//! things more: that the body is kept, and that it is scanned. The scan alone is what two refusals differ by: of a body
+//! for a model that nobody serves, which is scanned to its end, and of one that is no object, where the scan ends with
+//! its first byte. Both are kept whole, and neither is passed on.
+
+mod findings;
+mod text;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use findings::{Round, Series};
+
+use super::warm::accept;
+use crate::contender::{Contender, Installed};
+use crate::error::Error;
+use crate::findings::Findings;
+use crate::generator::Load;
+use crate::generator::client::{Exchange, Expect};
+use crate::procfs::Meter;
+use crate::rig::{Plan, Rig};
+use crate::setup::Setup;
+
+/// Bytes of a body, and how many clients send one: a question, a pasted document, a picture.
+const SIZES: [(usize, usize); 3] = [(2 << 10, 64), (200 << 10, 16), (8 << 20, 4)];
+
+/// Which body is sent, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Kind {
+    /// Passed on to the backend.
+    Forwarded,
+    /// Kept, scanned to its end, and refused: nobody serves its model.
+    Scanned,
+    /// Kept, and refused: it is no object, which its first byte says.
+    Kept,
+}
+
+pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
+    let (cores, rounds) = (setup.cores, setup.rounds());
+    let duration = setup.duration(Duration::from_millis(250), Duration::from_millis(600));
+    let warm_up = Duration::from_millis(50);
+    let streaming = streaming(setup)?;
+    let measured = || setup.contenders().iter().chain(&streaming);
+    let mut series: Vec<Series> = Vec::new();
+    let mut exchanges = Vec::new();
+    for (bytes, connections) in SIZES {
+        for kind in [Kind::Forwarded, Kind::Scanned, Kind::Kept] {
+            let contenders = measured().map(|each| each.contender);
+            // Only Anteroom looks into bodies.
+            for contender in contenders.filter(|each| kind == Kind::Forwarded || *each == Contender::Anteroom)
+            {
+                series.push(Series { contender, kind, bytes, connections, rounds: Vec::new() });
+            }
+            exchanges.push((bytes, kind, Arc::new(kind.exchange(bytes))));
+        }
+    }
+    let mut rig = Rig::new(setup.stop.clone())?;
+    for round in 1..=rounds {
+        for each in measured() {
+            let name = each.contender.name();
+            eprintln!("body, round {round} of {rounds}: {name}");
+            let mut running = each.start(rig.backend(), cores)?;
+            rig.await_answer(name, &mut running)?;
+            let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
+            for series in series.iter_mut().filter(|series| series.contender == each.contender) {
+                let wanted = exchanges.iter().find(|(bytes, kind, _)| (*bytes, *kind) == series.key());
+                let Some((_, _, exchange)) = wanted else { continue };
+                let mut load =
+                    Load::with(rig.registry(), running.address, series.connections, Arc::clone(exchange))
+                        .map_err(|error| Error::io("connect", error))?;
+                load.start(u64::MAX);
+                let plan = Plan { connections: series.connections, warm_up, duration };
+                let sample = rig.measure_load(&mut load, plan, meter)?;
+                accept(&sample, each.contender, series.connections)?;
+                series.rounds.push(Round::new(&sample, each.contender));
+            }
+        }
+    }
+    let how = format!("medians of {rounds} rounds of {} s, and their spread", duration.as_secs_f64());
+    Ok(findings::findings(how, &series))
+}
+
+/// Anteroom without models, which the others are held against, unless it is measured already.
+fn streaming(setup: &Setup) -> Result<Option<Installed>, Error> {
+    if !setup.measures(Contender::Anteroom) || setup.measures(Contender::AnteroomNoscan) {
+        return Ok(None);
+    }
+    Ok(Some(setup.anteroom()?.like(Contender::AnteroomNoscan)))
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn exchange(self, bytes: usize) -> Exchange {
+        let (first, model, expect) = match self {
+            Self::Forwarded => ('{', "tiny", Expect::Answer),
+            Self::Scanned => ('{', "none", Expect::Status(404)),
+            Self::Kept => ('[', "tiny", Expect::Status(400)),
+        };
+        Exchange::new(&text::body(bytes, first, model), expect)
+    }
+}

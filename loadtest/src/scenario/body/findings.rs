@@ -1,0 +1,344 @@
+//! What bodies cost, and what of it is the scan.
+
+use serde::Serialize;
+
+use super::Kind;
+use crate::contender::Contender;
+use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
+use crate::rig::Sample;
+use crate::spread::Spread;
+
+/// Of the load test's own core: beyond it, it may be the limit.
+const RIG_BUSY: f64 = 0.95;
+/// Of its core, by a contender whose requests/s say something.
+const BUSY: f64 = 0.95;
+
+const LEGEND: &str = "CPU: of the contender's, for a request; × noscan: CPU beside Anteroom's without models, which \
+                      passes bodies on as they come; busy: of its core, the contender's process; rig busy: of the \
+                      other core, the clients and the backend";
+const SCAN: &str = "refused, scanned: a body for a model that nobody serves, kept and scanned to its end; refused, \
+                    kept: one whose first byte is wrong, kept and not scanned; scan: what they differ by; of a \
+                    request: CPU with the scan beside CPU without it, the body kept in both";
+
+/// One turn of one contender with one body.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Round {
+    requests: u64,
+    seconds: f64,
+    requests_per_second: f64,
+    p50_us: f64,
+    p99_us: f64,
+    /// Of the contender's, for one request.
+    cpu_us: Option<f64>,
+    busy: Option<f64>,
+    rig_busy: f64,
+    others: f64,
+}
+
+/// All turns of one contender with one body.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Series {
+    pub(super) contender: Contender,
+    pub(super) kind: Kind,
+    pub(super) bytes: usize,
+    pub(super) connections: usize,
+    pub(super) rounds: Vec<Round>,
+}
+
+/// What the scan costs.
+#[derive(Debug, Serialize)]
+struct Scan {
+    bytes: usize,
+    /// CPU of a request that is passed on; that is refused after the scan; that is refused without one.
+    forwarded_us: Spread,
+    scanned_us: Spread,
+    kept_us: Spread,
+    scan_us: Spread,
+    scan_us_per_kb: Spread,
+    /// A request with its scan, beside the same without.
+    times: Spread,
+}
+
+// === impl Round ===
+
+impl Round {
+    pub(crate) fn new(sample: &Sample, contender: Contender) -> Self {
+        let seconds = sample.elapsed.as_secs_f64();
+        let cpu = (contender != Contender::Direct).then_some(sample.spent.contender.as_secs_f64());
+        let count = sample.requests as f64;
+        Self {
+            requests: sample.requests,
+            seconds,
+            requests_per_second: count / seconds,
+            p50_us: sample.p50.as_secs_f64() * 1e6,
+            p99_us: sample.p99.as_secs_f64() * 1e6,
+            cpu_us: cpu.map(|cpu| cpu * 1e6 / count),
+            busy: cpu.map(|cpu| cpu / seconds),
+            rig_busy: 1.0 - sample.idle.as_secs_f64() / seconds,
+            others: sample.spent.others.as_secs_f64() / seconds,
+        }
+    }
+}
+
+// === impl Series ===
+
+impl Series {
+    pub(super) fn key(&self) -> (usize, Kind) {
+        (self.bytes, self.kind)
+    }
+
+    fn spread(&self, figure: impl Fn(&Round) -> f64) -> Spread {
+        Spread::of(self.rounds.iter().map(figure)).unwrap_or_default()
+    }
+
+    fn spread_of(&self, figure: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(figure))
+    }
+
+    /// The other's CPU time for a request within this one's.
+    fn times(&self, other: &Self) -> Option<Spread> {
+        let rounds = self.rounds.iter().zip(&other.rounds);
+        Spread::of(rounds.filter_map(|(ours, theirs)| Some(ours.cpu_us? / theirs.cpu_us?)))
+    }
+}
+
+// === impl Scan ===
+
+impl Scan {
+    /// None where Anteroom was not measured.
+    fn new(all: &[Series], bytes: usize) -> Option<Self> {
+        let of = |kind| find(all, Contender::Anteroom, (bytes, kind));
+        let [forwarded, scanned, kept] =
+            [of(Kind::Forwarded)?, of(Kind::Scanned)?, of(Kind::Kept)?].map(|series| &series.rounds);
+        let rounds: Vec<[f64; 3]> = forwarded
+            .iter()
+            .zip(scanned)
+            .zip(kept)
+            .filter_map(|((forwarded, scanned), kept)| {
+                Some([forwarded.cpu_us?, scanned.cpu_us?, kept.cpu_us?])
+            })
+            .collect();
+        let of = |figure: fn([f64; 3]) -> f64| Spread::of(rounds.iter().map(|round| figure(*round)));
+        let scan_us = of(|[_, scanned, kept]| scanned - kept)?;
+        let kb = bytes as f64 / 1024.0;
+        Some(Self {
+            bytes,
+            forwarded_us: of(|[forwarded, ..]| forwarded)?,
+            scanned_us: of(|[_, scanned, _]| scanned)?,
+            kept_us: of(|[.., kept]| kept)?,
+            scan_us,
+            scan_us_per_kb: Spread {
+                median: scan_us.median / kb,
+                min: scan_us.min / kb,
+                max: scan_us.max / kb,
+            },
+            times: of(|[forwarded, scanned, kept]| forwarded / (forwarded - (scanned - kept)))?,
+        })
+    }
+}
+
+/// What a run of the scenario found.
+pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
+    let mut sizes: Vec<usize> = series.iter().map(|series| series.bytes).collect();
+    sizes.dedup();
+    let scans: Vec<Scan> = sizes.iter().filter_map(|bytes| Scan::new(series, *bytes)).collect();
+    let mut tables: Vec<Table> = series
+        .chunk_by(|one, next| one.key() == next.key())
+        .filter(|group| group[0].kind == Kind::Forwarded)
+        .map(table)
+        .collect();
+    if !scans.is_empty() {
+        tables.push(scan_table(&scans));
+    }
+    Findings {
+        scenario: "body",
+        how,
+        tables,
+        results: serde_json::json!({ "bodies": series, "scan": scans }),
+        aims: aims(&scans),
+        notes: notes(series),
+    }
+}
+
+fn find(all: &[Series], contender: Contender, key: (usize, Kind)) -> Option<&Series> {
+    all.iter().find(|series| series.contender == contender && series.key() == key)
+}
+
+fn table(group: &[Series]) -> Table {
+    let noscan = group.iter().find(|series| series.contender == Contender::AnteroomNoscan);
+    let row = |series: &Series| {
+        let cpu = series.spread_of(|round| round.cpu_us);
+        let times = noscan.and_then(|noscan| series.times(noscan));
+        let rate = series.spread(|round| round.requests_per_second);
+        vec![
+            series.contender.name().to_owned(),
+            format!("{} ({}–{})", thousands(rate.median), thousands(rate.min), thousands(rate.max)),
+            format!("{:.0}", rate.median * series.bytes as f64 / f64::from(1 << 20)),
+            format!("{:.0}", series.spread(|round| round.p50_us).median),
+            format!("{:.0}", series.spread(|round| round.p99_us).median),
+            or_dash(cpu.map(range)),
+            or_dash(times.map(|times| format!("{:.2}", times.median))),
+            percent(series.spread_of(|round| round.busy)),
+            percent(Some(series.spread(|round| round.rig_busy))),
+        ]
+    };
+    let header = [
+        "contender",
+        "requests/s (min–max)",
+        "MiB/s",
+        "p50 µs",
+        "p99 µs",
+        "CPU µs (min–max)",
+        "× noscan",
+        "busy",
+        "rig busy",
+    ];
+    Table {
+        title: format!("bodies of {}, {}", size(group[0].bytes), plural(group[0].connections, "connection")),
+        header: header.map(str::to_owned).into(),
+        rows: group.iter().map(row).collect(),
+        legend: Some(LEGEND),
+    }
+}
+
+fn scan_table(scans: &[Scan]) -> Table {
+    let row = |scan: &Scan| {
+        vec![
+            size(scan.bytes),
+            range(scan.scanned_us),
+            range(scan.kept_us),
+            range(scan.scan_us),
+            format!("{:.3}", scan.scan_us_per_kb.median),
+            format!("{:.3}", scan.times.median),
+        ]
+    };
+    let header = [
+        "body",
+        "refused, scanned: CPU µs",
+        "refused, kept: CPU µs",
+        "scan µs (min–max)",
+        "µs/KB",
+        "of a request ×",
+    ];
+    Table {
+        title: "Anteroom's scan".into(),
+        header: header.map(str::to_owned).into(),
+        rows: scans.iter().map(row).collect(),
+        legend: Some(SCAN),
+    }
+}
+
+fn aims(scans: &[Scan]) -> Vec<Aim> {
+    let mut aims: Vec<Aim> = scans
+        .iter()
+        .map(|scan| {
+            let who = format!("anteroom, bodies of {}", size(scan.bytes));
+            Aim::at_most(who, "µs of CPU for a KB of the scan, at most", 1.0, scan.scan_us_per_kb.median)
+        })
+        .collect();
+    aims.extend(scans.iter().max_by_key(|scan| scan.bytes).map(|scan| {
+        let who = format!("anteroom, bodies of {}", size(scan.bytes));
+        let what = "times the CPU of the same request without its scan, the body kept in both, at most";
+        Aim::at_most(who, what, 1.1, scan.times.median)
+    }));
+    aims
+}
+
+fn notes(all: &[Series]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for series in all.iter().filter(|series| series.contender != Contender::Direct) {
+        let busy = series.spread_of(|round| round.busy).unwrap_or_default().median;
+        let rig = series.spread(|round| round.rig_busy).median;
+        if rig > RIG_BUSY && busy < BUSY {
+            notes.push(format!(
+                "{}: the load test itself is the limit, its core is {:.0} % busy and the contender's {:.0} %: compare \
+                 CPU, not requests/s",
+                at(series),
+                rig * 100.0,
+                busy * 100.0
+            ));
+        }
+    }
+    notes.extend(noise(all.iter().map(|series| (at(series), series.spread(|round| round.others).max))));
+    notes
+}
+
+fn at(series: &Series) -> String {
+    let refused = match series.kind {
+        Kind::Forwarded => "",
+        Kind::Scanned => " (refused, scanned)",
+        Kind::Kept => " (refused, kept)",
+    };
+    format!("{}, bodies of {}{refused}", series.contender.name(), size(series.bytes))
+}
+
+fn size(bytes: usize) -> String {
+    match bytes >> 20 {
+        0 => format!("{} KB", bytes >> 10),
+        megabytes => format!("{megabytes} MB"),
+    }
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".into())
+}
+
+fn range(spread: Spread) -> String {
+    format!("{:.1} ({:.1}–{:.1})", spread.median, spread.min, spread.max)
+}
+
+fn percent(spread: Option<Spread>) -> String {
+    or_dash(spread.map(|spread| format!("{:.0} %", spread.median * 100.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(contender: Contender, kind: Kind, cpu_us: f64) -> Series {
+        let round = Round {
+            requests: 100,
+            seconds: 1.0,
+            requests_per_second: 100.0,
+            p50_us: 1.0,
+            p99_us: 2.0,
+            cpu_us: Some(cpu_us),
+            busy: Some(1.0),
+            rig_busy: 0.5,
+            others: 0.0,
+        };
+        Series { contender, kind, bytes: 8 << 20, connections: 4, rounds: vec![round] }
+    }
+
+    #[test]
+    fn the_scan_is_what_two_refusals_differ_by() {
+        // 8,192 KB at 0.125 µs are 1,024 µs; without them, 9,216 of the 10,240 µs are left.
+        let all = [
+            series(Contender::Anteroom, Kind::Forwarded, 10_240.0),
+            series(Contender::AnteroomNoscan, Kind::Forwarded, 5_120.0),
+            series(Contender::Anteroom, Kind::Scanned, 5_024.0),
+            series(Contender::Anteroom, Kind::Kept, 4_000.0),
+        ];
+        let found = findings("1 round".into(), &all);
+        let measured: Vec<_> = found.aims.iter().map(|aim| (aim.measured, aim.met)).collect();
+        assert_eq!(measured, [(0.125, true), (10_240.0 / 9_216.0, false)]);
+        let text = found.to_string();
+        assert!(text.contains("bodies of 8 MB, 4 connections") && text.contains("1024.0"), "{text}");
+        assert!(text.contains("2.00"), "{text}");
+    }
+
+    #[test]
+    fn without_anteroom_there_is_no_scan() {
+        let found = findings("1 round".into(), &[series(Contender::Haproxy, Kind::Forwarded, 1.0)]);
+        assert_eq!((found.tables.len(), found.aims.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_limit_of_the_load_test_itself_is_said() {
+        let mut one = series(Contender::Haproxy, Kind::Forwarded, 1.0);
+        one.rounds[0].rig_busy = 1.0;
+        assert_eq!(notes(std::slice::from_ref(&one)), Vec::<String>::new(), "both are busy");
+        one.rounds[0].busy = Some(0.4);
+        assert_eq!(notes(&[one]).len(), 1);
+    }
+}

@@ -1,0 +1,308 @@
+//! The routes scenario: 10,000 routes of a cluster, of which 1,000 a second change while requests go to others.
+//!
+//! The cluster is an API server in the rig. Requests come by schedule, and measurements without changes and with them
+//! take turns, so that what has no effect is told from what the machine does by itself.
+
+mod api;
+mod clients;
+mod findings;
+mod objects;
+mod probe;
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mio::{Registry, Token};
+
+use api::Api;
+use clients::{Clients, request};
+use findings::{Found, Lateness, Loaded, Measured};
+use objects::{Objects, WARM};
+use probe::Probe;
+
+use crate::admin;
+use crate::census::Census;
+use crate::clock::Instant;
+use crate::contender::Running;
+use crate::error::Error;
+use crate::findings::Findings;
+use crate::procfs::Meter;
+use crate::rig::{self, Rig};
+use crate::setup::Setup;
+
+/// Routes, unless there is a reason for others.
+pub(crate) const ROUTES: usize = 10_000;
+/// Changes a second: one in two of a policy, the others of endpoints.
+const CHANGES: u32 = 1000;
+/// Requests a second: a fraction of what a core can do, so that there is nothing to wait for but the changes.
+const RATE: u32 = 5000;
+const CONNECTIONS: usize = 64;
+/// The last routes change only when it is looked at how late that acts.
+const KEPT: usize = 100;
+/// What is left to do of changes when they cease is not measured.
+const SETTLE: Duration = Duration::from_millis(1500);
+const WARM_UP: Duration = Duration::from_secs(2);
+/// How long Anteroom may take to know all routes.
+const START: Duration = Duration::from_secs(120);
+/// How long a change may take to act before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often it is looked whether a model is known by now.
+const LOOK: Duration = Duration::from_millis(5);
+
+const CONFIGURATION: &str = "listen: 127.0.0.1:{listen}\nadmin: 127.0.0.1:{admin}\nworkers: 1\nroutes: []\nkubernetes: { \
+                             interceptorRoutes: false }\n";
+
+/// Everything that is on the rig's side, in its loop.
+struct World {
+    api: Api,
+    clients: Option<Clients>,
+    /// When the next change is due, while there are any.
+    due: Option<Instant>,
+    changes: u64,
+}
+
+struct Stage {
+    rig: Rig,
+    world: World,
+    running: Running,
+    meter: Meter,
+}
+
+pub(crate) fn run(setup: &Setup, routes: usize) -> Result<Findings, Error> {
+    let rig = Rig::new(setup.stop.clone())?;
+    let objects = Objects::new(routes, rig.backend().port());
+    let api = Api::bind(rig.registry(), objects).map_err(|error| Error::io("start an API server", error))?;
+    let dir = tempfile::tempdir().map_err(|error| Error::io("make a folder", error))?;
+    let kubeconfig = dir.path().join("kubeconfig");
+    fs::write(&kubeconfig, self::kubeconfig(api.address()))
+        .map_err(|error| Error::io("write a kubeconfig", error))?;
+    let env = [("KUBECONFIG", kubeconfig.as_os_str())];
+    eprintln!("routes: anteroom lists {routes} routes");
+    let begin = Instant::now();
+    let running = setup.anteroom()?.start_in(CONFIGURATION, rig.backend(), setup.cores, &env)?;
+    let meter = Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
+    let world = World { api, clients: None, due: None, changes: 0 };
+    let mut stage = Stage { rig, world, running, meter };
+    let loaded = stage.load(begin)?;
+    let seconds = setup.seconds(2, 5);
+    let mut measured = Vec::new();
+    for round in 1..=setup.rounds() {
+        for changing in [false, true] {
+            let which = if changing { "with changes" } else { "without changes" };
+            eprintln!("routes, round {round} of {}: {which}", setup.rounds());
+            stage.turn_for(SETTLE)?;
+            stage.world.due = changing.then(Instant::now);
+            let warm_up = if changing { SETTLE } else { Duration::ZERO };
+            stage.turn_for(warm_up)?;
+            measured.push(stage.measure(changing, Duration::from_secs(seconds.into()))?);
+            stage.world.due = None;
+        }
+    }
+    eprintln!("routes: how late changes act");
+    let lateness = stage.lateness(if setup.quick { 4 } else { 20 })?;
+    let census = stage.census()?;
+    let how = format!("{} rounds of {seconds} s without changes and {seconds} s with", setup.rounds());
+    Ok(Found { how, loaded, measured, lateness, census, counts: stage.world.api.counts.clone() }.findings())
+}
+
+fn kubeconfig(api: SocketAddr) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{ name: c, context: {{ cluster: c, user: u }} }}]\n\
+         clusters: [{{ name: c, cluster: {{ server: \"http://{api}\" }} }}]\nusers: [{{ name: u, user: {{}} }}]\n"
+    )
+}
+
+// === impl World ===
+
+impl rig::Clients for World {
+    fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        if Api::owns(token) {
+            return self.api.on_event(registry, token);
+        }
+        if let Some(clients) = &mut self.clients {
+            clients.on_event(token);
+        }
+        Ok(())
+    }
+}
+
+impl World {
+    /// Does what is due: requests, then changes.
+    fn tick(&mut self, now: Instant) {
+        if let Some(clients) = &mut self.clients {
+            clients.send_due(now);
+        }
+        while let Some(due) = self.due.filter(|due| *due <= now) {
+            self.due = Some(due + Duration::from_secs(1) / CHANGES);
+            self.change();
+        }
+        self.api.tell();
+    }
+
+    /// The next change, of a route that is not to be left alone. Neighbours do not follow each other.
+    fn change(&mut self) {
+        self.changes += 1;
+        let spread = |changes: u64, most: usize| (changes.wrapping_mul(7919) % most as u64) as usize;
+        let changing = self.api.objects.len() - KEPT;
+        if self.changes.is_multiple_of(2) {
+            self.api.objects.change_policy(spread(self.changes, changing));
+        } else {
+            self.api.objects.change_endpoints(WARM + spread(self.changes, changing - WARM));
+        }
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    fn turn(&mut self) -> Result<usize, Error> {
+        let events = self.rig.turn(Some(&mut self.world))?;
+        self.world.tick(Instant::now());
+        if let Some(why) = self.world.clients.as_ref().and_then(|clients| clients.first_error.clone()) {
+            return Err(self.unsound(why));
+        }
+        Ok(events)
+    }
+
+    /// How much of that time found nothing to do.
+    fn turn_for(&mut self, duration: Duration) -> Result<Duration, Error> {
+        let begin = Instant::now();
+        let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
+        while elapsed < duration {
+            let events = self.turn()?;
+            let before = std::mem::replace(&mut elapsed, begin.elapsed());
+            if events == 0 {
+                idle += elapsed - before;
+            }
+        }
+        Ok(idle)
+    }
+
+    fn unsound(&mut self, why: String) -> Error {
+        let log = self.running.process.as_ref().map(|process| process.log()).unwrap_or_default();
+        Error::unsound("routes", format!("{why}; the API server: {:?}\n{log}", self.world.api.counts))
+    }
+
+    fn census(&self) -> Result<Census, Error> {
+        let pid = self.running.process.as_ref().map(|process| process.id());
+        Census::of(pid.unwrap_or_else(std::process::id)).map_err(|error| Error::io("look at anteroom", error))
+    }
+
+    /// Waits until Anteroom serves all routes, then begins to send.
+    fn load(&mut self, begin: Instant) -> Result<Loaded, Error> {
+        let mut ready = None;
+        while ready.is_none() {
+            self.turn_for(Duration::from_millis(20))?;
+            let ended = self.running.process.as_mut().and_then(|process| process.ended());
+            if ended.is_some() || begin.elapsed() > START {
+                let why = ended.unwrap_or_else(|| format!("not ready within {} s", START.as_secs()));
+                return Err(self.unsound(why));
+            }
+            ready = admin::is_ready(self.running.admin).then(|| begin.elapsed());
+        }
+        let requests = (0..WARM).map(|number| request(&format!("m{number}"))).collect();
+        let clients =
+            Clients::connect(self.rig.registry(), self.running.address, CONNECTIONS, RATE, requests);
+        self.world.clients = Some(clients.map_err(|error| Error::io("connect to anteroom", error))?);
+        // They wait until the pods of their routes are known.
+        while !self.world.clients.as_ref().is_some_and(Clients::are_answered) {
+            self.turn()?;
+            if begin.elapsed() > START {
+                return Err(self.unsound(format!("no pods are known within {} s", START.as_secs())));
+            }
+        }
+        let served_s = begin.elapsed().as_secs_f64();
+        self.turn_for(WARM_UP)?;
+        let census = self.census()?;
+        let counts = self.world.api.counts.clone();
+        let ready_s = ready.unwrap_or_default().as_secs_f64();
+        let routes = self.world.api.objects.len();
+        Ok(Loaded { routes, ready_s, served_s, census, counts })
+    }
+
+    fn measure(&mut self, changing: bool, duration: Duration) -> Result<Measured, Error> {
+        let failed = |error| Error::io("read the times of processes", error);
+        if let Some(clients) = &mut self.world.clients {
+            clients.latency.reset();
+        }
+        let (changes, told) = (self.world.changes, self.world.api.counts.told);
+        let (begin, before) = (Instant::now(), self.meter.read().map_err(failed)?);
+        let idle = self.turn_for(duration)?;
+        let spent = before.until(&self.meter.read().map_err(failed)?);
+        let elapsed = begin.elapsed().as_secs_f64();
+        let latency = self.world.clients.as_ref().map(|clients| &clients.latency);
+        let us = |quantile| latency.map_or(0, |latency| latency.value_at_quantile(quantile)) as f64 / 1e3;
+        Ok(Measured {
+            changing,
+            requests: latency.map_or(0, |latency| latency.len()),
+            changes_per_s: (self.world.changes - changes) as f64 / elapsed,
+            told_per_s: (self.world.api.counts.told - told) as f64 / elapsed,
+            p50_us: us(0.5),
+            p99_us: us(0.99),
+            p999_us: us(0.999),
+            max_us: us(1.0),
+            busy: spent.contender.as_secs_f64() / elapsed,
+            rig_busy: 1.0 - idle.as_secs_f64() / elapsed,
+            others: spent.others.as_secs_f64() / elapsed,
+        })
+    }
+
+    /// How long it takes until changes act, while all the others go on.
+    fn lateness(&mut self, times: usize) -> Result<Lateness, Error> {
+        self.world.due = Some(Instant::now());
+        self.turn_for(SETTLE)?;
+        let (mut matches, mut endpoints) = (Vec::new(), Vec::new());
+        for time in 0..times {
+            let alias = format!("alias-{time}");
+            let begin = Instant::now();
+            self.world.api.objects.set_alias(time, alias.clone());
+            self.probe_until_served(&alias)?;
+            matches.push(begin.elapsed().as_secs_f64() * 1e3);
+
+            // One without a pod: the request waits for it.
+            let number = self.world.api.objects.len() - 1 - 2 * (time % (KEPT / 2));
+            let waiting = Probe::send(self.running.address, &format!("m{number}"));
+            let mut waiting = waiting.map_err(|error| Error::io("send a request", error))?;
+            self.turn_for(Duration::from_millis(100))?;
+            let begin = Instant::now();
+            self.world.api.objects.lead_here(number);
+            while waiting.look().map_err(|error| Error::io("wait for an answer", error))?.is_none() {
+                self.turn()?;
+                if begin.elapsed() > PATIENCE {
+                    let why = format!("a pod of route r{number} was not found");
+                    return Err(self.unsound(why));
+                }
+            }
+            endpoints.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+        self.world.due = None;
+        Ok(Lateness { matches, endpoints })
+    }
+
+    /// Asks for a model until it is served.
+    fn probe_until_served(&mut self, model: &str) -> Result<(), Error> {
+        let begin = Instant::now();
+        let failed = |error| Error::io("ask for a model", error);
+        loop {
+            let mut probe = Probe::send(self.running.address, model).map_err(failed)?;
+            let status = loop {
+                self.turn()?;
+                match probe.look().map_err(failed)? {
+                    Some(status) => break status,
+                    None if begin.elapsed() > PATIENCE => {
+                        return Err(self.unsound(format!("no answer for model {model}")));
+                    }
+                    None => {}
+                }
+            };
+            match status {
+                200 => return Ok(()),
+                404 if begin.elapsed() < PATIENCE => {}
+                _ => return Err(self.unsound(format!("model {model} is answered with {status}"))),
+            }
+            self.turn_for(LOOK)?;
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The API server of a cluster with many routes: lists, watches, and takes statuses and Events.
+//!
+//! It is in the rig's event loop, so that it costs the measured core nothing and the clients no other thread.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use serde_json::Value;
+use slab::Slab;
+
+use super::objects::{Kind, Objects, namespace};
+use crate::http::{self, Framing};
+
+/// Neither the backend's tokens nor the clients' have these bits.
+const LISTENER: Token = Token(1 << 40);
+const CONNECTION: usize = 1 << 41;
+
+/// What is read at once.
+const BUFFER: usize = 64 * 1024;
+
+#[derive(Debug)]
+pub(super) struct Api {
+    listener: TcpListener,
+    address: SocketAddr,
+    connections: Slab<Connection>,
+    pub(super) objects: Objects,
+    /// The connections that watch all objects of a kind in a namespace, or one of them.
+    watches: HashMap<Watched, Vec<usize>>,
+    pub(super) counts: Counts,
+    text: String,
+}
+
+/// What was asked of it.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub(super) struct Counts {
+    pub(super) watches: u64,
+    pub(super) lists: u64,
+    pub(super) statuses: u64,
+    pub(super) events: u64,
+    pub(super) told: u64,
+    /// What it knows nothing of, by path.
+    pub(super) not_found: BTreeMap<String, u64>,
+}
+
+/// What a watch is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Watched {
+    kind: Kind,
+    namespace: Option<String>,
+    number: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    /// How much of the outbox has been sent.
+    sent: usize,
+    watched: Option<Watched>,
+}
+
+/// A question, apart.
+struct Question<'a> {
+    method: &'a str,
+    path: &'a str,
+    query: &'a str,
+    body: &'a [u8],
+}
+
+// === impl Api ===
+
+impl Api {
+    pub(super) fn bind(registry: &Registry, objects: Objects) -> io::Result<Self> {
+        let mut listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        registry.register(&mut listener, LISTENER, Interest::READABLE)?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            connections: Slab::new(),
+            objects,
+            watches: HashMap::new(),
+            counts: Counts::default(),
+            text: String::new(),
+        })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn owns(token: Token) -> bool {
+        token == LISTENER || token.0 & CONNECTION != 0
+    }
+
+    pub(super) fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        if token == LISTENER {
+            return self.accept(registry);
+        }
+        let key = token.0 & !CONNECTION;
+        let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
+        let open = connection.receive() && self.answer(key);
+        // What waits to be sent is sent with every event: it may be that there is room again.
+        let open = open && self.connections.get_mut(key).is_some_and(Connection::flush);
+        if !open {
+            self.close(key);
+        }
+        Ok(())
+    }
+
+    /// Tells who watches of what has changed.
+    pub(super) fn tell(&mut self) {
+        for (kind, number) in self.objects.changes() {
+            let mut text = std::mem::take(&mut self.text);
+            text.clear();
+            text.push_str(r#"{"type":"MODIFIED","object":"#);
+            self.objects.write(&mut text, kind, number);
+            text.push_str("}\n");
+            let of = |namespace, number| Watched { kind, namespace, number };
+            let there = Some(namespace(number));
+            for watched in [of(None, None), of(there.clone(), None), of(there, Some(number))] {
+                for key in self.watches.get(&watched).cloned().unwrap_or_default() {
+                    self.counts.told += 1;
+                    let connection = &mut self.connections[key];
+                    connection.chunk(text.as_bytes());
+                    if !connection.flush() {
+                        self.close(key);
+                    }
+                }
+            }
+            self.text = text;
+        }
+    }
+
+    fn accept(&mut self, registry: &Registry) -> io::Result<()> {
+        loop {
+            let mut stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            stream.set_nodelay(true)?;
+            let entry = self.connections.vacant_entry();
+            let both = Interest::READABLE | Interest::WRITABLE;
+            registry.register(&mut stream, Token(entry.key() | CONNECTION), both)?;
+            let (inbox, outbox) = (Vec::new(), Vec::new());
+            entry.insert(Connection { stream, inbox, outbox, sent: 0, watched: None });
+        }
+    }
+
+    fn close(&mut self, key: usize) {
+        let Some(connection) = self.connections.try_remove(key) else { return };
+        if let Some(watched) = connection.watched
+            && let Some(keys) = self.watches.get_mut(&watched)
+        {
+            keys.retain(|other| *other != key);
+        }
+    }
+
+    /// Answers all that has been asked on a connection; false: it is no good any more.
+    fn answer(&mut self, key: usize) -> bool {
+        loop {
+            let inbox = std::mem::take(&mut self.connections[key].inbox);
+            let used = match question(&inbox) {
+                Ok(Some((question, used))) => {
+                    self.answer_one(key, &question);
+                    used
+                }
+                Ok(None) => 0,
+                Err(_) => return false,
+            };
+            let connection = &mut self.connections[key];
+            connection.inbox = inbox;
+            connection.inbox.drain(..used);
+            if used == 0 {
+                return true;
+            }
+        }
+    }
+
+    fn answer_one(&mut self, key: usize, question: &Question<'_>) {
+        let Some((watched, name, part)) = self.meant(question) else {
+            *self.counts.not_found.entry(question.path.to_owned()).or_default() += 1;
+            return self.connections[key].respond(404, r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"the server could not find the requested resource","reason":"NotFound","code":404}"#);
+        };
+        let is_watch = question.query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1"));
+        let mut text = std::mem::take(&mut self.text);
+        text.clear();
+        match (question.method, name, watched) {
+            // An Event: what is told is not kept.
+            ("GET", None, None) if part == "resources" => {
+                self.connections[key].respond(
+                    200,
+                    r#"{"kind":"APIResourceList","apiVersion":"v1","groupVersion":"keda.sh/v1alpha1","resources":[]}"#,
+                );
+            }
+            ("POST" | "PATCH", None, None) => {
+                self.counts.events += 1;
+                text.push_str(std::str::from_utf8(question.body).unwrap_or("{}"));
+                self.connections[key].respond(201, &text);
+            }
+            ("PATCH", Some(number), Some(Watched { kind: Kind::Route, .. })) if part == "status" => {
+                let patch: Value = serde_json::from_slice(question.body).unwrap_or_default();
+                self.counts.statuses += 1;
+                self.objects.set_status(number, patch["status"].to_string());
+                self.objects.write(&mut text, Kind::Route, number);
+                self.connections[key].respond(200, &text);
+            }
+            ("GET", Some(number), Some(watched)) => {
+                self.objects.write(&mut text, watched.kind, number);
+                self.connections[key].respond(200, &text);
+            }
+            ("GET", None, Some(watched)) if is_watch => {
+                self.counts.watches += 1;
+                self.connections[key].begin_watch(watched.clone());
+                self.watches.entry(watched).or_default().push(key);
+            }
+            ("GET", None, Some(watched)) => {
+                self.counts.lists += 1;
+                self.list(&mut text, &watched);
+                self.connections[key].respond(200, &text);
+            }
+            _ => self.connections[key].respond(405, "{}"),
+        }
+        self.text = text;
+    }
+
+    fn list(&self, text: &mut String, watched: &Watched) {
+        let version = self.objects.version();
+        text.push_str(&format!(
+            r#"{{"kind":"List","apiVersion":"v1","metadata":{{"resourceVersion":"{version}"}},"items":["#
+        ));
+        let all = (0..self.objects.len()).filter(|number| {
+            watched.number.is_none_or(|wanted| wanted == *number)
+                && watched.namespace.as_ref().is_none_or(|wanted| *wanted == namespace(*number))
+        });
+        for (at, number) in all.enumerate() {
+            if at > 0 {
+                text.push(',');
+            }
+            self.objects.write(text, watched.kind, number);
+        }
+        text.push_str("]}");
+    }
+
+    /// What a question is about: objects of a kind; the one that its path names; what of it. No kind: an Event.
+    fn meant(&self, question: &Question<'_>) -> Option<(Option<Watched>, Option<usize>, &'static str)> {
+        let path = question.path.trim_start_matches("/apis/").trim_start_matches("/api/");
+        let mut steps: Vec<_> = path.split('/').collect();
+        let mut inside = None;
+        if let Some(at) = steps.iter().position(|step| *step == "namespaces") {
+            inside = steps.get(at + 1).map(|namespace| (*namespace).to_owned());
+            steps.drain(at..(at + 2).min(steps.len()));
+        }
+        let kind = match steps[..] {
+            ["anteroom.dev", "v1alpha1", "modelroutes", ..] => Kind::Route,
+            ["v1", "services", ..] => Kind::Service,
+            ["discovery.k8s.io", "v1", "endpointslices", ..] => Kind::Slice,
+            ["keda.sh", "v1alpha1", "scaledobjects", ..] => Kind::Scaled,
+            ["keda.sh", "v1alpha1"] => return Some((None, None, "resources")),
+            // Also one that is counted up.
+            ["events.k8s.io", "v1", "events", ..] if question.method != "GET" => {
+                return Some((None, None, ""));
+            }
+            _ => return None,
+        };
+        let rest = if kind == Kind::Service { &steps[2..] } else { &steps[3..] };
+        let named = |name: &str| self.objects.find(inside.as_deref().unwrap_or_default(), name);
+        let selected = selected(question.query);
+        // Who selects what there is not sees nothing: the number of none.
+        let number = selected.map(|name| named(name).unwrap_or(usize::MAX));
+        let watched = Watched { kind, namespace: inside.clone(), number };
+        match rest {
+            [] => Some((Some(watched), None, "")),
+            [name] => Some((Some(watched), Some(named(name)?), "")),
+            [name, "status"] => Some((Some(watched), Some(named(name)?), "status")),
+            _ => None,
+        }
+    }
+}
+
+/// The object that a selector of names or Services means.
+fn selected(query: &str) -> Option<&str> {
+    let by_name = "fieldSelector=metadata.name%3D";
+    let by_service = "labelSelector=kubernetes.io%2Fservice-name%3D";
+    query.split('&').find_map(|pair| pair.strip_prefix(by_name).or_else(|| pair.strip_prefix(by_service)))
+}
+
+/// The question at the start of `buf`, and its length.
+fn question(buf: &[u8]) -> Result<Option<(Question<'_>, usize)>, http::Malformed> {
+    let Some(head) = http::head(buf)? else { return Ok(None) };
+    let body = match head.body {
+        Framing::None => 0,
+        Framing::Length(length) => length,
+        // Nobody sends them here; then the connection ends, and that is told.
+        Framing::Chunked => usize::MAX / 2,
+    };
+    let len = head.len + body;
+    if buf.len() < len {
+        return Ok(None);
+    }
+    let start = std::str::from_utf8(head.start).unwrap_or_default();
+    let mut words = start.split(' ');
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    Ok(Some((Question { method, path, query, body: &buf[head.len..len] }, len)))
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Reads what there is; false: it was closed.
+    fn receive(&mut self) -> bool {
+        loop {
+            let filled = self.inbox.len();
+            self.inbox.resize(filled + BUFFER, 0);
+            let read = self.stream.read(&mut self.inbox[filled..]);
+            self.inbox.truncate(filled + read.as_ref().copied().unwrap_or_default());
+            match read {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    fn respond(&mut self, status: u16, body: &str) {
+        let head = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.outbox.extend_from_slice(head.as_bytes());
+        self.outbox.extend_from_slice(body.as_bytes());
+    }
+
+    fn begin_watch(&mut self, watched: Watched) {
+        self.outbox.extend_from_slice(
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n",
+        );
+        self.watched = Some(watched);
+    }
+
+    fn chunk(&mut self, data: &[u8]) {
+        self.outbox.extend_from_slice(format!("{:x}\r\n", data.len()).as_bytes());
+        self.outbox.extend_from_slice(data);
+        self.outbox.extend_from_slice(b"\r\n");
+    }
+
+    /// Sends as much as there is room for; false: it was closed.
+    fn flush(&mut self) -> bool {
+        while self.sent < self.outbox.len() {
+            match self.stream.write(&self.outbox[self.sent..]) {
+                Ok(0) => return false,
+                Ok(sent) => self.sent += sent,
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+        self.outbox.clear();
+        self.sent = 0;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mio::{Events, Poll};
+
+    use super::*;
+
+    /// Asks, and lets the API work until `enough` has come back.
+    fn ask(
+        poll: &mut Poll,
+        api: &mut Api,
+        client: &mut std::net::TcpStream,
+        text: &str,
+        enough: &str,
+    ) -> String {
+        client.write_all(text.as_bytes()).unwrap();
+        client.set_nonblocking(true).unwrap();
+        let mut events = Events::with_capacity(16);
+        let mut said = Vec::new();
+        for _ in 0..1000 {
+            poll.poll(&mut events, Some(Duration::from_millis(10))).unwrap();
+            for event in &events {
+                api.on_event(poll.registry(), event.token()).unwrap();
+            }
+            api.tell();
+            let mut buffer = [0; 4096];
+            if let Ok(read) = client.read(&mut buffer) {
+                said.extend_from_slice(&buffer[..read]);
+            }
+            let text = String::from_utf8_lossy(&said);
+            let whole = http::head(&said).unwrap().is_some_and(|head| match head.body {
+                Framing::Length(length) => said.len() == head.len + length,
+                _ => text.contains(enough),
+            });
+            if whole || !text.starts_with("HTTP") && text.contains(enough) {
+                return String::from_utf8(said).unwrap();
+            }
+        }
+        panic!("{enough} has not come, but {}", String::from_utf8_lossy(&said));
+    }
+
+    #[test]
+    fn objects_are_listed_watched_and_written() {
+        let mut poll = Poll::new().unwrap();
+        let mut api = Api::bind(poll.registry(), Objects::new(40, 4000)).unwrap();
+        let mut client = std::net::TcpStream::connect(api.address()).unwrap();
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let routes = "/apis/anteroom.dev/v1alpha1/modelroutes";
+
+        let list = ask(&mut poll, &mut api, &mut client, &get(&format!("{routes}?limit=500")), "]}");
+        assert_eq!(list.matches("\"kind\":\"ModelRoute\"").count(), 40, "{list}");
+        let slices = "/apis/discovery.k8s.io/v1/namespaces/team-3/endpointslices";
+        let list = ask(&mut poll, &mut api, &mut client, &get(slices), "]}");
+        assert_eq!(list.matches("EndpointSlice").count(), 2, "3 and 23: {list}");
+        let one = format!("{slices}?labelSelector=kubernetes.io%2Fservice-name%3Ds23");
+        let list = ask(&mut poll, &mut api, &mut client, &get(&one), "]}");
+        assert_eq!(list.matches("EndpointSlice").count(), 1, "{list}");
+        let absent = ask(&mut poll, &mut api, &mut client, &get("/api/v1/nodes"), "404}");
+        assert!(absent.starts_with("HTTP/1.1 404"), "{absent}");
+
+        let mut watcher = std::net::TcpStream::connect(api.address()).unwrap();
+        ask(&mut poll, &mut api, &mut watcher, &get(&format!("{routes}?watch=true")), "chunked");
+        let body = r#"{"status":{"held":1}}"#;
+        let patch = format!(
+            "PATCH /apis/anteroom.dev/v1alpha1/namespaces/team-5/modelroutes/r5/status?force=true HTTP/1.1\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let patched = ask(&mut poll, &mut api, &mut client, &patch, "held");
+        assert!(patched.contains(r#""status":{"held":1}"#), "{patched}");
+        let event = ask(&mut poll, &mut api, &mut watcher, "", "MODIFIED");
+        assert!(event.contains("\"r5\"") && event.contains("held"), "{event}");
+        assert_eq!((api.counts.watches, api.counts.statuses, api.counts.told), (1, 1, 1));
+    }
+}

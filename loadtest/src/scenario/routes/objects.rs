@@ -1,0 +1,234 @@
+//! The objects of a cluster with many routes, as its API server writes them: for each route a ModelRoute, a Service,
+//! an EndpointSlice and a ScaledObject.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+
+/// Routes lie in so many namespaces.
+pub(super) const NAMESPACES: usize = 20;
+/// The routes that are sent to; their endpoints stay.
+pub(super) const WARM: usize = 64;
+
+/// The kinds that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    Route,
+    Service,
+    Slice,
+    Scaled,
+}
+
+/// All objects; each kind has one for each route, of the same number.
+#[derive(Debug)]
+pub(super) struct Objects {
+    /// The version of the last change.
+    version: u64,
+    /// Where the endpoints of warm routes are.
+    backend: u16,
+    routes: Vec<Route>,
+    slices: Vec<Slice>,
+    /// What has changed and not been told yet.
+    changed: VecDeque<(Kind, usize)>,
+}
+
+#[derive(Debug)]
+struct Route {
+    version: u64,
+    generation: u64,
+    /// The policy that changes.
+    most_held: u32,
+    /// A second name of the model, which makes it match more.
+    alias: Option<String>,
+    /// As it was written last, JSON.
+    status: String,
+}
+
+#[derive(Debug)]
+struct Slice {
+    version: u64,
+    /// The pod, if there is one: another one has another address.
+    pod: Option<u64>,
+    /// Whether it leads to the backend.
+    here: bool,
+}
+
+// === impl Objects ===
+
+impl Objects {
+    /// One in two routes has a pod, and so have those that are sent to.
+    pub(super) fn new(routes: usize, backend: u16) -> Self {
+        let route = |_| Route { version: 1, generation: 1, most_held: 100, alias: None, status: "{}".into() };
+        let slice = |number| Slice {
+            version: 1,
+            pod: (number < WARM || number % 2 == 0).then_some(0),
+            here: number < WARM,
+        };
+        Self {
+            version: 1,
+            backend,
+            routes: (0..routes).map(route).collect(),
+            slices: (0..routes).map(slice).collect(),
+            changed: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// What has changed since this was asked last.
+    pub(super) fn changes(&mut self) -> VecDeque<(Kind, usize)> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn change(&mut self, kind: Kind, number: usize) -> u64 {
+        self.version += 1;
+        self.changed.push_back((kind, number));
+        self.version
+    }
+
+    /// Its policy becomes another one.
+    pub(super) fn change_policy(&mut self, number: usize) {
+        let version = self.change(Kind::Route, number);
+        let route = &mut self.routes[number];
+        (route.version, route.generation) = (version, route.generation + 1);
+        route.most_held = 100 + (route.most_held + 1) % 100;
+    }
+
+    /// It serves another model as well.
+    pub(super) fn set_alias(&mut self, number: usize, alias: String) {
+        let version = self.change(Kind::Route, number);
+        let route = &mut self.routes[number];
+        (route.version, route.generation) = (version, route.generation + 1);
+        route.alias = Some(alias);
+    }
+
+    /// Its pod goes, or one comes, at another address than the last.
+    pub(super) fn change_endpoints(&mut self, number: usize) {
+        let version = self.change(Kind::Slice, number);
+        let slice = &mut self.slices[number];
+        slice.version = version;
+        slice.pod = if slice.pod.is_some() { None } else { Some(version) };
+    }
+
+    /// A pod of it comes, which is the backend.
+    pub(super) fn lead_here(&mut self, number: usize) {
+        let version = self.change(Kind::Slice, number);
+        self.slices[number] = Slice { version, pod: Some(version), here: true };
+    }
+
+    /// Somebody has written a status.
+    pub(super) fn set_status(&mut self, number: usize, status: String) {
+        let version = self.change(Kind::Route, number);
+        let route = &mut self.routes[number];
+        (route.version, route.status) = (version, status);
+    }
+
+    /// The number of the object with this name in this namespace.
+    pub(super) fn find(&self, namespace: &str, name: &str) -> Option<usize> {
+        let number = name.strip_prefix('r').or_else(|| name.strip_prefix('s'))?;
+        let number = number.strip_suffix("-x").unwrap_or(number).parse().ok()?;
+        (number < self.len() && self::namespace(number) == namespace).then_some(number)
+    }
+
+    /// One object as JSON.
+    pub(super) fn write(&self, text: &mut String, kind: Kind, number: usize) {
+        let namespace = namespace(number);
+        let _ = match kind {
+            Kind::Route => {
+                let Route { version, generation, most_held, alias, status } = &self.routes[number];
+                let alias = alias.as_ref().map(|alias| format!(r#","{alias}""#)).unwrap_or_default();
+                write!(
+                    text,
+                    r#"{{"apiVersion":"anteroom.dev/v1alpha1","kind":"ModelRoute","metadata":{{"name":"r{number}","namespace":"{namespace}","uid":"r{number}","resourceVersion":"{version}","generation":{generation},"creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"match":{{"models":["m{number}"{alias}]}},"target":{{"service":{{"name":"s{number}","port":80}}}},"hold":{{"maxRequests":{most_held}}},"concurrency":{{"max":4096,"rampStart":4096}}}},"status":{status}}}"#
+                )
+            }
+            Kind::Service => write!(
+                text,
+                r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{number}","namespace":"{namespace}","uid":"s{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"ports":[{{"port":80}}],"ipFamilies":["IPv4"]}}}}"#
+            ),
+            // KEDA asks now and then, and has no stream. It says nothing of a workload, which would be followed, too.
+            Kind::Scaled => write!(
+                text,
+                r#"{{"apiVersion":"keda.sh/v1alpha1","kind":"ScaledObject","metadata":{{"name":"r{number}","namespace":"{namespace}","uid":"so{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"scaleTargetRef":{{}},"triggers":[{{"type":"external","metadata":{{"scalerAddress":"anteroom:9090","route":"r{number}"}}}}]}}}}"#
+            ),
+            Kind::Slice => {
+                let version = self.slices[number].version;
+                let (endpoints, port) = self.endpoints(number);
+                write!(
+                    text,
+                    r#"{{"apiVersion":"discovery.k8s.io/v1","kind":"EndpointSlice","metadata":{{"name":"s{number}-x","namespace":"{namespace}","uid":"s{number}-x","resourceVersion":"{version}","creationTimestamp":"2026-01-01T00:00:00Z","labels":{{"kubernetes.io/service-name":"s{number}"}}}},"addressType":"IPv4","ports":[{{"port":{port},"protocol":"TCP"}}],"endpoints":[{endpoints}]}}"#
+                )
+            }
+        };
+    }
+
+    fn endpoints(&self, number: usize) -> (String, u16) {
+        let Slice { pod, here, .. } = self.slices[number];
+        let Some(pod) = pod else { return (String::new(), 8000) };
+        let (address, port) = if here {
+            ("127.0.0.1".into(), self.backend)
+        } else {
+            // Nobody listens there, and nothing leaves the machine that goes there.
+            (format!("127.{}.{}.{}", 1 + number / 250 % 250, 1 + number % 250, 1 + pod % 250), 8000)
+        };
+        let conditions = r#"{"ready":true,"serving":true,"terminating":false}"#;
+        (format!(r#"{{"addresses":["{address}"],"conditions":{conditions}}}"#), port)
+    }
+}
+
+/// Where the objects of a number are.
+pub(super) fn namespace(number: usize) -> String {
+    format!("team-{}", number % NAMESPACES)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn read(objects: &Objects, kind: Kind, number: usize) -> Value {
+        let mut text = String::new();
+        objects.write(&mut text, kind, number);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    #[test]
+    fn a_change_is_in_the_object_and_is_told_once() {
+        let mut objects = Objects::new(200, 4000);
+        let before = read(&objects, Kind::Route, 3);
+        objects.change_policy(3);
+        objects.set_alias(3, "other".into());
+        objects.change_endpoints(100);
+        objects.set_status(3, r#"{"held":7}"#.into());
+        let after = read(&objects, Kind::Route, 3);
+        assert_ne!(before["spec"]["hold"], after["spec"]["hold"]);
+        assert_eq!(after["spec"]["match"]["models"], serde_json::json!(["m3", "other"]));
+        assert_eq!((&after["metadata"]["generation"], &after["status"]["held"]), (&3.into(), &7.into()));
+        assert_eq!(after["metadata"]["resourceVersion"], objects.version().to_string());
+        assert_eq!(read(&objects, Kind::Slice, 100)["endpoints"], serde_json::json!([]), "its pod is gone");
+        assert_eq!(objects.changes().len(), 4);
+        assert!(objects.changes().is_empty());
+    }
+
+    #[test]
+    fn warm_routes_lead_to_the_backend_and_others_nowhere() {
+        let objects = Objects::new(200, 4000);
+        let warm = read(&objects, Kind::Slice, 1);
+        assert_eq!(
+            (&warm["endpoints"][0]["addresses"][0], &warm["ports"][0]["port"]),
+            (&"127.0.0.1".into(), &4000.into())
+        );
+        let other = read(&objects, Kind::Slice, 100);
+        assert!(other["endpoints"][0]["addresses"][0].as_str().unwrap().starts_with("127.1."));
+        assert_eq!(read(&objects, Kind::Service, 9)["metadata"]["name"], "s9");
+        assert_eq!(objects.find("team-9", "s9"), Some(9));
+        assert_eq!(objects.find("team-9", "s9-x"), Some(9));
+        assert_eq!(objects.find("team-8", "r9"), None);
+    }
+}

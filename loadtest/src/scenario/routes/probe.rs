@@ -1,0 +1,40 @@
+//! One request at a time, to see when something takes effect. Never waits: who asks looks again with every turn.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use super::clients::request;
+use crate::http;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Probe {
+    stream: TcpStream,
+    answer: Vec<u8>,
+}
+
+// === impl Probe ===
+
+impl Probe {
+    /// Sends a request for this model.
+    pub(super) fn send(proxy: SocketAddr, model: &str) -> io::Result<Self> {
+        let mut stream = TcpStream::connect(proxy)?;
+        stream.set_nodelay(true)?;
+        stream.write_all(&request(model))?;
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, answer: Vec::new() })
+    }
+
+    /// The status of the answer, once its head is there.
+    pub(super) fn look(&mut self) -> io::Result<Option<u16>> {
+        let mut buffer = [0; 4096];
+        match self.stream.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => self.answer.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let head = http::head(&self.answer).map_err(io::Error::other)?;
+        Ok(head.and_then(|head| http::status(head.start)))
+    }
+}

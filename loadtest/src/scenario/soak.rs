@@ -1,0 +1,293 @@
+//! The soak scenario: for half an hour, cold starts, overflows, streams, clients that leave, large bodies and reloads,
+//! and between them gaps in which the model server is stopped. Nothing may be left of any of it.
+
+mod account;
+mod client;
+mod findings;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::runtime;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use account::Account;
+use client::{Kind, Outcome, send};
+use findings::Found;
+
+use crate::admin;
+use crate::census::Census;
+use crate::clock::Instant;
+use crate::contender::Running;
+use crate::error::Error;
+use crate::findings::Findings;
+use crate::procfs::Meter;
+use crate::setup::Setup;
+
+const MODEL: &str = "soak";
+/// How many may wait; who comes then is refused.
+const QUEUE: usize = 32;
+const OVERFLOW: usize = 100;
+/// Who sends one request after the other while the model server is up.
+const CLIENTS: usize = 8;
+/// How long Anteroom may take to be ready, and the model server to be stopped.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// From one gap to the next.
+#[derive(Clone, Debug, Serialize)]
+struct Cycle {
+    /// Since the beginning, at its end.
+    at_s: f64,
+    /// Requests that were sent in it.
+    requests: u64,
+    /// How long its first request took, with the cold start.
+    first_ms: f64,
+    first_served: bool,
+    /// Requests that are not accounted for, of all so far.
+    missing: u64,
+    census: Census,
+}
+
+/// What became of requests, as the clients saw it.
+#[derive(Clone, Debug, Default, Serialize)]
+struct Tally {
+    sent: u64,
+    answered: u64,
+    full: u64,
+    left: u64,
+    /// Configurations that were loaded while requests were under way.
+    reloads: u64,
+}
+
+struct Stage {
+    running: Running,
+    tally: Tally,
+    begin: Instant,
+    quick: bool,
+}
+
+pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
+    let anteroom = setup.anteroom()?;
+    let program = anteroom.program().map(|program| program.display().to_string()).unwrap_or_default();
+    let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+    let configuration = configuration(&program, 0);
+    let running = anteroom.start_with(&configuration, nobody, setup.cores)?;
+    let duration = Duration::from_secs(setup.seconds(35, 1800).into());
+    let meter = Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("make a runtime", error))?;
+    let failed = |error| Error::io("read the times of processes", error);
+    let before = meter.read().map_err(failed)?;
+    let mut stage = Stage { running, tally: Tally::default(), begin: Instant::now(), quick: setup.quick };
+    let mut cycles: Vec<Cycle> = Vec::new();
+    runtime.block_on(async {
+        stage.ready(setup).await?;
+        while stage.begin.elapsed() < duration {
+            if cycles.len().is_multiple_of(5) {
+                eprintln!(
+                    "soak: cycle {}, {} s of {duration:?}",
+                    cycles.len() + 1,
+                    stage.begin.elapsed().as_secs()
+                );
+            }
+            let cycle = stage.cycle(setup, cycles.len()).await?;
+            cycles.push(cycle);
+        }
+        Ok(())
+    })?;
+    let elapsed = stage.begin.elapsed().as_secs_f64();
+    let account = stage.account()?;
+    let spent = before.until(&meter.read().map_err(failed)?);
+    let others = spent.others.as_secs_f64() / elapsed;
+    Ok(Found { elapsed, cycles, tally: stage.tally, account, others }.findings())
+}
+
+/// `change` is in every loaded configuration another one.
+fn configuration(program: &str, change: usize) -> String {
+    format!(
+        "listen: 127.0.0.1:{{listen}}\nadmin: 127.0.0.1:{{admin}}\nworkers: 1\nhistory: {{ requests: 50 }}\nroutes:\n  \
+         - name: {MODEL}\n    match: {{ models: [{MODEL}] }}\n    hold: {{ maxRequests: {QUEUE}, maxBytes: {}MiB }}\n    \
+         concurrency: {{ max: 16, rampStart: 16 }}\n    target:\n      process:\n        command:\n          - \"{program}\"\n          \
+         - sim\n          - --model={MODEL}\n          - --port={{port}}\n          - --load-time=300ms\n          \
+         - --time-to-first-token=5ms\n          - --inter-token-time=2ms\n          - --tokens=16\n        \
+         idleTimeout: 300ms\n        stopTimeout: 2s\n",
+        100 + change % 100
+    )
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn add(&mut self, outcome: Outcome) -> Result<(), String> {
+        self.sent += 1;
+        match outcome {
+            Outcome::Answered => self.answered += 1,
+            Outcome::Full => self.full += 1,
+            Outcome::Left => self.left += 1,
+            Outcome::Wrong(why) => return Err(why),
+        }
+        Ok(())
+    }
+}
+
+// === impl Stage ===
+
+impl Stage {
+    fn unsound(&self, why: String) -> Error {
+        let log = self.running.process.as_ref().map(|process| process.log()).unwrap_or_default();
+        Error::unsound("soak", format!("{why}\n{log}"))
+    }
+
+    fn account(&self) -> Result<Account, Error> {
+        Account::of(self.running.admin).map_err(|error| Error::io("read the metrics", error))
+    }
+
+    fn census(&self) -> Result<Census, Error> {
+        let pid = self.running.process.as_ref().map(|process| process.id());
+        Census::of(pid.unwrap_or_else(std::process::id)).map_err(|error| Error::io("look at anteroom", error))
+    }
+
+    async fn ready(&self, setup: &Setup) -> Result<(), Error> {
+        while !admin::is_ready(self.running.admin) {
+            setup.check_stop()?;
+            if self.begin.elapsed() > PATIENCE {
+                return Err(self.unsound("anteroom is not ready".into()));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// A gap, a cold start, a crowd, a while of everything, and what is left of it.
+    async fn cycle(&mut self, setup: &Setup, number: usize) -> Result<Cycle, Error> {
+        let before = self.tally.sent;
+        sleep(self.gap(number)).await;
+        let proxy = self.running.address;
+        let begin = Instant::now();
+        let first = tokio::spawn(async move { (send(proxy, Kind::Plain).await, begin.elapsed()) });
+        // Every other time, more come than may wait.
+        let crowd = if number % 2 == 1 { OVERFLOW } else { QUEUE / 2 };
+        sleep(Duration::from_millis(20)).await;
+        let mut held = JoinSet::new();
+        for who in 0..crowd {
+            let kind = match who % 8 {
+                0 => Kind::LeavesQueue,
+                1 | 2 => Kind::Streamed,
+                3 => Kind::LeavesAnswer,
+                _ => Kind::Plain,
+            };
+            held.spawn(send(proxy, kind));
+        }
+        let (outcome, took) = first.await.map_err(|error| self.unsound(error.to_string()))?;
+        let first_served = outcome == Outcome::Answered;
+        self.tally.add(outcome).map_err(|why| self.unsound(why))?;
+        while let Some(outcome) = held.join_next().await {
+            let outcome = outcome.map_err(|error| self.unsound(error.to_string()))?;
+            self.tally.add(outcome).map_err(|why| self.unsound(why))?;
+        }
+        self.mix(setup, number).await?;
+        let account = self.quiet(setup).await?;
+        let Tally { sent, answered, full, left, .. } = self.tally;
+        Ok(Cycle {
+            at_s: self.begin.elapsed().as_secs_f64(),
+            requests: sent - before,
+            first_ms: took.as_secs_f64() * 1e3,
+            first_served,
+            missing: account.missing(sent, answered, full, left),
+            census: self.census()?,
+        })
+    }
+
+    /// Longer ones in a long run, and never twice the same.
+    fn gap(&self, number: usize) -> Duration {
+        let most = if self.quick { 400 } else { 15_000 };
+        Duration::from_millis(100 + (number as u64 * 7919) % most)
+    }
+
+    /// Everything at once for a while, and a reload in the middle.
+    async fn mix(&mut self, setup: &Setup, number: usize) -> Result<(), Error> {
+        let duration = Duration::from_millis(if self.quick { 1500 } else { 8000 });
+        let proxy = self.running.address;
+        let begin = Instant::now();
+        let mut under_way = JoinSet::new();
+        // What the clients send next, in turn.
+        let mut next: VecDeque<Kind> = [
+            Kind::Plain,
+            Kind::Streamed,
+            Kind::Plain,
+            Kind::LeavesAnswer,
+            Kind::Plain,
+            Kind::Big,
+            Kind::Streamed,
+            Kind::Plain,
+            Kind::Plain,
+            Kind::LeavesQueue,
+        ]
+        .into();
+        let mut reloaded = false;
+        loop {
+            setup.check_stop()?;
+            while under_way.len() < CLIENTS && begin.elapsed() < duration {
+                next.rotate_left(1);
+                under_way.spawn(send(proxy, next[0]));
+            }
+            if !reloaded && begin.elapsed() > duration / 2 {
+                self.reload(number + 1)?;
+                reloaded = true;
+            }
+            let Some(outcome) = under_way.join_next().await else { return Ok(()) };
+            let outcome = outcome.map_err(|error| self.unsound(error.to_string()))?;
+            self.tally.add(outcome).map_err(|why| self.unsound(why))?;
+        }
+    }
+
+    /// Another configuration, which is noticed by itself.
+    fn reload(&mut self, change: usize) -> Result<(), Error> {
+        let Some(file) = self.running.configuration() else { return Ok(()) };
+        let failed = |error| Error::io(format!("change {}", file.display()), error);
+        let text = fs::read_to_string(file).map_err(failed)?;
+        let most = |change: usize| format!("maxBytes: {}MiB", 100 + change % 100);
+        let changed = text.replace(&most(change - 1), &most(change));
+        // As editors and Kubernetes do: never half of it.
+        let beside = file.with_extension("new");
+        fs::write(&beside, changed).map_err(failed)?;
+        fs::rename(&beside, file).map_err(failed)?;
+        self.tally.reloads += 1;
+        Ok(())
+    }
+
+    /// Waits until nothing is under way and the model server has been stopped.
+    async fn quiet(&self, setup: &Setup) -> Result<Account, Error> {
+        let begin = Instant::now();
+        loop {
+            setup.check_stop()?;
+            let account = self.account()?;
+            let census = self.census()?;
+            if account.is_quiet() && census.descendants == 0 {
+                return Ok(account);
+            }
+            if begin.elapsed() > PATIENCE {
+                let why = format!("it does not come to rest: {account:?}, {census:?}");
+                return Err(self.unsound(why));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_leaves_the_launcher_its_port() {
+        let text = configuration("/bin/anteroom", 7);
+        assert!(text.contains("--port={port}") && text.contains("\"/bin/anteroom\""));
+        assert!(text.contains("maxBytes: 107MiB"), "{text}");
+    }
+}

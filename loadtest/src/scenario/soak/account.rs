@@ -1,0 +1,109 @@
+//! What Anteroom says has become of all requests, from its metrics.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::admin;
+
+/// All routes together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Account {
+    pub(super) admitted: u64,
+    pub(super) ended: BTreeMap<String, u64>,
+    pub(super) refused: u64,
+    pub(super) held: u64,
+    pub(super) in_flight: u64,
+    pub(super) buffered_bytes: u64,
+}
+
+// === impl Account ===
+
+impl Account {
+    pub(super) fn of(admin: SocketAddr) -> io::Result<Self> {
+        match admin::get(admin, "/metrics")? {
+            (200, text) => Ok(Self::read(&text)),
+            (status, _) => Err(io::Error::other(format!("the metrics are answered with {status}"))),
+        }
+    }
+
+    fn read(text: &str) -> Self {
+        let mut account = Self::default();
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((series, value)) = line.rsplit_once(' ') else { continue };
+            let Ok(value) = value.parse::<u64>() else { continue };
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            match name {
+                "anteroom_admitted_requests_total" => account.admitted += value,
+                "anteroom_requests_total" => {
+                    let outcome = labels.split_once("outcome=\"").and_then(|(_, rest)| rest.split_once('"'));
+                    let outcome = outcome.map_or("", |(outcome, _)| outcome);
+                    *account.ended.entry(outcome.to_owned()).or_default() += value;
+                }
+                "anteroom_refused_requests_total" => account.refused += value,
+                "anteroom_held_requests" => account.held += value,
+                "anteroom_in_flight_requests" => account.in_flight += value,
+                "anteroom_buffered_bytes" => account.buffered_bytes += value,
+                _ => {}
+            }
+        }
+        account
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.held == 0 && self.in_flight == 0 && self.buffered_bytes == 0
+    }
+
+    pub(super) fn all_ended(&self) -> u64 {
+        self.ended.values().sum()
+    }
+
+    /// How many requests are missing somewhere, when nothing moves: of `sent`, of those admitted, of those whose answer
+    /// came, of those who left.
+    pub(super) fn missing(&self, sent: u64, answered: u64, full: u64, left: u64) -> u64 {
+        let of = |outcome: &str| self.ended.get(outcome).copied().unwrap_or_default();
+        let (completed, gone) = (of("completed"), of("client_gone"));
+        self.admitted.abs_diff(self.all_ended())
+            + sent.abs_diff(self.admitted + self.refused)
+            + full.abs_diff(self.refused)
+            // Who leaves may do so when the answer has been sent.
+            + answered.saturating_sub(completed)
+            + gone.saturating_sub(left)
+            + self.all_ended().abs_diff(completed + gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METRICS: &str = "\
+# TYPE anteroom_requests counter
+anteroom_requests_total{route=\"soak\",outcome=\"completed\",code=\"200\",cold_start=\"false\"} 7
+anteroom_requests_total{route=\"soak\",outcome=\"completed\",code=\"200\",cold_start=\"true\"} 2
+anteroom_requests_total{route=\"soak\",outcome=\"client_gone\",code=\"other\",cold_start=\"true\"} 1
+anteroom_refused_requests_total{route=\"soak\",reason=\"hold_queue_full\"} 3
+anteroom_admitted_requests_total{route=\"soak\"} 10
+anteroom_held_requests{route=\"soak\"} 0
+anteroom_in_flight_requests{route=\"soak\"} 0
+anteroom_cold_start_duration_seconds_sum{route=\"soak\"} 1.5
+anteroom_buffered_bytes 0
+# EOF
+";
+
+    #[test]
+    fn an_account_is_balanced_or_says_by_how_much_it_is_not() {
+        let account = Account::read(METRICS);
+        assert!(account.is_quiet());
+        assert_eq!((account.admitted, account.all_ended(), account.refused), (10, 10, 3));
+        assert_eq!(account.missing(13, 9, 3, 1), 0);
+        assert_eq!(account.missing(13, 8, 3, 2), 0, "one left when the answer had been sent");
+        assert_eq!(account.missing(14, 9, 3, 1), 1, "one that was sent was never seen");
+        assert_eq!(account.missing(13, 10, 3, 0), 2, "one got an answer and is said to have left");
+        let lost = Account { admitted: 11, ..account };
+        assert_eq!(lost.missing(14, 9, 3, 1), 1, "one that was admitted never ended");
+        assert!(!Account { held: 1, ..lost }.is_quiet());
+    }
+}

@@ -1,0 +1,171 @@
+//! The stream scenario: many answers that stream at the same time, each event in a chunk of its own.
+//!
+//! Once as fast as it goes, every event asking for the next one of its stream, and then at a pace, where every stream
+//! has a phase of its own: for throughput, and for what an event has to wait.
+
+mod findings;
+
+use std::time::Duration;
+
+use findings::{Phase, Series, Way};
+
+use crate::clock::Instant;
+use crate::contender::{Contender, Running};
+use crate::error::Error;
+use crate::findings::{Findings, thousands};
+use crate::generator::streams::Streams;
+use crate::procfs::Meter;
+use crate::rig::Rig;
+use crate::setup::Setup;
+
+/// How many streams there are, unless the command line says so.
+pub(crate) const STREAMS: u16 = 2000;
+/// Events a second in each of them: a pace that everybody can keep, and the one of a fast model.
+const PACES: [u32; 2] = [10, 50];
+/// So many are opened at a time: as many fit into everybody's accept queue.
+const BATCH: usize = 50;
+/// How long the last events may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long each phase takes.
+#[derive(Clone, Copy)]
+struct Times {
+    warm_up: Duration,
+    duration: Duration,
+}
+
+pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, Error> {
+    let (cores, installed, rounds) = (setup.cores, setup.contenders(), setup.rounds());
+    let duration = setup.duration(Duration::from_millis(400), Duration::from_millis(1500));
+    let times = Times { warm_up: Duration::from_millis(if setup.quick { 100 } else { 300 }), duration };
+    let streams = usize::from(streams);
+    let ways = || [Way::Full].into_iter().chain(PACES.map(|rate| Way::Paced { rate }));
+    let mut series: Vec<Series> = ways()
+        .flat_map(|way| {
+            installed.iter().map(move |each| Series { contender: each.contender, way, rounds: Vec::new() })
+        })
+        .collect();
+    let mut rig = Rig::new(setup.stop.clone())?;
+    for round in 1..=rounds {
+        for each in installed {
+            let name = each.contender.name();
+            eprintln!("stream, round {round} of {rounds}: {name}");
+            let mut running = each.start(rig.backend(), cores)?;
+            rig.await_answer(name, &mut running)?;
+            let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
+            let mut bench = Bench::open(&mut rig, each.contender, &running, streams, meter)?;
+            for series in series.iter_mut().filter(|series| series.contender == each.contender) {
+                series.rounds.push(bench.phase(series.way, times)?);
+            }
+            bench.end()?;
+        }
+    }
+    let how = format!(
+        "{} streams; medians of {rounds} rounds of {} s, and their spread",
+        thousands(streams as f64),
+        duration.as_secs_f64()
+    );
+    Ok(findings::findings(how, streams, &series))
+}
+
+/// Streams through one contender, all of them open.
+struct Bench<'a> {
+    rig: &'a mut Rig,
+    load: Streams,
+    contender: Contender,
+    streams: usize,
+    meter: Meter,
+}
+
+// === impl Bench ===
+
+impl<'a> Bench<'a> {
+    fn open(
+        rig: &'a mut Rig,
+        contender: Contender,
+        running: &Running,
+        streams: usize,
+        meter: Meter,
+    ) -> Result<Self, Error> {
+        rig.backend_mut().stream(true);
+        let mut bench = Self { rig, load: Streams::new(running.address), contender, streams, meter };
+        for at in 0..streams {
+            bench.load.open(bench.rig.registry()).map_err(|error| Error::io("open a stream", error))?;
+            let count = at + 1;
+            if count % BATCH == 0 || count == streams {
+                bench.until(|load| load.opened() == count, |load| (count - load.opened()) as u64)?;
+            }
+        }
+        Ok(bench)
+    }
+
+    fn phase(&mut self, way: Way, times: Times) -> Result<Phase, Error> {
+        let failed = |error| Error::io("write events", error);
+        let backend = self.rig.backend_mut();
+        let mut warm_up = times.warm_up;
+        match way {
+            Way::Full => {
+                self.load.echo(true);
+                let open = backend.streams().map(|streams| streams.open.clone()).unwrap_or_default();
+                for key in open {
+                    backend.push(key).map_err(failed)?;
+                }
+            }
+            Way::Paced { rate } => {
+                let period = Duration::from_secs(1) / rate;
+                warm_up = warm_up.max(period);
+                if let Some(streams) = backend.streams() {
+                    streams.pace(Instant::now(), period);
+                }
+            }
+        }
+        self.rig.run(Some(&mut self.load), warm_up)?;
+        self.load.reset();
+        if let Some(streams) = self.rig.backend_mut().streams() {
+            streams.late.reset();
+        }
+        let window = self.rig.window(&mut self.load, times.duration, self.meter)?;
+        let events = self.load.seen().events.completed;
+
+        self.load.echo(false);
+        if let Some(streams) = self.rig.backend_mut().streams() {
+            streams.hold();
+        }
+        // What is under way still counts for the latencies: it may be what takes longest.
+        // The turn is for those events that have asked for the next one already.
+        self.rig.turn(Some(&mut self.load))?;
+        let sent = self.rig.backend_mut().streams().map_or(0, |streams| streams.sent);
+        self.until(|load| load.received() == sent, |load| sent - load.received())?;
+        let late = self.rig.backend_mut().streams().map(|streams| streams.late.value_at_quantile(0.99));
+        Ok(Phase::new(self.contender, events, &window, self.load.seen(), late.unwrap_or_default()))
+    }
+
+    /// Ends all streams as a model server does, and waits until every client has seen it.
+    fn end(mut self) -> Result<(), Error> {
+        self.rig.backend_mut().end_streams().map_err(|error| Error::io("end the streams", error))?;
+        let count = self.streams;
+        self.until(|load| load.ended() == count, |load| (count - load.ended()) as u64)?;
+        self.rig.backend_mut().stream(false);
+        Ok(())
+    }
+
+    /// Keeps everything going until it is `done`; otherwise the run ends, and says what was wrong or `missing`.
+    fn until(
+        &mut self,
+        done: impl Fn(&Streams) -> bool,
+        missing: impl Fn(&Streams) -> u64,
+    ) -> Result<(), Error> {
+        let streams = self.streams;
+        let arrived = self.rig.until(&mut self.load, PATIENCE, |load, _| done(load))?;
+        let contender = self.contender.name();
+        let seen = self.load.seen();
+        if let Some(first) = &seen.events.first_error {
+            let (connections, requests, errors) = (streams, self.load.received(), seen.events.errors);
+            return Err(Error::Answers { contender, connections, errors, requests, first: first.clone() });
+        }
+        if arrived {
+            return Ok(());
+        }
+        Err(Error::Events { contender, streams, missing: missing(&self.load) })
+    }
+}

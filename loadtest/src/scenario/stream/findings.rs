@@ -1,0 +1,399 @@
+//! What streams cost, what their events had to wait, and what that is to be.
+
+use serde::Serialize;
+
+use crate::clock;
+use crate::contender::Contender;
+use crate::findings::{Aim, Findings, Table, noise, thousands};
+use crate::generator::streams::Seen;
+use crate::rig::Window;
+use crate::spread::Spread;
+
+/// Of its core, by a contender that shows what it can do.
+const BUSY: f64 = 0.95;
+/// Of the load test's own core: beyond it, it may be the limit.
+const RIG_BUSY: f64 = 0.95;
+/// Of the pace, that was kept.
+const KEPT: f64 = 0.98;
+/// Events that the load test itself writes later than this, in µs, blur what is measured.
+const LATE: f64 = 500.0;
+
+const FULL: &str = "events/CPU s: of the contender's; × haproxy, × envoy: of events/CPU s; busy: of its core, the \
+                    contender's process; rig busy: of the other core, the clients and the backend";
+const PACED: &str = "from an event's write at the backend to its read at the client; gap p99: how much longer than at \
+                     the backend it took from one event of a stream to the next; added: gap p99 beyond direct's; \
+                     together: events that came in one read with the one before them; late p99: how late the backend \
+                     wrote events";
+
+/// How events follow each other in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Way {
+    /// As soon as the one before has arrived.
+    Full,
+    /// So many a second.
+    Paced { rate: u32 },
+}
+
+/// One turn of one contender.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Phase {
+    events: u64,
+    seconds: f64,
+    events_per_second: f64,
+    /// Of the contender's.
+    events_per_cpu_second: Option<f64>,
+    p50_us: f64,
+    p99_us: f64,
+    p999_us: f64,
+    gap_p99_us: f64,
+    together: u64,
+    late_p99_us: f64,
+    busy: Option<f64>,
+    rig_busy: f64,
+    others: f64,
+}
+
+/// All turns of one contender in one way.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Series {
+    pub(crate) contender: Contender,
+    pub(crate) way: Way,
+    pub(crate) rounds: Vec<Phase>,
+}
+
+// === impl Phase ===
+
+impl Phase {
+    /// `late` in nanoseconds.
+    pub(crate) fn new(contender: Contender, events: u64, window: &Window, seen: &Seen, late: u64) -> Self {
+        let seconds = window.elapsed.as_secs_f64();
+        let cpu = (contender != Contender::Direct).then_some(window.spent.contender.as_secs_f64());
+        let latency = |q| micros(seen.events.latency.value_at_quantile(q));
+        Self {
+            events,
+            seconds,
+            events_per_second: events as f64 / seconds,
+            events_per_cpu_second: cpu.map(|cpu| events as f64 / cpu),
+            p50_us: latency(0.5),
+            p99_us: latency(0.99),
+            p999_us: latency(0.999),
+            gap_p99_us: micros(seen.stretch.value_at_quantile(0.99)),
+            together: seen.together,
+            late_p99_us: micros(late),
+            busy: cpu.map(|cpu| cpu / seconds),
+            rig_busy: 1.0 - window.idle.as_secs_f64() / seconds,
+            others: window.spent.others.as_secs_f64() / seconds,
+        }
+    }
+}
+
+fn micros(nanos: u64) -> f64 {
+    clock::between(0, nanos).as_secs_f64() * 1e6
+}
+
+// === impl Series ===
+
+impl Series {
+    fn spread(&self, figure: impl Fn(&Phase) -> f64) -> Spread {
+        Spread::of(self.rounds.iter().map(figure)).unwrap_or_default()
+    }
+
+    fn spread_of(&self, figure: impl Fn(&Phase) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(figure))
+    }
+
+    /// Within a round: what slows the machine down for a while slows both.
+    fn paired(&self, other: &Self, figure: impl Fn(&Phase, &Phase) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.rounds.iter().zip(&other.rounds).filter_map(|(ours, theirs)| figure(ours, theirs)))
+    }
+
+    /// How many times the other's events for a CPU second.
+    fn times(&self, other: &Self) -> Option<Spread> {
+        self.paired(other, |ours, theirs| Some(ours.events_per_cpu_second? / theirs.events_per_cpu_second?))
+    }
+
+    /// How much longer than the other's a gap becomes.
+    fn added(&self, other: &Self) -> Option<Spread> {
+        self.paired(other, |ours, theirs| Some(ours.gap_p99_us - theirs.gap_p99_us))
+    }
+
+    fn is_anteroom(&self) -> bool {
+        matches!(self.contender, Contender::Anteroom | Contender::AnteroomNoscan)
+    }
+}
+
+/// What a run of the scenario found.
+pub(crate) fn findings(how: String, streams: usize, series: &[Series]) -> Findings {
+    let tables = series
+        .chunk_by(|one, next| one.way == next.way)
+        .map(|group| match group[0].way {
+            Way::Full => full(group),
+            Way::Paced { rate } => paced(group, rate),
+        })
+        .collect();
+    Findings {
+        scenario: "stream",
+        how,
+        tables,
+        results: serde_json::to_value(series).unwrap_or_default(),
+        aims: aims(streams, series),
+        notes: notes(streams, series),
+    }
+}
+
+fn find(all: &[Series], contender: Contender, way: Way) -> Option<&Series> {
+    all.iter().find(|series| series.contender == contender && series.way == way)
+}
+
+fn full(group: &[Series]) -> Table {
+    let times = |series: &Series, other| {
+        let other = find(group, other, Way::Full);
+        or_dash(other.and_then(|other| series.times(other)).map(|times| format!("{:.2}", times.median)))
+    };
+    let row = |series: &Series| {
+        vec![
+            series.contender.name().to_owned(),
+            range(series.spread(|round| round.events_per_second)),
+            or_dash(series.spread_of(|round| round.events_per_cpu_second).map(range)),
+            times(series, Contender::Haproxy),
+            times(series, Contender::Envoy),
+            percent(series.spread_of(|round| round.busy)),
+            percent(Some(series.spread(|round| round.rig_busy))),
+        ]
+    };
+    let header = [
+        "contender",
+        "events/s (min–max)",
+        "events/CPU s (min–max)",
+        "× haproxy",
+        "× envoy",
+        "busy",
+        "rig busy",
+    ];
+    Table {
+        title: "as fast as it goes: one event under way in every stream".into(),
+        header: header.map(str::to_owned).into(),
+        rows: group.iter().map(row).collect(),
+        legend: Some(FULL),
+    }
+}
+
+fn paced(group: &[Series], rate: u32) -> Table {
+    let direct = find(group, Contender::Direct, Way::Paced { rate });
+    let row = |series: &Series| {
+        let median = |figure: fn(&Phase) -> f64| format!("{:.0}", series.spread(figure).median);
+        let added =
+            direct.filter(|_| series.contender != Contender::Direct).and_then(|direct| series.added(direct));
+        vec![
+            series.contender.name().to_owned(),
+            thousands(series.spread(|round| round.events_per_second).median),
+            median(|round| round.p50_us),
+            median(|round| round.p99_us),
+            median(|round| round.p999_us),
+            median(|round| round.gap_p99_us),
+            or_dash(added.map(|added| format!("{:.0} ({:.0}–{:.0})", added.median, added.min, added.max))),
+            together(series).to_string(),
+            or_dash(series.spread_of(|round| round.events_per_cpu_second).map(|rate| thousands(rate.median))),
+            percent(series.spread_of(|round| round.busy)),
+            percent(Some(series.spread(|round| round.rig_busy))),
+            median(|round| round.late_p99_us),
+        ]
+    };
+    let header = [
+        "contender",
+        "events/s",
+        "p50 µs",
+        "p99 µs",
+        "p99.9 µs",
+        "gap p99 µs",
+        "added µs (min–max)",
+        "together",
+        "events/CPU s",
+        "busy",
+        "rig busy",
+        "late p99 µs",
+    ];
+    Table {
+        title: format!("{rate} events/s in every stream"),
+        header: header.map(str::to_owned).into(),
+        rows: group.iter().map(row).collect(),
+        legend: Some(PACED),
+    }
+}
+
+fn aims(streams: usize, all: &[Series]) -> Vec<Aim> {
+    let mut aims = Vec::new();
+    for series in all.iter().filter(|series| series.is_anteroom()) {
+        let name = series.contender.name();
+        let other = |contender| find(all, contender, series.way);
+        match series.way {
+            Way::Full => {
+                let times = |contender| other(contender).and_then(|other| series.times(other));
+                let limits = [
+                    (Contender::Envoy, "times Envoy's events per CPU second, at least", 2.0),
+                    (Contender::Haproxy, "times HAProxy's events per CPU second, at least", 0.7),
+                ];
+                for (contender, what, limit) in limits {
+                    aims.extend(times(contender).map(|times| Aim::at_least(name, what, limit, times.median)));
+                }
+            }
+            Way::Paced { rate } => {
+                // Otherwise events wait for those before them, and there is a note.
+                if !keeps(streams, series, rate) {
+                    continue;
+                }
+                let who = format!("{name}, {rate} events/s in every stream");
+                if let Some(added) = other(Contender::Direct).and_then(|direct| series.added(direct)) {
+                    let what = "ms added to the time between two events (p99), at most";
+                    aims.push(Aim::at_most(&who, what, 1.0, added.median / 1e3));
+                }
+                let what = "events that waited for another one of their stream, at most";
+                aims.push(Aim::at_most(&who, what, 0.0, together(series) as f64));
+            }
+        }
+    }
+    aims
+}
+
+/// Whether as many events arrive as are written.
+fn keeps(streams: usize, series: &Series, rate: u32) -> bool {
+    series.spread(|round| round.events_per_second).median >= f64::from(rate) * streams as f64 * KEPT
+}
+
+fn together(series: &Series) -> u64 {
+    series.rounds.iter().map(|round| round.together).sum()
+}
+
+fn notes(streams: usize, all: &[Series]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for series in all {
+        let at = at(series);
+        let direct = series.contender == Contender::Direct;
+        let (busy, rig) =
+            (series.spread_of(|round| round.busy), series.spread(|round| round.rig_busy).median);
+        match series.way {
+            Way::Full => {
+                if let Some(busy) = busy.filter(|busy| busy.median < BUSY) {
+                    notes.push(format!(
+                        "{at}: its core was only {:.0} % busy with it, so this is not its limit",
+                        busy.median * 100.0
+                    ));
+                }
+            }
+            Way::Paced { rate } => {
+                if !keeps(streams, series, rate) {
+                    let offered = thousands(f64::from(rate) * streams as f64);
+                    let kept = thousands(series.spread(|round| round.events_per_second).median);
+                    notes.push(format!(
+                        "{at}: only {kept} of {offered} events/s came through in time, so its delays are those of an \
+                         overload"
+                    ));
+                }
+                let late = series.spread(|round| round.late_p99_us).median;
+                if late > LATE {
+                    notes
+                        .push(format!("{at}: the load test itself wrote events late, by {late:.0} µs (p99)"));
+                }
+            }
+        }
+        if rig > RIG_BUSY && !(direct && series.way == Way::Full) {
+            notes.push(format!(
+                "{at}: the load test's own core was {:.0} % busy, so it may be the limit",
+                rig * 100.0
+            ));
+        }
+    }
+    notes.extend(noise(all.iter().map(|series| (at(series), series.spread(|round| round.others).max))));
+    notes
+}
+
+fn at(series: &Series) -> String {
+    let name = series.contender.name();
+    match series.way {
+        Way::Full => format!("{name}, as fast as it goes"),
+        Way::Paced { rate } => format!("{name}, {rate} events/s in every stream"),
+    }
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".into())
+}
+
+fn range(spread: Spread) -> String {
+    format!("{} ({}–{})", thousands(spread.median), thousands(spread.min), thousands(spread.max))
+}
+
+fn percent(spread: Option<Spread>) -> String {
+    or_dash(spread.map(|spread| format!("{:.0} %", spread.median * 100.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(contender: Contender, way: Way, per_cpu_second: f64, gap_p99_us: f64) -> Series {
+        let cpu = (contender != Contender::Direct).then_some(1.0);
+        let phase = Phase {
+            events: 1000,
+            seconds: 1.0,
+            events_per_second: per_cpu_second,
+            events_per_cpu_second: cpu.map(|_| per_cpu_second),
+            p50_us: 50.0,
+            p99_us: 90.0,
+            p999_us: 99.0,
+            gap_p99_us,
+            together: 0,
+            late_p99_us: 3.0,
+            busy: cpu,
+            rig_busy: 0.5,
+            others: 0.0,
+        };
+        Series { contender, way, rounds: vec![phase] }
+    }
+
+    #[test]
+    fn throughput_is_held_against_the_others_and_delay_against_direct() {
+        let pace = Way::Paced { rate: 10 };
+        let all = [
+            series(Contender::Anteroom, Way::Full, 90_000.0, 0.0),
+            series(Contender::Haproxy, Way::Full, 100_000.0, 0.0),
+            series(Contender::Envoy, Way::Full, 50_000.0, 0.0),
+            series(Contender::Direct, pace, 20_000.0, 20.0),
+            series(Contender::Anteroom, pace, 20_000.0, 1030.0),
+        ];
+        let measured: Vec<_> =
+            aims(2000, &all).iter().map(|aim| (aim.limit, aim.measured, aim.met)).collect();
+        assert_eq!(measured, [(2.0, 1.8, false), (0.7, 0.9, true), (1.0, 1.01, false), (0.0, 0.0, true)]);
+        let text = findings("1 round".into(), 2000, &all).to_string();
+        assert!(text.contains("1010 (1010–1010)") && !text.contains("NOTE"), "{text}");
+    }
+
+    #[test]
+    fn what_blurs_the_figures_is_said() {
+        let pace = Way::Paced { rate: 50 };
+        let mut slow = series(Contender::Envoy, pace, 80_000.0, 0.0);
+        slow.rounds[0].late_p99_us = 600.0;
+        slow.rounds[0].rig_busy = 0.99;
+        slow.rounds[0].others = 0.2;
+        let mut idle = series(Contender::Nginx, Way::Full, 80_000.0, 0.0);
+        idle.rounds[0].busy = Some(0.5);
+        let notes = notes(2000, &[slow, idle]);
+        assert_eq!(notes.len(), 5, "{notes:?}");
+        assert!(notes[0].contains("only 80,000 of 100,000 events/s"), "{notes:?}");
+    }
+
+    #[test]
+    fn an_overload_has_a_note_instead_of_aims_for_its_delays() {
+        let all = [series(Contender::Anteroom, Way::Paced { rate: 50 }, 90_000.0, 0.0)];
+        assert_eq!(aims(2000, &all), []);
+        assert!(notes(2000, &all)[0].contains("only 90,000 of 100,000 events/s"));
+    }
+
+    #[test]
+    fn events_that_waited_for_another_are_a_miss() {
+        let mut late = series(Contender::Anteroom, Way::Paced { rate: 10 }, 20_000.0, 0.0);
+        late.rounds[0].together = 1;
+        assert!(!aims(2000, &[late])[0].met);
+    }
+}

@@ -1,0 +1,108 @@
+//! The streams of the load test: server-sent events as model servers write them, one in a chunk of the body, all of
+//! one length. Each says in its text whose it is, which one, and when it was written.
+
+/// The head of an answer that streams. The last header is what model servers tell nginx, which would otherwise collect
+/// events before it passes them on.
+pub(crate) const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\
+    transfer-encoding: chunked\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n\r\n";
+
+/// The end of the body.
+pub(crate) const LAST: &[u8] = b"0\r\n\r\n";
+
+const BEFORE: &str = concat!(
+    r#"data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1750000000,"#,
+    r#""model":"tiny","choices":[{"index":0,"delta":{"content":""#
+);
+/// Hexadecimal digits: of the stream, the number, the moment.
+const MARK: usize = 8 + 8 + 16;
+const AFTER: &str = concat!(r#""},"logprobs":null,"finish_reason":null}]}"#, "\n\n");
+
+/// Bytes of an event.
+pub(crate) const LEN: usize = BEFORE.len() + MARK + AFTER.len();
+
+/// What an event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The connection of the backend that it was written to.
+    pub(crate) stream: u32,
+    /// From 0, without gaps.
+    pub(crate) number: u32,
+    /// When it was written: [`crate::clock::stamp`].
+    pub(crate) written: u64,
+}
+
+/// A chunk that is filled in anew for every event.
+#[derive(Debug)]
+pub(crate) struct Chunk {
+    bytes: Vec<u8>,
+    mark: usize,
+}
+
+// === impl Chunk ===
+
+impl Chunk {
+    pub(crate) fn new() -> Self {
+        let size = format!("{LEN:x}\r\n");
+        let mark = size.len() + BEFORE.len();
+        let bytes = [&size, BEFORE, &"0".repeat(MARK), AFTER, "\r\n"].concat().into_bytes();
+        Self { bytes, mark }
+    }
+
+    /// The bytes to be sent, framing included.
+    pub(crate) fn with(&mut self, mark: Mark) -> &[u8] {
+        let digits = &mut self.bytes[self.mark..self.mark + MARK];
+        hex(&mut digits[..8], mark.stream.into());
+        hex(&mut digits[8..16], mark.number.into());
+        hex(&mut digits[16..], mark.written);
+        &self.bytes
+    }
+}
+
+/// Reads an event; nothing when it is not one of ours, or was changed where that is easily seen.
+pub(crate) fn read(event: &[u8]) -> Option<Mark> {
+    let mark = event.strip_prefix(BEFORE.as_bytes())?.strip_suffix(AFTER.as_bytes())?;
+    let number = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    if mark.len() != MARK {
+        return None;
+    }
+    Some(Mark {
+        stream: u32::try_from(number(&mark[..8])?).ok()?,
+        number: u32::try_from(number(&mark[8..16])?).ok()?,
+        written: number(&mark[16..])?,
+    })
+}
+
+fn hex(digits: &mut [u8], mut value: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(value & 15) as usize];
+        value >>= 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http;
+
+    #[test]
+    fn an_event_says_what_was_written_into_it() {
+        let mark = Mark { stream: 0xdead, number: 17, written: 0x0123_4567_89ab_cdef };
+        let mut template = Chunk::new();
+        let bytes = template.with(mark);
+        let chunk = http::chunk(bytes).unwrap().unwrap();
+        assert_eq!((chunk.len, chunk.data.len()), (bytes.len(), LEN));
+        assert_eq!(read(chunk.data), Some(mark));
+        assert_eq!(read(&chunk.data[1..]), None);
+        assert!((180..260).contains(&LEN), "{LEN}");
+    }
+
+    #[test]
+    fn an_event_is_a_chunk_of_a_completion() {
+        let mut template = Chunk::new();
+        let bytes = template.with(Mark { stream: 1, number: 2, written: 3 });
+        let data = http::chunk(bytes).unwrap().unwrap().data;
+        let json = data.strip_prefix(b"data: ").unwrap();
+        let value: serde_json::Value = serde_json::from_slice(json).unwrap();
+        assert_eq!(value["choices"][0]["delta"]["content"].as_str().map(str::len), Some(MARK));
+    }
+}

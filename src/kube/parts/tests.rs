@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::*;
+use crate::kube::fake::FakeApi;
+
+const PODS: &str = "/api/v1/namespaces/ml/pods";
+/// Far above what anything here takes.
+const BOUND: Duration = Duration::from_secs(30);
+
+fn pod(name: &str, app: &str) -> Value {
+    json!({ "metadata": { "name": name, "namespace": "ml", "labels": { "app": app, "tier": "gpu" } } })
+}
+
+fn of_app(app: &str) -> Select {
+    Select::of(&format!("app={app}"))
+}
+
+fn names(part: &Part<Pod>) -> Vec<String> {
+    let mut names: Vec<_> = part.all().iter().map(|pod| pod.name_any()).collect();
+    names.sort();
+    names
+}
+
+async fn until(part: &mut Part<Pod>, wanted: &[&str]) {
+    let waiting = async {
+        while !part.is_synced() || names(part) != wanted {
+            part.changed().await;
+        }
+    };
+    assert!(timeout(BOUND, waiting).await.is_ok(), "{:?} instead of {wanted:?}", names(part));
+}
+
+#[test]
+fn a_selector_of_values_alone_is_told_from_others() {
+    let labels = |pairs: &[(&str, &str)]| {
+        Select::Labels(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    };
+    assert_eq!(Select::of("app=a"), labels(&[("app", "a")]));
+    assert_eq!(Select::of("b=2,a="), labels(&[("a", ""), ("b", "2")]));
+    for other in ["a in (b, c)", "a!=b", "a", "!a", "a=b,a=c", "a==b"] {
+        assert_eq!(Select::of(other), Select::Selector(other.into()), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_for_the_same_shares_a_watch_and_the_last_one_ends_it() {
+    let api = FakeApi::start().await;
+    api.put(PODS, pod("one", "a"));
+    let parts = Parts::<Pod>::new(api.cluster(), |_| {});
+    let (mut first, mut second) = (parts.watch("ml", of_app("a")), parts.watch("ml", of_app("a")));
+    until(&mut first, &["one"]).await;
+    until(&mut second, &["one"]).await;
+    api.watches(1).await;
+    drop((first, second));
+    api.watches(0).await;
+}
+
+#[tokio::test]
+async fn many_parts_of_a_namespace_are_told_apart_from_one_watch() {
+    let api = FakeApi::start().await;
+    api.put(PODS, pod("one", "app-20"));
+    let parts = Parts::<Pod>::new(api.cluster(), |_| {});
+    let mut all: Vec<_> =
+        (0..OWN + 10).map(|number| parts.watch("ml", of_app(&format!("app-{number}")))).collect();
+    let mut gpu = parts.watch("ml", Select::of("tier=gpu,app=app-21"));
+    let mut selected = parts.watch("ml", Select::of("app in (app-20)"));
+    until(&mut all[20], &["one"]).await;
+    until(&mut all[21], &[]).await;
+    until(&mut selected, &["one"]).await;
+    // Those with their own, the one selector that says more than values, and one for all others.
+    api.watches(OWN + 2).await;
+
+    // Another way to tell them apart, of objects that are known already.
+    api.put(PODS, pod("two", "app-21"));
+    until(&mut all[21], &["two"]).await;
+    until(&mut gpu, &["two"]).await;
+    assert_eq!(names(&all[20]), ["one"], "of others nothing is heard");
+    // One that changes its labels leaves for another part.
+    api.put(PODS, pod("two", "app-22"));
+    until(&mut all[22], &["two"]).await;
+    until(&mut all[21], &[]).await;
+    until(&mut gpu, &[]).await;
+    api.delete(PODS, "two");
+    until(&mut all[22], &[]).await;
+
+    // The API server goes away; what happens meanwhile is seen when it is back.
+    let address = api.go_away().await;
+    let failed = async {
+        while all[20].failure().is_none() {
+            all[20].changed().await;
+        }
+    };
+    assert!(timeout(BOUND, failed).await.is_ok());
+    assert_eq!(names(&all[20]), ["one"], "what was known stays");
+    api.put(PODS, pod("three", "app-20"));
+    api.come_back(address).await;
+    until(&mut all[20], &["one", "three"]).await;
+    drop((all, gpu, selected));
+    api.watches(0).await;
+}
