@@ -3,6 +3,7 @@
 mod answers;
 mod body;
 mod client_io;
+mod closer;
 mod connection_state;
 mod connections;
 mod dispatch;

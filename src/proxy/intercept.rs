@@ -61,8 +61,8 @@ impl Interceptor {
         Arc::new(Self { gate: gate.clone(), asks: asks.clone(), statics })
     }
 
-    #[cfg(test)]
-    pub(super) fn key(&self) -> &str {
+    /// The name of its route.
+    pub fn key(&self) -> &str {
         self.gate.key().as_str()
     }
 

@@ -18,7 +18,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, ClientIo, ClientLimits, ConnectionState, Proxy, body::Body, pace::Allowed,
+    Client, ClientIo, ClientLimits, ConnectionState, Proxy,
+    body::Body,
+    closer::{ClosedLate, Closer},
+    pace::Allowed,
     stream_stall::StreamExecutor,
 };
 use crate::config::Limits;
@@ -85,6 +88,8 @@ pub async fn serve_listener(
     closing: CancellationToken,
     tasks: TaskTracker,
 ) {
+    let (closer, closed) = Closer::new();
+    tasks.spawn(closed);
     loop {
         // Further connections wait in the kernel's queue.
         let connections = &proxy.shared().connections;
@@ -107,11 +112,8 @@ pub async fn serve_listener(
                 // noticed while it is held, too. Neither fails on a connection that lives.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
-                let (proxy, closing) = (proxy.clone(), closing.clone());
-                tasks.spawn(async move {
-                    let _connected = connected;
-                    serve_connection(stream, Some(address), proxy, closing).await;
-                });
+                let stream = ClosedLate::new(stream, connected, closer.clone());
+                tasks.spawn(serve_connection(stream, Some(address), proxy.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
