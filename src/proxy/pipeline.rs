@@ -217,7 +217,7 @@ impl Proxy {
     /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
     fn parting(&self, version: Version, mut response: Response<Body>) -> Response<Body> {
         if self.shared.draining.load(Ordering::Relaxed)
-            && version <= Version::HTTP_11
+            && version < Version::HTTP_2
             && response.status() != StatusCode::SWITCHING_PROTOCOLS
         {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

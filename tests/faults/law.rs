@@ -84,10 +84,6 @@ impl Counts {
         self.outcomes.get(outcome).copied().unwrap_or_default()
     }
 
-    pub fn refused(&self, reason: &str) -> u64 {
-        self.refused.get(reason).copied().unwrap_or_default()
-    }
-
     /// Asserts that these outcomes came to pass, and none but these.
     pub fn are(&self, outcomes: &[(&str, u64)]) {
         let expected = outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();

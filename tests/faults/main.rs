@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 
+#[expect(dead_code, reason = "other suites use the rest of it")]
 #[path = "../support/marked.rs"]
 mod marked;
 #[expect(dead_code, reason = "other suites use the rest of it")]
