@@ -4,9 +4,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::Error;
 
-/// What both sides need besides the clients' connections: connections to the backend and those that several
-/// clients share, files.
-const BESIDES: u64 = 768;
+/// A quarter of its files, or this many, are what Anteroom keeps from clients.
+const KEPT: u64 = 4096;
+/// Connections that several clients share, and what the load test itself has open besides.
+const BESIDES: u64 = 512;
 
 /// How many clients with a connection each there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +29,15 @@ impl Room {
     /// As many of `wanted` clients as fit, and a note where that is fewer.
     pub(crate) fn fit(self, wanted: usize) -> (usize, Option<String>) {
         let Some(limit) = self.limit else { return (wanted, None) };
-        let most = usize::try_from(limit.saturating_sub(BESIDES)).unwrap_or(usize::MAX);
+        let besides = KEPT.min(limit / 4) + BESIDES;
+        let most = usize::try_from(limit.saturating_sub(besides)).unwrap_or(usize::MAX);
         if wanted <= most {
             return (wanted, None);
         }
-        let needed = wanted as u64 + BESIDES;
+        let needed = wanted as u64 + KEPT + BESIDES;
         let note = format!(
-            "{wanted} connections were wanted, and {most} had to do: a process may open {limit} files here, and each \
-             connection is one. Run it as root where `ulimit -Hn {needed}` works (containers: `--ulimit \
+            "{wanted} connections were wanted, and {most} had to do: a process may open {limit} files here, each \
+             connection is one, and Anteroom keeps some of them for what is no client. Run it as root where `ulimit -Hn {needed}` works (containers: `--ulimit \
              nofile={needed}`, systemd: LimitNOFILE={needed})"
         );
         (most, Some(note))
@@ -48,11 +50,12 @@ mod tests {
 
     #[test]
     fn who_does_not_fit_is_told_of() {
-        let room = Room { limit: Some(1768) };
-        assert_eq!(room.fit(1000), (1000, None));
-        let (most, note) = room.fit(1001);
-        assert_eq!(most, 1000);
-        assert!(note.unwrap().contains("`ulimit -Hn 1769`"));
+        let room = Room { limit: Some(20_000) };
+        assert_eq!(room.fit(15_392), (15_392, None));
+        let (most, note) = room.fit(50_000);
+        assert_eq!(most, 15_392);
+        assert!(note.unwrap().contains("`ulimit -Hn 54608`"));
+        assert_eq!(Room { limit: Some(1024) }.fit(1000).0, 256, "where there are few, a quarter is kept");
         assert_eq!(Room { limit: None }.fit(1 << 20).0, 1 << 20);
     }
 }
