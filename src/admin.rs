@@ -1,6 +1,7 @@
 //! The admin listener: metrics, probes, the JSON API and the dashboard. It reads handles and changes nothing.
 
 mod api;
+mod connections;
 mod dashboard;
 mod events;
 mod live;
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
 pub use api::RouteStatus;
+use connections::Bounded;
 pub use dashboard::THEME_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
@@ -114,8 +116,8 @@ impl Admin {
     /// Serves on this listener. Its connections end with whoever opened them, or when they do not answer, or do not take
     /// what they are sent, for a minute: one that follows the events has one of few places.
     pub async fn serve(self, listener: TcpListener) {
-        let listener = listener.tap_io(|stream| {
-            let socket = SockRef::from(&*stream);
+        let listener = Bounded::new(listener).tap_io(|connection| {
+            let socket = SockRef::from(connection.stream());
             // Neither fails on a connection that lives.
             let _ = socket
                 .set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6));

@@ -5,6 +5,7 @@ mod background;
 mod cluster;
 mod control;
 mod exporting;
+mod files;
 mod obstacles;
 mod routes;
 mod told;
@@ -44,6 +45,7 @@ use background::Background;
 use cluster::Watching;
 use control::Control;
 use exporting::Exporting;
+pub use files::raise_file_limit;
 use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
@@ -156,7 +158,7 @@ impl Bound {
             }
             None => None,
         };
-        let shared = Shared::new(config.limits);
+        let shared = Shared::new(files::fit(config.limits));
         shared.history.set_max(config.history.requests);
         let mut export = None;
         if let Some(config) = &config.traces {
@@ -258,7 +260,7 @@ impl Bound {
                     if let Some(cluster) = &cluster {
                         cluster.set_file(&config.routes);
                     }
-                    self.shared.set_limits(config.limits);
+                    self.shared.set_limits(files::fit(config.limits));
                     self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;

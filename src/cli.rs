@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use tokio::sync::mpsc;
 
 use crate::{
-    app::{Bound, Command},
+    app::{self, Bound, Command},
     config::{self, ConfigWatcher, Loaded, LogFormat, Overrides},
     demo::{self, DemoArgs},
     drain::{Request, Signals},
@@ -123,6 +123,7 @@ async fn serve(args: ConfigArgs) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
+    app::raise_file_limit();
     let bound = match Bound::new(config, scaler::Options::default()).await {
         Ok(bound) => bound,
         Err(error) => return fail(format!("error: {error}")),

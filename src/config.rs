@@ -111,17 +111,44 @@ pub struct Limits {
     /// How many bytes all request bodies together may take in memory, held or on their way. The default is 32 bodies
     /// of the largest size.
     pub max_buffered_bytes: ByteCount,
-    /// How many client connections may be open. The default is what a process usually has of file descriptors;
-    /// further connections wait in the kernel's accept queue.
+    /// How many client connections may be open; further ones wait in the kernel's accept queue. Where the process may
+    /// not have so many open files, it is lowered to those, less a quarter or 4,096 of them, and the log says so.
     #[schemars(range(min = 1))]
     pub max_connections: usize,
+    /// How many of them may come from one source: an IPv4 address, or 64 bits of an IPv6 one. Further ones are closed
+    /// at once. By default any number, as behind a load balancer all come from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections_per_source: Option<NonZeroUsize>,
+    /// How many requests an HTTP/2 connection may have under way at once; the client is told, and further ones are
+    /// reset. The default is what one load balancer may hold through a cold start.
+    #[schemars(range(min = 1))]
+    pub max_concurrent_streams: u32,
+    /// How many requests of an HTTP/2 connection may be reset: by the client within a second of their beginning, while
+    /// they are more than half of its requests; or by us because it broke the protocol. One more, and the connection is
+    /// closed. The default is more than the clients behind one load balancer do by chance.
+    #[schemars(range(min = 1))]
+    pub max_rapid_resets: u32,
+    /// How many frames a second an HTTP/2 connection may send that neither begin a request nor bring a part of one
+    /// (PING, SETTINGS, PRIORITY, WINDOW_UPDATE and others), on average; as many at once, and one more for each KiB
+    /// that it is sent. More, and it is closed. The default is many times what a client with a thousand streams sends.
+    #[schemars(range(min = 1))]
+    pub max_control_frames: u32,
+    /// How many header fields a request may have; more, and it is 431. The default is several times what browsers,
+    /// SDKs and proxies send together.
+    #[schemars(range(min = 1))]
+    pub max_headers: usize,
     /// How large the head of a request may be, at least 8KiB. The default fits long tokens and cookies.
     pub max_header_bytes: ByteCount,
     /// How long the head of a request may take to come in. The default is ample for a slow phone, and too short for
     /// an attack.
     pub header_timeout: Period,
-    /// How long a request body may pause between two parts. The default is ample for an upload over a bad line.
+    /// How long a request body may pause between two parts. The default is ample for an upload over a bad line. See
+    /// `minRate` for many short pauses.
     pub body_timeout: Period,
+    /// How many bytes a second a client must manage while it is waited for: of a request body that comes in, over
+    /// `bodyTimeout`, and of an answer that it takes, over `stallTimeout`. 0: any. The default is half of what the
+    /// slowest mobile networks carry; a byte now and then must not hold a place for ever.
+    pub min_rate: ByteCount,
     /// How long a kept-alive connection stays open with nothing under way. The default is above the minute for which
     /// load balancers reuse connections: who closes first must be them, or they send into a closing connection.
     pub idle_timeout: Period,
@@ -178,9 +205,15 @@ impl Default for Limits {
             max_body_bytes: ByteCount::mebibytes(32),
             max_buffered_bytes: ByteCount::mebibytes(1024),
             max_connections: 65536,
+            max_connections_per_source: None,
+            max_concurrent_streams: 1024,
+            max_rapid_resets: 500,
+            max_control_frames: 10_000,
+            max_headers: 100,
             max_header_bytes: ByteCount::bytes(64 << 10),
             header_timeout: Period::from_secs(30),
             body_timeout: Period::from_secs(30),
+            min_rate: ByteCount::bytes(1 << 10),
             idle_timeout: Period::from_secs(120),
             stall_timeout: Period::from_secs(60),
         }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use thiserror::Error;
 
-use crate::domain::{Period, RouteKey};
+use crate::domain::{ByteCount, Period, RouteKey};
 
 /// How a request ended. Every admitted request has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,14 +82,17 @@ pub enum ProxyError {
     ModelNotFound(String),
     #[error("{0}")]
     InvalidRequest(String),
+    /// Two readers could read it two ways: nothing behind it on its connection is read.
+    #[error("{0}")]
+    Ambiguous(String),
     #[error(
         "Content-Encoding `{0}` hides the model name, by which this request is routed: send the body as it is."
     )]
     UnsupportedEncoding(String),
     #[error("The request body is larger than the {limit} bytes that are allowed.")]
     RequestTooLarge { limit: usize },
-    #[error("The request body stopped arriving for {}.", Period::from(*.0))]
-    RequestTimeout(Duration),
+    #[error("{}", too_slow(*.pause, *.rate))]
+    RequestTimeout { pause: Duration, rate: ByteCount },
     #[error("`{route}` is starting, and its waiting room is full: {reason}.")]
     HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
     #[error("The waiting room is full: the bodies of all requests would take more than {0} bytes.")]
@@ -234,10 +237,10 @@ impl ProxyError {
             Self::UnknownPath(_) | Self::NotKept(_) => Err(Refusal::UnknownPath),
             Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
             Self::ModelNotFound(_) => Err(Refusal::ModelNotFound),
-            Self::InvalidRequest(_) => Err(Refusal::InvalidRequest),
+            Self::InvalidRequest(_) | Self::Ambiguous(_) => Err(Refusal::InvalidRequest),
             Self::UnsupportedEncoding(_) => Err(Refusal::UnsupportedEncoding),
             Self::RequestTooLarge { .. } => Err(Refusal::RequestTooLarge),
-            Self::RequestTimeout(_) => Err(Refusal::RequestTimeout),
+            Self::RequestTimeout { .. } => Err(Refusal::RequestTimeout),
             Self::HoldQueueFull { .. } | Self::BuffersFull(_) => Err(Refusal::HoldQueueFull),
             Self::Saturated { .. } => Err(Refusal::Saturated),
             Self::NoWait { .. } => Err(Refusal::NoWait),
@@ -294,6 +297,15 @@ impl ProxyError {
             _ => None,
         }
     }
+}
+
+fn too_slow(pause: Duration, rate: ByteCount) -> String {
+    let pause = Period::from(pause);
+    let on_average = match rate.get() {
+        0 => String::new(),
+        _ => format!(", or came with less than {rate} a second on average"),
+    };
+    format!("The request body paused for more than {pause}{on_average}.")
 }
 
 /// What is added to a text whose reason is known.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -215,6 +216,24 @@ impl<P> HoldQueue<P> {
         waiting.into_values().filter_map(|waiter| waiter.released.send(why()).ok()).count()
     }
 
+    /// Lists who waits. In parts, so that nobody who comes, goes or is let go waits for the whole walk; who comes back
+    /// meanwhile may be missed.
+    fn list(&self, keys: &mut Vec<Key>) {
+        const PART: usize = 1000;
+        keys.clear();
+        let mut after = Bound::Unbounded;
+        loop {
+            let listed = keys.len();
+            keys.extend(
+                self.inner.lock().waiting.range((after, Bound::Unbounded)).take(PART).map(|(key, _)| *key),
+            );
+            match keys.last() {
+                Some(last) if keys.len() == listed + PART => after = Bound::Excluded(*last),
+                _ => break,
+            }
+        }
+    }
+
     fn left(&self, inner: &mut Inner<P>, bytes: usize) {
         inner.bytes -= bytes;
         self.len.store(inner.waiting.len(), Ordering::SeqCst);
@@ -269,8 +288,7 @@ impl<P> Spot<P> {
         let now = Instant::now();
         let mut order = self.queue.order.lock();
         if order.taken.is_none_or(|taken| now - taken > HoldQueue::<P>::ORDER_AGE) {
-            order.keys.clear();
-            order.keys.extend(self.queue.inner.lock().waiting.keys());
+            self.queue.list(&mut order.keys);
             order.taken = Some(now);
         }
         order.keys.partition_point(|key| *key < self.key)
@@ -308,6 +326,15 @@ mod tests {
         assert_eq!(queue.len(), 1, "an old ticket does not take the new one out");
         drop(again);
         assert!(queue.is_empty());
+    }
+
+    #[tokio::test]
+    async fn places_are_right_in_a_long_queue_that_is_looked_at_in_parts() {
+        let queue = queue();
+        let bounds = Bounds { requests: usize::MAX, bytes: usize::MAX };
+        let mut held: Vec<_> = (0..3001).map(|_| queue.join(1, bounds).unwrap()).collect();
+        drop(held.remove(999));
+        assert!(held.iter().enumerate().all(|(place, ticket)| ticket.spot().ahead() == place));
     }
 
     #[tokio::test]

@@ -2,12 +2,14 @@
 //! token, patience.
 
 mod api;
+mod open_event;
 mod patience;
 mod scan;
 mod token;
 mod wire;
 
 pub use api::{Api, Shape};
+pub use open_event::OpenEvent;
 pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
 pub use token::{FirstToken, is_event_stream};

@@ -200,6 +200,15 @@ fn an_alias_bomb_ends_at_once() {
     assert!(error.to_string().contains("budget"), "{error}");
 }
 
+#[test]
+fn depth_has_a_bound_that_the_stack_of_any_thread_has_room_for() {
+    let blocks: String = (0..200).map(|level| format!("{:level$}a:\n", "")).collect();
+    for text in [blocks, format!("a: {}{}", "[".repeat(200), "]".repeat(200)), "- ".repeat(200)] {
+        let error = Config::parse(&text, "deep.yaml").unwrap_err();
+        assert!(error.to_string().contains("budget"), "{error}");
+    }
+}
+
 /// Texts that look like a configuration for long enough to get past the first step.
 fn like_a_file() -> impl Strategy<Value = String> {
     let word = prop_oneof![

@@ -174,6 +174,7 @@ fn every_dependency_is_explained_and_used() {
             &["src", "tests", "benches"],
         ),
         ("anteroom-loadtest", "loadtest/Cargo.toml", "dependencies", &["loadtest/src"]),
+        ("anteroom-fuzz", "fuzz/Cargo.toml", "dependencies", &["fuzz/src", "fuzz/targets"]),
     ];
     let titles = expected.map(|(title, ..)| title);
     assert_eq!(sections.iter().map(|(title, _)| *title).collect::<Vec<_>>(), titles, "docs/dependencies.md");

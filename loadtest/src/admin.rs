@@ -1,8 +1,15 @@
-//! Asks Anteroom's admin listener, one short connection a question.
+//! Anteroom's admin API, as its readers see it.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::clock::Instant;
+use crate::contender::Running;
+use crate::error::Error;
+use crate::http::{self, Framing};
 
 /// How long an answer may take: the metrics of thousands of routes are some megabytes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,6 +33,127 @@ pub(crate) fn is_ready(admin: SocketAddr) -> bool {
     get(admin, "/readyz").is_ok_and(|(status, _)| status == 200)
 }
 
+/// How long Anteroom may take to start.
+const START: Duration = Duration::from_secs(20);
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A connection to it. Reading blocks, so that nothing else of the rig goes on meanwhile.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// What is held and in flight on the one route of a configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    pub(crate) held: u64,
+    pub(crate) in_flight: u64,
+}
+
+/// A text of `/metrics`.
+#[derive(Debug)]
+pub(crate) struct Metrics(String);
+
+// === impl Admin ===
+
+impl Admin {
+    /// Waits until `running` answers; an error with its log when it does not in time, or has ended.
+    pub(crate) fn await_start(running: &mut Running) -> Result<Self, Error> {
+        let deadline = Instant::now() + START;
+        loop {
+            let answer =
+                Self::connect(running.admin).and_then(|mut admin| admin.get("/livez").map(|_| admin));
+            let error = match answer {
+                Ok(admin) => return Ok(admin),
+                Err(error) => error,
+            };
+            let process = running.process.as_mut();
+            let ended = process.and_then(|process| Some((process.ended()?, process.log())));
+            if let Some((why, log)) = ended {
+                return Err(Error::Start { contender: "anteroom", why, log });
+            }
+            if Instant::now() >= deadline {
+                let log = running.process.as_ref().map(|process| process.log()).unwrap_or_default();
+                return Err(Error::Start { contender: "anteroom", why: error.to_string(), log });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        Ok(Self { stream, buffer: Vec::new() })
+    }
+
+    pub(crate) fn demand(&mut self) -> Result<Demand, Error> {
+        let routes = self.get("/api/v1/routes").map_err(failed)?;
+        Demand::of(&routes).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))
+    }
+
+    pub(crate) fn metrics(&mut self) -> Result<Metrics, Error> {
+        self.get("/metrics").map(Metrics).map_err(failed)
+    }
+
+    fn get(&mut self, path: &str) -> io::Result<String> {
+        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        self.buffer.clear();
+        let mut part = [0; 16 * 1024];
+        loop {
+            let read = self.stream.read(&mut part)?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.buffer.extend_from_slice(&part[..read]);
+            let Some(head) = http::head(&self.buffer).map_err(io::Error::other)? else { continue };
+            let Framing::Length(length) = head.body else {
+                return Err(io::Error::other(format!("{path} has a body of unknown length")));
+            };
+            let body = &self.buffer[head.len..];
+            if body.len() < length {
+                continue;
+            }
+            if http::status(head.start) != Some(200) {
+                let status = String::from_utf8_lossy(head.start);
+                return Err(io::Error::other(format!("{path} is answered with {status}")));
+            }
+            return String::from_utf8(body.to_vec()).map_err(io::Error::other);
+        }
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::io("read anteroom's admin API", error)
+}
+
+// === impl Demand ===
+
+impl Demand {
+    fn of(routes: &str) -> Option<Self> {
+        let routes: Value = serde_json::from_str(routes).ok()?;
+        let route = routes.get("routes")?.get(0)?;
+        Some(Self { held: route.get("held")?.as_u64()?, in_flight: route.get("in_flight")?.as_u64()? })
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// The sum of what `name` counts with all of these `key="value"` labels.
+    pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
+        let counts = self.0.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?.strip_prefix('{')?;
+            // Neither the names of routes nor any other label here have a bracket.
+            let (found, count) = rest.split_once("} ")?;
+            labels.iter().all(|label| found.split(',').any(|found| found == *label)).then_some(count)
+        });
+        counts.filter_map(|count| count.split_whitespace().next()?.parse::<u64>().ok()).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +174,27 @@ mod tests {
         assert_eq!(get(address, "/readyz").unwrap(), (503, "no".into()));
         assert!(!is_ready(address), "that answer is cut");
         answering.join().unwrap();
+    }
+
+    #[test]
+    fn counts_are_summed_over_the_other_labels() {
+        let metrics = Metrics(
+            "# TYPE anteroom_requests counter\n\
+             anteroom_requests_total{route=\"a\",outcome=\"completed\",code=\"200\",cold_start=\"true\"} 3\n\
+             anteroom_requests_total{route=\"a\",outcome=\"completed\",code=\"200\",cold_start=\"false\"} 4\n\
+             anteroom_requests_total{route=\"a\",outcome=\"client_gone\",code=\"other\",cold_start=\"false\"} 5\n"
+                .into(),
+        );
+        let sum = |labels: &[&str]| metrics.sum("anteroom_requests_total", labels);
+        assert_eq!((sum(&[]), sum(&["outcome=\"completed\""])), (12, 7));
+        assert_eq!(sum(&["outcome=\"completed\"", "cold_start=\"true\""]), 3);
+        assert_eq!(metrics.sum("anteroom_requests", &[]), 0);
+    }
+
+    #[test]
+    fn demand_is_that_of_the_first_route() {
+        let demand = Demand::of(r#"{"routes":[{"name":"a","held":7,"in_flight":2}]}"#);
+        assert_eq!(demand, Some(Demand { held: 7, in_flight: 2 }));
+        assert_eq!(Demand::of(r#"{"routes":[]}"#), None);
     }
 }

@@ -29,6 +29,14 @@ pub(crate) enum Scenario {
     Routes(Routes),
     /// Half an hour of everything, with gaps and cold starts: whether anything is left of it
     Soak(Options),
+    /// 50,000 streaming requests held: memory, CPU time of keeping their clients informed
+    Held(Crowd),
+    /// 10,000 held requests when their model server gets ready: how soon, how fast, in which order
+    Release(Crowd),
+    /// Ten times as many requests as may wait: how soon the others are told, and whether those that wait are served
+    Overflow(Crowd),
+    /// 20,000 clients that hang up at once: how soon demand knows, what is left of them
+    Hangup(Crowd),
 }
 
 /// What every scenario takes.
@@ -121,6 +129,16 @@ pub(crate) struct Routes {
     pub(crate) routes: u16,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Crowd {
+    #[command(flatten)]
+    pub(crate) options: Options,
+
+    /// Clients, each with one connection and one request [default: the scenario's own]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub(crate) requests: Option<u32>,
+}
+
 // === impl Scenario ===
 
 impl Scenario {
@@ -130,7 +148,18 @@ impl Scenario {
             Self::Routes(routes) => &routes.options,
             Self::Warm(warm) => &warm.options,
             Self::Stream(stream) => &stream.options,
+            Self::Held(crowd) | Self::Release(crowd) | Self::Overflow(crowd) | Self::Hangup(crowd) => {
+                &crowd.options
+            }
         }
+    }
+}
+
+// === impl Crowd ===
+
+impl Crowd {
+    pub(crate) fn requests(&self) -> Option<usize> {
+        self.requests.and_then(|requests| usize::try_from(requests).ok())
     }
 }
 

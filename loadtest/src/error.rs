@@ -34,6 +34,8 @@ pub(crate) enum Error {
 
     #[error("the {scenario} scenario cannot go on: {why}")]
     Unsound { scenario: &'static str, why: String },
+    #[error("anteroom: {0}")]
+    Wrong(String),
 
     #[error("interrupted")]
     Interrupted,

@@ -1,6 +1,10 @@
 //! The scenarios: what each measures is in its own file.
 
 mod body;
+mod hangup;
+mod held;
+mod overflow;
+mod release;
 mod routes;
 mod signal;
 mod soak;
@@ -24,6 +28,10 @@ pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
             Box::new(|setup| warm::run(setup, &warm::CONNECTIONS, RATE)),
             Box::new(body::run),
             Box::new(|setup| stream::run(setup, STREAMS)),
+            Box::new(|setup| held::run(setup, None)),
+            Box::new(|setup| release::run(setup, None)),
+            Box::new(|setup| overflow::run(setup, None)),
+            Box::new(|setup| hangup::run(setup, None)),
             Box::new(signal::run),
             Box::new(|setup| routes::run(setup, routes::ROUTES)),
             Box::new(soak::run),
@@ -36,5 +44,9 @@ pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
         cli::Scenario::Soak(_) => vec![Box::new(soak::run)],
         cli::Scenario::Signal(_) => vec![Box::new(signal::run)],
         cli::Scenario::Routes(options) => vec![Box::new(|setup| routes::run(setup, options.routes.into()))],
+        cli::Scenario::Held(crowd) => vec![Box::new(|setup| held::run(setup, crowd.requests()))],
+        cli::Scenario::Release(crowd) => vec![Box::new(|setup| release::run(setup, crowd.requests()))],
+        cli::Scenario::Overflow(crowd) => vec![Box::new(|setup| overflow::run(setup, crowd.requests()))],
+        cli::Scenario::Hangup(crowd) => vec![Box::new(|setup| hangup::run(setup, crowd.requests()))],
     }
 }

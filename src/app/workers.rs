@@ -1,10 +1,6 @@
 //! The threads that serve requests: each with a runtime, a listener and connections to endpoints of its own.
 
-use std::{
-    sync::{Arc, atomic::AtomicUsize},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use tokio::{net::TcpListener, runtime, time::interval};
 use tokio_util::task::TaskTracker;
@@ -30,12 +26,11 @@ impl Workers {
         drain: &Drain,
         tasks: &TaskTracker,
     ) -> Self {
-        let open = Arc::new(AtomicUsize::new(0));
         let threads = listeners.into_iter().enumerate().map(|(index, listener)| {
-            let (shared, drain, tasks, open) = (shared.clone(), drain.clone(), tasks.clone(), open.clone());
+            let (shared, drain, tasks) = (shared.clone(), drain.clone(), tasks.clone());
             let run = move || {
                 telemetry::count_as_worker(index);
-                work(listener, &shared, &drain, &tasks, open);
+                work(listener, &shared, &drain, &tasks);
             };
             thread::Builder::new().name(format!("worker-{index}")).spawn(run)
         });
@@ -54,20 +49,14 @@ impl Workers {
     }
 }
 
-fn work(
-    listener: std::net::TcpListener,
-    shared: &Arc<Shared>,
-    drain: &Drain,
-    tasks: &TaskTracker,
-    open: Arc<AtomicUsize>,
-) {
+fn work(listener: std::net::TcpListener, shared: &Arc<Shared>, drain: &Drain, tasks: &TaskTracker) {
     let runtime =
         runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     runtime.block_on(async {
         let proxy = Proxy::new(shared.clone(), Dialer::Tcp);
         let listener = TcpListener::from_std(listener).expect("a bound socket is a listener");
         let closing = drain.closing.child_token();
-        let serving = serve_listener(listener, proxy.clone(), open, closing, tasks.clone());
+        let serving = serve_listener(listener, proxy.clone(), closing, tasks.clone());
         let sweeping = async {
             let mut ticks = interval(SWEEP);
             loop {

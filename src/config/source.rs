@@ -96,9 +96,14 @@ impl<'a> Source<'a> {
             position,
             key: path.to_string(),
             message: message.into(),
-            line: index.and_then(|index| self.text.lines().nth(index)).map(str::to_owned),
+            line: index.and_then(|index| lines(self.text).nth(index)).map(str::to_owned),
         }
     }
+}
+
+/// The lines as YAML has them: a carriage return alone ends one, too.
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
 /// The place, unless the reader does not know it.

@@ -16,6 +16,12 @@ use super::{
 };
 use crate::domain::{ByteCount, Period, Route};
 
+/// More header fields than that are no request any more.
+const MOST_HEADERS: usize = 4096;
+
+/// A client that is slower than that may be as fast as its network.
+const MOST_RATE: ByteCount = ByteCount::mebibytes(1);
+
 /// Checks a route of the cluster as if it stood in the file, and what else holds for those; its keys are those of a
 /// ModelRoute. `config` has the limits, our own addresses and the hosts that are allowed; its routes do not matter.
 ///
@@ -140,15 +146,37 @@ impl Checker<'_> {
             max_body_bytes,
             max_buffered_bytes,
             max_connections,
+            max_connections_per_source: _,
+            max_concurrent_streams,
+            max_rapid_resets,
+            max_control_frames,
+            max_headers,
             max_header_bytes,
             header_timeout,
             body_timeout,
+            min_rate,
             idle_timeout,
             stall_timeout,
         } = self.config.limits;
 
         self.positive(&path.key("maxBodyBytes"), max_body_bytes.get());
         self.positive(&path.key("maxConnections"), max_connections);
+        for (key, value) in [
+            ("maxConcurrentStreams", max_concurrent_streams),
+            ("maxRapidResets", max_rapid_resets),
+            ("maxControlFrames", max_control_frames),
+        ] {
+            self.positive(&path.key(key), value as usize);
+        }
+        if !(1..=MOST_HEADERS).contains(&max_headers) {
+            let message = format!("must be between 1 and {MOST_HEADERS}");
+            self.error(&path.key("maxHeaders"), message);
+        }
+        if min_rate > MOST_RATE {
+            let message =
+                format!("{min_rate} a second is more than a slow client can; choose at most {MOST_RATE}");
+            self.error(&path.key("minRate"), message);
+        }
         if max_buffered_bytes < max_body_bytes {
             let message = format!(
                 "{max_buffered_bytes} is less than maxBodyBytes, {max_body_bytes}: a body of that size could never \

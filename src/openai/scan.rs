@@ -41,7 +41,7 @@ pub fn scan_json(body: &[u8]) -> Result<Scan, ScanError> {
 /// `Content-Type`.
 ///
 /// # Errors
-/// When the body is not a form with that boundary, or names a field twice.
+/// When the body is not a form with that boundary, or names a field twice or not in UTF-8.
 pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanError> {
     let malformed = |error: multer::Error| ScanError::MalformedForm(error.to_string());
     let mut form = multer::Multipart::new(stream::iter([Ok::<_, Infallible>(body)]), boundary);
@@ -49,21 +49,20 @@ pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanErr
     let mut stream = None;
     while let Some(field) = form.next_field().await.map_err(malformed)? {
         let name = field.name().unwrap_or_default().to_owned();
-        let twice = || ScanError::MalformedForm(format!("field `{name}` twice"));
-        match name.as_str() {
-            "model" => {
-                let text = field.text().await.map_err(malformed)?;
-                if scan.model.replace(text.into()).is_some() {
-                    return Err(twice());
-                }
-            }
-            "stream" => {
-                let text = field.text().await.map_err(malformed)?;
-                if stream.replace(text.eq_ignore_ascii_case("true") || text == "1").is_some() {
-                    return Err(twice());
-                }
-            }
-            _ => {}
+        if !matches!(name.as_str(), "model" | "stream") {
+            continue;
+        }
+        // Not as the part's own charset has it: another reader may not look at that.
+        let bytes = field.bytes().await.map_err(malformed)?;
+        let wrong = |what: &str| ScanError::MalformedForm(format!("field `{name}` {what}"));
+        let text = str::from_utf8(&bytes).map_err(|_| wrong("is not UTF-8"))?;
+        let twice = if name == "model" {
+            scan.model.replace(text.into()).is_some()
+        } else {
+            stream.replace(text.eq_ignore_ascii_case("true") || text == "1").is_some()
+        };
+        if twice {
+            return Err(wrong("twice"));
         }
     }
     scan.stream = stream.unwrap_or(false);
@@ -174,8 +173,14 @@ mod tests {
         ] {
             assert!(model(body).is_err(), "{body}");
         }
-        assert!(model(&"[".repeat(100_000)).is_err());
-        assert!(model(&format!("{{\"a\":{}", "[".repeat(100_000))).is_err(), "deep nesting has a bound");
+    }
+
+    #[test]
+    fn nesting_takes_no_stack() {
+        let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        assert!(model(&deep(1_000_000)).is_err());
+        let body = format!(r#"{{"a":{},"model":"tiny"}}"#, deep(1_000_000));
+        assert_eq!(model(&body).unwrap().as_deref(), Some("tiny"), "the server may have a bound of its own");
     }
 
     #[tokio::test]
@@ -188,5 +193,13 @@ mod tests {
         let twice = form
             .replace("--b--", "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nother\r\n--b--");
         assert!(scan_multipart(Bytes::from(twice), "b").await.is_err());
+        let other_charset =
+            form.replace("\"model\"", "\"model\"\r\nContent-Type: text/plain; charset=utf-16");
+        let scan = scan_multipart(Bytes::from(other_charset), "b").await.unwrap();
+        assert_eq!(scan.model.as_deref(), Some("whisper"), "the bytes are what they are");
+        let mut no_text = form.replace("whisper", "w?").into_bytes();
+        let place = no_text.iter().rposition(|byte| *byte == b'?').unwrap();
+        no_text[place] = 0xff;
+        assert!(scan_multipart(Bytes::from(no_text), "b").await.is_err());
     }
 }

@@ -46,9 +46,21 @@ pub fn upstream_error_event(status: http::StatusCode, body: &[u8]) -> Bytes {
     sse_data(body.to_string().as_bytes())
 }
 
-/// One event. `json` has no line break: a serialiser wrote it.
-pub fn sse_data(json: &[u8]) -> Bytes {
-    [b"data: ", json, b"\n\n"].concat().into()
+/// One event. What has more than one line, as JSON that was laid out for people, becomes as many lines of data.
+pub fn sse_data(data: &[u8]) -> Bytes {
+    let mut event = Vec::with_capacity(data.len() + 8);
+    let mut rest = data;
+    loop {
+        let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+        event.extend_from_slice(b"data: ");
+        event.extend_from_slice(&rest[..end.unwrap_or(rest.len())]);
+        event.push(b'\n');
+        let Some(end) = end else { break };
+        rest = &rest[end..];
+        rest = rest.strip_prefix(b"\r\n").unwrap_or(&rest[1..]);
+    }
+    event.push(b'\n');
+    event.into()
 }
 
 /// A line that SSE parsers skip. One newline: an empty line would dispatch an event, which breaks openai-go and, once
@@ -117,6 +129,17 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
+
+    #[test]
+    fn what_has_more_than_one_line_is_one_event_all_the_same() {
+        for (data, event) in [
+            ("{}", "data: {}\n\n"),
+            ("", "data: \n\n"),
+            ("{\n  \"a\": 1\r\n}\r", "data: {\ndata:   \"a\": 1\ndata: }\ndata: \n\n"),
+        ] {
+            assert_eq!(sse_data(data.as_bytes()), event.as_bytes());
+        }
+    }
 
     #[test]
     fn a_gateway_that_reached_no_server_is_told_from_one_that_may_have() {

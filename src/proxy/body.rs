@@ -104,7 +104,11 @@ impl http_body::Body for Body {
             Self::Relay(relay) => relay.poll_frame(cx),
             Self::KeptAlive(kept) => kept.poll_frame(cx),
         };
-        stream_stall::asked(part.is_ready());
+        stream_stall::asked(match &part {
+            Poll::Pending => None,
+            Poll::Ready(Some(Ok(frame))) => Some(frame.data_ref().map_or(0, Bytes::len)),
+            Poll::Ready(_) => Some(0),
+        });
         part
     }
 

@@ -1,75 +1,64 @@
-//! The client's side of a connection: it ends one that is idle, sends its head too slowly, or stops reading.
+//! The client's side of a connection: it ends one that is idle, sends its head too slowly, reads too slowly, or wears
+//! HTTP/2 out.
 
 use std::{
-    fmt,
     future::Future,
     io::{self, IoSlice},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep_until},
 };
 
-/// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter.
-#[derive(Default)]
-pub struct ConnectionState {
-    /// Requests that have begun.
-    begun: AtomicU32,
-    /// Those of them whose answer is not finished.
-    active: AtomicU32,
-    /// The client stopped reading.
-    stalled: AtomicBool,
-    /// What comes after HTTP, if its last answer says that something does.
-    next: Mutex<Option<Next>>,
-    /// That something does.
-    leaves_http: AtomicBool,
-}
+use super::{
+    connection_state::ConnectionState,
+    h2_frames::Frames,
+    pace::{Allowed, Pace},
+};
 
-/// What a connection does after HTTP.
-pub type Next = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// A request is under way on the connection, until this is dropped.
-#[derive(Debug)]
-pub struct UnderWay(Arc<ConnectionState>);
-
-/// How long a client may take.
+/// What a client may do.
 #[derive(Clone, Copy, Debug)]
-pub struct ClientTimeouts {
+pub struct ClientLimits {
     /// For the head of a request, from its first byte on; the first request's from the start.
     pub head: Duration,
     /// Between requests.
     pub idle: Duration,
-    /// To read something, while there is something to send.
-    pub stall: Duration,
+    /// To read what there is to send.
+    pub stall: Allowed,
+    /// How many requests of an HTTP/2 connection may be reset in a hurry, while they are most of it.
+    pub rapid_resets: u32,
+    /// How many frames of HTTP/2 that are no part of a request may come in a second.
+    pub control_frames: u32,
 }
 
 /// A connection that keeps the time-outs.
 ///
 /// A timer is armed once and looked at when it fires: what happened in the meantime moves it. So a request costs no
-/// timer operation, and a time-out strikes up to its own length late for a client that stops reading.
+/// timer operation.
 pub struct ClientIo<I> {
     io: I,
     state: Arc<ConnectionState>,
-    timeouts: ClientTimeouts,
-    /// It began as HTTP/2 does.
-    http2: bool,
+    limits: ClientLimits,
+    /// It began as HTTP/2 does. On the heap: most connections do not.
+    http2: Option<Box<Frames>>,
     /// hyper has tried to read since the last flush, and so hears of a hang-up.
     listening: bool,
     /// What was read before or while it did not.
     ahead: Vec<u8>,
     quiet: Quiet,
-    /// Something was written since the stall timer was armed.
-    wrote: bool,
-    stall_timer: Option<Pin<Box<Sleep>>>,
+    /// The client has been behind with reading.
+    behind: Option<Box<Behind>>,
+}
+
+/// How a client reads that did not take all at once.
+struct Behind {
+    pace: Pace,
+    timer: Pin<Box<Sleep>>,
 }
 
 /// Nothing is under way: since when, and what is waited for.
@@ -85,78 +74,18 @@ struct Quiet {
 /// How HTTP/2 begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-// === impl ConnectionState ===
-
-impl fmt::Debug for ConnectionState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConnectionState").field("active", &self.active).finish_non_exhaustive()
-    }
-}
-
-impl ConnectionState {
-    /// A request begins.
-    pub fn begin(self: &Arc<Self>) -> UnderWay {
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        self.active.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self.clone())
-    }
-
-    /// The answer that goes out next is the last one: then this is run, by the connection's own task.
-    pub fn then(&self, next: impl Future<Output = ()> + Send + 'static) {
-        self.leaves_http.store(true, Ordering::Relaxed);
-        *self.next.lock() = Some(Box::pin(next));
-    }
-
-    /// What is to be run after HTTP, if anything. It has an account of a request, by which it holds on to this: so it
-    /// must be taken out in the end, be it to drop it.
-    pub fn take_next(&self) -> Option<Next> {
-        self.next.lock().take()
-    }
-
-    fn is_active(&self) -> bool {
-        self.active.load(Ordering::Relaxed) > 0
-    }
-
-    fn begun(&self) -> u32 {
-        self.begun.load(Ordering::Relaxed)
-    }
-}
-
-impl UnderWay {
-    /// Whether the client stopped reading.
-    pub fn is_stalled(&self) -> bool {
-        self.0.stalled.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 // === impl ClientIo ===
 
 impl<I> ClientIo<I> {
     /// Watches over `io`.
-    pub fn new(io: I, state: Arc<ConnectionState>, timeouts: ClientTimeouts) -> Self {
+    pub fn new(io: I, state: Arc<ConnectionState>, limits: ClientLimits) -> Self {
         let quiet = Quiet { since: Instant::now(), in_head: true, begun: 0, timer: None };
-        Self {
-            io,
-            state,
-            timeouts,
-            http2: false,
-            listening: false,
-            ahead: Vec::new(),
-            quiet,
-            wrote: false,
-            stall_timer: None,
-        }
+        Self { io, state, limits, http2: None, listening: false, ahead: Vec::new(), quiet, behind: None }
     }
 
     /// Something was read.
     fn heard(&mut self) {
-        if self.http2 && self.state.begun() > 0 {
+        if self.http2.is_some() && self.state.begun() > 0 {
             // Between requests there are pings, acknowledgements and windows, which begin none.
             return;
         }
@@ -175,8 +104,8 @@ impl<I> ClientIo<I> {
             quiet.restart(self.state.begun(), false);
         }
         let (limit, what) = match quiet.in_head {
-            true => (self.timeouts.head, "the head of a request did not come"),
-            false => (self.timeouts.idle, "no request came"),
+            true => (self.limits.head, "the head of a request did not come"),
+            false => (self.limits.idle, "no request came"),
         };
         let due = quiet.since + limit;
         match &mut quiet.timer {
@@ -194,21 +123,21 @@ impl<I> ClientIo<I> {
         }
     }
 
-    /// The client takes nothing: has that been so for too long?
+    /// The client takes nothing at the moment: has it taken too little for too long?
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let due = || Instant::now() + self.timeouts.stall;
-        match &mut self.stall_timer {
-            Some(timer) if !timer.is_elapsed() => return Poll::Pending,
-            Some(_) if !self.wrote => {
-                self.state.stalled.store(true, Ordering::Relaxed);
-                return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"));
-            }
-            Some(timer) => timer.as_mut().reset(due()),
-            None => self.stall_timer = Some(Box::pin(sleep_until(due()))),
+        let behind = self.behind.get_or_insert_with(|| {
+            let mut pace = Pace::new(self.limits.stall);
+            let timer = Box::pin(sleep_until(pace.waits()));
+            Box::new(Behind { pace, timer })
+        });
+        let due = behind.pace.waits();
+        if behind.timer.deadline() > due || (behind.timer.is_elapsed() && due > Instant::now()) {
+            behind.timer.as_mut().reset(due);
         }
-        self.wrote = false;
-        if let Some(timer) = &mut self.stall_timer {
-            let _ = timer.as_mut().poll(cx);
+        // One that fires too early wakes this task, which tries to write and comes here again.
+        if behind.timer.as_mut().poll(cx).is_ready() && due <= Instant::now() {
+            self.state.stalls();
+            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"));
         }
         Poll::Pending
     }
@@ -217,7 +146,14 @@ impl<I> ClientIo<I> {
         match written {
             Poll::Pending => self.poll_stall(cx).map(Err),
             Poll::Ready(written) => {
-                self.wrote = true;
+                if let Ok(written) = &written {
+                    if let Some(behind) = &mut self.behind {
+                        behind.pace.moved(*written);
+                    }
+                    if let Some(frames) = &mut self.http2 {
+                        frames.wrote(*written);
+                    }
+                }
                 Poll::Ready(written)
             }
         }
@@ -240,11 +176,7 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
     /// looked for here.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let listening = std::mem::take(&mut self.listening);
-        if listening
-            || self.http2
-            || !self.state.is_active()
-            || self.state.leaves_http.load(Ordering::Relaxed)
-        {
+        if listening || self.http2.is_some() || !self.state.is_active() || self.state.leaves_http() {
             return Poll::Pending;
         }
         while self.ahead.len() < Self::AHEAD {
@@ -282,8 +214,10 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
             self.heard();
             self.ahead.extend_from_slice(room.filled());
         }
-        self.http2 = self.ahead == PREFACE;
-        Ok(self.http2)
+        if self.ahead == PREFACE {
+            self.http2 = Some(Box::new(Frames::new(PREFACE.len(), self.limits.control_frames)));
+        }
+        Ok(self.http2.is_some())
     }
 
     /// Reads what was read ahead, and after that from the connection: in one go, so that hyper's buffer need not grow
@@ -312,10 +246,21 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.listening = true;
+        let before = buf.filled().len();
         match self.poll_next(cx, buf) {
             Poll::Pending => self.poll_quiet(cx).map(Err),
             Poll::Ready(read) => {
                 self.heard();
+                if let Some(frames) = &mut self.http2 {
+                    if !frames.came(&buf.filled()[before..]) {
+                        return Poll::Ready(Err(io::Error::other(
+                            "too many frames that are no part of a request",
+                        )));
+                    }
+                    if self.state.is_reset_rapidly(self.limits.rapid_resets) {
+                        return Poll::Ready(Err(io::Error::other("too many requests were reset")));
+                    }
+                }
                 Poll::Ready(read)
             }
         }
@@ -363,23 +308,25 @@ mod tests {
 
     use super::*;
 
-    const TIMEOUTS: ClientTimeouts = ClientTimeouts {
+    const LIMITS: ClientLimits = ClientLimits {
         head: Duration::from_secs(30),
         idle: Duration::from_secs(120),
-        stall: Duration::from_secs(60),
+        stall: Allowed { pause: Duration::from_secs(60), rate: 1000 },
+        rapid_resets: 10,
+        control_frames: 100,
     };
 
     #[tokio::test(start_paused = true)]
     async fn the_first_head_has_30_s_and_the_next_request_120() {
         let (mut client, server) = duplex(64);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), TIMEOUTS);
+        let mut server = ClientIo::new(server, state.clone(), LIMITS);
         let began = Instant::now();
         let mut buf = [0; 8];
         assert!(server.read(&mut buf).await.is_err());
         assert_eq!(began.elapsed().as_secs(), 30, "nothing came");
 
-        let mut server = ClientIo::new(server.io, state.clone(), TIMEOUTS);
+        let mut server = ClientIo::new(server.io, state.clone(), LIMITS);
         client.write_all(b"head").await.unwrap();
         assert_eq!(server.read(&mut buf).await.unwrap(), 4);
         let under_way = state.begin();
@@ -395,7 +342,7 @@ mod tests {
     async fn a_head_that_trickles_has_30_s_from_its_first_byte() {
         let (mut client, server) = duplex(64);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), TIMEOUTS);
+        let mut server = ClientIo::new(server, state.clone(), LIMITS);
         server.quiet.in_head = false;
         let began = Instant::now();
         tokio::spawn(async move {
@@ -414,7 +361,7 @@ mod tests {
     async fn a_client_that_stops_reading_is_noticed() {
         let (client, server) = duplex(4);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), TIMEOUTS);
+        let mut server = ClientIo::new(server, state.clone(), LIMITS);
         let began = Instant::now();
         assert!(server.write_all(b"more than fits").await.is_err());
         assert_eq!(began.elapsed().as_secs(), 60);

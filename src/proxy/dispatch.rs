@@ -14,7 +14,7 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Buffered, CutOff, Outgoing, Share, within},
+    intake::{Buffered, CutOff, Outgoing, Share, too_slow, within},
     intercept::Intercepted,
     traced::Traced,
     tunnel::Tunnel,
@@ -300,7 +300,7 @@ fn cut_off(error: &(dyn std::error::Error + 'static), limits: &Limits) -> Option
     let cut_off = causes.into_iter().find_map(|cause| cause.downcast_ref::<CutOff>())?;
     Some(match cut_off {
         CutOff::TooLarge => ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() },
-        CutOff::Paused => ProxyError::RequestTimeout(limits.body_timeout.get()),
+        CutOff::TooSlow => too_slow(limits),
         CutOff::Broken(_) => ProxyError::InvalidRequest("The request body broke off.".into()),
     })
 }

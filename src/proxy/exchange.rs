@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     Shared,
     body::BodyError,
-    client_io::UnderWay,
+    connection_state::UnderWay,
     dispatch::Setback,
     forward, stream_stall,
     traced::{self, Early, Slot, Traced},
@@ -285,6 +285,9 @@ impl Drop for Exchange {
             () => Outcome::ClientGone,
         });
         self.end_hold(HoldEnd::Ended(outcome));
+        if outcome == Outcome::ClientGone && self.status != NO_ANSWER {
+            self.under_way.given_up(self.started);
+        }
         // The story first, so that who sees the count finds it.
         self.end_story(outcome);
         if let Some(trace) = &mut self.trace {

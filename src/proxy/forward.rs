@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-        TRANSFER_ENCODING, UPGRADE, VIA,
+        AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED,
+        HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request,
     uri::PathAndQuery,
@@ -35,16 +35,16 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, ProxyError> {
     let mut hosts = headers.get_all(HOST).iter();
     let header = hosts.next();
     if hosts.next().is_some() {
-        return Err(ProxyError::InvalidRequest("The request has more than one Host header.".into()));
+        return Err(ProxyError::Ambiguous("The request has more than one Host header.".into()));
     }
     // A target in absolute form wins over the header (RFC 9112, section 3.2.2); HTTP/2 has only that.
     let host = match uri.authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
         None => header.cloned(),
     };
-    let host = host.ok_or_else(|| ProxyError::InvalidRequest("The request has no Host header.".into()))?;
+    let host = host.ok_or_else(|| ProxyError::Ambiguous("The request has no Host header.".into()))?;
     if !host.as_bytes().iter().all(|byte| is_of_host(*byte)) {
-        return Err(ProxyError::InvalidRequest("The request's Host is no host.".into()));
+        return Err(ProxyError::Ambiguous("The request's Host is no host.".into()));
     }
     Ok(host)
 }
@@ -64,7 +64,7 @@ pub fn transfer_coding(headers: &HeaderMap) -> Result<(), ProxyError> {
     if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none() {
         return Ok(());
     }
-    Err(ProxyError::InvalidRequest("The request's Transfer-Encoding is not just `chunked`.".into()))
+    Err(ProxyError::Ambiguous("The request's Transfer-Encoding is not just `chunked`.".into()))
 }
 
 /// The trace that a request is a part of, if its `traceparent` can be read.
@@ -156,6 +156,7 @@ fn end_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
+            .filter(|name| !is_for_the_endpoint(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -169,6 +170,26 @@ fn end_hop(headers: &mut HeaderMap) {
         // The coding won over a length beside it (RFC 9112, section 6.3), which then was not the body's.
         headers.remove(CONTENT_LENGTH);
     }
+}
+
+/// Fields that a client must not take out of a request by naming them in `Connection`: keys, and what proxies before us
+/// have added. They are meant for whoever answers (RFC 9110, section 7.6.1, says not to name such).
+fn is_for_the_endpoint(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    text.starts_with("x-forwarded-")
+        || [
+            AUTHORIZATION,
+            COOKIE,
+            CONTENT_ENCODING,
+            CONTENT_LENGTH,
+            CONTENT_TYPE,
+            FORWARDED,
+            VIA,
+            REQUEST_ID,
+            TRACEPARENT,
+        ]
+        .contains(name)
+        || ["x-real-ip", "x-api-key", "tracestate"].contains(&text)
 }
 
 fn forwarded(headers: &mut HeaderMap, host: &HeaderValue, client: SocketAddr) {

@@ -15,8 +15,9 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep_until, timeout_at};
 
+use super::pace::{Allowed, Pace};
 use crate::{config::Limits, error::ProxyError};
 
 /// The bytes of all request bodies in memory.
@@ -53,12 +54,12 @@ pub enum Outgoing {
     Stream(Box<Limited>),
 }
 
-/// A body that may not grow beyond a limit, nor pause for too long.
+/// A body that may not grow beyond a limit, nor come too slowly.
 #[derive(Debug)]
 pub struct Limited {
     incoming: Incoming,
     left: usize,
-    pause: Duration,
+    pace: Pace,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -69,8 +70,8 @@ pub enum CutOff {
     Broken(#[from] hyper::Error),
     #[error("the body is larger than allowed")]
     TooLarge,
-    #[error("the body stopped arriving")]
-    Paused,
+    #[error("the body stopped arriving, or came too slowly")]
+    TooSlow,
 }
 
 // === impl Budget ===
@@ -125,14 +126,15 @@ impl Buffered {
     /// Reads a body to its end.
     ///
     /// # Errors
-    /// When it is larger than allowed, pauses for too long or breaks off, or when the budget is used up.
+    /// When it is larger than allowed, comes too slowly or breaks off, or when the budget is used up.
     pub async fn read(mut body: Incoming, limits: &Limits, budget: &Arc<Budget>) -> Result<Self, ProxyError> {
         let limit = limits.max_body_bytes.get();
         let told = told_to_fit(&body, limits)?;
         let mut share = budget.share();
+        let mut pace = Pace::new(allowed(limits));
         let mut first = Bytes::new();
         let mut rest = Vec::new();
-        while let Some(frame) = next_frame(&mut body, limits.body_timeout.get()).await? {
+        while let Some(frame) = next_frame(&mut body, &mut pace, limits).await? {
             // Trailers of a request say nothing to a model server.
             let Ok(data) = frame.into_data() else { continue };
             if share.bytes + data.len() > limit {
@@ -180,15 +182,38 @@ pub fn told_to_fit(body: &Incoming, limits: &Limits) -> Result<Option<usize>, Pr
     Ok(told)
 }
 
-async fn next_frame(body: &mut Incoming, pause: Duration) -> Result<Option<Frame<Bytes>>, ProxyError> {
-    match within(pause, body.frame()).await {
-        None => Err(ProxyError::RequestTimeout(pause)),
-        Some(None) => Ok(None),
-        Some(Some(Ok(frame))) => Ok(Some(frame)),
-        Some(Some(Err(error))) => {
-            Err(ProxyError::InvalidRequest(format!("The request body broke off: {error}.")))
+/// How slowly a body may come in.
+fn allowed(limits: &Limits) -> Allowed {
+    Allowed { pause: limits.body_timeout.get(), rate: limits.min_rate.get() }
+}
+
+async fn next_frame(
+    body: &mut Incoming,
+    pace: &mut Pace,
+    limits: &Limits,
+) -> Result<Option<Frame<Bytes>>, ProxyError> {
+    let mut next = pin!(body.frame());
+    // The clock is not looked at for what is there already, which most is.
+    let came = match std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+        Poll::Ready(came) => came,
+        Poll::Pending => match timeout_at(pace.waits(), next).await {
+            Ok(came) => came,
+            Err(_) => return Err(too_slow(limits)),
+        },
+    };
+    match came {
+        None => Ok(None),
+        Some(Ok(frame)) => {
+            pace.moved(frame.data_ref().map_or(0, Bytes::len));
+            Ok(Some(frame))
         }
+        Some(Err(error)) => Err(ProxyError::InvalidRequest(format!("The request body broke off: {error}."))),
     }
+}
+
+/// A body that came too slowly.
+pub fn too_slow(limits: &Limits) -> ProxyError {
+    ProxyError::RequestTimeout { pause: limits.body_timeout.get(), rate: limits.min_rate }
 }
 
 /// `future`, or nothing when it takes longer than `limit`. The timer is made when the future first has to wait, which
@@ -206,8 +231,8 @@ pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> 
 impl Outgoing {
     /// A body that streams, up to `limit` bytes.
     pub fn stream(incoming: Incoming, limits: &Limits) -> Self {
-        let (left, pause) = (limits.max_body_bytes.get(), limits.body_timeout.get());
-        Self::Stream(Box::new(Limited { incoming, left, pause, timer: None }))
+        let (left, pace) = (limits.max_body_bytes.get(), Pace::new(allowed(limits)));
+        Self::Stream(Box::new(Limited { incoming, left, pace, timer: None }))
     }
 }
 
@@ -241,14 +266,15 @@ impl Limited {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Pending => {
-                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.pause)));
-                timer.as_mut().poll(cx).map(|()| Some(Err(CutOff::Paused)))
+                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.pace.waits())));
+                timer.as_mut().poll(cx).map(|()| Some(Err(CutOff::TooSlow)))
             }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(Some(Ok(frame))) => {
                 self.timer = None;
                 let bytes = frame.data_ref().map_or(0, Bytes::len);
+                self.pace.moved(bytes);
                 match self.left.checked_sub(bytes) {
                     Some(left) => {
                         self.left = left;

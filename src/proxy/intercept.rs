@@ -61,8 +61,8 @@ impl Interceptor {
         Arc::new(Self { gate: gate.clone(), asks: asks.clone(), statics })
     }
 
-    #[cfg(test)]
-    pub(super) fn key(&self) -> &str {
+    /// The name of its route.
+    pub fn key(&self) -> &str {
         self.gate.key().as_str()
     }
 
@@ -199,6 +199,8 @@ impl Intercepted {
     /// What bounds a dispatch: the request's own limit. What is passed on unread may be of any size.
     pub(super) fn bound(&self, timeouts: &mut UpstreamTimeouts, limits: &mut Limits) {
         limits.max_body_bytes = ByteCount::MAX;
+        // Streams of a client of gRPC bring a message now and then.
+        limits.min_rate = ByteCount::bytes(0);
         if let Some(deadline) = self.deadline {
             let left = Period::from(deadline.saturating_duration_since(Instant::now()));
             timeouts.connect_timeout = timeouts.connect_timeout.min(left);

@@ -30,7 +30,7 @@ use crate::{
     error::ProxyError,
     history::{Event, Story},
     hold::Spot,
-    openai::{self, Shape},
+    openai::{self, OpenEvent, Shape},
 };
 
 /// What goes on while the client waits: holding, dispatching, and the head of the answer.
@@ -71,10 +71,10 @@ pub struct KeptAlive {
 
 enum State {
     Waiting(Waiting),
-    /// The answer came, and fits what was begun. `open`: the last part ended inside an event.
+    /// The answer came, and fits what was begun.
     Relaying {
         body: Body,
-        open: bool,
+        event: OpenEvent,
     },
     /// The answer came and is an error, or no stream: it is framed as the one thing that remains to say.
     Framing {
@@ -248,16 +248,16 @@ impl KeptAlive {
                         self.state = State::Said(None);
                         return Poll::Ready(Some(Ok(Frame::data(said))));
                     }
-                    Poll::Ready(Err(())) => return Poll::Ready(Some(Ok(Frame::data(self.broken(false))))),
+                    Poll::Ready(Err(())) => return Poll::Ready(Some(Ok(Frame::data(self.broken(b""))))),
                 },
-                State::Relaying { body, open } => match ready!(Pin::new(body).poll_frame(cx)) {
+                State::Relaying { body, event } => match ready!(Pin::new(body).poll_frame(cx)) {
                     Some(Err(_)) => {
-                        let open = *open;
-                        return Poll::Ready(Some(Ok(Frame::data(self.broken(open)))));
+                        let end = event.end();
+                        return Poll::Ready(Some(Ok(Frame::data(self.broken(end)))));
                     }
                     Some(Ok(frame)) => {
                         if let Some(data) = frame.data_ref() {
-                            *open = !data.ends_with(b"\n\n");
+                            event.pass(data);
                         }
                         return Poll::Ready(Some(Ok(frame)));
                     }
@@ -282,7 +282,7 @@ impl KeptAlive {
         };
         self.said = self.timing(&head.headers);
         self.state = if fits {
-            State::Relaying { body, open: false }
+            State::Relaying { body, event: OpenEvent::default() }
         } else {
             let whole = async { http_body_util::Limited::new(body, MAX_FRAMED).collect().await };
             let body =
@@ -299,16 +299,15 @@ impl KeptAlive {
         (comments && !timings.is_empty()).then(|| openai::sse_comment(&format!("{SERVER_TIMING}: {timings}")))
     }
 
-    /// The answer broke off, and its account says so already: what the client is told.
-    fn broken(&mut self, open: bool) -> Bytes {
+    /// The answer broke off, and its account says so already: what the client is told. `end` leads out of the event that
+    /// broke off, or the two would be read as one.
+    fn broken(&mut self, end: &[u8]) -> Bytes {
         self.state = State::Said(None);
         let route = self.progress.gate.key().clone();
         let error = ProxyError::UpstreamError { route, reason: "the endpoint broke its answer off".into() };
         match self.heartbeat {
             Heartbeat::Whitespace => openai::error_body(&error),
-            // Out of the event that broke off first, or the two would be read as one.
-            _ if open => [b"\n\n", &*openai::error_event(&error)].concat().into(),
-            _ => openai::error_event(&error),
+            Heartbeat::Comment | Heartbeat::Chunk => [end, &*openai::error_event(&error)].concat().into(),
         }
     }
 }

@@ -1,19 +1,10 @@
 //! Connections coming in: one listener for each thread that serves requests, one task for each connection.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
+use http::{Request, Response, StatusCode};
 use hyper::{
+    body::Incoming,
     server::conn::{http1, http2},
     service::service_fn,
 };
@@ -26,7 +17,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Client, ClientIo, ClientTimeouts, ConnectionState, Proxy, stream_stall::StreamExecutor};
+use super::{
+    Client, ClientIo, ClientLimits, ConnectionState, Proxy,
+    body::Body,
+    closer::{ClosedLate, Closer},
+    pace::Allowed,
+    stream_stall::StreamExecutor,
+};
 use crate::config::Limits;
 
 /// How many connections wait to be accepted, for each listener.
@@ -40,6 +37,21 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 
 /// How long accepting rests when it fails for want of something (file descriptors, memory).
 const REST: Duration = Duration::from_millis(100);
+
+/// The largest frame of HTTP/2 that is taken: the least that must be (RFC 9113, section 4.2).
+const FRAME: u32 = 16 << 10;
+
+/// How much memory header compression may take (RFC 7541), for each direction of a connection.
+const HEADER_TABLE: u32 = 4096;
+
+/// How many requests of HTTP/2 may be reset in the time that it takes us to look at them.
+const UNSEEN_RESETS: usize = 20;
+
+/// How much of its bodies an HTTP/2 client may send ahead, for all of its streams together.
+const WINDOW: u32 = 1 << 20;
+
+/// How much is written ahead for one stream of HTTP/2.
+const SEND_BUFFER: usize = 400 << 10;
 
 /// Binds `count` listeners to one address, so that the kernel spreads connections over them.
 ///
@@ -69,17 +81,19 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 }
 
 /// Accepts connections until `closing`, each served in a task of its own among `tasks`, which after `closing` end with
-/// the requests that are under way. `open` counts the connections of all threads.
+/// the requests that are under way.
 pub async fn serve_listener(
     listener: TcpListener,
     proxy: Arc<Proxy>,
-    open: Arc<AtomicUsize>,
     closing: CancellationToken,
     tasks: TaskTracker,
 ) {
+    let (closer, closed) = Closer::new();
+    tasks.spawn(closed);
     loop {
         // Further connections wait in the kernel's queue.
-        let full = open.load(Ordering::Relaxed) >= proxy.shared().limits.load().max_connections;
+        let connections = &proxy.shared().connections;
+        let full = connections.open() >= proxy.shared().limits.load().max_connections;
         let accepted = tokio::select! {
             // Nothing is accepted any more once we stop.
             biased;
@@ -89,15 +103,17 @@ pub async fn serve_listener(
         };
         match accepted {
             Ok((stream, address)) => {
+                let most = proxy.shared().limits.load().max_connections_per_source;
+                let Some(connected) = connections.enter(address.ip(), most) else {
+                    tracing::debug!(%address, "too many connections from one source");
+                    continue;
+                };
                 // Tokens are small, and each should go out by itself. And a client that vanished without a word is
                 // noticed while it is held, too. Neither fails on a connection that lives.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
-                let (counted, proxy, closing) = (Open::new(&open), proxy.clone(), closing.clone());
-                tasks.spawn(async move {
-                    let _counted = counted;
-                    serve_connection(stream, Some(address), proxy, closing).await;
-                });
+                let stream = ClosedLate::new(stream, connected, closer.clone());
+                tasks.spawn(serve_connection(stream, Some(address), proxy.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -120,29 +136,37 @@ pub async fn serve_connection<I>(
     let client = Client { address, ..Client::default() };
     let after_http = AfterHttp(client.connection.clone());
     let limits = **proxy.shared().limits.load();
-    let timeouts = ClientTimeouts {
-        head: limits.header_timeout.get(),
-        idle: limits.idle_timeout.get(),
-        stall: limits.stall_timeout.get(),
-    };
-    let mut io = ClientIo::new(io, client.connection.clone(), timeouts);
+    let mut io = ClientIo::new(io, client.connection.clone(), client_limits(&limits));
     let begins_http2 = tokio::select! {
         // Whoever has said something is served.
         biased;
         begins = io.begins_http2() => begins,
         () = closing.cancelled() => return,
     };
-    let service = service_fn(move |request| {
-        let (proxy, client) = (proxy.clone(), client.clone());
-        async move { Ok::<_, Infallible>(proxy.answer(&client, request).await) }
-    });
     let ended = match begins_http2 {
         Ok(false) => {
+            let service = service_fn(move |request| {
+                let (proxy, client) = (proxy.clone(), client.clone());
+                async move { Ok::<_, Infallible>(proxy.answer(&client, request).await) }
+            });
             let connection = http1(&limits).serve_connection(TokioIo::new(io), service).with_upgrades();
             drive(connection, http1::UpgradeableConnection::graceful_shutdown, closing).await
         }
         // On the heap: most connections are not.
         Ok(true) => {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (proxy, client) = (proxy.clone(), client.clone());
+                let early = client.connection.early();
+                async move {
+                    // HTTP/1.1's are counted where they are parsed.
+                    let response = match request.headers().len() > limits.max_headers {
+                        true => too_many_headers(),
+                        false => proxy.answer(&client, request).await,
+                    };
+                    early.answered();
+                    Ok::<_, Infallible>(response)
+                }
+            });
             let connection = http2(&limits).serve_connection(TokioIo::new(io), service);
             Box::pin(drive(connection, http2::Connection::graceful_shutdown, closing)).await
         }
@@ -185,6 +209,21 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     }
 }
 
+fn client_limits(limits: &Limits) -> ClientLimits {
+    ClientLimits {
+        head: limits.header_timeout.get(),
+        idle: limits.idle_timeout.get(),
+        stall: stall(limits),
+        rapid_resets: limits.max_rapid_resets,
+        control_frames: limits.max_control_frames,
+    }
+}
+
+/// How slowly a client may read.
+const fn stall(limits: &Limits) -> Allowed {
+    Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
+}
+
 /// Time-outs are ClientIo's.
 fn http1(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
@@ -192,31 +231,39 @@ fn http1(limits: &Limits) -> http1::Builder {
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(limits.max_header_bytes.get().max(8192));
+    // As many as hyper takes by itself are parsed a little faster than as many as it is told.
+    if limits.max_headers != 100 {
+        builder.max_headers(limits.max_headers);
+    }
     builder
 }
 
+/// What the library bounds it bounds because it is told here, not because its defaults are so today.
 fn http2(limits: &Limits) -> http2::Builder<StreamExecutor> {
-    let mut builder = http2::Builder::new(StreamExecutor(limits.stall_timeout.get()));
+    let mut builder = http2::Builder::new(StreamExecutor(stall(limits)));
     builder
         .timer(TokioTimer::new())
+        // Beyond it a request is 431; a frame that unpacks to four times of it ends the connection. The number of CONTINUATION
+        // frames follows from it and the largest frame (CVE-2024-27316).
         .max_header_list_size(u32::try_from(limits.max_header_bytes.get()).unwrap_or(u32::MAX))
-        .max_concurrent_streams(1024);
+        .max_frame_size(FRAME)
+        .header_table_size(HEADER_TABLE)
+        .max_concurrent_streams(limits.max_concurrent_streams)
+        // Requests that are reset before they are even looked at (CVE-2023-44487), and those that are reset by us
+        // since the client broke the protocol (CVE-2025-8671).
+        .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        .max_local_error_reset_streams(usize::try_from(limits.max_rapid_resets).unwrap_or(usize::MAX))
+        // What a client may send before it is read, on a stream and in all; and what may be written ahead.
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buf_size(SEND_BUFFER);
     builder
 }
 
-struct Open(Arc<AtomicUsize>);
-
-impl Open {
-    fn new(open: &Arc<AtomicUsize>) -> Self {
-        open.fetch_add(1, Ordering::Relaxed);
-        Self(open.clone())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+fn too_many_headers() -> Response<Body> {
+    let mut response = Response::new(Body::full(""));
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    response
 }
 
 #[cfg(test)]

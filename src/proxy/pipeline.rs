@@ -9,15 +9,17 @@ use std::{
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header::CONNECTION, request,
+};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, RouteTable,
+    ConnectionState, Connections, RouteTable,
     answers::{error_response, fail, json_response},
     body::Body,
-    client_io::UnderWay,
+    connection_state::UnderWay,
     dispatch::{Failed, Intake, Sending},
     exchange::{self, Exchange},
     find::{Found, encoding, scan_body},
@@ -42,6 +44,8 @@ pub struct Shared {
     pub table: ArcSwap<RouteTable>,
     /// The limits.
     pub limits: ArcSwap<Limits>,
+    /// The connections of clients.
+    pub connections: Arc<Connections>,
     /// The bytes of all request bodies.
     pub budget: Arc<Budget>,
     /// What happened to requests that waited or failed.
@@ -121,6 +125,7 @@ impl Shared {
             table: ArcSwap::default(),
             budget: Budget::new(limits.max_buffered_bytes.get()),
             limits: ArcSwap::from_pointee(limits),
+            connections: Arc::default(),
             unrouted: RouteCounters::default(),
             history: History::new(config::History::default().requests),
             cut: AtomicBool::new(false),
@@ -160,7 +165,7 @@ impl Proxy {
         let started = Instant::now();
         let mut trace =
             self.traces.as_ref().and_then(|traces| Traced::begin(traces, client, &mut request, started));
-        let head = request.method() == Method::HEAD;
+        let (head, version) = (request.method() == Method::HEAD, request.version());
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request
             .headers()
@@ -194,7 +199,12 @@ impl Proxy {
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }))
+        let mut response =
+            error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
+        if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 
     async fn serve(
@@ -208,6 +218,10 @@ impl Proxy {
         let (mut head, incoming) = request.into_parts();
 
         // Which route? Its body is read first if that depends on the model.
+        if head.method == Method::CONNECT {
+            // What follows is a body to one reader, and a tunnel to the other.
+            return Err(ProxyError::Ambiguous("There are no tunnels here.".into()).into());
+        }
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
         let (gate, shape, body, scan) = match self.find(&host, &head, incoming).await? {

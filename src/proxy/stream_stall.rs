@@ -2,19 +2,20 @@
 //!
 //! hyper runs each stream as a task of its own. The executor that spawns them wraps each in a watch: after every poll
 //! it is known whether the stream handed something out, waited for the endpoint, or did not get to ask the body at
-//! all, which is because of the window. That for too long ends the stream.
+//! all, which is because of the window. That for too long, or a window that opens too slowly, ends the stream.
 
 use std::{
     cell::Cell,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::pace::{Allowed, Pace};
 
 thread_local! {
     /// What the body of the stream that is being polled did.
@@ -26,27 +27,33 @@ thread_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Not,
+    /// It waits for the endpoint; before that it may have given something.
     Waited,
-    Gave,
+    /// So many bytes.
+    Gave(usize),
 }
 
-/// Spawns the streams of a connection, each with a limit to how long its client may read nothing.
+/// Spawns the streams of a connection, each with a limit to how slowly its client may read.
 #[derive(Clone, Copy, Debug)]
-pub struct StreamExecutor(pub Duration);
+pub struct StreamExecutor(pub Allowed);
 
 pin_project! {
     struct Watched<F> {
         #[pin]
         stream: Option<F>,
-        stall: Duration,
         began: bool,
+        pace: Pace,
         timer: Option<Pin<Box<Sleep>>>,
     }
 }
 
-/// A body has been asked for its next part, and gave one or has to wait for it.
-pub fn asked(gave: bool) {
-    ASKED.set(if gave { Asked::Gave } else { Asked::Waited });
+/// A body has been asked for its next part, and gave one of so many bytes or has to wait for it.
+pub fn asked(gave: Option<usize>) {
+    ASKED.set(match (gave, ASKED.get()) {
+        (None, _) => Asked::Waited,
+        (Some(more), Asked::Gave(bytes)) => Asked::Gave(bytes + more),
+        (Some(bytes), _) => Asked::Gave(bytes),
+    });
 }
 
 /// Whether what is being dropped ends because its client stopped reading.
@@ -59,7 +66,7 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Watched { stream: Some(stream), stall: self.0, began: false, timer: None });
+        tokio::spawn(Watched { stream: Some(stream), began: false, pace: Pace::new(self.0), timer: None });
     }
 }
 
@@ -76,15 +83,20 @@ impl<F: Future> Future for Watched<F> {
         let asked = ASKED.get();
         *this.began |= asked != Asked::Not;
         if !*this.began || asked == Asked::Waited {
-            // The head is not out yet, or the endpoint has nothing: no fault of the client's.
+            // The head is not out yet, or the endpoint has nothing: no fault of the client's, which has all there was.
+            this.pace.moved(usize::MAX);
             *this.timer = None;
             return Poll::Pending;
         }
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep(*this.stall)));
-        if asked == Asked::Gave {
-            timer.as_mut().reset(Instant::now() + *this.stall);
+        if let Asked::Gave(bytes) = asked {
+            this.pace.moved(bytes);
         }
-        if timer.as_mut().poll(cx).is_ready() {
+        let due = this.pace.waits();
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        if timer.as_mut().poll(cx).is_ready() && due <= Instant::now() {
             ENDING.set(true);
             this.stream.set(None);
             ENDING.set(false);

@@ -21,7 +21,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{body::Lease, client_io::ConnectionState, exchange::Exchange};
+use super::{body::Lease, connection_state::ConnectionState, exchange::Exchange};
 use crate::error::Outcome;
 
 /// A client's wish to leave HTTP, and the connection on which it does.

@@ -24,7 +24,7 @@ use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, ScaledObjectRef,
     external_scaler_server::ExternalScaler,
 };
-pub use server::{STREAMS, serve};
+pub use server::{STREAMS, serve, service};
 use streams::{Activity, Specs};
 use trigger::Trigger;
 

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anteroom::error::{Outcome, ProxyError, Refusal};
+use anteroom::{
+    domain::ByteCount,
+    error::{Outcome, ProxyError, Refusal},
+};
 
 /// A row of `docs/errors.md`: status, type, Retry-After, x-should-retry.
 type Row = [String; 4];
@@ -29,9 +32,10 @@ fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
         ProxyError::MethodNotAllowed { path: text(), allowed: "POST" },
         ProxyError::ModelNotFound(text()),
         ProxyError::InvalidRequest(text()),
+        ProxyError::Ambiguous(text()),
         ProxyError::UnsupportedEncoding(text()),
         ProxyError::RequestTooLarge { limit: 1 },
-        ProxyError::RequestTimeout(Duration::from_secs(30)),
+        ProxyError::RequestTimeout { pause: Duration::from_secs(30), rate: ByteCount::bytes(1000) },
         ProxyError::HoldQueueFull { route: route(), reason: text(), retry_after },
         ProxyError::BuffersFull(1),
         ProxyError::Saturated { route: route(), reason: text() },

@@ -74,7 +74,7 @@ async fn every_method_and_path_is_passed_on_and_no_body_is_looked_into() {
     proxy
         .ask("CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n")
         .await
-        .is_error(404, "unknown_path");
+        .is_error(400, "invalid_request");
     // At other hosts there is but the API.
     let elsewhere = |path| get(path).replace("api.test", "api.example");
     proxy.ask(elsewhere("/")).await.json();

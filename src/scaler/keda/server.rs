@@ -6,7 +6,10 @@ use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, transport::server::Router};
 
-use super::{Keda, proto::external_scaler_server::ExternalScalerServer};
+use super::{
+    Keda,
+    proto::external_scaler_server::{ExternalScaler, ExternalScalerServer},
+};
 use crate::{
     admission::Directory,
     grpc::{self, GrpcListener},
@@ -25,6 +28,18 @@ const GRACE: Duration = Duration::from_secs(1);
 const PROTOCOLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protocols.bin"));
 
 type Service = ExternalScalerServer<Keda>;
+
+/// The service without a listener: what answers calls. Its streams end with `ending`.
+pub fn service(
+    routes: Arc<Directory>,
+    ending: CancellationToken,
+) -> ExternalScalerServer<impl ExternalScaler> {
+    bounded(Keda { routes, streams: Arc::new(Semaphore::new(STREAMS)), ending })
+}
+
+fn bounded(keda: Keda) -> Service {
+    Service::new(keda).max_decoding_message_size(QUESTION)
+}
 
 /// Serves until `stopping`, which cancels `draining`, too.
 ///
@@ -72,9 +87,7 @@ async fn router(keda: Keda, is_serving: bool) -> Router {
     for service in ["", Service::NAME] {
         health.set_service_status(service, status).await;
     }
-    let mut router = grpc::server()
-        .add_service(Service::new(keda).max_decoding_message_size(QUESTION))
-        .add_service(health_service);
+    let mut router = grpc::server().add_service(bounded(keda)).add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(PROTOCOLS)

@@ -1,0 +1,123 @@
+//! Requests through the whole proxy, with memory in the place of sockets.
+//!
+//! `cargo bench --bench relay`
+
+mod support;
+
+use anteroom::openai::{FirstToken, OpenEvent, sse_comment};
+use divan::{
+    Bencher, black_box,
+    counter::{BytesCount, ItemsCount},
+};
+use support::Between;
+
+fn main() {
+    divan::main();
+}
+
+const STREAMED: &str =
+    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+
+fn request(stream: bool) -> (Vec<u8>, Vec<u8>) {
+    let content = "lorem ipsum ".repeat(20);
+    let body = serde_json::json!({
+        "model": "tiny", "stream": stream, "messages": [{ "role": "user", "content": content }],
+    })
+    .to_string();
+    let length = body.len();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
+         authorization: Bearer none\r\nuser-agent: bench\r\ncontent-length: {length}\r\n\r\n"
+    );
+    ([head.as_bytes(), body.as_bytes()].concat(), body.into_bytes())
+}
+
+/// One event as vLLM streams it, in a chunk of its own.
+fn chunk(number: usize) -> Vec<u8> {
+    let event = event(number);
+    format!("{:x}\r\n{event}\r\n", event.len()).into_bytes()
+}
+
+fn event(number: usize) -> String {
+    format!(
+        "data: {{\"id\":\"chatcmpl-5f2b8c\",\"object\":\"chat.completion.chunk\",\"created\":1764000000,\"model\":\"tiny\",\
+         \"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{number:06}\"}},\"logprobs\":null,\"finish_reason\":null}}]}}\n\n"
+    )
+}
+
+/// A whole warm request with a small JSON answer.
+#[divan::bench]
+fn warm_request(bencher: Bencher<'_, '_>) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n{\"choices\":[{}]}";
+    let (request, body) = request(false);
+    let mut between = Between::new();
+    bencher.bench_local(|| {
+        between.request(&request, &body);
+        between.answer(&ANSWER[..ANSWER.len() - 1], b"[{}]");
+    });
+}
+
+/// One event of a stream, from the server's write to the client's read.
+#[divan::bench]
+fn sse_event(bencher: Bencher<'_, '_>) {
+    let mut between = streaming();
+    let mut number = 0;
+    bencher.with_inputs(|| number_of(&mut number)).bench_local_values(|number| {
+        let chunk = chunk(number);
+        between.answer(&chunk, &chunk[chunk.len() - 60..]);
+    });
+}
+
+/// So many events that come at once.
+#[divan::bench(args = [10, 100])]
+fn sse_burst(bencher: Bencher<'_, '_>, events: usize) {
+    let mut between = streaming();
+    let mut number = 0;
+    bencher
+        .counter(ItemsCount::new(events))
+        .with_inputs(|| (0..events).flat_map(|_| chunk(number_of(&mut number))).collect::<Vec<_>>())
+        .bench_local_refs(|burst| between.answer(burst, &burst[burst.len() - 60..]));
+}
+
+/// Events of different numbers, so that none is taken for another's end.
+fn number_of(number: &mut usize) -> usize {
+    *number = (*number + 1) % 1_000_000;
+    *number
+}
+
+fn streaming() -> Between {
+    let (request, body) = request(true);
+    let mut between = Between::new();
+    between.request(&request, &body);
+    let first = [STREAMED.as_bytes(), &chunk(0)].concat();
+    between.answer(&first, &chunk(0));
+    between
+}
+
+/// What a cold start's first stream pays besides, up to its first token: each event is read.
+#[divan::bench]
+fn first_token(bencher: Bencher<'_, '_>) {
+    let event = event(0).replace("\"content\":\"000000\"", "\"role\":\"assistant\",\"content\":\"\"");
+    let mut first = FirstToken::default();
+    bencher.counter(BytesCount::of_slice(event.as_bytes())).bench_local(|| {
+        assert!(!first.is_in(black_box(event.as_bytes())), "it has none");
+    });
+}
+
+/// What a stream pays besides whose client was kept waiting: whether an event is open is followed to its end.
+#[divan::bench]
+fn open_event(bencher: Bencher<'_, '_>) {
+    let event = event(0);
+    let mut open = OpenEvent::default();
+    bencher.counter(BytesCount::of_slice(event.as_bytes())).bench_local(|| {
+        open.pass(black_box(event.as_bytes()));
+        assert!(open.end().is_empty());
+    });
+}
+
+/// One heartbeat's line.
+#[divan::bench]
+fn heartbeat(bencher: Bencher<'_, '_>) {
+    bencher.bench_local(|| sse_comment(black_box("cold start phase=load waited=12s position=512 left=31s")));
+}

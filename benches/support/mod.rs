@@ -1,0 +1,93 @@
+//! The proxy between a client and a model server, all in memory: what it costs without the kernel.
+
+use std::{io, sync::Arc};
+
+use anteroom::{
+    admission::Gate,
+    coldstart::ColdStarts,
+    config::{Config, Limits},
+    proxy::{Proxy, RouteTable, Shared, serve_connection},
+    state::Endpoint,
+    upstream::{Dial, Dialer, Dialing, Io},
+};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    runtime::{Builder, Runtime},
+};
+use tokio_util::sync::CancellationToken;
+
+const ROUTES: &str =
+    "routes: [{ name: tiny, match: { models: [tiny] }, target: { url: 'http://127.0.0.1:1' } }]";
+
+/// Room for one burst in each direction.
+const ROOM: usize = 1 << 20;
+
+/// A client and a model server, each at its end of a connection to the proxy.
+pub struct Between {
+    runtime: Runtime,
+    client: DuplexStream,
+    server: DuplexStream,
+}
+
+/// Hands out the proxy's end of the only connection to the model server.
+struct Once(Mutex<Option<DuplexStream>>);
+
+impl Dial for Once {
+    fn dial(&self, _: &str) -> Dialing {
+        let io = self.0.lock().take();
+        Box::pin(async {
+            io.map(|io| Box::new(io) as Box<dyn Io>).ok_or(io::ErrorKind::ConnectionRefused.into())
+        })
+    }
+}
+
+// === impl Between ===
+
+impl Between {
+    pub fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let (client, ours) = duplex(ROOM);
+        let (server, dialed) = duplex(ROOM);
+        let _entered = runtime.enter();
+        let route = Config::parse(ROUTES, "routes.yaml").expect("valid").routes.remove(0);
+        let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
+        let shared = Shared::new(Limits::default());
+        shared.table.store(Arc::new(RouteTable::new([(route, gate.clone())])));
+        let endpoint = Endpoint::new("memory:1", 4);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        let proxy = Proxy::new(shared, Dialer::Other(Arc::new(Once(Mutex::new(Some(dialed))))));
+        runtime.spawn(serve_connection(ours, None, proxy, CancellationToken::new()));
+        drop(_entered);
+        Self { runtime, client, server }
+    }
+
+    /// The client sends a request, and the server gets it whole: its last bytes are those of the body.
+    pub fn request(&mut self, request: &[u8], body: &[u8]) {
+        self.runtime.block_on(async {
+            self.client.write_all(request).await.expect("open");
+            through(&mut self.server, body).await;
+        });
+    }
+
+    /// The server sends something, and the client gets it, up to these last bytes.
+    pub fn answer(&mut self, part: &[u8], end: &[u8]) {
+        self.runtime.block_on(async {
+            self.server.write_all(part).await.expect("open");
+            through(&mut self.client, end).await;
+        });
+    }
+}
+
+async fn through(io: &mut DuplexStream, end: &[u8]) {
+    let mut part = [0; 16 << 10];
+    let mut last = Vec::with_capacity(64);
+    while !last.ends_with(end) {
+        let read = io.read(&mut part).await.expect("open");
+        assert!(read > 0, "closed after {:?}", String::from_utf8_lossy(&last));
+        let tail = &part[read.saturating_sub(64)..read];
+        last.extend_from_slice(tail);
+        last.drain(..last.len().saturating_sub(64));
+    }
+}

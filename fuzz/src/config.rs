@@ -1,0 +1,44 @@
+//! The configuration file.
+
+use anteroom::config::{Config, ConfigError, Loaded, Overrides, Problem};
+
+/// The input is the file.
+pub fn holds(file: &[u8]) {
+    let Ok(text) = str::from_utf8(file) else { return };
+    match Loaded::parse(text, "a.yaml", &Overrides::default()) {
+        Err(error) => tells_where(text, &error),
+        Ok(Loaded { config, warnings }) => {
+            assert!(warnings.iter().all(|warning| is_in(text, warning)), "{warnings:?}");
+            assert!(!config.describe().is_empty());
+            // JSON is YAML, too.
+            let written = serde_json::to_string(&config).expect("plain types");
+            match Config::parse(&written, "again.yaml") {
+                Ok(again) => assert_eq!(again, config, "written as {written}"),
+                Err(error) => panic!("what we write is refused: {error}\n{written}"),
+            }
+        }
+    }
+}
+
+fn tells_where(text: &str, error: &ConfigError) {
+    assert!(!error.problems().is_empty(), "an error says what is wrong");
+    for problem in error.problems() {
+        assert!(is_in(text, problem), "not a place in the file: {problem:?}");
+        assert!(!problem.message.is_empty());
+    }
+    assert!(!error.report().is_empty());
+    assert_eq!(error.to_string().lines().count(), error.problems().len(), "one line a problem: {error}");
+}
+
+/// Whether a problem has no place, or one in the file; its end is one, too.
+fn is_in(text: &str, problem: &Problem) -> bool {
+    let Some(place) = problem.position else { return true };
+    // As YAML has them (1.2.2, section 5.4).
+    let text = text.replace("\r\n", "\n").replace('\r', "\n");
+    let mut lines = text.split('\n');
+    let line = place.line.checked_sub(1).and_then(|line| lines.nth(usize::try_from(line).ok()?));
+    match line {
+        Some(line) => place.column >= 1 && place.column <= line.chars().count() as u64 + 1,
+        None => false,
+    }
+}

@@ -1,0 +1,25 @@
+//! What must hold for any input at all. The fuzz targets run these on what they make up, and `cargo test --test corpus`
+//! on every file of `fuzz/corpus`.
+
+pub mod config;
+pub mod cuts;
+pub mod external_scaler;
+pub mod model_scan;
+pub mod multipart;
+pub mod route_match;
+pub mod sse_framing;
+pub mod vllm_log;
+
+/// Panics where an input shows that it does not hold.
+pub type Property = fn(&[u8]);
+
+/// Each with its name: that of its target, and of its folder in the corpus.
+pub const PROPERTIES: &[(&str, Property)] = &[
+    ("config", config::holds),
+    ("external_scaler", external_scaler::holds),
+    ("model_scan", model_scan::holds),
+    ("multipart", multipart::holds),
+    ("route_match", route_match::holds),
+    ("sse_framing", sse_framing::holds),
+    ("vllm_log", vllm_log::holds),
+];

@@ -1,0 +1,91 @@
+//! `model` and `stream` in a multipart form, against a reader that knows the plain cases only.
+
+use anteroom::openai::{Scan, boundary, scan_multipart};
+use bytes::Bytes;
+use futures_util::FutureExt;
+
+/// The first line of the input is the `Content-Type`, the rest is the body.
+pub fn holds(input: &[u8]) {
+    let split = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
+    let (kind, body) = (&input[..split], input.get(split + 1..).unwrap_or_default());
+    let Some(boundary) = str::from_utf8(kind).ok().and_then(|kind| boundary(kind.trim())) else { return };
+    let scan = |body: &[u8]| {
+        let scanning = scan_multipart(Bytes::copy_from_slice(body), &boundary);
+        scanning.now_or_never().expect("the whole body is there, so there is nothing to wait for").ok()
+    };
+    let found = scan(body);
+    if let Some(fields) = plain_fields(body, &boundary) {
+        assert_eq!(found, expected(&fields));
+    }
+    let Some(found) = found else { return };
+    if let Some(model) = &found.model {
+        let mut parts = body.windows(model.len().max(1));
+        assert!(
+            model.is_empty() || parts.any(|part| part == model.as_bytes()),
+            "{model:?} is not in the body"
+        );
+    }
+    let one_more = format!("--{boundary}\r\nContent-Disposition: form-data; name=\"other\"\r\n\r\nmodel\r\n");
+    assert_eq!(scan(&[one_more.as_bytes(), body].concat()), Some(found), "other fields say nothing");
+}
+
+/// The names and contents of a form that is written as browsers and SDKs do it, and not otherwise.
+fn plain_fields<'a>(body: &'a [u8], boundary: &str) -> Option<Vec<(&'a str, &'a [u8])>> {
+    let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
+    let mut fields = Vec::new();
+    let mut rest = body.strip_prefix(&delimiter[2..])?;
+    loop {
+        if rest.starts_with(b"--") {
+            return Some(fields);
+        }
+        let part = rest.strip_prefix(b"\r\n")?;
+        let end = find(part, &delimiter)?;
+        rest = &part[end + delimiter.len()..];
+        let part = &part[..end];
+        let blank = find(part, b"\r\n\r\n")?;
+        let head = str::from_utf8(&part[..blank]).ok()?;
+        let mut name = None;
+        let plain = |value: &str| !value.contains(['"', '\\', '%', ';']) && is_printable(value);
+        for line in head.split("\r\n") {
+            let (key, value) = line.split_once(": ")?;
+            if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+                return None;
+            }
+            if !is_printable(value) {
+                return None;
+            }
+            if key.eq_ignore_ascii_case("content-disposition") {
+                let value = value.strip_prefix("form-data; name=\"")?.strip_suffix('"')?;
+                let (value, file) = value.split_once("\"; filename=\"").unwrap_or((value, ""));
+                if !plain(value) || !plain(file) || name.replace(value).is_some() {
+                    return None;
+                }
+            }
+        }
+        // multer bounds the number of lines.
+        if head.split("\r\n").count() > 20 {
+            return None;
+        }
+        fields.push((name?, &part[blank + 4..]));
+    }
+}
+
+fn expected(fields: &[(&str, &[u8])]) -> Option<Scan> {
+    let mut found = [const { None }; 2];
+    for (name, content) in fields {
+        let Some(place) = ["model", "stream"].iter().position(|known| known == name) else { continue };
+        if found[place].replace(str::from_utf8(content).ok()?).is_some() {
+            return None;
+        }
+    }
+    let stream = found[1].is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
+    Some(Scan { model: found[0].map(Into::into), stream })
+}
+
+fn is_printable(text: &str) -> bool {
+    text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+}
+
+fn find(bytes: &[u8], part: &[u8]) -> Option<usize> {
+    bytes.windows(part.len()).position(|window| window == part)
+}

@@ -1,0 +1,254 @@
+//! Which route a request belongs to, against a reader that looks at every route and sorts.
+
+use std::{cmp::Reverse, sync::Arc};
+
+use anteroom::{
+    admission::Gate,
+    coldstart::ColdStarts,
+    domain::{Intercept, Matcher, Policy, Route, Target},
+    proxy::{Match, Model, RouteTable},
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const MOST: usize = 12;
+
+/// The input has a line for each route and each request, of words `key=value,value`:
+///
+/// ```text
+/// route models=tiny,big hosts=*.example.com paths=/team headers=x-team:red
+/// front hosts=app.example.com present=x-any
+/// ask host=a.example.com:80 path=/team/v1/completions headers=x-team:red model=tiny
+/// ```
+///
+/// A `front` is the route of an `InterceptorRoute`.
+pub fn holds(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let lines = |kinds: &'static [&'static str]| {
+        let words = text.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+        words.filter(move |words| words.first().is_some_and(|first| kinds.contains(first))).take(MOST)
+    };
+    let routes: Vec<Rule> = lines(&["route", "front"]).map(|words| Rule::of(&words)).collect();
+    let cold_starts = ColdStarts::new(|_| {});
+    let table = RouteTable::new(routes.iter().enumerate().map(|(number, rule)| {
+        let route = rule.route(number);
+        let gate = Gate::new(route.name.clone(), Policy::default(), cold_starts.clone());
+        (route, gate)
+    }));
+    for words in lines(&["ask"]) {
+        let ask = Ask::of(&words);
+        let find = |model| match table.find(ask.host, ask.path, &ask.headers, model) {
+            Match::Route(gate) => Found::Route(gate.key().as_str().parse().expect("a number")),
+            Match::Interceptor(found) => Found::Front(found.key().parse().expect("a number")),
+            Match::NeedsModel => Found::NeedsModel,
+            Match::Nothing => Found::Nothing,
+        };
+        let models = || table.models().iter().map(|model| Some(&**model)).chain([ask.model, None]);
+        for model in models() {
+            assert_eq!(find(Model::Read(model)), expected(&routes, &ask, model), "{ask:?} {model:?}");
+        }
+        let unread = find(Model::Unread);
+        let same = models().all(|model| find(Model::Read(model)) == unread);
+        assert!(same || unread == Found::NeedsModel, "{ask:?} is decided, though it depends on the model");
+        if unread == Found::NeedsModel {
+            let some =
+                models().flatten().any(|model| matches!(find(Model::Read(Some(model))), Found::Route(_)));
+            assert!(some, "{ask:?} is read for nothing");
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Route(usize),
+    Front(usize),
+    NeedsModel,
+    Nothing,
+}
+
+struct Rule {
+    matcher: Matcher,
+    front: bool,
+}
+
+#[derive(Debug)]
+struct Ask<'a> {
+    host: &'a str,
+    path: &'a str,
+    headers: HeaderMap,
+    model: Option<&'a str>,
+}
+
+/// The first that matches, when everything is sorted: by host, path and headers, then a route for just this model before
+/// one for any before a front, then in the order in which routes stand.
+fn expected(routes: &[Rule], ask: &Ask<'_>, model: Option<&str>) -> Found {
+    let mut matching = Vec::new();
+    for (number, rule) in routes.iter().enumerate() {
+        let Some(kind) = rule.kind(model) else { continue };
+        for (host, path) in rule.places() {
+            if !is_host(ask.host, host) || !is_below(ask.path, path) || !rule.has(&ask.headers) {
+                continue;
+            }
+            let exact = rule.matcher.headers.len();
+            let names = exact + rule.matcher.present.len();
+            // Different headers of equal weight: in the order in which somebody first asks for just those, there.
+            let is_same = |other: &Rule| {
+                other.matcher.headers == rule.matcher.headers
+                    && other.matcher.present == rule.matcher.present
+                    && other
+                        .places()
+                        .any(|(one, two)| plain_host(one) == plain_host(host) && prefix(two) == prefix(path))
+            };
+            let first = routes.iter().position(is_same);
+            let weight = Reverse((host_weight(host), prefix(path).len(), names, exact));
+            matching.push((weight, first, kind, number));
+        }
+    }
+    matching.sort();
+    match matching.first() {
+        None => Found::Nothing,
+        Some((_, _, Kind::Front, number)) => Found::Front(*number),
+        Some((_, _, _, number)) => Found::Route(*number),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    ThisModel,
+    AnyModel,
+    Front,
+}
+
+// === impl Rule ===
+
+impl Rule {
+    fn of(words: &[&str]) -> Self {
+        let mut matcher = Matcher::default();
+        let front = words[0] == "front";
+        for (key, value) in pairs(words) {
+            let values = || value.split(',').take(4).map(str::to_owned);
+            match key {
+                "models" if !front => matcher.models = values().collect(),
+                "hosts" => matcher.hosts = values().collect(),
+                "paths" => matcher.paths = values().collect(),
+                // As the configuration has it: names and values that can be those of a header.
+                "headers" => matcher.headers = values().filter_map(|field| lower(&field)).collect(),
+                "present" if front => {
+                    let names = values().filter_map(|name| lower(&format!("{name}:")));
+                    matcher.present = names.map(|(name, _)| name).collect();
+                }
+                _ => {}
+            }
+        }
+        Self { matcher, front }
+    }
+
+    fn route(&self, number: usize) -> Route {
+        let target = Target::Url("http://127.0.0.1:1".into());
+        let route: Route = serde_json::from_value(serde_json::json!({
+            "name": number.to_string(), "target": target,
+        }))
+        .expect("a route");
+        if self.front {
+            let rules = vec![self.matcher.clone()];
+            Route { intercept: Some(Arc::new(Intercept { rules, ..Intercept::default() })), ..route }
+        } else {
+            Route { matcher: self.matcher.clone(), ..route }
+        }
+    }
+
+    fn kind(&self, model: Option<&str>) -> Option<Kind> {
+        match () {
+            () if self.front => Some(Kind::Front),
+            () if self.matcher.models.is_empty() => Some(Kind::AnyModel),
+            () => self.matcher.models.iter().any(|known| Some(&**known) == model).then_some(Kind::ThisModel),
+        }
+    }
+
+    /// Each host with each path; `*` is any host and the empty path any.
+    fn places(&self) -> impl Iterator<Item = (&str, &str)> {
+        let hosts = choices(&self.matcher.hosts, "*");
+        hosts.flat_map(|host| choices(&self.matcher.paths, "").map(move |path| (host, path)))
+    }
+
+    fn has(&self, headers: &HeaderMap) -> bool {
+        let has = |name: &str, value: Option<&str>| {
+            headers.iter().any(|(known, given)| known == name && value.is_none_or(|value| given == value))
+        };
+        self.matcher.headers.iter().all(|(name, value)| has(name, Some(value)))
+            && self.matcher.present.iter().all(|name| has(name, None))
+    }
+}
+
+fn choices<'a>(texts: &'a [String], any: &'static str) -> impl Iterator<Item = &'a str> {
+    let any = texts.is_empty().then_some(any);
+    any.into_iter().chain(texts.iter().map(String::as_str))
+}
+
+// === impl Ask ===
+
+impl<'a> Ask<'a> {
+    fn of(words: &[&'a str]) -> Self {
+        let mut ask = Self { host: "", path: "/", headers: HeaderMap::new(), model: None };
+        for (key, value) in pairs(words) {
+            match key {
+                "host" => ask.host = value,
+                "path" => ask.path = value,
+                "model" => ask.model = Some(value),
+                "headers" => {
+                    for (name, value) in value.split(',').filter_map(lower) {
+                        let name = name.parse::<HeaderName>().expect("it is one");
+                        ask.headers.append(name, value.parse().expect("it is one"));
+                    }
+                }
+                _ => {}
+            }
+        }
+        ask
+    }
+}
+
+fn pairs<'a>(words: &[&'a str]) -> impl Iterator<Item = (&'a str, &'a str)> {
+    words.iter().skip(1).filter_map(|word| word.split_once('='))
+}
+
+/// A field of a head, if it can be one; its name in lower case, as names are compared.
+fn lower(field: &str) -> Option<(String, String)> {
+    let (name, value) = field.split_once(':')?;
+    let name: HeaderName = name.parse().ok()?;
+    value.parse::<HeaderValue>().ok()?;
+    Some((name.as_str().to_owned(), value.to_owned()))
+}
+
+fn plain_host(host: &str) -> String {
+    host.to_ascii_lowercase()
+}
+
+fn is_host(given: &str, wanted: &str) -> bool {
+    // A port is what comes after the last colon, unless that is inside of brackets.
+    let given = match given.rfind(':') {
+        Some(colon) if !given[colon..].contains(']') => &given[..colon],
+        _ => given,
+    };
+    let (given, wanted) = (given.to_ascii_lowercase(), wanted.to_ascii_lowercase());
+    match wanted.strip_prefix('*') {
+        Some("") => true,
+        Some(suffix) => given != suffix && given.ends_with(suffix),
+        None => given == wanted,
+    }
+}
+
+/// An exact host before the longest suffix before any.
+fn host_weight(host: &str) -> usize {
+    match host.strip_prefix('*') {
+        Some(suffix) => suffix.len(),
+        None => usize::MAX,
+    }
+}
+
+fn prefix(path: &str) -> &str {
+    path.trim_end_matches('/')
+}
+
+fn is_below(path: &str, wanted: &str) -> bool {
+    path == prefix(wanted) || path.starts_with(&format!("{}/", prefix(wanted)))
+}

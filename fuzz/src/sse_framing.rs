@@ -1,0 +1,138 @@
+//! Server-sent events: where the first token is, and what we put between and behind events of others.
+
+use anteroom::openai::{FirstToken, OpenEvent, sse_comment, sse_data, upstream_error_event};
+use http::StatusCode;
+
+use super::cuts;
+
+/// The input is what a model server streams, up to where it breaks off.
+pub fn holds(stream: &[u8]) {
+    it_does_not_matter_how_it_is_cut(stream);
+    the_first_token_is_where_a_slow_reader_finds_it(stream);
+    one_more_event_can_be_put_behind(stream);
+    what_we_write_is_read_as_it_was_meant(stream);
+}
+
+fn it_does_not_matter_how_it_is_cut(stream: &[u8]) {
+    let [bytes, parts] = cuts::of(stream);
+    let found = found_in(&bytes);
+    let mut end = 0;
+    let mut part_of_end = None;
+    for (index, part) in parts.iter().enumerate() {
+        end += part.len();
+        if part_of_end.is_none() && found.is_some_and(|found| found < end) {
+            part_of_end = Some(index);
+        }
+    }
+    assert_eq!(found_in(&parts), part_of_end);
+    let end_after = |parts: &[&[u8]]| {
+        let mut event = OpenEvent::default();
+        parts.iter().for_each(|part| event.pass(part));
+        event.end()
+    };
+    assert_eq!(end_after(&bytes), end_after(&[stream]));
+    assert_eq!(end_after(&parts), end_after(&[stream]));
+}
+
+/// Which part had the end of the first event with a token.
+fn found_in(parts: &[&[u8]]) -> Option<usize> {
+    let mut first = FirstToken::default();
+    parts.iter().position(|part| first.is_in(part))
+}
+
+fn the_first_token_is_where_a_slow_reader_finds_it(stream: &[u8]) {
+    if stream.len() > FirstToken::LONGEST {
+        return;
+    }
+    let (events, _) = read(stream);
+    let has_token = |event: &&Event| FirstToken::default().is_in(&write(&event.data));
+    let expected = events.iter().find(has_token).map(|event| event.end - 1);
+    assert_eq!(found_in(&cuts::of(stream)[0]), expected);
+}
+
+fn one_more_event_can_be_put_behind(stream: &[u8]) {
+    let mut event = OpenEvent::default();
+    event.pass(stream);
+    let more = sse_data(b"{}");
+    let (before, open) = read(stream);
+    let (after, _) = read(&[stream, event.end(), &more].concat());
+    let data = |events: &[Event]| events.iter().map(|event| event.data.clone()).collect::<Vec<_>>();
+    let mut expected = data(&before);
+    // What had begun is over, as far as it came.
+    expected.extend(open);
+    expected.push(b"{}".to_vec());
+    assert_eq!(data(&after), expected);
+    assert!(event.end().is_empty() || !event.end().starts_with(b"\r"));
+}
+
+fn what_we_write_is_read_as_it_was_meant(text: &[u8]) {
+    let (events, open) = read(&sse_comment(&String::from_utf8_lossy(text)));
+    assert!(events.is_empty() && open.is_none(), "a comment is no event");
+    let (events, open) = read(&sse_data(text));
+    let lines = |text: &[u8]| String::from_utf8_lossy(text).replace("\r\n", "\n").replace('\r', "\n");
+    assert_eq!(events.len(), 1);
+    assert_eq!(lines(&events[0].data), lines(text));
+    assert_eq!(open, None);
+    let (events, open) = read(&upstream_error_event(StatusCode::BAD_GATEWAY, text));
+    assert_eq!((events.len(), open), (1, None));
+    let error: serde_json::Value = serde_json::from_slice(&events[0].data).expect("JSON");
+    assert!(error.get("error").is_some(), "{error}");
+}
+
+struct Event {
+    data: Vec<u8>,
+    /// Behind the byte that ended it.
+    end: usize,
+}
+
+/// The events of a stream as WHATWG HTML, section 9.2.6, reads them, also those without data, which only some clients
+/// pass over; and the data of the one that has not ended, as if an end came here.
+fn read(stream: &[u8]) -> (Vec<Event>, Option<Vec<u8>>) {
+    let mut lines = Vec::new();
+    let (mut begin, mut at) = (0, 0);
+    while at < stream.len() {
+        let length = match stream[at..] {
+            [b'\n', ..] | [b'\r', ..] => 1,
+            _ => 0,
+        };
+        if length == 0 {
+            at += 1;
+            continue;
+        }
+        // An event is over with the carriage return, whatever follows.
+        lines.push((&stream[begin..at], at + 1));
+        at += if stream[at..].starts_with(b"\r\n") { 2 } else { 1 };
+        begin = at;
+    }
+    let mut events = Vec::new();
+    let mut fields: Vec<&[u8]> = Vec::new();
+    for (line, end) in lines {
+        if line.is_empty() {
+            if !fields.is_empty() {
+                events.push(Event { data: data(&fields), end });
+                fields.clear();
+            }
+        } else if !line.starts_with(b":") {
+            fields.push(line);
+        }
+    }
+    let last = &stream[begin..];
+    if !last.is_empty() && !last.starts_with(b":") {
+        fields.push(last);
+    }
+    let open = (!fields.is_empty()).then(|| data(&fields));
+    (events, open)
+}
+
+fn data(fields: &[&[u8]]) -> Vec<u8> {
+    let values = fields.iter().filter_map(|field| field.strip_prefix(b"data:"));
+    let values: Vec<_> = values.map(|value| value.strip_prefix(b" ").unwrap_or(value)).collect();
+    values.join(&b'\n')
+}
+
+fn write(data: &[u8]) -> Vec<u8> {
+    let lines = data.split(|byte| *byte == b'\n');
+    let mut event: Vec<u8> = lines.flat_map(|line| [b"data: ", line, b"\n"].concat()).collect();
+    event.push(b'\n');
+    event
+}

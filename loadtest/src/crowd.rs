@@ -1,0 +1,265 @@
+//! Clients by the ten thousand, each with a connection of its own that takes up next to nothing here.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
+
+use crate::clock::Instant;
+use crate::member::{End, Inbox, Message, News};
+use crate::multiplexed::{Multiplexed, STREAMS};
+
+/// Connections from one source address: far fewer than it has ports, also after a few crowds that have left theirs
+/// in TIME_WAIT.
+const PER_ADDRESS: u32 = 1000;
+const BUFFER: usize = 16 * 1024;
+/// Tokens of connections with many streams have this bit.
+const MULTIPLEXED: usize = 1 << 30;
+
+/// The clients, and what they saw.
+#[derive(Debug)]
+pub(crate) struct Crowd {
+    server: SocketAddr,
+    members: Vec<Member>,
+    /// Further ones, that share connections.
+    multiplexed: Vec<(Multiplexed, Instant)>,
+    message: Message,
+    buffer: Box<[u8]>,
+    /// Who sends as soon as somebody is served. None: nobody does.
+    next: Option<VecDeque<usize>>,
+    pub(crate) tally: Tally,
+}
+
+#[derive(Debug)]
+struct Member {
+    stream: TcpStream,
+    inbox: Inbox,
+    /// When its request was sent, or should have been.
+    sent: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Requests that have no complete answer.
+    pub(crate) waiting: usize,
+    /// Answers begun before they were there.
+    pub(crate) begun: usize,
+    pub(crate) heartbeats: u64,
+    pub(crate) served: usize,
+    pub(crate) refused: usize,
+    /// How long it took to be refused, each.
+    pub(crate) refused_after: Vec<Duration>,
+    pub(crate) last_served: Option<Instant>,
+    /// The first thing that was not as it should be.
+    pub(crate) wrong: Option<String>,
+}
+
+// === impl Crowd ===
+
+impl Crowd {
+    /// Nobody yet. Their requests ask for a stream, or not.
+    pub(crate) fn new(server: SocketAddr, streamed: bool) -> Self {
+        Self {
+            server,
+            members: Vec::new(),
+            multiplexed: Vec::new(),
+            message: Message::new(streamed),
+            buffer: vec![0; BUFFER].into(),
+            next: None,
+            tally: Tally::default(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// `count` more. The server's accept queue should have room for them, or this takes seconds.
+    pub(crate) fn join(&mut self, registry: &Registry, count: usize) -> io::Result<()> {
+        for _ in 0..count {
+            let mut stream = open(self.server)?;
+            registry.register(&mut stream, Token(self.members.len()), Interest::READABLE)?;
+            self.members.push(Member { stream, inbox: Inbox::default(), sent: None });
+        }
+        Ok(())
+    }
+
+    /// `count` more, on as few connections as may be, over which they send at once; how many connections.
+    pub(crate) fn join_multiplexed(&mut self, registry: &Registry, count: usize) -> io::Result<usize> {
+        let mut number = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        let mut left = count;
+        while left > 0 {
+            let streams = left.min(STREAMS);
+            let mut stream = open(self.server)?;
+            let token = Token(MULTIPLEXED | self.multiplexed.len());
+            registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+            let mut multiplexed = Multiplexed::new(stream);
+            let numbers = number..number + streams as u32;
+            number = numbers.end;
+            left -= streams;
+            self.tally.waiting += streams;
+            if let Err(why) = multiplexed.send(numbers, &mut self.message) {
+                self.tally.wrong(why);
+            }
+            self.multiplexed.push((multiplexed, Instant::now()));
+        }
+        Ok(self.multiplexed.len())
+    }
+
+    /// Has a member send its request, with its own number; `due` is when that should have been.
+    pub(crate) fn send(&mut self, member: usize, due: Instant) {
+        let number = u32::try_from(member).unwrap_or(u32::MAX);
+        let bytes = self.message.numbered(number);
+        let member = &mut self.members[member];
+        // Nothing else is in the socket's buffer, so it always fits.
+        match member.stream.write_all(bytes) {
+            Ok(()) => {
+                member.sent = Some(due);
+                self.tally.waiting += 1;
+            }
+            Err(error) => self.tally.wrong(format!("cannot send: {error}")),
+        }
+    }
+
+    /// From now on `first` and whoever follows send in turn, `at_once` of them at a time, until told to stop.
+    pub(crate) fn go_round(&mut self, members: usize, at_once: usize) {
+        let now = Instant::now();
+        self.next = Some((at_once..members).collect());
+        for member in 0..at_once.min(members) {
+            self.send(member, now);
+        }
+    }
+
+    /// No further requests; those sent may still be answered.
+    pub(crate) fn stop(&mut self) {
+        self.next = None;
+    }
+
+    /// All connections are closed, whatever was under way. Takes a few µs each.
+    pub(crate) fn hang_up(&mut self) {
+        self.members.clear();
+        self.tally.waiting = 0;
+    }
+
+    pub(crate) fn on_event(&mut self, token: Token) {
+        let at = token.0;
+        if at & MULTIPLEXED != 0 {
+            return self.on_multiplexed(at & !MULTIPLEXED);
+        }
+        // An event of a connection that has been closed meanwhile.
+        let Some(member) = self.members.get_mut(at) else { return };
+        // A read that leaves room has emptied the socket, and what comes later is a new edge.
+        loop {
+            let read = match member.stream.read(&mut self.buffer) {
+                Ok(0) => return self.tally.wrong("a connection was closed".into()),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => return self.tally.wrong(format!("cannot receive: {error}")),
+            };
+            let news = match member.inbox.take(&self.buffer[..read]) {
+                Ok(news) => news,
+                Err(why) => return self.tally.wrong(why),
+            };
+            self.tally.hear(news);
+            if let Some(end) = news.end {
+                let Some(sent) = member.sent.take() else {
+                    return self.tally.wrong("an answer that nobody asked for".into());
+                };
+                self.tally.ended(end, sent);
+                return self.another(at);
+            }
+            if read < self.buffer.len() {
+                return;
+            }
+        }
+    }
+
+    fn on_multiplexed(&mut self, at: usize) {
+        let Some((multiplexed, sent)) = self.multiplexed.get_mut(at) else { return };
+        let tally = &mut self.tally;
+        let heard = multiplexed.on_event(&mut self.buffer, &mut self.message, |news| {
+            tally.hear(news);
+            if let Some(end) = news.end {
+                tally.ended(end, *sent);
+            }
+        });
+        if let Err(why) = heard {
+            tally.wrong(why);
+        }
+    }
+
+    fn another(&mut self, served: usize) {
+        let Some(next) = &mut self.next else { return };
+        next.push_back(served);
+        if let Some(member) = next.pop_front() {
+            self.send(member, Instant::now());
+        }
+    }
+}
+
+// === impl Tally ===
+
+impl Tally {
+    fn hear(&mut self, news: News) {
+        self.begun += usize::from(news.begun);
+        self.heartbeats += u64::from(news.heartbeats);
+    }
+
+    fn ended(&mut self, end: End, sent: Instant) {
+        self.waiting -= 1;
+        let now = Instant::now();
+        match end {
+            End::Served => {
+                self.served += 1;
+                self.last_served = Some(now);
+            }
+            End::Refused => {
+                self.refused += 1;
+                self.refused_after.push(now - sent);
+            }
+        }
+    }
+
+    fn wrong(&mut self, why: String) {
+        self.wrong.get_or_insert(why);
+    }
+}
+
+/// A connection from an address of 127.0.0.0/8 that is not used up.
+fn open(server: SocketAddr) -> io::Result<TcpStream> {
+    static OPENED: AtomicU32 = AtomicU32::new(0);
+    let source = source(OPENED.fetch_add(1, Ordering::Relaxed));
+    let socket =
+        socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
+    bind(&socket, &source)?;
+    // Blocking, but to a listener on this machine: the kernel accepts at once.
+    connect(&socket, &server)?;
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    Ok(TcpStream::from_std(stream))
+}
+
+/// The address of the `opened`th connection: 127.1.0.1 first, none that anything else here uses.
+fn source(opened: u32) -> SocketAddrV4 {
+    let number = opened / PER_ADDRESS;
+    let [high, middle] = [number / 250 % 250, number % 250].map(|part| part as u8);
+    SocketAddrV4::new(Ipv4Addr::new(127, 1, high, middle + 1), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_of_this_machine_and_change() {
+        assert_eq!(source(0), source(PER_ADDRESS - 1));
+        assert_eq!(source(0).ip(), &Ipv4Addr::new(127, 1, 0, 1));
+        assert_eq!(source(250 * PER_ADDRESS).ip(), &Ipv4Addr::new(127, 1, 1, 1));
+    }
+}

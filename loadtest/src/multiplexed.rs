@@ -1,0 +1,185 @@
+//! Many of a crowd on one connection: streams of HTTP/2, where there are not files enough for a connection each.
+
+use std::io::{self, Read, Write};
+use std::ops::Range;
+
+use mio::net::TcpStream;
+
+use crate::http2::{self, Frame};
+use crate::member::{BODY, Message, News, STREAMED};
+
+/// How many streams a connection has: as many as servers commonly allow.
+pub(crate) const STREAMS: usize = 100;
+/// What may be sent before the server has said how much it takes (RFC 9113, section 6.9.2).
+const FIRST_WINDOW: i64 = 65_535;
+
+/// A connection, and a request on each of its streams.
+#[derive(Debug)]
+pub(crate) struct Multiplexed {
+    stream: TcpStream,
+    /// What came and is not complete.
+    part: Vec<u8>,
+    output: Vec<u8>,
+    /// What the server still takes of request bodies.
+    window: i64,
+    /// The numbers of the requests that are still to be sent.
+    unsent: Range<u32>,
+    /// Of each stream, its text so far but for heartbeats; none: it has ended.
+    open: Vec<Option<Vec<u8>>>,
+}
+
+// === impl Multiplexed ===
+
+impl Multiplexed {
+    /// Says hello. `stream` is registered for both directions.
+    pub(crate) fn new(stream: TcpStream) -> Self {
+        let mut output = Vec::new();
+        http2::hello(&mut output);
+        // As large as it may be, so that it need not be told again.
+        http2::window_update(&mut output, 0, 0x7fff_ffff - 65_535);
+        Self { stream, part: Vec::new(), output, window: FIRST_WINDOW, unsent: 0..0, open: Vec::new() }
+    }
+
+    /// Has it send requests with these numbers, as fast as the server takes them.
+    pub(crate) fn send(&mut self, numbers: Range<u32>, message: &mut Message) -> Result<(), String> {
+        self.unsent = numbers;
+        self.go_on(message)
+    }
+
+    /// Reads what there is and writes what may be written; `each` hears what came of it.
+    pub(crate) fn on_event(
+        &mut self,
+        buffer: &mut [u8],
+        message: &mut Message,
+        mut each: impl FnMut(News),
+    ) -> Result<(), String> {
+        loop {
+            let read = match self.stream.read(buffer) {
+                Ok(0) => return Err("a connection was closed".into()),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(format!("cannot receive: {error}")),
+            };
+            self.part.extend_from_slice(&buffer[..read]);
+            let part = std::mem::take(&mut self.part);
+            let mut at = 0;
+            while let Some((frame, len)) = http2::frame(&part[at..]).map_err(|error| error.to_string())? {
+                each(self.on_frame(&frame)?);
+                at += len;
+            }
+            self.part = part[at..].to_vec();
+            // A read that leaves room has emptied the socket, and what comes later is a new edge.
+            if read < buffer.len() {
+                break;
+            }
+        }
+        self.go_on(message)
+    }
+
+    fn on_frame(&mut self, frame: &Frame<'_>) -> Result<News, String> {
+        let mut news = News::default();
+        match *frame {
+            Frame::Headers { block, end: false, .. } if http2::is_ok(block) => news.begun = true,
+            Frame::Headers { .. } => return Err("an answer over HTTP/2 that is no stream".into()),
+            Frame::Data { stream, data, end, .. } => {
+                let open = self.open.get_mut(stream as usize / 2);
+                let text = open.ok_or("an answer on a stream that is none")?;
+                if data.starts_with(b":") {
+                    news.heartbeats += u32::from(News::is_heartbeat(data));
+                } else {
+                    text.as_mut().ok_or("an answer after its end")?.extend_from_slice(data);
+                }
+                if end {
+                    news.end = Some(STREAMED.ended(&text.take().ok_or("two answers on one stream")?)?);
+                }
+            }
+            Frame::Settings { .. } => http2::settings_ack(&mut self.output),
+            Frame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
+            Frame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
+            Frame::WindowUpdate { .. } | Frame::Ignored => {}
+            Frame::Reset { code, .. } => return Err(format!("a stream was reset with code {code}")),
+            Frame::GoAway { code } => return Err(format!("a connection was ended with code {code}")),
+        }
+        Ok(news)
+    }
+
+    /// A stream's own window takes one body, whatever the server says.
+    fn go_on(&mut self, message: &mut Message) -> Result<(), String> {
+        while self.window >= BODY as i64
+            && let Some(number) = self.unsent.next()
+        {
+            self.window -= BODY as i64;
+            let stream = self.open.len() as u32 * 2 + 1;
+            http2::request(&mut self.output, stream, &http2::post(BODY), message.body(number));
+            self.open.push(Some(Vec::new()));
+        }
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(written) => drop(self.output.drain(..written)),
+                // The next event is that there is room.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(format!("cannot send: {error}")),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+
+    use super::*;
+    use crate::member::End;
+
+    fn served() -> (Multiplexed, std::net::TcpStream) {
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (Multiplexed::new(TcpStream::from_std(stream)), listener.accept().unwrap().0)
+    }
+
+    fn data(stream: u32, text: &[u8], end: bool) -> Vec<u8> {
+        let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+        [&length[1..], &[0, u8::from(end)], &stream.to_be_bytes(), text].concat()
+    }
+
+    #[test]
+    fn no_body_is_sent_beyond_the_window() {
+        let (mut client, _server) = served();
+        client.send(0..100, &mut Message::new(true)).unwrap();
+        assert_eq!(client.open.len(), 65_535 / BODY);
+        client.on_frame(&Frame::WindowUpdate { stream: 0, more: 1 << 20 }).unwrap();
+        client.go_on(&mut Message::new(true)).unwrap();
+        assert_eq!(client.open.len(), 100);
+    }
+
+    #[test]
+    fn each_stream_has_an_answer_of_its_own() {
+        let (mut client, mut server) = served();
+        let mut message = Message::new(true);
+        client.send(0..2, &mut message).unwrap();
+        let (one, two) = STREAMED.body.split_at(50);
+        let beat = b": waiting phase=queue waited=20s\n\n";
+        let headers = [0, 0, 1, 1, 4, 0, 0, 0, 3, 0x88];
+        let said = [&headers[..], &data(3, beat, false), &data(1, one, false), &data(3, one, false)].concat();
+        server.write_all(&[&said[..], &data(3, two, true), &data(1, two, true)].concat()).unwrap();
+        let mut news = Vec::new();
+        while news.len() < 6 {
+            let mut one = |one| news.push(one);
+            client.on_event(&mut [0; 64], &mut message, &mut one).unwrap();
+        }
+        assert_eq!(news.iter().filter(|news| news.end == Some(End::Served)).count(), 2);
+        assert_eq!((news.iter().filter(|news| news.begun).count(), news[1].heartbeats), (1, 1));
+        server.write_all(&data(1, b"more", false)).unwrap();
+        while client.on_event(&mut [0; 64], &mut message, |_| {}).is_ok() {}
+    }
+
+    #[test]
+    fn half_an_answer_is_an_error() {
+        let (mut client, _server) = served();
+        client.send(0..1, &mut Message::new(true)).unwrap();
+        let half = &STREAMED.body[..50];
+        assert!(client.on_frame(&Frame::Data { stream: 1, data: half, flow: 50, end: true }).is_err());
+    }
+}

@@ -1,0 +1,235 @@
+//! The hang-up scenario: a crowd that waits leaves all at once, again and again.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::clock::Instant;
+use crate::descriptors::Room;
+use crate::error::Error;
+use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::footprint::Footprint;
+use crate::scene::{Bounds, Scene};
+use crate::setup::Setup;
+use crate::spread::Spread;
+use crate::target::Ramp;
+
+const REQUESTS: usize = 20_000;
+const QUICK: usize = 10_000;
+const RAMP: Ramp = Ramp { start: 64, max: 64 };
+/// How long memory and files have to be given back.
+const SETTLE: Duration = Duration::from_secs(3);
+/// What a storm may leave behind of the memory that it took, beyond what the one before it left.
+const LEFT: f64 = 0.05;
+
+/// What may be left of it after the last one.
+const KEPT: f64 = 0.1;
+
+/// One storm.
+#[derive(Clone, Debug, Serialize)]
+struct Storm {
+    /// How long it took the clients to hang up.
+    leaving_ms: f64,
+    /// How many were still held as far as the first look after the last had gone, and how long that look took.
+    first_look: u64,
+    first_look_ms: f64,
+    /// From the last to hang up until a look found nobody held.
+    known_ms: f64,
+    /// What a look takes when nobody comes or goes.
+    look_ms: f64,
+    held: Footprint,
+    after: Footprint,
+    others: f64,
+}
+
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
+    let (count, note) = Room::make()?.fit(requests.unwrap_or(if setup.quick { QUICK } else { REQUESTS }));
+    let storms = setup.rounds().max(2);
+    let mut scene = Scene::start(setup, Bounds { hold: count, ramp: RAMP, streamed: false })?;
+    scene.stay(Duration::from_millis(200))?;
+    let before = scene.footprint()?;
+    let mut seen = Vec::new();
+    for number in 1..=storms {
+        eprintln!("hangup, storm {number} of {storms}: {count} clients");
+        seen.push(storm(&mut scene, count)?);
+    }
+    let all = u64::from(storms) * count as u64;
+    let metrics = scene.admin.metrics()?;
+    let gone = metrics.sum("anteroom_requests_total", &["outcome=\"client_gone\""]);
+    let ended = metrics.sum("anteroom_requests_total", &[]);
+    let admitted = metrics.sum("anteroom_admitted_requests_total", &[]);
+    if [gone, ended, admitted] != [all; 3] {
+        return Err(Error::Wrong(format!(
+            "of {all} requests it counts {admitted} admitted, {ended} ended and {gone} gone"
+        )));
+    }
+    let how = format!(
+        "{storms} storms of {} clients that had sent a POST of 2 KB each and close their connections one after the \
+         other, as fast as one core can; demand is read from the admin API again and again",
+        thousands(count as f64)
+    );
+    Ok(findings(how, before, &seen, note))
+}
+
+fn storm(scene: &mut Scene, count: usize) -> Result<Storm, Error> {
+    let files = scene.descriptors()?;
+    scene.gather(count)?;
+    scene.send_all()?;
+    scene.await_held(count)?;
+    scene.stay(Duration::from_millis(200))?;
+    let held = scene.footprint()?;
+    let looks = (0..5).map(|_| look(scene).map(|(took, _)| took)).collect::<Result<Vec<f64>, _>>()?;
+    let look_ms = Spread::of(looks).unwrap_or_default().median;
+
+    let before = scene.read()?;
+    let begin = Instant::now();
+    scene.sides.crowd.hang_up();
+    let last = Instant::now();
+    let (first_look_ms, first_look) = look(scene)?;
+    let mut left = first_look;
+    while left > 0 {
+        if last.elapsed() > Duration::from_secs(30) {
+            return Err(Error::Wrong(format!(
+                "{left} of {count} requests are held 30 s after their clients left"
+            )));
+        }
+        left = look(scene)?.1;
+    }
+    let known = last.elapsed();
+    let spent = before.until(&scene.read()?);
+    scene.stay(SETTLE)?;
+    let after = settled(scene, files)?;
+    Ok(Storm {
+        leaving_ms: (last - begin).as_secs_f64() * 1e3,
+        first_look,
+        first_look_ms,
+        known_ms: known.as_secs_f64() * 1e3,
+        look_ms,
+        held,
+        after,
+        others: spent.others.as_secs_f64() / (known + (last - begin)).as_secs_f64(),
+    })
+}
+
+/// What is left when no more than `files` files are open. A health check opens one from time to time.
+fn settled(scene: &mut Scene, files: u64) -> Result<Footprint, Error> {
+    let begin = Instant::now();
+    loop {
+        let after = scene.footprint()?;
+        if after.descriptors <= files {
+            return Ok(after);
+        }
+        if begin.elapsed() > SETTLE {
+            let (more, after) = (after.descriptors - files, 2 * SETTLE);
+            return Err(Error::Wrong(format!(
+                "{more} files are still open {} s after a storm",
+                after.as_secs()
+            )));
+        }
+        scene.stay(Duration::from_millis(5))?;
+    }
+}
+
+/// How many are held or in flight, and how many ms it took to learn that.
+fn look(scene: &mut Scene) -> Result<(f64, u64), Error> {
+    let begin = Instant::now();
+    let demand = scene.admin.demand()?;
+    Ok((begin.elapsed().as_secs_f64() * 1e3, demand.held + demand.in_flight))
+}
+
+fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<String>) -> Findings {
+    let spread = |figure: fn(&Storm) -> f64| Spread::of(storms.iter().map(figure)).unwrap_or_default();
+    let ms = |spread: Spread| format!("{:.1} ({:.1}–{:.1})", spread.median, spread.min, spread.max);
+    let (known, look) = (spread(|storm| storm.known_ms), spread(|storm| storm.look_ms));
+    let row = |what: &str, value: String| vec![what.to_owned(), value];
+    let mut rows = vec![
+        row("ms for all to hang up", ms(spread(|storm| storm.leaving_ms))),
+        row("still held at the first look", thousands(spread(|storm| storm.first_look as f64).median)),
+        row("ms from the last one until demand is correct", ms(known)),
+        row("ms that a look takes, at rest", format!("{:.2}", look.median)),
+        row("MB before", mb(before.memory)),
+    ];
+    for (at, storm) in storms.iter().enumerate() {
+        let number = at + 1;
+        rows.push(row(
+            &format!("MB in storm {number} / after it"),
+            format!("{} / {}", mb(storm.held.memory), mb(storm.after.memory)),
+        ));
+    }
+    let mut aims = vec![Aim::at_most("anteroom", "ms until demand is correct, at most", 10.0, known.median)];
+    if let [first, .., last] = storms {
+        let took = first.held.memory as f64 - before.memory as f64;
+        let left = (last.after.memory as f64 - first.after.memory as f64) / (storms.len() - 1) as f64 / took;
+        aims.push(Aim::at_most(
+            "anteroom",
+            "of a storm's memory left by each storm after the first, at most",
+            LEFT,
+            left,
+        ));
+        let kept = (last.after.memory as f64 - before.memory as f64) / took;
+        aims.push(Aim::at_most(
+            "anteroom",
+            "of a storm's memory not given back after the last, at most",
+            KEPT,
+            kept,
+        ));
+        let files = last.after.descriptors as f64 - before.descriptors as f64;
+        aims.push(Aim::at_most("anteroom", "files left open, at most", 0.0, files));
+    }
+    let mut notes: Vec<String> = note.into_iter().collect();
+    let others = spread(|storm| storm.others).max;
+    if others > NOISE {
+        notes.push(format!("other processes used up to {:.0} % of a core, so this is noisy", others * 100.0));
+    }
+    Findings {
+        scenario: "hangup",
+        how,
+        tables: vec![Table {
+            title: String::new(),
+            header: ["anteroom", ""].map(str::to_owned).into(),
+            rows,
+            legend: Some("a look: GET /api/v1/routes; demand is correct with the first that finds nobody"),
+        }],
+        results: json!({ "before": before, "storms": storms }),
+        aims,
+        notes,
+    }
+}
+
+fn mb(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn storm(known_ms: f64, after: u64, descriptors: u64) -> Storm {
+        Storm {
+            leaving_ms: 50.0,
+            first_look: 10,
+            first_look_ms: 1.0,
+            known_ms,
+            look_ms: 0.1,
+            held: Footprint { memory: 1100, descriptors: 1010 },
+            after: Footprint { memory: after, descriptors },
+            others: 0.0,
+        }
+    }
+
+    #[test]
+    fn what_storms_leave_behind_is_told_from_what_the_first_one_did() {
+        let before = Footprint { memory: 100, descriptors: 10 };
+        let aims = |storms: &[Storm]| -> Vec<_> {
+            let found = findings("so".into(), before, storms, None);
+            found.aims.iter().map(|aim| (aim.measured, aim.met)).collect()
+        };
+        // Of 1,000 bytes, 50 stay, but no more with every storm.
+        let good = [(9.0, true), (0.0, true), (0.05, true), (0.0, true)];
+        assert_eq!(aims(&[storm(8.0, 150, 10), storm(9.0, 150, 10), storm(10.0, 150, 10)]), good);
+        // 100 more with every storm, and a file.
+        let bad = [(11.0, false), (0.1, false), (0.25, false), (1.0, false)];
+        assert_eq!(aims(&[storm(11.0, 150, 10), storm(11.0, 250, 10), storm(11.0, 350, 11)]), bad);
+    }
+}

@@ -1,0 +1,231 @@
+//! The held scenario: what it takes to have many wait.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::descriptors::Room;
+use crate::error::Error;
+use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::member::BODY;
+use crate::multiplexed::STREAMS;
+use crate::scene::{Bounds, Scene};
+use crate::setup::Setup;
+use crate::target::Ramp;
+
+const REQUESTS: usize = 50_000;
+const QUICK: usize = 10_000;
+const RAMP: Ramp = Ramp { start: 64, max: 64 };
+/// How long holding is watched before the first heartbeat, which comes after 20 s.
+const STILL: Duration = Duration::from_secs(5);
+/// Between two heartbeats, by default.
+const INTERVAL: u64 = 10;
+
+/// Requests of one kind that joined those that were held.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Part {
+    requests: usize,
+    /// Memory, in bytes: before they came, when they were held, when they had been answered early.
+    before: u64,
+    held: u64,
+    informed: u64,
+}
+
+/// CPU time over a while in which nothing but holding went on.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Holding {
+    seconds: f64,
+    heartbeats: u64,
+    /// Of a core, by Anteroom.
+    percent: f64,
+    /// Of our two cores, by others, in cores.
+    others: f64,
+}
+
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
+    let count = requests.unwrap_or(if setup.quick { QUICK } else { REQUESTS });
+    let (own, note) = Room::make()?.fit(count);
+    let seconds = setup.seconds(10, 30);
+    let mut scene = Scene::start(setup, Bounds { hold: count, ramp: RAMP, streamed: true })?;
+    scene.stay(Duration::from_millis(200))?;
+
+    eprintln!("held: {own} clients with a connection each");
+    let before = scene.footprint()?.memory;
+    scene.gather(own)?;
+    let connected = scene.footprint()?.memory;
+    scene.send_all()?;
+    let waiting = wait(&mut scene, own)?;
+    let still = hold(&mut scene, STILL)?;
+    let informed = inform(&mut scene, own)?;
+    let alone = Part { requests: own, before, held: waiting, informed };
+    let shared = if count > own {
+        eprintln!("held: {} clients that share connections", count - own);
+        let before = scene.footprint()?.memory;
+        scene.gather_multiplexed(count - own)?;
+        let held = wait(&mut scene, count)?;
+        let informed = inform(&mut scene, count)?;
+        Some(Part { requests: count - own, before, held, informed })
+    } else {
+        None
+    };
+    eprintln!("held: measuring for {seconds} s");
+    let holding = hold(&mut scene, Duration::from_secs(seconds.into()))?;
+    let due = count as f64 * holding.seconds / INTERVAL as f64;
+    if (holding.heartbeats as f64) < due * 0.8 {
+        let Holding { heartbeats, seconds, .. } = holding;
+        return Err(Error::Wrong(format!(
+            "{heartbeats} heartbeats in {seconds:.0} s, where {due:.0} were due"
+        )));
+    }
+    scene.await_held(count)?;
+    scene.sides.target.ready = true;
+    scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
+
+    let how = match shared {
+        None => {
+            format!("{} streaming requests of 2 KB, each on a connection of its own", thousands(count as f64))
+        }
+        Some(shared) => format!(
+            "{} streaming requests of 2 KB: {} on connections of their own, {} over HTTP/2, {STREAMS} on each connection",
+            thousands(count as f64),
+            thousands(own as f64),
+            thousands(shared.requests as f64)
+        ),
+    };
+    let how = format!("{how}; CPU time over {seconds} s, with a heartbeat to each every {INTERVAL} s");
+    let connected = (connected as f64 - before as f64) / own as f64 / 1024.0;
+    Ok(findings(how, &[Some(alone), shared], connected, still, holding, note))
+}
+
+/// Waits until `count` are held; the memory then.
+fn wait(scene: &mut Scene, count: usize) -> Result<u64, Error> {
+    scene.await_held(count)?;
+    scene.stay(Duration::from_millis(500))?;
+    Ok(scene.footprint()?.memory)
+}
+
+/// Waits until `count` have been answered early; the memory then.
+fn inform(scene: &mut Scene, count: usize) -> Result<u64, Error> {
+    eprintln!("held: waiting for the early answers");
+    scene.until("all answered early", |sides| sides.crowd.tally.begun == count)?;
+    Ok(scene.footprint()?.memory)
+}
+
+/// Measures what holding takes.
+fn hold(scene: &mut Scene, duration: Duration) -> Result<Holding, Error> {
+    let (heartbeats, before) = (scene.sides.crowd.tally.heartbeats, scene.read()?);
+    let seconds = scene.stay(duration)?.elapsed.as_secs_f64();
+    let spent = before.until(&scene.read()?);
+    Ok(Holding {
+        seconds,
+        heartbeats: scene.sides.crowd.tally.heartbeats - heartbeats,
+        percent: spent.contender.as_secs_f64() / seconds * 100.0,
+        others: spent.others.as_secs_f64() / seconds,
+    })
+}
+
+// === impl Part ===
+
+impl Part {
+    /// KiB each, beyond the body, at a time when all took `memory` bytes.
+    fn each(self, memory: u64) -> f64 {
+        (memory as f64 - self.before as f64) / self.requests as f64 / 1024.0 - BODY as f64 / 1024.0
+    }
+}
+
+fn findings(
+    how: String,
+    parts: &[Option<Part>; 2],
+    connected: f64,
+    still: Holding,
+    holding: Holding,
+    note: Option<String>,
+) -> Findings {
+    let parts = || {
+        ["connection of its own", "HTTP/2"]
+            .into_iter()
+            .zip(parts.iter())
+            .filter_map(|(name, part)| Some((name, (*part)?)))
+    };
+    let count: usize = parts().map(|(_, part)| part.requests).sum();
+    let row = |what: &str, value: String| vec![what.to_owned(), value];
+    let mut rows = vec![row("KiB each, connected, nothing sent", format!("{connected:.2}"))];
+    for (name, part) in parts() {
+        rows.push(row(
+            &format!("KiB each beyond the body, held, {name}"),
+            format!("{:.2}", part.each(part.held)),
+        ));
+        rows.push(row(
+            &format!("KiB each beyond the body, answered early, {name}"),
+            format!("{:.2}", part.each(part.informed)),
+        ));
+    }
+    let each = holding.percent * 1e4 * holding.seconds / holding.heartbeats as f64;
+    rows.extend([
+        row("heartbeats/s", thousands(holding.heartbeats as f64 / holding.seconds)),
+        row("CPU while holding, % of a core", format!("{:.2}", holding.percent)),
+        row("CPU before the first heartbeat, % of a core", format!("{:.2}", still.percent)),
+        row("CPU for a heartbeat, with all else, µs", format!("{each:.1}")),
+    ]);
+    let mut aims = Vec::new();
+    for (name, part) in parts() {
+        let who = format!("anteroom, {} held, {name}", thousands(part.requests as f64));
+        let most = part.each(part.held.max(part.informed));
+        aims.push(Aim::at_most(who.clone(), "KiB each beyond the body, at most", 12.0, most));
+        aims.push(Aim::at_most(who, "KiB each beyond the body, stretch, at most", 6.0, most));
+    }
+    let who = format!("anteroom, {} held", thousands(count as f64));
+    aims.push(Aim::at_most(who, "% of a core while holding, at most", 5.0, holding.percent));
+    let mut notes: Vec<String> = note.into_iter().collect();
+    if holding.others > NOISE {
+        notes.push(format!(
+            "other processes used {:.0} % of a core, so CPU time is noisy",
+            holding.others * 100.0
+        ));
+    }
+    let results: Vec<_> = parts()
+        .map(|(name, part)| {
+            json!({
+                "connections": name, "part": part,
+                "held_kib_each": part.each(part.held), "informed_kib_each": part.each(part.informed),
+            })
+        })
+        .collect();
+    Findings {
+        scenario: "held",
+        how,
+        tables: vec![Table {
+            title: String::new(),
+            header: ["anteroom", ""].map(str::to_owned).into(),
+            rows,
+            legend: Some(
+                "KiB: resident memory of the process, not what the kernel keeps for its connections",
+            ),
+        }],
+        results: json!({
+            "requests": count, "body_bytes": BODY, "connected_kib_each": connected, "parts": results,
+            "before_heartbeats": still, "holding": holding,
+        }),
+        aims,
+        notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shared_by_those_who_came_and_the_body_is_not_counted() {
+        let part =
+            Part { requests: 10, before: 1000, held: 1000 + 10 * 5 * 1024, informed: 1000 + 10 * 15 * 1024 };
+        let holding = |heartbeats, percent| Holding { seconds: 10.0, heartbeats, percent, others: 0.0 };
+        let found = findings("so".into(), &[Some(part), None], 1.0, holding(0, 0.5), holding(10, 6.0), None);
+        let measured: Vec<_> = found.aims.iter().map(|aim| (aim.measured, aim.met)).collect();
+        assert_eq!(measured, [(13.0, false), (13.0, false), (6.0, false)]);
+        assert_eq!(found.results["parts"][0]["held_kib_each"], 3.0);
+        // 6 % of 10 s for ten heartbeats.
+        assert!(found.to_string().contains("60000.0"), "{found}");
+    }
+}

@@ -1,0 +1,315 @@
+//! The release scenario: a model server gets ready while many wait for it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+
+use crate::clock::Instant;
+use crate::descriptors::Room;
+use crate::error::Error;
+use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::scene::{Bounds, Scene};
+use crate::setup::Setup;
+use crate::spread::Spread;
+use crate::target::Ramp;
+
+const REQUESTS: usize = 10_000;
+/// `concurrency.max`, and so the number of connections to the model server; without the ramp, from the start on.
+const AT_ONCE: u64 = 64;
+const OFF: Ramp = Ramp { start: AT_ONCE, max: AT_ONCE };
+const ON: Ramp = Ramp { start: 4, max: AT_ONCE };
+/// One by one, the order in which they are at the model server is that in which they were let go.
+const ONE_BY_ONE: Ramp = Ramp { start: 1, max: 1 };
+/// How long the model server takes for an answer when it is counted how many requests it has.
+const ANSWER: Duration = Duration::from_millis(5);
+/// A rig that is busier than this may be what is measured.
+const BUSY: f64 = 0.95;
+
+/// One release without the ramp, and then the same clients warm.
+#[derive(Clone, Debug, Serialize)]
+struct Round {
+    /// From the model server's first 200 to a health check until the first request was there.
+    first_ms: f64,
+    /// Of all but the first, until the last answer was with its client.
+    requests_per_second: f64,
+    /// Of as many clients as there are connections to the model server, each of which sends again when it is served.
+    warm_per_second: f64,
+    /// The same, but all clients in turn.
+    wide_per_second: f64,
+    times_warm: f64,
+    times_wide: f64,
+    /// Requests that came later than their turn, and by how many places at most.
+    late: usize,
+    latest: usize,
+    /// Of the rig's core while it lasted.
+    rig_busy: f64,
+    /// Of the rig's core in the warm measurement.
+    rig_busy_warm: f64,
+    /// Of our two cores, by others, in cores.
+    others: f64,
+}
+
+/// One release with the ramp.
+#[derive(Clone, Debug, Serialize)]
+struct Ramped {
+    first_ms: f64,
+    seconds: f64,
+    /// How many were at the model server at a time.
+    most: u64,
+    /// How many came when there were as many as the ramp allows.
+    beyond: u64,
+    late: usize,
+    latest: usize,
+}
+
+/// Requests that came later than their turn, and by how many places at most, of those that were sent on one by one.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Disorder {
+    late: usize,
+    latest: usize,
+}
+
+pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {
+    let (count, note) = Room::make()?.fit(requests.unwrap_or(REQUESTS));
+    let rounds = setup.rounds();
+    let seconds = Duration::from_secs(setup.seconds(1, 2).into());
+    let (mut released, mut ramped, mut disorder) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        eprintln!("release, round {round} of {rounds}");
+        released.push(release(setup, count, seconds)?);
+        ramped.push(ramp(setup, count)?);
+        disorder.push(one_by_one(setup, count)?);
+    }
+    let how = format!(
+        "medians of {rounds} rounds; {} requests of 2 KB held, {AT_ONCE} at a time to the model server. They are sent one \
+         after the other over connections that are all open, so one worker hears of them, and admits them, in that \
+         order. One at a time they have to be at the model server in it, too; {AT_ONCE} at a time they may pass each \
+         other only between dispatch and model server",
+        thousands(count as f64)
+    );
+    Ok(findings(how, &released, &ramped, &disorder, note))
+}
+
+/// Has `count` requests held.
+fn held(setup: &Setup, count: usize, ramp: Ramp) -> Result<Scene, Error> {
+    let mut scene = Scene::start(setup, Bounds { hold: count, ramp, streamed: false })?;
+    scene.gather(count)?;
+    scene.send_all()?;
+    scene.await_held(count)?;
+    Ok(scene)
+}
+
+fn release(setup: &Setup, count: usize, duration: Duration) -> Result<Round, Error> {
+    let mut scene = held(setup, count, OFF)?;
+    let before = scene.read()?;
+    scene.sides.target.ready = true;
+    let passed = scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
+    let spent = before.until(&scene.read()?);
+    let (seen, last) = (&scene.sides.target.seen, scene.sides.crowd.tally.last_served);
+    let (first, (late, latest)) = (seen.first(), seen.disorder());
+    let begin = seen.arrivals.first().map(|(_, at)| *at);
+    let (Some(first), Some(begin), Some(last)) = (first, begin, last) else {
+        return Err(Error::Wrong("requests were served that the model server never saw".into()));
+    };
+    // From the moment of knowing on: before that the rig had nothing to do.
+    let working = last - begin + first;
+    let idle = passed.idle.saturating_sub(passed.elapsed.saturating_sub(working));
+    let requests_per_second = (count - 1) as f64 / (last - begin).as_secs_f64();
+
+    let at_once = AT_ONCE as usize;
+    let (warm_per_second, rig_busy_warm) = warm(&mut scene, at_once, duration)?;
+    let (wide_per_second, _) = warm(&mut scene, count, duration)?;
+    Ok(Round {
+        first_ms: first.as_secs_f64() * 1e3,
+        requests_per_second,
+        warm_per_second,
+        wide_per_second,
+        times_warm: requests_per_second / warm_per_second,
+        times_wide: requests_per_second / wide_per_second,
+        late,
+        latest,
+        rig_busy: 1.0 - idle.as_secs_f64() / working.as_secs_f64(),
+        rig_busy_warm,
+        others: spent.others.as_secs_f64() / passed.elapsed.as_secs_f64(),
+    })
+}
+
+/// The rate at which `members` in turn are served, as many at a time as there may be; and how busy the rig was.
+fn warm(scene: &mut Scene, members: usize, duration: Duration) -> Result<(f64, f64), Error> {
+    scene.sides.target.forget();
+    scene.sides.crowd.go_round(members, AT_ONCE as usize);
+    scene.stay(duration / 4)?;
+    let served = scene.sides.crowd.tally.served;
+    let begin = Instant::now();
+    let passed = scene.stay(duration)?;
+    let rate = (scene.sides.crowd.tally.served - served) as f64 / begin.elapsed().as_secs_f64();
+    scene.sides.crowd.stop();
+    scene.until("the last served", |sides| sides.crowd.tally.waiting == 0)?;
+    Ok((rate, passed.busy()))
+}
+
+fn ramp(setup: &Setup, count: usize) -> Result<Ramped, Error> {
+    let mut scene = held(setup, count, ON)?;
+    scene.sides.target.delay = ANSWER;
+    scene.sides.target.ready = true;
+    scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
+    let (seen, last) = (&scene.sides.target.seen, scene.sides.crowd.tally.last_served);
+    let (late, latest) = seen.disorder();
+    let seconds = seen.known.zip(last).map(|(known, last)| (last - known).as_secs_f64());
+    let first_ms = seen.first().map_or(f64::NAN, |first| first.as_secs_f64() * 1e3);
+    Ok(Ramped {
+        first_ms,
+        seconds: seconds.unwrap_or(f64::NAN),
+        most: seen.most,
+        beyond: seen.beyond,
+        late,
+        latest,
+    })
+}
+
+fn one_by_one(setup: &Setup, count: usize) -> Result<Disorder, Error> {
+    let mut scene = held(setup, count, ONE_BY_ONE)?;
+    scene.sides.target.ready = true;
+    scene.until("all served", |sides| sides.crowd.tally.waiting == 0)?;
+    let seen = &scene.sides.target.seen;
+    if seen.most > 1 {
+        return Err(Error::Wrong(format!(
+            "{} requests were at the model server at a time, where one may be",
+            seen.most
+        )));
+    }
+    let (late, latest) = seen.disorder();
+    Ok(Disorder { late, latest })
+}
+
+fn findings(
+    how: String,
+    released: &[Round],
+    ramped: &[Ramped],
+    disorder: &[Disorder],
+    note: Option<String>,
+) -> Findings {
+    let spread = |figure: fn(&Round) -> f64| Spread::of(released.iter().map(figure)).unwrap_or_default();
+    let most = |figure: fn(&Ramped) -> u64| ramped.iter().map(figure).max().unwrap_or_default();
+    let first = spread(|round| round.first_ms);
+    let (rate, warm) = (spread(|round| round.requests_per_second), spread(|round| round.warm_per_second));
+    let (wide, times) = (spread(|round| round.wide_per_second), spread(|round| round.times_warm));
+    let latest = released.iter().map(|round| round.latest).max().unwrap_or_default();
+    let latest_alone = disorder.iter().map(|round| round.latest).max().unwrap_or_default();
+    let latest_ramped = most(|round| round.latest as u64);
+    let (at_a_time, beyond) = (most(|round| round.most), most(|round| round.beyond));
+    let per_second = |rate: Spread| {
+        format!("{} ({}–{})", thousands(rate.median), thousands(rate.min), thousands(rate.max))
+    };
+    let first_ramped = Spread::of(ramped.iter().map(|round| round.first_ms)).unwrap_or_default();
+    let ms = |spread: Spread| format!("{:.3} ({:.3}–{:.3})", spread.median, spread.min, spread.max);
+    let row = |what: &str, value: String| vec![what.to_owned(), value];
+    let rows = vec![
+        row("first dispatch after knowing, ms", ms(first)),
+        row("with the ramp, first dispatch, ms", ms(first_ramped)),
+        row("released, requests/s", per_second(rate)),
+        row(&format!("warm, {AT_ONCE} clients, requests/s"), per_second(warm)),
+        row("warm, all clients in turn, requests/s", per_second(wide)),
+        row("released × warm", format!("{:.2} ({:.2}–{:.2})", times.median, times.min, times.max)),
+        row("released × warm, all in turn", format!("{:.2}", spread(|round| round.times_wide).median)),
+        row("places late at most, one at a time", latest_alone.to_string()),
+        row(&format!("places late at most, {AT_ONCE} at a time"), latest.to_string()),
+        row("with the ramp, at a time at most", at_a_time.to_string()),
+        row("with the ramp, beyond its limit", beyond.to_string()),
+        row("with the ramp, places late at most", latest_ramped.to_string()),
+    ];
+    let who = "anteroom, ramp off";
+    let mut aims = vec![
+        Aim::at_most(who, "ms from knowing to the first dispatch, at most", 1.0, first.median),
+        Aim::at_most(
+            "anteroom, ramp on",
+            "ms from knowing to the first dispatch, at most",
+            1.0,
+            first_ramped.median,
+        ),
+        Aim::at_least(who, "times the warm rate, at least", 0.8, times.median),
+        Aim::at_most("anteroom, ramp on", "requests beyond the limit, at most", 0.0, beyond as f64),
+    ];
+    let passed = (AT_ONCE - 1) as f64;
+    for (who, limit, latest) in [
+        ("anteroom, one at a time", 0.0, latest_alone as f64),
+        ("anteroom, ramp off", passed, latest as f64),
+        ("anteroom, ramp on", passed, latest_ramped as f64),
+    ] {
+        aims.push(Aim::at_most(who, "places that a request came late, at most", limit, latest));
+    }
+    let mut notes: Vec<String> = note.into_iter().collect();
+    if at_a_time < AT_ONCE {
+        notes.push(format!(
+            "with the ramp on, only {at_a_time} were at the model server at a time: it never got to {AT_ONCE}"
+        ));
+    }
+    let (busy, busy_warm) =
+        (spread(|round| round.rig_busy).median, spread(|round| round.rig_busy_warm).median);
+    if busy > BUSY || busy_warm > BUSY {
+        notes.push(format!(
+            "the load test's own core was {:.0} % busy during the release and {:.0} % warm, so it may be the limit",
+            busy * 100.0,
+            busy_warm * 100.0
+        ));
+    }
+    let others = spread(|round| round.others).max;
+    if others > NOISE {
+        notes.push(format!("other processes used up to {:.0} % of a core, so this is noisy", others * 100.0));
+    }
+    Findings {
+        scenario: "release",
+        how,
+        tables: vec![Table {
+            title: String::new(),
+            header: ["anteroom", ""].map(str::to_owned).into(),
+            rows,
+            legend: Some("knowing: the model server's first 200 to a health check"),
+        }],
+        results: json!({ "released": released, "ramped": ramped, "one_by_one": disorder }),
+        aims,
+        notes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROUND: Round = Round {
+        first_ms: 0.5,
+        requests_per_second: 90.0,
+        warm_per_second: 100.0,
+        wide_per_second: 90.0,
+        times_warm: 0.9,
+        times_wide: 1.0,
+        late: 5,
+        latest: 3,
+        rig_busy: 0.5,
+        rig_busy_warm: 0.5,
+        others: 0.0,
+    };
+    const RAMPED: Ramped =
+        Ramped { first_ms: 0.5, seconds: 1.0, most: AT_ONCE, beyond: 0, late: 5, latest: 63 };
+    const ORDER: Disorder = Disorder { late: 0, latest: 0 };
+
+    fn found(round: Round, ramped: Ramped, order: Disorder) -> (Vec<bool>, usize) {
+        let found = findings("so".into(), &[round], &[ramped], &[order], None);
+        (found.aims.iter().map(|aim| aim.met).collect(), found.notes.len())
+    }
+
+    #[test]
+    fn each_aim_can_be_missed() {
+        assert_eq!(found(ROUND, RAMPED, ORDER), (vec![true; 7], 0));
+        let round = Round { first_ms: 1.1, times_warm: 0.7, latest: 64, ..ROUND };
+        let ramped = Ramped { first_ms: 1.1, beyond: 1, latest: 64, ..RAMPED };
+        assert_eq!(found(round, ramped, Disorder { late: 1, latest: 1 }), (vec![false; 7], 0));
+    }
+
+    #[test]
+    fn a_rig_that_is_busy_others_and_a_ramp_without_an_end_are_told() {
+        let round = Round { rig_busy_warm: 0.99, others: 0.5, ..ROUND };
+        assert_eq!(found(round, Ramped { most: 63, ..RAMPED }, ORDER).1, 3);
+    }
+}

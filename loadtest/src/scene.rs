@@ -1,0 +1,229 @@
+//! A crowd in front of Anteroom, and behind it a model server that is not up yet.
+
+use std::io;
+use std::time::Duration;
+
+use mio::{Registry, Token};
+
+use crate::admin::{Admin, Demand};
+use crate::backend::Backend;
+use crate::clock::Instant;
+use crate::contender::Running;
+use crate::crowd::Crowd;
+use crate::error::Error;
+use crate::footprint::{self, Footprint};
+use crate::procfs::{Meter, Reading};
+use crate::rig::{Clients, Rig};
+use crate::setup::Setup;
+use crate::target::{Ramp, Target};
+
+/// How long any of it may take; what takes longer does not come.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Connections that are made before it is looked whether they have been accepted: they fit the accept queue.
+const BATCH: usize = 1000;
+/// Requests that are sent before it is looked what else there is to do.
+const BURST: usize = 64;
+
+/// The bounds of the one route.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// How many requests may wait.
+    pub(crate) hold: usize,
+    pub(crate) ramp: Ramp,
+    pub(crate) streamed: bool,
+}
+
+/// Anteroom and both its sides.
+#[derive(Debug)]
+pub(crate) struct Scene {
+    rig: Rig,
+    pub(crate) admin: Admin,
+    running: Running,
+    meter: Meter,
+    pub(crate) sides: Sides,
+}
+
+/// The clients and their model server.
+#[derive(Debug)]
+pub(crate) struct Sides {
+    pub(crate) crowd: Crowd,
+    pub(crate) target: Target,
+}
+
+/// What has passed while something was waited for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passed {
+    pub(crate) elapsed: Duration,
+    /// Time in which the rig had nothing to do but to look for events.
+    pub(crate) idle: Duration,
+}
+
+// === impl Scene ===
+
+impl Scene {
+    /// Starts Anteroom in front of a model server that is down.
+    pub(crate) fn start(setup: &Setup, bounds: Bounds) -> Result<Self, Error> {
+        let rig = Rig::new(setup.stop.clone())?;
+        let mut target =
+            Target::bind(rig.registry()).map_err(|error| Error::io("start the model server", error))?;
+        target.ramp = bounds.ramp;
+        let template = include_str!("../contenders/crowd.yaml")
+            .replace("{hold}", &bounds.hold.to_string())
+            .replace("{max}", &bounds.ramp.max.to_string())
+            .replace("{start}", &bounds.ramp.start.to_string());
+        let mut running = setup.anteroom()?.start_with(&template, target.address(), setup.cores)?;
+        let admin = Admin::await_start(&mut running)?;
+        let meter =
+            Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
+        let crowd = Crowd::new(running.address, bounds.streamed);
+        Ok(Self { rig, admin, running, meter, sides: Sides { crowd, target } })
+    }
+
+    /// So many more clients, each of which has been accepted and listened to when this returns.
+    pub(crate) fn gather(&mut self, count: usize) -> Result<(), Error> {
+        // The listener is at one end of a process's descriptors and nothing else opens many.
+        let before = self.descriptors()?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut joined = 0;
+        while joined < count {
+            let batch = BATCH.min(count - joined);
+            let crowd = &mut self.sides.crowd;
+            crowd
+                .join(self.rig.registry(), batch)
+                .map_err(|error| Error::io(format!("connect {count} clients"), error))?;
+            joined += batch;
+            while self.descriptors()? < before + joined as u64 {
+                self.turn()?;
+                if Instant::now() >= deadline {
+                    return Err(late(&format!("{count} connections were not accepted")));
+                }
+            }
+        }
+        // Accepted is not yet listened to.
+        self.stay(Duration::from_millis(100)).map(drop)
+    }
+
+    /// So many more, on shared connections, which send at once.
+    pub(crate) fn gather_multiplexed(&mut self, count: usize) -> Result<(), Error> {
+        let crowd = &mut self.sides.crowd;
+        let joined = crowd.join_multiplexed(self.rig.registry(), count);
+        joined.map(drop).map_err(|error| Error::io("connect over HTTP/2", error))
+    }
+
+    /// All who have a connection of their own send, one after the other, so that it is known who came first.
+    pub(crate) fn send_all(&mut self) -> Result<(), Error> {
+        for member in 0..self.sides.crowd.len() {
+            self.sides.crowd.send(member, Instant::now());
+            if member % BURST == BURST - 1 {
+                self.turn()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until all who have sent are held.
+    pub(crate) fn await_held(&mut self, count: usize) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let Demand { held, .. } = self.admin.demand()?;
+            if held == count as u64 {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(late(&format!("{held} of {count} requests are held")));
+            }
+            self.stay(Duration::from_millis(5))?;
+        }
+    }
+
+    /// Goes on until `done`.
+    pub(crate) fn until(&mut self, what: &str, done: impl Fn(&Sides) -> bool) -> Result<Passed, Error> {
+        self.go_on(PATIENCE, done)?.ok_or_else(|| late(&format!("not {what}")))
+    }
+
+    /// Goes on for `duration`.
+    pub(crate) fn stay(&mut self, duration: Duration) -> Result<Passed, Error> {
+        let begin = Instant::now();
+        let mut idle = Duration::ZERO;
+        let mut elapsed = Duration::ZERO;
+        while elapsed < duration {
+            let events = self.turn()?;
+            let before = std::mem::replace(&mut elapsed, begin.elapsed());
+            if events == 0 {
+                idle += elapsed - before;
+            }
+        }
+        Ok(Passed { elapsed, idle })
+    }
+
+    /// Goes on until `done`, `None` if that is not so within `patience`.
+    fn go_on(&mut self, patience: Duration, done: impl Fn(&Sides) -> bool) -> Result<Option<Passed>, Error> {
+        let begin = Instant::now();
+        let mut passed = Passed { elapsed: Duration::ZERO, idle: Duration::ZERO };
+        while !done(&self.sides) {
+            let events = self.turn()?;
+            let before = std::mem::replace(&mut passed.elapsed, begin.elapsed());
+            if events == 0 {
+                passed.idle += passed.elapsed - before;
+            }
+            if passed.elapsed >= patience {
+                return Ok(None);
+            }
+        }
+        Ok(Some(passed))
+    }
+
+    /// Looks for events once and deals with them; how many there were. What a client should not have seen ends it all.
+    pub(crate) fn turn(&mut self) -> Result<usize, Error> {
+        let events = self.rig.turn(Some(&mut self.sides))?;
+        match &self.sides.crowd.tally.wrong {
+            None => Ok(events),
+            Some(why) => Err(Error::Wrong(why.clone())),
+        }
+    }
+
+    pub(crate) fn read(&self) -> Result<Reading, Error> {
+        self.meter.read().map_err(|error| Error::io("measure", error))
+    }
+
+    pub(crate) fn footprint(&self) -> Result<Footprint, Error> {
+        Footprint::of(self.pid()).map_err(|error| Error::io("read anteroom's footprint", error))
+    }
+
+    pub(crate) fn descriptors(&self) -> Result<u64, Error> {
+        footprint::descriptors(self.pid()).map_err(|error| Error::io("count anteroom's files", error))
+    }
+
+    fn pid(&self) -> u32 {
+        self.running.process.as_ref().map_or(0, |process| process.id())
+    }
+}
+
+fn late(what: &str) -> Error {
+    Error::Wrong(format!("{what} within {} s", PATIENCE.as_secs()))
+}
+
+// === impl Sides ===
+
+impl Clients for Sides {
+    fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        if Target::owns(token) {
+            return self.target.on_event(registry, token);
+        }
+        self.crowd.on_event(token);
+        Ok(())
+    }
+
+    fn on_turn(&mut self, _backend: &mut Backend) -> io::Result<usize> {
+        self.target.on_turn()
+    }
+}
+
+// === impl Passed ===
+
+impl Passed {
+    /// Of the rig's core, by the clients and the model server.
+    pub(crate) fn busy(self) -> f64 {
+        1.0 - self.idle.as_secs_f64() / self.elapsed.as_secs_f64()
+    }
+}

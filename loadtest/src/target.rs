@@ -1,0 +1,307 @@
+//! A model server that is not up until it is told to be, and that remembers what it saw: when it was found ready, when
+//! and in which order requests came, how many there were at a time.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use memchr::memmem;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+use slab::Slab;
+
+use crate::clock::Instant;
+use crate::http::{self, Framing};
+use crate::member::{Message, PLAIN, STREAMED};
+
+/// Tokens of this server have this bit; neither those of clients nor those of the rig's own backend have.
+const OURS: usize = 1 << 33;
+const LISTENER: usize = OURS | (1 << 31);
+const BUFFER: usize = 16 * 1024;
+
+const UP: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+const DOWN: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+
+/// A listener on a free port of 127.0.0.1, its connections, and what they saw.
+#[derive(Debug)]
+pub(crate) struct Target {
+    listener: TcpListener,
+    address: SocketAddr,
+    connections: Slab<Connection>,
+    /// Whether `/health` says so.
+    pub(crate) ready: bool,
+    /// How long an answer takes.
+    pub(crate) delay: Duration,
+    /// How many requests a new endpoint may get at first, and at most.
+    pub(crate) ramp: Ramp,
+    due: VecDeque<Due>,
+    pub(crate) seen: Seen,
+}
+
+/// What it saw since it was last forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// When `/health` first said 200.
+    pub(crate) known: Option<Instant>,
+    /// The number that each request has in its body, and when it was here.
+    pub(crate) arrivals: Vec<(u32, Instant)>,
+    pub(crate) answered: u64,
+    /// How many were here at a time.
+    pub(crate) most: u64,
+    /// How many came when there were as many as the ramp allows.
+    pub(crate) beyond: u64,
+    /// Connections made, those of health checks included.
+    pub(crate) accepted: u64,
+}
+
+/// `concurrency` of the route.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ramp {
+    pub(crate) start: u64,
+    pub(crate) max: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: TcpStream,
+    buffer: Box<[u8]>,
+    filled: usize,
+}
+
+#[derive(Debug)]
+struct Due {
+    at: Instant,
+    connection: usize,
+    answer: &'static [u8],
+}
+
+// === impl Target ===
+
+impl Target {
+    pub(crate) fn bind(registry: &Registry) -> io::Result<Self> {
+        let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        registry.register(&mut listener, Token(LISTENER), Interest::READABLE)?;
+        let address = listener.local_addr()?;
+        Ok(Self {
+            listener,
+            address,
+            connections: Slab::new(),
+            ready: false,
+            delay: Duration::ZERO,
+            ramp: Ramp { start: u64::MAX, max: u64::MAX },
+            due: VecDeque::new(),
+            seen: Seen::default(),
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn owns(token: Token) -> bool {
+        token.0 & OURS != 0
+    }
+
+    /// Forgets what it saw, but not what is still to be answered.
+    pub(crate) fn forget(&mut self) {
+        self.seen = Seen::default();
+    }
+
+    pub(crate) fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        if token.0 == LISTENER {
+            return self.accept(registry);
+        }
+        let key = token.0 & !OURS;
+        while let Some(connection) = self.connections.get_mut(key) {
+            // A read that leaves room in the buffer has emptied the socket, and what comes later is a new edge.
+            match connection.stream.read(&mut connection.buffer[connection.filled..]) {
+                Ok(read) if read > 0 => connection.filled += read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                _ => {
+                    self.connections.remove(key);
+                    break;
+                }
+            }
+            let full = connection.filled == connection.buffer.len();
+            self.serve(key)?;
+            if !full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers what is due; how many that was.
+    pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
+        if self.due.is_empty() {
+            return Ok(0);
+        }
+        let now = Instant::now();
+        let count = self.due.iter().take_while(|due| due.at <= now).count();
+        for _ in 0..count {
+            if let Some(due) = self.due.pop_front() {
+                self.answer(due.connection, due.answer)?;
+            }
+        }
+        Ok(count)
+    }
+
+    fn accept(&mut self, registry: &Registry) -> io::Result<()> {
+        loop {
+            let mut stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            stream.set_nodelay(true)?;
+            let entry = self.connections.vacant_entry();
+            registry.register(&mut stream, Token(entry.key() | OURS), Interest::READABLE)?;
+            entry.insert(Connection { stream, buffer: vec![0; BUFFER].into(), filled: 0 });
+            self.seen.accepted += 1;
+        }
+    }
+
+    /// Deals with every complete request on a connection.
+    fn serve(&mut self, key: usize) -> io::Result<()> {
+        let mut used = 0;
+        while let Some(connection) = self.connections.get_mut(key) {
+            let Some(request) = Request::read(&connection.buffer[used..connection.filled])? else {
+                connection.buffer.copy_within(used..connection.filled, 0);
+                connection.filled -= used;
+                break;
+            };
+            used += request.len;
+            let Some(number) = request.number else {
+                if self.ready {
+                    self.seen.known.get_or_insert_with(Instant::now);
+                }
+                connection.stream.write_all(if self.ready { UP } else { DOWN })?;
+                continue;
+            };
+            let now = Instant::now();
+            let answer: &[u8] = if request.streamed { &STREAMED.response } else { &PLAIN.response };
+            self.seen.arrived(number, now, self.ramp);
+            if self.delay.is_zero() {
+                self.answer(key, answer)?;
+            } else {
+                self.due.push_back(Due { at: now + self.delay, connection: key, answer });
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, key: usize, answer: &[u8]) -> io::Result<()> {
+        self.seen.answered += 1;
+        match self.connections.get_mut(key) {
+            // An answer always fits the socket's buffer.
+            Some(connection) => connection.stream.write_all(answer),
+            // Who asked has gone.
+            None => Ok(()),
+        }
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    /// Anteroom knows of an answer only after us: what it may have by its own count is never more than this.
+    fn arrived(&mut self, number: u32, now: Instant, ramp: Ramp) {
+        self.arrivals.push((number, now));
+        let here = self.arrivals.len() as u64 - self.answered;
+        self.most = self.most.max(here);
+        let allowed = ramp.start.max(self.answered.saturating_mul(2)).min(ramp.max);
+        self.beyond += u64::from(here > allowed);
+    }
+
+    /// From the first 200 of `/health` until the first request was here.
+    pub(crate) fn first(&self) -> Option<Duration> {
+        Some(self.arrivals.first()?.1.saturating_duration_since(self.known?))
+    }
+
+    /// How many requests came later than their turn, and by how many places at most, if they are numbered by it.
+    pub(crate) fn disorder(&self) -> (usize, usize) {
+        let late =
+            self.arrivals.iter().enumerate().map(|(at, (number, _))| at.saturating_sub(*number as usize));
+        late.fold((0, 0), |(count, most), late| (count + usize::from(late > 0), most.max(late)))
+    }
+}
+
+/// What matters of a request.
+#[derive(Debug, PartialEq, Eq)]
+struct Request {
+    len: usize,
+    /// None: a health check.
+    number: Option<u32>,
+    streamed: bool,
+}
+
+// === impl Request ===
+
+impl Request {
+    fn read(buf: &[u8]) -> io::Result<Option<Self>> {
+        let Some(head) = http::head(buf).map_err(io::Error::other)? else { return Ok(None) };
+        let len = match head.body {
+            Framing::None => return Ok(Some(Self { len: head.len, number: None, streamed: false })),
+            Framing::Length(length) => head.len + length,
+            Framing::Chunked => {
+                return Err(io::Error::other("a held request's body came without its length"));
+            }
+        };
+        let Some(body) = buf.get(head.len..len) else { return Ok(None) };
+        let number = Message::number(body)
+            .ok_or_else(|| io::Error::other("a request's body was changed on its way"))?;
+        let streamed = memmem::find(body, b"\"stream\":true").is_some();
+        Ok(Some(Self { len, number: Some(number), streamed }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_beyond_the_ramp_is_counted() {
+        let ramp = Ramp { start: 2, max: 4 };
+        let mut seen = Seen::default();
+        let arrive =
+            |seen: &mut Seen, count: u32| (0..count).for_each(|at| seen.arrived(at, Instant::now(), ramp));
+        arrive(&mut seen, 2);
+        assert_eq!((seen.most, seen.beyond), (2, 0));
+        arrive(&mut seen, 1);
+        assert_eq!((seen.most, seen.beyond), (3, 1));
+        // Two have been answered, so four may be here; and four is all there may be.
+        seen.answered = 2;
+        arrive(&mut seen, 3);
+        assert_eq!((seen.most, seen.beyond), (4, 1));
+        seen.answered = 6;
+        arrive(&mut seen, 5);
+        assert_eq!((seen.most, seen.beyond), (5, 2));
+    }
+
+    #[test]
+    fn who_comes_later_than_its_turn_is_late() {
+        let seen = |numbers: &[u32]| {
+            let arrivals = numbers.iter().map(|number| (*number, Instant::now())).collect();
+            Seen { arrivals, ..Seen::default() }
+        };
+        assert_eq!(seen(&[0, 1, 2, 3]).disorder(), (0, 0));
+        assert_eq!(seen(&[1, 2, 0, 3]).disorder(), (1, 2));
+        assert_eq!(seen(&[1, 0, 3, 2]).disorder(), (2, 1));
+    }
+
+    #[test]
+    fn requests_are_told_from_health_checks() {
+        let health = b"GET /health HTTP/1.1\r\nhost: a\r\n\r\n";
+        let read = |bytes: &[u8]| Request::read(bytes).unwrap();
+        assert_eq!(read(health), Some(Request { len: health.len(), number: None, streamed: false }));
+        for streamed in [false, true] {
+            let mut message = Message::new(streamed);
+            let bytes = message.numbered(77);
+            let expected = Request { len: bytes.len(), number: Some(77), streamed };
+            assert_eq!(read(bytes), Some(expected));
+            assert_eq!(read(&bytes[..bytes.len() - 1]), None);
+        }
+        assert!(Request::read(b"POST / HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}").is_err(), "none of ours");
+    }
+}

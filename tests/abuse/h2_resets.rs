@@ -1,0 +1,241 @@
+//! HTTP/2 clients that begin requests in order to reset them: rapid reset (CVE-2023-44487), the same by way of our own
+//! resets, MadeYouReset (CVE-2025-8671), and more streams than there may be.
+//!
+//! Whatever they do: of a request that was reset nothing is left, no ticket, no permit, no byte of a body, no task.
+
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{
+    frames::{
+        ACK, CANCEL, DATA, ENHANCE_YOUR_CALM, End, HEADERS, PREFACE, PRIORITY, PROTOCOL_ERROR, RST_STREAM,
+        RawH2, SETTINGS, block, code, frame, post, post_fields, reset, settings, window,
+    },
+    memory::{Memory, settle, tasks},
+    recorder::{BODY, Recorder},
+    support::{Proxy, Upstream, route, routes, until, wire::CHAT},
+};
+
+const REFUSED_STREAM: u32 = 0x7;
+
+async fn start(limits: &str, url: &str) -> Proxy {
+    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
+}
+
+/// Nothing is left of the requests of a client that has gone, and the activation that they asked for is the only one.
+async fn nothing_is_left(proxy: &Proxy) {
+    let gate = proxy.gate().await;
+    until("every request to have ended", async || {
+        let counters = gate.counters();
+        gate.held() == 0 && gate.in_flight() == 0 && counters.admitted() == counters.ended_in_all()
+    })
+    .await;
+    until("every byte to be given back", async || proxy.shared.budget.used() == 0).await;
+    let counts = gate.counts();
+    assert_eq!((counts.held, counts.in_flight), (0, 0));
+    assert!(counts.activations <= 1, "{counts:?}");
+}
+
+#[tokio::test]
+async fn rapid_reset_in_one_burst_ends_the_connection() {
+    let upstream = Upstream::cold().await;
+    let proxy = start("maxRapidResets: 100", &upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    client.settled().await;
+    let burst: Vec<u8> = (0..2000)
+        .flat_map(|number| [post(2 * number + 1, CHAT, BODY), reset(2 * number + 1, CANCEL)].concat())
+        .collect();
+    client.try_send(burst).await;
+    // By the library, for requests that nobody had looked at, or by us, for those that somebody had.
+    let end = client.end().await;
+    assert!(end == End::GoAway(ENHANCE_YOUR_CALM, "too_many_resets".into()) || end == End::Cut, "{end:?}");
+    nothing_is_left(&proxy).await;
+    let admitted = proxy.gate().await.counters().admitted();
+    assert!(admitted <= 150, "{admitted} of 2000 were let in");
+    assert_eq!(upstream.requests(), 0);
+}
+
+#[tokio::test]
+async fn rapid_reset_at_our_own_pace_ends_the_connection_too() {
+    let upstream = Upstream::cold().await;
+    let proxy = start("maxRapidResets: 50", &upstream.url()).await;
+    let gate = proxy.gate().await;
+    let mut client = RawH2::connect(proxy.address).await;
+    client.settled().await;
+    for number in 0..51 {
+        // Half of what there is may be reset however quickly, and 50 of it in any case.
+        client.send(post(2 * number + 1, CHAT, BODY)).await;
+        until("it to be held", async || gate.held() == 1).await;
+        client.send(reset(2 * number + 1, CANCEL)).await;
+        until("it to be gone", async || gate.held() == 0).await;
+    }
+    client.try_send(post(103, CHAT, BODY)).await;
+    assert_eq!(client.end().await, End::Cut, "after the 51st reset nothing more is read");
+    assert_eq!(gate.counters().admitted(), 51);
+    nothing_is_left(&proxy).await;
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_now_and_then_is_served() {
+    let recorder = Recorder::new().await;
+    let proxy = start("maxRapidResets: 5", &recorder.upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    for round in 0..30 {
+        let stream = 6 * round + 1;
+        for stream in [stream, stream + 2] {
+            client.send(post(stream, CHAT, BODY)).await;
+            assert_eq!(client.answer(stream).await, Ok(200));
+        }
+        client.send([post(stream + 4, CHAT, BODY), reset(stream + 4, CANCEL)].concat()).await;
+    }
+    nothing_is_left(&proxy).await;
+}
+
+#[tokio::test]
+async fn made_you_reset_is_bounded_and_leaves_nothing() {
+    // Each makes us reset a stream that the client itself never resets (CVE-2025-8671).
+    type Violation = fn(u32) -> Vec<u8>;
+    let violations: [(&str, Violation); 4] = [
+        ("a window that grows by nothing", |stream| window(stream, 0)),
+        ("a window beyond its largest", |stream| window(stream, (1 << 31) - 1)),
+        ("data behind the end", |stream| frame(DATA, 0, stream, b"x")),
+        ("a head behind the end", |stream| frame(HEADERS, 4, stream, &block(&[("x", "1")]))),
+    ];
+    for (what, violation) in violations {
+        let upstream = Upstream::cold().await;
+        let proxy = start("maxRapidResets: 20", &upstream.url()).await;
+        let gate = proxy.gate().await;
+        let mut client = RawH2::connect(proxy.address).await;
+        client.settled().await;
+        let mut ended = None;
+        for number in 0..100 {
+            let stream = 2 * number + 1;
+            if !client.try_send(post(stream, CHAT, BODY)).await {
+                ended = Some(End::Cut);
+                break;
+            }
+            let admitted = gate.counters().admitted();
+            until("it to be held", async || gate.held() > 0 || gate.counters().admitted() > admitted).await;
+            client.try_send(violation(stream)).await;
+            match client.frame_of(&[RST_STREAM, crate::frames::GOAWAY]).await {
+                Some(frame) if frame.kind == RST_STREAM => {
+                    assert_eq!(frame.stream, stream);
+                    until("its work to end", async || gate.held() == 0).await;
+                }
+                Some(frame) => {
+                    ended = Some(End::GoAway(code(&frame.payload[4..]), String::new()));
+                    break;
+                }
+                None => {
+                    ended = Some(End::Cut);
+                    break;
+                }
+            }
+        }
+        assert!(ended.is_some(), "{what}: 100 resets, and no end");
+        let admitted = gate.counters().admitted();
+        assert!(admitted <= 22, "{what}: {admitted}");
+        nothing_is_left(&proxy).await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_depends_on_itself_is_an_error_of_its_own() {
+    let recorder = Recorder::new().await;
+    let proxy = start("maxRapidResets: 20", &recorder.upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    let on_itself = [&1_u32.to_be_bytes()[..], &[16]].concat();
+    client.send(frame(PRIORITY, 0, 1, &on_itself)).await;
+    // RFC 9113 has no tree of priorities any more: it is ignored, or an error that is told.
+    let end = client.frame_of(&[RST_STREAM, crate::frames::GOAWAY]);
+    match tokio::time::timeout(Duration::from_millis(200), end).await {
+        Ok(Some(frame)) if frame.kind == RST_STREAM => assert_eq!(code(&frame.payload), PROTOCOL_ERROR),
+        Ok(Some(frame)) => assert_eq!(code(&frame.payload[4..]), PROTOCOL_ERROR),
+        Ok(None) => {}
+        Err(_) => {
+            client.send(post(1, CHAT, BODY)).await;
+            assert_eq!(client.answer(1).await, Ok(200));
+        }
+    }
+}
+
+#[tokio::test]
+async fn streams_above_the_most_are_refused_and_the_most_is_told() {
+    let upstream = Upstream::cold().await;
+    let proxy = start("maxConcurrentStreams: 4, maxHeaderBytes: 16KiB", &upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    let told = client.frame_of(&[SETTINGS]).await.unwrap().payload;
+    let told: Vec<_> =
+        told.chunks(6).map(|pair| (u16::from_be_bytes([pair[0], pair[1]]), code(&pair[2..]))).collect();
+    assert!(told.contains(&(3, 4)), "SETTINGS_MAX_CONCURRENT_STREAMS in {told:?}");
+    assert!(told.contains(&(6, 16 << 10)), "SETTINGS_MAX_HEADER_LIST_SIZE in {told:?}");
+    client.settled().await;
+    for number in 0..4 {
+        client.send(post(2 * number + 1, CHAT, BODY)).await;
+    }
+    proxy.held(4).await;
+    client.send(post(9, CHAT, BODY)).await;
+    assert_eq!(client.answer(9).await, Err(REFUSED_STREAM));
+    proxy.held(4).await;
+    // One that goes makes room for another.
+    client.send(reset(1, CANCEL)).await;
+    proxy.held(3).await;
+    client.send(post(11, CHAT, BODY)).await;
+    proxy.held(4).await;
+    drop(client);
+    nothing_is_left(&proxy).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reset_request_leaves_no_task_behind() {
+    let memory = Memory::new("maxRapidResets: 100000", "match: { models: [tiny] }");
+    let mut client = memory.client(1 << 20);
+    let hello = [PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, &[])].concat();
+    client.write_all(&hello).await.unwrap();
+    settle().await;
+    let before = tasks();
+    for number in 0..500 {
+        let stream = 2 * number + 1;
+        client.write_all(&post(stream, CHAT, BODY)).await.unwrap();
+        settle().await;
+        assert_eq!((memory.gate.held(), tasks()), (1, before + 1));
+        client.write_all(&reset(stream, CANCEL)).await.unwrap();
+        settle().await;
+        assert_eq!((memory.gate.held(), tasks()), (0, before));
+    }
+    // Half a request is none: it was not admitted, and wakes nothing.
+    let admitted = memory.gate.counters().admitted();
+    assert_eq!(admitted, 500);
+    client.write_all(&frame(HEADERS, 4, 1001, &block(&post_fields(CHAT)))).await.unwrap();
+    client.write_all(&frame(DATA, 0, 1001, &BODY.as_bytes()[..5])).await.unwrap();
+    settle().await;
+    assert_eq!(memory.shared.budget.used(), 5);
+    client.write_all(&reset(1001, CANCEL)).await.unwrap();
+    settle().await;
+    assert_eq!((memory.gate.counters().admitted(), tasks()), (admitted, before));
+    assert!(memory.is_empty());
+    // All of them are one activation, whose lease is what a single request would have had.
+    assert_eq!(memory.gate.counts().activations, 1);
+    drop(client);
+    settle().await;
+    assert_eq!(tasks(), before - 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_reset_before_they_are_whole_wake_nothing() {
+    let memory = Memory::new("", "match: { models: [tiny] }");
+    let mut client = memory.client(1 << 20);
+    client.write_all(&[PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, &[])].concat()).await.unwrap();
+    for number in 0..50 {
+        let stream = 2 * number + 1;
+        client.write_all(&frame(HEADERS, 4, stream, &block(&post_fields(CHAT)))).await.unwrap();
+        client.write_all(&frame(DATA, 0, stream, b"{\"model\":\"tiny\"")).await.unwrap();
+        settle().await;
+        client.write_all(&reset(stream, CANCEL)).await.unwrap();
+        settle().await;
+    }
+    let counts = memory.gate.counts();
+    assert_eq!((counts.activations, counts.is_active()), (0, false));
+    assert!(memory.is_empty());
+}

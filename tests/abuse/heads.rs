@@ -1,0 +1,108 @@
+//! Header bombs: too much, too many, and much out of little (HPACK, CVE-2016-6581).
+
+use crate::{
+    frames::{
+        CONTINUATION, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, FIRST, HEADERS, RawH2, block, field,
+        frame, indexed_field,
+    },
+    recorder::Recorder,
+    support::{Proxy, Upstream, route, routes, wire::get_with},
+};
+
+async fn start(limits: &str, url: &str) -> Proxy {
+    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
+}
+
+const HEALTH: [(&str, &str); 4] =
+    [(":method", "GET"), (":scheme", "http"), (":path", "/health"), (":authority", "api.test")];
+
+/// A GET over HTTP/2 with so many more fields of this name.
+fn get_h2(name: &str, count: usize) -> Vec<u8> {
+    let mut block = block(&HEALTH);
+    block.extend(field(name, "1").repeat(count));
+    frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)
+}
+
+#[tokio::test]
+async fn so_many_fields_and_no_more() {
+    let upstream = Upstream::cold().await;
+    for (limits, most) in [("", 100), ("maxHeaders: 20", 20), ("maxHeaders: 300", 300)] {
+        let proxy = start(limits, &upstream.url()).await;
+        // Host is one of them.
+        for (more, status) in [(most - 1, 200), (most, 431), (most * 3, 431)] {
+            let fields = vec![("X", "1"); more];
+            let mut client = proxy.sent(get_with("/health", &fields)).await;
+            assert_eq!(client.head().await.unwrap().status(), status, "{more} and Host of {most}");
+        }
+        for (count, status) in [(most, 200), (most + 1, 431), (most * 3, 431)] {
+            // Crumbs of a cookie are fields, too (RFC 9113, section 8.2.3).
+            for name in ["x", "cookie"] {
+                let mut client = RawH2::connect(proxy.address).await;
+                client.send(get_h2(name, count)).await;
+                assert_eq!(client.answer(1).await, Ok(status), "{count} of {most} over HTTP/2");
+            }
+        }
+        proxy.stop(&[]).await;
+    }
+    assert_eq!(upstream.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_head_over_http_2_has_the_same_bound_as_any() {
+    let upstream = Upstream::cold().await;
+    let proxy = start("maxHeaderBytes: 8KiB", &upstream.url()).await;
+    // Each field counts 32 bytes more than it has (RFC 9113, section 6.5.2).
+    for (size, status) in [(7000, 200), (9000, 431), (15_000, 431)] {
+        let mut client = RawH2::connect(proxy.address).await;
+        let block = [block(&HEALTH), field("x", "v".repeat(size))].concat();
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await;
+        assert_eq!(client.answer(1).await, Ok(status), "{size}");
+    }
+    // Over several frames, far beyond it: what does not fit is not kept.
+    let mut client = RawH2::connect(proxy.address).await;
+    let mut bytes = frame(HEADERS, END_STREAM, 1, &block(&HEALTH));
+    for last in [false, false, true] {
+        let flags = if last { END_HEADERS } else { 0 };
+        bytes.extend(frame(CONTINUATION, flags, 1, &field("x", "v".repeat(15_000))));
+    }
+    client.send(bytes).await;
+    assert!(matches!(client.answer(1).await, Ok(431) | Err(ENHANCE_YOUR_CALM)));
+    drop(client);
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn an_hpack_bomb_is_not_unpacked() {
+    // One byte a copy of a field of 4,000: 16,000 of them in one frame would be 64 MB.
+    let recorder = Recorder::new().await;
+    let proxy = start("", &recorder.upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    let bomb = [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![FIRST; 12_000]].concat();
+    client.try_send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)).await;
+    assert_eq!(client.end().await, End::GoAway(ENHANCE_YOUR_CALM, "header_list_way_too_large".into()));
+    // The same in small change: below four times the bound each, and so an answer of 431 each.
+    let mut client = RawH2::connect(proxy.address).await;
+    let small = [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![FIRST; 20]].concat();
+    for number in 0..50 {
+        client.send(frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &small)).await;
+        let refused = client.frame_of(&[HEADERS]).await.expect("an answer to each");
+        assert_eq!(refused.stream, 2 * number + 1);
+    }
+    // It would be asked to leave, and never answer.
+    drop(client);
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn a_table_for_compression_is_no_larger_than_it_may_be() {
+    // A size update beyond what we allow (RFC 7541, section 4.2) is an error of compression.
+    let upstream = Upstream::cold().await;
+    let proxy = start("", &upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    client.settled().await;
+    // 0x3f, then 4096 + 1 - 31 in 7 bits each.
+    let update = [&[0x3f, 0xe2, 0x1f][..], &block(&HEALTH)].concat();
+    client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &update)).await;
+    assert!(matches!(client.end().await, End::GoAway(..)));
+    proxy.stop(&[]).await;
+}

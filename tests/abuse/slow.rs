@@ -1,0 +1,233 @@
+//! Slowness as a weapon: heads that trickle (Slowloris), bodies that trickle (R.U.D.Y.), answers that are read byte by
+//! byte (CVE-2019-9511 and older). On a paused clock, through the real connection: the arithmetic is in the tests.
+
+use std::time::Duration;
+
+use anteroom::error::Outcome;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, split},
+    time::{Instant, sleep},
+};
+
+use crate::{
+    frames::{
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, block, frame, ping,
+        post, post_fields, settings, window,
+    },
+    memory::{Memory, settle},
+    recorder::BODY,
+    support::wire::{CHAT, post_with},
+};
+
+const MODELS: &str = "match: { models: [tiny] }";
+const ANY: &str = "match: {}";
+
+/// Sends `begin`, then `part` every so often: after how long, and with what, the connection ends.
+async fn trickle(client: DuplexStream, begin: &[u8], part: &[u8], every: Duration) -> (f64, String) {
+    let began = Instant::now();
+    let (mut read, mut write) = split(client);
+    write.write_all(begin).await.unwrap();
+    let part = part.to_vec();
+    let trickling = tokio::spawn(async move {
+        loop {
+            sleep(every).await;
+            if write.write_all(&part).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(3600), read.read_to_end(&mut answer)).await;
+    trickling.abort();
+    (began.elapsed().as_secs_f64(), String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn hello() -> Vec<u8> {
+    [PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, &[])].concat()
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_head_has_30_s_however_it_trickles() {
+    let memory = Memory::new("headerTimeout: 30s, idleTimeout: 2m", MODELS);
+    let open = frame(HEADERS, END_STREAM, 1, &block(&post_fields(CHAT)));
+    let cases: [(&str, Vec<u8>, Vec<u8>); 7] = [
+        ("HTTP/1.1, nothing", vec![], vec![]),
+        ("HTTP/1.1, the first line", b"P".to_vec(), b"O".to_vec()),
+        ("HTTP/1.1, a field", b"POST / HTTP/1.1\r\nX: ".to_vec(), b"x".to_vec()),
+        ("HTTP/2, its preface and nothing", hello(), vec![]),
+        ("HTTP/2, PINGs", hello(), ping()),
+        ("HTTP/2, windows", hello(), window(0, 1)),
+        ("HTTP/2, HEADERS without an end", [hello(), open.clone()].concat(), vec![]),
+    ];
+    for (what, begin, part) in cases {
+        let (took, _) = trickle(memory.client(64 << 10), &begin, &part, seconds(7)).await;
+        assert_eq!(took.round(), 30.0, "{what}");
+    }
+    // CONTINUATION every 7 s: four of them, no more than may be.
+    let part = frame(CONTINUATION, 0, 1, &[]);
+    let (took, _) = trickle(memory.client(64 << 10), &[hello(), open].concat(), &part, seconds(7)).await;
+    assert_eq!(took.round(), 30.0, "HTTP/2, CONTINUATION");
+    assert_eq!(memory.gate.counters().admitted(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_of_http_2_that_never_ends_is_idle_after_a_request() {
+    let memory = Memory::new("headerTimeout: 30s, idleTimeout: 2m", MODELS);
+    memory.ready();
+    let begin = [hello(), post(1, CHAT, BODY), frame(HEADERS, 0, 3, &block(&post_fields(CHAT)))].concat();
+    // PINGs may not come within a head, so nothing does; and before it they change nothing.
+    let (took, _) = trickle(memory.client(64 << 10), &begin, &[], seconds(7)).await;
+    assert_eq!(took.round(), 120.0);
+    let begin = [hello(), post(1, CHAT, BODY)].concat();
+    let (took, _) = trickle(memory.client(64 << 10), &begin, &ping(), seconds(7)).await;
+    assert_eq!(took.round(), 120.0, "PINGs keep nothing open");
+    assert_eq!(memory.gate.counters().admitted(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_just_under_its_time_out_is_cut_off() {
+    // A byte every 29 s keeps clear of `bodyTimeout` for ever, and with 100 KB a connection for a month. It has 30 s to
+    // its name, of which 29 go by before the first byte, which gives back 1/1000 s: 30.001 s.
+    let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
+    for (matching, is_up) in [(MODELS, false), (MODELS, true), (ANY, false), (ANY, true)] {
+        let memory = Memory::new("bodyTimeout: 30s, minRate: 1000", matching);
+        if is_up {
+            memory.ready();
+        }
+        let (took, answer) = trickle(memory.client(64 << 10), &head, b"x", seconds(29)).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{matching}: {answer}");
+        assert!((30.0..30.1).contains(&took), "{matching}: {took}");
+        settle().await;
+        assert!(memory.is_empty(), "{matching}");
+        assert_eq!(memory.gate.counts().activations, 0, "{matching}: a body that has not come wakes nothing");
+    }
+    // 100 bytes a second where 1,000 are asked for: it loses 0.9 s in each, so 33.3 of them. The 34th is not waited for.
+    let memory = Memory::new("bodyTimeout: 30s, minRate: 1000", MODELS);
+    let (took, answer) = trickle(memory.client(64 << 10), &head, &[b'x'; 100], seconds(1)).await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!((33.0..34.0).contains(&took), "{took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_http_2_that_trickles_is_cut_off_too() {
+    let memory = Memory::new("bodyTimeout: 30s, minRate: 1000, idleTimeout: 1m", MODELS);
+    let begin = [hello(), frame(HEADERS, END_HEADERS, 1, &block(&post_fields(CHAT)))].concat();
+    let client = memory.client(64 << 10);
+    let counters = memory.gate.counters();
+    // 408 after 30.001 s, and the connection is idle from then on.
+    let (took, _) = trickle(client, &begin, &frame(DATA, 0, 1, b"x"), seconds(29)).await;
+    assert!((90.0..91.0).contains(&took), "{took}");
+    assert_eq!(counters.admitted(), 0);
+    assert!(memory.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_body_that_keeps_its_rate_is_taken() {
+    // 300 s at 1,000 bytes a second, in pauses of 20 s.
+    for rate in ["1000", "0"] {
+        let memory = Memory::new(&format!("bodyTimeout: 30s, minRate: {rate}"), MODELS);
+        memory.ready();
+        let body = format!(r#"{{"model":"tiny","text":"{}"}}"#, "x".repeat(300_000 - 27));
+        let head = post_with(CHAT, &[("Connection", "close")], "")
+            .replace("Length: 0", &format!("Length: {}", body.len()));
+        let mut client = memory.client(1 << 20);
+        client.write_all(head.as_bytes()).await.unwrap();
+        for part in body.as_bytes().chunks(20_000) {
+            sleep(seconds(20)).await;
+            client.write_all(part).await.unwrap();
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{rate}: {answer}");
+    }
+    // With no rate, only the pauses count: this is what `minRate` is for.
+    let memory = Memory::new("bodyTimeout: 30s, minRate: 0", MODELS);
+    let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
+    let (took, answer) = trickle(memory.client(64 << 10), &head, b"x", seconds(29)).await;
+    assert_eq!((took, &*answer), (3600.0, ""), "for as long as we looked");
+}
+
+const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// After how long the only request ends because its client is too slow.
+async fn stalls(memory: &Memory) -> f64 {
+    let began = Instant::now();
+    while memory.gate.counters().ended_as(Outcome::ClientStalled) == 0 {
+        assert!(began.elapsed() < seconds(3600), "it goes on for ever");
+        sleep(Duration::from_millis(10)).await;
+    }
+    began.elapsed().as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_byte_by_byte_is_cut_off() {
+    // A byte every 59 s: 60 s to its name, of which 59 go by, and 1/1000 s comes back.
+    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+    memory.ready();
+    let mut client = memory.client(1024);
+    client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
+    let reading = tokio::spawn(async move {
+        let mut byte = [0];
+        loop {
+            sleep(seconds(59)).await;
+            if client.read(&mut byte).await.is_ok_and(|read| read == 0) {
+                return;
+            }
+        }
+    });
+    let took = stalls(&memory).await;
+    assert!((60.0..60.1).contains(&took), "{took}");
+    settle().await;
+    assert!(memory.is_empty(), "the endpoint is free again");
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_opens_byte_by_byte_is_cut_off() {
+    // As much as one small part every 50 s: 60 s, of which 50 go by, and 1/100 s comes back.
+    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+    memory.ready();
+    let client = memory.client(64 << 10);
+    let (mut read, mut write) = split(client);
+    let hello =
+        [PREFACE, &settings(&[(4, 10)]), &frame(SETTINGS, ACK, 0, &[]), &post(1, CHAT, BODY)].concat();
+    write.write_all(&hello).await.unwrap();
+    let opening = tokio::spawn(async move {
+        loop {
+            sleep(seconds(50)).await;
+            if write.write_all(&window(1, 10)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let reading = tokio::spawn(async move {
+        let mut all = Vec::new();
+        let _ = read.read_to_end(&mut all).await;
+    });
+    let took = stalls(&memory).await;
+    assert!((60.0..60.1).contains(&took), "{took}");
+    settle().await;
+    assert!(memory.is_empty(), "the endpoint is free again");
+    opening.abort();
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_keeps_its_rate_or_has_nothing_to_read_is_served() {
+    // 2,000 bytes a second in bites of 40 s, for an hour; the rate is 1,000.
+    let part = format!("3e8\r\n{}\r\n", "x".repeat(1000));
+    let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, part.as_bytes());
+    memory.ready();
+    let mut client = memory.client(1024);
+    client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
+    let mut bite = vec![0; 80_000];
+    for _ in 0..90 {
+        sleep(seconds(40)).await;
+        client.read_exact(&mut bite).await.unwrap();
+    }
+    assert_eq!(memory.gate.counters().ended_as(Outcome::ClientStalled), 0);
+}

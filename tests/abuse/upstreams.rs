@@ -1,0 +1,204 @@
+//! Model servers that mean harm, or are broken: whatever they answer, a client gets one answer that is whole, or one
+//! that is seen not to be; and the next client on the connection gets its own.
+
+use crate::support::{
+    Proxy, Upstream, Wire, route, routes, soon,
+    upstream::{Call, STREAM, answer},
+    wire::{chat, streaming},
+};
+
+/// What a client gets to see, byte by byte, when its request is answered with these bytes and the connection's end.
+async fn relayed(bytes: &[u8]) -> String {
+    let bytes = bytes.to_vec();
+    let upstream = Upstream::warm().await.automatic(move |call| send(call, bytes.clone()));
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let request = chat("x").replace("Host:", "Connection: close\r\nHost:");
+    let mut client = proxy.sent(request).await;
+    let end = String::from_utf8_lossy(&client.end().await).into_owned();
+    proxy.in_flight(0).await;
+    end
+}
+
+async fn send(mut call: Call, bytes: Vec<u8>) {
+    use tokio::io::AsyncWriteExt as _;
+    call.body().await;
+    // The proxy may have had enough.
+    let _ = call.wire.stream.write_all(&bytes).await;
+    let _ = call.wire.stream.shutdown().await;
+    call.gone().await;
+}
+
+fn status(answer: &str) -> &str {
+    answer.get(9..12).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn heads_that_could_be_read_two_ways_are_errors_or_framed_anew() {
+    let head = |lines: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{lines}\r\n{body}");
+    let whole = "5\r\nwhole\r\n0\r\n\r\n";
+    let huge = "x".repeat(1 << 20);
+    let many: String = (0..1000).map(|number| format!("X-{number}: 1\r\n")).collect();
+    for (what, bytes) in [
+        ("two lengths", head("Content-Length: 5\r\nContent-Length: 3\r\n", "whole")),
+        ("a list of lengths", head("Content-Length: 5, 3\r\n", "whole")),
+        ("a length with a plus", head("Content-Length: +5\r\n", "whole")),
+        ("a negative length", head("Content-Length: -5\r\n", "whole")),
+        ("a length beyond 64 bits", head("Content-Length: 18446744073709551621\r\n", "whole")),
+        ("a zero byte", head("X: a\0b\r\nContent-Length: 5\r\n", "whole")),
+        ("a carriage return alone", head("X: a\rSet-Cookie: evil\r\nContent-Length: 5\r\n", "whole")),
+        ("a space before the colon", head("Content-Length : 5\r\n", "whole")),
+        ("no colon", head("Content-Length\r\n", "whole")),
+        ("a head of 1 MiB", head(&format!("X: {huge}\r\nContent-Length: 5\r\n"), "whole")),
+        ("1,000 fields", head(&format!("{many}Content-Length: 5\r\n"), "whole")),
+        ("no version", "200 OK\r\n\r\nwhole".into()),
+        ("another version", head("Content-Length: 5\r\n", "whole").replace("HTTP/1.1", "HTTP/3.0")),
+        ("no status", "HTTP/1.1 OK\r\n\r\nwhole".into()),
+        ("a status of four digits", head("Content-Length: 5\r\n", "whole").replace("200", "2000")),
+        ("a TLS alert", "\x15\x03\x01\x00\x02\x02\x28".into()),
+        ("a preface of HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into()),
+        ("an endless first line", huge.clone()),
+    ] {
+        let relayed = relayed(bytes.as_bytes()).await;
+        assert_eq!(status(&relayed), "502", "{what}: {relayed}");
+        assert!(!relayed.to_lowercase().contains("set-cookie"), "{what}: {relayed}");
+    }
+    for (what, bytes) in [
+        ("a length and chunks", head("Content-Length: 3\r\nTransfer-Encoding: chunked\r\n", whole)),
+        ("chunks and a length", head("Transfer-Encoding: chunked\r\nContent-Length: 3\r\n", whole)),
+        ("a folded line", head("X: a\r\n Set-Cookie: evil\r\nContent-Length: 5\r\n", "whole")),
+        ("no reason", head("Content-Length: 5\r\n", "whole").replace(" OK", "")),
+    ] {
+        let relayed = relayed(bytes.as_bytes()).await;
+        let lower = relayed.to_lowercase();
+        assert_eq!(lower.matches("http/1.1 ").count(), 1, "{what}: {relayed}");
+        assert!(
+            lower.matches("content-length").count() + lower.matches("transfer-encoding").count() == 1,
+            "{what}: {relayed}"
+        );
+        assert!(
+            !lower.contains("\nset-cookie") && (status(&relayed) == "502" || relayed.contains("whole")),
+            "{what}: {relayed}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_whole_does_not_look_whole() {
+    let chunked = |body: &str| format!("{STREAM}{body}");
+    for (what, bytes) in [
+        ("no last chunk", chunked("5\r\nwhole\r\n")),
+        ("half a chunk", chunked("5\r\nwho")),
+        ("a size that is none", chunked("5\r\nwhole\r\nzz\r\n")),
+        ("a size beyond 64 bits", chunked("5\r\nwhole\r\n10000000000000005\r\nwhole\r\n0\r\n\r\n")),
+        ("a negative size", chunked("5\r\nwhole\r\n-5\r\nwhole\r\n0\r\n\r\n")),
+        ("data beyond its size", chunked("5\r\nwholesome\r\n0\r\n\r\n")),
+        (
+            "a huge extension",
+            chunked(&format!("5\r\nwhole\r\n5;{}\r\nwhole\r\n0\r\n\r\n", "x".repeat(17 << 10))),
+        ),
+        ("huge trailers", chunked(&format!("5\r\nwhole\r\n0\r\nX: {}\r\n\r\n", "x".repeat(17 << 10)))),
+        ("a length that is not kept", "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nwhole".into()),
+    ] {
+        let relayed = relayed(bytes.as_bytes()).await;
+        assert!(!relayed.ends_with("0\r\n\r\n"), "{what}: {relayed}");
+        let told = relayed.to_lowercase().contains("content-length: 500");
+        assert!(told || relayed.to_lowercase().contains("chunked"), "{what}: {relayed}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_of_an_answer_are_not_its_head() {
+    let trailers = "Set-Cookie: evil\r\nContent-Length: 3\r\nX-Anteroom-Cold-Start: true\r\n";
+    let relayed = relayed(format!("{STREAM}5\r\nwhole\r\n0\r\n{trailers}\r\n").as_bytes()).await;
+    let (head, _) = relayed.split_once("\r\n\r\n").unwrap();
+    assert!(
+        !head.to_lowercase().contains("cookie") && !head.to_lowercase().contains("content-length"),
+        "{relayed}"
+    );
+}
+
+#[tokio::test]
+async fn heads_before_the_head_do_not_go_on_for_ever() {
+    // 1xx without end.
+    for head in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"] {
+        let upstream = Upstream::warm().await.automatic(move |mut call| async move {
+            call.body().await;
+            let burst = head.repeat(100);
+            while tokio::io::AsyncWriteExt::write_all(&mut call.wire.stream, burst.as_bytes()).await.is_ok() {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+        });
+        let more = "upstream: { responseTimeout: 300ms }";
+        let config = routes(&[route("tiny", &upstream.url(), more), route("other", &upstream.url(), "")]);
+        let proxy = Proxy::start(&config).await;
+        let mut client = proxy.sent(chat("x")).await;
+        // Meanwhile, others are served by the same thread.
+        assert_eq!(proxy.ask(crate::support::wire::get("/health")).await.status(), 200);
+        client.response().await.is_error(502, "upstream_error");
+        proxy.in_flight(0).await;
+    }
+}
+
+#[tokio::test]
+async fn what_follows_an_answer_is_nobodys_answer() {
+    // Response splitting and poisoning of the connection: an answer that nobody asked for waits for the next request.
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let evil = answer("200 OK", &[("X-Evil", "1")], "evil");
+    for _ in 0..20 {
+        let mut client = proxy.sent(chat("first")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        let both = answer("200 OK", &[], "mine") + &evil;
+        tokio::spawn(call.finish(both));
+        assert_eq!(client.response().await.text(), "mine");
+        let mut next = proxy.sent(chat("second")).await;
+        // On another connection, since that one said what it was not asked for.
+        upstream.call().await.echo().await;
+        assert_eq!(next.response().await.json()["text"], "second");
+        assert_eq!(client.buf, b"", "nor does the first client see it");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_says_nothing_in_our_name() {
+    let fields = [
+        ("X-Anteroom-Cold-Start", "true"),
+        ("X-Keda-Http-Cold-Start", "true"),
+        ("Connection", "close, X-Request-Id"),
+        ("Keep-Alive", "timeout=1000"),
+        ("Proxy-Authenticate", "Basic"),
+        ("Upgrade", "h2c"),
+    ];
+    let relayed = relayed(answer("200 OK", &fields, "whole").as_bytes()).await.to_lowercase();
+    for gone in
+        ["x-anteroom-cold-start", "x-keda-http-cold-start", "keep-alive:", "proxy-authenticate", "upgrade:"]
+    {
+        assert!(!relayed.contains(gone), "{gone}: {relayed}");
+    }
+    assert!(relayed.contains("x-request-id"), "{relayed}");
+}
+
+#[tokio::test]
+async fn a_server_that_answers_before_it_has_read_does_not_mix_requests_up() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut warm: Wire = proxy.sent(streaming("warm")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(warm.response().await.status(), 200);
+    // The rest of the body must not be taken for the next request by a server that keeps the connection.
+    let request = chat("early");
+    let (begin, rest) = request.split_at(request.len() - 5);
+    let mut client = proxy.sent(begin).await;
+    let mut call = upstream.call().await;
+    let connection = call.connection;
+    call.send(answer("200 OK", &[], "early")).await;
+    let head = soon("the early answer", client.head()).await.unwrap();
+    assert_eq!(client.body(&head).await.unwrap(), b"early");
+    let _ = tokio::io::AsyncWriteExt::write_all(&mut client.stream, rest.as_bytes()).await;
+    let mut next = proxy.sent(chat("next")).await;
+    let call = upstream.call().await;
+    assert_ne!(call.connection, connection, "a new connection, since the old one is not at a request's end");
+    call.echo().await;
+    assert_eq!(next.response().await.json()["text"], "next");
+}
