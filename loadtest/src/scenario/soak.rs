@@ -33,6 +33,7 @@ const QUEUE: usize = 32;
 const OVERFLOW: usize = 100;
 /// Who sends one request after the other while the model server is up.
 const CLIENTS: usize = 8;
+const TIDYING: usize = 100;
 /// How long Anteroom may take to be ready, and the model server to be stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -192,6 +193,7 @@ impl Stage {
         }
         self.mix(setup, number).await?;
         let account = self.quiet(setup).await?;
+        self.tidy().await?;
         let Tally { sent, answered, full, left, .. } = self.tally;
         Ok(Cycle {
             at_s: self.begin.elapsed().as_secs_f64(),
@@ -258,6 +260,20 @@ impl Stage {
         fs::write(&beside, changed).map_err(failed)?;
         fs::rename(&beside, file).map_err(failed)?;
         self.tally.reloads += 1;
+        Ok(())
+    }
+
+    /// Asks for what wakes nothing. The allocator gives pages back some time after they have become free, when its
+    /// thread has something to do; without that it would be measured by chance, before or after.
+    async fn tidy(&self) -> Result<(), Error> {
+        for _ in 0..TIDYING {
+            sleep(Duration::from_millis(5)).await;
+            match admin::get(self.running.address, "/v1/models") {
+                Ok((200, _)) => {}
+                Ok((status, _)) => return Err(self.unsound(format!("the models are answered with {status}"))),
+                Err(error) => return Err(Error::io("ask for the models", error)),
+            }
+        }
         Ok(())
     }
 
