@@ -33,7 +33,7 @@ impl<F: Fn() -> io::Result<Box<dyn Io>> + Send + Sync> Dial for Behind<F> {
     fn dial(&self, _: &str) -> Dialing {
         // Within the future, as in a real one.
         let connected = std::panic::AssertUnwindSafe(&self.0);
-        match std::panic::catch_unwind(|| connected()) {
+        match std::panic::catch_unwind(connected) {
             Ok(connected) => Box::pin(async { connected }),
             Err(panic) => Box::pin(async { std::panic::resume_unwind(panic) }),
         }
