@@ -1,8 +1,15 @@
 //! File descriptors run out: who is there goes on, who comes waits, nobody spins, and all is well when some are free.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
+
+use anteroom::error::Outcome;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    memory::World,
     served::Served,
     support::{
         Upstream, Wire, h2, route, routes, soon, until,
@@ -112,4 +119,27 @@ async fn requests_that_cannot_be_sent_wait_and_the_endpoint_is_not_blamed() {
 
 async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
     Wire::connect(address).await.ask(chat("late")).await.status()
+}
+
+/// There never is anything to connect with: the request has its deadline all the same, and at most one time-out of
+/// connecting more (2 s). Each try rests for 50 ms; and the endpoint is as ready as before.
+#[tokio::test(start_paused = true)]
+async fn who_can_never_be_sent_has_a_deadline() {
+    const EMFILE: i32 = 24;
+    let tries = Arc::new(AtomicU64::new(0));
+    let counted = tries.clone();
+    let world = World::new("hold: { timeout: 10s }", move || {
+        counted.fetch_add(1, SeqCst);
+        Err(std::io::Error::from_raw_os_error(EMFILE))
+    });
+    world.gate.target().ready(&world.endpoint, None);
+    let began = Instant::now();
+    let heard = world.ask(&chat("x")).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 504") && heard.contains("cold_start_timeout"), "{heard}");
+    let took = began.elapsed();
+    assert!((10..=12).contains(&took.as_secs()), "{took:?}");
+    let tries = u128::from(tries.load(SeqCst));
+    assert!(tries > 10 && tries <= took.as_millis() / 50 + 1, "{tries} in {took:?}");
+    assert!(world.endpoint.is_ready());
+    world.is_over(&[(Outcome::ColdStartTimeout, 1)]);
 }
