@@ -1,13 +1,20 @@
 //! File descriptors run out: who is there goes on, who comes waits, nobody spins, and all is well when some are free.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::SeqCst},
+};
+
+use anteroom::error::Outcome;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    memory::World,
     served::Served,
     support::{
-        Upstream, h2, route, routes, soon, until,
+        Upstream, Wire, h2, route, routes, soon, until,
         upstream::Call,
-        wire::{CHAT, chat},
+        wire::{CHAT, chat, get},
     },
 };
 
@@ -75,6 +82,9 @@ async fn requests_that_cannot_be_sent_wait_and_the_endpoint_is_not_blamed() {
     let worked = proxy.ticks();
     gate.send_replace(false);
 
+    // While there are descriptors for it.
+    let mut admin = Wire::connect(proxy.admin).await;
+    assert_eq!(admin.ask(get("/livez")).await.status(), 200);
     let began = Instant::now();
     let before = upstream.requests();
     let asked: Vec<_> = (0..REQUESTS)
@@ -83,12 +93,16 @@ async fn requests_that_cannot_be_sent_wait_and_the_endpoint_is_not_blamed() {
     // It may have inherited some with higher numbers.
     until("descriptors to run out", async || proxy.resources().descriptors >= DESCRIPTORS as usize).await;
     let late: Vec<_> = [(); 5].map(|()| tokio::spawn(connect_and_ask(proxy.address))).into();
-    until("a client that is not accepted", async || proxy.said("cannot accept") >= 3).await;
+    // Each rest takes 100 ms, so that connecting has been given up in the meantime, and begun again.
+    until("clients that are not accepted", async || proxy.said("cannot accept") >= 10).await;
     let sent = upstream.requests() - before;
     assert!(sent > 10 && sent < REQUESTS, "{sent} of them could be sent");
     // A rest is 100 ms, and there is one thread that accepts.
     let refusals = proxy.said("cannot accept");
     assert!(refusals as u128 <= began.elapsed().as_millis() / 100 + 1, "{refusals} in {:?}", began.elapsed());
+    let routes = admin.ask(get("/api/v1/routes")).await.json();
+    let tiny = &routes["routes"][0];
+    assert_eq!((&tiny["state"], &tiny["endpoints"][0]["ready"]), (&"ready".into(), &true.into()), "{tiny:#}");
     let waited = proxy.ticks() - worked;
     assert!(waited <= worked + 20, "{waited} ticks to wait, {worked} for all that was done before");
 
@@ -99,11 +113,33 @@ async fn requests_that_cannot_be_sent_wait_and_the_endpoint_is_not_blamed() {
     for late in late {
         assert_eq!(soon("an answer", late).await.unwrap(), 200);
     }
-    assert_eq!(proxy.said("cold start"), 0, "it was up all the time");
-    drop(client);
+    drop((client, admin));
     proxy.stop().await.are(&[("completed", 2 * REQUESTS as u64 + 5)]);
 }
 
 async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
-    crate::support::Wire::connect(address).await.ask(chat("late")).await.status()
+    Wire::connect(address).await.ask(chat("late")).await.status()
+}
+
+/// There never is anything to connect with: the request has its deadline all the same, and at most one time-out of
+/// connecting more (2 s). Each try rests for 50 ms; and the endpoint is as ready as before.
+#[tokio::test(start_paused = true)]
+async fn who_can_never_be_sent_has_a_deadline() {
+    const EMFILE: i32 = 24;
+    let tries = Arc::new(AtomicU64::new(0));
+    let counted = tries.clone();
+    let world = World::new("hold: { timeout: 10s }", move || {
+        counted.fetch_add(1, SeqCst);
+        Err(std::io::Error::from_raw_os_error(EMFILE))
+    });
+    world.gate.target().ready(&world.endpoint, None);
+    let began = Instant::now();
+    let heard = world.ask(&chat("x")).await.unwrap();
+    assert!(heard.starts_with("HTTP/1.1 504") && heard.contains("cold_start_timeout"), "{heard}");
+    let took = began.elapsed();
+    assert!((10..=12).contains(&took.as_secs()), "{took:?}");
+    let tries = u128::from(tries.load(SeqCst));
+    assert!(tries > 10 && tries <= took.as_millis() / 50 + 1, "{tries} in {took:?}");
+    assert!(world.endpoint.is_ready());
+    world.is_over(&[(Outcome::ColdStartTimeout, 1)]);
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use anteroom::{app::Command, drain::Request};
 use parking_lot::Mutex;
 use rustix::process::Signal;
 use tokio::{
@@ -22,9 +23,9 @@ use crate::{
     law,
     served::Served,
     support::{
-        Upstream, Wire, route, routes, until,
+        Proxy, Upstream, Wire, route, routes, until,
         upstream::{Call, LAST, STREAM, chunk},
-        wire::{chat, streaming},
+        wire::{chat, get, streaming},
     },
 };
 
@@ -231,4 +232,34 @@ fn only_completed(last: &serde_json::Value) -> u64 {
     assert_eq!(ended, [format!("completed={admitted}")], "{last}");
     assert_eq!((last["held"].as_u64(), last["in_flight"].as_u64()), (Some(0), Some(0)), "{last}");
     admitted
+}
+
+/// From the moment when a replica is told to end, every answer over a connection that is kept says that it was the last
+/// one, also while new connections are still accepted: a client that asks again goes elsewhere, and never into a
+/// connection that is being closed.
+#[tokio::test]
+async fn who_keeps_a_connection_is_told_that_it_ends() {
+    let mut upstream = Upstream::warm().await;
+    let config = routes(&[route("tiny", &upstream.url(), "")]);
+    let proxy = Proxy::start(&format!("drainDelay: 10m\ndrainTimeout: 10m\n{config}")).await;
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let mut client = proxy.sent(chat("before")).await;
+        upstream.call().await.echo().await;
+        assert_eq!(client.response().await.get("connection"), None);
+        kept.push(client);
+    }
+    proxy.commands.send(Command::Stop(Request::Terminate)).await.unwrap();
+    until("it to be unready", async || proxy.admin("/readyz").await.status() == 503).await;
+    kept.push(proxy.client().await);
+    let asked = [chat("kept"), get("/v1/models"), get("/nothing"), chat("new")];
+    for (mut client, request) in kept.into_iter().zip(asked) {
+        client.send(&request).await;
+        if request.starts_with("POST") {
+            upstream.call().await.echo().await;
+        }
+        assert_eq!(client.response().await.get("connection"), Some("close"), "{request}");
+        assert_eq!(client.end().await, b"");
+    }
+    proxy.stop(&[("completed", 5)]).await;
 }
