@@ -108,6 +108,11 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Words of the file inside of ours: they neither end the line of a log nor move a cursor.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+}
+
 /// As much of a line as fits a terminal, and how far the caret is indented. What could move the cursor is blanked.
 fn excerpt(line: &str, column: u64) -> (String, usize) {
     const WIDTH: usize = 100;

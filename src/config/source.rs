@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::{Location, Spanned};
 
-use super::error::{Position, Problem};
+use super::error::{Position, Problem, one_line};
 
 /// A file that was read: what it is called, its lines, and where its keys are.
 pub(super) struct Source<'a> {
@@ -94,8 +94,8 @@ impl<'a> Source<'a> {
         Problem {
             file: self.name.to_owned(),
             position,
-            key: path.to_string(),
-            message: message.into(),
+            key: one_line(&path.to_string()),
+            message: one_line(&message.into()),
             line: index.and_then(|index| lines(self.text).nth(index)).map(str::to_owned),
         }
     }
@@ -227,7 +227,13 @@ impl<'de> Deserialize<'de> for Shape {
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
-                Ok(Shape::Leaf(format!("\"{value}\"")))
+                // A whole file that is one text, say, is not repeated in an error.
+                const SHOWN: usize = 100;
+                let (shown, more) = match value.char_indices().nth(SHOWN) {
+                    Some((end, _)) => (&value[..end], "…"),
+                    None => (value, ""),
+                };
+                Ok(Shape::Leaf(format!("\"{shown}{more}\"")))
             }
 
             fn visit_bytes<E>(self, _: &[u8]) -> Result<Shape, E> {

@@ -11,7 +11,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::{
     Config, Limits,
-    error::Problem,
+    error::{Problem, one_line},
     source::{KeyPath, Source},
 };
 use crate::domain::{ByteCount, Period, Route};
@@ -80,8 +80,8 @@ impl Checker<'_> {
             None => Problem {
                 file: String::new(),
                 position: None,
-                key: path.to_string(),
-                message: message.into(),
+                key: one_line(&path.to_string()),
+                message: one_line(&message.into()),
                 line: None,
             },
         }
