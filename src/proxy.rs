@@ -23,5 +23,5 @@ mod wait;
 pub use client_io::{ClientIo, ClientTimeouts, ConnectionState};
 pub use intercept::Interceptor;
 pub use listener::{bind, serve_connection, serve_listener};
-pub use pipeline::{Client, Proxy, Shared};
+pub use pipeline::{Answering, Client, Proxy, Shared};
 pub use table::{Match, Model, RouteTable};

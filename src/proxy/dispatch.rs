@@ -14,7 +14,7 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Buffered, CutOff, Outgoing, Share, within},
+    intake::{Buffered, CutOff, Outgoing, within},
     intercept::Intercepted,
     traced::Traced,
     tunnel::Tunnel,
@@ -31,7 +31,7 @@ use crate::{
 
 /// A request as it goes to an endpoint, again if need be.
 pub(super) struct Sending {
-    pub(super) head: request::Parts,
+    pub(super) head: Box<request::Parts>,
     source: Source,
     writes: Writes,
     /// Its route serves anything.
@@ -39,7 +39,7 @@ pub(super) struct Sending {
 }
 
 enum Source {
-    Buffered(Bytes, #[expect(dead_code, reason = "counted until it is dropped")] Share),
+    Buffered(Buffered),
     /// Until it is sent.
     Streaming(Option<Incoming>),
 }
@@ -195,7 +195,7 @@ impl Proxy {
             sending.source = Intake::Read(self.read(incoming).await?).into();
         }
         let bytes = match &mut sending.source {
-            Source::Buffered(bytes, _) => bytes.len(),
+            Source::Buffered(read) => read.bytes.len(),
             Source::Streaming(_) => 0,
         };
         Ok(gate.readmit(place, bytes))
@@ -253,11 +253,23 @@ impl Proxy {
 
 impl Sending {
     /// A request that has not been sent.
-    pub(super) fn new(head: request::Parts, body: Intake, intercepted: Option<Box<Intercepted>>) -> Self {
+    pub(super) fn new(
+        head: Box<request::Parts>,
+        body: Intake,
+        intercepted: Option<Box<Intercepted>>,
+    ) -> Self {
         // What a completion does twice, it does twice in vain; what another application does, nobody knows.
         let once = intercepted.is_some() && !head.method.is_safe();
         let writes = if once { Writes(MAX_WRITES - 1) } else { Writes::default() };
         Self { head, source: body.into(), writes, intercepted }
+    }
+
+    /// Lets go of the read buffer that it came in, which is several times its size.
+    pub(super) fn settle(&mut self) {
+        forward::settle(&mut self.head);
+        if let Source::Buffered(read) = &mut self.source {
+            read.settle();
+        }
     }
 }
 
@@ -273,7 +285,7 @@ impl From<Intake> for Source {
     fn from(intake: Intake) -> Self {
         match intake {
             Intake::Unread(incoming) => Self::Streaming(Some(incoming)),
-            Intake::Read(read) => Self::Buffered(read.bytes, read.share),
+            Intake::Read(read) => Self::Buffered(read),
         }
     }
 }
@@ -281,8 +293,8 @@ impl From<Intake> for Source {
 impl Source {
     fn take(&mut self, limits: &Limits) -> Option<Outgoing> {
         match self {
-            Self::Buffered(bytes, _) => {
-                Some(Outgoing::Full(Some(bytes.clone()).filter(|bytes| !bytes.is_empty())))
+            Self::Buffered(read) => {
+                Some(Outgoing::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
             }
             Self::Streaming(incoming) => incoming.take().map(|incoming| Outgoing::stream(incoming, limits)),
         }
@@ -290,7 +302,7 @@ impl Source {
 
     /// Whether it can be sent (again).
     const fn is_left(&self) -> bool {
-        matches!(self, Self::Buffered(..) | Self::Streaming(Some(_)))
+        matches!(self, Self::Buffered(_) | Self::Streaming(Some(_)))
     }
 }
 
