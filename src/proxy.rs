@@ -31,5 +31,5 @@ pub use connections::{Connected, Connections};
 pub use intercept::Interceptor;
 pub use listener::{bind, serve_connection, serve_listener};
 pub use pace::Allowed;
-pub use pipeline::{Client, Proxy, Shared};
+pub use pipeline::{Answering, Client, Proxy, Shared};
 pub use table::{Match, Model, RouteTable};

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode, request};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::task::yield_now;
 
 use super::{
     Proxy,
@@ -14,7 +15,7 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Buffered, CutOff, Outgoing, Share, too_slow, within},
+    intake::{Buffered, CutOff, Outgoing, too_slow, within},
     intercept::Intercepted,
     traced::Traced,
     tunnel::Tunnel,
@@ -31,15 +32,17 @@ use crate::{
 
 /// A request as it goes to an endpoint, again if need be.
 pub(super) struct Sending {
-    pub(super) head: request::Parts,
+    pub(super) head: Box<request::Parts>,
     source: Source,
     writes: Writes,
+    /// It does not keep the read buffer that it came in.
+    settled: bool,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
 }
 
 enum Source {
-    Buffered(Bytes, #[expect(dead_code, reason = "counted until it is dropped")] Share),
+    Buffered(Buffered),
     /// Until it is sent.
     Streaming(Option<Incoming>),
 }
@@ -83,7 +86,7 @@ impl Proxy {
     ) -> Result<Answer, Failed> {
         let mut timeouts = gate.policy().upstream;
         let mut limits = **self.shared.limits.load();
-        let Sending { head, source, writes, intercepted } = sending;
+        let Sending { head, source, writes, intercepted, .. } = sending;
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
@@ -199,7 +202,7 @@ impl Proxy {
             sending.source = Intake::Read(self.read(incoming).await?).into();
         }
         let bytes = match &mut sending.source {
-            Source::Buffered(bytes, _) => bytes.len(),
+            Source::Buffered(read) => read.bytes.len(),
             Source::Streaming(_) => 0,
         };
         Ok(gate.readmit(place, bytes))
@@ -257,11 +260,29 @@ impl Proxy {
 
 impl Sending {
     /// A request that has not been sent.
-    pub(super) fn new(head: request::Parts, body: Intake, intercepted: Option<Box<Intercepted>>) -> Self {
+    pub(super) fn new(
+        head: Box<request::Parts>,
+        body: Intake,
+        intercepted: Option<Box<Intercepted>>,
+    ) -> Self {
         // What a completion does twice, it does twice in vain; what another application does, nobody knows.
         let once = intercepted.is_some() && !head.method.is_safe();
         let writes = if once { Writes(MAX_WRITES - 1) } else { Writes::default() };
-        Self { head, source: body.into(), writes, intercepted }
+        Self { head, source: body.into(), writes, settled: false, intercepted }
+    }
+
+    /// Lets go of the read buffer that it came in, which is several times its size. Not at once: hyper is about to look
+    /// for a hang-up, and would do so in that buffer. While it is still ours hyper takes another, which stays empty, and
+    /// this one goes to who comes next.
+    pub(super) async fn settle(&mut self) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        yield_now().await;
+        forward::settle(&mut self.head);
+        if let Source::Buffered(read) = &mut self.source {
+            read.settle();
+        }
     }
 }
 
@@ -285,7 +306,7 @@ impl From<Intake> for Source {
     fn from(intake: Intake) -> Self {
         match intake {
             Intake::Unread(incoming) => Self::Streaming(Some(incoming)),
-            Intake::Read(read) => Self::Buffered(read.bytes, read.share),
+            Intake::Read(read) => Self::Buffered(read),
         }
     }
 }
@@ -293,8 +314,8 @@ impl From<Intake> for Source {
 impl Source {
     fn take(&mut self, limits: &Limits) -> Option<Outgoing> {
         match self {
-            Self::Buffered(bytes, _) => {
-                Some(Outgoing::Full(Some(bytes.clone()).filter(|bytes| !bytes.is_empty())))
+            Self::Buffered(read) => {
+                Some(Outgoing::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
             }
             Self::Streaming(incoming) => incoming.take().map(|incoming| Outgoing::stream(incoming, limits)),
         }
@@ -302,7 +323,7 @@ impl Source {
 
     /// Whether it can be sent (again).
     const fn is_left(&self) -> bool {
-        matches!(self, Self::Buffered(..) | Self::Streaming(Some(_)))
+        matches!(self, Self::Buffered(_) | Self::Streaming(Some(_)))
     }
 }
 

@@ -39,8 +39,9 @@ pub struct Share {
 pub struct Buffered {
     /// All of it.
     pub bytes: Bytes,
-    /// Its part of the budget.
-    pub share: Share,
+    /// Its part of the budget, until it is dropped.
+    #[expect(dead_code, reason = "counts when it is dropped")]
+    share: Share,
     /// It is a slice of a larger read buffer.
     sliced: bool,
 }

@@ -1,6 +1,13 @@
 //! Connections coming in: one listener for each thread that serves requests, one task for each connection.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, Response, StatusCode};
 use hyper::{
@@ -145,12 +152,9 @@ pub async fn serve_connection<I>(
     };
     let ended = match begins_http2 {
         Ok(false) => {
-            let service = service_fn(move |request| {
-                let (proxy, client) = (proxy.clone(), client.clone());
-                async move { Ok::<_, Infallible>(proxy.answer(&client, request).await) }
-            });
+            let service = service_fn(move |request| proxy.clone().answer(client.clone(), request));
             let connection = http1(&limits).serve_connection(TokioIo::new(io), service).with_upgrades();
-            drive(connection, http1::UpgradeableConnection::graceful_shutdown, closing).await
+            drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, closing).await
         }
         // On the heap: most connections are not.
         Ok(true) => {
@@ -160,15 +164,15 @@ pub async fn serve_connection<I>(
                 async move {
                     // HTTP/1.1's are counted where they are parsed.
                     let response = match request.headers().len() > limits.max_headers {
-                        true => too_many_headers(),
-                        false => proxy.answer(&client, request).await,
+                        true => Ok(too_many_headers()),
+                        false => proxy.answer(client, request).await,
                     };
                     early.answered();
-                    Ok::<_, Infallible>(response)
+                    response
                 }
             });
-            let connection = http2(&limits).serve_connection(TokioIo::new(io), service);
-            Box::pin(drive(connection, http2::Connection::graceful_shutdown, closing)).await
+            let mut connection = Box::pin(http2(&limits).serve_connection(TokioIo::new(io), service));
+            drive(connection.as_mut(), http2::Connection::graceful_shutdown, closing).await
         }
         Err(error) => return tracing::trace!(%error, "a connection ended before its first request"),
     };
@@ -191,13 +195,13 @@ impl Drop for AfterHttp {
     }
 }
 
-/// Serves a connection to its end; after `closing`, to the end of what is under way.
+/// Serves a connection to its end; after `closing`, to the end of what is under way. It is pinned outside, since a
+/// future has room for what it is given and for what it makes of that.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
-    connection: C,
+    mut connection: Pin<&mut C>,
     close: impl FnOnce(Pin<&mut C>),
     closing: CancellationToken,
 ) -> hyper::Result<()> {
-    let mut connection = std::pin::pin!(connection);
     tokio::select! {
         // Mostly there is something to do, and seldom to close.
         biased;

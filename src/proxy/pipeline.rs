@@ -1,8 +1,11 @@
 //! The request path, top to bottom: route, admission, hold, pick, upstream, body.
 
 use std::{
+    convert::Infallible,
+    future::Future,
     net::SocketAddr,
     panic::AssertUnwindSafe,
+    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -73,6 +76,9 @@ pub struct Proxy {
     traces: Option<Arc<Traces>>,
 }
 
+/// A request being answered.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
 /// Who a connection comes from.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
@@ -89,9 +95,10 @@ pub(super) struct Refused {
     error: ProxyError,
 }
 
-/// A request whose route has been found.
+/// A request that has just come in, or one of a route that serves anything. The head is on the heap from the start: it
+/// is handed from step to step, and would take its room in the future of each.
 pub(super) struct Arrived {
-    pub(super) head: request::Parts,
+    pub(super) head: Box<request::Parts>,
     pub(super) host: HeaderValue,
     pub(super) body: Intake,
     pub(super) started: Instant,
@@ -101,7 +108,7 @@ pub(super) struct Arrived {
 /// A request that belongs to a route, before admission.
 pub(super) struct Routed {
     /// As it goes to an endpoint.
-    pub(super) head: request::Parts,
+    pub(super) head: Box<request::Parts>,
     pub(super) gate: Arc<Gate>,
     pub(super) body: Intake,
     /// None: something that is of use only while a model server lives, or no request to one at all.
@@ -166,51 +173,69 @@ impl Proxy {
         self.upstream.sweep();
     }
 
-    /// Answers a request, whatever happens.
-    pub async fn answer(&self, client: &Client, mut request: Request<Incoming>) -> Response<Body> {
+    /// Answers a request, whatever happens. On the heap: hyper keeps the room of what it polls for as long as the
+    /// connection lives, also while a client only waits, or does nothing.
+    pub fn answer(self: Arc<Self>, client: Client, mut request: Request<Incoming>) -> Answering {
         let started = Instant::now();
-        let mut trace =
-            self.traces.as_ref().and_then(|traces| Traced::begin(traces, client, &mut request, started));
-        let (head, version) = (request.method() == Method::HEAD, request.version());
+        let trace =
+            self.traces.as_ref().and_then(|traces| Traced::begin(traces, &client, &mut request, started));
+        let version = request.version();
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
-        let id = request
-            .headers()
-            .get(forward::REQUEST_ID)
-            .map(HeaderValue::as_bytes)
-            .map(HeaderValue::from_bytes);
-        let served = AssertUnwindSafe(self.serve(client, request, started, &mut trace)).catch_unwind().await;
-        let (gate, error) = match served {
-            Ok(Ok(response)) => {
-                // Still here: it was not admitted, and is ours.
-                if let Some(mut trace) = trace {
-                    trace.answered(response.status().as_u16());
+        let id = request.headers().get(forward::REQUEST_ID);
+        let id = id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
+        let under_way = client.connection.begin();
+        let (head, incoming) = request.into_parts();
+        let is_head = head.method == Method::HEAD;
+        let head = Box::new(head);
+        Box::pin(async move {
+            let mut trace = trace;
+            let serving = self.serve(&client, head, incoming, started, under_way, &mut trace);
+            let served = AssertUnwindSafe(serving).catch_unwind().await;
+            let (gate, error) = match served {
+                Ok(Ok(response)) => {
+                    // Still here: it was not admitted, and is ours.
+                    if let Some(mut trace) = trace {
+                        trace.answered(response.status().as_u16());
+                    }
+                    return Ok(self.parting(version, response));
                 }
-                return self.parting(version, response);
+                Ok(Err(Refused { gate, error })) => (gate, error),
+                // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
+                Err(_) => (None, ProxyError::Internal),
+            };
+            let mut response = self.refuse(gate, &error, id, is_head, started, trace);
+            if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(Err(Refused { gate, error })) => (gate, error),
-            // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
-            Err(_) => (None, ProxyError::Internal),
-        };
-        let id = id.and_then(Result::ok).unwrap_or_else(forward::new_id);
+            Ok(self.parting(version, response))
+        })
+    }
+
+    /// Counts and tells why a request was not admitted, and makes its answer.
+    fn refuse(
+        &self,
+        gate: Option<(Arc<Gate>, Box<Asked>)>,
+        error: &ProxyError,
+        id: Option<HeaderValue>,
+        is_head: bool,
+        started: Instant,
+        trace: Slot,
+    ) -> Response<Body> {
+        let id = id.unwrap_or_else(forward::new_id);
         if let Some(trace) = trace {
-            trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, &error);
+            trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, error);
         }
         if let Err(refusal) = error.ending() {
             match gate {
                 Some((gate, asked)) => {
-                    exchange::refused(&self.shared, &gate, &id, started, *asked, &error);
+                    exchange::refused(&self.shared, &gate, &id, started, *asked, error);
                     gate.counters().refuse(refusal);
                 }
                 None => self.shared.unrouted.refuse(refusal),
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        let mut response =
-            error_response(&error, id, |body| Body::full(if head { Bytes::new() } else { body }));
-        if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        self.parting(version, response)
+        error_response(error, id, |body| Body::full(if is_head { Bytes::new() } else { body }))
     }
 
     /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
@@ -228,13 +253,12 @@ impl Proxy {
     async fn serve(
         &self,
         client: &Client,
-        request: Request<Incoming>,
+        mut head: Box<request::Parts>,
+        incoming: Incoming,
         started: Instant,
+        under_way: UnderWay,
         trace: &mut Slot,
     ) -> Result<Response<Body>, Refused> {
-        let under_way = client.connection.begin();
-        let (mut head, incoming) = request.into_parts();
-
         // Which route? Its body is read first if that depends on the model.
         if head.method == Method::CONNECT {
             // What follows is a body to one reader, and a tunnel to the other.
@@ -295,7 +319,7 @@ impl Proxy {
 
     /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
     async fn hold(&self, routed: Routed, trace: &mut Slot) -> Result<Response<Body>, Refused> {
-        let Routed { mut head, gate, body, shape, scan, intercepted, started, under_way, .. } = routed;
+        let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way } = routed;
         let refused =
             |head: &request::Parts, model: Option<&str>, error| Refused::of(&gate, head, model, error);
         if let Some(intercepted) = &intercepted {
@@ -306,7 +330,7 @@ impl Proxy {
             let error = ProxyError::NotKept(head.uri.path().into());
             return Err(refused(&head, None, error));
         }
-        let (mut read, scan) = match body {
+        let (read, scan) = match body {
             Intake::Read(read) => (read, scan),
             Intake::Unread(incoming) => {
                 let read = self.read(incoming).await.map_err(|error| refused(&head, None, error))?;
@@ -320,9 +344,8 @@ impl Proxy {
                 (read, scan)
             }
         };
-        read.settle();
-        forward::settle(&mut head);
-        let request_id = head.headers.get(forward::REQUEST_ID).cloned().unwrap_or_else(forward::new_id);
+        // A copy, as that of the head is not made yet.
+        let request_id = HeaderValue::from_bytes(request_id.as_bytes()).unwrap_or(request_id);
         let patience = patience(&head.headers).map_err(|error| refused(&head, None, error))?;
         let ticket = match gate.hold(read.bytes.len(), patience.may_wait()) {
             Ok(ticket) => ticket,

@@ -1,6 +1,6 @@
 //! Waiting: a held request, its deadline, and the client that is kept informed.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
 use http::Response;
 use tokio::time::{Instant, sleep_until};
@@ -49,14 +49,14 @@ enum Limit {
 
 impl Proxy {
     /// Waits for a permit and for the answer, and keeps the client informed meanwhile.
-    pub(super) async fn wait(
+    pub(super) fn wait(
         &self,
         mut exchange: Exchange,
         sending: Sending,
         ticket: Ticket<Permit>,
         shape: Option<Shape>,
         scan: Scan,
-    ) -> Response<Body> {
+    ) -> impl Future<Output = Response<Body>> + Send + use<> {
         let gate = exchange.gate().clone();
         let policy = gate.policy();
         // What cannot be read was refused before a request could be held; one that comes back has been served.
@@ -82,72 +82,79 @@ impl Proxy {
             Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
         let answered =
             |answered: Answered| answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error));
-        let Some(heartbeat) = heartbeat else { return answered(waiting.await) };
-        tokio::select! {
-            // The answer, if there is one.
-            biased;
-            answer = &mut waiting => answered(answer),
-            () = sleep_until(early) => KeptAlive::answer(waiting, heartbeat, interval, progress),
+        async move {
+            let Some(heartbeat) = heartbeat else { return answered(waiting.await) };
+            tokio::select! {
+                // The answer, if there is one.
+                biased;
+                answer = &mut waiting => answered(answer),
+                () = sleep_until(early) => KeptAlive::answer(waiting, heartbeat, interval, progress),
+            }
         }
     }
 
-    async fn wait_and_send(
+    /// What is held is as large as the future of this: so it is no `async fn`, which has room for its arguments twice.
+    #[expect(clippy::manual_async_fn, reason = "as said")]
+    fn wait_and_send(
         self,
         mut exchange: Exchange,
         mut sending: Sending,
         mut ticket: Ticket<Permit>,
         deadline: Deadline,
         progress: Arc<Progress>,
-    ) -> Answered {
-        let gate = exchange.gate().clone();
-        let mut timer = pin!(sleep_until(deadline.at));
-        loop {
-            exchange.hold(&ticket);
-            progress.at(Some(ticket.spot()));
-            let released = tokio::select! {
-                // A permit that came just in time is used.
-                biased;
-                released = ticket.released() => Some(released),
-                () = &mut timer => None,
-            };
-            progress.at(None);
-            let place = ticket.place();
-            drop(ticket);
-            let (error, in_vain) = match released {
-                Some(Released::Dispatch(permit)) => {
-                    exchange.dispatched(&permit);
-                    // On the heap, so that a held request is no larger for what comes after.
-                    match Box::pin(self.attempt(permit, &mut sending, &gate, exchange.trace())).await {
-                        Ok(answer) => return Ok(self.respond(answer, exchange, sending)),
-                        Err(Failed::Finally(error)) => return Err((exchange, error)),
-                        Err(Failed::ForNow(setback)) => {
-                            exchange.set_back(&setback, &sending.head, None);
-                            // An endpoint that is not to blame takes it again at once, so the timer would not strike.
-                            if !setback.is_ours || Instant::now() < deadline.at {
-                                match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
-                                    Ok(again) => ticket = again,
-                                    Err(error) => return Err((exchange, error)),
+    ) -> impl Future<Output = Answered> + Send + use<> {
+        async move {
+            let gate = exchange.gate().clone();
+            let mut timer = pin!(sleep_until(deadline.at));
+            loop {
+                exchange.hold(&ticket);
+                progress.at(Some(ticket.spot()));
+                sending.settle().await;
+                let released = tokio::select! {
+                    // A permit that came just in time is used.
+                    biased;
+                    released = ticket.released() => Some(released),
+                    () = &mut timer => None,
+                };
+                progress.at(None);
+                let place = ticket.place();
+                drop(ticket);
+                let (error, in_vain) = match released {
+                    Some(Released::Dispatch(permit)) => {
+                        exchange.dispatched(&permit);
+                        // On the heap, so that a held request is no larger for what comes after.
+                        match Box::pin(self.attempt(permit, &mut sending, &gate, exchange.trace())).await {
+                            Ok(answer) => return Ok(self.respond(answer, exchange, sending)),
+                            Err(Failed::Finally(error)) => return Err((exchange, error)),
+                            Err(Failed::ForNow(setback)) => {
+                                exchange.set_back(&setback, &sending.head, None);
+                                // An endpoint that is not to blame takes it again at once, so the timer would not strike.
+                                if !setback.is_ours || Instant::now() < deadline.at {
+                                    match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
+                                        Ok(again) => ticket = again,
+                                        Err(error) => return Err((exchange, error)),
+                                    }
+                                    continue;
                                 }
-                                continue;
+                                (deadline.passed(&exchange), deadline.limit == Limit::Hold)
                             }
-                            (deadline.passed(&exchange), deadline.limit == Limit::Hold)
                         }
                     }
-                }
-                Some(Released::Failed(reason, retry_after)) => {
-                    let route = gate.key().clone();
-                    let retry_after = Some(retry_after);
-                    (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
-                }
-                Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
-                None => (deadline.passed(&exchange), deadline.limit == Limit::Hold),
-            };
-            // Where there is a fallback, what was not ready in time has not failed yet.
-            let fallback = sending.intercepted.as_ref().filter(|_| in_vain).and_then(|by| by.fallback());
-            return match fallback {
-                Some(permit) => Box::pin(self.fall_back(exchange, sending, permit)).await,
-                None => Err((exchange, error)),
-            };
+                    Some(Released::Failed(reason, retry_after)) => {
+                        let route = gate.key().clone();
+                        let retry_after = Some(retry_after);
+                        (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
+                    }
+                    Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
+                    None => (deadline.passed(&exchange), deadline.limit == Limit::Hold),
+                };
+                // Where there is a fallback, what was not ready in time has not failed yet.
+                let fallback = sending.intercepted.as_ref().filter(|_| in_vain).and_then(|by| by.fallback());
+                return match fallback {
+                    Some(permit) => Box::pin(self.fall_back(exchange, sending, permit)).await,
+                    None => Err((exchange, error)),
+                };
+            }
         }
     }
 }
