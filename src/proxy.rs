@@ -1,5 +1,6 @@
 //! The request path: listener, route, admission, hold, pick, upstream, body, report.
 
+mod answering;
 mod answers;
 mod body;
 mod client_io;
@@ -25,11 +26,12 @@ mod traced;
 mod tunnel;
 mod wait;
 
+pub use answering::Answering;
 pub use client_io::{ClientIo, ClientLimits};
 pub use connection_state::ConnectionState;
 pub use connections::{Connected, Connections};
 pub use intercept::Interceptor;
 pub use listener::{bind, serve_connection, serve_listener};
 pub use pace::Allowed;
-pub use pipeline::{Answering, Client, Proxy, Shared};
+pub use pipeline::{Client, Proxy, Shared};
 pub use table::{Match, Model, RouteTable};

@@ -1,9 +1,10 @@
-//! The client's side of a connection: it ends one that is idle, sends its head too slowly, reads too slowly, or wears
-//! HTTP/2 out.
+//! The client's side of a connection: it ends one that hangs up, is idle, sends its head too slowly, reads too slowly, or
+//! wears HTTP/2 out.
 
 use std::{
     future::Future,
     io::{self, IoSlice},
+    mem::MaybeUninit,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -46,7 +47,7 @@ pub struct ClientIo<I> {
     limits: ClientLimits,
     /// It began as HTTP/2 does. On the heap: most connections do not.
     http2: Option<Box<Frames>>,
-    /// hyper has tried to read since the last flush, and so hears of a hang-up.
+    /// hyper waits for something to read since before the last flush, and so hears of a hang-up.
     listening: bool,
     /// What was read before or while it did not.
     ahead: Vec<u8>,
@@ -70,6 +71,9 @@ struct Quiet {
     begun: u32,
     timer: Option<Pin<Box<Sleep>>>,
 }
+
+/// How much is read ahead: more than the line break that some clients send after a body.
+const AHEAD: usize = 4096;
 
 /// How HTTP/2 begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -169,19 +173,16 @@ impl Quiet {
 }
 
 impl<I: AsyncRead + Unpin> ClientIo<I> {
-    /// How much is read ahead: more than the line break that some clients send after a body.
-    const AHEAD: usize = 4096;
-
-    /// hyper does not read while it has something unread, which a client that pipelines gives it: then its hang-up is
-    /// looked for here.
+    /// hyper does not read between a request and its answer (with `half_close`): then the hang-up is looked for here, and
+    /// what comes instead is kept. Mostly it costs no system call: a read that left room has told that there is no more.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let listening = std::mem::take(&mut self.listening);
         if listening || self.http2.is_some() || !self.state.is_active() || self.state.leaves_http() {
             return Poll::Pending;
         }
-        while self.ahead.len() < Self::AHEAD {
-            let mut room = [0; 512];
-            let mut room = ReadBuf::new(&mut room);
+        while self.ahead.len() < AHEAD {
+            let mut room = [MaybeUninit::uninit(); AHEAD];
+            let mut room = ReadBuf::uninit(&mut room);
             match Pin::new(&mut self.io).poll_read(cx, &mut room) {
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) => return Poll::Ready(error),
@@ -245,9 +246,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.listening = true;
         let before = buf.filled().len();
-        match self.poll_next(cx, buf) {
+        let read = self.poll_next(cx, buf);
+        self.listening = read.is_pending();
+        match read {
             Poll::Pending => self.poll_quiet(cx).map(Err),
             Poll::Ready(read) => {
                 self.heard();

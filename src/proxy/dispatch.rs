@@ -6,7 +6,6 @@ use bytes::Bytes;
 use http::{Response, StatusCode, request};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::task::yield_now;
 
 use super::{
     Proxy,
@@ -35,8 +34,6 @@ pub(super) struct Sending {
     pub(super) head: Box<request::Parts>,
     source: Source,
     writes: Writes,
-    /// It does not keep the read buffer that it came in.
-    settled: bool,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
 }
@@ -86,7 +83,7 @@ impl Proxy {
     ) -> Result<Answer, Failed> {
         let mut timeouts = gate.policy().upstream;
         let mut limits = **self.shared.limits.load();
-        let Sending { head, source, writes, intercepted, .. } = sending;
+        let Sending { head, source, writes, intercepted } = sending;
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
@@ -268,21 +265,7 @@ impl Sending {
         // What a completion does twice, it does twice in vain; what another application does, nobody knows.
         let once = intercepted.is_some() && !head.method.is_safe();
         let writes = if once { Writes(MAX_WRITES - 1) } else { Writes::default() };
-        Self { head, source: body.into(), writes, settled: false, intercepted }
-    }
-
-    /// Lets go of the read buffer that it came in, which is several times its size. Not at once: hyper is about to look
-    /// for a hang-up, and would do so in that buffer. While it is still ours hyper takes another, which stays empty, and
-    /// this one goes to who comes next.
-    pub(super) async fn settle(&mut self) {
-        if std::mem::replace(&mut self.settled, true) {
-            return;
-        }
-        yield_now().await;
-        forward::settle(&mut self.head);
-        if let Source::Buffered(read) = &mut self.source {
-            read.settle();
-        }
+        Self { head, source: body.into(), writes, intercepted }
     }
 }
 

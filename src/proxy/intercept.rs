@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     Client, Proxy,
+    answering::Served,
     answers::fail,
     body::Body,
     dispatch::{Failed, Sending, Setback},
@@ -82,7 +83,7 @@ impl Proxy {
         interceptor: Arc<Interceptor>,
         arrived: Arrived,
         trace: &mut Slot,
-    ) -> Result<Response<Body>, Refused> {
+    ) -> Result<Served, Refused> {
         let Arrived { mut head, host, body, started, under_way } = arrived;
         let gate = interceptor.gate.clone();
         if head.method == Method::CONNECT {
@@ -103,6 +104,7 @@ impl Proxy {
             intercepted.upgrade = Upgrade::asked(&mut head, &client.connection);
         }
         let Some(fixed) = fixed else {
+            let version = head.version;
             let request_id = forward::request(&mut head, &host, client.address);
             if intercepted.upgrade.is_some() {
                 forward::upgrade(&mut head.headers);
@@ -115,6 +117,7 @@ impl Proxy {
                 shape: None,
                 scan: <_>::default(),
                 intercepted,
+                version,
                 request_id,
                 started,
                 under_way,
@@ -127,22 +130,25 @@ impl Proxy {
         };
         let Some(permit) = passed else {
             gate.counters().answer_statically(StaticKind::Static);
-            return Ok(static_response(&fixed.answer, &head, Body::full));
+            return Ok(static_response(&fixed.answer, &head, Body::full).into());
         };
         let request_id = forward::request(&mut head, &host, client.address);
         let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
         let mut sending = Sending::new(head, body, Some(Box::new(intercepted)));
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
-            Ok(answer) => Ok(self.respond(answer, exchange, sending)),
+            Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
             Err(Failed::Finally(error)) => {
                 exchange.tell(&sending.head, None);
-                Ok(fail(exchange, &error))
+                Ok(fail(exchange, &error).into())
             }
             // It is not available after all.
-            Err(Failed::ForNow(_)) => Ok(static_response(&fixed.answer, &sending.head, |body| {
-                exchange.end(Outcome::Completed);
-                Body::ending(body, exchange)
-            })),
+            Err(Failed::ForNow(_)) => {
+                let ending = |body| {
+                    exchange.end(Outcome::Completed);
+                    Body::ending(body, exchange)
+                };
+                Ok(static_response(&fixed.answer, &sending.head, ending).into())
+            }
         }
     }
 

@@ -228,12 +228,15 @@ const fn stall(limits: &Limits) -> Allowed {
     Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
 }
 
-/// Time-outs are ClientIo's.
+/// Time-outs and hang-ups are ClientIo's.
 fn http1(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(None)
+        // Not half-closed, but looked after by ClientIo: hyper would need a second read buffer for each request to see that
+        // its client hangs up.
+        .half_close(true)
         .max_buf_size(limits.max_header_bytes.get().max(8192));
     // As many as hyper takes by itself are parsed a little faster than as many as it is told.
     if limits.max_headers != 100 {

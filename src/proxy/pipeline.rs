@@ -1,11 +1,8 @@
 //! The request path, top to bottom: route, admission, hold, pick, upstream, body.
 
 use std::{
-    convert::Infallible,
-    future::Future,
     net::SocketAddr,
     panic::AssertUnwindSafe,
-    pin::Pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -23,6 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     ConnectionState, Connections, RouteTable,
+    answering::{Answering, Held, Next, Served},
     answers::{error_response, fail, json_response},
     body::Body,
     connection_state::UnderWay,
@@ -76,9 +74,6 @@ pub struct Proxy {
     traces: Option<Arc<Traces>>,
 }
 
-/// A request being answered.
-pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
 /// Who a connection comes from.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
@@ -117,9 +112,21 @@ pub(super) struct Routed {
     pub(super) scan: Scan,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
+    /// As it came.
+    pub(super) version: Version,
     pub(super) request_id: HeaderValue,
     pub(super) started: Instant,
     pub(super) under_way: UnderWay,
+}
+
+/// What an answer of ours depends on, other than what it says.
+struct Reply {
+    /// The request's id, if it has one.
+    id: Option<HeaderValue>,
+    version: Version,
+    /// There is to be no body.
+    is_head: bool,
+    started: Instant,
 }
 
 // === impl Shared ===
@@ -173,42 +180,50 @@ impl Proxy {
         self.upstream.sweep();
     }
 
-    /// Answers a request, whatever happens. On the heap: hyper keeps the room of what it polls for as long as the
-    /// connection lives, also while a client only waits, or does nothing.
+    /// Answers a request, whatever happens.
     pub fn answer(self: Arc<Self>, client: Client, mut request: Request<Incoming>) -> Answering {
         let started = Instant::now();
         let trace =
             self.traces.as_ref().and_then(|traces| Traced::begin(traces, &client, &mut request, started));
-        let version = request.version();
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request.headers().get(forward::REQUEST_ID);
         let id = id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
         let under_way = client.connection.begin();
         let (head, incoming) = request.into_parts();
-        let is_head = head.method == Method::HEAD;
+        let reply = Reply { id, version: head.version, is_head: head.method == Method::HEAD, started };
         let head = Box::new(head);
-        Box::pin(async move {
+        Answering::new(Box::pin(async move {
             let mut trace = trace;
             let serving = self.serve(&client, head, incoming, started, under_way, &mut trace);
             let served = AssertUnwindSafe(serving).catch_unwind().await;
             let (gate, error) = match served {
-                Ok(Ok(response)) => {
+                Ok(Ok(Served::Answer(response))) => {
                     // Still here: it was not admitted, and is ours.
                     if let Some(mut trace) = trace {
                         trace.answered(response.status().as_u16());
                     }
-                    return Ok(self.parting(version, response));
+                    return Next::Answer(self.parting(&reply, response));
                 }
+                Ok(Ok(Served::Held(held))) => return Next::Step(Box::pin(self.outlast(held, reply))),
                 Ok(Err(Refused { gate, error })) => (gate, error),
                 // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
                 Err(_) => (None, ProxyError::Internal),
             };
-            let mut response = self.refuse(gate, &error, id, is_head, started, trace);
-            if matches!(error, ProxyError::Ambiguous(_)) && version < Version::HTTP_2 {
+            let mut response = self.refuse(gate, &error, &reply, trace);
+            if matches!(error, ProxyError::Ambiguous(_)) && reply.version < Version::HTTP_2 {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok(self.parting(version, response))
-        })
+            Next::Answer(self.parting(&reply, response))
+        }))
+    }
+
+    /// The rest of a request that is held.
+    async fn outlast(self: Arc<Self>, held: Held, reply: Reply) -> Next {
+        let response = match AssertUnwindSafe(held).catch_unwind().await {
+            Ok(response) => response,
+            Err(_) => self.refuse(None, &ProxyError::Internal, &reply, None),
+        };
+        Next::Answer(self.parting(&reply, response))
     }
 
     /// Counts and tells why a request was not admitted, and makes its answer.
@@ -216,33 +231,31 @@ impl Proxy {
         &self,
         gate: Option<(Arc<Gate>, Box<Asked>)>,
         error: &ProxyError,
-        id: Option<HeaderValue>,
-        is_head: bool,
-        started: Instant,
+        reply: &Reply,
         trace: Slot,
     ) -> Response<Body> {
-        let id = id.unwrap_or_else(forward::new_id);
+        let id = reply.id.clone().unwrap_or_else(forward::new_id);
         if let Some(trace) = trace {
             trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, error);
         }
         if let Err(refusal) = error.ending() {
             match gate {
                 Some((gate, asked)) => {
-                    exchange::refused(&self.shared, &gate, &id, started, *asked, error);
+                    exchange::refused(&self.shared, &gate, &id, reply.started, *asked, error);
                     gate.counters().refuse(refusal);
                 }
                 None => self.shared.unrouted.refuse(refusal),
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        error_response(error, id, |body| Body::full(if is_head { Bytes::new() } else { body }))
+        error_response(error, id, |body| Body::full(if reply.is_head { Bytes::new() } else { body }))
     }
 
     /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
     /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
-    fn parting(&self, version: Version, mut response: Response<Body>) -> Response<Body> {
+    fn parting(&self, reply: &Reply, mut response: Response<Body>) -> Response<Body> {
         if self.shared.draining.load(Ordering::Relaxed)
-            && version < Version::HTTP_2
+            && reply.version < Version::HTTP_2
             && response.status() != StatusCode::SWITCHING_PROTOCOLS
         {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -258,7 +271,7 @@ impl Proxy {
         started: Instant,
         under_way: UnderWay,
         trace: &mut Slot,
-    ) -> Result<Response<Body>, Refused> {
+    ) -> Result<Served, Refused> {
         // Which route? Its body is read first if that depends on the model.
         if head.method == Method::CONNECT {
             // What follows is a body to one reader, and a tunnel to the other.
@@ -273,7 +286,7 @@ impl Proxy {
                 let arrived = Arrived { head, host, body, started, under_way };
                 return Box::pin(self.intercept(client, interceptor, arrived, trace)).await;
             }
-            Found::Ours(api) => return self.answer_ourselves(&head, api),
+            Found::Ours(api) => return self.answer_ourselves(&head, api).map(Served::Answer),
         };
         if let Intake::Unread(incoming) = &body {
             told_to_fit(incoming, &self.shared.limits.load())
@@ -281,56 +294,67 @@ impl Proxy {
         }
         // Also where it will not wait: what is wrong should not show only on a cold day.
         check_patience(&head.headers).map_err(|error| Refused::of(&gate, &head, None, error))?;
+        let version = head.version;
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
         let intercepted = None;
-        let routed = Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way };
+        let routed =
+            Routed { head, gate, body, shape, scan, intercepted, version, request_id, started, under_way };
         self.admit(routed, trace).await
     }
 
     /// Lets a request in: at once, if an endpoint has room and nobody waits for one.
-    pub(super) async fn admit(&self, routed: Routed, trace: &mut Slot) -> Result<Response<Body>, Refused> {
+    pub(super) async fn admit(&self, routed: Routed, trace: &mut Slot) -> Result<Served, Refused> {
         let Some((permit, place)) = routed.gate.enter() else {
             // On the heap: a warm request should not carry the room that waiting takes.
             return Box::pin(self.hold(routed, trace)).await;
         };
-        let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way } = routed;
+        let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way, .. } =
+            routed;
         let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
         let mut sending = Sending::new(head, body, intercepted);
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
-            Ok(answer) => Ok(self.respond(answer, exchange, sending)),
+            Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
             Err(Failed::Finally(error)) => {
                 exchange.tell(&sending.head, scan.model.as_deref());
-                Ok(fail(exchange, &error))
+                Ok(fail(exchange, &error).into())
             }
             Err(Failed::ForNow(setback)) => {
                 exchange.set_back(&setback, &sending.head, scan.model.as_deref());
-                Box::pin(async {
-                    match self.hold_again(&mut sending, &gate, place).await {
-                        Ok(ticket) => Ok(self.wait(exchange, sending, ticket, shape, scan).await),
-                        Err(error) => Ok(fail(exchange, &error)),
-                    }
-                })
-                .await
+                match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
+                    Ok(ticket) => Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan))),
+                    Err(error) => Ok(fail(exchange, &error).into()),
+                }
             }
         }
     }
 
     /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
-    async fn hold(&self, routed: Routed, trace: &mut Slot) -> Result<Response<Body>, Refused> {
-        let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way } = routed;
+    async fn hold(&self, routed: Routed, trace: &mut Slot) -> Result<Served, Refused> {
+        let Routed {
+            mut head,
+            gate,
+            body,
+            shape,
+            scan,
+            intercepted,
+            version,
+            request_id,
+            started,
+            under_way,
+        } = routed;
         let refused =
             |head: &request::Parts, model: Option<&str>, error| Refused::of(&gate, head, model, error);
         if let Some(intercepted) = &intercepted {
             if let Some(placeholder) = intercepted.instead_of_holding(&head) {
-                return Ok(placeholder);
+                return Ok(placeholder.into());
             }
         } else if shape.is_none() && !gate.target().is_up() {
             let error = ProxyError::NotKept(head.uri.path().into());
             return Err(refused(&head, None, error));
         }
-        let (read, scan) = match body {
+        let (mut read, scan) = match body {
             Intake::Read(read) => (read, scan),
             Intake::Unread(incoming) => {
                 let read = self.read(incoming).await.map_err(|error| refused(&head, None, error))?;
@@ -344,15 +368,20 @@ impl Proxy {
                 (read, scan)
             }
         };
-        // A copy, as that of the head is not made yet.
-        let request_id = HeaderValue::from_bytes(request_id.as_bytes()).unwrap_or(request_id);
+        // What a request came in is several times its size. The buffer of the body stays the connection's: over HTTP/1 that is
+        // this request's alone.
+        forward::settle(&mut head);
+        let request_id = head.headers.get(forward::REQUEST_ID).cloned().unwrap_or(request_id);
+        if version == Version::HTTP_2 {
+            read.settle();
+        }
         let patience = patience(&head.headers).map_err(|error| refused(&head, None, error))?;
         let ticket = match gate.hold(read.bytes.len(), patience.may_wait()) {
             Ok(ticket) => ticket,
             Err(error) => {
                 let by = intercepted.as_ref();
                 if let Some(placeholder) = by.and_then(|by| by.instead_of_refusing(&error, &head)) {
-                    return Ok(placeholder);
+                    return Ok(placeholder.into());
                 }
                 // Nothing starts the target, so that waiting for it first would be in vain.
                 let paused = matches!(error, ProxyError::AutoscalingPaused { .. });
@@ -363,13 +392,13 @@ impl Proxy {
                 let exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
                 let sending = Sending::new(head, Intake::Read(read), intercepted);
                 let answered = Box::pin(self.fall_back(exchange, sending, permit)).await;
-                return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)));
+                return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)).into());
             }
         };
         let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
         let sending = Sending::new(head, Intake::Read(read), intercepted);
-        Ok(self.wait(exchange, sending, ticket, shape, scan).await)
+        Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan)))
     }
 
     pub(super) fn exchange(

@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Proxy,
+    answering::Held,
     answers::fail,
     body::Body,
     dispatch::{Failed, Sending},
@@ -56,7 +57,7 @@ impl Proxy {
         ticket: Ticket<Permit>,
         shape: Option<Shape>,
         scan: Scan,
-    ) -> impl Future<Output = Response<Body>> + Send + use<> {
+    ) -> Held {
         let gate = exchange.gate().clone();
         let policy = gate.policy();
         // What cannot be read was refused before a request could be held; one that comes back has been served.
@@ -82,7 +83,7 @@ impl Proxy {
             Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
         let answered =
             |answered: Answered| answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error));
-        async move {
+        Box::pin(async move {
             let Some(heartbeat) = heartbeat else { return answered(waiting.await) };
             tokio::select! {
                 // The answer, if there is one.
@@ -90,7 +91,7 @@ impl Proxy {
                 answer = &mut waiting => answered(answer),
                 () = sleep_until(early) => KeptAlive::answer(waiting, heartbeat, interval, progress),
             }
-        }
+        })
     }
 
     /// What is held is as large as the future of this: so it is no `async fn`, which has room for its arguments twice.
@@ -109,7 +110,6 @@ impl Proxy {
             loop {
                 exchange.hold(&ticket);
                 progress.at(Some(ticket.spot()));
-                sending.settle().await;
                 let released = tokio::select! {
                     // A permit that came just in time is used.
                     biased;
