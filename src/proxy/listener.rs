@@ -132,57 +132,66 @@ pub async fn serve_listener(
 
 /// Serves one connection, HTTP/1.1 or HTTP/2 without TLS, until it ends. After `closing` it ends with the requests that
 /// are under way.
-pub async fn serve_connection<I>(
+pub fn serve_connection<I>(
     io: I,
     address: Option<SocketAddr>,
     proxy: Arc<Proxy>,
     closing: CancellationToken,
-) where
+) -> impl Future<Output = ()> + Send
+where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    // Not in the future, which would keep room for what these are made of.
     let client = Client { address, ..Client::default() };
-    let after_http = AfterHttp(client.connection.clone());
-    let limits = **proxy.shared().limits.load();
-    let mut io = ClientIo::new(io, client.connection.clone(), client_limits(&limits));
-    let begins_http2 = tokio::select! {
-        // Whoever has said something is served.
-        biased;
-        begins = io.begins_http2() => begins,
-        () = closing.cancelled() => return,
-    };
-    let ended = match begins_http2 {
-        Ok(false) => {
-            let service = service_fn(move |request| proxy.clone().answer(client.clone(), request));
-            let connection = http1(&limits).serve_connection(TokioIo::new(io), service).with_upgrades();
-            drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, closing).await
-        }
-        // On the heap: most connections are not.
-        Ok(true) => {
-            let service = service_fn(move |request: Request<Incoming>| {
-                let (proxy, client) = (proxy.clone(), client.clone());
-                let early = client.connection.early();
-                async move {
-                    // HTTP/1.1's are counted where they are parsed.
-                    let response = match request.headers().len() > limits.max_headers {
-                        true => Ok(too_many_headers()),
-                        false => proxy.answer(client, request).await,
-                    };
-                    early.answered();
-                    response
-                }
-            });
-            let mut connection = Box::pin(http2(&limits).serve_connection(TokioIo::new(io), service));
-            drive(connection.as_mut(), http2::Connection::graceful_shutdown, closing).await
-        }
-        Err(error) => return tracing::trace!(%error, "a connection ended before its first request"),
-    };
-    match ended {
-        Ok(()) => {
-            if let Some(next) = after_http.0.take_next() {
-                next.await;
+    let limits = client_limits(&proxy.shared().limits.load());
+    let mut io = ClientIo::new(io, client.connection.clone(), limits);
+    async move {
+        let after_http = AfterHttp(client.connection.clone());
+        let begins_http2 = tokio::select! {
+            // Whoever has said something is served.
+            biased;
+            begins = io.begins_http2() => begins,
+            () = closing.cancelled() => return,
+        };
+        let ended = match begins_http2 {
+            Ok(false) => {
+                let connection = {
+                    let http1 = http1(&proxy.shared().limits.load());
+                    let service = service_fn(move |request| proxy.clone().answer(client.clone(), request));
+                    http1.serve_connection(TokioIo::new(io), service).with_upgrades()
+                };
+                drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, closing).await
             }
+            // On the heap: most connections are not.
+            Ok(true) => {
+                let http2 = http2(&proxy.shared().limits.load());
+                let max_headers = proxy.shared().limits.load().max_headers;
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (proxy, client) = (proxy.clone(), client.clone());
+                    let early = client.connection.early();
+                    async move {
+                        // HTTP/1.1's are counted where they are parsed.
+                        let response = match request.headers().len() > max_headers {
+                            true => Ok(too_many_headers()),
+                            false => proxy.answer(client, request).await,
+                        };
+                        early.answered();
+                        response
+                    }
+                });
+                let mut connection = Box::pin(http2.serve_connection(TokioIo::new(io), service));
+                drive(connection.as_mut(), http2::Connection::graceful_shutdown, closing).await
+            }
+            Err(error) => return tracing::trace!(%error, "a connection ended before its first request"),
+        };
+        match ended {
+            Ok(()) => {
+                if let Some(next) = after_http.0.take_next() {
+                    next.await;
+                }
+            }
+            Err(error) => tracing::trace!(%error, "a connection ended"),
         }
-        Err(error) => tracing::trace!(%error, "a connection ended"),
     }
 }
 

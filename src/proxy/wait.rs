@@ -10,7 +10,7 @@ use super::{
     answering::Held,
     answers::fail,
     body::Body,
-    dispatch::{Failed, Sending},
+    dispatch::{Answer, Failed, Sending},
     exchange::Exchange,
     keepalive::{Heartbeat, KeptAlive, Progress, Waiting},
 };
@@ -26,6 +26,16 @@ const SHORTEST: Duration = Duration::from_millis(100);
 
 /// The answer, or what there is instead.
 type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
+
+/// What came of a dispatch.
+enum Sent {
+    Answered(Box<Answer>),
+    Failed(ProxyError),
+    /// It waits again.
+    Back(Ticket<Permit>),
+    /// It would, but not any longer.
+    TooLate,
+}
 
 /// Until when a request may be held, and what says so.
 #[derive(Clone, Copy, Debug)]
@@ -123,21 +133,31 @@ impl Proxy {
                     Some(Released::Dispatch(permit)) => {
                         exchange.dispatched(&permit);
                         // On the heap, so that a held request is no larger for what comes after.
-                        match Box::pin(self.attempt(permit, &mut sending, &gate, exchange.trace())).await {
-                            Ok(answer) => return Ok(self.respond(answer, exchange, sending)),
-                            Err(Failed::Finally(error)) => return Err((exchange, error)),
-                            Err(Failed::ForNow(setback)) => {
-                                exchange.set_back(&setback, &sending.head, None);
-                                // An endpoint that is not to blame takes it again at once, so the timer would not strike.
-                                if !setback.is_ours || Instant::now() < deadline.at {
-                                    match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
-                                        Ok(again) => ticket = again,
-                                        Err(error) => return Err((exchange, error)),
-                                    }
-                                    continue;
-                                }
-                                (deadline.passed(&exchange), deadline.limit == Limit::Hold)
+                        let sent = Box::pin(async {
+                            let setback =
+                                match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
+                                    Ok(answer) => return Sent::Answered(Box::new(answer)),
+                                    Err(Failed::Finally(error)) => return Sent::Failed(error),
+                                    Err(Failed::ForNow(setback)) => setback,
+                                };
+                            exchange.set_back(&setback, &sending.head, None);
+                            // An endpoint that is not to blame takes it again at once, so the timer would not strike.
+                            if setback.is_ours && Instant::now() >= deadline.at {
+                                return Sent::TooLate;
                             }
+                            match self.hold_again(&mut sending, &gate, place).await {
+                                Ok(ticket) => Sent::Back(ticket),
+                                Err(error) => Sent::Failed(error),
+                            }
+                        });
+                        match sent.await {
+                            Sent::Answered(answer) => return Ok(self.respond(*answer, exchange, sending)),
+                            Sent::Failed(error) => return Err((exchange, error)),
+                            Sent::Back(again) => {
+                                ticket = again;
+                                continue;
+                            }
+                            Sent::TooLate => (deadline.passed(&exchange), deadline.limit == Limit::Hold),
                         }
                     }
                     Some(Released::Failed(reason, retry_after)) => {

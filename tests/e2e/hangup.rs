@@ -15,6 +15,17 @@ fn chunked() -> String {
     )
 }
 
+/// A request of so many bytes in all.
+fn filling(bytes: usize) -> String {
+    let request = |content: usize| {
+        post_with(CHAT, &[], &format!(r#"{{"model":"tiny","text":"{}"}}"#, "x".repeat(content)))
+    };
+    // Its length is told in more digits the longer it is.
+    let request = (1..bytes).rev().take(300).map(request).find(|request| request.len() <= bytes).unwrap();
+    assert_eq!(request.len(), bytes);
+    request
+}
+
 #[tokio::test]
 async fn a_held_client_that_hangs_up_leaves_the_queue() {
     let upstream = Upstream::cold().await;
@@ -27,6 +38,10 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
         ("with a stream to come", streaming("goes")),
         ("of HTTP/1.0", chat("goes").replace("HTTP/1.1", "HTTP/1.0")),
         ("that would close", post_with(CHAT, &[("Connection", "close")], BODY)),
+        // hyper's read buffer: nobody can tell from such a read whether there is more.
+        ("that fills a buffer", filling(8192)),
+        ("that fills two", filling(16384)),
+        ("of many buffers", filling(300_000)),
     ];
     let mut gone = 0;
     for (what, request) in requests {
