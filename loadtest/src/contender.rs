@@ -78,6 +78,11 @@ impl Contender {
         }
     }
 
+    /// Anteroom, however it is configured.
+    pub(crate) fn is_anteroom(self) -> bool {
+        matches!(self, Self::Anteroom | Self::AnteroomNoscan)
+    }
+
     fn install(self) -> &'static str {
         match self {
             Self::Direct => "",
@@ -130,7 +135,7 @@ impl Installed {
         self.program.as_deref()
     }
 
-    /// Finds the program; the error names the `all` others, which would be measured without it.
+    /// Finds the program; the error names those of `all` that would be measured without it, if any.
     pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
         let (wanted, ask) = match contender {
             Contender::Direct => return Ok(Self { contender, program: None, version: None }),
@@ -142,8 +147,11 @@ impl Installed {
         let Some(program) = on_path(&wanted) else {
             let others: Vec<_> =
                 all.iter().filter(|other| **other != contender).map(|other| other.name()).collect();
-            let install = contender.install();
-            return Err(Error::Missing { program: wanted, install, others: others.join(",") });
+            let mut remedy = contender.install().to_owned();
+            if !others.is_empty() {
+                remedy = format!("{remedy}, or leave it out with --contenders {}", others.join(","));
+            }
+            return Err(Error::Missing { program: wanted, remedy });
         };
         let version = version_of(&program, ask)?;
         Ok(Self { contender, program: Some(program), version })

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 /// A run that cannot be trusted is no result: every one of these ends it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("cannot find {program}: {install}, or leave it out with --contenders {others}")]
-    Missing { program: PathBuf, install: &'static str, others: String },
+    #[error("cannot find {program}: {remedy}")]
+    Missing { program: PathBuf, remedy: String },
 
     #[error("{contender} did not start: {why}\n{log}")]
     Start { contender: &'static str, why: String, log: String },
@@ -26,7 +26,7 @@ pub(crate) enum Error {
     #[error("this takes two cores, the process may use {0}")]
     Cores(usize),
 
-    #[error("this scenario is about anteroom, which --contenders leaves out")]
+    #[error("this scenario measures anteroom, which --contenders leaves out: add it there")]
     NotMeasured,
 
     #[error("cargo build of anteroom: {0}; pass the path of a built one with --anteroom")]
@@ -34,6 +34,7 @@ pub(crate) enum Error {
 
     #[error("the {scenario} scenario cannot go on: {why}")]
     Unsound { scenario: &'static str, why: String },
+
     #[error("anteroom: {0}")]
     Wrong(String),
 

@@ -63,7 +63,7 @@ fn run(cli: &cli::Cli) -> Result<(), error::Error> {
             .map_err(|source| error::Error::io("handle signals", source))?;
     }
     let options = cli.scenario.options();
-    let setup = setup::Setup::new(options, stop)?;
+    let setup = setup::Setup::new(&cli.scenario, stop)?;
     let mut report = report::Report::new(&setup);
     print!("{}", report.head());
     for run in scenario::of(&cli.scenario) {
