@@ -63,6 +63,9 @@ fn run(cli: &cli::Cli) -> Result<(), error::Error> {
             .map_err(|source| error::Error::io("handle signals", source))?;
     }
     let options = cli.scenario.options();
+    if let Some(file) = &options.json {
+        report::check(file)?;
+    }
     let setup = setup::Setup::new(&cli.scenario, stop)?;
     let mut report = report::Report::new(&setup);
     print!("{}", report.head());

@@ -181,7 +181,8 @@ mod tests {
         let anteroom = program(dir.path(), "anteroom");
         let gone = ["--haproxy", "/nowhere/a", "--nginx", "/nowhere/b", "--envoy", "/nowhere/c"];
         for name in ALONE {
-            let found = find(&scenario(&[&[name][..], &gone].concat()), || Ok(anteroom.clone().into())).unwrap();
+            let found =
+                find(&scenario(&[&[name][..], &gone].concat()), || Ok(anteroom.clone().into())).unwrap();
             let said: Vec<_> = found.iter().map(|each| each.version.as_deref().unwrap()).collect();
             assert_eq!(said, ["anteroom 1"], "{name}");
         }
@@ -194,8 +195,14 @@ mod tests {
         for name in ["all", "warm", "body", "stream"] {
             let words = [name, "--haproxy", &haproxy, "--nginx", &nginx, "--envoy", "/nowhere/envoy"];
             let error = find(&scenario(&words), || panic!("built in vain")).unwrap_err().to_string();
-            assert!(error.starts_with("cannot find /nowhere/envoy: ") && error.contains("--envoy"), "{error}");
-            assert!(error.ends_with("leave it out with --contenders direct,anteroom,haproxy,nginx"), "{error}");
+            assert!(
+                error.starts_with("cannot find /nowhere/envoy: ") && error.contains("--envoy"),
+                "{error}"
+            );
+            assert!(
+                error.ends_with("leave it out with --contenders direct,anteroom,haproxy,nginx"),
+                "{error}"
+            );
         }
     }
 
