@@ -9,8 +9,11 @@ pub(crate) enum Error {
     #[error("cannot find {program}: {remedy}")]
     Missing { program: PathBuf, remedy: String },
 
-    #[error("{contender} did not start: {why}\n{log}")]
+    #[error("{contender} did not start: {why}{}", below(log))]
     Start { contender: &'static str, why: String, log: String },
+
+    #[error("{contender} ended while it was measured: {why}{}", below(log))]
+    Ended { contender: &'static str, why: String, log: String },
 
     #[error(
         "{contender} with {connections} connection(s): {errors} wrong of {requests} answers, the first: {first}"
@@ -56,4 +59,8 @@ impl Error {
     pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io { what: what.into(), source: source.into() }
     }
+}
+
+fn below(log: &str) -> String {
+    if log.is_empty() { ", and it printed nothing".into() } else { format!("\n{log}") }
 }

@@ -23,6 +23,7 @@ mod generator;
 mod http;
 mod http2;
 mod keda;
+mod listen;
 mod machine;
 mod member;
 mod multiplexed;
