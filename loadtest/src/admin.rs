@@ -10,6 +10,7 @@ use crate::clock::Instant;
 use crate::contender::Running;
 use crate::error::Error;
 use crate::http::{self, Framing};
+use crate::setup::Setup;
 
 /// How long an answer may take: the metrics of thousands of routes are some megabytes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,6 +34,17 @@ pub(crate) fn get(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
 /// Whether it says that it is ready to serve.
 pub(crate) fn is_ready(admin: SocketAddr) -> bool {
     get(admin, "/readyz").is_ok_and(|(status, _)| status == 200)
+}
+
+/// Waits until `running` is ready to serve; an error with its log when it is not in time, or has ended.
+pub(crate) fn await_ready(running: &mut Running, setup: &Setup) -> Result<(), Error> {
+    let deadline = Instant::now() + START;
+    while !is_ready(running.admin) {
+        setup.check_stop()?;
+        running.check_start("anteroom", deadline)?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// How long Anteroom may take to start.
@@ -67,19 +79,10 @@ impl Admin {
         loop {
             let answer =
                 Self::connect(running.admin).and_then(|mut admin| admin.get("/livez").map(|_| admin));
-            let error = match answer {
-                Ok(admin) => return Ok(admin),
-                Err(error) => error,
-            };
-            let process = running.process.as_mut();
-            let ended = process.and_then(|process| Some((process.ended()?, process.log())));
-            if let Some((why, log)) = ended {
-                return Err(Error::Start { contender: "anteroom", why, log });
+            if let Ok(admin) = answer {
+                return Ok(admin);
             }
-            if Instant::now() >= deadline {
-                let log = running.process.as_ref().map(|process| process.log()).unwrap_or_default();
-                return Err(Error::Start { contender: "anteroom", why: error.to_string(), log });
-            }
+            running.check_start("anteroom", deadline)?;
             std::thread::sleep(Duration::from_millis(10));
         }
     }

@@ -13,6 +13,7 @@ use slab::Slab;
 
 use crate::clock::{self, Instant};
 use crate::http::{self, Framing};
+use crate::listen;
 use crate::sse;
 use pace::Streams;
 
@@ -199,13 +200,7 @@ impl Backend {
     }
 
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
-        loop {
-            let mut stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            stream.set_nodelay(true)?;
+        while let Some(mut stream) = listen::next(&self.listener)? {
             let entry = self.connections.vacant_entry();
             registry.register(&mut stream, Token(entry.key() | CONNECTION), Interest::READABLE)?;
             entry.insert(Connection {
@@ -217,6 +212,7 @@ impl Backend {
             });
             self.accepted += 1;
         }
+        Ok(())
     }
 }
 

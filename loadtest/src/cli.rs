@@ -50,7 +50,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 
-    /// What to measure, in this order
+    /// What to measure, in this order; some scenarios are about anteroom alone
     #[arg(
         long,
         value_delimiter = ',',
@@ -152,6 +152,16 @@ impl Scenario {
                 &crowd.options
             }
         }
+    }
+
+    /// Whether all contenders take part, and not Anteroom alone.
+    pub(crate) fn compares(&self) -> bool {
+        matches!(self, Self::All(_) | Self::Warm(_) | Self::Body(_) | Self::Stream(_))
+    }
+
+    /// Whether there is nothing to measure, or not all, without Anteroom.
+    pub(crate) fn needs_anteroom(&self) -> bool {
+        matches!(self, Self::All(_)) || !self.compares()
     }
 }
 

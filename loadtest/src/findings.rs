@@ -56,6 +56,12 @@ impl Aim {
     }
 }
 
+/// The note that others took so much of a core that the figures are noisy, if they did.
+pub(crate) fn disturbed(others: f64) -> Option<String> {
+    (others > NOISE)
+        .then(|| format!("other processes used up to {:.0} % of a core, so this is noisy", others * 100.0))
+}
+
 /// One note for all measurements that others disturbed, each with the cores that they took.
 pub(crate) fn noise(measured: impl IntoIterator<Item = (String, f64)>) -> Option<String> {
     let noisy: Vec<_> = measured.into_iter().filter(|(_, others)| *others > NOISE).collect();
@@ -99,6 +105,12 @@ mod tests {
         assert_eq!(measured([0.0, 0.01, NOISE]), None);
         let told = measured([0.06, 0.3, 0.0]).unwrap();
         assert!(told.contains("2 measurements") && told.ends_with("worst b, with 30 % of a core"), "{told}");
+    }
+
+    #[test]
+    fn a_little_noise_is_none() {
+        assert_eq!(disturbed(NOISE), None);
+        assert!(disturbed(0.3).unwrap().contains("up to 30 % of a core"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod generator;
 mod http;
 mod http2;
 mod keda;
+mod listen;
 mod machine;
 mod member;
 mod multiplexed;
@@ -63,7 +64,10 @@ fn run(cli: &cli::Cli) -> Result<(), error::Error> {
             .map_err(|source| error::Error::io("handle signals", source))?;
     }
     let options = cli.scenario.options();
-    let setup = setup::Setup::new(options, stop)?;
+    if let Some(file) = &options.json {
+        report::check(file)?;
+    }
+    let setup = setup::Setup::new(&cli.scenario, stop)?;
     let mut report = report::Report::new(&setup);
     print!("{}", report.head());
     for run in scenario::of(&cli.scenario) {

@@ -64,6 +64,18 @@ impl Process {
         }
     }
 
+    /// The same, once it is so, or `None` if that is not within `patience`.
+    pub(crate) fn ends_within(&mut self, patience: Duration) -> Option<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let ended = self.ended();
+            if ended.is_some() || Instant::now() >= deadline {
+                return ended;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The end of what it printed.
     pub(crate) fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
@@ -79,10 +91,7 @@ impl Drop for Process {
         // None of these matters when it has ended by itself.
         if self.ended().is_none() {
             let _ = kill_process(pid, Signal::TERM);
-            let deadline = Instant::now() + GRACE;
-            while self.ended().is_none() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(2));
-            }
+            let _ = self.ends_within(GRACE);
         }
         // It leads its own group: this reaches workers that have outlived their master.
         let _ = kill_process_group(pid, Signal::KILL);

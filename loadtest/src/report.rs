@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::Path;
 
 use serde::Serialize;
@@ -49,10 +50,9 @@ impl Report {
     }
 
     pub(crate) fn write(&self, file: &Path) -> Result<(), Error> {
-        let what = || format!("write {}", file.display());
-        let mut json = serde_json::to_vec_pretty(self).map_err(|error| Error::io(what(), error))?;
+        let mut json = serde_json::to_vec_pretty(self).map_err(|error| unwritable(file, error))?;
         json.push(b'\n');
-        fs::write(file, json).map_err(|error| Error::io(what(), error))
+        fs::write(file, json).map_err(|error| unwritable(file, error))
     }
 
     /// Where and of what: the lines above the tables.
@@ -104,6 +104,16 @@ impl fmt::Display for Findings {
     }
 }
 
+/// Whether a report can be written there, found out before anything is measured. What is there stays until then.
+pub(crate) fn check(file: &Path) -> Result<(), Error> {
+    let opened = OpenOptions::new().append(true).create(true).open(file);
+    opened.map(drop).map_err(|error| unwritable(file, error))
+}
+
+fn unwritable(file: &Path, error: impl Into<io::Error>) -> Error {
+    Error::io(format!("write {}, which --json names", file.display()), error)
+}
+
 /// Three digits that say something.
 fn figure(value: f64) -> String {
     let decimals = match value.abs() {
@@ -119,6 +129,20 @@ fn figure(value: f64) -> String {
 mod tests {
     use super::*;
     use crate::findings::{Aim, Table};
+
+    #[test]
+    fn where_nothing_can_be_written_is_told_and_what_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let there = dir.path().join("there.json");
+        fs::write(&there, "{}").unwrap();
+        check(&there).unwrap();
+        check(&dir.path().join("new.json")).unwrap();
+        assert_eq!(fs::read_to_string(&there).unwrap(), "{}");
+        for wrong in [dir.path().to_owned(), dir.path().join("none/new.json")] {
+            let error = check(&wrong).unwrap_err().to_string();
+            assert!(error.contains(&format!("{}, which --json names", wrong.display())), "{error}");
+        }
+    }
 
     #[test]
     fn findings_print_tables_aims_and_notes() {

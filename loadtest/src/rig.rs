@@ -225,15 +225,7 @@ impl Rig {
             if self.answers(running.address, FIRST_ANSWER)? {
                 return Ok(());
             }
-            let log =
-                |running: &Running| running.process.as_ref().map(|process| process.log()).unwrap_or_default();
-            if let Some(why) = running.process.as_mut().and_then(|process| process.ended()) {
-                return Err(Error::Start { contender, why, log: log(running) });
-            }
-            if Instant::now() >= deadline {
-                let why = format!("no answer within {} s", START.as_secs());
-                return Err(Error::Start { contender, why, log: log(running) });
-            }
+            running.check_start(contender, deadline)?;
         }
     }
 

@@ -125,7 +125,8 @@ impl Scene {
     pub(crate) fn await_held(&mut self, count: usize) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let Demand { held, .. } = self.admin.demand()?;
+            let demand = self.admin.demand().map_err(|error| self.running.explain("anteroom", error));
+            let Demand { held, .. } = demand?;
             if held == count as u64 {
                 return Ok(());
             }
@@ -175,11 +176,12 @@ impl Scene {
 
     /// Looks for events once and deals with them; how many there were. What a client should not have seen ends it all.
     pub(crate) fn turn(&mut self) -> Result<usize, Error> {
-        let events = self.rig.turn(Some(&mut self.sides))?;
-        match &self.sides.crowd.tally.wrong {
-            None => Ok(events),
-            Some(why) => Err(Error::Wrong(why.clone())),
-        }
+        let error = match (self.rig.turn(Some(&mut self.sides)), &self.sides.crowd.tally.wrong) {
+            (Ok(events), None) => return Ok(events),
+            (Ok(_), Some(why)) => Error::Wrong(why.clone()),
+            (Err(error), _) => error,
+        };
+        Err(self.running.explain("anteroom", error))
     }
 
     pub(crate) fn read(&self) -> Result<Reading, Error> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::cli::Options;
+use crate::cli::{Options, Scenario};
 use crate::contender::{Contender, Installed, Programs};
 use crate::cores::{self, Cores};
 use crate::error::Error;
@@ -29,25 +29,12 @@ pub(crate) struct Setup {
 // === impl Setup ===
 
 impl Setup {
-    /// Finds the programs, and moves this thread to the core that the clients and the backend have.
-    pub(crate) fn new(options: &Options, stop: Arc<AtomicBool>) -> Result<Self, Error> {
+    /// Finds the programs that `scenario` measures, and moves this thread to the core that the clients and the backend
+    /// have.
+    pub(crate) fn new(scenario: &Scenario, stop: Arc<AtomicBool>) -> Result<Self, Error> {
+        let options = scenario.options();
         let cores = Cores::choose()?;
-        let mut contenders = Vec::new();
-        for contender in &options.contenders {
-            if !contenders.contains(contender) {
-                contenders.push(*contender);
-            }
-        }
-        let programs = Programs {
-            anteroom: options.anteroom.clone().map_or_else(built, Ok)?,
-            haproxy: options.haproxy.clone(),
-            nginx: options.nginx.clone(),
-            envoy: options.envoy.clone(),
-        };
-        let installed = contenders
-            .iter()
-            .map(|contender| Installed::find(*contender, &programs, &contenders))
-            .collect::<Result<_, _>>()?;
+        let installed = find(scenario, || options.anteroom.clone().map_or_else(built, Ok))?;
         cores::pin(cores.rig)?;
         Ok(Self {
             cores,
@@ -102,6 +89,53 @@ impl Setup {
     }
 }
 
+/// What a scenario measures of what `--contenders` names, each once and in that order.
+fn wanted(scenario: &Scenario) -> Result<Vec<Contender>, Error> {
+    let mut wanted = Vec::new();
+    for contender in &scenario.options().contenders {
+        if !wanted.contains(contender) {
+            wanted.push(*contender);
+        }
+    }
+    if scenario.needs_anteroom() && !wanted.contains(&Contender::Anteroom) {
+        return Err(Error::NotMeasured);
+    }
+    if !scenario.compares() {
+        wanted.retain(|contender| *contender == Contender::Anteroom);
+    }
+    Ok(wanted)
+}
+
+/// The programs of what is measured. Anteroom's is asked for last, since it may have to be built first, which is not
+/// to be in vain.
+fn find(
+    scenario: &Scenario,
+    anteroom: impl FnOnce() -> Result<PathBuf, Error>,
+) -> Result<Vec<Installed>, Error> {
+    let contenders = wanted(scenario)?;
+    let (ours, others): (Vec<_>, Vec<_>) = contenders.iter().partition(|contender| contender.is_anteroom());
+    let Options { haproxy, nginx, envoy, .. } = scenario.options();
+    let mut programs = Programs {
+        anteroom: PathBuf::new(),
+        haproxy: haproxy.clone(),
+        nginx: nginx.clone(),
+        envoy: envoy.clone(),
+    };
+    let mut installed = Vec::with_capacity(contenders.len());
+    for contender in others {
+        installed.push(Installed::find(contender, &programs, &contenders)?);
+    }
+    if !ours.is_empty() {
+        programs.anteroom = anteroom()?;
+    }
+    for contender in ours {
+        let instead: &[_] = if scenario.needs_anteroom() { &[] } else { &contenders };
+        installed.push(Installed::find(contender, &programs, instead)?);
+    }
+    installed.sort_by_key(|each| contenders.iter().position(|contender| *contender == each.contender));
+    Ok(installed)
+}
+
 /// Anteroom beside this program. Where cargo runs us it is built first: what is measured is what is in the tree.
 fn built() -> Result<PathBuf, Error> {
     let beside = env::current_exe().unwrap_or_default().with_file_name("anteroom");
@@ -114,4 +148,82 @@ fn built() -> Result<PathBuf, Error> {
         .status()
         .map_err(|error| Error::io("run cargo", error))?;
     if status.success() { Ok(beside) } else { Err(Error::Build(status)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    const ALONE: [&str; 7] = ["held", "release", "overflow", "hangup", "signal", "routes", "soak"];
+
+    fn scenario(words: &[&str]) -> Scenario {
+        Cli::parse_from(["loadtest"].iter().chain(words)).scenario
+    }
+
+    /// A program that says its name when it is asked for its version.
+    fn program(dir: &Path, name: &str) -> String {
+        let file = dir.join(name);
+        fs::write(&file, format!("#!/bin/sh\necho {name} 1\n")).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        file.display().to_string()
+    }
+
+    #[test]
+    fn a_scenario_about_anteroom_asks_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let anteroom = program(dir.path(), "anteroom");
+        let gone = ["--haproxy", "/nowhere/a", "--nginx", "/nowhere/b", "--envoy", "/nowhere/c"];
+        for name in ALONE {
+            let found =
+                find(&scenario(&[&[name][..], &gone].concat()), || Ok(anteroom.clone().into())).unwrap();
+            let said: Vec<_> = found.iter().map(|each| each.version.as_deref().unwrap()).collect();
+            assert_eq!(said, ["anteroom 1"], "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_told_before_anteroom_is_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let (haproxy, nginx) = (program(dir.path(), "haproxy"), program(dir.path(), "nginx"));
+        for name in ["all", "warm", "body", "stream"] {
+            let words = [name, "--haproxy", &haproxy, "--nginx", &nginx, "--envoy", "/nowhere/envoy"];
+            let error = find(&scenario(&words), || panic!("built in vain")).unwrap_err().to_string();
+            assert!(
+                error.starts_with("cannot find /nowhere/envoy: ") && error.contains("--envoy"),
+                "{error}"
+            );
+            assert!(
+                error.ends_with("leave it out with --contenders direct,anteroom,haproxy,nginx"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_measured_has_the_order_of_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let (anteroom, nginx) = (program(dir.path(), "anteroom"), program(dir.path(), "nginx"));
+        let words = ["warm", "--nginx", &nginx, "--contenders", "anteroom,nginx,direct,nginx"];
+        let found = find(&scenario(&words), || Ok(anteroom.into())).unwrap();
+        let names: Vec<_> = found.iter().map(|each| each.contender.name()).collect();
+        assert_eq!(names, ["anteroom", "nginx", "direct"]);
+    }
+
+    #[test]
+    fn anteroom_cannot_be_left_out_where_it_is_what_is_measured() {
+        for name in ALONE.into_iter().chain(["all"]) {
+            let left_out = find(&scenario(&[name, "--contenders", "direct"]), || panic!("built in vain"));
+            assert!(matches!(left_out, Err(Error::NotMeasured)), "{name}");
+            let words = [name, "--contenders", "direct,anteroom"];
+            let error = find(&scenario(&words), || Ok("/nowhere/anteroom".into())).unwrap_err().to_string();
+            assert!(error.ends_with("pass its path with --anteroom"), "{error}");
+        }
+    }
 }

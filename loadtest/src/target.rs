@@ -13,6 +13,7 @@ use slab::Slab;
 
 use crate::clock::Instant;
 use crate::http::{self, Framing};
+use crate::listen;
 use crate::member::{Message, PLAIN, STREAMED};
 
 /// Tokens of this server have this bit; neither those of clients nor those of the rig's own backend have.
@@ -148,18 +149,13 @@ impl Target {
     }
 
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
-        loop {
-            let mut stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            stream.set_nodelay(true)?;
+        while let Some(mut stream) = listen::next(&self.listener)? {
             let entry = self.connections.vacant_entry();
             registry.register(&mut stream, Token(entry.key() | OURS), Interest::READABLE)?;
             entry.insert(Connection { stream, buffer: vec![0; BUFFER].into(), filled: 0 });
             self.seen.accepted += 1;
         }
+        Ok(())
     }
 
     /// Deals with every complete request on a connection.

@@ -220,6 +220,10 @@ fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option
     let hint = match (&kind, found.as_str()) {
         (Kind::Text, "nothing") => "; an empty text is \"\"",
         (_, "nothing") => "; leave the key out for its default",
+        // It is a whole number, only not one that fits.
+        (Kind::Number(_), number) if number.parse::<f64>().is_ok_and(|number| number > u32::MAX.into()) => {
+            "; choose a smaller one"
+        }
         _ => "",
     };
     Some(format!("expected {kind}, found {found}{hint}"))

@@ -51,9 +51,9 @@ enum Hearing {
     Badly,
 }
 
-/// What can be watched.
-pub trait Watchable:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+/// What can be listed, and kept as it is known.
+pub trait Storable:
+    Resource<DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin>
     + Clone
     + Debug
     + DeserializeOwned
@@ -63,8 +63,8 @@ pub trait Watchable:
 {
 }
 
-impl<K> Watchable for K where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+impl<K> Storable for K where
+    K: Resource<DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin>
         + Clone
         + Debug
         + DeserializeOwned
@@ -73,6 +73,11 @@ impl<K> Watchable for K where
         + 'static
 {
 }
+
+/// What can be watched in the served namespaces, by its type alone.
+pub trait Watchable: Storable + Resource<DynamicType = (), Scope = NamespaceResourceScope> {}
+
+impl<K> Watchable for K where K: Storable + Resource<DynamicType = (), Scope = NamespaceResourceScope> {}
 
 /// What a watch has heard, when its store has it.
 #[derive(Clone, Copy, Debug)]
@@ -151,15 +156,7 @@ impl Cluster {
     /// manages which field is thrown away: it is most of an object.
     pub fn watch<K>(&self, config: watcher::Config) -> Watched<K>
     where
-        K: Resource<
-                Scope = kube::core::NamespaceResourceScope,
-                DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin,
-            > + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: Storable + Resource<Scope = NamespaceResourceScope>,
     {
         self.watch_in(self.apis(), config, |_| {})
     }
@@ -172,13 +169,7 @@ impl Cluster {
         trim: impl Fn(&mut K) + Clone + Send + 'static,
     ) -> Watched<K>
     where
-        K: Resource<DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: Storable,
     {
         self.watch_heard(apis, config, trim, |_, _| {})
     }
@@ -192,13 +183,7 @@ impl Cluster {
         heard: impl Fn(Heard<'_, K>, &Store<K>) + Clone + Send + 'static,
     ) -> Watched<K>
     where
-        K: Resource<DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin>
-            + Clone
-            + Debug
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
+        K: Storable,
     {
         let (changed, changes) = watch::channel(0);
         let failure = Arc::<Mutex<Option<Arc<str>>>>::default();

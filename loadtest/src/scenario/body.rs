@@ -73,8 +73,10 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
                         .map_err(|error| Error::io("connect", error))?;
                 load.start(u64::MAX);
                 let plan = Plan { connections: series.connections, warm_up, duration };
-                let sample = rig.measure_load(&mut load, plan, meter)?;
-                accept(&sample, each.contender, series.connections)?;
+                let sample = rig
+                    .measure_load(&mut load, plan, meter)
+                    .and_then(|sample| accept(sample, each.contender, series.connections))
+                    .map_err(|error| running.explain(name, error))?;
                 series.rounds.push(Round::new(&sample, each.contender));
             }
         }

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::clock::Instant;
 use crate::descriptors::Room;
 use crate::error::Error;
-use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::footprint::Footprint;
 use crate::scene::{Bounds, Scene};
 use crate::setup::Setup;
@@ -179,9 +179,7 @@ fn findings(how: String, before: Footprint, storms: &[Storm], note: Option<Strin
     }
     let mut notes: Vec<String> = note.into_iter().collect();
     let others = spread(|storm| storm.others).max;
-    if others > NOISE {
-        notes.push(format!("other processes used up to {:.0} % of a core, so this is noisy", others * 100.0));
-    }
+    notes.extend(disturbed(others));
     Findings {
         scenario: "hangup",
         how,

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::descriptors::Room;
 use crate::error::Error;
-use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::member::BODY;
 use crate::multiplexed::STREAMS;
 use crate::scene::{Bounds, Scene};
@@ -178,12 +178,7 @@ fn findings(
     let who = format!("anteroom, {} held", thousands(count as f64));
     aims.push(Aim::at_most(who, "% of a core while holding, at most", 5.0, holding.percent));
     let mut notes: Vec<String> = note.into_iter().collect();
-    if holding.others > NOISE {
-        notes.push(format!(
-            "other processes used {:.0} % of a core, so CPU time is noisy",
-            holding.others * 100.0
-        ));
-    }
+    notes.extend(disturbed(holding.others));
     let results: Vec<_> = parts()
         .map(|(name, part)| {
             json!({

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::clock::Instant;
 use crate::descriptors::Room;
 use crate::error::Error;
-use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::scene::{Bounds, Scene};
 use crate::setup::Setup;
 use crate::target::Ramp;
@@ -83,9 +83,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
         ));
     }
     let others = spent.others.as_secs_f64() / elapsed;
-    if others > NOISE {
-        notes.push(format!("other processes used {:.0} % of a core, so this is noisy", others * 100.0));
-    }
+    notes.extend(disturbed(others));
     Ok(Findings {
         scenario: "overflow",
         how: format!(

@@ -158,7 +158,8 @@ impl World {
 
 impl Stage {
     fn turn(&mut self) -> Result<usize, Error> {
-        let events = self.rig.turn(Some(&mut self.world))?;
+        let turned = self.rig.turn(Some(&mut self.world));
+        let events = turned.map_err(|error| self.running.explain("anteroom", error))?;
         self.world.tick(Instant::now());
         if let Some(why) = self.world.clients.as_ref().and_then(|clients| clients.first_error.clone()) {
             return Err(self.unsound(why));
@@ -182,7 +183,8 @@ impl Stage {
 
     fn unsound(&mut self, why: String) -> Error {
         let log = self.running.process.as_ref().map(|process| process.log()).unwrap_or_default();
-        Error::unsound("routes", format!("{why}; the API server: {:?}\n{log}", self.world.api.counts))
+        let why = format!("{why}; the API server: {:?}\n{log}", self.world.api.counts);
+        self.running.explain("anteroom", Error::unsound("routes", why))
     }
 
     fn census(&self) -> Result<Census, Error> {
@@ -195,11 +197,7 @@ impl Stage {
         let mut ready = None;
         while ready.is_none() {
             self.turn_for(Duration::from_millis(20))?;
-            let ended = self.running.process.as_mut().and_then(|process| process.ended());
-            if ended.is_some() || begin.elapsed() > START {
-                let why = ended.unwrap_or_else(|| format!("not ready within {} s", START.as_secs()));
-                return Err(self.unsound(why));
-            }
+            self.running.check_start("anteroom", begin + START)?;
             ready = admin::is_ready(self.running.admin).then(|| begin.elapsed());
         }
         let requests = (0..WARM).map(|number| request(&format!("m{number}"))).collect();

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use crate::admin;
 use crate::clock::Instant;
 use crate::error::Error;
-use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::keda::{Connection, Said};
 use crate::procfs::Meter;
 use crate::setup::Setup;
@@ -32,8 +32,6 @@ const AIM_MS: f64 = 1.0;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a new connection has to be accepted, which is no part of what is measured.
 const ACCEPTED: Duration = Duration::from_millis(1);
-/// How long Anteroom may take to be ready.
-const START: Duration = Duration::from_secs(20);
 
 /// What was measured with so many routes.
 #[derive(Debug, Serialize)]
@@ -68,21 +66,15 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
 
 fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> Result<Line, Error> {
     let [scaler, nobody] = free_ports().map_err(|error| Error::io("find a free port", error))?;
-    let running = setup.anteroom()?.start_with(&configuration(routes, scaler.port()), nobody, setup.cores)?;
-    let begin = Instant::now();
-    while !admin::is_ready(running.admin) {
-        setup.check_stop()?;
-        if begin.elapsed() > START {
-            return Err(Error::unsound("signal", "anteroom is not ready"));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut running =
+        setup.anteroom()?.start_with(&configuration(routes, scaler.port()), nobody, setup.cores)?;
+    admin::await_ready(&mut running, setup)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Error::io("make a runtime", error))?;
     let meter = Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
-    runtime.block_on(async {
+    let measured = runtime.block_on(async {
         // As the rig does: this core never sleeps, so that what is measured is not how long it takes to wake up.
         let busy = tokio::spawn(async {
             loop {
@@ -112,7 +104,8 @@ fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> 
             cpu_us: spent.contender.as_secs_f64() * 1e6 / samples as f64,
             others: spent.others.as_secs_f64() / begin.elapsed().as_secs_f64(),
         })
-    })
+    });
+    measured.map_err(|error| running.explain("anteroom", error))
 }
 
 /// An address nobody listens at, and one for the scaler.
@@ -220,14 +213,7 @@ fn findings(lines: &[Line]) -> Findings {
         let figures = [line.p50_us, line.p90_us, line.p99_us, line.max_us, line.cpu_us].map(us);
         [who(line), thousands(line.samples as f64)].into_iter().chain(figures).collect()
     };
-    let noisy = |line: &&Line| line.others > NOISE;
-    let noise = |line: &Line| {
-        format!(
-            "{}: other processes used {:.0} % of a core, so this is noisy",
-            who(line),
-            line.others * 100.0
-        )
-    };
+    let noise = |line: &Line| Some(format!("{}: {}", who(line), disturbed(line.others)?));
     Findings {
         scenario: "signal",
         how: "one request at a time, each to a route at zero".into(),
@@ -247,7 +233,7 @@ fn findings(lines: &[Line]) -> Findings {
                 Aim::at_most(format!("anteroom, {}", who(line)), what, AIM_MS, line.p99_us / 1e3)
             })
             .collect(),
-        notes: lines.iter().filter(noisy).map(noise).collect(),
+        notes: lines.iter().filter_map(noise).collect(),
     }
 }
 

@@ -34,7 +34,7 @@ const OVERFLOW: usize = 100;
 /// Who sends one request after the other while the model server is up.
 const CLIENTS: usize = 8;
 const TIDYING: usize = 100;
-/// How long Anteroom may take to be ready, and the model server to be stopped.
+/// How long the model server may take to be stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// From one gap to the next.
@@ -75,7 +75,8 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     let program = anteroom.program().map(|program| program.display().to_string()).unwrap_or_default();
     let nobody = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
     let configuration = configuration(&program, 0);
-    let running = anteroom.start_with(&configuration, nobody, setup.cores)?;
+    let mut running = anteroom.start_with(&configuration, nobody, setup.cores)?;
+    admin::await_ready(&mut running, setup)?;
     let duration = Duration::from_secs(setup.seconds(35, 1800).into());
     let meter = Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
     let runtime = runtime::Builder::new_current_thread()
@@ -86,8 +87,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     let before = meter.read().map_err(failed)?;
     let mut stage = Stage { running, tally: Tally::default(), begin: Instant::now(), quick: setup.quick };
     let mut cycles: Vec<Cycle> = Vec::new();
-    runtime.block_on(async {
-        stage.ready(setup).await?;
+    let soaked = runtime.block_on(async {
         while stage.begin.elapsed() < duration {
             if cycles.len().is_multiple_of(5) {
                 eprintln!(
@@ -100,7 +100,8 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
             cycles.push(cycle);
         }
         Ok(())
-    })?;
+    });
+    soaked.map_err(|error| stage.running.explain("anteroom", error))?;
     let elapsed = stage.begin.elapsed().as_secs_f64();
     let account = stage.account()?;
     let spent = before.until(&meter.read().map_err(failed)?);
@@ -151,17 +152,6 @@ impl Stage {
     fn census(&self) -> Result<Census, Error> {
         let pid = self.running.process.as_ref().map(|process| process.id());
         Census::of(pid.unwrap_or_else(std::process::id)).map_err(|error| Error::io("look at anteroom", error))
-    }
-
-    async fn ready(&self, setup: &Setup) -> Result<(), Error> {
-        while !admin::is_ready(self.running.admin) {
-            setup.check_stop()?;
-            if self.begin.elapsed() > PATIENCE {
-                return Err(self.unsound("anteroom is not ready".into()));
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
     }
 
     /// A gap, a cold start, a crowd, a while of everything, and what is left of it.

@@ -53,11 +53,14 @@ pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, Error> {
             let mut running = each.start(rig.backend(), cores)?;
             rig.await_answer(name, &mut running)?;
             let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
-            let mut bench = Bench::open(&mut rig, each.contender, &running, streams, meter)?;
-            for series in series.iter_mut().filter(|series| series.contender == each.contender) {
-                series.rounds.push(bench.phase(series.way, times)?);
-            }
-            bench.end()?;
+            let phases =
+                Bench::open(&mut rig, each.contender, &running, streams, meter).and_then(|mut bench| {
+                    for series in series.iter_mut().filter(|series| series.contender == each.contender) {
+                        series.rounds.push(bench.phase(series.way, times)?);
+                    }
+                    bench.end()
+                });
+            phases.map_err(|error| running.explain(name, error))?;
         }
     }
     let how = format!(

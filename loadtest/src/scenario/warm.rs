@@ -56,8 +56,9 @@ pub(crate) fn run(setup: &Setup, connections: &[u16], rate: u32) -> Result<Findi
             for series in series.iter_mut().filter(|series| series.contender == each.contender) {
                 let plan = Plan { connections: series.connections, warm_up, duration };
                 let meter = Meter { cores, contender: running.process.as_ref().map(|process| process.id()) };
-                let sample = measure(&mut rig, &running, series.way, plan, meter)?;
-                accept(&sample, each.contender, series.connections)?;
+                let sample = measure(&mut rig, &running, series.way, plan, meter)
+                    .and_then(|sample| accept(sample, each.contender, series.connections))
+                    .map_err(|error| running.explain(name, error))?;
                 series.rounds.push(Round::new(&sample, each.contender));
             }
         }
@@ -93,7 +94,7 @@ fn measure(rig: &mut Rig, running: &Running, way: Way, plan: Plan, meter: Meter)
 }
 
 /// Wrong or missing answers make the figures worthless.
-pub(super) fn accept(sample: &Sample, contender: Contender, connections: usize) -> Result<(), Error> {
+pub(super) fn accept(sample: Sample, contender: Contender, connections: usize) -> Result<Sample, Error> {
     let contender = contender.name();
     if let Some(first) = &sample.first_error {
         let (errors, requests) = (sample.errors, sample.requests);
@@ -105,7 +106,7 @@ pub(super) fn accept(sample: &Sample, contender: Contender, connections: usize) 
     if sample.requests == 0 {
         return Err(Error::Unanswered { contender, connections, missing: connections });
     }
-    Ok(())
+    Ok(sample)
 }
 
 /// The values without repetitions, in their order.

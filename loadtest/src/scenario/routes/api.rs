@@ -13,6 +13,7 @@ use slab::Slab;
 
 use super::objects::{Kind, Objects, namespace};
 use crate::http::{self, Framing};
+use crate::listen;
 
 /// Neither the backend's tokens nor the clients' have these bits.
 const LISTENER: Token = Token(1 << 40);
@@ -137,19 +138,14 @@ impl Api {
     }
 
     fn accept(&mut self, registry: &Registry) -> io::Result<()> {
-        loop {
-            let mut stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            stream.set_nodelay(true)?;
+        while let Some(mut stream) = listen::next(&self.listener)? {
             let entry = self.connections.vacant_entry();
             let both = Interest::READABLE | Interest::WRITABLE;
             registry.register(&mut stream, Token(entry.key() | CONNECTION), both)?;
             let (inbox, outbox) = (Vec::new(), Vec::new());
             entry.insert(Connection { stream, inbox, outbox, sent: 0, watched: None });
         }
+        Ok(())
     }
 
     fn close(&mut self, key: usize) {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::api::Counts;
 use crate::census::Census;
-use crate::findings::{Aim, Findings, NOISE, Table, thousands};
+use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::spread::Spread;
 
 /// All of it.
@@ -197,12 +197,7 @@ impl Found {
         let mut notes = Vec::new();
         let most = |of: fn(&Measured) -> f64| self.measured.iter().map(of).fold(0.0, f64::max);
         let others = most(|measured| measured.others);
-        if others > NOISE {
-            notes.push(format!(
-                "other processes used up to {:.0} % of a core, so this is noisy",
-                others * 100.0
-            ));
-        }
+        notes.extend(disturbed(others));
         let rig = most(|measured| measured.rig_busy);
         if rig > 0.7 {
             notes.push(format!(
