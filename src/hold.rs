@@ -272,6 +272,10 @@ impl<P> Ticket<P> {
 
 impl<P> Drop for Ticket<P> {
     fn drop(&mut self) {
+        // Whoever was released is not in the queue any more.
+        if self.released.is_terminated() {
+            return;
+        }
         // Keys are never used twice, so a waiter that is found is ours.
         let mut inner = self.queue.inner.lock();
         if let Some(waiter) = inner.waiting.remove(&self.key) {
