@@ -18,7 +18,7 @@ const SWEEP: Duration = Duration::from_secs(2);
 /// How many tasks run before sockets are looked at again. When many held requests are released, each opens a connection
 /// first, which takes tens of microseconds: with tokio's 61 the first one had to wait for two milliseconds of that before
 /// anybody saw that it was connected.
-const TURN: u32 = 16;
+const TURN: u32 = 8;
 
 /// Every so many tasks one goes first that another thread has woken: requests that are released by a probe or another
 /// worker. With tokio's 31 they would come hundreds of places late while this thread has work of its own.
