@@ -55,6 +55,14 @@ impl Gate {
         counts
     }
 
+    /// A scaler was told of the demand, or has done what it asks for. That ends the signal if something is wanted that
+    /// is not there.
+    pub fn pushed(&self) {
+        if let Some(raised) = self.demand.raised_since() {
+            self.cold_starts.pushed(raised);
+        }
+    }
+
     /// Within what time the demand of this replica cannot become false by itself. Not zero.
     pub fn lasts_at_least(&self) -> Duration {
         let linger = self.policy.load().scaling.linger.get();

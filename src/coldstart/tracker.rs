@@ -35,7 +35,7 @@ pub struct Tracker {
     running: AtomicBool,
     /// Whether a scaler's push ends the signal, and not that we have heard of it ourselves.
     awaits_push: AtomicBool,
-    /// The last push for which no cold start ran.
+    /// The first push for a demand of which no cold start was known yet.
     pushed: Mutex<Option<Instant>>,
     /// How many activations made the target ready: a held request that saw this rise was held by a cold start.
     activations: AtomicU64,
@@ -185,14 +185,19 @@ impl Tracker {
         }
     }
 
-    /// A scaler was told of the demand, or has done what it asks for: that ends the signal. The cold start may begin a little later, when it is known
-    /// that nothing is up.
-    pub fn pushed(&self) {
+    /// A scaler was told of the demand that came at `raised`, or has done what it asks for: that ends the signal. The
+    /// cold start may begin a little later, when it is known that nothing is up. A scaler may have several streams: the
+    /// first that is told counts.
+    pub fn pushed(&self, raised: Instant) {
         let mut active = self.active.lock();
-        match active.as_mut() {
+        match active.as_mut().filter(|active| !active.is_answered()) {
             Some(active) => active.mark(Phase::Signal),
-            None => *self.pushed.lock() = Some(Instant::now()),
+            None => {
+                let mut pushed = self.pushed.lock();
+                *pushed = pushed.filter(|pushed| *pushed >= raised).or_else(|| Some(Instant::now()));
+            }
         }
+        drop(active);
         self.pulse().beat();
     }
 

@@ -136,9 +136,8 @@ impl Board {
             // The scaler was told by another replica, of a request that may be here.
             if let Some(gate) = self.routes.get(route)
                 && pushes
-                && gate.demand().raised_since().is_some()
             {
-                gate.cold_starts().pushed();
+                gate.pushed();
             }
         }
         let touched = keep(&mut replicas, report);

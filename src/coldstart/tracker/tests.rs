@@ -44,21 +44,25 @@ async fn a_push_ends_the_signal_whether_it_comes_before_or_after_the_beginning()
     let (store, tracker) = tracker();
     tracker.await_push(true);
     // One that was for an earlier demand.
-    tracker.pushed();
+    tracker.pushed(Instant::now());
     advance(Duration::from_secs(9)).await;
     let began = Instant::now();
     for (push_first, signal) in [(false, None), (true, Some(3.0)), (false, Some(5.0))] {
         let began = if signal.is_some() { Instant::now() } else { began };
         if push_first {
             advance(Duration::from_millis(3)).await;
-            tracker.pushed();
+            tracker.pushed(began);
         }
         advance(Duration::from_millis(2)).await;
+        if push_first {
+            // Of another stream, later than the first.
+            tracker.pushed(began);
+        }
         tracker.begin(began, 1);
         tracker.heard();
         advance(Duration::from_millis(3)).await;
         if signal.is_some() {
-            tracker.pushed();
+            tracker.pushed(began);
         }
         tracker.ready(None);
         tracker.abandoned();
@@ -139,6 +143,18 @@ async fn a_streamed_answer_ends_it_with_its_first_token() {
     tracker.ready(None);
     tracker.dispatched();
     tracker.first_byte(FirstAnswer::streamed);
+    tracker.await_push(true);
+    let began = Instant::now();
+    advance(Duration::from_millis(4)).await;
+    // For the next one, which is not known to be one yet.
+    tracker.pushed(began);
+    tracker.begin(began, 1);
+    assert_eq!(store.recent(None, 1)[0].outcome, Some(ColdStartOutcome::Completed), "an answer had begun");
+    tracker.ready(None);
+    tracker.dispatched();
+    tracker.first_byte(FirstAnswer::streamed);
+    let record = tracker.current().unwrap();
+    assert_eq!((record.phases[0].name, record.phases[0].duration_ms), (Phase::Signal, 4.0));
     tracker.failed("the server died".into(), Vec::new());
     assert_eq!(store.recent(None, 1)[0].outcome, Some(ColdStartOutcome::Completed), "an answer had begun");
 }
@@ -151,7 +167,7 @@ async fn the_pod_that_is_ready_first_is_told_of() {
     let began = Instant::now();
     advance(Duration::from_millis(2)).await;
     // Before it is known that it is a cold start.
-    tracker.pushed();
+    tracker.pushed(began);
     advance(Duration::from_millis(8)).await;
     tracker.observe(Phase::Scale, Seen::now());
     tracker.begin(began, 1);

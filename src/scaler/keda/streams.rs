@@ -145,9 +145,7 @@ impl Activity {
                     if is_new {
                         gate.demand().pushed();
                     }
-                    if gate.demand().raised_since().is_some() {
-                        gate.cold_starts().pushed();
-                    }
+                    gate.pushed();
                     self.said = Some(true);
                     self.repeat = now + REPEAT;
                     return Some(true);

@@ -35,6 +35,8 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     assert_eq!(status.table()[1][..3], [it.namespace.as_str(), "tiny", "running"]);
     it.stream_of_keda(&anteroom, "tiny").await;
     let [one, _] = anteroom.replicas.as_slice() else { panic!("there are two") };
+    // Each replica hears of it by a watch of its own.
+    it.obstacle(one, "tiny", None).await;
     // As long as that goes on, it is not for want of demand that it goes to zero.
     let flow = one.flow("tiny").await;
 
