@@ -57,7 +57,7 @@ impl Gate {
 
     /// A scaler was told of the demand, or has done what it asks for. That ends the signal if something is wanted that
     /// is not there.
-    pub fn pushed(&self) {
+    pub fn scaler_knows(&self) {
         if let Some(raised) = self.demand.raised_since() {
             self.cold_starts.pushed(raised);
         }

@@ -137,7 +137,7 @@ impl Board {
             if let Some(gate) = self.routes.get(route)
                 && pushes
             {
-                gate.pushed();
+                gate.scaler_knows();
             }
         }
         let touched = keep(&mut replicas, report);

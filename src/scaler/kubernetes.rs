@@ -90,7 +90,7 @@ impl Direct<'_> {
             let seen = self.scale.replicas(self.namespace, workload).await?;
             if seen.wanted == 0 {
                 // Before the answer: what follows from it may be seen earlier than that.
-                self.gate.pushed();
+                self.gate.scaler_knows();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "scaled from zero to one");
             }
@@ -99,7 +99,7 @@ impl Direct<'_> {
         };
         match result.await {
             Ok(()) => {
-                self.gate.pushed();
+                self.gate.scaler_knows();
                 self.pause = FIRST_PAUSE;
                 LOOK
             }

@@ -145,7 +145,7 @@ impl Activity {
                     if is_new {
                         gate.demand().pushed();
                     }
-                    gate.pushed();
+                    gate.scaler_knows();
                     self.said = Some(true);
                     self.repeat = now + REPEAT;
                     return Some(true);
