@@ -2,7 +2,11 @@
 
 use tokio::io::AsyncWriteExt as _;
 
-use crate::support::{Proxy, Upstream, upstream::Call, wire::chat};
+use crate::support::{
+    Proxy, Upstream, route, routes,
+    upstream::Call,
+    wire::{chat, post},
+};
 
 /// What a server says instead of a head, or as a head that cannot be believed.
 fn heads() -> Vec<(&'static str, Vec<u8>)> {
@@ -100,16 +104,27 @@ async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
 #[tokio::test]
 async fn a_flood_of_informational_responses_is_no_answer() {
     let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "upstream: { responseTimeout: 300ms }").await;
-    let mut client = proxy.sent(chat("flooded")).await;
+    // Only the flood is to run out of time.
+    let proxy = Proxy::start(&routes(&[
+        route("tiny", &upstream.url(), "upstream: { responseTimeout: 300ms }"),
+        route("other", &upstream.url(), ""),
+    ]))
+    .await;
+    let other = post("/v1/chat/completions", r#"{"model":"other","text":"other"}"#);
+    // It is known to be up before the flood begins.
+    let mut client = proxy.sent(&other).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "other");
+
+    let mut flooded = proxy.sent(chat("flooded")).await;
     let call = upstream.call().await;
     let flooding = tokio::spawn(flood(call));
-    let mut other = proxy.sent(chat("other")).await;
+    let mut client = proxy.sent(&other).await;
     upstream.call().await.echo().await;
-    assert_eq!(other.response().await.json()["text"], "other");
-    client.response().await.is_error(502, "upstream_error");
+    assert_eq!(client.response().await.json()["text"], "other");
+    flooded.response().await.is_error(502, "upstream_error");
     flooding.await.unwrap();
-    proxy.stop(&[("completed", 1), ("upstream_error", 1)]).await;
+    proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
 }
 
 /// Until nobody listens any more.
