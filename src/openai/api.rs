@@ -22,19 +22,23 @@ pub enum Api {
     Unknown,
 }
 
-/// What a stream of answers looks like, and where the model is named.
+/// The form of a path's answers, whole and streamed, and where the model is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// `chat.completion.chunk`s.
+    /// JSON, or events that are `chat.completion.chunk`s.
     Chat,
-    /// `text_completion`s.
+    /// JSON, or events that are `text_completion`s.
     Completion,
-    /// Typed events that we do not imitate (`/v1/responses`, `/v1/messages`).
-    Events,
-    /// No stream.
+    /// JSON, or the typed events of OpenAI's `/v1/responses`.
+    Responses,
+    /// JSON, or the typed events of Anthropic's `/v1/messages`.
+    Messages,
+    /// JSON, never a stream.
     Plain,
-    /// Audio: the model is a field of a multipart form.
+    /// Text in whatever format, or events; the model is a field of a multipart form.
     Form,
+    /// Bytes of whatever kind, such as speech: also where `stream` is asked for.
+    Opaque,
 }
 
 impl Api {
@@ -43,7 +47,8 @@ impl Api {
         let work = match path {
             "/v1/chat/completions" => Some(Shape::Chat),
             "/v1/completions" => Some(Shape::Completion),
-            "/v1/responses" | "/v1/messages" => Some(Shape::Events),
+            "/v1/responses" => Some(Shape::Responses),
+            "/v1/messages" => Some(Shape::Messages),
             "/v1/embeddings"
             | "/v1/messages/count_tokens"
             | "/tokenize"
@@ -57,7 +62,7 @@ impl Api {
             | "/v2/rerank"
             | "/v1/chat/completions/render" => Some(Shape::Plain),
             "/v1/audio/transcriptions" | "/v1/audio/translations" => Some(Shape::Form),
-            "/v1/audio/speech" => Some(Shape::Plain),
+            "/v1/audio/speech" => Some(Shape::Opaque),
             _ => None,
         };
         if let Some(shape) = work {
@@ -80,6 +85,26 @@ impl Api {
             Some(Some((_, "cancel"))) if method == Method::POST => Self::Stored,
             Some(Some((_, "input_items"))) if get => Self::Stored,
             _ => Self::Unknown,
+        }
+    }
+}
+
+// === impl Shape ===
+
+impl Shape {
+    /// Whether an answer to a request with `stream: true` is a stream of server-sent events.
+    pub const fn streams_events(self) -> bool {
+        match self {
+            Self::Chat | Self::Completion | Self::Responses | Self::Messages | Self::Form => true,
+            Self::Plain | Self::Opaque => false,
+        }
+    }
+
+    /// Whether an answer that is not streamed is JSON.
+    pub const fn is_json(self) -> bool {
+        match self {
+            Self::Chat | Self::Completion | Self::Responses | Self::Messages | Self::Plain => true,
+            Self::Form | Self::Opaque => false,
         }
     }
 }

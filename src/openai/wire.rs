@@ -82,7 +82,7 @@ pub fn empty_chunk(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
             "id": format!("cmpl-{id}"), "object": "text_completion", "created": created, "model": model,
             "choices": [{"index": 0, "text": "", "logprobs": null, "finish_reason": null}],
         }),
-        Shape::Events | Shape::Plain | Shape::Form => return None,
+        Shape::Responses | Shape::Messages | Shape::Plain | Shape::Form | Shape::Opaque => return None,
     };
     Some(format!("data: {chunk}\n\n").into())
 }

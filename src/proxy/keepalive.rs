@@ -100,10 +100,9 @@ impl Heartbeat {
             (KeepaliveMode::Chunk, true) if matches!(shape, Shape::Chat | Shape::Completion) => {
                 Some(Self::Chunk)
             }
-            (_, true) => Some(Self::Comment),
-            // Audio may be answered with anything but JSON.
-            (KeepaliveMode::Whitespace, false) if !matches!(shape, Shape::Form) => Some(Self::Whitespace),
-            (_, false) => None,
+            (_, true) if shape.streams_events() => Some(Self::Comment),
+            (KeepaliveMode::Whitespace, _) if shape.is_json() => Some(Self::Whitespace),
+            _ => None,
         }
     }
 

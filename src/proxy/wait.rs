@@ -72,7 +72,7 @@ impl Proxy {
         let policy = gate.policy();
         // What cannot be read was refused before a request could be held; one that comes back has been served.
         let patience = Patience::of(&sending.head.headers).unwrap_or_default();
-        let shape = shape.unwrap_or(Shape::Plain);
+        let shape = shape.unwrap_or(Shape::Opaque);
         let heartbeat = Heartbeat::of(policy.keepalive.mode, scan.stream, shape);
         let over = sending.intercepted.as_ref().and_then(|intercepted| intercepted.deadline);
         let deadline =

@@ -291,3 +291,36 @@ async fn white_space_goes_before_json_where_it_was_asked_for() {
     assert_eq!(error["error"]["code"], "cold_start_timeout");
     proxy.stop(&[("cold_start_timeout", 1)]).await;
 }
+
+/// Speech is bytes whatever is asked for, and what is rendered or counted is JSON also with `stream: true`.
+#[tokio::test]
+async fn answers_of_unknown_form_get_no_heartbeats() {
+    let stream = r#"{"model":"tiny","stream":true}"#;
+    let whole = r#"{"model":"tiny"}"#;
+    for (mode, path, body) in [
+        ("comment", "/v1/audio/speech", stream),
+        ("chunk", "/v1/audio/speech", stream),
+        ("whitespace", "/v1/audio/speech", stream),
+        ("whitespace", "/v1/audio/speech", whole),
+        ("comment", "/v1/embeddings", stream),
+        ("chunk", "/v1/chat/completions/render", stream),
+    ] {
+        let mut upstream = Upstream::cold().await;
+        let keepalive = format!("keepalive: {{ mode: {mode}, after: 1ms, interval: 1ms }}");
+        let proxy = Proxy::tiny(&upstream.url(), &keepalive).await;
+        let mut client = proxy.sent(post(path, body)).await;
+        proxy.held(1).await;
+        upstream.probed().await;
+        upstream.wake();
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.finish(answer("200 OK", &[("Content-Type", "audio/mpeg")], "ID3\u{4}")).await;
+        let response = client.response().await;
+        assert_eq!(
+            (response.get("content-type"), &*response.text()),
+            (Some("audio/mpeg"), "ID3\u{4}"),
+            "{mode} {path}"
+        );
+        proxy.stop(&[("completed", 1)]).await;
+    }
+}
