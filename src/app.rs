@@ -122,6 +122,8 @@ impl Bound {
         let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
         let admin = TcpListener::bind(config.admin).await.map_err(failed("admin", config.admin))?;
         let address = listeners[0].local_addr().map_err(failed("listen", config.listen))?;
+        // No other living proxy has this address; after a crash, the next life of this one has it again.
+        options.instance.get_or_insert_with(|| address.to_string().into());
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
         let control = Control::bind(&config).await?;
         let cold_start_metrics = ColdStartMetrics::default();

@@ -123,8 +123,8 @@ async fn serve(args: ConfigArgs) -> ExitCode {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    app::raise_file_limit();
-    let bound = match Bound::new(config, scaler::Options::default()).await {
+    let options = scaler::Options { open_files: app::raise_file_limit(), ..scaler::Options::default() };
+    let bound = match Bound::new(config, options).await {
         Ok(bound) => bound,
         Err(error) => return fail(format!("error: {error}")),
     };

@@ -3,10 +3,12 @@
 //!
 //! The proxy holds the other end of the guardian's standard input, writes nothing to it, and closes it to have the
 //! command stopped. The kernel closes it too when the proxy is killed. The guardian ends as the command did, with its
-//! exit code or by its signal, once everything that the command started is gone.
+//! exit code or by its signal, once everything that the command started is gone. Until then it holds a lock, which a
+//! guardian of the proxy's next life waits for: two model servers might not fit on the machine.
 
 use std::{
     ffi::OsString,
+    hash::{Hash as _, Hasher as _},
     io::{self, Write as _},
     os::unix::process::CommandExt as _,
     process::{Command, ExitCode, Stdio},
@@ -16,8 +18,8 @@ use std::{
 use rustix::{
     io::Errno,
     process::{
-        Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, kill_process, kill_process_group, setrlimit,
-        test_kill_process_group, wait,
+        Pid, Resource, Rlimit, Signal, WaitOptions, WaitStatus, getrlimit, kill_process, kill_process_group,
+        setrlimit, test_kill_process_group, wait,
     },
 };
 use tokio::{
@@ -25,7 +27,7 @@ use tokio::{
     net::unix::pipe,
     runtime,
     signal::unix::{self, SignalKind, signal},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// What the guardian's own lines on standard error begin with.
@@ -37,6 +39,12 @@ pub struct GuardianArgs {
     /// Time between SIGTERM and SIGKILL, in milliseconds
     #[arg(long, value_name = "MS")]
     pub stop_timeout: u64,
+    /// Soft limit of open files for the command
+    #[arg(long, value_name = "NUMBER")]
+    pub open_files: Option<u64>,
+    /// Name that only one guardian of this machine may have at a time; the others wait for it
+    #[arg(long, value_name = "NAME")]
+    pub lock: Option<String>,
     /// The command and its arguments
     #[arg(last = true, required = true)]
     pub command: Vec<OsString>,
@@ -69,6 +77,9 @@ struct Family {
     deaths: unix::Signal,
 }
 
+/// A name that one process of this machine has at a time, for as long as it runs.
+struct Lock(#[expect(dead_code, reason = "held for its name")] std::os::unix::net::UnixListener);
+
 /// Runs the command, and ends as it did.
 pub fn run(args: &GuardianArgs) -> ExitCode {
     let ended = runtime::Builder::new_current_thread()
@@ -79,8 +90,7 @@ pub fn run(args: &GuardianArgs) -> ExitCode {
     match ended {
         Ok(ended) => ended.repeat(),
         Err(error) => {
-            // Not `eprintln!`, which panics when the reader has gone.
-            let _ = writeln!(io::stderr(), "{SPEAKER}{error}");
+            say(&error);
             ExitCode::from(error.exit_code())
         }
     }
@@ -93,12 +103,25 @@ async fn guard(args: &GuardianArgs) -> Result<Ended, GuardianError> {
     for deaf_to in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
         drop(signal(deaf_to).map_err(GuardianError::Setup)?);
     }
+    let stop_timeout = Duration::from_millis(args.stop_timeout);
+    // Held to the end: until everything that the command started is gone.
+    let _lock = match &args.lock {
+        Some(name) => tokio::select! {
+            lock = Lock::acquire(name, stop_timeout + Family::DYING) => lock,
+            () = closed(&mut lifeline) => return Ok(Ended::Code(0)),
+        },
+        None => None,
+    };
+    if let Some(files) = args.open_files {
+        let limit = Rlimit { current: Some(files), ..getrlimit(Resource::Nofile) };
+        setrlimit(Resource::Nofile, limit).map_err(|error| GuardianError::Setup(error.into()))?;
+    }
     let mut family = Family::start(&args.command)?;
     tokio::select! {
         // The command's own end first: how it ended is more than that it was told to.
         biased;
         () = family.leader_ended() => {}
-        () = closed(&mut lifeline) => family.stop(Duration::from_millis(args.stop_timeout)).await,
+        () = closed(&mut lifeline) => family.stop(stop_timeout).await,
     }
     family.kill().await;
     Ok(family.ended.unwrap_or(Ended::Signal(Signal::KILL.as_raw())))
@@ -108,6 +131,61 @@ async fn guard(args: &GuardianArgs) -> Result<Ended, GuardianError> {
 async fn closed(lifeline: &mut pipe::Receiver) {
     let mut ignored = [0; 64];
     while lifeline.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+}
+
+// === impl Lock ===
+
+impl Lock {
+    const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+    /// Waits for the name, at most as long as the guardian that has it may take to stop its command. `None` where it
+    /// cannot be had, and the command is started without it: a lock that fails must not keep a model server down.
+    async fn acquire(name: &str, limit: Duration) -> Option<Self> {
+        match Self::try_acquire(name) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            acquired => return acquired.ok(),
+        }
+        say("waiting for an earlier model server of this route to stop");
+        let free = async {
+            loop {
+                sleep(Self::RETRY_INTERVAL).await;
+                if let Ok(lock) = Self::try_acquire(name) {
+                    return lock;
+                }
+            }
+        };
+        let lock = timeout(limit, free).await.ok();
+        if lock.is_none() {
+            say("an earlier model server of this route does not stop: starting beside it");
+        }
+        lock
+    }
+
+    /// Binds an abstract socket: the kernel keeps its name unique in the network namespace, where the proxy's listen
+    /// address is unique, too, and frees it with the process. There is no file to be left behind.
+    #[cfg(target_os = "linux")]
+    fn try_acquire(name: &str) -> io::Result<Self> {
+        use std::os::{linux::net::SocketAddrExt as _, unix::net::SocketAddr};
+        // A name has at most 107 bytes: of a longer one, a hash.
+        let hashed = (name.len() > 100).then(|| {
+            let mut hasher = std::hash::DefaultHasher::new();
+            name.hash(&mut hasher);
+            format!("anteroom/{:016x}", hasher.finish())
+        });
+        let address = SocketAddr::from_abstract_name(hashed.as_deref().unwrap_or(name))?;
+        std::os::unix::net::UnixListener::bind_addr(&address).map(Self)
+    }
+
+    /// There are no such names elsewhere.
+    #[cfg(not(target_os = "linux"))]
+    fn try_acquire(_: &str) -> io::Result<Self> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Writes a line of the guardian's own. Not `eprintln!`, which panics when the reader has gone.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{SPEAKER}{line}");
 }
 
 // === impl Family ===
@@ -188,7 +266,7 @@ impl Family {
             }
         };
         if timeout(Self::DYING, gone).await.is_err() {
-            let _ = writeln!(io::stderr(), "{SPEAKER}something does not die even of SIGKILL");
+            say("something does not die even of SIGKILL");
         }
     }
 }

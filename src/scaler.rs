@@ -30,6 +30,11 @@ use crate::{
 pub struct Options {
     /// The executable whose `guardian` subcommand model servers are started with.
     pub guardian: PathBuf,
+    /// Soft limit of open files for model servers; `None` leaves them the limit of this process.
+    pub open_files: Option<u64>,
+    /// What tells this proxy apart from others on this machine: a name that no other living one has, and that the next
+    /// life of this one has again. With it, a model server waits for the one that an earlier life has left.
+    pub instance: Option<Arc<str>>,
     /// What finds the pods of targets.
     pub discovery: Arc<dyn Discovery>,
     /// What scales workloads of routes that say `scaleBy: kubernetes`.
@@ -100,7 +105,7 @@ async fn run(gate: Arc<Gate>, target: Target, options: Options, stops: Stops) {
     match target {
         Target::Process(target) => {
             gate.cold_starts().set_scope(Scope::Process);
-            process::Launcher::new(gate, target, options.guardian, stops).run().await;
+            process::Launcher::new(gate, target, &options, stops).run().await;
         }
         Target::Url(url) => {
             gate.cold_starts().set_scope(Scope::Url);
@@ -136,7 +141,13 @@ impl Default for Options {
         } else {
             std::env::current_exe().unwrap_or_else(|_| "anteroom".into())
         };
-        Self { guardian, discovery: Arc::new(NoDiscovery), scale: Arc::new(NoScale) }
+        Self {
+            guardian,
+            open_files: None,
+            instance: None,
+            discovery: Arc::new(NoDiscovery),
+            scale: Arc::new(NoScale),
+        }
     }
 }
 

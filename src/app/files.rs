@@ -4,14 +4,16 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Limits;
 
-/// Takes as many as there are to be had: the soft limit is an old default of shells, for programs that count in 1,024.
-pub fn raise_file_limit() {
+/// Raises the soft limit of open files to the hard one: the soft limit is an old default of shells, for programs that
+/// count in 1,024. Returns the soft limit as it was, for the processes that we start; `None` is unlimited.
+pub fn raise_file_limit() -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current != maximum
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
     {
         tracing::warn!(%error, ?current, ?maximum, "the number of open files cannot be raised to its hard limit");
     }
+    current
 }
 
 /// No more connections than there can be files, less those that are needed to serve them: to endpoints, to the cluster,

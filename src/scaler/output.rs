@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{coldstart::VllmLog, domain::RouteKey, state::PartSeen};
+use crate::{coldstart::VllmLog, domain::RouteKey, guardian, state::PartSeen};
 
 /// The output of a process, read as it comes, so that the process never blocks on it.
 pub(super) struct Output {
@@ -60,7 +60,12 @@ impl Output {
         let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
         let kept = tail.clone();
         let mut keep = move |line: String| {
-            tracing::debug!(%route, "{line}");
+            // The guardian's own lines are few, and tell what holds the start up.
+            if line.starts_with(guardian::SPEAKER) {
+                tracing::info!(%route, "{line}");
+            } else {
+                tracing::debug!(%route, "{line}");
+            }
             start.line(&line);
             let mut kept = kept.lock();
             if kept.len() == Self::KEPT {

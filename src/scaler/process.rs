@@ -8,7 +8,7 @@
 
 mod nap;
 
-use std::{io, path::PathBuf, process::ExitStatus, sync::Arc};
+use std::{io, process::ExitStatus, sync::Arc};
 
 use tokio::{
     task::JoinSet,
@@ -18,9 +18,9 @@ use tokio::{
 use nap::Nap;
 
 use super::{
-    Stops,
+    Options, Stops,
     backoff::Backoff,
-    server::{End, Server},
+    server::{End, GuardianOptions, Server},
     wake::{Wake, suspect, vacant},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
 pub(super) struct Launcher {
     wake: Wake,
     target: ProcessTarget,
-    guardian: PathBuf,
+    guardian: GuardianOptions,
     stops: Stops,
     backoff: Backoff,
     /// Endpoints of servers that are gone, as long as answers of theirs are still being read.
@@ -63,7 +63,8 @@ enum Serve {
 // === impl Launcher ===
 
 impl Launcher {
-    pub(super) fn new(gate: Arc<Gate>, target: ProcessTarget, guardian: PathBuf, stops: Stops) -> Self {
+    pub(super) fn new(gate: Arc<Gate>, target: ProcessTarget, options: &Options, stops: Stops) -> Self {
+        let guardian = GuardianOptions::new(options, gate.key());
         let wake = Wake::new(gate);
         Self { wake, target, guardian, stops, backoff: Backoff::default(), leaving: JoinSet::new() }
     }

@@ -4,7 +4,7 @@ use std::{
     io, iter,
     net::{Ipv4Addr, SocketAddr},
     os::unix::process::ExitStatusExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
 };
@@ -15,8 +15,15 @@ use tokio::{
     process::{Child, ChildStdin, Command},
 };
 
-use super::output::{Output, telling};
-use crate::{admission::Gate, domain::ProcessTarget, guardian};
+use super::{
+    Options,
+    output::{Output, telling},
+};
+use crate::{
+    admission::Gate,
+    domain::{ProcessTarget, RouteKey},
+    guardian,
+};
 
 /// A running model server. Dropping it has the guardian end it.
 pub(super) struct Server {
@@ -25,6 +32,13 @@ pub(super) struct Server {
     lifeline: Option<ChildStdin>,
     output: Output,
     address: String,
+}
+
+/// What every guardian of a route is started with.
+pub(super) struct GuardianOptions {
+    program: PathBuf,
+    open_files: Option<u64>,
+    lock: Option<String>,
 }
 
 /// Why a server could not even be started.
@@ -44,23 +58,48 @@ pub(super) struct End {
     pub(super) last_lines: Vec<String>,
 }
 
+// === impl GuardianOptions ===
+
+impl GuardianOptions {
+    pub(super) fn new(options: &Options, route: &RouteKey) -> Self {
+        Self {
+            program: options.guardian.clone(),
+            open_files: options.open_files,
+            lock: options.instance.as_ref().map(|instance| format!("anteroom/{instance}/{route}")),
+        }
+    }
+
+    /// The command that runs the guardian, up to the `--` before the model server's own.
+    fn command(&self, target: &ProcessTarget) -> Command {
+        let mut command = Command::new(&self.program);
+        let stop_timeout = target.stop_timeout.get().as_millis().to_string();
+        command.arg0("anteroom").args(["guardian", "--stop-timeout", &stop_timeout]);
+        if let Some(open_files) = self.open_files {
+            command.args(["--open-files", &open_files.to_string()]);
+        }
+        if let Some(lock) = &self.lock {
+            command.args(["--lock", lock]);
+        }
+        command.arg("--");
+        command
+    }
+}
+
 // === impl Server ===
 
 impl Server {
     /// Starts the command on a free port. What its log tells of its start goes to the cold start that runs.
     pub(super) fn start(
         target: &ProcessTarget,
-        guardian: &Path,
+        guardian: &GuardianOptions,
         gate: &Arc<Gate>,
     ) -> Result<Self, StartError> {
         let port = free_port().map_err(StartError::Port)?;
         let with_port = |text: &String| text.replace("{port}", &port.to_string());
         // One pipe for both, so that the lines stay in their order.
         let (output, printed) = io::pipe().map_err(StartError::Spawn)?;
-        let mut command = Command::new(guardian);
+        let mut command = guardian.command(target);
         command
-            .arg0("anteroom")
-            .args(["guardian", "--stop-timeout", &target.stop_timeout.get().as_millis().to_string(), "--"])
             .args(target.command.iter().map(with_port))
             .envs(target.env.iter().map(|(name, value)| (name, with_port(value))))
             .stdin(Stdio::piped())

@@ -11,6 +11,7 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     memory::World,
     served::Served,
+    sim::prompt,
     support::{
         Upstream, Wire, h2, route, routes, soon, until,
         upstream::Call,
@@ -142,4 +143,30 @@ async fn who_can_never_be_sent_has_a_deadline() {
     assert!(tries > 10 && tries <= took.as_millis() / 50 + 1, "{tries} in {took:?}");
     assert!(world.endpoint.is_ready());
     world.is_over(&[(Outcome::ColdStartTimeout, 1)]);
+}
+
+/// Anteroom raises its own soft limit. A model server has the one that Anteroom was started with: programs that close or
+/// scan every possible descriptor take minutes under a limit of a million.
+#[tokio::test]
+async fn model_server_keeps_the_soft_limit_of_files() {
+    let noted = tempfile::NamedTempFile::new().unwrap();
+    let script = format!(r#"ulimit -S -n > {}; exec "$1" sim --port "$2""#, noted.path().display());
+    let command = serde_json::json!(["sh", "-c", script, "-", crate::served::ANTEROOM, "{port}"]);
+    let target = format!("target: {{ process: {{ command: {command} }} }}");
+    let config = format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target} }}\n"
+    );
+    let proxy = Served::spawn(&config, |folder| {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -S -n 300; exec \"$0\" \"$@\"", crate::served::ANTEROOM]);
+        command.args(crate::served::arguments(folder));
+        command
+    })
+    .await;
+    assert_eq!(proxy.ask(prompt("x")).await.status(), 200);
+    let own = std::fs::read_to_string(format!("/proc/{}/limits", proxy.pid().as_raw_nonzero())).unwrap();
+    let own = own.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_ne!(own.split_whitespace().nth(3), Some("300"), "{own}");
+    assert_eq!(std::fs::read_to_string(noted.path()).unwrap().trim(), "300");
+    proxy.stop().await.are(&[("completed", 1)]);
 }

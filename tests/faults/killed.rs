@@ -5,7 +5,7 @@ use crate::{
     sim::{Place, prompt, streaming},
     support::{route, routes, until, wire::Part},
 };
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 const HOUR: &str = "1h";
 
@@ -131,4 +131,31 @@ async fn while_it_serves_who_is_not_answered_starts_the_next() {
     assert_eq!(client.response().await.status(), 200);
     assert!(!alive(&child) && noted(pids.path()).len() == 4);
     proxy.stop().await.are(&[("completed", 1)]);
+}
+
+/// Anteroom itself is killed while its model server takes its time to stop: the next life at the same address starts no
+/// second one beside it, which the machine might have no room for, and says what it waits for.
+#[tokio::test]
+async fn next_life_waits_for_the_server_of_the_last() {
+    let pids = tempfile::NamedTempFile::new().unwrap();
+    // The shell ignores SIGTERM; only its child, the stand-in, obeys.
+    let stubborn = r#"trap "" TERM; "$2" sim --port "$3" & while :; do wait; sleep 600; done"#;
+    let config = process(pids.path(), stubborn).replace("command:", "stopTimeout: 1h, command:");
+    let mut first = Served::start(&config).await;
+    assert_eq!(first.ask(prompt("x")).await.status(), 200);
+    let [_, server] = noted(pids.path()).try_into().unwrap();
+    first.signal(Signal::KILL);
+    first.exited().await;
+
+    let config = config.replacen("127.0.0.1:0", &first.address.to_string(), 1);
+    let second = Served::start(&config).await;
+    let mut client = second.sent(prompt("y")).await;
+    second.logged("waiting for an earlier model server of this route to stop").await;
+    assert!(alive(&server) && noted(pids.path()).len() == 2, "only the first one runs");
+    kill_process_group(server, Signal::KILL).unwrap();
+    assert_eq!(client.response().await.status(), 200);
+    let [_, _, _, server] = noted(pids.path()).try_into().unwrap();
+    kill_process_group(server, Signal::KILL).unwrap();
+    second.logged("the target has died").await;
+    second.stop().await.are(&[("completed", 1)]);
 }
