@@ -119,7 +119,8 @@ async fn serve(args: ConfigArgs) -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return fail(error.report()),
     };
-    telemetry::init_logs(config.log == LogFormat::Json);
+    let _logs = telemetry::init_logs(config.log == LogFormat::Json);
+    let reporting = tokio::spawn(telemetry::report_dropped_lines());
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -143,6 +144,7 @@ async fn serve(args: ConfigArgs) -> ExitCode {
     bound.run(received).await;
     stopping.abort();
     reloading.abort();
+    reporting.abort();
     ExitCode::SUCCESS
 }
 

@@ -8,7 +8,7 @@ pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed, TraceLabel, exemplar};
-pub use logs::init_logs;
+pub use logs::{dropped_log_lines, init_logs, report_dropped_lines};
 pub use pulse::Pulse;
 
 use std::cell::Cell;

@@ -17,7 +17,10 @@ use crate::{
     demand::{Capacity, queue_depth},
     domain::ObstacleKind,
     error::{Outcome, Refusal},
-    telemetry::{BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed, TraceLabel, exemplar},
+    telemetry::{
+        BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed, TraceLabel, dropped_log_lines,
+        exemplar,
+    },
 };
 
 /// What is counted of cold starts when they end.
@@ -174,7 +177,10 @@ impl Collector for Routes {
             None,
             MetricType::Gauge,
         )?;
-        buffered.encode_gauge(&(self.0.buffered_bytes() as u64))
+        buffered.encode_gauge(&(self.0.buffered_bytes() as u64))?;
+        let help = "Log lines that were dropped because standard error was read too slowly";
+        let mut dropped = counter(&mut encoder, "dropped_log_lines", help)?;
+        count(&mut dropped, &[], dropped_log_lines())
     }
 }
 

@@ -22,6 +22,7 @@ mod flaps;
 mod garbage;
 mod killed;
 mod law;
+mod logs;
 mod memory;
 mod panics;
 mod rolling;

@@ -31,6 +31,8 @@ pub struct Served {
     /// It and all that it starts, whoever their parents are by then.
     mark: Mark,
     log: Arc<Mutex<Vec<Value>>>,
+    /// Whoever has it may read the log from the pipe.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What a process has of the system's.
@@ -76,14 +78,18 @@ impl Served {
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = tokio::process::ChildStderr::from_std(child.stderr.take().unwrap()).unwrap();
         let lines = log.clone();
+        let turn = Arc::new(tokio::sync::Mutex::new(()));
+        let reader = turn.clone();
         tokio::spawn(async move {
             let mut read = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = read.next_line().await {
+            loop {
+                let _turn = reader.lock().await;
+                let Ok(Some(line)) = read.next_line().await else { return };
                 lines.lock().push(serde_json::from_str(&line).unwrap_or(Value::String(line)));
             }
         });
         let none = SocketAddr::from(([0; 4], 0));
-        let mut served = Self { child, address: none, admin: none, folder, mark, log };
+        let mut served = Self { child, address: none, admin: none, folder, mark, log, turn };
         let listening = served.logged("listening").await;
         let address = |key: &str| listening[key].as_str().unwrap().parse().unwrap();
         (served.address, served.admin) = (address("address"), address("admin"));
@@ -119,6 +125,11 @@ impl Served {
     pub async fn logged(&self, message: &str) -> Value {
         until(message, async || self.said(message) > 0).await;
         self.log.lock().iter().find(|line| says(line, message)).cloned().unwrap()
+    }
+
+    /// Stops reading its log with the next line, until the guard is dropped.
+    pub async fn unread_log(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.turn.clone().lock_owned().await
     }
 
     /// Its log, for who wants to know why.
