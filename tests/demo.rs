@@ -1,4 +1,4 @@
-//! `anteroom demo` through the binary, and that the README says what it does.
+//! `anteroom demo` through the binary, and that the documents say what it does.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -179,10 +179,10 @@ fn what_cannot_be_done_is_refused_before_anything_starts() {
     }
 }
 
-/// The blocks of the README in this language.
-fn blocks(language: &str) -> Vec<&'static str> {
+/// The blocks of a document in this language.
+fn blocks(document: &'static str, language: &str) -> Vec<&'static str> {
     let start = format!("```{language}\n");
-    README.split(start.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
+    document.split(start.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
 /// A line of output without what differs from run to run: numbers and their units, bars, and how far apart things are.
@@ -202,20 +202,20 @@ fn shape(line: &str) -> String {
 }
 
 #[test]
-fn the_readme_shows_what_the_demo_prints() {
+fn demo_document_shows_what_it_prints() {
     let ended = Demo::start(&["--once", "--load-time", "2s"]).end();
     assert_eq!(ended.status.code(), Some(0), "{}{}", ended.stdout, ended.stderr);
-    let shown = blocks("console").into_iter().find(|block| block.contains("anteroom demo 0")).unwrap();
+    let [shown] = blocks(include_str!("../docs/demo.md"), "console").try_into().unwrap();
     let shapes = |text: &str| text.lines().map(shape).collect::<HashSet<_>>();
     let (shown, printed) = (shapes(shown), shapes(&ended.stdout));
     let missing: Vec<_> = printed.difference(&shown).collect();
-    assert!(missing.is_empty(), "not in the README: {missing:#?}");
+    assert!(missing.is_empty(), "not in docs/demo.md: {missing:#?}");
     let outdated: Vec<_> = shown.difference(&printed).filter(|line| !line.starts_with("$ ")).collect();
     assert!(outdated.is_empty(), "not printed any more: {outdated:#?}");
 }
 
 #[test]
-fn the_readme_has_commands_configurations_and_metrics_that_exist() {
+fn readme_commands_and_configurations_exist() {
     for command in ["cargo run --release -- demo", "cargo test"] {
         assert!(README.contains(command), "{command}");
     }
@@ -225,7 +225,7 @@ fn the_readme_has_commands_configurations_and_metrics_that_exist() {
         let run = Command::new(env!("CARGO_BIN_EXE_anteroom")).args([&command, "--help"]).output().unwrap();
         assert!(run.status.success(), "anteroom {command}");
     }
-    let configurations = blocks("yaml");
+    let configurations = blocks(README, "yaml");
     assert!(!configurations.is_empty());
     for configuration in configurations {
         if configuration.starts_with("apiVersion: anteroom.dev/") {
@@ -234,9 +234,37 @@ fn the_readme_has_commands_configurations_and_metrics_that_exist() {
             Config::parse(configuration, "README.md").unwrap();
         }
     }
-    let metrics = include_str!("../src/admin/metrics.rs");
-    for name in README.split("`anteroom_").skip(1).map(word) {
-        let base = name.trim_end_matches("_total").trim_end_matches("_seconds");
-        assert!(metrics.contains(&format!("\"{base}\"")), "anteroom_{name}");
+}
+
+/// Every metric that the code declares is in docs/metrics.md, and every one there is declared.
+#[test]
+fn metrics_document_lists_every_metric() {
+    let (code, document) = (include_str!("../src/admin/metrics.rs"), include_str!("../docs/metrics.md"));
+    let word =
+        |text: &str| text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap().to_owned();
+    let documented: HashSet<_> = document
+        .split("`anteroom_")
+        .skip(1)
+        .map(|name| word(name).trim_end_matches("_total").trim_end_matches("_seconds").to_owned())
+        .collect();
+    for name in &documented {
+        assert!(code.contains(&format!("\"{name}\"")), "anteroom_{name} is not in the code");
     }
+    // A name is the first string of its declaration.
+    let declarations = [
+        "counter(&mut encoder, ",
+        "counter(encoder, ",
+        "gauge(&mut encoder, gates, ",
+        "encode_descriptor(",
+        "register_with_unit(",
+    ];
+    let code: String = code.split_whitespace().collect::<Vec<_>>().join(" ").replace("( ", "(");
+    let mut declared = 0;
+    for declaration in declarations {
+        for name in code.split(declaration).skip(1).filter_map(|rest| rest.strip_prefix('"')).map(word) {
+            assert!(documented.contains(&name), "anteroom_{name} is not in docs/metrics.md");
+            declared += 1;
+        }
+    }
+    assert!(declared > 15, "{declared} declarations were found");
 }
