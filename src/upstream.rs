@@ -92,6 +92,11 @@ pub enum SendError {
     Reset { address: Box<str>, source: hyper::Error },
     #[error("the request body broke off: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error(
+        "{address} answered with more than {limit} header fields, or with a head of more than 400 KiB; \
+         `upstream.maxResponseHeaders` of the route says how many there may be"
+    )]
+    HeadTooLarge { address: Box<str>, limit: usize },
     #[error("{address} sent no response head within {}", Period::from(*.limit))]
     ResponseTimeout { address: Box<str>, limit: Duration },
 }
@@ -174,13 +179,15 @@ where
                     }
                     None => {
                         writes.0 += 1;
+                        let error = error.into_error();
+                        if error.is_parse_too_large() {
+                            let limit = timeouts.max_response_headers;
+                            return Err(SendError::HeadTooLarge { address: address(), limit });
+                        }
                         match (reused && writes.0 < MAX_WRITES).then(&mut body).flatten() {
                             Some(again) => unsent = Some(with_head(head, again)),
                             None => {
-                                return Err(SendError::Reset {
-                                    address: address(),
-                                    source: error.into_error(),
-                                });
+                                return Err(SendError::Reset { address: address(), source: error });
                             }
                         }
                     }
@@ -234,8 +241,8 @@ where
         let connecting = async {
             // What idles has what is wanted.
             match self.dialer.dial(address, limit, || self.idle.lock().clear()).await? {
-                Dialed::Tcp(stream) => handshake(stream).await,
-                Dialed::Other(io) => handshake(io).await,
+                Dialed::Tcp(stream) => handshake(stream, timeouts.max_response_headers).await,
+                Dialed::Other(io) => handshake(io, timeouts.max_response_headers).await,
             }
         };
         match tokio::time::timeout(limit, connecting).await {
@@ -287,14 +294,19 @@ fn is_starved(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| STARVED.contains(&errno))
 }
 
-async fn handshake<I, B>(io: I) -> io::Result<SendRequest<B>>
+async fn handshake<I, B>(io: I, max_headers: usize) -> io::Result<SendRequest<B>>
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     B: http_body::Body + Send + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+    let mut builder = http1::Builder::new();
+    // As many as hyper takes by itself are parsed without an allocation.
+    if max_headers != 100 {
+        builder.max_headers(max_headers);
+    }
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
     // The task ends with the connection, which ends when the sender and the response body are gone.
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
@@ -322,6 +334,7 @@ impl SendError {
             Self::ConnectTimeout(_) => "connect_timeout",
             Self::Reset { .. } => "reset",
             Self::Body(_) => "request_body",
+            Self::HeadTooLarge { .. } => "head_too_large",
             Self::ResponseTimeout { .. } => "response_timeout",
         }
     }
@@ -333,7 +346,7 @@ impl SendError {
 
     /// Whether the endpoint, or what stands before it, failed so that another try elsewhere or later may do better.
     pub const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::ResponseTimeout { .. } | Self::Body(_))
+        !matches!(self, Self::ResponseTimeout { .. } | Self::HeadTooLarge { .. } | Self::Body(_))
     }
 }
 

@@ -105,7 +105,7 @@ pub struct Concurrency {
     pub ramp_start: u32,
 }
 
-/// How long an endpoint may take.
+/// What an endpoint may take: time, and room for its answer's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpstreamTimeouts {
@@ -115,6 +115,15 @@ pub struct UpstreamTimeouts {
     pub response_timeout: Period,
     /// How long the answer may pause between two parts of its body.
     pub idle_timeout: Period,
+    /// How many header fields an answer may have, over HTTP/1.1; more, and it is 502. The default is several times what
+    /// model servers and the gateways before them send together.
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_response_headers: usize,
+}
+
+impl UpstreamTimeouts {
+    /// The largest `maxResponseHeaders`.
+    pub const MOST_RESPONSE_HEADERS: usize = 1000;
 }
 
 impl Default for Readiness {
@@ -165,6 +174,7 @@ impl Default for UpstreamTimeouts {
             // A long answer that is not streamed has no head before its last token.
             response_timeout: Period::from_secs(30 * 60),
             idle_timeout: Period::from_secs(10 * 60),
+            max_response_headers: 100,
         }
     }
 }

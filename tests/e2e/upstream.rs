@@ -328,3 +328,31 @@ async fn a_protocol_that_nobody_asked_for_is_a_failure() {
     call.gone().await;
     proxy.stop(&[("upstream_error", 1)]).await;
 }
+
+#[tokio::test]
+async fn response_headers_have_a_bound_that_is_named() {
+    for (more, most) in [("", 100), ("upstream: { maxResponseHeaders: 300 }", 300)] {
+        let mut upstream = Upstream::warm().await;
+        let proxy = Proxy::tiny(&upstream.url(), more).await;
+        let mut ask = async |count: usize| {
+            // The length is one more.
+            let fields: String = (1..count).map(|number| format!("X-{number}: 1\r\n")).collect();
+            let mut client = proxy.sent(chat("many")).await;
+            let mut call = upstream.call().await;
+            call.body().await;
+            call.finish(format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{fields}\r\n{{}}")).await;
+            (client.response().await, upstream.requests())
+        };
+        let (passed, requests) = ask(most).await;
+        assert_eq!((passed.status(), passed.get("x-99"), requests), (200, Some("1"), 1));
+        let (refused, requests) = ask(most + 1).await;
+        refused.is_error(502, "upstream_error");
+        let text = refused.text();
+        assert!(text.contains("upstream.maxResponseHeaders") && text.contains(&most.to_string()), "{text}");
+        assert_eq!(requests, 2, "it would answer the same again");
+        // The server is well: the next one is not held.
+        let (next, _) = ask(2).await;
+        assert_eq!((next.status(), next.get("server-timing")), (200, None));
+        proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
+    }
+}

@@ -10,7 +10,7 @@ use http::{
 use super::Checker;
 use crate::{
     config::source::KeyPath,
-    domain::{ClusterTarget, KeepaliveMode, Matcher, Route, Target},
+    domain::{ClusterTarget, KeepaliveMode, Matcher, Route, Target, UpstreamTimeouts},
 };
 
 const NO_HOST_HEADER: &str = "match the host with `hosts`: HTTP/2 has no such header";
@@ -51,6 +51,10 @@ impl Checker<'_> {
         self.period(&path.key("connectTimeout"), route.upstream.connect_timeout);
         self.period(&path.key("responseTimeout"), route.upstream.response_timeout);
         self.period(&path.key("idleTimeout"), route.upstream.idle_timeout);
+        let most = UpstreamTimeouts::MOST_RESPONSE_HEADERS;
+        if !(1..=most).contains(&route.upstream.max_response_headers) {
+            self.error(&path.key("maxResponseHeaders"), format!("must be between 1 and {most}"));
+        }
     }
 
     /// A name is a metric's label, a log field and a part of the admin API's paths.
