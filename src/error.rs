@@ -97,7 +97,7 @@ pub enum ProxyError {
     HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
     #[error("The waiting room is full: the bodies of all requests would take more than {0} bytes.")]
     BuffersFull(usize),
-    #[error("{0} is kept by the model server, and that does not run.")]
+    #[error("Only a model server can answer {0}, and none is running; this path starts none.")]
     NotKept(String),
     #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
     Saturated { route: RouteKey, reason: String },

@@ -17,6 +17,7 @@ mod intake;
 mod intercept;
 mod keepalive;
 mod listener;
+mod models;
 mod pace;
 mod pipeline;
 mod rule;

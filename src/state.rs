@@ -1,6 +1,7 @@
 //! Snapshots of a target: published by whoever watches it (launcher, prober, Kubernetes), read by the request path.
 
 mod discovery;
+mod models;
 mod obstacle;
 mod scale;
 mod start;
@@ -16,6 +17,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Protocol};
+pub use models::{ListedModels, Listing};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
@@ -55,6 +57,7 @@ pub struct TargetState {
     status: Mutex<Status>,
     /// What stands in the way, if it is down.
     obstacle: watch::Sender<Option<Arc<Obstacle>>>,
+    models: ListedModels,
     on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
 }
 
@@ -268,6 +271,7 @@ impl Default for TargetState {
             endpoints: ArcSwap::default(),
             status: Mutex::default(),
             obstacle: watch::Sender::default(),
+            models: ListedModels::default(),
             on_change: OnceLock::new(),
         }
     }
@@ -282,6 +286,11 @@ impl TargetState {
     /// The endpoints that are known now.
     pub fn endpoints(&self) -> Guard<Arc<Vec<Arc<Endpoint>>>> {
         self.endpoints.load()
+    }
+
+    /// The models that its servers list.
+    pub const fn models(&self) -> &ListedModels {
+        &self.models
     }
 
     /// Whether any endpoint takes requests, full or not.

@@ -29,6 +29,8 @@ mod interceptor;
 mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/models.rs"]
+mod models;
 #[path = "e2e/obstacles.rs"]
 mod obstacles;
 #[path = "e2e/reload.rs"]

@@ -236,6 +236,7 @@ impl LiveRoute {
             let changed = *target != route.target;
             if changed {
                 target.clone_from(&route.target);
+                self.gate.target().models().forget();
             }
             changed
         });

@@ -8,8 +8,10 @@ use percent_encoding::percent_decode_str;
 pub enum Api {
     /// Work for a model: may wake it, and its body names the model.
     Work(Shape),
-    /// Something that a model server keeps (`/v1/responses/{id}`): of use only while that server lives.
-    Stored,
+    /// A response that a model server keeps (`/v1/responses/{id}`), by its id: of use only while that server lives.
+    Stored(String),
+    /// What a model server says of itself (`/version`, `/load`): of use only while one lives.
+    Server,
     /// `GET /v1/models`.
     Models,
     /// `GET /v1/models/{id}`, the id as in the path.
@@ -60,6 +62,7 @@ impl Api {
             | "/rerank"
             | "/v1/rerank"
             | "/v2/rerank"
+            | "/v1/chat/completions/batch"
             | "/v1/chat/completions/render" => Some(Shape::Plain),
             "/v1/audio/transcriptions" | "/v1/audio/translations" => Some(Shape::Form),
             "/v1/audio/speech" => Some(Shape::Opaque),
@@ -72,6 +75,8 @@ impl Api {
         match path {
             "/v1/models" if get => return Self::Models,
             "/v1/models" => return Self::WrongMethod("GET"),
+            "/version" | "/load" if get => return Self::Server,
+            "/version" | "/load" => return Self::WrongMethod("GET"),
             "/" | "/health" | "/healthz" | "/livez" | "/readyz" | "/ping" if get => return Self::Probe,
             _ => {}
         }
@@ -80,12 +85,15 @@ impl Api {
             let id = percent_decode_str(id).decode_utf8_lossy();
             return if get { Self::Model(id.into_owned()) } else { Self::WrongMethod("GET") };
         }
-        match path.strip_prefix("/v1/responses/").map(|rest| rest.split_once('/')) {
-            Some(None) if get || method == Method::DELETE => Self::Stored,
-            Some(Some((_, "cancel"))) if method == Method::POST => Self::Stored,
-            Some(Some((_, "input_items"))) if get => Self::Stored,
-            _ => Self::Unknown,
-        }
+        let Some(stored) = path.strip_prefix("/v1/responses/") else { return Self::Unknown };
+        let (id, of_it) = stored.split_once('/').map_or((stored, None), |(id, rest)| (id, Some(rest)));
+        let is_stored = match of_it {
+            None => get || method == Method::DELETE,
+            Some("cancel") => method == Method::POST,
+            Some("input_items") => get,
+            Some(_) => false,
+        };
+        if is_stored { Self::Stored(id.to_owned()) } else { Self::Unknown }
     }
 }
 
@@ -120,8 +128,18 @@ mod tests {
         assert_eq!(Api::of(&Method::POST, "/v1/audio/transcriptions"), Api::Work(Shape::Form));
         assert_eq!(Api::of(&Method::GET, "/v1/models/org/name"), Api::Model("org/name".into()));
         assert_eq!(Api::of(&Method::GET, "/v1/models/org%2Fname"), Api::Model("org/name".into()));
-        assert_eq!(Api::of(&Method::GET, "/v1/responses/resp_1"), Api::Stored);
-        assert_eq!(Api::of(&Method::POST, "/v1/responses/resp_1/cancel"), Api::Stored);
+        for (method, path) in [
+            (Method::GET, "/v1/responses/resp_1"),
+            (Method::DELETE, "/v1/responses/resp_1"),
+            (Method::POST, "/v1/responses/resp_1/cancel"),
+            (Method::GET, "/v1/responses/resp_1/input_items"),
+        ] {
+            assert_eq!(Api::of(&method, path), Api::Stored("resp_1".into()), "{method} {path}");
+        }
+        assert_eq!(Api::of(&Method::GET, "/v1/responses/resp_1/cancel"), Api::Unknown);
+        assert_eq!(Api::of(&Method::GET, "/version"), Api::Server);
+        assert_eq!(Api::of(&Method::POST, "/load"), Api::WrongMethod("GET"));
+        assert_eq!(Api::of(&Method::POST, "/v1/chat/completions/batch"), Api::Work(Shape::Plain));
         assert_eq!(Api::of(&Method::GET, "/health"), Api::Probe);
         for path in ["/wp-login.php", "/v1", "/v1/load_lora_adapter", "/v1/chat/completions/", "/metrics"] {
             assert_eq!(Api::of(&Method::POST, path), Api::Unknown, "{path}");

@@ -109,19 +109,21 @@ pub fn says_no_endpoint(headers: &http::HeaderMap, body: &[u8]) -> bool {
         || SAYINGS.into_iter().any(|saying| body.windows(saying.len()).any(|part| part == saying))
 }
 
-/// `GET /v1/models`: every model that a route names, whether it runs or not.
-pub fn model_list<'a>(models: impl IntoIterator<Item = &'a str>) -> Bytes {
-    let data: Vec<_> = models.into_iter().map(model_object).collect();
+/// `owned_by` of models that no server has described.
+pub const MADE_UP_OWNER: &str = "anteroom";
+
+/// `GET /v1/models`.
+pub fn model_list(entries: impl IntoIterator<Item = Value>) -> Bytes {
+    let data: Vec<_> = entries.into_iter().collect();
     json!({"object": "list", "data": data}).to_string().into()
 }
 
-/// `GET /v1/models/{id}`.
-pub fn model(id: &str) -> Bytes {
-    model_object(id).to_string().into()
-}
-
-fn model_object(id: &str) -> Value {
-    json!({"id": id, "object": "model", "created": 0, "owned_by": "anteroom"})
+/// A model that a route names, where no server has described it. `root` is what clients of vLLM load the tokenizer by;
+/// vLLM says the same unless it serves the model under another name.
+pub fn model_entry(id: &str) -> Value {
+    json!({
+        "id": id, "object": "model", "created": 0, "owned_by": MADE_UP_OWNER, "root": id, "parent": null,
+    })
 }
 
 #[cfg(test)]

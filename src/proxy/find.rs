@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 
 use super::{
     Match, Model, Proxy, dispatch::Intake, intake::Buffered, intercept::Interceptor, pipeline::Refused,
+    table::Unnamed,
 };
 use crate::{
     admission::Gate,
@@ -43,42 +44,43 @@ impl Proxy {
         let shape = {
             let table = self.shared.table.load();
             let shape = match table.api(&head.method, path) {
-                Api::Work(shape) => Some(shape),
-                Api::Stored => None,
+                Api::Work(shape) => shape,
                 other => {
-                    return Ok(match table.interceptor(host, path, &head.headers, &other) {
-                        Some(found) => Found::Interceptor(found.clone(), Intake::Unread(incoming)),
-                        None => Found::Ours(other),
-                    });
+                    if let Some(found) = table.interceptor(host, path, &head.headers, &other) {
+                        return Ok(Found::Interceptor(found.clone(), Intake::Unread(incoming)));
+                    }
+                    if !matches!(other, Api::Stored(_) | Api::Server) {
+                        return Ok(Found::Ours(other));
+                    }
+                    let gate = match table.unnamed(host, path, &head.headers) {
+                        Unnamed::Route(gate) => gate,
+                        Unnamed::NothingUp => return Err(ProxyError::NotKept(path.into()).into()),
+                        Unnamed::Several => return Err(several(path).into()),
+                        Unnamed::Nothing => return Err(unknown(path, host).into()),
+                    };
+                    return Ok(Found::Route(gate.clone(), None, Intake::Unread(incoming), Scan::default()));
                 }
             };
-            // A request without a body names no model.
-            let model = if shape.is_some() { Model::Unread } else { Model::Read(None) };
-            let gate = match table.find(host, path, &head.headers, model) {
-                Match::Route(gate) => Some(gate),
+            match table.find(host, path, &head.headers, Model::Unread) {
+                Match::Route(gate) => {
+                    let body = Intake::Unread(incoming);
+                    return Ok(Found::Route(gate.clone(), Some(shape), body, Scan::default()));
+                }
                 Match::Interceptor(found) => {
                     return Ok(Found::Interceptor(found.clone(), Intake::Unread(incoming)));
                 }
-                Match::NeedsModel => None,
-                Match::Nothing => match (shape, table.only_route()) {
-                    // Where there is only one route, it needs no model to be found.
-                    (None, Some(gate)) => Some(gate),
-                    _ => return Err(ProxyError::UnknownPath(format!("{path} at host {host}")).into()),
-                },
-            };
-            if let Some(gate) = gate {
-                return Ok(Found::Route(gate.clone(), shape, Intake::Unread(incoming), Scan::default()));
+                Match::NeedsModel => shape,
+                Match::Nothing => return Err(unknown(path, host).into()),
             }
-            shape
         };
         if let Some(encoding) = encoding(&head.headers) {
             return Err(ProxyError::UnsupportedEncoding(encoding).into());
         }
         let read = self.read(incoming).await?;
-        let scan = scan_body(shape.unwrap_or(Shape::Plain), &head.headers, &read.bytes).await?;
+        let scan = scan_body(shape, &head.headers, &read.bytes).await?;
         let table = self.shared.table.load();
         match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
-            Match::Route(gate) => Ok(Found::Route(gate.clone(), shape, Intake::Read(read), scan)),
+            Match::Route(gate) => Ok(Found::Route(gate.clone(), Some(shape), Intake::Read(read), scan)),
             Match::Interceptor(found) => Ok(Found::Interceptor(found.clone(), Intake::Read(read))),
             Match::NeedsModel | Match::Nothing => Err(match scan.model {
                 Some(model) => ProxyError::ModelNotFound(model.into()),
@@ -93,6 +95,17 @@ impl Proxy {
         let limits = **self.shared.limits.load();
         Buffered::read(incoming, &limits, &self.shared.budget).await
     }
+}
+
+fn unknown(path: &str, host: &str) -> ProxyError {
+    ProxyError::UnknownPath(format!("{path} at host {host}"))
+}
+
+fn several(path: &str) -> ProxyError {
+    ProxyError::InvalidRequest(format!(
+        "{path} names no model, and the servers of several routes are up: send it with a Host that is in `match.hosts` \
+         of one route only, or to the model server itself."
+    ))
 }
 
 /// The encoding that hides the body, if any.

@@ -286,7 +286,9 @@ impl Proxy {
                 let arrived = Arrived { head, host, body, started, under_way };
                 return Box::pin(self.intercept(client, interceptor, arrived, trace)).await;
             }
-            Found::Ours(api) => return self.answer_ourselves(&head, api).map(Served::Answer),
+            Found::Ours(api) => {
+                return Box::pin(self.answer_ourselves(&head, api)).await.map(Served::Answer);
+            }
         };
         if let Intake::Unread(incoming) = &body {
             told_to_fit(incoming, &self.shared.limits.load())
@@ -413,20 +415,18 @@ impl Proxy {
     }
 
     /// What needs no model server, and wakes none.
-    fn answer_ourselves(&self, head: &request::Parts, api: Api) -> Result<Response<Body>, Refused> {
+    async fn answer_ourselves(&self, head: &request::Parts, api: Api) -> Result<Response<Body>, Refused> {
         let path = || head.uri.path().to_owned();
         let body = match api {
-            Api::Models => openai::model_list(self.shared.table.load().models().iter().map(|model| &**model)),
-            Api::Model(id) => {
-                let table = self.shared.table.load();
-                let known = table.models().binary_search_by(|model| (**model).cmp(&id)).is_ok();
-                known.then(|| openai::model(&id)).ok_or(ProxyError::ModelNotFound(id))?
-            }
+            Api::Models => self.model_list().await,
+            Api::Model(id) => self.model(id).await?,
             Api::Probe => Bytes::from_static(b"{\"status\":\"ok\"}"),
             Api::WrongMethod(allowed) => {
                 return Err(ProxyError::MethodNotAllowed { path: path(), allowed }.into());
             }
-            Api::Work(_) | Api::Stored | Api::Unknown => return Err(ProxyError::UnknownPath(path()).into()),
+            Api::Work(_) | Api::Stored(_) | Api::Server | Api::Unknown => {
+                return Err(ProxyError::UnknownPath(path()).into());
+            }
         };
         Ok(json_response(StatusCode::OK, Body::full(body)))
     }

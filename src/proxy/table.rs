@@ -25,6 +25,8 @@ pub struct RouteTable {
     prefixes: Vec<Box<str>>,
     models: Vec<Box<str>>,
     gates: Vec<Arc<Gate>>,
+    /// The routes for models, and the models that each names.
+    listing: Vec<(Arc<Gate>, Vec<Box<str>>)>,
     /// Whether there is any [`Interceptor`].
     intercepts: bool,
 }
@@ -61,6 +63,18 @@ pub enum Match<'a> {
     Nothing,
 }
 
+/// What a look-up without a model finds.
+pub enum Unnamed<'a> {
+    /// The route.
+    Route(&'a Arc<Gate>),
+    /// Several routes, and nothing of theirs is up.
+    NothingUp,
+    /// Several routes with something up.
+    Several,
+    /// No route for models.
+    Nothing,
+}
+
 // === impl RouteTable ===
 
 impl RouteTable {
@@ -73,7 +87,10 @@ impl RouteTable {
             let interceptor = route.intercept.as_ref().map(|asks| Interceptor::new(&gate, asks));
             table.intercepts |= interceptor.is_some();
             if interceptor.is_none() {
-                table.models.extend(route.matcher.models.iter().map(|model| model.as_str().into()));
+                let names: Vec<Box<str>> =
+                    route.matcher.models.iter().map(|model| model.as_str().into()).collect();
+                table.models.extend_from_slice(&names);
+                table.listing.push((gate.clone(), names));
                 table.prefixes.extend(route.matcher.paths.iter().map(|path| prefix(path).into()));
             }
             for matcher in route.matchers() {
@@ -138,6 +155,27 @@ impl RouteTable {
         Match::Nothing
     }
 
+    /// Which route a request belongs to that is for a model server and names no model: of the routes that match its
+    /// host, path and headers most closely the only one, or else the only one that is up, or else the one for any model.
+    pub fn unnamed(&self, host: &str, path: &str, headers: &HeaderMap) -> Unnamed<'_> {
+        let Some(class) = self.classes(host, path, headers).find(|class| class.is_for_models()) else {
+            return Unnamed::Nothing;
+        };
+        let gates = class.gates();
+        if let [gate] = gates[..] {
+            return Unnamed::Route(gate);
+        }
+        let mut up = gates.iter().filter(|gate| gate.target().is_up());
+        match (up.next(), up.next()) {
+            (None, _) => Unnamed::NothingUp,
+            (Some(gate), None) => Unnamed::Route(gate),
+            _ => match class.any_model.as_ref().filter(|gate| gate.target().is_up()) {
+                Some(gate) => Unnamed::Route(gate),
+                None => Unnamed::Several,
+            },
+        }
+    }
+
     /// Which route a request that is no work belongs to, if it is to one that serves anything. What the API has is ours
     /// to answer where a route for models matches first; health checks are only where that is more specific, since `/`
     /// is what an application is there for.
@@ -200,17 +238,14 @@ impl RouteTable {
         &self.models
     }
 
+    /// The routes for models, and the models that each names; none for a route that serves any.
+    pub fn listing(&self) -> impl Iterator<Item = (&Arc<Gate>, &[Box<str>])> {
+        self.listing.iter().map(|(gate, names)| (gate, &**names))
+    }
+
     /// Every route.
     pub fn gates(&self) -> &[Arc<Gate>] {
         &self.gates
-    }
-
-    /// The only route, where there is no other and that is for models.
-    pub fn only_route(&self) -> Option<&Arc<Gate>> {
-        match &self.gates[..] {
-            [gate] if !self.intercepts => Some(gate),
-            _ => None,
-        }
     }
 
     /// The route of this name.
@@ -253,6 +288,14 @@ fn insert_class(
 impl Class {
     fn is_for_models(&self) -> bool {
         self.any_model.is_some() || !self.by_model.is_empty()
+    }
+
+    /// Its routes for models, each once.
+    fn gates(&self) -> Vec<&Arc<Gate>> {
+        let mut gates: Vec<_> = self.by_model.values().chain(&self.any_model).collect();
+        gates.sort_by_key(|gate| Arc::as_ptr(gate));
+        gates.dedup_by_key(|gate| Arc::as_ptr(gate));
+        gates
     }
 }
 
@@ -419,6 +462,5 @@ mod tests {
             assert_eq!(found, route, "{host} {model:?}");
         }
         assert_eq!(table.models().len(), 1);
-        assert!(table.only_route().is_none());
     }
 }

@@ -1,0 +1,121 @@
+//! The models that a target's servers list, as one of them was last asked.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use serde_json::Value;
+use tokio::{sync::Mutex, time::Instant};
+
+use super::Endpoint;
+
+/// The last list of a target, kept also while nothing is up, and who asks for the next one.
+#[derive(Default)]
+pub struct ListedModels {
+    last: ArcSwapOption<Listing>,
+    /// Held by the request that asks the server: all others wait for its answer.
+    asking: Mutex<()>,
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub struct Listing {
+    /// The entries by their `id`, as the server wrote them.
+    pub models: Arc<BTreeMap<Box<str>, Value>>,
+    /// The endpoint that was asked.
+    endpoint: u64,
+    /// When the next answer is due.
+    due: Instant,
+}
+
+// === impl ListedModels ===
+
+impl ListedModels {
+    /// How long a list is used. LoRA adapters come and go while a server runs.
+    pub const MAX_AGE: Duration = Duration::from_secs(60);
+    /// How long a server that gave no list is left alone.
+    pub const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+    /// The last list, if any server has given one.
+    pub fn last(&self) -> Option<Arc<Listing>> {
+        self.last.load_full()
+    }
+
+    /// The endpoint to ask: one that is ready, if the list is too old or of an endpoint that is no longer ready.
+    pub fn due(&self, endpoints: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready());
+        let is_fresh = |last: &Listing| {
+            Instant::now() < last.due && ready().any(|endpoint| endpoint.id() == last.endpoint)
+        };
+        if self.last.load().as_deref().is_some_and(is_fresh) {
+            return None;
+        }
+        ready().next().cloned()
+    }
+
+    /// Asks for the list by `ask`, unless another request has done so meanwhile. A server that gives none leaves the
+    /// last list as it is. Cancel-safe: the next request asks.
+    pub async fn refresh(
+        &self,
+        endpoints: &[Arc<Endpoint>],
+        ask: impl AsyncFnOnce(&Endpoint) -> Option<BTreeMap<Box<str>, Value>>,
+    ) {
+        let _turn = self.asking.lock().await;
+        let Some(endpoint) = self.due(endpoints) else { return };
+        let (models, age) = match ask(&endpoint).await {
+            Some(models) => (Arc::new(models), Self::MAX_AGE),
+            None => (self.last().map(|last| last.models.clone()).unwrap_or_default(), Self::RETRY_AFTER),
+        };
+        let listing = Listing { models, endpoint: endpoint.id(), due: Instant::now() + age };
+        self.last.store(Some(Arc::new(listing)));
+    }
+
+    /// Forgets the list: the target is another one.
+    pub fn forget(&self) {
+        self.last.store(None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(id: &str) -> Option<BTreeMap<Box<str>, Value>> {
+        Some(BTreeMap::from([(id.into(), serde_json::json!({ "id": id }))]))
+    }
+
+    fn ready(address: &str) -> Arc<Endpoint> {
+        let endpoint = Endpoint::new(address, 1);
+        super::super::TargetState::default().ready(&endpoint, None);
+        endpoint
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn list_is_asked_for_once_a_minute_and_of_new_servers() {
+        let listed = ListedModels::default();
+        let first = [ready("127.0.0.1:1")];
+        listed.refresh(&first, async |_| one("a")).await;
+        assert!(listed.due(&first).is_none());
+        listed.refresh(&first, async |_| panic!("it has just been asked")).await;
+        tokio::time::advance(ListedModels::MAX_AGE).await;
+        assert!(listed.due(&first).is_some());
+        listed.refresh(&first, async |_| one("b")).await;
+        // Another run of the server: its list may be another.
+        first[0].retire();
+        assert!(listed.due(&first).is_none(), "nothing is up to be asked");
+        assert!(listed.last().unwrap().models.contains_key("b"), "the list stays");
+        assert!(listed.due(&[ready("127.0.0.1:2")]).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn server_without_a_list_is_left_alone_and_takes_none_away() {
+        let listed = ListedModels::default();
+        let endpoints = [ready("127.0.0.1:1")];
+        listed.refresh(&endpoints, async |_| one("a")).await;
+        tokio::time::advance(ListedModels::MAX_AGE).await;
+        listed.refresh(&endpoints, async |_| None).await;
+        assert!(listed.last().unwrap().models.contains_key("a"));
+        assert!(listed.due(&endpoints).is_none());
+        tokio::time::advance(ListedModels::RETRY_AFTER).await;
+        assert!(listed.due(&endpoints).is_some());
+    }
+}
