@@ -7,6 +7,7 @@ mod control;
 mod exporting;
 mod files;
 mod obstacles;
+mod pushes;
 mod routes;
 mod told;
 mod workers;

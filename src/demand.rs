@@ -2,6 +2,7 @@
 
 mod counts;
 mod rate;
+mod receiver;
 mod value;
 
 use std::{
@@ -17,6 +18,7 @@ use tokio::{sync::watch, time::Instant};
 
 pub use counts::Counts;
 pub use rate::Rate;
+pub use receiver::PushReceiver;
 pub use value::{Capacity, queue_depth, request_rate};
 
 /// The demand of one route, but for the counts, which live where the requests do.
@@ -41,6 +43,8 @@ pub struct Demand {
     streams: AtomicU64,
     /// Times that one of them was told that demand has become true.
     pushes: AtomicU64,
+    /// What the cluster shows of the ScaledObjects that name the route; none where there is no cluster.
+    receivers: Mutex<Vec<PushReceiver>>,
 }
 
 #[derive(Default)]
@@ -70,6 +74,7 @@ impl Default for Demand {
             peers: Mutex::default(),
             streams: AtomicU64::new(0),
             pushes: AtomicU64::new(0),
+            receivers: Mutex::default(),
         }
     }
 }
@@ -254,6 +259,22 @@ impl Demand {
     /// How often a stream of this replica was told that demand has become true, or of an activation.
     pub fn pushes(&self) -> u64 {
         self.pushes.load(Ordering::Relaxed)
+    }
+
+    /// What the cluster shows of the ScaledObject with this name; `None`: nothing.
+    pub fn receiver(&self, namespace: &str, name: &str) -> Option<PushReceiver> {
+        let receivers = self.receivers.lock();
+        receivers.iter().find(|known| known.namespace == namespace && known.name == name).cloned()
+    }
+
+    /// The cluster shows these ScaledObjects that name the route.
+    pub fn set_receivers(&self, receivers: Vec<PushReceiver>) {
+        let mut known = self.receivers.lock();
+        if *known != receivers {
+            *known = receivers;
+            drop(known);
+            self.changed();
+        }
     }
 
     /// A stream was told that demand has become true, or of an activation.

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::told;
+use super::{pushes::receivers, told};
 use crate::{
     admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome},
@@ -43,6 +43,8 @@ pub(super) struct Teller {
 struct Looked {
     /// Since when KEDA has had no stream.
     unheard_since: Option<Instant>,
+    /// Since when KEDA has dropped what is pushed.
+    dropped_since: Option<Instant>,
     /// What was told last of what stands in the way.
     told: Option<Arc<Obstacle>>,
 }
@@ -120,7 +122,15 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
     } else {
         Some(looked.unheard_since.get_or_insert_with(Instant::now).elapsed())
     };
-    let seen = Seen { pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0), no_stream_for };
+    gate.demand().set_receivers(receivers(facts));
+    let dropped_for = if facts.drops_pushes().is_none() {
+        looked.dropped_since = None;
+        None
+    } else {
+        Some(looked.dropped_since.get_or_insert_with(Instant::now).elapsed())
+    };
+    let pods = target.endpoints().iter().any(|endpoint| endpoint.servers() > 0);
+    let seen = Seen { pods, no_stream_for, dropped_for };
     let trouble = if target.is_up() { None } else { facts.obstacle(gate.key(), seen) };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
     // Endpoints go away without a word to who waits.
@@ -207,6 +217,7 @@ const fn in_one_word(kind: ObstacleKind) -> &'static str {
         ObstacleKind::NoScaledObject => "NoScaledObject",
         ObstacleKind::ScaleRefused => "ScaleRefused",
         ObstacleKind::NoKedaStream => "NoKedaStream",
+        ObstacleKind::PushDropped => "PushDropped",
         ObstacleKind::ImagePull => "ImagePull",
         ObstacleKind::CrashLoop => "CrashLoop",
         ObstacleKind::Unschedulable => "Unschedulable",

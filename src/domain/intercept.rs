@@ -120,6 +120,9 @@ impl Intercept {
     /// The status of a placeholder that says none.
     pub const PLACEHOLDER_STATUS: u16 = 503;
 
+    /// Requests that one replica is for if the object does not say.
+    pub const TARGET: u32 = 100;
+
     /// How many requests are held if the object does not say. The Add-on has no bound.
     pub const MAX_PENDING: u32 = 10_000;
 

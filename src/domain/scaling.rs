@@ -101,6 +101,8 @@ pub enum ObstacleKind {
     NoScaledObject,
     /// KEDA has no stream to us.
     NoKedaStream,
+    /// KEDA has a stream to us, and drops what we push: its ScaledObject does not list our metric.
+    PushDropped,
     /// The image cannot be pulled.
     ImagePull,
     /// The container ends again and again.
@@ -201,7 +203,7 @@ impl Workload {
 
 impl ObstacleKind {
     /// Every kind, the one that explains most first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::AutoscalingPaused,
         Self::NoScaledObject,
         Self::ScaleRefused,
@@ -211,6 +213,7 @@ impl ObstacleKind {
         Self::Quota,
         Self::Unschedulable,
         Self::NoKedaStream,
+        Self::PushDropped,
     ];
 
     /// Its name in metrics, records, logs and conditions.
@@ -219,6 +222,7 @@ impl ObstacleKind {
             Self::AutoscalingPaused => "autoscaling_paused",
             Self::NoScaledObject => "no_scaled_object",
             Self::NoKedaStream => "no_keda_stream",
+            Self::PushDropped => "push_dropped",
             Self::ImagePull => "image_pull",
             Self::CrashLoop => "crash_loop",
             Self::Unschedulable => "unschedulable",
@@ -241,9 +245,10 @@ impl FailureGrace {
             // The cluster says no, too.
             ObstacleKind::Quota | ObstacleKind::ScaleRefused => Some(self.quota),
             ObstacleKind::OutOfMemory => Some(self.out_of_memory),
-            ObstacleKind::AutoscalingPaused | ObstacleKind::NoScaledObject | ObstacleKind::NoKedaStream => {
-                None
-            }
+            ObstacleKind::AutoscalingPaused
+            | ObstacleKind::NoScaledObject
+            | ObstacleKind::NoKedaStream
+            | ObstacleKind::PushDropped => None,
         }
     }
 }

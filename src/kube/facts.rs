@@ -1,7 +1,7 @@
 //! What is known of every route, gathered and published.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -34,6 +34,12 @@ type Followed = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
 /// The ScaledObjects that name each route, with the trigger that does.
 type Named<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Trigger)>>;
 
+/// Those that name no route, by their namespace, and what they say.
+type Strays<'a> = BTreeMap<&'a str, BTreeSet<(&'a str, String)>>;
+
+/// Strays that are told of for each route.
+const MAX_STRAYS: usize = 3;
+
 // === impl Cluster ===
 
 impl Cluster {
@@ -56,7 +62,8 @@ impl Cluster {
                 let refused = refusals.borrow_and_update().clone();
                 let all = {
                     let listed = objects.all();
-                    let named = by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
+                    let (named, strays) =
+                        by_route(&known, listed.iter().filter_map(|object| object.0.as_ref().ok()));
                     let keda = keda(&objects);
                     let scaled =
                         |route: &Route| named.get(&route.name).map(Vec::as_slice).unwrap_or_default();
@@ -81,6 +88,7 @@ impl Cluster {
                                     Some(followed.get_mut(workload)?.borrow_and_update().clone())
                                 })
                                 .collect(),
+                            strays: stray(&strays, route).filter(|_| scaled.is_empty()).unwrap_or_default(),
                             ..of_scaling(route, scaled, keda)
                         };
                         (route.name.clone(), facts)
@@ -133,13 +141,27 @@ fn keda(objects: &ScaledObjects) -> Keda {
     }
 }
 
-fn by_route<'a>(routes: &[Arc<Route>], objects: impl Iterator<Item = &'a ScaledObject>) -> Named<'a> {
+fn stray(strays: &Strays<'_>, route: &Route) -> Option<Vec<String>> {
+    let (namespace, _) = route.name.namespaced()?;
+    let say = |(object, name): &(&str, String)| {
+        format!("ScaledObject `{namespace}/{object}` names `{name}`, which is no route")
+    };
+    Some(strays.get(namespace)?.iter().take(MAX_STRAYS).map(say).collect())
+}
+
+fn by_route<'a>(
+    routes: &[Arc<Route>],
+    objects: impl Iterator<Item = &'a ScaledObject>,
+) -> (Named<'a>, Strays<'a>) {
     let known: HashSet<&RouteKey> = routes.iter().map(|route| &route.name).collect();
-    let mut by_route = Named::new();
+    let (mut by_route, mut strays) = (Named::new(), Strays::new());
     for object in objects {
         for trigger in object.triggers() {
-            if let Some(key) = named(object.namespace(), &trigger.route, |key| known.contains(key)) {
-                by_route.entry(key).or_default().push((object, trigger));
+            match named(object.namespace(), &trigger.route, |key| known.contains(key)) {
+                Some(key) => by_route.entry(key).or_default().push((object, trigger)),
+                None => {
+                    strays.entry(object.namespace()).or_default().insert((object.name(), trigger.route));
+                }
             }
         }
     }
@@ -147,7 +169,7 @@ fn by_route<'a>(routes: &[Arc<Route>], objects: impl Iterator<Item = &'a ScaledO
         // The order of a list is that of a hash; what is said should not change with it.
         scaled.sort_by_key(|(object, _)| (object.namespace(), object.name()));
     }
-    by_route
+    (by_route, strays)
 }
 
 /// What is scaled for a route: what it names itself, else what its ScaledObjects do.

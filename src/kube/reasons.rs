@@ -28,6 +28,8 @@ pub struct Facts {
     pub keda: Keda,
     /// The ScaledObjects that name the route.
     pub scaled_objects: Vec<Scaled>,
+    /// ScaledObjects of its namespace that name no route at all, where none names this one: one of them may mean it.
+    pub strays: Vec<String>,
     /// What is scaled: what the route names, or its ScaledObjects.
     pub workloads: Vec<Arc<WorkloadFacts>>,
     /// Why the workload could not be scaled by ourselves.
@@ -61,6 +63,10 @@ pub struct Scaled {
     pub not_ready: Option<(String, String)>,
     /// Where its trigger asks, and whether it has a stream.
     pub trigger: Trigger,
+    /// Whether its status lists a metric of that trigger.
+    pub is_listed: bool,
+    /// The replicas that a push of it asks for.
+    pub floor: u32,
 }
 
 /// What is known of a workload and its pods.
@@ -91,10 +97,13 @@ pub struct Seen {
     pub pods: bool,
     /// How long KEDA has had no stream to any replica of the proxy; `None`: it has one, or that is not known.
     pub no_stream_for: Option<Duration>,
+    /// How long [`Facts::drops_pushes`] has been so.
+    pub dropped_for: Option<Duration>,
 }
 
 /// How long KEDA may have no stream before that is said: it opens one within a second after a ScaledObject comes or we
-/// do, and backs off up to a minute after errors.
+/// do, and backs off up to a minute after errors. The same for the list of metrics in a ScaledObject's status, which
+/// comes before the stream.
 const STREAM_GRACE: Duration = Duration::from_secs(10);
 
 /// Ready's reasons that mean that KEDA cannot scale, whatever the triggers say.
@@ -112,8 +121,15 @@ impl Scaled {
             pause: object.pause(),
             pausing: object.pausing(),
             not_ready: object.not_ready().map(|(reason, message)| (reason.to_owned(), message.to_owned())),
+            is_listed: object.lists(&trigger),
+            floor: object.floor(),
             trigger,
         }
+    }
+
+    /// Whether demand is pushed to it.
+    const fn is_pushed(&self) -> bool {
+        self.pause.is_none() && self.trigger.pushes
     }
 
     /// The command that has it scale for some time.
@@ -154,6 +170,18 @@ impl Facts {
         self.workloads.iter().filter_map(|workload| workload.raised.as_ref()).min_by_key(|raised| raised.at)
     }
 
+    /// Whether everything that is scaled is to have so many replicas; `None`: not known.
+    pub fn has_replicas(&self, floor: u32) -> Option<bool> {
+        let known: Option<Vec<u32>> = self.workloads.iter().map(|workload| workload.replicas).collect();
+        known.filter(|known| !known.is_empty()).map(|known| known.iter().all(|replicas| *replicas >= floor))
+    }
+
+    /// The first ScaledObject whose pushes KEDA drops, if there is none that takes them.
+    pub fn drops_pushes(&self) -> Option<&Scaled> {
+        let pushed = || self.scaled_objects.iter().filter(|scaled| scaled.is_pushed());
+        pushed().next().filter(|_| pushed().all(|scaled| !scaled.is_listed))
+    }
+
     /// Whether nothing is asked for, as far as is known.
     fn is_at_zero(&self, seen: Seen) -> bool {
         let known: Vec<u32> = self.workloads.iter().filter_map(|workload| workload.replicas).collect();
@@ -168,7 +196,10 @@ impl Facts {
         if self.scaled_objects.is_empty() {
             return self.unnamed(route);
         }
-        self.paused().or_else(|| self.cannot_scale()).or_else(|| self.unheard(seen))
+        self.paused()
+            .or_else(|| self.cannot_scale())
+            .or_else(|| self.unheard(seen))
+            .or_else(|| self.dropped(seen))
     }
 
     /// Nothing scales it.
@@ -182,8 +213,9 @@ impl Facts {
             ),
             Keda::Known => format!(
                 "No ScaledObject names `{route}`, so that nothing scales it from zero: give one in namespace \
-                 `{namespace}` a trigger of type external-push with the metadata `{}: {name}`",
-                self.metadata
+                 `{namespace}` a trigger of type external-push with the metadata `{}: {name}`{}",
+                self.metadata,
+                self.strays.iter().map(|stray| format!("; {stray}")).collect::<String>()
             ),
         };
         Some(Trouble { kind: ObstacleKind::NoScaledObject, message })
@@ -227,8 +259,7 @@ impl Facts {
 
     /// KEDA does not listen.
     fn unheard(&self, seen: Seen) -> Option<Trouble> {
-        let scaled =
-            self.scaled_objects.iter().find(|scaled| scaled.pause.is_none() && scaled.trigger.pushes)?;
+        let scaled = self.scaled_objects.iter().find(|scaled| scaled.is_pushed())?;
         seen.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let Scaled { namespace, name, trigger, not_ready, .. } = scaled;
         let told = not_ready.as_ref().map(|(reason, told)| format!("; KEDA says: {reason}: {told}"));
@@ -240,6 +271,19 @@ impl Facts {
             told.unwrap_or_default()
         );
         Some(Trouble { kind: ObstacleKind::NoKedaStream, message })
+    }
+
+    /// KEDA has a stream, and drops what comes on it.
+    fn dropped(&self, seen: Seen) -> Option<Trouble> {
+        seen.dropped_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
+        let Scaled { namespace, name, trigger, .. } = self.drops_pushes()?;
+        let message = format!(
+            "KEDA drops what this proxy pushes: `status.externalMetricNames` of ScaledObject `{namespace}/{name}` has no \
+             metric of its trigger {index} (`s{index}-...`), so that only its polls start the target. Change anything in \
+             its `spec`, or restart KEDA's operator, and it will list it (kedacore/keda#8168)",
+            index = trigger.index
+        );
+        Some(Trouble { kind: ObstacleKind::PushDropped, message })
     }
 
     /// What is wrong with the pods; nothing, if one of them may still come.

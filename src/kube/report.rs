@@ -296,6 +296,7 @@ fn scalable(report: &RouteReport) -> Condition {
             ObstacleKind::AutoscalingPaused => "AutoscalingPaused",
             ObstacleKind::NoScaledObject => "NoScaledObject",
             ObstacleKind::NoKedaStream => "NoKedaStream",
+            ObstacleKind::PushDropped => "PushDropped",
             ObstacleKind::ScaleRefused => "ScaleRefused",
             _ => return None,
         };

@@ -55,6 +55,8 @@ pub enum Pause {
 /// A trigger that asks a scaler of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trigger {
+    /// Its place among the triggers of its object, by which KEDA names its metrics.
+    pub index: usize,
     /// The name of the route that it is about.
     pub route: String,
     /// Where KEDA asks.
@@ -148,8 +150,8 @@ impl ScaledObject {
 
     /// Its triggers that name a route of ours, or of the HTTP Add-on that we stand in for.
     pub fn triggers(&self) -> impl Iterator<Item = Trigger> {
-        let triggers = self.spec["triggers"].as_array().into_iter().flatten();
-        triggers.filter_map(|trigger| {
+        let triggers = self.spec["triggers"].as_array().into_iter().flatten().enumerate();
+        triggers.filter_map(|(index, trigger)| {
             let metadata = |key: &str| trigger["metadata"][key].as_str().map(str::to_owned);
             let pushes = match trigger["type"].as_str()? {
                 "external-push" => true,
@@ -157,8 +159,23 @@ impl ScaledObject {
                 _ => return None,
             };
             let route = metadata("route").or_else(|| metadata("interceptorRoute"))?;
-            Some(Trigger { route, address: metadata("scalerAddress").unwrap_or_default(), pushes })
+            Some(Trigger { index, route, address: metadata("scalerAddress").unwrap_or_default(), pushes })
         })
+    }
+
+    /// Whether KEDA has a metric of this trigger on its list, without which it drops what the trigger pushes.
+    pub fn lists(&self, trigger: &Trigger) -> bool {
+        let prefix = format!("s{}-", trigger.index);
+        let mut names = self.status["externalMetricNames"].as_array().into_iter().flatten();
+        names.any(|name| name.as_str().is_some_and(|name| name.starts_with(&prefix)))
+    }
+
+    /// The replicas that a push asks for.
+    pub fn floor(&self) -> u32 {
+        let count = |key: &str| self.spec[key].as_u64().and_then(|count| u32::try_from(count).ok());
+        // With an idle count a push leads from there to the minimum. Without, whatever is above zero is the HPA's.
+        let min = count("idleReplicaCount").and_then(|_| count("minReplicaCount"));
+        min.unwrap_or_default().max(1)
     }
 
     /// What it scales.

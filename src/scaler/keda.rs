@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::admission::{Directory, Gate};
-use metrics::Metrics;
+use metrics::{Metrics, no_values};
 use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, ScaledObjectRef,
     external_scaler_server::ExternalScaler,
@@ -43,9 +43,11 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 // === impl Keda ===
 
 impl Keda {
-    fn find(&self, object: &ScaledObjectRef) -> Result<(Trigger, Arc<Gate>), Status> {
+    /// The route that a ScaledObject names. While there is none, answers are those of a route that nothing is held for: of
+    /// an error KEDA would make no HPA and no stream, and would come back only when it has backed off.
+    fn find(&self, object: &ScaledObjectRef) -> Result<(Trigger, Option<Arc<Gate>>), Status> {
         let trigger = Trigger::of(object)?;
-        let gate = trigger.find(&self.routes.gates()).ok_or_else(|| trigger.unknown(&self.routes.gates()))?;
+        let gate = trigger.find(&self.routes.gates());
         Ok((trigger, gate))
     }
 
@@ -69,7 +71,8 @@ impl ExternalScaler for Keda {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<IsActiveResponse>, Status> {
         let (_, gate) = self.find(request.get_ref())?;
-        Ok(Response::new(IsActiveResponse { result: gate.counts_everywhere().is_active() }))
+        let result = gate.is_some_and(|gate| gate.counts_everywhere().is_active());
+        Ok(Response::new(IsActiveResponse { result }))
     }
 
     async fn stream_is_active(
@@ -86,7 +89,7 @@ impl ExternalScaler for Keda {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<GetMetricSpecResponse>, Status> {
         let (trigger, gate) = self.find(request.get_ref())?;
-        Ok(Response::new(Metrics::of(&trigger, &gate).specs()))
+        Ok(Response::new(Metrics::of(&trigger, gate.as_deref()).specs()))
     }
 
     async fn get_metrics(
@@ -96,7 +99,10 @@ impl ExternalScaler for Keda {
         let request = request.into_inner();
         let object = request.scaled_object_ref.unwrap_or_default();
         let (trigger, gate) = self.find(&object)?;
-        let metrics = Metrics::of(&trigger, &gate);
+        let metrics = Metrics::of(&trigger, gate.as_deref());
+        let Some(gate) = gate else {
+            return Ok(Response::new(no_values(&request.metric_name, &metrics)));
+        };
         metrics.values(&request.metric_name, &gate.counts_everywhere()).map(Response::new).ok_or_else(|| {
             Status::not_found(format!(
                 "{trigger}: there is no metric \"{}\"; there is {}",

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use anteroom::{
     app::{Bound, Command},
     drain::Request,
-    scaler::keda::proto::{GetMetricsRequest, ScaledObjectRef, external_scaler_client::ExternalScalerClient},
+    scaler::keda::proto::{
+        self, GetMetricsRequest, ScaledObjectRef, external_scaler_client::ExternalScalerClient,
+    },
 };
 use tonic::{Code, Streaming, transport::Channel};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
@@ -180,20 +182,13 @@ async fn what_is_asked_wrongly_is_told_with_the_way_out() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
     let mut scaler = scaler(&proxy).await;
-    let unknown = "ScaledObject ml/vllm, route \"tony\": there is neither a ModelRoute ml/tony nor a route of the \
-                   file that anteroom serves; create it, or correct `route` in the trigger's metadata (served: tiny)";
-    let status = scaler.is_active(object("route", "tony")).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::NotFound, unknown));
-    let status = scaler.get_metric_spec(object("route", "tony")).await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::NotFound, unknown));
-    // A route of the file is no InterceptorRoute.
-    let status = scaler.is_active(object("interceptorRoute", "tiny")).await.unwrap_err();
-    assert_eq!(status.code(), Code::NotFound);
     for metadata in [object("other", "tiny"), ScaledObjectRef::default()] {
         let status = scaler.stream_is_active(metadata.clone()).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(scaler.stream_metric_spec(metadata).await.unwrap_err().code(), Code::InvalidArgument);
     }
+    let status = scaler.is_active(object("route", "other/tiny")).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "the route of another namespace");
     let request = GetMetricsRequest { scaled_object_ref: Some(tiny()), metric_name: "queue".into() };
     let status = scaler.get_metrics(request).await.unwrap_err();
     assert_eq!(
@@ -209,6 +204,41 @@ async fn what_is_asked_wrongly_is_told_with_the_way_out() {
 }
 
 #[tokio::test]
+async fn a_scaled_object_before_its_route_is_answered_and_starts_it() {
+    let upstream = Upstream::cold().await;
+    let config = |routes: &[String]| format!("drainTimeout: 1s\n{}", scaled(routes));
+    let other = route("other", &upstream.url(), "");
+    let proxy = Proxy::start(&config(std::slice::from_ref(&other))).await;
+    let mut scaler = scaler(&proxy).await;
+    // As KEDA asks: for the HPA, for the streams, and with each poll.
+    let specs = |specs: proto::GetMetricSpecResponse| {
+        let [spec] = specs.metric_specs.try_into().unwrap();
+        (spec.metric_name, spec.target_size)
+    };
+    let depth = "tiny-queue-depth".to_owned();
+    let told = scaler.get_metric_spec(tiny()).await.unwrap().into_inner();
+    assert_eq!(specs(told), (depth.clone(), 5), "else KEDA makes no HPA and no stream");
+    let mut stream = scaler.stream_is_active(tiny()).await.unwrap().into_inner();
+    let mut metrics = scaler.stream_metric_spec(tiny()).await.unwrap().into_inner();
+    assert!(!next(&mut stream).await.unwrap().result);
+    assert_eq!(specs(next(&mut metrics).await.unwrap()), (depth.clone(), 5));
+    assert_eq!(value(&mut scaler, &depth).await, [(depth.clone(), 0, 0.0)]);
+    assert!(!active(&mut scaler).await);
+    // An InterceptorRoute of the cluster could come as well; a route of the file is none.
+    let theirs = scaler.get_metric_spec(object("interceptorRoute", "other")).await.unwrap().into_inner();
+    assert_eq!(specs(theirs), ("other-concurrency".into(), 100));
+
+    proxy.reload(&config(&[other, route("tiny", &upstream.url(), "scaling: { target: 7 }")])).await;
+    assert_eq!(specs(next(&mut metrics).await.unwrap()), (depth.clone(), 7));
+    let _client = proxy.sent(chat("x")).await;
+    assert!(next(&mut stream).await.unwrap().result, "on the stream that was there before the route");
+    assert_eq!(proxy.metric("anteroom_scaler_streams", &["route=\"tiny\""]).await, 1);
+    assert_eq!(value(&mut scaler, &depth).await, [(depth.clone(), 1, 1.0)]);
+    drop((stream, metrics));
+    proxy.stop(&[("draining", 1)]).await;
+}
+
+#[tokio::test]
 async fn a_reload_brings_the_route_that_a_stream_waits_for_and_new_specs() {
     let upstream = Upstream::cold().await;
     let with =
@@ -219,8 +249,8 @@ async fn a_reload_brings_the_route_that_a_stream_waits_for_and_new_specs() {
     let mut stream = scaler.stream_is_active(tiny()).await.unwrap().into_inner();
     assert!(!next(&mut stream).await.unwrap().result, "no error, from which KEDA would back off");
     let mut specs = scaler.stream_metric_spec(tiny()).await.unwrap().into_inner();
-    proxy.reload(&with("")).await;
     assert_eq!(next(&mut specs).await.unwrap().metric_specs[0].target_size, 5);
+    proxy.reload(&with("")).await;
     let _client = proxy.sent(chat("x")).await;
     assert!(next(&mut stream).await.unwrap().result);
     proxy.reload(&with("scaling: { target: 7 }")).await;

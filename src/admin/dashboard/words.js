@@ -33,6 +33,7 @@ const OBSTACLES = {
   autoscaling_paused: 'Autoscaling is paused',
   no_scaled_object: 'No ScaledObject names it',
   no_keda_stream: 'KEDA does not listen',
+  push_dropped: 'KEDA drops our pushes',
   image_pull: 'The image cannot be pulled',
   crash_loop: 'The container ends again and again',
   unschedulable: 'No node takes the pod',

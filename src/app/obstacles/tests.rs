@@ -54,10 +54,15 @@ impl Stage {
     }
 
     fn scaled_object(&self, paused: bool) {
+        self.scaled_object_that_lists(paused, &["s0-chat-queue-depth"]);
+    }
+
+    fn scaled_object_that_lists(&self, paused: bool, names: &[&str]) {
         let object = json!({
             "metadata": { "name": "chat", "namespace": "team-a",
                 "annotations": { "autoscaling.keda.sh/paused": paused.to_string() } },
             "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [{ "type": "external-push", "metadata": { "route": "chat", "scalerAddress": "a:1" } }] },
+            "status": { "externalMetricNames": names },
         });
         self.server.put(SCALED_OBJECT, object);
     }
@@ -140,6 +145,41 @@ async fn keda_has_ten_seconds_to_open_its_stream() {
     assert_eq!(stage.obstacle().await, None, "9.5 s");
     sleep(Duration::from_secs(1)).await;
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoKedaStream), "12 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_pushes_are_an_obstacle_until_they_are_taken() {
+    let stage = Stage::new();
+    stage.scaled_object_that_lists(false, &["s1-prometheus"]);
+    let _open = crate::admission::OpenStream::new(stage.gate.clone());
+    assert_eq!(stage.obstacle().await, None, "1.5 s");
+    let receiver = || stage.gate.demand().receiver("team-a", "chat").unwrap();
+    assert_eq!((receiver().is_listed, receiver().is_scaled), (false, Some(false)));
+    sleep(Duration::from_secs(9)).await;
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::PushDropped), "12 s");
+    assert_eq!(stage.reasons(), ["PushDropped"]);
+    let mut changes = stage.gate.demand().changes();
+    changes.mark_unchanged();
+    stage.scaled_object(false);
+    changes.changed().await.unwrap();
+    assert!(receiver().is_listed, "who pushes is woken");
+    assert_eq!(stage.obstacle().await, None);
+    stage.server.put(DEPLOYMENT, deployment(1));
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(receiver().is_scaled, Some(true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scaled_object_that_names_no_route_is_told_where_none_names_it() {
+    let stage = Stage::new();
+    let object = json!({
+        "metadata": { "name": "vllm", "namespace": "team-a" },
+        "spec": { "scaleTargetRef": { "name": "vllm" }, "triggers": [{ "type": "external-push", "metadata": { "route": "caht" } }] },
+    });
+    stage.server.put("/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/vllm", object);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
+    let message = stage.gate.target().obstacle().unwrap().message.clone();
+    assert!(message.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is no route"), "{message}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,8 +36,6 @@ pub(in crate::kube) struct Read {
     pub(in crate::kube) remarks: Vec<String>,
 }
 
-/// The target value of an object that gives none.
-const TARGET: u32 = 100;
 /// A value per replica that one replica always meets, for objects that do not scale by concurrency.
 const NO_TARGET: u32 = 1_000_000;
 /// Makes us probe pods that are not ready yet at this path. Without it we do not: which path says that an application
@@ -238,7 +236,7 @@ impl ServiceRef {
 
 impl ScalingMetric {
     fn to_scaling(&self) -> Result<Scaling, String> {
-        let least = |value: Option<u32>| value.unwrap_or(TARGET).max(1);
+        let least = |value: Option<u32>| value.unwrap_or(Intercept::TARGET).max(1);
         let request_rate = match &self.request_rate {
             None => None,
             Some(rate) => {
@@ -253,7 +251,7 @@ impl ScalingMetric {
         let target = match (&self.concurrency, &request_rate) {
             (Some(concurrency), _) => least(concurrency.target_value),
             (None, Some(_)) => NO_TARGET,
-            (None, None) => TARGET,
+            (None, None) => Intercept::TARGET,
         };
         Ok(Scaling { target, counting: Counting::Concurrency, request_rate, ..Scaling::default() })
     }

@@ -16,7 +16,9 @@ fn scaled(pause: Option<Pause>) -> Scaled {
             Some(Pause::ScaleOut) => vec![PAUSED_SCALE_OUT],
         },
         not_ready: None,
-        trigger: Trigger { route: "chat".into(), address: "anteroom:9090".into(), pushes: true },
+        trigger: Trigger { index: 1, route: "chat".into(), address: "anteroom:9090".into(), pushes: true },
+        is_listed: true,
+        floor: 1,
     }
 }
 
@@ -106,6 +108,9 @@ fn nobody_names_the_route() {
     }
     let theirs = Facts { metadata: "interceptorRoute", ..nobody.clone() };
     assert!(says(&theirs, Seen::default()).unwrap().1.contains("`interceptorRoute: chat`"));
+    let strays = vec!["ScaledObject `team-a/vllm` names `caht`, which is no route".to_owned()];
+    let misspelt = says(&Facts { strays, ..nobody.clone() }, Seen::default()).unwrap().1;
+    assert!(misspelt.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is no route"), "{misspelt}");
     let absent = Facts { keda: Keda::Absent, ..nobody.clone() };
     let (kind, message) = says(&absent, Seen::default()).unwrap();
     assert_eq!(kind, ObstacleKind::NoScaledObject);
@@ -141,6 +146,45 @@ fn keda_does_not_listen() {
     assert_eq!(says(&at_zero(polled), seconds(60)), None, "KEDA opens no stream for `external`");
     let running = facts(vec![scaled(None)], vec![workload(1, &[None])]);
     assert_eq!(says(&running, seconds(60)), None, "it has been scaled already");
+}
+
+#[test]
+fn keda_drops_pushes_for_what_it_does_not_list() {
+    let seconds = |seconds| Seen { dropped_for: Some(Duration::from_secs(seconds)), ..Seen::default() };
+    let unlisted = || Scaled { is_listed: false, ..scaled(None) };
+    let of = |scaled, replicas| facts(scaled, vec![workload(replicas, &[])]);
+    assert_eq!(says(&of(vec![unlisted()], 0), seconds(9)), None, "it may have been made just now");
+    let (kind, message) = says(&of(vec![unlisted()], 0), seconds(10)).unwrap();
+    assert_eq!(kind, ObstacleKind::PushDropped);
+    for words in ["`team-a/vllm`", "externalMetricNames", "trigger 1 (`s1-...`)", "restart KEDA's operator"] {
+        assert!(message.contains(words), "{words} in: {message}");
+    }
+    let mut polled = unlisted();
+    polled.trigger.pushes = false;
+    for (facts, why) in [
+        (of(vec![scaled(None)], 0), "it is listed"),
+        (of(vec![unlisted(), scaled(None)], 0), "another one takes the push"),
+        (of(vec![polled], 0), "nothing is pushed"),
+        (of(vec![unlisted()], 1), "it has been scaled already"),
+    ] {
+        assert_eq!(says(&facts, seconds(60)), None, "{why}");
+    }
+    let paused = of(vec![Scaled { is_listed: false, ..scaled(Some(Pause::Frozen)) }], 0);
+    assert_eq!(says(&paused, seconds(60)).unwrap().0, ObstacleKind::AutoscalingPaused);
+}
+
+#[test]
+fn replicas_count_where_all_are_known_to_be_enough() {
+    let replicas = |workloads: &[Option<u32>], floor| {
+        let workloads =
+            workloads.iter().map(|replicas| WorkloadFacts { replicas: *replicas, ..workload(0, &[]) });
+        facts(vec![scaled(None)], workloads.collect()).has_replicas(floor)
+    };
+    assert_eq!(replicas(&[], 1), None);
+    assert_eq!(replicas(&[Some(1), None], 1), None);
+    assert_eq!(replicas(&[Some(1), Some(0)], 1), Some(false));
+    assert_eq!(replicas(&[Some(1), Some(2)], 1), Some(true));
+    assert_eq!(replicas(&[Some(1)], 2), Some(false), "idle at one, and two are asked for");
 }
 
 #[test]

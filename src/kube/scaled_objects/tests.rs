@@ -51,8 +51,13 @@ fn its_triggers_name_routes_of_ours_and_of_the_add_on() {
     assert_eq!(
         triggers,
         [
-            Trigger { route: "chat".into(), address: "anteroom.anteroom:9090".into(), pushes: true },
-            Trigger { route: "old".into(), address: String::new(), pushes: false },
+            Trigger {
+                index: 0,
+                route: "chat".into(),
+                address: "anteroom.anteroom:9090".into(),
+                pushes: true
+            },
+            Trigger { index: 1, route: "old".into(), address: String::new(), pushes: false },
         ]
     );
     let workload = scaled.workload().unwrap();
@@ -61,6 +66,43 @@ fn its_triggers_name_routes_of_ours_and_of_the_add_on() {
         ("apps/v1", "Deployment", "vllm"),
         "KEDA's defaults"
     );
+}
+
+#[test]
+fn its_list_of_metrics_is_by_the_place_of_the_trigger() {
+    let scaled = |listed: Value| {
+        object(json!({
+            "spec": { "triggers": [
+                { "type": "prometheus", "metadata": {} },
+                { "type": "external-push", "metadata": { "route": "chat" } },
+            ] },
+            "status": { "externalMetricNames": listed },
+        }))
+    };
+    for (listed, expected) in [
+        (json!(["s0-prometheus", "s1-chat-queue-depth"]), true),
+        (json!(["s0-prometheus"]), false),
+        (json!(["s10-chat-queue-depth", "chat-queue-depth"]), false),
+        (Value::Null, false),
+        (json!("s1-chat-queue-depth"), false),
+    ] {
+        let scaled = scaled(listed.clone());
+        let trigger = scaled.triggers().next().unwrap();
+        assert_eq!((trigger.index, scaled.lists(&trigger)), (1, expected), "{listed}");
+    }
+}
+
+#[test]
+fn a_push_asks_for_the_minimum_where_there_is_an_idle_count() {
+    for (spec, floor) in [
+        (json!({}), 1),
+        (json!({ "minReplicaCount": 3 }), 1),
+        (json!({ "minReplicaCount": 3, "idleReplicaCount": 0 }), 3),
+        (json!({ "idleReplicaCount": 0 }), 1),
+        (json!({ "minReplicaCount": -3, "idleReplicaCount": 0 }), 1),
+    ] {
+        assert_eq!(object(json!({ "spec": spec })).floor(), floor, "{spec}");
+    }
 }
 
 #[test]

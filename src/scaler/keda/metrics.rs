@@ -27,9 +27,11 @@ enum Kind {
 // === impl Metrics ===
 
 impl Metrics {
-    /// By the policies as they are now. The names stay the same as long as the trigger does: the HPA has them.
-    pub(super) fn of(trigger: &Trigger, gate: &Gate) -> Self {
-        let policy = gate.policy().clone();
+    /// By the policies as they are now, or, while there is no route, by those that it will have unless it says otherwise.
+    /// The first name stays the same as long as the trigger does: the HPA has it.
+    pub(super) fn of(trigger: &Trigger, gate: Option<&Gate>) -> Self {
+        let expected = || Arc::new(Policy { scaling: trigger.expected_scaling(), ..Policy::default() });
+        let policy = gate.map_or_else(expected, |gate| gate.policy().clone());
         let route = slug(trigger.name());
         let depth = match policy.scaling.counting {
             Counting::Queue => "queue-depth",
@@ -86,6 +88,13 @@ impl Metrics {
     }
 }
 
+/// The values of a route that is not there yet: zero, also of a metric that it may have had or will have.
+pub(super) fn no_values(name: &str, metrics: &Metrics) -> GetMetricsResponse {
+    let names = if name.is_empty() { metrics.names() } else { vec![name] };
+    let zero = |name: &str| MetricValue { metric_name: name.to_owned(), ..MetricValue::default() };
+    GetMetricsResponse { metric_values: names.into_iter().map(zero).collect() }
+}
+
 /// A name that can be part of that of a metric for the HPA.
 fn slug(name: &str) -> String {
     let fits = |character: char| match character.to_ascii_lowercase() {
@@ -120,7 +129,7 @@ mod tests {
             namespace: "ml".into(),
             scaler_metadata: [("route".into(), "Llama_3.1".into())].into(),
         });
-        let metrics = Metrics::of(&trigger.unwrap(), &gate);
+        let metrics = Metrics::of(&trigger.unwrap(), Some(&gate));
         let (depth, rate) = ("llama-3-1-queue-depth", "llama-3-1-request-rate");
         assert_eq!(metrics.names(), [depth, rate]);
         let specs = metrics.specs().metric_specs;
@@ -146,5 +155,29 @@ mod tests {
         );
         assert_eq!(values(rate, &counts), Some(vec![(3, 2.5)]));
         assert_eq!(values("s0-llama-3-1-queue-depth", &counts), None);
+    }
+
+    #[test]
+    fn metrics_of_no_route_are_those_that_it_will_have_and_zero() {
+        for (key, name, target) in
+            [("route", "new-queue-depth", 5), ("interceptorRoute", "new-concurrency", 100)]
+        {
+            let trigger = Trigger::of(&ScaledObjectRef {
+                name: "vllm".into(),
+                namespace: "ml".into(),
+                scaler_metadata: [(key.into(), "new".into())].into(),
+            });
+            let metrics = Metrics::of(&trigger.unwrap(), None);
+            let [spec] = metrics.specs().metric_specs.try_into().unwrap();
+            assert_eq!((&*spec.metric_name, spec.target_size), (name, target));
+            // One that it had, or will have.
+            for (asked, told) in [("", name), (name, name), ("new-request-rate", "new-request-rate")] {
+                let [value] = no_values(asked, &metrics).metric_values.try_into().unwrap();
+                assert_eq!(
+                    (&*value.metric_name, value.metric_value, value.metric_value_float),
+                    (told, 0, 0.0)
+                );
+            }
+        }
     }
 }

@@ -16,14 +16,25 @@ use super::{
     proto::{GetMetricSpecResponse, IsActiveResponse},
     trigger::Trigger,
 };
-use crate::admission::{Directory, Gate, Gates, OpenStream};
+use crate::{
+    admission::{Directory, Gate, Gates, OpenStream},
+    demand::PushReceiver,
+};
 
-/// How often `true` is said again. KEDA drops a push that comes before it knows its own ScaledObject well, or at the
-/// same time as another change of it.
+/// Interval at which `true` is repeated until KEDA has scaled. KEDA drops a push that comes before it knows its own
+/// ScaledObject well, or at the same time as another change of it. Afterwards a repetition would only cost writes of the
+/// ScaledObject's status, and put off the way to zero.
 const REPEAT: Duration = Duration::from_secs(5);
 
-/// The route that a trigger names, as long as there is one. A stream outlives it: KEDA would back off up to a minute
-/// from an error, so a route that comes later than its ScaledObject would be cold for that long.
+/// Repetitions where the number of replicas is not known: for a minute, which is as long as KEDA backs off at most. Its
+/// polls go on.
+const BLIND_REPEATS: u32 = 12;
+
+/// Longest interval at which the metrics are sent again to a ScaledObject whose status does not list them.
+const MAX_RESEND: Duration = Duration::from_secs(60);
+
+/// The route that a trigger names, as long as there is one. A stream outlives it, and may be older: KEDA would back off up
+/// to a minute from an error.
 struct Followed {
     trigger: Trigger,
     routes: watch::Receiver<Gates>,
@@ -34,7 +45,7 @@ struct Followed {
     ending: CancellationToken,
 }
 
-/// Says whether demand is true: at once, with every change, and `true` every few seconds again.
+/// Says whether demand is true: at once, with every change, and `true` again until KEDA has scaled.
 pub(super) struct Activity {
     followed: Followed,
     /// Counts it as one that would hear a push. KEDA's other stream would not, and may be to another replica.
@@ -42,13 +53,20 @@ pub(super) struct Activity {
     said: Option<bool>,
     /// How many activations had been asked for when it was said.
     activations: u64,
+    /// Whether the ScaledObject's status listed our metric then.
+    is_listed: bool,
     repeat: Instant,
+    /// Repetitions since `true` was news.
+    repeats: u32,
 }
 
-/// Says which metrics there are: at once, and with every change.
+/// Says which metrics there are: at once, with every change, and again while the ScaledObject's status does not list them:
+/// KEDA 2.21 then looks up what it should list, which it does not for a push that it drops.
 pub(super) struct Specs {
     followed: Followed,
     said: Option<GetMetricSpecResponse>,
+    resend: Instant,
+    pause: Duration,
 }
 
 // === impl Followed ===
@@ -59,10 +77,7 @@ impl Followed {
         routes.mark_changed();
         let gates = directory.gates();
         if trigger.find(&gates).is_none() {
-            tracing::warn!(
-                reason = trigger.unknown(&gates).message(),
-                "KEDA asks for a route that is not there yet"
-            );
+            tracing::warn!(reason = trigger.unknown(&gates), "KEDA asks for a route that is not there yet");
         }
         Self { trigger, routes, route: None, _directory: directory, ending }
     }
@@ -85,6 +100,12 @@ impl Followed {
         let (route, changes) = self.route.as_mut()?;
         changes.mark_unchanged();
         Some(route)
+    }
+
+    /// What the cluster shows of the ScaledObject.
+    fn receiver(&self) -> Option<PushReceiver> {
+        let (namespace, name) = self.trigger.object();
+        self.route.as_ref()?.0.demand().receiver(namespace, name)
     }
 
     /// Waits until there may be something new, or `until`. False: the stream ends. Cancel-safe.
@@ -122,7 +143,8 @@ impl Followed {
 impl Activity {
     pub(super) fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
         let followed = Followed::new(trigger, directory, ending);
-        Self { followed, open: None, said: None, activations: 0, repeat: Instant::now() }
+        let repeat = Instant::now();
+        Self { followed, open: None, said: None, activations: 0, is_listed: true, repeat, repeats: 0 }
     }
 
     /// Cancel-safe.
@@ -131,31 +153,41 @@ impl Activity {
             let now = Instant::now();
             let mut until = None;
             let mut active = false;
-            let gate = self.followed.look();
-            if self.open.as_ref().map(OpenStream::gate).map(Arc::as_ptr) != gate.map(Arc::as_ptr) {
-                self.open = gate.cloned().map(OpenStream::new);
+            let gate = self.followed.look().cloned();
+            if self.open.as_ref().map(OpenStream::gate).map(Arc::as_ptr) != gate.as_ref().map(Arc::as_ptr) {
+                self.open = gate.clone().map(OpenStream::new);
             }
             if let Some(gate) = gate {
+                let receiver = self.followed.receiver();
+                let is_listed = receiver.as_ref().is_none_or(|receiver| receiver.is_listed);
+                let is_scaled = receiver.and_then(|receiver| receiver.is_scaled);
+                let is_wanted = match is_scaled {
+                    Some(is_scaled) => !is_scaled,
+                    None => !gate.target().is_up() && self.repeats < BLIND_REPEATS,
+                };
                 let ours = gate.watched_counts();
                 let all = ours.plus(gate.demand().peers());
                 active = all.is_active();
+                // What was said before was dropped.
+                let is_heard_now = is_listed && !self.is_listed;
                 let is_new = self.said != Some(true) || all.activations > self.activations;
-                self.activations = all.activations;
-                if active && (is_new || now >= self.repeat) {
+                (self.activations, self.is_listed) = (all.activations, is_listed);
+                if active && (is_new || is_wanted && (is_heard_now || now >= self.repeat)) {
                     if is_new {
                         gate.demand().pushed();
                     }
-                    gate.scaler_knows();
+                    if is_listed {
+                        gate.scaler_knows();
+                    }
+                    self.repeats = if is_new { 0 } else { self.repeats + 1 };
                     self.said = Some(true);
                     self.repeat = now + REPEAT;
                     return Some(true);
                 }
                 // Nothing tells when the demand of this replica becomes false with time; the others tell us.
-                until = match (active, ours.is_active()) {
-                    (true, true) => Some(self.repeat.min(now + gate.lasts_at_least())),
-                    (true, false) => Some(self.repeat),
-                    (false, _) => None,
-                };
+                let lasts = ours.is_active().then(|| now + gate.lasts_at_least());
+                let repeat = is_wanted.then_some(self.repeat);
+                until = [lasts, repeat].into_iter().flatten().min().filter(|_| active);
             }
             if !active && self.said != Some(false) {
                 self.said = Some(false);
@@ -183,19 +215,25 @@ impl Activity {
 
 impl Specs {
     pub(super) fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
-        Self { followed: Followed::new(trigger, directory, ending), said: None }
+        let followed = Followed::new(trigger, directory, ending);
+        Self { followed, said: None, resend: Instant::now(), pause: REPEAT }
     }
 
     /// Cancel-safe.
     async fn next(&mut self) -> Option<GetMetricSpecResponse> {
         loop {
-            let trigger = self.followed.trigger.clone();
-            let specs = self.followed.look().map(|gate| Metrics::of(&trigger, gate).specs());
-            if specs.is_some() && specs != self.said {
-                self.said.clone_from(&specs);
-                return specs;
+            let now = Instant::now();
+            let gate = self.followed.look().cloned();
+            let specs = Metrics::of(&self.followed.trigger, gate.as_deref()).specs();
+            let is_listed = self.followed.receiver().is_none_or(|receiver| receiver.is_listed);
+            let is_new = self.said.as_ref() != Some(&specs);
+            if is_new || (!is_listed && now >= self.resend) {
+                self.pause = if is_new { REPEAT } else { MAX_RESEND.min(self.pause * 2) };
+                self.resend = now + self.pause;
+                self.said = Some(specs.clone());
+                return Some(specs);
             }
-            if !self.followed.changed(None).await {
+            if !self.followed.changed((!is_listed).then_some(self.resend)).await {
                 return None;
             }
         }

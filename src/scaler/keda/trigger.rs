@@ -5,9 +5,13 @@ use std::{fmt, sync::Arc};
 use tonic::Status;
 
 use super::proto::ScaledObjectRef;
-use crate::admission::{Gate, Gates};
+use crate::{
+    admission::{Gate, Gates},
+    domain::{Counting, Intercept, Scaling},
+};
 
-/// The trigger of a ScaledObject, by the route that it names.
+/// The trigger of a ScaledObject, by the route that it names. There may be no such route yet, but there could be: what no
+/// route can be called is refused, so that a trigger is small whoever sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trigger {
     namespace: String,
@@ -24,10 +28,16 @@ enum Kind {
     InterceptorRoute,
 }
 
+/// The longest name that an object of the cluster or a route of the file can have, in bytes.
+const MAX_NAME: usize = 253;
+
 // === impl Trigger ===
 
 impl Trigger {
     /// What the metadata says.
+    ///
+    /// # Errors
+    /// When it names no route, or one that can never be there.
     pub(super) fn of(object: &ScaledObjectRef) -> Result<Self, Status> {
         let named = |kind: Kind| {
             let name = object.scaler_metadata.get(kind.key()).map(|name| name.trim());
@@ -45,12 +55,35 @@ impl Trigger {
             (None, None) => return Err(invalid("names no route")),
             (Some(_), Some(_)) => return Err(invalid("has both `route` and `interceptorRoute`")),
         };
+        if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME) {
+            return Err(Status::invalid_argument(format!(
+                "the ScaledObject's namespace or name is longer than {MAX_NAME} bytes, which no object's is"
+            )));
+        }
+        if let Some(why) = kind.cannot_be(name, &object.namespace) {
+            return Err(invalid(&format!("names a route that cannot be there: {why}")));
+        }
         Ok(Self {
             namespace: object.namespace.clone(),
             object: object.name.clone(),
             kind,
             name: name.to_owned(),
         })
+    }
+
+    /// The namespace of the ScaledObject, and its name.
+    pub(super) fn object(&self) -> (&str, &str) {
+        (&self.namespace, &self.object)
+    }
+
+    /// What its route is scaled by until that is there and says so.
+    pub(super) fn expected_scaling(&self) -> Scaling {
+        match self.kind {
+            Kind::Route => Scaling::default(),
+            Kind::InterceptorRoute => {
+                Scaling { target: Intercept::TARGET, counting: Counting::Concurrency, ..Scaling::default() }
+            }
+        }
     }
 
     /// The name that it gives the route.
@@ -61,16 +94,12 @@ impl Trigger {
     /// The route: that of the namespace, and only where there is none, that of the file.
     pub(super) fn find(&self, routes: &Gates) -> Option<Arc<Gate>> {
         let of_namespace = routes.get(format!("{}/{}", self.namespace, self.name).as_str());
-        // A name may have a namespace in it. The route of another one is not this ScaledObject's to scale by.
-        let is_elsewhere =
-            self.name.split_once('/').is_some_and(|(namespace, _)| namespace != self.namespace);
-        let is_of_file = self.kind == Kind::Route && !is_elsewhere;
-        let of_file = || routes.get(self.name.as_str()).filter(|_| is_of_file);
+        let of_file = || routes.get(self.name.as_str()).filter(|_| self.kind == Kind::Route);
         of_namespace.or_else(of_file).cloned()
     }
 
-    /// What is said when there is no such route.
-    pub(super) fn unknown(&self, routes: &Gates) -> Status {
+    /// What is logged while there is no such route.
+    pub(super) fn unknown(&self, routes: &Gates) -> String {
         const SHOWN: usize = 10;
         let known: Vec<_> = routes.keys().take(SHOWN).map(|key| key.as_str()).collect();
         let more = if routes.len() > SHOWN { ", ..." } else { "" };
@@ -80,12 +109,12 @@ impl Trigger {
             }
             Kind::InterceptorRoute => format!("no InterceptorRoute {}/{}", self.namespace, self.name),
         };
-        Status::not_found(format!(
+        format!(
             "{self}: there is {wanted} that anteroom serves; create it, or correct `{}` in the trigger's metadata \
              (served: {}{more})",
             self.kind.key(),
             if known.is_empty() { "none".to_owned() } else { known.join(", ") },
-        ))
+        )
     }
 }
 
@@ -104,6 +133,24 @@ impl Kind {
             Self::Route => "route",
             Self::InterceptorRoute => "interceptorRoute",
         }
+    }
+
+    /// Why no route can have this name, whatever comes.
+    fn cannot_be(self, name: &str, namespace: &str) -> Option<String> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if name.len() > MAX_NAME {
+            return Some(format!("its name is longer than {MAX_NAME} bytes"));
+        }
+        // A name may have a namespace in it. The route of another one is not this ScaledObject's to scale by.
+        let bare = match name.split_once('/') {
+            Some((other, _)) if other != namespace || self == Self::InterceptorRoute => {
+                return Some(format!("\"{name}\" is not of namespace {namespace}"));
+            }
+            Some((_, bare)) => bare,
+            None => name,
+        };
+        let is_name = bare.bytes().all(|byte| is_plain(byte) || byte == b'/');
+        (!is_name).then(|| "a name has letters, digits and -_./ only".to_owned())
     }
 }
 
@@ -148,11 +195,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_has_a_namespace_leads_into_no_other_one() {
-        for metadata in ["route", "interceptorRoute"] {
-            let trigger = trigger(&[(metadata, "other/llama")]).unwrap();
-            assert!(trigger.find(&routes(&["other/llama"])).is_none(), "{metadata}");
+    async fn a_name_that_no_route_can_have_is_refused() {
+        let long = "x".repeat(254);
+        for (key, name) in [
+            ("route", "other/llama"),
+            ("interceptorRoute", "other/llama"),
+            ("interceptorRoute", "ml/llama"),
+            ("route", "no name"),
+            ("route", "lläma"),
+            ("route", &long),
+        ] {
+            let status = trigger(&[(key, name)]).unwrap_err();
+            assert_eq!(status.code(), tonic::Code::InvalidArgument, "{name}");
+            assert!(status.message().contains("cannot be there"), "{}", status.message());
         }
+        for name in ["llama", "Llama_3.1", "ml/llama", &long[..253]] {
+            assert!(trigger(&[("route", name)]).is_ok(), "{name}");
+        }
+        let object = ScaledObjectRef {
+            name: long,
+            scaler_metadata: [("route".into(), "llama".into())].into(),
+            ..ScaledObjectRef::default()
+        };
+        assert_eq!(Trigger::of(&object).unwrap_err().code(), tonic::Code::InvalidArgument);
     }
 
     #[tokio::test]
@@ -164,14 +229,10 @@ mod tests {
                 assert!(status.message().contains(part), "{}", status.message());
             }
         }
-        let status = trigger(&[("route", "lama")]).unwrap().unknown(&routes(&["llama"]));
         assert_eq!(
-            (status.code(), status.message()),
-            (
-                tonic::Code::NotFound,
-                "ScaledObject ml/vllm, route \"lama\": there is neither a ModelRoute ml/lama nor a route of the file \
-                 that anteroom serves; create it, or correct `route` in the trigger's metadata (served: llama)"
-            )
+            trigger(&[("route", "lama")]).unwrap().unknown(&routes(&["llama"])),
+            "ScaledObject ml/vllm, route \"lama\": there is neither a ModelRoute ml/lama nor a route of the file \
+             that anteroom serves; create it, or correct `route` in the trigger's metadata (served: llama)"
         );
     }
 }

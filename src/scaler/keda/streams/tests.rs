@@ -69,11 +69,15 @@ async fn next(activity: &mut Activity) -> (Duration, Option<bool>) {
 
 /// Nothing is said within an hour.
 async fn silent(activity: &mut Activity) {
-    assert!(timeout(3600 * SECOND, activity.next()).await.is_err());
+    silent_for(activity, 3600).await;
+}
+
+async fn silent_for(activity: &mut Activity, seconds: u32) {
+    assert!(timeout(seconds * SECOND, activity.next()).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_state_comes_at_once_then_every_edge_and_true_every_5_s() {
+async fn the_state_comes_at_once_then_every_edge_and_true_for_a_minute() {
     let scene = scene();
     let mut activity = scene.activity();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
@@ -85,19 +89,92 @@ async fn the_state_comes_at_once_then_every_edge_and_true_every_5_s() {
     let mut late = scene.activity();
     assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "who comes later is told, too");
     drop(held);
-    assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the lease");
-    let left = 1800 - 20;
-    let mut total = 0;
-    loop {
-        let (wait, said) = next(&mut activity).await;
-        total += wait.as_secs();
-        if said == Some(false) {
-            break;
-        }
-        assert_eq!((wait, said), (5 * SECOND, Some(true)));
+    for _ in 3..12 {
+        assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the lease");
     }
-    assert_eq!(total, left, "the lease of 1800 s, less 4 × 5");
+    let left = 1800 - 60;
+    assert_eq!(next(&mut activity).await, (left * SECOND, Some(false)), "the lease of 1800 s, less 12 × 5");
     assert_eq!(scene.gate.demand().pushes(), 2, "one edge, on two streams; repetitions are none");
+}
+
+/// What the cluster shows of the trigger's ScaledObject.
+fn shown(is_listed: bool, is_scaled: Option<bool>) -> Vec<PushReceiver> {
+    let other =
+        PushReceiver { namespace: "ml".into(), name: "other".into(), is_listed: true, is_scaled: None };
+    vec![other.clone(), PushReceiver { name: "vllm".into(), is_listed, is_scaled, ..other }]
+}
+
+#[tokio::test(start_paused = true)]
+async fn true_is_repeated_until_replicas_are_seen_and_no_longer() {
+    let scene = scene();
+    scene.gate.demand().set_receivers(shown(true, Some(false)));
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(false));
+    let _held = scene.gate.hold(1, true).unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+    for _ in 0..100 {
+        assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "KEDA may drop any of them");
+    }
+    scene.gate.demand().set_receivers(shown(true, Some(true)));
+    silent_for(&mut activity, 1200).await;
+    // Somebody scales to zero, under a request that waits.
+    scene.gate.demand().set_receivers(shown(true, Some(false)));
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+    scene.gate.demand().set_receivers(shown(true, Some(true)));
+    let mut late = scene.activity();
+    assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "a new stream has not been told yet");
+    silent_for(&mut late, 60).await;
+    assert_eq!(scene.gate.demand().pushes(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_up_is_pushed_once_where_replicas_are_not_known() {
+    let scene = scene();
+    let endpoint = scene.up();
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(false));
+    let _permit = scene.gate.enter().unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
+    silent(&mut activity).await;
+    endpoint.retire();
+    let _held = scene.gate.hold(1, true).unwrap();
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "an edge after the silence");
+}
+
+#[tokio::test(start_paused = true)]
+async fn demand_is_pushed_when_its_metric_is_listed() {
+    let scene = scene();
+    scene.gate.cold_starts().await_push(true);
+    scene.gate.demand().set_receivers(shown(false, Some(false)));
+    let mut activity = scene.activity();
+    assert_eq!(activity.next().await, Some(false));
+    let _held = scene.gate.hold(1, true).unwrap();
+    for wait in [0, 5] {
+        assert_eq!(next(&mut activity).await, (wait * SECOND, Some(true)));
+    }
+    advance(SECOND).await;
+    scene.gate.demand().set_receivers(shown(true, Some(false)));
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "4 s before the repetition");
+    scene.gate.cold_starts().begin(scene.gate.demand().raised_since().unwrap(), 1);
+    scene.gate.cold_starts().ready(None);
+    scene.gate.cold_starts().abandoned();
+    let [record] = scene.cold_starts.recent(None, 1).try_into().unwrap();
+    let signal = record.phase(Phase::Signal).unwrap();
+    assert_eq!(signal.duration_ms, 6000.0, "5 + 1 s: what was dropped before was no signal");
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_are_sent_again_until_they_are_listed() {
+    let scene = scene();
+    scene.gate.demand().set_receivers(shown(false, Some(false)));
+    let mut specs = scene.specs();
+    for wait in [0, 5, 10, 20, 40, 60, 60] {
+        let start = Instant::now();
+        assert!(specs.next().await.is_some());
+        assert_eq!(start.elapsed(), wait * SECOND);
+    }
+    scene.gate.demand().set_receivers(shown(true, Some(false)));
+    assert!(timeout(3600 * SECOND, specs.next()).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,16 +187,11 @@ async fn a_warm_request_after_the_linger_is_pushed_and_the_linger_counts_from_it
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
     advance(Duration::from_secs(2)).await;
     drop(permit);
-    let mut total = 2 * SECOND;
-    let wait = loop {
-        let (wait, said) = next(&mut activity).await;
-        total += wait;
-        if said == Some(false) {
-            break wait;
-        }
-    };
-    assert_eq!(total, 62 * SECOND, "2 + 60");
-    assert_eq!(wait, 2 * SECOND, "the last repetition was at 60");
+    assert_eq!(
+        next(&mut activity).await,
+        (60 * SECOND, Some(false)),
+        "the linger; what is up needs no repetition"
+    );
     let _again = scene.gate.enter().unwrap();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
 }
@@ -164,7 +236,9 @@ async fn what_other_replicas_hold_is_pushed_and_repeated_here() {
 async fn a_route_that_comes_later_goes_and_comes_back_needs_no_new_stream() {
     let scene = scene();
     scene.directory.publish([]);
-    let mut activity = scene.activity();
+    let (mut activity, mut early) = (scene.activity(), scene.specs());
+    let specs = early.next().await.unwrap().metric_specs;
+    assert_eq!((&*specs[0].metric_name, specs[0].target_size), ("tiny-queue-depth", 5), "what it will have");
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
     silent(&mut activity).await;
     let _held = scene.gate.hold(1, true).unwrap();
@@ -244,5 +318,6 @@ async fn specs_come_at_once_and_when_a_reload_changes_them() {
     assert_eq!(targets(specs.next().await.unwrap()), [depth(8), ("tiny-request-rate".into(), 9)]);
     scene.directory.publish([]);
     yield_now().await;
-    assert!(timeout(3600 * SECOND, specs.next()).await.is_err(), "there is nothing to say of no route");
+    assert_eq!(targets(specs.next().await.unwrap()), [depth(5)], "as GetMetricSpec says of no route");
+    assert!(timeout(3600 * SECOND, specs.next()).await.is_err());
 }
