@@ -1,5 +1,6 @@
 //! The scenarios.
 
+mod add_on;
 mod cold_start;
 mod cold_start_record;
 mod conflicts;
@@ -53,6 +54,12 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     interceptor::an_app_comes_up_through_keda_for_the_first_request,
     interceptor::the_most_specific_rule_has_the_request,
     interceptor::what_is_said_while_the_app_is_down_is_said,
+    add_on::rules_lead_to_their_apps_and_nowhere_else,
+    add_on::routes_that_change_or_go_are_followed,
+    add_on::load_scales_its_own_app_and_its_end_scales_to_zero,
+    add_on::another_target_value_reaches_the_hpa,
+    add_on::a_scaled_object_that_comes_before_its_route_starts_it,
+    add_on::what_is_in_flight_outlives_a_restart,
     paused::at_zero_a_request_is_told_the_command_that_works,
     paused::a_route_may_wait_for_the_end_of_a_pause,
     paused::a_pause_at_zero_ends_the_wait_and_one_above_does_not,

@@ -1,0 +1,299 @@
+//! What the HTTP Add-on's own end-to-end tests ask of it, asked of us: docs/http-add-on.md says which of them is where.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    anteroom::{Anteroom, Replica},
+    client,
+    model::{Model, Scaled},
+    routes::interceptor_route,
+    scenario::Scenario,
+    wait,
+};
+
+/// Paths of the stand-in that say whose they are.
+const MODELS: &str = "/v1/models";
+const METRICS: &str = "/metrics";
+
+/// Time from the last request until there are no replicas: an InterceptorRoute's linger is a minute.
+const TO_ZERO: Duration = Duration::from_secs(180);
+
+/// Host, path, header, and the app that has such a request; `None`: 404, from no app.
+const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
+    // One host, several hosts, and none of them.
+    ("one.test", MODELS, "", Some("app-a")),
+    ("both-1.test", MODELS, "", Some("app-a")),
+    ("both-2.test", MODELS, "", Some("app-a")),
+    ("both-3.test", MODELS, "", None),
+    ("unknown.test", MODELS, "", None),
+    ("unknown.test", "/", "", None),
+    // A wildcard, and what is more specific.
+    ("exact.wild.test", MODELS, "", Some("app-a")),
+    ("any.wild.test", MODELS, "", Some("app-b")),
+    ("wild.other.test", "/", "", None),
+    // Paths of one host.
+    ("paths.test", MODELS, "", Some("app-a")),
+    ("paths.test", METRICS, "", Some("app-b")),
+    ("paths.test", "/unknown", "", None),
+    ("paths.test", "/", "", None),
+    // The same path of two hosts.
+    ("svc-a.test", MODELS, "", Some("app-a")),
+    ("svc-b.test", MODELS, "", Some("app-b")),
+    ("svc-c.test", MODELS, "", None),
+    // Headers, by their value and by their being there.
+    ("headers.test", MODELS, "x-route: foo", Some("app-a")),
+    ("headers.test", MODELS, "x-route: bar", Some("app-b")),
+    ("headers.test", MODELS, "", None),
+    ("headers.test", "/", "", None),
+    ("debug.test", MODELS, "x-debug: verbose", Some("app-a")),
+    ("debug.test", MODELS, "x-debug: minimal", Some("app-b")),
+    // Two rules of one route.
+    ("host-only.test", "/v1/models?x=1", "", Some("app-a")),
+    ("with-path.test", MODELS, "", Some("app-a")),
+    ("with-path.test", "/other", "", None),
+    // The port by its name.
+    ("named.test", MODELS, "", Some("app-b")),
+];
+
+pub(super) async fn rules_lead_to_their_apps_and_nowhere_else(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    for name in ["app-a", "app-b"] {
+        it.up(name).await;
+    }
+    let path = |value: &str| json!([{ "value": value }]);
+    let header = |value: Value| json!([{ "name": "X-Route", "value": value }]);
+    for (name, app, rules) in [
+        ("one", "app-a", json!([{ "hosts": ["one.test"] }])),
+        ("both", "app-a", json!([{ "hosts": ["both-1.test", "both-2.test"] }])),
+        ("exact", "app-a", json!([{ "hosts": ["exact.wild.test"] }])),
+        ("wild", "app-b", json!([{ "hosts": ["*.wild.test"] }])),
+        ("path-a", "app-a", json!([{ "hosts": ["paths.test"], "paths": path("/v1") }])),
+        ("path-b", "app-b", json!([{ "hosts": ["paths.test"], "paths": path("/metrics") }])),
+        ("svc-a", "app-a", json!([{ "hosts": ["svc-a.test"], "paths": path("/v1") }])),
+        ("svc-b", "app-b", json!([{ "hosts": ["svc-b.test"], "paths": path("/v1") }])),
+        ("foo", "app-a", json!([{ "hosts": ["headers.test"], "headers": header("foo".into()) }])),
+        ("bar", "app-b", json!([{ "hosts": ["headers.test"], "headers": header("bar".into()) }])),
+        (
+            "verbose",
+            "app-a",
+            json!([{ "hosts": ["debug.test"], "headers": [{ "name": "X-Debug", "value": "verbose" }] }]),
+        ),
+        ("debug", "app-b", json!([{ "hosts": ["debug.test"], "headers": [{ "name": "X-Debug" }] }])),
+        (
+            "multi",
+            "app-a",
+            json!([{ "hosts": ["host-only.test"] }, { "hosts": ["with-path.test"], "paths": path("/v1") }]),
+        ),
+    ] {
+        it.apply(&interceptor_route(name, to(app, rules))).await;
+    }
+    let mut named = to("app-b", json!([{ "hosts": ["named.test"] }]));
+    named["target"] = json!({ "service": "app-b", "portName": "http" });
+    it.apply(&interceptor_route("named", named)).await;
+    it.their_route_says("named", "Accepted").await;
+    for &(host, path, header, app) in ASKED {
+        assert_eq!(who(replica, host, path, header).await.as_deref(), app, "{host}{path} {header}");
+    }
+}
+
+pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    for name in ["app-a", "app-b"] {
+        it.up(name).await;
+        it.apply(&interceptor_route(name, to(name, json!([{ "hosts": [format!("{name}.test")] }])))).await;
+        it.their_route_says(name, "Accepted").await;
+        assert_eq!(who(replica, &format!("{name}.test"), MODELS, "").await.as_deref(), Some(name));
+    }
+    // Another target for the same host.
+    let patch = json!({ "spec": { "target": { "service": "app-b" } } });
+    it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app-a", &patch).await;
+    becomes(replica, "app-a.test", MODELS, Some("app-b")).await;
+    // One that goes is refused, whatever is asked; the other one stays.
+    let routes = it.dynamic("http.keda.sh/v1beta1", "InterceptorRoute");
+    routes.delete("app-a", &kube::api::DeleteParams::default()).await.unwrap();
+    becomes(replica, "app-a.test", MODELS, None).await;
+    assert_eq!(who(replica, "app-a.test", "/", "").await, None);
+    assert_eq!(who(replica, "app-b.test", MODELS, "").await.as_deref(), Some("app-b"));
+}
+
+pub(super) async fn load_scales_its_own_app_and_its_end_scales_to_zero(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let metrics = [
+        ("rate", json!({ "requestRate": { "targetValue": 5, "window": "5s" } })),
+        ("busy", json!({ "concurrency": { "targetValue": 5 } })),
+        ("quiet", json!({ "requestRate": { "targetValue": 5 } })),
+    ];
+    for (name, metric) in metrics {
+        it.behind(&anteroom, name, metric).await;
+    }
+    let (rate, busy) = (it.replicas("rate").await, it.replicas("busy").await);
+    let quiet = it.replicas("quiet").await;
+    // 10 in flight at 5 for each replica: two. It streams for as long as is needed.
+    let streams: Vec<_> = (0..10)
+        .map(|_| {
+            let address = replica.proxy();
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let answer =
+                    client::send(address, client::completion("busy.test", "busy", true)).await.unwrap();
+                answer.text().await
+            }))
+        })
+        .collect();
+    // 10 requests a second at 5 for each replica: two.
+    let address = replica.proxy();
+    let load = AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            tick.tick().await;
+            tokio::spawn(async move {
+                let request = Request::get(MODELS).header("host", "rate.test").body(Full::<Bytes>::default());
+                let _ = client::send(address, request.unwrap()).await;
+            });
+        }
+    }));
+    for (name, replicas) in [("busy", &busy), ("rate", &rate)] {
+        wait::until(&format!("two replicas of {name}"), wait::SOON, async || match replicas.course() {
+            course if course.iter().any(|replicas| *replicas >= 2) => Ok(()),
+            course => Err(format!("{course:?}")),
+        })
+        .await;
+    }
+    assert_eq!(quiet.course(), [0], "nobody asked for it");
+    drop((streams, load));
+    for name in ["busy", "rate"] {
+        it.wanted(name, 0, TO_ZERO).await;
+    }
+}
+
+pub(super) async fn another_target_value_reaches_the_hpa(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    it.behind(&anteroom, "app", json!({ "concurrency": { "targetValue": 5 } })).await;
+    it.hpa_has("app", "5").await;
+    let patch = json!({ "spec": { "scalingMetric": { "concurrency": { "targetValue": 10 } } } });
+    it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app", &patch).await;
+    it.hpa_has("app", "10").await;
+}
+
+/// The order in which objects come is the user's: KEDA has its HPA and its stream before there is a route, and is pushed to
+/// over that stream.
+pub(super) async fn a_scaled_object_that_comes_before_its_route_starts_it(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.deploy(&Model::new("app").sim("--model app")).await;
+    let mut scaled = Scaled::new("app", &anteroom.scaler(), json!({ "interceptorRoute": "app" }));
+    // A poll would be too late for what is measured here.
+    scaled.polling = 300;
+    it.scale(&scaled).await;
+    it.hpa_has("app", "100").await;
+    let metric = json!({ "concurrency": { "targetValue": 7 } });
+    it.apply(&interceptor_route("app", scaled_by("app", metric))).await;
+    it.their_route_says("app", "Accepted").await;
+    it.hpa_has("app", "7").await;
+    assert_eq!(who(replica, "app.test", MODELS, "").await.as_deref(), Some("app"));
+}
+
+pub(super) async fn what_is_in_flight_outlives_a_restart(it: Scenario) {
+    let mut anteroom = it.anteroom(1, json!({})).await;
+    let mut app = Model::new("app").sim("--model app --tokens 1000 --inter-token-time 20ms");
+    (app.replicas, app.probe_period) = (1, 1);
+    it.deploy(&app).await;
+    it.endpoints("app", 1).await;
+    it.apply(&interceptor_route("app", to("app", json!([{ "hosts": ["app.test"] }])))).await;
+    it.their_route_says("app", "Accepted").await;
+    let replica = &mut anteroom.replicas[0];
+    let mut answer = client::send(replica.proxy(), client::limited("app.test", "app", 200)).await.unwrap();
+    assert!(answer.next().await.unwrap().is_some(), "it streams");
+    let (text, ()) = tokio::join!(answer.text(), replica.stop());
+    assert!(text.unwrap().ends_with("data: [DONE]\n\n"));
+    replica.start().await;
+    becomes(replica, "app.test", MODELS, Some("app")).await;
+}
+
+/// A route to an app, which does not scale it.
+fn to(app: &str, rules: Value) -> Value {
+    json!({
+        "target": { "service": app, "port": 80 },
+        "scalingMetric": { "concurrency": { "targetValue": 100 } },
+        "rules": rules,
+    })
+}
+
+/// A route of the host of that name to the app of that name.
+fn scaled_by(app: &str, metric: Value) -> Value {
+    let mut route = to(app, json!([{ "hosts": [format!("{app}.test")] }]));
+    route["scalingMetric"] = metric;
+    route
+}
+
+/// The app that answers; `None`: 404, from us.
+async fn who(replica: &Replica, host: &str, path: &str, header: &str) -> Option<String> {
+    let mut request = Request::get(path).header("host", host);
+    if let Some((name, value)) = header.split_once(": ") {
+        request = request.header(name, value);
+    }
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    let answer = client::send(replica.proxy(), request);
+    let answer = wait::within(&format!("{host}{path}"), wait::SOON, answer).await.unwrap();
+    let status = answer.status.as_u16();
+    let text = answer.text().await.unwrap();
+    if status == 404 {
+        assert!(text.contains("\"error\""), "an error of ours: {text}");
+        return None;
+    }
+    assert_eq!(status, 200, "{text}");
+    let app = ["app-a", "app-b", "app"].into_iter().find(|app| text.contains(&format!("\"{app}\"")));
+    Some(app.unwrap_or_else(|| panic!("of no app: {text}")).to_owned())
+}
+
+/// Waits until that app answers.
+async fn becomes(replica: &Replica, host: &str, path: &str, app: Option<&str>) {
+    wait::until(&format!("{host} to be {app:?}'s"), wait::SOON, async || {
+        let found = who(replica, host, path, "").await;
+        if found.as_deref() == app { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// An app that runs, under its own name.
+    async fn up(&self, name: &str) {
+        let mut app = Model::new(name).sim(&format!("--model {name}"));
+        (app.replicas, app.probe_period) = (1, 1);
+        self.deploy(&app).await;
+        self.endpoints(name, 1).await;
+    }
+
+    /// An app at zero, its route and its ScaledObject.
+    async fn behind(&self, anteroom: &Anteroom, name: &str, metric: Value) {
+        let mut app =
+            Model::new(name).sim(&format!("--model {name} --tokens 100000 --inter-token-time 50ms"));
+        app.probe_period = 1;
+        self.deploy(&app).await;
+        self.apply(&interceptor_route(name, scaled_by(name, metric))).await;
+        self.their_route_says(name, "Accepted").await;
+        let scaled = Scaled::new(name, &anteroom.scaler(), json!({ "interceptorRoute": name }));
+        self.scale(&Scaled { cooldown: 1, ..scaled }).await;
+    }
+
+    /// Waits until the first metric of an HPA of KEDA's has this target.
+    async fn hpa_has(&self, scaled: &str, target: &str) {
+        let api = self.dynamic("autoscaling/v2", "HorizontalPodAutoscaler");
+        let what = format!("a target of {target}");
+        wait::object(&api, &format!("keda-hpa-{scaled}"), &what, wait::SOON, |hpa| {
+            let found = hpa?.data.pointer("/spec/metrics/0/external/target/averageValue")?.as_str()?;
+            (found == target).then_some(())
+        })
+        .await;
+    }
+}
