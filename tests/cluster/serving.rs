@@ -267,9 +267,14 @@ impl Flow {
 
     /// Waits until more has come of it.
     pub(crate) async fn flows(&self) {
+        self.flows_for(1).await;
+    }
+
+    /// Waits until so many more parts have come of it.
+    pub(crate) async fn flows_for(&self, number: u64) {
         let mut parts = self.parts.clone();
         let now = *parts.borrow_and_update();
-        let more = parts.wait_for(|&count| count > now);
+        let more = parts.wait_for(|&count| count >= now + number);
         assert!(wait::within("more of a stream", wait::SOON, more).await.is_ok(), "it was cut off");
     }
 }

@@ -138,3 +138,60 @@ async fn served(address: &str) -> f64 {
     let samples = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
+
+/// Each push of `true` is a write of the ScaledObject's status and puts off the way to zero, so there is none while there are
+/// replicas. Polls would hide it: here there is one when the ScaledObject comes, and none until long after the end.
+pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms");
+    model.probe_period = 1;
+    let scaled = Scaled { polling: 600, ..Scaled::of(&model, &anteroom) };
+    it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
+    let stream = replica.flow("tiny").await;
+    let first = it.last_active("tiny").await;
+    // 300 × 50 ms = 15 s: three repetitions, had there been any.
+    stream.flows_for(300).await;
+    assert_eq!(it.last_active("tiny").await, first);
+    assert_eq!(replica.gauge("anteroom_scaler_pushes_total", &it, "tiny").await, 1.0);
+}
+
+/// KEDA reconciles while no scaler of ours answers, so the status of a ScaledObject that has another trigger lists that one
+/// alone, and pushes of ours are dropped (kedacore/keda#8168).
+pub(super) async fn a_metric_that_keda_missed_is_listed_and_wakes(it: Scenario) {
+    let model = Model::new("tiny");
+    it.deploy(&model).await;
+    let mut anteroom = it.anteroom(1, json!({})).await;
+    let mut scaled = Scaled { polling: 600, ..Scaled::of(&model, &anteroom) };
+    // It never is: for a minute of the first of January.
+    scaled.triggers = vec![json!({ "type": "cron", "metadata": {
+        "timezone": "UTC", "start": "0 0 1 1 *", "end": "1 0 1 1 *", "desiredReplicas": "1",
+    } })];
+    anteroom.replicas[0].crash().await;
+    it.apply(&scaled.object()).await;
+    let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
+    let listed = async |what: &str, number: usize| {
+        wait::object(&objects, "tiny", what, wait::SOON, |object| {
+            let names = object?.data.pointer("/status/externalMetricNames")?.as_array()?;
+            (names.len() == number).then_some(())
+        })
+        .await;
+    };
+    listed("the other trigger alone", 1).await;
+    anteroom.replicas[0].start().await;
+    it.apply(&crate::routes::model_route("tiny", json!({ "scaling": { "linger": "2s" } }))).await;
+    let answer = wait::within("the answer", 2 * wait::SOON, anteroom.replicas[0].ask("tiny", false)).await;
+    assert_eq!(answer.unwrap().status, 200);
+    listed("both triggers", 2).await;
+}
+
+impl Scenario {
+    /// When KEDA found a ScaledObject active last.
+    async fn last_active(&self, name: &str) -> String {
+        let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
+        wait::object(&objects, name, "a time of activity", wait::SOON, |object| {
+            object?.data.pointer("/status/lastActiveTime")?.as_str().map(str::to_owned)
+        })
+        .await
+    }
+}
