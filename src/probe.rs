@@ -23,7 +23,9 @@ pub enum Answer {
     Refused,
     /// An answer, but not 2xx.
     Status(StatusCode),
-    /// No answer in time.
+    /// No connection in time.
+    Unheard(Period),
+    /// A connection, and no answer in time.
     TimedOut(Period),
     /// The connection failed in another way, or what came back is no answer.
     Broken(String),
@@ -193,12 +195,26 @@ impl Answer {
     pub fn is_ready(&self) -> bool {
         *self == Self::Ready
     }
+
+    /// Whether something answers that may well take requests: it is ready, or finds fault with the probe itself.
+    pub fn is_alive(&self) -> bool {
+        match self {
+            Self::Ready => true,
+            Self::Status(status) => status.is_redirection() || status.is_client_error(),
+            Self::Refused | Self::Unheard(_) | Self::TimedOut(_) | Self::Broken(_) => false,
+        }
+    }
+
+    /// Whether a server finds fault with the probe: it would answer so however long it is asked.
+    pub fn is_rejection(&self) -> bool {
+        self.is_alive() && !self.is_ready()
+    }
 }
 
 impl From<ProbeError> for Answer {
     fn from(error: ProbeError) -> Self {
         match error {
-            ProbeError::Unheard(limit) => Self::TimedOut(limit),
+            ProbeError::Unheard(limit) => Self::Unheard(limit),
             ProbeError::Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
             error => Self::Broken(error.to_string()),
         }
@@ -211,6 +227,7 @@ impl fmt::Display for Answer {
             Self::Ready => f.write_str("ready"),
             Self::Refused => f.write_str("connection refused"),
             Self::Status(status) => write!(f, "status {}", status.as_u16()),
+            Self::Unheard(limit) => write!(f, "no connection within {limit}"),
             Self::TimedOut(limit) => write!(f, "no answer within {limit}"),
             Self::Broken(reason) => f.write_str(reason),
         }

@@ -3,6 +3,7 @@
 mod discovery;
 mod models;
 mod obstacle;
+mod ramp;
 mod scale;
 mod start;
 
@@ -20,6 +21,7 @@ pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Prot
 pub use models::{ListedModels, Listing};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
+use ramp::Ramp;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
 pub use start::{PartSeen, PodStart, Seen, Stamp, Tail};
 use tokio::sync::{Notify, watch};
@@ -37,14 +39,11 @@ pub struct Endpoint {
     protocol: Protocol,
     ready: AtomicBool,
     in_flight: AtomicU32,
-    /// How many may be in flight now: the ramp.
-    limit: AtomicU32,
+    ramp: Ramp,
     /// How many may be on one server.
     max: AtomicU32,
     /// How many servers it stands for: more than one, or none now, if it is a gateway.
     servers: AtomicU32,
-    /// First bytes that came back since the ramp began; not counted beyond its end.
-    answered: AtomicU32,
     /// Failed dispatches in a row.
     failures: AtomicU32,
     /// Wakes the owner (launcher, prober): became suspect, or the last request in flight ended.
@@ -112,10 +111,9 @@ impl Endpoint {
             protocol,
             ready: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
-            limit: AtomicU32::new(max),
+            ramp: Ramp::new(max),
             max: AtomicU32::new(max),
             servers: AtomicU32::new(1),
-            answered: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             attention: Notify::new(),
         })
@@ -155,7 +153,7 @@ impl Endpoint {
 
     /// How many it may have in flight now.
     pub fn limit(&self) -> u32 {
-        self.limit.load(Ordering::Relaxed)
+        self.ramp.limit()
     }
 
     /// How many servers it stands for: more than one, or none now, if it is a gateway.
@@ -196,34 +194,47 @@ impl Endpoint {
         }
     }
 
-    /// A first byte came back: forgets failures, and lets twice as many be in flight as have been answered, up to the
-    /// maximum. So the number doubles when all of a round have been answered, whether they have ended or stream on.
-    /// Says whether it grew.
-    pub fn succeeded(&self) -> bool {
+    /// Whether it may have all in flight that it ever may.
+    pub fn is_wide(&self) -> bool {
+        self.limit() >= self.most()
+    }
+
+    /// How many more requests it will soon take: up to the maximum, if the ramp goes on.
+    pub fn room_soon(&self) -> u32 {
+        if self.is_ready() && (self.is_wide() || self.ramp.progresses()) {
+            self.most().saturating_sub(self.in_flight())
+        } else {
+            0
+        }
+    }
+
+    /// How long the limit does not grow with time, because more requests have just failed.
+    pub fn ramp_pause(&self) -> Duration {
+        self.ramp.pause()
+    }
+
+    /// A request came back with its first byte that was one of `level` in flight when it went out: forgets failures, and
+    /// lets twice as many be in flight as have been answered, up to the maximum. Returns whether the number grew.
+    pub fn succeeded(&self, level: u32) -> bool {
         if self.failures.load(Ordering::Relaxed) > 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
-        let max = self.most();
-        if self.limit() >= max {
-            return false;
-        }
-        let answered = self.answered.fetch_add(1, Ordering::Relaxed) + 1;
-        let limit = answered.saturating_mul(2).min(max);
-        self.limit.fetch_max(limit, Ordering::Relaxed) < limit
+        self.ramp.answered(level, self.most())
+    }
+
+    /// A request failed that was one of `level` in flight when it went out: perhaps there were too many. `start` are
+    /// never too many.
+    pub fn failed_at(&self, level: u32, start: u32) {
+        self.ramp.failed(level, start);
     }
 
     /// It failed a request before answering: it gets nothing until its owner has seen it answer again, and then one
     /// request at first.
     pub fn suspect(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
-        self.ramp_from(1);
+        self.ramp.restart();
         self.ready.store(false, Ordering::SeqCst);
         self.attention.notify_one();
-    }
-
-    fn ramp_from(&self, limit: u32) {
-        self.answered.store(0, Ordering::Relaxed);
-        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// How long its owner leaves it alone before asking again: nothing, or 50 ms doubling to 1 s with each failure.
@@ -303,6 +314,11 @@ impl TargetState {
         self.endpoints.load().iter().map(|endpoint| u64::from(endpoint.in_flight())).sum()
     }
 
+    /// How many more requests the known endpoints will soon take.
+    pub fn room_soon(&self) -> u64 {
+        self.endpoints.load().iter().map(|endpoint| u64::from(endpoint.room_soon())).sum()
+    }
+
     /// Adds an endpoint, ready or not.
     pub fn add(&self, endpoint: &Arc<Endpoint>) {
         self.endpoints.rcu(|known| {
@@ -318,14 +334,22 @@ impl TargetState {
             .rcu(|known| known.iter().filter(|known| known.id != endpoint.id).cloned().collect::<Vec<_>>());
     }
 
-    /// The endpoint takes requests, `limit` at first; `None` leaves the limit where it is.
+    /// The endpoint takes requests, `limit` at first; `None`: again, at least one beside those that are in flight.
     pub fn ready(&self, endpoint: &Endpoint, limit: Option<u32>) {
-        if let Some(limit) = limit {
-            endpoint.ramp_from(limit.min(endpoint.most()));
+        match limit {
+            Some(limit) => endpoint.ramp.begin(limit.min(endpoint.most())),
+            None => endpoint.ramp.resume(endpoint.in_flight(), endpoint.most()),
         }
         endpoint.ready.store(true, Ordering::SeqCst);
         self.set_status(Status::Ready);
         self.tell(Change::Room);
+    }
+
+    /// The endpoint bears what it has: it may have more in flight.
+    pub fn widen(&self, endpoint: &Endpoint) {
+        if endpoint.ramp.widen(endpoint.most()) {
+            self.tell(Change::Room);
+        }
     }
 
     /// A new maximum per endpoint, from a reload.
@@ -335,7 +359,7 @@ impl TargetState {
             endpoint.max.store(max, Ordering::Relaxed);
             let (limit, most) = (endpoint.limit(), endpoint.most());
             if limit == before || limit > most {
-                endpoint.limit.store(most, Ordering::Relaxed);
+                endpoint.ramp.set_limit(most);
             }
         }
         self.tell(Change::Room);
@@ -346,7 +370,7 @@ impl TargetState {
     pub fn set_servers(&self, gateway: &Endpoint, servers: u32, start: u32) {
         let before = gateway.servers.swap(servers, Ordering::Relaxed);
         let more = start.saturating_mul(servers.saturating_sub(before));
-        gateway.limit.store(gateway.limit().saturating_add(more).min(gateway.most()), Ordering::Relaxed);
+        gateway.ramp.set_limit(gateway.limit().saturating_add(more).min(gateway.most()));
         if more > 0 {
             self.tell(Change::Room);
         }
@@ -430,32 +454,6 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_ramp_doubles_with_every_round_of_first_bytes_though_all_stream_on() {
-        let endpoint = Endpoint::new("127.0.0.1:1", 64);
-        TargetState::default().ready(&endpoint, Some(4));
-        let mut rounds = Vec::new();
-        while endpoint.limit() < 64 {
-            let before = endpoint.in_flight();
-            while endpoint.acquire() {}
-            rounds.push(endpoint.in_flight());
-            // Each of the round is answered, and none ends.
-            for _ in before..endpoint.in_flight() {
-                endpoint.succeeded();
-            }
-        }
-        assert_eq!(rounds, [4, 8, 16, 32]);
-        assert!(!endpoint.succeeded(), "it is at its maximum");
-        endpoint.suspect();
-        assert_eq!((endpoint.limit(), endpoint.backoff()), (1, Duration::from_millis(50)));
-        endpoint.succeeded();
-        assert_eq!(
-            (endpoint.limit(), endpoint.backoff()),
-            (2, Duration::ZERO),
-            "twice the one that was answered"
-        );
-    }
 
     #[test]
     fn the_backoff_doubles_from_50_ms_to_1_s() {

@@ -11,6 +11,8 @@ pub struct Permit {
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
     kind: Kind,
+    /// How many were in flight on the endpoint when this one went out, itself included.
+    level: u32,
 }
 
 /// What a permit is for.
@@ -32,7 +34,8 @@ impl Permit {
         if let Some(count) = gate.apart(kind) {
             count.fetch_add(1, Ordering::SeqCst);
         }
-        Self { gate: gate.clone(), endpoint, kind }
+        let level = endpoint.in_flight();
+        Self { gate: gate.clone(), endpoint, kind, level }
     }
 
     /// The route that gave it.
@@ -58,7 +61,7 @@ impl Permit {
             Kind::Demand => self.gate.cold_starts.first_byte(answer),
             Kind::Quiet | Kind::Fallback => None,
         };
-        if self.endpoint.succeeded() {
+        if self.endpoint.succeeded(self.level) {
             self.gate.pump();
         }
         awaited
@@ -68,8 +71,14 @@ impl Permit {
     pub fn suspect(&self) {
         // Nobody would find out that a fallback answers again.
         if self.kind != Kind::Fallback {
+            self.lower_ramp();
             self.endpoint.suspect();
         }
+    }
+
+    /// Perhaps there were too many in flight.
+    fn lower_ramp(&self) {
+        self.endpoint.failed_at(self.level, self.gate.policy.load().concurrency.ramp_start);
     }
 }
 

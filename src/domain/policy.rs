@@ -99,8 +99,10 @@ pub struct Concurrency {
     /// How many requests are in flight on one endpoint at most.
     #[schemars(range(min = 1))]
     pub max: u32,
-    /// How many a new endpoint gets at first. The number doubles with every round of first bytes that come back: the
-    /// first requests after a start are slow.
+    /// How many a new endpoint gets at first. The number doubles with every round of first bytes that come back and, while
+    /// requests are held, with every 150 ms in which no request fails and the endpoint answers a probe (5 s, or the usual
+    /// time to the first byte, if it does not): the first requests after a start are slow. A number at which requests
+    /// fail is not tried again for 5 s.
     #[schemars(range(min = 1))]
     pub ramp_start: u32,
 }

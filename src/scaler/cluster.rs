@@ -14,7 +14,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
@@ -48,6 +52,8 @@ struct Keeper {
     probes: Semaphore,
     /// What a probe saw last, and where.
     seen: Mutex<Option<(Box<str>, Answer)>>,
+    /// The answer of a pod that the cluster's word was preferred to last.
+    overruled: Mutex<Option<Answer>>,
 }
 
 /// How many there are of what.
@@ -133,6 +139,7 @@ async fn keep(
         prober,
         probes: Semaphore::new(PROBES),
         seen: Mutex::default(),
+        overruled: Mutex::default(),
     });
     let mut pods = Pods { kept: HashMap::new(), running: FuturesUnordered::new(), is_first: true };
     if let Some(gateway) = &gateway {
@@ -283,6 +290,33 @@ impl Keeper {
         let answer = (self.prober)(endpoint, &readiness).await;
         *self.seen.lock() = Some((endpoint.address().into(), answer.clone()));
         answer
+    }
+
+    /// The same of an endpoint that is open; where servers are not to be asked, being so is its answer.
+    async fn ask_if_allowed(&self, endpoint: &Endpoint) -> Answer {
+        if self.gate.policy().readiness.probe { self.ask(endpoint).await } else { Answer::Ready }
+    }
+
+    /// Asks all pods that take requests: the answer of one that gives no sign of life, if there is one.
+    async fn ask_pods(&self) -> Answer {
+        let pods = self.pods().endpoints().clone();
+        let open = pods.iter().filter(|pod| pod.is_ready());
+        let answers = join_all(open.map(|pod| self.ask_if_allowed(pod))).await;
+        answers.into_iter().find(|answer| !answer.is_alive()).unwrap_or(Answer::Ready)
+    }
+
+    /// A pod is used by the cluster's word, although our own probe sees this. Logs that, once for each answer.
+    fn overruled(&self, endpoint: &Endpoint, answer: &Answer) {
+        if self.overruled.lock().replace(answer.clone()).as_ref() == Some(answer) {
+            return;
+        }
+        let (route, address, path) =
+            (self.gate.key(), endpoint.address(), &self.gate.policy().readiness.path);
+        let advice = if answer.is_rejection() { "is `readiness.path` right?" } else { "" };
+        tracing::warn!(
+            %route, address, path, %answer,
+            "the cluster says that the pod is ready, and our own probe does not: it is used. {advice}"
+        );
     }
 
     /// How often a server is asked.

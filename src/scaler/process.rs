@@ -222,6 +222,7 @@ impl Launcher {
                     self.wake.open(endpoint, None);
                 }
                 () = self.wake.idle(endpoint, || self.target.idle_timeout.get(), up) => return Serve::Idle,
+                () = self.wake.widen(endpoint, || self.wake.ask(endpoint)) => {}
             }
         }
     }

@@ -97,6 +97,7 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
                 wake.gate.cold_starts().abandoned();
                 ALL
             }
+            () = wake.widen(endpoint, || wake.ask(endpoint)) => None,
         };
         if !wake.is_wanted() {
             wake.gate.target().set_status(Status::Idle);

@@ -14,6 +14,12 @@ use crate::{
     state::{Endpoint, Obstacle},
 };
 
+/// How long a ramp waits for a failure before it widens without an answer, if the endpoint gives a sign of life.
+pub(super) const RAMP_STEP: Duration = Duration::from_millis(150);
+
+/// How long it waits at most if the endpoint gives none.
+const RAMP_STEP_UNANSWERED: Duration = Duration::from_secs(5);
+
 /// The route that is woken.
 pub(super) struct Wake {
     pub(super) gate: Arc<Gate>,
@@ -131,6 +137,48 @@ impl Wake {
     pub(super) fn open(&self, endpoint: &Endpoint, limit: Option<u32>) {
         self.gate.target().ready(endpoint, limit);
         self.gate.demand().settle();
+    }
+
+    /// Widens the ramp of an endpoint while requests are held for it: answers may be long, and the first ones may never
+    /// come. `ask` says what a probe of it sees. Never ends; cancel-safe. The owner drops this when a request fails.
+    pub(super) async fn widen<F: Future<Output = Answer>>(&self, endpoint: &Endpoint, ask: impl Fn() -> F) {
+        let mut signals = self.gate.demand().signals();
+        loop {
+            while endpoint.is_wide() || self.gate.held() == 0 {
+                if signals.changed().await.is_err() {
+                    // The gate has gone.
+                    std::future::pending().await
+                }
+            }
+            let began = Instant::now();
+            sleep(RAMP_STEP.max(endpoint.ramp_pause())).await;
+            match ask().await {
+                // It would refuse requests, too.
+                Answer::Refused => continue,
+                answer if answer.is_alive() => {}
+                _ => {
+                    sleep_until(began + self.usual_first_byte().clamp(RAMP_STEP, RAMP_STEP_UNANSWERED)).await
+                }
+            }
+            if self.gate.held() > 0 {
+                self.gate.target().widen(endpoint);
+            }
+        }
+    }
+
+    /// Probes the endpoint once.
+    pub(super) async fn ask(&self, endpoint: &Endpoint) -> Answer {
+        let readiness = self.gate.policy().readiness.clone();
+        probe(endpoint.address(), &readiness).await
+    }
+
+    /// The mean time to the first byte of an answer, of requests that waited for no start.
+    fn usual_first_byte(&self) -> Duration {
+        let summed = self.gate.counters().first_byte_durations();
+        match summed.count {
+            0 => Duration::MAX,
+            count => Duration::try_from_secs_f64(summed.sum / count as f64).unwrap_or(Duration::MAX),
+        }
     }
 
     /// The activation has succeeded.

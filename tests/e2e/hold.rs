@@ -1,5 +1,15 @@
 //! Holding and releasing: first in, first out, as many as an endpoint may have, from the ramp up.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
 use crate::support::{
     Proxy, Upstream,
     upstream::{LAST, STREAM, chunk},
@@ -65,6 +75,8 @@ async fn a_new_endpoint_gets_twice_as_many_with_each_round_of_first_bytes() {
         while calls.len() < in_flight {
             calls.push(upstream.call().await);
         }
+        // Without a sign of life the ramp widens by answers alone, for 5 s.
+        upstream.sleep();
         proxy.in_flight(in_flight as u64).await;
         let route = proxy.route("tiny").await;
         assert_eq!(route["endpoints"][0]["limit"].as_u64(), Some(in_flight as u64));
@@ -91,6 +103,52 @@ async fn a_new_endpoint_gets_twice_as_many_with_each_round_of_first_bytes() {
     }
     proxy.ended("completed", 200, 20).await;
     proxy.stop(&[("completed", 20)]).await;
+}
+
+#[tokio::test]
+async fn swallowed_requests_do_not_hold_up_the_others() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let _clients = held_in_order(&proxy, 12).await;
+    proxy.starting().await;
+    upstream.wake();
+    // None of the first 4 is ever answered.
+    let mut calls = Vec::new();
+    while calls.len() < 12 {
+        calls.push(upstream.call().await);
+    }
+    proxy.in_flight(12).await;
+    drop(calls);
+}
+
+#[tokio::test]
+async fn server_that_resets_above_8_answers_everybody() {
+    let (now, resets) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (now.clone(), resets.clone());
+    let upstream = Upstream::cold().await.automatic(move |call| {
+        let (now, resets) = counts.clone();
+        async move {
+            if now.fetch_add(1, SeqCst) >= 8 {
+                resets.fetch_add(1, SeqCst);
+                call.reset();
+            } else {
+                sleep(Duration::from_millis(400)).await;
+                call.echo().await;
+            }
+            now.fetch_sub(1, SeqCst);
+        }
+    });
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut clients = held_in_order(&proxy, 48).await;
+    proxy.starting().await;
+    upstream.wake();
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    // 16 are tried, and then 9 every 5 s: not all that are held, again and again.
+    let resets = resets.load(SeqCst);
+    assert!(resets <= 24, "{resets} of 48");
+    proxy.stop(&[("completed", 48)]).await;
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ const LONGEST: Duration = Duration::from_millis(250);
 /// Opens the gateway while pods take requests. Never ends.
 ///
 /// A gateway learns of its pods in its own time and says 503 until then. Its health path may answer at zero, so it is
-/// not asked: after the back-off the next request is the probe, alone.
+/// not asked: after the back-off the next request is the probe, alone. Its ramp widens while its pods answer.
 pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
     let Some(gateway) = gateway else { return pending().await };
     let wake = Wake::new(keeper.gate.clone());
@@ -49,6 +49,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     }
                     keeper.count(|tally| (tally.open, tally.doubtful) = (servers.min(1), 0));
                 }
+                () = wake.widen(gateway, || keeper.ask_pods()) => {}
             }
         }
         gateway.retire();

@@ -3,12 +3,16 @@
 //! ```text
 //!            says ready, or answers us                 fails a request
 //!  closed ──────────────────────────────▶ open ──────────────────────────▶ suspect
-//!    ▲                                     │ ▲     back-off, answers us       │
+//!    ▲                                     │ ▲  back-off; answers us, or      │
+//!    │                                     │ │  the cluster still vouches     │
 //!    │  says no longer ready, terminating  │ └────────────────────────────────┤
 //!    └─────────────────────────────────────┴──────────────────────────────────┘
 //! ```
+//!
+//! Our own probes only make things sooner. What the cluster calls ready comes back by its word, even if ours find fault
+//! with the path or are slow; where they find that requests would fail as well, by the time the cluster would have noticed.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -23,6 +27,10 @@ use crate::{probe::Answer, state::Endpoint};
 
 /// How often a suspect pod is asked while nobody waits for it.
 const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// How long the cluster may take to notice that a pod has failed: three probes of the kubelet, by its defaults. Its word is
+/// newer than a failure that was longer ago.
+const NOTICED: Duration = Duration::from_secs(30);
 
 /// What the cluster says of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +58,8 @@ pub(super) struct Pod {
     /// Whether its answer to us opens it. When the cluster has found it unready that was ready, it knows more than one
     /// path of it shows; until nobody listens there, since what comes then is another run of the server.
     is_trusted: bool,
+    /// What it answered us last before it was open, if it found fault with our probe.
+    rejected: Option<Answer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +80,17 @@ impl Pod {
     ) -> Self {
         let wake = Wake::new(keeper.gate.clone());
         let state = State::Closed;
-        Self { keeper, wake, endpoint, word, state, is_warm, is_vouched: false, is_trusted: true }
+        Self {
+            keeper,
+            wake,
+            endpoint,
+            word,
+            state,
+            is_warm,
+            is_vouched: false,
+            is_trusted: true,
+            rejected: None,
+        }
     }
 
     /// Runs until the pod has gone and nothing is in flight on it.
@@ -91,16 +111,21 @@ impl Pod {
                 }
                 (Word::NotReady, State::Closed) => self.answer().await,
                 (Word::Ready, State::Closed) => {
+                    if let Some(answer) = self.rejected.take() {
+                        self.keeper.overruled(&self.endpoint, &answer);
+                    }
                     let start = self.start();
                     self.open(Some(start));
                     self.is_vouched = true;
                 }
                 (_, State::Open) => {
                     self.is_vouched |= word == Word::Ready;
+                    let Self { keeper, wake, endpoint, word, .. } = &mut self;
                     tokio::select! {
                         biased; // the word first: it may explain why the pod fails
-                        _ = self.word.changed() => {}
-                        () = suspect(&self.endpoint) => self.turn(State::Suspect),
+                        _ = word.changed() => {}
+                        () = suspect(endpoint) => self.turn(State::Suspect),
+                        () = widen(keeper, wake, endpoint) => {}
                     }
                 }
                 (_, State::Suspect) => {
@@ -110,7 +135,7 @@ impl Pod {
             }
             // Whoever says the words has gone: so has the keeper.
             if self.word.has_changed().is_err() {
-                std::future::pending::<()>().await;
+                pending::<()>().await;
             }
         }
     }
@@ -125,7 +150,7 @@ impl Pod {
 
     /// Waits until it has answered, or the cluster says something else. It is asked only while requests wait.
     async fn answer(&mut self) {
-        let Self { keeper, wake, endpoint, word, is_trusted, .. } = self;
+        let Self { keeper, wake, endpoint, word, is_trusted, rejected, .. } = self;
         let answered = async {
             loop {
                 wake.wanted().await;
@@ -134,7 +159,7 @@ impl Pod {
                     match keeper.ask(endpoint).await {
                         Answer::Ready if *is_trusted => return,
                         Answer::Refused => *is_trusted = true,
-                        _ => {}
+                        answer => *rejected = Some(answer).filter(Answer::is_rejection),
                     }
                 }
                 sleep_until(asked + keeper.interval()).await;
@@ -150,7 +175,7 @@ impl Pod {
         }
     }
 
-    /// Waits until it has answered again, or the cluster says something else.
+    /// Waits until it has answered again, or the cluster's word is enough, or the cluster says something else.
     async fn recover(&mut self) {
         let keeper = self.keeper.clone();
         let Self { wake, endpoint, word, .. } = self;
@@ -158,10 +183,16 @@ impl Pod {
         let mut doubt = Some(Doubt::new(&keeper));
         let recovered = async {
             sleep(endpoint.backoff()).await;
+            let failed = Instant::now();
             while keeper.gate.policy().readiness.probe || !is_called_ready {
                 let asked = Instant::now();
-                if keeper.ask(endpoint).await.is_ready() {
+                let answer = keeper.ask(endpoint).await;
+                if answer.is_ready() {
                     return;
+                }
+                let has_another_cause = answer.is_rejection() || matches!(answer, Answer::TimedOut(_));
+                if is_called_ready && (has_another_cause || failed.elapsed() >= NOTICED) {
+                    return keeper.overruled(endpoint, &answer);
                 }
                 doubt = None;
                 sleep_until(asked + keeper.interval()).await;
@@ -226,6 +257,14 @@ impl Pod {
             }
         });
     }
+}
+
+/// Widens the ramp of a pod. Never ends; cancel-safe. Behind a gateway it has none: that one has.
+async fn widen(keeper: &Keeper, wake: &Wake, pod: &Endpoint) {
+    if keeper.behind.is_some() {
+        return pending().await;
+    }
+    wake.widen(pod, || keeper.ask_if_allowed(pod)).await;
 }
 
 /// A pod that failed a request, until it has failed to answer us, too.

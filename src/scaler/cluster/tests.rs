@@ -1,4 +1,6 @@
+mod ramp;
 mod record;
+mod word;
 
 use std::time::Duration;
 

@@ -1,0 +1,182 @@
+//! The ramp: held requests whose answers are long, never come, or are broken off.
+
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+use super::*;
+use crate::domain::Period;
+
+/// A server behind an endpoint: it resets what is more than it bears, and answers the rest after `takes`.
+struct Model {
+    bears: u32,
+    takes: Duration,
+    now: AtomicU32,
+    most: AtomicU32,
+    resets: AtomicU32,
+    /// Requests that it takes and never answers.
+    swallows: AtomicU32,
+}
+
+impl Model {
+    fn new(bears: u32, ms: u64) -> Arc<Self> {
+        Arc::new(Self {
+            bears,
+            takes: Duration::from_millis(ms),
+            now: AtomicU32::new(0),
+            most: AtomicU32::new(0),
+            resets: AtomicU32::new(0),
+            swallows: AtomicU32::new(0),
+        })
+    }
+
+    /// Has a held request served, and returns when, in milliseconds from the start, and how often it was sent.
+    async fn serve(self: Arc<Self>, stage: Arc<Stage>, mut ticket: Ticket<Permit>) -> (u64, u32) {
+        for sent in 1.. {
+            let permit = match ticket.released().await {
+                Released::Dispatch(permit) => permit,
+                _ => panic!("not released"),
+            };
+            if self.swallows.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                std::future::pending::<()>().await;
+            }
+            if self.now.load(SeqCst) == self.bears {
+                self.resets.fetch_add(1, SeqCst);
+                permit.suspect();
+                drop(permit);
+                ticket = stage.gate.readmit(ticket.place(), 1);
+                continue;
+            }
+            let now = self.now.fetch_add(1, SeqCst) + 1;
+            self.most.fetch_max(now, SeqCst);
+            sleep(self.takes).await;
+            self.now.fetch_sub(1, SeqCst);
+            permit.first_byte();
+            return (stage.ms(), sent);
+        }
+        unreachable!("as often as it takes")
+    }
+}
+
+/// As many requests as wait while the pod starts, which gets ready at 1000 ms.
+async fn held(stage: &Arc<Stage>, count: usize, model: &Arc<Model>) -> Vec<JoinHandle<(u64, u32)>> {
+    let tickets: Vec<_> = (0..count).map(|_| stage.hold()).collect();
+    let served =
+        tickets.into_iter().map(|ticket| tokio::spawn(model.clone().serve(stage.clone(), ticket))).collect();
+    stage.at(1_000).await;
+    stage.says(&[(A, Ready)]).await;
+    served
+}
+
+/// When each was served, and how often it was sent.
+async fn ends(served: Vec<JoinHandle<(u64, u32)>>) -> Vec<(u64, u32)> {
+    let mut ends = Vec::new();
+    for one in served {
+        ends.push(timeout(Duration::from_secs(600), one).await.expect("served").unwrap());
+    }
+    ends
+}
+
+async fn stage(policy: Policy, gateway: Option<&str>) -> Arc<Stage> {
+    Arc::new(Stage::new(policy, gateway, &[(A, NotReady)]).await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_answers_wait_for_no_round_of_heads() {
+    for gateway in [None, Some("http://envoy:8080")] {
+        let stage = stage(Policy::default(), gateway).await;
+        let model = Model::new(64, 2_000);
+        let served = held(&stage, 64, &model).await;
+        // It answers probes from its opening on, though it was the cluster that said so first.
+        stage.servers.answer(A, Answer::Ready);
+        let mut ends: Vec<_> = ends(served).await.into_iter().map(|(ms, _)| ms - 1_000).collect();
+        ends.sort_unstable();
+        let at = |ms| ends.iter().filter(|end| **end == ms).count();
+        // 4 at first, twice as many every 150 ms; each takes 2 s. By heads alone it were 5 rounds, 10 s.
+        assert_eq!(
+            [2_000, 2_150, 2_300, 2_450, 2_600].map(at),
+            [4, 4, 8, 16, 32],
+            "2.6 s in all, 1.3 times 2 s: {ends:?}"
+        );
+        assert_eq!(model.resets.load(SeqCst), 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_may_not_be_asked_widen_by_the_word_of_the_cluster() {
+    let mut policy = Policy::default();
+    policy.readiness.probe = false;
+    let stage = stage(policy, None).await;
+    let served = held(&stage, 64, &Model::new(64, 2_000)).await;
+    assert_eq!(ends(served).await.iter().map(|(ms, _)| ms).max(), Some(&3_600), "1000 + 4 × 150 + 2000");
+    assert!(stage.servers.asked.lock().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn swallowed_requests_hold_up_the_others_for_a_bounded_time() {
+    let slow = Answer::TimedOut(Period::from_secs(1));
+    for (answer, usual_ms, expected) in [
+        (Answer::Ready, None, 150),
+        (Answer::Status(StatusCode::NOT_FOUND), None, 150),
+        (slow.clone(), None, 5_000),
+        (slow.clone(), Some(1_500), 1_500),
+        (slow, Some(60_000), 5_000),
+        (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), None, 5_000),
+    ] {
+        let stage = stage(Policy::default(), None).await;
+        if let Some(ms) = usual_ms {
+            stage.gate.counters().first_byte(Duration::from_millis(ms), false, None);
+        }
+        let model = Model::new(64, 10);
+        model.swallows.store(4, SeqCst);
+        let mut served = held(&stage, 12, &model).await;
+        stage.servers.answer(A, answer.clone());
+        let rest = served.split_off(4);
+        // The next 4 go then, are answered after 10 ms, and let the last 4 go by that.
+        let ends: Vec<_> = ends(rest).await.into_iter().map(|(ms, _)| ms - 1_000 - expected).collect();
+        assert_eq!(ends, [10, 10, 10, 10, 20, 20, 20, 20], "{answer}");
+        served.iter().for_each(JoinHandle::abort);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_server_gets_no_more_for_its_silence() {
+    let stage = stage(Policy::default(), None).await;
+    let model = Model::new(64, 10);
+    model.swallows.store(4, SeqCst);
+    // Nobody listens any more, and nobody has said so on the connections that there are.
+    let served = held(&stage, 12, &model).await;
+    stage.at(61_000).await;
+    assert_eq!((stage.gate.in_flight(), stage.gate.held()), (4, 8));
+    served.iter().for_each(JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_bears_8_is_not_trampled() {
+    let stage = stage(Policy::default(), None).await;
+    let model = Model::new(8, 2_000);
+    let served = held(&stage, 64, &model).await;
+    stage.servers.answer(A, Answer::Ready);
+    let ends = ends(served).await;
+    let took = ends.iter().map(|(ms, _)| ms - 1_000).max().unwrap();
+    // 8 rounds of 2 s, the first of which began in two parts, 150 ms apart.
+    assert!((16_000..=16_500).contains(&took), "{took} ms");
+    // 4, 8 and 16 were tried, so 8 too many; and one more, once every 5 s since.
+    let resets = model.resets.load(SeqCst);
+    assert!((8..=8 + 3).contains(&resets), "{resets} resets");
+    assert!(ends.iter().all(|(_, sent)| *sent <= 2), "nobody was reset twice: {ends:?}");
+    assert_eq!(model.most.load(SeqCst), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspect_with_streams_left_serves_beside_them() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let mut streams: Vec<_> = (0..41).map(|_| stage.enter().unwrap()).collect();
+    streams.iter().for_each(Permit::first_byte);
+    // One ends; its place is the next one's, which is one of no more than were answered.
+    streams.pop();
+    let permit = stage.enter().unwrap();
+    permit.suspect();
+    drop(permit);
+    drop(released(&mut stage.hold()).await);
+    assert_eq!(stage.ms(), 50, "after the back-off, though none of the 40 has ended");
+}

@@ -1,0 +1,71 @@
+//! What the cluster says of a pod against what our own probes see.
+
+use super::*;
+use crate::domain::Period;
+
+#[tokio::test(start_paused = true)]
+async fn word_of_the_cluster_outlasts_a_probe_that_finds_fault() {
+    for answer in [
+        Answer::Status(StatusCode::NOT_FOUND),
+        Answer::Status(StatusCode::UNAUTHORIZED),
+        Answer::Status(StatusCode::FOUND),
+        Answer::TimedOut(Period::from_secs(1)),
+    ] {
+        let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+        stage.servers.answer(A, answer.clone());
+        let permit = stage.enter().unwrap();
+        permit.suspect();
+        drop(permit);
+        let permit = released(&mut stage.hold()).await;
+        assert_eq!((stage.ms(), permit.endpoint().limit()), (50, 1), "after the back-off: {answer}");
+        assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_that_refuses_for_a_moment_comes_back_though_its_path_is_wrong() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    let permit = stage.enter().unwrap();
+    permit.suspect();
+    drop(permit);
+    let mut held = stage.hold();
+    stage.at(520).await;
+    assert!(!stage.is_open(A), "requests would be refused as well");
+    stage.servers.answer(A, Answer::Status(StatusCode::NOT_FOUND));
+    drop(released(&mut held).await);
+    assert_eq!(stage.ms(), 550, "at the next probe");
+}
+
+#[tokio::test(start_paused = true)]
+async fn word_that_outlasts_a_failure_by_30_s_is_newer() {
+    for answer in [
+        Answer::Status(StatusCode::SERVICE_UNAVAILABLE),
+        Answer::Refused,
+        Answer::Unheard(Period::from_millis(200)),
+        Answer::Broken("reset".into()),
+    ] {
+        let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+        stage.servers.answer(A, answer.clone());
+        let permit = stage.enter().unwrap();
+        permit.suspect();
+        drop(permit);
+        let mut held = stage.hold();
+        stage.at(30_000).await;
+        assert!(!stage.is_open(A), "the kubelet may not have noticed yet: {answer}");
+        drop(released(&mut held).await);
+        assert_eq!(stage.ms(), 30_050, "the back-off and 30 s: {answer}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_the_cluster_calls_unready_needs_our_probe() {
+    let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let permit = released(&mut stage.hold()).await;
+    stage.servers.answer(A, Answer::Status(StatusCode::NOT_FOUND));
+    permit.suspect();
+    drop(permit);
+    let _held = stage.hold();
+    stage.at(120_000).await;
+    assert!(!stage.is_open(A), "nobody vouches for it");
+}
