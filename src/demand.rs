@@ -37,14 +37,21 @@ pub struct Demand {
     /// What the model servers say of their own queues.
     server_queue: AtomicU64,
     rate: Mutex<Rate>,
-    /// The demand of all other replicas.
-    peers: Mutex<Counts>,
+    peers: Mutex<Peers>,
     /// Streams that a scaler has open here.
     streams: AtomicU64,
     /// Times that one of them was told that demand has become true.
     pushes: AtomicU64,
     /// What the cluster shows of the ScaledObjects that name the route; none where there is no cluster.
     receivers: Mutex<Vec<PushReceiver>>,
+}
+
+/// The demand of all other replicas.
+#[derive(Default)]
+struct Peers {
+    counts: Counts,
+    /// Since when one of them has had a ready endpoint.
+    ready_since: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -232,12 +239,20 @@ impl Demand {
 
     /// The demand of all other replicas together.
     pub fn peers(&self) -> Counts {
-        *self.peers.lock()
+        self.peers.lock().counts
+    }
+
+    /// Since when another replica has had a ready endpoint; `None` if none has.
+    pub fn peers_ready_since(&self) -> Option<Instant> {
+        self.peers.lock().ready_since
     }
 
     /// What the other replicas together have become.
     pub fn set_peers(&self, counts: Counts) {
-        let before = std::mem::replace(&mut *self.peers.lock(), counts);
+        let mut peers = self.peers.lock();
+        let before = std::mem::replace(&mut peers.counts, counts);
+        peers.ready_since = counts.ready.then(|| peers.ready_since.unwrap_or_else(Instant::now));
+        drop(peers);
         if before.is_active() != counts.is_active() || before.activations < counts.activations {
             self.changed();
         }

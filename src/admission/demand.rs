@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::Gate;
 use crate::demand::Counts;
 
@@ -12,6 +14,9 @@ impl Gate {
     /// How soon after a request demand could be false at the earliest, where there is no linger: nothing tells that the
     /// last request has ended, so who waits for it looks this often.
     const LOOK: Duration = Duration::from_millis(50);
+
+    /// How long after another replica has found an endpoint ready this one is expected to find it, too.
+    const FOUND_BY_ALL: Duration = Duration::from_secs(10);
 
     /// The demand of this replica.
     pub fn counts(&self) -> Counts {
@@ -24,6 +29,7 @@ impl Gate {
             .map(|rate| self.demand.request_rate(self.counters.wanted(), rate.window.get()));
         Counts {
             held,
+            soon: self.soon(held),
             in_flight,
             lasting: !self.demand.lasts_for(scaling.linger.get()).is_zero(),
             activations: self.demand.activations(),
@@ -32,6 +38,20 @@ impl Gate {
             ready: self.target.is_up(),
             streams: self.demand.streams(),
         }
+    }
+
+    /// How many of these held requests ready endpoints will soon take: they are no demand for more endpoints. One that
+    /// answers nothing, 10 s after it opened, hides no backlog.
+    fn soon(&self, held: u64) -> u64 {
+        if held == 0 {
+            return 0;
+        }
+        if self.target.is_up() {
+            return held.min(self.target.room_soon());
+        }
+        // Another replica of ours has heard of the endpoint first.
+        let is_found = |since: Instant| since.elapsed() < Self::FOUND_BY_ALL;
+        if self.demand.peers_ready_since().is_some_and(is_found) { held } else { 0 }
     }
 
     /// The demand of all replicas.
@@ -110,7 +130,13 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::{coldstart::ColdStarts, domain::Policy, state::Endpoint};
+    use crate::{
+        coldstart::ColdStarts,
+        demand::{Capacity, queue_depth},
+        domain::Policy,
+        hold::Released,
+        state::Endpoint,
+    };
 
     fn gate() -> Arc<Gate> {
         Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}))
@@ -156,6 +182,36 @@ mod tests {
         assert!(!changes.has_changed().unwrap(), "true before and after");
         gate.demand().set_peers(Counts::default());
         assert!(changes.has_changed().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ramp_is_no_demand_while_heads_come_or_10_s() {
+        let gate = gate();
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        gate.target().add(&endpoint);
+        let mut held: Vec<_> = (0..48).map(|_| gate.hold(1, true).unwrap()).collect();
+        let depth = || queue_depth(&gate.counts(), Capacity::from(&**gate.policy()));
+        assert_eq!(depth(), 5.0, "at zero: one replica, of 5");
+        gate.target().ready(&endpoint, Some(4));
+        assert_eq!((gate.counts().held, gate.counts().soon, depth()), (44, 44, 3.75), "48 × 5 ÷ 64");
+        let secs = Duration::from_secs;
+        tokio::time::advance(secs(9)).await;
+        assert_eq!(depth(), 3.75, "9 s after it opened");
+        tokio::time::advance(secs(1)).await;
+        assert_eq!(depth(), 44.3125, "it is stuck: 44 + 4 × 5 ÷ 64");
+        let Released::Dispatch(first) = held[0].released().await else { panic!("not released") };
+        // The first of a round lets nobody go, and shows that it is not stuck.
+        first.first_byte();
+        assert_eq!(depth(), 3.75);
+        tokio::time::advance(secs(10)).await;
+        assert_eq!(depth(), 44.3125);
+        first.suspect();
+        gate.target().ready(&endpoint, None);
+        assert_eq!(
+            (endpoint.limit(), gate.counts().soon),
+            (5, 0),
+            "one beside the 4, and nothing comes back"
+        );
     }
 
     const ROUNDS: usize = 30_000;

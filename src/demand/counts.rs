@@ -5,6 +5,8 @@
 pub struct Counts {
     /// Requests held.
     pub held: u64,
+    /// Of those, requests that ready endpoints will soon take.
+    pub soon: u64,
     /// Requests in flight.
     pub in_flight: u64,
     /// Whether a lease or the linger keeps demand true.
@@ -29,6 +31,7 @@ impl Counts {
     pub fn plus(self, other: Self) -> Self {
         Self {
             held: self.held.saturating_add(other.held),
+            soon: self.soon.saturating_add(other.soon),
             in_flight: self.in_flight.saturating_add(other.in_flight),
             lasting: self.lasting || other.lasting,
             activations: self.activations.saturating_add(other.activations),

@@ -21,15 +21,19 @@ impl From<&Policy> for Capacity {
 }
 
 /// The queue depth: what waits, and of what is in flight so much as it fills of a replica. So a full replica asks for
-/// itself, as many targets as wait ask for as many more, and streams that are served ask for nothing.
+/// itself, as many targets as wait ask for as many more, and streams that are served ask for nothing. What the ramp of a
+/// ready endpoint holds back will be in flight there, and asks for no other.
 ///
 /// It is zero exactly when demand is false, and without a ready endpoint no more than the activation's replicas.
 pub fn queue_depth(counts: &Counts, Capacity { scaling, concurrency }: Capacity) -> f64 {
-    let waiting = to_float(counts.held.max(counts.waiting_in_servers()));
-    let in_flight = to_float(counts.in_flight);
+    let waiting = |held: u64| to_float(held.max(counts.waiting_in_servers()));
     let value = match scaling.counting {
-        Counting::Queue => waiting + in_flight * f64::from(scaling.target) / f64::from(concurrency.max(1)),
-        Counting::Concurrency => waiting + in_flight,
+        Counting::Queue => {
+            let soon = counts.soon.min(counts.held);
+            let full = to_float(counts.in_flight.saturating_add(soon)) / f64::from(concurrency.max(1));
+            waiting(counts.held - soon) + full * f64::from(scaling.target)
+        }
+        Counting::Concurrency => waiting(counts.held) + to_float(counts.in_flight),
     };
     let value = if counts.lasting { value.max(1.0) } else { value };
     clamp(value, scaling.target, &scaling, counts.ready)
@@ -58,6 +62,7 @@ mod tests {
 
     const READY: Counts = Counts {
         held: 0,
+        soon: 0,
         in_flight: 0,
         lasting: true,
         activations: 0,
@@ -93,6 +98,19 @@ mod tests {
     }
 
     #[test]
+    fn held_by_a_ramp_asks_for_no_other_replica() {
+        let capacity = capacity(5, 64, 1);
+        for (held, soon, in_flight, value, wanted) in [
+            (44, 44, 4, 3.75, 1.0),   // (4 + 44) × 5 ÷ 64; not 44 + 4 × 5 ÷ 64, which is 9 replicas
+            (100, 60, 4, 45.0, 9.0),  // 40 for which there is no room, and a full replica
+            (44, 0, 4, 44.3125, 9.0), // nothing comes back
+        ] {
+            let depth = queue_depth(&Counts { held, soon, in_flight, ..READY }, capacity);
+            assert_eq!((depth, replicas(depth, 5)), (value, wanted), "{held} held, {soon} soon");
+        }
+    }
+
+    #[test]
     fn what_waits_in_the_servers_counts_if_it_is_more_and_only_while_one_is_ready() {
         let counts = Counts { held: 3, server_queue: 12, in_flight: 64, ..READY };
         assert_eq!(queue_depth(&counts, capacity(5, 64, 1)), 17.0, "12 + 64 × 5 ÷ 64");
@@ -118,18 +136,21 @@ mod tests {
     fn concurrency_counts_everything_once() {
         let mut capacity = capacity(100, 1, 1);
         capacity.scaling.counting = Counting::Concurrency;
-        assert_eq!(queue_depth(&Counts { held: 7, in_flight: 35, ..READY }, capacity), 42.0, "7 + 35");
+        let counts = Counts { held: 7, in_flight: 35, ..READY };
+        assert_eq!(queue_depth(&counts, capacity), 42.0, "7 + 35");
+        assert_eq!(queue_depth(&Counts { soon: 7, ..counts }, capacity), 42.0, "the ramp is no part of it");
     }
 
     prop_compose! {
         fn counts()(
             held in 0..10_000_u64,
+            soon in 0..10_000_u64,
             in_flight in 0..10_000_u64,
             lasting: bool,
             server_queue in 0..100_u64,
             ready: bool,
         ) -> Counts {
-            Counts { held, in_flight, lasting, server_queue, ready, ..Counts::default() }
+            Counts { held, soon: soon.min(held), in_flight, lasting, server_queue, ready, ..Counts::default() }
         }
     }
 

@@ -277,11 +277,21 @@ fn pushes<'a>(
 impl Entry {
     /// As it is told.
     pub(super) fn of(self, route: &RouteKey) -> RouteDemand {
-        let Counts { held, in_flight, lasting, activations, request_rate, server_queue, ready, streams } =
-            self.counts;
+        let Counts {
+            held,
+            soon,
+            in_flight,
+            lasting,
+            activations,
+            request_rate,
+            server_queue,
+            ready,
+            streams,
+        } = self.counts;
         RouteDemand {
             route: route.to_string(),
             held,
+            soon,
             in_flight,
             lasting,
             request_rate,
@@ -300,6 +310,7 @@ impl From<&RouteDemand> for Entry {
         Self {
             counts: Counts {
                 held: demand.held,
+                soon: demand.soon.min(demand.held),
                 in_flight: demand.in_flight,
                 lasting: demand.lasting,
                 activations: demand.activations,

@@ -23,8 +23,10 @@ use super::{
 use crate::{
     admission::Gate,
     coldstart::{ColdStarts, Phase},
+    demand::{Capacity, queue_depth},
     domain::Policy,
     hold::Ticket,
+    state::Endpoint,
 };
 
 /// Everybody's addresses, and who answers there.
@@ -167,6 +169,56 @@ async fn every_replica_knows_the_sum_and_is_told_of_an_edge_at_once() {
     assert!(replicas[2].gate.counts_everywhere().lasting, "the linger, 59 of 60 s");
     sleep(Duration::from_millis(1_025)).await;
     assert!(!replicas[2].gate.counts_everywhere().is_active());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ramp_of_three_replicas_asks_for_one_target() {
+    let wires = Arc::<Wires>::default();
+    let replicas = [1, 2, 3].map(|number| wires.join(number));
+    settled().await;
+    let _held: Vec<_> = (0..48).map(|number| replicas[number % 3].hold()).collect();
+    let depths = || {
+        replicas.each_ref().map(|replica| {
+            let gate = &replica.gate;
+            queue_depth(&gate.counts_everywhere(), Capacity::from(&**gate.policy()))
+        })
+    };
+    let told = || sleep(Duration::from_millis(45));
+    told().await;
+    assert_eq!(depths(), [5.0; 3], "at zero: one replica, of 5");
+    let hears_of_pod = |replica: &Replica| {
+        let endpoint = Endpoint::new("10.1.0.1:8000", 64);
+        replica.gate.target().add(&endpoint);
+        replica.gate.target().ready(&endpoint, Some(4));
+    };
+    replicas[..2].iter().for_each(hears_of_pod);
+    told().await;
+    assert_eq!(
+        depths(),
+        [3.75; 3],
+        "48 × 5 ÷ 64: 8 in flight, 24 soon, and 16 where the pod is not known yet"
+    );
+    hears_of_pod(&replicas[2]);
+    told().await;
+    assert_eq!(depths(), [3.75; 3], "12 in flight, 36 soon");
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(depths(), [36.9375; 3], "no head for 10 s: 36 + 12 × 5 ÷ 64");
+}
+
+#[tokio::test(start_paused = true)]
+async fn replica_that_never_finds_the_pod_hides_no_backlog() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held: Vec<_> = (0..16).map(|_| two.hold()).collect();
+    let endpoint = Endpoint::new("10.1.0.1:8000", 64);
+    one.gate.target().add(&endpoint);
+    one.gate.target().ready(&endpoint, Some(4));
+    sleep(Duration::from_millis(45)).await;
+    let soon = || (one.gate.counts_everywhere().soon, two.gate.counts_everywhere().soon);
+    assert_eq!(soon(), (16, 16));
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(soon(), (0, 0), "10 s after the other one found it");
 }
 
 #[tokio::test(start_paused = true)]
