@@ -24,7 +24,9 @@ pub use intercept::{
     StaticRoute,
 };
 pub use phase::{Part, Phase};
-pub use policy::{Concurrency, Hold, Keepalive, KeepaliveMode, Policy, Readiness, UpstreamTimeouts};
+pub use policy::{
+    Concurrency, Gateway, Hold, Keepalive, KeepaliveMode, NotYet, Policy, Readiness, UpstreamTimeouts,
+};
 pub use process::{ProcessTarget, WhenIdle};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
@@ -59,6 +61,9 @@ pub struct Route {
     /// How long an endpoint may take.
     #[serde(default)]
     pub upstream: UpstreamTimeouts,
+    /// What of a gateway's answers says that it has not noticed its servers yet.
+    #[serde(default)]
+    pub gateway: Gateway,
     /// What a scaler is told of the demand.
     #[serde(default)]
     pub scaling: Scaling,
@@ -200,6 +205,7 @@ impl Route {
             keepalive: self.keepalive,
             concurrency: self.concurrency,
             upstream: self.upstream,
+            gateway: self.gateway.clone(),
             scaling: self.scaling,
             scale_by: self.scale_by,
             workload: self.workload.clone(),

@@ -209,6 +209,16 @@ impl Answer {
     pub fn is_rejection(&self) -> bool {
         self.is_alive() && !self.is_ready()
     }
+
+    /// Whether a gateway that answers so, or does not answer, reaches no server. Other errors say nothing: the path may
+    /// be none that it passes on.
+    pub const fn is_without_server(&self) -> bool {
+        match self {
+            Self::Status(status) => matches!(status.as_u16(), 502..=504),
+            Self::Refused | Self::Unheard(_) | Self::TimedOut(_) | Self::Broken(_) => true,
+            Self::Ready => false,
+        }
+    }
 }
 
 impl From<ProbeError> for Answer {

@@ -1,6 +1,7 @@
 //! Snapshots of a target: published by whoever watches it (launcher, prober, Kubernetes), read by the request path.
 
 mod discovery;
+mod front;
 mod models;
 mod obstacle;
 mod ramp;
@@ -18,6 +19,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Protocol};
+pub use front::{Front, FrontKind};
 pub use models::{ListedModels, Listing};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
@@ -37,6 +39,8 @@ pub struct Endpoint {
     /// `host:port`, to connect to.
     address: Box<str>,
     protocol: Protocol,
+    /// What is known of it as a gateway, if it may be one.
+    front: Option<Box<Front>>,
     ready: AtomicBool,
     in_flight: AtomicU32,
     ramp: Ramp,
@@ -102,13 +106,28 @@ impl Endpoint {
         Self::speaking(Protocol::Http1, address, max)
     }
 
+    /// One that is a gateway, or may be one.
+    pub fn fronting(kind: FrontKind, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
+        Self::made(Protocol::Http1, Some(kind), address, max)
+    }
+
     /// One that wants to be spoken to in this way.
     pub fn speaking(protocol: Protocol, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
+        Self::made(protocol, None, address, max)
+    }
+
+    fn made(
+        protocol: Protocol,
+        front: Option<FrontKind>,
+        address: impl Into<Box<str>>,
+        max: u32,
+    ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             address: address.into(),
             protocol,
+            front: front.map(|kind| Box::new(Front::new(kind))),
             ready: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             ramp: Ramp::new(max),
@@ -144,6 +163,11 @@ impl Endpoint {
     /// How it wants to be spoken to.
     pub const fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// What is known of it as a gateway, if it may be one.
+    pub fn front(&self) -> Option<&Front> {
+        self.front.as_deref()
     }
 
     /// How many requests are in flight on it.

@@ -17,6 +17,8 @@ mod drain;
 mod errors;
 #[path = "e2e/forwarding.rs"]
 mod forwarding;
+#[path = "e2e/gateways.rs"]
+mod gateways;
 #[path = "e2e/grpc.rs"]
 mod grpc;
 #[path = "e2e/hangup.rs"]

@@ -20,6 +20,8 @@ pub struct Policy {
     pub concurrency: Concurrency,
     /// How long an endpoint may take.
     pub upstream: UpstreamTimeouts,
+    /// What of a gateway's answers says that it has not noticed its servers yet.
+    pub gateway: Gateway,
     /// What a scaler is told of the demand.
     pub scaling: Scaling,
     /// Who changes the number of replicas.
@@ -128,6 +130,28 @@ impl UpstreamTimeouts {
     pub const MOST_RESPONSE_HEADERS: usize = 1000;
 }
 
+/// What of a gateway's answers says that it has not noticed its servers yet. For a `gateway`, and for a `url`, which may
+/// be one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Gateway {
+    /// Which answers are taken for "not yet": the request goes back to the head of its queue and is tried again.
+    pub not_yet: NotYet,
+}
+
+/// Which answers are taken for "not yet": after the target is found ready, and before an answer of a model has come
+/// through the gateway. An error in the shape of a model server is always passed on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct NotYet {
+    /// Status codes, 400 to 599.
+    #[schemars(inner(range(min = 400, max = 599)))]
+    pub status: Vec<u16>,
+    /// How long after the target is found ready. Zero: never; all but what names the lack of an endpoint is passed on.
+    #[serde(rename = "for")]
+    pub within: Period,
+}
+
 impl Default for Readiness {
     fn default() -> Self {
         Self {
@@ -166,6 +190,17 @@ impl Default for Keepalive {
 impl Default for Concurrency {
     fn default() -> Self {
         Self { max: 64, ramp_start: 4 }
+    }
+}
+
+impl Default for NotYet {
+    fn default() -> Self {
+        Self {
+            // What sixteen gateways answer while they know of no server (tests/gateways).
+            status: vec![404, 429, 500, 502, 503, 504],
+            // Discovery by polling or DNS takes 10 s and more; cloud load balancers check health every 10 to 30 s.
+            within: Period::from_secs(30),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{report::ModelRouteStatus, schema};
 use crate::domain::{
-    ClusterTarget, Concurrency, EndpointSource, FailureGrace, Hold, Keepalive, Matcher, Readiness, Route,
+    ClusterTarget, Concurrency, EndpointSource, FailureGrace, Gateway, Hold, Keepalive, Matcher, Readiness, Route,
     ScaleBy, Scaling, ServicePort, Target, UpstreamTimeouts, WhenPaused, Workload,
 };
 
@@ -58,6 +58,9 @@ pub struct ModelRouteSpec {
     /// How long an endpoint may take.
     #[serde(default)]
     pub upstream: UpstreamTimeouts,
+    /// What of a gateway's answers says that it has not noticed its servers yet.
+    #[serde(default)]
+    pub gateway: Gateway,
     /// What a scaler is told of the demand.
     #[serde(default)]
     pub scaling: Scaling,
@@ -145,6 +148,7 @@ impl ModelRouteSpec {
             keepalive: self.keepalive,
             concurrency,
             upstream: self.upstream,
+            gateway: self.gateway.clone(),
             scaling: self.scaling,
             scale_by: self.scale_by,
             workload: self.workload.clone(),
@@ -292,6 +296,7 @@ const BOUNDS: &[(&str, &str, u64)] = &[
     ("spec/target/url", "maxLength", 512),
     ("spec/target/gateway", "maxLength", 512),
     ("spec/readiness/path", "maxLength", 1024),
+    ("spec/gateway/notYet/status", "maxItems", 64),
     ("spec/workload/name", "minLength", 1),
     ("spec/workload/name", "maxLength", 253),
 ];

@@ -124,6 +124,9 @@ fn leaf(default: &Value) -> Option<String> {
     match default {
         Value::String(text) => Some(text.clone()),
         Value::Number(_) | Value::Bool(_) => Some(default.to_string()),
+        Value::Array(items) if !items.is_empty() => {
+            Some(items.iter().map(leaf).collect::<Option<Vec<_>>>()?.join(", "))
+        }
         Value::Null | Value::Array(_) | Value::Object(_) => None,
     }
 }

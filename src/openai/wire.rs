@@ -87,28 +87,6 @@ pub fn empty_chunk(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
     Some(format!("data: {chunk}\n\n").into())
 }
 
-/// Whether a gateway's 503 says that it has no healthy endpoint: the request reached no model server.
-///
-/// Envoy: body `no healthy upstream` (local reply, flag UH), or that it could not connect, which it says of an endpoint
-/// that has gone without its knowing; of a connection that broke later it says `connection termination`. llm-d's router:
-/// header `x-llm-d-request-dropped-reason: rejected-no-endpoints`. HAProxy: `No server is available`. Traefik: `no
-/// available server`.
-pub fn says_no_endpoint(headers: &http::HeaderMap, body: &[u8]) -> bool {
-    const SAYINGS: [&[u8]; 7] = [
-        b"no healthy upstream",
-        // Until Envoy 1.23.
-        b"reset reason: connection failure",
-        b"reset reason: remote connection failure",
-        b"reset reason: local connection failure",
-        b"reset reason: connection timeout",
-        b"No server is available",
-        b"no available server",
-    ];
-    let dropped = headers.get("x-llm-d-request-dropped-reason");
-    dropped.is_some_and(|reason| reason == "rejected-no-endpoints")
-        || SAYINGS.into_iter().any(|saying| body.windows(saying.len()).any(|part| part == saying))
-}
-
 /// `owned_by` of models that no server has described.
 pub const MADE_UP_OWNER: &str = "anteroom";
 
@@ -128,8 +106,6 @@ pub fn model_entry(id: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderMap;
-
     use super::*;
 
     #[test]
@@ -140,28 +116,6 @@ mod tests {
             ("{\n  \"a\": 1\r\n}\r", "data: {\ndata:   \"a\": 1\ndata: }\ndata: \n\n"),
         ] {
             assert_eq!(sse_data(data.as_bytes()), event.as_bytes());
-        }
-    }
-
-    #[test]
-    fn a_gateway_that_reached_no_server_is_told_from_one_that_may_have() {
-        let prefix = "upstream connect error or disconnect/reset before headers. ";
-        for (saying, reached_none) in [
-            ("no healthy upstream", true),
-            (
-                "reset reason: remote connection failure, transport failure reason: delayed connect error: 111",
-                true,
-            ),
-            ("reset reason: local connection failure", true),
-            ("retried and the latest reset reason: connection timeout", true),
-            ("reset reason: connection failure", true),
-            ("reset reason: connection termination", false),
-            ("reset reason: remote reset", false),
-            ("reset reason: protocol error", false),
-            ("the model is overloaded", false),
-        ] {
-            let body = format!("{prefix}{saying}");
-            assert_eq!(says_no_endpoint(&HeaderMap::new(), body.as_bytes()), reached_none, "{saying}");
         }
     }
 }

@@ -37,6 +37,8 @@ pub enum Body {
 
 /// An endpoint's answer, passed on part by part. It owns the permit: the request is in flight until its last byte.
 pub struct Relay {
+    /// What was read of it before it was passed on.
+    begun: Option<Bytes>,
     incoming: Incoming,
     lease: Option<Lease>,
     exchange: Exchange,
@@ -142,6 +144,7 @@ impl Relay {
     ) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
         let mut relay = Self {
+            begun: None,
             incoming,
             lease: Some(lease),
             exchange,
@@ -155,6 +158,12 @@ impl Relay {
         relay
     }
 
+    /// The same, of an answer of which this has been read already.
+    pub(super) fn begun_with(mut self, begun: Bytes) -> Self {
+        self.begun = Some(begun).filter(|begun| !begun.is_empty());
+        self
+    }
+
     /// The account of the request.
     pub const fn exchange(&mut self) -> &mut Exchange {
         &mut self.exchange
@@ -162,6 +171,9 @@ impl Relay {
 
     /// The next part.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(begun) = self.begun.take() {
+            return Poll::Ready(Some(Ok(Frame::data(begun))));
+        }
         if let Some(over) = &mut self.over
             && over.as_mut().poll(cx).is_ready()
         {
@@ -202,7 +214,7 @@ impl Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.begun.is_none() && self.incoming.is_end_stream()
     }
 
     /// All of it has been read: the endpoint is free for the next, whether or not the client has it all.

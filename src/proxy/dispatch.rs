@@ -1,10 +1,11 @@
 //! One dispatch: a request that has a permit goes to its endpoint; what may be tried again comes back.
 
-use std::{sync::Arc, time::Duration};
+mod refused;
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Buffered, CutOff, Outgoing, too_slow, within},
+    intake::{Buffered, CutOff, Outgoing, too_slow},
     intercept::Intercepted,
     traced::Traced,
     tunnel::Tunnel,
@@ -24,7 +25,6 @@ use crate::{
     config::Limits,
     error::{Outcome, ProxyError},
     hold::{Place, Ticket},
-    openai,
     state::Endpoint,
     upstream::{MAX_WRITES, SendError, Writes},
 };
@@ -47,6 +47,8 @@ enum Source {
 /// What an endpoint answered.
 pub(super) enum Answer {
     Stream(Response<Incoming>, Lease, Option<Box<TokenWatch>>),
+    /// Looked at, and too long to be read to its end: what has been read, and the rest.
+    Begun(Response<Incoming>, Bytes, Lease),
     /// Looked at, and so read to its end.
     Whole(Response<Bytes>),
     /// The last of HTTP on its connection, as was asked for.
@@ -106,11 +108,12 @@ impl Proxy {
                     let (route, reason) = (gate.key().clone(), "it switched to another protocol".into());
                     return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
                 }
-                if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+                if !refused::is_to_be_read(response.status(), &lease.permit) {
+                    refused::note_success(&head.method, response.status(), lease.permit.endpoint());
                     let watch = TokenWatch::begin(&lease.permit, head, &response);
                     return Ok(Answer::Stream(response, lease, watch));
                 }
-                let looking = self.unavailable(response, lease, sending, timeouts.idle_timeout.get());
+                let looking = self.refused(response, lease, sending, timeouts.idle_timeout.get());
                 return Box::pin(looking).await;
             }
             Err(error) => error,
@@ -143,47 +146,6 @@ impl Proxy {
             }
             _ => ProxyError::UpstreamError { route, reason },
         }))
-    }
-
-    /// A 503: a gateway's word that it has no endpoint, or an endpoint's own answer?
-    async fn unavailable(
-        &self,
-        response: Response<Incoming>,
-        lease: Lease,
-        sending: &mut Sending,
-        pause: Duration,
-    ) -> Result<Answer, Failed> {
-        const LONGEST: u64 = 4096;
-        const BROKE_OFF: &str = "it broke its answer off";
-        if http_body::Body::size_hint(response.body()).upper().is_none_or(|upper| upper > LONGEST) {
-            let watch = TokenWatch::begin(&lease.permit, &sending.head, &response);
-            return Ok(Answer::Stream(response, lease, watch));
-        }
-        let (head, body) = response.into_parts();
-        let route = lease.permit.gate().key().clone();
-        let endpoint = lease.permit.endpoint().clone();
-        let Some(Ok(body)) = within(pause, body.collect()).await else {
-            lease.permit.suspect();
-            return match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                true => Err(Failed::ForNow(Setback::of(endpoint, BROKE_OFF))),
-                false => {
-                    let reason = BROKE_OFF.into();
-                    Err(Failed::Finally(ProxyError::UpstreamError { route, reason }))
-                }
-            };
-        };
-        let Lease { connection, pool, permit } = lease;
-        pool.put_back(connection);
-        let body = body.to_bytes();
-        if !openai::says_no_endpoint(&head.headers, &body) || !sending.source.is_left() {
-            let response = Response::from_parts(head, body);
-            TokenWatch::begin(&permit, &sending.head, &response);
-            return Ok(Answer::Whole(response));
-        }
-        // It reached a gateway, but no server.
-        sending.writes.0 = sending.writes.0.saturating_sub(1);
-        permit.suspect();
-        Err(Failed::ForNow(Setback::of(endpoint, "a gateway said that it has no endpoint")))
     }
 
     /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.
@@ -229,6 +191,15 @@ impl Proxy {
                 Response::from_parts(
                     head,
                     Body::Relay(Relay::new(incoming, lease, exchange, deadline, watch)),
+                )
+            }
+            Answer::Begun(response, begun, lease) => {
+                let (mut head, incoming) = response.into_parts();
+                finish(&mut head, &mut exchange);
+                let deadline = intercepted.and_then(|by| by.deadline);
+                Response::from_parts(
+                    head,
+                    Body::Relay(Relay::new(incoming, lease, exchange, deadline, None).begun_with(begun)),
                 )
             }
             Answer::Switched(mut response, lease) => {

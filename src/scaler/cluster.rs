@@ -31,7 +31,9 @@ use crate::{
     admission::Gate,
     domain::{ClusterTarget, Readiness},
     probe::{Answer, Speaks, probe_pod},
-    state::{Discovered, DiscoveredEndpoint, Discovery, Endpoint, PodStart, Protocol, Status, TargetState},
+    state::{
+        Discovered, DiscoveredEndpoint, Discovery, Endpoint, FrontKind, PodStart, Protocol, Status, TargetState,
+    },
 };
 use pod::{Pod, Word};
 
@@ -119,7 +121,7 @@ async fn keep(
 ) {
     let max = gate.policy().concurrency.max;
     let gateway = match gateway.map(|url| address(url).ok_or(url)).transpose() {
-        Ok(address) => address.map(|address| Endpoint::new(address, max)),
+        Ok(address) => address.map(|address| Endpoint::fronting(FrontKind::Gateway, address, max)),
         Err(url) => {
             // A valid route has no such gateway.
             let reason = format!("the target's gateway, `{url}`, is not http://host:port");

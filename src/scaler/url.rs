@@ -12,7 +12,7 @@ use super::{
 use crate::{
     admission::Gate,
     probe::probe,
-    state::{Endpoint, Status},
+    state::{Endpoint, Front, FrontKind, Status},
 };
 
 /// When those who were told that something stands in the way may come again.
@@ -42,7 +42,7 @@ pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
             () = refuse(&mut wake, &reason) => return,
         }
     };
-    let endpoint = Endpoint::new(address, gate.policy().concurrency.max);
+    let endpoint = Endpoint::fronting(FrontKind::Url, address, gate.policy().concurrency.max);
     gate.target().add(&endpoint);
     tokio::select! {
         // The end first: nothing is woken any more.
@@ -89,6 +89,7 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
             // A suspect endpoint holds requests up, so it cannot wait.
             biased;
             () = suspect(endpoint) => {
+                wake.gate.cold_starts().turned_away();
                 sleep(endpoint.backoff()).await;
                 // It keeps the one request at a time that being suspect left it, and grows from there.
                 None
@@ -110,6 +111,11 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
     let readiness = wake.gate.policy().readiness.clone();
     let first = probe(endpoint.address(), &readiness).await;
     if first.is_ready() {
+        if limit.is_some() {
+            endpoint.front().into_iter().for_each(Front::found_ready);
+        }
+        // Of a cold start that ended in vain: it may be a gateway that has noticed its servers by now.
+        wake.gate.cold_starts().ready(Some(endpoint.address()));
         wake.open(endpoint, limit);
         return true;
     }
@@ -130,6 +136,7 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
         }
     };
     if outcome.is_some() {
+        endpoint.front().into_iter().for_each(Front::found_ready);
         wake.activated(endpoint);
         return true;
     }

@@ -62,6 +62,10 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
             (_, None) => "none".to_owned(),
             (_, Some(value)) => match value.as_str() {
                 Some(word) => format!("`{word}`"),
+                None if value.as_array().is_some_and(|items| !items.is_empty()) => {
+                    let items = value.as_array().into_iter().flatten().map(ToString::to_string);
+                    format!("`[{}]`", items.collect::<Vec<_>>().join(", "))
+                }
                 None if value.is_array() || value.is_object() => "empty".to_owned(),
                 None => format!("`{value}`"),
             },

@@ -151,7 +151,9 @@ async fn an_error_of_the_server_after_the_early_answer_is_an_event() {
     ];
     for (status, body, code, kind, message) in cases {
         let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+        // It is no gateway.
+        let more = format!("{SOON}, gateway: {{ notYet: {{ for: 0s }} }}");
+        let proxy = Proxy::tiny(&upstream.url(), &more).await;
         let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
         upstream.wake();
         let mut call = upstream.call().await;

@@ -114,7 +114,9 @@ async fn an_answer_without_a_token_ends_the_record_all_the_same() {
     // It breaks off; it ends; the client goes; it is no stream; it is an error.
     for case in ["breaks", "ends", "goes", "whole", "error"] {
         let mut upstream = Upstream::cold().await;
-        let proxy = Proxy::tiny(&upstream.url(), "keepalive: { after: 10m }").await;
+        // It is no gateway.
+        let more = "keepalive: { after: 10m }, gateway: { notYet: { for: 0s } }";
+        let proxy = Proxy::tiny(&upstream.url(), more).await;
         let outcome = if let "whole" | "error" = case {
             let mut client = proxy.sent(named_stream("first")).await;
             proxy.starting().await;

@@ -46,6 +46,7 @@ impl Checker<'_> {
         self.keepalive(route, &path.key("keepalive"));
         self.concurrency(route, &path.key("concurrency"));
         self.scaling(route, path);
+        self.gateway(route, &path.key("gateway").key("notYet"));
 
         let path = path.key("upstream");
         self.period(&path.key("connectTimeout"), route.upstream.connect_timeout);
@@ -206,6 +207,17 @@ impl Checker<'_> {
             );
             self.warn(&path.key("after"), message);
         }
+    }
+
+    fn gateway(&mut self, route: &Route, path: &KeyPath) {
+        let not_yet = &route.gateway.not_yet;
+        for (index, status) in not_yet.status.iter().enumerate() {
+            if !(400..=599).contains(status) {
+                let message = format!("{status} is no status of an error; choose from 400 to 599");
+                self.error(&path.key("status").index(index), message);
+            }
+        }
+        self.at_most_a_month(&path.key("for"), not_yet.within);
     }
 
     fn concurrency(&mut self, route: &Route, path: &KeyPath) {

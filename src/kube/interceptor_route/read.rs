@@ -83,6 +83,7 @@ impl InterceptorRoute {
             keepalive: <_>::default(),
             concurrency: <_>::default(),
             upstream: <_>::default(),
+            gateway: <_>::default(),
             scaling: spec.scaling_metric.to_scaling()?,
             scale_by: <_>::default(),
             workload: None,

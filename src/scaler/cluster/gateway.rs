@@ -1,17 +1,17 @@
 //! A gateway before the pods: requests go there, and the pods tell whether and how many.
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
     super::wake::{Wake, suspect},
     Keeper, Tally,
 };
-use crate::state::Endpoint;
+use crate::state::{Endpoint, Front};
 
 /// The longest back-off. While pods are up, a gateway that says no has mostly not noticed them yet: each try is one
 /// request that it turns away by itself, and every millisecond here is one of a cold start.
@@ -19,8 +19,10 @@ const LONGEST: Duration = Duration::from_millis(250);
 
 /// Opens the gateway while pods take requests. Never ends.
 ///
-/// A gateway learns of its pods in its own time and says 503 until then. Its health path may answer at zero, so it is
-/// not asked: after the back-off the next request is the probe, alone. Its ramp widens while its pods answer.
+/// A gateway learns of its pods in its own time and answers with errors until then. Its health path may answer at zero,
+/// so after the back-off the next request is the probe, alone. Only where a server may have run the request before the
+/// gateway gave up is the health path asked first: a request is sent so only twice. Its ramp widens
+/// while its pods answer.
 pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
     let Some(gateway) = gateway else { return pending().await };
     let wake = Wake::new(keeper.gate.clone());
@@ -28,6 +30,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
     loop {
         let mut servers = other_than(0, &mut tally).await;
         keeper.gate.target().set_servers(gateway, servers, 0);
+        gateway.front().into_iter().for_each(Front::found_ready);
         keeper.open(&wake, gateway, Some(start(keeper)));
         keeper.count(|tally| tally.open = 1);
         while servers > 0 {
@@ -42,6 +45,9 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     keeper.gate.cold_starts().turned_away();
                     keeper.count(|tally| (tally.open, tally.doubtful) = (0, 1));
                     servers = back_off(gateway, servers, &mut tally).await;
+                    if servers > 0 && gateway.front().is_some_and(Front::takes_question) {
+                        servers = until_answered(keeper, gateway, servers, &mut tally).await;
+                    }
                     keeper.gate.target().set_servers(gateway, servers, 0);
                     if servers > 0 {
                         // It keeps the one request at a time that being suspect left it, and grows from there.
@@ -65,6 +71,31 @@ async fn back_off(gateway: &Endpoint, mut servers: u32, tally: &mut watch::Recei
             biased; // as above
             now = other_than(servers, tally) => servers = now,
             () = sleep_until(until) => break,
+        }
+    }
+    servers
+}
+
+/// Waits until the gateway passes the health path on, or answers it, but no longer than it has to notice its pods; or
+/// until there are no pods any more. Says how many there are.
+async fn until_answered(
+    keeper: &Keeper,
+    gateway: &Endpoint,
+    mut servers: u32,
+    tally: &mut watch::Receiver<Tally>,
+) -> u32 {
+    let within = keeper.gate.policy().gateway.not_yet.within.get();
+    let answered = async {
+        while keeper.ask(gateway).await.is_without_server() {
+            sleep(LONGEST).await;
+        }
+    };
+    let mut answered = pin!(timeout(within, answered));
+    while servers > 0 {
+        tokio::select! {
+            biased; // as above
+            now = other_than(servers, tally) => servers = now,
+            _ = &mut answered => break,
         }
     }
     servers

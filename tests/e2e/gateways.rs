@@ -1,0 +1,326 @@
+//! Gateways between the proxy and the servers: what they answer before they have noticed these, and after they have lost
+//! them. `tests/gateways` has the answers.
+
+use std::{fs, path::Path};
+
+use anteroom::state::Protocol;
+use futures_util::{StreamExt as _, stream};
+
+use crate::support::{
+    Proxy, Upstream,
+    cluster::{Cluster, Pod::Ready},
+    soon,
+    upstream::{LAST, STREAM, answer, chunk},
+    wire::{CHAT, chat, post, streaming},
+};
+
+/// An answer from `tests/gateways`.
+struct Fixture {
+    name: String,
+    status: u16,
+    body: String,
+    /// As it is sent.
+    bytes: String,
+}
+
+impl Fixture {
+    /// Those of a folder. Before the head there are lines of comments.
+    fn all(folder: &str) -> Vec<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gateways").join(folder);
+        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+        files.sort();
+        files.iter().map(|file| Self::read(file)).collect()
+    }
+
+    fn read(file: &Path) -> Self {
+        let text = fs::read_to_string(file).unwrap();
+        let start = text.find("HTTP/1.1 ").unwrap();
+        assert!(text[..start].lines().all(|line| line.starts_with("# ")), "{file:?}");
+        let (head, body) = text[start..].split_once("\n\n").unwrap();
+        let status = head["HTTP/1.1 ".len()..][..3].parse().unwrap();
+        let (last, sent) = match head.contains("Transfer-Encoding: chunked") {
+            true => (String::new(), chunk(body) + LAST),
+            false => (format!("Content-Length: {}\r\n", body.len()), body.to_owned()),
+        };
+        let bytes = format!("{}\r\n{last}\r\n{sent}", head.replace('\n', "\r\n"));
+        let name = file.file_stem().unwrap().to_str().unwrap().to_owned();
+        Self { name, status, body: body.to_owned(), bytes }
+    }
+
+    /// Whether a server may have run what is answered so.
+    fn counts(&self) -> bool {
+        matches!(self.status, 502 | 504) || (self.status == 500 && !self.body.is_empty())
+    }
+}
+
+/// A ready pod, and a proxy that sends to a gateway before it.
+async fn behind(gateway: &Upstream, more: &str) -> (Upstream, Proxy) {
+    let pod = Upstream::warm().await;
+    let cluster = Cluster::speaking(Protocol::Http1);
+    cluster.says(&[(pod.address, Ready)]);
+    let proxy = cluster.proxy(Some(gateway.url()), more).await;
+    (pod, proxy)
+}
+
+#[tokio::test]
+async fn no_gateways_not_yet_reaches_a_client() {
+    let fixtures = Fixture::all("not-yet");
+    assert!(fixtures.len() > 30);
+    let each = async |fixture: Fixture| {
+        // Its own health path says nothing, unless a server may have run the request.
+        let mut gateway = Upstream::cold().await;
+        let (_pod, proxy) = behind(&gateway, "").await;
+        let mut client = proxy.sent(chat(&fixture.name)).await;
+        for _ in 0..if fixture.counts() { 1 } else { 3 } {
+            let mut call = gateway.call().await;
+            assert_eq!(call.text().await, fixture.name);
+            call.finish(&fixture.bytes).await;
+        }
+        if fixture.counts() {
+            gateway.probed().await;
+            assert_eq!(gateway.requests(), 1, "{}", fixture.name);
+            gateway.wake();
+        }
+        gateway.call().await.echo().await;
+        let response = client.response().await;
+        assert_eq!((response.status(), response.json()["text"].as_str()), (200, Some(&*fixture.name)));
+        assert_eq!(gateway.probes() > 0, fixture.counts(), "{}", fixture.name);
+        proxy.stop(&[("completed", 1)]).await;
+    };
+    stream::iter(fixtures).for_each_concurrent(4, each).await;
+}
+
+#[tokio::test]
+async fn a_models_own_error_passes_at_once() {
+    let fixtures = Fixture::all("model");
+    assert!(fixtures.len() > 10);
+    let each = async |fixture: Fixture| {
+        let mut gateway = Upstream::cold().await;
+        let (_pod, proxy) = behind(&gateway, "").await;
+        let mut client = proxy.sent(chat(&fixture.name)).await;
+        let mut call = gateway.call().await;
+        call.body().await;
+        call.finish(&fixture.bytes).await;
+        let response = client.response().await;
+        assert_eq!((response.status(), response.text()), (fixture.status, fixture.body), "{}", fixture.name);
+        assert_eq!((gateway.requests(), gateway.probes()), (1, 0), "{}", fixture.name);
+        proxy.stop(&[("completed", 1)]).await;
+    };
+    stream::iter(fixtures).for_each_concurrent(4, each).await;
+}
+
+const NOT_FOUND: &str = "404 page not found\n";
+
+#[tokio::test]
+async fn an_error_after_an_answer_of_a_model_passes() {
+    let mut gateway = Upstream::cold().await;
+    let (_pod, proxy) = behind(&gateway, "").await;
+    let mut client = proxy.sent(chat("first")).await;
+    gateway.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    for status in ["404 Not Found", "429 Too Many Requests", "500 Oops"] {
+        let mut client = proxy.sent(chat("later")).await;
+        let mut call = gateway.call().await;
+        call.body().await;
+        call.finish(answer(status, &[("x-own", "1")], NOT_FOUND)).await;
+        let response = client.response().await;
+        assert_eq!((&*response.text(), response.get("x-own")), (NOT_FOUND, Some("1")), "{status}");
+        assert_eq!(response.get("server-timing"), None, "it was not held");
+    }
+    assert_eq!(gateway.probes(), 0);
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+#[tokio::test]
+async fn not_yet_is_what_the_route_says() {
+    for (more, status) in [
+        ("gateway: { notYet: { for: 0s } }", "404 Not Found"),
+        ("gateway: { notYet: { status: [503] } }", "404 Not Found"),
+        ("gateway: { notYet: { status: [503] } }", "400 Bad Request"),
+    ] {
+        let mut gateway = Upstream::cold().await;
+        let (_pod, proxy) = behind(&gateway, more).await;
+        let mut client = proxy.sent(chat("once")).await;
+        let mut call = gateway.call().await;
+        call.body().await;
+        call.finish(answer(status, &[], NOT_FOUND)).await;
+        assert_eq!(client.response().await.text(), NOT_FOUND, "{more}");
+        proxy.stop(&[("completed", 1)]).await;
+    }
+    let mut gateway = Upstream::cold().await;
+    let (_pod, proxy) = behind(&gateway, "gateway: { notYet: { status: [425] } }").await;
+    let mut client = proxy.sent(chat("twice")).await;
+    let mut call = gateway.call().await;
+    call.body().await;
+    call.finish(answer("425 Too Early", &[], "")).await;
+    gateway.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn what_a_server_may_have_run_is_sent_twice_at_most() {
+    // Its health path is answered by itself, so that it says nothing of the servers.
+    let mut gateway = Upstream::warm().await;
+    let (_pod, proxy) = behind(&gateway, "").await;
+    let mut client = proxy.sent(chat("costly")).await;
+    for _ in 0..2 {
+        let mut call = gateway.call().await;
+        assert_eq!(call.text().await, "costly");
+        call.finish(answer("504 Gateway Timeout", &[], "stream timeout")).await;
+    }
+    let response = client.response().await;
+    assert_eq!((response.status(), &*response.text()), (504, "stream timeout"), "unchanged");
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_told_not_yet_keeps_its_deadline_and_its_heartbeats() {
+    let not_yet = answer("404 Not Found", &[], NOT_FOUND);
+    let always = not_yet.clone();
+    let gateway = Upstream::warm().await.automatic(move |mut call| {
+        let not_yet = always.clone();
+        async move {
+            call.body().await;
+            call.finish(not_yet).await;
+        }
+    });
+    let (_pod, proxy) = behind(&gateway, "hold: { timeout: 200ms }").await;
+    proxy.ask(chat("late")).await.is_error(504, "cold_start_timeout");
+    proxy.stop(&[("cold_start_timeout", 1)]).await;
+
+    let mut gateway = Upstream::warm().await;
+    let (_pod, proxy) = behind(&gateway, "keepalive: { after: 10ms, interval: 10ms }").await;
+    let mut client = proxy.sent(streaming("told")).await;
+    let mut call = gateway.call().await;
+    call.body().await;
+    call.finish(&not_yet).await;
+    assert_eq!(client.head().await.unwrap().status(), 200);
+    client.parts_until("waiting phase=").await;
+    let mut call = gateway.call().await;
+    assert_eq!(call.text().await, "told");
+    call.finish(&not_yet).await;
+    client.parts_until("waiting phase=").await;
+    let mut call = gateway.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    call.finish(chunk("data: [DONE]\n\n") + LAST).await;
+    assert!(client.rest().await.unwrap().ends_with("data: [DONE]\n\n"));
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn a_url_that_lost_its_server_is_held_again() {
+    // nginx in front of one server, which is killed once it has answered: its page, and what it is without one.
+    let page = "<html><body><h1>502 Bad Gateway</h1></body></html>";
+    for (status, body) in
+        [("502 Bad Gateway", page), ("503 Service Unavailable", "{}"), ("504 Gateway Timeout", "")]
+    {
+        let mut nginx = Upstream::warm().await;
+        let proxy = Proxy::tiny(&nginx.url(), "").await;
+        let mut client = proxy.sent(chat("warm")).await;
+        nginx.call().await.echo().await;
+        assert_eq!(client.response().await.status(), 200);
+        assert_eq!(nginx.probes(), 1, "a warm request costs none");
+
+        nginx.sleep();
+        let mut client = proxy.sent(chat("held")).await;
+        let mut call = nginx.call().await;
+        call.body().await;
+        call.finish(answer(status, &[], body)).await;
+        proxy.starting().await;
+        proxy.held(1).await;
+        // The next ones are not sent at all.
+        let mut second = proxy.sent(chat("second")).await;
+        proxy.held(2).await;
+        assert_eq!(nginx.requests(), 2);
+        nginx.wake();
+        for (client, text) in [(&mut client, "held"), (&mut second, "second")] {
+            let mut call = nginx.call().await;
+            assert_eq!(call.text().await, text);
+            call.reply(text).await;
+            assert_eq!(client.response().await.json()["text"], text, "{status}");
+        }
+        proxy.stop(&[("completed", 3)]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_url_that_answers_its_probe_keeps_its_errors() {
+    let mut server = Upstream::warm().await;
+    let proxy = Proxy::tiny(&server.url(), "").await;
+    let mut client = proxy.sent(chat("warm")).await;
+    server.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    for status in ["502 Bad Gateway", "503 Busy", "504 Gateway Timeout"] {
+        let mut client = proxy.sent(chat("once")).await;
+        let mut call = server.call().await;
+        call.body().await;
+        call.finish(answer(status, &[("x-own", "1")], "overloaded")).await;
+        let response = client.response().await;
+        assert_eq!((&*response.text(), response.get("x-own")), ("overloaded", Some("1")), "{status}");
+        assert_eq!(response.get("server-timing"), None, "it was not held");
+    }
+    assert_eq!(server.requests(), 4);
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_lost_its_server_gets_the_time_of_a_start() {
+    let mut gateway = Upstream::warm().await;
+    let (_pod, proxy) = behind(&gateway, "").await;
+    let mut client = proxy.sent(chat("warm")).await;
+    gateway.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    gateway.sleep();
+    let mut client = proxy.sent(chat("held")).await;
+    for body in ["<html>no server</html>", "<html>still none</html>"] {
+        let mut call = gateway.call().await;
+        assert_eq!(call.text().await, "held");
+        call.finish(answer("503 Service Unavailable", &[], body)).await;
+    }
+    gateway.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_sent_again_passes_the_error_and_closes_the_url() {
+    let mut nginx = Upstream::warm().await;
+    // Without models the body streams.
+    let proxy = Proxy::tiny(&nginx.url(), "match: {}").await;
+    let mut client = proxy.sent(post(CHAT, "{}")).await;
+    nginx.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    nginx.sleep();
+    let mut client = proxy.sent(post(CHAT, "{}")).await;
+    let mut call = nginx.call().await;
+    call.body().await;
+    call.finish(answer("502 Bad Gateway", &[], "no server")).await;
+    assert_eq!(client.response().await.text(), "no server");
+    let mut client = proxy.sent(post(CHAT, r#"{"text":"held"}"#)).await;
+    proxy.starting().await;
+    nginx.wake();
+    nginx.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "held");
+    proxy.stop(&[("completed", 3)]).await;
+}
+
+#[tokio::test]
+async fn a_long_error_in_chunks_passes_whole() {
+    let mut gateway = Upstream::cold().await;
+    let (_pod, proxy) = behind(&gateway, "").await;
+    let mut client = proxy.sent(chat("long")).await;
+    let mut call = gateway.call().await;
+    call.body().await;
+    call.send("HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let part = "0123456789".repeat(4 << 10);
+    for _ in 0..3 {
+        call.send(chunk(&part)).await;
+    }
+    let head = soon("the head", client.head()).await.unwrap();
+    assert_eq!(head.status(), 503);
+    call.finish(chunk("end") + LAST).await;
+    assert_eq!(client.rest().await.unwrap(), part.repeat(3) + "end");
+    proxy.stop(&[("completed", 1)]).await;
+}
