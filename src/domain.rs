@@ -8,6 +8,7 @@ mod intercept;
 mod phase;
 mod policy;
 mod process;
+mod roles;
 mod scaling;
 mod units;
 
@@ -28,6 +29,7 @@ pub use policy::{
     Concurrency, Gateway, Hold, Keepalive, KeepaliveMode, NotYet, Policy, Readiness, UpstreamTimeouts,
 };
 pub use process::{ProcessTarget, WhenIdle};
+pub use roles::{Role, Roles};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
 };
@@ -128,6 +130,8 @@ pub struct ClusterTarget {
     pub source: EndpointSource,
     /// `http://host:port` that requests go to, if not to the pods; then the pods only tell readiness.
     pub gateway: Option<String>,
+    /// Which of its pods serve, and which must be ready for that.
+    pub roles: Roles,
 }
 
 /// What says which pods a target has.

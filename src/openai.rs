@@ -16,6 +16,6 @@ pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
 pub use token::{FirstToken, is_event_stream};
 pub use wire::{
-    DONE, MADE_UP_OWNER, empty_chunk, error_body, error_event, model_entry, model_list,
-    sse_comment, sse_data, upstream_error_event,
+    DONE, MADE_UP_OWNER, empty_chunk, error_body, error_event, model_entry, model_list, sse_comment,
+    sse_data, upstream_error_event,
 };

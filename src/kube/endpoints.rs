@@ -23,7 +23,7 @@ use super::{
     starts::{Sources, Starts},
 };
 use crate::{
-    domain::{ClusterTarget, EndpointSource, ServicePort},
+    domain::{ClusterTarget, EndpointSource, Roles, ServicePort},
     state::{Discovered, Discovery},
 };
 use merge::Departed;
@@ -48,6 +48,7 @@ type Found = watch::Sender<Arc<Discovered>>;
 struct Followed {
     namespace: String,
     source: EndpointSource,
+    roles: Roles,
 }
 
 /// The label of an EndpointSlice that names its Service.
@@ -80,10 +81,10 @@ impl Endpoints {
             () = async {
                 match &target.source {
                     EndpointSource::Service { name, port } => {
-                        self.follow_service(&target.namespace, name, port, &found).await;
+                        self.follow_service(&target, name, port, &found).await;
                     }
                     EndpointSource::InferencePool { name } => {
-                        self.follow_pool(&target.namespace, name, &found).await;
+                        self.follow_pool(&target, name, &found).await;
                     }
                 }
             } => {}
@@ -102,7 +103,8 @@ impl Endpoints {
         }
     }
 
-    async fn follow_service(&self, namespace: &str, name: &str, port: &ServicePort, found: &Found) {
+    async fn follow_service(&self, target: &Followed, name: &str, port: &ServicePort, found: &Found) {
+        let Followed { namespace, roles, .. } = target;
         let mut services = self.services.watch(namespace, Select::Name(name.to_owned()));
         let of_service = Select::Labels([(SERVICE_NAME.to_owned(), name.to_owned())].into());
         let mut slices = self.slices.watch(namespace, of_service);
@@ -118,7 +120,8 @@ impl Endpoints {
                     (Some(service), _) => {
                         let (slices_now, pods_now) = (slices.all(), pods.all());
                         departed.update(&slices_now, &pods_now);
-                        let mut merged = merge::service(&service, port, &slices_now, &pods_now, &departed);
+                        let mut merged =
+                            merge::service(&service, port, &slices_now, &pods_now, &departed, roles);
                         // Pods alone do not say which there are no more.
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
                         let ports = |pod: &Pod| merge::port_on(&service, port, pod).into_iter().collect();
@@ -139,7 +142,8 @@ impl Endpoints {
         }
     }
 
-    async fn follow_pool(&self, namespace: &str, name: &str, found: &Found) {
+    async fn follow_pool(&self, target: &Followed, name: &str, found: &Found) {
+        let Followed { namespace, roles, .. } = target;
         let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut pools =
             self.cluster.watch_in::<InferencePool>(vec![self.cluster.api(namespace)], only, |pool| {
@@ -156,8 +160,8 @@ impl Endpoints {
                 match (pool, pools.is_synced()) {
                     (Some(Ok(pool)), _) => {
                         let pods_now = pods.all();
-                        let merged = merge::pool(&pool, &pods_now);
-                        let ports = |_: &Pod| pool.ports.clone();
+                        let merged = merge::pool(&pool, &pods_now, roles);
+                        let ports = |pod: &Pod| merge::active_ports(&pool, pod);
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
                         Discovered { is_synced: pods.is_synced(), starts: starts.all(), ..merged }
                     }
@@ -182,7 +186,8 @@ impl Endpoints {
 
 impl Discovery for Endpoints {
     fn watch(&self, target: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
-        let target = Followed { namespace: target.namespace.clone(), source: target.source.clone() };
+        let ClusterTarget { namespace, source, roles, .. } = target.clone();
+        let target = Followed { namespace, source, roles };
         let mut followed = self.followed.lock();
         if let Some(found) = followed.get(&target).and_then(Weak::upgrade) {
             return found.subscribe();

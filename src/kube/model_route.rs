@@ -1,5 +1,7 @@
 //! `ModelRoute`: a route as an object of the cluster. Its keys are those of a route in the file.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceValidation,
 };
@@ -10,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::{report::ModelRouteStatus, schema};
 use crate::domain::{
-    ClusterTarget, Concurrency, EndpointSource, FailureGrace, Gateway, Hold, Keepalive, Matcher, Readiness, Route,
-    ScaleBy, Scaling, ServicePort, Target, UpstreamTimeouts, WhenPaused, Workload,
+    ClusterTarget, Concurrency, EndpointSource, FailureGrace, Gateway, Hold, Keepalive, Matcher, Readiness,
+    Roles, Route, ScaleBy, Scaling, ServicePort, Target, UpstreamTimeouts, WhenPaused, Workload,
 };
 
 /// Which requests belong to a target of this namespace, and under which policies.
@@ -95,6 +97,21 @@ pub struct RouteTarget {
     /// `inferencePool`. The proxy's configuration must allow the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
+    /// Labels of the pods that requests go to, where not all of the Service or pool serve: those of the decode role.
+    /// Without it, all do.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub serve: BTreeMap<String, String>,
+    /// What must be ready for the target to be up, where one pod is not enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyRule>,
+}
+
+/// What must be ready for the target to be up.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReadyRule {
+    /// Groups of pods of the Service or pool: names, each with the labels of its pods. Every group needs a ready pod.
+    pub all: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 /// A Service, and which of its ports.
@@ -173,6 +190,9 @@ impl RouteTarget {
             (None, None, Some(_)) if self.gateway.is_some() => {
                 return Err(format!("spec.target: {NO_GATEWAY}"));
             }
+            (None, None, Some(_)) if self.ready.is_some() || !self.serve.is_empty() => {
+                return Err(format!("spec.target: {NO_ROLES}"));
+            }
             (None, None, Some(url)) => return Ok(Target::Url(url.clone())),
             _ => return Err(format!("spec.target: {ONE_TARGET}")),
         };
@@ -180,7 +200,21 @@ impl RouteTarget {
             namespace: namespace.to_owned(),
             source,
             gateway: self.gateway.clone(),
+            roles: self.roles()?,
         }))
+    }
+}
+
+impl RouteTarget {
+    fn roles(&self) -> Result<Roles, String> {
+        let groups = self.ready.as_ref().map(|ready| ready.all.clone()).unwrap_or_default();
+        if groups.len() > Roles::MAX_GROUPS {
+            return Err(format!("spec.target.ready.all: {} groups are the most", Roles::MAX_GROUPS));
+        }
+        if let Some((name, _)) = groups.iter().find(|(_, labels)| labels.is_empty()) {
+            return Err(format!("spec.target.ready.all.{name}: {NO_LABELS}"));
+        }
+        Ok(Roles { serve: self.serve.clone(), groups })
     }
 }
 
@@ -198,6 +232,9 @@ const ONE_TARGET: &str = "give exactly one of service, inferencePool and url; wi
                           it with gateway beside service or inferencePool";
 const NO_GATEWAY: &str = "gateway goes with service or inferencePool, whose pods tell readiness; a url is already where \
                           requests go, so leave one of the two out";
+const NO_ROLES: &str = "serve and ready go with service or inferencePool, whose pods they are about; a url says by its \
+                        readiness path whether it is up";
+const NO_LABELS: &str = "name at least one label that the pods of the group have";
 const ONE_PORT: &str = "give exactly one of port, a number, and portName";
 const PLAIN_HTTP: &str = "write http://host:port; requests keep their own path, and https is not supported yet: put a \
                           gateway that speaks TLS in between";
@@ -244,6 +281,8 @@ const RULES: &[(&str, &str, &str)] = &[
         ONE_TARGET,
     ),
     ("spec/target", "!has(self.gateway) || !has(self.url)", NO_GATEWAY),
+    ("spec/target", "!has(self.url) || (!has(self.serve) && !has(self.ready))", NO_ROLES),
+    ("spec/target/ready/all/{}", "self.size() > 0", NO_LABELS),
     ("spec/target/service", "has(self.port) != has(self.portName)", ONE_PORT),
     ("spec/target/url", "self.matches('^http://[^/?#@]+/?$')", PLAIN_HTTP),
     ("spec/target/gateway", "self.matches('^http://[^/?#@]+/?$')", PLAIN_HTTP),
@@ -295,6 +334,11 @@ const BOUNDS: &[(&str, &str, u64)] = &[
     ("spec/target/inferencePool/name", "maxLength", 253),
     ("spec/target/url", "maxLength", 512),
     ("spec/target/gateway", "maxLength", 512),
+    ("spec/target/serve", "maxProperties", 16),
+    ("spec/target/serve/{}", "maxLength", 63),
+    ("spec/target/ready/all", "maxProperties", Roles::MAX_GROUPS as u64),
+    ("spec/target/ready/all/{}", "maxProperties", 16),
+    ("spec/target/ready/all/{}/{}", "maxLength", 63),
     ("spec/readiness/path", "maxLength", 1024),
     ("spec/gateway/notYet/status", "maxItems", 64),
     ("spec/workload/name", "minLength", 1),

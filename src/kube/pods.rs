@@ -1,6 +1,6 @@
 //! Pods by their labels: one watch for all who ask for the same ones.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
 use kube::api::ObjectMeta;
@@ -26,8 +26,8 @@ impl Pods {
     }
 
     /// Follows the pods of a namespace that `labels` selects (`a=b,c in (d, e)`), trimmed to what tells whether they
-    /// serve and why not: names, labels, owners and times of the metadata; ports of the containers, the node; of the
-    /// status the phase, conditions, addresses and states of the containers.
+    /// serve and why not: names, labels, owners and times of the metadata, and which ports are active; ports of the
+    /// containers, readiness gates, the node; of the status the phase, conditions, addresses and states of the containers.
     pub fn watch(&self, namespace: &str, labels: &str) -> PodsOf {
         PodsOf(self.0.watch(namespace, Select::of(labels)))
     }
@@ -42,6 +42,7 @@ fn trim(pod: &mut Pod) {
         uid: meta.uid,
         resource_version: meta.resource_version,
         labels: meta.labels,
+        annotations: meta.annotations.and_then(active_ports),
         owner_references: meta.owner_references,
         creation_timestamp: meta.creation_timestamp,
         deletion_timestamp: meta.deletion_timestamp,
@@ -55,6 +56,7 @@ fn trim(pod: &mut Pod) {
     };
     pod.spec = pod.spec.take().map(|spec| PodSpec {
         node_name: spec.node_name,
+        readiness_gates: spec.readiness_gates,
         containers: spec.containers.into_iter().map(container).collect(),
         init_containers: spec.init_containers.map(|all| all.into_iter().map(container).collect()),
         ..PodSpec::default()
@@ -70,6 +72,15 @@ fn trim(pod: &mut Pod) {
         init_container_statuses: status.init_container_statuses,
         ..PodStatus::default()
     });
+}
+
+/// The annotations that say which ports of a pod are active, the newer one first.
+pub(super) const ACTIVE_PORTS: [&str; 2] =
+    ["llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports"];
+
+fn active_ports(mut annotations: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
+    annotations.retain(|name, _| ACTIVE_PORTS.contains(&&**name));
+    Some(annotations).filter(|annotations| !annotations.is_empty())
 }
 
 // === impl PodsOf ===

@@ -29,10 +29,11 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    domain::{ClusterTarget, Readiness},
+    domain::{ClusterTarget, Readiness, Role, Roles},
     probe::{Answer, Speaks, probe_pod},
     state::{
-        Discovered, DiscoveredEndpoint, Discovery, Endpoint, FrontKind, PodStart, Protocol, Status, TargetState,
+        Discovered, DiscoveredEndpoint, Discovery, Endpoint, FrontKind, PodStart, Protocol, Status,
+        TargetState,
     },
 };
 use pod::{Pod, Word};
@@ -49,6 +50,8 @@ struct Keeper {
     discovered: watch::Receiver<Arc<Discovered>>,
     /// Behind a gateway the pods are no endpoints of the target: they stand here.
     behind: Option<TargetState>,
+    /// The groups of pods that the target needs, by name.
+    groups: Vec<Arc<str>>,
     tally: watch::Sender<Tally>,
     prober: Prober,
     probes: Semaphore,
@@ -67,6 +70,8 @@ struct Tally {
     doubtful: u32,
     /// Pods that take requests.
     pods: u32,
+    /// Pods of each group that answer, whether or not requests go to them.
+    groups: [u32; Roles::MAX_GROUPS],
     /// Whether the cluster has been heard.
     is_heard: bool,
 }
@@ -77,8 +82,8 @@ struct Kept {
     word: watch::Sender<Word>,
 }
 
-/// A server at the same address that speaks otherwise is another endpoint.
-type Key = (Arc<str>, Protocol);
+/// A server at the same address that speaks otherwise, or is for something else, is another endpoint.
+type Key = (Arc<str>, Protocol, Role);
 
 /// The pods that are kept, and what runs for each; it ends with the pod's key.
 struct Pods {
@@ -101,7 +106,7 @@ pub(super) async fn run(
         let speaks = speaks(endpoint.protocol());
         async move { probe_pod(&address, speaks, &readiness).await }.boxed()
     });
-    keep(gate, target.gateway.as_deref(), discovered, prober, stops).await;
+    keep(gate, target, discovered, prober, stops).await;
 }
 
 /// In which words a server is asked.
@@ -114,13 +119,13 @@ const fn speaks(protocol: Protocol) -> Speaks {
 
 async fn keep(
     gate: Arc<Gate>,
-    gateway: Option<&str>,
+    target: &ClusterTarget,
     discovered: watch::Receiver<Arc<Discovered>>,
     prober: Prober,
     stops: Stops,
 ) {
     let max = gate.policy().concurrency.max;
-    let gateway = match gateway.map(|url| address(url).ok_or(url)).transpose() {
+    let gateway = match target.gateway.as_deref().map(|url| address(url).ok_or(url)).transpose() {
         Ok(address) => address.map(|address| Endpoint::fronting(FrontKind::Gateway, address, max)),
         Err(url) => {
             // A valid route has no such gateway.
@@ -137,6 +142,7 @@ async fn keep(
         gate: gate.clone(),
         discovered: discovered.clone(),
         behind: gateway.is_some().then(TargetState::default),
+        groups: target.roles.groups.keys().map(|name| name.as_str().into()).collect(),
         tally: watch::Sender::default(),
         prober,
         probes: Semaphore::new(PROBES),
@@ -211,7 +217,7 @@ impl Pods {
         let starts = discovered.starts.iter().map(|start| PodStart::clone(start));
         keeper.gate.cold_starts().observe_pods(starts);
         for endpoint in &discovered.endpoints {
-            let key = (endpoint.address.clone(), endpoint.protocol);
+            let key = key_of(endpoint);
             let word = Word::from(endpoint);
             match self.kept.get(&key) {
                 Some(kept) => say(kept, word),
@@ -220,10 +226,8 @@ impl Pods {
             }
         }
         if discovered.is_synced {
-            let there: HashSet<_> =
-                discovered.endpoints.iter().map(|endpoint| (&endpoint.address, endpoint.protocol)).collect();
-            let gone =
-                self.kept.iter().filter(|((address, protocol), _)| !there.contains(&(address, *protocol)));
+            let there: HashSet<_> = discovered.endpoints.iter().map(key_of).collect();
+            let gone = self.kept.iter().filter(|(key, _)| !there.contains(key));
             gone.for_each(|(_, kept)| say(kept, Word::Gone));
             self.is_first = false;
             keeper.count(|tally| tally.is_heard = true);
@@ -233,11 +237,14 @@ impl Pods {
     fn add(&mut self, keeper: &Arc<Keeper>, key: Key, word: Word) {
         let max = keeper.gate.policy().concurrency.max;
         let endpoint = Endpoint::speaking(key.1, &*key.0, max);
-        keeper.pods().add(&endpoint);
+        let role = key.2;
+        if !role.helps {
+            keeper.pods().add(&endpoint);
+        }
         let (word, words) = watch::channel(word);
         self.kept.insert(key.clone(), Kept { endpoint: endpoint.clone(), word });
         let is_warm = self.is_first && *words.borrow() == Word::Ready;
-        let pod = Pod::new(keeper.clone(), endpoint, words, is_warm);
+        let pod = Pod::new(keeper.clone(), endpoint, role, words, is_warm);
         self.running.push(
             async move {
                 pod.run().await;
@@ -259,6 +266,10 @@ impl Pods {
     }
 }
 
+fn key_of(endpoint: &DiscoveredEndpoint) -> Key {
+    (endpoint.address.clone(), endpoint.protocol, endpoint.role)
+}
+
 fn say(kept: &Kept, word: Word) {
     kept.word.send_if_modified(|known| std::mem::replace(known, word) != word);
 }
@@ -269,6 +280,20 @@ impl Keeper {
     /// Where the pods stand.
     fn pods(&self) -> &TargetState {
         self.behind.as_ref().unwrap_or_else(|| self.gate.target())
+    }
+
+    /// The names of the groups that have no pod that answers: until each has one, none takes requests.
+    fn missing(&self, tally: &Tally) -> impl Iterator<Item = &Arc<str>> {
+        self.groups.iter().zip(tally.groups).filter(|(_, count)| *count == 0).map(|(name, _)| name)
+    }
+
+    /// Waits until the groups are complete, or until they are not. Cancel-safe.
+    async fn completeness(&self, is_complete: bool) {
+        let mut tally = self.tally.subscribe();
+        let so = tally.wait_for(|tally| self.missing(tally).next().is_none() == is_complete);
+        if so.await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// An endpoint of the target takes requests, `limit` at first. The first one ends the activation.
@@ -342,6 +367,7 @@ impl From<&DiscoveredEndpoint> for Word {
         match endpoint {
             DiscoveredEndpoint { terminating: true, .. } => Self::Terminating,
             DiscoveredEndpoint { ready: true, .. } => Self::Ready,
+            DiscoveredEndpoint { gated: true, .. } => Self::Gated,
             DiscoveredEndpoint { .. } => Self::NotReady,
         }
     }

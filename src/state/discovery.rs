@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::PodStart;
-use crate::domain::ClusterTarget;
+use crate::domain::{ClusterTarget, Role};
 
 /// Finds the pods of targets.
 pub trait Discovery: Send + Sync {
@@ -28,7 +28,7 @@ pub struct Discovered {
 }
 
 /// A pod of a target.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiscoveredEndpoint {
     /// `ip:port`, to connect to.
     pub address: Arc<str>,
@@ -38,6 +38,10 @@ pub struct DiscoveredEndpoint {
     pub ready: bool,
     /// Whether it is about to go: what is in flight finishes, nothing new is sent.
     pub terminating: bool,
+    /// Whether a readiness gate that it declares is not met: until then its own answer does not make it ready.
+    pub gated: bool,
+    /// What it is for.
+    pub role: Role,
 }
 
 /// How an endpoint wants to be spoken to.

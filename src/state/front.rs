@@ -126,10 +126,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_question_that_is_given_up_is_asked_by_the_next() {
         let front = Front::new(FrontKind::Url);
-        let given_up = tokio::time::timeout(
-            Duration::from_secs(1),
-            front.is_down(std::future::pending()),
-        );
+        let given_up = tokio::time::timeout(Duration::from_secs(1), front.is_down(std::future::pending()));
         let next = front.is_down(async { false });
         let (given_up, next) = tokio::join!(given_up, next);
         assert!(given_up.is_err() && !next);

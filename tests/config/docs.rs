@@ -100,6 +100,7 @@ fn word(kind: &Kind) -> String {
         Kind::Address => "address".to_owned(),
         Kind::Text => "text".to_owned(),
         Kind::Choice(_) => "word".to_owned(),
+        Kind::List(item) if matches!(**item, Kind::Number(_)) => "list of numbers".to_owned(),
         Kind::List(item) => format!("list of {}s", word(item)),
         Kind::Map => "map".to_owned(),
         Kind::Section(_) => "mapping".to_owned(),

@@ -109,6 +109,9 @@ async fn a_models_own_error_passes_at_once() {
     stream::iter(fixtures).for_each_concurrent(4, each).await;
 }
 
+/// A probe that is slow because the machine is busy has not failed.
+const PATIENT: &str = "readiness: { interval: 10ms, timeout: 30s }";
+
 const NOT_FOUND: &str = "404 page not found\n";
 
 #[tokio::test]
@@ -217,7 +220,8 @@ async fn a_url_that_lost_its_server_is_held_again() {
         [("502 Bad Gateway", page), ("503 Service Unavailable", "{}"), ("504 Gateway Timeout", "")]
     {
         let mut nginx = Upstream::warm().await;
-        let proxy = Proxy::tiny(&nginx.url(), "").await;
+        // One after the other, so that their order shows.
+        let proxy = Proxy::tiny(&nginx.url(), "concurrency: { rampStart: 1 }").await;
         let mut client = proxy.sent(chat("warm")).await;
         nginx.call().await.echo().await;
         assert_eq!(client.response().await.status(), 200);
@@ -248,7 +252,7 @@ async fn a_url_that_lost_its_server_is_held_again() {
 #[tokio::test]
 async fn a_url_that_answers_its_probe_keeps_its_errors() {
     let mut server = Upstream::warm().await;
-    let proxy = Proxy::tiny(&server.url(), "").await;
+    let proxy = Proxy::tiny(&server.url(), PATIENT).await;
     let mut client = proxy.sent(chat("warm")).await;
     server.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);

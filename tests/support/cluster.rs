@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anteroom::{
     config::Config,
-    domain::{ClusterTarget, EndpointSource, Intercept, ServicePort, Target},
+    domain::{ClusterTarget, EndpointSource, Intercept, Roles, ServicePort, Target},
     scaler,
     state::{Discovered, DiscoveredEndpoint, Discovery, Protocol},
 };
@@ -28,11 +28,13 @@ pub enum Pod {
 pub struct Cluster {
     pods: watch::Sender<Arc<Discovered>>,
     protocol: Protocol,
+    /// The roles of its pods, for a target that has some.
+    pub roles: Roles,
 }
 
 impl Cluster {
     pub fn speaking(protocol: Protocol) -> Self {
-        Self { pods: watch::Sender::default(), protocol }
+        Self { pods: watch::Sender::default(), protocol, roles: Roles::default() }
     }
 
     /// The proxy before it, with the route `tiny` only.
@@ -58,6 +60,7 @@ impl Cluster {
             namespace: "ml".into(),
             source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },
             gateway,
+            roles: self.roles.clone(),
         });
         let options = scaler::Options { discovery: Arc::new(self.clone()), ..options() };
         Proxy::start_with(config, options).await
@@ -69,6 +72,7 @@ impl Cluster {
             protocol: self.protocol,
             ready: *pod == Pod::Ready,
             terminating: *pod == Pod::Terminating,
+            ..DiscoveredEndpoint::default()
         });
         let endpoints = endpoints.collect();
         self.pods.send_replace(Arc::new(Discovered { is_synced: true, endpoints, ..Discovered::default() }));

@@ -38,6 +38,7 @@ impl Stage {
             namespace: "team-a".into(),
             source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
             gateway: None,
+            roles: <_>::default(),
         });
         let routes = watch::Sender::new(Arc::new(vec![Arc::new(route)]));
         let mut options = scaler::Options::default();

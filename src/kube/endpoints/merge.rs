@@ -9,16 +9,17 @@ use std::{
 use k8s_openapi::{
     api::{
         core::v1::{
-            Container, ContainerPort, ObjectReference, Pod, PodStatus, Service, ServicePort as PortOfService,
+            Container, ContainerPort, ObjectReference, Pod, PodReadinessGate, PodStatus, Service,
+            ServicePort as PortOfService,
         },
         discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::pool::Pool;
+use super::{super::pods::ACTIVE_PORTS, pool::Pool};
 use crate::{
-    domain::ServicePort,
+    domain::{Role, Roles, ServicePort},
     state::{Discovered, DiscoveredEndpoint, Protocol},
 };
 
@@ -30,12 +31,14 @@ pub(super) const MOST: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {
     Terminating,
+    /// A readiness gate of the pod is not met.
+    Gated,
     NotReady,
     Ready,
 }
 
 /// The endpoints, in the order of their addresses.
-type Known = BTreeMap<SocketAddr, (Standing, Protocol)>;
+type Known = BTreeMap<SocketAddr, (Standing, Protocol, Role)>;
 
 /// Pods that have gone, as long as slices still have them.
 #[derive(Debug, Default)]
@@ -82,7 +85,15 @@ pub(super) fn service(
     slices: &[Arc<EndpointSlice>],
     pods: &[Arc<Pod>],
     departed: &Departed,
+    roles: &Roles,
 ) -> Discovered {
+    if !roles.is_plain() && selector(service).is_none() {
+        let why = format!(
+            "the Service {} has no selector, so that the labels of its pods are not known; leave out serve and ready",
+            name_of(service)
+        );
+        return Discovered { problem: Some(why.into()), ..Discovered::default() };
+    }
     let port = match port_of(service, port) {
         Ok(port) => port,
         Err(why) => return Discovered { problem: Some(why.into()), ..Discovered::default() },
@@ -97,23 +108,27 @@ pub(super) fn service(
             let is_known = pod.name.as_deref().is_some_and(|name| by_name.contains(name));
             !is_known && !pod.uid.as_ref().is_some_and(|uid| departed.gone.contains(uid))
         };
-        for endpoint in slice.endpoints.iter().filter(unheard_of) {
+        // What a pod is for is known by its labels only.
+        for endpoint in slice.endpoints.iter().filter(|_| roles.is_plain()).filter(unheard_of) {
             // No meaning is defined for further addresses.
             let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else {
                 continue;
             };
-            enter(&mut known, SocketAddr::new(address, number), of_endpoint(endpoint), protocol);
+            let address = SocketAddr::new(address, number);
+            enter(&mut known, address, (of_endpoint(endpoint), protocol, Role::default()));
         }
     }
     let mut of_pods = Known::new();
     let protocol = protocol(port.app_protocol.as_deref());
     let mut unnamed = None;
     for pod in pods {
-        let Some(standing) = of_pod(pod) else { continue };
+        let Some((standing, role)) = of_pod(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
+            continue;
+        };
         match target_port(port, pod) {
             Ok(number) => {
                 for address in addresses(pod) {
-                    enter(&mut of_pods, SocketAddr::new(address, number), standing, protocol);
+                    enter(&mut of_pods, SocketAddr::new(address, number), (standing, protocol, role));
                 }
             }
             Err(name) => unnamed = Some(name),
@@ -132,17 +147,29 @@ pub(super) fn service(
     found
 }
 
-/// The endpoints of an InferencePool: every port of every pod.
-pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>]) -> Discovered {
+/// The endpoints of an InferencePool: every active port of every pod.
+pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>], roles: &Roles) -> Discovered {
     let mut known = Known::new();
     for pod in pods {
-        let Some(standing) = of_pod(pod) else { continue };
+        let Some((standing, role)) = of_pod(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
+            continue;
+        };
         let Some(address) = addresses(pod).next() else { continue };
-        for port in &pool.ports {
-            enter(&mut known, SocketAddr::new(address, *port), standing, pool.protocol);
+        for port in active_ports(pool, pod) {
+            enter(&mut known, SocketAddr::new(address, port), (standing, pool.protocol, role));
         }
     }
     discovered(known)
+}
+
+/// The ports of a pool on which a pod serves: all of them, unless the pod names those that are active. With data
+/// parallelism each is a server of its own.
+pub(super) fn active_ports(pool: &Pool, pod: &Pod) -> Vec<u16> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let active = annotations.and_then(|all| ACTIVE_PORTS.iter().find_map(|name| all.get(*name)));
+    let Some(active) = active else { return pool.ports.clone() };
+    let active: Vec<u16> = active.split(',').filter_map(|port| port.trim().parse().ok()).collect();
+    pool.ports.iter().copied().filter(|port| active.contains(port)).collect()
 }
 
 /// The port on a pod to which a port of a Service leads.
@@ -151,19 +178,22 @@ pub(super) fn port_on(service: &Service, port: &ServicePort, pod: &Pod) -> Optio
 }
 
 fn discovered(known: Known) -> Discovered {
-    let endpoints = known.into_iter().take(MOST).map(|(address, (standing, protocol))| DiscoveredEndpoint {
-        address: address.to_string().into(),
-        protocol,
-        ready: standing == Standing::Ready,
-        terminating: standing == Standing::Terminating,
-    });
+    let endpoints =
+        known.into_iter().take(MOST).map(|(address, (standing, protocol, role))| DiscoveredEndpoint {
+            address: address.to_string().into(),
+            protocol,
+            ready: standing == Standing::Ready,
+            terminating: standing == Standing::Terminating,
+            gated: standing == Standing::Gated,
+            role,
+        });
     Discovered { is_synced: true, endpoints: endpoints.collect(), ..Discovered::default() }
 }
 
-fn enter(known: &mut Known, address: SocketAddr, standing: Standing, protocol: Protocol) {
-    let entry = known.entry(address).or_insert((standing, protocol));
-    if entry.0 < standing {
-        *entry = (standing, protocol);
+fn enter(known: &mut Known, address: SocketAddr, new: (Standing, Protocol, Role)) {
+    let entry = known.entry(address).or_insert(new);
+    if entry.0 < new.0 {
+        *entry = new;
     }
 }
 
@@ -244,7 +274,23 @@ fn of_pod(pod: &Pod) -> Option<Standing> {
     if pod.metadata.deletion_timestamp.is_some() {
         return Some(Standing::Terminating);
     }
-    Some(if is_ready(status) { Standing::Ready } else { Standing::NotReady })
+    Some(match is_ready(status) {
+        true => Standing::Ready,
+        false if is_gated(pod, status) => Standing::Gated,
+        false => Standing::NotReady,
+    })
+}
+
+/// Whether a readiness gate that the pod declares is not met. Something outside of the pod meets it, such as a load
+/// balancer that has taken the pod in.
+fn is_gated(pod: &Pod, status: &PodStatus) -> bool {
+    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let is_met = |gate: &PodReadinessGate| {
+        let mut of_gate = conditions.iter().filter(|condition| condition.type_ == gate.condition_type);
+        of_gate.any(|condition| condition.status == "True")
+    };
+    !gates.iter().all(is_met)
 }
 
 fn is_ready(status: &PodStatus) -> bool {

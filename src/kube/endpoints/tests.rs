@@ -5,7 +5,11 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
-use crate::{kube::fake::FakeApi, state::Protocol};
+use crate::{
+    domain::Role,
+    kube::fake::FakeApi,
+    state::{DiscoveredEndpoint, Protocol},
+};
 
 const SERVICES: &str = "/api/v1/namespaces/ml/services";
 const PODS: &str = "/api/v1/namespaces/ml/pods";
@@ -74,7 +78,14 @@ fn parsed<K: serde::de::DeserializeOwned>(objects: &[Value]) -> Vec<Arc<K>> {
 fn merged(service: &Value, slices: &[Value], pods: &[Value]) -> Result<String, String> {
     let port = ServicePort::Name("http".into());
     let service = serde_json::from_value(service.clone()).unwrap();
-    shown(&merge::service(&service, &port, &parsed(slices), &parsed(pods), &Departed::default()))
+    shown(&merge::service(
+        &service,
+        &port,
+        &parsed(slices),
+        &parsed(pods),
+        &Departed::default(),
+        &Roles::default(),
+    ))
 }
 
 fn shown(discovered: &Discovered) -> Result<String, String> {
@@ -246,8 +257,14 @@ fn who_wants_http_2_says_so_at_its_port() {
     let of = |service: Value, slice_port: Value| {
         let slices = [slice_of("a", slice_port, &[("10.0.0.1", None, conditions(true))])];
         let service = serde_json::from_value(service).unwrap();
-        let found =
-            merge::service(&service, &ServicePort::Number(80), &parsed(&slices), &[], &Departed::default());
+        let found = merge::service(
+            &service,
+            &ServicePort::Number(80),
+            &parsed(&slices),
+            &[],
+            &Departed::default(),
+            &Roles::default(),
+        );
         found.endpoints[0].protocol
     };
     let service = |protocol: &Value| {
@@ -260,12 +277,81 @@ fn who_wants_http_2_says_so_at_its_port() {
 }
 
 #[test]
+fn a_gate_that_a_pod_declares_is_waited_for() {
+    let standing = |gates: Value, conditions: Value| {
+        let mut pod = pod_at("one", "10.0.0.1", false);
+        pod["spec"]["readinessGates"] = gates;
+        pod["status"]["conditions"] = conditions;
+        let service = serde_json::from_value(service_with(json!({}))).unwrap();
+        let port = ServicePort::Number(80);
+        let none = Departed::default();
+        let found = merge::service(&service, &port, &[], &parsed(&[pod]), &none, &Roles::default());
+        let DiscoveredEndpoint { ready, gated, .. } = found.endpoints[0];
+        (ready, gated)
+    };
+    let condition = |kind: &str, status: &str| json!({ "type": kind, "status": status });
+    let gates = json!([{ "conditionType": "target-health.elbv2.k8s.aws/tiny" }]);
+    let met = |status: &str| condition("target-health.elbv2.k8s.aws/tiny", status);
+    let (containers, unready) = (condition("ContainersReady", "True"), condition("Ready", "False"));
+    for (gates, conditions, expected) in [
+        (gates.clone(), json!([containers, unready]), (false, true)),
+        (gates.clone(), json!([containers, met("False"), unready]), (false, true)),
+        (gates.clone(), json!([met("True"), unready]), (false, false)),
+        (gates.clone(), json!([met("True"), condition("Ready", "True")]), (true, false)),
+        (json!([]), json!([containers, unready]), (false, false)),
+        (Value::Null, json!([met("False"), unready]), (false, false)),
+    ] {
+        assert_eq!(standing(gates, conditions.clone()), expected, "{conditions}");
+    }
+}
+
+#[test]
+fn roles_are_told_by_labels_and_not_by_slices() {
+    let of = |role: &str, ip: &str| {
+        let mut pod = pod_at(role, ip, true);
+        pod["metadata"]["labels"]["role"] = role.into();
+        pod
+    };
+    let pods = [of("decode", "10.0.0.1"), of("prefill", "10.0.0.2"), of("router", "10.0.0.3")];
+    let slice = slice_of("a", port(8000), &[("10.0.0.4", None, conditions(true))]);
+    let labels = |role: &str| [("role".to_owned(), role.to_owned())].into();
+    let groups = ["decode", "prefill"].map(|role| (role.to_owned(), labels(role))).into();
+    let roles = Roles { serve: labels("decode"), groups };
+    let merged = |service: Value| {
+        let service = serde_json::from_value(service).unwrap();
+        let port = ServicePort::Number(80);
+        merge::service(
+            &service,
+            &port,
+            &parsed(&[slice.clone()]),
+            &parsed(&pods),
+            &Departed::default(),
+            &roles,
+        )
+    };
+    let found = merged(service_with(json!({})));
+    let found: Vec<_> = found.endpoints.iter().map(|pod| (&*pod.address, pod.role)).collect();
+    let decode = Role { helps: false, groups: 0b01 };
+    let prefill = Role { helps: true, groups: 0b10 };
+    assert_eq!(found, [("10.0.0.1:8000", decode), ("10.0.0.2:8000", prefill)]);
+    let problem = merged(service_with(json!({ "selector": null }))).problem.unwrap();
+    assert!(problem.contains("has no selector"), "{problem}");
+}
+
+#[test]
 fn there_is_a_bound() {
     let pods: Vec<_> = (0..5000)
         .map(|at| pod_at(&format!("p{at}"), &format!("10.1.{}.{}", at / 250, at % 250), true))
         .collect();
     let service = serde_json::from_value(service_with(json!({}))).unwrap();
-    let found = merge::service(&service, &ServicePort::Number(80), &[], &parsed(&pods), &Departed::default());
+    let found = merge::service(
+        &service,
+        &ServicePort::Number(80),
+        &[],
+        &parsed(&pods),
+        &Departed::default(),
+        &Roles::default(),
+    );
     assert_eq!(found.endpoints.len(), merge::MOST);
 }
 
@@ -280,7 +366,7 @@ fn a_pool_says_which_pods_and_ports() {
         .unwrap();
     let pods = [pod_at("one", "10.0.0.1", true), pod_at("two", "10.0.0.2", false)];
     assert_eq!(
-        shown(&merge::pool(&pool, &parsed(&pods))),
+        shown(&merge::pool(&pool, &parsed(&pods), &Roles::default())),
         is("10.0.0.1:8000 10.0.0.1:8001 10.0.0.2:8000! 10.0.0.2:8001!")
     );
     let none = "selects no pods: it has no spec.selector.matchLabels";
@@ -332,7 +418,7 @@ proptest! {
         }).collect();
         let service: Service = serde_json::from_value(service_with(json!({}))).unwrap();
         let merge = |slices: &[Value], pods: &[Value]| {
-            merge::service(&service, &ServicePort::Number(80), &parsed(slices), &parsed(pods), &Departed::default()).endpoints
+            merge::service(&service, &ServicePort::Number(80), &parsed(slices), &parsed(pods), &Departed::default(), &Roles::default()).endpoints
         };
         let found = merge(&of_slices, &of_pods);
         let ips: Vec<IpAddr> =
@@ -371,7 +457,7 @@ struct Followed {
 }
 
 fn target(source: EndpointSource) -> ClusterTarget {
-    ClusterTarget { namespace: "ml".into(), source, gateway: None }
+    ClusterTarget { namespace: "ml".into(), source, gateway: None, roles: Roles::default() }
 }
 
 fn tiny() -> ClusterTarget {
@@ -511,4 +597,37 @@ async fn a_pool_is_followed_like_a_service() {
     followed.finds(Ok("10.0.0.1:8000!")).await;
     followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
     followed.finds(Ok("10.0.0.1:8000")).await;
+}
+
+#[tokio::test]
+async fn only_the_active_ports_of_a_pod_are_endpoints() {
+    let mut followed = Followed::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
+    let ports: Vec<_> = (8000..8004).map(|port| json!({ "number": port })).collect();
+    let spec = json!({ "selector": { "matchLabels": { "app": "tiny" } }, "targetPorts": ports });
+    followed.api.put(
+        POOLS,
+        json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
+        "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec }),
+    );
+    let of = |annotations: Value| {
+        let mut pod = pod_at("one", "10.0.0.1", true);
+        pod["metadata"]["annotations"] = annotations;
+        pod
+    };
+    let all = "10.0.0.1:8000 10.0.0.1:8001 10.0.0.1:8002 10.0.0.1:8003";
+    let (new, old) = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports");
+    for (annotations, expected) in [
+        (json!({}), all),
+        (json!({ new: "8000,8002" }), "10.0.0.1:8000 10.0.0.1:8002"),
+        (json!({ new: "8000, 8001 ,8002" }), "10.0.0.1:8000 10.0.0.1:8001 10.0.0.1:8002"),
+        (json!({ old: "8003" }), "10.0.0.1:8003"),
+        (json!({ old: "8003", new: "8001" }), "10.0.0.1:8001"),
+        // What is no port of the pool, or none at all, is none.
+        (json!({ new: "8002,9000,x,-1" }), "10.0.0.1:8002"),
+        (json!({ new: "" }), ""),
+        (json!({ "other": "8000" }), all),
+    ] {
+        followed.api.put(PODS, of(annotations));
+        followed.finds(Ok(expected)).await;
+    }
 }

@@ -19,6 +19,7 @@ fn route(name: &str) -> Route {
             namespace: namespace.into(),
             source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
             gateway: None,
+            roles: <_>::default(),
         });
     }
     route

@@ -65,6 +65,7 @@ impl InterceptorRoute {
                     .map_err(|error| format!("spec.target: {error}"))?,
             },
             gateway: None,
+            roles: <_>::default(),
         };
         let mut reader = Reader { namespace, references, remarks };
         let intercept = reader.intercept(spec)?;

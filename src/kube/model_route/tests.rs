@@ -130,6 +130,12 @@ fn a_target_is_one_of_three_and_a_port_one_of_two() {
         (json!({"service": {"name": "vllm", "port": 0}}), "0 is no port"),
         (json!({"service": {"name": "vllm", "port": 1, "portName": "http"}}), "exactly one of port"),
         (json!({"process": {"command": ["rm"]}}), "unknown field `process`"),
+        (json!({"url": "http://a:1", "serve": {"role": "decode"}}), "serve and ready go with service or"),
+        (json!({"url": "http://a:1", "ready": {"all": {}}}), "serve and ready go with service or"),
+        (
+            json!({"inferencePool": {"name": "pool"}, "ready": {"all": {"prefill": {}}}}),
+            "spec.target.ready.all.prefill: name at least one label",
+        ),
     ] {
         let error = target(value.clone()).expect_err(&value.to_string());
         assert!(error.contains(expected), "{value}: {error}");
@@ -153,20 +159,25 @@ fn the_page_has_every_key() {
             _ => text.to_owned(),
         }
     };
+    let target = &spec["properties"]["target"];
     let table = |schema: &Value, prefix: &str| -> String {
         let required =
             |key: &str| schema["required"].as_array().is_some_and(|all| all.iter().any(|name| name == key));
         let rows = schema["properties"].as_object().unwrap().iter().map(|(key, property)| {
             let must = if required(key) { " **Required.**" } else { "" };
-            format!("| `{prefix}{key}` | {}{must} |\n", meaning(key, property))
+            // Of a target, the page has the keys themselves.
+            let is_target = std::ptr::eq(schema, target) || !prefix.is_empty();
+            let text = property["description"].as_str().unwrap().to_owned();
+            let text = if is_target { text } else { meaning(key, property) };
+            format!("| `{prefix}{key}` | {text}{must} |\n")
         });
         rows.collect()
     };
-    let target = &spec["properties"]["target"];
     let targets = [
         table(target, ""),
         table(&target["properties"]["service"], "service."),
         table(&target["properties"]["inferencePool"], "inferencePool."),
+        table(&target["properties"]["ready"], "ready."),
     ];
     let mut now = page.clone();
     for (mark, rows) in [("keys", table(spec, "")), ("target", targets.concat())] {

@@ -38,6 +38,7 @@ impl Stage {
             namespace: "ml".into(),
             source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },
             gateway: None,
+            roles: <_>::default(),
         };
         let found = Endpoints::new(cluster.clone(), Pods::new(cluster.clone())).watch(&target);
         Self { server, found, _cluster: cluster }

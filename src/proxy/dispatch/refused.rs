@@ -8,12 +8,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{
-    super::{
-        body::Lease,
-        first_token::TokenWatch,
-        intake::within,
-        Proxy,
-    },
+    super::{Proxy, body::Lease, first_token::TokenWatch, intake::within},
     Answer, Failed, Sending, Setback,
 };
 use crate::{
@@ -97,9 +92,7 @@ impl Proxy {
                 let endpoint = lease.permit.endpoint().clone();
                 return Err(match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
                     true => Failed::ForNow(Setback::of(endpoint, BROKE_OFF)),
-                    false => {
-                        Failed::Finally(ProxyError::UpstreamError { route, reason: BROKE_OFF.into() })
-                    }
+                    false => Failed::Finally(ProxyError::UpstreamError { route, reason: BROKE_OFF.into() }),
                 });
             }
         };
@@ -116,7 +109,8 @@ impl Proxy {
                 sending.writes.0 = sending.writes.0.saturating_sub(1);
             }
             if sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                let reason = format!("it answered {}, as a gateway without a server does", head.status.as_u16());
+                let reason =
+                    format!("it answered {}, as a gateway without a server does", head.status.as_u16());
                 return Err(Failed::ForNow(Setback::of(permit.endpoint().clone(), &reason)));
             }
         }

@@ -134,9 +134,14 @@ impl Keeper {
             return "the Kubernetes API server has not been heard".into();
         }
         let pods = discovered.endpoints.iter().filter(|endpoint| !endpoint.terminating).count();
+        let gated = discovered.endpoints.iter().filter(|endpoint| endpoint.gated).count();
+        let tally = *self.tally.borrow();
+        let missing: Vec<_> = self.missing(&tally).map(|name| &**name).collect();
         let path = &self.gate.policy().readiness.path;
         match &*self.seen.lock() {
             _ if pods == 0 => "there is no pod".into(),
+            _ if !missing.is_empty() => format!("no pod is ready of: {}", missing.join(", ")),
+            _ if gated > 0 => format!("{gated} of {pods} pods wait for a readiness gate that they declare"),
             None => format!("none of {pods} pods is ready"),
             Some((address, answer)) => {
                 format!("none of {pods} pods is ready; the last probe, of {path} at {address}, saw: {answer}")

@@ -21,8 +21,8 @@ const LONGEST: Duration = Duration::from_millis(250);
 ///
 /// A gateway learns of its pods in its own time and answers with errors until then. Its health path may answer at zero,
 /// so after the back-off the next request is the probe, alone. Only where a server may have run the request before the
-/// gateway gave up is the health path asked first: a request is sent so only twice. Its ramp widens
-/// while its pods answer.
+/// gateway gave up is the health path asked first: a request is sent so only twice. Its ramp widens while its pods
+/// answer.
 pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
     let Some(gateway) = gateway else { return pending().await };
     let wake = Wake::new(keeper.gate.clone());

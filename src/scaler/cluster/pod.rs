@@ -11,6 +11,9 @@
 //!
 //! Our own probes only make things sooner. What the cluster calls ready comes back by its word, even if ours find fault
 //! with the path or are slow; where they find that requests would fail as well, by the time the cluster would have noticed.
+//!
+//! Where the target needs pods of several groups, a pod that could be open waits in between until each has one that
+//! answers; a pod that helps others goes no further.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -23,7 +26,7 @@ use super::{
     super::wake::{Wake, suspect, vacant},
     Keeper,
 };
-use crate::{probe::Answer, state::Endpoint};
+use crate::{domain::Role, probe::Answer, state::Endpoint};
 
 /// How often a suspect pod is asked while nobody waits for it.
 const UNHURRIED: Duration = Duration::from_secs(1);
@@ -38,6 +41,8 @@ pub(super) enum Word {
     /// Its own probes find it ready.
     Ready,
     NotReady,
+    /// A readiness gate that it declares is not met, whatever it answers.
+    Gated,
     /// It is about to go: nothing new is sent.
     Terminating,
     /// It is there no more.
@@ -49,8 +54,11 @@ pub(super) struct Pod {
     keeper: Arc<Keeper>,
     wake: Wake,
     endpoint: Arc<Endpoint>,
+    role: Role,
     word: watch::Receiver<Word>,
     state: State,
+    /// How many requests it gets when it opens; `None` leaves its limit as it is.
+    limit: Option<u32>,
     /// Whether it was up before we came: then it is not cold.
     is_warm: bool,
     /// Whether the cluster has called it ready since it is open: then it closes when the cluster takes that back.
@@ -65,6 +73,8 @@ pub(super) struct Pod {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Closed,
+    /// It answers, and takes no requests: others are missing, or it only helps them.
+    Waiting,
     Open,
     Suspect,
 }
@@ -75,6 +85,7 @@ impl Pod {
     pub(super) fn new(
         keeper: Arc<Keeper>,
         endpoint: Arc<Endpoint>,
+        role: Role,
         word: watch::Receiver<Word>,
         is_warm: bool,
     ) -> Self {
@@ -84,8 +95,10 @@ impl Pod {
             keeper,
             wake,
             endpoint,
+            role,
             word,
             state,
+            limit: None,
             is_warm,
             is_vouched: false,
             is_trusted: true,
@@ -105,26 +118,39 @@ impl Pod {
                         return;
                     }
                 }
-                (Word::NotReady, State::Open | State::Suspect) if self.is_vouched => {
+                (Word::NotReady | Word::Gated, State::Waiting | State::Open | State::Suspect)
+                    if self.is_vouched || word == Word::Gated =>
+                {
+                    self.is_trusted &= !self.is_vouched;
                     self.close();
-                    self.is_trusted = false;
                 }
                 (Word::NotReady, State::Closed) => self.answer().await,
+                (Word::Gated, State::Closed) => drop(self.word.changed().await),
                 (Word::Ready, State::Closed) => {
                     if let Some(answer) = self.rejected.take() {
                         self.keeper.overruled(&self.endpoint, &answer);
                     }
-                    let start = self.start();
-                    self.open(Some(start));
+                    self.limit = Some(self.start());
+                    self.turn(State::Waiting);
                     self.is_vouched = true;
+                }
+                (_, State::Waiting) => {
+                    self.is_vouched |= word == Word::Ready;
+                    self.wait().await;
                 }
                 (_, State::Open) => {
                     self.is_vouched |= word == Word::Ready;
                     let Self { keeper, wake, endpoint, word, .. } = &mut self;
+                    let keeper: &Keeper = keeper;
                     tokio::select! {
                         biased; // the word first: it may explain why the pod fails
                         _ = word.changed() => {}
                         () = suspect(endpoint) => self.turn(State::Suspect),
+                        () = keeper.completeness(false), if !keeper.groups.is_empty() => {
+                            self.endpoint.retire();
+                            self.limit = None;
+                            self.turn(State::Waiting);
+                        }
                         () = widen(keeper, wake, endpoint) => {}
                     }
                 }
@@ -169,10 +195,27 @@ impl Pod {
             biased; // the word first: it makes asking needless, or says that the pod is going
             _ = word.changed() => {}
             () = answered => {
-                let start = self.start();
-                self.open(Some(start));
+                self.limit = Some(self.start());
+                self.turn(State::Waiting);
             }
         }
+    }
+
+    /// Opens as soon as the target has all that it needs. Returns also when the cluster says something else.
+    async fn wait(&mut self) {
+        let keeper = self.keeper.clone();
+        if self.role.helps {
+            let _ = self.word.changed().await;
+            return;
+        }
+        if !keeper.groups.is_empty() {
+            tokio::select! {
+                biased; // the word first: it may say that the pod is going
+                _ = self.word.changed() => return,
+                () = keeper.completeness(true) => {}
+            }
+        }
+        self.open();
     }
 
     /// Waits until it has answered again, or the cluster's word is enough, or the cluster says something else.
@@ -210,7 +253,8 @@ impl Pod {
         };
         if has_recovered {
             // It keeps the one request at a time that being suspect left it, and grows from there.
-            self.open(None);
+            self.limit = None;
+            self.turn(State::Waiting);
         }
     }
 
@@ -229,7 +273,8 @@ impl Pod {
         false
     }
 
-    fn open(&mut self, limit: Option<u32>) {
+    fn open(&mut self) {
+        let limit = self.limit;
         match &self.keeper.behind {
             Some(pods) => {
                 self.keeper.gate.cold_starts().loaded(self.endpoint.address());
@@ -248,10 +293,18 @@ impl Pod {
 
     fn turn(&mut self, state: State) {
         let (was, is) = (u32::from(self.state == State::Open), u32::from(state == State::Open));
+        let answers = |state| u32::from(matches!(state, State::Waiting | State::Open));
+        let (answered, now_answers) = (answers(self.state), answers(state));
+        let groups = self.role.groups;
         self.state = state;
         let is_endpoint = self.keeper.behind.is_none();
         self.keeper.count(|tally| {
             tally.pods = tally.pods + is - was;
+            for (_, count) in
+                tally.groups.iter_mut().enumerate().filter(|(index, _)| groups >> index & 1 == 1)
+            {
+                *count = *count + now_answers - answered;
+            }
             if is_endpoint {
                 tally.open = tally.open + is - was;
             }

@@ -1,5 +1,6 @@
 mod ramp;
 mod record;
+mod roles;
 mod word;
 
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::*;
 use crate::{
     admission::Permit,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Phase},
-    domain::{Concurrency, ObstacleKind, Policy},
+    domain::{Concurrency, EndpointSource, ObstacleKind, Policy},
     hold::{Place, Released, Ticket},
     state::Obstacle,
 };
@@ -50,6 +51,11 @@ impl Stage {
 
     /// The cluster has said nothing yet.
     fn unheard(policy: Policy, gateway: Option<&str>) -> Self {
+        Self::with_roles(policy, gateway, Roles::default())
+    }
+
+    /// The same, for pods of several roles.
+    fn with_roles(policy: Policy, gateway: Option<&str>, roles: Roles) -> Self {
         let store = ColdStarts::new(|_| {});
         let gate = Gate::new("tiny".into(), policy, store.clone());
         let (cluster, discovered) = watch::channel(Arc::default());
@@ -59,19 +65,29 @@ impl Stage {
         let prober: Prober =
             Arc::new(move |endpoint, _| asked.clone().ask(endpoint.address().into(), began).boxed());
         let stops = Stops::default();
-        let (kept, gateway, ours) = (gate.clone(), gateway.map(String::from), stops.clone());
-        let keeping =
-            tokio::spawn(async move { keep(kept, gateway.as_deref(), discovered, prober, ours).await });
+        let (kept, ours) = (gate.clone(), stops.clone());
+        let source = EndpointSource::InferencePool { name: "tiny".into() };
+        let gateway = gateway.map(String::from);
+        let target = ClusterTarget { namespace: "ml".into(), source, gateway, roles };
+        let keeping = tokio::spawn(async move { keep(kept, &target, discovered, prober, ours).await });
         Self { gate, store, cluster, servers, stops, keeping, began }
     }
 
     /// What the cluster says from now on, the keeper having heard it.
     async fn says(&self, pods: &[(&str, Word)]) {
-        let endpoints = pods.iter().map(|(address, word)| DiscoveredEndpoint {
+        let pods: Vec<_> = pods.iter().map(|(address, word)| (*address, *word, Role::default())).collect();
+        self.says_with_roles(&pods).await;
+    }
+
+    /// The same, of pods of several roles.
+    async fn says_with_roles(&self, pods: &[(&str, Word, Role)]) {
+        let endpoints = pods.iter().map(|(address, word, role)| DiscoveredEndpoint {
             address: (*address).into(),
             protocol: Protocol::Http1,
             ready: *word == Word::Ready,
             terminating: *word == Word::Terminating,
+            gated: *word == Word::Gated,
+            role: *role,
         });
         let endpoints = endpoints.collect();
         self.cluster.send_replace(Arc::new(Discovered {
@@ -181,7 +197,7 @@ fn with(max: u32, ramp_start: u32) -> Policy {
     Policy { concurrency: Concurrency { max, ramp_start }, ..Policy::default() }
 }
 
-use Word::{NotReady, Ready, Terminating};
+use Word::{Gated, NotReady, Ready, Terminating};
 
 #[tokio::test(start_paused = true)]
 async fn what_is_up_already_is_not_cold_and_gets_all_it_may() {

@@ -48,6 +48,7 @@ fn pods(ready: bool) -> Arc<Discovered> {
         protocol: Protocol::Http1,
         ready: true,
         terminating: false,
+        ..DiscoveredEndpoint::default()
     };
     Arc::new(Discovered {
         is_synced: true,
@@ -151,6 +152,7 @@ async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (
         namespace: "team-a".into(),
         source: EndpointSource::Service { name: "vllm".into(), port: ServicePort::Number(8000) },
         gateway: None,
+        roles: <_>::default(),
     });
     let options = Options { discovery: cluster.clone(), scale: cluster.clone(), ..Options::default() };
     let supervised =

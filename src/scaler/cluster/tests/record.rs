@@ -29,6 +29,7 @@ impl Stage {
                 protocol: Protocol::Http1,
                 ready: pod.word == Ready,
                 terminating: false,
+                ..DiscoveredEndpoint::default()
             })
         });
         let starts = pods.iter().map(|pod| {

@@ -1,0 +1,115 @@
+//! Targets that need pods of several roles, and pods that declare readiness gates.
+
+use super::*;
+
+const PREFILL: Role = Role { helps: true, groups: 0b10 };
+const DECODE: Role = Role { helps: false, groups: 0b01 };
+const GATEWAY: &str = "10.9.9.9:80";
+
+/// Pods of the decode role serve, and need one of the prefill role.
+fn roles() -> Roles {
+    let labels = |role: &str| [("role".to_owned(), role.to_owned())].into();
+    let groups = ["decode", "prefill"].map(|role| (role.to_owned(), labels(role))).into();
+    Roles { serve: labels("decode"), groups }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_one_role_waits_for_the_other() {
+    let stage = Stage::with_roles(Policy::default(), None, roles());
+    stage.says_with_roles(&[(A, Ready, PREFILL), (B, NotReady, DECODE)]).await;
+    let mut held = stage.hold();
+    stage.at(100).await;
+    assert!(stage.endpoint(A).is_none() && !stage.is_open(B), "prefill alone serves nobody");
+    stage.says_with_roles(&[(A, NotReady, PREFILL), (B, Ready, DECODE)]).await;
+    stage.at(200).await;
+    assert!(!stage.is_open(B), "nor does decode alone");
+    // It is asked like every other: at 100, 150 and 200, when its port was refused.
+    stage.servers.answer(A, Answer::Ready);
+    let permit = released(&mut held).await;
+    assert_eq!((permit.endpoint().address(), stage.ms()), (B, 250), "at the next probe");
+    assert_eq!(permit.endpoint().limit(), 4, "it is cold");
+    permit.first_byte();
+    drop(permit);
+    // The last one of a role goes, and the first one of it comes.
+    stage.says_with_roles(&[(A, Terminating, PREFILL), (B, Ready, DECODE)]).await;
+    assert!(!stage.is_open(B) && stage.enter().is_none());
+    stage.says_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
+    assert!(stage.is_open(B));
+    stage.says_with_roles(&[(A, Ready, PREFILL), (B, Terminating, DECODE)]).await;
+    assert!(stage.enter().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn roles_that_all_serve_open_together() {
+    let both = Roles { serve: <_>::default(), ..roles() };
+    let stage = Stage::with_roles(Policy::default(), None, both);
+    let serves = |groups| Role { helps: false, groups };
+    stage.says_with_roles(&[(A, Ready, serves(0b01))]).await;
+    assert!(!stage.is_open(A));
+    stage.says_with_roles(&[(A, Ready, serves(0b01)), (B, Ready, serves(0b10))]).await;
+    assert!(stage.is_open(A) && stage.is_open(B));
+    // One that is in both groups is enough.
+    stage.says_with_roles(&[(A, Ready, serves(0b11))]).await;
+    assert!(stage.is_open(A) && stage.endpoint(B).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gateway_opens_when_every_role_has_a_pod() {
+    let stage = Stage::with_roles(with(4, 4), Some("http://10.9.9.9"), roles());
+    stage.says_with_roles(&[(A, Ready, PREFILL)]).await;
+    let mut held = stage.hold();
+    stage.at(1000).await;
+    assert!(!stage.is_open(GATEWAY));
+    stage.says_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
+    let permit = released(&mut held).await;
+    assert_eq!(
+        (permit.endpoint().address(), permit.endpoint().servers()),
+        (GATEWAY, 1),
+        "one of them serves"
+    );
+    stage.says_with_roles(&[(B, Ready, DECODE)]).await;
+    assert!(!stage.is_open(GATEWAY));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_start_names_the_role_that_is_missing() {
+    let mut policy = Policy::default();
+    policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
+    let stage = Stage::with_roles(policy, None, roles());
+    stage.says_with_roles(&[(B, Ready, DECODE)]).await;
+    let mut held = stage.hold();
+    let reason = failed(&mut held).await;
+    assert_eq!(reason, "the target was not ready within 1m: no pod is ready of: prefill");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_readiness_gate_is_waited_for_whatever_the_pod_answers() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Gated)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let mut held = stage.hold();
+    stage.at(5_000).await;
+    assert!(!stage.is_open(A) && stage.servers.times(A).is_empty());
+    // The gate is met, and the kubelet has not said so yet.
+    stage.says(&[(A, NotReady)]).await;
+    assert_eq!(released(&mut held).await.endpoint().address(), A);
+    // It is taken back from a pod that only we had found ready, and from one that the cluster had.
+    stage.says(&[(A, Gated)]).await;
+    assert!(!stage.is_open(A));
+    stage.says(&[(A, Ready)]).await;
+    assert!(stage.is_open(A));
+    stage.says(&[(A, Gated)]).await;
+    assert!(!stage.is_open(A));
+    stage.says(&[(A, Ready)]).await;
+    assert!(stage.is_open(A));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_start_tells_of_the_gate_that_is_not_met() {
+    let mut policy = Policy::default();
+    policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
+    let stage = Stage::new(policy, None, &[(A, Gated), (B, NotReady)]).await;
+    let mut held = stage.hold();
+    let reason = failed(&mut held).await;
+    let why = "1 of 2 pods wait for a readiness gate that they declare";
+    assert_eq!(reason, format!("the target was not ready within 1m: {why}"));
+}
