@@ -14,6 +14,7 @@ mod interceptor_route;
 mod model_route;
 mod parts;
 mod pod_reasons;
+mod own_pods;
 mod pods;
 mod reasons;
 mod report;

@@ -16,10 +16,10 @@ pub struct Trouble {
 /// The longest text of the cluster that is passed on: schedulers and registries write much.
 const LONGEST: usize = 400;
 
-/// Whether the pod counts at all: one that is about to go, or has done its work, says nothing of what is to come.
-pub fn counts(pod: &Pod) -> bool {
+/// Whether the pod has run to its end or is about to be deleted: it never becomes ready again.
+pub fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    pod.metadata.deletion_timestamp.is_none() && phase != Some("Succeeded")
+    pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// What is wrong with the pod; `None`: nothing, or nothing yet.

@@ -86,8 +86,17 @@ pub struct WorkloadFacts {
     pub is_missing: bool,
     /// Why its pods cannot be created, such as a quota.
     pub failure: Option<String>,
-    /// Its pods that count: what is wrong with them, or nothing.
-    pub pods: Vec<Option<Trouble>>,
+    /// Its pods that count.
+    pub pods: Vec<PodFacts>,
+}
+
+/// What is known of a pod that counts for a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// Its name.
+    pub name: String,
+    /// What is wrong with it; `None`: it may still come.
+    pub trouble: Option<Trouble>,
 }
 
 /// What this proxy sees of a target besides.
@@ -288,10 +297,9 @@ impl Facts {
 
     /// What is wrong with the pods; nothing, if one of them may still come.
     fn of_pods(&self) -> Option<Trouble> {
-        // Where none is asked for, what there is was left behind: an evicted pod of a Deployment stays for ever, and says
-        // nothing of those that will come.
+        // Where none is asked for, what there is was left behind, and says nothing of those that will come.
         let asked = || self.workloads.iter().filter(|workload| workload.replicas != Some(0));
-        let pods = || asked().flat_map(|workload| &workload.pods);
+        let pods = || asked().flat_map(|workload| &workload.pods).map(|pod| &pod.trouble);
         if pods().any(Option::is_none) {
             return None;
         }

@@ -22,7 +22,7 @@ use futures_util::{
 use k8s_openapi::api::core::v1::{Event, Pod};
 use tokio::time::Instant;
 
-use super::Cluster;
+use super::{Cluster, pod_reasons::is_over};
 use crate::{
     domain::Phase,
     state::{DiscoveredEndpoint, PodStart},
@@ -91,9 +91,11 @@ impl Starts {
         ports: impl Fn(&Pod) -> Vec<u16>,
     ) {
         let at = Instant::now();
-        let there: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        // What has failed or is being deleted starts no more: the phase is that of the pods that come in its place.
+        let pods = || pods.iter().filter(|pod| !is_over(pod));
+        let there: HashSet<_> = pods().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
         self.pods.retain(|uid, _| there.contains(&**uid));
-        for pod in pods {
+        for pod in pods() {
             let Some(uid) = &pod.metadata.uid else { continue };
             if !self.pods.contains_key(uid) {
                 let was_up = !self.is_synced && read::is_ready(pod);

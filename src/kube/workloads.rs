@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::{
     Cluster, Pods, PodsOf,
-    pod_reasons::{counts, trouble},
+    own_pods::OwnPods,
     reasons::WorkloadFacts,
     starts::{CONTROL_PLANE, stamp},
     watch::{Pauses, chain},
@@ -77,6 +77,7 @@ async fn follow(
         Api::namespaced_with(cluster.client().clone(), &workload.namespace, &workload.resource());
     let mut objects = pin!(watch_object(api, &workload.workload.name).backoff(Pauses::new()));
     let mut known = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
+    let mut own = OwnPods::default();
     let mut pods: Option<(String, PodsOf)> = None;
     let mut failing = false;
     loop {
@@ -96,6 +97,7 @@ async fn follow(
                         _ => known.raised = None,
                     }
                     known.failure = failure(&data);
+                    own = OwnPods::of(workload, &meta, &data, known.raised.as_ref());
                     let selector = selector(&data);
                     if pods.as_ref().map(|(selector, _)| selector) != selector.as_ref() {
                         pods = selector.map(|selector| {
@@ -115,12 +117,7 @@ async fn follow(
             },
             () = changed(&mut pods) => {}
         }
-        known.pods = pods
-            .iter()
-            .flat_map(|(_, pods)| pods.all())
-            .filter(|pod| counts(pod))
-            .map(|pod| trouble(&pod))
-            .collect();
+        known.pods = pods.as_ref().map(|(_, pods)| own.speaking(&pods.all())).unwrap_or_default();
         facts.send_if_modified(|before| {
             let changed = **before != known;
             if changed {

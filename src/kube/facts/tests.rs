@@ -157,3 +157,38 @@ fn what_is_scaled_is_what_the_route_names_else_what_its_scaled_objects_do() {
     of_cluster.workload = Some(workload);
     assert_eq!(names(&of_cluster, &scaled), ["StatefulSet `team-a/own`"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn evicted_pod_leaves_the_word_to_the_scheduler() {
+    let mut stage = Stage::new(&["team-a/chat"]);
+    let pod = |name: &str, created: &str, status: Value| {
+        json!({
+            "metadata": { "name": name, "namespace": "team-a", "labels": { "app": "vllm" }, "creationTimestamp": created,
+                "ownerReferences": [{ "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "vllm-5d4f9c", "uid": "r",
+                    "controller": true }] },
+            "status": status,
+        })
+    };
+    let at = |replicas: u32, time: &str| {
+        let mut deployment = deployment(replicas);
+        deployment["metadata"]["managedFields"] = json!([{ "manager": "keda", "operation": "Update", "time": time,
+            "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": { "f:replicas": {} } } }]);
+        deployment
+    };
+    let evicted = json!({ "phase": "Failed", "reason": "Evicted" });
+    stage.server.put("/api/v1/namespaces/team-a/pods/vllm-0", pod("vllm-0", "2026-11-29T07:00:00Z", evicted));
+    stage.server.put(SCALED_OBJECT, scaled_object("false", "chat"));
+    stage.server.put(DEPLOYMENT, at(0, "2026-11-29T08:00:00Z"));
+    stage.says("team-a/chat", None).await;
+    stage.server.put(DEPLOYMENT, at(1, "2026-11-29T10:00:00Z"));
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    stage.says("team-a/chat", None).await;
+    let no_node = json!({ "phase": "Pending", "conditions": [
+        { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes" },
+    ] });
+    stage.server.put(POD, pod("vllm-1", "2026-11-29T10:00:00Z", no_node));
+    let message = stage.says("team-a/chat", Some(ObstacleKind::Unschedulable)).await;
+    assert!(message.contains("vllm-1"), "{message}");
+    stage.server.put(POD, pod("vllm-1", "2026-11-29T10:00:00Z", json!({ "phase": "Pending" })));
+    stage.says("team-a/chat", None).await;
+}

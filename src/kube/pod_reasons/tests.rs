@@ -158,13 +158,15 @@ fn nothing_is_wrong_with_what_is_on_its_way() {
 }
 
 #[test]
-fn a_pod_that_goes_does_not_count() {
+fn failed_completed_and_terminating_pods_are_over() {
     let mut going = pod(json!({ "phase": "Running" }));
-    assert!(counts(&going));
+    assert!(!is_over(&going));
     going.metadata.deletion_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time("2026-11-24T20:00:00Z".parse().unwrap()));
-    assert!(!counts(&going));
-    assert!(!counts(&pod(json!({ "phase": "Succeeded" }))));
+    assert!(is_over(&going));
+    for phase in ["Succeeded", "Failed"] {
+        assert!(is_over(&pod(json!({ "phase": phase }))), "{phase}");
+    }
 }
 
 #[test]

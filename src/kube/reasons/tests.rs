@@ -24,12 +24,16 @@ fn scaled(pause: Option<Pause>) -> Scaled {
 
 fn workload(replicas: u32, pods: &[Option<ObstacleKind>]) -> WorkloadFacts {
     let trouble = |kind: &ObstacleKind| Trouble { kind: *kind, message: format!("pod: {}", kind.name()) };
+    let pods = pods
+        .iter()
+        .zip(0..)
+        .map(|(pod, number)| PodFacts { name: format!("vllm-{number}"), trouble: pod.as_ref().map(trouble) });
     WorkloadFacts {
         kind: "Deployment".into(),
         namespace: "team-a".into(),
         name: "vllm".into(),
         replicas: Some(replicas),
-        pods: pods.iter().map(|pod| pod.as_ref().map(trouble)).collect(),
+        pods: pods.collect(),
         ..WorkloadFacts::default()
     }
 }
@@ -220,7 +224,7 @@ fn pods_that_cannot_be_created_and_workloads_that_do_not_exist() {
     let (kind, message) = says(&facts(vec![scaled(None)], vec![refused.clone()]), Seen::default()).unwrap();
     assert_eq!(kind, ObstacleKind::Quota);
     assert!(message.contains("Deployment `team-a/vllm`") && message.contains("exceeded quota"), "{message}");
-    refused.pods = vec![None];
+    refused.pods = workload(1, &[None]).pods;
     assert_eq!(says(&facts(vec![scaled(None)], vec![refused]), Seen::default()), None, "one was created");
     let missing = WorkloadFacts { replicas: None, is_missing: true, ..workload(0, &[]) };
     let (kind, message) = says(&facts(vec![scaled(None)], vec![missing]), Seen::default()).unwrap();

@@ -340,3 +340,23 @@ async fn logs_are_read_where_that_is_wanted_and_allowed() {
     let source = Source { namespace: "ml".into(), pod: "tiny-1".into(), container: "vllm".into() };
     assert!(PodLogs::new(server.cluster()).follow(source).is_none(), "not wanted");
 }
+
+#[tokio::test(start_paused = true)]
+async fn dead_pods_do_not_start() {
+    let mut evicted = pod(Some("gpu-1"), status(json!({ "terminated": { "exitCode": 137 } }), false));
+    evicted["status"]["phase"] = "Failed".into();
+    evicted["metadata"]["uid"] = "u-0".into();
+    evicted["metadata"]["name"] = "tiny-0".into();
+    let mut stage = Stage::new(|server| server.put("/api/v1/namespaces/ml/pods/tiny-0", evicted));
+    stage.server.put(POD, pod(None, unschedulable()));
+    let start = stage.start(|start| !start.moments.is_empty()).await;
+    assert_eq!(&*start.name, "ml/tiny-1", "it waits for a node, whatever the other one had reached");
+    // The same goes for one that dies on its way.
+    let mut failed = pod(Some("gpu-1"), status(json!({ "running": {} }), false));
+    failed["status"]["phase"] = "Failed".into();
+    stage.server.put(POD, failed);
+    timeout(Duration::from_secs(60), stage.found.wait_for(|found| found.starts.is_empty()))
+        .await
+        .unwrap()
+        .unwrap();
+}

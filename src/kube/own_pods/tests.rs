@@ -1,0 +1,142 @@
+use serde_json::json;
+
+use super::*;
+use crate::{
+    domain::{ObstacleKind, Workload},
+    kube::starts::{CONTROL_PLANE, stamp},
+};
+
+const RAISED: &str = "2026-11-29T10:00:00Z";
+const BEFORE: &str = "2026-11-29T07:00:00Z";
+const SINCE: &str = "2026-11-29T10:00:01Z";
+
+fn own_pods(kind: &str, current: Option<&str>) -> OwnPods {
+    let workload = WorkloadRef {
+        namespace: "ml".into(),
+        workload: Workload { api_version: "apps/v1".into(), kind: kind.into(), name: "vllm".into() },
+    };
+    let meta = ObjectMeta { uid: Some("u-vllm".into()), ..ObjectMeta::default() };
+    let message = current.map(|current| format!("ReplicaSet \"{current}\" is progressing."));
+    let object = json!({ "status": { "conditions": [{ "type": "Progressing", "message": message }] } });
+    let raised = Seen { stamp: Some(stamp(RAISED.parse().unwrap(), CONTROL_PLANE)), ..Seen::now() };
+    OwnPods::of(&workload, &meta, &object, Some(&raised))
+}
+
+fn pod(name: &str, owner: (&str, &str), created: &str, status: Value) -> Arc<Pod> {
+    let (kind, of) = owner;
+    let uid = format!("u-{of}");
+    let value = json!({
+        "metadata": { "name": name, "creationTimestamp": created, "ownerReferences": [
+            { "apiVersion": "apps/v1", "kind": kind, "name": of, "uid": uid, "controller": true },
+        ] },
+        "spec": { "containers": [{ "name": "vllm" }] },
+        "status": status,
+    });
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+fn evicted() -> Value {
+    json!({ "phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory." })
+}
+
+fn unschedulable() -> Value {
+    json!({ "phase": "Pending", "conditions": [
+        { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes" },
+    ] })
+}
+
+fn crash_loop() -> Value {
+    json!({ "phase": "Running", "containerStatuses": [{
+        "name": "vllm", "image": "x", "imageID": "", "ready": false, "restartCount": 7,
+        "state": { "waiting": { "reason": "CrashLoopBackOff" } },
+    }] })
+}
+
+fn starting() -> Value {
+    json!({ "phase": "Pending" })
+}
+
+fn speak(own: &OwnPods, pods: &[Arc<Pod>]) -> Vec<(String, Option<ObstacleKind>)> {
+    let speaking = own.speaking(pods).into_iter();
+    speaking.map(|pod| (pod.name, pod.trouble.map(|trouble| trouble.kind))).collect()
+}
+
+const OF_VLLM: (&str, &str) = ("ReplicaSet", "vllm-5d4f9c");
+
+#[tokio::test]
+async fn evicted_pod_of_an_earlier_start_is_silent() {
+    let own = own_pods("Deployment", Some("vllm-5d4f9c"));
+    let old = pod("old", OF_VLLM, BEFORE, evicted());
+    let new = pod("new", OF_VLLM, SINCE, unschedulable());
+    assert_eq!(speak(&own, std::slice::from_ref(&old)), [], "also before the new one is created");
+    assert_eq!(speak(&own, &[old, new]), [("new".into(), Some(ObstacleKind::Unschedulable))]);
+}
+
+#[tokio::test]
+async fn failed_pod_of_this_start_speaks_while_alone() {
+    let own = own_pods("Deployment", None);
+    let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no GPU" });
+    let failed = pod("failed", OF_VLLM, SINCE, status);
+    let expected = [("failed".into(), Some(ObstacleKind::Unschedulable))];
+    assert_eq!(speak(&own, std::slice::from_ref(&failed)), expected);
+    let next = pod("next", OF_VLLM, SINCE, starting());
+    assert_eq!(speak(&own, &[failed.clone(), next]), [("next".into(), None)]);
+    let unknown = OwnPods { raised: None, ..own };
+    assert_eq!(speak(&unknown, &[failed]), [], "it may be of any start");
+}
+
+#[tokio::test]
+async fn terminating_and_completed_pods_are_silent() {
+    let own = own_pods("Deployment", None);
+    let mut leaving = (*pod("leaving", OF_VLLM, SINCE, crash_loop())).clone();
+    leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
+    let done = pod("done", OF_VLLM, SINCE, json!({ "phase": "Succeeded" }));
+    assert_eq!(speak(&own, &[leaving.into(), done]), []);
+}
+
+#[tokio::test]
+async fn pods_of_other_owners_are_silent() {
+    for (kind, of, others) in [
+        (
+            "Deployment",
+            OF_VLLM,
+            vec![("Job", "vllm-warm"), ("ReplicaSet", "vllm-canary-5d4f9c"), ("StatefulSet", "vllm")],
+        ),
+        (
+            "StatefulSet",
+            ("StatefulSet", "vllm"),
+            vec![("StatefulSet", "vllm-b"), ("ReplicaSet", "vllm-5d4f9c")],
+        ),
+        ("LeaderWorkerSet", ("StatefulSet", "vllm-0"), vec![("Job", "vllm-0")]),
+    ] {
+        let own = own_pods(kind, None);
+        let mut pods: Vec<_> = others.iter().map(|owner| pod("other", *owner, SINCE, crash_loop())).collect();
+        assert_eq!(speak(&own, &pods), [], "{kind}");
+        pods.push(pod("own", of, SINCE, unschedulable()));
+        assert_eq!(speak(&own, &pods), [("own".into(), Some(ObstacleKind::Unschedulable))], "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn older_revision_counts_while_it_may_come() {
+    let own = own_pods("Deployment", Some("vllm-5d4f9c"));
+    let older = |status| pod("older", ("ReplicaSet", "vllm-77b8d6"), BEFORE, status);
+    let new = pod("new", OF_VLLM, SINCE, unschedulable());
+    let expected = ("new".to_owned(), Some(ObstacleKind::Unschedulable));
+    assert_eq!(speak(&own, &[older(crash_loop()), new.clone()]), vec![expected.clone()]);
+    assert_eq!(speak(&own, &[older(starting()), new]), [("older".into(), None), expected]);
+    assert_eq!(speak(&own, &[older(crash_loop())]), [], "the pods of the new one cannot be created");
+}
+
+#[tokio::test]
+async fn crash_loop_counts_however_old_the_pod_is() {
+    let expected = [("x".to_owned(), Some(ObstacleKind::CrashLoop))];
+    for (kind, owner) in [("Deployment", OF_VLLM), ("StatefulSet", ("StatefulSet", "vllm"))] {
+        // Of a StatefulSet, an older revision may be what the newer one waits for.
+        let own = own_pods(kind, (kind == "Deployment").then_some("vllm-5d4f9c"));
+        assert_eq!(speak(&own, &[pod("x", owner, BEFORE, crash_loop())]), expected, "{kind}");
+    }
+    let mut alone = (*pod("x", OF_VLLM, BEFORE, crash_loop())).clone();
+    alone.metadata.owner_references = None;
+    assert_eq!(speak(&own_pods("Deployment", None), &[alone.into()]), expected);
+}
