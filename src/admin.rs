@@ -74,6 +74,8 @@ pub struct ClusterCounts {
     pub routes: Vec<(&'static str, &'static str, usize)>,
     /// What became of writing their status.
     pub status_writes: Vec<(&'static str, u64)>,
+    /// Watches of the API server that are open, were lost since we came, and are lost now.
+    pub watches: (usize, u64, usize),
 }
 
 /// What the admin listener shows.

@@ -4,6 +4,7 @@
 //! stays.
 
 mod conflicts;
+mod connect;
 mod endpoints;
 mod events;
 mod facts;
@@ -11,10 +12,11 @@ mod facts;
 mod fake;
 mod go_duration;
 mod interceptor_route;
+mod liveness;
 mod model_route;
+mod own_pods;
 mod parts;
 mod pod_reasons;
-mod own_pods;
 mod pods;
 mod reasons;
 mod report;
@@ -42,6 +44,7 @@ pub use endpoints::Endpoints;
 pub use events::{About, Events, Notice};
 pub use facts::AllRoutes;
 pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
+pub use liveness::Liveness;
 pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};
@@ -63,6 +66,7 @@ const REST: u32 = 20;
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
+    liveness: Arc<Liveness>,
     namespaces: Arc<[String]>,
     reads_logs: bool,
     /// Where it is followed. `None`: where it was asked to.
@@ -94,17 +98,19 @@ impl Cluster {
     /// When neither is there, or what they say cannot be used.
     pub async fn new(config: &config::Kubernetes, handle: Option<&Handle>) -> Result<Self, ClusterError> {
         let found = kube::Config::infer().await?;
+        let liveness = Arc::default();
         let client = {
             let _inside = handle.map(Handle::enter);
-            Client::try_from(found)?
+            connect::client(found, &liveness)?
         };
-        Ok(Self { handle: handle.cloned(), ..Self::with(client, config) })
+        Ok(Self { handle: handle.cloned(), ..Self::with(client, liveness, config) })
     }
 
-    /// Speaks to the API server through this client.
-    pub fn with(client: Client, config: &config::Kubernetes) -> Self {
+    /// Speaks to the API server through this client, which reports to `liveness`.
+    fn with(client: Client, liveness: Arc<Liveness>, config: &config::Kubernetes) -> Self {
         Self {
             client,
+            liveness,
             namespaces: config.namespaces.as_slice().into(),
             reads_logs: config.pod_logs,
             handle: None,
@@ -113,15 +119,31 @@ impl Cluster {
         }
     }
 
-    /// One that is spoken to so, all of its namespaces.
+    /// The API server that answers so.
     #[cfg(test)]
-    pub(crate) fn of(client: Client) -> Self {
-        Self::with(client, &config::Kubernetes::default())
+    fn served_by<S, B>(service: S, config: &config::Kubernetes) -> Self
+    where
+        S: tower::Service<http::Request<kube::client::Body>, Response = http::Response<B>>
+            + Clone
+            + Send
+            + 'static,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let liveness = Arc::<Liveness>::default();
+        Self::with(Client::new(liveness.over(service), "default"), liveness, config)
     }
 
     /// The client.
     pub const fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What is known of the connections to the API server.
+    pub const fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
     }
 
     /// Objects of a kind in one namespace.

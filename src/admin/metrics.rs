@@ -300,6 +300,16 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::
     for (outcome, number) in &counts.status_writes {
         count(&mut metric, &[("outcome", outcome)], *number)?;
     }
+    let (open, losses, lost) = counts.watches;
+    let mut metric =
+        counter(encoder, "cluster_watch_losses", "Watches of the API server that went silent or broke")?;
+    count(&mut metric, &[], losses)?;
+    let help = "Watches of the API server by state; what a lost one would tell is not known";
+    let mut metric = encoder.encode_descriptor("cluster_watches", help, None, MetricType::Gauge)?;
+    for (state, number) in [("open", open), ("lost", lost)] {
+        let labels: Labels<'_> = vec![("state", state)];
+        metric.encode_family(&labels)?.encode_gauge(&(number as u64))?;
+    }
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use crate::{
     coldstart::ColdStarts,
     config::Config,
     domain::{Route, RouteKey, ScaleBy},
-    kube::{Cluster, ClusterRoutes, LastColdStart, RouteReport, RouteReports, State, StatusCounts},
+    kube::{Cluster, ClusterRoutes, LastColdStart, Liveness, RouteReport, RouteReports, State, StatusCounts},
     proxy::Shared,
     state::Status,
 };
@@ -36,6 +36,7 @@ pub(super) struct Watching {
 
 /// What the admin listener reads of it.
 pub(super) struct Told {
+    liveness: Arc<Liveness>,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
     writes: Arc<StatusCounts>,
 }
@@ -94,7 +95,11 @@ impl Watching {
 
     /// For the admin listener.
     pub(super) fn view(&self) -> Told {
-        Told { routes: self.routes.clone(), writes: self.writes.clone() }
+        Told {
+            liveness: self.cluster.liveness().clone(),
+            routes: self.routes.clone(),
+            writes: self.writes.clone(),
+        }
     }
 
     /// Ends every watch.
@@ -114,7 +119,7 @@ impl Told {
         let StatusCounts { written, conflicts, denied, failed } = &*self.writes;
         let writes = [("written", written), ("conflict", conflicts), ("denied", denied), ("failed", failed)];
         let status_writes = writes.map(|(name, count)| (name, count.load(Ordering::Relaxed))).into();
-        ClusterCounts { routes, status_writes }
+        ClusterCounts { routes, status_writes, watches: self.liveness.counts() }
     }
 }
 

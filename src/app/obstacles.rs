@@ -17,7 +17,8 @@ use crate::{
     coldstart::{ColdStart, ColdStartOutcome},
     domain::{ObstacleKind, Phase, Route, RouteKey},
     kube::{
-        About, AllFacts, Cluster, DirectScale, Events, Facts, Notice, Pods, ScaledObjects, Seen, session,
+        About, AllFacts, Cluster, DirectScale, Events, Facts, Liveness, Notice, Pods, ScaledObjects, Seen,
+        session,
     },
     proxy::Shared,
     scaler,
@@ -34,6 +35,7 @@ pub(super) struct Obstacles {
 /// Tells the cluster what happens to routes.
 #[derive(Clone)]
 pub(super) struct Teller {
+    liveness: Arc<Liveness>,
     facts: watch::Receiver<Arc<AllFacts>>,
     events: Events,
 }
@@ -70,7 +72,8 @@ impl Obstacles {
         let direct = DirectScale::new(cluster.clone(), scaled_objects.clone());
         let facts = cluster.facts(routes, scaled_objects.clone(), direct.refusals(), pods);
         options.scale = Arc::new(direct);
-        Self { cluster: cluster.clone(), scaled_objects, teller: Teller { facts, events: cluster.events() } }
+        let teller = Teller { liveness: cluster.liveness().clone(), facts, events: cluster.events() };
+        Self { cluster: cluster.clone(), scaled_objects, teller }
     }
 
     /// Who tells the cluster what happens to routes.
@@ -129,9 +132,18 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
     } else {
         Some(looked.dropped_since.get_or_insert_with(Instant::now).elapsed())
     };
-    let pods = target.endpoints().iter().any(|endpoint| endpoint.servers() > 0);
-    let seen = Seen { pods, no_stream_for, dropped_for };
-    let trouble = if target.is_up() { None } else { facts.obstacle(gate.key(), seen) };
+    let trouble = if target.is_up() {
+        None
+    } else {
+        let namespace = gate.key().namespaced().map(|(namespace, _)| namespace);
+        let seen = Seen {
+            pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0),
+            no_stream_for,
+            dropped_for,
+            api_server: teller.liveness.trouble(namespace),
+        };
+        facts.obstacle(gate.key(), &seen)
+    };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
     // Endpoints go away without a word to who waits.
     gate.give_up_if_paused();
@@ -223,6 +235,12 @@ const fn in_one_word(kind: ObstacleKind) -> &'static str {
         ObstacleKind::Unschedulable => "Unschedulable",
         ObstacleKind::Quota => "Quota",
         ObstacleKind::OutOfMemory => "OutOfMemory",
+        ObstacleKind::ApiServerUnreachable => "ApiServerUnreachable",
+        ObstacleKind::NoService => "NoService",
+        ObstacleKind::NoPodsSelected => "NoPodsSelected",
+        ObstacleKind::PortRefused => "PortRefused",
+        ObstacleKind::Volume => "Volume",
+        ObstacleKind::NotReady => "NotReady",
     }
 }
 

@@ -115,6 +115,18 @@ pub enum ObstacleKind {
     OutOfMemory,
     /// The workload cannot be scaled: a right is missing, another scaler owns it, or there is no such workload.
     ScaleRefused,
+    /// The Kubernetes API server is not heard, so that what is known of the cluster may be old.
+    ApiServerUnreachable,
+    /// The Service or InferencePool is missing, or has not the port that the route names.
+    NoService,
+    /// The Service selects none of the workload's pods.
+    NoPodsSelected,
+    /// Nothing listens where the Service leads to, though the pod is ready.
+    PortRefused,
+    /// A volume of the pod cannot be mounted.
+    Volume,
+    /// The pod runs, and its node does not find it ready.
+    NotReady,
 }
 
 /// How long something may stand in the way of a start before the requests that wait are told. Until then it may pass:
@@ -132,6 +144,10 @@ pub struct FailureGrace {
     pub quota: Period,
     /// The container was ended for want of memory.
     pub out_of_memory: Period,
+    /// A volume of the pod cannot be mounted.
+    pub volume: Period,
+    /// The Service is missing, has not the port, selects none of the pods, or leads to a port that nothing listens on.
+    pub service: Period,
 }
 
 impl Default for Scaling {
@@ -158,6 +174,9 @@ impl Default for FailureGrace {
             unschedulable: Period::from_secs(600),
             quota: Period::from_secs(60),
             out_of_memory: Period::from_secs(30),
+            // The node tries again after up to 122 s, and detaching a disk from a node that died takes longer.
+            volume: Period::from_secs(300),
+            service: Period::from_secs(60),
         }
     }
 }
@@ -203,15 +222,22 @@ impl Workload {
 
 impl ObstacleKind {
     /// Every kind, the one that explains most first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::AutoscalingPaused,
+        // Whatever else is known may be over.
+        Self::ApiServerUnreachable,
         Self::NoScaledObject,
         Self::ScaleRefused,
+        Self::NoService,
         Self::OutOfMemory,
         Self::CrashLoop,
+        Self::Volume,
         Self::ImagePull,
         Self::Quota,
         Self::Unschedulable,
+        Self::NoPodsSelected,
+        Self::PortRefused,
+        Self::NotReady,
         Self::NoKedaStream,
         Self::PushDropped,
     ];
@@ -229,6 +255,12 @@ impl ObstacleKind {
             Self::Quota => "quota",
             Self::OutOfMemory => "out_of_memory",
             Self::ScaleRefused => "scale_refused",
+            Self::ApiServerUnreachable => "api_server_unreachable",
+            Self::NoService => "no_service",
+            Self::NoPodsSelected => "no_pods_selected",
+            Self::PortRefused => "port_refused",
+            Self::Volume => "volume",
+            Self::NotReady => "not_ready",
         }
     }
 }
@@ -245,10 +277,17 @@ impl FailureGrace {
             // The cluster says no, too.
             ObstacleKind::Quota | ObstacleKind::ScaleRefused => Some(self.quota),
             ObstacleKind::OutOfMemory => Some(self.out_of_memory),
-            ObstacleKind::AutoscalingPaused
+            ObstacleKind::Volume => Some(self.volume),
+            ObstacleKind::NoService | ObstacleKind::NoPodsSelected | ObstacleKind::PortRefused => {
+                Some(self.service)
+            }
+            // A model may load for longer than any bound but `readiness.activationTimeout`.
+            ObstacleKind::NotReady
+            | ObstacleKind::AutoscalingPaused
             | ObstacleKind::NoScaledObject
             | ObstacleKind::NoKedaStream
-            | ObstacleKind::PushDropped => None,
+            | ObstacleKind::PushDropped
+            | ObstacleKind::ApiServerUnreachable => None,
         }
     }
 }

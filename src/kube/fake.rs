@@ -81,7 +81,9 @@ impl FakeApi {
     /// A cluster that asks this server.
     pub(super) fn cluster(&self) -> Cluster {
         let config = kube::Config::new(format!("http://{}", self.address).parse().unwrap());
-        Cluster::of(kube::Client::try_from(config).unwrap())
+        let liveness = Arc::default();
+        let client = super::connect::client(config, &liveness).unwrap();
+        Cluster::with(client, liveness, &crate::config::Kubernetes::default())
     }
 
     fn serve(&self, listener: TcpListener) {

@@ -100,7 +100,7 @@ pub struct PodFacts {
 }
 
 /// What this proxy sees of a target besides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Whether it knows of any pods, ready or not.
     pub pods: bool,
@@ -108,6 +108,8 @@ pub struct Seen {
     pub no_stream_for: Option<Duration>,
     /// How long [`Facts::drops_pushes`] has been so.
     pub dropped_for: Option<Duration>,
+    /// Why the API server is not heard, while it is not.
+    pub api_server: Option<String>,
 }
 
 /// How long KEDA may have no stream before that is said: it opens one within a second after a ScaledObject comes or we
@@ -169,9 +171,12 @@ impl WorkloadFacts {
 
 impl Facts {
     /// What stands in the way of the first endpoint of `route`; of several things that which explains most.
-    pub fn obstacle(&self, route: &RouteKey, seen: Seen) -> Option<Trouble> {
+    pub fn obstacle(&self, route: &RouteKey, seen: &Seen) -> Option<Trouble> {
         let of_scaling = if self.is_at_zero(seen) { self.of_scaling(route, seen) } else { None };
-        of_scaling.into_iter().chain(self.of_pods()).min_by_key(|trouble| rank(trouble.kind))
+        let unheard = seen.api_server.clone();
+        let unheard = unheard.map(|message| Trouble { kind: ObstacleKind::ApiServerUnreachable, message });
+        let all = of_scaling.into_iter().chain(unheard).chain(self.of_pods());
+        all.min_by_key(|trouble| rank(trouble.kind))
     }
 
     /// When what is scaled was raised from zero last; of several workloads, which the first was.
@@ -192,12 +197,12 @@ impl Facts {
     }
 
     /// Whether nothing is asked for, as far as is known.
-    fn is_at_zero(&self, seen: Seen) -> bool {
+    fn is_at_zero(&self, seen: &Seen) -> bool {
         let known: Vec<u32> = self.workloads.iter().filter_map(|workload| workload.replicas).collect();
         if known.is_empty() { !seen.pods } else { known.iter().all(|replicas| *replicas == 0) }
     }
 
-    fn of_scaling(&self, route: &RouteKey, seen: Seen) -> Option<Trouble> {
+    fn of_scaling(&self, route: &RouteKey, seen: &Seen) -> Option<Trouble> {
         if self.scale_by == ScaleBy::Kubernetes {
             let message = self.refused.as_ref()?.to_string();
             return Some(Trouble { kind: ObstacleKind::ScaleRefused, message });
@@ -267,7 +272,7 @@ impl Facts {
     }
 
     /// KEDA does not listen.
-    fn unheard(&self, seen: Seen) -> Option<Trouble> {
+    fn unheard(&self, seen: &Seen) -> Option<Trouble> {
         let scaled = self.scaled_objects.iter().find(|scaled| scaled.is_pushed())?;
         seen.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let Scaled { namespace, name, trigger, not_ready, .. } = scaled;
@@ -283,7 +288,7 @@ impl Facts {
     }
 
     /// KEDA has a stream, and drops what comes on it.
-    fn dropped(&self, seen: Seen) -> Option<Trouble> {
+    fn dropped(&self, seen: &Seen) -> Option<Trouble> {
         seen.dropped_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
         let Scaled { namespace, name, trigger, .. } = self.drops_pushes()?;
         let message = format!(

@@ -1,7 +1,7 @@
 //! An API server for tests, within the process: no socket, so that tests may pause the clock. It lists, watches, gets,
 //! creates and patches whatever objects it is given, and refuses patches of what has changed since it was read.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::{Cluster, session::Clock};
+use crate::config;
 
 /// The server.
 #[derive(Clone, Default)]
@@ -25,7 +26,14 @@ struct Inner {
     version: u64,
     /// By path, such as `/apis/keda.sh/v1alpha1/namespaces/a/scaledobjects/x`.
     objects: BTreeMap<String, Value>,
-    watchers: Vec<Watcher>,
+    /// By when they began. A watch ends when the API server is asked to end it.
+    watchers: BTreeMap<u64, Watcher>,
+    next_watch: u64,
+    /// Those that are told nothing more.
+    silent: Vec<Watcher>,
+    swallowed: usize,
+    /// Every change: version, path, kind and object.
+    history: Vec<(u64, String, &'static str, Value)>,
     /// What pods have printed, and who reads on; by the path of the pod.
     logs: BTreeMap<String, Log>,
     /// Changes that were made through the API: method and path.
@@ -76,11 +84,31 @@ const KINDS: [&str; 12] = [
 
 impl StandIn {
     pub(crate) fn client(&self) -> kube::Client {
-        kube::Client::new(Router::new().fallback(answer).with_state(self.clone()), "default")
+        kube::Client::new(self.router(), "default")
     }
 
     pub(crate) fn cluster(&self) -> Cluster {
-        Cluster::of(self.client())
+        self.cluster_with(&config::Kubernetes::default())
+    }
+
+    pub(crate) fn cluster_with(&self, config: &config::Kubernetes) -> Cluster {
+        Cluster::served_by(self.router(), config)
+    }
+
+    fn router(&self) -> Router {
+        Router::new().fallback(answer).with_state(self.clone())
+    }
+
+    /// Every connection is half open from now on, as far as it has a watch: nothing comes, and it does not end.
+    pub(crate) fn fall_silent(&self) {
+        let mut inner = self.0.lock();
+        let watchers = std::mem::take(&mut inner.watchers);
+        inner.silent.extend(watchers.into_values());
+    }
+
+    /// So many of the next requests get no answer.
+    pub(crate) fn swallow(&self, requests: usize) {
+        self.0.lock().swallowed = requests;
     }
 
     /// Creates or replaces an object, as somebody else would.
@@ -156,6 +184,15 @@ impl StandIn {
 async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Response<Body> {
     let (head, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
+    let is_swallowed = {
+        let swallowed = &mut server.0.lock().swallowed;
+        let is_swallowed = *swallowed > 0;
+        *swallowed = swallowed.saturating_sub(1);
+        is_swallowed
+    };
+    if is_swallowed {
+        std::future::pending::<()>().await;
+    }
     let mut inner = server.0.lock();
     let query = head.uri.query().unwrap_or_default();
     let path = head.uri.path();
@@ -167,7 +204,7 @@ async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Respon
         response = response.header("date", date);
     }
     if query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1") {
-        return response.body(inner.watch(path, query)).unwrap();
+        return response.body(inner.watch(&server, path, query)).unwrap();
     }
     if let Some(pod) = path.strip_suffix("/log").filter(|_| !inner.is_forbidden(&head.method, path)) {
         return response.body(inner.read_log(pod)).unwrap();
@@ -268,18 +305,41 @@ impl Inner {
         Body::from_stream(UnboundedReceiverStream::new(body))
     }
 
-    fn watch(&mut self, collection: &str, query: &str) -> Body {
+    fn watch(&mut self, server: &StandIn, collection: &str, query: &str) -> Body {
         let (events, body) = mpsc::unbounded_channel();
-        self.watchers.push(Watcher { collection: collection.into(), name: selected(query), events });
+        let number =
+            |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.parse::<u64>().ok());
+        let watcher = Watcher { collection: collection.into(), name: selected(query), events };
+        let since = number("resourceVersion=").unwrap_or_default();
+        for (_, path, kind, object) in self.history.iter().filter(|(version, ..)| *version > since) {
+            watcher.tell(path, kind, object);
+        }
+        let end = Duration::from_secs(number("timeoutSeconds=").unwrap_or(290));
+        self.next_watch += 1;
+        let id = self.next_watch;
+        self.watchers.insert(id, watcher);
+        let server = server.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(end).await;
+            server.0.lock().watchers.remove(&id);
+        });
         Body::from_stream(UnboundedReceiverStream::new(body))
     }
 
-    fn tell(&mut self, path: &str, kind: &str, object: &Value) {
+    fn tell(&mut self, path: &str, kind: &'static str, object: &Value) {
+        self.history.push((self.version, path.to_owned(), kind, object.clone()));
+        self.watchers.retain(|_, watcher| watcher.tell(path, kind, object));
+    }
+}
+
+// === impl Watcher ===
+
+impl Watcher {
+    /// Whether somebody still listens.
+    fn tell(&self, path: &str, kind: &str, object: &Value) -> bool {
         let event = json!({ "type": kind, "object": object });
-        self.watchers.retain(|watcher| {
-            !is_in(path, &watcher.collection, watcher.name.as_deref())
-                || watcher.events.send(Ok(format!("{event}\n").into())).is_ok()
-        });
+        !is_in(path, &self.collection, self.name.as_deref())
+            || self.events.send(Ok(format!("{event}\n").into())).is_ok()
     }
 }
 

@@ -49,6 +49,8 @@ enum Hearing {
     /// It has no such kind: its definition is not installed, or not yet.
     Absent,
     Badly,
+    /// The client says so, and when it is over.
+    Lost,
 }
 
 /// What can be listed, and kept as it is known.
@@ -107,6 +109,13 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         }
     }
     text
+}
+
+/// Whether a watch was lost that goes on where it was as soon as the API server is heard again. The client says so, and
+/// when that is: the watch itself says nothing before something changes.
+pub(super) fn is_taken_up_again(error: &watcher::Error) -> bool {
+    use watcher::Error::{WatchFailed, WatchStartFailed};
+    matches!(error, WatchStartFailed(cause) | WatchFailed(cause) if !matches!(cause, kube::Error::Api(_)))
 }
 
 /// Whether the API server says that it has no such kind.
@@ -208,6 +217,7 @@ impl Cluster {
                     let now = match &event {
                         Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => continue,
                         Ok(_) => Hearing::Well,
+                        Err(error) if is_taken_up_again(error) => Hearing::Lost,
                         Err(error) if is_absence(error) => Hearing::Absent,
                         Err(_) => Hearing::Badly,
                     };
@@ -215,10 +225,10 @@ impl Cluster {
                     match event {
                         Ok(event) => {
                             if before != Hearing::Well {
-                                if before == Hearing::Absent {
-                                    tracing::info!(kind, "the cluster has this kind now");
-                                } else {
-                                    tracing::info!(kind, "the cluster is heard again");
+                                match before {
+                                    Hearing::Absent => tracing::info!(kind, "the cluster has this kind now"),
+                                    Hearing::Badly => tracing::info!(kind, "the cluster is heard again"),
+                                    Hearing::Lost | Hearing::Well => {}
                                 }
                                 absent.store(false, Ordering::Relaxed);
                                 *last_failure.lock() = None;
@@ -233,14 +243,20 @@ impl Cluster {
                         // It is tried again with a growing pause; said once, until it changes.
                         Err(_) if before == now => continue,
                         Err(error) => {
-                            if now == Hearing::Absent {
-                                tracing::info!(
+                            let error = chain(&error);
+                            match now {
+                                Hearing::Absent => tracing::info!(
                                     kind,
                                     "the cluster has no such kind; if it comes, it will be seen"
-                                );
-                            } else {
-                                let error = chain(&error);
-                                tracing::warn!(kind, error, "the cluster is not heard: what was known stays");
+                                ),
+                                Hearing::Badly => {
+                                    tracing::warn!(
+                                        kind,
+                                        error,
+                                        "the cluster is not heard: what was known stays"
+                                    );
+                                }
+                                Hearing::Lost | Hearing::Well => {}
                             }
                             absent.store(now == Hearing::Absent, Ordering::Relaxed);
                             *last_failure.lock() =

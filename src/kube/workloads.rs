@@ -18,7 +18,7 @@ use super::{
     own_pods::OwnPods,
     reasons::WorkloadFacts,
     starts::{CONTROL_PLANE, stamp},
-    watch::{Pauses, chain},
+    watch::{Pauses, chain, is_taken_up_again},
 };
 use crate::{domain::Workload, state::Seen};
 
@@ -107,7 +107,7 @@ async fn follow(
                     }
                 }
                 // It is tried again with a growing pause; said once, until it goes well.
-                Some(Err(error)) if !failing => {
+                Some(Err(error)) if !failing && !is_taken_up_again(&error) => {
                     failing = true;
                     let error = chain(&error);
                     tracing::warn!(workload = %workload.full_name(), error, "the workload is not heard of");

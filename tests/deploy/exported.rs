@@ -158,6 +158,7 @@ impl View for InCluster {
         Some(ClusterCounts {
             routes: vec![("ModelRoute", "Accepted", 1)],
             status_writes: vec![("written", 1)],
+            watches: (1, 0, 0),
         })
     }
 }

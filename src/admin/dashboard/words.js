@@ -40,6 +40,12 @@ const OBSTACLES = {
   quota: 'The pod is refused',
   out_of_memory: 'Out of memory',
   scale_refused: 'It cannot be scaled',
+  api_server_unreachable: 'The Kubernetes API server is not heard',
+  no_service: 'The Service or its port is missing',
+  no_pods_selected: 'The Service selects none of its pods',
+  port_refused: 'Nothing listens where the Service leads to',
+  volume: 'A volume cannot be mounted',
+  not_ready: 'The pod does not get ready',
 };
 
 const plain = (name) => String(name).replaceAll('_', ' ');

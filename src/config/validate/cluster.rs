@@ -87,7 +87,7 @@ impl Checker<'_> {
                 }
             }
         }
-        let FailureGrace { image_pull, crash_loop, unschedulable, quota, out_of_memory } =
+        let FailureGrace { image_pull, crash_loop, unschedulable, quota, out_of_memory, volume, service } =
             route.failure_grace;
         let path = path.key("failureGrace");
         for (key, period) in [
@@ -96,6 +96,8 @@ impl Checker<'_> {
             ("unschedulable", unschedulable),
             ("quota", quota),
             ("outOfMemory", out_of_memory),
+            ("volume", volume),
+            ("service", service),
         ] {
             self.at_most_a_month(&path.key(key), period);
         }

@@ -66,12 +66,12 @@ impl Stage {
     async fn says(&mut self, route: &str, kind: Option<ObstacleKind>) -> String {
         let key = RouteKey::from(route);
         let waiting = self.facts.wait_for(|facts| {
-            let obstacle = facts.get(&key).and_then(|facts| facts.obstacle(&key, Seen::default()));
+            let obstacle = facts.get(&key).and_then(|facts| facts.obstacle(&key, &Seen::default()));
             facts.contains_key(&key) && obstacle.map(|trouble| trouble.kind) == kind
         });
         let facts = tokio::time::timeout(Duration::from_secs(60), waiting).await;
         let facts = facts.unwrap_or_else(|_| panic!("not {kind:?} of {route}")).unwrap();
-        facts[&key].obstacle(&key, Seen::default()).map(|trouble| trouble.message).unwrap_or_default()
+        facts[&key].obstacle(&key, &Seen::default()).map(|trouble| trouble.message).unwrap_or_default()
     }
 }
 
@@ -137,7 +137,9 @@ fn who_scales_a_url_may_be_anything() {
     let to_pods = route("team-a/chat");
     let to_url = Route { target: Target::Url("http://vllm:8000".into()), ..to_pods.clone() };
     let obstacle = |route: &Route| {
-        of_scaling(route, &[], Keda::Known).obstacle(&route.name, Seen::default()).map(|trouble| trouble.kind)
+        of_scaling(route, &[], Keda::Known)
+            .obstacle(&route.name, &Seen::default())
+            .map(|trouble| trouble.kind)
     };
     assert_eq!((obstacle(&to_pods), obstacle(&to_url)), (Some(ObstacleKind::NoScaledObject), None));
 }

@@ -50,7 +50,7 @@ fn facts(scaled_objects: Vec<Scaled>, workloads: Vec<WorkloadFacts>) -> Facts {
 }
 
 fn says(facts: &Facts, seen: Seen) -> Option<(ObstacleKind, String)> {
-    facts.obstacle(&RouteKey::from(ROUTE), seen).map(|trouble| (trouble.kind, trouble.message))
+    facts.obstacle(&RouteKey::from(ROUTE), &seen).map(|trouble| (trouble.kind, trouble.message))
 }
 
 fn kind(facts: &Facts) -> Option<ObstacleKind> {

@@ -20,7 +20,7 @@ impl Followed {
     fn new(api: &StandIn, kubernetes: Kubernetes) -> Self {
         let (file, of_file) = watch::channel(Arc::default());
         let config = Config { kubernetes: Some(kubernetes.clone()), ..Config::default() };
-        let (objects, routes) = Cluster::with(api.client(), &kubernetes).routes(config, of_file);
+        let (objects, routes) = api.cluster_with(&kubernetes).routes(config, of_file);
         Self { api: api.clone(), file, objects, routes }
     }
 

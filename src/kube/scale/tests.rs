@@ -107,7 +107,7 @@ async fn a_missing_right_names_the_value_of_the_chart() {
 #[tokio::test(start_paused = true)]
 async fn an_api_server_that_has_vanished_is_not_waited_for() {
     let silent = axum::Router::new().fallback(std::future::pending::<axum::http::StatusCode>);
-    let cluster = Cluster::of(kube::Client::new(silent, "default"));
+    let cluster = Cluster::served_by(silent, &crate::config::Kubernetes::default());
     let direct = DirectScale::new(cluster, watch::Sender::new(ScaledObjects::Absent).subscribe());
     let start = tokio::time::Instant::now();
     let late = Err(ScaleError::Unavailable("no answer within 10 s".into()));

@@ -24,7 +24,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::kube::{
     Cluster,
-    watch::{Pauses, chain},
+    watch::{Pauses, chain, is_taken_up_again},
 };
 
 /// The one watch of nodes, as long as somebody wants it.
@@ -124,6 +124,7 @@ async fn follow(
                 }
                 return;
             }
+            Err(error) if is_taken_up_again(&error) => continue,
             // It is tried again with a growing pause; said once, until it goes well.
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {

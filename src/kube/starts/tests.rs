@@ -33,7 +33,7 @@ impl Stage {
         );
         before(&server);
         let config = config::Kubernetes { pod_logs: true, ..config::Kubernetes::default() };
-        let cluster = Cluster::with(server.client(), &config);
+        let cluster = server.cluster_with(&config);
         let target = ClusterTarget {
             namespace: "ml".into(),
             source: EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) },

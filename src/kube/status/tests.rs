@@ -31,7 +31,7 @@ impl Replica {
     fn new(api: &StandIn) -> Self {
         let (file, of_file) = watch::channel(Arc::default());
         let kubernetes = Kubernetes::default();
-        let cluster = Cluster::with(api.client(), &kubernetes);
+        let cluster = api.cluster_with(&kubernetes);
         let config = Config { kubernetes: Some(kubernetes), ..Config::default() };
         let (objects, routes) = cluster.routes(config, of_file);
         let (reports, of_gates) = watch::channel(Arc::default());

@@ -1,0 +1,164 @@
+//! An API server whose connections go half open.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::watcher;
+use serde_json::{Value, json};
+use tokio::time::{advance, sleep};
+
+use super::*;
+use crate::kube::{Cluster, Watched, stand_in::StandIn};
+
+const PODS: &str = "/api/v1/namespaces/ml/pods";
+
+fn pod(name: &str) -> Value {
+    json!({ "metadata": { "name": name, "namespace": "ml" }, "spec": { "containers": [] } })
+}
+
+struct Stage {
+    server: StandIn,
+    cluster: Cluster,
+    pods: Watched<Pod>,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let server = StandIn::default();
+        let cluster = server.cluster();
+        let pods = cluster.watch_in::<Pod>(vec![cluster.api("ml")], watcher::Config::default(), |_| {});
+        let mut stage = Self { server, cluster, pods };
+        stage.put("a").await;
+        stage
+    }
+
+    /// Puts a pod, and says how long it took until that was heard of.
+    async fn put(&mut self, name: &str) -> Duration {
+        let began = Instant::now();
+        self.server.put(&format!("{PODS}/{name}"), pod(name));
+        while self.pods.get("ml", name).is_none() {
+            self.pods.changed().await;
+        }
+        began.elapsed()
+    }
+
+    /// Open watches, losses, and what is lost now.
+    fn counts(&self) -> (usize, u64, usize) {
+        self.cluster.liveness().counts()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_open_watch_is_replaced_within_30_s() {
+    let mut stage = Stage::new().await;
+    stage.server.fall_silent();
+    let took = stage.put("b").await;
+    // 20 s that a watch lasts, up to 4 by chance, 3 of margin; then a pause of 0.2 to 0.4 s.
+    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(28), "{took:?}");
+    assert_eq!(stage.counts(), (1, 1, 0));
+    assert!(stage.put("c").await < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_open_connection_of_the_next_try_is_given_up_too() {
+    let mut stage = Stage::new().await;
+    stage.server.fall_silent();
+    stage.server.swallow(1);
+    let took = stage.put("b").await;
+    assert!(took < Duration::from_secs(39), "{took:?}: 27, 10 for a head that does not come, and two pauses");
+    assert_eq!(stage.counts(), (1, 1, 0), "it was lost once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn quiet_watches_are_not_lost() {
+    let mut stage = Stage::new().await;
+    for _ in 0..60 {
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(stage.cluster.liveness().trouble(Some("ml")), None);
+    }
+    assert_eq!(stage.counts().1, 0, "an hour without a change");
+    assert!(stage.put("b").await < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_watch_is_told_of_where_it_matters() {
+    let mut stage = Stage::new().await;
+    stage.server.fall_silent();
+    stage.server.swallow(usize::MAX);
+    let trouble = |stage: &Stage, namespace| stage.cluster.liveness().trouble(namespace);
+    let began = Instant::now();
+    while trouble(&stage, Some("ml")).is_none() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(34), "{:?}: 28, and it has lasted 5", began.elapsed());
+    let told = trouble(&stage, Some("ml")).unwrap();
+    assert!(told.contains("Changes of pods") && told.contains("has sent nothing for"), "{told}");
+    assert_eq!((trouble(&stage, Some("other")), stage.counts()), (None, (0, 1, 1)));
+    stage.server.swallow(0);
+    stage.put("b").await;
+    assert_eq!((trouble(&stage, Some("ml")), stage.counts()), (None, (1, 1, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn watch_that_nobody_wants_any_more_is_forgotten() {
+    let stage = Stage::new().await;
+    stage.server.fall_silent();
+    stage.server.swallow(usize::MAX);
+    sleep(Duration::from_secs(35)).await;
+    let Stage { cluster, pods, server: _server } = stage;
+    assert!(cluster.liveness().trouble(None).is_some());
+    drop(pods);
+    sleep(FORGOTTEN).await;
+    assert_eq!((cluster.liveness().trouble(None), cluster.liveness().counts().2), (None, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_that_stops_halfway_is_given_up_unless_it_is_a_log() {
+    use futures_util::AsyncBufReadExt as _;
+    let stage = Stage::new().await;
+    stage.server.swallow(1);
+    let began = Instant::now();
+    let listed = stage.cluster.api::<Pod>("ml").list(&<_>::default()).await;
+    let error = super::super::watch::chain(&listed.unwrap_err());
+    assert!(error.contains("did not answer within 30s"), "{error}");
+    assert_eq!(began.elapsed().as_secs(), 30);
+    let follow = kube::api::LogParams { follow: true, ..Default::default() };
+    let mut log = std::pin::pin!(stage.cluster.api::<Pod>("ml").log_stream("a", &follow).await.unwrap());
+    let waits = tokio::time::timeout(Duration::from_secs(3600), log.fill_buf());
+    assert!(waits.await.is_err(), "it may load for an hour and print nothing");
+}
+
+#[test]
+fn watches_last_longer_the_more_there_are() {
+    let liveness = Arc::<Liveness>::default();
+    let lasts = |open: usize| {
+        liveness.open.store(open, Ordering::Relaxed);
+        liveness.watch_secs()
+    };
+    for _ in 0..100 {
+        assert!((20..25).contains(&lasts(1)) && (20..25).contains(&lasts(100)));
+        assert!((200..205).contains(&lasts(1000)), "five a second begin again");
+        assert!((285..=290).contains(&lasts(100_000)));
+    }
+    let uri: Uri = "/api/v1/pods?&watch=true&timeoutSeconds=290&allowWatchBookmarks=true".parse().unwrap();
+    let uri = with_timeout(&uri, 20).unwrap();
+    assert_eq!(uri, "/api/v1/pods?&watch=true&allowWatchBookmarks=true&timeoutSeconds=20");
+}
+
+#[tokio::test(start_paused = true)]
+async fn busy_watch_is_not_cut_at_its_end() {
+    use http_body_util::BodyExt as _;
+    let (frames, body) = tokio::sync::mpsc::unbounded_channel();
+    let body = tokio_stream::wrappers::UnboundedReceiverStream::new(body);
+    let body = http_body_util::StreamBody::new(body);
+    let bound = Some(Bound::new(Instant::now() + Duration::from_secs(23), MARGIN));
+    let mut body = LivelyBody { inner: Some(Box::pin(body)), bound, watch: None };
+    for _ in 0..30 {
+        advance(Duration::from_secs(1)).await;
+        frames.send(Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"{}")))).unwrap();
+        assert!(body.frame().await.unwrap().is_ok());
+    }
+    let last = Instant::now();
+    assert!(body.frame().await.unwrap().is_err());
+    assert_eq!((last.elapsed(), body.frame().await.is_none()), (MARGIN, true));
+}
