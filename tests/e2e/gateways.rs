@@ -213,6 +213,29 @@ async fn a_request_that_is_told_not_yet_keeps_its_deadline_and_its_heartbeats() 
 }
 
 #[tokio::test]
+async fn a_url_that_says_not_yet_is_held_and_the_record_tells() {
+    let mut dynamo = Upstream::cold().await;
+    let proxy = Proxy::tiny(&dynamo.url(), "").await;
+    let mut client = proxy.sent(chat("patient")).await;
+    proxy.starting().await;
+    dynamo.wake();
+    for _ in 0..2 {
+        let mut call = dynamo.call().await;
+        assert_eq!(call.text().await, "patient");
+        let body = r#"{"message":"Model not found","type":"Not Found","code":404}"#;
+        call.finish(answer("404 Not Found", &[], body)).await;
+    }
+    dynamo.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "patient");
+    let records = proxy.admin("/api/v1/cold-starts?route=tiny").await.json();
+    let record = &records["cold_starts"][0];
+    let phases: Vec<_> =
+        record["phases"].as_array().unwrap().iter().map(|phase| phase["name"].as_str().unwrap()).collect();
+    assert_eq!(phases, ["signal", "load", "propagate", "dispatch", "first_byte"], "{record}");
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
 async fn a_url_that_lost_its_server_is_held_again() {
     // nginx in front of one server, which is killed once it has answered: its page, and what it is without one.
     let page = "<html><body><h1>502 Bad Gateway</h1></body></html>";
