@@ -293,7 +293,7 @@ impl Gate {
         // The record first, so that who is told finds it.
         self.cold_starts.failed(obstacle.message.clone(), Vec::new());
         self.demand.settle();
-        self.queue.release_all(|| Released::Failed(obstacle.message.clone(), MAX_RETRY_AFTER));
+        self.queue.release_all(|| Released::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
     }
 
     fn try_permit(self: &Arc<Self>) -> Option<Permit> {
@@ -492,7 +492,7 @@ mod tests {
         gate.cold_starts().begin(tokio::time::Instant::now(), 1);
         gate.target().set_obstacle(paused());
         let Released::Failed(reason, retry_after) = held.released().await else { panic!("not told") };
-        assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", MAX_RETRY_AFTER));
+        assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", Some(MAX_RETRY_AFTER)));
         assert!(!gate.demand().is_leased());
         assert!(gate.cold_starts().phase().is_none(), "the cold start is over");
         // The endpoint that kept others waiting goes away under the pause.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use thiserror::Error;
+use tonic::Code;
 
 use crate::domain::{ByteCount, Period, RouteKey};
 
@@ -117,8 +118,13 @@ pub enum ProxyError {
         reason: Option<Arc<str>>,
         retry_after: Option<Duration>,
     },
-    #[error("`{route}` could not be started: {reason}")]
-    ColdStartFailed { route: RouteKey, reason: Arc<str>, retry_after: Option<Duration> },
+    #[error("`{route}` could not be started{}: {reason}", again(*.retry_after))]
+    ColdStartFailed {
+        route: RouteKey,
+        reason: Arc<str>,
+        /// `None`: the start before failed for the same reason.
+        retry_after: Option<Duration>,
+    },
     #[error("`{route}` failed: {reason}")]
     UpstreamError { route: RouteKey, reason: String },
     /// Of a route that serves anything, which tells the two apart as gateways do.
@@ -137,6 +143,10 @@ pub struct Answer {
     pub status: StatusCode,
     /// OpenAI's `error.type`.
     pub kind: &'static str,
+    /// Anthropic's `error.type`.
+    pub anthropic: &'static str,
+    /// gRPC's status.
+    pub grpc: Code,
     /// OpenAI's `error.code`.
     pub code: &'static str,
     /// `x-should-retry`: what the SDKs should do, where their default would be wrong.
@@ -200,30 +210,49 @@ impl Refusal {
     /// How it is answered; the code is also its name in metrics and logs.
     pub const fn answer(self) -> Answer {
         use Blame::{Client, Us};
+        use Code::{
+            FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unimplemented,
+        };
+        // OpenAI's type, Anthropic's type, gRPC's status; gRPC's clients retry `Unavailable`.
+        const REQUEST: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        const RATE: &str = "rate_limit_error";
+        const NONE: &str = "not_found_error";
+        const LARGE: &str = "request_too_large";
+        const BUSY: &str = "overloaded_error";
+        const API: &str = "api_error";
         match self {
-            Self::UnknownPath => answer(404, "invalid_request_error", "unknown_path", Some(false), Client),
+            Self::UnknownPath => {
+                answer(404, "unknown_path", [REQUEST, NONE], Unimplemented, Some(false), Client)
+            }
             Self::MethodNotAllowed => {
-                answer(405, "invalid_request_error", "method_not_allowed", Some(false), Client)
+                answer(405, "method_not_allowed", [REQUEST, REQUEST], Unimplemented, Some(false), Client)
             }
             Self::ModelNotFound => {
-                answer(404, "invalid_request_error", "model_not_found", Some(false), Client)
+                answer(404, "model_not_found", [REQUEST, NONE], NotFound, Some(false), Client)
             }
             Self::InvalidRequest => {
-                answer(400, "invalid_request_error", "invalid_request", Some(false), Client)
+                answer(400, "invalid_request", [REQUEST, REQUEST], InvalidArgument, Some(false), Client)
             }
             Self::UnsupportedEncoding => {
-                answer(415, "invalid_request_error", "unsupported_encoding", Some(false), Client)
+                answer(415, "unsupported_encoding", [REQUEST, REQUEST], InvalidArgument, Some(false), Client)
             }
             Self::RequestTooLarge => {
-                answer(413, "invalid_request_error", "request_too_large", Some(false), Client)
+                answer(413, "request_too_large", [REQUEST, LARGE], ResourceExhausted, Some(false), Client)
             }
-            Self::RequestTimeout => answer(408, "invalid_request_error", "request_timeout", None, Client),
-            Self::HoldQueueFull => answer(503, "server_error", "hold_queue_full", Some(true), Us),
-            Self::Saturated => answer(429, "rate_limit_error", "saturated", Some(true), Us),
-            Self::NoWait => answer(503, "server_error", "no_wait", Some(true), Client),
+            Self::RequestTimeout => {
+                answer(408, "request_timeout", [REQUEST, REQUEST], InvalidArgument, None, Client)
+            }
+            Self::HoldQueueFull => {
+                answer(503, "hold_queue_full", [SERVER, BUSY], Unavailable, Some(true), Us)
+            }
+            Self::Saturated => answer(429, "saturated", [RATE, RATE], Unavailable, Some(true), Us),
+            Self::NoWait => answer(503, "no_wait", [SERVER, BUSY], Unavailable, Some(true), Client),
             // Somebody has to resume it first: the SDKs would retry in vain.
-            Self::AutoscalingPaused => answer(503, "server_error", "autoscaling_paused", Some(false), Us),
-            Self::Draining => answer(503, "server_error", "draining", Some(true), Us),
+            Self::AutoscalingPaused => {
+                answer(503, "autoscaling_paused", [SERVER, API], FailedPrecondition, Some(false), Us)
+            }
+            Self::Draining => answer(503, "draining", [SERVER, BUSY], Unavailable, Some(true), Us),
         }
     }
 }
@@ -257,22 +286,32 @@ impl ProxyError {
     /// The one mapping of errors to answers.
     pub const fn answer(&self) -> Answer {
         use Blame::{Upstream, Us};
-        if let Self::UpstreamTimeout { .. } = self {
-            return answer(504, "server_error", "upstream_timeout", Some(false), Upstream);
+        use Code::{DeadlineExceeded, FailedPrecondition, Internal, Unavailable};
+        const API: [&str; 2] = ["server_error", "api_error"];
+        const TIMEOUT: [&str; 2] = ["server_error", "timeout_error"];
+        match self {
+            Self::UpstreamTimeout { .. } => {
+                return answer(504, "upstream_timeout", TIMEOUT, DeadlineExceeded, Some(false), Upstream);
+            }
+            // What failed twice in the same way will fail again: somebody has to mend it first.
+            Self::ColdStartFailed { retry_after: None, .. } => {
+                return answer(503, "cold_start_failed", API, FailedPrecondition, Some(false), Upstream);
+            }
+            _ => {}
         }
         match self.ending() {
             Err(refusal) => refusal.answer(),
             Ok(Outcome::ColdStartTimeout) => {
-                answer(504, "server_error", "cold_start_timeout", Some(true), Upstream)
+                answer(504, "cold_start_timeout", TIMEOUT, Unavailable, Some(true), Upstream)
             }
             // Its Retry-After is the back-off of the start; whether a retry helps, the SDK's default may decide.
-            Ok(Outcome::ColdStartFailed) => answer(503, "server_error", "cold_start_failed", None, Upstream),
-            // It reached a server, perhaps twice: a request that crashes servers must not be sent round again.
-            Ok(Outcome::UpstreamError) => {
-                answer(502, "server_error", "upstream_error", Some(false), Upstream)
+            Ok(Outcome::ColdStartFailed) => {
+                answer(503, "cold_start_failed", API, Unavailable, None, Upstream)
             }
+            // It reached a server, perhaps twice: a request that crashes servers must not be sent round again.
+            Ok(Outcome::UpstreamError) => answer(502, "upstream_error", API, Internal, Some(false), Upstream),
             Ok(Outcome::Draining) => Refusal::Draining.answer(),
-            Ok(_) => answer(500, "server_error", "internal", None, Us),
+            Ok(_) => answer(500, "internal", API, Internal, None, Us),
         }
     }
 
@@ -282,8 +321,8 @@ impl ProxyError {
         let wait = match self {
             Self::HoldQueueFull { retry_after, .. }
             | Self::NoWait { retry_after, .. }
-            | Self::ColdStartTimeout { retry_after, .. }
-            | Self::ColdStartFailed { retry_after, .. } => retry_after.unwrap_or(DEFAULT),
+            | Self::ColdStartTimeout { retry_after, .. } => retry_after.unwrap_or(DEFAULT),
+            Self::ColdStartFailed { retry_after, .. } => (*retry_after)?,
             Self::Saturated { .. } | Self::BuffersFull(_) | Self::Draining { .. } => Duration::from_secs(1),
             _ => return None,
         };
@@ -313,13 +352,34 @@ fn because(reason: Option<&str>) -> String {
     reason.map(|reason| format!(" {reason}")).unwrap_or_default()
 }
 
+/// What is added to the text of a start that failed as the one before did.
+const fn again(retry_after: Option<Duration>) -> &'static str {
+    if retry_after.is_none() { ", twice for the same reason" } else { "" }
+}
+
+/// The type of an error in Anthropic's API that came from a model server as this status.
+pub const fn anthropic_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 | 529 => "overloaded_error",
+        504 => "timeout_error",
+        400..500 => "invalid_request_error",
+        _ => "api_error",
+    }
+}
+
 const fn answer(
     status: u16,
-    kind: &'static str,
     code: &'static str,
+    [kind, anthropic]: [&'static str; 2],
+    grpc: Code,
     should_retry: Option<bool>,
     blame: Blame,
 ) -> Answer {
     let Ok(status) = StatusCode::from_u16(status) else { panic!("an HTTP status") };
-    Answer { status, kind, code, should_retry, blame }
+    Answer { status, kind, anthropic, grpc, code, should_retry, blame }
 }

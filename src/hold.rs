@@ -56,8 +56,8 @@ struct Order {
 pub enum Released<P> {
     /// It may be dispatched.
     Dispatch(P),
-    /// What it waits for will not come; the time is until the next try.
-    Failed(Arc<str>, Duration),
+    /// What it waits for will not come; the time is until the next try, `None` if that would fail in the same way.
+    Failed(Arc<str>, Option<Duration>),
     /// We are about to stop.
     Draining,
 }

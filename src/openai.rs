@@ -2,6 +2,7 @@
 //! token, patience.
 
 mod api;
+mod dialect;
 mod open_event;
 mod origin;
 mod patience;
@@ -10,12 +11,10 @@ mod token;
 mod wire;
 
 pub use api::{Api, Shape};
+pub use dialect::Dialect;
 pub use open_event::OpenEvent;
 pub use origin::{is_model_error, may_have_run, says_no_endpoint};
 pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
 pub use token::{FirstToken, is_event_stream};
-pub use wire::{
-    DONE, MADE_UP_OWNER, empty_chunk, error_body, error_event, model_entry, model_list, sse_comment,
-    sse_data, upstream_error_event,
-};
+pub use wire::{DONE, MADE_UP_OWNER, empty_chunk, model_entry, model_list, sse_comment, sse_data};

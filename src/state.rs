@@ -1,6 +1,7 @@
 //! Snapshots of a target: published by whoever watches it (launcher, prober, Kubernetes), read by the request path.
 
 mod discovery;
+mod failure;
 mod front;
 mod models;
 mod obstacle;
@@ -19,6 +20,8 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Protocol};
+pub use failure::Cause;
+use failure::LastFailure;
 pub use front::{Front, FrontKind};
 pub use models::{ListedModels, Listing};
 pub use obstacle::Obstacle;
@@ -60,6 +63,7 @@ pub struct TargetState {
     status: Mutex<Status>,
     /// What stands in the way, if it is down.
     obstacle: watch::Sender<Option<Arc<Obstacle>>>,
+    last_failure: LastFailure,
     models: ListedModels,
     on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
 }
@@ -91,8 +95,9 @@ pub enum Change {
     Obstacle,
     /// It stands elsewhere.
     Status,
-    /// The activation has failed: who waits for it need not wait on. The time is until the next try.
-    Failed(Arc<str>, Duration),
+    /// The activation has failed: who waits for it need not wait on. The time is until the next try; `None`: that would
+    /// fail in the same way.
+    Failed(Arc<str>, Option<Duration>),
 }
 
 // === impl Endpoint ===
@@ -306,6 +311,7 @@ impl Default for TargetState {
             endpoints: ArcSwap::default(),
             status: Mutex::default(),
             obstacle: watch::Sender::default(),
+            last_failure: LastFailure::default(),
             models: ListedModels::default(),
             on_change: OnceLock::new(),
         }
@@ -365,6 +371,7 @@ impl TargetState {
             None => endpoint.ramp.resume(endpoint.in_flight(), endpoint.most()),
         }
         endpoint.ready.store(true, Ordering::SeqCst);
+        self.last_failure.forget();
         self.set_status(Status::Ready);
         self.tell(Change::Room);
     }
@@ -402,8 +409,9 @@ impl TargetState {
 
     /// The activation has failed; the next try comes after `retry_after`. Who waited is told the reason and the last
     /// lines that the target printed; everybody else reads them in the record.
-    pub fn failed(&self, reason: Arc<str>, last_lines: &[String], retry_after: Duration) {
+    pub fn failed(&self, reason: Arc<str>, last_lines: &[String], cause: Cause, retry_after: Duration) {
         const TOLD: usize = 10;
+        let retry_after = (!self.last_failure.record(&reason, cause)).then_some(retry_after);
         self.set_status(Status::Failed(reason.clone()));
         let told = match &last_lines[last_lines.len().saturating_sub(TOLD)..] {
             [] => reason,

@@ -25,7 +25,7 @@ use anteroom::{
     },
     error::{Outcome, Refusal},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
-    state::{Endpoint, Status},
+    state::{Cause, Endpoint, Status},
     telemetry::StaticKind,
     upstream::{Dial, Dialer, Dialing, Io},
 };
@@ -342,7 +342,12 @@ impl World {
                 Step::Fail => {
                     *up.borrow_mut() = false;
                     self.endpoint.retire();
-                    self.gate.target().failed("it does not start".into(), &[], Duration::from_secs(1));
+                    self.gate.target().failed(
+                        "it does not start".into(),
+                        &[],
+                        Cause::Lasting,
+                        Duration::from_secs(1),
+                    );
                     self.gate.demand().settle();
                 }
                 Step::Behave(behaviour) => self.server.behaviour.store(behaviour as u8, Ordering::Relaxed),

@@ -11,6 +11,8 @@ mod bad_input;
 mod cluster;
 #[path = "e2e/dashboard.rs"]
 mod dashboard;
+#[path = "e2e/dialects.rs"]
+mod dialects;
 #[path = "e2e/drain.rs"]
 mod drain;
 #[path = "e2e/errors.rs"]

@@ -1,6 +1,6 @@
 //! Server-sent events: where the first token is, and what we put between and behind events of others.
 
-use anteroom::openai::{FirstToken, OpenEvent, sse_comment, sse_data, upstream_error_event};
+use anteroom::openai::{Dialect, FirstToken, OpenEvent, sse_comment, sse_data};
 use http::StatusCode;
 
 use super::cuts;
@@ -73,10 +73,12 @@ fn what_we_write_is_read_as_it_was_meant(text: &[u8]) {
     assert_eq!(events.len(), 1);
     assert_eq!(lines(&events[0].data), lines(text));
     assert_eq!(open, None);
-    let (events, open) = read(&upstream_error_event(StatusCode::BAD_GATEWAY, text));
-    assert_eq!((events.len(), open), (1, None));
-    let error: serde_json::Value = serde_json::from_slice(&events[0].data).expect("JSON");
-    assert!(error.get("error").is_some(), "{error}");
+    for (dialect, count) in [(Dialect::OpenAi, 1), (Dialect::Anthropic, 1), (Dialect::Responses, 2)] {
+        let (events, open) = read(&dialect.upstream_error_event(StatusCode::BAD_GATEWAY, text, "id"));
+        assert_eq!((events.len(), open), (count, None));
+        let error: serde_json::Value = serde_json::from_slice(&events[0].data).expect("JSON");
+        assert!(error.get("error").is_some(), "{error}");
+    }
 }
 
 struct Event {

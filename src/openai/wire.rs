@@ -1,4 +1,4 @@
-//! Bodies and events in OpenAI's shapes.
+//! Bodies and events in OpenAI's shapes, but for errors.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,45 +6,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Shape;
-use crate::error::ProxyError;
 
 /// The last event of a stream of chunks.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
-
-/// `{"error":{"message","type","param","code"}}`.
-pub fn error_body(error: &ProxyError) -> Bytes {
-    let answer = error.answer();
-    let body = json!({
-        "error": {
-            "message": error.to_string(),
-            "type": answer.kind,
-            "param": error.param(),
-            "code": answer.code,
-        }
-    });
-    body.to_string().into()
-}
-
-/// An error inside a stream whose head has gone out. The SDKs raise it as an `APIError`.
-pub fn error_event(error: &ProxyError) -> Bytes {
-    sse_data(&error_body(error))
-}
-
-/// An error answer of the model server, inside a stream whose head has gone out.
-pub fn upstream_error_event(status: http::StatusCode, body: &[u8]) -> Bytes {
-    let body = match serde_json::from_slice::<Value>(body) {
-        Ok(value @ Value::Object(_)) if value.get("error").is_some() => value,
-        _ => json!({
-            "error": {
-                "message": String::from_utf8_lossy(body),
-                "type": if status.is_client_error() { "invalid_request_error" } else { "server_error" },
-                "param": null,
-                "code": status.as_u16().to_string(),
-            }
-        }),
-    };
-    sse_data(body.to_string().as_bytes())
-}
 
 /// One event. What has more than one line, as JSON that was laid out for people, becomes as many lines of data.
 pub fn sse_data(data: &[u8]) -> Bytes {

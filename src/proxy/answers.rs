@@ -7,20 +7,22 @@ use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{ALLOW, CONTENT_TYPE, RETRY_AFTER},
 };
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use super::{
     body::Body,
     exchange::Exchange,
     forward::{COLD_START, KEDA_COLD_START, REQUEST_ID},
 };
-use crate::{coldstart::Phase, error::ProxyError, openai};
+use crate::{coldstart::Phase, error::ProxyError, openai::Dialect};
 
 pub(super) const SERVER_TIMING: &str = "server-timing";
 
 /// Ends an admitted request with an error.
 pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body> {
     exchange.fail(error);
-    error_response(error, exchange.request_id.clone(), |body| Body::ending(body, exchange))
+    let (dialect, id) = (exchange.dialect, exchange.request_id.clone());
+    error_response(error, dialect, id, |body| Body::ending(body, exchange))
 }
 
 /// What a client that waited is told: how long it was held, and what for.
@@ -73,15 +75,21 @@ pub(super) fn json_response(status: StatusCode, body: Body) -> Response<Body> {
     response
 }
 
-/// An error as its table says. `body` makes the body of what it says.
+/// An error as its table says, in the shape of the API that the request speaks. `body` makes the body of what it says.
 pub(super) fn error_response(
     error: &ProxyError,
+    dialect: Dialect,
     request_id: HeaderValue,
     body: impl FnOnce(Bytes) -> Body,
 ) -> Response<Body> {
     let answer = error.answer();
-    let mut response = json_response(answer.status, body(openai::error_body(error)));
+    let bytes = dialect.error_body(error, request_id.to_str().unwrap_or_default());
+    let mut response = json_response(answer.status, body(bytes));
     let headers = response.headers_mut();
+    if dialect == Dialect::Anthropic {
+        // What its SDKs show as the request's id.
+        headers.insert("request-id", request_id.clone());
+    }
     headers.insert(REQUEST_ID, request_id);
     if let Some(wait) = error.retry_after() {
         headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64));
@@ -92,7 +100,34 @@ pub(super) fn error_response(
     if let ProxyError::MethodNotAllowed { allowed, .. } = error {
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
+    if dialect == Dialect::Grpc {
+        grpc_trailers(headers, error);
+        *response.status_mut() = StatusCode::OK;
+    }
     response
+}
+
+/// Makes the head of an error into one that is all of an answer of gRPC (its HTTP/2 mapping: "Trailers-Only"), with the
+/// wait before a retry (gRFC A6; less than nothing forbids one).
+fn grpc_trailers(headers: &mut HeaderMap, error: &ProxyError) {
+    /// Some clients take no more than 8 KiB of headers.
+    const MAX_MESSAGE_CHARS: usize = 500;
+    /// What stands for itself: printable ASCII but for the percent sign.
+    const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+    let answer = error.answer();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(answer.grpc as i32));
+    let message: String = error.to_string().chars().take(MAX_MESSAGE_CHARS).collect();
+    if let Ok(message) = utf8_percent_encode(&message, ESCAPED).to_string().parse() {
+        headers.insert("grpc-message", message);
+    }
+    let pushback = match error.retry_after() {
+        Some(wait) => i32::try_from(wait.as_millis()).ok(),
+        None => (answer.should_retry == Some(false)).then_some(-1),
+    };
+    if let Some(pushback) = pushback {
+        headers.insert("grpc-retry-pushback-ms", HeaderValue::from(pushback));
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::{
     error::{Outcome, ProxyError},
     history::{Arrival, Asked, Ending, Event, Story, Why},
     hold::Ticket,
-    openai::Scan,
+    openai::{Dialect, Scan},
     telemetry::HoldEnd,
 };
 
@@ -33,6 +33,8 @@ pub struct Exchange {
     shared: Arc<Shared>,
     /// For the log, here and at the endpoint.
     pub request_id: HeaderValue,
+    /// The shape of its errors.
+    pub dialect: Dialect,
     started: Instant,
     outcome: Option<Outcome>,
     status: u16,
@@ -63,6 +65,7 @@ impl Exchange {
         under_way: UnderWay,
         shared: Arc<Shared>,
         request_id: HeaderValue,
+        dialect: Dialect,
         started: Instant,
         trace: Slot,
     ) -> Self {
@@ -71,6 +74,7 @@ impl Exchange {
             under_way,
             shared,
             request_id,
+            dialect,
             started,
             outcome: None,
             status: NO_ANSWER,

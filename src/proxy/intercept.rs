@@ -133,7 +133,7 @@ impl Proxy {
             return Ok(static_response(&fixed.answer, &head, Body::full).into());
         };
         let request_id = forward::request(&mut head, &host, client.address);
-        let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
+        let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         let mut sending = Sending::new(head, body, Some(Box::new(intercepted)));
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),

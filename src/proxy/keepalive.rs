@@ -30,7 +30,7 @@ use crate::{
     error::ProxyError,
     history::{Event, Story},
     hold::Spot,
-    openai::{self, OpenEvent, Shape},
+    openai::{self, Dialect, OpenEvent, Shape},
 };
 
 /// What goes on while the client waits: holding, dispatching, and the head of the answer.
@@ -54,6 +54,7 @@ pub struct Progress {
     shape: Shape,
     model: Option<Box<str>>,
     id: HeaderValue,
+    dialect: Dialect,
     story: Arc<Story>,
     early: Option<Early>,
     spot: Mutex<Option<Spot<Permit>>>,
@@ -117,17 +118,23 @@ impl Heartbeat {
 // === impl Progress ===
 
 impl Progress {
-    /// What can be told of a request to `gate`.
-    pub fn new(
-        gate: Arc<Gate>,
-        since: Instant,
-        shape: Shape,
-        model: Option<Box<str>>,
-        id: HeaderValue,
-        story: Arc<Story>,
-        early: Option<Early>,
-    ) -> Arc<Self> {
-        Arc::new(Self { gate, since, shape, model, id, story, early, spot: Mutex::default() })
+    /// What can be told of a request.
+    pub fn new(exchange: &Exchange, shape: Shape, model: Option<Box<str>>, story: Arc<Story>) -> Arc<Self> {
+        Arc::new(Self {
+            gate: exchange.gate().clone(),
+            since: exchange.started(),
+            shape,
+            model,
+            id: exchange.request_id.clone(),
+            dialect: exchange.dialect,
+            story,
+            early: exchange.early(),
+            spot: Mutex::default(),
+        })
+    }
+
+    fn id(&self) -> &str {
+        self.id.to_str().unwrap_or("anteroom")
     }
 
     /// It waits there now, or nowhere.
@@ -165,9 +172,8 @@ impl Progress {
         match heartbeat {
             Heartbeat::Comment => comment(),
             Heartbeat::Chunk => {
-                let id = self.id.to_str().unwrap_or("anteroom");
                 let model = self.model.as_deref().unwrap_or_default();
-                openai::empty_chunk(self.shape, model, id).unwrap_or_else(comment)
+                openai::empty_chunk(self.shape, model, self.id()).unwrap_or_else(comment)
             }
             Heartbeat::Whitespace => Bytes::from_static(b"\n"),
         }
@@ -227,10 +233,7 @@ impl KeptAlive {
                     Poll::Ready(Ok(response)) => self.answered(response),
                     Poll::Ready(Err((mut exchange, error))) => {
                         exchange.fail(&error);
-                        let said = match self.heartbeat {
-                            Heartbeat::Whitespace => openai::error_body(&error),
-                            Heartbeat::Comment | Heartbeat::Chunk => openai::error_event(&error),
-                        };
+                        let said = self.error(&error);
                         self.state = State::Said(Some(exchange));
                         return Poll::Ready(Some(Ok(Frame::data(said))));
                     }
@@ -242,7 +245,10 @@ impl KeptAlive {
                         let said = match (self.heartbeat, *status) {
                             (Heartbeat::Whitespace, _) => bytes,
                             (_, status) if status.is_success() => openai::sse_data(&bytes),
-                            (_, status) => openai::upstream_error_event(status, &bytes),
+                            (_, status) => {
+                                let Progress { dialect, .. } = &*self.progress;
+                                dialect.upstream_error_event(status, &bytes, self.progress.id())
+                            }
                         };
                         self.state = State::Said(None);
                         return Poll::Ready(Some(Ok(Frame::data(said))));
@@ -305,8 +311,17 @@ impl KeptAlive {
         let route = self.progress.gate.key().clone();
         let error = ProxyError::UpstreamError { route, reason: "the endpoint broke its answer off".into() };
         match self.heartbeat {
-            Heartbeat::Whitespace => openai::error_body(&error),
-            Heartbeat::Comment | Heartbeat::Chunk => [end, &*openai::error_event(&error)].concat().into(),
+            Heartbeat::Whitespace => self.error(&error),
+            Heartbeat::Comment | Heartbeat::Chunk => [end, &*self.error(&error)].concat().into(),
+        }
+    }
+
+    /// An error in place of the answer, in the shape of the API that the request speaks.
+    fn error(&self, error: &ProxyError) -> Bytes {
+        let Progress { dialect, .. } = &*self.progress;
+        match self.heartbeat {
+            Heartbeat::Whitespace => dialect.error_body(error, self.progress.id()),
+            Heartbeat::Comment | Heartbeat::Chunk => dialect.error_event(error, self.progress.id()),
         }
     }
 }

@@ -37,7 +37,7 @@ use crate::{
     config::{self, Limits},
     error::ProxyError,
     history::{Asked, History},
-    openai::{self, Api, Patience, Scan, Shape},
+    openai::{self, Api, Dialect, Patience, Scan, Shape},
     telemetry::{RouteCounters, traces::Traces},
     upstream::{Dialer, Upstream},
 };
@@ -123,6 +123,8 @@ pub(super) struct Routed {
 struct Reply {
     /// The request's id, if it has one.
     id: Option<HeaderValue>,
+    /// The shape of its errors.
+    dialect: Dialect,
     version: Version,
     /// There is to be no body.
     is_head: bool,
@@ -190,7 +192,9 @@ impl Proxy {
         let id = id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
         let under_way = client.connection.begin();
         let (head, incoming) = request.into_parts();
-        let reply = Reply { id, version: head.version, is_head: head.method == Method::HEAD, started };
+        let dialect = Dialect::of(head.uri.path(), &head.headers);
+        let is_head = head.method == Method::HEAD;
+        let reply = Reply { id, dialect, version: head.version, is_head, started };
         let head = Box::new(head);
         Answering::new(Box::pin(async move {
             let mut trace = trace;
@@ -248,7 +252,8 @@ impl Proxy {
             }
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
-        error_response(error, id, |body| Body::full(if reply.is_head { Bytes::new() } else { body }))
+        let body = |body| Body::full(if reply.is_head { Bytes::new() } else { body });
+        error_response(error, reply.dialect, id, body)
     }
 
     /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
@@ -313,7 +318,7 @@ impl Proxy {
         };
         let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way, .. } =
             routed;
-        let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
+        let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
         let mut sending = Sending::new(head, body, intercepted);
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
@@ -391,13 +396,13 @@ impl Proxy {
                     return Err(refused(&head, scan.model.as_deref(), error));
                 };
                 gate.counters().admit();
-                let exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
+                let exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
                 let sending = Sending::new(head, Intake::Read(read), intercepted);
                 let answered = Box::pin(self.fall_back(exchange, sending, permit)).await;
                 return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)).into());
             }
         };
-        let mut exchange = self.exchange(&gate, under_way, request_id, started, trace.take());
+        let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
         let sending = Sending::new(head, Intake::Read(read), intercepted);
         Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan)))
@@ -406,12 +411,14 @@ impl Proxy {
     pub(super) fn exchange(
         &self,
         gate: &Arc<Gate>,
+        head: &request::Parts,
         under_way: UnderWay,
         request_id: HeaderValue,
         started: Instant,
         trace: Slot,
     ) -> Exchange {
-        Exchange::new(gate.clone(), under_way, self.shared.clone(), request_id, started, trace)
+        let dialect = Dialect::of(head.uri.path(), &head.headers);
+        Exchange::new(gate.clone(), under_way, self.shared.clone(), request_id, dialect, started, trace)
     }
 
     /// What needs no model server, and wakes none.

@@ -84,10 +84,8 @@ impl Proxy {
         let interval = sooner(policy.keepalive.interval.get());
         drop(policy);
 
-        let id = exchange.request_id.clone();
         let story = exchange.tell(&sending.head, scan.model.as_deref()).clone();
-        let progress =
-            Progress::new(gate, exchange.started(), shape, scan.model, id, story, exchange.early());
+        let progress = Progress::new(&exchange, shape, scan.model, story);
         // On the heap, since the body of an early answer takes it over.
         let mut waiting: Waiting =
             Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
@@ -162,7 +160,6 @@ impl Proxy {
                     }
                     Some(Released::Failed(reason, retry_after)) => {
                         let route = gate.key().clone();
-                        let retry_after = Some(retry_after);
                         (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
                     }
                     Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),

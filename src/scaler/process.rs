@@ -28,7 +28,7 @@ use crate::{
     coldstart::{ColdStartKind, Phase},
     domain::{ProcessTarget, WhenIdle},
     probe::Answer,
-    state::{Endpoint, Status},
+    state::{Cause, Endpoint, Status},
 };
 
 /// The launcher of one route.
@@ -111,7 +111,7 @@ impl Launcher {
         self.gate().target().set_status(Status::Starting);
         let mut server = match Server::start(&self.target, &self.guardian, self.gate()) {
             Ok(server) => server,
-            Err(error) => return self.failed(&error.to_string(), Vec::new()),
+            Err(error) => return self.failed(&error.to_string(), Vec::new(), Cause::Lasting),
         };
         self.gate().cold_starts().mark(Phase::Start);
         tracing::info!(route = %self.gate().key(), address = server.address(), "starting");
@@ -120,12 +120,12 @@ impl Launcher {
             Load::Told => self.stop(server).await,
             Load::Exited(status) => {
                 let End { reason, last_lines } = server.end(status, "loading").await;
-                self.failed(&reason, last_lines);
+                self.failed(&reason, last_lines, Cause::Lasting);
             }
             Load::TimedOut(answer) => {
                 let reason = self.wake.too_late(answer);
                 // Nobody waits for it to be gone.
-                self.failed(&reason, server.last_lines());
+                self.failed(&reason, server.last_lines(), Cause::Passing);
                 self.wake.meanwhile(server.stop()).await;
             }
         }
@@ -228,9 +228,9 @@ impl Launcher {
     }
 
     /// The start has failed: the next one waits.
-    fn failed(&mut self, reason: &str, last_lines: Vec<String>) {
+    fn failed(&mut self, reason: &str, last_lines: Vec<String>, cause: Cause) {
         let retry_after = self.backoff.failed();
-        self.wake.failed(reason, last_lines, retry_after);
+        self.wake.failed(reason, last_lines, cause, retry_after);
     }
 
     /// The server has died while it served. Held requests wait for the next one, which comes at once if this one was

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     admission::Gate,
     probe::probe,
-    state::{Endpoint, Front, FrontKind, Status},
+    state::{Cause, Endpoint, Front, FrontKind, Status},
 };
 
 /// When those who were told that something stands in the way may come again.
@@ -70,7 +70,7 @@ pub(super) async fn refuse(wake: &mut Wake, reason: &str) {
     loop {
         wake.wanted().await;
         wake.told();
-        wake.failed(reason, Vec::new(), Duration::from_secs(60));
+        wake.failed(reason, Vec::new(), Cause::Lasting, Duration::from_secs(60));
     }
 }
 
@@ -131,7 +131,7 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
         biased;
         outcome = timeout(readiness.activation_timeout.get(), ready) => outcome.ok(),
         obstacle = wake.hopeless() => {
-            wake.failed(&obstacle.message, Vec::new(), HOPELESS);
+            wake.failed(&obstacle.message, Vec::new(), obstacle.cause(), HOPELESS);
             return false;
         }
     };
@@ -140,7 +140,7 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
         wake.activated(endpoint);
         return true;
     }
-    wake.failed(&wake.too_late(last), Vec::new(), readiness.interval.get());
+    wake.failed(&wake.too_late(last), Vec::new(), Cause::Passing, readiness.interval.get());
     false
 }
 

@@ -11,7 +11,7 @@ use crate::{
     admission::Gate,
     domain::{ObstacleKind, WhenPaused},
     probe::{Answer, probe},
-    state::{Endpoint, Obstacle},
+    state::{Cause, Endpoint, Obstacle},
 };
 
 /// How long a ramp waits for a failure before it widens without an answer, if the endpoint gives a sign of life.
@@ -208,12 +208,12 @@ impl Wake {
     }
 
     /// The activation has failed: nobody waits on. The next one begins after `retry_after`, if it is wanted.
-    pub(super) fn failed(&self, reason: &str, last_lines: Vec<String>, retry_after: Duration) {
+    pub(super) fn failed(&self, reason: &str, last_lines: Vec<String>, cause: Cause, retry_after: Duration) {
         tracing::warn!(route = %self.gate.key(), reason, ?retry_after, "the target could not be started");
         let reason: Arc<str> = reason.into();
         // The record first, so that who is told finds it.
         self.gate.cold_starts().failed(reason.clone(), last_lines.clone());
-        self.gate.target().failed(reason, &last_lines, retry_after);
+        self.gate.target().failed(reason, &last_lines, cause, retry_after);
         self.gate.demand().settle();
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Cause;
 use crate::domain::ObstacleKind;
 
 /// Why a target does not come up, in words for whoever waits for it.
@@ -23,6 +24,14 @@ impl Obstacle {
     /// One that is there from now on.
     pub fn new(kind: ObstacleKind, message: impl Into<Arc<str>>) -> Self {
         Self { kind, message: message.into(), since: Instant::now() }
+    }
+
+    /// What it makes of a start that fails by it: capacity comes and goes, the rest somebody has to mend.
+    pub const fn cause(&self) -> Cause {
+        match self.kind {
+            ObstacleKind::Unschedulable | ObstacleKind::Quota => Cause::Passing,
+            _ => Cause::Lasting,
+        }
     }
 
     /// Whether the other one says the same.

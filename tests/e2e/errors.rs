@@ -7,8 +7,8 @@ use anteroom::{
     error::{Outcome, ProxyError, Refusal},
 };
 
-/// A row of `docs/errors.md`: status, type, Retry-After, x-should-retry.
-type Row = [String; 4];
+/// A row of `docs/errors.md`: status, types, gRPC's status, Retry-After, x-should-retry.
+type Row = [String; 6];
 
 fn documented() -> BTreeMap<String, Row> {
     let text = include_str!("../../docs/errors.md");
@@ -16,7 +16,7 @@ fn documented() -> BTreeMap<String, Row> {
     let rows = rows.map(|line| {
         let cells: Vec<_> =
             line.trim_matches('|').split(" | ").map(|cell| cell.trim().replace('`', "")).collect();
-        assert!(cells.len() == 7 && cells.iter().all(|cell| !cell.is_empty()), "{line}");
+        assert!(cells.len() == 9 && cells.iter().all(|cell| !cell.is_empty()), "{line}");
         (cells[0].clone(), std::array::from_fn(|column| cells[column + 1].clone()))
     });
     rows.collect()
@@ -48,7 +48,11 @@ fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
             reason: None,
             retry_after,
         },
-        ProxyError::ColdStartFailed { route: route(), reason: "because".into(), retry_after },
+        ProxyError::ColdStartFailed {
+            route: route(),
+            reason: "because".into(),
+            retry_after: retry_after.or(Some(Duration::from_secs(5))),
+        },
         ProxyError::UpstreamError { route: route(), reason: text() },
         ProxyError::UpstreamTimeout { route: route(), reason: text() },
         ProxyError::Draining { admitted: false },
@@ -65,7 +69,8 @@ fn the_document_says_what_is_answered() {
         let answer = error.answer();
         let row = documented.get(answer.code).unwrap_or_else(|| panic!("{} is not documented", answer.code));
         let retry = answer.should_retry.map_or("default".into(), |retry| retry.to_string());
-        let expected = [answer.status.as_str().to_owned(), answer.kind.into(), row[2].clone(), retry];
+        let (status, grpc) = (answer.status.as_str().to_owned(), format!("{:?}", answer.grpc));
+        let expected = [status, answer.kind.into(), answer.anthropic.into(), grpc, row[4].clone(), retry];
         assert_eq!(*row, expected, "{}", answer.code);
         // A refusal and an outcome of the same name are answered alike.
         seen.insert(answer.code, error.ending());
@@ -79,6 +84,16 @@ fn the_document_says_what_is_answered() {
         let silent = [Outcome::Completed, Outcome::ClientGone, Outcome::ClientStalled].contains(&outcome);
         assert!(silent || seen.contains_key(outcome.name()), "{outcome:?} is among those");
     }
+}
+
+#[test]
+fn start_that_repeats_its_failure_is_not_to_be_retried() {
+    let route = "tiny".into();
+    let error = ProxyError::ColdStartFailed { route, reason: "because".into(), retry_after: None };
+    let answer = error.answer();
+    assert_eq!((answer.code, answer.status.as_u16()), ("cold_start_failed", 503));
+    assert_eq!((answer.should_retry, error.retry_after()), (Some(false), None));
+    assert!(error.to_string().contains("twice for the same reason"), "{error}");
 }
 
 #[test]
@@ -97,7 +112,7 @@ fn retry_after_is_what_is_left_within_what_sdks_honour() {
         for error in every_error(known.map(Duration::from_secs)) {
             let code = error.answer().code;
             let wait = error.retry_after().map(|wait| wait.as_secs());
-            let says = match &*documented[code][2] {
+            let says = match &*documented[code][4] {
                 "none" => None,
                 "until ready" | "next try" if matches!(error, ProxyError::BuffersFull(_)) => Some(1),
                 "until ready" | "next try" => Some(expected),

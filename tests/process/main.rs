@@ -70,7 +70,7 @@ async fn an_exit_while_loading_fails_whoever_waits_with_its_reason_and_last_line
         assert!(reason.contains("torch.OutOfMemoryError: CUDA out of memory"), "{reason}");
         assert!(last_lines.contains("Traceback (most recent call last):"), "{last_lines}");
         assert!(last_lines.lines().count() <= 10);
-        assert_eq!(retry_after, Duration::from_secs(1));
+        assert_eq!(retry_after, Some(Duration::from_secs(1)));
     }
     let [record] = route.records().try_into().unwrap();
     assert_eq!(record.outcome, Some(ColdStartOutcome::Failed));
@@ -90,6 +90,25 @@ async fn after_a_failure_the_next_start_comes_when_the_backoff_ends() {
     let mut next = route.hold();
     assert!(matches!(within(next.released()).await, Released::Dispatch(_)));
     assert_eq!(pids.all().len(), 2);
+    route.end().await;
+}
+
+#[tokio::test]
+async fn start_that_fails_twice_alike_is_not_to_be_retried() {
+    let pids = Pids::new();
+    // The last line differs from start to start; the third start ends in another way.
+    let script = pids.then(&format!(
+        "[ $(wc -l < {}) -gt 2 ] && exit 4; echo \"[pid $$] CUDA out of memory at 0x$$\"; exit 3",
+        pids.path()
+    ));
+    let route = Route::new(process(sh(&script, &[])));
+    for (start, is_to_be_retried) in [("the first", true), ("the second", false), ("the third", true)] {
+        let Released::Failed(reason, retry_after) = within(route.hold().released()).await else {
+            panic!("{start} was released")
+        };
+        assert_eq!(retry_after.is_some(), is_to_be_retried, "{start}: {reason}");
+    }
+    assert_eq!(pids.all().len(), 3);
     route.end().await;
 }
 

@@ -11,7 +11,7 @@ use super::{super::wake::Wake, Keeper, Tally};
 use crate::{
     admission::Gate,
     domain::Phase,
-    state::{PodStart, Status},
+    state::{Cause, PodStart, Status},
 };
 
 /// How long we wait for the cluster's first word before we call a start cold.
@@ -35,8 +35,12 @@ pub(super) async fn run(keeper: &Keeper) {
         tokio::select! {
             biased; // what is up is up, whatever stood in its way
             () = until(&mut tally, Tally::is_up) => served(&keeper.gate, &mut tally).await,
-            obstacle = wake.hopeless() => wake.failed(&obstacle.message, keeper.last_lines(), RETRY),
-            () = sleep(limit) => wake.failed(&keeper.too_late(), keeper.last_lines(), RETRY),
+            obstacle = wake.hopeless() => {
+                wake.failed(&obstacle.message, keeper.last_lines(), obstacle.cause(), RETRY);
+            }
+            () = sleep(limit) => {
+                wake.failed(&keeper.too_late(), keeper.last_lines(), Cause::Passing, RETRY);
+            }
         }
     }
 }
