@@ -75,15 +75,16 @@ fn plain_fields<'a>(body: &'a [u8], boundary: &str) -> Option<Vec<(&'a str, &'a 
 }
 
 fn expected(fields: &[(&str, &[u8])]) -> Option<Scan> {
-    let mut found = [const { None }; 2];
-    for (name, content) in fields {
-        let Some(place) = ["model", "stream"].iter().position(|known| known == name) else { continue };
-        if found[place].replace(str::from_utf8(content).ok()?).is_some() {
-            return None;
-        }
-    }
-    let stream = found[1].is_some_and(|text| text == "1" || text.eq_ignore_ascii_case("true"));
-    Some(Scan { model: found[0].map(Into::into), stream })
+    let contents =
+        |known: &'static str| fields.iter().filter(move |(name, _)| *name == known).map(|(_, text)| *text);
+    let model = match contents("model").collect::<Vec<_>>()[..] {
+        [] => None,
+        [model] => Some(str::from_utf8(model).ok()?.into()),
+        _ => return None,
+    };
+    let words = [&b"1"[..], b"on", b"t", b"true", b"y", b"yes"];
+    let stream = contents("stream").last().is_some_and(|text| words.contains(&&*text.to_ascii_lowercase()));
+    Some(Scan { model, stream })
 }
 
 fn is_printable(text: &str) -> bool {

@@ -1,10 +1,15 @@
 //! Finds `model` and `stream` in a request body without building a tree.
+//!
+//! What decides the route is read in one way only, whoever reads it. All else is left to the model server, and what its
+//! reader takes, which mostly is Python's `json`, is taken here: `tests/readings` compares the two.
+
+mod lenient;
 
 use std::{convert::Infallible, fmt};
 
 use bytes::Bytes;
 use futures_util::stream;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use thiserror::Error;
 
 /// What a request body says about where it belongs.
@@ -22,31 +27,58 @@ pub struct Scan {
 pub enum ScanError {
     #[error("The body is not a JSON object: {0}")]
     Malformed(String),
+    /// Readers of JSON may take it all the same.
+    #[error("The body is in {0}: send it in UTF-8, in which `model` can be found.")]
+    Charset(&'static str),
+    #[error("The body names `model` more than once, so that two readers could take two different ones.")]
+    ModelTwice,
+    #[error("`model` in the body is not a string.")]
+    ModelNotText,
+    #[error("`model` in the body is no text: half a surrogate pair, or not UTF-8.")]
+    ModelNotUnicode,
     #[error("The body is not a multipart form: {0}")]
     MalformedForm(String),
+    #[error("This path wants a multipart/form-data body.")]
+    NoForm,
 }
 
-/// Reads the top level of a JSON body. Escapes are decoded; a key that stands there twice is an error, since two
-/// readers could take two different ones; everything else is checked for being JSON and skipped.
+/// Reads the top level of a JSON body. Escapes are decoded; everything but `model` and `stream` is checked for being JSON
+/// and skipped. As in Python, `NaN` and infinities are numbers, halves of surrogate pairs may be escaped, and a byte
+/// order mark is passed over; of `stream`, the last one counts, and what pydantic takes for true is true.
 ///
 /// # Errors
-/// When the body is not one JSON object, or `model` is not a string, or `stream` neither true, false nor null.
+/// When the body is not one JSON object in UTF-8, or `model` is there twice, or is neither a string nor null.
 pub fn scan_json(body: &[u8]) -> Result<Scan, ScanError> {
+    let error = match read(body) {
+        Err(error @ ScanError::Malformed(_)) => error,
+        read => return read,
+    };
+    match (lenient::charset(body), lenient::as_strict(body)) {
+        (Some(charset), _) => Err(ScanError::Charset(charset)),
+        (None, Some(strict)) => read(&strict),
+        (None, None) => Err(error),
+    }
+}
+
+fn read(body: &[u8]) -> Result<Scan, ScanError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let scan = json.deserialize_map(TopLevel).and_then(|scan| json.end().map(|()| scan));
-    scan.map_err(|error| ScanError::Malformed(error.to_string()))
+    let mut problem = None;
+    let scan = json.deserialize_map(TopLevel(&mut problem)).and_then(|scan| json.end().map(|()| scan));
+    scan.map_err(|error| match problem {
+        Some(problem) if error.is_data() => problem,
+        _ => ScanError::Malformed(error.to_string()),
+    })
 }
 
 /// Reads the fields `model` and `stream` of a multipart form (`/v1/audio/*`). `boundary` is the one of its
 /// `Content-Type`.
 ///
 /// # Errors
-/// When the body is not a form with that boundary, or names a field twice or not in UTF-8.
+/// When the body is not a form with that boundary, or names `model` twice or not in UTF-8.
 pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanError> {
     let malformed = |error: multer::Error| ScanError::MalformedForm(error.to_string());
     let mut form = multer::Multipart::new(stream::iter([Ok::<_, Infallible>(body)]), boundary);
     let mut scan = Scan::default();
-    let mut stream = None;
     while let Some(field) = form.next_field().await.map_err(malformed)? {
         let name = field.name().unwrap_or_default().to_owned();
         if !matches!(name.as_str(), "model" | "stream") {
@@ -54,18 +86,15 @@ pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanErr
         }
         // Not as the part's own charset has it: another reader may not look at that.
         let bytes = field.bytes().await.map_err(malformed)?;
-        let wrong = |what: &str| ScanError::MalformedForm(format!("field `{name}` {what}"));
-        let text = str::from_utf8(&bytes).map_err(|_| wrong("is not UTF-8"))?;
-        let twice = if name == "model" {
-            scan.model.replace(text.into()).is_some()
-        } else {
-            stream.replace(text.eq_ignore_ascii_case("true") || text == "1").is_some()
-        };
-        if twice {
-            return Err(wrong("twice"));
+        if name == "stream" {
+            scan.stream = is_true(&bytes);
+            continue;
+        }
+        let text = str::from_utf8(&bytes).map_err(|_| ScanError::ModelNotUnicode)?;
+        if scan.model.replace(text.into()).is_some() {
+            return Err(ScanError::ModelTwice);
         }
     }
-    scan.stream = stream.unwrap_or(false);
     Ok(scan)
 }
 
@@ -74,7 +103,13 @@ pub fn boundary(content_type: &str) -> Option<String> {
     multer::parse_boundary(content_type).ok()
 }
 
-struct TopLevel;
+/// Whether pydantic takes a text for true. What it takes for neither the server refuses.
+fn is_true(text: &[u8]) -> bool {
+    [&b"1"[..], b"on", b"t", b"true", b"y", b"yes"].iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
+/// Reads the top level. Where the error is not one of syntax, it is the one that stands here.
+struct TopLevel<'a>(&'a mut Option<ScanError>);
 
 enum Key {
     Model,
@@ -82,7 +117,12 @@ enum Key {
     Other,
 }
 
-impl<'de> Visitor<'de> for TopLevel {
+/// A string, in bytes: half a surrogate pair is none of UTF-8.
+struct Text(Box<[u8]>);
+
+struct Flag(bool);
+
+impl<'de> Visitor<'de> for TopLevel<'_> {
     type Value = Scan;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,20 +130,31 @@ impl<'de> Visitor<'de> for TopLevel {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scan, A::Error> {
-        use serde::de::Error;
-        let (mut model, mut stream) = (None, None);
+        let Self(problem) = self;
+        let mut scan = Scan::default();
+        let mut has_model = false;
         while let Some(key) = map.next_key()? {
             match key {
-                Key::Model if model.is_some() => return Err(A::Error::duplicate_field("model")),
-                Key::Stream if stream.is_some() => return Err(A::Error::duplicate_field("stream")),
-                Key::Model => model = Some(map.next_value::<Box<str>>()?),
-                Key::Stream => stream = Some(map.next_value::<Option<bool>>()?.unwrap_or(false)),
+                Key::Model => {
+                    if std::mem::replace(&mut has_model, true) {
+                        *problem = Some(ScanError::ModelTwice);
+                        return Err(A::Error::duplicate_field("model"));
+                    }
+                    *problem = Some(ScanError::ModelNotText);
+                    if let Some(Text(name)) = map.next_value()? {
+                        *problem = Some(ScanError::ModelNotUnicode);
+                        let name = String::from_utf8(name.into_vec()).map_err(A::Error::custom)?;
+                        scan.model = Some(name.into_boxed_str());
+                    }
+                    *problem = None;
+                }
+                Key::Stream => scan.stream = map.next_value::<Flag>()?.0,
                 Key::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        Ok(Scan { model, stream: stream.unwrap_or(false) })
+        Ok(scan)
     }
 }
 
@@ -118,16 +169,88 @@ impl<'de> Deserialize<'de> for Key {
                 f.write_str("a key")
             }
 
-            fn visit_str<E>(self, key: &str) -> Result<Key, E> {
+            fn visit_bytes<E>(self, key: &[u8]) -> Result<Key, E> {
                 Ok(match key {
-                    "model" => Key::Model,
-                    "stream" => Key::Stream,
+                    b"model" => Key::Model,
+                    b"stream" => Key::Stream,
                     _ => Key::Other,
                 })
             }
         }
 
-        deserializer.deserialize_identifier(KeyVisitor)
+        // A key that is no text is none of ours.
+        deserializer.deserialize_bytes(KeyVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl Visitor<'_> for TextVisitor {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_bytes<E>(self, text: &[u8]) -> Result<Text, E> {
+                Ok(Text(text.into()))
+            }
+        }
+
+        deserializer.deserialize_bytes(TextVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FlagVisitor;
+
+        impl<'de> Visitor<'de> for FlagVisitor {
+            type Value = Flag;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true or false")
+            }
+
+            fn visit_bool<E>(self, flag: bool) -> Result<Flag, E> {
+                Ok(Flag(flag))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Flag, E> {
+                Ok(Flag(false))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Flag, E> {
+                Ok(Flag(number == 1))
+            }
+
+            fn visit_f64<E>(self, number: f64) -> Result<Flag, E> {
+                Ok(Flag(number == 1.0))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Flag, E> {
+                Ok(Flag(is_true(text.as_bytes())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Flag, E> {
+                Ok(Flag(false))
+            }
+
+            // The server refuses what is no flag.
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Flag, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Flag(false))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Flag, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Flag(false))
+            }
+        }
+
+        deserializer.deserialize_any(FlagVisitor)
     }
 }
 
@@ -163,15 +286,71 @@ mod tests {
             r#"{"model":"a"} {}"#,
             r#"{"model":"a","model":"b"}"#,
             r#"{"model":"a","\u006dodel":"b"}"#,
+            r#"{"model":null,"model":"b"}"#,
+            r#"{"model":NaN,"model":"b"}"#,
             r#"{"model":1}"#,
-            r#"{"model":null}"#,
-            r#"{"stream":"yes"}"#,
-            r#"{"stream":true,"stream":false}"#,
             r#"{"a":tru}"#,
             r#"{"a":1,}"#,
             "{\"a\":\"\u{1}\"}",
         ] {
             assert!(model(body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong_with_the_model() {
+        for (body, error) in [
+            (r#"{"model":"a","\u006dodel":1}"#, ScanError::ModelTwice),
+            (r#"{"a":NaN,"model":"a","model":"a"}"#, ScanError::ModelTwice),
+            (r#"{"model":["a"]}"#, ScanError::ModelNotText),
+            (r#"{"model":NaN}"#, ScanError::ModelNotText),
+            (r#"{"model":"\ud800"}"#, ScanError::ModelNotUnicode),
+        ] {
+            assert_eq!(model(body), Err(error), "{body}");
+        }
+        let utf_16: Vec<_> = "{\"model\":\"a\"}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(scan_json(&utf_16), Err(ScanError::Charset("UTF-16")));
+        assert!(matches!(model(r#"{"model":"a""#), Err(ScanError::Malformed(_))));
+    }
+
+    /// What Python takes is taken and read as Python reads it, but for what names its model in two ways.
+    #[test]
+    fn bodies_are_read_as_python_reads_them() {
+        let readings: Vec<(String, serde_json::Value)> =
+            serde_json::from_str(include_str!("../../tests/readings/readings.json")).unwrap();
+        assert!(readings.len() > 500);
+        for (text, reading) in readings {
+            let body: Vec<_> = text.chars().map(|char| u8::try_from(u32::from(char)).unwrap()).collect();
+            let scan = scan_json(&body);
+            let Some(expected) = reading.as_object() else {
+                assert!(scan.is_err() || reading == "no", "{text:?}: {scan:?}, where Python has {reading}");
+                continue;
+            };
+            // What is no flag the server refuses.
+            let Some(stream) = expected["stream"].as_bool() else { continue };
+            let model = expected["model"].as_str().map(Into::into);
+            assert_eq!(scan, Ok(Scan { model, stream }), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn stream_is_what_pydantic_takes_for_true() {
+        for (value, is_true) in [
+            ("true", true),
+            ("1", true),
+            ("1.0", true),
+            (r#""true""#, true),
+            (r#""Yes""#, true),
+            (r#""false""#, false),
+            ("0", false),
+            ("-1", false),
+            ("null", false),
+            (r#"{"model":"inner"}"#, false),
+            ("[1,[2]]", false),
+            ("false,\"stream\":true", true),
+        ] {
+            let body = format!(r#"{{"model":"tiny","stream":{value}}}"#);
+            assert_eq!(scan_json(body.as_bytes()).unwrap().stream, is_true, "{value}");
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admission::Gate,
     error::ProxyError,
-    openai::{self, Api, Scan, Shape},
+    openai::{self, Api, Scan, ScanError, Shape},
 };
 
 /// Who serves a request.
@@ -77,7 +77,7 @@ impl Proxy {
             return Err(ProxyError::UnsupportedEncoding(encoding).into());
         }
         let read = self.read(incoming).await?;
-        let scan = scan_body(shape, &head.headers, &read.bytes).await?;
+        let scan = scan_body(shape, &head.headers, &read.bytes).await.map_err(ProxyError::from)?;
         let table = self.shared.table.load();
         match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
             Match::Route(gate) => Ok(Found::Route(gate.clone(), Some(shape), Intake::Read(read), scan)),
@@ -116,16 +116,18 @@ pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
 }
 
 /// What a body says of its request.
-pub(super) async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ProxyError> {
+pub(super) async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ScanError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let scan = match (shape, openai::boundary(content_type)) {
+    match (shape, openai::boundary(content_type)) {
         // On the heap: the others should not carry its room.
         (Shape::Form, Some(boundary)) => Box::pin(openai::scan_multipart(body.clone(), &boundary)).await,
-        (Shape::Form, None) => {
-            let reason = "This path wants a multipart/form-data body.".into();
-            return Err(ProxyError::InvalidRequest(reason));
-        }
+        (Shape::Form, None) => Err(ScanError::NoForm),
         _ => openai::scan_json(body),
-    };
-    scan.map_err(|error| ProxyError::InvalidRequest(error.to_string()))
+    }
+}
+
+impl From<ScanError> for ProxyError {
+    fn from(error: ScanError) -> Self {
+        Self::InvalidRequest(error.to_string())
+    }
 }

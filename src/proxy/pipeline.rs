@@ -37,7 +37,7 @@ use crate::{
     config::{self, Limits},
     error::ProxyError,
     history::{Asked, History},
-    openai::{self, Api, Dialect, Patience, Scan, Shape},
+    openai::{self, Api, Dialect, Patience, Scan, ScanError, Shape},
     telemetry::{RouteCounters, traces::Traces},
     upstream::{Dialer, Upstream},
 };
@@ -367,9 +367,10 @@ impl Proxy {
                 let read = self.read(incoming).await.map_err(|error| refused(&head, None, error))?;
                 // What cannot be read for a hidden model can still be held: nothing needs the model here.
                 let scan = match shape.filter(|_| encoding(&head.headers).is_none()) {
-                    Some(shape) => scan_body(shape, &head.headers, &read.bytes)
-                        .await
-                        .map_err(|error| refused(&head, None, error))?,
+                    Some(shape) => match scan_body(shape, &head.headers, &read.bytes).await {
+                        Err(ScanError::Charset(_)) => Scan::default(),
+                        scan => scan.map_err(|error| refused(&head, None, error.into()))?,
+                    },
                     None => Scan::default(),
                 };
                 (read, scan)

@@ -163,8 +163,10 @@ def test_no_wait(anteroom, client):
         (b"", "not a JSON object"),
         (b"[]", "not a JSON object"),
         (b'{"messages": []}', "no `model`"),
-        (b'{"model": "tiny", "model": "other"}', "duplicate"),
-        (b'{"model": "tiny", "stream": "yes"}', "not a JSON object"),
+        (b'{"model": "tiny", "model": "other"}', "`model` more than once"),
+        (b'{"model": "tiny", "\\u006dodel": "tiny"}', "`model` more than once"),
+        (b'{"model": 1}', "`model` in the body is not a string"),
+        ('{"model": "tiny"}'.encode("utf-16"), "UTF-16"),
     ],
 )
 def test_invalid_request(anteroom, body, says):
