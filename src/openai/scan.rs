@@ -9,7 +9,8 @@ use std::{convert::Infallible, fmt};
 
 use bytes::Bytes;
 use futures_util::stream;
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use thiserror::Error;
 
 /// What a request body says about where it belongs.
@@ -103,7 +104,16 @@ pub fn boundary(content_type: &str) -> Option<String> {
     multer::parse_boundary(content_type).ok()
 }
 
-/// Whether pydantic takes a text for true. What it takes for neither the server refuses.
+/// Whether pydantic takes a value of JSON for true. What it takes for neither the server refuses.
+fn is_true_value(value: &str) -> bool {
+    match value.as_bytes() {
+        b"true" => true,
+        [b'"', ..] => serde_json::from_str::<String>(value).is_ok_and(|text| is_true(text.as_bytes())),
+        _ => value.parse::<f64>().is_ok_and(|number| number == 1.0),
+    }
+}
+
+/// Whether pydantic takes a text for true.
 fn is_true(text: &[u8]) -> bool {
     [&b"1"[..], b"on", b"t", b"true", b"y", b"yes"].iter().any(|word| text.eq_ignore_ascii_case(word))
 }
@@ -119,8 +129,6 @@ enum Key {
 
 /// A string, in bytes: half a surrogate pair is none of UTF-8.
 struct Text(Box<[u8]>);
-
-struct Flag(bool);
 
 impl<'de> Visitor<'de> for TopLevel<'_> {
     type Value = Scan;
@@ -148,7 +156,7 @@ impl<'de> Visitor<'de> for TopLevel<'_> {
                     }
                     *problem = None;
                 }
-                Key::Stream => scan.stream = map.next_value::<Flag>()?.0,
+                Key::Stream => scan.stream = is_true_value(map.next_value::<&RawValue>()?.get()),
                 Key::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -200,57 +208,6 @@ impl<'de> Deserialize<'de> for Text {
         }
 
         deserializer.deserialize_bytes(TextVisitor)
-    }
-}
-
-impl<'de> Deserialize<'de> for Flag {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct FlagVisitor;
-
-        impl<'de> Visitor<'de> for FlagVisitor {
-            type Value = Flag;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("true or false")
-            }
-
-            fn visit_bool<E>(self, flag: bool) -> Result<Flag, E> {
-                Ok(Flag(flag))
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Flag, E> {
-                Ok(Flag(false))
-            }
-
-            fn visit_u64<E>(self, number: u64) -> Result<Flag, E> {
-                Ok(Flag(number == 1))
-            }
-
-            fn visit_f64<E>(self, number: f64) -> Result<Flag, E> {
-                Ok(Flag(number == 1.0))
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Flag, E> {
-                Ok(Flag(is_true(text.as_bytes())))
-            }
-
-            fn visit_unit<E>(self) -> Result<Flag, E> {
-                Ok(Flag(false))
-            }
-
-            // The server refuses what is no flag.
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Flag, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Flag(false))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Flag, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Flag(false))
-            }
-        }
-
-        deserializer.deserialize_any(FlagVisitor)
     }
 }
 
@@ -347,6 +304,9 @@ mod tests {
             ("null", false),
             (r#"{"model":"inner"}"#, false),
             ("[1,[2]]", false),
+            ("1e400", false),
+            (r#""\ud800""#, false),
+            (r#""tr\u0075e""#, true),
             ("false,\"stream\":true", true),
         ] {
             let body = format!(r#"{{"model":"tiny","stream":{value}}}"#);

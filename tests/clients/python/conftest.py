@@ -1,3 +1,4 @@
+import anthropic
 import openai
 import pytest
 
@@ -54,6 +55,20 @@ def client():
 
     def make(proxy, **options):
         made.append(openai.OpenAI(base_url=proxy.base_url, api_key="none", **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def anthropic_client():
+    """Makes clients of Anthropic's SDK: `anthropic_client(proxy, ...)`."""
+    made = []
+
+    def make(proxy, **options):
+        made.append(anthropic.Anthropic(base_url=proxy.url, api_key="none", **options))
         return made[-1]
 
     yield make

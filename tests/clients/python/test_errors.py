@@ -235,12 +235,25 @@ def test_failure_after_the_early_200_in_whitespace_mode(anteroom):
     assert answer.json()["error"]["code"] == "cold_start_failed"
 
 
-def test_failure_after_the_early_200_of_responses(anteroom):
+def test_failure_after_the_early_200_of_responses(anteroom, client):
     proxy = anteroom(sim_route("--load-time", "1s", "--fail-load"))
-    request = {"model": "tiny", "input": "Who waits?", "stream": True}
-    with httpx2.stream("POST", f"{proxy.base_url}/responses", json=request, timeout=None) as answer:
-        lines = [line for line in answer.iter_lines() if line and not line.startswith(":")]
-    assert "cold_start_failed" in "".join(lines)
+    stream = client(proxy).responses.create(model="tiny", input="Who waits?", stream=True)
+    with pytest.raises(openai.APIError) as error:
+        list(stream)
+    assert error.value.code == "cold_start_failed" and "CUDA out of memory" in error.value.message
+
+
+def test_start_that_fails_twice_alike(anteroom, client):
+    """With the SDK's defaults: its first retry waits for the next start, and the second one is spared."""
+    proxy = anteroom(sim_route("--load-time", "400ms", "--fail-load=3", keepalive={"mode": "off"}))
+    with pytest.raises(openai.InternalServerError) as error:
+        client(proxy).chat.completions.create(**ask())
+    assert code_of(error) == (503, "cold_start_failed")
+    assert "twice for the same reason" in error.value.message and "CUDA out of memory" in error.value.message
+    headers = error.value.response.headers
+    assert headers["x-should-retry"] == "false" and "retry-after" not in headers
+    assert proxy.starts() == 2
+    assert proxy.stop() == {"cold_start_failed": 2}
 
 
 def test_error_of_the_model_server_is_passed_on(anteroom, client):
