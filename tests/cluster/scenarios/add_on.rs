@@ -17,7 +17,7 @@ use crate::{
     wait,
 };
 
-/// Paths of the stand-in that say whose they are.
+/// Paths of the stand-in that say whose they are. Without a route, we list models ourselves, and have no such metrics.
 const MODELS: &str = "/v1/models";
 const METRICS: &str = "/metrics";
 
@@ -30,8 +30,8 @@ const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     ("one.test", MODELS, "", Some("app-a")),
     ("both-1.test", MODELS, "", Some("app-a")),
     ("both-2.test", MODELS, "", Some("app-a")),
-    ("both-3.test", MODELS, "", None),
-    ("unknown.test", MODELS, "", None),
+    ("both-3.test", METRICS, "", None),
+    ("unknown.test", METRICS, "", None),
     ("unknown.test", "/", "", None),
     // A wildcard, and what is more specific.
     ("exact.wild.test", MODELS, "", Some("app-a")),
@@ -45,11 +45,11 @@ const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     // The same path of two hosts.
     ("svc-a.test", MODELS, "", Some("app-a")),
     ("svc-b.test", MODELS, "", Some("app-b")),
-    ("svc-c.test", MODELS, "", None),
+    ("svc-c.test", METRICS, "", None),
     // Headers, by their value and by their being there.
     ("headers.test", MODELS, "x-route: foo", Some("app-a")),
     ("headers.test", MODELS, "x-route: bar", Some("app-b")),
-    ("headers.test", MODELS, "", None),
+    ("headers.test", METRICS, "", None),
     ("headers.test", "/", "", None),
     ("debug.test", MODELS, "x-debug: verbose", Some("app-a")),
     ("debug.test", MODELS, "x-debug: minimal", Some("app-b")),
@@ -119,7 +119,7 @@ pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
     // One that goes is refused, whatever is asked; the other one stays.
     let routes = it.dynamic("http.keda.sh/v1beta1", "InterceptorRoute");
     routes.delete("app-a", &kube::api::DeleteParams::default()).await.unwrap();
-    becomes(replica, "app-a.test", MODELS, None).await;
+    becomes(replica, "app-a.test", METRICS, None).await;
     assert_eq!(who(replica, "app-a.test", "/", "").await, None);
     assert_eq!(who(replica, "app-b.test", MODELS, "").await.as_deref(), Some("app-b"));
 }

@@ -180,6 +180,7 @@ pub(super) async fn a_metric_that_keda_missed_is_listed_and_wakes(it: Scenario) 
     listed("the other trigger alone", 1).await;
     anteroom.replicas[0].start().await;
     it.apply(&crate::routes::model_route("tiny", json!({ "scaling": { "linger": "2s" } }))).await;
+    it.says("tiny", "Accepted", "Accepted").await;
     let answer = wait::within("the answer", 2 * wait::SOON, anteroom.replicas[0].ask("tiny", false)).await;
     assert_eq!(answer.unwrap().status, 200);
     listed("both triggers", 2).await;
