@@ -93,7 +93,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     scaling::it_grows_with_the_queue_once_a_pod_answers,
     scaling::a_trickle_that_polls_would_miss_keeps_its_model,
     scaling::keda_is_left_alone_once_there_are_replicas,
-    scaling::a_metric_that_keda_missed_is_listed_and_wakes,
+    scaling::a_metric_that_keda_has_lost_is_listed_again_and_wakes,
     scaling::a_pod_that_is_to_go_gets_nothing_new_and_finishes,
     peers::two_replicas_with_demand_on_one,
     peers::three_replicas_with_demand_on_one,
