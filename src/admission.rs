@@ -25,7 +25,7 @@ use crate::{
     domain::{ObstacleKind, Policy, RouteKey, WhenPaused},
     error::{MAX_RETRY_AFTER, ProxyError},
     hold::{Bounds, Full, HoldQueue, Place, Released, Ticket},
-    pick::pick,
+    pick::{Load as _, pick},
     state::{Change, Endpoint, Obstacle, TargetState},
     telemetry::RouteCounters,
 };
@@ -304,13 +304,20 @@ impl Gate {
 
     fn acquire(&self) -> Option<Arc<Endpoint>> {
         let endpoints = self.target.endpoints();
-        loop {
-            let endpoint = pick(&endpoints, fastrand::u64(..))?;
+        while let Some(endpoint) = pick(&endpoints, fastrand::u64(..)) {
             // Another core may have taken the last place since it was looked at; then we look again.
             if endpoint.acquire() {
                 return Some(endpoint.clone());
             }
         }
+        // One that is in doubt mostly lives, and holding requests back from it would punish them for another one.
+        endpoints.iter().find(|endpoint| endpoint.is_doubted() && endpoint.acquire()).cloned()
+    }
+
+    /// Whether any endpoint but this one has room, and is not in doubt.
+    pub fn has_room_beside(&self, endpoint: &Endpoint) -> bool {
+        let endpoints = self.target.endpoints();
+        endpoints.iter().any(|other| other.id() != endpoint.id() && other.room().is_some())
     }
 
     /// Where requests in flight of this kind are counted besides.

@@ -24,6 +24,7 @@ mod rule;
 mod stream_stall;
 mod table;
 mod traced;
+mod tries;
 mod tunnel;
 mod wait;
 

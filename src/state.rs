@@ -8,6 +8,7 @@ mod obstacle;
 mod ramp;
 mod scale;
 mod start;
+mod trial;
 
 use std::{
     fmt,
@@ -30,6 +31,8 @@ use ramp::Ramp;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
 pub use start::{PartSeen, PodStart, Seen, Stamp, Tail};
 use tokio::sync::{Notify, watch};
+use trial::Trial;
+pub use trial::Verdict;
 
 use crate::pick::Load;
 
@@ -53,7 +56,8 @@ pub struct Endpoint {
     servers: AtomicU32,
     /// Failed dispatches in a row.
     failures: AtomicU32,
-    /// Wakes the owner (launcher, prober): became suspect, or the last request in flight ended.
+    trial: Trial,
+    /// Wakes the owner (launcher, prober): in doubt, suspect, or the last request in flight ended.
     attention: Notify,
 }
 
@@ -103,7 +107,8 @@ pub enum Change {
 // === impl Endpoint ===
 
 impl Endpoint {
-    const BACKOFF: Duration = Duration::from_millis(50);
+    /// The first back-off after a failure.
+    pub const BACKOFF: Duration = Duration::from_millis(50);
     const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
     /// An endpoint that is not ready yet.
@@ -139,6 +144,7 @@ impl Endpoint {
             max: AtomicU32::new(max),
             servers: AtomicU32::new(1),
             failures: AtomicU32::new(0),
+            trial: Trial::default(),
             attention: Notify::new(),
         })
     }
@@ -173,6 +179,11 @@ impl Endpoint {
     /// What is known of it as a gateway, if it may be one.
     pub fn front(&self) -> Option<&Front> {
         self.front.as_deref()
+    }
+
+    /// Whether it is one process or one pod. Behind what may be a gateway it may be another one each time.
+    pub const fn is_single(&self) -> bool {
+        self.front.is_none()
     }
 
     /// How many requests are in flight on it.
@@ -245,8 +256,9 @@ impl Endpoint {
     /// A request came back with its first byte that was one of `level` in flight when it went out: forgets failures, and
     /// lets twice as many be in flight as have been answered, up to the maximum. Returns whether the number grew.
     pub fn succeeded(&self, level: u32) -> bool {
-        if self.failures.load(Ordering::Relaxed) > 0 {
+        if self.failures.load(Ordering::Relaxed) > 0 || self.is_doubted() {
             self.failures.store(0, Ordering::Relaxed);
+            self.vouch();
         }
         self.ramp.answered(level, self.most())
     }
@@ -262,7 +274,7 @@ impl Endpoint {
     pub fn suspect(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.ramp.restart();
-        self.ready.store(false, Ordering::SeqCst);
+        self.retire();
         self.attention.notify_one();
     }
 
@@ -277,18 +289,20 @@ impl Endpoint {
     /// Takes no more requests; [`Self::attention`] wakes when the last one in flight has ended.
     pub fn retire(&self) {
         self.ready.store(false, Ordering::SeqCst);
+        self.settle();
     }
 
-    /// Waits until the owner should look: it became suspect, or, not being ready, its last request ended.
+    /// Waits until the owner should look: it is in doubt or suspect, or, not being ready, its last request ended.
     pub async fn attention(&self) {
         self.attention.notified().await;
     }
 }
 
 impl Load for Arc<Endpoint> {
+    /// What is in doubt takes only what nothing else has room for: see `Gate::acquire`.
     fn room(&self) -> Option<u32> {
         let in_flight = self.in_flight();
-        (in_flight < self.limit() && self.is_ready()).then_some(in_flight)
+        (in_flight < self.limit() && self.is_ready() && !self.is_doubted()).then_some(in_flight)
     }
 }
 

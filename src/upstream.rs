@@ -101,16 +101,25 @@ pub enum SendError {
     ResponseTimeout { address: Box<str>, limit: Duration },
 }
 
-/// How often a request has been written to a server.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Writes(pub u8);
+/// Which connection a request may take, and what becomes of it if that breaks before the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// A pooled one. If that turns out to be stale, a new one replaces it, never another pooled one: the server has mostly
+    /// closed them all.
+    Pooled,
+    /// A pooled one, replaced only if nothing was written: what the request does must not be done twice.
+    Once,
+    /// A new one.
+    Never,
+}
 
 /// A server closes idle connections after 5 s (uvicorn's default, under vLLM); a request that is sent into one that is
 /// being closed fails. So they are used again for a shorter time than that.
 const IDLE: Duration = Duration::from_secs(4);
 
-/// How many times a request may have been written to a server.
-pub const MAX_WRITES: u8 = 2;
+/// A pooled connection that breaks so soon after a request was written had been closed before: the server has not seen
+/// the request, or has begun nothing with it. A later break is the server's own.
+const STALE: Duration = Duration::from_secs(1);
 
 /// How long connecting rests when this process, and not the endpoint, has nothing left to connect with.
 const REST: Duration = Duration::from_millis(50);
@@ -128,31 +137,31 @@ where
         Self { dialer, idle: Mutex::default(), http2: h2::Pool::default() }
     }
 
-    /// Sends a request and waits for the head of its response. A pooled connection that was closed before the request
-    /// was written is replaced, which costs nothing; one that broke afterwards is replaced once, if the request has
-    /// not been written too often and `body` makes its body again.
+    /// Sends a request and waits for the head of its response. A stale connection is replaced by a new one, if `body`
+    /// makes the body again where it was written.
     ///
     /// # Errors
-    /// When there is no response head; `writes` then says whether a server may have seen the request.
+    /// When there is no response head. [`SendError::Reset`] and [`SendError::ResponseTimeout`] say that a server may have
+    /// seen the request.
     pub async fn send(
         &self,
         endpoint: &Endpoint,
         head: &request::Parts,
         mut body: impl FnMut() -> Option<B>,
         timeouts: UpstreamTimeouts,
-        writes: &mut Writes,
+        reuse: Reuse,
     ) -> Result<(Response<Incoming>, Connection<B>), SendError> {
         if endpoint.protocol() == Protocol::H2c {
             // On the heap, so that it costs the others nothing.
-            let sending = self.http2.send(&self.dialer, endpoint, head, body, timeouts, writes);
+            let sending = self.http2.send(&self.dialer, endpoint, head, body, timeouts, reuse);
             let (response, stream) = Box::pin(sending).await?;
             return Ok((response, Connection(Held::Http2 { _stream: stream })));
         }
+        let mut pooled = (reuse != Reuse::Never).then(|| self.take(endpoint.id())).flatten();
         let mut unsent = None;
         loop {
-            let pooled = self.take(endpoint.id());
-            let reused = pooled.is_some();
-            let mut sender = match pooled {
+            let reused = pooled.as_ref().map(|_| Instant::now());
+            let mut sender = match pooled.take() {
                 Some(sender) => sender,
                 // On the heap: mostly there is a connection.
                 None => Box::pin(self.connect(endpoint, timeouts)).await?,
@@ -167,35 +176,28 @@ where
             let sent = tokio::time::timeout(limit, sender.try_send_request(request)).await;
             match sent {
                 Ok(Ok(response)) => {
-                    writes.0 += 1;
                     let held = Held::Http1 { sender, endpoint: endpoint.id() };
                     return Ok((response, Connection(held)));
                 }
                 Ok(Err(mut error)) => match error.take_message() {
-                    Some(message) if reused => unsent = Some(message),
+                    Some(message) if reused.is_some() => unsent = Some(message),
                     Some(_) => {
                         let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
                         return Err(SendError::Connect { address: address(), source });
                     }
                     None => {
-                        writes.0 += 1;
-                        let error = error.into_error();
-                        if error.is_parse_too_large() {
+                        let source = error.into_error();
+                        if source.is_parse_too_large() {
                             let limit = timeouts.max_response_headers;
                             return Err(SendError::HeadTooLarge { address: address(), limit });
                         }
-                        match (reused && writes.0 < MAX_WRITES).then(&mut body).flatten() {
+                        match reuse.is_stale(reused, &source).then(&mut body).flatten() {
                             Some(again) => unsent = Some(with_head(head, again)),
-                            None => {
-                                return Err(SendError::Reset { address: address(), source: error });
-                            }
+                            None => return Err(SendError::Reset { address: address(), source }),
                         }
                     }
                 },
-                Err(_) => {
-                    writes.0 += 1;
-                    return Err(SendError::ResponseTimeout { address: address(), limit });
-                }
+                Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
             }
         }
     }
@@ -324,6 +326,17 @@ fn with_head<B>(head: &request::Parts, body: B) -> Request<B> {
     request
 }
 
+// === impl Reuse ===
+
+impl Reuse {
+    /// Whether a connection that broke before the answer had been closed before the request was written, at `pooled` if
+    /// it came from the pool.
+    fn is_stale(self, pooled: Option<Instant>, error: &hyper::Error) -> bool {
+        // What cannot be parsed was said by a server that lives.
+        self == Self::Pooled && pooled.is_some_and(|at| at.elapsed() < STALE) && !error.is_parse()
+    }
+}
+
 // === impl SendError ===
 
 impl SendError {
@@ -342,11 +355,6 @@ impl SendError {
     /// Whether it says nothing of the endpoint: there was nothing left here to connect with.
     pub fn is_ours(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if is_starved(source))
-    }
-
-    /// Whether the endpoint, or what stands before it, failed so that another try elsewhere or later may do better.
-    pub const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::ResponseTimeout { .. } | Self::HeadTooLarge { .. } | Self::Body(_))
     }
 }
 

@@ -254,14 +254,21 @@ impl World {
         }
     }
 
-    /// What a prober does: a suspect endpoint that is still up gets requests again after its back-off.
+    /// What a prober does: an endpoint in doubt is asked at once, a suspect one that is still up gets requests again
+    /// after its back-off.
     fn watch_endpoint(&self, up: &Rc<RefCell<bool>>) {
         let (gate, endpoint, up) = (self.gate.clone(), self.endpoint.clone(), up.clone());
         tokio::task::spawn_local(async move {
             loop {
                 endpoint.attention().await;
+                match endpoint.is_doubted() {
+                    true if *up.borrow() => endpoint.vouch(),
+                    true => endpoint.suspect(),
+                    false => {}
+                }
                 sleep(endpoint.backoff()).await;
                 if *up.borrow() && !endpoint.is_ready() {
+                    endpoint.vouch();
                     gate.target().ready(&endpoint, None);
                 }
             }

@@ -67,7 +67,16 @@ impl Permit {
         awaited
     }
 
-    /// The endpoint failed it before answering.
+    /// The endpoint broke it off after it was written: one of the two is to blame.
+    pub fn doubt(&self) {
+        // Nobody would find out whether a fallback lives.
+        if self.kind != Kind::Fallback {
+            self.lower_ramp();
+            self.endpoint.doubt();
+        }
+    }
+
+    /// The endpoint failed it before it could be written, or cannot be told from one that is down.
     pub fn suspect(&self) {
         // Nobody would find out that a fallback answers again.
         if self.kind != Kind::Fallback {

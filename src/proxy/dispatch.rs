@@ -2,11 +2,13 @@
 
 mod refused;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request};
+use http_body::Body as _;
 use hyper::body::Incoming;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{
     Proxy,
@@ -18,6 +20,7 @@ use super::{
     intake::{Buffered, CutOff, Outgoing, too_slow},
     intercept::Intercepted,
     traced::Traced,
+    tries::Tries,
     tunnel::Tunnel,
 };
 use crate::{
@@ -25,20 +28,22 @@ use crate::{
     config::Limits,
     error::{Outcome, ProxyError},
     hold::{Place, Ticket},
-    state::Endpoint,
-    upstream::{MAX_WRITES, SendError, Writes},
+    state::Verdict,
+    upstream::SendError,
 };
 
 /// A request as it goes to an endpoint, again if need be.
 pub(super) struct Sending {
     pub(super) head: Box<request::Parts>,
     source: Source,
-    writes: Writes,
+    pub(super) tries: Tries,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
 }
 
 enum Source {
+    /// There is nothing to send.
+    Empty,
     Buffered(Buffered),
     /// Until it is sent.
     Streaming(Option<Incoming>),
@@ -65,12 +70,18 @@ pub(super) enum Failed {
 
 /// A dispatch that came to nothing.
 pub(super) struct Setback {
-    /// Where it went.
-    pub(super) endpoint: Arc<Endpoint>,
+    /// The right to be where it went: it is in flight there until it is held again.
+    pub(super) permit: Permit,
     pub(super) reason: String,
     /// It says nothing of the endpoint, which may be sent to at once.
     pub(super) is_ours: bool,
+    /// The endpoint broke it off after it was written, and had answered so often after failures by then.
+    broken_off: Option<u32>,
 }
+
+/// How long a request waits for the verdict on an endpoint that broke it off: longer than the probe takes that its owner
+/// makes at once, by default.
+const VERDICT: Duration = Duration::from_secs(2);
 
 // === impl Proxy ===
 
@@ -85,7 +96,7 @@ impl Proxy {
     ) -> Result<Answer, Failed> {
         let mut timeouts = gate.policy().upstream;
         let mut limits = **self.shared.limits.load();
-        let Sending { head, source, writes, intercepted } = sending;
+        let Sending { head, source, tries, intercepted } = sending;
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
@@ -93,7 +104,7 @@ impl Proxy {
             trace.attempt(permit.endpoint(), head);
         }
         let body = || source.take(&limits);
-        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, writes).await {
+        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, tries.reuse()).await {
             Ok((response, connection)) => {
                 if let Some(trace) = trace {
                     trace.answer_began(response.status().as_u16());
@@ -129,17 +140,25 @@ impl Proxy {
         if let Some(error) = cut_off {
             return Err(Failed::Finally(error));
         }
-        let again = error.is_retryable() && writes.0 < MAX_WRITES && source.is_left();
-        let is_ours = error.is_ours();
-        // Others may have a connection to it already, and go on.
-        if error.is_retryable() && !is_ours {
-            permit.suspect();
+        let reason = error.to_string();
+        let setback = match &error {
+            SendError::Reset { .. } => return Err(sending.broken_off(permit, reason)),
+            SendError::Connect { .. } | SendError::ConnectTimeout(_) => {
+                tries.missed(&reason);
+                let is_ours = error.is_ours();
+                // Others may have a connection to it already, and go on.
+                if !is_ours {
+                    permit.suspect();
+                }
+                source.is_left().then_some(is_ours)
+            }
+            _ => None,
+        };
+        tracing::debug!(route = %gate.key(), %error, again = setback.is_some(), "dispatch failed");
+        if let Some(is_ours) = setback {
+            return Err(Failed::ForNow(Setback { is_ours, ..Setback::of(permit, reason) }));
         }
-        tracing::debug!(route = %gate.key(), %error, again, "dispatch failed");
-        let (route, reason) = (gate.key().clone(), error.to_string());
-        if again {
-            return Err(Failed::ForNow(Setback { endpoint: permit.endpoint().clone(), reason, is_ours }));
-        }
+        let (route, reason) = (gate.key().clone(), format!("{reason}{}", tries.verdict(source.is_left())));
         Err(Failed::Finally(match error {
             SendError::ResponseTimeout { .. } if intercepted.is_some() => {
                 ProxyError::UpstreamTimeout { route, reason }
@@ -148,13 +167,20 @@ impl Proxy {
         }))
     }
 
-    /// Takes a request into the queue again, at its old place; one that streamed is buffered for that.
+    /// Takes a request into the queue again, at its old place; one that streamed is buffered for that. Until then it is in
+    /// flight where it failed.
     pub(super) async fn hold_again(
         &self,
         sending: &mut Sending,
         gate: &Arc<Gate>,
         place: Place,
+        setback: Setback,
+        deadline: Instant,
     ) -> Result<Ticket<Permit>, ProxyError> {
+        if let Some(answers) = setback.broken_off {
+            let rest = sending.tries.rest();
+            let _ = timeout_at(deadline, setback.settle(gate, answers, rest)).await;
+        }
         if let Source::Streaming(incoming) = &mut sending.source
             && let Some(incoming) = incoming.take()
         {
@@ -162,9 +188,11 @@ impl Proxy {
         }
         let bytes = match &mut sending.source {
             Source::Buffered(read) => read.bytes.len(),
-            Source::Streaming(_) => 0,
+            Source::Empty | Source::Streaming(_) => 0,
         };
-        Ok(gate.readmit(place, bytes))
+        let ticket = gate.readmit(place, bytes);
+        drop(setback);
+        Ok(ticket)
     }
 
     /// Passes an answer on.
@@ -234,17 +262,46 @@ impl Sending {
         intercepted: Option<Box<Intercepted>>,
     ) -> Self {
         // What a completion does twice, it does twice in vain; what another application does, nobody knows.
-        let once = intercepted.is_some() && !head.method.is_safe();
-        let writes = if once { Writes(MAX_WRITES - 1) } else { Writes::default() };
-        Self { head, source: body.into(), writes, intercepted }
+        let tries = Tries::new(intercepted.is_some() && !head.method.is_safe());
+        Self { head, source: body.into(), tries, intercepted }
+    }
+
+    /// An endpoint broke it off after it was written: either of the two is to blame.
+    fn broken_off(&mut self, permit: Permit, reason: String) -> Failed {
+        let endpoint = permit.endpoint();
+        let answers = endpoint.answers();
+        let is_left = self.source.is_left();
+        let again = self.tries.broken_off(endpoint, &reason) && is_left;
+        permit.doubt();
+        tracing::debug!(route = %permit.gate().key(), reason, again, "dispatch failed");
+        if again {
+            return Failed::ForNow(Setback { broken_off: Some(answers), ..Setback::of(permit, reason) });
+        }
+        let reason = reason + &self.tries.verdict(is_left);
+        Failed::Finally(ProxyError::UpstreamError { route: permit.gate().key().clone(), reason })
     }
 }
 
 // === impl Setback ===
 
 impl Setback {
-    fn of(endpoint: Arc<Endpoint>, reason: &str) -> Self {
-        Self { endpoint, reason: reason.into(), is_ours: false }
+    fn of(permit: Permit, reason: String) -> Self {
+        Self { permit, reason, is_ours: false, broken_off: None }
+    }
+
+    /// Waits until another endpoint may take the request; or until it is known whether the one that broke it off lives,
+    /// and then for the rest between two writes to the same. That it is down needs no rest: its owner has a back-off.
+    async fn settle(&self, gate: &Gate, answers: u32, rest: Duration) {
+        let endpoint = self.permit.endpoint();
+        if gate.has_room_beside(endpoint) {
+            return;
+        }
+        let rested = Instant::now() + rest;
+        match timeout(VERDICT, endpoint.verdict(answers)).await {
+            Ok(Verdict::Down) => {}
+            Ok(Verdict::Alive) => sleep_until(rested).await,
+            Err(_) => self.permit.suspect(),
+        }
     }
 }
 
@@ -259,6 +316,7 @@ pub(super) enum Intake {
 impl From<Intake> for Source {
     fn from(intake: Intake) -> Self {
         match intake {
+            Intake::Unread(incoming) if incoming.is_end_stream() => Self::Empty,
             Intake::Unread(incoming) => Self::Streaming(Some(incoming)),
             Intake::Read(read) => Self::Buffered(read),
         }
@@ -268,6 +326,7 @@ impl From<Intake> for Source {
 impl Source {
     fn take(&mut self, limits: &Limits) -> Option<Outgoing> {
         match self {
+            Self::Empty => Some(Outgoing::Full(None)),
             Self::Buffered(read) => {
                 Some(Outgoing::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
             }
@@ -277,7 +336,7 @@ impl Source {
 
     /// Whether it can be sent (again).
     const fn is_left(&self) -> bool {
-        matches!(self, Self::Buffered(_) | Self::Streaming(Some(_)))
+        matches!(self, Self::Empty | Self::Buffered(_) | Self::Streaming(Some(_)))
     }
 }
 

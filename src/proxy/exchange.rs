@@ -158,7 +158,7 @@ impl Exchange {
 
     /// It came back from an endpoint, and may be tried again.
     pub(super) fn set_back(&mut self, setback: &Setback, head: &request::Parts, model: Option<&str>) {
-        self.tell(head, model).dispatch_failed(setback.endpoint.address(), &setback.reason);
+        self.tell(head, model).dispatch_failed(setback.permit.endpoint().address(), &setback.reason);
     }
 
     /// It was held in vain, and goes to the fallback.

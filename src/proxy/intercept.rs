@@ -170,9 +170,10 @@ impl Proxy {
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending)),
             Err(Failed::Finally(error)) => Err((exchange, error)),
-            Err(Failed::ForNow(Setback { endpoint, reason, .. })) => {
+            Err(Failed::ForNow(Setback { permit, reason, .. })) => {
                 let route = gate.key().clone();
-                let reason = format!("its fallback {} cannot be reached: {reason}", endpoint.address());
+                let reason =
+                    format!("its fallback {} cannot be reached: {reason}", permit.endpoint().address());
                 Err((exchange, ProxyError::UpstreamError { route, reason }))
             }
         }

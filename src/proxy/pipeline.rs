@@ -329,7 +329,11 @@ impl Proxy {
             }
             Err(Failed::ForNow(setback)) => {
                 exchange.set_back(&setback, &sending.head, scan.model.as_deref());
-                match Box::pin(self.hold_again(&mut sending, &gate, place)).await {
+                let over = sending.intercepted.as_ref().and_then(|by| by.deadline);
+                let held = started + gate.policy().hold.timeout.get();
+                let deadline = over.map_or(held, |over| over.min(held));
+                let again = self.hold_again(&mut sending, &gate, place, setback, deadline);
+                match Box::pin(again).await {
                     Ok(ticket) => Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan))),
                     Err(error) => Ok(fail(exchange, &error).into()),
                 }

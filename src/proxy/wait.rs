@@ -143,7 +143,7 @@ impl Proxy {
                             if setback.is_ours && Instant::now() >= deadline.at {
                                 return Sent::TooLate;
                             }
-                            match self.hold_again(&mut sending, &gate, place).await {
+                            match self.hold_again(&mut sending, &gate, place, setback, deadline.at).await {
                                 Ok(ticket) => Sent::Back(ticket),
                                 Err(error) => Sent::Failed(error),
                             }
@@ -155,7 +155,9 @@ impl Proxy {
                                 ticket = again;
                                 continue;
                             }
-                            Sent::TooLate => (deadline.passed(&exchange), deadline.limit == Limit::Hold),
+                            Sent::TooLate => {
+                                (deadline.passed(&exchange, &sending), deadline.limit == Limit::Hold)
+                            }
                         }
                     }
                     Some(Released::Failed(reason, retry_after)) => {
@@ -163,7 +165,7 @@ impl Proxy {
                         (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
                     }
                     Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
-                    None => (deadline.passed(&exchange), deadline.limit == Limit::Hold),
+                    None => (deadline.passed(&exchange, &sending), deadline.limit == Limit::Hold),
                 };
                 // Where there is a fallback, what was not ready in time has not failed yet.
                 let fallback = sending.intercepted.as_ref().filter(|_| in_vain).and_then(|by| by.fallback());
@@ -200,7 +202,7 @@ impl Deadline {
         Self { at, limit }
     }
 
-    fn passed(&self, exchange: &Exchange) -> ProxyError {
+    fn passed(&self, exchange: &Exchange, sending: &Sending) -> ProxyError {
         let limit = match self.limit {
             Limit::Hold if exchange.gate().policy().intercept.is_some() => "timeouts.readiness of the route",
             Limit::Hold => "hold.timeout of the route",
@@ -208,11 +210,16 @@ impl Deadline {
             Limit::MaxWait => "x-anteroom-max-wait of the request",
             Limit::Client => "the client's own time-out",
         };
+        let obstacle = exchange.gate().target().obstacle().map(|obstacle| obstacle.message.clone());
         ProxyError::ColdStartTimeout {
             route: exchange.gate().key().clone(),
             waited: self.at - exchange.started(),
             limit,
-            reason: exchange.gate().target().obstacle().map(|obstacle| obstacle.message.clone()),
+            reason: match (obstacle, sending.tries.so_far()) {
+                (obstacle, None) => obstacle,
+                (None, Some(failed)) => Some(failed.into()),
+                (Some(obstacle), Some(failed)) => Some(format!("{obstacle} {failed}").into()),
+            },
             retry_after: exchange.gate().cold_starts().time_left(),
         }
     }

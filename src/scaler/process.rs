@@ -208,7 +208,7 @@ impl Launcher {
             tokio::select! {
                 // A suspect endpoint holds requests up, so it cannot wait.
                 biased;
-                () = suspect(endpoint) => {
+                () = suspect(endpoint, || self.wake.ask(endpoint)) => {
                     let limit = self.gate().policy().readiness.activation_timeout.get();
                     let mut last = None;
                     let recovered = async {
@@ -218,6 +218,7 @@ impl Launcher {
                     if timeout(limit, recovered).await.is_err() {
                         return Serve::Silent(last);
                     }
+                    endpoint.vouch();
                     // The limit stays at the one request that being suspect left, and grows from there.
                     self.wake.open(endpoint, None);
                 }

@@ -88,7 +88,7 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
         limit = tokio::select! {
             // A suspect endpoint holds requests up, so it cannot wait.
             biased;
-            () = suspect(endpoint) => {
+            () = suspect(endpoint, || wake.ask(endpoint)) => {
                 wake.gate.cold_starts().turned_away();
                 sleep(endpoint.backoff()).await;
                 // It keeps the one request at a time that being suspect left it, and grows from there.
@@ -111,6 +111,7 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
     let readiness = wake.gate.policy().readiness.clone();
     let first = probe(endpoint.address(), &readiness).await;
     if first.is_ready() {
+        endpoint.vouch();
         if limit.is_some() {
             endpoint.front().into_iter().for_each(Front::found_ready);
         }

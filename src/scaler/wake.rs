@@ -184,6 +184,7 @@ impl Wake {
     /// The activation has succeeded.
     pub(super) fn activated(&self, endpoint: &Endpoint) {
         self.gate.cold_starts().ready(Some(endpoint.address()));
+        endpoint.vouch();
         let ramp_start = self.gate.policy().concurrency.ramp_start;
         self.open(endpoint, Some(ramp_start));
         // Whoever comes from now on finds the target up, so this counts only those that had waited.
@@ -252,10 +253,30 @@ fn idle_in(quiet: Option<Duration>, up: Duration, requests: u64, after: Duration
     after.saturating_sub(quiet.map_or(up, |quiet| quiet.min(up)))
 }
 
-/// Waits until the endpoint is not ready. Cancel-safe.
-pub(super) async fn suspect(endpoint: &Endpoint) {
+/// Waits until the endpoint is not ready. One that is in doubt is asked whether it answers (`ask`), at once but not more
+/// often than every 50 ms: it is suspect if it gives no sign of life. Cancel-safe.
+pub(super) async fn suspect<F: Future<Output = Answer>>(endpoint: &Endpoint, mut ask: impl FnMut() -> F) {
+    let mut next = Instant::now();
     while endpoint.is_ready() {
-        endpoint.attention().await;
+        if !endpoint.is_doubted() {
+            endpoint.attention().await;
+            continue;
+        }
+        let asked = async {
+            sleep_until(next).await;
+            next = Instant::now() + Endpoint::BACKOFF;
+            ask().await
+        };
+        tokio::select! {
+            biased; // it became suspect by another request, so that asking is needless
+            () = endpoint.attention() => {}
+            answer = asked => match answer.is_alive() {
+                true => endpoint.vouch(),
+                // It may have answered a request meanwhile.
+                false if endpoint.is_doubted() => endpoint.suspect(),
+                false => {}
+            }
+        }
     }
 }
 

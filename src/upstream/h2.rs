@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Dialed, Dialer, IDLE, MAX_WRITES, SendError, Writes};
+use super::{Dialed, Dialer, IDLE, Reuse, SendError};
 use crate::{domain::UpstreamTimeouts, state::Endpoint};
 
 /// How long a connection that carries requests may be silent before the server is asked whether it lives, and how long
@@ -46,6 +46,7 @@ struct OfEndpoint<B> {
 
 struct Shared<B> {
     sender: SendRequest<Recorded<B>>,
+    made: Instant,
     usage: Arc<Usage>,
 }
 
@@ -95,18 +96,20 @@ where
         head: &request::Parts,
         mut body: impl FnMut() -> Option<B>,
         timeouts: UpstreamTimeouts,
-        writes: &mut Writes,
+        reuse: Reuse,
     ) -> Result<(Response<Incoming>, Stream), SendError> {
         let address = || Box::<str>::from(endpoint.address());
         let connections = self.of(endpoint);
         let broke = Broke::default();
+        // When a connection must have been made, at the earliest.
+        let mut since = (reuse == Reuse::Never).then(Instant::now);
         let mut unsent = None;
         loop {
-            let pooled = connections.take();
-            let reused = pooled.is_some();
+            let pooled = since.is_none().then(|| connections.take(None)).flatten();
+            let reused = pooled.as_ref().map(|_| Instant::now());
             let (mut sender, stream) = match pooled {
                 Some(pooled) => pooled,
-                None => connections.connect(dialer, endpoint, timeouts).await?,
+                None => connections.connect(dialer, endpoint, timeouts, since).await?,
             };
             let request = unsent.take().or_else(|| {
                 let body = Recorded { body: body()?, broke: broke.clone() };
@@ -119,38 +122,33 @@ where
             let limit = timeouts.response_timeout.get();
             let mut error = match timeout(limit, sender.try_send_request(request)).await {
                 Ok(Ok(mut response)) => {
-                    writes.0 += 1;
                     // What becomes of it is HTTP/1.1's or HTTP/2's as the client's connection has it.
                     *response.version_mut() = Version::HTTP_11;
                     return Ok((response, stream));
                 }
                 Ok(Err(error)) => error,
-                Err(_) => {
-                    writes.0 += 1;
-                    return Err(SendError::ResponseTimeout { address: address(), limit });
-                }
+                Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
             };
             // Whatever it was: what is in flight there may end well, but nothing new is sent.
             connections.forget(&stream);
+            since = Some(Instant::now());
             match error.take_message() {
-                Some(message) if reused => unsent = Some(message),
+                Some(message) if reused.is_some() => unsent = Some(message),
                 Some(_) => {
                     let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
                     return Err(SendError::Connect { address: address(), source });
                 }
                 None => {
-                    writes.0 += 1;
                     if let Some(source) = broke.lock().take() {
                         return Err(SendError::Body(source));
                     }
-                    match (reused && writes.0 < MAX_WRITES).then(&mut body).flatten() {
+                    let source = error.into_error();
+                    match reuse.is_stale(reused, &source).then(&mut body).flatten() {
                         Some(again) => {
                             let body = Recorded { body: again, broke: broke.clone() };
                             unsent = Some(with_head(head, endpoint.address(), body));
                         }
-                        None => {
-                            return Err(SendError::Reset { address: address(), source: error.into_error() });
-                        }
+                        None => return Err(SendError::Reset { address: address(), source }),
                     }
                 }
             }
@@ -185,26 +183,29 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// A place on a connection that has one.
-    fn take(&self) -> Option<(SendRequest<Recorded<B>>, Stream)> {
+    /// A place on a connection that has one, and was not made before `since`.
+    fn take(&self, since: Option<Instant>) -> Option<(SendRequest<Recorded<B>>, Stream)> {
         let mut shared = self.shared.lock();
         shared.retain(|shared| !shared.sender.is_closed());
-        let free = shared.iter().find(|shared| shared.usage.has_room() && !shared.usage.is_over())?;
+        let is_new = |shared: &&Shared<B>| since.is_none_or(|since| shared.made >= since);
+        let mut free = shared.iter().filter(is_new);
+        let free = free.find(|shared| shared.usage.has_room() && !shared.usage.is_over())?;
         Some((free.sender.clone(), Stream::new(&free.usage)))
     }
 
-    /// A place on a connection that is made now, by us or by another. All who wait for one wait no longer than it
-    /// would take them alone.
+    /// A place on a connection that is made now, by this request or by another, and not before `since`. All who wait for
+    /// one wait no longer than it would take them alone.
     async fn connect(
         &self,
         dialer: &Dialer,
         endpoint: &Endpoint,
         timeouts: UpstreamTimeouts,
+        since: Option<Instant>,
     ) -> Result<(SendRequest<Recorded<B>>, Stream), SendError> {
         let limit = timeouts.connect_timeout.get();
         let connecting = async {
             let _turn = self.connecting.lock().await;
-            if let Some(made) = self.take() {
+            if let Some(made) = self.take(since) {
                 return Ok(made);
             }
             let shared = match dialer.dial(endpoint.address(), limit, || {}).await? {
@@ -259,7 +260,7 @@ where
             tracing::trace!(%error, "a connection to an endpoint ended");
         }
     });
-    Ok(Shared { sender, usage })
+    Ok(Shared { sender, made: Instant::now(), usage })
 }
 
 fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {

@@ -55,7 +55,28 @@ async fn who_came_back_still_has_a_deadline() {
     warm_up(&proxy, &mut upstream).await;
     drop(upstream);
     until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
-    proxy.ask(chat("late")).await.is_error(504, "cold_start_timeout");
+    let late = proxy.ask(chat("late")).await;
+    late.is_error(504, "cold_start_timeout");
+    assert!(
+        late.text().contains("It was dispatched once before; the last error: cannot connect"),
+        "{}",
+        late.text()
+    );
+    proxy.stop(&[("completed", 1), ("cold_start_timeout", 1)]).await;
+}
+
+/// While it waits to learn whether the server that broke it off lives, the deadline holds, too.
+#[tokio::test]
+async fn who_waits_for_a_verdict_still_has_a_deadline() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 200ms }").await;
+    warm_up(&proxy, &mut upstream).await;
+    upstream.sleep();
+    let mut client = proxy.sent(chat("late")).await;
+    upstream.call().await.reset();
+    let late = client.response().await;
+    late.is_error(504, "cold_start_timeout");
+    assert!(late.text().contains("broke the connection off before it answered"), "{}", late.text());
     proxy.stop(&[("completed", 1), ("cold_start_timeout", 1)]).await;
 }
 
@@ -91,6 +112,104 @@ async fn a_request_that_breaks_servers_reaches_two_of_them_and_no_more() {
     assert_eq!(response.json()["text"], "lucky");
     assert!(response.get("server-timing").is_some(), "it was held in between");
     proxy.stop(&[("completed", 1), ("upstream_error", 4)]).await;
+}
+
+/// Both connections that idle have been closed by the time at which the next request is written to one of them: that one
+/// is replaced by a new connection, not by the other.
+#[tokio::test]
+async fn stale_connections_cost_no_try() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    warm_up(&proxy, &mut upstream).await;
+    let mut clients = [proxy.sent(chat("a")).await, proxy.sent(chat("b")).await];
+    let calls = [upstream.call().await, upstream.call().await];
+    let pooled = calls.each_ref().map(|call| call.connection);
+    for call in calls {
+        call.echo().await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.in_flight(0).await;
+
+    let mut client = proxy.sent(chat("next")).await;
+    let stale = upstream.call().await;
+    assert!(pooled.contains(&stale.connection));
+    stale.reset();
+    let mut call = upstream.call().await;
+    assert!(!pooled.contains(&call.connection), "a new one");
+    // And this new one breaks, too, which costs one of two tries.
+    assert_eq!(call.text().await, "next");
+    call.reset();
+    let call = upstream.call().await;
+    assert!(!pooled.contains(&call.connection), "what has failed gets no pooled one again");
+    call.echo().await;
+    assert_eq!(client.response().await.json()["text"], "next");
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+/// A server resets whatever comes for a while: the request waits until it answers, instead of spending its tries on it.
+#[tokio::test]
+async fn a_server_that_resets_for_a_while_is_waited_for() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = proxy.sent(chat("pooled")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    proxy.in_flight(0).await;
+
+    upstream.sleep();
+    let mut client = proxy.sent(chat("patient")).await;
+    upstream.call().await.reset();
+    upstream.call().await.reset();
+    proxy.held(1).await;
+    upstream.probed().await;
+    assert_eq!(upstream.pending(), 0);
+    upstream.wake();
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "patient");
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+/// A body at which a healthy server drops the connection: it is sent twice, with a rest in between, and whoever shares the
+/// server keeps all of it.
+#[tokio::test]
+async fn a_drop_by_a_healthy_server_throttles_nobody() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8 }").await;
+    // It is known to bear as many.
+    let mut proven = Vec::new();
+    for number in 0..8 {
+        proven.push((proxy.sent(chat(&format!("{number}"))).await, upstream.call().await));
+    }
+    for (mut client, call) in proven {
+        call.finish(answer("200 OK", CLOSE, "{}")).await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.in_flight(0).await;
+    let mut others = Vec::new();
+    for number in 0..6 {
+        others.push((proxy.sent(chat(&format!("{number}"))).await, upstream.call().await));
+    }
+    let began = Instant::now();
+    let mut poison = proxy.sent(chat("poison")).await;
+    upstream.call().await.reset();
+    upstream.call().await.reset();
+    assert!(began.elapsed() >= Duration::from_millis(50), "it rests before it comes back");
+    let answer = poison.response().await;
+    answer.is_error(502, "upstream_error");
+    assert!(answer.text().contains("the request was sent twice, and the server answered a probe or others"));
+    let gate = proxy.gate().await;
+    assert_eq!(gate.target().endpoints()[0].limit(), 8);
+    // There is room for two more at once.
+    for number in 6..8 {
+        others.push((proxy.sent(chat(&format!("{number}"))).await, upstream.call().await));
+    }
+    for (mut client, call) in others {
+        call.echo().await;
+        assert_eq!(client.response().await.status(), 200);
+    }
+    proxy.stop(&[("completed", 16), ("upstream_error", 1)]).await;
 }
 
 #[tokio::test]

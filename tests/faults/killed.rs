@@ -3,7 +3,7 @@
 use crate::{
     served::{ANTEROOM, Served},
     sim::{Place, prompt, streaming},
-    support::{route, routes, until, wire::Part},
+    support::{Wire, route, routes, until, wire::Part},
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
@@ -46,6 +46,37 @@ async fn before_the_head_the_next_server_gets_it_and_no_third_one() {
     assert_eq!(later.response().await.status(), 200);
     assert_eq!(third.answered().await, 1, "the deadly one never came here");
     proxy.stop().await.are(&[("completed", 2), ("upstream_error", 1)]);
+}
+
+/// Killed with many in flight that it has not answered, over connections that had been used before: each of them is
+/// served by the next server.
+#[tokio::test]
+async fn whoever_has_no_head_yet_is_served_by_the_next_server() {
+    const MANY: u64 = 24;
+    let place = Place::reserve();
+    let mut first = place.up(&["--time-to-first-token", "400ms"]).await;
+    let proxy = before(&place, "concurrency: { max: 64, rampStart: 64 }").await;
+    let mut clients = Vec::new();
+    for _ in 0..MANY {
+        clients.push(Wire::connect(proxy.address).await);
+    }
+    for client in &mut clients {
+        client.send(prompt("makes a connection")).await;
+    }
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    for client in &mut clients {
+        client.send(prompt("in flight")).await;
+    }
+    first.runs(MANY).await;
+    first.kill();
+    let second = place.up(&[]).await;
+    for client in &mut clients {
+        assert_eq!(client.response().await.status(), 200);
+    }
+    assert_eq!(second.answered().await, MANY);
+    proxy.stop().await.are(&[("completed", 2 * MANY)]);
 }
 
 /// Killed in the middle of a stream: the client sees that its answer breaks off, and no other server gets the request.

@@ -25,6 +25,7 @@ mod law;
 mod logs;
 mod memory;
 mod panics;
+mod poison;
 mod rolling;
 mod served;
 mod silent;

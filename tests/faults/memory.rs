@@ -79,16 +79,22 @@ impl World {
     }
 
     /// The endpoint is ready from now on, and never loses that but by failing; then it is asked again when its back-off
-    /// is over, and `answers` says whether it does.
+    /// is over, and `answers` says whether it does. In doubt it is asked at once.
     pub fn watch(&self, answers: impl Fn() -> bool + Send + 'static) {
         self.gate.target().ready(&self.endpoint, None);
         let (gate, endpoint) = (self.gate.clone(), self.endpoint.clone());
         tokio::spawn(async move {
             loop {
                 endpoint.attention().await;
+                match endpoint.is_doubted() {
+                    true if answers() => endpoint.vouch(),
+                    true => endpoint.suspect(),
+                    false => {}
+                }
                 while !endpoint.is_ready() {
                     sleep(endpoint.backoff().max(std::time::Duration::from_millis(1))).await;
                     if answers() {
+                        endpoint.vouch();
                         gate.target().ready(&endpoint, None);
                     }
                 }

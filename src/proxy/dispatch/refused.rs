@@ -13,11 +13,9 @@ use super::{
 };
 use crate::{
     admission::Permit,
-    error::ProxyError,
     openai,
     probe::probe,
     state::{Endpoint, FrontKind},
-    upstream::MAX_WRITES,
 };
 
 /// The most that is read of an error answer to find out whose it is.
@@ -73,7 +71,6 @@ impl Proxy {
         sending: &mut Sending,
         pause: Duration,
     ) -> Result<Answer, Failed> {
-        const BROKE_OFF: &str = "it broke its answer off";
         let hint = http_body::Body::size_hint(response.body());
         let is_short = hint.upper().is_none_or(|upper| upper <= MAX_READ_BYTES as u64);
         let read = match is_short {
@@ -87,13 +84,10 @@ impl Proxy {
                 return Ok(Answer::Begun(response, begun, lease));
             }
             Read::BrokenOff => {
-                lease.permit.suspect();
-                let route = lease.permit.gate().key().clone();
-                let endpoint = lease.permit.endpoint().clone();
-                return Err(match sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                    true => Failed::ForNow(Setback::of(endpoint, BROKE_OFF)),
-                    false => Failed::Finally(ProxyError::UpstreamError { route, reason: BROKE_OFF.into() }),
-                });
+                let Lease { connection, permit, .. } = lease;
+                drop(connection);
+                let reason = format!("{} broke its answer off", permit.endpoint().address());
+                return Err(sending.broken_off(permit, reason));
             }
         };
         let Lease { connection, pool, permit } = lease;
@@ -105,13 +99,13 @@ impl Proxy {
                 front.ask_first();
             }
             permit.suspect();
-            if !may_have_run {
-                sending.writes.0 = sending.writes.0.saturating_sub(1);
-            }
-            if sending.writes.0 < MAX_WRITES && sending.source.is_left() {
-                let reason =
-                    format!("it answered {}, as a gateway without a server does", head.status.as_u16());
-                return Err(Failed::ForNow(Setback::of(permit.endpoint().clone(), &reason)));
+            let reason = format!("it answered {}, as a gateway without a server does", head.status.as_u16());
+            let again = match may_have_run {
+                true => sending.tries.broken_off(permit.endpoint(), &reason),
+                false => sending.tries.missed(&reason),
+            };
+            if again && sending.source.is_left() {
+                return Err(Failed::ForNow(Setback::of(permit, reason)));
             }
         }
         let response = Response::from_parts(head, body);

@@ -11,11 +11,17 @@ use super::{
     super::wake::{Wake, suspect},
     Keeper, Tally,
 };
-use crate::state::{Endpoint, Front};
+use crate::{
+    probe::Answer,
+    state::{Endpoint, Front},
+};
 
 /// The longest back-off. While pods are up, a gateway that says no has mostly not noticed them yet: each try is one
 /// request that it turns away by itself, and every millisecond here is one of a cold start.
 const LONGEST: Duration = Duration::from_millis(250);
+
+/// How long the answers to others are waited for that would clear a gateway which broke a request off.
+const UNASKED: Duration = Duration::from_millis(50);
 
 /// Opens the gateway while pods take requests. Never ends.
 ///
@@ -41,7 +47,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     let start = keeper.gate.policy().concurrency.ramp_start;
                     keeper.gate.target().set_servers(gateway, servers, start);
                 }
-                () = suspect(gateway) => {
+                () = suspect(gateway, async || { sleep(UNASKED).await; Answer::TimedOut(UNASKED.into()) }) => {
                     keeper.gate.cold_starts().turned_away();
                     keeper.count(|tally| (tally.open, tally.doubtful) = (0, 1));
                     servers = back_off(gateway, servers, &mut tally).await;

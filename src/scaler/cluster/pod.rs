@@ -34,6 +34,8 @@ const UNHURRIED: Duration = Duration::from_secs(1);
 /// How long the cluster may take to notice that a pod has failed: three probes of the kubelet, by its defaults. Its word is
 /// newer than a failure that was longer ago.
 const NOTICED: Duration = Duration::from_secs(30);
+/// How long the answers to others are waited for that would clear a pod which may not be asked.
+const UNASKED: Duration = Duration::from_millis(50);
 
 /// What the cluster says of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +147,7 @@ impl Pod {
                     tokio::select! {
                         biased; // the word first: it may explain why the pod fails
                         _ = word.changed() => {}
-                        () = suspect(endpoint) => self.turn(State::Suspect),
+                        () = suspect(endpoint, || lives(keeper, endpoint)) => self.turn(State::Suspect),
                         () = keeper.completeness(false), if !keeper.groups.is_empty() => {
                             self.endpoint.retire();
                             self.limit = None;
@@ -230,6 +232,9 @@ impl Pod {
             while keeper.gate.policy().readiness.probe || !is_called_ready {
                 let asked = Instant::now();
                 let answer = keeper.ask(endpoint).await;
+                if answer.is_alive() {
+                    endpoint.vouch();
+                }
                 if answer.is_ready() {
                     return;
                 }
@@ -318,6 +323,15 @@ async fn widen(keeper: &Keeper, wake: &Wake, pod: &Endpoint) {
         return pending().await;
     }
     wake.widen(pod, || keeper.ask_if_allowed(pod)).await;
+}
+
+/// Whether a pod answers, having broken a request off. Where it is not asked, only its answers to others can say so.
+async fn lives(keeper: &Keeper, endpoint: &Endpoint) -> Answer {
+    if keeper.gate.policy().readiness.probe {
+        return keeper.ask(endpoint).await;
+    }
+    sleep(UNASKED).await;
+    Answer::TimedOut(UNASKED.into())
 }
 
 /// A pod that failed a request, until it has failed to answer us, too.

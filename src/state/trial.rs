@@ -1,0 +1,133 @@
+//! Doubt about an endpoint that broke a request off: did the endpoint die, or is the request at fault?
+
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+};
+
+use tokio::sync::Notify;
+
+use super::Endpoint;
+
+/// Whether an endpoint that broke a request off is known to live.
+///
+/// Until that is known the endpoint keeps its room and what its ramp has proven, so that one request which servers cannot bear throttles
+/// nobody else. Its owner probes it at once; the head of an answer to any other request settles the doubt, too. The
+/// requests that were broken off wait for the verdict ([`Endpoint::verdict`]).
+#[derive(Default)]
+pub(super) struct Trial {
+    is_open: AtomicBool,
+    /// Answers after a failure, to a probe or to a request; wraps around.
+    answers: AtomicU32,
+    settled: Notify,
+}
+
+/// What became of an endpoint that was in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has answered since: what it broke off is at fault.
+    Alive,
+    /// It takes no requests any more.
+    Down,
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Opens a doubt: the endpoint broke a request off after that was written. Wakes the owner for the first of several.
+    pub fn doubt(&self) {
+        if !self.trial.is_open.swap(true, Ordering::SeqCst) {
+            self.attention.notify_one();
+        }
+    }
+
+    /// Whether a doubt is open.
+    pub fn is_doubted(&self) -> bool {
+        self.trial.is_open.load(Ordering::Relaxed)
+    }
+
+    /// Records that the endpoint has answered after a failure, which settles a doubt.
+    pub fn vouch(&self) {
+        self.trial.answers.fetch_add(1, Ordering::SeqCst);
+        self.settle();
+    }
+
+    /// The number of answers after failures. A request compares two readings: if they differ, the endpoint lived in
+    /// between.
+    pub fn answers(&self) -> u32 {
+        self.trial.answers.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the endpoint has answered more often than `answers`, or takes no requests. Cancel-safe.
+    pub async fn verdict(&self, answers: u32) -> Verdict {
+        loop {
+            let mut settled = pin!(self.trial.settled.notified());
+            // Registered before the state is read, so that no verdict falls in between.
+            settled.as_mut().enable();
+            if !self.is_ready() {
+                return Verdict::Down;
+            }
+            if self.answers() != answers {
+                return Verdict::Alive;
+            }
+            settled.await;
+        }
+    }
+
+    /// Closes the doubt and wakes the requests that wait for the verdict.
+    pub(super) fn settle(&self) {
+        self.trial.is_open.store(false, Ordering::SeqCst);
+        self.trial.settled.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::state::TargetState;
+
+    #[test]
+    fn doubt_keeps_the_limit_until_the_verdict() {
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        TargetState::default().ready(&endpoint, None);
+        let before = endpoint.answers();
+        endpoint.doubt();
+        assert!(endpoint.is_ready() && endpoint.is_doubted() && endpoint.acquire());
+        assert_eq!((endpoint.limit(), endpoint.verdict(before).now_or_never()), (64, None));
+        endpoint.succeeded(1);
+        assert_eq!(
+            endpoint.verdict(before).now_or_never(),
+            Some(Verdict::Alive),
+            "it answered another request"
+        );
+        assert!(!endpoint.is_doubted());
+
+        let before = endpoint.answers();
+        endpoint.doubt();
+        endpoint.suspect();
+        assert_eq!(endpoint.verdict(before).now_or_never(), Some(Verdict::Down));
+        assert_eq!((endpoint.limit(), endpoint.is_doubted()), (1, false));
+    }
+
+    #[tokio::test]
+    async fn a_doubt_wakes_its_owner_once() {
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        TargetState::default().ready(&endpoint, None);
+        endpoint.doubt();
+        endpoint.doubt();
+        endpoint.attention().await;
+        assert_eq!(endpoint.attention().now_or_never(), None, "the second adds nothing");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_the_verdict_is_woken() {
+        let endpoint = Endpoint::new("127.0.0.1:1", 64);
+        TargetState::default().ready(&endpoint, None);
+        let before = endpoint.answers();
+        endpoint.doubt();
+        let retiring = async { endpoint.retire() };
+        assert_eq!(tokio::join!(endpoint.verdict(before), retiring).0, Verdict::Down);
+    }
+}
