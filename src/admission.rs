@@ -349,7 +349,7 @@ impl Gate {
             Change::Status => {}
             Change::Room => self.pump(),
             Change::Obstacle => {
-                if let Some(obstacle) = self.target.obstacle() {
+                if let Some(obstacle) = self.target.obstacle().filter(|obstacle| obstacle.kind.hinders()) {
                     self.cold_starts.hindered(obstacle.message.clone());
                 }
                 self.give_up_if_paused();

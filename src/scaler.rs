@@ -8,6 +8,7 @@ mod kubernetes;
 mod output;
 mod process;
 mod server;
+mod sight;
 mod sleep;
 mod url;
 mod wake;

@@ -65,11 +65,21 @@ pub struct Endpoint {
 pub struct TargetState {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     status: Mutex<Status>,
-    /// What stands in the way, if it is down.
+    obstacles: Mutex<Obstacles>,
+    /// What of these stands in the way, if it is down.
     obstacle: watch::Sender<Option<Arc<Obstacle>>>,
     last_failure: LastFailure,
     models: ListedModels,
     on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
+}
+
+/// What is said to stand in the way of a target.
+#[derive(Default)]
+struct Obstacles {
+    /// By the cluster. It explains more.
+    cluster: Option<Arc<Obstacle>>,
+    /// By our own probes.
+    probe: Option<Arc<Obstacle>>,
 }
 
 /// Where a target stands, in one word for people and for the API.
@@ -324,6 +334,7 @@ impl Default for TargetState {
         Self {
             endpoints: ArcSwap::default(),
             status: Mutex::default(),
+            obstacles: Mutex::default(),
             obstacle: watch::Sender::default(),
             last_failure: LastFailure::default(),
             models: ListedModels::default(),
@@ -386,6 +397,7 @@ impl TargetState {
         }
         endpoint.ready.store(true, Ordering::SeqCst);
         self.last_failure.forget();
+        self.set_probe_obstacle(None);
         self.set_status(Status::Ready);
         self.tell(Change::Room);
     }
@@ -450,20 +462,45 @@ impl TargetState {
         self.obstacle.borrow().clone()
     }
 
-    /// Says what stands in the way, or that nothing does. The same obstacle keeps the time since when it does.
+    /// Says what stands in the way as the cluster has it, or that nothing does. The same obstacle keeps the time since when
+    /// it does.
     pub fn set_obstacle(&self, obstacle: Option<Obstacle>) {
-        let changed = self.obstacle.send_if_modified(|known| match (known.as_deref(), obstacle) {
-            (None, None) => false,
-            (Some(known), Some(new)) if known.is_same(&new) => false,
-            (Some(before), Some(new)) if before.kind == new.kind => {
-                *known = Some(Arc::new(Obstacle { since: before.since, ..new }));
-                true
-            }
-            (_, new) => {
-                *known = new.map(Arc::new);
-                true
-            }
+        self.change_obstacles(|Obstacles { cluster, .. }| {
+            *cluster = obstacle.map(|new| match cluster.take() {
+                Some(known) if known.is_same(&new) => known,
+                Some(known) if known.kind == new.kind => Arc::new(Obstacle { since: known.since, ..new }),
+                _ => Arc::new(new),
+            });
         });
+    }
+
+    /// Says what stands in the way as our own probes have it.
+    pub fn set_probe_obstacle(&self, obstacle: Option<Arc<Obstacle>>) {
+        self.change_obstacles(|known| known.probe = obstacle);
+    }
+
+    /// The probes that found this are over, whatever others have found meanwhile.
+    pub fn withdraw_probe_obstacle(&self, obstacle: &Arc<Obstacle>) {
+        self.change_obstacles(|Obstacles { probe, .. }| {
+            probe.take_if(|known| Arc::ptr_eq(known, obstacle));
+        });
+    }
+
+    fn change_obstacles(&self, change: impl FnOnce(&mut Obstacles)) {
+        let mut obstacles = self.obstacles.lock();
+        change(&mut obstacles);
+        let now = obstacles.cluster.as_ref().or(obstacles.probe.as_ref()).cloned();
+        let changed = self.obstacle.send_if_modified(|known| {
+            let is_same = match (&known, &now) {
+                (Some(known), Some(now)) => known.is_same(now),
+                (known, now) => known.is_none() && now.is_none(),
+            };
+            if !is_same {
+                *known = now;
+            }
+            !is_same
+        });
+        drop(obstacles);
         if changed {
             self.tell(Change::Obstacle);
         }

@@ -162,13 +162,20 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
     match &obstacle {
         Some(obstacle) => {
             let kind = obstacle.kind.name();
-            // Who pauses mostly means to.
-            if obstacle.kind == ObstacleKind::AutoscalingPaused {
-                tracing::info!(%route, kind, reason = %obstacle.message, "the target cannot come up");
-            } else {
-                tracing::warn!(%route, kind, reason = %obstacle.message, "the target cannot come up");
+            match obstacle.kind {
+                // Logged by what probes. One that only does not answer yet is no news for the cluster.
+                ObstacleKind::NotAnswering => {}
+                ObstacleKind::ProbeRejected => teller.obstacle(route, obstacle),
+                // Who pauses mostly means to.
+                ObstacleKind::AutoscalingPaused => {
+                    tracing::info!(%route, kind, reason = %obstacle.message, "the target cannot come up");
+                    teller.obstacle(route, obstacle);
+                }
+                _ => {
+                    tracing::warn!(%route, kind, reason = %obstacle.message, "the target cannot come up");
+                    teller.obstacle(route, obstacle);
+                }
             }
-            teller.obstacle(route, obstacle);
         }
         None => tracing::info!(%route, "nothing stands in the way of the target any more"),
     }
@@ -241,6 +248,8 @@ const fn in_one_word(kind: ObstacleKind) -> &'static str {
         ObstacleKind::PortRefused => "PortRefused",
         ObstacleKind::Volume => "Volume",
         ObstacleKind::NotReady => "NotReady",
+        ObstacleKind::ProbeRejected => "ProbeRejected",
+        ObstacleKind::NotAnswering => "NotAnswering",
     }
 }
 

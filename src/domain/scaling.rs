@@ -127,6 +127,10 @@ pub enum ObstacleKind {
     Volume,
     /// The pod runs, and its node does not find it ready.
     NotReady,
+    /// The server runs and finds fault with our probe: no such path, or it asks for credentials.
+    ProbeRejected,
+    /// Our probe has no answer, or one that says that the server is not ready. It mostly loads.
+    NotAnswering,
 }
 
 /// How long something may stand in the way of a start before the requests that wait are told. Until then it may pass:
@@ -222,7 +226,7 @@ impl Workload {
 
 impl ObstacleKind {
     /// Every kind, the one that explains most first.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::AutoscalingPaused,
         // Whatever else is known may be over.
         Self::ApiServerUnreachable,
@@ -240,7 +244,19 @@ impl ObstacleKind {
         Self::NotReady,
         Self::NoKedaStream,
         Self::PushDropped,
+        Self::ProbeRejected,
+        Self::NotAnswering,
     ];
+
+    /// Whether our own probes find it, and not the cluster.
+    pub const fn is_seen_by_probes(self) -> bool {
+        matches!(self, Self::ProbeRejected | Self::NotAnswering)
+    }
+
+    /// Whether it keeps a target from coming up by all that is known; one that does not answer may only need its time.
+    pub const fn hinders(self) -> bool {
+        !matches!(self, Self::NotAnswering)
+    }
 
     /// Its name in metrics, records, logs and conditions.
     pub const fn name(self) -> &'static str {
@@ -261,6 +277,8 @@ impl ObstacleKind {
             Self::PortRefused => "port_refused",
             Self::Volume => "volume",
             Self::NotReady => "not_ready",
+            Self::ProbeRejected => "probe_rejected",
+            Self::NotAnswering => "not_answering",
         }
     }
 }
@@ -287,7 +305,9 @@ impl FailureGrace {
             | ObstacleKind::NoScaledObject
             | ObstacleKind::NoKedaStream
             | ObstacleKind::PushDropped
-            | ObstacleKind::ApiServerUnreachable => None,
+            | ObstacleKind::ApiServerUnreachable
+            | ObstacleKind::ProbeRejected
+            | ObstacleKind::NotAnswering => None,
         }
     }
 }

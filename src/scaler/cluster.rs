@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::{
     Stops,
+    sight::advice,
     url::{address, refuse},
     wake::{Wake, vacant},
 };
@@ -339,7 +340,7 @@ impl Keeper {
         }
         let (route, address, path) =
             (self.gate.key(), endpoint.address(), &self.gate.policy().readiness.path);
-        let advice = if answer.is_rejection() { "is `readiness.path` right?" } else { "" };
+        let advice = if answer.is_rejection() { advice(answer) } else { "" };
         tracing::warn!(
             %route, address, path, %answer,
             "the cluster says that the pod is ready, and our own probe does not: it is used. {advice}"

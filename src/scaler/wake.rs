@@ -7,6 +7,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
+use super::sight::{Sight, advice};
 use crate::{
     admission::Gate,
     domain::{ObstacleKind, WhenPaused},
@@ -68,7 +69,7 @@ impl Wake {
         let began = demand.raised_since().unwrap_or_else(Instant::now);
         let cold_starts = self.gate.cold_starts();
         cold_starts.begin(began, self.gate.held());
-        if let Some(obstacle) = self.gate.target().obstacle() {
+        if let Some(obstacle) = self.gate.target().obstacle().filter(|obstacle| obstacle.kind.hinders()) {
             cold_starts.hindered(obstacle.message.clone());
         }
     }
@@ -85,14 +86,17 @@ impl Wake {
         work.await
     }
 
-    /// Probes at every interval until the target is ready; `last` is what the last probe saw.
+    /// Probes at every interval until the target is ready, and reports what stands in its way for a while; `last` is what
+    /// the last probe saw.
     pub(super) async fn until_ready(&self, address: &str, last: &mut Option<Answer>) {
         let readiness = self.gate.policy().readiness.clone();
         let mut ticks = interval(readiness.interval.get().max(Duration::from_millis(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sight = Sight::new(self.gate.clone());
         loop {
             ticks.tick().await;
             let answer = probe(address, &readiness).await;
+            sight.saw(address, &answer);
             let is_ready = answer.is_ready();
             *last = Some(answer);
             if is_ready {
@@ -203,6 +207,9 @@ impl Wake {
     pub(super) fn seen(&self, last: Option<Answer>) -> String {
         let path = &self.gate.policy().readiness.path;
         match last {
+            Some(answer) if answer.is_rejection() => {
+                format!("the last probe of {path} saw: {answer}; {}", advice(&answer))
+            }
             Some(answer) => format!("the last probe of {path} saw: {answer}"),
             None => format!("no probe of {path} had time to end"),
         }

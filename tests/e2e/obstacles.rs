@@ -170,3 +170,29 @@ async fn what_has_stood_in_the_way_for_too_long_fails_who_waits_with_the_reason(
     assert_eq!(client.response().await.status(), 200, "it came after all");
     proxy.stop(&[("completed", 1), ("cold_start_failed", 1)]).await;
 }
+
+#[tokio::test]
+async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
+    const REASON: &str = "/health answers 404: is `readiness.path` right?";
+    let upstream = Upstream::cold().await;
+    upstream.answers_probes(404);
+    let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }, hold: { timeout: 4s }";
+    let proxy = Proxy::tiny(&upstream.url(), soon_told).await;
+    let mut plain = proxy.sent(chat("0")).await;
+    let mut stream = proxy.sent(streaming("1")).await;
+    assert_eq!(stream.head().await.unwrap().status(), 200);
+    let heard = hears(&mut stream, "reason=").await;
+    assert!(heard.contains(REASON), "{heard}");
+    let route = proxy.route("tiny").await;
+    assert_eq!(
+        (&route["obstacle"]["kind"], &route["obstacle"]["message"]),
+        (&"probe_rejected".into(), &REASON.into())
+    );
+    assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"probe_rejected\""]).await, 1);
+    let timed_out = plain.response().await;
+    timed_out.is_error(504, "cold_start_timeout");
+    assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
+    // It was the right path after all.
+    upstream.wake();
+    until("it to be withdrawn", async || proxy.route("tiny").await["obstacle"].is_null()).await;
+}

@@ -55,6 +55,20 @@ async fn many_waiters_start_one_server_and_the_record_says_how() {
 }
 
 #[tokio::test]
+async fn process_whose_path_is_wrong_is_reported_while_it_runs() {
+    let mut policy = settings();
+    policy.readiness.path = "/nowhere".into();
+    policy.readiness.activation_timeout = Period::from_secs(600);
+    let route = Route::with(process(sim(&[])), policy);
+    let _held = route.hold();
+    let reason = || route.gate.target().obstacle().map(|obstacle| obstacle.message.to_string());
+    eventually(|| reason().is_some()).await;
+    assert_eq!(reason().unwrap(), "/nowhere answers 404: is `readiness.path` right?");
+    assert_eq!(route.gate.target().status(), Status::Starting);
+    route.end().await;
+}
+
+#[tokio::test]
 async fn an_exit_while_loading_fails_whoever_waits_with_its_reason_and_last_lines() {
     let route = Route::new(process(sim(&["--load-time", "20ms", "--fail-load=3"])));
     let (mut first, mut second) = (route.hold(), route.hold());

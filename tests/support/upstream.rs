@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicU16, AtomicUsize, Ordering},
     },
 };
 
@@ -29,7 +29,8 @@ pub struct Upstream {
 }
 
 struct State {
-    healthy: AtomicBool,
+    /// What it says to probes.
+    health: AtomicU16,
     accepted: AtomicUsize,
     probes: AtomicUsize,
     handed: AtomicUsize,
@@ -84,7 +85,7 @@ impl Upstream {
     pub fn on(listener: TcpListener, healthy: bool) -> Self {
         let (sender, calls) = mpsc::unbounded_channel();
         let state = Arc::new(State {
-            healthy: AtomicBool::new(healthy),
+            health: AtomicU16::new(if healthy { 200 } else { 503 }),
             accepted: AtomicUsize::new(0),
             probes: AtomicUsize::new(0),
             handed: AtomicUsize::new(0),
@@ -100,11 +101,16 @@ impl Upstream {
     }
 
     pub fn wake(&self) {
-        self.state.healthy.store(true, Ordering::SeqCst);
+        self.answers_probes(200);
     }
 
     pub fn sleep(&self) {
-        self.state.healthy.store(false, Ordering::SeqCst);
+        self.answers_probes(503);
+    }
+
+    /// From now on says this to probes.
+    pub fn answers_probes(&self, status: u16) {
+        self.state.health.store(status, Ordering::SeqCst);
     }
 
     /// How many connections came, probes included.
@@ -179,8 +185,8 @@ async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
         return;
     }
     state.probes.fetch_add(1, Ordering::SeqCst);
-    let healthy = state.healthy.load(Ordering::SeqCst);
-    wire.send(answer(if healthy { "200 OK" } else { "503 Loading" }, &[], "")).await;
+    let status = state.health.load(Ordering::SeqCst);
+    wire.send(answer(&format!("{status} As told"), &[], "")).await;
 }
 
 // === impl Call ===

@@ -7,7 +7,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{super::wake::Wake, Keeper, Tally};
+use super::{
+    super::{sight::advice, wake::Wake},
+    Keeper, Tally,
+};
 use crate::{
     admission::Gate,
     domain::Phase,
@@ -111,10 +114,8 @@ impl Keeper {
     /// Why the activation took too long.
     fn too_late(&self) -> String {
         let limit = self.gate.policy().readiness.activation_timeout;
-        let why = match self.gate.target().obstacle() {
-            Some(obstacle) => obstacle.message.to_string(),
-            None => self.sight(),
-        };
+        let obstacle = self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_seen_by_probes());
+        let why = obstacle.map_or_else(|| self.sight(), |obstacle| obstacle.message.to_string());
         format!("the target was not ready within {limit}: {why}")
     }
 
@@ -148,7 +149,11 @@ impl Keeper {
             _ if gated > 0 => format!("{gated} of {pods} pods wait for a readiness gate that they declare"),
             None => format!("none of {pods} pods is ready"),
             Some((address, answer)) => {
-                format!("none of {pods} pods is ready; the last probe, of {path} at {address}, saw: {answer}")
+                let advice = if answer.is_rejection() { advice(answer) } else { "" };
+                let pause = if advice.is_empty() { "" } else { "; " };
+                format!(
+                    "none of {pods} pods is ready; the last probe, of {path} at {address}, saw: {answer}{pause}{advice}"
+                )
             }
         }
     }

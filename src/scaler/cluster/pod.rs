@@ -23,7 +23,10 @@ use tokio::{
 };
 
 use super::{
-    super::wake::{Wake, suspect, vacant},
+    super::{
+        sight::Sight,
+        wake::{Wake, suspect, vacant},
+    },
     Keeper,
 };
 use crate::{domain::Role, probe::Answer, state::Endpoint};
@@ -179,12 +182,18 @@ impl Pod {
     /// Waits until it has answered, or the cluster says something else. It is asked only while requests wait.
     async fn answer(&mut self) {
         let Self { keeper, wake, endpoint, word, is_trusted, rejected, .. } = self;
+        let mut sight = Sight::new(keeper.gate.clone());
         let answered = async {
             loop {
+                if !wake.is_wanted() {
+                    sight.withdraw();
+                }
                 wake.wanted().await;
                 let asked = Instant::now();
                 if keeper.gate.policy().readiness.probe {
-                    match keeper.ask(endpoint).await {
+                    let answer = keeper.ask(endpoint).await;
+                    sight.saw(endpoint.address(), &answer);
+                    match answer {
                         Answer::Ready if *is_trusted => return,
                         Answer::Refused => *is_trusted = true,
                         answer => *rejected = Some(answer).filter(Answer::is_rejection),

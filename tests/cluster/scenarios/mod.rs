@@ -91,6 +91,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     cold_start_record::of_two_pods_it_tells_of_the_one_that_answers_first,
     cold_start_record::where_logs_may_be_read_a_load_has_parts,
     scaling::it_grows_with_the_queue_once_a_pod_answers,
+    scaling::requests_held_by_the_ramp_ask_for_no_other_replica,
     scaling::a_trickle_that_polls_would_miss_keeps_its_model,
     scaling::keda_is_left_alone_once_there_are_replicas,
     scaling::a_metric_that_keda_has_lost_is_listed_again_and_wakes,

@@ -45,6 +45,29 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     node.leave(&it.kube).await;
 }
 
+pub(super) async fn requests_held_by_the_ramp_ask_for_no_other_replica(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    // The HPA looks several times before the first head of an answer comes.
+    let pool = it.pool();
+    let mut model = Model::new("tiny").sim("--tokens 4 --time-to-first-token 20s");
+    (model.node_selector, model.probe_period) = (pool.clone(), 1);
+    it.serve(&anteroom, &model, json!({})).await;
+    let replicas = it.replicas("tiny").await;
+
+    // Less than the 64 that one replica takes by default, and more than nine times the 5 that one more is asked for.
+    let streams: Vec<_> = (0..48).map(|_| replica.read("tiny", 4)).collect();
+    replica.holds(&it, "tiny", 48).await;
+    let node = it.world.add_node(pool).await;
+    for stream in streams {
+        wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+    }
+    replicas.reach(0).await;
+    assert_eq!(replicas.course(), [0, 1, 0]);
+    it.happened(What::Gone, 1).await;
+    node.leave(&it.kube).await;
+}
+
 pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };

@@ -1,0 +1,192 @@
+//! What probes of a target that is on its way up see, and when that is reported: a wrong path or port is to be noticed
+//! within seconds, not when the activation has run out of time.
+
+use std::{mem::discriminant, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    admission::Gate,
+    domain::ObstacleKind,
+    probe::Answer,
+    state::{Obstacle, TargetState},
+};
+
+/// How long a server finds fault with the probe before that is reported: it may register its paths one by one.
+const REJECTED_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a server does not answer, or says that it is not ready, before that is reported. It mostly loads.
+const UNANSWERED_GRACE: Duration = Duration::from_secs(10);
+
+/// The probes of one address, as long as they are made. Dropping it withdraws what it has reported.
+pub(super) struct Sight {
+    gate: Arc<Gate>,
+    /// What was seen last, and since when.
+    last: Option<(Answer, Instant)>,
+    reported: Option<Arc<Obstacle>>,
+}
+
+// === impl Sight ===
+
+impl Sight {
+    pub(super) const fn new(gate: Arc<Gate>) -> Self {
+        Self { gate, last: None, reported: None }
+    }
+
+    /// A probe of the address saw this. Reports what has been seen for its grace, while the target is down.
+    pub(super) fn saw(&mut self, address: &str, answer: &Answer) {
+        let since = match &self.last {
+            Some((last, since)) if is_like(last, answer) => *since,
+            _ => {
+                self.withdraw();
+                self.last.insert((answer.clone(), Instant::now())).1
+            }
+        };
+        let path = &self.gate.policy().readiness.path;
+        let (kind, grace) = match answer {
+            Answer::Ready => return,
+            answer if answer.is_rejection() => (ObstacleKind::ProbeRejected, REJECTED_GRACE),
+            _ => (ObstacleKind::NotAnswering, UNANSWERED_GRACE),
+        };
+        if self.reported.is_some() || since.elapsed() < grace || self.gate.target().is_up() {
+            return;
+        }
+        let message = problem(path, address, answer);
+        let route = self.gate.key();
+        if kind.hinders() {
+            tracing::warn!(%route, address, kind = kind.name(), reason = message, "the probe is rejected");
+        } else {
+            tracing::info!(%route, address, kind = kind.name(), reason = message, "the target does not answer yet");
+        }
+        let obstacle = Arc::new(Obstacle { since, ..Obstacle::new(kind, message) });
+        self.target().set_probe_obstacle(Some(obstacle.clone()));
+        self.reported = Some(obstacle);
+    }
+
+    /// Nobody asks any more, or something else was seen.
+    pub(super) fn withdraw(&mut self) {
+        self.last = None;
+        if let Some(obstacle) = self.reported.take() {
+            self.target().withdraw_probe_obstacle(&obstacle);
+        }
+    }
+
+    fn target(&self) -> &TargetState {
+        self.gate.target()
+    }
+}
+
+impl Drop for Sight {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
+/// Whether both say the same of a server, whatever the words.
+fn is_like(one: &Answer, other: &Answer) -> bool {
+    match (one, other) {
+        (Answer::Status(one), Answer::Status(other)) => one == other,
+        _ => discriminant(one) == discriminant(other),
+    }
+}
+
+/// What a probe saw, for whoever waits.
+fn problem(path: &str, address: &str, answer: &Answer) -> String {
+    match answer {
+        Answer::Ready => format!("{path} at {address} answers"),
+        Answer::Status(status) if answer.is_rejection() => {
+            format!("{path} answers {}: {}", status.as_u16(), advice(answer))
+        }
+        Answer::Status(status) => format!("{path} at {address} answers {}", status.as_u16()),
+        Answer::Refused => format!("Nothing listens at {address} (connection refused)"),
+        Answer::Unheard(limit) => format!("No connection to {address} within {limit}"),
+        Answer::TimedOut(limit) => format!("{path} at {address} gives no answer within {limit}"),
+        Answer::Broken(reason) => format!("The probe of {path} at {address} failed: {reason}"),
+    }
+}
+
+/// What to do about a probe that is rejected.
+pub(super) fn advice(answer: &Answer) -> &'static str {
+    match answer {
+        Answer::Status(status) if matches!(status.as_u16(), 401 | 403) => {
+            "probes have no credentials; is `readiness.path` right?"
+        }
+        _ => "is `readiness.path` right?",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::StatusCode;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::{coldstart::ColdStarts, domain::Policy};
+
+    const ADDRESS: &str = "127.0.0.1:8000";
+
+    fn rig() -> (Arc<Gate>, Sight) {
+        let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
+        (gate.clone(), Sight::new(gate))
+    }
+
+    fn reported(gate: &Gate) -> Option<(ObstacleKind, String)> {
+        gate.target().obstacle().map(|obstacle| (obstacle.kind, obstacle.message.to_string()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rejected_probe_is_reported_after_2_s_and_withdrawn_with_its_end() {
+        for (status, expected) in [
+            (404, "/health answers 404: is `readiness.path` right?"),
+            (401, "/health answers 401: probes have no credentials; is `readiness.path` right?"),
+            (302, "/health answers 302: is `readiness.path` right?"),
+        ] {
+            let (gate, mut sight) = rig();
+            let answer = Answer::Status(StatusCode::from_u16(status).unwrap());
+            sight.saw(ADDRESS, &answer);
+            advance(Duration::from_millis(1_999)).await;
+            sight.saw(ADDRESS, &answer);
+            assert_eq!(reported(&gate), None);
+            advance(Duration::from_millis(1)).await;
+            sight.saw(ADDRESS, &answer);
+            assert_eq!(reported(&gate), Some((ObstacleKind::ProbeRejected, expected.into())));
+            drop(sight);
+            assert_eq!(reported(&gate), None);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_is_reported_after_10_s_and_not_while_it_changes() {
+        let (gate, mut sight) = rig();
+        let answers = [
+            (Answer::Refused, "Nothing listens at 127.0.0.1:8000 (connection refused)"),
+            (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), "/health at 127.0.0.1:8000 answers 503"),
+            (Answer::Broken("reset".into()), "The probe of /health at 127.0.0.1:8000 failed: reset"),
+        ];
+        for (answer, expected) in answers {
+            sight.saw(ADDRESS, &answer);
+            assert_eq!(reported(&gate), None, "another answer starts the clock anew");
+            advance(Duration::from_secs(10)).await;
+            sight.saw(ADDRESS, &answer);
+            assert_eq!(reported(&gate), Some((ObstacleKind::NotAnswering, expected.into())));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn cluster_explains_more_than_a_probe() {
+        let (gate, mut sight) = rig();
+        sight.saw(ADDRESS, &Answer::Refused);
+        advance(Duration::from_secs(10)).await;
+        sight.saw(ADDRESS, &Answer::Refused);
+        let kind = || reported(&gate).map(|(kind, _)| kind);
+        assert_eq!(kind(), Some(ObstacleKind::NotAnswering));
+        gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::CrashLoop, "exit code 1")));
+        assert_eq!(kind(), Some(ObstacleKind::CrashLoop));
+        gate.target().set_obstacle(None);
+        assert_eq!(kind(), Some(ObstacleKind::NotAnswering));
+        let endpoint = crate::state::Endpoint::new("127.0.0.1:1", 1);
+        gate.target().add(&endpoint);
+        gate.target().ready(&endpoint, None);
+        assert_eq!(kind(), None, "something is up");
+    }
+}
