@@ -27,6 +27,7 @@ pub use front::{Front, FrontKind};
 pub use models::{ListedModels, Listing};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
+pub use ramp::Level;
 use ramp::Ramp;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
 pub use start::{PartSeen, PodStart, Seen, Stamp, Tail};
@@ -263,9 +264,14 @@ impl Endpoint {
         self.ramp.pause()
     }
 
-    /// A request came back with its first byte that was one of `level` in flight when it went out: forgets failures, and
-    /// lets twice as many be in flight as have been answered, up to the maximum. Returns whether the number grew.
-    pub fn succeeded(&self, level: u32) -> bool {
+    /// Where on the ramp a request stands that has just got its place.
+    pub fn level(&self) -> Level {
+        self.ramp.level(self.in_flight())
+    }
+
+    /// A request that went out at this level came back with its first byte: forgets failures, and lets twice as many be in
+    /// flight as have been answered, up to the maximum. Returns whether the number grew.
+    pub fn succeeded(&self, level: Level) -> bool {
         if self.failures.load(Ordering::Relaxed) > 0 || self.is_doubted() {
             self.failures.store(0, Ordering::Relaxed);
             self.vouch();
@@ -273,9 +279,8 @@ impl Endpoint {
         self.ramp.answered(level, self.most())
     }
 
-    /// A request failed that was one of `level` in flight when it went out: perhaps there were too many. `start` are
-    /// never too many.
-    pub fn failed_at(&self, level: u32, start: u32) {
+    /// A request that went out at this level failed: perhaps there were too many. `start` are never too many.
+    pub fn failed_at(&self, level: Level, start: u32) {
         self.ramp.failed(level, start);
     }
 

@@ -3,7 +3,10 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use super::Gate;
-use crate::{coldstart::FirstAnswer, state::Endpoint};
+use crate::{
+    coldstart::FirstAnswer,
+    state::{Endpoint, Level},
+};
 
 /// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
 /// the next one go.
@@ -11,8 +14,7 @@ pub struct Permit {
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
     kind: Kind,
-    /// How many were in flight on the endpoint when this one went out, itself included.
-    level: u32,
+    level: Level,
 }
 
 /// What a permit is for.
@@ -34,7 +36,7 @@ impl Permit {
         if let Some(count) = gate.apart(kind) {
             count.fetch_add(1, Ordering::SeqCst);
         }
-        let level = endpoint.in_flight();
+        let level = endpoint.level();
         Self { gate: gate.clone(), endpoint, kind, level }
     }
 

@@ -3,12 +3,14 @@
 //! ```text
 //!            a head of an answer: twice as many as have been answered
 //!  start ──▶ a sign of life while requests are held: twice as many      ──▶ the maximum
-//!            a request is broken off at a level that no answer came from:
+//!            requests are broken off at levels that no answer came from:
 //!            back to the level that is proven, and after 5 s 1, 2, 4, … more
 //! ```
 //!
 //! The level of a request is the number in flight when it went out, itself included. An answer to it proves that the
-//! server bears as many. A failure at a proven level says nothing of the number, and so leaves it alone.
+//! server bears as many. A failure at a proven level says nothing of the number, and so leaves it alone. Nor does a single
+//! one at a higher level, which a request may bring about that no server bears: it takes several that went out together,
+//! or several in a row.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -19,6 +21,9 @@ use tokio::time::Instant;
 
 /// How long a level that failed is not tried again.
 const FAILED_LEVEL_PAUSE: Duration = Duration::from_secs(5);
+
+/// Failures in a row, one request after the other, that show a level to be too high: two requests, each sent twice.
+const FAILURES_IN_A_ROW: u32 = 4;
 
 /// How long an opening, or the head of an answer, shows that a ramp goes on.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
@@ -33,12 +38,25 @@ pub(super) struct Ramp {
     proven: AtomicU32,
     /// A level that needs no proof: the route's `rampStart`, known from the first failure on.
     floor: AtomicU32,
+    /// Failures at levels that were not proven; wraps around.
+    failures: AtomicU32,
+    /// Of these, those since the last answer at such a level.
+    in_a_row: AtomicU32,
     /// How many more are tried next beyond the proven level; 0: nothing has failed, and the limit doubles.
     stride: AtomicU32,
-    /// When a level failed last, in milliseconds from `base`.
+    /// When a level that was not proven failed last, in milliseconds from `base`.
     failed_ms: AtomicU64,
     /// When it opened, or the ramp was answered last, in milliseconds from `base`.
     progress_ms: AtomicU64,
+}
+
+/// Where on the ramp a request went out.
+#[derive(Clone, Copy, Debug)]
+pub struct Level {
+    /// How many were in flight, itself included.
+    in_flight: u32,
+    /// How many failures there had been.
+    failures: u32,
 }
 
 // === impl Ramp ===
@@ -52,6 +70,8 @@ impl Ramp {
             answered: AtomicU32::new(0),
             proven: AtomicU32::new(0),
             floor: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
+            in_a_row: AtomicU32::new(0),
             stride: AtomicU32::new(0),
             failed_ms: AtomicU64::new(0),
             progress_ms: AtomicU64::new(0),
@@ -60,6 +80,11 @@ impl Ramp {
 
     pub(super) fn limit(&self) -> u32 {
         self.limit.load(Relaxed)
+    }
+
+    /// Where a request goes out now, being one of so many in flight.
+    pub(super) fn level(&self, in_flight: u32) -> Level {
+        Level { in_flight, failures: self.failures.load(Relaxed) }
     }
 
     /// Moves the limit for another reason than an answer or a failure.
@@ -90,9 +115,10 @@ impl Ramp {
     }
 
     /// A request that went out at this level was answered. Returns whether the limit grew.
-    pub(super) fn answered(&self, level: u32, max: u32) -> bool {
-        if level > self.proven.load(Relaxed) {
-            self.proven.fetch_max(level, Relaxed);
+    pub(super) fn answered(&self, level: Level, max: u32) -> bool {
+        if level.in_flight > self.proven.load(Relaxed) {
+            self.proven.fetch_max(level.in_flight, Relaxed);
+            self.in_a_row.store(0, Relaxed);
         }
         if self.limit() >= max {
             return false;
@@ -105,15 +131,23 @@ impl Ramp {
     }
 
     /// A request that went out at this level failed before its answer. `floor` is a level that needs no proof.
-    pub(super) fn failed(&self, level: u32, floor: u32) {
+    pub(super) fn failed(&self, level: Level, floor: u32) {
         let bears = self.proven.load(Relaxed).max(floor);
-        if level <= bears {
+        if level.in_flight <= bears {
             return;
         }
-        self.floor.store(floor, Relaxed);
-        self.stride.store(1, Relaxed);
+        let went_out_together = self.failures.fetch_add(1, Relaxed) != level.failures;
+        let is_in_a_row = self.since_failure() < FAILED_LEVEL_PAUSE;
         self.failed_ms.store(self.now_ms(), Relaxed);
-        self.limit.fetch_min(bears, Relaxed);
+        if !is_in_a_row {
+            self.in_a_row.store(0, Relaxed);
+        }
+        let in_a_row = self.in_a_row.fetch_add(1, Relaxed) + 1;
+        if went_out_together || in_a_row >= FAILURES_IN_A_ROW || self.has_failed() {
+            self.floor.store(floor, Relaxed);
+            self.stride.store(1, Relaxed);
+            self.limit.fetch_min(bears, Relaxed);
+        }
     }
 
     /// Time has passed without a failure, and the server gives signs of life. Returns whether the limit grew.
@@ -142,8 +176,11 @@ impl Ramp {
         if !self.has_failed() || self.limit() < self.bears() {
             return Duration::ZERO;
         }
-        let since = self.base.elapsed().saturating_sub(Duration::from_millis(self.failed_ms.load(Relaxed)));
-        FAILED_LEVEL_PAUSE.saturating_sub(since)
+        FAILED_LEVEL_PAUSE.saturating_sub(self.since_failure())
+    }
+
+    fn since_failure(&self) -> Duration {
+        self.base.elapsed().saturating_sub(Duration::from_millis(self.failed_ms.load(Relaxed)))
     }
 
     /// Whether it opened, or was answered, so recently that the rest of the ramp can be counted on.
@@ -171,25 +208,38 @@ mod tests {
 
     const MAX: u32 = 64;
 
+    /// Requests that go out at these levels, before anything comes back.
+    fn out(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) -> Vec<Level> {
+        levels.map(|in_flight| ramp.level(in_flight)).collect()
+    }
+
+    fn answered(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) {
+        out(ramp, levels).into_iter().for_each(|level| {
+            ramp.answered(level, MAX);
+        });
+    }
+
+    fn failed(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) {
+        out(ramp, levels).into_iter().for_each(|level| ramp.failed(level, 4));
+    }
+
     #[test]
     fn ramp_doubles_with_each_round_of_heads() {
         let ramp = Ramp::new(MAX);
         ramp.begin(4);
-        let (mut rounds, mut answered) = (vec![], 0);
+        let (mut rounds, mut before) = (vec![], 0);
         while ramp.limit() < MAX {
             let limit = ramp.limit();
             rounds.push(limit);
             // Each of the round is answered, and none ends.
-            (answered + 1..=limit).for_each(|level| {
-                ramp.answered(level, MAX);
-            });
-            answered = limit;
+            answered(&ramp, before + 1..=limit);
+            before = limit;
         }
         assert_eq!(rounds, [4, 8, 16, 32]);
-        assert!(!ramp.answered(MAX, MAX), "it is at its maximum");
+        assert!(!ramp.answered(ramp.level(MAX), MAX), "it is at its maximum");
         ramp.restart();
         assert_eq!(ramp.limit(), 1);
-        ramp.answered(1, MAX);
+        answered(&ramp, 1..=1);
         assert_eq!(ramp.limit(), 2, "twice the one that was answered");
     }
 
@@ -205,15 +255,11 @@ mod tests {
     async fn failed_level_is_tried_again_after_5_s_in_strides() {
         let ramp = Ramp::new(MAX);
         ramp.begin(4);
-        (1..=8).for_each(|level| {
-            ramp.answered(level, MAX);
-        });
+        answered(&ramp, 1..=8);
         assert_eq!(ramp.limit(), 16);
-        (9..=16).for_each(|level| ramp.failed(level, 4));
+        failed(&ramp, 9..=16);
         assert_eq!((ramp.limit(), ramp.widen(MAX)), (8, false), "what was answered");
-        (1..=8).for_each(|level| {
-            ramp.answered(level, MAX);
-        });
+        answered(&ramp, 1..=8);
         assert_eq!(ramp.limit(), 8, "answers at 8 say nothing of 9");
         tokio::time::advance(Duration::from_millis(4_999)).await;
         assert_eq!((ramp.widen(MAX), ramp.pause().as_millis()), (false, 1));
@@ -225,18 +271,52 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_more_that_fails_is_not_tried_twice() {
+        let ramp = Ramp::new(MAX);
+        ramp.begin(4);
+        answered(&ramp, 1..=8);
+        failed(&ramp, 9..=16);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(ramp.widen(MAX) && ramp.limit() == 9);
+        failed(&ramp, 9..=9);
+        assert_eq!((ramp.limit(), ramp.widen(MAX)), (8, false));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn failure_at_a_proven_level_leaves_the_limit_alone() {
         let ramp = Ramp::new(MAX);
-        ramp.failed(4, 4);
+        failed(&ramp, 1..=4);
         assert_eq!(ramp.limit(), MAX, "rampStart needs no proof");
-        ramp.answered(32, MAX);
-        (1..=32).for_each(|level| ramp.failed(level, 4));
+        answered(&ramp, 32..=32);
+        failed(&ramp, 1..=32);
         assert_eq!(ramp.limit(), MAX);
-        ramp.failed(33, 4);
+        failed(&ramp, 33..=34);
         assert_eq!(ramp.limit(), 32);
         ramp.restart();
         ramp.resume(40, MAX);
         assert_eq!(ramp.limit(), 32, "no more than is proven, though 40 are still in flight");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn single_failures_lower_the_ramp_only_in_a_row() {
+        let ramp = Ramp::new(MAX);
+        answered(&ramp, 32..=32);
+        // A request that no server bears, sent twice, and then one like it.
+        for _ in 0..3 {
+            failed(&ramp, 33..=33);
+            assert_eq!(ramp.limit(), MAX);
+        }
+        answered(&ramp, 33..=33);
+        for _ in 0..3 {
+            failed(&ramp, 34..=34);
+        }
+        tokio::time::advance(Duration::from_secs(5)).await;
+        for _ in 0..3 {
+            failed(&ramp, 34..=34);
+        }
+        assert_eq!(ramp.limit(), MAX, "another was answered at that level, or they were 5 s apart");
+        failed(&ramp, 34..=34);
+        assert_eq!(ramp.limit(), 33, "4 in a row");
     }
 
     #[tokio::test(start_paused = true)]
@@ -246,7 +326,7 @@ mod tests {
         let secs = Duration::from_secs;
         tokio::time::advance(secs(9)).await;
         assert!(ramp.progresses(), "9 s of 10");
-        ramp.answered(1, MAX);
+        answered(&ramp, 1..=1);
         tokio::time::advance(secs(9)).await;
         assert!(ramp.progresses(), "9 s since the head");
         tokio::time::advance(secs(1)).await;

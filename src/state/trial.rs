@@ -96,7 +96,7 @@ mod tests {
         endpoint.doubt();
         assert!(endpoint.is_ready() && endpoint.is_doubted() && endpoint.acquire());
         assert_eq!((endpoint.limit(), endpoint.verdict(before).now_or_never()), (64, None));
-        endpoint.succeeded(1);
+        endpoint.succeeded(endpoint.level());
         assert_eq!(
             endpoint.verdict(before).now_or_never(),
             Some(Verdict::Alive),
