@@ -11,6 +11,7 @@ mod start;
 mod trial;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, OnceLock,
@@ -20,7 +21,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Protocol};
+pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Problem, Protocol, Selection};
 pub use failure::Cause;
 use failure::LastFailure;
 pub use front::{Front, FrontKind};
@@ -30,8 +31,11 @@ use parking_lot::Mutex;
 pub use ramp::Level;
 use ramp::Ramp;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
-pub use start::{PartSeen, PodStart, Seen, Stamp, Tail};
-use tokio::sync::{Notify, watch};
+pub use start::{PartSeen, PodStart, PodWarning, Seen, Stamp, Tail};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use trial::Trial;
 pub use trial::Verdict;
 
@@ -70,6 +74,8 @@ pub struct TargetState {
     /// What of these stands in the way, if it is down.
     obstacle: watch::Sender<Option<Arc<Obstacle>>>,
     last_failure: LastFailure,
+    /// Where nobody listened when last asked, and since when; a few of them.
+    refusing: Mutex<BTreeMap<Box<str>, Instant>>,
     models: ListedModels,
     on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
 }
@@ -342,6 +348,7 @@ impl Default for TargetState {
             obstacles: Mutex::default(),
             obstacle: watch::Sender::default(),
             last_failure: LastFailure::default(),
+            refusing: Mutex::default(),
             models: ListedModels::default(),
             on_change: OnceLock::new(),
         }
@@ -509,6 +516,24 @@ impl TargetState {
         if changed {
             self.tell(Change::Obstacle);
         }
+    }
+
+    /// Somebody has asked at `address`: whether the connection was refused.
+    pub fn set_refusing(&self, address: &str, is_refused: bool) {
+        const MOST: usize = 16;
+        let mut refusing = self.refusing.lock();
+        if !is_refused {
+            refusing.remove(address);
+        } else if refusing.len() < MOST && !refusing.contains_key(address) {
+            refusing.insert(address.into(), Instant::now());
+        }
+    }
+
+    /// Where nobody has listened for so long, each time that was asked.
+    pub fn refusing_for(&self, at_least: Duration) -> Vec<Box<str>> {
+        let refusing = self.refusing.lock();
+        let lasting = refusing.iter().filter(|(_, since)| since.elapsed() >= at_least);
+        lasting.map(|(address, _)| address.clone()).collect()
     }
 
     /// Changes with what stands in the way.

@@ -18,7 +18,7 @@ use crate::{
     domain::{ObstacleKind, Phase, Route, RouteKey},
     kube::{
         About, AllFacts, Cluster, DirectScale, Events, Facts, Liveness, Notice, Pods, ScaledObjects, Seen,
-        session,
+        Trouble, session,
     },
     proxy::Shared,
     scaler,
@@ -49,6 +49,8 @@ struct Looked {
     dropped_since: Option<Instant>,
     /// What was told last of what stands in the way.
     told: Option<Arc<Obstacle>>,
+    /// What was found last that may pass in a moment, and since when.
+    settling: Option<(ObstacleKind, Instant)>,
 }
 
 /// How often it is looked whether endpoints, streams and pauses fit together: not all of that tells when it changes.
@@ -57,6 +59,27 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How long no ScaledObject may name a route before that is told: the two come one after the other, in whatever order.
 /// Who waits for the route is told at once.
 const TOGETHER: Duration = Duration::from_secs(5);
+
+/// How long something must last that also comes about for a moment, as one object is created or seen after the other.
+const SETTLING: Duration = Duration::from_secs(5);
+
+// === impl Looked ===
+
+impl Looked {
+    /// What stands in the way, once it is no matter of a moment.
+    fn settled(&mut self, trouble: Option<Trouble>) -> Option<Trouble> {
+        use ObstacleKind::{NoPodsSelected, NoService, NotReady, Volume};
+        let kind = trouble.as_ref().map(|trouble| trouble.kind);
+        let Some(kind) = kind.filter(|kind| matches!(kind, NoPodsSelected | NoService | NotReady | Volume))
+        else {
+            self.settling = None;
+            return trouble;
+        };
+        let known = self.settling.filter(|(known, _)| *known == kind);
+        let (_, since) = *self.settling.insert(known.unwrap_or_else(|| (kind, Instant::now())));
+        trouble.filter(|_| since.elapsed() >= SETTLING)
+    }
+}
 
 // === impl Obstacles ===
 
@@ -70,7 +93,8 @@ impl Obstacles {
     ) -> Self {
         let scaled_objects = cluster.scaled_objects();
         let direct = DirectScale::new(cluster.clone(), scaled_objects.clone());
-        let facts = cluster.facts(routes, scaled_objects.clone(), direct.refusals(), pods);
+        let discovery = options.discovery.clone();
+        let facts = cluster.facts(routes, scaled_objects.clone(), direct.refusals(), pods, discovery);
         options.scale = Arc::new(direct);
         let teller = Teller { liveness: cluster.liveness().clone(), facts, events: cluster.events() };
         Self { cluster: cluster.clone(), scaled_objects, teller }
@@ -141,8 +165,9 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
             no_stream_for,
             dropped_for,
             api_server: teller.liveness.trouble(namespace),
+            refusing: target.refusing_for(SETTLING),
         };
-        facts.obstacle(gate.key(), &seen)
+        looked.settled(facts.obstacle(gate.key(), &seen))
     };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
     // Endpoints go away without a word to who waits.

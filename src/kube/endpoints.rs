@@ -3,6 +3,7 @@
 
 mod merge;
 mod pool;
+mod selection;
 
 use std::{
     collections::HashMap,
@@ -23,8 +24,8 @@ use super::{
     starts::{Sources, Starts},
 };
 use crate::{
-    domain::{ClusterTarget, EndpointSource, Roles, ServicePort},
-    state::{Discovered, Discovery},
+    domain::{ClusterTarget, EndpointSource, ObstacleKind, Roles, ServicePort},
+    state::{Discovered, Discovery, Problem},
 };
 use merge::Departed;
 pub(super) use merge::addresses;
@@ -126,9 +127,11 @@ impl Endpoints {
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
                         let ports = |pod: &Pod| merge::port_on(&service, port, pod).into_iter().collect();
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
-                        Discovered { starts: starts.all(), ..merged }
+                        let selection = Arc::new(selection::of_service(&service, port, &pods_now));
+                        let selection = pods.is_synced().then_some(selection);
+                        Discovered { starts: starts.all(), selection, ..merged }
                     }
-                    (None, true) => problem(format!("the Service {namespace}/{name} does not exist"), true),
+                    (None, true) => missing(format!("the Service {namespace}/{name} does not exist")),
                     (None, false) => unheard(services.failure()),
                 },
             );
@@ -163,14 +166,12 @@ impl Endpoints {
                         let merged = merge::pool(&pool, &pods_now, roles);
                         let ports = |pod: &Pod| merge::active_ports(&pool, pod);
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
-                        Discovered { is_synced: pods.is_synced(), starts: starts.all(), ..merged }
+                        let selection = selection::of_pool(&format!("{namespace}/{name}"), &pool, &pods_now);
+                        let selection = pods.is_synced().then(|| Arc::new(selection));
+                        Discovered { is_synced: pods.is_synced(), starts: starts.all(), selection, ..merged }
                     }
-                    (Some(Err(why)), _) => {
-                        problem(format!("the InferencePool {namespace}/{name} {why}"), true)
-                    }
-                    (None, true) => {
-                        problem(format!("the InferencePool {namespace}/{name} does not exist"), true)
-                    }
+                    (Some(Err(why)), _) => missing(format!("the InferencePool {namespace}/{name} {why}")),
+                    (None, true) => missing(format!("the InferencePool {namespace}/{name} does not exist")),
                     (None, false) => unheard(pools.failure()),
                 },
             );
@@ -210,12 +211,13 @@ fn publish(found: &Found, new: Discovered) {
     });
 }
 
-fn problem(why: String, is_synced: bool) -> Discovered {
-    Discovered { is_synced, problem: Some(why.into()), ..Discovered::default() }
+fn missing(why: String) -> Discovered {
+    let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
+    Discovered { is_synced: true, problem, ..Discovered::default() }
 }
 
 fn unheard(failure: Option<Arc<str>>) -> Discovered {
-    failure.map_or_else(Discovered::default, |why| problem(why.to_string(), false))
+    Discovered { problem: failure.map(Problem::passing), ..Discovered::default() }
 }
 
 /// The pods that a Service or pool selects now, if it selects any.
@@ -231,10 +233,7 @@ impl Selected {
         namespace: &str,
         selector: Option<impl IntoIterator<Item = (&'a String, &'a String)>>,
     ) {
-        let labels = selector.map(|selector| {
-            let labels: Vec<_> = selector.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
-            labels.join(",")
-        });
+        let labels = selector.map(merge::labels);
         if labels.as_ref() != self.0.as_ref().map(|(labels, _)| labels) {
             self.0 = labels.map(|labels| {
                 let pods = pods.watch(namespace, &labels);

@@ -15,12 +15,15 @@ use tokio_stream::wrappers::WatchStream;
 
 use super::{
     Cluster, Pods, REST,
-    reasons::{AllFacts, Facts, Keda, Scaled, WorkloadFacts},
+    reasons::{AllFacts, Facts, Keda, Scaled, TargetFacts, WorkloadFacts},
     scale::Refusals,
     scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
     workloads::WorkloadRef,
 };
-use crate::domain::{Route, RouteKey, Target};
+use crate::{
+    domain::{ClusterTarget, Route, RouteKey, Target},
+    state::{Discovered, Discovery},
+};
 
 /// The routes that are served, of the file and of the cluster.
 pub type AllRoutes = watch::Receiver<Arc<Vec<Arc<Route>>>>;
@@ -30,6 +33,9 @@ pub type AllRoutes = watch::Receiver<Arc<Vec<Arc<Route>>>>;
 const GATHER: Duration = Duration::from_millis(20);
 
 type Followed = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
+
+/// What is found of the target of each route.
+type Targets = HashMap<RouteKey, (ClusterTarget, watch::Receiver<Arc<Discovered>>)>;
 
 /// The ScaledObjects that name each route, with the trigger that does.
 type Named<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Trigger)>>;
@@ -50,11 +56,13 @@ impl Cluster {
         mut scaled_objects: watch::Receiver<ScaledObjects>,
         mut refusals: Refusals,
         pods: Arc<Pods>,
+        discovery: Arc<dyn Discovery>,
     ) -> watch::Receiver<Arc<AllFacts>> {
         let (facts, receiver) = watch::channel(Arc::default());
         let cluster = self.clone();
         self.spawn(async move {
             let mut followed = Followed::new();
+            let mut targets = Targets::new();
             let mut objects = scaled_objects.borrow_and_update().clone();
             loop {
                 let began = Instant::now();
@@ -73,6 +81,7 @@ impl Cluster {
                     let all_wanted: HashSet<_> =
                         wanted.iter().flat_map(|(.., workloads)| workloads.iter().cloned()).collect();
                     followed.retain(|workload, _| all_wanted.contains(workload));
+                    follow_targets(&mut targets, &known, &*discovery);
                     for workload in wanted.iter().flat_map(|(.., workloads)| workloads) {
                         followed
                             .entry(workload.clone())
@@ -89,6 +98,10 @@ impl Cluster {
                                 })
                                 .collect(),
                             strays: stray(&strays, route).filter(|_| scaled.is_empty()).unwrap_or_default(),
+                            target: targets
+                                .get_mut(&route.name)
+                                .map(|(_, found)| TargetFacts::of(&found.borrow_and_update()))
+                                .unwrap_or_default(),
                             ..of_scaling(route, scaled, keda)
                         };
                         (route.name.clone(), facts)
@@ -103,8 +116,13 @@ impl Cluster {
                     changed
                 });
                 let cost = began.elapsed();
-                let mut changes: SelectAll<_> =
-                    followed.values().cloned().map(WatchStream::from_changes).collect();
+                let of_targets = targets.values().map(|(_, found)| found.clone());
+                let of_targets = of_targets.map(|found| WatchStream::from_changes(found).map(drop).boxed());
+                let changes = followed
+                    .values()
+                    .cloned()
+                    .map(|facts| WatchStream::from_changes(facts).map(drop).boxed());
+                let mut changes: SelectAll<_> = changes.chain(of_targets).collect();
                 tokio::select! {
                     biased; // nobody reads it any more; else any of them will do
                     () = facts.closed() => return,
@@ -119,6 +137,20 @@ impl Cluster {
             }
         });
         receiver
+    }
+}
+
+/// Follows the targets of these routes, and no others.
+fn follow_targets(targets: &mut Targets, routes: &[Arc<Route>], discovery: &dyn Discovery) {
+    let wanted = routes.iter().filter_map(|route| match &route.target {
+        Target::Cluster(target) => Some((route.name.clone(), target)),
+        _ => None,
+    });
+    let mut before = std::mem::take(targets);
+    for (name, target) in wanted {
+        let known = before.remove(&name).filter(|(known, _)| known == target);
+        let known = known.unwrap_or_else(|| (target.clone(), discovery.watch(target)));
+        targets.insert(name, known);
     }
 }
 

@@ -69,6 +69,7 @@ impl OwnPods {
         speaking
             .map(|(pod, _)| PodFacts {
                 name: pod.metadata.name.clone().unwrap_or_default(),
+                labels: labels(pod),
                 trouble: trouble(pod),
             })
             .collect()
@@ -121,6 +122,18 @@ impl OwnPods {
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| SystemTime::from(time.0));
         created.zip(self.raised).is_some_and(|(created, raised)| created >= raised)
     }
+}
+
+/// The labels that people gave the pod.
+fn labels(pod: &Pod) -> String {
+    const GENERATED: [&str; 4] = [
+        "pod-template-hash",
+        "controller-revision-hash",
+        "statefulset.kubernetes.io/pod-name",
+        "apps.kubernetes.io/pod-index",
+    ];
+    let labels = pod.metadata.labels.iter().flatten().filter(|(key, _)| !GENERATED.contains(&&***key));
+    labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
 }
 
 fn controller(pod: &Pod) -> Option<&OwnerReference> {

@@ -165,7 +165,7 @@ fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {
 }
 
 /// One line, and not endless.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &line[..end]),

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Probe};
 use kube::api::ObjectMeta;
 
 use super::{
@@ -51,6 +51,8 @@ fn trim(pod: &mut Pod) {
     let container = |container: Container| Container {
         name: container.name,
         ports: container.ports,
+        // That there is one tells what ready means.
+        readiness_probe: container.readiness_probe.map(|_| Probe::default()),
         restart_policy: container.restart_policy,
         ..Container::default()
     };

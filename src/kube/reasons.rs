@@ -2,13 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     pod_reasons::{Trouble, rank},
     scaled_objects::{Pause, ScaledObject, Trigger},
 };
 use crate::{
     domain::{ObstacleKind, RouteKey, ScaleBy, Workload},
-    state,
+    state::{self, Discovered, PodWarning, Selection},
 };
 
 /// What is known of every route.
@@ -34,6 +36,8 @@ pub struct Facts {
     pub workloads: Vec<Arc<WorkloadFacts>>,
     /// Why the workload could not be scaled by ourselves.
     pub refused: Option<Arc<str>>,
+    /// What is known of where requests are to go.
+    pub target: TargetFacts,
 }
 
 /// What is known of KEDA.
@@ -95,8 +99,23 @@ pub struct WorkloadFacts {
 pub struct PodFacts {
     /// Its name.
     pub name: String,
+    /// Its labels, as they are written in a selector.
+    pub labels: String,
     /// What is wrong with it; `None`: it may still come.
     pub trouble: Option<Trouble>,
+}
+
+/// What is known of a target: of its Service or pool, and of the pods that this selects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetFacts {
+    /// Why it can have no pods.
+    pub problem: Option<Trouble>,
+    /// What selects its pods.
+    pub selection: Option<Arc<Selection>>,
+    /// Addresses that the cluster calls ready; a few of them.
+    pub ready: Vec<Arc<str>>,
+    /// What nodes say stands in the way of pods, by the names of these.
+    pub warnings: Vec<(Box<str>, PodWarning)>,
 }
 
 /// What this proxy sees of a target besides.
@@ -110,6 +129,8 @@ pub struct Seen {
     pub dropped_for: Option<Duration>,
     /// Why the API server is not heard, while it is not.
     pub api_server: Option<String>,
+    /// Where nobody has listened for some time.
+    pub refusing: Vec<Box<str>>,
 }
 
 /// How long KEDA may have no stream before that is said: it opens one within a second after a ScaledObject comes or we
@@ -175,7 +196,7 @@ impl Facts {
         let of_scaling = if self.is_at_zero(seen) { self.of_scaling(route, seen) } else { None };
         let unheard = seen.api_server.clone();
         let unheard = unheard.map(|message| Trouble { kind: ObstacleKind::ApiServerUnreachable, message });
-        let all = of_scaling.into_iter().chain(unheard).chain(self.of_pods());
+        let all = of_scaling.into_iter().chain(unheard).chain(self.of_pods()).chain(self.of_target(seen));
         all.min_by_key(|trouble| rank(trouble.kind))
     }
 
@@ -300,12 +321,48 @@ impl Facts {
         Some(Trouble { kind: ObstacleKind::PushDropped, message })
     }
 
+    /// What is wrong with a pod, by its status or by the word of its node.
+    fn of_pod(&self, pod: &PodFacts) -> Option<Trouble> {
+        let now = Instant::now();
+        let warnings =
+            self.target.warnings.iter().filter(|(name, warning)| **name == *pod.name && warning.from <= now);
+        let mut warnings = warnings.map(|(_, it)| Trouble { kind: it.kind, message: it.message.to_string() });
+        pod.trouble.clone().or_else(|| warnings.next())
+    }
+
+    /// What is wrong with the way from the route to the pods.
+    fn of_target(&self, seen: &Seen) -> Option<Trouble> {
+        let TargetFacts { problem, selection, ready, .. } = &self.target;
+        if problem.is_some() {
+            return problem.clone();
+        }
+        let selection = selection.as_ref()?;
+        let asked = self.workloads.iter().filter(|workload| workload.replicas != Some(0));
+        let mut pods = asked.flat_map(|workload| workload.pods.iter().map(move |pod| (workload, pod)));
+        if let (0, Some(selector), Some((workload, pod))) = (selection.pods, &selection.selector, pods.next())
+        {
+            let message = format!(
+                "The {} selects none of the pods of {}: it wants the labels {selector}, and pod `{}` has {}",
+                selection.name,
+                workload.full_name(),
+                pod.name,
+                if pod.labels.is_empty() { "none" } else { &*pod.labels }
+            );
+            return Some(Trouble { kind: ObstacleKind::NoPodsSelected, message });
+        }
+        let address = seen.refusing.iter().find(|address| ready.iter().any(|ready| **ready == ***address));
+        let address = address.filter(|_| selection.is_probed)?;
+        let message =
+            format!("Nothing listens at {address}, though the pod there is ready: {}", selection.ports);
+        Some(Trouble { kind: ObstacleKind::PortRefused, message })
+    }
+
     /// What is wrong with the pods; nothing, if one of them may still come.
     fn of_pods(&self) -> Option<Trouble> {
         // Where none is asked for, what there is was left behind, and says nothing of those that will come.
         let asked = || self.workloads.iter().filter(|workload| workload.replicas != Some(0));
-        let pods = || asked().flat_map(|workload| &workload.pods).map(|pod| &pod.trouble);
-        if pods().any(Option::is_none) {
+        let pods = || asked().flat_map(|workload| &workload.pods).map(|pod| self.of_pod(pod));
+        if pods().any(|trouble| trouble.is_none()) {
             return None;
         }
         let refused = asked().filter_map(|workload| {
@@ -317,7 +374,35 @@ impl Facts {
             let message = format!("There is no {}, which is to be scaled", workload.full_name());
             Trouble { kind: ObstacleKind::ScaleRefused, message }
         });
-        pods().flatten().cloned().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
+        pods().flatten().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
+    }
+}
+
+// === impl TargetFacts ===
+
+impl TargetFacts {
+    /// What matters here of what was discovered.
+    pub fn of(discovered: &Discovered) -> Self {
+        const MOST: usize = 16;
+        let problem = discovered.problem.as_ref().filter(|_| discovered.is_synced);
+        let ready = discovered.endpoints.iter().filter(|endpoint| endpoint.ready && !endpoint.terminating);
+        let warnings = discovered.starts.iter().filter_map(|start| {
+            let name = start.name.rsplit('/').next().unwrap_or_default();
+            Some((name.into(), start.warning.clone()?))
+        });
+        Self {
+            problem: problem.and_then(|problem| {
+                let mut message = problem.text.to_string();
+                // It begins a sentence.
+                if let Some(first) = message.get_mut(..1) {
+                    first.make_ascii_uppercase();
+                }
+                Some(Trouble { kind: problem.kind?, message })
+            }),
+            selection: discovered.selection.clone(),
+            ready: ready.map(|endpoint| endpoint.address.clone()).take(MOST).collect(),
+            warnings: warnings.collect(),
+        }
     }
 }
 

@@ -50,8 +50,14 @@ struct Inner {
 
 struct Watcher {
     collection: String,
-    name: Option<String>,
+    selected: Selected,
     events: Chunks,
+}
+
+/// What a query selects.
+struct Selected {
+    name: Option<String>,
+    labels: Vec<(String, String)>,
 }
 
 #[derive(Default)]
@@ -286,8 +292,8 @@ impl Inner {
     }
 
     fn list(&self, collection: &str, query: &str) -> Value {
-        let name = selected(query);
-        let items = self.objects.iter().filter(|(path, _)| is_in(path, collection, name.as_deref()));
+        let selected = Selected::of(query);
+        let items = self.objects.iter().filter(|(path, object)| selected.has(path, collection, object));
         let items: Vec<_> = items.map(|(_, object)| object).collect();
         json!({ "kind": "List", "apiVersion": "v1",
             "metadata": { "resourceVersion": self.version.to_string() }, "items": items })
@@ -309,7 +315,7 @@ impl Inner {
         let (events, body) = mpsc::unbounded_channel();
         let number =
             |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.parse::<u64>().ok());
-        let watcher = Watcher { collection: collection.into(), name: selected(query), events };
+        let watcher = Watcher { collection: collection.into(), selected: Selected::of(query), events };
         let since = number("resourceVersion=").unwrap_or_default();
         for (_, path, kind, object) in self.history.iter().filter(|(version, ..)| *version > since) {
             watcher.tell(path, kind, object);
@@ -338,13 +344,30 @@ impl Watcher {
     /// Whether somebody still listens.
     fn tell(&self, path: &str, kind: &str, object: &Value) -> bool {
         let event = json!({ "type": kind, "object": object });
-        !is_in(path, &self.collection, self.name.as_deref())
+        !self.selected.has(path, &self.collection, object)
             || self.events.send(Ok(format!("{event}\n").into())).is_ok()
     }
 }
 
-fn selected(query: &str) -> Option<String> {
-    query.split('&').find_map(|pair| pair.strip_prefix("fieldSelector=metadata.name%3D")).map(str::to_owned)
+// === impl Selected ===
+
+impl Selected {
+    fn of(query: &str) -> Self {
+        let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key));
+        let labels = value("labelSelector=").unwrap_or_default();
+        let labels = percent_encoding::percent_decode_str(labels).decode_utf8().unwrap();
+        let labels = labels.split(',').filter_map(|term| term.split_once('='));
+        Self {
+            name: value("fieldSelector=metadata.name%3D").map(str::to_owned),
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        }
+    }
+
+    fn has(&self, path: &str, collection: &str, object: &Value) -> bool {
+        let labels = &object["metadata"]["labels"];
+        is_in(path, collection, self.name.as_deref())
+            && self.labels.iter().all(|(key, value)| labels[key] == **value)
+    }
 }
 
 /// Whether the object at `path` is one of `collection`, of one namespace or of all.

@@ -316,6 +316,7 @@ impl Keeper {
         let _turn = self.probes.acquire().await;
         let readiness = self.gate.policy().readiness.clone();
         let answer = (self.prober)(endpoint, &readiness).await;
+        self.gate.target().set_refusing(endpoint.address(), answer == Answer::Refused);
         *self.seen.lock() = Some((endpoint.address().into(), answer.clone()));
         answer
     }

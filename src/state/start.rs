@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::domain::{Part, Phase};
+use crate::domain::{ObstacleKind, Part, Phase};
 
 /// Something that happened elsewhere: it had happened when we saw it, and perhaps somebody else says when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,19 @@ pub struct PodStart {
     pub parts: Vec<PartSeen>,
     /// What it printed last, where its log is read.
     pub tail: Option<Tail>,
+    /// What its node says stands in its way now.
+    pub warning: Option<PodWarning>,
+}
+
+/// What the node of a pod says stands in its way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodWarning {
+    /// What it is.
+    pub kind: ObstacleKind,
+    /// A sentence that names the pod, in the kubelet's own words.
+    pub message: Arc<str>,
+    /// From when on it is more than what happens on the way of any pod.
+    pub from: Instant,
 }
 
 /// The last lines that somebody printed, as they come. Two are equal if they are the same one.

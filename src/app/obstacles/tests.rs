@@ -5,7 +5,7 @@ use super::*;
 use crate::{
     coldstart::ColdStarts,
     domain::{ClusterTarget, EndpointSource, Policy, ServicePort, Target},
-    kube::stand_in::StandIn,
+    kube::{Endpoints, stand_in::StandIn},
     state::Endpoint,
 };
 
@@ -17,6 +17,28 @@ const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/team-a/deployments/vllm";
 fn deployment(replicas: u32) -> serde_json::Value {
     json!({ "metadata": { "name": "vllm", "namespace": "team-a" },
         "spec": { "replicas": replicas, "selector": { "matchLabels": { "app": "vllm" } } } })
+}
+
+const SERVICE: &str = "/api/v1/namespaces/team-a/services/vllm";
+const POD: &str = "/api/v1/namespaces/team-a/pods/vllm-1";
+
+/// One that selects pods by `app`.
+fn service(app: &str) -> serde_json::Value {
+    json!({ "metadata": { "name": "vllm", "namespace": "team-a" },
+        "spec": { "selector": { "app": app }, "ports": [{ "port": 8000, "targetPort": 8000 }] } })
+}
+
+fn pod(ready: bool) -> serde_json::Value {
+    json!({
+        "metadata": { "name": "vllm-1", "namespace": "team-a", "uid": "u-1", "labels": { "app": "vllm" } },
+        "spec": { "nodeName": "gpu-1", "containers": [
+            { "name": "vllm", "ports": [{ "containerPort": 8001 }], "readinessProbe": { "periodSeconds": 5 } },
+        ] },
+        "status": {
+            "phase": "Running", "podIP": "10.0.0.1", "podIPs": [{ "ip": "10.0.0.1" }],
+            "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }],
+        },
+    })
 }
 
 struct Stage {
@@ -41,9 +63,11 @@ impl Stage {
             roles: <_>::default(),
         });
         let routes = watch::Sender::new(Arc::new(vec![Arc::new(route)]));
-        let mut options = scaler::Options::default();
-        let obstacles =
-            Obstacles::new(&cluster, Pods::new(cluster.clone()), routes.subscribe(), &mut options);
+        server.put(SERVICE, service("vllm"));
+        let pods = Pods::new(cluster.clone());
+        let discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
+        let mut options = scaler::Options { discovery, ..scaler::Options::default() };
+        let obstacles = Obstacles::new(&cluster, pods, routes.subscribe(), &mut options);
         let cold_starts = ColdStarts::new(|_| {});
         let gate = Gate::new("team-a/chat".into(), Policy::default(), cold_starts.clone());
         let gates = vec![gate.clone()];
@@ -72,6 +96,25 @@ impl Stage {
     async fn obstacle(&self) -> Option<ObstacleKind> {
         sleep(Duration::from_millis(1500)).await;
         self.gate.target().obstacle().map(|obstacle| obstacle.kind)
+    }
+
+    /// One replica is asked for, and KEDA listens.
+    async fn scaled_up() -> Self {
+        let stage = Self::new();
+        stage.scaled_object(false);
+        stage.server.put(DEPLOYMENT, deployment(1));
+        assert_eq!(stage.obstacle().await, None);
+        stage
+    }
+
+    /// What stands in the way 4 s after it has come about, and 4 s later.
+    async fn brews(&self) -> (Option<ObstacleKind>, String) {
+        sleep(Duration::from_secs(4)).await;
+        assert!(self.gate.target().obstacle().is_none(), "it may be a matter of a moment");
+        sleep(Duration::from_secs(4)).await;
+        let obstacle = self.gate.target().obstacle();
+        let message = obstacle.as_ref().map(|obstacle| obstacle.message.to_string());
+        (obstacle.map(|obstacle| obstacle.kind), message.unwrap_or_default())
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -196,4 +239,78 @@ async fn nothing_stands_in_the_way_of_what_is_up_and_who_waits_under_a_pause_is_
     stage.gate.target().remove(&endpoint);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
     assert!(matches!(held.released().await, crate::hold::Released::Failed(..)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn missing_service_and_missing_port_are_told_within_10_s() {
+    let stage = Stage::scaled_up().await;
+    stage.server.remove(SERVICE);
+    let (kind, message) = stage.brews().await;
+    assert_eq!(kind, Some(ObstacleKind::NoService));
+    assert!(message.starts_with("The Service team-a/vllm does not exist"), "{message}");
+    let mut elsewhere = service("vllm");
+    elsewhere["spec"]["ports"][0]["port"] = json!(80);
+    stage.server.put(SERVICE, elsewhere);
+    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoService));
+    let message = stage.gate.target().obstacle().unwrap().message.clone();
+    assert!(message.contains("has no TCP port 8000; it has: 80"), "{message}");
+    stage.server.put(SERVICE, service("vllm"));
+    assert_eq!(stage.obstacle().await, None);
+    assert_eq!(stage.reasons(), ["NoService", "NoService"], "each is said once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn service_that_selects_nothing_is_told_within_10_s() {
+    let stage = Stage::scaled_up().await;
+    stage.server.put(SERVICE, service("chat"));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(stage.obstacle().await, None, "there is no pod yet that it could select");
+    stage.server.put(POD, pod(false));
+    let (kind, message) = stage.brews().await;
+    assert_eq!(kind, Some(ObstacleKind::NoPodsSelected));
+    assert!(message.contains("it wants the labels app=chat, and pod `vllm-1` has app=vllm"), "{message}");
+    stage.server.put(SERVICE, service("vllm"));
+    assert_eq!(stage.obstacle().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn port_that_nothing_listens_on_is_told_within_10_s() {
+    let stage = Stage::scaled_up().await;
+    stage.server.put(POD, pod(true));
+    assert_eq!(stage.obstacle().await, None);
+    // As the keeper says, who has asked.
+    stage.gate.target().set_refusing("10.0.0.1:8000", true);
+    sleep(Duration::from_secs(7)).await;
+    let obstacle = stage.gate.target().obstacle().unwrap();
+    assert_eq!(obstacle.kind, ObstacleKind::PortRefused);
+    let message = &obstacle.message;
+    assert!(message.contains("leads port 8000 to 8000, and its containers expose 8001"), "{message}");
+    stage.gate.target().set_refusing("10.0.0.1:8000", false);
+    assert_eq!(stage.obstacle().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn volume_and_probe_are_told_in_the_nodes_own_words() {
+    let stage = Stage::scaled_up().await;
+    let mut mounting = pod(false);
+    mounting["status"]["phase"] = json!("Pending");
+    stage.server.put(POD, mounting);
+    assert_eq!(stage.obstacle().await, None);
+    let event = |name: &str, reason: &str, message: &str| {
+        stage.server.put(
+            &format!("/api/v1/namespaces/team-a/events/{name}"),
+            json!({ "metadata": { "name": name, "namespace": "team-a" }, "reason": reason, "message": message,
+                "involvedObject": { "kind": "Pod", "name": "vllm-1", "uid": "u-1" } }),
+        );
+    };
+    event("e1", "FailedMount", "MountVolume.SetUp failed for volume \"models\" : secret \"s3\" not found");
+    let (kind, message) = stage.brews().await;
+    assert_eq!(kind, Some(ObstacleKind::Volume));
+    assert!(message.contains("`vllm-1`") && message.contains("secret \"s3\" not found"), "{message}");
+    event("e2", "Started", "Container started");
+    assert_eq!(stage.obstacle().await, None);
+    event("e3", "Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404");
+    let (kind, message) = stage.brews().await;
+    assert_eq!(kind, Some(ObstacleKind::NotReady));
+    assert!(message.ends_with("Readiness probe failed: HTTP probe failed with statuscode: 404"), "{message}");
 }

@@ -19,8 +19,8 @@ use k8s_openapi::{
 
 use super::{super::pods::ACTIVE_PORTS, pool::Pool};
 use crate::{
-    domain::{Role, Roles, ServicePort},
-    state::{Discovered, DiscoveredEndpoint, Protocol},
+    domain::{ObstacleKind, Role, Roles, ServicePort},
+    state::{Discovered, DiscoveredEndpoint, Problem, Protocol},
 };
 
 /// How many endpoints of a target are used at most.
@@ -69,6 +69,12 @@ pub(super) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     service.spec.as_ref()?.selector.as_ref().filter(|selector| !selector.is_empty())
 }
 
+/// A selector, as it is written.
+pub(super) fn labels<'a>(selector: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
+    let labels: Vec<_> = selector.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.join(",")
+}
+
 /// How an endpoint wants to be spoken to, by the `appProtocol` of its port.
 pub(super) fn protocol(app_protocol: Option<&str>) -> Protocol {
     if app_protocol == Some("kubernetes.io/h2c") { Protocol::H2c } else { Protocol::Http1 }
@@ -92,11 +98,15 @@ pub(super) fn service(
             "the Service {} has no selector, so that the labels of its pods are not known; leave out serve and ready",
             name_of(service)
         );
-        return Discovered { problem: Some(why.into()), ..Discovered::default() };
+        let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
+        return Discovered { problem, ..Discovered::default() };
     }
     let port = match port_of(service, port) {
         Ok(port) => port,
-        Err(why) => return Discovered { problem: Some(why.into()), ..Discovered::default() },
+        Err(why) => {
+            let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
+            return Discovered { problem, ..Discovered::default() };
+        }
     };
     let by_name: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
     let mut known = Known::new();
@@ -142,7 +152,7 @@ pub(super) fn service(
     if let Some(name) = unnamed.filter(|_| found.endpoints.is_empty()) {
         let why =
             format!("no container of the pods of the Service {} has a port named {name}", name_of(service));
-        found.problem = Some(why.into());
+        found.problem = Some(Problem::lasting(ObstacleKind::PortRefused, why));
     }
     found
 }
@@ -207,7 +217,7 @@ fn one_family(mut known: Known, prefers_6: bool) -> Known {
 
 // === services ===
 
-fn name_of(service: &Service) -> String {
+pub(super) fn name_of(service: &Service) -> String {
     let meta = &service.metadata;
     format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }

@@ -335,7 +335,7 @@ fn roles_are_told_by_labels_and_not_by_slices() {
     let prefill = Role { helps: true, groups: 0b10 };
     assert_eq!(found, [("10.0.0.1:8000", decode), ("10.0.0.2:8000", prefill)]);
     let problem = merged(service_with(json!({ "selector": null }))).problem.unwrap();
-    assert!(problem.contains("has no selector"), "{problem}");
+    assert!(problem.text.contains("has no selector"), "{problem}");
 }
 
 #[test]

@@ -3,7 +3,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, ServicePort, Workload},
-    kube::{reasons::Seen, scaled_objects::PAUSED, stand_in::StandIn},
+    kube::{Endpoints, reasons::Seen, scaled_objects::PAUSED, stand_in::StandIn},
+    state::NoDiscovery,
 };
 
 const SCALED_OBJECT: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
@@ -42,6 +43,11 @@ fn deployment(replicas: u32) -> Value {
     })
 }
 
+fn service() -> Value {
+    json!({ "metadata": { "name": "vllm", "namespace": "team-a" },
+        "spec": { "selector": { "app": "vllm" }, "ports": [{ "port": 8000 }] } })
+}
+
 struct Stage {
     server: StandIn,
     facts: watch::Receiver<Arc<AllFacts>>,
@@ -58,7 +64,10 @@ impl Stage {
             watch::Sender::new(Arc::new(routes.iter().map(|name| Arc::new(route(name))).collect::<Vec<_>>()));
         let refusals = watch::Sender::default();
         let pods = Pods::new(cluster.clone());
-        let facts = cluster.facts(routes.subscribe(), cluster.scaled_objects(), refusals.subscribe(), pods);
+        server.put("/api/v1/namespaces/team-a/services/vllm", service());
+        let discovery = Arc::new(Endpoints::new(cluster.clone(), pods.clone()));
+        let scaled = cluster.scaled_objects();
+        let facts = cluster.facts(routes.subscribe(), scaled, refusals.subscribe(), pods, discovery);
         Self { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster }
     }
 
@@ -123,7 +132,8 @@ async fn without_keda_that_is_said() {
     let routes = watch::Sender::new(Arc::new(vec![Arc::new(route("team-a/chat"))]));
     let refusals = watch::Sender::default();
     let pods = Pods::new(cluster.clone());
-    let facts = cluster.facts(routes.subscribe(), cluster.scaled_objects(), refusals.subscribe(), pods);
+    let scaled = cluster.scaled_objects();
+    let facts = cluster.facts(routes.subscribe(), scaled, refusals.subscribe(), pods, Arc::new(NoDiscovery));
     let mut stage = Stage { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster };
     let message = stage.says("team-a/chat", Some(ObstacleKind::NoScaledObject)).await;
     assert!(message.contains("KEDA is not installed"), "{message}");

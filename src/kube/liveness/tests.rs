@@ -162,3 +162,18 @@ async fn busy_watch_is_not_cut_at_its_end() {
     assert!(body.frame().await.unwrap().is_err());
     assert_eq!((last.elapsed(), body.frame().await.is_none()), (MARGIN, true));
 }
+
+#[tokio::test(start_paused = true)]
+async fn overloaded_api_server_is_told_of() {
+    use axum::http::StatusCode;
+    for status in [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS] {
+        let overloaded = axum::Router::new().fallback(async move || status);
+        let cluster = Cluster::served_by(overloaded, &crate::config::Kubernetes::default());
+        let began = Instant::now();
+        assert!(cluster.api::<Pod>("ml").watch(&<_>::default(), "0").await.is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO, "it is not waited out where nobody sees it");
+        sleep(GRACE).await;
+        let told = cluster.liveness().trouble(Some("ml")).unwrap();
+        assert!(told.contains(status.as_str()), "{told}");
+    }
+}

@@ -24,10 +24,11 @@ fn scaled(pause: Option<Pause>) -> Scaled {
 
 fn workload(replicas: u32, pods: &[Option<ObstacleKind>]) -> WorkloadFacts {
     let trouble = |kind: &ObstacleKind| Trouble { kind: *kind, message: format!("pod: {}", kind.name()) };
-    let pods = pods
-        .iter()
-        .zip(0..)
-        .map(|(pod, number)| PodFacts { name: format!("vllm-{number}"), trouble: pod.as_ref().map(trouble) });
+    let pods = pods.iter().zip(0..).map(|(pod, number)| PodFacts {
+        name: format!("vllm-{number}"),
+        labels: "app=vllm".into(),
+        trouble: pod.as_ref().map(trouble),
+    });
     WorkloadFacts {
         kind: "Deployment".into(),
         namespace: "team-a".into(),
@@ -239,4 +240,108 @@ fn direct_scaling_says_why_it_does_not() {
     assert_eq!(kind(&direct), None);
     direct.refused = Some("no right".into());
     assert_eq!(says(&direct, Seen::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
+}
+
+fn selection(pods: usize, is_probed: bool) -> Option<Arc<Selection>> {
+    let ports = "the Service `team-a/vllm` leads port 80 to 8000, and its containers expose 8001 (web)";
+    Some(Arc::new(Selection {
+        name: "Service `team-a/vllm`".into(),
+        selector: Some("app=chat".into()),
+        pods,
+        ports: ports.into(),
+        is_probed,
+    }))
+}
+
+#[test]
+fn service_that_selects_no_pod_of_the_workload_is_told() {
+    let of = |replicas, pods: &[_], selected| Facts {
+        target: TargetFacts { selection: selection(selected, true), ..TargetFacts::default() },
+        ..facts(vec![scaled(None)], vec![workload(replicas, pods)])
+    };
+    let (kind_of, message) = says(&of(1, &[None], 0), Seen::default()).unwrap();
+    assert_eq!(kind_of, ObstacleKind::NoPodsSelected);
+    for words in [
+        "The Service `team-a/vllm` selects none",
+        "Deployment `team-a/vllm`",
+        "labels app=chat",
+        "`vllm-0` has app=vllm",
+    ] {
+        assert!(message.contains(words), "{words} in: {message}");
+    }
+    let crash = Some(ObstacleKind::CrashLoop);
+    assert_eq!(kind(&of(1, &[crash], 0)), crash, "that comes first");
+    for (facts, why) in [
+        (of(1, &[None], 1), "it selects one"),
+        (of(1, &[], 0), "there is none yet"),
+        (of(0, &[None], 0), "none is asked for"),
+    ] {
+        assert_eq!(kind(&facts), None, "{why}");
+    }
+}
+
+#[test]
+fn refused_port_is_told_where_the_pod_is_called_ready() {
+    let of = |is_probed, ready: &str| Facts {
+        target: TargetFacts {
+            selection: selection(1, is_probed),
+            ready: vec![ready.into()],
+            ..TargetFacts::default()
+        },
+        ..facts(vec![scaled(None)], vec![workload(1, &[None])])
+    };
+    let seen = || Seen { refusing: vec!["10.0.0.1:8000".into()], ..Seen::default() };
+    let (kind_of, message) = says(&of(true, "10.0.0.1:8000"), seen()).unwrap();
+    assert_eq!(kind_of, ObstacleKind::PortRefused);
+    for words in ["10.0.0.1:8000", "leads port 80 to 8000", "expose 8001 (web)"] {
+        assert!(message.contains(words), "{words} in: {message}");
+    }
+    assert_eq!(says(&of(false, "10.0.0.1:8000"), seen()), None, "without a probe it may still load");
+    assert_eq!(says(&of(true, "10.0.0.2:8000"), seen()), None, "the cluster does not call that one ready");
+    assert_eq!(kind(&of(true, "10.0.0.1:8000")), None);
+}
+
+#[test]
+fn missing_service_is_told_also_at_zero() {
+    let problem = Some(Trouble { kind: ObstacleKind::NoService, message: "it does not exist".into() });
+    let target = TargetFacts { problem, ..TargetFacts::default() };
+    let facts = |pause, replicas, pods: &[_]| Facts {
+        target: target.clone(),
+        ..facts(vec![scaled(pause)], vec![workload(replicas, pods)])
+    };
+    assert_eq!(kind(&facts(None, 0, &[])), Some(ObstacleKind::NoService));
+    assert_eq!(kind(&facts(None, 1, &[Some(ObstacleKind::Unschedulable)])), Some(ObstacleKind::NoService));
+    assert_eq!(kind(&facts(Some(Pause::Frozen), 0, &[])), Some(ObstacleKind::AutoscalingPaused));
+}
+
+#[tokio::test(start_paused = true)]
+async fn word_of_a_node_counts_once_it_is_due_and_for_its_pod() {
+    let warning = |kind, after| PodWarning {
+        kind,
+        message: format!("node: {}", kind.name()).into(),
+        from: Instant::now() + Duration::from_secs(after),
+    };
+    let of = |pods: &[_], warnings| Facts {
+        target: TargetFacts { warnings, ..TargetFacts::default() },
+        ..facts(vec![scaled(None)], vec![workload(2, pods)])
+    };
+    let volume = || ("vllm-0".into(), warning(ObstacleKind::Volume, 0));
+    assert_eq!(kind(&of(&[None], vec![volume()])), Some(ObstacleKind::Volume));
+    assert_eq!(kind(&of(&[None, None], vec![volume()])), None, "the other one may come");
+    assert_eq!(
+        kind(&of(&[None, Some(ObstacleKind::Unschedulable)], vec![volume()])),
+        Some(ObstacleKind::Volume)
+    );
+    assert_eq!(kind(&of(&[Some(ObstacleKind::CrashLoop)], vec![volume()])), Some(ObstacleKind::CrashLoop));
+    let loading = of(&[None], vec![("vllm-0".into(), warning(ObstacleKind::NotReady, 120))]);
+    assert_eq!(kind(&loading), None);
+    tokio::time::advance(Duration::from_secs(120)).await;
+    assert_eq!(kind(&loading), Some(ObstacleKind::NotReady));
+}
+
+#[test]
+fn unheard_api_server_outranks_what_may_be_over() {
+    let crash = facts(vec![scaled(None)], vec![workload(1, &[Some(ObstacleKind::CrashLoop)])]);
+    let seen = Seen { api_server: Some("Changes of pods are not heard of".into()), ..Seen::default() };
+    assert_eq!(says(&crash, seen).map(|(kind, _)| kind), Some(ObstacleKind::ApiServerUnreachable));
 }

@@ -15,9 +15,9 @@ use k8s_openapi::{
 use tokio::time::Instant;
 
 use crate::{
-    domain::Phase,
-    kube::endpoints::addresses,
-    state::{DiscoveredEndpoint, Seen, Stamp},
+    domain::{ObstacleKind, Phase},
+    kube::{endpoints::addresses, pod_reasons::shorten},
+    state::{DiscoveredEndpoint, PodWarning, Seen, Stamp},
 };
 
 /// Whose clock the API server's is: that of `creationTimestamp`, of bindings and of who manages a field since when.
@@ -39,7 +39,21 @@ pub(super) struct Told {
     pub(super) pulled: Option<Seen>,
     /// When the container that serves was started for the first time.
     pub(super) started: Option<Seen>,
+    warning: Option<Warning>,
 }
+
+/// What stands in the way of a pod, as its node says.
+#[derive(Debug)]
+struct Warning {
+    told: PodWarning,
+    /// Whether it is said of containers that run, and not of what comes before they do.
+    of_running: bool,
+}
+
+/// How long probes may fail for reasons that pass by themselves as a model loads.
+const LOADING: Duration = Duration::from_secs(120);
+/// How long the network of a pod may fail to be set up: mostly the next try succeeds.
+const SETTING_UP: Duration = Duration::from_secs(20);
 
 /// The container of a pod that serves: the one that says that it has one of these ports, else the first.
 pub(super) fn serving<'a>(pod: &'a Pod, ports: &[u16]) -> Option<&'a str> {
@@ -158,6 +172,7 @@ impl Told {
     /// An Event of the pod, seen `at`. Images of containers that come after the one that serves do not count: it does not
     /// wait for them.
     pub(super) fn event(&mut self, event: &Event, pod: &Pod, serving: Option<&str>, at: Instant) {
+        self.warn(event, pod, at);
         let container = event.involved_object.field_path.as_deref().and_then(container_in);
         let mut before = true;
         let counts = container.is_none_or(|container| {
@@ -195,6 +210,51 @@ impl Told {
     pub(super) fn is_pulling(&self) -> bool {
         !self.running.is_empty()
     }
+
+    /// What stands in the way now, if the pod has started so far.
+    pub(super) fn warning(&self, has_started: bool, is_ready: bool) -> Option<PodWarning> {
+        let warning =
+            self.warning.as_ref().filter(|warning| warning.of_running == has_started && !is_ready)?;
+        Some(warning.told.clone())
+    }
+
+    fn warn(&mut self, event: &Event, pod: &Pod, at: Instant) {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let reason = event.reason.as_deref().unwrap_or_default();
+        let said = shorten(event.message.as_deref().unwrap_or_default());
+        let (kind, of_running, after, message) = match reason {
+            "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => {
+                let message = format!("A volume of pod `{name}` cannot be mounted ({reason}): {said}");
+                (ObstacleKind::Volume, false, Duration::ZERO, message)
+            }
+            "FailedCreatePodSandBox" | "NetworkNotReady" => {
+                let message = format!("Pod `{name}` cannot be set up on its node ({reason}): {said}");
+                (ObstacleKind::NotReady, false, SETTING_UP, message)
+            }
+            "Unhealthy" => {
+                let after = if is_refusal(&said) { Duration::ZERO } else { LOADING };
+                (ObstacleKind::NotReady, true, after, format!("Pod `{name}` runs and is not ready: {said}"))
+            }
+            // What was in the way is not, or it begins anew.
+            "SuccessfulAttachVolume" | "Pulling" | "Pulled" | "Created" | "Started" | "Killing" => {
+                self.warning = None;
+                return;
+            }
+            _ => return,
+        };
+        let told = PodWarning { kind, message: message.into(), from: at + after };
+        let before = self.warning.take().filter(|before| before.told.kind == kind);
+        let from = before.map_or(told.from, |before| before.told.from.min(told.from));
+        self.warning = Some(Warning { told: PodWarning { from, ..told }, of_running });
+    }
+}
+
+/// Whether a server answered a probe so that waiting does not help: with a status that says that the question is wrong.
+fn is_refusal(said: &str) -> bool {
+    let status =
+        said.split_once("statuscode: ").map(|(_, rest)| rest.trim_end_matches(|c: char| !c.is_ascii_digit()));
+    let status = status.and_then(|status| status.parse::<u16>().ok());
+    status.is_some_and(|status| (400..500).contains(&status) && !matches!(status, 408 | 425 | 429))
 }
 
 /// `vllm` in `spec.containers{vllm}`.

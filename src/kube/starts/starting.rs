@@ -163,6 +163,9 @@ impl Starting {
             moments,
             parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
             tail: self.load.tail.clone(),
+            warning: self
+                .told
+                .warning(self.seen_at(Phase::Start).is_some(), self.seen_at(Phase::Load).is_some()),
         };
         let changed = *self.start != start;
         if changed {

@@ -17,7 +17,7 @@ use crate::{
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Phase},
     domain::{Concurrency, EndpointSource, ObstacleKind, Policy},
     hold::{Place, Released, Ticket},
-    state::Obstacle,
+    state::{Obstacle, Problem},
 };
 
 const A: &str = "10.0.0.1:8000";
@@ -462,8 +462,11 @@ async fn an_activation_ends_with_its_time_and_says_what_was_seen() {
         )
     );
     let mut held = stage.hold();
-    let problem =
-        Discovered { is_synced: true, problem: Some("no such Service".into()), ..Discovered::default() };
+    let problem = Discovered {
+        is_synced: true,
+        problem: Some(Problem::passing("no such Service")),
+        ..Discovered::default()
+    };
     stage.cluster.send_replace(Arc::new(problem));
     assert_eq!(failed(&mut held).await, "the target was not ready within 1m: no such Service");
     assert_eq!(stage.ended().len(), 3);

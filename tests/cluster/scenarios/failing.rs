@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::Service;
 use serde_json::{Value, json};
 
 use crate::{
@@ -83,13 +84,77 @@ pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
     .await;
 }
 
-async fn fails(it: &Scenario, replica: &Replica, anteroom: &crate::anteroom::Anteroom, case: &Case) {
-    let Case { model, kind, word, says } = case;
+pub(super) async fn starts_that_go_nowhere_say_why(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let model = |name: &str| {
+        let mut model = Model::new(name);
+        model.resources = json!({});
+        model.probe_period = 1;
+        model
+    };
+    let mut elsewhere = model("elsewhere");
+    elsewhere.port = json!({ "targetPort": 9999 });
+    let cases = [
+        Case {
+            model: model("absent"),
+            kind: "no_service",
+            word: "NoService",
+            says: "/absent does not exist",
+        },
+        Case {
+            model: model("strangers"),
+            kind: "no_pods_selected",
+            word: "NoPodsSelected",
+            says: "it wants the labels app=nobody, and pod `strangers-",
+        },
+        Case {
+            model: elsewhere,
+            kind: "port_refused",
+            word: "PortRefused",
+            says: "leads port 80 to 9999, and its containers expose 8000 (http)",
+        },
+        Case {
+            model: model("unmounted"),
+            kind: "volume",
+            word: "Volume",
+            says: "cannot be mounted (FailedMount): ",
+        },
+    ];
+    let [absent, strangers, elsewhere, unmounted] = &cases;
+    for case in &cases {
+        it.serve(&anteroom, &case.model, with_graces()).await;
+    }
+    it.api::<Service>().delete("absent", &<_>::default()).await.unwrap();
+    it.patch("v1", "Service", "strangers", &json!({ "spec": { "selector": { "app": "nobody" } } })).await;
+    let mounts = json!({ "spec": {
+        "volumes": [{ "name": "models", "configMap": { "name": "none" } }],
+        "containers": [{ "name": "server", "volumeMounts": [{ "name": "models", "mountPath": "/models" }] }],
+    } });
+    it.change_template("unmounted", &mounts).await;
+    // One after the other, so that each is a cold start of its own and none waits for a turn.
+    for case in [absent, strangers, elsewhere, unmounted] {
+        tells(&it, replica, case).await;
+    }
+}
+
+fn with_graces() -> Value {
     let grace = "1s";
     let graces = json!({
         "imagePull": grace, "crashLoop": grace, "unschedulable": grace, "quota": grace, "outOfMemory": grace,
+        "volume": grace, "service": grace,
     });
-    it.serve(anteroom, model, json!({ "failureGrace": graces, "keepalive": heartbeats() })).await;
+    json!({ "failureGrace": graces, "keepalive": heartbeats() })
+}
+
+async fn fails(it: &Scenario, replica: &Replica, anteroom: &crate::anteroom::Anteroom, case: &Case) {
+    it.serve(anteroom, &case.model, with_graces()).await;
+    tells(it, replica, case).await;
+}
+
+/// Asks for a model that does not come: every place says why.
+async fn tells(it: &Scenario, replica: &Replica, case: &Case) {
+    let Case { model, kind, word, says } = case;
     let (plain, stream) =
         tokio::join!(replica.ask(&model.name, false), hears(it, replica, &model.name, says));
     assert!(stream.contains("cold_start_failed"), "{stream}");

@@ -67,6 +67,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     sessions::a_session_is_ended_by_a_replica_that_comes_later,
     sessions::sessions_are_stopped_prolonged_and_refused,
     failing::held_requests_fail_early_with_the_reason,
+    failing::starts_that_go_nowhere_say_why,
     failing::who_waits_is_served_once_it_is_put_right,
     failing::a_route_without_a_scaled_object_says_so,
     failing::a_scaled_object_that_asks_elsewhere_is_told_from_one_that_listens,

@@ -215,3 +215,64 @@ async fn the_start_of_the_container_that_serves_is_told_of_once() {
     assert_eq!(started(&[(fetch, 3), (main, 9), (logs, 10), (main, 40)]), Some(9));
     assert_eq!(started(&[("", 5)]), Some(5));
 }
+
+fn warned(events: &[(&str, &str)]) -> Told {
+    let mut told = Told::default();
+    for (reason, message) in events {
+        told.event(&event(reason, "", message, 1), &pod(json!({})), Some("vllm"), Instant::now());
+    }
+    told
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_cannot_be_mounted_are_told_until_they_are() {
+    let missing = "MountVolume.SetUp failed for volume \"models\" : configmap \"models\" not found";
+    for reason in ["FailedMount", "FailedAttachVolume", "FailedMapVolume"] {
+        let told = warned(&[("Scheduled", "assigned"), (reason, missing)]);
+        let warning = told.warning(false, false).unwrap();
+        assert_eq!((warning.kind, warning.from), (ObstacleKind::Volume, Instant::now()));
+        for words in ["`chat-x2k9p`", reason, "configmap \"models\" not found"] {
+            assert!(warning.message.contains(words), "{words} in: {}", warning.message);
+        }
+        assert_eq!(told.warning(true, false), None, "an event of before the container ran, heard once more");
+    }
+    for over in ["SuccessfulAttachVolume", "Pulling", "Started"] {
+        assert_eq!(warned(&[("FailedMount", missing), (over, "")]).warning(false, false), None, "{over}");
+    }
+    let sandbox = warned(&[("FailedCreatePodSandBox", "plugin type=\"calico\" failed")]);
+    let warning = sandbox.warning(false, false).unwrap();
+    assert_eq!(
+        (warning.kind, warning.from),
+        (ObstacleKind::NotReady, Instant::now() + Duration::from_secs(20))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failing_probes_are_told_at_once_where_waiting_does_not_help() {
+    let failed = |why: &str| format!("Readiness probe failed: {why}");
+    for (why, after) in [
+        ("HTTP probe failed with statuscode: 404", 0),
+        ("HTTP probe failed with statuscode: 401", 0),
+        ("HTTP probe failed with statuscode: 503", 120),
+        ("HTTP probe failed with statuscode: 429", 120),
+        ("Get \"http://10.0.0.1:8000/health\": dial tcp 10.0.0.1:8000: connect: connection refused", 120),
+        ("command \"/ready\" timed out", 120),
+    ] {
+        let told = warned(&[("Started", ""), ("Unhealthy", &failed(why))]);
+        let warning = told.warning(true, false).unwrap();
+        assert_eq!(
+            (warning.kind, warning.from),
+            (ObstacleKind::NotReady, Instant::now() + Duration::from_secs(after))
+        );
+        assert!(warning.message.contains(why), "{}", warning.message);
+        assert_eq!((told.warning(false, false), told.warning(true, true)), (None, None));
+    }
+    let mut told = warned(&[("Unhealthy", &failed("connection refused"))]);
+    let began = Instant::now();
+    tokio::time::advance(Duration::from_secs(60)).await;
+    let again = event("Unhealthy", "", &failed("HTTP probe failed with statuscode: 503"), 1);
+    told.event(&again, &pod(json!({})), Some("vllm"), Instant::now());
+    let warning = told.warning(true, false).unwrap();
+    assert_eq!(warning.from, began + Duration::from_secs(120), "it counts from the first of them");
+    assert!(warning.message.ends_with("503"), "and the last one is told: {}", warning.message);
+}
