@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use anteroom::state::Protocol;
+use anteroom::{
+    domain::{Role, Roles},
+    state::Protocol,
+};
 use http::Version;
 
 use crate::support::{
@@ -175,6 +178,59 @@ async fn the_queues_of_the_servers_are_added_up_while_there_is_demand() {
     until("4", async || gate.demand().server_queue() == 4).await;
     cluster.says(&[]);
     until("0", async || gate.demand().server_queue() == 0).await;
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+// === pods of several roles ===
+
+/// Decode serves, and needs prefill.
+fn of_two_roles() -> (Cluster, Role, Role) {
+    let labels = |role: &str| [("role".to_owned(), role.to_owned())].into();
+    let groups = ["decode", "prefill"].map(|role| (role.to_owned(), labels(role))).into();
+    let cluster = Cluster::with_roles(Roles { serve: labels("decode"), groups });
+    (cluster, Role { helps: false, groups: 0b01 }, Role { helps: true, groups: 0b10 })
+}
+
+#[tokio::test]
+async fn prefill_alone_gets_nothing_and_opens_nothing() {
+    let (mut decode, prefill) = (Upstream::cold().await, Upstream::warm().await);
+    let (cluster, serves, helps) = of_two_roles();
+    let proxy = cluster.proxy(None, "").await;
+    cluster.says_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
+    let mut client = proxy.sent(chat("whole")).await;
+    proxy.starting().await;
+    decode.probed().await;
+    decode.wake();
+    let mut call = decode.call().await;
+    assert_eq!(call.text().await, "whole");
+    call.reply("served").await;
+    assert_eq!(client.response().await.json()["text"], "served");
+    // Without the last prefill pod, what comes waits.
+    cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
+    open(&proxy, 0).await;
+    let mut client = proxy.sent(chat("waits")).await;
+    proxy.held(1).await;
+    cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Ready, helps)]);
+    decode.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "waits");
+    proxy.stop(&[("completed", 2)]).await;
+    assert_eq!(prefill.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_gateway_before_two_roles_is_not_asked_too_soon() {
+    let (decode, prefill) = (Upstream::cold().await, Upstream::warm().await);
+    let mut router = Upstream::warm().await;
+    let (cluster, serves, helps) = of_two_roles();
+    let proxy = cluster.proxy(Some(router.url()), "").await;
+    cluster.says_with_roles(&[(decode.address, NotReady, serves), (prefill.address, Ready, helps)]);
+    let mut client = proxy.sent(chat("patient")).await;
+    proxy.starting().await;
+    decode.probed().await;
+    assert_eq!(router.accepted(), 0, "it would have said 429");
+    decode.wake();
+    router.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "patient");
     proxy.stop(&[("completed", 1)]).await;
 }
 

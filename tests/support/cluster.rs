@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anteroom::{
     config::Config,
-    domain::{ClusterTarget, EndpointSource, Intercept, Roles, ServicePort, Target},
+    domain::{ClusterTarget, EndpointSource, Intercept, Role, Roles, ServicePort, Target},
     scaler,
     state::{Discovered, DiscoveredEndpoint, Discovery, Protocol},
 };
@@ -28,13 +28,17 @@ pub enum Pod {
 pub struct Cluster {
     pods: watch::Sender<Arc<Discovered>>,
     protocol: Protocol,
-    /// The roles of its pods, for a target that has some.
-    pub roles: Roles,
+    roles: Roles,
 }
 
 impl Cluster {
     pub fn speaking(protocol: Protocol) -> Self {
         Self { pods: watch::Sender::default(), protocol, roles: Roles::default() }
+    }
+
+    /// One whose target has pods of several roles.
+    pub fn with_roles(roles: Roles) -> Self {
+        Self { roles, ..Self::speaking(Protocol::Http1) }
     }
 
     /// The proxy before it, with the route `tiny` only.
@@ -67,11 +71,17 @@ impl Cluster {
     }
 
     pub fn says(&self, pods: &[(SocketAddr, Pod)]) {
-        let endpoints = pods.iter().map(|(address, pod)| DiscoveredEndpoint {
+        let pods: Vec<_> = pods.iter().map(|(address, pod)| (*address, *pod, Role::default())).collect();
+        self.says_with_roles(&pods);
+    }
+
+    pub fn says_with_roles(&self, pods: &[(SocketAddr, Pod, Role)]) {
+        let endpoints = pods.iter().map(|(address, pod, role)| DiscoveredEndpoint {
             address: address.to_string().into(),
             protocol: self.protocol,
             ready: *pod == Pod::Ready,
             terminating: *pod == Pod::Terminating,
+            role: *role,
             ..DiscoveredEndpoint::default()
         });
         let endpoints = endpoints.collect();

@@ -26,6 +26,12 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (r#"{"target": {"gateway": "https://b:1"}}"#, "https is not supported yet"),
     (r#"{"target": {"gateway": "http://b:1/path"}}"#, "requests keep their own path"),
+    (
+        r#"{"target": {"service": null, "url": "http://a:1", "serve": {"role": "decode"}}}"#,
+        "serve and ready go with service or inferencePool",
+    ),
+    (r#"{"target": {"ready": {"all": {"prefill": {}}}}}"#, "name at least one label"),
+    (r#"{"gateway": {"notYet": {"status": [200]}}}"#, "should be greater than or equal to 400"),
     (r#"{"scaleBy": "kubernetes"}"#, "add workload with its kind and name"),
     (r#"{"scaleBy": "me"}"#, "supported values: \"keda\", \"kubernetes\""),
     (r#"{"whenPaused": "later"}"#, "supported values: \"reject\", \"hold\""),
