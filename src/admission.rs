@@ -16,7 +16,7 @@ use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use permit::Kind;
 pub use permit::Permit;
 
-pub use demand::OpenStream;
+pub use demand::{BackgroundJob, OpenStream};
 pub use directory::{Directory, Gates};
 
 use crate::{
@@ -49,6 +49,8 @@ pub struct Gate {
     fallen_back: AtomicU64,
     /// How many in flight are no demand.
     quiet: AtomicU64,
+    /// Jobs of `POST /v1/responses` that run on after their answer.
+    background: AtomicU64,
 }
 
 // === impl Gate ===
@@ -69,6 +71,7 @@ impl Gate {
             fallback: ArcSwapOption::empty(),
             fallen_back: AtomicU64::new(0),
             quiet: AtomicU64::new(0),
+            background: AtomicU64::new(0),
         });
         gate.set_fallback(&gate.policy.load());
         let watched = Arc::downgrade(&gate);
@@ -140,11 +143,11 @@ impl Gate {
         self.target.in_flight() + self.fallen_back.load(Ordering::SeqCst)
     }
 
-    /// How many of those in flight want the target.
+    /// How many of those in flight want the target, and jobs that run in the background.
     pub fn wanting_in_flight(&self) -> u64 {
         // The quiet ones first: one that begins meanwhile is then counted as wanting, rather than another one not.
         let quiet = self.quiet.load(Ordering::SeqCst);
-        self.in_flight().saturating_sub(quiet)
+        self.in_flight().saturating_sub(quiet) + self.background.load(Ordering::SeqCst)
     }
 
     /// How many requests want the target: held and in flight.
@@ -155,10 +158,16 @@ impl Gate {
     /// Lets a request in to an endpoint that has room, unless others wait for one. The place is where it may come
     /// back to.
     pub fn enter(self: &Arc<Self>) -> Option<(Permit, Place)> {
+        self.enter_for(None)
+    }
+
+    /// The same, for a request that has to go to this endpoint. Once the target does not have it any more, any other does:
+    /// what it kept has gone with it, and a server is to say so.
+    pub fn enter_for(self: &Arc<Self>, pin: Option<u64>) -> Option<(Permit, Place)> {
         if !self.queue.is_empty() {
             return None;
         }
-        let permit = self.try_permit()?;
+        let permit = self.try_permit(pin)?;
         self.demand.touch();
         self.counters.admit();
         self.demand.rise();
@@ -167,7 +176,7 @@ impl Gate {
 
     /// Lets a request in that is no demand, to an endpoint that has room. It neither wakes the target nor keeps it up.
     pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
-        let endpoint = self.acquire()?;
+        let endpoint = self.acquire(None)?;
         let permit = Permit::new(self, endpoint, Kind::Quiet);
         self.counters.admit_quietly();
         Some(permit)
@@ -203,6 +212,19 @@ impl Gate {
     /// [`ProxyError::Draining`], [`ProxyError::AutoscalingPaused`], [`ProxyError::NoWait`],
     /// [`ProxyError::HoldQueueFull`] (nothing is up) or [`ProxyError::Saturated`] (up, but full).
     pub fn hold(self: &Arc<Self>, bytes: usize, wait: bool) -> Result<Ticket<Permit>, ProxyError> {
+        self.hold_for(None, bytes, wait)
+    }
+
+    /// The same, for a request that has to go to this endpoint.
+    ///
+    /// # Errors
+    /// As [`Self::hold`].
+    pub fn hold_for(
+        self: &Arc<Self>,
+        pin: Option<u64>,
+        bytes: usize,
+        wait: bool,
+    ) -> Result<Ticket<Permit>, ProxyError> {
         let up = self.target.is_up();
         if self.draining.load(Ordering::SeqCst) && !up {
             return Err(ProxyError::Draining { admitted: false });
@@ -225,7 +247,7 @@ impl Gate {
         self.demand.touch();
         let policy = self.policy.load();
         let bounds = Bounds { requests: policy.hold.max_requests, bytes: policy.hold.max_bytes.get() };
-        let ticket = self.queue.join(bytes, bounds).map_err(|full| self.full(full, up))?;
+        let ticket = self.queue.join_for(pin, bytes, bounds).map_err(|full| self.full(full, up))?;
         self.counters.admit();
         self.wanted(&policy);
         Ok(ticket)
@@ -233,7 +255,12 @@ impl Gate {
 
     /// Takes a request back whose dispatch failed before its first byte: ahead of all that were admitted after it.
     pub fn readmit(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<Permit> {
-        let ticket = self.queue.rejoin(place, bytes);
+        self.readmit_for(None, place, bytes)
+    }
+
+    /// The same, for a request that has to go to this endpoint.
+    pub fn readmit_for(self: &Arc<Self>, pin: Option<u64>, place: Place, bytes: usize) -> Ticket<Permit> {
+        let ticket = self.queue.rejoin_for(pin, place, bytes);
         self.wanted(&self.policy.load());
         ticket
     }
@@ -296,14 +323,18 @@ impl Gate {
         self.queue.release_all(|| Released::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
     }
 
-    fn try_permit(self: &Arc<Self>) -> Option<Permit> {
-        let endpoint = self.acquire()?;
+    fn try_permit(self: &Arc<Self>, pin: Option<u64>) -> Option<Permit> {
+        let endpoint = self.acquire(pin)?;
         self.cold_starts.dispatched();
         Some(Permit::new(self, endpoint, Kind::Demand))
     }
 
-    fn acquire(&self) -> Option<Arc<Endpoint>> {
+    fn acquire(&self, pin: Option<u64>) -> Option<Arc<Endpoint>> {
         let endpoints = self.target.endpoints();
+        let pinned = pin.and_then(|pin| endpoints.iter().find(|endpoint| endpoint.id() == pin));
+        if let Some(pinned) = pinned {
+            return pinned.acquire().then(|| pinned.clone());
+        }
         while let Some(endpoint) = pick(&endpoints, fastrand::u64(..)) {
             // Another core may have taken the last place since it was looked at; then we look again.
             if endpoint.acquire() {
@@ -339,7 +370,7 @@ impl Gate {
 
     fn pump(self: &Arc<Self>) {
         if !self.queue.is_empty() {
-            self.queue.release(|| self.try_permit());
+            self.queue.release_for(|pin| self.try_permit(pin));
         }
     }
 

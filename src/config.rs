@@ -111,12 +111,14 @@ pub struct Limits {
     /// How many bytes all request bodies together may take in memory, held or on their way. The default is 32 bodies
     /// of the largest size.
     pub max_buffered_bytes: ByteCount,
-    /// How many client connections may be open; further ones wait in the kernel's accept queue. Where the process may
+    /// How many client connections may be open. A further one takes the place of the one that has been idle for longest;
+    /// while all are busy, it waits in the kernel's accept queue. Where the process may
     /// not have so many open files, it is lowered to those, less a quarter or 4,096 of them, and the log says so.
     #[schemars(range(min = 1))]
     pub max_connections: usize,
-    /// How many of them may come from one source: an IPv4 address, or 64 bits of an IPv6 one. Further ones are closed
-    /// at once. By default any number, as behind a load balancer all come from it.
+    /// How many of them may come from one source: an IPv4 address, or 64 bits of an IPv6 one. A further one takes the
+    /// place of its source's that has been idle for longest; while all of those are busy, it is closed at once. By
+    /// default any number, as behind a load balancer all come from it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections_per_source: Option<NonZeroUsize>,
     /// How many requests an HTTP/2 connection may have under way at once; the client is told, and further ones are
@@ -149,8 +151,10 @@ pub struct Limits {
     /// `bodyTimeout`, and of an answer that it takes, over `stallTimeout`. 0: any. The default is half of what the
     /// slowest mobile networks carry; a byte now and then must not hold a place for ever.
     pub min_rate: ByteCount,
-    /// How long a kept-alive connection stays open with nothing under way. The default is above the minute for which
-    /// load balancers reuse connections: who closes first must be them, or they send into a closing connection.
+    /// How long a kept-alive connection stays open with nothing under way. Whatever stands in front must close first, or
+    /// it sends into a closing connection: the default is above what most load balancers have (Google's 600s, AWS' 60s,
+    /// nginx' 60s); Envoy's `idle_timeout` of 1h has to be set below it. HTTP/1.1 answers say it (`Keep-Alive`); over
+    /// HTTP/2 the end is announced (GOAWAY) and comes 5s later.
     pub idle_timeout: Period,
     /// How long a client may read nothing while there is something to send. The default survives a phone in a tunnel,
     /// and frees the model server from a client that went away without a word.
@@ -214,7 +218,7 @@ impl Default for Limits {
             header_timeout: Period::from_secs(30),
             body_timeout: Period::from_secs(30),
             min_rate: ByteCount::bytes(1 << 10),
-            idle_timeout: Period::from_secs(120),
+            idle_timeout: Period::from_secs(11 * 60),
             stall_timeout: Period::from_secs(60),
         }
     }

@@ -100,6 +100,8 @@ pub enum ProxyError {
     BuffersFull(usize),
     #[error("Only a model server can answer {0}, and none is running; this path starts none.")]
     NotKept(String),
+    #[error("None of the model servers that are up has the response `{0}`.")]
+    NoSuchResponse(String),
     #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
     Saturated { route: RouteKey, reason: String },
     #[error("`{route}` cannot take the request at once, and it asked not to wait.")]
@@ -263,7 +265,7 @@ impl ProxyError {
     /// How the request ended, if it had been admitted; else why it was not.
     pub const fn ending(&self) -> Result<Outcome, Refusal> {
         match self {
-            Self::UnknownPath(_) | Self::NotKept(_) => Err(Refusal::UnknownPath),
+            Self::UnknownPath(_) | Self::NotKept(_) | Self::NoSuchResponse(_) => Err(Refusal::UnknownPath),
             Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
             Self::ModelNotFound(_) => Err(Refusal::ModelNotFound),
             Self::InvalidRequest(_) | Self::Ambiguous(_) => Err(Refusal::InvalidRequest),

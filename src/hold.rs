@@ -42,6 +42,8 @@ const JOINED: u64 = u64::MAX;
 struct Waiter<P> {
     bytes: usize,
     since: Instant,
+    /// The endpoint that it must go to.
+    pin: Option<u64>,
     released: oneshot::Sender<Released<P>>,
 }
 
@@ -143,6 +145,19 @@ impl<P> HoldQueue<P> {
     /// # Errors
     /// When it is full.
     pub fn join(self: &Arc<Self>, bytes: usize, bounds: Bounds) -> Result<Ticket<P>, Full> {
+        self.join_for(None, bytes, bounds)
+    }
+
+    /// Joins the queue at its end, for this endpoint if there is one.
+    ///
+    /// # Errors
+    /// When it is full.
+    pub fn join_for(
+        self: &Arc<Self>,
+        pin: Option<u64>,
+        bytes: usize,
+        bounds: Bounds,
+    ) -> Result<Ticket<P>, Full> {
         let mut inner = self.inner.lock();
         if inner.waiting.len() >= bounds.requests {
             return Err(Full::Requests);
@@ -152,18 +167,23 @@ impl<P> HoldQueue<P> {
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let ahead = inner.waiting.len();
-        Ok(self.enter(&mut inner, (number, JOINED), ahead, bytes))
+        Ok(self.enter(&mut inner, (number, JOINED), ahead, bytes, pin))
     }
 
     /// Takes an old place again. There is no bound: it had been admitted.
     pub fn rejoin(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<P> {
+        self.rejoin_for(None, place, bytes)
+    }
+
+    /// Takes an old place again, for this endpoint if there is one.
+    pub fn rejoin_for(self: &Arc<Self>, pin: Option<u64>, place: Place, bytes: usize) -> Ticket<P> {
         let mut inner = self.inner.lock();
         let returned = inner.returned;
         inner.returned += 1;
         // Those who came back, too, or were admitted earlier: few.
         let key = (place.0, returned);
         let ahead = inner.waiting.range(..key).count();
-        self.enter(&mut inner, key, ahead, bytes)
+        self.enter(&mut inner, key, ahead, bytes, pin)
     }
 
     /// The place of a request that is dispatched without waiting, in case it comes back: just ahead of the next one
@@ -172,11 +192,18 @@ impl<P> HoldQueue<P> {
         Place(self.next.load(Ordering::Relaxed))
     }
 
-    fn enter(self: &Arc<Self>, inner: &mut Inner<P>, key: Key, ahead: usize, bytes: usize) -> Ticket<P> {
+    fn enter(
+        self: &Arc<Self>,
+        inner: &mut Inner<P>,
+        key: Key,
+        ahead: usize,
+        bytes: usize,
+        pin: Option<u64>,
+    ) -> Ticket<P> {
         let since = Instant::now();
         let (sender, released) = oneshot::channel();
         inner.bytes += bytes;
-        inner.waiting.insert(key, Waiter { bytes, since, released: sender });
+        inner.waiting.insert(key, Waiter { bytes, since, pin, released: sender });
         self.len.store(inner.waiting.len(), Ordering::SeqCst);
         Ticket { queue: self.clone(), key, ahead, since, released }
     }
@@ -184,20 +211,37 @@ impl<P> HoldQueue<P> {
     /// Hands what `next` gives to the waiters in their order, until it gives nothing or nobody waits. Says how many
     /// got something.
     pub fn release(&self, mut next: impl FnMut() -> Option<P>) -> usize {
+        self.release_for(|_| next())
+    }
+
+    /// Hands what `next` gives for them to the waiters in their order, until it gives nothing for one that may go to any
+    /// endpoint. One for whose endpoint it gives nothing is passed over. Says how many got something.
+    pub fn release_for(&self, mut next: impl FnMut(Option<u64>) -> Option<P>) -> usize {
         let mut count = 0;
         // What a waiter that has just gone did not take. It is dropped without the lock, since dropping a permit may
         // come back here.
         let mut unclaimed = None;
         loop {
             let mut inner = self.inner.lock();
-            let Some(first) = inner.waiting.first_entry() else { break };
-            let Some(permit) = unclaimed.take().or_else(&mut next) else { break };
-            let waiter = first.remove();
+            let mut found = None;
+            for (key, waiter) in &inner.waiting {
+                let permit = match waiter.pin {
+                    None => unclaimed.take().or_else(|| next(None)),
+                    pin => next(pin),
+                };
+                found = permit.map(|permit| (*key, permit));
+                if found.is_some() || waiter.pin.is_none() {
+                    break;
+                }
+            }
+            let Some((key, permit)) = found else { break };
+            let Some(waiter) = inner.waiting.remove(&key) else { break };
             self.left(&mut inner, waiter.bytes);
             drop(inner);
             match waiter.released.send(Released::Dispatch(permit)) {
                 Ok(()) => count += 1,
-                Err(Released::Dispatch(permit)) => unclaimed = Some(permit),
+                // What is for one endpoint may not be what the next waiter wants.
+                Err(Released::Dispatch(permit)) if waiter.pin.is_none() => unclaimed = Some(permit),
                 Err(_) => {}
             }
         }
@@ -361,6 +405,25 @@ mod tests {
         drop(a);
         assert_eq!(queue.release(|| Some(7)), 1);
         assert_eq!(b.released().await, Released::Dispatch(7));
+    }
+
+    #[tokio::test]
+    async fn waiter_for_a_full_endpoint_is_passed_over() {
+        let queue = queue();
+        let join = |pin| queue.join_for(pin, 1, BOUNDS).unwrap();
+        let (mut pinned, mut any, mut other) = (join(Some(1)), join(None), join(Some(2)));
+        // Endpoint 2 has one place.
+        let mut left = 1;
+        let mut next = |pin: Option<u64>| {
+            let has_room = pin != Some(1) && left > 0;
+            left -= u32::from(has_room);
+            has_room.then_some(2)
+        };
+        assert_eq!(queue.release_for(&mut next), 1);
+        assert_eq!(any.released().await, Released::Dispatch(2), "the first that may go there");
+        assert_eq!(queue.release_for(|pin| pin.map(|pin| pin as u32)), 2);
+        assert_eq!(pinned.released().await, Released::Dispatch(1));
+        assert_eq!(other.released().await, Released::Dispatch(2));
     }
 
     proptest! {

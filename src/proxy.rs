@@ -2,6 +2,7 @@
 
 mod answering;
 mod answers;
+mod background;
 mod body;
 mod client_io;
 mod closer;
@@ -20,6 +21,7 @@ mod listener;
 mod models;
 mod pace;
 mod pipeline;
+mod responses;
 mod rule;
 mod stream_stall;
 mod table;

@@ -399,6 +399,8 @@ impl TargetState {
     pub fn remove(&self, endpoint: &Arc<Endpoint>) {
         self.endpoints
             .rcu(|known| known.iter().filter(|known| known.id != endpoint.id).cloned().collect::<Vec<_>>());
+        // What waits for this one alone may go to another.
+        self.tell(Change::Room);
     }
 
     /// The endpoint takes requests, `limit` at first; `None`: again, at least one beside those that are in flight.

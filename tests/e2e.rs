@@ -45,6 +45,8 @@ mod replicas;
 mod report;
 #[path = "e2e/requests.rs"]
 mod requests;
+#[path = "e2e/responses.rs"]
+mod responses;
 #[path = "e2e/scaler.rs"]
 mod scaler;
 #[path = "e2e/scaler_tls.rs"]

@@ -1,6 +1,9 @@
 //! What a route asks for: its requests, with the lease, the linger and the other replicas.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -9,6 +12,9 @@ use crate::demand::Counts;
 
 /// A stream that a scaler has open for a route. Dropping it closes it.
 pub struct OpenStream(Arc<Gate>);
+
+/// A job that a model server does after it has answered the request for it. Until this is dropped it is demand.
+pub struct BackgroundJob(Arc<Gate>);
 
 impl Gate {
     /// How soon after a request demand could be false at the earliest, where there is no linger: nothing tells that the
@@ -104,6 +110,34 @@ impl Gate {
     }
 }
 
+// === impl BackgroundJob ===
+
+impl BackgroundJob {
+    /// The most of a route that are followed.
+    const MOST: u64 = 1024;
+
+    /// Counts a job of this route, unless there are too many.
+    pub fn begin(gate: &Arc<Gate>) -> Option<Self> {
+        // Counted in any case until this is dropped.
+        let job = Self(gate.clone());
+        let before = gate.background.fetch_add(1, Ordering::SeqCst);
+        (before < Self::MOST).then_some(job)
+    }
+
+    /// The route.
+    pub const fn gate(&self) -> &Arc<Gate> {
+        &self.0
+    }
+}
+
+impl Drop for BackgroundJob {
+    fn drop(&mut self) {
+        // The linger counts from here.
+        self.0.demand.touch();
+        self.0.background.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 // === impl OpenStream ===
 
 impl OpenStream {
@@ -127,7 +161,7 @@ impl Drop for OpenStream {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
     use crate::{
@@ -166,6 +200,23 @@ mod tests {
         assert!(!gate.watched_counts().is_active());
         drop(gate.enter().unwrap());
         assert!(changes.has_changed().unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn background_job_is_demand_until_it_ends() {
+        let gate = gate();
+        let job = BackgroundJob::begin(&gate).unwrap();
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!((gate.counts().in_flight, gate.requests(), gate.in_flight()), (1, 1, 0));
+        drop(job);
+        assert!(gate.watched_counts().is_active(), "the linger of a minute");
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert!(!gate.watched_counts().is_active());
+        let jobs: Vec<_> = (0..BackgroundJob::MOST).map(|_| BackgroundJob::begin(&gate).unwrap()).collect();
+        assert!(BackgroundJob::begin(&gate).is_none());
+        assert_eq!(gate.requests(), BackgroundJob::MOST, "one too many leaves nothing");
+        drop(jobs);
+        assert_eq!(gate.requests(), 0);
     }
 
     #[tokio::test(start_paused = true)]

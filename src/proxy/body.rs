@@ -15,7 +15,8 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    exchange::Exchange, first_token::TokenWatch, intake::Outgoing, keepalive::KeptAlive, stream_stall,
+    exchange::Exchange, first_token::TokenWatch, intake::Outgoing, keepalive::KeptAlive,
+    responses::NewResponse, stream_stall,
 };
 use crate::{
     admission::Permit,
@@ -45,6 +46,8 @@ pub struct Relay {
     idle: Idle,
     /// Looks for the first token, where a cold start waits for it.
     watch: Option<Box<TokenWatch>>,
+    /// Looks for the id of a response that the server keeps.
+    made: Option<Box<NewResponse>>,
     /// When all of it must be out.
     over: Option<Pin<Box<Sleep>>>,
 }
@@ -141,6 +144,7 @@ impl Relay {
         exchange: Exchange,
         deadline: Option<Instant>,
         watch: Option<Box<TokenWatch>>,
+        made: Option<Box<NewResponse>>,
     ) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
         let mut relay = Self {
@@ -150,6 +154,7 @@ impl Relay {
             exchange,
             idle: Idle { limit, timer: None, progress: false },
             watch,
+            made,
             over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
         };
         if relay.incoming.is_end_stream() {
@@ -197,6 +202,11 @@ impl Relay {
                 {
                     self.watch = None;
                     self.exchange.first_token();
+                }
+                if let Some(made) = &mut self.made
+                    && frame.data_ref().is_some_and(|data| made.sees(data))
+                {
+                    self.made = None;
                 }
                 if frame.is_trailers() || self.incoming.is_end_stream() {
                     self.complete();

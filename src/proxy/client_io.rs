@@ -27,7 +27,7 @@ use super::{
 pub struct ClientLimits {
     /// For the head of a request, from its first byte on; the first request's from the start.
     pub head: Duration,
-    /// Between requests.
+    /// Between requests. Over HTTP/2 the client then has [`GOAWAY_GRACE`] to see that it ends.
     pub idle: Duration,
     /// To read what there is to send.
     pub stall: Allowed,
@@ -69,11 +69,17 @@ struct Quiet {
     in_head: bool,
     /// How many requests had begun when that was so.
     begun: u32,
+    /// When it was told over HTTP/2 that no further request is taken.
+    leaving: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 /// How much is read ahead: more than the line break that some clients send after a body.
 const AHEAD: usize = 4096;
+
+/// How long a client of HTTP/2 has between GOAWAY and the end of its connection: requests that it has sent meanwhile are
+/// answered (RFC 9113, section 6.8), and one that hears it closes the connection itself.
+pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
 /// How HTTP/2 begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -83,7 +89,9 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 impl<I> ClientIo<I> {
     /// Watches over `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, limits: ClientLimits) -> Self {
-        let quiet = Quiet { since: Instant::now(), in_head: true, begun: 0, timer: None };
+        let now = Instant::now();
+        state.idles(now);
+        let quiet = Quiet { since: now, in_head: true, begun: 0, leaving: None, timer: None };
         Self { io, state, limits, http2: None, listening: false, ahead: Vec::new(), quiet, behind: None }
     }
 
@@ -95,6 +103,7 @@ impl<I> ClientIo<I> {
         }
         if !self.state.is_active() && (self.quiet.begun != self.state.begun() || !self.quiet.in_head) {
             self.quiet.restart(self.state.begun(), true);
+            self.state.is_busy();
         }
     }
 
@@ -106,12 +115,25 @@ impl<I> ClientIo<I> {
         let quiet = &mut self.quiet;
         if quiet.begun != self.state.begun() {
             quiet.restart(self.state.begun(), false);
+            self.state.idles(quiet.since);
         }
         let (limit, what) = match quiet.in_head {
             true => (self.limits.head, "the head of a request did not come"),
             false => (self.limits.idle, "no request came"),
         };
-        let due = quiet.since + limit;
+        let mut due = quiet.since + limit;
+        // HTTP/1.1 has no word for it, so there the end comes at once; and who has asked for nothing loses nothing.
+        if self.http2.is_some() {
+            let is_over = || quiet.timer.as_ref().is_some_and(|timer| timer.is_elapsed());
+            let is_due = quiet.begun > 0 && is_over() && due <= Instant::now();
+            if quiet.leaving.is_none() && (is_due || self.state.is_closing()) {
+                quiet.leaving = Some(Instant::now());
+                self.state.close();
+            }
+            if let Some(leaving) = quiet.leaving {
+                due = leaving.max(quiet.since) + GOAWAY_GRACE;
+            }
+        }
         match &mut quiet.timer {
             // It wakes this task, which is always the same one.
             Some(timer) if !timer.is_elapsed() && timer.deadline() <= due => return Poll::Pending,

@@ -5,18 +5,32 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        Arc, LazyLock, OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
+use futures_util::task::AtomicWaker;
+use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter.
+/// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter; other
+/// threads only read since when it is idle, and ask it to end.
 #[derive(Default)]
 pub struct ConnectionState {
+    /// When it became idle, in µs of [`clock`]; 0 while it is not.
+    idle_since: AtomicU64,
+    /// It is to end as soon as no request suffers from it.
+    closing: AtomicBool,
+    /// [`HAS_PLACE`], [`IS_SHED`] or [`HAS_GONE`].
+    place: AtomicU8,
+    /// The task that serves it.
+    task: AtomicWaker,
+    /// The `Keep-Alive` of its answers.
+    keep_alive: OnceLock<HeaderValue>,
     /// Requests that have begun.
     begun: AtomicU32,
     /// Those of them whose answer is not finished.
@@ -48,6 +62,20 @@ pub(super) struct Early {
 /// A request that is reset sooner than that was hardly meant to be answered.
 const RAPID: Duration = Duration::from_secs(1);
 
+/// It counts among those that are open.
+const HAS_PLACE: u8 = 0;
+/// Another connection has its place, and it is to end.
+const IS_SHED: u8 = 1;
+/// It has ended.
+const HAS_GONE: u8 = 2;
+
+/// An instant as a number that is never 0.
+fn clock(instant: Instant) -> u64 {
+    static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let since = instant.saturating_duration_since(*BASE).as_micros();
+    u64::try_from(since).unwrap_or(u64::MAX - 1) + 1
+}
+
 // === impl ConnectionState ===
 
 impl fmt::Debug for ConnectionState {
@@ -75,8 +103,74 @@ impl ConnectionState {
         resets > most && resets > self.begun() / 2
     }
 
+    /// Nothing has been under way since `since`: from now on it may be asked to end, until a request begins.
+    pub(super) fn idles(&self, since: Instant) {
+        self.idle_since.store(clock(since), Ordering::Relaxed);
+    }
+
+    /// A request is coming in.
+    pub(super) fn is_busy(&self) {
+        self.idle_since.store(0, Ordering::Relaxed);
+    }
+
+    /// Since when it is idle, in µs; `None` while a request is under way, and once another connection has its place.
+    pub(super) fn idle_since(&self) -> Option<u64> {
+        let has_place = self.place.load(Ordering::SeqCst) == HAS_PLACE;
+        Some(self.idle_since.load(Ordering::Relaxed)).filter(|since| *since > 0 && has_place)
+    }
+
+    /// Has it end for another connection, if it is still idle since `since`. A request that begins meanwhile is answered.
+    pub(super) fn shed(&self, since: u64) -> bool {
+        let is_shed = self.idle_since() == Some(since)
+            && self.place.compare_exchange(HAS_PLACE, IS_SHED, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        if is_shed {
+            self.close();
+        }
+        is_shed
+    }
+
+    /// It has ended. Whether another connection had its place by then.
+    pub(super) fn has_gone(&self) -> bool {
+        self.place.swap(HAS_GONE, Ordering::SeqCst) == IS_SHED
+    }
+
+    /// Has it end in order: at once if it is idle, else with what is under way.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
+        self.task.wake();
+    }
+
+    /// Whether it is to end.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::SeqCst)
+    }
+
+    /// Waits until it is to end. Only for the task that serves it.
+    pub(super) async fn closing(&self) {
+        std::future::poll_fn(|cx: &mut Context<'_>| {
+            self.task.register(cx.waker());
+            if self.is_closing() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// How long it stays open between requests, which its answers say over HTTP/1.1.
+    pub(super) fn stays_open_for(&self, idle: Duration) {
+        if idle.as_secs() > 0
+            && let Ok(value) = HeaderValue::try_from(format!("timeout={}", idle.as_secs()))
+        {
+            let _ = self.keep_alive.set(value);
+        }
+    }
+
+    /// The `Keep-Alive` of its answers, if it stays open.
+    pub(super) fn keep_alive(&self) -> Option<&HeaderValue> {
+        self.keep_alive.get().filter(|_| !self.is_closing())
+    }
+
     /// A request begins.
     pub fn begin(self: &Arc<Self>) -> UnderWay {
+        self.is_busy();
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
         UnderWay(self.clone())

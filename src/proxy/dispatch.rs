@@ -19,6 +19,7 @@ use super::{
     forward,
     intake::{Buffered, CutOff, Outgoing, too_slow},
     intercept::Intercepted,
+    responses::{Kept, NewResponse},
     traced::Traced,
     tries::Tries,
     tunnel::Tunnel,
@@ -39,6 +40,8 @@ pub(super) struct Sending {
     pub(super) tries: Tries,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
+    /// What it has to do with responses that servers keep.
+    pub(super) kept: Option<Box<Kept>>,
 }
 
 enum Source {
@@ -96,7 +99,7 @@ impl Proxy {
     ) -> Result<Answer, Failed> {
         let mut timeouts = gate.policy().upstream;
         let mut limits = **self.shared.limits.load();
-        let Sending { head, source, tries, intercepted } = sending;
+        let Sending { head, source, tries, intercepted, .. } = sending;
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
@@ -190,7 +193,8 @@ impl Proxy {
             Source::Buffered(read) => read.bytes.len(),
             Source::Empty | Source::Streaming(_) => 0,
         };
-        let ticket = gate.readmit(place, bytes);
+        let pin = sending.kept.as_ref().and_then(|kept| kept.pin);
+        let ticket = gate.readmit_for(pin, place, bytes);
         drop(setback);
         Ok(ticket)
     }
@@ -216,10 +220,11 @@ impl Proxy {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 let deadline = intercepted.and_then(|by| by.deadline);
-                Response::from_parts(
-                    head,
-                    Body::Relay(Relay::new(incoming, lease, exchange, deadline, watch)),
-                )
+                let made = sending.kept.and_then(|kept| {
+                    NewResponse::watch(&kept, head.status, &sending.head, &self.shared, &lease)
+                });
+                let relay = Relay::new(incoming, lease, exchange, deadline, watch, made);
+                Response::from_parts(head, Body::Relay(relay))
             }
             Answer::Begun(response, begun, lease) => {
                 let (mut head, incoming) = response.into_parts();
@@ -227,7 +232,9 @@ impl Proxy {
                 let deadline = intercepted.and_then(|by| by.deadline);
                 Response::from_parts(
                     head,
-                    Body::Relay(Relay::new(incoming, lease, exchange, deadline, None).begun_with(begun)),
+                    Body::Relay(
+                        Relay::new(incoming, lease, exchange, deadline, None, None).begun_with(begun),
+                    ),
                 )
             }
             Answer::Switched(mut response, lease) => {
@@ -263,7 +270,7 @@ impl Sending {
     ) -> Self {
         // What a completion does twice, it does twice in vain; what another application does, nobody knows.
         let tries = Tries::new(intercepted.is_some() && !head.method.is_safe());
-        Self { head, source: body.into(), tries, intercepted }
+        Self { head, source: body.into(), tries, intercepted, kept: None }
     }
 
     /// An endpoint broke it off after it was written: either of the two is to blame.

@@ -18,12 +18,15 @@ use crate::{
     admission::Gate,
     error::ProxyError,
     openai::{self, Api, Scan, ScanError, Shape},
+    state::Endpoint,
 };
 
 /// Who serves a request.
 pub(super) enum Found {
     /// A route for models. Without a shape it is something that is of use only while a model server lives.
     Route(Arc<Gate>, Option<Shape>, Intake, Scan),
+    /// The endpoint of a route that keeps what is asked for.
+    Kept(Arc<Gate>, Arc<Endpoint>, Intake),
     /// A route that serves anything.
     Interceptor(Arc<Interceptor>, Intake),
     /// We do, and wake nothing.
@@ -41,7 +44,7 @@ impl Proxy {
         incoming: Incoming,
     ) -> Result<Found, Refused> {
         let (host, path) = (host.to_str().unwrap_or_default(), head.uri.path());
-        let shape = {
+        let found = 'head: {
             let table = self.shared.table.load();
             let shape = match table.api(&head.method, path) {
                 Api::Work(shape) => shape,
@@ -49,14 +52,20 @@ impl Proxy {
                     if let Some(found) = table.interceptor(host, path, &head.headers, &other) {
                         return Ok(Found::Interceptor(found.clone(), Intake::Unread(incoming)));
                     }
-                    if !matches!(other, Api::Stored(_) | Api::Server) {
-                        return Ok(Found::Ours(other));
-                    }
-                    let gate = match table.unnamed(host, path, &head.headers) {
-                        Unnamed::Route(gate) => gate,
-                        Unnamed::NothingUp => return Err(ProxyError::NotKept(path.into()).into()),
-                        Unnamed::Several => return Err(several(path).into()),
-                        Unnamed::Nothing => return Err(unknown(path, host).into()),
+                    let gate = match (other, table.unnamed(host, path, &head.headers)) {
+                        (Api::Stored(_) | Api::Server, Unnamed::Nothing) => {
+                            return Err(unknown(path, host).into());
+                        }
+                        (Api::Stored(id), _) => {
+                            let gates = table.unnamed_gates(host, path, &head.headers);
+                            break 'head Err((id, gates.into_iter().cloned().collect::<Vec<_>>()));
+                        }
+                        (Api::Server, Unnamed::Route(gate)) => gate,
+                        (Api::Server, Unnamed::NothingUp) => {
+                            return Err(ProxyError::NotKept(path.into()).into());
+                        }
+                        (Api::Server, Unnamed::Several) => return Err(several(path).into()),
+                        (ours, _) => return Ok(Found::Ours(ours)),
                     };
                     return Ok(Found::Route(gate.clone(), None, Intake::Unread(incoming), Scan::default()));
                 }
@@ -69,8 +78,15 @@ impl Proxy {
                 Match::Interceptor(found) => {
                     return Ok(Found::Interceptor(found.clone(), Intake::Unread(incoming)));
                 }
-                Match::NeedsModel => shape,
+                Match::NeedsModel => Ok(shape),
                 Match::Nothing => return Err(unknown(path, host).into()),
+            }
+        };
+        let shape = match found {
+            Ok(shape) => shape,
+            Err((id, gates)) => {
+                let (gate, endpoint) = Box::pin(self.find_kept(&id, &gates, head)).await?;
+                return Ok(Found::Kept(gate, endpoint, Intake::Unread(incoming)));
             }
         };
         if let Some(encoding) = encoding(&head.headers) {

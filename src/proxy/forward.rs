@@ -21,7 +21,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Whether a cold start held the request: in our word, and in that of the KEDA HTTP Add-on. Ours to say.
 pub const COLD_START: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
@@ -89,7 +89,7 @@ pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<So
     if let Some(client) = client {
         forwarded(headers, host, client);
     }
-    append(headers, VIA, if parts.version == Version::HTTP_2 { "2 anteroom" } else { "1.1 anteroom" });
+    via(headers, if parts.version == Version::HTTP_2 { "2 anteroom" } else { "1.1 anteroom" });
     if headers.get(TRACEPARENT).is_some_and(|parent| Parent::parse(parent.as_bytes()).is_none()) {
         headers.remove(TRACEPARENT);
     }
@@ -135,7 +135,7 @@ pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
     end_hop(headers);
     headers.remove(COLD_START);
     headers.remove(KEDA_COLD_START);
-    append(headers, VIA, "1.1 anteroom");
+    via(headers, "1.1 anteroom");
     headers.entry(REQUEST_ID).or_insert(request_id);
 }
 
@@ -201,6 +201,15 @@ fn forwarded(headers: &mut HeaderMap, host: &HeaderValue, client: SocketAddr) {
     if headers.contains_key(FORWARDED) {
         let node = if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() };
         append(headers, FORWARDED, &format!("for={node};proto=http"));
+    }
+}
+
+/// Says that a message has come through here. Mostly it is the first that does, which takes no allocation.
+fn via(headers: &mut HeaderMap, item: &'static str) {
+    if headers.contains_key(VIA) {
+        append(headers, VIA, item);
+    } else {
+        headers.insert(VIA, HeaderValue::from_static(item));
     }
 }
 

@@ -117,6 +117,7 @@ impl Proxy {
                 shape: None,
                 scan: <_>::default(),
                 intercepted,
+                kept: None,
                 version,
                 request_id,
                 started,

@@ -100,7 +100,7 @@ pub async fn serve_listener(
     loop {
         // Further connections wait in the kernel's queue.
         let connections = &proxy.shared().connections;
-        let full = connections.open() >= proxy.shared().limits.load().max_connections;
+        let full = !connections.has_room(proxy.shared().limits.load().max_connections);
         let accepted = tokio::select! {
             // Nothing is accepted any more once we stop.
             biased;
@@ -110,8 +110,21 @@ pub async fn serve_listener(
         };
         match accepted {
             Ok((stream, address)) => {
-                let most = proxy.shared().limits.load().max_connections_per_source;
-                let Some(connected) = connections.enter(address.ip(), most) else {
+                // The one whose place it was to take may have become busy by now.
+                while !connections.has_room(proxy.shared().limits.load().max_connections) {
+                    tokio::select! {
+                        biased; // the end first, as above
+                        () = closing.cancelled() => return,
+                        () = sleep(REST) => {}
+                    }
+                }
+                let client = Client { address: Some(address), ..Client::default() };
+                let connected = {
+                    let limits = proxy.shared().limits.load();
+                    let (most, of_source) = (limits.max_connections, limits.max_connections_per_source);
+                    connections.enter(address.ip(), most, of_source, &client.connection)
+                };
+                let Some(connected) = connected else {
                     tracing::debug!(%address, "too many connections from one source");
                     continue;
                 };
@@ -120,7 +133,7 @@ pub async fn serve_listener(
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 let stream = ClosedLate::new(stream, connected, closer.clone());
-                tasks.spawn(serve_connection(stream, Some(address), proxy.clone(), closing.clone()));
+                tasks.spawn(serve_client(stream, client, proxy.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -141,9 +154,21 @@ pub fn serve_connection<I>(
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    serve_client(io, Client { address, ..Client::default() }, proxy, closing)
+}
+
+fn serve_client<I>(
+    io: I,
+    client: Client,
+    proxy: Arc<Proxy>,
+    closing: CancellationToken,
+) -> impl Future<Output = ()> + Send
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     // Not in the future, which would keep room for what these are made of.
-    let client = Client { address, ..Client::default() };
     let limits = client_limits(&proxy.shared().limits.load());
+    client.connection.stays_open_for(limits.idle);
     let mut io = ClientIo::new(io, client.connection.clone(), limits);
     async move {
         let after_http = AfterHttp(client.connection.clone());
@@ -152,6 +177,7 @@ where
             biased;
             begins = io.begins_http2() => begins,
             () = closing.cancelled() => return,
+            () = after_http.0.closing() => return,
         };
         let ended = match begins_http2 {
             Ok(false) => {
@@ -160,7 +186,8 @@ where
                     let service = service_fn(move |request| proxy.clone().answer(client.clone(), request));
                     http1.serve_connection(TokioIo::new(io), service).with_upgrades()
                 };
-                drive(pin!(connection), http1::UpgradeableConnection::graceful_shutdown, closing).await
+                let close = http1::UpgradeableConnection::graceful_shutdown;
+                drive(pin!(connection), close, &after_http.0, closing).await
             }
             // On the heap: most connections are not.
             Ok(true) => {
@@ -180,7 +207,8 @@ where
                     }
                 });
                 let mut connection = Box::pin(http2.serve_connection(TokioIo::new(io), service));
-                drive(connection.as_mut(), http2::Connection::graceful_shutdown, closing).await
+                let close = http2::Connection::graceful_shutdown;
+                drive(connection.as_mut(), close, &after_http.0, closing).await
             }
             Err(error) => return tracing::trace!(%error, "a connection ended before its first request"),
         };
@@ -204,22 +232,23 @@ impl Drop for AfterHttp {
     }
 }
 
-/// Serves a connection to its end; after `closing`, to the end of what is under way. It is pinned outside, since a
+/// Serves a connection to its end; after `closing`, or when it is asked to end, to the end of what is under way. It is pinned outside, since a
 /// future has room for what it is given and for what it makes of that.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     close: impl FnOnce(Pin<&mut C>),
+    state: &ConnectionState,
     closing: CancellationToken,
 ) -> hyper::Result<()> {
     tokio::select! {
         // Mostly there is something to do, and seldom to close.
         biased;
-        ended = connection.as_mut() => ended,
-        () = closing.cancelled() => {
-            close(connection.as_mut());
-            connection.await
-        }
+        ended = connection.as_mut() => return ended,
+        () = closing.cancelled() => {}
+        () = state.closing() => {}
     }
+    close(connection.as_mut());
+    connection.await
 }
 
 fn client_limits(limits: &Limits) -> ClientLimits {

@@ -30,6 +30,7 @@ use super::{
     forward,
     intake::{Budget, Outgoing, told_to_fit},
     intercept::Intercepted,
+    responses::{Kept, Responses},
     traced::{Slot, Traced},
 };
 use crate::{
@@ -46,6 +47,8 @@ use crate::{
 pub struct Shared {
     /// The routes.
     pub table: ArcSwap<RouteTable>,
+    /// Which endpoint keeps which response.
+    pub(super) responses: Responses,
     /// The limits.
     pub limits: ArcSwap<Limits>,
     /// The connections of clients.
@@ -112,6 +115,8 @@ pub(super) struct Routed {
     pub(super) scan: Scan,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
+    /// What it has to do with responses that servers keep.
+    pub(super) kept: Option<Box<Kept>>,
     /// As it came.
     pub(super) version: Version,
     pub(super) request_id: HeaderValue,
@@ -126,6 +131,8 @@ struct Reply {
     /// The shape of its errors.
     dialect: Dialect,
     version: Version,
+    /// What is said of how long the connection stays open, if it does.
+    keep_alive: Option<HeaderValue>,
     /// There is to be no body.
     is_head: bool,
     started: Instant,
@@ -144,6 +151,7 @@ impl Shared {
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             table: ArcSwap::default(),
+            responses: Responses::default(),
             budget: Budget::new(limits.max_buffered_bytes.get()),
             limits: ArcSwap::from_pointee(limits),
             connections: Arc::default(),
@@ -193,8 +201,9 @@ impl Proxy {
         let under_way = client.connection.begin();
         let (head, incoming) = request.into_parts();
         let dialect = Dialect::of(head.uri.path(), &head.headers);
+        let keep_alive = keep_alive(&head, &client.connection);
         let is_head = head.method == Method::HEAD;
-        let reply = Reply { id, dialect, version: head.version, is_head, started };
+        let reply = Reply { id, dialect, version: head.version, keep_alive, is_head, started };
         let head = Box::new(head);
         Answering::new(Box::pin(async move {
             let mut trace = trace;
@@ -259,11 +268,15 @@ impl Proxy {
     /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
     /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
     fn parting(&self, reply: &Reply, mut response: Response<Body>) -> Response<Body> {
-        if self.shared.draining.load(Ordering::Relaxed)
-            && reply.version < Version::HTTP_2
-            && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        {
+        if reply.version >= Version::HTTP_2 || response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return response;
+        }
+        if self.shared.draining.load(Ordering::Relaxed) {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        } else if let Some(keep_alive) = &reply.keep_alive
+            && !response.headers().contains_key(CONNECTION)
+        {
+            response.headers_mut().insert(forward::KEEP_ALIVE, keep_alive.clone());
         }
         response
     }
@@ -284,8 +297,11 @@ impl Proxy {
         }
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
-        let (gate, shape, body, scan) = match self.find(&host, &head, incoming).await? {
-            Found::Route(gate, shape, body, scan) => (gate, shape, body, scan),
+        let (gate, shape, mut body, scan, mut kept) = match self.find(&host, &head, incoming).await? {
+            Found::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
+            Found::Kept(gate, endpoint, body) => {
+                (gate, None, body, Scan::default(), Some(Box::new(Kept::at(&endpoint))))
+            }
             // On the heap: what has no models should cost the others nothing.
             Found::Interceptor(interceptor, body) => {
                 let arrived = Arrived { head, host, body, started, under_way };
@@ -301,26 +317,46 @@ impl Proxy {
         }
         // Also where it will not wait: what is wrong should not show only on a cold day.
         check_patience(&head.headers).map_err(|error| Refused::of(&gate, &head, None, error))?;
+        if shape.is_some() && openai::makes_response(head.uri.path()) {
+            // On the heap: what keeps nothing should not carry its room.
+            (body, kept) = Box::pin(self.kept(&gate, &head, body))
+                .await
+                .map_err(|error| Refused::of(&gate, &head, None, error))?;
+        }
         let version = head.version;
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
         let intercepted = None;
-        let routed =
-            Routed { head, gate, body, shape, scan, intercepted, version, request_id, started, under_way };
+        let routed = Routed {
+            head,
+            gate,
+            body,
+            shape,
+            scan,
+            intercepted,
+            kept,
+            version,
+            request_id,
+            started,
+            under_way,
+        };
         self.admit(routed, trace).await
     }
 
     /// Lets a request in: at once, if an endpoint has room and nobody waits for one.
     pub(super) async fn admit(&self, routed: Routed, trace: &mut Slot) -> Result<Served, Refused> {
-        let Some((permit, place)) = routed.gate.enter() else {
+        let pin = routed.kept.as_ref().and_then(|kept| kept.pin);
+        let Some((permit, place)) = routed.gate.enter_for(pin) else {
             // On the heap: a warm request should not carry the room that waiting takes.
             return Box::pin(self.hold(routed, trace)).await;
         };
-        let Routed { head, gate, body, shape, scan, intercepted, request_id, started, under_way, .. } =
-            routed;
+        let Routed {
+            head, gate, body, shape, scan, intercepted, kept, request_id, started, under_way, ..
+        } = routed;
         let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
         let mut sending = Sending::new(head, body, intercepted);
+        sending.kept = kept;
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
             Err(Failed::Finally(error)) => {
@@ -350,6 +386,7 @@ impl Proxy {
             shape,
             scan,
             intercepted,
+            kept,
             version,
             request_id,
             started,
@@ -388,7 +425,8 @@ impl Proxy {
             read.settle();
         }
         let patience = patience(&head.headers).map_err(|error| refused(&head, None, error))?;
-        let ticket = match gate.hold(read.bytes.len(), patience.may_wait()) {
+        let pin = kept.as_ref().and_then(|kept| kept.pin);
+        let ticket = match gate.hold_for(pin, read.bytes.len(), patience.may_wait()) {
             Ok(ticket) => ticket,
             Err(error) => {
                 let by = intercepted.as_ref();
@@ -409,7 +447,8 @@ impl Proxy {
         };
         let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
-        let sending = Sending::new(head, Intake::Read(read), intercepted);
+        let mut sending = Sending::new(head, Intake::Read(read), intercepted);
+        sending.kept = kept;
         Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan)))
     }
 
@@ -462,6 +501,19 @@ impl From<ProxyError> for Refused {
     fn from(error: ProxyError) -> Self {
         Self { gate: None, error }
     }
+}
+
+/// What the answer says of how long the connection stays open, over HTTP/1.1 and unless the client ends it.
+fn keep_alive(head: &request::Parts, connection: &ConnectionState) -> Option<HeaderValue> {
+    let ends = |value: &HeaderValue| {
+        value
+            .to_str()
+            .is_ok_and(|value| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("close")))
+    };
+    if head.version != Version::HTTP_11 || head.headers.get_all(CONNECTION).iter().any(ends) {
+        return None;
+    }
+    connection.keep_alive().cloned()
 }
 
 /// Whether what a request says of its patience can be read, if it says anything.

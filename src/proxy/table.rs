@@ -158,9 +158,7 @@ impl RouteTable {
     /// Which route a request belongs to that is for a model server and names no model: of the routes that match its
     /// host, path and headers most closely the only one, or else the only one that is up, or else the one for any model.
     pub fn unnamed(&self, host: &str, path: &str, headers: &HeaderMap) -> Unnamed<'_> {
-        let Some(class) = self.classes(host, path, headers).find(|class| class.is_for_models()) else {
-            return Unnamed::Nothing;
-        };
+        let Some(class) = self.class_for_models(host, path, headers) else { return Unnamed::Nothing };
         let gates = class.gates();
         if let [gate] = gates[..] {
             return Unnamed::Route(gate);
@@ -174,6 +172,15 @@ impl RouteTable {
                 None => Unnamed::Several,
             },
         }
+    }
+
+    /// The routes that match a request most closely which is for a model server and names no model.
+    pub fn unnamed_gates(&self, host: &str, path: &str, headers: &HeaderMap) -> Vec<&Arc<Gate>> {
+        self.class_for_models(host, path, headers).map(Class::gates).unwrap_or_default()
+    }
+
+    fn class_for_models(&self, host: &str, path: &str, headers: &HeaderMap) -> Option<&Class> {
+        self.classes(host, path, headers).find(|class| class.is_for_models())
     }
 
     /// Which route a request that is no work belongs to, if it is to one that serves anything. What the API has is ours

@@ -15,10 +15,17 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{
-    Proxy, Upstream, Wire, route, routes, soon, until,
-    wire::{chat, get},
+use crate::{
+    frames::{ACK, End, GOAWAY, PING, RawH2, code, frame, get as h2_get, post as h2_post},
+    support::{
+        Proxy, Upstream, Wire, h2, route, routes, soon, until,
+        upstream::answer,
+        wire::{CHAT, chat, get, post},
+    },
 };
+
+/// The payload of the PING that h2 sends after its first GOAWAY.
+const GRACEFUL_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
 /// `anteroom serve` in a process of its own, whose files and memory are only its own.
 struct Served {
@@ -188,14 +195,14 @@ async fn the_soft_limit_to_open_files_is_raised_and_a_hard_one_that_is_too_low_i
     let said = served.listens().await;
     assert!(said.contains("open files") && said.contains("ulimit"), "{said}");
     assert_eq!(served.files(), 200);
-    // Twice as many as there are files: those that are in are served, and so is whoever looks at the metrics.
+    // Twice as many as there are files: the newest are served, and so is whoever looks at the metrics.
     let mut open = Vec::new();
     for number in 0..400 {
         open.push(connect_from(source(number), served.address).await);
     }
-    let mut first = Wire { stream: open.swap_remove(0), buf: Vec::new() };
+    let mut last = Wire { stream: open.pop().unwrap(), buf: Vec::new() };
     for _ in 0..3 {
-        assert_eq!(first.ask(chat("in")).await.status(), 200, "there are files for connections to endpoints");
+        assert_eq!(last.ask(chat("in")).await.status(), 200, "there are files for connections to endpoints");
         assert_eq!(Wire::connect(served.admin).await.ask(get("/readyz")).await.status(), 200);
     }
     // Those that go make room.
@@ -205,7 +212,7 @@ async fn the_soft_limit_to_open_files_is_raised_and_a_hard_one_that_is_too_low_i
 
 #[tokio::test]
 async fn one_source_has_no_more_connections_than_it_may() {
-    let upstream = Upstream::warm().await;
+    let mut upstream = Upstream::warm().await;
     let config = format!(
         "limits: {{ maxConnectionsPerSource: 3 }}\n{}",
         routes(&[route("tiny", &upstream.url(), "")])
@@ -214,16 +221,120 @@ async fn one_source_has_no_more_connections_than_it_may() {
     let (one, other) = (source(0), source(250));
     let from = async |source| Wire { stream: connect_from(source, proxy.address).await, buf: Vec::new() };
     let mut open = Vec::new();
+    let mut calls = Vec::new();
     for _ in 0..3 {
         let mut client = from(one).await;
+        client.send(chat("busy")).await;
+        calls.push(upstream.call().await);
+        open.push(client);
+    }
+    assert_eq!(from(one).await.end().await, b"", "the fourth is closed without a word: all are busy");
+    let mut another = from(other).await;
+    assert_eq!(another.ask(get("/health")).await.status(), 200, "others are served");
+    drop((open.pop(), calls.pop()));
+    until("a place to be free", async || proxy.shared.connections.open() == 3).await;
+    let mut client = from(one).await;
+    assert_eq!(client.ask(get("/health")).await.status(), 200);
+    // It is idle now: a new one takes its place, and not that of another source.
+    assert_eq!(from(one).await.ask(get("/health")).await.status(), 200);
+    assert_eq!(client.end().await, b"");
+    assert_eq!(another.ask(get("/health")).await.status(), 200);
+    for (call, mut client) in calls.into_iter().zip(open) {
+        call.echo().await;
+        assert_eq!(client.response().await.status(), 200, "what is under way is never given up");
+    }
+    proxy.stop(&[("client_gone", 1), ("completed", 2)]).await;
+}
+
+/// With these limits before a warm server that echoes.
+async fn limited(limits: &str) -> (Proxy, Upstream) {
+    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let config = format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
+    (Proxy::start(&config).await, upstream)
+}
+
+#[tokio::test]
+async fn full_house_sheds_idle_connections_oldest_first() {
+    let (proxy, _upstream) = limited("maxConnections: 3").await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let mut client = proxy.client().await;
         assert_eq!(client.ask(get("/health")).await.status(), 200);
         open.push(client);
     }
-    assert_eq!(from(one).await.end().await, b"", "the fourth is closed without a word");
-    let mut another = from(other).await;
-    assert_eq!(another.ask(get("/health")).await.status(), 200, "others are served");
-    open.pop();
-    until("a place to be free", async || proxy.shared.connections.open() == 3).await;
-    assert_eq!(from(one).await.ask(get("/health")).await.status(), 200);
-    proxy.stop(&[]).await;
+    // The first one is used again, so that the second is the oldest.
+    assert_eq!(open[0].ask(chat("again")).await.status(), 200);
+    let mut fourth = proxy.client().await;
+    assert_eq!(fourth.ask(chat("new")).await.status(), 200);
+    assert_eq!(open.remove(1).end().await, b"", "closed in order, without a word");
+    for client in &mut open {
+        assert_eq!(client.ask(chat("kept")).await.status(), 200);
+    }
+    // HTTP/2 is told: what was sent meanwhile is answered.
+    drop(open);
+    until("two places", async || proxy.shared.connections.open() == 1).await;
+    let mut h2 = RawH2::connect(proxy.address).await;
+    h2.send(h2_get(1, "/v1/models")).await;
+    assert_eq!(h2.answer(1).await, Ok(200));
+    assert_eq!(fourth.ask(get("/health")).await.status(), 200);
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let mut client = proxy.client().await;
+        assert_eq!(client.ask(get("/health")).await.status(), 200);
+        others.push(client);
+    }
+    let goaway = h2.frame_of(&[GOAWAY]).await.expect("GOAWAY, but the connection ended");
+    assert_eq!((&goaway.payload[..4], code(&goaway.payload[4..])), (&[0x7f, 0xff, 0xff, 0xff][..], 0));
+    h2.send(h2_get(3, "/v1/models")).await;
+    assert_eq!(h2.answer(3).await, Ok(200));
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+#[tokio::test]
+async fn idle_http_2_is_told_before_its_connection_ends() {
+    let (proxy, _upstream) = limited("idleTimeout: 200ms").await;
+    let mut client = RawH2::connect(proxy.address).await;
+    client.send(h2_get(1, "/v1/models")).await;
+    assert_eq!(client.answer(1).await, Ok(200));
+    let goaway = client.frame_of(&[GOAWAY]).await.expect("GOAWAY, but the connection ended");
+    assert_eq!(code(&goaway.payload[4..]), 0, "no error");
+    // A request that crossed it is answered, as the last stream of that GOAWAY says.
+    client.send(h2_post(3, CHAT, r#"{"model":"tiny"}"#)).await;
+    assert_eq!(client.answer(3).await, Ok(200));
+    // Once the client has answered the PING that came with it, the connection ends by itself.
+    client.send(frame(PING, ACK, 0, &GRACEFUL_PING)).await;
+    assert_eq!(client.end().await, End::GoAway(0, String::new()));
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn answers_of_http_1_say_how_long_the_connection_stays() {
+    let (proxy, upstream) = limited("idleTimeout: 90s").await;
+    let mut client = proxy.client().await;
+    for request in [get("/health"), chat("warm"), get("/nothing"), post(CHAT, "{")] {
+        let response = client.ask(&request).await;
+        assert_eq!(response.get("keep-alive"), Some("timeout=90"), "{request}");
+        assert_eq!(response.get("connection"), None);
+    }
+    for request in [
+        get("/health").replace("Host", "Connection: Close\r\nHost"),
+        get("/health").replace("HTTP/1.1", "HTTP/1.0"),
+    ] {
+        assert_eq!(proxy.ask(&request).await.get("keep-alive"), None, "{request}");
+    }
+    let mut h2 = h2::connect(proxy.address).await;
+    let response = h2.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)).await.unwrap();
+    assert!(!response.headers().contains_key("keep-alive"));
+    proxy.stop(&[("completed", 2)]).await;
+    drop(upstream);
+
+    // What a server says of its own connection is not passed on.
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = proxy.sent(chat("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.finish(answer("200 OK", &[("Keep-Alive", "timeout=5")], "{}")).await;
+    assert_eq!(client.response().await.get("keep-alive"), Some("timeout=660"), "eleven minutes by default");
+    proxy.stop(&[("completed", 1)]).await;
 }

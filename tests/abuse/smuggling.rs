@@ -29,7 +29,7 @@ enum Must {
 }
 use Must::{Either, Pass, PassAndClose, Refuse, Unserved};
 
-const NEXT: &str = "GET /v1/models HTTP/1.1\r\nHost: api.test\r\n\r\n";
+const NEXT: &str = "GET /health HTTP/1.1\r\nHost: api.test\r\n\r\n";
 
 /// Responses until there are two, or the connection ends.
 async fn responses(client: &mut Wire) -> (Vec<Response>, bool) {

@@ -199,23 +199,26 @@ async fn a_head_that_is_too_large_is_refused() {
 
 #[tokio::test]
 async fn connections_above_the_limit_wait_for_one_to_end() {
-    let upstream = Upstream::warm().await;
+    let mut upstream = Upstream::warm().await;
     let proxy = start("maxConnections: 2", &upstream.url(), "").await;
-    let mut open = Vec::new();
+    let (mut open, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..2 {
-        let mut client = proxy.client().await;
-        assert_eq!(client.ask(get("/health")).await.status(), 200);
-        open.push(client);
+        open.push(proxy.sent(chat("busy")).await);
+        calls.push(upstream.call().await);
     }
     let mut third = proxy.sent(get("/health")).await;
     let early = tokio::time::timeout(Duration::from_millis(200), third.head()).await;
     assert!(early.is_err(), "it is not accepted yet");
     open.pop();
     assert_eq!(third.response().await.status(), 200);
-    drop((third, open));
+    // Or for one to be idle.
+    let mut fourth = proxy.sent(get("/health")).await;
+    assert_eq!(fourth.response().await.status(), 200);
+    assert_eq!(third.end().await, b"");
+    drop((fourth, open, calls));
     // Who is accepted may also be refused by then, and that frees a place as well.
     for _ in 0..4 {
         proxy.ask(post(CHAT, "{")).await.is_error(400, "invalid_request");
     }
-    proxy.stop(&[]).await;
+    proxy.stop(&[("client_gone", 2)]).await;
 }

@@ -252,7 +252,7 @@ async fn who_keeps_a_connection_is_told_that_it_ends() {
     proxy.commands.send(Command::Stop(Request::Terminate)).await.unwrap();
     until("it to be unready", async || proxy.admin("/readyz").await.status() == 503).await;
     kept.push(proxy.client().await);
-    let asked = [chat("kept"), get("/v1/models"), get("/nothing"), chat("new")];
+    let asked = [chat("kept"), get("/health"), get("/nothing"), chat("new")];
     for (mut client, request) in kept.into_iter().zip(asked) {
         client.send(&request).await;
         if request.starts_with("POST") {

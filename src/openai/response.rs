@@ -1,0 +1,115 @@
+//! Responses that a model server keeps (`/v1/responses`): their ids, and whether they are still in the making.
+
+use serde::Deserialize;
+
+/// What the body of `POST /v1/responses` says of responses. A body that cannot be read says nothing.
+#[derive(Debug, Default, Deserialize)]
+pub struct ResponseRequest {
+    /// The response that it continues: only the server that keeps that one can.
+    #[serde(rename = "previous_response_id")]
+    pub previous: Option<String>,
+    /// Whether the answer comes before the response is made.
+    pub background: Option<bool>,
+}
+
+/// The status of a response, as `GET /v1/responses/{id}` has it.
+#[derive(Deserialize)]
+struct Status {
+    status: String,
+}
+
+/// The longest id that is looked for.
+const MAX_ID_BYTES: usize = 128;
+
+/// Whether a POST to this path makes a response that is kept.
+pub fn makes_response(path: &str) -> bool {
+    path.ends_with("/v1/responses")
+}
+
+impl ResponseRequest {
+    /// Reads a body.
+    pub fn read(body: &[u8]) -> Self {
+        serde_json::from_slice(body).unwrap_or_default()
+    }
+}
+
+/// The id of the response in the beginning of an answer to `POST /v1/responses`, JSON or events: the first `id` that
+/// begins with `resp_`. Items within it have ids of other kinds.
+pub fn response_id(answer: &[u8]) -> Option<&str> {
+    const KEY: &[u8] = b"\"id\"";
+    let mut rest = answer;
+    while let Some(place) = rest.windows(KEY.len()).position(|window| window == KEY) {
+        rest = &rest[place + KEY.len()..];
+        let Some(value) = rest.trim_ascii_start().strip_prefix(b":") else { continue };
+        let Some(value) = value.trim_ascii_start().strip_prefix(b"\"") else { continue };
+        let Some(end) = value.iter().position(|byte| *byte == b'"') else { continue };
+        if let Ok(id) = str::from_utf8(&value[..end])
+            && is_response_id(id)
+        {
+            return Some(id);
+        }
+    }
+    None
+}
+
+/// Whether a text can be the id of a response, and a segment of a path as it is.
+pub fn is_response_id(id: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    id.len() <= MAX_ID_BYTES && id.starts_with("resp_") && id.bytes().all(fits)
+}
+
+/// Whether a response, as it is got, is still in the making.
+pub fn is_running(response: &[u8]) -> bool {
+    let status = serde_json::from_slice(response).map(|Status { status }| status);
+    status.is_ok_and(|status| matches!(&*status, "queued" | "in_progress"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_is_the_first_of_a_response_and_whole() {
+        for (answer, id) in [
+            (r#"{"id":"resp_1","object":"response"}"#, Some("resp_1")),
+            ("{\n  \"created_at\": 1,\n  \"id\" : \"resp_a-b.c\",", Some("resp_a-b.c")),
+            (r#"{"output":[{"id":"msg_1"}],"id":"resp_2"}"#, Some("resp_2")),
+            (
+                "event: response.created\ndata: {\"response\":{\"id\":\"resp_3\",\"created_at\":1",
+                Some("resp_3"),
+            ),
+            (r#"{"id":"resp_1"#, None),
+            (r#"{"id""#, None),
+            (r#"{"id":7,"error":"id"}"#, None),
+            (r#"{"id":"resp_ 1"}"#, None),
+            ("", None),
+        ] {
+            assert_eq!(response_id(answer.as_bytes()), id, "{answer}");
+        }
+        let long = format!(r#"{{"id":"resp_{}"}}"#, "x".repeat(200));
+        assert_eq!(response_id(long.as_bytes()), None);
+    }
+
+    #[test]
+    fn body_says_what_it_continues_or_nothing() {
+        let read = |body: &str| {
+            let asked = ResponseRequest::read(body.as_bytes());
+            (asked.previous, asked.background)
+        };
+        let body =
+            r#"{"model":"m","input":[{"background":1}],"previous_response_id":"resp_1","background":true}"#;
+        assert_eq!(read(body), (Some("resp_1".into()), Some(true)));
+        assert_eq!(read(r#"{"previous_response_id":null}"#), (None, None));
+        for unreadable in ["", "[]", "{", r#"{"previous_response_id":7}"#] {
+            assert_eq!(read(unreadable), (None, None), "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn response_runs_while_it_is_queued_or_in_progress() {
+        let runs = |status: &str| is_running(format!(r#"{{"id":"resp_1","status":"{status}"}}"#).as_bytes());
+        assert!(runs("queued") && runs("in_progress"));
+        assert!(!["completed", "failed", "cancelled", "incomplete"].into_iter().any(runs));
+        assert!(!is_running(b"{}") && !is_running(b""));
+    }
+}
