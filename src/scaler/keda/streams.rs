@@ -30,6 +30,10 @@ const REPEAT: Duration = Duration::from_secs(5);
 /// polls go on.
 const BLIND_REPEATS: u32 = 12;
 
+/// How long a trigger may name no route before that is logged: objects come in any order, and after a start of ours routes
+/// of the cluster come later than KEDA.
+const ROUTE_GRACE: Duration = Duration::from_secs(10);
+
 /// Longest interval at which the metrics are sent again to a ScaledObject whose status does not list them.
 const MAX_RESEND: Duration = Duration::from_secs(60);
 
@@ -58,6 +62,8 @@ pub(super) struct Activity {
     repeat: Instant,
     /// Repetitions since `true` was news.
     repeats: u32,
+    /// When it is logged that there is no route; `None`: it has been.
+    warn_at: Option<Instant>,
 }
 
 /// Says which metrics there are: at once, with every change, and again while the ScaledObject's status does not list them:
@@ -75,10 +81,6 @@ impl Followed {
     fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
         let mut routes = directory.changes();
         routes.mark_changed();
-        let gates = directory.gates();
-        if trigger.find(&gates).is_none() {
-            tracing::warn!(reason = trigger.unknown(&gates), "KEDA asks for a route that is not there yet");
-        }
         Self { trigger, routes, route: None, _directory: directory, ending }
     }
 
@@ -106,6 +108,11 @@ impl Followed {
     fn receiver(&self) -> Option<PushReceiver> {
         let (namespace, name) = self.trigger.object();
         self.route.as_ref()?.0.demand().receiver(namespace, name)
+    }
+
+    fn warn_of_no_route(&self) {
+        let reason = self.trigger.unknown(&self.routes.borrow());
+        tracing::warn!(reason, "KEDA asks for a route that is not there yet");
     }
 
     /// Waits until there may be something new, or `until`. False: the stream ends. Cancel-safe.
@@ -143,8 +150,17 @@ impl Followed {
 impl Activity {
     pub(super) fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
         let followed = Followed::new(trigger, directory, ending);
-        let repeat = Instant::now();
-        Self { followed, open: None, said: None, activations: 0, is_listed: true, repeat, repeats: 0 }
+        let now = Instant::now();
+        Self {
+            followed,
+            open: None,
+            said: None,
+            activations: 0,
+            is_listed: true,
+            repeat: now,
+            repeats: 0,
+            warn_at: Some(now + ROUTE_GRACE),
+        }
     }
 
     /// Cancel-safe.
@@ -188,6 +204,12 @@ impl Activity {
                 let lasts = ours.is_active().then(|| now + gate.lasts_at_least());
                 let repeat = is_wanted.then_some(self.repeat);
                 until = [lasts, repeat].into_iter().flatten().min().filter(|_| active);
+                self.warn_at = Some(now + ROUTE_GRACE);
+            } else if self.warn_at.is_some_and(|at| now >= at) {
+                self.warn_at = None;
+                self.followed.warn_of_no_route();
+            } else {
+                until = self.warn_at;
             }
             if !active && self.said != Some(false) {
                 self.said = Some(false);
@@ -227,6 +249,9 @@ impl Specs {
             let specs = Metrics::of(&self.followed.trigger, gate.as_deref()).specs();
             let is_listed = self.followed.receiver().is_none_or(|receiver| receiver.is_listed);
             let is_new = self.said.as_ref() != Some(&specs);
+            if is_listed {
+                self.pause = REPEAT;
+            }
             if is_new || (!is_listed && now >= self.resend) {
                 self.pause = if is_new { REPEAT } else { MAX_RESEND.min(self.pause * 2) };
                 self.resend = now + self.pause;
