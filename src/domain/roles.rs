@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 /// Labels, all of which a pod must have.
 type Labels = BTreeMap<String, String>;
 
-/// Which pods of a target serve, and which must be ready for that. By default every pod serves, and one is enough.
+/// Pods of a target that serve, and pods that must be ready for that. By default every pod serves, and one is enough.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Roles {
     /// The labels of the pods that requests go to. Empty: all pods.
@@ -14,7 +14,7 @@ pub struct Roles {
     pub groups: BTreeMap<String, Labels>,
 }
 
-/// What one pod is for.
+/// Purpose of one pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Role {
     /// It gets no requests: others that do need it.
@@ -26,15 +26,15 @@ pub struct Role {
 // === impl Roles ===
 
 impl Roles {
-    /// How many groups there may be.
+    /// Maximum number of groups.
     pub const MAX_GROUPS: usize = 8;
 
-    /// Whether every pod serves, and one is enough.
+    /// Returns whether every pod serves, and one is enough.
     pub fn is_plain(&self) -> bool {
         self.serve.is_empty() && self.groups.is_empty()
     }
 
-    /// What a pod with these labels is for; `None` if the target does without it.
+    /// Returns the role of a pod with these labels; `None` if the target does without it.
     pub fn of(&self, labels: Option<&Labels>) -> Option<Role> {
         let has =
             |(key, value): (&String, &String)| labels.is_some_and(|labels| labels.get(key) == Some(value));

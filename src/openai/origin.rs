@@ -1,12 +1,12 @@
-//! Whose an error answer is: the model server's own, or that of a gateway before it.
+//! Origin of an error answer: the model server, or a gateway before it.
 //!
-//! Model servers answer errors in a few shapes, gateways in as many as there are gateways. So the former are told by
-//! their fields, and what has none of them is not a model server's. `tests/gateways` has answers of both.
+//! Model servers answer errors in a few shapes, gateways in as many as there are gateways. So the former are recognised
+//! by their fields, and an answer without these is not a model server's. `tests/gateways` has answers of both.
 
 use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
-/// Whether an error answer has the shape of a model server.
+/// Returns whether an error answer has the shape of a model server.
 pub fn is_model_error(status: StatusCode, body: &[u8]) -> bool {
     // What Starlette, under vLLM and SGLang, says of an exception that nobody handles.
     if status == StatusCode::INTERNAL_SERVER_ERROR && body == b"Internal Server Error" {
@@ -26,7 +26,7 @@ pub fn is_model_error(status: StatusCode, body: &[u8]) -> bool {
     }
 }
 
-/// Whether an `error` with a message and a type has what only model servers give.
+/// Returns whether an `error` with a message and a type has the details that only model servers give.
 fn is_detailed(answer: &Value, error: &serde_json::Map<String, Value>) -> bool {
     /// llama.cpp's, but for `unavailable_error`: it says that the model is being loaded.
     const LLAMA_CPP: [&str; 3] = ["server_error", "not_found_error", "not_supported_error"];
@@ -42,7 +42,7 @@ fn is_detailed(answer: &Value, error: &serde_json::Map<String, Value>) -> bool {
     }
 }
 
-/// Whether a gateway's 503 names the lack of a healthy endpoint: the request reached no model server, whenever it came.
+/// Returns whether a gateway's 503 names the lack of a healthy endpoint: the request reached no model server.
 ///
 /// Envoy: body `no healthy upstream` (local reply, flag UH), or that it could not connect, which it says of an endpoint
 /// that has gone without its knowing; of a connection that broke later it says `connection termination`. llm-d's router:
@@ -64,8 +64,8 @@ pub fn says_no_endpoint(headers: &HeaderMap, body: &[u8]) -> bool {
         || SAYINGS.into_iter().any(|saying| body.windows(saying.len()).any(|part| part == saying))
 }
 
-/// Whether a server may have run the request that a gateway answers with this error. An empty 500 is what the Gateway
-/// API asks for where a route has no endpoints.
+/// Returns whether a server may have run the request that a gateway answers with this error. An empty 500 is what the
+/// Gateway API asks for where a route has no endpoints.
 pub fn may_have_run(status: StatusCode, body: &[u8]) -> bool {
     match status {
         StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => true,

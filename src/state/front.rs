@@ -1,4 +1,4 @@
-//! What stands before the servers of a target, or may: a gateway that has yet to notice them.
+//! Gateways before the servers of a target, which have yet to notice them.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -8,22 +8,22 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// What is known of an endpoint that is a gateway, or may be one.
+/// State of an endpoint that is a gateway, or may be one.
 ///
 /// It settles: from when it is found ready until an answer of a model has come through it, an error of it may mean that
 /// it has not noticed its servers.
 pub struct Front {
     kind: FrontKind,
-    /// Whether an answer of a model has come through it since it was found ready. Read by every answer.
+    /// True once an answer of a model has come through it since it was found ready. Read by every answer.
     has_settled: AtomicBool,
     ready_since: Mutex<Option<Instant>>,
-    /// Whether its owner is to ask `readiness.path` before the next request goes to it.
+    /// True while its owner must probe `readiness.path` before the next request goes to it.
     asks_first: AtomicBool,
-    /// When it was last asked in doubt, and whether it was down. Held while it is asked.
+    /// Time and result of the last probe in doubt: true for down. Locked during the probe.
     last_doubt: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
-/// What says whether an endpoint that may be a gateway is ready.
+/// Source of the readiness of an endpoint that may be a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontKind {
     /// The pods behind it. Its own `readiness.path` may be answered at zero, or by nobody at any time.
@@ -45,7 +45,7 @@ impl Front {
         }
     }
 
-    /// What says whether it is ready.
+    /// Source of its readiness.
     pub const fn kind(&self) -> FrontKind {
         self.kind
     }
@@ -63,18 +63,18 @@ impl Front {
         }
     }
 
-    /// Whether it was found ready no longer than `within` ago, and has not settled.
+    /// Returns whether it was found ready less than `within` ago and has not settled.
     pub fn is_settling(&self, within: Duration) -> bool {
         !self.has_settled.load(Ordering::Relaxed)
             && self.ready_since.lock().is_some_and(|since| since.elapsed() < within)
     }
 
-    /// Whether an error of it is a reason to ask whether it is down. A gateway that never settled has had its time.
+    /// Returns whether an error of it is a reason to probe it. A gateway that never settled has had its time.
     pub fn is_to_be_doubted(&self) -> bool {
         self.kind == FrontKind::Url || self.has_settled.load(Ordering::Relaxed)
     }
 
-    /// Whether it is down, by `ask`. Of those that call this at the same time one asks, for all. Cancel-safe.
+    /// Probes it with `ask`, and returns whether it is down. Concurrent callers share one probe. Cancel-safe.
     pub async fn is_down(&self, ask: impl Future<Output = bool>) -> bool {
         let began = Instant::now();
         let mut last = self.last_doubt.lock().await;
@@ -88,12 +88,12 @@ impl Front {
         }
     }
 
-    /// Has its owner ask `readiness.path` before another request goes to it.
+    /// Makes its owner probe `readiness.path` before another request goes to it.
     pub fn ask_first(&self) {
         self.asks_first.store(true, Ordering::Relaxed);
     }
 
-    /// Whether `readiness.path` is to be asked before another request goes to it. Says so once.
+    /// Returns whether to probe `readiness.path` before another request goes to it, and clears that.
     pub fn takes_question(&self) -> bool {
         self.asks_first.swap(false, Ordering::Relaxed)
     }

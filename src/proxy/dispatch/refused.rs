@@ -1,4 +1,4 @@
-//! Error answers that may be a gateway's: whether it reached a server at all, and what becomes of the request.
+//! Error answers that may be a gateway's own: tells them from a server's, and holds the request again.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const MAX_READ_BYTES: usize = 64 << 10;
 const UNANSWERED: [StatusCode; 3] =
     [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
 
-/// What was read of an answer.
+/// The part of an answer that was read.
 enum Read {
     Whole(Bytes),
     Begun(Bytes),
@@ -38,7 +38,7 @@ struct NoServer {
     may_have_run: bool,
 }
 
-/// Whether an answer is to be read before it is passed on: it may be a gateway's word that it has no server.
+/// Returns whether to read an answer before it is passed on: a gateway may say by it that it has no server.
 pub(super) fn is_to_be_read(status: StatusCode, permit: &Permit) -> bool {
     if status.as_u16() < 400 {
         return false;
@@ -128,7 +128,7 @@ async fn read(body: &mut Incoming) -> Read {
     Read::Whole(read.into())
 }
 
-/// Whether this is a gateway's word that it has no server.
+/// Decides whether a gateway says by this answer that it has no server.
 async fn no_server(
     head: &response::Parts,
     body: &[u8],
