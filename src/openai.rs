@@ -3,6 +3,7 @@
 
 mod api;
 mod dialect;
+mod empty;
 mod open_event;
 mod origin;
 mod patience;
@@ -13,10 +14,11 @@ mod wire;
 
 pub use api::{Api, Shape};
 pub use dialect::Dialect;
+pub use empty::{empty_event, empty_event_before, has_empty_event};
 pub use open_event::OpenEvent;
 pub use origin::{is_model_error, may_have_run, says_no_endpoint};
 pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use response::{ResponseRequest, is_response_id, is_running, makes_response, response_id};
 pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
-pub use token::{FirstToken, is_event_stream};
-pub use wire::{DONE, MADE_UP_OWNER, empty_chunk, model_entry, model_list, sse_comment, sse_data};
+pub use token::{FirstToken, is_event_stream, is_json};
+pub use wire::{DONE, MADE_UP_OWNER, model_entry, model_list, sse_comment, sse_data};

@@ -27,6 +27,8 @@ mod grpc;
 mod hangup;
 #[path = "e2e/hold.rs"]
 mod hold;
+#[path = "e2e/instruments.rs"]
+mod instruments;
 #[path = "e2e/interceptor.rs"]
 mod interceptor;
 #[path = "e2e/keepalive.rs"]
@@ -37,6 +39,8 @@ mod limits;
 mod models;
 #[path = "e2e/obstacles.rs"]
 mod obstacles;
+#[path = "e2e/preflight.rs"]
+mod preflight;
 #[path = "e2e/reload.rs"]
 mod reload;
 #[path = "e2e/replicas.rs"]

@@ -87,6 +87,10 @@ impl Reply {
 
     /// A stream that has ended with this text.
     pub(crate) fn ended(&self, text: &[u8]) -> Result<End, String> {
+        // Behind heartbeats there may be an event with no content.
+        let event = memmem::find(text, b"\n\n").map_or(0, |end| end + 2);
+        let is_empty = memmem::find(&text[..event], br#""delta":{"content":""}"#).is_some();
+        let text = if is_empty { &text[event..] } else { text };
         if text == self.body {
             Ok(End::Served)
         } else {
@@ -298,6 +302,9 @@ mod tests {
         let beat = chunk(": cold start phase=load waited=20s position=1\n\n");
         let timing = chunk(": server-timing: hold;dur=1.0\n\n");
         let body = String::from_utf8(STREAMED.body.clone()).unwrap();
+        let empty =
+            "data: {\"id\":\"chatcmpl-0\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\"}}]}\n\n";
+        let body = empty.to_owned() + &body;
         let (one, two) = body.split_at(100);
         let (one, two) = (chunk(one), chunk(two));
         let answer = format!(

@@ -123,7 +123,15 @@ fn cells(route: &Route) -> [Vec<String>; 6] {
         Target::Cluster(target) => target.to_string(),
     };
     let sent = |what: &str| {
-        vec![what.to_owned(), format!("after {}", keepalive.after), format!("every {}", keepalive.interval)]
+        let mut sent = vec![
+            what.to_owned(),
+            format!("after {}", keepalive.after),
+            format!("every {}", keepalive.interval),
+        ];
+        if keepalive.while_streaming {
+            sent.push("also between events".to_owned());
+        }
+        sent
     };
     let keepalive = match keepalive.mode {
         KeepaliveMode::Off => vec!["off".to_owned()],

@@ -75,8 +75,11 @@ pub struct Keepalive {
     pub mode: KeepaliveMode,
     /// How long a request has waited when it is answered 200 early; what fails later is an error inside the answer.
     pub after: Period,
-    /// How often something is sent from then on.
+    /// How often something is sent from then on, until the first byte of the answer's body; also where its head came at
+    /// once.
     pub interval: Period,
+    /// Whether something is also sent in pauses between the events of a stream that are longer than `interval`.
+    pub while_streaming: bool,
 }
 
 /// What is sent to a client that waits.
@@ -85,10 +88,12 @@ pub struct Keepalive {
 pub enum KeepaliveMode {
     /// Nothing until the answer.
     Off,
-    /// To streaming requests: lines that SSE parsers skip, saying how the cold start goes.
+    /// To streaming requests: lines that SSE parsers skip, saying how the cold start goes. An event with no content
+    /// follows them, together with the first one that has some.
     #[default]
     Comment,
-    /// To streaming requests: chunks with no content, for clients that count the time between chunks.
+    /// To streaming requests: events with no content, for clients that count the time between events, or do not know
+    /// comments. Where the API has none (`/v1/responses`, audio), as `comment`.
     Chunk,
     /// As `comment`; and to others white space before the JSON body.
     Whitespace,
@@ -183,6 +188,7 @@ impl Default for Keepalive {
             // An early 200 commits, so as late as the strictest usual idle limits (30 s) allow.
             after: Period::from_secs(20),
             interval: Period::from_secs(10),
+            while_streaming: false,
         }
     }
 }

@@ -25,7 +25,7 @@ pub enum Api {
 }
 
 /// The form of a path's answers, whole and streamed, and where the model is named.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
     /// JSON, or events that are `chat.completion.chunk`s.
     Chat,
@@ -40,6 +40,7 @@ pub enum Shape {
     /// Text in whatever format, or events; the model is a field of a multipart form.
     Form,
     /// Bytes of whatever kind, such as speech: also where `stream` is asked for.
+    #[default]
     Opaque,
 }
 

@@ -36,6 +36,11 @@ impl OpenEvent {
         }
     }
 
+    /// Whether something may be put in here: no event has begun, nor is half a line end still to come.
+    pub const fn is_between(&self) -> bool {
+        !self.open && !self.after_return && matches!(self.line, Line::Ended)
+    }
+
     /// What ends the event that has begun, and nothing else: an empty line too many is an empty event to openai-go.
     pub const fn end(&self) -> &'static [u8] {
         match (self.line, self.open) {
@@ -51,6 +56,26 @@ impl OpenEvent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_goes_into_an_event_or_a_line_end() {
+        for (stream, is_between) in [
+            ("", true),
+            ("data: x", false),
+            ("data: x\n", false),
+            ("data: x\n\n", true),
+            ("data: x\r\n\r", false),
+            ("data: x\r\n\r\n", true),
+            ("data: x\n\n: be", false),
+            ("data: x\n\n: beat\n", true),
+            ("data: x\n: beat\n", false),
+            ("data: x\n\nid", false),
+        ] {
+            let mut event = OpenEvent::default();
+            event.pass(stream.as_bytes());
+            assert_eq!(event.is_between(), is_between, "{stream:?}");
+        }
+    }
 
     #[test]
     fn what_has_begun_is_ended_and_nothing_is_ended_twice() {

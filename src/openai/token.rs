@@ -99,8 +99,22 @@ impl FirstToken {
 
 /// Whether an answer is a stream of server-sent events.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    let kind = headers.get(http::header::CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"))
+    media_type(headers).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+/// Whether an answer says that it is JSON.
+pub fn is_json(headers: &HeaderMap) -> bool {
+    media_type(headers).is_some_and(|kind| {
+        let suffix = kind.rsplit(|byte| *byte == b'+').next();
+        kind.eq_ignore_ascii_case(b"application/json")
+            || suffix.is_some_and(|suffix| suffix.len() < kind.len() && suffix.eq_ignore_ascii_case(b"json"))
+    })
+}
+
+/// What an answer is, without parameters.
+fn media_type(headers: &HeaderMap) -> Option<&[u8]> {
+    let kind = headers.get(http::header::CONTENT_TYPE)?.as_bytes();
+    kind.split(|byte| *byte == b';').next().map(<[u8]>::trim_ascii)
 }
 
 /// Whether an event carries something that the model generated: text, a thought, or a call of a tool. Not the role that

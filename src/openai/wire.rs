@@ -1,11 +1,7 @@
 //! Bodies and events in OpenAI's shapes, but for errors.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use bytes::Bytes;
 use serde_json::{Value, json};
-
-use super::Shape;
 
 /// The last event of a stream of chunks.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
@@ -31,24 +27,6 @@ pub fn sse_data(data: &[u8]) -> Bytes {
 /// it saw an `id:`, openai-python. Line breaks in the text would end the comment, so they become spaces.
 pub fn sse_comment(text: &str) -> Bytes {
     format!(": {}\n", text.replace(['\r', '\n'], " ")).into()
-}
-
-/// A chunk with no content, for clients that count the time between chunks (langchain-openai's async path). `None`
-/// where the shape has none.
-pub fn empty_chunk(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let chunk = match shape {
-        Shape::Chat => json!({
-            "id": format!("chatcmpl-{id}"), "object": "chat.completion.chunk", "created": created, "model": model,
-            "choices": [{"index": 0, "delta": {"content": ""}, "logprobs": null, "finish_reason": null}],
-        }),
-        Shape::Completion => json!({
-            "id": format!("cmpl-{id}"), "object": "text_completion", "created": created, "model": model,
-            "choices": [{"index": 0, "text": "", "logprobs": null, "finish_reason": null}],
-        }),
-        Shape::Responses | Shape::Messages | Shape::Plain | Shape::Form | Shape::Opaque => return None,
-    };
-    Some(format!("data: {chunk}\n\n").into())
 }
 
 /// `owned_by` of models that no server has described.

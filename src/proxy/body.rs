@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,14 +10,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    exchange::Exchange, first_token::TokenWatch, intake::Outgoing, keepalive::KeptAlive,
-    responses::NewResponse, stream_stall,
+    beats::Beats, decoder::Decoder, exchange::Exchange, first_token::TokenWatch, intake::Outgoing,
+    keepalive::KeptAlive, responses::NewResponse, stream_stall,
 };
 use crate::{
     admission::Permit,
@@ -25,6 +27,9 @@ use crate::{
     openai,
     upstream::{Connection, Upstream},
 };
+
+/// The most bytes of a whole answer that had to be read, once decoded.
+const MAX_DECODED: usize = 1 << 20;
 
 /// The body of an answer.
 pub enum Body {
@@ -44,6 +49,10 @@ pub struct Relay {
     lease: Option<Lease>,
     exchange: Exchange,
     idle: Idle,
+    /// Keeps the client informed while nothing comes.
+    beats: Option<Box<Beats>>,
+    /// Undoes an encoding that the client was not told of.
+    decoder: Option<Box<Decoder>>,
     /// Looks for the first token, where a cold start waits for it.
     watch: Option<Box<TokenWatch>>,
     /// Looks for the id of a response that the server keeps.
@@ -63,12 +72,20 @@ pub struct Lease {
     pub permit: Permit,
 }
 
-/// How long the endpoint may pause. Armed once and looked at when it fires, so that a part costs no timer operation;
-/// it strikes after one to two times the limit.
+/// How long the endpoint may pause, and when something is sent meanwhile. Armed once and looked at when it fires, so that
+/// a part costs no timer operation; the limit strikes after one to two times its length.
 struct Idle {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     progress: bool,
+}
+
+/// A pause has lasted for a while.
+enum Pause {
+    /// For so long that the client is sent something.
+    Beat,
+    /// For too long.
+    Over,
 }
 
 /// Why an answer breaks off. The client sees a connection that ends before its message does.
@@ -80,6 +97,14 @@ pub enum BodyError {
     Paused(Duration),
     #[error("the request took longer than its route allows")]
     TookTooLong,
+    #[error(
+        "the endpoint encoded its answer as `{0}`, which it was asked not to and which cannot be decoded here"
+    )]
+    Encoded(String),
+    #[error("the endpoint encoded its answer, which cannot be decoded: {0}")]
+    Undecodable(io::Error),
+    #[error("the endpoint answered with {0}, and the client was told that it would be {1}")]
+    Form(String, &'static str),
 }
 
 // === impl Body ===
@@ -93,6 +118,46 @@ impl Body {
     /// An answer of ours to an admitted request, which ends with it.
     pub fn ending(bytes: Bytes, exchange: Exchange) -> Self {
         Self::Full(Some(bytes), Some(exchange))
+    }
+
+    /// Undoes the encoding that the head of the answer tells of, since the client is not told.
+    ///
+    /// # Errors
+    /// When that cannot be done.
+    pub(super) fn decode(&mut self, head: &HeaderMap) -> Result<(), BodyError> {
+        let Some(decoder) = Decoder::of(head)? else { return Ok(()) };
+        match self {
+            Self::Relay(relay) => relay.decoder = Some(decoder),
+            Self::Full(Some(bytes), _) => {
+                *bytes = decoder.whole(std::mem::take(bytes), MAX_DECODED).map_err(BodyError::Undecodable)?;
+            }
+            Self::Full(None, _) | Self::KeptAlive(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Keeps the client informed from now on.
+    pub(super) fn inform(&mut self, beats: Beats) {
+        if let Self::Relay(relay) = self {
+            relay.beats = Some(Box::new(beats));
+        }
+    }
+
+    /// Names the model that the request is for, as heartbeats have it.
+    pub(super) fn name_model(&mut self, model: Option<Box<str>>) {
+        if let Self::Relay(Relay { beats: Some(beats), .. }) = self {
+            beats.name_model(model);
+        }
+    }
+
+    /// Ends an answer of an endpoint that is of no use.
+    pub(super) fn give_up(&mut self, error: BodyError) -> BodyError {
+        match self {
+            Self::Relay(relay) => return relay.fail(error),
+            Self::Full(_, Some(exchange)) => exchange.broke(&error),
+            Self::Full(_, None) | Self::KeptAlive(_) => {}
+        }
+        error
     }
 }
 
@@ -145,6 +210,7 @@ impl Relay {
         deadline: Option<Instant>,
         watch: Option<Box<TokenWatch>>,
         made: Option<Box<NewResponse>>,
+        beats: Option<Box<Beats>>,
     ) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
         let mut relay = Self {
@@ -153,6 +219,8 @@ impl Relay {
             lease: Some(lease),
             exchange,
             idle: Idle { limit, timer: None, progress: false },
+            beats,
+            decoder: None,
             watch,
             made,
             over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
@@ -176,23 +244,15 @@ impl Relay {
 
     /// The next part.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(begun) = self.begun.take() {
-            return Poll::Ready(Some(Ok(Frame::data(begun))));
-        }
         if let Some(over) = &mut self.over
             && over.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(Some(Err(self.fail(BodyError::TookTooLong))));
         }
-        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                ready!(self.idle.poll(cx));
-                let paused = BodyError::Paused(self.idle.limit);
-                return Poll::Ready(Some(Err(self.fail(paused))));
-            }
+        let frame = match self.poll_part(cx) {
+            Poll::Pending => return self.poll_pause(cx),
             Poll::Ready(frame) => frame,
         };
-        self.idle.progress = true;
         match frame {
             // The last part may be known to be the last, as trailers are: then nobody asks for another. After the last
             // event of a stream the SDKs hang up, often before they see that the answer ends there: they have it all.
@@ -208,14 +268,15 @@ impl Relay {
                 {
                     self.made = None;
                 }
-                if frame.is_trailers() || self.incoming.is_end_stream() {
+                if frame.is_trailers() || self.is_end_stream() {
                     self.complete();
                 } else if frame.data_ref().is_some_and(|data| data.ends_with(openai::DONE)) {
                     self.exchange.end(Outcome::Completed);
                 }
+                let frame = if self.beats.is_some() { self.after_beats(frame) } else { frame };
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => Poll::Ready(Some(Err(self.fail(BodyError::Broken(error))))),
+            Some(Err(error)) => Poll::Ready(Some(Err(self.fail(error)))),
             None => {
                 self.complete();
                 Poll::Ready(None)
@@ -223,8 +284,83 @@ impl Relay {
         }
     }
 
+    /// The next part of the answer, decoded if need be.
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.decoder.is_some() {
+            return self.poll_decoded(cx);
+        }
+        let frame = ready!(poll_incoming(&mut self.begun, &mut self.incoming, cx));
+        self.came();
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Broken)))
+    }
+
+    fn poll_decoded(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            let Some(decoder) = &mut self.decoder else { return Poll::Ready(None) };
+            match decoder.next() {
+                Ok(Some(part)) => return Poll::Ready(Some(Ok(Frame::data(part)))),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Err(BodyError::Undecodable(error)))),
+            }
+            let frame = ready!(poll_incoming(&mut self.begun, &mut self.incoming, cx));
+            self.came();
+            match frame {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(part) => {
+                        if let Some(decoder) = &mut self.decoder {
+                            decoder.push(part);
+                        }
+                    }
+                    Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                },
+                Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Broken(error)))),
+                None => {
+                    let rest = self.decoder.take().map(|decoder| decoder.finish());
+                    return Poll::Ready(match rest {
+                        Some(Ok(rest)) if !rest.is_empty() => Some(Ok(Frame::data(rest))),
+                        Some(Err(error)) => Some(Err(BodyError::Undecodable(error))),
+                        _ => None,
+                    });
+                }
+            }
+        }
+    }
+
+    fn came(&mut self) {
+        self.idle.progress = true;
+        if let Some(beats) = &mut self.beats {
+            beats.came();
+        }
+    }
+
+    /// Nothing has come: the client may be sent something instead.
+    fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            let pause = ready!(self.idle.poll(cx, self.beats.as_deref_mut()));
+            let beats = self.beats.as_mut().filter(|_| matches!(pause, Pause::Beat));
+            let Some(beats) = beats else {
+                let paused = BodyError::Paused(self.idle.limit);
+                return Poll::Ready(Some(Err(self.fail(paused))));
+            };
+            if let Some(beat) = beats.beat(self.exchange.id(), self.exchange.started().elapsed()) {
+                self.exchange.beat();
+                return Poll::Ready(Some(Ok(Frame::data(beat))));
+            }
+        }
+    }
+
+    /// A part of the answer, among heartbeats.
+    fn after_beats(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let Some(beats) = &mut self.beats else { return frame };
+        let frame = frame.map_data(|part| beats.pass(part, self.exchange.id()));
+        if beats.are_over() {
+            self.beats = None;
+        }
+        frame
+    }
+
     fn is_end_stream(&self) -> bool {
-        self.begun.is_none() && self.incoming.is_end_stream()
+        self.decoder.is_none() && self.begun.is_none() && self.incoming.is_end_stream()
     }
 
     /// All of it has been read: the endpoint is free for the next, whether or not the client has it all.
@@ -245,18 +381,37 @@ impl Relay {
     }
 }
 
+/// The next part as the endpoint sent it, beginning with what was read before.
+fn poll_incoming(
+    begun: &mut Option<Bytes>,
+    incoming: &mut Incoming,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    match begun.take() {
+        Some(begun) => Poll::Ready(Some(Ok(Frame::data(begun)))),
+        None => Pin::new(incoming).poll_frame(cx),
+    }
+}
+
 impl Idle {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the pause has lasted for the limit, or when a heartbeat is due in it.
+    fn poll(&mut self, cx: &mut Context<'_>, mut beats: Option<&mut Beats>) -> Poll<Pause> {
         loop {
+            let due = beats.as_mut().map(|beats| beats.due(self.limit));
             let timer = self.timer.get_or_insert_with(|| {
                 self.progress = false;
-                Box::pin(sleep(self.limit))
+                Box::pin(match due {
+                    Some((beat, over)) => sleep_until(beat.min(over)),
+                    None => sleep(self.limit),
+                })
             });
             ready!(timer.as_mut().poll(cx));
-            if !std::mem::take(&mut self.progress) {
-                return Poll::Ready(());
-            }
             self.timer = None;
+            match due {
+                _ if self.progress => {}
+                Some((_, over)) if Instant::now() < over => return Poll::Ready(Pause::Beat),
+                _ => return Poll::Ready(Pause::Over),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ mod refused;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Response, StatusCode, request};
+use http::{Response, StatusCode, header::CONTENT_LENGTH, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::{
     Proxy,
     answers::tell_wait,
+    beats::Wishes,
     body::{Body, Lease, Relay},
     exchange::Exchange,
     first_token::TokenWatch,
@@ -42,6 +43,8 @@ pub(super) struct Sending {
     pub(super) intercepted: Option<Box<Intercepted>>,
     /// What it has to do with responses that servers keep.
     pub(super) kept: Option<Box<Kept>>,
+    /// What heartbeats there may be.
+    pub(super) wishes: Wishes,
 }
 
 enum Source {
@@ -223,7 +226,12 @@ impl Proxy {
                 let made = sending.kept.and_then(|kept| {
                     NewResponse::watch(&kept, head.status, &sending.head, &self.shared, &lease)
                 });
-                let relay = Relay::new(incoming, lease, exchange, deadline, watch, made);
+                // What has a length has no room for anything else.
+                let beats = match head.headers.contains_key(CONTENT_LENGTH) {
+                    true => None,
+                    false => sending.wishes.beats(exchange.gate(), &sending.head.headers, &head.headers),
+                };
+                let relay = Relay::new(incoming, lease, exchange, deadline, watch, made, beats);
                 Response::from_parts(head, Body::Relay(relay))
             }
             Answer::Begun(response, begun, lease) => {
@@ -233,7 +241,7 @@ impl Proxy {
                 Response::from_parts(
                     head,
                     Body::Relay(
-                        Relay::new(incoming, lease, exchange, deadline, None, None).begun_with(begun),
+                        Relay::new(incoming, lease, exchange, deadline, None, None, None).begun_with(begun),
                     ),
                 )
             }
@@ -267,10 +275,11 @@ impl Sending {
         head: Box<request::Parts>,
         body: Intake,
         intercepted: Option<Box<Intercepted>>,
+        wishes: Wishes,
     ) -> Self {
         // What a completion does twice, it does twice in vain; what another application does, nobody knows.
         let tries = Tries::new(intercepted.is_some() && !head.method.is_safe());
-        Self { head, source: body.into(), tries, intercepted, kept: None }
+        Self { head, source: body.into(), tries, intercepted, wishes, kept: None }
     }
 
     /// An endpoint broke it off after it was written: either of the two is to blame.

@@ -183,6 +183,18 @@ impl Exchange {
         }
     }
 
+    /// The client was sent a heartbeat.
+    pub fn beat(&self) {
+        if let Some(story) = &self.story {
+            story.beat();
+        }
+    }
+
+    /// Its id as text.
+    pub fn id(&self) -> &str {
+        self.request_id.to_str().unwrap_or("anteroom")
+    }
+
     /// The first token of the answer came by.
     pub fn first_token(&mut self) {
         if let Some(story) = &self.story {

@@ -29,6 +29,8 @@ pub(super) enum Found {
     Kept(Arc<Gate>, Arc<Endpoint>, Intake),
     /// A route that serves anything.
     Interceptor(Arc<Interceptor>, Intake),
+    /// A preflight: the server of a route, if it is up, or else we do.
+    Preflight(Arc<Gate>, Api, Intake),
     /// We do, and wake nothing.
     Ours(Api),
 }
@@ -65,7 +67,12 @@ impl Proxy {
                             return Err(ProxyError::NotKept(path.into()).into());
                         }
                         (Api::Server, Unnamed::Several) => return Err(several(path).into()),
-                        (ours, _) => return Ok(Found::Ours(ours)),
+                        (ours, _) => {
+                            return Ok(match table.preflight(host, path, &head.method, &head.headers) {
+                                Some(gate) => Found::Preflight(gate.clone(), ours, Intake::Unread(incoming)),
+                                None => Found::Ours(ours),
+                            });
+                        }
                     };
                     return Ok(Found::Route(gate.clone(), None, Intake::Unread(incoming), Scan::default()));
                 }

@@ -14,13 +14,14 @@ use http::{
 };
 
 use super::traced::TRACEPARENT;
-use crate::{error::ProxyError, telemetry::traces::Parent};
+use crate::{error::ProxyError, openai::is_event_stream, telemetry::traces::Parent};
 
 /// The request's identity in logs, here and behind us.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Whether a cold start held the request: in our word, and in that of the KEDA HTTP Add-on. Ours to say.
@@ -136,6 +137,10 @@ pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
     headers.remove(COLD_START);
     headers.remove(KEDA_COLD_START);
     via(headers, "1.1 anteroom");
+    if is_event_stream(headers) {
+        // nginx in front of us would keep the events to itself.
+        headers.entry(BUFFERING).or_insert(HeaderValue::from_static("no"));
+    }
     headers.entry(REQUEST_ID).or_insert(request_id);
 }
 

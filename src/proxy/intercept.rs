@@ -15,6 +15,7 @@ use super::{
     Client, Proxy,
     answering::Served,
     answers::fail,
+    beats::Wishes,
     body::Body,
     dispatch::{Failed, Sending, Setback},
     exchange::Exchange,
@@ -109,6 +110,8 @@ impl Proxy {
             if intercepted.upgrade.is_some() {
                 forward::upgrade(&mut head.headers);
             }
+            let wishes = Wishes::take(&mut head.headers, None);
+            let wishes = wishes.map_err(|error| Refused::of(&gate, &head, None, error))?;
             let intercepted = Some(Box::new(intercepted));
             let routed = Routed {
                 head,
@@ -116,6 +119,7 @@ impl Proxy {
                 body,
                 shape: None,
                 scan: <_>::default(),
+                wishes,
                 intercepted,
                 kept: None,
                 version,
@@ -135,7 +139,7 @@ impl Proxy {
         };
         let request_id = forward::request(&mut head, &host, client.address);
         let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
-        let mut sending = Sending::new(head, body, Some(Box::new(intercepted)));
+        let mut sending = Sending::new(head, body, Some(Box::new(intercepted)), Wishes::default());
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
             Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
             Err(Failed::Finally(error)) => {

@@ -20,13 +20,13 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
     answers::SERVER_TIMING,
+    beats::{Beats, Heartbeat},
     body::{Body, BodyError},
     exchange::Exchange,
     traced::Early,
 };
 use crate::{
     admission::{Gate, Permit},
-    domain::KeepaliveMode,
     error::ProxyError,
     history::{Event, Story},
     hold::Spot,
@@ -36,23 +36,12 @@ use crate::{
 /// What goes on while the client waits: holding, dispatching, and the head of the answer.
 pub type Waiting = Pin<Box<dyn Future<Output = Result<Response<Body>, (Exchange, ProxyError)>> + Send>>;
 
-/// What a waiting client is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heartbeat {
-    /// Lines that SSE parsers skip.
-    Comment,
-    /// Chunks with no content.
-    Chunk,
-    /// White space before JSON.
-    Whitespace,
-}
-
 /// What heartbeats tell of a request, and where it stands in the queue while it does.
 pub struct Progress {
     gate: Arc<Gate>,
     since: Instant,
     shape: Shape,
-    model: Option<Box<str>>,
+    pub(super) model: Option<Box<str>>,
     id: HeaderValue,
     dialect: Dialect,
     story: Arc<Story>,
@@ -66,6 +55,8 @@ pub struct KeptAlive {
     heartbeat: Heartbeat,
     progress: Arc<Progress>,
     ticks: Interval,
+    /// When the last heartbeat was.
+    beat: Instant,
     /// What is still to be said before the answer.
     said: Option<Bytes>,
 }
@@ -76,6 +67,7 @@ enum State {
     Relaying {
         body: Body,
         event: OpenEvent,
+        begun: bool,
     },
     /// The answer came and is an error, or no stream: it is framed as the one thing that remains to say.
     Framing {
@@ -86,34 +78,10 @@ enum State {
     Said(#[expect(dead_code, reason = "counts when dropped")] Option<Exchange>),
 }
 
-type Framing = dyn Future<Output = Result<Bytes, ()>> + Send;
+type Framing = dyn Future<Output = Result<Bytes, String>> + Send;
 
 /// How much of an answer is read to be framed.
 const MAX_FRAMED: usize = 1 << 20;
-
-// === impl Heartbeat ===
-
-impl Heartbeat {
-    /// What a request gets under this policy; `None`: nothing before its answer.
-    pub const fn of(mode: KeepaliveMode, stream: bool, shape: Shape) -> Option<Self> {
-        match (mode, stream) {
-            (KeepaliveMode::Off, _) => None,
-            (KeepaliveMode::Chunk, true) if matches!(shape, Shape::Chat | Shape::Completion) => {
-                Some(Self::Chunk)
-            }
-            (_, true) if shape.streams_events() => Some(Self::Comment),
-            (KeepaliveMode::Whitespace, _) if shape.is_json() => Some(Self::Whitespace),
-            _ => None,
-        }
-    }
-
-    const fn content_type(self) -> HeaderValue {
-        match self {
-            Self::Comment | Self::Chunk => HeaderValue::from_static("text/event-stream; charset=utf-8"),
-            Self::Whitespace => HeaderValue::from_static("application/json"),
-        }
-    }
-}
 
 // === impl Progress ===
 
@@ -166,14 +134,17 @@ impl Progress {
         text
     }
 
+    fn model(&self) -> &str {
+        self.model.as_deref().unwrap_or_default()
+    }
+
     fn beat(&self, heartbeat: Heartbeat) -> Bytes {
         self.story.beat();
         let comment = || openai::sse_comment(&self.describe());
         match heartbeat {
             Heartbeat::Comment => comment(),
             Heartbeat::Chunk => {
-                let model = self.model.as_deref().unwrap_or_default();
-                openai::empty_chunk(self.shape, model, self.id()).unwrap_or_else(comment)
+                openai::empty_event(self.shape, self.model(), self.id()).unwrap_or_else(comment)
             }
             Heartbeat::Whitespace => Bytes::from_static(b"\n"),
         }
@@ -189,6 +160,13 @@ fn one_line(text: &str) -> String {
         _ => character,
     };
     text.chars().take(LONGEST).map(plain).collect()
+}
+
+const fn content_type(heartbeat: Heartbeat) -> HeaderValue {
+    match heartbeat {
+        Heartbeat::Comment | Heartbeat::Chunk => HeaderValue::from_static("text/event-stream; charset=utf-8"),
+        Heartbeat::Whitespace => HeaderValue::from_static("application/json"),
+    }
 }
 
 // === impl KeptAlive ===
@@ -207,11 +185,17 @@ impl KeptAlive {
         }
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let kept =
-            Self { state: State::Waiting(waiting), heartbeat, progress: progress.clone(), ticks, said: None };
+        let kept = Self {
+            state: State::Waiting(waiting),
+            heartbeat,
+            progress: progress.clone(),
+            ticks,
+            beat: Instant::now(),
+            said: None,
+        };
         let mut response = Response::new(Body::KeptAlive(Box::new(kept)));
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, heartbeat.content_type());
+        headers.insert(CONTENT_TYPE, content_type(heartbeat));
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
         // nginx in front of us would keep the heartbeats to itself.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -243,25 +227,43 @@ impl KeptAlive {
                     Poll::Pending => return self.poll_beat(cx),
                     Poll::Ready(Ok(bytes)) => {
                         let said = match (self.heartbeat, *status) {
-                            (Heartbeat::Whitespace, _) => bytes,
-                            (_, status) if status.is_success() => openai::sse_data(&bytes),
+                            (Heartbeat::Whitespace, status) => {
+                                let text = String::from_utf8_lossy(&bytes);
+                                self.error(&self.upstream_error(format!("it answered {status}: {text}")))
+                            }
+                            (_, status) if status.is_success() => self.event(openai::sse_data(&bytes)),
                             (_, status) => {
                                 let Progress { dialect, .. } = &*self.progress;
-                                dialect.upstream_error_event(status, &bytes, self.progress.id())
+                                self.event(dialect.upstream_error_event(status, &bytes, self.progress.id()))
                             }
                         };
                         self.state = State::Said(None);
                         return Poll::Ready(Some(Ok(Frame::data(said))));
                     }
-                    Poll::Ready(Err(())) => return Poll::Ready(Some(Ok(Frame::data(self.broken(b""))))),
+                    Poll::Ready(Err(reason)) => {
+                        let said = self.error(&self.upstream_error(reason));
+                        self.state = State::Said(None);
+                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                    }
                 },
-                State::Relaying { body, event } => match ready!(Pin::new(body).poll_frame(cx)) {
-                    Some(Err(_)) => {
-                        let end = event.end();
-                        return Poll::Ready(Some(Ok(Frame::data(self.broken(end)))));
+                State::Relaying { body, event, begun } => match ready!(Pin::new(body).poll_frame(cx)) {
+                    // Its account says so already.
+                    Some(Err(error)) => {
+                        let (end, begun) = (event.end(), *begun);
+                        let error = self.upstream_error(error.to_string());
+                        let said = if begun && self.heartbeat != Heartbeat::Whitespace {
+                            // Out of the event that broke off, or the two would be read as one.
+                            let Progress { dialect, .. } = &*self.progress;
+                            [end, &*dialect.error_event(&error, self.progress.id())].concat().into()
+                        } else {
+                            self.error(&error)
+                        };
+                        self.state = State::Said(None);
+                        return Poll::Ready(Some(Ok(Frame::data(said))));
                     }
                     Some(Ok(frame)) => {
                         if let Some(data) = frame.data_ref() {
+                            *begun |= !data.is_empty() && !data.starts_with(b":");
                             event.pass(data);
                         }
                         return Poll::Ready(Some(Ok(frame)));
@@ -275,53 +277,99 @@ impl KeptAlive {
 
     fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         ready!(self.ticks.poll_tick(cx));
+        self.beat = Instant::now();
         Poll::Ready(Some(Ok(Frame::data(self.progress.beat(self.heartbeat)))))
     }
 
     fn answered(&mut self, response: Response<Body>) {
-        let (head, body) = response.into_parts();
-        let stream = openai::is_event_stream(&head.headers);
-        let fits = match self.heartbeat {
-            Heartbeat::Whitespace => true,
-            Heartbeat::Comment | Heartbeat::Chunk => stream && head.status.is_success(),
-        };
+        let (head, mut body) = response.into_parts();
         self.said = self.timing(&head.headers);
-        self.state = if fits {
-            State::Relaying { body, event: OpenEvent::default() }
-        } else {
-            let whole = async { http_body_util::Limited::new(body, MAX_FRAMED).collect().await };
-            let body =
-                Box::pin(async { whole.await.map(http_body_util::Collected::to_bytes).map_err(|_| ()) });
-            State::Framing { status: head.status, body }
+        let (success, typed) = (head.status.is_success(), head.headers.contains_key(CONTENT_TYPE));
+        let fits = match self.heartbeat {
+            Heartbeat::Whitespace => openai::is_json(&head.headers) || (success && !typed),
+            Heartbeat::Comment | Heartbeat::Chunk => success && openai::is_event_stream(&head.headers),
+        };
+        let frames = !success || (self.heartbeat != Heartbeat::Whitespace && is_text(&head.headers));
+        let decoded = body.decode(&head.headers);
+        let usable =
+            decoded.and_then(|()| if fits || frames { Ok(()) } else { Err(self.other_form(&head.headers)) });
+        self.state = match usable {
+            Err(error) => {
+                let error = self.upstream_error(body.give_up(error).to_string());
+                let said = [self.said.take().unwrap_or_default(), self.error(&error)].concat();
+                self.said = Some(said.into());
+                State::Said(None)
+            }
+            Ok(()) if fits => {
+                let Progress { gate, shape, model, .. } = &*self.progress;
+                let while_streaming = gate.policy().keepalive.while_streaming;
+                let beats = Beats::new(self.heartbeat, *shape, self.ticks.period(), while_streaming);
+                body.inform(beats.going_on(model.clone(), self.beat));
+                State::Relaying { body, event: OpenEvent::default(), begun: false }
+            }
+            Ok(()) => {
+                let whole = async { http_body_util::Limited::new(body, MAX_FRAMED).collect().await };
+                let body = Box::pin(async {
+                    let whole = whole.await.map(http_body_util::Collected::to_bytes);
+                    whole.map_err(|error| error.to_string())
+                });
+                State::Framing { status: head.status, body }
+            }
         };
     }
 
-    /// What the header would have said, had it not gone out: as a comment, where there may be one.
+    /// What is wrong with an answer that is not what the early head has told.
+    fn other_form(&self, headers: &HeaderMap) -> BodyError {
+        let form =
+            headers.get(CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned());
+        let told = match self.heartbeat {
+            Heartbeat::Whitespace => "JSON",
+            Heartbeat::Comment | Heartbeat::Chunk => "a stream of events",
+        };
+        BodyError::Form(form.unwrap_or_default(), told)
+    }
+
+    /// What the header would have said, had it not gone out: as a comment, where there are any.
     fn timing(&self, headers: &HeaderMap) -> Option<Bytes> {
         let timings = headers.get_all(SERVER_TIMING).iter().filter_map(|timing| timing.to_str().ok());
         let timings = timings.collect::<Vec<_>>().join(", ");
-        let comments = matches!(self.heartbeat, Heartbeat::Comment | Heartbeat::Chunk);
-        (comments && !timings.is_empty()).then(|| openai::sse_comment(&format!("{SERVER_TIMING}: {timings}")))
+        let comments = self.heartbeat == Heartbeat::Comment && !timings.is_empty();
+        comments.then(|| openai::sse_comment(&format!("{SERVER_TIMING}: {timings}")))
     }
 
-    /// The answer broke off, and its account says so already: what the client is told. `end` leads out of the event that
-    /// broke off, or the two would be read as one.
-    fn broken(&mut self, end: &[u8]) -> Bytes {
-        self.state = State::Said(None);
-        let route = self.progress.gate.key().clone();
-        let error = ProxyError::UpstreamError { route, reason: "the endpoint broke its answer off".into() };
-        match self.heartbeat {
-            Heartbeat::Whitespace => self.error(&error),
-            Heartbeat::Comment | Heartbeat::Chunk => [end, &*self.error(&error)].concat().into(),
-        }
+    fn upstream_error(&self, reason: String) -> ProxyError {
+        ProxyError::UpstreamError { route: self.progress.gate.key().clone(), reason }
     }
 
-    /// An error in place of the answer, in the shape of the API that the request speaks.
+    /// An error in the place of the answer, in the shape of the API that the request speaks.
     fn error(&self, error: &ProxyError) -> Bytes {
         let Progress { dialect, .. } = &*self.progress;
         match self.heartbeat {
             Heartbeat::Whitespace => dialect.error_body(error, self.progress.id()),
-            Heartbeat::Comment | Heartbeat::Chunk => dialect.error_event(error, self.progress.id()),
+            Heartbeat::Comment | Heartbeat::Chunk => {
+                self.event(dialect.error_event(error, self.progress.id()))
+            }
         }
     }
+
+    /// An event of ours in the place of an answer, with what has to be between it and comments: see [`Beats::pass`].
+    fn event(&self, event: Bytes) -> Bytes {
+        let Progress { shape, .. } = &*self.progress;
+        let empty = match self.heartbeat {
+            Heartbeat::Comment => {
+                openai::empty_event_before(&event, *shape, self.progress.model(), self.progress.id())
+            }
+            Heartbeat::Chunk | Heartbeat::Whitespace => None,
+        };
+        empty.map_or(event.clone(), |empty| [empty, event].concat().into())
+    }
+}
+
+/// Whether an answer may become the data of an event: JSON or other text, or so it seems.
+fn is_text(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE);
+    openai::is_json(headers)
+        || kind.is_none_or(|kind| {
+            kind.as_bytes().get(..5).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/"))
+        })
 }

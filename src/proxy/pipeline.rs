@@ -22,6 +22,7 @@ use super::{
     ConnectionState, Connections, RouteTable,
     answering::{Answering, Held, Next, Served},
     answers::{error_response, fail, json_response},
+    beats::Wishes,
     body::Body,
     connection_state::UnderWay,
     dispatch::{Failed, Intake, Sending},
@@ -113,6 +114,8 @@ pub(super) struct Routed {
     pub(super) shape: Option<Shape>,
     /// What its body says, if it has been read.
     pub(super) scan: Scan,
+    /// What heartbeats it may get.
+    pub(super) wishes: Wishes,
     /// Its route serves anything.
     pub(super) intercepted: Option<Box<Intercepted>>,
     /// What it has to do with responses that servers keep.
@@ -307,6 +310,18 @@ impl Proxy {
                 let arrived = Arrived { head, host, body, started, under_way };
                 return Box::pin(self.intercept(client, interceptor, arrived, trace)).await;
             }
+            Found::Preflight(gate, api, body) => {
+                // Origins that are configured are to be checked here.
+                let Some(permit) = gate.enter_quietly() else {
+                    if gate.target().is_up() {
+                        let (route, reason) = (gate.key().clone(), "a preflight does not wait".into());
+                        return Err(ProxyError::Saturated { route, reason }.into());
+                    }
+                    return Box::pin(self.answer_ourselves(&head, api)).await.map(Served::Answer);
+                };
+                let arrived = Arrived { head, host, body, started, under_way };
+                return Ok(Box::pin(self.preflight(client, permit, arrived, trace)).await.into());
+            }
             Found::Ours(api) => {
                 return Box::pin(self.answer_ourselves(&head, api)).await.map(Served::Answer);
             }
@@ -323,6 +338,8 @@ impl Proxy {
                 .await
                 .map_err(|error| Refused::of(&gate, &head, None, error))?;
         }
+        let wishes = Wishes::take(&mut head.headers, shape);
+        let wishes = wishes.map_err(|error| Refused::of(&gate, &head, None, error))?;
         let version = head.version;
         let request_id = forward::request(&mut head, &host, client.address);
         drop(host);
@@ -333,6 +350,7 @@ impl Proxy {
             body,
             shape,
             scan,
+            wishes,
             intercepted,
             kept,
             version,
@@ -351,14 +369,18 @@ impl Proxy {
             return Box::pin(self.hold(routed, trace)).await;
         };
         let Routed {
-            head, gate, body, shape, scan, intercepted, kept, request_id, started, under_way, ..
+            head, gate, body, scan, wishes, intercepted, kept, request_id, started, under_way, ..
         } = routed;
         let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
-        let mut sending = Sending::new(head, body, intercepted);
+        let mut sending = Sending::new(head, body, intercepted, wishes);
         sending.kept = kept;
         match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
-            Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
+            Ok(answer) => {
+                let mut response = self.respond(answer, exchange, sending);
+                response.body_mut().name_model(scan.model);
+                Ok(response.into())
+            }
             Err(Failed::Finally(error)) => {
                 exchange.tell(&sending.head, scan.model.as_deref());
                 Ok(fail(exchange, &error).into())
@@ -370,7 +392,7 @@ impl Proxy {
                 let deadline = over.map_or(held, |over| over.min(held));
                 let again = self.hold_again(&mut sending, &gate, place, setback, deadline);
                 match Box::pin(again).await {
-                    Ok(ticket) => Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan))),
+                    Ok(ticket) => Ok(Served::Held(self.wait(exchange, sending, ticket, scan))),
                     Err(error) => Ok(fail(exchange, &error).into()),
                 }
             }
@@ -385,6 +407,7 @@ impl Proxy {
             body,
             shape,
             scan,
+            wishes,
             intercepted,
             kept,
             version,
@@ -440,16 +463,16 @@ impl Proxy {
                 };
                 gate.counters().admit();
                 let exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
-                let sending = Sending::new(head, Intake::Read(read), intercepted);
+                let sending = Sending::new(head, Intake::Read(read), intercepted, wishes);
                 let answered = Box::pin(self.fall_back(exchange, sending, permit)).await;
                 return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)).into());
             }
         };
         let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
         exchange.asks(&scan);
-        let mut sending = Sending::new(head, Intake::Read(read), intercepted);
+        let mut sending = Sending::new(head, Intake::Read(read), intercepted, wishes);
         sending.kept = kept;
-        Ok(Served::Held(self.wait(exchange, sending, ticket, shape, scan)))
+        Ok(Served::Held(self.wait(exchange, sending, ticket, scan)))
     }
 
     pub(super) fn exchange(

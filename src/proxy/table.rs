@@ -255,6 +255,14 @@ impl RouteTable {
         &self.gates
     }
 
+    /// The route of all requests with this host, path and headers, whatever their model.
+    pub fn only_route_at(&self, host: &str, path: &str, headers: &HeaderMap) -> Option<&Arc<Gate>> {
+        match self.classes(host, path, headers).find(|class| class.is_for_models())?.gates()[..] {
+            [gate] => Some(gate),
+            _ => None,
+        }
+    }
+
     /// The route of this name.
     pub fn gate(&self, key: &RouteKey) -> Option<&Arc<Gate>> {
         self.gates.iter().find(|gate| gate.key() == key)

@@ -2,27 +2,25 @@
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
-use http::Response;
+use http::{HeaderValue, Response, header::ACCEPT_ENCODING};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
     Proxy,
     answering::Held,
     answers::fail,
+    beats::sooner,
     body::Body,
     dispatch::{Answer, Failed, Sending},
     exchange::Exchange,
-    keepalive::{Heartbeat, KeptAlive, Progress, Waiting},
+    keepalive::{KeptAlive, Progress, Waiting},
 };
 use crate::{
     admission::Permit,
     error::ProxyError,
     hold::{Released, Ticket},
-    openai::{Patience, Scan, Shape},
+    openai::{Patience, Scan},
 };
-
-/// The shortest interval of heartbeats that a client's SDK can bring about.
-const SHORTEST: Duration = Duration::from_millis(100);
 
 /// The answer, or what there is instead.
 type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
@@ -63,25 +61,25 @@ impl Proxy {
     pub(super) fn wait(
         &self,
         mut exchange: Exchange,
-        sending: Sending,
+        mut sending: Sending,
         ticket: Ticket<Permit>,
-        shape: Option<Shape>,
         scan: Scan,
     ) -> Held {
         let gate = exchange.gate().clone();
         let policy = gate.policy();
         // What cannot be read was refused before a request could be held; one that comes back has been served.
         let patience = Patience::of(&sending.head.headers).unwrap_or_default();
-        let shape = shape.unwrap_or(Shape::Opaque);
-        let heartbeat = Heartbeat::of(policy.keepalive.mode, scan.stream, shape);
+        let shape = sending.wishes.shape;
+        let heartbeat = sending.wishes.before_answer(policy.keepalive.mode, scan.stream);
+        if heartbeat.is_some() {
+            // An early head tells of no encoding.
+            sending.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
         let over = sending.intercepted.as_ref().and_then(|intercepted| intercepted.deadline);
         let deadline =
             Deadline::of(&exchange, patience, policy.hold.timeout.get(), over, heartbeat.is_some());
-        // A client cannot have us send as fast as it likes.
-        let safe = patience.safe_silence().map(|safe| safe.max(SHORTEST));
-        let sooner = |period: Duration| safe.map_or(period, |safe| period.min(safe));
-        let early = exchange.started() + sooner(policy.keepalive.after.get());
-        let interval = sooner(policy.keepalive.interval.get());
+        let early = exchange.started() + sooner(policy.keepalive.after.get(), patience);
+        let interval = sooner(policy.keepalive.interval.get(), patience);
         drop(policy);
 
         let story = exchange.tell(&sending.head, scan.model.as_deref()).clone();
@@ -149,7 +147,11 @@ impl Proxy {
                             }
                         });
                         match sent.await {
-                            Sent::Answered(answer) => return Ok(self.respond(*answer, exchange, sending)),
+                            Sent::Answered(answer) => {
+                                let mut response = self.respond(*answer, exchange, sending);
+                                response.body_mut().name_model(progress.model.clone());
+                                return Ok(response);
+                            }
                             Sent::Failed(error) => return Err((exchange, error)),
                             Sent::Back(again) => {
                                 ticket = again;

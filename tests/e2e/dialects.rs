@@ -32,7 +32,9 @@ async fn events(client: &mut Wire) -> Vec<(String, Value)> {
     let stream = client.rest().await.expect("an orderly end");
     let lines = stream.split_inclusive('\n').filter(|line| !line.starts_with(':'));
     let stream: String = lines.collect();
-    let read = stream.split_terminator("\n\n").map(|event| {
+    // Between comments and the first event is one with no content.
+    let is_empty = |event: &&str| event.starts_with("event: ping\n") || event.contains("\"content\":\"\"");
+    let read = stream.split_terminator("\n\n").skip_while(is_empty).map(|event| {
         let (name, data) = event.split_once('\n').unwrap_or(("event: ", event));
         let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("{stream:?}"));
         (name.strip_prefix("event: ").unwrap().to_owned(), serde_json::from_str(data).unwrap())

@@ -116,7 +116,7 @@ async fn held_requests_are_told_so_if_it_does_not() {
     response.is_error(503, "draining");
     assert_eq!((response.get("retry-after"), response.get("x-should-retry")), (Some("1"), Some("true")));
     let rest = stream.rest().await.expect("an orderly end");
-    let event = rest.lines().find(|line| line.starts_with("data: ")).expect("an event");
+    let event = rest.lines().rfind(|line| line.starts_with("data: ")).expect("an event");
     assert!(event.contains(r#""code":"draining""#), "{event}");
     proxy.stop(&[("draining", 2)]).await;
 }

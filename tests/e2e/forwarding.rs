@@ -18,6 +18,30 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
     proxy.in_flight(0).await;
 }
 
+/// nginx in front of us would collect events before it passes them on, also where nobody had to wait.
+#[tokio::test]
+async fn event_streams_tell_nginx_not_to_buffer() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    warm_up(&proxy, &mut upstream).await;
+    for (kind, own, expected) in [
+        ("text/event-stream", None, Some("no")),
+        ("Text/Event-Stream; charset=utf-8", None, Some("no")),
+        ("text/event-stream", Some("yes"), Some("yes")),
+        ("text/event-streams", None, None),
+        ("application/json", None, None),
+    ] {
+        let mut client = proxy.sent(streaming("x")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        let fields = own.map(|own| ("X-Accel-Buffering", own));
+        let fields: Vec<_> = [("Content-Type", kind)].into_iter().chain(fields).collect();
+        call.finish(answer("200 OK", &fields, "data: 1\n\n")).await;
+        assert_eq!(client.response().await.get("x-accel-buffering"), expected, "{kind}");
+    }
+    proxy.stop(&[("completed", 6)]).await;
+}
+
 #[tokio::test]
 async fn an_answer_passes_part_by_part() {
     let mut upstream = Upstream::warm().await;

@@ -1,11 +1,14 @@
 //! What a waiting client hears, and how it hears of what fails after that.
 
+use std::{io::Write, time::Duration};
+
+use flate2::{Compression, write::GzEncoder};
 use serde_json::Value;
 
 use crate::support::{
     Proxy, Upstream, Wire,
-    upstream::{LAST, STREAM, answer, chunk},
-    wire::{CHAT, Part, chat, post, streaming},
+    upstream::{Call, LAST, STREAM, answer, chunk},
+    wire::{CHAT, Part, chat, post, post_with, streaming},
 };
 
 const SOON: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
@@ -32,11 +35,28 @@ async fn early(proxy: &Proxy, request: &str, content_type: &str) -> (Wire, Strin
     (client, first)
 }
 
-/// What comes after the heartbeats, which must be whole comment lines.
+/// What comes after the heartbeats, which must be whole comment lines, and after the event with no content that goes
+/// with them where the API has one.
 async fn after_beats(client: &mut Wire) -> String {
     let rest = client.rest().await.expect("an orderly end");
     let is_beat = |line: &&str| line.starts_with(": ");
-    rest.split_inclusive('\n').skip_while(is_beat).collect()
+    let events: String = rest.split_inclusive('\n').skip_while(is_beat).collect();
+    match events.split_once("\n\n") {
+        Some((first, rest)) if is_empty(first) => rest.to_owned(),
+        _ => events,
+    }
+}
+
+/// Whether an event is a chunk with no content, or Anthropic's `ping`.
+fn is_empty(event: &str) -> bool {
+    if event == "event: ping\ndata: {\"type\": \"ping\"}" {
+        return true;
+    }
+    let data = event.strip_prefix("data: ").and_then(|data| serde_json::from_str::<Value>(data).ok());
+    data.is_some_and(|chunk| {
+        let choice = &chunk["choices"][0];
+        choice["finish_reason"].is_null() && (choice["delta"]["content"] == "" || choice["text"] == "")
+    })
 }
 
 /// The error that one event holds.
@@ -101,7 +121,7 @@ async fn who_is_answered_in_time_or_does_not_stream_gets_no_early_answer() {
         let mut client = proxy.sent(request).await;
         proxy.held(1).await;
         upstream.probed().await;
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         upstream.wake();
         let mut call = upstream.call().await;
         call.body().await;
@@ -325,4 +345,411 @@ async fn answers_of_unknown_form_get_no_heartbeats() {
         );
         proxy.stop(&[("completed", 1)]).await;
     }
+}
+
+/// A proxy whose target is known to be up: what comes is not held.
+async fn warm(upstream: &mut Upstream, more: &str) -> Proxy {
+    let proxy = Proxy::tiny(&upstream.url(), more).await;
+    let mut client = proxy.sent(chat("warm")).await;
+    upstream.call().await.echo().await;
+    client.response().await;
+    proxy.in_flight(0).await;
+    proxy
+}
+
+fn gzip(text: &str) -> Vec<u8> {
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+    gzip.write_all(text.as_bytes()).unwrap();
+    gzip.finish().unwrap()
+}
+
+/// Answers with an encoded body.
+async fn finish_encoded(call: Call, status: &str, kind: &str, coding: &str, body: &[u8]) {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Encoding: {coding}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    call.finish([head.as_bytes(), body].concat()).await;
+}
+
+const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+
+/// An early head tells of no encoding. So the server is asked for none, and what it encodes all the same is decoded, or
+/// is an error that says so.
+#[tokio::test]
+async fn encoded_answers_after_an_early_head_are_decoded() {
+    const JSON: &str = "application/json";
+    const EVENTS: &str = "text/event-stream";
+    const WHITESPACE: &str = "keepalive: { mode: whitespace, after: 10ms, interval: 10ms }";
+    let own = r#"{"error":{"message":"too long","type":"BadRequestError","param":null,"code":400}}"#;
+    let asked = |stream: bool| {
+        let body = format!(r#"{{"model":"tiny","stream":{stream}}}"#);
+        post_with(CHAT, &[("Accept-Encoding", "gzip, br"), ("accept-encoding", "zstd")], &body)
+    };
+    for (keepalive, stream, status, kind, coding, body, told) in [
+        (SOON, true, "200 OK", EVENTS, "gzip", gzip(EVENT), EVENT),
+        (SOON, true, "400 Bad Request", JSON, "gzip", gzip(own), "too long"),
+        (SOON, true, "503 Busy", JSON, "gzip", gzip(own), "too long"),
+        (SOON, true, "200 OK", EVENTS, "br", b"?".to_vec(), "`br`"),
+        (SOON, true, "400 Bad Request", JSON, "zstd", b"?".to_vec(), "`zstd`"),
+        (SOON, true, "200 OK", EVENTS, "gzip", EVENT.into(), "cannot be decoded"),
+        (WHITESPACE, false, "200 OK", JSON, "gzip", gzip(r#"{"a":1}"#), r#"{"a":1}"#),
+        (WHITESPACE, false, "400 Bad Request", JSON, "x-gzip", gzip(own), "too long"),
+        (WHITESPACE, false, "200 OK", JSON, "br", b"?".to_vec(), "`br`"),
+    ] {
+        let mut upstream = Upstream::cold().await;
+        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let (mut client, _) = early(&proxy, &asked(stream), if stream { EVENTS } else { JSON }).await;
+        upstream.wake();
+        let mut call = upstream.call().await;
+        assert_eq!(call.head.all("accept-encoding"), ["identity"]);
+        call.body().await;
+        finish_encoded(call, status, kind, coding, &body).await;
+        let rest = after_beats(&mut client).await;
+        let rest = rest.trim_start_matches('\n');
+        match told {
+            EVENT => assert_eq!(rest, EVENT),
+            r#"{"a":1}"# => assert_eq!(rest, told),
+            told if stream => assert!(error_of(rest)["message"].as_str().unwrap().contains(told), "{rest}"),
+            told => {
+                let error: Value = serde_json::from_str(rest).unwrap();
+                assert!(error["error"]["message"].as_str().unwrap().contains(told), "{rest}");
+            }
+        }
+        let lost = told.starts_with('`') || told == "cannot be decoded";
+        proxy.stop(&[(if lost { "upstream_error" } else { "completed" }, 1)]).await;
+    }
+}
+
+/// Without an early head the encoding is between client and server.
+#[tokio::test]
+async fn encoded_answers_without_an_early_head_pass() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = warm(&mut upstream, "keepalive: { mode: chunk, interval: 1ms }").await;
+    let mut client = proxy
+        .sent(post_with(CHAT, &[("Accept-Encoding", "gzip")], r#"{"model":"tiny","stream":true}"#))
+        .await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.head.all("accept-encoding"), ["gzip"]);
+    call.body().await;
+    call.send(STREAM.replace("\r\n\r\n", "\r\nContent-Encoding: gzip\r\n\r\n")).await;
+    assert_eq!(client.head().await.unwrap().get("content-encoding"), Some("gzip"));
+    // No heartbeat may come between.
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let part = gzip(EVENT);
+    call.send(format!("{:x}\r\n", part.len())).await;
+    call.finish([&part[..], b"\r\n0\r\n\r\n"].concat()).await;
+    assert_eq!(client.part().await, Part::Data(part));
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+/// What an early head has told of an answer is kept, whatever the server answers with.
+#[tokio::test]
+async fn answers_of_another_form_become_errors() {
+    const WHITESPACE: &str = "keepalive: { mode: whitespace, after: 10ms, interval: 10ms }";
+    for (keepalive, request, status, kind, message) in [
+        (SOON, streaming("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
+        (WHITESPACE, chat("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
+        (WHITESPACE, chat("x"), "200 OK", "text/event-stream", "answered with text/event-stream"),
+        (WHITESPACE, chat("x"), "500 Internal Server Error", "text/plain", "ID3"),
+    ] {
+        let mut upstream = Upstream::cold().await;
+        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let (mut client, _) = early(&proxy, &request, "").await;
+        upstream.wake();
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.finish(answer(status, &[("Content-Type", kind)], "ID3")).await;
+        let rest = after_beats(&mut client).await;
+        let rest = rest.trim_start_matches('\n');
+        let error = match keepalive {
+            SOON => error_of(rest),
+            _ => serde_json::from_str::<Value>(rest).unwrap()["error"].clone(),
+        };
+        assert!(error["message"].as_str().unwrap().contains(message), "{error}");
+        let outcome = if status == "200 OK" { "upstream_error" } else { "completed" };
+        proxy.stop(&[(outcome, 1)]).await;
+    }
+}
+
+const BRISK: &str = "keepalive: { after: 10m, interval: 10ms }";
+
+/// The head of an answer is no end of the wait: heartbeats go on until the first byte of the body.
+#[tokio::test]
+async fn heartbeats_go_on_until_the_first_byte() {
+    for cold in [true, false] {
+        let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
+        let proxy = match cold {
+            true => Proxy::tiny(&upstream.url(), SOON).await,
+            false => warm(&mut upstream, BRISK).await,
+        };
+        let mut client = if cold {
+            let (client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
+            upstream.wake();
+            client
+        } else {
+            proxy.sent(streaming("x")).await
+        };
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(STREAM).await;
+        if cold {
+            client.parts_until("server-timing").await;
+        } else {
+            assert_eq!(client.head().await.unwrap().get("x-accel-buffering"), Some("no"));
+        }
+        for _ in 0..3 {
+            let line = beat(&mut client).await;
+            assert!(line.starts_with(": waiting phase=first_byte waited="), "{line:?}");
+        }
+        call.send(chunk(EVENT)).await;
+        // In the same write: of the same completion, and nothing in it.
+        let first = client.parts_until(EVENT).await;
+        let events: String = first.split_inclusive('\n').skip_while(|line| line.starts_with(": ")).collect();
+        let (empty, rest) = events.split_once("\n\n").unwrap();
+        assert!(is_empty(empty) && empty.contains("\"id\":\"chatcmpl-1\""), "{events}");
+        assert_eq!(rest, EVENT);
+        // From then on there are none, however long the server takes.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        call.finish(chunk("data: 2\n\n") + LAST).await;
+        assert_eq!(client.rest().await.as_deref(), Some("data: 2\n\n"));
+        proxy.stop(&[("completed", if cold { 1 } else { 2 })]).await;
+    }
+}
+
+/// What kind of answer it is is known by its own head: also where the request was not read, and for white space before
+/// JSON; and what has a length has no room for anything else.
+#[tokio::test]
+async fn heartbeats_before_the_first_byte_go_by_the_answer() {
+    let anything = |more: &str| format!("match: {{}}, {more}");
+    let json = STREAM.replace("text/event-stream", "application/json");
+    let length = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 9\r\n\r\n";
+    for (more, head, expected) in [
+        (anything(BRISK), STREAM, Some(": waiting ")),
+        (anything("keepalive: { mode: chunk, interval: 10ms }"), STREAM, Some("data: {")),
+        (anything("keepalive: { mode: whitespace, interval: 10ms }"), &*json, Some("\n")),
+        (anything(BRISK), &*json, None),
+        (anything("keepalive: { mode: off, interval: 10ms }"), STREAM, None),
+        (anything(BRISK), length, None),
+    ] {
+        let mut upstream = Upstream::warm().await;
+        let proxy = warm(&mut upstream, &more).await;
+        let mut client = proxy.sent(streaming("x")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(head).await;
+        let head = client.head().await.unwrap();
+        if let Some(expected) = expected {
+            for _ in 0..2 {
+                let beat = beat(&mut client).await;
+                assert!(beat.starts_with(expected), "{beat:?}");
+            }
+        } else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        match head.get("content-length") {
+            Some(_) => call.finish("data: 1\n\n").await,
+            None => call.finish(chunk("data: 1\n\n") + LAST).await,
+        }
+        let body = client.body(&head).await.unwrap();
+        let body = String::from_utf8(body).unwrap();
+        assert!(body.ends_with("data: 1\n\n") && (expected.is_some() || body.len() == 9), "{body:?}");
+        proxy.stop(&[("completed", 2)]).await;
+    }
+}
+
+/// The endpoint's own silence is bounded all the same.
+#[tokio::test]
+async fn heartbeats_do_not_lift_the_idle_timeout() {
+    let mut upstream = Upstream::warm().await;
+    let more = "keepalive: { after: 10m, interval: 10ms }, upstream: { idleTimeout: 100ms }";
+    let proxy = warm(&mut upstream, more).await;
+    let mut client = proxy.sent(streaming("x")).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    client.parts_until(": waiting ").await;
+    assert_eq!(client.rest().await, None, "it breaks off");
+    proxy.stop(&[("completed", 1), ("upstream_error", 1)]).await;
+}
+
+/// Opt-in: pauses between events are filled, and never an event itself.
+#[tokio::test]
+async fn pauses_between_events_are_filled_where_asked_for() {
+    for mode in ["comment", "chunk"] {
+        for cold in [true, false] {
+            let keepalive =
+                format!("keepalive: {{ mode: {mode}, after: 10ms, interval: 10ms, whileStreaming: true }}");
+            let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
+            let proxy = match cold {
+                true => Proxy::tiny(&upstream.url(), &keepalive).await,
+                false => warm(&mut upstream, &keepalive).await,
+            };
+            let mut client = proxy.sent(streaming("x")).await;
+            if cold {
+                client.head().await.unwrap();
+                upstream.wake();
+            }
+            let mut call = upstream.call().await;
+            call.body().await;
+            call.send(STREAM).await;
+            call.send(chunk(EVENT)).await;
+            if !cold {
+                client.head().await.unwrap();
+            }
+            client.parts_until(EVENT).await;
+            for _ in 0..2 {
+                let beat = beat(&mut client).await;
+                let expected = if mode == "chunk" { "data: {" } else { ": waiting phase=next_event " };
+                assert!(beat.starts_with(expected), "{beat:?}");
+            }
+            call.send(chunk("data: half")).await;
+            client.parts_until("data: half").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            call.send(chunk(" of it\n")).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            call.send(chunk("\n")).await;
+            let rest = client.parts_until("\n\n").await;
+            assert!(rest.starts_with(" of it\n\n"), "{rest:?}");
+            client.parts_until(if mode == "chunk" { "data: {" } else { ": waiting" }).await;
+            // Nothing comes after the last event.
+            call.send(chunk("data: [DONE]\n\n")).await;
+            client.parts_until("data: [DONE]\n\n").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            call.finish(LAST).await;
+            assert_eq!(client.rest().await.as_deref(), Some(""));
+            proxy.stop(&[("completed", if cold { 1 } else { 2 })]).await;
+        }
+    }
+}
+
+/// A client that bears less silence than the route's interval is sent something sooner, warm as well.
+#[tokio::test]
+async fn an_sdk_hears_sooner_after_the_head_as_well() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = warm(&mut upstream, "keepalive: { after: 10m, interval: 10m }").await;
+    let request = streaming("x").replace("Host:", "x-stainless-read-timeout: 0.1\r\nHost:");
+    let mut client = proxy.sent(request).await;
+    let mut call = upstream.call().await;
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    client.parts_until(": waiting phase=first_byte").await;
+    call.finish(LAST).await;
+    client.rest().await.unwrap();
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+/// Comments and the chunk mode: no comment in it, not even of the wait's timing.
+#[tokio::test]
+async fn chunk_mode_sends_no_comments() {
+    let keepalive = "keepalive: { mode: chunk, after: 10ms, interval: 10ms }";
+    let body = r#"{"model":"tiny","stream":true}"#;
+    for path in [CHAT, "/v1/completions", "/v1/messages"] {
+        let mut upstream = Upstream::cold().await;
+        let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
+        let (mut client, first) = early(&proxy, &post(path, body), "text/event-stream").await;
+        upstream.wake();
+        let mut call = upstream.call().await;
+        call.body().await;
+        call.send(STREAM).await;
+        call.finish(chunk("data: 1\n\n") + LAST).await;
+        let all = first + &client.rest().await.unwrap();
+        let events: Vec<_> = all.split_terminator("\n\n").collect();
+        let (last, beats) = events.split_last().unwrap();
+        assert_eq!(*last, "data: 1");
+        assert!(beats.iter().all(|event| is_empty(event)), "{all}");
+        proxy.stop(&[("completed", 1)]).await;
+    }
+}
+
+/// Events of ours in the place of an answer are kept apart from comments, too.
+#[tokio::test]
+async fn errors_after_comments_follow_an_empty_event() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 100ms }}")).await;
+    let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
+    let rest = client.rest().await.unwrap();
+    let events: String = rest.split_inclusive('\n').skip_while(|line| line.starts_with(": ")).collect();
+    let (empty, error) = events.split_once("\n\n").unwrap();
+    assert!(is_empty(empty), "{events}");
+    assert_eq!(error_of(error)["code"], "cold_start_timeout");
+    proxy.stop(&[("cold_start_timeout", 1)]).await;
+}
+
+fn choosing(choice: &str, path: &str, stream: bool) -> String {
+    let body = format!(r#"{{"model":"tiny","stream":{stream}}}"#);
+    post_with(path, &[("X-Anteroom-Keepalive", choice)], &body)
+}
+
+/// A client knows best what it can read. Its choice goes before the route's, and ends here.
+#[tokio::test]
+async fn client_chooses_its_heartbeats() {
+    for (mode, choice, expected) in [
+        ("comment", "off", None),
+        ("comment", "chunk", Some("data: {")),
+        ("chunk", "comment", Some(": ")),
+        ("off", "comment", Some(": ")),
+        ("whitespace", "off", None),
+    ] {
+        let mut upstream = Upstream::cold().await;
+        let keepalive = format!("keepalive: {{ mode: {mode}, after: 10ms, interval: 10ms }}");
+        let proxy = Proxy::tiny(&upstream.url(), &keepalive).await;
+        let mut client = proxy.sent(choosing(choice, CHAT, true)).await;
+        proxy.held(1).await;
+        if let Some(expected) = expected {
+            client.head().await.unwrap();
+            let beat = beat(&mut client).await;
+            assert!(beat.starts_with(expected), "{mode}, {choice}: {beat:?}");
+        } else {
+            upstream.probed().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        upstream.wake();
+        let mut call = upstream.call().await;
+        assert_eq!(call.head.get("x-anteroom-keepalive"), None);
+        call.body().await;
+        call.finish(answer("200 OK", &[("Content-Type", "text/event-stream")], EVENT)).await;
+        if expected.is_none() {
+            let response = client.response().await;
+            assert_eq!(
+                (response.get("content-length"), &*response.text()),
+                (Some(&*EVENT.len().to_string()), EVENT)
+            );
+        } else {
+            assert!(client.rest().await.unwrap().ends_with(EVENT));
+        }
+        proxy.stop(&[("completed", 1)]).await;
+    }
+    // Whole answers of a `whitespace` route have none left, and warm ones follow the choice as well.
+    let mut upstream = Upstream::warm().await;
+    let proxy = warm(&mut upstream, BRISK).await;
+    let mut client = proxy.sent(choosing("off", CHAT, true)).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.head.get("x-anteroom-keepalive"), None);
+    call.body().await;
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    call.finish(chunk(EVENT) + LAST).await;
+    assert_eq!(client.rest().await.as_deref(), Some(EVENT));
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+#[tokio::test]
+async fn unreadable_choice_of_heartbeats_is_named() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), SOON).await;
+    for choice in ["loud", "", "Off", "off, chunk", "whitespace"] {
+        let response = proxy.ask(choosing(choice, CHAT, true)).await;
+        response.is_error(400, "invalid_request");
+        let message = response.json()["error"]["message"].as_str().unwrap().to_owned();
+        assert!(
+            message.contains("x-anteroom-keepalive") && message.contains(&format!("\"{choice}\"")),
+            "{message}"
+        );
+    }
+    assert_eq!(proxy.route("tiny").await["held"], 0, "and wakes nothing");
+    proxy.stop(&[]).await;
 }

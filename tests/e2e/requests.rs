@@ -226,7 +226,11 @@ async fn after_an_early_answer_a_comment_says_it() {
     let entries = entries(timing);
     let sum: f64 = entries[1..entries.len() - 1].iter().map(|(_, dur)| dur).sum();
     assert!((sum - entries[0].1).abs() < 1e-6 && entries.iter().any(|(name, _)| *name == "load"), "{timing}");
-    assert_eq!(lines[1..], [TOKEN, ""], "one line, and then the answer as it is");
+    assert!(
+        lines[1].starts_with("data: ") && lines[1].contains("\"content\":\"\"") && lines[2].is_empty(),
+        "{rest:?}"
+    );
+    assert_eq!(lines[3..], [TOKEN, ""], "one line, an event with no content, and then the answer as it is");
     let story = proxy.story("early").await;
     assert_eq!(
         events(&story),

@@ -79,6 +79,9 @@ def essence(events):
     data = [line.removeprefix("data: ") for line in events.splitlines() if line and not line.startswith(":")]
     assert data.pop() == "[DONE]"
     chunks = [json.loads(each) for each in data]
+    # Behind comments there is one with no content, of the same completion.
+    if chunks[0]["choices"][0]["delta"] == {"content": ""}:
+        assert chunks.pop(0)["id"] == chunks[0]["id"]
     choices = [chunk["choices"][0] for chunk in chunks]
     text = "".join(choice["delta"].get("content", "") for choice in choices)
     keys = [{key: sorted(each[key]) if key == "delta" else None for key in each} for each in (choices[0], choices[-1])]
@@ -193,6 +196,43 @@ def test_from_zero_and_back_and_again(start):
     assert text
     ended = proxy.settle()
     assert ended["client_gone"] == 1 and set(ended) == {"client_gone", "completed"}
+
+
+def bench(url, folder, backend):
+    """Runs `vllm bench serve` against this, one request, and gives what it measured."""
+    path = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}[backend]
+    options = {
+        "backend": backend, "base-url": url, "endpoint": path, "model": FOLDER / "tiny", "served-model-name": "tiny",
+        "dataset-name": "random", "random-input-len": 24, "random-output-len": 32, "num-prompts": 1, "seed": 7,
+        "temperature": 0, "ready-check-timeout-sec": 0, "result-dir": folder, "result-filename": f"{backend}.json",
+    }  # fmt: skip
+    flags = [part for key, value in options.items() for part in (f"--{key}", str(value))]
+    command = ["vllm", "bench", "serve", *flags, "--ignore-eos", "--save-result", "--save-detailed", "--disable-tqdm"]
+    env = {**os.environ, **ENV, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_TARGET_DEVICE": "cpu"}
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=STARTING)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / f"{backend}.json").read_text())
+
+
+@pytest.mark.parametrize("backend", ["openai", "openai-chat"])
+def test_vllm_bench_measures_a_cold_start_rightly(start, tmp_path, backend):
+    """Its parser takes comments together with the event after them for one comment: it has to lose nothing by that."""
+    config = tmp_path / "lasting.yaml"
+    text = EXAMPLE.read_text()
+    assert "idleTimeout: 15s" in text
+    # Longer than the second run of the instrument takes to begin.
+    config.write_text(text.replace("idleTimeout: 15s", "idleTimeout: 10m"))
+    proxy = start(config)
+    cold = bench(proxy.url, tmp_path, backend)
+    (endpoint,) = proxy.route()["endpoints"]
+    direct = bench(f"http://{endpoint['address']}", tmp_path, backend)
+    assert cold["errors"] == direct["errors"] == [""]
+    assert cold["generated_texts"] == direct["generated_texts"] and cold["generated_texts"] != [""]
+    assert cold["output_lens"] == direct["output_lens"] == [32]
+    (record,) = proxy.cold_starts()
+    # Heartbeats came, and none of them is taken for the token.
+    assert record["total_ms"] > 5000 and record["phases"][-1]["name"] == "first_token"
+    assert cold["ttfts"][0] * 1000 == pytest.approx(record["total_ms"], rel=0.05)
 
 
 def test_a_start_that_fails_says_why(start, tmp_path):

@@ -185,6 +185,10 @@ impl Checker<'_> {
         self.period(&path.key("after"), keepalive.after);
         self.period(&path.key("interval"), keepalive.interval);
         if keepalive.mode == KeepaliveMode::Off {
+            if keepalive.while_streaming {
+                let message = "true has no effect with mode off, unless a request asks for heartbeats";
+                self.warn(&path.key("whileStreaming"), message);
+            }
             return;
         }
         if keepalive.interval.get() > Duration::from_secs(15) {

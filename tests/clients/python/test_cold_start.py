@@ -32,7 +32,9 @@ def test_stream(anteroom, client, truth):
     with client(proxy).chat.completions.create(**request) as stream:
         chunks = list(stream)
     assert text_of(chunks) == truth()
-    assert chunks[0].choices[0].delta.role == "assistant"
+    # Behind the comments there is one with no content, of the same completion.
+    assert chunks[0].choices[0].delta.content == "" and chunks[0].choices[0].delta.role is None
+    assert chunks[1].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "stop"
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 16
     assert proxy.starts() == 1

@@ -1,0 +1,94 @@
+//! Events that say nothing, in the shapes of the APIs that have such.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::Shape;
+
+/// Whether the API has an event that says nothing and may come before all others. OpenAI's Responses has none: its SDKs
+/// take nothing but `response.created` for the first one.
+pub const fn has_empty_event(shape: Shape) -> bool {
+    matches!(shape, Shape::Chat | Shape::Completion | Shape::Messages)
+}
+
+/// An event with no content: a chunk of a completion with this id, or Anthropic's `ping`. `None` where the API has none.
+pub fn empty_event(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
+    empty(shape, json!({"id": format!("{prefix}-{id}"), "created": created, "model": model}))
+}
+
+/// The same, to be sent together with `next`, which begins with an event: a chunk of the same completion as that, since
+/// openai-go's accumulator takes chunks of one id only. Where that event does not tell, `model` and `id` do.
+pub fn empty_event_before(next: &[u8], shape: Shape, model: &str, id: &str) -> Option<Bytes> {
+    let data = next.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"data:"));
+    let first = data.and_then(|data| serde_json::from_slice::<Value>(data).ok());
+    match first {
+        Some(first) if first["id"].is_string() => {
+            empty(shape, json!({"id": first["id"], "created": first["created"], "model": first["model"]}))
+        }
+        _ => empty_event(shape, model, id),
+    }
+}
+
+fn empty(shape: Shape, mut chunk: Value) -> Option<Bytes> {
+    let (object, choice) = match shape {
+        Shape::Chat => (
+            "chat.completion.chunk",
+            json!({"index": 0, "delta": {"content": ""}, "logprobs": null, "finish_reason": null}),
+        ),
+        Shape::Completion => {
+            ("text_completion", json!({"index": 0, "text": "", "logprobs": null, "finish_reason": null}))
+        }
+        Shape::Messages => return Some(Bytes::from_static(b"event: ping\ndata: {\"type\": \"ping\"}\n\n")),
+        Shape::Responses | Shape::Plain | Shape::Form | Shape::Opaque => return None,
+    };
+    chunk["object"] = object.into();
+    chunk["choices"] = json!([choice]);
+    Some(format!("data: {chunk}\n\n").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk(event: &[u8]) -> Value {
+        let data = event.strip_prefix(b"data: ").and_then(|data| data.strip_suffix(b"\n\n"));
+        serde_json::from_slice(data.unwrap()).unwrap()
+    }
+
+    #[test]
+    fn empty_event_is_of_the_completion_that_follows() {
+        let next =
+            b"data: {\"id\":\"chatcmpl-7\",\"created\":5,\"model\":\"org/m\",\"choices\":[]}\n\ndata: [DO";
+        let empty = chunk(&empty_event_before(next, Shape::Chat, "tiny", "0123").unwrap());
+        assert_eq!(
+            empty,
+            json!({
+                "id": "chatcmpl-7", "object": "chat.completion.chunk", "created": 5, "model": "org/m",
+                "choices": [{"index": 0, "delta": {"content": ""}, "logprobs": null, "finish_reason": null}],
+            })
+        );
+        // An event that is cut, one without an id, and none at all.
+        for next in [&b"data: {\"id\":\"cmpl-7\",\"crea"[..], b"data: {\"error\":{}}\n\n", b""] {
+            let empty = chunk(&empty_event_before(next, Shape::Completion, "tiny", "0123").unwrap());
+            assert_eq!((&empty["id"], &empty["model"]), (&json!("cmpl-0123"), &json!("tiny")));
+            assert_eq!(
+                (&empty["object"], &empty["choices"][0]["text"]),
+                (&json!("text_completion"), &json!(""))
+            );
+        }
+    }
+
+    #[test]
+    fn empty_event_exists_where_the_api_has_one() {
+        use Shape::{Chat, Completion, Form, Messages, Opaque, Plain, Responses};
+        for shape in [Chat, Completion, Messages, Responses, Plain, Form, Opaque] {
+            assert_eq!(empty_event(shape, "tiny", "0").is_some(), has_empty_event(shape), "{shape:?}");
+        }
+        let ping = empty_event(Shape::Messages, "tiny", "0").unwrap();
+        assert_eq!(ping, &b"event: ping\ndata: {\"type\": \"ping\"}\n\n"[..]);
+    }
+}

@@ -1,0 +1,91 @@
+//! CORS preflights: the model server's to answer while it is up, and no reason to start it.
+
+use crate::support::{
+    Proxy, Upstream, route, routes,
+    upstream::answer,
+    wire::{CHAT, chat},
+};
+
+fn preflight(host: &str, path: &str, method: &str) -> String {
+    format!(
+        "OPTIONS {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: https://chat.test\r\n\
+         Access-Control-Request-Method: {method}\r\nAccess-Control-Request-Headers: authorization\r\n\r\n"
+    )
+}
+
+async fn warm(proxy: &Proxy, upstream: &mut Upstream) {
+    let mut client = proxy.sent(chat("x")).await;
+    upstream.call().await.echo().await;
+    client.response().await;
+}
+
+#[tokio::test]
+async fn preflight_is_answered_by_the_warm_server() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    warm(&proxy, &mut upstream).await;
+    for (path, method) in [(CHAT, "POST"), ("/v1/responses/resp_1", "DELETE"), ("/v1/embeddings", "POST")] {
+        let mut client = proxy.sent(preflight("api.test", path, method)).await;
+        let call = upstream.call().await;
+        assert_eq!(call.head.line(), format!("OPTIONS {path}"));
+        assert_eq!(call.head.get("origin"), Some("https://chat.test"));
+        assert_eq!(call.head.get("access-control-request-headers"), Some("authorization"));
+        assert_eq!(proxy.route("tiny").await["in_flight"], 1);
+        let allowed = [("Access-Control-Allow-Origin", "https://chat.test"), ("Vary", "Origin")];
+        call.finish(answer("204 No Content", &allowed, "").replace("Content-Length: 0\r\n", "")).await;
+        let response = client.response().await;
+        assert_eq!(response.status(), 204);
+        assert_eq!(response.get("access-control-allow-origin"), Some("https://chat.test"));
+    }
+    // Where there is no room it does not wait.
+    let mut busy = proxy.sent(chat("busy")).await;
+    let call = upstream.call().await;
+    proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(429, "saturated");
+    call.echo().await;
+    busy.response().await;
+    // A server that breaks off is not asked twice.
+    let mut client = proxy.sent(preflight("api.test", CHAT, "POST")).await;
+    upstream.call().await.reset();
+    client.response().await.is_error(502, "upstream_error");
+    proxy.stop(&[("completed", 5), ("upstream_error", 1)]).await;
+}
+
+#[tokio::test]
+async fn preflight_wakes_nothing() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(405, "method_not_allowed");
+    let route = proxy.route("tiny").await;
+    assert_eq!((&route["state"], &route["held"]), (&"idle".into(), &0.into()));
+    assert_eq!((upstream.probes(), upstream.requests()), (0, 0));
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn preflight_needs_a_route_without_its_model() {
+    let (mut ours, others) = (Upstream::warm().await, Upstream::warm().await);
+    let by_host = "match: { hosts: [tiny.test], models: [tiny] }";
+    let proxy = Proxy::start(&routes(&[
+        route("tiny", &ours.url(), by_host),
+        route("one", &others.url(), ""),
+        route("two", &others.url(), ""),
+    ]))
+    .await;
+    let mut client = proxy.sent(chat("x").replace("api.test", "tiny.test")).await;
+    ours.call().await.echo().await;
+    client.response().await;
+    // The host has one route only.
+    let mut client = proxy.sent(preflight("tiny.test", CHAT, "POST")).await;
+    ours.call().await.finish(answer("200 OK", &[], "")).await;
+    assert_eq!(client.response().await.status(), 200);
+    // Of two, either may allow other origins than the other.
+    proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(405, "method_not_allowed");
+    // What is ours to answer, and what is no preflight.
+    proxy.ask(preflight("tiny.test", "/v1/models", "GET")).await.is_error(405, "method_not_allowed");
+    let no_preflight =
+        format!("OPTIONS {CHAT} HTTP/1.1\r\nHost: tiny.test\r\nOrigin: https://chat.test\r\n\r\n");
+    proxy.ask(no_preflight).await.is_error(405, "method_not_allowed");
+    proxy.ask(preflight("tiny.test", CHAT, "GET")).await.is_error(405, "method_not_allowed");
+    assert_eq!(ours.pending() + others.pending(), 0);
+    proxy.stop(&[("completed", 2)]).await;
+}
