@@ -526,8 +526,15 @@ impl TargetState {
         let mut refusing = self.refusing.lock();
         if !is_refused {
             refusing.remove(address);
-        } else if refusing.len() < MOST && !refusing.contains_key(address) {
-            refusing.insert(address.into(), Instant::now());
+            return;
+        }
+        refusing.entry(address.into()).or_insert_with(Instant::now);
+        // Pods that have gone stay until there is no room.
+        if refusing.len() > MOST
+            && let Some(oldest) =
+                refusing.iter().min_by_key(|(_, since)| **since).map(|(address, _)| address.clone())
+        {
+            refusing.remove(&oldest);
         }
     }
 
@@ -569,6 +576,19 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_refuse_are_few_and_the_latest() {
+        let target = TargetState::default();
+        for number in 0..20 {
+            target.set_refusing(&format!("10.0.0.{number}:8000"), true);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        target.set_refusing("10.0.0.19:8000", false);
+        let refusing = target.refusing_for(Duration::from_secs(5));
+        assert_eq!(refusing.len(), 12, "16 are kept; of these, 4 to 15 and not 16 to 19 for so long");
+        assert!(!refusing.contains(&"10.0.0.3:8000".into()) && refusing.contains(&"10.0.0.4:8000".into()));
+    }
 
     #[test]
     fn the_backoff_doubles_from_50_ms_to_1_s() {
