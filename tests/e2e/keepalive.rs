@@ -389,7 +389,7 @@ async fn encoded_answers_after_an_early_head_are_decoded() {
     for (keepalive, stream, status, kind, coding, body, told) in [
         (SOON, true, "200 OK", EVENTS, "gzip", gzip(EVENT), EVENT),
         (SOON, true, "400 Bad Request", JSON, "gzip", gzip(own), "too long"),
-        (SOON, true, "503 Busy", JSON, "gzip", gzip(own), "too long"),
+        (SOON, true, "422 Unprocessable", JSON, "gzip", gzip(own), "too long"),
         (SOON, true, "200 OK", EVENTS, "br", b"?".to_vec(), "`br`"),
         (SOON, true, "400 Bad Request", JSON, "zstd", b"?".to_vec(), "`zstd`"),
         (SOON, true, "200 OK", EVENTS, "gzip", EVENT.into(), "cannot be decoded"),
@@ -451,7 +451,7 @@ async fn answers_of_another_form_become_errors() {
         (SOON, streaming("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
         (WHITESPACE, chat("x"), "200 OK", "audio/mpeg", "answered with audio/mpeg"),
         (WHITESPACE, chat("x"), "200 OK", "text/event-stream", "answered with text/event-stream"),
-        (WHITESPACE, chat("x"), "500 Internal Server Error", "text/plain", "ID3"),
+        (WHITESPACE, chat("x"), "422 Unprocessable", "text/plain", "ID3"),
     ] {
         let mut upstream = Upstream::cold().await;
         let proxy = Proxy::tiny(&upstream.url(), keepalive).await;
