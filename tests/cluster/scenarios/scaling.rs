@@ -1,5 +1,6 @@
 //! How many replicas: as many as the queue asks for once one of them answers, and not fewer than the requests need.
 
+use futures_util::future::join_all;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
@@ -48,7 +49,7 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
 pub(super) async fn requests_held_by_the_ramp_ask_for_no_other_replica(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // The HPA looks several times before the first head of an answer comes.
+    // Not streamed, so that the first head of an answer comes with its end: the HPA looks several times before.
     let pool = it.pool();
     let mut model = Model::new("tiny").sim("--tokens 4 --time-to-first-token 20s");
     (model.node_selector, model.probe_period) = (pool.clone(), 1);
@@ -56,11 +57,15 @@ pub(super) async fn requests_held_by_the_ramp_ask_for_no_other_replica(it: Scena
     let replicas = it.replicas("tiny").await;
 
     // Less than the 64 that one replica takes by default, and more than nine times the 5 that one more is asked for.
-    let streams: Vec<_> = (0..48).map(|_| replica.read("tiny", 4)).collect();
-    replica.holds(&it, "tiny", 48).await;
-    let node = it.world.add_node(pool).await;
-    for stream in streams {
-        wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
+    let answers = join_all((0..48).map(|_| replica.ask("tiny", false)));
+    let starting = async {
+        replica.holds(&it, "tiny", 48).await;
+        it.world.add_node(pool).await
+    };
+    let both = async { tokio::join!(answers, starting) };
+    let (answers, node) = wait::within("the answers", 2 * wait::SOON, both).await;
+    for answer in answers {
+        assert_eq!(answer.unwrap().status, 200);
     }
     replicas.reach(0).await;
     assert_eq!(replicas.course(), [0, 1, 0]);
