@@ -15,6 +15,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use permit::Kind;
 pub use permit::Permit;
+use tokio_util::sync::CancellationToken;
 
 pub use demand::{BackgroundJob, OpenStream};
 pub use directory::{Directory, Gates};
@@ -43,6 +44,8 @@ pub struct Gate {
     draining: AtomicBool,
     /// Nobody is held any more, whoever comes back.
     evicting: AtomicBool,
+    /// The same, for those who wait for it.
+    evicted: CancellationToken,
     /// What gets requests that waited in vain.
     fallback: ArcSwapOption<Endpoint>,
     /// How many are in flight there.
@@ -68,6 +71,7 @@ impl Gate {
             counters: RouteCounters::default(),
             draining: AtomicBool::new(false),
             evicting: AtomicBool::new(false),
+            evicted: CancellationToken::new(),
             fallback: ArcSwapOption::empty(),
             fallen_back: AtomicU64::new(0),
             quiet: AtomicU64::new(0),
@@ -279,7 +283,13 @@ impl Gate {
     /// The held requests have waited as long as draining allows.
     pub fn evict(&self) -> usize {
         self.evicting.store(true, Ordering::SeqCst);
+        self.evicted.cancel();
         self.queue.release_all(|| Released::Draining)
+    }
+
+    /// Waits until draining is nearly over, and what would go on without end is to end. Cancel-safe.
+    pub async fn evicted(&self) {
+        self.evicted.cancelled().await;
     }
 
     /// Says that somebody has joined the queue. Whoever retires the last endpoint looks at the queue afterwards, and

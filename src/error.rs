@@ -317,6 +317,15 @@ impl ProxyError {
         }
     }
 
+    /// The close code of a WebSocket that ends so after its upgrade (RFC 6455, section 7.4.1, and IANA's registry): the
+    /// service restarts, or met something unexpected.
+    pub const fn close_code(&self) -> u16 {
+        match self {
+            Self::Draining { .. } => 1012,
+            _ => 1011,
+        }
+    }
+
     /// `Retry-After`, where waiting helps.
     pub fn retry_after(&self) -> Option<Duration> {
         const DEFAULT: Duration = Duration::from_secs(5);

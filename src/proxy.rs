@@ -32,6 +32,7 @@ mod traced;
 mod tries;
 mod tunnel;
 mod wait;
+mod ws_frames;
 
 pub use answering::Answering;
 pub use client_io::{ClientIo, ClientLimits};

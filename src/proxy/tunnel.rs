@@ -1,4 +1,5 @@
-//! WebSockets: after the endpoint has said 101, bytes go both ways until one side has no more to say.
+//! WebSockets: after the endpoint has said 101, bytes go both ways until one side has no more to say. A client whose
+//! WebSocket ends for a reason of ours, or of a broken endpoint, is told in a close frame.
 
 use std::{
     io,
@@ -21,8 +22,11 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{body::Lease, connection_state::ConnectionState, exchange::Exchange};
-use crate::error::Outcome;
+use super::{body::Lease, connection_state::ConnectionState, exchange::Exchange, ws_frames::Frames};
+use crate::{
+    domain::RouteKey,
+    error::{Outcome, ProxyError},
+};
 
 /// A client's wish to leave HTTP, and the connection on which it does.
 pub(super) struct Upgrade {
@@ -45,7 +49,11 @@ enum End {
     Closed,
     ClientBroke,
     UpstreamBroke,
+    /// `timeouts.request` of the route.
     TookTooLong,
+    /// Neither side said anything for the route's `idleTimeout`.
+    Quiet,
+    Draining,
 }
 
 /// Which end of a copy failed.
@@ -59,6 +67,9 @@ const SWITCHING: Duration = Duration::from_secs(10);
 
 /// How long one side may go on after the other has closed.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
+
+/// How long a client may take to read why its WebSocket ends.
+const CLOSING: Duration = Duration::from_secs(1);
 
 /// How much is read at once in each direction.
 const BUFFER: usize = 16 * 1024;
@@ -95,21 +106,19 @@ impl Tunnel {
         let switched = timeout(SWITCHING, async { tokio::try_join!(client, upstream) }).await;
         // Otherwise the client has gone before it could see the 101.
         if let Ok(Ok((client, upstream))) = switched {
+            let gate = exchange.gate().clone();
             let over = async {
-                match deadline {
-                    Some(deadline) => sleep_until(deadline).await,
-                    None => std::future::pending().await,
+                tokio::select! {
+                    // A limit that was known from the start says more than the end of the proxy.
+                    biased;
+                    () = until(deadline) => End::TookTooLong,
+                    () = gate.evicted() => End::Draining,
                 }
             };
-            let end = tokio::select! {
-                // What has ended in time has ended well.
-                biased;
-                end = carry(client, upstream, idle) => end,
-                () = over => End::TookTooLong,
-            };
-            match end {
+            match carry(client, upstream, idle, over, gate.key()).await {
                 End::Closed => exchange.end(Outcome::Completed),
-                End::UpstreamBroke | End::TookTooLong => exchange.end(Outcome::UpstreamError),
+                End::UpstreamBroke | End::TookTooLong | End::Quiet => exchange.end(Outcome::UpstreamError),
+                End::Draining => exchange.end(Outcome::Draining),
                 // Why, is for the account to find out: gone, stalled or cut off.
                 End::ClientBroke => {}
             }
@@ -119,71 +128,137 @@ impl Tunnel {
     }
 }
 
-async fn carry(client: Upgraded, upstream: Upgraded, idle: Duration) -> End {
-    let (mut from_client, mut to_client) = split(TokioIo::new(client));
-    let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
-    let moved = AtomicBool::new(true);
-    let up = async {
-        copy(&mut from_client, &mut to_upstream, &moved).await.map_err(|broke| match broke {
-            Broke::Reading => End::ClientBroke,
-            Broke::Writing => End::UpstreamBroke,
+// === impl End ===
+
+impl End {
+    /// What the client is told, if it is there to be told.
+    fn error(&self, route: &RouteKey) -> Option<ProxyError> {
+        let route = route.clone();
+        Some(match self {
+            Self::Closed | Self::ClientBroke => return None,
+            Self::UpstreamBroke => {
+                ProxyError::UpstreamError { route, reason: "the endpoint broke its connection off".into() }
+            }
+            Self::TookTooLong => {
+                ProxyError::UpstreamTimeout { route, reason: "timeouts.request of the route is over".into() }
+            }
+            Self::Quiet => {
+                ProxyError::UpstreamTimeout { route, reason: "nothing was said for too long".into() }
+            }
+            Self::Draining => ProxyError::Draining { admitted: true },
         })
-    };
-    let down = async {
-        copy(&mut from_upstream, &mut to_client, &moved).await.map_err(|broke| match broke {
-            Broke::Reading => End::UpstreamBroke,
-            Broke::Writing => End::ClientBroke,
-        })
-    };
-    let quiet = async {
-        while moved.swap(false, Ordering::Relaxed) {
-            sleep(idle).await;
-        }
-    };
-    let both = async {
-        tokio::pin!(up, down);
-        let (first, other) = tokio::select! {
-            // Neither way matters more, and both are polled whenever the task is.
-            biased;
-            first = &mut up => (first, timeout(HALF_CLOSED, down).await),
-            first = &mut down => (first, timeout(HALF_CLOSED, up).await),
-        };
-        match (first, other) {
-            (Err(end), _) => end,
-            // It had nothing to say any more, or was cut off while it still talked to nobody.
-            (Ok(()), _) => End::Closed,
-        }
-    };
-    tokio::select! {
-        // It is not quiet if something moves.
-        biased;
-        end = both => end,
-        () = quiet => End::TookTooLong,
     }
 }
 
-/// Copies until there is no more, and says so to the other side.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn carry(
+    client: Upgraded,
+    upstream: Upgraded,
+    idle: Duration,
+    over: impl Future<Output = End>,
+    route: &RouteKey,
+) -> End {
+    let (mut from_client, mut to_client) = split(TokioIo::new(client));
+    let (mut from_upstream, mut to_upstream) = split(TokioIo::new(upstream));
+    let (moved, closed) = (AtomicBool::new(true), AtomicBool::new(false));
+    let (mut asked, mut frames) = (Frames::default(), Frames::default());
+    let end = {
+        let up = async {
+            let copied = async {
+                copy(&mut from_client, &mut to_upstream, &mut asked, &moved, &closed).await?;
+                to_upstream.shutdown().await.map_err(|_| Broke::Writing)
+            };
+            copied.await.map_err(|broke| match broke {
+                Broke::Reading => End::ClientBroke,
+                Broke::Writing => End::UpstreamBroke,
+            })
+        };
+        let down = async {
+            let copied = async {
+                copy(&mut from_upstream, &mut to_client, &mut frames, &moved, &closed).await?;
+                // A server that dies says nothing any more, and its kernel ends the connection in good order.
+                if frames.may_close() && !closed.load(Ordering::Relaxed) {
+                    return Err(Broke::Reading);
+                }
+                to_client.shutdown().await.map_err(|_| Broke::Writing)
+            };
+            copied.await.map_err(|broke| match broke {
+                Broke::Reading => End::UpstreamBroke,
+                Broke::Writing => End::ClientBroke,
+            })
+        };
+        let quiet = async {
+            while moved.swap(false, Ordering::Relaxed) {
+                sleep(idle).await;
+            }
+        };
+        let both = async {
+            tokio::pin!(up, down);
+            tokio::select! {
+                // Neither way matters more, and both are polled whenever the task is.
+                biased;
+                first = &mut up => {
+                    first?;
+                    let _ = timeout(HALF_CLOSED, down).await;
+                }
+                first = &mut down => {
+                    first?;
+                    let _ = timeout(HALF_CLOSED, up).await;
+                }
+            }
+            // The other had nothing to say any more, or was cut off while it still talked to nobody.
+            Ok(End::Closed)
+        };
+        let both = async { both.await.unwrap_or_else(|end| end) };
+        tokio::select! {
+            // It is not quiet if something moves, and what has ended in time has ended well.
+            biased;
+            end = both => end,
+            () = quiet => End::Quiet,
+            end = over => end,
+        }
+    };
+    if let Some(close) = end.error(route).and_then(|error| frames.close(&error)) {
+        let closing = async {
+            to_client.write_all(&close).await?;
+            to_client.shutdown().await
+        };
+        // Whether or not it reads that, it ends here.
+        let _ = timeout(CLOSING, closing).await;
+    }
+    end
+}
+
+/// Copies until there is no more. `closed`: a close frame has been passed on, in whatever direction.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
+    frames: &mut Frames,
     moved: &AtomicBool,
+    closed: &AtomicBool,
 ) -> Result<(), Broke> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let count = from.read(&mut buffer).await.map_err(|_: io::Error| Broke::Reading)?;
         moved.store(true, Ordering::Relaxed);
-        let written = async {
-            match count {
-                0 => to.shutdown().await,
-                count => {
-                    to.write_all(&buffer[..count]).await?;
-                    to.flush().await
-                }
-            }
-        };
-        written.await.map_err(|_| Broke::Writing)?;
         if count == 0 {
             return Ok(());
+        }
+        frames.begin();
+        let written = async {
+            to.write_all(&buffer[..count]).await?;
+            to.flush().await
+        };
+        written.await.map_err(|_| Broke::Writing)?;
+        frames.pass(&buffer[..count]);
+        if frames.is_closed() {
+            closed.store(true, Ordering::Relaxed);
         }
     }
 }

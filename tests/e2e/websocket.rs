@@ -8,6 +8,8 @@ use anteroom::{
 
 use crate::support::{
     Proxy, Upstream, Wire,
+    proxy::{options, parse},
+    route, routes,
     upstream::{Call, answer},
     wire::get,
 };
@@ -114,6 +116,98 @@ async fn a_tunnel_ends_with_the_limit_of_its_request_and_with_the_proxy() {
     call.gone().await;
     let account = stopping.await.unwrap();
     assert_eq!((account.ended_as(Outcome::UpstreamError), account.ended_as(Outcome::Draining)), (1, 1));
+}
+
+/// A frame of text from the server, of which `part` has come.
+fn text(words: &str) -> Vec<u8> {
+    [&[0x81, words.len() as u8], words.as_bytes()].concat()
+}
+
+/// The code and the reason of the close frame with which a stream ends, behind `before`.
+fn close_of(stream: &[u8], before: &[u8]) -> (u16, String) {
+    let [0x88, length, high, low, reason @ ..] = stream.strip_prefix(before).expect("all frames before")
+    else {
+        panic!("{stream:?}: no close frame")
+    };
+    assert_eq!(usize::from(*length), reason.len() + 2);
+    (u16::from_be_bytes([*high, *low]), String::from_utf8(reason.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn websocket_that_fails_is_closed_with_its_reason() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let open = async |upstream: &mut Upstream, words: &[u8]| {
+        let client = proxy.sent(upgrade("websocket")).await;
+        let mut call = upstream.call().await;
+        call.send([SWITCH.as_bytes(), words].concat()).await;
+        let mut client = client;
+        assert_eq!(client.head().await.unwrap().status(), 101);
+        let exact = client.exact(words.len()).await.unwrap();
+        assert_eq!(exact, words);
+        (client, call)
+    };
+    let hello = text("hello");
+    // The server dies: by a reset, and in the order in which a kernel ends the connections of a process.
+    let (mut client, call) = open(&mut upstream, &hello).await;
+    call.reset();
+    let (code, reason) = close_of(&client.end().await, b"");
+    assert_eq!(code, 1011);
+    assert!(reason.starts_with("upstream_error: "), "{reason}");
+    let (mut client, call) = open(&mut upstream, &hello).await;
+    drop(call);
+    assert_eq!(close_of(&client.end().await, b"").0, 1011);
+    proxy.ended("upstream_error", 101, 2).await;
+    // Within a frame nothing can be said.
+    let (mut client, call) = open(&mut upstream, &hello[..3]).await;
+    call.reset();
+    assert_eq!(client.end().await, b"");
+    // A server that has said goodbye has the last word.
+    let goodbye = [0x88, 2, 0x03, 0xe8];
+    let (mut client, call) = open(&mut upstream, &[&hello[..], &goodbye].concat()).await;
+    drop(call);
+    assert_eq!(client.end().await, b"");
+    drop(client);
+    proxy.ended("completed", 101, 1).await;
+    // A client that has said so may be left without an answer.
+    let (mut client, mut call) = open(&mut upstream, &hello).await;
+    let masked = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
+    client.send(masked).await;
+    assert_eq!(call.wire.exact(masked.len()).await.unwrap(), masked);
+    drop(call);
+    assert_eq!(client.end().await, b"");
+    drop(client);
+    proxy.ended("completed", 101, 2).await;
+    // The limit of its route.
+    let timeouts =
+        InterceptTimeouts { request: Some(Period::from_millis(300)), ..InterceptTimeouts::default() };
+    proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
+    let (mut client, call) = open(&mut upstream, &hello).await;
+    let (code, reason) = close_of(&client.end().await, b"");
+    assert_eq!(code, 1011);
+    assert!(reason.starts_with("upstream_timeout: ") && reason.contains("timeouts.request"), "{reason}");
+    call.gone().await;
+    proxy.stop(&[("completed", 2), ("upstream_error", 4)]).await;
+}
+
+#[tokio::test]
+async fn websocket_is_closed_before_draining_is_over() {
+    let mut upstream = Upstream::warm().await;
+    let mut config = parse(&routes(&[route("models", "http://127.0.0.1:1", "")]));
+    config.drain_delay = Period::from_millis(0);
+    config.drain_timeout = Period::from_millis(400);
+    let proxy = Proxy::start_with(config, options()).await;
+    proxy.intercept(&upstream.url(), Intercept::default()).await;
+    let mut client = proxy.sent(upgrade("websocket")).await;
+    let mut call = upstream.call().await;
+    call.send([SWITCH.as_bytes(), &text("hello")].concat()).await;
+    assert_eq!(client.head().await.unwrap().status(), 101);
+    let stopping = tokio::spawn(proxy.stopped(Request::Terminate));
+    let (code, reason) = close_of(&client.end().await, &text("hello"));
+    assert_eq!(code, 1012);
+    assert!(reason.starts_with("draining: "), "{reason}");
+    call.gone().await;
+    assert_eq!(stopping.await.unwrap().ended_as(Outcome::Draining), 1);
 }
 
 #[tokio::test]
