@@ -18,6 +18,8 @@ pub enum Api {
     Model(String),
     /// A health check of whatever kind: answered by us, wakes nothing.
     Probe,
+    /// `GET /`: a health check of load balancers, and what people and applications have at their front.
+    Root,
     /// An API path with the wrong method; what it wants.
     WrongMethod(&'static str),
     /// Nothing that we know.
@@ -78,7 +80,8 @@ impl Api {
             "/v1/models" => return Self::WrongMethod("GET"),
             "/version" | "/load" if get => return Self::Server,
             "/version" | "/load" => return Self::WrongMethod("GET"),
-            "/" | "/health" | "/healthz" | "/livez" | "/readyz" | "/ping" if get => return Self::Probe,
+            "/" if get => return Self::Root,
+            "/health" | "/healthz" | "/livez" | "/readyz" | "/ping" if get => return Self::Probe,
             _ => {}
         }
         if let Some(id) = path.strip_prefix("/v1/models/") {
@@ -142,6 +145,7 @@ mod tests {
         assert_eq!(Api::of(&Method::POST, "/load"), Api::WrongMethod("GET"));
         assert_eq!(Api::of(&Method::POST, "/v1/chat/completions/batch"), Api::Work(Shape::Plain));
         assert_eq!(Api::of(&Method::GET, "/health"), Api::Probe);
+        assert_eq!(Api::of(&Method::GET, "/"), Api::Root);
         for path in ["/wp-login.php", "/v1", "/v1/load_lora_adapter", "/v1/chat/completions/", "/metrics"] {
             assert_eq!(Api::of(&Method::POST, path), Api::Unknown, "{path}");
         }

@@ -68,10 +68,13 @@ impl Proxy {
                         }
                         (Api::Server, Unnamed::Several) => return Err(several(path).into()),
                         (ours, _) => {
-                            return Ok(match table.preflight(host, path, &head.method, &head.headers) {
-                                Some(gate) => Found::Preflight(gate.clone(), ours, Intake::Unread(incoming)),
-                                None => Found::Ours(ours),
-                            });
+                            return match table.preflight(host, path, &head.method, &head.headers) {
+                                Some(gate) => {
+                                    Ok(Found::Preflight(gate.clone(), ours, Intake::Unread(incoming)))
+                                }
+                                None if table.answers(host, &ours) => Ok(Found::Ours(ours)),
+                                None => Err(unknown(path, host).into()),
+                            };
                         }
                     };
                     return Ok(Found::Route(gate.clone(), None, Intake::Unread(incoming), Scan::default()));

@@ -494,7 +494,7 @@ impl Proxy {
         let body = match api {
             Api::Models => self.model_list().await,
             Api::Model(id) => self.model(id).await?,
-            Api::Probe => Bytes::from_static(b"{\"status\":\"ok\"}"),
+            Api::Probe | Api::Root => Bytes::from_static(b"{\"status\":\"ok\"}"),
             Api::WrongMethod(allowed) => {
                 return Err(ProxyError::MethodNotAllowed { path: path(), allowed }.into());
             }

@@ -46,7 +46,7 @@ impl RouteTable {
     ) -> Option<&Arc<Gate>> {
         let method = method_asked_for(method, headers)?;
         match self.api(&method, path) {
-            Api::Models | Api::Model(_) | Api::Probe | Api::WrongMethod(_) | Api::Unknown => None,
+            Api::Models | Api::Model(_) | Api::Probe | Api::Root | Api::WrongMethod(_) | Api::Unknown => None,
             // An answer of a model server.
             _ => self.only_route_at(host, path, headers),
         }

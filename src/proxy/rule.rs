@@ -1,5 +1,7 @@
 //! One set of conditions on a request's host, path and headers.
 
+use std::net::IpAddr;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::domain::Matcher;
@@ -87,6 +89,12 @@ pub(super) fn host_name(host: &str) -> &str {
         Some(at) if host.as_bytes()[at] == b':' => &host[..at],
         _ => host,
     }
+}
+
+/// Whether a host without its port is none of a name that routes could claim: an address, or this machine.
+pub(super) fn is_address(host: &str) -> bool {
+    let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
 }
 
 /// Whether a host is below a suffix, which has its leading dot.

@@ -6,7 +6,7 @@ use http::{HeaderMap, Method};
 
 use super::{
     intercept::Interceptor,
-    rule::{self, Headers, ends_with, host_name, is_below, prefix},
+    rule::{self, Headers, ends_with, host_name, is_address, is_below, prefix},
 };
 use crate::{
     admission::Gate,
@@ -198,7 +198,7 @@ impl RouteTable {
         }
         let is_ours = |class: &Class| match api {
             Api::Unknown => false,
-            Api::Probe => class.is_for_models() && class.interceptor.is_none(),
+            Api::Probe | Api::Root => class.is_for_models() && class.interceptor.is_none(),
             _ => class.is_for_models(),
         };
         let mut classes = self.classes(host, path, headers);
@@ -206,17 +206,32 @@ impl RouteTable {
         first.filter(|class| !is_ours(class))?.interceptor.as_ref()
     }
 
+    /// Whether an answer of ours to what needs no route is right for a host: to an address, by which load balancers and
+    /// kubelets ask for the proxy itself, and to a host with a route for models. To a name that no such route claims only
+    /// while routes claim no names at all, and not at `/`: who asks for an application is told that it is not here.
+    pub fn answers(&self, host: &str, api: &Api) -> bool {
+        let name = host_name(host);
+        let claims_names = !self.exact.is_empty() || !self.wildcard.is_empty();
+        is_address(name)
+            || self.of_host(name).any(Class::is_for_models)
+            || !(claims_names || *api == Api::Root)
+    }
+
     /// What matches a request, the more specific first.
     fn classes(&self, host: &str, path: &str, headers: &HeaderMap) -> impl Iterator<Item = &Class> {
-        let host = host_name(host);
+        self.of_host(host_name(host))
+            .filter(move |class| is_below(path, &class.path) && rule::have(headers, &class.headers))
+    }
+
+    /// What matches a host without its port, the more specific first.
+    fn of_host(&self, host: &str) -> impl Iterator<Item = &Class> {
         let exact = self.exact_host(host).into_iter();
         let wildcard = self
             .wildcard
             .iter()
             .filter(move |(suffix, _)| ends_with(host, suffix))
             .map(|(_, classes)| classes);
-        let classes = exact.chain(wildcard).chain([&self.any]).flatten();
-        classes.filter(move |class| is_below(path, &class.path) && rule::have(headers, &class.headers))
+        exact.chain(wildcard).chain([&self.any]).flatten()
     }
 
     fn exact_host(&self, host: &str) -> Option<&Vec<Class>> {
@@ -395,6 +410,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn names_that_no_route_claims_get_no_answer_of_ours() {
+        let claiming = |hosts: &[&str]| table(&[("tiny", matcher(serde_json::json!({"hosts": hosts})))]);
+        let apis = [Api::Models, Api::Model("tiny".into()), Api::Probe, Api::WrongMethod("POST"), Api::Root];
+        for (routes, host, answers) in [
+            (claiming(&["a.test", "*.b.test"]), "a.test:80", [true; 5]),
+            (claiming(&["a.test", "*.b.test"]), "X.b.test", [true; 5]),
+            (claiming(&["a.test", "*.b.test"]), "c.test", [false; 5]),
+            // The proxy itself.
+            (claiming(&["a.test"]), "10.0.0.7:8080", [true; 5]),
+            (claiming(&["a.test"]), "[fd00::1]:8080", [true; 5]),
+            (claiming(&["a.test"]), "localhost:8080", [true; 5]),
+            (claiming(&[]), "c.test", [true; 5]),
+            // The last route has gone.
+            (table(&[]), "c.test", [true, true, true, true, false]),
+            (table(&[]), "10.0.0.7", [true; 5]),
+        ] {
+            assert_eq!([0, 1, 2, 3, 4].map(|at| routes.answers(host, &apis[at])), answers, "{host}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_body_is_read_only_where_a_route_asks_for_the_model() {
         let one = table(&[("all", Matcher::default())]);
         assert!(matches!(one.find("", "/v1/completions", &HeaderMap::new(), Model::Unread), Match::Route(_)));
@@ -458,6 +494,18 @@ mod tests {
         ] {
             let found = table.interceptor(host, path, &none, &table.api(method, path));
             assert_eq!(key(found), route, "{host} {method} {path}");
+        }
+        // `/v1/models` and health checks that no application gets.
+        for (host, is_ours) in [
+            ("llm.example.com", true),
+            ("10.0.0.7:8080", true),
+            ("[::1]:8080", true),
+            ("localhost", true),
+            // There `tiny` matches any host.
+            ("other", true),
+            ("app.example.com", true),
+        ] {
+            assert_eq!(table.answers(host, &Api::Probe), is_ours, "{host}");
         }
         let chat = "/v1/chat/completions";
         assert!(matches!(table.api(&post, chat), Api::Work(_)));

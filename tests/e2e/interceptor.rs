@@ -1,14 +1,19 @@
 //! Routes as an `InterceptorRoute` of the KEDA HTTP Add-on asks for them.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anteroom::domain::{
-    Intercept, InterceptTimeouts, Matcher, Overflow, Period, ResponseMode, StaticAnswer, StaticBody,
-    StaticRoute,
+use anteroom::{
+    app::Command,
+    domain::{
+        Intercept, InterceptTimeouts, Matcher, Overflow, Period, ResponseMode, StaticAnswer, StaticBody,
+        StaticRoute,
+    },
 };
 
 use crate::support::{
     Proxy, Upstream,
+    proxy::{parse, route, routes},
+    until,
     upstream::{Port, STREAM, answer, chunk},
     wire::{Part, chat, get, post},
 };
@@ -313,4 +318,42 @@ async fn what_may_not_be_done_twice_is_not_sent_twice() {
     upstream.call().await.finish(answer("200 OK", &[], "")).await;
     assert_eq!(client.response().await.status(), 200);
     proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
+}
+
+/// Health checks, and what people open first: the routes that claimed the host are gone, or never came.
+#[tokio::test]
+async fn hosts_that_no_route_claims_are_not_found() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::start(&routes(&[route("llm", &upstream.url(), "match: { hosts: [llm.test] }")])).await;
+    let app = |hosts: &[&str]| {
+        let hosts = hosts.iter().map(|host| (*host).into()).collect();
+        let rules = vec![Matcher { hosts, ..Matcher::default() }];
+        let mut route = parse(&routes(&[route("tiny", &upstream.url(), "match: {}")])).routes.remove(0);
+        route.intercept = Some(Arc::new(Intercept { rules, ..Intercept::default() }));
+        Command::ClusterRoutes(Arc::new(vec![Arc::new(route)]))
+    };
+    let paths = ["/", "/health", "/healthz", "/ping", "/v1/models", "/v1/models/llm", "/favicon.ico"];
+    let ask = async |host: &str, path: &str| proxy.ask(get(path).replace("api.test", host)).await;
+    proxy.commands.send(app(&["app.test"])).await.unwrap();
+    until("the route", async || proxy.route("tiny").await.is_object()).await;
+    for path in paths {
+        ask("other.test", path).await.is_error(404, "unknown_path");
+    }
+    // The proxy itself, for load balancers and kubelets.
+    for path in &paths[..4] {
+        assert_eq!(ask("127.0.0.1", path).await.status(), 200, "{path}");
+    }
+    // An application at zero gets what is for it, also where others have their health checks.
+    let held = proxy.sent(get("/health").replace("api.test", "app.test")).await;
+    proxy.held(1).await;
+    drop(held);
+    proxy.held(0).await;
+    proxy.commands.send(Command::ClusterRoutes(Arc::default())).await.unwrap();
+    until("no route", async || proxy.route("tiny").await.is_null()).await;
+    for path in paths {
+        ask("app.test", path).await.is_error(404, "unknown_path");
+    }
+    assert_eq!(ask("llm.test", "/").await.status(), 200);
+    assert_eq!(ask("llm.test", "/v1/models").await.status(), 200);
+    proxy.stop(&[("client_gone", 1)]).await;
 }

@@ -106,7 +106,7 @@ fn known(method: &Method) -> Option<&'static str> {
 /// The path, without what it names: there are few of these.
 fn route(api: &Api, path: &str) -> Option<String> {
     match api {
-        Api::Work(_) | Api::Models | Api::Server | Api::Probe => Some(path.to_owned()),
+        Api::Work(_) | Api::Models | Api::Server | Api::Probe | Api::Root => Some(path.to_owned()),
         Api::Model(_) => Some("/v1/models/{model}".into()),
         Api::Stored(_) => {
             let rest = path.strip_prefix("/v1/responses/")?.split_once('/').map(|(_, rest)| rest);
