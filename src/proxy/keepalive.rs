@@ -65,7 +65,8 @@ enum State {
     Waiting(Waiting),
     /// The answer came, and fits what was begun.
     Relaying {
-        body: Body,
+        /// On the heap: what still waits should not carry its room.
+        body: Box<Body>,
         event: OpenEvent,
         begun: bool,
     },
@@ -305,7 +306,7 @@ impl KeptAlive {
                 let while_streaming = gate.policy().keepalive.while_streaming;
                 let beats = Beats::new(self.heartbeat, *shape, self.ticks.period(), while_streaming);
                 body.inform(beats.going_on(model.clone(), self.beat));
-                State::Relaying { body, event: OpenEvent::default(), begun: false }
+                State::Relaying { body: Box::new(body), event: OpenEvent::default(), begun: false }
             }
             Ok(()) => {
                 let whole = async { http_body_util::Limited::new(body, MAX_FRAMED).collect().await };
