@@ -1,5 +1,6 @@
 //! Snapshots of a target: published by whoever watches it (launcher, prober, Kubernetes), read by the request path.
 
+mod cut;
 mod discovery;
 mod failure;
 mod front;
@@ -21,6 +22,8 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use cut::Connections;
+pub use cut::Cut;
 pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Problem, Protocol, Selection};
 pub use failure::Cause;
 use failure::LastFailure;
@@ -62,6 +65,7 @@ pub struct Endpoint {
     /// Failed dispatches in a row.
     failures: AtomicU32,
     trial: Trial,
+    connections: Connections,
     /// Wakes the owner (launcher, prober): in doubt, suspect, or the last request in flight ended.
     attention: Notify,
 }
@@ -162,6 +166,7 @@ impl Endpoint {
             servers: AtomicU32::new(1),
             failures: AtomicU32::new(0),
             trial: Trial::default(),
+            connections: Connections::default(),
             attention: Notify::new(),
         })
     }
@@ -409,6 +414,7 @@ impl TargetState {
             Some(limit) => endpoint.ramp.begin(limit.min(endpoint.most())),
             None => endpoint.ramp.resume(endpoint.in_flight(), endpoint.most()),
         }
+        endpoint.connections.reopen();
         endpoint.ready.store(true, Ordering::SeqCst);
         self.last_failure.forget();
         self.set_probe_obstacle(None);

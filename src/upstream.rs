@@ -1,6 +1,7 @@
 //! Connections to endpoints: one pool for each thread that serves requests, and what may be tried again.
 
 mod h2;
+mod severable;
 
 use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,9 +20,11 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use severable::Severable;
+
 use crate::{
     domain::{Period, UpstreamTimeouts},
-    state::{Endpoint, Protocol},
+    state::{Cut, Endpoint, Protocol},
 };
 
 /// Connects to endpoints and keeps connections that may be used again.
@@ -55,8 +59,14 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 struct Idle<B> {
-    sender: SendRequest<B>,
+    pooled: Pooled<B>,
     since: Instant,
+}
+
+/// A connection that is free for a request.
+struct Pooled<B> {
+    sender: SendRequest<B>,
+    cut: Arc<Cut>,
 }
 
 /// The connection of a request in flight. Returned to the pool when the answer has been read to its end; dropped
@@ -65,7 +75,7 @@ pub struct Connection<B>(Held<B>);
 
 enum Held<B> {
     Http1 {
-        sender: SendRequest<B>,
+        pooled: Pooled<B>,
         endpoint: u64,
     },
     /// A part of a connection: dropping the answer's body resets its stream alone.
@@ -90,6 +100,9 @@ pub enum SendError {
     ConnectTimeout(Box<str>),
     #[error("{address} broke the connection off before it answered: {}", chain(.source))]
     Reset { address: Box<str>, source: hyper::Error },
+    /// Its publisher says so. A server may have seen the request, but nobody will answer it.
+    #[error("{0} is gone, as the cluster says")]
+    Gone(Box<str>),
     #[error("the request body broke off: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error(
@@ -120,6 +133,16 @@ const IDLE: Duration = Duration::from_secs(4);
 /// A pooled connection that breaks so soon after a request was written had been closed before: the server has not seen
 /// the request, or has begun nothing with it. A later break is the server's own.
 const STALE: Duration = Duration::from_secs(1);
+
+/// When an endpoint has been silent for 15 s, the kernel asks whether it lives, and three more times every 5 s.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+
+/// How long what was sent to an endpoint may stay without the kernel's acknowledgement there.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// How long connecting rests when this process, and not the endpoint, has nothing left to connect with.
 const REST: Duration = Duration::from_millis(50);
@@ -161,8 +184,8 @@ where
         let mut unsent = None;
         loop {
             let reused = pooled.as_ref().map(|_| Instant::now());
-            let mut sender = match pooled.take() {
-                Some(sender) => sender,
+            let mut connection = match pooled.take() {
+                Some(pooled) => pooled,
                 // On the heap: mostly there is a connection.
                 None => Box::pin(self.connect(endpoint, timeouts)).await?,
             };
@@ -173,12 +196,14 @@ where
             };
             let limit = timeouts.response_timeout.get();
             let address = || endpoint.address().into();
-            let sent = tokio::time::timeout(limit, sender.try_send_request(request)).await;
+            let sent = tokio::time::timeout(limit, connection.sender.try_send_request(request)).await;
             match sent {
                 Ok(Ok(response)) => {
-                    let held = Held::Http1 { sender, endpoint: endpoint.id() };
+                    connection.cut.set_answering(true);
+                    let held = Held::Http1 { pooled: connection, endpoint: endpoint.id() };
                     return Ok((response, Connection(held)));
                 }
+                Ok(Err(_)) if connection.cut.is_cut() => return Err(SendError::Gone(address())),
                 Ok(Err(mut error)) => match error.take_message() {
                     Some(message) if reused.is_some() => unsent = Some(message),
                     Some(_) => {
@@ -204,10 +229,11 @@ where
 
     /// The answer has been read to its end: the connection may be used again.
     pub fn put_back(&self, connection: Connection<B>) {
-        if let Held::Http1 { sender, endpoint } = connection.0
-            && !sender.is_closed()
+        if let Held::Http1 { pooled, endpoint } = connection.0
+            && !pooled.sender.is_closed()
         {
-            let idle = Idle { sender, since: Instant::now() };
+            pooled.cut.set_answering(false);
+            let idle = Idle { pooled, since: Instant::now() };
             self.idle.lock().entry(endpoint).or_default().push(idle);
         }
     }
@@ -216,39 +242,39 @@ where
     pub fn sweep(&self) {
         self.http2.sweep();
         self.idle.lock().retain(|_, idle| {
-            idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.sender.is_closed());
+            idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.pooled.sender.is_closed());
             !idle.is_empty()
         });
     }
 
     /// The connection that was used last is the one most likely to live.
-    fn take(&self, endpoint: u64) -> Option<SendRequest<B>> {
+    fn take(&self, endpoint: u64) -> Option<Pooled<B>> {
         let mut idle = self.idle.lock();
         let idle = idle.get_mut(&endpoint)?;
         while let Some(candidate) = idle.pop() {
-            if candidate.sender.is_ready() && candidate.since.elapsed() < IDLE {
-                return Some(candidate.sender);
+            if candidate.pooled.sender.is_ready() && candidate.since.elapsed() < IDLE {
+                return Some(candidate.pooled);
             }
         }
         None
     }
 
-    async fn connect(
-        &self,
-        endpoint: &Endpoint,
-        timeouts: UpstreamTimeouts,
-    ) -> Result<SendRequest<B>, SendError> {
+    async fn connect(&self, endpoint: &Endpoint, timeouts: UpstreamTimeouts) -> Result<Pooled<B>, SendError> {
         let address = endpoint.address();
         let limit = timeouts.connect_timeout.get();
         let connecting = async {
             // What idles has what is wanted.
-            match self.dialer.dial(address, limit, || self.idle.lock().clear()).await? {
-                Dialed::Tcp(stream) => handshake(stream, timeouts.max_response_headers).await,
-                Dialed::Other(io) => handshake(io, timeouts.max_response_headers).await,
-            }
+            let dialed = self.dialer.dial(address, limit, || self.idle.lock().clear()).await?;
+            let headers = timeouts.max_response_headers;
+            let cut = endpoint.connection();
+            let sender = match dialed {
+                Dialed::Tcp(io) => handshake(Severable { io, cut: cut.clone() }, headers).await?,
+                Dialed::Other(io) => handshake(Severable { io, cut: cut.clone() }, headers).await?,
+            };
+            io::Result::Ok(Pooled { sender, cut })
         };
         match tokio::time::timeout(limit, connecting).await {
-            Ok(Ok(sender)) => Ok(sender),
+            Ok(Ok(pooled)) => Ok(pooled),
             Ok(Err(source)) => Err(SendError::Connect { address: address.into(), source }),
             Err(_) => Err(SendError::ConnectTimeout(address.into())),
         }
@@ -281,11 +307,21 @@ impl Dialer {
             Self::Tcp => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
+                notice_silence(&stream);
                 Ok(Dialed::Tcp(stream))
             }
             Self::Other(dial) => dial.dial(address).await.map(Dialed::Other),
         }
     }
+}
+
+/// Has the kernel notice a node that died without a word, within half a minute. A model server may take its time, but its
+/// kernel does not. What cannot be set leaves the route's time-outs.
+fn notice_silence(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_keepalive(&KEEPALIVE);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 }
 
 /// Whether it was this process or its machine that had no file descriptors, ports or memory left: no word of the endpoint.
@@ -346,6 +382,7 @@ impl SendError {
             Self::Connect { .. } => "connect",
             Self::ConnectTimeout(_) => "connect_timeout",
             Self::Reset { .. } => "reset",
+            Self::Gone(_) => "gone",
             Self::Body(_) => "request_body",
             Self::HeadTooLarge { .. } => "head_too_large",
             Self::ResponseTimeout { .. } => "response_timeout",
@@ -362,4 +399,26 @@ impl SendError {
 fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What a node does that dies cannot be shown without one: that the kernel has been told is.
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_is_told_to_notice_silence() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let Dialed::Tcp(stream) = Dialer::Tcp.dial_once(&address).await.unwrap() else { panic!("not TCP") };
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap());
+        let asked = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+        assert_eq!(asked, (Duration::from_secs(15), Duration::from_secs(5)));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+    }
 }

@@ -1,6 +1,7 @@
 //! The pods of targets: found through Services with their EndpointSlices, through InferencePools, and through the Pods
 //! themselves, whichever tells first.
 
+mod dead;
 mod merge;
 mod pool;
 mod selection;
@@ -27,6 +28,7 @@ use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, Roles, ServicePort},
     state::{Discovered, Discovery, Problem},
 };
+use dead::Dead;
 use merge::Departed;
 pub(super) use merge::addresses;
 use pool::InferencePool;
@@ -111,6 +113,7 @@ impl Endpoints {
         let mut slices = self.slices.watch(namespace, of_service);
         let mut pods = Selected::default();
         let mut departed = Departed::default();
+        let mut dead = Dead::default();
         let mut starts = Starts::new(self.sources.clone());
         loop {
             let service = services.all().pop();
@@ -127,9 +130,10 @@ impl Endpoints {
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
                         let ports = |pod: &Pod| merge::port_on(&service, port, pod).into_iter().collect();
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
+                        let dead = dead.update(&pods_now, pods.is_synced(), &merged.endpoints, ports);
                         let selection = Arc::new(selection::of_service(&service, port, &pods_now));
                         let selection = pods.is_synced().then_some(selection);
-                        Discovered { starts: starts.all(), selection, ..merged }
+                        Discovered { starts: starts.all(), selection, dead, ..merged }
                     }
                     (None, true) => missing(format!("the Service {namespace}/{name} does not exist")),
                     (None, false) => unheard(services.failure()),
@@ -153,6 +157,7 @@ impl Endpoints {
                 pool.metadata.annotations = None;
             });
         let mut pods = Selected::default();
+        let mut dead = Dead::default();
         let mut starts = Starts::new(self.sources.clone());
         loop {
             let pool = pools.get(namespace, name).map(|pool| pool::read(&pool));
@@ -166,9 +171,16 @@ impl Endpoints {
                         let merged = merge::pool(&pool, &pods_now, roles);
                         let ports = |pod: &Pod| merge::active_ports(&pool, pod);
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
+                        let dead = dead.update(&pods_now, pods.is_synced(), &merged.endpoints, ports);
                         let selection = selection::of_pool(&format!("{namespace}/{name}"), &pool, &pods_now);
                         let selection = pods.is_synced().then(|| Arc::new(selection));
-                        Discovered { is_synced: pods.is_synced(), starts: starts.all(), selection, ..merged }
+                        Discovered {
+                            is_synced: pods.is_synced(),
+                            starts: starts.all(),
+                            selection,
+                            dead,
+                            ..merged
+                        }
                     }
                     (Some(Err(why)), _) => missing(format!("the InferencePool {namespace}/{name} {why}")),
                     (None, true) => missing(format!("the InferencePool {namespace}/{name} does not exist")),

@@ -149,6 +149,7 @@ impl Proxy {
         let reason = error.to_string();
         let setback = match &error {
             SendError::Reset { .. } => return Err(sending.broken_off(permit, reason)),
+            SendError::Gone(_) => (tries.lost(&reason) && source.is_left()).then_some(false),
             SendError::Connect { .. } | SendError::ConnectTimeout(_) => {
                 tries.missed(&reason);
                 let is_ours = error.is_ours();

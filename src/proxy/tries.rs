@@ -10,6 +10,7 @@ use crate::{state::Endpoint, upstream::Reuse};
 ///   repeated until the deadline. Neither does a stale pooled connection, which [`crate::upstream`] replaces itself.
 /// - A write that an endpoint broke off uses up one of [`MAX_TRIES`]. But a process or pod uses up only one, however often
 ///   the request is written to it while it dies.
+/// - So does a write to a pod that the cluster says is gone: it uses up nothing but the write.
 /// - Once the endpoint has answered its probe or another request, it lives, and the request is to blame: from then on its
 ///   writes count as those to another process. Those to an address behind which anything may stand always count so.
 /// - [`MAX_WRITES`] bounds all of them.
@@ -78,6 +79,15 @@ impl Tries {
             failed.tries += 1;
         }
         !is_once && failed.tries < MAX_TRIES && failed.writes < MAX_WRITES
+    }
+
+    /// Counts a write to an endpoint that is gone, which says nothing of the request. Returns whether another one is
+    /// allowed.
+    pub(super) fn lost(&mut self, reason: &str) -> bool {
+        let is_once = self.is_once;
+        let failed = self.failed(reason);
+        failed.writes += 1;
+        !is_once && failed.writes < MAX_WRITES
     }
 
     /// How long it rests before it may meet the endpoint again that broke it off.
@@ -191,6 +201,14 @@ mod tests {
         );
         assert_eq!(tries.verdict(true), "");
         assert!(tries.broken_off(&pod, "x"));
+    }
+
+    #[test]
+    fn pods_that_are_gone_use_up_writes_and_no_tries() {
+        let mut tries = Tries::default();
+        assert!(tries.lost("gone") && tries.lost("gone") && tries.broken_off(&pod(), "x"));
+        assert!(!tries.lost("gone"), "the fourth write");
+        assert!(!Tries::new(true).lost("gone"), "it may have been done");
     }
 
     #[test]

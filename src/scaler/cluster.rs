@@ -229,7 +229,9 @@ impl Pods {
         if discovered.is_synced {
             let there: HashSet<_> = discovered.endpoints.iter().map(key_of).collect();
             let gone = self.kept.iter().filter(|(key, _)| !there.contains(key));
-            gone.for_each(|(_, kept)| say(kept, Word::Gone));
+            gone.for_each(|((address, ..), kept)| {
+                say(kept, if discovered.dead.contains(address) { Word::Dead } else { Word::Gone });
+            });
             self.is_first = false;
             keeper.count(|tally| tally.is_heard = true);
         }
@@ -260,7 +262,7 @@ impl Pods {
         let Some(kept) = self.kept.remove(&key) else { return };
         keeper.pods().remove(&kept.endpoint);
         let word = *kept.word.borrow();
-        if word != Word::Gone {
+        if !matches!(word, Word::Gone | Word::Dead) {
             // It came back in the very moment.
             self.add(keeper, key, word);
         }

@@ -21,6 +21,9 @@ pub struct Discovered {
     pub is_synced: bool,
     /// The pods that could take requests now or later, each address once, sorted by address.
     pub endpoints: Vec<DiscoveredEndpoint>,
+    /// Addresses of pods that have ended, or whose objects have while they were terminating, the last ones. Nothing that is
+    /// in flight there will be answered.
+    pub dead: Vec<Arc<str>>,
     /// Why there are none although there could be some, such as a Service that does not exist.
     pub problem: Option<Problem>,
     /// What selects the pods, once that is known.

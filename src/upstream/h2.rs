@@ -26,7 +26,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Dialed, Dialer, IDLE, Reuse, SendError};
+use super::{Dialed, Dialer, IDLE, Reuse, SendError, Severable};
 use crate::{domain::UpstreamTimeouts, state::Endpoint};
 
 /// How long a connection that carries requests may be silent before the server is asked whether it lives, and how long
@@ -120,7 +120,12 @@ where
                 return Err(SendError::Connect { address: address(), source });
             };
             let limit = timeouts.response_timeout.get();
-            let mut error = match timeout(limit, sender.try_send_request(request)).await {
+            let sent = tokio::select! {
+                biased; // what has been answered has been answered
+                sent = timeout(limit, sender.try_send_request(request)) => sent,
+                () = endpoint.severed() => return Err(SendError::Gone(address())),
+            };
+            let mut error = match sent {
                 Ok(Ok(mut response)) => {
                     // What becomes of it is HTTP/1.1's or HTTP/2's as the client's connection has it.
                     *response.version_mut() = Version::HTTP_11;
@@ -208,9 +213,13 @@ where
             if let Some(made) = self.take(since) {
                 return Ok(made);
             }
-            let shared = match dialer.dial(endpoint.address(), limit, || {}).await? {
-                Dialed::Tcp(stream) => handshake(stream).await?,
-                Dialed::Other(io) => handshake(io).await?,
+            let dialed = dialer.dial(endpoint.address(), limit, || {}).await?;
+            let cut = endpoint.connection();
+            // Requests share it, and each that waits is told by the endpoint.
+            cut.set_answering(true);
+            let shared = match dialed {
+                Dialed::Tcp(io) => handshake(Severable { io, cut }).await?,
+                Dialed::Other(io) => handshake(Severable { io, cut }).await?,
             };
             let made = (shared.sender.clone(), Stream::new(&shared.usage));
             self.shared.lock().push(shared);

@@ -17,7 +17,7 @@ use crate::support::{
     wire::{CHAT, chat, post_with, streaming},
 };
 
-use Pod::{NotReady, Ready, Terminating};
+use Pod::{Dead, NotReady, Ready, Terminating};
 
 /// Waits until so many endpoints take requests.
 async fn open(proxy: &Proxy, count: usize) {
@@ -328,6 +328,70 @@ async fn a_burst_makes_one_connection() {
     }
     assert_eq!(pod.accepted(), 1);
     proxy.stop(&[("completed", 20)]).await;
+}
+
+/// A node died without a FIN: nothing comes from its pod, and its connections stay open. While the pod is terminating it
+/// may still answer; when the cluster says that it has ended, what has no head goes elsewhere, and an answer that has
+/// begun goes on for a while.
+#[tokio::test]
+async fn a_dead_pod_gives_back_what_it_has_not_answered() {
+    let (mut one, mut two) = (Upstream::warm().await, Upstream::warm().await);
+    let cluster = cluster();
+    cluster.says(&[(one.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut streamed = proxy.sent(streaming("streams")).await;
+    let mut stream = one.call().await;
+    stream.text().await;
+    stream.send(STREAM).await;
+    stream.send(chunk("one")).await;
+    streamed.head().await.unwrap();
+    streamed.parts_until("one").await;
+    let mut waiting = proxy.sent(chat("waits")).await;
+    let silent = one.call().await;
+    cluster.says(&[(one.address, Terminating), (two.address, Ready)]);
+    until("the other pod only", async || {
+        let endpoints = proxy.route("tiny").await["endpoints"].as_array().unwrap().clone();
+        endpoints.len() == 2 && endpoints.iter().filter(|endpoint| endpoint["ready"] == true).count() == 1
+    })
+    .await;
+    assert_eq!((proxy.route("tiny").await["in_flight"].as_u64(), two.requests()), (Some(2), 0));
+
+    cluster.says(&[(one.address, Dead), (two.address, Ready)]);
+    two.call().await.echo().await;
+    assert_eq!(waiting.response().await.json()["text"], "waits");
+    silent.gone().await;
+    stream.send(chunk("two")).await;
+    streamed.parts_until("two").await;
+    stream.finish(LAST).await;
+    assert_eq!(streamed.rest().await.as_deref(), Some(""));
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+/// Over HTTP/2 those that wait share their connection with an answer that has begun.
+#[tokio::test]
+async fn a_dead_pod_gives_back_its_streams_one_by_one() {
+    let (mut one, mut two) = (H2c::new(100, true).await, H2c::new(100, true).await);
+    let cluster = h2c();
+    cluster.says(&[(one.address, Ready)]);
+    let proxy = cluster.proxy(None, "").await;
+    let mut streamed = proxy.sent(streaming("streams")).await;
+    let stream = one.call().await.stream();
+    stream.send("one");
+    streamed.head().await.unwrap();
+    streamed.parts_until("one").await;
+    let mut waiting = proxy.sent(chat("waits")).await;
+    let silent = one.call().await;
+    assert_eq!(silent.connection, 0);
+    cluster.says(&[(one.address, Dead), (two.address, Ready)]);
+    let mut call = two.call().await;
+    assert_eq!(call.text().await, "waits");
+    call.reply("served");
+    assert_eq!(waiting.response().await.status(), 200);
+    stream.send("two");
+    streamed.parts_until("two").await;
+    drop(stream);
+    assert_eq!(streamed.rest().await.as_deref(), Some(""));
+    proxy.stop(&[("completed", 2)]).await;
 }
 
 #[tokio::test]

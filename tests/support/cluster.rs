@@ -22,6 +22,8 @@ pub enum Pod {
     Ready,
     NotReady,
     Terminating,
+    /// It has ended.
+    Dead,
 }
 
 #[derive(Clone)]
@@ -76,16 +78,20 @@ impl Cluster {
     }
 
     pub fn says_with_roles(&self, pods: &[(SocketAddr, Pod, Role)]) {
-        let endpoints = pods.iter().map(|(address, pod, role)| DiscoveredEndpoint {
-            address: address.to_string().into(),
-            protocol: self.protocol,
-            ready: *pod == Pod::Ready,
-            terminating: *pod == Pod::Terminating,
-            role: *role,
-            ..DiscoveredEndpoint::default()
-        });
+        let is_dead = |(_, pod, _): &&(SocketAddr, Pod, Role)| *pod == Pod::Dead;
+        let dead = pods.iter().filter(is_dead).map(|(address, ..)| address.to_string().into()).collect();
+        let endpoints =
+            pods.iter().filter(|pod| !is_dead(pod)).map(|(address, pod, role)| DiscoveredEndpoint {
+                address: address.to_string().into(),
+                protocol: self.protocol,
+                ready: *pod == Pod::Ready,
+                terminating: *pod == Pod::Terminating,
+                role: *role,
+                ..DiscoveredEndpoint::default()
+            });
         let endpoints = endpoints.collect();
-        self.pods.send_replace(Arc::new(Discovered { is_synced: true, endpoints, ..Discovered::default() }));
+        let discovered = Discovered { is_synced: true, endpoints, dead, ..Discovered::default() };
+        self.pods.send_replace(Arc::new(discovered));
     }
 }
 

@@ -631,3 +631,33 @@ async fn only_the_active_ports_of_a_pod_are_endpoints() {
         followed.finds(Ok(expected)).await;
     }
 }
+
+// === pods that have ended ===
+
+#[test]
+fn a_pod_is_dead_when_it_ended_or_vanished_terminating() {
+    let mut dead = Dead::default();
+    let mut now = |pods: &[Value], is_synced: bool, endpoints: &[&str]| {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .map(|address| DiscoveredEndpoint {
+                address: (*address).into(),
+                protocol: Protocol::Http1,
+                ready: true,
+                ..DiscoveredEndpoint::default()
+            })
+            .collect();
+        let dead = dead.update(&parsed(pods), is_synced, &endpoints, |_| vec![8000]);
+        dead.iter().map(|address| address.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    let (one, two, three) =
+        (pod_at("one", "10.0.0.1", true), pod_at("two", "10.0.0.2", true), pod_at("three", "10.0.0.3", true));
+    assert_eq!(now(&[one.clone(), two.clone(), three.clone()], true, &[]), "");
+    // Deleted, which drains; and relabelled, so that the selector does not choose it any more.
+    assert_eq!(now(&[terminating(one.clone()), three.clone()], true, &[]), "");
+    assert_eq!(now(&[], false, &[]), "", "the list is not whole");
+    let mut failed = three.clone();
+    failed["status"]["phase"] = "Failed".into();
+    assert_eq!(now(&[failed.clone()], true, &[]), "10.0.0.1:8000 10.0.0.3:8000");
+    assert_eq!(now(&[failed], true, &["10.0.0.1:8000"]), "10.0.0.3:8000", "another pod has its address");
+}

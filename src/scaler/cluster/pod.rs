@@ -19,7 +19,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -40,6 +40,10 @@ const NOTICED: Duration = Duration::from_secs(30);
 /// How long the answers to others are waited for that would clear a pod which may not be asked.
 const UNASKED: Duration = Duration::from_millis(50);
 
+/// How long an answer that has begun may go on when its pod is dead. The object of a pod may be deleted by force while its
+/// containers still run.
+const GRACE: Duration = Duration::from_secs(30);
+
 /// What the cluster says of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Word {
@@ -50,8 +54,10 @@ pub(super) enum Word {
     Gated,
     /// It is about to go: nothing new is sent.
     Terminating,
-    /// It is there no more.
+    /// It is no endpoint of the target any more, and may live: another label takes it out of a Service.
     Gone,
+    /// It has ended, or its object has: nobody answers what is in flight on it.
+    Dead,
 }
 
 /// Looks after one pod.
@@ -116,7 +122,7 @@ impl Pod {
         loop {
             let word = *self.word.borrow_and_update();
             match (word, self.state) {
-                (Word::Terminating | Word::Gone, _) => {
+                (Word::Terminating | Word::Gone | Word::Dead, _) => {
                     self.close();
                     self.is_trusted = true;
                     if self.has_left(word).await {
@@ -275,12 +281,19 @@ impl Pod {
     /// Waits until nothing is in flight on it any more and the cluster has forgotten it, and says so; or until the
     /// cluster says something else.
     async fn has_left(&mut self, word: Word) -> bool {
+        let Self { endpoint, word: words, .. } = self;
+        let left = async {
+            if word == Word::Dead {
+                sever(endpoint).await;
+            }
+            vacant(endpoint).await;
+        };
         tokio::select! {
             biased; // a pod that is back is not to be forgotten
-            _ = self.word.changed() => return false,
-            () = vacant(&self.endpoint) => {}
+            _ = words.changed() => return false,
+            () = left => {}
         }
-        if word == Word::Gone {
+        if matches!(word, Word::Gone | Word::Dead) {
             return true;
         }
         let _ = self.word.changed().await;
@@ -332,6 +345,15 @@ async fn widen(keeper: &Keeper, wake: &Wake, pod: &Endpoint) {
         return pending().await;
     }
     wake.widen(pod, || keeper.ask_if_allowed(pod)).await;
+}
+
+/// Breaks off what is in flight on a pod that is dead: at once what has not been answered, which goes elsewhere, and after
+/// the grace what has begun to be.
+async fn sever(endpoint: &Endpoint) {
+    endpoint.sever(false);
+    if timeout(GRACE, vacant(endpoint)).await.is_err() {
+        endpoint.sever(true);
+    }
 }
 
 /// Whether a pod answers, having broken a request off. Where it is not asked, only its answers to others can say so.

@@ -346,6 +346,65 @@ async fn a_terminating_pod_gets_nothing_new_and_is_forgotten_when_it_is_vacant()
     assert!(stage.endpoint(A).is_some());
 }
 
+/// What is in flight on a pod that has ended is broken off: at once what has no answer yet, the rest after 30 s.
+#[tokio::test(start_paused = true)]
+async fn a_dead_pod_is_severed_and_answers_have_a_grace() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    let permits = [stage.enter().unwrap(), stage.enter().unwrap()];
+    let endpoint = stage.endpoint(A).unwrap();
+    let (waiting, answering) = (endpoint.connection(), endpoint.connection());
+    answering.set_answering(true);
+    stage.says(&[(A, Terminating)]).await;
+    stage.at(60_000).await;
+    assert!(!waiting.is_cut(), "it drains");
+    stage.says(&[]).await;
+    stage.at(120_000).await;
+    assert!(!waiting.is_cut(), "no longer an endpoint, which is no word on whether it lives");
+    let dead = vec![A.into()];
+    stage.cluster.send_replace(Arc::new(Discovered { is_synced: true, dead, ..Discovered::default() }));
+    settle().await;
+    assert!(waiting.is_cut() && !answering.is_cut());
+    stage.at(149_990).await;
+    assert!(!answering.is_cut());
+    stage.at(150_010).await;
+    assert!(answering.is_cut(), "120 + 30 s");
+    drop(permits);
+    settle().await;
+    assert!(stage.endpoint(A).is_none());
+}
+
+/// A pod in doubt is asked at once and keeps its limit; one that may not be asked has 50 ms to answer somebody else.
+#[tokio::test(start_paused = true)]
+async fn a_pod_in_doubt_keeps_its_limit_if_it_answers() {
+    let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
+    stage.servers.answer(A, Answer::Ready);
+    let permit = stage.enter().unwrap();
+    let limit = permit.endpoint().limit();
+    permit.doubt();
+    stage.at(1).await;
+    assert!(stage.is_open(A) && !permit.endpoint().is_doubted());
+    assert_eq!((stage.servers.times(A), permit.endpoint().limit()), (vec![0], limit));
+    stage.servers.answer(A, Answer::Refused);
+    permit.doubt();
+    stage.at(49).await;
+    assert!(stage.is_open(A), "asked again after 50 ms at the earliest");
+    stage.at(51).await;
+    assert!(!stage.is_open(A));
+
+    let mut policy = Policy::default();
+    policy.readiness.probe = false;
+    let stage = Stage::new(policy, None, &[(A, Ready)]).await;
+    let permits = [stage.enter().unwrap(), stage.enter().unwrap()];
+    permits[0].doubt();
+    stage.at(40).await;
+    permits[1].first_byte();
+    stage.at(100).await;
+    assert!(stage.is_open(A), "it answered another request");
+    permits[0].doubt();
+    stage.at(200).await;
+    assert!(!permits[0].endpoint().is_doubted() && permits[0].endpoint().limit() == 1, "suspect");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_suspect_pod_is_left_alone_for_its_back_off_then_asked_and_that_is_no_cold_start() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;

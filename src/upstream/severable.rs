@@ -1,0 +1,75 @@
+//! A connection that the publisher of its endpoint can break off.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::state::Cut;
+
+/// Reads and writes fail once the connection is cut, so that an answer under way ends as one that broke off and never as
+/// one that is complete.
+pub(super) struct Severable<I> {
+    pub(super) io: I,
+    pub(super) cut: Arc<Cut>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster says that the pod is gone")]
+struct Gone;
+
+fn gone<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionReset, Gone)))
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Severable<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.cut.is_cut() {
+            return gone();
+        }
+        match Pin::new(&mut self.io).poll_read(cx, buf) {
+            Poll::Pending if self.cut.poll_cut(cx).is_ready() => gone(),
+            polled => polled,
+        }
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Severable<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.cut.is_cut() {
+            return gone();
+        }
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.cut.is_cut() {
+            return gone();
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
