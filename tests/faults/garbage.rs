@@ -8,6 +8,8 @@ use crate::support::{
     wire::{chat, post},
 };
 
+const TOO_MANY_FIELDS: &str = "a thousand headers";
+
 /// What a server says instead of a head, or as a head that cannot be believed.
 fn heads() -> Vec<(&'static str, Vec<u8>)> {
     let text = |text: &str| text.as_bytes().to_vec();
@@ -28,7 +30,7 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
             head.resize(1 << 20, b'x');
             head
         }),
-        ("a thousand headers", {
+        (TOO_MANY_FIELDS, {
             let many: String = (0..1000).map(|number| format!("x-{number}: 1\r\n")).collect();
             text(&format!("HTTP/1.1 200 OK\r\n{many}\r\n"))
         }),
@@ -50,8 +52,9 @@ const BODIES: [(&str, &str); 5] = [
     ("no last chunk", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"),
 ];
 
-/// Whatever it is: two servers get the request at the most, the client is told 502, and the next request is served. Or, if
-/// a head had gone out, the client sees that the answer breaks off, and nothing is tried again.
+/// Whatever it is: two servers get the request at the most (one, where the answer is whole and only has too many fields,
+/// as it would have the next time), the client gets 502, and the next request is served. Or, if a head had gone out, the
+/// client sees that the answer breaks off, and nothing is tried again.
 #[tokio::test]
 async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
     let mut upstream = Upstream::warm().await;
@@ -67,7 +70,8 @@ async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
     for (what, said) in &heads {
         let before = upstream.requests();
         let mut client = proxy.sent(chat(what)).await;
-        for _ in 0..2 {
+        let tries = if *what == TOO_MANY_FIELDS { 1 } else { 2 };
+        for _ in 0..tries {
             let mut call = upstream.call().await;
             call.body().await;
             // It is closed at once where it is known at once.
@@ -75,7 +79,7 @@ async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
         }
         let response = client.response().await;
         assert_eq!((response.status(), &*response.code()), (502, "upstream_error"), "{what}");
-        assert_eq!(upstream.requests() - before, 2, "{what}");
+        assert_eq!(upstream.requests() - before, tries, "{what}");
         good(&mut upstream).await;
     }
     for (what, said) in BODIES {
