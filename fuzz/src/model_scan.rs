@@ -57,7 +57,7 @@ impl Entries {
             _ => return None,
         };
         let words = ["1", "on", "t", "true", "y", "yes"];
-        let stream = match values("stream").last() {
+        let stream = match values("stream").next_back() {
             Some(Value::Bool(stream)) => *stream,
             Some(Value::Number(number)) => number.as_f64() == Some(1.0),
             Some(Value::String(text)) => words.contains(&&*text.to_ascii_lowercase()),

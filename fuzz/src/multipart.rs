@@ -83,7 +83,8 @@ fn expected(fields: &[(&str, &[u8])]) -> Option<Scan> {
         _ => return None,
     };
     let words = [&b"1"[..], b"on", b"t", b"true", b"y", b"yes"];
-    let stream = contents("stream").last().is_some_and(|text| words.contains(&&*text.to_ascii_lowercase()));
+    let stream =
+        contents("stream").next_back().is_some_and(|text| words.contains(&&*text.to_ascii_lowercase()));
     Some(Scan { model, stream })
 }
 

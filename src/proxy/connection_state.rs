@@ -62,6 +62,10 @@ pub(super) struct Early {
 /// A request that is reset sooner than that was hardly meant to be answered.
 const RAPID: Duration = Duration::from_secs(1);
 
+/// The shortest idle time after which a connection may end for another one. The first request of one that was just
+/// accepted may still wait to be read, and the next request of a busy client may be on its way.
+pub(super) const MIN_IDLE: Duration = Duration::from_secs(1);
+
 /// It counts among those that are open.
 const HAS_PLACE: u8 = 0;
 /// Another connection has its place, and it is to end.
@@ -117,6 +121,12 @@ impl ConnectionState {
     pub(super) fn idle_since(&self) -> Option<u64> {
         let has_place = self.place.load(Ordering::SeqCst) == HAS_PLACE;
         Some(self.idle_since.load(Ordering::Relaxed)).filter(|since| *since > 0 && has_place)
+    }
+
+    /// Since when it has been idle, if for [`MIN_IDLE`] by `now`.
+    pub(super) fn long_idle_since(&self, now: Instant) -> Option<u64> {
+        let min_idle = u64::try_from(MIN_IDLE.as_micros()).unwrap_or(u64::MAX);
+        self.idle_since().filter(|since| clock(now).saturating_sub(*since) >= min_idle)
     }
 
     /// Has it end for another connection, if it is still idle since `since`. A request that begins meanwhile is answered.

@@ -125,7 +125,11 @@ impl Connections {
 
     /// Ends the one of a source that has been idle for longest.
     fn shed_of(&self, members: &mut Vec<Arc<ConnectionState>>) -> bool {
-        let idle = members.iter().enumerate().filter_map(|(place, state)| Some((state.idle_since()?, place)));
+        let now = Instant::now();
+        let idle = members
+            .iter()
+            .enumerate()
+            .filter_map(|(place, state)| Some((state.long_idle_since(now)?, place)));
         let Some((since, place)) = idle.min() else { return false };
         let state = members.swap_remove(place);
         self.shed(since, &state);
@@ -177,7 +181,7 @@ impl Connections {
         let mut oldest = BinaryHeap::with_capacity(SCAN_FINDS + 1);
         for (number, part) in self.parts.iter().enumerate() {
             for (key, state) in part.lock().iter() {
-                let Some(since) = state.idle_since() else { continue };
+                let Some(since) = state.long_idle_since(now) else { continue };
                 oldest.push((since, number, *key));
                 if oldest.len() > SCAN_FINDS {
                     oldest.pop();
@@ -239,7 +243,7 @@ impl Source {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::connection_state::MIN_IDLE, *};
 
     #[test]
     fn a_source_has_its_own_limit_and_gets_places_back() {
@@ -291,12 +295,14 @@ mod tests {
         let states: Vec<_> = (0..MOST).map(|_| Arc::<ConnectionState>::default()).collect();
         let mut open: Vec<_> = states.iter().map(|state| enter(&connections, MOST, state)).collect();
         assert!(!connections.has_room(MOST), "all are busy");
-        // From 50 on they are idle, the last one for longest.
+        // From 50 on they are idle, the last one for longest, and all for less than a second.
         for (number, state) in states.iter().enumerate().skip(50) {
-            state.idles(start + Duration::from_secs((MOST - number) as u64));
+            state.idles(start + Duration::from_millis((MOST - number) as u64));
         }
-        assert!(!connections.has_room(MOST), "it has just been looked");
         tokio::time::advance(SCAN_INTERVAL).await;
+        assert!(!connections.has_room(MOST), "a request of theirs may be on its way");
+        // The first of them became idle at 150 ms.
+        tokio::time::advance(MIN_IDLE + Duration::from_millis(150) - SCAN_INTERVAL).await;
         assert!(connections.has_room(MOST));
         // One that was found to be idle, and is busy now.
         let begun = states[MOST - 2].begin();
@@ -332,6 +338,8 @@ mod tests {
         other.idles(Instant::now());
         tokio::time::advance(Duration::from_secs(1)).await;
         two.idles(Instant::now());
+        assert!(enter([192, 0, 2, 1], &Arc::default()).is_none(), "it has only just become idle");
+        tokio::time::advance(MIN_IDLE).await;
         let _third = enter([192, 0, 2, 1], &three).unwrap();
         assert_eq!([&one, &two, &three, &other].map(is_shed), [false, true, false, false]);
         assert!(enter([192, 0, 2, 1], &Arc::default()).is_none(), "both are busy");

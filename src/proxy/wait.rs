@@ -71,8 +71,9 @@ impl Proxy {
         let patience = Patience::of(&sending.head.headers).unwrap_or_default();
         let shape = sending.wishes.shape;
         let heartbeat = sending.wishes.before_answer(policy.keepalive.mode, scan.stream);
-        if heartbeat.is_some() {
-            // An early head tells of no encoding.
+        // An early head names no encoding. A request that offers none is not given one, in which case a new field would
+        // only make the head of a held request grow.
+        if heartbeat.is_some() && sending.head.headers.contains_key(ACCEPT_ENCODING) {
             sending.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         let over = sending.intercepted.as_ref().and_then(|intercepted| intercepted.deadline);

@@ -29,6 +29,10 @@ fn anthropic(response: &Response) -> (u16, String, String) {
 /// The events of a stream that ended in good order: name and data, without comments.
 async fn events(client: &mut Wire) -> Vec<(String, Value)> {
     assert_eq!(client.head().await.unwrap().status(), 200);
+    events_after_head(client).await
+}
+
+async fn events_after_head(client: &mut Wire) -> Vec<(String, Value)> {
     let stream = client.rest().await.expect("an orderly end");
     let lines = stream.split_inclusive('\n').filter(|line| !line.starts_with(':'));
     let stream: String = lines.collect();
@@ -126,12 +130,12 @@ async fn errors_of_servers_after_an_early_answer_are_events_of_their_api() {
         let mut upstream = Upstream::cold().await;
         let proxy = Proxy::tiny(&upstream.url(), SOON).await;
         let mut client = proxy.sent(post(path, r#"{"model":"tiny","stream":true}"#)).await;
-        proxy.held(1).await;
+        assert_eq!(client.head().await.unwrap().status(), 200);
         upstream.wake();
         let mut call = upstream.call().await;
         call.body().await;
         call.finish(answer("400 Bad Request", &[("Content-Type", "application/json")], body)).await;
-        let events = events(&mut client).await;
+        let events = events_after_head(&mut client).await;
         let (name, data) = &events[0];
         assert_eq!((name.as_str(), &data["error"]["type"]), ("error", &json!(kind)), "{path} {body}");
         assert_eq!(data["error"]["message"], "too long");

@@ -43,8 +43,9 @@ async fn preflight_is_answered_by_the_warm_server() {
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(429, "saturated");
     call.echo().await;
     busy.response().await;
-    // A server that breaks off is not asked twice.
+    // A server that breaks off is not asked twice: the first connection was pooled, and so may have been stale.
     let mut client = proxy.sent(preflight("api.test", CHAT, "POST")).await;
+    upstream.call().await.reset();
     upstream.call().await.reset();
     client.response().await.is_error(502, "upstream_error");
     proxy.stop(&[("completed", 5), ("upstream_error", 1)]).await;

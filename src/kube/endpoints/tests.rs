@@ -323,7 +323,7 @@ fn roles_are_told_by_labels_and_not_by_slices() {
         merge::service(
             &service,
             &port,
-            &parsed(&[slice.clone()]),
+            &parsed(std::slice::from_ref(&slice)),
             &parsed(&pods),
             &Departed::default(),
             &roles,
