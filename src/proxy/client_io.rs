@@ -27,7 +27,7 @@ use super::{
 pub struct ClientLimits {
     /// For the head of a request, from its first byte on; the first request's from the start.
     pub head: Duration,
-    /// Between requests. Over HTTP/2 the client then has [`GOAWAY_GRACE`] to see that it ends.
+    /// Between requests. Over HTTP/2 the client then has `GOAWAY_GRACE` to notice its end.
     pub idle: Duration,
     /// To read what there is to send.
     pub stall: Allowed,
