@@ -140,13 +140,19 @@ impl Scenario {
 
     /// Waits for an Event of a ModelRoute, of a type and for a reason; its note.
     pub(super) async fn told_of(&self, route: &str, kind: &str, reason: &str) -> String {
+        self.told_with(route, kind, reason, "").await
+    }
+
+    /// The message of an Event about a route that has these words in it.
+    pub(super) async fn told_with(&self, route: &str, kind: &str, reason: &str, words: &str) -> String {
         let selector = format!("involvedObject.name={route},involvedObject.kind=ModelRoute,reason={reason}");
         let arguments = format!("get events --field-selector {selector} -o json");
         let shell = self.shell();
         wait::until(&format!("an Event {reason}"), wait::SOON, async || {
             let list: Value = serde_json::from_str(&shell.kubectl(&arguments).await.well()).unwrap();
-            let found = list["items"].as_array().unwrap().iter().find(|event| event["type"] == kind);
-            found.and_then(|event| event["message"].as_str()).map(str::to_owned).ok_or(list.to_string())
+            let events = list["items"].as_array().unwrap().iter().filter(|event| event["type"] == kind);
+            let mut messages = events.filter_map(|event| event["message"].as_str());
+            messages.find(|message| message.contains(words)).map(str::to_owned).ok_or(list.to_string())
         })
         .await
     }
