@@ -21,6 +21,7 @@ mod intercept;
 mod keepalive;
 mod listener;
 mod models;
+mod outgoing;
 mod pace;
 mod pipeline;
 mod preflight;

@@ -9,7 +9,7 @@ use http::request;
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{sleep, timeout};
 
-use super::{body::Lease, intake::Outgoing, responses::question};
+use super::{body::Lease, outgoing::Outgoing, responses::question};
 use crate::{
     admission::{BackgroundJob, Gate},
     domain::{Period, UpstreamTimeouts},

@@ -17,8 +17,8 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    beats::Beats, decoder::Decoder, exchange::Exchange, first_token::TokenWatch, intake::Outgoing,
-    keepalive::KeptAlive, responses::NewResponse, stream_stall,
+    beats::Beats, decoder::Decoder, exchange::Exchange, first_token::TokenWatch, keepalive::KeptAlive,
+    outgoing::Outgoing, responses::NewResponse, stream_stall,
 };
 use crate::{
     admission::Permit,

@@ -18,8 +18,9 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Buffered, CutOff, Outgoing, too_slow},
+    intake::{Budget, Buffered},
     intercept::Intercepted,
+    outgoing::{CutOff, Outgoing, Streamed},
     responses::{Kept, NewResponse},
     traced::Traced,
     tries::Tries,
@@ -31,7 +32,7 @@ use crate::{
     error::{Outcome, ProxyError},
     hold::{Place, Ticket},
     state::Verdict,
-    upstream::SendError,
+    upstream::{Reuse, SendError},
 };
 
 /// A request as it goes to an endpoint, again if need be.
@@ -51,8 +52,7 @@ enum Source {
     /// There is nothing to send.
     Empty,
     Buffered(Buffered),
-    /// Until it is sent.
-    Streaming(Option<Incoming>),
+    Streamed(Streamed),
 }
 
 /// What an endpoint answered.
@@ -109,8 +109,10 @@ impl Proxy {
         if let Some(trace) = &mut trace {
             trace.attempt(permit.endpoint(), head);
         }
-        let body = || source.take(&limits);
-        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, tries.reuse()).await {
+        let reuse = tries.reuse();
+        let keep = (reuse != Reuse::Once).then_some(&self.shared.budget);
+        let body = || source.dispatch(&limits, keep);
+        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, reuse).await {
             Ok((response, connection)) => {
                 if let Some(trace) = trace {
                     trace.answer_began(response.status().as_u16());
@@ -139,8 +141,8 @@ impl Proxy {
             trace.attempt_failed(error.name());
         }
         let cut_off = match &error {
-            SendError::Reset { source, .. } => cut_off(source, &limits),
-            SendError::Body(source) => cut_off(&**source, &limits),
+            SendError::Reset { source, .. } => CutOff::among(source, &limits),
+            SendError::Body(source) => CutOff::among(&**source, &limits),
             _ => None,
         };
         if let Some(error) = cut_off {
@@ -188,14 +190,17 @@ impl Proxy {
             let rest = sending.tries.rest();
             let _ = timeout_at(deadline, setback.settle(gate, answers, rest)).await;
         }
-        if let Source::Streaming(incoming) = &mut sending.source
-            && let Some(incoming) = incoming.take()
-        {
-            sending.source = Intake::Read(self.read(incoming).await?).into();
-        }
-        let bytes = match &mut sending.source {
+        sending.source = match std::mem::replace(&mut sending.source, Source::Empty) {
+            // On the heap: what is buffered already should not carry its room.
+            Source::Streamed(body) => {
+                let limits = **self.shared.limits.load();
+                Source::Buffered(Box::pin(body.buffer(&limits, &self.shared.budget)).await?)
+            }
+            source => source,
+        };
+        let bytes = match &sending.source {
             Source::Buffered(read) => read.bytes.len(),
-            Source::Empty | Source::Streaming(_) => 0,
+            Source::Empty | Source::Streamed(_) => 0,
         };
         let pin = sending.kept.as_ref().and_then(|kept| kept.pin);
         let ticket = gate.readmit_for(pin, place, bytes);
@@ -334,36 +339,29 @@ impl From<Intake> for Source {
     fn from(intake: Intake) -> Self {
         match intake {
             Intake::Unread(incoming) if incoming.is_end_stream() => Self::Empty,
-            Intake::Unread(incoming) => Self::Streaming(Some(incoming)),
+            Intake::Unread(incoming) => Self::Streamed(Streamed::new(incoming)),
             Intake::Read(read) => Self::Buffered(read),
         }
     }
 }
 
 impl Source {
-    fn take(&mut self, limits: &Limits) -> Option<Outgoing> {
+    /// Makes the body of one dispatch; one that streams is kept for others within `keep`, if given.
+    fn dispatch(&self, limits: &Limits, keep: Option<&Arc<Budget>>) -> Option<Outgoing> {
         match self {
             Self::Empty => Some(Outgoing::Full(None)),
             Self::Buffered(read) => {
                 Some(Outgoing::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
             }
-            Self::Streaming(incoming) => incoming.take().map(|incoming| Outgoing::stream(incoming, limits)),
+            Self::Streamed(body) => body.replay(limits, keep),
         }
     }
 
-    /// Whether it can be sent (again).
-    const fn is_left(&self) -> bool {
-        matches!(self, Self::Empty | Self::Buffered(_) | Self::Streaming(Some(_)))
+    /// Returns whether it can be sent (again).
+    fn is_left(&self) -> bool {
+        match self {
+            Self::Empty | Self::Buffered(_) => true,
+            Self::Streamed(body) => body.is_left(),
+        }
     }
-}
-
-/// The request body itself was what broke.
-fn cut_off(error: &(dyn std::error::Error + 'static), limits: &Limits) -> Option<ProxyError> {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let cut_off = causes.into_iter().find_map(|cause| cause.downcast_ref::<CutOff>())?;
-    Some(match cut_off {
-        CutOff::TooLarge => ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() },
-        CutOff::TooSlow => too_slow(limits),
-        CutOff::Broken(_) => ProxyError::InvalidRequest("The request body broke off.".into()),
-    })
 }

@@ -2,20 +2,20 @@
 
 use std::{
     future::Future,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
     time::Duration,
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep_until, timeout_at};
+use tokio::time::timeout_at;
 
 use super::pace::{Allowed, Pace};
 use crate::{config::Limits, error::ProxyError};
@@ -46,35 +46,6 @@ pub struct Buffered {
     sliced: bool,
 }
 
-/// A request body on its way to an endpoint: one that can be sent again, or one that streams.
-#[derive(Debug)]
-pub enum Outgoing {
-    /// Buffered; taken when it is sent.
-    Full(Option<Bytes>),
-    /// As it comes in, up to so many bytes.
-    Stream(Box<Limited>),
-}
-
-/// A body that may not grow beyond a limit, nor come too slowly.
-#[derive(Debug)]
-pub struct Limited {
-    incoming: Incoming,
-    left: usize,
-    pace: Pace,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-/// Why a streamed body was cut off.
-#[derive(Debug, thiserror::Error)]
-pub enum CutOff {
-    #[error("the client broke its request off")]
-    Broken(#[from] hyper::Error),
-    #[error("the body is larger than allowed")]
-    TooLarge,
-    #[error("the body stopped arriving, or came too slowly")]
-    TooSlow,
-}
-
 // === impl Budget ===
 
 impl Budget {
@@ -97,14 +68,15 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn share(self: &Arc<Self>) -> Share {
+    /// An empty share.
+    pub(super) fn share(self: &Arc<Self>) -> Share {
         Share { budget: self.clone(), bytes: 0 }
     }
 }
 
 impl Share {
     /// Takes more, if there is more.
-    fn grow(&mut self, bytes: usize) -> bool {
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let max = self.budget.max();
         let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= max);
         let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
@@ -128,13 +100,28 @@ impl Buffered {
     ///
     /// # Errors
     /// When it is larger than allowed, comes too slowly or breaks off, or when the budget is used up.
-    pub async fn read(mut body: Incoming, limits: &Limits, budget: &Arc<Budget>) -> Result<Self, ProxyError> {
+    pub async fn read(body: Incoming, limits: &Limits, budget: &Arc<Budget>) -> Result<Self, ProxyError> {
+        Self::read_rest(Vec::new(), budget.share(), body, limits).await
+    }
+
+    /// Reads the rest of a body whose first `parts` have been read, and are counted in `share`.
+    ///
+    /// # Errors
+    /// As [`Buffered::read`].
+    pub(super) async fn read_rest(
+        parts: Vec<Bytes>,
+        mut share: Share,
+        mut body: Incoming,
+        limits: &Limits,
+    ) -> Result<Self, ProxyError> {
         let limit = limits.max_body_bytes.get();
-        let told = told_to_fit(&body, limits)?;
-        let mut share = budget.share();
+        // What the client tells is believed only so far.
+        let expected = told_to_fit(&body, limits)?.unwrap_or(0).min(1 << 20);
         let mut pace = Pace::new(allowed(limits));
-        let mut first = Bytes::new();
-        let mut rest = Vec::new();
+        let mut joined = Joined { expected, ..Joined::default() };
+        for part in parts {
+            joined.push(part);
+        }
         while let Some(frame) = next_frame(&mut body, &mut pace, limits).await? {
             // Trailers of a request say nothing to a model server.
             let Ok(data) = frame.into_data() else { continue };
@@ -142,20 +129,11 @@ impl Buffered {
                 return Err(ProxyError::RequestTooLarge { limit });
             }
             if !share.grow(data.len()) {
-                return Err(ProxyError::BuffersFull(budget.max()));
+                return Err(ProxyError::BuffersFull(share.budget.max()));
             }
-            if first.is_empty() && rest.is_empty() {
-                first = data;
-                continue;
-            }
-            if rest.is_empty() {
-                // What the client tells is believed only so far.
-                rest.reserve(told.unwrap_or(0).min(1 << 20).max(first.len() + data.len()));
-                rest.extend_from_slice(&first);
-                first = Bytes::new();
-            }
-            rest.extend_from_slice(&data);
+            joined.push(data);
         }
+        let Joined { first, rest, .. } = joined;
         if rest.is_empty() {
             return Ok(Self { sliced: !first.is_empty(), bytes: first, share });
         }
@@ -167,6 +145,31 @@ impl Buffered {
         if std::mem::take(&mut self.sliced) {
             self.bytes = Bytes::copy_from_slice(&self.bytes);
         }
+    }
+}
+
+/// The parts of a body as one piece. A single one is not copied.
+#[derive(Default)]
+struct Joined {
+    first: Bytes,
+    /// All of them, once there are two.
+    rest: Vec<u8>,
+    /// Bytes to make room for.
+    expected: usize,
+}
+
+impl Joined {
+    fn push(&mut self, part: Bytes) {
+        if self.first.is_empty() && self.rest.is_empty() {
+            self.first = part;
+            return;
+        }
+        if self.rest.is_empty() {
+            self.rest.reserve(self.expected.max(self.first.len() + part.len()));
+            self.rest.extend_from_slice(&self.first);
+            self.first = Bytes::new();
+        }
+        self.rest.extend_from_slice(&part);
     }
 }
 
@@ -184,7 +187,7 @@ pub fn told_to_fit(body: &Incoming, limits: &Limits) -> Result<Option<usize>, Pr
 }
 
 /// How slowly a body may come in.
-fn allowed(limits: &Limits) -> Allowed {
+pub(super) fn allowed(limits: &Limits) -> Allowed {
     Allowed { pause: limits.body_timeout.get(), rate: limits.min_rate.get() }
 }
 
@@ -225,65 +228,4 @@ pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> 
         return Some(output);
     }
     tokio::time::timeout(limit, future).await.ok()
-}
-
-// === impl Outgoing ===
-
-impl Outgoing {
-    /// A body that streams, up to `limit` bytes.
-    pub fn stream(incoming: Incoming, limits: &Limits) -> Self {
-        let (left, pace) = (limits.max_body_bytes.get(), Pace::new(allowed(limits)));
-        Self::Stream(Box::new(Limited { incoming, left, pace, timer: None }))
-    }
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = CutOff;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
-        match self.get_mut() {
-            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(limited) => limited.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Self::Stream(limited) => limited.incoming.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Stream(limited) => limited.incoming.size_hint(),
-        }
-    }
-}
-
-impl Limited {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.pace.waits())));
-                timer.as_mut().poll(cx).map(|()| Some(Err(CutOff::TooSlow)))
-            }
-            Poll::Ready(None) => Poll::Ready(None),
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(Some(Ok(frame))) => {
-                self.timer = None;
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
-                self.pace.moved(bytes);
-                match self.left.checked_sub(bytes) {
-                    Some(left) => {
-                        self.left = left;
-                        Poll::Ready(Some(Ok(frame)))
-                    }
-                    None => Poll::Ready(Some(Err(CutOff::TooLarge))),
-                }
-            }
-        }
-    }
 }

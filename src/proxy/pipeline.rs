@@ -29,8 +29,9 @@ use super::{
     exchange::{self, Exchange},
     find::{Found, encoding, scan_body},
     forward,
-    intake::{Budget, Outgoing, told_to_fit},
+    intake::{Budget, told_to_fit},
     intercept::Intercepted,
+    outgoing::Outgoing,
     responses::{Kept, Responses},
     traced::{Slot, Traced},
 };

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Proxy, Shared, background::Background, body::Lease, dispatch::Intake, find::encoding, intake::Outgoing,
+    Proxy, Shared, background::Background, body::Lease, dispatch::Intake, find::encoding, outgoing::Outgoing,
 };
 use crate::{
     admission::Gate,

@@ -212,6 +212,77 @@ async fn a_drop_by_a_healthy_server_throttles_nobody() {
     proxy.stop(&[("completed", 16), ("upstream_error", 1)]).await;
 }
 
+/// Where the model is not needed to find the route, bodies stream to the server as they arrive. One that a server breaks
+/// off is sent again: what had been passed on, then the rest.
+#[tokio::test]
+async fn streamed_body_is_sent_again() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    warm_up(&proxy, &mut upstream).await;
+    let mut client = proxy.sent(chat("whole")).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.text().await, "whole");
+    call.reset();
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "whole");
+
+    // Half of it had come.
+    let request = chat("in two parts");
+    let (first, second) = request.split_at(request.len() - 10);
+    let mut client = proxy.sent(first).await;
+    let mut call = upstream.call().await;
+    call.wire.exact(5).await.unwrap();
+    call.reset();
+    client.send(second).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "in two parts");
+
+    // In chunks, of which a server sees the first ones again.
+    let head = format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut client = proxy.sent(head).await;
+    let mut call = upstream.call().await;
+    for part in [r#"{"text":"#, r#""chu"#] {
+        client.send(chunk(part)).await;
+        assert_eq!(call.wire.part().await, Part::Data(part.into()));
+    }
+    call.reset();
+    client.send(chunk(r#"nks"}"#) + LAST).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.json()["text"], "chunks");
+    proxy.stop(&[("completed", 4)]).await;
+}
+
+/// What is kept of a streamed body counts as the bodies of held requests do, until the answer begins. A body for which
+/// there is no room is sent once.
+#[tokio::test]
+async fn kept_part_of_a_streamed_body_is_bounded() {
+    let mut upstream = Upstream::warm().await;
+    let limits = "limits: { maxBufferedBytes: 64KiB, maxBodyBytes: 64KiB }";
+    let proxy = Proxy::tiny_with(&upstream.url(), "match: {}, hold: { maxBytes: 64KiB }", limits).await;
+    warm_up(&proxy, &mut upstream).await;
+    let buffered = async || proxy.metric("anteroom_buffered_bytes", &[]).await;
+    let body = "x".repeat(40 << 10);
+    let mut client = proxy.sent(chat(&body)).await;
+    let mut call = upstream.call().await;
+    assert_eq!(call.text().await.len(), body.len());
+    assert!(buffered().await > body.len() as u64);
+
+    let mut second = proxy.sent(chat(&body)).await;
+    let mut broken = upstream.call().await;
+    broken.body().await;
+    assert!(buffered().await < 2 * body.len() as u64);
+    broken.reset();
+    let answer = second.response().await;
+    answer.is_error(502, "upstream_error");
+    assert!(answer.text().contains("sent once, and its body, which streamed, is gone"), "{}", answer.text());
+
+    call.send(STREAM).await;
+    client.head().await.unwrap();
+    assert_eq!(buffered().await, 0);
+    call.finish(LAST).await;
+    proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
+}
+
 #[tokio::test]
 async fn a_gateway_without_endpoints_is_asked_again_and_again_but_never_in_a_hurry() {
     let sayings = [

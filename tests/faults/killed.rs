@@ -52,10 +52,20 @@ async fn before_the_head_the_next_server_gets_it_and_no_third_one() {
 /// served by the next server.
 #[tokio::test]
 async fn whoever_has_no_head_yet_is_served_by_the_next_server() {
+    all_are_served_by_the_next_server("").await;
+}
+
+/// The same where no model is needed to find the route, so that bodies stream to the server.
+#[tokio::test]
+async fn streamed_bodies_are_served_by_the_next_server() {
+    all_are_served_by_the_next_server(", match: {}").await;
+}
+
+async fn all_are_served_by_the_next_server(more: &str) {
     const MANY: u64 = 24;
     let place = Place::reserve();
     let mut first = place.up(&["--time-to-first-token", "400ms"]).await;
-    let proxy = before(&place, "concurrency: { max: 64, rampStart: 64 }").await;
+    let proxy = before(&place, &format!("concurrency: {{ max: 64, rampStart: 64 }}{more}")).await;
     let mut clients = Vec::new();
     for _ in 0..MANY {
         clients.push(Wire::connect(proxy.address).await);

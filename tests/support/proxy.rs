@@ -78,6 +78,11 @@ impl Proxy {
         Self::start(&routes(&[route("tiny", url, more)])).await
     }
 
+    /// The same, with more in the file.
+    pub async fn tiny_with(url: &str, more: &str, file: &str) -> Self {
+        Self::start(&format!("{file}\n{}", routes(&[route("tiny", url, more)]))).await
+    }
+
     /// One whose cluster has a route `tiny` to this url, as an `InterceptorRoute` asks. The file has a route `models`
     /// for models of its own, to nowhere.
     pub async fn intercepting(url: &str, intercept: Intercept) -> Self {
