@@ -71,7 +71,12 @@ impl ExternalScaler for Keda {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<IsActiveResponse>, Status> {
         let (_, gate) = self.find(request.get_ref())?;
-        let result = gate.is_some_and(|gate| gate.counts_everywhere().is_active());
+        let gate = gate.filter(|gate| gate.counts_everywhere().is_active());
+        if let Some(gate) = &gate {
+            // KEDA scales by a poll as it does by a push, whichever comes first.
+            gate.scaler_knows();
+        }
+        let result = gate.is_some();
         Ok(Response::new(IsActiveResponse { result }))
     }
 

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep};
 use super::wake::Wake;
 use crate::{
     admission::Gate,
-    domain::{ScaleBy, Workload},
-    state::{Scale, ScaleError},
+    domain::{Phase, ScaleBy, Workload},
+    state::{Scale, ScaleError, Seen},
 };
 
 /// How often the number is looked at again while somebody waits: another replica may have found the target idle in the
@@ -92,6 +92,7 @@ impl Direct<'_> {
                 // Before the answer: what follows from it may be seen earlier than that.
                 self.gate.scaler_knows();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
+                self.gate.cold_starts().observe(Phase::Scale, Seen::now());
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "scaled from zero to one");
             }
             self.seen = Some(seen.wanted.max(1));

@@ -128,6 +128,22 @@ async fn demand_is_pushed_and_counted_from_the_first_request_to_the_last_byte() 
 }
 
 #[tokio::test]
+async fn poll_that_is_answered_with_true_ends_the_signal() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+    let mut scaler = scaler(&proxy).await;
+    let _client = proxy.sent(streaming("x")).await;
+    proxy.held(1).await;
+    until("a cold start", async || proxy.route("tiny").await["phase"] == "signal").await;
+    assert!(active(&mut scaler).await);
+    // No stream is open: KEDA scales by its poll.
+    let route = proxy.route("tiny").await;
+    let first = &route["cold_start"]["phases"][0];
+    assert_eq!((&first["name"], first["unfinished"].is_null()), (&"signal".into(), true), "{route}");
+    assert_ne!(route["phase"], "signal");
+}
+
+#[tokio::test]
 async fn live_streams_count_until_their_last_byte() {
     let mut upstream = Upstream::warm().await;
     let more = "scaling: { linger: 0s }, concurrency: { max: 64 }";
