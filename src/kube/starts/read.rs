@@ -16,7 +16,10 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{ObstacleKind, Phase},
-    kube::{endpoints::addresses, pod_reasons::shorten},
+    kube::{
+        endpoints::addresses,
+        pod_reasons::{shorten, trouble},
+    },
     state::{DiscoveredEndpoint, PodWarning, Seen, Stamp},
 };
 
@@ -119,6 +122,11 @@ pub(super) fn waits_for_a_node(pod: &Pod) -> bool {
     let scheduled = condition(pod, "PodScheduled");
     node(pod).is_none()
         && scheduled.is_some_and(|it| it.status == "False" && it.reason.as_deref() == Some("Unschedulable"))
+}
+
+/// Whether an image of it cannot be had so far, so that fetching it goes on.
+pub(super) fn waits_for_an_image(pod: &Pod) -> bool {
+    trouble(pod).is_some_and(|trouble| trouble.kind == ObstacleKind::ImagePull)
 }
 
 /// How often a container has run before, if it runs now.

@@ -159,7 +159,8 @@ impl Starting {
             name: self.start.name.clone(),
             address: self.address.clone(),
             node: read::node(&self.pod).map(Into::into),
-            is_pulling: self.told.is_pulling(),
+            // Its status says that it waits for an image, also where Events may not be read or come late.
+            is_pulling: self.told.is_pulling() || read::waits_for_an_image(&self.pod),
             moments,
             parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
             tail: self.load.tail.clone(),

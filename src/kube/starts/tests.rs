@@ -113,6 +113,17 @@ async fn wait(ms: u64) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn image_that_cannot_be_had_is_a_pull_without_events() {
+    let mut stage = Stage::new(|_| {});
+    stage.synced().await;
+    let waiting = json!({ "waiting": { "reason": "ErrImagePull", "message": "not found" } });
+    stage.server.put(POD, pod(Some("gpu-1"), status(waiting, false)));
+    stage.start(|start| start.is_pulling).await;
+    stage.server.put(POD, pod(Some("gpu-1"), status(json!({ "running": {} }), false)));
+    stage.start(|start| !start.is_pulling).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
     let mut stage = Stage::new(|_| {});
     stage.synced().await;
