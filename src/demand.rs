@@ -282,6 +282,11 @@ impl Demand {
         receivers.iter().find(|known| known.namespace == namespace && known.name == name).cloned()
     }
 
+    /// What the cluster shows of the ScaledObjects that name the route.
+    pub fn receivers(&self) -> Vec<PushReceiver> {
+        self.receivers.lock().clone()
+    }
+
     /// The cluster shows these ScaledObjects that name the route.
     pub fn set_receivers(&self, receivers: Vec<PushReceiver>) {
         let mut known = self.receivers.lock();

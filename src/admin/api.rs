@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     admission::Gate,
     coldstart::{ColdStart, Estimates, Phase},
+    demand::PushReceiver,
     domain::{ObstacleKind, RouteKey},
     state::{Obstacle, Status},
 };
@@ -47,6 +48,9 @@ pub struct RouteStatus {
     pub in_flight: u64,
     /// Where requests go.
     pub endpoints: Vec<EndpointStatus>,
+    /// The ScaledObjects that demand is pushed to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scaled_objects: Vec<PushReceiver>,
     /// What bounds it.
     pub limits: LimitsStatus,
 }
@@ -122,6 +126,7 @@ impl RouteStatus {
                     limit: endpoint.limit(),
                 })
                 .collect(),
+            scaled_objects: gate.demand().receivers(),
             limits: LimitsStatus {
                 hold_max_requests: policy.hold.max_requests,
                 hold_max_bytes: policy.hold.max_bytes.get(),

@@ -1,7 +1,9 @@
 //! What the cluster shows of those that demand is pushed to.
 
+use serde::Serialize;
+
 /// A ScaledObject that names the route: whether KEDA can act on a push for it, and has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PushReceiver {
     /// Its namespace.
     pub namespace: String,
