@@ -266,11 +266,15 @@ impl Tracker {
         self.pulse().beat();
     }
 
-    /// The gateway says that it knows of nothing that is ready: what is ready has yet to propagate.
-    pub fn turned_away(&self) {
+    /// Reopens the phases from `first` on: the target takes no requests after all. Changes nothing once an answer has begun.
+    pub fn reopen(&self, first: Phase) {
         if let Some(active) = self.active.lock().as_mut().filter(|active| !active.is_answered()) {
-            active.ends.retain(|(phase, _)| *phase < Phase::Propagate);
+            active.ends.retain(|(phase, _)| *phase < first);
+            if first <= Phase::Load {
+                active.first = None;
+            }
         }
+        self.pulse().beat();
     }
 
     /// The target is ready, and nobody is left that it could serve.
@@ -346,7 +350,7 @@ impl Tracker {
         follows
     }
 
-    /// The target could not be started, or went away before it answered.
+    /// The target could not be started.
     pub fn failed(&self, reason: Arc<str>, last_lines: Vec<String>) {
         self.end(ColdStartOutcome::Failed, Some(reason), last_lines);
     }

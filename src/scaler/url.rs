@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     admission::Gate,
+    domain::Phase,
     probe::probe,
     state::{Cause, Endpoint, Front, FrontKind, Status},
 };
@@ -89,7 +90,7 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
             // A suspect endpoint holds requests up, so it cannot wait.
             biased;
             () = suspect(endpoint, || wake.ask(endpoint)) => {
-                wake.gate.cold_starts().turned_away();
+                wake.gate.cold_starts().reopen(Phase::Propagate);
                 sleep(endpoint.backoff()).await;
                 // It keeps the one request at a time that being suspect left it, and grows from there.
                 None

@@ -32,19 +32,32 @@ pub(super) async fn run(keeper: &Keeper) {
     let mut tally = keeper.tally.subscribe();
     loop {
         cold(keeper, &mut wake, &mut tally).await;
+        activate(keeper, &mut wake, &mut tally).await;
+    }
+}
+
+/// Runs one cold start to its end. A pod that takes requests and goes away before it has answered one ends nothing: those
+/// that wait, wait for the same start, which fails by what stands in its way.
+async fn activate(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) {
+    loop {
         wake.begin();
         keeper.gate.target().set_status(Status::Starting);
         let limit = keeper.gate.policy().readiness.activation_timeout.get();
         tokio::select! {
             biased; // what is up is up, whatever stood in its way
-            () = until(&mut tally, Tally::is_up) => served(&keeper.gate, &mut tally).await,
+            () = until(tally, Tally::is_up) => {}
             obstacle = wake.hopeless() => {
-                wake.failed(&obstacle.message, keeper.last_lines(), obstacle.cause(), RETRY);
+                return wake.failed(&obstacle.message, keeper.last_lines(), obstacle.cause(), RETRY);
             }
             () = sleep(limit) => {
-                wake.failed(&keeper.too_late(), keeper.last_lines(), Cause::Passing, RETRY);
+                return wake.failed(&keeper.too_late(), keeper.last_lines(), Cause::Passing, RETRY);
             }
         }
+        if served(&keeper.gate, wake, tally).await {
+            return;
+        }
+        tracing::info!(route = %keeper.gate.key(), "what had come up went away before it answered a request");
+        keeper.gate.cold_starts().reopen(Phase::Load);
     }
 }
 
@@ -79,8 +92,9 @@ async fn cold(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tall
     }
 }
 
-/// Waits until the target is down again. A cold start that nobody is left to be served by is over before.
-async fn served(gate: &Gate, tally: &mut watch::Receiver<Tally>) {
+/// Waits until the cold start is over: answered, or with nobody left to be served by it. Returns `false` if requests want
+/// the target and it is down before that.
+async fn served(gate: &Gate, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) -> bool {
     let cold_starts = gate.cold_starts();
     let looking = async {
         while cold_starts.phase().is_some() {
@@ -90,13 +104,24 @@ async fn served(gate: &Gate, tally: &mut watch::Receiver<Tally>) {
             }
         }
     };
+    let down = async {
+        loop {
+            until(tally, |tally| !tally.is_up()).await;
+            if cold_starts.phase().is_none() {
+                return;
+            }
+            tokio::select! {
+                biased; // what is up again is not missed
+                () = until(tally, Tally::is_up) => {}
+                // What is in flight on a pod that has gone may still be answered.
+                () = wake.wanted() => return,
+            }
+        }
+    };
     tokio::select! {
         biased; // what is down serves nobody
-        () = until(tally, |tally| !tally.is_up()) => {
-            let reason = "the pods that had come up went away before one answered";
-            cold_starts.failed(reason.into(), Vec::new());
-        }
-        () = looking => {}
+        () = down => cold_starts.phase().is_none(),
+        () = looking => true,
     }
 }
 

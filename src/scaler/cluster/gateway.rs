@@ -12,6 +12,7 @@ use super::{
     Keeper, Tally,
 };
 use crate::{
+    domain::Phase,
     probe::Answer,
     state::{Endpoint, Front},
 };
@@ -48,7 +49,7 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                     keeper.gate.target().set_servers(gateway, servers, start);
                 }
                 () = suspect(gateway, async || { sleep(UNASKED).await; Answer::TimedOut(UNASKED.into()) }) => {
-                    keeper.gate.cold_starts().turned_away();
+                    keeper.gate.cold_starts().reopen(Phase::Propagate);
                     keeper.count(|tally| (tally.open, tally.doubtful) = (0, 1));
                     servers = back_off(gateway, servers, &mut tally).await;
                     if servers > 0 && gateway.front().is_some_and(Front::takes_question) {

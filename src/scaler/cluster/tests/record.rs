@@ -181,3 +181,65 @@ async fn what_failed_has_the_last_lines_of_the_pod_that_came_last() {
     let last = record.phases.last().unwrap();
     assert_eq!((last.name, last.unfinished), (Load, true));
 }
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_refuses_fails_its_one_cold_start() {
+    let mut policy = Policy::default();
+    policy.failure_grace.service = crate::domain::Period::from_secs(5);
+    let stage = Stage::new(policy, None, &[]).await;
+    stage.gate.cold_starts().set_scope(Scope::Cluster);
+    let mut held = stage.hold();
+    stage.at(1_000).await;
+    // The kubelet asks at another port than that of the Service, where nobody listens.
+    let seen = [(Create, 20), (Start, 100), (Load, 900)];
+    stage.says_of(&[said("a/x", Some(A), Ready, &seen)]).await;
+    let permit = released(&mut held).await;
+    permit.suspect();
+    drop(permit);
+    held = stage.gate.readmit(held.place(), 1);
+    stage.at(2_000).await;
+    assert_eq!((stage.ended().len(), stage.status()), (0, "starting"));
+    assert_eq!(stage.gate.cold_starts().phase().map(|(phase, _)| phase), Some(Propagate));
+    assert!(stage.gate.demand().is_leased(), "it is wanted again");
+    stage.gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::PortRefused, "it refuses")));
+    assert!(failed(&mut held).await.starts_with("it refuses"));
+    let [record] = stage.ended().try_into().unwrap();
+    assert_eq!(
+        (record.outcome, record.reason.as_deref()),
+        (Some(ColdStartOutcome::Failed), Some("it refuses"))
+    );
+    let phases = record.phases.iter().map(|span| (span.name, span.duration_ms, span.unfinished));
+    assert_eq!(
+        phases.collect::<Vec<_>>(),
+        [(Create, 20.0, false), (Start, 80.0, false), (Load, 800.0, false), (Propagate, 6_100.0, true)],
+        "until 7000, the grace of 5 s after 2000"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pod_that_dies_unanswered_prolongs_its_cold_start() {
+    let stage = Stage::new(Policy::default(), None, &[]).await;
+    stage.gate.cold_starts().set_scope(Scope::Cluster);
+    let mut held = stage.hold();
+    stage.at(1_000).await;
+    let first = [(Create, 20), (Start, 100), (Load, 900)];
+    stage.says_of(&[said("a/x", Some(A), Ready, &first)]).await;
+    let permit = released(&mut held).await;
+    stage.at(2_000).await;
+    let next = [(Create, 1_500), (Start, 1_700)];
+    stage.says_of(&[said("a/y", Some(B), NotReady, &next)]).await;
+    permit.suspect();
+    drop(permit);
+    held = stage.gate.readmit(held.place(), 1);
+    stage.servers.answer_after(B, Answer::Ready, 10);
+    stage.at(3_000).await;
+    released(&mut held).await.first_byte();
+    let [record] = stage.ended().try_into().unwrap();
+    assert_eq!((record.outcome, record.pod.as_deref()), (Some(ColdStartOutcome::Completed), Some("a/y")));
+    let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();
+    assert_eq!(
+        phases,
+        [(Create, 1_500.0), (Start, 200.0), (Load, 310.0), (Dispatch, 0.0), (FirstByte, 990.0)],
+        "it answered at 2010, and a request at 3000"
+    );
+}
