@@ -76,6 +76,9 @@ impl Scenario {
         })
         .await;
         self.stream_of_keda(anteroom, &model.name).await;
+        for replica in &anteroom.replicas {
+            replica.sees_what_is_scaled(self, &model.name).await;
+        }
     }
 
     /// Waits until KEDA has a stream for a route, and says to which of the replicas.
@@ -146,11 +149,15 @@ impl Replicas {
         found.unwrap_or_else(|| panic!("not {replicas} since {moment:?}: {seen:?}")).0
     }
 
-    /// When it was more than none, after `moment`.
-    pub(crate) fn after_zero(&self, moment: SystemTime) -> SystemTime {
-        let seen = self.seen.borrow();
-        let found = seen.iter().find(|&&(at, number)| at >= moment && number > 0);
-        found.unwrap_or_else(|| panic!("none since {moment:?}: {seen:?}")).0
+    /// When it was more than none, after `moment`. Waits for that: others may have seen it first.
+    pub(crate) async fn after_zero(&self, moment: SystemTime) -> SystemTime {
+        let find = |seen: &Vec<(SystemTime, i32)>| {
+            seen.iter().find(|&&(at, number)| at >= moment && number > 0).map(|&(at, _)| at)
+        };
+        let mut seen = self.seen.clone();
+        let seen =
+            wait::within("replicas", wait::SOON, seen.wait_for(|seen| find(seen).is_some())).await.unwrap();
+        find(&seen).unwrap()
     }
 
     /// The same up to a moment.
@@ -186,6 +193,18 @@ impl Replica {
         let all = self.api("/api/v1/routes").await;
         let found = all["routes"].as_array().unwrap().iter().find(|one| one["name"] == name.as_str());
         found.unwrap_or_else(|| panic!("no route {name} in {all}")).clone()
+    }
+
+    /// Waits until it knows that KEDA takes pushes for a route, and of how many replicas there are to be: it does not see
+    /// that a number rises which it sees for the first time.
+    pub(crate) async fn sees_what_is_scaled(&self, it: &Scenario, route: &str) {
+        wait::until("the ScaledObject to be seen", wait::SOON, async || {
+            let seen = self.route(it, route).await["scaled_objects"].clone();
+            let mut all = seen.as_array().into_iter().flatten();
+            let is_known = all.any(|one| one["is_listed"] == true && one["is_scaled"].is_boolean());
+            if is_known { Ok(()) } else { Err(seen.to_string()) }
+        })
+        .await;
     }
 
     /// The cold starts of a route that have ended, the last first.
@@ -268,6 +287,12 @@ impl Flow {
     /// Waits until more has come of it.
     pub(crate) async fn flows(&self) {
         self.flows_for(1).await;
+    }
+
+    /// Waits until nothing more can come of it.
+    pub(crate) async fn ends(&self) {
+        let mut parts = self.parts.clone();
+        while parts.changed().await.is_ok() {}
     }
 
     /// Waits until so many more parts have come of it.
