@@ -10,7 +10,8 @@ use crate::{
     client::{self, Answer},
     in_cluster::InCluster,
     model,
-    plane::daemon::Daemon,
+    plane::{self, daemon::Daemon},
+    relay::Relay,
     scenario::Scenario,
     wait, world,
 };
@@ -38,6 +39,18 @@ impl Scenario {
 
     /// The same with the rights of a chart with those values.
     pub(crate) async fn anteroom_with(&self, replicas: u8, config: Value, values: &[&str]) -> Anteroom {
+        self.anteroom_at(plane::ADDRESS, replicas, config, values).await
+    }
+
+    /// One replica that reaches the apiserver through a relay.
+    pub(crate) async fn anteroom_behind_relay(&self) -> (Anteroom, Relay) {
+        let relay = Relay::start(self.socket(40, plane::PORT)).await;
+        let name = format!("{}.relay.test", self.namespace);
+        self.world.dns.set(&name, &[self.address(40)]);
+        (self.anteroom_at(&name, 1, json!({}), &[]).await, relay)
+    }
+
+    async fn anteroom_at(&self, apiserver: &str, replicas: u8, config: Value, values: &[&str]) -> Anteroom {
         for object in chart::rights(&self.world, &self.namespace, values).await {
             self.apply(&object).await;
         }
@@ -45,7 +58,8 @@ impl Scenario {
         let account =
             InCluster::new(&self.kube, &plane.folders.run, &plane.authority.pem, &self.namespace, "anteroom")
                 .await;
-        let replicas = (1..=replicas).map(|number| Replica::new(self, number, &config, account.clone()));
+        let replicas = (1..=replicas)
+            .map(|number| Replica::new(self, number, &config, account.clone(), apiserver.to_owned()));
         let mut anteroom = Anteroom { replicas: replicas.collect(), it: self.clone() };
         anteroom.publish();
         anteroom.replicas.iter_mut().for_each(|replica| replica.daemon.start());
@@ -87,7 +101,7 @@ impl Anteroom {
 // === impl Replica ===
 
 impl Replica {
-    fn new(it: &Scenario, number: u8, more: &Value, account: InCluster) -> Self {
+    fn new(it: &Scenario, number: u8, more: &Value, account: InCluster, apiserver: String) -> Self {
         let address = it.address(number);
         let mut config = json!({
             "listen": format!("{address}:8080"),
@@ -109,6 +123,7 @@ impl Replica {
         let daemon = Daemon::new(&name.clone(), &folders.logs, move || {
             let mut command = account.command(&world::anteroom());
             command.args(["serve", "--config"]).arg(&file).env("HOSTNAME", &name).env("NO_COLOR", "1");
+            command.env("KUBERNETES_SERVICE_HOST", &apiserver);
             command
         });
         Self { address, daemon }

@@ -23,6 +23,8 @@ pub(crate) struct Machine {
     /// How long after its object is there it is ready.
     pub(crate) boot: Duration,
     pub(crate) clock: Clock,
+    /// Whether its network can be cut off ([`Node::lose_power`]).
+    pub(crate) wired: bool,
 }
 
 /// A cloud that brings one machine. Dropping it takes the machine away.
@@ -32,7 +34,7 @@ pub(crate) struct Cloud(AbortOnDropHandle<Node>);
 
 impl From<BTreeMap<String, String>> for Machine {
     fn from(labels: BTreeMap<String, String>) -> Self {
-        Self { labels, boot: Duration::ZERO, clock: Clock::Right }
+        Self { labels, boot: Duration::ZERO, clock: Clock::Right, wired: false }
     }
 }
 

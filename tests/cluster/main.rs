@@ -21,6 +21,7 @@ mod node;
 mod plane;
 mod push_scaler;
 mod record;
+mod relay;
 mod routes;
 mod runner;
 mod scenario;

@@ -83,12 +83,12 @@ impl World {
 
     /// One more node, whenever it comes.
     pub(crate) async fn add_node(&self, machine: impl Into<Machine>) -> Node {
-        let Machine { labels, boot, clock } = machine.into();
+        let Machine { labels, boot, clock, wired } = machine.into();
         let number = self.nodes.fetch_add(1, Ordering::SeqCst);
         let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
         // Whose it is says the label that they are selected by.
         spec.reserved = Some(labels.get("pool").cloned().unwrap_or_default());
-        (spec.labels, spec.boot, spec.clock) = (labels, boot, clock);
+        (spec.labels, spec.boot, spec.clock, spec.wired) = (labels, boot, clock, wired);
         join(&self.plane, self.ground.clone(), spec).await
     }
 
@@ -110,6 +110,7 @@ impl Spec {
             gpus: 64,
             boot: Duration::ZERO,
             clock: Clock::Right,
+            wired: false,
         }
     }
 }

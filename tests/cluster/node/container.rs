@@ -183,6 +183,9 @@ impl Task {
             let place = Place { pod: &self.pod, address: self.address, node, files: &self.files };
             program::command(&self.agent.ground.programs, &self.container, &place)?
         };
+        if let Some(wire) = &self.agent.wire {
+            command = wire.inside(&command);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command.spawn().map_err(|error| format!("cannot run {:?}: {error}", command.as_std().get_program()))
     }
@@ -234,6 +237,10 @@ impl Task {
                 Some(finding) = findings.recv() => match finding {
                     Finding::Started => self.status.started = Some(true),
                     Finding::Ready(ready) => self.status.ready = ready,
+                    Finding::Unready(message) => {
+                        self.event("Warning", "Unhealthy", &message);
+                        continue;
+                    }
                     Finding::Dead(message) => {
                         self.event("Warning", "Unhealthy", &message);
                         let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);

@@ -18,6 +18,7 @@ mod program;
 mod pull;
 mod status;
 mod volumes;
+mod wire;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,6 +52,7 @@ use clock::Clock;
 use endpoint::Endpoint;
 use history::{History, What};
 use logs::Logs;
+use wire::Wire;
 
 /// As kubelet: the node's controller takes a node for lost that was silent for 40 s.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -95,13 +97,16 @@ pub(crate) struct Spec {
     /// How long after it is registered it is ready.
     pub(crate) boot: Duration,
     pub(crate) clock: Clock,
+    /// Its machine has a network of its own, that can be cut off.
+    pub(crate) wired: bool,
 }
 
-/// A node that is there. Dropping it is as if its machine lost power: its pods are gone, and nobody says so.
+/// A node that is there. Dropping it ends its pods, and nobody tells the apiserver.
 pub(crate) struct Node {
     pub(crate) name: String,
     kube: Kube,
-    _tasks: [AbortOnDropHandle<()>; 4],
+    wire: Option<Arc<Wire>>,
+    tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 /// What the agent's tasks have of their node.
@@ -113,6 +118,7 @@ struct Agent {
     clock: Clock,
     logs: Logs,
     events: mpsc::UnboundedSender<Event>,
+    wire: Option<Arc<Wire>>,
     /// Whose scenario it belongs to; nobody's if empty.
     owner: String,
 }
@@ -141,6 +147,8 @@ impl Node {
     pub(crate) async fn join(kube: Kube, ground: Arc<Ground>, spec: Spec) -> Self {
         let endpoint = Endpoint::bind(&spec.name, spec.address).await;
         let (events, written) = mpsc::unbounded_channel();
+        let [.., number] = spec.address.octets();
+        let wire = if spec.wired { Some(Arc::new(Wire::lay(number).await)) } else { None };
         let agent = Arc::new(Agent {
             name: spec.name.clone(),
             address: spec.address,
@@ -149,6 +157,7 @@ impl Node {
             clock: spec.clock,
             logs: Logs::default(),
             events,
+            wire: wire.clone(),
             owner: spec.reserved.clone().unwrap_or_default(),
         });
         agent.note_node(What::Registers);
@@ -158,13 +167,20 @@ impl Node {
         if spec.boot.is_zero() {
             agent.beat().await.unwrap();
         }
-        let tasks = [
+        let tasks = vec![
             AbortOnDropHandle::new(tokio::spawn(agent.clone().heartbeats(spec.boot))),
             AbortOnDropHandle::new(tokio::spawn(endpoint.serve(agent.clone()))),
             AbortOnDropHandle::new(tokio::spawn(agent.clone().write_events(written))),
             AbortOnDropHandle::new(tokio::spawn(agent.serve())),
         ];
-        Self { name: spec.name, kube, _tasks: tasks }
+        Self { name: spec.name, kube, wire, tasks }
+    }
+
+    /// Its machine loses power: what is sent to its pods is lost, and nobody says so. It has to have a wire, and stays so
+    /// for as long as this is there.
+    pub(crate) async fn lose_power(&mut self) {
+        self.wire.as_ref().expect("a machine with a wire").cut().await;
+        self.tasks.clear();
     }
 
     /// Waits until the scheduler may use it.

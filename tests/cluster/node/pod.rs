@@ -28,7 +28,10 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) async fn run(agent: Arc<Agent>, pods: watch::Receiver<Option<Pod>>) {
     let Some(pod) = pods.borrow().clone() else { return };
     agent.note(&pod, What::Bound);
-    let address = agent.ground.addresses.next(&pod.namespace().unwrap_or_default());
+    let address = match &agent.wire {
+        Some(wire) => wire.next(),
+        None => agent.ground.addresses.next(&pod.namespace().unwrap_or_default()),
+    };
     let containers = pod.spec.as_ref().map(|spec| spec.containers.clone()).unwrap_or_default();
     let mut worker = Worker {
         status: Status::new(agent.clock),

@@ -24,6 +24,8 @@ pub(super) enum Finding {
     /// It has started: from now on the other probes count.
     Started,
     Ready(bool),
+    /// The readiness probe has failed, once: kubelet writes an Event of each time.
+    Unready(String),
     /// It is to be killed and started again, for this reason.
     Dead(String),
 }
@@ -55,7 +57,13 @@ async fn ready(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender
     let mut ticks = ticks(probe);
     loop {
         ticks.tick().await;
-        let found = ask(probe, container, address).await.is_ok();
+        let answer = ask(probe, container, address).await;
+        let found = answer.is_ok();
+        if let Err(reason) = answer
+            && findings.send(Finding::Unready(format!("Readiness probe failed: {reason}"))).await.is_err()
+        {
+            return;
+        }
         row = if found == ready { 0 } else { row + 1 };
         if row >= if found { success } else { failure } {
             (ready, row) = (found, 0);

@@ -120,7 +120,7 @@ fn write_pki(folder: &Path) -> Authority {
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
     let authority = Authority::new("cluster");
     write("ca.crt", &authority.pem);
-    let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"];
+    let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "*.relay.test"];
     let addresses = [ADDRESS, "127.0.0.1", "10.96.0.1"].map(|address| address.parse().unwrap());
     authority.server("kube-apiserver", &addresses, &names).write(folder, "apiserver");
     // The apiserver asks aggregated ones (KEDA's metrics adapter) as this client.

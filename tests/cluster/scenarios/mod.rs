@@ -12,6 +12,7 @@ mod gateway;
 mod harness;
 mod install;
 mod interceptor;
+mod lost;
 mod node;
 mod node_start;
 mod outage;
@@ -101,6 +102,9 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     peers::three_replicas_with_demand_on_one,
     peers::a_replica_that_is_killed_takes_its_own_requests_with_it,
     peers::replicas_are_replaced_one_after_the_other,
+    lost::node_that_loses_power_gives_back_its_requests,
+    lost::half_open_watches_are_replaced,
+    lost::silent_apiserver_is_an_obstacle,
     gateway::held_requests_wait_for_an_envoy_that_has_not_noticed_yet,
     gateway::the_pods_of_an_inference_pool_are_a_target,
 ];

@@ -140,20 +140,19 @@ impl Scenario {
 
     /// Waits for an Event of a ModelRoute, of a type and for a reason; its note.
     pub(super) async fn told_of(&self, route: &str, kind: &str, reason: &str) -> String {
-        self.told_with(route, kind, reason, "").await
-    }
-
-    /// The message of an Event about a route that has these words in it.
-    pub(super) async fn told_with(&self, route: &str, kind: &str, reason: &str, words: &str) -> String {
-        let selector = format!("involvedObject.name={route},involvedObject.kind=ModelRoute,reason={reason}");
-        let arguments = format!("get events --field-selector {selector} -o json");
-        let shell = self.shell();
         wait::until(&format!("an Event {reason}"), wait::SOON, async || {
-            let list: Value = serde_json::from_str(&shell.kubectl(&arguments).await.well()).unwrap();
-            let events = list["items"].as_array().unwrap().iter().filter(|event| event["type"] == kind);
-            let mut messages = events.filter_map(|event| event["message"].as_str());
-            messages.find(|message| message.contains(words)).map(str::to_owned).ok_or(list.to_string())
+            self.notes_of(route, kind, reason).await.into_iter().next().ok_or("none".into())
         })
         .await
+    }
+
+    /// The notes of all Events of a ModelRoute that there are now, of a type and for a reason.
+    pub(super) async fn notes_of(&self, route: &str, kind: &str, reason: &str) -> Vec<String> {
+        let selector =
+            format!("involvedObject.name={route},involvedObject.kind=ModelRoute,type={kind},reason={reason}");
+        let found = self.shell().kubectl(&format!("get events --field-selector {selector} -o json")).await;
+        let list: Value = serde_json::from_str(&found.well()).unwrap();
+        let notes = list["items"].as_array().unwrap().iter().filter_map(|event| event["message"].as_str());
+        notes.map(str::to_owned).collect()
     }
 }

@@ -1,0 +1,79 @@
+//! What stands between a replica of Anteroom and the apiserver, and may forget connections: a load balancer, or a NAT.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::plane;
+
+/// Forwards connections to the apiserver. Dropping it closes them.
+pub(crate) struct Relay {
+    state: watch::Sender<State>,
+    _task: AbortOnDropHandle<()>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct State {
+    /// How often all connections have been forgotten.
+    forgotten: u64,
+    /// Whether new ones are, too.
+    deaf: bool,
+}
+
+// === impl Relay ===
+
+impl Relay {
+    pub(crate) async fn start(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let state = watch::Sender::default();
+        let task = tokio::spawn(serve(listener, state.clone()));
+        Self { state, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// Forgets all connections that there are: they stay open, and nothing passes any more. New ones work.
+    pub(crate) fn forget(&self) {
+        self.state.send_modify(|state| state.forgotten += 1);
+    }
+
+    /// Whether new connections are accepted and nothing passes on them; those that there are go on.
+    pub(crate) fn set_deaf(&self, deaf: bool) {
+        self.state.send_modify(|state| state.deaf = deaf);
+    }
+}
+
+async fn serve(listener: TcpListener, state: watch::Sender<State>) {
+    // They end with this task.
+    let mut forwarding = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        forwarding.spawn(forward(client, state.subscribe()));
+    }
+}
+
+async fn forward(mut client: TcpStream, mut state: watch::Receiver<State>) {
+    let now = *state.borrow_and_update();
+    let mut server = None;
+    let forwarding = async {
+        if now.deaf {
+            return std::future::pending().await;
+        }
+        if let Ok(found) = TcpStream::connect((plane::ADDRESS, plane::PORT)).await {
+            let _ = copy_bidirectional(&mut client, server.insert(found)).await;
+        }
+    };
+    let forgotten = async {
+        let _ = state.wait_for(|state| state.forgotten != now.forgotten).await;
+    };
+    tokio::select! {
+        biased; // what is forgotten passes nothing more
+        () = forgotten => {}
+        () = forwarding => return,
+    }
+    // Both ends stay open.
+    std::future::pending::<()>().await;
+}

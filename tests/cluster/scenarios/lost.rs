@@ -1,0 +1,113 @@
+//! What goes away without a word: a machine that loses power, connections to the apiserver that something between forgets.
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::{
+    cloud::Machine,
+    model::{Model, Scaled},
+    scenario::Scenario,
+    serving::finish,
+    wait,
+};
+
+/// The kernel gives a connection up after 30 s without an acknowledgement, or without an answer to keep-alive, and
+/// `responseTimeout` is 30 min: what ends within [`wait::SOON`] ends by that.
+pub(super) async fn node_that_loses_power_gives_back_its_requests(it: Scenario) {
+    let anteroom = it.anteroom(1, json!({})).await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    let mut node = it.world.add_node(Machine { wired: true, ..it.machine() }).await;
+    // One request streams for hours, and those behind it get no head.
+    let mut model = Model::new("tiny").sim("--max-running 1 --inter-token-time 100ms --tokens 100000");
+    model.node_selector = it.pool();
+    let mut scaled = Scaled::of(&model, &anteroom);
+    scaled.max = 1;
+    it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
+    let flow = replica.flow("tiny").await;
+    flow.flows().await;
+    let waiting = (0..3).map(|_| replica.ask("tiny", false));
+    let power = async {
+        let in_flight = async |number: u64| {
+            wait::until(&format!("{number} in flight"), wait::SOON, async || {
+                let now = replica.route(&it, "tiny").await;
+                if now["in_flight"] == number { Ok(()) } else { Err(now.to_string()) }
+            })
+            .await;
+        };
+        in_flight(4).await;
+        it.apply(&spare()).await;
+        it.endpoints("tiny", 2).await;
+        wait::until("two endpoints", wait::SOON, async || {
+            let now = replica.route(&it, "tiny").await;
+            let ready = now["endpoints"].as_array().into_iter().flatten().filter(|one| one["ready"] == true);
+            if ready.count() == 2 { Ok(()) } else { Err(now.to_string()) }
+        })
+        .await;
+        in_flight(4).await;
+        node.lose_power().await;
+        wait::within("the end of the stream", wait::SOON, flow.ends()).await;
+    };
+    let (answers, ()) =
+        wait::within("the answers", 2 * wait::SOON, async { tokio::join!(join_all(waiting), power) }).await;
+    for answer in answers {
+        let answer = answer.unwrap();
+        let status = answer.status;
+        assert_eq!(status, 200, "{}", answer.text().await.unwrap());
+    }
+}
+
+/// Another server for the same Service, on a machine that goes on.
+fn spare() -> Value {
+    let mut model = Model::new("spare");
+    model.replicas = 1;
+    let [mut deployment, _] = model.objects();
+    let labels = json!({ "app": "tiny", "spare": "yes" });
+    deployment["spec"]["selector"]["matchLabels"] = labels.clone();
+    deployment["spec"]["template"]["metadata"]["labels"] = labels;
+    deployment
+}
+
+pub(super) async fn half_open_watches_are_replaced(it: Scenario) {
+    let (anteroom, relay) = it.anteroom_behind_relay().await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serve(&anteroom, &Model::new("tiny"), json!({})).await;
+    let losses = async || replica.metric("anteroom_cluster_watch_losses_total").await.unwrap();
+    let before = losses().await;
+    relay.forget();
+    // No watch that there was tells of the pod, for as long as kube asks a watch to last: 290 s.
+    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
+    finish(answer).await.unwrap();
+    assert!(losses().await > before);
+}
+
+pub(super) async fn silent_apiserver_is_an_obstacle(it: Scenario) {
+    let (anteroom, relay) = it.anteroom_behind_relay().await;
+    let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
+    it.serve(&anteroom, &Model::new("tiny"), json!({})).await;
+    let lost = async || replica.metric("anteroom_cluster_watches{state=\"lost\"").await;
+    relay.set_deaf(true);
+    relay.forget();
+    let asked = replica.ask("tiny", true);
+    let silence = async {
+        let why = it.obstacle(replica, "tiny", Some("api_server_unreachable")).await;
+        let why = why["message"].as_str().unwrap();
+        assert!(
+            why.contains("the API server has sent nothing for") || why.contains("did not answer within"),
+            "{why}"
+        );
+        assert!(lost().await > Some(0.0));
+        let series =
+            format!("anteroom_obstacle{{route=\"{}/tiny\",kind=\"api_server_unreachable\"", it.namespace);
+        assert_eq!(replica.metric(&series).await, Some(1.0));
+        relay.set_deaf(false);
+    };
+    let (answer, ()) =
+        wait::within("the answer", 2 * wait::SOON, async { tokio::join!(asked, silence) }).await;
+    finish(answer.unwrap()).await.unwrap();
+    it.obstacle(replica, "tiny", None).await;
+    wait::until("all watches to be heard", wait::SOON, async || {
+        let lost = lost().await;
+        if lost == Some(0.0) { Ok(()) } else { Err(format!("{lost:?}")) }
+    })
+    .await;
+}
