@@ -12,11 +12,9 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use super::{
     body::Body,
     exchange::Exchange,
-    forward::{COLD_START, KEDA_COLD_START, REQUEST_ID},
+    forward::{COLD_START, KEDA_COLD_START, REQUEST_ID, SERVER_TIMING},
 };
 use crate::{coldstart::Phase, error::ProxyError, openai::Dialect};
-
-pub(super) const SERVER_TIMING: &str = "server-timing";
 
 /// Ends an admitted request with an error.
 pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body> {

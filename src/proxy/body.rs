@@ -17,8 +17,8 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    beats::Beats, decoder::Decoder, exchange::Exchange, first_token::TokenWatch, keepalive::KeptAlive,
-    outgoing::Outgoing, responses::NewResponse, stream_stall,
+    beats::Beats, decoder::Decoder, exchange::Exchange, first_token::TokenWatch, forward,
+    keepalive::KeptAlive, outgoing::Outgoing, responses::NewResponse, stream_stall,
 };
 use crate::{
     admission::Permit,
@@ -59,6 +59,8 @@ pub struct Relay {
     made: Option<Box<NewResponse>>,
     /// When all of it must be out.
     over: Option<Pin<Box<Sleep>>>,
+    /// It has failed, and what came before goes out first.
+    failed: Option<Box<BodyError>>,
 }
 
 /// What a request in flight holds on to. The fields are dropped in their order: the connection before the permit, so
@@ -224,6 +226,7 @@ impl Relay {
             watch,
             made,
             over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
+            failed: None,
         };
         if relay.incoming.is_end_stream() {
             relay.complete();
@@ -242,8 +245,22 @@ impl Relay {
         &mut self.exchange
     }
 
-    /// The next part.
+    /// The next part. An error comes one turn late: hyper drops with it what it has not written yet, and that may be the head.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.failed.take() {
+            return Poll::Ready(Some(Err(*error)));
+        }
+        match ready!(self.poll_next(cx)) {
+            Some(Err(error)) => {
+                self.failed = Some(Box::new(error));
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            part => Poll::Ready(part),
+        }
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(over) = &mut self.over
             && over.as_mut().poll(cx).is_ready()
         {
@@ -256,7 +273,10 @@ impl Relay {
         match frame {
             // The last part may be known to be the last, as trailers are: then nobody asks for another. After the last
             // event of a stream the SDKs hang up, often before they see that the answer ends there: they have it all.
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    forward::remove_ours(trailers);
+                }
                 if let Some(watch) = &mut self.watch
                     && frame.data_ref().is_some_and(|data| watch.sees(data))
                 {

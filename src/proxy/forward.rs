@@ -1,20 +1,23 @@
 //! What a good proxy does to heads: hop-by-hop headers end here, forwarding headers begin here.
 
-use std::{fmt::Write, net::SocketAddr};
+use std::{
+    fmt::Write,
+    net::{Ipv6Addr, SocketAddr},
+};
 
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Uri, Version,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED,
-        HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
     request,
     uri::PathAndQuery,
 };
 
 use super::traced::TRACEPARENT;
-use crate::{error::ProxyError, openai::is_event_stream, telemetry::traces::Parent};
+use crate::{coldstart::Phase, error::ProxyError, openai::is_event_stream, telemetry::traces::Parent};
 
 /// The request's identity in logs, here and behind us.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -26,6 +29,7 @@ pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 /// Whether a cold start held the request: in our word, and in that of the KEDA HTTP Add-on. Ours to say.
 pub const COLD_START: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
+pub(super) const SERVER_TIMING: &str = "server-timing";
 pub const KEDA_COLD_START: HeaderName = HeaderName::from_static("x-keda-http-cold-start");
 
 /// The host that a request is for.
@@ -39,20 +43,34 @@ pub fn host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, ProxyError> {
         return Err(ProxyError::Ambiguous("The request has more than one Host header.".into()));
     }
     // A target in absolute form wins over the header (RFC 9112, section 3.2.2); HTTP/2 has only that.
-    let host = match uri.authority() {
-        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => header.cloned(),
-    };
-    let host = host.ok_or_else(|| ProxyError::Ambiguous("The request has no Host header.".into()))?;
-    if !host.as_bytes().iter().all(|byte| is_of_host(*byte)) {
-        return Err(ProxyError::Ambiguous("The request's Host is no host.".into()));
+    let target = uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    // The header as well where the target wins: who reads only that must not find anything else in it.
+    for host in header.into_iter().chain(target.iter().flatten()) {
+        if !host.to_str().is_ok_and(is_host) {
+            return Err(ProxyError::Ambiguous("The request's Host is no host.".into()));
+        }
     }
-    Ok(host)
+    let host = target.unwrap_or_else(|| header.cloned());
+    host.ok_or_else(|| ProxyError::Ambiguous("The request has no Host header.".into()))
 }
 
-/// Names, addresses and ports; not the user of a URL, nor what would end the authority of one (RFC 3986, section 3.2).
-const fn is_of_host(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b':' | b'[' | b']' | b'_' | b'~' | b'%')
+/// Returns whether `text` is a name or an address with or without a port, or nothing (RFC 9112, section 3.2); not with the
+/// user of a URL, nor with what would end the authority of one (RFC 3986, section 3.2).
+fn is_host(text: &str) -> bool {
+    let is_port = |port: &str| {
+        port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
+    };
+    if let Some(address) = text.strip_prefix('[') {
+        let Some((address, port)) = address.split_once(']') else { return false };
+        return address.parse::<Ipv6Addr>().is_ok()
+            && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port));
+    }
+    let is_of_name =
+        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%');
+    match text.split_once(':') {
+        Some((name, port)) => !name.is_empty() && name.bytes().all(is_of_name) && is_port(port),
+        None => text.bytes().all(is_of_name),
+    }
 }
 
 /// Checks that the body came in a transfer coding that we have undone, and so none that somebody else sees in it.
@@ -134,14 +152,61 @@ pub fn settle(parts: &mut request::Parts) {
 /// Makes an endpoint's response head into one for the client.
 pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
     end_hop(headers);
-    headers.remove(COLD_START);
-    headers.remove(KEDA_COLD_START);
+    remove_ours(headers);
     via(headers, "1.1 anteroom");
     if is_event_stream(headers) {
         // nginx in front of us would keep the events to itself.
         headers.entry(BUFFERING).or_insert(HeaderValue::from_static("no"));
     }
     headers.entry(REQUEST_ID).or_insert(request_id);
+}
+
+/// Removes what only we say from an endpoint's head or trailers: fields of ours, and entries of `server-timing` that have a
+/// name of ours. The endpoint's other entries stay.
+pub(super) fn remove_ours(headers: &mut HeaderMap) {
+    headers.remove(KEDA_COLD_START);
+    if headers.keys().any(is_ours) {
+        let names: Vec<_> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+    if headers.contains_key(SERVER_TIMING) {
+        let timings = headers.get_all(SERVER_TIMING).iter().filter_map(|timing| timing.to_str().ok());
+        let entries = timings.flat_map(list_items).filter(|entry| !is_timing_of_ours(entry));
+        let theirs = entries.collect::<Vec<_>>().join(", ");
+        headers.remove(SERVER_TIMING);
+        if let Ok(theirs) = HeaderValue::try_from(theirs)
+            && !theirs.is_empty()
+        {
+            headers.insert(SERVER_TIMING, theirs);
+        }
+    }
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-anteroom-")
+}
+
+fn is_timing_of_ours(entry: &str) -> bool {
+    let name = entry.split(';').next().unwrap_or_default().trim();
+    let ours = ["hold", "queue", "upstream"].into_iter().chain(Phase::ALL.map(Phase::name));
+    name.is_empty() || ours.into_iter().any(|ours| name.eq_ignore_ascii_case(ours))
+}
+
+/// The items of a list, trimmed: commas within quotes end none (RFC 9110, section 5.6).
+fn list_items(list: &str) -> impl Iterator<Item = &str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let items = list.split(move |char| {
+        let was_escaped = std::mem::take(&mut is_escaped);
+        match char {
+            '\\' => is_escaped = is_quoted && !was_escaped,
+            '"' if !was_escaped => is_quoted = !is_quoted,
+            _ => {}
+        }
+        char == ',' && !is_quoted
+    });
+    items.map(str::trim)
 }
 
 /// A new request id: 32 hexadecimal digits.
@@ -177,24 +242,77 @@ fn end_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Fields that a client must not take out of a request by naming them in `Connection`: keys, and what proxies before us
-/// have added. They are meant for whoever answers (RFC 9110, section 7.6.1, says not to name such).
+/// Returns whether a field stays although `Connection` names it. Proxies before us add fields of these kinds, and a client
+/// that names one would take it out of its request (RFC 9110, section 7.6.1, forbids to name what is meant for the recipient).
 fn is_for_the_endpoint(name: &HeaderName) -> bool {
-    let text = name.as_str();
-    text.starts_with("x-forwarded-")
-        || [
-            AUTHORIZATION,
-            COOKIE,
-            CONTENT_ENCODING,
-            CONTENT_LENGTH,
-            CONTENT_TYPE,
-            FORWARDED,
-            VIA,
-            REQUEST_ID,
-            TRACEPARENT,
-        ]
-        .contains(name)
-        || ["x-real-ip", "x-api-key", "tracestate"].contains(&text)
+    /// What a field says: of the caller and its rights, of where and as what the request came, of the content.
+    const WORDS: &[&str] = &[
+        "account",
+        "accept",
+        "address",
+        "apikey",
+        "assertion",
+        "auth",
+        "authorization",
+        "baggage",
+        "caller",
+        "cert",
+        "client",
+        "consumer",
+        "content",
+        "cookie",
+        "email",
+        "forwarded",
+        "group",
+        "groups",
+        "host",
+        "id",
+        "identity",
+        "ip",
+        "jwt",
+        "key",
+        "org",
+        "organization",
+        "origin",
+        "original",
+        "policy",
+        "principal",
+        "priority",
+        "project",
+        "role",
+        "roles",
+        "scope",
+        "scopes",
+        "session",
+        "signature",
+        "subject",
+        "subscription",
+        "team",
+        "tenant",
+        "token",
+        "traceparent",
+        "tracestate",
+        "user",
+        "username",
+        "via",
+    ];
+    /// Who adds or reads it.
+    const PREFIXES: &[&str] = &[
+        "anthropic-",
+        "cf-",
+        "openai-",
+        "x-amz",
+        "x-anteroom-",
+        "x-b3-",
+        "x-envoy-",
+        "x-gateway-",
+        "x-goog-",
+        "x-llm-d-",
+        "x-ms-",
+    ];
+    let name = name.as_str();
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || name.split(['-', '_']).any(|word| WORDS.contains(&word))
 }
 
 fn forwarded(headers: &mut HeaderMap, host: &HeaderValue, client: SocketAddr) {
@@ -319,6 +437,97 @@ mod tests {
         ] {
             let (parts, _) = forward(&[("host", "a"), ("traceparent", text)], "/");
             assert_eq!(parts.headers.contains_key("traceparent"), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn host_is_a_name_or_an_address() {
+        for good in
+            ["", "a", "a.b:80", "a:", "a_b~%41:65535", "127.0.0.1:1", "[::1]", "[::1]:8080", "[2001:db8::1]:"]
+        {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in [
+            "]",
+            "[",
+            "[]",
+            "[::1",
+            "::1",
+            "[::1]80",
+            "[::1]:x",
+            "[::1]:65536",
+            "[a]",
+            "[::1%eth0]",
+            ":80",
+            ":",
+            "a:b",
+            "a:-1",
+            "a:+1",
+            "a:65536",
+            "a:80:80",
+            "a@b",
+            "a/b",
+            "a#b",
+            "a b",
+            "a,b",
+            "a]",
+            "a[",
+            "a]:80",
+        ] {
+            assert!(!is_host(bad), "{bad}");
+        }
+        // Beside a target that wins.
+        let mut headers = HeaderMap::new();
+        headers.insert(HOST, HeaderValue::from_static("a:b"));
+        assert!(host(&Uri::from_static("http://a.test/x"), &headers).is_err());
+    }
+
+    #[test]
+    fn endpoint_says_nothing_in_our_name() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("x-anteroom-cold-start", "true"),
+            ("x-anteroom-other", "1"),
+            ("x-keda-http-cold-start", "true"),
+            ("x-another", "1"),
+            ("server-timing", r#"db;dur=1;desc="a, hold;dur=2, \\\", queue", hold;dur=3 , Upstream;dur=4"#),
+            ("server-timing", "load, cache;dur=5,, first_byte;dur=6"),
+        ] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        remove_ours(&mut headers);
+        let timing = r#"db;dur=1;desc="a, hold;dur=2, \\\", queue", cache;dur=5"#;
+        assert_eq!(headers.len(), 2, "{headers:?}");
+        assert_eq!(
+            (&headers["x-another"], &headers["server-timing"]),
+            (&"1".parse().unwrap(), &timing.parse().unwrap())
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert("server-timing", HeaderValue::from_static("hold;dur=1"));
+        remove_ours(&mut headers);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn connection_names_away_no_field_of_the_caller() {
+        for (name, stays) in [
+            ("api-key", true),
+            ("ocp-apim-subscription-key", true),
+            ("x-tenant", true),
+            ("x-tenant-id", true),
+            ("x-auth-request-email", true),
+            ("x-real-ip", true),
+            ("x-amzn-oidc-data", true),
+            ("x_user", true),
+            ("content-encoding", true),
+            ("x-hop", false),
+            ("x-secret", false),
+            ("keys", false),
+            ("http2-settings", false),
+        ] {
+            let (parts, _) =
+                forward(&[("host", "a"), ("connection", &format!("close, {name}")), (name, "1")], "/");
+            assert_eq!(parts.headers.contains_key(name), stays, "{name}");
         }
     }
 

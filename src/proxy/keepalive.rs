@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
-    answers::SERVER_TIMING,
     beats::{Beats, Heartbeat},
     body::{Body, BodyError},
     exchange::Exchange,
+    forward::SERVER_TIMING,
     traced::Early,
 };
 use crate::{

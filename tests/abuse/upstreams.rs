@@ -107,6 +107,30 @@ async fn an_answer_that_is_not_whole_does_not_look_whole() {
 }
 
 #[tokio::test]
+async fn bad_chunk_beside_the_head_breaks_the_answer_off() {
+    for (what, body) in [
+        ("the first chunk", "zz\r\n"),
+        ("the second chunk", "5\r\nwhole\r\nzz\r\n"),
+        ("the end", "5\r\nwhole\r\n0\r\nX\r\n\r\n"),
+    ] {
+        for (form, status) in [(STREAM.to_owned(), 200), (STREAM.replace("200 OK", "400 Bad"), 400)] {
+            let bytes = format!("{form}{body}").into_bytes();
+            let upstream = Upstream::warm().await.automatic(move |call| send(call, bytes.clone()));
+            let proxy = Proxy::tiny(&upstream.url(), "").await;
+            let mut client = proxy.sent(chat("x")).await;
+            let head =
+                soon(what, client.head()).await.unwrap_or_else(|| panic!("{what}: no head of {status}"));
+            assert_eq!(head.status(), status, "{what}");
+            assert_eq!(client.body(&head).await, None, "{what}: it does not look whole");
+            assert_eq!(client.end().await, b"", "{what}");
+            proxy.ended("upstream_error", status, 1).await;
+            proxy.in_flight(0).await;
+            proxy.stop(&[("upstream_error", 1)]).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn trailers_of_an_answer_are_not_its_head() {
     let trailers = "Set-Cookie: evil\r\nContent-Length: 3\r\nX-Anteroom-Cold-Start: true\r\n";
     let relayed = relayed(format!("{STREAM}5\r\nwhole\r\n0\r\n{trailers}\r\n").as_bytes()).await;
@@ -165,18 +189,19 @@ async fn an_answer_says_nothing_in_our_name() {
     let fields = [
         ("X-Anteroom-Cold-Start", "true"),
         ("X-Keda-Http-Cold-Start", "true"),
+        ("X-Anteroom-Other", "true"),
+        ("Server-Timing", "hold;dur=9, db;dur=2;desc=\"a, load\", Upstream;dur=9"),
         ("Connection", "close, X-Request-Id"),
         ("Keep-Alive", "timeout=1000"),
         ("Proxy-Authenticate", "Basic"),
         ("Upgrade", "h2c"),
     ];
     let relayed = relayed(answer("200 OK", &fields, "whole").as_bytes()).await.to_lowercase();
-    for gone in
-        ["x-anteroom-cold-start", "x-keda-http-cold-start", "keep-alive:", "proxy-authenticate", "upgrade:"]
-    {
+    for gone in ["x-anteroom-", "x-keda-http-cold-start", "keep-alive:", "proxy-authenticate", "upgrade:"] {
         assert!(!relayed.contains(gone), "{gone}: {relayed}");
     }
     assert!(relayed.contains("x-request-id"), "{relayed}");
+    assert!(relayed.contains("server-timing: db;dur=2;desc=\"a, load\"\r\n"), "{relayed}");
 }
 
 #[tokio::test]
