@@ -275,7 +275,9 @@ fn http1(limits: &Limits) -> http1::Builder {
         // Not half-closed, but looked after by ClientIo: hyper would need a second read buffer for each request to see that
         // its client hangs up.
         .half_close(true)
-        .max_buf_size(limits.max_header_bytes.get().max(8192));
+        // A read may bring more than the one takes, and the other is exact.
+        .max_buf_size(limits.max_header_bytes.get().max(8192))
+        .max_header_size(limits.max_header_bytes.get());
     // As many as hyper takes by itself are parsed a little faster than as many as it is told.
     if limits.max_headers != 100 {
         builder.max_headers(limits.max_headers);

@@ -48,6 +48,38 @@ async fn so_many_fields_and_no_more() {
 }
 
 #[tokio::test]
+async fn head_over_http_1_has_exactly_its_bound() {
+    let upstream = Upstream::cold().await;
+    for (limits, most) in
+        [("", 64 << 10), ("maxHeaderBytes: 8KiB", 8 << 10), ("maxHeaderBytes: 100000", 100_000)]
+    {
+        let proxy = start(limits, &upstream.url()).await;
+        let base = get_with("/health", &[("X", "")]).len();
+        for (size, status) in [(most, 200), (most + 1, 431), (most * 3 / 2, 431), (most * 4, 431)] {
+            // At once, in two parts, and behind another request.
+            let head = get_with("/health", &[("X", &"v".repeat(size - base))]);
+            assert_eq!(head.len(), size);
+            for (before, first) in [("", size), ("", size / 2), (&*get_with("/health", &[]), size)] {
+                let mut client = proxy.sent(format!("{before}{}", &head[..first])).await;
+                if !before.is_empty() {
+                    assert_eq!(client.response().await.status(), 200);
+                }
+                // The answer may come before all of it is sent.
+                let _ =
+                    tokio::io::AsyncWriteExt::write_all(&mut client.stream, &head.as_bytes()[first..]).await;
+                assert_eq!(
+                    client.head().await.unwrap().status(),
+                    status,
+                    "{size} of {most}, {first} at once"
+                );
+            }
+        }
+        proxy.stop(&[]).await;
+    }
+    assert_eq!(upstream.accepted(), 0);
+}
+
+#[tokio::test]
 async fn a_head_over_http_2_has_the_same_bound_as_any() {
     let upstream = Upstream::cold().await;
     let proxy = start("maxHeaderBytes: 8KiB", &upstream.url()).await;
