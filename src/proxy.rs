@@ -15,6 +15,7 @@ mod exchange;
 mod find;
 mod first_token;
 mod forward;
+mod h1_framing;
 mod h2_frames;
 mod intake;
 mod intercept;

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     connection_state::ConnectionState,
+    h1_framing::RequestFraming,
     h2_frames::Frames,
     pace::{Allowed, Pace},
 };
@@ -51,6 +52,11 @@ pub struct ClientIo<I> {
     listening: bool,
     /// What was read before or while it did not.
     ahead: Vec<u8>,
+    /// How much of later requests was dropped: beyond what is read ahead, and the connection ends with the request that
+    /// is under way.
+    dropped_bytes: usize,
+    /// Where requests begin and end in what hyper has read.
+    framing: RequestFraming,
     quiet: Quiet,
     /// The client has been behind with reading.
     behind: Option<Box<Behind>>,
@@ -74,8 +80,14 @@ struct Quiet {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// How much is read ahead: more than the line break that some clients send after a body.
-const AHEAD: usize = 4096;
+/// How much is read ahead: several requests of a client that pipelines.
+const MAX_AHEAD_BYTES: usize = 16 << 10;
+
+/// How much is dropped of a client that sends on behind that, and whose connection is to end, until it ends at once.
+const MAX_DROPPED_BYTES: usize = 1 << 20;
+
+/// How much is read at once of what hyper does not wait for.
+const READ_BYTES: usize = 4096;
 
 /// How long a client of HTTP/2 has between GOAWAY and the end of its connection: requests that it has sent meanwhile are
 /// answered (RFC 9113, section 6.8), and one that hears it closes the connection itself.
@@ -83,6 +95,11 @@ pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
 /// How HTTP/2 begins.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What hyper is given in the place of bytes that must not pass.
+fn two_readings() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the request can be read in two ways")
+}
 
 // === impl ClientIo ===
 
@@ -92,7 +109,18 @@ impl<I> ClientIo<I> {
         let now = Instant::now();
         state.idles(now);
         let quiet = Quiet { since: now, in_head: true, begun: 0, leaving: None, timer: None };
-        Self { io, state, limits, http2: None, listening: false, ahead: Vec::new(), quiet, behind: None }
+        Self {
+            io,
+            state,
+            limits,
+            http2: None,
+            listening: false,
+            ahead: Vec::new(),
+            dropped_bytes: 0,
+            framing: RequestFraming::default(),
+            quiet,
+            behind: None,
+        }
     }
 
     /// Something was read.
@@ -197,13 +225,18 @@ impl Quiet {
 impl<I: AsyncRead + Unpin> ClientIo<I> {
     /// hyper does not read between a request and its answer (with `half_close`): then the hang-up is looked for here, and
     /// what comes instead is kept. Mostly it costs no system call: a read that left room has told that there is no more.
+    ///
+    /// A hang-up comes behind what the client has sent before, so that is read to its end. What cannot be kept is dropped:
+    /// then the client learns that its connection ends with this answer, and sends again what was not answered (RFC 9112,
+    /// section 9.3.2). Only a body that its endpoint does not take stays unread.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let listening = std::mem::take(&mut self.listening);
         if listening || self.http2.is_some() || !self.state.is_active() || self.state.leaves_http() {
             return Poll::Pending;
         }
-        while self.ahead.len() < AHEAD {
-            let mut room = [MaybeUninit::uninit(); AHEAD];
+        let is_later = self.framing.is_beyond(self.state.begun());
+        while is_later || self.ahead.len() < MAX_AHEAD_BYTES {
+            let mut room = [MaybeUninit::uninit(); READ_BYTES];
             let mut room = ReadBuf::uninit(&mut room);
             match Pin::new(&mut self.io).poll_read(cx, &mut room) {
                 Poll::Pending => break,
@@ -211,7 +244,16 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                 Poll::Ready(Ok(())) if room.filled().is_empty() => {
                     return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
                 }
-                Poll::Ready(Ok(())) => self.ahead.extend_from_slice(room.filled()),
+                Poll::Ready(Ok(())) if self.dropped_bytes == 0 && self.ahead.len() < MAX_AHEAD_BYTES => {
+                    self.ahead.extend_from_slice(room.filled());
+                }
+                Poll::Ready(Ok(())) => {
+                    self.dropped_bytes += std::mem::take(&mut self.ahead).len() + room.filled().len();
+                    if self.dropped_bytes > MAX_DROPPED_BYTES {
+                        return Poll::Ready(io::Error::other("too much came behind a request"));
+                    }
+                    self.state.close();
+                }
             }
         }
         Poll::Pending
@@ -246,6 +288,10 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
     /// Reads what was read ahead, and after that from the connection: in one go, so that hyper's buffer need not grow
     /// for a second one.
     fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.dropped_bytes > 0 {
+            // There is a gap: for hyper it ends here.
+            return Poll::Ready(Ok(()));
+        }
         let count = self.ahead.len().min(buf.remaining());
         if count > 0 {
             buf.put_slice(&self.ahead[..count]);
@@ -268,6 +314,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.framing.is_cut() && !self.state.leaves_http() {
+            return Poll::Ready(Err(two_readings()));
+        }
         let before = buf.filled().len();
         let read = self.poll_next(cx, buf);
         self.listening = read.is_pending();
@@ -284,6 +333,12 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                     if self.state.is_reset_rapidly(self.limits.rapid_resets) {
                         return Poll::Ready(Err(io::Error::other("too many requests were reset")));
                     }
+                } else if !self.state.leaves_http() {
+                    let may_pass = self.framing.came(&buf.filled()[before..]);
+                    if may_pass == 0 && self.framing.is_cut() {
+                        return Poll::Ready(Err(two_readings()));
+                    }
+                    buf.set_filled(before + may_pass);
                 }
                 Poll::Ready(read)
             }

@@ -7,8 +7,9 @@ use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     frames::{
-        ACK, CANCEL, DATA, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, PREFACE, PRIORITY, PROTOCOL_ERROR,
-        RST_STREAM, RawH2, SETTINGS, block, code, frame, post, post_fields, reset, settings, window,
+        ACK, CANCEL, DATA, END_HEADERS, ENHANCE_YOUR_CALM, End, GOAWAY, HEADERS, PREFACE, PRIORITY,
+        PROTOCOL_ERROR, RST_STREAM, RawH2, SETTINGS, block, code, frame, post, post_fields, reset, settings,
+        window,
     },
     memory::{Memory, settle, tasks},
     recorder::{BODY, Recorder},
@@ -33,6 +34,29 @@ async fn nothing_is_left(proxy: &Proxy) {
     let counts = gate.counts();
     assert_eq!((counts.held, counts.in_flight), (0, 0));
     assert!(counts.activations <= 1, "{counts:?}");
+}
+
+#[tokio::test]
+async fn hang_up_behind_bytes_over_http_2_is_noticed() {
+    // What comes is read at any time, and what is no part of a request is dropped: so the end is, too.
+    let upstream = Upstream::cold().await;
+    let proxy = start("", &upstream.url()).await;
+    for how in ["closes", "resets"] {
+        let mut client = RawH2::connect(proxy.address).await;
+        client.send(post(1, CHAT, BODY)).await;
+        proxy.held(1).await;
+        // The body of another request, as much of it as there is a window for, and frames of no known kind.
+        client.send(frame(HEADERS, END_HEADERS, 3, &block(&post_fields(CHAT)))).await;
+        client.send(frame(DATA, 0, 3, &[b'x'; 16 << 10]).repeat(4)).await;
+        client.send(frame(0xee, 0, 0, &[b'x'; 16 << 10]).repeat(16)).await;
+        match how {
+            "closes" => drop(client),
+            _ => crate::support::upstream::reset(client.wire.stream),
+        }
+        nothing_is_left(&proxy).await;
+    }
+    assert_eq!(upstream.requests(), 0);
+    proxy.stop(&[("client_gone", 2)]).await;
 }
 
 #[tokio::test]

@@ -234,10 +234,52 @@ async fn a_chunk_is_as_long_as_it_says() {
         ("nothing ends the data", te(&format!("10\r\n{BODY}0\r\n\r\n")), Refuse),
         ("two bytes that are no end", te(&format!("10\r\n{BODY}xx0\r\n\r\n")), Refuse),
         ("a line feed ends the last chunk", te(&format!("10\r\n{BODY}\r\n0\n\r\n")), Refuse),
-        // What follows is then a trailer, and no request.
-        ("a line feed ends the body", te(&format!("10\r\n{BODY}\r\n0\r\n\n")), PassAndClose(BODY)),
+        ("a line feed in a quoted extension", size("10;a=\"\n\""), Refuse),
+        ("a line feed ends the last chunk's extension", te(&format!("10\r\n{BODY}\r\n0;a\n\r\n")), Refuse),
+        ("a line feed ends the body", te(&format!("10\r\n{BODY}\r\n0\r\n\n")), Refuse),
+        ("a carriage return ends the body", te(&format!("10\r\n{BODY}\r\n0\r\n\r")), Refuse),
     ];
     all(&cases).await;
+}
+
+#[tokio::test]
+async fn trailers_hide_no_request() {
+    // To a reader that takes the line feed for the end, two requests follow; to hyper the first of them is trailers, and
+    // its body the next request.
+    let inner = chat("inner");
+    let outer = post_with(CHAT, &[], &inner);
+    let body = |trailers: &str| with(TE, &format!("10\r\n{BODY}\r\n0\r\n{trailers}"));
+    let trailers = [
+        ("a line feed", "\n"),
+        ("a trailer that a line feed ends", "X-T: 1\n\n"),
+        ("the same, and a whole line end", "X-T: 1\n\r\n"),
+        ("a line feed behind a whole trailer", "X-T: 1\r\n\n"),
+        ("a line feed between trailers", "X-T: 1\nX-U: 2\r\n\r\n"),
+        ("a carriage return within a trailer", "X-T: 1\r2\r\n\r\n"),
+        ("a space and a line feed", " \n\r\n"),
+    ];
+    let alone: Vec<_> = trailers.map(|(what, end)| (what, body(end), Refuse)).into();
+    let hidden: Vec<_> = trailers.map(|(what, end)| (what, body(end) + &outer, Refuse)).into();
+    all(&alone).await;
+    all(&hidden).await;
+    // Where nobody reads the body, and behind a request that is as it should be.
+    let recorder = Recorder::new().await;
+    let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
+    for (what, bytes, _) in &hidden {
+        println!("{what}");
+        let unread = bytes.replacen(CHAT, "/v1/unknown", 1);
+        for (first, status) in [(chat("first"), 200), (String::new(), 404)] {
+            let behind = if first.is_empty() { &unread } else { bytes };
+            let mut client = proxy.sent(first + behind).await;
+            let (responses, closed) = soon(what, responses(&mut client)).await;
+            let codes: Vec<_> = responses.iter().map(Response::status).collect();
+            assert!(matches!(codes[..], [code] | [code, 400] if code == status), "{codes:?}");
+            assert!(closed || client.end().await.is_empty());
+            let seen = recorder.taken(&proxy).await;
+            assert!(!seen.iter().any(|seen| seen.body.contains("inner")), "{seen:?}");
+            assert_eq!(seen.len(), usize::from(status == 200), "{seen:?}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -278,9 +320,21 @@ async fn a_target_and_a_host_are_one_each() {
         ("a host with a user", hosts("Host: evil.test@api.test\r\n"), Refuse),
         ("a host with a path", hosts("Host: api.test/x\r\n"), Refuse),
         ("a host with a fragment", hosts("Host: api.test#x\r\n"), Refuse),
+        ("a bracket for a host", hosts("Host: ]\r\n"), Refuse),
+        ("half an address", hosts("Host: [::1\r\n"), Refuse),
+        ("an address without brackets", hosts("Host: ::1\r\n"), Refuse),
+        ("a port without a host", hosts("Host: :80\r\n"), Refuse),
+        ("a port that is none", hosts("Host: api.test:b\r\n"), Refuse),
+        ("a port of 17 bits", hosts("Host: api.test:65536\r\n"), Refuse),
+        ("two ports", hosts("Host: api.test:80:80\r\n"), Refuse),
         ("a space before the host's colon", hosts("Host : api.test\r\n"), Refuse),
         ("absolute form, the same host", target(&format!("http://api.test{CHAT}")), Pass(BODY)),
         ("absolute form, another host", target(&format!("http://other.test{CHAT}")), Pass(BODY)),
+        (
+            "absolute form, a host that is none",
+            hosts("Host: a:b\r\n").replacen(CHAT, &format!("http://api.test{CHAT}"), 1),
+            Refuse,
+        ),
         ("absolute form, no host", target(&format!("http://{CHAT}")), Refuse),
         ("absolute form, a user", target(&format!("http://api.test@evil.test{CHAT}")), Refuse),
         ("authority form", target("api.test:80"), Unserved),
@@ -313,12 +367,14 @@ async fn trailers_never_become_fields_of_a_head() {
         "Trailer: Content-Length, Transfer-Encoding, Host, Authorization, X-Forwarded-For, X-Trailer\r\n";
     let body = format!("10\r\n{BODY}\r\n0\r\n{trailers}\r\n");
     let huge = format!("10\r\n{BODY}\r\n0\r\nX: {}\r\n\r\n", "x".repeat(17 << 10));
+    let most = format!("10\r\n{BODY}\r\n0\r\nX: {}\r\n\r\n", "x".repeat(16_000));
     let many: String = (0..101).map(|number| format!("X-{number}: 1\r\n")).collect();
     let cases = [
         ("trailers", with(TE, &body), Pass(BODY)),
         ("announced trailers", with(&format!("{announced}{TE}"), &body), Pass(BODY)),
         ("huge trailers", with(TE, &huge), Refuse),
         ("many trailers", with(TE, &format!("10\r\n{BODY}\r\n0\r\n{many}\r\n")), Refuse),
+        ("trailers as large as they may be", with(TE, &most), Pass(BODY)),
         ("a folded trailer", with(TE, &format!("10\r\n{BODY}\r\n0\r\nX: 1\r\n 2\r\n\r\n")), Refuse),
         ("a trailer without a colon", with(TE, &format!("10\r\n{BODY}\r\n0\r\nX\r\n\r\n")), Refuse),
     ];
@@ -374,6 +430,11 @@ async fn connection_cannot_name_away_what_is_for_the_model_server() {
         ("X-Real-IP", "198.51.100.7"),
         ("Cookie", "session=1"),
         ("X-Request-Id", "mine"),
+        ("Api-Key", "secret"),
+        ("X-Goog-Api-Key", "secret"),
+        ("X-Tenant", "one"),
+        ("X-Auth-Request-Email", "a@b.test"),
+        ("Openai-Organization", "one"),
         ("Traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
     ];
     let recorder = Recorder::new().await;

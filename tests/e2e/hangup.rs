@@ -1,5 +1,7 @@
 //! Clients that go away: held ones leave the queue, and what is in flight for them ends at the model server too.
 
+use tokio::io::AsyncWriteExt as _;
+
 use crate::support::{
     Proxy, Upstream, Wire, h2, soon,
     upstream::{STREAM, chunk, reset},
@@ -80,6 +82,106 @@ async fn a_held_client_that_has_sent_more_than_its_request_is_noticed_too() {
         proxy.held(0).await;
     }
     proxy.stop(&[("client_gone", 2)]).await;
+}
+
+/// The ways in which a client goes.
+const WAYS: [&str; 3] = ["closes", "resets", "ends its sending side"];
+
+async fn goes(mut client: Wire, how: &str) {
+    match how {
+        "closes" => drop(client),
+        "resets" => reset(client.stream),
+        _ => {
+            client.shutdown().await;
+            assert!(client.end().await.is_empty(), "half a connection is none");
+        }
+    }
+}
+
+#[tokio::test]
+async fn held_hang_up_behind_unread_bytes_is_noticed() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut gone = 0;
+    for size in [16 << 10, 60_000, 900_000] {
+        for how in WAYS {
+            let mut client = proxy.sent(chat("held")).await;
+            proxy.held(1).await;
+            client.send("x".repeat(size)).await;
+            goes(client, how).await;
+            proxy.held(0).await;
+            gone += 1;
+            proxy.ended("client_gone", 499, gone).await;
+        }
+        // In one packet with its request, as far as one goes.
+        let client = proxy.sent(chat("held") + &chat("pipelined").repeat(size / 150)).await;
+        proxy.held(1).await;
+        reset(client.stream);
+        proxy.held(0).await;
+        gone += 1;
+    }
+    assert_eq!(upstream.requests(), 0);
+    proxy.stop(&[("client_gone", gone)]).await;
+}
+
+#[tokio::test]
+async fn hang_up_behind_unread_bytes_ends_the_work() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    for (gone, how) in (1..).zip(WAYS) {
+        let mut client = proxy.sent(chat("goes")).await;
+        let mut call = upstream.call().await;
+        call.body().await;
+        client.send("x".repeat(60_000)).await;
+        goes(client, how).await;
+        call.gone().await;
+        proxy.ended("client_gone", 499, gone).await;
+    }
+    proxy.in_flight(0).await;
+    proxy.stop(&[("client_gone", 3)]).await;
+}
+
+#[tokio::test]
+async fn client_that_sends_on_without_end_is_cut_off() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut client = proxy.sent(chat("held")).await;
+    proxy.held(1).await;
+    let junk = vec![b'x'; 64 << 10];
+    soon("the end", async { while client.stream.write_all(&junk).await.is_ok() {} }).await;
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_after_a_hold() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    // In one packet, and one by one.
+    let mut at_once = proxy.sent(chat("first") + &chat("second") + &chat("third")).await;
+    proxy.held(1).await;
+    let mut client = proxy.sent(chat("first")).await;
+    proxy.held(2).await;
+    client.send(chat("second")).await;
+    client.send(filling(10_000)).await;
+    // Its answer is the last one: the client sends the others again.
+    let mut many = proxy.sent(chat("first")).await;
+    proxy.held(3).await;
+    many.send(chat("not answered").repeat(500)).await;
+    upstream.wake();
+    let upstream = upstream.automatic(|call| call.echo());
+    for client in [&mut at_once, &mut client] {
+        for text in ["first", "second"] {
+            assert_eq!(client.response().await.json()["text"], text);
+        }
+        assert_eq!(client.response().await.status(), 200);
+    }
+    let response = many.response().await;
+    assert_eq!((response.status(), response.get("connection")), (200, Some("close")));
+    assert_eq!(many.end().await, b"");
+    assert_eq!(upstream.requests(), 7);
+    upstream.sleep();
+    proxy.stop(&[("completed", 7)]).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,392 @@
+//! Where the requests of an HTTP/1 client begin and end, read a second time in front of hyper.
+//!
+//! hyper ends a trailer section at a line feed alone, and drops what stands behind it up to the next empty line: a whole
+//! request head fits in there (RFC 9112, sections 2.2 and 7.1.2). So what two readers could divide differently is cut off
+//! here, and hyper finds the body broken. A body of known length costs a subtraction a read, a head a look at the first
+//! byte of each line.
+
+use memchr::{memchr, memchr2};
+
+/// Follows the requests of one connection as their bytes pass.
+#[derive(Debug, Default)]
+pub(super) struct RequestFraming {
+    state: State,
+    /// Heads that have passed as a whole.
+    heads: u32,
+    /// What the head that is passing says of its body.
+    length: Length,
+    /// The beginning of a line of the head that may say so, where the line continues in the next read.
+    line: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum State {
+    /// Between two requests: empty lines are skipped.
+    #[default]
+    Between,
+    /// In a head, at the beginning of a line or behind `line`.
+    Line,
+    /// In a head, within a line that says nothing of the body.
+    RestOfLine,
+    /// A body with so many bytes to come.
+    Content(u64),
+    /// The size of a chunk: its value and its digits so far.
+    Size(u64, u8),
+    /// Behind the digits: white space.
+    SizeSpace(u64),
+    Extension(u64),
+    SizeLf(u64),
+    /// A chunk with so many bytes to come.
+    Chunk(u64),
+    ChunkCr,
+    ChunkLf,
+    /// At the beginning of a line of the trailers, of which there were so many bytes.
+    TrailerStart(usize),
+    Trailer(usize),
+    TrailerLf(usize),
+    LastLf,
+    /// Nothing may pass any more.
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Length {
+    #[default]
+    None,
+    Known(u64),
+    Chunked,
+    /// hyper refuses the request, or the request path does.
+    Unclear,
+}
+
+/// The most bytes of trailers; hyper has the same limit for chunk extensions.
+const MAX_TRAILER_BYTES: usize = 16 << 10;
+
+/// The most bytes that are kept of a line of a head: a name, a length or coding, and more white space than anybody sends.
+const MAX_LINE_BYTES: usize = 256;
+
+/// Digits of 64 bits.
+const MAX_SIZE_DIGITS: u8 = 16;
+
+// === impl RequestFraming ===
+
+impl RequestFraming {
+    /// Follows some more bytes, and returns how many of them may pass. Once those are not all, none of the bytes behind them
+    /// may.
+    #[must_use]
+    pub(super) fn came(&mut self, bytes: &[u8]) -> usize {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.step(rest) {
+                Some(taken) => rest = &rest[taken..],
+                None => {
+                    self.state = State::Cut;
+                    break;
+                }
+            }
+        }
+        bytes.len() - rest.len()
+    }
+
+    /// Whether bytes have come that may not pass.
+    pub(super) const fn is_cut(&self) -> bool {
+        matches!(self.state, State::Cut)
+    }
+
+    /// Whether all of the first `begun` requests has passed, so that what comes next is of a later one.
+    pub(super) const fn is_beyond(&self, begun: u32) -> bool {
+        let in_head = matches!(self.state, State::Between | State::Line | State::RestOfLine);
+        self.heads > begun || (self.heads == begun && in_head)
+    }
+
+    /// Takes one step over `bytes`, of which there are some. `None` if they can be read in two ways.
+    fn step(&mut self, bytes: &[u8]) -> Option<usize> {
+        let byte = bytes[0];
+        let mut taken = 1;
+        self.state = match (self.state, byte) {
+            (State::Between, b'\r' | b'\n') => State::Between,
+            (State::Between | State::Line, _) => return Some(self.line(bytes)),
+            (State::RestOfLine, _) => match memchr(b'\n', bytes) {
+                Some(end) => {
+                    taken = end + 1;
+                    State::Line
+                }
+                None => return Some(bytes.len()),
+            },
+            (State::Content(left), _) => {
+                let left = pass(&mut taken, bytes, left);
+                if left == 0 { State::Between } else { State::Content(left) }
+            }
+            (State::Size(size, digits), _) if byte.is_ascii_hexdigit() && digits < MAX_SIZE_DIGITS => {
+                let digit = char::from(byte).to_digit(16)?;
+                State::Size(size << 4 | u64::from(digit), digits + 1)
+            }
+            (State::Size(_, 0), _) => return None,
+            (State::Size(size, _) | State::SizeSpace(size), b' ' | b'\t') => State::SizeSpace(size),
+            (State::Size(size, _) | State::SizeSpace(size), b';') => State::Extension(size),
+            (State::Size(size, _) | State::SizeSpace(size), b'\r') => State::SizeLf(size),
+            (State::Extension(_) | State::TrailerStart(_) | State::Trailer(_), b'\n') => return None,
+            (State::Extension(size), b'\r') => State::SizeLf(size),
+            (State::Extension(_), _) => return Some(text(bytes)),
+            (State::SizeLf(0), b'\n') => State::TrailerStart(0),
+            (State::SizeLf(size), b'\n') => State::Chunk(size),
+            (State::Chunk(left), _) => {
+                let left = pass(&mut taken, bytes, left);
+                if left == 0 { State::ChunkCr } else { State::Chunk(left) }
+            }
+            (State::ChunkCr, b'\r') => State::ChunkLf,
+            (State::ChunkLf, b'\n') => State::Size(0, 0),
+            (State::TrailerStart(_), b'\r') => State::LastLf,
+            (State::TrailerStart(MAX_TRAILER_BYTES..) | State::Trailer(MAX_TRAILER_BYTES..), _) => {
+                return None;
+            }
+            (State::Trailer(before), b'\r') => State::TrailerLf(before + 1),
+            (State::TrailerStart(before) | State::Trailer(before), _) => {
+                taken = text(bytes).min(MAX_TRAILER_BYTES - before);
+                State::Trailer(before + taken)
+            }
+            (State::TrailerLf(before), b'\n') => State::TrailerStart(before + 1),
+            (State::LastLf, b'\n') => State::Between,
+            _ => return None,
+        };
+        Some(taken)
+    }
+
+    /// A line of a head, or the part of one that has come.
+    fn line(&mut self, bytes: &[u8]) -> usize {
+        self.state = State::Line;
+        if let Some(end) = memchr(b'\n', bytes) {
+            if self.line.is_empty() {
+                self.whole_line(&bytes[..end]);
+            } else {
+                let mut line = std::mem::take(&mut self.line);
+                line.extend_from_slice(&bytes[..end]);
+                self.whole_line(&line);
+            }
+            return end + 1;
+        }
+        let first = self.line.first().unwrap_or(&bytes[0]);
+        let is_of_interest = matches!(first, b'T' | b't' | b'C' | b'c' | b'\r');
+        if is_of_interest && self.line.len() + bytes.len() <= MAX_LINE_BYTES {
+            self.line.extend_from_slice(bytes);
+        } else {
+            let mut line = std::mem::take(&mut self.line);
+            line.extend_from_slice(&bytes[..bytes.len().min(MAX_LINE_BYTES)]);
+            if value(&line, b"transfer-encoding:").or_else(|| value(&line, b"content-length:")).is_some() {
+                self.length = Length::Unclear;
+            }
+            self.state = State::RestOfLine;
+        }
+        bytes.len()
+    }
+
+    /// A line of a head, up to its line feed.
+    fn whole_line(&mut self, line: &[u8]) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match line.first() {
+            None => self.end_head(),
+            Some(b'T' | b't') => {
+                if let Some(coding) = value(line, b"transfer-encoding:") {
+                    // It wins over a length that can be read, wherever that stands (RFC 9112, section 6.3).
+                    self.length = match self.length {
+                        Length::None | Length::Known(_) if coding.eq_ignore_ascii_case(b"chunked") => {
+                            Length::Chunked
+                        }
+                        _ => Length::Unclear,
+                    };
+                }
+            }
+            Some(b'C' | b'c') => {
+                if let Some(digits) = value(line, b"content-length:") {
+                    self.length = match (self.length, number(digits)) {
+                        (Length::Chunked, _) => Length::Chunked,
+                        (Length::None, Some(length)) => Length::Known(length),
+                        (Length::Known(length), Some(same)) if length == same => Length::Known(length),
+                        _ => Length::Unclear,
+                    };
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn end_head(&mut self) {
+        self.heads = self.heads.wrapping_add(1);
+        self.state = match std::mem::take(&mut self.length) {
+            Length::None | Length::Known(0) => State::Between,
+            Length::Known(length) => State::Content(length),
+            Length::Chunked => State::Size(0, 0),
+            Length::Unclear => State::Cut,
+        };
+    }
+}
+
+/// How many of `bytes` are of the line that they are in.
+fn text(bytes: &[u8]) -> usize {
+    memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len())
+}
+
+/// Passes over as much as there is of `left` bytes, and returns how many are still to come.
+fn pass(taken: &mut usize, bytes: &[u8], left: u64) -> u64 {
+    *taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+    left - *taken as u64
+}
+
+/// The value of a header line of that name, which ends in its colon.
+fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, value) = line.split_at_checked(name.len())?;
+    start.eq_ignore_ascii_case(name).then(|| trim(value))
+}
+
+fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// Digits and nothing else (RFC 9112, section 6.2).
+fn number(digits: &[u8]) -> Option<u64> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// How many heads and bytes pass of these, in pieces of that size.
+    fn passes(bytes: &[u8], cut: usize) -> (u32, usize) {
+        let mut framing = RequestFraming::default();
+        let mut passed = 0;
+        for piece in bytes.chunks(cut) {
+            let taken = framing.came(piece);
+            passed += taken;
+            if taken < piece.len() {
+                assert_eq!(framing.came(b"more"), 0);
+                break;
+            }
+        }
+        (framing.heads, passed)
+    }
+
+    fn chunked(body: &str) -> String {
+        format!("POST / HTTP/1.1\r\nHost: a\r\nTRANSFER-encoding: \tChunked \r\n\r\n{body}")
+    }
+
+    const NEXT: &str = "GET / HTTP/1.1\r\n\r\n";
+
+    #[test]
+    fn requests_end_where_they_say_however_they_are_cut() {
+        let get = "GET / HTTP/1.1\r\nHost: a\r\nTransfer: x\r\nContent-Lengths: 3\r\n\r\n";
+        let with_both = format!("POST / HTTP/1.1\r\nContent-Length: 9\r\n{}", &chunked("0\r\n\r\n")[17..]);
+        for (bytes, heads) in [
+            (get.to_owned(), 1),
+            (get.repeat(3), 3),
+            (format!("\r\n\n{get}\r\n\r\n{get}"), 2),
+            (get.replace('\r', ""), 1),
+            (format!("POST / HTTP/1.1\r\ncontent-length: 4\r\nContent-Length: 4\r\n\r\n\n\r\n\r{get}"), 2),
+            (format!("POST / HTTP/1.1\r\nContent-Length:0\r\n\r\n{get}"), 2),
+            (chunked(&format!("A\r\n\n\n\n\n\n\n\n\n\n\n\r\n00\t;x=y\r\n\r\n{get}")), 2),
+            (chunked(&format!("2 \r\n\r\n\r\n0\r\nX-T: 1\r\nY: 2\r\n\r\n{get}")), 2),
+            (format!("{with_both}{get}"), 2),
+        ] {
+            for cut in [1, 2, 3, 7, 40, 1000] {
+                assert_eq!(
+                    passes(bytes.as_bytes(), cut),
+                    (heads, bytes.len()),
+                    "{bytes:?} in pieces of {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_two_readers_divide_differently_is_cut_off() {
+        for bad in [
+            "0\r\n|\n",
+            "0\r\nX-T: 1|\n\n",
+            "0\r\nA: 1\r\n|\n",
+            "0\r\nA: 1\r\nX: 1|\n\r\n",
+            "0\r\nA: 1\r|x",
+            "0\r\n\r|x",
+            "0|\n\r\n",
+            "1|\nx\r\n0\r\n\r\n",
+            "1;a|\nb\r\nx\r\n0\r\n\r\n",
+            "1;a\r|b\r\nx\r\n0\r\n\r\n",
+            "1\r\nx|\n0\r\n\r\n",
+            "1\r\nx\r|0\r\n\r\n",
+            "1\r\nx|0\r\n\r\n",
+            "|\r\n",
+            "|;x\r\n",
+            "| 1\r\n",
+            "|-1\r\n",
+            "1 |1\r\n",
+            "0|x0\r\n",
+            "0000000000000000|0\r\n\r\n",
+        ] {
+            let bytes = chunked(&bad.replace('|', "")) + NEXT;
+            let end = chunked(bad.split('|').next().unwrap()).len();
+            for cut in [1, 2, 3, 7, 1000] {
+                let (heads, passed) = passes(bytes.as_bytes(), cut);
+                assert_eq!((heads, passed), (1, end), "{bad:?} in pieces of {cut}");
+            }
+        }
+        // No byte behind such a head: it is refused by others.
+        for lines in [
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Content-Length: +1\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 1, 1\r\n",
+            "Content-Length: 1\r\nContent-Length: 2\r\n",
+            "Content-Length: 18446744073709551616\r\n",
+        ] {
+            let head = format!("POST / HTTP/1.1\r\n{lines}\r\n");
+            for cut in [1, 7, 1000] {
+                let passed = passes(format!("{head}{NEXT}").as_bytes(), cut);
+                assert_eq!(passed, (1, head.len()), "{lines:?} in pieces of {cut}");
+            }
+        }
+        // Nobody sends as much white space; only where it comes in pieces there is a limit to it.
+        let head = format!("POST / HTTP/1.1\r\nContent-Length: {}1\r\n\r\n", " ".repeat(2 * MAX_LINE_BYTES));
+        assert_eq!(passes(format!("{head}xx").as_bytes(), 100), (1, head.len()));
+    }
+
+    #[test]
+    fn trailers_are_bounded() {
+        let trailers = |size: usize| chunked(&format!("0\r\nX: {}\r\n\r\n{NEXT}", "x".repeat(size)));
+        let passes = |size: usize| passes(trailers(size).as_bytes(), 1000).0;
+        assert_eq!((passes(MAX_TRAILER_BYTES - 10), passes(MAX_TRAILER_BYTES)), (2, 1));
+    }
+
+    #[test]
+    fn later_request_is_told_from_the_rest_of_this_one() {
+        let mut framing = RequestFraming::default();
+        let mut comes = |bytes: &str, begun| {
+            assert_eq!(framing.came(bytes.as_bytes()), bytes.len());
+            framing.is_beyond(begun)
+        };
+        assert!(!comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n", 1));
+        assert!(!comes("\r\n1234", 1), "its body");
+        assert!(comes("5", 1));
+        assert!(comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1", 1), "the body of the one behind it");
+        assert!(!comes("2", 2));
+    }
+
+    proptest! {
+        /// The cuts between reads change nothing.
+        #[test]
+        fn cuts_do_not_matter(pieces in prop::collection::vec(prop::sample::select(vec![
+            "POST / HTTP/1.1\r\n", "Transfer-Encoding: chunked\r\n", "Content-Length: 3\r\n", "Host: a\r\n", "\r\n", "\n", "\r",
+            "0\r\n", "3\r\nabc\r\n", "abc", "X: y\r\n", ";ext", "\r\n\r\n", "1f", "content-length: 3\n", "t",
+        ]), 0..24), cut in 1..9_usize) {
+            let bytes = pieces.concat();
+            prop_assert_eq!(passes(bytes.as_bytes(), cut), passes(bytes.as_bytes(), usize::MAX));
+        }
+    }
+}
