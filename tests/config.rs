@@ -197,7 +197,7 @@ fn an_alias_bomb_ends_at_once() {
         text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
     }
     let error = Config::parse(&text, "bomb.yaml").unwrap_err();
-    assert!(error.to_string().contains("budget"), "{error}");
+    assert!(error.to_string().contains("alias"), "{error}");
 }
 
 #[test]

@@ -107,6 +107,8 @@ fn is_of_a_value(error: &serde_json::Error) -> bool {
         "invalid unicode code point",
         "lone leading surrogate in hex escape",
         "unexpected end of hex escape",
+        // Keys are read as bytes, for which serde_json does not check it.
+        "control character (\\u0000-\\u001F) found",
     ]
     .iter()
     .any(|known| error.starts_with(known))

@@ -42,11 +42,12 @@ pub(super) fn decode<'a>(name: &'a str, text: &'a str) -> Result<(Config, Source
     }
 }
 
-/// The reader's own bounds on aliases and nodes stay as they are: they are what makes an alias bomb fail. Its bound on
-/// depth is more than the stack of a thread has in a debug build; no key of ours is deeper than six.
+/// The reader's own bound on nodes stays as it is. Its bound on what aliases may repeat lets an alias bomb of 500 bytes take
+/// seconds. Its bound on depth is more than the stack of a thread has in a debug build; no key of ours is deeper than six.
 fn options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 16 },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
         duplicate_keys: DuplicateKeyPolicy::Error,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
         with_snippet: false,
