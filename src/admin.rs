@@ -53,8 +53,8 @@ pub trait View: Send + Sync {
     fn unrouted(&self) -> &RouteCounters;
     /// What happened to recent requests.
     fn history(&self) -> &History;
-    /// Bytes of all request bodies in memory.
-    fn buffered_bytes(&self) -> usize;
+    /// Bytes in memory that clients make this process keep, by kind.
+    fn memory(&self) -> [(&'static str, usize); 3];
     /// Whether the routes of the cluster are not known yet.
     fn awaits_routes(&self) -> bool;
     /// Whether there is a scaler.

@@ -108,8 +108,8 @@ pub struct History {
 pub struct Limits {
     /// How large the body of one request may be. The default fits a long chat with a few images; above it, 413.
     pub max_body_bytes: ByteCount,
-    /// How many bytes all request bodies together may take in memory, held or on their way. The default is 32 bodies
-    /// of the largest size.
+    /// How many bytes all request bodies together may take in memory, held or on their way; those that have not all
+    /// arrived, three quarters of it. The default is 32 bodies of the largest size.
     pub max_buffered_bytes: ByteCount,
     /// How many client connections may be open. A further one takes the place of the one that has been idle for longest;
     /// while all are busy, it waits in the kernel's accept queue. Where the process may

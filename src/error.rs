@@ -1,6 +1,6 @@
 //! What can go wrong with a request, whose fault it is, and the one table that says how it is answered.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use thiserror::Error;
@@ -74,20 +74,22 @@ pub enum Blame {
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum ProxyError {
     #[error(
-        "Unknown path: {0}. Anteroom serves the OpenAI API under /v1, for example POST /v1/chat/completions."
+        "Unknown path: {}. Anteroom serves the OpenAI API under /v1, for example POST /v1/chat/completions.",
+        echo(.0)
     )]
     UnknownPath(String),
-    #[error("{path} wants {allowed}.")]
+    #[error("{} wants {allowed}.", echo(.path))]
     MethodNotAllowed { path: String, allowed: &'static str },
-    #[error("The model `{0}` does not exist here. GET /v1/models lists those that do.")]
+    #[error("The model `{}` does not exist here. GET /v1/models lists those that do.", echo(.0))]
     ModelNotFound(String),
-    #[error("{0}")]
+    #[error("{}", Cut(.0, MAX_MESSAGE_CHARS))]
     InvalidRequest(String),
     /// Two readers could read it two ways: nothing behind it on its connection is read.
     #[error("{0}")]
     Ambiguous(String),
     #[error(
-        "Content-Encoding `{0}` hides the model name, by which this request is routed: send the body as it is."
+        "Content-Encoding `{}` hides the model name, by which this request is routed: send the body as it is.",
+        echo(.0)
     )]
     UnsupportedEncoding(String),
     #[error("The request body is larger than the {limit} bytes that are allowed.")]
@@ -98,9 +100,9 @@ pub enum ProxyError {
     HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
     #[error("The waiting room is full: the bodies of all requests would take more than {0} bytes.")]
     BuffersFull(usize),
-    #[error("Only a model server can answer {0}, and none is running; this path starts none.")]
+    #[error("Only a model server can answer {}, and none is running; this path starts none.", echo(.0))]
     NotKept(String),
-    #[error("None of the model servers that are up has the response `{0}`.")]
+    #[error("None of the model servers that are up has the response `{}`.", echo(.0))]
     NoSuchResponse(String),
     #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
     Saturated { route: RouteKey, reason: String },
@@ -157,8 +159,33 @@ pub struct Answer {
     pub blame: Blame,
 }
 
+/// Text with at most so many characters. An error must not cost more memory than the request that it answers.
+struct Cut<'a>(&'a str, usize);
+
+/// Characters of a client's text that an error repeats.
+const MAX_ECHO_CHARS: usize = 128;
+
+/// Characters of an error that says what is wrong with a request, the client's text included.
+const MAX_MESSAGE_CHARS: usize = 1000;
+
 /// The longest `Retry-After` that we send: openai-python up to 2.8 ignores more than 60 s.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+// === impl Cut ===
+
+impl fmt::Display for Cut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(text, max_chars) = self;
+        match text.char_indices().nth(*max_chars) {
+            Some((end, _)) => write!(f, "{}… ({} bytes)", &text[..end], text.len()),
+            None => f.write_str(text),
+        }
+    }
+}
+
+fn echo(text: &str) -> impl fmt::Display {
+    Cut(text, MAX_ECHO_CHARS)
+}
 
 // === impl Outcome ===
 

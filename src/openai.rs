@@ -19,6 +19,6 @@ pub use open_event::OpenEvent;
 pub use origin::{is_model_error, may_have_run, says_no_endpoint};
 pub use patience::{InvalidMaxWait, MAX_WAIT, Patience};
 pub use response::{ResponseRequest, is_response_id, is_running, makes_response, response_id};
-pub use scan::{Scan, ScanError, boundary, scan_json, scan_multipart};
+pub use scan::{MAX_MODEL_BYTES, Scan, ScanError, boundary, scan_json, scan_multipart};
 pub use token::{FirstToken, is_event_stream, is_json};
 pub use wire::{DONE, MADE_UP_OWNER, model_entry, model_list, sse_comment, sse_data};

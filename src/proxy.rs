@@ -21,6 +21,7 @@ mod intake;
 mod intercept;
 mod keepalive;
 mod listener;
+mod memory;
 mod models;
 mod outgoing;
 mod pace;

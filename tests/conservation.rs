@@ -385,7 +385,7 @@ impl World {
         self.check()?;
         prop_assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
         prop_assert_eq!((self.gate.requests(), self.gate.wanting_in_flight()), (0, 0));
-        prop_assert_eq!(self.shared.budget.used(), 0, "every byte of the budget came back");
+        prop_assert_eq!(self.shared.memory.bodies(), 0, "every byte of the budget came back");
         let mut seen = Vec::new();
         for client in self.clients.drain(..) {
             prop_assert!(client.is_finished(), "a client is left without an end");

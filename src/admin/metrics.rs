@@ -177,7 +177,18 @@ impl Collector for Routes {
             None,
             MetricType::Gauge,
         )?;
-        buffered.encode_gauge(&(self.0.buffered_bytes() as u64))?;
+        let kinds = self.0.memory();
+        let bodies: usize = kinds.iter().filter(|(kind, _)| *kind != "answer").map(|(_, bytes)| bytes).sum();
+        buffered.encode_gauge(&(bodies as u64))?;
+        let mut memory = encoder.encode_descriptor(
+            "memory_bytes",
+            "Bytes in memory that clients make this process keep",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (kind, bytes) in kinds {
+            memory.encode_family(&[("kind", kind)])?.encode_gauge(&(bytes as u64))?;
+        }
         let help = "Log lines that were dropped because standard error was read too slowly";
         let mut dropped = counter(&mut encoder, "dropped_log_lines", help)?;
         count(&mut dropped, &[], dropped_log_lines())

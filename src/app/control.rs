@@ -153,8 +153,8 @@ impl admin::View for View {
         &self.shared.history
     }
 
-    fn buffered_bytes(&self) -> usize {
-        self.shared.budget.used()
+    fn memory(&self) -> [(&'static str, usize); 3] {
+        self.shared.memory.kinds()
     }
 
     fn awaits_routes(&self) -> bool {

@@ -22,6 +22,9 @@ pub struct Scan {
     pub stream: bool,
 }
 
+/// Bytes of a model's name. It is kept, and repeated in logs and heartbeats, for as long as its request waits.
+pub const MAX_MODEL_BYTES: usize = 1024;
+
 /// Why a body cannot be routed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
@@ -37,6 +40,8 @@ pub enum ScanError {
     ModelNotText,
     #[error("`model` in the body is no text: half a surrogate pair, or not UTF-8.")]
     ModelNotUnicode,
+    #[error("`model` in the body has {0} bytes; the name of a model has at most {MAX_MODEL_BYTES}.")]
+    ModelTooLong(usize),
     #[error("The body is not a multipart form: {0}")]
     MalformedForm(String),
     #[error("This path wants a multipart/form-data body.")]

@@ -33,7 +33,7 @@ pub fn sse_comment(text: &str) -> Bytes {
 pub const MADE_UP_OWNER: &str = "anteroom";
 
 /// `GET /v1/models`.
-pub fn model_list(entries: impl IntoIterator<Item = Value>) -> Bytes {
+pub fn model_list<'a>(entries: impl IntoIterator<Item = &'a Value>) -> Bytes {
     let data: Vec<_> = entries.into_iter().collect();
     json!({"object": "list", "data": data}).to_string().into()
 }

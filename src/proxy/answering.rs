@@ -1,7 +1,6 @@
 //! A request being answered: step by step, so that one that waits keeps no room for what it took to get there.
 
 use std::{
-    convert::Infallible,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -9,7 +8,7 @@ use std::{
 
 use http::Response;
 
-use super::body::Body;
+use super::{body::Body, memory::AnswersFull};
 
 /// A request on its way to an answer. Dropping it gives it up.
 ///
@@ -23,8 +22,8 @@ pub(super) type Step = Pin<Box<dyn Future<Output = Next> + Send>>;
 /// What a step comes to.
 #[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and on its way out")]
 pub(super) enum Next {
-    /// The answer.
-    Answer(Response<Body>),
+    /// The answer, or none: then the stream or the connection ends.
+    Answer(Result<Response<Body>, AnswersFull>),
     /// Another step, in place of this one.
     Step(Step),
 }
@@ -50,12 +49,12 @@ impl Answering {
 }
 
 impl Future for Answering {
-    type Output = Result<Response<Body>, Infallible>;
+    type Output = Result<Response<Body>, AnswersFull>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match ready!(self.0.as_mut().poll(cx)) {
-                Next::Answer(response) => return Poll::Ready(Ok(response)),
+                Next::Answer(answer) => return Poll::Ready(answer),
                 Next::Step(step) => self.0 = step,
             }
         }

@@ -17,8 +17,16 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    beats::Beats, decoder::Decoder, exchange::Exchange, first_token::TokenWatch, forward,
-    keepalive::KeptAlive, outgoing::Outgoing, responses::NewResponse, stream_stall,
+    beats::Beats,
+    decoder::Decoder,
+    exchange::Exchange,
+    first_token::TokenWatch,
+    forward,
+    keepalive::KeptAlive,
+    memory::{AnswersFull, Memory},
+    outgoing::Outgoing,
+    responses::NewResponse,
+    stream_stall,
 };
 use crate::{
     admission::Permit,
@@ -120,6 +128,16 @@ impl Body {
     /// An answer of ours to an admitted request, which ends with it.
     pub fn ending(bytes: Bytes, exchange: Exchange) -> Self {
         Self::Full(Some(bytes), Some(exchange))
+    }
+
+    /// Counts an answer of ours until it has been sent, as [`Memory::answer`] does.
+    pub(super) fn counted(self, memory: &Arc<Memory>, is_only: bool) -> Result<Self, AnswersFull> {
+        match self {
+            Self::Full(Some(bytes), exchange) => {
+                Ok(Self::Full(Some(memory.answer(bytes, is_only)?), exchange))
+            }
+            other => Ok(other),
+        }
     }
 
     /// Undoes the encoding that the head of the answer tells of, since the client is not told.

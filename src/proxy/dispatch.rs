@@ -18,8 +18,9 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Budget, Buffered},
+    intake::Buffered,
     intercept::Intercepted,
+    memory::Memory,
     outgoing::{CutOff, Outgoing, Streamed},
     responses::{Kept, NewResponse},
     traced::Traced,
@@ -110,7 +111,7 @@ impl Proxy {
             trace.attempt(permit.endpoint(), head);
         }
         let reuse = tries.reuse();
-        let keep = (reuse != Reuse::Once).then_some(&self.shared.budget);
+        let keep = (reuse != Reuse::Once).then_some(&self.shared.memory);
         let body = || source.dispatch(&limits, keep);
         let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, reuse).await {
             Ok((response, connection)) => {
@@ -194,7 +195,7 @@ impl Proxy {
             // On the heap: what is buffered already should not carry its room.
             Source::Streamed(body) => {
                 let limits = **self.shared.limits.load();
-                Source::Buffered(Box::pin(body.buffer(&limits, &self.shared.budget)).await?)
+                Source::Buffered(Box::pin(body.buffer(&limits, &self.shared.memory)).await?)
             }
             source => source,
         };
@@ -347,7 +348,7 @@ impl From<Intake> for Source {
 
 impl Source {
     /// Makes the body of one dispatch; one that streams is kept for others within `keep`, if given.
-    fn dispatch(&self, limits: &Limits, keep: Option<&Arc<Budget>>) -> Option<Outgoing> {
+    fn dispatch(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<Outgoing> {
         match self {
             Self::Empty => Some(Outgoing::Full(None)),
             Self::Buffered(read) => {

@@ -119,7 +119,7 @@ impl Proxy {
     /// Reads a whole body.
     pub(super) async fn read(&self, incoming: Incoming) -> Result<Buffered, ProxyError> {
         let limits = **self.shared.limits.load();
-        Buffered::read(incoming, &limits, &self.shared.budget).await
+        Buffered::read(incoming, &limits, &self.shared.memory).await
     }
 }
 
@@ -144,11 +144,15 @@ pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
 /// What a body says of its request.
 pub(super) async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ScanError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    match (shape, openai::boundary(content_type)) {
+    let scan = match (shape, openai::boundary(content_type)) {
         // On the heap: the others should not carry its room.
         (Shape::Form, Some(boundary)) => Box::pin(openai::scan_multipart(body.clone(), &boundary)).await,
         (Shape::Form, None) => Err(ScanError::NoForm),
         _ => openai::scan_json(body),
+    }?;
+    match &scan.model {
+        Some(model) if model.len() > openai::MAX_MODEL_BYTES => Err(ScanError::ModelTooLong(model.len())),
+        _ => Ok(scan),
     }
 }
 

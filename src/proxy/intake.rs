@@ -1,15 +1,6 @@
 //! Request bodies coming in: counted from their first byte, bounded, and kept at their exact size.
 
-use std::{
-    future::Future,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::Poll,
-    time::Duration,
-};
+use std::{future::Future, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
@@ -17,80 +8,22 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
-use super::pace::{Allowed, Pace};
+use super::{
+    memory::{Memory, Share},
+    pace::{Allowed, Pace},
+};
 use crate::{config::Limits, error::ProxyError};
-
-/// The bytes of all request bodies in memory.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicUsize,
-    max: AtomicUsize,
-}
-
-/// Some of the budget; dropping it gives it back.
-#[derive(Debug)]
-pub struct Share {
-    budget: Arc<Budget>,
-    bytes: usize,
-}
 
 /// A request body, read to its end.
 #[derive(Debug)]
 pub struct Buffered {
     /// All of it.
     pub bytes: Bytes,
-    /// Its part of the budget, until it is dropped.
+    /// Its part of the memory, until it is dropped.
     #[expect(dead_code, reason = "counts when it is dropped")]
     share: Share,
     /// It is a slice of a larger read buffer.
     sliced: bool,
-}
-
-// === impl Budget ===
-
-impl Budget {
-    /// So many bytes at most.
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Self { used: AtomicUsize::new(0), max: AtomicUsize::new(max) })
-    }
-
-    /// So many bytes at most from now on. What is in memory stays there.
-    pub fn set_max(&self, max: usize) {
-        self.max.store(max, Ordering::Relaxed);
-    }
-
-    fn max(&self) -> usize {
-        self.max.load(Ordering::Relaxed)
-    }
-
-    /// How many bytes are in use.
-    pub fn used(&self) -> usize {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    /// An empty share.
-    pub(super) fn share(self: &Arc<Self>) -> Share {
-        Share { budget: self.clone(), bytes: 0 }
-    }
-}
-
-impl Share {
-    /// Takes more, if there is more.
-    pub(super) fn grow(&mut self, bytes: usize) -> bool {
-        let max = self.budget.max();
-        let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= max);
-        let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        if grown {
-            self.bytes += bytes;
-        }
-        grown
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
 }
 
 // === impl Buffered ===
@@ -99,9 +32,9 @@ impl Buffered {
     /// Reads a body to its end.
     ///
     /// # Errors
-    /// When it is larger than allowed, comes too slowly or breaks off, or when the budget is used up.
-    pub async fn read(body: Incoming, limits: &Limits, budget: &Arc<Budget>) -> Result<Self, ProxyError> {
-        Self::read_rest(Vec::new(), budget.share(), body, limits).await
+    /// When it is larger than allowed, comes too slowly or breaks off, or when there is no memory for it.
+    pub async fn read(body: Incoming, limits: &Limits, memory: &Arc<Memory>) -> Result<Self, ProxyError> {
+        Self::read_rest(Vec::new(), memory.share(), body, limits).await
     }
 
     /// Reads the rest of a body whose first `parts` have been read, and are counted in `share`.
@@ -122,16 +55,19 @@ impl Buffered {
         for part in parts {
             joined.push(part);
         }
-        while let Some(frame) = next_frame(&mut body, &mut pace, limits).await? {
+        while let Some(frame) = next_frame(&mut body, &mut pace, limits, &mut share).await? {
             // Trailers of a request say nothing to a model server.
             let Ok(data) = frame.into_data() else { continue };
-            if share.bytes + data.len() > limit {
+            if share.bytes() + data.len() > limit {
                 return Err(ProxyError::RequestTooLarge { limit });
             }
             if !share.grow(data.len()) {
-                return Err(ProxyError::BuffersFull(share.budget.max()));
+                return Err(ProxyError::BuffersFull(share.max()));
             }
             joined.push(data);
+        }
+        if !share.finish() {
+            return Err(ProxyError::BuffersFull(share.max()));
         }
         let Joined { first, rest, .. } = joined;
         if rest.is_empty() {
@@ -195,15 +131,25 @@ async fn next_frame(
     body: &mut Incoming,
     pace: &mut Pace,
     limits: &Limits,
+    share: &mut Share,
 ) -> Result<Option<Frame<Bytes>>, ProxyError> {
     let mut next = pin!(body.frame());
     // The clock is not looked at for what is there already, which most is.
     let came = match std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
         Poll::Ready(came) => came,
-        Poll::Pending => match timeout_at(pace.waits(), next).await {
-            Ok(came) => came,
-            Err(_) => return Err(too_slow(limits)),
-        },
+        Poll::Pending => {
+            share.wait();
+            // `None`: its memory was given to another one.
+            let arrives = std::future::poll_fn(|cx| match next.as_mut().poll(cx) {
+                Poll::Ready(came) => Poll::Ready(Some(came)),
+                Poll::Pending => share.poll_evicted(cx).map(|()| None),
+            });
+            match timeout_at(pace.waits(), arrives).await {
+                Ok(Some(came)) => came,
+                Ok(None) => return Err(ProxyError::BuffersFull(share.max())),
+                Err(_) => return Err(too_slow(limits)),
+            }
+        }
     };
     match came {
         None => Ok(None),

@@ -28,8 +28,9 @@ use super::{
     Client, ClientIo, ClientLimits, ConnectionState, Proxy,
     body::Body,
     closer::{ClosedLate, Closer},
+    memory::Memory,
     pace::Allowed,
-    stream_stall::StreamExecutor,
+    stream_stall::{self, StreamExecutor},
 };
 use crate::config::Limits;
 
@@ -191,7 +192,7 @@ where
             }
             // On the heap: most connections are not.
             Ok(true) => {
-                let http2 = http2(&proxy.shared().limits.load());
+                let http2 = http2(&proxy.shared().limits.load(), &proxy.shared().memory);
                 let max_headers = proxy.shared().limits.load().max_headers;
                 let service = service_fn(move |request: Request<Incoming>| {
                     let (proxy, client) = (proxy.clone(), client.clone());
@@ -203,6 +204,8 @@ where
                             false => proxy.answer(client, request).await,
                         };
                         early.answered();
+                        // From now on its client has something to read.
+                        stream_stall::asked(Some(0));
                         response
                     }
                 });
@@ -286,8 +289,9 @@ fn http1(limits: &Limits) -> http1::Builder {
 }
 
 /// What the library bounds it bounds because it is told here, not because its defaults are so today.
-fn http2(limits: &Limits) -> http2::Builder<StreamExecutor> {
-    let mut builder = http2::Builder::new(StreamExecutor(stall(limits)));
+fn http2(limits: &Limits, memory: &Arc<Memory>) -> http2::Builder<StreamExecutor> {
+    let executor = StreamExecutor { allowed: stall(limits), memory: memory.clone() };
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         // Beyond it a request is 431; a frame that unpacks to four times of it ends the connection. The number of CONTINUATION

@@ -3,7 +3,11 @@
 //! Nothing is woken for it. A server is asked at most once a minute, and only when a client asks us; a client waits for
 //! that only as long as [`PATIENCE`].
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -16,8 +20,18 @@ use crate::{
     error::ProxyError,
     openai,
     probe::{self, Speaks},
-    state::{Endpoint, Protocol},
+    state::{Endpoint, Listing, Protocol},
 };
+
+/// All models, as they were last put together.
+pub(super) struct Catalog {
+    /// The list of them.
+    list: Bytes,
+    entries: BTreeMap<Box<str>, Value>,
+    /// The routes, and what their servers list: while these are the same the catalog is.
+    table: Weak<RouteTable>,
+    listings: Vec<Option<Arc<Listing>>>,
+}
 
 /// How long a server may take to list its models.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,17 +53,27 @@ const MAX_ID_BYTES: usize = 512;
 impl Proxy {
     /// The answer to `GET /v1/models`.
     pub(super) async fn model_list(&self) -> Bytes {
-        self.refresh_models().await;
-        let table = self.shared.table.load_full();
-        openai::model_list(merged(&table).into_values())
+        self.catalog().await.list.clone()
     }
 
     /// The answer to `GET /v1/models/{id}`.
     pub(super) async fn model(&self, id: String) -> Result<Bytes, ProxyError> {
+        let catalog = self.catalog().await;
+        let entry = catalog.entries.get(&*id);
+        entry.map(|entry| entry.to_string().into()).ok_or(ProxyError::ModelNotFound(id))
+    }
+
+    /// All models. They are put together when routes or what servers list have changed, and shared by all answers.
+    async fn catalog(&self) -> Arc<Catalog> {
         self.refresh_models().await;
         let table = self.shared.table.load_full();
-        let entry = merged(&table).remove(&*id);
-        entry.map(|entry| entry.to_string().into()).ok_or(ProxyError::ModelNotFound(id))
+        let last = self.shared.catalog.load_full();
+        if let Some(catalog) = last.filter(|catalog| catalog.is_of(&table)) {
+            return catalog;
+        }
+        let catalog = Arc::new(Catalog::new(&table));
+        self.shared.catalog.store(Some(catalog.clone()));
+        catalog
     }
 
     /// Asks the servers that are up and whose lists are due.
@@ -70,14 +94,32 @@ impl Proxy {
     }
 }
 
+// === impl Catalog ===
+
+impl Catalog {
+    fn new(table: &Arc<RouteTable>) -> Self {
+        let listings: Vec<_> = table.listing().map(|(gate, _)| gate.target().models().last()).collect();
+        let entries = merged(table, &listings);
+        let list = openai::model_list(entries.values());
+        Self { list, entries, table: Arc::downgrade(table), listings }
+    }
+
+    fn is_of(&self, table: &Arc<RouteTable>) -> bool {
+        let is_same = |(last, (gate, _)): (&Option<Arc<Listing>>, (&Arc<Gate>, _))| {
+            last.as_ref().map(Arc::as_ptr) == gate.target().models().last().as_ref().map(Arc::as_ptr)
+        };
+        self.table.as_ptr() == Arc::as_ptr(table) && self.listings.iter().zip(table.listing()).all(is_same)
+    }
+}
+
 /// The entries by id: of the models that routes name, as their servers have them or else made up; and of all models of
 /// servers whose routes name none.
-fn merged(table: &RouteTable) -> BTreeMap<Box<str>, Value> {
+fn merged(table: &RouteTable, listings: &[Option<Arc<Listing>>]) -> BTreeMap<Box<str>, Value> {
     let mut entries: BTreeMap<Box<str>, Value> =
         table.models().iter().map(|model| (model.clone(), openai::model_entry(model))).collect();
     let mut any = Vec::new();
-    for (gate, names) in table.listing() {
-        let Some(listing) = gate.target().models().last() else { continue };
+    for ((_, names), listing) in table.listing().zip(listings) {
+        let Some(listing) = listing else { continue };
         if names.is_empty() {
             any.push(listing);
             continue;

@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
-    intake::{Budget, Buffered, Share, allowed, too_slow},
+    intake::{Buffered, allowed, too_slow},
+    memory::{Memory, Share},
     pace::Pace,
 };
 use crate::{config::Limits, error::ProxyError};
@@ -62,13 +63,13 @@ struct StreamedState {
 /// The parts that have come from the client.
 #[derive(Debug)]
 enum KeptParts {
-    /// All of them, as slices of read buffers, with their share of the budget.
+    /// All of them, as slices of read buffers, with their share of the memory.
     All(Vec<Bytes>, Share),
-    /// Nothing: the request may be written only once, the budget was used up, or the answer has begun.
+    /// Nothing: the request may be written only once, there was no memory left, or the answer has begun.
     Nothing,
 }
 
-/// The most parts that are kept of one body. Each takes memory of its own, which the budget does not count, and a client
+/// The most parts that are kept of one body. Each takes memory of its own, which is not counted, and a client
 /// can send bytes one by one.
 const MAX_KEPT_PARTS: usize = 4096;
 
@@ -138,16 +139,17 @@ impl Streamed {
         state.incoming.is_some() && (state.arrived == 0 || matches!(state.kept, KeptParts::All(..)))
     }
 
-    /// Begins a dispatch, and cuts off those before it. With `keep`, the parts are kept for as long as that budget has room
-    /// for them. Returns `None` if the body cannot be sent again.
-    pub(super) fn replay(&self, limits: &Limits, keep: Option<&Arc<Budget>>) -> Option<Outgoing> {
+    /// Begins a dispatch, and cuts off those before it. With `keep`, the parts are kept for as long as there is
+    /// memory for them. Returns `None` if the body cannot be sent again.
+    pub(super) fn replay(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<Outgoing> {
         if !self.is_left() {
             return None;
         }
         let mut state = self.0.lock();
         if state.arrived == 0 {
             state.left = limits.max_body_bytes.get();
-            state.kept = keep.map_or(KeptParts::Nothing, |budget| KeptParts::All(Vec::new(), budget.share()));
+            state.kept = keep
+                .map_or(KeptParts::Nothing, |memory| KeptParts::All(Vec::new(), memory.unfinished_share()));
         }
         state.current += 1;
         let (number, pace) = (state.current, Pace::new(allowed(limits)));
@@ -164,7 +166,7 @@ impl Streamed {
     ///
     /// # Errors
     /// As [`Buffered::read`], and [`ProxyError::Internal`] if it cannot be sent again.
-    pub(super) async fn buffer(self, limits: &Limits, budget: &Arc<Budget>) -> Result<Buffered, ProxyError> {
+    pub(super) async fn buffer(self, limits: &Limits, memory: &Arc<Memory>) -> Result<Buffered, ProxyError> {
         let (incoming, kept) = {
             let mut state = self.0.lock();
             state.current += 1;
@@ -172,7 +174,7 @@ impl Streamed {
         };
         let (parts, share) = match kept {
             KeptParts::All(parts, share) => (parts, share),
-            KeptParts::Nothing => (Vec::new(), budget.share()),
+            KeptParts::Nothing => (Vec::new(), memory.share()),
         };
         Buffered::read_rest(parts, share, incoming.ok_or(ProxyError::Internal)?, limits).await
     }

@@ -33,6 +33,11 @@ impl Pace {
         *self.since.get_or_insert_with(Instant::now) + self.left
     }
 
+    /// How long it has been waited for, since it last moved.
+    pub fn waited(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// It is not waited for any more, or brought something.
     pub fn moved(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {

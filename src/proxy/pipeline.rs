@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{
@@ -29,8 +29,10 @@ use super::{
     exchange::{self, Exchange},
     find::{Found, encoding, scan_body},
     forward,
-    intake::{Budget, told_to_fit},
+    intake::told_to_fit,
     intercept::Intercepted,
+    memory::Memory,
+    models::Catalog,
     outgoing::Outgoing,
     responses::{Kept, Responses},
     traced::{Slot, Traced},
@@ -51,12 +53,14 @@ pub struct Shared {
     pub table: ArcSwap<RouteTable>,
     /// Which endpoint keeps which response.
     pub(super) responses: Responses,
+    /// All models, as the last client that asked got them.
+    pub(super) catalog: ArcSwapOption<Catalog>,
     /// The limits.
     pub limits: ArcSwap<Limits>,
     /// The connections of clients.
     pub connections: Arc<Connections>,
-    /// The bytes of all request bodies.
-    pub budget: Arc<Budget>,
+    /// What clients make us keep.
+    pub memory: Arc<Memory>,
     /// What happened to requests that waited or failed.
     pub history: Arc<History>,
     /// What is counted of requests that belong to no route.
@@ -146,7 +150,7 @@ struct Reply {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("budget", &self.budget).finish_non_exhaustive()
+        f.debug_struct("Shared").field("memory", &self.memory).finish_non_exhaustive()
     }
 }
 
@@ -156,7 +160,8 @@ impl Shared {
         Arc::new(Self {
             table: ArcSwap::default(),
             responses: Responses::default(),
-            budget: Budget::new(limits.max_buffered_bytes.get()),
+            memory: Memory::new(limits.max_buffered_bytes.get()),
+            catalog: ArcSwapOption::default(),
             limits: ArcSwap::from_pointee(limits),
             connections: Arc::default(),
             unrouted: RouteCounters::default(),
@@ -170,7 +175,7 @@ impl Shared {
 
     /// New limits, from a reload. Connections that are open keep their time-outs.
     pub fn set_limits(&self, limits: Limits) {
-        self.budget.set_max(limits.max_buffered_bytes.get());
+        self.memory.set_max(limits.max_buffered_bytes.get());
         self.limits.store(Arc::new(limits));
     }
 }
@@ -219,7 +224,7 @@ impl Proxy {
                     if let Some(mut trace) = trace {
                         trace.answered(response.status().as_u16());
                     }
-                    return Next::Answer(self.parting(&reply, response));
+                    return self.finish(&reply, response);
                 }
                 Ok(Ok(Served::Held(held))) => return Next::Step(Box::pin(self.outlast(held, reply))),
                 Ok(Err(Refused { gate, error })) => (gate, error),
@@ -230,7 +235,7 @@ impl Proxy {
             if matches!(error, ProxyError::Ambiguous(_)) && reply.version < Version::HTTP_2 {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Next::Answer(self.parting(&reply, response))
+            self.finish(&reply, response)
         }))
     }
 
@@ -240,7 +245,7 @@ impl Proxy {
             Ok(response) => response,
             Err(_) => self.refuse(None, &ProxyError::Internal, &reply, None),
         };
-        Next::Answer(self.parting(&reply, response))
+        self.finish(&reply, response)
     }
 
     /// Counts and tells why a request was not admitted, and makes its answer.
@@ -269,20 +274,25 @@ impl Proxy {
         error_response(error, reply.dialect, id, body)
     }
 
+    /// Finishes the head of an answer, and counts its body if it is ours.
+    ///
     /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
     /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
-    fn parting(&self, reply: &Reply, mut response: Response<Body>) -> Response<Body> {
-        if reply.version >= Version::HTTP_2 || response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return response;
+    fn finish(&self, reply: &Reply, mut response: Response<Body>) -> Next {
+        let is_http = response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        if reply.version < Version::HTTP_2 && is_http {
+            let headers = response.headers_mut();
+            if self.shared.draining.load(Ordering::Relaxed) {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            } else if let Some(keep_alive) = &reply.keep_alive
+                && !headers.contains_key(CONNECTION)
+            {
+                headers.insert(forward::KEEP_ALIVE, keep_alive.clone());
+            }
         }
-        if self.shared.draining.load(Ordering::Relaxed) {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        } else if let Some(keep_alive) = &reply.keep_alive
-            && !response.headers().contains_key(CONNECTION)
-        {
-            response.headers_mut().insert(forward::KEEP_ALIVE, keep_alive.clone());
-        }
-        response
+        let (head, body) = response.into_parts();
+        let body = body.counted(&self.shared.memory, reply.version < Version::HTTP_2);
+        Next::Answer(body.map(|body| Response::from_parts(head, body)))
     }
 
     async fn serve(

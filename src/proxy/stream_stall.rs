@@ -8,14 +8,19 @@ use std::{
     cell::Cell,
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::pace::{Allowed, Pace};
+use super::{
+    memory::Memory,
+    pace::{Allowed, Pace},
+};
 
 thread_local! {
     /// What the body of the stream that is being polled did.
@@ -34,8 +39,16 @@ enum Asked {
 }
 
 /// Spawns the streams of a connection, each with a limit to how slowly its client may read.
-#[derive(Clone, Copy, Debug)]
-pub struct StreamExecutor(pub Allowed);
+#[derive(Clone, Debug)]
+pub struct StreamExecutor {
+    /// The limit while there is memory for answers that are not read.
+    pub allowed: Allowed,
+    /// Where that is seen.
+    pub memory: Arc<Memory>,
+}
+
+/// How long a stream may not be read while there is little memory left for answers.
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
 
 pin_project! {
     struct Watched<F> {
@@ -44,6 +57,7 @@ pin_project! {
         began: bool,
         pace: Pace,
         timer: Option<Pin<Box<Sleep>>>,
+        memory: Arc<Memory>,
     }
 }
 
@@ -66,7 +80,8 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        tokio::spawn(Watched { stream: Some(stream), began: false, pace: Pace::new(self.0), timer: None });
+        let (pace, memory) = (Pace::new(self.allowed), self.memory.clone());
+        tokio::spawn(Watched { stream: Some(stream), began: false, pace, timer: None, memory });
     }
 }
 
@@ -92,16 +107,22 @@ impl<F: Future> Future for Watched<F> {
             this.pace.moved(bytes);
         }
         let due = this.pace.waits();
-        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if timer.deadline() != due {
-            timer.as_mut().reset(due);
+        loop {
+            let now = Instant::now();
+            let is_unread = this.pace.waited() >= UNREAD_TIMEOUT && this.memory.is_short_of_answers();
+            if due <= now || is_unread {
+                ENDING.set(true);
+                this.stream.set(None);
+                ENDING.set(false);
+                return Poll::Ready(());
+            }
+            // Whether memory is short is not notified.
+            let next = due.min(now + UNREAD_TIMEOUT);
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
+            if timer.deadline() > next || timer.is_elapsed() {
+                timer.as_mut().reset(next);
+            }
+            ready!(timer.as_mut().poll(cx));
         }
-        if timer.as_mut().poll(cx).is_ready() && due <= Instant::now() {
-            ENDING.set(true);
-            this.stream.set(None);
-            ENDING.set(false);
-            return Poll::Ready(());
-        }
-        Poll::Pending
     }
 }

@@ -30,7 +30,7 @@ async fn nothing_is_left(proxy: &Proxy) {
         gate.held() == 0 && gate.in_flight() == 0 && counters.admitted() == counters.ended_in_all()
     })
     .await;
-    until("every byte to be given back", async || proxy.shared.budget.used() == 0).await;
+    until("every byte to be given back", async || proxy.shared.memory.bodies() == 0).await;
     let counts = gate.counts();
     assert_eq!((counts.held, counts.in_flight), (0, 0));
     assert!(counts.activations <= 1, "{counts:?}");
@@ -226,7 +226,7 @@ async fn a_reset_request_leaves_no_task_behind() {
     client.write_all(&frame(HEADERS, 4, 1001, &block(&post_fields(CHAT)))).await.unwrap();
     client.write_all(&frame(DATA, 0, 1001, &BODY.as_bytes()[..5])).await.unwrap();
     settle().await;
-    assert_eq!(memory.shared.budget.used(), 5);
+    assert_eq!(memory.shared.memory.bodies(), 5);
     client.write_all(&reset(1001, CANCEL)).await.unwrap();
     settle().await;
     assert_eq!((memory.gate.counters().admitted(), tasks()), (admitted, before));

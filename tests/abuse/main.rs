@@ -16,6 +16,7 @@ mod memory;
 mod recorder;
 mod slow;
 mod smuggling;
+mod unread;
 mod upstreams;
 mod wake;
 

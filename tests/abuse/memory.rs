@@ -106,7 +106,7 @@ impl Memory {
         let counters = self.gate.counters();
         self.gate.held() == 0
             && self.gate.in_flight() == 0
-            && self.shared.budget.used() == 0
+            && self.shared.memory.bodies() == 0
             && counters.admitted() == counters.ended_in_all()
     }
 }

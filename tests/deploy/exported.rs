@@ -134,8 +134,8 @@ impl View for InCluster {
         &self.history
     }
 
-    fn buffered_bytes(&self) -> usize {
-        0
+    fn memory(&self) -> [(&'static str, usize); 3] {
+        [("body", 0), ("unfinished_body", 0), ("answer", 0)]
     }
 
     fn awaits_routes(&self) -> bool {

@@ -26,7 +26,7 @@ fn chunked(size: usize) -> String {
 
 /// Waits until the bodies take so much.
 async fn used(proxy: &Proxy, bytes: usize) {
-    until(&format!("{bytes} to be used"), async || proxy.shared.budget.used() == bytes).await;
+    until(&format!("{bytes} to be used"), async || proxy.shared.memory.bodies() == bytes).await;
 }
 
 /// Bodies of several connections fill the budget, each of them below its own bound. The surplus is told 503 with
@@ -106,4 +106,44 @@ async fn a_body_that_stops_gives_its_share_back() {
     }
     used(&proxy, 0).await;
     proxy.stop(&[]).await;
+}
+
+/// Many bodies that stop short of their end leave room for requests that have arrived: a small one is served at once, and a
+/// large one takes the memory of those that have stalled for 5 s, long before their `bodyTimeout`.
+#[tokio::test]
+async fn unfinished_bodies_keep_no_finished_request_waiting() {
+    let mut upstream = Upstream::warm().await;
+    let route = route("tiny", &upstream.url(), "hold: { maxBytes: 1600KiB }");
+    let limits = "limits: { maxBodyBytes: 400KiB, maxBufferedBytes: 1600KiB, bodyTimeout: 10m, minRate: 0 }";
+    let proxy = Proxy::start(&format!("{limits}\n{}", routes(&[route]))).await;
+    let attack = large(400 * KIB);
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        stalled.push(proxy.sent(&attack[..attack.len() - 300]).await);
+    }
+    let head = attack.find("\r\n\r\n").unwrap() + 4;
+    used(&proxy, 3 * (attack.len() - head - 300)).await;
+    let mut small = proxy.sent(large(KIB)).await;
+    upstream.call().await.echo().await;
+    assert_eq!(small.response().await.status(), 200);
+
+    let mut refused = 0;
+    until("a large one to be served", async || {
+        let mut client = proxy.sent(&attack).await;
+        tokio::select! {
+            call = upstream.call() => call.echo().await,
+            response = client.response() => {
+                response.is_error(503, "hold_queue_full");
+                refused += 1;
+                return false;
+            }
+        }
+        client.response().await.status() == 200
+    })
+    .await;
+    assert!(refused > 0, "there was no room before");
+    for mut client in stalled {
+        client.response().await.is_error(503, "hold_queue_full");
+    }
+    used(&proxy, 0).await;
 }

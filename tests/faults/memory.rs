@@ -137,7 +137,7 @@ impl World {
     pub fn is_over(&self, outcomes: &[(Outcome, u64)]) {
         self.obeys_the_law();
         assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
-        assert_eq!((self.endpoint.in_flight(), self.shared.budget.used()), (0, 0));
+        assert_eq!((self.endpoint.in_flight(), self.shared.memory.bodies()), (0, 0));
         let mut expected = outcomes.to_vec();
         expected.sort_by_key(|(outcome, _)| Outcome::ALL.iter().position(|known| known == outcome));
         assert_eq!(self.outcomes(), expected);

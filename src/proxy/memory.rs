@@ -1,0 +1,384 @@
+//! Memory that clients make this process keep, counted by kind and bounded by `limits.maxBufferedBytes`.
+//!
+//! - Bodies of requests, held or in flight, may take all of it.
+//! - Bodies that have not all arrived, and parts of streamed bodies kept for another dispatch, may take three quarters of it,
+//!   so that finished requests always find some. When there is no room, those that have stalled are evicted.
+//! - Answers of ours that have not been sent to their end may take one eighth on top, so that a full budget can still be
+//!   reported. Clients of HTTP/2 that read none of them get no more.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use thiserror::Error;
+use tokio::time::Instant;
+
+/// The memory of all clients.
+#[derive(Debug)]
+pub struct Memory {
+    max: AtomicUsize,
+    bodies: AtomicUsize,
+    /// Of `bodies`, the bytes that may take three quarters only.
+    unfinished: AtomicUsize,
+    answers: AtomicUsize,
+    arriving: Mutex<Arriving>,
+}
+
+/// Bytes taken from the memory of all clients; dropping it gives them back.
+#[derive(Debug)]
+pub struct Share {
+    memory: Arc<Memory>,
+    bytes: usize,
+    /// It counts as unfinished.
+    is_unfinished: bool,
+    /// Its bytes are counted there, and can be evicted.
+    arrival: Option<Arc<Arrival>>,
+}
+
+/// The bodies that their readers wait for.
+#[derive(Debug, Default)]
+struct Arriving {
+    all: HashMap<usize, Arc<Arrival>>,
+    scanned: Option<Instant>,
+}
+
+/// A body that its reader waits for.
+#[derive(Debug)]
+struct Arrival {
+    state: Mutex<ArrivalState>,
+    reader: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct ArrivalState {
+    /// Bytes that have arrived; 0 once it is evicted.
+    bytes: usize,
+    /// When the last [`PROGRESS_BYTES`] had arrived, and how many bytes there were then.
+    progressed: (Instant, usize),
+    is_evicted: bool,
+}
+
+/// An answer that is counted until its bytes have been sent.
+struct Counted {
+    bytes: Bytes,
+    memory: Arc<Memory>,
+    cost: usize,
+}
+
+/// There is no memory for another answer that nobody reads.
+#[derive(Debug, Error)]
+#[error("no memory is left for answers that are not read")]
+pub struct AnswersFull;
+
+/// Bytes that an unread answer takes besides its body: the stream's state, its task and its head. Measured with HTTP/2
+/// streams of a window of 0 (`tests/abuse/unread.rs`).
+pub const ANSWER_COST_BYTES: usize = 4 << 10;
+
+/// A body is making progress while as much arrives within [`STALL_TIMEOUT`].
+const PROGRESS_BYTES: usize = 16 << 10;
+
+/// How long a body may make no progress before another one takes its memory, if there is too little.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The shortest time between two scans for stalled bodies.
+const SCAN_INTERVAL: Duration = Duration::from_millis(100);
+
+// === impl Memory ===
+
+impl Memory {
+    /// `max`: bytes of all bodies.
+    pub fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            max: AtomicUsize::new(max),
+            bodies: AtomicUsize::new(0),
+            unfinished: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
+            arriving: Mutex::default(),
+        })
+    }
+
+    /// Changes the bound. What is in memory stays there.
+    pub fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
+    }
+
+    fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of all request bodies in memory.
+    pub fn bodies(&self) -> usize {
+        self.bodies.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in use, by kind.
+    pub fn kinds(&self) -> [(&'static str, usize); 3] {
+        let unfinished = self.unfinished.load(Ordering::Relaxed);
+        let answers = self.answers.load(Ordering::Relaxed);
+        [
+            ("body", self.bodies().saturating_sub(unfinished)),
+            ("unfinished_body", unfinished),
+            ("answer", answers),
+        ]
+    }
+
+    /// An empty share for a body that is read to its end before it is sent.
+    pub(super) fn share(self: &Arc<Self>) -> Share {
+        Share { memory: self.clone(), bytes: 0, is_unfinished: false, arrival: None }
+    }
+
+    /// An empty share for what is kept of a body that streams.
+    pub(super) fn unfinished_share(self: &Arc<Self>) -> Share {
+        Share { memory: self.clone(), bytes: 0, is_unfinished: true, arrival: None }
+    }
+
+    /// Counts an answer of ours until its bytes have been sent. Bytes that others share cost nothing themselves.
+    ///
+    /// # Errors
+    /// When there is no room for it, unless it is the only one of its connection: those are bounded by the connections.
+    pub(super) fn answer(self: &Arc<Self>, bytes: Bytes, is_only: bool) -> Result<Bytes, AnswersFull> {
+        let cost = ANSWER_COST_BYTES + if bytes.is_unique() { bytes.len() } else { 0 };
+        let max = if is_only { usize::MAX } else { self.max_answers() };
+        if !take(&self.answers, cost, max) {
+            return Err(AnswersFull);
+        }
+        Ok(Bytes::from_owner(Counted { bytes, memory: self.clone(), cost }))
+    }
+
+    /// Returns whether answers that are not read take so much that they are to end sooner.
+    pub(super) fn is_short_of_answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) > self.max_answers() / 2
+    }
+
+    fn max_answers(&self) -> usize {
+        (self.max() / 8).max(16 * ANSWER_COST_BYTES)
+    }
+
+    fn take(&self, bytes: usize, is_unfinished: bool) -> bool {
+        let max = self.max();
+        if is_unfinished && !take(&self.unfinished, bytes, max / 4 * 3) {
+            return false;
+        }
+        let is_taken = take(&self.bodies, bytes, max);
+        if !is_taken && is_unfinished {
+            self.unfinished.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_taken
+    }
+
+    fn give_back(&self, bytes: usize, is_unfinished: bool) {
+        self.bodies.fetch_sub(bytes, Ordering::Relaxed);
+        if is_unfinished {
+            self.unfinished.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Evicts the bodies that have stalled. Returns whether there were any.
+    fn evict_stalled(&self) -> bool {
+        let mut arriving = self.arriving.lock();
+        let now = Instant::now();
+        if arriving.all.is_empty() || arriving.scanned.is_some_and(|scanned| now - scanned < SCAN_INTERVAL) {
+            return false;
+        }
+        arriving.scanned = Some(now);
+        let mut evicted = 0_usize;
+        for arrival in arriving.all.values() {
+            let mut state = arrival.state.lock();
+            if !state.is_evicted && now.duration_since(state.progressed.0) >= STALL_TIMEOUT {
+                state.is_evicted = true;
+                self.give_back(std::mem::take(&mut state.bytes), true);
+                arrival.reader.wake();
+                evicted += 1;
+            }
+        }
+        if evicted > 0 {
+            tracing::debug!(evicted, "bodies that had stalled were given up: others need their memory");
+        }
+        evicted > 0
+    }
+}
+
+fn take(used: &AtomicUsize, bytes: usize, max: usize) -> bool {
+    let fits = |used: usize| used.checked_add(bytes).filter(|used| *used <= max);
+    used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok()
+}
+
+// === impl Share ===
+
+impl Share {
+    /// Takes more. Returns `false`, and takes nothing, if there is no more or it has been evicted.
+    pub(super) fn grow(&mut self, bytes: usize) -> bool {
+        let memory = &self.memory;
+        let is_taken = memory.take(bytes, self.is_unfinished)
+            || (memory.evict_stalled() && memory.take(bytes, self.is_unfinished));
+        if !is_taken {
+            return false;
+        }
+        let Some(arrival) = &self.arrival else {
+            self.bytes += bytes;
+            return true;
+        };
+        let mut state = arrival.state.lock();
+        if state.is_evicted {
+            memory.give_back(bytes, true);
+            return false;
+        }
+        state.bytes += bytes;
+        if state.bytes - state.progressed.1 >= PROGRESS_BYTES {
+            state.progressed = (Instant::now(), state.bytes);
+        }
+        true
+    }
+
+    /// Bytes that it has.
+    pub(super) fn bytes(&self) -> usize {
+        self.arrival.as_ref().map_or(self.bytes, |arrival| arrival.state.lock().bytes)
+    }
+
+    /// Bytes that all bodies may take.
+    pub(super) fn max(&self) -> usize {
+        self.memory.max()
+    }
+
+    /// The reader has to wait for the body: from now on it can be evicted.
+    pub(super) fn wait(&mut self) {
+        if self.arrival.is_some() {
+            return;
+        }
+        if !std::mem::replace(&mut self.is_unfinished, true) {
+            self.memory.unfinished.fetch_add(self.bytes, Ordering::Relaxed);
+        }
+        let bytes = std::mem::take(&mut self.bytes);
+        let state = ArrivalState { bytes, progressed: (Instant::now(), bytes), is_evicted: false };
+        let arrival = Arc::new(Arrival { state: Mutex::new(state), reader: AtomicWaker::new() });
+        self.memory.arriving.lock().all.insert(key(&arrival), arrival.clone());
+        self.arrival = Some(arrival);
+    }
+
+    /// Is ready once it is evicted.
+    pub(super) fn poll_evicted(&self, cx: &Context<'_>) -> Poll<()> {
+        let Some(arrival) = &self.arrival else { return Poll::Pending };
+        arrival.reader.register(cx.waker());
+        if arrival.state.lock().is_evicted { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// All of the body has arrived: it is not evicted any more. Returns `false` if it has been.
+    pub(super) fn finish(&mut self) -> bool {
+        let mut is_whole = true;
+        if let Some(arrival) = self.arrival.take() {
+            self.memory.arriving.lock().all.remove(&key(&arrival));
+            let mut state = arrival.state.lock();
+            is_whole = !state.is_evicted;
+            self.bytes = std::mem::take(&mut state.bytes);
+        }
+        if std::mem::take(&mut self.is_unfinished) {
+            self.memory.unfinished.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+        is_whole
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.finish();
+        self.memory.give_back(self.bytes, false);
+    }
+}
+
+fn key(arrival: &Arc<Arrival>) -> usize {
+    Arc::as_ptr(arrival).addr()
+}
+
+// === impl Counted ===
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.memory.answers.fetch_sub(self.cost, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const KIB: usize = 1024;
+
+    fn kinds(memory: &Memory) -> [usize; 3] {
+        memory.kinds().map(|(_, bytes)| bytes)
+    }
+
+    /// Of 400 KiB, 300 are for what has not all arrived.
+    #[tokio::test(start_paused = true)]
+    async fn finished_bodies_find_room_beside_unfinished_ones() {
+        let memory = Memory::new(400 * KIB);
+        let mut arriving = memory.share();
+        arriving.wait();
+        assert!(arriving.grow(300 * KIB) && !arriving.grow(1));
+        let mut finished = memory.share();
+        assert!(finished.grow(100 * KIB) && !finished.grow(1));
+        assert_eq!(kinds(&memory), [100 * KIB, 300 * KIB, 0]);
+        drop(finished);
+        assert!(arriving.finish());
+        assert_eq!(kinds(&memory), [300 * KIB, 0, 0]);
+        drop(arriving);
+        assert_eq!(kinds(&memory), [0; 3]);
+    }
+
+    /// After 5 s without 16 KiB, and only when another one needs it.
+    #[tokio::test(start_paused = true)]
+    async fn stalled_body_gives_way_and_a_progressing_one_stays() {
+        let memory = Memory::new(400 * KIB);
+        let (mut stalled, mut progressing, mut other) = (memory.share(), memory.share(), memory.share());
+        for share in [&mut stalled, &mut progressing] {
+            share.wait();
+            assert!(share.grow(100 * KIB));
+        }
+        advance(Duration::from_secs(4)).await;
+        assert!(progressing.grow(16 * KIB) && stalled.grow(16 * KIB - 1));
+        other.wait();
+        assert!(!other.grow(100 * KIB), "nothing has stalled for 5 s");
+        advance(Duration::from_secs(1)).await;
+        assert!(other.grow(100 * KIB));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(stalled.poll_evicted(&mut cx).is_ready() && progressing.poll_evicted(&mut cx).is_pending());
+        assert!(!stalled.grow(1) && !stalled.finish());
+        assert!(progressing.finish() && other.finish());
+        drop((stalled, progressing, other));
+        assert_eq!(kinds(&memory), [0; 3]);
+    }
+
+    #[test]
+    fn answers_count_until_their_bytes_are_gone() {
+        let memory = Memory::new(8 * 100 * KIB);
+        let answer = memory.answer(Bytes::from(vec![0; 10 * KIB]), false).unwrap();
+        assert_eq!(kinds(&memory), [0, 0, 14 * KIB]);
+        let sent = answer.slice(5..);
+        drop(answer);
+        assert_eq!(kinds(&memory), [0, 0, 14 * KIB], "a part of it is in a send buffer");
+        drop(sent);
+        let shared = Bytes::from(vec![0; 1000 * KIB]);
+        let answers: Vec<_> = (0..25).map(|_| memory.answer(shared.clone(), false).unwrap()).collect();
+        assert!(memory.answer(Bytes::from_static(b"x"), false).is_err(), "25 × 4 KiB of 100 KiB");
+        assert!(memory.answer(Bytes::from_static(b"x"), true).is_ok());
+        assert!(memory.is_short_of_answers());
+        drop(answers);
+        assert_eq!(kinds(&memory), [0; 3]);
+    }
+}

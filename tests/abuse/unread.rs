@@ -1,0 +1,99 @@
+//! Clients of HTTP/2 that ask and do not read: their windows stay shut.
+
+use crate::{
+    frames::{DATA, HEADERS, RST_STREAM, RawH2, get, window},
+    recorder::{BODY, Recorder},
+    support::{Proxy, route, routes, soon, until, wire::CHAT},
+};
+
+/// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+/// What an answer costs besides its body, in memory that is counted.
+const COST: u64 = 4 << 10;
+
+async fn start(recorder: &Recorder) -> Proxy {
+    let limits = "maxBodyBytes: 1MiB, maxBufferedBytes: 1MiB, stallTimeout: 10m";
+    let route = route("tiny", &recorder.upstream.url(), "hold: { maxBytes: 1MiB }");
+    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await
+}
+
+async fn answers(proxy: &Proxy) -> u64 {
+    proxy.metric("anteroom_memory_bytes", &["kind=\"answer\""]).await
+}
+
+/// Of 1 MiB for bodies, 128 KiB more are for answers: 29 of 404 with 300 to 400 bytes and 4 KiB each. All others end at
+/// once, and those that are not read end after a second, until half of the room is free.
+#[tokio::test]
+async fn unread_answers_are_bounded_and_end_early() {
+    const STREAMS: u32 = 200;
+    let recorder = Recorder::new().await;
+    let proxy = start(&recorder).await;
+    let mut client = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    let path = format!("/{}", "a".repeat(4000));
+    let asked: Vec<u8> = (0..STREAMS).flat_map(|number| get(2 * number + 1, &path)).collect();
+    client.send(asked).await;
+    let (mut heads, mut ended) = (0, 0);
+    soon("all streams but some 14 to end", async {
+        while ended < STREAMS - 15 {
+            match client.frame_of(&[HEADERS, RST_STREAM]).await.expect("a frame").kind {
+                HEADERS => heads += 1,
+                _ => ended += 1,
+            }
+            if heads + ended == STREAMS && heads > ended {
+                let bytes = answers(&proxy).await;
+                assert!(bytes <= 128 << 10, "{bytes}");
+            }
+        }
+    })
+    .await;
+    assert!((20..32).contains(&heads), "{heads}");
+    until("half of the room to be free", async || answers(&proxy).await <= 64 << 10).await;
+    client.send(get(2 * STREAMS + 1, "/short")).await;
+    assert_eq!(client.answer(2 * STREAMS + 1).await, Ok(404), "there is room for others");
+    drop(client);
+    until("all memory to be given back", async || answers(&proxy).await == 0).await;
+}
+
+/// Who reads is served meanwhile, over HTTP/1.1 with errors as well.
+#[tokio::test]
+async fn readers_are_served_beside_unread_answers() {
+    let recorder = Recorder::new().await;
+    let proxy = start(&recorder).await;
+    let mut silent = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    for number in 0..100 {
+        silent.send(get(2 * number + 1, "/nowhere")).await;
+    }
+    silent.settled().await;
+    assert_eq!(proxy.ask("GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 404);
+    let mut client = RawH2::connect(proxy.address).await;
+    client.send(crate::frames::post(1, CHAT, BODY)).await;
+    assert_eq!(client.answer(1).await, Ok(200));
+}
+
+/// The list of models is one in memory, however many have asked for it; and a path comes back short.
+#[tokio::test]
+async fn answers_are_shared_or_short() {
+    let recorder = Recorder::new().await;
+    let proxy = start(&recorder).await;
+    let mut client = RawH2::with_settings(proxy.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+    for number in 0..10 {
+        client.send(get(2 * number + 1, "/v1/models")).await;
+        assert_eq!(client.answer(2 * number + 1).await, Ok(200));
+    }
+    assert_eq!(answers(&proxy).await, 10 * COST);
+    // Read to its end, it costs nothing.
+    client.send([window(0, 1 << 20), window(1, 1 << 20)].concat()).await;
+    assert_eq!(client.frame_of(&[DATA]).await.unwrap().stream, 1);
+    until("one to be given back", async || answers(&proxy).await == 9 * COST).await;
+
+    let path = "a".repeat(4000);
+    let response = proxy.ask(format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+    let text = response.text();
+    assert!(text.len() < 600 && text.contains(&format!("/{}…", &path[..127])), "{text}");
+    let model = "m".repeat(30 << 10);
+    let body = format!("{{\"model\":\"{model}\"}}");
+    let response = proxy.ask(crate::support::wire::post(CHAT, &body)).await;
+    response.is_error(400, "invalid_request");
+    assert!(response.text().len() < 300, "{}", response.text());
+}
