@@ -117,7 +117,8 @@ def test_chunk_mode_for_completions(anteroom, client):
 
 def test_chunk_mode_for_an_api_without_such_chunks_sends_comments(anteroom, client):
     proxy = anteroom(sim_route(*LOAD, keepalive={"mode": "chunk", "after": "100ms", "interval": "100ms"}))
-    with client(proxy).responses.create(model="tiny", input="Who waits?", stream=True) as stream:
+    # The helper raises at any event before `response.created`; `create` passes events on as they come.
+    with client(proxy).responses.stream(model="tiny", input="Who waits?") as stream:
         events = list(stream)
     assert events[0].type == "response.created" and events[-1].type == "response.completed"
 
