@@ -1,13 +1,14 @@
 //! What goes away without a word: a machine that loses power, connections to the apiserver that something between forgets.
 
 use futures_util::future::join_all;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 use crate::{
     cloud::Machine,
     model::{Model, Scaled},
     scenario::Scenario,
-    serving::finish,
     wait,
 };
 
@@ -54,6 +55,11 @@ pub(super) async fn node_that_loses_power_gives_back_its_requests(it: Scenario) 
         let status = answer.status;
         assert_eq!(status, 200, "{}", answer.text().await.unwrap());
     }
+
+    // No agent ends its pods any more, and without that their namespace would stay, with its routes.
+    node.leave(&it.kube).await;
+    let now = DeleteParams::default().grace_period(0);
+    it.api::<Pod>().delete_collection(&now, &ListParams::default()).await.unwrap();
 }
 
 /// Another server for the same Service, on a machine that goes on.
@@ -75,8 +81,7 @@ pub(super) async fn half_open_watches_are_replaced(it: Scenario) {
     let before = losses().await;
     relay.forget();
     // No watch that there was tells of the pod, for as long as kube asks a watch to last: 290 s.
-    let answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
-    finish(answer).await.unwrap();
+    wait::within("the answer", wait::SOON, replica.read("tiny", 4)).await.unwrap().unwrap();
     assert!(losses().await > before);
 }
 
@@ -87,7 +92,7 @@ pub(super) async fn silent_apiserver_is_an_obstacle(it: Scenario) {
     let lost = async || replica.metric("anteroom_cluster_watches{state=\"lost\"").await;
     relay.set_deaf(true);
     relay.forget();
-    let asked = replica.ask("tiny", true);
+    let asked = replica.read("tiny", 4);
     let silence = async {
         let why = it.obstacle(replica, "tiny", Some("api_server_unreachable")).await;
         let why = why["message"].as_str().unwrap();
@@ -103,7 +108,7 @@ pub(super) async fn silent_apiserver_is_an_obstacle(it: Scenario) {
     };
     let (answer, ()) =
         wait::within("the answer", 2 * wait::SOON, async { tokio::join!(asked, silence) }).await;
-    finish(answer.unwrap()).await.unwrap();
+    answer.unwrap().unwrap();
     it.obstacle(replica, "tiny", None).await;
     wait::until("all watches to be heard", wait::SOON, async || {
         let lost = lost().await;
