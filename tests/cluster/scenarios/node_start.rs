@@ -63,8 +63,10 @@ pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) 
     let events = events(&it, "slow", 4).await;
     let event = events.iter().find(|event| event.reason.as_deref() == Some("Pulled")).unwrap();
     let message = event.message.as_deref().unwrap();
-    let took = message.strip_prefix("Successfully pulled image \"anteroom\" in 1.").unwrap();
-    assert!(took.ends_with(" including waiting). Image size: 10737418240 bytes."), "{message}");
+    let rest = message.strip_prefix("Successfully pulled image \"anteroom\" in ").unwrap();
+    let (took, rest) = rest.split_once("s (").unwrap();
+    assert_eq!((took.parse::<f64>().unwrap() * 1e3).round() as u128, between(&pulling, &pulled).as_millis());
+    assert!(rest.ends_with(" including waiting). Image size: 10737418240 bytes."), "{message}");
     assert_eq!(named(event), pulled.at);
     let pods = it.pods().await;
     let slow = container(pods.iter().find(|pod| pod.name_any().starts_with("slow")).unwrap()).unwrap();
@@ -110,7 +112,7 @@ pub(super) async fn a_node_of_the_cloud_comes_late_and_by_its_own_clock(it: Scen
 }
 
 pub(super) async fn logs_are_read_from_the_node_by_whoever_may(it: Scenario) {
-    let mut model = Model::new("tiny").sim("--load-time 500ms").play(fate::PULL, "1s");
+    let mut model = Model::new("tiny").sim("--load-time 500ms").play(fate::PULL, "10s");
     (model.replicas, model.probe_period) = (1, 1);
     it.deploy(&model).await;
     it.happened(What::Pulling, 1).await;

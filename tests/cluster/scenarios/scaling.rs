@@ -107,11 +107,11 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve_scaled(&anteroom, &model, policies, &scaled).await;
 
-    // The first two go to the first pod, the others to the second.
+    // The first two go to the first pod, the others to the second. They last for longer than all that is seen meanwhile.
     let (mut long, mut short) = (Vec::new(), Vec::new());
     for number in 0..4 {
         let kind = if number % 2 == 0 { &mut long } else { &mut short };
-        kind.push(replica.read("tiny", 500));
+        kind.push(replica.read("tiny", 800));
         replica.admitted(&it, "tiny", number + 1).await;
     }
     let full = [2, 2];

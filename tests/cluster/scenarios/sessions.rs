@@ -1,7 +1,5 @@
 //! Sessions: the command as a user with the documented rights runs it, and its end whoever is still there.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::{
@@ -26,7 +24,7 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     let told = user.anteroom("session status").await.well();
     assert!(told.contains("No session in namespace") && told.contains("1 of them paused"), "{told}");
 
-    let told = user.anteroom("session start tiny --for 8s").await.well();
+    let told = user.anteroom("session start tiny --for 1h").await.well();
     for part in ["scales until", "It was paused (autoscaling.keda.sh/paused: \"true\")", "paused again"] {
         assert!(told.contains(part), "{told}");
     }
@@ -40,6 +38,7 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     // As long as that goes on, it is not for want of demand that it goes to zero.
     let flow = one.flow("tiny").await;
 
+    user.anteroom("session start tiny --for 2s").await.well();
     it.ended("tiny").await;
     let annotations = it.annotations("tiny").await;
     assert_eq!((annotations[PAUSED].as_str(), &annotations[PAUSED_REPLICAS]), (Some("true"), &Value::Null));
@@ -159,12 +158,11 @@ impl Scenario {
 
     /// Waits until the session of a ScaledObject has been ended.
     async fn ended(&self, scaled: &str) {
-        let limit = Duration::from_secs(30);
         wait::object(
             &self.dynamic(KEDA, "ScaledObject"),
             scaled,
             "the end of its session",
-            limit,
+            wait::SOON,
             |object| {
                 let annotations = object?.metadata.annotations.clone().unwrap_or_default();
                 (annotations.contains_key(PAUSED) && !annotations.contains_key(UNTIL)).then_some(())
