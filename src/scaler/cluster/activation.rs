@@ -36,8 +36,8 @@ pub(super) async fn run(keeper: &Keeper) {
     }
 }
 
-/// Runs one cold start to its end. A pod that takes requests and goes away before it has answered one ends nothing: those
-/// that wait, wait for the same start, which fails by what stands in its way.
+/// Runs one cold start to its end. If all endpoints go away again before one has answered, and requests are held, the
+/// same cold start continues, with the whole activation timeout: it ends with an answer, or with what stands in its way.
 async fn activate(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) {
     loop {
         wake.begin();
@@ -56,7 +56,7 @@ async fn activate(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<
         if served(&keeper.gate, wake, tally).await {
             return;
         }
-        tracing::info!(route = %keeper.gate.key(), "what had come up went away before it answered a request");
+        tracing::info!(route = %keeper.gate.key(), "all endpoints went away before one answered; the cold start continues");
         keeper.gate.cold_starts().reopen(Phase::Load);
     }
 }
@@ -92,8 +92,8 @@ async fn cold(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tall
     }
 }
 
-/// Waits until the cold start is over: answered, or with nobody left to be served by it. Returns `false` if requests want
-/// the target and it is down before that.
+/// Waits until the cold start is over: answered, or without requests. Returns `false` if the target goes down before that
+/// and requests are held.
 async fn served(gate: &Gate, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) -> bool {
     let cold_starts = gate.cold_starts();
     let looking = async {
