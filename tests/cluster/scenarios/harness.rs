@@ -29,11 +29,12 @@ pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario)
     })
     .await;
 
+    let replicas = it.replicas("tiny").await;
     let pushed = SystemTime::now();
     scaler.push(12);
-    it.wanted("tiny", 1, wait::SOON).await;
     // Twelve at five for each.
-    it.wanted("tiny", 3, wait::SOON).await;
+    replicas.reach(3).await;
+    assert_eq!(replicas.course(), [0, 1, 3]);
     let addresses = it.endpoints("tiny", 3).await;
     for address in addresses {
         let answer = client::get(format!("{address}:8000").parse().unwrap(), "/v1/models").await.unwrap();

@@ -98,7 +98,7 @@ pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
     // One that ends when it is asked to, after its hook; and one that has to be killed.
     let mut polite = Model::new("polite");
     (polite.replicas, polite.probe_period) = (1, 1);
-    polite.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 1 } } } });
+    polite.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } } });
     let mut stubborn = Model::new("stubborn");
     (stubborn.replicas, stubborn.grace) = (1, 1);
     stubborn.container = json!({
