@@ -1,6 +1,7 @@
 //! What must hold for any input at all. The fuzz targets run these on what they make up, and `cargo test --test corpus`
 //! on every file of `fuzz/corpus`.
 
+pub mod client_bytes;
 pub mod config;
 pub mod cuts;
 pub mod external_scaler;
@@ -15,6 +16,7 @@ pub type Property = fn(&[u8]);
 
 /// Each with its name: that of its target, and of its folder in the corpus.
 pub const PROPERTIES: &[(&str, Property)] = &[
+    ("client_bytes", client_bytes::holds),
     ("config", config::holds),
     ("external_scaler", external_scaler::holds),
     ("model_scan", model_scan::holds),
