@@ -236,15 +236,19 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
         }
         let is_later = self.framing.is_beyond(self.state.begun());
         while is_later || self.ahead.len() < MAX_AHEAD_BYTES {
+            let left = MAX_AHEAD_BYTES - self.ahead.len();
             let mut room = [MaybeUninit::uninit(); READ_BYTES];
-            let mut room = ReadBuf::uninit(&mut room);
+            let mut room = ReadBuf::uninit(match left {
+                0 => &mut room,
+                left => &mut room[..left.min(READ_BYTES)],
+            });
             match Pin::new(&mut self.io).poll_read(cx, &mut room) {
                 Poll::Pending => break,
                 Poll::Ready(Err(error)) => return Poll::Ready(error),
                 Poll::Ready(Ok(())) if room.filled().is_empty() => {
                     return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
                 }
-                Poll::Ready(Ok(())) if self.dropped_bytes == 0 && self.ahead.len() < MAX_AHEAD_BYTES => {
+                Poll::Ready(Ok(())) if self.dropped_bytes == 0 && left > 0 => {
                     self.ahead.extend_from_slice(room.filled());
                 }
                 Poll::Ready(Ok(())) => {
