@@ -19,8 +19,12 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Query, State},
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    extract::{Query, Request, State},
+    http::{
+        HeaderMap, HeaderValue, Method, StatusCode,
+        header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HOST, VARY},
+    },
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
     serve::ListenerExt as _,
@@ -31,7 +35,9 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::Gate, coldstart::ColdStarts, history::History, telemetry::RouteCounters};
+use crate::{
+    admission::Gate, coldstart::ColdStarts, error::ProxyError, history::History, telemetry::RouteCounters,
+};
 pub use api::RouteStatus;
 use connections::Bounded;
 pub use dashboard::THEME_CSS;
@@ -47,6 +53,13 @@ pub trait View: Send + Sync {
     fn address(&self) -> SocketAddr;
     /// A model that may be asked for.
     fn example(&self) -> Option<String>;
+    /// Checks the `Host` of a request, and the web page that has sent it unless it opens one of ours.
+    ///
+    /// # Errors
+    /// When either is another site's.
+    fn check_page(&self, host: &str, headers: &HeaderMap, opens_page: bool) -> Result<(), ProxyError>;
+    /// The origin of the page that has sent a request, if it is listed.
+    fn listed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue>;
     /// Every route.
     fn gates(&self) -> Vec<Arc<Gate>>;
     /// What is counted of requests that belong to no route.
@@ -143,8 +156,43 @@ impl Admin {
             .route("/api/v1/requests", get(requests::recent))
             // An id may be anything, also something with a slash.
             .route("/api/v1/requests/{*request_id}", get(requests::one))
+            .layer(middleware::from_fn_with_state(self.clone(), guard))
             .with_state(self)
     }
+}
+
+/// Lets a request through unless a web page of another site has sent it, or it came by a name that is none of ours.
+async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let is = |name: &str, value: &str| headers.get(name).is_some_and(|given| given == value);
+    // A link to the dashboard may be anywhere. What it opens shows nothing to the page that has it.
+    let opens_page = request.uri().path() == "/"
+        && *request.method() == Method::GET
+        && is("sec-fetch-mode", "navigate")
+        && is("sec-fetch-dest", "document");
+    let mut hosts = headers.get_all(HOST).iter();
+    let host = match (request.uri().authority(), hosts.next()) {
+        (Some(authority), _) => Some(authority.as_str()),
+        (None, Some(host)) => host.to_str().ok(),
+        // HTTP/1.0, which no browser speaks.
+        (None, None) => Some("localhost"),
+    };
+    let checked = match host.filter(|_| hosts.next().is_none()) {
+        Some(host) => admin.view.check_page(host, headers, opens_page),
+        None => Err(ProxyError::Ambiguous("The request's Host is no host.".into())),
+    };
+    if let Err(error) = checked {
+        let answer = error.answer();
+        let body = serde_json::json!({ "error": error.to_string(), "code": answer.code });
+        return (answer.status, Json(body)).into_response();
+    }
+    let origin = admin.view.listed_origin(headers);
+    let mut response = next.run(request).await;
+    if let Some(origin) = origin {
+        response.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+        response.headers_mut().append(VARY, HeaderValue::from_static("Origin"));
+    }
+    response
 }
 
 async fn scrape(State(admin): State<Admin>) -> Response {
@@ -180,6 +228,6 @@ async fn cold_starts(
     Json(serde_json::json!({ "cold_starts": recent }))
 }
 
-async fn events(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    events::follow(&admin.live, &headers)
+async fn events(State(admin): State<Admin>) -> Response {
+    events::follow(&admin.live)
 }

@@ -162,6 +162,7 @@ impl Bound {
             None => None,
         };
         let shared = Shared::new(files::fit(config.limits));
+        shared.cross_site.set(&config, address);
         shared.history.set_max(config.history.requests);
         let mut export = None;
         if let Some(config) = &config.traces {
@@ -264,6 +265,7 @@ impl Bound {
                         cluster.set_file(&config.routes);
                     }
                     self.shared.set_limits(files::fit(config.limits));
+                    self.shared.cross_site.set(&config, self.address);
                     self.shared.history.set_max(config.history.requests);
                     warn_of_restart(&running, &config);
                     running = *config;

@@ -1,6 +1,7 @@
 //! The configuration: a YAML file, overridden by variables, overridden by flags, made into one validated [`Config`].
 
 mod cluster;
+mod cors;
 mod decode;
 mod describe;
 mod error;
@@ -20,6 +21,7 @@ use std::{
 };
 
 pub use cluster::{Kubernetes, Peers, ScalerTls};
+pub use cors::Cors;
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
 pub use overrides::Overrides;
@@ -63,6 +65,15 @@ pub struct Config {
     /// Traces of requests. Without it, none are made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traces: Option<Traces>,
+    /// Web pages of other origins that may send requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cors: Option<Cors>,
+    /// Hosts that requests may name, beside those of routes: `llm.example.com`, `*.example.com`; `*` for all. Another
+    /// site's name can lead a browser here (DNS rebinding), so where `cors` is enforced and on the admin port, a request's
+    /// `Host` must be a loopback or private address, a name without a dot or below `.localhost`, `.local`, `.internal` or
+    /// `.svc`, this machine's name, a host of a route, or one of these; else it is 403. List the names that a
+    /// reverse proxy on this machine passes on.
+    pub allowed_hosts: Vec<String>,
     /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
@@ -186,6 +197,8 @@ impl Default for Config {
             kubernetes: None,
             report: None,
             traces: None,
+            cors: None,
+            allowed_hosts: Vec::new(),
             workers: None,
             drain_delay: Period::from_secs(5),
             drain_timeout: Period::from_secs(30),

@@ -11,6 +11,7 @@ mod process;
 mod roles;
 mod scaling;
 mod units;
+mod web_origin;
 
 use std::{
     borrow::Borrow,
@@ -36,6 +37,7 @@ pub use scaling::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use units::{ByteCount, Period, Ratio};
+pub use web_origin::{WebOrigin, is_local_host};
 
 /// Which requests belong to which target, and under which policies.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]

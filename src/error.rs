@@ -38,6 +38,8 @@ pub enum Refusal {
     MethodNotAllowed,
     /// No route serves the model.
     ModelNotFound,
+    /// A web page of another site sent it, or its host is another site's.
+    CrossSite,
     /// It cannot be read.
     InvalidRequest,
     /// Its body is encoded in a way that hides the model.
@@ -82,6 +84,14 @@ pub enum ProxyError {
     MethodNotAllowed { path: String, allowed: &'static str },
     #[error("The model `{}` does not exist here. GET /v1/models lists those that do.", echo(.0))]
     ModelNotFound(String),
+    #[error("{}", cross_site(.0.as_deref()))]
+    CrossSite(Option<String>),
+    #[error(
+        "The request is for the host `{}`, which is none of this proxy's. If it is one, add it to `allowedHosts` or to \
+         `match.hosts` of a route.",
+        echo(.0)
+    )]
+    ForeignHost(String),
     #[error("{}", Cut(.0, MAX_MESSAGE_CHARS))]
     InvalidRequest(String),
     /// Two readers could read it two ways: nothing behind it on its connection is read.
@@ -221,10 +231,11 @@ impl Outcome {
 
 impl Refusal {
     /// Every reason, in the order of its number.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::UnknownPath,
         Self::MethodNotAllowed,
         Self::ModelNotFound,
+        Self::CrossSite,
         Self::InvalidRequest,
         Self::UnsupportedEncoding,
         Self::RequestTooLarge,
@@ -240,13 +251,15 @@ impl Refusal {
     pub const fn answer(self) -> Answer {
         use Blame::{Client, Us};
         use Code::{
-            FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted, Unavailable, Unimplemented,
+            FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable,
+            Unimplemented,
         };
         // OpenAI's type, Anthropic's type, gRPC's status; gRPC's clients retry `Unavailable`.
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         const RATE: &str = "rate_limit_error";
         const NONE: &str = "not_found_error";
+        const FORBIDDEN: &str = "permission_error";
         const LARGE: &str = "request_too_large";
         const BUSY: &str = "overloaded_error";
         const API: &str = "api_error";
@@ -259,6 +272,9 @@ impl Refusal {
             }
             Self::ModelNotFound => {
                 answer(404, "model_not_found", [REQUEST, NONE], NotFound, Some(false), Client)
+            }
+            Self::CrossSite => {
+                answer(403, "cross_site", [REQUEST, FORBIDDEN], PermissionDenied, Some(false), Client)
             }
             Self::InvalidRequest => {
                 answer(400, "invalid_request", [REQUEST, REQUEST], InvalidArgument, Some(false), Client)
@@ -295,6 +311,7 @@ impl ProxyError {
             Self::UnknownPath(_) | Self::NotKept(_) | Self::NoSuchResponse(_) => Err(Refusal::UnknownPath),
             Self::MethodNotAllowed { .. } => Err(Refusal::MethodNotAllowed),
             Self::ModelNotFound(_) => Err(Refusal::ModelNotFound),
+            Self::CrossSite(_) | Self::ForeignHost(_) => Err(Refusal::CrossSite),
             Self::InvalidRequest(_) | Self::Ambiguous(_) => Err(Refusal::InvalidRequest),
             Self::UnsupportedEncoding(_) => Err(Refusal::UnsupportedEncoding),
             Self::RequestTooLarge { .. } => Err(Refusal::RequestTooLarge),
@@ -374,6 +391,14 @@ impl ProxyError {
             _ => None,
         }
     }
+}
+
+fn cross_site(origin: Option<&str>) -> String {
+    let page = origin.map_or("another site".to_owned(), |origin| format!("`{}`", echo(origin)));
+    format!(
+        "A web page of {page} sent the request, and pages of other origins may not. Add the page's origin to \
+         `cors.origins` to allow it."
+    )
 }
 
 fn too_slow(pause: Duration, rate: ByteCount) -> String {

@@ -9,6 +9,8 @@ mod support;
 mod bad_input;
 #[path = "e2e/cluster.rs"]
 mod cluster;
+#[path = "e2e/cross_site.rs"]
+mod cross_site;
 #[path = "e2e/dashboard.rs"]
 mod dashboard;
 #[path = "e2e/dialects.rs"]

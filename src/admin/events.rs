@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     http::{
-        HeaderMap, StatusCode,
+        StatusCode,
         header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER},
     },
     response::{IntoResponse, Response},
@@ -26,14 +26,7 @@ enum Step {
 }
 
 /// Follows the state. A reader that is slow is told the newest state when it reads on, and nothing is kept for it.
-pub(super) fn follow(live: &Arc<Live>, headers: &HeaderMap) -> Response {
-    // Another site's page could not read it, but it would take one of the places.
-    if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
-        return refused(
-            StatusCode::FORBIDDEN,
-            "events are for pages of this origin, not for those of other sites",
-        );
-    }
+pub(super) fn follow(live: &Arc<Live>) -> Response {
     let Some(watcher) = live.watch() else {
         return refused(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use http::{HeaderMap, HeaderValue};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -14,10 +15,11 @@ use crate::{
     admin::{self, ClusterCounts},
     admission::{Directory, Gate},
     config::{self, Config},
+    error::ProxyError,
     grpc::{GrpcListener, Tls},
     history::History,
     peer::Peers,
-    proxy::Shared,
+    proxy::{Shared, is_address},
     scaler::keda,
     telemetry::RouteCounters,
 };
@@ -139,6 +141,18 @@ impl admin::View for View {
 
     fn example(&self) -> Option<String> {
         self.shared.table.load().models().first().map(|model| model.to_string())
+    }
+
+    fn check_page(&self, host: &str, headers: &HeaderMap, opens_page: bool) -> Result<(), ProxyError> {
+        let guard = &self.shared.cross_site;
+        let table = self.shared.table.load();
+        // Rebinding takes a name. And the kubelet asks by the address of a pod, which may be a public one.
+        guard.check_host(host, |name| is_address(name) || table.names_host(name))?;
+        if opens_page { Ok(()) } else { guard.check_page(host, headers) }
+    }
+
+    fn listed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        self.shared.cross_site.listed_origin(headers)
     }
 
     fn gates(&self) -> Vec<Arc<Gate>> {

@@ -14,7 +14,7 @@ use super::{
     error::{Problem, one_line},
     source::{KeyPath, Source},
 };
-use crate::domain::{ByteCount, Period, Route};
+use crate::domain::{ByteCount, Period, Route, WebOrigin};
 
 /// More header fields than that are no request any more.
 const MOST_HEADERS: usize = 4096;
@@ -132,11 +132,36 @@ impl Checker<'_> {
                 self.error(&path.key("files"), "must be between 1 and 1000");
             }
         }
+        self.web_pages();
         self.at_most_a_month(&root.key("drainDelay"), *drain_delay);
         self.at_most_a_month(&root.key("drainTimeout"), *drain_timeout);
         if self.config.routes.is_empty() && self.config.kubernetes.is_none() {
             let message = "there is no route, so nothing could be served; add one with a name and a target";
             self.error(&root.key("routes"), message);
+        }
+    }
+
+    /// Origins and hosts that requests of browsers may name.
+    fn web_pages(&mut self) {
+        let root = KeyPath::default();
+        let origins = self.config.cors.iter().flat_map(|cors| &cors.origins);
+        for (index, origin) in origins.enumerate() {
+            let message = match &**origin {
+                "*" => continue,
+                "null" => "any page can have the origin `null`: to allow all pages, write `*`",
+                _ if WebOrigin::parse(origin).is_some() => continue,
+                _ => "is no origin; write scheme, host and port alone, such as https://chat.example.com",
+            };
+            self.error(&root.key("cors").key("origins").index(index), message);
+        }
+        for (index, host) in self.config.allowed_hosts.iter().enumerate() {
+            let name = host.strip_prefix("*.").unwrap_or(host);
+            let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.[]:".contains(&byte);
+            let has_port = !name.ends_with(']') && name.matches(':').count() == 1;
+            if host != "*" && (name.is_empty() || has_port || !name.bytes().all(is_of_name)) {
+                let message = "is no host; write a name or an address without a port, `*.example.com` or `*`";
+                self.error(&root.key("allowedHosts").index(index), message);
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, Connections, RouteTable,
+    ConnectionState, Connections, CrossSiteGuard, RouteTable,
     answering::{Answering, Held, Next, Served},
     answers::{error_response, fail, json_response},
     beats::Wishes,
@@ -34,6 +34,7 @@ use super::{
     memory::Memory,
     models::Catalog,
     outgoing::Outgoing,
+    preflight::may_be_read,
     responses::{Kept, Responses},
     traced::{Slot, Traced},
 };
@@ -71,6 +72,8 @@ pub struct Shared {
     pub cut: AtomicBool,
     /// The routes of the cluster are not known yet.
     pub awaits_routes: AtomicBool,
+    /// Stops web pages of other sites.
+    pub cross_site: CrossSiteGuard,
     /// Where traces go, if they do: set before requests are served, or never.
     pub traces: OnceLock<Arc<Traces>>,
 }
@@ -141,6 +144,8 @@ struct Reply {
     version: Version,
     /// What is said of how long the connection stays open, if it does.
     keep_alive: Option<HeaderValue>,
+    /// The origin of the web page that may read the answer.
+    reader: Option<HeaderValue>,
     /// There is to be no body.
     is_head: bool,
     started: Instant,
@@ -169,6 +174,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             cut: AtomicBool::new(false),
             awaits_routes: AtomicBool::new(false),
+            cross_site: CrossSiteGuard::default(),
             traces: OnceLock::new(),
         })
     }
@@ -212,7 +218,10 @@ impl Proxy {
         let dialect = Dialect::of(head.uri.path(), &head.headers);
         let keep_alive = keep_alive(&head, &client.connection);
         let is_head = head.method == Method::HEAD;
-        let reply = Reply { id, dialect, version: head.version, keep_alive, is_head, started };
+        let cross_site = &self.shared.cross_site;
+        let reader =
+            if cross_site.guards_requests() { cross_site.listed_origin(&head.headers) } else { None };
+        let reply = Reply { id, dialect, version: head.version, keep_alive, reader, is_head, started };
         let head = Box::new(head);
         Answering::new(Box::pin(async move {
             let mut trace = trace;
@@ -279,6 +288,9 @@ impl Proxy {
     /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
     /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
     fn finish(&self, reply: &Reply, mut response: Response<Body>) -> Next {
+        if let Some(origin) = &reply.reader {
+            may_be_read(response.headers_mut(), origin);
+        }
         let is_http = response.status() != StatusCode::SWITCHING_PROTOCOLS;
         if reply.version < Version::HTTP_2 && is_http {
             let headers = response.headers_mut();
@@ -311,6 +323,11 @@ impl Proxy {
         }
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
+        if self.shared.cross_site.guards_requests()
+            && let Some(answer) = self.check_page(&host, &head)?
+        {
+            return Ok(answer.into());
+        }
         let (gate, shape, mut body, scan, mut kept) = match self.find(&host, &head, incoming).await? {
             Found::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
             Found::Kept(gate, endpoint, body) => {
@@ -322,7 +339,6 @@ impl Proxy {
                 return Box::pin(self.intercept(client, interceptor, arrived, trace)).await;
             }
             Found::Preflight(gate, api, body) => {
-                // Origins that are configured are to be checked here.
                 let Some(permit) = gate.enter_quietly() else {
                     if gate.target().is_up() {
                         let (route, reason) = (gate.key().clone(), "a preflight does not wait".into());

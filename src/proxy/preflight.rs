@@ -1,11 +1,17 @@
-//! CORS preflights. The server that will answer the request behind one answers it, too, while it is up. They wake nothing
-//! and keep nothing up: a page that is only looked at must not start a GPU.
+//! CORS preflights. Where origins are configured, they are answered here. Else the server that will answer the request
+//! behind one answers it, too, while it is up. They wake nothing and keep nothing up: a page that is only looked at must
+//! not start a GPU.
 
 use std::sync::Arc;
 
 use http::{
-    HeaderMap, Method, Response,
-    header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN},
+    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
+        ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+    },
+    request,
 };
 
 use super::{
@@ -32,6 +38,39 @@ fn method_asked_for(method: &Method, headers: &HeaderMap) -> Option<Method> {
     Method::from_bytes(headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.as_bytes()).ok()
 }
 
+/// Headers of our answers that pages may read: what SDKs go by, and what is said of the wait.
+const EXPOSED: &str = "retry-after, server-timing, x-anteroom-cold-start, x-request-id, x-should-retry";
+
+/// How long a browser may remember the answer to a preflight: 10 minutes.
+const MAX_AGE_SECS: &str = "600";
+
+/// Lets pages of `origin` read an answer, unless the server that made it has said which may.
+pub(super) fn may_be_read(headers: &mut HeaderMap, origin: &HeaderValue) {
+    if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
+        return;
+    }
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    headers.append(VARY, HeaderValue::from_static("Origin"));
+}
+
+/// Answers a preflight: a page of a listed origin may send what it asks for.
+fn allow(method: &Method, asked: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::full(""));
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    let headers = response.headers_mut();
+    if let Ok(method) = HeaderValue::from_str(method.as_str()) {
+        headers.insert(ACCESS_CONTROL_ALLOW_METHODS, method);
+    }
+    if let Some(names) = asked.get(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE_SECS));
+    let varies = "Access-Control-Request-Method, Access-Control-Request-Headers";
+    headers.insert(VARY, HeaderValue::from_static(varies));
+    response
+}
+
 // === impl RouteTable ===
 
 impl RouteTable {
@@ -56,6 +95,24 @@ impl RouteTable {
 // === impl Proxy ===
 
 impl Proxy {
+    /// Stops a request of a foreign page or to a foreign host, and answers the preflight of a page that is listed, unless
+    /// it is for an application: that may have rules of its own.
+    pub(super) fn check_page(
+        &self,
+        host: &HeaderValue,
+        head: &request::Parts,
+    ) -> Result<Option<Response<Body>>, ProxyError> {
+        let (host, path) = (host.to_str().unwrap_or_default(), head.uri.path());
+        let table = self.shared.table.load();
+        self.shared.cross_site.check_host(host, |name| table.names_host(name))?;
+        self.shared.cross_site.check_page(host, &head.headers)?;
+        let Some(method) = method_asked_for(&head.method, &head.headers) else { return Ok(None) };
+        let is_ours = self.shared.cross_site.listed_origin(&head.headers).is_some()
+            && !matches!(table.api(&method, path), Api::WrongMethod(_) | Api::Unknown)
+            && table.interceptor(host, path, &head.headers, &table.api(&head.method, path)).is_none();
+        Ok(is_ours.then(|| allow(&method, &head.headers)))
+    }
+
     /// Passes a preflight on.
     pub(super) async fn preflight(
         &self,

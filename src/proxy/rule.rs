@@ -16,7 +16,8 @@ pub(super) struct Rule {
 /// Headers that a request must have; without a value, any will do.
 pub(super) type Headers = Vec<(HeaderName, Option<HeaderValue>)>;
 
-enum Host {
+/// A host that is asked for.
+pub(super) enum Host {
     Any,
     /// With its leading dot.
     Below(Box<str>),
@@ -27,13 +28,8 @@ enum Host {
 
 impl Rule {
     pub(super) fn new(matcher: &Matcher) -> Self {
-        let host = |host: &String| match host.strip_prefix('*') {
-            Some("") => Host::Any,
-            Some(suffix) => Host::Below(suffix.into()),
-            None => Host::Exact(host.as_str().into()),
-        };
         Self {
-            hosts: matcher.hosts.iter().map(host).collect(),
+            hosts: matcher.hosts.iter().map(|host| Host::new(host)).collect(),
             paths: matcher.paths.iter().map(|path| prefix(path).into()).collect(),
             headers: headers(matcher),
         }
@@ -42,14 +38,30 @@ impl Rule {
     /// Whether a request meets it; `host` may have a port.
     pub(super) fn holds(&self, host: &str, path: &str, headers: &HeaderMap) -> bool {
         let host = host_name(host);
-        let is_host = |known: &Host| match known {
-            Host::Any => true,
-            Host::Below(suffix) => ends_with(host, suffix),
-            Host::Exact(name) => host.eq_ignore_ascii_case(name),
-        };
-        (self.hosts.is_empty() || self.hosts.iter().any(is_host))
+        (self.hosts.is_empty() || self.hosts.iter().any(|known| known.is(host)))
             && (self.paths.is_empty() || self.paths.iter().any(|prefix| is_below(path, prefix)))
             && have(headers, &self.headers)
+    }
+}
+
+// === impl Host ===
+
+impl Host {
+    pub(super) fn new(text: &str) -> Self {
+        match text.strip_prefix('*') {
+            Some("") => Self::Any,
+            Some(suffix) => Self::Below(suffix.into()),
+            None => Self::Exact(text.into()),
+        }
+    }
+
+    /// Returns whether this is it; `host` has no port.
+    pub(super) fn is(&self, host: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Below(suffix) => ends_with(host, suffix),
+            Self::Exact(name) => host.eq_ignore_ascii_case(name),
+        }
     }
 }
 
@@ -92,7 +104,7 @@ pub(super) fn host_name(host: &str) -> &str {
 }
 
 /// Whether a host without its port is none of a name that routes could claim: an address, or this machine.
-pub(super) fn is_address(host: &str) -> bool {
+pub fn is_address(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
 }

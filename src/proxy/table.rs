@@ -217,6 +217,11 @@ impl RouteTable {
             || !(claims_names || *api == Api::Root)
     }
 
+    /// Whether a route names this host, which has no port.
+    pub fn names_host(&self, host: &str) -> bool {
+        self.exact_host(host).is_some() || self.wildcard.iter().any(|(suffix, _)| ends_with(host, suffix))
+    }
+
     /// What matches a request, the more specific first.
     fn classes(&self, host: &str, path: &str, headers: &HeaderMap) -> impl Iterator<Item = &Class> {
         self.of_host(host_name(host))

@@ -14,9 +14,11 @@ use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
     domain::Policy,
+    error::ProxyError,
     history::History,
     telemetry::{RouteCounters, StaticKind},
 };
+use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
 /// The labels of each metric, by the names under which its samples are found.
@@ -119,6 +121,14 @@ impl View for InCluster {
     }
 
     fn example(&self) -> Option<String> {
+        None
+    }
+
+    fn check_page(&self, _: &str, _: &HeaderMap, _: bool) -> Result<(), ProxyError> {
+        Ok(())
+    }
+
+    fn listed_origin(&self, _: &HeaderMap) -> Option<HeaderValue> {
         None
     }
 

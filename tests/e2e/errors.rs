@@ -31,6 +31,8 @@ fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
         ProxyError::NotKept(text()),
         ProxyError::MethodNotAllowed { path: text(), allowed: "POST" },
         ProxyError::ModelNotFound(text()),
+        ProxyError::CrossSite(Some(text())),
+        ProxyError::ForeignHost(text()),
         ProxyError::InvalidRequest(text()),
         ProxyError::Ambiguous(text()),
         ProxyError::UnsupportedEncoding(text()),

@@ -1,4 +1,5 @@
-//! CORS preflights: the model server's to answer while it is up, and no reason to start it.
+//! CORS preflights: the model server's to answer while it is up, and no reason to start it. Where origins are configured, or on
+//! a loopback address: `cross_site.rs`.
 
 use crate::support::{
     Proxy, Upstream, route, routes,
@@ -22,7 +23,7 @@ async fn warm(proxy: &Proxy, upstream: &mut Upstream) {
 #[tokio::test]
 async fn preflight_is_answered_by_the_warm_server() {
     let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await.as_reachable();
     warm(&proxy, &mut upstream).await;
     for (path, method) in [(CHAT, "POST"), ("/v1/responses/resp_1", "DELETE"), ("/v1/embeddings", "POST")] {
         let mut client = proxy.sent(preflight("api.test", path, method)).await;
@@ -54,7 +55,7 @@ async fn preflight_is_answered_by_the_warm_server() {
 #[tokio::test]
 async fn preflight_wakes_nothing() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await.as_reachable();
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(405, "method_not_allowed");
     let route = proxy.route("tiny").await;
     assert_eq!((&route["state"], &route["held"]), (&"idle".into(), &0.into()));
@@ -71,7 +72,8 @@ async fn preflight_needs_a_route_without_its_model() {
         route("one", &others.url(), ""),
         route("two", &others.url(), ""),
     ]))
-    .await;
+    .await
+    .as_reachable();
     let mut client = proxy.sent(chat("x").replace("api.test", "tiny.test")).await;
     ours.call().await.echo().await;
     client.response().await;

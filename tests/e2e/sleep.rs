@@ -17,7 +17,7 @@ async fn sleeper(process: &str, arguments: &[&str]) -> Proxy {
     let command =
         command.iter().chain(arguments).map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
     Proxy::start(&format!(
-        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\nroutes:\n  - name: tiny\n    match: {{ models: [tiny] }}\n    \
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nworkers: 1\nroutes:\n  - name: tiny\n    match: {{ models: [tiny] }}\n    \
          readiness: {{ interval: 10ms }}\n    target:\n      process: {{ command: [{command}], whenIdle: sleep, \
          idleTimeout: 20ms, {process} }}\n"
     ))

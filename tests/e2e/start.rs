@@ -223,8 +223,10 @@ async fn killing_the_proxy_leaves_no_model_server_behind() {
     let route = format!(
         "{{ name: tiny, match: {{ models: [tiny] }}, target: {{ process: {{ command: {command} }} }} }}"
     );
-    let mut served =
-        Served::start(&format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes: [{route}]")).await;
+    let mut served = Served::start(&format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nroutes: [{route}]"
+    ))
+    .await;
     let body = r#"{"model":"tiny","messages":[{"role":"user","content":"x"}]}"#;
     assert_eq!(served.ask(post(CHAT, body)).await.status(), 200);
     let pids: Vec<Pid> = fs::read_to_string(pids.path())

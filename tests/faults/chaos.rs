@@ -63,7 +63,7 @@ fn config(url: &str, max: u32) -> String {
          upstream: {{ connectTimeout: 500ms, responseTimeout: 1s, idleTimeout: 1s }}"
     );
     format!(
-        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n\
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nworkers: 2\n\
          limits: {{ maxBodyBytes: 32KiB, maxBufferedBytes: 128KiB, maxConnections: 60, headerTimeout: 1s, \
          bodyTimeout: 500ms, stallTimeout: 500ms }}\n\
          routes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, target: {{ url: \"{url}\" }}, {policies} }}\n  \

@@ -154,7 +154,7 @@ async fn model_server_keeps_the_soft_limit_of_files() {
     let command = serde_json::json!(["sh", "-c", script, "-", crate::served::ANTEROOM, "{port}"]);
     let target = format!("target: {{ process: {{ command: {command} }} }}");
     let config = format!(
-        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target} }}\n"
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target} }}\n"
     );
     let proxy = Served::spawn(&config, |folder| {
         let mut command = std::process::Command::new("sh");

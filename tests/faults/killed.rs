@@ -118,7 +118,7 @@ fn process(pids: &std::path::Path, then: &str) -> String {
     let command = serde_json::json!(["sh", "-c", script, "-", pids, ANTEROOM, "{port}"]);
     let target = format!("target: {{ process: {{ command: {command} }} }}");
     format!(
-        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target}, readiness: {{ interval: 10ms }} }}\n"
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nworkers: 1\nroutes:\n  - {{ name: tiny, match: {{ models: [tiny] }}, {target}, readiness: {{ interval: 10ms }} }}\n"
     )
 }
 

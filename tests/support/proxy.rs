@@ -44,9 +44,12 @@ pub fn route(name: &str, url: &str, more: &str) -> String {
     format!("  - {{ name: {name}, target: {{ url: \"{url}\" }}, {more} }}\n")
 }
 
-/// A configuration of these routes, on free ports.
+/// A configuration of these routes, on free ports, for requests to any host.
 pub fn routes(routes: &[String]) -> String {
-    format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 1\nroutes:\n{}", routes.concat())
+    format!(
+        "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nworkers: 1\nroutes:\n{}",
+        routes.concat()
+    )
 }
 
 pub fn parse(yaml: &str) -> Config {
@@ -109,6 +112,12 @@ impl Proxy {
     pub async fn gate(&self) -> Arc<Gate> {
         until("the route", async || !self.shared.table.load().gates().is_empty()).await;
         self.shared.table.load().gates()[0].clone()
+    }
+
+    /// Treats pages of other sites as on an address that other machines reach.
+    pub fn as_reachable(self) -> Self {
+        self.shared.cross_site.set(&Config::default(), ([0, 0, 0, 0], 0).into());
+        self
     }
 
     pub async fn client(&self) -> Wire {

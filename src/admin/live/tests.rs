@@ -1,5 +1,6 @@
 use std::{net::SocketAddr, sync::atomic::AtomicUsize};
 
+use http::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::sleep};
 
@@ -8,6 +9,7 @@ use crate::{
     admin::ClusterCounts,
     admission::{Gate, Permit},
     domain::Policy,
+    error::ProxyError,
     history::History,
     hold::Ticket,
     telemetry::RouteCounters,
@@ -28,6 +30,12 @@ impl View for Routes {
     }
     fn example(&self) -> Option<String> {
         Some("tiny".into())
+    }
+    fn check_page(&self, _: &str, _: &HeaderMap, _: bool) -> Result<(), ProxyError> {
+        Ok(())
+    }
+    fn listed_origin(&self, _: &HeaderMap) -> Option<HeaderValue> {
+        None
     }
     fn gates(&self) -> Vec<Arc<Gate>> {
         self.looks.fetch_add(1, Ordering::Relaxed);

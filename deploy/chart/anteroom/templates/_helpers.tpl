@@ -91,6 +91,13 @@ traces:
 {{- end }}
 {{- end -}}
 
+{{/* Names of our Services that a cluster resolves and that look like names of the Internet, besides those that are given. */}}
+{{- define "anteroom.hosts" -}}
+{{- $name := printf "%s.%s" (include "anteroom.fullname" .) .Release.Namespace -}}
+{{- $admin := printf "%s-admin.%s" (include "anteroom.fullname" .) .Release.Namespace -}}
+{{- toJson (concat .Values.allowedHosts (list $name $admin)) -}}
+{{- end -}}
+
 {{/* Whoever installs the chart is who may allow hosts, so those of the models are allowed. */}}
 {{- define "anteroom.allowedHosts" -}}
 {{- $hosts := .Values.kubernetes.allowedHosts -}}

@@ -1,0 +1,286 @@
+//! Web pages of other sites: on a loopback address, and wherever `cors` is configured, they wake nothing and read nothing.
+
+use anteroom::domain::Intercept;
+use bytes::Bytes;
+use http_body_util::Full;
+
+use crate::support::{
+    Proxy, Upstream, Wire, h2, route, routes, soon,
+    upstream::answer,
+    wire::{CHAT, chat, get, get_with, post_with},
+};
+
+/// The page of another site.
+const EVIL: &str = "https://evil.example";
+
+/// A proxy on a loopback address as it is by default, or with these further keys.
+async fn at_home(url: &str, keys: &str) -> Proxy {
+    let yaml = routes(&[route("tiny", url, "")]);
+    assert!(yaml.contains("allowedHosts"), "{yaml}");
+    Proxy::start(&yaml.replace("allowedHosts: [\"*\"]\n", keys)).await
+}
+
+/// A browser's simple request, with these header lines.
+fn simple(host: &str, fields: &[(&str, &str)]) -> String {
+    post_with(CHAT, fields, r#"{"model":"tiny"}"#)
+        .replace("application/json", "text/plain")
+        .replace("api.test", host)
+}
+
+/// Asserts that it is answered 403 and wakes nothing.
+async fn is_refused(proxy: &Proxy, request: String) {
+    let response = proxy.ask(&request).await;
+    assert_eq!((response.status(), &*response.code()), (403, "cross_site"), "{request}");
+    assert_eq!(response.get("access-control-allow-origin"), None, "{request}");
+    assert_eq!(proxy.route("tiny").await["state"], "idle", "{request}");
+}
+
+#[tokio::test]
+async fn foreign_page_wakes_nothing_on_loopback() {
+    let upstream = Upstream::cold().await;
+    let proxy = at_home(&upstream.url(), "").await;
+    let host = proxy.address.to_string();
+    let own = format!("http://{host}");
+    for fields in [
+        &[("Origin", EVIL), ("Sec-Fetch-Site", "cross-site")][..],
+        &[("Origin", EVIL)],
+        &[("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "Same-Origin")],
+        &[("Origin", "http://localhost:3000"), ("Sec-Fetch-Site", "same-site")],
+        &[("Origin", "http://127.0.0.1:1")],
+        &[("Origin", "http://127.0.0.1")],
+        &[("Origin", "null")],
+        &[("Origin", "")],
+        &[("Origin", "HTTPS://EVIL.EXAMPLE")],
+        &[("Origin", "http://127.0.0.1.evil.example")],
+        &[("ORIGIN", EVIL), ("origin", &own)],
+        &[("Origin", &own), ("Origin", EVIL)],
+        &[("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Site", "cross-site")],
+    ] {
+        is_refused(&proxy, simple(&host, fields)).await;
+    }
+    // Other shapes of a request: an image, a WebSocket, a preflight.
+    let as_host = |request: String| request.replace("api.test", &host);
+    is_refused(&proxy, as_host(get_with("/v1/models", &[("Sec-Fetch-Site", "cross-site")]))).await;
+    let upgrade = [("Origin", EVIL), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
+    is_refused(&proxy, as_host(get_with("/v1/realtime", &upgrade))).await;
+    let preflight = get_with(CHAT, &[("Origin", EVIL), ("Access-Control-Request-Method", "POST")]);
+    is_refused(&proxy, as_host(preflight.replace("GET", "OPTIONS"))).await;
+    assert_eq!(proxy.refused("cross_site").await, 17);
+    assert_eq!((upstream.probes(), upstream.requests()), (0, 0));
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn foreign_host_wakes_nothing_on_loopback() {
+    let upstream = Upstream::cold().await;
+    let proxy = at_home(&upstream.url(), "").await;
+    for host in [
+        "evil.example",
+        "evil.example.",
+        "EVIL.example:8080",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "8.8.8.8",
+        "[2001:db8::1]:8080",
+    ] {
+        // What was rebound has the origin of its own host, and without TLS no Sec-Fetch-Site.
+        is_refused(&proxy, simple(host, &[("Origin", &format!("http://{host}"))])).await;
+        is_refused(&proxy, simple(host, &[])).await;
+    }
+    // A target in absolute form wins over the header, and HTTP/2 has `:authority`.
+    let absolute =
+        simple(&proxy.address.to_string(), &[]).replace(CHAT, &format!("http://evil.example{CHAT}"));
+    is_refused(&proxy, absolute).await;
+    let mut client = h2::connect(proxy.address).await;
+    let mut request = h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#);
+    *request.uri_mut() = format!("http://evil.example{CHAT}").parse().unwrap();
+    assert_eq!(soon("an answer", client.send_request(request)).await.unwrap().status(), 403);
+    let mut request: http::Request<Full<Bytes>> = h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#);
+    request.headers_mut().insert("origin", EVIL.parse().unwrap());
+    assert_eq!(soon("an answer", client.send_request(request)).await.unwrap().status(), 403);
+    assert_eq!(proxy.route("tiny").await["state"], "idle");
+    assert_eq!((upstream.probes(), upstream.requests()), (0, 0));
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn own_pages_and_clients_are_served_on_loopback() {
+    let mut upstream = Upstream::warm().await;
+    let yaml = routes(&[route("tiny", &upstream.url(), "match: { hosts: [llm.example, api.test] }")]);
+    let yaml = yaml.replace("allowedHosts: [\"*\"]", "allowedHosts: [\"*.home.example\", vpn.example]");
+    let proxy = Proxy::start(&yaml.replace("hosts: [", "hosts: [\"*.lan.example\", ")).await;
+    let port = proxy.address.port();
+    let own = format!("http://llm.example:{port}");
+    let mut asked = 0;
+    let mut serves = async |request: String| {
+        let mut client = proxy.sent(&request).await;
+        upstream.call().await.echo().await;
+        assert_eq!(client.response().await.status(), 200, "{request}");
+        asked += 1;
+    };
+    // A command-line client; a page of ours; a page that a proxy with TLS on this machine serves, also where that sends
+    // a Host of its own; an address that was typed in.
+    serves(chat("x")).await;
+    serves(simple(&format!("llm.example:{port}"), &[("Origin", &own)])).await;
+    serves(simple("llm.example", &[("Origin", "https://llm.example")])).await;
+    let behind = [("Origin", "https://chat.example"), ("Sec-Fetch-Site", "same-origin")];
+    serves(simple("llm.example", &behind)).await;
+    serves(simple("llm.example", &[("Sec-Fetch-Site", "none")])).await;
+    for host in ["LLM.example", "llm.example:443", "a.lan.example"] {
+        serves(simple(host, &[])).await;
+    }
+    // Names that are local, of this machine, or configured get an answer of the router.
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    for host in [
+        "localhost",
+        "localhost.",
+        "api.localhost:8080",
+        "gpu.local",
+        "gpu.internal",
+        "[::1]:8080",
+        "[fd00::1]",
+        "192.168.1.7:8080",
+        "a.home.example",
+        "VPN.example.",
+        machine.trim(),
+    ] {
+        let response = proxy.ask(simple(host, &[])).await;
+        assert_eq!((response.status(), &*response.code()), (404, "unknown_path"), "{host}");
+    }
+    proxy.stop(&[("completed", asked)]).await;
+}
+
+#[tokio::test]
+async fn listed_origin_may_ask_and_read() {
+    let mut upstream = Upstream::warm().await;
+    let keys = "cors: { origins: [\"https://chat.example\", \"http://localhost:3000\"] }\n";
+    let proxy = at_home(&upstream.url(), keys).await;
+    // The preflight is answered here, cold or warm.
+    let preflight = |origin: &str, path: &str| {
+        let fields = [
+            ("Origin", origin),
+            ("Access-Control-Request-Method", "POST"),
+            ("Access-Control-Request-Headers", "authorization, content-type"),
+            ("Sec-Fetch-Site", "cross-site"),
+        ];
+        get_with(path, &fields).replace("GET", "OPTIONS").replace("api.test", "localhost")
+    };
+    let response = proxy.ask(preflight("https://chat.example", CHAT)).await;
+    assert_eq!((response.status(), response.body.len()), (204, 0));
+    for (name, value) in [
+        ("access-control-allow-origin", "https://chat.example"),
+        ("access-control-allow-methods", "POST"),
+        ("access-control-allow-headers", "authorization, content-type"),
+        ("access-control-max-age", "600"),
+    ] {
+        assert_eq!(response.get(name), Some(value), "{name}");
+    }
+    assert!(response.head.all("vary").contains(&"Origin"), "{:?}", response.head);
+    assert_eq!((proxy.route("tiny").await["state"].clone(), upstream.requests()), ("idle".into(), 0));
+    proxy.ask(preflight("https://chat.example", "/v1/nothing")).await.is_error(404, "unknown_path");
+    proxy.ask(preflight(EVIL, CHAT)).await.is_error(403, "cross_site");
+
+    // The answer can be read, whatever it is, unless the server says for itself who may.
+    let listed = [("Origin", "HTTP://localhost:3000"), ("Sec-Fetch-Site", "same-site")];
+    let mut client = proxy.sent(simple("localhost", &listed)).await;
+    upstream.call().await.echo().await;
+    let response = client.response().await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.get("access-control-allow-origin"), Some("HTTP://localhost:3000"));
+    assert!(response.get("access-control-expose-headers").unwrap().contains("retry-after"));
+    let mut client = proxy.sent(simple("localhost", &listed)).await;
+    upstream.call().await.finish(answer("200 OK", &[("Access-Control-Allow-Origin", "*")], "")).await;
+    assert_eq!(client.response().await.head.all("access-control-allow-origin"), ["*"]);
+    let unknown = simple("localhost", &listed).replace("tiny", "none");
+    let refused = proxy.ask(unknown).await;
+    refused.is_error(404, "model_not_found");
+    assert_eq!(refused.get("access-control-allow-origin"), Some("HTTP://localhost:3000"));
+
+    // A page that is not listed is refused, and so is one that names a listed origin beside its own.
+    is_refused_warm(&proxy, simple("localhost", &[("Origin", "https://chat.example:8443")])).await;
+    is_refused_warm(&proxy, simple("localhost", &[("Origin", "http://chat.example")])).await;
+    is_refused_warm(&proxy, simple("localhost", &[("Origin", "https://chat.example"), ("Origin", EVIL)]))
+        .await;
+    is_refused_warm(&proxy, simple("localhost", &[("Sec-Fetch-Site", "cross-site")])).await;
+    // All are, once all are listed.
+    proxy
+        .reload(&format!("cors: {{ origins: [\"*\"] }}\n{}", routes(&[route("tiny", &upstream.url(), "")])))
+        .await;
+    crate::support::until("the list of all", async || {
+        proxy.ask(simple("localhost", &[("Origin", EVIL)]).replace("tiny", "none")).await.status() == 404
+    })
+    .await;
+    proxy.stop(&[("completed", 2)]).await;
+}
+
+async fn is_refused_warm(proxy: &Proxy, request: String) {
+    let response = proxy.ask(&request).await;
+    assert_eq!((response.status(), &*response.code()), (403, "cross_site"), "{request}");
+}
+
+#[tokio::test]
+async fn other_binds_are_guarded_where_cors_is_configured() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = at_home(&upstream.url(), "").await.as_reachable();
+    let fields = [("Origin", EVIL), ("Sec-Fetch-Site", "cross-site")];
+    let mut client = proxy.sent(simple("evil.example", &fields)).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    let configured = anteroom::config::Config { cors: Some(Default::default()), ..Default::default() };
+    proxy.shared.cross_site.set(&configured, ([0, 0, 0, 0], 0).into());
+    is_refused_warm(&proxy, simple("localhost", &fields)).await;
+    is_refused_warm(&proxy, simple("evil.example", &[])).await;
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn page_opens_no_websocket_to_an_application() {
+    let upstream = Upstream::warm().await;
+    let proxy = at_home("http://127.0.0.1:1", "").await;
+    proxy.intercept(&upstream.url(), Intercept::default()).await;
+    let upgrade = [("Origin", EVIL), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
+    is_refused_warm(&proxy, get_with("/chat", &upgrade).replace("api.test", "localhost")).await;
+    is_refused_warm(&proxy, get("/chat")).await;
+    assert_eq!(upstream.requests(), 0);
+    proxy.stop(&[]).await;
+}
+
+#[tokio::test]
+async fn admin_port_is_guarded_on_every_path() {
+    let upstream = Upstream::cold().await;
+    // However the request port is reached.
+    let proxy = at_home(&upstream.url(), "").await.as_reachable();
+    let ask = async |request: String| Wire::connect(proxy.admin).await.ask(request).await;
+    let paths =
+        ["/", "/metrics", "/livez", "/readyz", "/api/v1/routes", "/api/v1/events", "/dashboard/app.js", "/x"];
+    for path in paths {
+        for fields in [
+            &[("Sec-Fetch-Site", "cross-site")][..],
+            &[("Origin", EVIL)],
+            &[("Origin", "null")],
+            &[("Sec-Fetch-Site", "same-site"), ("Origin", "http://localhost:1")],
+        ] {
+            let response = ask(get_with(path, fields).replace("api.test", "localhost")).await;
+            assert_eq!(response.status(), 403, "{path} {fields:?}");
+            assert_eq!(response.json()["code"], "cross_site");
+        }
+        assert_eq!(ask(get(path).replace("api.test", "evil.example")).await.status(), 403, "{path}");
+    }
+    let two = get_with("/metrics", &[("Host", "evil.example")]).replace("api.test", "localhost");
+    assert_eq!(ask(two).await.status(), 400);
+    // Scrapers and probes, by address or by a name of the cluster; the page of ours; a link to it.
+    let own = proxy.admin.to_string();
+    for host in [&*own, "203.0.113.7:8081", "[2001:db8::7]:8081", "anteroom-admin.llm.svc", "anteroom:8081"] {
+        assert_eq!(ask(get("/livez").replace("api.test", host)).await.status(), 200, "{host}");
+    }
+    let page = [("Sec-Fetch-Site", "same-origin"), ("Origin", &*format!("http://{own}"))];
+    assert_eq!(ask(get_with("/api/v1/routes", &page).replace("api.test", &own)).await.status(), 200);
+    let link =
+        [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")];
+    assert_eq!(ask(get_with("/", &link).replace("api.test", &own)).await.status(), 200);
+    assert_eq!(ask(get_with("/api/v1/routes", &link).replace("api.test", &own)).await.status(), 403);
+    let frame = [link[0], link[1], ("Sec-Fetch-Dest", "iframe")];
+    assert_eq!(ask(get_with("/", &frame).replace("api.test", &own)).await.status(), 403);
+    proxy.stop(&[]).await;
+}
