@@ -328,7 +328,7 @@ impl Gate {
     pub fn give_up_if_paused(&self) {
         let Some(obstacle) = self.paused() else { return };
         // The record first, so that who is told finds it.
-        self.cold_starts.failed(obstacle.message.clone(), Vec::new());
+        self.cold_starts.failed(obstacle.message.full().clone(), Vec::new());
         self.demand.settle();
         self.queue.release_all(|| Released::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
     }
@@ -391,7 +391,7 @@ impl Gate {
             Change::Room => self.pump(),
             Change::Obstacle => {
                 if let Some(obstacle) = self.target.obstacle().filter(|obstacle| obstacle.kind.hinders()) {
-                    self.cold_starts.hindered(obstacle.message.clone());
+                    self.cold_starts.hindered(obstacle.message.full().clone());
                 }
                 self.give_up_if_paused();
             }

@@ -8,8 +8,10 @@ mod intercept;
 mod phase;
 mod policy;
 mod process;
+mod reason;
 mod roles;
 mod scaling;
+mod secrets;
 mod units;
 mod web_origin;
 
@@ -30,11 +32,13 @@ pub use policy::{
     Concurrency, Gateway, Hold, Keepalive, KeepaliveMode, NotYet, Policy, Readiness, UpstreamTimeouts,
 };
 pub use process::{ProcessTarget, WhenIdle};
+pub use reason::{Failure, FailureDetail, Reason, withhold_addresses};
 pub use roles::{Role, Roles};
 pub use scaling::{
     Counting, FailureGrace, ObstacleKind, RequestRate, ScaleBy, Scaling, WhenPaused, Workload,
 };
 use schemars::JsonSchema;
+pub use secrets::mask_secrets;
 use serde::{Deserialize, Serialize};
 pub use units::{ByteCount, Period, Ratio};
 pub use web_origin::{WebOrigin, is_local_host};
@@ -83,6 +87,9 @@ pub struct Route {
     /// How long something may stand in the way of a start before the requests that wait are told.
     #[serde(default)]
     pub failure_grace: FailureGrace,
+    /// What clients read of a failure.
+    #[serde(default)]
+    pub failure: Failure,
     /// An `InterceptorRoute`: what it asks for. Only routes of the cluster have it.
     #[serde(skip)]
     pub intercept: Option<Arc<Intercept>>,
@@ -217,6 +224,7 @@ impl Route {
             workload: self.workload.clone(),
             when_paused: self.when_paused,
             failure_grace: self.failure_grace,
+            failure: self.failure,
             intercept: self.intercept.clone(),
         };
         if let Some(intercept) = &self.intercept {

@@ -1,12 +1,12 @@
 //! What can go wrong with a request, whose fault it is, and the one table that says how it is answered.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use http::StatusCode;
 use thiserror::Error;
 use tonic::Code;
 
-use crate::domain::{ByteCount, Period, RouteKey};
+use crate::domain::{ByteCount, FailureDetail, Period, Reason, RouteKey, withhold_addresses};
 
 /// How a request ended. Every admitted request has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,7 +71,7 @@ pub enum Blame {
     Upstream,
 }
 
-/// What can go wrong with a request. The text is what the client reads.
+/// What can go wrong with a request. The text is what operators read; of [`ProxyError::for_client`], what the client does.
 #[derive(Clone, Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum ProxyError {
@@ -119,7 +119,7 @@ pub enum ProxyError {
     #[error("`{route}` cannot take the request at once, and it asked not to wait.")]
     NoWait { route: RouteKey, retry_after: Option<Duration> },
     #[error("`{route}` is at zero, and nothing may start it. {reason}")]
-    AutoscalingPaused { route: RouteKey, reason: Arc<str> },
+    AutoscalingPaused { route: RouteKey, reason: Reason },
     #[error(
         "`{route}` did not become ready within the {} that this request may wait ({limit}).{}",
         Period::from(*.waited), because(.reason.as_deref())
@@ -129,13 +129,13 @@ pub enum ProxyError {
         waited: Duration,
         limit: &'static str,
         /// What stands in the way, as far as is known.
-        reason: Option<Arc<str>>,
+        reason: Option<Reason>,
         retry_after: Option<Duration>,
     },
     #[error("`{route}` could not be started{}: {reason}", again(*.retry_after))]
     ColdStartFailed {
         route: RouteKey,
-        reason: Arc<str>,
+        reason: Reason,
         /// `None`: the start before failed for the same reason.
         retry_after: Option<Duration>,
     },
@@ -327,6 +327,24 @@ impl ProxyError {
             Self::UpstreamError { .. } | Self::UpstreamTimeout { .. } => Ok(Outcome::UpstreamError),
             Self::Internal => Ok(Outcome::Internal),
         }
+    }
+
+    /// What a client reads of it. Displayed itself, it is for logs and operators.
+    pub fn for_client(&self, detail: FailureDetail) -> Cow<'_, Self> {
+        if detail == FailureDetail::Full {
+            return Cow::Borrowed(self);
+        }
+        let mut error = self.clone();
+        match &mut error {
+            Self::UpstreamError { reason, .. } | Self::UpstreamTimeout { reason, .. } => {
+                *reason = withhold_addresses(reason).into_owned();
+            }
+            Self::ColdStartFailed { reason, .. }
+            | Self::AutoscalingPaused { reason, .. }
+            | Self::ColdStartTimeout { reason: Some(reason), .. } => *reason = reason.for_client(detail),
+            _ => return Cow::Borrowed(self),
+        }
+        Cow::Owned(error)
     }
 
     /// The one mapping of errors to answers.

@@ -13,6 +13,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{sync::oneshot, time::Instant};
 
+use crate::domain::Reason;
+
 /// Held requests, waiting for a `P` (a permit).
 ///
 /// The order is that of admission. A request that comes back after a failed dispatch takes its old place, so it is
@@ -59,7 +61,7 @@ pub enum Released<P> {
     /// It may be dispatched.
     Dispatch(P),
     /// What it waits for will not come; the time is until the next try, `None` if that would fail in the same way.
-    Failed(Arc<str>, Option<Duration>),
+    Failed(Reason, Option<Duration>),
     /// We are about to stop.
     Draining,
 }

@@ -42,7 +42,7 @@ use tokio::{
 use trial::Trial;
 pub use trial::Verdict;
 
-use crate::pick::Load;
+use crate::{domain::Reason, pick::Load};
 
 /// One address of a model server, ready or not.
 ///
@@ -122,7 +122,7 @@ pub enum Change {
     Status,
     /// The activation has failed: who waits for it need not wait on. The time is until the next try; `None`: that would
     /// fail in the same way.
-    Failed(Arc<str>, Option<Duration>),
+    Failed(Reason, Option<Duration>),
 }
 
 // === impl Endpoint ===
@@ -455,13 +455,16 @@ impl TargetState {
 
     /// The activation has failed; the next try comes after `retry_after`. Who waited is told the reason and the last
     /// lines that the target printed; everybody else reads them in the record.
-    pub fn failed(&self, reason: Arc<str>, last_lines: &[String], cause: Cause, retry_after: Duration) {
+    pub fn failed(&self, reason: Reason, last_lines: &[String], cause: Cause, retry_after: Duration) {
         const TOLD: usize = 10;
         let retry_after = (!self.last_failure.record(&reason, cause)).then_some(retry_after);
-        self.set_status(Status::Failed(reason.clone()));
+        self.set_status(Status::Failed(reason.full().clone()));
         let told = match &last_lines[last_lines.len().saturating_sub(TOLD)..] {
             [] => reason,
-            lines => format!("{reason}\nIts last lines:\n{}", lines.join("\n")).into(),
+            lines => {
+                let full = format!("{reason}\nIts last lines:\n{}", lines.join("\n"));
+                Reason::with_output(reason.brief(), &full)
+            }
         };
         self.tell(Change::Failed(told, retry_after));
     }

@@ -19,6 +19,8 @@ mod dialects;
 mod drain;
 #[path = "e2e/errors.rs"]
 mod errors;
+#[path = "e2e/failure_detail.rs"]
+mod failure_detail;
 #[path = "e2e/forwarding.rs"]
 mod forwarding;
 #[path = "e2e/gateways.rs"]

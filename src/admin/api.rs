@@ -142,7 +142,7 @@ impl ObstacleStatus {
         let since = SystemTime::now() - obstacle.since.elapsed();
         Self {
             kind: obstacle.kind,
-            message: obstacle.message.clone(),
+            message: obstacle.message.full().clone(),
             since: humantime::format_rfc3339_seconds(since).to_string(),
         }
     }

@@ -187,7 +187,7 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     RouteReport {
         state,
         failure,
-        obstacle: gate.target().obstacle().map(|obstacle| (obstacle.kind, obstacle.message.clone())),
+        obstacle: gate.target().obstacle().map(|obstacle| (obstacle.kind, obstacle.message.full().clone())),
         ready: count(endpoints.iter().filter(|endpoint| endpoint.is_ready()).count()),
         endpoints: count(endpoints.len()),
         held,

@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, fmt::Display};
 
 use super::{Config, LogFormat};
-use crate::domain::{KeepaliveMode, Matcher, Route, Target};
+use crate::domain::{KeepaliveMode, Matcher, Route, Target, mask_secrets};
 
 /// The widest that a column may be; together with the gaps, below 110.
 const COLUMNS: [(&str, usize); 6] =
@@ -118,7 +118,7 @@ fn table(routes: &[&Route]) -> String {
 fn cells(route: &Route) -> [Vec<String>; 6] {
     let Route { name, matcher, target, hold, keepalive, concurrency, .. } = route;
     let target = match target {
-        Target::Process(process) => process.command.join(" "),
+        Target::Process(process) => mask_secrets(&process.command.join(" ")).into_owned(),
         Target::Url(url) => url.clone(),
         Target::Cluster(target) => target.to_string(),
     };

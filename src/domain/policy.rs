@@ -5,7 +5,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ByteCount, FailureGrace, Intercept, Period, ScaleBy, Scaling, WhenPaused, Workload};
+use super::{ByteCount, Failure, FailureGrace, Intercept, Period, ScaleBy, Scaling, WhenPaused, Workload};
 
 /// All policies of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Policy {
     pub when_paused: WhenPaused,
     /// How long something may stand in the way of a start before the requests that wait are told.
     pub failure_grace: FailureGrace,
+    /// What clients read of a failure.
+    pub failure: Failure,
     /// What an `InterceptorRoute` asks for; the policies above follow it already.
     pub intercept: Option<Arc<Intercept>>,
 }

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::{report::ModelRouteStatus, schema};
 use crate::domain::{
-    ClusterTarget, Concurrency, EndpointSource, FailureGrace, Gateway, Hold, Keepalive, Matcher, Readiness,
-    Roles, Route, ScaleBy, Scaling, ServicePort, Target, UpstreamTimeouts, WhenPaused, Workload,
+    ClusterTarget, Concurrency, EndpointSource, Failure, FailureGrace, Gateway, Hold, Keepalive, Matcher,
+    Readiness, Roles, Route, ScaleBy, Scaling, ServicePort, Target, UpstreamTimeouts, WhenPaused, Workload,
 };
 
 /// Which requests belong to a target of this namespace, and under which policies.
@@ -78,6 +78,9 @@ pub struct ModelRouteSpec {
     /// How long something may stand in the way of a start before the requests that wait are told.
     #[serde(default)]
     pub failure_grace: FailureGrace,
+    /// What clients read of a failure.
+    #[serde(default)]
+    pub failure: Failure,
 }
 
 /// What scales from zero: exactly one of `service`, `inferencePool` and `url`.
@@ -171,6 +174,7 @@ impl ModelRouteSpec {
             workload: self.workload.clone(),
             when_paused: self.when_paused,
             failure_grace: self.failure_grace,
+            failure: self.failure,
             intercept: None,
         })
     }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod};
 
-use crate::domain::ObstacleKind;
+use crate::domain::{ObstacleKind, Reason};
 
 /// What is wrong with a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,7 +10,15 @@ pub struct Trouble {
     /// What it is.
     pub kind: ObstacleKind,
     /// A sentence that names the pod, the cause and, where there is one, the way out.
-    pub message: String,
+    pub message: Reason,
+}
+
+// === impl Trouble ===
+
+impl Trouble {
+    pub(super) fn new(kind: ObstacleKind, message: impl Into<Reason>) -> Self {
+        Self { kind, message: message.into() }
+    }
 }
 
 /// The longest text of the cluster that is passed on: schedulers and registries write much.
@@ -54,7 +62,7 @@ fn rejected(name: &str, reason: Option<&str>, message: Option<&str>) -> Trouble 
         _ => ObstacleKind::CrashLoop,
     };
     let message = message.map(|message| format!(": {}", shorten(message))).unwrap_or_default();
-    Trouble { kind, message: format!("Pod `{name}` has failed ({reason}){message}") }
+    Trouble::new(kind, format!("Pod `{name}` has failed ({reason}){message}"))
 }
 
 fn unscheduled(pod: &Pod, name: &str) -> Option<Trouble> {
@@ -71,7 +79,7 @@ fn unscheduled(pod: &Pod, name: &str) -> Option<Trouble> {
         "SchedulingGated" => format!("Pod `{name}` waits until its scheduling gates are removed"),
         _ => return None,
     };
-    Some(Trouble { kind: ObstacleKind::Unschedulable, message })
+    Some(Trouble::new(ObstacleKind::Unschedulable, message))
 }
 
 fn of_container(container: &ContainerStatus, what: &str) -> Option<Trouble> {
@@ -111,10 +119,7 @@ fn of_waiting(
         ),
         "CrashLoopBackOff" => {
             return Some(last.map_or_else(
-                || Trouble {
-                    kind: ObstacleKind::CrashLoop,
-                    message: format!("{what} ends again and again: {told}"),
-                },
+                || Trouble::new(ObstacleKind::CrashLoop, format!("{what} ends again and again: {told}")),
                 |last| of_end(last, container, what),
             ));
         }
@@ -127,7 +132,7 @@ fn of_waiting(
         // ContainerCreating, PodInitializing: on its way.
         _ => return None,
     };
-    Some(Trouble { kind, message })
+    Some(Trouble::new(kind, message))
 }
 
 fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str) -> Trouble {
@@ -141,7 +146,7 @@ fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &st
         let message = format!(
             "{what} was ended for want of memory (OOMKilled{again}): raise its memory limit, or load less at once"
         );
-        return Trouble { kind: ObstacleKind::OutOfMemory, message };
+        return Trouble::new(ObstacleKind::OutOfMemory, message);
     }
     let reason = end.reason.as_deref().unwrap_or("Error");
     let lived =
@@ -156,8 +161,10 @@ fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &st
         _ => "",
     };
     let code = end.exit_code;
-    let message = format!("{what} ended{lived} with exit code {code} ({reason}{again}){told}{hint}");
-    Trouble { kind: ObstacleKind::CrashLoop, message }
+    let text =
+        |told: &str| format!("{what} ended{lived} with exit code {code} ({reason}{again}){told}{hint}");
+    // The kubelet's message is what the container has printed.
+    Trouble::new(ObstacleKind::CrashLoop, Reason::with_output(&text(""), &text(&told)))
 }
 
 fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {

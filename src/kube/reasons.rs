@@ -195,7 +195,7 @@ impl Facts {
     pub fn obstacle(&self, route: &RouteKey, seen: &Seen) -> Option<Trouble> {
         let of_scaling = if self.is_at_zero(seen) { self.of_scaling(route, seen) } else { None };
         let unheard = seen.api_server.clone();
-        let unheard = unheard.map(|message| Trouble { kind: ObstacleKind::ApiServerUnreachable, message });
+        let unheard = unheard.map(|message| Trouble::new(ObstacleKind::ApiServerUnreachable, message));
         let all = of_scaling.into_iter().chain(unheard).chain(self.of_pods()).chain(self.of_target(seen));
         all.min_by_key(|trouble| rank(trouble.kind))
     }
@@ -226,7 +226,7 @@ impl Facts {
     fn of_scaling(&self, route: &RouteKey, seen: &Seen) -> Option<Trouble> {
         if self.scale_by == ScaleBy::Kubernetes {
             let message = self.refused.as_ref()?.to_string();
-            return Some(Trouble { kind: ObstacleKind::ScaleRefused, message });
+            return Some(Trouble::new(ObstacleKind::ScaleRefused, message));
         }
         if self.scaled_objects.is_empty() {
             return self.unnamed(route);
@@ -253,7 +253,7 @@ impl Facts {
                 self.strays.iter().map(|stray| format!("; {stray}")).collect::<String>()
             ),
         };
-        Some(Trouble { kind: ObstacleKind::NoScaledObject, message })
+        Some(Trouble::new(ObstacleKind::NoScaledObject, message))
     }
 
     /// Every ScaledObject that names it is paused, and not with replicas.
@@ -271,7 +271,7 @@ impl Facts {
             pausing.join(", "),
             scaled.resume()
         );
-        Some(Trouble { kind: ObstacleKind::AutoscalingPaused, message })
+        Some(Trouble::new(ObstacleKind::AutoscalingPaused, message))
     }
 
     /// KEDA says that it cannot scale.
@@ -289,7 +289,7 @@ impl Facts {
         };
         let all: Option<Vec<_>> = self.scaled_objects.iter().map(why).collect();
         let message = all?.into_iter().next()?;
-        Some(Trouble { kind: ObstacleKind::ScaleRefused, message })
+        Some(Trouble::new(ObstacleKind::ScaleRefused, message))
     }
 
     /// KEDA does not listen.
@@ -305,7 +305,7 @@ impl Facts {
             if is_of_add_on(&trigger.address) { " (the HTTP Add-on's own scaler)" } else { "" },
             told.unwrap_or_default()
         );
-        Some(Trouble { kind: ObstacleKind::NoKedaStream, message })
+        Some(Trouble::new(ObstacleKind::NoKedaStream, message))
     }
 
     /// KEDA has a stream, and drops what comes on it.
@@ -318,7 +318,7 @@ impl Facts {
              its `spec`, or restart KEDA's operator, and it will list it (kedacore/keda#8168)",
             index = trigger.index
         );
-        Some(Trouble { kind: ObstacleKind::PushDropped, message })
+        Some(Trouble::new(ObstacleKind::PushDropped, message))
     }
 
     /// What is wrong with a pod, by its status or by the word of its node.
@@ -326,7 +326,7 @@ impl Facts {
         let now = Instant::now();
         let warnings =
             self.target.warnings.iter().filter(|(name, warning)| **name == *pod.name && warning.from <= now);
-        let mut warnings = warnings.map(|(_, it)| Trouble { kind: it.kind, message: it.message.to_string() });
+        let mut warnings = warnings.map(|(_, it)| Trouble::new(it.kind, it.message.to_string()));
         pod.trouble.clone().or_else(|| warnings.next())
     }
 
@@ -348,13 +348,13 @@ impl Facts {
                 pod.name,
                 if pod.labels.is_empty() { "none" } else { &*pod.labels }
             );
-            return Some(Trouble { kind: ObstacleKind::NoPodsSelected, message });
+            return Some(Trouble::new(ObstacleKind::NoPodsSelected, message));
         }
         let address = seen.refusing.iter().find(|address| ready.iter().any(|ready| **ready == ***address));
         let address = address.filter(|_| selection.is_probed)?;
         let message =
             format!("Nothing listens at {address}, though the pod there is ready: {}", selection.ports);
-        Some(Trouble { kind: ObstacleKind::PortRefused, message })
+        Some(Trouble::new(ObstacleKind::PortRefused, message))
     }
 
     /// What is wrong with the pods; nothing, if one of them may still come.
@@ -368,11 +368,11 @@ impl Facts {
         let refused = asked().filter_map(|workload| {
             let failure = workload.failure.as_ref()?;
             let message = format!("The pods of {} cannot be created: {failure}", workload.full_name());
-            Some(Trouble { kind: ObstacleKind::Quota, message })
+            Some(Trouble::new(ObstacleKind::Quota, message))
         });
         let missing = self.workloads.iter().filter(|workload| workload.is_missing).map(|workload| {
             let message = format!("There is no {}, which is to be scaled", workload.full_name());
-            Trouble { kind: ObstacleKind::ScaleRefused, message }
+            Trouble::new(ObstacleKind::ScaleRefused, message)
         });
         pods().flatten().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
     }
@@ -397,7 +397,7 @@ impl TargetFacts {
                 if let Some(first) = message.get_mut(..1) {
                     first.make_ascii_uppercase();
                 }
-                Some(Trouble { kind: problem.kind?, message })
+                Some(Trouble::new(problem.kind?, message))
             }),
             selection: discovered.selection.clone(),
             ready: ready.map(|endpoint| endpoint.address.clone()).take(MOST).collect(),

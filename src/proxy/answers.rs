@@ -20,6 +20,7 @@ use crate::{coldstart::Phase, error::ProxyError, openai::Dialect};
 pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body> {
     exchange.fail(error);
     let (dialect, id) = (exchange.dialect, exchange.request_id.clone());
+    let error = &*error.for_client(exchange.gate().policy().failure.detail);
     error_response(error, dialect, id, |body| Body::ending(body, exchange))
 }
 

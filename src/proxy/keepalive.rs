@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     admission::{Gate, Permit},
+    domain::FailureDetail,
     error::ProxyError,
     history::{Event, Story},
     hold::Spot,
@@ -130,7 +131,8 @@ impl Progress {
             text += &format!(" left={}s", left.as_secs_f64().ceil());
         }
         if let Some(obstacle) = self.gate.target().obstacle() {
-            text += &format!(" reason=\"{}\"", one_line(&obstacle.message));
+            let reason = obstacle.message.for_client(self.gate.policy().failure.detail);
+            text += &format!(" reason=\"{}\"", one_line(&reason));
         }
         text
     }
@@ -255,6 +257,7 @@ impl KeptAlive {
                         let said = if begun && self.heartbeat != Heartbeat::Whitespace {
                             // Out of the event that broke off, or the two would be read as one.
                             let Progress { dialect, .. } = &*self.progress;
+                            let error = error.for_client(self.detail());
                             [end, &*dialect.error_event(&error, self.progress.id())].concat().into()
                         } else {
                             self.error(&error)
@@ -342,9 +345,15 @@ impl KeptAlive {
         ProxyError::UpstreamError { route: self.progress.gate.key().clone(), reason }
     }
 
+    /// How much the client reads of a failure.
+    fn detail(&self) -> FailureDetail {
+        self.progress.gate.policy().failure.detail
+    }
+
     /// An error in the place of the answer, in the shape of the API that the request speaks.
     fn error(&self, error: &ProxyError) -> Bytes {
         let Progress { dialect, .. } = &*self.progress;
+        let error = &*error.for_client(self.detail());
         match self.heartbeat {
             Heartbeat::Whitespace => dialect.error_body(error, self.progress.id()),
             Heartbeat::Comment | Heartbeat::Chunk => {

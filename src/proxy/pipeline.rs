@@ -269,6 +269,7 @@ impl Proxy {
         if let Some(trace) = trace {
             trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, error);
         }
+        let detail = gate.as_ref().map(|(gate, _)| gate.policy().failure.detail).unwrap_or_default();
         if let Err(refusal) = error.ending() {
             match gate {
                 Some((gate, asked)) => {
@@ -280,7 +281,7 @@ impl Proxy {
             tracing::debug!(refusal = refusal.answer().code, %error, request_id = ?id, "request refused");
         }
         let body = |body| Body::full(if reply.is_head { Bytes::new() } else { body });
-        error_response(error, reply.dialect, id, body)
+        error_response(&error.for_client(detail), reply.dialect, id, body)
     }
 
     /// Finishes the head of an answer, and counts its body if it is ours.

@@ -221,7 +221,9 @@ impl Deadline {
             reason: match (obstacle, sending.tries.so_far()) {
                 (obstacle, None) => obstacle,
                 (None, Some(failed)) => Some(failed.into()),
-                (Some(obstacle), Some(failed)) => Some(format!("{obstacle} {failed}").into()),
+                (Some(obstacle), Some(failed)) => {
+                    Some(obstacle.map(|obstacle| format!("{obstacle} {failed}")))
+                }
             },
             retry_after: exchange.gate().cold_starts().time_left(),
         }

@@ -17,7 +17,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{coldstart::VllmLog, domain::RouteKey, guardian, state::PartSeen};
+use crate::{
+    coldstart::VllmLog,
+    domain::{RouteKey, mask_secrets},
+    guardian,
+    state::PartSeen,
+};
 
 /// The output of a process, read as it comes, so that the process never blocks on it.
 pub(super) struct Output {
@@ -160,7 +165,7 @@ impl Lines {
         let text = plain(&String::from_utf8_lossy(&self.partial));
         self.partial.clear();
         if !text.is_empty() {
-            line(text);
+            line(mask_secrets(&text).into_owned());
         }
     }
 }

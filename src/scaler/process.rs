@@ -26,7 +26,7 @@ use super::{
 use crate::{
     admission::Gate,
     coldstart::{ColdStartKind, Phase},
-    domain::{ProcessTarget, WhenIdle},
+    domain::{ProcessTarget, Reason, WhenIdle},
     probe::Answer,
     state::{Cause, Endpoint, Status},
 };
@@ -111,7 +111,7 @@ impl Launcher {
         self.gate().target().set_status(Status::Starting);
         let mut server = match Server::start(&self.target, &self.guardian, self.gate()) {
             Ok(server) => server,
-            Err(error) => return self.failed(&error.to_string(), Vec::new(), Cause::Lasting),
+            Err(error) => return self.failed(error.to_string().into(), Vec::new(), Cause::Lasting),
         };
         self.gate().cold_starts().mark(Phase::Start);
         tracing::info!(route = %self.gate().key(), address = server.address(), "starting");
@@ -120,12 +120,12 @@ impl Launcher {
             Load::Told => self.stop(server).await,
             Load::Exited(status) => {
                 let End { reason, last_lines } = server.end(status, "loading").await;
-                self.failed(&reason, last_lines, Cause::Lasting);
+                self.failed(reason, last_lines, Cause::Lasting);
             }
             Load::TimedOut(answer) => {
-                let reason = self.wake.too_late(answer);
+                let reason = self.wake.too_late(answer).into();
                 // Nobody waits for it to be gone.
-                self.failed(&reason, server.last_lines(), Cause::Passing);
+                self.failed(reason, server.last_lines(), Cause::Passing);
                 self.wake.meanwhile(server.stop()).await;
             }
         }
@@ -196,7 +196,7 @@ impl Launcher {
             }
             Serve::Silent(answer) => {
                 let reason = format!("the target does not answer any more: {}", self.wake.seen(answer));
-                self.died(endpoint, End { reason, last_lines: server.last_lines() }, false);
+                self.died(endpoint, End { reason: reason.into(), last_lines: server.last_lines() }, false);
                 self.wake.meanwhile(server.stop()).await;
             }
         }
@@ -229,7 +229,7 @@ impl Launcher {
     }
 
     /// The start has failed: the next one waits.
-    fn failed(&mut self, reason: &str, last_lines: Vec<String>, cause: Cause) {
+    fn failed(&mut self, reason: Reason, last_lines: Vec<String>, cause: Cause) {
         let retry_after = self.backoff.failed();
         self.wake.failed(reason, last_lines, cause, retry_after);
     }
@@ -239,9 +239,9 @@ impl Launcher {
     fn died(&mut self, endpoint: Arc<Endpoint>, end: End, stable: bool) {
         let End { reason, last_lines } = end;
         let output = last_lines.join("\n");
-        tracing::warn!(route = %self.gate().key(), reason, output, "the target has died");
+        tracing::warn!(route = %self.gate().key(), %reason, output, "the target has died");
         self.leave(endpoint);
-        let reason: Arc<str> = reason.into();
+        let reason = reason.full().clone();
         // If it died before it answered anything, so did its cold start.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    domain::{ProcessTarget, RouteKey},
+    domain::{ProcessTarget, Reason, RouteKey},
     guardian,
 };
 
@@ -54,7 +54,7 @@ pub(super) enum StartError {
 
 /// How a server ended: the reason, for whoever waited for it, and its last lines.
 pub(super) struct End {
-    pub(super) reason: String,
+    pub(super) reason: Reason,
     pub(super) last_lines: Vec<String>,
 }
 
@@ -173,7 +173,7 @@ fn try_port(port: u16) -> io::Result<u16> {
     Ok(address.map_or(port, |address| address.port()))
 }
 
-fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> String {
+fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> Reason {
     let last = telling(last_lines).as_deref().map(shortened);
     let how = match status {
         Ok(status) => match (status.code(), status.signal()) {
@@ -181,7 +181,7 @@ fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) ->
                 if let Some(said) =
                     last_lines.last().and_then(|line| line.strip_prefix(guardian::SPEAKER)) =>
             {
-                return format!("the command could not be started: {said}");
+                return format!("the command could not be started: {said}").into();
             }
             (Some(code), _) => format!("exited with code {code}"),
             (None, Some(signal)) => match signal_hook::low_level::signal_name(signal) {
@@ -192,9 +192,10 @@ fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) ->
         },
         Err(error) => format!("was lost sight of ({error})"),
     };
+    let brief = format!("the command {how} while {doing}");
     match last {
-        Some(last) => format!("the command {how} while {doing}; its last line: {last}"),
-        None => format!("the command {how} while {doing}, without a word"),
+        Some(last) => Reason::with_output(&brief, &format!("{brief}; its last line: {last}")),
+        None => format!("{brief}, without a word").into(),
     }
 }
 
@@ -244,7 +245,10 @@ mod tests {
                 "the command exited with code 127 while loading; its last line: sh: 1: vlm: not found",
             ),
         ] {
-            assert_eq!(reason(status, "loading", &last), expected);
+            let reason = reason(status, "loading", &last);
+            assert_eq!(&*reason, expected);
+            let brief = expected.split("; its last line").next().unwrap();
+            assert_eq!(&**reason.brief(), brief, "clients do not read what it printed");
         }
         assert_eq!(shortened(&"ä".repeat(301)).chars().count(), 301);
     }

@@ -71,7 +71,7 @@ pub(super) async fn refuse(wake: &mut Wake, reason: &str) {
     loop {
         wake.wanted().await;
         wake.told();
-        wake.failed(reason, Vec::new(), Cause::Lasting, Duration::from_secs(60));
+        wake.failed(reason.into(), Vec::new(), Cause::Lasting, Duration::from_secs(60));
     }
 }
 
@@ -133,7 +133,7 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
         biased;
         outcome = timeout(readiness.activation_timeout.get(), ready) => outcome.ok(),
         obstacle = wake.hopeless() => {
-            wake.failed(&obstacle.message, Vec::new(), obstacle.cause(), HOPELESS);
+            wake.failed(obstacle.message.clone(), Vec::new(), obstacle.cause(), HOPELESS);
             return false;
         }
     };
@@ -142,7 +142,7 @@ async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool 
         wake.activated(endpoint);
         return true;
     }
-    wake.failed(&wake.too_late(last), Vec::new(), Cause::Passing, readiness.interval.get());
+    wake.failed(wake.too_late(last).into(), Vec::new(), Cause::Passing, readiness.interval.get());
     false
 }
 

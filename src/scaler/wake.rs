@@ -10,7 +10,7 @@ use tokio::{
 use super::sight::{Sight, advice};
 use crate::{
     admission::Gate,
-    domain::{ObstacleKind, WhenPaused},
+    domain::{ObstacleKind, Reason, WhenPaused},
     probe::{Answer, probe},
     state::{Cause, Endpoint, Obstacle},
 };
@@ -70,7 +70,7 @@ impl Wake {
         let cold_starts = self.gate.cold_starts();
         cold_starts.begin(began, self.gate.held());
         if let Some(obstacle) = self.gate.target().obstacle().filter(|obstacle| obstacle.kind.hinders()) {
-            cold_starts.hindered(obstacle.message.clone());
+            cold_starts.hindered(obstacle.message.full().clone());
         }
     }
 
@@ -216,11 +216,16 @@ impl Wake {
     }
 
     /// The activation has failed: nobody waits on. The next one begins after `retry_after`, if it is wanted.
-    pub(super) fn failed(&self, reason: &str, last_lines: Vec<String>, cause: Cause, retry_after: Duration) {
-        tracing::warn!(route = %self.gate.key(), reason, ?retry_after, "the target could not be started");
-        let reason: Arc<str> = reason.into();
+    pub(super) fn failed(
+        &self,
+        reason: Reason,
+        last_lines: Vec<String>,
+        cause: Cause,
+        retry_after: Duration,
+    ) {
+        tracing::warn!(route = %self.gate.key(), %reason, ?retry_after, "the target could not be started");
         // The record first, so that who is told finds it.
-        self.gate.cold_starts().failed(reason.clone(), last_lines.clone());
+        self.gate.cold_starts().failed(reason.full().clone(), last_lines.clone());
         self.gate.target().failed(reason, &last_lines, cause, retry_after);
         self.gate.demand().settle();
     }

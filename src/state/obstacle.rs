@@ -1,11 +1,9 @@
 //! What stands in the way of a target.
 
-use std::sync::Arc;
-
 use tokio::time::Instant;
 
 use super::Cause;
-use crate::domain::ObstacleKind;
+use crate::domain::{ObstacleKind, Reason};
 
 /// Why a target does not come up, in words for whoever waits for it.
 #[derive(Clone, Debug)]
@@ -13,7 +11,7 @@ pub struct Obstacle {
     /// What it is.
     pub kind: ObstacleKind,
     /// A sentence that names the object and, where there is one, the way out.
-    pub message: Arc<str>,
+    pub message: Reason,
     /// Since when it has been there.
     pub since: Instant,
 }
@@ -22,7 +20,7 @@ pub struct Obstacle {
 
 impl Obstacle {
     /// One that is there from now on.
-    pub fn new(kind: ObstacleKind, message: impl Into<Arc<str>>) -> Self {
+    pub fn new(kind: ObstacleKind, message: impl Into<Reason>) -> Self {
         Self { kind, message: message.into(), since: Instant::now() }
     }
 

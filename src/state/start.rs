@@ -9,7 +9,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::domain::{ObstacleKind, Part, Phase};
+use crate::domain::{ObstacleKind, Part, Phase, mask_secrets};
 
 /// Something that happened elsewhere: it had happened when we saw it, and perhaps somebody else says when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,8 +93,9 @@ impl Tail {
     /// How many lines are kept.
     pub const KEPT: usize = 50;
 
-    /// Another line.
+    /// Another line, without secrets.
     pub fn push(&self, line: String) {
+        let line = mask_secrets(&line).into_owned();
         let mut lines = self.0.lock();
         if lines.len() == Self::KEPT {
             lines.pop_front();

@@ -222,7 +222,7 @@ async fn is_refused_warm(proxy: &Proxy, request: String) {
 #[tokio::test]
 async fn other_binds_are_guarded_where_cors_is_configured() {
     let mut upstream = Upstream::warm().await;
-    let proxy = at_home(&upstream.url(), "").await.as_reachable();
+    let proxy = at_home(&upstream.url(), "").await.reachable();
     let fields = [("Origin", EVIL), ("Sec-Fetch-Site", "cross-site")];
     let mut client = proxy.sent(simple("evil.example", &fields)).await;
     upstream.call().await.echo().await;
@@ -250,7 +250,7 @@ async fn page_opens_no_websocket_to_an_application() {
 async fn admin_port_is_guarded_on_every_path() {
     let upstream = Upstream::cold().await;
     // However the request port is reached.
-    let proxy = at_home(&upstream.url(), "").await.as_reachable();
+    let proxy = at_home(&upstream.url(), "").await.reachable();
     let ask = async |request: String| Wire::connect(proxy.admin).await.ask(request).await;
     let paths =
         ["/", "/metrics", "/livez", "/readyz", "/api/v1/routes", "/api/v1/events", "/dashboard/app.js", "/x"];

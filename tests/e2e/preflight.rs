@@ -23,7 +23,7 @@ async fn warm(proxy: &Proxy, upstream: &mut Upstream) {
 #[tokio::test]
 async fn preflight_is_answered_by_the_warm_server() {
     let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await.as_reachable();
+    let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await.reachable();
     warm(&proxy, &mut upstream).await;
     for (path, method) in [(CHAT, "POST"), ("/v1/responses/resp_1", "DELETE"), ("/v1/embeddings", "POST")] {
         let mut client = proxy.sent(preflight("api.test", path, method)).await;
@@ -55,7 +55,7 @@ async fn preflight_is_answered_by_the_warm_server() {
 #[tokio::test]
 async fn preflight_wakes_nothing() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), "").await.as_reachable();
+    let proxy = Proxy::tiny(&upstream.url(), "").await.reachable();
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(405, "method_not_allowed");
     let route = proxy.route("tiny").await;
     assert_eq!((&route["state"], &route["held"]), (&"idle".into(), &0.into()));
@@ -73,7 +73,7 @@ async fn preflight_needs_a_route_without_its_model() {
         route("two", &others.url(), ""),
     ]))
     .await
-    .as_reachable();
+    .reachable();
     let mut client = proxy.sent(chat("x").replace("api.test", "tiny.test")).await;
     ours.call().await.echo().await;
     client.response().await;

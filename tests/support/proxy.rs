@@ -115,7 +115,7 @@ impl Proxy {
     }
 
     /// Treats pages of other sites as on an address that other machines reach.
-    pub fn as_reachable(self) -> Self {
+    pub fn reachable(self) -> Self {
         self.shared.cross_site.set(&Config::default(), ([0, 0, 0, 0], 0).into());
         self
     }

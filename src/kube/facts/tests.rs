@@ -80,7 +80,10 @@ impl Stage {
         });
         let facts = tokio::time::timeout(Duration::from_secs(60), waiting).await;
         let facts = facts.unwrap_or_else(|_| panic!("not {kind:?} of {route}")).unwrap();
-        facts[&key].obstacle(&key, &Seen::default()).map(|trouble| trouble.message).unwrap_or_default()
+        facts[&key]
+            .obstacle(&key, &Seen::default())
+            .map(|trouble| trouble.message.to_string())
+            .unwrap_or_default()
     }
 }
 

@@ -90,6 +90,7 @@ impl InterceptorRoute {
             workload: None,
             when_paused: <_>::default(),
             failure_grace: <_>::default(),
+            failure: <_>::default(),
             intercept: Some(Arc::new(intercept)),
         };
         Ok(Read { route, remarks: reader.remarks })

@@ -175,3 +175,13 @@ fn long_texts_are_cut() {
         trouble(&pod(container(waiting("ErrImagePull", &"é ".repeat(5000)), json!({}), 0))).unwrap();
     assert!(trouble.message.chars().count() < 600 && trouble.message.ends_with('…'), "{}", trouble.message);
 }
+
+#[test]
+fn message_of_a_container_is_for_operators() {
+    let mut last = ended(1, "Error");
+    last["terminated"]["message"] = json!("CUDA error with HF_TOKEN=letmein");
+    let trouble = trouble(&pod(container(waiting("CrashLoopBackOff", ""), last, 3))).unwrap();
+    assert!(trouble.message.full().contains("CUDA error with HF_TOKEN=…"), "{}", trouble.message);
+    let brief = trouble.message.brief();
+    assert!(brief.contains("exit code 1 (Error, restarted 3 times)") && !brief.contains("CUDA"), "{brief}");
+}

@@ -23,7 +23,7 @@ fn scaled(pause: Option<Pause>) -> Scaled {
 }
 
 fn workload(replicas: u32, pods: &[Option<ObstacleKind>]) -> WorkloadFacts {
-    let trouble = |kind: &ObstacleKind| Trouble { kind: *kind, message: format!("pod: {}", kind.name()) };
+    let trouble = |kind: &ObstacleKind| Trouble::new(*kind, format!("pod: {}", kind.name()));
     let pods = pods.iter().zip(0..).map(|(pod, number)| PodFacts {
         name: format!("vllm-{number}"),
         labels: "app=vllm".into(),
@@ -51,7 +51,7 @@ fn facts(scaled_objects: Vec<Scaled>, workloads: Vec<WorkloadFacts>) -> Facts {
 }
 
 fn says(facts: &Facts, seen: Seen) -> Option<(ObstacleKind, String)> {
-    facts.obstacle(&RouteKey::from(ROUTE), &seen).map(|trouble| (trouble.kind, trouble.message))
+    facts.obstacle(&RouteKey::from(ROUTE), &seen).map(|trouble| (trouble.kind, trouble.message.to_string()))
 }
 
 fn kind(facts: &Facts) -> Option<ObstacleKind> {
@@ -303,7 +303,7 @@ fn refused_port_is_told_where_the_pod_is_called_ready() {
 
 #[test]
 fn missing_service_is_told_also_at_zero() {
-    let problem = Some(Trouble { kind: ObstacleKind::NoService, message: "it does not exist".into() });
+    let problem = Some(Trouble::new(ObstacleKind::NoService, "it does not exist"));
     let target = TargetFacts { problem, ..TargetFacts::default() };
     let facts = |pause, replicas, pods: &[_]| Facts {
         target: target.clone(),

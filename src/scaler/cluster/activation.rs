@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    domain::Phase,
+    domain::{Phase, Reason},
     state::{Cause, PodStart, Status},
 };
 
@@ -47,10 +47,10 @@ async fn activate(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<
             biased; // what is up is up, whatever stood in its way
             () = until(tally, Tally::is_up) => {}
             obstacle = wake.hopeless() => {
-                return wake.failed(&obstacle.message, keeper.last_lines(), obstacle.cause(), RETRY);
+                return wake.failed(obstacle.message.clone(), keeper.last_lines(), obstacle.cause(), RETRY);
             }
             () = sleep(limit) => {
-                return wake.failed(&keeper.too_late(), keeper.last_lines(), Cause::Passing, RETRY);
+                return wake.failed(keeper.too_late(), keeper.last_lines(), Cause::Passing, RETRY);
             }
         }
         if served(&keeper.gate, wake, tally).await {
@@ -137,11 +137,11 @@ async fn until(tally: &mut watch::Receiver<Tally>, is_so: impl FnMut(&Tally) -> 
 
 impl Keeper {
     /// Why the activation took too long.
-    fn too_late(&self) -> String {
+    fn too_late(&self) -> Reason {
         let limit = self.gate.policy().readiness.activation_timeout;
         let obstacle = self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_seen_by_probes());
-        let why = obstacle.map_or_else(|| self.sight(), |obstacle| obstacle.message.to_string());
-        format!("the target was not ready within {limit}: {why}")
+        let why = obstacle.map_or_else(|| self.sight().into(), |obstacle| obstacle.message.clone());
+        why.map(|why| format!("the target was not ready within {limit}: {why}"))
     }
 
     /// What a pod that did not get ready printed last, where logs are read: of several, the one that came last.

@@ -116,15 +116,15 @@ impl Launcher {
             },
             Err(_) => format!("the target was not awake within {}", readiness.activation_timeout),
         };
-        Nap::Lost(End { reason, last_lines: server.last_lines() })
+        Nap::Lost(End { reason: reason.into(), last_lines: server.last_lines() })
     }
 
     /// What is left of a server that died in its sleep, or does not wake, goes, and whoever waits waits for a start.
     pub(super) async fn lost(&mut self, endpoint: Arc<Endpoint>, server: Server, end: End) {
         let End { reason, last_lines } = end;
         let output = last_lines.join("\n");
-        tracing::warn!(route = %self.gate().key(), reason, output, "the target is lost in its sleep");
-        self.starts_again(reason.into());
+        tracing::warn!(route = %self.gate().key(), %reason, output, "the target is lost in its sleep");
+        self.starts_again(reason.full().clone());
         self.leave(endpoint);
         self.stop(server).await;
     }

@@ -1,0 +1,193 @@
+//! Secrets in texts that others have written: masked before anybody reads them.
+
+use std::borrow::Cow;
+
+/// Tokens that their beginning gives away, and how many characters must follow.
+const PREFIXES: &[(&str, usize)] = &[
+    ("sk-", 8),
+    ("hf_", 8),
+    ("AKIA", 8),
+    ("ASIA", 8),
+    ("ghp_", 8),
+    ("github_pat_", 8),
+    ("glpat-", 8),
+    ("nvapi-", 8),
+    ("AIza", 16),
+    ("xoxb-", 8),
+];
+
+/// Ends of names whose values are secrets, in lower case.
+const NAMES: &[&str] = &[
+    "token",
+    "apikey",
+    "api-key",
+    "api_key",
+    "access-key",
+    "access_key",
+    "secret-key",
+    "secret_key",
+    "secret",
+    "password",
+    "passwd",
+    "authorization",
+];
+
+/// Names that end so and are none: tokens of a vocabulary.
+const VOCABULARY: &[&str] =
+    &["bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "special", "image", "per"];
+
+/// Masks tokens, keys and passwords as far as they can be told: by how they begin (`hf_…`, `sk-…`, `AKIA…`), by the word
+/// before them (`Bearer …`), by the name that they are given (`--api-key …`, `token=…`, `"password": "…"`), and in the
+/// authority of a URL.
+pub fn mask_secrets(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let mut masked = String::new();
+    let mut copied = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        let begins_word = is_of_word(bytes[at]) && (at == 0 || !is_of_word(bytes[at - 1]));
+        match begins_word.then(|| secret_at(bytes, at)).flatten() {
+            Some((from, to)) => {
+                masked.push_str(&text[copied..from]);
+                masked.push('…');
+                (copied, at) = (to, to);
+            }
+            None => at += 1,
+        }
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    masked.push_str(&text[copied..]);
+    Cow::Owned(masked)
+}
+
+/// Where the secret is that the word at `at` is or announces.
+fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+    let end = run(bytes, at, is_of_word);
+    let word = &bytes[at..end];
+    for (prefix, least) in PREFIXES {
+        if let Some(rest) = word.strip_prefix(prefix.as_bytes())
+            && rest.len() >= *least
+            && (*prefix != "hf_" || looks_random(rest))
+        {
+            return Some((at + prefix.len(), end));
+        }
+    }
+    if bytes[end..].starts_with(b"://") {
+        let from = end + 3;
+        let to = run(bytes, from, |byte| !byte.is_ascii_whitespace() && !b"/\"'<>".contains(&byte));
+        let user = bytes[from..to].iter().rposition(|byte| *byte == b'@')?;
+        return Some((from, from + user));
+    }
+    let name = word.to_ascii_lowercase();
+    if name == b"bearer" {
+        return value(bytes, run(bytes, end, |byte| byte == b' '), 8).filter(|(from, _)| *from > end);
+    }
+    let known = *NAMES.iter().find(|known| name.ends_with(known.as_bytes()))?;
+    let before = name[..name.len() - known.len()].strip_suffix(b"_").unwrap_or_default();
+    if VOCABULARY.iter().any(|of| before.ends_with(of.as_bytes())) {
+        return None;
+    }
+    // A closing quote, then what stands between a name and its value.
+    let quoted = matches!(bytes.get(end), Some(b'"' | b'\''));
+    let after = end + usize::from(quoted);
+    let sign = run(bytes, after, |byte| byte == b' ');
+    let from = match bytes.get(sign) {
+        Some(b'=') => sign + 1,
+        // In prose, a colon behind such a word announces anything.
+        Some(b':') if quoted || word.len() > known.len() || matches!(known, "password" | "authorization") => {
+            sign + 1
+        }
+        _ if word.starts_with(b"--") && sign > after && bytes.get(sign) != Some(&b'-') => sign,
+        // A list of arguments: `'--api-key', 'X'`.
+        Some(b',') if word.starts_with(b"--") && quoted => sign + 1,
+        _ => return None,
+    };
+    let from = run(bytes, from, |byte| b" [\"'".contains(&byte));
+    let (from, to) = value(bytes, from, 1)?;
+    let scheme = bytes[from..to].to_ascii_lowercase();
+    if scheme == b"bearer" || scheme == b"basic" {
+        return value(bytes, run(bytes, to, |byte| byte == b' '), 1);
+    }
+    let is_nothing = ["none", "null", "true", "false"].iter().any(|word| scheme == word.as_bytes());
+    (!is_nothing).then_some((from, to))
+}
+
+/// The value that begins at `from`, if it has this many bytes and is not masked.
+fn value(bytes: &[u8], from: usize, least: usize) -> Option<(usize, usize)> {
+    let to = run(bytes, from, |byte| !byte.is_ascii_whitespace() && !b"\"',;)]}&".contains(&byte));
+    (to - from >= least && !bytes[from..to].starts_with("…".as_bytes())).then_some((from, to))
+}
+
+fn run(bytes: &[u8], from: usize, belongs: impl Fn(u8) -> bool) -> usize {
+    bytes[from..].iter().position(|byte| !belongs(*byte)).map_or(bytes.len(), |count| from + count)
+}
+
+const fn is_of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+}
+
+/// Whether what stands behind `hf_` is no word, as in `hf_transfer` and `hf_hub_download`.
+fn looks_random(rest: &[u8]) -> bool {
+    rest.iter().all(u8::is_ascii_alphanumeric)
+        && (rest.len() >= 16 || rest.iter().any(|byte| !byte.is_ascii_lowercase()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_masked() {
+        for (text, expected) in [
+            ("401 for hf_AbCdEfGhIjKlMnOp0123456789", "401 for hf_…"),
+            ("key sk-proj-abcdef_0123, then", "key sk-…, then"),
+            ("AWS AKIAIOSFODNN7EXAMPLE.", "AWS AKIA…."),
+            ("authorization: Bearer abc.def-123", "authorization: Bearer …"),
+            ("Authorization: Basic dXNlcjpwYXNz", "Authorization: Basic …"),
+            ("sent BEARER 0123456789 twice", "sent BEARER … twice"),
+            ("vllm serve m --api-key letmein --port 8000", "vllm serve m --api-key … --port 8000"),
+            ("vllm serve m --api-key=letmein", "vllm serve m --api-key=…"),
+            ("['serve', '--api-key', 'letmein', '--port']", "['serve', '--api-key', '…', '--port']"),
+            ("args: {'api_key': ['letmein'], 'x': 1}", "args: {'api_key': ['…'], 'x': 1}"),
+            (r#"{"token":"letmein","n":1}"#, r#"{"token":"…","n":1}"#),
+            ("GET /x?token=letmein&y=1", "GET /x?token=…&y=1"),
+            ("HF_TOKEN=letmein HF_HOME=/x", "HF_TOKEN=… HF_HOME=/x"),
+            ("HUGGING_FACE_HUB_TOKEN: letmein", "HUGGING_FACE_HUB_TOKEN: …"),
+            ("password: letmein", "password: …"),
+            ("AWS_SECRET_ACCESS_KEY=a/b+c", "AWS_SECRET_ACCESS_KEY=…"),
+            ("https://user:letmein@host/x", "https://…@host/x"),
+            ("ü token=ü ü", "ü token=… ü"),
+        ] {
+            assert_eq!(mask_secrets(text), expected);
+        }
+    }
+
+    #[test]
+    fn other_words_stay() {
+        for text in [
+            "hf_transfer and hf_hub_download, hf_overrides={}",
+            "sk-learn",
+            "unexpected token: '<'",
+            "eos_token='</s>', pad_token_id=0, max_tokens=16, tokens: 5",
+            "api_key=None, token=null",
+            "--api-key --port 8000",
+            "the bearer of news",
+            "https://huggingface.co/org/name",
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
+        ] {
+            assert!(matches!(mask_secrets(text), Cow::Borrowed(_)), "{text}: {}", mask_secrets(text));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_masked_stays_as_it_is(text in "(token=|Bearer |--api-key |sk-|[a-zA-Z0-9:'\"ü …@/ ]){0,20}") {
+            let masked = mask_secrets(&text).into_owned();
+            prop_assert_eq!(mask_secrets(&masked), masked.as_str());
+        }
+    }
+}
