@@ -7,7 +7,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,11 +20,16 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{
-    Server,
-    server::{Connected, Router},
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tonic::{
+    Extensions,
+    transport::{
+        Server,
+        server::{Connected, Router},
+    },
 };
+
+use crate::places::{InUse, Place, Places, Source};
 
 pub use tls::{Tls, TlsError};
 
@@ -33,17 +38,30 @@ pub use tls::{Tls, TlsError};
 pub struct GrpcListener {
     listener: Arc<TcpListener>,
     tls: Option<Arc<Tls>>,
-    connections: Arc<Semaphore>,
+    connections: Arc<Places>,
+    open: Arc<Semaphore>,
 }
 
 /// A client's connection.
 pub struct Connection {
     io: Box<dyn Io>,
-    peer: SocketAddr,
+    caller: Caller,
     /// As long as its client has not begun to speak HTTP/2.
     beginning: Option<Beginning>,
+    evicted: Pin<Box<WaitForCancellationFutureOwned>>,
+    _place: Place,
     _open: OwnedSemaphorePermit,
 }
+
+/// The connection that a call comes over.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    source: Source,
+    uses: Arc<AtomicUsize>,
+}
+
+/// The place of a stream, whose connection is in use as long as it is open.
+pub struct StreamPlace(#[expect(dead_code, reason = "given back when dropped")] (Place, InUse));
 
 /// What a client must have sent, and by when. Afterwards pings find out whether it is there.
 struct Beginning {
@@ -57,6 +75,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How many connections may be open to one listener. KEDA has one or a few, and so has each replica.
 const CONNECTIONS: usize = 256;
+
+/// How many of them one source may have. Its next one takes the place of its oldest, of those without a stream if there is one.
+const CONNECTIONS_PER_SOURCE: usize = 32;
+
+/// How many more may be open that were evicted and are about to end.
+const LEAVING: usize = 32;
 
 /// How many calls may be under way on one connection. KEDA has a single one for all of its ScaledObjects, and what is
 /// above the limit waits in silence there; so this is far above what streams there may be.
@@ -96,7 +120,8 @@ impl GrpcListener {
         Ok(Self {
             listener: Arc::new(TcpListener::bind(address).await?),
             tls: tls.map(Arc::new),
-            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            connections: Places::new(CONNECTIONS, CONNECTIONS_PER_SOURCE),
+            open: Arc::new(Semaphore::new(CONNECTIONS + LEAVING)),
         })
     }
 
@@ -133,7 +158,7 @@ impl GrpcListener {
         let mut handshakes = JoinSet::new();
         loop {
             // The semaphore is never closed.
-            let Ok(open) = self.connections.clone().acquire_owned().await else { return };
+            let Ok(open) = self.open.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
                 // Both are rare. Ended handshakes first, so that they do not pile up.
                 biased;
@@ -143,10 +168,13 @@ impl GrpcListener {
             match accepted {
                 Ok((stream, peer)) => {
                     let (tls, sender) = (self.tls.clone(), sender.clone());
+                    let source = Source::of(peer.ip());
+                    let place = self.connections.enter(source, CancellationToken::new());
+                    let caller = Caller { source, uses: place.uses().clone() };
                     handshakes.spawn(async move {
                         // Pushes are small, and must not wait for more.
                         let opened = match stream.set_nodelay(true) {
-                            Ok(()) => Connection::open(stream, peer, tls, open).await,
+                            Ok(()) => Connection::open(stream, caller, tls, place, open).await,
                             Err(error) => Err(error),
                         };
                         match opened {
@@ -169,28 +197,56 @@ impl GrpcListener {
 impl Connection {
     async fn open(
         stream: impl Io + 'static,
-        peer: SocketAddr,
+        caller: Caller,
         tls: Option<Arc<Tls>>,
+        place: Place,
         open: OwnedSemaphorePermit,
     ) -> io::Result<Self> {
         let end = Instant::now() + HANDSHAKE;
+        let evicted = || place.evicted().clone();
         let io: Box<dyn Io> = match tls {
             None => Box::new(stream),
             Some(tls) => {
                 let acceptor = tls.acceptor().await;
-                Box::new(timeout_at(end, acceptor.accept(stream)).await??)
+                let handshake = evicted().run_until_cancelled_owned(acceptor.accept(stream));
+                let stream = timeout_at(end, handshake).await?.ok_or(io::ErrorKind::ConnectionAborted)?;
+                Box::new(stream?)
             }
         };
         let beginning = Beginning { missing: PREFACE, end: Box::pin(sleep_until(end)) };
-        Ok(Self { io, peer, beginning: Some(beginning), _open: open })
+        let evicted = Box::pin(evicted().cancelled_owned());
+        Ok(Self { io, caller, beginning: Some(beginning), evicted, _place: place, _open: open })
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = SocketAddr;
+    type ConnectInfo = Caller;
 
-    fn connect_info(&self) -> SocketAddr {
-        self.peer
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// The connection of a call; of one in memory, nothing is known.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get().cloned().unwrap_or_default()
+    }
+
+    /// Where it comes from.
+    pub const fn source(&self) -> Source {
+        self.source
+    }
+}
+
+// === impl StreamPlace ===
+
+impl StreamPlace {
+    /// The place of a stream of this caller.
+    pub fn new(place: Place, caller: &Caller) -> Self {
+        Self((place, InUse::new(caller.uses.clone())))
     }
 }
 
@@ -202,6 +258,9 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        if read.is_pending() && self.evicted.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if let Some(beginning) = &mut self.beginning {
             beginning.missing = beginning.missing.saturating_sub(buffer.filled().len() - before);
             if beginning.missing == 0 {

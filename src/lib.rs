@@ -21,6 +21,7 @@ pub mod openai;
 mod output;
 pub mod peer;
 pub mod pick;
+pub mod places;
 pub mod probe;
 pub mod proxy;
 pub mod scaler;

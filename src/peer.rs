@@ -49,12 +49,13 @@ impl Peers {
     /// A replica with these routes. It gets a name that no other one has.
     pub fn new(routes: Arc<Directory>, config: config::Peers) -> Self {
         let id = format!("{:016x}", fastrand::u64(..));
-        let board = Board::new(id, routes.clone(), config.timeout.get());
+        let unreachable_timeout = config.unreachable_timeout.get();
+        let board = Board::new(id, routes.clone(), config.timeout.get(), unreachable_timeout);
         Self { board: Arc::new(board), routes, config }
     }
 
     /// How many other replicas are in each state.
-    pub fn states(&self) -> [(PeerState, usize); 3] {
+    pub fn states(&self) -> [(PeerState, usize); 4] {
         self.board.states()
     }
 

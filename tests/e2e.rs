@@ -39,6 +39,8 @@ mod interceptor;
 mod keepalive;
 #[path = "e2e/limits.rs"]
 mod limits;
+#[path = "e2e/lockouts.rs"]
+mod lockouts;
 #[path = "e2e/models.rs"]
 mod models;
 #[path = "e2e/obstacles.rs"]

@@ -32,6 +32,10 @@ pub struct Peers {
     /// How long the last word of a silent replica counts.
     #[serde(default = "Peers::default_timeout")]
     pub timeout: Period,
+    /// How long the requests that a silent replica had last still count while `service` lists it: it may be up with them, and
+    /// only be out of reach.
+    #[serde(default = "Peers::default_unreachable_timeout")]
+    pub unreachable_timeout: Period,
 }
 
 /// The cluster that is watched. An empty mapping, `kubernetes: {}`, is enough.
@@ -57,6 +61,10 @@ pub struct Kubernetes {
 impl Peers {
     fn default_timeout() -> Period {
         Period::from_secs(10)
+    }
+
+    fn default_unreachable_timeout() -> Period {
+        Period::from_secs(5 * 60)
     }
 }
 

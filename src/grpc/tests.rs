@@ -1,7 +1,5 @@
 //! Connections in memory, on a paused clock.
 
-use std::net::Ipv4Addr;
-
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     time::timeout,
@@ -17,8 +15,8 @@ async fn connected() -> (DuplexStream, Arc<Semaphore>) {
     let (client, stream) = duplex(16 << 10);
     let places = Arc::new(Semaphore::new(1));
     let open = places.clone().acquire_owned().await.unwrap();
-    let peer = (Ipv4Addr::LOCALHOST, 1).into();
-    let connection = Connection::open(stream, peer, None, open).await.unwrap();
+    let place = Places::new(1, 1).enter(Source::default(), CancellationToken::new());
+    let connection = Connection::open(stream, Caller::default(), None, place, open).await.unwrap();
     let (_, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::once(Ok::<_, Infallible>(connection));
     tokio::spawn(server().add_service(health).serve_with_incoming(incoming));

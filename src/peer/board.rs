@@ -25,6 +25,10 @@ pub(super) struct Board {
     id: String,
     routes: Arc<Directory>,
     timeout: Duration,
+    /// How long the last counts of a replica last that is listed and cannot be reached.
+    unreachable_timeout: Duration,
+    /// What the service resolved to last.
+    listed: Mutex<BTreeSet<SocketAddr>>,
     /// By the name that they give themselves.
     replicas: Mutex<BTreeMap<String, Replica>>,
     /// Addresses that nobody answers at.
@@ -36,6 +40,8 @@ pub(super) struct Board {
 struct Replica {
     address: SocketAddr,
     is_connected: bool,
+    /// Its last counts outlast [`Board::timeout`].
+    is_kept: bool,
     heard: Instant,
     routes: HashMap<String, Entry>,
 }
@@ -55,6 +61,8 @@ pub enum PeerState {
     Connected,
     /// The connection has ended; its last word counts for a while.
     Silent,
+    /// It has been silent for longer and is still listed: the requests that it had last count for a while.
+    Kept,
     /// An address of the service at which nobody answers.
     Unreachable,
 }
@@ -81,11 +89,18 @@ const KEY: usize = 512;
 // === impl Board ===
 
 impl Board {
-    pub(super) fn new(id: String, routes: Arc<Directory>, timeout: Duration) -> Self {
+    pub(super) fn new(
+        id: String,
+        routes: Arc<Directory>,
+        timeout: Duration,
+        unreachable_timeout: Duration,
+    ) -> Self {
         Self {
             id,
             routes,
             timeout,
+            unreachable_timeout,
+            listed: Mutex::default(),
             replicas: Mutex::default(),
             unreachable: Mutex::default(),
             disconnected: Notify::new(),
@@ -121,7 +136,13 @@ impl Board {
         if replicas.len() >= REPLICAS && !replicas.contains_key(&report.replica) {
             return Found::TooMany;
         }
-        let replica = Replica { address, is_connected: true, heard: Instant::now(), routes: HashMap::new() };
+        let replica = Replica {
+            address,
+            is_connected: true,
+            is_kept: false,
+            heard: Instant::now(),
+            routes: HashMap::new(),
+        };
         let before = replicas.insert(report.replica.clone(), replica);
         let mut touched: Vec<_> = before.into_iter().flat_map(|before| before.routes.into_keys()).collect();
         touched.extend(keep(&mut replicas, report));
@@ -152,9 +173,15 @@ impl Board {
         self.disconnected.notify_one();
     }
 
-    /// It said goodbye, or has been silent for too long.
+    /// It said goodbye.
     pub(super) fn left(&self, address: SocketAddr) {
         self.forget(|_, replica| replica.address == address);
+    }
+
+    /// The addresses that the service resolves to now.
+    pub(super) fn set_listed(&self, listed: BTreeSet<SocketAddr>) {
+        *self.listed.lock() = listed;
+        self.disconnected.notify_one();
     }
 
     /// Whether anybody answers at this address.
@@ -170,11 +197,9 @@ impl Board {
     /// Forgets those that have been silent for too long, whenever there are any. Never ends; cancel-safe.
     pub(super) async fn expire(&self) {
         loop {
-            let silent = |replica: &&Replica| !replica.is_connected;
-            let next = self.replicas.lock().values().filter(silent).map(|replica| replica.heard).min();
             let expired = async {
-                match next {
-                    Some(heard) => tokio::time::sleep_until(heard + self.timeout).await,
+                match self.next_expiry() {
+                    Some(next) => tokio::time::sleep_until(next).await,
                     None => std::future::pending().await,
                 }
             };
@@ -184,9 +209,57 @@ impl Board {
                 () = self.disconnected.notified() => {}
                 () = expired => {}
             }
-            let now = Instant::now();
-            self.forget(|_, replica| !replica.is_connected && replica.heard + self.timeout <= now);
+            self.keep_requests();
+            let (now, listed) = (Instant::now(), self.listed.lock().clone());
+            self.forget(|_, replica| !replica.is_connected && self.expiry(replica, &listed) <= now);
         }
+    }
+
+    /// When the next silent replica is kept or forgotten.
+    fn next_expiry(&self) -> Option<Instant> {
+        let listed = self.listed.lock().clone();
+        let replicas = self.replicas.lock();
+        let silent = replicas.values().filter(|replica| !replica.is_connected);
+        let next = silent.map(|replica| match replica.is_kept {
+            true => self.expiry(replica, &listed),
+            false => replica.heard + self.timeout,
+        });
+        next.min()
+    }
+
+    /// When a silent replica is forgotten. One that the service still lists may be up with what it held, and only be out of
+    /// reach: if it held anything, that is believed for longer.
+    fn expiry(&self, replica: &Replica, listed: &BTreeSet<SocketAddr>) -> Instant {
+        let is_believed =
+            listed.contains(&replica.address) && replica.routes.values().any(Entry::has_requests);
+        replica.heard + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
+    }
+
+    /// Of replicas that have been silent for the timeout and are not forgotten, only requests count from then on: a lease
+    /// or a linger would have ended.
+    fn keep_requests(&self) {
+        let (now, listed) = (Instant::now(), self.listed.lock().clone());
+        let mut replicas = self.replicas.lock();
+        let mut touched = Vec::new();
+        for (id, replica) in replicas.iter_mut() {
+            let is_due = !replica.is_connected && !replica.is_kept && replica.heard + self.timeout <= now;
+            if !is_due || self.expiry(replica, &listed) <= now {
+                continue;
+            }
+            replica.is_kept = true;
+            tracing::warn!(
+                replica = id,
+                address = %replica.address,
+                until_s = self.unreachable_timeout.as_secs_f64(),
+                "a replica cannot be reached and is still listed: the requests that it had last still count"
+            );
+            touched.extend(replica.routes.keys().cloned());
+            replica.routes.retain(|_, entry| entry.has_requests());
+            for entry in replica.routes.values_mut() {
+                entry.counts.lasting = false;
+            }
+        }
+        self.add_up(&replicas, touched.iter().map(String::as_str));
     }
 
     /// The routes have changed: new gates know nothing of the others yet.
@@ -196,12 +269,14 @@ impl Board {
         self.add_up(&replicas, gates.keys().map(RouteKey::as_str));
     }
 
-    pub(super) fn states(&self) -> [(PeerState, usize); 3] {
+    pub(super) fn states(&self) -> [(PeerState, usize); 4] {
         let replicas = self.replicas.lock();
         let connected = replicas.values().filter(|replica| replica.is_connected).count();
+        let kept = replicas.values().filter(|replica| replica.is_kept).count();
         [
             (PeerState::Connected, connected),
-            (PeerState::Silent, replicas.len() - connected),
+            (PeerState::Silent, replicas.len() - connected - kept),
+            (PeerState::Kept, kept),
             (PeerState::Unreachable, self.unreachable.lock().len()),
         ]
     }
@@ -275,6 +350,11 @@ fn pushes<'a>(
 // === impl Entry ===
 
 impl Entry {
+    /// Whether it has any request.
+    const fn has_requests(&self) -> bool {
+        self.counts.held > 0 || self.counts.in_flight > 0
+    }
+
     /// As it is told.
     pub(super) fn of(self, route: &RouteKey) -> RouteDemand {
         let Counts {
@@ -333,6 +413,7 @@ impl PeerState {
         match self {
             Self::Connected => "connected",
             Self::Silent => "silent",
+            Self::Kept => "kept",
             Self::Unreachable => "unreachable",
         }
     }

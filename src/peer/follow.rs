@@ -125,6 +125,7 @@ impl<N: Network> Following<N> {
             tracing::warn!(addresses = addresses.len(), "peers.service has more addresses than are followed");
         }
         self.follow.listed.lock().clone_from(&listed);
+        self.follow.board.set_listed(listed.clone());
         while self.tasks.try_join_next().is_some() {}
         self.followed.retain(|_, task| !task.is_finished());
         for address in listed {
@@ -152,8 +153,8 @@ impl<N: Network> Follow<N> {
                     BACKOFF.1
                 }
                 End::Silent => {
-                    tracing::warn!(%address, "a replica has been silent for too long: it does not count any more");
-                    self.board.left(address);
+                    tracing::warn!(%address, "a replica has been silent for too long");
+                    self.board.disconnected(address);
                     BACKOFF.1
                 }
                 End::Nobody(found) => {

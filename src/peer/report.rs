@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::stream::unfold;
+use futures_util::stream::{self, StreamExt as _, unfold};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_stream::Stream;
@@ -23,7 +23,8 @@ use crate::{
     admission::{Directory, Gate, Gates},
     demand::Counts,
     domain::RouteKey,
-    grpc::{self, GrpcListener},
+    grpc::{self, Caller, GrpcListener, StreamPlace},
+    places::Places,
 };
 
 /// How often counts are looked at while there are any: so many reports a second there are at the most, and edges.
@@ -31,6 +32,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// How often something is said although nothing has changed.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How many streams one source may have: a replica needs one, and replicas of one machine may come from one address.
+const STREAMS_PER_SOURCE: usize = 8;
 
 /// How large a question may be.
 const QUESTION: usize = 4 << 10;
@@ -57,8 +61,8 @@ pub(super) struct Reports {
 struct Answering {
     id: Arc<str>,
     routes: Arc<Directory>,
-    /// How many more may ask.
-    streams: Arc<Semaphore>,
+    /// The places of those who ask.
+    streams: Arc<Places>,
     ending: CancellationToken,
 }
 
@@ -73,7 +77,7 @@ pub(super) async fn serve(
         id: id.into(),
         routes,
         // A replica that comes back may come before its former connection is known to be dead.
-        streams: Arc::new(Semaphore::new(2 * REPLICAS)),
+        streams: Places::new(2 * REPLICAS, STREAMS_PER_SOURCE),
         ending: ending.clone(),
     };
     let service = PeersServer::new(answering).max_decoding_message_size(QUESTION);
@@ -86,11 +90,17 @@ impl Peers for Answering {
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         tracing::debug!(replica = request.get_ref().replica, "another replica follows us");
-        let permit = self.streams.clone().try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("more than {REPLICAS} replicas are not provided for"))
-        })?;
-        let reports = Reports::new(self.id.clone(), self.routes.clone(), self.ending.clone());
-        Ok(Response::new(Box::pin(reports.stream(Some(permit)))))
+        let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
+        let place = StreamPlace::new(self.streams.enter(caller.source(), ending.clone()), &caller);
+        let reports = Reports::new(self.id.clone(), self.routes.clone(), ending.clone());
+        // A clean end would be a goodbye, and is none where another stream has the place.
+        let (evicted, stopping) = (ending, self.ending.clone());
+        let end = stream::iter(std::iter::once_with(move || {
+            (evicted.is_cancelled() && !stopping.is_cancelled())
+                .then(|| Err(Status::resource_exhausted("another stream was given the place of this one")))
+        }));
+        let reports = reports.stream(Some(place)).chain(end.filter_map(std::future::ready));
+        Ok(Response::new(Box::pin(reports)))
     }
 }
 
@@ -116,11 +126,11 @@ impl Reports {
     /// a slow reader costs nothing: what it is told then is what is true then.
     pub(super) fn stream(
         self,
-        permit: Option<OwnedSemaphorePermit>,
+        place: Option<StreamPlace>,
     ) -> impl Stream<Item = Result<Report, Status>> + Send {
-        unfold((self, permit), |(mut reports, permit)| async {
+        unfold((self, place), |(mut reports, place)| async {
             let report = reports.next().await?;
-            Some((Ok(report), (reports, permit)))
+            Some((Ok(report), (reports, place)))
         })
     }
 

@@ -55,6 +55,7 @@ struct Replica {
 }
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn address(number: u8) -> SocketAddr {
     (Ipv4Addr::new(10, 0, 0, number), 9091).into()
@@ -113,7 +114,8 @@ impl Wires {
                 listed.push(*address);
             }
         }
-        let board = Arc::new(Board::new(wire.id.to_string(), directory.clone(), TIMEOUT));
+        let board =
+            Arc::new(Board::new(wire.id.to_string(), directory.clone(), TIMEOUT, UNREACHABLE_TIMEOUT));
         let following = tokio::spawn(Following::new(board.clone(), self.clone()).run());
         Replica { gate, directory, board, cold_starts, wire, following }
     }
@@ -124,8 +126,14 @@ impl Replica {
         self.gate.counts_everywhere().held
     }
 
+    /// Connected, silent and unreachable ones.
     fn states(&self) -> [usize; 3] {
-        self.board.states().map(|(_, number)| number)
+        let [connected, silent, _, unreachable] = self.board.states().map(|(_, number)| number);
+        [connected, silent, unreachable]
+    }
+
+    fn kept(&self) -> usize {
+        self.board.states()[2].1
     }
 
     fn hold(&self) -> Ticket<crate::admission::Permit> {
@@ -286,15 +294,62 @@ async fn the_last_word_of_a_broken_connection_counts_for_the_timeout() {
     settled().await;
     let _held = two.hold();
     sleep(Duration::from_millis(100)).await;
+    wires.listed.lock().retain(|listed| *listed != address(2));
     two.wire.broken.cancel();
     sleep(Duration::from_millis(8_900)).await;
     assert_eq!(
         (one.held(), one.states()),
-        (1, [0, 1, 1]),
+        (1, [0, 1, 0]),
         "8.9 s: its last heartbeat was at most 1 s before"
     );
     sleep(Duration::from_millis(1_200)).await;
-    assert_eq!((one.held(), one.states()), (0, [0, 0, 1]), "10.1 s");
+    assert_eq!((one.held(), one.states(), one.kept()), (0, [0, 0, 0], 0), "10.1 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_of_a_listed_replica_count_for_5_min() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    two.wire.broken.cancel();
+    sleep(Duration::from_secs(12)).await;
+    assert_eq!((one.held(), one.states(), one.kept()), (1, [0, 0, 1], 1));
+    assert!(!one.gate.counts_everywhere().lasting, "its lease is not believed for so long");
+    sleep(Duration::from_millis(286_900)).await;
+    assert_eq!((one.held(), one.kept()), (1, 1), "298.9 s: its last heartbeat was at most 1 s before");
+    sleep(Duration::from_millis(1_200)).await;
+    assert_eq!((one.held(), one.kept()), (0, 0), "300.1 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn kept_replica_is_forgotten_once_it_is_not_listed() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    let _held = two.hold();
+    sleep(Duration::from_millis(100)).await;
+    two.wire.broken.cancel();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!((one.held(), one.kept()), (1, 1));
+    wires.listed.lock().retain(|listed| *listed != address(2));
+    sleep(Duration::from_millis(2_100)).await;
+    assert_eq!((one.held(), one.kept()), (0, 0), "the service is resolved every 2 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_replica_without_requests_keeps_nothing_up() {
+    let wires = Arc::<Wires>::default();
+    let (one, two) = (wires.join(1), wires.join(2));
+    settled().await;
+    drop(two.hold());
+    sleep(Duration::from_millis(100)).await;
+    assert!(one.gate.counts_everywhere().lasting, "its lease");
+    two.wire.broken.cancel();
+    sleep(Duration::from_millis(10_100)).await;
+    assert!(!one.gate.counts_everywhere().is_active());
+    assert_eq!((one.states(), one.kept()), ([0, 0, 1], 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -317,7 +372,7 @@ async fn a_connection_that_comes_back_in_time_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frozen_replica_counts_for_the_timeout_and_is_asked_again() {
+async fn a_frozen_replica_counts_while_listed_and_is_asked_again() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -327,7 +382,7 @@ async fn a_frozen_replica_counts_for_the_timeout_and_is_asked_again() {
     sleep(Duration::from_millis(8_900)).await;
     assert_eq!(one.held(), 1);
     sleep(Duration::from_millis(1_200)).await;
-    assert_eq!((one.held(), one.states()), (0, [0, 0, 1]));
+    assert_eq!((one.held(), one.states(), one.kept()), (1, [0, 0, 1], 1));
     let thawed = Wire { frozen: CancellationToken::new(), ..two.wire.clone() };
     wires.ends.lock().insert(address(2), thawed);
     sleep(Duration::from_secs(6)).await;

@@ -4,7 +4,7 @@
 use std::{
     array,
     collections::{BinaryHeap, HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroUsize,
     sync::{
         Arc,
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::ConnectionState;
+use crate::places::Source;
 
 /// The connections of all threads.
 pub struct Connections {
@@ -44,10 +45,6 @@ pub struct Connected {
     state: Arc<ConnectionState>,
     source: Option<Source>,
 }
-
-/// Where connections come from: what one client can have many addresses in is one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Source(IpAddr);
 
 const PARTS: usize = 16;
 
@@ -223,20 +220,6 @@ impl Drop for Connected {
             if members.get().is_empty() {
                 members.remove();
             }
-        }
-    }
-}
-
-// === impl Source ===
-
-impl Source {
-    /// Whoever has an IPv6 address has the 64 bits behind its prefix as well (RFC 4291, section 2.5.4).
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(address) => {
-                Self(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into())
-            }
-            address => Self(address),
         }
     }
 }

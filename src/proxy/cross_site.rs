@@ -97,7 +97,8 @@ impl CrossSiteGuard {
         if !is_of_other_site(host, headers) || self.rules.load().allows_origins(headers) {
             return Ok(());
         }
-        let origin = headers.get(ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()).into_owned());
+        let origin =
+            headers.get(ORIGIN).map(|origin| String::from_utf8_lossy(origin.as_bytes()).into_owned());
         Err(ProxyError::CrossSite(origin))
     }
 

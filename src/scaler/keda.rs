@@ -13,12 +13,15 @@ pub mod proto {
 
 use std::{pin::Pin, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::admission::{Directory, Gate};
+use crate::{
+    admission::{Directory, Gate},
+    grpc::{Caller, StreamPlace},
+    places::Places,
+};
 use metrics::{Metrics, no_values};
 use proto::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, ScaledObjectRef,
@@ -32,8 +35,8 @@ use trigger::Trigger;
 #[derive(Clone)]
 struct Keda {
     routes: Arc<Directory>,
-    /// How many more streams may be opened.
-    streams: Arc<Semaphore>,
+    /// The places of streams.
+    streams: Arc<Places>,
     /// Ends all streams, cleanly.
     ending: CancellationToken,
 }
@@ -51,13 +54,15 @@ impl Keda {
         Ok((trigger, gate))
     }
 
-    /// The right to one more stream.
-    fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
-        self.streams.clone().try_acquire_owned().map_err(|_| {
+    /// The place of one more stream, and what ends it.
+    fn stream<T>(&self, request: &Request<T>) -> Result<(StreamPlace, CancellationToken), Status> {
+        let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
+        let place = self.streams.try_enter(caller.source(), ending.clone()).ok_or_else(|| {
             Status::resource_exhausted(format!(
                 "{STREAMS} streams are open already, two for each ScaledObject; run another deployment of anteroom"
             ))
-        })
+        })?;
+        Ok((StreamPlace::new(place, &caller), ending))
     }
 }
 
@@ -85,8 +90,9 @@ impl ExternalScaler for Keda {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let trigger = Trigger::of(request.get_ref())?;
-        let activity = Activity::new(trigger, self.routes.clone(), self.ending.clone());
-        Ok(Response::new(Box::pin(activity.stream(self.stream()?))))
+        let (place, ending) = self.stream(&request)?;
+        let activity = Activity::new(trigger, self.routes.clone(), ending);
+        Ok(Response::new(Box::pin(activity.stream(place))))
     }
 
     async fn get_metric_spec(
@@ -111,7 +117,7 @@ impl ExternalScaler for Keda {
         metrics.values(&request.metric_name, &gate.counts_everywhere()).map(Response::new).ok_or_else(|| {
             Status::not_found(format!(
                 "{trigger}: there is no metric \"{}\"; there is {}",
-                request.metric_name,
+                trigger::shortened(&request.metric_name),
                 metrics.names().join(", ")
             ))
         })
@@ -122,7 +128,8 @@ impl ExternalScaler for Keda {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
         let trigger = Trigger::of(request.get_ref())?;
-        let specs = Specs::new(trigger, self.routes.clone(), self.ending.clone());
-        Ok(Response::new(Box::pin(specs.stream(self.stream()?))))
+        let (place, ending) = self.stream(&request)?;
+        let specs = Specs::new(trigger, self.routes.clone(), ending);
+        Ok(Response::new(Box::pin(specs.stream(place))))
     }
 }

@@ -35,6 +35,14 @@ impl Checker<'_> {
                 self.error(&path.key("service"), message);
             }
             self.period(&path.key("timeout"), peers.timeout);
+            self.at_most_a_month(&path.key("unreachableTimeout"), peers.unreachable_timeout);
+            if peers.unreachable_timeout < peers.timeout {
+                let message = format!(
+                    "{} is less than `timeout`, {}, for which every silent replica counts",
+                    peers.unreachable_timeout, peers.timeout
+                );
+                self.error(&path.key("unreachableTimeout"), message);
+            }
         }
         if let Some(kubernetes) = &config.kubernetes {
             let path = root.key("kubernetes");

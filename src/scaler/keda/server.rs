@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Semaphore, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService, transport::server::Router};
 
@@ -13,6 +13,7 @@ use super::{
 use crate::{
     admission::Directory,
     grpc::{self, GrpcListener},
+    places::Places,
 };
 
 /// How many streams may be open: KEDA has two for each ScaledObject.
@@ -34,7 +35,7 @@ pub fn service(
     routes: Arc<Directory>,
     ending: CancellationToken,
 ) -> ExternalScalerServer<impl ExternalScaler> {
-    bounded(Keda { routes, streams: Arc::new(Semaphore::new(STREAMS)), ending })
+    bounded(Keda { routes, streams: Places::new(STREAMS, STREAMS), ending })
 }
 
 fn bounded(keda: Keda) -> Service {
@@ -52,7 +53,7 @@ pub async fn serve(
     draining: CancellationToken,
     stopping: CancellationToken,
 ) {
-    let streams = Arc::new(Semaphore::new(STREAMS));
+    let streams = Places::new(STREAMS, STREAMS);
     let stage = |is_serving, ending: &CancellationToken| {
         let keda = Keda { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
         let (listener, ending) = (listener.clone(), ending.clone());

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::stream::unfold;
 use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_stream::Stream;
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     admission::{Directory, Gate, Gates, OpenStream},
     demand::PushReceiver,
+    grpc::StreamPlace,
 };
 
 /// Interval at which `true` is repeated until KEDA has scaled. KEDA drops a push that comes before it knows its own
@@ -224,11 +225,11 @@ impl Activity {
     /// The stream, as long as it may be open.
     pub(super) fn stream(
         self,
-        permit: OwnedSemaphorePermit,
+        place: StreamPlace,
     ) -> impl Stream<Item = Result<IsActiveResponse, Status>> + Send {
-        unfold((self, permit), |(mut activity, permit)| async {
+        unfold((self, place), |(mut activity, place)| async {
             let result = activity.next().await?;
-            Some((Ok(IsActiveResponse { result }), (activity, permit)))
+            Some((Ok(IsActiveResponse { result }), (activity, place)))
         })
     }
 }
@@ -267,11 +268,11 @@ impl Specs {
     /// The stream, as long as it may be open.
     pub(super) fn stream(
         self,
-        permit: OwnedSemaphorePermit,
+        place: StreamPlace,
     ) -> impl Stream<Item = Result<GetMetricSpecResponse, Status>> + Send {
-        unfold((self, permit), |(mut specs, permit)| async {
+        unfold((self, place), |(mut specs, place)| async {
             let response = specs.next().await?;
-            Some((Ok(response), (specs, permit)))
+            Some((Ok(response), (specs, place)))
         })
     }
 }

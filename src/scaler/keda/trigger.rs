@@ -39,6 +39,12 @@ impl Trigger {
     /// # Errors
     /// When it names no route, or one that can never be there.
     pub(super) fn of(object: &ScaledObjectRef) -> Result<Self, Status> {
+        // First, so that nothing that is longer is kept, answered or logged.
+        if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME) {
+            return Err(Status::invalid_argument(format!(
+                "the ScaledObject's namespace or name is longer than {MAX_NAME} bytes, which no object's is"
+            )));
+        }
         let named = |kind: Kind| {
             let name = object.scaler_metadata.get(kind.key()).map(|name| name.trim());
             name.filter(|name| !name.is_empty()).map(|name| (kind, name))
@@ -55,11 +61,6 @@ impl Trigger {
             (None, None) => return Err(invalid("names no route")),
             (Some(_), Some(_)) => return Err(invalid("has both `route` and `interceptorRoute`")),
         };
-        if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME) {
-            return Err(Status::invalid_argument(format!(
-                "the ScaledObject's namespace or name is longer than {MAX_NAME} bytes, which no object's is"
-            )));
-        }
         if let Some(why) = kind.cannot_be(name, &object.namespace) {
             return Err(invalid(&format!("names a route that cannot be there: {why}")));
         }
@@ -123,6 +124,11 @@ impl fmt::Display for Trigger {
         let Self { namespace, object, kind, name } = self;
         write!(f, "ScaledObject {namespace}/{object}, {} \"{name}\"", kind.key())
     }
+}
+
+/// As much of a name as an answer repeats.
+pub(super) fn shortened(name: &str) -> &str {
+    &name[..name.floor_char_boundary(MAX_NAME)]
 }
 
 // === impl Kind ===
@@ -217,7 +223,13 @@ mod tests {
             scaler_metadata: [("route".into(), "llama".into())].into(),
             ..ScaledObjectRef::default()
         };
-        assert_eq!(Trigger::of(&object).unwrap_err().code(), tonic::Code::InvalidArgument);
+        let status = Trigger::of(&object).unwrap_err();
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        // Also where the metadata is wrong: nothing repeats a name that no object can have.
+        let huge = ScaledObjectRef { name: "x".repeat(60_000), ..ScaledObjectRef::default() };
+        for object in [object, huge] {
+            assert!(Trigger::of(&object).unwrap_err().message().len() < 200);
+        }
     }
 
     #[tokio::test]

@@ -73,6 +73,7 @@ peers:
   listen: {{ printf "%s:9091" .Values.listenHost | quote }}
   service: {{ printf "%s:9091" (include "anteroom.serviceHost" (list . "peers")) | quote }}
   timeout: {{ .Values.peers.timeout }}
+  unreachableTimeout: {{ .Values.peers.unreachableTimeout }}
 kubernetes:
   namespaces: {{ toJson .Values.kubernetes.namespaces }}
   modelRoutes: {{ .Values.kubernetes.modelRoutes }}

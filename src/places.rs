@@ -1,0 +1,274 @@
+//! Places of connections and streams: no more than there are, and fair between the sources that take them, so that nobody
+//! is kept out by somebody else.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+/// Where connections come from: all addresses that one client can have are one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source(IpAddr);
+
+/// Places. A newcomer finds one in any case: where all are taken, or all that its source may have, somebody is evicted for it.
+pub struct Places {
+    max: usize,
+    max_per_source: usize,
+    taken: Mutex<Taken>,
+}
+
+/// A place, until this is dropped or another one is given it.
+pub struct Place {
+    places: Arc<Places>,
+    source: Source,
+    number: u64,
+    evicted: CancellationToken,
+    uses: Arc<AtomicUsize>,
+}
+
+/// Marks a connection as one that is of use, until this is dropped: of those of a source, the others are evicted first.
+pub struct InUse(Arc<AtomicUsize>);
+
+#[derive(Default)]
+struct Taken {
+    next: u64,
+    count: usize,
+    /// By number, so that the oldest stands first. No source is kept without a member.
+    by_source: HashMap<Source, BTreeMap<u64, Member>>,
+}
+
+struct Member {
+    evicted: CancellationToken,
+    uses: Arc<AtomicUsize>,
+}
+
+// === impl Source ===
+
+impl Source {
+    /// An IPv6 address comes with the 64 bits behind its prefix (RFC 4291, section 2.5.4).
+    pub fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                Self(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into())
+            }
+            address => Self(address),
+        }
+    }
+}
+
+impl Default for Source {
+    /// A source that is not known, as of a connection in memory.
+    fn default() -> Self {
+        Self(Ipv4Addr::UNSPECIFIED.into())
+    }
+}
+
+// === impl Places ===
+
+impl Places {
+    /// So many places, and so many of them for one source.
+    pub fn new(max: usize, max_per_source: usize) -> Arc<Self> {
+        Arc::new(Self { max, max_per_source, taken: Mutex::default() })
+    }
+
+    /// Takes a place. Where there is none, the source that has most of them gives one up: the oldest that is not in use, or
+    /// else the oldest. `evicted` is cancelled when this one is to be given up in its turn.
+    pub fn enter(self: &Arc<Self>, source: Source, evicted: CancellationToken) -> Place {
+        let mut taken = self.taken.lock();
+        if taken.of(source) >= self.max_per_source {
+            taken.evict(source);
+        } else if taken.count >= self.max
+            && let Some((largest, _)) = taken.largest()
+        {
+            taken.evict(largest);
+        }
+        self.add(&mut taken, source, evicted)
+    }
+
+    /// Takes a place unless all are taken and no other source has more of them: what is long-lived is not given up for the
+    /// same source's newcomer.
+    pub fn try_enter(self: &Arc<Self>, source: Source, evicted: CancellationToken) -> Option<Place> {
+        let mut taken = self.taken.lock();
+        let own = taken.of(source);
+        if own >= self.max_per_source {
+            return None;
+        }
+        if taken.count >= self.max {
+            let (largest, _) = taken.largest().filter(|(_, most)| *most > own + 1)?;
+            taken.evict(largest);
+        }
+        Some(self.add(&mut taken, source, evicted))
+    }
+
+    fn add(self: &Arc<Self>, taken: &mut Taken, source: Source, evicted: CancellationToken) -> Place {
+        let number = taken.next;
+        let uses = Arc::<AtomicUsize>::default();
+        taken.next += 1;
+        taken.count += 1;
+        let member = Member { evicted: evicted.clone(), uses: uses.clone() };
+        taken.by_source.entry(source).or_default().insert(number, member);
+        Place { places: self.clone(), source, number, evicted, uses }
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    fn of(&self, source: Source) -> usize {
+        self.by_source.get(&source).map_or(0, BTreeMap::len)
+    }
+
+    /// The source that has most places; of several, the one whose oldest unused member is oldest. Looks at all sources.
+    fn largest(&self) -> Option<(Source, usize)> {
+        let rank = |members: &BTreeMap<u64, Member>| {
+            let unused = members.iter().find(|(_, member)| !member.is_in_use()).map(|(number, _)| *number);
+            (members.len(), unused.is_some(), Reverse(unused))
+        };
+        let largest = self.by_source.iter().max_by_key(|(_, members)| rank(members))?;
+        Some((*largest.0, largest.1.len()))
+    }
+
+    fn evict(&mut self, source: Source) {
+        let Some(members) = self.by_source.get(&source) else { return };
+        let unused = members.iter().find(|(_, member)| !member.is_in_use());
+        let Some((number, member)) = unused.or_else(|| members.first_key_value()) else { return };
+        member.evicted.cancel();
+        self.remove(source, *number);
+    }
+
+    fn remove(&mut self, source: Source, number: u64) {
+        let Some(members) = self.by_source.get_mut(&source) else { return };
+        // One that was evicted is not there any more.
+        self.count -= usize::from(members.remove(&number).is_some());
+        if members.is_empty() {
+            self.by_source.remove(&source);
+        }
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn is_in_use(&self) -> bool {
+        self.uses.load(Ordering::Relaxed) > 0
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Cancelled when the place is given to another one.
+    pub const fn evicted(&self) -> &CancellationToken {
+        &self.evicted
+    }
+
+    /// The number of uses, for [`InUse::new`].
+    pub const fn uses(&self) -> &Arc<AtomicUsize> {
+        &self.uses
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken.lock().remove(self.source, self.number);
+    }
+}
+
+// === impl InUse ===
+
+impl InUse {
+    /// Counts one more use.
+    pub fn new(uses: Arc<AtomicUsize>) -> Self {
+        uses.fetch_add(1, Ordering::Relaxed);
+        Self(uses)
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(number: u8) -> Source {
+        Source::of([192, 0, 2, number].into())
+    }
+
+    fn enter(places: &Arc<Places>, number: u8) -> Place {
+        places.enter(source(number), CancellationToken::new())
+    }
+
+    fn evicted(places: &[Place]) -> Vec<usize> {
+        let evicted = places.iter().enumerate().filter(|(_, place)| place.evicted().is_cancelled());
+        evicted.map(|(number, _)| number).collect()
+    }
+
+    #[test]
+    fn source_above_its_limit_gives_up_its_own() {
+        let places = Places::new(8, 2);
+        let other = enter(&places, 1);
+        let open: Vec<_> = (0..5).map(|_| enter(&places, 2)).collect();
+        assert_eq!(evicted(&open), [0, 1, 2], "the oldest");
+        assert!(!other.evicted().is_cancelled());
+        drop((open, other));
+        let taken = places.taken.lock();
+        assert_eq!((taken.count, taken.by_source.len()), (0, 0), "nothing is kept of who has gone");
+    }
+
+    #[test]
+    fn newcomer_takes_the_place_of_the_largest_source() {
+        let places = Places::new(6, 4);
+        let keda = enter(&places, 1);
+        let open: Vec<_> = (0..4).map(|_| enter(&places, 2)).collect();
+        let third = enter(&places, 3);
+        let _fourth = enter(&places, 4);
+        assert_eq!(evicted(&open), [0]);
+        assert!(!keda.evicted().is_cancelled() && !third.evicted().is_cancelled());
+    }
+
+    #[test]
+    fn what_is_in_use_is_evicted_last() {
+        let places = Places::new(3, 3);
+        let open: Vec<_> = (0..3).map(|number| enter(&places, number)).collect();
+        let used = InUse::new(open[0].uses().clone());
+        let _one = enter(&places, 9);
+        assert_eq!(evicted(&open), [1], "the oldest that is not in use");
+        drop(used);
+        let _two = enter(&places, 10);
+        assert_eq!(evicted(&open), [0, 1]);
+    }
+
+    #[test]
+    fn full_streams_are_given_up_for_smaller_sources_only() {
+        let places = Places::new(4, 4);
+        let try_enter = |number| places.try_enter(source(number), CancellationToken::new());
+        let mut open: Vec<_> = (0..4).map(|_| try_enter(1).unwrap()).collect();
+        assert!(try_enter(1).is_none(), "its own stay");
+        let two: Vec<_> = (0..2).map(|_| try_enter(2).unwrap()).collect();
+        assert_eq!(evicted(&open), [0, 1]);
+        assert!(try_enter(2).is_none(), "both have as many");
+        open.truncate(0);
+        assert!(try_enter(2).is_some());
+        assert!(evicted(&two).is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_client_are_one_source() {
+        let of = |address: &str| Source::of(address.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), source(1), "as a socket for both families sees it");
+    }
+}

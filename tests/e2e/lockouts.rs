@@ -1,0 +1,94 @@
+//! The other listeners under strangers who take all places: who needs one still finds it.
+
+use anteroom::peer::proto::{WatchRequest, peers_client::PeersClient};
+use tokio::io::AsyncWriteExt as _;
+
+use super::scaler::{channel, next, scaled, scaler, tiny};
+use crate::support::{
+    Proxy, Upstream, Wire, route, routes, soon, until,
+    wire::{chat, get},
+};
+
+/// What a client of HTTP/2 begins with: the preface, and settings that change nothing.
+const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+
+#[tokio::test]
+async fn idle_connections_keep_no_scaler_out() {
+    let mut upstream = Upstream::cold().await;
+    let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
+    let mut first = scaler(&proxy).await;
+    let mut stream = first.stream_is_active(tiny()).await.unwrap().into_inner();
+    assert!(!next(&mut stream).await.unwrap().result);
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        let mut wire = Wire::connect(proxy.scaler.unwrap()).await;
+        // One that was given up meanwhile may not take it.
+        let _ = wire.stream.write_all(BEGINNING).await;
+        idle.push(wire);
+    }
+    let mut second = scaler(&proxy).await;
+    assert!(!soon("an answer", second.is_active(tiny())).await.unwrap().into_inner().result);
+    // Whoever has a stream keeps the connection.
+    let mut client = proxy.sent(chat("x")).await;
+    assert!(next(&mut stream).await.unwrap().result);
+    upstream.wake();
+    upstream.call().await.echo().await;
+    client.response().await;
+    drop(idle);
+    proxy.stop(&[("completed", 1)]).await;
+}
+
+#[tokio::test]
+async fn streams_of_strangers_keep_no_replica_out() {
+    let upstream = Upstream::cold().await;
+    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let config = |listen: &str, service: String| {
+        format!(
+            "scaler: 127.0.0.1:0\npeers: {{ listen: \"{listen}\", service: \"{service}\" }}\n{}",
+            routes(&[route("tiny", &upstream.url(), "")])
+        )
+    };
+    let first = Proxy::start(&config("127.0.0.1:0", format!("127.0.0.2:{port}"))).await;
+    let mut strangers = Vec::new();
+    for _ in 0..7 {
+        let mut client = PeersClient::new(channel(first.peers).await);
+        for _ in 0..20 {
+            let watch = client.watch(WatchRequest { replica: "stranger".into() });
+            strangers.push(soon("a stream", watch).await.unwrap().into_inner());
+        }
+    }
+    let second = Proxy::start(&config(&format!("127.0.0.2:{port}"), first.peers.unwrap().to_string())).await;
+    until("the first one", async || second.metric("anteroom_peers", &["connected"]).await == 1).await;
+    let client = first.sent(chat("x")).await;
+    let mut scaler = scaler(&second).await;
+    until("what the first one holds", async || scaler.is_active(tiny()).await.unwrap().into_inner().result)
+        .await;
+    // Those that were given up are told so: a clean end would be a goodbye.
+    let mut oldest = strangers.swap_remove(0);
+    let end = soon("the end", async {
+        while oldest.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    })
+    .await;
+    assert_eq!(end.unwrap_err().code(), tonic::Code::ResourceExhausted);
+    drop(client);
+    first.held(0).await;
+    second.stop(&[]).await;
+    first.stop(&[("client_gone", 1)]).await;
+}
+
+#[tokio::test]
+async fn trickling_requests_keep_no_probe_out() {
+    let upstream = Upstream::cold().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let mut slow = Vec::new();
+    for _ in 0..520 {
+        let mut wire = Wire::connect(proxy.admin).await;
+        let _ = wire.stream.write_all(b"GET /livez HTTP/1.1\r\nX: ").await;
+        slow.push(wire);
+    }
+    let probe = Wire::connect(proxy.admin).await.ask(get("/livez").replace("api.test", "localhost")).await;
+    assert_eq!(probe.status(), 200);
+    drop(slow);
+    proxy.stop(&[]).await;
+}
