@@ -7,6 +7,7 @@ mod board;
 mod follow;
 mod network;
 mod report;
+mod token;
 
 /// The protocol, as generated from `proto/peers.proto`.
 #[allow(missing_docs, reason = "generated")]
@@ -23,12 +24,14 @@ use board::Board;
 pub use board::PeerState;
 use follow::Following;
 use network::Dns;
+use token::Token;
 
 /// This replica among its peers.
 pub struct Peers {
     board: Arc<Board>,
     routes: Arc<Directory>,
     config: config::Peers,
+    token: Option<Arc<Token>>,
 }
 
 /// How many other replicas there may be.
@@ -51,7 +54,8 @@ impl Peers {
         let id = format!("{:016x}", fastrand::u64(..));
         let unreachable_timeout = config.unreachable_timeout.get();
         let board = Board::new(id, routes.clone(), config.timeout.get(), unreachable_timeout);
-        Self { board: Arc::new(board), routes, config }
+        let token = config.token_file.as_ref().map(|path| Arc::new(Token::new(path)));
+        Self { board: Arc::new(board), routes, config, token }
     }
 
     /// How many other replicas are in each state.
@@ -61,8 +65,10 @@ impl Peers {
 
     /// Answers other replicas and follows them until `stopping`; then says goodbye.
     pub async fn run(&self, listener: GrpcListener, stopping: CancellationToken) {
-        let network = Arc::new(Dns::new(self.config.service.clone(), self.board.id().to_owned()));
-        let answering = report::serve(listener, self.board.id(), self.routes.clone(), stopping.clone());
+        let (service, id) = (self.config.service.clone(), self.board.id());
+        let network = Arc::new(Dns::new(service, id.to_owned(), self.token.clone()));
+        let (routes, token) = (self.routes.clone(), self.token.clone());
+        let answering = report::serve(listener, id, routes, token, stopping.clone());
         let following = async {
             tokio::select! {
                 // The end first: what is heard then changes nothing any more.

@@ -29,6 +29,10 @@ pub struct Peers {
     pub listen: SocketAddr,
     /// `name:port` that resolves to every replica, such as a headless Service. Asked again every few seconds.
     pub service: String,
+    /// A file with the token that replicas show each other, the same for all; read again as it changes. Without it, anybody who
+    /// reaches `listen` may follow us. In this release, a replica that shows none is accepted, with a warning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
     /// How long the last word of a silent replica counts.
     #[serde(default = "Peers::default_timeout")]
     pub timeout: Period,

@@ -1,12 +1,12 @@
 //! How other replicas are found and asked.
 
-use std::{io, net::SocketAddr, pin::Pin, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use tokio_stream::Stream;
-use tonic::{Status, transport::Endpoint};
+use tonic::{Request, Status, transport::Endpoint};
 
 use super::{
-    REPORT,
+    REPORT, Token,
     proto::{Report, WatchRequest, peers_client::PeersClient},
 };
 
@@ -25,6 +25,7 @@ pub(super) trait Network: Send + Sync + 'static {
 pub(super) struct Dns {
     service: String,
     id: String,
+    token: Option<Arc<Token>>,
 }
 
 /// How long a connection may take.
@@ -34,8 +35,8 @@ const CONNECT: Duration = Duration::from_secs(2);
 
 impl Dns {
     /// `service` is `name:port`; `id` is our own name.
-    pub(super) const fn new(service: String, id: String) -> Self {
-        Self { service, id }
+    pub(super) const fn new(service: String, id: String, token: Option<Arc<Token>>) -> Self {
+        Self { service, id, token }
     }
 }
 
@@ -51,7 +52,9 @@ impl Network for Dns {
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let mut client = PeersClient::new(channel).max_decoding_message_size(REPORT);
-        let reports = client.watch(WatchRequest { replica: self.id.clone() }).await?.into_inner();
+        let mut call = Request::new(WatchRequest { replica: self.id.clone() });
+        self.token.iter().for_each(|token| token.show(&mut call));
+        let reports = client.watch(call).await?.into_inner();
         Ok(Box::pin(reports))
     }
 }

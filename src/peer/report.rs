@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{
-    REPLICAS, ROUTES,
+    REPLICAS, ROUTES, Token,
     board::Entry,
     proto::{
         Report, RouteDemand, WatchRequest,
@@ -63,6 +63,7 @@ struct Answering {
     routes: Arc<Directory>,
     /// The places of those who ask.
     streams: Arc<Places>,
+    token: Option<Arc<Token>>,
     ending: CancellationToken,
 }
 
@@ -71,6 +72,7 @@ pub(super) async fn serve(
     listener: GrpcListener,
     id: &str,
     routes: Arc<Directory>,
+    token: Option<Arc<Token>>,
     ending: CancellationToken,
 ) {
     let answering = Answering {
@@ -78,6 +80,7 @@ pub(super) async fn serve(
         routes,
         // A replica that comes back may come before its former connection is known to be dead.
         streams: Places::new(2 * REPLICAS, STREAMS_PER_SOURCE),
+        token,
         ending: ending.clone(),
     };
     let service = PeersServer::new(answering).max_decoding_message_size(QUESTION);
@@ -89,6 +92,7 @@ impl Peers for Answering {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        self.token.iter().try_for_each(|token| token.check(&request))?;
         tracing::debug!(replica = request.get_ref().replica, "another replica follows us");
         let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
         let place = StreamPlace::new(self.streams.enter(caller.source(), ending.clone()), &caller);

@@ -92,3 +92,46 @@ async fn trickling_requests_keep_no_probe_out() {
     drop(slow);
     proxy.stop(&[]).await;
 }
+
+#[tokio::test]
+async fn wrong_token_follows_no_replica() {
+    let upstream = Upstream::cold().await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "right\n").unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let config = |listen: &str, service: String| {
+        format!(
+            "peers: {{ listen: \"{listen}\", service: \"{service}\", tokenFile: {} }}\n{}",
+            token.display(),
+            routes(&[route("tiny", &upstream.url(), "")])
+        )
+    };
+    let first = Proxy::start(&config("127.0.0.1:0", format!("127.0.0.2:{port}"))).await;
+    let service = first.peers.unwrap().to_string();
+    let second = Proxy::start(&config(&format!("127.0.0.2:{port}"), service)).await;
+    for proxy in [&first, &second] {
+        until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
+    }
+    let mut client = PeersClient::new(channel(first.peers).await);
+    let mut watch = async |shown: Option<&'static str>| {
+        let mut call = tonic::Request::new(WatchRequest { replica: "stranger".into() });
+        if let Some(shown) = shown {
+            call.metadata_mut().insert("authorization", shown.parse().unwrap());
+        }
+        soon("an answer", client.watch(call)).await.map(drop).map_err(|status| status.code())
+    };
+    let refused = Err(tonic::Code::Unauthenticated);
+    assert_eq!(watch(Some("Bearer wrong")).await, refused);
+    assert_eq!(watch(Some("Bearer right2")).await, refused);
+    assert_eq!(watch(Some("right")).await, refused);
+    assert_eq!(watch(Some("Bearer right")).await, Ok(()));
+    // A replica of the release before.
+    assert_eq!(watch(None).await, Ok(()));
+    // It is read again.
+    std::fs::write(&token, "changed").unwrap();
+    assert_eq!(watch(Some("Bearer right")).await, refused);
+    assert_eq!(watch(Some("Bearer changed")).await, Ok(()));
+    second.stop(&[]).await;
+    first.stop(&[]).await;
+}

@@ -40,6 +40,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s-%s.%s.svc.%s" (include "anteroom.fullname" $root) (index . 1) $root.Release.Namespace $root.Values.clusterDomain -}}
 {{- end -}}
 
+{{- define "anteroom.peersSecret" -}}
+{{- default (printf "%s-peers" (include "anteroom.fullname" .)) .Values.peers.existingSecret -}}
+{{- end -}}
+
 {{- define "anteroom.scalerAddress" -}}
 {{- default (printf "%s:9090" (include "anteroom.serviceHost" (list . "scaler"))) .Values.scaler.address -}}
 {{- end -}}
@@ -72,6 +76,7 @@ scalerTls:
 peers:
   listen: {{ printf "%s:9091" .Values.listenHost | quote }}
   service: {{ printf "%s:9091" (include "anteroom.serviceHost" (list . "peers")) | quote }}
+  tokenFile: /etc/anteroom-peers/token
   timeout: {{ .Values.peers.timeout }}
   unreachableTimeout: {{ .Values.peers.unreachableTimeout }}
 kubernetes:
