@@ -119,8 +119,11 @@ async fn serve(args: ConfigArgs) -> ExitCode {
         Ok(loaded) => loaded,
         Err(error) => return fail(error.report()),
     };
-    let _logs = telemetry::init_logs(config.log == LogFormat::Json);
-    let reporting = tokio::spawn(telemetry::report_dropped_lines());
+    let _logs = match telemetry::init_logs(config.log == LogFormat::Json) {
+        Ok(logs) => logs,
+        Err(error) => return fail(format!("error: cannot start the thread that writes the log: {error}")),
+    };
+    let reporting = tokio::spawn(telemetry::report_missing_lines());
     for warning in warnings {
         tracing::warn!("{warning}");
     }

@@ -2,13 +2,16 @@
 
 mod counters;
 mod histogram;
+mod log_limit;
+mod log_queue;
 mod logs;
 mod pulse;
 pub mod traces;
 
 pub use counters::{HoldEnd, RouteCounters, STATUS_CODES, StaticKind, status_slot};
 pub use histogram::{BUCKETS, Histogram, Summed, TraceLabel, exemplar};
-pub use logs::{dropped_log_lines, init_logs, report_dropped_lines};
+pub use log_queue::LogGuard;
+pub use logs::{dropped_log_lines, init_logs, limited_log_lines, report_missing_lines};
 pub use pulse::Pulse;
 
 use std::cell::Cell;

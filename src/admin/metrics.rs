@@ -19,7 +19,7 @@ use crate::{
     error::{Outcome, Refusal},
     telemetry::{
         BUCKETS, HoldEnd, RouteCounters, STATUS_CODES, StaticKind, Summed, TraceLabel, dropped_log_lines,
-        exemplar,
+        exemplar, limited_log_lines,
     },
 };
 
@@ -191,7 +191,10 @@ impl Collector for Routes {
         }
         let help = "Log lines that were dropped because standard error was read too slowly";
         let mut dropped = counter(&mut encoder, "dropped_log_lines", help)?;
-        count(&mut dropped, &[], dropped_log_lines())
+        count(&mut dropped, &[], dropped_log_lines())?;
+        let help = "Log lines that were left out because too many came of one kind or source";
+        let mut limited = counter(&mut encoder, "limited_log_lines", help)?;
+        count(&mut limited, &[], limited_log_lines())
     }
 }
 

@@ -18,8 +18,10 @@ use super::{
 };
 
 /// Metrics that are deliberately on no panel, and why.
-const OMITTED: [(&str, &str); 1] =
-    [("anteroom_dropped_log_lines", "it is 0 unless whatever reads the log is broken")];
+const OMITTED: [(&str, &str); 2] = [
+    ("anteroom_dropped_log_lines", "it is 0 unless whatever reads the log is broken"),
+    ("anteroom_limited_log_lines", "the log itself says so once a second"),
+];
 
 /// What a label may be, where that is a closed set.
 fn values(metric: &str, label: &str) -> Option<BTreeSet<String>> {

@@ -1,11 +1,13 @@
 //! A log that nobody reads: standard error is a pipe, and it is full.
 
+use std::net::SocketAddr;
+
 use crate::{
     law,
     served::Served,
     sim::prompt,
     support::{
-        Upstream, route, routes, until,
+        Upstream, Wire, route, routes, until,
         wire::{CHAT, post},
     },
 };
@@ -22,12 +24,54 @@ async fn metric(proxy: &Served, name: &str) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+/// How HTTP/2 begins, and PINGs that answer none: the library logs a warning for each.
+fn stray_pings(count: usize) -> Vec<u8> {
+    const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    [BEGINNING, &b"\0\0\x08\x06\x01\0\0\0\0answered".repeat(count)].concat()
+}
+
+/// A connection of each listener that speaks HTTP/2, on which so many have come.
+async fn send_stray_pings(proxy: &Served, scaler: SocketAddr, count: usize) -> [Wire; 2] {
+    let mut clients = [Wire::connect(proxy.address).await, Wire::connect(scaler).await];
+    for client in &mut clients {
+        client.send(stray_pings(count)).await;
+    }
+    clients
+}
+
+/// An address that was free.
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// 9,000 warnings on each of two listeners are under the limit of control frames, and would be 2 MB of log.
+#[tokio::test]
+async fn clients_cannot_fill_the_log() {
+    let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
+    let scaler = free_address();
+    let config = format!("scaler: {scaler}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
+    let proxy = Served::start(&config).await;
+    let clients = send_stray_pings(&proxy, scaler, 9_000).await;
+    let said = proxy.logged("log lines were left out").await;
+    assert_eq!(said["mostly_of"], "h2::proto::ping_pong", "{said}");
+    until("all to be counted", async || {
+        // 100 at once and 5 a second are logged.
+        metric(&proxy, "anteroom_limited_log_lines_total").await > 17_000
+    })
+    .await;
+    assert!(proxy.said("recv PING ack that we never sent") < 1_000);
+    assert_eq!(proxy.ask(prompt("a neighbour")).await.status(), 200);
+    drop(clients);
+    proxy.stop().await.are(&[("completed", 1)]);
+}
+
 /// 4,000 lines of 900 bytes are 3.6 MB: 64 KiB fit into the pipe, 1,024 lines into the queue, the others are dropped and
 /// counted. Everything else goes on as if somebody read them; once somebody does, the log says how many are missing.
 #[tokio::test]
 async fn unread_log_blocks_nothing_and_drops_are_counted() {
     let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
-    let config = routes(&[route("tiny", &upstream.url(), "")]) + CHATTY;
+    let scaler = free_address();
+    let config = format!("scaler: {scaler}\n{}{CHATTY}", routes(&[route("tiny", &upstream.url(), "")]));
     let proxy = Served::spawn(&config, |folder| {
         let mut command = std::process::Command::new("env");
         command.args(["RUST_LOG=debug", crate::served::ANTEROOM]).args(crate::served::arguments(folder));
@@ -44,8 +88,14 @@ async fn unread_log_blocks_nothing_and_drops_are_counted() {
     })
     .await;
 
-    drop(unread);
+    // 41 KB of frames.
+    let clients = send_stray_pings(&proxy, scaler, 2_400).await;
+    for _ in 0..20 {
+        assert_eq!(proxy.ask(prompt("a neighbour of a flood")).await.status(), 200);
+    }
+
+    drop((unread, clients));
     let said = proxy.logged("log lines were dropped").await;
     assert!(said["dropped"].as_u64() > Some(0), "{said}");
-    proxy.stop().await.are(&[("cold_start_failed", 1), ("completed", 1)]);
+    proxy.stop().await.are(&[("cold_start_failed", 1), ("completed", 21)]);
 }

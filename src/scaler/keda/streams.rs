@@ -19,6 +19,7 @@ use super::{
 use crate::{
     admission::{Directory, Gate, Gates, OpenStream},
     demand::PushReceiver,
+    places::Source,
     grpc::StreamPlace,
 };
 
@@ -65,6 +66,7 @@ pub(super) struct Activity {
     repeats: u32,
     /// When it is logged that there is no route; `None`: it has been.
     warn_at: Option<Instant>,
+    peer: Source,
 }
 
 /// Says which metrics there are: at once, with every change, and again while the ScaledObject's status does not list them:
@@ -111,9 +113,13 @@ impl Followed {
         self.route.as_ref()?.0.demand().receiver(namespace, name)
     }
 
-    fn warn_of_no_route(&self) {
+    fn warn_of_no_route(&self, peer: Source) {
         let reason = self.trigger.unknown(&self.routes.borrow());
-        tracing::warn!(reason, "KEDA asks for a route that is not there yet");
+        tracing::warn!(
+            %peer,
+            reason,
+            "KEDA asks for a route that is not there yet"
+        );
     }
 
     /// Waits until there may be something new, or `until`. False: the stream ends. Cancel-safe.
@@ -149,7 +155,12 @@ impl Followed {
 // === impl Activity ===
 
 impl Activity {
-    pub(super) fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
+    pub(super) fn new(
+        trigger: Trigger,
+        directory: Arc<Directory>,
+        ending: CancellationToken,
+        peer: Source,
+    ) -> Self {
         let followed = Followed::new(trigger, directory, ending);
         let now = Instant::now();
         Self {
@@ -161,6 +172,7 @@ impl Activity {
             repeat: now,
             repeats: 0,
             warn_at: Some(now + ROUTE_GRACE),
+            peer,
         }
     }
 
@@ -208,7 +220,7 @@ impl Activity {
                 self.warn_at = Some(now + ROUTE_GRACE);
             } else if self.warn_at.is_some_and(|at| now >= at) {
                 self.warn_at = None;
-                self.followed.warn_of_no_route();
+                self.followed.warn_of_no_route(self.peer);
             } else {
                 until = self.warn_at;
             }

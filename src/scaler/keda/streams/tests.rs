@@ -44,7 +44,7 @@ fn trigger() -> Trigger {
 
 impl Scene {
     fn activity(&self) -> Activity {
-        Activity::new(trigger(), self.directory.clone(), self.ending.clone())
+        Activity::new(trigger(), self.directory.clone(), self.ending.clone(), Source::default())
     }
 
     fn specs(&self) -> Specs {
