@@ -14,6 +14,7 @@ pub mod drain;
 pub mod error;
 pub mod grpc;
 pub mod guardian;
+mod h2_frames;
 pub mod history;
 pub mod hold;
 pub mod kube;

@@ -17,7 +17,6 @@ mod find;
 mod first_token;
 mod forward;
 mod h1_framing;
-mod h2_frames;
 mod intake;
 mod intercept;
 mod keepalive;

@@ -19,7 +19,10 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::places::{Place, Places, Source};
+use crate::{
+    h2_frames::PREFACE,
+    places::{Place, Places, Source},
+};
 
 /// How many may be open: probes, scrapers, and people with dashboards. Without a bound, who reaches this port could take
 /// the files that requests need.
@@ -56,6 +59,8 @@ pub(super) struct Watched {
     asked: Option<Instant>,
     timer: Pin<Box<Sleep>>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// How much of HTTP/2's preface has come, while what came is part of it.
+    preface: Option<usize>,
     _place: Place,
     _open: OwnedSemaphorePermit,
 }
@@ -105,6 +110,7 @@ impl Watched {
             asked: None,
             timer: Box::pin(sleep(REQUEST.min(SILENCE))),
             evicted: Box::pin(place.evicted().clone().cancelled_owned()),
+            preface: Some(0),
             _place: place,
             _open: open,
         }
@@ -112,6 +118,15 @@ impl Watched {
 
     pub(super) const fn stream(&self) -> &TcpStream {
         &self.stream
+    }
+
+    /// Whether all of HTTP/2's preface has come. The server behind this would speak it, and nothing here needs it.
+    fn begins_http2(&mut self, bytes: &[u8]) -> bool {
+        if let Some(have) = self.preface {
+            let next = bytes.len().min(PREFACE.len() - have);
+            self.preface = (PREFACE[have..have + next] == bytes[..next]).then_some(have + next);
+        }
+        self.preface == Some(PREFACE.len())
     }
 
     /// Something moved, or has not for too long, or another one has the place. The timer is armed when it has fired.
@@ -148,7 +163,11 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if self.begins_http2(&buf.filled()[before..]) {
+            return Poll::Ready(Err(io::Error::other("HTTP/2 is not spoken here")));
+        }
         if read.is_ready() {
             self.asked.get_or_insert_with(Instant::now);
         }

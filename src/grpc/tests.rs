@@ -7,7 +7,7 @@ use tokio::{
 
 use super::*;
 
-/// What a client begins with: the preface of RFC 9113, section 3.4, and settings that change nothing.
+/// What a client begins with: the preface, and settings that change nothing.
 const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 /// A client that has connected, and the places that there are for others.
@@ -40,7 +40,7 @@ async fn a_client_that_says_nothing_or_not_enough_loses_its_place_after_10_s() {
     let (mut slow, places) = connected().await;
     slow.write_all(&BEGINNING[..1]).await.unwrap();
     sleep(Duration::from_secs(9)).await;
-    slow.write_all(&BEGINNING[1..PREFACE - 1]).await.unwrap();
+    slow.write_all(&BEGINNING[1..PREFACE.len() - 1]).await.unwrap();
     assert_eq!(freed(&places).await.as_secs(), 1, "10 s from the beginning, 9 of which are over");
 }
 
@@ -53,4 +53,63 @@ async fn a_client_that_has_begun_is_asked_whether_it_is_there() {
     let freed = freed(&places).await.as_secs();
     assert!((19..=21).contains(&freed), "a ping after 10 s, no answer for 10 s: {freed} s");
     reading.await.unwrap().unwrap();
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).unwrap();
+    [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
+}
+
+/// Sends this behind the beginning, and reads what is answered. Returns whether the connection has ended by then.
+async fn ends_connection(bytes: &[u8]) -> bool {
+    let (client, places) = connected().await;
+    let (mut reads, mut writes) = tokio::io::split(client);
+    let reading = tokio::spawn(async move { reads.read_to_end(&mut Vec::new()).await });
+    writes.write_all(BEGINNING).await.unwrap();
+    let sent =
+        writes.write_all(bytes).await.is_ok() && writes.write_all(&frame(6, 0, 0, b"read all")).await.is_ok();
+    // Before the server asks whether the client is there.
+    let ended = timeout(Duration::from_secs(5), places.acquire()).await.is_ok();
+    reading.abort();
+    ended || !sent
+}
+
+#[tokio::test(start_paused = true)]
+async fn control_frames_are_limited() {
+    const MOST: usize = MAX_CONTROL_FRAMES as usize;
+    for (what, control) in [
+        ("PING", frame(6, 0, 0, b"floodflo")),
+        ("PING that answers none", frame(6, 1, 0, b"answered")),
+        ("SETTINGS", frame(4, 0, 0, &[])),
+        ("PRIORITY", frame(2, 0, 1, &[0, 0, 0, 0, 16])),
+        ("WINDOW_UPDATE", frame(8, 0, 0, &[0, 0, 0, 1])),
+        ("no known kind", frame(0xee, 0, 0, b"what")),
+    ] {
+        assert!(!ends_connection(&control.repeat(MOST / 2)).await, "{what}");
+        assert!(ends_connection(&control.repeat(2 * MOST)).await, "{what}");
+    }
+}
+
+/// Bounded by h2, as long as its limits are what they are.
+#[tokio::test(start_paused = true)]
+async fn empty_frames_of_a_call_are_limited() {
+    const END_HEADERS: u8 = 4;
+    let field = |name: &str, value: &str| {
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    };
+    let call = [
+        field(":method", "POST"),
+        field(":scheme", "http"),
+        field(":path", "/grpc.health.v1.Health/Check"),
+        field(":authority", "a"),
+        field("content-type", "application/grpc"),
+    ];
+    let call = |flags| frame(1, flags, 1, &call.concat());
+    assert!(!ends_connection(&call(END_HEADERS)).await);
+    assert!(ends_connection(&[call(0), frame(9, 0, 1, &[]).repeat(1_000)].concat()).await, "CONTINUATION");
+    assert!(ends_connection(&[call(END_HEADERS), frame(0, 0, 1, &[]).repeat(1_000)].concat()).await, "DATA");
+    let empty_heads = frame(1, END_HEADERS, 1, &[]).repeat(2 * MAX_CONTROL_FRAMES as usize);
+    assert!(ends_connection(&[call(END_HEADERS), empty_heads].concat()).await, "HEADERS: by us");
 }

@@ -19,9 +19,9 @@ use tokio::{
 use super::{
     connection_state::ConnectionState,
     h1_framing::RequestFraming,
-    h2_frames::Frames,
     pace::{Allowed, Pace},
 };
+use crate::h2_frames::{Frames, PREFACE, TOO_MANY};
 
 /// What a client may do.
 #[derive(Clone, Copy, Debug)]
@@ -92,9 +92,6 @@ const READ_BYTES: usize = 4096;
 /// How long a client of HTTP/2 has between GOAWAY and the end of its connection: requests that it has sent meanwhile are
 /// answered (RFC 9113, section 6.8), and one that hears it closes the connection itself.
 pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
-
-/// How HTTP/2 begins.
-const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What hyper is given in the place of bytes that must not pass.
 fn two_readings() -> io::Error {
@@ -284,7 +281,7 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
             self.ahead.extend_from_slice(room.filled());
         }
         if self.ahead == PREFACE {
-            self.http2 = Some(Box::new(Frames::new(PREFACE.len(), self.limits.control_frames)));
+            self.http2 = Some(Box::new(Frames::new(self.limits.control_frames)));
         }
         Ok(self.http2.is_some())
     }
@@ -330,9 +327,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                 self.heard();
                 if let Some(frames) = &mut self.http2 {
                     if !frames.came(&buf.filled()[before..]) {
-                        return Poll::Ready(Err(io::Error::other(
-                            "too many frames that are no part of a request",
-                        )));
+                        return Poll::Ready(Err(io::Error::other(TOO_MANY)));
                     }
                     if self.state.is_reset_rapidly(self.limits.rapid_resets) {
                         return Poll::Ready(Err(io::Error::other("too many requests were reset")));

@@ -91,7 +91,8 @@ impl ExternalScaler for Keda {
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let trigger = Trigger::of(request.get_ref())?;
         let (place, ending) = self.stream(&request)?;
-        let activity = Activity::new(trigger, self.routes.clone(), ending, Caller::of(request.extensions()).source());
+        let activity =
+            Activity::new(trigger, self.routes.clone(), ending, Caller::of(request.extensions()).source());
         Ok(Response::new(Box::pin(activity.stream(place))))
     }
 

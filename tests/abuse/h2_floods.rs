@@ -5,11 +5,11 @@
 use crate::{
     frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, End, FLOW_CONTROL_ERROR, GOAWAY,
-        HEADERS, PING, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, RawH2, SETTINGS, block, field,
-        frame, get, ping, post, post_fields, settings, window,
+        HEADERS, PING, PREFACE, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, RST_STREAM, RawH2, SETTINGS, block,
+        field, frame, get, ping, post, post_fields, settings, window,
     },
     recorder::{BODY, Recorder},
-    support::{Proxy, Upstream, route, routes, soon, until, upstream::answer, wire::CHAT},
+    support::{Proxy, Upstream, Wire, route, routes, soon, until, upstream::answer, wire::CHAT},
 };
 
 const FRAME_SIZE_ERROR: u32 = 0x6;
@@ -74,6 +74,36 @@ async fn control_frames_are_served_up_to_their_limit_and_end_the_connection_abov
         assert_eq!(client.end().await, End::Cut, "{what}");
     }
     serves(&proxy).await;
+}
+
+#[tokio::test]
+async fn heads_of_closed_streams_are_limited() {
+    let recorder = Recorder::new().await;
+    let proxy = start("maxControlFrames: 200", &recorder.upstream.url()).await;
+    let mut client = RawH2::connect(proxy.address).await;
+    // Each new stream begins a request, and is none of the 200.
+    for stream in (1..600).step_by(2) {
+        client.send(post(stream, CHAT, BODY)).await;
+        assert_eq!(client.answer(stream).await, Ok(200), "{stream}");
+    }
+    client.try_send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &[]).repeat(1000)).await;
+    assert_eq!(client.end().await, End::Cut);
+    serves(&proxy).await;
+}
+
+#[tokio::test]
+async fn admin_listener_speaks_no_http_2() {
+    let recorder = Recorder::new().await;
+    let proxy = start("", &recorder.upstream.url()).await;
+    for cut in [1, 23, 24] {
+        let mut client = Wire::connect(proxy.admin).await;
+        let (first, rest) = PREFACE.split_at(cut);
+        client.send(first).await;
+        client.send(rest).await;
+        assert_eq!(client.end().await, b"", "no SETTINGS, whichever way it is cut: {cut}");
+    }
+    let mut client = Wire::connect(proxy.admin).await;
+    assert_eq!(client.ask("GET /livez HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 200);
 }
 
 #[tokio::test]

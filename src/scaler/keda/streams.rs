@@ -19,8 +19,8 @@ use super::{
 use crate::{
     admission::{Directory, Gate, Gates, OpenStream},
     demand::PushReceiver,
-    places::Source,
     grpc::StreamPlace,
+    places::Source,
 };
 
 /// Interval at which `true` is repeated until KEDA has scaled. KEDA drops a push that comes before it knows its own

@@ -1,7 +1,9 @@
-//! What an HTTP/2 client sends besides requests: counted as it comes in, and bounded.
+//! What an HTTP/2 client sends besides requests: counted as it comes in, and bounded, on every listener that speaks
+//! HTTP/2.
 //!
-//! The library answers each PING and SETTINGS before it reads on, and keeps nothing of a PRIORITY, a WINDOW_UPDATE or a
-//! frame that it does not know. So such a flood takes no memory; what it takes is time, for as long as it goes on.
+//! The library answers each PING and SETTINGS before it reads on, and keeps nothing of a PRIORITY, a WINDOW_UPDATE, a
+//! frame that it does not know or the head of a stream that is closed. So such a flood takes no memory; what it takes is
+//! time, for as long as it goes on.
 
 use std::time::Duration;
 
@@ -10,12 +12,14 @@ use tokio::time::Instant;
 /// Reads the heads of the frames that a client sends (RFC 9113, section 4.1), and counts those that are no part of a
 /// request.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub(crate) struct Frames {
     /// The head of the next frame, as far as it has come.
     head: [u8; 9],
     have: usize,
     /// How much is still to come of the frame before it, or of the preface.
     skip: usize,
+    /// The newest stream.
+    newest: u32,
     /// So many a second, and as many at once.
     most: u32,
     left: u32,
@@ -28,27 +32,42 @@ pub(super) struct Frames {
 /// the faster it reads.
 const BYTES: usize = 1 << 10;
 
-/// A frame that begins a request, brings a part of one, or ends one.
+/// How HTTP/2 begins (RFC 9113, section 3.4).
+pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// The error of a connection on which too many came.
+pub(crate) const TOO_MANY: &str = "too many frames that are no part of a request";
+
+/// Brings a part of a request. The library bounds those with nothing in them.
 const DATA: u8 = 0x0;
+/// Begins a request, if its stream is new.
 const HEADERS: u8 = 0x1;
-const CONTINUATION: u8 = 0x9;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Frames {
-    /// Behind a preface of so many bytes.
-    pub(super) fn new(preface: usize, most: u32) -> Self {
-        Self { head: [0; 9], have: 0, skip: preface, most, left: most, since: Instant::now(), written: 0 }
+    /// From the preface on; so many may come in a second, and as many at once.
+    pub(crate) fn new(most: u32) -> Self {
+        Self {
+            head: [0; 9],
+            have: 0,
+            skip: PREFACE.len(),
+            newest: 0,
+            most,
+            left: most,
+            since: Instant::now(),
+            written: 0,
+        }
     }
 
     /// So much was written.
-    pub(super) const fn wrote(&mut self, bytes: usize) {
+    pub(crate) const fn wrote(&mut self, bytes: usize) {
         self.written = self.written.saturating_add(bytes);
     }
 
     /// Some more has come. False if there were too many of what is no part of a request.
     #[must_use]
-    pub(super) fn came(&mut self, mut bytes: &[u8]) -> bool {
+    pub(crate) fn came(&mut self, mut bytes: &[u8]) -> bool {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -61,9 +80,13 @@ impl Frames {
                 return true;
             }
             self.have = 0;
-            let [high, middle, low, kind, ..] = self.head;
+            let [high, middle, low, kind, _, stream @ ..] = self.head;
             self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-            if !matches!(kind, DATA | HEADERS | CONTINUATION) && !self.count() {
+            let stream = u32::from_be_bytes(stream);
+            let is_part = kind == DATA || (kind == HEADERS && stream > self.newest);
+            if is_part {
+                self.newest = self.newest.max(stream);
+            } else if !self.count() {
                 return false;
             }
         }
@@ -91,36 +114,45 @@ impl Frames {
 mod tests {
     use super::*;
 
-    fn frame(kind: u8, length: usize) -> Vec<u8> {
+    /// Behind the preface.
+    fn behind_preface(most: u32) -> Frames {
+        let mut frames = Frames::new(most);
+        assert!(frames.came(PREFACE));
+        frames
+    }
+
+    fn frame(kind: u8, stream: u8, length: usize) -> Vec<u8> {
         let length = u32::try_from(length).unwrap().to_be_bytes();
-        let mut frame = vec![length[1], length[2], length[3], kind, 0, 0, 0, 0, 0];
+        let mut frame = vec![length[1], length[2], length[3], kind, 0, 0, 0, 0, stream];
         frame.resize(9 + u32::from_be_bytes(length) as usize, kind);
         frame
     }
 
     #[tokio::test(start_paused = true)]
     async fn frames_are_told_apart_however_they_are_cut() {
-        let mut bytes = vec![b'x'; 24];
-        for (kind, length) in [(4, 6), (1, 70_000), (0, 300), (6, 8), (9, 3), (2, 5), (1, 0)] {
-            bytes.extend(frame(kind, length));
+        let mut bytes = PREFACE.to_vec();
+        let request = [(1, 1, 70_000), (0, 1, 300), (0, 1, 3), (1, 3, 0)];
+        let counted = [(4, 0, 6), (6, 0, 8), (9, 3, 3), (2, 0, 5), (1, 3, 0), (1, 1, 0)];
+        for (kind, stream, length) in request.into_iter().chain(counted) {
+            bytes.extend(frame(kind, stream, length));
         }
         for cut in [1, 2, 7, 9, 10, 1000, bytes.len()] {
-            let mut frames = Frames::new(24, 4);
+            let mut frames = Frames::new(7);
             assert!(bytes.chunks(cut).all(|part| frames.came(part)), "{cut}");
-            assert_eq!(frames.left, 1, "SETTINGS, PING and PRIORITY, in pieces of {cut}");
+            assert_eq!(frames.left, 1, "all but what begins requests or brings parts, in pieces of {cut}");
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn so_many_at_once_and_so_many_a_second() {
-        let ping = frame(6, 8);
-        let mut frames = Frames::new(0, 100);
+        let ping = frame(6, 0, 8);
+        let mut frames = behind_preface(100);
         for _ in 0..100 {
             assert!(frames.came(&ping));
         }
         assert!(!frames.came(&ping), "the 101st in no time");
 
-        let mut frames = Frames::new(0, 100);
+        let mut frames = behind_preface(100);
         // 100 a second for ten minutes, with all of a minute's silence worth no more than one second.
         tokio::time::advance(Duration::from_secs(60)).await;
         for _ in 0..60_000 {
@@ -136,8 +168,8 @@ mod tests {
         assert!((100..=400).contains(&more), "{more}");
 
         // Twice for every 4 KiB that are read is no flood, however fast that goes.
-        let mut frames = Frames::new(0, 100);
-        let window = frame(8, 4);
+        let mut frames = behind_preface(100);
+        let window = frame(8, 0, 4);
         for _ in 0..10_000 {
             frames.wrote(4 << 10);
             assert!(frames.came(&window) && frames.came(&window));
