@@ -209,7 +209,11 @@ impl Launcher {
                 // A suspect endpoint holds requests up, so it cannot wait.
                 biased;
                 () = suspect(endpoint, || self.wake.ask(endpoint)) => {
-                    let limit = self.gate().policy().readiness.activation_timeout.get();
+                    let mut limit = self.gate().policy().readiness.activation_timeout.get();
+                    if endpoint.in_flight() > 0 {
+                        // It may be busy with one request, and too busy for probes: then it has the time of that.
+                        limit = limit.max(self.gate().policy().upstream.response_timeout.get());
+                    }
                     let mut last = None;
                     let recovered = async {
                         sleep(endpoint.backoff()).await;
@@ -224,6 +228,7 @@ impl Launcher {
                 }
                 () = self.wake.idle(endpoint, || self.target.idle_timeout.get(), up) => return Serve::Idle,
                 () = self.wake.widen(endpoint, || self.wake.ask(endpoint)) => {}
+                () = self.wake.watch_silence(endpoint, || self.wake.ask(endpoint)) => {}
             }
         }
     }

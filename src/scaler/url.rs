@@ -100,6 +100,7 @@ async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
                 ALL
             }
             () = wake.widen(endpoint, || wake.ask(endpoint)) => None,
+            () = wake.watch_silence(endpoint, || wake.ask(endpoint)) => None,
         };
         if !wake.is_wanted() {
             wake.gate.target().set_status(Status::Idle);

@@ -21,6 +21,17 @@ pub(super) const RAMP_STEP: Duration = Duration::from_millis(150);
 /// How long it waits at most if the endpoint gives none.
 const RAMP_STEP_UNANSWERED: Duration = Duration::from_secs(5);
 
+/// Silence of a server with requests in flight before it is probed: the usual time to the first byte, within these, in
+/// steps of the first.
+const MIN_SILENCE: Duration = Duration::from_secs(10);
+const MAX_SILENCE: Duration = Duration::from_secs(60);
+
+/// Probes in a row that such a server leaves unanswered before it is suspect: one may come at a bad moment.
+const SILENT_PROBES: u32 = 3;
+
+/// Time between those.
+const SILENT_PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The route that is woken.
 pub(super) struct Wake {
     pub(super) gate: Arc<Gate>,
@@ -170,6 +181,41 @@ impl Wake {
         }
     }
 
+    /// Watches for a server that stopped without closing anything: requests are in flight on it, nothing has come from it
+    /// for longer than first bytes usually take, and then it answers none of [`SILENT_PROBES`] probes. It becomes suspect.
+    /// A server that is only busy answers a probe, or sends a part of an answer meanwhile. Never ends; cancel-safe.
+    pub(super) async fn watch_silence<F: Future<Output = Answer>>(
+        &self,
+        endpoint: &Endpoint,
+        ask: impl Fn() -> F,
+    ) {
+        let (mut silent, mut probes) = (Duration::ZERO, 0);
+        loop {
+            let step = if probes == 0 { MIN_SILENCE } else { SILENT_PROBE_INTERVAL };
+            sleep(step).await;
+            silent += step;
+            if endpoint.take_heard() || endpoint.in_flight() == 0 {
+                (silent, probes) = (Duration::ZERO, 0);
+                continue;
+            }
+            if silent < self.usual_first_byte().min(MAX_SILENCE) {
+                continue;
+            }
+            let answer = ask().await;
+            probes = if answer.is_alive() { 0 } else { probes + 1 };
+            if probes < SILENT_PROBES {
+                continue;
+            }
+            if !endpoint.take_heard() {
+                let (route, address) = (self.gate.key(), endpoint.address());
+                let probe = self.seen(Some(answer));
+                tracing::warn!(%route, address, probe, "the server answers neither requests nor probes: nothing more is sent to it");
+                endpoint.suspect();
+            }
+            (silent, probes) = (Duration::ZERO, 0);
+        }
+    }
+
     /// Probes the endpoint once.
     pub(super) async fn ask(&self, endpoint: &Endpoint) -> Answer {
         let readiness = self.gate.policy().readiness.clone();
@@ -301,6 +347,8 @@ pub(super) async fn vacant(endpoint: &Endpoint) {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
     use crate::{coldstart::ColdStarts, domain::Policy};
 
@@ -374,5 +422,51 @@ mod tests {
             "{took:?}: 1000 + 300"
         );
         assert!(!endpoint.is_ready());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_server_is_suspect_and_a_busy_one_is_not() {
+        let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
+        let wake = Wake::new(gate.clone());
+        let endpoint = Endpoint::new("127.0.0.1:9", 1);
+        gate.target().add(&endpoint);
+        wake.open(&endpoint, None);
+        let hour = Duration::from_secs(3600);
+        let unanswered = async || Answer::TimedOut(Duration::from_secs(1).into());
+        assert!(timeout(hour, wake.watch_silence(&endpoint, unanswered)).await.is_err());
+        assert!(endpoint.is_ready(), "nothing is in flight: it is not even asked");
+
+        let _permit = gate.enter().unwrap();
+        assert!(timeout(hour, wake.watch_silence(&endpoint, async || Answer::Ready)).await.is_err());
+        assert!(endpoint.is_ready(), "it takes its time, and answers probes");
+        let connection = endpoint.connection();
+        let sends = async {
+            loop {
+                sleep(Duration::from_secs(50)).await;
+                connection.hear();
+            }
+        };
+        let busy = async { tokio::join!(wake.watch_silence(&endpoint, unanswered), sends) };
+        assert!(timeout(hour, busy).await.is_err());
+        assert!(endpoint.is_ready(), "it sends parts of an answer, though it has no time for probes");
+
+        for (usual, expected) in [(None, 70), (Some(1), 20), (Some(30), 30)] {
+            if let Some(usual) = usual {
+                gate.counters().first_byte(Duration::from_secs(usual), false, None);
+            }
+            endpoint.take_heard();
+            let began = Instant::now();
+            tokio::select! {
+                () = suspect(&endpoint, unanswered) => {}
+                () = wake.watch_silence(&endpoint, unanswered) => {}
+            }
+            // After 60 s, as long as no usual time is known; after 10; after the mean of 1 and 30 s, in steps of 10.
+            assert_eq!(
+                (began.elapsed().as_secs(), endpoint.is_ready()),
+                (expected, false),
+                "and two times 5"
+            );
+            wake.open(&endpoint, None);
+        }
     }
 }

@@ -23,6 +23,8 @@ use super::Endpoint;
 pub struct Cut {
     is_cut: AtomicBool,
     is_answering: AtomicBool,
+    /// The endpoint's.
+    is_heard: Arc<AtomicBool>,
     reader: AtomicWaker,
 }
 
@@ -32,6 +34,8 @@ pub(super) struct Connections {
     open: Mutex<Vec<Weak<Cut>>>,
     is_severed: AtomicBool,
     severed: Notify,
+    /// Something has come over one of them.
+    is_heard: Arc<AtomicBool>,
 }
 
 // === impl Cut ===
@@ -40,6 +44,13 @@ impl Cut {
     /// Notes whether an answer is on its way: then it has a grace.
     pub fn set_answering(&self, is_answering: bool) {
         self.is_answering.store(is_answering, Ordering::Relaxed);
+    }
+
+    /// Notes that the endpoint has sent something: mostly a load, of what nobody has written to meanwhile.
+    pub fn hear(&self) {
+        if !self.is_heard.load(Ordering::Relaxed) {
+            self.is_heard.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the connection is broken off.
@@ -72,7 +83,8 @@ impl Connections {
 impl Endpoint {
     /// A new connection to the endpoint.
     pub fn connection(&self) -> Arc<Cut> {
-        let cut = Arc::<Cut>::default();
+        let is_heard = self.connections.is_heard.clone();
+        let cut = Arc::new(Cut { is_heard, ..Cut::default() });
         let mut open = self.connections.open.lock();
         if open.len() == open.capacity() {
             // Those that have ended go whenever there would have to be room for more.
@@ -98,6 +110,11 @@ impl Endpoint {
             }
         }
         self.connections.severed.notify_waiters();
+    }
+
+    /// Whether the endpoint has sent anything since this was asked last.
+    pub fn take_heard(&self) -> bool {
+        self.connections.is_heard.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until the connections of the endpoint are broken off. Cancel-safe.

@@ -37,7 +37,11 @@ impl<I: AsyncRead + Unpin> AsyncRead for Severable<I> {
         }
         match Pin::new(&mut self.io).poll_read(cx, buf) {
             Poll::Pending if self.cut.poll_cut(cx).is_ready() => gone(),
-            polled => polled,
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(read) => {
+                self.cut.hear();
+                Poll::Ready(read)
+            }
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Model servers that are killed, as the kernel does it when memory runs out: SIGKILL, without a word.
 
+use std::time::Duration;
+
 use crate::{
     served::{ANTEROOM, Served},
     sim::{Place, prompt, streaming},
     support::{Wire, route, routes, until, wire::Part},
 };
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
+use tokio::time::{sleep, timeout};
 
 const HOUR: &str = "1h";
 
@@ -199,4 +202,33 @@ async fn next_life_waits_for_the_server_of_the_last() {
     kill_process_group(server, Signal::KILL).unwrap();
     second.logged("the target has died").await;
     second.stop().await.are(&[("completed", 1)]);
+}
+
+/// Stopped with a request in flight (SIGSTOP, or a GPU that hangs), it closes nothing and answers nothing. It takes 10 s
+/// of silence and three probes, half a minute in all, to tell that from a long prompt; what comes later is held, and
+/// served once it goes on.
+#[tokio::test]
+async fn stopped_server_gets_nothing_until_it_goes_on() {
+    let place = Place::reserve();
+    let server = place.up(&[]).await;
+    let proxy = before(&place, "readiness: { interval: 10ms, timeout: 100ms }").await;
+    // The first one waits for a probe, so that only the second one tells the usual time.
+    for _ in 0..2 {
+        assert_eq!(proxy.ask(prompt("is answered at once")).await.status(), 200);
+    }
+    server.signal(Signal::STOP);
+    let mut in_flight = proxy.sent(prompt("nobody answers it")).await;
+    const SILENT: &str = "the server answers neither requests nor probes: nothing more is sent to it";
+    let noticed = async {
+        while proxy.said(SILENT) == 0 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(300), noticed).await.expect(SILENT);
+    let mut later = proxy.sent(prompt("would wait there, too")).await;
+    proxy.held(1).await;
+    server.signal(Signal::CONT);
+    assert_eq!(later.response().await.status(), 200);
+    assert_eq!(in_flight.response().await.status(), 200, "it was not given up");
+    proxy.stop().await.are(&[("completed", 4)]);
 }
