@@ -5,6 +5,7 @@ pub mod client_bytes;
 pub mod config;
 pub mod cuts;
 pub mod external_scaler;
+pub mod h2_unread;
 pub mod model_scan;
 pub mod multipart;
 pub mod route_match;
@@ -19,6 +20,7 @@ pub const PROPERTIES: &[(&str, Property)] = &[
     ("client_bytes", client_bytes::holds),
     ("config", config::holds),
     ("external_scaler", external_scaler::holds),
+    ("h2_unread", h2_unread::holds),
     ("model_scan", model_scan::holds),
     ("multipart", multipart::holds),
     ("route_match", route_match::holds),
