@@ -250,6 +250,8 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
         () = closing.cancelled() => {}
         () = state.closing() => {}
     }
+    // Over HTTP/2 the library waits until the client has answered a PING; this bounds the time for it.
+    state.close();
     close(connection.as_mut());
     connection.await
 }
@@ -319,7 +321,35 @@ fn too_many_headers() -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex, split},
+        time::Instant,
+    };
+
     use super::*;
+    use crate::{
+        h2_frames::PREFACE,
+        proxy::{Shared, client_io::GOAWAY_GRACE},
+        upstream::Dialer,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_waits_for_no_client_that_ignores_it() {
+        let (client, server) = duplex(4096);
+        let proxy = Proxy::new(Shared::new(Limits::default()), Dialer::Tcp);
+        let closing = CancellationToken::new();
+        let serving = tokio::spawn(serve_connection(server, None, proxy, closing.clone()));
+        let (mut reads, mut writes) = split(client);
+        // Its settings, and nothing further, whatever it is told.
+        writes.write_all(&[PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0][..]].concat()).await.unwrap();
+        let reading = tokio::spawn(async move { reads.read_to_end(&mut Vec::new()).await });
+        sleep(Duration::from_secs(1)).await;
+        let began = Instant::now();
+        closing.cancel();
+        serving.await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), GOAWAY_GRACE.as_secs());
+        let _ = reading.await.unwrap();
+    }
 
     #[test]
     fn listeners_share_an_address_with_each_other_and_with_nobody_else() {
