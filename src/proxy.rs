@@ -38,7 +38,7 @@ mod wait;
 mod ws_frames;
 
 pub use answering::Answering;
-pub use client_io::{ClientIo, ClientLimits};
+pub use client_io::ClientIo;
 pub use connection_state::ConnectionState;
 pub use connections::{Connected, Connections};
 pub use cross_site::CrossSiteGuard;

@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+/// Stands for a secret.
+const MASK: &str = "…";
+
 /// Tokens that their beginning gives away, and how many characters must follow.
 const PREFIXES: &[(&str, usize)] = &[
     ("sk-", 8),
@@ -49,7 +52,7 @@ pub fn mask_secrets(text: &str) -> Cow<'_, str> {
         match begins_word.then(|| secret_at(bytes, at)).flatten() {
             Some((from, to)) => {
                 masked.push_str(&text[copied..from]);
-                masked.push('…');
+                masked.push_str(MASK);
                 (copied, at) = (to, to);
             }
             None => at += 1,
@@ -114,10 +117,11 @@ fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     (!is_nothing).then_some((from, to))
 }
 
-/// The value that begins at `from`, if it has this many bytes and is not masked.
+/// The value that begins at `from`, if it has this many bytes and nothing in it is masked.
 fn value(bytes: &[u8], from: usize, least: usize) -> Option<(usize, usize)> {
     let to = run(bytes, from, |byte| !byte.is_ascii_whitespace() && !b"\"',;)]}&".contains(&byte));
-    (to - from >= least && !bytes[from..to].starts_with("…".as_bytes())).then_some((from, to))
+    let is_masked = bytes[from..to].windows(MASK.len()).any(|part| part == MASK.as_bytes());
+    (to - from >= least && !is_masked).then_some((from, to))
 }
 
 fn run(bytes: &[u8], from: usize, belongs: impl Fn(u8) -> bool) -> usize {
@@ -161,6 +165,7 @@ mod tests {
             ("AWS_SECRET_ACCESS_KEY=a/b+c", "AWS_SECRET_ACCESS_KEY=…"),
             ("https://user:letmein@host/x", "https://…@host/x"),
             ("ü token=ü ü", "ü token=… ü"),
+            ("Bearer token=a", "Bearer token=…"),
         ] {
             assert_eq!(mask_secrets(text), expected);
         }
@@ -177,6 +182,7 @@ mod tests {
             "--api-key --port 8000",
             "the bearer of news",
             "https://huggingface.co/org/name",
+            "Bearer token=…",
             "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB",
         ] {
             assert!(matches!(mask_secrets(text), Cow::Borrowed(_)), "{text}: {}", mask_secrets(text));

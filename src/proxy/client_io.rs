@@ -21,22 +21,10 @@ use super::{
     h1_framing::RequestFraming,
     pace::{Allowed, Pace},
 };
-use crate::h2_frames::{Frames, PREFACE, TOO_MANY};
-
-/// What a client may do.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientLimits {
-    /// For the head of a request, from its first byte on; the first request's from the start.
-    pub head: Duration,
-    /// Between requests. Over HTTP/2 the client then has `GOAWAY_GRACE` to notice its end.
-    pub idle: Duration,
-    /// To read what there is to send.
-    pub stall: Allowed,
-    /// How many requests of an HTTP/2 connection may be reset in a hurry, while they are most of it.
-    pub rapid_resets: u32,
-    /// How many frames of HTTP/2 that are no part of a request may come in a second.
-    pub control_frames: u32,
-}
+use crate::{
+    config::Limits,
+    h2_frames::{Frames, PREFACE, TOO_MANY},
+};
 
 /// A connection that keeps the time-outs.
 ///
@@ -45,7 +33,8 @@ pub struct ClientLimits {
 pub struct ClientIo<I> {
     io: I,
     state: Arc<ConnectionState>,
-    limits: ClientLimits,
+    /// As they were when the connection began.
+    limits: Arc<Limits>,
     /// It began as HTTP/2 does. On the heap: most connections do not.
     http2: Option<Box<Frames>>,
     /// hyper waits for something to read since before the last flush, and so hears of a hang-up.
@@ -54,7 +43,7 @@ pub struct ClientIo<I> {
     ahead: Vec<u8>,
     /// How much of later requests was dropped: beyond what is read ahead, and the connection ends with the request that
     /// is under way.
-    dropped_bytes: usize,
+    dropped_bytes: u32,
     /// Where requests begin and end in what hyper has read.
     framing: RequestFraming,
     quiet: Quiet,
@@ -76,7 +65,7 @@ struct Quiet {
     /// How many requests had begun when that was so.
     begun: u32,
     /// When it was told over HTTP/2 that no further request is taken.
-    leaving: Option<Instant>,
+    leaving: Option<Box<Instant>>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -84,7 +73,7 @@ struct Quiet {
 const MAX_AHEAD_BYTES: usize = 16 << 10;
 
 /// How much is dropped of a client that sends on behind that, and whose connection is to end, until it ends at once.
-const MAX_DROPPED_BYTES: usize = 1 << 20;
+const MAX_DROPPED_BYTES: u32 = 1 << 20;
 
 /// How much is read at once of what hyper does not wait for.
 const READ_BYTES: usize = 4096;
@@ -92,6 +81,11 @@ const READ_BYTES: usize = 4096;
 /// How long a client of HTTP/2 has between GOAWAY and the end of its connection: requests that it has sent meanwhile are
 /// answered (RFC 9113, section 6.8), and one that hears it closes the connection itself.
 pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
+
+/// How slowly a client may read.
+pub(super) const fn stall(limits: &Limits) -> Allowed {
+    Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
+}
 
 /// What hyper is given in the place of bytes that must not pass.
 fn two_readings() -> io::Error {
@@ -102,7 +96,7 @@ fn two_readings() -> io::Error {
 
 impl<I> ClientIo<I> {
     /// Watches over `io`.
-    pub fn new(io: I, state: Arc<ConnectionState>, limits: ClientLimits) -> Self {
+    pub fn new(io: I, state: Arc<ConnectionState>, limits: Arc<Limits>) -> Self {
         let now = Instant::now();
         state.idles(now);
         let quiet = Quiet { since: now, in_head: true, begun: 0, leaving: None, timer: None };
@@ -143,8 +137,8 @@ impl<I> ClientIo<I> {
             self.state.idles(quiet.since);
         }
         let (limit, what) = match quiet.in_head {
-            true => (self.limits.head, "the head of a request did not come"),
-            false => (self.limits.idle, "no request came"),
+            true => (self.limits.header_timeout.get(), "the head of a request did not come"),
+            false => (self.limits.idle_timeout.get(), "no request came"),
         };
         let mut due = quiet.since + limit;
         // HTTP/1.1 has no word for it, so there the end comes at once; and who has asked for nothing loses nothing.
@@ -152,11 +146,11 @@ impl<I> ClientIo<I> {
             let is_over = || quiet.timer.as_ref().is_some_and(|timer| timer.is_elapsed());
             let is_due = quiet.begun > 0 && is_over() && due <= Instant::now();
             if quiet.leaving.is_none() && (is_due || self.state.is_closing()) {
-                quiet.leaving = Some(Instant::now());
+                quiet.leaving = Some(Box::new(Instant::now()));
                 self.state.close();
             }
-            if let Some(leaving) = quiet.leaving {
-                due = leaving.max(quiet.since) + GOAWAY_GRACE;
+            if let Some(leaving) = &quiet.leaving {
+                due = quiet.since.max(**leaving) + GOAWAY_GRACE;
             }
         }
         match &mut quiet.timer {
@@ -177,7 +171,7 @@ impl<I> ClientIo<I> {
     /// The client takes nothing at the moment: has it taken too little for too long?
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let behind = self.behind.get_or_insert_with(|| {
-            let mut pace = Pace::new(self.limits.stall);
+            let mut pace = Pace::new(stall(&self.limits));
             let timer = Box::pin(sleep_until(pace.waits()));
             Box::new(Behind { pace, timer })
         });
@@ -249,7 +243,8 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                     self.ahead.extend_from_slice(room.filled());
                 }
                 Poll::Ready(Ok(())) => {
-                    self.dropped_bytes += std::mem::take(&mut self.ahead).len() + room.filled().len();
+                    let dropped = std::mem::take(&mut self.ahead).len() + room.filled().len();
+                    self.dropped_bytes += u32::try_from(dropped).unwrap_or(u32::MAX / 2);
                     if self.dropped_bytes > MAX_DROPPED_BYTES {
                         return Poll::Ready(io::Error::other("too much came behind a request"));
                     }
@@ -281,7 +276,7 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
             self.ahead.extend_from_slice(room.filled());
         }
         if self.ahead == PREFACE {
-            self.http2 = Some(Box::new(Frames::new(self.limits.control_frames)));
+            self.http2 = Some(Box::new(Frames::new(self.limits.max_control_frames)));
         }
         Ok(self.http2.is_some())
     }
@@ -329,7 +324,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                     if !frames.came(&buf.filled()[before..]) {
                         return Poll::Ready(Err(io::Error::other(TOO_MANY)));
                     }
-                    if self.state.is_reset_rapidly(self.limits.rapid_resets) {
+                    if self.state.is_reset_rapidly(self.limits.max_rapid_resets) {
                         return Poll::Ready(Err(io::Error::other("too many requests were reset")));
                     }
                 } else if !self.state.leaves_http() {
@@ -385,26 +380,23 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     use super::*;
+    use crate::domain::Period;
 
-    const LIMITS: ClientLimits = ClientLimits {
-        head: Duration::from_secs(30),
-        idle: Duration::from_secs(120),
-        stall: Allowed { pause: Duration::from_secs(60), rate: 1000 },
-        rapid_resets: 10,
-        control_frames: 100,
-    };
+    fn limits() -> Arc<Limits> {
+        Arc::new(Limits { idle_timeout: Period::from_secs(120), ..Limits::default() })
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_first_head_has_30_s_and_the_next_request_120() {
         let (mut client, server) = duplex(64);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), LIMITS);
+        let mut server = ClientIo::new(server, state.clone(), limits());
         let began = Instant::now();
         let mut buf = [0; 8];
         assert!(server.read(&mut buf).await.is_err());
         assert_eq!(began.elapsed().as_secs(), 30, "nothing came");
 
-        let mut server = ClientIo::new(server.io, state.clone(), LIMITS);
+        let mut server = ClientIo::new(server.io, state.clone(), limits());
         client.write_all(b"head").await.unwrap();
         assert_eq!(server.read(&mut buf).await.unwrap(), 4);
         let under_way = state.begin();
@@ -420,7 +412,7 @@ mod tests {
     async fn a_head_that_trickles_has_30_s_from_its_first_byte() {
         let (mut client, server) = duplex(64);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), LIMITS);
+        let mut server = ClientIo::new(server, state.clone(), limits());
         server.quiet.in_head = false;
         let began = Instant::now();
         tokio::spawn(async move {
@@ -439,7 +431,7 @@ mod tests {
     async fn a_client_that_stops_reading_is_noticed() {
         let (client, server) = duplex(4);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), LIMITS);
+        let mut server = ClientIo::new(server, state.clone(), limits());
         let began = Instant::now();
         assert!(server.write_all(b"more than fits").await.is_err());
         assert_eq!(began.elapsed().as_secs(), 60);

@@ -3,9 +3,10 @@
 use std::{
     fmt,
     future::Future,
+    num::NonZeroU32,
     pin::Pin,
     sync::{
-        Arc, LazyLock, OnceLock,
+        Arc, LazyLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -13,7 +14,6 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -29,8 +29,8 @@ pub struct ConnectionState {
     place: AtomicU8,
     /// The task that serves it.
     task: AtomicWaker,
-    /// The `Keep-Alive` of its answers.
-    keep_alive: OnceLock<HeaderValue>,
+    /// Seconds between requests for which it stays open; 0 unless its answers say so.
+    keep_alive_s: AtomicU32,
     /// Requests that have begun.
     begun: AtomicU32,
     /// Those of them whose answer is not finished.
@@ -166,16 +166,12 @@ impl ConnectionState {
 
     /// How long it stays open between requests, which its answers say over HTTP/1.1.
     pub(super) fn stays_open_for(&self, idle: Duration) {
-        if idle.as_secs() > 0
-            && let Ok(value) = HeaderValue::try_from(format!("timeout={}", idle.as_secs()))
-        {
-            let _ = self.keep_alive.set(value);
-        }
+        self.keep_alive_s.store(u32::try_from(idle.as_secs()).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
-    /// The `Keep-Alive` of its answers, if it stays open.
-    pub(super) fn keep_alive(&self) -> Option<&HeaderValue> {
-        self.keep_alive.get().filter(|_| !self.is_closing())
+    /// Seconds between requests for which it stays open, if it does.
+    pub(super) fn keep_alive_s(&self) -> Option<NonZeroU32> {
+        NonZeroU32::new(self.keep_alive_s.load(Ordering::Relaxed)).filter(|_| !self.is_closing())
     }
 
     /// A request begins.

@@ -1,8 +1,10 @@
 //! What a good proxy does to heads: hop-by-hop headers end here, forwarding headers begin here.
 
 use std::{
+    cell::RefCell,
     fmt::Write,
     net::{Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -31,6 +33,22 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub const COLD_START: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
 pub(super) const SERVER_TIMING: &str = "server-timing";
 pub const KEDA_COLD_START: HeaderName = HeaderName::from_static("x-keda-http-cold-start");
+
+/// The `Keep-Alive` of a connection that stays open for so many seconds between requests. Each thread makes it once for all of
+/// its connections, which mostly have the same.
+pub(super) fn keep_alive(seconds: NonZeroU32) -> HeaderValue {
+    thread_local! {
+        static LAST: RefCell<Option<(NonZeroU32, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| match last {
+        Some((of, value)) if *of == seconds => value.clone(),
+        _ => {
+            let text = Bytes::from(format!("timeout={seconds}"));
+            let value = HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static(""));
+            last.insert((seconds, value)).1.clone()
+        }
+    })
+}
 
 /// The host that a request is for.
 ///

@@ -16,7 +16,7 @@ pub(super) struct RequestFraming {
     /// What the head that is passing says of its body.
     length: Length,
     /// The beginning of a line of the head that may say so, where the line continues in the next read.
-    line: Vec<u8>,
+    line: Box<[u8]>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -159,8 +159,7 @@ impl RequestFraming {
             if self.line.is_empty() {
                 self.whole_line(&bytes[..end]);
             } else {
-                let mut line = std::mem::take(&mut self.line);
-                line.extend_from_slice(&bytes[..end]);
+                let line = [&*std::mem::take(&mut self.line), &bytes[..end]].concat();
                 self.whole_line(&line);
             }
             return end + 1;
@@ -168,10 +167,10 @@ impl RequestFraming {
         let first = self.line.first().unwrap_or(&bytes[0]);
         let is_of_interest = matches!(first, b'T' | b't' | b'C' | b'c' | b'\r');
         if is_of_interest && self.line.len() + bytes.len() <= MAX_LINE_BYTES {
-            self.line.extend_from_slice(bytes);
+            self.line = [&*self.line, bytes].concat().into();
         } else {
-            let mut line = std::mem::take(&mut self.line);
-            line.extend_from_slice(&bytes[..bytes.len().min(MAX_LINE_BYTES)]);
+            let begun = &bytes[..bytes.len().min(MAX_LINE_BYTES)];
+            let line = [&*std::mem::take(&mut self.line), begun].concat();
             if value(&line, b"transfer-encoding:").or_else(|| value(&line, b"content-length:")).is_some() {
                 self.length = Length::Unclear;
             }

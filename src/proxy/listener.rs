@@ -25,11 +25,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, ClientIo, ClientLimits, ConnectionState, Proxy,
+    Client, ClientIo, ConnectionState, Proxy,
     body::Body,
+    client_io::stall,
     closer::{ClosedLate, Closer},
     memory::Memory,
-    pace::Allowed,
     stream_stall::{self, StreamExecutor},
 };
 use crate::config::Limits;
@@ -168,8 +168,8 @@ where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     // Not in the future, which would keep room for what these are made of.
-    let limits = client_limits(&proxy.shared().limits.load());
-    client.connection.stays_open_for(limits.idle);
+    let limits = proxy.shared().limits.load_full();
+    client.connection.stays_open_for(limits.idle_timeout.get());
     let mut io = ClientIo::new(io, client.connection.clone(), limits);
     async move {
         let after_http = AfterHttp(client.connection.clone());
@@ -254,21 +254,6 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     state.close();
     close(connection.as_mut());
     connection.await
-}
-
-fn client_limits(limits: &Limits) -> ClientLimits {
-    ClientLimits {
-        head: limits.header_timeout.get(),
-        idle: limits.idle_timeout.get(),
-        stall: stall(limits),
-        rapid_resets: limits.max_rapid_resets,
-        control_frames: limits.max_control_frames,
-    }
-}
-
-/// How slowly a client may read.
-const fn stall(limits: &Limits) -> Allowed {
-    Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
 }
 
 /// Time-outs and hang-ups are ClientIo's.

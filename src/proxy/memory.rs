@@ -37,11 +37,16 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct Share {
     memory: Arc<Memory>,
-    bytes: usize,
-    /// It counts as unfinished.
-    is_unfinished: bool,
-    /// Its bytes are counted there, and can be evicted.
-    arrival: Option<Arc<Arrival>>,
+    bytes: ShareBytes,
+}
+
+/// Bytes of a share, and what they count as.
+#[derive(Debug)]
+enum ShareBytes {
+    Finished(usize),
+    Unfinished(usize),
+    /// Unfinished, and they can be evicted.
+    Arriving(Arc<Arrival>),
 }
 
 /// The bodies that their readers wait for.
@@ -133,12 +138,12 @@ impl Memory {
 
     /// An empty share for a body that is read to its end before it is sent.
     pub(super) fn share(self: &Arc<Self>) -> Share {
-        Share { memory: self.clone(), bytes: 0, is_unfinished: false, arrival: None }
+        Share { memory: self.clone(), bytes: ShareBytes::Finished(0) }
     }
 
     /// An empty share for what is kept of a body that streams.
     pub(super) fn unfinished_share(self: &Arc<Self>) -> Share {
-        Share { memory: self.clone(), bytes: 0, is_unfinished: true, arrival: None }
+        Share { memory: self.clone(), bytes: ShareBytes::Unfinished(0) }
     }
 
     /// Counts an answer of ours until its bytes have been sent. Bytes that others share cost nothing themselves.
@@ -218,30 +223,31 @@ impl Share {
     /// Takes more. Returns `false`, and takes nothing, if there is no more or it has been evicted.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let memory = &self.memory;
-        let is_taken = memory.take(bytes, self.is_unfinished)
-            || (memory.evict_stalled() && memory.take(bytes, self.is_unfinished));
-        if !is_taken {
-            return false;
+        let is_unfinished = !matches!(self.bytes, ShareBytes::Finished(_));
+        let is_taken = memory.take(bytes, is_unfinished)
+            || (memory.evict_stalled() && memory.take(bytes, is_unfinished));
+        match &mut self.bytes {
+            _ if !is_taken => false,
+            ShareBytes::Finished(all) | ShareBytes::Unfinished(all) => {
+                *all += bytes;
+                true
+            }
+            ShareBytes::Arriving(arrival) => {
+                let is_kept = arrival.add(bytes);
+                if !is_kept {
+                    memory.give_back(bytes, true);
+                }
+                is_kept
+            }
         }
-        let Some(arrival) = &self.arrival else {
-            self.bytes += bytes;
-            return true;
-        };
-        let mut state = arrival.state.lock();
-        if state.is_evicted {
-            memory.give_back(bytes, true);
-            return false;
-        }
-        state.bytes += bytes;
-        if state.bytes - state.progressed.1 >= PROGRESS_BYTES {
-            state.progressed = (Instant::now(), state.bytes);
-        }
-        true
     }
 
     /// Bytes that it has.
     pub(super) fn bytes(&self) -> usize {
-        self.arrival.as_ref().map_or(self.bytes, |arrival| arrival.state.lock().bytes)
+        match &self.bytes {
+            ShareBytes::Finished(bytes) | ShareBytes::Unfinished(bytes) => *bytes,
+            ShareBytes::Arriving(arrival) => arrival.state.lock().bytes,
+        }
     }
 
     /// Bytes that all bodies may take.
@@ -251,38 +257,40 @@ impl Share {
 
     /// The reader has to wait for the body: from now on it can be evicted.
     pub(super) fn wait(&mut self) {
-        if self.arrival.is_some() {
-            return;
-        }
-        if !std::mem::replace(&mut self.is_unfinished, true) {
-            self.memory.unfinished.fetch_add(self.bytes, Ordering::Relaxed);
-        }
-        let bytes = std::mem::take(&mut self.bytes);
+        let bytes = match self.bytes {
+            ShareBytes::Finished(bytes) => {
+                self.memory.unfinished.fetch_add(bytes, Ordering::Relaxed);
+                bytes
+            }
+            ShareBytes::Unfinished(bytes) => bytes,
+            ShareBytes::Arriving(_) => return,
+        };
         let state = ArrivalState { bytes, progressed: (Instant::now(), bytes), is_evicted: false };
         let arrival = Arc::new(Arrival { state: Mutex::new(state), reader: AtomicWaker::new() });
         self.memory.arriving.lock().all.insert(key(&arrival), arrival.clone());
-        self.arrival = Some(arrival);
+        self.bytes = ShareBytes::Arriving(arrival);
     }
 
     /// Is ready once it is evicted.
     pub(super) fn poll_evicted(&self, cx: &Context<'_>) -> Poll<()> {
-        let Some(arrival) = &self.arrival else { return Poll::Pending };
+        let ShareBytes::Arriving(arrival) = &self.bytes else { return Poll::Pending };
         arrival.reader.register(cx.waker());
         if arrival.state.lock().is_evicted { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// All of the body has arrived: it is not evicted any more. Returns `false` if it has been.
     pub(super) fn finish(&mut self) -> bool {
-        let mut is_whole = true;
-        if let Some(arrival) = self.arrival.take() {
-            self.memory.arriving.lock().all.remove(&key(&arrival));
-            let mut state = arrival.state.lock();
-            is_whole = !state.is_evicted;
-            self.bytes = std::mem::take(&mut state.bytes);
-        }
-        if std::mem::take(&mut self.is_unfinished) {
-            self.memory.unfinished.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
+        let (bytes, is_whole) = match &self.bytes {
+            ShareBytes::Finished(_) => return true,
+            ShareBytes::Unfinished(bytes) => (*bytes, true),
+            ShareBytes::Arriving(arrival) => {
+                self.memory.arriving.lock().all.remove(&key(arrival));
+                let state = arrival.state.lock();
+                (state.bytes, !state.is_evicted)
+            }
+        };
+        self.memory.unfinished.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes = ShareBytes::Finished(bytes);
         is_whole
     }
 }
@@ -290,7 +298,22 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         self.finish();
-        self.memory.give_back(self.bytes, false);
+        self.memory.give_back(self.bytes(), false);
+    }
+}
+
+impl Arrival {
+    /// Adds bytes that have been taken. Returns `false` if it has been evicted.
+    fn add(&self, bytes: usize) -> bool {
+        let mut state = self.state.lock();
+        if state.is_evicted {
+            return false;
+        }
+        state.bytes += bytes;
+        if state.bytes - state.progressed.1 >= PROGRESS_BYTES {
+            state.progressed = (Instant::now(), state.bytes);
+        }
+        true
     }
 }
 
@@ -356,8 +379,8 @@ mod tests {
         assert!(!other.grow(100 * KIB), "nothing has stalled for 5 s");
         advance(Duration::from_secs(1)).await;
         assert!(other.grow(100 * KIB));
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        assert!(stalled.poll_evicted(&mut cx).is_ready() && progressing.poll_evicted(&mut cx).is_pending());
+        let cx = Context::from_waker(std::task::Waker::noop());
+        assert!(stalled.poll_evicted(&cx).is_ready() && progressing.poll_evicted(&cx).is_pending());
         assert!(!stalled.grow(1) && !stalled.finish());
         assert!(progressing.finish() && other.finish());
         drop((stalled, progressing, other));

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    num::NonZeroU32,
     panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
@@ -138,14 +139,14 @@ pub(super) struct Routed {
 /// What an answer of ours depends on, other than what it says.
 struct Reply {
     /// The request's id, if it has one.
-    id: Option<HeaderValue>,
+    id: Option<Box<HeaderValue>>,
     /// The shape of its errors.
     dialect: Dialect,
     version: Version,
-    /// What is said of how long the connection stays open, if it does.
-    keep_alive: Option<HeaderValue>,
-    /// The origin of the web page that may read the answer.
-    reader: Option<HeaderValue>,
+    /// Seconds for which the connection stays open, if it does.
+    keep_alive_s: Option<NonZeroU32>,
+    /// The origin of the web page that may read the answer. On the heap: most requests have none.
+    reader: Option<Box<HeaderValue>>,
     /// There is to be no body.
     is_head: bool,
     started: Instant,
@@ -212,16 +213,17 @@ impl Proxy {
             self.traces.as_ref().and_then(|traces| Traced::begin(traces, &client, &mut request, started));
         // A copy: a part of the read buffer would keep all of it for as long as the request is held.
         let id = request.headers().get(forward::REQUEST_ID);
-        let id = id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok());
+        let id = id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()).map(Box::new);
         let under_way = client.connection.begin();
         let (head, incoming) = request.into_parts();
         let dialect = Dialect::of(head.uri.path(), &head.headers);
-        let keep_alive = keep_alive(&head, &client.connection);
+        let keep_alive_s = keep_alive_s(&head, &client.connection);
         let is_head = head.method == Method::HEAD;
         let cross_site = &self.shared.cross_site;
         let reader =
             if cross_site.guards_requests() { cross_site.listed_origin(&head.headers) } else { None };
-        let reply = Reply { id, dialect, version: head.version, keep_alive, reader, is_head, started };
+        let reader = reader.map(Box::new);
+        let reply = Reply { id, dialect, version: head.version, keep_alive_s, reader, is_head, started };
         let head = Box::new(head);
         Answering::new(Box::pin(async move {
             let mut trace = trace;
@@ -265,7 +267,7 @@ impl Proxy {
         reply: &Reply,
         trace: Slot,
     ) -> Response<Body> {
-        let id = reply.id.clone().unwrap_or_else(forward::new_id);
+        let id = reply.id.as_deref().cloned().unwrap_or_else(forward::new_id);
         if let Some(trace) = trace {
             trace.refused(gate.as_ref().map(|(gate, _)| &**gate), &id, error);
         }
@@ -297,10 +299,10 @@ impl Proxy {
             let headers = response.headers_mut();
             if self.shared.draining.load(Ordering::Relaxed) {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            } else if let Some(keep_alive) = &reply.keep_alive
+            } else if let Some(seconds) = reply.keep_alive_s
                 && !headers.contains_key(CONNECTION)
             {
-                headers.insert(forward::KEEP_ALIVE, keep_alive.clone());
+                headers.insert(forward::KEEP_ALIVE, forward::keep_alive(seconds));
             }
         }
         let (head, body) = response.into_parts();
@@ -555,7 +557,7 @@ impl From<ProxyError> for Refused {
 }
 
 /// What the answer says of how long the connection stays open, over HTTP/1.1 and unless the client ends it.
-fn keep_alive(head: &request::Parts, connection: &ConnectionState) -> Option<HeaderValue> {
+fn keep_alive_s(head: &request::Parts, connection: &ConnectionState) -> Option<NonZeroU32> {
     let ends = |value: &HeaderValue| {
         value
             .to_str()
@@ -564,7 +566,7 @@ fn keep_alive(head: &request::Parts, connection: &ConnectionState) -> Option<Hea
     if head.version != Version::HTTP_11 || head.headers.get_all(CONNECTION).iter().any(ends) {
         return None;
     }
-    connection.keep_alive().cloned()
+    connection.keep_alive_s()
 }
 
 /// Whether what a request says of its patience can be read, if it says anything.

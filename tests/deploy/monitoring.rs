@@ -18,7 +18,8 @@ use super::{
 };
 
 /// Metrics that are deliberately on no panel, and why.
-const OMITTED: [(&str, &str); 2] = [
+const OMITTED: [(&str, &str); 3] = [
+    ("anteroom_buffered_bytes", "anteroom_memory_bytes has the same by kind"),
     ("anteroom_dropped_log_lines", "it is 0 unless whatever reads the log is broken"),
     ("anteroom_limited_log_lines", "the log itself says so once a second"),
 ];
