@@ -37,7 +37,7 @@ pub(super) struct LogQueue {
     is_closing: AtomicBool,
 }
 
-/// Dropping it writes what is queued, for at most [`FLUSH_TIMEOUT`].
+/// Writes, when it is dropped, what is queued; that takes at most a second.
 #[must_use = "dropping the guard ends logging"]
 pub struct LogGuard {
     queue: Arc<LogQueue>,
