@@ -237,7 +237,9 @@ pub(super) async fn a_scaled_object_that_asks_elsewhere_is_told_from_one_that_li
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = Model::new("tiny");
     it.deploy(&model).await;
-    it.apply(&model_route("tiny", json!({ "keepalive": heartbeats() }))).await;
+    // Other clients read no addresses.
+    let full = json!({ "keepalive": heartbeats(), "failure": { "detail": "full" } });
+    it.apply(&model_route("tiny", full)).await;
     let nobody = it.socket(40, 9090).to_string();
     let mut scaled = Scaled::of(&model, &anteroom);
     scaled.scaler.clone_from(&nobody);
