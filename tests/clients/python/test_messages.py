@@ -85,7 +85,7 @@ def test_cold_start_failed(anteroom, anthropic_client):
     with pytest.raises(anthropic.InternalServerError) as error:
         anthropic_client(proxy).messages.create(**ask())
     assert types_of(error) == (503, "api_error", "cold_start_failed")
-    assert "CUDA out of memory" in error.value.body["error"]["message"]
+    assert "exited with code 3" in error.value.body["error"]["message"]
     assert error.value.response.headers["x-should-retry"] == "false"
     assert proxy.starts() == 2
     assert proxy.stop() == {"cold_start_failed": 2}
