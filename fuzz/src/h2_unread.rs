@@ -44,8 +44,8 @@ impl Dial for Answering {
     fn dial(&self, _: &str) -> Dialing {
         let (ours, mut theirs) = duplex(UNREAD_BYTES);
         tokio::spawn(async move {
-            let answer =
-                format!("HTTP/1.1 200 OK\r\ncontent-length: {ANSWER_BYTES}\r\n\r\n{:ANSWER_BYTES$}", "");
+            let body = " ".repeat(ANSWER_BYTES);
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {ANSWER_BYTES}\r\n\r\n{body}");
             let mut part = [0; 1024];
             while let Ok(1..) = theirs.read(&mut part).await {
                 if theirs.write_all(answer.as_bytes()).await.is_err() {

@@ -238,10 +238,11 @@ def test_vllm_bench_measures_a_cold_start_rightly(start, tmp_path, backend):
 
 
 def test_a_start_that_fails_says_why(start, tmp_path):
-    """What vLLM says last is that the cause stands above; whoever waits is told the cause."""
+    """What vLLM prints last is that the cause stands above; clients that may read its output read the cause."""
     config = tmp_path / "wrong.yaml"
     text = EXAMPLE.read_text()
     assert "--max-model-len=1024" in text
+    text = text.replace("  - name: tiny\n", "  - name: tiny\n    failure: { detail: full }\n")
     config.write_text(text.replace("--max-model-len=1024", "--max-model-len=999999"))
     proxy = start(config)
     with openai.OpenAI(base_url=proxy.base_url, api_key="none", max_retries=0) as client:
