@@ -84,8 +84,7 @@ struct Counted {
 #[error("no memory is left for answers that are not read")]
 pub struct AnswersFull;
 
-/// Bytes that an unread answer takes besides its body: the stream's state, its task and its head. Measured with HTTP/2
-/// streams of a window of 0 (`tests/abuse/unread.rs`).
+/// Bytes that an unread answer counts for besides its body: the stream's state, its task and its head. An estimate.
 pub const ANSWER_COST_BYTES: usize = 4 << 10;
 
 /// A body is making progress while as much arrives within [`STALL_TIMEOUT`].
