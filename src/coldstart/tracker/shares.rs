@@ -42,7 +42,8 @@ impl Tracker {
     }
 
     /// What of these times, which do not overlap, was spent in each phase of a cold start, as far as is known now: of the
-    /// one that runs, and of the last one. What is left of them was spent waiting for a turn.
+    /// one that runs, and of the last one. A phase that took no time is told to who was there. What is left of the times
+    /// was spent waiting for a turn.
     pub fn shares(&self, times: &[(Instant, Instant)]) -> Vec<(Phase, Duration)> {
         let active = self.active.lock();
         let now = active.as_ref().map(|active| {
@@ -52,19 +53,20 @@ impl Tracker {
         let last = self.last.load();
         drop(active);
         let last = last.as_ref().map(|last| (last.began, &last.record.phases));
-        let mut shares = [Duration::ZERO; Phase::ALL.len()];
+        let mut shares = [None; Phase::ALL.len()];
         for (began, phases) in now.as_ref().map(|(began, phases)| (*began, phases)).into_iter().chain(last) {
             for span in phases.iter().filter(|span| span.name <= Phase::Dispatch) {
                 let at = |ms: f64| began + Duration::try_from_secs_f64(ms / 1e3).unwrap_or_default();
                 let (start, end) = (at(span.start_ms), at(span.start_ms + span.duration_ms));
-                let within = times
-                    .iter()
-                    .map(|(since, until)| end.min(*until).saturating_duration_since(start.max(*since)));
-                shares[span.name as usize] += within.sum::<Duration>();
+                for (since, until) in times {
+                    let share = end.min(*until).checked_duration_since(start.max(*since));
+                    if let Some(share) = share.filter(|share| !share.is_zero() || start == end) {
+                        *shares[span.name as usize].get_or_insert(Duration::ZERO) += share;
+                    }
+                }
             }
         }
-        let shares = Phase::ALL.into_iter().map(|phase| (phase, shares[phase as usize]));
-        shares.filter(|(_, share)| !share.is_zero()).collect()
+        Phase::ALL.into_iter().filter_map(|phase| Some((phase, shares[phase as usize]?))).collect()
     }
 }
 

@@ -63,6 +63,24 @@ async fn who_came_late_has_seen_only_the_rest() {
     assert_eq!(told(&tracker, &[(second, sent), (again, end)]), "signal 5, load 1095, dispatch 2");
 }
 
+/// The record has it, and both tell the same phases.
+#[tokio::test(start_paused = true)]
+async fn a_phase_that_took_no_time_is_told_to_who_was_there() {
+    let tracker = tracker();
+    let first = Instant::now();
+    tracker.begin(first, 1);
+    tracker.mark(Phase::Signal);
+    pass(20).await;
+    tracker.mark(Phase::Scale);
+    tracker.mark(Phase::Create);
+    let late = pass(10).await;
+    tracker.ready(None);
+    let sent = Instant::now();
+    tracker.dispatched();
+    assert_eq!(told(&tracker, &[(first, sent)]), "signal 0, scale 20, create 0, load 10, dispatch 0");
+    assert_eq!(told(&tracker, &[(late - Duration::from_millis(5), sent)]), "load 5, dispatch 0");
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_answer_of_the_last_cold_start_says_nothing_of_this_one() {
     let tracker = tracker();
