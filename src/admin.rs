@@ -67,7 +67,7 @@ pub trait View: Send + Sync {
     /// What happened to recent requests.
     fn history(&self) -> &History;
     /// Bytes in memory that clients make this process keep, by kind.
-    fn memory(&self) -> [(&'static str, usize); 3];
+    fn memory(&self) -> Vec<(&'static str, usize)>;
     /// Whether the routes of the cluster are not known yet.
     fn awaits_routes(&self) -> bool;
     /// Whether there is a scaler.

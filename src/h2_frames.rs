@@ -18,6 +18,8 @@ pub(crate) struct Frames {
     have: usize,
     /// How much is still to come of the frame before it, or of the preface.
     skip: usize,
+    /// A head that began with a frame and goes on in the next ones, or ends with this one.
+    block: Block,
     /// The newest stream.
     newest: u32,
     /// So many a second, and as many at once.
@@ -26,6 +28,16 @@ pub(crate) struct Frames {
     since: Instant,
     /// What was written since then.
     written: usize,
+}
+
+/// How far the head of a request has come that takes more than one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Block {
+    Whole,
+    /// The next frame belongs to it.
+    Open,
+    /// This frame is its last.
+    Last,
 }
 
 /// For so many bytes that a client is sent it may send one frame more: it opens its windows again, and the more often,
@@ -42,6 +54,10 @@ pub(crate) const TOO_MANY: &str = "too many frames that are no part of a request
 const DATA: u8 = 0x0;
 /// Begins a request, if its stream is new.
 const HEADERS: u8 = 0x1;
+/// Goes on with a head.
+const CONTINUATION: u8 = 0x9;
+/// A flag of both: the head ends with this frame.
+const END_HEADERS: u8 = 0x4;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -52,6 +68,7 @@ impl Frames {
             head: [0; 9],
             have: 0,
             skip: PREFACE.len(),
+            block: Block::Whole,
             newest: 0,
             most,
             left: most,
@@ -65,6 +82,11 @@ impl Frames {
         self.written = self.written.saturating_add(bytes);
     }
 
+    /// Returns whether a head that takes more than one frame has begun and is not whole: the library keeps its fields.
+    pub(crate) fn is_in_head(&self) -> bool {
+        self.block != Block::Whole
+    }
+
     /// Some more has come. False if there were too many of what is no part of a request.
     #[must_use]
     pub(crate) fn came(&mut self, mut bytes: &[u8]) -> bool {
@@ -72,6 +94,9 @@ impl Frames {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = &bytes[skipped..];
+            if self.skip == 0 && self.block == Block::Last {
+                self.block = Block::Whole;
+            }
             let taken = (self.head.len() - self.have).min(bytes.len());
             self.head[self.have..self.have + taken].copy_from_slice(&bytes[..taken]);
             self.have += taken;
@@ -80,9 +105,16 @@ impl Frames {
                 return true;
             }
             self.have = 0;
-            let [high, middle, low, kind, _, stream @ ..] = self.head;
+            let [high, middle, low, kind, flags, stream @ ..] = self.head;
             self.skip = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
             let stream = u32::from_be_bytes(stream);
+            if matches!(kind, HEADERS | CONTINUATION) {
+                self.block = match (self.block, flags & END_HEADERS != 0) {
+                    (_, false) => Block::Open,
+                    (Block::Open, true) => Block::Last,
+                    (block, true) => block,
+                };
+            }
             let is_part = kind == DATA || (kind == HEADERS && stream > self.newest);
             if is_part {
                 self.newest = self.newest.max(stream);
@@ -141,6 +173,26 @@ mod tests {
             assert!(bytes.chunks(cut).all(|part| frames.came(part)), "{cut}");
             assert_eq!(frames.left, 1, "all but what begins requests or brings parts, in pieces of {cut}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn head_of_several_frames_is_open_to_its_last_byte() {
+        let flagged = |kind: u8, flags: u8| {
+            let mut bytes = frame(kind, 1, 100);
+            bytes[4] = flags;
+            bytes
+        };
+        let mut frames = behind_preface(100);
+        let mut is_in_head = |bytes: &[u8]| {
+            assert!(frames.came(bytes));
+            frames.is_in_head()
+        };
+        assert!(!is_in_head(&flagged(HEADERS, END_HEADERS)), "of one frame");
+        assert!(is_in_head(&flagged(HEADERS, 0)[..9]));
+        assert!(is_in_head(&[0; 100]) && is_in_head(&flagged(CONTINUATION, 0)));
+        let last = flagged(CONTINUATION, END_HEADERS);
+        assert!(is_in_head(&last[..108]));
+        assert!(!is_in_head(&last[108..]));
     }
 
     #[tokio::test(start_paused = true)]

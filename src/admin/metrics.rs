@@ -178,7 +178,8 @@ impl Collector for Routes {
             MetricType::Gauge,
         )?;
         let kinds = self.0.memory();
-        let bodies: usize = kinds.iter().filter(|(kind, _)| *kind != "answer").map(|(_, bytes)| bytes).sum();
+        let bodies = kinds.iter().filter(|(kind, _)| matches!(*kind, "body" | "unfinished_body"));
+        let bodies: usize = bodies.map(|(_, bytes)| bytes).sum();
         buffered.encode_gauge(&(bodies as u64))?;
         let mut memory = encoder.encode_descriptor(
             "memory_bytes",

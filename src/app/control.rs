@@ -167,8 +167,8 @@ impl admin::View for View {
         &self.shared.history
     }
 
-    fn memory(&self) -> [(&'static str, usize); 3] {
-        self.shared.memory.kinds()
+    fn memory(&self) -> Vec<(&'static str, usize)> {
+        self.shared.memory.kinds().to_vec()
     }
 
     fn awaits_routes(&self) -> bool {

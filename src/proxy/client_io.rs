@@ -19,6 +19,7 @@ use tokio::{
 use super::{
     connection_state::ConnectionState,
     h1_framing::RequestFraming,
+    memory::{Memory, WaitingShare},
     pace::{Allowed, Pace},
 };
 use crate::{
@@ -46,6 +47,9 @@ pub struct ClientIo<I> {
     dropped_bytes: u32,
     /// Where requests begin and end in what hyper has read.
     framing: RequestFraming,
+    memory: Arc<Memory>,
+    /// The memory of a large head that is not whole.
+    head: Option<WaitingShare>,
     quiet: Quiet,
     /// The client has been behind with reading.
     behind: Option<Box<Behind>>,
@@ -75,6 +79,16 @@ const MAX_AHEAD_BYTES: usize = 16 << 10;
 /// How much is dropped of a client that sends on behind that, and whose connection is to end, until it ends at once.
 const MAX_DROPPED_BYTES: u32 = 1 << 20;
 
+/// How much of a head that is not whole costs a connection of HTTP/1 nothing: hyper's first read buffer, which each has.
+/// Beyond it, what has come is counted. hyper reserves room for twice as much, but memory that nothing was written to is
+/// not resident.
+const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
+
+/// How much memory a head of HTTP/2 may take that has begun and is not whole, for each byte of `limits.maxHeaderBytes`:
+/// of the shortest fields, which count for 33 bytes (RFC 9113, section 6.5.2), `HeaderMap` keeps 104 bytes each, in a
+/// table of a power of two.
+const H2_HEAD_FACTOR: usize = 4;
+
 /// How much is read at once of what hyper does not wait for.
 const READ_BYTES: usize = 4096;
 
@@ -96,7 +110,7 @@ fn two_readings() -> io::Error {
 
 impl<I> ClientIo<I> {
     /// Watches over `io`.
-    pub fn new(io: I, state: Arc<ConnectionState>, limits: Arc<Limits>) -> Self {
+    pub fn new(io: I, state: Arc<ConnectionState>, limits: Arc<Limits>, memory: Arc<Memory>) -> Self {
         let now = Instant::now();
         state.idles(now);
         let quiet = Quiet { since: now, in_head: true, begun: 0, leaving: None, timer: None };
@@ -109,6 +123,8 @@ impl<I> ClientIo<I> {
             ahead: Vec::new(),
             dropped_bytes: 0,
             framing: RequestFraming::default(),
+            memory,
+            head: None,
             quiet,
             behind: None,
         }
@@ -166,6 +182,32 @@ impl<I> ClientIo<I> {
             Some(Poll::Ready(())) => Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, what)),
             _ => Poll::Pending,
         }
+    }
+
+    /// Bytes of a head that is not whole, beyond what each connection costs.
+    fn head_bytes(&self) -> usize {
+        match &self.http2 {
+            Some(frames) if frames.is_in_head() => H2_HEAD_FACTOR * self.limits.max_header_bytes.get(),
+            Some(_) => 0,
+            None => self.framing.head_bytes().saturating_sub(UNCOUNTED_HEAD_BYTES),
+        }
+    }
+
+    /// Counts the memory of a head while the rest of it is waited for. Ready: others need it.
+    fn poll_head(&mut self, cx: &Context<'_>) -> Poll<io::Error> {
+        let bytes = self.head_bytes();
+        let is_kept = match &self.head {
+            _ if bytes == 0 => return Poll::Pending,
+            Some(share) => share.poll_evicted(bytes, cx).is_pending(),
+            None => {
+                self.head = self.memory.wait(bytes, cx);
+                self.head.is_some()
+            }
+        };
+        if is_kept {
+            return Poll::Pending;
+        }
+        Poll::Ready(io::Error::new(io::ErrorKind::OutOfMemory, "others need the memory of a head"))
     }
 
     /// The client takes nothing at the moment: has it taken too little for too long?
@@ -317,7 +359,10 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
         let read = self.poll_next(cx, buf);
         self.listening = read.is_pending();
         match read {
-            Poll::Pending => self.poll_quiet(cx).map(Err),
+            Poll::Pending => match self.poll_quiet(cx) {
+                Poll::Pending => self.poll_head(cx).map(Err),
+                over => over.map(Err),
+            },
             Poll::Ready(read) => {
                 self.heard();
                 if let Some(frames) = &mut self.http2 {
@@ -333,6 +378,9 @@ impl<I: AsyncRead + Unpin> AsyncRead for ClientIo<I> {
                         return Poll::Ready(Err(two_readings()));
                     }
                     buf.set_filled(before + may_pass);
+                }
+                if self.head.is_some() && self.head_bytes() == 0 {
+                    self.head = None;
                 }
                 Poll::Ready(read)
             }
@@ -390,13 +438,13 @@ mod tests {
     async fn the_first_head_has_30_s_and_the_next_request_120() {
         let (mut client, server) = duplex(64);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), limits());
+        let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20));
         let began = Instant::now();
         let mut buf = [0; 8];
         assert!(server.read(&mut buf).await.is_err());
         assert_eq!(began.elapsed().as_secs(), 30, "nothing came");
 
-        let mut server = ClientIo::new(server.io, state.clone(), limits());
+        let mut server = ClientIo::new(server.io, state.clone(), limits(), Memory::new(1 << 20));
         client.write_all(b"head").await.unwrap();
         assert_eq!(server.read(&mut buf).await.unwrap(), 4);
         let under_way = state.begin();
@@ -412,7 +460,7 @@ mod tests {
     async fn a_head_that_trickles_has_30_s_from_its_first_byte() {
         let (mut client, server) = duplex(64);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), limits());
+        let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20));
         server.quiet.in_head = false;
         let began = Instant::now();
         tokio::spawn(async move {
@@ -431,7 +479,7 @@ mod tests {
     async fn a_client_that_stops_reading_is_noticed() {
         let (client, server) = duplex(4);
         let state = Arc::new(ConnectionState::default());
-        let mut server = ClientIo::new(server, state.clone(), limits());
+        let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20));
         let began = Instant::now();
         assert!(server.write_all(b"more than fits").await.is_err());
         assert_eq!(began.elapsed().as_secs(), 60);

@@ -13,6 +13,8 @@ pub(super) struct RequestFraming {
     state: State,
     /// Heads that have passed as a whole.
     heads: u32,
+    /// Bytes of the head that has begun and is not whole, with the empty lines before it.
+    head_bytes: u32,
     /// What the head that is passing says of its body.
     length: Length,
     /// The beginning of a line of the head that may say so, where the line continues in the next read.
@@ -77,8 +79,15 @@ impl RequestFraming {
     pub(super) fn came(&mut self, bytes: &[u8]) -> usize {
         let mut rest = bytes;
         while !rest.is_empty() {
+            let (was_in_head, heads) = (self.is_in_head(), self.heads);
             match self.step(rest) {
-                Some(taken) => rest = &rest[taken..],
+                Some(taken) => {
+                    let is_same_head = was_in_head && self.is_in_head() && self.heads == heads;
+                    let taken_bytes = u32::try_from(taken).unwrap_or(u32::MAX);
+                    self.head_bytes =
+                        if is_same_head { self.head_bytes.saturating_add(taken_bytes) } else { 0 };
+                    rest = &rest[taken..];
+                }
                 None => {
                     self.state = State::Cut;
                     break;
@@ -95,8 +104,16 @@ impl RequestFraming {
 
     /// Whether all of the first `begun` requests has passed, so that what comes next is of a later one.
     pub(super) const fn is_beyond(&self, begun: u32) -> bool {
-        let in_head = matches!(self.state, State::Between | State::Line | State::RestOfLine);
-        self.heads > begun || (self.heads == begun && in_head)
+        self.heads > begun || (self.heads == begun && self.is_in_head())
+    }
+
+    /// Bytes that have passed of a head that is not whole.
+    pub(super) const fn head_bytes(&self) -> usize {
+        self.head_bytes as usize
+    }
+
+    const fn is_in_head(&self) -> bool {
+        matches!(self.state, State::Between | State::Line | State::RestOfLine)
     }
 
     /// Takes one step over `bytes`, of which there are some. `None` if they can be read in two ways.
@@ -375,6 +392,21 @@ mod tests {
         assert!(comes("5", 1));
         assert!(comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1", 1), "the body of the one behind it");
         assert!(!comes("2", 2));
+    }
+
+    #[test]
+    fn bytes_of_a_head_count_until_it_is_whole() {
+        let mut framing = RequestFraming::default();
+        let mut comes = |bytes: &str| {
+            assert_eq!(framing.came(bytes.as_bytes()), bytes.len());
+            framing.head_bytes()
+        };
+        assert_eq!(comes("\r\nGET / HTTP/1.1\r\n"), 18);
+        assert_eq!(comes("Cookie: a"), 27);
+        assert_eq!(comes(&"b".repeat(1000)), 1027);
+        assert_eq!(comes("\r\n\r\n"), 0);
+        assert_eq!(comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1234"), 0);
+        assert_eq!(comes("5GET"), 3, "the next one");
     }
 
     proptest! {

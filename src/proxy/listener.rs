@@ -170,7 +170,8 @@ where
     // Not in the future, which would keep room for what these are made of.
     let limits = proxy.shared().limits.load_full();
     client.connection.stays_open_for(limits.idle_timeout.get());
-    let mut io = ClientIo::new(io, client.connection.clone(), limits);
+    let memory = proxy.shared().memory.clone();
+    let mut io = ClientIo::new(io, client.connection.clone(), limits, memory);
     async move {
         let after_http = AfterHttp(client.connection.clone());
         let begins_http2 = tokio::select! {

@@ -3,8 +3,11 @@
 //! - Bodies of requests, held or in flight, may take all of it.
 //! - Bodies that have not all arrived, and parts of streamed bodies kept for another dispatch, may take three quarters of it,
 //!   so that finished requests always find some. When there is no room, those that have stalled are evicted.
+//! - Heads that have not all arrived share those three quarters. When there is no room, the oldest are evicted.
 //! - Answers of ours that have not been sent to their end may take one eighth on top, so that a full budget can still be
 //!   reported. Clients of HTTP/2 that read none of them get no more.
+
+mod waiting;
 
 use std::{
     collections::HashMap,
@@ -21,14 +24,20 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::time::Instant;
+use waiting::Waiting;
+pub use waiting::WaitingShare;
 
 /// The memory of all clients.
 #[derive(Debug)]
 pub struct Memory {
     max: AtomicUsize,
-    bodies: AtomicUsize,
-    /// Of `bodies`, the bytes that may take three quarters only.
+    /// Bytes of bodies and heads.
+    requests: AtomicUsize,
+    /// Of `requests`, the bytes that may take three quarters only.
     unfinished: AtomicUsize,
+    /// Of `unfinished`, the bytes of heads.
+    heads: AtomicUsize,
+    waiting: Mutex<Waiting>,
     answers: AtomicUsize,
     arriving: Mutex<Arriving>,
 }
@@ -103,8 +112,10 @@ impl Memory {
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             max: AtomicUsize::new(max),
-            bodies: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
             unfinished: AtomicUsize::new(0),
+            heads: AtomicUsize::new(0),
+            waiting: Mutex::default(),
             answers: AtomicUsize::new(0),
             arriving: Mutex::default(),
         })
@@ -121,16 +132,18 @@ impl Memory {
 
     /// Bytes of all request bodies in memory.
     pub fn bodies(&self) -> usize {
-        self.bodies.load(Ordering::Relaxed)
+        self.requests.load(Ordering::Relaxed).saturating_sub(self.heads.load(Ordering::Relaxed))
     }
 
     /// Bytes in use, by kind.
-    pub fn kinds(&self) -> [(&'static str, usize); 3] {
-        let unfinished = self.unfinished.load(Ordering::Relaxed);
+    pub fn kinds(&self) -> [(&'static str, usize); 4] {
+        let heads = self.heads.load(Ordering::Relaxed);
+        let unfinished = self.unfinished.load(Ordering::Relaxed).saturating_sub(heads);
         let answers = self.answers.load(Ordering::Relaxed);
         [
             ("body", self.bodies().saturating_sub(unfinished)),
             ("unfinished_body", unfinished),
+            ("head", heads),
             ("answer", answers),
         ]
     }
@@ -167,12 +180,26 @@ impl Memory {
         (self.max() / 8).max(16 * ANSWER_COST_BYTES)
     }
 
+    fn take_or_evict(&self, bytes: usize, is_unfinished: bool) -> bool {
+        let take = || self.take(bytes, is_unfinished);
+        take()
+            || (self.evict_stalled() && take())
+            || (self.evict_waiting(self.missing(bytes, is_unfinished)) && take())
+    }
+
+    /// Bytes that there is no room for.
+    fn missing(&self, bytes: usize, is_unfinished: bool) -> usize {
+        let over = |used: &AtomicUsize, max| (used.load(Ordering::Relaxed) + bytes).saturating_sub(max);
+        let of_all = over(&self.requests, self.max());
+        if is_unfinished { of_all.max(over(&self.unfinished, self.max() / 4 * 3)) } else { of_all }
+    }
+
     fn take(&self, bytes: usize, is_unfinished: bool) -> bool {
         let max = self.max();
         if is_unfinished && !take(&self.unfinished, bytes, max / 4 * 3) {
             return false;
         }
-        let is_taken = take(&self.bodies, bytes, max);
+        let is_taken = take(&self.requests, bytes, max);
         if !is_taken && is_unfinished {
             self.unfinished.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -180,7 +207,7 @@ impl Memory {
     }
 
     fn give_back(&self, bytes: usize, is_unfinished: bool) {
-        self.bodies.fetch_sub(bytes, Ordering::Relaxed);
+        self.requests.fetch_sub(bytes, Ordering::Relaxed);
         if is_unfinished {
             self.unfinished.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -223,8 +250,7 @@ impl Share {
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let memory = &self.memory;
         let is_unfinished = !matches!(self.bytes, ShareBytes::Finished(_));
-        let is_taken = memory.take(bytes, is_unfinished)
-            || (memory.evict_stalled() && memory.take(bytes, is_unfinished));
+        let is_taken = memory.take_or_evict(bytes, is_unfinished);
         match &mut self.bytes {
             _ if !is_taken => false,
             ShareBytes::Finished(all) | ShareBytes::Unfinished(all) => {
@@ -343,7 +369,8 @@ mod tests {
     const KIB: usize = 1024;
 
     fn kinds(memory: &Memory) -> [usize; 3] {
-        memory.kinds().map(|(_, bytes)| bytes)
+        let [body, unfinished_body, _, answer] = memory.kinds().map(|(_, bytes)| bytes);
+        [body, unfinished_body, answer]
     }
 
     /// Of 400 KiB, 300 are for what has not all arrived.

@@ -13,6 +13,7 @@ mod h2_resets;
 mod heads;
 mod idle;
 mod memory;
+mod partial_heads;
 mod recorder;
 mod slow;
 mod smuggling;

@@ -144,8 +144,8 @@ impl View for InCluster {
         &self.history
     }
 
-    fn memory(&self) -> [(&'static str, usize); 3] {
-        [("body", 0), ("unfinished_body", 0), ("answer", 0)]
+    fn memory(&self) -> Vec<(&'static str, usize)> {
+        vec![("body", 0), ("unfinished_body", 0), ("head", 0), ("answer", 0)]
     }
 
     fn awaits_routes(&self) -> bool {

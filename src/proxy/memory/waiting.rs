@@ -1,0 +1,161 @@
+//! Memory that is kept only because a connection waits for its client, as of the part of a head that has come. When others
+//! need it, the connection that has waited for longest ends.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, Waker},
+};
+
+use super::Memory;
+
+/// What connections wait for, by age.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    all: BTreeMap<u64, Entry>,
+    newest: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    bytes: usize,
+    /// Of the task that serves the connection.
+    task: Waker,
+}
+
+/// Memory that one connection takes while it waits; dropping it gives it back.
+#[derive(Debug)]
+pub struct WaitingShare {
+    memory: Arc<Memory>,
+    number: u64,
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// Takes memory for a connection that begins to wait. Returns `None` if there is no room, and none to be had.
+    pub(in crate::proxy) fn wait(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<WaitingShare> {
+        if !self.take_or_evict(bytes, true) {
+            return None;
+        }
+        let mut waiting = self.waiting.lock();
+        waiting.newest += 1;
+        let number = waiting.newest;
+        waiting.all.insert(number, Entry { bytes, task: cx.waker().clone() });
+        self.heads.fetch_add(bytes, Ordering::Relaxed);
+        drop(waiting);
+        Some(WaitingShare { memory: self.clone(), number })
+    }
+
+    /// Evicts those that have waited for longest, until there are `bytes` more. Returns `false`, and evicts none, if all
+    /// of them have less.
+    pub(super) fn evict_waiting(&self, bytes: usize) -> bool {
+        // Mostly there are none, and then no lock is taken.
+        if self.heads.load(Ordering::Relaxed) < bytes {
+            return false;
+        }
+        let mut waiting = self.waiting.lock();
+        let (mut freed, mut evicted) = (0, 0_usize);
+        while freed < bytes
+            && let Some((_, oldest)) = waiting.all.pop_first()
+        {
+            self.give_back_waiting(oldest.bytes);
+            oldest.task.wake();
+            freed += oldest.bytes;
+            evicted += 1;
+        }
+        drop(waiting);
+        if evicted > 0 {
+            tracing::debug!(evicted, "connections end that waited for heads: others need their memory");
+        }
+        freed >= bytes
+    }
+
+    fn give_back_waiting(&self, bytes: usize) {
+        self.heads.fetch_sub(bytes, Ordering::Relaxed);
+        self.give_back(bytes, true);
+    }
+}
+
+// === impl WaitingShare ===
+
+impl WaitingShare {
+    /// Takes as much as is needed for `bytes` in all, and has the task woken once it is evicted. Is ready when it has been,
+    /// or when there is no room.
+    pub(in crate::proxy) fn poll_evicted(&self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
+        let memory = &self.memory;
+        let mut more = 0;
+        loop {
+            let mut waiting = memory.waiting.lock();
+            let Some(entry) = waiting.all.get_mut(&self.number) else {
+                memory.give_back(more, true);
+                return Poll::Ready(());
+            };
+            entry.bytes += more;
+            memory.heads.fetch_add(more, Ordering::Relaxed);
+            entry.task.clone_from(cx.waker());
+            more = bytes.saturating_sub(entry.bytes);
+            drop(waiting);
+            if more == 0 {
+                return Poll::Pending;
+            }
+            if !memory.take_or_evict(more, true) {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl Drop for WaitingShare {
+    fn drop(&mut self) {
+        let entry = self.memory.waiting.lock().all.remove(&self.number);
+        if let Some(entry) = entry {
+            self.memory.give_back_waiting(entry.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: usize = 1024;
+
+    /// Of 400 KiB, 300 are for what has not all arrived.
+    #[test]
+    fn oldest_head_gives_way_to_newer_heads_and_to_bodies() {
+        let memory = Memory::new(400 * KIB);
+        let cx = Context::from_waker(Waker::noop());
+        let wait = |bytes: usize| memory.wait(bytes * KIB, &cx);
+        let is_evicted = |share: &WaitingShare| share.poll_evicted(0, &cx).is_ready();
+        let oldest = wait(60).unwrap();
+        let [second, third, fourth] = [100, 100, 40].map(|bytes| wait(bytes).unwrap());
+        assert_eq!((memory.heads.load(Ordering::Relaxed), memory.bodies()), (300 * KIB, 0));
+        let newest = wait(10).unwrap();
+        assert!(is_evicted(&oldest) && !is_evicted(&second));
+        drop(oldest);
+        // One that grows.
+        assert!(third.poll_evicted(200 * KIB, &cx).is_pending());
+        assert!(is_evicted(&second) && !is_evicted(&third) && !is_evicted(&fourth));
+        let mut body = memory.share();
+        assert!(body.grow(320 * KIB));
+        assert!(is_evicted(&third) && !is_evicted(&fourth), "200 KiB of it for 170 that are missing");
+        assert!(!body.grow(320 * KIB), "evicting all would not be enough");
+        assert!(!is_evicted(&fourth) && !is_evicted(&newest));
+        drop((second, third, fourth, newest, body));
+        assert!(memory.kinds().iter().all(|(_, bytes)| *bytes == 0), "{:?}", memory.kinds());
+    }
+
+    #[test]
+    fn head_that_finds_no_room_evicts_no_other() {
+        let memory = Memory::new(400 * KIB);
+        let cx = Context::from_waker(Waker::noop());
+        let mut body = memory.unfinished_share();
+        assert!(body.grow(250 * KIB));
+        let first = memory.wait(40 * KIB, &cx).unwrap();
+        assert!(memory.wait(60 * KIB, &cx).is_none());
+        assert!(first.poll_evicted(0, &cx).is_pending());
+        // The oldest that grows is the one to end.
+        assert!(first.poll_evicted(70 * KIB, &cx).is_ready());
+    }
+}

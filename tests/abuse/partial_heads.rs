@@ -1,0 +1,86 @@
+//! Heads that begin, are large, and never end: on many connections, over HTTP/1 and HTTP/2.
+
+use tokio::{io::AsyncReadExt, task::JoinSet};
+
+use crate::{
+    frames::{HEADERS, RawH2, block, field, frame, post_fields},
+    recorder::{BODY, Recorder},
+    support::{
+        Proxy, Wire, route, routes, soon, until,
+        wire::{CHAT, get_with, post},
+    },
+};
+
+/// Three quarters of `maxBufferedBytes`, as below.
+const ROOM: u64 = 3 << 20;
+
+async fn start(recorder: &Recorder) -> Proxy {
+    let limits = "maxBodyBytes: 1MiB, maxBufferedBytes: 4MiB, headerTimeout: 10m";
+    let route = route("tiny", &recorder.upstream.url(), "hold: { maxBytes: 1MiB }");
+    Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route]))).await
+}
+
+async fn heads(proxy: &Proxy) -> u64 {
+    proxy.metric("anteroom_memory_bytes", &["kind=\"head\""]).await
+}
+
+/// Waits until all but `left` of these have been closed. Returns the others.
+async fn closed(clients: Vec<Wire>, left: usize) -> JoinSet<()> {
+    let mut open: JoinSet<()> = clients
+        .into_iter()
+        .map(|mut client| async move {
+            while client.stream.read(&mut [0; 1024]).await.is_ok_and(|read| read > 0) {}
+        })
+        .collect();
+    soon("connections to end", async {
+        while open.len() > left {
+            open.join_next().await.unwrap().unwrap();
+        }
+    })
+    .await;
+    open
+}
+
+/// A client with a large head, and another one, are served beside them.
+async fn serves_others(proxy: &Proxy) {
+    let large = get_with("/health", &[("Cookie", &"c".repeat(40_000))]);
+    let mut client = proxy.sent(&large[..30_000]).await;
+    assert_eq!(client.ask(&large[30_000..]).await.status(), 200);
+    assert_eq!(proxy.ask(post(CHAT, BODY)).await.status(), 200);
+}
+
+/// 60 KB each, of which 51,808 bytes are counted: 60 of them fit.
+#[tokio::test]
+async fn partial_heads_are_bounded_and_the_oldest_end() {
+    let recorder = Recorder::new().await;
+    let proxy = start(&recorder).await;
+    let head = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(60_000 - 19));
+    let mut clients = Vec::new();
+    for _ in 0..200 {
+        clients.push(proxy.sent(&head).await);
+    }
+    let open = closed(clients, 60).await;
+    assert!(heads(&proxy).await <= ROOM);
+    serves_others(&proxy).await;
+    drop(open);
+    until("all memory to be given back", async || heads(&proxy).await == 0).await;
+}
+
+/// A frame of a head that goes on in others, however short: 256 KiB are counted, so 12 of them fit.
+#[tokio::test]
+async fn open_header_blocks_are_bounded_and_the_oldest_end() {
+    let recorder = Recorder::new().await;
+    let proxy = start(&recorder).await;
+    let begins = [block(&post_fields(CHAT)), field("x", "x")].concat();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let mut client = RawH2::connect(proxy.address).await;
+        client.send(frame(HEADERS, 0, 1, &begins)).await;
+        clients.push(client.wire);
+    }
+    let open = closed(clients, 12).await;
+    assert!(heads(&proxy).await <= ROOM);
+    serves_others(&proxy).await;
+    drop(open);
+    until("all memory to be given back", async || heads(&proxy).await == 0).await;
+}
