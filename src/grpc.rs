@@ -7,7 +7,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, atomic::AtomicUsize},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -52,6 +55,10 @@ pub struct Connection {
     frames: Frames,
     /// As long as its client has not begun to speak HTTP/2.
     beginning: Option<Beginning>,
+    /// From then on, until it was idle for too long.
+    idle: Option<Idle>,
+    /// What h2 has still to read of [`GOODBYE`].
+    goodbye: &'static [u8],
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: Place,
     _open: OwnedSemaphorePermit,
@@ -71,6 +78,13 @@ pub struct StreamPlace(#[expect(dead_code, reason = "given back when dropped")] 
 struct Beginning {
     missing: usize,
     end: Pin<Box<Sleep>>,
+}
+
+/// Tells since when no call has come and no stream is open.
+struct Idle {
+    /// The newest call when the timer was set.
+    newest: u32,
+    timer: Pin<Box<Sleep>>,
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -93,6 +107,15 @@ const CALLS: u32 = 10_000;
 /// How long it may take until a client that has connected speaks HTTP/2, with the TLS handshake: one that says nothing
 /// would keep its place among [`CONNECTIONS`] for good.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a connection may have no call and no stream. It ends after that, or after twice that where a stream has ended
+/// meanwhile. KEDA polls each 30 s by default, and its client connects again by itself.
+const IDLE: Duration = Duration::from_secs(300);
+
+/// What h2 is given to read when a connection has been idle for too long: the GOAWAY of a client that needs nothing further
+/// (RFC 9113, section 6.8). h2 answers it with its own as soon as no stream is open, and closes. So a call that crosses
+/// that is known not to have been looked at, and gRPC's clients send it again over the next connection.
+const GOODBYE: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// Frames that are no part of a call, in a second and at once: far above those of KEDA when it drops all of its streams.
 const MAX_CONTROL_FRAMES: u32 = 10_000;
@@ -220,7 +243,33 @@ impl Connection {
         let beginning = Beginning { missing: PREFACE.len(), end: Box::pin(sleep_until(end)) };
         let evicted = Box::pin(evicted().cancelled_owned());
         let frames = Frames::new(MAX_CONTROL_FRAMES);
-        Ok(Self { io, caller, frames, beginning: Some(beginning), evicted, _place: place, _open: open })
+        let beginning = Some(beginning);
+        Ok(Self {
+            io,
+            caller,
+            frames,
+            beginning,
+            idle: None,
+            goodbye: &[],
+            evicted,
+            _place: place,
+            _open: open,
+        })
+    }
+
+    /// Nothing to read: has there been no call and no stream for too long?
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let newest = self.frames.newest();
+        let Some(idle) = &mut self.idle else { return Poll::Pending };
+        while idle.timer.as_mut().poll(context).is_ready() {
+            if idle.newest == newest && self.caller.uses.load(Ordering::Relaxed) == 0 {
+                self.idle = None;
+                return Poll::Ready(());
+            }
+            idle.newest = newest;
+            idle.timer.as_mut().reset(Instant::now() + IDLE);
+        }
+        Poll::Pending
     }
 
     const fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -268,6 +317,12 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.goodbye.is_empty() {
+            let (now, later) = self.goodbye.split_at(self.goodbye.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            self.goodbye = later;
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.io).poll_read(context, buffer);
         if read.is_pending() && self.evicted.as_mut().poll(context).is_ready() {
@@ -277,9 +332,16 @@ impl AsyncRead for Connection {
             beginning.missing = beginning.missing.saturating_sub(buffer.filled().len() - before);
             if beginning.missing == 0 {
                 self.beginning = None;
+                self.idle = Some(Idle { newest: 0, timer: Box::pin(sleep(IDLE)) });
             } else if read.is_pending() && beginning.end.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
+        }
+        // A client that stops within a frame or a head answers no PING, and ends by that.
+        if read.is_pending() && self.frames.is_between() && self.poll_idle(context).is_ready() {
+            tracing::debug!(peer = %self.caller.source(), "a gRPC connection was idle for too long");
+            self.goodbye = GOODBYE;
+            return self.poll_read(context, buffer);
         }
         if !self.frames.came(&buffer.filled()[before..]) {
             tracing::debug!(peer = %self.caller.source(), "a gRPC connection ends: {TOO_MANY}");

@@ -87,6 +87,16 @@ impl Frames {
         self.block != Block::Whole
     }
 
+    /// The newest stream that the client has begun; 0 before the first.
+    pub(crate) const fn newest(&self) -> u32 {
+        self.newest
+    }
+
+    /// Whether all that came is whole frames, and whole heads: another frame may come here.
+    pub(crate) fn is_between(&self) -> bool {
+        self.have == 0 && self.skip == 0 && !self.is_in_head()
+    }
+
     /// Some more has come. False if there were too many of what is no part of a request.
     #[must_use]
     pub(crate) fn came(&mut self, mut bytes: &[u8]) -> bool {

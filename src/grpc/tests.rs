@@ -1,22 +1,31 @@
 //! Connections in memory, on a paused clock.
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, WriteHalf, duplex, split},
+    task::JoinHandle,
     time::timeout,
 };
 
 use super::*;
+
+const END_HEADERS: u8 = 4;
+
+const END_STREAM: u8 = 1;
 
 /// What a client begins with: the preface, and settings that change nothing.
 const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 /// A client that has connected, and the places that there are for others.
 async fn connected() -> (DuplexStream, Arc<Semaphore>) {
+    connected_as(Caller::default()).await
+}
+
+async fn connected_as(caller: Caller) -> (DuplexStream, Arc<Semaphore>) {
     let (client, stream) = duplex(16 << 10);
     let places = Arc::new(Semaphore::new(1));
     let open = places.clone().acquire_owned().await.unwrap();
     let place = Places::new(1, 1).enter(Source::default(), CancellationToken::new());
-    let connection = Connection::open(stream, Caller::default(), None, place, open).await.unwrap();
+    let connection = Connection::open(stream, caller, None, place, open).await.unwrap();
     let (_, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::once(Ok::<_, Infallible>(connection));
     tokio::spawn(server().add_service(health).serve_with_incoming(incoming));
@@ -61,10 +70,117 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
+/// A client that reads all that comes and answers PINGs.
+struct Live {
+    writes: Arc<tokio::sync::Mutex<WriteHalf<DuplexStream>>>,
+    /// When the connection ended, and the last frame before that.
+    reading: JoinHandle<(Instant, Vec<u8>)>,
+}
+
+impl Live {
+    async fn new(client: DuplexStream) -> Self {
+        const PING: u8 = 6;
+        let (mut reads, writes) = split(client);
+        let writes = Arc::new(tokio::sync::Mutex::new(writes));
+        let answers = writes.clone();
+        let reading = tokio::spawn(async move {
+            let mut last = Vec::new();
+            loop {
+                let mut head = [0; 9];
+                if reads.read_exact(&mut head).await.is_err() {
+                    return (Instant::now(), last);
+                }
+                let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+                reads.read_exact(&mut payload).await.unwrap();
+                if (head[3], head[4]) == (PING, 0) {
+                    let _ = answers.lock().await.write_all(&frame(PING, 1, 0, &payload)).await;
+                }
+                last = [&head[..], &payload].concat();
+            }
+        });
+        let live = Self { writes, reading };
+        live.send(BEGINNING).await;
+        live
+    }
+
+    async fn send(&self, bytes: &[u8]) {
+        self.writes.lock().await.write_all(bytes).await.unwrap();
+    }
+
+    /// Waits for the end, told by GOAWAY without an error: the seconds until then, and the last call that was looked at.
+    async fn ended_after(self) -> (u64, u8) {
+        let began = Instant::now();
+        let (ended, last) = timeout(Duration::from_secs(3600), self.reading).await.unwrap().unwrap();
+        assert_eq!(last[..12], frame(7, 0, 0, &[0; 8])[..12], "{last:?}");
+        assert_eq!(last[13..], [0; 4], "{last:?}");
+        ((ended - began).as_secs(), last[12])
+    }
+}
+
+/// A call without a message, to a method of gRPC's health service.
+fn call(method: &str, flags: u8, stream: u8) -> Vec<u8> {
+    let field = |name: &str, value: &str| {
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
+    };
+    let fields = [
+        field(":method", "POST"),
+        field(":scheme", "http"),
+        field(":path", &format!("/grpc.health.v1.Health/{method}")),
+        field(":authority", "a"),
+        field("content-type", "application/grpc"),
+    ];
+    frame(1, flags, stream, &fields.concat())
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connection_is_told_that_it_ends() {
+    let (client, places) = connected().await;
+    assert_eq!(Live::new(client).await.ended_after().await, (300, 0));
+    assert_eq!(places.available_permits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_with_calls_is_not_idle() {
+    let (client, _places) = connected().await;
+    let client = Live::new(client).await;
+    for number in 0..20 {
+        client.send(&call("Check", END_HEADERS | END_STREAM, 2 * number + 1)).await;
+        sleep(Duration::from_secs(299)).await;
+    }
+    let (seconds, last) = client.ended_after().await;
+    assert!(seconds <= 600, "{seconds}");
+    assert_eq!(last, 39);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connection_with_a_stream_does_not_end() {
+    let caller = Caller::default();
+    let (client, _places) = connected_as(caller.clone()).await;
+    let client = Live::new(client).await;
+    let stream = InUse::new(caller.uses.clone());
+    sleep(Duration::from_secs(36_000)).await;
+    assert!(!client.reading.is_finished());
+    drop(stream);
+    let (seconds, _) = client.ended_after().await;
+    assert!(seconds <= 600, "{seconds}");
+
+    // One that nobody counts, as of reflection or health, does not break off either.
+    let (client, _places) = connected().await;
+    let client = Live::new(client).await;
+    let watch = [call("Watch", END_HEADERS, 1), frame(0, END_STREAM, 1, &[0; 5])].concat();
+    client.send(&watch).await;
+    sleep(Duration::from_secs(36_000)).await;
+    assert!(!client.reading.is_finished());
+    const RST_STREAM: u8 = 3;
+    client.send(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])).await;
+    assert_eq!(client.ended_after().await, (0, 1));
+}
+
 /// Sends this behind the beginning, and reads what is answered. Returns whether the connection has ended by then.
 async fn ends_connection(bytes: &[u8]) -> bool {
     let (client, places) = connected().await;
-    let (mut reads, mut writes) = tokio::io::split(client);
+    let (mut reads, mut writes) = split(client);
     let reading = tokio::spawn(async move { reads.read_to_end(&mut Vec::new()).await });
     writes.write_all(BEGINNING).await.unwrap();
     let sent =
@@ -94,22 +210,15 @@ async fn control_frames_are_limited() {
 /// Bounded by h2, as long as its limits are what they are.
 #[tokio::test(start_paused = true)]
 async fn empty_frames_of_a_call_are_limited() {
-    const END_HEADERS: u8 = 4;
-    let field = |name: &str, value: &str| {
-        let length = |text: &str| u8::try_from(text.len()).unwrap();
-        [&[0, length(name)], name.as_bytes(), &[length(value)], value.as_bytes()].concat()
-    };
-    let call = [
-        field(":method", "POST"),
-        field(":scheme", "http"),
-        field(":path", "/grpc.health.v1.Health/Check"),
-        field(":authority", "a"),
-        field("content-type", "application/grpc"),
-    ];
-    let call = |flags| frame(1, flags, 1, &call.concat());
-    assert!(!ends_connection(&call(END_HEADERS)).await);
-    assert!(ends_connection(&[call(0), frame(9, 0, 1, &[]).repeat(1_000)].concat()).await, "CONTINUATION");
-    assert!(ends_connection(&[call(END_HEADERS), frame(0, 0, 1, &[]).repeat(1_000)].concat()).await, "DATA");
+    assert!(!ends_connection(&call("Check", END_HEADERS, 1)).await);
+    assert!(
+        ends_connection(&[call("Check", 0, 1), frame(9, 0, 1, &[]).repeat(1_000)].concat()).await,
+        "CONTINUATION"
+    );
+    assert!(
+        ends_connection(&[call("Check", END_HEADERS, 1), frame(0, 0, 1, &[]).repeat(1_000)].concat()).await,
+        "DATA"
+    );
     let empty_heads = frame(1, END_HEADERS, 1, &[]).repeat(2 * MAX_CONTROL_FRAMES as usize);
-    assert!(ends_connection(&[call(END_HEADERS), empty_heads].concat()).await, "HEADERS: by us");
+    assert!(ends_connection(&[call("Check", END_HEADERS, 1), empty_heads].concat()).await, "HEADERS: by us");
 }
