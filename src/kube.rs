@@ -69,6 +69,7 @@ pub struct Cluster {
     liveness: Arc<Liveness>,
     namespaces: Arc<[String]>,
     reads_logs: bool,
+    ends_sessions: bool,
     /// Where it is followed. `None`: where it was asked to.
     handle: Option<Handle>,
     tasks: TaskTracker,
@@ -113,6 +114,7 @@ impl Cluster {
             liveness,
             namespaces: config.namespaces.as_slice().into(),
             reads_logs: config.pod_logs,
+            ends_sessions: config.sessions,
             handle: None,
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -173,6 +175,11 @@ impl Cluster {
     /// Whether logs of pods that start are to be read.
     pub const fn reads_logs(&self) -> bool {
         self.reads_logs
+    }
+
+    /// Whether sessions of ScaledObjects are ended.
+    pub const fn ends_sessions(&self) -> bool {
+        self.ends_sessions
     }
 
     /// Runs something until it ends or the cluster is left.

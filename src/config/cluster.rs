@@ -58,6 +58,9 @@ pub struct Kubernetes {
     /// Whether the logs of pods that start are read until they are ready: vLLM writes there what it is at. Takes the
     /// right to get `pods/log`.
     pub pod_logs: bool,
+    /// Whether sessions are ended (`anteroom session`). Takes the right to patch ScaledObjects; without it, nobody pauses them
+    /// again.
+    pub sessions: bool,
 }
 
 // === impl Peers ===
@@ -80,6 +83,7 @@ impl Default for Kubernetes {
             interceptor_routes: true,
             allowed_hosts: Vec::new(),
             pod_logs: false,
+            sessions: true,
         }
     }
 }

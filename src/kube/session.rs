@@ -28,6 +28,12 @@ pub const UNTIL: &str = "anteroom.dev/session-until";
 pub const THEN: &str = "anteroom.dev/session-then";
 /// The number of replicas that it was paused with before.
 pub const BEFORE: &str = "anteroom.dev/session-paused-replicas";
+/// `disabled` says that no replica ends sessions of this object. The chart sets it with `sessions.enabled: false`.
+pub const SESSIONS: &str = "anteroom.dev/sessions";
+
+/// Why there are no sessions, and the way out.
+const SWITCHED_OFF: &str = "sessions are switched off; set `sessions.enabled: true` in the chart's values (without the \
+                            chart: `kubernetes.sessions: true`, and the right to patch scaledobjects.keda.sh)";
 
 /// The longest session.
 pub const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -74,6 +80,8 @@ pub enum SessionError {
          scaledobjects.keda.sh; `kubectl auth can-i {verb} scaledobjects.keda.sh -n {namespace}` says whether you have it"
     )]
     Forbidden { verb: &'static str, namespace: String, message: String },
+    #[error("ScaledObject `{0}` would not be paused again: {SWITCHED_OFF}")]
+    SwitchedOff(String),
     #[error("ScaledObject `{0}` is changed by somebody else all the time; try again")]
     Busy(String),
     #[error("the API server did not do it: {0}")]
@@ -231,7 +239,7 @@ impl Sessions {
     /// and the session.
     ///
     /// # Errors
-    /// When the time is none, or the object cannot be changed.
+    /// When the time is none, no replica would end the session, or the object cannot be changed.
     pub async fn start(
         &self,
         name: &str,
@@ -244,8 +252,11 @@ impl Sessions {
         // Nobody reads fractions, and they would make two of one session.
         let until = Timestamp::from_second(until.as_second()).unwrap_or(until);
         self.change(name, |object| {
+            if object.annotation(SESSIONS) == Some("disabled") {
+                return Err(SessionError::SwitchedOff(format!("{}/{name}", self.namespace)));
+            }
             let session = Session::start(object, until, to_zero);
-            Some((session.running(), session))
+            Ok(Some((session.running(), session)))
         })
         .await
         .map(|(before, session)| {
@@ -265,11 +276,12 @@ impl Sessions {
         self.change(name, |object| {
             // One that cannot be read is ended all the same.
             let unreadable = |_| Session { until: Timestamp::UNIX_EPOCH, then: Then::Pause, before: None };
-            let mut session = Session::of(object)?.unwrap_or_else(unreadable);
+            let Some(session) = Session::of(object) else { return Ok(None) };
+            let mut session = session.unwrap_or_else(unreadable);
             if to_zero {
                 session.then = Then::Zero;
             }
-            Some((session.ended(), session))
+            Ok(Some((session.ended(), session)))
         })
         .await
     }
@@ -278,11 +290,11 @@ impl Sessions {
     async fn change<T>(
         &self,
         name: &str,
-        how: impl Fn(&ScaledObject) -> Option<(Value, T)>,
+        how: impl Fn(&ScaledObject) -> Result<Option<(Value, T)>, SessionError>,
     ) -> Result<(ScaledObject, Option<T>), SessionError> {
         for _ in 0..Self::TRIES {
             let object = self.get(name).await?;
-            let Some((annotations, result)) = how(&object) else { return Ok((object, None)) };
+            let Some((annotations, result)) = how(&object)? else { return Ok((object, None)) };
             match annotate(&self.api(), &object, annotations).await {
                 Ok(()) => return Ok((object, Some(result))),
                 Err(kube::Error::Api(status)) if status.code == 409 => {}

@@ -49,6 +49,19 @@ async fn a_start_says_what_it_did_until_when_and_what_comes_then() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn start_is_refused_where_no_replica_ends_sessions() {
+    let paused = json!({ "autoscaling.keda.sh/paused": "true", "anteroom.dev/sessions": "disabled" });
+    let server = server(paused.clone());
+    let text = says(&server, &["start", "chat", "--for", "2h"]).await;
+    for words in ["ScaledObject `team-a/chat` would not be paused again", "sessions.enabled: true"] {
+        assert!(text.contains(words), "{words} in:\n{text}");
+    }
+    assert_eq!(server.object(PATH)["metadata"]["annotations"], paused);
+    let text = says(&server, &["stop", "chat"]).await;
+    assert!(!text.contains("switched off"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_repository_keeps_is_warned_of() {
     for (mark, keeper) in
         [("argocd.argoproj.io/tracking-id", "Argo CD"), ("kustomize.toolkit.fluxcd.io/name", "Flux")]

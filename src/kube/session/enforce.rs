@@ -9,7 +9,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Clock, Session, Then, annotate};
+use super::{Clock, SWITCHED_OFF, Session, Then, annotate};
 use crate::kube::{
     Cluster, ScaledObject, ScaledObjects,
     events::{About, Events, Notice},
@@ -28,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Pauses each of the ScaledObjects again when its session has ended. Every replica does that: a change is made only to
-/// the object as it was read, so that the first one wins. Never ends by itself.
+/// the object as it was read, so that the first one wins. Where sessions are switched off, reports each instead, as soon as
+/// it is seen. Never ends by itself.
 pub async fn enforce(cluster: Cluster, mut scaled_objects: watch::Receiver<ScaledObjects>, events: Events) {
     let mut objects = scaled_objects.borrow_and_update().clone();
     let mut clock = Clock::of_machine();
@@ -37,7 +38,12 @@ pub async fn enforce(cluster: Cluster, mut scaled_objects: watch::Receiver<Scale
     // Told once each.
     let mut complained = HashSet::new();
     loop {
-        let sessions = sessions(&objects, &mut complained);
+        let mut sessions = sessions(&objects, &mut complained);
+        if !cluster.ends_sessions() {
+            for (object, session) in sessions.drain(..) {
+                object.0.iter().for_each(|object| report(object, &session, &mut complained, &events));
+            }
+        }
         if !sessions.is_empty() && (!fresh || clock.age() > FRESH) {
             match Clock::of_server(cluster.client()).await {
                 Some(server) => (clock, fresh) = (server, true),
@@ -93,6 +99,22 @@ fn sessions(objects: &ScaledObjects, complained: &mut HashSet<String>) -> Vec<Fo
     sessions.collect()
 }
 
+/// Reports a session that nobody ends, once for each end that it is given.
+fn report(object: &ScaledObject, session: &Session, complained: &mut HashSet<String>, events: &Events) {
+    let (namespace, name, until) = (object.namespace(), object.name(), session.until);
+    if !complained.insert(format!("{namespace}/{name} {until}")) {
+        return;
+    }
+    let note = format!("No replica ends the session until {until}: {SWITCHED_OFF}");
+    tracing::warn!(scaled_object = format!("{namespace}/{name}"), "{note}");
+    events.tell(Notice {
+        about: About::ScaledObject { namespace: namespace.into(), name: name.into() },
+        is_warning: true,
+        reason: "SessionsDisabled",
+        note,
+    });
+}
+
 /// Ends a session that is over. Says whether to look again soon.
 async fn end(
     cluster: &Cluster,
@@ -128,7 +150,7 @@ async fn end(
             if complained.insert(full_name.clone()) {
                 tracing::error!(
                     scaled_object = full_name, %error,
-                    "a session is over, and cannot be ended: our role needs `patch` of scaledobjects.keda.sh"
+                    "a session is over, and cannot be ended: our role needs `patch` of scaledobjects.keda.sh (chart: sessions.enabled)"
                 );
             }
             false

@@ -161,12 +161,14 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
     expected.insert("configmaps", "list watch");
     it.may("anteroom", &expected).await;
 
-    let values = ["directScaling.enabled=true", "kubernetes.interceptorRoutes=false"];
+    let values =
+        ["directScaling.enabled=true", "kubernetes.interceptorRoutes=false", "sessions.enabled=false"];
     for object in chart::rights(&it.world, &it.namespace, &values).await {
         it.apply(&object).await;
     }
     expected.retain(|what, _| !what.ends_with("http.keda.sh") && *what != "configmaps");
     expected.extend([
+        ("scaledobjects.keda.sh", read),
         ("deployments/scale.apps", "get patch"),
         ("statefulsets/scale.apps", "get patch"),
         ("horizontalpodautoscalers.autoscaling", "list"),

@@ -85,6 +85,7 @@ kubernetes:
   interceptorRoutes: {{ .Values.kubernetes.interceptorRoutes }}
   allowedHosts: {{ include "anteroom.allowedHosts" . }}
   podLogs: {{ .Values.report.podLogs }}
+  sessions: {{ .Values.sessions.enabled }}
 {{- with .Values.traces }}
 {{- if .endpoint }}
 traces:

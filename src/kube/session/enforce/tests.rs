@@ -2,7 +2,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, advance};
 
 use super::{super::*, *};
-use crate::kube::{scaled_objects::*, stand_in::StandIn};
+use crate::{
+    config,
+    kube::{scaled_objects::*, stand_in::StandIn},
+};
 
 const PATH: &str = "/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/chat";
 
@@ -108,6 +111,22 @@ async fn without_the_right_it_says_so_and_goes_on_trying() {
     server.allow_all();
     let took = over(&server).await;
     assert!(took <= 61.0, "{took}: tried every 60 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn switched_off_sessions_are_reported_once_and_left_alone() {
+    let (server, _) = stage(0);
+    let config = config::Kubernetes { sessions: false, ..config::Kubernetes::default() };
+    let cluster = server.cluster_with(&config);
+    cluster.spawn(enforce(cluster.clone(), cluster.scaled_objects(), cluster.events()));
+    server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
+    sleep(Duration::from_secs(4 * 3600)).await;
+    assert!(annotations(&server)[UNTIL].is_string());
+    assert_eq!(patches(&server), 0);
+    let [event] = server.objects("/events/").try_into().unwrap();
+    assert_eq!((&event["reason"], &event["type"]), (&json!("SessionsDisabled"), &json!("Warning")));
+    let note = event["note"].as_str().unwrap();
+    assert!(note.contains("until 2026-11-24T22:00:00Z") && note.contains("sessions.enabled: true"), "{note}");
 }
 
 #[tokio::test(start_paused = true)]
