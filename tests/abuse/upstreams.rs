@@ -184,6 +184,36 @@ async fn what_follows_an_answer_is_nobodys_answer() {
     }
 }
 
+/// hyper's client takes a line feed behind the last chunk for trailers, as its server does, and drops what it cannot read of
+/// them. Those are the server's own bytes, on a connection that only we use, one request after the other: nothing of ours is
+/// among them, and what is left over is nobody's answer.
+#[tokio::test]
+async fn trailers_of_an_answer_hide_no_answer() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
+    let whole = answer("200 OK", &[("X-Evil", "1")], "evil");
+    let head_alone = "HTTP/1.1 200 OK\r\nX-Evil: 1\r\n\r\n".to_owned();
+    for trailers in ["\n", "X-T: 1\n\n", "X-T: 1\n\r\n", "X-T: 1\r\n\n", "X-T: 1\r2\r\n", " \n\r\n"] {
+        for hidden in [&whole, &head_alone] {
+            let what = format!("{trailers:?}, then {hidden:?}");
+            let mut client = proxy.sent(chat("first")).await;
+            let mut call = upstream.call().await;
+            call.body().await;
+            tokio::spawn(call.finish(format!("{STREAM}5\r\nwhole\r\n0\r\n{trailers}{hidden}")));
+            let head = soon(&what, client.head()).await.unwrap();
+            assert_eq!((head.status(), head.get("x-evil")), (200, None), "{what}");
+            let body = client.body(&head).await;
+            assert!(body.is_none_or(|body| body == b"whole"), "{what}");
+            let mut next = proxy.sent(chat("second")).await;
+            upstream.call().await.echo().await;
+            let response = next.response().await;
+            assert_eq!((response.status(), response.get("x-evil")), (200, None), "{what}");
+            assert_eq!(response.json()["text"], "second", "{what}");
+            assert_eq!(client.buf, b"", "{what}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_answer_says_nothing_in_our_name() {
     let fields = [
