@@ -175,6 +175,10 @@ struct Cut<'a>(&'a str, usize);
 /// Characters of a client's text that an error repeats.
 const MAX_ECHO_CHARS: usize = 128;
 
+/// Follows a reason without the output of the model server.
+const OUTPUT_ELSEWHERE: &str =
+    ". What it printed is in Anteroom's log and, under this request's id (x-request-id), in its admin API";
+
 /// Characters of an error that says what is wrong with a request, the client's text included.
 const MAX_MESSAGE_CHARS: usize = 1000;
 
@@ -341,7 +345,11 @@ impl ProxyError {
             }
             Self::ColdStartFailed { reason, .. }
             | Self::AutoscalingPaused { reason, .. }
-            | Self::ColdStartTimeout { reason: Some(reason), .. } => *reason = reason.for_client(detail),
+            | Self::ColdStartTimeout { reason: Some(reason), .. } => {
+                let brief = reason.for_client(detail);
+                let has_output = reason.has_output();
+                *reason = if has_output { format!("{}{OUTPUT_ELSEWHERE}", &*brief).into() } else { brief };
+            }
             _ => return Cow::Borrowed(self),
         }
         Cow::Owned(error)

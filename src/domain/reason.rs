@@ -54,6 +54,11 @@ impl Reason {
         &self.full
     }
 
+    /// Whether a model server's output is in one text and not in the other.
+    pub fn has_output(&self) -> bool {
+        self.brief != self.full
+    }
+
     /// Puts both texts into another one.
     pub fn map(&self, put: impl Fn(&str) -> String) -> Self {
         Self::with_output(&put(&self.brief), &put(&self.full))

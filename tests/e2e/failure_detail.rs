@@ -44,9 +44,12 @@ async fn client_reads_no_output_of_the_server() {
             }
         };
         assert!(
-            told.contains("could not be started: the command exited with code 3 while loading\""),
+            told.contains(
+                "could not be started: the command exited with code 3 while loading. What it printed"
+            ),
             "{told}"
         );
+        assert!(told.contains("under this request's id (x-request-id)"), "{told}");
         assert!(told.contains("cold_start_failed") && !told.contains("RuntimeError"), "{told}");
 
         // Operators read it all, but for the secrets.
