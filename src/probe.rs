@@ -1,6 +1,6 @@
 //! The readiness probe, and a look at a server's metrics: one GET on a connection of its own.
 
-use std::{fmt, io, time::Duration};
+use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -10,7 +10,11 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, pin, time::timeout};
+use tokio::{
+    net::{TcpStream, ToSocketAddrs, lookup_host},
+    pin,
+    time::timeout,
+};
 
 use crate::domain::{Period, Readiness};
 
@@ -19,6 +23,8 @@ use crate::domain::{Period, Readiness};
 pub enum Answer {
     /// 2xx.
     Ready,
+    /// The host name has no address: it, and why.
+    Unresolved(String, String),
     /// Nobody listens.
     Refused,
     /// An answer, but not 2xx.
@@ -67,10 +73,35 @@ pub async fn probe_pod(address: &str, speaks: Speaks, readiness: &Readiness) -> 
     answer(address, speaks, readiness, Period::from(CONNECT.min(readiness.timeout.get()))).await
 }
 
+/// Looks the host of `address` up, within `limit`: what a probe of it would see if that fails. An address costs nothing.
+pub async fn resolve(address: &str, limit: Period) -> Result<Vec<SocketAddr>, Answer> {
+    let reason = match timeout(limit.get(), lookup_host(address)).await {
+        Ok(Ok(found)) => {
+            let found: Vec<_> = found.collect();
+            if !found.is_empty() {
+                return Ok(found);
+            }
+            "it has no address".to_owned()
+        }
+        Ok(Err(error)) => {
+            let text = error.to_string();
+            text.strip_prefix("failed to lookup address information: ").unwrap_or(&text).to_owned()
+        }
+        Err(_) => format!("no answer within {limit}"),
+    };
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    Err(Answer::Unresolved(host.to_owned(), reason))
+}
+
 async fn answer(address: &str, speaks: Speaks, readiness: &Readiness, connect: Period) -> Answer {
+    // By itself: one that takes too long is no server that does not answer.
+    let found = match resolve(address, readiness.timeout).await {
+        Ok(found) => found,
+        Err(unresolved) => return unresolved,
+    };
     let status = async |response: Response<Incoming>| Ok(response.status());
     let question = Question { speaks, ..Question::get(&readiness.path) };
-    match timeout(readiness.timeout.get(), ask(address, question, connect, status)).await {
+    match timeout(readiness.timeout.get(), ask_at(&found[..], address, question, connect, status)).await {
         Ok(Ok(status)) if status.is_success() => Answer::Ready,
         Ok(Ok(status)) => Answer::Status(status),
         Ok(Err(error)) => error.into(),
@@ -130,7 +161,18 @@ async fn ask<T>(
     connect: Period,
     read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ProbeError>,
 ) -> Result<T, ProbeError> {
-    let connecting = timeout(connect.get(), TcpStream::connect(address)).await;
+    ask_at(address, address, question, connect, read).await
+}
+
+/// Asks the server `at` one of these addresses, by its own name.
+async fn ask_at<T>(
+    at: impl ToSocketAddrs,
+    address: &str,
+    question: Question<'_>,
+    connect: Period,
+    read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ProbeError>,
+) -> Result<T, ProbeError> {
+    let connecting = timeout(connect.get(), TcpStream::connect(at)).await;
     let stream = connecting.map_err(|_| ProbeError::Unheard(connect))??;
     if stream.local_addr()? == stream.peer_addr()? {
         // Nobody listens, and the kernel chose the port that we asked for as our own: TCP connects that to itself.
@@ -201,7 +243,9 @@ impl Answer {
         match self {
             Self::Ready => true,
             Self::Status(status) => status.is_redirection() || status.is_client_error(),
-            Self::Refused | Self::Unheard(_) | Self::TimedOut(_) | Self::Broken(_) => false,
+            Self::Unresolved(..) | Self::Refused | Self::Unheard(_) | Self::TimedOut(_) | Self::Broken(_) => {
+                false
+            }
         }
     }
 
@@ -215,7 +259,9 @@ impl Answer {
     pub const fn is_without_server(&self) -> bool {
         match self {
             Self::Status(status) => matches!(status.as_u16(), 502..=504),
-            Self::Refused | Self::Unheard(_) | Self::TimedOut(_) | Self::Broken(_) => true,
+            Self::Unresolved(..) | Self::Refused | Self::Unheard(_) | Self::TimedOut(_) | Self::Broken(_) => {
+                true
+            }
             Self::Ready => false,
         }
     }
@@ -235,6 +281,7 @@ impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready => f.write_str("ready"),
+            Self::Unresolved(host, reason) => write!(f, "`{host}` does not resolve ({reason})"),
             Self::Refused => f.write_str("connection refused"),
             Self::Status(status) => write!(f, "status {}", status.as_u16()),
             Self::Unheard(limit) => write!(f, "no connection within {limit}"),
@@ -277,6 +324,17 @@ mod tests {
         assert_eq!(unready, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
         assert!(matches!(answer_to(b"220 mail.example.com ESMTP\r\n").await, Answer::Broken(_)));
         assert!(matches!(answer_to(b"").await, Answer::Broken(_)), "closed without a word");
+    }
+
+    /// RFC 6761, section 6.4: no resolver has a name below it.
+    #[tokio::test]
+    async fn name_that_does_not_resolve_is_named() {
+        let readiness = Readiness { timeout: Period::from_secs(30), ..Readiness::default() };
+        let Answer::Unresolved(host, reason) = probe("vllm.invalid:8000", &readiness).await else {
+            panic!("not unresolved");
+        };
+        assert_eq!(host, "vllm.invalid");
+        assert!(!reason.is_empty() && !reason.contains("failed to lookup"), "{reason}");
     }
 
     #[tokio::test]

@@ -190,7 +190,9 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
             match obstacle.kind {
                 // Logged by what probes. One that only does not answer yet is no news for the cluster.
                 ObstacleKind::NotAnswering => {}
-                ObstacleKind::ProbeRejected => teller.obstacle(route, obstacle),
+                ObstacleKind::NameUnresolved | ObstacleKind::ProbeRejected => {
+                    teller.obstacle(route, obstacle)
+                }
                 // Who pauses mostly means to.
                 ObstacleKind::AutoscalingPaused => {
                     tracing::info!(%route, kind, reason = %obstacle.message, "the target cannot come up");
@@ -273,6 +275,7 @@ const fn in_one_word(kind: ObstacleKind) -> &'static str {
         ObstacleKind::PortRefused => "PortRefused",
         ObstacleKind::Volume => "Volume",
         ObstacleKind::NotReady => "NotReady",
+        ObstacleKind::NameUnresolved => "NameUnresolved",
         ObstacleKind::ProbeRejected => "ProbeRejected",
         ObstacleKind::NotAnswering => "NotAnswering",
     }

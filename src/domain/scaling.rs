@@ -127,6 +127,8 @@ pub enum ObstacleKind {
     Volume,
     /// The pod runs, and its node does not find it ready.
     NotReady,
+    /// The host name of the target, or of the gateway before it, does not resolve.
+    NameUnresolved,
     /// The server runs and finds fault with our probe: no such path, or it asks for credentials.
     ProbeRejected,
     /// Our probe has no answer, or one that says that the server is not ready. It mostly loads.
@@ -226,7 +228,7 @@ impl Workload {
 
 impl ObstacleKind {
     /// Every kind, the one that explains most first.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::AutoscalingPaused,
         // Whatever else is known may be over.
         Self::ApiServerUnreachable,
@@ -244,13 +246,14 @@ impl ObstacleKind {
         Self::NotReady,
         Self::NoKedaStream,
         Self::PushDropped,
+        Self::NameUnresolved,
         Self::ProbeRejected,
         Self::NotAnswering,
     ];
 
     /// Whether our own probes find it, and not the cluster.
     pub const fn is_seen_by_probes(self) -> bool {
-        matches!(self, Self::ProbeRejected | Self::NotAnswering)
+        matches!(self, Self::NameUnresolved | Self::ProbeRejected | Self::NotAnswering)
     }
 
     /// Whether it keeps a target from coming up by all that is known; one that does not answer may only need its time.
@@ -277,6 +280,7 @@ impl ObstacleKind {
             Self::PortRefused => "port_refused",
             Self::Volume => "volume",
             Self::NotReady => "not_ready",
+            Self::NameUnresolved => "name_unresolved",
             Self::ProbeRejected => "probe_rejected",
             Self::NotAnswering => "not_answering",
         }
@@ -306,6 +310,8 @@ impl FailureGrace {
             | ObstacleKind::NoKedaStream
             | ObstacleKind::PushDropped
             | ObstacleKind::ApiServerUnreachable
+            // A Service may be on its way.
+            | ObstacleKind::NameUnresolved
             | ObstacleKind::ProbeRejected
             | ObstacleKind::NotAnswering => None,
         }

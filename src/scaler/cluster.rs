@@ -30,8 +30,8 @@ use super::{
 };
 use crate::{
     admission::Gate,
-    domain::{ClusterTarget, Readiness, Role, Roles},
-    probe::{Answer, Speaks, probe_pod},
+    domain::{ClusterTarget, Period, Readiness, Role, Roles},
+    probe::{Answer, Speaks, probe_pod, resolve},
     state::{
         Discovered, DiscoveredEndpoint, Discovery, Endpoint, FrontKind, PodStart, Protocol, Status,
         TargetState,
@@ -45,6 +45,9 @@ const PROBES: usize = 32;
 /// Asks a server whether it is ready.
 type Prober = Arc<dyn Fn(&Endpoint, &Readiness) -> BoxFuture<'static, Answer> + Send + Sync>;
 
+/// Looks a host up: what a probe of it would see if that fails.
+type Resolver = Arc<dyn Fn(&str, Period) -> BoxFuture<'static, Option<Answer>> + Send + Sync>;
+
 /// What pods, gateway and activation of one target share.
 struct Keeper {
     gate: Arc<Gate>,
@@ -55,6 +58,7 @@ struct Keeper {
     groups: Vec<Arc<str>>,
     tally: watch::Sender<Tally>,
     prober: Prober,
+    resolver: Resolver,
     probes: Semaphore,
     /// What a probe saw last, and where.
     seen: Mutex<Option<(Box<str>, Answer)>>,
@@ -107,7 +111,11 @@ pub(super) async fn run(
         let speaks = speaks(endpoint.protocol());
         async move { probe_pod(&address, speaks, &readiness).await }.boxed()
     });
-    keep(gate, target, discovered, prober, stops).await;
+    let resolver: Resolver = Arc::new(|address, limit| {
+        let address = address.to_owned();
+        async move { resolve(&address, limit).await.err() }.boxed()
+    });
+    keep(gate, target, discovered, (prober, resolver), stops).await;
 }
 
 /// In which words a server is asked.
@@ -122,7 +130,7 @@ async fn keep(
     gate: Arc<Gate>,
     target: &ClusterTarget,
     discovered: watch::Receiver<Arc<Discovered>>,
-    prober: Prober,
+    (prober, resolver): (Prober, Resolver),
     stops: Stops,
 ) {
     let max = gate.policy().concurrency.max;
@@ -146,6 +154,7 @@ async fn keep(
         groups: target.roles.groups.keys().map(|name| name.as_str().into()).collect(),
         tally: watch::Sender::default(),
         prober,
+        resolver,
         probes: Semaphore::new(PROBES),
         seen: Mutex::default(),
         overruled: Mutex::default(),
@@ -321,6 +330,12 @@ impl Keeper {
         self.gate.target().set_refusing(endpoint.address(), answer == Answer::Refused);
         *self.seen.lock() = Some((endpoint.address().into(), answer.clone()));
         answer
+    }
+
+    /// Looks the host of an endpoint up: what a probe of it would see if that fails.
+    async fn resolve(&self, endpoint: &Endpoint) -> Option<Answer> {
+        let limit = self.gate.policy().readiness.timeout;
+        (self.resolver)(endpoint.address(), limit).await
     }
 
     /// The same of an endpoint that is open; where servers are not to be asked, being so is its answer.

@@ -12,7 +12,8 @@ use crate::{
     state::{Obstacle, TargetState},
 };
 
-/// How long a server finds fault with the probe before that is reported: it may register its paths one by one.
+/// How long a server finds fault with the probe, or its name does not resolve, before that is reported: it may register its
+/// paths one by one, and a Service may just be made.
 const REJECTED_GRACE: Duration = Duration::from_secs(2);
 
 /// How long a server does not answer, or says that it is not ready, before that is reported. It mostly loads.
@@ -45,6 +46,7 @@ impl Sight {
         let path = &self.gate.policy().readiness.path;
         let (kind, grace) = match answer {
             Answer::Ready => return,
+            Answer::Unresolved(..) => (ObstacleKind::NameUnresolved, REJECTED_GRACE),
             answer if answer.is_rejection() => (ObstacleKind::ProbeRejected, REJECTED_GRACE),
             _ => (ObstacleKind::NotAnswering, UNANSWERED_GRACE),
         };
@@ -53,10 +55,16 @@ impl Sight {
         }
         let message = problem(path, address, answer);
         let route = self.gate.key();
-        if kind.hinders() {
-            tracing::warn!(%route, address, kind = kind.name(), reason = message, "the probe is rejected");
-        } else {
-            tracing::info!(%route, address, kind = kind.name(), reason = message, "the target does not answer yet");
+        match kind {
+            ObstacleKind::NotAnswering => {
+                tracing::info!(%route, address, kind = kind.name(), reason = message, "the target does not answer yet");
+            }
+            ObstacleKind::NameUnresolved => {
+                tracing::warn!(%route, address, kind = kind.name(), reason = message, "the target's name does not resolve");
+            }
+            _ => {
+                tracing::warn!(%route, address, kind = kind.name(), reason = message, "the probe is rejected")
+            }
         }
         let obstacle = Arc::new(Obstacle { since, ..Obstacle::new(kind, message) });
         self.target().set_probe_obstacle(Some(obstacle.clone()));
@@ -98,6 +106,11 @@ fn problem(path: &str, address: &str, answer: &Answer) -> String {
             format!("{path} answers {}: {}", status.as_u16(), advice(answer))
         }
         Answer::Status(status) => format!("{path} at {address} answers {}", status.as_u16()),
+        Answer::Unresolved(host, reason) => {
+            format!(
+                "The host name `{host}` does not resolve ({reason}); is it right, and is its Service there?"
+            )
+        }
         Answer::Refused => format!("Nothing listens at {address} (connection refused)"),
         Answer::Unheard(limit) => format!("No connection to {address} within {limit}"),
         Answer::TimedOut(limit) => format!("{path} at {address} gives no answer within {limit}"),
@@ -153,6 +166,24 @@ mod tests {
             drop(sight);
             assert_eq!(reported(&gate), None);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unresolved_name_is_reported_after_2_s_and_cleared_when_it_resolves() {
+        let (gate, mut sight) = rig();
+        let answer = |reason: &str| Answer::Unresolved("vllm.llm".into(), reason.into());
+        sight.saw("vllm.llm:8000", &answer("Name or service not known"));
+        assert_eq!(reported(&gate), None);
+        advance(Duration::from_secs(2)).await;
+        sight.saw("vllm.llm:8000", &answer("no answer within 1s"));
+        let (kind, message) = reported(&gate).unwrap();
+        assert_eq!(kind, ObstacleKind::NameUnresolved);
+        assert!(
+            message.starts_with("The host name `vllm.llm` does not resolve (no answer within 1s)"),
+            "{message}"
+        );
+        sight.saw("vllm.llm:8000", &Answer::Refused);
+        assert_eq!(reported(&gate), None, "it is there, and loads");
     }
 
     #[tokio::test(start_paused = true)]

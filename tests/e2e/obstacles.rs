@@ -19,6 +19,11 @@ async fn pause(proxy: &Proxy) {
     obstruct(proxy, Some((ObstacleKind::AutoscalingPaused, PAUSED))).await;
 }
 
+/// One that waits no longer than a moment.
+fn hasty() -> String {
+    chat("hasty").replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 50ms\r\n\r\n")
+}
+
 /// What a client that has got its early answer hears until these words come.
 async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
     let mut heard = String::new();
@@ -141,7 +146,7 @@ async fn the_reason_is_in_heartbeats_on_one_line_and_in_what_a_deadline_says() {
         "{line:?}"
     );
     drop(client);
-    let late = proxy.ask(chat("1").replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 50ms\r\n\r\n")).await;
+    let late = proxy.ask(hasty()).await;
     late.is_error(504, "cold_start_timeout");
     assert!(
         late.text().contains("(x-anteroom-max-wait of the request). Pod `x` cannot have"),
@@ -171,14 +176,35 @@ async fn what_has_stood_in_the_way_for_too_long_fails_who_waits_with_the_reason(
     proxy.stop(&[("completed", 1), ("cold_start_failed", 1)]).await;
 }
 
+/// RFC 6761, section 6.4: no resolver has a name below `invalid`.
+#[tokio::test]
+async fn unresolved_name_reaches_heartbeats_api_and_the_504() {
+    let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
+    let proxy = Proxy::tiny("http://vllm.invalid:8000", soon_told).await;
+    let mut stream = proxy.sent(streaming("0")).await;
+    assert_eq!(stream.head().await.unwrap().status(), 200);
+    const REASON: &str = "The host name `vllm.invalid` does not resolve (";
+    let heard = hears(&mut stream, "reason=").await;
+    assert!(heard.contains(REASON), "{heard}");
+    let route = proxy.route("tiny").await;
+    assert_eq!(route["obstacle"]["kind"], "name_unresolved");
+    assert!(route["obstacle"]["message"].as_str().unwrap().starts_with(REASON), "{route}");
+    assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"name_unresolved\""]).await, 1);
+    let timed_out = proxy.ask(hasty()).await;
+    timed_out.is_error(504, "cold_start_timeout");
+    assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
+    drop(stream);
+    proxy.held(0).await;
+    proxy.stop(&[("client_gone", 1), ("cold_start_timeout", 1)]).await;
+}
+
 #[tokio::test]
 async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
     const REASON: &str = "/health answers 404: is `readiness.path` right?";
     let upstream = Upstream::cold().await;
     upstream.answers_probes(404);
-    let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }, hold: { timeout: 4s }";
+    let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
     let proxy = Proxy::tiny(&upstream.url(), soon_told).await;
-    let mut plain = proxy.sent(chat("0")).await;
     let mut stream = proxy.sent(streaming("1")).await;
     assert_eq!(stream.head().await.unwrap().status(), 200);
     let heard = hears(&mut stream, "reason=").await;
@@ -189,7 +215,7 @@ async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
         (&"probe_rejected".into(), &REASON.into())
     );
     assert_eq!(proxy.metric("anteroom_obstacle", &["kind=\"probe_rejected\""]).await, 1);
-    let timed_out = plain.response().await;
+    let timed_out = proxy.ask(hasty()).await;
     timed_out.is_error(504, "cold_start_timeout");
     assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
     // It was the right path after all.

@@ -46,6 +46,7 @@ const OBSTACLES = {
   port_refused: 'Nothing listens where the Service leads to',
   volume: 'A volume cannot be mounted',
   not_ready: 'The pod does not get ready',
+  name_unresolved: 'Its host name does not resolve',
   probe_rejected: 'The probe is rejected',
   not_answering: 'It does not answer yet',
 };

@@ -3,12 +3,16 @@
 use std::{future::pending, pin::pin, time::Duration};
 
 use tokio::{
+    join,
     sync::watch,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
-    super::wake::{Wake, suspect},
+    super::{
+        sight::Sight,
+        wake::{Wake, suspect},
+    },
     Keeper, Tally,
 };
 use crate::{
@@ -51,7 +55,12 @@ pub(super) async fn run(keeper: &Keeper, gateway: Option<&Endpoint>) {
                 () = suspect(gateway, async || { sleep(UNASKED).await; Answer::TimedOut(UNASKED.into()) }) => {
                     keeper.gate.cold_starts().reopen(Phase::Propagate);
                     keeper.count(|tally| (tally.open, tally.doubtful) = (0, 1));
-                    servers = back_off(gateway, servers, &mut tally).await;
+                    let unresolved;
+                    (servers, unresolved) =
+                        join!(back_off(gateway, servers, &mut tally), keeper.resolve(gateway));
+                    if let Some(answer) = unresolved {
+                        servers = until_resolved(keeper, gateway, answer, servers, &mut tally).await;
+                    }
                     if servers > 0 && gateway.front().is_some_and(Front::takes_question) {
                         servers = until_answered(keeper, gateway, servers, &mut tally).await;
                     }
@@ -78,6 +87,34 @@ async fn back_off(gateway: &Endpoint, mut servers: u32, tally: &mut watch::Recei
             biased; // as above
             now = other_than(servers, tally) => servers = now,
             () = sleep_until(until) => break,
+        }
+    }
+    servers
+}
+
+/// Waits until the name of the gateway resolves, which this `answer` says it does not, or until there are no pods any
+/// more; reports that meanwhile. Says how many pods there are.
+async fn until_resolved(
+    keeper: &Keeper,
+    gateway: &Endpoint,
+    mut answer: Answer,
+    mut servers: u32,
+    tally: &mut watch::Receiver<Tally>,
+) -> u32 {
+    let mut sight = Sight::new(keeper.gate.clone());
+    while servers > 0 {
+        sight.saw(gateway.address(), &answer);
+        let again = async {
+            sleep(LONGEST).await;
+            keeper.resolve(gateway).await
+        };
+        tokio::select! {
+            biased; // as above
+            now = other_than(servers, tally) => servers = now,
+            again = again => match again {
+                Some(again) => answer = again,
+                None => break,
+            },
         }
     }
     servers

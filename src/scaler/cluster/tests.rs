@@ -40,6 +40,8 @@ struct Servers {
     answers: Mutex<HashMap<String, (Answer, Duration)>>,
     asked: Mutex<Vec<(u64, String)>>,
     now: Mutex<(usize, usize)>,
+    /// What a look-up of any name finds; `None`: an address.
+    unresolved: Mutex<Option<Answer>>,
 }
 
 impl Stage {
@@ -67,9 +69,15 @@ impl Stage {
         let stops = Stops::default();
         let (kept, ours) = (gate.clone(), stops.clone());
         let source = EndpointSource::InferencePool { name: "tiny".into() };
+        let asked = servers.clone();
+        let resolver: Resolver = Arc::new(move |_, _| {
+            let unresolved = asked.unresolved.lock().clone();
+            async move { unresolved }.boxed()
+        });
         let gateway = gateway.map(String::from);
         let target = ClusterTarget { namespace: "ml".into(), source, gateway, roles };
-        let keeping = tokio::spawn(async move { keep(kept, &target, discovered, prober, ours).await });
+        let keeping =
+            tokio::spawn(async move { keep(kept, &target, discovered, (prober, resolver), ours).await });
         Self { gate, store, cluster, servers, stops, keeping, began }
     }
 
@@ -675,6 +683,37 @@ async fn a_gateway_that_knows_its_pods_later_than_we_do_is_tried_again_soon_but_
     let permit = released(&mut held).await;
     permit.first_byte();
     assert_eq!(stage.ms(), 20_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unresolved_gateway_is_reported_and_left_alone_until_it_resolves() {
+    let stage = Stage::new(with(8, 2), Some("http://envoy.llm:8080"), &[(A, Ready)]).await;
+    let unresolved = Answer::Unresolved("envoy.llm".into(), "Name or service not known".into());
+    *stage.servers.unresolved.lock() = Some(unresolved);
+    let obstacle = || stage.gate.target().obstacle().map(|obstacle| obstacle.kind);
+    let (permit, place): (Permit, Place) = stage.gate.enter().unwrap();
+    // As a connection does that has no address to go to.
+    permit.suspect();
+    let mut held = stage.gate.readmit(place, 1);
+    stage.at(1_900).await;
+    assert_eq!((obstacle(), stage.is_open("envoy.llm:8080")), (None, false));
+    stage.at(2_250).await;
+    assert_eq!(obstacle(), Some(ObstacleKind::NameUnresolved));
+    stage.at(60_000).await;
+    assert_eq!((stage.gate.held(), stage.is_open("envoy.llm:8080")), (1, false));
+    // Its Service is made.
+    *stage.servers.unresolved.lock() = None;
+    let permit = released(&mut held).await;
+    assert!((60_000..=60_250).contains(&stage.ms()), "{}", stage.ms());
+    assert_eq!(obstacle(), None);
+
+    // The pods go first: then nothing is said of the gateway.
+    *stage.servers.unresolved.lock() = Some(Answer::Unresolved("envoy.llm".into(), "gone".into()));
+    permit.suspect();
+    stage.at(70_000).await;
+    assert_eq!(obstacle(), Some(ObstacleKind::NameUnresolved));
+    stage.says(&[]).await;
+    assert_eq!(obstacle(), None);
 }
 
 #[tokio::test(start_paused = true)]
