@@ -101,7 +101,7 @@ async fn failures_below_a_prefix_have_their_apis_shape() {
 #[tokio::test]
 async fn failures_after_an_early_answer_are_events_of_their_api() {
     let upstream = Upstream::cold().await;
-    let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 100ms }}")).await;
+    let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 3s }}")).await;
     let body = r#"{"model":"tiny","stream":true}"#;
     let mut client = proxy.sent(post(MESSAGES, body)).await;
     let [(name, data)] = events(&mut client).await.try_into().unwrap();

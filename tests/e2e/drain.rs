@@ -106,7 +106,8 @@ async fn held_requests_are_served_if_the_target_comes_up_in_time() {
 async fn held_requests_are_told_so_if_it_does_not() {
     let upstream = Upstream::cold().await;
     let keepalive = "keepalive: { after: 10ms, interval: 10ms }";
-    let proxy = start("drainTimeout: 1s", &upstream.url(), keepalive).await;
+    // A quarter of it is theirs to hear of it.
+    let proxy = start("drainTimeout: 8s", &upstream.url(), keepalive).await;
     let mut client = proxy.sent(chat("held")).await;
     let mut stream = proxy.sent(streaming("hears")).await;
     stream.head().await.unwrap();

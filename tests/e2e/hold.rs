@@ -128,14 +128,18 @@ async fn server_that_resets_above_8_answers_everybody() {
     let upstream = Upstream::cold().await.automatic(move |call| {
         let (now, resets) = counts.clone();
         async move {
-            if now.fetch_add(1, SeqCst) >= 8 {
+            let has_room = now.fetch_add(1, SeqCst) < 8;
+            if has_room {
+                sleep(Duration::from_millis(400)).await;
+            }
+            // Before the proxy can know of the end, and send the next one.
+            now.fetch_sub(1, SeqCst);
+            if has_room {
+                call.echo().await;
+            } else {
                 resets.fetch_add(1, SeqCst);
                 call.reset();
-            } else {
-                sleep(Duration::from_millis(400)).await;
-                call.echo().await;
             }
-            now.fetch_sub(1, SeqCst);
         }
     });
     let proxy = Proxy::tiny(&upstream.url(), "").await;

@@ -281,7 +281,7 @@ async fn an_application_that_takes_too_long_is_a_504() {
 #[tokio::test]
 async fn the_limit_of_a_request_bounds_its_wait_and_its_answer() {
     let mut upstream = Upstream::cold().await;
-    let limit = InterceptTimeouts { request: Some(Period::from_millis(200)), ..InterceptTimeouts::default() };
+    let limit = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     // A fallback would need time that is no longer there.
     let fallback = Some("127.0.0.1:1".into());
     let intercept = Intercept { timeouts: limit, fallback, ..Intercept::default() };

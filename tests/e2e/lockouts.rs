@@ -6,6 +6,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::scaler::{channel, next, scaled, scaler, tiny};
 use crate::support::{
     Proxy, Upstream, Wire, route, routes, soon, until,
+    upstream::Port,
     wire::{chat, get},
 };
 
@@ -41,14 +42,15 @@ async fn idle_connections_keep_no_scaler_out() {
 #[tokio::test]
 async fn streams_of_strangers_keep_no_replica_out() {
     let upstream = Upstream::cold().await;
-    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let port = Port::reserve();
+    let place = port.url().replace("http://", "");
     let config = |listen: &str, service: String| {
         format!(
             "scaler: 127.0.0.1:0\npeers: {{ listen: \"{listen}\", service: \"{service}\" }}\n{}",
             routes(&[route("tiny", &upstream.url(), "")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", format!("127.0.0.2:{port}"))).await;
+    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
     let mut strangers = Vec::new();
     for _ in 0..7 {
         let mut client = PeersClient::new(channel(first.peers).await);
@@ -57,7 +59,7 @@ async fn streams_of_strangers_keep_no_replica_out() {
             strangers.push(soon("a stream", watch).await.unwrap().into_inner());
         }
     }
-    let second = Proxy::start(&config(&format!("127.0.0.2:{port}"), first.peers.unwrap().to_string())).await;
+    let second = Proxy::start(&config(&place, first.peers.unwrap().to_string())).await;
     until("the first one", async || second.metric("anteroom_peers", &["connected"]).await == 1).await;
     let client = first.sent(chat("x")).await;
     let mut scaler = scaler(&second).await;
@@ -99,7 +101,8 @@ async fn wrong_token_follows_no_replica() {
     let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "right\n").unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let port = Port::reserve();
+    let place = port.url().replace("http://", "");
     let config = |listen: &str, service: String| {
         format!(
             "peers: {{ listen: \"{listen}\", service: \"{service}\", tokenFile: {} }}\n{}",
@@ -107,9 +110,9 @@ async fn wrong_token_follows_no_replica() {
             routes(&[route("tiny", &upstream.url(), "")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", format!("127.0.0.2:{port}"))).await;
+    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
     let service = first.peers.unwrap().to_string();
-    let second = Proxy::start(&config(&format!("127.0.0.2:{port}"), service)).await;
+    let second = Proxy::start(&config(&place, service)).await;
     for proxy in [&first, &second] {
         until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
     }

@@ -5,24 +5,24 @@ use anteroom::drain::Request;
 use super::scaler::{next, scaler, tiny};
 use crate::support::{
     Proxy, Upstream, route, routes, until,
-    upstream::LAST,
-    upstream::STREAM,
+    upstream::{LAST, Port, STREAM},
     wire::{chat, streaming},
 };
 
 /// Two proxies that know each other by address. They have the same routes, as replicas do.
 async fn replicas(url: &str) -> (Proxy, Proxy) {
     // The first one has to know the port of the second before it is bound.
-    let port = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().port();
+    let port = Port::reserve();
+    let place = port.url().replace("http://", "");
     let config = |listen: &str, service: String| {
         format!(
             "drainTimeout: 1s\nscaler: 127.0.0.1:0\npeers: {{ listen: \"{listen}\", service: \"{service}\" }}\n{}",
             routes(&[route("tiny", url, "scaling: { linger: 0s }, concurrency: { max: 4 }")])
         )
     };
-    let first = Proxy::start(&config("127.0.0.1:0", format!("127.0.0.2:{port}"))).await;
+    let first = Proxy::start(&config("127.0.0.1:0", place.clone())).await;
     let service = first.peers.unwrap().to_string();
-    let second = Proxy::start(&config(&format!("127.0.0.2:{port}"), service)).await;
+    let second = Proxy::start(&config(&place, service)).await;
     for proxy in [&first, &second] {
         until("each other", async || proxy.metric("anteroom_peers", &["connected"]).await == 1).await;
     }

@@ -370,7 +370,7 @@ async fn what_was_tried_in_between_is_told() {
 #[tokio::test]
 async fn failures_are_listed_with_their_reasons() {
     let upstream = Upstream::cold().await;
-    let more = "hold: { timeout: 100ms, maxRequests: 1 }";
+    let more = "hold: { timeout: 3s, maxRequests: 1 }";
     let mut config = routes(&[route("tiny", &upstream.url(), more), route("other", &upstream.url(), "")]);
     config += "history: { requests: 2 }\n";
     let proxy = Proxy::start(&config).await;
@@ -385,7 +385,7 @@ async fn failures_are_listed_with_their_reasons() {
     // What belongs to no route is nobody's.
     proxy.ask(get("/nothing")).await.is_error(404, "unknown_path");
     let story = proxy.story("waits").await;
-    assert!(story["reason"].as_str().unwrap().contains("did not become ready within the 100ms"), "{story}");
+    assert!(story["reason"].as_str().unwrap().contains("did not become ready within the 3s"), "{story}");
     assert_eq!((&story["status"], &story["admitted"]), (&504.into(), &true.into()));
     let failed = proxy.admin("/api/v1/requests?outcome=failed&limit=10").await.json();
     let listed = |key: &str| {
@@ -401,7 +401,8 @@ async fn failures_are_listed_with_their_reasons() {
     );
     // The same id again, and more than are kept.
     for text in ["a", "b", "c"] {
-        proxy.sent(named("again", text)).await.response().await.is_error(504, "cold_start_timeout");
+        let hasty = named("again", text).replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 20ms\r\n\r\n");
+        proxy.ask(hasty).await.is_error(504, "cold_start_timeout");
         proxy.story("again").await;
         proxy.held(0).await;
     }

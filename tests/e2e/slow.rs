@@ -17,10 +17,13 @@ async fn start(limits: &str, url: &str, more: &str) -> Proxy {
 #[tokio::test]
 async fn heads_that_do_not_come_end_the_connection() {
     let upstream = Upstream::warm().await;
-    let proxy = start("headerTimeout: 100ms, idleTimeout: 30s", &upstream.url(), "").await;
+    let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     // Nothing at all, part of a head, part of an HTTP/2 preface.
+    let mut clients = Vec::new();
     for begin in ["", "POST /v1/chat", "POST / HTTP/1.1\r\nHost: a\r\nX:", "PRI * HTTP/2.0\r\n\r\nSM"] {
-        let mut client = proxy.sent(begin).await;
+        clients.push((begin, proxy.sent(begin).await));
+    }
+    for (begin, mut client) in clients {
         let end = client.end().await;
         let end = String::from_utf8_lossy(&end);
         assert!(end.is_empty() || end.starts_with("HTTP/1.1 408"), "{begin:?}: {end}");
@@ -93,18 +96,18 @@ async fn a_held_or_streaming_request_is_not_idle() {
 #[tokio::test]
 async fn http_2_between_requests_is_idle_and_has_no_head_to_send() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
-    let proxy = start("headerTimeout: 50ms, idleTimeout: 30s", &upstream.url(), "").await;
+    let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
-    for _ in 0..3 {
+    for _ in 0..2 {
         // Frames that open no stream follow each answer: acknowledgements, windows, pings.
         let response =
             client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)).await.unwrap();
         assert_eq!(response.status(), 200);
         response.into_body().collect().await.unwrap();
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(2500)).await;
     }
     assert!(!client.is_closed());
-    proxy.stop(&[("completed", 3)]).await;
+    proxy.stop(&[("completed", 2)]).await;
 }
 
 #[tokio::test]

@@ -241,7 +241,7 @@ async fn a_streamed_answer_to_a_cold_start_tells_of_its_first_token() {
 async fn an_early_200_is_what_was_sent_whatever_comes_after() {
     let collector = Collector::grpc().await;
     let upstream = Upstream::cold().await;
-    let more = "hold: { timeout: 300ms }, keepalive: { mode: comment, after: 10ms, interval: 10ms }";
+    let more = "hold: { timeout: 3s }, keepalive: { mode: comment, after: 10ms, interval: 10ms }";
     let proxy = traced(&collector, &upstream.url(), more, "").await;
     let mut client = proxy.sent(streaming("x")).await;
     assert_eq!(client.head().await.unwrap().status(), 200);

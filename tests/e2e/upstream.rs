@@ -13,6 +13,11 @@ use crate::support::{
 const CLOSE: &[(&str, &str)] = &[("Connection", "close")];
 
 /// Makes the target known to be up.
+/// One that waits so long and no longer.
+fn hasty(wait: &str) -> String {
+    chat("late").replace("\r\n\r\n", &format!("\r\nx-anteroom-max-wait: {wait}\r\n\r\n"))
+}
+
 async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
     let mut client = proxy.sent(chat("warm")).await;
     let mut call = upstream.call().await;
@@ -51,11 +56,11 @@ async fn who_cannot_connect_is_held_again_ahead_of_all_that_came_later() {
 async fn who_came_back_still_has_a_deadline() {
     let port = Port::reserve();
     let mut upstream = Upstream::on(port.listen(), true);
-    let proxy = Proxy::tiny(&port.url(), "hold: { timeout: 100ms }").await;
+    let proxy = Proxy::tiny(&port.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     drop(upstream);
     until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
-    let late = proxy.ask(chat("late")).await;
+    let late = proxy.ask(hasty("100ms")).await;
     late.is_error(504, "cold_start_timeout");
     assert!(
         late.text().contains("It was dispatched once before; the last error: cannot connect"),
@@ -69,10 +74,10 @@ async fn who_came_back_still_has_a_deadline() {
 #[tokio::test]
 async fn who_waits_for_a_verdict_still_has_a_deadline() {
     let mut upstream = Upstream::warm().await;
-    let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 200ms }").await;
+    let proxy = Proxy::tiny(&upstream.url(), "").await;
     warm_up(&proxy, &mut upstream).await;
     upstream.sleep();
-    let mut client = proxy.sent(chat("late")).await;
+    let mut client = proxy.sent(hasty("200ms")).await;
     upstream.call().await.reset();
     let late = client.response().await;
     late.is_error(504, "cold_start_timeout");

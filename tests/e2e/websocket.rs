@@ -99,8 +99,7 @@ async fn a_tunnel_ends_with_the_limit_of_its_request_and_with_the_proxy() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, call) = open(&proxy, &mut upstream, "false").await;
-    let timeouts =
-        InterceptTimeouts { request: Some(Period::from_millis(300)), ..InterceptTimeouts::default() };
+    let timeouts = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
     let (mut bounded, bounded_call) = open(&proxy, &mut upstream, "false").await;
     assert_eq!(bounded.end().await, b"");
@@ -179,8 +178,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     drop(client);
     proxy.ended("completed", 101, 2).await;
     // The limit of its route.
-    let timeouts =
-        InterceptTimeouts { request: Some(Period::from_millis(300)), ..InterceptTimeouts::default() };
+    let timeouts = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
     let (mut client, call) = open(&mut upstream, &hello).await;
     let (code, reason) = close_of(&client.end().await, b"");
@@ -195,7 +193,8 @@ async fn websocket_is_closed_before_draining_is_over() {
     let mut upstream = Upstream::warm().await;
     let mut config = parse(&routes(&[route("models", "http://127.0.0.1:1", "")]));
     config.drain_delay = Period::from_millis(0);
-    config.drain_timeout = Period::from_millis(400);
+    // A quarter of it is for the close frame.
+    config.drain_timeout = Period::from_secs(8);
     let proxy = Proxy::start_with(config, options()).await;
     proxy.intercept(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.sent(upgrade("websocket")).await;

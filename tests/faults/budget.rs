@@ -95,7 +95,7 @@ async fn the_surplus_is_told_so_and_every_byte_comes_back() {
 async fn a_body_that_stops_gives_its_share_back() {
     let upstream = Upstream::cold().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
-    let proxy = Proxy::start(&format!("limits: {{ bodyTimeout: 100ms }}\n{config}")).await;
+    let proxy = Proxy::start(&format!("limits: {{ bodyTimeout: 2s }}\n{config}")).await;
     let request = large(300 * KIB);
     let mut clients = Vec::new();
     for _ in 0..10 {

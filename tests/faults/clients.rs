@@ -105,15 +105,19 @@ async fn who_stops_reading_gives_its_place_to_who_waits() {
     let mut upstream = Upstream::warm().await;
     let routes = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 2 }")]);
     let proxy = Proxy::start(&format!("limits: {{ stallTimeout: 200ms }}\n{routes}")).await;
-    let mut stalled = Vec::new();
+    let (mut stalled, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..2 {
         stalled.push(proxy.sent(streaming("stalls")).await);
         let mut call = upstream.call().await;
         call.body().await;
         call.send(STREAM).await;
+        calls.push(call);
+    }
+    // Neither has anything to stop at before the other one is there.
+    proxy.in_flight(2).await;
+    for call in calls {
         tokio::spawn(flood(call));
     }
-    proxy.in_flight(2).await;
     let mut waiting = Vec::new();
     for number in 0..4 {
         waiting.push(proxy.sent(chat(&format!("{number}"))).await);

@@ -67,7 +67,7 @@ async fn streamed_bodies_are_served_by_the_next_server() {
 async fn all_are_served_by_the_next_server(more: &str) {
     const MANY: u64 = 24;
     let place = Place::reserve();
-    let mut first = place.up(&["--time-to-first-token", "400ms"]).await;
+    let mut first = place.up(&["--time-to-first-token", "3s"]).await;
     let proxy = before(&place, &format!("concurrency: {{ max: 64, rampStart: 64 }}{more}")).await;
     let mut clients = Vec::new();
     for _ in 0..MANY {
