@@ -251,8 +251,12 @@ fn end_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    for name in [&KEEP_ALIVE, &PROXY_CONNECTION, &PROXY_AUTHENTICATE, &PROXY_AUTHORIZATION, &TE, &UPGRADE] {
-        headers.remove(name);
+    // Mostly there is none, which one pass over the names finds out faster than a look-up for each.
+    let names = [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, UPGRADE];
+    if headers.keys().any(|name| names.contains(name)) {
+        for name in names {
+            headers.remove(name);
+        }
     }
     if headers.remove(TRANSFER_ENCODING).is_some() {
         // The coding won over a length beside it (RFC 9112, section 6.3), which then was not the body's.
