@@ -103,8 +103,8 @@ async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
     proxy.stop(&[("completed", completed), ("upstream_error", failed)]).await;
 }
 
-/// Informational responses without end, as fast as the connection takes them: that is no head either, and the time for
-/// it passes. Others are served meanwhile by the same thread.
+/// Thousands of informational responses, as fast as the connection takes them: that is no head either, and the time for it
+/// passes. Others are served meanwhile by the same thread.
 #[tokio::test]
 async fn a_flood_of_informational_responses_is_no_answer() {
     let mut upstream = Upstream::warm().await;
@@ -131,9 +131,14 @@ async fn a_flood_of_informational_responses_is_no_answer() {
     proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
 }
 
-/// Until nobody listens any more.
+/// Ends by itself: a busy machine would read an endless one for half a minute before it looks at the time.
 async fn flood(mut call: Call) {
     call.body().await;
     let early = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(100);
-    while call.wire.stream.write_all(early.as_bytes()).await.is_ok() {}
+    for _ in 0..200 {
+        if call.wire.stream.write_all(early.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+    call.gone().await;
 }

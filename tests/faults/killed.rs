@@ -216,7 +216,7 @@ async fn stopped_server_gets_nothing_until_it_goes_on() {
     for _ in 0..2 {
         assert_eq!(proxy.ask(prompt("is answered at once")).await.status(), 200);
     }
-    server.signal(Signal::STOP);
+    server.stop().await;
     let mut in_flight = proxy.sent(prompt("nobody answers it")).await;
     const SILENT: &str = "the server answers neither requests nor probes: nothing more is sent to it";
     let noticed = async {

@@ -91,6 +91,19 @@ impl Sim {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Stops it, and waits until none of its threads runs any more: until then it may still answer.
+    pub async fn stop(&self) {
+        self.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        until("it to be stopped", async || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+            })
+        })
+        .await;
+    }
+
     /// As the kernel's out-of-memory killer does it.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
