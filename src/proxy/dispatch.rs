@@ -18,7 +18,7 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::Buffered,
+    intake::{Buffered, Unread},
     intercept::Intercepted,
     memory::Memory,
     outgoing::{CutOff, Outgoing, Streamed},
@@ -332,15 +332,15 @@ impl Setback {
 
 /// A request body before admission.
 pub(super) enum Intake {
-    Unread(Incoming),
+    Unread(Unread),
     Read(Buffered),
 }
 
 impl From<Intake> for Source {
     fn from(intake: Intake) -> Self {
         match intake {
-            Intake::Unread(incoming) if incoming.is_end_stream() => Self::Empty,
-            Intake::Unread(incoming) => Self::Streamed(Streamed::new(incoming)),
+            Intake::Unread(body) if body.incoming.is_end_stream() => Self::Empty,
+            Intake::Unread(body) => Self::Streamed(Streamed::new(body)),
             Intake::Read(read) => Self::Buffered(read),
         }
     }

@@ -12,11 +12,14 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_TYPE},
     request,
 };
-use hyper::body::Incoming;
 use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking};
 
 use super::{
-    Match, Model, Proxy, dispatch::Intake, intake::Buffered, intercept::Interceptor, pipeline::Refused,
+    Match, Model, Proxy,
+    dispatch::Intake,
+    intake::{Buffered, Unread},
+    intercept::Interceptor,
+    pipeline::Refused,
     table::Unnamed,
 };
 use crate::{
@@ -57,7 +60,7 @@ impl Proxy {
         &self,
         host: &HeaderValue,
         head: &request::Parts,
-        incoming: Incoming,
+        body: Unread,
     ) -> Result<Found, Refused> {
         let (host, path) = (host.to_str().unwrap_or_default(), head.uri.path());
         let found = 'head: {
@@ -66,7 +69,7 @@ impl Proxy {
                 Api::Work(shape) => shape,
                 other => {
                     if let Some(found) = table.interceptor(host, path, &head.headers, &other) {
-                        return Ok(Found::Interceptor(found.clone(), Intake::Unread(incoming)));
+                        return Ok(Found::Interceptor(found.clone(), Intake::Unread(body)));
                     }
                     let gate = match (other, table.unnamed(host, path, &head.headers)) {
                         (Api::Stored(_) | Api::Server, Unnamed::Nothing) => {
@@ -83,24 +86,22 @@ impl Proxy {
                         (Api::Server, Unnamed::Several) => return Err(several(path).into()),
                         (ours, _) => {
                             return match table.preflight(host, path, &head.method, &head.headers) {
-                                Some(gate) => {
-                                    Ok(Found::Preflight(gate.clone(), ours, Intake::Unread(incoming)))
-                                }
+                                Some(gate) => Ok(Found::Preflight(gate.clone(), ours, Intake::Unread(body))),
                                 None if table.answers(host, &ours) => Ok(Found::Ours(ours)),
                                 None => Err(unknown(path, host).into()),
                             };
                         }
                     };
-                    return Ok(Found::Route(gate.clone(), None, Intake::Unread(incoming), Scan::default()));
+                    return Ok(Found::Route(gate.clone(), None, Intake::Unread(body), Scan::default()));
                 }
             };
             match table.find(host, path, &head.headers, Model::Unread) {
                 Match::Route(gate) => {
-                    let body = Intake::Unread(incoming);
+                    let body = Intake::Unread(body);
                     return Ok(Found::Route(gate.clone(), Some(shape), body, Scan::default()));
                 }
                 Match::Interceptor(found) => {
-                    return Ok(Found::Interceptor(found.clone(), Intake::Unread(incoming)));
+                    return Ok(Found::Interceptor(found.clone(), Intake::Unread(body)));
                 }
                 Match::NeedsModel => Ok(shape),
                 Match::Nothing => return Err(unknown(path, host).into()),
@@ -110,13 +111,13 @@ impl Proxy {
             Ok(shape) => shape,
             Err((id, gates)) => {
                 let (gate, endpoint) = Box::pin(self.find_kept(&id, &gates, head)).await?;
-                return Ok(Found::Kept(gate, endpoint, Intake::Unread(incoming)));
+                return Ok(Found::Kept(gate, endpoint, Intake::Unread(body)));
             }
         };
         if let Some(encoding) = encoding(&head.headers) {
             return Err(ProxyError::UnsupportedEncoding(encoding).into());
         }
-        let read = self.read(incoming).await?;
+        let read = self.read(body).await?;
         let scan = scan_body(shape, &head.headers, &read.bytes).await.map_err(ProxyError::from)?;
         let table = self.shared.table.load();
         match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
@@ -131,9 +132,9 @@ impl Proxy {
     }
 
     /// Reads a whole body.
-    pub(super) async fn read(&self, incoming: Incoming) -> Result<Buffered, ProxyError> {
+    pub(super) async fn read(&self, body: Unread) -> Result<Buffered, ProxyError> {
         let limits = **self.shared.limits.load();
-        Buffered::read(incoming, &limits, &self.shared.memory).await
+        Buffered::read(body, &limits, &self.shared.memory).await
     }
 }
 

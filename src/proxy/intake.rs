@@ -12,7 +12,15 @@ use super::{
     memory::{Memory, Share},
     pace::{Allowed, Pace},
 };
-use crate::{config::Limits, error::ProxyError};
+use crate::{config::Limits, error::ProxyError, places::Source};
+
+/// A request body of which nothing has been read.
+#[derive(Debug)]
+pub struct Unread {
+    pub(super) incoming: Incoming,
+    /// Where it comes from: memory is shared between sources.
+    pub(super) source: Source,
+}
 
 /// A request body, read to its end.
 #[derive(Debug)]
@@ -33,8 +41,8 @@ impl Buffered {
     ///
     /// # Errors
     /// When it is larger than allowed, comes too slowly or breaks off, or when there is no memory for it.
-    pub async fn read(body: Incoming, limits: &Limits, memory: &Arc<Memory>) -> Result<Self, ProxyError> {
-        Self::read_rest(Vec::new(), memory.share(), body, limits).await
+    pub async fn read(body: Unread, limits: &Limits, memory: &Arc<Memory>) -> Result<Self, ProxyError> {
+        Self::read_rest(Vec::new(), memory.share(body.source), body.incoming, limits).await
     }
 
     /// Reads the rest of a body whose first `parts` have been read, and are counted in `share`.
@@ -55,7 +63,10 @@ impl Buffered {
         for part in parts {
             joined.push(part);
         }
-        while let Some(frame) = next_frame(&mut body, &mut pace, limits, &mut share).await? {
+        // The end of a body whose length is known is not waited for.
+        while !body.is_end_stream()
+            && let Some(frame) = next_frame(&mut body, &mut pace, limits, &mut share).await?
+        {
             // Trailers of a request say nothing to a model server.
             let Ok(data) = frame.into_data() else { continue };
             if share.bytes() + data.len() > limit {
@@ -138,7 +149,9 @@ async fn next_frame(
     let came = match std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
         Poll::Ready(came) => came,
         Poll::Pending => {
-            share.wait();
+            if !share.wait() {
+                return Err(ProxyError::BuffersFull(share.max()));
+            }
             // `None`: its memory was given to another one.
             let arrives = std::future::poll_fn(|cx| match next.as_mut().poll(cx) {
                 Poll::Ready(came) => Poll::Ready(Some(came)),

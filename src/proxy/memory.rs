@@ -2,30 +2,33 @@
 //!
 //! - Bodies of requests, held or in flight, may take all of it.
 //! - Bodies that have not all arrived, and parts of streamed bodies kept for another dispatch, may take three quarters of it,
-//!   so that finished requests always find some. When there is no room, those that have stalled are evicted.
-//! - Heads that have not all arrived share those three quarters. When there is no room, the oldest are evicted.
+//!   so that finished requests always find some.
+//! - When there is no room for a newcomer, unfinished bodies are evicted, those that grow slowest first: without 16 KiB in 5 s
+//!   any; without an eighth of their size in 5 s those of sources that hold as much as the newcomer's, its own included;
+//!   and any whose source holds more than the newcomer's even without it.
+//! - Heads that have not all arrived share those three quarters. When there is no room still, the oldest are evicted.
 //! - Answers of ours that have not been sent to their end may take one eighth on top, so that a full budget can still be
 //!   reported. Clients of HTTP/2 that read none of them get no more.
 
+mod arriving;
 mod waiting;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
 };
 
+use arriving::{Arrival, Arriving};
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::time::Instant;
 use waiting::Waiting;
 pub use waiting::WaitingShare;
+
+use crate::places::Source;
 
 /// The memory of all clients.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub struct Memory {
     /// Of `unfinished`, the bytes of heads.
     heads: AtomicUsize,
     waiting: Mutex<Waiting>,
+    /// Of `unfinished`, the parts of streamed bodies, which may take one quarter of all only: those are not evicted.
+    kept: AtomicUsize,
     answers: AtomicUsize,
     arriving: Mutex<Arriving>,
 }
@@ -46,6 +51,7 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct Share {
     memory: Arc<Memory>,
+    source: Source,
     bytes: ShareBytes,
 }
 
@@ -53,32 +59,10 @@ pub struct Share {
 #[derive(Debug)]
 enum ShareBytes {
     Finished(usize),
-    Unfinished(usize),
+    /// Parts of a streamed body.
+    Kept(usize),
     /// Unfinished, and they can be evicted.
     Arriving(Arc<Arrival>),
-}
-
-/// The bodies that their readers wait for.
-#[derive(Debug, Default)]
-struct Arriving {
-    all: HashMap<usize, Arc<Arrival>>,
-    scanned: Option<Instant>,
-}
-
-/// A body that its reader waits for.
-#[derive(Debug)]
-struct Arrival {
-    state: Mutex<ArrivalState>,
-    reader: AtomicWaker,
-}
-
-#[derive(Debug)]
-struct ArrivalState {
-    /// Bytes that have arrived; 0 once it is evicted.
-    bytes: usize,
-    /// When the last [`PROGRESS_BYTES`] had arrived, and how many bytes there were then.
-    progressed: (Instant, usize),
-    is_evicted: bool,
 }
 
 /// An answer that is counted until its bytes have been sent.
@@ -96,14 +80,8 @@ pub struct AnswersFull;
 /// Bytes that an unread answer counts for besides its body: the stream's state, its task and its head. An estimate.
 pub const ANSWER_COST_BYTES: usize = 4 << 10;
 
-/// A body is making progress while as much arrives within [`STALL_TIMEOUT`].
-const PROGRESS_BYTES: usize = 16 << 10;
-
-/// How long a body may make no progress before another one takes its memory, if there is too little.
-const STALL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The shortest time between two scans for stalled bodies.
-const SCAN_INTERVAL: Duration = Duration::from_millis(100);
+/// A scan, which looks at all unfinished bodies, evicts as much as this part of the memory at once, if it can.
+const EVICTED_PART: usize = 64;
 
 // === impl Memory ===
 
@@ -116,6 +94,7 @@ impl Memory {
             unfinished: AtomicUsize::new(0),
             heads: AtomicUsize::new(0),
             waiting: Mutex::default(),
+            kept: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
             arriving: Mutex::default(),
         })
@@ -148,14 +127,14 @@ impl Memory {
         ]
     }
 
-    /// An empty share for a body that is read to its end before it is sent.
-    pub(super) fn share(self: &Arc<Self>) -> Share {
-        Share { memory: self.clone(), bytes: ShareBytes::Finished(0) }
+    /// An empty share for a body of that source that is read to its end before it is sent.
+    pub(super) fn share(self: &Arc<Self>, source: Source) -> Share {
+        Share { memory: self.clone(), source, bytes: ShareBytes::Finished(0) }
     }
 
-    /// An empty share for what is kept of a body that streams.
-    pub(super) fn unfinished_share(self: &Arc<Self>) -> Share {
-        Share { memory: self.clone(), bytes: ShareBytes::Unfinished(0) }
+    /// An empty share for what is kept of a body that streams, until its reader [waits](Share::wait).
+    pub(super) fn kept_share(self: &Arc<Self>, source: Source) -> Share {
+        Share { memory: self.clone(), source, bytes: ShareBytes::Kept(0) }
     }
 
     /// Counts an answer of ours until its bytes have been sent. Bytes that others share cost nothing themselves.
@@ -180,26 +159,41 @@ impl Memory {
         (self.max() / 8).max(16 * ANSWER_COST_BYTES)
     }
 
-    fn take_or_evict(&self, bytes: usize, is_unfinished: bool) -> bool {
-        let take = || self.take(bytes, is_unfinished);
-        take()
-            || (self.evict_stalled() && take())
-            || (self.evict_waiting(self.missing(bytes, is_unfinished)) && take())
+    /// Takes memory for `newcomer`, or for a head.
+    fn take_or_evict(&self, bytes: usize, is_unfinished: bool, newcomer: Option<&Share>) -> bool {
+        let missing = || self.missing(bytes, is_unfinished);
+        self.find_room(bytes, newcomer, missing, || self.take(bytes, is_unfinished))
+    }
+
+    fn find_room(
+        &self,
+        bytes: usize,
+        newcomer: Option<&Share>,
+        missing: impl Fn() -> usize,
+        take: impl Fn() -> bool,
+    ) -> bool {
+        take() || (self.evict_for(newcomer, bytes) && take()) || (self.evict_waiting(missing()) && take())
     }
 
     /// Bytes that there is no room for.
     fn missing(&self, bytes: usize, is_unfinished: bool) -> usize {
-        let over = |used: &AtomicUsize, max| (used.load(Ordering::Relaxed) + bytes).saturating_sub(max);
-        let of_all = over(&self.requests, self.max());
-        if is_unfinished { of_all.max(over(&self.unfinished, self.max() / 4 * 3)) } else { of_all }
+        let of_all = (self.requests.load(Ordering::Relaxed) + bytes).saturating_sub(self.max());
+        if is_unfinished { of_all.max(self.missing_unfinished(bytes)) } else { of_all }
+    }
+
+    fn missing_unfinished(&self, bytes: usize) -> usize {
+        (self.unfinished.load(Ordering::Relaxed) + bytes).saturating_sub(self.max_unfinished())
+    }
+
+    fn max_unfinished(&self) -> usize {
+        self.max() / 4 * 3
     }
 
     fn take(&self, bytes: usize, is_unfinished: bool) -> bool {
-        let max = self.max();
-        if is_unfinished && !take(&self.unfinished, bytes, max / 4 * 3) {
+        if is_unfinished && !self.take_unfinished(bytes) {
             return false;
         }
-        let is_taken = take(&self.requests, bytes, max);
+        let is_taken = take(&self.requests, bytes, self.max());
         if !is_taken && is_unfinished {
             self.unfinished.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -213,28 +207,30 @@ impl Memory {
         }
     }
 
-    /// Evicts the bodies that have stalled. Returns whether there were any.
-    fn evict_stalled(&self) -> bool {
-        let mut arriving = self.arriving.lock();
-        let now = Instant::now();
-        if arriving.all.is_empty() || arriving.scanned.is_some_and(|scanned| now - scanned < SCAN_INTERVAL) {
+    fn take_unfinished(&self, bytes: usize) -> bool {
+        take(&self.unfinished, bytes, self.max_unfinished())
+    }
+
+    fn take_kept(&self, bytes: usize) -> bool {
+        let is_taken = take(&self.kept, bytes, self.max() / 4);
+        if is_taken && !self.take(bytes, true) {
+            self.kept.fetch_sub(bytes, Ordering::Relaxed);
             return false;
         }
-        arriving.scanned = Some(now);
-        let mut evicted = 0_usize;
-        for arrival in arriving.all.values() {
-            let mut state = arrival.state.lock();
-            if !state.is_evicted && now.duration_since(state.progressed.0) >= STALL_TIMEOUT {
-                state.is_evicted = true;
-                self.give_back(std::mem::take(&mut state.bytes), true);
-                arrival.reader.wake();
-                evicted += 1;
-            }
-        }
-        if evicted > 0 {
-            tracing::debug!(evicted, "bodies that had stalled were given up: others need their memory");
-        }
-        evicted > 0
+        is_taken
+    }
+
+    /// Evicts bodies for a newcomer that needs `bytes` more. Returns whether there were any.
+    fn evict_for(&self, newcomer: Option<&Share>, bytes: usize) -> bool {
+        let arrival = newcomer.and_then(|newcomer| match &newcomer.bytes {
+            ShareBytes::Arriving(arrival) => Some(arrival),
+            _ => None,
+        });
+        let wanted = bytes.max(self.max() / EVICTED_PART);
+        let source = newcomer.map(|newcomer| newcomer.source);
+        let freed = self.arriving.lock().evict(source, arrival, bytes, wanted);
+        self.give_back(freed, true);
+        freed > 0
     }
 }
 
@@ -249,11 +245,14 @@ impl Share {
     /// Takes more. Returns `false`, and takes nothing, if there is no more or it has been evicted.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let memory = &self.memory;
-        let is_unfinished = !matches!(self.bytes, ShareBytes::Finished(_));
-        let is_taken = memory.take_or_evict(bytes, is_unfinished);
+        let is_taken = match &self.bytes {
+            // Nobody is evicted for what is only kept for another dispatch.
+            ShareBytes::Kept(_) => memory.take_kept(bytes),
+            body => memory.take_or_evict(bytes, matches!(body, ShareBytes::Arriving(_)), Some(self)),
+        };
         match &mut self.bytes {
             _ if !is_taken => false,
-            ShareBytes::Finished(all) | ShareBytes::Unfinished(all) => {
+            ShareBytes::Finished(all) | ShareBytes::Kept(all) => {
                 *all += bytes;
                 true
             }
@@ -270,8 +269,8 @@ impl Share {
     /// Bytes that it has.
     pub(super) fn bytes(&self) -> usize {
         match &self.bytes {
-            ShareBytes::Finished(bytes) | ShareBytes::Unfinished(bytes) => *bytes,
-            ShareBytes::Arriving(arrival) => arrival.state.lock().bytes,
+            ShareBytes::Finished(bytes) | ShareBytes::Kept(bytes) => *bytes,
+            ShareBytes::Arriving(arrival) => arrival.bytes(),
         }
     }
 
@@ -280,38 +279,46 @@ impl Share {
         self.memory.max()
     }
 
-    /// The reader has to wait for the body: from now on it can be evicted.
-    pub(super) fn wait(&mut self) {
+    /// The reader has to wait for more of the body: from now on it can be evicted. Returns `false` if there is no memory for it
+    /// while it is unfinished.
+    pub(super) fn wait(&mut self) -> bool {
         let bytes = match self.bytes {
+            // There is nothing to evict.
+            ShareBytes::Finished(0) | ShareBytes::Arriving(_) => return true,
             ShareBytes::Finished(bytes) => {
-                self.memory.unfinished.fetch_add(bytes, Ordering::Relaxed);
+                let memory = &self.memory;
+                let missing = || memory.missing_unfinished(bytes);
+                if !memory.find_room(bytes, Some(self), missing, || memory.take_unfinished(bytes)) {
+                    return false;
+                }
                 bytes
             }
-            ShareBytes::Unfinished(bytes) => bytes,
-            ShareBytes::Arriving(_) => return,
+            ShareBytes::Kept(bytes) => {
+                self.memory.kept.fetch_sub(bytes, Ordering::Relaxed);
+                bytes
+            }
         };
-        let state = ArrivalState { bytes, progressed: (Instant::now(), bytes), is_evicted: false };
-        let arrival = Arc::new(Arrival { state: Mutex::new(state), reader: AtomicWaker::new() });
-        self.memory.arriving.lock().all.insert(key(&arrival), arrival.clone());
-        self.bytes = ShareBytes::Arriving(arrival);
+        self.bytes = ShareBytes::Arriving(self.memory.arriving.lock().add(self.source, bytes));
+        true
     }
 
     /// Is ready once it is evicted.
     pub(super) fn poll_evicted(&self, cx: &Context<'_>) -> Poll<()> {
         let ShareBytes::Arriving(arrival) = &self.bytes else { return Poll::Pending };
-        arrival.reader.register(cx.waker());
-        if arrival.state.lock().is_evicted { Poll::Ready(()) } else { Poll::Pending }
+        arrival.poll_evicted(cx)
     }
 
     /// All of the body has arrived: it is not evicted any more. Returns `false` if it has been.
     pub(super) fn finish(&mut self) -> bool {
         let (bytes, is_whole) = match &self.bytes {
             ShareBytes::Finished(_) => return true,
-            ShareBytes::Unfinished(bytes) => (*bytes, true),
+            ShareBytes::Kept(bytes) => {
+                self.memory.kept.fetch_sub(*bytes, Ordering::Relaxed);
+                (*bytes, true)
+            }
             ShareBytes::Arriving(arrival) => {
-                self.memory.arriving.lock().all.remove(&key(arrival));
-                let state = arrival.state.lock();
-                (state.bytes, !state.is_evicted)
+                self.memory.arriving.lock().remove(self.source, arrival);
+                (arrival.bytes(), !arrival.is_evicted())
             }
         };
         self.memory.unfinished.fetch_sub(bytes, Ordering::Relaxed);
@@ -325,25 +332,6 @@ impl Drop for Share {
         self.finish();
         self.memory.give_back(self.bytes(), false);
     }
-}
-
-impl Arrival {
-    /// Adds bytes that have been taken. Returns `false` if it has been evicted.
-    fn add(&self, bytes: usize) -> bool {
-        let mut state = self.state.lock();
-        if state.is_evicted {
-            return false;
-        }
-        state.bytes += bytes;
-        if state.bytes - state.progressed.1 >= PROGRESS_BYTES {
-            state.progressed = (Instant::now(), state.bytes);
-        }
-        true
-    }
-}
-
-fn key(arrival: &Arc<Arrival>) -> usize {
-    Arc::as_ptr(arrival).addr()
 }
 
 // === impl Counted ===
@@ -362,6 +350,8 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::time::advance;
 
     use super::*;
@@ -373,44 +363,137 @@ mod tests {
         [body, unfinished_body, answer]
     }
 
+    fn source(number: u8) -> Source {
+        Source::of([192, 0, 2, number].into())
+    }
+
+    /// A body of that source that is waited for, with so many KiB.
+    fn arriving(memory: &Arc<Memory>, number: u8, kib: usize) -> Share {
+        let mut share = memory.share(source(number));
+        assert!(share.grow(KIB) && share.wait() && share.grow((kib - 1) * KIB));
+        share
+    }
+
+    fn is_evicted(share: &Share) -> bool {
+        share.poll_evicted(&Context::from_waker(std::task::Waker::noop())).is_ready()
+    }
+
     /// Of 400 KiB, 300 are for what has not all arrived.
     #[tokio::test(start_paused = true)]
     async fn finished_bodies_find_room_beside_unfinished_ones() {
         let memory = Memory::new(400 * KIB);
-        let mut arriving = memory.share();
-        arriving.wait();
-        assert!(arriving.grow(300 * KIB) && !arriving.grow(1));
-        let mut finished = memory.share();
+        let mut unfinished = arriving(&memory, 1, 300);
+        assert!(!unfinished.grow(1));
+        let mut finished = memory.share(source(1));
         assert!(finished.grow(100 * KIB) && !finished.grow(1));
         assert_eq!(kinds(&memory), [100 * KIB, 300 * KIB, 0]);
+        assert!(!finished.wait(), "it is not whole, and so has no room");
         drop(finished);
-        assert!(arriving.finish());
+        assert!(unfinished.finish());
         assert_eq!(kinds(&memory), [300 * KIB, 0, 0]);
-        drop(arriving);
+        drop(unfinished);
         assert_eq!(kinds(&memory), [0; 3]);
+        assert!(memory.arriving.lock().is_empty(), "nothing is kept of who has gone");
     }
 
     /// After 5 s without 16 KiB, and only when another one needs it.
     #[tokio::test(start_paused = true)]
     async fn stalled_body_gives_way_and_a_progressing_one_stays() {
         let memory = Memory::new(400 * KIB);
-        let (mut stalled, mut progressing, mut other) = (memory.share(), memory.share(), memory.share());
-        for share in [&mut stalled, &mut progressing] {
-            share.wait();
-            assert!(share.grow(100 * KIB));
-        }
+        let [mut stalled, mut progressing] = [1, 2].map(|number| arriving(&memory, number, 100));
         advance(Duration::from_secs(4)).await;
         assert!(progressing.grow(16 * KIB) && stalled.grow(16 * KIB - 1));
-        other.wait();
-        assert!(!other.grow(100 * KIB), "nothing has stalled for 5 s");
+        // Its source holds more than those of the others.
+        let mut other = arriving(&memory, 3, 60);
+        assert!(!other.grow(90 * KIB), "nothing has stalled for 5 s");
         advance(Duration::from_secs(1)).await;
-        assert!(other.grow(100 * KIB));
-        let cx = Context::from_waker(std::task::Waker::noop());
-        assert!(stalled.poll_evicted(&cx).is_ready() && progressing.poll_evicted(&cx).is_pending());
+        assert!(other.grow(90 * KIB));
+        assert!(is_evicted(&stalled) && !is_evicted(&progressing));
         assert!(!stalled.grow(1) && !stalled.finish());
         assert!(progressing.finish() && other.finish());
         drop((stalled, progressing, other));
         assert_eq!(kinds(&memory), [0; 3]);
+    }
+
+    /// 16 KiB every 4 s are no stall, but for bodies of 400 KiB too little.
+    #[tokio::test(start_paused = true)]
+    async fn dripping_bodies_give_way_behind_one_address() {
+        let memory = Memory::new(4000 * KIB);
+        let mut dripping: Vec<_> = (0..6).map(|_| arriving(&memory, 1, 400)).collect();
+        for _ in 0..2 {
+            assert!(!memory.share(source(1)).grow(1601 * KIB), "none of them is slow yet");
+            advance(Duration::from_secs(4)).await;
+            dripping.iter_mut().for_each(|share| assert!(share.grow(16 * KIB)));
+        }
+        // 3000 - 6 × 432 = 408 KiB are left.
+        assert!(!dripping[0].grow(409 * KIB), "one that is slow takes nothing from its neighbours");
+        assert!(!dripping.iter().any(is_evicted));
+        let mut large = arriving(&memory, 1, 400);
+        for _ in 0..6 {
+            assert!(large.grow(100 * KIB));
+        }
+        let evicted = dripping.iter().filter(|share| is_evicted(share)).count();
+        assert_eq!(evicted, 2, "408 + 2 × 432 KiB: as many as it takes");
+        advance(Duration::from_secs(4)).await;
+        let mut third = arriving(&memory, 1, 432);
+        assert!(!is_evicted(&large));
+        assert!(third.grow(864 * KIB), "{:?}", kinds(&memory));
+        assert!(!is_evicted(&large), "one that has just begun stays");
+        assert!(large.finish());
+    }
+
+    /// The bodies of the larger source go, in the order in which they began, until both hold as much.
+    #[tokio::test(start_paused = true)]
+    async fn sources_have_equal_shares_when_there_is_no_room() {
+        let memory = Memory::new(4000 * KIB);
+        let mut flood = Vec::new();
+        for _ in 0..30 {
+            flood.push(arriving(&memory, 1, 100));
+            advance(Duration::from_millis(100)).await;
+        }
+        assert!(!memory.share(source(1)).grow(1001 * KIB), "it has all of its share");
+        let mut large = arriving(&memory, 2, 100);
+        for _ in 1..15 {
+            assert!(large.grow(100 * KIB));
+        }
+        assert!(!large.grow(100 * KIB));
+        let evicted: Vec<_> = flood.iter().map(is_evicted).collect();
+        assert_eq!(evicted, [[true; 15], [false; 15]].concat());
+        // The only body of a source does not go for a smaller source while it grows.
+        let third = arriving(&memory, 3, 700);
+        assert!(!is_evicted(&large) && !is_evicted(&third));
+        assert!(!flood[29].grow(150 * KIB) && !is_evicted(&large), "nothing comes back");
+    }
+
+    /// Whose source holds more takes nothing from a slow body, as long as that does not stall.
+    #[tokio::test(start_paused = true)]
+    async fn slow_body_gives_way_to_smaller_sources_only() {
+        let memory = Memory::new(4000 * KIB);
+        let mut slow = arriving(&memory, 1, 400);
+        advance(Duration::from_secs(4)).await;
+        let mut other = arriving(&memory, 2, 2500);
+        assert!(slow.grow(16 * KIB));
+        advance(Duration::from_secs(1)).await;
+        assert!(!other.grow(100 * KIB) && !is_evicted(&slow));
+        // What is known for the larger source says nothing for a smaller one.
+        let _third = arriving(&memory, 3, 200);
+        assert!(is_evicted(&slow) && !is_evicted(&other));
+    }
+
+    /// Of 400 KiB, 100 are for parts of streamed bodies, until one of them is buffered.
+    #[tokio::test(start_paused = true)]
+    async fn kept_parts_leave_room_for_bodies() {
+        let memory = Memory::new(400 * KIB);
+        let mut kept = memory.kept_share(source(1));
+        assert!(kept.grow(100 * KIB) && !kept.grow(1));
+        let body = arriving(&memory, 1, 100);
+        assert!(kept.wait() && kept.grow(100 * KIB) && !kept.grow(1));
+        let mut other = memory.kept_share(source(1));
+        assert!(!other.grow(1));
+        drop(body);
+        assert!(other.grow(100 * KIB));
+        drop((kept, other));
+        assert_eq!((kinds(&memory), memory.kept.load(Ordering::Relaxed)), ([0; 3], 0));
     }
 
     #[test]

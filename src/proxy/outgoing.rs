@@ -15,11 +15,11 @@ use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
-    intake::{Buffered, allowed, too_slow},
+    intake::{Buffered, Unread, allowed, too_slow},
     memory::{Memory, Share},
     pace::Pace,
 };
-use crate::{config::Limits, error::ProxyError};
+use crate::{config::Limits, error::ProxyError, places::Source};
 
 /// The body of one dispatch.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ pub struct Replay {
 struct StreamedState {
     /// `None` once it has been taken to be buffered, or was cut off.
     incoming: Option<Incoming>,
+    source: Source,
     /// All of it has come.
     has_ended: bool,
     /// The dispatch that may read. Each later one supersedes those before it.
@@ -122,9 +123,10 @@ impl Body for Outgoing {
 
 impl Streamed {
     /// A body of which nothing has been read.
-    pub(super) fn new(incoming: Incoming) -> Self {
+    pub(super) fn new(body: Unread) -> Self {
         Self(Arc::new(Mutex::new(StreamedState {
-            incoming: Some(incoming),
+            incoming: Some(body.incoming),
+            source: body.source,
             has_ended: false,
             current: 0,
             arrived: 0,
@@ -148,8 +150,9 @@ impl Streamed {
         let mut state = self.0.lock();
         if state.arrived == 0 {
             state.left = limits.max_body_bytes.get();
-            state.kept = keep
-                .map_or(KeptParts::Nothing, |memory| KeptParts::All(Vec::new(), memory.unfinished_share()));
+            state.kept = keep.map_or(KeptParts::Nothing, |memory| {
+                KeptParts::All(Vec::new(), memory.kept_share(state.source))
+            });
         }
         state.current += 1;
         let (number, pace) = (state.current, Pace::new(allowed(limits)));
@@ -167,14 +170,17 @@ impl Streamed {
     /// # Errors
     /// As [`Buffered::read`], and [`ProxyError::Internal`] if it cannot be sent again.
     pub(super) async fn buffer(self, limits: &Limits, memory: &Arc<Memory>) -> Result<Buffered, ProxyError> {
-        let (incoming, kept) = {
+        let (incoming, source, kept) = {
             let mut state = self.0.lock();
             state.current += 1;
-            (state.incoming.take(), std::mem::replace(&mut state.kept, KeptParts::Nothing))
+            (state.incoming.take(), state.source, std::mem::replace(&mut state.kept, KeptParts::Nothing))
         };
         let (parts, share) = match kept {
-            KeptParts::All(parts, share) => (parts, share),
-            KeptParts::Nothing => (Vec::new(), memory.share()),
+            KeptParts::All(parts, mut share) => {
+                share.wait();
+                (parts, share)
+            }
+            KeptParts::Nothing => (Vec::new(), memory.share(source)),
         };
         Buffered::read_rest(parts, share, incoming.ok_or(ProxyError::Internal)?, limits).await
     }

@@ -30,7 +30,7 @@ use super::{
     exchange::{self, Exchange},
     find::{Found, encoding, scan_body},
     forward,
-    intake::told_to_fit,
+    intake::{Unread, told_to_fit},
     intercept::Intercepted,
     memory::Memory,
     models::Catalog,
@@ -45,6 +45,7 @@ use crate::{
     error::ProxyError,
     history::{Asked, History},
     openai::{self, Api, Dialect, Patience, Scan, ScanError, Shape},
+    places::Source,
     telemetry::{RouteCounters, traces::Traces},
     upstream::{Dialer, Upstream},
 };
@@ -331,7 +332,9 @@ impl Proxy {
         {
             return Ok(answer.into());
         }
-        let (gate, shape, mut body, scan, mut kept) = match self.find(&host, &head, incoming).await? {
+        let source = client.address.map_or_else(Source::default, |address| Source::of(address.ip()));
+        let unread = Unread { incoming, source };
+        let (gate, shape, mut body, scan, mut kept) = match self.find(&host, &head, unread).await? {
             Found::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
             Found::Kept(gate, endpoint, body) => {
                 (gate, None, body, Scan::default(), Some(Box::new(Kept::at(&endpoint))))
@@ -356,8 +359,8 @@ impl Proxy {
                 return Box::pin(self.answer_ourselves(&head, api)).await.map(Served::Answer);
             }
         };
-        if let Intake::Unread(incoming) = &body {
-            told_to_fit(incoming, &self.shared.limits.load())
+        if let Intake::Unread(body) = &body {
+            told_to_fit(&body.incoming, &self.shared.limits.load())
                 .map_err(|error| Refused::of(&gate, &head, None, error))?;
         }
         // Also where it will not wait: what is wrong should not show only on a cold day.
@@ -457,8 +460,8 @@ impl Proxy {
         }
         let (mut read, scan) = match body {
             Intake::Read(read) => (read, scan),
-            Intake::Unread(incoming) => {
-                let read = self.read(incoming).await.map_err(|error| refused(&head, None, error))?;
+            Intake::Unread(body) => {
+                let read = self.read(body).await.map_err(|error| refused(&head, None, error))?;
                 // What cannot be read for a hidden model can still be held: nothing needs the model here.
                 let scan = match shape.filter(|_| encoding(&head.headers).is_none()) {
                     Some(shape) => match scan_body(shape, &head.headers, &read.bytes).await {

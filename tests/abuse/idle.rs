@@ -102,7 +102,7 @@ fn source(number: usize) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + number), 0))
 }
 
-async fn connect_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
+pub async fn connect_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(source).unwrap();
     soon("a connection", socket.connect(to)).await.unwrap()

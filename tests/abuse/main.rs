@@ -5,6 +5,7 @@
 // The exemption for tests knows functions marked as such, not the helpers of a test file.
 #![allow(clippy::unwrap_used)]
 
+mod bodies;
 mod documented;
 mod downgrade;
 mod frames;

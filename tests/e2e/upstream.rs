@@ -257,12 +257,12 @@ async fn streamed_body_is_sent_again() {
     proxy.stop(&[("completed", 4)]).await;
 }
 
-/// What is kept of a streamed body counts as the bodies of held requests do, until the answer begins. A body for which
-/// there is no room is sent once.
+/// What is kept of a streamed body counts as the bodies of held requests do, until the answer begins, and takes a quarter of
+/// their memory at most. A body for which there is no room is sent once.
 #[tokio::test]
 async fn kept_part_of_a_streamed_body_is_bounded() {
     let mut upstream = Upstream::warm().await;
-    let limits = "limits: { maxBufferedBytes: 64KiB, maxBodyBytes: 64KiB }";
+    let limits = "limits: { maxBufferedBytes: 192KiB, maxBodyBytes: 64KiB }";
     let proxy = Proxy::tiny_with(&upstream.url(), "match: {}, hold: { maxBytes: 64KiB }", limits).await;
     warm_up(&proxy, &mut upstream).await;
     let buffered = async || proxy.metric("anteroom_buffered_bytes", &[]).await;

@@ -35,7 +35,7 @@ pub struct WaitingShare {
 impl Memory {
     /// Takes memory for a connection that begins to wait. Returns `None` if there is no room, and none to be had.
     pub(in crate::proxy) fn wait(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<WaitingShare> {
-        if !self.take_or_evict(bytes, true) {
+        if !self.take_or_evict(bytes, true, None) {
             return None;
         }
         let mut waiting = self.waiting.lock();
@@ -99,7 +99,7 @@ impl WaitingShare {
             if more == 0 {
                 return Poll::Pending;
             }
-            if !memory.take_or_evict(more, true) {
+            if !memory.take_or_evict(more, true, None) {
                 return Poll::Ready(());
             }
         }
@@ -118,6 +118,7 @@ impl Drop for WaitingShare {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::places::Source;
 
     const KIB: usize = 1024;
 
@@ -137,7 +138,7 @@ mod tests {
         // One that grows.
         assert!(third.poll_evicted(200 * KIB, &cx).is_pending());
         assert!(is_evicted(&second) && !is_evicted(&third) && !is_evicted(&fourth));
-        let mut body = memory.share();
+        let mut body = memory.share(Source::default());
         assert!(body.grow(320 * KIB));
         assert!(is_evicted(&third) && !is_evicted(&fourth), "200 KiB of it for 170 that are missing");
         assert!(!body.grow(320 * KIB), "evicting all would not be enough");
@@ -150,8 +151,8 @@ mod tests {
     fn head_that_finds_no_room_evicts_no_other() {
         let memory = Memory::new(400 * KIB);
         let cx = Context::from_waker(Waker::noop());
-        let mut body = memory.unfinished_share();
-        assert!(body.grow(250 * KIB));
+        let mut body = memory.share(Source::default());
+        assert!(body.grow(250 * KIB) && body.wait());
         let first = memory.wait(40 * KIB, &cx).unwrap();
         assert!(memory.wait(60 * KIB, &cx).is_none());
         assert!(first.poll_evicted(0, &cx).is_pending());
