@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io::{self, IoSlice},
     mem::MaybeUninit,
+    os::fd::BorrowedFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,7 +13,8 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::TcpStream,
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -45,6 +47,10 @@ pub struct ClientIo<I> {
     /// How much of later requests was dropped: beyond what is read ahead, and the connection ends with the request that
     /// is under way.
     dropped_bytes: u32,
+    /// Its socket, if it has one.
+    socket: Option<SocketOf<I>>,
+    /// Waits for a hang-up, once a part of a body stays in the kernel.
+    hang_up: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// Where requests begin and end in what hyper has read.
     framing: RequestFraming,
     memory: Arc<Memory>,
@@ -54,6 +60,9 @@ pub struct ClientIo<I> {
     /// The client has been behind with reading.
     behind: Option<Box<Behind>>,
 }
+
+/// The socket of a connection.
+pub(super) type SocketOf<I> = fn(&I) -> Option<BorrowedFd<'_>>;
 
 /// How a client reads that did not take all at once.
 struct Behind {
@@ -101,6 +110,17 @@ pub(super) const fn stall(limits: &Limits) -> Allowed {
     Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
 }
 
+/// Waits until a client has reset its connection or ended its sending side, whatever is unread. epoll tells of both
+/// (`EPOLLHUP`, `EPOLLRDHUP`), and of tokio's interests this one is met by nothing else. The future takes a descriptor of its
+/// own, since it cannot borrow one that others read from.
+async fn hang_up(socket: TcpStream) {
+    #[cfg(target_os = "linux")]
+    let interest = Interest::PRIORITY | Interest::ERROR;
+    #[cfg(not(target_os = "linux"))]
+    let interest = Interest::ERROR;
+    let _ = socket.ready(interest).await;
+}
+
 /// What hyper is given in the place of bytes that must not pass.
 fn two_readings() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the request can be read in two ways")
@@ -122,12 +142,20 @@ impl<I> ClientIo<I> {
             listening: false,
             ahead: Vec::new(),
             dropped_bytes: 0,
+            socket: None,
+            hang_up: None,
             framing: RequestFraming::default(),
             memory,
             head: None,
             quiet,
             behind: None,
         }
+    }
+
+    /// Has it look at that socket of `io`.
+    pub(super) const fn with_socket(mut self, socket: Option<SocketOf<I>>) -> Self {
+        self.socket = socket;
+        self
     }
 
     /// Something was read.
@@ -261,13 +289,16 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
     ///
     /// A hang-up comes behind what the client has sent before, so that is read to its end. What cannot be kept is dropped:
     /// then the client learns that its connection ends with this answer, and sends again what was not answered (RFC 9112,
-    /// section 9.3.2). Only a body that its endpoint does not take stays unread.
+    /// section 9.3.2). Only a body that its endpoint does not take stays unread: behind it, see `poll_hang_up`.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let listening = std::mem::take(&mut self.listening);
         if listening || self.http2.is_some() || !self.state.is_active() || self.state.leaves_http() {
             return Poll::Pending;
         }
         let is_later = self.framing.is_beyond(self.state.begun());
+        if is_later {
+            self.hang_up = None;
+        }
         while is_later || self.ahead.len() < MAX_AHEAD_BYTES {
             let left = MAX_AHEAD_BYTES - self.ahead.len();
             let mut room = [MaybeUninit::uninit(); READ_BYTES];
@@ -294,7 +325,24 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
                 }
             }
         }
-        Poll::Pending
+        if is_later || self.ahead.len() < MAX_AHEAD_BYTES { Poll::Pending } else { self.poll_hang_up(cx) }
+    }
+
+    /// Looks for a hang-up behind bytes that stay in the kernel. The end of the sending side is a hang-up here as everywhere,
+    /// whether or not the body is whole.
+    fn poll_hang_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.hang_up.is_none() {
+            let Some(socket) = self.socket.and_then(|socket| socket(&self.io)) else { return Poll::Pending };
+            let again = socket.try_clone_to_owned();
+            match again.and_then(|socket| TcpStream::from_std(std::net::TcpStream::from(socket))) {
+                Ok(socket) => self.hang_up = Some(Box::pin(hang_up(socket))),
+                Err(error) => tracing::debug!(%error, "a stalled upload is not watched"),
+            }
+        }
+        match self.hang_up.as_mut().map(|hang_up| hang_up.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(io::ErrorKind::ConnectionAborted.into()),
+            _ => Poll::Pending,
+        }
     }
 
     /// Whether the client speaks HTTP/2 from the start (RFC 9113, section 3.3): its first bytes are those of the
@@ -425,7 +473,13 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use std::os::fd::AsFd as _;
+
+    use socket2::SockRef;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        net::TcpListener,
+    };
 
     use super::*;
     use crate::domain::Period;
@@ -485,5 +539,38 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), 60);
         assert!(state.begin().is_stalled());
         drop(client);
+    }
+
+    /// 20,000 bytes of a body have come that hyper does not read: 16 KiB are read ahead, the rest stays in the kernel.
+    #[tokio::test]
+    async fn hang_up_behind_an_unread_body_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket: SocketOf<TcpStream> = |io| Some(io.as_fd());
+        for resets in [true, false] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let server = listener.accept().await.unwrap().0;
+            let state = Arc::new(ConnectionState::default());
+            let mut server = ClientIo::new(server, state.clone(), limits(), Memory::new(1 << 20))
+                .with_socket(Some(socket));
+            client.write_all(b"POST / HTTP/1.1\r\nContent-Length: 30000\r\n\r\n").await.unwrap();
+            assert!(server.read(&mut [0; 100]).await.unwrap() > 0);
+            let _under_way = state.begin();
+            client.write_all(&[b'x'; 20_000]).await.unwrap();
+            let mut hang_up =
+                Box::pin(std::future::poll_fn(|cx| match Pin::new(&mut server).poll_flush(cx) {
+                    Poll::Ready(Err(error)) => Poll::Ready(error),
+                    _ => Poll::Pending,
+                }));
+            assert!(futures_util::poll!(&mut hang_up).is_pending(), "it may go on");
+            if resets {
+                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(client);
+            } else {
+                client.shutdown().await.unwrap();
+            }
+            let error = tokio::time::timeout(Duration::from_secs(30), hang_up).await.expect("it is noticed");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "resets: {resets}");
+            assert_eq!(server.ahead.len(), MAX_AHEAD_BYTES, "the rest was not read");
+        }
     }
 }

@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     io::{self, IoSlice},
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::{
         Arc,
@@ -94,6 +95,13 @@ impl<I, G> ClosedLate<I, G> {
     /// Leaves closing it to `closer`.
     pub fn new(io: I, counted: G, closer: Closer<(I, G)>) -> Self {
         Self { parts: Some((io, counted)), closer }
+    }
+}
+
+impl<I: AsFd, G> ClosedLate<I, G> {
+    /// Its socket, unless it has ended.
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.parts.as_ref().map(|(io, _)| io.as_fd())
     }
 }
 

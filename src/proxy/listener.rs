@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Client, ClientIo, ConnectionState, Proxy,
     body::Body,
-    client_io::stall,
+    client_io::{SocketOf, stall},
     closer::{ClosedLate, Closer},
     memory::Memory,
     stream_stall::{self, StreamExecutor},
@@ -134,7 +134,8 @@ pub async fn serve_listener(
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
                 let stream = ClosedLate::new(stream, connected, closer.clone());
-                tasks.spawn(serve_client(stream, client, proxy.clone(), closing.clone()));
+                let socket: SocketOf<_> = ClosedLate::socket;
+                tasks.spawn(serve_client(stream, Some(socket), client, proxy.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -155,11 +156,12 @@ pub fn serve_connection<I>(
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    serve_client(io, Client { address, ..Client::default() }, proxy, closing)
+    serve_client(io, None, Client { address, ..Client::default() }, proxy, closing)
 }
 
 fn serve_client<I>(
     io: I,
+    socket: Option<SocketOf<I>>,
     client: Client,
     proxy: Arc<Proxy>,
     closing: CancellationToken,
@@ -171,7 +173,7 @@ where
     let limits = proxy.shared().limits.load_full();
     client.connection.stays_open_for(limits.idle_timeout.get());
     let memory = proxy.shared().memory.clone();
-    let mut io = ClientIo::new(io, client.connection.clone(), limits, memory);
+    let mut io = ClientIo::new(io, client.connection.clone(), limits, memory).with_socket(socket);
     async move {
         let after_http = AfterHttp(client.connection.clone());
         let begins_http2 = tokio::select! {

@@ -3,7 +3,7 @@
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
-    Proxy, Upstream, Wire, h2, soon,
+    Proxy, Upstream, Wire, h2, soon, until,
     upstream::{STREAM, chunk, reset},
     wire::{CHAT, chat, get, post_with, streaming},
 };
@@ -141,6 +141,47 @@ async fn hang_up_behind_unread_bytes_ends_the_work() {
     proxy.stop(&[("client_gone", 3)]).await;
 }
 
+/// An upload that streams to a server that does not read it, until none of it is taken any more.
+async fn stalled_upload(proxy: &Proxy) -> Wire {
+    const PART_BYTES: usize = 32 << 10;
+    let mut client = proxy.sent(post_with(CHAT, &[], "").replace("Length: 0", "Length: 20000000")).await;
+    let mut sent = 0;
+    loop {
+        client.send([b'x'; PART_BYTES]).await;
+        sent += PART_BYTES;
+        // Should it be only slow, then its end is found by reading, as that of any other.
+        let mut looks = 0;
+        until("its bytes to be read, or not", async || {
+            looks += 1;
+            proxy.shared.memory.bodies() == sent || looks > 50
+        })
+        .await;
+        if looks > 50 {
+            // More than is read ahead, so that some of it stays in the kernel, which has room for 64 KiB.
+            client.send([b'x'; 24 << 10]).await;
+            return client;
+        }
+    }
+}
+
+#[tokio::test]
+async fn hang_up_behind_a_stalled_upload_is_noticed() {
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
+    let mut client = proxy.sent(chat("warm")).await;
+    upstream.call().await.echo().await;
+    assert_eq!(client.response().await.status(), 200);
+    for (gone, how) in (1..).zip(WAYS) {
+        let client = stalled_upload(&proxy).await;
+        let call = upstream.call().await;
+        goes(client, how).await;
+        proxy.ended("client_gone", 499, gone).await;
+        call.gone().await;
+    }
+    proxy.in_flight(0).await;
+    proxy.stop(&[("completed", 1), ("client_gone", 3)]).await;
+}
+
 #[tokio::test]
 async fn client_that_sends_on_without_end_is_cut_off() {
     let upstream = Upstream::cold().await;
@@ -227,15 +268,10 @@ async fn a_body_that_breaks_off_was_never_a_request() {
     ] {
         let client = proxy.sent(part).await;
         // It is being read as soon as its bytes are counted.
-        crate::support::until("the body to be read", async || {
-            proxy.metric("anteroom_buffered_bytes", &[]).await > 0
-        })
-        .await;
+        until("the body to be read", async || proxy.metric("anteroom_buffered_bytes", &[]).await > 0).await;
         drop(client);
-        crate::support::until("its bytes to be given back", async || {
-            proxy.metric("anteroom_buffered_bytes", &[]).await == 0
-        })
-        .await;
+        until("its bytes to be given back", async || proxy.metric("anteroom_buffered_bytes", &[]).await == 0)
+            .await;
     }
     assert_eq!(proxy.metric("anteroom_admitted_requests_total", &[]).await, 0);
     assert_eq!(upstream.accepted(), 0, "half a request wakes nothing");
@@ -323,7 +359,7 @@ async fn the_lease_keeps_the_target_wanted_when_all_have_gone() {
     upstream.probed().await;
     upstream.probed().await;
     upstream.wake();
-    crate::support::until("ready", async || proxy.route("tiny").await["state"] == "ready").await;
+    until("ready", async || proxy.route("tiny").await["state"] == "ready").await;
     let mut client: Wire = proxy.sent(chat("comes")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.get("server-timing"), None, "it did not wait");
