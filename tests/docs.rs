@@ -55,6 +55,19 @@ fn links_between_pages_lead_somewhere() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
+/// vLLM answers 400 to a body without a content type, which `curl -d` alone does not give.
+#[test]
+fn curl_commands_with_a_body_name_its_type() {
+    let mut nameless = Vec::new();
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap().replace("\\\n", " ");
+        let commands = text.lines().filter(|line| line.contains("curl ") && line.contains(" -d "));
+        let nameless_here = commands.filter(|line| !line.contains("content-type: application/json"));
+        nameless.extend(nameless_here.map(|line| format!("{}: {line}", page.display())));
+    }
+    assert!(nameless.is_empty(), "{nameless:#?}");
+}
+
 #[test]
 fn readme_takes_two_minutes() {
     let words = include_str!("../README.md").split_whitespace().count();
