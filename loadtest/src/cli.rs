@@ -37,6 +37,8 @@ pub(crate) enum Scenario {
     Overflow(Crowd),
     /// 20,000 clients that hang up at once: how soon demand knows, what is left of them
     Hangup(Crowd),
+    /// A well-behaved client beside one that means harm: its latency, and whether all of it is answered
+    Attack(Options),
 }
 
 /// What every scenario takes.
@@ -144,7 +146,11 @@ pub(crate) struct Crowd {
 impl Scenario {
     pub(crate) fn options(&self) -> &Options {
         match self {
-            Self::All(options) | Self::Body(options) | Self::Signal(options) | Self::Soak(options) => options,
+            Self::All(options)
+            | Self::Body(options)
+            | Self::Signal(options)
+            | Self::Attack(options)
+            | Self::Soak(options) => options,
             Self::Routes(routes) => &routes.options,
             Self::Warm(warm) => &warm.options,
             Self::Stream(stream) => &stream.options,

@@ -1,16 +1,18 @@
-//! Which core does what: one is the contender's, one is ours.
+//! Which core does what: one is the contender's, one is ours, and a third an attacker's, if there is one.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::error::Error;
 
-/// The first two cores this process may use.
+/// The first cores this process may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
     /// Runs the contender and nothing else of ours.
     pub(crate) contender: usize,
     /// Runs the clients and the backend.
     pub(crate) rig: usize,
+    /// Runs clients that mean harm: the third, where there is one, or else the rig's.
+    pub(crate) attacker: usize,
 }
 
 // === impl Cores ===
@@ -20,7 +22,9 @@ impl Cores {
         let allowed = sched_getaffinity(None).map_err(|error| Error::io("read the allowed cores", error))?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
         match (cores.next(), cores.next()) {
-            (Some(contender), Some(rig)) => Ok(Self { contender, rig }),
+            (Some(contender), Some(rig)) => {
+                Ok(Self { contender, rig, attacker: cores.next().unwrap_or(rig) })
+            }
             (first, _) => Err(Error::Cores(first.iter().count())),
         }
     }

@@ -142,6 +142,31 @@ pub(crate) fn hello(out: &mut Vec<u8>) {
     put(out, 4, 0, 0, &payload);
 }
 
+/// The preface and settings of a client that takes no answer: windows that are shut.
+pub(crate) fn hello_unread(out: &mut Vec<u8>) {
+    out.extend_from_slice(PREFACE);
+    let payload = [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &0_u32.to_be_bytes()].concat();
+    put(out, 4, 0, 0, &payload);
+    settings_ack(out);
+}
+
+/// A GET of a path that is not there, which the table of the connection keeps from its first stream on.
+pub(crate) fn get_nothing(out: &mut Vec<u8>, stream: u32) {
+    /// So that its entry fills the table, of 4,096 bytes (RFC 7541, section 4.1).
+    const LENGTH: usize = 4000;
+    // `:method: GET`, `:scheme: http`, and `:authority: a`, not indexed.
+    let mut block = vec![0x82, 0x86, 0x01, 1, b'a'];
+    if stream == 1 {
+        // `:path`, indexed, with a length of 127 + 33 + 30 × 128.
+        block.extend([0x44, 0x7f, 0x80 | 33, 30]);
+        block.push(b'/');
+        block.resize(block.len() + LENGTH - 1, b'a');
+    } else {
+        block.push(0x80 | 62);
+    }
+    put(out, 1, END_HEADERS | END_STREAM, stream, &block);
+}
+
 pub(crate) fn settings_ack(out: &mut Vec<u8>) {
     put(out, 4, ACK, 0, &[]);
 }

@@ -8,6 +8,7 @@
 //! ```
 
 mod admin;
+mod attacker;
 mod backend;
 mod census;
 mod cli;

@@ -1,5 +1,6 @@
 //! The scenarios: what each measures is in its own file.
 
+mod attack;
 mod body;
 mod hangup;
 mod held;
@@ -33,6 +34,7 @@ pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
             Box::new(signal::run),
             Box::new(|setup| overflow::run(setup, None)),
             Box::new(|setup| hangup::run(setup, None)),
+            Box::new(attack::run),
             Box::new(|setup| routes::run(setup, routes::ROUTES)),
             Box::new(soak::run),
         ],
@@ -41,6 +43,7 @@ pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
         }
         cli::Scenario::Body(_) => vec![Box::new(body::run)],
         cli::Scenario::Stream(options) => vec![Box::new(|setup| stream::run(setup, options.streams))],
+        cli::Scenario::Attack(_) => vec![Box::new(attack::run)],
         cli::Scenario::Soak(_) => vec![Box::new(soak::run)],
         cli::Scenario::Signal(_) => vec![Box::new(signal::run)],
         cli::Scenario::Routes(options) => vec![Box::new(|setup| routes::run(setup, options.routes.into()))],

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
     use crate::cli::Cli;
 
-    const ALONE: [&str; 7] = ["held", "release", "overflow", "hangup", "signal", "routes", "soak"];
+    const ALONE: [&str; 8] = ["held", "release", "overflow", "hangup", "attack", "signal", "routes", "soak"];
 
     fn scenario(words: &[&str]) -> Scenario {
         Cli::parse_from(["loadtest"].iter().chain(words)).scenario

@@ -1,0 +1,221 @@
+//! A client that means harm, in a thread of its own: what it does is for others to notice.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, socket_with};
+
+use crate::clock::Instant;
+use crate::cores;
+use crate::error::Error;
+use crate::http2;
+
+/// What it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attack {
+    /// Heads that do not end.
+    Heads,
+    /// Answers over HTTP/2 that are not read.
+    Unread,
+    /// Bodies that drip.
+    Bodies,
+}
+
+/// The thread that does it, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Attacker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<u64, Error>>>,
+}
+
+/// One of its connections.
+struct Open {
+    stream: TcpStream,
+    /// What is still to be sent.
+    left: Vec<u8>,
+    next_stream: u32,
+    rested: Instant,
+}
+
+/// Where it comes from: a source that nobody else is.
+const SOURCE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 0);
+/// The pause between two looks, each of which is at this part of its connections.
+const PAUSE: Duration = Duration::from_millis(5);
+const PARTS: usize = 20;
+/// How often a body drips, which is as often as it has to.
+const DRIP: Duration = Duration::from_secs(4);
+const DRIP_BYTES: usize = 16 << 10;
+/// Streams that are opened on a connection at each look at it.
+const STREAMS: u32 = 10;
+
+// === impl Attack ===
+
+impl Attack {
+    pub(crate) const ALL: [Self; 3] = [Self::Heads, Self::Unread, Self::Bodies];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Heads => "2,000 heads of 60 KB without an end",
+            Self::Unread => "2,000 requests/s over HTTP/2, answers unread",
+            Self::Bodies => "100 bodies, of 1 MiB each, that drip",
+        }
+    }
+
+    /// Its connections, and how many of them are opened in a second: those that end are opened again.
+    fn connections(self) -> (usize, f64) {
+        match self {
+            Self::Heads => (2000, 1000.0),
+            Self::Unread => (20, 20.0),
+            Self::Bodies => (100, 50.0),
+        }
+    }
+
+    /// What a connection begins with.
+    fn opening(self) -> Vec<u8> {
+        const HEAD: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n";
+        match self {
+            Self::Heads => format!("{HEAD}X: {}", "a".repeat(60_000)).into_bytes(),
+            Self::Unread => {
+                let mut bytes = Vec::new();
+                http2::hello_unread(&mut bytes);
+                bytes
+            }
+            Self::Bodies => {
+                let begun = format!(r#"{{"model":"tiny","p":"{}"#, "x".repeat(1 << 20));
+                format!("{HEAD}Content-Length: 33554432\r\n\r\n{begun}").into_bytes()
+            }
+        }
+    }
+}
+
+// === impl Attacker ===
+
+impl Attacker {
+    /// Begins to attack `target` from `core`.
+    pub(crate) fn start(attack: Attack, target: SocketAddr, core: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            cores::pin(core)?;
+            run(attack, target, &stopped).map_err(|error| Error::io("attack", error))
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Ends it; how many connections it opened.
+    pub(crate) fn end(mut self) -> Result<u64, Error> {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.and_then(Result::ok).unwrap_or_else(|| Err(Error::Wrong("the attacker panicked".into())))
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn run(attack: Attack, target: SocketAddr, stop: &AtomicBool) -> io::Result<u64> {
+    let (count, rate) = attack.connections();
+    let opening = attack.opening();
+    let mut open: Vec<Option<Open>> = (0..count).map(|_| None).collect();
+    let begin = Instant::now();
+    let mut opened = 0_u64;
+    let mut part = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for place in open.iter_mut().skip(part).step_by(PARTS) {
+            if place.as_mut().is_some_and(|open| open.go_on(attack).is_err()) {
+                *place = None;
+            }
+            if place.is_none() && (opened as f64) < begin.elapsed().as_secs_f64() * rate {
+                opened += 1;
+                *place = Some(Open::new(target, opening.clone())?);
+            }
+        }
+        part = (part + 1) % PARTS;
+        thread::sleep(PAUSE);
+    }
+    Ok(opened)
+}
+
+// === impl Open ===
+
+impl Open {
+    fn new(target: SocketAddr, opening: Vec<u8>) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+        bind(&socket, &SOURCE)?;
+        match connect(&socket, &target) {
+            // It may be that nobody accepts: the first write finds out.
+            Ok(()) | Err(Errno::INPROGRESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let stream = TcpStream::from(socket);
+        Ok(Self { stream, left: opening, next_stream: 1, rested: Instant::now() })
+    }
+
+    /// Sends what there is to send. An error once the other side has ended the connection.
+    fn go_on(&mut self, attack: Attack) -> io::Result<()> {
+        if self.left.is_empty() {
+            match attack {
+                Attack::Heads => {}
+                Attack::Unread => {
+                    for _ in 0..STREAMS {
+                        http2::get_nothing(&mut self.left, self.next_stream);
+                        self.next_stream += 2;
+                    }
+                }
+                Attack::Bodies if self.rested.elapsed() >= DRIP => {
+                    self.left = vec![b'x'; DRIP_BYTES];
+                    self.rested = Instant::now();
+                }
+                Attack::Bodies => {}
+            }
+        }
+        match self.stream.write(&self.left) {
+            Ok(sent) => drop(self.left.drain(..sent)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        let mut answer = [0; 4096];
+        match self.stream.read(&mut answer) {
+            // An answer over HTTP/1 is a refusal, and the last one.
+            Ok(0) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Ok(_) if attack != Attack::Unread => Err(io::ErrorKind::ConnectionAborted.into()),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::cores::Cores;
+
+    #[test]
+    fn attack_goes_on_until_it_is_ended() {
+        for attack in Attack::ALL {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let core = Cores::choose().unwrap().attacker;
+            let attacker = Attacker::start(attack, listener.local_addr().unwrap(), core);
+            // One that is ended by the other side is opened again.
+            for _ in 0..2 {
+                let (mut stream, from) = listener.accept().unwrap();
+                assert_eq!(from.ip(), *SOURCE.ip());
+                let mut begun = vec![0; attack.opening().len()];
+                stream.read_exact(&mut begun).unwrap();
+                assert_eq!(begun, attack.opening());
+            }
+            assert!(attacker.end().unwrap() >= 2, "{attack:?}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The attack scenario: a client that behaves well, beside one that means harm. Each round measures it alone first, with the
+//! same process.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::warm::accept;
+use crate::attacker::{Attack, Attacker};
+use crate::contender::Contender;
+use crate::descriptors::Room;
+use crate::error::Error;
+use crate::findings::{Aim, Findings, Table, noise};
+use crate::generator::open::Open;
+use crate::procfs::Meter;
+use crate::rig::{Plan, Rig, Sample};
+use crate::setup::Setup;
+use crate::spread::Spread;
+
+/// Requests a second of the client, over so many connections: what leaves most of the core to others.
+const RATE: u32 = 2000;
+const CONNECTIONS: usize = 64;
+/// The most that its p99 may be, as a multiple of that without the attack.
+const AIM: f64 = 5.0;
+/// How long an attack is under way before anything is measured: as long as it takes it to open all of its connections.
+const SETTLE: Duration = Duration::from_millis(2500);
+
+/// What the client saw in one round.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Seen {
+    attack: &'static str,
+    alone_p50_us: f64,
+    alone_p99_us: f64,
+    beside_p50_us: f64,
+    beside_p99_us: f64,
+    /// Connections that the attacker opened.
+    opened: u64,
+    others: f64,
+}
+
+pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
+    Room::make()?;
+    let rounds = setup.rounds();
+    let duration = setup.duration(Duration::from_millis(500), Duration::from_secs(4));
+    let installed = setup.anteroom()?;
+    let name = Contender::Anteroom.name();
+    let mut rig = Rig::new(setup.stop.clone())?;
+    let mut seen = Vec::new();
+    for round in 1..=rounds {
+        for attack in Attack::ALL {
+            eprintln!("attack, round {round} of {rounds}: {}", attack.name());
+            let template = include_str!("../../contenders/attack.yaml");
+            let mut running = installed.start_with(template, rig.backend(), setup.cores)?;
+            rig.await_answer(name, &mut running)?;
+            let meter =
+                Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
+            let address = running.address;
+            let mut measure = |rig: &mut Rig| {
+                let plan = Plan { connections: CONNECTIONS, warm_up: duration / 4, duration };
+                Open::connect(rig.registry(), address, CONNECTIONS, RATE)
+                    .map_err(|error| Error::io("connect", error))
+                    .and_then(|mut load| rig.measure_load(&mut load, plan, meter))
+                    .and_then(|sample| accept(sample, Contender::Anteroom, CONNECTIONS))
+                    .map_err(|error| running.explain(name, error))
+            };
+            let alone = measure(&mut rig)?;
+            let attacker = Attacker::start(attack, address, setup.cores.attacker);
+            rig.run(None, SETTLE)?;
+            let beside = measure(&mut rig)?;
+            seen.push(Seen::new(attack, &alone, &beside, attacker.end()?));
+        }
+    }
+    let core = match setup.cores.attacker == setup.cores.rig {
+        true => "on the client's core, which it slows down, too",
+        false => "on a core of its own",
+    };
+    let how = format!(
+        "{rounds} rounds of {} s for each attack; {RATE} requests a second by schedule over {CONNECTIONS} connections, with \
+         64 MiB for all bodies; the attacker {core}",
+        duration.as_secs_f64()
+    );
+    Ok(findings(how, &seen))
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn new(attack: Attack, alone: &Sample, beside: &Sample, opened: u64) -> Self {
+        let us = |latency: Duration| latency.as_secs_f64() * 1e6;
+        Self {
+            attack: attack.name(),
+            alone_p50_us: us(alone.p50),
+            alone_p99_us: us(alone.p99),
+            beside_p50_us: us(beside.p50),
+            beside_p99_us: us(beside.p99),
+            opened,
+            // What disturbs the measurement beside the attack is the attacker.
+            others: alone.spent.others.as_secs_f64() / alone.elapsed.as_secs_f64(),
+        }
+    }
+
+    fn ratio(&self) -> f64 {
+        self.beside_p99_us / self.alone_p99_us
+    }
+}
+
+fn findings(how: String, seen: &[Seen]) -> Findings {
+    let mut rows = Vec::new();
+    let mut aims = Vec::new();
+    for attack in Attack::ALL {
+        let of = |figure: fn(&Seen) -> f64| {
+            let rounds = seen.iter().filter(|seen| seen.attack == attack.name());
+            Spread::of(rounds.map(figure)).unwrap_or_default()
+        };
+        let ratio = of(Seen::ratio);
+        rows.push(vec![
+            attack.name().to_owned(),
+            format!(
+                "{:.0} / {:.0}",
+                of(|seen| seen.alone_p50_us).median,
+                of(|seen| seen.alone_p99_us).median
+            ),
+            format!(
+                "{:.0} / {:.0}",
+                of(|seen| seen.beside_p50_us).median,
+                of(|seen| seen.beside_p99_us).median
+            ),
+            format!("{:.2} ({:.2}–{:.2})", ratio.median, ratio.min, ratio.max),
+        ]);
+        aims.push(Aim::at_most(attack.name(), "times the p99 of a client alone, at most", AIM, ratio.median));
+    }
+    let header = ["beside", "µs alone, p50 / p99", "beside it", "p99, times"];
+    Findings {
+        scenario: "attack",
+        how,
+        tables: vec![Table {
+            title: String::new(),
+            header: header.map(str::to_owned).into(),
+            rows,
+            legend: Some(
+                "from when a request was due; all requests are answered, or the run ends with an error",
+            ),
+        }],
+        results: json!({ "rounds": seen }),
+        aims,
+        notes: noise(seen.iter().map(|seen| (seen.attack.to_owned(), seen.others))).into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attack_has_an_aim_of_its_own() {
+        let seen = |attack: Attack, beside_p99_us: f64| Seen {
+            attack: attack.name(),
+            alone_p50_us: 50.0,
+            alone_p99_us: 100.0,
+            beside_p50_us: 60.0,
+            beside_p99_us,
+            opened: 1,
+            others: 0.0,
+        };
+        let all = [
+            seen(Attack::Heads, 100.0),
+            seen(Attack::Heads, 400.0),
+            seen(Attack::Heads, 500.0),
+            seen(Attack::Unread, 510.0),
+            seen(Attack::Bodies, 500.0),
+        ];
+        let found = findings("so".into(), &all);
+        let aims: Vec<_> = found.aims.iter().map(|aim| (aim.measured, aim.met)).collect();
+        assert_eq!(aims, [(4.0, true), (5.1, false), (5.0, true)]);
+        assert_eq!(found.tables[0].rows[0][3], "4.00 (1.00–5.00)");
+    }
+}
