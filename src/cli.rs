@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     app::{self, Bound, Command},
-    config::{self, ConfigWatcher, Loaded, LogFormat, Overrides},
+    config::{self, ConfigWatcher, Loaded, LogFormat, MemoryLimit, Overrides},
     demo::{self, DemoArgs},
     drain::{Request, Signals},
     guardian::{self, GuardianArgs},
@@ -68,13 +68,15 @@ struct ConfigArgs {
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Subcommands::Serve(args) => run(serve(args)),
-        Subcommands::Check(args) => match config::check(&args.config, &args.overrides) {
-            Ok(text) => {
-                print!("{text}");
-                ExitCode::SUCCESS
+        Subcommands::Check(args) => {
+            match config::check(&args.config, &args.overrides, MemoryLimit::current().as_ref()) {
+                Ok(text) => {
+                    print!("{text}");
+                    ExitCode::SUCCESS
+                }
+                Err(error) => fail(error.report()),
             }
-            Err(error) => fail(error.report()),
-        },
+        }
         Subcommands::Schema => {
             println!("{}", config::schema());
             ExitCode::SUCCESS
@@ -115,8 +117,8 @@ fn run(what: impl Future<Output = ExitCode>) -> ExitCode {
 async fn serve(args: ConfigArgs) -> ExitCode {
     // Before the file is read, so that no change in between is missed.
     let watcher = ConfigWatcher::new(&args.config);
-    let Loaded { config, warnings } = match Loaded::load(&args.config, &args.overrides) {
-        Ok(loaded) => loaded,
+    let Loaded { config, warnings, .. } = match Loaded::load(&args.config, &args.overrides) {
+        Ok(loaded) => loaded.fit(MemoryLimit::current().as_ref()),
         Err(error) => return fail(error.report()),
     };
     let _logs = match telemetry::init_logs(config.log == LogFormat::Json) {
@@ -166,8 +168,8 @@ async fn reload(mut watcher: ConfigWatcher, args: ConfigArgs, commands: mpsc::Se
             Some(content) => Loaded::from_content(content, &args.config, &args.overrides),
             None => Loaded::load(&args.config, &args.overrides),
         };
-        match loaded {
-            Ok(Loaded { config, warnings }) => {
+        match loaded.map(|loaded| loaded.fit(MemoryLimit::current().as_ref())) {
+            Ok(Loaded { config, warnings, .. }) => {
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }

@@ -1,11 +1,13 @@
 //! The configuration: a YAML file, overridden by variables, overridden by flags, made into one validated [`Config`].
 
+pub mod budget;
 mod cluster;
 mod cors;
 mod decode;
 mod describe;
 mod error;
 mod load;
+mod memory_limit;
 mod overrides;
 mod report;
 mod schema;
@@ -24,6 +26,7 @@ pub use cluster::{Kubernetes, Peers, ScalerTls};
 pub use cors::Cors;
 pub use error::{ConfigError, Position, Problem};
 pub use load::{Loaded, check};
+pub use memory_limit::MemoryLimit;
 pub use overrides::Overrides;
 pub use report::Report;
 pub use schema::{Key, Kind, Section, schema, sections};
@@ -120,9 +123,11 @@ pub struct Limits {
     /// How large the body of one request may be. The default fits a long chat with a few images; above it, 413.
     pub max_body_bytes: ByteCount,
     /// How many bytes all request bodies together may take in memory, held or on their way; those that have not all
-    /// arrived, three quarters of it. The default is 32 bodies of the largest size.
+    /// arrived, three quarters of it. If it is not set, a quarter of the memory limit (of the cgroup, else of the machine),
+    /// at least one body and at most the default, which is 32 bodies of the largest size.
     pub max_buffered_bytes: ByteCount,
-    /// How many client connections may be open. A further one takes the place of the one that has been idle for longest;
+    /// How many client connections may be open. If it is not set, as many as a quarter of the memory limit has room for, at
+    /// 40 KiB each, and at most the default. A further one takes the place of the one that has been idle for longest;
     /// while all are busy, it waits in the kernel's accept queue. Where the process may
     /// not have so many open files, it is lowered to those, less a quarter or 4,096 of them, and the log says so.
     #[schemars(range(min = 1))]

@@ -33,6 +33,7 @@ use tonic::{
 };
 
 use crate::{
+    config::budget::GRPC_CONNECTIONS,
     h2_frames::{Frames, PREFACE, TOO_MANY},
     places::{InUse, Place, Places, Source},
 };
@@ -92,7 +93,7 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// How many connections may be open to one listener. KEDA has one or a few, and so has each replica.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS: usize = GRPC_CONNECTIONS;
 
 /// How many of them one source may have. Its next one takes the place of its oldest, of those without a stream if there is one.
 const CONNECTIONS_PER_SOURCE: usize = 32;

@@ -23,6 +23,7 @@ use tokio::{
 use severable::Severable;
 
 use crate::{
+    config::budget::UPSTREAM_BUFFER_BYTES,
     domain::{Period, UpstreamTimeouts},
     state::{Cut, Endpoint, Protocol},
 };
@@ -106,7 +107,7 @@ pub enum SendError {
     #[error("the request body broke off: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error(
-        "{address} answered with more than {limit} header fields, or with a head of more than 400 KiB; \
+        "{address} answered with more than {limit} header fields, or with a head of more than 64 KiB; \
          `upstream.maxResponseHeaders` of the route says how many there may be"
     )]
     HeadTooLarge { address: Box<str>, limit: usize },
@@ -340,6 +341,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut builder = http1::Builder::new();
+    builder.max_buf_size(UPSTREAM_BUFFER_BYTES);
     // As many as hyper takes by itself are parsed without an allocation.
     if max_headers != 100 {
         builder.max_headers(max_headers);

@@ -193,11 +193,11 @@ fn warm_requests_allocate_little_and_held_ones_keep_little() {
         assert!(allocations < 15.5, "{allocations} allocations for a warm request");
         let (held, early) = waiting().await;
         println!("a held request: {held} bytes beyond its body, {early} after an early answer");
-        // hyper's two buffers of 8 KiB, in one of which the body is, and 5.8 KB; after an early answer 8.1 KB. Of the
+        // hyper's two buffers of 8 KiB, in one of which the body is, and 5.8 KB; after an early answer 8.2 KB. Of the
         // buffers mostly one page of each is touched, so that resident memory is less: see docs/performance.md.
         assert!(held < 20_300.0, "{held} bytes for a held request, without its body");
         assert!(
-            early < 22_600.0,
+            early < 22_700.0,
             "{early} bytes for a held request that has an early answer, without its body"
         );
         let (held, ended, told) = story();

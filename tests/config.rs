@@ -12,7 +12,7 @@ use std::{
 };
 
 use anteroom::{
-    config::{self, Config, ConfigError, Loaded, LogFormat, Overrides},
+    config::{self, Config, ConfigError, Loaded, LogFormat, MemoryLimit, Overrides},
     domain::{Period, Target},
 };
 use clap::{Parser, error::ErrorKind};
@@ -76,12 +76,42 @@ fn bad_files_are_told_what_is_wrong_where_and_the_way_out() {
 fn good_files_are_described() {
     for (name, text, expected) in fixtures("tests/config/good") {
         let path = expected.with_extension("yaml");
-        let report = config::check(&path, &Overrides::default()).expect(&name);
+        let report = config::check(&path, &Overrides::default(), None).expect(&name);
         assert!(report.lines().last().unwrap().starts_with("ok: "), "{name}");
         let description = Config::parse(&text, &name).unwrap().describe();
         assert!(description.lines().all(|line| line.chars().count() <= 110), "{name}: {description}");
         same_as_file(&expected, &report.replace(path.to_str().unwrap(), &name));
     }
+}
+
+/// Only what the file does not say is lowered; what it says is warned about.
+#[test]
+fn limits_follow_the_memory_unless_they_are_set() {
+    let memory = MemoryLimit { bytes: 1 << 30, source: "the memory limit of the cgroup" };
+    let loaded = |limits: &str| {
+        let text = format!("limits: {{ {limits} }}\n{ROUTE}");
+        Loaded::parse(&text, "a.yaml", &Overrides::default()).unwrap().fit(Some(&memory))
+    };
+    let limits = |loaded: &Loaded| {
+        let limits = loaded.config.limits;
+        (limits.max_buffered_bytes.get() >> 20, limits.max_connections)
+    };
+    let unset = loaded("");
+    assert_eq!((limits(&unset), unset.warnings.len()), ((256, 6553), 0));
+    let set = loaded("maxBufferedBytes: 512MiB");
+    assert_eq!((limits(&set), set.warnings.len()), ((512, 6553), 1));
+    assert!(set.warnings[0].to_string().starts_with("a.yaml: limits: clients can make this process take "));
+    let set = loaded("maxConnections: 1024");
+    assert_eq!((limits(&set), set.warnings.len()), ((256, 1024), 0));
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    fs::write(&path, ROUTE).unwrap();
+    let report = config::check(&path, &Overrides::default(), Some(&memory)).unwrap();
+    let told = "all bodies 256MiB, head 64KiB, 6553 connections\n\
+                memory     clients take at most 736 MiB, of 1024 MiB (the memory limit of the cgroup)\n           \
+                6553 connections 256 MiB, bodies 256 MiB, requests 64 MiB, answers 32 MiB, all else 128 MiB\n";
+    assert!(report.contains(told), "{report}");
 }
 
 #[test]
@@ -179,7 +209,7 @@ fn every_override_has_help_and_a_variable() {
 
 #[test]
 fn files_that_cannot_be_read_say_so() {
-    let missing = config::check(Path::new("/nowhere/a.yaml"), &Overrides::default()).unwrap_err();
+    let missing = config::check(Path::new("/nowhere/a.yaml"), &Overrides::default(), None).unwrap_err();
     let message = "/nowhere/a.yaml: cannot be read: No such file or directory (os error 2); \
                    name another file with --config";
     assert_eq!(missing.to_string(), message);

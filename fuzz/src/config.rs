@@ -7,7 +7,7 @@ pub fn holds(file: &[u8]) {
     let Ok(text) = str::from_utf8(file) else { return };
     match Loaded::parse(text, "a.yaml", &Overrides::default()) {
         Err(error) => tells_where(text, &error),
-        Ok(Loaded { config, warnings }) => {
+        Ok(Loaded { config, warnings, .. }) => {
             assert!(warnings.iter().all(|warning| is_in(text, warning)), "{warnings:?}");
             assert!(!config.describe().is_empty());
             // JSON is YAML, too.

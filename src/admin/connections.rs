@@ -20,13 +20,14 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
+    config::budget::{ADMIN_CONNECTIONS, ADMIN_REQUEST_BYTES},
     h2_frames::PREFACE,
     places::{Place, Places, Source},
 };
 
 /// How many may be open: probes, scrapers, and people with dashboards. Without a bound, who reaches this port could take
 /// the files that requests need.
-const PLACES: usize = 512;
+const PLACES: usize = ADMIN_CONNECTIONS;
 
 /// How many of them one source may have: an address, or 64 bits of an IPv6 one. Its next one takes the place of its oldest.
 const PLACES_PER_SOURCE: usize = 64;
@@ -57,6 +58,8 @@ pub(super) struct Watched {
     moved: Instant,
     /// When the first byte came that nothing was answered to.
     asked: Option<Instant>,
+    /// Bytes that have come since then.
+    asked_bytes: usize,
     timer: Pin<Box<Sleep>>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
     /// How much of HTTP/2's preface has come, while what came is part of it.
@@ -108,6 +111,7 @@ impl Watched {
             stream,
             moved: Instant::now(),
             asked: None,
+            asked_bytes: 0,
             timer: Box::pin(sleep(REQUEST.min(SILENCE))),
             evicted: Box::pin(place.evicted().clone().cancelled_owned()),
             preface: Some(0),
@@ -153,6 +157,7 @@ impl Watched {
     fn answered<T>(&mut self, written: &Poll<io::Result<T>>) {
         if written.is_ready() {
             self.asked = None;
+            self.asked_bytes = 0;
         }
     }
 }
@@ -170,6 +175,11 @@ impl AsyncRead for Watched {
         }
         if read.is_ready() {
             self.asked.get_or_insert_with(Instant::now);
+            self.asked_bytes += buf.filled().len() - before;
+            if self.asked_bytes > ADMIN_REQUEST_BYTES {
+                buf.set_filled(before);
+                return Poll::Ready(Err(io::Error::other("a request is larger than any here has to be")));
+            }
         }
         self.watch(cx, read)
     }
@@ -293,5 +303,15 @@ mod tests {
         // Sockets are real and the clock is not: what is on its way may take some of its time.
         assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
         assert!(began.elapsed() >= SILENCE);
+    }
+
+    /// Anything here is a GET.
+    #[tokio::test]
+    async fn large_request_loses_its_place() {
+        let (mut server, mut client, _places) = connected().await;
+        client.write_all(&vec![b'x'; ADMIN_REQUEST_BYTES + 1]).await.unwrap();
+        let mut read = Vec::new();
+        assert!(server.read_to_end(&mut read).await.is_err());
+        assert!(read.len() <= ADMIN_REQUEST_BYTES, "{}", read.len());
     }
 }

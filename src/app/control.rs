@@ -14,7 +14,7 @@ use super::{StartError, cluster::Told};
 use crate::{
     admin::{self, ClusterCounts},
     admission::{Directory, Gate},
-    config::{self, Config},
+    config::{self, Config, budget::RELAY_COST_BYTES},
     error::ProxyError,
     grpc::{GrpcListener, Tls},
     history::History,
@@ -168,7 +168,14 @@ impl admin::View for View {
     }
 
     fn memory(&self) -> Vec<(&'static str, usize)> {
-        self.shared.memory.kinds().to_vec()
+        let mut kinds = self.shared.memory.kinds().to_vec();
+        // As the most that they can be: what hyper keeps of answers cannot be seen.
+        let in_flight: u64 = self.shared.table.load().gates().iter().map(|gate| gate.in_flight()).sum();
+        kinds.push((
+            "relay",
+            usize::try_from(in_flight).unwrap_or(usize::MAX).saturating_mul(RELAY_COST_BYTES),
+        ));
+        kinds
     }
 
     fn awaits_routes(&self) -> bool {

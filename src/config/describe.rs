@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, fmt::Display};
 
-use super::{Config, LogFormat};
+use super::{Config, LogFormat, MemoryLimit, budget::WorstCase};
 use crate::domain::{KeepaliveMode, Matcher, Route, Target, mask_secrets};
 
 /// The widest that a column may be; together with the gaps, below 110.
@@ -15,7 +15,7 @@ const SECRETS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x
 impl Config {
     /// What was understood: addresses, limits, and the routes in the order in which they are tried.
     pub fn describe(&self) -> String {
-        body(self) + &verdict(self, 0)
+        body(self, None) + &verdict(self, 0)
     }
 }
 
@@ -29,13 +29,16 @@ pub(super) fn verdict(config: &Config, warnings: usize) -> String {
     }
 }
 
-pub(super) fn body(config: &Config) -> String {
+/// `memory`: what there is of it, if that is known.
+pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>) -> String {
     let limits = &config.limits;
     let workers = config.workers.map_or("one per core".to_owned(), |workers| workers.to_string());
     let log = match config.log {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     };
+    let worst = WorstCase::of(limits);
+    let of_memory = memory.map_or(String::new(), |memory| format!(", of {memory}"));
     let lines = [
         ("listen", config.listen.to_string()),
         ("admin", config.admin.to_string()),
@@ -55,6 +58,8 @@ pub(super) fn body(config: &Config) -> String {
                 limits.max_connections
             ),
         ),
+        ("memory", format!("clients take at most {}{of_memory}", worst.total_mebibytes())),
+        ("", worst.to_string()),
         (
             "time-outs",
             format!(

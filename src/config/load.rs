@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, Overrides, Problem, decode::decode, describe, source::KeyPath, validate::validate,
+    Config, ConfigError, Limits, MemoryLimit, Overrides, Problem, budget::WorstCase, decode::decode,
+    describe, source::KeyPath, validate::validate,
 };
 
 /// A configuration that is valid, with what is odd about it.
@@ -17,12 +18,20 @@ pub struct Loaded {
     pub config: Config,
     /// What is legal, yet seldom meant; in the order of the file.
     pub warnings: Vec<Problem>,
+    file: String,
+    /// Whether `limits` has `maxBufferedBytes` and `maxConnections`.
+    has_bytes: bool,
+    has_connections: bool,
 }
 
-/// For the `check` command: what was understood, or what is wrong.
-pub fn check(path: &Path, overrides: &Overrides) -> Result<String, ConfigError> {
-    let Loaded { config, warnings } = Loaded::load(path, overrides)?;
-    let mut report = describe::body(&config);
+/// For the `check` command: what was understood, or what is wrong, where there is this much memory.
+pub fn check(
+    path: &Path,
+    overrides: &Overrides,
+    memory: Option<&MemoryLimit>,
+) -> Result<String, ConfigError> {
+    let Loaded { config, warnings, .. } = Loaded::load(path, overrides)?.fit(memory);
+    let mut report = describe::body(&config, memory);
     report.extend(warnings.iter().map(|warning| warning.report("warning")));
     if !warnings.is_empty() {
         report.push('\n');
@@ -65,7 +74,28 @@ impl Loaded {
             }
         }
         let warnings = validate(&config, &source).map_err(ConfigError::Invalid)?;
-        Ok(Self { config, warnings })
+        let limits = KeyPath::default().key("limits");
+        let has = |key| source.node(&limits.key(key)).is_some();
+        let (has_bytes, has_connections) = (has("maxBufferedBytes"), has("maxConnections"));
+        Ok(Self { config, warnings, file: name.to_owned(), has_bytes, has_connections })
+    }
+
+    /// Lowers those limits that are not set to what fits this much memory, and warns where all of them do not fit.
+    #[must_use]
+    pub fn fit(mut self, memory: Option<&MemoryLimit>) -> Self {
+        let Some(memory) = memory else { return self };
+        let limits = &mut self.config.limits;
+        if !self.has_bytes {
+            limits.max_buffered_bytes = limits.fitting_bytes(memory.bytes);
+        }
+        if !self.has_connections {
+            limits.max_connections = Limits::fitting_connections(memory.bytes);
+        }
+        if let Err(message) = WorstCase::of(limits).check(memory) {
+            let (file, key) = (self.file.clone(), "limits".to_owned());
+            self.warnings.push(Problem { file, position: None, key, message, line: None });
+        }
+        self
     }
 }
 

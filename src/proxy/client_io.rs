@@ -25,7 +25,10 @@ use super::{
     pace::{Allowed, Pace},
 };
 use crate::{
-    config::Limits,
+    config::{
+        Limits,
+        budget::{H2_HEAD_FACTOR, UNCOUNTED_HEAD_BYTES},
+    },
     h2_frames::{Frames, PREFACE, TOO_MANY},
 };
 
@@ -87,16 +90,6 @@ const MAX_AHEAD_BYTES: usize = 16 << 10;
 
 /// How much is dropped of a client that sends on behind that, and whose connection is to end, until it ends at once.
 const MAX_DROPPED_BYTES: u32 = 1 << 20;
-
-/// How much of a head that is not whole costs a connection of HTTP/1 nothing: hyper's first read buffer, which each has.
-/// Beyond it, what has come is counted. hyper reserves room for twice as much, but memory that nothing was written to is
-/// not resident.
-const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
-
-/// How much memory a head of HTTP/2 may take that has begun and is not whole, for each byte of `limits.maxHeaderBytes`:
-/// of the shortest fields, which count for 33 bytes (RFC 9113, section 6.5.2), `HeaderMap` keeps 104 bytes each, in a
-/// table of a power of two.
-const H2_HEAD_FACTOR: usize = 4;
 
 /// How much is read at once of what hyper does not wait for.
 const READ_BYTES: usize = 4096;
@@ -224,18 +217,9 @@ impl<I> ClientIo<I> {
     /// Counts the memory of a head while the rest of it is waited for. Ready: others need it.
     fn poll_head(&mut self, cx: &Context<'_>) -> Poll<io::Error> {
         let bytes = self.head_bytes();
-        let is_kept = match &self.head {
-            _ if bytes == 0 => return Poll::Pending,
-            Some(share) => share.poll_evicted(bytes, cx).is_pending(),
-            None => {
-                self.head = self.memory.wait(bytes, cx);
-                self.head.is_some()
-            }
-        };
-        if is_kept {
-            return Poll::Pending;
-        }
-        Poll::Ready(io::Error::new(io::ErrorKind::OutOfMemory, "others need the memory of a head"))
+        self.memory
+            .poll_waiting(&mut self.head, bytes, cx)
+            .map(|()| io::Error::new(io::ErrorKind::OutOfMemory, "others need the memory of a head"))
     }
 
     /// The client takes nothing at the moment: has it taken too little for too long?

@@ -17,6 +17,8 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::memory::RequestShare;
+
 /// What the connection and the requests on it tell each other. All on one thread, so ordering is of no matter; other
 /// threads only read since when it is idle, and ask it to end.
 #[derive(Default)]
@@ -50,7 +52,11 @@ pub type Next = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A request is under way on the connection, until this is dropped.
 #[derive(Debug)]
-pub struct UnderWay(Arc<ConnectionState>);
+pub struct UnderWay {
+    connection: Arc<ConnectionState>,
+    /// What it keeps besides its body.
+    memory: Option<RequestShare>,
+}
 
 /// A request of HTTP/2 before its answer begins.
 #[derive(Debug)]
@@ -179,7 +185,7 @@ impl ConnectionState {
         self.is_busy();
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
-        UnderWay(self.clone())
+        UnderWay { connection: self.clone(), memory: None }
     }
 
     /// The answer that goes out next is the last one: then this is run, by the connection's own task.
@@ -231,20 +237,25 @@ impl Drop for Early {
 }
 
 impl UnderWay {
+    /// Counts the memory of the request until it has ended.
+    pub(super) fn keep(&mut self, memory: Option<RequestShare>) {
+        self.memory = memory;
+    }
+
     /// Its answer, which had begun, was given up by the client; the request came at `since`.
     pub fn given_up(&self, since: Instant) {
-        self.0.reset(since);
+        self.connection.reset(since);
     }
 
     /// Whether the client stopped reading.
     pub fn is_stalled(&self) -> bool {
-        self.0.stalled.load(Ordering::Relaxed)
+        self.connection.stalled.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
+        self.connection.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

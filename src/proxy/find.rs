@@ -19,6 +19,7 @@ use super::{
     dispatch::Intake,
     intake::{Buffered, Unread},
     intercept::Interceptor,
+    memory::request_bytes,
     pipeline::Refused,
     table::Unnamed,
 };
@@ -117,7 +118,7 @@ impl Proxy {
         if let Some(encoding) = encoding(&head.headers) {
             return Err(ProxyError::UnsupportedEncoding(encoding).into());
         }
-        let read = self.read(body).await?;
+        let read = self.read(head, body).await?;
         let scan = scan_body(shape, &head.headers, &read.bytes).await.map_err(ProxyError::from)?;
         let table = self.shared.table.load();
         match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
@@ -132,9 +133,9 @@ impl Proxy {
     }
 
     /// Reads a whole body.
-    pub(super) async fn read(&self, body: Unread) -> Result<Buffered, ProxyError> {
+    pub(super) async fn read(&self, head: &request::Parts, body: Unread) -> Result<Buffered, ProxyError> {
         let limits = **self.shared.limits.load();
-        Buffered::read(body, &limits, &self.shared.memory).await
+        Buffered::read(body, &limits, &self.shared.memory, request_bytes(head)).await
     }
 }
 

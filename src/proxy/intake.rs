@@ -37,12 +37,18 @@ pub struct Buffered {
 // === impl Buffered ===
 
 impl Buffered {
-    /// Reads a body to its end.
+    /// Reads a body to its end. `besides`: bytes that its request keeps meanwhile.
     ///
     /// # Errors
     /// When it is larger than allowed, comes too slowly or breaks off, or when there is no memory for it.
-    pub async fn read(body: Unread, limits: &Limits, memory: &Arc<Memory>) -> Result<Self, ProxyError> {
-        Self::read_rest(Vec::new(), memory.share(body.source), body.incoming, limits).await
+    pub async fn read(
+        body: Unread,
+        limits: &Limits,
+        memory: &Arc<Memory>,
+        besides: usize,
+    ) -> Result<Self, ProxyError> {
+        let share = memory.share(body.source);
+        Self::read_rest((Vec::new(), share), body.incoming, limits, memory, besides).await
     }
 
     /// Reads the rest of a body whose first `parts` have been read, and are counted in `share`.
@@ -50,10 +56,11 @@ impl Buffered {
     /// # Errors
     /// As [`Buffered::read`].
     pub(super) async fn read_rest(
-        parts: Vec<Bytes>,
-        mut share: Share,
+        (parts, mut share): (Vec<Bytes>, Share),
         mut body: Incoming,
         limits: &Limits,
+        memory: &Arc<Memory>,
+        besides: usize,
     ) -> Result<Self, ProxyError> {
         let limit = limits.max_body_bytes.get();
         // What the client tells is believed only so far.
@@ -65,7 +72,7 @@ impl Buffered {
         }
         // The end of a body whose length is known is not waited for.
         while !body.is_end_stream()
-            && let Some(frame) = next_frame(&mut body, &mut pace, limits, &mut share).await?
+            && let Some(frame) = next_frame(&mut body, &mut pace, limits, &mut share, memory, besides).await?
         {
             // Trailers of a request say nothing to a model server.
             let Ok(data) = frame.into_data() else { continue };
@@ -143,6 +150,8 @@ async fn next_frame(
     pace: &mut Pace,
     limits: &Limits,
     share: &mut Share,
+    memory: &Arc<Memory>,
+    besides: usize,
 ) -> Result<Option<Frame<Bytes>>, ProxyError> {
     let mut next = pin!(body.frame());
     // The clock is not looked at for what is there already, which most is.
@@ -152,9 +161,13 @@ async fn next_frame(
             if !share.wait() {
                 return Err(ProxyError::BuffersFull(share.max()));
             }
-            // `None`: its memory was given to another one.
+            let mut of_request = None;
+            // `None`: its memory, or that of its request, was given to another one.
             let arrives = std::future::poll_fn(|cx| match next.as_mut().poll(cx) {
                 Poll::Ready(came) => Poll::Ready(Some(came)),
+                Poll::Pending if memory.poll_waiting(&mut of_request, besides, cx).is_ready() => {
+                    Poll::Ready(None)
+                }
                 Poll::Pending => share.poll_evicted(cx).map(|()| None),
             });
             match timeout_at(pace.waits(), arrives).await {

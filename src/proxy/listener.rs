@@ -32,7 +32,7 @@ use super::{
     memory::Memory,
     stream_stall::{self, StreamExecutor},
 };
-use crate::config::Limits;
+use crate::config::{Limits, budget::SEND_BUFFER_BYTES};
 
 /// How many connections wait to be accepted, for each listener.
 const BACKLOG: i32 = 4096;
@@ -57,9 +57,6 @@ const UNSEEN_RESETS: usize = 20;
 
 /// How much of its bodies an HTTP/2 client may send ahead, for all of its streams together.
 const WINDOW: u32 = 1 << 20;
-
-/// How much is written ahead for one stream of HTTP/2.
-const SEND_BUFFER: usize = 400 << 10;
 
 /// Binds `count` listeners to one address, so that the kernel spreads connections over them.
 ///
@@ -297,7 +294,7 @@ fn http2(limits: &Limits, memory: &Arc<Memory>) -> http2::Builder<StreamExecutor
         // What a client may send before it is read, on a stream and in all; and what may be written ahead.
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .max_send_buf_size(SEND_BUFFER);
+        .max_send_buf_size(SEND_BUFFER_BYTES);
     builder
 }
 

@@ -6,11 +6,15 @@
 //! - When there is no room for a newcomer, unfinished bodies are evicted, those that grow slowest first: without 16 KiB in 5 s
 //!   any; without an eighth of their size in 5 s those of sources that hold as much as the newcomer's, its own included;
 //!   and any whose source holds more than the newcomer's even without it.
-//! - Heads that have not all arrived share those three quarters. When there is no room still, the oldest are evicted.
+//! - Heads that have not all arrived share those three quarters. When there is no room still, those that have waited for
+//!   longest are evicted.
+//! - Requests over HTTP/2, and those with large heads, share them while their bodies are waited for. Once admitted, they may
+//!   take a quarter on top.
 //! - Answers of ours that have not been sent to their end may take one eighth on top, so that a full budget can still be
 //!   reported. Clients of HTTP/2 that read none of them get no more.
 
 mod arriving;
+mod requests;
 mod waiting;
 
 use std::{
@@ -24,11 +28,16 @@ use std::{
 use arriving::{Arrival, Arriving};
 use bytes::Bytes;
 use parking_lot::Mutex;
+pub use requests::RequestShare;
+pub(super) use requests::request_bytes;
 use thiserror::Error;
 use waiting::Waiting;
 pub use waiting::WaitingShare;
 
-use crate::places::Source;
+use crate::{
+    config::budget::{ANSWER_COST_BYTES, max_answer_bytes},
+    places::Source,
+};
 
 /// The memory of all clients.
 #[derive(Debug)]
@@ -44,6 +53,8 @@ pub struct Memory {
     /// Of `unfinished`, the parts of streamed bodies, which may take one quarter of all only: those are not evicted.
     kept: AtomicUsize,
     answers: AtomicUsize,
+    /// Bytes of requests besides their bodies.
+    request_states: AtomicUsize,
     arriving: Mutex<Arriving>,
 }
 
@@ -77,9 +88,6 @@ struct Counted {
 #[error("no memory is left for answers that are not read")]
 pub struct AnswersFull;
 
-/// Bytes that an unread answer counts for besides its body: the stream's state, its task and its head. An estimate.
-pub const ANSWER_COST_BYTES: usize = 4 << 10;
-
 /// A scan, which looks at all unfinished bodies, evicts as much as this part of the memory at once, if it can.
 const EVICTED_PART: usize = 64;
 
@@ -96,6 +104,7 @@ impl Memory {
             waiting: Mutex::default(),
             kept: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
+            request_states: AtomicUsize::new(0),
             arriving: Mutex::default(),
         })
     }
@@ -115,7 +124,7 @@ impl Memory {
     }
 
     /// Bytes in use, by kind.
-    pub fn kinds(&self) -> [(&'static str, usize); 4] {
+    pub fn kinds(&self) -> [(&'static str, usize); 5] {
         let heads = self.heads.load(Ordering::Relaxed);
         let unfinished = self.unfinished.load(Ordering::Relaxed).saturating_sub(heads);
         let answers = self.answers.load(Ordering::Relaxed);
@@ -123,6 +132,7 @@ impl Memory {
             ("body", self.bodies().saturating_sub(unfinished)),
             ("unfinished_body", unfinished),
             ("head", heads),
+            ("request", self.request_states.load(Ordering::Relaxed)),
             ("answer", answers),
         ]
     }
@@ -156,7 +166,7 @@ impl Memory {
     }
 
     fn max_answers(&self) -> usize {
-        (self.max() / 8).max(16 * ANSWER_COST_BYTES)
+        max_answer_bytes(self.max())
     }
 
     /// Takes memory for `newcomer`, or for a head.
@@ -359,7 +369,7 @@ mod tests {
     const KIB: usize = 1024;
 
     fn kinds(memory: &Memory) -> [usize; 3] {
-        let [body, unfinished_body, _, answer] = memory.kinds().map(|(_, bytes)| bytes);
+        let [body, unfinished_body, _, _, answer] = memory.kinds().map(|(_, bytes)| bytes);
         [body, unfinished_body, answer]
     }
 

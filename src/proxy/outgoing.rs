@@ -182,7 +182,9 @@ impl Streamed {
             }
             KeptParts::Nothing => (Vec::new(), memory.share(source)),
         };
-        Buffered::read_rest(parts, share, incoming.ok_or(ProxyError::Internal)?, limits).await
+        // The request has been admitted, and is counted.
+        let incoming = incoming.ok_or(ProxyError::Internal)?;
+        Buffered::read_rest((parts, share), incoming, limits, memory, 0).await
     }
 }
 

@@ -395,7 +395,14 @@ impl Proxy {
     }
 
     /// Lets a request in: at once, if an endpoint has room and nobody waits for one.
-    pub(super) async fn admit(&self, routed: Routed, trace: &mut Slot) -> Result<Served, Refused> {
+    pub(super) async fn admit(&self, mut routed: Routed, trace: &mut Slot) -> Result<Served, Refused> {
+        match self.shared.memory.request(&routed.head) {
+            Ok(share) => routed.under_way.keep(share),
+            Err(max) => {
+                let error = ProxyError::BuffersFull(max);
+                return Err(Refused::of(&routed.gate, &routed.head, routed.scan.model.as_deref(), error));
+            }
+        }
         let pin = routed.kept.as_ref().and_then(|kept| kept.pin);
         let Some((permit, place)) = routed.gate.enter_for(pin) else {
             // On the heap: a warm request should not carry the room that waiting takes.
@@ -461,7 +468,7 @@ impl Proxy {
         let (mut read, scan) = match body {
             Intake::Read(read) => (read, scan),
             Intake::Unread(body) => {
-                let read = self.read(body).await.map_err(|error| refused(&head, None, error))?;
+                let read = self.read(&head, body).await.map_err(|error| refused(&head, None, error))?;
                 // What cannot be read for a hidden model can still be held: nothing needs the model here.
                 let scan = match shape.filter(|_| encoding(&head.headers).is_none()) {
                     Some(shape) => match scan_body(shape, &head.headers, &read.bytes).await {

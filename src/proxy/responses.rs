@@ -200,7 +200,7 @@ impl Proxy {
             Intake::Read(read) => read,
             // It cannot be read, and its route does not depend on it.
             Intake::Unread(_) if encoding(&head.headers).is_some() => return Ok((body, Some(kept))),
-            Intake::Unread(body) => self.read(body).await?,
+            Intake::Unread(body) => self.read(head, body).await?,
         };
         let asked = ResponseRequest::read(&read.bytes);
         kept.background = asked.background == Some(true);

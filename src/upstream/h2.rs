@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{Dialed, Dialer, IDLE, Reuse, SendError, Severable};
-use crate::{domain::UpstreamTimeouts, state::Endpoint};
+use crate::{config::budget::UPSTREAM_BUFFER_BYTES, domain::UpstreamTimeouts, state::Endpoint};
 
 /// How long a connection that carries requests may be silent before the server is asked whether it lives, and how long
 /// it has to answer that.
@@ -248,6 +248,9 @@ where
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PONG)
+        // What one stream is sent ahead; all together have more, so that a slow reader holds no other up.
+        .initial_stream_window_size(u32::try_from(UPSTREAM_BUFFER_BYTES).unwrap_or(u32::MAX))
+        .max_send_buf_size(UPSTREAM_BUFFER_BYTES)
         .handshake(TokioIo::new(io))
         .await
         .map_err(io::Error::other)?;

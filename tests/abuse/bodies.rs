@@ -9,9 +9,9 @@ use tokio::{
 };
 
 use crate::{
-    idle::connect_from,
     memory::Memory,
     recorder::BODY,
+    served::connect_from,
     support::{
         Proxy, Upstream, Wire, route, routes, until,
         wire::{CHAT, post},

@@ -1,9 +1,20 @@
 //! `docs/security.md` is what these tests show: every key in its table is one of the configuration, with that default;
 //! every key of `limits` is in it; and every test that it names exists.
 
-use std::{collections::HashSet, fs, path::Path};
+use std::{collections::HashSet, env, fmt::Write as _, fs, path::Path};
 
-use anteroom::config::sections;
+use anteroom::{
+    config::{
+        Limits,
+        budget::{
+            ADMIN_CONNECTIONS, ADMIN_REQUEST_BYTES, ANSWER_COST_BYTES, BASE_BYTES, CONNECTION_COST_BYTES,
+            GRPC_CONNECTIONS, H2_HEAD_FACTOR, RELAY_COST_BYTES, STREAM_COST_BYTES, UNCOUNTED_HEAD_BYTES,
+            WorstCase,
+        },
+        sections,
+    },
+    openai::MAX_MODEL_BYTES,
+};
 
 fn in_tree(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -80,4 +91,78 @@ fn the_limits_and_the_tests_of_the_document_exist() {
     {
         assert!(tests.contains(test), "no test {test}");
     }
+}
+
+/// The formula, what it comes to for the chart's memory and for a large machine, and what single things cost.
+fn memory_numbers() -> String {
+    let mib = |bytes: usize| format!("{} MiB", bytes.div_ceil(1 << 20));
+    let kib = |bytes: usize| format!("{} KiB", bytes.div_ceil(1 << 10));
+    let defaults = |gibibytes: usize| {
+        let mut limits = Limits::default();
+        limits.max_buffered_bytes = limits.fitting_bytes(gibibytes << 30);
+        limits.max_connections = Limits::fitting_connections(gibibytes << 30);
+        WorstCase::of(&limits)
+    };
+    let cases = [1, 4, 16].map(defaults);
+    let row = |name: &str, part: fn(&WorstCase) -> usize| {
+        format!("| {name} | {} |\n", cases.each_ref().map(|case| mib(part(case))).join(" | "))
+    };
+    let mut text = format!(
+        "\n`maxConnections` × {} + `maxBufferedBytes` × (1 + ¼ + ⅛) + {}\n\n\
+         Where they are not set, `maxBufferedBytes` is a quarter of the memory limit, at least `maxBodyBytes` and at most \
+         `{}`; and `maxConnections` is what another quarter has room for, at most `{}`:\n\n\
+         | memory limit | 1 GiB (the chart's) | 4 GiB | 16 GiB |\n| --- | --- | --- | --- |\n",
+        kib(CONNECTION_COST_BYTES),
+        mib(BASE_BYTES),
+        Limits::default().max_buffered_bytes,
+        Limits::default().max_connections,
+    );
+    let connections = cases.each_ref().map(|case| case.connections.to_string()).join(" | ");
+    writeln!(text, "| `maxConnections` | {connections} |").unwrap();
+    text += &row("connections", |case| case.of_connections);
+    text += &row("`maxBufferedBytes`: bodies, heads that are not whole", |case| case.bodies);
+    text += &row("requests over HTTP/2 and large heads, besides bodies", |case| case.requests);
+    text += &row("answers of ours that are not read", |case| case.answers);
+    text += &row("all else", |_| BASE_BYTES);
+    text += &row("sum", WorstCase::total);
+    writeln!(
+        text,
+        "\n| listener | connections | one connection | one request or stream | one name |\n\
+         | --- | --- | --- | --- | --- |\n\
+         | requests, HTTP/1 | `maxConnections` | {connection} | its body; of its head what is beyond {uncounted}; {relay} from \
+         its server | {name} |\n\
+         | requests, HTTP/2 | the same | {connection}; {factor} × `maxHeaderBytes` for a head of several frames | {stream} and its \
+         head; its body; an unread answer {answer} and its body; {relay} from its server | {name} |\n\
+         | admin | {admin} | {of_admin} | a GET | |\n\
+         | scaler, replicas | {grpc} each | HTTP/2 with heads of 16 KiB | see [Limits](#limits) | 253 bytes |\n",
+        connection = kib(CONNECTION_COST_BYTES),
+        uncounted = kib(UNCOUNTED_HEAD_BYTES),
+        relay = kib(RELAY_COST_BYTES),
+        factor = H2_HEAD_FACTOR,
+        stream = kib(STREAM_COST_BYTES),
+        answer = kib(ANSWER_COST_BYTES),
+        name = kib(MAX_MODEL_BYTES),
+        admin = ADMIN_CONNECTIONS,
+        of_admin = kib(ADMIN_REQUEST_BYTES),
+        grpc = GRPC_CONNECTIONS,
+    )
+    .unwrap();
+    text
+}
+
+#[test]
+fn memory_numbers_are_those_of_the_code() {
+    const MARKS: [&str; 2] = ["<!-- begin: memory -->\n", "<!-- end: memory -->"];
+    let path = in_tree("docs/security.md");
+    let document = fs::read_to_string(&path).unwrap();
+    let (before, rest) = document.split_once(MARKS[0]).expect("the beginning of the numbers");
+    let (_, after) = rest.split_once(MARKS[1]).expect("their end");
+    let now = [before, MARKS[0], &memory_numbers(), MARKS[1], after].concat();
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &now).unwrap();
+    }
+    assert!(
+        document == now,
+        "if the numbers are right: UPDATE_DOCS=1 cargo test --test abuse memory_numbers"
+    );
 }

@@ -1,22 +1,16 @@
 //! Connections that do nothing: many of them, from one source or from many, and more than there are files for.
 
-use std::{
-    fs,
-    io::Write as _,
-    net::{Ipv4Addr, SocketAddr},
-    process::Stdio,
-};
+use std::{io::Write as _, net::SocketAddr};
 
-use rustix::process::{Resource, getrlimit};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
-    net::{TcpSocket, TcpStream},
-    process::{Child, ChildStderr, Command},
-    task::JoinSet,
-};
+use anteroom::config::budget::CONNECTION_COST_BYTES;
+use tokio::{io::AsyncReadExt, task::JoinSet};
 
 use crate::{
-    frames::{ACK, End, GOAWAY, PING, RawH2, code, frame, get as h2_get, post as h2_post},
+    frames::{
+        ACK, END_HEADERS, End, GOAWAY, HEADERS, PING, PREFACE, RawH2, block, code, field, frame,
+        get as h2_get, post as h2_post, settings,
+    },
+    served::{Served, connect_from, files, source},
     support::{
         Proxy, Upstream, Wire, h2, route, routes, soon, until,
         upstream::answer,
@@ -26,87 +20,6 @@ use crate::{
 
 /// The payload of the PING that h2 sends after its first GOAWAY.
 const GRACEFUL_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
-
-/// `anteroom serve` in a process of its own, whose files and memory are only its own.
-struct Served {
-    child: Child,
-    log: Lines<BufReader<ChildStderr>>,
-    address: SocketAddr,
-    admin: SocketAddr,
-    _folder: tempfile::TempDir,
-}
-
-// === impl Served ===
-
-impl Served {
-    /// With these limits, and a shell's `ulimit` before it.
-    async fn start(ulimit: &str, limits: &str, url: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("anteroom.yaml");
-        let config = format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]));
-        fs::write(&path, config).unwrap();
-        let mut child = Command::new("sh")
-            .args(["-c", &format!("{ulimit}\nexec \"$@\""), "-", env!("CARGO_BIN_EXE_anteroom")])
-            .args(["serve", "--log-format", "json", "--config"])
-            .arg(&path)
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let nowhere = SocketAddr::from(([0; 4], 0));
-        Self { child, log, address: nowhere, admin: nowhere, _folder: folder }
-    }
-
-    /// Waits until it listens: what it said before that.
-    async fn listens(&mut self) -> String {
-        let mut said = String::new();
-        loop {
-            let line =
-                soon("a line", self.log.next_line()).await.unwrap().unwrap_or_else(|| panic!("{said}"));
-            let json: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-            if json["message"] == "listening" {
-                let address = |key: &str| json[key].as_str().unwrap().parse().unwrap();
-                (self.address, self.admin) = (address("address"), address("admin"));
-                return said;
-            }
-            said += &line;
-        }
-    }
-
-    fn proc(&self, file: &str) -> String {
-        fs::read_to_string(format!("/proc/{}/{file}", self.child.id().unwrap())).unwrap()
-    }
-
-    /// Resident memory, in bytes.
-    fn memory(&self) -> usize {
-        let status = self.proc("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
-    }
-
-    /// The soft limit to its open files.
-    fn files(&self) -> usize {
-        let limits = self.proc("limits");
-        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
-        line.split_whitespace().nth(3).unwrap().parse().unwrap()
-    }
-}
-
-/// The `number`th address of 127.0.0.0/8 but for the first few, 250 connections from each.
-fn source(number: usize) -> SocketAddr {
-    let number = u32::try_from(number / 250).unwrap();
-    SocketAddr::from((Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + number), 0))
-}
-
-pub async fn connect_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.bind(source).unwrap();
-    soon("a connection", socket.connect(to)).await.unwrap()
-}
 
 /// So many connections, some hundred at a time. Every other one asks for something, and is kept alive after that.
 async fn connect(count: usize, to: SocketAddr) -> Vec<Wire> {
@@ -134,13 +47,13 @@ async fn connect(count: usize, to: SocketAddr) -> Vec<Wire> {
 /// Opens so many idle connections: others are served, memory stays within bounds, and all are closed in their time.
 async fn idle(count: usize, timeout: &str) {
     let mut upstream = Upstream::warm().await;
-    let limits = format!("headerTimeout: {timeout}, idleTimeout: {timeout}");
+    let limits = format!("headerTimeout: {timeout}, idleTimeout: {timeout}, maxConnections: {}", count + 100);
     let mut served = Served::start("", &limits, &upstream.url()).await;
     served.listens().await;
     Wire::connect(served.address).await.ask(get("/health")).await;
-    let before = served.memory();
+    let before = served.memory("VmRSS:");
     let open = connect(count, served.address).await;
-    let each = served.memory().saturating_sub(before) / count;
+    let each = served.memory("VmRSS:").saturating_sub(before) / count;
     let _ = writeln!(std::io::stderr(), "{count} idle connections: {each} bytes of memory each");
 
     let mut client = Wire::connect(served.address).await;
@@ -150,7 +63,7 @@ async fn idle(count: usize, timeout: &str) {
     assert_eq!(Wire::connect(served.admin).await.ask(get("/readyz")).await.status(), 200);
 
     // A read buffer and a write buffer of 8 KiB at most, a task, and what the allocator keeps.
-    assert!(each < 32 << 10, "{each} bytes of memory for each of {count} connections");
+    assert!(each < CONNECTION_COST_BYTES, "{each} bytes of memory for each of {count} connections");
     for mut client in open {
         // A reset is an end as well.
         let mut rest = Vec::new();
@@ -162,6 +75,39 @@ async fn idle(count: usize, timeout: &str) {
 async fn thousands_of_idle_connections_cost_little_and_go_at_their_time() {
     anteroom::app::raise_file_limit();
     idle(2000.min(files() / 4), "4s").await;
+}
+
+/// Those that take most of what is not counted by itself: a head just short of what is; a frame of 16 KiB that lacks a byte.
+#[tokio::test]
+async fn connections_cost_no_more_than_is_computed() {
+    anteroom::app::raise_file_limit();
+    let count = 1000.min(files() / 4);
+    let upstream = Upstream::warm().await;
+    let mut http1 = format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(8 << 10)).into_bytes();
+    http1.truncate(8 << 10);
+    let head = [block(&[(":method", "GET")]), field("x", "x".repeat(17 << 10))].concat();
+    let mut http2 = [PREFACE, &settings(&[]), &frame(HEADERS, END_HEADERS, 1, &head[..16 << 10])].concat();
+    http2.pop();
+    for (name, bytes) in [("HTTP/1", http1), ("HTTP/2", http2)] {
+        let mut served = Served::start("", "headerTimeout: 10m", &upstream.url()).await;
+        served.listens().await;
+        Wire::connect(served.address).await.ask(get("/health")).await;
+        let before = served.memory("VmRSS:");
+        let mut open = Vec::new();
+        for number in 0..count {
+            let mut client =
+                Wire { stream: connect_from(source(number), served.address).await, buf: Vec::new() };
+            client.send(&bytes).await;
+            open.push(client);
+        }
+        // One thread reads them in their order, and then these.
+        for _ in 0..3 {
+            assert_eq!(Wire::connect(served.address).await.ask(get("/health")).await.status(), 200);
+        }
+        let each = served.memory("VmRSS:").saturating_sub(before) / count;
+        let _ = writeln!(std::io::stderr(), "{count} connections of {name}: {each} bytes of memory each");
+        assert!(each < CONNECTION_COST_BYTES, "{each} bytes for each of {count} of {name}");
+    }
 }
 
 /// The same in full: `.ci/run abuse`. Both ends have a process each, and so as many files as one may have.
@@ -176,11 +122,6 @@ async fn a_hundred_thousand_idle_connections() {
             writeln!(std::io::stderr(), "{count} instead of 100000: a process may have {} files", files());
     }
     idle(count, "20s").await;
-}
-
-/// As many files as this process may have open.
-fn files() -> usize {
-    getrlimit(Resource::Nofile).current.map_or(1 << 20, |files| usize::try_from(files).unwrap())
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use tokio::{io::AsyncReadExt, task::JoinSet};
 
 use crate::{
-    frames::{HEADERS, RawH2, block, field, frame, post_fields},
+    frames::{END_HEADERS, HEADERS, RawH2, block, field, frame, post_fields},
     recorder::{BODY, Recorder},
     support::{
         Proxy, Wire, route, routes, soon, until,
@@ -82,5 +82,25 @@ async fn open_header_blocks_are_bounded_and_the_oldest_end() {
     assert!(heads(&proxy).await <= ROOM);
     serves_others(&proxy).await;
     drop(open);
+    until("all memory to be given back", async || heads(&proxy).await == 0).await;
+}
+
+/// Streams with large heads whose bodies never come: each counts for some 24 KiB, so that 128 fit.
+#[tokio::test]
+async fn requests_without_bodies_are_bounded_and_the_oldest_end() {
+    let recorder = Recorder::new().await;
+    let proxy = start(&recorder).await;
+    let head = [block(&post_fields(CHAT)), field("x", "x".repeat(15_000))].concat();
+    let mut client = RawH2::connect(proxy.address).await;
+    for number in 0..400 {
+        client.send(frame(HEADERS, END_HEADERS, 2 * number + 1, &head)).await;
+    }
+    for number in 0..250 {
+        let refused = client.frame_of(&[HEADERS]).await.expect("an answer to those that are given up");
+        assert!(refused.stream < 2 * 400, "{number}: stream {}", refused.stream);
+    }
+    assert!(heads(&proxy).await <= ROOM);
+    serves_others(&proxy).await;
+    drop(client);
     until("all memory to be given back", async || heads(&proxy).await == 0).await;
 }

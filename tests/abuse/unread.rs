@@ -1,16 +1,18 @@
 //! Clients of HTTP/2 that ask and do not read: their windows stay shut.
 
+use std::io::Write as _;
+
+use anteroom::config::budget::ANSWER_COST_BYTES;
+
 use crate::{
     frames::{DATA, HEADERS, RST_STREAM, RawH2, get, window},
     recorder::{BODY, Recorder},
+    served::Served,
     support::{Proxy, route, routes, soon, until, wire::CHAT},
 };
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 const INITIAL_WINDOW_SIZE: u16 = 4;
-
-/// What an answer costs besides its body, in memory that is counted.
-const COST: u64 = 4 << 10;
 
 async fn start(recorder: &Recorder) -> Proxy {
     let limits = "maxBodyBytes: 1MiB, maxBufferedBytes: 1MiB, stallTimeout: 10m";
@@ -81,11 +83,11 @@ async fn answers_are_shared_or_short() {
         client.send(get(2 * number + 1, "/v1/models")).await;
         assert_eq!(client.answer(2 * number + 1).await, Ok(200));
     }
-    assert_eq!(answers(&proxy).await, 10 * COST);
+    assert_eq!(answers(&proxy).await, 10 * ANSWER_COST_BYTES as u64);
     // Read to its end, it costs nothing.
     client.send([window(0, 1 << 20), window(1, 1 << 20)].concat()).await;
     assert_eq!(client.frame_of(&[DATA]).await.unwrap().stream, 1);
-    until("one to be given back", async || answers(&proxy).await == 9 * COST).await;
+    until("one to be given back", async || answers(&proxy).await == 9 * ANSWER_COST_BYTES as u64).await;
 
     let path = "a".repeat(4000);
     let response = proxy.ask(format!("GET /{path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
@@ -96,4 +98,33 @@ async fn answers_are_shared_or_short() {
     let response = proxy.ask(crate::support::wire::post(CHAT, &body)).await;
     response.is_error(400, "invalid_request");
     assert!(response.text().len() < 300, "{}", response.text());
+}
+
+/// Resident memory of many of them, in a process of its own.
+#[tokio::test]
+async fn unread_answer_costs_no_more_than_it_counts_for() {
+    const CONNECTIONS: usize = 10;
+    const STREAMS: usize = 400;
+    let recorder = Recorder::new().await;
+    let mut served = Served::start("", "stallTimeout: 10m", &recorder.upstream.url()).await;
+    served.listens().await;
+    let ask = async |streams: usize| {
+        let mut client = RawH2::with_settings(served.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+        for number in 0..streams {
+            client.send(get(2 * u32::try_from(number).unwrap() + 1, "/nowhere")).await;
+        }
+        client.settled().await;
+        client
+    };
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(ask(1).await);
+    }
+    let before = served.memory("VmRSS:");
+    for _ in 0..CONNECTIONS {
+        clients.push(ask(STREAMS).await);
+    }
+    let each = served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS);
+    let _ = writeln!(std::io::stderr(), "an unread answer: {each} bytes");
+    assert!(each < ANSWER_COST_BYTES + 1024, "{each} bytes, with a body of some 300");
 }

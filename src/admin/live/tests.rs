@@ -48,7 +48,7 @@ impl View for Routes {
         &self.history
     }
     fn memory(&self) -> Vec<(&'static str, usize)> {
-        vec![("body", 0), ("unfinished_body", 0), ("head", 0), ("answer", 0)]
+        vec![("body", 0), ("unfinished_body", 0), ("head", 0), ("request", 0), ("answer", 0), ("relay", 0)]
     }
     fn awaits_routes(&self) -> bool {
         false

@@ -1,5 +1,5 @@
-//! Memory that is kept only because a connection waits for its client, as of the part of a head that has come. When others
-//! need it, the connection that has waited for longest ends.
+//! Memory that is kept only because more is to come from a client: of the part of a head, or of a request without its body. When
+//! others need it, what has waited for longest is evicted.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 
 use super::Memory;
 
-/// What connections wait for, by age.
+/// What is waited for, by age.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     all: BTreeMap<u64, Entry>,
@@ -19,11 +19,11 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 struct Entry {
     bytes: usize,
-    /// Of the task that serves the connection.
+    /// The task that waits.
     task: Waker,
 }
 
-/// Memory that one connection takes while it waits; dropping it gives it back.
+/// Memory that is taken while a connection or request waits for its client; dropping it gives it back.
 #[derive(Debug)]
 pub struct WaitingShare {
     memory: Arc<Memory>,
@@ -33,8 +33,8 @@ pub struct WaitingShare {
 // === impl Memory ===
 
 impl Memory {
-    /// Takes memory for a connection that begins to wait. Returns `None` if there is no room, and none to be had.
-    pub(in crate::proxy) fn wait(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<WaitingShare> {
+    /// Takes memory for something that begins to wait. Returns `None` if there is no room, and none to be had.
+    fn wait(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<WaitingShare> {
         if !self.take_or_evict(bytes, true, None) {
             return None;
         }
@@ -45,6 +45,21 @@ impl Memory {
         self.heads.fetch_add(bytes, Ordering::Relaxed);
         drop(waiting);
         Some(WaitingShare { memory: self.clone(), number })
+    }
+
+    /// Keeps `share` at `bytes` while something waits; none takes nothing. Is ready when there is no room, or when others need it.
+    pub(in crate::proxy) fn poll_waiting(
+        self: &Arc<Self>,
+        share: &mut Option<WaitingShare>,
+        bytes: usize,
+        cx: &Context<'_>,
+    ) -> Poll<()> {
+        match share {
+            _ if bytes == 0 => return Poll::Pending,
+            Some(share) => return share.poll_evicted(bytes, cx),
+            None => *share = self.wait(bytes, cx),
+        }
+        if share.is_some() { Poll::Pending } else { Poll::Ready(()) }
     }
 
     /// Evicts those that have waited for longest, until there are `bytes` more. Returns `false`, and evicts none, if all
@@ -66,7 +81,10 @@ impl Memory {
         }
         drop(waiting);
         if evicted > 0 {
-            tracing::debug!(evicted, "connections end that waited for heads: others need their memory");
+            tracing::debug!(
+                evicted,
+                "heads and requests without their bodies were given up: others need their memory"
+            );
         }
         freed >= bytes
     }
@@ -82,7 +100,7 @@ impl Memory {
 impl WaitingShare {
     /// Takes as much as is needed for `bytes` in all, and has the task woken once it is evicted. Is ready when it has been,
     /// or when there is no room.
-    pub(in crate::proxy) fn poll_evicted(&self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
+    fn poll_evicted(&self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
         let memory = &self.memory;
         let mut more = 0;
         loop {

@@ -1,0 +1,102 @@
+//! `anteroom serve` as a process, and connections to it from many addresses.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    process::Stdio,
+};
+
+use rustix::process::{Resource, getrlimit};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    net::{TcpSocket, TcpStream},
+    process::{Child, ChildStderr, Command},
+};
+
+use crate::support::{route, routes, soon};
+
+/// `anteroom serve` in a process of its own, whose files and memory are only its own.
+pub struct Served {
+    pub child: Child,
+    log: Lines<BufReader<ChildStderr>>,
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+// === impl Served ===
+
+impl Served {
+    /// With these limits, and a shell's `ulimit` before it.
+    pub async fn start(ulimit: &str, limits: &str, url: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("anteroom.yaml");
+        let config = format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]));
+        fs::write(&path, config).unwrap();
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("{ulimit}\nexec \"$@\""), "-", env!("CARGO_BIN_EXE_anteroom")])
+            .args(["serve", "--log-format", "json", "--config"])
+            .arg(&path)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        Self { child, log, address: nowhere, admin: nowhere, _folder: folder }
+    }
+
+    /// Waits until it listens: what it said before that.
+    pub async fn listens(&mut self) -> String {
+        let mut said = String::new();
+        loop {
+            let line =
+                soon("a line", self.log.next_line()).await.unwrap().unwrap_or_else(|| panic!("{said}"));
+            let json: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            if json["message"] == "listening" {
+                let address = |key: &str| json[key].as_str().unwrap().parse().unwrap();
+                (self.address, self.admin) = (address("address"), address("admin"));
+                return said;
+            }
+            said += &line;
+        }
+    }
+
+    fn proc(&self, file: &str) -> String {
+        fs::read_to_string(format!("/proc/{}/{file}", self.child.id().unwrap())).unwrap()
+    }
+
+    /// Resident memory in bytes: `VmRSS:` now, `VmHWM:` at most so far.
+    pub fn memory(&self, what: &str) -> usize {
+        let status = self.proc("status");
+        let line = status.lines().find(|line| line.starts_with(what)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    }
+
+    /// The soft limit to its open files.
+    pub fn files(&self) -> usize {
+        let limits = self.proc("limits");
+        let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+        line.split_whitespace().nth(3).unwrap().parse().unwrap()
+    }
+}
+
+/// The `number`th address of 127.0.0.0/8 but for the first few, 250 connections from each.
+pub fn source(number: usize) -> SocketAddr {
+    let number = u32::try_from(number / 250).unwrap();
+    SocketAddr::from((Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + number), 0))
+}
+
+pub async fn connect_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(source).unwrap();
+    soon("a connection", socket.connect(to)).await.unwrap()
+}
+
+/// As many files as this process may have open.
+pub fn files() -> usize {
+    getrlimit(Resource::Nofile).current.map_or(1 << 20, |files| usize::try_from(files).unwrap())
+}
