@@ -12,12 +12,12 @@ use crate::support::{
 
 const CLOSE: &[(&str, &str)] = &[("Connection", "close")];
 
-/// Makes the target known to be up.
 /// One that waits so long and no longer.
 fn hasty(wait: &str) -> String {
     chat("late").replace("\r\n\r\n", &format!("\r\nx-anteroom-max-wait: {wait}\r\n\r\n"))
 }
 
+/// Makes the target known to be up.
 async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
     let mut client = proxy.sent(chat("warm")).await;
     let mut call = upstream.call().await;
