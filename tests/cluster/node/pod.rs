@@ -95,7 +95,10 @@ impl Worker {
                     }
                     said = self.say(false).await;
                 }
-                Ok(()) = self.pods.changed() => self.look(),
+                Ok(()) = self.pods.changed() => {
+                    self.look();
+                    said &= !self.is_contradicted();
+                }
                 () = sleep(AGAIN), if !said => said = self.say(false).await,
             }
         }
@@ -130,6 +133,15 @@ impl Worker {
             }
             earlier
         });
+    }
+
+    /// Whether the object says that the pod is not ready, and it is: so does who has not heard of the node for a while. A
+    /// kubelet then says again what it has said.
+    fn is_contradicted(&self) -> bool {
+        let pod = self.pods.borrow();
+        let status = pod.as_ref().and_then(|pod| pod.status.as_ref());
+        let mut conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+        self.ready && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "False")
     }
 
     /// Tells the apiserver how the pod is. False: it has not heard it.
