@@ -6,7 +6,7 @@ use super::{Limits, MemoryLimit};
 use crate::domain::ByteCount;
 
 /// What this process takes besides: its threads, routes and history, the connections to model servers, and those of the
-/// other listeners, whose numbers are constants.
+/// other listeners, whose numbers are constants. An estimate.
 pub const BASE_BYTES: usize = 128 << 20;
 
 /// The most that a client's connection takes that is not counted by itself. Over HTTP/1: two read buffers of 8 KiB, 16 KiB that
@@ -23,7 +23,7 @@ pub const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
 /// of two.
 pub const H2_HEAD_FACTOR: usize = 4;
 
-/// What a request over HTTP/2 takes besides its head and body: its stream, its task, its place in the queue.
+/// What a request over HTTP/2 takes besides its head and body: its stream, its task, its place in the queue. An estimate.
 pub const STREAM_COST_BYTES: usize = 8 << 10;
 
 /// What an unread answer counts for besides its body: the stream's state, its task and its head. 2.2 KiB measured by

@@ -117,7 +117,7 @@ async fn attack(count: usize, to: SocketAddr, bytes: Attack) -> Vec<Wire> {
 }
 
 #[tokio::test]
-#[ignore = "two minutes, and 10,000 files in each of two processes"]
+#[ignore = "run by `.ci/run abuse`: a minute, and 10,000 files in each of two processes"]
 async fn attacks_stay_within_the_memory_of_the_chart() {
     anteroom::app::raise_file_limit();
     let memory = memory_of_chart();
