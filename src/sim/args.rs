@@ -1,3 +1,5 @@
+//! Command-line arguments of the simulated model server.
+
 use clap::{Args, Parser};
 use http::StatusCode;
 use std::{net::IpAddr, time::Duration};
