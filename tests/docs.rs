@@ -11,8 +11,16 @@ use std::{
 /// Every Markdown page for people: at the top, in `docs`, and beside what it describes.
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders =
-        ["", "docs", "deploy/examples", "deploy/chart/anteroom", "fuzz", "loadtest", "tests/cluster"];
+    let folders = [
+        "",
+        "docs",
+        "docs/decisions",
+        "deploy/examples",
+        "deploy/chart/anteroom",
+        "fuzz",
+        "loadtest",
+        "tests/cluster",
+    ];
     let files = folders.iter().filter_map(|folder| fs::read_dir(root.join(folder)).ok()).flatten();
     let pages = files.map(|file| file.unwrap().path());
     pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
