@@ -181,7 +181,7 @@ fn story() -> (f64, f64, f64) {
 }
 
 #[test]
-fn warm_requests_allocate_little_and_held_ones_keep_little() {
+fn warm_and_held_requests_allocate_little() {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     runtime.block_on(async {

@@ -119,7 +119,7 @@ impl Proxy {
 }
 
 #[test]
-fn the_embedded_default_is_measured_and_everything_agrees() {
+fn embedded_default_was_measured() {
     let folder = tempfile::tempdir().unwrap();
     let more = [
         "--cycles",
@@ -187,7 +187,7 @@ fn the_embedded_default_is_measured_and_everything_agrees() {
 }
 
 #[test]
-fn ctrl_c_keeps_the_cycles_until_then_and_leaves_nothing() {
+fn ctrl_c_keeps_finished_cycles_and_cleans_up() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("cold.json");
     let more = ["cold-start", "--cycles", "1000", "--load-time", "50ms", "--idle", "20ms", "--json"];
@@ -249,7 +249,7 @@ async fn a_proxy_that_runs_is_measured_from_outside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_target_that_stays_up_is_not_measured_but_told_how_to_be() {
+async fn target_at_minimum_one_is_not_measured() {
     let proxy = Proxy::start("1h").await;
     let (ended, _) = proxy.bench(&["--cycles", "1"]).await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
@@ -273,7 +273,7 @@ async fn a_target_that_stays_up_is_not_measured_but_told_how_to_be() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_with_the_way_out() {
+fn unmeasurable_target_is_refused_with_the_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);

@@ -62,7 +62,7 @@ fn overrides(arguments: &[&str]) -> Overrides {
 }
 
 #[test]
-fn bad_files_are_told_what_is_wrong_where_and_the_way_out() {
+fn bad_files_get_place_and_way_out() {
     for (name, text, expected) in fixtures("tests/config/bad") {
         let error = Config::parse(&text, &name).expect_err(&name);
         assert!(!error.problems().is_empty(), "{name}");
@@ -123,7 +123,7 @@ fn what_is_left_out_has_its_default() {
 }
 
 #[test]
-fn the_example_states_the_defaults_and_suits_the_schema() {
+fn example_states_the_defaults_and_fits_the_schema() {
     let text = fs::read_to_string(in_tree("docs/example.yaml")).unwrap();
     let config = Config::parse(&text, "docs/example.yaml").unwrap();
     assert_eq!(config.limits, Config::default().limits);
@@ -231,7 +231,7 @@ fn an_alias_bomb_ends_at_once() {
 }
 
 #[test]
-fn depth_has_a_bound_that_the_stack_of_any_thread_has_room_for() {
+fn depth_is_bounded_for_any_stack() {
     let blocks: String = (0..200).map(|level| format!("{:level$}a:\n", "")).collect();
     for text in [blocks, format!("a: {}{}", "[".repeat(200), "]".repeat(200)), "- ".repeat(200)] {
         let error = Config::parse(&text, "deep.yaml").unwrap_err();

@@ -165,7 +165,7 @@ fn a_model_server_that_dies_fails_the_demo() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_before_anything_starts() {
+fn impossible_bench_is_refused_before_it_starts() {
     for (arguments, says) in [
         (["--requests", "0"], "0 is not in 1..=200"),
         (["--load-time", "fast"], "is not a duration"),

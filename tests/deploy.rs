@@ -106,7 +106,7 @@ fn every_example_is_an_object_of_kubernetes() {
 }
 
 #[test]
-fn scaled_objects_come_paused_and_wake_nobody_by_mistake() {
+fn scaled_objects_ship_paused() {
     let linger = Scaling::default().linger.get().as_secs();
     let routes = of_kind("ModelRoute").into_iter().chain(of_kind("InterceptorRoute")).collect::<Vec<_>>();
     for (path, object) in of_kind("ScaledObject") {
@@ -180,7 +180,7 @@ fn model_servers_have_time_for_their_streams() {
 }
 
 #[test]
-fn the_gateway_of_the_example_leaves_waiting_and_retrying_to_us() {
+fn example_gateway_neither_waits_nor_retries() {
     let (_, object) = of_kind("ConfigMap").pop().unwrap();
     let envoy = object["data"]["envoy.yaml"].as_str().unwrap();
     let envoy = serde_saphyr::from_str::<Value>(envoy).unwrap();
@@ -254,7 +254,7 @@ fn every_value_has_a_default_and_is_documented() {
 }
 
 #[test]
-fn the_configuration_in_the_chart_has_keys_of_the_file() {
+fn chart_configuration_has_file_keys() {
     let sections = config::sections();
     let keys_of = |title: &str| {
         let section = sections.iter().find(|section| section.path == title);

@@ -406,7 +406,7 @@ async fn requests_over_the_limit_wait_and_move_up() {
 }
 
 #[tokio::test]
-async fn asleep_it_takes_requests_and_answers_them_when_it_is_awake() {
+async fn sleeping_server_answers_once_awake() {
     let sim = start(SimArgs { enable_sleep_mode: true, ..args() }).await;
     let state = async |state: &str| sim.metric(&sleep_state(state)).await;
     assert_eq!((state("awake").await, sim.get("/is_sleeping").await.1), (1.0, json!({"is_sleeping": false})));
@@ -427,7 +427,7 @@ async fn asleep_it_takes_requests_and_answers_them_when_it_is_awake() {
 }
 
 #[tokio::test]
-async fn after_level_2_it_is_itself_when_its_weights_were_read_again() {
+async fn level_2_sleep_reloads_the_weights() {
     let sim = start(SimArgs { enable_sleep_mode: true, ..args() }).await;
     let says =
         async || sim.post("/v1/chat/completions", chat(false)).await.1["choices"][0]["message"].clone();

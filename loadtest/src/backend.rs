@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_larger_than_any_buffer_is_answered_at_its_end() {
+    fn large_body_is_answered_at_its_end() {
         let mut poll = mio::Poll::new().unwrap();
         let mut events = mio::Events::with_capacity(8);
         let mut backend = Backend::bind(poll.registry()).unwrap();

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_and_priority_are_taken_off_and_padding_counts() {
+    fn padding_and_priority_are_stripped() {
         let mut out = Vec::new();
         put(&mut out, 0, PADDED | END_STREAM, 1, &[2, b'h', b'i', 0, 0]);
         let data = Frame::Data { stream: 1, data: b"hi", flow: 5, end: true };

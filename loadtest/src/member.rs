@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn heartbeats_before_a_stream_are_counted_and_no_part_of_it() {
+    fn heartbeats_are_counted_apart_from_the_stream() {
         let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
         let beat = chunk(": cold start phase=load waited=20s position=1\n\n");
         let timing = chunk(": server-timing: hold;dur=1.0\n\n");

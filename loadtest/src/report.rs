@@ -131,7 +131,7 @@ mod tests {
     use crate::findings::{Aim, Table};
 
     #[test]
-    fn where_nothing_can_be_written_is_told_and_what_is_there_stays() {
+    fn unwritable_report_is_named_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let there = dir.path().join("there.json");
         fs::write(&there, "{}").unwrap();

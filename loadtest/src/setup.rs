@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn anteroom_cannot_be_left_out_where_it_is_what_is_measured() {
+    fn measured_contender_cannot_be_left_out() {
         for name in ALONE.into_iter().chain(["all"]) {
             let left_out = find(&scenario(&[name, "--contenders", "direct"]), || panic!("built in vain"));
             assert!(matches!(left_out, Err(Error::NotMeasured)), "{name}");

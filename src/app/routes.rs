@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_policy_reaches_its_own_gate_and_nothing_else_moves() {
+    async fn policy_change_reaches_only_its_gate() {
         let mut routes = routes(None);
         let none = || serde_json::json!({});
         let (one, two) = (route("one", none()), route("two", none()));

@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_tells_the_phases_and_what_is_known_of_the_pod() {
+    fn event_has_phases_and_pod_details() {
         assert_eq!(
             note(&record("completed")),
             "Answered 3.1s after the first request (signal 1ms, load 3.0s (weights 1.0s)); 8 requests waited; \

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_placeholder_is_given_at_once_unless_a_number_may_be_held_before_it() {
+    fn placeholder_is_immediate_unless_holding_is_allowed() {
         let placeholder = StaticAnswer::new(503, [], text("soon")).ok();
         for (max_pending, overflow, at_once, beyond) in [
             (None, Overflow::Reject, true, false),
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn bodies_come_with_the_media_type_of_their_name_or_of_what_they_look_like() {
+    fn placeholder_bodies_have_a_media_type() {
         let files = BTreeMap::from([("index.html".into(), "<p>".into()), ("data".into(), Bytes::from("{}"))]);
         let files = StaticAnswer::new(200, [], StaticBody::Files(files)).unwrap();
         let kind = |answer: &StaticAnswer, path: &str| answer.body(path).and_then(|(_, kind)| kind);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_is_refused_and_what_frames_a_message_is_left_out() {
+    fn unsendable_headers_are_refused() {
         let headers = [("Refresh", "5"), ("content-length", "7"), ("Connection", "close")];
         let answer = StaticAnswer::new(503, headers, text("soon")).unwrap();
         assert_eq!(answer.headers().keys().collect::<Vec<_>>(), ["refresh"]);

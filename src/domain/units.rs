@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantities_are_read_and_written_as_people_write_them() {
+    fn quantities_round_trip_in_human_units() {
         for text in ["100ms", "20s", "15m", "1h 30m"] {
             assert_eq!(text.parse::<Period>().unwrap().to_string(), text);
         }

@@ -41,7 +41,7 @@ async fn freed(places: &Semaphore) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_says_nothing_or_not_enough_loses_its_place_after_10_s() {
+async fn silent_client_loses_its_place_after_10_s() {
     let (silent, places) = connected().await;
     assert_eq!(freed(&places).await.as_secs(), 10);
     drop(silent);
@@ -54,7 +54,7 @@ async fn a_client_that_says_nothing_or_not_enough_loses_its_place_after_10_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_has_begun_is_asked_whether_it_is_there() {
+async fn silent_client_is_pinged() {
     let (mut client, places) = connected().await;
     sleep(Duration::from_secs(9)).await;
     client.write_all(BEGINNING).await.unwrap();

@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gateway_that_reached_no_server_is_told_from_one_that_may_have() {
+    fn gateway_error_tells_if_a_server_was_reached() {
         let prefix = "upstream connect error or disconnect/reset before headers. ";
         for (saying, reached_none) in [
             ("no healthy upstream", true),

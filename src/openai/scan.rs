@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_model_is_the_top_level_one_with_its_escapes_decoded() {
+    fn model_is_top_level_with_escapes_decoded() {
         assert_eq!(model(r#"{"model":"tiny"}"#).unwrap().as_deref(), Some("tiny"));
         assert_eq!(
             model(r#" {"a":{"model":"inner"},"b":["model","x"],"model" : "outer" } "#).unwrap().as_deref(),

@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_over_with_its_empty_line_and_may_have_more_than_one_of_data() {
+    fn event_ends_with_an_empty_line() {
         let token = TOKENS[0];
         let (a, b) = token.split_at(token.find(',').unwrap());
         for (text, found) in [

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_more_than_one_line_is_one_event_all_the_same() {
+    fn multi_line_text_is_one_event() {
         for (data, event) in [
             ("{}", "data: {}\n\n"),
             ("", "data: \n\n"),

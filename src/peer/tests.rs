@@ -153,7 +153,7 @@ async fn settled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_replica_knows_the_sum_and_is_told_of_an_edge_at_once() {
+async fn every_replica_has_the_sum_and_every_edge() {
     let wires = Arc::<Wires>::default();
     let replicas = [1, 2, 3].map(|number| wires.join(number));
     settled().await;
@@ -267,7 +267,7 @@ async fn counts_are_told_at_most_every_20_ms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn counts_that_change_all_the_time_are_told_no_sooner_and_a_goodbye_is_not_put_off() {
+async fn busy_counts_do_not_delay_a_goodbye() {
     let wires = Arc::<Wires>::default();
     let replica = wires.join(1);
     let ending = CancellationToken::new();
@@ -288,7 +288,7 @@ async fn counts_that_change_all_the_time_are_told_no_sooner_and_a_goodbye_is_not
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_word_of_a_broken_connection_counts_for_the_timeout() {
+async fn last_report_counts_until_the_timeout() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -353,7 +353,7 @@ async fn silent_replica_without_requests_keeps_nothing_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_comes_back_in_time_changes_nothing() {
+async fn reconnect_in_time_changes_nothing() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -372,7 +372,7 @@ async fn a_connection_that_comes_back_in_time_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_frozen_replica_counts_while_listed_and_is_asked_again() {
+async fn frozen_replica_counts_while_listed() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -405,7 +405,7 @@ async fn who_says_goodbye_is_gone_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_replica_at_an_old_address_replaces_what_was_said_there() {
+async fn new_replica_at_old_address_replaces_its_reports() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
     settled().await;
@@ -418,7 +418,7 @@ async fn a_new_replica_at_an_old_address_replaces_what_was_said_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_with_two_addresses_counts_once_and_ourselves_never() {
+async fn replica_with_two_addresses_counts_once() {
     let wires = Arc::<Wires>::default();
     let one = wires.join_at(1, &[address(1), address(101)]);
     let two = wires.join_at(2, &[address(2), address(102)]);
@@ -472,7 +472,7 @@ async fn a_push_of_another_replica_ends_the_signal_here() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_replica_says_is_bounded_and_never_spoils_the_sum() {
+async fn reports_are_bounded_and_never_spoil_the_sum() {
     let wires = Arc::<Wires>::default();
     let one = wires.join(1);
     let demand =
@@ -516,7 +516,7 @@ async fn many_routes_are_told_in_several_reports() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn more_routes_than_a_report_has_room_for_have_their_turns_every_20_ms() {
+async fn large_reports_are_split_every_20_ms() {
     let cold_starts = ColdStarts::new(|_| {});
     let gate = |number| {
         let name = format!("route-{number:05}");

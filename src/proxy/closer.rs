@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_closed_in_the_end_however_busy_it_is() {
+    async fn closer_closes_connections_even_when_busy() {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         tokio::spawn(closing);

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn resets_in_a_hurry_count_while_they_are_most_of_a_connection() {
+    async fn resets_count_while_they_dominate_a_connection() {
         let state = Arc::new(ConnectionState::default());
         let begins = || (state.begin(), state.early());
         // Answered, whether or not in a hurry.

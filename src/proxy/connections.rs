@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn full_house_sheds_the_oldest_idle_and_none_that_is_busy() {
+    async fn full_house_sheds_only_the_oldest_idle() {
         const MOST: usize = 200;
         let connections = Arc::<Connections>::default();
         let start = Instant::now();

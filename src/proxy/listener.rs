@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_share_an_address_with_each_other_and_with_nobody_else() {
+    fn listeners_share_their_address_with_nobody_else() {
         let listeners = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
         let address = listeners[0].local_addr().unwrap();
         assert!(listeners.iter().all(|listener| listener.local_addr().unwrap() == address));

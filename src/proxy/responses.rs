@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn response_is_known_while_its_endpoint_is_and_for_a_day() {
+    async fn response_is_known_for_a_day() {
         let responses = Responses::default();
         let (gate, endpoint) = route();
         let other = Endpoint::new("127.0.0.1:2", 1);

@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_hosts_and_paths_any_must_hold_and_of_headers_all() {
+    fn hosts_and_paths_match_any_and_headers_match_all() {
         let rule = |hosts: &[&str], paths: &[&str]| {
             let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
             Rule::new(&Matcher {

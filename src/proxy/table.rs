@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_more_specific_route_goes_first_and_a_foreign_model_falls_through() {
+    async fn more_specific_route_goes_first() {
         let table = table(&[
             ("rest", Matcher::default()),
             ("tiny", matcher(serde_json::json!({"models": ["tiny", "tiny-lora"]}))),
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_read_only_where_a_route_asks_for_the_model() {
+    async fn body_is_read_only_if_routing_needs_the_model() {
         let one = table(&[("all", Matcher::default())]);
         assert!(matches!(one.find("", "/v1/completions", &HeaderMap::new(), Model::Unread), Match::Route(_)));
         let two =
@@ -451,7 +451,7 @@ mod tests {
         ));
     }
     #[tokio::test]
-    async fn what_serves_anything_gets_what_no_route_for_models_that_matches_first_does() {
+    async fn catch_all_gets_what_no_model_route_takes() {
         let cold_starts = ColdStarts::new(|_| {});
         let parsed = |name: &str, matching: serde_json::Value| -> Route {
             serde_json::from_value(serde_json::json!({

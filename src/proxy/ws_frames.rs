@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn close_frame_has_its_code_and_as_much_reason_as_fits() {
+    fn close_frame_has_code_and_fitting_reason() {
         let close = Frames::default().close(&error()).unwrap();
         let [0x88, length, 0x03, 0xf3, reason @ ..] = &close[..] else { panic!("{close:?}: not 1011") };
         assert_eq!(usize::from(*length), reason.len() + 2);

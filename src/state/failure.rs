@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failure_repeats_only_for_the_same_lasting_reason_in_a_row() {
+    fn failure_repeats_only_for_the_same_lasting_reason() {
         let last = LastFailure::default();
         let oom = |pid: u32, free: &str| {
             format!(

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn server_without_a_list_is_left_alone_and_takes_none_away() {
+    async fn server_without_a_model_list_removes_none() {
         let listed = ListedModels::default();
         let endpoints = [ready("127.0.0.1:1")];
         listed.refresh(&endpoints, async |_| one("a")).await;

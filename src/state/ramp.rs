@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ramp_progresses_for_10_s_after_its_opening_and_each_head() {
+    async fn ramp_counts_as_room_for_10_s_after_a_head() {
         let ramp = Ramp::new(MAX);
         ramp.begin(4);
         let secs = Duration::from_secs;

@@ -153,7 +153,7 @@ async fn what_http_2_may_say_is_framed_anew() {
 }
 
 #[tokio::test]
-async fn a_host_that_differs_from_the_authority_does_not_count() {
+async fn host_beside_another_authority_is_ignored() {
     let recorder = Recorder::new().await;
     let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
     let mut client = RawH2::connect(proxy.address).await;

@@ -49,7 +49,7 @@ async fn continuation_flood_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn control_frames_are_served_up_to_their_limit_and_end_the_connection_above_it() {
+async fn control_frames_above_the_limit_end_it() {
     let recorder = Recorder::new().await;
     let proxy = start("maxControlFrames: 200", &recorder.upstream.url()).await;
     let on_nothing = [&0_u32.to_be_bytes()[..], &[16]].concat();
@@ -107,7 +107,7 @@ async fn admin_listener_speaks_no_http_2() {
 }
 
 #[tokio::test]
-async fn frames_that_nobody_reads_the_answers_to_end_the_connection() {
+async fn unread_frame_replies_end_the_connection() {
     // Internal data buffering (CVE-2019-9517): what is answered is not collected, but waits for the client to read.
     let recorder = Recorder::new().await;
     let proxy = start("maxControlFrames: 100000000, stallTimeout: 200ms", &recorder.upstream.url()).await;
@@ -128,7 +128,7 @@ async fn frames_that_nobody_reads_the_answers_to_end_the_connection() {
 }
 
 #[tokio::test]
-async fn data_frames_with_nothing_in_them_end_the_connection() {
+async fn empty_data_frames_end_the_connection() {
     let recorder = Recorder::new().await;
     let proxy = start("", &recorder.upstream.url()).await;
     for empty in [frame(DATA, 0, 1, &[]), frame(DATA, 8, 1, &[0])] {
@@ -206,7 +206,7 @@ async fn a_window_that_stays_shut_gives_the_endpoint_back() {
 }
 
 #[tokio::test]
-async fn answers_of_our_own_do_not_wait_for_a_window_for_ever() {
+async fn own_answers_do_not_wait_for_a_window_forever() {
     let recorder = Recorder::new().await;
     let proxy = start("stallTimeout: 200ms", &recorder.upstream.url()).await;
     let mut client = RawH2::with_settings(proxy.address, &[(4, 0)]).await;

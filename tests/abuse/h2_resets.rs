@@ -79,7 +79,7 @@ async fn rapid_reset_in_one_burst_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn rapid_reset_at_our_own_pace_ends_the_connection_too() {
+async fn slow_rapid_reset_ends_the_connection() {
     let upstream = Upstream::cold().await;
     let proxy = start("maxRapidResets: 50", &upstream.url()).await;
     let gate = proxy.gate().await;
@@ -163,7 +163,7 @@ async fn made_you_reset_is_bounded_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_stream_that_depends_on_itself_is_an_error_of_its_own() {
+async fn self_dependent_stream_is_a_stream_error() {
     let recorder = Recorder::new().await;
     let proxy = start("maxRapidResets: 20", &recorder.upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
@@ -177,7 +177,7 @@ async fn a_stream_that_depends_on_itself_is_an_error_of_its_own() {
 }
 
 #[tokio::test]
-async fn streams_above_the_most_are_refused_and_the_most_is_told() {
+async fn streams_above_the_limit_are_refused() {
     let upstream = Upstream::cold().await;
     let proxy = start("maxConcurrentStreams: 4, maxHeaderBytes: 16KiB", &upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
@@ -239,7 +239,7 @@ async fn a_reset_request_leaves_no_task_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_are_reset_before_they_are_whole_wake_nothing() {
+async fn reset_partial_requests_wake_nothing() {
     let memory = Memory::new("", "match: { models: [tiny] }");
     let mut client = memory.client(1 << 20);
     client.write_all(&[PREFACE, &settings(&[]), &frame(SETTINGS, ACK, 0, &[])].concat()).await.unwrap();

@@ -126,7 +126,7 @@ async fn an_hpack_bomb_is_not_unpacked() {
 }
 
 #[tokio::test]
-async fn a_table_for_compression_is_no_larger_than_it_may_be() {
+async fn hpack_table_is_bounded() {
     // A size update beyond what we allow (RFC 7541, section 4.2) is an error of compression.
     let upstream = Upstream::cold().await;
     let proxy = start("", &upstream.url()).await;

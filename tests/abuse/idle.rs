@@ -72,7 +72,7 @@ async fn idle(count: usize, timeout: &str) {
 }
 
 #[tokio::test]
-async fn thousands_of_idle_connections_cost_little_and_go_at_their_time() {
+async fn idle_connections_cost_little_and_time_out() {
     anteroom::app::raise_file_limit();
     idle(2000.min(files() / 4), "4s").await;
 }
@@ -125,7 +125,7 @@ async fn a_hundred_thousand_idle_connections() {
 }
 
 #[tokio::test]
-async fn the_soft_limit_to_open_files_is_raised_and_a_hard_one_that_is_too_low_is_told() {
+async fn soft_file_limit_is_raised() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let mut served = Served::start("ulimit -Sn 128", "maxConnections: 100", &upstream.url()).await;
     let said = served.listens().await;
@@ -254,7 +254,7 @@ async fn idle_http_2_is_told_before_its_connection_ends() {
 }
 
 #[tokio::test]
-async fn answers_of_http_1_say_how_long_the_connection_stays() {
+async fn http_1_answers_state_the_keep_alive_time() {
     let (proxy, upstream) = limited("idleTimeout: 90s").await;
     let mut client = proxy.client().await;
     for request in [get("/health"), chat("warm"), get("/nothing"), post(CHAT, "{")] {

@@ -87,7 +87,7 @@ async fn open_header_blocks_are_bounded_and_the_oldest_end() {
 
 /// Streams with large heads whose bodies never come: each counts for some 24 KiB, so that 128 fit.
 #[tokio::test]
-async fn requests_without_bodies_are_bounded_and_the_oldest_end() {
+async fn bodiless_requests_are_bounded_oldest_end_first() {
     let recorder = Recorder::new().await;
     let proxy = start(&recorder).await;
     let head = [block(&post_fields(CHAT)), field("x", "x".repeat(15_000))].concat();

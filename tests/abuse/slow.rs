@@ -75,7 +75,7 @@ async fn a_first_head_has_30_s_however_it_trickles() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_of_http_2_that_never_ends_is_idle_after_a_request() {
+async fn endless_h2_head_counts_as_idle() {
     let memory = Memory::new("headerTimeout: 30s, idleTimeout: 2m", MODELS);
     memory.ready();
     let begin = [hello(), post(1, CHAT, BODY), frame(HEADERS, 0, 3, &block(&post_fields(CHAT)))].concat();
@@ -89,7 +89,7 @@ async fn a_head_of_http_2_that_never_ends_is_idle_after_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_trickles_just_under_its_time_out_is_cut_off() {
+async fn trickling_body_is_cut_off() {
     // A byte every 29 s keeps clear of `bodyTimeout` for ever, and with 100 KB a connection for a month. It has 30 s to
     // its name, of which 29 go by before the first byte, which gives back 1/1000 s: 30.001 s.
     let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
@@ -217,7 +217,7 @@ async fn a_window_that_opens_byte_by_byte_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_keeps_its_rate_or_has_nothing_to_read_is_served() {
+async fn reader_at_its_rate_or_idle_is_served() {
     // 2,000 bytes a second in bites of 40 s, for an hour; the rate is 1,000.
     let part = format!("3e8\r\n{}\r\n", "x".repeat(1000));
     let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, part.as_bytes());

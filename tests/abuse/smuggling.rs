@@ -105,7 +105,7 @@ const TE: &str = "Transfer-Encoding: chunked\r\n";
 const CL: &str = "Content-Length: 16\r\n";
 
 #[tokio::test]
-async fn cl_te_and_te_cl_are_one_request_and_the_last_of_its_connection() {
+async fn cl_te_is_the_last_request_of_its_connection() {
     // What a reader that goes by the length would take for the body hides a request behind the last chunk, and the
     // other way round.
     let hidden = format!("0\r\n\r\n{}", chat("hidden"));
@@ -417,7 +417,7 @@ async fn a_trailer_that_is_streamed_on_is_a_trailer_still() {
 }
 
 #[tokio::test]
-async fn connection_cannot_name_away_what_is_for_the_model_server() {
+async fn connection_header_cannot_remove_credentials() {
     // Fields that a client names in `Connection` end here (RFC 9110, section 7.6.1), and so could take a key, or the
     // addresses that a load balancer has added, out of a request.
     let kept = [

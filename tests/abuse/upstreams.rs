@@ -33,7 +33,7 @@ fn status(answer: &str) -> &str {
 }
 
 #[tokio::test]
-async fn heads_that_could_be_read_two_ways_are_errors_or_framed_anew() {
+async fn ambiguous_heads_are_refused_or_reframed() {
     let head = |lines: &str, body: &str| format!("HTTP/1.1 200 OK\r\n{lines}\r\n{body}");
     let whole = "5\r\nwhole\r\n0\r\n\r\n";
     let huge = "x".repeat(1 << 20);
@@ -235,7 +235,7 @@ async fn an_answer_says_nothing_in_our_name() {
 }
 
 #[tokio::test]
-async fn a_server_that_answers_before_it_has_read_does_not_mix_requests_up() {
+async fn early_response_does_not_mix_requests_up() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
     let mut warm: Wire = proxy.sent(streaming("warm")).await;

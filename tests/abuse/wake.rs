@@ -75,7 +75,7 @@ async fn scanners_and_health_checks_wake_nothing() {
 }
 
 #[tokio::test]
-async fn whoever_reaches_the_admin_port_can_look_and_change_nothing() {
+async fn admin_port_is_read_only() {
     let upstream = Upstream::cold().await;
     let config = routes(&[route("tiny", &upstream.url(), "")]);
     let proxy = Proxy::start(&config).await;

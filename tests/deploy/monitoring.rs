@@ -81,7 +81,7 @@ fn placeholders(template: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_query_of_the_dashboard_reads_what_is_exported() {
+fn every_dashboard_query_reads_exported_metrics() {
     let dashboard = dashboard();
     let mut wrong = Vec::new();
     let mut shown = BTreeSet::new();
@@ -183,7 +183,7 @@ fn the_dashboard_is_one_that_grafana_takes() {
 }
 
 #[test]
-fn every_alert_reads_what_is_exported_and_is_documented() {
+fn every_alert_reads_exported_metrics() {
     let rules = yaml("deploy/prometheus/rules.yaml");
     let everything = everything();
     let (mut alerts, mut wrong) = (Vec::new(), Vec::new());

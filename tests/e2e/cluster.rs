@@ -33,7 +33,7 @@ fn cluster() -> Cluster {
 }
 
 #[tokio::test]
-async fn the_first_pod_that_answers_gets_what_is_held_whatever_the_cluster_says() {
+async fn first_answering_pod_gets_the_held_requests() {
     let (one, mut two) = (Upstream::cold().await, Upstream::cold().await);
     let cluster = cluster();
     let proxy = cluster.proxy(None, "").await;
@@ -54,7 +54,7 @@ async fn the_first_pod_that_answers_gets_what_is_held_whatever_the_cluster_says(
 }
 
 #[tokio::test]
-async fn streams_spread_over_the_pods_and_live_on_when_theirs_is_on_its_way_out() {
+async fn streams_spread_and_outlive_a_terminating_pod() {
     let mut pods = [Upstream::warm().await, Upstream::warm().await, Upstream::warm().await];
     let all = |word| pods.each_ref().map(|pod| (pod.address, word));
     let cluster = cluster();
@@ -126,7 +126,7 @@ async fn streams_spread_over_the_pods_and_live_on_when_theirs_is_on_its_way_out(
 }
 
 #[tokio::test]
-async fn a_gateway_that_has_not_heard_of_the_pods_yet_is_asked_again() {
+async fn unaware_gateway_is_asked_again() {
     let pod = Upstream::cold().await;
     let mut envoy = Upstream::warm().await;
     let cluster = cluster();
@@ -155,7 +155,7 @@ async fn a_gateway_that_has_not_heard_of_the_pods_yet_is_asked_again() {
 }
 
 #[tokio::test]
-async fn the_queues_of_the_servers_are_added_up_while_there_is_demand() {
+async fn server_queues_are_summed_while_there_is_demand() {
     let server = async |waiting: u32| {
         Upstream::warm().await.automatic(move |call| async move {
             if call.head.line() == "GET /metrics" {
@@ -280,7 +280,7 @@ async fn a_pod_that_wants_http_2_is_asked_and_sent_to_in_it() {
 }
 
 #[tokio::test]
-async fn requests_share_a_connection_and_get_another_when_the_server_takes_no_more_on_it() {
+async fn requests_share_h2_connections_up_to_a_limit() {
     let mut pod = H2c::new(2, true).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, Ready)]);
@@ -395,7 +395,7 @@ async fn a_dead_pod_gives_back_its_streams_one_by_one() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_resets_its_stream_and_no_other() {
+async fn hangup_resets_only_its_own_stream() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, Ready)]);
@@ -421,7 +421,7 @@ async fn a_client_that_hangs_up_resets_its_stream_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ends_in_order_is_replaced_and_what_is_in_flight_on_it_finishes() {
+async fn drained_connection_is_replaced() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, Ready)]);
@@ -448,7 +448,7 @@ async fn a_connection_that_ends_in_order_is_replaced_and_what_is_in_flight_on_it
 }
 
 #[tokio::test]
-async fn what_breaks_before_the_first_byte_is_written_twice_at_most() {
+async fn broken_request_is_written_twice_at_most() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, Ready)]);
@@ -470,7 +470,7 @@ async fn what_breaks_before_the_first_byte_is_written_twice_at_most() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_coming_is_its_client_s_fault_and_not_the_pod_s() {
+async fn stalled_body_does_not_blame_the_pod() {
     let mut pod = H2c::new(100, true).await;
     let cluster = h2c();
     cluster.says(&[(pod.address, Ready)]);

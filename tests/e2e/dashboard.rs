@@ -66,7 +66,7 @@ impl Follower {
 }
 
 #[tokio::test]
-async fn the_page_and_its_assets_are_served_with_what_keeps_it_to_itself() {
+async fn dashboard_is_served_with_its_security_headers() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let page = proxy.admin("/").await;
@@ -93,7 +93,7 @@ async fn the_page_and_its_assets_are_served_with_what_keeps_it_to_itself() {
 }
 
 #[tokio::test]
-async fn who_follows_sees_everything_first_and_then_a_cold_start_phase_by_phase() {
+async fn follower_gets_a_snapshot_then_each_phase() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut follower = Follower::new(&proxy).await;

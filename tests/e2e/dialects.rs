@@ -99,7 +99,7 @@ async fn failures_below_a_prefix_have_their_apis_shape() {
 }
 
 #[tokio::test]
-async fn failures_after_an_early_answer_are_events_of_their_api() {
+async fn late_failures_are_events_of_their_api() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 3s }}")).await;
     let body = r#"{"model":"tiny","stream":true}"#;
@@ -119,7 +119,7 @@ async fn failures_after_an_early_answer_are_events_of_their_api() {
 }
 
 #[tokio::test]
-async fn errors_of_servers_after_an_early_answer_are_events_of_their_api() {
+async fn late_server_errors_are_events_of_their_api() {
     let vllm = r#"{"type":"error","error":{"type":"BadRequestError","message":"too long"}}"#;
     let gateway = r#"{"error":{"message":"too long","type":"gateway","code":400}}"#;
     for (path, body, kind) in [

@@ -27,7 +27,7 @@ async fn refuses_connections(proxy: &Proxy) {
 }
 
 #[tokio::test]
-async fn for_a_while_new_connections_are_served_though_we_are_not_ready() {
+async fn unready_proxy_serves_during_the_drain_delay() {
     let (mut up, down) = (Upstream::warm().await, Upstream::cold().await);
     let config = routes(&[route("tiny", &up.url(), ""), route("down", &down.url(), "")]);
     let proxy = Proxy::start(&format!("drainDelay: 10m\n{config}")).await;
@@ -53,7 +53,7 @@ async fn for_a_while_new_connections_are_served_though_we_are_not_ready() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_finishes_and_then_we_stop_at_once() {
+async fn drain_ends_with_the_last_request() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut idle = proxy.client().await;
@@ -87,7 +87,7 @@ async fn what_is_in_flight_finishes_and_then_we_stop_at_once() {
 }
 
 #[tokio::test]
-async fn held_requests_are_served_if_the_target_comes_up_in_time() {
+async fn drain_serves_held_requests_if_the_target_comes() {
     let mut upstream = Upstream::cold().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("held")).await;
@@ -161,7 +161,7 @@ async fn a_second_order_cuts_at_once() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_asks_again_is_told_to_go_elsewhere() {
+async fn draining_closes_kept_connections() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("drainTimeout: 10m", &upstream.url(), "").await;
     let mut client = proxy.sent(chat("one") + &chat("two")).await;

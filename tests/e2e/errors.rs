@@ -89,7 +89,7 @@ fn the_document_says_what_is_answered() {
 }
 
 #[test]
-fn start_that_repeats_its_failure_is_not_to_be_retried() {
+fn repeated_start_failure_is_not_retryable() {
     let route = "tiny".into();
     let error = ProxyError::ColdStartFailed { route, reason: "because".into(), retry_after: None };
     let answer = error.answer();
@@ -108,7 +108,7 @@ fn the_document_names_every_outcome() {
 }
 
 #[test]
-fn retry_after_is_what_is_left_within_what_sdks_honour() {
+fn retry_after_stays_within_what_sdks_honour() {
     let documented = documented();
     for (known, expected) in [(None, 5), (Some(0), 1), (Some(17), 17), (Some(3600), 60)] {
         for error in every_error(known.map(Duration::from_secs)) {
@@ -126,7 +126,7 @@ fn retry_after_is_what_is_left_within_what_sdks_honour() {
 }
 
 #[test]
-fn what_sdks_would_retry_and_must_not_is_told_so_and_no_client_fault_is_retried() {
+fn sdks_are_told_what_not_to_retry() {
     for error in every_error(None) {
         let answer = error.answer();
         let status = answer.status.as_u16();

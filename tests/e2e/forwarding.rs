@@ -234,7 +234,7 @@ async fn large_bodies_arrive_as_they_were_sent_both_ways() {
 }
 
 #[tokio::test]
-async fn an_upload_to_a_route_without_models_streams_when_the_target_is_warm() {
+async fn upload_streams_when_the_target_is_warm() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
     warm_up(&proxy, &mut upstream).await;

@@ -178,7 +178,7 @@ async fn what_a_server_may_have_run_is_sent_twice_at_most() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_told_not_yet_keeps_its_deadline_and_its_heartbeats() {
+async fn not_yet_keeps_deadline_and_heartbeats() {
     let not_yet = answer("404 Not Found", &[], NOT_FOUND);
     let always = not_yet.clone();
     let gateway = Upstream::warm().await.automatic(move |mut call| {
@@ -213,7 +213,7 @@ async fn a_request_that_is_told_not_yet_keeps_its_deadline_and_its_heartbeats() 
 }
 
 #[tokio::test]
-async fn a_url_that_says_not_yet_is_held_and_the_record_tells() {
+async fn url_that_is_not_ready_yet_is_held_and_recorded() {
     let mut dynamo = Upstream::cold().await;
     let proxy = Proxy::tiny(&dynamo.url(), "").await;
     let mut client = proxy.sent(chat("patient")).await;
@@ -293,7 +293,7 @@ async fn a_url_that_answers_its_probe_keeps_its_errors() {
 }
 
 #[tokio::test]
-async fn a_gateway_that_lost_its_server_gets_the_time_of_a_start() {
+async fn gateway_without_server_gets_startup_time() {
     let mut gateway = Upstream::warm().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("warm")).await;
@@ -312,7 +312,7 @@ async fn a_gateway_that_lost_its_server_gets_the_time_of_a_start() {
 }
 
 #[tokio::test]
-async fn a_body_that_cannot_be_sent_again_passes_the_error_and_closes_the_url() {
+async fn unrepeatable_body_passes_the_error_on() {
     let mut nginx = Upstream::warm().await;
     // Without models the body streams, and trailers are not kept.
     let proxy = Proxy::tiny(&nginx.url(), "match: {}").await;

@@ -40,7 +40,7 @@ async fn application() -> (SocketAddr, HealthReporter) {
 }
 
 #[tokio::test]
-async fn calls_streams_and_their_statuses_pass_also_after_a_cold_start() {
+async fn grpc_calls_and_statuses_pass_after_a_cold_start() {
     let (address, reporter) = application().await;
     let cluster = Cluster::speaking(Protocol::H2c);
     cluster.says(&[]);

@@ -71,7 +71,7 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
 }
 
 #[tokio::test]
-async fn a_held_client_that_has_sent_more_than_its_request_is_noticed_too() {
+async fn hangup_behind_pipelined_bytes_is_noticed() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     // An old habit of clients is a line break after the body; others pipeline.
@@ -226,7 +226,7 @@ async fn pipelined_requests_are_answered_after_a_hold() {
 }
 
 #[tokio::test]
-async fn a_reset_stream_of_http_2_leaves_the_queue_and_its_neighbours_stay() {
+async fn h2_reset_leaves_the_queue_alone() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
@@ -279,7 +279,7 @@ async fn a_body_that_breaks_off_was_never_a_request() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_mid_stream_ends_the_work_at_the_silent_server() {
+async fn disconnect_mid_stream_ends_silent_work() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for gone in 1..=2 {
@@ -304,7 +304,7 @@ async fn a_client_that_goes_mid_stream_ends_the_work_at_the_silent_server() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_before_the_head_of_its_answer_ends_the_work_too() {
+async fn disconnect_before_head_ends_the_work() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let client = proxy.sent(chat("goes")).await;
@@ -324,7 +324,7 @@ async fn a_client_that_goes_before_the_head_of_its_answer_ends_the_work_too() {
 }
 
 #[tokio::test]
-async fn a_reset_stream_of_http_2_ends_the_work_at_the_server() {
+async fn h2_reset_ends_the_work_at_the_server() {
     use http_body_util::BodyExt as _;
 
     let mut upstream = Upstream::warm().await;
@@ -348,7 +348,7 @@ async fn a_reset_stream_of_http_2_ends_the_work_at_the_server() {
 }
 
 #[tokio::test]
-async fn the_lease_keeps_the_target_wanted_when_all_have_gone() {
+async fn lease_keeps_the_target_wanted() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let client = proxy.sent(chat("goes")).await;

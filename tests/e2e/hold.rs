@@ -27,7 +27,7 @@ async fn held_in_order(proxy: &Proxy, count: usize) -> Vec<crate::support::Wire>
 }
 
 #[tokio::test]
-async fn held_requests_go_in_the_order_of_admission_and_never_more_than_the_maximum() {
+async fn held_requests_go_in_order_within_the_limit() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 2, rampStart: 2 }").await;
     let mut clients = held_in_order(&proxy, 6).await;
@@ -58,7 +58,7 @@ async fn held_requests_go_in_the_order_of_admission_and_never_more_than_the_maxi
 }
 
 #[tokio::test]
-async fn a_new_endpoint_gets_twice_as_many_with_each_round_of_first_bytes() {
+async fn ramp_doubles_with_each_round_of_first_bytes() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8, rampStart: 2 }").await;
     let mut clients = Vec::new();
@@ -156,7 +156,7 @@ async fn server_that_resets_above_8_answers_everybody() {
 }
 
 #[tokio::test]
-async fn what_is_up_already_gets_as_many_as_it_may_have_at_once() {
+async fn ready_target_gets_its_full_limit_at_once() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 3, rampStart: 1 }").await;
     let mut clients = Vec::new();
@@ -201,7 +201,7 @@ async fn a_permit_lives_until_the_last_byte_of_a_stream() {
 }
 
 #[tokio::test]
-async fn one_activation_serves_all_that_came_meanwhile_and_tells_what_it_was() {
+async fn one_activation_serves_all_held_requests() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut clients = held_in_order(&proxy, 3).await;

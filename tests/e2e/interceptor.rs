@@ -50,7 +50,7 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
 }
 
 #[tokio::test]
-async fn every_method_and_path_is_passed_on_and_no_body_is_looked_into() {
+async fn every_method_and_path_is_passed_on() {
     let mut upstream = Upstream::warm().await;
     let rule = |hosts: &str| Matcher { hosts: vec![hosts.into()], ..Matcher::default() };
     let rules = vec![rule("other.test"), rule("*.test")];
@@ -128,7 +128,7 @@ async fn what_a_cold_start_held_says_so() {
 }
 
 #[tokio::test]
-async fn what_is_not_ready_in_time_fails_or_goes_to_the_fallback() {
+async fn late_target_fails_or_uses_the_fallback() {
     let upstream = Upstream::cold().await;
     let timeouts = readiness(Duration::from_millis(50));
     let proxy = Proxy::intercepting(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
@@ -183,7 +183,7 @@ async fn a_placeholder_comes_at_once_and_wakes_the_target() {
 }
 
 #[tokio::test]
-async fn as_many_are_held_as_the_route_says_and_the_rest_is_refused_or_gets_the_placeholder() {
+async fn hold_limit_refuses_or_gives_the_placeholder() {
     let mut upstream = Upstream::cold().await;
     let bounded = |overflow| Intercept { max_pending: Some(1), overflow, ..placeholder() };
     let refusing = Intercept { placeholder: None, ..bounded(Overflow::Placeholder) };
@@ -204,7 +204,7 @@ async fn as_many_are_held_as_the_route_says_and_the_rest_is_refused_or_gets_the_
 }
 
 #[tokio::test]
-async fn static_routes_are_no_demand_whether_answered_or_passed_on() {
+async fn static_routes_raise_no_demand() {
     let mut upstream = Upstream::cold().await;
     let pages = BTreeMap::from([
         ("index.html".to_owned(), "<p>closed</p>".into()),
@@ -279,7 +279,7 @@ async fn an_application_that_takes_too_long_is_a_504() {
 }
 
 #[tokio::test]
-async fn the_limit_of_a_request_bounds_its_wait_and_its_answer() {
+async fn request_time_out_bounds_wait_and_answer() {
     let mut upstream = Upstream::cold().await;
     let limit = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     // A fallback would need time that is no longer there.

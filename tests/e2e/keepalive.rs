@@ -68,7 +68,7 @@ fn error_of(event: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_streaming_client_hears_comments_and_then_its_answer_as_it_is() {
+async fn streaming_client_gets_heartbeats_then_its_answer() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), SOON).await;
     let (mut first, beat_1) = early(&proxy, &streaming("first"), "text/event-stream").await;
@@ -112,7 +112,7 @@ async fn a_streaming_client_hears_comments_and_then_its_answer_as_it_is() {
 }
 
 #[tokio::test]
-async fn who_is_answered_in_time_or_does_not_stream_gets_no_early_answer() {
+async fn fast_or_plain_requests_get_no_early_answer() {
     for (keepalive, request) in [
         ("keepalive: { mode: comment, after: 10m }", streaming("x")),
         (SOON, chat("x")),
@@ -137,7 +137,7 @@ async fn who_is_answered_in_time_or_does_not_stream_gets_no_early_answer() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_after_the_early_answer_is_an_event() {
+async fn deadline_after_early_answer_is_an_event() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), &format!("{SOON}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
@@ -152,7 +152,7 @@ async fn a_deadline_that_passes_after_the_early_answer_is_an_event() {
 }
 
 #[tokio::test]
-async fn an_error_of_the_server_after_the_early_answer_is_an_event() {
+async fn server_error_after_early_answer_is_an_event() {
     let own = r#"{"error":{"message":"too long","type":"BadRequestError","param":null,"code":400}}"#;
     let cases = [
         ("400 Bad Request", own, "400", "BadRequestError", "too long"),
@@ -198,7 +198,7 @@ async fn an_error_of_the_server_after_the_early_answer_is_an_event() {
 }
 
 #[tokio::test]
-async fn what_breaks_after_the_early_answer_is_an_event_of_its_own() {
+async fn failure_after_early_answer_is_an_event() {
     for (begun, told) in
         [("data: half an ev", "data: half an ev\n\n"), ("data: 1\n\n", "data: 1\n\n"), ("", "")]
     {
@@ -293,7 +293,7 @@ async fn chunks_are_of_the_shape_that_was_asked_for() {
 }
 
 #[tokio::test]
-async fn white_space_goes_before_json_where_it_was_asked_for() {
+async fn whitespace_precedes_json_if_configured() {
     let keepalive = "keepalive: { mode: whitespace, after: 10ms, interval: 10ms }";
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), keepalive).await;

@@ -92,7 +92,7 @@ async fn a_wait_that_cannot_be_read_is_refused() {
 }
 
 #[tokio::test]
-async fn a_full_waiting_room_is_told_apart_by_whether_anything_is_up() {
+async fn full_queue_differs_at_zero_and_when_up() {
     let mut upstream = Upstream::cold().await;
     let more = "hold: { maxRequests: 2 }, concurrency: { max: 1, rampStart: 1 }";
     let proxy = Proxy::tiny(&upstream.url(), more).await;
@@ -159,7 +159,7 @@ async fn the_bytes_of_a_route_and_of_all_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_large_is_refused_before_it_has_come() {
+async fn oversized_body_is_refused_before_it_arrives() {
     let upstream = Upstream::cold().await;
     let limits = "limits: { maxBodyBytes: 64KiB }\n";
     let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "")]));
@@ -201,7 +201,7 @@ async fn a_body_that_is_too_large_is_refused_before_it_has_come() {
 }
 
 #[tokio::test]
-async fn a_body_that_streams_through_is_bounded_too_and_breaks_at_the_server() {
+async fn streamed_body_is_bounded_and_breaks_at_the_server() {
     let mut upstream = Upstream::warm().await;
     let limits = "limits: { maxBodyBytes: 64KiB }\n";
     let config = format!("{limits}{}", routes(&[route("tiny", &upstream.url(), "match: {}")]));

@@ -198,7 +198,7 @@ async fn batch_wakes_the_server_as_a_chat_does() {
 }
 
 #[tokio::test]
-async fn version_of_several_routes_is_that_of_the_host_or_of_the_only_one_up() {
+async fn version_is_that_of_the_host_or_the_only_one_up() {
     let asked = Arc::<AtomicUsize>::default();
     let one = Upstream::warm().await.automatic(vllm(&[], "one", &asked));
     let two = Upstream::warm().await.automatic(vllm(&[], "two", &asked));

@@ -37,7 +37,7 @@ async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
 }
 
 #[tokio::test]
-async fn at_zero_under_a_pause_a_request_is_refused_at_once_and_wakes_nothing() {
+async fn pause_at_zero_refuses_at_once_and_wakes_nothing() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     pause(&proxy).await;
@@ -67,7 +67,7 @@ async fn at_zero_under_a_pause_a_request_is_refused_at_once_and_wakes_nothing() 
 }
 
 #[tokio::test]
-async fn who_is_held_when_a_pause_comes_is_told_at_once_and_a_next_one_is_let_in_when_it_goes() {
+async fn pause_fails_held_requests_at_once() {
     let mut upstream = Upstream::cold().await;
     let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
     let proxy = Proxy::tiny(&upstream.url(), soon_told).await;
@@ -100,7 +100,7 @@ async fn who_is_held_when_a_pause_comes_is_told_at_once_and_a_next_one_is_let_in
 }
 
 #[tokio::test]
-async fn where_a_route_says_so_a_request_waits_for_the_end_of_a_pause() {
+async fn when_paused_hold_waits_for_the_end_of_a_pause() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "whenPaused: hold").await;
     pause(&proxy).await;
@@ -132,7 +132,7 @@ async fn what_is_up_serves_though_it_is_paused() {
 }
 
 #[tokio::test]
-async fn the_reason_is_in_heartbeats_on_one_line_and_in_what_a_deadline_says() {
+async fn reason_is_in_heartbeats_and_deadline_errors() {
     let upstream = Upstream::cold().await;
     let proxy =
         Proxy::tiny(&upstream.url(), "keepalive: { mode: comment, after: 10ms, interval: 10ms }").await;
@@ -158,7 +158,7 @@ async fn the_reason_is_in_heartbeats_on_one_line_and_in_what_a_deadline_says() {
 }
 
 #[tokio::test]
-async fn what_has_stood_in_the_way_for_too_long_fails_who_waits_with_the_reason() {
+async fn lasting_obstacle_fails_held_requests() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "failureGrace: { crashLoop: 200ms }").await;
     let mut client = proxy.sent(chat("0")).await;

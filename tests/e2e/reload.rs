@@ -45,7 +45,7 @@ async fn held_requests_go_to_the_new_target() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_on_under_another_target_and_the_next_one_goes_there() {
+async fn stream_survives_a_replaced_target() {
     let (mut old, mut new) = (Upstream::warm().await, Upstream::warm().await);
     let proxy = Proxy::tiny(&old.url(), "").await;
     let mut client = proxy.sent(streaming("old")).await;
@@ -197,7 +197,7 @@ async fn the_budget_of_all_bodies_changes_too() {
 }
 
 #[tokio::test]
-async fn policies_of_a_held_request_are_those_it_came_in_with() {
+async fn held_request_keeps_the_policies_it_came_with() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "hold: { timeout: 15m }").await;
     let client = proxy.sent(chat("patient")).await;
@@ -212,7 +212,7 @@ async fn policies_of_a_held_request_are_those_it_came_in_with() {
 }
 
 #[tokio::test]
-async fn routes_of_the_cluster_stay_with_those_of_the_file_which_go_first() {
+async fn file_routes_precede_cluster_routes() {
     let (file, mut cluster) = (Upstream::cold().await, Upstream::cold().await);
     let proxy = Proxy::tiny(&file.url(), "match: {models: [filed]}").await;
     let found = parse(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).routes;

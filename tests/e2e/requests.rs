@@ -74,7 +74,7 @@ async fn first_answer(upstream: &mut Upstream, proxy: &Proxy) -> (Wire, crate::s
 }
 
 #[tokio::test]
-async fn the_first_token_ends_the_record_and_not_the_role_before_it() {
+async fn first_token_ends_the_record_not_the_role() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "keepalive: { after: 10m }").await;
     let (mut client, mut call) = first_answer(&mut upstream, &proxy).await;
@@ -110,7 +110,7 @@ async fn the_first_token_ends_the_record_and_not_the_role_before_it() {
 }
 
 #[tokio::test]
-async fn an_answer_without_a_token_ends_the_record_all_the_same() {
+async fn answer_without_token_ends_the_record() {
     // It breaks off; it ends; the client goes; it is no stream; it is an error.
     for case in ["breaks", "ends", "goes", "whole", "error"] {
         let mut upstream = Upstream::cold().await;
@@ -242,7 +242,7 @@ async fn after_an_early_answer_a_comment_says_it() {
 }
 
 #[tokio::test]
-async fn who_waits_behind_a_stream_that_has_no_token_yet_waits_for_a_turn() {
+async fn request_behind_a_tokenless_stream_waits() {
     let mut upstream = Upstream::cold().await;
     let more = "concurrency: { max: 1 }, keepalive: { mode: comment, after: 10ms, interval: 10ms }";
     let proxy = Proxy::tiny(&upstream.url(), more).await;

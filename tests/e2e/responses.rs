@@ -208,7 +208,7 @@ async fn other_replica_finds_a_stored_response_by_asking() {
 }
 
 #[tokio::test]
-async fn stored_response_of_several_routes_is_found_by_its_id() {
+async fn stored_response_is_found_across_routes() {
     let (one, two) = (Server::new("one").await, Server::new("two").await);
     let config = routes(&[
         route("one", &one.upstream.url(), ""),
@@ -232,7 +232,7 @@ async fn stored_response_of_several_routes_is_found_by_its_id() {
 }
 
 #[tokio::test]
-async fn request_for_a_busy_pod_waits_for_it_and_lets_others_pass() {
+async fn request_pinned_to_a_busy_pod_lets_others_pass() {
     let mut slow = Upstream::warm().await;
     let fast = Server::new("fast").await;
     let cluster = Cluster::speaking(Protocol::Http1);
@@ -263,7 +263,7 @@ async fn request_for_a_busy_pod_waits_for_it_and_lets_others_pass() {
 }
 
 #[tokio::test]
-async fn background_job_is_demand_while_its_server_says_that_it_runs() {
+async fn background_job_is_demand_while_it_runs() {
     let server = Server::new("a").await;
     let proxy = Proxy::tiny(&server.upstream.url(), "").await;
     let mut client = proxy.client().await;

@@ -75,7 +75,7 @@ async fn value(scaler: &mut Scaler, name: &str) -> Vec<(String, i64, f64)> {
 }
 
 #[tokio::test]
-async fn demand_is_pushed_and_counted_from_the_first_request_to_the_last_byte() {
+async fn demand_lasts_from_request_to_last_byte() {
     let mut upstream = Upstream::cold().await;
     let more = "scaling: { linger: 0s, requestRate: { target: 20 } }, concurrency: { max: 4 }";
     let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), more)])).await;
@@ -164,7 +164,7 @@ async fn live_streams_count_until_their_last_byte() {
 }
 
 #[tokio::test]
-async fn the_push_is_the_signal_of_the_cold_start_and_without_a_stream_it_is_not_known() {
+async fn push_ends_the_signal_phase() {
     for has_stream in [true, false] {
         let mut upstream = Upstream::cold().await;
         let proxy = Proxy::start(&scaled(&[route("tiny", &upstream.url(), "")])).await;
@@ -220,7 +220,7 @@ async fn what_is_asked_wrongly_is_told_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_scaled_object_before_its_route_is_answered_and_starts_it() {
+async fn early_scaled_object_is_answered_and_starts_it() {
     let upstream = Upstream::cold().await;
     let config = |routes: &[String]| format!("drainTimeout: 1s\n{}", scaled(routes));
     let other = route("other", &upstream.url(), "");
@@ -255,7 +255,7 @@ async fn a_scaled_object_before_its_route_is_answered_and_starts_it() {
 }
 
 #[tokio::test]
-async fn a_reload_brings_the_route_that_a_stream_waits_for_and_new_specs() {
+async fn reload_brings_awaited_route_and_new_specs() {
     let upstream = Upstream::cold().await;
     let with =
         |more: &str| scaled(&[route("other", &upstream.url(), ""), route("tiny", &upstream.url(), more)]);
@@ -276,7 +276,7 @@ async fn a_reload_brings_the_route_that_a_stream_waits_for_and_new_specs() {
 }
 
 #[tokio::test]
-async fn draining_ends_streams_cleanly_and_still_answers_who_comes_back() {
+async fn draining_ends_streams_but_still_answers() {
     let upstream = Upstream::cold().await;
     let config = scaled(&[route("tiny", &upstream.url(), "")]);
     let proxy = Proxy::start(&format!("drainDelay: 10m\n{config}")).await;
@@ -336,7 +336,7 @@ async fn it_can_be_asked_what_it_is() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_fails_the_start_and_names_the_key() {
+async fn taken_port_fails_the_start_and_names_the_key() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
     let routes = routes(&[route("tiny", "http://127.0.0.1:9", "")]);

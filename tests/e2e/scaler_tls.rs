@@ -76,7 +76,7 @@ async fn ask(proxy: &Proxy, authority: &str, identity: Option<(String, String)>)
 }
 
 #[tokio::test]
-async fn certificates_are_replaced_without_a_restart_and_a_bad_one_is_not_used() {
+async fn certificates_are_replaced_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (Authority::new("first"), Authority::new("second"));
     first.serve(folder.path());
@@ -92,7 +92,7 @@ async fn certificates_are_replaced_without_a_restart_and_a_bad_one_is_not_used()
 }
 
 #[tokio::test]
-async fn with_a_client_authority_nobody_is_answered_without_its_certificate() {
+async fn client_ca_requires_a_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let (server, clients, others) =
         (Authority::new("server"), Authority::new("clients"), Authority::new("others"));
@@ -107,7 +107,7 @@ async fn with_a_client_authority_nobody_is_answered_without_its_certificate() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_fail_the_start_and_are_named() {
+async fn unusable_tls_files_fail_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let start =
         async || Bound::new(parse(&config(folder.path(), false)), options()).await.err().unwrap().to_string();

@@ -37,7 +37,7 @@ async fn asleep(proxy: &Proxy) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn it_sleeps_when_it_is_idle_and_is_itself_when_it_was_woken() {
+async fn vllm_sleeps_when_idle_and_wakes_unchanged() {
     for level in 1..=2 {
         let proxy = sleeper(&format!("sleepLevel: {level}"), &[]).await;
         let says = async || {
@@ -66,7 +66,7 @@ async fn it_sleeps_when_it_is_idle_and_is_itself_when_it_was_woken() {
 }
 
 #[tokio::test]
-async fn all_who_come_while_it_sleeps_are_held_until_it_is_awake() {
+async fn requests_are_held_while_it_sleeps() {
     let proxy = sleeper("sleepLevel: 1", &["--wake-time", "500ms"]).await;
     assert_eq!(proxy.ask(chat("first")).await.status(), 200);
     asleep(&proxy).await;

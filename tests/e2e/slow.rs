@@ -94,7 +94,7 @@ async fn a_held_or_streaming_request_is_not_idle() {
 }
 
 #[tokio::test]
-async fn http_2_between_requests_is_idle_and_has_no_head_to_send() {
+async fn h2_between_requests_is_idle() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
@@ -151,7 +151,7 @@ async fn flood(mut call: Call) -> usize {
 }
 
 #[tokio::test]
-async fn a_client_that_stops_reading_costs_little_and_is_cut_off() {
+async fn client_that_stops_reading_is_cut_off() {
     let mut upstream = Upstream::warm().await;
     let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
     let client = proxy.sent(streaming("x")).await;

@@ -105,7 +105,7 @@ async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
 }
 
 #[tokio::test]
-async fn a_second_proxy_does_not_share_the_port_of_the_first() {
+async fn second_proxy_cannot_share_the_port() {
     let yaml = format!("listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nworkers: 2\n{ROUTES}\n");
     let first = Bound::new(parse(&yaml), scaler::Options::default()).await.unwrap();
     let yaml = yaml.replacen("127.0.0.1:0", &first.address.to_string(), 1);
@@ -167,7 +167,7 @@ async fn on_sigterm_it_finishes_accounts_and_exits_with_0() {
 }
 
 #[tokio::test]
-async fn on_ctrl_c_it_does_not_wait_for_load_balancers_and_a_second_one_cuts() {
+async fn ctrl_c_skips_the_delay_and_a_second_one_cuts() {
     let mut upstream = Upstream::warm().await;
     let config =
         format!("drainDelay: 10m\ndrainTimeout: 10m\n{}", routes(&[route("tiny", &upstream.url(), "")]));

@@ -206,7 +206,7 @@ async fn a_stream_is_one_attempt_until_its_last_byte() {
 }
 
 #[tokio::test]
-async fn a_streamed_answer_to_a_cold_start_tells_of_its_first_token() {
+async fn cold_stream_records_its_first_token() {
     let collector = Collector::grpc().await;
     let mut upstream = Upstream::cold().await;
     let more = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
@@ -374,7 +374,7 @@ async fn without_an_export_the_record_still_knows_the_trace() {
 }
 
 #[tokio::test]
-async fn a_collector_that_is_down_or_silent_costs_spans_and_no_request() {
+async fn silent_collector_costs_no_request() {
     let port = Port::reserve();
     let mut upstream = Upstream::warm().await;
     let down = format!("traces: {{ endpoint: \"{}\" }}\n", port.url());

@@ -28,7 +28,7 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
 }
 
 #[tokio::test]
-async fn who_cannot_connect_is_held_again_ahead_of_all_that_came_later() {
+async fn failed_connect_is_held_again_at_the_head() {
     let port = Port::reserve();
     let mut upstream = Upstream::on(port.listen(), true);
     let proxy = Proxy::tiny(&port.url(), "concurrency: { max: 8, rampStart: 1 }").await;
@@ -86,7 +86,7 @@ async fn who_waits_for_a_verdict_still_has_a_deadline() {
 }
 
 #[tokio::test]
-async fn a_request_that_breaks_servers_reaches_two_of_them_and_no_more() {
+async fn poisoned_request_reaches_two_servers_at_most() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     for how in ["resets", "closes", "half a head", "no HTTP"] {
@@ -289,7 +289,7 @@ async fn kept_part_of_a_streamed_body_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_gateway_without_endpoints_is_asked_again_and_again_but_never_in_a_hurry() {
+async fn empty_gateway_is_retried_with_backoff() {
     let sayings = [
         answer("503 Service Unavailable", &[("content-type", "text/plain")], "no healthy upstream"),
         answer(
@@ -403,7 +403,7 @@ async fn nothing_is_tried_again_after_the_first_byte() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_answer_in_time_is_not_asked_again() {
+async fn response_time_out_is_not_retried() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "upstream: { responseTimeout: 50ms }").await;
     let mut client = proxy.sent(chat("slow")).await;
@@ -439,7 +439,7 @@ async fn an_answer_that_pauses_for_too_long_is_cut_off() {
 }
 
 #[tokio::test]
-async fn connections_are_used_again_and_what_was_closed_meanwhile_costs_nothing() {
+async fn pooled_connections_are_reused() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut connections = Vec::new();

@@ -55,7 +55,7 @@ async fn both_ways(client: &mut Wire, call: &mut Call) {
 }
 
 #[tokio::test]
-async fn a_tunnel_is_in_flight_until_the_application_closes_it() {
+async fn tunnel_is_in_flight_until_closed() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, mut call) = open(&proxy, &mut upstream, "false").await;
@@ -71,7 +71,7 @@ async fn a_tunnel_is_in_flight_until_the_application_closes_it() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_is_told_on_and_still_hears_the_rest() {
+async fn closing_client_still_receives_the_rest() {
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     let waking = async {
@@ -95,7 +95,7 @@ async fn a_client_that_closes_is_told_on_and_still_hears_the_rest() {
 }
 
 #[tokio::test]
-async fn a_tunnel_ends_with_the_limit_of_its_request_and_with_the_proxy() {
+async fn tunnel_ends_with_its_limit_and_the_proxy() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     let (mut client, call) = open(&proxy, &mut upstream, "false").await;
@@ -210,7 +210,7 @@ async fn websocket_is_closed_before_draining_is_over() {
 }
 
 #[tokio::test]
-async fn who_does_not_switch_is_answered_as_anybody_and_other_protocols_are_not_asked_for() {
+async fn refused_upgrade_is_an_ordinary_answer() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
     let mut client = proxy.client().await;

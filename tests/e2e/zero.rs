@@ -6,7 +6,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn models_and_health_checks_are_answered_from_the_configuration() {
+async fn models_and_health_are_answered_locally() {
     let (tiny, big) = (Upstream::cold().await, Upstream::cold().await);
     let more = "match: { models: [tiny, org/tiny-lora] }";
     let config = routes(&[route("tiny", &tiny.url(), more), route("big", &big.url(), "")]);

@@ -78,7 +78,7 @@ fn is_sane(record: &Value) {
 /// read again by the next run.
 #[tokio::test]
 #[ignore = "needs libfaketime, as in .ci/run faults"]
-async fn held_requests_and_records_survive_jumps_of_the_wall_clock() {
+async fn held_requests_survive_wall_clock_jumps() {
     let clock = Clock::new();
     let reports = tempfile::tempdir().unwrap();
     let mut upstream = Upstream::cold().await;

@@ -40,7 +40,7 @@ async fn gated() -> (Upstream, watch::Sender<bool>) {
 /// More clients than descriptors: some are let in, as many as leave descriptors for all else, and are served; the others
 /// wait to be accepted, and are served after them. Nothing fails, nothing is accepted in vain, nothing stays open.
 #[tokio::test]
-async fn clients_that_nothing_is_left_for_wait_to_be_accepted() {
+async fn clients_without_a_place_wait_to_be_accepted() {
     let (upstream, gate) = gated().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
     let proxy = Served::with_descriptors(&config, DESCRIPTORS).await;
@@ -67,7 +67,7 @@ async fn clients_that_nothing_is_left_for_wait_to_be_accepted() {
 /// What cannot be sent waits and blames nobody: the endpoint stays ready, what has been sent is answered, all are served in
 /// the end. Meanwhile accepting and connecting rest between their tries.
 #[tokio::test]
-async fn requests_that_cannot_be_sent_wait_and_the_endpoint_is_not_blamed() {
+async fn local_exhaustion_does_not_blame_the_endpoint() {
     const REQUESTS: usize = 150;
     let (upstream, gate) = gated().await;
     let more = "concurrency: { max: 1000, rampStart: 1000 }, upstream: { connectTimeout: 400ms }";

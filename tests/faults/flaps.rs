@@ -69,7 +69,7 @@ impl Server {
 /// exactly once and answered; never more than `concurrency.max` are on the server; demand is what is held and in flight,
 /// at every flap; and when all is over, nothing is wanted.
 #[tokio::test(start_paused = true)]
-async fn readiness_that_flaps_loses_nobody_and_sends_nobody_twice() {
+async fn flapping_readiness_loses_and_repeats_nothing() {
     let server = Arc::new(Server::default());
     server.up.store(true, SeqCst);
     let dialled = server.clone();
@@ -138,7 +138,7 @@ async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
 /// A pod whose readiness flaps, by the cluster's word, before the real proxy: each change is acted on at once, and every
 /// request is answered once.
 #[tokio::test]
-async fn a_pod_that_flaps_serves_whoever_comes_while_it_is_ready() {
+async fn flapping_pod_serves_while_it_is_ready() {
     // A probe of ours does not open what the cluster has closed.
     let mut upstream = Upstream::cold().await;
     let cluster = Cluster::speaking(Protocol::Http1);

@@ -56,7 +56,7 @@ const BODIES: [(&str, &str); 5] = [
 /// Whatever it is: two servers get the request at the most (one, where the head is too large), the client gets 502, and the next request is served. Or, if a head had gone out, the
 /// client sees that the answer breaks off, and nothing is tried again.
 #[tokio::test]
-async fn what_is_no_answer_is_told_as_such_and_the_next_request_is_served() {
+async fn invalid_response_leaves_the_next_request_alone() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let heads = heads();

@@ -20,7 +20,7 @@ async fn before(place: &Place, more: &str) -> Served {
 /// Killed before the head of an answer: the request takes its old place, ahead of whoever came later, and is served by
 /// the next server. What kills two servers reaches no third, and whoever stood behind it is served.
 #[tokio::test]
-async fn before_the_head_the_next_server_gets_it_and_no_third_one() {
+async fn request_without_head_moves_to_one_other_server() {
     let place = Place::reserve();
     let mut first = place.up(&["--time-to-first-token", HOUR]).await;
     let proxy = before(&place, "concurrency: { max: 1 }").await;
@@ -54,7 +54,7 @@ async fn before_the_head_the_next_server_gets_it_and_no_third_one() {
 /// Killed with many in flight that it has not answered, over connections that had been used before: each of them is
 /// served by the next server.
 #[tokio::test]
-async fn whoever_has_no_head_yet_is_served_by_the_next_server() {
+async fn headless_requests_move_to_the_next_server() {
     all_are_served_by_the_next_server("").await;
 }
 
@@ -94,7 +94,7 @@ async fn all_are_served_by_the_next_server(more: &str) {
 
 /// Killed in the middle of a stream: the client sees that its answer breaks off, and no other server gets the request.
 #[tokio::test]
-async fn in_the_middle_of_a_stream_the_client_sees_it_and_nobody_else() {
+async fn broken_stream_is_seen_by_its_client_only() {
     let place = Place::reserve();
     let mut first = place.up(&["--inter-token-time", HOUR]).await;
     let proxy = before(&place, "").await;
@@ -137,7 +137,7 @@ fn alive(pid: &Pid) -> bool {
 /// Killed while it loads: all who wait are told so, with the signal, at once; its child goes with it; and who comes
 /// next has the next start, when its back-off is over.
 #[tokio::test]
-async fn while_it_loads_all_who_wait_are_told_and_the_next_start_is_another_one() {
+async fn crash_while_loading_fails_held_requests() {
     let pids = tempfile::NamedTempFile::new().unwrap();
     let then =
         r#"[ $(wc -l < "$1") -gt 2 ] || exec "$2" sim --port "$3" --hang-load; exec "$2" sim --port "$3""#;
@@ -164,7 +164,7 @@ async fn while_it_loads_all_who_wait_are_told_and_the_next_start_is_another_one(
 /// Killed while it serves a request that it has not answered: that request is held, starts the next server, and is
 /// answered by it.
 #[tokio::test]
-async fn while_it_serves_who_is_not_answered_starts_the_next() {
+async fn crash_while_serving_restarts_for_the_unanswered() {
     let pids = tempfile::NamedTempFile::new().unwrap();
     let slow = r#"[ $(wc -l < "$1") -gt 2 ] || exec "$2" sim --port "$3" --time-to-first-token 1h; exec "$2" sim --port "$3""#;
     let proxy = Served::start(&process(pids.path(), slow)).await;

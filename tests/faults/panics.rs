@@ -95,7 +95,7 @@ async fn answer(client: &mut DuplexStream) -> String {
 /// In a request that is sent at once, and in one that was held: it gets a 500 and is counted as `internal`. Its permit is
 /// given back, the connection that it came over serves the next, and so does the thread.
 #[tokio::test(start_paused = true)]
-async fn a_panic_costs_one_request_and_neither_its_connection_nor_its_place() {
+async fn panic_costs_only_its_request() {
     let Rig { world, behaves, requests } = rig("concurrency: { max: 1, rampStart: 1 }");
     let mut client = world.client();
     for held_first in [false, true] {
@@ -128,7 +128,7 @@ async fn a_panic_costs_one_request_and_neither_its_connection_nor_its_place() {
 /// After an early answer there is no other status to send: the client sees its stream break off. It is counted, and its
 /// place is free; the neighbours' connections do not notice.
 #[tokio::test(start_paused = true)]
-async fn a_panic_after_an_early_answer_breaks_that_answer_off() {
+async fn panic_after_early_answer_breaks_the_stream() {
     let Rig { world, behaves, .. } =
         rig("concurrency: { max: 1, rampStart: 1 }, keepalive: { after: 1s, interval: 1s }");
     let panics = world.ask(&streaming("panics"));
@@ -151,7 +151,7 @@ async fn a_panic_after_an_early_answer_breaks_that_answer_off() {
 /// In the task of a connection to an endpoint: that is a connection that broke. The request has been written, so it is
 /// tried once more, and told 502 then.
 #[tokio::test(start_paused = true)]
-async fn a_panic_in_a_connection_to_an_endpoint_is_a_broken_connection() {
+async fn panic_in_upstream_connection_is_a_broken_one() {
     let Rig { world, behaves, .. } = rig("");
     world.watch(|| true);
     behaves.store(PANICS_ON_READ, SeqCst);

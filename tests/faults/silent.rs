@@ -89,7 +89,7 @@ async fn a_head_that_does_not_come_has_its_time_and_no_more() {
 /// deadline, and meanwhile it is dialled ever more seldom. 50, 100, 200, 400 and 800 ms, then every second: 30 s are at
 /// most 5 + 29 + 1 tries.
 #[tokio::test(start_paused = true)]
-async fn who_closes_at_once_is_tried_until_the_deadline_and_not_in_a_hurry() {
+async fn closing_server_is_retried_with_backoff() {
     let (world, connections) = world("hold: { timeout: 30s }", |io| async move { drop(io) });
     let began = Instant::now();
     let heard = world.ask(&chat("x")).await.unwrap();

@@ -81,7 +81,7 @@ fn swap(folder: &Path, number: usize, config: &str) {
 /// empty ones, symlinks that are swapped, and SIGHUP in between. No request is lost; of good and bad, the last good one
 /// is in force; and routes that are gone have left no thread and no descriptor.
 #[tokio::test]
-async fn a_storm_of_reloads_loses_nothing_and_leaves_nothing() {
+async fn reload_storm_loses_and_leaves_nothing() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let tiny = |more: &str| route("tiny", &upstream.url(), more);
     let others = |number: usize| -> Vec<String> {

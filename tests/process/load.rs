@@ -36,7 +36,7 @@ async fn the_log_tells_the_parts_of_the_load() {
 }
 
 #[tokio::test]
-async fn a_program_that_says_nothing_of_its_load_has_no_parts() {
+async fn silent_program_has_no_load_parts() {
     let route = Route::new(process(sh("exec \"$0\" \"$@\" 2>/dev/null", &sim(&["--load-time", "50ms"]))));
     let Released::Dispatch(permit) = within(route.hold().released()).await else { panic!("not released") };
     route.gate.cold_starts().dispatched();

@@ -33,7 +33,7 @@ use tokio::{
 // === launcher ===
 
 #[tokio::test]
-async fn many_waiters_start_one_server_and_the_record_says_how() {
+async fn many_requests_start_one_server() {
     let pids = Pids::new();
     let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&["--load-time", "50ms"]))));
     let waiting: Vec<_> = (0..20).map(|_| route.hold()).collect();
@@ -55,7 +55,7 @@ async fn many_waiters_start_one_server_and_the_record_says_how() {
 }
 
 #[tokio::test]
-async fn process_whose_path_is_wrong_is_reported_while_it_runs() {
+async fn wrong_readiness_path_is_reported_at_run_time() {
     let mut policy = settings();
     policy.readiness.path = "/nowhere".into();
     policy.readiness.activation_timeout = Period::from_secs(600);
@@ -69,7 +69,7 @@ async fn process_whose_path_is_wrong_is_reported_while_it_runs() {
 }
 
 #[tokio::test]
-async fn an_exit_while_loading_fails_whoever_waits_with_its_reason_and_last_lines() {
+async fn exit_while_loading_fails_held_requests() {
     let route = Route::new(process(sim(&["--load-time", "20ms", "--fail-load=3"])));
     let (mut first, mut second) = (route.hold(), route.hold());
     for ticket in [&mut first, &mut second] {
@@ -95,7 +95,7 @@ async fn an_exit_while_loading_fails_whoever_waits_with_its_reason_and_last_line
 }
 
 #[tokio::test]
-async fn after_a_failure_the_next_start_comes_when_the_backoff_ends() {
+async fn next_start_waits_for_the_backoff() {
     let pids = Pids::new();
     // Fails the first time, and works from then on.
     let script = pids.then(&format!("[ $(wc -l < {}) -gt 1 ] || exit 1; exec \"$0\" \"$@\"", pids.path()));
@@ -147,7 +147,7 @@ async fn a_command_that_cannot_be_run_is_said_so_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_never_gets_ready_is_stopped_and_the_reason_says_what_it_answered() {
+async fn never_ready_server_is_stopped_with_its_answer() {
     let pids = Pids::new();
     let hang = sim(&["--load-time", "10ms", "--closed-time", "0s", "--hang-load"]);
     let mut settings = settings();
@@ -164,7 +164,7 @@ async fn a_server_that_never_gets_ready_is_stopped_and_the_reason_says_what_it_a
 }
 
 #[tokio::test]
-async fn an_idle_server_is_stopped_and_the_next_request_starts_it_again() {
+async fn idle_server_stops_and_starts_again() {
     let pids = Pids::new();
     let mut target = process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[])));
     set_idle(&mut target, 20);
@@ -183,7 +183,7 @@ async fn an_idle_server_is_stopped_and_the_next_request_starts_it_again() {
 }
 
 #[tokio::test]
-async fn a_server_is_not_stopped_while_a_request_is_in_flight() {
+async fn server_in_use_is_not_stopped() {
     let pids = Pids::new();
     let mut target = process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[])));
     set_idle(&mut target, 5);
@@ -199,7 +199,7 @@ async fn a_server_is_not_stopped_while_a_request_is_in_flight() {
 }
 
 #[tokio::test]
-async fn if_everybody_has_left_the_start_goes_on_and_is_recorded_as_abandoned() {
+async fn start_without_clients_ends_as_abandoned() {
     let mut target = process(sim(&["--load-time", "20ms"]));
     set_idle(&mut target, 20);
     let route = Route::new(target);
@@ -212,7 +212,7 @@ async fn if_everybody_has_left_the_start_goes_on_and_is_recorded_as_abandoned() 
 }
 
 #[tokio::test]
-async fn a_crash_while_serving_takes_the_endpoint_away_and_whoever_comes_starts_the_next() {
+async fn crash_while_serving_starts_the_next_server() {
     let pids = Pids::new();
     let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let mut ticket = route.hold();
@@ -237,7 +237,7 @@ async fn a_crash_while_serving_takes_the_endpoint_away_and_whoever_comes_starts_
 }
 
 #[tokio::test]
-async fn a_server_that_failed_a_request_but_answers_probes_gets_one_request_at_first() {
+async fn failed_server_gets_one_trial_request() {
     let pids = Pids::new();
     let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
@@ -281,7 +281,7 @@ async fn a_server_that_ignores_sigterm_is_killed() {
 }
 
 #[tokio::test]
-async fn being_told_to_stop_does_not_wait_for_what_is_in_flight() {
+async fn stop_does_not_wait_for_in_flight_requests() {
     let pids = Pids::new();
     let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
@@ -309,7 +309,7 @@ async fn a_server_on_its_way_up_is_stopped_with_the_route() {
 }
 
 #[tokio::test]
-async fn another_target_takes_over_when_the_old_one_has_finished() {
+async fn new_target_takes_over_after_the_old_one_drains() {
     let (old, new) = (Pids::new(), Pids::new());
     let route = Route::new(process(sh(&old.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
@@ -327,7 +327,7 @@ async fn another_target_takes_over_when_the_old_one_has_finished() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_replaced_while_it_loads_leaves_its_waiters_to_the_next() {
+async fn target_replaced_while_loading_keeps_its_requests() {
     let route = Route::new(process(sim(&["--hang-load"])));
     let mut ticket = route.hold();
     route.status("starting").await;
@@ -386,7 +386,7 @@ async fn the_guardian_obeys_the_pipe_alone() {
 }
 
 #[tokio::test]
-async fn a_command_that_ends_by_itself_leaves_nothing_behind() {
+async fn ended_command_leaves_nothing_behind() {
     let mut guardian = guardian("sleep 1000 & echo $!; setsid sleep 1000 & echo $!; exit 3").spawn().unwrap();
     let lifeline = guardian.stdin.take();
     let mut printed = String::new();
@@ -449,7 +449,7 @@ async fn a_url_that_answers_at_once_is_no_cold_start() {
 }
 
 #[tokio::test]
-async fn a_url_that_refuses_is_probed_until_it_is_ready_and_that_is_a_cold_start() {
+async fn refusing_url_is_probed_as_a_cold_start() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let route = Route::new(Target::Url(format!("http://{free}")));
     let mut ticket = route.hold();
@@ -471,7 +471,7 @@ async fn a_url_that_refuses_is_probed_until_it_is_ready_and_that_is_a_cold_start
 }
 
 #[tokio::test]
-async fn a_url_that_stays_unready_fails_whoever_waits_and_is_tried_again() {
+async fn unready_url_fails_held_requests() {
     let (target, status) = server(503).await;
     let mut settings = settings();
     settings.readiness.activation_timeout = Period::from_millis(200);
@@ -484,7 +484,7 @@ async fn a_url_that_stays_unready_fails_whoever_waits_and_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_suspect_url_is_left_alone_then_probed_and_starts_with_one_request() {
+async fn suspect_url_is_probed_then_tried_once() {
     let (target, status) = server(200).await;
     let route = Route::new(target);
     let permit = route.permit().await;

@@ -44,7 +44,7 @@ fn phases(record: &ColdStart) -> Vec<Phase> {
 }
 
 #[tokio::test]
-async fn an_idle_server_sleeps_and_the_next_request_wakes_it() {
+async fn idle_server_sleeps_and_wakes_again() {
     let (route, pids) = sleeper(&["--load-time", "300ms"]);
     for wakes in 0..3 {
         answered(&route).await;
@@ -72,7 +72,7 @@ async fn an_idle_server_sleeps_and_the_next_request_wakes_it() {
 }
 
 #[tokio::test]
-async fn whoever_comes_while_it_falls_asleep_waits_until_it_is_awake_again() {
+async fn request_while_falling_asleep_waits_for_the_wake() {
     let (route, pids) = sleeper(&["--sleep-time", "300ms"]);
     answered(&route).await;
     route.status("stopping").await;
@@ -123,7 +123,7 @@ async fn a_server_that_dies_in_its_sleep_is_started_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_wake_is_started_again_and_nobody_is_failed() {
+async fn server_that_cannot_wake_is_restarted() {
     let (route, pids) = sleeper(&["--fail-wake"]);
     answered(&route).await;
     route.status("sleeping").await;
@@ -147,7 +147,7 @@ async fn a_server_that_does_not_wake_is_started_again_and_nobody_is_failed() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_too_long_to_wake_or_dies_of_it_is_started_again() {
+async fn server_that_dies_waking_is_restarted() {
     for dies in [false, true] {
         let pids = Pids::new();
         let mut settings = settings();
@@ -183,7 +183,7 @@ async fn a_server_that_takes_too_long_to_wake_or_dies_of_it_is_started_again() {
 }
 
 #[tokio::test]
-async fn a_wake_that_everybody_has_left_is_abandoned_and_it_sleeps_again() {
+async fn abandoned_wake_goes_back_to_sleep() {
     let (route, pids) = sleeper(&["--wake-time", "50ms"]);
     answered(&route).await;
     route.status("sleeping").await;

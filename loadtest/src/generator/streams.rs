@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_of_a_paced_stream_arrives_and_so_does_its_end() {
+    fn paced_stream_arrives_whole() {
         let (mut rig, mut load) = open(20);
         rig.backend_mut().streams().unwrap().pace(Instant::now(), SECOND / 100);
         assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 20 * 5).unwrap());
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_event_is_an_error_and_a_joint_one_is_counted() {
+    fn lost_event_is_an_error_joint_one_is_counted() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut rig = Rig::new(Arc::new(AtomicBool::new(false))).unwrap();
         let mut load = Streams::new(listener.local_addr().unwrap());

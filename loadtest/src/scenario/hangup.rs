@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_storms_leave_behind_is_told_from_what_the_first_one_did() {
+    fn storm_leaks_are_told_from_first_growth() {
         let before = Footprint { memory: 100, descriptors: 10 };
         let aims = |storms: &[Storm]| -> Vec<_> {
             let found = findings("so".into(), before, storms, None);

@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_shared_by_those_who_came_and_the_body_is_not_counted() {
+    fn memory_per_client_excludes_the_body() {
         let part =
             Part { requests: 10, before: 1000, held: 1000 + 10 * 5 * 1024, informed: 1000 + 10 * 15 * 1024 };
         let holding = |heartbeats, percent| Holding { seconds: 10.0, heartbeats, percent, others: 0.0 };

@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rig_that_is_busy_others_and_a_ramp_without_an_end_are_told() {
+    fn busy_rig_and_endless_ramp_are_noted() {
         let round = Round { rig_busy_warm: 0.99, others: 0.5, ..ROUND };
         assert_eq!(found(round, Ramped { most: 63, ..RAMPED }, ORDER).1, 3);
     }

@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_has_every_route_and_only_known_blanks() {
+    fn contender_configuration_has_only_known_blanks() {
         let text = configuration(3, 7000);
         assert_eq!(text.matches("- name: r").count(), 3);
         let known = ["{listen}", "{admin}", "{backend}"];

@@ -48,7 +48,7 @@ async fn every_asset_is_served_as_what_it_is_and_once() {
 }
 
 #[test]
-fn what_the_page_wants_is_there_and_all_that_is_there_is_wanted() {
+fn page_elements_and_script_agree() {
     let mut wanted: Vec<&str> = vec!["index.html"];
     for asset in all() {
         let names = quoted(asset.text).into_iter().filter_map(|text| {
@@ -66,7 +66,7 @@ fn what_the_page_wants_is_there_and_all_that_is_there_is_wanted() {
 }
 
 #[test]
-fn nothing_comes_from_elsewhere_and_nothing_becomes_markup() {
+fn page_is_self_contained_and_escapes_markup() {
     for asset in all() {
         for (number, line) in asset.text.lines().enumerate() {
             let place = format!("{}:{}: {line}", asset.name, number + 1);

@@ -118,7 +118,7 @@ fn names(told: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn everything_comes_first_and_then_only_what_has_changed() {
+async fn first_report_is_full_and_later_ones_are_changes() {
     let world = World::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     let (event, told) = next(&mut watcher).await;
@@ -143,7 +143,7 @@ async fn everything_comes_first_and_then_only_what_has_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_edge_is_told_at_once_and_those_that_follow_together() {
+async fn edge_is_sent_at_once_and_later_ones_together() {
     let world = World::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;
@@ -186,7 +186,7 @@ async fn an_edge_is_told_at_once_and_those_that_follow_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_reader_gets_the_newest_state_and_nothing_that_was_before() {
+async fn slow_reader_gets_only_the_newest_state() {
     let world = World::new(&["tiny"]).await;
     let (mut slow, mut quick) = (world.live.watch().unwrap(), world.live.watch().unwrap());
     next(&mut slow).await;
@@ -217,7 +217,7 @@ async fn a_slow_reader_gets_the_newest_state_and_nothing_that_was_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_than_so_many_look_and_all_are_told_of_the_end() {
+async fn live_viewers_are_bounded_and_get_the_end() {
     let world = World::new(&["tiny"]).await;
     let mut watchers: Vec<_> = (0..WATCHERS).map(|_| world.live.watch().expect("room")).collect();
     assert!(world.live.watch().is_none());
@@ -253,7 +253,7 @@ async fn while_nobody_looks_nothing_is_made() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_minutes_of_held_requests_are_kept_with_the_most_of_each_second() {
+async fn held_history_keeps_two_minutes_of_maxima() {
     let world = World::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;

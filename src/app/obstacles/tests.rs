@@ -124,7 +124,7 @@ impl Stage {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gate_is_told_what_the_cluster_knows_and_the_cluster_what_that_is() {
+async fn gate_and_cluster_exchange_obstacles() {
     let stage = Stage::new();
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject), "who waits is told at once");
     sleep(Duration::from_secs(3)).await;
@@ -145,7 +145,7 @@ async fn a_gate_is_told_what_the_cluster_knows_and_the_cluster_what_that_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scaled_object_that_comes_right_after_its_route_is_not_missed() {
+async fn scaled_object_right_after_its_route_is_seen() {
     let stage = Stage::new();
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
     stage.scaled_object(true);
@@ -192,7 +192,7 @@ async fn keda_has_ten_seconds_to_open_its_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropped_pushes_are_an_obstacle_until_they_are_taken() {
+async fn dropped_pushes_are_an_obstacle() {
     let stage = Stage::new();
     stage.scaled_object_that_lists(false, &["s1-prometheus"]);
     let _open = crate::admission::OpenStream::new(stage.gate.clone());
@@ -214,7 +214,7 @@ async fn dropped_pushes_are_an_obstacle_until_they_are_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scaled_object_that_names_no_route_is_told_where_none_names_it() {
+async fn misspelt_scaled_object_is_reported_at_the_route() {
     let stage = Stage::new();
     let object = json!({
         "metadata": { "name": "vllm", "namespace": "team-a" },
@@ -227,7 +227,7 @@ async fn a_scaled_object_that_names_no_route_is_told_where_none_names_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_stands_in_the_way_of_what_is_up_and_who_waits_under_a_pause_is_told_when_it_goes() {
+async fn ready_target_has_no_obstacle() {
     let stage = Stage::new();
     stage.scaled_object(true);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
@@ -242,7 +242,7 @@ async fn nothing_stands_in_the_way_of_what_is_up_and_who_waits_under_a_pause_is_
 }
 
 #[tokio::test(start_paused = true)]
-async fn missing_service_and_missing_port_are_told_within_10_s() {
+async fn missing_service_or_port_is_reported_in_10_s() {
     let stage = Stage::scaled_up().await;
     stage.server.remove(SERVICE);
     let (kind, message) = stage.brews().await;

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_count_beyond_their_connections_up_to_a_bound() {
+    fn requests_count_up_to_a_bound() {
         let memory = Memory::new(64 << 20);
         let used = || memory.request_states.load(Ordering::Relaxed);
         let request = |version, bytes| memory.request(&head(version, bytes));

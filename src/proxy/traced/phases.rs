@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn they_lie_within_the_hold_and_their_parts_within_them() {
+    async fn phase_spans_lie_within_the_hold() {
         let tracker = Tracker::new("tiny".into(), ColdStarts::new(|_| {}));
         let began = cold_start(&tracker).await;
         let at = |seconds| began + Duration::from_secs(seconds);
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_runs_is_shown_as_far_as_it_is_and_one_that_failed_says_so() {
+    async fn running_and_failed_cold_starts_are_shown() {
         let tracker = Tracker::new("tiny".into(), ColdStarts::new(|_| {}));
         let began = Instant::now();
         tracker.begin(began, 1);

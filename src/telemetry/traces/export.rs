@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn spans_go_out_a_second_after_the_first_or_when_there_are_many() {
+    async fn spans_are_sent_in_batches_or_after_a_second() {
         let fake = Fake::default();
         let (traces, ..) = exporting(fake.clone());
         submit(&traces, 3);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_collector_that_is_down_or_silent_costs_spans_and_nothing_else() {
+    async fn silent_collector_costs_only_spans() {
         let down = Fake { fails: true, ..Fake::default() };
         let (traces, ..) = exporting(down);
         submit(&traces, 4);

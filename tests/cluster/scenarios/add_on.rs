@@ -185,7 +185,7 @@ pub(super) async fn another_target_value_reaches_the_hpa(it: Scenario) {
 
 /// The order in which objects come is the user's: KEDA has its HPA and its stream before there is a route, and is pushed to
 /// over that stream.
-pub(super) async fn a_scaled_object_that_comes_before_its_route_starts_it(it: Scenario) {
+pub(super) async fn scaled_object_before_its_route_starts_it(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.deploy(&Model::new("app").sim("--model app")).await;

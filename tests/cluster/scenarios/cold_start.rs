@@ -12,7 +12,7 @@ use crate::{
     serving, wait,
 };
 
-pub(super) async fn a_request_wakes_a_model_and_silence_puts_it_to_rest(it: Scenario) {
+pub(super) async fn request_starts_and_idleness_stops_a_model(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.serve(&anteroom, &Model::new("tiny").sim("--load-time 300ms"), json!({})).await;
@@ -47,7 +47,7 @@ pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
     it.wanted("tiny", 0, wait::SOON).await;
 }
 
-pub(super) async fn a_load_that_takes_longer_than_the_cooldown_is_not_cut_off(it: Scenario) {
+pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     for name in ["stays", "leaves"] {

@@ -106,11 +106,11 @@ pub(super) async fn it_is_true_without_keda(it: Scenario) {
     is_true(&it, &record(&it, replica).await, &client, &replicas).await;
 }
 
-pub(super) async fn a_new_node_whose_clock_is_ahead_is_a_part_of_the_wait_for_it(it: Scenario) {
+pub(super) async fn fast_clock_of_new_node_is_part_of_the_wait(it: Scenario) {
     waits_for_a_node(it, Clock::Ahead(Duration::from_secs(3))).await;
 }
 
-pub(super) async fn a_new_node_whose_clock_is_behind_is_a_part_of_the_wait_for_it(it: Scenario) {
+pub(super) async fn slow_clock_of_new_node_is_part_of_the_wait(it: Scenario) {
     waits_for_a_node(it, Clock::Behind(Duration::from_secs(3))).await;
 }
 

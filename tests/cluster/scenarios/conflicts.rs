@@ -12,7 +12,7 @@ use crate::{
     wait,
 };
 
-pub(super) async fn the_older_route_is_served_and_the_younger_follows_it(it: Scenario) {
+pub(super) async fn older_route_wins_and_the_younger_follows(it: Scenario) {
     up(&it).await;
     // The names are the wrong way round, so that it is not they that decide.
     let same = json!({ "match": { "models": ["shared"] }, "target": { "service": { "name": "tiny" } } });

@@ -232,7 +232,7 @@ pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
     assert_eq!(said["status"], "True");
 }
 
-pub(super) async fn a_scaled_object_that_asks_elsewhere_is_told_from_one_that_listens(it: Scenario) {
+pub(super) async fn scaled_object_of_another_scaler_is_recognised(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = Model::new("tiny");
@@ -258,7 +258,7 @@ pub(super) async fn a_scaled_object_that_asks_elsewhere_is_told_from_one_that_li
     it.obstacle(replica, "tiny", None).await;
 }
 
-pub(super) async fn without_kedas_operator_routes_say_that_nobody_listens(it: Scenario) {
+pub(super) async fn absent_keda_operator_is_an_obstacle(it: Scenario) {
     let anteroom = it.anteroom(2, json!({})).await;
     it.serve(&anteroom, &Model::new("tiny"), json!({ "keepalive": heartbeats() })).await;
     it.world.keda.kill_operator().await;

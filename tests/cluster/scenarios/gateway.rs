@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::{client, envoy::Envoy, model::Model, node::history::What, scenario::Scenario, wait};
 
-pub(super) async fn held_requests_wait_for_an_envoy_that_has_not_noticed_yet(it: Scenario) {
+pub(super) async fn held_requests_wait_for_an_unaware_envoy(it: Scenario) {
     let number = 40;
     let config = json!({ "kubernetes": { "allowedHosts": [it.address(number).to_string()] } });
     let anteroom = it.anteroom(1, config).await;

@@ -55,7 +55,7 @@ pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario)
     );
 }
 
-pub(super) async fn replicas_of_anteroom_run_with_the_rights_of_the_chart(it: Scenario) {
+pub(super) async fn replicas_run_with_chart_rights(it: Scenario) {
     let mut model = Model::new("tiny");
     model.replicas = 1;
     it.deploy(&model).await;
@@ -83,7 +83,7 @@ pub(super) async fn replicas_of_anteroom_run_with_the_rights_of_the_chart(it: Sc
     survivor.stop().await;
 }
 
-pub(super) async fn envoy_says_503_at_zero_and_passes_on_once_a_pod_is_ready(it: Scenario) {
+pub(super) async fn envoy_answers_503_at_zero_then_passes_on(it: Scenario) {
     let mut model = Model::new("tiny");
     model.probe_period = 1;
     it.deploy(&model).await;

@@ -74,7 +74,7 @@ pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) 
     assert_eq!(SystemTime::from(stamp.0), whole(started.at));
 }
 
-pub(super) async fn a_node_of_the_cloud_comes_late_and_by_its_own_clock(it: Scenario) {
+pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
     let three = Duration::from_secs(3);
     let mut model = Model::new("tiny");
     (model.replicas, model.probe_period, model.node_selector) = (1, 1, it.pool());

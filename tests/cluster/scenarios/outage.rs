@@ -11,7 +11,7 @@ use crate::{
     wait,
 };
 
-pub(super) async fn pods_outlive_the_apiserver_and_are_told_of_afterwards(it: Scenario) {
+pub(super) async fn pods_outlive_the_apiserver(it: Scenario) {
     let mut model = Model::new("tiny");
     model.replicas = 1;
     it.deploy(&model).await;

@@ -73,7 +73,7 @@ pub(super) async fn a_route_may_wait_for_the_end_of_a_pause(it: Scenario) {
     it.obstacle(replica, "tiny", None).await;
 }
 
-pub(super) async fn a_pause_at_zero_ends_the_wait_and_one_above_does_not(it: Scenario) {
+pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let keepalive = json!({ "keepalive": { "mode": "comment", "after": "100ms", "interval": "100ms" } });

@@ -39,7 +39,7 @@ async fn demand_on_one_of(it: Scenario, number: u8) {
     assert_eq!(replicas.course(), [0, 1, 0]);
 }
 
-pub(super) async fn a_replica_that_is_killed_takes_its_own_requests_with_it(it: Scenario) {
+pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
     let mut anteroom = it.anteroom(3, json!({ "peers": { "timeout": "15s" } })).await;
     let pool = it.pool();
     let mut model = Model::new("tiny");

@@ -187,7 +187,7 @@ pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
 
 /// The status of a ScaledObject does not list our metric, as when KEDA looked while no scaler of ours answered and there was
 /// another trigger: pushes of ours are dropped (kedacore/keda#8168).
-pub(super) async fn a_metric_that_keda_has_lost_is_listed_again_and_wakes(it: Scenario) {
+pub(super) async fn lost_metric_is_listed_again_and_wakes(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = Model::new("tiny");

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_effect_is_what_exceeds_the_differences_without_changes() {
+    fn effect_is_what_exceeds_the_noise() {
         let small = found(&[100.0, 120.0, 110.0], &[115.0, 105.0, 118.0]).findings();
         assert!(small.aims[0].met && small.notes.is_empty(), "{small}");
         let large = found(&[100.0, 120.0, 110.0], &[200.0, 150.0, 300.0]).findings();

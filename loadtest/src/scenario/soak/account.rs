@@ -94,7 +94,7 @@ anteroom_buffered_bytes 0
 ";
 
     #[test]
-    fn an_account_is_balanced_or_says_by_how_much_it_is_not() {
+    fn account_balances_or_reports_the_difference() {
         let account = Account::read(METRICS);
         assert!(account.is_quiet());
         assert_eq!((account.admitted, account.all_ended(), account.refused), (10, 10, 3));

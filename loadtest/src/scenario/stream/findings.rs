@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn throughput_is_held_against_the_others_and_delay_against_direct() {
+    fn throughput_and_delay_have_their_own_baselines() {
         let pace = Way::Paced { rate: 10 };
         let all = [
             series(Contender::Anteroom, Way::Full, 90_000.0, 0.0),
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overload_has_a_note_instead_of_aims_for_its_delays() {
+    fn overload_has_a_note_instead_of_aims() {
         let all = [series(Contender::Anteroom, Way::Paced { rate: 50 }, 90_000.0, 0.0)];
         assert_eq!(aims(2000, &all), []);
         assert!(notes(2000, &all)[0].contains("only 90,000 of 100,000 events/s"));

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn added_latency_is_beyond_that_of_the_direct_connection() {
+    fn added_latency_excludes_the_direct_connection() {
         // 10 µs direct, 30 µs and 50 µs through proxies: 40 added against 20.
         let all = [
             series(Contender::Direct, 1, &[100_000.0]),
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_closed_loop_over_http_1_has_aims_and_every_way_a_table() {
+    fn only_the_http_1_closed_loop_has_aims() {
         let mut all =
             vec![series(Contender::Anteroom, 64, &[100.0]), series(Contender::Haproxy, 64, &[100.0])];
         for way in [Way::Open { rate: 10_000 }, Way::H2 { streams: 16 }] {
