@@ -1,4 +1,4 @@
-//! The configuration: a YAML file, overridden by variables, overridden by flags, made into one validated [`Config`].
+//! Configuration: a YAML file with overrides from environment variables and flags, merged into a validated [`Config`].
 
 pub mod budget;
 mod cluster;
@@ -38,142 +38,142 @@ pub use watch::ConfigWatcher;
 
 use crate::domain::{ByteCount, Period, Route};
 
-/// Everything an operator can set.
+/// All settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[schemars(title = "Anteroom's configuration")]
 pub struct Config {
-    /// The address that requests come in at. The default is this machine only: to be reachable is a decision.
+    /// Address of the API. The default is loopback: exposing the proxy is an explicit decision.
     #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
-    /// The address of the dashboard, metrics, probes and the JSON API. Not for the clients: it tells what runs where.
+    /// Address of the dashboard, metrics, probes and the JSON API. Keep it from clients: it exposes routes and their
+    /// state.
     #[schemars(extend("format" = "ip:port"))]
     pub admin: SocketAddr,
-    /// The address of the scaler that KEDA asks, over gRPC. Without it, there is none.
+    /// Address of the gRPC scaler for KEDA. Default: no scaler.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "ip:port"))]
     pub scaler: Option<SocketAddr>,
-    /// TLS for the scaler. Without it, it is plain.
+    /// TLS of the scaler. Default: plaintext.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaler_tls: Option<ScalerTls>,
-    /// Other replicas of this proxy. Without it, there is one.
+    /// Other replicas of this proxy. Default: a single replica.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
-    /// The Kubernetes cluster whose routes, pods and ScaledObjects are watched. Without it, none is.
+    /// Kubernetes cluster whose routes, pods and ScaledObjects are watched. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
-    /// Where the records of cold starts are kept. Without it they are in memory alone, the newest of them.
+    /// Files for records of cold starts. Default: only the newest records, in memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub report: Option<Report>,
-    /// Traces of requests. Without it, none are made.
+    /// Export of request traces. Default: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traces: Option<Traces>,
     /// Web pages of other origins that may send requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// Hosts that requests may name, beside those of routes: `llm.example.com`, `*.example.com`; `*` for all. Another
-    /// site's name can lead a browser here (DNS rebinding), so where `cors` is enforced and on the admin port, a request's
-    /// `Host` must be a loopback or private address, a name without a dot or below `.localhost`, `.local`, `.internal` or
-    /// `.svc`, this machine's name, a host of a route, or one of these; else it is 403. List the names that a
-    /// reverse proxy on this machine passes on.
+    /// Hosts that requests may name, besides those of routes: `llm.example.com`, `*.example.com`; `*` for all. List the
+    /// names that a reverse proxy on this machine passes on. Against DNS rebinding, the admin port, and `listen` where
+    /// `cors` is enforced, answer 403 unless `Host` is one of these, a host of a route, a loopback or private address,
+    /// this machine's name, a name without a dot, or a name below `.localhost`, `.local`, `.internal` or `.svc`.
     pub allowed_hosts: Vec<String>,
-    /// How many threads serve requests. Default: one per core, as a thread shares nothing with its neighbours.
+    /// Worker threads. Default: one per core; they share no state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
-    /// How long new connections are still accepted after SIGTERM while `/readyz` says no. Load balancers go on
-    /// sending until they have noticed, which takes a few seconds. Ctrl-C skips it.
+    /// Time after SIGTERM in which new connections are still accepted while `/readyz` fails: load balancers take a few
+    /// seconds to notice. Ctrl-C skips it.
     pub drain_delay: Period,
-    /// How long requests may take to finish once nothing is accepted any more; then they are cut off. Together with
-    /// `drainDelay` this belongs below Kubernetes' `terminationGracePeriodSeconds`.
+    /// Time that requests may take to finish once no new ones are accepted; then they are cut off. Keep the sum with
+    /// `drainDelay` below Kubernetes' `terminationGracePeriodSeconds`.
     pub drain_timeout: Period,
-    /// How the log is written.
+    /// Format of the log.
     pub log: LogFormat,
-    /// What is remembered of requests.
+    /// Requests remembered for the admin API.
     pub history: History,
-    /// What clients may use up.
+    /// Resource limits for clients.
     pub limits: Limits,
-    /// The routes, in any order: the more specific goes first.
+    /// Routes, in any order: the most specific match wins.
     pub routes: Vec<Route>,
 }
 
-/// How the log is written.
+/// Format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "camelCase")]
 pub enum LogFormat {
-    /// Lines for people.
+    /// Human-readable lines.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// What is remembered of requests that waited, failed or were refused, for `GET /api/v1/requests`.
+/// Requests that were held, failed or were rejected, remembered for `GET /api/v1/requests`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct History {
-    /// How many are remembered of those that waited, and as many again of those that failed or were refused at once;
-    /// 0: none. Each of the two takes at most 2 KiB times this. The default is an afternoon of cold starts in 4 MiB.
+    /// Number of held requests remembered, and of those that failed or were rejected immediately; 0 disables both. Each
+    /// of the two lists takes up to 2 KiB per request. The default covers an afternoon of cold starts in 4 MiB.
     pub requests: usize,
 }
 
-/// What clients may use up: every queue, buffer and wait has a bound.
+/// Resource limits for clients; every queue, buffer and wait is bounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
-    /// How large the body of one request may be. The default fits a long chat with a few images; above it, 413.
+    /// Maximum size of one request body; larger ones get 413. The default fits a long chat with a few images.
     pub max_body_bytes: ByteCount,
-    /// How many bytes all request bodies together may take in memory, held or on their way; those that have not all
-    /// arrived, three quarters of it. If it is not set, a quarter of the memory limit (of the cgroup, else of the machine),
-    /// at least one body and at most the default, which is 32 bodies of the largest size.
+    /// Maximum size of all request bodies in memory, held or in flight; incomplete ones may take three quarters of it.
+    /// If unset: a quarter of the memory limit (of the cgroup, otherwise of the machine), at least one body and at most
+    /// the default, 32 bodies of maximum size.
     pub max_buffered_bytes: ByteCount,
-    /// How many client connections may be open. If it is not set, as many as a quarter of the memory limit has room for, at
-    /// 40 KiB each, and at most the default. A further one takes the place of the one that has been idle for longest;
-    /// while all are busy, it waits in the kernel's accept queue. Where the process may
-    /// not have so many open files, it is lowered to those, less a quarter or 4,096 of them, and the log says so.
+    /// Maximum number of client connections. A further one replaces the longest idle connection or, while all are busy,
+    /// waits in the kernel's accept queue. If unset: as many as fit into a quarter of the memory limit at 40 KiB each,
+    /// at most the default. A lower limit of open files reduces it to that limit less a quarter or 4,096 files, which
+    /// is logged.
     #[schemars(range(min = 1))]
     pub max_connections: usize,
-    /// How many of them may come from one source: an IPv4 address, or 64 bits of an IPv6 one. A further one takes the
-    /// place of its source's that has been idle for longest; while all of those are busy, it is closed at once. By
-    /// default any number, as behind a load balancer all come from it.
+    /// Maximum number of connections from one source, an IPv4 address or an IPv6 /64. A further one replaces the
+    /// source's longest idle connection or, while all are busy, is closed immediately. Default: unlimited, since behind
+    /// a load balancer all share one source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections_per_source: Option<NonZeroUsize>,
-    /// How many requests an HTTP/2 connection may have under way at once; the client is told, and further ones are
-    /// reset. The default is what one load balancer may hold through a cold start.
+    /// Maximum number of concurrent requests on an HTTP/2 connection, announced to the client; further ones are reset.
+    /// The default is what one load balancer may hold through a cold start.
     #[schemars(range(min = 1))]
     pub max_concurrent_streams: u32,
-    /// How many requests of an HTTP/2 connection may be reset: by the client within a second of their beginning, while
-    /// they are more than half of its requests; or by us because it broke the protocol. One more, and the connection is
-    /// closed. The default is more than the clients behind one load balancer do by chance.
+    /// Maximum number of reset requests on an HTTP/2 connection before it is closed. Counted are resets for protocol
+    /// errors, and resets by the client within a second of the request while they are more than half of its requests.
+    /// The default exceeds what the clients behind one load balancer cause by chance.
     #[schemars(range(min = 1))]
     pub max_rapid_resets: u32,
-    /// How many frames a second an HTTP/2 connection may send that neither begin a request nor bring a part of one
-    /// (PING, SETTINGS, PRIORITY, WINDOW_UPDATE and others), on average; as many at once, and one more for each KiB
-    /// that it is sent. More, and it is closed. The default is many times what a client with a thousand streams sends.
+    /// Maximum rate per second of HTTP/2 frames that neither begin nor continue a request (PING, SETTINGS, PRIORITY,
+    /// WINDOW_UPDATE and others), on average; beyond it the connection is closed. Bursts of the same number are
+    /// allowed, plus one frame for each KiB sent to the client. The default is many times what a client with a thousand
+    /// streams needs.
     #[schemars(range(min = 1))]
     pub max_control_frames: u32,
-    /// How many header fields a request may have; more, and it is 431. The default is several times what browsers,
-    /// SDKs and proxies send together.
+    /// Maximum number of header fields of a request; more get 431. The default is several times what browsers, SDKs and
+    /// proxies send together.
     #[schemars(range(min = 1))]
     pub max_headers: usize,
-    /// How large the head of a request may be, at least 8KiB. The default fits long tokens and cookies.
+    /// Maximum size of a request head, at least 8KiB. The default fits long tokens and cookies.
     pub max_header_bytes: ByteCount,
-    /// How long the head of a request may take to come in. The default is ample for a slow phone, and too short for
-    /// an attack.
+    /// Time to receive a request head. The default suits a slow phone and stops slow-header attacks.
     pub header_timeout: Period,
-    /// How long a request body may pause between two parts. The default is ample for an upload over a bad line. See
-    /// `minRate` for many short pauses.
+    /// Maximum pause between two parts of a request body. The default suits an upload over a bad line. `minRate` covers
+    /// many short pauses.
     pub body_timeout: Period,
-    /// How many bytes a second a client must manage while it is waited for: of a request body that comes in, over
-    /// `bodyTimeout`, and of an answer that it takes, over `stallTimeout`. 0: any. The default is half of what the
-    /// slowest mobile networks carry; a byte now and then must not hold a place for ever.
+    /// Minimum rate per second at which a client must send a request body, averaged over `bodyTimeout`, and read a
+    /// response, averaged over `stallTimeout`. 0 disables it. The default is half of what the slowest mobile networks
+    /// carry; it stops clients that hold a slot with a byte now and then.
     pub min_rate: ByteCount,
-    /// How long a kept-alive connection stays open with nothing under way. Whatever stands in front must close first, or
-    /// it sends into a closing connection: the default is above what most load balancers have (Google's 600s, AWS' 60s,
-    /// nginx' 60s); Envoy's `idle_timeout` of 1h has to be set below it. HTTP/1.1 answers say it (`Keep-Alive`); over
-    /// HTTP/2 the end is announced (GOAWAY) and comes 5s later.
+    /// Time that a keep-alive connection may be idle. A proxy in front must close its connections first, or it sends
+    /// into a closing one: the default exceeds that of most load balancers (Google 600s, AWS 60s, nginx 60s); set
+    /// Envoy's `idle_timeout` of 1h below it. HTTP/1.1 responses announce it (`Keep-Alive`); HTTP/2 connections get
+    /// GOAWAY 5s before they close.
     pub idle_timeout: Period,
-    /// How long a client may read nothing while there is something to send. The default survives a phone in a tunnel,
-    /// and frees the model server from a client that went away without a word.
+    /// Time that a client may read nothing while data is pending. The default survives a phone in a tunnel and frees
+    /// the model server from clients that vanished.
     pub stall_timeout: Period,
 }
 
@@ -185,7 +185,7 @@ impl Config {
         Loaded::load(path, overrides).map(|loaded| loaded.config)
     }
 
-    /// Reads and validates a text; `name` stands for the file in errors.
+    /// Parses and validates a text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
         Loaded::parse(text, name, &Overrides::default()).map(|loaded| loaded.config)
     }

@@ -1,7 +1,8 @@
-//! Routes, targets and their policies: plain types, no clocks and no I/O.
+//! Routes, targets and their policies: plain data, without clocks or I/O.
 //!
-//! The types that an operator writes down (in the file, later in a cluster object) carry their serde and schema
-//! attributes here, so that one definition is what the file accepts, what the schema says and what the code reads.
+//! Types that appear in the configuration file or in a `ModelRoute` carry their serde and schema attributes here: one
+//! definition drives parsing, the JSON Schema and the reference documentation, where the doc comments of their fields
+//! are printed.
 
 mod claim;
 mod intercept;
@@ -43,119 +44,119 @@ use serde::{Deserialize, Serialize};
 pub use units::{ByteCount, Period, Ratio};
 pub use web_origin::{WebOrigin, is_local_host};
 
-/// Which requests belong to which target, and under which policies.
+/// A set of requests, the target that serves them, and the policies for both.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Route {
-    /// The name of the route: in logs, metrics, errors and the admin API. Unique in the file.
+    /// Name of the route in logs, metrics, errors and the admin API; unique in the file.
     pub name: RouteKey,
-    /// Which requests belong to the route. Without it, every API request does.
+    /// Requests that belong to the route. Default: all API requests.
     #[serde(default, rename = "match")]
     pub matcher: Matcher,
-    /// What scales from zero, and where to send requests.
+    /// Server that scales from zero and receives the requests.
     pub target: Target,
-    /// How it is known that the target answers.
+    /// Health check of the target.
     #[serde(default)]
     pub readiness: Readiness,
-    /// How many requests wait while nothing is ready, and for how long.
+    /// Bounds on requests held while no endpoint is ready.
     #[serde(default)]
     pub hold: Hold,
-    /// What a waiting client is sent.
+    /// Bytes sent to waiting clients so that they and the proxies in between do not time out.
     #[serde(default)]
     pub keepalive: Keepalive,
-    /// How many requests one endpoint gets at a time.
+    /// Limit of requests in flight per endpoint.
     #[serde(default)]
     pub concurrency: Concurrency,
-    /// How long an endpoint may take.
+    /// Timeouts and limits for an endpoint's response.
     #[serde(default)]
     pub upstream: UpstreamTimeouts,
-    /// What of a gateway's answers says that it has not noticed its servers yet.
+    /// Responses of a gateway that mean "no endpoint yet".
     #[serde(default)]
     pub gateway: Gateway,
-    /// What a scaler is told of the demand.
+    /// Metrics reported to the scaler.
     #[serde(default)]
     pub scaling: Scaling,
-    /// Who changes the number of replicas.
+    /// Controller that changes the number of replicas.
     #[serde(default)]
     pub scale_by: ScaleBy,
-    /// What is scaled. Needed with `scaleBy: kubernetes`; otherwise it is found through the ScaledObject.
+    /// Object to scale. Required with `scaleBy: kubernetes`; otherwise taken from the ScaledObject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
-    /// What becomes of requests at zero while the ScaledObject is paused.
+    /// Handling of requests while the target is at zero and its ScaledObject is paused.
     #[serde(default)]
     pub when_paused: WhenPaused,
-    /// How long something may stand in the way of a start before the requests that wait are told.
+    /// Time that an obstacle to the start may last before held requests fail.
     #[serde(default)]
     pub failure_grace: FailureGrace,
-    /// What clients read of a failure.
+    /// Detail of failure messages sent to clients.
     #[serde(default)]
     pub failure: Failure,
-    /// An `InterceptorRoute`: what it asks for. Only routes of the cluster have it.
+    /// Settings of an `InterceptorRoute`; `None` for every other route.
     #[serde(skip)]
     pub intercept: Option<Arc<Intercept>>,
 }
 
-/// Identifies a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
+/// Identifier of a route: a bare name for a route of the file, `namespace/name` for one of a cluster.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct RouteKey(#[schemars(with = "String")] Arc<str>);
 
-/// Which requests belong to a route: every kind that is given must match.
+/// Conditions that a request must meet; all of those given must match.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Matcher {
-    /// Model names, LoRA adapters and aliases included. Empty: any model, and the body is not scanned.
+    /// Model names, including LoRA adapters and aliases. Empty: any model, and the body is not parsed.
     pub models: Vec<String>,
-    /// Host names without a port; `*.example.com` matches every name below it. Empty: any host.
+    /// Host names without a port; `*.example.com` matches all of its subdomains. Empty: any host.
     pub hosts: Vec<String>,
-    /// Path prefixes, whole segments: `/a` matches `/a/v1/models`, not `/ab`. Empty: any path.
+    /// Path prefixes in whole segments: `/a` matches `/a/v1/models`, not `/ab`. Empty: any path.
     pub paths: Vec<String>,
-    /// Header names with the exact value that they must have.
+    /// Header names, each with the exact value required.
     pub headers: BTreeMap<String, String>,
-    /// Header names that must be there, with any value. Only rules of an `InterceptorRoute` have them.
+    /// Headers required with any value; only rules of an `InterceptorRoute` have them.
     #[serde(skip)]
     pub present: BTreeSet<String>,
 }
 
-/// What scales from zero.
+/// Server that scales from zero.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Target {
-    /// A model server on this machine, started on demand and stopped when idle; one a route.
+    /// A model server on this machine, started on demand and stopped when idle; one per route.
     Process(ProcessTarget),
-    /// A server or gateway that someone else scales: `http://host:port`.
+    /// A server or gateway scaled by something else: `http://host:port`.
     Url(String),
-    /// Pods of a cluster, found through an object of its API. Only routes of the cluster have it.
+    /// Pods of a cluster, found through a Service or InferencePool; only for routes of the cluster.
     #[serde(skip)]
     Cluster(ClusterTarget),
 }
 
-/// Pods that somebody scales, and how requests get to them.
+/// Pods of a cluster and the way requests reach them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ClusterTarget {
-    /// The namespace of the route, in which its target is.
+    /// Namespace of both the route and its target.
     pub namespace: String,
-    /// What says which pods there are.
+    /// Object that selects the pods.
     pub source: EndpointSource,
-    /// `http://host:port` that requests go to, if not to the pods; then the pods only tell readiness.
+    /// `http://host:port` that receives the requests instead of the pods, which then only determine readiness.
     pub gateway: Option<String>,
-    /// Which of its pods serve, and which must be ready for that.
+    /// Pods that serve, and those that must be ready for it.
     pub roles: Roles,
 }
 
-/// What says which pods a target has.
+/// Object that selects the pods of a target.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EndpointSource {
-    /// A Service, by its EndpointSlices.
+    /// A Service, through its EndpointSlices.
     Service {
-        /// Its name.
+        /// Name of the Service.
         name: String,
-        /// Which of its ports.
+        /// Port of the Service.
         port: ServicePort,
     },
-    /// An InferencePool of the Gateway API's inference extension, by its selector.
+    /// An InferencePool of the Gateway API's inference extension, through its selector.
     InferencePool {
-        /// Its name.
+        /// Name of the pool.
         name: String,
     },
 }
@@ -172,12 +173,12 @@ pub enum ServicePort {
 // === impl RouteKey ===
 
 impl RouteKey {
-    /// The key as it is shown everywhere.
+    /// Returns the key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Namespace and name of a route of the cluster.
+    /// Splits the key of a cluster route into namespace and name; `None` for a route of the file.
     pub fn namespaced(&self) -> Option<(&str, &str)> {
         self.0.split_once('/')
     }
@@ -210,7 +211,7 @@ impl fmt::Debug for RouteKey {
 // === impl Route ===
 
 impl Route {
-    /// The policies, as one value that a reload can swap.
+    /// Returns all policies as one value that a reload can swap.
     pub fn policy(&self) -> Policy {
         let mut policy = Policy {
             readiness: self.readiness.clone(),
@@ -233,11 +234,11 @@ impl Route {
         policy
     }
 
-    /// Which requests belong to it: those that any of these matches.
+    /// Returns the matchers of the route; a request belongs to it if any of them matches.
     pub fn matchers(&self) -> &[Matcher] {
         match &self.intercept {
             None => std::slice::from_ref(&self.matcher),
-            // Without rules, none: the Add-on routes nothing to such an object either.
+            // Without rules the route matches nothing, as in the Add-on.
             Some(intercept) => &intercept.rules,
         }
     }

@@ -1,4 +1,4 @@
-//! What the configuration says of KEDA, of a Kubernetes cluster, and of other replicas.
+//! Settings for KEDA, the Kubernetes cluster and other replicas.
 
 use std::net::SocketAddr;
 
@@ -7,59 +7,62 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Period;
 
-/// TLS for the scaler: PEM files, read again when they change.
+/// TLS of the scaler: PEM files, reloaded when they change.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScalerTls {
-    /// The certificate chain that we show.
+    /// Certificate chain of the server.
     pub cert: String,
-    /// Its private key.
+    /// Private key of the certificate.
     pub key: String,
-    /// The authorities whose certificates clients must show. Without it, anybody who reaches the port may ask.
+    /// Certificate authorities of client certificates. Default: clients are not authenticated, so anything that reaches
+    /// the port may query it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<String>,
 }
 
-/// Other replicas of this proxy. Each answers a scaler for all of them.
+/// Other replicas of this proxy. Each reports the demand of all of them to the scaler.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peers {
-    /// The address at which other replicas ask for our demand. For them alone: it tells what is asked of which route.
+    /// Address from which other replicas read the demand of this one. Keep it from others: it exposes the demand of
+    /// each route.
     #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
-    /// `name:port` that resolves to every replica, such as a headless Service. Asked again every few seconds.
+    /// `name:port` that resolves to every replica, such as a headless Service; resolved again every few seconds.
     pub service: String,
-    /// A file with the token that replicas show each other, the same for all; read again as it changes. Without it, anybody who
-    /// reaches `listen` may follow us. In this release, a replica that shows none is accepted, with a warning.
+    /// File with the token shared by all replicas; reloaded when it changes. Without it, anything that reaches `listen`
+    /// may read the demand. In this release, a replica without a token is accepted with a warning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_file: Option<String>,
-    /// How long the last word of a silent replica counts.
+    /// Time that the last report of a silent replica counts.
     #[serde(default = "Peers::default_timeout")]
     pub timeout: Period,
-    /// How long the requests that a silent replica had last still count while `service` lists it: it may be up with them, and
-    /// only be out of reach.
+    /// Time that the last known requests of a silent replica count while `service` still lists it: it may be running
+    /// but unreachable.
     #[serde(default = "Peers::default_unreachable_timeout")]
     pub unreachable_timeout: Period,
 }
 
-/// The cluster that is watched. An empty mapping, `kubernetes: {}`, is enough.
+/// The cluster to watch; `kubernetes: {}` is enough.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Kubernetes {
-    /// The namespaces whose routes are served. Empty: all.
+    /// Namespaces whose routes are served. Empty: all.
     pub namespaces: Vec<String>,
-    /// Whether `ModelRoute` objects are served.
+    /// Serve `ModelRoute` objects.
     pub model_routes: bool,
-    /// Whether `InterceptorRoute` objects of KEDA's HTTP Add-on are served.
+    /// Serve `InterceptorRoute` objects of KEDA's HTTP Add-on.
     pub interceptor_routes: bool,
-    /// Hosts that `url` and `gateway` of cluster routes may name: names, `*.example.com` for every name below it,
-    /// addresses; with `:port`, that port alone. Empty: none, since who may write routes could send requests anywhere.
+    /// Hosts that `url` and `gateway` of cluster routes may name: names, addresses, or `*.example.com` for all
+    /// subdomains; with `:port`, only that port. Empty: none, since otherwise the author of a route could send requests
+    /// anywhere.
     pub allowed_hosts: Vec<String>,
-    /// Whether the logs of pods that start are read until they are ready: vLLM writes there what it is at. Takes the
-    /// right to get `pods/log`.
+    /// Read the logs of starting pods until they are ready, for vLLM's loading progress. Needs permission to get
+    /// `pods/log`.
     pub pod_logs: bool,
-    /// Whether sessions are ended (`anteroom session`). Takes the right to patch ScaledObjects; without it, nobody pauses them
-    /// again.
+    /// End expired sessions (`anteroom session`). Needs permission to patch ScaledObjects; if false, nothing pauses
+    /// them again.
     pub sessions: bool,
 }
 

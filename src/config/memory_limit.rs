@@ -1,4 +1,4 @@
-//! The memory that this process may take: of its cgroups and of the machine, the least.
+//! Memory available to this process: the smallest limit of its cgroups and of the machine.
 
 use std::{
     fmt, fs,
@@ -7,12 +7,12 @@ use std::{
 
 use super::budget::mebibytes;
 
-/// How much memory there is, and by what.
+/// Available memory and the origin of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
-    /// In bytes.
+    /// Size in bytes.
     pub bytes: usize,
-    /// What sets it, for people.
+    /// Origin of the limit, for messages.
     pub source: &'static str,
 }
 
@@ -22,19 +22,19 @@ const MACHINE: &str = "the memory of the machine";
 // === impl MemoryLimit ===
 
 impl MemoryLimit {
-    /// That of this process; `None` where the system does not say, as on macOS.
+    /// Reads the limit of this process; `None` where the system does not expose it, as on macOS.
     pub fn current() -> Option<Self> {
         Self::below(Path::new("/"))
     }
 
-    /// As [`MemoryLimit::current`], with files below another root.
+    /// Reads the limit from files below `root`.
     fn below(root: &Path) -> Option<Self> {
         let machine = fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| total(&text));
         let machine = machine.map(|bytes| Self { bytes, source: MACHINE });
         let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
         let of_groups = groups.lines().flat_map(|line| group_limits(root, line));
         let of_groups = of_groups.map(|bytes| Self { bytes, source: CGROUP });
-        // The first of those that are equal: a cgroup with as much as the machine has sets no limit.
+        // `min_by_key` returns the first minimum: a cgroup as large as the machine sets no limit.
         machine.into_iter().chain(of_groups).min_by_key(|limit| limit.bytes)
     }
 }
@@ -45,14 +45,14 @@ impl fmt::Display for MemoryLimit {
     }
 }
 
-/// `MemTotal:       16318480 kB`
+/// Parses `MemTotal: 16318480 kB`.
 fn total(meminfo: &str) -> Option<usize> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.split_whitespace().next()?.parse::<usize>().ok()?.checked_mul(1024)
 }
 
-/// The limits of a line of `/proc/self/cgroup` (`0::/a/b` of version 2, `4:memory:/a/b` of version 1), up the hierarchy. In a
-/// container the path may be that of the host, of which only the root is mounted.
+/// Returns the limits for a line of `/proc/self/cgroup` (`0::/a/b` of version 2, `4:memory:/a/b` of version 1), up the
+/// hierarchy. In a container the path may be that of the host, of which only the root is mounted.
 fn group_limits(root: &Path, line: &str) -> Vec<usize> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { return Vec::new() };
@@ -67,7 +67,7 @@ fn group_limits(root: &Path, line: &str) -> Vec<usize> {
     let group: PathBuf = names.collect();
     let folders =
         mounts.iter().flat_map(|mount| group.ancestors().map(move |group| root.join(mount).join(group)));
-    // Without a limit version 2 says `max`, and version 1 a number that is more than there is.
+    // Unlimited is `max` in version 2 and a huge number in version 1.
     folders.filter_map(|folder| fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()).collect()
 }
 
@@ -75,7 +75,7 @@ fn group_limits(root: &Path, line: &str) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    /// What is found among these files.
+    /// Returns the limit that these files set.
     fn found(files: &[(&str, &str)]) -> Option<(usize, &'static str)> {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in files {

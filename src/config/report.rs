@@ -1,20 +1,20 @@
-//! What the configuration says of keeping reports.
+//! Settings for records of cold starts.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::ByteCount;
 
-/// The records of cold starts in files, as JSON lines, so that a restart forgets none of them.
+/// Records of cold starts as JSON lines in files, which survive a restart.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Report {
-    /// The folder, made if it is not there. For one process: another one that has it is an error.
+    /// Directory, created if missing. Only one process may use it; a second one fails.
     pub dir: String,
-    /// How large a file may become before the next one is begun, at least 64KiB. The default is about 10,000 records.
+    /// Size at which a new file is begun, at least 64KiB. The default holds about 10,000 records.
     #[serde(default = "Report::default_max_bytes")]
     pub max_bytes: ByteCount,
-    /// How many files are kept; the oldest goes first.
+    /// Number of files kept; the oldest is deleted first.
     #[serde(default = "Report::default_files")]
     #[schemars(range(min = 1, max = 1000))]
     pub files: usize,

@@ -1,4 +1,4 @@
-//! Where traces go.
+//! Settings for the export of traces.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -7,36 +7,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::Ratio;
 
-/// Traces, exported to a collector with OpenTelemetry's protocol, OTLP.
+/// Export of traces to a collector, over OTLP.
 #[derive(Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Traces {
-    /// Where the collector is: `http://` or `https://` with host and port. With `http` as protocol it may have a path;
-    /// without one, `/v1/traces` is asked.
+    /// Collector: `http://` or `https://` with host and port. With protocol `http` it may have a path; the default is
+    /// `/v1/traces`.
     pub endpoint: String,
-    /// How it is spoken to.
+    /// Protocol of the export.
     #[serde(default)]
     pub protocol: TracesProtocol,
-    /// How many of the traces that begin here are exported, from 0 to 1. Of a trace that began elsewhere its
-    /// `traceparent` says whether it is.
+    /// Share of the traces started here that is exported, from 0 to 1. For a trace started elsewhere, its `traceparent`
+    /// decides.
     #[serde(default)]
     pub sample_ratio: Ratio,
-    /// Headers (gRPC: metadata) of every export. Secrets are better off in the variable `OTEL_EXPORTER_OTLP_HEADERS`.
+    /// Headers (gRPC: metadata) of each export. Put secrets into `OTEL_EXPORTER_OTLP_HEADERS` instead.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// What we are called in traces: `service.name`.
+    /// The `service.name` of exported traces.
     #[serde(default = "Traces::default_service_name")]
     pub service_name: String,
 }
 
-/// How the collector is spoken to.
+/// Protocol of the export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TracesProtocol {
-    /// OTLP over gRPC, mostly at port 4317.
+    /// OTLP over gRPC, usually port 4317.
     #[default]
     Grpc,
-    /// OTLP as Protobuf over HTTP/1.1, mostly at port 4318.
+    /// OTLP as Protobuf over HTTP/1.1, usually port 4318.
     Http,
 }
 
@@ -48,7 +48,7 @@ impl Traces {
     }
 }
 
-/// Without the values of headers, which are credentials more often than not.
+/// Omits the values of headers: they are often credentials.
 impl fmt::Debug for Traces {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Traces")

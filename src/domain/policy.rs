@@ -1,4 +1,5 @@
-//! How a route treats its requests. The defaults are what the documents state; their reasons stand beside them.
+//! Policies of a route. The constants in `Default` are documented defaults; the comments beside them give their
+//! sources.
 
 use std::sync::Arc;
 
@@ -10,151 +11,151 @@ use super::{ByteCount, Failure, FailureGrace, Intercept, Period, ScaleBy, Scalin
 /// All policies of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// How it is known that the target answers.
+    /// Health check of the target.
     pub readiness: Readiness,
-    /// How many requests wait while nothing is ready, and for how long.
+    /// Bounds on requests held while no endpoint is ready.
     pub hold: Hold,
-    /// What a waiting client is sent.
+    /// Bytes sent to waiting clients so that they and the proxies in between do not time out.
     pub keepalive: Keepalive,
-    /// How many requests one endpoint gets at a time.
+    /// Limit of requests in flight per endpoint.
     pub concurrency: Concurrency,
-    /// How long an endpoint may take.
+    /// Timeouts and limits for an endpoint's response.
     pub upstream: UpstreamTimeouts,
-    /// What of a gateway's answers says that it has not noticed its servers yet.
+    /// Responses of a gateway that mean "no endpoint yet".
     pub gateway: Gateway,
-    /// What a scaler is told of the demand.
+    /// Metrics reported to the scaler.
     pub scaling: Scaling,
-    /// Who changes the number of replicas.
+    /// Controller that changes the number of replicas.
     pub scale_by: ScaleBy,
-    /// What is scaled.
+    /// Object to scale.
     pub workload: Option<Workload>,
-    /// What becomes of requests at zero while the ScaledObject is paused.
+    /// Handling of requests while the target is at zero and its ScaledObject is paused.
     pub when_paused: WhenPaused,
-    /// How long something may stand in the way of a start before the requests that wait are told.
+    /// Time that an obstacle to the start may last before held requests fail.
     pub failure_grace: FailureGrace,
-    /// What clients read of a failure.
+    /// Detail of failure messages sent to clients.
     pub failure: Failure,
-    /// What an `InterceptorRoute` asks for; the policies above follow it already.
+    /// Settings of an `InterceptorRoute`, already applied to the fields above.
     pub intercept: Option<Arc<Intercept>>,
 }
 
-/// How it is known that the target answers: a GET that must say 2xx.
+/// Health check of the target: a GET that must return 2xx.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Readiness {
-    /// The path to GET. vLLM's `/health` needs no API key, even with `--api-key`.
+    /// Path to GET. vLLM's `/health` needs no API key, even with `--api-key`.
     pub path: String,
-    /// Whether we ask pods that their kubelet has not found ready yet. Its probes come every few seconds; ours find a
-    /// pod up within `interval`.
+    /// Probe pods that Kubernetes does not report as ready yet. The kubelet probes every few seconds; this finds a pod
+    /// ready within `interval`.
     pub probe: bool,
-    /// How often it is asked while requests wait.
+    /// Interval between probes while requests are held.
     pub interval: Period,
-    /// How long one answer may take.
+    /// Timeout of one probe.
     pub timeout: Period,
-    /// How long the target may take to get ready, from the start of the process or, for a url, from the first request
-    /// on; then the activation has failed.
+    /// Time the target may take to become ready, counted from the start of the process or, for a `url`, from the first
+    /// request; after that the activation fails.
     pub activation_timeout: Period,
 }
 
-/// How many requests wait while nothing is ready, and for how long.
+/// Bounds on requests held while no endpoint is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hold {
-    /// How many requests may wait.
+    /// Maximum number of held requests.
     #[schemars(range(min = 1))]
     pub max_requests: usize,
-    /// How many bytes of request bodies may wait.
+    /// Maximum total size of held request bodies.
     pub max_bytes: ByteCount,
-    /// How long a request waits at most. A client may ask for less, see `x-anteroom-max-wait`.
+    /// Maximum time a request is held. A client can lower it with `x-anteroom-max-wait`.
     pub timeout: Period,
 }
 
-/// What a waiting client is sent, so that neither it nor a box in between gives up.
+/// Bytes sent to waiting clients so that they and the proxies in between do not time out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Keepalive {
-    /// What is sent.
+    /// Kind of keepalive.
     pub mode: KeepaliveMode,
-    /// How long a request has waited when it is answered 200 early; what fails later is an error inside the answer.
+    /// Time after which a held request gets an early 200. Later failures are reported inside the response body.
     pub after: Period,
-    /// How often something is sent from then on, until the first byte of the answer's body; also where its head came at
-    /// once.
+    /// Interval of the following keepalives, until the first byte of the response body; also applies when the response
+    /// head came earlier than `after`.
     pub interval: Period,
-    /// Whether something is also sent in pauses between the events of a stream that are longer than `interval`.
+    /// Also send keepalives in pauses of a running stream that exceed `interval`.
     pub while_streaming: bool,
 }
 
-/// What is sent to a client that waits.
+/// Kind of keepalive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum KeepaliveMode {
-    /// Nothing until the answer.
+    /// Nothing is sent before the response.
     Off,
-    /// To streaming requests: lines that SSE parsers skip, saying how the cold start goes. An event with no content
-    /// follows them, together with the first one that has some.
+    /// SSE comments with the progress of the cold start, for streaming requests. Before the first event with content,
+    /// an empty event is sent as well.
     #[default]
     Comment,
-    /// To streaming requests: events with no content, for clients that count the time between events, or do not know
-    /// comments. Where the API has none (`/v1/responses`, audio), as `comment`.
+    /// Events without content, for streaming requests of clients that time out between events or cannot parse comments.
+    /// Same as `comment` where the API has no such event (`/v1/responses`, audio).
     Chunk,
-    /// As `comment`; and to others white space before the JSON body.
+    /// Same as `comment`; other requests get white space before the JSON body.
     Whitespace,
 }
 
-/// How many requests one endpoint gets at a time, from this replica of the proxy.
+/// Limit of requests in flight per endpoint, for each replica of the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Concurrency {
-    /// How many requests are in flight on one endpoint at most.
+    /// Maximum number of requests in flight on one endpoint.
     #[schemars(range(min = 1))]
     pub max: u32,
-    /// How many a new endpoint gets at first. The number doubles with every round of first bytes that come back and, while
-    /// requests are held, with every 150 ms in which no request fails and the endpoint answers a probe (5 s, or the usual
-    /// time to the first byte, if it does not): the first requests after a start are slow. A number at which requests
-    /// fail is not tried again for 5 s.
+    /// Initial limit of a new endpoint, since the first requests after a start are slow. The limit doubles with each
+    /// round of first bytes. While requests are held it also doubles every 150 ms without a failed request in which the
+    /// endpoint answers a probe; without such an answer, every 5 s or the usual time to first byte. A limit at which
+    /// requests failed is not tried again for 5 s.
     #[schemars(range(min = 1))]
     pub ramp_start: u32,
 }
 
-/// What an endpoint may take: time, and room for its answer's head.
+/// Timeouts and limits for an endpoint's response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpstreamTimeouts {
-    /// How long connecting may take.
+    /// Timeout for connecting.
     pub connect_timeout: Period,
-    /// How long the head of the answer may take, from the dispatch on.
+    /// Time from dispatch to the head of the response.
     pub response_timeout: Period,
-    /// How long the answer may pause between two parts of its body.
+    /// Maximum pause between two parts of the response body.
     pub idle_timeout: Period,
-    /// How many header fields an answer may have, over HTTP/1.1; more, and it is 502. The default is several times what
-    /// model servers and the gateways before them send together.
+    /// Maximum number of header fields of an HTTP/1.1 response; more are answered with 502. The default is several
+    /// times what model servers and gateways send together.
     #[schemars(range(min = 1, max = 1000))]
     pub max_response_headers: usize,
 }
 
 impl UpstreamTimeouts {
-    /// The largest `maxResponseHeaders`.
-    pub const MOST_RESPONSE_HEADERS: usize = 1000;
+    /// Upper bound of `maxResponseHeaders`.
+    pub const MAX_RESPONSE_HEADERS: usize = 1000;
 }
 
-/// What of a gateway's answers says that it has not noticed its servers yet. For a `gateway`, and for a `url`, which may
-/// be one.
+/// Responses of a gateway that mean "no endpoint yet". Applies to a `gateway` and to a `url`, which may be one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Gateway {
-    /// Which answers are taken for "not yet": the request goes back to the head of its queue and is tried again.
+    /// Responses after which a request returns to the head of its queue and is retried.
     pub not_yet: NotYet,
 }
 
-/// Which answers are taken for "not yet": after the target is found ready, and before an answer of a model has come
-/// through the gateway. An error in the shape of a model server is always passed on.
+/// Responses treated as "no endpoint yet", from the moment the target is ready until the gateway has passed on the
+/// first response of a model. Errors in the format of a model server are always passed on.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NotYet {
     /// Status codes, 400 to 599.
     #[schemars(inner(range(min = 400, max = 599)))]
     pub status: Vec<u16>,
-    /// How long after the target is found ready. Zero: never; all but what names the lack of an endpoint is passed on.
+    /// Time after the target became ready in which `status` applies. 0: pass on every error except those that report
+    /// missing endpoints.
     #[serde(rename = "for")]
     pub within: Period,
 }
@@ -166,7 +167,7 @@ impl Default for Readiness {
             probe: true,
             interval: Period::from_millis(50),
             timeout: Period::from_secs(1),
-            // Above the 966 s that a 27B model took on a new node (kaito issue 2325).
+            // A 27B model took 966 s on a new node (kaito issue 2325).
             activation_timeout: Period::from_secs(30 * 60),
         }
     }
@@ -177,7 +178,7 @@ impl Default for Hold {
         Self {
             max_requests: 256,
             max_bytes: ByteCount::mebibytes(64),
-            // Above the ten minutes that large models need on a new node.
+            // Large models need about ten minutes on a new node.
             timeout: Period::from_secs(15 * 60),
         }
     }
@@ -187,7 +188,7 @@ impl Default for Keepalive {
     fn default() -> Self {
         Self {
             mode: KeepaliveMode::Comment,
-            // An early 200 commits, so as late as the strictest usual idle limits (30 s) allow.
+            // As late as the strictest common idle timeout (30 s) allows: an early 200 fixes the status.
             after: Period::from_secs(20),
             interval: Period::from_secs(10),
             while_streaming: false,
@@ -204,9 +205,9 @@ impl Default for Concurrency {
 impl Default for NotYet {
     fn default() -> Self {
         Self {
-            // What sixteen gateways answer while they know of no server (tests/gateways).
+            // Responses of sixteen gateways without endpoints (tests/gateways).
             status: vec![404, 429, 500, 502, 503, 504],
-            // Discovery by polling or DNS takes 10 s and more; cloud load balancers check health every 10 to 30 s.
+            // Discovery by polling or DNS takes 10 s or more; cloud load balancers check health every 10 to 30 s.
             within: Period::from_secs(30),
         }
     }
@@ -216,7 +217,7 @@ impl Default for UpstreamTimeouts {
     fn default() -> Self {
         Self {
             connect_timeout: Period::from_secs(2),
-            // A long answer that is not streamed has no head before its last token.
+            // A response that is not streamed has no head before its last token.
             response_timeout: Period::from_secs(30 * 60),
             idle_timeout: Period::from_secs(10 * 60),
             max_response_headers: 100,

@@ -1,4 +1,4 @@
-//! Reasons of failures: what operators read, and what of it clients do.
+//! Reasons of failures, in full for operators and redacted for clients.
 
 use std::{borrow::Cow, fmt, net::IpAddr, ops::Deref, sync::Arc};
 
@@ -7,64 +7,64 @@ use serde::{Deserialize, Serialize};
 
 use super::mask_secrets;
 
-/// Why a target is not there: a text, in full for logs and operators. Secrets in it are masked.
+/// Reason why a target is unavailable. Secrets are masked on construction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
-    /// In our words and those of the cluster.
+    /// Text without output of the model server.
     brief: Arc<str>,
-    /// With what the model server printed, as well. Often the same text.
+    /// Text with output of the model server; often the same as `brief`.
     full: Arc<str>,
 }
 
-/// What clients read of a failure.
+/// Detail of failure messages sent to clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Failure {
-    /// How much clients read.
+    /// Level of detail.
     pub detail: FailureDetail,
 }
 
-/// How much clients read of a failure.
+/// Level of detail of failure messages sent to clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum FailureDetail {
-    /// The reason, without what the model server printed and without addresses of endpoints. Both are in the log, the admin
-    /// API and the Events of the cluster.
+    /// The reason, without output of the model server and addresses of endpoints. Both are in the log, the admin API
+    /// and Kubernetes Events.
     #[default]
     Short,
-    /// All of it: where every client may know what the model server prints.
+    /// Everything. Choose it only if every client may read the model server's output.
     Full,
 }
 
 // === impl Reason ===
 
 impl Reason {
-    /// A reason whose `full` text holds output of the model server that `brief` leaves out.
+    /// Creates a reason whose `full` text has output of the model server that `brief` leaves out.
     pub fn with_output(brief: &str, full: &str) -> Self {
         Self { brief: mask_secrets(brief).into(), full: mask_secrets(full).into() }
     }
 
-    /// Without output of the model server.
+    /// Returns the text without output of the model server.
     pub fn brief(&self) -> &Arc<str> {
         &self.brief
     }
 
-    /// With its output.
+    /// Returns the text with output of the model server.
     pub fn full(&self) -> &Arc<str> {
         &self.full
     }
 
-    /// Whether a model server's output is in one text and not in the other.
+    /// Returns whether the full text has output of the model server.
     pub fn has_output(&self) -> bool {
         self.brief != self.full
     }
 
-    /// Puts both texts into another one.
+    /// Applies `put` to both texts.
     pub fn map(&self, put: impl Fn(&str) -> String) -> Self {
         Self::with_output(&put(&self.brief), &put(&self.full))
     }
 
-    /// What a client reads of it.
+    /// Redacts the reason for clients.
     pub fn for_client(&self, detail: FailureDetail) -> Self {
         match detail {
             FailureDetail::Full => self.clone(),
@@ -106,7 +106,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Replaces addresses and URLs, so that a text tells nothing of the network behind us.
+/// Replaces addresses and URLs, so that clients learn nothing about the network behind the proxy.
 pub fn withhold_addresses(text: &str) -> Cow<'_, str> {
     const WITHHELD: &str = "the endpoint";
     let is_edge = |char: char| char.is_whitespace() || "\"'`()<>,;".contains(char);
@@ -131,7 +131,7 @@ pub fn withhold_addresses(text: &str) -> Cow<'_, str> {
     Cow::Owned(kept)
 }
 
-/// Whether a word is a URL, an address, or a name with a port.
+/// Returns whether a word is a URL, an address, or a name with a port.
 fn is_address(word: &str) -> bool {
     if word.contains("://") {
         return true;

@@ -1,158 +1,159 @@
-//! What a scaler is told, who it is, and what may stand in its way.
+//! The metrics reported to a scaler, the controller that scales, and the obstacles to a start.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Period;
 
-/// What a scaler is told of the demand.
+/// Metrics reported to the scaler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Scaling {
-    /// How much of the queue-depth metric one replica is for: KEDA asks for as many replicas as the value has targets.
-    /// The default is what vendors of inference gateways commonly recommend for queue depth.
+    /// Queue depth per replica: KEDA requests the value divided by this. The default follows the usual recommendation
+    /// of inference-gateway vendors.
     #[schemars(range(min = 1))]
     pub target: u32,
-    /// How many replicas are asked for until the first endpoint is ready. A backlog says little about how many are
-    /// needed once one is up, and each is a GPU.
+    /// Replicas requested until the first endpoint is ready. A backlog at zero says little about the replicas needed
+    /// later, and each one is a GPU.
     #[schemars(range(min = 1))]
     pub activation_replicas: u32,
-    /// How long demand stays true after the last request, so that a poll cannot miss it. At least twice the
+    /// Time that demand stays true after the last request, so that polling cannot miss it. Use at least twice the
     /// `pollingInterval` of the ScaledObject.
     pub linger: Period,
-    /// Whether `vllm:num_requests_waiting` is read from the ready pods and counts, too: then more than one replica needs
-    /// no Prometheus.
+    /// Scrape `vllm:num_requests_waiting` from ready pods and add it to the queue depth. Scaling beyond one replica
+    /// then needs no Prometheus.
     pub server_queue: bool,
-    /// A second metric: requests per second.
+    /// Second metric: requests per second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_rate: Option<RequestRate>,
-    /// With `scaleBy: kubernetes`: how long after the last request the workload goes back to zero.
+    /// With `scaleBy: kubernetes`: time after the last request until the workload is scaled to zero.
     pub idle_timeout: Period,
-    /// What the queue-depth metric counts.
+    /// Requests counted by the queue-depth metric.
     #[serde(skip)]
     pub counting: Counting,
 }
 
-/// A metric of requests per second.
+/// Metric of requests per second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RequestRate {
-    /// Requests per second that one replica is for.
+    /// Requests per second per replica.
     #[schemars(range(min = 1))]
     pub target: u32,
-    /// The span that the rate is taken over.
+    /// Time window of the average.
     #[serde(default = "RequestRate::default_window")]
     pub window: Period,
 }
 
-/// What the queue-depth metric counts.
+/// Requests counted by the queue-depth metric.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Counting {
-    /// Requests that wait, and of those in flight so much as they fill of `concurrency.max`.
+    /// Held requests, plus those in flight in proportion to `concurrency.max`.
     #[default]
     Queue,
-    /// Every request that is held or in flight: what the HTTP Add-on calls concurrency.
+    /// All held and in-flight requests: the HTTP Add-on's concurrency metric.
     Concurrency,
 }
 
-/// Who changes the number of replicas.
+/// Controller that changes the number of replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ScaleBy {
     /// KEDA, through a ScaledObject that names the route.
     #[default]
     Keda,
-    /// This proxy: from zero to one on demand, and back when idle. Only for routes of the cluster.
+    /// The proxy itself: from zero to one on demand, and back when idle. Only for routes of the cluster.
     Kubernetes,
 }
 
-/// An object with a scale, in the namespace of its route.
+/// An object with a scale subresource, in the namespace of its route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Workload {
-    /// Such as `apps/v1`.
+    /// API group and version, such as `apps/v1`.
     #[serde(default = "Workload::default_api_version")]
     pub api_version: String,
-    /// Such as `Deployment`.
+    /// Kind, such as `Deployment`.
     #[serde(default = "Workload::default_kind")]
     pub kind: String,
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }
 
-/// What becomes of requests at zero while the ScaledObject is paused.
+/// Handling of requests while the target is at zero and its ScaledObject is paused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum WhenPaused {
-    /// They are refused with `autoscaling_paused` and the command that resumes it.
+    /// Reject with `autoscaling_paused`; the message has the command that resumes autoscaling.
     #[default]
     Reject,
-    /// They wait, in case that somebody resumes it.
+    /// Hold requests until autoscaling is resumed or they time out.
     Hold,
 }
 
-/// What stands in the way of a start.
+/// Kind of an obstacle to the start of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ObstacleKind {
-    /// The ScaledObject is paused, so that nothing scales from zero.
+    /// The ScaledObject is paused.
     AutoscalingPaused,
     /// No ScaledObject names the route.
     NoScaledObject,
-    /// KEDA has no stream to us.
+    /// KEDA has no open stream to the scaler.
     NoKedaStream,
-    /// KEDA has a stream to us, and drops what we push: its ScaledObject does not list our metric.
+    /// KEDA drops pushes because the ScaledObject's status does not list the metric.
     PushDropped,
     /// The image cannot be pulled.
     ImagePull,
-    /// The container ends again and again.
+    /// The container exits repeatedly.
     CrashLoop,
-    /// No node takes the pod.
+    /// No node accepts the pod.
     Unschedulable,
-    /// A quota or an admission policy refuses the pod.
+    /// A quota or an admission policy rejects the pod.
     Quota,
-    /// The container was ended for want of memory.
+    /// The container was OOM-killed.
     OutOfMemory,
-    /// The workload cannot be scaled: a right is missing, another scaler owns it, or there is no such workload.
+    /// The workload cannot be scaled: no permission, another scaler owns it, or it does not exist.
     ScaleRefused,
-    /// The Kubernetes API server is not heard, so that what is known of the cluster may be old.
+    /// The Kubernetes API server is unreachable; the known state may be stale.
     ApiServerUnreachable,
-    /// The Service or InferencePool is missing, or has not the port that the route names.
+    /// The Service or InferencePool does not exist or lacks the route's port.
     NoService,
     /// The Service selects none of the workload's pods.
     NoPodsSelected,
-    /// Nothing listens where the Service leads to, though the pod is ready.
+    /// The pod is ready, but nothing listens on the Service's target port.
     PortRefused,
     /// A volume of the pod cannot be mounted.
     Volume,
-    /// The pod runs, and its node does not find it ready.
+    /// The pod runs but is not ready.
     NotReady,
-    /// The host name of the target, or of the gateway before it, does not resolve.
+    /// The host name of the target or its gateway does not resolve.
     NameUnresolved,
-    /// The server runs and finds fault with our probe: no such path, or it asks for credentials.
+    /// The server rejects the probe: wrong path or missing credentials.
     ProbeRejected,
-    /// Our probe has no answer, or one that says that the server is not ready. It mostly loads.
+    /// The probe gets no answer or "not ready"; usually the model is loading.
     NotAnswering,
 }
 
-/// How long something may stand in the way of a start before the requests that wait are told. Until then it may pass:
-/// images are pushed late, nodes are added, quotas are freed.
+/// Time that an obstacle to the start may last before held requests fail. Until then it may pass: images are pushed
+/// late, nodes are added, quotas are raised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FailureGrace {
     /// The image cannot be pulled.
     pub image_pull: Period,
-    /// The container ends again and again.
+    /// The container exits repeatedly.
     pub crash_loop: Period,
-    /// No node takes the pod. A new node takes minutes.
+    /// No node accepts the pod; adding one takes minutes.
     pub unschedulable: Period,
-    /// A quota or an admission policy refuses the pod, or the workload cannot be scaled.
+    /// A quota or an admission policy rejects the pod, or the workload cannot be scaled.
     pub quota: Period,
-    /// The container was ended for want of memory.
+    /// The container was OOM-killed.
     pub out_of_memory: Period,
     /// A volume of the pod cannot be mounted.
     pub volume: Period,
-    /// The Service is missing, has not the port, selects none of the pods, or leads to a port that nothing listens on.
+    /// The Service does not exist, lacks the port, selects none of the pods, or leads to a port on which nothing
+    /// listens.
     pub service: Period,
 }
 
@@ -176,11 +177,11 @@ impl Default for FailureGrace {
         Self {
             image_pull: Period::from_secs(120),
             crash_loop: Period::from_secs(60),
-            // Adding a node took 284 s and its initialisation 126 s (kaito issue 2325).
+            // Adding a node took 284 s, its initialisation 126 s (kaito issue 2325).
             unschedulable: Period::from_secs(600),
             quota: Period::from_secs(60),
             out_of_memory: Period::from_secs(30),
-            // The node tries again after up to 122 s, and detaching a disk from a node that died takes longer.
+            // The kubelet retries after up to 122 s; detaching a disk from a dead node takes longer.
             volume: Period::from_secs(300),
             service: Period::from_secs(60),
         }
@@ -198,8 +199,8 @@ impl RequestRate {
 // === impl Workload ===
 
 impl Workload {
-    /// Which of its keys cannot be what it says: the API server is asked at a path that is made of them, where a slash or
-    /// a question mark would lead to another object, of another namespace perhaps.
+    /// Returns the first key with an invalid value. The keys become part of a path of the API server, where a slash or
+    /// a question mark would address another object, possibly in another namespace.
     pub fn misnamed(&self) -> Option<&'static str> {
         let is_name = |text: &str| {
             let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
@@ -227,10 +228,10 @@ impl Workload {
 // === impl ObstacleKind ===
 
 impl ObstacleKind {
-    /// Every kind, the one that explains most first.
+    /// All kinds, in descending order of what they explain.
     pub const ALL: [Self; 19] = [
         Self::AutoscalingPaused,
-        // Whatever else is known may be over.
+        // Everything below may be stale then.
         Self::ApiServerUnreachable,
         Self::NoScaledObject,
         Self::ScaleRefused,
@@ -251,17 +252,17 @@ impl ObstacleKind {
         Self::NotAnswering,
     ];
 
-    /// Whether our own probes find it, and not the cluster.
+    /// Returns whether the proxy's own probes detect it, rather than the cluster.
     pub const fn is_seen_by_probes(self) -> bool {
         matches!(self, Self::NameUnresolved | Self::ProbeRejected | Self::NotAnswering)
     }
 
-    /// Whether it keeps a target from coming up by all that is known; one that does not answer may only need its time.
+    /// Returns whether it keeps the target from coming up. A server that does not answer may just need more time.
     pub const fn hinders(self) -> bool {
         !matches!(self, Self::NotAnswering)
     }
 
-    /// Its name in metrics, records, logs and conditions.
+    /// Returns the name used in metrics, records, logs and conditions.
     pub const fn name(self) -> &'static str {
         match self {
             Self::AutoscalingPaused => "autoscaling_paused",
@@ -290,27 +291,27 @@ impl ObstacleKind {
 // === impl FailureGrace ===
 
 impl FailureGrace {
-    /// How long this may last; `None`: until the deadline of each request.
+    /// Returns the grace period of a kind; `None` lasts until the deadline of each request.
     pub const fn of(&self, kind: ObstacleKind) -> Option<Period> {
         match kind {
             ObstacleKind::ImagePull => Some(self.image_pull),
             ObstacleKind::CrashLoop => Some(self.crash_loop),
             ObstacleKind::Unschedulable => Some(self.unschedulable),
-            // The cluster says no, too.
+            // The cluster rejects both.
             ObstacleKind::Quota | ObstacleKind::ScaleRefused => Some(self.quota),
             ObstacleKind::OutOfMemory => Some(self.out_of_memory),
             ObstacleKind::Volume => Some(self.volume),
             ObstacleKind::NoService | ObstacleKind::NoPodsSelected | ObstacleKind::PortRefused => {
                 Some(self.service)
             }
-            // A model may load for longer than any bound but `readiness.activationTimeout`.
+            // Only `readiness.activationTimeout` bounds the loading of a model.
             ObstacleKind::NotReady
             | ObstacleKind::AutoscalingPaused
             | ObstacleKind::NoScaledObject
             | ObstacleKind::NoKedaStream
             | ObstacleKind::PushDropped
             | ObstacleKind::ApiServerUnreachable
-            // A Service may be on its way.
+            // The Service may be created later.
             | ObstacleKind::NameUnresolved
             | ObstacleKind::ProbeRejected
             | ObstacleKind::NotAnswering => None,
@@ -323,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_workload_whose_name_leads_elsewhere_is_none() {
+    fn workload_with_path_characters_is_misnamed() {
         let workload = |api_version: &str, kind: &str, name: &str| Workload {
             api_version: api_version.into(),
             kind: kind.into(),
@@ -337,7 +338,7 @@ mod tests {
             assert_eq!(fine.misnamed(), None, "{fine:?}");
         }
         for (key, wrong) in [
-            // GET and PATCH of another namespace's scale, had it been put into the path.
+            // Would GET and PATCH the scale of a workload in another namespace.
             (
                 "apiVersion",
                 workload("apps/v1/namespaces/other/deployments/vllm/scale?x=", "Deployment", "vllm"),

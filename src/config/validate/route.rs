@@ -52,7 +52,7 @@ impl Checker<'_> {
         self.period(&path.key("connectTimeout"), route.upstream.connect_timeout);
         self.period(&path.key("responseTimeout"), route.upstream.response_timeout);
         self.period(&path.key("idleTimeout"), route.upstream.idle_timeout);
-        let most = UpstreamTimeouts::MOST_RESPONSE_HEADERS;
+        let most = UpstreamTimeouts::MAX_RESPONSE_HEADERS;
         if !(1..=most).contains(&route.upstream.max_response_headers) {
             self.error(&path.key("maxResponseHeaders"), format!("must be between 1 and {most}"));
         }
