@@ -1,4 +1,4 @@
-//! What can go wrong with a request, whose fault it is, and the one table that says how it is answered.
+//! Errors of a request, the party at fault, and the single table that maps them to responses.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -8,70 +8,70 @@ use tonic::Code;
 
 use crate::domain::{ByteCount, FailureDetail, Period, Reason, RouteKey, withhold_addresses};
 
-/// How a request ended. Every admitted request has exactly one.
+/// End of a request; every admitted request has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// The answer went out to its last byte, whatever its status.
+    /// The response was sent to its last byte, whatever its status.
     Completed,
-    /// The client hung up first.
+    /// The client disconnected first.
     ClientGone,
-    /// Its deadline came before an endpoint did.
+    /// No endpoint was ready before the deadline.
     ColdStartTimeout,
-    /// The target could not be started.
+    /// The target failed to start.
     ColdStartFailed,
-    /// The endpoint failed it, and it could not be sent again.
+    /// The endpoint failed the request, which could not be retried.
     UpstreamError,
-    /// The client stopped reading its answer.
+    /// The client stopped reading the response.
     ClientStalled,
-    /// We were told to stop.
+    /// The proxy was shut down.
     Draining,
-    /// A defect of ours.
+    /// A bug in the proxy.
     Internal,
 }
 
-/// Why a request was not admitted.
+/// Reason for rejecting a request before admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// No API path.
+    /// Not an API path.
     UnknownPath,
-    /// An API path, but not with this method.
+    /// An API path with a wrong method.
     MethodNotAllowed,
     /// No route serves the model.
     ModelNotFound,
-    /// A web page of another site sent it, or its host is another site's.
+    /// Sent by a web page of another site, or for another site's host.
     CrossSite,
-    /// It cannot be read.
+    /// The request cannot be parsed.
     InvalidRequest,
-    /// Its body is encoded in a way that hides the model.
+    /// The body's encoding hides the model.
     UnsupportedEncoding,
-    /// Its body is larger than what we buffer.
+    /// The body exceeds the buffer limit.
     RequestTooLarge,
-    /// Its body came too slowly.
+    /// The body arrived too slowly.
     RequestTimeout,
-    /// Nothing is up, and as many as may wait do.
+    /// Nothing is ready, and the hold queue is full.
     HoldQueueFull,
-    /// Endpoints are up and full, and as many as may wait do.
+    /// Endpoints are at capacity, and the hold queue is full.
     Saturated,
-    /// It would have to wait, and asked not to.
+    /// The request would be held but asked not to wait.
     NoWait,
     /// The target is at zero, and autoscaling is paused.
     AutoscalingPaused,
-    /// We are about to stop, and nothing is up.
+    /// The proxy is about to shut down, and nothing is ready.
     Draining,
 }
 
-/// Who has to do something about it.
+/// Party that has to act on an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// Whoever sent the request.
+    /// The client.
     Client,
     /// This proxy, its configuration or its limits.
     Us,
-    /// The model server or what starts it.
+    /// The model server, or the launcher or autoscaler that starts it.
     Upstream,
 }
 
-/// What can go wrong with a request. The text is what operators read; of [`ProxyError::for_client`], what the client does.
+/// Error of a request. `Display` is for logs and operators; clients get [`ProxyError::for_client`].
 #[derive(Clone, Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum ProxyError {
@@ -80,55 +80,54 @@ pub enum ProxyError {
         echo(.0)
     )]
     UnknownPath(String),
-    #[error("{} wants {allowed}.", echo(.path))]
+    #[error("{} only accepts {allowed}.", echo(.path))]
     MethodNotAllowed { path: String, allowed: &'static str },
-    #[error("The model `{}` does not exist here. GET /v1/models lists those that do.", echo(.0))]
+    #[error("The model `{}` does not exist. GET /v1/models lists the available models.", echo(.0))]
     ModelNotFound(String),
     #[error("{}", cross_site(.0.as_deref()))]
     CrossSite(Option<String>),
     #[error(
-        "The request is for the host `{}`, which is none of this proxy's. If it is one, add it to `allowedHosts` or to \
-         `match.hosts` of a route.",
+        "The host `{}` is not allowed. To allow it, add it to `allowedHosts` or to `match.hosts` of a route.",
         echo(.0)
     )]
     ForeignHost(String),
     #[error("{}", Cut(.0, MAX_MESSAGE_CHARS))]
     InvalidRequest(String),
-    /// Two readers could read it two ways: nothing behind it on its connection is read.
+    /// The request could be parsed in two ways, so nothing after it on the connection is read.
     #[error("{0}")]
     Ambiguous(String),
     #[error(
-        "Content-Encoding `{}` hides the model name, by which this request is routed: send the body as it is.",
+        "Content-Encoding `{}` hides the model name needed for routing. Send the body without encoding.",
         echo(.0)
     )]
     UnsupportedEncoding(String),
-    #[error("The request body is larger than the {limit} bytes that are allowed.")]
+    #[error("The request body exceeds the limit of {limit} bytes.")]
     RequestTooLarge { limit: usize },
     #[error("{}", too_slow(*.pause, *.rate))]
     RequestTimeout { pause: Duration, rate: ByteCount },
-    #[error("`{route}` is starting, and its waiting room is full: {reason}.")]
+    #[error("`{route}` is starting, and its hold queue is full: {reason}.")]
     HoldQueueFull { route: RouteKey, reason: String, retry_after: Option<Duration> },
-    #[error("The waiting room is full: the bodies of all requests would take more than {0} bytes.")]
+    #[error("Request buffers are full: all request bodies together may take {0} bytes.")]
     BuffersFull(usize),
-    #[error("Only a model server can answer {}, and none is running; this path starts none.", echo(.0))]
+    #[error("{} needs a running model server, and this path does not start one.", echo(.0))]
     NotKept(String),
-    #[error("None of the model servers that are up has the response `{}`.", echo(.0))]
+    #[error("No running model server has the response `{}`.", echo(.0))]
     NoSuchResponse(String),
-    #[error("`{route}` is busy, and its waiting room is full: {reason}.")]
+    #[error("`{route}` is at capacity, and its hold queue is full: {reason}.")]
     Saturated { route: RouteKey, reason: String },
-    #[error("`{route}` cannot take the request at once, and it asked not to wait.")]
+    #[error("`{route}` has no capacity right now, and the request asked not to wait.")]
     NoWait { route: RouteKey, retry_after: Option<Duration> },
-    #[error("`{route}` is at zero, and nothing may start it. {reason}")]
+    #[error("`{route}` is at zero and cannot be started. {reason}")]
     AutoscalingPaused { route: RouteKey, reason: Reason },
     #[error(
-        "`{route}` did not become ready within the {} that this request may wait ({limit}).{}",
+        "`{route}` did not become ready within {} ({limit}).{}",
         Period::from(*.waited), because(.reason.as_deref())
     )]
     ColdStartTimeout {
         route: RouteKey,
         waited: Duration,
         limit: &'static str,
-        /// What stands in the way, as far as is known.
+        /// Obstacle to the start, if known.
         reason: Option<Reason>,
         retry_after: Option<Duration>,
     },
@@ -136,53 +135,53 @@ pub enum ProxyError {
     ColdStartFailed {
         route: RouteKey,
         reason: Reason,
-        /// `None`: the start before failed for the same reason.
+        /// `None` after two failures for the same reason.
         retry_after: Option<Duration>,
     },
     #[error("`{route}` failed: {reason}")]
     UpstreamError { route: RouteKey, reason: String },
-    /// Of a route that serves anything, which tells the two apart as gateways do.
+    /// Only for routes that serve any HTTP application; like gateways, they distinguish it from `UpstreamError`.
     #[error("`{route}` did not answer in time: {reason}")]
     UpstreamTimeout { route: RouteKey, reason: String },
-    #[error("This server is shutting down; send the request again.")]
+    #[error("This replica is shutting down; retry the request.")]
     Draining { admitted: bool },
-    #[error("An internal error, which is a defect of Anteroom.")]
+    #[error("Internal error: a bug in Anteroom. Please report it; the log has the details.")]
     Internal,
 }
 
-/// How an error is answered. `docs/errors.md` is checked against this.
+/// Response to an error. `docs/errors.md` is checked against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The HTTP status.
+    /// HTTP status.
     pub status: StatusCode,
-    /// OpenAI's `error.type`.
+    /// `error.type` of the OpenAI API.
     pub kind: &'static str,
-    /// Anthropic's `error.type`.
+    /// `error.type` of the Anthropic API.
     pub anthropic: &'static str,
-    /// gRPC's status.
+    /// gRPC status.
     pub grpc: Code,
-    /// OpenAI's `error.code`.
+    /// `error.code` of the OpenAI API.
     pub code: &'static str,
-    /// `x-should-retry`: what the SDKs should do, where their default would be wrong.
+    /// `x-should-retry`, where the default of SDKs would be wrong.
     pub should_retry: Option<bool>,
-    /// Whose fault it is.
+    /// Party at fault.
     pub blame: Blame,
 }
 
-/// Text with at most so many characters. An error must not cost more memory than the request that it answers.
+/// Text truncated to a number of characters. An error must not take more memory than its request.
 struct Cut<'a>(&'a str, usize);
 
-/// Characters of a client's text that an error repeats.
+/// Maximum number of characters that an error repeats from a client's text.
 const MAX_ECHO_CHARS: usize = 128;
 
-/// Follows a reason without the output of the model server.
+/// Appended to a reason without the output of the model server.
 const OUTPUT_ELSEWHERE: &str =
-    ". What it printed is in Anteroom's log and, under this request's id (x-request-id), in its admin API";
+    ". Its output is in Anteroom's log and, under this request's id (x-request-id), in the admin API";
 
-/// Characters of an error that says what is wrong with a request, the client's text included.
+/// Maximum number of characters of an error in a request, including the client's text.
 const MAX_MESSAGE_CHARS: usize = 1000;
 
-/// The longest `Retry-After` that we send: openai-python up to 2.8 ignores more than 60 s.
+/// Maximum `Retry-After`: openai-python up to 2.8 ignores more than 60 s.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 // === impl Cut ===
@@ -204,7 +203,7 @@ fn echo(text: &str) -> impl fmt::Display {
 // === impl Outcome ===
 
 impl Outcome {
-    /// Every outcome, in the order of its number.
+    /// All outcomes, in the order of their discriminants.
     pub const ALL: [Self; 8] = [
         Self::Completed,
         Self::ClientGone,
@@ -216,7 +215,7 @@ impl Outcome {
         Self::Internal,
     ];
 
-    /// Its name in metrics and logs.
+    /// Returns the name used in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",
@@ -234,7 +233,7 @@ impl Outcome {
 // === impl Refusal ===
 
 impl Refusal {
-    /// Every reason, in the order of its number.
+    /// All refusals, in the order of their discriminants.
     pub const ALL: [Self; 13] = [
         Self::UnknownPath,
         Self::MethodNotAllowed,
@@ -251,14 +250,14 @@ impl Refusal {
         Self::Draining,
     ];
 
-    /// How it is answered; the code is also its name in metrics and logs.
+    /// Returns the response. Its code is also the name in metrics and logs.
     pub const fn answer(self) -> Answer {
         use Blame::{Client, Us};
         use Code::{
             FailedPrecondition, InvalidArgument, NotFound, PermissionDenied, ResourceExhausted, Unavailable,
             Unimplemented,
         };
-        // OpenAI's type, Anthropic's type, gRPC's status; gRPC's clients retry `Unavailable`.
+        // Error types of OpenAI and Anthropic. gRPC clients retry `Unavailable`.
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         const RATE: &str = "rate_limit_error";
@@ -297,7 +296,7 @@ impl Refusal {
             }
             Self::Saturated => answer(429, "saturated", [RATE, RATE], Unavailable, Some(true), Us),
             Self::NoWait => answer(503, "no_wait", [SERVER, BUSY], Unavailable, Some(true), Client),
-            // Somebody has to resume it first: the SDKs would retry in vain.
+            // Retries fail until an operator resumes autoscaling.
             Self::AutoscalingPaused => {
                 answer(503, "autoscaling_paused", [SERVER, API], FailedPrecondition, Some(false), Us)
             }
@@ -309,7 +308,7 @@ impl Refusal {
 // === impl ProxyError ===
 
 impl ProxyError {
-    /// How the request ended, if it had been admitted; else why it was not.
+    /// Returns the outcome of an admitted request, or the reason for rejecting it.
     pub const fn ending(&self) -> Result<Outcome, Refusal> {
         match self {
             Self::UnknownPath(_) | Self::NotKept(_) | Self::NoSuchResponse(_) => Err(Refusal::UnknownPath),
@@ -333,7 +332,7 @@ impl ProxyError {
         }
     }
 
-    /// What a client reads of it. Displayed itself, it is for logs and operators.
+    /// Redacts the error for clients.
     pub fn for_client(&self, detail: FailureDetail) -> Cow<'_, Self> {
         if detail == FailureDetail::Full {
             return Cow::Borrowed(self);
@@ -355,7 +354,7 @@ impl ProxyError {
         Cow::Owned(error)
     }
 
-    /// The one mapping of errors to answers.
+    /// Maps the error to its response.
     pub const fn answer(&self) -> Answer {
         use Blame::{Upstream, Us};
         use Code::{DeadlineExceeded, FailedPrecondition, Internal, Unavailable};
@@ -365,7 +364,7 @@ impl ProxyError {
             Self::UpstreamTimeout { .. } => {
                 return answer(504, "upstream_timeout", TIMEOUT, DeadlineExceeded, Some(false), Upstream);
             }
-            // What failed twice in the same way will fail again: somebody has to mend it first.
+            // A start that failed twice for the same reason fails again until it is fixed.
             Self::ColdStartFailed { retry_after: None, .. } => {
                 return answer(503, "cold_start_failed", API, FailedPrecondition, Some(false), Upstream);
             }
@@ -376,19 +375,19 @@ impl ProxyError {
             Ok(Outcome::ColdStartTimeout) => {
                 answer(504, "cold_start_timeout", TIMEOUT, Unavailable, Some(true), Upstream)
             }
-            // Its Retry-After is the back-off of the start; whether a retry helps, the SDK's default may decide.
+            // `Retry-After` is the backoff of the start; the SDK's default decides on a retry.
             Ok(Outcome::ColdStartFailed) => {
                 answer(503, "cold_start_failed", API, Unavailable, None, Upstream)
             }
-            // It reached a server, perhaps twice: a request that crashes servers must not be sent round again.
+            // A request that crashes servers must not be retried.
             Ok(Outcome::UpstreamError) => answer(502, "upstream_error", API, Internal, Some(false), Upstream),
             Ok(Outcome::Draining) => Refusal::Draining.answer(),
             Ok(_) => answer(500, "internal", API, Internal, None, Us),
         }
     }
 
-    /// The close code of a WebSocket that ends so after its upgrade (RFC 6455, section 7.4.1, and IANA's registry): the
-    /// service restarts, or met something unexpected.
+    /// Returns the close code for a WebSocket that fails after its upgrade (RFC 6455, section 7.4.1, and IANA's
+    /// registry): service restart or unexpected condition.
     pub const fn close_code(&self) -> u16 {
         match self {
             Self::Draining { .. } => 1012,
@@ -396,7 +395,7 @@ impl ProxyError {
         }
     }
 
-    /// `Retry-After`, where waiting helps.
+    /// Returns `Retry-After` if waiting helps.
     pub fn retry_after(&self) -> Option<Duration> {
         const DEFAULT: Duration = Duration::from_secs(5);
         let wait = match self {
@@ -410,7 +409,7 @@ impl ProxyError {
         Some(wait.clamp(Duration::from_secs(1), MAX_RETRY_AFTER))
     }
 
-    /// OpenAI's `error.param`: which part of the request is meant.
+    /// Returns `error.param` of the OpenAI API, the part of the request at fault.
     pub const fn param(&self) -> Option<&'static str> {
         match self {
             Self::ModelNotFound(_) => Some("model"),
@@ -422,8 +421,7 @@ impl ProxyError {
 fn cross_site(origin: Option<&str>) -> String {
     let page = origin.map_or("another site".to_owned(), |origin| format!("`{}`", echo(origin)));
     format!(
-        "A web page of {page} sent the request, and pages of other origins may not. Add the page's origin to \
-         `cors.origins` to allow it."
+        "Cross-origin requests from web pages of {page} are not allowed. To allow them, add the origin to `cors.origins`."
     )
 }
 
@@ -431,22 +429,22 @@ fn too_slow(pause: Duration, rate: ByteCount) -> String {
     let pause = Period::from(pause);
     let on_average = match rate.get() {
         0 => String::new(),
-        _ => format!(", or came with less than {rate} a second on average"),
+        _ => format!(", or averaged less than {rate} per second"),
     };
     format!("The request body paused for more than {pause}{on_average}.")
 }
 
-/// What is added to a text whose reason is known.
+/// Returns the reason as a suffix.
 fn because(reason: Option<&str>) -> String {
     reason.map(|reason| format!(" {reason}")).unwrap_or_default()
 }
 
-/// What is added to the text of a start that failed as the one before did.
+/// Returns the suffix for a start that failed like the one before.
 const fn again(retry_after: Option<Duration>) -> &'static str {
     if retry_after.is_none() { ", twice for the same reason" } else { "" }
 }
 
-/// The type of an error in Anthropic's API that came from a model server as this status.
+/// Returns the Anthropic error type for a model server's status.
 pub const fn anthropic_type(status: StatusCode) -> &'static str {
     match status.as_u16() {
         401 => "authentication_error",
@@ -469,6 +467,6 @@ const fn answer(
     should_retry: Option<bool>,
     blame: Blame,
 ) -> Answer {
-    let Ok(status) = StatusCode::from_u16(status) else { panic!("an HTTP status") };
+    let Ok(status) = StatusCode::from_u16(status) else { panic!("invalid HTTP status") };
     Answer { status, kind, anthropic, grpc, code, should_retry, blame }
 }

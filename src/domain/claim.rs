@@ -1,32 +1,32 @@
-//! What a route lays claim to, piece by piece: two routes are in conflict over what both claim in the same words.
+//! Claims of a route: two routes conflict if they make an equal claim.
 
 use std::{borrow::Cow, fmt};
 
 use super::{Matcher, Route};
 
-/// One combination of what a matcher asks for, in one spelling. Equal claims of two routes leave open which one a request
-/// belongs to; of different ones the more specific goes first.
+/// One combination of a matcher's conditions, normalized. For equal claims of two routes it is undefined which one a
+/// request belongs to; otherwise the more specific claim wins.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Claim<'a> {
-    /// In lower case. `None`: any.
+    /// Lower case; `None` matches any host.
     host: Option<Cow<'a, str>>,
-    /// Without a slash at its end. `None`: any.
+    /// Without a trailing slash; `None` matches any path.
     path: Option<&'a str>,
-    /// `None`: any.
+    /// `None` matches any model.
     model: Option<&'a str>,
-    /// In lower case and sorted, with their value if not any will do.
+    /// Lower case and sorted, each with its required value; `None` accepts any value.
     headers: Vec<(Cow<'a, str>, Option<&'a str>)>,
 }
 
 // === impl Route ===
 
 impl Route {
-    /// Everything that the route claims.
+    /// Returns all claims of the route.
     pub fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
         self.matchers().iter().flat_map(Matcher::claims)
     }
 
-    /// How many claims that makes, without making them.
+    /// Counts the claims without building them.
     pub fn claim_count(&self) -> usize {
         let count = |matcher: &Matcher| {
             [&matcher.hosts, &matcher.paths, &matcher.models]
@@ -40,7 +40,7 @@ impl Route {
 // === impl Matcher ===
 
 impl Matcher {
-    /// Hosts go first, then paths, then models: the order in which they are told.
+    /// Yields claims ordered by host, then path, then model: the order in which they are reported.
     fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
         let exact = self.headers.iter().map(|(name, value)| (lower(name), Some(value.as_str())));
         let mut headers: Vec<_> = exact.chain(self.present.iter().map(|name| (lower(name), None))).collect();
@@ -51,7 +51,7 @@ impl Matcher {
                 let headers = headers.clone();
                 choices(&self.models).map(move |model| Claim {
                     host: host.filter(|host| *host != "*").map(lower),
-                    // `/a/` is `/a`, and `/` is every path.
+                    // `/a/` equals `/a`, and `/` is any path.
                     path: path.map(|path| path.trim_end_matches('/')).filter(|path| !path.is_empty()),
                     model,
                     headers: headers.clone(),
@@ -61,7 +61,7 @@ impl Matcher {
     }
 }
 
-/// A kind that is left out is one choice: anything.
+/// Returns the choices for one condition: a single `None` where the condition is absent.
 fn choices(texts: &[String]) -> impl Iterator<Item = Option<&str>> {
     let any = texts.is_empty().then_some(None);
     any.into_iter().chain(texts.iter().map(|text| Some(text.as_str())))

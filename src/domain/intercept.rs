@@ -1,8 +1,7 @@
-//! What an `InterceptorRoute` of the KEDA HTTP Add-on asks for beyond what every route has: it fronts any HTTP
-//! application, not the OpenAI API.
+//! Settings of an `InterceptorRoute` of the KEDA HTTP Add-on beyond those of every route: it fronts any HTTP
+//! application, not only the OpenAI API.
 //!
-//! The meaning of each field, its default and the status codes are those of the Add-on's reference of
-//! `http.keda.sh/v1beta1` (0.16 and 1.0).
+//! Fields, defaults and status codes follow the Add-on's reference of `http.keda.sh/v1beta1` (0.16 and 1.0).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,71 +11,70 @@ use thiserror::Error;
 
 use super::{KeepaliveMode, Matcher, Period, Policy};
 
-/// What an `InterceptorRoute` asks for. A route that has this serves every method and path, with any body.
+/// Settings of an `InterceptorRoute`. Its route serves every method and path, with any body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Intercept {
-    /// Which requests belong to the route: those that any of these matches. None: no request. Models are of no
-    /// meaning here, since no body is read for them; [`super::Route::matcher`] is not looked at.
+    /// Matchers of the route; a request belongs to it if any of them matches. Models in them have no effect, since
+    /// bodies are not parsed, and [`super::Route::matcher`] is ignored.
     pub rules: Vec<Matcher>,
-    /// How long things may take.
+    /// Timeouts.
     pub timeouts: InterceptTimeouts,
-    /// `host:port` of the Service that gets what waited for the target in vain.
+    /// `host:port` of the Service that receives requests after a failed wait.
     pub fallback: Option<Arc<str>>,
-    /// What is answered at once while nothing is ready; the target is woken all the same.
+    /// Response sent immediately while nothing is ready; it still wakes the target.
     pub placeholder: Option<StaticAnswer>,
-    /// How many requests are held while nothing is ready, on one replica of the proxy. `None`: [`Self::MAX_PENDING`].
+    /// Maximum number of held requests per replica of the proxy; `None` is [`Self::MAX_PENDING`].
     pub max_pending: Option<u32>,
-    /// What becomes of more than that.
+    /// Handling of requests beyond `max_pending`.
     pub overflow: Overflow,
-    /// What is answered without demand, the first that matches.
+    /// Responses that create no demand; the first match wins.
     pub static_routes: Vec<StaticRoute>,
 }
 
-/// `timeouts` as the object has them. `None`: the Add-on's default; zero: no such limit.
+/// `timeouts` of the object. `None` is the Add-on's default; zero disables the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InterceptTimeouts {
-    /// How long a request is held until an endpoint is ready. By default there is no limit but that of the request;
-    /// with a fallback it is 30 s.
+    /// Maximum time a request is held. Default: the request's own limit, or 30 s with a fallback.
     pub readiness: Option<Period>,
-    /// How long a request may take in all, from its arrival to the last byte of its answer. By default without limit.
+    /// Maximum time from the arrival of a request to the last byte of its response. Default: unlimited.
     pub request: Option<Period>,
-    /// How long the head of the answer may take, from the dispatch on. By default 300 s.
+    /// Maximum time from dispatch to the head of the response. Default: 300 s.
     pub response_header: Option<Period>,
 }
 
-/// What becomes of a request that finds as many held as may be.
+/// Handling of a request that arrives while the maximum number is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
-    /// 503 `hold_queue_full`.
+    /// Reject with 503 `hold_queue_full`.
     #[default]
     Reject,
-    /// The placeholder, if there is one. With [`Intercept::max_pending`] set, requests are held up to that number
-    /// instead of getting the placeholder at once.
+    /// Send the placeholder, if there is one. With [`Intercept::max_pending`] set, requests up to that number are held
+    /// instead of getting the placeholder immediately.
     Placeholder,
 }
 
-/// Requests that are answered without demand.
+/// Requests answered without creating demand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticRoute {
-    /// Which: those that any of these matches. None: no request.
+    /// Matchers; any of them selects the request.
     pub rules: Vec<Matcher>,
-    /// The answer.
+    /// Response.
     pub answer: StaticAnswer,
-    /// When it is given.
+    /// Condition for the response.
     pub mode: ResponseMode,
 }
 
-/// When a static route gives its answer.
+/// Condition for a static response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ResponseMode {
-    /// While nothing is ready; else the request is passed on, and counts as no demand.
+    /// While nothing is ready. Otherwise the request is passed on, without creating demand.
     #[default]
     WhenUnavailable,
     /// Always.
     Always,
 }
 
-/// An answer that is written down in the object.
+/// A response defined in the object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticAnswer {
     status: StatusCode,
@@ -84,62 +82,62 @@ pub struct StaticAnswer {
     body: StaticBody,
 }
 
-/// The body of a static answer.
+/// Body of a static response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StaticBody {
-    /// What stands in the object; empty if nothing does.
+    /// Inline text; may be empty.
     Text(Bytes),
-    /// One key of a ConfigMap. Its extension tells the media type.
+    /// One key of a ConfigMap; the extension of its name determines the media type.
     File {
-        /// The key.
+        /// Key in the ConfigMap.
         name: String,
-        /// What it holds.
+        /// Value of the key.
         content: Bytes,
     },
-    /// All keys of a ConfigMap: that which the request's path names, `index.html` for `/`; empty if there is none.
+    /// All keys of a ConfigMap, selected by the request's path, `index.html` for `/`; empty if there is no such key.
     Files(BTreeMap<String, Bytes>),
-    /// The ConfigMap or the key is not there: 500.
+    /// The ConfigMap or key does not exist: 500.
     Missing,
 }
 
-/// Why there cannot be such an answer.
+/// Error in the definition of a static response.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum StaticAnswerError {
-    #[error("{0} is no status of an answer: give one from 200 to 599")]
+    #[error("{0} is not a valid status; use 200 to 599")]
     Status(u16),
-    #[error("`{0}` is no name of a header")]
+    #[error("`{0}` is not a valid header name")]
     HeaderName(String),
-    #[error("the value of the header `{0}` has characters that no header may have")]
+    #[error("the value of header `{0}` has invalid characters")]
     HeaderValue(String),
 }
 
 // === impl Intercept ===
 
 impl Intercept {
-    /// The status of a placeholder that says none.
+    /// Default status of a placeholder.
     pub const PLACEHOLDER_STATUS: u16 = 503;
 
-    /// Requests that one replica is for if the object does not say.
+    /// Default number of requests per replica.
     pub const TARGET: u32 = 100;
 
-    /// How many requests are held if the object does not say. The Add-on has no bound.
+    /// Default number of held requests. The Add-on has no limit.
     pub const MAX_PENDING: u32 = 10_000;
 
-    /// How many requests one endpoint gets at a time: the Add-on has no bound.
+    /// Requests in flight per endpoint; effectively unlimited, as in the Add-on.
     const MAX_IN_FLIGHT: u32 = 1_000_000;
 
-    /// Stands for a time without limit: every wait has one.
+    /// Stands for "no limit": every wait is bounded.
     const NO_LIMIT: Period = Period::from_secs(24 * 60 * 60);
 
-    /// Makes a route's policies those that the object asks for. `hold.timeout` is the longest that any request is
-    /// held, so what stands there is kept if it is less.
+    /// Overrides the route's policies with those of the object. `hold.timeout` is an upper bound for every request, so
+    /// a smaller value is kept.
     pub(super) fn apply(&self, policy: &mut Policy) {
         policy.hold.max_requests = self.max_pending.unwrap_or(Self::MAX_PENDING) as usize;
         if let Some(readiness) = self.readiness() {
             policy.hold.timeout = readiness;
         }
-        // Only answers of the OpenAI API have a way to be begun early.
+        // Only responses of the OpenAI API can begin early.
         policy.keepalive.mode = KeepaliveMode::Off;
         policy.concurrency.max = Self::MAX_IN_FLIGHT;
         policy.concurrency.ramp_start = Self::MAX_IN_FLIGHT;
@@ -151,25 +149,25 @@ impl Intercept {
         policy.upstream.idle_timeout = Self::NO_LIMIT;
     }
 
-    /// How long a request is held; `None`: as long as the policy and the request's own limit allow.
+    /// Returns the maximum hold time; `None` leaves it to the policy and the request's own limit.
     pub fn readiness(&self) -> Option<Period> {
         let limit = self.timeouts.readiness.filter(|limit| *limit != Period::ZERO);
-        // Else nothing would be left for the fallback.
+        // Leaves time for the fallback.
         limit.or(self.fallback.as_ref().map(|_| Period::from_secs(30)))
     }
 
-    /// How long a request may take in all.
+    /// Returns the maximum total time of a request.
     pub fn request(&self) -> Option<Period> {
         self.timeouts.request.filter(|limit| *limit != Period::ZERO)
     }
 
-    /// The placeholder, if it is given at once instead of holding.
+    /// Returns the placeholder if it is sent instead of holding.
     pub fn placeholder_at_once(&self) -> Option<&StaticAnswer> {
         let holds = self.max_pending.is_some() && self.overflow == Overflow::Placeholder;
         self.placeholder.as_ref().filter(|_| !holds)
     }
 
-    /// The placeholder, if it is what a request gets that finds as many held as may be.
+    /// Returns the placeholder if it is sent when the maximum number of requests is held.
     pub fn placeholder_beyond(&self) -> Option<&StaticAnswer> {
         self.placeholder.as_ref().filter(|_| self.overflow == Overflow::Placeholder)
     }
@@ -178,18 +176,18 @@ impl Intercept {
 // === impl StaticRoute ===
 
 impl StaticRoute {
-    /// The status of an answer that says none.
+    /// Default status.
     pub const STATUS: u16 = 200;
 }
 
 // === impl StaticAnswer ===
 
 impl StaticAnswer {
-    /// An answer as the object gives it. Headers that frame a message or concern one connection are left out: those
-    /// are ours to say.
+    /// Creates a response. Hop-by-hop and framing headers are dropped: the proxy sets them itself.
     ///
     /// # Errors
-    /// When the status or a header cannot be sent.
+    ///
+    /// If the status or a header cannot be sent.
     pub fn new<'a>(
         status: u16,
         headers: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -209,17 +207,17 @@ impl StaticAnswer {
         Ok(Self { status: known, headers: given, body })
     }
 
-    /// The status.
+    /// Returns the status.
     pub const fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The headers, but for the media type where they do not give it.
+    /// Returns the headers; `content-type` may be missing.
     pub const fn headers(&self) -> &HeaderMap {
         &self.headers
     }
 
-    /// The body for a request's path, and its media type; `None` if it is missing.
+    /// Returns the body for a request's path with its media type; `None` if the body is missing.
     pub fn body(&self, path: &str) -> Option<(Bytes, Option<&'static str>)> {
         let (name, content) = match &self.body {
             StaticBody::Text(text) => return Some((text.clone(), sniff(text))),
@@ -244,7 +242,7 @@ fn is_ours(name: &HeaderName) -> bool {
         || ["keep-alive", "proxy-connection"].contains(&name.as_str())
 }
 
-/// The media types of what is found in the ConfigMap of a page.
+/// Returns the media type for the extensions common in a web page's ConfigMap.
 fn media_type(name: &str) -> Option<&'static str> {
     let (_, extension) = name.rsplit_once('.')?;
     Some(match extension.to_ascii_lowercase().as_str() {
@@ -259,7 +257,7 @@ fn media_type(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The media type of a text that comes without one, roughly as browsers guess it.
+/// Guesses the media type of a text, roughly as browsers do.
 fn sniff(text: &[u8]) -> Option<&'static str> {
     Some(match text.trim_ascii_start() {
         [] => return None,

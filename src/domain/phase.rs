@@ -1,62 +1,62 @@
-//! The phases of a cold start, and the parts that some of them have.
+//! Phases of a cold start, and parts within some of them.
 
 use serde::{Deserialize, Serialize};
 
-/// A stretch of a cold start. Phases follow each other without gap or overlap, so they sum to the total. One that cannot
-/// be known is absent, and its time is in the next one that is known.
+/// A phase of a cold start. Phases follow each other without gap or overlap, so they sum to the total. A phase that
+/// cannot be observed is absent; its time belongs to the next observed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// From the first request until whoever starts the target knows.
+    /// From the first request until the scaler or launcher has received the demand.
     Signal,
-    /// Until a workload in a cluster is told to have replicas.
+    /// Until the workload's replicas are raised; only in a cluster.
     Scale,
     /// Until the pod exists.
     Create,
-    /// Until it has a node, which may have to be made first.
+    /// Until the pod has a node, which may have to be created.
     Schedule,
-    /// Until its images are on the node. Absent where they were.
+    /// Until the images are on the node; absent if they already were.
     Pull,
-    /// Until its container runs; without a cluster: until the process does.
+    /// Until the container (without a cluster: the process) runs.
     Start,
-    /// Until it answers its readiness probe.
+    /// Until the readiness probe succeeds.
     Load,
-    /// Until we may send to it: until its readiness is known, and a gateway before it is open.
+    /// Until the proxy may dispatch: it knows of the readiness, and a gateway in between accepts requests.
     Propagate,
     /// Until the first held request is sent.
     Dispatch,
-    /// Until its answer begins.
+    /// Until the first byte of its response.
     FirstByte,
-    /// Until the first token of that answer, if it is streamed.
+    /// Until the first token of that response, if it is streamed.
     FirstToken,
 }
 
-/// Something that happens within a phase. Parts do not overlap, and need not fill their phase.
+/// A part of a phase. Parts do not overlap and need not fill their phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
-    /// A new node is made for the pod. Of [`Phase::Schedule`].
+    /// Creation of a node for the pod, in [`Phase::Schedule`].
     NodeCreate,
-    /// It becomes ready. Of [`Phase::Schedule`].
+    /// Time until that node is ready, in [`Phase::Schedule`].
     NodeReady,
-    /// The model server's own start, until it begins with the model. Of [`Phase::Load`], as those below.
+    /// Startup of the model server before it loads the model, in [`Phase::Load`] as are all below.
     EngineStart,
-    /// Weights are fetched from elsewhere.
+    /// Download of the weights.
     WeightsDownload,
-    /// Weights are read.
+    /// Loading of the weights.
     Weights,
-    /// The model is compiled.
+    /// Compilation of the model.
     Compile,
-    /// Profiling, the KV cache, graphs, the first pass.
+    /// Profiling, KV cache allocation, graph capture and the first forward pass.
     Warmup,
-    /// The server's own start, once the engine is up.
+    /// Startup of the HTTP server once the engine is ready.
     ServerStart,
 }
 
 // === impl Phase ===
 
 impl Phase {
-    /// Every phase, in order.
+    /// All phases, in order.
     pub const ALL: [Self; 11] = [
         Self::Signal,
         Self::Scale,
@@ -71,7 +71,7 @@ impl Phase {
         Self::FirstToken,
     ];
 
-    /// Its name in metrics, records and heartbeats.
+    /// Returns the name used in metrics, records and heartbeats.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Signal => "signal",
@@ -88,7 +88,7 @@ impl Phase {
         }
     }
 
-    /// Whether it comes before the target may be sent to.
+    /// Returns whether the phase precedes the first dispatch.
     pub fn is_activation(self) -> bool {
         self <= Self::Propagate
     }
@@ -97,7 +97,7 @@ impl Phase {
 // === impl Part ===
 
 impl Part {
-    /// Every part, in order.
+    /// All parts, in order.
     pub const ALL: [Self; 8] = [
         Self::NodeCreate,
         Self::NodeReady,
@@ -109,7 +109,7 @@ impl Part {
         Self::ServerStart,
     ];
 
-    /// Its name in records.
+    /// Returns the name used in records.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NodeCreate => "node_create",
@@ -123,7 +123,7 @@ impl Part {
         }
     }
 
-    /// The phase that it is a part of.
+    /// Returns the phase that contains the part.
     pub const fn phase(self) -> Phase {
         match self {
             Self::NodeCreate | Self::NodeReady => Phase::Schedule,

@@ -17,9 +17,9 @@ pub struct Roles {
 /// Purpose of one pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Role {
-    /// It gets no requests: others that do need it.
+    /// Serves no requests itself, but is needed by pods that do (prefill).
     pub helps: bool,
-    /// The groups that it is in, a bit each, in the order of their names.
+    /// Bit set of the groups it belongs to, in the order of their names.
     pub groups: u8,
 }
 
@@ -34,7 +34,7 @@ impl Roles {
         self.serve.is_empty() && self.groups.is_empty()
     }
 
-    /// Returns the role of a pod with these labels; `None` if the target does without it.
+    /// Returns the role of a pod with these labels; `None` if the pod is irrelevant to the target.
     pub fn of(&self, labels: Option<&Labels>) -> Option<Role> {
         let has =
             |(key, value): (&String, &String)| labels.is_some_and(|labels| labels.get(key) == Some(value));
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_serves_helps_or_is_none_of_ours() {
+    fn role_follows_from_the_labels_of_a_pod() {
         let plain = Roles::default();
         assert!(plain.is_plain());
         assert_eq!(plain.of(None), Some(Role::default()));

@@ -1,11 +1,11 @@
-//! Secrets in texts that others have written: masked before anybody reads them.
+//! Masking of secrets in texts from outside, before they are logged or shown.
 
 use std::borrow::Cow;
 
-/// Stands for a secret.
+/// Replacement of a secret.
 const MASK: &str = "…";
 
-/// Tokens that their beginning gives away, and how many characters must follow.
+/// Prefixes of well-known tokens, each with the minimum number of characters after it.
 const PREFIXES: &[(&str, usize)] = &[
     ("sk-", 8),
     ("hf_", 8),
@@ -19,7 +19,7 @@ const PREFIXES: &[(&str, usize)] = &[
     ("xoxb-", 8),
 ];
 
-/// Ends of names whose values are secrets, in lower case.
+/// Suffixes of names whose values are secrets, in lower case.
 const NAMES: &[&str] = &[
     "token",
     "apikey",
@@ -35,13 +35,13 @@ const NAMES: &[&str] = &[
     "authorization",
 ];
 
-/// Names that end so and are none: tokens of a vocabulary.
+/// Words before `token` that mark a token of a vocabulary rather than a secret.
 const VOCABULARY: &[&str] =
     &["bos", "eos", "pad", "unk", "sep", "cls", "mask", "stop", "special", "image", "per"];
 
-/// Masks tokens, keys and passwords as far as they can be told: by how they begin (`hf_…`, `sk-…`, `AKIA…`), by the word
-/// before them (`Bearer …`), by the name that they are given (`--api-key …`, `token=…`, `"password": "…"`), and in the
-/// authority of a URL.
+/// Masks tokens, keys and passwords, recognized by their prefix (`hf_…`, `sk-…`, `AKIA…`), by the word before them
+/// (`Bearer …`), by the name they are assigned to (`--api-key …`, `token=…`, `"password": "…"`), or as the credentials
+/// of a URL.
 pub fn mask_secrets(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let mut masked = String::new();
@@ -65,7 +65,7 @@ pub fn mask_secrets(text: &str) -> Cow<'_, str> {
     Cow::Owned(masked)
 }
 
-/// Where the secret is that the word at `at` is or announces.
+/// Returns the range of the secret that the word at `at` is or introduces.
 fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     let end = run(bytes, at, is_of_word);
     let word = &bytes[at..end];
@@ -92,13 +92,13 @@ fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     if VOCABULARY.iter().any(|of| before.ends_with(of.as_bytes())) {
         return None;
     }
-    // A closing quote, then what stands between a name and its value.
+    // A closing quote, then the separator between name and value.
     let quoted = matches!(bytes.get(end), Some(b'"' | b'\''));
     let after = end + usize::from(quoted);
     let sign = run(bytes, after, |byte| byte == b' ');
     let from = match bytes.get(sign) {
         Some(b'=') => sign + 1,
-        // In prose, a colon behind such a word announces anything.
+        // In prose, a colon after such a word may introduce anything.
         Some(b':') if quoted || word.len() > known.len() || matches!(known, "password" | "authorization") => {
             sign + 1
         }
@@ -113,11 +113,11 @@ fn secret_at(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     if scheme == b"bearer" || scheme == b"basic" {
         return value(bytes, run(bytes, to, |byte| byte == b' '), 1);
     }
-    let is_nothing = ["none", "null", "true", "false"].iter().any(|word| scheme == word.as_bytes());
-    (!is_nothing).then_some((from, to))
+    let is_literal = ["none", "null", "true", "false"].iter().any(|word| scheme == word.as_bytes());
+    (!is_literal).then_some((from, to))
 }
 
-/// The value that begins at `from`, if it has this many bytes and nothing in it is masked.
+/// Returns the range of the value that begins at `from`, if it has at least `least` bytes and contains no mask.
 fn value(bytes: &[u8], from: usize, least: usize) -> Option<(usize, usize)> {
     let to = run(bytes, from, |byte| !byte.is_ascii_whitespace() && !b"\"',;)]}&".contains(&byte));
     let is_masked = bytes[from..to].windows(MASK.len()).any(|part| part == MASK.as_bytes());
@@ -132,7 +132,7 @@ const fn is_of_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
 }
 
-/// Whether what stands behind `hf_` is no word, as in `hf_transfer` and `hf_hub_download`.
+/// Returns whether the text after `hf_` is a token, unlike in `hf_transfer` or `hf_hub_download`.
 fn looks_random(rest: &[u8]) -> bool {
     rest.iter().all(u8::is_ascii_alphanumeric)
         && (rest.len() >= 16 || rest.iter().any(|byte| !byte.is_ascii_lowercase()))

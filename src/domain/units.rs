@@ -1,15 +1,15 @@
-//! Quantities as people write them: `15m`, `64MiB`.
+//! Durations and sizes in human units: `15m`, `64MiB`.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A span of time, written with its unit: `100ms`, `20s`, `15m`, `1h 30m`.
+/// A duration, written with its unit: `100ms`, `20s`, `15m`, `1h 30m`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Period(Duration);
 
-/// A number of bytes, written with its unit: `64MiB`, `1GB`, or a plain number.
+/// A size, written with its unit: `64MiB`, `1GB`, or a plain number of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteCount(usize);
 
@@ -17,26 +17,26 @@ pub struct ByteCount(usize);
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Ratio(f64);
 
-/// It is never NaN.
+/// Sound because a [`Ratio`] is never NaN.
 impl Eq for Ratio {}
 
 // === impl Period ===
 
 impl Period {
-    /// No time at all.
+    /// Zero.
     pub const ZERO: Self = Self(Duration::ZERO);
 
-    /// A whole number of seconds.
+    /// Creates a period from whole seconds.
     pub const fn from_secs(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 
-    /// A whole number of milliseconds.
+    /// Creates a period from whole milliseconds.
     pub const fn from_millis(milliseconds: u64) -> Self {
         Self(Duration::from_millis(milliseconds))
     }
 
-    /// As a duration.
+    /// Returns the period as a [`Duration`].
     pub const fn get(self) -> Duration {
         self.0
     }
@@ -94,9 +94,9 @@ impl JsonSchema for Period {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": ["string", "integer"],
-            "description": "A span of time with its unit: 100ms, 20s, 15m, 1h 30m.",
+            "description": "A duration with its unit: 100ms, 20s, 15m, 1h 30m.",
             "pattern": r"^(0|(\d+ ?(ns|us|ms|s|m|h|d|sec|secs|min|mins|hr|hrs|hours?|minutes?|seconds?|days?) ?)+)$",
-            // The only number without a unit.
+            // 0 is the only number without a unit.
             "minimum": 0,
             "maximum": 0,
             "examples": ["100ms", "20s", "15m"],
@@ -107,20 +107,20 @@ impl JsonSchema for Period {
 // === impl ByteCount ===
 
 impl ByteCount {
-    /// More than there is.
+    /// Effectively unlimited.
     pub const MAX: Self = Self(usize::MAX);
 
-    /// A whole number of MiB.
+    /// Creates a size from whole MiB.
     pub const fn mebibytes(count: usize) -> Self {
         Self(count << 20)
     }
 
-    /// A whole number of bytes.
+    /// Creates a size from bytes.
     pub const fn bytes(count: usize) -> Self {
         Self(count)
     }
 
-    /// As a number.
+    /// Returns the size in bytes.
     pub const fn get(self) -> usize {
         self.0
     }
@@ -194,7 +194,7 @@ impl JsonSchema for ByteCount {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": ["string", "integer"],
-            "description": "A number of bytes with its unit: 512KiB, 64MiB, 1GB.",
+            "description": "A size in bytes with its unit: 512KiB, 64MiB, 1GB.",
             "minimum": 0,
             "examples": ["64MiB", "1GiB"],
         })
@@ -204,19 +204,19 @@ impl JsonSchema for ByteCount {
 // === impl Ratio ===
 
 impl Ratio {
-    /// This share, if it is one.
+    /// Creates a share; `None` if it is not between 0 and 1.
     pub fn new(share: f64) -> Option<Self> {
         (0.0..=1.0).contains(&share).then_some(Self(share))
     }
 
-    /// As a number.
+    /// Returns the share as a number.
     pub const fn get(self) -> f64 {
         self.0
     }
 }
 
 impl Default for Ratio {
-    /// All of it.
+    /// Returns 1.
     fn default() -> Self {
         Self(1.0)
     }
@@ -226,7 +226,7 @@ impl<'de> Deserialize<'de> for Ratio {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let share = f64::deserialize(deserializer)?;
         Self::new(share)
-            .ok_or_else(|| de::Error::custom(format!("{share} is no share; write a number from 0 to 1")))
+            .ok_or_else(|| de::Error::custom(format!("{share} is out of range; write a number from 0 to 1")))
     }
 }
 

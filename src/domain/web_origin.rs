@@ -2,19 +2,20 @@
 
 use std::net::IpAddr;
 
-/// The origin of a web page (RFC 6454): scheme, host and port. Borrowed, since one is read of every request of a page.
+/// The origin of a web page (RFC 6454): scheme, host and port. Borrowed, since it is parsed for every request of a
+/// page.
 #[derive(Clone, Copy, Debug)]
 pub struct WebOrigin<'a> {
     scheme: &'a str,
     host: &'a str,
-    /// `None`: the default of the scheme.
+    /// `None` for the scheme's default port.
     port: Option<u16>,
 }
 
 // === impl WebOrigin ===
 
 impl<'a> WebOrigin<'a> {
-    /// Reads `scheme://host[:port]`. `null`, which any page can have, is no origin.
+    /// Parses `scheme://host[:port]`. Returns `None` for `null`, which any page can have.
     pub fn parse(text: &'a str) -> Option<Self> {
         let (scheme, authority) = text.split_once("://")?;
         let is_of_scheme = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
@@ -32,15 +33,15 @@ impl<'a> WebOrigin<'a> {
         })
     }
 
-    /// Returns whether both are the same origin.
+    /// Returns whether both origins are equal.
     pub fn is(&self, other: &Self) -> bool {
         self.scheme.eq_ignore_ascii_case(other.scheme)
             && self.host.eq_ignore_ascii_case(other.host)
             && self.port == other.port
     }
 
-    /// Returns whether a page of this origin came from `authority`, the `Host` of a request. The scheme does not count:
-    /// what terminates TLS may stand in front.
+    /// Returns whether `authority`, the `Host` of a request, belongs to this origin. The scheme is ignored: a proxy in
+    /// front may terminate TLS.
     pub fn is_at(&self, authority: &str) -> bool {
         let Some((host, port)) = split_port(authority) else { return false };
         let port = port.filter(|port| default_port(self.scheme) != Some(*port));
@@ -48,8 +49,8 @@ impl<'a> WebOrigin<'a> {
     }
 }
 
-/// Returns whether a host without its port is a name or an address that no web page of the Internet can have: loopback
-/// and private addresses, and names that public DNS does not have.
+/// Returns whether a host (without port) cannot belong to a page on the Internet: a loopback or private address, or a
+/// name that public DNS does not resolve.
 pub fn is_local_host(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     match address.parse::<IpAddr>() {
@@ -67,7 +68,7 @@ pub fn is_local_host(host: &str) -> bool {
 fn is_local_address(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
-            // Shared address space of carriers (RFC 6598), which clusters and VPNs use as well.
+            // Carrier-grade NAT (RFC 6598), also used by clusters and VPNs.
             let is_shared = address.octets()[0] == 100 && address.octets()[1] & 0xc0 == 64;
             address.is_loopback()
                 || address.is_private()
@@ -84,7 +85,7 @@ fn is_local_address(address: IpAddr) -> bool {
     }
 }
 
-/// Splits off the port; `None` if what stands behind the colon is none.
+/// Splits off the port; `None` if it is invalid.
 fn split_port(authority: &str) -> Option<(&str, Option<u16>)> {
     match authority.rfind([':', ']']) {
         Some(at) if authority.as_bytes()[at] == b':' => {

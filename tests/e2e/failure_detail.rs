@@ -45,7 +45,7 @@ async fn client_reads_no_output_of_the_server() {
         };
         assert!(
             told.contains(
-                "could not be started: the command exited with code 3 while loading. What it printed"
+                "could not be started: the command exited with code 3 while loading. Its output"
             ),
             "{told}"
         );

@@ -45,7 +45,7 @@ async fn pause_at_zero_refuses_at_once_and_wakes_nothing() {
     refused.is_error(503, "autoscaling_paused");
     assert_eq!((refused.get("x-should-retry"), refused.get("retry-after")), (Some("false"), None));
     let message = refused.json()["error"]["message"].as_str().unwrap().to_owned();
-    assert_eq!(message, format!("`tiny` is at zero, and nothing may start it. {PAUSED}"));
+    assert_eq!(message, format!("`tiny` is at zero and cannot be started. {PAUSED}"));
     assert_eq!(upstream.accepted(), 0, "not even a probe");
     let route = proxy.route("tiny").await;
     assert_eq!(route["obstacle"]["kind"], "autoscaling_paused");

@@ -385,7 +385,7 @@ async fn failures_are_listed_with_their_reasons() {
     // What belongs to no route is nobody's.
     proxy.ask(get("/nothing")).await.is_error(404, "unknown_path");
     let story = proxy.story("waits").await;
-    assert!(story["reason"].as_str().unwrap().contains("did not become ready within the 3s"), "{story}");
+    assert!(story["reason"].as_str().unwrap().contains("did not become ready within 3s"), "{story}");
     assert_eq!((&story["status"], &story["admitted"]), (&504.into(), &true.into()));
     let failed = proxy.admin("/api/v1/requests?outcome=failed&limit=10").await.json();
     let listed = |key: &str| {

@@ -139,7 +139,7 @@ withProxy('a start that fails', simRoute(['--load-time', '400ms', '--fail-load=3
   const error = await failure(client({ maxRetries: 0 }).chat.completions.create(ask()));
   assert.ok(error instanceof OpenAI.InternalServerError);
   assert.deepEqual([error.status, error.code], [503, 'cold_start_failed']);
-  assert.match(error.message, /exited with code 3 while loading\. What it printed is in .*\(x-request-id\)/);
+  assert.match(error.message, /exited with code 3 while loading\. Its output is in .*\(x-request-id\)/);
 });
 
 withProxy('a failure after the early 200', simRoute(['--load-time', '1s', '--fail-load']), async (proxy, client) => {

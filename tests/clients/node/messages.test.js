@@ -54,7 +54,7 @@ withProxy('a start that fails', simRoute(['--load-time', '400ms', '--fail-load=3
   // With the SDK's defaults: a start that fails twice for the same reason is not tried for a third time.
   const [exception, error] = await failure(client().messages.create(ask()));
   assert.deepEqual([exception.status, error.type, error.code], [503, 'api_error', 'cold_start_failed']);
-  assert.match(error.message, /exited with code 3 while loading\. What it printed is in .*\(x-request-id\)/);
+  assert.match(error.message, /exited with code 3 while loading\. Its output is in .*\(x-request-id\)/);
   assert.equal(exception.headers.get('x-should-retry'), 'false');
   assert.deepEqual(await proxy.stop(), { cold_start_failed: 2 });
 });
