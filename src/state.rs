@@ -1,4 +1,4 @@
-//! Snapshots of a target: published by whoever watches it (launcher, prober, Kubernetes), read by the request path.
+//! State of a target, published by its watcher (launcher, prober, Kubernetes) and read by the request path.
 
 mod cut;
 mod discovery;
@@ -46,108 +46,109 @@ use crate::{domain::Reason, pick::Load};
 
 /// One address of a model server, ready or not.
 ///
-/// Ready and in-flight are touched by every core, in sequentially consistent order: whoever retires an endpoint first
-/// takes `ready` away and then waits for `in_flight` to be zero, and whoever acquires it does the reverse.
+/// `ready` and `in_flight` are written by all cores in sequentially consistent order: retiring an endpoint clears
+/// `ready` before it waits for `in_flight` to reach zero; acquiring it does the reverse.
 pub struct Endpoint {
     id: u64,
-    /// `host:port`, to connect to.
+    /// `host:port`.
     address: Box<str>,
     protocol: Protocol,
-    /// What is known of it as a gateway, if it may be one.
+    /// State of a gateway; `None` if the endpoint is a single server.
     front: Option<Box<Front>>,
     ready: AtomicBool,
     in_flight: AtomicU32,
     ramp: Ramp,
-    /// How many may be on one server.
+    /// Limit of requests in flight per server.
     max: AtomicU32,
-    /// How many servers it stands for: more than one, or none now, if it is a gateway.
+    /// Number of servers it stands for. For a gateway it may be zero or more than one.
     servers: AtomicU32,
-    /// Failed dispatches in a row.
+    /// Consecutive failed dispatches.
     failures: AtomicU32,
     trial: Trial,
     connections: Connections,
-    /// Wakes the owner (launcher, prober): in doubt, suspect, or the last request in flight ended.
+    /// Wakes the owner (launcher, prober) when the endpoint is doubted or suspect, or when the last request in flight
+    /// ended.
     attention: Notify,
 }
 
-/// What is known of a target's endpoints and of how it comes up.
+/// Endpoints of a target and its progress towards readiness.
 pub struct TargetState {
     endpoints: ArcSwap<Vec<Arc<Endpoint>>>,
     status: Mutex<Status>,
     obstacles: Mutex<Obstacles>,
-    /// What of these stands in the way, if it is down.
+    /// The relevant one of `obstacles`.
     obstacle: watch::Sender<Option<Arc<Obstacle>>>,
     last_failure: LastFailure,
-    /// Where nobody listened when last asked, and since when; a few of them.
+    /// Addresses that refused the last connection attempt, each with the time of the first refusal; bounded.
     refusing: Mutex<BTreeMap<Box<str>, Instant>>,
     models: ListedModels,
     on_change: OnceLock<Box<dyn Fn(Change) + Send + Sync>>,
 }
 
-/// What is said to stand in the way of a target.
+/// Reported obstacles to the start of a target.
 #[derive(Default)]
 struct Obstacles {
-    /// By the cluster. It explains more.
+    /// Reported by the cluster. Takes precedence: it explains more.
     cluster: Option<Arc<Obstacle>>,
-    /// By our own probes.
+    /// Reported by the proxy's own probes.
     probe: Option<Arc<Obstacle>>,
 }
 
-/// Where a target stands, in one word for people and for the API.
+/// Status of a target, for users and the API.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Status {
-    /// Nothing runs, nothing is asked for.
+    /// Nothing runs and nothing is requested.
     #[default]
     Idle,
-    /// On its way up.
+    /// Starting up.
     Starting,
-    /// At least one endpoint takes requests.
+    /// At least one endpoint accepts requests.
     Ready,
-    /// It runs, without what it needs to take requests: vLLM's sleep mode.
+    /// Running, but unable to serve: vLLM's sleep mode.
     Sleeping,
-    /// On its way down, or falling asleep.
+    /// Shutting down or going to sleep.
     Stopping,
-    /// It could not be started; the next try waits.
+    /// Failed to start; the next attempt waits.
     Failed(Arc<str>),
 }
 
-/// What a publisher changed.
+/// A change made by a publisher.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// An endpoint may take more than before.
+    /// An endpoint may accept more requests than before.
     Room,
-    /// Something stands in the way, or does no more.
+    /// An obstacle appeared, changed or disappeared.
     Obstacle,
-    /// It stands elsewhere.
+    /// The status changed.
     Status,
-    /// The activation has failed: who waits for it need not wait on. The time is until the next try; `None`: that would
-    /// fail in the same way.
+    /// The activation failed, and held requests fail with it. The duration is the time until the next attempt; `None`
+    /// if that would fail for the same reason.
     Failed(Reason, Option<Duration>),
 }
 
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// The first back-off after a failure.
+    /// Backoff after the first failure.
     pub const BACKOFF: Duration = Duration::from_millis(50);
     const MAX_BACKOFF: Duration = Duration::from_secs(1);
 
-    /// An endpoint that is not ready yet.
+    /// Creates an HTTP/1.1 endpoint that is not ready yet.
     pub fn new(address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
         Self::speaking(Protocol::Http1, address, max)
     }
 
-    /// One that is a gateway, or may be one.
+    /// Creates an endpoint that is or may be a gateway.
     pub fn fronting(kind: FrontKind, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
-        Self::made(Protocol::Http1, Some(kind), address, max)
+        Self::with_front(Protocol::Http1, Some(kind), address, max)
     }
 
-    /// One that wants to be spoken to in this way.
+    /// Creates an endpoint with the given protocol.
     pub fn speaking(protocol: Protocol, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
-        Self::made(protocol, None, address, max)
+        Self::with_front(protocol, None, address, max)
     }
 
-    fn made(
+    fn with_front(
         protocol: Protocol,
         front: Option<FrontKind>,
         address: impl Into<Box<str>>,
@@ -171,64 +172,64 @@ impl Endpoint {
         })
     }
 
-    /// One that nobody watches over: a Service, of which it is taken for granted that it answers.
+    /// Creates an endpoint that is always ready and has no owner, such as a fallback Service.
     pub fn unwatched(address: impl Into<Box<str>>) -> Arc<Self> {
         let endpoint = Self::new(address, u32::MAX);
         endpoint.ready.store(true, Ordering::SeqCst);
         endpoint
     }
 
-    /// Unique in this process.
+    /// Returns an identifier unique in this process.
     pub const fn id(&self) -> u64 {
         self.id
     }
 
-    /// `host:port`, to connect to.
+    /// Returns `host:port`.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Whether it takes requests.
+    /// Returns whether it accepts requests.
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::SeqCst)
     }
 
-    /// How it wants to be spoken to.
+    /// Returns its protocol.
     pub const fn protocol(&self) -> Protocol {
         self.protocol
     }
 
-    /// What is known of it as a gateway, if it may be one.
+    /// Returns the state of a gateway; `None` if the endpoint is a single server.
     pub fn front(&self) -> Option<&Front> {
         self.front.as_deref()
     }
 
-    /// Whether it is one process or one pod. Behind what may be a gateway it may be another one each time.
+    /// Returns whether every request reaches the same process or pod.
     pub const fn is_single(&self) -> bool {
         self.front.is_none()
     }
 
-    /// How many requests are in flight on it.
+    /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::SeqCst)
     }
 
-    /// How many it may have in flight now.
+    /// Returns the current limit of requests in flight.
     pub fn limit(&self) -> u32 {
         self.ramp.limit()
     }
 
-    /// How many servers it stands for: more than one, or none now, if it is a gateway.
+    /// Returns the number of servers it stands for. For a gateway it may be zero or more than one.
     pub fn servers(&self) -> u32 {
         self.servers.load(Ordering::Relaxed)
     }
 
-    /// How many it may have in flight when it is past the ramp.
-    fn most(&self) -> u32 {
+    /// Returns the limit of requests in flight at the end of the ramp.
+    fn max_in_flight(&self) -> u32 {
         self.max.load(Ordering::Relaxed).saturating_mul(self.servers.load(Ordering::Relaxed))
     }
 
-    /// Takes one place, to be given back with [`Self::release`].
+    /// Reserves a slot, which must be returned with [`Self::release`].
     pub fn acquire(&self) -> bool {
         let mut in_flight = self.in_flight.load(Ordering::SeqCst);
         while in_flight < self.limit() && self.is_ready() {
@@ -249,54 +250,55 @@ impl Endpoint {
         false
     }
 
-    /// Gives a place back.
+    /// Returns a slot.
     pub fn release(&self) {
         if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && !self.is_ready() {
             self.attention.notify_one();
         }
     }
 
-    /// Whether it may have all in flight that it ever may.
+    /// Returns whether the limit has reached its maximum.
     pub fn is_wide(&self) -> bool {
-        self.limit() >= self.most()
+        self.limit() >= self.max_in_flight()
     }
 
-    /// How many more requests it will soon take: up to the maximum, if the ramp goes on.
+    /// Returns the number of further requests it is about to accept, assuming that a ramp in progress continues.
     pub fn room_soon(&self) -> u32 {
         if self.is_ready() && (self.is_wide() || self.ramp.progresses()) {
-            self.most().saturating_sub(self.in_flight())
+            self.max_in_flight().saturating_sub(self.in_flight())
         } else {
             0
         }
     }
 
-    /// How long the limit does not grow with time, because more requests have just failed.
+    /// Returns the remaining time in which the limit does not grow, after failures at a higher one.
     pub fn ramp_pause(&self) -> Duration {
         self.ramp.pause()
     }
 
-    /// Where on the ramp a request stands that has just got its place.
+    /// Returns the ramp level of a request that has just acquired its slot.
     pub fn level(&self) -> Level {
         self.ramp.level(self.in_flight())
     }
 
-    /// A request that went out at this level came back with its first byte: forgets failures, and lets twice as many be in
-    /// flight as have been answered, up to the maximum. Returns whether the number grew.
+    /// Records the first byte of a response to a request dispatched at `level`: clears failures and raises the limit to
+    /// twice the number of responses. Returns whether the limit grew.
     pub fn succeeded(&self, level: Level) -> bool {
         if self.failures.load(Ordering::Relaxed) > 0 || self.is_doubted() {
             self.failures.store(0, Ordering::Relaxed);
             self.vouch();
         }
-        self.ramp.answered(level, self.most())
+        self.ramp.answered(level, self.max_in_flight())
     }
 
-    /// A request that went out at this level failed: perhaps there were too many. `start` are never too many.
+    /// Records the failure of a request dispatched at `level`, which may have exceeded the server's capacity. Up to
+    /// `start` requests never do.
     pub fn failed_at(&self, level: Level, start: u32) {
         self.ramp.failed(level, start);
     }
 
-    /// It failed a request before answering: it gets nothing until its owner has seen it answer again, and then one
-    /// request at first.
+    /// Records a failure before the response. The endpoint gets no requests until its owner has seen it respond, and
+    /// then one at first.
     pub fn suspect(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.ramp.restart();
@@ -304,7 +306,7 @@ impl Endpoint {
         self.attention.notify_one();
     }
 
-    /// How long its owner leaves it alone before asking again: nothing, or 50 ms doubling to 1 s with each failure.
+    /// Returns the backoff before the owner probes again: zero, or 50 ms doubling to 1 s with each failure.
     pub fn backoff(&self) -> Duration {
         match self.failures.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -312,20 +314,21 @@ impl Endpoint {
         }
     }
 
-    /// Takes no more requests; [`Self::attention`] wakes when the last one in flight has ended.
+    /// Stops accepting requests; [`Self::attention`] wakes when the last one in flight has ended.
     pub fn retire(&self) {
         self.ready.store(false, Ordering::SeqCst);
         self.settle();
     }
 
-    /// Waits until the owner should look: it is in doubt or suspect, or, not being ready, its last request ended.
+    /// Waits until the owner should check the endpoint: it is doubted or suspect, or its last request ended while it
+    /// was not ready.
     pub async fn attention(&self) {
         self.attention.notified().await;
     }
 }
 
 impl Load for Arc<Endpoint> {
-    /// What is in doubt takes only what nothing else has room for: see `Gate::acquire`.
+    /// A doubted endpoint only gets requests for which nothing else has room: see `Gate::acquire`.
     fn room(&self) -> Option<u32> {
         let in_flight = self.in_flight();
         (in_flight < self.limit() && self.is_ready() && !self.is_doubted()).then_some(in_flight)
@@ -361,32 +364,32 @@ impl Default for TargetState {
 }
 
 impl TargetState {
-    /// Who is told of changes, at once and on the publisher's thread. Only the first one counts.
+    /// Sets the callback for changes, which runs on the publisher's thread. Later calls are ignored.
     pub fn subscribe(&self, on_change: impl Fn(Change) + Send + Sync + 'static) {
         let _ = self.on_change.set(Box::new(on_change));
     }
 
-    /// The endpoints that are known now.
+    /// Returns the known endpoints.
     pub fn endpoints(&self) -> Guard<Arc<Vec<Arc<Endpoint>>>> {
         self.endpoints.load()
     }
 
-    /// The models that its servers list.
+    /// Returns the models that its servers list.
     pub const fn models(&self) -> &ListedModels {
         &self.models
     }
 
-    /// Whether any endpoint takes requests, full or not.
+    /// Returns whether any endpoint is ready, at capacity or not.
     pub fn is_up(&self) -> bool {
         self.endpoints.load().iter().any(|endpoint| endpoint.is_ready())
     }
 
-    /// How many requests are in flight on the known endpoints.
+    /// Returns the number of requests in flight on all known endpoints.
     pub fn in_flight(&self) -> u64 {
         self.endpoints.load().iter().map(|endpoint| u64::from(endpoint.in_flight())).sum()
     }
 
-    /// How many more requests the known endpoints will soon take.
+    /// Returns the number of further requests the known endpoints are about to accept.
     pub fn room_soon(&self) -> u64 {
         self.endpoints.load().iter().map(|endpoint| u64::from(endpoint.room_soon())).sum()
     }
@@ -400,93 +403,93 @@ impl TargetState {
         });
     }
 
-    /// Forgets an endpoint: it has been retired, and nothing is in flight on it.
+    /// Removes an endpoint that is retired and has nothing in flight.
     pub fn remove(&self, endpoint: &Arc<Endpoint>) {
         self.endpoints
             .rcu(|known| known.iter().filter(|known| known.id != endpoint.id).cloned().collect::<Vec<_>>());
-        // What waits for this one alone may go to another.
-        self.tell(Change::Room);
+        // Requests that wait for this endpoint may go to another.
+        self.notify(Change::Room);
     }
 
-    /// The endpoint takes requests, `limit` at first; `None`: again, at least one beside those that are in flight.
+    /// Marks an endpoint as ready, with an initial `limit`. `None` resumes a former one with at least one slot beyond
+    /// those in use.
     pub fn ready(&self, endpoint: &Endpoint, limit: Option<u32>) {
         match limit {
-            Some(limit) => endpoint.ramp.begin(limit.min(endpoint.most())),
-            None => endpoint.ramp.resume(endpoint.in_flight(), endpoint.most()),
+            Some(limit) => endpoint.ramp.begin(limit.min(endpoint.max_in_flight())),
+            None => endpoint.ramp.resume(endpoint.in_flight(), endpoint.max_in_flight()),
         }
         endpoint.connections.reopen();
         endpoint.ready.store(true, Ordering::SeqCst);
         self.last_failure.forget();
         self.set_probe_obstacle(None);
         self.set_status(Status::Ready);
-        self.tell(Change::Room);
+        self.notify(Change::Room);
     }
 
-    /// The endpoint bears what it has: it may have more in flight.
+    /// Raises the limit of an endpoint that copes with its load.
     pub fn widen(&self, endpoint: &Endpoint) {
-        if endpoint.ramp.widen(endpoint.most()) {
-            self.tell(Change::Room);
+        if endpoint.ramp.widen(endpoint.max_in_flight()) {
+            self.notify(Change::Room);
         }
     }
 
-    /// A new maximum per endpoint, from a reload.
+    /// Sets the maximum per endpoint, after a reload.
     pub fn set_max(&self, max: u32) {
         for endpoint in self.endpoints.load().iter() {
-            let before = endpoint.most();
+            let before = endpoint.max_in_flight();
             endpoint.max.store(max, Ordering::Relaxed);
-            let (limit, most) = (endpoint.limit(), endpoint.most());
-            if limit == before || limit > most {
-                endpoint.ramp.set_limit(most);
+            let (limit, max) = (endpoint.limit(), endpoint.max_in_flight());
+            if limit == before || limit > max {
+                endpoint.ramp.set_limit(max);
             }
         }
-        self.tell(Change::Room);
+        self.notify(Change::Room);
     }
 
-    /// How many servers stand behind a gateway now. Each that is new adds `start` to what it may have in flight, which
-    /// then grows as with any new server; each that has gone takes its share away.
+    /// Sets the number of servers behind a gateway. A new server adds `start` to the current limit, which then grows as
+    /// for any endpoint; a lost one takes its share away.
     pub fn set_servers(&self, gateway: &Endpoint, servers: u32, start: u32) {
         let before = gateway.servers.swap(servers, Ordering::Relaxed);
         let more = start.saturating_mul(servers.saturating_sub(before));
-        gateway.ramp.set_limit(gateway.limit().saturating_add(more).min(gateway.most()));
+        gateway.ramp.set_limit(gateway.limit().saturating_add(more).min(gateway.max_in_flight()));
         if more > 0 {
-            self.tell(Change::Room);
+            self.notify(Change::Room);
         }
     }
 
-    /// The activation has failed; the next try comes after `retry_after`. Who waited is told the reason and the last
-    /// lines that the target printed; everybody else reads them in the record.
+    /// Records a failed activation; the next attempt follows after `retry_after`. Held requests fail with the reason
+    /// and the last lines of output.
     pub fn failed(&self, reason: Reason, last_lines: &[String], cause: Cause, retry_after: Duration) {
-        const TOLD: usize = 10;
+        const MAX_LINES: usize = 10;
         let retry_after = (!self.last_failure.record(&reason, cause)).then_some(retry_after);
         self.set_status(Status::Failed(reason.full().clone()));
-        let told = match &last_lines[last_lines.len().saturating_sub(TOLD)..] {
+        let detailed = match &last_lines[last_lines.len().saturating_sub(MAX_LINES)..] {
             [] => reason,
             lines => {
                 let full = format!("{reason}\nIts last lines:\n{}", lines.join("\n"));
                 Reason::with_output(reason.brief(), &full)
             }
         };
-        self.tell(Change::Failed(told, retry_after));
+        self.notify(Change::Failed(detailed, retry_after));
     }
 
-    /// Where the target stands.
+    /// Returns the status.
     pub fn status(&self) -> Status {
         self.status.lock().clone()
     }
 
-    /// Says where the target stands.
+    /// Sets the status.
     pub fn set_status(&self, status: Status) {
         *self.status.lock() = status;
-        self.tell(Change::Status);
+        self.notify(Change::Status);
     }
 
-    /// What stands in the way of the target, as far as is known.
+    /// Returns the known obstacle to the start.
     pub fn obstacle(&self) -> Option<Arc<Obstacle>> {
         self.obstacle.borrow().clone()
     }
 
-    /// Says what stands in the way as the cluster has it, or that nothing does. The same obstacle keeps the time since when
-    /// it does.
+    /// Sets or clears the obstacle reported by the cluster. A repeated one keeps its start time.
     pub fn set_obstacle(&self, obstacle: Option<Obstacle>) {
         self.change_obstacles(|Obstacles { cluster, .. }| {
             *cluster = obstacle.map(|new| match cluster.take() {
@@ -497,12 +500,12 @@ impl TargetState {
         });
     }
 
-    /// Says what stands in the way as our own probes have it.
+    /// Sets or clears the obstacle reported by the proxy's own probes.
     pub fn set_probe_obstacle(&self, obstacle: Option<Arc<Obstacle>>) {
         self.change_obstacles(|known| known.probe = obstacle);
     }
 
-    /// The probes that found this are over, whatever others have found meanwhile.
+    /// Clears this probe obstacle, unless another one has replaced it.
     pub fn withdraw_probe_obstacle(&self, obstacle: &Arc<Obstacle>) {
         self.change_obstacles(|Obstacles { probe, .. }| {
             probe.take_if(|known| Arc::ptr_eq(known, obstacle));
@@ -525,21 +528,21 @@ impl TargetState {
         });
         drop(obstacles);
         if changed {
-            self.tell(Change::Obstacle);
+            self.notify(Change::Obstacle);
         }
     }
 
-    /// Somebody has asked at `address`: whether the connection was refused.
+    /// Records whether a connection attempt to `address` was refused.
     pub fn set_refusing(&self, address: &str, is_refused: bool) {
-        const MOST: usize = 16;
+        const MAX_ADDRESSES: usize = 16;
         let mut refusing = self.refusing.lock();
         if !is_refused {
             refusing.remove(address);
             return;
         }
         refusing.entry(address.into()).or_insert_with(Instant::now);
-        // Pods that have gone stay until there is no room.
-        if refusing.len() > MOST
+        // Addresses of deleted pods stay until they are displaced.
+        if refusing.len() > MAX_ADDRESSES
             && let Some(oldest) =
                 refusing.iter().min_by_key(|(_, since)| **since).map(|(address, _)| address.clone())
         {
@@ -547,19 +550,19 @@ impl TargetState {
         }
     }
 
-    /// Where nobody has listened for so long, each time that was asked.
+    /// Returns addresses that have refused every connection attempt for at least this long.
     pub fn refusing_for(&self, at_least: Duration) -> Vec<Box<str>> {
         let refusing = self.refusing.lock();
         let lasting = refusing.iter().filter(|(_, since)| since.elapsed() >= at_least);
         lasting.map(|(address, _)| address.clone()).collect()
     }
 
-    /// Changes with what stands in the way.
+    /// Subscribes to the obstacle.
     pub fn obstacles(&self) -> watch::Receiver<Option<Arc<Obstacle>>> {
         self.obstacle.subscribe()
     }
 
-    fn tell(&self, change: Change) {
+    fn notify(&self, change: Change) {
         if let Some(on_change) = self.on_change.get() {
             on_change(change);
         }
@@ -569,7 +572,7 @@ impl TargetState {
 // === impl Status ===
 
 impl Status {
-    /// One word.
+    /// Returns the name used in the API.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -587,7 +590,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn addresses_that_refuse_are_few_and_the_latest() {
+    async fn refusing_addresses_are_bounded_to_the_latest() {
         let target = TargetState::default();
         for number in 0..20 {
             target.set_refusing(&format!("10.0.0.{number}:8000"), true);
@@ -595,12 +598,12 @@ mod tests {
         }
         target.set_refusing("10.0.0.19:8000", false);
         let refusing = target.refusing_for(Duration::from_secs(5));
-        assert_eq!(refusing.len(), 12, "16 are kept; of these, 4 to 15 and not 16 to 19 for so long");
+        assert_eq!(refusing.len(), 12, "16 are kept, 4 to 19, of which 4 to 15 have refused for 5 s");
         assert!(!refusing.contains(&"10.0.0.3:8000".into()) && refusing.contains(&"10.0.0.4:8000".into()));
     }
 
     #[test]
-    fn the_backoff_doubles_from_50_ms_to_1_s() {
+    fn backoff_doubles_from_50_ms_to_1_s() {
         let endpoint = Endpoint::new("127.0.0.1:1", 64);
         let backoffs = [50, 100, 200, 400, 800, 1000, 1000];
         for expected in backoffs {

@@ -1,4 +1,4 @@
-//! Connections to an endpoint, and how they are broken off when nothing stands behind it any more.
+//! Connections to an endpoint, and their termination once nothing is behind it any more.
 
 use std::{
     pin::pin,
@@ -15,50 +15,50 @@ use tokio::sync::Notify;
 
 use super::Endpoint;
 
-/// One connection's end, in the hands of whoever publishes the endpoint.
+/// Handle that terminates one connection, held by the publisher of the endpoint.
 ///
-/// A pod can vanish without closing its connections: its node has died. What is in flight would wait for an answer for as
-/// long as the route allows one to take. A request pays a store when its answer begins, and nothing is registered for it.
+/// A pod can vanish without closing its connections, when its node dies. A request in flight would then wait for the
+/// full response timeout of the route. The cost per request is one store when its response begins.
 #[derive(Debug, Default)]
 pub struct Cut {
     is_cut: AtomicBool,
     is_answering: AtomicBool,
-    /// The endpoint's.
+    /// Shared by all connections of the endpoint.
     is_heard: Arc<AtomicBool>,
     reader: AtomicWaker,
 }
 
-/// The connections of one endpoint.
+/// Connections of one endpoint.
 #[derive(Default)]
 pub(super) struct Connections {
     open: Mutex<Vec<Weak<Cut>>>,
     is_severed: AtomicBool,
     severed: Notify,
-    /// Something has come over one of them.
+    /// True if data arrived on any of them.
     is_heard: Arc<AtomicBool>,
 }
 
 // === impl Cut ===
 
 impl Cut {
-    /// Notes whether an answer is on its way: then it has a grace.
+    /// Records whether a response is in progress; it gets a grace period.
     pub fn set_answering(&self, is_answering: bool) {
         self.is_answering.store(is_answering, Ordering::Relaxed);
     }
 
-    /// Notes that the endpoint has sent something: mostly a load, of what nobody has written to meanwhile.
+    /// Records that data arrived. Only loads in the common case, so that cores do not contend for the cache line.
     pub fn hear(&self) {
         if !self.is_heard.load(Ordering::Relaxed) {
             self.is_heard.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether the connection is broken off.
+    /// Returns whether the connection is terminated.
     pub fn is_cut(&self) -> bool {
         self.is_cut.load(Ordering::Acquire)
     }
 
-    /// Ready once the connection is broken off; wakes the last task that asked.
+    /// Polls for termination; wakes only the task that polled last.
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.reader.register(cx.waker());
         if self.is_cut() { Poll::Ready(()) } else { Poll::Pending }
@@ -81,26 +81,26 @@ impl Connections {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// A new connection to the endpoint.
+    /// Registers a new connection to the endpoint.
     pub fn connection(&self) -> Arc<Cut> {
         let is_heard = self.connections.is_heard.clone();
         let cut = Arc::new(Cut { is_heard, ..Cut::default() });
         let mut open = self.connections.open.lock();
         if open.len() == open.capacity() {
-            // Those that have ended go whenever there would have to be room for more.
+            // Remove ended connections before the vector would grow.
             open.retain(|cut| cut.strong_count() > 0);
         }
         open.push(Arc::downgrade(&cut));
         drop(open);
-        // Read after the connection can be found, as `sever` does the reverse.
+        // `sever` sets the flag before it lists connections; this order closes the race.
         if self.connections.is_severed.load(Ordering::SeqCst) {
             cut.cut();
         }
         cut
     }
 
-    /// Breaks off the connections over which no answer comes, as nothing stands behind the endpoint any more; or, after a
-    /// grace, all of them (`all`). The endpoint must have been retired. It may be used again when it is made ready.
+    /// Terminates the connections without a response in progress; with `all`, after a grace period, every one. The
+    /// endpoint must be retired, and can be reused once it is ready again.
     pub fn sever(&self, all: bool) {
         self.connections.is_severed.store(true, Ordering::SeqCst);
         let open = self.connections.open.lock().clone();
@@ -112,12 +112,12 @@ impl Endpoint {
         self.connections.severed.notify_waiters();
     }
 
-    /// Whether the endpoint has sent anything since this was asked last.
+    /// Returns whether data arrived since the last call.
     pub fn take_heard(&self) -> bool {
         self.connections.is_heard.swap(false, Ordering::Relaxed)
     }
 
-    /// Waits until the connections of the endpoint are broken off. Cancel-safe.
+    /// Waits until the connections of the endpoint are severed. Cancel-safe.
     pub async fn severed(&self) {
         loop {
             let mut severed = pin!(self.connections.severed.notified());
@@ -146,11 +146,11 @@ mod tests {
         endpoint.sever(false);
         assert_eq!(endpoint.severed().now_or_never(), Some(()));
         assert!(waiting.is_cut() && !answering.is_cut());
-        assert!(endpoint.connection().is_cut(), "one that was being made meanwhile");
+        assert!(endpoint.connection().is_cut(), "a connection attempt that was in progress");
         endpoint.sever(true);
         assert!(answering.is_cut());
         TargetState::default().ready(&endpoint, None);
-        assert!(!endpoint.connection().is_cut(), "another pod has the address now");
+        assert!(!endpoint.connection().is_cut(), "the address belongs to another pod now");
     }
 
     #[test]

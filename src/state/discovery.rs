@@ -1,4 +1,4 @@
-//! What the cluster says of a target's pods, for who looks after its endpoints.
+//! Pods of a target as the cluster reports them.
 
 use std::{fmt, sync::Arc};
 
@@ -9,71 +9,70 @@ use crate::domain::{ClusterTarget, ObstacleKind, Role};
 
 /// Finds the pods of targets.
 pub trait Discovery: Send + Sync {
-    /// Follows the pods of a target. Before anything is known, and where nothing can be, [`Discovered::is_synced`] is
-    /// false.
+    /// Watches the pods of a target. Until the first report, and without a cluster, [`Discovered::is_synced`] is false.
     fn watch(&self, target: &ClusterTarget) -> watch::Receiver<Arc<Discovered>>;
 }
 
-/// The pods of a target.
+/// Pods of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discovered {
-    /// Whether the cluster has been heard: without that, no endpoints means nothing.
+    /// False until the cluster has reported: an empty list of endpoints means nothing before.
     pub is_synced: bool,
-    /// The pods that could take requests now or later, each address once, sorted by address.
+    /// Pods that are or may become ready, unique and sorted by address.
     pub endpoints: Vec<DiscoveredEndpoint>,
-    /// Addresses of pods that have ended, or whose objects have while they were terminating, the last ones. Nothing that is
-    /// in flight there will be answered.
+    /// The most recent addresses of pods that ended or were deleted while terminating. Requests in flight there get no
+    /// response.
     pub dead: Vec<Arc<str>>,
-    /// Why there are none although there could be some, such as a Service that does not exist.
+    /// Reason for missing endpoints, such as a Service that does not exist.
     pub problem: Option<Problem>,
-    /// What selects the pods, once that is known.
+    /// Object that selects the pods, once known.
     pub selection: Option<Arc<Selection>>,
-    /// How those of them came into being that were not up when they were first heard of, by name.
+    /// Startup of pods that were not ready when first seen, by name.
     pub starts: Vec<Arc<PodStart>>,
 }
 
-/// Why a target has no pods.
+/// Reason why a target has no pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// What stands in the way, if it is known to last until somebody changes it.
+    /// The obstacle, if it lasts until an operator acts.
     pub kind: Option<ObstacleKind>,
     /// A sentence that names the object.
     pub text: Arc<str>,
 }
 
-/// What says which pods a target has and where they listen, in words for reasons.
+/// Object that selects the pods and their port, described for error messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
     /// Kind and name.
     pub name: Arc<str>,
-    /// The labels that it selects pods by, if it does.
+    /// Label selector, if there is one.
     pub selector: Option<Arc<str>>,
-    /// How many pods it selects, without those that are over.
+    /// Number of selected pods that have not ended.
     pub pods: usize,
-    /// What it says of ports, and which ones its pods expose.
+    /// Ports of the object and those that its pods expose.
     pub ports: Arc<str>,
-    /// Whether each of the pods has a readiness probe, so that ready means more than started.
+    /// True if every pod has a readiness probe, so that ready means more than started.
     pub is_probed: bool,
 }
 
 /// A pod of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiscoveredEndpoint {
-    /// `ip:port`, to connect to.
+    /// `ip:port`.
     pub address: Arc<str>,
-    /// How it wants to be spoken to.
+    /// Protocol of the port.
     pub protocol: Protocol,
-    /// Whether its own probes say that it takes requests.
+    /// True if Kubernetes reports the pod as ready.
     pub ready: bool,
-    /// Whether it is about to go: what is in flight finishes, nothing new is sent.
+    /// True if the pod is terminating: it finishes requests in flight and gets no new ones.
     pub terminating: bool,
-    /// Whether a readiness gate that it declares is not met: until then its own answer does not make it ready.
+    /// True if a readiness gate is unmet; a successful probe does not make the pod ready then.
     pub gated: bool,
-    /// What it is for.
+    /// Role of the pod.
     pub role: Role,
 }
 
-/// How an endpoint wants to be spoken to.
+/// Protocol of an endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// HTTP/1.1.
@@ -86,12 +85,12 @@ pub enum Protocol {
 // === impl Problem ===
 
 impl Problem {
-    /// One that stays until somebody changes something.
+    /// Creates a problem that lasts until an operator acts.
     pub fn lasting(kind: ObstacleKind, text: impl Into<Arc<str>>) -> Self {
         Self { kind: Some(kind), text: text.into() }
     }
 
-    /// One that may be over soon.
+    /// Creates a problem that may resolve itself.
     pub fn passing(text: impl Into<Arc<str>>) -> Self {
         Self { kind: None, text: text.into() }
     }
@@ -103,7 +102,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Where there is no cluster.
+/// Discovery without a cluster: never reports any pods.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoDiscovery;
 

@@ -1,17 +1,17 @@
-//! Failed starts: whether one failed for the reason for which the one before it did.
+//! Repetition of failed starts.
 
 use parking_lot::Mutex;
 
-/// What made a start fail.
+/// Cause of a failed start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It stays until somebody mends it: a bad argument, too little memory, no such image.
+    /// Persists until it is fixed: a bad argument, too little memory, a missing image.
     Lasting,
-    /// It may pass by itself: time that ran out, a node that is full.
+    /// May resolve itself: a timeout, a full node.
     Passing,
 }
 
-/// The reason of the last start, if that failed for a lasting cause.
+/// Reason of the last start, if it failed for a lasting cause.
 #[derive(Debug, Default)]
 pub(super) struct LastFailure(Mutex<Option<Box<str>>>);
 
@@ -26,14 +26,14 @@ impl LastFailure {
         repeats
     }
 
-    /// A start has succeeded.
+    /// Clears the reason after a successful start.
     pub(super) fn forget(&self) {
         *self.0.lock() = None;
     }
 }
 
-/// The words of a reason without those that differ from start to start: times, addresses, process ids, sizes, names of
-/// pods, numbers of restarts. An exit code stays.
+/// Removes the words that differ between starts: times, addresses, process ids, sizes, pod names, restart counts. Exit
+/// codes stay.
 fn without_variables(reason: &str) -> String {
     let mut kept = String::with_capacity(reason.len());
     let mut before = "";

@@ -1,4 +1,4 @@
-//! Gateways before the servers of a target, which have yet to notice them.
+//! Gateways in front of a target's servers, which discover them with a delay.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -8,25 +8,25 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// State of an endpoint that is a gateway, or may be one.
+/// State of an endpoint that is or may be a gateway.
 ///
-/// It settles: from when it is found ready until an answer of a model has come through it, an error of it may mean that
-/// it has not noticed its servers.
+/// A gateway is settling from the moment it is found ready until a model's response has passed through it. Until then,
+/// an error may mean that it has not discovered its servers yet.
 pub struct Front {
     kind: FrontKind,
-    /// True once an answer of a model has come through it since it was found ready. Read by every answer.
+    /// True once a model's response passed through it since it was found ready. Loaded for every response.
     has_settled: AtomicBool,
     ready_since: Mutex<Option<Instant>>,
-    /// True while its owner must probe `readiness.path` before the next request goes to it.
-    asks_first: AtomicBool,
-    /// Time and result of the last probe in doubt: true for down. Locked during the probe.
-    last_doubt: tokio::sync::Mutex<Option<(Instant, bool)>>,
+    /// True while its owner must probe `readiness.path` before the next dispatch.
+    probe_required: AtomicBool,
+    /// Time and result (true: down) of the last probe in doubt. Locked during the probe.
+    last_probe: tokio::sync::Mutex<Option<(Instant, bool)>>,
 }
 
-/// Source of the readiness of an endpoint that may be a gateway.
+/// Source of readiness for an endpoint that may be a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrontKind {
-    /// The pods behind it. Its own `readiness.path` may be answered at zero, or by nobody at any time.
+    /// The pods behind it. The gateway itself may answer `readiness.path` at zero, or never.
     Gateway,
     /// Its own `readiness.path`.
     Url,
@@ -40,23 +40,23 @@ impl Front {
             kind,
             has_settled: AtomicBool::new(false),
             ready_since: Mutex::default(),
-            asks_first: AtomicBool::new(false),
-            last_doubt: tokio::sync::Mutex::default(),
+            probe_required: AtomicBool::new(false),
+            last_probe: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Source of its readiness.
+    /// Returns the source of its readiness.
     pub const fn kind(&self) -> FrontKind {
         self.kind
     }
 
-    /// Marks it as ready, and so as not settled, from now on.
+    /// Marks it as ready and settling.
     pub fn found_ready(&self) {
         *self.ready_since.lock() = Some(Instant::now());
         self.has_settled.store(false, Ordering::Relaxed);
     }
 
-    /// Marks it as settled: an answer of a model came through it.
+    /// Marks it as settled: a model's response passed through it.
     pub fn settle(&self) {
         if !self.has_settled.load(Ordering::Relaxed) {
             self.has_settled.store(true, Ordering::Relaxed);
@@ -69,33 +69,33 @@ impl Front {
             && self.ready_since.lock().is_some_and(|since| since.elapsed() < within)
     }
 
-    /// Returns whether an error of it is a reason to probe it. A gateway that never settled has had its time.
+    /// Returns whether an error warrants a probe. A gateway that never settled has used up its time.
     pub fn is_to_be_doubted(&self) -> bool {
         self.kind == FrontKind::Url || self.has_settled.load(Ordering::Relaxed)
     }
 
-    /// Probes it with `ask`, and returns whether it is down. Concurrent callers share one probe. Cancel-safe.
-    pub async fn is_down(&self, ask: impl Future<Output = bool>) -> bool {
+    /// Probes it with `probe` and returns whether it is down. Concurrent callers share one probe. Cancel-safe.
+    pub async fn is_down(&self, probe: impl Future<Output = bool>) -> bool {
         let began = Instant::now();
-        let mut last = self.last_doubt.lock().await;
+        let mut last = self.last_probe.lock().await;
         match *last {
             Some((answered, is_down)) if answered >= began => is_down,
             _ => {
-                let is_down = ask.await;
+                let is_down = probe.await;
                 *last = Some((Instant::now(), is_down));
                 is_down
             }
         }
     }
 
-    /// Makes its owner probe `readiness.path` before another request goes to it.
+    /// Requires a probe of `readiness.path` before the next dispatch.
     pub fn ask_first(&self) {
-        self.asks_first.store(true, Ordering::Relaxed);
+        self.probe_required.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether to probe `readiness.path` before another request goes to it, and clears that.
+    /// Returns whether a probe of `readiness.path` is required before the next dispatch, and clears the requirement.
     pub fn takes_question(&self) -> bool {
-        self.asks_first.swap(false, Ordering::Relaxed)
+        self.probe_required.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn those_who_doubt_at_once_ask_once() {
+    async fn concurrent_doubts_share_one_probe() {
         let front = Front::new(FrontKind::Url);
         let asked = Mutex::new(0);
         let ask = async || {
@@ -118,13 +118,13 @@ mod tests {
             sleep(Duration::from_millis(after)).await;
             front.is_down(ask()).await
         };
-        // The second and the third come while the first one's question is on its way; the last one after it.
+        // The second and third start during the first probe (0 to 100 ms), the last one after it.
         let answers = tokio::join!(doubt(0), doubt(1), doubt(99), doubt(150));
         assert_eq!((answers, *asked.lock()), ((true, true, true, true), 2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_question_that_is_given_up_is_asked_by_the_next() {
+    async fn cancelled_probe_is_repeated_by_the_next_caller() {
         let front = Front::new(FrontKind::Url);
         let given_up = tokio::time::timeout(Duration::from_secs(1), front.is_down(std::future::pending()));
         let next = front.is_down(async { false });
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_front_settles_with_an_answer_or_with_time() {
+    async fn front_settles_with_a_response_or_with_time() {
         let (front, within) = (Front::new(FrontKind::Gateway), Duration::from_secs(30));
         assert!(!front.is_settling(within) && !front.is_to_be_doubted(), "it was never ready");
         front.found_ready();
@@ -144,6 +144,6 @@ mod tests {
         front.found_ready();
         front.settle();
         assert!(!front.is_settling(within) && front.is_to_be_doubted());
-        assert!(Front::new(FrontKind::Url).is_to_be_doubted(), "its probe is all there is to know of it");
+        assert!(Front::new(FrontKind::Url).is_to_be_doubted(), "only its probe tells of a url");
     }
 }

@@ -1,4 +1,4 @@
-//! The models that a target's servers list, as one of them was last asked.
+//! Models listed by a target's servers, from the last query of one of them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -8,39 +8,39 @@ use tokio::{sync::Mutex, time::Instant};
 
 use super::Endpoint;
 
-/// The last list of a target, kept also while nothing is up, and who asks for the next one.
+/// Last list of a target, kept while nothing is ready.
 #[derive(Default)]
 pub struct ListedModels {
     last: ArcSwapOption<Listing>,
-    /// Held by the request that asks the server: all others wait for its answer.
+    /// Held by the request that queries the server; others wait for its result.
     asking: Mutex<()>,
 }
 
-/// What a server answered.
+/// List returned by a server.
 #[derive(Debug)]
 pub struct Listing {
-    /// The entries by their `id`, as the server wrote them.
+    /// Entries by `id`, as the server wrote them.
     pub models: Arc<BTreeMap<Box<str>, Value>>,
-    /// The endpoint that was asked.
+    /// Endpoint that was queried.
     endpoint: u64,
-    /// When the next answer is due.
+    /// Time of the next query.
     due: Instant,
 }
 
 // === impl ListedModels ===
 
 impl ListedModels {
-    /// How long a list is used. LoRA adapters come and go while a server runs.
+    /// Maximum age of a list: LoRA adapters come and go while a server runs.
     pub const MAX_AGE: Duration = Duration::from_secs(60);
-    /// How long a server that gave no list is left alone.
+    /// Interval between queries of a server that returned no list.
     pub const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-    /// The last list, if any server has given one.
+    /// Returns the last list.
     pub fn last(&self) -> Option<Arc<Listing>> {
         self.last.load_full()
     }
 
-    /// The endpoint to ask: one that is ready, if the list is too old or of an endpoint that is no longer ready.
+    /// Returns a ready endpoint to query if the list is too old or its endpoint is no longer ready.
     pub fn due(&self, endpoints: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         let ready = || endpoints.iter().filter(|endpoint| endpoint.is_ready());
         let is_fresh = |last: &Listing| {
@@ -52,8 +52,8 @@ impl ListedModels {
         ready().next().cloned()
     }
 
-    /// Asks for the list by `ask`, unless another request has done so meanwhile. A server that gives none leaves the
-    /// last list as it is. Cancel-safe: the next request asks.
+    /// Queries the list with `ask`, unless a concurrent request has done so. A server without a list leaves the last
+    /// one in place. Cancel-safe: the next request queries again.
     pub async fn refresh(
         &self,
         endpoints: &[Arc<Endpoint>],
@@ -69,7 +69,7 @@ impl ListedModels {
         self.last.store(Some(Arc::new(listing)));
     }
 
-    /// Forgets the list: the target is another one.
+    /// Clears the list after the target changed.
     pub fn forget(&self) {
         self.last.store(None);
     }
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn list_is_asked_for_once_a_minute_and_of_new_servers() {
+    async fn list_is_queried_each_minute_and_of_new_servers() {
         let listed = ListedModels::default();
         let first = [ready("127.0.0.1:1")];
         listed.refresh(&first, async |_| one("a")).await;
@@ -99,7 +99,7 @@ mod tests {
         tokio::time::advance(ListedModels::MAX_AGE).await;
         assert!(listed.due(&first).is_some());
         listed.refresh(&first, async |_| one("b")).await;
-        // Another run of the server: its list may be another.
+        // A restarted server may list other models.
         first[0].retire();
         assert!(listed.due(&first).is_none(), "nothing is up to be asked");
         assert!(listed.last().unwrap().models.contains_key("b"), "the list stays");

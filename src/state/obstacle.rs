@@ -1,30 +1,30 @@
-//! What stands in the way of a target.
+//! Obstacles to the start of a target.
 
 use tokio::time::Instant;
 
 use super::Cause;
 use crate::domain::{ObstacleKind, Reason};
 
-/// Why a target does not come up, in words for whoever waits for it.
+/// Reason why a target does not come up, worded for waiting clients.
 #[derive(Clone, Debug)]
 pub struct Obstacle {
-    /// What it is.
+    /// Kind of the obstacle.
     pub kind: ObstacleKind,
-    /// A sentence that names the object and, where there is one, the way out.
+    /// A sentence that names the object and, if there is one, the remedy.
     pub message: Reason,
-    /// Since when it has been there.
+    /// Time of its first observation.
     pub since: Instant,
 }
 
 // === impl Obstacle ===
 
 impl Obstacle {
-    /// One that is there from now on.
+    /// Creates an obstacle that begins now.
     pub fn new(kind: ObstacleKind, message: impl Into<Reason>) -> Self {
         Self { kind, message: message.into(), since: Instant::now() }
     }
 
-    /// What it makes of a start that fails by it: capacity comes and goes, the rest somebody has to mend.
+    /// Returns the cause of a start that fails by it: capacity comes and goes, everything else has to be fixed.
     pub const fn cause(&self) -> Cause {
         match self.kind {
             ObstacleKind::Unschedulable | ObstacleKind::Quota => Cause::Passing,
@@ -32,7 +32,7 @@ impl Obstacle {
         }
     }
 
-    /// Whether the other one says the same.
+    /// Returns whether both have the same kind and message.
     pub fn is_same(&self, other: &Self) -> bool {
         self.kind == other.kind && self.message == other.message
     }

@@ -1,16 +1,16 @@
-//! The ramp of an endpoint: how many requests may be in flight on it now.
+//! Ramp of an endpoint: the current limit of requests in flight.
 //!
 //! ```text
-//!            a head of an answer: twice as many as have been answered
-//!  start ──▶ a sign of life while requests are held: twice as many      ──▶ the maximum
-//!            requests are broken off at levels that no answer came from:
-//!            back to the level that is proven, and after 5 s 1, 2, 4, … more
+//!            response head: twice the number of responses
+//!  start ──▶ successful probe while requests are held: twice the limit  ──▶ maximum
+//!            connections break at unproven levels:
+//!            back to the proven level, and after 5 s 1, 2, 4, … more
 //! ```
 //!
-//! The level of a request is the number in flight when it went out, itself included. An answer to it proves that the
-//! server bears as many. A failure at a proven level says nothing of the number, and so leaves it alone. Nor does a single
-//! one at a higher level, which a request may bring about that no server bears: it takes several that went out together,
-//! or several in a row.
+//! The level of a request is the number in flight at its dispatch, including itself. A response proves that the server
+//! copes with that level. A failure at a proven level is unrelated to the number and does not lower it. Neither does a
+//! single failure at a higher level, since the request itself may crash servers: it takes several dispatched together, or
+//! several in a row.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -19,50 +19,50 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long a level that failed is not tried again.
+/// Pause before a failed level is tried again.
 const FAILED_LEVEL_PAUSE: Duration = Duration::from_secs(5);
 
-/// Failures in a row, one request after the other, that show a level to be too high: two requests, each sent twice.
+/// Consecutive single failures that show a level to be too high: two requests, each sent twice.
 const FAILURES_IN_A_ROW: u32 = 4;
 
-/// How long an opening, or the head of an answer, shows that a ramp goes on.
+/// Time after opening or a response head in which the ramp counts as progressing.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(10);
 
-/// The number of requests that may be in flight, and what it grows by.
+/// Limit of requests in flight and the state of its growth.
 pub(super) struct Ramp {
     base: Instant,
     limit: AtomicU32,
-    /// Heads of answers since the ramp began; not counted beyond its end.
+    /// Response heads since the ramp began; not counted once it is complete.
     answered: AtomicU32,
-    /// The highest level that was answered.
+    /// Highest level with a response.
     proven: AtomicU32,
-    /// A level that needs no proof: the route's `rampStart`, known from the first failure on.
+    /// Level that needs no proof: the route's `rampStart`, recorded with the first failure.
     floor: AtomicU32,
-    /// Failures at levels that were not proven; wraps around.
+    /// Failures at unproven levels; wraps around.
     failures: AtomicU32,
-    /// Of these, those since the last answer at such a level.
+    /// Those of `failures` since the last response at an unproven level.
     in_a_row: AtomicU32,
-    /// How many more are tried next beyond the proven level; 0: nothing has failed, and the limit doubles.
+    /// Next increment beyond the proven level; 0 if nothing has failed and the limit doubles.
     stride: AtomicU32,
-    /// When a level that was not proven failed last, in milliseconds from `base`.
+    /// Time of the last failure at an unproven level, in milliseconds since `base`.
     failed_ms: AtomicU64,
-    /// When it opened, or the ramp was answered last, in milliseconds from `base`.
+    /// Time of the last opening or response head, in milliseconds since `base`.
     progress_ms: AtomicU64,
 }
 
-/// Where on the ramp a request went out.
+/// Position on the ramp at the dispatch of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Level {
-    /// How many were in flight, itself included.
+    /// Requests in flight, including itself.
     in_flight: u32,
-    /// How many failures there had been.
+    /// Value of [`Ramp::failures`].
     failures: u32,
 }
 
 // === impl Ramp ===
 
 impl Ramp {
-    /// One that is at its end.
+    /// Creates a completed ramp.
     pub(super) fn new(limit: u32) -> Self {
         Self {
             base: Instant::now(),
@@ -82,17 +82,17 @@ impl Ramp {
         self.limit.load(Relaxed)
     }
 
-    /// Where a request goes out now, being one of so many in flight.
+    /// Returns the level of a request dispatched now, as one of `in_flight`.
     pub(super) fn level(&self, in_flight: u32) -> Level {
         Level { in_flight, failures: self.failures.load(Relaxed) }
     }
 
-    /// Moves the limit for another reason than an answer or a failure.
+    /// Sets the limit for a reason other than a response or a failure.
     pub(super) fn set_limit(&self, limit: u32) {
         self.limit.store(limit, Relaxed);
     }
 
-    /// Begins for a server of which nothing is known yet.
+    /// Begins for a server without history.
     pub(super) fn begin(&self, limit: u32) {
         self.answered.store(0, Relaxed);
         self.proven.store(0, Relaxed);
@@ -101,20 +101,20 @@ impl Ramp {
         self.limit.store(limit, Relaxed);
     }
 
-    /// Begins anew, with one request, for a server that failed one.
+    /// Restarts at one request, for a server that failed one.
     pub(super) fn restart(&self) {
         self.answered.store(0, Relaxed);
         self.limit.store(1, Relaxed);
     }
 
-    /// The server that failed a request answers again: it gets one beside those that it still has.
+    /// Resumes for a server that responds again after a failure: one request beyond those still in flight.
     pub(super) fn resume(&self, in_flight: u32, max: u32) {
         let limit = in_flight.saturating_add(1).min(max);
         let bears = if self.has_failed() { self.bears().max(1) } else { max };
         self.limit.fetch_max(limit.min(bears), Relaxed);
     }
 
-    /// A request that went out at this level was answered. Returns whether the limit grew.
+    /// Records a response to a request dispatched at this level. Returns whether the limit grew.
     pub(super) fn answered(&self, level: Level, max: u32) -> bool {
         if level.in_flight > self.proven.load(Relaxed) {
             self.proven.fetch_max(level.in_flight, Relaxed);
@@ -130,7 +130,7 @@ impl Ramp {
         self.limit.fetch_max(limit, Relaxed) < limit
     }
 
-    /// A request that went out at this level failed before its answer. `floor` is a level that needs no proof.
+    /// Records a failure before the response. `floor` is a level that needs no proof.
     pub(super) fn failed(&self, level: Level, floor: u32) {
         let bears = self.proven.load(Relaxed).max(floor);
         if level.in_flight <= bears {
@@ -150,7 +150,8 @@ impl Ramp {
         }
     }
 
-    /// Time has passed without a failure, and the server gives signs of life. Returns whether the limit grew.
+    /// Raises the limit after a period without failures in which the server responded to probes. Returns whether it
+    /// grew.
     pub(super) fn widen(&self, max: u32) -> bool {
         let (limit, stride) = (self.limit(), self.stride.load(Relaxed));
         if limit >= max || !self.pause().is_zero() {
@@ -167,11 +168,11 @@ impl Ramp {
         if next >= max {
             self.stride.store(0, Relaxed);
         }
-        // A failure that came meanwhile goes first.
+        // A concurrent failure takes precedence.
         self.limit.compare_exchange(limit, next.min(max), Relaxed, Relaxed).is_ok()
     }
 
-    /// How long the limit does not grow with time, because the next level has just failed.
+    /// Returns the remaining time in which the limit does not grow because the next level failed.
     pub(super) fn pause(&self) -> Duration {
         if !self.has_failed() || self.limit() < self.bears() {
             return Duration::ZERO;
@@ -183,7 +184,7 @@ impl Ramp {
         self.base.elapsed().saturating_sub(Duration::from_millis(self.failed_ms.load(Relaxed)))
     }
 
-    /// Whether it opened, or was answered, so recently that the rest of the ramp can be counted on.
+    /// Returns whether the ramp opened or advanced recently enough to count on the rest of it.
     pub(super) fn progresses(&self) -> bool {
         self.now_ms().saturating_sub(self.progress_ms.load(Relaxed)) < PROGRESS_PERIOD.as_millis() as u64
     }
@@ -192,7 +193,7 @@ impl Ramp {
         self.stride.load(Relaxed) > 0
     }
 
-    /// How many the server is known to bear.
+    /// Returns the number of requests the server is known to cope with.
     fn bears(&self) -> u32 {
         self.proven.load(Relaxed).max(self.floor.load(Relaxed))
     }
@@ -208,7 +209,7 @@ mod tests {
 
     const MAX: u32 = 64;
 
-    /// Requests that go out at these levels, before anything comes back.
+    /// Returns the levels of requests dispatched before any response.
     fn out(ramp: &Ramp, levels: std::ops::RangeInclusive<u32>) -> Vec<Level> {
         levels.map(|in_flight| ramp.level(in_flight)).collect()
     }
@@ -231,7 +232,7 @@ mod tests {
         while ramp.limit() < MAX {
             let limit = ramp.limit();
             rounds.push(limit);
-            // Each of the round is answered, and none ends.
+            // Every request of the round gets its head, and none ends.
             answered(&ramp, before + 1..=limit);
             before = limit;
         }
@@ -301,7 +302,7 @@ mod tests {
     async fn single_failures_lower_the_ramp_only_in_a_row() {
         let ramp = Ramp::new(MAX);
         answered(&ramp, 32..=32);
-        // A request that no server bears, sent twice, and then one like it.
+        // A request that crashes servers, sent twice, and then another one.
         for _ in 0..3 {
             failed(&ramp, 33..=33);
             assert_eq!(ramp.limit(), MAX);

@@ -1,4 +1,4 @@
-//! How many replicas there are, for who scales without KEDA.
+//! Replicas of workloads, for scaling without KEDA.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -6,16 +6,16 @@ use thiserror::Error;
 
 use crate::domain::Workload;
 
-/// What an operation on a scale comes to.
+/// Future of a scale operation.
 pub type Scaling<'a, T> = Pin<Box<dyn Future<Output = Result<T, ScaleError>> + Send + 'a>>;
 
 /// Reads and writes the number of replicas of workloads.
 pub trait Scale: Send + Sync {
-    /// How many replicas are asked for. It fails for good where they are not ours to change: another scaler owns the
-    /// workload, or a right is missing.
+    /// Reads the desired number of replicas. Fails permanently if another scaler owns the workload or a permission is
+    /// missing.
     fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas>;
 
-    /// Asks for `replicas`, if nobody has changed the number since `seen`.
+    /// Sets `replicas`, if the number has not changed since `seen`.
     fn set<'a>(
         &'a self,
         namespace: &'a str,
@@ -25,20 +25,20 @@ pub trait Scale: Send + Sync {
     ) -> Scaling<'a, ()>;
 }
 
-/// How many replicas were asked for at one moment.
+/// Desired number of replicas at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replicas {
-    /// The number.
+    /// Desired number.
     pub wanted: u32,
-    /// Changes with the workload.
+    /// Resource version, which changes with the workload.
     pub version: Option<String>,
 }
 
-/// Why a number of replicas could not be read or changed.
+/// Error of a scale operation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum ScaleError {
-    #[error("somebody else has changed the workload meanwhile")]
+    #[error("the workload was changed concurrently")]
     Conflict,
     #[error("{0}")]
     Refused(Arc<str>),
@@ -46,16 +46,16 @@ pub enum ScaleError {
     Unavailable(Arc<str>),
 }
 
-/// Where there is no cluster.
+/// Scale without a cluster: every operation is refused.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoScale;
 
 impl Scale for NoScale {
     fn replicas<'a>(&'a self, _: &'a str, _: &'a Workload) -> Scaling<'a, Replicas> {
-        Box::pin(async { Err(ScaleError::Refused("this proxy knows no cluster".into())) })
+        Box::pin(async { Err(ScaleError::Refused("no Kubernetes cluster is configured".into())) })
     }
 
     fn set<'a>(&'a self, _: &'a str, _: &'a Workload, _: &'a Replicas, _: u32) -> Scaling<'a, ()> {
-        Box::pin(async { Err(ScaleError::Refused("this proxy knows no cluster".into())) })
+        Box::pin(async { Err(ScaleError::Refused("no Kubernetes cluster is configured".into())) })
     }
 }

@@ -1,4 +1,4 @@
-//! What is seen of a pod on its way into being, for the record of a cold start.
+//! Observations of a starting pod, for the record of a cold start.
 
 use std::{
     collections::VecDeque,
@@ -11,77 +11,77 @@ use tokio::time::Instant;
 
 use crate::domain::{ObstacleKind, Part, Phase, mask_secrets};
 
-/// Something that happened elsewhere: it had happened when we saw it, and perhaps somebody else says when.
+/// Observation of an event elsewhere, with the time it happened if that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// When we saw it, which is never before it happened.
+    /// Time of the observation, never before the event.
     pub at: Instant,
-    /// When it happened, by another clock.
+    /// Time of the event by another clock.
     pub stamp: Option<Stamp>,
 }
 
-/// A moment by a clock that is not ours, as precise as it was written down.
+/// A moment by another clock, at the precision it was recorded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// What was written, which is not after the moment.
+    /// Recorded time, not after the moment.
     pub time: SystemTime,
-    /// The moment was before `time` and this. A second, for what Kubernetes writes into objects.
+    /// Precision: the moment is before `time + resolution`. One second for timestamps in Kubernetes objects.
     pub resolution: Duration,
-    /// Whose clock it is: moments of the same one say how far it is from ours. `control-plane`, or the name of a node.
+    /// The clock: `control-plane` or the name of a node. Stamps of the same clock determine its offset from ours.
     pub clock: Arc<str>,
 }
 
-/// A part of a phase, on our clock.
+/// Part of a phase, by our clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartSeen {
-    /// Which.
+    /// The part.
     pub part: Part,
-    /// When it began; `None`: with its phase, or when the part before it ended.
+    /// Begin; `None` if it began with its phase or at the end of the part before it.
     pub start: Option<Instant>,
-    /// When it ended.
+    /// End.
     pub end: Instant,
 }
 
-/// What is known of the way of one pod into being. The pod that is ready first is the one that a cold start tells of.
+/// Startup of one pod. The pod that is ready first determines the record of a cold start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodStart {
     /// `namespace/name`.
     pub name: Arc<str>,
-    /// `ip:port`, as that of its endpoint, once it has one.
+    /// `ip:port` of its endpoint, once assigned.
     pub address: Option<Arc<str>>,
-    /// Where it runs, once that is decided.
+    /// Node, once scheduled.
     pub node: Option<Arc<str>>,
-    /// Whether an image is being fetched for it now.
+    /// True while an image is pulled.
     pub is_pulling: bool,
-    /// Which phases are over, each once, in any order.
+    /// Ends of phases, each phase once, in any order.
     pub moments: Vec<(Phase, Seen)>,
-    /// What is known of the inside of phases, each part once.
+    /// Known parts of phases, each once.
     pub parts: Vec<PartSeen>,
-    /// What it printed last, where its log is read.
+    /// Last lines of output, if its log is read.
     pub tail: Option<Tail>,
-    /// What its node says stands in its way now.
+    /// Problem currently reported by its node.
     pub warning: Option<PodWarning>,
 }
 
-/// What the node of a pod says stands in its way.
+/// Problem of a pod reported by its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodWarning {
-    /// What it is.
+    /// Kind of obstacle.
     pub kind: ObstacleKind,
-    /// A sentence that names the pod, in the kubelet's own words.
+    /// A sentence that names the pod, in the kubelet's words.
     pub message: Arc<str>,
-    /// From when on it is more than what happens on the way of any pod.
+    /// Time from which it counts as an obstacle: every pod has some of these briefly.
     pub from: Instant,
 }
 
-/// The last lines that somebody printed, as they come. Two are equal if they are the same one.
+/// Last lines of output. Clones share them, and equality is identity.
 #[derive(Clone, Debug, Default)]
 pub struct Tail(Arc<Mutex<VecDeque<String>>>);
 
 // === impl PodStart ===
 
 impl PodStart {
-    /// When a phase was seen to be over, if it is.
+    /// Returns the observed end of a phase.
     pub fn seen(&self, phase: Phase) -> Option<&Seen> {
         self.moments.iter().find(|(over, _)| *over == phase).map(|(_, seen)| seen)
     }
@@ -90,10 +90,10 @@ impl PodStart {
 // === impl Tail ===
 
 impl Tail {
-    /// How many lines are kept.
+    /// Maximum number of lines.
     pub const KEPT: usize = 50;
 
-    /// Another line, without secrets.
+    /// Appends a line, with secrets masked.
     pub fn push(&self, line: String) {
         let line = mask_secrets(&line).into_owned();
         let mut lines = self.0.lock();
@@ -103,7 +103,7 @@ impl Tail {
         lines.push_back(line);
     }
 
-    /// The last lines so far.
+    /// Returns the lines.
     pub fn lines(&self) -> Vec<String> {
         self.0.lock().iter().cloned().collect()
     }
@@ -120,7 +120,7 @@ impl Eq for Tail {}
 // === impl Seen ===
 
 impl Seen {
-    /// Seen now, and nobody says when it happened.
+    /// Creates an observation of now, without a timestamp of the event.
     pub fn now() -> Self {
         Self { at: Instant::now(), stamp: None }
     }

@@ -1,4 +1,4 @@
-//! Doubt about an endpoint that broke a request off: did the endpoint die, or is the request at fault?
+//! Doubt about an endpoint that broke off a request: either the endpoint died, or the request is at fault.
 
 use std::{
     pin::pin,
@@ -9,56 +9,56 @@ use tokio::sync::Notify;
 
 use super::Endpoint;
 
-/// Whether an endpoint that broke a request off is known to live.
+/// Open question whether an endpoint that broke off a request is alive.
 ///
-/// Until that is known the endpoint keeps its room and what its ramp has proven, so that one request which servers cannot bear throttles
-/// nobody else. Its owner probes it at once; the head of an answer to any other request settles the doubt, too. The
+/// Until it is settled, the endpoint keeps its capacity and proven ramp, so that one request that crashes servers does
+/// not throttle others. The owner probes immediately; a response to any other request settles the doubt too. The
 /// requests that were broken off wait for the verdict ([`Endpoint::verdict`]).
 #[derive(Default)]
 pub(super) struct Trial {
     is_open: AtomicBool,
-    /// Answers after a failure, to a probe or to a request; wraps around.
+    /// Responses after a failure, to probes and requests; wraps around.
     answers: AtomicU32,
     settled: Notify,
 }
 
-/// What became of an endpoint that was in doubt.
+/// Result of a doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It has answered since: what it broke off is at fault.
+    /// The endpoint has responded since; the request is at fault.
     Alive,
-    /// It takes no requests any more.
+    /// The endpoint accepts no more requests.
     Down,
 }
 
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// Opens a doubt: the endpoint broke a request off after that was written. Wakes the owner for the first of several.
+    /// Opens a doubt after the endpoint broke off a request that had been written. Wakes the owner for the first of
+    /// several.
     pub fn doubt(&self) {
         if !self.trial.is_open.swap(true, Ordering::SeqCst) {
             self.attention.notify_one();
         }
     }
 
-    /// Whether a doubt is open.
+    /// Returns whether a doubt is open.
     pub fn is_doubted(&self) -> bool {
         self.trial.is_open.load(Ordering::Relaxed)
     }
 
-    /// Records that the endpoint has answered after a failure, which settles a doubt.
+    /// Records a response after a failure, which settles a doubt.
     pub fn vouch(&self) {
         self.trial.answers.fetch_add(1, Ordering::SeqCst);
         self.settle();
     }
 
-    /// The number of answers after failures. A request compares two readings: if they differ, the endpoint lived in
-    /// between.
+    /// Returns the number of responses after failures. If it changes, the endpoint was alive in between.
     pub fn answers(&self) -> u32 {
         self.trial.answers.load(Ordering::SeqCst)
     }
 
-    /// Waits until the endpoint has answered more often than `answers`, or takes no requests. Cancel-safe.
+    /// Waits until the number of responses differs from `answers` or the endpoint accepts no requests. Cancel-safe.
     pub async fn verdict(&self, answers: u32) -> Verdict {
         loop {
             let mut settled = pin!(self.trial.settled.notified());
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_doubt_wakes_its_owner_once() {
+    async fn doubt_wakes_its_owner_once() {
         let endpoint = Endpoint::new("127.0.0.1:1", 64);
         TargetState::default().ready(&endpoint, None);
         endpoint.doubt();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_the_verdict_is_woken() {
+    async fn retiring_wakes_waiters_for_the_verdict() {
         let endpoint = Endpoint::new("127.0.0.1:1", 64);
         TargetState::default().ready(&endpoint, None);
         let before = endpoint.answers();

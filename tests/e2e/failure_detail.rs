@@ -44,9 +44,7 @@ async fn client_reads_no_output_of_the_server() {
             }
         };
         assert!(
-            told.contains(
-                "could not be started: the command exited with code 3 while loading. Its output"
-            ),
+            told.contains("could not be started: the command exited with code 3 while loading. Its output"),
             "{told}"
         );
         assert!(told.contains("under this request's id (x-request-id)"), "{told}");
