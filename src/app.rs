@@ -1,15 +1,15 @@
-//! Wiring: binds every port, then runs the parts, reloads them, and stops them in order.
+//! Wiring: binds all ports, then runs, reloads and stops the components in order.
 
 mod account;
 mod background;
 mod cluster;
+mod cold_start_report;
 mod control;
 mod exporting;
 mod files;
 mod obstacles;
 mod pushes;
 mod routes;
-mod told;
 mod workers;
 
 use std::{
@@ -51,7 +51,7 @@ use obstacles::Obstacles;
 use routes::Routes;
 use workers::Workers;
 
-/// What can go wrong before anything runs.
+/// Error during startup.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum StartError {
@@ -69,15 +69,15 @@ pub enum StartError {
     Traces(#[from] TracesError),
 }
 
-/// Everything is bound, nothing runs yet.
+/// The proxy with all ports bound, not running yet.
 pub struct Bound {
-    /// Where requests come in.
+    /// Address of the API.
     pub address: SocketAddr,
-    /// Where metrics and the API are.
+    /// Address of the admin API and metrics.
     pub admin_address: SocketAddr,
-    /// Where KEDA asks.
+    /// Address of the scaler for KEDA.
     pub scaler_address: Option<SocketAddr>,
-    /// Where other replicas ask.
+    /// Address for other replicas.
     pub peers_address: Option<SocketAddr>,
     config: Config,
     listeners: Vec<std::net::TcpListener>,
@@ -89,41 +89,42 @@ pub struct Bound {
     cold_start_metrics: ColdStartMetrics,
     journal: Option<Journal>,
     options: scaler::Options,
-    /// For the cluster, if there is one.
+    /// Runtime for the cluster, if one is configured.
     background: Option<Background>,
     cluster: Option<Cluster>,
     export: Option<Export>,
     obstacles: Option<Obstacles>,
-    /// All routes, of the file and of the cluster.
+    /// All routes, of the file and the cluster.
     routes: watch::Sender<Arc<Vec<Arc<Route>>>>,
 }
 
-/// Something for the running proxy to do.
+/// Command to the running proxy.
 #[derive(Debug)]
 pub enum Command {
-    /// Use this configuration from now on.
+    /// Apply a new configuration.
     Reload(Box<Config>),
-    /// These are the routes of the cluster from now on. They are valid, and none has the name or the matches of another
-    /// one or of the file's.
+    /// Replace the routes of the cluster. They must be valid, and must not conflict with each other or with those of the
+    /// file.
     ClusterRoutes(Arc<Vec<Arc<Route>>>),
-    /// Stop in order; a second one stops at once.
+    /// Drain and stop; a second one stops immediately.
     Stop(Request),
 }
 
 // === impl Bound ===
 
 impl Bound {
-    /// Binds every port.
+    /// Binds all ports.
     ///
     /// # Errors
-    /// When one cannot be had; then none is kept.
+    ///
+    /// If a port cannot be bound; the others are released.
     pub async fn new(config: Config, mut options: scaler::Options) -> Result<Self, StartError> {
         let count = config.workers.map_or_else(cores, std::num::NonZero::get);
         let failed = |key, address| move |source| StartError::Listen { key, address, source };
         let listeners = proxy::bind(config.listen, count).map_err(failed("listen", config.listen))?;
         let admin = TcpListener::bind(config.admin).await.map_err(failed("admin", config.admin))?;
         let address = listeners[0].local_addr().map_err(failed("listen", config.listen))?;
-        // No other living proxy has this address; after a crash, the next life of this one has it again.
+        // Unique among running proxies, and the same after a restart.
         options.instance.get_or_insert_with(|| address.to_string().into());
         let admin_address = admin.local_addr().map_err(failed("admin", config.admin))?;
         let control = Control::bind(&config).await?;
@@ -144,12 +145,12 @@ impl Bound {
             Obstacles::new(cluster, pods, routes.subscribe(), &mut options)
         });
         let metrics = cold_start_metrics.clone();
-        let teller = obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
+        let notifier = obstacles.as_ref().map(|obstacles| obstacles.notifier().clone());
         let cold_starts = ColdStarts::new(move |cold_start| {
             metrics.record(cold_start);
             log_cold_start(cold_start);
-            if let Some(teller) = &teller {
-                teller.cold_start(cold_start);
+            if let Some(notifier) = &notifier {
+                notifier.cold_start(cold_start);
             }
         });
         let journal = match &config.report {
@@ -167,7 +168,7 @@ impl Bound {
         let mut export = None;
         if let Some(config) = &config.traces {
             let (traces, exporting) = Traces::to(config)?;
-            // It is new: nobody else has set it.
+            // Cannot fail: `shared` is new.
             let _ = shared.traces.set(traces);
             export = Some(exporting);
         }
@@ -194,22 +195,22 @@ impl Bound {
         })
     }
 
-    /// What the threads that serve requests share: the routes and their gates, once [`Self::run`] runs.
+    /// Returns the state shared by worker threads; routes are in place once [`Self::run`] has started.
     pub const fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
 
-    /// The routes by name, once [`Self::run`] runs.
+    /// Returns the routes by name; they are in place once [`Self::run`] has started.
     pub const fn directory(&self) -> &Arc<Directory> {
         &self.directory
     }
 
-    /// The cold starts that have ended.
+    /// Returns the records of cold starts.
     pub const fn cold_starts(&self) -> &Arc<ColdStarts> {
         &self.cold_starts
     }
 
-    /// Runs until told to stop, and says how the requests ended.
+    /// Runs until stopped, and returns the account of all requests.
     pub async fn run(self, mut commands: mpsc::Receiver<Command>) -> Account {
         let drain = Drain::default();
         let tasks = TaskTracker::new();
@@ -228,9 +229,9 @@ impl Bound {
             self.background.as_ref().and_then(Background::handle).cloned(),
         );
         routes.apply(&cluster::merged(&self.config.routes, &[])).await;
-        let teller = self.obstacles.as_ref().map(|obstacles| obstacles.teller().clone());
+        let notifier = self.obstacles.as_ref().map(|obstacles| obstacles.notifier().clone());
         let mut cluster =
-            Watching::start(self.cluster, teller, &self.config, &self.shared, &self.cold_starts);
+            Watching::start(self.cluster, notifier, &self.config, &self.shared, &self.cold_starts);
         if let Some(obstacles) = self.obstacles {
             obstacles.start(self.shared.clone());
         }
@@ -253,7 +254,7 @@ impl Bound {
         let mut found = Arc::<Vec<Arc<Route>>>::default();
         let asked = loop {
             let command = tokio::select! {
-                // What somebody orders goes before what is found out.
+                // Commands take precedence over changes in the cluster.
                 biased;
                 command = commands.recv() => command,
                 found = Watching::changed(&mut cluster) => Some(Command::ClusterRoutes(found)),
@@ -286,16 +287,16 @@ impl Bound {
             }
         };
 
-        // The stages of stopping run to their end, unless we are asked again.
+        // The stages of draining run to their end, unless a second stop cuts them short.
         control.drain();
         self.shared.draining.store(true, Ordering::Relaxed);
         {
             let draining = drain_in_order(&drain, times, asked, &routes, &tasks);
             tokio::select! {
-                // Draining may be done already.
+                // Draining may be complete already.
                 biased;
                 () = draining => {}
-                () = asked_again(&mut commands) => tracing::warn!("asked to stop again: cutting off what is under way"),
+                () = second_stop(&mut commands) => tracing::warn!("second stop request: cutting off requests in flight"),
             }
         }
         self.shared.cut.store(true, Ordering::Relaxed);
@@ -308,14 +309,14 @@ impl Bound {
         control.stop().await;
         routes.stop().await;
         let _ = showing.await;
-        // After the last request has ended, and while it can still be seen what became of its spans.
+        // After the last request, and before the admin API with the span metrics stops.
         if let Some(exporting) = exporting {
             exporting.stop().await;
         }
         admin.abort();
         stopped.cancel();
         if let Some(journal) = journal {
-            // It ends by itself, with the last record on the disk.
+            // Ends by itself once the last record is on disk.
             let _ = journal.await;
         }
         let account = routes.account();
@@ -330,7 +331,7 @@ impl Bound {
     }
 }
 
-async fn asked_again(commands: &mut mpsc::Receiver<Command>) {
+async fn second_stop(commands: &mut mpsc::Receiver<Command>) {
     while let Some(command) = commands.recv().await {
         if let Command::Stop(_) = command {
             return;
@@ -360,7 +361,7 @@ async fn drain_in_order(
             sleep(times.timeout - times.hold()).await;
         };
         tokio::select! {
-            // All have finished: no need to wait.
+            // All requests may have finished already.
             biased;
             () = tasks.wait() => {}
             () = evicted => {}
@@ -389,7 +390,7 @@ fn warn_of_restart(running: &Config, new: &Config) {
         ("drainTimeout", running.drain_timeout != new.drain_timeout),
     ] {
         if changed {
-            tracing::warn!(key, "a change of this key takes a restart");
+            tracing::warn!(key, "changing this key requires a restart");
         }
     }
 }
@@ -414,11 +415,9 @@ fn log_cold_start(cold_start: &ColdStart) {
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::AddrInUse => {
-            "; another program has it: stop that one, or set another address in the file or by flag"
+            "; another program has it: stop that program, or set another address in the file or with a flag"
         }
-        io::ErrorKind::PermissionDenied => {
-            "; ports below 1024 need the right to bind them: take a higher one"
-        }
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need extra privileges: use a higher one",
         io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
         _ => "",
     }

@@ -1,4 +1,4 @@
-//! Connections to endpoints: one pool for each thread that serves requests, and what may be tried again.
+//! Connections to endpoints: one pool per worker thread, and rules for reusing a connection.
 
 mod h2;
 mod severable;
@@ -28,33 +28,33 @@ use crate::{
     state::{Cut, Endpoint, Protocol},
 };
 
-/// Connects to endpoints and keeps connections that may be used again.
+/// Connects to endpoints and pools idle connections.
 pub struct Upstream<B> {
     dialer: Dialer,
     idle: Mutex<HashMap<u64, Vec<Idle<B>>>>,
     http2: h2::Pool<B>,
 }
 
-/// How connections are made.
+/// Transport of new connections.
 #[derive(Clone, Default)]
 pub enum Dialer {
-    /// Over TCP.
+    /// TCP.
     #[default]
     Tcp,
-    /// Otherwise: in memory, for tests on a paused clock.
+    /// Anything else, such as in-memory connections for tests on a paused clock.
     Other(Arc<dyn Dial>),
 }
 
-/// Makes a connection.
+/// Opens connections.
 pub trait Dial: Send + Sync {
     /// Connects to `address`.
     fn dial(&self, address: &str) -> Dialing;
 }
 
-/// A connection being made.
+/// A connection attempt.
 pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
 
-/// A connection in both directions.
+/// A bidirectional connection.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -64,14 +64,14 @@ struct Idle<B> {
     since: Instant,
 }
 
-/// A connection that is free for a request.
+/// A connection without a request.
 struct Pooled<B> {
     sender: SendRequest<B>,
     cut: Arc<Cut>,
 }
 
-/// The connection of a request in flight. Returned to the pool when the answer has been read to its end; dropped
-/// before, it is closed, by which the server knows that nobody listens any more.
+/// Connection of a request in flight. Return it to the pool once the response has been read to its end; dropping it
+/// earlier closes it, which notifies the server that the client is gone.
 pub struct Connection<B>(Held<B>);
 
 enum Held<B> {
@@ -79,74 +79,75 @@ enum Held<B> {
         pooled: Pooled<B>,
         endpoint: u64,
     },
-    /// A part of a connection: dropping the answer's body resets its stream alone.
+    /// One stream of a connection; dropping the response body resets only this stream.
     Http2 {
         _stream: h2::Stream,
     },
 }
 
-/// A connection that was made.
+/// An open connection.
 enum Dialed {
     Tcp(TcpStream),
     Other(Box<dyn Io>),
 }
 
-/// Why there is no response head.
+/// Reason for a missing response head.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum SendError {
     #[error("cannot connect to {address}: {source}")]
     Connect { address: Box<str>, source: io::Error },
-    #[error("connecting to {0} took too long")]
+    #[error("connecting to {0} timed out")]
     ConnectTimeout(Box<str>),
     #[error("{address} broke the connection off before it answered: {}", chain(.source))]
     Reset { address: Box<str>, source: hyper::Error },
-    /// Its publisher says so. A server may have seen the request, but nobody will answer it.
-    #[error("{0} is gone, as the cluster says")]
+    /// The connection was severed by the endpoint's publisher. A server may have seen the request, but nothing will
+    /// answer it.
+    #[error("{0} is gone: its pod was deleted or has died")]
     Gone(Box<str>),
     #[error("the request body broke off: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error(
         "{address} answered with more than {limit} header fields, or with a head of more than 64 KiB; \
-         `upstream.maxResponseHeaders` of the route says how many there may be"
+         raise the route's `upstream.maxResponseHeaders` if that is intended"
     )]
     HeadTooLarge { address: Box<str>, limit: usize },
     #[error("{address} sent no response head within {}", Period::from(*.limit))]
     ResponseTimeout { address: Box<str>, limit: Duration },
 }
 
-/// Which connection a request may take, and what becomes of it if that breaks before the answer.
+/// Connections that a request may take, and the handling of one that breaks before the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reuse {
-    /// A pooled one. If that turns out to be stale, a new one replaces it, never another pooled one: the server has mostly
-    /// closed them all.
+    /// A pooled connection. If it is stale, it is replaced by a new one, never by another pooled one: the server has
+    /// probably closed them all.
     Pooled,
-    /// A pooled one, replaced only if nothing was written: what the request does must not be done twice.
+    /// A pooled connection, replaced only if nothing was written, for requests that must not run twice.
     Once,
-    /// A new one.
+    /// A new connection.
     Never,
 }
 
-/// A server closes idle connections after 5 s (uvicorn's default, under vLLM); a request that is sent into one that is
-/// being closed fails. So they are used again for a shorter time than that.
-const IDLE: Duration = Duration::from_secs(4);
+/// Maximum idle time of a pooled connection. Servers close idle connections after 5 s (default of uvicorn, which vLLM
+/// uses), and a request sent into a closing one fails.
+const MAX_IDLE: Duration = Duration::from_secs(4);
 
-/// A pooled connection that breaks so soon after a request was written had been closed before: the server has not seen
-/// the request, or has begun nothing with it. A later break is the server's own.
-const STALE: Duration = Duration::from_secs(1);
+/// A pooled connection that breaks within this time after a write was closed before the server processed the request. A
+/// later break is the server's failure.
+const STALE_WINDOW: Duration = Duration::from_secs(1);
 
-/// When an endpoint has been silent for 15 s, the kernel asks whether it lives, and three more times every 5 s.
+/// TCP keepalive: probes after 15 s of silence, then three more every 5 s.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(15))
     .with_interval(Duration::from_secs(5))
     .with_retries(3);
 
-/// How long what was sent to an endpoint may stay without the kernel's acknowledgement there.
+/// Maximum time that sent data may stay unacknowledged.
 #[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long connecting rests when this process, and not the endpoint, has nothing left to connect with.
-const REST: Duration = Duration::from_millis(50);
+/// Pause between connection attempts while this process is out of file descriptors, ports or memory.
+const STARVED_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 // === impl Upstream ===
 
@@ -156,16 +157,17 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// An empty pool.
+    /// Creates an empty pool.
     pub fn new(dialer: Dialer) -> Self {
         Self { dialer, idle: Mutex::default(), http2: h2::Pool::default() }
     }
 
-    /// Sends a request and waits for the head of its response. A stale connection is replaced by a new one, if `body`
-    /// makes the body again where it was written.
+    /// Sends a request and waits for the response head. `body` creates the body; it is called again where a stale
+    /// connection is replaced after a write.
     ///
     /// # Errors
-    /// When there is no response head. [`SendError::Reset`] and [`SendError::ResponseTimeout`] say that a server may have
+    ///
+    /// If there is no response head. After [`SendError::Reset`] and [`SendError::ResponseTimeout`], a server may have
     /// seen the request.
     pub async fn send(
         &self,
@@ -176,7 +178,7 @@ where
         reuse: Reuse,
     ) -> Result<(Response<Incoming>, Connection<B>), SendError> {
         if endpoint.protocol() == Protocol::H2c {
-            // On the heap, so that it costs the others nothing.
+            // Boxed, so that HTTP/1.1 requests do not pay for its size.
             let sending = self.http2.send(&self.dialer, endpoint, head, body, timeouts, reuse);
             let (response, stream) = Box::pin(sending).await?;
             return Ok((response, Connection(Held::Http2 { _stream: stream })));
@@ -187,10 +189,10 @@ where
             let reused = pooled.as_ref().map(|_| Instant::now());
             let mut connection = match pooled.take() {
                 Some(pooled) => pooled,
-                // On the heap: mostly there is a connection.
+                // Boxed: rarely needed.
                 None => Box::pin(self.connect(endpoint, timeouts)).await?,
             };
-            // The body is taken when there is a connection for it: until then, one that streams can still be held.
+            // Take the body only once there is a connection: a streaming one can be held until then.
             let Some(request) = unsent.take().or_else(|| body().map(|body| with_head(head, body))) else {
                 let source = io::Error::other("the body has been sent already");
                 return Err(SendError::Connect { address: endpoint.address().into(), source });
@@ -228,7 +230,7 @@ where
         }
     }
 
-    /// The answer has been read to its end: the connection may be used again.
+    /// Returns a connection to the pool after its response was read to the end.
     pub fn put_back(&self, connection: Connection<B>) {
         if let Held::Http1 { pooled, endpoint } = connection.0
             && !pooled.sender.is_closed()
@@ -239,21 +241,21 @@ where
         }
     }
 
-    /// Closes connections that have been idle for too long.
+    /// Closes connections idle for too long.
     pub fn sweep(&self) {
         self.http2.sweep();
         self.idle.lock().retain(|_, idle| {
-            idle.retain(|idle| idle.since.elapsed() < IDLE && !idle.pooled.sender.is_closed());
+            idle.retain(|idle| idle.since.elapsed() < MAX_IDLE && !idle.pooled.sender.is_closed());
             !idle.is_empty()
         });
     }
 
-    /// The connection that was used last is the one most likely to live.
+    /// Takes the most recently used connection, which is the most likely to be alive.
     fn take(&self, endpoint: u64) -> Option<Pooled<B>> {
         let mut idle = self.idle.lock();
         let idle = idle.get_mut(&endpoint)?;
         while let Some(candidate) = idle.pop() {
-            if candidate.pooled.sender.is_ready() && candidate.since.elapsed() < IDLE {
+            if candidate.pooled.sender.is_ready() && candidate.since.elapsed() < MAX_IDLE {
                 return Some(candidate.pooled);
             }
         }
@@ -264,7 +266,7 @@ where
         let address = endpoint.address();
         let limit = timeouts.connect_timeout.get();
         let connecting = async {
-            // What idles has what is wanted.
+            // Idle connections hold the missing resources.
             let dialed = self.dialer.dial(address, limit, || self.idle.lock().clear()).await?;
             let headers = timeouts.max_response_headers;
             let cut = endpoint.connection();
@@ -285,16 +287,16 @@ where
 // === impl Dialer ===
 
 impl Dialer {
-    /// Connects. If there is nothing left to connect with, it waits for some, almost until `limit` and at least for one
-    /// rest, so that who tries again and again does not spin; `make_room` gives back what is not needed.
+    /// Connects. Without file descriptors, ports or memory, retries until shortly before `limit`, after at least one
+    /// pause so that callers cannot spin; `make_room` releases idle connections.
     async fn dial(&self, address: &str, limit: Duration, make_room: impl Fn()) -> io::Result<Dialed> {
         let began = Instant::now();
         loop {
             match self.dial_once(address).await {
                 Err(error) if is_starved(&error) => {
                     make_room();
-                    sleep(REST).await;
-                    if began.elapsed() + 2 * REST > limit {
+                    sleep(STARVED_RETRY_INTERVAL).await;
+                    if began.elapsed() + 2 * STARVED_RETRY_INTERVAL > limit {
                         return Err(error);
                     }
                 }
@@ -308,7 +310,7 @@ impl Dialer {
             Self::Tcp => {
                 let stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
-                notice_silence(&stream);
+                detect_dead_peer(&stream);
                 Ok(Dialed::Tcp(stream))
             }
             Self::Other(dial) => dial.dial(address).await.map(Dialed::Other),
@@ -316,16 +318,17 @@ impl Dialer {
     }
 }
 
-/// Has the kernel notice a node that died without a word, within half a minute. A model server may take its time, but its
-/// kernel does not. What cannot be set leaves the route's time-outs.
-fn notice_silence(stream: &TcpStream) {
+/// Makes the kernel detect a dead node within half a minute: a model server may be slow, but its kernel is not. If an
+/// option cannot be set, the route's timeouts still apply.
+fn detect_dead_peer(stream: &TcpStream) {
     let socket = SockRef::from(stream);
     let _ = socket.set_tcp_keepalive(&KEEPALIVE);
     #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let _ = socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
 }
 
-/// Whether it was this process or its machine that had no file descriptors, ports or memory left: no word of the endpoint.
+/// Returns whether this process or machine is out of file descriptors, ports or memory, which says nothing about the
+/// endpoint.
 fn is_starved(error: &io::Error) -> bool {
     use rustix::io::Errno;
     const STARVED: [Errno; 5] =
@@ -342,7 +345,7 @@ where
 {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(UPSTREAM_BUFFER_BYTES);
-    // As many as hyper takes by itself are parsed without an allocation.
+    // hyper parses its default number of headers without an allocation.
     if max_headers != 100 {
         builder.max_headers(max_headers);
     }
@@ -367,18 +370,18 @@ fn with_head<B>(head: &request::Parts, body: B) -> Request<B> {
 // === impl Reuse ===
 
 impl Reuse {
-    /// Whether a connection that broke before the answer had been closed before the request was written, at `pooled` if
-    /// it came from the pool.
+    /// Returns whether a connection that broke before the response was already closed when the request was written, at
+    /// `pooled` if it came from the pool.
     fn is_stale(self, pooled: Option<Instant>, error: &hyper::Error) -> bool {
-        // What cannot be parsed was said by a server that lives.
-        self == Self::Pooled && pooled.is_some_and(|at| at.elapsed() < STALE) && !error.is_parse()
+        // A parse error proves that the server is alive.
+        self == Self::Pooled && pooled.is_some_and(|at| at.elapsed() < STALE_WINDOW) && !error.is_parse()
     }
 }
 
 // === impl SendError ===
 
 impl SendError {
-    /// Which one it is, in a word.
+    /// Returns a short name for metrics and records.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Connect { .. } => "connect",
@@ -391,13 +394,13 @@ impl SendError {
         }
     }
 
-    /// Whether it says nothing of the endpoint: there was nothing left here to connect with.
+    /// Returns whether the failure is local: out of file descriptors, ports or memory.
     pub fn is_ours(&self) -> bool {
         matches!(self, Self::Connect { source, .. } if is_starved(source))
     }
 }
 
-/// An error and what caused it, in one line: hyper keeps the cause apart.
+/// Formats an error with its sources in one line; hyper does not include them.
 fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(error.source(), |error| error.source())
         .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -409,10 +412,10 @@ mod tests {
 
     use super::*;
 
-    /// What a node does that dies cannot be shown without one: that the kernel has been told is.
+    /// Checks the socket options only: a dying node cannot be simulated here.
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn the_kernel_is_told_to_notice_silence() {
+    async fn tcp_socket_detects_a_dead_peer() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let Dialed::Tcp(stream) = Dialer::Tcp.dial_once(&address).await.unwrap() else { panic!("not TCP") };
@@ -421,6 +424,6 @@ mod tests {
         let asked = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
         assert_eq!(asked, (Duration::from_secs(15), Duration::from_secs(5)));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED));
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(TCP_USER_TIMEOUT));
     }
 }

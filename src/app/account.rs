@@ -1,17 +1,17 @@
-//! How the requests of a whole run ended.
+//! Account of all requests of a run.
 
 use crate::{admission::Gate, error::Outcome};
 
-/// The account of a whole run: every admitted request has one outcome.
+/// Account of a run: every admitted request has one outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// Requests admitted.
+    /// Admitted requests.
     pub admitted: u64,
-    /// How they ended.
+    /// Requests by outcome.
     pub outcomes: Vec<(&'static str, u64)>,
-    /// Still held.
+    /// Requests still held.
     pub held: u64,
-    /// Still in flight.
+    /// Requests still in flight.
     pub in_flight: u64,
 }
 
@@ -27,13 +27,13 @@ impl Account {
         }
     }
 
-    /// Whether every admitted request is accounted for.
+    /// Returns whether every admitted request is accounted for.
     pub fn balances(&self) -> bool {
         self.admitted
             == self.outcomes.iter().map(|(_, count)| count).sum::<u64>() + self.held + self.in_flight
     }
 
-    /// How many ended so.
+    /// Returns the number of requests with this outcome.
     pub fn ended_as(&self, outcome: Outcome) -> u64 {
         self.outcomes[outcome as usize].1
     }

@@ -1,19 +1,19 @@
-//! Where the cluster is followed: threads that give way to those that serve requests.
+//! Low-priority runtime for the cluster.
 //!
-//! A cluster says as much as it likes: thousands of routes, and thousands of changes a second. On a machine whose cores
-//! are all busy with requests, that work gets what is left of a core and a tenth of it; elsewhere it is as fast as any.
+//! A cluster may have thousands of routes and thousands of changes per second. On a machine whose cores are busy with
+//! requests, this work gets about a tenth of a core, and idle cores without limit.
 
 use std::io;
 
 use rustix::{process::setpriority_process, thread::gettid};
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A runtime at a lower priority. Dropping it ends what is left in it.
+/// A multi-threaded runtime at low priority. Dropping it aborts its tasks.
 pub(super) struct Background(Option<Runtime>);
 
-/// Weight 110, where a thread that serves requests has 1024 (`sched_prio_to_weight` in the kernel).
+/// Niceness: weight 110, where a worker thread has 1024 (`sched_prio_to_weight` in the kernel).
 const NICE: i32 = 10;
-/// One that looks at all routes must not keep news of one endpoint from the other.
+/// Number of threads: a scan of all routes must not delay updates of endpoints.
 const THREADS: usize = 2;
 
 // === impl Background ===
@@ -23,7 +23,7 @@ impl Background {
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("cluster")
-            .on_thread_start(give_way)
+            .on_thread_start(lower_priority)
             .enable_all()
             .build()?;
         Ok(Self(Some(runtime)))
@@ -37,16 +37,16 @@ impl Background {
 impl Drop for Background {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // Its threads may not be waited for in a task.
+            // Blocking on its threads would panic in an async context.
             runtime.shutdown_background();
         }
     }
 }
 
-/// Lowers the priority of this thread: in Linux it is one of each thread, whatever POSIX says.
-fn give_way() {
+/// Lowers the priority of this thread; on Linux, niceness is per thread, unlike in POSIX.
+fn lower_priority() {
     if let Err(error) = setpriority_process(Some(gettid()), NICE) {
-        tracing::debug!(%error, "the threads that follow the cluster have the priority of all others");
+        tracing::debug!(%error, "cannot lower the priority of threads that watch the cluster");
     }
 }
 
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_its_own_threads_give_way() {
+    async fn only_background_threads_are_niced() {
         let before = getpriority_process(Some(gettid())).unwrap();
         let background = Background::new().unwrap();
         let there = async { getpriority_process(Some(gettid())).unwrap() };

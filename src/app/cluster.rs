@@ -1,4 +1,4 @@
-//! Wiring of the cluster: its routes into the running proxy, and how they are back into their status.
+//! Wiring of the cluster: its routes into the running proxy, and their state back into the status of objects.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +11,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::{obstacles::Teller, told};
+use super::{cold_start_report, obstacles::Notifier};
 use crate::{
     admin::ClusterCounts,
     admission::Gate,
@@ -23,34 +23,34 @@ use crate::{
     state::Status,
 };
 
-/// The cluster, watched.
+/// A watched cluster.
 pub(super) struct Watching {
     cluster: Cluster,
-    /// The routes of the file, which go before those of the cluster.
+    /// Routes of the file, which take precedence over those of the cluster.
     file: watch::Sender<Arc<Vec<Route>>>,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
-    /// The routes as they were last told. `None`: not yet.
-    told: Option<Arc<Vec<Arc<Route>>>>,
+    /// Routes returned last by [`Self::changed`].
+    returned: Option<Arc<Vec<Arc<Route>>>>,
     writes: Arc<StatusCounts>,
 }
 
-/// What the admin listener reads of it.
-pub(super) struct Told {
+/// State of the cluster watches for the admin listener.
+pub(super) struct ClusterMetrics {
     liveness: Arc<Liveness>,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
     writes: Arc<StatusCounts>,
 }
 
-/// How often it is looked at how the routes are, for their status.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between updates of the status of routes.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 // === impl Watching ===
 
 impl Watching {
-    /// Watches the cluster, if there is one.
+    /// Watches the cluster, if one is configured.
     pub(super) fn start(
         cluster: Option<Cluster>,
-        teller: Option<Teller>,
+        notifier: Option<Notifier>,
         config: &Config,
         shared: &Arc<Shared>,
         cold_starts: &Arc<ColdStarts>,
@@ -60,29 +60,29 @@ impl Watching {
         let (objects, routes) = cluster.routes(Config { routes: Vec::new(), ..config.clone() }, of_file);
         let (reports, of_gates) = watch::channel(Arc::default());
         let writes = cluster.write_status(objects, routes.clone(), of_gates);
-        cluster.spawn(report(shared.clone(), cold_starts.clone(), teller, reports));
-        Some(Self { cluster, file, routes, told: None, writes })
+        cluster.spawn(report(shared.clone(), cold_starts.clone(), notifier, reports));
+        Some(Self { cluster, file, routes, returned: None, writes })
     }
 
-    /// Waits until the cluster has other routes than were told before, or its first. Without a cluster, for ever.
+    /// Waits until the routes of the cluster differ from those returned last. Without a cluster, waits forever.
     /// Cancel-safe.
     pub(super) async fn changed(watching: &mut Option<Self>) -> Arc<Vec<Arc<Route>>> {
         let Some(watching) = watching else { return std::future::pending().await };
         loop {
             let now = watching.routes.borrow_and_update().clone();
-            let known = watching.told.as_ref().is_some_and(|told| Arc::ptr_eq(told, &now.routes));
+            let known = watching.returned.as_ref().is_some_and(|returned| Arc::ptr_eq(returned, &now.routes));
             if now.is_settled && !known {
-                watching.told = Some(now.routes.clone());
+                watching.returned = Some(now.routes.clone());
                 return now.routes.clone();
             }
             if watching.routes.changed().await.is_err() {
-                // The cluster was left.
+                // The cluster is shut down.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// The file has other routes.
+    /// Replaces the routes of the file.
     pub(super) fn set_file(&self, routes: &[Route]) {
         self.file.send_if_modified(|before| {
             let changed = **before != routes;
@@ -93,24 +93,24 @@ impl Watching {
         });
     }
 
-    /// For the admin listener.
-    pub(super) fn view(&self) -> Told {
-        Told {
+    /// Returns the state for the admin listener.
+    pub(super) fn view(&self) -> ClusterMetrics {
+        ClusterMetrics {
             liveness: self.cluster.liveness().clone(),
             routes: self.routes.clone(),
             writes: self.writes.clone(),
         }
     }
 
-    /// Ends every watch.
+    /// Ends all watches.
     pub(super) async fn stop(self) {
         self.cluster.stop().await;
     }
 }
 
-// === impl Told ===
+// === impl ClusterMetrics ===
 
-impl Told {
+impl ClusterMetrics {
     pub(super) fn counts(&self) -> ClusterCounts {
         let of_kinds = self.routes.borrow().counts();
         let routes = of_kinds.into_iter().map(|((kind, reason), number)| (kind.name(), reason, number));
@@ -123,22 +123,22 @@ impl Told {
     }
 }
 
-/// The routes of the file, then those of the cluster. For a moment after a reload there may be one of a name that the
-/// file has taken.
+/// Merges the routes of the file and of the cluster. Just after a reload, a cluster route may have a name that the file
+/// has taken over; it is dropped.
 pub(super) fn merged(file: &[Route], found: &[Arc<Route>]) -> Vec<Arc<Route>> {
     let names: HashSet<_> = file.iter().map(|route| &route.name).collect();
     let found = found.iter().filter(|route| !names.contains(&route.name));
     file.iter().cloned().map(Arc::new).chain(found.cloned()).collect()
 }
 
-/// Looks at the routes of the cluster now and then, and says how they are.
+/// Publishes the state of the cluster's routes at regular intervals.
 async fn report(
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
-    teller: Option<Teller>,
+    notifier: Option<Notifier>,
     reports: watch::Sender<Arc<RouteReports>>,
 ) {
-    let mut ticks = interval(LOOK);
+    let mut ticks = interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -146,7 +146,7 @@ async fn report(
         let last = last_cold_starts(&cold_starts);
         let gates = table.gates().iter().filter(|gate| gate.key().as_str().contains('/'));
         let now = gates.map(|gate| {
-            let scaled_object = teller.as_ref().and_then(|teller| teller.scaled_object(gate.key()));
+            let scaled_object = notifier.as_ref().and_then(|notifier| notifier.scaled_object(gate.key()));
             let report = RouteReport { scaled_object, ..of_gate(gate, last.get(gate.key())) };
             (gate.key().clone(), report)
         });
@@ -161,11 +161,11 @@ async fn report(
     }
 }
 
-/// The last that ended, of each route that has one among those that are kept.
+/// Returns the last completed cold start of each route among those in memory.
 fn last_cold_starts(cold_starts: &ColdStarts) -> HashMap<RouteKey, LastColdStart> {
     let mut last = HashMap::new();
     for cold_start in cold_starts.recent(None, ColdStarts::KEPT) {
-        last.entry(cold_start.route.clone()).or_insert_with(|| told::status(&cold_start));
+        last.entry(cold_start.route.clone()).or_insert_with(|| cold_start_report::status(&cold_start));
     }
     last
 }
@@ -175,9 +175,9 @@ fn of_gate(gate: &Gate, last: Option<&LastColdStart>) -> RouteReport {
     let endpoints = gate.target().endpoints();
     let held = gate.counts_everywhere().held;
     let (state, failure) = match gate.target().status() {
-        // It is another replica that starts it.
+        // Another replica starts it.
         Status::Idle if held > 0 => (State::Starting, None),
-        // Only processes sleep, and routes of the cluster have none.
+        // Only processes sleep, and cluster routes have none.
         Status::Idle | Status::Sleeping => (State::Idle, None),
         Status::Starting => (State::Starting, None),
         Status::Ready => (State::Ready, None),

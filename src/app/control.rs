@@ -1,4 +1,4 @@
-//! What tells others of the demand: the scaler that KEDA asks, and the exchange with other replicas.
+//! Publication of demand: the scaler for KEDA, and the exchange with other replicas.
 
 use std::{
     net::SocketAddr,
@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{StartError, cluster::Told};
+use super::{StartError, cluster::ClusterMetrics};
 use crate::{
     admin::{self, ClusterCounts},
     admission::{Directory, Gate},
@@ -24,13 +24,13 @@ use crate::{
     telemetry::RouteCounters,
 };
 
-/// Bound, not running.
+/// Bound listeners, not serving yet.
 pub(super) struct Control {
     scaler: Option<GrpcListener>,
     peers: Option<(GrpcListener, config::Peers)>,
 }
 
-/// Running.
+/// Serving listeners.
 pub(super) struct Running {
     tasks: TaskTracker,
     draining: CancellationToken,
@@ -39,22 +39,22 @@ pub(super) struct Running {
     peers: Option<Arc<Peers>>,
 }
 
-/// What the admin listener reads.
+/// State for the admin listener.
 pub(super) struct View {
     address: SocketAddr,
     shared: Arc<Shared>,
     has_scaler: bool,
     peers: Option<Arc<Peers>>,
-    cluster: Option<Told>,
+    cluster: Option<ClusterMetrics>,
 }
 
-/// How often the numbers of requests are taken down for the request rates.
-const SAMPLE: Duration = Duration::from_secs(1);
+/// Sampling interval of request rates.
+const RATE_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 // === impl Control ===
 
 impl Control {
-    /// Binds what the configuration asks for.
+    /// Binds the configured listeners.
     pub(super) async fn bind(config: &Config) -> Result<Self, StartError> {
         let tls = config.scaler_tls.clone().map(Tls::load).transpose()?;
         let failed = |key, address| move |source| StartError::Listen { key, address, source };
@@ -80,7 +80,7 @@ impl Control {
         self.peers.as_ref()?.0.local_addr().ok()
     }
 
-    /// Runs it for these routes.
+    /// Serves these routes.
     pub(super) fn start(self, routes: Arc<Directory>) -> Running {
         let tasks = TaskTracker::new();
         let stopping = CancellationToken::new();
@@ -104,7 +104,7 @@ impl Control {
 }
 
 async fn sample(routes: Arc<Directory>) {
-    let mut ticks = interval(SAMPLE);
+    let mut ticks = interval(RATE_SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -127,7 +127,12 @@ impl Running {
     }
 
     /// For the admin listener.
-    pub(super) fn view(&self, address: SocketAddr, shared: Arc<Shared>, cluster: Option<Told>) -> View {
+    pub(super) fn view(
+        &self,
+        address: SocketAddr,
+        shared: Arc<Shared>,
+        cluster: Option<ClusterMetrics>,
+    ) -> View {
         View { address, shared, has_scaler: self.has_scaler, peers: self.peers.clone(), cluster }
     }
 }
@@ -146,7 +151,7 @@ impl admin::View for View {
     fn check_page(&self, host: &str, headers: &HeaderMap, opens_page: bool) -> Result<(), ProxyError> {
         let guard = &self.shared.cross_site;
         let table = self.shared.table.load();
-        // Rebinding takes a name. And the kubelet asks by the address of a pod, which may be a public one.
+        // DNS rebinding needs a name; the kubelet uses the pod's address, which may be public.
         guard.check_host(host, |name| is_address(name) || table.names_host(name))?;
         if opens_page { Ok(()) } else { guard.check_page(host, headers) }
     }
@@ -169,7 +174,7 @@ impl admin::View for View {
 
     fn memory(&self) -> Vec<(&'static str, usize)> {
         let mut kinds = self.shared.memory.kinds().to_vec();
-        // As the most that they can be: what hyper keeps of answers cannot be seen.
+        // Upper bound: hyper's response buffers cannot be measured.
         let in_flight: u64 = self.shared.table.load().gates().iter().map(|gate| gate.in_flight()).sum();
         kinds.push((
             "relay",
@@ -196,6 +201,6 @@ impl admin::View for View {
     }
 
     fn cluster(&self) -> Option<ClusterCounts> {
-        self.cluster.as_ref().map(Told::counts)
+        self.cluster.as_ref().map(ClusterMetrics::counts)
     }
 }

@@ -1,4 +1,4 @@
-//! The export of traces: begun with the rest, and given a little time when all else has stopped.
+//! Lifecycle of the trace export.
 
 use std::time::Duration;
 
@@ -13,24 +13,24 @@ pub(super) struct Exporting {
     stopping: CancellationToken,
 }
 
-/// How long the last spans may take: the grace period of a pod has ten seconds beyond draining.
-const LAST_SPANS: Duration = Duration::from_secs(5);
+/// Time to export the last spans; a pod's grace period exceeds draining by ten seconds.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 // === impl Exporting ===
 
 impl Exporting {
-    /// Exports from now on.
+    /// Starts the export.
     pub(super) fn start(export: Export) -> Self {
         let stopping = CancellationToken::new();
         Self { task: tokio::spawn(export.run(stopping.clone())), stopping }
     }
 
-    /// Exports what is left, if that can be done soon.
+    /// Exports the remaining spans within [`FLUSH_TIMEOUT`].
     pub(super) async fn stop(mut self) {
         self.stopping.cancel();
-        if timeout(LAST_SPANS, &mut self.task).await.is_err() {
-            let after_s = LAST_SPANS.as_secs();
-            tracing::warn!(after_s, "the last traces could not be exported in time, and are lost");
+        if timeout(FLUSH_TIMEOUT, &mut self.task).await.is_err() {
+            let after_s = FLUSH_TIMEOUT.as_secs();
+            tracing::warn!(after_s, "trace export timed out; the last spans are lost");
             self.task.abort();
         }
     }

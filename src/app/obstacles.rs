@@ -1,4 +1,4 @@
-//! Wiring of what stands in the way of targets: from what is known of the cluster to the gates, and to whoever looks on.
+//! Wiring of obstacles: from the cluster to gates, Events and the log.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{pushes::receivers, told};
+use super::{cold_start_report, pushes::receivers};
 use crate::{
     admission::Gate,
     coldstart::{ColdStart, ColdStartOutcome},
@@ -25,48 +25,48 @@ use crate::{
     state::Obstacle,
 };
 
-/// What is known of what stands in the way, and who is told.
+/// Sources of obstacles in the cluster, and the notifier.
 pub(super) struct Obstacles {
     cluster: Cluster,
     scaled_objects: watch::Receiver<ScaledObjects>,
-    teller: Teller,
+    notifier: Notifier,
 }
 
-/// Tells the cluster what happens to routes.
+/// Reports events of routes to the cluster.
 #[derive(Clone)]
-pub(super) struct Teller {
+pub(super) struct Notifier {
     liveness: Arc<Liveness>,
     facts: watch::Receiver<Arc<AllFacts>>,
     events: Events,
 }
 
-/// What is known of one route from one look to the next.
+/// Observations of one route that persist between updates.
 #[derive(Default)]
-struct Looked {
-    /// Since when KEDA has had no stream.
+struct RouteHistory {
+    /// Time since which KEDA has had no stream.
     unheard_since: Option<Instant>,
-    /// Since when KEDA has dropped what is pushed.
+    /// Time since which KEDA has dropped pushes.
     dropped_since: Option<Instant>,
-    /// What was told last of what stands in the way.
-    told: Option<Arc<Obstacle>>,
-    /// What was found last that may pass in a moment, and since when.
+    /// Obstacle reported last.
+    reported: Option<Arc<Obstacle>>,
+    /// Last possibly transient obstacle, and its first observation.
     settling: Option<(ObstacleKind, Instant)>,
 }
 
-/// How often it is looked whether endpoints, streams and pauses fit together: not all of that tells when it changes.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval between checks: not every change of endpoints, streams and pauses sends a notification.
+const OBSTACLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long no ScaledObject may name a route before that is told: the two come one after the other, in whatever order.
-/// Who waits for the route is told at once.
-const TOGETHER: Duration = Duration::from_secs(5);
+/// Time that a missing ScaledObject is not logged: route and ScaledObject may be created in any order. Held requests
+/// see it immediately.
+const SCALED_OBJECT_GRACE: Duration = Duration::from_secs(5);
 
-/// How long something must last that also comes about for a moment, as one object is created or seen after the other.
-const SETTLING: Duration = Duration::from_secs(5);
+/// Minimum duration of obstacles that also occur briefly while objects are created.
+const SETTLE_PERIOD: Duration = Duration::from_secs(5);
 
-// === impl Looked ===
+// === impl RouteHistory ===
 
-impl Looked {
-    /// What stands in the way, once it is no matter of a moment.
+impl RouteHistory {
+    /// Returns the obstacle unless it may be transient.
     fn settled(&mut self, trouble: Option<Trouble>) -> Option<Trouble> {
         use ObstacleKind::{NoPodsSelected, NoService, NotReady, Volume};
         let kind = trouble.as_ref().map(|trouble| trouble.kind);
@@ -77,14 +77,14 @@ impl Looked {
         };
         let known = self.settling.filter(|(known, _)| *known == kind);
         let (_, since) = *self.settling.insert(known.unwrap_or_else(|| (kind, Instant::now())));
-        trouble.filter(|_| since.elapsed() >= SETTLING)
+        trouble.filter(|_| since.elapsed() >= SETTLE_PERIOD)
     }
 }
 
 // === impl Obstacles ===
 
 impl Obstacles {
-    /// Follows the cluster for these routes, and has what scales without KEDA scale there.
+    /// Watches the cluster for these routes, and installs scaling without KEDA in `options`.
     pub(super) fn new(
         cluster: &Cluster,
         pods: Arc<Pods>,
@@ -96,65 +96,66 @@ impl Obstacles {
         let discovery = options.discovery.clone();
         let facts = cluster.facts(routes, scaled_objects.clone(), direct.refusals(), pods, discovery);
         options.scale = Arc::new(direct);
-        let teller = Teller { liveness: cluster.liveness().clone(), facts, events: cluster.events() };
-        Self { cluster: cluster.clone(), scaled_objects, teller }
+        let notifier = Notifier { liveness: cluster.liveness().clone(), facts, events: cluster.events() };
+        Self { cluster: cluster.clone(), scaled_objects, notifier }
     }
 
-    /// Who tells the cluster what happens to routes.
-    pub(super) const fn teller(&self) -> &Teller {
-        &self.teller
+    /// Returns the notifier.
+    pub(super) const fn notifier(&self) -> &Notifier {
+        &self.notifier
     }
 
-    /// Tells these gates, and ends the sessions of ScaledObjects, until the cluster is left.
+    /// Updates gates and ends expired sessions until the cluster is shut down.
     pub(super) fn start(self, shared: Arc<Shared>) {
-        let ending = session::enforce(self.cluster.clone(), self.scaled_objects, self.teller.events.clone());
+        let ending =
+            session::enforce(self.cluster.clone(), self.scaled_objects, self.notifier.events.clone());
         self.cluster.spawn(ending);
         let gates = move || shared.table.load().gates().to_vec();
-        self.cluster.spawn(tell_gates(gates, self.teller));
+        self.cluster.spawn(update_gates(gates, self.notifier));
     }
 }
 
-async fn tell_gates(gates: impl Fn() -> Vec<Arc<Gate>>, teller: Teller) {
-    let mut facts = teller.facts.clone();
-    let mut ticks = interval(LOOK);
+async fn update_gates(gates: impl Fn() -> Vec<Arc<Gate>>, notifier: Notifier) {
+    let mut facts = notifier.facts.clone();
+    let mut ticks = interval(OBSTACLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked = HashMap::<RouteKey, Looked>::new();
+    let mut histories = HashMap::<RouteKey, RouteHistory>::new();
     loop {
         let known = facts.borrow_and_update().clone();
         let gates = gates();
         let keys: HashSet<_> = gates.iter().map(|gate| gate.key()).collect();
-        looked.retain(|route, _| keys.contains(route));
+        histories.retain(|route, _| keys.contains(route));
         for gate in &gates {
             if let Some(facts) = known.get(gate.key()) {
-                tell(gate, facts, looked.entry(gate.key().clone()).or_default(), &teller);
+                update_gate(gate, facts, histories.entry(gate.key().clone()).or_default(), &notifier);
             }
         }
         tokio::select! {
-            biased; // either will do
+            biased; // the order is irrelevant
             Ok(()) = facts.changed() => {}
             _ = ticks.tick() => {}
         }
     }
 }
 
-/// Looks at one target and says what stands in its way, and when it was told to have replicas.
-fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
+/// Updates the obstacle of one target, and records when its replicas were raised.
+fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier: &Notifier) {
     if let Some(raised) = facts.raised() {
         gate.cold_starts().observe(Phase::Scale, raised.clone());
     }
     let target = gate.target();
     let no_stream_for = if gate.counts_everywhere().streams > 0 {
-        looked.unheard_since = None;
+        history.unheard_since = None;
         None
     } else {
-        Some(looked.unheard_since.get_or_insert_with(Instant::now).elapsed())
+        Some(history.unheard_since.get_or_insert_with(Instant::now).elapsed())
     };
     gate.demand().set_receivers(receivers(facts));
     let dropped_for = if facts.drops_pushes().is_none() {
-        looked.dropped_since = None;
+        history.dropped_since = None;
         None
     } else {
-        Some(looked.dropped_since.get_or_insert_with(Instant::now).elapsed())
+        Some(history.dropped_since.get_or_insert_with(Instant::now).elapsed())
     };
     let trouble = if target.is_up() {
         None
@@ -164,23 +165,23 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
             pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0),
             no_stream_for,
             dropped_for,
-            api_server: teller.liveness.trouble(namespace),
-            refusing: target.refusing_for(SETTLING),
+            api_server: notifier.liveness.trouble(namespace),
+            refusing: target.refusing_for(SETTLE_PERIOD),
         };
-        looked.settled(facts.obstacle(gate.key(), &seen))
+        history.settled(facts.obstacle(gate.key(), &seen))
     };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
-    // Endpoints go away without a word to who waits.
+    // Endpoints disappear without a notification to held requests.
     gate.give_up_if_paused();
     let obstacle = target.obstacle();
     let is_young = obstacle.as_ref().is_some_and(|obstacle| {
-        obstacle.kind == ObstacleKind::NoScaledObject && obstacle.since.elapsed() < TOGETHER
+        obstacle.kind == ObstacleKind::NoScaledObject && obstacle.since.elapsed() < SCALED_OBJECT_GRACE
     });
-    let is_told = match (&looked.told, &obstacle) {
-        (Some(told), Some(now)) => told.is_same(now),
-        (told, now) => told.is_none() && now.is_none(),
+    let is_known = match (&history.reported, &obstacle) {
+        (Some(reported), Some(now)) => reported.is_same(now),
+        (reported, now) => reported.is_none() && now.is_none(),
     };
-    if is_told || is_young {
+    if is_known || is_young {
         return;
     }
     let route = gate.key();
@@ -188,35 +189,35 @@ fn tell(gate: &Gate, facts: &Facts, looked: &mut Looked, teller: &Teller) {
         Some(obstacle) => {
             let kind = obstacle.kind.name();
             match obstacle.kind {
-                // Logged by what probes. One that only does not answer yet is no news for the cluster.
+                // Logged by the prober. A server that does not answer yet warrants no Event.
                 ObstacleKind::NotAnswering => {}
                 ObstacleKind::NameUnresolved | ObstacleKind::ProbeRejected => {
-                    teller.obstacle(route, obstacle)
+                    notifier.obstacle(route, obstacle)
                 }
-                // Who pauses mostly means to.
+                // A pause is usually intended.
                 ObstacleKind::AutoscalingPaused => {
-                    tracing::info!(%route, kind, reason = %obstacle.message, "the target cannot come up");
-                    teller.obstacle(route, obstacle);
+                    tracing::info!(%route, kind, reason = %obstacle.message, "the target cannot start");
+                    notifier.obstacle(route, obstacle);
                 }
                 _ => {
-                    tracing::warn!(%route, kind, reason = %obstacle.message, "the target cannot come up");
-                    teller.obstacle(route, obstacle);
+                    tracing::warn!(%route, kind, reason = %obstacle.message, "the target cannot start");
+                    notifier.obstacle(route, obstacle);
                 }
             }
         }
-        None => tracing::info!(%route, "nothing stands in the way of the target any more"),
+        None => tracing::info!(%route, "the obstacle to the target is gone"),
     }
-    looked.told = obstacle;
+    history.reported = obstacle;
 }
 
-// === impl Teller ===
+// === impl Notifier ===
 
-impl Teller {
-    /// The ScaledObject that names a route.
+impl Notifier {
+    /// Returns the ScaledObject that names a route.
     pub(super) fn scaled_object(&self, route: &RouteKey) -> Option<Arc<str>> {
         let facts = self.facts.borrow();
         let scaled = facts.get(route)?.scaled_objects.first()?;
-        // A route of the cluster has it in its own namespace.
+        // Omit the namespace if it is the route's own.
         let own = route.namespaced().is_some_and(|(namespace, _)| namespace == scaled.namespace);
         Some(if own {
             scaled.name.as_str().into()
@@ -225,24 +226,24 @@ impl Teller {
         })
     }
 
-    /// A cold start has ended.
+    /// Emits an Event for a completed cold start.
     pub(super) fn cold_start(&self, cold_start: &ColdStart) {
         let (is_warning, reason) = match cold_start.outcome {
             Some(ColdStartOutcome::Completed) => (false, "ColdStartCompleted"),
             Some(ColdStartOutcome::Failed) => (true, "ColdStartFailed"),
             Some(ColdStartOutcome::Abandoned) | None => return,
         };
-        let note = told::note(cold_start);
-        self.say(&cold_start.route, is_warning, reason, note);
+        let note = cold_start_report::note(cold_start);
+        self.emit(&cold_start.route, is_warning, reason, note);
     }
 
     fn obstacle(&self, route: &RouteKey, obstacle: &Obstacle) {
         let is_warning = obstacle.kind != ObstacleKind::AutoscalingPaused;
-        self.say(route, is_warning, in_one_word(obstacle.kind), obstacle.message.to_string());
+        self.emit(route, is_warning, event_reason(obstacle.kind), obstacle.message.to_string());
     }
 
-    /// A route of the file has no object: then it is said of the ScaledObject that names it, if there is one.
-    fn say(&self, route: &RouteKey, is_warning: bool, reason: &'static str, note: String) {
+    /// Emits an Event about the route's object, or for a route of the file about its ScaledObject, if there is one.
+    fn emit(&self, route: &RouteKey, is_warning: bool, reason: &'static str, note: String) {
         let about = if route.namespaced().is_some() {
             About::Route(route.clone())
         } else {
@@ -256,8 +257,8 @@ impl Teller {
     }
 }
 
-/// The reason of an Event: Kubernetes writes them in one word.
-const fn in_one_word(kind: ObstacleKind) -> &'static str {
+/// Returns the reason of an Event in Kubernetes' CamelCase.
+const fn event_reason(kind: ObstacleKind) -> &'static str {
     match kind {
         ObstacleKind::AutoscalingPaused => "AutoscalingPaused",
         ObstacleKind::NoScaledObject => "NoScaledObject",

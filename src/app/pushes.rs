@@ -1,8 +1,8 @@
-//! From what the cluster shows of ScaledObjects to the streams that KEDA has open.
+//! ScaledObjects that receive pushes of demand.
 
 use crate::{demand::PushReceiver, kube::Facts};
 
-/// The ScaledObjects that demand of a route is pushed to.
+/// Returns the ScaledObjects to which the demand of a route is pushed.
 pub(super) fn receivers(facts: &Facts) -> Vec<PushReceiver> {
     let pushed = facts.scaled_objects.iter().filter(|scaled| scaled.trigger.pushes);
     let receivers = pushed.map(|scaled| PushReceiver {

@@ -1,4 +1,4 @@
-//! The routes of the running proxy: a gate and a scaler each, kept, changed, added and retired by reloads.
+//! Routes of the running proxy, each with a gate and a scaler, and their changes on reload.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,29 +18,29 @@ use crate::{
     scaler,
 };
 
-/// The routes and what runs for them.
+/// All routes with their gates and scalers.
 pub(super) struct Routes {
     shared: Arc<Shared>,
     cold_starts: Arc<ColdStarts>,
     options: scaler::Options,
-    /// The routes as they are, for who follows them.
+    /// The current routes, for subscribers.
     all: watch::Sender<Arc<Vec<Arc<Route>>>>,
     directory: Arc<Directory>,
-    /// Whether a scaler tells who starts targets.
+    /// True if demand is reported to an external scaler.
     has_scaler: bool,
-    /// Where what takes long is done.
+    /// Runtime for long computations.
     background: Option<Handle>,
     live: HashMap<RouteKey, LiveRoute>,
-    /// Gates of routes that a reload removed, until they are done; then only their account is kept.
+    /// Gates of removed routes with unfinished requests; afterwards only their account is kept.
     retired: Vec<Arc<Gate>>,
     past: Account,
     retiring: TaskTracker,
-    /// Ends the waiting for requests of removed routes.
+    /// Stops waiting for requests of removed routes.
     stopping: CancellationToken,
 }
 
 struct LiveRoute {
-    /// As it was applied last.
+    /// The route as last applied.
     route: Arc<Route>,
     gate: Arc<Gate>,
     target: watch::Sender<Target>,
@@ -48,8 +48,8 @@ struct LiveRoute {
     scaler: JoinHandle<()>,
 }
 
-/// How often a removed route is looked at for requests that it still has.
-const LOOK: Duration = Duration::from_millis(200);
+/// Interval at which a removed route is checked for unfinished requests.
+const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Routes {
     pub(super) fn new(
@@ -81,9 +81,8 @@ impl Routes {
         self.live.len()
     }
 
-    /// Makes these the routes. Who is held or in flight stays so: a route that stays keeps its queue, also
-    /// under a new target; one that goes is retired when its last request has ended. What has not changed costs a
-    /// comparison of pointers.
+    /// Replaces the routes. Held and in-flight requests are unaffected: a remaining route keeps its queue even with a
+    /// new target, and a removed one is retired after its last request. An unchanged route costs a pointer comparison.
     pub(super) async fn apply(&mut self, routes: &[Arc<Route>]) {
         self.settle_retired();
         let mut is_new = false;
@@ -122,15 +121,15 @@ impl Routes {
             let stopping = self.stopping.clone();
             self.retiring.spawn(async move {
                 while live.gate.requests() > 0 && !stopping.is_cancelled() {
-                    sleep(LOOK).await;
+                    sleep(DRAIN_POLL_INTERVAL).await;
                 }
                 live.end(stopping.is_cancelled()).await;
             });
         }
     }
 
-    /// Publishes the table of these routes. Making one takes a while with thousands of routes, and so does dropping it:
-    /// where there may be so many, both are done in the background, and never by who serves a request.
+    /// Publishes the route table. Building and dropping one takes long with thousands of routes, so both run in the
+    /// background if a cluster is watched, and never on a worker thread.
     async fn tabulate(&self, routes: &[Arc<Route>]) {
         let gate = |route: &Arc<Route>| self.live[&route.name].gate.clone();
         let pairs: Vec<_> = routes.iter().map(|route| (route.clone(), gate(route))).collect();
@@ -139,7 +138,7 @@ impl Routes {
             Some(background) => match background.spawn(making).await {
                 Ok(table) => table,
                 Err(error) => {
-                    return tracing::error!(%error, "the table of routes could not be made: the old one stays");
+                    return tracing::error!(%error, "cannot build the route table; keeping the old one");
                 }
             },
             None => making.await,
@@ -147,9 +146,9 @@ impl Routes {
         let former = self.shared.table.swap(table);
         let stopping = self.stopping.clone();
         let dropping = async move {
-            // Whoever looks something up in it still has it.
+            // Lookups in progress still hold it.
             while Arc::strong_count(&former) > 1 && !stopping.is_cancelled() {
-                sleep(LOOK).await;
+                sleep(DRAIN_POLL_INTERVAL).await;
             }
         };
         match &self.background {
@@ -165,7 +164,7 @@ impl Routes {
         LiveRoute { route, gate, target, stops, scaler: tokio::spawn(scaling) }
     }
 
-    /// Removed routes that have no request any more leave only their account.
+    /// Reduces removed routes without requests to their account.
     fn settle_retired(&mut self) {
         let past = &mut self.past;
         self.retired.retain(|gate| {
@@ -181,23 +180,23 @@ impl Routes {
         self.live.values().map(|live| &live.gate).chain(&self.retired)
     }
 
-    /// Nothing new is held where nothing is up.
+    /// Rejects requests that would have to be held.
     pub(super) fn drain(&self) {
         self.gates().for_each(|gate| gate.drain());
     }
 
-    /// The held requests have waited long enough.
+    /// Rejects the held requests.
     pub(super) fn evict(&self) {
         let evicted: usize = self.gates().map(|gate| gate.evict()).sum();
         if evicted > 0 {
-            tracing::info!(evicted, "held requests were told that we are draining");
+            tracing::info!(evicted, "rejected held requests to drain");
         }
     }
 
-    /// Stops what runs for the routes.
+    /// Stops the scalers of all routes.
     pub(super) async fn stop(&mut self) {
         self.stopping.cancel();
-        // All at once: each may take its stop timeout.
+        // Concurrently: each may take its stop timeout.
         let ends = self.live.drain().map(|(_, live)| {
             self.retired.push(live.gate.clone());
             self.retiring.spawn(live.end(true))
@@ -214,19 +213,19 @@ impl Routes {
     }
 }
 
-/// Whether requests find the two in the same way.
+/// Returns whether both routes match the same requests.
 fn match_same(one: &Arc<Route>, other: &Arc<Route>) -> bool {
     Arc::ptr_eq(one, other)
         || (one.name == other.name && one.matcher == other.matcher && one.intercept == other.intercept)
 }
 
-/// Whether it is KEDA that starts the target, once it is told.
+/// Returns whether KEDA starts the target.
 fn is_scaled_by_keda(route: &Route) -> bool {
     route.scale_by == ScaleBy::Keda && !matches!(route.target, Target::Process(_))
 }
 
 impl LiveRoute {
-    /// Applies what has changed of the route.
+    /// Applies a changed route.
     fn change(&mut self, route: &Arc<Route>, has_scaler: bool) {
         let policy = route.policy();
         if policy != self.route.policy() {
@@ -244,7 +243,7 @@ impl LiveRoute {
         self.route = route.clone();
     }
 
-    /// Stops what runs for the route: what is in flight on it has ended, or ends `now`.
+    /// Stops the scaler once the route's requests have ended, or immediately with `now`.
     async fn end(self, now: bool) {
         if now {
             self.stops.stop();
@@ -293,7 +292,7 @@ mod tests {
         assert!(!of_one.has_changed().unwrap() && !directory.has_changed().unwrap());
         assert_eq!(routes.all.borrow().len(), 2);
 
-        // The same in another object is no change either.
+        // An equal route in another object is no change either.
         let again = route("one", none());
         routes.apply(&[again, two]).await;
         assert!(Arc::ptr_eq(&table, &routes.shared.table.load_full()));
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_matched_comes_and_goes_with_the_table() {
+    async fn table_follows_changes_of_matches() {
         let mut routes = routes(Some(Handle::current()));
         let none = || serde_json::json!({});
         let (one, two) = (route("one", none()), route("two", none()));
@@ -319,7 +318,7 @@ mod tests {
         routes.apply(std::slice::from_ref(&two)).await;
         assert_eq!(models(&routes), ["two"].map(Box::from));
         assert!(routes.directory.get("one").is_none());
-        // Ends when the tables before are dropped.
+        // Ends once former tables are dropped.
         routes.stop().await;
         assert!(former.upgrade().is_none());
     }

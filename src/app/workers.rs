@@ -1,4 +1,4 @@
-//! The threads that serve requests: each with a runtime, a listener and connections to endpoints of its own.
+//! Worker threads, each with its own runtime, listener and upstream connections.
 
 use std::{hint::black_box, sync::Arc, thread, time::Duration};
 
@@ -12,23 +12,22 @@ use crate::{
     upstream::Dialer,
 };
 
-/// How often connections to endpoints are looked through for idle ones.
-const SWEEP: Duration = Duration::from_secs(2);
+/// Interval between sweeps for idle upstream connections.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How many tasks run before sockets are looked at again. When many held requests are released, each opens a connection
-/// first, which takes tens of microseconds: with tokio's 61 the first one had to wait for two milliseconds of that before
-/// anybody saw that it was connected.
-const TURN: u32 = 8;
+/// Tasks run between polls for I/O events. When many held requests are released, each first opens a connection, which
+/// takes tens of microseconds: with tokio's default of 61, the first of them waits 2 ms before its connect is noticed.
+const EVENT_INTERVAL: u32 = 8;
 
-/// Every so many tasks one goes first that another thread has woken: requests that are released by a probe or another
-/// worker. With tokio's 31 they would come hundreds of places late while this thread has work of its own.
-const OTHERS: u32 = 2;
+/// Tasks run between polls of the global queue, which has the tasks woken by other threads: requests released by a
+/// probe or another worker. With tokio's default of 31 they run hundreds of places late on a busy thread.
+const GLOBAL_QUEUE_INTERVAL: u32 = 2;
 
 /// The running threads.
 pub(super) struct Workers(Vec<thread::JoinHandle<()>>);
 
 impl Workers {
-    /// Starts a thread for each listener. Connections are tracked in `tasks`.
+    /// Starts one thread per listener. Connections are tracked in `tasks`.
     pub(super) fn start(
         listeners: Vec<std::net::TcpListener>,
         shared: &Arc<Shared>,
@@ -43,11 +42,11 @@ impl Workers {
             };
             thread::Builder::new().name(format!("worker-{index}")).spawn(run)
         });
-        // A thread that cannot be started at the start is the end: there is nothing to lose yet.
+        // Failing to spawn a thread at startup is fatal; no request is lost yet.
         Self(threads.map(|thread| thread.expect("a thread can be started")).collect())
     }
 
-    /// Waits until all have ended.
+    /// Waits until all threads have ended.
     pub(super) async fn join(self) {
         let _ = tokio::task::spawn_blocking(move || {
             for thread in self.0 {
@@ -61,8 +60,8 @@ impl Workers {
 fn work(listener: std::net::TcpListener, shared: &Arc<Shared>, drain: &Drain, tasks: &TaskTracker) {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
-        .event_interval(TURN)
-        .global_queue_interval(OTHERS)
+        .event_interval(EVENT_INTERVAL)
+        .global_queue_interval(GLOBAL_QUEUE_INTERVAL)
         .build()
         .expect("a runtime can be built");
     runtime.block_on(async {
@@ -71,29 +70,29 @@ fn work(listener: std::net::TcpListener, shared: &Arc<Shared>, drain: &Drain, ta
         let closing = drain.closing.child_token();
         let serving = serve_listener(listener, proxy.clone(), closing, tasks.clone());
         let sweeping = async {
-            let mut ticks = interval(SWEEP);
+            let mut ticks = interval(SWEEP_INTERVAL);
             loop {
                 ticks.tick().await;
                 proxy.sweep();
-                give_memory_back();
+                return_freed_memory();
             }
         };
         tokio::select! {
-            // The cut comes last, and until then connections live on after the listener.
+            // Connections outlive the listener until the cut.
             biased;
             () = drain.cut.cancelled() => {}
             () = sweeping => {}
             () = async { serving.await; std::future::pending::<()>().await } => {}
         }
     });
-    // What is left is dropped, and thereby counted.
+    // Dropping the remaining requests records their outcomes.
     runtime.shutdown_background();
 }
 
-/// mimalloc gives freed memory back to the system a second later, but has no timer of its own: it looks when this thread
-/// frees something large. A thread that is idle after a storm would keep all that the storm took.
-fn give_memory_back() {
-    /// What mimalloc maps by itself (`MI_LARGE_MAX_OBJ_SIZE` of version 3 is 512 KiB).
-    const LARGE: usize = 1 << 20;
-    drop(black_box(Vec::<u8>::with_capacity(LARGE)));
+/// Makes mimalloc return freed memory to the system. It does so one second after a free but has no timer: it checks on
+/// large frees of this thread. Without this, an idle thread keeps all memory of its last peak.
+fn return_freed_memory() {
+    /// Above the sizes that mimalloc caches (`MI_LARGE_MAX_OBJ_SIZE` of version 3 is 512 KiB).
+    const LARGE_BYTES: usize = 1 << 20;
+    drop(black_box(Vec::<u8>::with_capacity(LARGE_BYTES)));
 }

@@ -1,4 +1,4 @@
-//! HTTP/2 without TLS to endpoints that ask for it: requests share connections, within one thread.
+//! HTTP/2 without TLS (h2c) to endpoints that request it: requests of one worker thread share connections.
 
 use std::{
     collections::HashMap,
@@ -26,44 +26,44 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Dialed, Dialer, IDLE, Reuse, SendError, Severable};
+use super::{Dialed, Dialer, MAX_IDLE, Reuse, SendError, Severable};
 use crate::{config::budget::UPSTREAM_BUFFER_BYTES, domain::UpstreamTimeouts, state::Endpoint};
 
-/// How long a connection that carries requests may be silent before the server is asked whether it lives, and how long
-/// it has to answer that.
-const PING: Duration = Duration::from_secs(10);
-const PONG: Duration = Duration::from_secs(5);
+/// Interval between pings on a silent connection with open streams.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// Time for the response to a ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The connections of a thread.
-pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<OfEndpoint<B>>>>);
+/// Connections of one worker thread, by endpoint.
+pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<Connections<B>>>>);
 
-/// Those to one endpoint.
-struct OfEndpoint<B> {
+/// Connections to one endpoint.
+struct Connections<B> {
     shared: Mutex<Vec<Shared<B>>>,
-    /// Who holds it makes a connection: all others wait for that one instead of making their own.
+    /// Held while a connection is opened, so that concurrent requests wait for it instead of opening their own.
     connecting: tokio::sync::Mutex<()>,
 }
 
 struct Shared<B> {
-    sender: SendRequest<Recorded<B>>,
+    sender: SendRequest<RecordedBody<B>>,
     made: Instant,
     usage: Arc<Usage>,
 }
 
-/// How a connection is used.
+/// Usage of a connection.
 struct Usage {
     streams: AtomicUsize,
-    /// As many as the server takes at once.
-    most: AtomicUsize,
-    /// When the last stream ended.
+    /// The server's limit of concurrent streams.
+    max_streams: AtomicUsize,
+    /// End of the last stream.
     idle: Mutex<Instant>,
 }
 
-/// One request on a connection. Dropping it makes room for another.
+/// One request on a connection; dropping it frees the slot.
 pub(super) struct Stream(Arc<Usage>);
 
-/// A request body that remembers why it broke: hyper tells only the server.
-struct Recorded<B> {
+/// Request body that keeps its error, which hyper reports only to the server.
+struct RecordedBody<B> {
     body: B,
     broke: Broke,
 }
@@ -88,7 +88,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// As [`super::Upstream::send`].
+    /// Implements [`super::Upstream::send`].
     pub(super) async fn send(
         &self,
         dialer: &Dialer,
@@ -101,7 +101,7 @@ where
         let address = || Box::<str>::from(endpoint.address());
         let connections = self.of(endpoint);
         let broke = Broke::default();
-        // When a connection must have been made, at the earliest.
+        // Earliest acceptable creation time of a connection.
         let mut since = (reuse == Reuse::Never).then(Instant::now);
         let mut unsent = None;
         loop {
@@ -112,7 +112,7 @@ where
                 None => connections.connect(dialer, endpoint, timeouts, since).await?,
             };
             let request = unsent.take().or_else(|| {
-                let body = Recorded { body: body()?, broke: broke.clone() };
+                let body = RecordedBody { body: body()?, broke: broke.clone() };
                 Some(with_head(head, endpoint.address(), body))
             });
             let Some(request) = request else {
@@ -121,20 +121,20 @@ where
             };
             let limit = timeouts.response_timeout.get();
             let sent = tokio::select! {
-                biased; // what has been answered has been answered
+                biased; // a response takes precedence over the end of the endpoint
                 sent = timeout(limit, sender.try_send_request(request)) => sent,
                 () = endpoint.severed() => return Err(SendError::Gone(address())),
             };
             let mut error = match sent {
                 Ok(Ok(mut response)) => {
-                    // What becomes of it is HTTP/1.1's or HTTP/2's as the client's connection has it.
+                    // The client's connection determines the version of its response.
                     *response.version_mut() = Version::HTTP_11;
                     return Ok((response, stream));
                 }
                 Ok(Err(error)) => error,
                 Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
             };
-            // Whatever it was: what is in flight there may end well, but nothing new is sent.
+            // Streams in flight may still succeed, but new requests avoid this connection.
             connections.forget(&stream);
             since = Some(Instant::now());
             match error.take_message() {
@@ -150,7 +150,7 @@ where
                     let source = error.into_error();
                     match reuse.is_stale(reused, &source).then(&mut body).flatten() {
                         Some(again) => {
-                            let body = Recorded { body: again, broke: broke.clone() };
+                            let body = RecordedBody { body: again, broke: broke.clone() };
                             unsent = Some(with_head(head, endpoint.address(), body));
                         }
                         None => return Err(SendError::Reset { address: address(), source }),
@@ -160,11 +160,11 @@ where
         }
     }
 
-    fn of(&self, endpoint: &Endpoint) -> Arc<OfEndpoint<B>> {
+    fn of(&self, endpoint: &Endpoint) -> Arc<Connections<B>> {
         self.0.lock().entry(endpoint.id()).or_default().clone()
     }
 
-    /// Closes connections that have been idle for too long.
+    /// Closes connections idle for too long.
     pub(super) fn sweep(&self) {
         self.0.lock().retain(|_, connections| {
             let mut shared = connections.shared.lock();
@@ -174,22 +174,22 @@ where
     }
 }
 
-// === impl OfEndpoint ===
+// === impl Connections ===
 
-impl<B> Default for OfEndpoint<B> {
+impl<B> Default for Connections<B> {
     fn default() -> Self {
         Self { shared: Mutex::default(), connecting: tokio::sync::Mutex::default() }
     }
 }
 
-impl<B> OfEndpoint<B>
+impl<B> Connections<B>
 where
     B: Body + Send + Unpin + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// A place on a connection that has one, and was not made before `since`.
-    fn take(&self, since: Option<Instant>) -> Option<(SendRequest<Recorded<B>>, Stream)> {
+    /// Reserves a stream on a connection opened at `since` or later.
+    fn take(&self, since: Option<Instant>) -> Option<(SendRequest<RecordedBody<B>>, Stream)> {
         let mut shared = self.shared.lock();
         shared.retain(|shared| !shared.sender.is_closed());
         let is_new = |shared: &&Shared<B>| since.is_none_or(|since| shared.made >= since);
@@ -198,15 +198,15 @@ where
         Some((free.sender.clone(), Stream::new(&free.usage)))
     }
 
-    /// A place on a connection that is made now, by this request or by another, and not before `since`. All who wait for
-    /// one wait no longer than it would take them alone.
+    /// Reserves a stream on a new connection, opened by this or a concurrent request at `since` or later. Waiting never
+    /// exceeds the connect timeout.
     async fn connect(
         &self,
         dialer: &Dialer,
         endpoint: &Endpoint,
         timeouts: UpstreamTimeouts,
         since: Option<Instant>,
-    ) -> Result<(SendRequest<Recorded<B>>, Stream), SendError> {
+    ) -> Result<(SendRequest<RecordedBody<B>>, Stream), SendError> {
         let limit = timeouts.connect_timeout.get();
         let connecting = async {
             let _turn = self.connecting.lock().await;
@@ -215,7 +215,7 @@ where
             }
             let dialed = dialer.dial(endpoint.address(), limit, || {}).await?;
             let cut = endpoint.connection();
-            // Requests share it, and each that waits is told by the endpoint.
+            // Shared by requests; each of them waits for `severed` itself.
             cut.set_answering(true);
             let shared = match dialed {
                 Dialed::Tcp(io) => handshake(Severable { io, cut }).await?,
@@ -246,9 +246,9 @@ where
 {
     let (sender, mut connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PONG)
-        // What one stream is sent ahead; all together have more, so that a slow reader holds no other up.
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        // Window of one stream; the connection's is larger, so that a slow reader does not block others.
         .initial_stream_window_size(u32::try_from(UPSTREAM_BUFFER_BYTES).unwrap_or(u32::MAX))
         .max_send_buf_size(UPSTREAM_BUFFER_BYTES)
         .handshake(TokioIo::new(io))
@@ -256,16 +256,16 @@ where
         .map_err(io::Error::other)?;
     let usage = Arc::new(Usage {
         streams: AtomicUsize::new(0),
-        most: AtomicUsize::new(connection.current_max_send_streams()),
+        max_streams: AtomicUsize::new(connection.current_max_send_streams()),
         idle: Mutex::new(Instant::now()),
     });
-    let told = usage.clone();
+    let shared_usage = usage.clone();
     // The task ends with the connection, which ends when all senders and response bodies are gone.
     tokio::spawn(async move {
         let ended = std::future::poll_fn(|cx| {
             let polled = Pin::new(&mut connection).poll(cx);
-            // The server's settings come with its frames.
-            told.most.store(connection.current_max_send_streams(), Ordering::Relaxed);
+            // The server's SETTINGS may have changed the limit.
+            shared_usage.max_streams.store(connection.current_max_send_streams(), Ordering::Relaxed);
             polled
         });
         if let Err(error) = ended.await {
@@ -279,7 +279,7 @@ fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     let mut headers = head.headers.clone();
-    // `:authority` says it, and nothing concerns one connection only.
+    // HTTP/2 uses `:authority` and forbids connection headers.
     let host = headers.remove(header::HOST);
     headers.remove(header::CONNECTION);
     headers.remove(header::UPGRADE);
@@ -288,7 +288,7 @@ fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
         Uri::builder().scheme("http").authority(authority).path_and_query(path).build()
     };
-    // What is no authority to one part of HTTP's may be a host to another.
+    // A valid `Host` may be an invalid authority.
     let named = host.as_ref().map(HeaderValue::as_bytes).and_then(|host| uri(host).ok());
     if let Some(uri) = named.or_else(|| uri(address.as_bytes()).ok()) {
         *request.uri_mut() = uri;
@@ -300,12 +300,12 @@ fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {
 
 impl Usage {
     fn has_room(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed).max(1)
+        self.streams.load(Ordering::Relaxed) < self.max_streams.load(Ordering::Relaxed).max(1)
     }
 
-    /// Whether it has been idle for so long that the server may be closing it.
+    /// Returns whether it has been idle for so long that the server may be closing it.
     fn is_over(&self) -> bool {
-        self.streams.load(Ordering::Relaxed) == 0 && self.idle.lock().elapsed() >= IDLE
+        self.streams.load(Ordering::Relaxed) == 0 && self.idle.lock().elapsed() >= MAX_IDLE
     }
 }
 
@@ -325,9 +325,9 @@ impl Drop for Stream {
     }
 }
 
-// === impl Recorded ===
+// === impl RecordedBody ===
 
-impl<B> Body for Recorded<B>
+impl<B> Body for RecordedBody<B>
 where
     B: Body + Unpin,
     B::Error: Into<Box<dyn Error + Send + Sync>>,

@@ -1,4 +1,4 @@
-//! A connection that the publisher of its endpoint can break off.
+//! A connection that the publisher of its endpoint can terminate.
 
 use std::{
     io::{self, IoSlice},
@@ -11,15 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::state::Cut;
 
-/// Reads and writes fail once the connection is cut, so that an answer under way ends as one that broke off and never as
-/// one that is complete.
+/// Fails reads and writes once the connection is cut, so that a truncated response never looks complete.
 pub(super) struct Severable<I> {
     pub(super) io: I,
     pub(super) cut: Arc<Cut>,
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("the cluster says that the pod is gone")]
+#[error("the pod was deleted or has died")]
 struct Gone;
 
 fn gone<T>() -> Poll<io::Result<T>> {

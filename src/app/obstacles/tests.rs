@@ -73,7 +73,7 @@ impl Stage {
         let gates = vec![gate.clone()];
         cluster.spawn(async move {
             let _routes = routes;
-            tell_gates(move || gates.clone(), obstacles.teller).await;
+            update_gates(move || gates.clone(), obstacles.notifier).await;
         });
         Self { server, gate, cold_starts, _cluster: cluster }
     }

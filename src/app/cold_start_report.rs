@@ -1,11 +1,11 @@
-//! A cold start that has ended, as the cluster is told of it: in the status of its route, and in an Event.
+//! Completed cold starts, formatted for the status of a route and for Events.
 
 use crate::{
     coldstart::{ColdStart, ColdStartOutcome, PhaseSpan},
     kube::{LastColdStart, LastPhase},
 };
 
-/// For the status of its route.
+/// Formats a cold start for the status of its route.
 pub(super) fn status(cold_start: &ColdStart) -> LastColdStart {
     let phases = cold_start.phases.iter().map(|span| LastPhase {
         name: span.name.name().to_owned(),
@@ -24,34 +24,34 @@ pub(super) fn status(cold_start: &ColdStart) -> LastColdStart {
     }
 }
 
-/// For an Event. What is cut off where it is too long is said last.
+/// Formats a cold start for an Event. The least important parts come last, since long notes are truncated.
 pub(super) fn note(cold_start: &ColdStart) -> String {
     let took = duration(cold_start.total_ms);
     let held = cold_start.held_peak;
     let requests = if held == 1 { "1 request".to_owned() } else { format!("{held} requests") };
-    let whose = match (&cold_start.pod, &cold_start.node) {
+    let pod = match (&cold_start.pod, &cold_start.node) {
         (Some(pod), Some(node)) => format!("; pod {pod} on {node}"),
         (Some(pod), None) => format!("; pod {pod}"),
         (None, _) => String::new(),
     };
     let phases = cold_start.phases.iter().map(in_words).collect::<Vec<_>>().join(", ");
     if cold_start.outcome == Some(ColdStartOutcome::Failed) {
-        let why = cold_start.reason.as_deref().unwrap_or("the reason is not known");
-        return format!("Failed after {took}, with {requests} waiting: {why} ({phases}{whose})");
+        let reason = cold_start.reason.as_deref().unwrap_or("unknown reason");
+        return format!("Failed after {took} with {requests} held: {reason} ({phases}{pod})");
     }
-    format!("Answered {took} after the first request ({phases}); {requests} waited{whose}")
+    format!("Answered {took} after the first request ({phases}); {requests} held{pod}")
 }
 
-/// `load 3.0s (weights 1.8s)`
+/// Formats a phase: `load 3.0s (weights 1.8s)`.
 fn in_words(span: &PhaseSpan) -> String {
     let parts = span.parts.iter().map(|part| format!("{} {}", part.name.name(), duration(part.duration_ms)));
     let parts = parts.collect::<Vec<_>>().join(", ");
     let parts = if parts.is_empty() { parts } else { format!(" ({parts})") };
-    let not = if span.unfinished { "not over: " } else { "" };
-    format!("{not}{} {}{parts}", span.name.name(), duration(span.duration_ms))
+    let prefix = if span.unfinished { "unfinished: " } else { "" };
+    format!("{prefix}{} {}{parts}", span.name.name(), duration(span.duration_ms))
 }
 
-/// As Go writes durations, and not more precise than it is of use.
+/// Formats a duration as Go does, with one decimal at most.
 fn duration(ms: f64) -> String {
     if ms < 999.5 { format!("{ms:.0}ms") } else { format!("{:.1}s", ms / 1e3) }
 }
@@ -81,21 +81,21 @@ mod tests {
     fn event_has_phases_and_pod_details() {
         assert_eq!(
             note(&record("completed")),
-            "Answered 3.1s after the first request (signal 1ms, load 3.0s (weights 1.0s)); 8 requests waited; \
+            "Answered 3.1s after the first request (signal 1ms, load 3.0s (weights 1.0s)); 8 requests held; \
              pod team-a/chat-x2k9p on gpu-1"
         );
         assert_eq!(
             note(&record("failed")),
-            "Failed after 3.1s, with 8 requests waiting: No node takes it (signal 1ms, not over: load 3.0s (weights \
+            "Failed after 3.1s with 8 requests held: No node takes it (signal 1ms, unfinished: load 3.0s (weights \
              1.0s); pod team-a/chat-x2k9p on gpu-1)"
         );
     }
 
     #[test]
-    fn a_status_has_the_phases_in_order() {
-        let told = serde_json::to_value(status(&record("failed"))).unwrap();
+    fn status_has_phases_in_order() {
+        let written = serde_json::to_value(status(&record("failed"))).unwrap();
         assert_eq!(
-            told,
+            written,
             json!({
                 "startedAt": "2026-11-24T20:00:00.000Z", "duration": "3.1s", "outcome": "failed", "actuation": "3.0s",
                 "phases": [
