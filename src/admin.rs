@@ -1,4 +1,4 @@
-//! The admin listener: metrics, probes, the JSON API and the dashboard. It reads handles and changes nothing.
+//! Admin listener: metrics, probes, the JSON API and the dashboard. Read-only.
 
 mod api;
 mod connections;
@@ -44,54 +44,55 @@ pub use dashboard::THEME_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
 
-/// How long a connection may neither answer nor take what it is sent.
-const SILENCE: Duration = Duration::from_secs(60);
+/// Time after which an unresponsive peer's connection is closed.
+const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the admin listener reads of the request path, as it is now.
+/// State read by the admin listener.
 pub trait View: Send + Sync {
-    /// Where requests come in.
+    /// Returns the address of the API.
     fn address(&self) -> SocketAddr;
-    /// A model that may be asked for.
+    /// Returns a model to use in examples.
     fn example(&self) -> Option<String>;
-    /// Checks the `Host` of a request, and the web page that has sent it unless it opens one of ours.
+    /// Checks the `Host` of a request and the web page that sent it; `opens_page` skips the latter.
     ///
     /// # Errors
-    /// When either is another site's.
+    ///
+    /// If either belongs to another site.
     fn check_page(&self, host: &str, headers: &HeaderMap, opens_page: bool) -> Result<(), ProxyError>;
-    /// The origin of the page that has sent a request, if it is listed.
+    /// Returns the origin of the page that sent the request, if it is listed.
     fn listed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue>;
-    /// Every route.
+    /// Returns the gates of all routes.
     fn gates(&self) -> Vec<Arc<Gate>>;
-    /// What is counted of requests that belong to no route.
+    /// Returns the counters of requests without a route.
     fn unrouted(&self) -> &RouteCounters;
-    /// What happened to recent requests.
+    /// Returns the history of recent requests.
     fn history(&self) -> &History;
-    /// Bytes in memory that clients make this process keep, by kind.
+    /// Returns the bytes of memory used on behalf of clients, by kind.
     fn memory(&self) -> Vec<(&'static str, usize)>;
-    /// Whether the routes of the cluster are not known yet.
+    /// Returns whether the routes of the cluster are still unknown.
     fn awaits_routes(&self) -> bool;
-    /// Whether there is a scaler.
+    /// Returns whether a scaler is configured.
     fn has_scaler(&self) -> bool;
-    /// How many other replicas are in each state, if there may be any.
+    /// Returns the number of other replicas by state; empty without peers.
     fn peers(&self) -> Vec<(&'static str, usize)>;
-    /// What became of the spans of traces, if they are exported.
+    /// Returns the number of spans by outcome, if traces are exported.
     fn spans(&self) -> Option<[(&'static str, u64); 3]>;
-    /// What is counted of the routes of the cluster, if there is one.
+    /// Returns counts of the cluster, if one is configured.
     fn cluster(&self) -> Option<ClusterCounts>;
 }
 
-/// What is counted of the routes of the cluster.
+/// Counts of the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct ClusterCounts {
-    /// How many objects there are of each kind with each verdict.
+    /// Number of objects by kind and verdict.
     pub routes: Vec<(&'static str, &'static str, usize)>,
-    /// What became of writing their status.
+    /// Number of status writes by outcome.
     pub status_writes: Vec<(&'static str, u64)>,
-    /// Watches of the API server that are open, were lost since we came, and are lost now.
+    /// Watches of the API server: open ones, losses since the start, and lost ones.
     pub watches: (usize, u64, usize),
 }
 
-/// What the admin listener shows.
+/// The admin listener's state.
 #[derive(Clone)]
 pub struct Admin {
     view: Arc<dyn View>,
@@ -110,7 +111,7 @@ struct ColdStartQuery {
 // === impl Admin ===
 
 impl Admin {
-    /// Shows these; what it shows live ends with `stopped`.
+    /// Creates the listener's state; live events end with `stopped`.
     pub fn new(
         view: Arc<dyn View>,
         cold_starts: Arc<ColdStarts>,
@@ -123,23 +124,23 @@ impl Admin {
         Self { view, cold_starts, draining, registry, live }
     }
 
-    /// Keeps what is shown live up to date, until stopped.
+    /// Keeps live events up to date until stopped.
     pub fn run(&self) -> impl Future<Output = ()> + use<> {
         self.live.clone().run()
     }
 
-    /// Serves on this listener. Its connections end with whoever opened them, or when they do not answer, or do not take
-    /// what they are sent, for a minute: one that follows the events has one of few places.
+    /// Serves this listener. Dead connections are closed after a minute, since streams of events have few slots.
     pub async fn serve(self, listener: TcpListener) {
         let listener = Bounded::new(listener).tap_io(|connection| {
             let socket = SockRef::from(connection.stream());
-            // Neither fails on a connection that lives.
-            let _ = socket
-                .set_tcp_keepalive(&TcpKeepalive::new().with_time(SILENCE / 2).with_interval(SILENCE / 6));
+            // Neither fails on an open connection.
+            let _ = socket.set_tcp_keepalive(
+                &TcpKeepalive::new().with_time(DEAD_PEER_TIMEOUT / 2).with_interval(DEAD_PEER_TIMEOUT / 6),
+            );
             #[cfg(target_os = "linux")]
-            let _ = socket.set_tcp_user_timeout(Some(SILENCE));
+            let _ = socket.set_tcp_user_timeout(Some(DEAD_PEER_TIMEOUT));
         });
-        // It accepts until it is dropped.
+        // Runs until dropped.
         let _ = axum::serve(listener, self.router()).await;
     }
 
@@ -154,18 +155,18 @@ impl Admin {
             .route("/api/v1/cold-starts", get(cold_starts))
             .route("/api/v1/events", get(events))
             .route("/api/v1/requests", get(requests::recent))
-            // An id may be anything, also something with a slash.
+            // An id may contain anything, even a slash.
             .route("/api/v1/requests/{*request_id}", get(requests::one))
             .layer(middleware::from_fn_with_state(self.clone(), guard))
             .with_state(self)
     }
 }
 
-/// Lets a request through unless a web page of another site has sent it, or it came by a name that is none of ours.
+/// Rejects requests sent by a web page of another site or for a foreign host name.
 async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let is = |name: &str, value: &str| headers.get(name).is_some_and(|given| given == value);
-    // A link to the dashboard may be anywhere. What it opens shows nothing to the page that has it.
+    // Any page may link to the dashboard; the linking page cannot read it.
     let opens_page = request.uri().path() == "/"
         && *request.method() == Method::GET
         && is("sec-fetch-mode", "navigate")
@@ -174,12 +175,12 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
     let host = match (request.uri().authority(), hosts.next()) {
         (Some(authority), _) => Some(authority.as_str()),
         (None, Some(host)) => host.to_str().ok(),
-        // HTTP/1.0, which no browser speaks.
+        // HTTP/1.0, which browsers do not use.
         (None, None) => Some("localhost"),
     };
     let checked = match host.filter(|_| hosts.next().is_none()) {
         Some(host) => admin.view.check_page(host, headers, opens_page),
-        None => Err(ProxyError::Ambiguous("The request's Host is no host.".into())),
+        None => Err(ProxyError::Ambiguous("Invalid Host header.".into())),
     };
     if let Err(error) = checked {
         let answer = error.answer();
@@ -207,7 +208,7 @@ async fn scrape(State(admin): State<Admin>) -> Response {
 async fn readyz(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     match admin.draining.load(Ordering::Relaxed) {
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        // It would say 404 to requests that are served as soon as it knows.
+        // Requests would get 404 until the routes are known.
         false if admin.view.awaits_routes() => {
             (StatusCode::SERVICE_UNAVAILABLE, "the routes of the cluster are not known yet\n")
         }

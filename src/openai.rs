@@ -1,5 +1,5 @@
-//! What we know of the OpenAI API and of its clients: paths, the model in a body, error bodies, SSE framing, the first
-//! token, patience.
+//! Knowledge of the OpenAI API and its clients: paths, the model in a body, error formats, SSE framing, the first
+//! token, client timeouts.
 
 mod api;
 mod dialect;

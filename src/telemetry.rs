@@ -1,4 +1,4 @@
-//! What we say about ourselves: logs, metrics and traces.
+//! Logs, metrics and traces.
 
 mod counters;
 mod histogram;
@@ -16,14 +16,14 @@ pub use pulse::Pulse;
 
 use std::cell::Cell;
 
-/// How many sets of counters a route has: threads that serve requests share none with each other, up to this many.
+/// Number of counter sets per route, so that up to this many threads share none.
 pub(crate) const SHARDS: usize = 32;
 
 thread_local! {
     static SHARD: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Makes this thread count in a set of its own. Set 0 is everyone else's.
+/// Assigns this thread a counter set. Set 0 is shared by all other threads.
 pub fn count_as_worker(index: usize) {
     SHARD.set(1 + index % (SHARDS - 1));
 }

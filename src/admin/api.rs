@@ -1,4 +1,4 @@
-//! What `GET /api/v1/routes` says of a route.
+//! Routes in `GET /api/v1/routes`.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -12,74 +12,74 @@ use crate::{
     state::{Obstacle, Status},
 };
 
-/// A route as it is now.
+/// Current state of a route.
 #[derive(Clone, Debug, Serialize)]
 pub struct RouteStatus {
-    /// Its name.
+    /// Name of the route.
     pub name: RouteKey,
     /// `idle`, `starting`, `ready`, `sleeping`, `stopping` or `failed`.
     pub state: &'static str,
-    /// Why it failed.
+    /// Reason of the failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// What stands in the way of a start.
+    /// Obstacle to the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub obstacle: Option<ObstacleStatus>,
-    /// The phase of the cold start that runs.
+    /// Phase of the current cold start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// What is left of it, as far as history tells.
+    /// Estimated remaining time, if there is enough history.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_left_ms: Option<f64>,
-    /// The cold start that runs.
+    /// Current cold start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cold_start: Option<ColdStart>,
-    /// How long the next one is likely to take.
+    /// Estimated duration of the next cold start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimates: Option<Arc<Estimates>>,
     /// Held requests.
     pub held: usize,
     /// Bytes of held bodies.
     pub held_bytes: usize,
-    /// How long the oldest of them has waited.
+    /// Wait of the oldest held request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_held_ms: Option<f64>,
     /// Requests in flight.
     pub in_flight: u64,
-    /// Where requests go.
+    /// Endpoints of the route.
     pub endpoints: Vec<EndpointStatus>,
-    /// The ScaledObjects that demand is pushed to.
+    /// ScaledObjects that receive pushes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub scaled_objects: Vec<PushReceiver>,
-    /// What bounds it.
+    /// Limits of the route.
     pub limits: LimitsStatus,
 }
 
-/// What stands in the way of a target.
+/// Obstacle to the start of a target.
 #[derive(Clone, Debug, Serialize)]
 pub struct ObstacleStatus {
-    /// What it is.
+    /// Kind of the obstacle.
     pub kind: ObstacleKind,
-    /// A sentence that names the object and the way out.
+    /// A sentence that names the object and the remedy.
     pub message: Arc<str>,
-    /// Wall-clock time since when it has been there, RFC 3339.
+    /// Wall-clock time of its first observation, RFC 3339.
     pub since: String,
 }
 
-/// An endpoint as it is now.
+/// Current state of an endpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct EndpointStatus {
     /// `host:port`.
     pub address: String,
-    /// Whether it takes requests.
+    /// True if it accepts requests.
     pub ready: bool,
-    /// Requests in flight on it.
+    /// Requests in flight.
     pub in_flight: u32,
-    /// How many it may have now.
+    /// Current limit of requests in flight.
     pub limit: u32,
 }
 
-/// The limits of a route.
+/// Limits of a route.
 #[derive(Clone, Debug, Serialize)]
 pub struct LimitsStatus {
     /// `hold.maxRequests`.
@@ -93,7 +93,7 @@ pub struct LimitsStatus {
 }
 
 impl RouteStatus {
-    /// The route of this gate.
+    /// Returns the state of this gate's route.
     pub fn of(gate: &Gate) -> Self {
         let policy = gate.policy();
         let status = gate.target().status();

@@ -1,5 +1,5 @@
-//! Connections to the admin listener: no more than there are places, fair between sources, and none that is slow or silent
-//! for good. So a probe finds a place whatever else is open.
+//! Connections to the admin listener: bounded in number, fair between sources, with timeouts for slow and silent ones.
+//! A probe can always connect.
 
 use std::{
     io,
@@ -25,44 +25,43 @@ use crate::{
     places::{Place, Places, Source},
 };
 
-/// How many may be open: probes, scrapers, and people with dashboards. Without a bound, who reaches this port could take
-/// the files that requests need.
-const PLACES: usize = ADMIN_CONNECTIONS;
+/// Maximum number of connections, for probes, scrapers and dashboards. Without a bound, clients of this port could take
+/// the file descriptors that requests need.
+const MAX_CONNECTIONS: usize = ADMIN_CONNECTIONS;
 
-/// How many of them one source may have: an address, or 64 bits of an IPv6 one. Its next one takes the place of its oldest.
-const PLACES_PER_SOURCE: usize = 64;
+/// Maximum number from one source, an IPv4 address or IPv6 /64. A further one evicts the source's oldest.
+const MAX_CONNECTIONS_PER_SOURCE: usize = 64;
 
-/// How many more may be open that were evicted and are about to end.
-const LEAVING: usize = 64;
+/// Maximum number of evicted connections that have not closed yet.
+const MAX_CLOSING_CONNECTIONS: usize = 64;
 
-/// How long a request may take to come in, from its first byte to the first of its answer.
-const REQUEST: Duration = Duration::from_secs(30);
+/// Time from the first byte of a request to the first byte of its response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long one may say nothing and be told nothing. Followers of the events are told something every 15 s, and scrapers
-/// come back more often than that.
-const SILENCE: Duration = Duration::from_secs(120);
+/// Maximum time without traffic. Event streams send something every 15 s, and scrapers return more often.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long to wait after the system refused a connection for want of something.
-const REFUSED: Duration = Duration::from_millis(100);
+/// Pause after a failed accept, such as without file descriptors.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A listener with places.
+/// A listener with a bounded number of connections.
 pub(super) struct Bounded {
     listener: TcpListener,
     places: Arc<Places>,
     open: Arc<Semaphore>,
 }
 
-/// A connection that has one.
+/// A connection accepted by [`Bounded`].
 pub(super) struct Watched {
     stream: TcpStream,
-    moved: Instant,
-    /// When the first byte came that nothing was answered to.
-    asked: Option<Instant>,
-    /// Bytes that have come since then.
-    asked_bytes: usize,
+    last_activity: Instant,
+    /// Arrival of the first byte without a response.
+    request_began: Option<Instant>,
+    /// Bytes received since then.
+    request_bytes: usize,
     timer: Pin<Box<Sleep>>,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// How much of HTTP/2's preface has come, while what came is part of it.
+    /// Length of HTTP/2's preface received so far, while the bytes match it.
     preface: Option<usize>,
     _place: Place,
     _open: OwnedSemaphorePermit,
@@ -72,8 +71,8 @@ pub(super) struct Watched {
 
 impl Bounded {
     pub(super) fn new(listener: TcpListener) -> Self {
-        let open = Arc::new(Semaphore::new(PLACES + LEAVING));
-        Self { listener, places: Places::new(PLACES, PLACES_PER_SOURCE), open }
+        let open = Arc::new(Semaphore::new(MAX_CONNECTIONS + MAX_CLOSING_CONNECTIONS));
+        Self { listener, places: Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_SOURCE), open }
     }
 }
 
@@ -83,7 +82,7 @@ impl Listener for Bounded {
 
     async fn accept(&mut self) -> (Watched, SocketAddr) {
         loop {
-            // The semaphore is never closed. While too many are about to end, others wait in the kernel's queue.
+            // The semaphore is never closed. While too many connections are closing, others wait in the kernel's queue.
             let Ok(open) = self.open.clone().acquire_owned().await else { continue };
             match self.listener.accept().await {
                 Ok((stream, address)) => {
@@ -91,8 +90,8 @@ impl Listener for Bounded {
                     return (Watched::new(stream, place, open), address);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection to the admin port was not accepted");
-                    sleep(REFUSED).await;
+                    tracing::warn!(%error, "cannot accept a connection to the admin port");
+                    sleep(ACCEPT_RETRY_INTERVAL).await;
                 }
             }
         }
@@ -109,10 +108,10 @@ impl Watched {
     fn new(stream: TcpStream, place: Place, open: OwnedSemaphorePermit) -> Self {
         Self {
             stream,
-            moved: Instant::now(),
-            asked: None,
-            asked_bytes: 0,
-            timer: Box::pin(sleep(REQUEST.min(SILENCE))),
+            last_activity: Instant::now(),
+            request_began: None,
+            request_bytes: 0,
+            timer: Box::pin(sleep(REQUEST_TIMEOUT.min(IDLE_TIMEOUT))),
             evicted: Box::pin(place.evicted().clone().cancelled_owned()),
             preface: Some(0),
             _place: place,
@@ -124,7 +123,7 @@ impl Watched {
         &self.stream
     }
 
-    /// Whether all of HTTP/2's preface has come. The server behind this would speak it, and nothing here needs it.
+    /// Returns whether the complete HTTP/2 preface was received. hyper would accept it, but nothing here needs HTTP/2.
     fn begins_http2(&mut self, bytes: &[u8]) -> bool {
         if let Some(have) = self.preface {
             let next = bytes.len().min(PREFACE.len() - have);
@@ -133,10 +132,10 @@ impl Watched {
         self.preface == Some(PREFACE.len())
     }
 
-    /// Something moved, or has not for too long, or another one has the place. The timer is armed when it has fired.
+    /// Checks for traffic, timeouts and eviction. The timer is re-armed only when it fires.
     fn watch<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            self.moved = Instant::now();
+            self.last_activity = Instant::now();
             return polled;
         }
         if self.evicted.as_mut().poll(cx).is_ready() {
@@ -144,7 +143,10 @@ impl Watched {
         }
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            let due = (self.moved + SILENCE).min(self.asked.map_or(now + REQUEST, |asked| asked + REQUEST));
+            let due = (self.last_activity + IDLE_TIMEOUT).min(
+                self.request_began
+                    .map_or(now + REQUEST_TIMEOUT, |request_began| request_began + REQUEST_TIMEOUT),
+            );
             if due <= now {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
@@ -153,11 +155,11 @@ impl Watched {
         Poll::Pending
     }
 
-    /// Some of an answer has gone out, or all.
+    /// Records that part of a response was written.
     fn answered<T>(&mut self, written: &Poll<io::Result<T>>) {
         if written.is_ready() {
-            self.asked = None;
-            self.asked_bytes = 0;
+            self.request_began = None;
+            self.request_bytes = 0;
         }
     }
 }
@@ -171,14 +173,14 @@ impl AsyncRead for Watched {
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if self.begins_http2(&buf.filled()[before..]) {
-            return Poll::Ready(Err(io::Error::other("HTTP/2 is not spoken here")));
+            return Poll::Ready(Err(io::Error::other("HTTP/2 is not supported")));
         }
         if read.is_ready() {
-            self.asked.get_or_insert_with(Instant::now);
-            self.asked_bytes += buf.filled().len() - before;
-            if self.asked_bytes > ADMIN_REQUEST_BYTES {
+            self.request_began.get_or_insert_with(Instant::now);
+            self.request_bytes += buf.filled().len() - before;
+            if self.request_bytes > ADMIN_REQUEST_BYTES {
                 buf.set_filled(before);
-                return Poll::Ready(Err(io::Error::other("a request is larger than any here has to be")));
+                return Poll::Ready(Err(io::Error::other("the request is too large")));
             }
         }
         self.watch(cx, read)
@@ -222,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// The server's end of a connection, its client, and the places that it has one of.
+    /// Returns the server's end of a connection, its client, and the only place it occupies.
     async fn connected() -> (Watched, TcpStream, Arc<Places>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -233,7 +235,7 @@ mod tests {
         (Watched::new(stream, place, open), client, places)
     }
 
-    /// As many connections as one source may have, and more than there are places, none of which ends its request.
+    /// Opens more slow connections than are allowed in all and per source.
     #[tokio::test]
     async fn trickling_connections_keep_no_probe_out() {
         let listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
@@ -242,7 +244,7 @@ mod tests {
             axum::serve(listener, Router::new().route("/livez", get(|| async { "ok" }))).await
         });
         let mut open = Vec::new();
-        for number in 0..PLACES + LEAVING {
+        for number in 0..MAX_CONNECTIONS + MAX_CLOSING_CONNECTIONS {
             let mut slow = TcpStream::connect(address).await.unwrap();
             slow.write_all(b"GET /livez HTTP/1.1\r\nX: ").await.unwrap();
             open.push(slow);
@@ -257,7 +259,7 @@ mod tests {
                 assert!(answer.starts_with("HTTP/1.1 200"), "{number}: {answer}");
             }
         }
-        // The first one has given its place up, by name or without.
+        // The first connection was evicted.
         assert!(!matches!(open[0].read(&mut [0; 64]).await, Ok(1..)));
         serving.abort();
     }
@@ -279,7 +281,10 @@ mod tests {
         };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let after = began.elapsed();
-        assert!((REQUEST..REQUEST * 2 + Duration::from_secs(1)).contains(&after), "{after:?}");
+        assert!(
+            (REQUEST_TIMEOUT..REQUEST_TIMEOUT * 2 + Duration::from_secs(1)).contains(&after),
+            "{after:?}"
+        );
         trickling.abort();
     }
 
@@ -293,19 +298,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_connection_loses_its_place() {
+    async fn silent_connection_loses_its_place() {
         let (mut server, mut client, _places) = connected().await;
         let began = Instant::now();
         client.write_all(b"x").await.unwrap();
         server.stream.readable().await.unwrap();
         assert_eq!(server.read_u8().await.unwrap(), b'x');
         server.write_all(b"y").await.unwrap();
-        // Sockets are real and the clock is not: what is on its way may take some of its time.
+        // Real sockets with a paused clock: delivery may advance the clock.
         assert_eq!(server.read_u8().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() >= SILENCE);
+        assert!(began.elapsed() >= IDLE_TIMEOUT);
     }
 
-    /// Anything here is a GET.
     #[tokio::test]
     async fn large_request_loses_its_place() {
         let (mut server, mut client, _places) = connected().await;

@@ -1,4 +1,4 @@
-//! The dashboard at `/`: one page, its assets in this program, nothing from anywhere else.
+//! Dashboard at `/`: one page with embedded assets and no external resources.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -14,11 +14,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-/// One colour for each phase of a cold start, in both themes, as custom properties of CSS: for every page that shows
-/// cold starts.
+/// Colours of the phases of a cold start in both themes, as CSS custom properties, shared by all pages that show cold
+/// starts.
 pub const THEME_CSS: &str = include_str!("dashboard/theme.css");
 
-/// The page runs and loads what it came with, talks to where it came from, and is shown in no frame.
+/// Content security policy: only embedded scripts and styles, requests to the own origin, no framing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -59,12 +59,12 @@ const fn js(name: &'static str, text: &'static str) -> Asset {
     Asset { name, media_type: "text/javascript; charset=utf-8", text }
 }
 
-/// `/`.
+/// Serves `/`.
 pub(super) async fn page(headers: HeaderMap) -> Response {
     PAGE.answer(&headers)
 }
 
-/// `/dashboard/{name}`.
+/// Serves `/dashboard/{name}`.
 pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
     match ASSETS.iter().find(|asset| asset.name == name) {
         Some(asset) => asset.answer(&headers),
@@ -75,8 +75,8 @@ pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Respo
 // === impl Asset ===
 
 impl Asset {
-    /// A browser asks each time whether it is still so, which costs it no second download: another version of this
-    /// program may be at the address tomorrow.
+    /// Serves the asset with an ETag. Browsers revalidate it on every load, since another version may be deployed at
+    /// the address.
     fn answer(&self, headers: &HeaderMap) -> Response {
         let tag = self.tag();
         let known = headers

@@ -1,4 +1,4 @@
-//! `GET /api/v1/events`: the state as server-sent events, as it changes.
+//! `GET /api/v1/events`: state changes as server-sent events.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -16,33 +16,33 @@ use tokio::time::timeout;
 
 use super::live::{Live, WATCHERS, Watcher};
 
-/// After so long without an event comes a comment, so that nothing in between takes the connection for dead.
-const SILENCE: Duration = Duration::from_secs(15);
+/// Interval of comments without events, so that proxies do not time out.
+const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What a stream does next.
-enum Step {
-    Tell(Watcher),
+/// State of a stream.
+enum StreamState {
+    Send(Watcher),
     End,
 }
 
-/// Follows the state. A reader that is slow is told the newest state when it reads on, and nothing is kept for it.
+/// Streams the state. A slow reader gets the newest state when it continues; nothing is buffered for it.
 pub(super) fn follow(live: &Arc<Live>) -> Response {
     let Some(watcher) = live.watch() else {
-        return refused(
+        return reject(
             StatusCode::SERVICE_UNAVAILABLE,
-            &format!("{WATCHERS} are watching already, and no more may: close one, or try again later"),
+            &format!("{WATCHERS} are watching already, which is the maximum: close one, or try again later"),
         );
     };
-    let events = stream::unfold(Step::Tell(watcher), |step| async {
-        let Step::Tell(mut watcher) = step else { return None };
-        let (event, next) = match timeout(SILENCE, watcher.next()).await {
-            Ok(Some(event)) => (event, Step::Tell(watcher)),
-            Ok(None) => ("event: end\ndata: {}\n\n".to_owned(), Step::End),
-            Err(_) => (": nothing new\n\n".to_owned(), Step::Tell(watcher)),
+    let events = stream::unfold(StreamState::Send(watcher), |step| async {
+        let StreamState::Send(mut watcher) = step else { return None };
+        let (event, next) = match timeout(COMMENT_INTERVAL, watcher.next()).await {
+            Ok(Some(event)) => (event, StreamState::Send(watcher)),
+            Ok(None) => ("event: end\ndata: {}\n\n".to_owned(), StreamState::End),
+            Err(_) => (": nothing new\n\n".to_owned(), StreamState::Send(watcher)),
         };
         Some((Ok::<_, Infallible>(event), next))
     });
-    // The last one is for nginx, which would gather events otherwise.
+    // `x-accel-buffering` keeps nginx from buffering events.
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
         (CACHE_CONTROL.as_str(), "no-store"),
@@ -51,6 +51,6 @@ pub(super) fn follow(live: &Arc<Live>) -> Response {
     (headers, Body::from_stream(events)).into_response()
 }
 
-fn refused(status: StatusCode, message: &str) -> Response {
+fn reject(status: StatusCode, message: &str) -> Response {
     (status, [(RETRY_AFTER, "5")], Json(serde_json::json!({ "error": message }))).into_response()
 }

@@ -1,4 +1,4 @@
-//! What the dashboard shows, as it is now: made when it has changed and somebody looks, and then once for all who do.
+//! Current state for dashboards: rendered when it has changed and is watched, once for all watchers.
 
 mod samples;
 mod shown;
@@ -26,16 +26,16 @@ use samples::Samples;
 pub(super) use shown::Shown;
 use shown::{About, Maker};
 
-/// How many may look at once; each costs a connection and the newest state, and no queue.
+/// Maximum number of watchers. Each costs a connection and a reference to the newest state, without a queue.
 pub(super) const WATCHERS: usize = 32;
 
-/// How often held requests are taken down, and the state is told though nothing has happened.
-const TICK: Duration = Duration::from_secs(1);
+/// Interval of samples of held requests, and of updates without changes.
+const TICK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The least time between two states: what happens meanwhile is told together.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Minimum interval between updates; changes in between are combined.
+const MIN_UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The state of everything, for those who look.
+/// State for watchers.
 pub(super) struct Live {
     view: Arc<dyn View>,
     cold_starts: Arc<ColdStarts>,
@@ -54,7 +54,7 @@ struct Making {
     last: Instant,
 }
 
-/// Somebody who looks. Dropping it makes room for another.
+/// A watcher. Dropping it frees its slot.
 pub(super) struct Watcher {
     live: Arc<Live>,
     shown: watch::Receiver<Arc<Shown>>,
@@ -89,13 +89,13 @@ impl Live {
         self.cold_starts.pulse()
     }
 
-    /// Takes samples, and tells of changes, until stopped.
+    /// Samples and publishes changes until stopped.
     pub(super) async fn run(self: Arc<Self>) {
-        let mut ticks = interval(TICK);
+        let mut ticks = interval(TICK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                // The end first; then the tick, after which nothing that beat before is new.
+                // Stop first; then the tick, which covers all earlier changes.
                 biased;
                 () = self.stopped.cancelled() => return,
                 _ = ticks.tick() => self.tick(),
@@ -104,10 +104,10 @@ impl Live {
         }
     }
 
-    /// Waits for a change, and then until the next state may be told. Cancel-safe: only making a state takes the beat.
+    /// Waits for a change, then for the end of the minimum interval. Cancel-safe: only `make_next` clears the pulse.
     async fn changed(&self) {
         self.pulse().heard().await;
-        let next = self.making.lock().last + PAUSE;
+        let next = self.making.lock().last + MIN_UPDATE_INTERVAL;
         sleep_until(next).await;
     }
 
@@ -115,7 +115,7 @@ impl Live {
         let mut making = self.making.lock();
         making.samples.tick(&self.view.gates());
         let watched = self.shown.receiver_count() > 0;
-        // Under the lock, under which somebody may be about to look.
+        // Under the lock, since `watch` may be running concurrently.
         self.pulse().watch(watched);
         if watched {
             self.make_next(&mut making);
@@ -148,13 +148,13 @@ impl Live {
         self.shown.send_replace(Arc::new(shown));
     }
 
-    /// Somebody wants to look; `None` when as many as may do so already.
+    /// Adds a watcher; `None` if there are too many.
     pub(super) fn watch(self: &Arc<Self>) -> Option<Watcher> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let mut making = self.making.lock();
         let shown = self.shown.subscribe();
         self.pulse().watch(true);
-        // While nobody looked, nothing was made.
+        // The state is not rendered while there are no watchers.
         self.make_next(&mut making);
         drop(making);
         Some(Watcher { live: self.clone(), shown, seen: 0, _place: place })
@@ -165,7 +165,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The name of this replica: of the pod, or of the machine.
+/// Returns the name of this replica: of the pod or of the machine.
 fn instance() -> String {
     let of_pod = std::env::var("HOSTNAME").ok();
     let name = of_pod.or_else(|| std::fs::read_to_string("/proc/sys/kernel/hostname").ok());
@@ -177,12 +177,12 @@ fn instance() -> String {
 // === impl Watcher ===
 
 impl Watcher {
-    /// The next event: everything at first, then what has changed since the one before, however long ago that was;
-    /// `None` once we have stopped. Cancel-safe.
+    /// Returns the next event: the full state first, then the changes since the event before, however long ago. `None`
+    /// once the proxy stops. Cancel-safe.
     pub(super) async fn next(&mut self) -> Option<String> {
         if self.seen > 0 {
             tokio::select! {
-                // What is left to tell goes before the end.
+                // Deliver the last state before the end.
                 biased;
                 changed = self.shown.changed() => changed.ok()?,
                 () = self.live.stopped.cancelled() => return None,

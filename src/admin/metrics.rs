@@ -1,4 +1,4 @@
-//! The metrics, in the OpenMetrics format. What exists is read when it is scraped; only cold starts are counted as
+//! Metrics in the OpenMetrics format. Everything is read at scrape time, except for cold starts, which are recorded as
 //! they end.
 
 use std::{fmt, sync::Arc};
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// What is counted of cold starts when they end.
+/// Metrics of completed cold starts.
 #[derive(Clone, Debug)]
 pub struct ColdStartMetrics {
     duration: Histograms,
@@ -41,7 +41,7 @@ struct Routes(Arc<dyn View>);
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
-/// The route label of requests that belong to no route.
+/// Route label of requests without a route.
 const UNROUTED: &str = "";
 
 // === impl ColdStartMetrics ===
@@ -58,7 +58,7 @@ impl Default for ColdStartMetrics {
 }
 
 impl ColdStartMetrics {
-    /// Counts a cold start that has ended.
+    /// Records a completed cold start.
     pub fn record(&self, cold_start: &ColdStart) {
         let route = ("route", cold_start.route.to_string());
         let observe = |histograms: &Histograms, labels, ms: f64| {
@@ -85,25 +85,25 @@ impl ColdStartMetrics {
     }
 }
 
-/// Everything that `/metrics` shows.
+/// Creates the registry behind `/metrics`.
 pub(super) fn registry(view: Arc<dyn View>, cold_starts: &ColdStartMetrics) -> Registry {
     let mut registry = Registry::with_prefix("anteroom");
     registry.register_collector(Box::new(Routes(view)));
     registry.register_with_unit(
         "cold_start_duration",
-        "How long cold starts took, from the first request to the first byte or the failure",
+        "Duration of cold starts, from the first request to the first byte or the failure",
         Unit::Seconds,
         cold_starts.duration.clone(),
     );
     registry.register_with_unit(
         "cold_start_actuation",
-        "From the first request of a cold start until the target might be sent to",
+        "Time from the first request of a cold start until the target was ready for dispatch",
         Unit::Seconds,
         cold_starts.actuation.clone(),
     );
     registry.register_with_unit(
         "cold_start_phase_duration",
-        "How long the phases of cold starts took",
+        "Duration of the phases of cold starts",
         Unit::Seconds,
         cold_starts.phases.clone(),
     );
@@ -127,12 +127,12 @@ impl Collector for Routes {
         };
         requests(&mut encoder, all())?;
         refused(&mut encoder, all())?;
-        let mut admitted = counter(&mut encoder, "admitted_requests", "Requests that were admitted")?;
+        let mut admitted = counter(&mut encoder, "admitted_requests", "Admitted requests")?;
         for gate in gates {
             count(&mut admitted, &[("route", gate.key().as_str())], gate.counters().admitted())?;
         }
         intercepted(&mut encoder, gates)?;
-        gauge(&mut encoder, gates, "held_requests", "Requests that wait for an endpoint", |gate| {
+        gauge(&mut encoder, gates, "held_requests", "Requests waiting for an endpoint", |gate| {
             gate.held() as u64
         })?;
         gauge(&mut encoder, gates, "held_bytes", "Bytes of the bodies of held requests", |gate| {
@@ -143,7 +143,7 @@ impl Collector for Routes {
             &mut encoder,
             gates,
             "in_flight_requests",
-            "Requests that an endpoint is answering",
+            "Requests in flight to an endpoint",
             Gate::in_flight,
         )?;
         endpoints(&mut encoder, gates)?;
@@ -161,7 +161,7 @@ impl Collector for Routes {
             }
         }
         if let Some(spans) = self.0.spans() {
-            let help = "Spans of traces, by whether the collector took them";
+            let help = "Spans of traces by outcome of the export";
             let mut metric = counter(&mut encoder, "spans", help)?;
             for (outcome, number) in spans {
                 count(&mut metric, &[("outcome", outcome)], number)?;
@@ -183,17 +183,17 @@ impl Collector for Routes {
         buffered.encode_gauge(&(bodies as u64))?;
         let mut memory = encoder.encode_descriptor(
             "memory_bytes",
-            "Bytes in memory that clients make this process keep",
+            "Bytes of memory used on behalf of clients",
             None,
             MetricType::Gauge,
         )?;
         for (kind, bytes) in kinds {
             memory.encode_family(&[("kind", kind)])?.encode_gauge(&(bytes as u64))?;
         }
-        let help = "Log lines that were dropped because standard error was read too slowly";
+        let help = "Log lines dropped because standard error was read too slowly";
         let mut dropped = counter(&mut encoder, "dropped_log_lines", help)?;
         count(&mut dropped, &[], dropped_log_lines())?;
-        let help = "Log lines that were left out because too many came of one kind or source";
+        let help = "Log lines suppressed by the rate limits per kind and source";
         let mut limited = counter(&mut encoder, "limited_log_lines", help)?;
         count(&mut limited, &[], limited_log_lines())
     }
@@ -203,7 +203,7 @@ fn requests<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     all: impl Iterator<Item = (&'a str, &'a RouteCounters)>,
 ) -> fmt::Result {
-    let mut metric = counter(encoder, "requests", "Admitted requests by how they ended")?;
+    let mut metric = counter(encoder, "requests", "Admitted requests by outcome")?;
     for (route, counters) in all {
         for outcome in Outcome::ALL {
             for (slot, code) in STATUS_CODES.iter().map(u16::to_string).chain(["other".into()]).enumerate() {
@@ -229,7 +229,7 @@ fn refused<'a>(
     encoder: &mut DescriptorEncoder<'_>,
     all: impl Iterator<Item = (&'a str, &'a RouteCounters)>,
 ) -> fmt::Result {
-    let mut metric = counter(encoder, "refused_requests", "Requests that were not admitted, by the reason")?;
+    let mut metric = counter(encoder, "refused_requests", "Rejected requests by reason")?;
     for (route, counters) in all {
         for refusal in Refusal::ALL {
             let refused = counters.refused(refusal);
@@ -243,9 +243,9 @@ fn refused<'a>(
     Ok(())
 }
 
-/// Shown once there is any: most routes never have one.
+/// Omits routes without any: most routes never have one.
 fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
-    let help = "Requests that were answered with what stands in their InterceptorRoute, and not admitted";
+    let help = "Requests answered by their InterceptorRoute without admission";
     let mut metric = counter(encoder, "static_answers", help)?;
     for gate in gates {
         for kind in StaticKind::ALL {
@@ -255,7 +255,7 @@ fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt:
             }
         }
     }
-    let help = "Requests that waited in vain and went to the fallback of their InterceptorRoute";
+    let help = "Requests sent to the fallback of their InterceptorRoute after a failed wait";
     let mut metric = counter(encoder, "fallback_requests", help)?;
     for gate in gates {
         let fallbacks = gate.counters().fallbacks();
@@ -267,7 +267,7 @@ fn intercepted(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt:
 }
 
 fn oldest_held(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
-    let help = "How long the request that has waited longest has been held";
+    let help = "Hold time of the oldest held request";
     let mut metric =
         encoder.encode_descriptor("oldest_held", help, Some(&Unit::Seconds), MetricType::Gauge)?;
     for gate in gates {
@@ -292,7 +292,7 @@ fn endpoints(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
 }
 
 fn obstacles(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
-    let help = "Whether this stands in the way of a start";
+    let help = "1 for the current obstacle to a start, else 0";
     let mut metric = encoder.encode_descriptor("obstacle", help, None, MetricType::Gauge)?;
     for gate in gates {
         let obstacle = gate.target().obstacle().map(|obstacle| obstacle.kind);
@@ -311,15 +311,14 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::
         let labels: Labels<'_> = vec![("kind", kind), ("reason", reason)];
         metric.encode_family(&labels)?.encode_gauge(&(*number as u64))?;
     }
-    let mut metric = counter(encoder, "status_writes", "What became of writing the status of routes")?;
+    let mut metric = counter(encoder, "status_writes", "Writes of the status of routes by outcome")?;
     for (outcome, number) in &counts.status_writes {
         count(&mut metric, &[("outcome", outcome)], *number)?;
     }
     let (open, losses, lost) = counts.watches;
-    let mut metric =
-        counter(encoder, "cluster_watch_losses", "Watches of the API server that went silent or broke")?;
+    let mut metric = counter(encoder, "cluster_watch_losses", "Losses of watches of the API server")?;
     count(&mut metric, &[], losses)?;
-    let help = "Watches of the API server by state; what a lost one would tell is not known";
+    let help = "Watches of the API server by state; the state behind a lost one is stale";
     let mut metric = encoder.encode_descriptor("cluster_watches", help, None, MetricType::Gauge)?;
     for (state, number) in [("open", open), ("lost", lost)] {
         let labels: Labels<'_> = vec![("state", state)];
@@ -329,24 +328,20 @@ fn cluster(encoder: &mut DescriptorEncoder<'_>, counts: &ClusterCounts) -> fmt::
 }
 
 fn scaler(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
-    gauge(
-        encoder,
-        gates,
-        "scaler_streams",
-        "Streams for pushes that KEDA has open to this replica",
-        |gate| gate.demand().streams(),
-    )?;
-    gauge(encoder, gates, "scaler_active", "Whether KEDA is told that there is demand", |gate| {
+    gauge(encoder, gates, "scaler_streams", "Open push streams from KEDA to this replica", |gate| {
+        gate.demand().streams()
+    })?;
+    gauge(encoder, gates, "scaler_active", "1 while demand is reported to KEDA, else 0", |gate| {
         u64::from(gate.counts_everywhere().is_active())
     })?;
-    let help = "What KEDA is told of the queue, of all replicas";
+    let help = "Queue depth reported to KEDA, over all replicas";
     let mut metric = encoder.encode_descriptor("scaler_queue_depth", help, None, MetricType::Gauge)?;
     for gate in gates {
         let labels: Labels<'_> = vec![("route", gate.key().as_str())];
         let depth = queue_depth(&gate.counts_everywhere(), Capacity::from(&**gate.policy()));
         metric.encode_family(&labels)?.encode_gauge(&depth)?;
     }
-    let help = "Times that KEDA was told at once that there is demand";
+    let help = "Pushes of demand to KEDA";
     let mut metric = counter(encoder, "scaler_pushes", help)?;
     for gate in gates {
         count(&mut metric, &[("route", gate.key().as_str())], gate.demand().pushes())?;
@@ -355,7 +350,7 @@ fn scaler(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Resu
 }
 
 fn durations(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::Result {
-    let help = "How long requests were held, by how holding ended";
+    let help = "Hold time of requests by outcome";
     let mut metric =
         encoder.encode_descriptor("hold_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for gate in gates {
@@ -366,7 +361,7 @@ fn durations(encoder: &mut DescriptorEncoder<'_>, gates: &[Arc<Gate>]) -> fmt::R
             }
         }
     }
-    let help = "From a request's arrival to the first byte of its answer";
+    let help = "Time from the arrival of a request to the first byte of its response";
     let mut metric =
         encoder.encode_descriptor("time_to_first_byte", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     for gate in gates {

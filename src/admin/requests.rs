@@ -1,4 +1,4 @@
-//! `GET /api/v1/requests`: what happened to recent requests.
+//! `GET /api/v1/requests`: recent requests and their timelines.
 
 use axum::{
     Json,
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Admin;
 use crate::history;
 
-/// What a list is asked for.
+/// Query parameters of a list.
 #[derive(Deserialize)]
 pub(super) struct RequestQuery {
     route: Option<String>,
@@ -20,18 +20,18 @@ pub(super) struct RequestQuery {
     limit: Option<usize>,
 }
 
-/// How many a list has that asks for no number.
-const USUAL: usize = 50;
+/// Default number of requests in a list.
+const DEFAULT_LIMIT: usize = 50;
 
-/// The last that ended, newest first.
+/// Lists the last requests that ended, newest first.
 pub(super) async fn recent(State(admin): State<Admin>, Query(query): Query<RequestQuery>) -> Response {
     let history = admin.view.history();
     let wanted = history::Query { route: query.route.as_deref(), outcome: query.outcome.as_deref() };
-    let requests = history.recent(wanted, query.limit.unwrap_or(USUAL));
+    let requests = history.recent(wanted, query.limit.unwrap_or(DEFAULT_LIMIT));
     answer(StatusCode::OK, &json!({ "requests": requests, "kept": history.kept() }))
 }
 
-/// Those of one id, newest first: a client may use an id more than once.
+/// Returns the requests with an id, newest first; a client may reuse an id.
 pub(super) async fn one(State(admin): State<Admin>, Path(request_id): Path<String>) -> Response {
     let history = admin.view.history();
     let requests = history.find(&request_id);
@@ -39,7 +39,8 @@ pub(super) async fn one(State(admin): State<Admin>, Path(request_id): Path<Strin
         return answer(StatusCode::OK, &json!({ "requests": requests }));
     }
     let kept = history.kept();
-    let message = format!("No request with the id `{request_id}` is known here. {}", kept.explain());
+    let message =
+        format!("No request with the id `{request_id}` is known to this replica. {}", kept.explain());
     let error = json!({
         "message": message,
         "type": "invalid_request_error",
@@ -49,7 +50,7 @@ pub(super) async fn one(State(admin): State<Admin>, Path(request_id): Path<Strin
     answer(StatusCode::NOT_FOUND, &json!({ "error": error, "kept": kept }))
 }
 
-/// What is true now may not be in a moment.
+/// Responds with JSON that must not be cached.
 fn answer(status: StatusCode, body: &serde_json::Value) -> Response {
     (status, [(CACHE_CONTROL, "no-store")], Json(body)).into_response()
 }

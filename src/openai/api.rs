@@ -1,53 +1,53 @@
-//! Which paths are the API, and which of them may wake a model server.
+//! Paths of the API, and whether they may wake a model server.
 
 use http::Method;
 use percent_encoding::percent_decode_str;
 
-/// What a method and a path ask for.
+/// Meaning of a method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Api {
-    /// Work for a model: may wake it, and its body names the model.
+    /// Inference: may wake the model, which the body names.
     Work(Shape),
-    /// A response that a model server keeps (`/v1/responses/{id}`), by its id: of use only while that server lives.
+    /// A response stored on a model server (`/v1/responses/{id}`), by id; available only while that server lives.
     Stored(String),
-    /// What a model server says of itself (`/version`, `/load`): of use only while one lives.
+    /// State of a model server (`/version`, `/load`); available only while one runs.
     Server,
     /// `GET /v1/models`.
     Models,
-    /// `GET /v1/models/{id}`, the id as in the path.
+    /// `GET /v1/models/{id}`, with the id decoded.
     Model(String),
-    /// A health check of whatever kind: answered by us, wakes nothing.
+    /// A health check of any kind, answered by the proxy.
     Probe,
-    /// `GET /`: a health check of load balancers, and what people and applications have at their front.
+    /// `GET /`: the health check of load balancers, and the start page of applications.
     Root,
-    /// An API path with the wrong method; what it wants.
+    /// An API path with the wrong method; carries the allowed one.
     WrongMethod(&'static str),
-    /// Nothing that we know.
+    /// Not a path of the API.
     Unknown,
 }
 
-/// The form of a path's answers, whole and streamed, and where the model is named.
+/// Format of a path's responses, whole and streamed, and location of the model name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Shape {
-    /// JSON, or events that are `chat.completion.chunk`s.
+    /// JSON, or `chat.completion.chunk` events.
     Chat,
-    /// JSON, or events that are `text_completion`s.
+    /// JSON, or `text_completion` events.
     Completion,
-    /// JSON, or the typed events of OpenAI's `/v1/responses`.
+    /// JSON, or typed events of OpenAI's `/v1/responses`.
     Responses,
-    /// JSON, or the typed events of Anthropic's `/v1/messages`.
+    /// JSON, or typed events of Anthropic's `/v1/messages`.
     Messages,
-    /// JSON, never a stream.
+    /// JSON, never streamed.
     Plain,
-    /// Text in whatever format, or events; the model is a field of a multipart form.
+    /// Text in any format, or events; the model is a field of a multipart form.
     Form,
-    /// Bytes of whatever kind, such as speech: also where `stream` is asked for.
+    /// Any bytes, such as speech, even with `stream`.
     #[default]
     Opaque,
 }
 
 impl Api {
-    /// What `method` and `path` ask for.
+    /// Classifies a method and path.
     pub fn of(method: &Method, path: &str) -> Self {
         let work = match path {
             "/v1/chat/completions" => Some(Shape::Chat),
@@ -104,7 +104,7 @@ impl Api {
 // === impl Shape ===
 
 impl Shape {
-    /// Whether an answer to a request with `stream: true` is a stream of server-sent events.
+    /// Returns whether `stream: true` yields server-sent events.
     pub const fn streams_events(self) -> bool {
         match self {
             Self::Chat | Self::Completion | Self::Responses | Self::Messages | Self::Form => true,
@@ -112,7 +112,7 @@ impl Shape {
         }
     }
 
-    /// Whether an answer that is not streamed is JSON.
+    /// Returns whether a response that is not streamed is JSON.
     pub const fn is_json(self) -> bool {
         match self {
             Self::Chat | Self::Completion | Self::Responses | Self::Messages | Self::Plain => true,

@@ -1,4 +1,4 @@
-//! The API that a request speaks, and the shape of an error in it.
+//! API spoken by a request, and its error format.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,22 +9,21 @@ use serde_json::{Value, json};
 use super::sse_data;
 use crate::error::{ProxyError, anthropic_type};
 
-/// The API that a request speaks. Its clients read errors in no other shape: an SDK that meets one of another API
-/// raises nothing.
+/// API spoken by a request. SDKs only understand errors in the format of their own API.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
-    /// OpenAI's, and everything without a shape of its own.
+    /// OpenAI, and everything without an error format of its own.
     #[default]
     OpenAi,
-    /// OpenAI's Responses, whose streams are typed events.
+    /// OpenAI's Responses API, which streams typed events.
     Responses,
-    /// Anthropic's Messages.
+    /// Anthropic's Messages API.
     Anthropic,
-    /// gRPC, where an error is a status among the headers.
+    /// gRPC: an error is a status in the headers.
     Grpc,
 }
 
-/// An error in words that every dialect has a place for.
+/// An error with the fields of all dialects.
 struct Fault {
     message: String,
     kind: String,
@@ -36,16 +35,16 @@ struct Fault {
 // === impl Dialect ===
 
 impl Dialect {
-    /// The dialect of a request, which its path tells, also below a prefix; where that may be anybody's, its headers.
+    /// Determines the dialect from the path, which may have a prefix, or else from the headers.
     pub fn of(path: &str, headers: &HeaderMap) -> Self {
-        // First what most requests are, at the price of a comparison.
+        // The most common path first.
         if path.ends_with("/completions") {
             return Self::OpenAi;
         }
         if path.ends_with("/v1/responses") {
             return Self::Responses;
         }
-        // Anthropic's SDKs send their version with everything, as with `GET /v1/models`.
+        // Anthropic's SDKs send their version with every request, such as `GET /v1/models`.
         if path.contains("/v1/messages") || headers.contains_key("anthropic-version") {
             return Self::Anthropic;
         }
@@ -53,7 +52,7 @@ impl Dialect {
         if kind.starts_with(b"application/grpc") { Self::Grpc } else { Self::OpenAi }
     }
 
-    /// The body of an answer that is an error, or of an early answer that turned out to be one. gRPC has none.
+    /// Formats the body of an error response, also after an early 200. Empty for gRPC.
     pub fn error_body(self, error: &ProxyError, request_id: &str) -> Bytes {
         let fault = Fault::of(error);
         let body = match self {
@@ -64,12 +63,12 @@ impl Dialect {
         body.to_string().into()
     }
 
-    /// An error in a stream of events whose head has gone out. The SDKs raise it as their `APIError`.
+    /// Formats an error inside a stream of events, which SDKs raise as `APIError`.
     pub fn error_event(self, error: &ProxyError, request_id: &str) -> Bytes {
         self.event(&Fault::of(error), request_id)
     }
 
-    /// An error answer of the model server, in a stream whose head has gone out.
+    /// Formats a model server's error response inside a stream of events.
     pub fn upstream_error_event(self, status: StatusCode, body: &[u8], request_id: &str) -> Bytes {
         match serde_json::from_slice::<Value>(body) {
             Ok(value) if self.is_error(&value) => {
@@ -81,7 +80,7 @@ impl Dialect {
         }
     }
 
-    /// Whether an error answer is in this dialect already, as an event has it.
+    /// Returns whether an error response is already valid as an event of this dialect.
     fn is_error(self, value: &Value) -> bool {
         match self {
             Self::OpenAi | Self::Grpc => value.get("error").is_some(),
@@ -118,7 +117,7 @@ impl Fault {
         }
     }
 
-    /// An error answer of a model server in whatever shape: what it says, or else its text.
+    /// Parses an error response of a model server in any format; falls back to its text.
     fn of_upstream(status: StatusCode, value: &Value, body: &[u8]) -> Self {
         let error = &value["error"];
         let text = |value: &Value| match value {
@@ -135,30 +134,30 @@ impl Fault {
             message: text(&error["message"]).unwrap_or_else(whole),
             kind: text(&error["type"]).unwrap_or_else(|| kind.into()),
             anthropic: anthropic_type(status),
-            // vLLM's is a number, the API's reference has a text.
+            // A number in vLLM, a string in the API's reference.
             code: text(&error["code"]).unwrap_or_else(|| status.as_str().into()),
             param: error["param"].clone(),
         }
     }
 
-    /// `{"message","type","param","code"}`.
+    /// Formats `{"message","type","param","code"}`.
     fn openai(&self) -> Value {
         let Self { message, kind, code, param, .. } = self;
         json!({"message": message, "type": kind, "param": param, "code": code})
     }
 
-    /// `{"type":"error","error":{"type","message"},"request_id"}`, with our code besides.
+    /// Formats `{"type":"error","error":{"type","message"},"request_id"}`, with `code` added.
     fn anthropic(&self, request_id: &str) -> Value {
         let Self { message, anthropic, code, .. } = self;
         let error = json!({"type": anthropic, "message": message, "code": code});
         json!({"type": "error", "error": error, "request_id": request_id})
     }
 
-    /// The event that the API's reference has, with the object in it by which the SDKs raise; and the end of the
-    /// response, for clients that know only ends of responses.
+    /// Formats the `error` event of the API's reference, with the `error` object that SDKs raise, and a
+    /// `response.failed` event for clients that wait for the end of the response.
     fn responses(&self, request_id: &str) -> [Value; 2] {
         let Self { message, kind, code, param, .. } = self;
-        // The reference has a closed list for these.
+        // The reference has a closed list of codes.
         let reason = match &**kind {
             "rate_limit_error" => "rate_limit_exceeded",
             "invalid_request_error" => "invalid_prompt",
@@ -185,7 +184,7 @@ impl Fault {
     }
 }
 
-/// An event with a name.
+/// Prefixes an event with its name.
 fn named(name: &str, event: &[u8]) -> Bytes {
     [b"event: ", name.as_bytes(), b"\n", event].concat().into()
 }
@@ -203,7 +202,7 @@ mod tests {
         ProxyError::ColdStartFailed { route, reason, retry_after: Some(Duration::from_secs(1)) }
     }
 
-    /// The events of a stream: name and data.
+    /// Parses a stream into names and data of its events.
     fn events(stream: &[u8]) -> Vec<(String, Value)> {
         let events = str::from_utf8(stream).unwrap().split_terminator("\n\n");
         let read = events.map(|event| {
@@ -227,7 +226,7 @@ mod tests {
             ("/v1/chat/completions", &[][..], Dialect::OpenAi),
             ("/v1/responses", &[], Dialect::Responses),
             ("/team/v1/responses", &[], Dialect::Responses),
-            // What is stored there is answered whole.
+            // Stored responses are not streamed.
             ("/v1/responses/resp_1", &[], Dialect::OpenAi),
             ("/v1/messages", &[], Dialect::Anthropic),
             ("/team/v1/messages/count_tokens", &[], Dialect::Anthropic),
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn error_of_ours_has_the_shape_of_its_api() {
+    fn own_error_has_the_format_of_its_api() {
         let error = failed();
         let message = error.to_string();
         let openai =
@@ -285,11 +284,11 @@ mod tests {
         let event = |dialect: Dialect, body: &str| {
             events(&dialect.upstream_error_event(status, body.as_bytes(), ID)).remove(0)
         };
-        // As it is.
+        // Already in the right format.
         assert_eq!(event(Dialect::OpenAi, &openai.to_string()), (String::new(), openai.clone()));
         let laid_out = serde_json::to_string_pretty(&anthropic).unwrap();
         assert_eq!(event(Dialect::Anthropic, &laid_out), ("error".to_owned(), anthropic.clone()));
-        // Of another API, or of none.
+        // Of another API, or of no known format.
         let (name, data) = event(Dialect::Anthropic, &openai.to_string());
         assert_eq!((name.as_str(), &data["error"]["type"]), ("error", &json!("overloaded_error")));
         assert_eq!(data["error"]["message"], "busy");

@@ -1,4 +1,4 @@
-//! Events that say nothing, in the shapes of the APIs that have such.
+//! Events without content, for APIs that have them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 
 use super::Shape;
 
-/// Whether the API has an event that says nothing and may come before all others. OpenAI's Responses has none: its SDKs
-/// take nothing but `response.created` for the first one.
+/// Returns whether the API has an empty event that may precede all others. OpenAI's Responses API has none: its SDKs
+/// require `response.created` first.
 pub const fn has_empty_event(shape: Shape) -> bool {
     matches!(shape, Shape::Chat | Shape::Completion | Shape::Messages)
 }
 
-/// An event with no content: a chunk of a completion with this id, or Anthropic's `ping`. `None` where the API has none.
+/// Creates an event without content: a chunk of the completion `id`, or Anthropic's `ping`. `None` if the API has none.
 pub fn empty_event(shape: Shape, model: &str, id: &str) -> Option<Bytes> {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let prefix = if shape == Shape::Chat { "chatcmpl" } else { "cmpl" };
     empty(shape, json!({"id": format!("{prefix}-{id}"), "created": created, "model": model}))
 }
 
-/// The same, to be sent together with `next`, which begins with an event: a chunk of the same completion as that, since
-/// openai-go's accumulator takes chunks of one id only. Where that event does not tell, `model` and `id` do.
+/// Creates an empty event to send before `next`, as a chunk of the same completion: openai-go's accumulator rejects
+/// chunks with different ids. `model` and `id` are used if `next` has none.
 pub fn empty_event_before(next: &[u8], shape: Shape, model: &str, id: &str) -> Option<Bytes> {
     let data = next.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"data:"));
     let first = data.and_then(|data| serde_json::from_slice::<Value>(data).ok());

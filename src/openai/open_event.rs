@@ -1,12 +1,12 @@
-//! Where a stream of server-sent events stands, so that one more event may be put behind whatever there was.
+//! Position in a stream of server-sent events, needed to insert another event.
 
-/// Follows a stream of server-sent events in whatever parts it comes.
+/// Tracks a stream of server-sent events, split at any byte.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenEvent {
     line: Line,
-    /// The event that is not over has a line that is no comment.
+    /// The current event has a line that is not a comment.
     open: bool,
-    /// The last byte was a carriage return: a line feed right after it belongs to it.
+    /// The last byte was a carriage return; a following line feed belongs to it.
     after_return: bool,
 }
 
@@ -21,7 +21,7 @@ enum Line {
 // === impl OpenEvent ===
 
 impl OpenEvent {
-    /// The next part. Costs a look at each byte.
+    /// Consumes the next part; inspects every byte.
     pub fn pass(&mut self, part: &[u8]) {
         for byte in part {
             let after_return = std::mem::replace(&mut self.after_return, *byte == b'\r');
@@ -36,16 +36,17 @@ impl OpenEvent {
         }
     }
 
-    /// Whether something may be put in here: no event has begun, nor is half a line end still to come.
+    /// Returns whether an event may be inserted: none is open, and no line end is incomplete.
     pub const fn is_between(&self) -> bool {
         !self.open && !self.after_return && matches!(self.line, Line::Ended)
     }
 
-    /// What ends the event that has begun, and nothing else: an empty line too many is an empty event to openai-go.
+    /// Returns the bytes that end the open event, and no more: openai-go takes a superfluous empty line for an empty
+    /// event.
     pub const fn end(&self) -> &'static [u8] {
         match (self.line, self.open) {
             (Line::Ended, false) => b"",
-            // The first one would be taken for the second half of a line end.
+            // The first one completes the carriage return.
             (Line::Ended, true) if self.after_return => b"\n\n",
             (Line::Ended, true) | (_, false) => b"\n",
             (_, true) => b"\n\n",
@@ -58,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_goes_into_an_event_or_a_line_end() {
+    fn insertion_waits_for_the_end_of_an_event() {
         for (stream, is_between) in [
             ("", true),
             ("data: x", false),
@@ -78,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_begun_is_ended_and_nothing_is_ended_twice() {
+    fn open_event_is_ended_exactly_once() {
         for (stream, end) in [
             ("", ""),
             ("data: x", "\n\n"),

@@ -1,4 +1,4 @@
-//! How long a client will wait: what it says, and what its SDK does.
+//! Maximum wait of a client: stated in a header, or implied by its SDK.
 
 use std::time::Duration;
 
@@ -7,33 +7,35 @@ use thiserror::Error;
 
 use crate::domain::Period;
 
-/// The request header by which a client bounds its wait: seconds, or a duration such as `5m`; `0` means not at all.
+/// Request header that bounds the wait: seconds, or a duration such as `5m`; `0` disables waiting.
 pub const MAX_WAIT: HeaderName = HeaderName::from_static("x-anteroom-max-wait");
 
-/// How long a client will wait.
+/// Maximum wait of a client.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Patience {
-    /// In all, as `x-anteroom-max-wait` says.
+    /// Total wait, from `x-anteroom-max-wait`.
     pub total: Option<Duration>,
-    /// Without receiving a byte, as its SDK says.
+    /// Wait between two bytes, from the SDK's timeout.
     pub silence: Option<Duration>,
 }
 
-/// `x-anteroom-max-wait` is not a duration.
+/// Invalid value of `x-anteroom-max-wait`.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("x-anteroom-max-wait: \"{0}\" is neither a number of seconds nor a duration such as 90s or 5m.")]
+#[error("x-anteroom-max-wait: \"{0}\" is not a number of seconds or a duration such as 90s or 5m.")]
 pub struct InvalidMaxWait(String);
 
 impl Patience {
     /// Reads the headers of a request.
     ///
-    /// openai-python tells its read time-out (seconds) in `x-stainless-read-timeout`. openai-node tells the one of
-    /// the request in `x-stainless-timeout`, when set; undici below it gives up after 300 s without a head.
+    /// openai-python sends its read timeout in seconds as `x-stainless-read-timeout`; openai-is_node sends the timeout of
+    /// the request, if set, as `x-stainless-timeout`, and undici below it times out after 300 s without a response
+    /// head.
     ///
     /// # Errors
-    /// When `x-anteroom-max-wait` cannot be read: guessing would wait too long or not long enough.
+    ///
+    /// If `x-anteroom-max-wait` is invalid: a guess would wait too long or too short.
     pub fn of(headers: &HeaderMap) -> Result<Self, InvalidMaxWait> {
-        const UNDICI: Duration = Duration::from_secs(300);
+        const UNDICI_HEAD_TIMEOUT: Duration = Duration::from_secs(300);
         let total =
             match headers.get(MAX_WAIT) {
                 None => None,
@@ -45,27 +47,27 @@ impl Patience {
                 }
             };
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let told = ["x-stainless-read-timeout", "x-stainless-timeout"]
+        let stated = ["x-stainless-read-timeout", "x-stainless-timeout"]
             .into_iter()
             .filter_map(header)
             .filter_map(|text| seconds(text.trim()))
-            .filter(|told| !told.is_zero())
+            .filter(|stated| !stated.is_zero())
             .min();
-        let node = header("x-stainless-lang") == Some("js");
-        let silence = match (told, node) {
-            (Some(told), true) => Some(told.min(UNDICI)),
-            (None, true) => Some(UNDICI),
-            (told, false) => told,
+        let is_node = header("x-stainless-lang") == Some("js");
+        let silence = match (stated, is_node) {
+            (Some(stated), true) => Some(stated.min(UNDICI_HEAD_TIMEOUT)),
+            (None, true) => Some(UNDICI_HEAD_TIMEOUT),
+            (stated, false) => stated,
         };
         Ok(Self { total, silence })
     }
 
-    /// Whether it waits at all.
+    /// Returns whether the request may be held at all.
     pub fn may_wait(&self) -> bool {
         self.total != Some(Duration::ZERO)
     }
 
-    /// The silence that the client will bear, less what the answer needs to get there: a quarter, at most 2 s.
+    /// Returns the tolerated silence less a margin for the response to arrive: a quarter of it, at most 2 s.
     pub fn safe_silence(&self) -> Option<Duration> {
         self.silence.map(|silence| silence - (silence / 4).min(Duration::from_secs(2)))
     }
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_seconds_or_a_duration() {
+    fn max_wait_is_seconds_or_a_duration() {
         for (text, expected) in [("0", 0), ("90", 90), ("90s", 90), ("5m", 300)] {
             let patience = of(&[("x-anteroom-max-wait", text)]).unwrap();
             assert_eq!(patience.total, Some(Duration::from_secs(expected)), "{text}");
@@ -95,13 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn sdks_say_how_long_they_bear_silence() {
+    fn silence_follows_from_sdk_headers() {
         let python = of(&[("x-stainless-lang", "python"), ("x-stainless-read-timeout", "600")]).unwrap();
         assert_eq!(python.silence, Some(Duration::from_secs(600)));
         assert_eq!(python.safe_silence(), Some(Duration::from_secs(598)));
         assert_eq!(of(&[("x-stainless-lang", "js")]).unwrap().silence, Some(Duration::from_secs(300)));
-        let node = of(&[("x-stainless-lang", "js"), ("x-stainless-timeout", "20")]).unwrap();
-        assert_eq!(node.silence, Some(Duration::from_secs(20)));
+        let is_node = of(&[("x-stainless-lang", "js"), ("x-stainless-timeout", "20")]).unwrap();
+        assert_eq!(is_node.silence, Some(Duration::from_secs(20)));
         assert_eq!(of(&[]).unwrap(), Patience::default());
         let brief = of(&[("x-stainless-read-timeout", "2")]).unwrap();
         assert_eq!(brief.safe_silence(), Some(Duration::from_millis(1500)), "2 s less a quarter");

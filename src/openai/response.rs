@@ -1,40 +1,40 @@
-//! Responses that a model server keeps (`/v1/responses`): their ids, and whether they are still in the making.
+//! Responses stored on a model server (`/v1/responses`): their ids and status.
 
 use serde::Deserialize;
 
-/// What the body of `POST /v1/responses` says of responses. A body that cannot be read says nothing.
+/// Fields of `POST /v1/responses` about stored responses. All are `None` if the body cannot be parsed.
 #[derive(Debug, Default, Deserialize)]
 pub struct ResponseRequest {
-    /// The response that it continues: only the server that keeps that one can.
+    /// Response to continue, which only the server that stores it can.
     #[serde(rename = "previous_response_id")]
     pub previous: Option<String>,
-    /// Whether the answer comes before the response is made.
+    /// True if the server returns before the response is complete.
     pub background: Option<bool>,
 }
 
-/// The status of a response, as `GET /v1/responses/{id}` has it.
+/// Status of a response, from `GET /v1/responses/{id}`.
 #[derive(Deserialize)]
 struct Status {
     status: String,
 }
 
-/// The longest id that is looked for.
+/// Maximum length of an id.
 const MAX_ID_BYTES: usize = 128;
 
-/// Whether a POST to this path makes a response that is kept.
+/// Returns whether a POST to this path creates a stored response.
 pub fn makes_response(path: &str) -> bool {
     path.ends_with("/v1/responses")
 }
 
 impl ResponseRequest {
-    /// Reads a body.
+    /// Parses a body.
     pub fn read(body: &[u8]) -> Self {
         serde_json::from_slice(body).unwrap_or_default()
     }
 }
 
-/// The id of the response in the beginning of an answer to `POST /v1/responses`, JSON or events: the first `id` that
-/// begins with `resp_`. Items within it have ids of other kinds.
+/// Finds the id of the response at the beginning of an answer to `POST /v1/responses`, JSON or events: the first `id`
+/// with the prefix `resp_`. Items inside it have other prefixes.
 pub fn response_id(answer: &[u8]) -> Option<&str> {
     const KEY: &[u8] = b"\"id\"";
     let mut rest = answer;
@@ -52,13 +52,13 @@ pub fn response_id(answer: &[u8]) -> Option<&str> {
     None
 }
 
-/// Whether a text can be the id of a response, and a segment of a path as it is.
+/// Returns whether a text can be the id of a response and needs no escaping in a path.
 pub fn is_response_id(id: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     id.len() <= MAX_ID_BYTES && id.starts_with("resp_") && id.bytes().all(fits)
 }
 
-/// Whether a response, as it is got, is still in the making.
+/// Returns whether a fetched response is still in progress.
 pub fn is_running(response: &[u8]) -> bool {
     let status = serde_json::from_slice(response).map(|Status { status }| status);
     status.is_ok_and(|status| matches!(&*status, "queued" | "in_progress"))
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn id_is_the_first_of_a_response_and_whole() {
+    fn id_is_the_first_complete_response_id() {
         for (answer, id) in [
             (r#"{"id":"resp_1","object":"response"}"#, Some("resp_1")),
             ("{\n  \"created_at\": 1,\n  \"id\" : \"resp_a-b.c\",", Some("resp_a-b.c")),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn body_says_what_it_continues_or_nothing() {
+    fn body_names_the_response_it_continues() {
         let read = |body: &str| {
             let asked = ResponseRequest::read(body.as_bytes());
             (asked.previous, asked.background)

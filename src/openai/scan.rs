@@ -1,7 +1,7 @@
 //! Finds `model` and `stream` in a request body without building a tree.
 //!
-//! What decides the route is read in one way only, whoever reads it. All else is left to the model server, and what its
-//! reader takes, which mostly is Python's `json`, is taken here: `tests/readings` compares the two.
+//! Fields that decide the route must have a single interpretation for every parser. For the rest, whatever model
+//! servers accept, mostly through Python's `json`, is accepted here; `tests/readings` compares the two.
 
 mod lenient;
 
@@ -13,47 +13,48 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-/// What a request body says about where it belongs.
+/// Fields of a request body that decide its route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// The model that it names.
+    /// Model named by the body.
     pub model: Option<Box<str>>,
-    /// It wants its answer as a stream of events.
+    /// True if the response shall be streamed.
     pub stream: bool,
 }
 
-/// Bytes of a model's name. It is kept, and repeated in logs and heartbeats, for as long as its request waits.
+/// Maximum length of a model name, which is kept and repeated in logs and heartbeats while its request is held.
 pub const MAX_MODEL_BYTES: usize = 1024;
 
-/// Why a body cannot be routed.
+/// Reason why a body cannot be routed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum ScanError {
     #[error("The body is not a JSON object: {0}")]
     Malformed(String),
-    /// Readers of JSON may take it all the same.
-    #[error("The body is in {0}: send it in UTF-8, in which `model` can be found.")]
+    /// Some JSON parsers accept these nevertheless.
+    #[error("The body is encoded in {0}. Send it in UTF-8.")]
     Charset(&'static str),
-    #[error("The body names `model` more than once, so that two readers could take two different ones.")]
+    #[error("`model` occurs more than once in the body, which is ambiguous.")]
     ModelTwice,
     #[error("`model` in the body is not a string.")]
     ModelNotText,
-    #[error("`model` in the body is no text: half a surrogate pair, or not UTF-8.")]
+    #[error("`model` in the body is not valid Unicode: a lone surrogate, or not UTF-8.")]
     ModelNotUnicode,
-    #[error("`model` in the body has {0} bytes; the name of a model has at most {MAX_MODEL_BYTES}.")]
+    #[error("`model` in the body has {0} bytes; the maximum is {MAX_MODEL_BYTES}.")]
     ModelTooLong(usize),
     #[error("The body is not a multipart form: {0}")]
     MalformedForm(String),
-    #[error("This path wants a multipart/form-data body.")]
+    #[error("This path requires a multipart/form-data body.")]
     NoForm,
 }
 
-/// Reads the top level of a JSON body. Escapes are decoded; everything but `model` and `stream` is checked for being JSON
-/// and skipped. As in Python, `NaN` and infinities are numbers, halves of surrogate pairs may be escaped, and a byte
-/// order mark is passed over; of `stream`, the last one counts, and what pydantic takes for true is true.
+/// Parses the top level of a JSON body. Escapes are decoded; values other than `model` and `stream` are only checked
+/// for syntax. As in Python, `NaN` and infinities are numbers, lone surrogates may be escaped, and a byte order mark is
+/// skipped. The last `stream` counts, and is true if pydantic takes it for true.
 ///
 /// # Errors
-/// When the body is not one JSON object in UTF-8, or `model` is there twice, or is neither a string nor null.
+///
+/// If the body is not a JSON object in UTF-8, or `model` occurs twice or is neither a string nor null.
 pub fn scan_json(body: &[u8]) -> Result<Scan, ScanError> {
     let error = match read(body) {
         Err(error @ ScanError::Malformed(_)) => error,
@@ -76,11 +77,11 @@ fn read(body: &[u8]) -> Result<Scan, ScanError> {
     })
 }
 
-/// Reads the fields `model` and `stream` of a multipart form (`/v1/audio/*`). `boundary` is the one of its
-/// `Content-Type`.
+/// Reads the fields `model` and `stream` of a multipart form (`/v1/audio/*`) with the `boundary` of its `Content-Type`.
 ///
 /// # Errors
-/// When the body is not a form with that boundary, or names `model` twice or not in UTF-8.
+///
+/// If the body is not a form with that boundary, or `model` occurs twice or is not UTF-8.
 pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanError> {
     let malformed = |error: multer::Error| ScanError::MalformedForm(error.to_string());
     let mut form = multer::Multipart::new(stream::iter([Ok::<_, Infallible>(body)]), boundary);
@@ -90,7 +91,7 @@ pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanErr
         if !matches!(name.as_str(), "model" | "stream") {
             continue;
         }
-        // Not as the part's own charset has it: another reader may not look at that.
+        // Ignores the part's own charset, as other parsers may do.
         let bytes = field.bytes().await.map_err(malformed)?;
         if name == "stream" {
             scan.stream = is_true(&bytes);
@@ -104,12 +105,12 @@ pub async fn scan_multipart(body: Bytes, boundary: &str) -> Result<Scan, ScanErr
     Ok(scan)
 }
 
-/// The boundary of a `multipart/form-data` content type.
+/// Returns the boundary of a `multipart/form-data` content type.
 pub fn boundary(content_type: &str) -> Option<String> {
     multer::parse_boundary(content_type).ok()
 }
 
-/// Whether pydantic takes a value of JSON for true. What it takes for neither the server refuses.
+/// Returns whether pydantic takes a JSON value for true. Values that it rejects are left to the server.
 fn is_true_value(value: &str) -> bool {
     match value.as_bytes() {
         b"true" => true,
@@ -118,12 +119,12 @@ fn is_true_value(value: &str) -> bool {
     }
 }
 
-/// Whether pydantic takes a text for true.
+/// Returns whether pydantic takes a text for true.
 fn is_true(text: &[u8]) -> bool {
     [&b"1"[..], b"on", b"t", b"true", b"y", b"yes"].iter().any(|word| text.eq_ignore_ascii_case(word))
 }
 
-/// Reads the top level. Where the error is not one of syntax, it is the one that stands here.
+/// Parses the top level. Stores errors other than syntax errors.
 struct TopLevel<'a>(&'a mut Option<ScanError>);
 
 enum Key {
@@ -132,7 +133,7 @@ enum Key {
     Other,
 }
 
-/// A string, in bytes: half a surrogate pair is none of UTF-8.
+/// A string as bytes: a lone surrogate has no UTF-8 encoding.
 struct Text(Box<[u8]>);
 
 impl<'de> Visitor<'de> for TopLevel<'_> {
@@ -191,7 +192,7 @@ impl<'de> Deserialize<'de> for Key {
             }
         }
 
-        // A key that is no text is none of ours.
+        // As bytes: an invalid string simply matches no key.
         deserializer.deserialize_bytes(KeyVisitor)
     }
 }
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_readers_could_read_differently_is_refused() {
+    fn ambiguous_bodies_are_rejected() {
         for body in [
             "",
             "[]",
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_is_wrong_with_the_model() {
+    fn errors_name_the_fault_of_the_model() {
         for (body, error) in [
             (r#"{"model":"a","\u006dodel":1}"#, ScanError::ModelTwice),
             (r#"{"a":NaN,"model":"a","model":"a"}"#, ScanError::ModelTwice),
@@ -275,7 +276,7 @@ mod tests {
         assert!(matches!(model(r#"{"model":"a""#), Err(ScanError::Malformed(_))));
     }
 
-    /// What Python takes is taken and read as Python reads it, but for what names its model in two ways.
+    /// Whatever Python accepts is accepted with the same result, except for an ambiguous model.
     #[test]
     fn bodies_are_read_as_python_reads_them() {
         let readings: Vec<(String, serde_json::Value)> =
@@ -288,7 +289,7 @@ mod tests {
                 assert!(scan.is_err() || reading == "no", "{text:?}: {scan:?}, where Python has {reading}");
                 continue;
             };
-            // What is no flag the server refuses.
+            // The server rejects an invalid flag.
             let Some(stream) = expected["stream"].as_bool() else { continue };
             let model = expected["model"].as_str().map(Into::into);
             assert_eq!(scan, Ok(Scan { model, stream }), "{text:?}");
@@ -328,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_form_names_its_model_in_a_field() {
+    async fn form_names_its_model_in_a_field() {
         let form = "--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF\r\n\
                     --b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper\r\n--b--\r\n";
         let scan = scan_multipart(Bytes::from(form), "b").await.unwrap();

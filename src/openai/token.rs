@@ -1,32 +1,32 @@
-//! Finds the first token in a streamed answer.
+//! Detects the first token in a streamed response.
 
 use http::HeaderMap;
 use serde_json::Value;
 
-/// Looks at a stream of server-sent events, in whatever parts it comes, for the first one that carries something that
-/// the model has generated. Holds one event at the most, and of that at most [`FirstToken::LONGEST`] bytes.
+/// Scans a stream of server-sent events, split at any byte, for the first one with generated content. Buffers at most
+/// one event of [`FirstToken::MAX_EVENT_BYTES`].
 #[derive(Debug, Default)]
 pub struct FirstToken {
-    /// The data of the event so far, each line of it with a line feed, and behind it the line that is not over.
+    /// Data of the current event, a line feed after each line, followed by the incomplete line.
     event: Vec<u8>,
-    /// Where that line begins.
+    /// Start of the incomplete line.
     line: usize,
-    /// Something of that line has come.
+    /// The incomplete line is not empty.
     begun: bool,
-    /// The event is too long, and not looked at.
+    /// The event is too long and is skipped.
     passing: bool,
-    /// The last byte was a carriage return: a line feed right after it belongs to it.
+    /// The last byte was a carriage return; a following line feed belongs to it.
     after_return: bool,
 }
 
 // === impl FirstToken ===
 
 impl FirstToken {
-    /// An event of more bytes is passed over: none that brings a few tokens is so long, but one that repeats the
-    /// request may be (`response.created`).
-    pub const LONGEST: usize = 64 << 10;
+    /// Maximum size of an event; longer ones are skipped. Events with a few tokens are shorter, but one that repeats
+    /// the request may be long (`response.created`).
+    pub const MAX_EVENT_BYTES: usize = 64 << 10;
 
-    /// Whether an answer with this head has a first token to be found: a success that streams events, not encoded.
+    /// Returns whether a response with this head can have a first token: a successful, unencoded stream of events.
     pub fn may_be_in(status: http::StatusCode, headers: &HeaderMap) -> bool {
         let encoded = headers.get(http::header::CONTENT_ENCODING);
         status.is_success()
@@ -34,7 +34,7 @@ impl FirstToken {
             && encoded.is_none_or(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
     }
 
-    /// The next part of the answer. True once: when it has brought the end of the first event with a token.
+    /// Consumes the next part. Returns true once, when the first event with a token is complete.
     pub fn is_in(&mut self, mut part: &[u8]) -> bool {
         while !part.is_empty() {
             if std::mem::take(&mut self.after_return) && part[0] == b'\n' {
@@ -57,7 +57,7 @@ impl FirstToken {
 
     fn keep(&mut self, part: &[u8]) {
         self.begun |= !part.is_empty();
-        if self.event.len() + part.len() > Self::LONGEST {
+        if self.event.len() + part.len() > Self::MAX_EVENT_BYTES {
             self.passing = true;
             self.event = Vec::new();
         }
@@ -66,7 +66,7 @@ impl FirstToken {
         }
     }
 
-    /// True: the line was the empty one that ends an event, and the event has a token.
+    /// Ends the current line. Returns true if it completes an event with a token.
     fn end_line(&mut self) -> bool {
         if !std::mem::take(&mut self.begun) {
             let found = !self.passing && has_token(&self.event);
@@ -81,8 +81,7 @@ impl FirstToken {
         if self.passing {
             return false;
         }
-        // One space after the colon belongs to the syntax (WHATWG HTML, section 9.2.6). Other fields tell nothing that
-        // the data does not.
+        // One space after the colon is syntax (WHATWG HTML, section 9.2.6). Other fields are irrelevant.
         let line = &self.event[self.line..];
         match line.strip_prefix(b"data:") {
             Some(value) => {
@@ -97,12 +96,12 @@ impl FirstToken {
     }
 }
 
-/// Whether an answer is a stream of server-sent events.
+/// Returns whether a response is a stream of server-sent events.
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
     media_type(headers).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/event-stream"))
 }
 
-/// Whether an answer says that it is JSON.
+/// Returns whether a response is declared as JSON.
 pub fn is_json(headers: &HeaderMap) -> bool {
     media_type(headers).is_some_and(|kind| {
         let suffix = kind.rsplit(|byte| *byte == b'+').next();
@@ -111,20 +110,20 @@ pub fn is_json(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What an answer is, without parameters.
+/// Returns the media type of a response, without parameters.
 fn media_type(headers: &HeaderMap) -> Option<&[u8]> {
     let kind = headers.get(http::header::CONTENT_TYPE)?.as_bytes();
     kind.split(|byte| *byte == b';').next().map(<[u8]>::trim_ascii)
 }
 
-/// Whether an event carries something that the model generated: text, a thought, or a call of a tool. Not the role that
-/// vLLM sends ahead, nor the frames that the Responses API and Anthropic's Messages put around.
+/// Returns whether an event has generated content: text, reasoning or a tool call. Excludes the role that vLLM sends
+/// first, and the framing events of the Responses and Messages APIs.
 fn has_token(data: &[u8]) -> bool {
     let Ok(event) = serde_json::from_slice::<Value>(data) else { return false };
     if let Some(choices) = event["choices"].as_array() {
         return choices.iter().any(|choice| {
             let delta = &choice["delta"];
-            // Completions have a text; in chats the thoughts go by two names (DeepSeek's; OpenAI's, and vLLM's now).
+            // Completions have `text`; chats have one of two names for reasoning (DeepSeek; OpenAI and current vLLM).
             [
                 &choice["text"],
                 &delta["content"],
@@ -142,7 +141,7 @@ fn has_token(data: &[u8]) -> bool {
             let delta = &event["delta"];
             ["text", "thinking", "partial_json"].into_iter().any(|part| is_something(&delta[part]))
         }
-        // The model has chosen a tool by its name; the arguments follow.
+        // The name of a tool; its arguments follow.
         "content_block_start" => is_something(&event["content_block"]["name"]),
         "response.output_item.added" => is_something(&event["item"]["name"]),
         kind => kind.ends_with(".delta") && is_something(&event["delta"]),
@@ -203,7 +202,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_token_is_what_the_model_generated() {
+    fn token_is_generated_content() {
         for event in TOKENS {
             assert!(FirstToken::default().is_in(format!("data: {event}\n\n").as_bytes()), "{event}");
         }
@@ -233,19 +232,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_passed_over_and_not_kept() {
+    fn long_event_is_skipped_and_not_buffered() {
         let mut first = FirstToken::default();
-        let long = format!("data: {}", " ".repeat(FirstToken::LONGEST));
+        let long = format!("data: {}", " ".repeat(FirstToken::MAX_EVENT_BYTES));
         for line in [&*long, "\n", "data: ", TOKENS[0], "\n", ": x", "\n"] {
             assert!(!first.is_in(line.as_bytes()), "still the same event");
-            assert!(first.event.len() <= FirstToken::LONGEST + 1, "with the line feed of its last line");
+            assert!(
+                first.event.len() <= FirstToken::MAX_EVENT_BYTES + 1,
+                "with the line feed of its last line"
+            );
         }
         assert!(!first.is_in(b"\n"), "that was its end");
         assert!(first.is_in(format!("data: {}\n\n", TOKENS[0]).as_bytes()));
     }
 
     #[test]
-    fn only_an_open_success_that_streams_has_one() {
+    fn only_an_unencoded_success_stream_has_one() {
         let may = |status: u16, fields: &[(&'static str, &'static str)]| {
             let fields = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
             FirstToken::may_be_in(http::StatusCode::from_u16(status).unwrap(), &fields.collect())
@@ -264,7 +266,7 @@ mod tests {
         /// However a stream is cut into parts: the token is found in the part that ends its event, neither before nor
         /// later, and memory stays bounded.
         #[test]
-        fn it_does_not_matter_how_a_stream_is_cut(
+        fn first_token_is_found_however_a_stream_is_split(
             before in prop::collection::vec((prop::sample::select(NONE.to_vec()), 0..3_u8), 0..6),
             token in prop::sample::select(TOKENS.to_vec()),
             end in line_end(),
@@ -292,7 +294,7 @@ mod tests {
             for cut in cuts.windows(2) {
                 let found = first.is_in(&bytes[cut[0]..cut[1]]);
                 prop_assert_eq!(found, (cut[0] + 1..=cut[1]).contains(&over), "{:?} of {:?}", cut, &text);
-                prop_assert!(first.event.len() <= FirstToken::LONGEST);
+                prop_assert!(first.event.len() <= FirstToken::MAX_EVENT_BYTES);
                 if found {
                     break;
                 }

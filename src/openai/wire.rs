@@ -1,12 +1,12 @@
-//! Bodies and events in OpenAI's shapes, but for errors.
+//! Bodies and events in OpenAI's formats, except errors.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// The last event of a stream of chunks.
+/// Last event of a stream of chunks.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
 
-/// One event. What has more than one line, as JSON that was laid out for people, becomes as many lines of data.
+/// Formats an event. Data with several lines, such as pretty-printed JSON, becomes several `data` lines.
 pub fn sse_data(data: &[u8]) -> Bytes {
     let mut event = Vec::with_capacity(data.len() + 8);
     let mut rest = data;
@@ -23,23 +23,23 @@ pub fn sse_data(data: &[u8]) -> Bytes {
     event.into()
 }
 
-/// A line that SSE parsers skip. One newline: an empty line would dispatch an event, which breaks openai-go and, once
-/// it saw an `id:`, openai-python. Line breaks in the text would end the comment, so they become spaces.
+/// Formats a comment. It ends with one newline: an empty line would dispatch an event, which breaks openai-go and,
+/// after an `id:`, openai-python. Line breaks in the text would end the comment and become spaces.
 pub fn sse_comment(text: &str) -> Bytes {
     format!(": {}\n", text.replace(['\r', '\n'], " ")).into()
 }
 
-/// `owned_by` of models that no server has described.
+/// `owned_by` of models not described by a server.
 pub const MADE_UP_OWNER: &str = "anteroom";
 
-/// `GET /v1/models`.
+/// Formats the response to `GET /v1/models`.
 pub fn model_list<'a>(entries: impl IntoIterator<Item = &'a Value>) -> Bytes {
     let data: Vec<_> = entries.into_iter().collect();
     json!({"object": "list", "data": data}).to_string().into()
 }
 
-/// A model that a route names, where no server has described it. `root` is what clients of vLLM load the tokenizer by;
-/// vLLM says the same unless it serves the model under another name.
+/// Formats a model named by a route but not described by a server. vLLM's clients load the tokenizer by `root`, which
+/// equals the id unless vLLM serves the model under another name.
 pub fn model_entry(id: &str) -> Value {
     json!({
         "id": id, "object": "model", "created": 0, "owned_by": MADE_UP_OWNER, "root": id, "parent": null,

@@ -1,4 +1,4 @@
-//! The counters of a route, one set a core, added up when they are read.
+//! Counters of a route: one set per worker thread, summed on read.
 
 use std::{
     sync::{
@@ -17,8 +17,7 @@ use super::{
 };
 use crate::error::{Outcome, Refusal};
 
-/// The status codes that are counted each on their own; every other one is counted as `other`, so that a model server
-/// cannot invent labels.
+/// Status codes counted individually; all others count as `other`, so that a model server cannot create labels.
 pub const STATUS_CODES: [u16; 27] = [
     101, 200, 201, 202, 204, 206, 301, 302, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422,
     429, 499, 500, 502, 503, 504,
@@ -28,16 +27,16 @@ const CODES: usize = STATUS_CODES.len() + 1;
 const OUTCOMES: usize = Outcome::ALL.len();
 const REFUSALS: usize = Refusal::ALL.len();
 
-/// How holding a request ended.
+/// End of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldEnd {
-    /// It was dispatched.
+    /// The request was dispatched.
     Dispatched,
-    /// As the request did.
+    /// The request ended.
     Ended(Outcome),
 }
 
-/// What an `InterceptorRoute` has answered without admission.
+/// Kind of response given by an `InterceptorRoute` without admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaticKind {
     /// A static route.
@@ -46,14 +45,14 @@ pub enum StaticKind {
     Placeholder,
 }
 
-/// What is counted of a route.
+/// Counters of a route.
 #[derive(Default)]
 pub struct RouteCounters {
     shards: [OnceLock<Box<Shard>>; SHARDS],
-    /// How long requests were held, by how it ended: dispatched, then every outcome. Shared by all threads: whoever was
-    /// held has been through the queue, which is shared as well.
+    /// Hold times by end: dispatched, then every outcome. Shared by all threads, as is the queue that held requests
+    /// pass through.
     held: [OnceLock<HistogramWithExemplars<TraceLabel>>; OUTCOMES + 1],
-    /// To the first byte, of requests that were held by a cold start. Those of the others are in the sets.
+    /// Times to first byte of requests held by a cold start; those of others are in the shards.
     cold_first_byte: OnceLock<HistogramWithExemplars<TraceLabel>>,
 }
 
@@ -68,7 +67,7 @@ struct Shard {
     quiet: AtomicU64,
 }
 
-/// Where a status code is counted; the last place is `other`'s.
+/// Returns the slot of a status code; the last slot is `other`.
 pub fn status_slot(code: u16) -> usize {
     STATUS_CODES.binary_search(&code).unwrap_or(STATUS_CODES.len())
 }
@@ -76,12 +75,12 @@ pub fn status_slot(code: u16) -> usize {
 // === impl HoldEnd ===
 
 impl HoldEnd {
-    /// Every way, in the order of its number.
+    /// Returns all ends, in the order of their slots.
     pub fn all() -> impl Iterator<Item = Self> {
         std::iter::once(Self::Dispatched).chain(Outcome::ALL.map(Self::Ended))
     }
 
-    /// Its name in metrics.
+    /// Returns the name used in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Dispatched => "dispatched",
@@ -100,10 +99,10 @@ impl HoldEnd {
 // === impl StaticKind ===
 
 impl StaticKind {
-    /// Every kind, in the order of its number.
+    /// All kinds, in the order of their discriminants.
     pub const ALL: [Self; 2] = [Self::Static, Self::Placeholder];
 
-    /// Its name in metrics.
+    /// Returns the name used in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Static => "static",
@@ -123,34 +122,35 @@ impl RouteCounters {
         self.shards.iter().filter_map(|shard| shard.get().map(AsRef::as_ref))
     }
 
-    /// A request was admitted.
+    /// Records an admitted request.
     pub fn admit(&self) {
         self.own().admitted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request was admitted that is no demand.
+    /// Records an admitted request that is no demand.
     pub fn admit_quietly(&self) {
         self.admit();
         self.own().quiet.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A request was not admitted.
+    /// Records a rejected request.
     pub fn refuse(&self, why: Refusal) {
         self.own().refused[why as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An admitted request ended. The code is the status that the client got or, had it waited, would have got.
+    /// Records the end of an admitted request. `code` is the status sent to the client or, for a client that
+    /// disconnected, the one it would have received.
     pub fn end(&self, outcome: Outcome, code: u16, cold: bool) {
         self.own().ended[outcome as usize][status_slot(code)][usize::from(cold)]
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Holding a request ended, which is in this trace if it is exported.
+    /// Records the end of a hold, with the trace as exemplar.
     pub fn held(&self, end: HoldEnd, duration: Duration, traced: Option<u128>) {
         observe(&self.held[end.slot()], duration, traced);
     }
 
-    /// An answer began, this long after the request came.
+    /// Records the time to first byte.
     pub fn first_byte(&self, duration: Duration, cold: bool, traced: Option<u128>) {
         if cold {
             observe(&self.cold_first_byte, duration, traced);
@@ -159,71 +159,71 @@ impl RouteCounters {
         }
     }
 
-    /// A request was answered with what stands in the object, and not admitted.
+    /// Records a static response without admission.
     pub fn answer_statically(&self, kind: StaticKind) {
         self.own().static_answers[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An admitted request goes to the fallback.
+    /// Records an admitted request sent to the fallback.
     pub fn fall_back(&self) {
         self.own().fallbacks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many requests were answered so.
+    /// Returns the number of static responses of a kind.
     pub fn static_answers(&self, kind: StaticKind) -> u64 {
         self.all().map(|shard| shard.static_answers[kind as usize].load(Ordering::Relaxed)).sum()
     }
 
-    /// How many requests went to the fallback.
+    /// Returns the number of requests sent to the fallback.
     pub fn fallbacks(&self) -> u64 {
         self.all().map(|shard| shard.fallbacks.load(Ordering::Relaxed)).sum()
     }
 
-    /// How many requests were admitted.
+    /// Returns the number of admitted requests.
     pub fn admitted(&self) -> u64 {
         self.all().map(|shard| shard.admitted.load(Ordering::Relaxed)).sum()
     }
 
-    /// How many requests wanted the target: admitted, or answered with a placeholder for it.
+    /// Returns the number of requests that wanted the target: admitted, or answered with its placeholder.
     pub fn wanted(&self) -> u64 {
-        // The two counts of a quiet request are not read at one moment.
+        // The two counts of a quiet request are not read atomically.
         let quiet: u64 = self.all().map(|shard| shard.quiet.load(Ordering::Relaxed)).sum();
         self.admitted().saturating_sub(quiet) + self.static_answers(StaticKind::Placeholder)
     }
 
-    /// How many were refused for this reason.
+    /// Returns the number of requests rejected for a reason.
     pub fn refused(&self, why: Refusal) -> u64 {
         self.all().map(|shard| shard.refused[why as usize].load(Ordering::Relaxed)).sum()
     }
 
-    /// How many admitted requests ended so, with the status in this slot.
+    /// Returns the number of admitted requests with an outcome and status slot.
     pub fn ended(&self, outcome: Outcome, slot: usize, cold: bool) -> u64 {
         self.all()
             .map(|shard| shard.ended[outcome as usize][slot][usize::from(cold)].load(Ordering::Relaxed))
             .sum()
     }
 
-    /// How many admitted requests ended so.
+    /// Returns the number of admitted requests with an outcome.
     pub fn ended_as(&self, outcome: Outcome) -> u64 {
         (0..CODES).map(|slot| self.ended(outcome, slot, false) + self.ended(outcome, slot, true)).sum()
     }
 
-    /// How many admitted requests ended.
+    /// Returns the number of admitted requests that ended.
     pub fn ended_in_all(&self) -> u64 {
         Outcome::ALL.into_iter().map(|outcome| self.ended_as(outcome)).sum()
     }
 
-    /// How long requests were held, if any was and holding it ended so.
+    /// Returns the hold times with this end; `None` if there are none.
     pub fn hold_durations(&self, end: HoldEnd) -> Option<&HistogramWithExemplars<TraceLabel>> {
         self.held[end.slot()].get()
     }
 
-    /// How long requests took to the first byte of their answer that a cold start held, if any.
+    /// Returns the times to first byte of requests held by a cold start; `None` if there are none.
     pub fn cold_first_byte_durations(&self) -> Option<&HistogramWithExemplars<TraceLabel>> {
         self.cold_first_byte.get()
     }
 
-    /// How long the others took.
+    /// Returns the times to first byte of all other requests.
     pub fn first_byte_durations(&self) -> Summed {
         Histogram::sum(self.all().map(|shard| &shard.first_byte))
     }
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_places_in_the_lists() {
+    fn discriminants_are_positions_in_the_lists() {
         assert!(STATUS_CODES.is_sorted());
         assert!(Outcome::ALL.iter().enumerate().all(|(place, outcome)| *outcome as usize == place));
         assert!(Refusal::ALL.iter().enumerate().all(|(place, refusal)| *refusal as usize == place));

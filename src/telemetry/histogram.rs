@@ -1,20 +1,20 @@
-//! A histogram without a lock: buckets are counters, and each core has its own.
+//! Lock-free histogram: buckets are atomic counters, one set per worker thread.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
-/// What an exemplar says: which trace it is from.
+/// Label of an exemplar: the trace it is from.
 pub type TraceLabel = Vec<(&'static str, String)>;
 
-/// Upper bounds in seconds. The largest is the longest cold start that a default configuration lets live.
+/// Upper bounds in seconds. The largest equals the default `readiness.activationTimeout`.
 pub const BUCKETS: [f64; 20] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
     900.0, 1200.0, 1800.0,
 ];
 
-/// Durations in [`BUCKETS`].
+/// Histogram of durations with [`BUCKETS`].
 #[derive(Default)]
 pub struct Histogram {
     buckets: [AtomicU64; BUCKETS.len()],
@@ -22,18 +22,18 @@ pub struct Histogram {
     nanoseconds: AtomicU64,
 }
 
-/// The sum of histograms at one moment, as an exposition wants it.
+/// Sum of histograms at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summed {
-    /// In seconds.
+    /// Total in seconds.
     pub sum: f64,
-    /// How many.
+    /// Number of observations.
     pub count: u64,
-    /// Upper bound, and how many are in this bucket alone.
+    /// Upper bound and number of observations of each bucket, not cumulative.
     pub buckets: Vec<(f64, u64)>,
 }
 
-/// An exemplar from a trace, of now; none without one.
+/// Creates an exemplar from a trace, timestamped now.
 pub fn exemplar(trace_id: Option<String>) -> (Option<TraceLabel>, Option<SystemTime>) {
     let label = trace_id.map(|trace_id| vec![("trace_id", trace_id)]);
     let at = label.as_ref().map(|_| SystemTime::now());
@@ -41,7 +41,7 @@ pub fn exemplar(trace_id: Option<String>) -> (Option<TraceLabel>, Option<SystemT
 }
 
 impl Histogram {
-    /// Counts one.
+    /// Records a duration.
     pub fn observe(&self, duration: Duration) {
         let seconds = duration.as_secs_f64();
         let bucket = BUCKETS.iter().position(|bound| seconds <= *bound);
@@ -50,7 +50,7 @@ impl Histogram {
         self.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 
-    /// Adds histograms up.
+    /// Sums histograms.
     pub fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Summed {
         let bounds = BUCKETS.into_iter().chain([f64::MAX]);
         let mut summed = Summed { buckets: bounds.map(|bound| (bound, 0)).collect(), ..Summed::default() };
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_duration_is_in_the_first_bucket_that_holds_it() {
+    fn duration_falls_into_the_first_fitting_bucket() {
         let (a, b) = (Histogram::default(), Histogram::default());
         for ms in [1, 2, 1_800_000] {
             a.observe(Duration::from_millis(ms));

@@ -1,5 +1,5 @@
-//! Limits how many log lines of one kind there may be, and how many of one kind and source: so that no client, model
-//! server or peer fills the log, whichever library logs what it does.
+//! Rate limits for log lines per kind, and per kind and source: no client, model server or peer can flood the log,
+//! whichever library logs.
 
 use std::{
     collections::HashMap,
@@ -18,21 +18,21 @@ use tracing::{
 };
 use tracing_subscriber::layer::{Context, Layer};
 
-/// Fields that name what a line is about. The first one of a line is its source.
+/// Fields that identify the source of a line; the first one found counts.
 const SOURCE_FIELDS: [&str; 8] =
     ["route", "object", "workload", "scaled_object", "address", "peer", "replica", "watch"];
 
-/// What one kind of line may use up. A kind is a place in the source code.
-const OF_KIND: Rate = Rate { burst: 1000.0, per_second: 50.0 };
+/// Limit for one kind of line. A kind is a call site.
+const KIND_RATE: Rate = Rate { burst: 1000.0, per_second: 50.0 };
 
-/// What one kind of line may use up for one source, or without any.
-const OF_SOURCE: Rate = Rate { burst: 100.0, per_second: 5.0 };
+/// Limit for one kind of line from one source or without one.
+const SOURCE_RATE: Rate = Rate { burst: 100.0, per_second: 5.0 };
 
-/// Sources that are kept apart, over all kinds; the lines of further ones share the limit of their kind.
+/// Maximum number of sources tracked over all kinds; lines of further ones only count towards their kind.
 const MAX_SOURCES: usize = 1024;
 
-/// Drops lines at level INFO and above that exceed a rate, and counts them. What is finer is only logged on request, and
-/// in full.
+/// Suppresses and counts lines at level INFO and above that exceed a rate. Finer levels are only logged on request and
+/// not limited.
 pub(super) struct LogLimit {
     hasher: RandomState,
     buckets: Mutex<Buckets>,
@@ -43,15 +43,15 @@ pub(super) struct LogLimit {
 struct Buckets {
     kinds: HashMap<Identifier, Bucket>,
     sources: HashMap<(Identifier, u64), Bucket>,
-    /// By target, since the last report.
+    /// Suppressed lines by target since the last report.
     left_out: HashMap<String, u64>,
 }
 
-/// Lines that were left out since the last report.
+/// Lines suppressed since the last report.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct LeftOut {
     pub(super) lines: u64,
-    /// The module that most of them are from.
+    /// Module with the most of them.
     pub(super) mostly_of: String,
 }
 
@@ -61,14 +61,14 @@ struct Rate {
     per_second: f64,
 }
 
-/// Lines that may still be logged.
+/// Token bucket of lines.
 struct Bucket {
     rate: Rate,
     left: f64,
     at: Instant,
 }
 
-/// Hashes the value of the first field that names a source.
+/// Hashes the value of the first source field.
 struct SourceHash<'a> {
     hasher: &'a RandomState,
     hash: Option<u64>,
@@ -83,12 +83,12 @@ impl LogLimit {
         Self { hasher: RandomState::new(), buckets: Mutex::default(), left_out: AtomicU64::new(0) }
     }
 
-    /// Lines that were left out since the start.
+    /// Returns the number of lines suppressed since the start.
     pub(super) fn left_out(&self) -> u64 {
         self.left_out.load(Ordering::Relaxed)
     }
 
-    /// Takes what is to be reported.
+    /// Takes the lines to report.
     pub(super) fn take_left_out(&self) -> Option<LeftOut> {
         let left_out = mem::take(&mut self.buckets.lock().left_out);
         let lines = left_out.values().sum();
@@ -125,12 +125,12 @@ impl<S: Subscriber> Layer<S> for &'static LogLimit {
 // === impl Buckets ===
 
 impl Buckets {
-    /// Uses up one line of the kind and one of the source, unless either has none left: what a noisy source is refused
-    /// takes nothing from the others.
+    /// Takes a token of the kind and one of the source, or neither: lines refused to a noisy source cost the others
+    /// nothing.
     fn allow(&mut self, kind: Identifier, source: Option<u64>) -> bool {
         let now = Instant::now();
         let Self { kinds, sources, .. } = self;
-        let of_kind = kinds.entry(kind.clone()).or_insert_with(|| Bucket::full(OF_KIND, now));
+        let of_kind = kinds.entry(kind.clone()).or_insert_with(|| Bucket::full(KIND_RATE, now));
         let has_room = of_kind.has_room(now);
         let source = (kind, source.unwrap_or_default());
         if has_room && !sources.contains_key(&source) {
@@ -138,7 +138,7 @@ impl Buckets {
                 sources.retain(|_, bucket| !bucket.is_full(now));
             }
             if sources.len() < MAX_SOURCES {
-                sources.insert(source.clone(), Bucket::full(OF_SOURCE, now));
+                sources.insert(source.clone(), Bucket::full(SOURCE_RATE, now));
             }
         }
         let mut of_source = sources.get_mut(&source);

@@ -14,22 +14,22 @@ use std::{
 
 use serde_json::Value;
 
-/// Lines that wait to be written; further ones are dropped and counted.
+/// Maximum number of queued lines; further ones are dropped and counted.
 const MAX_QUEUED_LINES: usize = 1024;
 
-/// Bytes of those lines.
+/// Maximum number of queued bytes.
 const MAX_QUEUED_BYTES: usize = 2 << 20;
 
-/// Length of a line, with its end. The values in a longer one are cut, whoever chose them.
+/// Maximum length of a line, including its end. Values in longer lines are truncated.
 const MAX_LINE_BYTES: usize = 16 << 10;
 
-/// Length of a value in a JSON line that was too long; the second one if that did not suffice.
+/// Maximum lengths of a value in a JSON line that is too long, tried in order.
 const MAX_VALUE_CHARS: [usize; 2] = [1024, 64];
 
-/// Time that the end of the process may wait for queued lines to be written.
+/// Time that the end of the process waits for queued lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Queues log lines for a thread that writes them. Queueing never waits.
+/// Queue of log lines for the writing thread. Never blocks.
 pub(super) struct LogQueue {
     lines: SyncSender<Vec<u8>>,
     queued_bytes: AtomicUsize,
@@ -37,18 +37,18 @@ pub(super) struct LogQueue {
     is_closing: AtomicBool,
 }
 
-/// Writes, when it is dropped, what is queued; that takes at most a second.
+/// Flushes the queue when dropped, for at most a second.
 #[must_use = "dropping the guard ends logging"]
 pub struct LogGuard {
     queue: Arc<LogQueue>,
-    /// Disconnected by the end of the thread.
+    /// Disconnected when the thread ends.
     written: Receiver<()>,
 }
 
 // === impl LogQueue ===
 
 impl LogQueue {
-    /// Starts the thread.
+    /// Starts the writing thread.
     pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<(Arc<Self>, LogGuard)> {
         let (lines, queued) = mpsc::sync_channel(MAX_QUEUED_LINES);
         let (ends, written) = mpsc::channel();
@@ -66,7 +66,7 @@ impl LogQueue {
         Ok((queue.clone(), LogGuard { queue, written }))
     }
 
-    /// Lines that found no room, or could not be written.
+    /// Returns the number of lines that found no room or could not be written.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -74,7 +74,7 @@ impl LogQueue {
     fn enqueue(&self, line: &[u8]) {
         let line = if line.len() > MAX_LINE_BYTES { shorten(line) } else { Cow::Borrowed(line) };
         let bytes = line.len();
-        // Counted before it is queued, so that several threads together do not exceed the limit.
+        // Count before queueing, so that concurrent threads cannot exceed the limit.
         let has_room = self.queued_bytes.fetch_add(bytes, Ordering::SeqCst) + bytes <= MAX_QUEUED_BYTES;
         if !(has_room && self.lines.try_send(line.into_owned()).is_ok()) {
             self.queued_bytes.fetch_sub(bytes, Ordering::SeqCst);
@@ -107,7 +107,7 @@ impl Write for &LogQueue {
     }
 }
 
-/// Makes a line fit into [`MAX_LINE_BYTES`]: JSON stays JSON.
+/// Truncates a line to [`MAX_LINE_BYTES`], keeping JSON valid.
 fn shorten(line: &[u8]) -> Cow<'_, [u8]> {
     if let Ok(Value::Object(mut fields)) = serde_json::from_slice(line) {
         for max_chars in MAX_VALUE_CHARS {
@@ -130,7 +130,7 @@ fn shorten(line: &[u8]) -> Cow<'_, [u8]> {
     }
     const END: &str = "…\n";
     let mut end = MAX_LINE_BYTES - END.len();
-    // Not within a character.
+    // Do not split a character.
     while line[end] & 0xc0 == 0x80 {
         end -= 1;
     }
@@ -142,7 +142,7 @@ fn shorten(line: &[u8]) -> Cow<'_, [u8]> {
 impl Drop for LogGuard {
     fn drop(&mut self) {
         self.queue.is_closing.store(true, Ordering::SeqCst);
-        // Wakes a thread that waits for a line; where there is no room for this, it does not wait.
+        // Wakes the thread if it waits for a line; a full queue means it does not.
         let _ = self.queue.lines.try_send(Vec::new());
         let _ = self.written.recv_timeout(FLUSH_TIMEOUT);
     }
@@ -152,7 +152,7 @@ impl Drop for LogGuard {
 mod tests {
     use super::*;
 
-    /// What is written once the other end of the channel allows it, line by line.
+    /// A writer that blocks until its channel is read.
     struct Slow(SyncSender<Vec<u8>>);
 
     impl Write for Slow {
@@ -181,7 +181,7 @@ mod tests {
             for _ in 0..2 * most {
                 log(&queue, &line);
             }
-            // One of them may be on its way out.
+            // One line may be in the writer.
             let kept = 2 * most - usize::try_from(queue.dropped()).unwrap();
             assert!((most..=most + 1).contains(&kept), "{kept} of {most}");
             assert!(queue.queued_bytes.load(Ordering::SeqCst) <= MAX_QUEUED_BYTES);
@@ -199,7 +199,7 @@ mod tests {
         for _ in 0..2 * MAX_QUEUED_LINES {
             log(&queue, "x");
         }
-        // Returns at all; the thread is left where it is.
+        // Returns although the thread is still blocked.
         drop(guard);
         assert!(queue.dropped() >= MAX_QUEUED_LINES as u64 - 1);
     }

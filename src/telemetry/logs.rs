@@ -1,5 +1,5 @@
-//! Logs: text for people, JSON on request. A thread that logs never waits for the reader of standard error, and nobody
-//! outside can fill the log.
+//! Logs: human-readable text, or JSON. Logging threads never block on the reader of standard error, and clients cannot
+//! flood the log.
 
 use std::{
     backtrace::Backtrace,
@@ -17,11 +17,12 @@ use super::{
     log_queue::{LogGuard, LogQueue},
 };
 
-/// What is logged by default. What kube says of each request that fails is said again, with the object that it was for,
-/// by whoever made the request. So it is with what the exporter of traces says of each export that fails.
-const DEFAULT: &str = "info,kube_client=off,kube_runtime=off,opentelemetry-otlp=off,opentelemetry_sdk=off";
+/// Default filter. Failed requests that kube logs, and failed exports that OpenTelemetry logs, are logged by the caller
+/// with more context.
+const DEFAULT_FILTER: &str =
+    "info,kube_client=off,kube_runtime=off,opentelemetry-otlp=off,opentelemetry_sdk=off";
 
-/// Time between two reports of lines that are missing.
+/// Interval between reports of missing lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 static LOGS: OnceLock<Logs> = OnceLock::new();
@@ -31,13 +32,14 @@ struct Logs {
     limit: LogLimit,
 }
 
-/// Logs to standard error from now on, through a queue and a thread of its own. `RUST_LOG` sets what is logged; the
-/// default is `info`. Panics are logged as well, since the default hook would wait for the reader.
+/// Logs to standard error through a bounded queue and its own thread. `RUST_LOG` overrides the default level `info`.
+/// Panics are logged too, since the default hook would block on the reader.
 ///
 /// # Errors
-/// When the thread cannot be started.
+///
+/// If the thread cannot be started.
 pub fn init_logs(json: bool) -> io::Result<LogGuard> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     let (queue, guard) = LogQueue::start(io::stderr())?;
     let logs = LOGS.get_or_init(|| Logs { queue: queue.clone(), limit: LogLimit::new() });
     let layer = tracing_subscriber::fmt::layer()
@@ -45,7 +47,7 @@ pub fn init_logs(json: bool) -> io::Result<LogGuard> {
         .with_ansi(io::stderr().is_terminal())
         .with_target(false);
     let registry = tracing_subscriber::registry().with(filter).with(&logs.limit);
-    // A second call (tests) keeps the first.
+    // A second call, in tests, has no effect.
     let is_first = if json {
         registry.with(layer.json().flatten_event(true)).try_init()
     } else {
@@ -60,18 +62,18 @@ pub fn init_logs(json: bool) -> io::Result<LogGuard> {
     Ok(guard)
 }
 
-/// Log lines that were dropped because the reader of standard error was too slow, since the start.
+/// Returns the number of log lines dropped since the start because standard error was read too slowly.
 pub fn dropped_log_lines() -> u64 {
     LOGS.get().map_or(0, |logs| logs.queue.dropped())
 }
 
-/// Log lines that were left out because too many came of one kind or source, since the start.
+/// Returns the number of log lines suppressed since the start by rate limits.
 pub fn limited_log_lines() -> u64 {
     LOGS.get().map_or(0, |logs| logs.limit.left_out())
 }
 
-/// Logs how many lines are missing, for each reason at most once a second; of dropped ones until such a line has found
-/// room. Never returns.
+/// Logs the number of missing lines, at most once a second for each reason; repeats the report of dropped lines until
+/// it gets through. Never returns.
 pub async fn report_missing_lines() {
     let mut ticks = interval(REPORT_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -82,18 +84,15 @@ pub async fn report_missing_lines() {
             tracing::warn!(
                 left_out = left_out.lines,
                 mostly_of = left_out.mostly_of,
-                "log lines were left out: too many came of one kind or source"
+                "log lines were left out: too many of one kind or source"
             );
         }
         let dropped = dropped_log_lines();
         if dropped == reported {
             continue;
         }
-        tracing::warn!(
-            dropped,
-            "log lines were dropped since the start: whatever reads standard error is too slow"
-        );
-        // Dropped too, the report is repeated.
+        tracing::warn!(dropped, "log lines were dropped since the start: standard error is read too slowly");
+        // Repeat the report if it was dropped as well.
         if dropped_log_lines() == dropped {
             reported = dropped;
         }

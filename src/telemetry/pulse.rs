@@ -1,45 +1,44 @@
-//! Wakes whoever shows the state of things when something of it has changed.
+//! Change notification for dashboards.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::Notify;
 
-/// Beats when something that is shown has changed. While nobody looks, a beat costs one load; beats that nobody has
-/// taken yet are one.
+/// Notifies the renderer of changes. Costs one load while nothing is watched; notifications are coalesced.
 ///
-/// A beat comes after its change, and who takes it looks at the state afterwards, both in sequentially consistent order:
-/// so a change is either seen or heard of.
+/// [`Self::beat`] follows its change, and the renderer reads the state after [`Self::take`], both in sequentially
+/// consistent order: no change is missed.
 #[derive(Debug, Default)]
 pub struct Pulse {
     watched: AtomicBool,
-    beaten: AtomicBool,
+    pending: AtomicBool,
     wakes: Notify,
 }
 
 // === impl Pulse ===
 
 impl Pulse {
-    /// Something has changed.
+    /// Reports a change.
     pub fn beat(&self) {
-        if self.watched.load(Ordering::Relaxed) && !self.beaten.swap(true, Ordering::SeqCst) {
+        if self.watched.load(Ordering::Relaxed) && !self.pending.swap(true, Ordering::SeqCst) {
             self.wakes.notify_one();
         }
     }
 
-    /// Whether beats are to be heard from now on.
+    /// Enables or disables notifications.
     pub fn watch(&self, watched: bool) {
         self.watched.store(watched, Ordering::Relaxed);
     }
 
-    /// Waits for a beat that has not been taken. For one listener. Cancel-safe.
+    /// Waits for a pending change. For a single listener. Cancel-safe.
     pub async fn heard(&self) {
-        while !self.beaten.load(Ordering::SeqCst) {
+        while !self.pending.load(Ordering::SeqCst) {
             self.wakes.notified().await;
         }
     }
 
-    /// Takes the beats until now, for who is about to look.
+    /// Clears pending changes; call before reading the state.
     pub fn take(&self) {
-        self.beaten.swap(false, Ordering::SeqCst);
+        self.pending.swap(false, Ordering::SeqCst);
     }
 }

@@ -1,7 +1,7 @@
-//! Traces: what becomes of one request, as spans, exported with OTLP.
+//! Traces: spans of requests, exported over OTLP.
 //!
-//! A request that is traced collects its spans by itself and hands them over, all at once, when it ends. That is one
-//! push onto a bounded queue, or none when it is full: whatever the collector does, a request never waits for it.
+//! A traced request collects its own spans and submits them together when it ends, as one push onto a bounded queue,
+//! which fails when the queue is full. A request never waits for the collector.
 
 mod context;
 mod export;
@@ -20,20 +20,20 @@ use opentelemetry_sdk::trace::SpanData;
 pub use span::{Clock, Kind, Span};
 use tokio::sync::mpsc;
 
-/// How many ended requests may wait for being exported. With the most that one may have of spans it bounds the memory.
-const QUEUE: usize = 2048;
+/// Maximum number of ended requests queued for export. Together with [`Traces::MAX_SPANS`] it bounds memory.
+const MAX_QUEUED_REQUESTS: usize = 2048;
 
-/// Where requests hand their spans over. None of it waits.
+/// Queue for the spans of requests. Never blocks.
 #[derive(Debug)]
 pub struct Traces {
     queue: mpsc::Sender<Vec<SpanData>>,
     counts: Arc<SpanCounts>,
     scope: InstrumentationScope,
-    /// A trace is exported if the lower half of its id, halved, is less.
+    /// A trace is sampled if the upper 63 bits of the low half of its id are below this.
     threshold: u64,
 }
 
-/// What became of spans.
+/// Spans by outcome.
 #[derive(Debug, Default)]
 pub struct SpanCounts {
     exported: AtomicU64,
@@ -44,24 +44,25 @@ pub struct SpanCounts {
 // === impl Traces ===
 
 impl Traces {
-    /// The most spans that one request may have; further ones are dropped and counted.
+    /// Maximum number of spans of one request; further ones are dropped and counted.
     pub const MAX_SPANS: usize = 128;
 
-    /// Exports this share of the traces that begin here; what is handed over comes out of the second.
+    /// Creates a queue for this share of the traces started here, and its receiver.
     pub(crate) fn new(ratio: f64) -> (Self, mpsc::Receiver<Vec<SpanData>>) {
-        let (queue, spans) = mpsc::channel(QUEUE);
+        let (queue, spans) = mpsc::channel(MAX_QUEUED_REQUESTS);
         let scope = InstrumentationScope::builder("anteroom").with_version(env!("CARGO_PKG_VERSION")).build();
-        // The whole range for 1, so that nothing is lost to rounding.
+        // A ratio of 1 must cover the whole range.
         let threshold = (ratio * (1_u64 << 63) as f64) as u64;
         (Self { queue, counts: Arc::default(), scope, threshold }, spans)
     }
 
-    /// Whether a trace that begins here is exported: by its id, so that everybody with the same ratio decides alike.
+    /// Returns whether a trace started here is sampled: decided by its id, so that all services with the same ratio
+    /// agree.
     pub fn is_sampled(&self, trace_id: u128) -> bool {
         (trace_id as u64) >> 1 < self.threshold
     }
 
-    /// Takes the spans of a request that has ended. `parent` is what the trace went on from.
+    /// Submits the spans of a request that has ended.
     pub fn submit(&self, context: &Context, clock: &Clock, spans: Vec<Span>, dropped: u64) {
         let spans: Vec<_> = spans.into_iter().map(|span| span.data(context, clock, &self.scope)).collect();
         let count = spans.len() as u64;
@@ -71,7 +72,7 @@ impl Traces {
         }
     }
 
-    /// What became of spans so far.
+    /// Returns the number of spans by outcome.
     pub const fn counts(&self) -> &Arc<SpanCounts> {
         &self.counts
     }
@@ -80,7 +81,8 @@ impl Traces {
 // === impl SpanCounts ===
 
 impl SpanCounts {
-    /// By outcome: `exported` is what the collector took, `failed` what it did not, `dropped` what found no room here.
+    /// Returns the counts: `exported` were accepted by the collector, `failed` were not, `dropped` found no room in the
+    /// queue.
     pub fn all(&self) -> [(&'static str, u64); 3] {
         [("exported", &self.exported), ("dropped", &self.dropped), ("failed", &self.failed)]
             .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
@@ -92,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ratio_decides_by_the_id() {
+    fn sampling_is_decided_by_the_id() {
         let sampled = |ratio: f64| {
             let (traces, _spans) = Traces::new(ratio);
             let ids = [0, 1 << 63, u128::from(u64::MAX), u128::MAX, 1 << 64];
@@ -108,15 +110,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_finds_no_room_is_dropped_and_counted() {
+    async fn spans_beyond_the_queue_are_dropped_and_counted() {
         let (traces, spans) = Traces::new(1.0);
         let (context, clock) = (Context::new(), Clock::now());
         let span = || Span::new("POST".into(), Kind::Server, 0, tokio::time::Instant::now());
-        for _ in 0..QUEUE + 3 {
+        for _ in 0..MAX_QUEUED_REQUESTS + 3 {
             traces.submit(&context, &clock, vec![span(), span()], 1);
         }
-        let dropped = QUEUE as u64 + 3 + 3 * 2;
+        let dropped = MAX_QUEUED_REQUESTS as u64 + 3 + 3 * 2;
         assert_eq!(traces.counts().all(), [("exported", 0), ("dropped", dropped), ("failed", 0)]);
-        assert_eq!(spans.len(), QUEUE);
+        assert_eq!(spans.len(), MAX_QUEUED_REQUESTS);
     }
 }

@@ -184,7 +184,7 @@ withStage('hundreds of routes: what happens is first, and the others are found',
 
 withStage('a lost connection is told, and it comes back', everything, async (page, stage) => {
   await card(page, 'bge-m3').waitFor();
-  stage.cut('32 are watching already, and no more may');
+  stage.cut('32 are watching already, which is the maximum');
   await page.getByText(/Connection lost: /).waitFor();
   await page.getByText(/Connection lost: 32 are watching already.*as it was at \d/).waitFor();
   assert.equal(await page.getByRole('status').innerText(), 'connection lost');

@@ -1,4 +1,4 @@
-//! How many requests were held in each of the last seconds.
+//! Number of held requests in each of the last seconds.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{admission::Gate, domain::RouteKey};
 
-/// The most that were seen to be held in each second, by route. Its size is bounded by the number of routes.
+/// Peak number of held requests in each second, by route. Bounded by the number of routes.
 #[derive(Default)]
 pub(in crate::admin) struct Samples {
     ticks: u64,
@@ -17,17 +17,17 @@ pub(in crate::admin) struct Samples {
 #[derive(Default)]
 struct Ring {
     held: VecDeque<usize>,
-    /// The most since the last tick.
+    /// Peak since the last tick.
     peak: usize,
 }
 
 // === impl Samples ===
 
 impl Samples {
-    /// How many seconds are kept.
+    /// Number of seconds kept.
     pub(in crate::admin) const KEPT: usize = 120;
 
-    /// A second is over.
+    /// Ends a second.
     pub(super) fn tick(&mut self, gates: &[Arc<Gate>]) {
         self.see(gates);
         self.ticks += 1;
@@ -44,7 +44,7 @@ impl Samples {
         }
     }
 
-    /// Looks at what is held now.
+    /// Records the current number of held requests.
     pub(super) fn see(&mut self, gates: &[Arc<Gate>]) {
         for gate in gates {
             let held = gate.held();
@@ -57,17 +57,17 @@ impl Samples {
         }
     }
 
-    /// How many seconds are over.
+    /// Returns the number of seconds recorded.
     pub(super) const fn ticks(&self) -> u64 {
         self.ticks
     }
 
-    /// The last seconds of a route, oldest first.
+    /// Returns the last seconds of a route, oldest first.
     pub(super) fn of(&self, route: &RouteKey) -> impl Iterator<Item = usize> {
         self.routes.get(route).into_iter().flat_map(|ring| ring.held.iter().copied())
     }
 
-    /// The last second of a route.
+    /// Returns the last second of a route.
     pub(super) fn last(&self, route: &RouteKey) -> usize {
         self.routes.get(route).and_then(|ring| ring.held.back().copied()).unwrap_or(0)
     }

@@ -1,4 +1,4 @@
-//! The state at one moment, in pieces that know since which version they are as they are.
+//! The rendered state, in pieces that carry the version of their last change.
 
 use std::{collections::HashMap, fmt::Write as _, sync::Arc};
 
@@ -7,56 +7,56 @@ use serde::Serialize;
 use super::samples::Samples;
 use crate::{admin::RouteStatus, admission::Gate, coldstart::ColdStarts, domain::RouteKey};
 
-/// How many cold starts that have ended are shown.
-const COLD_STARTS: usize = 50;
+/// Number of completed cold starts shown.
+const MAX_COLD_STARTS: usize = 50;
 
-/// The state at one moment.
+/// Rendered state at one moment.
 #[derive(Default)]
 pub(in crate::admin) struct Shown {
     version: u64,
     about: String,
-    /// The names of all routes, in their order.
+    /// Names of all routes, in order.
     names: Arc<Piece>,
     routes: Vec<(RouteKey, Arc<Piece>)>,
     /// Newest first.
     cold_starts: Vec<Arc<Piece>>,
-    /// What was held in the last second, as JSON; routes with nothing are left out.
+    /// Held requests in the last second as JSON, without routes that have none.
     held: String,
 }
 
-/// What is told of the whole proxy.
+/// State of the whole proxy.
 #[derive(Serialize)]
 pub(super) struct About {
     pub(super) version: &'static str,
-    /// The name of this replica.
+    /// Name of this replica.
     pub(super) instance: Arc<str>,
     pub(super) uptime_ms: u64,
-    /// What time it is here, in milliseconds since 1970: times in records are by this clock.
+    /// Current time of this machine in milliseconds since 1970, the clock of all records.
     pub(super) now_ms: u64,
-    /// The port where requests come in.
+    /// Port of the API.
     pub(super) port: u16,
-    /// A model that may be asked for.
+    /// A model to use in examples.
     pub(super) model: Option<String>,
-    /// Whether we are about to stop.
+    /// True during shutdown.
     pub(super) draining: bool,
-    /// Whether the routes of the cluster are not known yet.
+    /// True while the routes of the cluster are unknown.
     pub(super) awaits_routes: bool,
-    /// How many samples have been taken of each route.
+    /// Number of samples taken of each route.
     pub(super) tick: u64,
-    /// How many other replicas are in each state.
+    /// Number of other replicas by state.
     #[serde(serialize_with = "as_map")]
     pub(super) peers: Vec<(&'static str, usize)>,
 }
 
-/// Something that is told again when it has changed.
+/// Part of the state that is sent again when it changes.
 #[derive(Default)]
 struct Piece {
     json: String,
-    /// The version with which it came to be so.
+    /// Version of its last change.
     since: u64,
 }
 
-/// Makes one state after the other.
+/// Renders successive states.
 #[derive(Default)]
 pub(super) struct Maker {
     version: u64,
@@ -68,7 +68,7 @@ pub(super) struct Maker {
 // === impl Maker ===
 
 impl Maker {
-    /// The state as it is now.
+    /// Renders the current state.
     pub(super) fn make(
         &mut self,
         about: About,
@@ -88,7 +88,7 @@ impl Maker {
         let routes: Vec<_> = routes.collect();
         self.routes = routes.iter().cloned().collect();
 
-        let recent = cold_starts.recent(None, COLD_STARTS).into_iter().map(|cold_start| {
+        let recent = cold_starts.recent(None, MAX_COLD_STARTS).into_iter().map(|cold_start| {
             let piece = Piece::next(self.cold_starts.get(&cold_start.id), json(&cold_start), version);
             (cold_start.id, piece)
         });
@@ -111,7 +111,7 @@ impl Maker {
 // === impl Piece ===
 
 impl Piece {
-    /// The same piece if it is still so.
+    /// Returns the same piece if it is unchanged.
     fn next(before: Option<&Arc<Self>>, json: String, version: u64) -> Arc<Self> {
         match before {
             Some(before) if before.json == json => before.clone(),
@@ -123,18 +123,18 @@ impl Piece {
 // === impl Shown ===
 
 impl Shown {
-    /// Rises with every state.
+    /// Returns the version, which increases with every state.
     pub(in crate::admin) const fn version(&self) -> u64 {
         self.version
     }
 
-    /// Everything, as an event.
+    /// Formats the full state as an event.
     pub(super) fn snapshot(&self, samples: &Samples) -> String {
         let history = self.routes.iter().map(|(name, _)| (name, samples.of(name).collect::<Vec<_>>()));
         self.event("snapshot", 0, &json(&history.collect::<HashMap<_, _>>()))
     }
 
-    /// What has changed since that version, as an event.
+    /// Formats the changes since version `seen` as an event.
     pub(super) fn update(&self, seen: u64) -> String {
         self.event("update", seen, &self.held)
     }
@@ -147,7 +147,7 @@ impl Shown {
         let routes = list(&mut self.routes.iter().map(|(_, piece)| piece).filter(is_new));
         let cold_starts = list(&mut self.cold_starts.iter().filter(is_new));
         let about = &self.about;
-        // No line breaks: they would be written as `\n` within JSON.
+        // JSON escapes line breaks, so one `data` line suffices.
         let mut event = format!(
             r#"event: {name}
 data: {{"about":{about},"routes":[{routes}],"cold_starts":[{cold_starts}],"held":{held}"#
@@ -160,7 +160,7 @@ data: {{"about":{about},"routes":[{routes}],"cold_starts":[{cold_starts}],"held"
     }
 }
 
-/// JSON of a type of ours, which has no keys but strings.
+/// Serializes one of our types, whose keys are all strings.
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|error| unreachable!("our own types are JSON: {error}"))
 }

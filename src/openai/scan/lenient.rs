@@ -1,14 +1,14 @@
-//! What Python's `json` reads, and JSON does not have.
+//! Syntax accepted by Python's `json` beyond JSON.
 
 use std::borrow::Cow;
 
-/// The numbers that are none in JSON.
+/// Python's numbers that JSON lacks.
 const NUMBERS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The body with a zero for each number that JSON does not have, and without a byte order mark, at the same places;
-/// `None` if it has neither.
+/// Replaces each number that JSON lacks by a zero, keeping all positions, and removes a byte order mark. `None` if
+/// there is nothing to change.
 pub(super) fn as_strict(body: &[u8]) -> Option<Cow<'_, [u8]>> {
     let text = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     let mut strict = Cow::Borrowed(text);
@@ -18,7 +18,7 @@ pub(super) fn as_strict(body: &[u8]) -> Option<Cow<'_, [u8]>> {
         let number = NUMBERS.iter().filter(|_| is_start).find(|number| text[at..].starts_with(number));
         at += match (text[at], number) {
             (_, Some(number)) => {
-                // With white space on both sides, so that what stands beside it does not become a part of the number.
+                // Surrounded by white space, so that the zero does not merge with its neighbours.
                 let place = &mut strict.to_mut()[at..at + number.len()];
                 place.fill(b' ');
                 place[1] = b'0';
@@ -36,8 +36,8 @@ pub(super) fn as_strict(body: &[u8]) -> Option<Cow<'_, [u8]>> {
     has_changed.then_some(strict)
 }
 
-/// The charset in which Python's `json` would read a body, unless that is UTF-8 (RFC 4627, section 3: by where there are
-/// zeros in the first characters, which are ASCII).
+/// Returns the charset that Python's `json` would detect, unless it is UTF-8 (RFC 4627, section 3: from the zeros among
+/// the first characters, which are ASCII).
 pub(super) fn charset(body: &[u8]) -> Option<&'static str> {
     match body {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] | [0, 0, ..] | [_, 0, 0, 0, ..] => Some("UTF-32"),

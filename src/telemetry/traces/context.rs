@@ -1,44 +1,44 @@
-//! W3C Trace Context: which trace a request belongs to, and what it is told in headers.
+//! W3C Trace Context: the trace of a request, and its propagation in headers.
 
 use std::str::FromStr;
 
 use opentelemetry::trace::TraceState;
 
-/// What a `traceparent` says: a span of somebody else's, of which ours is a child.
+/// The remote parent span in a `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parent {
-    /// The trace, never 0.
+    /// Trace id, never 0.
     pub trace_id: u128,
-    /// The span, never 0.
+    /// Span id, never 0.
     pub span_id: u64,
-    /// Whether it is exported, in the lowest bit; the others are passed on.
+    /// Flags: the lowest bit is sampled, the others are passed on.
     pub flags: u8,
 }
 
-/// The trace that a request belongs to.
+/// The trace of a request.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// The trace.
+    /// Trace id.
     pub trace_id: u128,
-    /// The span of somebody else's that ours is a child of; 0: it begins here.
+    /// Id of the remote parent span; 0 if the trace starts here.
     pub parent: u64,
-    /// As in a `traceparent`.
+    /// Flags, as in a `traceparent`.
     pub flags: u8,
-    /// What `tracestate` says.
+    /// The `tracestate`.
     pub state: TraceState,
 }
 
-/// Whether a trace is exported.
-const SAMPLED: u8 = 1;
+/// Flag of an exported trace.
+const SAMPLED_FLAG: u8 = 1;
 
-/// The flags that are known: sampled, and that the id is random. Those that are not must not be passed on.
-const KNOWN: u8 = 3;
+/// Known flags: sampled and random id. Unknown ones must not be passed on.
+const KNOWN_FLAGS: u8 = 3;
 
 // === impl Parent ===
 
 impl Parent {
-    /// Reads `00-{32 hex}-{16 hex}-{2 hex}`; a higher version may go on (W3C Trace Context, section 3.2). `None`: it is
-    /// none, and a new trace begins.
+    /// Parses `00-{32 hex}-{16 hex}-{2 hex}`; a higher version may be longer (W3C Trace Context, section 3.2). `None`
+    /// if it is invalid, which starts a new trace.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let goes_on = value.len() == 55 || (value.get(..2)? != b"00" && value.get(55) == Some(&b'-'));
         let dashes = [2, 35, 52].into_iter().all(|dash| value.get(dash) == Some(&b'-'));
@@ -48,17 +48,17 @@ impl Parent {
         let version = hex(&value[..2])?;
         let trace_id = hex(&value[3..35])?;
         let span_id = hex(&value[36..52])? as u64;
-        let flags = hex(&value[53..55])? as u8 & KNOWN;
+        let flags = hex(&value[53..55])? as u8 & KNOWN_FLAGS;
         (version != 0xff && trace_id != 0 && span_id != 0).then_some(Self { trace_id, span_id, flags })
     }
 
-    /// Whether whoever began the trace has it exported.
+    /// Returns whether the trace's origin samples it.
     pub const fn is_sampled(self) -> bool {
-        self.flags & SAMPLED != 0
+        self.flags & SAMPLED_FLAG != 0
     }
 }
 
-/// Lower-case digits only: what one reader takes for an id and another does not would be two traces.
+/// Parses lower-case digits only: parsers that disagree on an id would split the trace.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0_u128, |number, digit| {
         let value = match digit {
@@ -73,23 +73,23 @@ fn hex(digits: &[u8]) -> Option<u128> {
 // === impl Context ===
 
 impl Context {
-    /// A trace that begins here.
+    /// Starts a trace.
     pub fn new() -> Self {
         Self { trace_id: fastrand::u128(1..), parent: 0, flags: 0, state: TraceState::NONE }
     }
 
-    /// A trace that goes on here. A `tracestate` that is none is left out of the spans.
+    /// Continues a trace. An invalid `tracestate` is omitted.
     pub fn child_of(parent: Parent, state: Option<&str>) -> Self {
         let state = state.and_then(|state| TraceState::from_str(state).ok()).unwrap_or_default();
         Self { trace_id: parent.trace_id, parent: parent.span_id, flags: parent.flags, state }
     }
 
-    /// Has it exported, or not.
+    /// Sets or clears the sampled flag.
     pub const fn sample(&mut self, sampled: bool) {
-        self.flags = self.flags & !SAMPLED | sampled as u8;
+        self.flags = self.flags & !SAMPLED_FLAG | sampled as u8;
     }
 
-    /// The `traceparent` that makes a request a child of this span.
+    /// Formats the `traceparent` for a child of this span.
     pub fn traceparent(&self, span_id: u64) -> String {
         format!("00-{:032x}-{span_id:016x}-{:02x}", self.trace_id, self.flags)
     }
@@ -101,7 +101,7 @@ impl Default for Context {
     }
 }
 
-/// A new span id.
+/// Generates a span id.
 pub(super) fn new_span_id() -> u64 {
     fastrand::u64(1..)
 }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_traceparent_is_read_to_the_letter() {
+    fn traceparent_is_parsed_strictly() {
         let parent = Parent {
             trace_id: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span_id: 0xb7ad_6b71_6920_3331,
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn traceparent_round_trips() {
         let mut context = Context::new();
         for sampled in [true, false] {
             context.sample(sampled);

@@ -1,4 +1,4 @@
-//! Exports spans in batches. One task does it, whatever the collector does: who hands spans over never waits.
+//! Batch export of spans by a single task; submitters never wait for the collector.
 
 use std::{
     fmt,
@@ -28,46 +28,48 @@ use tokio_util::sync::CancellationToken;
 use super::{SpanCounts, Traces};
 use crate::config::{self, TracesProtocol};
 
-/// Why traces cannot be exported.
+/// Error while setting up the export of traces.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum TracesError {
     #[error("cannot export traces to {endpoint}: {source}")]
     Exporter { endpoint: String, source: ExporterBuildError },
-    #[error("cannot export traces to {endpoint}: no authority to trust was found on this machine: {source}")]
+    #[error("cannot export traces to {endpoint}: no root certificates were found on this machine: {source}")]
     Roots { endpoint: String, source: std::io::Error },
 }
 
-/// What exports; made, not running.
+/// The exporting task, not running yet.
 pub struct Export<E = SpanExporter> {
     exporter: E,
     spans: mpsc::Receiver<Vec<SpanData>>,
     counts: Arc<SpanCounts>,
     endpoint: String,
-    /// Failures that have not been told in the log, and when one was told last.
-    untold: u64,
-    told: Option<Instant>,
+    /// Failed spans since the last log line.
+    unlogged: u64,
+    /// Time of the last log line about failures.
+    last_logged: Option<Instant>,
 }
 
-/// How many spans go out together.
-const BATCH: usize = 512;
+/// Number of spans that completes a batch.
+const MAX_BATCH_SPANS: usize = 512;
 
-/// How long the first one of a batch waits for more.
-const LINGER: Duration = Duration::from_secs(1);
+/// Time that an incomplete batch waits for more spans.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
 
-/// How long one export may take, with what is tried again within it.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of one export, including its retries.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How often failures are told in the log.
-const TELL: Duration = Duration::from_secs(60);
+/// Minimum interval between log lines about failures.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 // === impl Traces ===
 
 impl Traces {
-    /// The way to a collector. Nothing is connected yet.
+    /// Sets up the export to a collector, without connecting yet.
     ///
     /// # Errors
-    /// When the endpoint is none, or nothing says whom to trust over TLS.
+    ///
+    /// If the endpoint is invalid, or no root certificates are found for TLS.
     pub fn to(config: &config::Traces) -> Result<(Arc<Self>, Export), TracesError> {
         let (traces, spans) = Self::new(config.sample_ratio.get());
         let mut exporter = exporter(config)?;
@@ -77,11 +79,11 @@ impl Traces {
     }
 }
 
-/// Who we are: what the configuration says, and `OTEL_RESOURCE_ATTRIBUTES`.
+/// Describes this process, including `OTEL_RESOURCE_ATTRIBUTES`.
 fn resource(service_name: &str) -> Resource {
     Resource::builder()
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
-        // The last one counts: the file has the name, whatever a variable says.
+        // The last one wins: the file takes precedence over the environment.
         .with_service_name(service_name.to_owned())
         .build()
 }
@@ -98,7 +100,7 @@ fn exporter(config: &config::Traces) -> Result<SpanExporter, TracesError> {
             let builder = SpanExporter::builder()
                 .with_tonic()
                 .with_endpoint(&endpoint)
-                .with_timeout(TIMEOUT)
+                .with_timeout(EXPORT_TIMEOUT)
                 .with_metadata(metadata);
             let tls = || ClientTlsConfig::new().with_native_roots();
             if is_tls { builder.with_tls_config(tls()).build() } else { builder.build() }
@@ -108,23 +110,23 @@ fn exporter(config: &config::Traces) -> Result<SpanExporter, TracesError> {
                 .with_http()
                 .with_protocol(Protocol::HttpBinary)
                 .with_endpoint(signal(&endpoint))
-                .with_timeout(TIMEOUT)
+                .with_timeout(EXPORT_TIMEOUT)
                 .with_headers(config.headers.clone().into_iter().collect());
             if is_tls {
                 let roots = hyper_rustls::HttpsConnectorBuilder::new()
                     .with_provider_and_native_roots(ring::default_provider())
                     .map_err(|source| TracesError::Roots { endpoint: endpoint.clone(), source })?;
                 let connector = roots.https_only().enable_http1().build();
-                builder.with_http_client(HyperClient::new(connector, TIMEOUT, None)).build()
+                builder.with_http_client(HyperClient::new(connector, EXPORT_TIMEOUT, None)).build()
             } else {
-                builder.with_http_client(HyperClient::with_default_connector(TIMEOUT, None)).build()
+                builder.with_http_client(HyperClient::with_default_connector(EXPORT_TIMEOUT, None)).build()
             }
         }
     };
     built.map_err(|source| TracesError::Exporter { endpoint, source })
 }
 
-/// The whole URL for spans: an address alone has a path by convention.
+/// Returns the URL for spans, with the conventional path if the endpoint has none.
 fn signal(endpoint: &str) -> String {
     let after_scheme = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
     match after_scheme.split_once('/') {
@@ -149,21 +151,20 @@ impl<E: Exporter> Export<E> {
         counts: Arc<SpanCounts>,
         endpoint: String,
     ) -> Self {
-        Self { exporter, spans, counts, endpoint, untold: 0, told: None }
+        Self { exporter, spans, counts, endpoint, unlogged: 0, last_logged: None }
     }
 
-    /// Exports until `stopping`, and then what is left. That takes as long as the collector does: whoever stops it sets
-    /// a bound.
+    /// Exports until `stopping`, then exports the remaining spans. The caller must bound the time after that.
     pub async fn run(mut self, stopping: CancellationToken) {
         while let Some(batch) = self.batch(&stopping).await {
             self.export(batch).await;
         }
     }
 
-    /// The next spans that go out together; once stopping, those that are there, and `None` after the last.
+    /// Returns the next batch; after `stopping`, what remains, and then `None`.
     async fn batch(&mut self, stopping: &CancellationToken) -> Option<Vec<SpanData>> {
         let mut batch = tokio::select! {
-            // What is there already goes first, also while stopping.
+            // Queued spans first, also while stopping.
             biased;
             spans = self.spans.recv() => spans?,
             () = stopping.cancelled() => {
@@ -171,8 +172,8 @@ impl<E: Exporter> Export<E> {
                 return None;
             }
         };
-        let full = Instant::now() + LINGER;
-        while batch.len() < BATCH {
+        let full = Instant::now() + BATCH_DELAY;
+        while batch.len() < MAX_BATCH_SPANS {
             let more = tokio::select! {
                 // As above.
                 biased;
@@ -187,29 +188,29 @@ impl<E: Exporter> Export<E> {
 
     async fn export(&mut self, batch: Vec<SpanData>) {
         let count = batch.len() as u64;
-        let error = match timeout(TIMEOUT, self.exporter.export(batch)).await {
+        let error = match timeout(EXPORT_TIMEOUT, self.exporter.export(batch)).await {
             Ok(Ok(())) => {
                 self.counts.exported.fetch_add(count, Ordering::Relaxed);
-                if self.told.take().is_some() {
-                    tracing::info!(endpoint = self.endpoint, "traces are exported again");
+                if self.last_logged.take().is_some() {
+                    tracing::info!(endpoint = self.endpoint, "trace export has recovered");
                 }
-                self.untold = 0;
+                self.unlogged = 0;
                 return;
             }
             Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {} s", TIMEOUT.as_secs()),
+            Err(_) => format!("no answer within {} s", EXPORT_TIMEOUT.as_secs()),
         };
         self.counts.failed.fetch_add(count, Ordering::Relaxed);
-        self.untold += count;
-        if self.told.is_none_or(|told| told.elapsed() >= TELL) {
-            let (endpoint, spans) = (&self.endpoint, std::mem::take(&mut self.untold));
+        self.unlogged += count;
+        if self.last_logged.is_none_or(|last_logged| last_logged.elapsed() >= FAILURE_LOG_INTERVAL) {
+            let (endpoint, spans) = (&self.endpoint, std::mem::take(&mut self.unlogged));
             tracing::warn!(
                 endpoint,
                 spans,
                 error,
-                "traces cannot be exported, and are lost; requests are not affected"
+                "cannot export traces; these spans are lost, requests are not affected"
             );
-            self.told = Some(Instant::now());
+            self.last_logged = Some(Instant::now());
         }
     }
 }
@@ -222,7 +223,7 @@ mod tests {
     use super::*;
     use crate::telemetry::traces::{Clock, Context, Kind, Span};
 
-    /// Notes the sizes of batches, and takes a time for each.
+    /// Records the sizes of batches and takes a fixed time for each.
     #[derive(Clone, Debug, Default)]
     struct Fake {
         batches: Arc<Mutex<Vec<usize>>>,
@@ -265,12 +266,16 @@ mod tests {
             submit(&traces, 100);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(*fake.batches.lock(), [5, 600], "512 are enough, and what came together stays together");
+        assert_eq!(
+            *fake.batches.lock(),
+            [5, 600],
+            "512 complete a batch, and a request's spans are not split"
+        );
         assert_eq!(traces.counts().all(), [("exported", 605), ("dropped", 0), ("failed", 0)]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_left_goes_out_when_it_stops() {
+    async fn remaining_spans_are_exported_on_stop() {
         let fake = Fake { takes: Duration::from_secs(2), ..Fake::default() };
         let (traces, stopping, running) = exporting(fake.clone());
         submit(&traces, 1);
@@ -302,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_alone_gets_the_usual_path() {
+    fn endpoint_without_a_path_gets_the_default_one() {
         for (endpoint, url) in [
             ("http://collector:4318", "http://collector:4318/v1/traces"),
             ("http://collector:4318/", "http://collector:4318/v1/traces"),

@@ -1,11 +1,11 @@
-//! The names of spans, attributes and events. `docs/traces.md` has them all: a test compares.
+//! Names of spans, attributes and events. A test compares them to `docs/traces.md`.
 
-/// An attribute, and which spans may have it.
+/// Defines attributes and the list of all of them.
 macro_rules! attributes {
     ($($(#[$doc:meta])* $name:ident = $key:literal;)*) => {
         $($(#[$doc])* pub const $name: &str = $key;)*
 
-        /// Every attribute.
+        /// All attributes.
         pub const ATTRIBUTES: &[&str] = &[$($key),*];
     };
 }
@@ -13,82 +13,82 @@ macro_rules! attributes {
 attributes! {
     /// The method, or `_OTHER`.
     METHOD = "http.request.method";
-    /// The method, where it is none that is known.
+    /// An unknown method.
     METHOD_ORIGINAL = "http.request.method_original";
-    /// How often a request had been sent before.
+    /// Number of earlier attempts.
     RESEND_COUNT = "http.request.resend_count";
-    /// The path as one of the API, without what it names.
+    /// Path template of the API.
     ROUTE = "http.route";
-    /// The status, if a head went out or came.
+    /// Status, if there was a response head.
     STATUS_CODE = "http.response.status_code";
     /// The path.
     URL_PATH = "url.path";
-    /// `http` or `https`, as the client has it.
+    /// `http` or `https`, as seen by the client.
     URL_SCHEME = "url.scheme";
-    /// Where an attempt goes to, without the query.
+    /// URL of an attempt, without the query.
     URL_FULL = "url.full";
-    /// The host that is asked.
+    /// Requested host.
     SERVER_ADDRESS = "server.address";
-    /// Its port.
+    /// Requested port.
     SERVER_PORT = "server.port";
-    /// Who asks, as far as proxies before us tell.
+    /// Client address, as reported by proxies in front.
     CLIENT_ADDRESS = "client.address";
-    /// Who connected.
+    /// Address of the connection's peer.
     PEER_ADDRESS = "network.peer.address";
-    /// From which port.
+    /// Port of the connection's peer.
     PEER_PORT = "network.peer.port";
     /// The version of HTTP.
     PROTOCOL_VERSION = "network.protocol.version";
     /// The client's software.
     USER_AGENT = "user_agent.original";
-    /// What went wrong, in one word.
+    /// Error class.
     ERROR_TYPE = "error.type";
-    /// What is asked of the model.
+    /// Operation of the model.
     OPERATION = "gen_ai.operation.name";
-    /// Whose API it is.
+    /// Provider of the API.
     PROVIDER = "gen_ai.provider.name";
-    /// Which model.
+    /// Model name.
     MODEL = "gen_ai.request.model";
-    /// Whether the answer is to be a stream.
+    /// True for a streamed response.
     STREAM = "gen_ai.request.stream";
-    /// From the request to the first token, in seconds.
+    /// Time from the request to the first token, in seconds.
     FIRST_CHUNK = "gen_ai.response.time_to_first_chunk";
-    /// The route of the configuration.
+    /// Name of the route.
     ANTEROOM_ROUTE = "anteroom.route";
-    /// How the request ended, as in the metrics.
+    /// Outcome, as in the metrics.
     OUTCOME = "anteroom.outcome";
     /// `x-request-id`.
     REQUEST_ID = "anteroom.request_id";
-    /// Whether a cold start held it.
+    /// True if a cold start held the request.
     COLD_START = "anteroom.cold_start";
-    /// Which one: `id` of the record.
+    /// `id` of the cold start's record.
     COLD_START_ID = "anteroom.cold_start.id";
-    /// The trace of the request that brought it about.
+    /// Trace of the request that triggered the cold start.
     COLD_START_TRACE = "anteroom.cold_start.trace_id";
-    /// The pod that came up.
+    /// Pod that became ready.
     POD = "anteroom.cold_start.pod";
-    /// By how much a phase may truly have ended earlier, in milliseconds.
+    /// Time by which a phase may have ended earlier, in milliseconds.
     EARLY_MS = "anteroom.cold_start.early_ms";
 }
 
-/// A 200 went out before the answer was there.
+/// Early 200 before the response.
 pub const EARLY_200: &str = "anteroom.early_200";
-/// A dispatch failed, and the request is held again.
+/// Failed dispatch; the request is held again.
 pub const HELD_AGAIN: &str = "anteroom.held_again";
-/// What waited in vain goes to the fallback.
+/// Dispatch to the fallback after a failed wait.
 pub const FELL_BACK: &str = "anteroom.fell_back";
-/// The answer began.
+/// First byte of the response.
 pub const FIRST_BYTE: &str = "anteroom.first_byte";
-/// Its first token came.
+/// First token of the response.
 pub const FIRST_TOKEN: &str = "anteroom.first_token";
 
-/// Every event.
+/// All events.
 pub const EVENTS: &[&str] = &[EARLY_200, HELD_AGAIN, FELL_BACK, FIRST_BYTE, FIRST_TOKEN];
 
-/// A request is held.
+/// Span of a hold.
 pub const HOLD: &str = "hold";
 
-/// How the names of the phases begin, and with a second dot those of their parts.
+/// Prefix of the spans of phases (`cold_start.load`) and parts (`cold_start.load.weights`).
 pub const PHASE: &str = "cold_start";
 
 #[cfg(test)]
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
     use crate::domain::{Part, Phase};
 
-    /// What stands first in the rows of the table below a heading, in code quotes.
+    /// Returns the names in the first column of the table below a heading.
     fn first_column(text: &str, heading: &str) -> BTreeSet<String> {
         let section = text.split(&format!("\n## {heading}\n")).nth(1).expect(heading);
         let section = section.split("\n## ").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A span while it is made.
+//! A span under construction.
 
 use std::{borrow::Cow, time::SystemTime};
 
@@ -11,38 +11,38 @@ use tokio::time::Instant;
 
 use super::context::{Context, new_span_id};
 
-/// Two clocks at one moment: spans are measured by ours and told in wall-clock time, so that a clock that is set does
-/// not bend them.
+/// Monotonic and wall-clock time of one moment. Spans are measured monotonically and exported in wall-clock time, so
+/// that clock adjustments do not distort them.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     at: Instant,
     wall: SystemTime,
 }
 
-/// Who is on the other side of a span.
+/// Remote side of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A client.
     Server,
     /// An endpoint.
     Client,
-    /// Nobody.
+    /// None.
     Internal,
 }
 
-/// One span of a request.
+/// A span of a request.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// Its id.
+    /// Span id.
     pub id: u64,
-    /// The id of the span that it is a part of; 0: what the trace went on from.
+    /// Id of the parent span; 0 for the parent of the whole request.
     pub parent: u64,
-    /// What it is.
+    /// Name.
     pub name: Cow<'static, str>,
     kind: Kind,
-    /// When it began.
+    /// Start.
     pub start: Instant,
-    /// When it ended; until then, the same.
+    /// End; equals `start` until then.
     pub end: Instant,
     attributes: Vec<KeyValue>,
     events: Vec<(Instant, &'static str, Vec<KeyValue>)>,
@@ -52,12 +52,12 @@ pub struct Span {
 // === impl Clock ===
 
 impl Clock {
-    /// Both clocks now.
+    /// Reads both clocks.
     pub fn now() -> Self {
         Self { at: Instant::now(), wall: SystemTime::now() }
     }
 
-    /// The wall-clock time of a moment, before or after.
+    /// Converts a moment, earlier or later, to wall-clock time.
     pub fn wall(&self, at: Instant) -> SystemTime {
         match at.checked_duration_since(self.at) {
             Some(after) => self.wall + after,
@@ -69,7 +69,7 @@ impl Clock {
 // === impl Span ===
 
 impl Span {
-    /// A span that begins, as a part of another.
+    /// Starts a span.
     pub fn new(name: Cow<'static, str>, kind: Kind, parent: u64, start: Instant) -> Self {
         Self {
             id: new_span_id(),
@@ -84,7 +84,7 @@ impl Span {
         }
     }
 
-    /// Says something of it; what was said under this key before is forgotten.
+    /// Sets an attribute, replacing an earlier value.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         let value = value.into();
         match self.attributes.iter_mut().find(|known| known.key.as_str() == key) {
@@ -93,17 +93,17 @@ impl Span {
         }
     }
 
-    /// Whether something is said under this key.
+    /// Returns whether an attribute is set.
     pub fn says(&self, key: &'static str) -> bool {
         self.attributes.iter().any(|known| known.key.as_str() == key)
     }
 
-    /// Something happened.
+    /// Adds an event.
     pub fn event(&mut self, at: Instant, name: &'static str, attributes: Vec<KeyValue>) {
         self.events.push((at, name, attributes));
     }
 
-    /// It is an error.
+    /// Marks the span as failed.
     pub const fn fail(&mut self) {
         self.failed = true;
     }
@@ -138,7 +138,7 @@ impl Span {
             dropped_attributes_count: 0,
             events,
             links: SpanLinks::default(),
-            // What went wrong is in `error.type`; a description would repeat it.
+            // `error.type` has the cause; a description would repeat it.
             status: if self.failed { Status::error("") } else { Status::Unset },
             instrumentation_scope: scope.clone(),
         }
