@@ -188,7 +188,7 @@ fn flags_beat_the_file_and_are_validated_with_it() {
     // The file's own address was fine: the error does not point at it.
     let error = Loaded::parse(&text, "a.yaml", &overrides(&["--listen=0.0.0.0:8081"])).unwrap_err();
     let message =
-        "a.yaml: admin: 127.0.0.1:8081 is taken by listen, 0.0.0.0:8081; give the two different ports";
+        "a.yaml: admin: 127.0.0.1:8081 is already used by listen, 0.0.0.0:8081; use different ports";
     assert_eq!(error.to_string(), message);
 
     let error = Arguments::try_parse_from(["anteroom", "--drain-delay=5"]).unwrap_err();

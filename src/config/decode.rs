@@ -1,4 +1,4 @@
-//! From text to types. What does not fit is told in the file's own words: its keys, its units, its places.
+//! Parsing, with errors in terms of the file: its keys, units and positions.
 
 use serde::Deserialize;
 use serde_saphyr::{
@@ -13,12 +13,12 @@ use super::{
     source::{KeyPath, Node, Shape, Source, Step, known},
 };
 
-/// Reads a text: the configuration, not validated yet, and where everything is.
+/// Parses a text into a configuration, not validated yet, and the positions of its nodes.
 pub(super) fn decode<'a>(name: &'a str, text: &'a str) -> Result<(Config, Source<'a>), Vec<Problem>> {
     let source = Source::new(name, text);
     let root = match serde_saphyr::from_str_with_options::<Spanned<Shape>>(text, options()) {
         Ok(root) => root,
-        // No YAML at all: nothing more can be said.
+        // Invalid YAML: no further checks are possible.
         Err(error) => return Err(vec![explain(&source, &KeyPath::default(), &error, &[])]),
     };
     let source = source.with_root(root);
@@ -42,8 +42,8 @@ pub(super) fn decode<'a>(name: &'a str, text: &'a str) -> Result<(Config, Source
     }
 }
 
-/// The reader's own bound on nodes stays as it is. Its bound on what aliases may repeat lets an alias bomb of 500 bytes take
-/// seconds. Its bound on depth is more than the stack of a thread has in a debug build; no key of ours is deeper than six.
+/// Limits on aliases and depth are stricter than the parser's defaults: an alias bomb of 500 bytes would take seconds,
+/// and the default depth overflows a thread's stack in debug builds. Our keys nest at most six deep.
 fn options() -> Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: 16 },
@@ -54,7 +54,7 @@ fn options() -> Options {
     }
 }
 
-/// Finds the keys that no section knows: all of them, as one typo seldom comes alone.
+/// Collects all unknown keys; typos rarely come alone.
 fn find_unknown(
     source: &Source<'_>,
     sections: &[Section],
@@ -84,7 +84,7 @@ fn find_unknown(
     }
 }
 
-/// What may have been meant by an unknown key: a neighbour, the same word elsewhere, or any of the section.
+/// Suggests a fix for an unknown key: a similar key, the section it belongs to, or all keys of this section.
 fn way_out(key: &str, section: &Section, sections: &[Section]) -> String {
     let names = || section.keys.iter().map(|known| known.name.as_str());
     if let Some(near) = nearest(key, names()) {
@@ -101,7 +101,7 @@ fn way_out(key: &str, section: &Section, sections: &[Section]) -> String {
     }
 }
 
-/// The word that is a slip of the finger away.
+/// Returns the most similar word, if it is similar enough for a typo.
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let slips = |name: &str| strsim::damerau_levenshtein(&plain(word), &plain(name));
     let (near, slips) = known.map(|name| (name, slips(name))).min_by_key(|(_, slips)| *slips)?;
@@ -112,12 +112,12 @@ fn same(one: &str, other: &str) -> bool {
     plain(one) == plain(other)
 }
 
-/// `max_requests` and `max-requests` are `maxRequests` to those who come from other files.
+/// Normalizes a key: `max_requests` and `max-requests` match `maxRequests`.
 fn plain(word: &str) -> String {
     word.chars().filter(|character| !matches!(character, '_' | '-')).flat_map(char::to_lowercase).collect()
 }
 
-/// The path as the sections have it: `routes[].hold`.
+/// Formats a path as sections do: `routes[].hold`.
 fn pattern(path: &KeyPath) -> String {
     let mut pattern = String::new();
     for step in path.steps() {
@@ -130,7 +130,7 @@ fn pattern(path: &KeyPath) -> String {
     pattern
 }
 
-/// What may stand at a path: the kind of the key, or of the items of its list or map.
+/// Returns the expected kind at a path: of the key, or of the items of its list or map.
 fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<Kind> {
     let pattern = pattern(path);
     if sections.iter().any(|section| !section.path.is_empty() && section.path == pattern)
@@ -155,11 +155,11 @@ fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<Kind> {
     })
 }
 
-/// One error of the reader as a problem of the file.
+/// Converts an error of the parser to a problem of the file.
 fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Section]) -> Problem {
     let error = error.without_snippet();
     let place = error.location().and_then(known);
-    // What our own types refuse is placed at its key, after the fact; the tree knows the value.
+    // Errors of our own types get the position of their key from the tree.
     let (place, message) = match error {
         Error::DuplicateMappingKey { key: Some(key), .. } => {
             (place, format!("the key \"{key}\" is given twice"))
@@ -175,12 +175,12 @@ fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Secti
             };
             (source.position(path), format!("unknown value \"{variant}\"{way_out}"))
         }
-        // Our own types say what they want.
+        // Messages of our own types name the expected value.
         Error::Message { msg, .. } if kind_at(path, sections) != Some(Kind::Address) => {
             (source.position(path).or(place), msg.clone())
         }
         Error::ExpectedMappingEndAfterEnumVariantValue { .. } => {
-            // Told at the first variant, while what is wrong is that it is not the only one.
+            // Reported at the first variant, although the fault is the second one.
             let path = path.parent();
             let message = mismatch(source, &path, sections).unwrap_or_else(|| wording(error));
             return source.problem_at(place, &path, message);
@@ -206,7 +206,7 @@ fn wording(error: &Error) -> String {
     DefaultMessageFormatter.format_message(error).into_owned()
 }
 
-/// What should stand at the path, and what does.
+/// Describes the expected and the actual value at the path.
 fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option<String> {
     let kind = if path.steps().is_empty() { Kind::Section(Vec::new()) } else { kind_at(path, sections)? };
     let found = match (&kind, &source.node(path)?.value) {
@@ -214,14 +214,14 @@ fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option
             0 => "none".to_owned(),
             _ => entries.iter().map(|(key, _)| key.value.clone()).collect::<Vec<_>>().join(" and "),
         },
-        // `env: TOKEN=…`: not for the log.
+        // Not shown: `env: TOKEN=…` may be a secret.
         (Kind::Map, Shape::Leaf(text)) if !text.is_empty() => "a single value".to_owned(),
         (_, shape) => shape.to_string(),
     };
     let hint = match (&kind, found.as_str()) {
         (Kind::Text, "nothing") => "; an empty text is \"\"",
         (_, "nothing") => "; leave the key out for its default",
-        // It is a whole number, only not one that fits.
+        // A whole number, but out of range.
         (Kind::Number(_), number) if number.parse::<f64>().is_ok_and(|number| number > u32::MAX.into()) => {
             "; choose a smaller one"
         }

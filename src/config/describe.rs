@@ -1,25 +1,25 @@
-//! What was understood, readable at a glance.
+//! Summary of a configuration for the `check` command.
 
 use std::{cmp::Reverse, fmt::Display};
 
 use super::{Config, LogFormat, MemoryLimit, budget::WorstCase};
 use crate::domain::{KeepaliveMode, Matcher, Route, Target, mask_secrets};
 
-/// The widest that a column may be; together with the gaps, below 110.
+/// Columns with their maximum widths; together with the gaps, below 110 characters.
 const COLUMNS: [(&str, usize); 6] =
     [("NAME", 18), ("MATCH", 26), ("TARGET", 26), ("HOLD", 12), ("KEEPALIVE", 10), ("AT A TIME", 9)];
 
-/// Values of these are credentials more often than not.
-const SECRETS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
+/// Headers whose values are usually credentials.
+const SECRET_HEADERS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
 
 impl Config {
-    /// What was understood: addresses, limits, and the routes in the order in which they are tried.
+    /// Summarizes addresses, limits, and routes in the order of matching.
     pub fn describe(&self) -> String {
         body(self, None) + &verdict(self, 0)
     }
 }
 
-/// `ok: 2 routes, 1 warning`
+/// Formats `ok: 2 routes, 1 warning`.
 pub(super) fn verdict(config: &Config, warnings: usize) -> String {
     let count = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let routes = count(config.routes.len(), "route");
@@ -29,7 +29,7 @@ pub(super) fn verdict(config: &Config, warnings: usize) -> String {
     }
 }
 
-/// `memory`: what there is of it, if that is known.
+/// Formats the summary; `memory` is the available memory, if known.
 pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>) -> String {
     let limits = &config.limits;
     let workers = config.workers.map_or("one per core".to_owned(), |workers| workers.to_string());
@@ -75,7 +75,7 @@ pub(super) fn body(config: &Config, memory: Option<&MemoryLimit>) -> String {
     text
 }
 
-/// The more specific first, as the router tries them: host, then path, then headers, then model.
+/// Sorts routes by specificity as the router does: host, then path, then headers, then model.
 fn in_matching_order(routes: &[Route]) -> Vec<&Route> {
     let mut routes = routes.iter().collect::<Vec<_>>();
     routes.sort_by_key(|route| {
@@ -166,7 +166,7 @@ fn matches(matcher: &Matcher) -> Vec<String> {
         (!values.is_empty()).then(|| format!("{name}{plural} {}", values.join(", ")))
     };
     let header = |(name, value): (&String, &String)| {
-        let secret = SECRETS.contains(&name.to_ascii_lowercase().as_str());
+        let secret = SECRET_HEADERS.contains(&name.to_ascii_lowercase().as_str());
         let value: &dyn Display = if secret { &"…" } else { value };
         format!("{name}: {value}")
     };
@@ -175,7 +175,7 @@ fn matches(matcher: &Matcher) -> Vec<String> {
     if lines.is_empty() { vec!["every request".to_owned()] } else { lines }
 }
 
-/// Breaks a line at spaces; a word that is too long, anywhere. What could move the cursor is blanked.
+/// Wraps a line at spaces, and longer words anywhere. Control characters become spaces.
 fn wrapped(line: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut room = width;

@@ -1,56 +1,56 @@
-//! What is wrong with a configuration, where, and the way out.
+//! Problems of a configuration, with their positions and remedies.
 
 use std::{
     fmt::{self, Write},
     io,
 };
 
-/// Why there is no configuration.
+/// Reason why a configuration cannot be used.
 ///
-/// `Display` is one line a problem, for logs; [`ConfigError::report`] adds the lines of the file, for people.
+/// `Display` has one line per problem, for logs; [`ConfigError::report`] adds excerpts of the file, for terminals.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("{file}: cannot be read: {source}{}", hint(.source))]
     Read {
-        /// The file as it was given.
+        /// The file name as given.
         file: String,
-        /// Why not.
+        /// Cause.
         source: io::Error,
     },
-    /// The file was read; this is wrong with it, in the order of its lines, never empty.
+    /// Problems of the file, in the order of its lines; never empty.
     #[error("{}", lines(.0))]
     Invalid(Vec<Problem>),
 }
 
-/// Something that is wrong, or odd, with a configuration.
+/// An error or warning about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file as it was given.
+    /// The file name as given.
     pub file: String,
-    /// Where it is. None if a flag or a variable said so.
+    /// Position; `None` if a flag or variable set the value.
     pub position: Option<Position>,
-    /// Which key it is, such as `routes[0].hold.maxRequests`. Empty for the file as a whole.
+    /// Key, such as `routes[0].hold.maxRequests`; empty for the whole file.
     pub key: String,
-    /// What is wrong, and the way out.
+    /// The fault and its remedy.
     pub message: String,
-    /// The line of the file.
+    /// Line of the file.
     pub(super) line: Option<String>,
 }
 
-/// A place in the file, both counted from 1, in characters.
+/// Position in the file; line and column count from 1, in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The line.
+    /// Line.
     pub line: u64,
-    /// The column.
+    /// Column.
     pub column: u64,
 }
 
 // === impl ConfigError ===
 
 impl ConfigError {
-    /// For a terminal: each problem with its line of the file. It shows what the file says, so it is not for logs.
+    /// Formats all problems with their lines for a terminal. Excerpts may contain secrets, so not for logs.
     pub fn report(&self) -> String {
         match self {
             Self::Read { .. } => format!("error: {self}\n"),
@@ -58,7 +58,7 @@ impl ConfigError {
         }
     }
 
-    /// What is wrong with the file; empty if it cannot be read.
+    /// Returns the problems; empty if the file cannot be read.
     pub fn problems(&self) -> &[Problem] {
         match self {
             Self::Read { .. } => &[],
@@ -81,7 +81,7 @@ fn lines(problems: &[Problem]) -> String {
 // === impl Problem ===
 
 impl Problem {
-    /// For a terminal: `error: file:line:column: key: message`, and the line of the file with a caret.
+    /// Formats `error: file:line:column: key: message`, and the line with a caret.
     pub(super) fn report(&self, severity: &str) -> String {
         let mut report = format!("{severity}: {self}\n");
         if let (Some(position), Some(line)) = (self.position, &self.line) {
@@ -108,12 +108,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Words of the file inside of ours: they neither end the line of a log nor move a cursor.
+/// Replaces control characters, so that text from the file cannot break log lines or move the cursor.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
 }
 
-/// As much of a line as fits a terminal, and how far the caret is indented. What could move the cursor is blanked.
+/// Returns the part of a line around a column that fits a terminal, and the indent of the caret.
 fn excerpt(line: &str, column: u64) -> (String, usize) {
     const WIDTH: usize = 100;
     let column = usize::try_from(column).unwrap_or(usize::MAX).saturating_sub(1);

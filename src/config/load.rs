@@ -1,4 +1,4 @@
-//! From a file to a configuration that holds together, and what is odd about it.
+//! Loading: from a file to a validated configuration and its warnings.
 
 use std::{
     fs::File,
@@ -11,20 +11,21 @@ use super::{
     describe, source::KeyPath, validate::validate,
 };
 
-/// A configuration that is valid, with what is odd about it.
+/// A valid configuration with its warnings.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is legal, yet seldom meant; in the order of the file.
+    /// Settings that are valid but rarely intended, in the order of the file.
     pub warnings: Vec<Problem>,
     file: String,
-    /// Whether `limits` has `maxBufferedBytes` and `maxConnections`.
-    has_bytes: bool,
+    /// True if the file sets `limits.maxBufferedBytes`.
+    has_buffered_bytes: bool,
+    /// True if the file sets `limits.maxConnections`.
     has_connections: bool,
 }
 
-/// For the `check` command: what was understood, or what is wrong, where there is this much memory.
+/// Loads a configuration for this much memory and summarizes it, for the `check` command.
 pub fn check(
     path: &Path,
     overrides: &Overrides,
@@ -46,7 +47,7 @@ impl Loaded {
         Self::from_read(read(path), path, overrides)
     }
 
-    /// As [`Loaded::load`], from what the file said when it was looked at: it may have changed since.
+    /// Same as [`Loaded::load`], for content read earlier: the file may have changed since.
     pub fn from_content(content: &[u8], path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
         Self::from_read(read_text(content), path, overrides)
     }
@@ -59,13 +60,13 @@ impl Loaded {
         }
     }
 
-    /// As [`Loaded::load`], from a text; `name` stands for the file in errors.
+    /// Same as [`Loaded::load`], for a text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
         let (mut config, mut source) = decode(name, text).map_err(ConfigError::Invalid)?;
         for key in overrides.apply(&mut config) {
             source.forget(key);
         }
-        // Who lowers `max` alone means the ramp to end there, not to be told about a default.
+        // A lowered `max` alone also limits the default of `rampStart`, instead of an error about it.
         for (index, route) in config.routes.iter_mut().enumerate() {
             let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");
             if source.node(&concurrency.key("rampStart")).is_none() {
@@ -76,16 +77,16 @@ impl Loaded {
         let warnings = validate(&config, &source).map_err(ConfigError::Invalid)?;
         let limits = KeyPath::default().key("limits");
         let has = |key| source.node(&limits.key(key)).is_some();
-        let (has_bytes, has_connections) = (has("maxBufferedBytes"), has("maxConnections"));
-        Ok(Self { config, warnings, file: name.to_owned(), has_bytes, has_connections })
+        let (has_buffered_bytes, has_connections) = (has("maxBufferedBytes"), has("maxConnections"));
+        Ok(Self { config, warnings, file: name.to_owned(), has_buffered_bytes, has_connections })
     }
 
-    /// Lowers those limits that are not set to what fits this much memory, and warns where all of them do not fit.
+    /// Lowers unset limits to fit this much memory, and warns if the limits together exceed it.
     #[must_use]
     pub fn fit(mut self, memory: Option<&MemoryLimit>) -> Self {
         let Some(memory) = memory else { return self };
         let limits = &mut self.config.limits;
-        if !self.has_bytes {
+        if !self.has_buffered_bytes {
             limits.max_buffered_bytes = limits.fitting_bytes(memory.bytes);
         }
         if !self.has_connections {
@@ -103,13 +104,13 @@ fn read(path: &Path) -> io::Result<String> {
     read_text(File::open(path)?)
 }
 
-/// A configuration is small: what is not (a device, a model by mistake) shall not fill the memory.
+/// Reads at most 4 MiB: a device or a model file given by mistake must not fill the memory.
 fn read_text(from: impl Read) -> io::Result<String> {
-    const MOST: u64 = 4 << 20;
+    const MAX_BYTES: u64 = 4 << 20;
     let mut text = String::new();
-    let read = from.take(MOST + 1).read_to_string(&mut text)?;
-    if read as u64 > MOST {
-        return Err(io::Error::other("larger than 4MiB, so it is no configuration"));
+    let read = from.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    if read as u64 > MAX_BYTES {
+        return Err(io::Error::other("larger than 4MiB, which is not a configuration"));
     }
     Ok(text)
 }

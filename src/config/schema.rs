@@ -1,4 +1,4 @@
-//! The schema of the file, and its keys section by section: one source for editors, for the documents and for errors.
+//! JSON Schema of the file, and its keys by section: one source for editors, documentation and error messages.
 
 use std::fmt;
 
@@ -10,47 +10,47 @@ use serde_json::{Map, Value};
 
 use super::Config;
 
-/// The JSON Schema (draft 2020-12) of the file, pretty-printed, so that editors complete and check it.
+/// Returns the JSON Schema (draft 2020-12) of the file, pretty-printed, for completion and validation in editors.
 pub fn schema() -> String {
     format!("{:#}\n", root().to_value())
 }
 
-/// A mapping of the file whose keys are fixed.
+/// A mapping of the file with fixed keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
-    /// Where it is, such as `routes[].hold`. Empty for the top level.
+    /// Path, such as `routes[].hold`; empty for the top level.
     pub path: String,
-    /// What it is for.
+    /// Purpose of the section.
     pub description: String,
-    /// Whether exactly one of its keys is given.
+    /// True if exactly one of the keys must be given.
     pub either: bool,
-    /// Its keys, in the order of the types.
+    /// Keys in the order of the types.
     pub keys: Vec<Key>,
 }
 
 /// A key of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The key.
+    /// Name of the key.
     pub name: String,
-    /// What may stand there.
+    /// Kind of its value.
     pub kind: Kind,
-    /// What holds without it, as JSON. None: it must be given, or its absence means something of its own.
+    /// Default as JSON; `None` if the key is required or has no default value.
     pub default: Option<Value>,
-    /// Whether it must be given.
+    /// True if the key must be given.
     pub required: bool,
-    /// What it means.
+    /// Meaning of the key.
     pub description: String,
 }
 
-/// What may stand at a key.
+/// Kind of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A span of time.
+    /// A duration.
     Duration,
     /// A number of bytes.
     Bytes,
-    /// A whole number, and the least that makes sense.
+    /// A whole number, with its minimum.
     Number(u64),
     /// A number from 0 to 1.
     Ratio,
@@ -64,13 +64,13 @@ pub enum Kind {
     Choice(Vec<(String, String)>),
     /// A list.
     List(Box<Kind>),
-    /// Texts by names that are free.
+    /// A mapping of arbitrary names to texts.
     Map,
-    /// A mapping with fixed keys; those of which exactly one is given if that is the rule.
+    /// A mapping with fixed keys; if not empty, exactly one of these must be given.
     Section(Vec<String>),
 }
 
-/// All sections of the file, each before those within it.
+/// Returns all sections of the file, parents before children.
 pub fn sections() -> Vec<Section> {
     let root = root().to_value();
     let mut sections = Vec::new();
@@ -84,7 +84,7 @@ fn root() -> Schema {
     schema
 }
 
-/// Joins the lines of a description: where the source breaks them is of no meaning.
+/// Joins the lines of descriptions, which the source wraps.
 struct Unwrap;
 
 impl Transform for Unwrap {
@@ -96,7 +96,7 @@ impl Transform for Unwrap {
     }
 }
 
-/// Walks a schema in the few shapes that our types give it.
+/// Walks a schema, in the subset that our types generate.
 struct Walk<'a> {
     root: &'a Value,
     sections: &'a mut Vec<Section>,
@@ -107,7 +107,7 @@ impl<'a> Walk<'a> {
         let description = text(schema, "description");
         let required = schema["required"].as_array();
         let variants = schema["oneOf"].as_array().into_iter().flatten();
-        // An enum with values is one object a variant, each with one key; its own description is the key's.
+        // An enum with values has an object per variant with a single key, described by the variant.
         let described = variants.flat_map(|variant| {
             properties(variant).map(|(name, schema)| (name, schema, text(variant, "description")))
         });
@@ -161,7 +161,7 @@ impl<'a> Walk<'a> {
                 Kind::Choice(words)
             };
         }
-        // What may be left out is `["string", "null"]`.
+        // Optional values have the type `["string", "null"]`.
         let kind = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
         match kind {
             Some("boolean") => Kind::Boolean,
@@ -181,7 +181,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The schema of a value that is there: what may be left out is either that or null.
+/// Returns the schema of a present value: optional ones are `anyOf` with null.
 fn given(schema: &Value) -> &Value {
     match schema["anyOf"].as_array().map(Vec::as_slice) {
         Some([this, null]) if null["type"] == "null" => this,

@@ -1,4 +1,4 @@
-//! Where the keys of a file are: its tree with the place of each node, and paths through it.
+//! Positions of keys in a file, and paths to them.
 
 use std::fmt;
 
@@ -7,14 +7,14 @@ use serde_saphyr::{Location, Spanned};
 
 use super::error::{Position, Problem, one_line};
 
-/// A file that was read: what it is called, its lines, and where its keys are.
+/// A parsed file: its name, text, and tree of positions.
 pub(super) struct Source<'a> {
     name: &'a str,
     text: &'a str,
     root: Node,
 }
 
-/// The way to a key, shown as `routes[0].hold.maxRequests`.
+/// Path to a key, displayed as `routes[0].hold.maxRequests`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyPath(Vec<Step>);
 
@@ -26,9 +26,9 @@ pub(super) enum Step {
 
 pub(super) type Node = Spanned<Shape>;
 
-/// What a node is. A second reading of the text keeps it, as the types of the first have no places.
+/// Kind of a node. Collected by a second pass over the text, since the configuration's types have no positions.
 pub(super) enum Shape {
-    /// A scalar as it is shown to people.
+    /// A scalar, formatted for messages.
     Leaf(String),
     List(Vec<Node>),
     Map(Vec<(Spanned<String>, Node)>),
@@ -50,20 +50,20 @@ impl<'a> Source<'a> {
         &self.root
     }
 
-    /// Forgets a key of the top level, because something else has overridden it.
+    /// Removes a top-level key that has been overridden.
     pub(super) fn forget(&mut self, key: &str) {
         if let Shape::Map(entries) = &mut self.root.value {
             entries.retain(|(name, _)| name.value != key);
         }
     }
 
-    /// The node at a path, if the file has it.
+    /// Returns the node at a path, if the file has it.
     pub(super) fn node(&self, path: &KeyPath) -> Option<&Node> {
         path.0.iter().try_fold(&self.root, |node, step| Some(node.value.child(step)?.0))
     }
 
-    /// The place of a path: of its value if that is a scalar, of its key otherwise; of the nearest key above it if
-    /// the file leaves it to its default.
+    /// Returns the position for a path: of a scalar, or of the key of a list or mapping; for a key that the file lacks,
+    /// of the nearest parent.
     pub(super) fn position(&self, path: &KeyPath) -> Option<Position> {
         let mut node = &self.root;
         let mut place = None;
@@ -78,12 +78,12 @@ impl<'a> Source<'a> {
         place.and_then(known)
     }
 
-    /// A problem with the key at a path.
+    /// Creates a problem with the key at a path.
     pub(super) fn problem(&self, path: &KeyPath, message: impl Into<String>) -> Problem {
         self.problem_at(self.position(path), path, message)
     }
 
-    /// A problem at a place that is not the path's own.
+    /// Creates a problem at another position than that of its path.
     pub(super) fn problem_at(
         &self,
         position: Option<Position>,
@@ -101,12 +101,12 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The lines as YAML has them: a carriage return alone ends one, too.
+/// Splits lines as YAML does: a lone carriage return ends one, too.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
-/// The place, unless the reader does not know it.
+/// Returns the position, if the parser knows it.
 pub(super) fn known(location: Location) -> Option<Position> {
     (location.line() > 0).then(|| Position { line: location.line(), column: location.column() })
 }
@@ -163,7 +163,7 @@ impl fmt::Display for KeyPath {
 // === impl Shape ===
 
 impl Shape {
-    /// The child, and where its key is if it has one.
+    /// Returns the child, and the position of its key if it has one.
     fn child(&self, step: &Step) -> Option<(&Node, Option<Location>)> {
         match (self, step) {
             (Self::List(items), Step::Index(index)) => Some((items.get(*index)?, None)),
@@ -227,9 +227,9 @@ impl<'de> Deserialize<'de> for Shape {
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
-                // A whole file that is one text, say, is not repeated in an error.
-                const SHOWN: usize = 100;
-                let (shown, more) = match value.char_indices().nth(SHOWN) {
+                // A huge scalar, such as a whole file, must not be repeated in an error.
+                const MAX_CHARS: usize = 100;
+                let (shown, more) = match value.char_indices().nth(MAX_CHARS) {
                     Some((end, _)) => (&value[..end], "…"),
                     None => (value, ""),
                 };

@@ -1,4 +1,4 @@
-//! Whether a configuration holds together: what types cannot say. All problems are found, not only the first.
+//! Validation beyond what types express. Collects all problems, not only the first.
 
 mod allowed;
 mod cluster;
@@ -16,27 +16,28 @@ use super::{
 };
 use crate::domain::{ByteCount, Period, Route, WebOrigin};
 
-/// More header fields than that are no request any more.
-const MOST_HEADERS: usize = 4096;
+/// Upper bound of `limits.maxHeaders`.
+const MAX_HEADERS: usize = 4096;
 
-/// A client that is slower than that may be as fast as its network.
-const MOST_RATE: ByteCount = ByteCount::mebibytes(1);
+/// Upper bound of `limits.minRate`: a slower client may still use its network fully.
+const MAX_MIN_RATE: ByteCount = ByteCount::mebibytes(1);
 
-/// Checks a route of the cluster as if it stood in the file, and what else holds for those; its keys are those of a
-/// ModelRoute. `config` has the limits, our own addresses and the hosts that are allowed; its routes do not matter.
+/// Checks a route of the cluster, with the keys of a ModelRoute. Uses the limits, addresses and allowed hosts of
+/// `config`, and ignores its routes. Returns warnings, each with its key.
 ///
 /// # Errors
-/// Everything that is wrong. Otherwise, what is odd. Each with its key.
+///
+/// All problems, each with its key.
 pub fn check_cluster_route(route: &Route, config: &Config) -> Result<Vec<String>, Vec<String>> {
     let mut checker = Checker { config, source: None, errors: Vec::new(), warnings: Vec::new() };
     checker.route(route, &KeyPath::default().key("spec"));
-    let told = |problems: Vec<Problem>| {
+    let format_all = |problems: Vec<Problem>| {
         problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
     };
-    if checker.errors.is_empty() { Ok(told(checker.warnings)) } else { Err(told(checker.errors)) }
+    if checker.errors.is_empty() { Ok(format_all(checker.warnings)) } else { Err(format_all(checker.errors)) }
 }
 
-/// Fails with everything that is wrong; else returns what is odd.
+/// Returns warnings, or all errors.
 pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
     let mut checker = Checker { config, source: Some(source), errors: Vec::new(), warnings: Vec::new() };
     checker.top_level();
@@ -49,7 +50,7 @@ pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Probl
     checker.overlaps();
 
     let Checker { mut errors, mut warnings, .. } = checker;
-    // Stable, so that what has no place of its own stays in the order in which it was found.
+    // Stable, so that problems without a position keep the order in which they were found.
     errors.sort_by_key(|problem| problem.position);
     warnings.sort_by_key(|problem| problem.position);
     if errors.is_empty() { Ok(warnings) } else { Err(errors) }
@@ -57,7 +58,7 @@ pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Probl
 
 struct Checker<'a> {
     config: &'a Config,
-    /// None: it is a route of the cluster.
+    /// `None` for a route of the cluster.
     source: Option<&'a Source<'a>>,
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
@@ -87,12 +88,12 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether the file says so itself. Of a route of the cluster that is not known.
+    /// Returns whether the file sets the key; unknown for a route of the cluster.
     fn is_given(&self, path: &KeyPath) -> bool {
         self.source.is_some_and(|source| source.node(path).is_some())
     }
 
-    /// Whether it is a route of the cluster that is checked.
+    /// Returns whether a route of the cluster is checked.
     const fn is_in_cluster(&self) -> bool {
         self.source.is_none()
     }
@@ -109,7 +110,7 @@ impl Checker<'_> {
         ] {
             let Some(address) = address else { continue };
             if let Some((name, other)) = taken.iter().find(|(_, other)| clash(*other, address)) {
-                let message = format!("{address} is taken by {name}, {other}; give the two different ports");
+                let message = format!("{address} is already used by {name}, {other}; use different ports");
                 self.error(&path, message);
             }
             taken.push((key, address));
@@ -120,7 +121,7 @@ impl Checker<'_> {
         if let Some(report) = &self.config.report {
             let path = root.key("report");
             if report.dir.is_empty() {
-                self.error(&path.key("dir"), "names no folder; give one that this process may write to");
+                self.error(&path.key("dir"), "is empty; name a directory that this process may write to");
             }
             if report.max_bytes < ByteCount::bytes(64 << 10) {
                 self.error(
@@ -136,21 +137,21 @@ impl Checker<'_> {
         self.at_most_a_month(&root.key("drainDelay"), *drain_delay);
         self.at_most_a_month(&root.key("drainTimeout"), *drain_timeout);
         if self.config.routes.is_empty() && self.config.kubernetes.is_none() {
-            let message = "there is no route, so nothing could be served; add one with a name and a target";
+            let message = "there are no routes, so nothing can be served; add one with a name and a target";
             self.error(&root.key("routes"), message);
         }
     }
 
-    /// Origins and hosts that requests of browsers may name.
+    /// Checks `cors.origins` and `allowedHosts`.
     fn web_pages(&mut self) {
         let root = KeyPath::default();
         let origins = self.config.cors.iter().flat_map(|cors| &cors.origins);
         for (index, origin) in origins.enumerate() {
             let message = match &**origin {
                 "*" => continue,
-                "null" => "any page can have the origin `null`: to allow all pages, write `*`",
+                "null" => "`null` is an origin that any page can have; to allow all pages, write `*`",
                 _ if WebOrigin::parse(origin).is_some() => continue,
-                _ => "is no origin; write scheme, host and port alone, such as https://chat.example.com",
+                _ => "is not an origin; write only scheme, host and port, such as https://chat.example.com",
             };
             self.error(&root.key("cors").key("origins").index(index), message);
         }
@@ -159,7 +160,8 @@ impl Checker<'_> {
             let is_of_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.[]:".contains(&byte);
             let has_port = !name.ends_with(']') && name.matches(':').count() == 1;
             if host != "*" && (name.is_empty() || has_port || !name.bytes().all(is_of_name)) {
-                let message = "is no host; write a name or an address without a port, `*.example.com` or `*`";
+                let message =
+                    "is not a host; write a name or an address without a port, `*.example.com` or `*`";
                 self.error(&root.key("allowedHosts").index(index), message);
             }
         }
@@ -193,13 +195,13 @@ impl Checker<'_> {
         ] {
             self.positive(&path.key(key), value as usize);
         }
-        if !(1..=MOST_HEADERS).contains(&max_headers) {
-            let message = format!("must be between 1 and {MOST_HEADERS}");
+        if !(1..=MAX_HEADERS).contains(&max_headers) {
+            let message = format!("must be between 1 and {MAX_HEADERS}");
             self.error(&path.key("maxHeaders"), message);
         }
-        if min_rate > MOST_RATE {
+        if min_rate > MAX_MIN_RATE {
             let message =
-                format!("{min_rate} a second is more than a slow client can; choose at most {MOST_RATE}");
+                format!("{min_rate} per second excludes slow clients; choose at most {MAX_MIN_RATE}");
             self.error(&path.key("minRate"), message);
         }
         if max_buffered_bytes < max_body_bytes {
@@ -226,7 +228,7 @@ impl Checker<'_> {
         }
     }
 
-    /// A period that must last, as a zero would spin, or refuse everything.
+    /// Checks a period for which zero would spin or reject everything.
     fn period(&mut self, path: &KeyPath, period: Period) {
         if period.get().is_zero() {
             self.error(path, "must be more than zero");
@@ -234,7 +236,7 @@ impl Checker<'_> {
         self.at_most_a_month(path, period);
     }
 
-    /// Clocks overflow somewhere; far below that, it is a slip of the unit.
+    /// Checks that a period is plausible; far longer ones overflow clocks.
     fn at_most_a_month(&mut self, path: &KeyPath, period: Period) {
         if period.get() > Duration::from_secs(30 * 24 * 60 * 60) {
             self.error(path, "is too long; choose at most 30d");
@@ -242,7 +244,7 @@ impl Checker<'_> {
     }
 }
 
-/// Whether two sockets cannot both be bound.
+/// Returns whether two sockets cannot both be bound.
 fn clash(one: SocketAddr, other: SocketAddr) -> bool {
     let everywhere = one.ip().is_unspecified() || other.ip().is_unspecified();
     one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || everywhere)

@@ -1,4 +1,4 @@
-//! Tells when the file has changed, or somebody says so with SIGHUP.
+//! Detects changes of the file, and SIGHUP.
 
 use std::{
     fs, io,
@@ -18,18 +18,18 @@ use tokio::{
 };
 use tracing::warn;
 
-/// How often the file is read where the system does not tell.
-const POLL: Duration = Duration::from_secs(2);
-/// How often it is read where the system does: some file systems only say that they do.
-const REPAIR: Duration = Duration::from_secs(30);
+/// Polling interval if file notifications are unavailable.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Polling interval with file notifications, which some file systems accept but never send.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Watches the file for reloads. What counts is its content: an editor's several events are one change, and a write
-/// of the same text is none.
+/// Watches the file for reloads. Only its content counts: several events of an editor are one change, and rewriting the
+/// same text is none.
 ///
-/// Create it *before* the file is loaded, or a change in between is missed.
+/// Create it *before* loading the file, so that no change in between is missed.
 pub struct ConfigWatcher {
     path: PathBuf,
-    /// What the file said when it was last looked at.
+    /// Content at the last check.
     seen: Vec<u8>,
     hangup: Signal,
     changes: Arc<Notify>,
@@ -37,27 +37,27 @@ pub struct ConfigWatcher {
     poll: Interval,
 }
 
-/// The folders, not the file: it is replaced by a rename, or reached through a symlink that is. A ConfigMap's is
-/// `config.yaml -> ..data/config.yaml` with `..data -> ..2026_01_01`, and `..data` is what changes.
+/// Watches of directories rather than the file, which is replaced by a rename or reached through a symlink. For a
+/// ConfigMap, `config.yaml -> ..data/config.yaml` with `..data -> ..2026_01_01`, and `..data` changes.
 struct Folders {
     watcher: RecommendedWatcher,
-    /// The folder of the file as it is named.
+    /// Directory of the path as given.
     named: PathBuf,
-    /// The folder where it really is, if that is another.
+    /// Directory of the resolved path, if it differs.
     real: Option<PathBuf>,
 }
 
 // === impl ConfigWatcher ===
 
 impl ConfigWatcher {
-    /// Starts to watch, within a runtime. From here on SIGHUP reloads, instead of ending the process.
+    /// Starts watching; needs a runtime. From now on SIGHUP reloads instead of ending the process.
     pub fn new(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         let changes = Arc::new(Notify::new());
         let folders = Folders::new(&path, &changes).inspect_err(|error| {
-            warn!(path = %path.display(), %error, "cannot watch the configuration; reading it every 2 s instead");
+            warn!(path = %path.display(), %error, "cannot watch the configuration; polling it every 2 s");
         });
-        let period = if folders.is_ok() { REPAIR } else { POLL };
+        let period = if folders.is_ok() { REPAIR_INTERVAL } else { POLL_INTERVAL };
         Self::with(path, changes, folders.ok(), period)
     }
 
@@ -74,14 +74,15 @@ impl ConfigWatcher {
         Ok(Self { path, seen, hangup, changes, folders, poll })
     }
 
-    /// Waits until the content has changed, which is returned, or for SIGHUP, which counts even if nothing has.
+    /// Waits for a change of content, which is returned, or for SIGHUP, which returns `None` if the content is
+    /// unchanged.
     ///
-    /// Who reads the file again may find another content, half of it, or none, and what has been seen here is not told a
-    /// second time. Cancel-safe: nothing is awaited between a notice and the look at the file.
+    /// Use the returned content: the file may have changed again, or be half-written. Cancel-safe: nothing is awaited
+    /// between a notification and the read.
     pub async fn changed(&mut self) -> Option<&[u8]> {
         loop {
             tokio::select! {
-                // Biased, as a SIGHUP is an order: a change noticed along with it is not to be told a second time.
+                // SIGHUP first: a change noticed together with it must not be reported twice.
                 biased;
                 Some(()) = self.hangup.recv() => {
                     return self.look().then_some(&self.seen);
@@ -95,10 +96,11 @@ impl ConfigWatcher {
         }
     }
 
-    /// Whether the content is new. A file that is missing or empty is about to be written, and will be seen then.
+    /// Reads the file and returns whether its content is new. A missing or empty file is about to be written, and is
+    /// read again then.
     fn look(&mut self) -> bool {
         if let Some(folders) = &mut self.folders {
-            // Before the read: what changes after it is noticed in the folder that it changes in.
+            // Before the read, so that a later change triggers an event in the right directory.
             folders.follow(&self.path);
         }
         match fs::read(&self.path) {
@@ -118,7 +120,7 @@ impl Folders {
         let changes = Arc::clone(changes);
         let name = path.file_name().map(ToOwned::to_owned);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            // An error may be an overflow of events: look, rather than miss one.
+            // An error may be an overflow of events, so check the file.
             let relevant = event.map_or(true, |event| {
                 let own = event.paths.iter().any(|path| path.file_name() == name.as_deref());
                 concerns(event.kind, own)
@@ -137,7 +139,7 @@ impl Folders {
         Ok(folders)
     }
 
-    /// Watches the folder where the file really is, after each change of a symlink on the way.
+    /// Watches the directory of the resolved path, after each change of a symlink.
     fn follow(&mut self, path: &Path) {
         let folder = |path: &Path| Some(path.canonicalize().ok()?.parent()?.to_owned());
         let real = folder(path).filter(|real| self.named.canonicalize().ok().as_ref() != Some(real));
@@ -145,19 +147,19 @@ impl Folders {
             return;
         }
         if let Some(old) = self.real.take() {
-            // Most often it is gone, and its watch with it.
+            // Fails if the directory and its watch are gone, which is usual.
             let _ = self.watcher.unwatch(&old);
         }
         self.real = real.filter(|real| self.watcher.watch(real, RecursiveMode::NonRecursive).is_ok());
     }
 }
 
-/// Whether an event can mean a new content: any change of a name, as symlinks may have any; writes only to the file
-/// itself, so that a log in the same folder costs nothing. Our own reads are events too.
+/// Returns whether an event may mean new content: any rename, since it may replace a symlink, and writes to the file
+/// itself, so that a log file in the directory does not count. Our own reads cause events, too.
 fn concerns(kind: EventKind, own: bool) -> bool {
     match kind {
         EventKind::Access(kind) => own && kind == AccessKind::Close(AccessMode::Write),
-        // Linux tells the end of a write too, and until then the content is half of it.
+        // Linux reports the end of a write; until then the content is incomplete.
         EventKind::Modify(ModifyKind::Data(_)) => own && !cfg!(target_os = "linux"),
         EventKind::Modify(ModifyKind::Metadata(_)) => false,
         _ => true,

@@ -27,7 +27,7 @@ pub struct InvalidMaxWait(String);
 impl Patience {
     /// Reads the headers of a request.
     ///
-    /// openai-python sends its read timeout in seconds as `x-stainless-read-timeout`; openai-is_node sends the timeout of
+    /// openai-python sends its read timeout in seconds as `x-stainless-read-timeout`; openai-node sends the timeout of
     /// the request, if set, as `x-stainless-timeout`, and undici below it times out after 300 s without a response
     /// head.
     ///
@@ -102,8 +102,8 @@ mod tests {
         assert_eq!(python.silence, Some(Duration::from_secs(600)));
         assert_eq!(python.safe_silence(), Some(Duration::from_secs(598)));
         assert_eq!(of(&[("x-stainless-lang", "js")]).unwrap().silence, Some(Duration::from_secs(300)));
-        let is_node = of(&[("x-stainless-lang", "js"), ("x-stainless-timeout", "20")]).unwrap();
-        assert_eq!(is_node.silence, Some(Duration::from_secs(20)));
+        let node = of(&[("x-stainless-lang", "js"), ("x-stainless-timeout", "20")]).unwrap();
+        assert_eq!(node.silence, Some(Duration::from_secs(20)));
         assert_eq!(of(&[]).unwrap(), Patience::default());
         let brief = of(&[("x-stainless-read-timeout", "2")]).unwrap();
         assert_eq!(brief.safe_silence(), Some(Duration::from_millis(1500)), "2 s less a quarter");

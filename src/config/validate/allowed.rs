@@ -1,12 +1,12 @@
-//! Where routes of the cluster may send requests, other than to pods of their own namespace. Who may write a route is
-//! not trusted with our network: it reaches what they cannot.
+//! Hosts to which routes of the cluster may send requests, other than pods of their namespace. Authors of routes are
+//! not trusted with the proxy's network, which reaches more than they can.
 
 use std::net::IpAddr;
 
 use crate::config::Kubernetes;
 
-/// Whether an operator allows the host at this port. Names are compared as they are written: what they resolve to is
-/// the business of whoever runs their zone, so only zones that are trusted belong on the list.
+/// Returns whether the host is allowed at this port. Names are compared literally; whoever controls a zone decides what
+/// its names resolve to, so list only trusted zones.
 pub(super) fn allows(kubernetes: &Option<Kubernetes>, host: &str, port: u16) -> bool {
     let allowed = kubernetes.iter().flat_map(|kubernetes| &kubernetes.allowed_hosts);
     allowed.map(|entry| split(entry)).any(|(name, only)| {
@@ -18,10 +18,10 @@ pub(super) fn allows(kubernetes: &Option<Kubernetes>, host: &str, port: u16) -> 
     })
 }
 
-/// An entry of the list: its host, and its port if it names one.
+/// Splits an entry into host and port.
 pub(super) fn split(entry: &str) -> (&str, Option<u16>) {
     match entry.rsplit_once(':') {
-        // In an address without brackets, what stands behind a colon is no port.
+        // An IPv6 address without brackets cannot have a port.
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => match port.parse() {
             Ok(port) if port > 0 => (host, Some(port)),
             _ => (entry, None),
@@ -30,7 +30,7 @@ pub(super) fn split(entry: &str) -> (&str, Option<u16>) {
     }
 }
 
-/// A dot at the end says that the name is whole, and nothing else.
+/// Strips the dot of a fully qualified name.
 fn plain(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
@@ -47,7 +47,7 @@ fn address(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-/// `suffix` begins with its dot.
+/// Returns whether `host` is a subdomain; `suffix` begins with a dot.
 fn below(host: &str, suffix: &str) -> bool {
     address(host).is_none()
         && host.len() > suffix.len()

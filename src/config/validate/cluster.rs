@@ -1,4 +1,4 @@
-//! The scaler, the other replicas, and the cluster.
+//! Validation of the scaler, other replicas and the cluster.
 
 use super::{Checker, allowed, route::host_name};
 use crate::{
@@ -61,7 +61,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The part of a route that is about scaling.
+    /// Validates the scaling settings of a route.
     pub(super) fn scaling(&mut self, route: &Route, path: &KeyPath) {
         let Scaling { target, activation_replicas, linger, request_rate, idle_timeout, .. } = route.scaling;
         let scaling = path.key("scaling");
@@ -90,7 +90,7 @@ impl Checker<'_> {
                 if value.is_empty() {
                     self.error(&path.key(key), "is empty");
                 } else if workload.misnamed() == Some(key) {
-                    let message = format!("\"{value}\" is none; write it as in apps/v1, Deployment, vllm");
+                    let message = format!("\"{value}\" is invalid; write it as in apps/v1, Deployment, vllm");
                     self.error(&path.key(key), message);
                 }
             }

@@ -1,5 +1,4 @@
-//! Routes against each other. Overlap is no error as such, the more specific route goes first; only what is equally
-//! specific leaves open which one is meant.
+//! Conflicts between routes. Overlap is allowed, since the more specific route wins; equal claims are ambiguous.
 
 use std::collections::HashMap;
 

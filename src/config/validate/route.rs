@@ -1,4 +1,4 @@
-//! One route by itself.
+//! Validation of a single route.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ impl Checker<'_> {
         if self.is_in_cluster() {
             self.claims(route, &path.key("match"));
         } else {
-            // The API server looks after the names of objects.
+            // The API server validates names of objects.
             self.name(route.name.as_str(), &path.key("name"));
         }
         let target = path.key("target");
@@ -52,27 +52,29 @@ impl Checker<'_> {
         self.period(&path.key("connectTimeout"), route.upstream.connect_timeout);
         self.period(&path.key("responseTimeout"), route.upstream.response_timeout);
         self.period(&path.key("idleTimeout"), route.upstream.idle_timeout);
-        let most = UpstreamTimeouts::MAX_RESPONSE_HEADERS;
-        if !(1..=most).contains(&route.upstream.max_response_headers) {
-            self.error(&path.key("maxResponseHeaders"), format!("must be between 1 and {most}"));
+        let max = UpstreamTimeouts::MAX_RESPONSE_HEADERS;
+        if !(1..=max).contains(&route.upstream.max_response_headers) {
+            self.error(&path.key("maxResponseHeaders"), format!("must be between 1 and {max}"));
         }
     }
 
-    /// A name is a metric's label, a log field and a part of the admin API's paths.
+    /// Checks a name, which is a metric label, a log field and part of the admin API's paths.
     fn name(&mut self, name: &str, path: &KeyPath) {
         let fits = |character: char| character.is_ascii_alphanumeric() || "-_./".contains(character);
         if name.is_empty() || name.len() > 253 || !name.chars().all(fits) {
-            let message = format!("\"{name}\" is no name; use letters, digits and -_./, up to 253 of them");
+            let message = format!(
+                "\"{name}\" is not a valid name; use letters, digits and -_./, at most 253 characters"
+            );
             self.error(path, message);
         }
     }
 
-    /// A route of the cluster is looked at by everybody, so what it may ask of us has a bound.
+    /// Bounds the claims of a route of the cluster: all of them are compared with those of other routes.
     fn claims(&mut self, route: &Route, path: &KeyPath) {
-        const MOST: usize = 4096;
-        if route.claim_count() > MOST {
+        const MAX_CLAIMS: usize = 4096;
+        if route.claim_count() > MAX_CLAIMS {
             let message = format!(
-                "makes {} combinations of host, path and model, and {MOST} is the most; spread them over several routes",
+                "makes {} combinations of host, path and model, more than the maximum of {MAX_CLAIMS}; use several routes",
                 route.claim_count()
             );
             self.error(path, message);
@@ -217,7 +219,7 @@ impl Checker<'_> {
         let not_yet = &route.gateway.not_yet;
         for (index, status) in not_yet.status.iter().enumerate() {
             if !(400..=599).contains(status) {
-                let message = format!("{status} is no status of an error; choose from 400 to 599");
+                let message = format!("{status} is not an error status; choose from 400 to 599");
                 self.error(&path.key("status").index(index), message);
             }
         }

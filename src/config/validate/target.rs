@@ -1,4 +1,4 @@
-//! What scales from zero, and whether it can be reached.
+//! Validation of targets.
 
 use std::{
     env,
@@ -62,7 +62,7 @@ impl Checker<'_> {
             }
             return;
         }
-        // Of a script we cannot know what it starts.
+        // The command of a script is unknown.
         if process.command.iter().any(|word| Path::new(word).file_name().is_some_and(|name| name == "vllm")) {
             self.vllm_sleeps(process, path);
         }
@@ -83,13 +83,13 @@ impl Checker<'_> {
             self.warn(&path.key("whenIdle"), message);
         }
         if open && !says("--host") {
-            let message = "vLLM listens on every address of this machine, and in its development mode lets anybody \
-                           who reaches it do what they like with it; add --host 127.0.0.1";
+            let message = "vLLM listens on every address of this machine, and in its development mode gives \
+                           full control to anyone who can reach it; add --host 127.0.0.1";
             self.warn(&path.key("command"), message);
         }
     }
 
-    /// Only warnings: the file may be checked on another machine than the one that it is for.
+    /// Only warns, since the file may be checked on a different machine.
     fn program(&mut self, process: &ProcessTarget, program: &str, path: &KeyPath) {
         let directory = process.directory.as_deref().map(Path::new);
         if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
@@ -112,7 +112,7 @@ impl Checker<'_> {
 
     pub(super) fn url(&mut self, url: &str, path: &KeyPath) {
         let error = match url.parse::<Uri>() {
-            // First, and without the URL: there is a password in it, and this goes to the log.
+            // First, and without the URL: it may have a password, and the message is logged.
             _ if url.contains('@') => {
                 let message = "has a user in it; clients send their own credentials, write http://host:port";
                 Some(message.to_owned())
@@ -144,7 +144,7 @@ impl Checker<'_> {
             return Some(message);
         }
         let host = uri.host().unwrap_or_default();
-        // A port that is no number from 1 to 65535 is none to the parser.
+        // The parser drops a port that is not a number from 1 to 65535.
         let port = uri.port_u16().or((authority.as_str() == host).then_some(80)).unwrap_or(0);
         if host.is_empty() || port == 0 {
             return Some(format!("\"{url}\" names no host and port to connect to; write http://host:port"));
@@ -162,7 +162,7 @@ impl Checker<'_> {
     }
 }
 
-/// Whether a connection to the host and port comes out at the address, as far as can be told without a resolver.
+/// Returns whether a connection to the host and port would reach the address, without resolving names.
 fn reaches(host: &str, port: u16, address: SocketAddr) -> bool {
     let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     let (loopback, here) = match ip {

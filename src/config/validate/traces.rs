@@ -1,4 +1,4 @@
-//! Where traces go.
+//! Validation of the trace export.
 
 use http::{HeaderName, HeaderValue, Uri};
 
@@ -36,7 +36,7 @@ fn collector(endpoint: &str, protocol: TracesProtocol) -> Result<(), String> {
         TracesProtocol::Http => "write it as in http://collector:4318",
     };
     if endpoint.contains('@') {
-        // Without the value: where a user stands, a password does.
+        // Without the value: it may have a password.
         return Err(format!("has a user in it; credentials belong into `headers`; {example}"));
     }
     let uri = endpoint
