@@ -41,7 +41,7 @@ fn found_in(parts: &[&[u8]]) -> Option<usize> {
 }
 
 fn the_first_token_is_where_a_slow_reader_finds_it(stream: &[u8]) {
-    if stream.len() > FirstToken::LONGEST {
+    if stream.len() > FirstToken::MAX_EVENT_BYTES {
         return;
     }
     let (events, _) = read(stream);

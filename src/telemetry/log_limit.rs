@@ -212,7 +212,7 @@ mod tests {
     }
 
     impl Passed {
-        /// How many of the lines that this logs do.
+        /// Returns the number of logged lines.
         fn of(&self, log: impl FnOnce()) -> u64 {
             let before = self.0.load(Ordering::Relaxed);
             log();
@@ -226,7 +226,7 @@ mod tests {
         (limit, passed, tracing::subscriber::set_default(subscriber))
     }
 
-    /// As a library logs what its peer does.
+    /// Logs as a library does about its peer.
     fn warn(lines: u64) {
         for _ in 0..lines {
             tracing::warn!(target: "h2::proto::ping_pong", "recv PING ack that we never sent");

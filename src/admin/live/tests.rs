@@ -20,7 +20,7 @@ struct Routes {
     gates: Mutex<Vec<Arc<Gate>>>,
     unrouted: RouteCounters,
     history: Arc<History>,
-    /// How often it was asked for them.
+    /// Number of calls of `gates`.
     looks: AtomicUsize,
 }
 
@@ -77,7 +77,7 @@ struct World {
 }
 
 impl World {
-    /// Running, and past its first tick: the next one comes in a second.
+    /// Runs it past the first tick; the next one follows in a second.
     async fn new(names: &[&str]) -> Self {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = |name: &&str| Gate::new((*name).into(), Policy::default(), cold_starts.clone());
@@ -104,7 +104,7 @@ impl World {
     }
 }
 
-/// The next event: its name, and what it tells.
+/// Returns the name and data of the next event.
 async fn next(watcher: &mut Watcher) -> (String, Value) {
     let event = watcher.next().await.expect("an event");
     let (name, data) = event.strip_prefix("event: ").unwrap().split_once("\ndata: ").unwrap();
@@ -147,7 +147,7 @@ async fn edge_is_sent_at_once_and_later_ones_together() {
     let world = World::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;
-    sleep(PAUSE).await;
+    sleep(MIN_UPDATE_INTERVAL).await;
 
     let before = Instant::now();
     let mut held = world.hold(1);
@@ -160,15 +160,15 @@ async fn edge_is_sent_at_once_and_later_ones_together() {
         sleep(Duration::from_millis(1)).await;
     }
     let (_, told) = next(&mut watcher).await;
-    assert_eq!((before.elapsed(), &told["routes"][0]["held"]), (PAUSE, &json!(51)));
+    assert_eq!((before.elapsed(), &told["routes"][0]["held"]), (MIN_UPDATE_INTERVAL, &json!(51)));
 
-    sleep(PAUSE).await;
+    sleep(MIN_UPDATE_INTERVAL).await;
     let before = Instant::now();
     world.gate(0).cold_starts().begin(before, 51);
     let (_, told) = next(&mut watcher).await;
     assert_eq!((before.elapsed(), &told["routes"][0]["phase"]), (Duration::ZERO, &json!("signal")));
 
-    sleep(PAUSE).await;
+    sleep(MIN_UPDATE_INTERVAL).await;
     let before = Instant::now();
     world.gate(0).cold_starts().failed("no luck".into(), Vec::new());
     let (_, told) = next(&mut watcher).await;
@@ -177,7 +177,7 @@ async fn edge_is_sent_at_once_and_later_ones_together() {
     let (_, told) = next(&mut watcher).await;
     assert_eq!(told["cold_starts"], json!([]), "it has been told");
 
-    sleep(PAUSE).await;
+    sleep(MIN_UPDATE_INTERVAL).await;
     let before = Instant::now();
     world.draining.store(true, Ordering::Relaxed);
     world.gate(0).drain();
@@ -200,12 +200,12 @@ async fn slow_reader_gets_only_the_newest_state() {
     });
     let mut held = Vec::new();
     for _ in 0..60 {
-        sleep(TICK).await;
+        sleep(TICK_INTERVAL).await;
         held.extend(world.hold(1));
     }
     world.gate(0).cold_starts().begin(Instant::now(), 60);
     world.gate(0).cold_starts().failed("no luck".into(), Vec::new());
-    sleep(PAUSE).await;
+    sleep(MIN_UPDATE_INTERVAL).await;
     let (_, told) = next(&mut slow).await;
     assert_eq!((&told["routes"][0]["held"], &told["about"]["tick"]), (&json!(60), &json!(61)));
     assert_eq!(told["cold_starts"].as_array().unwrap().len(), 1, "nothing is lost by it");
@@ -237,13 +237,13 @@ async fn while_nobody_looks_nothing_is_made() {
     let mut watcher = world.live.watch().unwrap();
     next(&mut watcher).await;
     drop(watcher);
-    sleep(TICK).await;
+    sleep(TICK_INTERVAL).await;
     let (looks, version) = (world.routes.looks.load(Ordering::Relaxed), world.live.shown.borrow().version());
     let _held = world.hold(3);
     world.gate(0).cold_starts().begin(Instant::now(), 3);
-    sleep(TICK / 2).await;
+    sleep(TICK_INTERVAL / 2).await;
     assert_eq!(world.routes.looks.load(Ordering::Relaxed), looks, "edges are not even heard");
-    sleep(TICK).await;
+    sleep(TICK_INTERVAL).await;
     assert_eq!(world.routes.looks.load(Ordering::Relaxed), looks + 1, "one look a tick, for the samples");
     assert_eq!(world.live.shown.borrow().version(), version);
     assert!(world.cold_starts.recent(None, 1).is_empty());
@@ -259,19 +259,19 @@ async fn held_history_keeps_two_minutes_of_maxima() {
     next(&mut watcher).await;
     for count in [3, 1] {
         let held = world.hold(count);
-        sleep(PAUSE * 2).await;
+        sleep(MIN_UPDATE_INTERVAL * 2).await;
         drop(held);
-        sleep(TICK - PAUSE * 2).await;
+        sleep(TICK_INTERVAL - MIN_UPDATE_INTERVAL * 2).await;
     }
     let told = next(&mut watcher).await.1;
     assert_eq!(told["held"], json!({ "tiny": 1 }), "of the last second, and without those that hold nothing");
     let mut late = world.live.watch().unwrap();
     assert_eq!(next(&mut late).await.1["held"]["tiny"], json!([0, 3, 1]));
-    sleep(TICK * 200).await;
+    sleep(TICK_INTERVAL * 200).await;
     let history = |told: Value| told["held"]["tiny"].as_array().unwrap().clone();
     assert_eq!(history(next(&mut world.live.watch().unwrap()).await.1), vec![json!(0); Samples::KEPT]);
     world.routes.gates.lock().remove(0);
-    sleep(TICK).await;
+    sleep(TICK_INTERVAL).await;
     assert_eq!(
         world.live.making.lock().samples.of(&"tiny".into()).count(),
         0,

@@ -92,13 +92,13 @@ impl Stage {
         self.server.put(SCALED_OBJECT, object);
     }
 
-    /// What stands in the way a moment later.
+    /// Returns the obstacle 1.5 s later.
     async fn obstacle(&self) -> Option<ObstacleKind> {
         sleep(Duration::from_millis(1500)).await;
         self.gate.target().obstacle().map(|obstacle| obstacle.kind)
     }
 
-    /// One replica is asked for, and KEDA listens.
+    /// Creates a stage with one desired replica and an open stream from KEDA.
     async fn scaled_up() -> Self {
         let stage = Self::new();
         stage.scaled_object(false);
@@ -107,10 +107,10 @@ impl Stage {
         stage
     }
 
-    /// What stands in the way 4 s after it has come about, and 4 s later.
-    async fn brews(&self) -> (Option<ObstacleKind>, String) {
+    /// Asserts that no obstacle is reported after 4 s, and returns the one after 8 s.
+    async fn settled_obstacle(&self) -> (Option<ObstacleKind>, String) {
         sleep(Duration::from_secs(4)).await;
-        assert!(self.gate.target().obstacle().is_none(), "it may be a matter of a moment");
+        assert!(self.gate.target().obstacle().is_none(), "it may be transient");
         sleep(Duration::from_secs(4)).await;
         let obstacle = self.gate.target().obstacle();
         let message = obstacle.as_ref().map(|obstacle| obstacle.message.to_string());
@@ -126,9 +126,13 @@ impl Stage {
 #[tokio::test(start_paused = true)]
 async fn gate_and_cluster_exchange_obstacles() {
     let stage = Stage::new();
-    assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject), "who waits is told at once");
+    assert_eq!(
+        stage.obstacle().await,
+        Some(ObstacleKind::NoScaledObject),
+        "held requests see it immediately"
+    );
     sleep(Duration::from_secs(3)).await;
-    assert!(stage.reasons().is_empty(), "1.5 + 3 s: it may come yet");
+    assert!(stage.reasons().is_empty(), "1.5 + 3 s: within the grace of 5 s");
     sleep(Duration::from_secs(2)).await;
     assert_eq!(stage.reasons(), ["NoScaledObject"], "6.5 s");
     let event = &stage.server.objects("/events/")[0];
@@ -136,7 +140,7 @@ async fn gate_and_cluster_exchange_obstacles() {
     stage.scaled_object(true);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::AutoscalingPaused));
     sleep(Duration::from_secs(300)).await;
-    assert_eq!(stage.reasons().len(), 2, "each once, however long it lasts: {:?}", stage.reasons());
+    assert_eq!(stage.reasons().len(), 2, "one event each, however long it lasts: {:?}", stage.reasons());
     assert!(stage.gate.hold(1, true).is_err());
     stage.scaled_object(false);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoKedaStream), "there never was one");
@@ -160,7 +164,7 @@ async fn scaled_object_right_after_its_route_is_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_workload_was_raised_is_in_the_record() {
+async fn record_has_the_time_of_the_scale_up() {
     let stage = Stage::new();
     stage.scaled_object(false);
     let _open = crate::admission::OpenStream::new(stage.gate.clone());
@@ -206,7 +210,7 @@ async fn dropped_pushes_are_an_obstacle() {
     changes.mark_unchanged();
     stage.scaled_object(false);
     changes.changed().await.unwrap();
-    assert!(receiver().is_listed, "who pushes is woken");
+    assert!(receiver().is_listed, "the pusher is woken");
     assert_eq!(stage.obstacle().await, None);
     stage.server.put(DEPLOYMENT, deployment(1));
     sleep(Duration::from_millis(100)).await;
@@ -245,7 +249,7 @@ async fn ready_target_has_no_obstacle() {
 async fn missing_service_or_port_is_reported_in_10_s() {
     let stage = Stage::scaled_up().await;
     stage.server.remove(SERVICE);
-    let (kind, message) = stage.brews().await;
+    let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NoService));
     assert!(message.starts_with("The Service team-a/vllm does not exist"), "{message}");
     let mut elsewhere = service("vllm");
@@ -256,17 +260,17 @@ async fn missing_service_or_port_is_reported_in_10_s() {
     assert!(message.contains("has no TCP port 8000; it has: 80"), "{message}");
     stage.server.put(SERVICE, service("vllm"));
     assert_eq!(stage.obstacle().await, None);
-    assert_eq!(stage.reasons(), ["NoService", "NoService"], "each is said once");
+    assert_eq!(stage.reasons(), ["NoService", "NoService"], "each is reported once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn service_that_selects_nothing_is_told_within_10_s() {
+async fn service_that_selects_nothing_is_reported_in_10_s() {
     let stage = Stage::scaled_up().await;
     stage.server.put(SERVICE, service("chat"));
     sleep(Duration::from_secs(60)).await;
     assert_eq!(stage.obstacle().await, None, "there is no pod yet that it could select");
     stage.server.put(POD, pod(false));
-    let (kind, message) = stage.brews().await;
+    let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NoPodsSelected));
     assert!(message.contains("it wants the labels app=chat, and pod `vllm-1` has app=vllm"), "{message}");
     stage.server.put(SERVICE, service("vllm"));
@@ -274,11 +278,11 @@ async fn service_that_selects_nothing_is_told_within_10_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn port_that_nothing_listens_on_is_told_within_10_s() {
+async fn refusing_port_is_reported_in_10_s() {
     let stage = Stage::scaled_up().await;
     stage.server.put(POD, pod(true));
     assert_eq!(stage.obstacle().await, None);
-    // As the keeper says, who has asked.
+    // As the prober reports it.
     stage.gate.target().set_refusing("10.0.0.1:8000", true);
     sleep(Duration::from_secs(7)).await;
     let obstacle = stage.gate.target().obstacle().unwrap();
@@ -290,7 +294,7 @@ async fn port_that_nothing_listens_on_is_told_within_10_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn volume_and_probe_are_told_in_the_nodes_own_words() {
+async fn volume_and_probe_are_reported_as_by_the_node() {
     let stage = Stage::scaled_up().await;
     let mut mounting = pod(false);
     mounting["status"]["phase"] = json!("Pending");
@@ -304,13 +308,13 @@ async fn volume_and_probe_are_told_in_the_nodes_own_words() {
         );
     };
     event("e1", "FailedMount", "MountVolume.SetUp failed for volume \"models\" : secret \"s3\" not found");
-    let (kind, message) = stage.brews().await;
+    let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::Volume));
     assert!(message.contains("`vllm-1`") && message.contains("secret \"s3\" not found"), "{message}");
     event("e2", "Started", "Container started");
     assert_eq!(stage.obstacle().await, None);
     event("e3", "Unhealthy", "Readiness probe failed: HTTP probe failed with statuscode: 404");
-    let (kind, message) = stage.brews().await;
+    let (kind, message) = stage.settled_obstacle().await;
     assert_eq!(kind, Some(ObstacleKind::NotReady));
     assert!(message.ends_with("Readiness probe failed: HTTP probe failed with statuscode: 404"), "{message}");
 }

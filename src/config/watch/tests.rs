@@ -35,7 +35,7 @@ async fn is_silent(watcher: &mut ConfigWatcher) {
 }
 
 #[tokio::test]
-async fn a_plain_write_fires_once_and_the_same_text_never() {
+async fn write_fires_once_and_the_same_text_never() {
     let _alone = alone().await;
     let (_folder, path) = file("a");
     let mut watcher = ConfigWatcher::new(&path).unwrap();
@@ -49,7 +49,7 @@ async fn a_plain_write_fires_once_and_the_same_text_never() {
 }
 
 #[tokio::test]
-async fn what_changes_while_nobody_waits_fires_later() {
+async fn change_between_calls_fires_later() {
     let _alone = alone().await;
     let (_folder, path) = file("a");
     let mut watcher = ConfigWatcher::new(&path).unwrap();
@@ -146,7 +146,7 @@ async fn without_the_system_the_file_is_polled() {
     // No folder to watch, so it is this way.
     let watcher = ConfigWatcher::new("/no/such/folder/config.yaml").unwrap();
     assert!(watcher.folders.is_none());
-    assert_eq!(watcher.poll.period(), POLL);
+    assert_eq!(watcher.poll.period(), POLL_INTERVAL);
 }
 
 #[test]
