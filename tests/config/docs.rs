@@ -1,4 +1,4 @@
-//! Writes `docs/configuration.md`.
+//! Generates `docs/configuration.md`.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use anteroom::config::{Kind, Section};
 const BEGIN: &str = "<!-- begin: by hand -->";
 const END: &str = "<!-- end: by hand -->";
 
-/// The whole document. What stands between the marks of `now` is kept as it is.
+/// Generates the whole document, keeping the part between the marks of `now`.
 pub(crate) fn configuration(sections: &[Section], example: &str, now: &str) -> String {
     let by_hand = now
         .split_once(BEGIN)
@@ -15,25 +15,25 @@ pub(crate) fn configuration(sections: &[Section], example: &str, now: &str) -> S
         .unwrap_or("\n## Request headers\n\nTo be written.\n\n");
     let mut text = format!(
         "# Configuration\n\n\
-         <!-- Written by `UPDATE_DOCS=1 cargo test --test config`, from the types; only the part between the marks at \
-         the end is written by hand. -->\n\n\
-         One YAML file, given with `--config`. `anteroom check --config FILE` says what it understood, or what is wrong \
-         with it: file, line, key and the way out. `anteroom schema` prints the JSON Schema, so that editors complete and \
-         check it; the first line of a file can name it:\n\n\
+         <!-- Generated from the types by `UPDATE_DOCS=1 cargo test --test config`, except the part between the marks at \
+         the end. -->\n\n\
+         A single YAML file, given with `--config`. `anteroom check --config FILE` summarizes it or reports its errors \
+         with line, key and remedy. `anteroom schema` prints the JSON Schema, for completion and validation in editors; \
+         the first line of a file can reference it:\n\n\
          ```yaml\n# yaml-language-server: $schema=./anteroom.schema.json\n```\n\n\
-         The keys of the top level can also be given as variables and flags (`anteroom serve --help`): a flag beats its \
-         variable, which beats the file. A change of the file, or SIGHUP, loads it again without dropping a request; a bad \
-         file changes nothing and is told in the log.\n\n\
+         Most top-level keys can also be set by environment variables and flags (`anteroom serve --help`): a flag beats \
+         its variable, which beats the file. The file is reloaded when it changes and on SIGHUP, without dropping \
+         requests; an invalid file is logged and ignored.\n\n\
          ## Example\n\n\
-         With every key. All values but the addresses, `workers` and the routes themselves are the defaults.\n\n\
+         All keys. Except for addresses, `workers` and the routes themselves, the values are the defaults.\n\n\
          ```yaml\n{example}```\n\n\
          ## Values\n\n\
-         | type | what is written |\n| --- | --- |\n\
+         | type | format |\n| --- | --- |\n\
          | duration | a number and a unit (`ms`, `s`, `m`, `h`, `d`), or several: `100ms`, `15m`, `1h 30m`; at most `30d` |\n\
          | bytes | a number and a unit: `64KiB` is 65,536, `64KB` is 64,000; without a unit, bytes |\n\
-         | address | IP address and port: `0.0.0.0:8080`, `[::]:8080`; port 0 takes a free one |\n\
-         | map | names that are free, with a text each |\n\n\
-         An unknown key is an error, never ignored. So is a key that is given twice.\n\n"
+         | address | IP address and port: `0.0.0.0:8080`, `[::]:8080`; port 0 picks a free one |\n\
+         | map | arbitrary names, each with a text |\n\n\
+         Unknown and duplicate keys are errors.\n\n"
     );
     for section in sections {
         write_section(&mut text, section).unwrap();
@@ -107,7 +107,7 @@ fn word(kind: &Kind) -> String {
     }
 }
 
-/// As GitHub makes it of a heading.
+/// Returns GitHub's anchor of a heading.
 fn anchor(path: &str) -> String {
     path.chars().filter(|character| character.is_alphanumeric()).collect::<String>().to_lowercase()
 }
