@@ -144,6 +144,6 @@ mod tests {
         front.found_ready();
         front.settle();
         assert!(!front.is_settling(within) && front.is_to_be_doubted());
-        assert!(Front::new(FrontKind::Url).is_to_be_doubted(), "only its probe tells of a url");
+        assert!(Front::new(FrontKind::Url).is_to_be_doubted(), "for a url, only the probe counts");
     }
 }
