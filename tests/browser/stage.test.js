@@ -56,7 +56,7 @@ withStage('every route with its state in words, and what keeps it', everything, 
   assert.ok(Number(await bar.getAttribute('aria-valuenow')) >= 40);
   assert.match(await qwen.getByRole('img').getAttribute('aria-label'), /at most 11 requests/);
   const mixtral = await card(page, 'prod/mixtral-8x22b').innerText();
-  assert.match(mixtral, /No node takes the pod since [^]*Add a node with a free GPU/);
+  assert.match(mixtral, /No node accepts the pod since [^]*Add a node with a free GPU/);
   assert.match(mixtral, /no estimate yet/);
   assert.match(await card(page, 'gemma-27b').innerText(), /Could not be started[^]*CUDA out of memory/);
   await card(page, 'prod/llama-3.3-70b').getByText('2 of 2 endpoints ready').click();
@@ -84,7 +84,7 @@ withStage('a cold start as a waterfall against the median', everything, async (p
   assert.ok(Math.abs(bar.width - (track.width * load.duration_ms) / chosen.total_ms) < 1.5);
   await phase(page, 'pull').hover();
   const readout = page.locator('.readout');
-  assert.match(await readout.innerText(), /pull \(until its images are there\): from .* took 62\.6 s, 29 % of all\. Its end may have been up to 7\.00 s earlier, by another machine’s clock\. Median 62\.6 s, nine of ten 72\.5 s at most\./);
+  assert.match(await readout.innerText(), /pull \(until its images are on the node\): from .* took 62\.6 s, 29 % of all\. Its end may have been up to 7\.00 s earlier, by another machine’s clock\. Median 62\.6 s, nine of ten 72\.5 s at most\./);
   assert.ok(await phase(page, 'pull').locator('.early').isVisible());
   assert.ok(!(await phase(page, 'load').locator('.early').isVisible()));
   await past(page, 'gemma-27b').click();
@@ -121,7 +121,7 @@ withStage('all of it by keyboard', everything, async (page) => {
   const missed = await page.evaluate(() => [...document.querySelectorAll('a, button, select, input, summary')].filter((node) => node.checkVisibility() && !node.dataset.reached).map((node) => node.outerHTML.slice(0, 80)));
   assert.deepEqual(missed, []);
   await page.getByRole('button', { name: 'load', exact: true }).focus();
-  assert.match(await page.locator('.readout').innerText(), /^load \(until it answers its readiness probe\)/);
+  assert.match(await page.locator('.readout').innerText(), /^load \(until its readiness probe succeeds\)/);
   await past(page, 'gemma-27b').focus();
   await page.keyboard.press('Enter');
   await page.locator('#spot-title', { hasText: 'gemma-27b' }).waitFor();

@@ -1,4 +1,4 @@
-// The page: keeps what the server tells, and has each part show its share of it.
+// Entry point: holds the state sent by the server and renders each part of the page.
 
 import { attr, byId, show, text } from './dom.js';
 import { follow } from './stream.js';
@@ -8,22 +8,22 @@ import { Starts } from './starts.js';
 import { Failures } from './failures.js';
 import { count, duration, number, span } from './words.js';
 
-/** As many as the server tells at first. */
+/** Number of cold starts in the server's snapshot. */
 const COLD_STARTS = 50;
 
 const state = {
   about: null,
   names: [],
   routes: new Map(),
-  /** What was held, by route, oldest first. */
+  /** Held requests by route, oldest first. */
   held: new Map(),
-  /** Those that have ended, newest first. */
+  /** Completed ones, newest first. */
   coldStarts: [],
-  /** When it was told, by our own clock. */
+  /** Local time of the last update. */
   toldAt: 0,
-  /** Milliseconds since it was told. */
+  /** Milliseconds since the last update. */
   since: () => performance.now() - state.toldAt,
-  /** What time it is at the server. */
+  /** Current time of the server. */
   now: () => state.about.now_ms + state.since(),
 };
 
@@ -47,10 +47,10 @@ function take(name, told) {
     for (const known of [state.routes, state.held]) for (const key of known.keys()) if (!names.has(key)) known.delete(key);
   }
   for (const route of told.routes) state.routes.set(route.name, route);
-  // An update that was left out would have had the same.
+  // A skipped update would have had the same values.
   const ticks = Math.min(KEPT, told.about.tick - before);
   for (const name of state.names) {
-    // Any name may be a route's, also one that objects have of themselves.
+    // A route may have any name, even that of an Object property.
     const heldNow = Object.hasOwn(told.held, name) ? told.held[name] : complete ? [] : 0;
     const values = complete ? heldNow : (state.held.get(name) ?? []);
     for (let tick = 0; tick < ticks; tick += 1) values.push(heldNow);
@@ -109,7 +109,7 @@ function link(name, why) {
 
 let stop = null;
 function connect() {
-  // Nobody looks at a hidden page, and browsers have few connections for all pages of one address.
+  // A hidden page needs no updates, and browsers limit connections per origin.
   if (document.visibilityState === 'hidden') {
     stop?.();
     stop = null;
@@ -120,7 +120,7 @@ function connect() {
 document.addEventListener('visibilitychange', connect);
 connect();
 
-// Times go on while nothing is told.
+// Elapsed times advance between updates.
 const still = matchMedia('(prefers-reduced-motion: reduce)');
 let lastBeat = 0;
 setInterval(() => {

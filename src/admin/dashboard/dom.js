@@ -1,8 +1,8 @@
-// Nodes without markup: what comes from outside becomes text, never HTML.
+// DOM helpers that never parse HTML: data from the server only becomes text.
 
 const SVG = 'http://www.w3.org/2000/svg';
 
-/** An element with these attributes and children. `class`, `data-…` and the like are attributes; text is text. */
+/** Creates an element with attributes and children; strings become text nodes. */
 export function h(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) attr(node, name, value);
@@ -10,7 +10,7 @@ export function h(tag, attributes = {}, ...children) {
   return node;
 }
 
-/** The same in SVG. */
+/** Creates an SVG element. */
 export function s(tag, attributes = {}, ...children) {
   const node = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) attr(node, name, value);
@@ -20,7 +20,7 @@ export function s(tag, attributes = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
-/** Sets an attribute if it is another one; null and false take it away. */
+/** Sets an attribute if it differs; null and false remove it. */
 export function attr(node, name, value) {
   if (value === null || value === undefined || value === false) {
     if (node.hasAttribute(name)) node.removeAttribute(name);
@@ -30,7 +30,7 @@ export function attr(node, name, value) {
   }
 }
 
-/** Sets the text if it is another one, so that nothing is painted or read out anew for nothing. */
+/** Sets the text if it differs, to avoid repaints and announcements by screen readers. */
 export function text(node, value) {
   const content = String(value);
   if (node.textContent !== content) node.textContent = content;
@@ -41,14 +41,13 @@ export function show(node, visible) {
   if (node.hidden === visible) node.hidden = !visible;
 }
 
-/** Sets a property of its style. The policy of the page forbids style attributes, not this. */
+/** Sets a style property; the content security policy only forbids style attributes. */
 export function style(node, name, value) {
   if (node.style.getPropertyValue(name) !== value) node.style.setProperty(name, value);
 }
 
 /**
- * Makes the children of `parent` those of `items`, in their order; the child of a key stays the same node. What is focused
- * stays so.
+ * Reconciles the children of `parent` with `items`, in order. A key keeps its node, and focus is preserved.
  */
 export function keyed(parent, items, keyOf, create, update) {
   const known = (parent.known ??= new Map());
@@ -73,7 +72,7 @@ export function keyed(parent, items, keyOf, create, update) {
   if (focused && focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
 }
 
-/** What stands in the icons: 16 by 16, drawn in the colour of the text. */
+/** Paths of the icons: 16 by 16, in the colour of the text. */
 const ICONS = {
   ready: ['M8 1.5a6.5 6.5 0 1 1 0 13 6.5 6.5 0 0 1 0-13Z', 'M5 8.2 7.2 10.4 11.2 6'],
   starting: ['M8 1.5a6.5 6.5 0 1 1-6.5 6.5'],
@@ -85,13 +84,13 @@ const ICONS = {
   abandoned: ['M8 1.5a6.5 6.5 0 1 1 0 13 6.5 6.5 0 0 1 0-13Z', 'M4.8 8h6.4'],
 };
 
-/** An icon; it says nothing that does not stand beside it in words. */
+/** Creates a decorative icon; the text beside it has the same meaning. */
 export function icon(name) {
   const paths = (ICONS[name] ?? ICONS.idle).map((d) => s('path', { d }));
   return s('svg', { class: `icon icon-${name}`, viewBox: '0 0 16 16', 'aria-hidden': 'true' }, ...paths);
 }
 
-/** Replaces an icon if it is another one. */
+/** Replaces an icon if it differs. */
 export function setIcon(holder, name) {
   if (holder.dataset.icon === name) return;
   holder.dataset.icon = name;

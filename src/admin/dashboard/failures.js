@@ -1,25 +1,25 @@
-// Requests that failed lately, each with what happened to it.
+// Recently failed requests with their timelines.
 
 import { attr, byId, h, keyed, show, text } from './dom.js';
 import { ago, duration, requestUrl } from './words.js';
 
 const URL = 'api/v1/requests?outcome=failed&limit=20';
-/** They are asked for this often while the page is live. */
+/** Polling interval in milliseconds while the page is live. */
 const EVERY = 5_000;
 
 const OUTCOMES = {
-  completed: 'the model server answered with an error',
-  client_gone: 'the client hung up',
-  cold_start_timeout: 'waited in vain',
+  completed: 'the model server returned an error',
+  client_gone: 'the client disconnected',
+  cold_start_timeout: 'timed out while held',
   cold_start_failed: 'the start failed',
-  upstream_error: 'the model server failed it',
+  upstream_error: 'the model server failed',
   client_stalled: 'the client stopped reading',
-  draining: 'this replica stopped',
-  internal: 'a defect of Anteroom',
-  hold_queue_full: 'refused: too many wait already',
-  saturated: 'refused: busy, and too many wait',
-  no_wait: 'refused: it asked not to wait',
-  autoscaling_paused: 'refused: autoscaling is paused',
+  draining: 'this replica shut down',
+  internal: 'a bug in Anteroom',
+  hold_queue_full: 'rejected: the hold queue is full',
+  saturated: 'rejected: at capacity, and the hold queue is full',
+  no_wait: 'rejected: it asked not to wait',
+  autoscaling_paused: 'rejected: autoscaling is paused',
 };
 const outcomeName = (name) => OUTCOMES[name] ?? String(name).replaceAll('_', ' ');
 
@@ -30,7 +30,7 @@ export class Failures {
     this.list = byId('failed-list').appendChild(h('ul', { class: 'failures' }));
   }
 
-  /** Called with every event, so it asks while there is a connection and somebody looks. */
+  /** Called with every event, so it polls only while connected and visible. */
   render() {
     for (const node of this.list.children) node.when();
     if (this.asking || performance.now() - this.asked < EVERY) return;
@@ -46,7 +46,7 @@ export class Failures {
       show(byId('failed'), requests.length > 0);
       keyed(this.list, requests, (request) => `${request.request_id} ${request.arrived_at}`, (request) => this.item(request), () => {});
     } catch {
-      // The events tell of a lost connection.
+      // The event stream reports a lost connection.
     }
   }
 
@@ -66,7 +66,7 @@ export class Failures {
   }
 }
 
-/** An event as a line. */
+/** Formats an event as a line. */
 function inWords(moment) {
   const { event, endpoint, reason, position, status } = moment;
   switch (event) {

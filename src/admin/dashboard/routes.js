@@ -1,19 +1,19 @@
-// The routes: what each of them does now.
+// Routes and their current state.
 
 import { attr, byId, h, icon, keyed, setIcon, show, style, text } from './dom.js';
 import { draw, sparkline } from './spark.js';
 import { STATES, count, number, obstacleName, phaseColour, phaseName, rough, span } from './words.js';
 
-/** So many are shown before somebody asks for all. */
+/** Number of routes shown by default. */
 const FIRST = 12;
-/** Changes that come together are said together, and this long after the first. */
+/** Delay in milliseconds by which announcements of changes are combined. */
 const SAY_AFTER = 1_500;
 
 export class Routes {
   constructor(state) {
     this.state = state;
     this.all = false;
-    /** The state of each route as it was said last. */
+    /** Last announced state of each route. */
     this.said = null;
     this.cards = new Map();
     for (const id of ['find', 'order', 'state']) byId(id).addEventListener('input', () => this.render());
@@ -61,12 +61,12 @@ export class Routes {
     this.say(all);
   }
 
-  /** Times go on between two events. */
+  /** Advances elapsed times between events. */
   beat() {
     for (const node of byId('cards').children) node.card.beat(this.state);
   }
 
-  /** Says which routes have come to another state, for those who do not see it. */
+  /** Announces changes of state to screen readers. */
   say(all) {
     const now = new Map(all.map((route) => [route.name, route.state]));
     if (!this.said) {
@@ -86,7 +86,7 @@ export class Routes {
 }
 
 const byName = (a, b) => (a.name < b.name ? -1 : 1);
-/** By kinds of activity and not by numbers, so that cards do not change places all the time. */
+/** Sorts by kind of activity rather than by numbers, so that cards do not move constantly. */
 function rankOf(route, wasBusy) {
   if (route.held > 0 || route.cold_start) return 0;
   if (route.obstacle || route.state === 'failed') return 1;
@@ -153,7 +153,7 @@ class Card {
     this.beat(state);
   }
 
-  /** What goes on with time alone. */
+  /** Updates elapsed times. */
   beat(state) {
     const { route } = this;
     const since = state.since();
@@ -169,7 +169,7 @@ class Card {
     this.progress(route, phase, elapsed, left);
   }
 
-  /** What is over and what is expected to come, in the colours of the phases. */
+  /** Draws completed and expected phases in their colours. */
   progress(route, phase, elapsed, left) {
     const whole = left === null ? elapsed : elapsed + left;
     const parts = route.cold_start.phases.map((part) => ({ ...part }));
@@ -186,7 +186,7 @@ class Card {
     }, (node, part) => style(node, 'width', `${((100 * part.duration_ms) / Math.max(whole, 1)).toFixed(2)}%`));
   }
 
-  /** Why it does not come, in words. */
+  /** Renders failures and obstacles. */
   notices(route, state) {
     const notices = [];
     if (route.obstacle) {
@@ -195,7 +195,7 @@ class Card {
     }
     const last = state.coldStarts.find((record) => record.route === route.name);
     if (route.reason) notices.push({ key: 'failed', icon: 'failed', title: 'Could not be started', message: route.reason });
-    // It has had its rest and may be tried again, but nobody has.
+    // The backoff is over, but there was no request since.
     else if (last?.outcome === 'failed' && !route.cold_start && route.state === 'idle') notices.push({ key: `last ${last.id}`, icon: 'failed', title: 'The last start failed', message: last.reason ?? '', since: Date.parse(last.started_at) });
     show(this.notice, notices.length > 0);
     keyed(this.notice, notices, (notice) => notice.key, (notice) => {
@@ -208,7 +208,7 @@ class Card {
     });
   }
 
-  /** What is looked at only when somebody wants to. */
+  /** Renders the collapsed details. */
   detail(route) {
     const { limits, estimates } = route;
     const list = this.more.firstElementChild ?? this.more.appendChild(h('ul', { class: 'endpoints', 'aria-label': 'Endpoints' }));

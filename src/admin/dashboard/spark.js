@@ -1,10 +1,10 @@
-// What was held in the last two minutes, as a small area.
+// Sparkline of held requests in the last two minutes.
 
 import { attr, s } from './dom.js';
 import { count } from './words.js';
 
 const [WIDTH, HEIGHT, TOP] = [120, 32, 3];
-/** As many seconds as the server keeps. */
+/** Number of seconds kept by the server. */
 export const KEPT = 120;
 
 export function sparkline() {
@@ -14,7 +14,7 @@ export function sparkline() {
   return { node, area, line };
 }
 
-/** Draws these numbers, oldest first; the newest is at the right, and 4 is the least full height. */
+/** Draws numbers, oldest first, newest at the right. The full height is at least 4. */
 export function draw({ node, area, line }, values) {
   const most = values.reduce((most, value) => Math.max(most, value), 0);
   attr(node, 'aria-label', `Held in the last 2 minutes: at most ${count(most, 'request')}`);
@@ -24,7 +24,7 @@ export function draw({ node, area, line }, values) {
   const first = WIDTH - values.length;
   let path = '';
   values.forEach((value, index) => {
-    // Only corners: most of a quiet line is none.
+    // Only corners: a quiet line has few.
     const corner = index === 0 || index === values.length - 1 || value !== values[index - 1] || value !== values[index + 1];
     if (corner) path += `${path ? 'L' : 'M'}${first + index + 1} ${y(value)}`;
   });

@@ -1,4 +1,4 @@
-// The cold starts: one to look at, and the latest as a list.
+// Cold starts: one in detail, and a list of the latest.
 
 import { attr, byId, h, icon, keyed, setIcon, show, style, text } from './dom.js';
 import { Waterfall } from './waterfall.js';
@@ -9,7 +9,7 @@ const LISTED = 12;
 export class Starts {
   constructor(state) {
     this.state = state;
-    /** The one that somebody chose; otherwise the latest, and one that runs goes first. */
+    /** The selected one; otherwise a running one, or else the latest. */
     this.pinned = null;
     this.all = false;
     this.waterfall = new Waterfall();
@@ -48,7 +48,7 @@ export class Starts {
     byId('past').append(this.more);
   }
 
-  /** Those that run and those that have ended, newest first. */
+  /** Running and completed ones, newest first. */
   records() {
     const running = [...this.state.routes.values()].filter((route) => route.cold_start).map((route) => route.cold_start);
     return [...running, ...this.state.coldStarts].sort((a, b) => b.id - a.id);
@@ -73,7 +73,7 @@ export class Starts {
     }
     this.spot(chosen);
     const listed = this.all ? fitting : fitting.slice(0, LISTED);
-    // One axis for all that are listed, but one that took very long does not make the others vanish.
+    // One axis for all listed ones, capped so that a very long one does not shrink the others to nothing.
     const lengths = listed.map((record) => record.total_ms).sort((a, b) => a - b);
     const usual = lengths[Math.floor(lengths.length / 2)] ?? 0;
     this.scale = Math.min(lengths.at(-1) ?? 0, usual * 8) || 1;
@@ -100,7 +100,7 @@ export class Starts {
     show(select.parentElement, names.length > 1);
   }
 
-  /** How long it has run; null if it has ended. */
+  /** Elapsed time; null for a completed one. */
   elapsed(record) {
     return record.outcome ? null : record.total_ms + this.state.since();
   }
@@ -179,7 +179,7 @@ export class Starts {
     const spans = record.phases.map((phase) => ({ ...phase, ms: phase.duration_ms }));
     const last = spans.at(-1);
     if (elapsed !== null && last?.unfinished) last.ms = Math.max(last.ms, elapsed - last.start_ms);
-    // What is too short to see would only blur the rest.
+    // Skip segments too short to see.
     const visible = spans.filter((span) => span.ms > whole / 200);
     attr(strip, 'data-cut', whole > this.scale);
     const scale = Math.max(this.scale, elapsed ?? 0);
@@ -192,7 +192,7 @@ export class Starts {
     }, (node, span) => style(node, 'width', `${((100 * span.ms * shrink) / scale).toFixed(3)}%`));
   }
 
-  /** How to make a first cold start. */
+  /** Shows how to trigger a first cold start. */
   explain() {
     const { port, model } = this.state.about;
     const box = byId('no-starts');
@@ -202,14 +202,14 @@ export class Starts {
     const command = `curl -N http://${location.hostname}:${port}/v1/chat/completions \\\n  -H 'content-type: application/json' \\\n  -d '${body}'`;
     const copy = h('button', { type: 'button', class: 'quiet small' }, 'Copy');
     copy.addEventListener('click', async () => {
-      // Not everywhere allowed: it can be marked by hand then.
+      // The clipboard may be unavailable; the text can be selected instead.
       await navigator.clipboard?.writeText(command).then(() => text(copy, 'Copied'), () => {});
     });
     box.replaceChildren(h('h3', {}, 'No cold start yet'), h('p', {}, 'Ask for a model while nothing runs, and watch it here:'), h('div', { class: 'code' }, h('pre', { tabindex: '0', 'aria-label': 'Command' }, h('code', {}, command)), copy));
   }
 }
 
-/** What is usual, if it says something of this one: of others than itself, which got ready and were of its kind. */
+/** Estimates that apply to this one: based on other successful cold starts of its kind. */
 function comparable(record, estimates, latest) {
   if (!estimates || record.outcome === 'failed' || record.kind !== latest.kind) return undefined;
   return record.outcome && estimates.count < 2 ? undefined : estimates;

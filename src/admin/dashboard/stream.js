@@ -1,12 +1,12 @@
-// Server-sent events over fetch, which unlike EventSource says why it was refused, and notices silence.
+// Server-sent events over fetch: unlike EventSource, it exposes the error response and detects silence.
 
-/** The server tells at least once a second, so this much silence is a lost connection. */
+/** Silence in milliseconds that means a lost connection; the server sends at least once a second. */
 const SILENCE = 6_000;
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 5_000;
 
 /**
- * Follows the events at `url` until told to stop: `onEvent(name, data)`, and `onLink(state, why)` with the states
+ * Follows the events at `url` until stopped. Calls `onEvent(name, data)`, and `onLink(state, why)` with the states
  * `connecting`, `live` and `lost`.
  */
 export function follow(url, onEvent, onLink) {
@@ -30,7 +30,7 @@ export function follow(url, onEvent, onLink) {
   return () => stopping.abort();
 }
 
-/** One connection, to its end: says why it ended. */
+/** Reads one connection to its end and returns the reason. */
 async function once(url, stopping, onEvent) {
   const abort = new AbortController();
   const stop = () => abort.abort();
@@ -51,7 +51,7 @@ async function once(url, stopping, onEvent) {
     let buffer = '';
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) return 'the connection has ended';
+      if (done) return 'the connection was closed';
       heard();
       buffer += value;
       for (let end; (end = buffer.indexOf('\n\n')) >= 0; buffer = buffer.slice(end + 2)) {
@@ -69,7 +69,7 @@ async function once(url, stopping, onEvent) {
   }
 }
 
-/** A defect of the page is none of the connection. */
+/** Reports errors of handlers without dropping the connection. */
 function tell(onEvent, { name, data }) {
   try {
     onEvent(name, JSON.parse(data));
@@ -78,7 +78,7 @@ function tell(onEvent, { name, data }) {
   }
 }
 
-/** An event of lines; a comment is none. */
+/** Parses the lines of an event; null for a comment. */
 function parse(block) {
   let name = 'message';
   let data = null;

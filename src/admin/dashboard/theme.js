@@ -1,4 +1,4 @@
-// Before anything is painted: the theme that was chosen here last, if one was.
+// Applies the stored theme before the first paint.
 'use strict';
 (() => {
   const KEY = 'anteroom-theme';

@@ -1,11 +1,11 @@
-// A cold start as a waterfall: each phase as a bar on one axis of time, beside what is usual.
+// Waterfall of a cold start: phases as bars on a time axis, with their medians.
 
 import { attr, h, keyed, show, style, text } from './dom.js';
 import { duration, partName, phaseColour, phaseMeaning, phaseName, rough, share } from './words.js';
 
 const percent = (part, whole) => `${((100 * part) / Math.max(whole, 0.001)).toFixed(3)}%`;
 
-/** The phases of a record as rows; of one that has run for `elapsed`, those that are to come besides. */
+/** Converts a record's phases to rows; for one running for `elapsed`, adds the expected phases. */
 export function rowsOf(record, elapsed, usual) {
   const rows = record.phases.map((phase) => ({ ...phase, kind: phase.unfinished ? 'cut' : 'done' }));
   if (elapsed === null || rows.length === 0) return rows;
@@ -25,11 +25,11 @@ export function rowsOf(record, elapsed, usual) {
   return rows;
 }
 
-/** Round numbers on an axis until `whole` milliseconds: at most five steps. */
+/** Returns round ticks for an axis of `whole` milliseconds, at most five steps. */
 export function ticks(whole) {
   const rawStep = whole / 5;
   const magnitude = 10 ** Math.floor(Math.log10(Math.max(rawStep, 0.001)));
-  // Where minutes are written, round numbers are those of clocks.
+  // For minutes, ticks are multiples of 5, 10, 30 or 60 minutes.
   const clock = [300e3, 600e3, 1800e3, 3600e3, 7200e3, 21600e3, 86400e3];
   const step = whole > 1000e3 ? (clock.find((step) => step >= rawStep) ?? 86400e3) : magnitude * [1, 2, 5, 10].find((step) => step * magnitude >= rawStep);
   const list = [];
@@ -37,7 +37,7 @@ export function ticks(whole) {
   return { step, list };
 }
 
-/** `0`, `500 ms`, `2 s`, `30 min`, without digits that say nothing. */
+/** Formats `0`, `500 ms`, `2 s`, `30 min`, without trailing zeros. */
 function tick(ms) {
   if (ms === 0) return '0';
   if (ms < 1) return `${+ms.toFixed(2)} ms`;
@@ -67,12 +67,12 @@ export class Waterfall {
     this.read();
   }
 
-  /** Shows a record; one that has not ended has run for `elapsed`, which is null for the others. */
+  /** Shows a record; `elapsed` is null for a completed one. */
   update(record, elapsed, estimates) {
     const usual = estimates?.phases ?? [];
     const rows = rowsOf(record, elapsed, usual);
     const end = rows.reduce((end, row) => Math.max(end, row.start_ms + row.duration_ms), record.total_ms);
-    // While it runs, the axis grows in steps, so that bars do not shrink all the time.
+    // While it runs, the axis grows in steps, so that bars do not shrink constantly.
     const grows = elapsed !== null;
     if (!grows || this.id !== record.id || end > this.whole || end < this.whole / 2) this.whole = grows ? end * (usual.length ? 1.02 : 1.3) : end;
     this.id = record.id;
@@ -117,11 +117,11 @@ export class Waterfall {
     attr(took, 'data-blur', blur > 0);
     const difference = median !== null && row.kind === 'done' ? row.duration_ms - median : null;
     text(usual, row.kind === 'to come' ? 'median' : difference === null ? '' : signed(difference));
-    // Slower than nine of ten, and by enough to matter.
+    // Slower than the 90th percentile by a relevant margin.
     attr(usual, 'data-slower', difference !== null && row.duration_ms > row.usual.p90_ms && difference > this.record.total_ms / 50);
   }
 
-  /** The numbers of what is pointed at, or how to read the picture. */
+  /** Shows the numbers of the hovered phase, or a legend. */
   read() {
     const row = this.rows?.find((row) => row.key === this.pointed);
     attr(this.readout, 'data-on', Boolean(row));

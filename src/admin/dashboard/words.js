@@ -1,21 +1,21 @@
-// What things are called, and how numbers are written: here as in the documents and on the command line.
+// Names and number formats, consistent with the documents and the command line.
 
-/** The phases in their order: what each is called, and what it is. */
+/** Phases in order: name and description. */
 export const PHASES = {
-  signal: ['signal', 'until whoever starts the target knows'],
+  signal: ['signal', 'until the scaler has received the demand'],
   scale: ['scale', 'until the number of replicas is raised'],
   create: ['create', 'until the pod exists'],
   schedule: ['schedule', 'until the pod has a node'],
-  pull: ['pull', 'until its images are there'],
+  pull: ['pull', 'until its images are on the node'],
   start: ['start', 'until the model server runs'],
-  load: ['load', 'until it answers its readiness probe'],
-  propagate: ['propagate', 'until we know, and may send'],
+  load: ['load', 'until its readiness probe succeeds'],
+  propagate: ['propagate', 'until the proxy may dispatch'],
   dispatch: ['dispatch', 'until the first held request is sent'],
-  first_byte: ['first byte', 'until its answer begins'],
-  first_token: ['first token', 'until the first token of that answer'],
+  first_byte: ['first byte', 'until the first byte of its response'],
+  first_token: ['first token', 'until the first token of that response'],
 };
 
-/** What parts of phases are called. */
+/** Names of parts of phases. */
 const PARTS = {
   node_create: 'node created',
   node_ready: 'node ready',
@@ -31,24 +31,24 @@ export const STATES = ['starting', 'failed', 'ready', 'stopping', 'sleeping', 'i
 
 const OBSTACLES = {
   autoscaling_paused: 'Autoscaling is paused',
-  no_scaled_object: 'No ScaledObject names it',
-  no_keda_stream: 'KEDA does not listen',
-  push_dropped: 'KEDA drops our pushes',
+  no_scaled_object: 'No ScaledObject names the route',
+  no_keda_stream: 'KEDA has no open stream',
+  push_dropped: 'KEDA drops pushes',
   image_pull: 'The image cannot be pulled',
-  crash_loop: 'The container ends again and again',
-  unschedulable: 'No node takes the pod',
-  quota: 'The pod is refused',
+  crash_loop: 'The container exits repeatedly',
+  unschedulable: 'No node accepts the pod',
+  quota: 'The pod is rejected',
   out_of_memory: 'Out of memory',
-  scale_refused: 'It cannot be scaled',
-  api_server_unreachable: 'The Kubernetes API server is not heard',
+  scale_refused: 'The workload cannot be scaled',
+  api_server_unreachable: 'The Kubernetes API server is unreachable',
   no_service: 'The Service or its port is missing',
   no_pods_selected: 'The Service selects none of its pods',
-  port_refused: 'Nothing listens where the Service leads to',
+  port_refused: 'Nothing listens on the Service’s port',
   volume: 'A volume cannot be mounted',
-  not_ready: 'The pod does not get ready',
+  not_ready: 'The pod is not ready',
   name_unresolved: 'Its host name does not resolve',
   probe_rejected: 'The probe is rejected',
-  not_answering: 'It does not answer yet',
+  not_answering: 'The server does not answer yet',
 };
 
 const plain = (name) => String(name).replaceAll('_', ' ');
@@ -56,10 +56,10 @@ export const phaseName = (name) => PHASES[name]?.[0] ?? plain(name);
 export const phaseMeaning = (name) => PHASES[name]?.[1] ?? '';
 export const partName = (name) => PARTS[name] ?? plain(name);
 export const obstacleName = (kind) => OBSTACLES[kind] ?? plain(kind);
-/** Its colour, from theme.css. */
+/** Colour of a phase, from theme.css. */
 export const phaseColour = (name) => (name in PHASES ? `var(--phase-${name.replaceAll('_', '-')})` : 'var(--phase-other)');
 
-/** `1.3 ms`, `412 ms`, `3.07 s`, `277.4 s`, `24 min 37 s`, `2 h 5 min`. */
+/** Formats `1.3 ms`, `412 ms`, `3.07 s`, `277.4 s`, `24 min 37 s`, `2 h 5 min`. */
 export function duration(ms) {
   if (!(ms >= 0)) return '–';
   if (ms === 0) return '0';
@@ -71,7 +71,7 @@ export function duration(ms) {
   return long(Math.round(ms / 1e3));
 }
 
-/** The same for what changes while one looks: no more digits than one can read. */
+/** Formats a changing duration with few digits. */
 export function rough(ms) {
   if (!(ms >= 0)) return '–';
   return ms < 999_950 ? `${(ms / 1e3).toFixed(1)} s` : long(Math.round(ms / 1e3));
@@ -85,7 +85,7 @@ function long(seconds) {
   return `${seconds} s`;
 }
 
-/** How long ago, or for how long: whole seconds, then coarser. */
+/** Formats an age: whole seconds, then coarser. */
 export function span(ms) {
   const seconds = Math.max(0, Math.round(ms / 1e3));
   if (seconds < 60) return `${seconds} s`;
@@ -108,7 +108,7 @@ const NUMBERS = new Intl.NumberFormat('en');
 export const number = (value) => NUMBERS.format(value);
 export const count = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
 
-/** How a cold start ended, or that it has not. */
+/** Formats the outcome of a cold start. */
 export function outcome(record) {
   const wake = record.kind === 'wake';
   if (!record.outcome) return { word: wake ? 'waking' : 'running', icon: 'starting' };
@@ -119,5 +119,5 @@ export function outcome(record) {
   }[record.outcome] ?? { word: plain(record.outcome), icon: 'idle' };
 }
 
-/** Where the story of a request is told; an id may be anything. */
+/** URL of a request's timeline; an id may contain anything. */
 export const requestUrl = (id) => `api/v1/requests/${id.split('/').map(encodeURIComponent).join('/')}`;
