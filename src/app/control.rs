@@ -115,18 +115,19 @@ async fn sample(routes: Arc<Directory>) {
 // === impl Running ===
 
 impl Running {
-    /// KEDA goes to another replica, if there is one. Our requests still count: other replicas go on hearing of them.
+    /// Closes KEDA's streams, so that it connects to another replica. The demand of this one still counts: other
+    /// replicas keep reading it.
     pub(super) fn drain(&self) {
         self.draining.cancel();
     }
 
-    /// Says goodbye to everybody, and waits until that is done. Its time is bounded.
+    /// Shuts down all listeners, within a bounded time.
     pub(super) async fn stop(&self) {
         self.stopping.cancel();
         self.tasks.wait().await;
     }
 
-    /// For the admin listener.
+    /// Returns the state for the admin listener.
     pub(super) fn view(
         &self,
         address: SocketAddr,

@@ -9,7 +9,7 @@ fn all() -> impl Iterator<Item = &'static Asset> {
     std::iter::once(&PAGE).chain(ASSETS)
 }
 
-/// What stands in quotes, or in `url()`, of any kind.
+/// Returns the parts in quotes or parentheses.
 fn quoted(text: &str) -> Vec<&str> {
     text.split(['"', '\'', '`', '(', ')']).collect()
 }
