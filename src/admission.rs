@@ -1,4 +1,4 @@
-//! May a request enter? The gate of a route gives tickets to those that wait and permits to those that go.
+//! Admission: the gate of a route hands tickets to held requests and permits to dispatched ones.
 
 mod demand;
 mod directory;
@@ -22,7 +22,7 @@ pub use directory::{Directory, Gates};
 
 use crate::{
     coldstart::{ColdStarts, Tracker},
-    demand::Demand,
+    demand::{Demand, DemandEvent},
     domain::{ObstacleKind, Policy, RouteKey, WhenPaused},
     error::{MAX_RETRY_AFTER, ProxyError},
     hold::{Bounds, Full, HoldQueue, Place, Released, Ticket},
@@ -31,8 +31,8 @@ use crate::{
     telemetry::RouteCounters,
 };
 
-/// The live side of a route: its queue, its endpoints, its demand and its counts. It outlives reloads of the
-/// configuration; requests hold it.
+/// The live state of a route: queue, endpoints, demand and counters. It outlives reloads of the configuration; every
+/// request of the route holds an `Arc`.
 pub struct Gate {
     key: RouteKey,
     policy: ArcSwap<Policy>,
@@ -42,24 +42,21 @@ pub struct Gate {
     cold_starts: Tracker,
     counters: RouteCounters,
     draining: AtomicBool,
-    /// Nobody is held any more, whoever comes back.
-    evicting: AtomicBool,
-    /// The same, for those who wait for it.
+    /// Cancelled when draining fails the held requests; none is held from then on.
     evicted: CancellationToken,
-    /// What gets requests that waited in vain.
+    /// Endpoint for requests whose wait has failed.
     fallback: ArcSwapOption<Endpoint>,
-    /// How many are in flight there.
-    fallen_back: AtomicU64,
-    /// How many in flight are no demand.
-    quiet: AtomicU64,
-    /// Jobs of `POST /v1/responses` that run on after their answer.
-    background: AtomicU64,
+    in_flight_on_fallback: AtomicU64,
+    /// Requests in flight that are not demand.
+    quiet_in_flight: AtomicU64,
+    /// Jobs of `POST /v1/responses` that continue after their answer.
+    background_jobs: AtomicU64,
 }
 
 // === impl Gate ===
 
 impl Gate {
-    /// The gate of a route that nothing is known of yet.
+    /// Creates the gate of a route without endpoints.
     pub fn new(key: RouteKey, policy: Policy, cold_starts: Arc<ColdStarts>) -> Arc<Self> {
         let gate = Arc::new(Self {
             cold_starts: Tracker::new(key.clone(), cold_starts),
@@ -70,12 +67,11 @@ impl Gate {
             demand: Demand::default(),
             counters: RouteCounters::default(),
             draining: AtomicBool::new(false),
-            evicting: AtomicBool::new(false),
             evicted: CancellationToken::new(),
             fallback: ArcSwapOption::empty(),
-            fallen_back: AtomicU64::new(0),
-            quiet: AtomicU64::new(0),
-            background: AtomicU64::new(0),
+            in_flight_on_fallback: AtomicU64::new(0),
+            quiet_in_flight: AtomicU64::new(0),
+            background_jobs: AtomicU64::new(0),
         });
         gate.set_fallback(&gate.policy.load());
         let watched = Arc::downgrade(&gate);
@@ -87,98 +83,97 @@ impl Gate {
         gate
     }
 
-    /// Which route this is.
+    /// Returns the key of the route.
     pub const fn key(&self) -> &RouteKey {
         &self.key
     }
 
-    /// The policies as they are now.
+    /// Returns the current policies.
     pub fn policy(&self) -> Guard<Arc<Policy>> {
         self.policy.load()
     }
 
-    /// New policies, from a reload: held requests keep the deadline that they came in with.
+    /// Replaces the policies. Held requests keep their deadline.
     pub fn set_policy(&self, policy: Policy) {
         let max = policy.concurrency.max;
         self.set_fallback(&policy);
         self.policy.store(Arc::new(policy));
         self.target.set_max(max);
-        self.demand.changed();
-        self.give_up_if_paused();
+        self.demand.publish(DemandEvent::InputChanged);
+        self.fail_held_if_paused();
     }
 
-    /// The endpoints, for who publishes them.
+    /// Returns the endpoints.
     pub const fn target(&self) -> &TargetState {
         &self.target
     }
 
-    /// The demand, but for the counts.
+    /// Returns the demand, without the counts of requests.
     pub const fn demand(&self) -> &Demand {
         &self.demand
     }
 
-    /// The cold starts of this route.
+    /// Returns the tracker of cold starts.
     pub const fn cold_starts(&self) -> &Tracker {
         &self.cold_starts
     }
 
-    /// What is counted.
+    /// Returns the counters of the metrics.
     pub const fn counters(&self) -> &RouteCounters {
         &self.counters
     }
 
-    /// How many requests are held.
+    /// Returns the number of held requests.
     pub fn held(&self) -> usize {
         self.queue.len()
     }
 
-    /// How many bytes of bodies are held.
+    /// Returns the bytes of held bodies.
     pub fn held_bytes(&self) -> usize {
         self.queue.bytes()
     }
 
-    /// How long the oldest held request has waited.
+    /// Returns the age of the oldest held request.
     pub fn oldest_held(&self) -> Option<Duration> {
         self.queue.oldest().map(|since| since.elapsed())
     }
 
-    /// How many requests are in flight: on the target or its fallback, wanted or quiet.
+    /// Returns the number of requests in flight on the target and its fallback, quiet ones included.
     pub fn in_flight(&self) -> u64 {
-        self.target.in_flight() + self.fallen_back.load(Ordering::SeqCst)
+        self.target.in_flight() + self.in_flight_on_fallback.load(Ordering::SeqCst)
     }
 
-    /// How many of those in flight want the target, and jobs that run in the background.
-    pub fn wanting_in_flight(&self) -> u64 {
-        // The quiet ones first: one that begins meanwhile is then counted as wanting, rather than another one not.
-        let quiet = self.quiet.load(Ordering::SeqCst);
-        self.in_flight().saturating_sub(quiet) + self.background.load(Ordering::SeqCst)
+    /// Returns the number of requests in flight that are demand, and of background jobs.
+    pub fn demand_in_flight(&self) -> u64 {
+        // Quiet ones first: a race then counts one too many, never one too few.
+        let quiet = self.quiet_in_flight.load(Ordering::SeqCst);
+        self.in_flight().saturating_sub(quiet) + self.background_jobs.load(Ordering::SeqCst)
     }
 
-    /// How many requests want the target: held and in flight.
+    /// Returns the number of requests that are demand, held or in flight.
     pub fn requests(&self) -> u64 {
-        self.held() as u64 + self.wanting_in_flight()
+        self.held() as u64 + self.demand_in_flight()
     }
 
-    /// Lets a request in to an endpoint that has room, unless others wait for one. The place is where it may come
-    /// back to.
+    /// Admits a request to an endpoint with room, unless others wait. The place is for [`Self::readmit`].
     pub fn enter(self: &Arc<Self>) -> Option<(Permit, Place)> {
         self.enter_for(None)
     }
 
-    /// The same, for a request that has to go to this endpoint. Once the target does not have it any more, any other does:
-    /// what it kept has gone with it, and a server is to say so.
+    /// Like [`Self::enter`], for a request bound to endpoint `pin`. If the target no longer has that endpoint, any other is
+    /// used, so that a server reports the missing state.
     pub fn enter_for(self: &Arc<Self>, pin: Option<u64>) -> Option<(Permit, Place)> {
         if !self.queue.is_empty() {
             return None;
         }
         let permit = self.try_permit(pin)?;
-        self.demand.touch();
+        self.demand.record_activity();
         self.counters.admit();
-        self.demand.rise();
+        self.demand.notify_if_idle();
         Some((permit, self.queue.place()))
     }
 
-    /// Lets a request in that is no demand, to an endpoint that has room. It neither wakes the target nor keeps it up.
+    /// Admits a request that is not demand to an endpoint with room. It neither wakes the target nor keeps it up.
     pub fn enter_quietly(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.acquire(None)?;
         let permit = Permit::new(self, endpoint, Kind::Quiet);
@@ -186,31 +181,31 @@ impl Gate {
         Some(permit)
     }
 
-    /// Sends a request that waited in vain, and has left the queue, to the fallback, if there is one.
+    /// Returns a permit on the fallback, if the route has one, for a request whose wait has failed.
     pub fn fall_back(self: &Arc<Self>) -> Option<Permit> {
         let endpoint = self.fallback.load_full().filter(|fallback| fallback.acquire())?;
         Some(Permit::new(self, endpoint, Kind::Fallback))
     }
 
-    /// Wakes the target for a request that does not wait for it: the next one should find it up.
+    /// Wakes the target for a request that does not wait for it.
     pub fn wake(&self) {
         if self.paused().is_some() {
-            // Nobody is left who wants it when autoscaling is resumed.
+            // The request is gone by the time that autoscaling is resumed.
             return;
         }
-        self.demand.touch();
+        self.demand.record_activity();
         if !self.target.is_up() {
-            self.demand.signal(self.policy.load().readiness.activation_timeout.get());
+            self.demand.request_activation(self.policy.load().readiness.activation_timeout.get());
             if self.target.is_up() {
-                // As for those who wait: no lease for what came up just now.
-                self.demand.settle();
+                // Became ready meanwhile, perhaps before the lease started.
+                self.demand.end_activation();
             }
         }
-        self.demand.rise();
-        self.give_up_if_paused();
+        self.demand.notify_if_idle();
+        self.fail_held_if_paused();
     }
 
-    /// Lets a request into the queue. `wait` is false for one that would rather be refused than wait.
+    /// Enqueues a request. `wait` is false for a request that is rejected instead of held.
     ///
     /// # Errors
     /// [`ProxyError::Draining`], [`ProxyError::AutoscalingPaused`], [`ProxyError::NoWait`],
@@ -219,7 +214,7 @@ impl Gate {
         self.hold_for(None, bytes, wait)
     }
 
-    /// The same, for a request that has to go to this endpoint.
+    /// Like [`Self::hold`], for a request bound to endpoint `pin`.
     ///
     /// # Errors
     /// As [`Self::hold`].
@@ -234,88 +229,86 @@ impl Gate {
             return Err(ProxyError::Draining { admitted: false });
         }
         if let Some(obstacle) = self.paused() {
-            // Without a trace in the demand: what nobody waits for is not started when autoscaling is resumed.
+            // Leaves no demand, or the target would start for no request when autoscaling is resumed.
             return Err(ProxyError::AutoscalingPaused {
                 route: self.key.clone(),
                 reason: obstacle.message.clone(),
             });
         }
         if !wait {
-            // It may not wait, but it has a right to the target.
             self.wake();
             return Err(ProxyError::NoWait {
                 route: self.key.clone(),
                 retry_after: self.cold_starts.time_left(),
             });
         }
-        self.demand.touch();
+        self.demand.record_activity();
         let policy = self.policy.load();
         let bounds = Bounds { requests: policy.hold.max_requests, bytes: policy.hold.max_bytes.get() };
-        let ticket = self.queue.join_for(pin, bytes, bounds).map_err(|full| self.full(full, up))?;
+        let ticket = self.queue.join_for(pin, bytes, bounds).map_err(|full| self.full_error(full, up))?;
         self.counters.admit();
-        self.wanted(&policy);
+        self.after_enqueue(&policy);
         Ok(ticket)
     }
 
-    /// Takes a request back whose dispatch failed before its first byte: ahead of all that were admitted after it.
+    /// Enqueues a request again whose dispatch failed before its first byte, ahead of all requests admitted after it.
     pub fn readmit(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<Permit> {
         self.readmit_for(None, place, bytes)
     }
 
-    /// The same, for a request that has to go to this endpoint.
+    /// Like [`Self::readmit`], for a request bound to endpoint `pin`.
     pub fn readmit_for(self: &Arc<Self>, pin: Option<u64>, place: Place, bytes: usize) -> Ticket<Permit> {
         let ticket = self.queue.rejoin_for(pin, place, bytes);
-        self.wanted(&self.policy.load());
+        self.after_enqueue(&self.policy.load());
         ticket
     }
 
-    /// Something that is shown of it has changed.
-    pub fn stirred(&self) {
+    /// Schedules an update of the dashboard.
+    pub fn mark_dirty(&self) {
         self.cold_starts.pulse().beat();
     }
 
-    /// We are about to stop: what cannot be served now is refused from now on.
+    /// Starts draining: a request that would be held at zero is rejected from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::SeqCst);
-        self.stirred();
+        self.mark_dirty();
     }
 
-    /// The held requests have waited as long as draining allows.
+    /// Fails the held requests near the end of draining, and returns their number.
     pub fn evict(&self) -> usize {
-        self.evicting.store(true, Ordering::SeqCst);
         self.evicted.cancel();
         self.queue.release_all(|| Released::Draining)
     }
 
-    /// Waits until draining is nearly over, and what would go on without end is to end. Cancel-safe.
+    /// Waits for [`Self::evict`]. Endless work must stop then. Cancel-safe.
     pub async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
 
-    /// Says that somebody has joined the queue. Whoever retires the last endpoint looks at the queue afterwards, and
-    /// whether one is up is looked at here after joining, so at least one sees the other.
-    fn wanted(self: &Arc<Self>, policy: &Policy) {
+    /// Publishes the demand of a request that has been enqueued. The endpoints are read after the enqueueing, and the queue
+    /// is read after the last endpoint has retired, so that at least one side sees the other.
+    fn after_enqueue(self: &Arc<Self>, policy: &Policy) {
         if !self.target.is_up() {
-            self.demand.signal(policy.readiness.activation_timeout.get());
-            self.cold_starts.held(self.queue.len());
+            self.demand.request_activation(policy.readiness.activation_timeout.get());
+            self.cold_starts.record_held(self.queue.len());
             if self.target.is_up() {
-                // It came up just now, perhaps before the signal: no lease for what is there.
-                self.demand.settle();
+                // Became ready meanwhile, perhaps before the lease started.
+                self.demand.end_activation();
             }
         } else {
-            self.demand.stir();
+            self.demand.publish(DemandEvent::Enqueued);
         }
-        self.demand.rise();
+        self.demand.notify_if_idle();
         self.pump();
-        self.stirred();
-        if self.evicting.load(Ordering::SeqCst) {
+        self.mark_dirty();
+        if self.evicted.is_cancelled() {
             self.evict();
         }
-        // The pause may have come between the look at it and the joining; then it found nobody waiting.
-        self.give_up_if_paused();
+        // A pause that started between the check and the enqueueing has failed the others already.
+        self.fail_held_if_paused();
     }
 
-    /// The pause under which nothing starts the target, if it is down and requests are not to wait for the end of it.
+    /// Returns the pause of autoscaling, if the target is down and the policy rejects requests during a pause.
     fn paused(&self) -> Option<Arc<Obstacle>> {
         let obstacle = self.target.obstacle()?;
         let reject = self.policy.load().when_paused == WhenPaused::Reject;
@@ -323,13 +316,13 @@ impl Gate {
             .then_some(obstacle)
     }
 
-    /// Tells those who wait if they do so in vain: autoscaling is paused, and nothing is up. An endpoint that goes away
-    /// does not say so here, so whoever watches the pause looks again from time to time.
-    pub fn give_up_if_paused(&self) {
+    /// Fails the held requests if autoscaling is paused and no endpoint is up. Not called when an endpoint goes away, so the
+    /// watcher of the pause must call this periodically.
+    pub fn fail_held_if_paused(&self) {
         let Some(obstacle) = self.paused() else { return };
-        // The record first, so that who is told finds it.
+        // The record first: a client may read it as soon as its request has failed.
         self.cold_starts.failed(obstacle.message.full().clone(), Vec::new());
-        self.demand.settle();
+        self.demand.end_activation();
         self.queue.release_all(|| Released::Failed(obstacle.message.clone(), Some(MAX_RETRY_AFTER)));
     }
 
@@ -346,31 +339,31 @@ impl Gate {
             return pinned.acquire().then(|| pinned.clone());
         }
         while let Some(endpoint) = pick(&endpoints, fastrand::u64(..)) {
-            // Another core may have taken the last place since it was looked at; then we look again.
+            // Another thread may have taken the last place meanwhile.
             if endpoint.acquire() {
                 return Some(endpoint.clone());
             }
         }
-        // One that is in doubt mostly lives, and holding requests back from it would punish them for another one.
+        // A doubted endpoint is mostly alive; better than holding the request.
         endpoints.iter().find(|endpoint| endpoint.is_doubted() && endpoint.acquire()).cloned()
     }
 
-    /// Whether any endpoint but this one has room, and is not in doubt.
+    /// Returns true if another endpoint has room and is not doubted.
     pub fn has_room_beside(&self, endpoint: &Endpoint) -> bool {
         let endpoints = self.target.endpoints();
         endpoints.iter().any(|other| other.id() != endpoint.id() && other.room().is_some())
     }
 
-    /// Where requests in flight of this kind are counted besides.
-    const fn apart(&self, kind: Kind) -> Option<&AtomicU64> {
+    /// Returns the extra counter of requests in flight of this kind.
+    const fn extra_counter(&self, kind: Kind) -> Option<&AtomicU64> {
         match kind {
             Kind::Demand => None,
-            Kind::Quiet => Some(&self.quiet),
-            Kind::Fallback => Some(&self.fallen_back),
+            Kind::Quiet => Some(&self.quiet_in_flight),
+            Kind::Fallback => Some(&self.in_flight_on_fallback),
         }
     }
 
-    /// The fallback of these policies. The same address stays the same endpoint, with its connections.
+    /// Replaces the fallback if its address has changed; else it keeps its connections.
     fn set_fallback(&self, policy: &Policy) {
         let address = policy.intercept.as_ref().and_then(|intercept| intercept.fallback.as_deref());
         if self.fallback.load().as_ref().map(|known| known.address()) != address {
@@ -385,15 +378,15 @@ impl Gate {
     }
 
     fn target_changed(self: &Arc<Self>, change: Change) {
-        self.stirred();
+        self.mark_dirty();
         match change {
             Change::Status => {}
             Change::Room => self.pump(),
             Change::Obstacle => {
                 if let Some(obstacle) = self.target.obstacle().filter(|obstacle| obstacle.kind.hinders()) {
-                    self.cold_starts.hindered(obstacle.message.full().clone());
+                    self.cold_starts.set_obstacle(obstacle.message.full().clone());
                 }
-                self.give_up_if_paused();
+                self.fail_held_if_paused();
             }
             Change::Failed(reason, retry_after) => {
                 self.queue.release_all(|| Released::Failed(reason.clone(), retry_after));
@@ -401,11 +394,11 @@ impl Gate {
         }
     }
 
-    fn full(&self, full: Full, up: bool) -> ProxyError {
+    fn full_error(&self, full: Full, up: bool) -> ProxyError {
         let hold = self.policy.load().hold;
         let reason = match full {
-            Full::Requests => format!("{} requests wait already", hold.max_requests),
-            Full::Bytes => format!("with this one, more than {} of requests would wait", hold.max_bytes),
+            Full::Requests => format!("{} requests are held already", hold.max_requests),
+            Full::Bytes => format!("with this request, the held bodies would exceed {}", hold.max_bytes),
         };
         let route = self.key.clone();
         if up {
@@ -425,7 +418,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_permit_that_comes_back_lets_the_next_one_go() {
+    async fn dropped_permit_releases_the_next_request() {
         let gate = gate();
         let endpoint = Endpoint::new("127.0.0.1:1", 1);
         gate.target().add(&endpoint);
@@ -434,7 +427,7 @@ mod tests {
         gate.target().ready(&endpoint, Some(1));
         let Released::Dispatch(permit) = first.released().await else { panic!("not released") };
         assert_eq!((gate.held(), gate.in_flight()), (1, 1));
-        assert!(gate.enter().is_none(), "who waits goes first");
+        assert!(gate.enter().is_none(), "held requests go first");
         drop(permit);
         let Released::Dispatch(permit) = second.released().await else { panic!("not released") };
         drop(permit);
@@ -443,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_comes_back_to_a_queue_that_was_evicted() {
+    async fn evicted_queue_takes_no_request_back() {
         let gate = gate();
         let mut held = gate.hold(1, true).unwrap();
         gate.drain();
@@ -455,14 +448,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_may_not_wait_wakes_the_target_all_the_same() {
+    async fn request_that_may_not_wait_wakes_the_target() {
         let gate = gate();
         assert!(matches!(gate.hold(1, false), Err(ProxyError::NoWait { .. })));
         assert!(gate.demand().is_leased());
         assert_eq!((gate.held(), gate.counters().admitted()), (0, 0));
     }
+
     #[tokio::test]
-    async fn a_quiet_request_is_in_flight_and_no_demand() {
+    async fn quiet_request_is_in_flight_but_not_demand() {
         let gate = gate();
         assert!(gate.enter_quietly().is_none(), "nothing is up");
         let endpoint = Endpoint::new("127.0.0.1:1", 1);
@@ -470,17 +464,17 @@ mod tests {
         gate.target().ready(&endpoint, None);
         let permit = gate.enter_quietly().unwrap();
         permit.first_byte();
-        assert_eq!((gate.in_flight(), gate.wanting_in_flight(), gate.requests()), (1, 0, 0));
-        assert!(gate.enter_quietly().is_none(), "the limit holds for it, too");
+        assert_eq!((gate.in_flight(), gate.demand_in_flight(), gate.requests()), (1, 0, 0));
+        assert!(gate.enter_quietly().is_none(), "the limit applies");
         drop(permit);
-        assert_eq!((gate.in_flight(), gate.wanting_in_flight()), (0, 0));
-        assert!(gate.demand().quiet_for().is_none() && gate.demand().raised_since().is_none());
+        assert_eq!((gate.in_flight(), gate.demand_in_flight()), (0, 0));
+        assert!(gate.demand().since_last_activity().is_none() && gate.demand().activation_since().is_none());
         assert_eq!((gate.counters().admitted(), gate.counters().wanted()), (1, 0));
         assert!(!gate.counts().is_active());
     }
 
     #[tokio::test]
-    async fn what_goes_to_the_fallback_is_in_flight_and_demand() {
+    async fn request_on_the_fallback_is_demand() {
         let gate = gate();
         assert!(gate.fall_back().is_none());
         let policy = |fallback: &str| {
@@ -493,10 +487,10 @@ mod tests {
         permit.suspect();
         let id = permit.endpoint().id();
         gate.set_policy(policy("elsewhere:80"));
-        assert_eq!(gate.fall_back().unwrap().endpoint().id(), id, "its connections can be used again");
+        assert_eq!(gate.fall_back().unwrap().endpoint().id(), id, "keeps its connections");
         gate.set_policy(policy("otherwhere:80"));
         assert_eq!(gate.fall_back().unwrap().endpoint().address(), "otherwhere:80");
-        assert_eq!(gate.in_flight(), 1, "at the one before");
+        assert_eq!(gate.in_flight(), 1, "on the previous one");
         drop(permit);
         assert_eq!(gate.in_flight(), 0);
     }
@@ -506,27 +500,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn under_a_pause_at_zero_nobody_enters_and_nothing_is_woken() {
+    async fn pause_at_zero_rejects_and_wakes_nothing() {
         let gate = gate();
         gate.target().set_obstacle(paused());
         for wait in [true, false] {
             let Err(ProxyError::AutoscalingPaused { reason, .. }) = gate.hold(1, wait) else {
-                panic!("let in")
+                panic!("admitted")
             };
             assert_eq!(&*reason, "ScaledObject `a/b` is paused");
         }
         gate.wake();
         assert!(gate.enter().is_none());
         assert_eq!(
-            (gate.demand().raised_since(), gate.demand().quiet_for()),
+            (gate.demand().activation_since(), gate.demand().since_last_activity()),
             (None, None),
             "not even the linger"
         );
         let endpoint = Endpoint::new("127.0.0.1:1", 1);
         gate.target().add(&endpoint);
         gate.target().ready(&endpoint, None);
-        let (permit, _) = gate.enter().expect("what is up serves");
-        let held = gate.hold(1, true).expect("and may be waited for");
+        let (permit, _) = gate.enter().expect("a ready endpoint serves");
+        let held = gate.hold(1, true).expect("and requests may wait for it");
         drop((permit, held));
         endpoint.retire();
         gate.target().set_obstacle(None);
@@ -534,29 +528,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_when_a_pause_comes_is_told_at_once() {
+    async fn pause_fails_held_requests_at_once() {
         let gate = gate();
         let mut held = gate.hold(1, true).unwrap();
         gate.cold_starts().begin(tokio::time::Instant::now(), 1);
         gate.target().set_obstacle(paused());
-        let Released::Failed(reason, retry_after) = held.released().await else { panic!("not told") };
+        let Released::Failed(reason, retry_after) = held.released().await else { panic!("not failed") };
         assert_eq!((&*reason, retry_after), ("ScaledObject `a/b` is paused", Some(MAX_RETRY_AFTER)));
         assert!(!gate.demand().is_leased());
         assert!(gate.cold_starts().phase().is_none(), "the cold start is over");
-        // The endpoint that kept others waiting goes away under the pause.
+        // A full endpoint goes away during the pause.
         let endpoint = Endpoint::new("127.0.0.1:1", 0);
         gate.target().add(&endpoint);
         gate.target().ready(&endpoint, None);
         let mut held = gate.hold(1, true).unwrap();
-        gate.give_up_if_paused();
+        gate.fail_held_if_paused();
         assert_eq!(gate.held(), 1, "it is up");
         endpoint.retire();
-        gate.give_up_if_paused();
+        gate.fail_held_if_paused();
         assert!(matches!(held.released().await, Released::Failed(..)));
     }
 
     #[tokio::test]
-    async fn who_is_to_wait_for_the_end_of_a_pause_does() {
+    async fn when_paused_hold_keeps_requests() {
         let gate = Gate::new(
             "tiny".into(),
             Policy { when_paused: WhenPaused::Hold, ..Policy::default() },
@@ -564,10 +558,10 @@ mod tests {
         );
         gate.target().set_obstacle(paused());
         let mut held = gate.hold(1, true).unwrap();
-        assert!(gate.demand().is_leased(), "KEDA is told as soon as it asks again");
-        gate.give_up_if_paused();
+        assert!(gate.demand().is_leased(), "KEDA learns of it at its next poll");
+        gate.fail_held_if_paused();
         assert_eq!(gate.held(), 1);
         gate.set_policy(Policy::default());
-        assert!(matches!(held.released().await, Released::Failed(..)), "until the route says otherwise");
+        assert!(matches!(held.released().await, Released::Failed(..)), "the policy rejects now");
     }
 }

@@ -396,7 +396,8 @@ fn warn_of_restart(running: &Config, new: &Config) {
 }
 
 fn log_cold_start(cold_start: &ColdStart) {
-    let phases = cold_start.over().map(|span| format!("{}={:.0}ms", span.name.name(), span.duration_ms));
+    let phases =
+        cold_start.finished_phases().map(|span| format!("{}={:.0}ms", span.name.name(), span.duration_ms));
     let phases = phases.collect::<Vec<_>>().join(" ");
     let outcome = cold_start.outcome.map_or("", ColdStartOutcome::name);
     tracing::info!(

@@ -1,4 +1,4 @@
-//! The cold start as a record: one activation, where its time went, and whom it served.
+//! Cold starts: the record of an activation, with its phases and the requests that it served.
 
 mod estimate;
 mod journal;
@@ -16,27 +16,27 @@ pub use crate::domain::{Part, Phase};
 pub use estimate::{Estimate, Estimates, PhaseEstimate};
 pub use journal::{Journal, JournalError};
 pub use store::ColdStarts;
-pub use tracker::{FirstAnswer, Leave, Scope, Tracker};
+pub use tracker::{FirstAnswer, LeaveReason, TargetKind, Tracker};
 pub use vllm_log::VllmLog;
 
-/// What was done to bring the target up.
+/// The way in which the target was brought up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColdStartKind {
-    /// It was started.
+    /// The target was started.
     #[default]
     ColdStart,
-    /// It was asleep, in vLLM's sleep mode, and woken.
+    /// The target was woken from vLLM's sleep mode.
     Wake,
 }
 
-/// How an activation ended.
+/// Result of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ColdStartOutcome {
     /// A request was answered.
     Completed,
-    /// The target became ready, but by then everybody had gone.
+    /// The target became ready after every client had disconnected.
     Abandoned,
     /// The target could not be started.
     Failed,
@@ -45,107 +45,107 @@ pub enum ColdStartOutcome {
 /// One activation.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 pub struct ColdStart {
-    /// Rises with every cold start of this process, and of those before it whose records it has.
+    /// Increases with every cold start, continuing after the restored records.
     pub id: u64,
-    /// The route that was woken.
+    /// Route of the target.
     pub route: RouteKey,
-    /// What was done.
+    /// Started or woken.
     #[serde(default)]
     pub kind: ColdStartKind,
-    /// How it ended; absent while it runs.
+    /// Result; absent while the cold start runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcome: Option<ColdStartOutcome>,
     /// Wall-clock time of the first request, RFC 3339.
     pub started_at: String,
-    /// From the first request to the last phase's end, or until now. The phases sum to it.
+    /// From the first request to the end of the last phase, or until now; the sum of the phases.
     pub total_ms: f64,
-    /// What is over, in order, and at last what is not, if the cold start runs or has failed.
+    /// The phases in order. The last one is unfinished if the cold start runs or has failed.
     pub phases: Vec<PhaseSpan>,
-    /// From the first request until we might send to the target.
+    /// From the first request until the target took requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t_actuation_ms: Option<f64>,
-    /// From then until the first token.
+    /// From there to the first token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t_first_token_ms: Option<f64>,
-    /// Both together: from the first request until the first token.
+    /// From the first request to the first token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub t_e2e_ms: Option<f64>,
-    /// How many requests were held at once at the most.
+    /// Most requests held at once.
     pub held_peak: usize,
-    /// How many of the held requests were dispatched.
+    /// Held requests that were dispatched.
     pub released: u64,
-    /// How many of them failed: with the activation, or at their deadline.
+    /// Held requests that failed, with the activation or at their deadline.
     pub failed: u64,
-    /// How many of them the client gave up.
+    /// Held requests whose client disconnected.
     pub left: u64,
-    /// Why it failed, or what stood in its way last.
+    /// Cause of the failure, or the last obstacle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Arc<str>>,
-    /// The last lines that the target printed, where we keep its output and it failed.
+    /// Last lines of the target's output, if it failed and its output is read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub last_lines: Vec<String>,
-    /// The pod that was ready first, `namespace/name`; of a cold start that failed: the one that came furthest.
+    /// First ready pod, `namespace/name`; of a failed cold start, the pod that was furthest ahead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Arc<str>>,
-    /// The node of that pod.
+    /// Node of that pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<Arc<str>>,
-    /// The request that was answered first, by its `x-request-id`.
+    /// `x-request-id` of the request answered first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<Arc<str>>,
-    /// The trace of that request, 32 hexadecimal digits.
+    /// Trace id of that request, 32 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<Arc<str>>,
-    /// Whether that trace is exported, by us or by whoever began it. Not in what is written of a record.
+    /// The trace is exported, by this proxy or by the caller that started it. Not serialised.
     #[serde(skip)]
     pub is_traced: bool,
 }
 
-/// A phase on the time line of its cold start.
+/// A phase of a cold start.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PhaseSpan {
-    /// Which.
+    /// The phase.
     pub name: Phase,
-    /// When it began, from the first request.
+    /// Start, from the first request.
     pub start_ms: f64,
-    /// How long it took.
+    /// Duration.
     pub duration_ms: f64,
-    /// Its end was not seen on our own clock: it may have been up to so much earlier. Absent: it was.
+    /// The end may have been up to this much earlier, as it was not observed on our own clock. Absent if exact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub early_ms: Option<f64>,
-    /// It was not over when the cold start failed, or is not yet.
+    /// The phase had not ended when the cold start failed, or still runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
-    /// What is known of its inside, in order.
+    /// Known parts of the phase, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartSpan>,
 }
 
-/// A part of a phase on the time line of its cold start.
+/// A part of a phase.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PartSpan {
-    /// Which.
+    /// The part.
     pub name: Part,
-    /// When it began, from the first request.
+    /// Start, from the first request.
     pub start_ms: f64,
-    /// How long it took.
+    /// Duration.
     pub duration_ms: f64,
 }
 
 // === impl ColdStart ===
 
 impl ColdStart {
-    /// A phase, if it is over.
+    /// Returns a phase that has ended.
     pub fn phase(&self, name: Phase) -> Option<&PhaseSpan> {
-        self.over().find(|span| span.name == name)
+        self.finished_phases().find(|span| span.name == name)
     }
 
-    /// The phases that are over, in order.
-    pub fn over(&self) -> impl Iterator<Item = &PhaseSpan> {
+    /// Iterates over the phases that have ended, in order.
+    pub fn finished_phases(&self) -> impl Iterator<Item = &PhaseSpan> {
         self.phases.iter().filter(|span| !span.unfinished)
     }
 
-    /// A record with these phases, one after the other, and their milliseconds.
+    /// Makes a record of these phases and their milliseconds.
     #[cfg(test)]
     pub(crate) fn of_phases(phases: &[(Phase, f64)]) -> Self {
         let mut start_ms = 0.0;
@@ -167,7 +167,7 @@ impl ColdStart {
         record
     }
 
-    /// The totals that others use, from the phases.
+    /// Computes the totals from the phases.
     fn set_totals(&mut self) {
         let end = |phase| self.phase(phase).map(|span| span.start_ms + span.duration_ms);
         let ready = end(Phase::Propagate).or_else(|| end(Phase::Load));
@@ -181,7 +181,7 @@ impl ColdStart {
 // === impl ColdStartKind ===
 
 impl ColdStartKind {
-    /// Its name in metrics and logs.
+    /// Returns the name in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ColdStart => "cold_start",
@@ -193,7 +193,7 @@ impl ColdStartKind {
 // === impl ColdStartOutcome ===
 
 impl ColdStartOutcome {
-    /// Its name in metrics and logs.
+    /// Returns the name in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Completed => "completed",

@@ -1,4 +1,4 @@
-//! Demand: what a scaler reads. Counts of requests, kept alive by the lease and the linger.
+//! Demand of a route: its requests, kept alive by the lease of an activation and by the linger.
 
 mod counts;
 mod rate;
@@ -7,12 +7,13 @@ mod value;
 
 use std::{
     sync::{
-        OnceLock,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
@@ -21,46 +22,57 @@ pub use rate::Rate;
 pub use receiver::PushReceiver;
 pub use value::{Capacity, queue_depth, request_rate};
 
-/// The demand of one route, but for the counts, which live where the requests do.
+/// Demand of one route, except for the counts of requests, which the gate has.
 pub struct Demand {
-    base: Instant,
-    /// When the last request came or went, in milliseconds from `base`; 0: never. One store a request.
-    last: AtomicU64,
-    /// Whether demand was found false, and nobody has been told of a request since.
-    resting: AtomicBool,
-    raised: Mutex<Raised>,
-    /// Rises with every signal.
-    signals: watch::Sender<u64>,
-    /// Rises when demand may have become true or false.
+    created: Instant,
+    /// Milliseconds from `created` to the last arrival or end of a request; 0 before the first one.
+    last_activity_ms: AtomicU64,
+    /// Set after demand was read as false; cleared by the request that publishes [`DemandEvent::Risen`].
+    is_idle: AtomicBool,
+    activation: Mutex<Activation>,
+    arrivals: watch::Sender<u64>,
     changes: watch::Sender<u64>,
-    on_edge: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// What the model servers say of their own queues.
+    edges: ArcSwapOption<watch::Sender<u64>>,
+    /// Requests queued in the model servers.
     server_queue: AtomicU64,
     rate: Mutex<Rate>,
-    peers: Mutex<Peers>,
-    /// Streams that a scaler has open here.
+    peers: Mutex<PeerDemand>,
+    /// Open streams of `StreamIsActive`.
     streams: AtomicU64,
-    /// Times that one of them was told that demand has become true.
+    /// Rising edges and activations sent over one of them.
     pushes: AtomicU64,
-    /// What the cluster shows of the ScaledObjects that name the route; none where there is no cluster.
+    /// ScaledObjects that name the route; empty outside a cluster.
     receivers: Mutex<Vec<PushReceiver>>,
+}
+
+/// A change of demand. [`Demand::publish`] maps it to the subscribers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DemandEvent {
+    /// A request made demand true, or requested an activation.
+    Risen,
+    /// A request was enqueued, or requested an activation again.
+    Enqueued,
+    /// KEDA was sent a rising edge or an activation.
+    Pushed,
+    /// Anything but a request changed: policy, lease, peers, server queue, ScaledObjects.
+    InputChanged,
 }
 
 /// The demand of all other replicas.
 #[derive(Default)]
-struct Peers {
+struct PeerDemand {
     counts: Counts,
-    /// Since when one of them has had a ready endpoint.
+    /// Start of the current period in which at least one of them has a ready endpoint.
     ready_since: Option<Instant>,
 }
 
 #[derive(Default)]
-struct Raised {
-    /// The first request that found nothing ready.
+struct Activation {
+    /// The request that started the pending activation.
     since: Option<Instant>,
-    /// How many times there was a first one.
-    activations: u64,
-    /// Until when demand is true whoever is left: the lease of the activation.
+    /// Activations requested so far.
+    count: u64,
+    /// End of the lease, until which demand stays true without requests.
     lease: Option<Instant>,
 }
 
@@ -69,13 +81,13 @@ struct Raised {
 impl Default for Demand {
     fn default() -> Self {
         Self {
-            base: Instant::now(),
-            last: AtomicU64::new(0),
-            resting: AtomicBool::new(true),
-            raised: Mutex::default(),
-            signals: watch::Sender::new(0),
+            created: Instant::now(),
+            last_activity_ms: AtomicU64::new(0),
+            is_idle: AtomicBool::new(true),
+            activation: Mutex::default(),
+            arrivals: watch::Sender::new(0),
             changes: watch::Sender::new(0),
-            on_edge: OnceLock::new(),
+            edges: ArcSwapOption::empty(),
             server_queue: AtomicU64::new(0),
             rate: Mutex::default(),
             peers: Mutex::default(),
@@ -87,223 +99,226 @@ impl Default for Demand {
 }
 
 impl Demand {
-    /// A request came or went.
-    pub fn touch(&self) {
-        let elapsed = self.base.elapsed().as_millis();
-        self.last.store(u64::try_from(elapsed).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
-    }
-
-    /// A request wants the target, and the counts say so already. Who listens is told at once if demand had been found
-    /// false. Every warm request comes here, so this costs one load.
-    ///
-    /// The counts and `resting` are in sequentially consistent order: of a request that sees nobody resting and a
-    /// listener that sees no request, at least one sees the other.
-    pub fn rise(&self) {
-        if self.resting.load(Ordering::SeqCst) && self.resting.swap(false, Ordering::SeqCst) {
-            self.edge();
+    /// Notifies the subscribers of `event`, synchronously.
+    pub(crate) fn publish(&self, event: DemandEvent) {
+        match event {
+            DemandEvent::Risen => {
+                increment(&self.changes);
+                self.increment_edges();
+            }
+            DemandEvent::Enqueued => increment(&self.arrivals),
+            DemandEvent::Pushed => self.increment_edges(),
+            DemandEvent::InputChanged => increment(&self.changes),
         }
     }
 
-    fn edge(&self) {
-        self.changed();
-        if let Some(on_edge) = self.on_edge.get() {
-            on_edge();
+    fn increment_edges(&self) {
+        if let Some(edges) = &*self.edges.load() {
+            increment(edges);
         }
     }
 
-    /// Demand was found false: the next request is told. Who says so looks at the counts once more afterwards.
-    pub fn rest(&self) {
-        self.resting.store(true, Ordering::SeqCst);
+    /// Replaces the channel that [`DemandEvent::Risen`] and [`DemandEvent::Pushed`] increment beside the route's own;
+    /// all routes of a directory share one.
+    pub(crate) fn set_edges(&self, edges: Arc<watch::Sender<u64>>) {
+        self.edges.store(Some(edges));
     }
 
-    /// Who else is told when a request makes demand true or asks for an activation, and when a stream was told, at once and on the thread of the request. Only the first one
-    /// counts.
-    pub fn subscribe(&self, on_edge: impl Fn() + Send + Sync + 'static) {
-        let _ = self.on_edge.set(Box::new(on_edge));
-    }
-
-    /// Changes when demand may have become true or false, and when what is said of it may be another. It may become
-    /// false with time alone, of which nothing tells.
+    /// Subscribes to [`DemandEvent::Risen`] and [`DemandEvent::InputChanged`]. Expiry of the lease or the linger sends no
+    /// notification.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Makes who listens look again.
-    pub fn changed(&self) {
-        self.changes.send_modify(|changes| *changes += 1);
+    /// Subscribes to [`DemandEvent::Enqueued`].
+    pub fn arrivals(&self) -> watch::Receiver<u64> {
+        self.arrivals.subscribe()
     }
 
-    /// Nothing is ready, and a request wants it: whoever starts the target is told at once. The lease keeps demand
-    /// true for `lease`, even if every client hangs up, until the activation ends.
-    pub fn signal(&self, lease: Duration) {
+    /// Restarts the linger, at the arrival and at the end of a request. Costs one store.
+    pub fn record_activity(&self) {
+        let elapsed = self.created.elapsed().as_millis();
+        self.last_activity_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    }
+
+    /// Publishes [`DemandEvent::Risen`] for the first request since [`Self::mark_idle`]. The request must be counted
+    /// already. Costs a warm request one load.
+    ///
+    /// Counts and `is_idle` are sequentially consistent: of a request that reads `is_idle` as false and a subscriber that
+    /// reads no request, at least one sees the other.
+    pub fn notify_if_idle(&self) {
+        if self.is_idle.load(Ordering::SeqCst) && self.is_idle.swap(false, Ordering::SeqCst) {
+            self.publish(DemandEvent::Risen);
+        }
+    }
+
+    /// Marks demand as idle. The caller must read the counts again afterwards: a request may have arrived in between.
+    pub fn mark_idle(&self) {
+        self.is_idle.store(true, Ordering::SeqCst);
+    }
+
+    /// Requests an activation for a request that no endpoint is ready for. The first one starts a lease, which keeps
+    /// demand true until [`Self::end_activation`] even if every client disconnects; later ones do not extend it.
+    pub fn request_activation(&self, lease: Duration) {
         let now = Instant::now();
-        let mut raised = self.raised.lock();
-        let is_first = raised.since.is_none();
-        raised.since.get_or_insert(now);
-        raised.lease.get_or_insert(now + lease);
-        raised.activations += u64::from(is_first);
-        drop(raised);
+        let mut activation = self.activation.lock();
+        let is_first = activation.since.is_none();
+        activation.since.get_or_insert(now);
+        activation.lease.get_or_insert(now + lease);
+        activation.count += u64::from(is_first);
+        drop(activation);
         if is_first {
-            // Also when demand was true already: what it was true for is not there.
-            self.resting.store(false, Ordering::SeqCst);
-            self.edge();
+            // An edge even if demand was true before, of an endpoint that has gone since.
+            self.is_idle.store(false, Ordering::SeqCst);
+            self.publish(DemandEvent::Risen);
         } else {
-            self.rise();
+            self.notify_if_idle();
         }
-        self.signals.send_modify(|signals| *signals += 1);
+        self.publish(DemandEvent::Enqueued);
     }
 
-    /// Somebody waits although something is up: there is not enough of it.
-    pub fn stir(&self) {
-        self.signals.send_modify(|signals| *signals += 1);
-    }
-
-    /// Since when something is wanted that is not there.
-    pub fn raised_since(&self) -> Option<Instant> {
-        self.raised.lock().since
-    }
-
-    /// The activation has ended, for good or bad: no lease any more.
-    pub fn settle(&self) {
-        let mut raised = self.raised.lock();
-        raised.since = None;
-        let lease = raised.lease.take();
-        drop(raised);
+    /// Ends the activation and its lease.
+    pub fn end_activation(&self) {
+        let mut activation = self.activation.lock();
+        activation.since = None;
+        let lease = activation.lease.take();
+        drop(activation);
         if lease.is_some() {
-            self.changed();
+            self.publish(DemandEvent::InputChanged);
         }
     }
 
-    /// How many activations were asked for.
+    /// Returns the time of the request that started the pending activation.
+    pub fn activation_since(&self) -> Option<Instant> {
+        self.activation.lock().since
+    }
+
+    /// Returns the number of activations requested so far.
     pub fn activations(&self) -> u64 {
-        self.raised.lock().activations
+        self.activation.lock().count
     }
 
-    /// Changes with every signal, and with every request that waits while something is up.
-    pub fn signals(&self) -> watch::Receiver<u64> {
-        self.signals.subscribe()
-    }
-
-    /// Whether the lease of an activation is running.
+    /// Returns true while the lease of an activation runs.
     pub fn is_leased(&self) -> bool {
         self.lease_left().is_some()
     }
 
     fn lease_left(&self) -> Option<Duration> {
-        let left = self.raised.lock().lease?.saturating_duration_since(Instant::now());
+        let left = self.activation.lock().lease?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
     }
 
-    /// How long no request has come or gone; `None` if there never was one.
-    pub fn quiet_for(&self) -> Option<Duration> {
-        match self.last.load(Ordering::Relaxed) {
+    /// Returns the time since the last arrival or end of a request; `None` before the first one.
+    pub fn since_last_activity(&self) -> Option<Duration> {
+        match self.last_activity_ms.load(Ordering::Relaxed) {
             0 => None,
-            last => Some(self.base.elapsed().saturating_sub(Duration::from_millis(last))),
+            last => Some(self.created.elapsed().saturating_sub(Duration::from_millis(last))),
         }
     }
 
-    /// How long lease and linger keep demand true without a request; zero if neither does.
-    pub fn lasts_for(&self, linger: Duration) -> Duration {
-        let linger = self.quiet_for().map_or(Duration::ZERO, |quiet| linger.saturating_sub(quiet));
+    /// Returns the time for which lease or linger keep demand true without a request.
+    pub fn kept_alive_for(&self, linger: Duration) -> Duration {
+        let linger = self.since_last_activity().map_or(Duration::ZERO, |since| linger.saturating_sub(since));
         linger.max(self.lease_left().unwrap_or_default())
     }
 
-    /// Whether demand is true: something is held or in flight, or the lease runs, or the last request was less than
-    /// `linger` ago.
+    /// Returns true if there are requests, the lease runs, or the last request is less than `linger` ago.
     pub fn is_active(&self, requests: u64, linger: Duration) -> bool {
-        requests > 0 || !self.lasts_for(linger).is_zero()
+        requests > 0 || !self.kept_alive_for(linger).is_zero()
     }
 
-    /// How many requests wait in the model servers themselves, by their own metrics.
+    /// Returns the number of requests queued in the model servers, by their own metrics.
     pub fn server_queue(&self) -> u64 {
         self.server_queue.load(Ordering::Relaxed)
     }
 
-    /// The model servers say that so many wait.
+    /// Sets the number of requests queued in the model servers.
     pub fn set_server_queue(&self, waiting: u64) {
         let before = self.server_queue.swap(waiting, Ordering::Relaxed);
         if (before == 0) != (waiting == 0) {
-            self.changed();
+            self.publish(DemandEvent::InputChanged);
         }
     }
 
-    /// Takes down how many requests were admitted up to now, about once a second.
+    /// Samples the counter of admitted requests, about once a second.
     pub fn sample(&self, admitted: u64, window: Duration) {
         self.rate.lock().sample(Instant::now(), admitted, window);
     }
 
-    /// Requests per second over `window`.
+    /// Returns requests per second over `window`.
     pub fn request_rate(&self, admitted: u64, window: Duration) -> f64 {
         self.rate.lock().per_second(Instant::now(), admitted, window)
     }
 
-    /// The demand of all other replicas together.
+    /// Returns the sum over all other replicas.
     pub fn peers(&self) -> Counts {
         self.peers.lock().counts
     }
 
-    /// Since when another replica has had a ready endpoint; `None` if none has.
+    /// Returns the time since which at least one other replica has had a ready endpoint.
     pub fn peers_ready_since(&self) -> Option<Instant> {
         self.peers.lock().ready_since
     }
 
-    /// What the other replicas together have become.
+    /// Sets the sum over all other replicas.
     pub fn set_peers(&self, counts: Counts) {
         let mut peers = self.peers.lock();
         let before = std::mem::replace(&mut peers.counts, counts);
         peers.ready_since = counts.ready.then(|| peers.ready_since.unwrap_or_else(Instant::now));
         drop(peers);
         if before.is_active() != counts.is_active() || before.activations < counts.activations {
-            self.changed();
+            self.publish(DemandEvent::InputChanged);
         }
     }
 
-    /// How many streams a scaler has open to this replica.
+    /// Returns the number of streams that KEDA has open to this replica.
     pub fn streams(&self) -> u64 {
         self.streams.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn stream_opened(&self) {
+    pub(crate) fn add_stream(&self) {
         self.streams.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn stream_closed(&self) {
+    pub(crate) fn remove_stream(&self) {
         self.streams.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// How often a stream of this replica was told that demand has become true, or of an activation.
+    /// Returns the number of rising edges and activations sent over streams of this replica.
     pub fn pushes(&self) -> u64 {
         self.pushes.load(Ordering::Relaxed)
     }
 
-    /// What the cluster shows of the ScaledObject with this name; `None`: nothing.
+    /// Counts a rising edge or an activation that was sent over a stream.
+    pub fn record_push(&self) {
+        self.pushes.fetch_add(1, Ordering::Relaxed);
+        self.publish(DemandEvent::Pushed);
+    }
+
+    /// Returns the ScaledObject of this name, if the cluster has it.
     pub fn receiver(&self, namespace: &str, name: &str) -> Option<PushReceiver> {
         let receivers = self.receivers.lock();
         receivers.iter().find(|known| known.namespace == namespace && known.name == name).cloned()
     }
 
-    /// What the cluster shows of the ScaledObjects that name the route.
+    /// Returns the ScaledObjects that name the route.
     pub fn receivers(&self) -> Vec<PushReceiver> {
         self.receivers.lock().clone()
     }
 
-    /// The cluster shows these ScaledObjects that name the route.
+    /// Replaces the ScaledObjects that name the route.
     pub fn set_receivers(&self, receivers: Vec<PushReceiver>) {
         let mut known = self.receivers.lock();
         if *known != receivers {
             *known = receivers;
             drop(known);
-            self.changed();
+            self.publish(DemandEvent::InputChanged);
         }
     }
+}
 
-    /// A stream was told that demand has become true, or of an activation.
-    pub fn pushed(&self) {
-        self.pushes.fetch_add(1, Ordering::Relaxed);
-        if let Some(on_edge) = self.on_edge.get() {
-            on_edge();
-        }
-    }
+fn increment(version: &watch::Sender<u64>) {
+    version.send_modify(|version| *version += 1);
 }
 
 #[cfg(test)]
@@ -311,23 +326,23 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_lease_outlives_the_clients_and_the_linger_the_last_request() {
+    async fn lease_and_linger_keep_demand_true() {
         let demand = Demand::default();
         let linger = Duration::from_secs(60);
-        assert!(!demand.is_active(0, linger), "nobody ever came");
-        let mut signals = demand.signals();
-        demand.touch();
-        demand.signal(Duration::from_secs(1800));
-        assert!(signals.has_changed().unwrap());
-        signals.mark_unchanged();
+        assert!(!demand.is_active(0, linger), "no request yet");
+        let mut arrivals = demand.arrivals();
+        demand.record_activity();
+        demand.request_activation(Duration::from_secs(1800));
+        assert!(arrivals.has_changed().unwrap());
+        arrivals.mark_unchanged();
         tokio::time::advance(Duration::from_secs(1799)).await;
         assert!(demand.is_active(0, linger), "1799 s of 1800 s");
-        assert_eq!(demand.lasts_for(linger), Duration::from_secs(1), "1800 - 1799");
-        demand.signal(Duration::from_secs(1800));
+        assert_eq!(demand.kept_alive_for(linger), Duration::from_secs(1), "1800 - 1799");
+        demand.request_activation(Duration::from_secs(1800));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(!demand.is_active(0, linger), "a second signal does not prolong the lease");
-        demand.settle();
-        demand.touch();
+        assert!(!demand.is_active(0, linger), "a second request does not extend the lease");
+        demand.end_activation();
+        demand.record_activity();
         tokio::time::advance(Duration::from_millis(59_999)).await;
         assert!(demand.is_active(0, linger));
         tokio::time::advance(Duration::from_millis(1)).await;
@@ -336,21 +351,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_first_rise_after_a_rest_is_told() {
+    async fn first_request_after_idle_publishes_an_edge() {
         let demand = Demand::default();
-        let told = std::sync::Arc::new(AtomicU64::new(0));
-        demand.subscribe({
-            let told = told.clone();
-            move || {
-                told.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+        let edges = Arc::new(watch::Sender::new(0));
+        demand.set_edges(edges.clone());
         for expected in [1, 2] {
-            demand.rise();
-            demand.rise();
-            assert_eq!((told.load(Ordering::Relaxed), *demand.changes().borrow()), (expected, expected));
-            demand.rest();
-            demand.rest();
+            demand.notify_if_idle();
+            demand.notify_if_idle();
+            assert_eq!((*edges.borrow(), *demand.changes().borrow()), (expected, expected));
+            demand.mark_idle();
+            demand.mark_idle();
+        }
+    }
+
+    #[tokio::test]
+    async fn events_reach_their_subscribers() {
+        let demand = Demand::default();
+        let edges = Arc::new(watch::Sender::new(0));
+        // The last channel replaces the others, and setting it again changes nothing.
+        demand.set_edges(Arc::new(watch::Sender::new(0)));
+        demand.set_edges(edges.clone());
+        demand.set_edges(edges.clone());
+        let (mut changes, mut arrivals, mut edges) = (demand.changes(), demand.arrivals(), edges.subscribe());
+        for (event, expected) in [
+            (DemandEvent::Risen, (true, false, true)),
+            (DemandEvent::Enqueued, (false, true, false)),
+            (DemandEvent::Pushed, (false, false, true)),
+            (DemandEvent::InputChanged, (true, false, false)),
+        ] {
+            demand.publish(event);
+            let [has_changes, has_arrivals, has_edges] =
+                [&mut changes, &mut arrivals, &mut edges].map(|subscriber| {
+                    let has_changed = subscriber.has_changed().unwrap();
+                    subscriber.mark_unchanged();
+                    has_changed
+                });
+            assert_eq!((has_changes, has_arrivals, has_edges), expected, "{event:?}");
         }
     }
 }

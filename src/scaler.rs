@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Gate,
-    coldstart::Scope,
+    coldstart::TargetKind,
     domain::Target,
     state::{Discovery, NoDiscovery, NoScale, Scale},
 };
@@ -105,16 +105,16 @@ pub async fn supervise(
 async fn run(gate: Arc<Gate>, target: Target, options: Options, stops: Stops) {
     match target {
         Target::Process(target) => {
-            gate.cold_starts().set_scope(Scope::Process);
+            gate.cold_starts().set_target_kind(TargetKind::Process);
             process::Launcher::new(gate, target, &options, stops).run().await;
         }
         Target::Url(url) => {
-            gate.cold_starts().set_scope(Scope::Url);
+            gate.cold_starts().set_target_kind(TargetKind::Url);
             let scaling = scale(gate.clone(), options.scale, stops.clone());
             tokio::join!(url::run(gate, &url, stops), scaling);
         }
         Target::Cluster(target) => {
-            gate.cold_starts().set_scope(Scope::Cluster);
+            gate.cold_starts().set_target_kind(TargetKind::Cluster);
             let scaling = scale(gate.clone(), options.scale, stops.clone());
             tokio::join!(cluster::run(gate, &target, options.discovery, stops), scaling);
         }

@@ -355,7 +355,7 @@ impl World {
                         Cause::Lasting,
                         Duration::from_secs(1),
                     );
-                    self.gate.demand().settle();
+                    self.gate.demand().end_activation();
                 }
                 Step::Behave(behaviour) => self.server.behaviour.store(behaviour as u8, Ordering::Relaxed),
                 Step::Reload { max, max_requests } => {
@@ -384,7 +384,7 @@ impl World {
         sleep(Duration::from_secs(120)).await;
         self.check()?;
         prop_assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
-        prop_assert_eq!((self.gate.requests(), self.gate.wanting_in_flight()), (0, 0));
+        prop_assert_eq!((self.gate.requests(), self.gate.demand_in_flight()), (0, 0));
         prop_assert_eq!(self.shared.memory.bodies(), 0, "every byte of the budget came back");
         let mut seen = Vec::new();
         for client in self.clients.drain(..) {

@@ -78,7 +78,7 @@ impl ColdStartMetrics {
             let labels = vec![route.clone(), ("kind", cold_start.kind.name().into())];
             observe(&self.actuation, labels, ms);
         }
-        for span in cold_start.over() {
+        for span in cold_start.finished_phases() {
             let labels = vec![route.clone(), ("phase", span.name.name().into())];
             observe(&self.phases, labels, span.duration_ms);
         }

@@ -1,4 +1,4 @@
-//! What a route asks for: its requests, with the lease, the linger and the other replicas.
+//! Demand of a route: its requests, lease and linger, and the other replicas.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -10,26 +10,26 @@ use tokio::time::Instant;
 use super::Gate;
 use crate::demand::Counts;
 
-/// A stream that a scaler has open for a route. Dropping it closes it.
+/// Counts an open stream of KEDA until it is dropped.
 pub struct OpenStream(Arc<Gate>);
 
-/// A job that a model server does after it has answered the request for it. Until this is dropped it is demand.
+/// A job that a model server runs after the answer to its request. It is demand until this is dropped.
 pub struct BackgroundJob(Arc<Gate>);
 
 impl Gate {
-    /// How soon after a request demand could be false at the earliest, where there is no linger: nothing tells that the
-    /// last request has ended, so who waits for it looks this often.
-    const LOOK: Duration = Duration::from_millis(50);
+    /// Interval at which a subscriber checks for the end of demand without a linger: the end of the last request sends no
+    /// notification.
+    const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-    /// How long after another replica has found an endpoint ready this one is expected to find it, too.
-    const FOUND_BY_ALL: Duration = Duration::from_secs(10);
+    /// Time within which this replica is expected to see an endpoint that another one has found ready.
+    const PEER_READY_GRACE: Duration = Duration::from_secs(10);
 
-    /// The demand of this replica.
+    /// Returns the demand of this replica.
     pub fn counts(&self) -> Counts {
         let scaling = self.policy.load().scaling;
-        // Held before in flight: a request that goes from one to the other is counted twice then, never not at all.
+        // Held before in flight: a request that is dispatched meanwhile counts twice, never not at all.
         let held = self.held() as u64;
-        let in_flight = self.wanting_in_flight();
+        let in_flight = self.demand_in_flight();
         let request_rate = scaling
             .request_rate
             .map(|rate| self.demand.request_rate(self.counters.wanted(), rate.window.get()));
@@ -37,7 +37,7 @@ impl Gate {
             held,
             soon: self.soon(held),
             in_flight,
-            lasting: !self.demand.lasts_for(scaling.linger.get()).is_zero(),
+            lasting: !self.demand.kept_alive_for(scaling.linger.get()).is_zero(),
             activations: self.demand.activations(),
             request_rate: request_rate.unwrap_or_default(),
             server_queue: if scaling.server_queue { self.demand.server_queue() } else { 0 },
@@ -46,8 +46,8 @@ impl Gate {
         }
     }
 
-    /// How many of these held requests ready endpoints will soon take: they are no demand for more endpoints. One that
-    /// answers nothing, 10 s after it opened, hides no backlog.
+    /// Returns the held requests that ready endpoints have room for, which are not demand for more replicas. An endpoint
+    /// that answers nothing for 10 s after it opened has none.
     fn soon(&self, held: u64) -> u64 {
         if held == 0 {
             return 0;
@@ -55,54 +55,52 @@ impl Gate {
         if self.target.is_up() {
             return held.min(self.target.room_soon());
         }
-        // Another replica of ours has heard of the endpoint first.
-        let is_found = |since: Instant| since.elapsed() < Self::FOUND_BY_ALL;
-        if self.demand.peers_ready_since().is_some_and(is_found) { held } else { 0 }
+        // Another replica has seen the endpoint first.
+        let is_recent = |since: Instant| since.elapsed() < Self::PEER_READY_GRACE;
+        if self.demand.peers_ready_since().is_some_and(is_recent) { held } else { 0 }
     }
 
-    /// The demand of all replicas.
+    /// Returns the demand of all replicas.
     pub fn counts_everywhere(&self) -> Counts {
         self.counts().plus(self.demand.peers())
     }
 
-    /// The demand of this replica, for who listens to its changes: if it is false, the first request that makes it true
-    /// is told.
-    pub fn watched_counts(&self) -> Counts {
+    /// Returns the demand of this replica. If it is false, the next request publishes an edge.
+    pub fn counts_or_mark_idle(&self) -> Counts {
         let counts = self.counts();
         if counts.is_active() {
             return counts;
         }
-        self.demand.rest();
+        self.demand.mark_idle();
         let counts = self.counts();
         if counts.is_active() {
-            // It came between the two looks, and may have found nobody resting.
-            self.demand.rise();
+            // A request arrived in between, and may have read the flag before it was set.
+            self.demand.notify_if_idle();
         }
         counts
     }
 
-    /// A scaler was told of the demand, or has done what it asks for. That ends the signal if something is wanted that
-    /// is not there.
-    pub fn scaler_knows(&self) {
-        if let Some(raised) = self.demand.raised_since() {
-            self.cold_starts.pushed(raised);
+    /// Ends the `signal` phase of a pending activation: the scaler was notified of the demand, or has scaled.
+    pub fn record_scaler_notified(&self) {
+        if let Some(since) = self.demand.activation_since() {
+            self.cold_starts.record_push(since);
         }
     }
 
-    /// Within what time the demand of this replica cannot become false by itself. Not zero.
-    pub fn lasts_at_least(&self) -> Duration {
+    /// Returns a lower bound, above zero, of the time until the demand of this replica can become false.
+    pub fn active_for_at_least(&self) -> Duration {
         let linger = self.policy.load().scaling.linger.get();
         if self.requests() > 0 {
-            return linger.max(Self::LOOK);
+            return linger.max(Self::IDLE_CHECK_INTERVAL);
         }
-        match self.demand.lasts_for(linger) {
-            Duration::ZERO => Self::LOOK,
-            // Timers count whole milliseconds.
+        match self.demand.kept_alive_for(linger) {
+            Duration::ZERO => Self::IDLE_CHECK_INTERVAL,
+            // The resolution of tokio's timers.
             left => left.max(Duration::from_millis(1)),
         }
     }
 
-    /// Takes down the request rate, if it is asked for; about once a second.
+    /// Samples the request rate, if the policy scales by it; about once a second.
     pub fn sample_rate(&self) {
         if let Some(rate) = self.policy.load().scaling.request_rate {
             self.demand.sample(self.counters.wanted(), rate.window.get());
@@ -113,18 +111,18 @@ impl Gate {
 // === impl BackgroundJob ===
 
 impl BackgroundJob {
-    /// The most of a route that are followed.
-    const MOST: u64 = 1024;
+    /// Jobs followed per route.
+    const MAX_JOBS: u64 = 1024;
 
-    /// Counts a job of this route, unless there are too many.
+    /// Counts a job, unless the route has too many.
     pub fn begin(gate: &Arc<Gate>) -> Option<Self> {
-        // Counted in any case until this is dropped.
+        // Built first, so that dropping it on failure takes the count back.
         let job = Self(gate.clone());
-        let before = gate.background.fetch_add(1, Ordering::SeqCst);
-        (before < Self::MOST).then_some(job)
+        let before = gate.background_jobs.fetch_add(1, Ordering::SeqCst);
+        (before < Self::MAX_JOBS).then_some(job)
     }
 
-    /// The route.
+    /// Returns the gate.
     pub const fn gate(&self) -> &Arc<Gate> {
         &self.0
     }
@@ -132,22 +130,22 @@ impl BackgroundJob {
 
 impl Drop for BackgroundJob {
     fn drop(&mut self) {
-        // The linger counts from here.
-        self.0.demand.touch();
-        self.0.background.fetch_sub(1, Ordering::SeqCst);
+        // Restarts the linger.
+        self.0.demand.record_activity();
+        self.0.background_jobs.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 // === impl OpenStream ===
 
 impl OpenStream {
-    /// A scaler opens a stream for this route.
+    /// Counts a stream of KEDA.
     pub fn new(gate: Arc<Gate>) -> Self {
-        gate.demand.stream_opened();
+        gate.demand.add_stream();
         Self(gate)
     }
 
-    /// The route.
+    /// Returns the gate.
     pub const fn gate(&self) -> &Arc<Gate> {
         &self.0
     }
@@ -155,7 +153,7 @@ impl OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.demand.stream_closed();
+        self.0.demand.remove_stream();
     }
 }
 
@@ -177,27 +175,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_warm_request_after_the_linger_is_an_edge_and_those_after_it_are_none() {
+    async fn only_the_first_warm_request_after_idle_is_edge() {
         let gate = gate();
         let endpoint = Endpoint::new("127.0.0.1:1", 2);
         gate.target().add(&endpoint);
         gate.target().ready(&endpoint, None);
         let mut changes = gate.demand().changes();
-        assert!(!gate.watched_counts().is_active());
+        assert!(!gate.counts_or_mark_idle().is_active());
         changes.mark_unchanged();
         let first = gate.enter().unwrap();
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
         let second = gate.enter().unwrap();
-        assert!(gate.watched_counts().is_active());
+        assert!(gate.counts_or_mark_idle().is_active());
         drop((first, second));
-        assert_eq!(gate.lasts_at_least(), Duration::from_secs(60), "the linger");
+        assert_eq!(gate.active_for_at_least(), Duration::from_secs(60), "the linger");
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(gate.watched_counts().is_active(), "59 of 60 s");
+        assert!(gate.counts_or_mark_idle().is_active(), "59 of 60 s");
         drop(gate.enter().unwrap());
-        assert!(!changes.has_changed().unwrap(), "it was true all the time");
+        assert!(!changes.has_changed().unwrap(), "demand stayed true");
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(!gate.watched_counts().is_active());
+        assert!(!gate.counts_or_mark_idle().is_active());
         drop(gate.enter().unwrap());
         assert!(changes.has_changed().unwrap());
     }
@@ -209,18 +207,19 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3600)).await;
         assert_eq!((gate.counts().in_flight, gate.requests(), gate.in_flight()), (1, 1, 0));
         drop(job);
-        assert!(gate.watched_counts().is_active(), "the linger of a minute");
+        assert!(gate.counts_or_mark_idle().is_active(), "the linger of a minute");
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert!(!gate.watched_counts().is_active());
-        let jobs: Vec<_> = (0..BackgroundJob::MOST).map(|_| BackgroundJob::begin(&gate).unwrap()).collect();
+        assert!(!gate.counts_or_mark_idle().is_active());
+        let jobs: Vec<_> =
+            (0..BackgroundJob::MAX_JOBS).map(|_| BackgroundJob::begin(&gate).unwrap()).collect();
         assert!(BackgroundJob::begin(&gate).is_none());
-        assert_eq!(gate.requests(), BackgroundJob::MOST, "one too many leaves nothing");
+        assert_eq!(gate.requests(), BackgroundJob::MAX_JOBS, "a refused job is not counted");
         drop(jobs);
         assert_eq!(gate.requests(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn others_count_and_turn_demand_true_and_false() {
+    async fn peers_turn_demand_true_and_false() {
         let gate = gate();
         let mut changes = gate.demand().changes();
         gate.demand().set_peers(Counts { held: 2, ..Counts::default() });
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ramp_is_no_demand_while_heads_come_or_10_s() {
+    async fn ramp_is_not_demand_while_it_makes_progress() {
         let gate = gate();
         let endpoint = Endpoint::new("127.0.0.1:1", 64);
         gate.target().add(&endpoint);
@@ -249,26 +248,22 @@ mod tests {
         tokio::time::advance(secs(9)).await;
         assert_eq!(depth(), 3.75, "9 s after it opened");
         tokio::time::advance(secs(1)).await;
-        assert_eq!(depth(), 44.3125, "it is stuck: 44 + 4 × 5 ÷ 64");
+        assert_eq!(depth(), 44.3125, "stuck: 44 + 4 × 5 ÷ 64");
         let Released::Dispatch(first) = held[0].released().await else { panic!("not released") };
-        // The first of a round lets nobody go, and shows that it is not stuck.
+        // The first answer of a round widens nothing, but shows progress.
         first.first_byte();
         assert_eq!(depth(), 3.75);
         tokio::time::advance(secs(10)).await;
         assert_eq!(depth(), 44.3125);
         first.suspect();
         gate.target().ready(&endpoint, None);
-        assert_eq!(
-            (endpoint.limit(), gate.counts().soon),
-            (5, 0),
-            "one beside the 4, and nothing comes back"
-        );
+        assert_eq!((endpoint.limit(), gate.counts().soon), (5, 0), "one beside the 4, and no progress");
     }
 
     const ROUNDS: usize = 30_000;
 
     #[test]
-    fn no_edge_is_missed_between_a_look_and_a_request() {
+    fn no_edge_is_missed_between_idle_and_request() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let _entered = runtime.enter();
         let policy = Policy {
@@ -282,7 +277,7 @@ mod tests {
         let endpoint = Endpoint::new("127.0.0.1:1", 1);
         gate.target().add(&endpoint);
         gate.target().ready(&endpoint, None);
-        // Both sides start a round within nanoseconds of each other, which a blocking barrier does not do.
+        // Starts both sides within nanoseconds of each other, which a blocking barrier does not.
         let turns = [AtomicUsize::new(0), AtomicUsize::new(0)];
         let meet = |side: usize, turn: usize| {
             turns[side].store(turn, Ordering::SeqCst);
@@ -295,7 +290,7 @@ mod tests {
                 }
             }
         };
-        // Counted, as a panic would leave the other side waiting.
+        // Counted: a panic would leave the other side waiting.
         let mut missed = 0;
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -311,15 +306,14 @@ mod tests {
             for turn in (0..ROUNDS).map(|round| 3 * round) {
                 let changes = gate.demand().changes();
                 meet(1, turn + 1);
-                // The other side takes a while until it is there.
+                // Varies the offset between the two sides.
                 (0..turn % 500).for_each(|_| std::hint::spin_loop());
-                let seen = gate.watched_counts().is_active();
+                let seen = gate.counts_or_mark_idle().is_active();
                 meet(1, turn + 2);
-                // Whatever the order: the look saw the request, or the request told.
-                let told = changes.has_changed().unwrap();
+                // In any order: the counts include the request, or the request published an edge.
+                let is_notified = changes.has_changed().unwrap();
                 meet(1, turn + 3);
-                // Nobody looks after its end, so nobody is resting when the next round begins.
-                missed += usize::from(!seen && !told);
+                missed += usize::from(!seen && !is_notified);
             }
         });
         assert_eq!(missed, 0, "of {ROUNDS}");

@@ -1,4 +1,4 @@
-//! The routes as they are now, for those who answer questions about them by name.
+//! Directory of the current routes, by key.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,42 +11,41 @@ use crate::domain::RouteKey;
 #[derive(Default)]
 pub struct Directory {
     gates: watch::Sender<Gates>,
-    /// Rises whenever a request makes the demand of any route true.
+    /// Shared by the demand of all routes.
     edges: Arc<watch::Sender<u64>>,
 }
 
-/// By the key of their route.
+/// Gates by the key of their route.
 pub type Gates = Arc<BTreeMap<RouteKey, Arc<Gate>>>;
 
 // === impl Directory ===
 
 impl Directory {
-    /// These are the routes from now on.
+    /// Replaces the routes.
     pub fn publish(&self, gates: impl IntoIterator<Item = Arc<Gate>>) {
         let gates: BTreeMap<_, _> = gates.into_iter().map(|gate| (gate.key().clone(), gate)).collect();
         for gate in gates.values() {
-            let edges = self.edges.clone();
-            gate.demand().subscribe(move || edges.send_modify(|edges| *edges += 1));
+            gate.demand().set_edges(self.edges.clone());
         }
         self.gates.send_replace(Arc::new(gates));
     }
 
-    /// The gate of the route with this key.
+    /// Returns the gate of a route.
     pub fn get(&self, key: &str) -> Option<Arc<Gate>> {
         self.gates.borrow().get(key).cloned()
     }
 
-    /// All of them.
+    /// Returns all gates.
     pub fn gates(&self) -> Gates {
         self.gates.borrow().clone()
     }
 
-    /// Changes with every reload.
+    /// Subscribes to changes of the routes.
     pub fn changes(&self) -> watch::Receiver<Gates> {
         self.gates.subscribe()
     }
 
-    /// Changes when a request makes the demand of any route true.
+    /// Subscribes to rising edges and pushes of any route.
     pub fn edges(&self) -> watch::Receiver<u64> {
         self.edges.subscribe()
     }

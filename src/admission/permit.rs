@@ -1,4 +1,4 @@
-//! The right to have one request in flight.
+//! Permits for requests in flight.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -8,8 +8,8 @@ use crate::{
     state::{Endpoint, Level},
 };
 
-/// The right to have one request in flight on an endpoint. It lives in the body of the answer, and dropping it lets
-/// the next one go.
+/// Permission to have one request in flight on an endpoint. Lives in the body of the answer; dropping it releases the next
+/// held request.
 pub struct Permit {
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
@@ -17,48 +17,48 @@ pub struct Permit {
     level: Level,
 }
 
-/// What a permit is for.
+/// The accounting of a permit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The target, which the request wants.
+    /// On the target; the request is demand.
     Demand,
-    /// The target, but the request must not keep it up.
+    /// On the target; the request is not demand.
     Quiet,
-    /// The fallback.
+    /// On the fallback; the request is demand.
     Fallback,
 }
 
 // === impl Permit ===
 
 impl Permit {
-    /// For a request that has its place on the endpoint already.
+    /// Creates a permit after [`Endpoint::acquire`].
     pub(super) fn new(gate: &Arc<Gate>, endpoint: Arc<Endpoint>, kind: Kind) -> Self {
-        if let Some(count) = gate.apart(kind) {
+        if let Some(count) = gate.extra_counter(kind) {
             count.fetch_add(1, Ordering::SeqCst);
         }
         let level = endpoint.level();
         Self { gate: gate.clone(), endpoint, kind, level }
     }
 
-    /// The route that gave it.
+    /// Returns the gate of the route.
     pub const fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
-    /// Where the request goes.
+    /// Returns the endpoint.
     pub const fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
     }
 
-    /// Its answer began: one more may go.
+    /// Records the start of the answer, which may widen the ramp.
     pub fn first_byte(&self) {
         self.answered(FirstAnswer::whole);
     }
 
-    /// The same, of an answer of which more is to be said if it ends a cold start. The id of that, if it waits for the
-    /// answer's first token.
+    /// Like [`Self::first_byte`], with the details of the answer in case it ends a cold start. Returns the id of a cold
+    /// start that awaits the first token of this answer.
     pub fn answered(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
-        // A request that wakes nothing is no part of a cold start.
+        // Only demand takes part in a cold start.
         let awaited = match self.kind {
             Kind::Demand => self.gate.cold_starts.first_byte(answer),
             Kind::Quiet | Kind::Fallback => None,
@@ -69,25 +69,25 @@ impl Permit {
         awaited
     }
 
-    /// The endpoint broke it off after it was written: one of the two is to blame.
+    /// Marks the endpoint as doubted: it broke off a request that was written, so either may be at fault.
     pub fn doubt(&self) {
-        // Nobody would find out whether a fallback lives.
+        // A fallback is not probed, so it would stay doubted.
         if self.kind != Kind::Fallback {
             self.lower_ramp();
             self.endpoint.doubt();
         }
     }
 
-    /// The endpoint failed it before it could be written, or cannot be told from one that is down.
+    /// Marks the endpoint as suspect: it failed before the request was written, or behaves as if down.
     pub fn suspect(&self) {
-        // Nobody would find out that a fallback answers again.
+        // A fallback is not probed, so it would stay suspect.
         if self.kind != Kind::Fallback {
             self.lower_ramp();
             self.endpoint.suspect();
         }
     }
 
-    /// Perhaps there were too many in flight.
+    /// Lowers the ramp: the failure may be due to overload.
     fn lower_ramp(&self) {
         self.endpoint.failed_at(self.level, self.gate.policy.load().concurrency.ramp_start);
     }
@@ -96,11 +96,10 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.kind != Kind::Quiet {
-            self.gate.demand.touch();
+            self.gate.demand.record_activity();
         }
-        // What is quiet is taken off what is in flight: so first from the one and then from the other, and demand is
-        // never missed.
-        if let Some(count) = self.gate.apart(self.kind) {
+        // Quiet requests are subtracted from those in flight, so this count goes down first: demand is never too low.
+        if let Some(count) = self.gate.extra_counter(self.kind) {
             count.fetch_sub(1, Ordering::SeqCst);
         }
         self.endpoint.release();

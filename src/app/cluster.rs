@@ -164,7 +164,7 @@ async fn report(
 /// Returns the last completed cold start of each route among those in memory.
 fn last_cold_starts(cold_starts: &ColdStarts) -> HashMap<RouteKey, LastColdStart> {
     let mut last = HashMap::new();
-    for cold_start in cold_starts.recent(None, ColdStarts::KEPT) {
+    for cold_start in cold_starts.recent(None, ColdStarts::MAX_RECORDS) {
         last.entry(cold_start.route.clone()).or_insert_with(|| cold_start_report::status(&cold_start));
     }
     last

@@ -172,7 +172,7 @@ fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier:
     };
     target.set_obstacle(trouble.map(|trouble| Obstacle::new(trouble.kind, trouble.message)));
     // Endpoints disappear without a notification to held requests.
-    gate.give_up_if_paused();
+    gate.fail_held_if_paused();
     let obstacle = target.obstacle();
     let is_young = obstacle.as_ref().is_some_and(|obstacle| {
         obstacle.kind == ObstacleKind::NoScaledObject && obstacle.since.elapsed() < SCALED_OBJECT_GRACE

@@ -92,7 +92,7 @@ impl Routes {
                 Some(live) => live.change(route, self.has_scaler),
                 None => {
                     let gate = Gate::new(route.name.clone(), route.policy(), self.cold_starts.clone());
-                    gate.cold_starts().await_push(self.has_scaler && is_scaled_by_keda(route));
+                    gate.cold_starts().expect_push(self.has_scaler && is_scaled_by_keda(route));
                     self.live.insert(route.name.clone(), self.start(gate, route.clone()));
                     is_new = true;
                 }
@@ -239,7 +239,7 @@ impl LiveRoute {
             }
             changed
         });
-        self.gate.cold_starts().await_push(has_scaler && is_scaled_by_keda(route));
+        self.gate.cold_starts().expect_push(has_scaler && is_scaled_by_keda(route));
         self.route = route.clone();
     }
 

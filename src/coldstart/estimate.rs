@@ -1,4 +1,4 @@
-//! What recent cold starts tell of the next.
+//! Estimates for the next cold start from the recent ones.
 
 use std::time::Duration;
 
@@ -6,32 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use super::{ColdStart, Phase};
 
-/// How long cold starts of a route take, by the recent ones of the same kind that got ready.
+/// Durations of a route's recent cold starts of one kind that became ready.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Estimates {
-    /// Of how many.
+    /// Number of cold starts in the sample.
     pub count: usize,
-    /// From the first request until we may send to the target.
+    /// From the first request until the target takes requests.
     pub until_ready: Estimate,
-    /// Each phase that any of them had, in order. The medians need not sum to that of the whole.
+    /// Every phase that occurred, in order. The medians need not sum to the median of the whole.
     pub phases: Vec<PhaseEstimate>,
 }
 
-/// A duration by the recent ones.
+/// Distribution of a duration over the sample.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct Estimate {
-    /// Half of them took no longer.
+    /// Median.
     pub median_ms: f64,
-    /// Nine of ten took no longer.
+    /// 90th percentile.
     pub p90_ms: f64,
 }
 
-/// A phase by the recent ones.
+/// Duration of a phase over the sample.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 pub struct PhaseEstimate {
-    /// Which.
+    /// The phase.
     pub name: Phase,
-    /// How long it took, where there was one.
+    /// Duration, over the cold starts that had the phase.
     #[serde(flatten)]
     pub took: Estimate,
 }
@@ -39,10 +39,10 @@ pub struct PhaseEstimate {
 // === impl Estimates ===
 
 impl Estimates {
-    /// How many of the recent cold starts count.
-    pub const OF: usize = 20;
+    /// Recent cold starts in the sample, at most.
+    pub const SAMPLE_SIZE: usize = 20;
 
-    /// By these, which all got ready. None without any.
+    /// Computes the estimates; `None` without records.
     pub(super) fn of(records: &[&ColdStart]) -> Option<Self> {
         let until_ready = records.iter().filter_map(|record| record.t_actuation_ms).collect();
         let phases = Phase::ALL.into_iter().filter_map(|name| {
@@ -53,7 +53,7 @@ impl Estimates {
         Some(Self { count: records.len(), until_ready: Estimate::of(until_ready)?, phases })
     }
 
-    /// What is left until ready when `phase` has run for `in_phase`; `None` when it takes longer than in nine of ten.
+    /// Estimates the time until ready when `phase` has run for `in_phase`; `None` beyond the 90th percentile.
     pub fn left(&self, phase: Phase, in_phase: Duration) -> Option<Duration> {
         let later: f64 = self
             .phases
@@ -63,7 +63,7 @@ impl Estimates {
             .sum();
         let of_this = match self.phases.iter().find(|one| one.name == phase) {
             Some(one) if phase.is_activation() => one.took.left(in_phase)?,
-            // It is not usual, so nothing is known of it.
+            // The phase is not in the sample.
             _ => Duration::ZERO,
         };
         Some(of_this + ms(later))
@@ -75,12 +75,12 @@ impl Estimates {
 impl Estimate {
     fn of(mut all: Vec<f64>) -> Option<Self> {
         all.sort_by(f64::total_cmp);
-        // Nearest rank: a duration that was really seen.
+        // Nearest rank, without interpolation.
         let rank = |share: f64| all.get(((share * all.len() as f64).ceil() as usize).max(1) - 1).copied();
         Some(Self { median_ms: rank(0.5)?, p90_ms: rank(0.9)? })
     }
 
-    /// What is left after `elapsed`; `None` when this one takes longer than nine of ten did.
+    /// Estimates the time left after `elapsed`: up to the median, else to the 90th percentile; `None` beyond that.
     pub fn left(&self, elapsed: Duration) -> Option<Duration> {
         [self.median_ms, self.p90_ms]
             .map(ms)
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_is_the_rest_of_this_phase_and_the_usual_time_of_those_to_come() {
+    fn time_left_sums_rest_of_phase_and_later_medians() {
         let records: Vec<_> = (1..=10)
             .map(|i| {
                 ColdStart::of_phases(&[
@@ -118,9 +118,13 @@ mod tests {
         let left = |phase, ms| all.left(phase, Duration::from_millis(ms)).map(|left| left.as_millis());
         assert_eq!(left(Phase::Start, 40), Some(60 + 5000));
         assert_eq!(left(Phase::Load, 2000), Some(3000), "the median");
-        assert_eq!(left(Phase::Load, 6000), Some(3000), "longer than the median: the ninth of ten");
-        assert_eq!(left(Phase::Load, 9000), None, "longer than nine of ten");
-        assert_eq!(left(Phase::Pull, 7000), Some(100 + 5000), "not usual: only what comes after it is known");
+        assert_eq!(left(Phase::Load, 6000), Some(3000), "beyond the median: the 90th percentile");
+        assert_eq!(left(Phase::Load, 9000), None, "beyond the 90th percentile");
+        assert_eq!(
+            left(Phase::Pull, 7000),
+            Some(100 + 5000),
+            "not in the sample: only the later phases count"
+        );
         assert_eq!(left(Phase::Dispatch, 1), Some(0));
         assert_eq!(Estimates::of(&[]), None);
     }

@@ -1,7 +1,6 @@
-//! Records in files, as JSON lines: written as cold starts end, and read when the process starts.
+//! Journal of cold starts: JSON lines in rotated files, written as cold starts end and read at the start of the process.
 //!
-//! A record whose counts have gone on since it was written is written again; of lines with the same id the last one
-//! counts.
+//! A record whose counts changed after it was written is appended again; of lines with the same id the last one counts.
 
 use std::{
     collections::BTreeMap,
@@ -19,23 +18,23 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ColdStart, ColdStarts};
 
-/// The files of a folder, which this process alone writes.
+/// The journal's folder, locked by this process.
 pub struct Journal {
     dir: PathBuf,
     max_bytes: u64,
     files: usize,
     file: File,
     size: u64,
-    /// What the files say of the newest ones.
+    /// The newest records, as last written.
     written: BTreeMap<u64, ColdStart>,
-    /// Held for as long as this lives.
-    #[expect(dead_code, reason = "its lock goes when it is closed")]
+    /// Held until the journal is dropped.
+    #[expect(dead_code, reason = "closing it releases the lock")]
     lock: File,
 }
 
-/// Why a folder cannot be used.
+/// An unusable journal folder.
 #[derive(Debug, Error)]
-#[expect(missing_docs, reason = "each variant's text says what it is")]
+#[expect(missing_docs, reason = "documented by the error text")]
 pub enum JournalError {
     #[error("cannot use report.dir `{}`: {source}; give a folder that this process may write to", dir.display())]
     Unusable { dir: PathBuf, source: io::Error },
@@ -43,20 +42,19 @@ pub enum JournalError {
     Taken(PathBuf),
 }
 
-/// How often it is looked whether counts have gone on.
-const LOOK: Duration = Duration::from_secs(60);
+/// Interval at which changed counts are written.
+const COUNTS_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long a line may be: far more than a record with its last lines takes.
-const LONGEST: u64 = 1 << 20;
+/// Longest line read, in bytes: far more than a record with its last lines of output.
+const MAX_LINE_BYTES: u64 = 1 << 20;
 
 // === impl Journal ===
 
 impl Journal {
-    /// Opens the folder, and reads the newest records that are in it, oldest first.
+    /// Opens the folder and reads the newest records, oldest first. An invalid line is logged and skipped.
     ///
     /// # Errors
-    /// When the folder cannot be made, read or written, or when another process has it. A line that is no record is no
-    /// error: it is logged and left out.
+    /// If the folder cannot be created, read or written, or is locked by another process.
     pub fn open(dir: &Path, max_bytes: usize, files: usize) -> Result<(Self, Vec<ColdStart>), JournalError> {
         let unusable = |source| JournalError::Unusable { dir: dir.into(), source };
         fs::create_dir_all(dir).map_err(unusable)?;
@@ -68,7 +66,7 @@ impl Journal {
         let mut records = BTreeMap::new();
         for number in (0..files).rev() {
             read(&path(dir, number), &mut records).map_err(unusable)?;
-            while records.len() > ColdStarts::KEPT {
+            while records.len() > ColdStarts::MAX_RECORDS {
                 records.pop_first();
             }
         }
@@ -79,20 +77,20 @@ impl Journal {
         Ok((journal, found))
     }
 
-    /// Writes what ends up in `store` from now on, until it is told to stop; what there is then is still written.
+    /// Writes new and changed records of `store` until `stop`, and once more then.
     pub async fn run(self, store: Arc<ColdStarts>, stop: CancellationToken) {
         let mut changed = store.changed();
-        let mut ticks = interval(LOOK);
+        let mut ticks = interval(COUNTS_INTERVAL);
         let mut journal = self;
         let mut is_failing = false;
         loop {
             let is_last = tokio::select! {
-                biased; // the end last: it waits for what there is, too
+                biased; // the last pass writes all that is pending
                 Ok(()) = changed.changed() => false,
                 _ = ticks.tick() => false,
                 () = stop.cancelled() => true,
             };
-            let mut news = store.recent(None, ColdStarts::KEPT);
+            let mut news = store.recent(None, ColdStarts::MAX_RECORDS);
             news.retain(|record| journal.written.get(&record.id) != Some(record));
             if !news.is_empty() {
                 news.reverse();
@@ -100,16 +98,16 @@ impl Journal {
                     let result = news.into_iter().try_for_each(|record| journal.keep(record));
                     (journal, result)
                 });
-                // Without a panic there is no error here.
+                // Fails only if the task panicked.
                 let Ok((ours, result)) = done.await else { return };
                 journal = ours;
                 let dir = journal.dir.display();
                 match result {
                     Ok(()) if std::mem::take(&mut is_failing) => {
-                        tracing::info!(%dir, "records of cold starts are written again");
+                        tracing::info!(%dir, "the journal of cold starts is written again");
                     }
                     Err(error) if !std::mem::replace(&mut is_failing, true) => {
-                        tracing::warn!(%dir, %error, again_in = ?LOOK, "records of cold starts cannot be written");
+                        tracing::warn!(%dir, %error, again_in = ?COUNTS_INTERVAL, "the journal of cold starts cannot be written");
                     }
                     _ => {}
                 }
@@ -120,17 +118,17 @@ impl Journal {
         }
     }
 
-    /// Writes a record, and remembers that it did.
+    /// Writes a record and remembers it as written.
     fn keep(&mut self, record: ColdStart) -> io::Result<()> {
         self.write(&record)?;
         self.written.insert(record.id, record);
-        while self.written.len() > 2 * ColdStarts::KEPT {
+        while self.written.len() > 2 * ColdStarts::MAX_RECORDS {
             self.written.pop_first();
         }
         Ok(())
     }
 
-    /// Adds a line, in a new file if this one is full.
+    /// Appends a line, to a new file if this one is full.
     fn write(&mut self, record: &ColdStart) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
@@ -140,13 +138,13 @@ impl Journal {
         let written = self.file.write_all(&line);
         match written {
             Ok(()) => self.size += line.len() as u64,
-            // Half a line would spoil the next one.
+            // A partial line would corrupt the next one.
             Err(_) => self.file.set_len(self.size)?,
         }
         written
     }
 
-    /// Moves every file one further; the oldest goes.
+    /// Renames every file to the next number and removes the oldest.
     fn rotate(&mut self) -> io::Result<()> {
         for number in (0..self.files).rev() {
             let from = path(&self.dir, number);
@@ -165,7 +163,7 @@ impl Journal {
     }
 }
 
-/// Where the file is that so many have followed.
+/// Returns the path of a file; 0 is the newest.
 fn path(dir: &Path, number: usize) -> PathBuf {
     match number {
         0 => dir.join("cold-starts.jsonl"),
@@ -173,7 +171,7 @@ fn path(dir: &Path, number: usize) -> PathBuf {
     }
 }
 
-/// Opens a file to add to it. A last line that was cut off in the middle is ended.
+/// Opens a file for appending, and terminates a last line that was cut off.
 fn open(path: &Path) -> io::Result<(File, u64)> {
     let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
     let mut size = file.metadata()?.len();
@@ -198,7 +196,7 @@ fn read(path: &Path, records: &mut BTreeMap<u64, ColdStart>) -> io::Result<()> {
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        if reader.by_ref().take(LONGEST).read_until(b'\n', &mut line)? == 0 {
+        if reader.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line)? == 0 {
             break;
         }
         match serde_json::from_slice::<ColdStart>(&line) {
@@ -207,7 +205,7 @@ fn read(path: &Path, records: &mut BTreeMap<u64, ColdStart>) -> io::Result<()> {
             }
             Err(_) if line.trim_ascii().is_empty() => {}
             Err(error) => {
-                tracing::warn!(file = %path.display(), line = number, %error, "no record of a cold start: left out");
+                tracing::warn!(file = %path.display(), line = number, %error, "invalid record of a cold start; skipped");
             }
         }
     }
@@ -227,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_and_the_oldest_goes() {
+    fn records_survive_reopening_and_the_oldest_go() {
         let dir = tempfile::tempdir().unwrap();
         let length = serde_json::to_vec(&record(10)).unwrap().len() + 1;
         let (mut journal, found) = Journal::open(dir.path(), 3 * length, 3).unwrap();
@@ -245,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_record_costs_itself_alone() {
+    fn invalid_line_is_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let line = |id| serde_json::to_string(&record(id)).unwrap();
         let again = serde_json::to_string(&ColdStart { left: 3, ..record(1) }).unwrap();
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_had_is_named() {
+    fn unusable_folder_is_named_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
@@ -270,8 +268,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn records_are_written_as_they_end_and_again_when_their_counts_have_gone_on() {
-        use super::super::{Leave, Tracker};
+    async fn record_is_rewritten_when_its_counts_change() {
+        use super::super::{LeaveReason, Tracker};
         let dir = tempfile::tempdir().unwrap();
         let lines = || fs::read_to_string(dir.path().join("cold-starts.jsonl")).unwrap();
         let (journal, _) = Journal::open(dir.path(), 1 << 20, 8).unwrap();
@@ -286,7 +284,7 @@ mod tests {
         while lines().is_empty() {
             tokio::task::yield_now().await;
         }
-        tracker.leave(Leave::Left);
+        tracker.record_leave(LeaveReason::Left);
         stop.cancel();
         running.await.unwrap();
         assert_eq!(lines().lines().count(), 2, "{}", lines());
@@ -295,9 +293,9 @@ mod tests {
         restored.restore(found);
         assert_eq!(restored.recent(None, 9), store.recent(None, 9));
         let tracker = Tracker::new("tiny".into(), restored.clone());
-        assert!(tracker.estimates().is_some(), "a restart forgets nothing");
+        assert!(tracker.estimates().is_some(), "estimates survive a restart");
         tracker.begin(tokio::time::Instant::now(), 0);
         tracker.abandoned();
-        assert_eq!(ids(&restored.recent(None, 9)), [2, 1], "numbers go on");
+        assert_eq!(ids(&restored.recent(None, 9)), [2, 1], "ids continue");
     }
 }

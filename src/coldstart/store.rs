@@ -1,4 +1,4 @@
-//! The cold starts that have ended: the recent ones, bounded, and what they tell of the next.
+//! Records of the cold starts that have ended, bounded, and the estimates from them.
 
 use std::{
     collections::VecDeque,
@@ -14,17 +14,17 @@ use tokio::sync::watch;
 use super::{ColdStart, ColdStartKind, ColdStartOutcome, Estimates};
 use crate::{domain::RouteKey, telemetry::Pulse};
 
-/// The cold starts of all routes: the recent ones, bounded.
+/// The recent cold starts of all routes, at most [`Self::MAX_RECORDS`].
 pub struct ColdStarts {
     pub(super) next_id: AtomicU64,
     ended: Mutex<VecDeque<Arc<Ended>>>,
-    /// Tells the metrics and the log of each that ended.
+    /// Reports each record to metrics and log.
     on_end: Box<dyn Fn(&ColdStart) + Send + Sync>,
     changed: watch::Sender<u64>,
     pulse: Pulse,
 }
 
-/// Counts that go on after the record has ended: the last held requests go out later than the first byte comes.
+/// Counts that go on after the record was made: the last held requests leave later than the first byte arrives.
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) held_peak: AtomicU64,
@@ -41,10 +41,10 @@ struct Ended {
 // === impl ColdStarts ===
 
 impl ColdStarts {
-    /// How many records are kept in memory.
-    pub const KEPT: usize = 256;
+    /// Records kept in memory.
+    pub const MAX_RECORDS: usize = 256;
 
-    /// Whoever counts and logs is told of each cold start that ends.
+    /// Creates a store that calls `on_end` for each cold start that ends.
     pub fn new(on_end: impl Fn(&ColdStart) + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             next_id: AtomicU64::new(1),
@@ -55,29 +55,29 @@ impl ColdStarts {
         })
     }
 
-    /// Those of an earlier process, oldest first. The ids go on from theirs.
+    /// Restores the records of an earlier process, oldest first. Ids continue after theirs.
     pub fn restore(&self, records: Vec<ColdStart>) {
         let last = records.iter().map(|record| record.id).max().unwrap_or(0);
         self.next_id.fetch_max(last + 1, Ordering::Relaxed);
-        let kept = records.len().saturating_sub(Self::KEPT);
+        let kept = records.len().saturating_sub(Self::MAX_RECORDS);
         let records = records.into_iter().skip(kept);
         let ended = records.map(|record| Arc::new(Ended { tally: Arc::new(Tally::of(&record)), record }));
         *self.ended.lock() = ended.collect();
     }
 
-    /// The latest that ended, newest first.
+    /// Returns up to `limit` records, newest first.
     pub fn recent(&self, route: Option<&str>, limit: usize) -> Vec<ColdStart> {
         let ended = self.ended.lock();
         let of_route = |ended: &&Arc<Ended>| route.is_none_or(|route| ended.record.route.as_str() == route);
         ended.iter().rev().filter(of_route).take(limit).map(|ended| ended.record()).collect()
     }
 
-    /// Changes whenever a cold start ends.
+    /// Subscribes to ends of cold starts.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    /// Beats with everything that is shown of routes and their cold starts: all that know of the one know of the other.
+    /// Returns the pulse of all that the dashboard shows; it lives here because every route has this store.
     pub const fn pulse(&self) -> &Pulse {
         &self.pulse
     }
@@ -85,7 +85,7 @@ impl ColdStarts {
     pub(super) fn end(&self, record: ColdStart, tally: Arc<Tally>) {
         (self.on_end)(&record);
         let mut ended = self.ended.lock();
-        if ended.len() == Self::KEPT {
+        if ended.len() == Self::MAX_RECORDS {
             ended.pop_front();
         }
         ended.push_back(Arc::new(Ended { record, tally }));
@@ -93,7 +93,7 @@ impl ColdStarts {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// How long cold starts of a route take, by its recent ones of a kind that got ready.
+    /// Estimates durations from the recent cold starts of the route and kind that became ready.
     pub(super) fn estimates(&self, route: &RouteKey, kind: ColdStartKind) -> Option<Estimates> {
         let ended = self.ended.lock();
         let records = ended.iter().rev().map(|ended| &ended.record);
@@ -103,7 +103,7 @@ impl ColdStarts {
                 && record.outcome != Some(ColdStartOutcome::Failed)
                 && record.t_actuation_ms.is_some()
         });
-        Estimates::of(&ready.take(Estimates::OF).collect::<Vec<_>>())
+        Estimates::of(&ready.take(Estimates::SAMPLE_SIZE).collect::<Vec<_>>())
     }
 }
 

@@ -1,7 +1,7 @@
-//! From what was seen, by whatever clock, to phases that follow each other; pure.
+//! Merges events of several clocks into consecutive phases; pure.
 //!
-//! Our own marks are exact. What happened elsewhere had happened when we saw it, and after what caused it. A stamp of
-//! another clock narrows that: all stamps of one clock together bound how far it is from ours.
+//! Our own marks are exact. An event elsewhere is at most as late as its observation, and later than the mark before it.
+//! Timestamps of another clock narrow that interval: together they bound the offset of the clock.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,47 +14,47 @@ use tokio::time::Instant;
 use super::{PartSpan, Phase, PhaseSpan};
 use crate::state::{PartSeen, Seen, Stamp};
 
-/// What is known of a cold start.
-pub(super) struct Known<'a> {
-    /// The first request, by both clocks of ours.
+/// Everything known of a cold start.
+pub(super) struct Timeline<'a> {
+    /// The first request, on the monotonic clock and on the wall clock.
     pub(super) began: Instant,
     pub(super) wall: SystemTime,
-    /// Which phases are over by our own doing.
+    /// Ends of phases by this proxy's own action.
     pub(super) ours: &'a [(Phase, Instant)],
-    /// Which ones somebody else brought to an end.
-    pub(super) seen: Vec<(Phase, &'a Seen)>,
+    /// Ends of phases observed in the cluster.
+    pub(super) observed: Vec<(Phase, &'a Seen)>,
     pub(super) parts: Vec<&'a PartSeen>,
-    /// What runs still, and until when it is told of.
+    /// The unfinished phase, and the time up to which it is reported.
     pub(super) running: Option<(Phase, Instant)>,
 }
 
-/// How far a clock of a cluster may be from ours. What is said to have happened longer ago than that before the first
-/// request was not a part of the cold start, however late we saw it.
-const SKEW: i128 = 60_000_000_000;
+/// Largest assumed offset of a cluster's clock. An event stamped longer than that before the first request is not part of
+/// the cold start, however late it was observed.
+const MAX_CLOCK_SKEW_NANOS: i128 = 60_000_000_000;
 
-/// The end of a phase, in nanoseconds since the beginning.
-struct End<'a> {
+/// Bounds of the end of a phase, in nanoseconds from the first request.
+struct PhaseEnd<'a> {
     latest: i128,
     earliest: i128,
     stamp: Option<&'a Stamp>,
     is_exact: bool,
 }
 
-/// How far a clock is ahead of ours, at the least and at the most.
+/// Bounds of the nanoseconds by which a clock is ahead of ours.
 #[derive(Clone, Copy)]
-struct Ahead {
+struct ClockOffset {
     least: i128,
     most: i128,
 }
 
-// === impl Known ===
+// === impl Timeline ===
 
-impl Known<'_> {
-    /// The phases in order, the parts in them. They follow each other without gap or overlap.
+impl Timeline<'_> {
+    /// Returns the phases with their parts, in order, without gap or overlap.
     pub(super) fn spans(&self) -> Vec<PhaseSpan> {
         let mut ends = self.ends();
         self.narrow(&mut ends);
-        // What was over when something later was seen was over before that.
+        // A phase ended no later than the phases after it.
         let mut cap = i128::MAX;
         for end in ends.values_mut().rev() {
             cap = cap.min(end.latest);
@@ -75,42 +75,46 @@ impl Known<'_> {
         spans
     }
 
-    fn ends(&self) -> BTreeMap<Phase, End<'_>> {
+    fn ends(&self) -> BTreeMap<Phase, PhaseEnd<'_>> {
         let mut ends = BTreeMap::new();
         for (phase, at) in self.ours {
             let at = self.since(*at).max(0);
-            ends.insert(*phase, End { latest: at, earliest: at, stamp: None, is_exact: true });
+            ends.insert(*phase, PhaseEnd { latest: at, earliest: at, stamp: None, is_exact: true });
         }
-        for (phase, seen) in &self.seen {
+        for (phase, seen) in &self.observed {
             let at = self.since(seen.at);
             let stamp = seen.stamp.as_ref();
-            let long_ago = stamp.is_some_and(|stamp| self.by(stamp) + nanos(stamp.resolution) < -SKEW);
+            let long_ago = stamp.is_some_and(|stamp| {
+                self.since_by_wall(stamp) + nanos(stamp.resolution) < -MAX_CLOCK_SKEW_NANOS
+            });
             if at >= 0 && !long_ago {
-                // It came after what we had done before it.
+                // No earlier than our own marks of the phases before it.
                 let before = self.ours.iter().filter(|(ours, _)| ours < phase).map(|(_, at)| self.since(*at));
                 let earliest = before.max().unwrap_or(0).clamp(0, at);
-                ends.entry(*phase).or_insert(End { latest: at, earliest, stamp, is_exact: false });
+                ends.entry(*phase).or_insert(PhaseEnd { latest: at, earliest, stamp, is_exact: false });
             }
         }
         ends
     }
 
-    /// Takes the stamps into account, of those clocks whose stamps agree with what we saw.
-    fn narrow(&self, ends: &mut BTreeMap<Phase, End<'_>>) {
-        let mut clocks: HashMap<Arc<str>, Ahead> = HashMap::new();
+    /// Narrows the bounds by the timestamps of every clock whose timestamps are consistent with the observations.
+    fn narrow(&self, ends: &mut BTreeMap<Phase, PhaseEnd<'_>>) {
+        let mut clocks: HashMap<Arc<str>, ClockOffset> = HashMap::new();
         for end in ends.values() {
             let Some(stamp) = end.stamp else { continue };
-            let (from, until) = (self.by(stamp), self.by(stamp) + nanos(stamp.resolution));
-            let ahead = Ahead { least: from - end.latest, most: until - end.earliest };
+            let (from, until) =
+                (self.since_by_wall(stamp), self.since_by_wall(stamp) + nanos(stamp.resolution));
+            let ahead = ClockOffset { least: from - end.latest, most: until - end.earliest };
             let all = clocks.entry(stamp.clock.clone()).or_insert(ahead);
-            *all = Ahead { least: all.least.max(ahead.least), most: all.most.min(ahead.most) };
+            *all = ClockOffset { least: all.least.max(ahead.least), most: all.most.min(ahead.most) };
         }
         for end in ends.values_mut() {
             let Some(stamp) = end.stamp else { continue };
             let Some(ahead) = clocks.get(&stamp.clock).filter(|ahead| ahead.least <= ahead.most) else {
                 continue;
             };
-            let (from, until) = (self.by(stamp), self.by(stamp) + nanos(stamp.resolution));
+            let (from, until) =
+                (self.since_by_wall(stamp), self.since_by_wall(stamp) + nanos(stamp.resolution));
             end.latest = end.latest.min(until - ahead.least).max(end.earliest);
             end.earliest = end.earliest.max(from - ahead.most).min(end.latest);
         }
@@ -139,7 +143,7 @@ impl Known<'_> {
         }
     }
 
-    /// Since the beginning, by our clock.
+    /// Returns nanoseconds from the first request, on the monotonic clock.
     fn since(&self, at: Instant) -> i128 {
         match at.checked_duration_since(self.began) {
             Some(after) => nanos(after),
@@ -147,8 +151,8 @@ impl Known<'_> {
         }
     }
 
-    /// Since the beginning, by another clock.
-    fn by(&self, stamp: &Stamp) -> i128 {
+    /// Returns nanoseconds from the first request, on the clock of the stamp.
+    fn since_by_wall(&self, stamp: &Stamp) -> i128 {
         match stamp.time.duration_since(self.wall) {
             Ok(after) => nanos(after),
             Err(before) => -nanos(before.duration()),

@@ -1,8 +1,8 @@
-//! The cold start that runs: marked from outside as its phases end, and made into a record when it does.
+//! The running cold start of a route: phases end as events come in, and the last one makes the record.
 
-mod running;
+mod active;
+mod queries;
 mod shares;
-mod tell;
 
 use std::{
     sync::{
@@ -12,11 +12,11 @@ use std::{
     time::SystemTime,
 };
 
-use arc_swap::ArcSwapOption;
+pub use active::TargetKind;
+use active::{ActiveColdStart, Observations};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-pub use running::Scope;
-use running::{Active, Observed};
-use shares::Past;
+use shares::EndedColdStart;
 use tokio::time::Instant;
 
 use super::{ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::Tally};
@@ -26,270 +26,262 @@ use crate::{
     telemetry::Pulse,
 };
 
-/// The cold starts of one route: at most one at a time.
+/// The cold starts of one route; at most one runs at a time.
 pub struct Tracker {
     route: RouteKey,
     store: Arc<ColdStarts>,
-    active: Mutex<Option<Active>>,
-    /// Whether there is an active one: what every warm request asks.
-    running: AtomicBool,
-    /// Whether a scaler's push ends the signal, and not that we have heard of it ourselves.
-    awaits_push: AtomicBool,
-    /// The first push for a demand of which no cold start was known yet.
-    pushed: Mutex<Option<Instant>>,
-    /// How many activations made the target ready: a held request that saw this rise was held by a cold start.
+    state: Mutex<TrackerState>,
+    /// Copy of `state.active.is_some()` for warm requests, which take no lock.
+    is_running: AtomicBool,
+    /// A push to the scaler ends the `signal` phase, instead of our own notice of the demand.
+    expects_push: AtomicBool,
+    /// Activations that made the target ready. An increase during a hold means that a cold start caused the hold.
     activations: AtomicU64,
-    tally: Mutex<Arc<Tally>>,
-    /// What others say; some of it comes before it is known that a cold start runs.
-    observed: Mutex<Observed>,
-    /// By kind.
+    /// Counts of the running cold start, or of the last one.
+    tally: ArcSwap<Tally>,
+    /// Indexed by [`ColdStartKind`].
     estimates: [ArcSwapOption<Estimates>; 2],
-    /// The last one that ended.
-    last: ArcSwapOption<Past>,
+    last: ArcSwapOption<EndedColdStart>,
 }
 
-/// The answer that ends a cold start, or does so with its first token.
+#[derive(Default)]
+struct TrackerState {
+    active: Option<ActiveColdStart>,
+    observations: Observations,
+    /// The first push for a demand that had started no cold start yet.
+    early_push: Option<Instant>,
+}
+
+/// The answer whose first byte, or first token if it streams, ends a cold start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FirstAnswer {
-    /// It comes token by token, and somebody looks for the first one.
+    /// The answer streams, and the caller will report its first token.
     pub streams: bool,
-    /// The id of its request.
+    /// `x-request-id` of the request.
     pub request_id: Option<Arc<str>>,
-    /// The trace of its request, 32 hexadecimal digits.
+    /// Trace id of the request, 32 hexadecimal digits.
     pub trace_id: Option<Arc<str>>,
-    /// Whether that trace is exported, by us or by whoever began it.
+    /// The trace is exported, by this proxy or by the caller that started it.
     pub is_traced: bool,
 }
 
 /// How a held request left the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub enum LeaveReason {
     /// Dispatched.
     Released,
-    /// With the activation, or at its deadline.
+    /// Failed with the activation, or at its deadline.
     Failed,
-    /// The client gave up.
+    /// The client disconnected.
     Left,
 }
 
 // === impl Tracker ===
 
 impl Tracker {
-    /// How many pods of a target are looked at.
-    const PODS: usize = 64;
+    /// Pods of a target that are observed.
+    const MAX_PODS: usize = 64;
 
-    /// The cold starts of `route`, which end up in `store`.
+    /// Creates the tracker of `route`, whose records go to `store`.
     pub fn new(route: RouteKey, store: Arc<ColdStarts>) -> Self {
         let tracker = Self {
             route,
             store,
-            active: Mutex::default(),
-            running: AtomicBool::new(false),
-            awaits_push: AtomicBool::new(false),
-            pushed: Mutex::default(),
+            state: Mutex::default(),
+            is_running: AtomicBool::new(false),
+            expects_push: AtomicBool::new(false),
             activations: AtomicU64::new(0),
-            tally: Mutex::default(),
-            observed: Mutex::default(),
+            tally: ArcSwap::default(),
             estimates: Default::default(),
             last: ArcSwapOption::empty(),
         };
         for kind in [ColdStartKind::ColdStart, ColdStartKind::Wake] {
-            tracker.estimate_anew(kind);
+            tracker.refresh_estimates(kind);
         }
         tracker
     }
 
-    /// Which phases there will be.
-    pub fn set_scope(&self, scope: Scope) {
-        self.observed.lock().scope = scope;
+    /// Sets the kind of target, which determines the phases.
+    pub fn set_target_kind(&self, target: TargetKind) {
+        self.state.lock().observations.target = target;
     }
 
-    /// What is done to bring the target up, now and from now on.
+    /// Sets the kind of the running cold start and of the next ones.
     pub fn set_kind(&self, kind: ColdStartKind) {
-        self.observed.lock().kind = kind;
+        self.state.lock().observations.kind = kind;
     }
 
-    /// An activation begins; its first request came at `began`. While one runs, this changes nothing.
+    /// Starts a cold start whose first request arrived at `began`. Does nothing while one runs, unless only its first
+    /// token is missing: that one completes.
     pub fn begin(&self, began: Instant, held: usize) {
-        if self.active.lock().as_ref().is_some_and(Active::is_answered) {
-            // Of the last one, only the first token was missing.
+        if self.state.lock().active.as_ref().is_some_and(ActiveColdStart::is_answered) {
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
-        let mut active = self.active.lock();
-        if active.is_none() {
+        let mut state = self.state.lock();
+        if state.active.is_none() {
             let id = self.store.next_id.fetch_add(1, Ordering::Relaxed);
-            let wall = SystemTime::now() - began.elapsed();
-            let mut ends = Vec::with_capacity(Phase::ALL.len());
-            // The scaler may have heard of it before we did. A push from before `began` was for something else.
-            let pushed = self.pushed.lock().take().filter(|pushed| *pushed >= began);
-            ends.extend(pushed.map(|pushed| (Phase::Signal, pushed)));
-            *active = Some(Active {
-                id,
-                began,
-                wall,
-                ends,
-                parts: Vec::new(),
-                first: None,
-                hindrance: None,
-                request_id: None,
-                trace_id: None,
-                is_traced: false,
-            });
-            *self.tally.lock() = Arc::default();
-            self.running.store(true, Ordering::SeqCst);
+            // A push from before `began` was for an earlier demand.
+            let pushed = state.early_push.take().filter(|pushed| *pushed >= began);
+            let mut active = ActiveColdStart::new(id, began, SystemTime::now() - began.elapsed());
+            active.ends.extend(pushed.map(|pushed| (Phase::Signal, pushed)));
+            state.active = Some(active);
+            self.tally.store(Arc::default());
+            self.is_running.store(true, Ordering::SeqCst);
         }
-        drop(active);
-        self.held(held);
+        drop(state);
+        self.record_held(held);
         self.pulse().beat();
     }
 
-    /// Beats with everything that is shown of routes.
+    /// Returns the pulse that triggers an update of the dashboard.
     pub fn pulse(&self) -> &Pulse {
         self.store.pulse()
     }
 
-    /// So many are held now.
-    pub fn held(&self, held: usize) {
-        if self.running.load(Ordering::SeqCst) {
-            self.tally.lock().held_peak.fetch_max(held as u64, Ordering::Relaxed);
+    /// Records the number of held requests, for the peak.
+    pub fn record_held(&self, held: usize) {
+        if self.is_running.load(Ordering::SeqCst) {
+            self.tally.load().held_peak.fetch_max(held as u64, Ordering::Relaxed);
         }
     }
 
-    /// A held request left the queue.
-    pub fn leave(&self, how: Leave) {
-        let tally = self.tally.lock();
-        let count = match how {
-            Leave::Released => &tally.released,
-            Leave::Failed => &tally.failed,
-            Leave::Left => &tally.left,
+    /// Counts a held request that left the queue.
+    pub fn record_leave(&self, reason: LeaveReason) {
+        let tally = self.tally.load();
+        let count = match reason {
+            LeaveReason::Released => &tally.released,
+            LeaveReason::Failed => &tally.failed,
+            LeaveReason::Left => &tally.left,
         };
         count.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Something stands in its way.
-    pub fn hindered(&self, reason: Arc<str>) {
-        if let Some(active) = self.active.lock().as_mut() {
-            active.hindrance = Some(reason);
+    /// Records what blocks the start; the last one becomes the reason of a record without another one.
+    pub fn set_obstacle(&self, reason: Arc<str>) {
+        if let Some(active) = self.state.lock().active.as_mut() {
+            active.obstacle = Some(reason);
         }
     }
 
-    /// Whether it is a scaler's push that ends the signal, since nobody here starts the target.
-    pub fn await_push(&self, awaits: bool) {
-        self.awaits_push.store(awaits, Ordering::Relaxed);
+    /// Sets whether a push to a scaler ends the `signal` phase, because the scaler starts the target.
+    pub fn expect_push(&self, expects: bool) {
+        self.expects_push.store(expects, Ordering::Relaxed);
     }
 
-    /// We have heard of the demand ourselves: that ends the signal, unless a scaler's push does.
-    pub fn heard(&self) {
-        if !self.awaits_push.load(Ordering::Relaxed) {
+    /// Ends the `signal` phase, unless a push to a scaler does: this proxy knows of the demand.
+    pub fn signal_acknowledged(&self) {
+        if !self.expects_push.load(Ordering::Relaxed) {
             self.mark(Phase::Signal);
         }
     }
 
-    /// A scaler was told of the demand that came at `raised`, or has done what it asks for: that ends the signal. The
-    /// cold start may begin a little later, when it is known that nothing is up. A scaler may have several streams: the
-    /// first that is told counts.
-    pub fn pushed(&self, raised: Instant) {
-        let mut active = self.active.lock();
-        match active.as_mut().filter(|active| !active.is_answered()) {
+    /// Ends the `signal` phase: the scaler was notified of the demand of `since`, or has scaled. The first push counts, as
+    /// KEDA may have several streams. A push before the cold start begins is kept for it.
+    pub fn record_push(&self, since: Instant) {
+        let mut state = self.state.lock();
+        match state.active.as_mut().filter(|active| !active.is_answered()) {
             Some(active) => active.mark(Phase::Signal),
             None => {
-                let mut pushed = self.pushed.lock();
-                *pushed = pushed.filter(|pushed| *pushed >= raised).or_else(|| Some(Instant::now()));
+                let known = state.early_push.filter(|pushed| *pushed >= since);
+                state.early_push = known.or_else(|| Some(Instant::now()));
             }
         }
-        drop(active);
+        drop(state);
         self.pulse().beat();
     }
 
-    /// A phase is over, now, by our own doing. One that is over already, or that a later one of ours has followed, is not
-    /// reopened.
+    /// Ends a phase now, by this proxy's own action. Does nothing if it or a later one of ours has ended.
     pub fn mark(&self, phase: Phase) {
-        if let Some(active) = self.active.lock().as_mut() {
+        if let Some(active) = self.state.lock().active.as_mut() {
             active.mark(phase);
         }
         self.pulse().beat();
     }
 
-    /// Somebody else has brought a phase to an end, of the target as a whole. The first time in a cold start counts. It
-    /// may come before it is known that one runs.
+    /// Records the end of a phase of the whole target, as observed in the cluster. The first observation in a cold start
+    /// counts; it may precede [`Self::begin`].
     pub fn observe(&self, phase: Phase, seen: Seen) {
-        let began = self.active.lock().as_ref().map(|active| active.began);
-        let mut observed = self.observed.lock();
-        match observed.seen.iter_mut().find(|(known, _)| *known == phase) {
+        let mut state = self.state.lock();
+        let began = state.active.as_ref().map(|active| active.began);
+        let known = &mut state.observations.ends;
+        match known.iter_mut().find(|(known, _)| *known == phase) {
             Some((_, known)) if began.is_none_or(|began| known.at < began) => *known = seen,
             Some(_) => {}
-            None => observed.seen.push((phase, seen)),
+            None => known.push((phase, seen)),
         }
+        drop(state);
         self.pulse().beat();
     }
 
-    /// What is known now of the pods of the target, all of them.
+    /// Replaces the observations of the target's pods.
     pub fn observe_pods(&self, pods: impl IntoIterator<Item = PodStart>) {
-        let pods = pods.into_iter().take(Self::PODS).collect();
-        self.observed.lock().pods = pods;
+        let pods = pods.into_iter().take(Self::MAX_PODS).collect();
+        self.state.lock().observations.pods = pods;
         self.pulse().beat();
     }
 
-    /// A part of a phase is over, in the process that we start. What is told of it again takes the place of what was
-    /// known.
-    pub fn part(&self, part: PartSeen) {
-        if let Some(active) = self.active.lock().as_mut() {
+    /// Records a part of a phase of our own process. A later report of the same part replaces the earlier one.
+    pub fn record_part(&self, part: PartSeen) {
+        if let Some(active) = self.state.lock().active.as_mut() {
             active.parts.retain(|known| known.part != part.part);
             active.parts.push(part);
         }
         self.pulse().beat();
     }
 
-    /// The pod at `address` answers, and only a gateway before it is left to be waited for. The first one is told of.
-    pub fn loaded(&self, address: &str) {
-        let mut active = self.active.lock();
-        if let Some(active) = active.as_mut().filter(|active| active.first.is_none()) {
-            active.first = Some(address.into());
-            if !active.is_loaded(&self.observed.lock()) {
+    /// Ends the load when the first pod behind a gateway, at `address`, answers; only the gateway is missing.
+    pub fn pod_loaded(&self, address: &str) {
+        let mut state = self.state.lock();
+        let TrackerState { active, observations, .. } = &mut *state;
+        if let Some(active) = active.as_mut().filter(|active| active.first_address.is_none()) {
+            active.first_address = Some(address.into());
+            if !active.is_loaded(observations) {
                 active.mark(Phase::Load);
             }
         }
     }
 
-    /// The target is ready, and may be sent to: the load is over, or, if it was already, what came after it. `address`:
-    /// where; none for a gateway.
+    /// Ends the load when the target is ready for requests, or `propagate` if the load has ended. `address` is that of the
+    /// endpoint, `None` for a gateway.
     pub fn ready(&self, address: Option<&str>) {
-        let mut active = self.active.lock();
-        if let Some(active) = active.as_mut() {
+        let mut state = self.state.lock();
+        let TrackerState { active, observations, .. } = &mut *state;
+        if let Some(active) = active {
             if let Some(address) = address {
-                active.first = Some(address.into());
+                active.first_address = Some(address.into());
             }
-            let is_loaded = active.is_loaded(&self.observed.lock());
+            let is_loaded = active.is_loaded(observations);
             active.mark(if is_loaded { Phase::Propagate } else { Phase::Load });
             self.activations.fetch_add(1, Ordering::SeqCst);
         }
+        drop(state);
         self.pulse().beat();
     }
 
-    /// Reopens the phases from `first` on: the target takes no requests after all. Changes nothing once an answer has begun.
+    /// Reopens the phases from `first` on: the target takes no requests after all. Does nothing once an answer has begun.
     pub fn reopen(&self, first: Phase) {
-        if let Some(active) = self.active.lock().as_mut().filter(|active| !active.is_answered()) {
+        if let Some(active) = self.state.lock().active.as_mut().filter(|active| !active.is_answered()) {
             active.ends.retain(|(phase, _)| *phase < first);
             if first <= Phase::Load {
-                active.first = None;
+                active.first_address = None;
             }
         }
         self.pulse().beat();
     }
 
-    /// The target is ready, and nobody is left that it could serve.
+    /// Ends the cold start: the target is ready, and every client has gone.
     pub fn abandoned(&self) {
         self.end(ColdStartOutcome::Abandoned, None, Vec::new());
     }
 
-    /// A request is sent: the first one after the load ends the dispatch.
+    /// Ends `dispatch` with the first request sent after the load.
     pub fn dispatched(&self) {
         self.follow(Phase::is_activation, Phase::Dispatch, |_| {});
     }
 
-    /// An answer begins: the first one after the dispatch ends the cold start, unless it streams: then its first token
-    /// does, and whoever gets the id of the cold start here is to tell of it. One that an endpoint from before gives
-    /// ends nothing. What the answer is, is asked for only if it is the first.
+    /// Ends `first_byte` with the first answer after the dispatch, and the cold start unless the answer streams. Then it
+    /// returns the id that the caller must pass to [`Self::first_token`] or [`Self::ended_without_token`]. `answer` is
+    /// called only for that first answer.
     pub fn first_byte(&self, answer: impl FnOnce() -> FirstAnswer) -> Option<u64> {
         let mut awaited = None;
         let is_first = self.follow(
@@ -307,7 +299,7 @@ impl Tracker {
         awaited
     }
 
-    /// The first token of the answer that this cold start waits for.
+    /// Ends cold start `id` with the first token of its first answer.
     pub fn first_token(&self, id: u64) {
         if self.awaits_token(id) {
             self.follow(|last| last == Phase::FirstByte, Phase::FirstToken, |_| {});
@@ -315,59 +307,59 @@ impl Tracker {
         }
     }
 
-    /// The answer has ended whose first token this cold start waits for.
-    pub fn ends_without_token(&self, id: u64) {
+    /// Ends cold start `id` when its first answer has ended without a token.
+    pub fn ended_without_token(&self, id: u64) {
         if self.awaits_token(id) {
             self.end(ColdStartOutcome::Completed, None, Vec::new());
         }
     }
 
-    /// Whether it is this one of which only the first token is missing, and not a later one.
+    /// Returns true if cold start `id` is still the running one, and only its first token is missing.
     fn awaits_token(&self, id: u64) -> bool {
-        self.active.lock().as_ref().is_some_and(|active| active.id == id && active.is_answered())
+        self.state.lock().active.as_ref().is_some_and(|active| active.id == id && active.is_answered())
     }
 
-    /// Ends `phase` if the one of ours that ended last is right, and does what belongs to it. Every warm request asks,
-    /// so this costs one load.
+    /// Ends `phase` if `is_previous` accepts the last phase that this proxy ended, and applies `update`. Costs a warm
+    /// request one load.
     fn follow(
         &self,
-        is_right: impl FnOnce(Phase) -> bool,
+        is_previous: impl FnOnce(Phase) -> bool,
         phase: Phase,
-        also: impl FnOnce(&mut Active),
+        update: impl FnOnce(&mut ActiveColdStart),
     ) -> bool {
-        if !self.running.load(Ordering::SeqCst) {
+        if !self.is_running.load(Ordering::SeqCst) {
             return false;
         }
-        let mut active = self.active.lock();
-        let Some(active) = active.as_mut() else { return false };
+        let mut state = self.state.lock();
+        let Some(active) = state.active.as_mut() else { return false };
         let last = active.ends.last().map(|(ended, _)| *ended).filter(|ended| *ended >= Phase::Load);
-        let follows = last.is_some_and(is_right);
+        let follows = last.is_some_and(is_previous);
         if follows {
             active.mark(phase);
-            also(active);
+            update(active);
             self.pulse().beat();
         }
         follows
     }
 
-    /// The target could not be started.
+    /// Ends the cold start: the target could not be started.
     pub fn failed(&self, reason: Arc<str>, last_lines: Vec<String>) {
         self.end(ColdStartOutcome::Failed, Some(reason), last_lines);
     }
 
     fn end(&self, outcome: ColdStartOutcome, reason: Option<Arc<str>>, last_lines: Vec<String>) {
         let (mut record, tally) = {
-            let mut active = self.active.lock();
-            let Some(ended) = active.take() else { return };
-            // Under the lock: the next one may begin right after it, and who asks what it was finds it here or there.
-            self.running.store(false, Ordering::SeqCst);
-            // Whatever happens to the rest of an answer, it was one.
+            let mut state = self.state.lock();
+            let Some(ended) = state.active.take() else { return };
+            // Under the lock, so that a reader finds this cold start either running or as the last one.
+            self.is_running.store(false, Ordering::SeqCst);
+            // An answer that has begun counts as one, even if it breaks off.
             let outcome = if ended.is_answered() { ColdStartOutcome::Completed } else { outcome };
-            let tally = self.tally.lock().clone();
+            let tally = self.tally.load_full();
             let until = (outcome == ColdStartOutcome::Failed).then(Instant::now);
-            let mut record = self.record(&ended, &tally, until);
+            let mut record = self.record(&ended, &state.observations, &tally, until);
             record.outcome = Some(outcome);
-            self.last.store(Some(Arc::new(Past::new(ended.began, record.clone()))));
+            self.last.store(Some(Arc::new(EndedColdStart::new(ended.began, record.clone()))));
             (record, tally)
         };
         if record.outcome == Some(ColdStartOutcome::Failed) {
@@ -376,7 +368,7 @@ impl Tracker {
         }
         let kind = record.kind;
         self.store.end(record, tally);
-        self.estimate_anew(kind);
+        self.refresh_estimates(kind);
         self.pulse().beat();
     }
 }
@@ -384,12 +376,12 @@ impl Tracker {
 // === impl FirstAnswer ===
 
 impl FirstAnswer {
-    /// One that is no stream, to a request that has no name.
+    /// A complete answer to a request without ids.
     pub fn whole() -> Self {
         Self::default()
     }
 
-    /// One that streams, to a request that has no name.
+    /// A streamed answer to a request without ids.
     pub fn streamed() -> Self {
         Self { streams: true, ..Self::default() }
     }

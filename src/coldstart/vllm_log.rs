@@ -1,7 +1,7 @@
-//! From the lines that vLLM logs while it starts to the parts of a load; pure.
+//! Parser of vLLM's log: derives the parts of a load from the lines of a start; pure.
 //!
-//! The wordings are those of vLLM 0.8 to 0.32, each beside what it tells. They are looked for anywhere in a line, since
-//! what stands before them differs: ranks, process ids, a time, JSON. A log that says none of this has no parts.
+//! The phrases are those of vLLM 0.8 to 0.32. They match anywhere in a line, as prefixes differ: ranks, process ids,
+//! times, JSON.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,87 +13,86 @@ use tokio::time::Instant;
 
 use crate::{domain::Part, state::PartSeen};
 
-/// What the log of one start has told so far.
+/// The log of one start.
 ///
-/// Its parts do not overlap and are in their order, whatever the lines say. Several ranks tell of the same part; it
-/// lasts from the first one's beginning to the last one's end.
+/// Parts are in order and never overlap, whatever the lines. A part that several ranks report lasts from the first start to
+/// the last end.
 #[derive(Debug, Default)]
 pub struct VllmLog {
     known: BTreeMap<Part, PartSeen>,
-    /// When it began with the model.
+    /// Start of the work on the model.
     model: Option<Instant>,
-    /// When compilations began whose end has not been told.
+    /// Starts of compilations without an end yet.
     compiling: VecDeque<Instant>,
 }
 
-/// What a line tells, and how long that took.
+/// An event in the log, with the duration that the line gives.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Told {
-    /// `Starting to load model …`: imports and the processes are done. The newest model runner does not say so.
+enum VllmLogEvent {
+    /// `Starting to load model …`: imports are done and processes started. Absent in the newest model runner.
     ModelBegins,
-    /// `Time spent downloading weights for …: 14.584169 seconds`, if it took long enough to be told.
+    /// `Time spent downloading weights for …: 14.584169 seconds`; absent if short.
     Downloaded(Duration),
-    /// `Loading weights took 24.84 seconds`: they are read.
+    /// `Loading weights took 24.84 seconds`: the weights were read.
     Read(Duration),
     /// `Model loading took 12.66 GiB memory and 31.657031 seconds`, in older versions without `memory`: the model was
-    /// built, weights downloaded, read, and put in the form that its kernels want.
+    /// built, its weights downloaded, read and converted for the kernels.
     Loaded(Duration),
-    /// `Dynamo bytecode transform time: 8.52 s`: a compilation began so long ago. Its total is told later, in older
-    /// versions not until a first pass has run, so this says where it belongs.
+    /// `Dynamo bytecode transform time: 8.52 s`: a compilation started that long ago. Its total follows, in older versions
+    /// only after the first pass, so this line gives its start.
     Transformed(Duration),
-    /// `torch.compile took 40.55 s in total`, in older versions `takes`. `run together took` when the first pass cannot be
-    /// told from it.
+    /// `torch.compile took 40.55 s in total`, in older versions `takes`; `run together took` if it includes the first
+    /// pass.
     Compiled(Duration),
-    /// `Warming up model for the compilation...`: of a CPU, which tells its compilation so.
+    /// `Warming up model for the compilation...`: a compilation on a CPU started.
     CpuCompiles,
-    /// `Warming up done.`
+    /// `Warming up done.`: a compilation on a CPU ended.
     CpuCompiled,
     /// `init engine (profile, create kv cache, warmup model) took 90.84 seconds`, in newer versions ` s` and then
     /// `(compilation: 45.81 s)`: compiling, profiling, the KV cache, graphs.
     EngineUp(Duration),
-    /// `Application startup complete.`: requests are taken.
+    /// `Application startup complete.`: the server accepts requests.
     ServerUp,
 }
 
 // === impl VllmLog ===
 
 impl VllmLog {
-    /// How many compilations may run at once: as many as ranks, of one model and its drafts.
-    const COMPILING: usize = 1024;
+    /// Concurrent compilations tracked: one per rank, of a model and its drafts.
+    const MAX_COMPILING: usize = 1024;
 
-    /// A line that was read at `at`. Gives the parts of which it tells something new; each takes the place of what was
-    /// known of that part.
+    /// Parses a line read at `at`. Returns the new and changed parts; each replaces an earlier one of the same kind.
     pub fn line(&mut self, line: &str, at: Instant) -> Vec<PartSeen> {
-        let Some(told) = Told::by(line) else { return Vec::new() };
+        let Some(event) = VllmLogEvent::parse(line) else { return Vec::new() };
         let ago = |took: Duration| at.checked_sub(took).unwrap_or(at);
-        let told = match told {
-            Told::ModelBegins => [self.model_begins(at), None],
-            Told::Downloaded(took) => [self.part(Part::WeightsDownload, ago(took), at), None],
-            Told::Read(took) => [self.part(Part::Weights, self.model.unwrap_or(ago(took)), at), None],
-            Told::Loaded(took) => {
+        let parts = match event {
+            VllmLogEvent::ModelBegins => [self.model_begins(at), None],
+            VllmLogEvent::Downloaded(took) => [self.part(Part::WeightsDownload, ago(took), at), None],
+            VllmLogEvent::Read(took) => [self.part(Part::Weights, self.model.unwrap_or(ago(took)), at), None],
+            VllmLogEvent::Loaded(took) => {
                 let begun = self.model_begins(ago(took));
                 [begun, self.part(Part::Weights, self.model.unwrap_or(at), at)]
             }
-            Told::Transformed(took) => {
-                if self.compiling.len() < Self::COMPILING {
+            VllmLogEvent::Transformed(took) => {
+                if self.compiling.len() < Self::MAX_COMPILING {
                     self.compiling.push_back(ago(took));
                 }
                 [None, None]
             }
-            Told::Compiled(took) => {
+            VllmLogEvent::Compiled(took) => {
                 let start = self.compiling.pop_front().unwrap_or(ago(took));
                 [self.part(Part::Compile, start, at.min(start + took)), None]
             }
-            Told::CpuCompiles => {
+            VllmLogEvent::CpuCompiles => {
                 self.compiling.push_back(at);
                 [None, None]
             }
-            Told::CpuCompiled => {
+            VllmLogEvent::CpuCompiled => {
                 let start = self.compiling.pop_front();
                 [start.and_then(|start| self.part(Part::Compile, start, at)), None]
             }
-            Told::EngineUp(took) => {
-                // With random weights nothing tells that they are there, but this comes right after them.
+            VllmLogEvent::EngineUp(took) => {
+                // Random weights are not logged; the start of the engine follows them directly.
                 let silent = !self.known.contains_key(&Part::Weights);
                 let weights = self
                     .model
@@ -101,20 +100,20 @@ impl VllmLog {
                     .and_then(|model| self.part(Part::Weights, model, ago(took)));
                 [weights, self.part(Part::Warmup, ago(took), at)]
             }
-            Told::ServerUp => {
+            VllmLogEvent::ServerUp => {
                 let engine = self.known.get(&Part::Warmup).map(|warmup| warmup.end);
                 [engine.and_then(|engine| self.part(Part::ServerStart, engine, at)), None]
             }
         };
-        told.into_iter().flatten().collect()
+        parts.into_iter().flatten().collect()
     }
 
-    /// The engine has started when it begins with the model.
+    /// Ends `engine_start` at the start of the work on the model.
     fn model_begins(&mut self, at: Instant) -> Option<PartSeen> {
         if self.model.is_some() {
             return None;
         }
-        // What was downloaded before this was told belongs to the model.
+        // A download logged before this line belongs to the model.
         let first = self.known.values().filter_map(|part| part.start).min();
         let at = first.map_or(at, |first| first.min(at));
         self.model = Some(at);
@@ -123,7 +122,7 @@ impl VllmLog {
         Some(part)
     }
 
-    /// A part, as far as the ones around it leave room. Nothing of it is told once a later one is known.
+    /// Adds a part, cut to start after the one before it. Ignored once a later part is known.
     fn part(&mut self, part: Part, start: Instant, end: Instant) -> Option<PartSeen> {
         if self.known.range((Bound::Excluded(part), Bound::Unbounded)).next().is_some() {
             return None;
@@ -137,7 +136,7 @@ impl VllmLog {
         let (start, end) = match known {
             // Another rank.
             Some((from, until)) if start <= until && from <= end => (start.min(from), end.max(until)),
-            // Another model, such as a draft: the longer one is told of.
+            // Another model, such as a draft: the longer one counts.
             Some((from, until)) if end - start <= until - from => return None,
             _ => (start, end),
         };
@@ -150,10 +149,10 @@ impl VllmLog {
     }
 }
 
-// === impl Told ===
+// === impl VllmLogEvent ===
 
-impl Told {
-    fn by(line: &str) -> Option<Self> {
+impl VllmLogEvent {
+    fn parse(line: &str) -> Option<Self> {
         let after = |phrase: &str| line.find(phrase).map(|found| &line[found + phrase.len()..]);
         if let Some(rest) = after("Loading weights took ") {
             return seconds(rest).map(Self::Read);
@@ -182,17 +181,17 @@ impl Told {
             ("Application startup complete.", Self::ServerUp),
         ]
         .into_iter()
-        .find_map(|(phrase, told)| line.contains(phrase).then_some(told))
+        .find_map(|(phrase, event)| line.contains(phrase).then_some(event))
     }
 }
 
-/// A number of seconds at the beginning: `24.84 seconds` or `40.55 s`.
+/// Parses leading seconds: `24.84 seconds` or `40.55 s`.
 fn seconds(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_once(' ')?;
     if !unit.starts_with('s') || !number.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
     }
-    // A month is beyond any start, and what is beyond it is no duration.
+    // At most a month, so that the conversion cannot panic.
     let seconds = number.parse().ok().filter(|seconds| (0.0..2_592_000.0).contains(seconds))?;
     Some(Duration::from_secs_f64(seconds))
 }

@@ -1,32 +1,32 @@
-//! What is counted for a scaler, here or in all replicas.
+//! Counts of a route that a scaler's value is computed from.
 
-/// The demand of a route, in one replica or in several together.
+/// Demand of a route in one replica, or summed over several.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Counts {
     /// Requests held.
     pub held: u64,
-    /// Of those, requests that ready endpoints will soon take.
+    /// Held requests that ready endpoints have room for.
     pub soon: u64,
     /// Requests in flight.
     pub in_flight: u64,
-    /// Whether a lease or the linger keeps demand true.
+    /// Lease or linger keep demand true.
     pub lasting: bool,
-    /// Activations that were asked for up to now: when it rises, a target is wanted that is not there.
+    /// Activations requested so far. An increase means that a request found no ready endpoint.
     pub activations: u64,
     /// Requests admitted per second.
     pub request_rate: f64,
-    /// Requests that wait in the model servers, by their own metrics. Every replica that looks sees the same ones.
+    /// Requests queued in the model servers, by their own metrics. All replicas scrape the same servers.
     pub server_queue: u64,
-    /// Whether an endpoint takes requests. A replica that had no request for a while may not know.
+    /// An endpoint is ready. A replica that has been idle may not have noticed.
     pub ready: bool,
-    /// Streams that a scaler has open.
+    /// Open streams of KEDA.
     pub streams: u64,
 }
 
 // === impl Counts ===
 
 impl Counts {
-    /// Of both together.
+    /// Returns the sum; of `server_queue` the larger one.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -42,12 +42,12 @@ impl Counts {
         }
     }
 
-    /// Whether demand is true.
+    /// Returns true if the target must not scale to zero.
     pub const fn is_active(&self) -> bool {
         self.held > 0 || self.in_flight > 0 || self.lasting || self.waiting_in_servers() > 0
     }
 
-    /// What waits in servers. Without a ready one that is a memory, and must wake nothing.
+    /// Returns the requests queued in the servers; 0 without a ready endpoint, as the last scrape is stale then.
     pub const fn waiting_in_servers(&self) -> u64 {
         if self.ready { self.server_queue } else { 0 }
     }

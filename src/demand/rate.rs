@@ -4,37 +4,38 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// Samples of a counter that only rises. They are taken off the request path, so requests pay nothing for them.
+/// Samples of a monotonic counter, taken off the request path.
 #[derive(Debug, Default)]
 pub struct Rate {
-    /// Oldest first. All but the first are younger than the window.
+    /// Oldest first; all but the first are younger than the window.
     samples: VecDeque<(Instant, u64)>,
 }
 
 // === impl Rate ===
 
 impl Rate {
-    /// How many samples a window has at the most: enough that one more or less changes the rate by a percent or two.
-    const RESOLUTION: u32 = 60;
+    /// Samples in a window: one more or less changes the rate by less than 2 %.
+    const SAMPLES_PER_WINDOW: u32 = 60;
 
-    /// The counter stands at `count`.
+    /// Adds a sample, unless the last one is younger than a 60th of the window.
     pub fn sample(&mut self, now: Instant, count: u64, window: Duration) {
-        let due = self.samples.back().is_none_or(|(last, _)| now - *last >= window / Self::RESOLUTION);
+        let due =
+            self.samples.back().is_none_or(|(last, _)| now - *last >= window / Self::SAMPLES_PER_WINDOW);
         if due {
             self.samples.push_back((now, count));
         }
-        // The first one stays that is as old as the window: the rate is taken from there.
+        // Keeps the youngest sample that is at least as old as the window, as the start of the rate.
         while self.samples.get(1).is_some_and(|(time, _)| now - *time >= window) {
             self.samples.pop_front();
         }
-        // A window that has become shorter, or samples that came too fast.
-        while self.samples.len() > Self::RESOLUTION as usize + 2 {
+        // The window was shortened by a reload.
+        while self.samples.len() > Self::SAMPLES_PER_WINDOW as usize + 2 {
             self.samples.pop_front();
         }
     }
 
-    /// How fast it has risen up to `count`. Before the first window is over, what has been seen is spread over all of
-    /// it: a burst at the start is no rate yet.
+    /// Returns the rate up to `count`. Until the first window has passed, its whole length is the divisor, so that a
+    /// burst at the start does not count as a high rate.
     pub fn per_second(&self, now: Instant, count: u64, window: Duration) -> f64 {
         let Some((since, before)) = self.samples.front() else { return 0.0 };
         let span = (now - *since).max(window).as_secs_f64();
@@ -51,7 +52,7 @@ mod tests {
     const WINDOW: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn the_rate_is_that_of_the_last_window() {
+    async fn rate_covers_the_last_window() {
         let mut rate = Rate::default();
         let start = Instant::now();
         let at = |second: u64| start + Duration::from_secs(second);
@@ -60,11 +61,10 @@ mod tests {
         for second in 0..=120 {
             rate.sample(at(second), 3 * second, WINDOW);
             if second == 30 {
-                assert_eq!(rate.per_second(at(30), 90, WINDOW), 1.5, "90 in 60 s, of which 30 are over");
+                assert_eq!(rate.per_second(at(30), 90, WINDOW), 1.5, "90 ÷ 60 s, after 30 s");
             }
         }
         assert_eq!(rate.per_second(at(120), 360, WINDOW), 3.0, "(360 - 180) ÷ 60");
-        // Then nothing.
         for second in 121..=150 {
             rate.sample(at(second), 360, WINDOW);
         }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn samples_are_bounded_whatever_the_window() {
+    async fn samples_are_bounded_for_any_window() {
         let mut rate = Rate::default();
         let start = Instant::now();
         for second in 0..10_000 {

@@ -1,16 +1,16 @@
-//! What the cluster shows of those that demand is pushed to.
+//! ScaledObjects that demand is pushed to.
 
 use serde::Serialize;
 
-/// A ScaledObject that names the route: whether KEDA can act on a push for it, and has.
+/// A ScaledObject that names the route, and the state of KEDA's reaction to pushes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PushReceiver {
-    /// Its namespace.
+    /// Namespace of the ScaledObject.
     pub namespace: String,
-    /// Its name.
+    /// Name of the ScaledObject.
     pub name: String,
-    /// Whether its status lists a metric of our trigger. KEDA drops a push without (kedacore/keda#8168).
+    /// The status lists a metric of our trigger; KEDA drops pushes until then (kedacore/keda#8168).
     pub is_listed: bool,
-    /// Whether its workload has the replicas that a push asks for. `None`: not known.
+    /// The workload has replicas; `None` if unknown.
     pub is_scaled: Option<bool>,
 }

@@ -1,14 +1,14 @@
-//! The values that a scaler reports: pure arithmetic over counts.
+//! Values of the scaler's metrics: pure arithmetic over counts.
 
 use super::Counts;
 use crate::domain::{Counting, Policy, RequestRate, Scaling};
 
-/// What one replica of the target is for.
+/// Capacity of one replica of the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// How much of the value.
+    /// Value per replica, and the way requests are counted.
     pub scaling: Scaling,
-    /// How many requests in flight, from one replica of this proxy.
+    /// Requests in flight from one replica of this proxy.
     pub concurrency: u32,
 }
 
@@ -20,11 +20,10 @@ impl From<&Policy> for Capacity {
     }
 }
 
-/// The queue depth: what waits, and of what is in flight so much as it fills of a replica. So a full replica asks for
-/// itself, as many targets as wait ask for as many more, and streams that are served ask for nothing. What the ramp of a
-/// ready endpoint holds back will be in flight there, and asks for no other.
+/// Computes the queue depth: the requests that wait, plus those in flight scaled so that a full replica counts as one
+/// `target`. Held requests that the ramp of a ready endpoint will admit count as in flight there.
 ///
-/// It is zero exactly when demand is false, and without a ready endpoint no more than the activation's replicas.
+/// Zero exactly when demand is false. Without a ready endpoint, at most `target` × `activation_replicas`.
 pub fn queue_depth(counts: &Counts, Capacity { scaling, concurrency }: Capacity) -> f64 {
     let waiting = |held: u64| to_float(held.max(counts.waiting_in_servers()));
     let value = match scaling.counting {
@@ -39,12 +38,12 @@ pub fn queue_depth(counts: &Counts, Capacity { scaling, concurrency }: Capacity)
     clamp(value, scaling.target, &scaling, counts.ready)
 }
 
-/// Requests per second.
+/// Computes the request rate, clamped like the queue depth.
 pub fn request_rate(counts: &Counts, rate: RequestRate, scaling: &Scaling) -> f64 {
     clamp(counts.request_rate, rate.target, scaling, counts.ready)
 }
 
-/// Before the first endpoint is ready, a backlog says little about how many replicas are needed.
+/// Limits the value until an endpoint is ready: before that, the backlog does not show how many replicas are needed.
 fn clamp(value: f64, target: u32, scaling: &Scaling, ready: bool) -> f64 {
     if ready { value } else { value.min(f64::from(target) * f64::from(scaling.activation_replicas)) }
 }
@@ -76,13 +75,13 @@ mod tests {
         Capacity { scaling: Scaling { target, activation_replicas, ..Scaling::default() }, concurrency }
     }
 
-    /// What KEDA's HPA makes of it.
+    /// Replicas that the HPA computes from the value.
     fn replicas(value: f64, target: u32) -> f64 {
         (value / f64::from(target)).ceil()
     }
 
     #[test]
-    fn a_full_replica_asks_for_one_and_five_more_that_wait_for_another() {
+    fn full_replica_and_target_waiting_need_two() {
         let capacity = capacity(5, 64, 1);
         for (held, in_flight, value, wanted) in [
             (0, 64, 5.0, 1.0), // 64 × 5 ÷ 64
@@ -90,7 +89,7 @@ mod tests {
             (0, 32, 2.5, 1.0),
             (0, 128, 10.0, 2.0),
             (6, 64, 11.0, 3.0),
-            (0, 0, 1.0, 1.0), // it lasts
+            (0, 0, 1.0, 1.0), // kept alive
         ] {
             let depth = queue_depth(&Counts { held, in_flight, ..READY }, capacity);
             assert_eq!((depth, replicas(depth, 5)), (value, wanted), "{held} held, {in_flight} in flight");
@@ -98,12 +97,12 @@ mod tests {
     }
 
     #[test]
-    fn held_by_a_ramp_asks_for_no_other_replica() {
+    fn held_by_a_ramp_needs_no_other_replica() {
         let capacity = capacity(5, 64, 1);
         for (held, soon, in_flight, value, wanted) in [
             (44, 44, 4, 3.75, 1.0),   // (4 + 44) × 5 ÷ 64; not 44 + 4 × 5 ÷ 64, which is 9 replicas
-            (100, 60, 4, 45.0, 9.0),  // 40 for which there is no room, and a full replica
-            (44, 0, 4, 44.3125, 9.0), // nothing comes back
+            (100, 60, 4, 45.0, 9.0),  // 40 without room, and a full replica
+            (44, 0, 4, 44.3125, 9.0), // the ramp is stuck
         ] {
             let depth = queue_depth(&Counts { held, soon, in_flight, ..READY }, capacity);
             assert_eq!((depth, replicas(depth, 5)), (value, wanted), "{held} held, {soon} soon");
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_in_the_servers_counts_if_it_is_more_and_only_while_one_is_ready() {
+    fn server_queue_counts_only_with_a_ready_endpoint() {
         let counts = Counts { held: 3, server_queue: 12, in_flight: 64, ..READY };
         assert_eq!(queue_depth(&counts, capacity(5, 64, 1)), 17.0, "12 + 64 × 5 ÷ 64");
         let counts = Counts { held: 20, ..counts };
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_at_zero_asks_for_the_replicas_of_the_activation_and_no_more() {
+    fn backlog_at_zero_is_clamped_to_the_activation() {
         let cold = Counts { held: 100, request_rate: 50.0, ready: false, ..READY };
         assert_eq!(queue_depth(&cold, capacity(5, 64, 1)), 5.0, "not 100, which is 20 replicas");
         assert_eq!(queue_depth(&cold, capacity(5, 64, 2)), 10.0, "5 × 2");
@@ -133,12 +132,12 @@ mod tests {
     }
 
     #[test]
-    fn concurrency_counts_everything_once() {
+    fn concurrency_counts_each_request_once() {
         let mut capacity = capacity(100, 1, 1);
         capacity.scaling.counting = Counting::Concurrency;
         let counts = Counts { held: 7, in_flight: 35, ..READY };
         assert_eq!(queue_depth(&counts, capacity), 42.0, "7 + 35");
-        assert_eq!(queue_depth(&Counts { soon: 7, ..counts }, capacity), 42.0, "the ramp is no part of it");
+        assert_eq!(queue_depth(&Counts { soon: 7, ..counts }, capacity), 42.0, "room is irrelevant");
     }
 
     prop_compose! {
@@ -169,12 +168,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_zero_exactly_when_demand_is_false(counts in counts(), capacity in capacities()) {
+        fn queue_depth_is_zero_iff_demand_is_false(counts in counts(), capacity in capacities()) {
             prop_assert_eq!(queue_depth(&counts, capacity) > 0.0, counts.is_active());
         }
 
         #[test]
-        fn without_an_endpoint_it_never_asks_for_more_than_the_activation(
+        fn queue_depth_at_zero_never_exceeds_activation(
             counts in counts(),
             capacity in capacities(),
         ) {
@@ -185,14 +184,14 @@ mod tests {
         }
 
         #[test]
-        fn more_requests_never_ask_for_less(
+        fn queue_depth_is_monotonic(
             one in counts(),
             other in counts(),
             capacity in capacities(),
         ) {
             let both = one.plus(other);
             prop_assert_eq!(both, other.plus(one));
-            // Also if the other one knows of an endpoint, which lifts the clamp.
+            // Holds even if only `other` has a ready endpoint, which lifts the clamp.
             let (more, less) = (queue_depth(&both, capacity), queue_depth(&one, capacity));
             prop_assert!(more >= less);
         }

@@ -119,7 +119,7 @@ impl Lines {
 
     fn phases(&mut self, view: &View) {
         let Some(cold_start) = &view.cold_start else { return };
-        for span in cold_start.over().skip(self.phases) {
+        for span in cold_start.finished_phases().skip(self.phases) {
             self.phases += 1;
             let end = Duration::from_secs_f64((span.start_ms + span.duration_ms) / 1e3);
             let what = match span.name {

@@ -109,7 +109,7 @@ impl<'a> Stay<'a> {
         let (held, in_flight) = (gate.held(), gate.in_flight());
         let what = match status {
             Status::Ready if held + in_flight as usize == 0 => {
-                let quiet = gate.demand().quiet_for().unwrap_or_default();
+                let quiet = gate.demand().since_last_activity().unwrap_or_default();
                 let left = self.stage.idle_timeout.get().saturating_sub(quiet).as_secs_f64().ceil();
                 format!("no requests; stopped in {left} s")
             }

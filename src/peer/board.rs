@@ -158,7 +158,7 @@ impl Board {
             if let Some(gate) = self.routes.get(route)
                 && pushes
             {
-                gate.scaler_knows();
+                gate.record_scaler_notified();
             }
         }
         let touched = keep(&mut replicas, report);

@@ -210,7 +210,7 @@ impl Reports {
         let is_later = |gate: &&Arc<Gate>| first.as_ref().is_none_or(|first| gate.key() >= first);
         let sooner = gates.clone().filter(|gate| !is_later(gate));
         for gate in gates.filter(is_later).chain(sooner) {
-            let counts = gate.watched_counts();
+            let counts = gate.counts_or_mark_idle();
             seen(gate, counts);
             let entry = Entry { counts, pushes: gate.demand().pushes() };
             if self.told.get(gate.key()).copied().unwrap_or_default() == entry {

@@ -172,7 +172,7 @@ async fn every_replica_has_the_sum_and_every_edge() {
     sleep(Duration::from_millis(25)).await;
     assert_eq!(replicas.each_ref().map(Replica::held), [0; 3]);
     assert!(replicas[2].gate.counts_everywhere().lasting, "the lease of both");
-    replicas.iter().for_each(|replica| replica.gate.demand().settle());
+    replicas.iter().for_each(|replica| replica.gate.demand().end_activation());
     sleep(Duration::from_secs(59)).await;
     assert!(replicas[2].gate.counts_everywhere().lasting, "the linger, 59 of 60 s");
     sleep(Duration::from_millis(1_025)).await;
@@ -457,12 +457,12 @@ async fn a_route_that_comes_later_knows_what_others_hold() {
 async fn a_push_of_another_replica_ends_the_signal_here() {
     let wires = Arc::<Wires>::default();
     let (one, two) = (wires.join(1), wires.join(2));
-    one.gate.cold_starts().await_push(true);
+    one.gate.cold_starts().expect_push(true);
     settled().await;
     let _held = one.hold();
-    one.gate.cold_starts().begin(one.gate.demand().raised_since().unwrap(), 1);
+    one.gate.cold_starts().begin(one.gate.demand().activation_since().unwrap(), 1);
     sleep(Duration::from_millis(3)).await;
-    two.gate.demand().pushed();
+    two.gate.demand().record_push();
     sleep(Duration::from_millis(5)).await;
     one.gate.cold_starts().ready(None);
     one.gate.cold_starts().abandoned();

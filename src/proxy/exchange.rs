@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admission::{Gate, Permit},
-    coldstart::{Leave, Phase},
+    coldstart::{LeaveReason, Phase},
     error::{Outcome, ProxyError},
     history::{Arrival, Asked, Ending, Event, Story, Why},
     hold::Ticket,
@@ -247,7 +247,7 @@ impl Exchange {
     fn end_hold(&mut self, end: HoldEnd) {
         let Some(holding) = self.holding.take() else { return };
         // The linger counts from here: whoever waited may come back.
-        self.gate.demand().touch();
+        self.gate.demand().record_activity();
         let held = holding.since.elapsed();
         self.waited += held.max(Duration::from_nanos(1));
         let cold_starts = self.gate.cold_starts();
@@ -256,10 +256,10 @@ impl Exchange {
         let failed = end == HoldEnd::Ended(Outcome::ColdStartFailed);
         self.cold |= woken || failed || (end != HoldEnd::Dispatched && cold_starts.phase().is_some());
         if self.cold {
-            cold_starts.leave(match end {
-                HoldEnd::Dispatched => Leave::Released,
-                HoldEnd::Ended(Outcome::ClientGone) => Leave::Left,
-                HoldEnd::Ended(_) => Leave::Failed,
+            cold_starts.record_leave(match end {
+                HoldEnd::Dispatched => LeaveReason::Released,
+                HoldEnd::Ended(Outcome::ClientGone) => LeaveReason::Left,
+                HoldEnd::Ended(_) => LeaveReason::Failed,
             });
         }
         let traced = self.trace.as_mut().map(|trace| {
@@ -267,9 +267,9 @@ impl Exchange {
             trace.id()
         });
         self.gate.counters().held(end, held, traced);
-        self.gate.stirred();
+        self.gate.mark_dirty();
         if let Some(story) = &self.story {
-            story.left_the_queue(holding.since + held, cold_starts.latest().filter(|_| self.cold));
+            story.left_the_queue(holding.since + held, cold_starts.latest_id().filter(|_| self.cold));
         }
     }
 

@@ -53,6 +53,6 @@ impl TokenWatch {
 impl Drop for TokenWatch {
     fn drop(&mut self) {
         // Where there was one, this says nothing new.
-        self.gate.cold_starts().ends_without_token(self.cold_start);
+        self.gate.cold_starts().ended_without_token(self.cold_start);
     }
 }

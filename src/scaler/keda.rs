@@ -79,7 +79,7 @@ impl ExternalScaler for Keda {
         let gate = gate.filter(|gate| gate.counts_everywhere().is_active());
         if let Some(gate) = &gate {
             // KEDA scales by a poll as it does by a push, whichever comes first.
-            gate.scaler_knows();
+            gate.record_scaler_notified();
         }
         let result = gate.is_some();
         Ok(Response::new(IsActiveResponse { result }))

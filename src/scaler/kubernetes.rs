@@ -90,7 +90,7 @@ impl Direct<'_> {
             let seen = self.scale.replicas(self.namespace, workload).await?;
             if seen.wanted == 0 {
                 // Before the answer: what follows from it may be seen earlier than that.
-                self.gate.scaler_knows();
+                self.gate.record_scaler_notified();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
                 self.gate.cold_starts().observe(Phase::Scale, Seen::now());
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "scaled from zero to one");
@@ -100,7 +100,7 @@ impl Direct<'_> {
         };
         match result.await {
             Ok(()) => {
-                self.gate.scaler_knows();
+                self.gate.record_scaler_notified();
                 self.pause = FIRST_PAUSE;
                 LOOK
             }
@@ -177,10 +177,12 @@ impl Quiet {
     /// Looks at the demand, and says since when there has been none. That of other replicas lasts for the linger.
     fn look(&mut self, gate: &Gate) -> Instant {
         let now = Instant::now();
-        if gate.requests() > 0 || gate.demand().raised_since().is_some() || gate.demand().peers().is_active()
+        if gate.requests() > 0
+            || gate.demand().activation_since().is_some()
+            || gate.demand().peers().is_active()
         {
             self.since = now;
-        } else if let Some(quiet) = gate.demand().quiet_for() {
+        } else if let Some(quiet) = gate.demand().since_last_activity() {
             self.since = self.since.max(now.checked_sub(quiet).unwrap_or(now));
         }
         self.since

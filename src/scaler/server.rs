@@ -119,7 +119,8 @@ impl Server {
         let lifeline = guardian.stdin.take();
         let output = pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::Spawn)?;
         let told = gate.clone();
-        let output = Output::read(output, gate.key().clone(), move |part| told.cold_starts().part(part));
+        let output =
+            Output::read(output, gate.key().clone(), move |part| told.cold_starts().record_part(part));
         Ok(Self { guardian, lifeline, output, address: format!("{}:{port}", Ipv4Addr::LOCALHOST) })
     }
 

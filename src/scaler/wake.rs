@@ -42,13 +42,13 @@ pub(super) struct Wake {
 
 impl Wake {
     pub(super) fn new(gate: Arc<Gate>) -> Self {
-        let signals = gate.demand().signals();
+        let signals = gate.demand().arrivals();
         Self { gate, signals }
     }
 
     /// Whether somebody waits, or has come and the lease speaks for them. What is in flight already has an endpoint.
     pub(super) fn is_wanted(&self) -> bool {
-        self.gate.demand().raised_since().is_some() || self.gate.held() > 0
+        self.gate.demand().activation_since().is_some() || self.gate.held() > 0
     }
 
     /// Waits until the target is wanted. Cancel-safe.
@@ -67,21 +67,21 @@ impl Wake {
     /// We know that the target is wanted, and bring it up: an activation has begun.
     pub(super) fn told(&self) {
         self.begin();
-        self.gate.cold_starts().heard();
+        self.gate.cold_starts().signal_acknowledged();
     }
 
     /// An activation has begun. Whoever brings the target up will know.
     pub(super) fn begin(&self) {
         let demand = self.gate.demand();
-        if demand.raised_since().is_none() {
+        if demand.activation_since().is_none() {
             // Held when the last endpoint went away, and not heard of again since.
-            demand.signal(self.gate.policy().readiness.activation_timeout.get());
+            demand.request_activation(self.gate.policy().readiness.activation_timeout.get());
         }
-        let began = demand.raised_since().unwrap_or_else(Instant::now);
+        let began = demand.activation_since().unwrap_or_else(Instant::now);
         let cold_starts = self.gate.cold_starts();
         cold_starts.begin(began, self.gate.held());
         if let Some(obstacle) = self.gate.target().obstacle().filter(|obstacle| obstacle.kind.hinders()) {
-            cold_starts.hindered(obstacle.message.full().clone());
+            cold_starts.set_obstacle(obstacle.message.full().clone());
         }
     }
 
@@ -151,13 +151,13 @@ impl Wake {
     /// The endpoint takes requests, and so the demand for one has been met.
     pub(super) fn open(&self, endpoint: &Endpoint, limit: Option<u32>) {
         self.gate.target().ready(endpoint, limit);
-        self.gate.demand().settle();
+        self.gate.demand().end_activation();
     }
 
     /// Widens the ramp of an endpoint while requests are held for it: answers may be long, and the first ones may never
     /// come. `ask` says what a probe of it sees. Never ends; cancel-safe. The owner drops this when a request fails.
     pub(super) async fn widen<F: Future<Output = Answer>>(&self, endpoint: &Endpoint, ask: impl Fn() -> F) {
-        let mut signals = self.gate.demand().signals();
+        let mut signals = self.gate.demand().arrivals();
         loop {
             while endpoint.is_wide() || self.gate.held() == 0 {
                 if signals.changed().await.is_err() {
@@ -273,7 +273,7 @@ impl Wake {
         // The record first, so that who is told finds it.
         self.gate.cold_starts().failed(reason.full().clone(), last_lines.clone());
         self.gate.target().failed(reason, &last_lines, cause, retry_after);
-        self.gate.demand().settle();
+        self.gate.demand().end_activation();
     }
 
     /// Waits until no request has been held or in flight for `after`, then retires the endpoint. Whoever came in
@@ -282,14 +282,14 @@ impl Wake {
     pub(super) async fn idle(&self, endpoint: &Endpoint, after: impl Fn() -> Duration, up: Instant) {
         let demand = self.gate.demand();
         loop {
-            let wait = idle_in(demand.quiet_for(), up.elapsed(), self.gate.requests(), after());
+            let wait = idle_in(demand.since_last_activity(), up.elapsed(), self.gate.requests(), after());
             if !wait.is_zero() {
                 sleep(wait).await;
                 continue;
             }
             // A signal from before the endpoint was ready may have come late: it wants what is there. One from after
             // the retirement counts, so this cannot come later.
-            demand.settle();
+            demand.end_activation();
             let was_ready = endpoint.is_ready();
             endpoint.retire();
             if self.gate.requests() == 0 {

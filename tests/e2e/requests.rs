@@ -394,7 +394,7 @@ async fn failures_are_listed_with_their_reasons() {
     };
     assert_eq!(listed("request_id"), ["waits", "full"], "newest first: {failed}");
     assert_eq!(listed("outcome"), ["cold_start_timeout", "hold_queue_full"]);
-    assert!(listed("reason")[1].contains("1 requests wait already"), "{failed}");
+    assert!(listed("reason")[1].contains("1 requests are held already"), "{failed}");
     assert_eq!(
         (&failed["requests"][1]["admitted"], &failed["requests"][1]["model"]),
         (&false.into(), &"tiny".into())

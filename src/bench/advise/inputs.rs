@@ -166,7 +166,7 @@ async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
 
 /// What a running Anteroom says of its cold starts, and where.
 async fn ask(admin: &Base) -> Result<(String, String), AdviseError> {
-    let path = format!("/api/v1/cold-starts?limit={}", ColdStarts::KEPT);
+    let path = format!("/api/v1/cold-starts?limit={}", ColdStarts::MAX_RECORDS);
     let name = format!("{admin}{path}");
     match admin.get(&path, PATIENCE).await {
         Ok((StatusCode::OK, body)) => Ok((name, String::from_utf8_lossy(&body).into_owned())),

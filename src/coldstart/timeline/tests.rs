@@ -1,4 +1,4 @@
-//! Phases from clocks that do not agree.
+//! Timelines from clocks that disagree.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::*;
 
 const CLOCKS: [&str; 2] = ["control-plane", "node-0"];
 
-/// Something that truly happened, `lag` before we saw it; its stamp is by a clock that is `ahead`.
+/// An event at `at`, observed `lag` later, with the stamp of a clock.
 #[derive(Clone, Debug)]
 struct Truth {
     phase: Phase,
@@ -32,7 +32,7 @@ impl Scene {
         self.began + Duration::from_millis(ms)
     }
 
-    /// As written by a clock that is ahead by so many milliseconds, or behind.
+    /// Stamps an event by a clock that is `ahead` milliseconds.
     fn stamp(&self, clock: &str, at: u64, ahead: i64, resolution: u64) -> Stamp {
         let written = (1_800_000_000_123 + at).checked_add_signed(ahead).unwrap() / resolution * resolution;
         Stamp {
@@ -43,8 +43,9 @@ impl Scene {
     }
 
     fn spans(&self, ours: &[(Phase, Instant)], seen: &[(Phase, Seen)]) -> Vec<PhaseSpan> {
-        let seen = seen.iter().map(|(phase, seen)| (*phase, seen)).collect();
-        Known { began: self.began, wall: self.wall, ours, seen, parts: Vec::new(), running: None }.spans()
+        let observed = seen.iter().map(|(phase, seen)| (*phase, seen)).collect();
+        Timeline { began: self.began, wall: self.wall, ours, observed, parts: Vec::new(), running: None }
+            .spans()
     }
 }
 
@@ -56,15 +57,15 @@ fn ends(spans: &[PhaseSpan]) -> Vec<(Phase, f64, f64)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_we_saw_late_is_put_where_its_clock_says() {
+async fn stamps_narrow_late_observations() {
     let scene = Scene::new();
     let seen = |phase, at, seen: u64| {
         (phase, Seen { at: scene.ms(seen), stamp: Some(scene.stamp("node-0", at, 5000, 1)) })
     };
     let ours = [(Phase::Signal, scene.ms(100)), (Phase::Load, scene.ms(9000))];
-    // Its clock is 5 s ahead. That it started was seen in the very moment, which shows by how much; the pull, 2 s late.
+    // The clock is 5 s ahead. The start was observed at once, which bounds the offset; the pull, 2 s late.
     let spans = scene.spans(&ours, &[seen(Phase::Pull, 4000, 6000), seen(Phase::Start, 7000, 7000)]);
-    // Nothing is before the signal at 100, so it is ahead by 9001 - 100 at the most: the start is after 12000 - 8901.
+    // Nothing precedes the signal at 100, so the offset is at most 9001 - 100: the start is after 12000 - 8901.
     let expected = [
         (Phase::Signal, 100.0, 0.0),
         (Phase::Pull, 4001.0, 3901.0),
@@ -75,12 +76,12 @@ async fn what_we_saw_late_is_put_where_its_clock_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_contradicts_itself_is_not_listened_to() {
+async fn inconsistent_clock_is_ignored() {
     let scene = Scene::new();
     let seen = |phase, at, ahead| {
         (phase, Seen { at: scene.ms(at), stamp: Some(scene.stamp("node-0", at, ahead, 1)) })
     };
-    // It was set back by an hour between the two.
+    // The clock was set back by 50 s between the two.
     let spans = scene.spans(&[], &[seen(Phase::Pull, 1000, 0), seen(Phase::Start, 2000, -50_000)]);
     assert_eq!(ends(&spans), [(Phase::Pull, 1000.0, 1000.0), (Phase::Start, 2000.0, 2000.0)]);
 }
@@ -105,7 +106,7 @@ fn truths() -> impl Strategy<Value = Vec<Truth>> {
 
 proptest! {
     #[test]
-    fn phases_are_in_order_sum_to_the_total_and_hold_the_truth(
+    fn phases_contain_the_true_ends(
         truths in truths(), ahead in [-9000..9000i64, -9000..9000i64], exact in any::<u16>()
     ) {
         let scene = Scene::new();
@@ -121,7 +122,7 @@ proptest! {
             seen.push((truth.phase, Seen { at: scene.ms(truth.at + truth.lag), stamp }));
         }
         let spans = scene.spans(&ours, &seen);
-        prop_assert_eq!(spans.len(), truths.len(), "each that is known, once");
+        prop_assert_eq!(spans.len(), truths.len(), "each known phase once");
         let mut end = 0.0;
         for (span, truth) in spans.iter().zip(&truths) {
             prop_assert_eq!(span.name, truth.phase);
@@ -129,7 +130,7 @@ proptest! {
             end = span.start_ms + span.duration_ms;
             let early = span.early_ms.unwrap_or_default();
             prop_assert!(early >= 0.0);
-            // Where the truth is consistent, it is within what we say.
+            // The true end is within the reported interval.
             prop_assert!(
                 truth.at as f64 <= end + 1e-6 && end - early <= truth.at as f64 + 1e-6,
                 "{} at {} is not in {}..{}: {:?}", span.name.name(), truth.at, end - early, end, spans
@@ -140,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_told_phases_follow_each_other(
+    fn arbitrary_events_give_consecutive_phases(
         ours in proptest::collection::vec((0..11usize, 0..9000u64), 0..11),
         seen in proptest::collection::vec((0..11usize, 0..9000u64, prop::option::of((0..2usize, -99_000..99_000i64))), 0..20),
         parts in proptest::collection::vec((0..8usize, prop::option::of(0..9000u64), 0..9000u64), 0..8),
@@ -158,11 +159,11 @@ proptest! {
             start: start.map(|ms| scene.ms(ms)),
             end: scene.ms(end),
         }).collect();
-        let spans = Known {
+        let spans = Timeline {
             began: scene.began,
             wall: scene.wall,
             ours: &ours,
-            seen: seen.iter().map(|(phase, seen)| (*phase, seen)).collect(),
+            observed: seen.iter().map(|(phase, seen)| (*phase, seen)).collect(),
             parts: parts.iter().collect(),
             running: Some((Phase::FirstToken, scene.ms(until))),
         }.spans();

@@ -1,4 +1,4 @@
-//! What a request that was held spent its time on: its share of the phases of the cold start.
+//! The time of a held request, split by the phases of the cold start that it waited for.
 
 use std::time::Duration;
 
@@ -7,51 +7,49 @@ use tokio::time::Instant;
 use super::Tracker;
 use crate::coldstart::{ColdStart, Phase};
 
-/// What is still asked of a cold start that has ended.
-pub(super) struct Past {
+/// The last cold start that ended.
+pub(super) struct EndedColdStart {
     began: Instant,
     record: ColdStart,
 }
 
-impl Past {
+impl EndedColdStart {
     pub(super) const fn new(began: Instant, record: ColdStart) -> Self {
         Self { began, record }
     }
 }
 
 impl Tracker {
-    /// The cold start that runs, or else the last one, by its id.
-    pub fn latest(&self) -> Option<u64> {
-        let active = self.active.lock();
-        active
-            .as_ref()
-            .map(|active| active.id)
-            .or_else(|| self.last.load().as_ref().map(|last| last.record.id))
+    /// Returns the id of the running cold start, or else of the last one.
+    pub fn latest_id(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let active = state.active.as_ref().map(|active| active.id);
+        active.or_else(|| self.last.load().as_ref().map(|last| last.record.id))
     }
 
-    /// The cold start that runs, as far as it is, and the last one before it, in order, each with when it began: what a
+    /// Returns the last cold start that ended, then a snapshot of the running one, each with its start: those that a
     /// request can have waited for.
     pub fn last_two(&self) -> impl Iterator<Item = (Instant, ColdStart)> {
-        let active = self.active.lock();
-        let tally = self.tally.lock().clone();
-        let now =
-            active.as_ref().map(|active| (active.began, self.record(active, &tally, Some(Instant::now()))));
+        let state = self.state.lock();
+        let tally = self.tally.load_full();
+        let now = state.active.as_ref().map(|active| {
+            (active.began, self.record(active, &state.observations, &tally, Some(Instant::now())))
+        });
         let last = self.last.load();
-        drop(active);
+        drop(state);
         last.as_ref().map(|last| (last.began, last.record.clone())).into_iter().chain(now)
     }
 
-    /// What of these times, which do not overlap, was spent in each phase of a cold start, as far as is known now: of the
-    /// one that runs, and of the last one. A phase that took no time is told to who was there. What is left of the times
-    /// was spent waiting for a turn.
+    /// Splits these disjoint times by the phases of the running and the last cold start, as far as known. A phase of no
+    /// duration within the times has a share of zero. The remainder was spent waiting for room.
     pub fn shares(&self, times: &[(Instant, Instant)]) -> Vec<(Phase, Duration)> {
-        let active = self.active.lock();
-        let now = active.as_ref().map(|active| {
-            let observed = self.observed.lock();
-            (active.began, active.known(&observed, observed.pod(active)).spans())
+        let state = self.state.lock();
+        let now = state.active.as_ref().map(|active| {
+            let pod = state.observations.pod(active);
+            (active.began, active.timeline(&state.observations, pod).spans())
         });
         let last = self.last.load();
-        drop(active);
+        drop(state);
         let last = last.as_ref().map(|last| (last.began, &last.record.phases));
         let mut shares = [None; Phase::ALL.len()];
         for (began, phases) in now.as_ref().map(|(began, phases)| (*began, phases)).into_iter().chain(last) {

@@ -13,7 +13,7 @@ fn tracker() -> (Arc<ColdStarts>, Tracker) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn phases_follow_each_other_and_sum_to_the_total() {
+async fn phases_sum_to_the_total() {
     let (store, tracker) = tracker();
     tracker.begin(Instant::now(), 1);
     for (phase, ms) in [(Phase::Signal, 1), (Phase::Start, 20), (Phase::Load, 3000), (Phase::Dispatch, 2)] {
@@ -21,11 +21,11 @@ async fn phases_follow_each_other_and_sum_to_the_total() {
         tracker.mark(phase);
     }
     tracker.mark(Phase::Start);
-    tracker.held(8);
-    tracker.leave(Leave::Released);
+    tracker.record_held(8);
+    tracker.record_leave(LeaveReason::Released);
     advance(Duration::from_millis(50)).await;
     tracker.first_byte(FirstAnswer::whole);
-    tracker.leave(Leave::Released);
+    tracker.record_leave(LeaveReason::Released);
     let [record] = store.recent(Some("tiny"), 10).try_into().unwrap();
     assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
     assert_eq!(record.total_ms, 3073.0, "1 + 20 + 3000 + 2 + 50");
@@ -34,35 +34,35 @@ async fn phases_follow_each_other_and_sum_to_the_total() {
         record.phases.iter().map(|span| span.start_ms).collect::<Vec<_>>(),
         [0.0, 1.0, 21.0, 3021.0, 3023.0]
     );
-    assert_eq!((record.held_peak, record.released), (8, 2), "the second one went out after the end");
+    assert_eq!((record.held_peak, record.released), (8, 2), "one left after the end");
     assert_eq!(tracker.estimates().map(|all| all.until_ready.median_ms), Some(3021.0));
     assert!(tracker.current().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_ends_the_signal_whether_it_comes_before_or_after_the_beginning() {
+async fn push_before_or_after_the_start_ends_the_signal() {
     let (store, tracker) = tracker();
-    tracker.await_push(true);
-    // One that was for an earlier demand.
-    tracker.pushed(Instant::now());
+    tracker.expect_push(true);
+    // A push for an earlier demand.
+    tracker.record_push(Instant::now());
     advance(Duration::from_secs(9)).await;
     let began = Instant::now();
     for (push_first, signal) in [(false, None), (true, Some(3.0)), (false, Some(5.0))] {
         let began = if signal.is_some() { Instant::now() } else { began };
         if push_first {
             advance(Duration::from_millis(3)).await;
-            tracker.pushed(began);
+            tracker.record_push(began);
         }
         advance(Duration::from_millis(2)).await;
         if push_first {
-            // Of another stream, later than the first.
-            tracker.pushed(began);
+            // The push of another stream.
+            tracker.record_push(began);
         }
         tracker.begin(began, 1);
-        tracker.heard();
+        tracker.signal_acknowledged();
         advance(Duration::from_millis(3)).await;
         if signal.is_some() {
-            tracker.pushed(began);
+            tracker.record_push(began);
         }
         tracker.ready(None);
         tracker.abandoned();
@@ -74,16 +74,16 @@ async fn a_push_ends_the_signal_whether_it_comes_before_or_after_the_beginning()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_is_for_the_next_one_while_the_last_only_misses_its_first_token() {
+async fn push_while_a_token_is_awaited_is_for_the_next() {
     let (store, tracker) = tracker();
-    tracker.await_push(true);
+    tracker.expect_push(true);
     tracker.begin(Instant::now(), 1);
     tracker.ready(None);
     tracker.dispatched();
     tracker.first_byte(FirstAnswer::streamed);
     let began = Instant::now();
     advance(Duration::from_millis(4)).await;
-    tracker.pushed(began);
+    tracker.record_push(began);
     advance(Duration::from_millis(2)).await;
     tracker.begin(began, 1);
     tracker.failed("no GPU".into(), Vec::new());
@@ -91,17 +91,17 @@ async fn a_push_is_for_the_next_one_while_the_last_only_misses_its_first_token()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
+async fn first_byte_ends_it_only_after_the_dispatch() {
     let (store, tracker) = tracker();
     tracker.begin(Instant::now(), 1);
     tracker.mark(Phase::Signal);
     tracker.first_byte(FirstAnswer::whole);
-    assert!(store.recent(None, 10).is_empty(), "an answer of an endpoint from before");
+    assert!(store.recent(None, 10).is_empty(), "an answer of an earlier endpoint");
     advance(Duration::from_secs(7)).await;
     tracker.ready(None);
     advance(Duration::from_secs(1)).await;
     tracker.first_byte(FirstAnswer::whole);
-    assert!(store.recent(None, 10).is_empty(), "nothing has been sent to the new one");
+    assert!(store.recent(None, 10).is_empty(), "nothing was dispatched to the new one");
     tracker.dispatched();
     tracker.first_byte(FirstAnswer::whole);
     let [record] = store.recent(None, 10).try_into().unwrap();
@@ -109,22 +109,22 @@ async fn a_first_byte_ends_it_once_the_target_is_ready_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_failed_says_in_which_phase() {
+async fn failure_names_the_unfinished_phase() {
     let (store, tracker) = tracker();
-    tracker.set_scope(Scope::Process);
+    tracker.set_target_kind(TargetKind::Process);
     tracker.begin(Instant::now(), 1);
-    tracker.heard();
+    tracker.signal_acknowledged();
     advance(Duration::from_secs(5)).await;
     tracker.failed("no GPU".into(), vec!["last words".into()]);
     let [record] = store.recent(None, 10).try_into().unwrap();
     assert_eq!(names(&record), ["signal 0", "start 5000 unfinished"]);
     assert_eq!((record.total_ms, record.t_actuation_ms), (5000.0, None));
     assert_eq!(record.reason.as_deref(), Some("no GPU"));
-    assert_eq!(tracker.estimates(), None, "failures tell nothing of how long a start takes");
+    assert_eq!(tracker.estimates(), None, "failures do not count");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_streamed_answer_ends_it_with_its_first_token() {
+async fn streamed_answer_ends_it_with_its_first_token() {
     let (store, tracker) = tracker();
     for (has_token, then) in [(true, 30), (false, 0)] {
         tracker.begin(Instant::now(), 1);
@@ -132,17 +132,14 @@ async fn a_streamed_answer_ends_it_with_its_first_token() {
         tracker.ready(None);
         tracker.dispatched();
         advance(Duration::from_millis(20)).await;
-        let id = tracker.first_byte(FirstAnswer::streamed).expect("its token is waited for");
-        assert_eq!(tracker.first_byte(FirstAnswer::streamed), None, "that of another one is not");
-        assert!(
-            tracker.current().is_some() && tracker.phase().is_none(),
-            "who waits now waits for their turn"
-        );
+        let id = tracker.first_byte(FirstAnswer::streamed).expect("awaits its token");
+        assert_eq!(tracker.first_byte(FirstAnswer::streamed), None, "only the first answer counts");
+        assert!(tracker.current().is_some() && tracker.phase().is_none(), "held requests wait for room");
         advance(Duration::from_millis(30)).await;
         if has_token {
             tracker.first_token(id);
         }
-        tracker.ends_without_token(id);
+        tracker.ended_without_token(id);
         let record = store.recent(None, 1).remove(0);
         assert_eq!(record.outcome, Some(ColdStartOutcome::Completed));
         assert_eq!(record.total_ms, f64::from(420 + then));
@@ -155,7 +152,7 @@ async fn a_streamed_answer_ends_it_with_its_first_token() {
             }
         );
     }
-    // One that never comes does not stand in the way of the next.
+    // A missing token does not block the next cold start.
     tracker.begin(Instant::now(), 1);
     tracker.ready(None);
     tracker.dispatched();
@@ -165,14 +162,14 @@ async fn a_streamed_answer_ends_it_with_its_first_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pod_that_is_ready_first_is_told_of() {
+async fn record_names_the_first_ready_pod() {
     let (store, tracker) = tracker();
-    tracker.set_scope(Scope::Cluster);
-    tracker.await_push(true);
+    tracker.set_target_kind(TargetKind::Cluster);
+    tracker.expect_push(true);
     let began = Instant::now();
     advance(Duration::from_millis(2)).await;
-    // Before it is known that it is a cold start.
-    tracker.pushed(began);
+    // Before the cold start begins.
+    tracker.record_push(began);
     advance(Duration::from_millis(8)).await;
     tracker.observe(Phase::Scale, Seen::now());
     tracker.begin(began, 1);
@@ -194,13 +191,13 @@ async fn the_pod_that_is_ready_first_is_told_of() {
     }]);
     assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Pull));
     tracker.observe_pods([pod("slow", &[(Phase::Create, 20), (Phase::Schedule, 25)])]);
-    assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Start), "no image is fetched");
+    assert_eq!(tracker.phase().map(|(phase, _)| phase), Some(Phase::Start), "no image is pulled");
     advance(Duration::from_millis(950)).await;
     tracker.observe_pods([slow, fast]);
     assert_eq!(
         tracker.current().and_then(|record| record.pod).as_deref(),
         Some("fast"),
-        "the furthest: two have started"
+        "both have started; its start came later"
     );
     tracker.mark(Phase::Load);
     advance(Duration::from_millis(7)).await;
@@ -224,14 +221,14 @@ async fn the_pod_that_is_ready_first_is_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_so_before_the_first_request_is_no_part_of_it() {
+async fn events_before_the_first_request_are_ignored() {
     let (store, tracker) = tracker();
-    tracker.set_scope(Scope::Cluster);
+    tracker.set_target_kind(TargetKind::Cluster);
     tracker.observe(Phase::Scale, Seen::now());
     let created = Seen::now();
     advance(Duration::from_secs(9)).await;
     tracker.begin(Instant::now(), 1);
-    tracker.heard();
+    tracker.signal_acknowledged();
     advance(Duration::from_secs(1)).await;
     let stamp = Stamp {
         time: SystemTime::now() - Duration::from_secs(3600),
@@ -247,16 +244,16 @@ async fn what_was_so_before_the_first_request_is_no_part_of_it() {
     tracker.ready(None);
     tracker.abandoned();
     let [record] = store.recent(None, 10).try_into().unwrap();
-    assert_eq!(names(&record), ["signal 0", "load 1000"], "the pod had run for an hour when we saw it");
+    assert_eq!(names(&record), ["signal 0", "load 1000"], "the pod had been running for an hour");
 }
 
 #[tokio::test(start_paused = true)]
-async fn kinds_are_estimated_apart_and_what_is_left_is_told() {
+async fn kinds_have_their_own_estimates() {
     let (_, tracker) = tracker();
     for (kind, seconds) in [(ColdStartKind::ColdStart, 30), (ColdStartKind::Wake, 1)] {
         tracker.set_kind(kind);
         tracker.begin(Instant::now(), 0);
-        tracker.heard();
+        tracker.signal_acknowledged();
         advance(Duration::from_secs(seconds)).await;
         tracker.ready(None);
         tracker.abandoned();
@@ -268,17 +265,17 @@ async fn kinds_are_estimated_apart_and_what_is_left_is_told() {
     tracker.set_kind(ColdStartKind::ColdStart);
     assert_eq!(tracker.time_left(), Some(Duration::from_secs(30)));
     tracker.begin(Instant::now(), 0);
-    tracker.heard();
+    tracker.signal_acknowledged();
     advance(Duration::from_secs(20)).await;
     assert_eq!(tracker.time_left(), Some(Duration::from_secs(10)), "30 - 20");
     advance(Duration::from_secs(20)).await;
-    assert_eq!(tracker.time_left(), None, "longer than any");
+    assert_eq!(tracker.time_left(), None, "longer than any in the sample");
 }
 
 #[tokio::test(start_paused = true)]
 async fn parts_are_within_their_phase() {
     let (store, tracker) = tracker();
-    tracker.set_scope(Scope::Process);
+    tracker.set_target_kind(TargetKind::Process);
     tracker.begin(Instant::now(), 0);
     tracker.mark(Phase::Signal);
     advance(Duration::from_secs(1)).await;
@@ -286,10 +283,10 @@ async fn parts_are_within_their_phase() {
     advance(Duration::from_secs(4)).await;
     let now = Instant::now();
     let since = |seconds| Some(now - Duration::from_secs(seconds));
-    tracker.part(PartSeen { part: Part::Weights, start: since(1), end: now });
-    tracker.part(PartSeen { part: Part::Weights, start: since(9), end: now });
+    tracker.record_part(PartSeen { part: Part::Weights, start: since(1), end: now });
+    tracker.record_part(PartSeen { part: Part::Weights, start: since(9), end: now });
     advance(Duration::from_secs(2)).await;
-    tracker.part(PartSeen { part: Part::Warmup, start: None, end: Instant::now() });
+    tracker.record_part(PartSeen { part: Part::Warmup, start: None, end: Instant::now() });
     tracker.ready(None);
     tracker.abandoned();
     let [record] = store.recent(None, 10).try_into().unwrap();
@@ -299,15 +296,15 @@ async fn parts_are_within_their_phase() {
 }
 
 #[test]
-fn memory_is_bounded() {
+fn records_in_memory_are_bounded() {
     let (store, tracker) = tracker();
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-        for _ in 0..ColdStarts::KEPT + 10 {
+        for _ in 0..ColdStarts::MAX_RECORDS + 10 {
             tracker.begin(Instant::now(), 0);
             tracker.abandoned();
         }
     });
-    assert_eq!(store.recent(None, usize::MAX).len(), ColdStarts::KEPT);
+    assert_eq!(store.recent(None, usize::MAX).len(), ColdStarts::MAX_RECORDS);
 }
 
 fn names(record: &ColdStart) -> Vec<String> {

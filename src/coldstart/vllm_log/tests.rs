@@ -2,24 +2,24 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The parts that a log tells of, in their order, with begin and end in seconds since the first instant; `None` begins
-/// with the load. Each line has the seconds at which it was read before it.
+/// Parses a log into parts with start and end in seconds; `None` starts with the load. Each line of the log is prefixed
+/// with the second at which it was read.
 fn parts(log: &str) -> Vec<(Part, Option<f64>, f64)> {
     let epoch = Instant::now() + Duration::from_secs(1000);
-    let (mut vllm, mut told) = (VllmLog::default(), BTreeMap::new());
+    let (mut vllm, mut reported) = (VllmLog::default(), BTreeMap::new());
     for line in log.lines() {
         let (at, line) = line.trim_start().split_once(' ').unwrap_or((line.trim_start(), ""));
         for part in vllm.line(line, epoch + Duration::from_secs_f64(at.parse().unwrap())) {
-            told.insert(part.part, part);
+            reported.insert(part.part, part);
         }
     }
-    assert_eq!(told, vllm.known, "what was told last of each part is what is known");
+    assert_eq!(reported, vllm.known, "the last report of each part is kept");
     let since = |at: Instant| (at.duration_since(epoch).as_secs_f64() * 1e3).round() / 1e3;
-    told.into_values().map(|part| (part.part, part.start.map(since), since(part.end))).collect()
+    reported.into_values().map(|part| (part.part, part.start.map(since), since(part.end))).collect()
 }
 
 #[test]
-fn a_real_start_on_a_cpu_with_random_weights() {
+fn real_start_on_a_cpu_with_random_weights() {
     // Starting to load at 34.108; the engine took 3.25 s until 38.379, so the model was there at 35.129.
     let log = include_str!("../../../tests/vllm/logs/0.32-cpu-dummy.log");
     assert_eq!(
@@ -34,7 +34,7 @@ fn a_real_start_on_a_cpu_with_random_weights() {
 }
 
 #[test]
-fn a_real_start_on_a_cpu_that_reads_weights_and_compiles() {
+fn real_start_on_a_cpu_that_compiles() {
     let log = include_str!("../../../tests/vllm/logs/0.32-cpu-compiled.log");
     assert_eq!(
         parts(log),
@@ -48,9 +48,9 @@ fn a_real_start_on_a_cpu_that_reads_weights_and_compiles() {
     );
 }
 
-/// As the format strings of 0.10 have it, with a download, on two ranks.
+/// Format strings of 0.10, with a download, on two ranks.
 #[test]
-fn a_start_on_gpus_whose_compilation_is_told_of_after_the_first_pass() {
+fn gpu_start_with_compilation_logged_late() {
     let log = "\
         20 (VllmWorker TP0 pid=9) INFO 09-01 10:00:20 [gpu_model_runner.py:1875] Starting to load model org/name...\n\
         20.5 (VllmWorker TP1 pid=10) INFO 09-01 10:00:20 [gpu_model_runner.py:1875] Starting to load model org/name...\n\
@@ -83,7 +83,7 @@ fn a_start_on_gpus_whose_compilation_is_told_of_after_the_first_pass() {
 
 /// As the format strings of 0.32 have it, with its newest model runner, which does not say when it begins.
 #[test]
-fn a_start_on_a_gpu_whose_beginning_is_not_told() {
+fn gpu_start_without_its_first_line() {
     let log = "\
         40 (EngineCore pid=8) INFO 11-25 10:00:40 [default_loader.py:501] Loading weights took 15.00 seconds\n\
         42 (EngineCore pid=8) INFO 11-25 10:00:42 [model_runner.py:424] Model loading took 7.64 GiB memory and 20.000000 seconds\n\
@@ -105,7 +105,7 @@ fn a_start_on_a_gpu_whose_beginning_is_not_told() {
 }
 
 #[test]
-fn of_several_compilations_apart_the_longest_is_told_of() {
+fn longest_of_separate_compilations_counts() {
     let log = "\
         10 [encoder] torch.compile took 2.00 s in total\n\
         60 [backbone] torch.compile took 40.00 s in total\n\
@@ -114,7 +114,7 @@ fn of_several_compilations_apart_the_longest_is_told_of() {
 }
 
 #[test]
-fn what_is_no_log_of_a_start_has_no_parts() {
+fn other_logs_have_no_parts() {
     let log = "\
         1 Loading weights took forever\n\
         2 Loading weights took -3.00 seconds\n\
@@ -131,7 +131,7 @@ fn what_is_no_log_of_a_start_has_no_parts() {
 }
 
 #[test]
-fn weights_that_are_loaded_again_while_it_serves_change_nothing() {
+fn weights_reloaded_while_serving_are_ignored() {
     let log = "\
         20 Starting to load model a...\n\
         30 Model loading took 1.00 GiB memory and 10.000000 seconds\n\
@@ -184,7 +184,7 @@ proptest! {
                 prop_assert!(before.is_none_or(|before| before <= start) && start <= part.end, "{:?}", vllm.known);
                 before = Some(part.end);
             }
-            prop_assert!(vllm.compiling.len() <= VllmLog::COMPILING);
+            prop_assert!(vllm.compiling.len() <= VllmLog::MAX_COMPILING);
         }
     }
 }

@@ -101,7 +101,7 @@ mod tests {
         second(1).await;
         let start = Some(Instant::now());
         second(3).await;
-        tracker.part(PartSeen { part: Part::Weights, start, end: Instant::now() });
+        tracker.record_part(PartSeen { part: Part::Weights, start, end: Instant::now() });
         second(6).await;
         tracker.ready(None);
         tracker.dispatched();

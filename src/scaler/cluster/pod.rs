@@ -304,7 +304,7 @@ impl Pod {
         let limit = self.limit;
         match &self.keeper.behind {
             Some(pods) => {
-                self.keeper.gate.cold_starts().loaded(self.endpoint.address());
+                self.keeper.gate.cold_starts().pod_loaded(self.endpoint.address());
                 pods.ready(&self.endpoint, limit);
             }
             None => self.keeper.open(&self.wake, &self.endpoint, limit),

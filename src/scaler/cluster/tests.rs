@@ -107,7 +107,7 @@ impl Stage {
     }
 
     fn hold(&self) -> Ticket<Permit> {
-        self.gate.demand().touch();
+        self.gate.demand().record_activity();
         self.gate.hold(1, true).unwrap()
     }
 

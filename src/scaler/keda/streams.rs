@@ -194,7 +194,7 @@ impl Activity {
                     Some(is_scaled) => !is_scaled,
                     None => !gate.target().is_up() && self.repeats < BLIND_REPEATS,
                 };
-                let ours = gate.watched_counts();
+                let ours = gate.counts_or_mark_idle();
                 let all = ours.plus(gate.demand().peers());
                 active = all.is_active();
                 // What was said before was dropped.
@@ -203,10 +203,10 @@ impl Activity {
                 (self.activations, self.is_listed) = (all.activations, is_listed);
                 if active && (is_new || is_wanted && (is_heard_now || now >= self.repeat)) {
                     if is_new {
-                        gate.demand().pushed();
+                        gate.demand().record_push();
                     }
                     if is_listed {
-                        gate.scaler_knows();
+                        gate.record_scaler_notified();
                     }
                     self.repeats = if is_new { 0 } else { self.repeats + 1 };
                     self.said = Some(true);
@@ -214,7 +214,7 @@ impl Activity {
                     return Some(true);
                 }
                 // Nothing tells when the demand of this replica becomes false with time; the others tell us.
-                let lasts = ours.is_active().then(|| now + gate.lasts_at_least());
+                let lasts = ours.is_active().then(|| now + gate.active_for_at_least());
                 let repeat = is_wanted.then_some(self.repeat);
                 until = [lasts, repeat].into_iter().flatten().min().filter(|_| active);
                 self.warn_at = Some(now + ROUTE_GRACE);

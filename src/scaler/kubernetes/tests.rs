@@ -91,7 +91,7 @@ impl Stage {
         let endpoint = Endpoint::new("10.0.0.1:8000", 8);
         self.gate.target().add(&endpoint);
         self.gate.target().ready(&endpoint, None);
-        self.gate.demand().settle();
+        self.gate.demand().end_activation();
         endpoint
     }
 }
@@ -115,7 +115,7 @@ async fn the_first_request_scales_to_one_and_the_idle_time_after_the_last_one_to
     sleep(Duration::from_millis(1)).await;
     assert_eq!(stage.sets(), [1], "at once");
     let cold_starts = stage.gate.cold_starts();
-    cold_starts.begin(stage.gate.demand().raised_since().unwrap(), 1);
+    cold_starts.begin(stage.gate.demand().activation_since().unwrap(), 1);
     let signal = cold_starts.current().unwrap().phases[0].clone();
     assert_eq!((signal.name, signal.duration_ms), (Phase::Signal, 0.0), "whoever scales it has done so");
     secs(60).await;

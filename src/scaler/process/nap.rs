@@ -132,7 +132,7 @@ impl Launcher {
     /// What was to be a wake becomes a cold start.
     fn starts_again(&self, why: Arc<str>) {
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
-        self.gate().cold_starts().hindered(why);
+        self.gate().cold_starts().set_obstacle(why);
     }
 }
 

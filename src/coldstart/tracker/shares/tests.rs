@@ -13,14 +13,14 @@ async fn pass(ms: u64) -> Instant {
     Instant::now()
 }
 
-fn told(tracker: &Tracker, times: &[(Instant, Instant)]) -> String {
+fn shares(tracker: &Tracker, times: &[(Instant, Instant)]) -> String {
     let shares = tracker.shares(times);
     let shares = shares.iter().map(|(phase, share)| format!("{} {}", phase.name(), share.as_millis()));
     shares.collect::<Vec<_>>().join(", ")
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_came_late_has_seen_only_the_rest() {
+async fn late_request_shares_the_remaining_phases() {
     let tracker = tracker();
     let first = Instant::now();
     tracker.begin(first, 1);
@@ -35,37 +35,41 @@ async fn who_came_late_has_seen_only_the_rest() {
     tracker.dispatched();
     let last = pass(40).await;
     let whole = "signal 1, start 20, load 3000, dispatch 2";
-    assert_eq!(told(&tracker, &[(first, sent)]), whole, "while it runs");
+    assert_eq!(shares(&tracker, &[(first, sent)]), whole, "while it runs");
     let id = tracker.first_byte(FirstAnswer::streamed).unwrap();
     assert_eq!(
-        (Some(id), told(&tracker, &[(first, sent)])),
-        (tracker.latest(), whole.into()),
+        (Some(id), shares(&tracker, &[(first, sent)])),
+        (tracker.latest_id(), whole.into()),
         "while a token is missing"
     );
     pass(10).await;
     tracker.first_token(id);
     assert_eq!(
-        (tracker.latest(), told(&tracker, &[(first, sent)])),
+        (tracker.latest_id(), shares(&tracker, &[(first, sent)])),
         (Some(id), whole.into()),
         "when it is over"
     );
-    assert_eq!(told(&tracker, &[(second, last)]), "load 1000, dispatch 2", "and then 40 ms for its turn");
-    assert_eq!(told(&tracker, &[(ready, sent), (sent, last)]), "dispatch 2");
-    assert_eq!(told(&tracker, &[(sent, last)]), "");
+    assert_eq!(
+        shares(&tracker, &[(second, last)]),
+        "load 1000, dispatch 2",
+        "the other 40 ms waited for room"
+    );
+    assert_eq!(shares(&tracker, &[(ready, sent), (sent, last)]), "dispatch 2");
+    assert_eq!(shares(&tracker, &[(sent, last)]), "");
 
-    // Of two cold starts in a row, both.
+    // Two cold starts in a row.
     let again = pass(100).await;
     tracker.begin(again, 1);
     pass(5).await;
     tracker.mark(Phase::Signal);
     let end = pass(95).await;
     tracker.ready(None);
-    assert_eq!(told(&tracker, &[(second, sent), (again, end)]), "signal 5, load 1095, dispatch 2");
+    assert_eq!(shares(&tracker, &[(second, sent), (again, end)]), "signal 5, load 1095, dispatch 2");
 }
 
-/// The record has it, and both tell the same phases.
+/// The record has the phase as well.
 #[tokio::test(start_paused = true)]
-async fn a_phase_that_took_no_time_is_told_to_who_was_there() {
+async fn phase_of_no_duration_has_a_share_of_zero() {
     let tracker = tracker();
     let first = Instant::now();
     tracker.begin(first, 1);
@@ -77,12 +81,12 @@ async fn a_phase_that_took_no_time_is_told_to_who_was_there() {
     tracker.ready(None);
     let sent = Instant::now();
     tracker.dispatched();
-    assert_eq!(told(&tracker, &[(first, sent)]), "signal 0, scale 20, create 0, load 10, dispatch 0");
-    assert_eq!(told(&tracker, &[(late - Duration::from_millis(5), sent)]), "load 5, dispatch 0");
+    assert_eq!(shares(&tracker, &[(first, sent)]), "signal 0, scale 20, create 0, load 10, dispatch 0");
+    assert_eq!(shares(&tracker, &[(late - Duration::from_millis(5), sent)]), "load 5, dispatch 0");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_the_last_cold_start_says_nothing_of_this_one() {
+async fn token_of_an_earlier_cold_start_is_ignored() {
     let tracker = tracker();
     let mut ids = Vec::new();
     for _ in 0..2 {
@@ -92,7 +96,7 @@ async fn an_answer_of_the_last_cold_start_says_nothing_of_this_one() {
         ids.push(tracker.first_byte(FirstAnswer::streamed).unwrap());
     }
     tracker.first_token(ids[0]);
-    tracker.ends_without_token(ids[0]);
+    tracker.ended_without_token(ids[0]);
     assert_eq!(
         tracker.current().map(|record| (record.id, record.phase(Phase::FirstToken).cloned())),
         Some((ids[1], None))
@@ -102,7 +106,7 @@ async fn an_answer_of_the_last_cold_start_says_nothing_of_this_one() {
 }
 
 proptest! {
-    /// Shares are never more than the time that they are of.
+    /// The shares of a wait sum to no more than the wait.
     #[test]
     fn shares_fit_into_the_wait(
         phases in prop::collection::vec(0..500_u64, 6),
@@ -121,7 +125,7 @@ proptest! {
             let at = |ms| began + Duration::from_millis(ms);
             let sum: Duration = tracker.shares(&[(at(since), at(until))]).iter().map(|(_, share)| *share).sum();
             let total: u64 = (began.elapsed().as_millis() as u64).clamp(since, until) - since;
-            // From floating-point milliseconds: a nanosecond a phase.
+            // Rounding of floating-point milliseconds: a nanosecond a phase.
             prop_assert!(sum.abs_diff(Duration::from_millis(total)) < Duration::from_nanos(100), "{sum:?} of {total}");
             Ok(())
         })?;

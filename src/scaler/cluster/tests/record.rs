@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    coldstart::Scope,
+    coldstart::TargetKind,
     state::{PodStart, Seen, Tail},
 };
 
@@ -66,7 +66,7 @@ use Phase::{Create, Dispatch, FirstByte, Load, Propagate, Pull, Schedule, Start}
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_opens_by_the_word_of_the_cluster_has_its_load_from_there() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
-    stage.gate.cold_starts().set_scope(Scope::Cluster);
+    stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(20).await;
     stage.says_of(&[said("a/x", None, NotReady, &[(Create, 20)])]).await;
@@ -187,7 +187,7 @@ async fn pod_that_refuses_fails_its_one_cold_start() {
     let mut policy = Policy::default();
     policy.failure_grace.service = crate::domain::Period::from_secs(5);
     let stage = Stage::new(policy, None, &[]).await;
-    stage.gate.cold_starts().set_scope(Scope::Cluster);
+    stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(1_000).await;
     // The kubelet asks at another port than that of the Service, where nobody listens.
@@ -219,7 +219,7 @@ async fn pod_that_refuses_fails_its_one_cold_start() {
 #[tokio::test(start_paused = true)]
 async fn pod_that_dies_unanswered_prolongs_its_cold_start() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
-    stage.gate.cold_starts().set_scope(Scope::Cluster);
+    stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(1_000).await;
     let first = [(Create, 20), (Start, 100), (Load, 900)];

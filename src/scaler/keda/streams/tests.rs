@@ -55,7 +55,7 @@ impl Scene {
         let endpoint = Endpoint::new("127.0.0.1:1", 64);
         self.gate.target().add(&endpoint);
         self.gate.target().ready(&endpoint, None);
-        self.gate.demand().settle();
+        self.gate.demand().end_activation();
         endpoint
     }
 }
@@ -144,7 +144,7 @@ async fn what_is_up_is_pushed_once_where_replicas_are_not_known() {
 #[tokio::test(start_paused = true)]
 async fn demand_is_pushed_when_its_metric_is_listed() {
     let scene = scene();
-    scene.gate.cold_starts().await_push(true);
+    scene.gate.cold_starts().expect_push(true);
     scene.gate.demand().set_receivers(shown(false, Some(false)));
     let mut activity = scene.activity();
     assert_eq!(activity.next().await, Some(false));
@@ -155,7 +155,7 @@ async fn demand_is_pushed_when_its_metric_is_listed() {
     advance(SECOND).await;
     scene.gate.demand().set_receivers(shown(true, Some(false)));
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "4 s before the repetition");
-    scene.gate.cold_starts().begin(scene.gate.demand().raised_since().unwrap(), 1);
+    scene.gate.cold_starts().begin(scene.gate.demand().activation_since().unwrap(), 1);
     scene.gate.cold_starts().ready(None);
     scene.gate.cold_starts().abandoned();
     let [record] = scene.cold_starts.recent(None, 1).try_into().unwrap();
@@ -210,7 +210,7 @@ async fn an_activation_is_pushed_at_once_though_demand_was_true_already() {
     let _second = scene.gate.hold(1, true).unwrap();
     assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the second one asks for nothing new");
     // It failed, and the next request asks for another try.
-    scene.gate.demand().settle();
+    scene.gate.demand().end_activation();
     let _third = scene.gate.hold(1, true).unwrap();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
 }
@@ -276,7 +276,7 @@ async fn it_ends_when_told_to() {
 #[tokio::test(start_paused = true)]
 async fn the_push_ends_the_signal_of_the_cold_start() {
     let scene = scene();
-    scene.gate.cold_starts().await_push(true);
+    scene.gate.cold_starts().expect_push(true);
     let mut activity = scene.activity();
     assert_eq!(activity.next().await, Some(false));
     let _held = scene.gate.hold(1, true).unwrap();
@@ -284,8 +284,8 @@ async fn the_push_ends_the_signal_of_the_cold_start() {
     assert_eq!(activity.next().await, Some(true));
     // Whoever looks after the target finds out a little later that nothing is up.
     advance(Duration::from_millis(7)).await;
-    scene.gate.cold_starts().begin(scene.gate.demand().raised_since().unwrap(), 1);
-    scene.gate.cold_starts().heard();
+    scene.gate.cold_starts().begin(scene.gate.demand().activation_since().unwrap(), 1);
+    scene.gate.cold_starts().signal_acknowledged();
     scene.gate.cold_starts().ready(None);
     scene.gate.cold_starts().abandoned();
     let [record] = scene.cold_starts.recent(None, 1).try_into().unwrap();
