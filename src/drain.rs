@@ -1,4 +1,4 @@
-//! How we stop: what is told to stop when, in one place.
+//! Stages of stopping, and the signals that start it.
 
 use std::{
     sync::{
@@ -11,36 +11,36 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The stages of stopping, each with its token. A later stage implies the earlier ones.
+/// Stages of stopping. A later stage implies the earlier ones.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
-    /// Not ready any more: load balancers look elsewhere, and nothing new is held at zero.
+    /// `/readyz` fails, and no new request is held at zero.
     pub unready: Arc<AtomicBool>,
-    /// Nothing is accepted any more, and connections end with the requests that are under way.
+    /// Listeners are closed, and connections close after their current requests.
     pub closing: CancellationToken,
-    /// What is still under way is cut off.
+    /// Remaining requests are cut off.
     pub cut: CancellationToken,
 }
 
-/// How long draining may take.
+/// Durations of the stages.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainTimes {
-    /// How long we accept new connections after the signal.
+    /// From the signal until the listeners close.
     pub delay: Duration,
-    /// How long requests may take to finish from then on.
+    /// From there until remaining requests are cut off.
     pub timeout: Duration,
 }
 
-/// What asked us to stop.
+/// The signal that was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// SIGTERM: an orchestrator, with load balancers that need time to notice.
+    /// SIGTERM, as from an orchestrator whose load balancers need time to notice.
     Terminate,
-    /// SIGINT: a person, who waits.
+    /// SIGINT, as from a terminal; skips `delay`.
     Interrupt,
 }
 
-/// The signals that ask us to stop.
+/// Handlers of SIGTERM and SIGINT.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -50,7 +50,7 @@ pub struct Signals {
 // === impl DrainTimes ===
 
 impl DrainTimes {
-    /// When held requests have waited long enough: they need time to be told so.
+    /// Returns the time after which held requests fail: early enough that the error still reaches the client.
     pub fn hold(&self) -> Duration {
         self.timeout - (self.timeout / 4).min(Duration::from_secs(2))
     }
@@ -59,7 +59,7 @@ impl DrainTimes {
 // === impl Drain ===
 
 impl Drain {
-    /// Whether we are about to stop.
+    /// Returns true once stopping has begun.
     pub fn is_unready(&self) -> bool {
         self.unready.load(Ordering::Relaxed)
     }
@@ -68,18 +68,18 @@ impl Drain {
 // === impl Signals ===
 
 impl Signals {
-    /// Takes the signals over from here on.
+    /// Installs the handlers.
     ///
     /// # Errors
-    /// When the operating system refuses.
+    /// If the operating system refuses.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn next(&mut self) -> Request {
         tokio::select! {
-            // Either will do.
+            // Any order will do.
             biased;
             _ = self.terminate.recv() => Request::Terminate,
             _ = self.interrupt.recv() => Request::Interrupt,

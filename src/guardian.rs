@@ -1,10 +1,10 @@
-//! The guardian: a small process between the proxy and a model server, so that no way in which the proxy ends leaves
-//! the server, or anything that it started, behind.
+//! The guardian: a small process between the proxy and a model server. However the proxy ends, it leaves neither the server
+//! nor its children behind.
 //!
-//! The proxy holds the other end of the guardian's standard input, writes nothing to it, and closes it to have the
-//! command stopped. The kernel closes it too when the proxy is killed. The guardian ends as the command did, with its
-//! exit code or by its signal, once everything that the command started is gone. Until then it holds a lock, which a
-//! guardian of the proxy's next life waits for: two model servers might not fit on the machine.
+//! The proxy holds the other end of the guardian's standard input, writes nothing, and closes it to stop the command; the
+//! kernel closes it if the proxy is killed. The guardian exits as the command did, with its code or by its signal, once all
+//! processes of the command are gone. Until then it holds a lock, which the guardian of a restarted proxy waits for: two
+//! model servers might not fit on the machine.
 
 use std::{
     ffi::OsString,
@@ -30,10 +30,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// What the guardian's own lines on standard error begin with.
-pub(crate) const SPEAKER: &str = "anteroom guardian: ";
+/// Prefix of the guardian's own lines on standard error.
+pub(crate) const LOG_PREFIX: &str = "anteroom guardian: ";
 
-/// What `anteroom guardian` is told.
+/// Arguments of `anteroom guardian`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GuardianArgs {
     /// Time between SIGTERM and SIGKILL, in milliseconds
@@ -54,33 +54,33 @@ pub struct GuardianArgs {
 enum GuardianError {
     #[error("cannot run `{}`: {source}", .program.display())]
     Run { program: OsString, source: io::Error },
-    #[error("standard input must be a pipe, held by whoever wants the command: {0}")]
+    #[error("standard input must be a pipe from the parent process: {0}")]
     Lifeline(io::Error),
-    #[error("cannot watch over a process: {0}")]
+    #[error("cannot supervise a process: {0}")]
     Setup(io::Error),
 }
 
-/// How the command ended.
+/// Exit of the command.
 #[derive(Clone, Copy)]
-enum Ended {
+enum CommandExit {
     Code(i32),
     Signal(i32),
 }
 
-/// The command and all that came of it.
+/// The command and its descendants.
 struct Family {
-    /// The command, and the id of its process group.
+    /// Pid of the command, and id of its process group.
     leader: Pid,
     /// Set once the leader has been reaped.
-    ended: Option<Ended>,
-    /// Tells that a child of ours has ended.
+    ended: Option<CommandExit>,
+    /// SIGCHLD.
     deaths: unix::Signal,
 }
 
-/// A name that one process of this machine has at a time, for as long as it runs.
-struct Lock(#[expect(dead_code, reason = "held for its name")] std::os::unix::net::UnixListener);
+/// Machine-wide lock by name, released by the kernel when the process ends.
+struct Lock(#[expect(dead_code, reason = "holds the name")] std::os::unix::net::UnixListener);
 
-/// Runs the command, and ends as it did.
+/// Runs the command, and exits as it did.
 pub fn run(args: &GuardianArgs) -> ExitCode {
     let ended = runtime::Builder::new_current_thread()
         .enable_all()
@@ -90,25 +90,25 @@ pub fn run(args: &GuardianArgs) -> ExitCode {
     match ended {
         Ok(ended) => ended.repeat(),
         Err(error) => {
-            say(&error);
+            log(&error);
             ExitCode::from(error.exit_code())
         }
     }
 }
 
-async fn guard(args: &GuardianArgs) -> Result<Ended, GuardianError> {
+async fn guard(args: &GuardianArgs) -> Result<CommandExit, GuardianError> {
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(GuardianError::Lifeline)?;
     let mut lifeline = pipe::Receiver::from_owned_fd(stdin).map_err(GuardianError::Lifeline)?;
-    // Only the pipe ends us. The handlers stay, and do nothing: an ignored signal would be so for the command too.
-    for deaf_to in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-        drop(signal(deaf_to).map_err(GuardianError::Setup)?);
+    // Only the pipe ends the guardian. Handlers that do nothing, as the command would inherit ignored signals.
+    for ignored in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        drop(signal(ignored).map_err(GuardianError::Setup)?);
     }
     let stop_timeout = Duration::from_millis(args.stop_timeout);
-    // Held to the end: until everything that the command started is gone.
+    // Held until all processes of the command are gone.
     let _lock = match &args.lock {
         Some(name) => tokio::select! {
-            lock = Lock::acquire(name, stop_timeout + Family::DYING) => lock,
-            () = closed(&mut lifeline) => return Ok(Ended::Code(0)),
+            lock = Lock::acquire(name, stop_timeout + Family::KILL_TIMEOUT) => lock,
+            () = closed(&mut lifeline) => return Ok(CommandExit::Code(0)),
         },
         None => None,
     };
@@ -118,16 +118,16 @@ async fn guard(args: &GuardianArgs) -> Result<Ended, GuardianError> {
     }
     let mut family = Family::start(&args.command)?;
     tokio::select! {
-        // The command's own end first: how it ended is more than that it was told to.
+        // The command's own exit first: its status is worth more than a stop.
         biased;
         () = family.leader_ended() => {}
         () = closed(&mut lifeline) => family.stop(stop_timeout).await,
     }
     family.kill().await;
-    Ok(family.ended.unwrap_or(Ended::Signal(Signal::KILL.as_raw())))
+    Ok(family.ended.unwrap_or(CommandExit::Signal(Signal::KILL.as_raw())))
 }
 
-/// Waits until nobody holds the other end.
+/// Waits until the other end is closed.
 async fn closed(lifeline: &mut pipe::Receiver) {
     let mut ignored = [0; 64];
     while lifeline.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
@@ -138,14 +138,14 @@ async fn closed(lifeline: &mut pipe::Receiver) {
 impl Lock {
     const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-    /// Waits for the name, at most as long as the guardian that has it may take to stop its command. `None` where it
-    /// cannot be had, and the command is started without it: a lock that fails must not keep a model server down.
+    /// Waits for the lock, at most as long as its holder may take to stop its command. Returns `None` on failure: the command
+    /// starts without the lock rather than not at all.
     async fn acquire(name: &str, limit: Duration) -> Option<Self> {
         match Self::try_acquire(name) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
             acquired => return acquired.ok(),
         }
-        say("waiting for an earlier model server of this route to stop");
+        log("waiting for an earlier model server of this route to stop");
         let free = async {
             loop {
                 sleep(Self::RETRY_INTERVAL).await;
@@ -156,17 +156,17 @@ impl Lock {
         };
         let lock = timeout(limit, free).await.ok();
         if lock.is_none() {
-            say("an earlier model server of this route does not stop: starting beside it");
+            log("an earlier model server of this route does not stop; starting beside it");
         }
         lock
     }
 
-    /// Binds an abstract socket: the kernel keeps its name unique in the network namespace, where the proxy's listen
-    /// address is unique, too, and frees it with the process. There is no file to be left behind.
+    /// Binds an abstract socket, whose name is unique in the network namespace, as is the proxy's listen address. The kernel
+    /// frees it with the process, and no file is left behind.
     #[cfg(target_os = "linux")]
     fn try_acquire(name: &str) -> io::Result<Self> {
         use std::os::{linux::net::SocketAddrExt as _, unix::net::SocketAddr};
-        // A name has at most 107 bytes: of a longer one, a hash.
+        // A name has at most 107 bytes; a longer one is hashed.
         let hashed = (name.len() > 100).then(|| {
             let mut hasher = std::hash::DefaultHasher::new();
             name.hash(&mut hasher);
@@ -176,29 +176,29 @@ impl Lock {
         std::os::unix::net::UnixListener::bind_addr(&address).map(Self)
     }
 
-    /// There are no such names elsewhere.
+    /// Abstract sockets exist only on Linux.
     #[cfg(not(target_os = "linux"))]
     fn try_acquire(_: &str) -> io::Result<Self> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
 
-/// Writes a line of the guardian's own. Not `eprintln!`, which panics when the reader has gone.
-fn say(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{SPEAKER}{line}");
+/// Writes a line to standard error. Not with `eprintln!`, which panics when the pipe is closed.
+fn log(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{LOG_PREFIX}{line}");
 }
 
 // === impl Family ===
 
 impl Family {
-    /// How often it is looked after processes whose end no signal tells of: those that are not our children.
-    const LOOK: Duration = Duration::from_millis(50);
-    /// How long a killed process may take to go. One that hangs in the kernel (a driver) may never do.
-    const DYING: Duration = Duration::from_secs(10);
+    /// Interval of checks for processes that are not our children, whose end sends no SIGCHLD.
+    const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+    /// Time for killed processes to exit. One that hangs in a driver may never do so.
+    const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
     fn start(command: &[OsString]) -> Result<Self, GuardianError> {
         let deaths = signal(SignalKind::child()).map_err(GuardianError::Setup)?;
-        // Whatever loses its parent becomes our child, even if it has left the group.
+        // Orphaned descendants become our children, even if they have left the group.
         #[cfg(target_os = "linux")]
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| GuardianError::Setup(error.into()))?;
@@ -216,11 +216,13 @@ impl Family {
         Ok(Self { leader, ended: None, deaths })
     }
 
-    /// Takes the status of every child that has ended. Says whether any is left.
+    /// Reaps all children that have exited. Returns true if any is left.
     fn reap(&mut self) -> bool {
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if pid == self.leader => self.ended = Ended::from_status(status),
+                Ok(Some((pid, status))) if pid == self.leader => {
+                    self.ended = CommandExit::from_status(status)
+                }
                 Ok(Some(_)) | Err(Errno::INTR) => {}
                 Ok(None) => return true,
                 Err(_) => return false,
@@ -228,7 +230,7 @@ impl Family {
         }
     }
 
-    /// Cancel-safe.
+    /// Waits for the exit of the command. Cancel-safe.
     async fn leader_ended(&mut self) {
         loop {
             self.reap();
@@ -239,7 +241,7 @@ impl Family {
         }
     }
 
-    /// Asks the group to end, and gives it until `grace` is over. A shell may be gone long before what it runs.
+    /// Sends SIGTERM to the group and waits up to `grace` for all of it: a shell may exit long before its children.
     async fn stop(&mut self, grace: Duration) {
         let _ = kill_process_group(self.leader, Signal::TERM);
         let gone = async {
@@ -248,13 +250,13 @@ impl Family {
                 if self.ended.is_some() && test_kill_process_group(self.leader).is_err() {
                     return;
                 }
-                let _ = timeout(Self::LOOK, self.deaths.recv()).await;
+                let _ = timeout(Self::CHECK_INTERVAL, self.deaths.recv()).await;
             }
         };
         let _ = timeout(grace, gone).await;
     }
 
-    /// Ends what is left: the group, and on Linux whoever left the group as well.
+    /// Kills the group, and on Linux also descendants that have left it.
     async fn kill(&mut self) {
         let _ = kill_process_group(self.leader, Signal::KILL);
         let gone = async {
@@ -262,30 +264,30 @@ impl Family {
                 for orphan in orphans() {
                     let _ = kill_process(orphan, Signal::KILL);
                 }
-                let _ = timeout(Self::LOOK, self.deaths.recv()).await;
+                let _ = timeout(Self::CHECK_INTERVAL, self.deaths.recv()).await;
             }
         };
-        if timeout(Self::DYING, gone).await.is_err() {
-            say("something does not die even of SIGKILL");
+        if timeout(Self::KILL_TIMEOUT, gone).await.is_err() {
+            log("a process does not exit after SIGKILL");
         }
     }
 }
 
-/// Our children: besides the command, all that it left behind. Empty where the kernel does not tell.
+/// Returns our children: the command and its orphaned descendants. Empty where the kernel does not list them.
 fn orphans() -> Vec<Pid> {
     let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
     children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }
 
-// === impl Ended ===
+// === impl CommandExit ===
 
-impl Ended {
+impl CommandExit {
     fn from_status(status: WaitStatus) -> Option<Self> {
         let code = status.exit_status().map(Self::Code);
         code.or_else(|| status.terminating_signal().map(Self::Signal))
     }
 
-    /// Ends this process in the same way. A core of ours would tell nothing, so none is written.
+    /// Ends this process in the same way, without a core dump.
     fn repeat(self) -> ExitCode {
         match self {
             Self::Code(code) => ExitCode::from(code as u8),
@@ -301,7 +303,7 @@ impl Ended {
 // === impl GuardianError ===
 
 impl GuardianError {
-    /// As shells do it.
+    /// Returns the exit code that a shell would use.
     fn exit_code(&self) -> u8 {
         match self {
             Self::Run { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,

@@ -1,6 +1,8 @@
-//! What happened to requests, and when: to every one that waits now, and for a while to those that waited, failed or
-//! were refused. What is answered at once leaves nothing here, and costs nothing.
+//! History of requests: all that wait now, and the last ones that waited, failed or were refused. A request that is
+//! answered at once is not recorded and costs nothing.
 
+mod event;
+mod query;
 mod sequence;
 mod story;
 
@@ -16,14 +18,16 @@ use std::{
 use parking_lot::Mutex;
 use serde::Serialize;
 
+pub use event::{Event, HoldReason};
+pub use query::Query;
 pub use sequence::{Heartbeats, Moment, Sequence};
-pub use story::{Arrival, Asked, Ending, Event, Story, Why};
+pub use story::{Arrival, Ending, RequestInfo, Story};
 
-/// The requests that are told of: those that have not ended, and the last of those that have, in two rings, so that a
-/// flood of refusals does not push out what waited.
+/// Stories of running requests, and of the last ones that ended. Two rings keep a flood of refusals from evicting requests
+/// that waited.
 pub struct History {
     since: SystemTime,
-    /// How many a ring keeps.
+    /// Capacity of each ring.
     max: AtomicUsize,
     next: AtomicU64,
     inner: Mutex<Inner>,
@@ -36,54 +40,45 @@ struct Inner {
     at_once: Ring,
 }
 
-/// The last that ended, oldest first.
+/// The last requests that ended, oldest first.
 #[derive(Default)]
 struct Ring {
     ended: VecDeque<Arc<Story>>,
     bytes: usize,
-    /// One has been dropped.
+    /// A request has been evicted.
     is_full: bool,
 }
 
-/// Which requests are asked for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Query<'a> {
-    /// Of this route.
-    pub route: Option<&'a str>,
-    /// That ended so; or [`Self::FAILED`] or [`Self::RUNNING`].
-    pub outcome: Option<&'a str>,
-}
-
-/// What is kept, for who looks for something that is not.
+/// Extent of the history, which explains a missing request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kept {
-    /// Requests that wait, or are being answered after that.
+pub struct HistoryExtent {
+    /// Requests that wait, or are being answered after a wait.
     pub running: usize,
     /// Requests that waited.
-    pub waited: KeptRing,
+    pub waited: RingExtent,
     /// Requests that failed or were refused at once.
-    pub at_once: KeptRing,
+    pub at_once: RingExtent,
 }
 
-/// What is kept of one sort.
+/// Extent of one ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct KeptRing {
-    /// How many there are.
+pub struct RingExtent {
+    /// Requests in the ring.
     pub count: usize,
-    /// How many there may be: `history.requests`.
+    /// Capacity, `history.requests`.
     pub max: usize,
-    /// All are there that ended from then on, RFC 3339.
+    /// Time since which the ring is complete, RFC 3339.
     pub since: String,
 }
 
 // === impl History ===
 
 impl History {
-    /// What a request may take on average among those that have ended: a ring of `max` has at most `max` times that.
-    /// One with a few events takes about a third of it, the longest possible about four times as much.
-    pub const BYTES_EACH: usize = 2 << 10;
+    /// Bytes per ended request on average: a ring of `max` requests is bounded by `max` times that. A request with a few
+    /// events takes about a third of it, the largest possible about four times as much.
+    pub const MEAN_STORY_BYTES: usize = 2 << 10;
 
-    /// Keeps the last `max` of either sort; 0: none.
+    /// Creates a history of `max` requests per ring; 0 disables it.
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             since: SystemTime::now(),
@@ -93,7 +88,7 @@ impl History {
         })
     }
 
-    /// Keeps so many from now on.
+    /// Changes the capacity.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
         let mut inner = self.inner.lock();
@@ -106,22 +101,22 @@ impl History {
         drop(dropped);
     }
 
-    /// A request that has begun to wait, or has failed. It is told of until it ends; then see [`Self::end`].
-    pub fn begin(&self, arrival: Arrival<'_>, asked: Option<Asked>) -> Arc<Story> {
+    /// Begins the story of a request that waits or has failed; [`Self::end`] ends it.
+    pub fn begin(&self, arrival: Arrival<'_>, info: Option<RequestInfo>) -> Arc<Story> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let story = Arc::new(Story::new(number, arrival, asked));
+        let story = Arc::new(Story::new(number, arrival, info));
         if self.max.load(Ordering::Relaxed) > 0 {
             self.inner.lock().running.insert(number, story.clone());
         }
         story
     }
 
-    /// It has ended.
+    /// Ends a story and moves it to its ring.
     pub fn end(&self, story: Arc<Story>, ending: Ending) {
         let bytes = story.end(ending);
         let mut inner = self.inner.lock();
         inner.running.remove(&story.number());
-        // Read under the lock, by which a smaller number shrinks what is there.
+        // Read under the lock, as `set_max` shrinks the rings under it.
         let max = self.max.load(Ordering::Relaxed);
         let ring = if story.has_waited() { &mut inner.waited } else { &mut inner.at_once };
         ring.bytes += bytes;
@@ -131,7 +126,7 @@ impl History {
         drop(dropped);
     }
 
-    /// The requests of this id, newest first: clients may use one again.
+    /// Returns the requests with this id, newest first: clients may reuse one.
     pub fn find(&self, request_id: &str) -> Vec<Sequence> {
         let request_id = Story::id(request_id);
         let mut found = self.all(|story| story.request_id() == request_id);
@@ -139,34 +134,38 @@ impl History {
         found.iter().map(|story| story.sequence()).collect()
     }
 
-    /// The last that ended, or of those that have not, newest first.
+    /// Returns up to `limit` matching requests, newest first.
     pub fn recent(&self, query: Query<'_>, limit: usize) -> Vec<Sequence> {
         let mut found = self.all(|story| {
-            query.route.is_none_or(|route| story.route().as_str() == route) && story.fits(query.outcome)
+            query.route.is_none_or(|route| story.route().as_str() == route) && story.matches(query.outcome)
         });
         found.sort_by_key(|story| std::cmp::Reverse(story.latest()));
         found.iter().take(limit).map(|story| story.sequence()).collect()
     }
 
-    /// What is kept.
-    pub fn kept(&self) -> Kept {
+    /// Returns the extent of the history.
+    pub fn kept(&self) -> HistoryExtent {
         let inner = self.inner.lock();
         let max = self.max.load(Ordering::Relaxed);
         let kept = |ring: &Ring| {
             let oldest = ring.ended.front().filter(|_| ring.is_full).and_then(|story| story.ended_at());
             let since = humantime::format_rfc3339_millis(oldest.unwrap_or(self.since)).to_string();
-            KeptRing { count: ring.ended.len(), max, since }
+            RingExtent { count: ring.ended.len(), max, since }
         };
-        Kept { running: inner.running.len(), waited: kept(&inner.waited), at_once: kept(&inner.at_once) }
+        HistoryExtent {
+            running: inner.running.len(),
+            waited: kept(&inner.waited),
+            at_once: kept(&inner.at_once),
+        }
     }
 
-    /// How many bytes those that have ended take.
+    /// Returns the bytes of ended requests.
     pub fn bytes(&self) -> usize {
         let inner = self.inner.lock();
         inner.waited.bytes + inner.at_once.bytes
     }
 
-    /// How many requests there have been to tell of.
+    /// Returns the number of stories begun so far.
     pub fn begun(&self) -> u64 {
         self.next.load(Ordering::Relaxed)
     }
@@ -187,10 +186,10 @@ impl std::fmt::Debug for History {
 // === impl Ring ===
 
 impl Ring {
-    /// Takes the oldest out until it is within its bounds. They are dropped by the caller, without the lock.
+    /// Evicts the oldest requests beyond the bounds. The caller drops them after releasing the lock.
     fn shrink(&mut self, max: usize) -> Vec<Arc<Story>> {
         let mut dropped = Vec::new();
-        while self.ended.len() > max || self.bytes > max.saturating_mul(History::BYTES_EACH) {
+        while self.ended.len() > max || self.bytes > max.saturating_mul(History::MEAN_STORY_BYTES) {
             let Some(oldest) = self.ended.pop_front() else { break };
             self.bytes -= oldest.bytes();
             self.is_full = true;
@@ -200,28 +199,19 @@ impl Ring {
     }
 }
 
-// === impl Query ===
+// === impl HistoryExtent ===
 
-impl Query<'_> {
-    /// The outcome that stands for everything that went wrong: all but answers below 500 and clients that went away.
-    pub const FAILED: &'static str = "failed";
-    /// The outcome that stands for none yet.
-    pub const RUNNING: &'static str = "running";
-}
-
-// === impl Kept ===
-
-impl Kept {
-    /// Why a request may not be there, in words.
+impl HistoryExtent {
+    /// Explains why a request may be missing.
     pub fn explain(&self) -> String {
         let Self { waited, at_once, .. } = self;
         if waited.max == 0 {
-            return "No request is kept: `history.requests` is 0.".into();
+            return "The history is disabled: `history.requests` is 0.".into();
         }
         format!(
-            "Kept are those that wait now, the last {} that waited (now {}, since {}) and the last {} that failed or \
-             were refused at once (now {}, since {}). A request that was answered at once is not kept, nor one that \
-             belonged to no route, that another replica served, or that came before this process started.",
+            "The history has the requests that wait now, the last {} that waited (now {}, since {}) and the last {} \
+             that failed or were refused at once (now {}, since {}). It does not have requests that were answered at \
+             once, matched no route, were served by another replica, or arrived before this process started.",
             waited.max, waited.count, waited.since, at_once.max, at_once.count, at_once.since
         )
     }

@@ -1,4 +1,4 @@
-//! The queue of held requests: first in, first out, bounded, and left by dropping the ticket.
+//! Queue of held requests: FIFO and bounded. Dropping a ticket leaves the queue.
 
 use std::{
     collections::BTreeMap,
@@ -15,58 +15,59 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::domain::Reason;
 
-/// Held requests, waiting for a `P` (a permit).
+/// Held requests that wait for a permit `P`.
 ///
-/// The order is that of admission. A request that comes back after a failed dispatch takes its old place, so it is
-/// ahead of everything admitted after it.
+/// The order is that of admission. A request that returns after a failed dispatch takes its old place, ahead of every
+/// request admitted after it.
 pub struct HoldQueue<P> {
     inner: Mutex<Inner<P>>,
-    /// The number of waiters, readable without the lock: sequentially consistent, so that of a release that sees
-    /// nobody waiting and an arrival that sees no room, at least one sees the other.
+    /// Number of waiters, readable without the lock. Sequentially consistent: of a release that reads no waiter and an
+    /// arrival that reads no room, at least one sees the other.
     len: AtomicUsize,
-    /// The number that the next one to join gets; written under the lock.
+    /// Number of the next place; written under the lock.
     next: AtomicU64,
-    /// The keys at one moment, for positions.
-    order: Mutex<Order>,
+    /// Snapshot of the keys, for positions.
+    snapshot: Mutex<KeySnapshot>,
 }
 
 struct Inner<P> {
     waiting: BTreeMap<Key, Waiter<P>>,
+    /// Requests that have returned to a place so far.
     returned: u64,
     bytes: usize,
 }
 
-/// The number of the place, then who came back to it; `JOINED` for who did not, and so comes last.
+/// Number of the place, then the number of the return; `FIRST_JOIN`, the largest, for a request that has not returned.
 type Key = (u64, u64);
 
-const JOINED: u64 = u64::MAX;
+const FIRST_JOIN: u64 = u64::MAX;
 
 struct Waiter<P> {
     bytes: usize,
     since: Instant,
-    /// The endpoint that it must go to.
+    /// Id of the endpoint that the request is bound to.
     pin: Option<u64>,
     released: oneshot::Sender<Released<P>>,
 }
 
 #[derive(Default)]
-struct Order {
+struct KeySnapshot {
     taken: Option<Instant>,
     keys: Vec<Key>,
 }
 
-/// How waiting ended.
+/// Result of a wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Released<P> {
-    /// It may be dispatched.
+    /// The request may be dispatched.
     Dispatch(P),
-    /// What it waits for will not come; the time is until the next try, `None` if that would fail in the same way.
+    /// The wait has failed; with the time after which a retry may succeed, `None` if it would fail in the same way.
     Failed(Reason, Option<Duration>),
-    /// We are about to stop.
+    /// The proxy stops.
     Draining,
 }
 
-/// A place in the queue. Dropping it leaves the queue, and returns what it was given but did not take.
+/// A held request. Dropping it leaves the queue, and gives back a permit that was not taken.
 pub struct Ticket<P> {
     queue: Arc<HoldQueue<P>>,
     key: Key,
@@ -75,17 +76,17 @@ pub struct Ticket<P> {
     released: oneshot::Receiver<Released<P>>,
 }
 
-/// Where a ticket stands, for who tells its owner.
+/// Handle for reading the position of a ticket.
 pub struct Spot<P> {
     queue: Arc<HoldQueue<P>>,
     key: Key,
 }
 
-/// The place of a request in the order of admission, to come back to.
+/// Place of a request in the order of admission, for [`HoldQueue::rejoin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place(u64);
 
-/// Which bound was hit.
+/// The bound that was hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// `hold.maxRequests`.
@@ -97,9 +98,9 @@ pub enum Full {
 /// The bounds of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// How many requests may wait.
+    /// Requests.
     pub requests: usize,
-    /// How many bytes of bodies may wait.
+    /// Bytes of bodies.
     pub bytes: usize,
 }
 
@@ -112,48 +113,48 @@ impl<P> Default for HoldQueue<P> {
             inner: Mutex::new(inner),
             len: AtomicUsize::new(0),
             next: AtomicU64::new(0),
-            order: Mutex::default(),
+            snapshot: Mutex::default(),
         }
     }
 }
 
 impl<P> HoldQueue<P> {
-    /// How old a list of places may be when a position is read from it: walking a long queue for every heartbeat
-    /// would cost more than the holding.
-    const ORDER_AGE: Duration = Duration::from_secs(1);
+    /// Maximum age of the snapshot that positions are read from: a walk of a long queue for every heartbeat would be too
+    /// expensive.
+    const MAX_SNAPSHOT_AGE: Duration = Duration::from_secs(1);
 
-    /// How many requests wait.
+    /// Returns the number of held requests.
     pub fn len(&self) -> usize {
         self.len.load(Ordering::SeqCst)
     }
 
-    /// Whether nobody waits.
+    /// Returns true if no request is held.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many bytes of bodies wait.
+    /// Returns the bytes of held bodies.
     pub fn bytes(&self) -> usize {
         self.inner.lock().bytes
     }
 
-    /// Since when the first one waits.
+    /// Returns the time since which the first request waits.
     pub fn oldest(&self) -> Option<Instant> {
         self.inner.lock().waiting.values().map(|waiter| waiter.since).next()
     }
 
-    /// Joins the queue at its end.
+    /// Appends a request to the queue.
     ///
     /// # Errors
-    /// When it is full.
+    /// If a bound is hit.
     pub fn join(self: &Arc<Self>, bytes: usize, bounds: Bounds) -> Result<Ticket<P>, Full> {
         self.join_for(None, bytes, bounds)
     }
 
-    /// Joins the queue at its end, for this endpoint if there is one.
+    /// Like [`Self::join`], for a request bound to endpoint `pin`.
     ///
     /// # Errors
-    /// When it is full.
+    /// If a bound is hit.
     pub fn join_for(
         self: &Arc<Self>,
         pin: Option<u64>,
@@ -169,27 +170,26 @@ impl<P> HoldQueue<P> {
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let ahead = inner.waiting.len();
-        Ok(self.enter(&mut inner, (number, JOINED), ahead, bytes, pin))
+        Ok(self.enter(&mut inner, (number, FIRST_JOIN), ahead, bytes, pin))
     }
 
-    /// Takes an old place again. There is no bound: it had been admitted.
+    /// Takes an old place again. Not bounded, as the request has been admitted.
     pub fn rejoin(self: &Arc<Self>, place: Place, bytes: usize) -> Ticket<P> {
         self.rejoin_for(None, place, bytes)
     }
 
-    /// Takes an old place again, for this endpoint if there is one.
+    /// Like [`Self::rejoin`], for a request bound to endpoint `pin`.
     pub fn rejoin_for(self: &Arc<Self>, pin: Option<u64>, place: Place, bytes: usize) -> Ticket<P> {
         let mut inner = self.inner.lock();
         let returned = inner.returned;
         inner.returned += 1;
-        // Those who came back, too, or were admitted earlier: few.
+        // Few: requests that returned as well, or were admitted earlier.
         let key = (place.0, returned);
         let ahead = inner.waiting.range(..key).count();
         self.enter(&mut inner, key, ahead, bytes, pin)
     }
 
-    /// The place of a request that is dispatched without waiting, in case it comes back: just ahead of the next one
-    /// to join.
+    /// Returns the place for a request that is dispatched without waiting: just ahead of the next one to join.
     pub fn place(&self) -> Place {
         Place(self.next.load(Ordering::Relaxed))
     }
@@ -210,18 +210,16 @@ impl<P> HoldQueue<P> {
         Ticket { queue: self.clone(), key, ahead, since, released }
     }
 
-    /// Hands what `next` gives to the waiters in their order, until it gives nothing or nobody waits. Says how many
-    /// got something.
+    /// Releases waiters in FIFO order until `next` returns `None` or the queue is empty. Returns the number released.
     pub fn release(&self, mut next: impl FnMut() -> Option<P>) -> usize {
         self.release_for(|_| next())
     }
 
-    /// Hands what `next` gives for them to the waiters in their order, until it gives nothing for one that may go to any
-    /// endpoint. One for whose endpoint it gives nothing is passed over. Says how many got something.
+    /// Releases waiters in FIFO order. `next` takes the endpoint that a waiter is bound to; if it returns `None` for a bound
+    /// waiter, that one is skipped, for another one the release ends. Returns the number released.
     pub fn release_for(&self, mut next: impl FnMut(Option<u64>) -> Option<P>) -> usize {
         let mut count = 0;
-        // What a waiter that has just gone did not take. It is dropped without the lock, since dropping a permit may
-        // come back here.
+        // The permit of a waiter that has just gone. Dropped without the lock, as dropping a permit may call this again.
         let mut unclaimed = None;
         loop {
             let mut inner = self.inner.lock();
@@ -238,11 +236,11 @@ impl<P> HoldQueue<P> {
             }
             let Some((key, permit)) = found else { break };
             let Some(waiter) = inner.waiting.remove(&key) else { break };
-            self.left(&mut inner, waiter.bytes);
+            self.account_leave(&mut inner, waiter.bytes);
             drop(inner);
             match waiter.released.send(Released::Dispatch(permit)) {
                 Ok(()) => count += 1,
-                // What is for one endpoint may not be what the next waiter wants.
+                // The permit of a bound waiter does not fit the next one.
                 Err(Released::Dispatch(permit)) if waiter.pin.is_none() => unclaimed = Some(permit),
                 Err(_) => {}
             }
@@ -250,7 +248,7 @@ impl<P> HoldQueue<P> {
         count
     }
 
-    /// Ends all waiting for one reason. Says how many waited.
+    /// Ends all waits with the same result. Returns their number.
     pub fn release_all(&self, why: impl Fn() -> Released<P>) -> usize {
         let waiting = {
             let mut inner = self.inner.lock();
@@ -262,25 +260,29 @@ impl<P> HoldQueue<P> {
         waiting.into_values().filter_map(|waiter| waiter.released.send(why()).ok()).count()
     }
 
-    /// Lists who waits. In parts, so that nobody who comes, goes or is let go waits for the whole walk; who comes back
-    /// meanwhile may be missed.
+    /// Lists the keys in parts, so that the lock is not held for the whole walk. May miss a request that returns meanwhile.
     fn list(&self, keys: &mut Vec<Key>) {
-        const PART: usize = 1000;
+        const KEYS_PER_LOCK: usize = 1000;
         keys.clear();
         let mut after = Bound::Unbounded;
         loop {
             let listed = keys.len();
             keys.extend(
-                self.inner.lock().waiting.range((after, Bound::Unbounded)).take(PART).map(|(key, _)| *key),
+                self.inner
+                    .lock()
+                    .waiting
+                    .range((after, Bound::Unbounded))
+                    .take(KEYS_PER_LOCK)
+                    .map(|(key, _)| *key),
             );
             match keys.last() {
-                Some(last) if keys.len() == listed + PART => after = Bound::Excluded(*last),
+                Some(last) if keys.len() == listed + KEYS_PER_LOCK => after = Bound::Excluded(*last),
                 _ => break,
             }
         }
     }
 
-    fn left(&self, inner: &mut Inner<P>, bytes: usize) {
+    fn account_leave(&self, inner: &mut Inner<P>, bytes: usize) {
         inner.bytes -= bytes;
         self.len.store(inner.waiting.len(), Ordering::SeqCst);
     }
@@ -289,28 +291,28 @@ impl<P> HoldQueue<P> {
 // === impl Ticket ===
 
 impl<P> Ticket<P> {
-    /// Waits for the release. Cancel-safe: what was given and not taken goes back when the ticket is dropped.
+    /// Waits for the release. Cancel-safe: a permit that was not taken is given back when the ticket is dropped.
     pub async fn released(&mut self) -> Released<P> {
-        // The sender lives in the queue until it is used, and we hold the queue.
+        // Cannot fail: the queue, which we hold, has the sender until it is used.
         (&mut self.released).await.unwrap_or(Released::Draining)
     }
 
-    /// Where it stands.
+    /// Returns a handle for reading the position.
     pub fn spot(&self) -> Spot<P> {
         Spot { queue: self.queue.clone(), key: self.key }
     }
 
-    /// How many waited before it when it began to.
+    /// Returns the number of requests ahead at the start of the wait.
     pub const fn ahead(&self) -> usize {
         self.ahead
     }
 
-    /// Since when it waits.
+    /// Returns the start of the wait.
     pub const fn since(&self) -> Instant {
         self.since
     }
 
-    /// Its place, to come back to.
+    /// Returns the place, for [`HoldQueue::rejoin`].
     pub const fn place(&self) -> Place {
         Place(self.key.0)
     }
@@ -318,14 +320,14 @@ impl<P> Ticket<P> {
 
 impl<P> Drop for Ticket<P> {
     fn drop(&mut self) {
-        // Whoever was released is not in the queue any more.
+        // A released ticket has left the queue already.
         if self.released.is_terminated() {
             return;
         }
-        // Keys are never used twice, so a waiter that is found is ours.
+        // Keys are never reused, so a waiter with this key is ours.
         let mut inner = self.queue.inner.lock();
         if let Some(waiter) = inner.waiting.remove(&self.key) {
-            self.queue.left(&mut inner, waiter.bytes);
+            self.queue.account_leave(&mut inner, waiter.bytes);
         }
     }
 }
@@ -333,15 +335,15 @@ impl<P> Drop for Ticket<P> {
 // === impl Spot ===
 
 impl<P> Spot<P> {
-    /// How many wait before it, at most a second ago.
+    /// Returns the number of requests ahead, at most a second ago.
     pub fn ahead(&self) -> usize {
         let now = Instant::now();
-        let mut order = self.queue.order.lock();
-        if order.taken.is_none_or(|taken| now - taken > HoldQueue::<P>::ORDER_AGE) {
-            self.queue.list(&mut order.keys);
-            order.taken = Some(now);
+        let mut snapshot = self.queue.snapshot.lock();
+        if snapshot.taken.is_none_or(|taken| now - taken > HoldQueue::<P>::MAX_SNAPSHOT_AGE) {
+            self.queue.list(&mut snapshot.keys);
+            snapshot.taken = Some(now);
         }
-        order.keys.partition_point(|key| *key < self.key)
+        snapshot.keys.partition_point(|key| *key < self.key)
     }
 }
 
@@ -358,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_order_is_that_of_admission_also_for_who_comes_back() {
+    async fn rejoined_request_keeps_its_admission_order() {
         let queue = queue();
         let direct = queue.place();
         let (mut a, mut b) = (queue.join(1, BOUNDS).unwrap(), queue.join(1, BOUNDS).unwrap());
@@ -373,13 +375,13 @@ mod tests {
         }
         let again = queue.rejoin(a.place(), 1);
         drop(a);
-        assert_eq!(queue.len(), 1, "an old ticket does not take the new one out");
+        assert_eq!(queue.len(), 1, "an old ticket does not remove the new one");
         drop(again);
         assert!(queue.is_empty());
     }
 
     #[tokio::test]
-    async fn places_are_right_in_a_long_queue_that_is_looked_at_in_parts() {
+    async fn positions_are_right_in_a_long_queue() {
         let queue = queue();
         let bounds = Bounds { requests: usize::MAX, bytes: usize::MAX };
         let mut held: Vec<_> = (0..3001).map(|_| queue.join(1, bounds).unwrap()).collect();
@@ -401,7 +403,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_waiter_did_not_take_goes_to_the_next() {
+    async fn unclaimed_permit_goes_to_the_next_waiter() {
         let queue = queue();
         let (a, mut b) = (queue.join(1, BOUNDS).unwrap(), queue.join(1, BOUNDS).unwrap());
         drop(a);
@@ -422,17 +424,16 @@ mod tests {
             has_room.then_some(2)
         };
         assert_eq!(queue.release_for(&mut next), 1);
-        assert_eq!(any.released().await, Released::Dispatch(2), "the first that may go there");
+        assert_eq!(any.released().await, Released::Dispatch(2), "the first waiter that fits");
         assert_eq!(queue.release_for(|pin| pin.map(|pin| pin as u32)), 2);
         assert_eq!(pinned.released().await, Released::Dispatch(1));
         assert_eq!(other.released().await, Released::Dispatch(2));
     }
 
     proptest! {
-        /// Joins, hang-ups, returns and releases in any order: the counts are those of the tickets that wait, and
-        /// releases come in the order of places.
+        /// Joins, hang-ups, returns and releases in any order.
         #[test]
-        fn the_counts_are_those_of_the_tickets(steps in prop::collection::vec((0..4_u8, 0..50_usize), 0..200)) {
+        fn counts_match_tickets_and_releases_are_in_order(steps in prop::collection::vec((0..4_u8, 0..50_usize), 0..200)) {
             let queue: Arc<HoldQueue<u64>> = Arc::default();
             let bounds = Bounds { requests: 20, bytes: 400 };
             let mut waiting: Vec<(Ticket<u64>, usize)> = Vec::new();

@@ -1,16 +1,15 @@
-//! Which endpoint gets the next request. Pure: no clocks, no I/O.
+//! Choice of the endpoint for the next request. Pure: no clocks, no I/O.
 
-/// What choosing needs to know of an endpoint.
+/// Load of an endpoint.
 pub trait Load {
-    /// How many requests are in flight on it, if it may have one more.
+    /// Returns the number of requests in flight; `None` if the endpoint has no room.
     fn room(&self) -> Option<u32>;
 }
 
-/// The less loaded of two endpoints that have room, the two being the first ones from two random places on. `random`
-/// is any number: its halves are the places. With one endpoint there is nothing to choose.
+/// Picks the less loaded of two endpoints with room: the first ones from two random indices, the halves of `random`.
 ///
-/// Two choices instead of the least loaded of all keep proxies that do not know of each other from all choosing the
-/// same new endpoint at once (Mitzenmacher, "The Power of Two Choices", 2001).
+/// Two random choices keep independent proxies from all choosing the same new endpoint (Mitzenmacher, "The Power of Two
+/// Choices", 2001).
 pub fn pick<E: Load>(endpoints: &[E], random: u64) -> Option<&E> {
     if let [only] = endpoints {
         return only.room().map(|_| only);
@@ -41,7 +40,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn someone_with_room_is_found_and_nobody_without(loads: Vec<Option<u32>>, random: u64) {
+        fn endpoint_with_room_is_found(loads: Vec<Option<u32>>, random: u64) {
             let endpoints: Vec<_> = loads.iter().zip(0..).map(|(load, id)| Fixed(id, *load)).collect();
             let picked = pick(&endpoints, random);
             prop_assert_eq!(picked.is_some(), loads.iter().any(Option::is_some));
@@ -50,7 +49,7 @@ mod tests {
         }
 
         #[test]
-        fn of_two_the_less_loaded_is_taken_when_both_are_drawn(a in 0..100_u32, b in 0..100_u32) {
+        fn less_loaded_of_two_is_picked(a in 0..100_u32, b in 0..100_u32) {
             let endpoints = [Fixed(0, Some(a)), Fixed(1, Some(b))];
             let picked = pick(&endpoints, 1 << 32).map(|endpoint| endpoint.1.unwrap_or(u32::MAX));
             prop_assert_eq!(picked, Some(a.min(b)));

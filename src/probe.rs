@@ -1,4 +1,4 @@
-//! The readiness probe, and a look at a server's metrics: one GET on a connection of its own.
+//! Readiness probes and other calls to model servers, each on a connection of its own.
 
 use std::{fmt, io, net::SocketAddr, time::Duration};
 
@@ -18,62 +18,65 @@ use tokio::{
 
 use crate::domain::{Period, Readiness};
 
-/// What a probe saw. Its text goes into reasons that people read.
+/// Result of a probe. Its text is part of error messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// 2xx.
     Ready,
-    /// The host name has no address: it, and why.
+    /// The host name does not resolve: the name, and the reason.
     Unresolved(String, String),
-    /// Nobody listens.
+    /// Connection refused.
     Refused,
-    /// An answer, but not 2xx.
+    /// Another status than 2xx.
     Status(StatusCode),
-    /// No connection in time.
+    /// No connection within the time limit.
     Unheard(Period),
-    /// A connection, and no answer in time.
+    /// A connection, but no answer within the time limit.
     TimedOut(Period),
-    /// The connection failed in another way, or what came back is no answer.
+    /// Another failure of the connection, or an invalid answer.
     Broken(String),
 }
 
-/// How a server is asked.
+/// Protocol of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
-    /// In HTTP/1.1.
+    /// HTTP/1.1.
     Http1,
-    /// In HTTP/2 without TLS, with prior knowledge.
+    /// HTTP/2 without TLS, with prior knowledge.
     Http2,
 }
 
-/// What a server is asked, or told.
+/// A request to a model server.
 #[derive(Clone, Debug)]
 pub struct Question<'a> {
-    /// How.
+    /// Protocol.
     pub speaks: Speaks,
-    /// The method.
+    /// Method.
     pub method: Method,
-    /// The path, and a query.
+    /// Path and query.
     pub path: &'a str,
-    /// JSON, or nothing.
+    /// JSON, or empty.
     pub body: &'static str,
 }
 
-/// How long connecting to a pod may take. One whose network is not there yet lets SYNs go unheard, and the kernel sends
-/// the next only after a second: we are back sooner. Within a cluster an answer takes a few milliseconds.
-const CONNECT: Duration = Duration::from_millis(200);
+/// Connect timeout for pods. A pod without a network drops SYNs, and the kernel repeats them only after a second; a new
+/// probe is sooner. Within a cluster connecting takes a few milliseconds.
+const POD_CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Asks the server at `address` (`host:port`) whether it is ready.
+/// Probes the server at `address` (`host:port`).
 pub async fn probe(address: &str, readiness: &Readiness) -> Answer {
     answer(address, Speaks::Http1, readiness, readiness.timeout).await
 }
 
-/// Asks a pod, which may not even have a network yet.
+/// Probes a pod, which may not have a network yet.
 pub async fn probe_pod(address: &str, speaks: Speaks, readiness: &Readiness) -> Answer {
-    answer(address, speaks, readiness, Period::from(CONNECT.min(readiness.timeout.get()))).await
+    answer(address, speaks, readiness, Period::from(POD_CONNECT_TIMEOUT.min(readiness.timeout.get()))).await
 }
 
-/// Looks the host of `address` up, within `limit`: what a probe of it would see if that fails. An address costs nothing.
+/// Resolves the host of `address` within `limit`. An IP address needs no lookup.
+///
+/// # Errors
+/// [`Answer::Unresolved`].
 pub async fn resolve(address: &str, limit: Period) -> Result<Vec<SocketAddr>, Answer> {
     let reason = match timeout(limit.get(), lookup_host(address)).await {
         Ok(Ok(found)) => {
@@ -94,7 +97,7 @@ pub async fn resolve(address: &str, limit: Period) -> Result<Vec<SocketAddr>, An
 }
 
 async fn answer(address: &str, speaks: Speaks, readiness: &Readiness, connect: Period) -> Answer {
-    // By itself: one that takes too long is no server that does not answer.
+    // Separately, so that a slow lookup is not reported as a server that does not answer.
     let found = match resolve(address, readiness.timeout).await {
         Ok(found) => found,
         Err(unresolved) => return unresolved,
@@ -109,38 +112,37 @@ async fn answer(address: &str, speaks: Speaks, readiness: &Readiness, connect: P
     }
 }
 
-/// Reads a page of a pod, such as its metrics: at most `longest` bytes, within `limit`. `None` if there is none to be
-/// had.
+/// Fetches a page of a pod, such as its metrics: at most `max_bytes`, within `limit`. Returns `None` on any failure.
 pub async fn fetch(
     address: &str,
     speaks: Speaks,
     path: &str,
-    longest: usize,
+    max_bytes: usize,
     limit: Duration,
 ) -> Option<Bytes> {
     let page = async |response: Response<Incoming>| {
         if !response.status().is_success() {
             return Ok(None);
         }
-        Ok(Limited::new(response.into_body(), longest).collect().await.ok().map(Collected::to_bytes))
+        Ok(Limited::new(response.into_body(), max_bytes).collect().await.ok().map(Collected::to_bytes))
     };
     let question = Question { speaks, ..Question::get(path) };
-    timeout(limit, ask(address, question, Period::from(CONNECT), page)).await.ok()?.ok()?
+    timeout(limit, ask(address, question, Period::from(POD_CONNECT_TIMEOUT), page)).await.ok()?.ok()?
 }
 
-/// Tells the server at `address` to do something, and waits until it has: what it says, of a body not more than 64 KiB.
-/// It may take its time, so the caller has a deadline. Cancel-safe.
+/// Sends a request to the server at `address` and returns status and body, of at most 64 KiB. Has no time limit after the
+/// connection. Cancel-safe.
 ///
 /// # Errors
-/// What a probe would have seen.
+/// The answer of a probe that failed in the same way.
 pub async fn call(address: &str, question: Question<'_>) -> Result<(StatusCode, Bytes), Answer> {
-    const LONGEST: usize = 64 << 10;
-    let said = async |response: Response<Incoming>| {
+    const MAX_BODY_BYTES: usize = 64 << 10;
+    let read = async |response: Response<Incoming>| {
         let status = response.status();
-        let body = Limited::new(response.into_body(), LONGEST).collect().await;
+        let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await;
         Ok((status, body.map(Collected::to_bytes).unwrap_or_default()))
     };
-    Ok(ask(address, question, Period::from_secs(10), said).await?)
+    Ok(ask(address, question, Period::from_secs(10), read).await?)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -164,7 +166,7 @@ async fn ask<T>(
     ask_at(address, address, question, connect, read).await
 }
 
-/// Asks the server `at` one of these addresses, by its own name.
+/// Sends a request to the server `at` one of these addresses, with `address` as its Host.
 async fn ask_at<T>(
     at: impl ToSocketAddrs,
     address: &str,
@@ -175,7 +177,7 @@ async fn ask_at<T>(
     let connecting = timeout(connect.get(), TcpStream::connect(at)).await;
     let stream = connecting.map_err(|_| ProbeError::Unheard(connect))??;
     if stream.local_addr()? == stream.peer_addr()? {
-        // Nobody listens, and the kernel chose the port that we asked for as our own: TCP connects that to itself.
+        // A self-connect: no server listens, and the kernel chose the destination port as our own.
         return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
     }
     let agent = concat!("anteroom/", env!("CARGO_PKG_VERSION"), " (probe)");
@@ -205,11 +207,11 @@ async fn ask_at<T>(
     }
 }
 
-/// Does `work` over `connection`, which does nothing unless it is polled.
+/// Runs `work` while polling its `connection`.
 async fn drive<T>(work: impl Future<Output = T>, connection: impl Future) -> T {
     pin!(work, connection);
     tokio::select! {
-        // The work first: when it is done, the connection has done all that it should.
+        // The work first: once it is done, the connection is no longer needed.
         biased;
         done = &mut work => done,
         _ = connection => work.await,
@@ -219,12 +221,12 @@ async fn drive<T>(work: impl Future<Output = T>, connection: impl Future) -> T {
 // === impl Question ===
 
 impl<'a> Question<'a> {
-    /// A GET, in HTTP/1.1.
+    /// Creates a GET over HTTP/1.1.
     pub const fn get(path: &'a str) -> Self {
         Self { speaks: Speaks::Http1, method: Method::GET, path, body: "" }
     }
 
-    /// A POST, in HTTP/1.1.
+    /// Creates a POST over HTTP/1.1.
     pub const fn post(path: &'a str, body: &'static str) -> Self {
         Self { speaks: Speaks::Http1, method: Method::POST, path, body }
     }
@@ -233,12 +235,12 @@ impl<'a> Question<'a> {
 // === impl Answer ===
 
 impl Answer {
-    /// Whether the server takes requests.
+    /// Returns true if the server is ready for requests.
     pub fn is_ready(&self) -> bool {
         *self == Self::Ready
     }
 
-    /// Whether something answers that may well take requests: it is ready, or finds fault with the probe itself.
+    /// Returns true if the server may take requests: it is ready, or rejects only the probe.
     pub fn is_alive(&self) -> bool {
         match self {
             Self::Ready => true,
@@ -249,13 +251,13 @@ impl Answer {
         }
     }
 
-    /// Whether a server finds fault with the probe: it would answer so however long it is asked.
+    /// Returns true if the server rejects the probe, which repetition does not change.
     pub fn is_rejection(&self) -> bool {
         self.is_alive() && !self.is_ready()
     }
 
-    /// Whether a gateway that answers so, or does not answer, reaches no server. Other errors say nothing: the path may
-    /// be none that it passes on.
+    /// Returns true if a gateway with this answer reaches no server. Other errors prove nothing, as the gateway may not
+    /// forward the path.
     pub const fn is_without_server(&self) -> bool {
         match self {
             Self::Status(status) => matches!(status.as_u16(), 502..=504),
@@ -318,17 +320,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_hundreds_are_ready_and_nothing_else_is() {
+    async fn only_2xx_is_ready() {
         assert_eq!(answer_to(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await, Answer::Ready);
         let unready = answer_to(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").await;
         assert_eq!(unready, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
         assert!(matches!(answer_to(b"220 mail.example.com ESMTP\r\n").await, Answer::Broken(_)));
-        assert!(matches!(answer_to(b"").await, Answer::Broken(_)), "closed without a word");
+        assert!(matches!(answer_to(b"").await, Answer::Broken(_)), "closed without an answer");
     }
 
-    /// RFC 6761, section 6.4: no resolver has a name below it.
+    /// RFC 6761, section 6.4: `invalid` never resolves.
     #[tokio::test]
-    async fn name_that_does_not_resolve_is_named() {
+    async fn unresolved_name_is_reported() {
         let readiness = Readiness { timeout: Period::from_secs(30), ..Readiness::default() };
         let Answer::Unresolved(host, reason) = probe("vllm.invalid:8000", &readiness).await else {
             panic!("not unresolved");
@@ -338,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_and_silence_are_told_apart() {
+    async fn refusal_and_silence_differ() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let limit = Period::from_millis(20);

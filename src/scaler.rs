@@ -1,17 +1,17 @@
-//! What brings targets up and down: the launcher of processes, the prober of servers that someone else scales, and the
-//! keeper of the pods of a cluster.
+//! Brings targets up and down: the launcher of processes, the prober of servers that are scaled elsewhere, and the keeper
+//! of pods in a cluster.
 
+mod activator;
 mod backoff;
 mod cluster;
 pub mod keda;
 mod kubernetes;
 mod output;
+mod probe_reporter;
 mod process;
 mod server;
-mod sight;
 mod sleep;
 mod url;
-mod wake;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -26,48 +26,49 @@ use crate::{
     state::{Discovery, NoDiscovery, NoScale, Scale},
 };
 
-/// What those who look after targets need to know of this installation.
+/// Options of all supervisors of this process.
 #[derive(Clone)]
 pub struct Options {
-    /// The executable whose `guardian` subcommand model servers are started with.
+    /// Executable whose `guardian` subcommand starts model servers.
     pub guardian: PathBuf,
     /// Soft limit of open files for model servers; `None` leaves them the limit of this process.
     pub open_files: Option<u64>,
-    /// What tells this proxy apart from others on this machine: a name that no other living one has, and that the next
-    /// life of this one has again. With it, a model server waits for the one that an earlier life has left.
+    /// Name that is unique among the running proxies of this machine and the same after a restart. With it, a model server
+    /// waits for the one that the previous run of this proxy has left.
     pub instance: Option<Arc<str>>,
-    /// What finds the pods of targets.
+    /// Discovery of the targets' pods.
     pub discovery: Arc<dyn Discovery>,
-    /// What scales workloads of routes that say `scaleBy: kubernetes`.
+    /// Scale subresource of workloads, for routes with `scaleBy: kubernetes`.
     pub scale: Arc<dyn Scale>,
 }
 
-/// How the owner of a target ends its supervision, gently first.
+/// Ends the supervision of a target in two stages.
 #[derive(Clone, Debug)]
-pub struct Stops {
-    retire: CancellationToken,
-    stop: CancellationToken,
+pub struct Shutdown {
+    /// Send nothing more; let requests in flight finish.
+    drain: CancellationToken,
+    /// Stop now. Implies `drain`.
+    kill: CancellationToken,
 }
 
-/// Brings the target of a route up when it is wanted and down when it is not, until it is told to end. One task a
-/// route runs this.
+/// Brings the target of a route up when it is wanted and down when it is idle, until `shutdown`. Runs once per route.
 ///
-/// When another target is published, requests in flight on the old one finish and held ones stay where they are. The
-/// new one takes over when an old process has ended, since two might not fit on the machine; an old url or pod is
-/// not waited for. Dropping the future is safe too: no process outlives it for long.
+/// When another target is published, requests in flight on the old one finish and held ones stay in the queue. An old
+/// process must end first, since two might not fit on the machine; an old url or pods are not waited for. Dropping the
+/// future is safe: its guardian ends the process.
 pub async fn supervise(
     gate: Arc<Gate>,
     mut targets: watch::Receiver<Target>,
     options: Options,
-    stops: Stops,
+    shutdown: Shutdown,
 ) {
     let mut leaving = FuturesUnordered::new();
     loop {
         let target = targets.borrow_and_update().clone();
-        let ours = stops.of_one_target();
+        let ours = shutdown.for_one_target();
         let mut running = Box::pin(run(gate.clone(), target.clone(), options.clone(), ours.clone()));
         let replaced = async {
-            // Without a publisher this target is the last one.
+            // Without a publisher the target stays.
             while targets.changed().await.is_ok() {
                 if *targets.borrow_and_update() != target {
                     return;
@@ -76,7 +77,7 @@ pub async fn supervise(
             std::future::pending().await
         };
         tokio::select! {
-            // It ends by itself only when it is told to, and then nothing is to be replaced.
+            // Returns only on shutdown, and then nothing is replaced.
             biased;
             () = &mut running => {
                 while leaving.next().await.is_some() {}
@@ -86,48 +87,48 @@ pub async fn supervise(
             () = async { while leaving.next().await.is_some() {} std::future::pending().await } => {}
             () = replaced => {
                 tracing::info!(route = %gate.key(), "the target of the route is replaced");
-                ours.retire();
+                ours.drain();
             }
         }
         match target {
             Target::Process(_) => running.await,
-            // Polled once, it sends nothing more there and has said so.
+            // One poll suffices to retire the endpoints and to publish that.
             Target::Url(_) | Target::Cluster(_) if (&mut running).now_or_never().is_none() => {
                 leaving.push(running);
             }
             Target::Url(_) | Target::Cluster(_) => {}
         }
-        // Whoever still waits has not moved, and the next activation counts from when the first of them came.
+        // Held requests stay; the next activation begins at the arrival of the first.
         gate.cold_starts().failed("the target was replaced before it was up".into(), Vec::new());
     }
 }
 
-async fn run(gate: Arc<Gate>, target: Target, options: Options, stops: Stops) {
+async fn run(gate: Arc<Gate>, target: Target, options: Options, shutdown: Shutdown) {
     match target {
         Target::Process(target) => {
             gate.cold_starts().set_target_kind(TargetKind::Process);
-            process::Launcher::new(gate, target, &options, stops).run().await;
+            process::Launcher::new(gate, target, &options, shutdown).run().await;
         }
         Target::Url(url) => {
             gate.cold_starts().set_target_kind(TargetKind::Url);
-            let scaling = scale(gate.clone(), options.scale, stops.clone());
-            tokio::join!(url::run(gate, &url, stops), scaling);
+            let scaling = scale(gate.clone(), options.scale, shutdown.clone());
+            tokio::join!(url::run(gate, &url, shutdown), scaling);
         }
         Target::Cluster(target) => {
             gate.cold_starts().set_target_kind(TargetKind::Cluster);
-            let scaling = scale(gate.clone(), options.scale, stops.clone());
-            tokio::join!(cluster::run(gate, &target, options.discovery, stops), scaling);
+            let scaling = scale(gate.clone(), options.scale, shutdown.clone());
+            tokio::join!(cluster::run(gate, &target, options.discovery, shutdown), scaling);
         }
     }
 }
 
-/// Scales the workload of a route of the cluster, where nothing else is to, until the target is to go.
-async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, stops: Stops) {
+/// Scales the workload of a cluster route, unless something else does, until the target drains.
+async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, shutdown: Shutdown) {
     let Some((namespace, _)) = gate.key().namespaced() else { return };
     tokio::select! {
-        // The end first: nothing is woken any more.
+        // The end first: nothing is started any more.
         biased;
-        () = stops.retire.cancelled() => {}
+        () = shutdown.drain.cancelled() => {}
         () = kubernetes::run(gate.clone(), namespace, scale) => {}
     }
 }
@@ -136,7 +137,7 @@ async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, stops: Stops) {
 
 impl Default for Options {
     fn default() -> Self {
-        // The file may have been replaced by an upgrade since we started; the kernel's link still leads to ours.
+        // An upgrade may have replaced the file; the kernel's link leads to the running executable.
         let guardian = if cfg!(target_os = "linux") {
             "/proc/self/exe".into()
         } else {
@@ -152,30 +153,29 @@ impl Default for Options {
     }
 }
 
-// === impl Stops ===
+// === impl Shutdown ===
 
-impl Default for Stops {
-    /// Nobody has told anything yet. Who stops also retires.
+impl Default for Shutdown {
     fn default() -> Self {
-        let stop = CancellationToken::new();
-        Self { retire: stop.child_token(), stop }
+        let kill = CancellationToken::new();
+        Self { drain: kill.child_token(), kill }
     }
 }
 
-impl Stops {
-    /// Nothing more is sent to the target; what is in flight finishes, and then it is stopped.
-    pub fn retire(&self) {
-        self.retire.cancel();
+impl Shutdown {
+    /// Sends nothing more to the target, and stops it when its requests have finished.
+    pub fn drain(&self) {
+        self.drain.cancel();
     }
 
-    /// The target is stopped now, whatever is in flight.
-    pub fn stop(&self) {
-        self.stop.cancel();
+    /// Stops the target now, whatever is in flight.
+    pub fn kill(&self) {
+        self.kill.cancel();
     }
 
-    /// Those of one target among several: retiring it leaves the others alone.
-    fn of_one_target(&self) -> Self {
-        Self { retire: self.retire.child_token(), stop: self.stop.clone() }
+    /// Returns a handle whose `drain` leaves the other targets alone.
+    fn for_one_target(&self) -> Self {
+        Self { drain: self.drain.child_token(), kill: self.kill.clone() }
     }
 }
 
@@ -184,20 +184,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_guardian_is_the_executable_that_runs() {
+    fn default_guardian_is_the_running_executable() {
         let listed = std::process::Command::new(Options::default().guardian).arg("--list").output().unwrap();
         let listed = String::from_utf8(listed.stdout).unwrap();
-        assert!(listed.contains("the_default_guardian_is_the_executable_that_runs"), "{listed}");
+        assert!(listed.contains("default_guardian_is_the_running_executable"), "{listed}");
     }
 
     #[test]
-    fn who_stops_retires_and_who_replaces_one_target_does_not_end_the_others() {
-        let stops = Stops::default();
-        let ours = stops.of_one_target();
-        ours.retire();
-        assert!(!stops.retire.is_cancelled());
-        let ours = stops.of_one_target();
-        stops.stop();
-        assert!(stops.retire.is_cancelled() && ours.retire.is_cancelled() && ours.stop.is_cancelled());
+    fn kill_drains_and_replacing_one_target_does_not() {
+        let shutdown = Shutdown::default();
+        let ours = shutdown.for_one_target();
+        ours.drain();
+        assert!(!shutdown.drain.is_cancelled());
+        let ours = shutdown.for_one_target();
+        shutdown.kill();
+        assert!(shutdown.drain.is_cancelled() && ours.drain.is_cancelled() && ours.kill.is_cancelled());
     }
 }

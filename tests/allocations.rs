@@ -10,7 +10,7 @@ use anteroom::{
     admission::Gate,
     coldstart::ColdStarts,
     config::{Config, Limits},
-    history::{Arrival, Asked, Ending, Event, History, Story, Why},
+    history::{Arrival, Ending, Event, History, HoldReason, RequestInfo, Story},
     proxy::{Proxy, RouteTable, Shared, serve_connection},
     state::Endpoint,
     upstream::{Dial, Dialer, Dialing, Io},
@@ -163,18 +163,18 @@ fn story() -> (f64, f64, f64) {
     };
     let stories: Vec<Arc<Story>> = (0..COUNT)
         .map(|number| {
-            let asked = Asked::new(&Method::POST, "/v1/chat/completions", Some("Qwen/Qwen3-0.6B"));
+            let asked = RequestInfo::new(&Method::POST, "/v1/chat/completions", Some("Qwen/Qwen3-0.6B"));
             let id = format!("{number:032x}");
             let story = history.begin(Arrival::new(&"team-a/chat".into(), &id, Instant::now()), Some(asked));
-            story.held(Instant::now(), number, Why::NothingReady);
+            story.held(Instant::now(), number, HoldReason::NothingReady);
             story
         })
         .collect();
     let held = bytes();
     for story in stories {
-        story.left_the_queue(Instant::now(), Some(1));
+        story.dequeued(Instant::now(), Some(1));
         story.dispatched("10.244.17.23:8000");
-        story.happens(Event::FirstByte { status: 200 });
+        story.record(Event::FirstByte { status: 200 });
         history.end(story, Ending { outcome: "completed", admitted: true, status: Some(200), failed: false });
     }
     (held, bytes(), history.bytes() as f64 / COUNT as f64)
@@ -205,6 +205,6 @@ fn warm_and_held_requests_allocate_little() {
         assert!(held < 600.0, "{held} bytes: 2 % of what a held request takes, see docs/performance.md");
         // What is told leaves out the places in the lists, and what allocators round up.
         assert!(told < ended && ended < told + 100.0, "{ended} bytes, told as {told}");
-        assert!(ended < History::BYTES_EACH as f64 / 3.0, "as is said there");
+        assert!(ended < History::MEAN_STORY_BYTES as f64 / 3.0, "as is said there");
     });
 }

@@ -44,7 +44,7 @@ struct LiveRoute {
     route: Arc<Route>,
     gate: Arc<Gate>,
     target: watch::Sender<Target>,
-    stops: scaler::Stops,
+    shutdown: scaler::Shutdown,
     scaler: JoinHandle<()>,
 }
 
@@ -159,9 +159,9 @@ impl Routes {
 
     fn start(&self, gate: Arc<Gate>, route: Arc<Route>) -> LiveRoute {
         let (target, targets) = watch::channel(route.target.clone());
-        let stops = scaler::Stops::default();
-        let scaling = scaler::supervise(gate.clone(), targets, self.options.clone(), stops.clone());
-        LiveRoute { route, gate, target, stops, scaler: tokio::spawn(scaling) }
+        let shutdown = scaler::Shutdown::default();
+        let scaling = scaler::supervise(gate.clone(), targets, self.options.clone(), shutdown.clone());
+        LiveRoute { route, gate, target, shutdown, scaler: tokio::spawn(scaling) }
     }
 
     /// Reduces removed routes without requests to their account.
@@ -246,9 +246,9 @@ impl LiveRoute {
     /// Stops the scaler once the route's requests have ended, or immediately with `now`.
     async fn end(self, now: bool) {
         if now {
-            self.stops.stop();
+            self.shutdown.kill();
         }
-        self.stops.retire();
+        self.shutdown.drain();
         let _ = self.scaler.await;
     }
 }

@@ -13,10 +13,9 @@ use std::{
 };
 
 pub use active::TargetKind;
-use active::{ActiveColdStart, Observations};
+use active::{ActiveColdStart, EndedColdStart, Observations};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use shares::EndedColdStart;
 use tokio::time::Instant;
 
 use super::{ColdStartKind, ColdStartOutcome, ColdStarts, Estimates, Phase, store::Tally};
@@ -65,7 +64,7 @@ pub struct FirstAnswer {
     pub is_traced: bool,
 }
 
-/// How a held request left the queue.
+/// The way in which a held request left the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaveReason {
     /// Dispatched.
@@ -359,7 +358,7 @@ impl Tracker {
             let until = (outcome == ColdStartOutcome::Failed).then(Instant::now);
             let mut record = self.record(&ended, &state.observations, &tally, until);
             record.outcome = Some(outcome);
-            self.last.store(Some(Arc::new(EndedColdStart::new(ended.began, record.clone()))));
+            self.last.store(Some(Arc::new(EndedColdStart { began: ended.began, record: record.clone() })));
             (record, tally)
         };
         if record.outcome == Some(ColdStartOutcome::Failed) {

@@ -1,77 +1,77 @@
-//! The story of a request as the API tells it.
+//! The story of a request, as serialised by the API.
 
 use serde::Serialize;
 
-use super::Event;
+use super::event::Event;
 use crate::domain::RouteKey;
 
-/// What happened to a request, and when.
+/// Events of a request with their times.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sequence {
-    /// Its `x-request-id`: the client's, or ours.
+    /// `x-request-id`, of the client or generated.
     pub request_id: String,
-    /// The route that it belongs to.
+    /// Route of the request.
     pub route: RouteKey,
-    /// Absent, like the path, of a request that failed when nobody knew any more.
+    /// Absent, like the path, if the request failed where its head was no longer available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
-    /// Without its query string.
+    /// Path without the query.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// The model that its body names, if that was looked at.
+    /// Model named by the body, if it was read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The trace that it is a part of.
+    /// Trace id of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
-    /// The cold start that held it: the `id` of its record.
+    /// `id` of the cold start that held the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cold_start: Option<u64>,
-    /// Wall-clock time of its arrival, RFC 3339.
+    /// Wall-clock time of arrival, RFC 3339.
     pub arrived_at: String,
-    /// Whether it was admitted; false: it was refused.
+    /// False if the request was refused.
     pub admitted: bool,
-    /// How it ended, or why it was refused; absent while it runs.
+    /// Outcome or refusal; absent while the request runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<&'static str>,
-    /// The status that it counts under; absent without an answer.
+    /// Status in the metrics; absent without an answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// Why it ended so, in words.
+    /// Explanation of the outcome.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// From its arrival to its end, or until now.
+    /// From arrival to end, or until now.
     pub total_ms: f64,
-    /// What it heard while it waited.
+    /// Heartbeats sent while the request waited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub heartbeats: Option<Heartbeats>,
-    /// What happened, in order.
+    /// Events in order.
     pub events: Vec<Moment>,
-    /// How many events are not told, from the middle.
+    /// Events omitted from the middle.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_out: u32,
 }
 
-/// What a request heard while it waited.
+/// Heartbeats sent to a waiting client.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Heartbeats {
-    /// How many times.
+    /// Number of heartbeats.
     pub count: u32,
-    /// When last, from its arrival.
+    /// Time of the last one, from the arrival.
     pub last_ms: f64,
 }
 
 /// An event and its time.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Moment {
-    /// From the arrival.
+    /// Time from the arrival.
     pub at_ms: f64,
-    /// What happened.
+    /// The event.
     #[serde(flatten)]
     pub event: Event,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "signature required by serde")]
 const fn is_zero(count: &u32) -> bool {
     *count == 0
 }

@@ -1,4 +1,4 @@
-//! What is kept, for how long, and how much room it takes; on a paused clock.
+//! History on a paused clock.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::{Instant, advance};
 use super::*;
 
 fn begin(history: &History, id: &str) -> Arc<Story> {
-    let asked = Asked::new(&Method::POST, "/v1/chat/completions", Some("tiny"));
+    let asked = RequestInfo::new(&Method::POST, "/v1/chat/completions", Some("tiny"));
     history.begin(Arrival::new(&"tiny".into(), id, Instant::now()), Some(asked))
 }
 
@@ -22,33 +22,33 @@ fn ids(found: &[Sequence]) -> Vec<&str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_sequence_says_what_happened_and_when() {
+async fn sequence_has_events_with_their_times() {
     let history = History::new(10);
     let story = begin(&history, "mine");
     advance(Duration::from_millis(2)).await;
-    story.held(Instant::now(), 2, Why::NothingReady);
+    story.held(Instant::now(), 2, HoldReason::NothingReady);
     advance(Duration::from_secs(20)).await;
-    story.happens(Event::EarlyAnswer);
-    story.beat();
+    story.record(Event::EarlyAnswer);
+    story.heartbeat();
     advance(Duration::from_secs(10)).await;
-    story.beat();
+    story.heartbeat();
     let now: Value = serde_json::to_value(history.find("mine")).unwrap();
     assert_eq!(
         (&now[0]["total_ms"], now[0].get("outcome")),
         (&json!(30002.0), None),
         "it can be found while it waits"
     );
-    story.left_the_queue(Instant::now(), Some(7));
+    story.dequeued(Instant::now(), Some(7));
     story.dispatched("10.0.0.1:8000");
     advance(Duration::from_millis(5)).await;
     story.dispatch_failed("10.0.0.1:8000", "cannot connect");
-    story.held(Instant::now(), 0, Why::NothingReady);
+    story.held(Instant::now(), 0, HoldReason::NothingReady);
     advance(Duration::from_millis(50)).await;
-    story.left_the_queue(Instant::now(), None);
+    story.dequeued(Instant::now(), None);
     story.dispatched("10.0.0.2:8000");
     advance(Duration::from_millis(40)).await;
-    story.happens(Event::FirstByte { status: 200 });
-    story.happens(Event::FirstToken);
+    story.record(Event::FirstByte { status: 200 });
+    story.record(Event::FirstToken);
     let waits = story.waits();
     assert_eq!(
         waits.iter().map(|(since, until)| *until - *since).sum::<Duration>(),
@@ -57,10 +57,10 @@ async fn the_sequence_says_what_happened_and_when() {
     advance(Duration::from_millis(3)).await;
     history.end(story, COMPLETED);
     let [sequence] = history.find("mine").try_into().unwrap();
-    let mut told = serde_json::to_value(&sequence).unwrap();
-    told["arrived_at"].take();
+    let mut document = serde_json::to_value(&sequence).unwrap();
+    document["arrived_at"].take();
     assert_eq!(
-        told,
+        document,
         json!({
             "request_id": "mine", "route": "tiny", "method": "POST", "path": "/v1/chat/completions", "model": "tiny",
             "cold_start": 7, "arrived_at": null, "admitted": true, "outcome": "completed", "status": 200,
@@ -83,11 +83,11 @@ async fn the_sequence_says_what_happened_and_when() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_are_kept_and_a_flood_of_refusals_pushes_out_none_that_waited() {
+async fn refusals_evict_no_request_that_waited() {
     let history = History::new(3);
     for id in ["a", "b", "c", "d"] {
         let story = begin(&history, id);
-        story.held(Instant::now(), 0, Why::NothingReady);
+        story.held(Instant::now(), 0, HoldReason::NothingReady);
         history.end(story, COMPLETED);
         advance(Duration::from_secs(1)).await;
     }
@@ -123,15 +123,15 @@ async fn the_last_are_kept_and_a_flood_of_refusals_pushes_out_none_that_waited()
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_client_says_takes_bounded_room() {
+async fn texts_of_clients_are_bounded() {
     let history = History::new(100);
     let long = "ü".repeat(5000);
-    let asked = Asked::new(&Method::from_bytes(&[b'X'; 5000]).unwrap(), &long, Some(&long));
+    let asked = RequestInfo::new(&Method::from_bytes(&[b'X'; 5000]).unwrap(), &long, Some(&long));
     let story = history.begin(Arrival::new(&"tiny".into(), &long, Instant::now()), Some(asked));
-    story.because(&long);
+    story.set_reason(&long);
     for _ in 0..1000 {
-        story.held(Instant::now(), 0, Why::NothingReady);
-        story.left_the_queue(Instant::now(), None);
+        story.held(Instant::now(), 0, HoldReason::NothingReady);
+        story.dequeued(Instant::now(), None);
         story.dispatch_failed(&long, &long);
     }
     assert!(story.waits().len() <= 16);
@@ -140,17 +140,20 @@ async fn what_a_client_says_takes_bounded_room() {
     assert_eq!((sequence.events.len(), sequence.left_out), (1 + 24 + 1, 2000 - 24));
     assert_eq!(
         sequence.events[1].event,
-        Event::Held { position: 1, why: Why::NothingReady },
+        Event::Held { position: 1, why: HoldReason::NothingReady },
         "the first are kept"
     );
-    assert!(history.bytes() < 5 * History::BYTES_EACH, "the longest possible: {}", history.bytes());
+    assert!(
+        history.bytes() < 5 * History::MEAN_STORY_BYTES,
+        "the largest possible story: {}",
+        history.bytes()
+    );
 }
 
 proptest! {
-    /// Whatever is kept: no ring takes more than its bounds, in number and in bytes, and the bytes are those of what is
-    /// there.
+    /// Each ring stays within its bounds, in number and in bytes, and counts its bytes correctly.
     #[test]
-    fn memory_is_bounded(
+    fn memory_of_the_history_is_bounded(
         max in 0..20_usize,
         lives in prop::collection::vec((0..40_usize, any::<bool>(), 0..600_usize), 0..120),
     ) {
@@ -163,12 +166,12 @@ proptest! {
                     story.dispatch_failed(&"e".repeat(text), &"r".repeat(text));
                 }
                 if waits {
-                    story.held(Instant::now(), 0, Why::Saturated);
+                    story.held(Instant::now(), 0, HoldReason::Saturated);
                 }
                 history.end(story, COMPLETED);
                 let kept = history.kept();
                 prop_assert!(kept.waited.count <= max && kept.at_once.count <= max);
-                prop_assert!(history.bytes() <= 2 * max * History::BYTES_EACH);
+                prop_assert!(history.bytes() <= 2 * max * History::MEAN_STORY_BYTES);
                 let there: usize = history.all(|_| true).iter().map(|story| story.bytes()).sum();
                 prop_assert_eq!(history.bytes(), there);
                 prop_assert_eq!(kept.running, 0);
@@ -179,15 +182,15 @@ proptest! {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nobody_explained_is_explained_by_what_had_happened() {
+async fn missing_reason_is_derived_from_the_events() {
     let history = History::new(100);
-    let told = |outcome, status, happened: &[Event]| {
+    let reason_of = |outcome, status, happened: &[Event]| {
         let story = begin(&history, "x");
-        happened.iter().for_each(|event| story.happens(event.clone()));
+        happened.iter().for_each(|event| story.record(event.clone()));
         history.end(story, Ending { outcome, admitted: true, status, failed: true });
         history.find("x")[0].reason.clone().unwrap_or_default()
     };
-    let held = Event::Held { position: 1, why: Why::NothingReady };
+    let held = Event::Held { position: 1, why: HoldReason::NothingReady };
     let sent = Event::Dispatched { endpoint: "e".into() };
     let first_byte = Event::FirstByte { status: 200 };
     for (outcome, status, happened, reason) in [
@@ -209,6 +212,6 @@ async fn what_nobody_explained_is_explained_by_what_had_happened() {
         ("draining", Some(200), vec![], "This replica stopped during the answer."),
         ("completed", Some(503), vec![], "The model server answered 503."),
     ] {
-        assert_eq!(told(outcome, status, &happened), reason);
+        assert_eq!(reason_of(outcome, status, &happened), reason);
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     admission::{Gate, Permit},
     coldstart::{LeaveReason, Phase},
     error::{Outcome, ProxyError},
-    history::{Arrival, Asked, Ending, Event, Story, Why},
+    history::{Arrival, Ending, Event, HoldReason, RequestInfo, Story},
     hold::Ticket,
     openai::{Dialect, Scan},
     telemetry::HoldEnd,
@@ -133,7 +133,7 @@ impl Exchange {
     /// It is held from now on.
     pub fn hold(&mut self, ticket: &Ticket<Permit>) {
         let since = ticket.since();
-        let why = if self.gate.target().is_up() { Why::Saturated } else { Why::NothingReady };
+        let why = if self.gate.target().is_up() { HoldReason::Saturated } else { HoldReason::NothingReady };
         if let Some(story) = &self.story {
             story.held(since, ticket.ahead(), why);
         }
@@ -165,7 +165,7 @@ impl Exchange {
     pub fn fell_back(&mut self) {
         self.end_hold(HoldEnd::Ended(Outcome::ColdStartTimeout));
         if let Some(story) = &self.story {
-            story.happens(Event::FellBack);
+            story.record(Event::FellBack);
         }
         if let Some(trace) = &mut self.trace {
             trace.fell_back();
@@ -179,14 +179,14 @@ impl Exchange {
         let traced = self.trace.as_ref().filter(|_| self.waited().is_some()).map(|trace| trace.id());
         self.gate.counters().first_byte(self.started.elapsed(), self.cold, traced);
         if let Some(story) = &self.story {
-            story.happens(Event::FirstByte { status });
+            story.record(Event::FirstByte { status });
         }
     }
 
     /// The client was sent a heartbeat.
     pub fn beat(&self) {
         if let Some(story) = &self.story {
-            story.beat();
+            story.heartbeat();
         }
     }
 
@@ -198,7 +198,7 @@ impl Exchange {
     /// The first token of the answer came by.
     pub fn first_token(&mut self) {
         if let Some(story) = &self.story {
-            story.happens(Event::FirstToken);
+            story.record(Event::FirstToken);
         }
         if let Some(trace) = &mut self.trace {
             trace.first_token();
@@ -235,7 +235,7 @@ impl Exchange {
 
     /// Why it will have ended as it does.
     fn because(&mut self, reason: &str) {
-        self.story_of_a_failure().because(reason);
+        self.story_of_a_failure().set_reason(reason);
     }
 
     /// What it asked for is not known any more, if nobody has told before.
@@ -269,7 +269,7 @@ impl Exchange {
         self.gate.counters().held(end, held, traced);
         self.gate.mark_dirty();
         if let Some(story) = &self.story {
-            story.left_the_queue(holding.since + held, cold_starts.latest_id().filter(|_| self.cold));
+            story.dequeued(holding.since + held, cold_starts.latest_id().filter(|_| self.cold));
         }
     }
 
@@ -335,19 +335,19 @@ pub(super) fn refused(
     gate: &Gate,
     request_id: &HeaderValue,
     started: Instant,
-    asked: Asked,
+    asked: RequestInfo,
     error: &ProxyError,
 ) {
     let story = begin(shared, gate, request_id, started, Some(asked));
-    story.because(&error.to_string());
+    story.set_reason(&error.to_string());
     let answer = error.answer();
     let status = Some(answer.status.as_u16());
     shared.history.end(story, Ending { outcome: answer.code, admitted: false, status, failed: true });
 }
 
 /// What a request asks for.
-pub(super) fn asked(head: &request::Parts, model: Option<&str>) -> Asked {
-    let mut asked = Asked::new(&head.method, head.uri.path(), model);
+pub(super) fn asked(head: &request::Parts, model: Option<&str>) -> RequestInfo {
+    let mut asked = RequestInfo::new(&head.method, head.uri.path(), model);
     asked.trace_id = forward::trace_id(&head.headers).map(Into::into);
     asked
 }
@@ -357,7 +357,7 @@ fn begin(
     gate: &Gate,
     request_id: &HeaderValue,
     arrived: Instant,
-    asked: Option<Asked>,
+    asked: Option<RequestInfo>,
 ) -> Arc<Story> {
     let request_id = String::from_utf8_lossy(request_id.as_bytes());
     shared.history.begin(Arrival::new(gate.key(), &request_id, arrived), asked)

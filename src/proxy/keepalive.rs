@@ -142,7 +142,7 @@ impl Progress {
     }
 
     fn beat(&self, heartbeat: Heartbeat) -> Bytes {
-        self.story.beat();
+        self.story.heartbeat();
         let comment = || openai::sse_comment(&self.describe());
         match heartbeat {
             Heartbeat::Comment => comment(),
@@ -182,7 +182,7 @@ impl KeptAlive {
         interval: Duration,
         progress: Arc<Progress>,
     ) -> Response<Body> {
-        progress.story.happens(Event::EarlyAnswer);
+        progress.story.record(Event::EarlyAnswer);
         if let Some(early) = &progress.early {
             let _ = early.set(Instant::now());
         }

@@ -43,7 +43,7 @@ use crate::{
     admission::Gate,
     config::{self, Limits},
     error::ProxyError,
-    history::{Asked, History},
+    history::{History, RequestInfo},
     openai::{self, Api, Dialect, Patience, Scan, ScanError, Shape},
     places::Source,
     telemetry::{RouteCounters, traces::Traces},
@@ -100,7 +100,7 @@ pub struct Client {
 /// A request that was not admitted.
 pub(super) struct Refused {
     /// The route that it belongs to, if that was found out, and what it asked for.
-    gate: Option<(Arc<Gate>, Box<Asked>)>,
+    gate: Option<(Arc<Gate>, Box<RequestInfo>)>,
     error: ProxyError,
 }
 
@@ -263,7 +263,7 @@ impl Proxy {
     /// Counts and tells why a request was not admitted, and makes its answer.
     fn refuse(
         &self,
-        gate: Option<(Arc<Gate>, Box<Asked>)>,
+        gate: Option<(Arc<Gate>, Box<RequestInfo>)>,
         error: &ProxyError,
         reply: &Reply,
         trace: Slot,

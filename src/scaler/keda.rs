@@ -1,11 +1,11 @@
-//! What KEDA asks and is told, over gRPC: an external scaler that pushes.
+//! KEDA's external scaler with push, over gRPC.
 
 mod metrics;
 mod server;
 mod streams;
 mod trigger;
 
-/// The protocol, as generated from `proto/externalscaler.proto`.
+/// Generated from `proto/externalscaler.proto`.
 #[allow(missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("externalscaler");
@@ -31,13 +31,13 @@ pub use server::{STREAMS, serve, service};
 use streams::{Activity, Specs};
 use trigger::Trigger;
 
-/// Answers for the routes of a directory, with the demand of all replicas.
+/// Implements the external scaler for the routes of a directory, with the demand of all replicas.
 #[derive(Clone)]
 struct Keda {
     routes: Arc<Directory>,
-    /// The places of streams.
+    /// Places for streams.
     streams: Arc<Places>,
-    /// Ends all streams, cleanly.
+    /// Ends all streams cleanly.
     ending: CancellationToken,
 }
 
@@ -46,15 +46,15 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 // === impl Keda ===
 
 impl Keda {
-    /// The route that a ScaledObject names. While there is none, answers are those of a route that nothing is held for: of
-    /// an error KEDA would make no HPA and no stream, and would come back only when it has backed off.
+    /// Finds the route that a ScaledObject names. An unknown route is answered like an idle one: after an error KEDA creates
+    /// neither HPA nor stream, and backs off.
     fn find(&self, object: &ScaledObjectRef) -> Result<(Trigger, Option<Arc<Gate>>), Status> {
         let trigger = Trigger::of(object)?;
         let gate = trigger.find(&self.routes.gates());
         Ok((trigger, gate))
     }
 
-    /// The place of one more stream, and what ends it.
+    /// Takes a place for a stream, and returns it with the token that ends the stream.
     fn stream<T>(&self, request: &Request<T>) -> Result<(StreamPlace, CancellationToken), Status> {
         let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
         let place = self.streams.try_enter(caller.source(), ending.clone()).ok_or_else(|| {
@@ -78,7 +78,7 @@ impl ExternalScaler for Keda {
         let (_, gate) = self.find(request.get_ref())?;
         let gate = gate.filter(|gate| gate.counts_everywhere().is_active());
         if let Some(gate) = &gate {
-            // KEDA scales by a poll as it does by a push, whichever comes first.
+            // KEDA scales by a poll as well as by a push.
             gate.record_scaler_notified();
         }
         let result = gate.is_some();

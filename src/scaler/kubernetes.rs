@@ -1,189 +1,190 @@
-//! Scaling without KEDA: the workload of a route goes from zero to one when it is wanted, and back when idle.
+//! Scaling without KEDA: from zero to one when the target is wanted, and to zero when it is idle.
 //!
-//! Every replica of the proxy does this, and none leads. Each looks at the number before it changes it, and the change
-//! fails if somebody else was there first.
+//! Every replica of the proxy does this, without a leader: each reads the scale before it patches it, and a concurrent
+//! patch fails with a conflict.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::wake::Wake;
+use super::activator::Activator;
 use crate::{
     admission::Gate,
     domain::{Phase, ScaleBy, Workload},
     state::{Scale, ScaleError, Seen},
 };
 
-/// How often the number is looked at again while somebody waits: another replica may have found the target idle in the
-/// same moment.
-const LOOK: Duration = Duration::from_secs(2);
+/// Interval at which the scale is read while requests wait: another replica may have scaled down at the same moment.
+const WANTED_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often it is looked at whether the target is idle.
-const TICK: Duration = Duration::from_secs(1);
+/// Interval at which idleness is checked.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the number is looked at while nothing is asked for: somebody may have scaled by hand.
-const IDLE_LOOK: Duration = Duration::from_secs(60);
+/// Interval at which the scale is read at zero, in case an operator has scaled up.
+const ZERO_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Pauses after a failure, doubling.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Backoff after a failure, doubling.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(15);
 
-/// Scales the workload of a route of `namespace` for as long as the route says `scaleBy: kubernetes`. Never ends by
-/// itself; cancel-safe between calls of the API.
+/// Scales the workload of a route in `namespace` while its policy has `scaleBy: kubernetes`. Never returns; cancel-safe
+/// between API calls.
 pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>) {
-    let mut wake = Wake::new(gate.clone());
-    let mut direct = Direct { gate, namespace, scale, quiet: Quiet::new(), seen: None, pause: FIRST_PAUSE };
+    let mut activator = Activator::new(gate.clone());
+    let mut direct =
+        DirectScaler { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff: MIN_BACKOFF };
     loop {
         let next = match direct.workload() {
             None => {
-                // Nothing tells of new policies; a route that changes them can wait for so long.
-                direct.quiet = Quiet::new();
-                IDLE_LOOK
+                // New policies are noticed only at this interval.
+                direct.idle = IdleClock::new();
+                ZERO_INTERVAL
             }
-            Some(workload) if wake.is_wanted() => direct.up(&workload).await,
+            Some(workload) if activator.is_wanted() => direct.up(&workload).await,
             Some(workload) => direct.down(&workload).await,
         };
         let wanted = async {
-            // What is wanted already has just been seen to.
-            if wake.is_wanted() { std::future::pending().await } else { wake.wanted().await }
+            // A target that is wanted already has just been scaled.
+            if activator.is_wanted() { std::future::pending().await } else { activator.wanted().await }
         };
         tokio::select! {
-            biased; // whoever waits goes first
+            biased; // waiting requests first
             () = wanted => {}
             () = sleep(next) => {}
         }
     }
 }
 
-struct Direct<'a> {
+struct DirectScaler<'a> {
     gate: Arc<Gate>,
     namespace: &'a str,
     scale: Arc<dyn Scale>,
-    quiet: Quiet,
-    /// The number that was seen last; `None`: none yet, or it was not ours to see.
-    seen: Option<u32>,
-    pause: Duration,
+    idle: IdleClock,
+    /// Desired replicas as last read; `None` if not read yet, or refused.
+    replicas: Option<u32>,
+    backoff: Duration,
 }
 
-/// Since when nobody, in any replica of the proxy, has wanted the target.
-struct Quiet {
+/// Time since the target was last wanted in any replica of the proxy.
+struct IdleClock {
     since: Instant,
 }
 
-// === impl Direct ===
+// === impl DirectScaler ===
 
-impl Direct<'_> {
+impl DirectScaler<'_> {
     fn workload(&self) -> Option<Workload> {
         let policy = self.gate.policy();
         policy.workload.clone().filter(|_| policy.scale_by == ScaleBy::Kubernetes)
     }
 
-    /// Somebody waits: at least one replica is asked for. Says when to look again.
+    /// Ensures at least one replica for waiting requests. Returns the time until the next check.
     async fn up(&mut self, workload: &Workload) -> Duration {
-        // As far as is known they wait until the next look.
-        self.quiet.since = Instant::now() + LOOK;
+        // Assumes that they wait until the next check.
+        self.idle.since = Instant::now() + WANTED_INTERVAL;
         if self.gate.target().is_up() {
-            // It is full; more than one replica is not ours to ask for.
-            return LOOK;
+            // The target is full. This never asks for a second replica.
+            return WANTED_INTERVAL;
         }
         let result = async {
             let seen = self.scale.replicas(self.namespace, workload).await?;
             if seen.wanted == 0 {
-                // Before the answer: what follows from it may be seen earlier than that.
+                // Before the patch: its effects may be observed before its response.
                 self.gate.record_scaler_notified();
                 self.scale.set(self.namespace, workload, &seen, 1).await?;
                 self.gate.cold_starts().observe(Phase::Scale, Seen::now());
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "scaled from zero to one");
             }
-            self.seen = Some(seen.wanted.max(1));
+            self.replicas = Some(seen.wanted.max(1));
             Ok(())
         };
         match result.await {
             Ok(()) => {
                 self.gate.record_scaler_notified();
-                self.pause = FIRST_PAUSE;
-                LOOK
+                self.backoff = MIN_BACKOFF;
+                WANTED_INTERVAL
             }
             Err(error) => self.failed(&error),
         }
     }
 
-    /// Nobody waits: if that has been so for long enough, everywhere, no replica is asked for. Says when to look again.
+    /// Scales to zero once no replica of the proxy has wanted the target for the idle timeout. Returns the time until the
+    /// next check.
     async fn down(&mut self, workload: &Workload) -> Duration {
-        if self.seen.is_none() {
-            // Whether it could be scaled is told before somebody waits for it, and again while it could not be.
+        if self.replicas.is_none() {
+            // Reports a workload that cannot be scaled before a request waits for it, and until it can be.
             match self.scale.replicas(self.namespace, workload).await {
-                Ok(seen) => self.seen = Some(seen.wanted),
+                Ok(seen) => self.replicas = Some(seen.wanted),
                 Err(error) => return self.failed(&error),
             }
         }
         let idle = self.gate.policy().scaling.idle_timeout.get();
-        let until = self.quiet.look(&self.gate) + idle;
+        let until = self.idle.update(&self.gate) + idle;
         let now = Instant::now();
         if now < until {
-            // Others may be asked without our hearing of it between two looks, so these are frequent.
-            return TICK.min(until - now);
+            // Frequent, as demand of other replicas may come and go between two checks.
+            return IDLE_CHECK_INTERVAL.min(until - now);
         }
         let result = async {
             let seen = self.scale.replicas(self.namespace, workload).await?;
-            if seen.wanted > 0 && self.seen == Some(0) {
-                // Somebody has scaled it by hand, and may be about to use it.
-                self.quiet = Quiet::new();
+            if seen.wanted > 0 && self.replicas == Some(0) {
+                // Scaled up by an operator: the idle timeout restarts.
+                self.idle = IdleClock::new();
             }
-            self.seen = Some(seen.wanted);
-            // The last look: what comes from now on finds the number at zero, and raises it.
-            if seen.wanted > 0 && self.quiet.look(&self.gate) + idle <= Instant::now() {
+            self.replicas = Some(seen.wanted);
+            // The last check: a later request finds the scale at zero, and raises it.
+            if seen.wanted > 0 && self.idle.update(&self.gate) + idle <= Instant::now() {
                 self.scale.set(self.namespace, workload, &seen, 0).await?;
                 tracing::info!(route = %self.gate.key(), workload = %workload.name, "idle: scaled to zero");
-                self.seen = Some(0);
+                self.replicas = Some(0);
             }
             Ok(())
         };
         match result.await {
             Ok(()) => {
-                self.pause = FIRST_PAUSE;
-                if self.seen == Some(0) { IDLE_LOOK } else { TICK }
+                self.backoff = MIN_BACKOFF;
+                if self.replicas == Some(0) { ZERO_INTERVAL } else { IDLE_CHECK_INTERVAL }
             }
             Err(error) => self.failed(&error),
         }
     }
 
     fn failed(&mut self, error: &ScaleError) -> Duration {
-        let pause = self.pause;
-        self.pause = LONGEST_PAUSE.min(pause * 2);
+        let backoff = self.backoff;
+        self.backoff = MAX_BACKOFF.min(backoff * 2);
         match error {
-            // Whoever was there first has perhaps done it: look at once.
-            ScaleError::Conflict => return FIRST_PAUSE,
+            // The other replica has probably scaled: check soon.
+            ScaleError::Conflict => return MIN_BACKOFF,
             ScaleError::Refused(reason) => {
-                self.seen = None;
+                self.replicas = None;
                 tracing::debug!(route = %self.gate.key(), %reason, "the workload cannot be scaled");
             }
             ScaleError::Unavailable(_) => {
-                tracing::warn!(route = %self.gate.key(), %error, again_in = ?pause, "the workload could not be scaled");
+                tracing::warn!(route = %self.gate.key(), %error, again_in = ?backoff, "the workload could not be scaled");
             }
         }
-        pause
+        backoff
     }
 }
 
-// === impl Quiet ===
+// === impl IdleClock ===
 
-impl Quiet {
-    /// What came before is not known, so that the time begins now.
+impl IdleClock {
+    /// Starts now: earlier demand is unknown.
     fn new() -> Self {
         Self { since: Instant::now() }
     }
 
-    /// Looks at the demand, and says since when there has been none. That of other replicas lasts for the linger.
-    fn look(&mut self, gate: &Gate) -> Instant {
+    /// Returns the start of the idle period. Demand of other replicas includes their linger.
+    fn update(&mut self, gate: &Gate) -> Instant {
         let now = Instant::now();
         if gate.requests() > 0
             || gate.demand().activation_since().is_some()
             || gate.demand().peers().is_active()
         {
             self.since = now;
-        } else if let Some(quiet) = gate.demand().since_last_activity() {
-            self.since = self.since.max(now.checked_sub(quiet).unwrap_or(now));
+        } else if let Some(since) = gate.demand().since_last_activity() {
+            self.since = self.since.max(now.checked_sub(since).unwrap_or(now));
         }
         self.since
     }

@@ -1,4 +1,4 @@
-//! What a model server prints: the last lines, bounded, the one that says most, and what it tells of its start.
+//! Output of a model server: its last lines, the line that names a cause, and the parts of its start.
 
 use std::{
     borrow::Cow,
@@ -24,23 +24,23 @@ use crate::{
     state::PartSeen,
 };
 
-/// The output of a process, read as it comes, so that the process never blocks on it.
+/// Output of a process, read continuously, so that the process never blocks on its pipe.
 pub(super) struct Output {
     tail: Arc<Mutex<VecDeque<String>>>,
     loaded: Arc<AtomicBool>,
     reader: JoinHandle<()>,
 }
 
-/// What the lines of a start tell of it. Lines that come while requests are served cost nothing here.
-struct Start<F> {
+/// Parses the log of a start. Ignores lines once the server serves.
+struct StartLog<F> {
     log: VllmLog,
     loaded: Arc<AtomicBool>,
-    /// How many lines are read on after it was found ready: what it said before that may still be in the pipe.
-    late: u32,
+    /// Lines still parsed after the server is ready, as earlier ones may be in the pipe.
+    late_lines: u32,
     on_part: F,
 }
 
-/// Cuts a stream of bytes into lines of bounded length. A carriage return ends one too: progress bars use it.
+/// Splits bytes into lines of bounded length. A carriage return ends a line, too: progress bars use it.
 #[derive(Default)]
 struct Lines {
     partial: Vec<u8>,
@@ -49,31 +49,32 @@ struct Lines {
 // === impl Output ===
 
 impl Output {
-    /// How many lines are kept.
-    const KEPT: usize = 50;
-    /// How long the rest of the output of a process that has ended may take to read.
-    const REST: Duration = Duration::from_secs(1);
+    /// Lines kept.
+    const MAX_LINES: usize = 50;
+    /// Time for reading the remaining output of a process that has exited.
+    const FINISH_TIMEOUT: Duration = Duration::from_secs(1);
 
-    /// Reads until everybody who could write has gone. `on_part` is told of the parts of the start.
+    /// Reads until every writer has closed the pipe. Calls `on_part` with the parts of the start.
     pub(super) fn read(
         mut source: impl AsyncRead + Send + Unpin + 'static,
         route: RouteKey,
         on_part: impl Fn(PartSeen) + Send + 'static,
     ) -> Self {
-        let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::KEPT)));
+        let tail = Arc::new(Mutex::new(VecDeque::with_capacity(Self::MAX_LINES)));
         let loaded = Arc::new(AtomicBool::new(false));
-        let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
+        let mut start =
+            StartLog { log: VllmLog::default(), loaded: loaded.clone(), late_lines: 100, on_part };
         let kept = tail.clone();
         let mut keep = move |line: String| {
-            // The guardian's own lines are few, and tell what holds the start up.
-            if line.starts_with(guardian::SPEAKER) {
+            // The guardian's own lines are few, and name what delays the start.
+            if line.starts_with(guardian::LOG_PREFIX) {
                 tracing::info!(%route, "{line}");
             } else {
                 tracing::debug!(%route, "{line}");
             }
             start.line(&line);
             let mut kept = kept.lock();
-            if kept.len() == Self::KEPT {
+            if kept.len() == Self::MAX_LINES {
                 kept.pop_front();
             }
             kept.push_back(line);
@@ -89,20 +90,20 @@ impl Output {
         Self { tail, loaded, reader }
     }
 
-    /// The start is over.
-    pub(super) fn is_loaded(&self) {
+    /// Ends the parsing of the start.
+    pub(super) fn set_loaded(&self) {
         self.loaded.store(true, Ordering::Relaxed);
     }
 
-    /// The last lines of a process that has ended.
-    pub(super) async fn rest(&mut self) -> Vec<String> {
+    /// Reads the remaining output of a process that has exited, and returns the last lines.
+    pub(super) async fn finish(&mut self) -> Vec<String> {
         if !self.reader.is_finished() {
-            let _ = timeout(Self::REST, &mut self.reader).await;
+            let _ = timeout(Self::FINISH_TIMEOUT, &mut self.reader).await;
         }
         self.last_lines()
     }
 
-    /// The last lines so far.
+    /// Returns the last lines so far.
     pub(super) fn last_lines(&self) -> Vec<String> {
         self.tail.lock().iter().cloned().collect()
     }
@@ -114,26 +115,26 @@ impl Drop for Output {
     }
 }
 
-// === impl Start ===
+// === impl StartLog ===
 
-impl<F: Fn(PartSeen)> Start<F> {
+impl<F: Fn(PartSeen)> StartLog<F> {
     fn line(&mut self, line: &str) {
-        if self.late > 0 {
-            self.late -= u32::from(self.loaded.load(Ordering::Relaxed));
+        if self.late_lines > 0 {
+            self.late_lines -= u32::from(self.loaded.load(Ordering::Relaxed));
             self.log.line(line, Instant::now()).into_iter().for_each(&self.on_part);
         }
     }
 }
 
-/// The line that says most of why a process ended: the last one that is neither a frame of a traceback nor says just
-/// that the cause stands above. Pydantic's says how many errors there are; the line below it, which is added, says which.
-pub(super) fn telling(lines: &[String]) -> Option<Cow<'_, str>> {
-    let says_something = |line: &String| {
+/// Finds the line that names the cause of an exit: the last one that is neither part of a traceback nor a reference to a
+/// cause above. For pydantic's count of errors, the next line with the first error is appended.
+pub(super) fn cause_line(lines: &[String]) -> Option<Cow<'_, str>> {
+    let names_cause = |line: &String| {
         !line.starts_with(char::is_whitespace)
             && !line.starts_with("Traceback (most recent call last)")
             && !line.contains("See root cause above")
     };
-    let index = lines.iter().rposition(says_something).or_else(|| lines.len().checked_sub(1))?;
+    let index = lines.iter().rposition(names_cause).or_else(|| lines.len().checked_sub(1))?;
     let line = &lines[index];
     match lines.get(index + 1) {
         Some(which) if line.contains("validation error") => Some(format!("{line}: {}", which.trim()).into()),
@@ -144,8 +145,8 @@ pub(super) fn telling(lines: &[String]) -> Option<Cow<'_, str>> {
 // === impl Lines ===
 
 impl Lines {
-    /// How many bytes of a line are kept.
-    const LENGTH: usize = 2 << 10;
+    /// Bytes kept of a line.
+    const MAX_LINE_BYTES: usize = 2 << 10;
 
     fn push(&mut self, bytes: &[u8], mut line: impl FnMut(String)) {
         for piece in bytes.split_inclusive(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -153,7 +154,7 @@ impl Lines {
                 [text @ .., b'\n' | b'\r'] => (true, text),
                 text => (false, text),
             };
-            let room = Self::LENGTH - self.partial.len();
+            let room = Self::MAX_LINE_BYTES - self.partial.len();
             self.partial.extend_from_slice(&text[..room.min(text.len())]);
             if ended {
                 self.end(&mut line);
@@ -170,14 +171,14 @@ impl Lines {
     }
 }
 
-/// The text without colours and other terminal control, and without white space at its end.
+/// Strips terminal control sequences and trailing white space.
 fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text.chars();
     while let Some(next) = rest.next() {
         match next {
             '\x1b' => {
-                // A control sequence, `ESC [ … letter`, or a single character after ESC.
+                // `ESC [ … letter`, or a single character after ESC.
                 if rest.next() == Some('[') {
                     rest.by_ref().find(|end| ('\x40'..='\x7e').contains(end));
                 }
@@ -204,14 +205,14 @@ mod tests {
         let mut lines = Lines::default();
         for chunk in chunks {
             lines.push(chunk, |line| found.borrow_mut().push(line));
-            assert!(lines.partial.len() <= Lines::LENGTH);
+            assert!(lines.partial.len() <= Lines::MAX_LINE_BYTES);
         }
         lines.end(|line| found.borrow_mut().push(line));
         found.into_inner()
     }
 
     #[test]
-    fn output_is_cut_into_plain_lines_wherever_the_chunks_end() {
+    fn chunks_are_split_into_plain_lines() {
         assert_eq!(lines(&[b"one\ntw", b"o\r\n\n", b"three"]), ["one", "two", "three"]);
         assert_eq!(lines(&[b"shards: 10%\rshards: 20%\r"]), ["shards: 10%", "shards: 20%"]);
         assert_eq!(
@@ -222,25 +223,26 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_never_ends_is_bounded() {
+    fn endless_line_is_bounded() {
         let chunk = [b'x'; 3000];
         assert_eq!(lines(&[&chunk, &chunk, b"\nnext\n"]), ["x".repeat(2048), "next".into()]);
     }
 
     #[tokio::test]
-    async fn the_last_fifty_lines_are_kept() {
+    async fn last_fifty_lines_are_kept() {
         let text: String = (0..60).map(|number| format!("{number}\n")).collect();
         let mut output = Output::read(std::io::Cursor::new(text), "tiny".into(), |_| {});
-        let kept = output.rest().await;
+        let kept = output.finish().await;
         assert_eq!((kept.len(), kept[0].as_str(), kept[49].as_str()), (50, "10", "59"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_start_tells_is_heard_while_it_loads_and_a_hundred_lines_longer() {
+    async fn start_is_parsed_for_100_lines_after_ready() {
         for (others, parts) in [(98, 4), (99, 3), (100, 1)] {
-            let (loaded, told) = (Arc::new(AtomicBool::new(false)), RefCell::new(Vec::new()));
-            let on_part = |part: PartSeen| told.borrow_mut().push(part.part);
-            let mut start = Start { log: VllmLog::default(), loaded: loaded.clone(), late: 100, on_part };
+            let (loaded, parsed) = (Arc::new(AtomicBool::new(false)), RefCell::new(Vec::new()));
+            let on_part = |part: PartSeen| parsed.borrow_mut().push(part.part);
+            let mut start =
+                StartLog { log: VllmLog::default(), loaded: loaded.clone(), late_lines: 100, on_part };
             for _ in 0..1000 {
                 start.line("(EngineCore pid=7) DEBUG waiting");
             }
@@ -253,12 +255,12 @@ mod tests {
             start.line("init engine (profile, create kv cache, warmup model) took 1.00 s");
             advance(Duration::from_secs(1)).await;
             start.line("Application startup complete.");
-            assert_eq!(told.borrow().len(), parts, "{others}: {:?}", told.borrow());
+            assert_eq!(parsed.borrow().len(), parts, "{others}: {:?}", parsed.borrow());
         }
     }
 
     #[test]
-    fn the_telling_line_is_the_cause() {
+    fn cause_line_skips_tracebacks_and_references() {
         let said = |lines: &[&str]| lines.iter().map(|&line| line.to_owned()).collect::<Vec<_>>();
         let vllm = said(&[
             "ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.",
@@ -266,15 +268,15 @@ mod tests {
             "  File \"vllm/v1/engine/utils.py\", line 1431, in wait_for_engine_startup",
             "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
         ]);
-        let telling = |lines: &[String]| telling(lines).map(Cow::into_owned);
+        let cause = |lines: &[String]| cause_line(lines).map(Cow::into_owned);
         let expected = "ERROR [core.py:1510] torch.OutOfMemoryError: CUDA out of memory.";
-        assert_eq!(telling(&vllm).as_deref(), Some(expected));
-        assert_eq!(telling(&said(&["ValueError: no", "  indented"])).as_deref(), Some("ValueError: no"));
+        assert_eq!(cause(&vllm).as_deref(), Some(expected));
+        assert_eq!(cause(&said(&["ValueError: no", "  indented"])).as_deref(), Some("ValueError: no"));
         let pydantic =
             ["ValidationError: 1 validation error for ModelConfig", "  Value error, no", "    See there"];
         let expected = "ValidationError: 1 validation error for ModelConfig: Value error, no";
-        assert_eq!(telling(&said(&pydantic)).as_deref(), Some(expected));
-        assert_eq!(telling(&said(&["  a", "  b"])).as_deref(), Some("  b"), "better than nothing");
-        assert_eq!(telling(&[]), None);
+        assert_eq!(cause(&said(&pydantic)).as_deref(), Some(expected));
+        assert_eq!(cause(&said(&["  a", "  b"])).as_deref(), Some("  b"), "the last line as a fallback");
+        assert_eq!(cause(&[]), None);
     }
 }

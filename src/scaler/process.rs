@@ -1,12 +1,12 @@
-//! The launcher: starts the model server of a route when it is wanted, and stops it when it is idle, or has it sleep.
+//! The launcher: starts the model server of a route when it is wanted, and stops it or puts it to sleep when it is idle.
 //!
 //! ```text
 //! idle ──demand──▶ starting ──ready──▶ ready ──idleTimeout──▶ stopping ──▶ idle
 //!   ▲                 │ exit, activationTimeout  │ exit
-//!   └── back-off ◀────┴──────────────────────────┘
+//!   └── backoff ◀─────┴──────────────────────────┘
 //! ```
 
-mod nap;
+mod sleeping;
 
 use std::{io, process::ExitStatus, sync::Arc};
 
@@ -15,13 +15,13 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use nap::Nap;
+use sleeping::SleepOutcome;
 
 use super::{
-    Options, Stops,
+    Options, Shutdown,
+    activator::{Activator, until_suspect, until_vacant},
     backoff::Backoff,
-    server::{End, GuardianOptions, Server},
-    wake::{Wake, suspect, vacant},
+    server::{GuardianOptions, Server, ServerExit},
 };
 use crate::{
     admission::Gate,
@@ -33,80 +33,80 @@ use crate::{
 
 /// The launcher of one route.
 pub(super) struct Launcher {
-    wake: Wake,
+    activator: Activator,
     target: ProcessTarget,
     guardian: GuardianOptions,
-    stops: Stops,
+    shutdown: Shutdown,
     backoff: Backoff,
-    /// Endpoints of servers that are gone, as long as answers of theirs are still being read.
+    /// Endpoints of stopped servers whose answers clients still read.
     leaving: JoinSet<()>,
 }
 
-/// How a load ended.
-enum Load {
+/// Result of a load.
+enum LoadOutcome {
     Ready,
     Exited(io::Result<ExitStatus>),
     TimedOut(Option<Answer>),
-    Told,
+    Draining,
 }
 
-/// How serving ended.
-enum Serve {
-    /// No request for so long; the endpoint is retired.
+/// Result of serving.
+enum ServeOutcome {
+    /// Idle timeout; the endpoint is retired.
     Idle,
     Exited(io::Result<ExitStatus>),
-    /// It runs, but it has failed requests and does not answer probes any more.
+    /// Runs, but failed requests and no longer answers probes.
     Silent(Option<Answer>),
-    Told,
+    Draining,
 }
 
 // === impl Launcher ===
 
 impl Launcher {
-    pub(super) fn new(gate: Arc<Gate>, target: ProcessTarget, options: &Options, stops: Stops) -> Self {
+    pub(super) fn new(gate: Arc<Gate>, target: ProcessTarget, options: &Options, shutdown: Shutdown) -> Self {
         let guardian = GuardianOptions::new(options, gate.key());
-        let wake = Wake::new(gate);
-        Self { wake, target, guardian, stops, backoff: Backoff::default(), leaving: JoinSet::new() }
+        let activator = Activator::new(gate);
+        Self { activator, target, guardian, shutdown, backoff: Backoff::default(), leaving: JoinSet::new() }
     }
 
-    /// Runs until it is told to end.
+    /// Runs until shutdown.
     pub(super) async fn run(mut self) {
-        let Stops { retire, stop } = self.stops.clone();
+        let Shutdown { drain, kill } = self.shutdown.clone();
         loop {
             tokio::select! {
                 // The end first: nothing is started any more.
                 biased;
-                () = retire.cancelled() => break,
+                () = drain.cancelled() => break,
                 () = self.due() => self.run_once().await,
             }
         }
         self.gate().target().set_status(Status::Idle);
         tokio::select! {
-            // Told to stop now, answers that are still being read are not waited for.
+            // A kill does not wait for answers that are still being read.
             biased;
-            () = stop.cancelled() => {}
+            () = kill.cancelled() => {}
             () = async { while self.leaving.join_next().await.is_some() {} } => {}
         }
     }
 
     fn gate(&self) -> &Arc<Gate> {
-        &self.wake.gate
+        &self.activator.gate
     }
 
-    /// Waits until a start is wanted, and the back-off of the last one is over. Cancel-safe.
+    /// Waits until a start is wanted and the backoff has passed. Cancel-safe.
     async fn due(&mut self) {
         if let Some(until) = self.backoff.until() {
-            self.wake.meanwhile(sleep_until(until)).await;
+            self.activator.run_accepting_demand(sleep_until(until)).await;
             self.backoff.elapsed();
         }
-        if !self.wake.is_wanted() {
+        if !self.activator.is_wanted() {
             self.gate().target().set_status(Status::Idle);
         }
-        self.wake.wanted().await;
-        self.wake.told();
+        self.activator.wanted().await;
+        self.activator.begin_activation();
     }
 
-    /// One run of the server, from start to end.
+    /// Runs the server once, from start to end.
     async fn run_once(&mut self) {
         self.gate().target().set_status(Status::Starting);
         let mut server = match Server::start(&self.target, &self.guardian, self.gate()) {
@@ -116,33 +116,33 @@ impl Launcher {
         self.gate().cold_starts().mark(Phase::Start);
         tracing::info!(route = %self.gate().key(), address = server.address(), "starting");
         match self.load(&mut server).await {
-            Load::Ready => self.serve(server).await,
-            Load::Told => self.stop(server).await,
-            Load::Exited(status) => {
-                let End { reason, last_lines } = server.end(status, "loading").await;
+            LoadOutcome::Ready => self.serve(server).await,
+            LoadOutcome::Draining => self.stop(server).await,
+            LoadOutcome::Exited(status) => {
+                let ServerExit { reason, last_lines } = server.exit(status, "loading").await;
                 self.failed(reason, last_lines, Cause::Lasting);
             }
-            Load::TimedOut(answer) => {
-                let reason = self.wake.too_late(answer).into();
-                // Nobody waits for it to be gone.
+            LoadOutcome::TimedOut(answer) => {
+                let reason = self.activator.timeout_reason(answer).into();
+                // Before the stop, which may take long.
                 self.failed(reason, server.last_lines(), Cause::Passing);
-                self.wake.meanwhile(server.stop()).await;
+                self.activator.run_accepting_demand(server.stop()).await;
             }
         }
     }
 
-    async fn load(&mut self, server: &mut Server) -> Load {
+    async fn load(&mut self, server: &mut Server) -> LoadOutcome {
         let limit = self.gate().policy().readiness.activation_timeout.get();
         let address = server.address().to_owned();
         let mut last = None;
         tokio::select! {
-            // An exit explains what a probe sees, so it is looked at first.
+            // An exit first: it explains a failing probe.
             biased;
-            status = server.exited() => Load::Exited(status),
-            () = self.stops.retire.cancelled() => Load::Told,
-            ready = timeout(limit, self.wake.until_ready(&address, &mut last)) => match ready {
-                Ok(()) => Load::Ready,
-                Err(_) => Load::TimedOut(last),
+            status = server.exited() => LoadOutcome::Exited(status),
+            () = self.shutdown.drain.cancelled() => LoadOutcome::Draining,
+            ready = timeout(limit, self.activator.until_ready(&address, &mut last)) => match ready {
+                Ok(()) => LoadOutcome::Ready,
+                Err(_) => LoadOutcome::TimedOut(last),
             },
         }
     }
@@ -151,103 +151,108 @@ impl Launcher {
         let max = self.gate().policy().concurrency.max;
         let endpoint = Endpoint::new(server.address(), max);
         self.gate().target().add(&endpoint);
-        self.wake.activated(&endpoint);
-        server.is_loaded();
+        self.activator.activated(&endpoint);
+        server.set_loaded();
         let mut up = Instant::now();
         tracing::info!(route = %self.gate().key(), address = server.address(), "ready");
         let ended = loop {
             let ended = tokio::select! {
-                // An exit first, since it explains why the endpoint is suspect.
+                // An exit first: it explains why the endpoint is suspect.
                 biased;
-                status = server.exited() => Serve::Exited(status),
-                () = self.stops.retire.cancelled() => Serve::Told,
-                ended = self.tend(&endpoint, up) => ended,
+                status = server.exited() => ServeOutcome::Exited(status),
+                () = self.shutdown.drain.cancelled() => ServeOutcome::Draining,
+                ended = self.watch(&endpoint, up) => ended,
             };
-            if !matches!(ended, Serve::Idle) || self.target.when_idle == WhenIdle::Stop {
+            if !matches!(ended, ServeOutcome::Idle) || self.target.when_idle == WhenIdle::Stop {
                 break ended;
             }
-            match self.nap(&mut server, &endpoint).await {
-                Nap::Awake => up = Instant::now(),
-                Nap::Over => {
+            match self.sleep_until_wanted(&mut server, &endpoint).await {
+                SleepOutcome::Awake => up = Instant::now(),
+                SleepOutcome::Over => {
                     self.leave(endpoint);
                     return self.stop(server).await;
                 }
-                Nap::Lost(end) => return self.lost(endpoint, server, end).await,
+                SleepOutcome::Lost(exit) => return self.lost(endpoint, server, exit).await,
             }
         };
         endpoint.retire();
         match ended {
-            Serve::Idle | Serve::Told => {
+            ServeOutcome::Idle | ServeOutcome::Draining => {
                 tokio::select! {
-                    // Being told to stop now is not to wait for anything.
+                    // A kill waits for nothing.
                     biased;
-                    () = self.stops.stop.cancelled() => {}
+                    () = self.shutdown.kill.cancelled() => {}
                     _ = server.exited() => {}
-                    () = vacant(&endpoint) => {}
+                    () = until_vacant(&endpoint) => {}
                 }
                 self.backoff.reset();
                 self.gate().cold_starts().abandoned();
                 self.leave(endpoint);
                 self.stop(server).await;
             }
-            Serve::Exited(status) => {
-                let end = server.end(status, "serving").await;
-                self.died(endpoint, end, up.elapsed() >= Backoff::STABLE);
+            ServeOutcome::Exited(status) => {
+                let exit = server.exit(status, "serving").await;
+                self.died(endpoint, exit, up.elapsed() >= Backoff::STABLE_AFTER);
             }
-            Serve::Silent(answer) => {
-                let reason = format!("the target does not answer any more: {}", self.wake.seen(answer));
-                self.died(endpoint, End { reason: reason.into(), last_lines: server.last_lines() }, false);
-                self.wake.meanwhile(server.stop()).await;
+            ServeOutcome::Silent(answer) => {
+                let reason =
+                    format!("the target no longer answers: {}", self.activator.describe_probe(answer));
+                self.died(
+                    endpoint,
+                    ServerExit { reason: reason.into(), last_lines: server.last_lines() },
+                    false,
+                );
+                self.activator.run_accepting_demand(server.stop()).await;
             }
         }
     }
 
-    /// Looks after a server that runs, until it is idle or past help. Cancel-safe.
-    async fn tend(&self, endpoint: &Endpoint, up: Instant) -> Serve {
+    /// Supervises a running server until it is idle or silent. Cancel-safe.
+    async fn watch(&self, endpoint: &Endpoint, up: Instant) -> ServeOutcome {
         loop {
             tokio::select! {
-                // A suspect endpoint holds requests up, so it cannot wait.
+                // A suspect endpoint first: it blocks requests.
                 biased;
-                () = suspect(endpoint, || self.wake.ask(endpoint)) => {
+                () = until_suspect(endpoint, || self.activator.ask(endpoint)) => {
                     let mut limit = self.gate().policy().readiness.activation_timeout.get();
                     if endpoint.in_flight() > 0 {
-                        // It may be busy with one request, and too busy for probes: then it has the time of that.
+                        // It may be too busy with a request to answer probes: allow for the longest one.
                         limit = limit.max(self.gate().policy().upstream.response_timeout.get());
                     }
                     let mut last = None;
                     let recovered = async {
                         sleep(endpoint.backoff()).await;
-                        self.wake.until_ready(endpoint.address(), &mut last).await;
+                        self.activator.until_ready(endpoint.address(), &mut last).await;
                     };
                     if timeout(limit, recovered).await.is_err() {
-                        return Serve::Silent(last);
+                        return ServeOutcome::Silent(last);
                     }
                     endpoint.vouch();
-                    // The limit stays at the one request that being suspect left, and grows from there.
-                    self.wake.open(endpoint, None);
+                    // Keeps the limit of one request that suspicion has set; the ramp widens it.
+                    self.activator.open(endpoint, None);
                 }
-                () = self.wake.idle(endpoint, || self.target.idle_timeout.get(), up) => return Serve::Idle,
-                () = self.wake.widen(endpoint, || self.wake.ask(endpoint)) => {}
-                () = self.wake.watch_silence(endpoint, || self.wake.ask(endpoint)) => {}
+                () = self.activator.until_idle(endpoint, || self.target.idle_timeout.get(), up) => return ServeOutcome::Idle,
+                () = self.activator.widen(endpoint, || self.activator.ask(endpoint)) => {}
+                () = self.activator.watch_silence(endpoint, || self.activator.ask(endpoint)) => {}
             }
         }
     }
 
-    /// The start has failed: the next one waits.
+    /// Ends a failed start, and begins the backoff.
     fn failed(&mut self, reason: Reason, last_lines: Vec<String>, cause: Cause) {
         let retry_after = self.backoff.failed();
-        self.wake.failed(reason, last_lines, cause, retry_after);
+        self.activator.failed(reason, last_lines, cause, retry_after);
     }
 
-    /// The server has died while it served. Held requests wait for the next one, which comes at once if this one was
+    /// Handles a server that exited while serving. Held requests wait for the next start, without backoff if this one was
     /// stable.
-    fn died(&mut self, endpoint: Arc<Endpoint>, end: End, stable: bool) {
-        let End { reason, last_lines } = end;
+    fn died(&mut self, endpoint: Arc<Endpoint>, exit: ServerExit, stable: bool) {
+        let ServerExit { reason, last_lines } = exit;
         let output = last_lines.join("\n");
         tracing::warn!(route = %self.gate().key(), %reason, output, "the target has died");
         self.leave(endpoint);
         let reason = reason.full().clone();
-        // If it died before it answered anything, so did its cold start.
+        // Its cold start fails too, if it had answered nothing yet.
         self.gate().cold_starts().failed(reason.clone(), last_lines);
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         if stable {
@@ -258,7 +263,7 @@ impl Launcher {
         }
     }
 
-    /// Forgets a retired endpoint, once nothing is in flight on it: a client may still be reading what it sent.
+    /// Removes a retired endpoint once nothing is in flight on it: a client may still read its answer.
     fn leave(&mut self, endpoint: Arc<Endpoint>) {
         while self.leaving.try_join_next().is_some() {}
         if endpoint.in_flight() == 0 {
@@ -267,7 +272,7 @@ impl Launcher {
         }
         let gate = self.gate().clone();
         self.leaving.spawn(async move {
-            vacant(&endpoint).await;
+            until_vacant(&endpoint).await;
             gate.target().remove(&endpoint);
         });
     }
@@ -276,11 +281,11 @@ impl Launcher {
         tracing::info!(route = %self.gate().key(), "stopping");
         self.gate().cold_starts().set_kind(ColdStartKind::ColdStart);
         self.gate().target().set_status(Status::Stopping);
-        if self.stops.retire.is_cancelled() {
-            // What is wanted now is not ours to bring.
+        if self.shutdown.drain.is_cancelled() {
+            // Demand is left to the next target.
             server.stop().await;
         } else {
-            self.wake.meanwhile(server.stop()).await;
+            self.activator.run_accepting_demand(server.stop()).await;
         }
         self.gate().target().set_status(Status::Idle);
     }

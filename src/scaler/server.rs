@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     Options,
-    output::{Output, telling},
+    output::{Output, cause_line},
 };
 use crate::{
     admission::Gate,
@@ -25,23 +25,23 @@ use crate::{
     guardian,
 };
 
-/// A running model server. Dropping it has the guardian end it.
+/// A running model server. Dropping this closes the lifeline, so the guardian stops the server.
 pub(super) struct Server {
     guardian: Child,
-    /// While it is held, the server may run.
+    /// The guardian stops the server when this closes.
     lifeline: Option<ChildStdin>,
     output: Output,
     address: String,
 }
 
-/// What every guardian of a route is started with.
+/// Arguments of every guardian of a route.
 pub(super) struct GuardianOptions {
     program: PathBuf,
     open_files: Option<u64>,
     lock: Option<String>,
 }
 
-/// Why a server could not even be started.
+/// A command that could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
     #[error("no free port was found for the command: {0}")]
@@ -52,8 +52,8 @@ pub(super) enum StartError {
     Spawn(io::Error),
 }
 
-/// How a server ended: the reason, for whoever waited for it, and its last lines.
-pub(super) struct End {
+/// Reason of a server's exit, for waiting clients, and its last lines of output.
+pub(super) struct ServerExit {
     pub(super) reason: Reason,
     pub(super) last_lines: Vec<String>,
 }
@@ -69,7 +69,7 @@ impl GuardianOptions {
         }
     }
 
-    /// The command that runs the guardian, up to the `--` before the model server's own.
+    /// Returns the guardian's command, up to the `--` before the model server's.
     fn command(&self, target: &ProcessTarget) -> Command {
         let mut command = Command::new(&self.program);
         let stop_timeout = target.stop_timeout.get().as_millis().to_string();
@@ -88,7 +88,7 @@ impl GuardianOptions {
 // === impl Server ===
 
 impl Server {
-    /// Starts the command on a free port. What its log tells of its start goes to the cold start that runs.
+    /// Starts the command on a free port. Parts of the load found in its log are recorded in the cold start.
     pub(super) fn start(
         target: &ProcessTarget,
         guardian: &GuardianOptions,
@@ -96,7 +96,7 @@ impl Server {
     ) -> Result<Self, StartError> {
         let port = free_port().map_err(StartError::Port)?;
         let with_port = |text: &String| text.replace("{port}", &port.to_string());
-        // One pipe for both, so that the lines stay in their order.
+        // One pipe for stdout and stderr keeps the order of lines.
         let (output, printed) = io::pipe().map_err(StartError::Spawn)?;
         let mut command = guardian.command(target);
         command
@@ -105,7 +105,7 @@ impl Server {
             .stdin(Stdio::piped())
             .stdout(printed.try_clone().map_err(StartError::Spawn)?)
             .stderr(printed)
-            // A Ctrl-C at the terminal is for us: we stop the server when its requests are done.
+            // Ctrl-C at the terminal must not reach the server, which stops after its requests.
             .process_group(0);
         if let Some(directory) = &target.directory {
             if !Path::new(directory).is_dir() {
@@ -114,58 +114,58 @@ impl Server {
             command.current_dir(directory);
         }
         let mut guardian = command.spawn().map_err(StartError::Spawn)?;
-        // Our copies of the writing end go, so that reading ends with the last process that has one.
+        // Closes our copies of the writing end, so that reading ends with the last process that has one.
         drop(command);
         let lifeline = guardian.stdin.take();
         let output = pipe::Receiver::from_owned_fd(output.into()).map_err(StartError::Spawn)?;
-        let told = gate.clone();
+        let tracked = gate.clone();
         let output =
-            Output::read(output, gate.key().clone(), move |part| told.cold_starts().record_part(part));
+            Output::read(output, gate.key().clone(), move |part| tracked.cold_starts().record_part(part));
         Ok(Self { guardian, lifeline, output, address: format!("{}:{port}", Ipv4Addr::LOCALHOST) })
     }
 
-    /// Where it listens, once it does.
+    /// Returns the address that the server will listen on.
     pub(super) fn address(&self) -> &str {
         &self.address
     }
 
-    /// It is ready: what it prints from now on says nothing of its start.
-    pub(super) fn is_loaded(&self) {
-        self.output.is_loaded();
+    /// Ends the parsing of its log: the server is ready.
+    pub(super) fn set_loaded(&self) {
+        self.output.set_loaded();
     }
 
-    /// Waits until it has ended by itself. Cancel-safe.
+    /// Waits for the exit. Cancel-safe.
     pub(super) async fn exited(&mut self) -> io::Result<ExitStatus> {
         self.guardian.wait().await
     }
 
-    /// Why it ended, having been `doing` something.
-    pub(super) async fn end(&mut self, status: io::Result<ExitStatus>, doing: &str) -> End {
-        let last_lines = self.output.rest().await;
-        End { reason: reason(status, doing, &last_lines), last_lines }
+    /// Describes an exit while `doing` something.
+    pub(super) async fn exit(&mut self, status: io::Result<ExitStatus>, doing: &str) -> ServerExit {
+        let last_lines = self.output.finish().await;
+        ServerExit { reason: describe_exit(status, doing, &last_lines), last_lines }
     }
 
-    /// The last lines that it printed so far.
+    /// Returns the last lines of output so far.
     pub(super) fn last_lines(&self) -> Vec<String> {
         self.output.last_lines()
     }
 
-    /// Ends it, and all that it started: SIGTERM, and SIGKILL after the time that it has.
+    /// Stops the server and its children: SIGTERM, then SIGKILL after `stopTimeout`.
     pub(super) async fn stop(mut self) {
         self.lifeline = None;
         let _ = self.guardian.wait().await;
     }
 }
 
-/// A port that is free, and likely to be so when the server binds it, which may take it seconds. So not one that the
-/// kernel gives to connections and listeners that leave the choice to it, but one below those and Kubernetes' node ports.
+/// Finds a free port that is likely to be free when the server binds it seconds later: below the ephemeral range of the
+/// kernel and Kubernetes' node ports.
 fn free_port() -> io::Result<u16> {
-    const TRIES: usize = 100;
-    let below = iter::repeat_with(|| fastrand::u16(20_000..30_000)).take(TRIES);
+    const MAX_TRIES: usize = 100;
+    let below = iter::repeat_with(|| fastrand::u16(20_000..30_000)).take(MAX_TRIES);
     below.map(try_port).find_map(Result::ok).map_or_else(|| try_port(0), Ok)
 }
 
-/// Whether a port is free; 0 takes one that is. Without `SO_REUSEADDR`, or we would not see a server that is bound but
+/// Returns the port if it is free; 0 finds a free one. Without `SO_REUSEADDR`, which would hide a server that is bound but
 /// does not listen yet, as vLLM while it loads.
 fn try_port(port: u16) -> io::Result<u16> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
@@ -174,13 +174,13 @@ fn try_port(port: u16) -> io::Result<u16> {
     Ok(address.map_or(port, |address| address.port()))
 }
 
-fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> Reason {
-    let last = telling(last_lines).as_deref().map(shortened);
+fn describe_exit(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) -> Reason {
+    let last = cause_line(last_lines).as_deref().map(shortened);
     let how = match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(126 | 127), _)
                 if let Some(said) =
-                    last_lines.last().and_then(|line| line.strip_prefix(guardian::SPEAKER)) =>
+                    last_lines.last().and_then(|line| line.strip_prefix(guardian::LOG_PREFIX)) =>
             {
                 return format!("the command could not be started: {said}").into();
             }
@@ -191,19 +191,19 @@ fn reason(status: io::Result<ExitStatus>, doing: &str, last_lines: &[String]) ->
             },
             (None, None) => "ended".into(),
         },
-        Err(error) => format!("was lost sight of ({error})"),
+        Err(error) => format!("could not be waited for ({error})"),
     };
     let brief = format!("the command {how} while {doing}");
     match last {
         Some(last) => Reason::with_output(&brief, &format!("{brief}; its last line: {last}")),
-        None => format!("{brief}, without a word").into(),
+        None => format!("{brief}, without output").into(),
     }
 }
 
-/// A line that fits into an error message.
+/// Shortens a line for an error message.
 fn shortened(line: &str) -> String {
-    const LENGTH: usize = 300;
-    match line.char_indices().nth(LENGTH) {
+    const MAX_CHARS: usize = 300;
+    match line.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.into(),
     }
@@ -214,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_that_somebody_is_bound_to_is_not_free() {
+    fn bound_port_is_not_free() {
         let bound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         bound.set_reuse_address(true).unwrap();
         bound.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
@@ -224,16 +224,16 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_says_how_it_ended_and_what_it_said_last() {
+    fn exit_is_described_with_its_last_line() {
         let lines = |text: &str| vec![text.to_owned()];
         let code = |code: i32| Ok(ExitStatus::from_raw(code << 8));
         for (status, last, expected) in [
             (code(1), lines("no GPU"), "the command exited with code 1 while loading; its last line: no GPU"),
-            (code(3), vec![], "the command exited with code 3 while loading, without a word"),
+            (code(3), vec![], "the command exited with code 3 while loading, without output"),
             (
                 Ok(ExitStatus::from_raw(9)),
                 vec![],
-                "the command was killed by SIGKILL while loading, without a word",
+                "the command was killed by SIGKILL while loading, without output",
             ),
             (
                 code(127),
@@ -246,10 +246,10 @@ mod tests {
                 "the command exited with code 127 while loading; its last line: sh: 1: vlm: not found",
             ),
         ] {
-            let reason = reason(status, "loading", &last);
+            let reason = describe_exit(status, "loading", &last);
             assert_eq!(&*reason, expected);
             let brief = expected.split("; its last line").next().unwrap();
-            assert_eq!(&**reason.brief(), brief, "clients do not read what it printed");
+            assert_eq!(&**reason.brief(), brief, "clients do not get its output");
         }
         assert_eq!(shortened(&"ä".repeat(301)).chars().count(), 301);
     }

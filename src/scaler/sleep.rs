@@ -1,8 +1,7 @@
-//! vLLM's sleep mode, as its development mode lets it be told over HTTP.
+//! Client of vLLM's sleep mode.
 //!
-//! `/sleep`, `/wake_up` and `/is_sleeping` are there with `VLLM_SERVER_DEV_MODE=1`, and free memory with
-//! `--enable-sleep-mode`. A server that sleeps says 200 at `/health`, and takes requests that it does not answer before
-//! it is awake, so neither tells anything.
+//! `/sleep`, `/wake_up` and `/is_sleeping` need `VLLM_SERVER_DEV_MODE=1`, and free memory only with `--enable-sleep-mode`.
+//! A sleeping server answers 200 at `/health` and accepts requests without answering them, so neither shows its state.
 
 use std::time::Duration;
 
@@ -12,66 +11,66 @@ use tokio::time::{sleep, timeout};
 
 use crate::probe::{Answer, Question, call};
 
-/// Why a server does not sleep, or not wake.
+/// A failed call of the sleep mode.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SleepError {
-    /// It does not know the paths.
+    /// 404: sleep mode is not enabled.
     #[error(
         "it does not know {0}: start vLLM with the flag --enable-sleep-mode, and with VLLM_SERVER_DEV_MODE: \"1\" in \
          target.process.env"
     )]
     Unknown(&'static str),
-    /// It said something else than that it was done.
+    /// Another status than success.
     #[error("{0} was answered with status {1}")]
     Refused(&'static str, u16),
-    /// It said nothing.
+    /// No answer.
     #[error("{0} saw: {1}")]
     Silent(&'static str, Answer),
-    /// It does not say whether it sleeps.
-    #[error("/is_sleeping was answered with something that we do not understand")]
+    /// `/is_sleeping` has an unknown body.
+    #[error("/is_sleeping was answered with an unknown body")]
     Unclear,
 }
 
-/// How long a server may take to fall asleep: it copies its weights into the machine's memory, at some GB a second.
-const FALLING: Duration = Duration::from_secs(5 * 60);
+/// Time limit of `/sleep`: the server copies its weights to RAM at some GB a second.
+const SLEEP_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 
-/// Has the server sleep. It must have no request: vLLM would abort it.
+/// Puts the server to sleep. It must have no requests, as vLLM aborts them.
 pub(super) async fn fall_asleep(address: &str, level: u8) -> Result<(), SleepError> {
     let path = if level == 2 { "/sleep?level=2" } else { "/sleep?level=1" };
-    match timeout(FALLING, tell(address, Question::post(path, ""), "/sleep")).await {
-        Ok(told) => told.map(drop),
-        Err(_) => Err(SleepError::Silent("/sleep", Answer::TimedOut(FALLING.into()))),
+    match timeout(SLEEP_TIMEOUT, request(address, Question::post(path, ""), "/sleep")).await {
+        Ok(done) => done.map(drop),
+        Err(_) => Err(SleepError::Silent("/sleep", Answer::TimedOut(SLEEP_TIMEOUT.into()))),
     }
 }
 
-/// Has the server wake, and waits until it says that it is awake, asking `every` so often. The caller has a deadline.
-pub(super) async fn wake_up(address: &str, level: u8, every: Duration) -> Result<(), SleepError> {
+/// Wakes the server, and polls it every `interval` until it is awake. Has no time limit of its own.
+pub(super) async fn wake_up(address: &str, level: u8, interval: Duration) -> Result<(), SleepError> {
     if level == 2 {
-        // There must be weights before there is a KV cache, as vLLM's documentation has it: reading them takes room.
-        tell(address, Question::post("/wake_up?tags=weights", ""), "/wake_up").await?;
+        // Weights before the KV cache, as in vLLM's documentation: loading them needs memory.
+        request(address, Question::post("/wake_up?tags=weights", ""), "/wake_up").await?;
         let reload = Question::post("/collective_rpc", r#"{"method":"reload_weights"}"#);
-        tell(address, reload, "/collective_rpc").await?;
-        tell(address, Question::post("/wake_up?tags=kv_cache", ""), "/wake_up").await?;
+        request(address, reload, "/collective_rpc").await?;
+        request(address, Question::post("/wake_up?tags=kv_cache", ""), "/wake_up").await?;
     } else {
-        tell(address, Question::post("/wake_up", ""), "/wake_up").await?;
+        request(address, Question::post("/wake_up", ""), "/wake_up").await?;
     }
     while is_sleeping(address).await? {
-        sleep(every).await;
+        sleep(interval).await;
     }
     Ok(())
 }
 
 async fn is_sleeping(address: &str) -> Result<bool, SleepError> {
     #[derive(serde::Deserialize)]
-    struct Said {
+    struct IsSleeping {
         is_sleeping: bool,
     }
-    let said = tell(address, Question::get("/is_sleeping"), "/is_sleeping").await?;
-    let said: Said = serde_json::from_slice(&said).map_err(|_| SleepError::Unclear)?;
-    Ok(said.is_sleeping)
+    let body = request(address, Question::get("/is_sleeping"), "/is_sleeping").await?;
+    let answer: IsSleeping = serde_json::from_slice(&body).map_err(|_| SleepError::Unclear)?;
+    Ok(answer.is_sleeping)
 }
 
-async fn tell(address: &str, question: Question<'_>, name: &'static str) -> Result<Bytes, SleepError> {
+async fn request(address: &str, question: Question<'_>, name: &'static str) -> Result<Bytes, SleepError> {
     match call(address, question).await {
         Ok((status, body)) if status.is_success() => Ok(body),
         Ok((StatusCode::NOT_FOUND, _)) => Err(SleepError::Unknown(name)),
@@ -89,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that says these, one after the other, and what it was asked while `work` went on.
+    /// Serves these answers in order while `work` runs, and returns the requests.
     async fn server<T>(says: &[&str], work: impl AsyncFnOnce(String) -> T) -> (T, Vec<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_awake_when_it_says_so_and_not_before() {
+    async fn wake_up_polls_until_awake() {
         let wake = async |address: String| wake_up(&address, 1, Duration::ZERO).await;
         let asleep = "200 {\"is_sleeping\":true}";
         let (woken, asked) = server(&["200", asleep, asleep, "200 {\"is_sleeping\":false}"], wake).await;
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn from_level_2_the_weights_are_read_again_before_there_is_a_kv_cache() {
+    async fn level_2_reloads_weights_before_the_kv_cache() {
         let (slept, asked) = server(&["200"], async |address| fall_asleep(&address, 2).await).await;
         slept.unwrap();
         assert_eq!(asked, ["POST /sleep?level=2"]);
@@ -147,11 +146,11 @@ mod tests {
         assert_eq!(asked, expected);
         let (woken, asked) = server(&["200", "500"], wake).await;
         assert_eq!(woken.unwrap_err().to_string(), "/collective_rpc was answered with status 500");
-        assert_eq!(asked.len(), 2, "without weights it is better left asleep");
+        assert_eq!(asked.len(), 2, "stops before the KV cache");
     }
 
     #[tokio::test]
-    async fn a_server_without_sleep_mode_is_told_of_with_the_way_out() {
+    async fn missing_sleep_mode_names_the_remedy() {
         let (slept, _) = server(&["404"], async |address| fall_asleep(&address, 1).await).await;
         let error = slept.unwrap_err().to_string();
         assert!(
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_gone_is_said_to_be() {
+    async fn stopped_server_is_reported_as_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         drop(listener);

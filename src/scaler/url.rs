@@ -1,4 +1,4 @@
-//! The prober: knows whether a server that someone else scales is up, and asks only while that matters.
+//! The prober: probes a server that is scaled elsewhere, while requests want it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,8 +6,8 @@ use http::{Uri, uri::Scheme};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    Stops,
-    wake::{Wake, suspect, vacant},
+    Shutdown,
+    activator::{Activator, until_suspect, until_vacant},
 };
 use crate::{
     admission::Gate,
@@ -16,13 +16,13 @@ use crate::{
     state::{Cause, Endpoint, Front, FrontKind, Status},
 };
 
-/// When those who were told that something stands in the way may come again.
-const HOPELESS: Duration = Duration::from_secs(30);
+/// `Retry-After` of requests that failed with an unrecoverable obstacle.
+const UNRECOVERABLE_RETRY_AFTER: Duration = Duration::from_secs(30);
 
-/// How long after the last request it is still taken for granted that the server is up.
-const IDLE: Duration = Duration::from_secs(60);
+/// Time after the last request for which the server is assumed to be up.
+const ASSUMED_UP: Duration = Duration::from_secs(60);
 
-/// What `target.url` leads to, as `host:port`; `None` if it is not `http://host[:port]`.
+/// Returns `host:port` of a `target.url`; `None` if it is not `http://host[:port]`.
 pub(super) fn address(url: &str) -> Option<String> {
     let url: Uri = url.parse().ok()?;
     let bare = matches!(url.path(), "" | "/") && url.query().is_none();
@@ -31,119 +31,124 @@ pub(super) fn address(url: &str) -> Option<String> {
         .then(|| format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)))
 }
 
-/// Looks after the server at `url` until it is told to end.
-pub(super) async fn run(gate: Arc<Gate>, url: &str, stops: Stops) {
-    let mut wake = Wake::new(gate.clone());
+/// Supervises the server at `url` until `shutdown`.
+pub(super) async fn run(gate: Arc<Gate>, url: &str, shutdown: Shutdown) {
+    let mut activator = Activator::new(gate.clone());
     let Some(address) = address(url) else {
-        // A valid configuration has no such target.
+        // Validation rejects such a target.
         let reason = format!("the target's url, `{url}`, is not http://host:port");
         tokio::select! {
             biased; // the end first: there is nothing else to wait for
-            () = stops.retire.cancelled() => return,
-            () = refuse(&mut wake, &reason) => return,
+            () = shutdown.drain.cancelled() => return,
+            () = refuse(&mut activator, &reason) => return,
         }
     };
     let endpoint = Endpoint::fronting(FrontKind::Url, address, gate.policy().concurrency.max);
     gate.target().add(&endpoint);
     tokio::select! {
-        // The end first: nothing is woken any more.
+        // The end first: nothing is started any more.
         biased;
-        () = stops.retire.cancelled() => {}
-        () = watch(&mut wake, &endpoint) => {}
+        () = shutdown.drain.cancelled() => {}
+        () = watch(&mut activator, &endpoint) => {}
     }
     if endpoint.is_ready() {
-        // Who was to be served by an activation has been, or is gone.
+        // Requests of a running cold start have been dispatched or are gone.
         gate.cold_starts().abandoned();
     }
     endpoint.retire();
-    // Said before the wait: another target may have taken over when that ends.
+    // Before the wait, as another target may have taken over by its end.
     gate.target().set_status(Status::Idle);
     tokio::select! {
-        // Told to stop now, what is in flight is not waited for.
+        // A kill does not wait for requests in flight.
         biased;
-        () = stops.stop.cancelled() => {}
-        () = vacant(&endpoint) => gate.target().remove(&endpoint),
+        () = shutdown.kill.cancelled() => {}
+        () = until_vacant(&endpoint) => gate.target().remove(&endpoint),
     }
 }
 
-/// Says to everybody why they cannot be served.
-pub(super) async fn refuse(wake: &mut Wake, reason: &str) {
+/// Fails every request with `reason`. Never returns.
+pub(super) async fn refuse(activator: &mut Activator, reason: &str) {
     loop {
-        wake.wanted().await;
-        wake.told();
-        wake.failed(reason.into(), Vec::new(), Cause::Lasting, Duration::from_secs(60));
+        activator.wanted().await;
+        activator.begin_activation();
+        activator.failed(reason.into(), Vec::new(), Cause::Lasting, Duration::from_secs(60));
     }
 }
 
-/// Never ends by itself; cancel-safe.
-async fn watch(wake: &mut Wake, endpoint: &Endpoint) {
-    // What is up already is not cold: it gets as much as it may have.
+/// Never returns; cancel-safe.
+async fn watch(activator: &mut Activator, endpoint: &Endpoint) {
+    // A server that is up already needs no ramp.
     const ALL: Option<u32> = Some(u32::MAX);
     let mut limit = ALL;
     loop {
-        wake.wanted().await;
-        if !bring_up(wake, endpoint, limit).await {
+        activator.wanted().await;
+        if !bring_up(activator, endpoint, limit).await {
             continue;
         }
         let up = Instant::now();
         limit = tokio::select! {
-            // A suspect endpoint holds requests up, so it cannot wait.
+            // A suspect endpoint first: it blocks requests.
             biased;
-            () = suspect(endpoint, || wake.ask(endpoint)) => {
-                wake.gate.cold_starts().reopen(Phase::Propagate);
+            () = until_suspect(endpoint, || activator.ask(endpoint)) => {
+                activator.gate.cold_starts().reopen(Phase::Propagate);
                 sleep(endpoint.backoff()).await;
-                // It keeps the one request at a time that being suspect left it, and grows from there.
+                // Keeps the limit of one request that suspicion has set; the ramp widens it.
                 None
             }
-            () = wake.idle(endpoint, || IDLE, up) => {
-                wake.gate.cold_starts().abandoned();
+            () = activator.until_idle(endpoint, || ASSUMED_UP, up) => {
+                activator.gate.cold_starts().abandoned();
                 ALL
             }
-            () = wake.widen(endpoint, || wake.ask(endpoint)) => None,
-            () = wake.watch_silence(endpoint, || wake.ask(endpoint)) => None,
+            () = activator.widen(endpoint, || activator.ask(endpoint)) => None,
+            () = activator.watch_silence(endpoint, || activator.ask(endpoint)) => None,
         };
-        if !wake.is_wanted() {
-            wake.gate.target().set_status(Status::Idle);
+        if !activator.is_wanted() {
+            activator.gate.target().set_status(Status::Idle);
         }
     }
 }
 
-/// Says whether the server is up. It is an activation only if it is not so at once.
-async fn bring_up(wake: &Wake, endpoint: &Endpoint, limit: Option<u32>) -> bool {
-    let readiness = wake.gate.policy().readiness.clone();
+/// Returns true once the server is up. An activation begins only if the first probe fails.
+async fn bring_up(activator: &Activator, endpoint: &Endpoint, limit: Option<u32>) -> bool {
+    let readiness = activator.gate.policy().readiness.clone();
     let first = probe(endpoint.address(), &readiness).await;
     if first.is_ready() {
         endpoint.vouch();
         if limit.is_some() {
             endpoint.front().into_iter().for_each(Front::found_ready);
         }
-        // Of a cold start that ended in vain: it may be a gateway that has noticed its servers by now.
-        wake.gate.cold_starts().ready(Some(endpoint.address()));
-        wake.open(endpoint, limit);
+        // Ends a reopened cold start: a gateway may have noticed its servers by now.
+        activator.gate.cold_starts().ready(Some(endpoint.address()));
+        activator.open(endpoint, limit);
         return true;
     }
-    wake.told();
-    wake.gate.target().set_status(Status::Starting);
+    activator.begin_activation();
+    activator.gate.target().set_status(Status::Starting);
     let mut last = Some(first);
     let ready = async {
         sleep(readiness.interval.get()).await;
-        wake.until_ready(endpoint.address(), &mut last).await;
+        activator.until_ready(endpoint.address(), &mut last).await;
     };
     let outcome = tokio::select! {
-        // One that is up is up, whatever was said of it.
+        // A ready server outweighs any obstacle.
         biased;
         outcome = timeout(readiness.activation_timeout.get(), ready) => outcome.ok(),
-        obstacle = wake.hopeless() => {
-            wake.failed(obstacle.message.clone(), Vec::new(), obstacle.cause(), HOPELESS);
+        obstacle = activator.unrecoverable() => {
+            activator.failed(obstacle.message.clone(), Vec::new(), obstacle.cause(), UNRECOVERABLE_RETRY_AFTER);
             return false;
         }
     };
     if outcome.is_some() {
         endpoint.front().into_iter().for_each(Front::found_ready);
-        wake.activated(endpoint);
+        activator.activated(endpoint);
         return true;
     }
-    wake.failed(wake.too_late(last).into(), Vec::new(), Cause::Passing, readiness.interval.get());
+    activator.failed(
+        activator.timeout_reason(last).into(),
+        Vec::new(),
+        Cause::Passing,
+        readiness.interval.get(),
+    );
     false
 }
 

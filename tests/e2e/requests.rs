@@ -158,7 +158,7 @@ async fn answer_without_token_ends_the_record() {
         let reason = story["reason"].as_str().unwrap_or_default();
         match case {
             "breaks" => assert!(reason.starts_with("the endpoint broke its answer off"), "{reason}"),
-            "goes" => assert_eq!(reason, "The client hung up during the answer."),
+            "goes" => assert_eq!(reason, "The client disconnected during the answer."),
             "error" => assert_eq!(reason, "The model server answered 500."),
             _ => assert_eq!(reason, ""),
         }
@@ -300,7 +300,7 @@ async fn a_warm_request_leaves_nothing_unless_it_fails() {
         message.contains("`warm-7`") && message.contains("the last 1000 that waited (now 1, since 2"),
         "{message}"
     );
-    assert!(message.contains("A request that was answered at once is not kept"), "{message}");
+    assert!(message.contains("It does not have requests that were answered at once"), "{message}");
     assert_eq!(
         (json["kept"]["waited"]["max"].as_u64(), json["kept"]["running"].as_u64()),
         (Some(1000), Some(0))
@@ -323,7 +323,7 @@ async fn a_warm_request_leaves_nothing_unless_it_fails() {
     call.gone().await;
     let story = proxy.story("unheard").await;
     assert_eq!((&story["outcome"], story.get("status")), (&"client_gone".into(), None));
-    assert_eq!(story["reason"], "The client hung up before the answer began.");
+    assert_eq!(story["reason"], "The client disconnected before the answer began.");
     proxy.stop(&[("completed", 21), ("client_gone", 2), ("upstream_error", 1)]).await;
 }
 

@@ -218,7 +218,7 @@ async fn stopped_server_gets_nothing_until_it_goes_on() {
     }
     server.stop().await;
     let mut in_flight = proxy.sent(prompt("nobody answers it")).await;
-    const SILENT: &str = "the server answers neither requests nor probes: nothing more is sent to it";
+    const SILENT: &str = "the server answers neither requests nor probes; sending no more requests to it";
     let noticed = async {
         while proxy.said(SILENT) == 0 {
             sleep(Duration::from_millis(10)).await;

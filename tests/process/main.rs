@@ -285,7 +285,7 @@ async fn stop_does_not_wait_for_in_flight_requests() {
     let pids = Pids::new();
     let route = Route::new(process(sh(&pids.then("exec \"$0\" \"$@\""), &sim(&[]))));
     let permit = route.permit().await;
-    route.stops.stop();
+    route.shutdown.kill();
     let gate = route.gate.clone();
     route.end().await;
     assert!(!alive(pids.all()[0]));

@@ -7,7 +7,7 @@ use anteroom::{
     coldstart::{ColdStart, ColdStarts},
     domain::{Period, Policy, ProcessTarget, Target, WhenIdle},
     hold::{Released, Ticket},
-    scaler::{self, Options, Stops},
+    scaler::{self, Options, Shutdown},
 };
 use rustix::process::{Pid, test_kill_process};
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ pub(crate) struct Route {
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Arc<ColdStarts>,
     pub(crate) targets: watch::Sender<Target>,
-    pub(crate) stops: Stops,
+    pub(crate) shutdown: Shutdown,
     task: JoinHandle<()>,
 }
 
@@ -122,10 +122,10 @@ impl Route {
         let store = ColdStarts::new(|_| {});
         let gate = Gate::new("tiny".into(), policy, store.clone());
         let (targets, watched) = watch::channel(target);
-        let stops = Stops::default();
+        let shutdown = Shutdown::default();
         let options = Options { guardian: ANTEROOM.into(), ..Options::default() };
-        let task = tokio::spawn(scaler::supervise(gate.clone(), watched, options, stops.clone()));
-        Self { gate, store, targets, stops, task }
+        let task = tokio::spawn(scaler::supervise(gate.clone(), watched, options, shutdown.clone()));
+        Self { gate, store, targets, shutdown, task }
     }
 
     /// A request that finds no endpoint with room.
@@ -157,7 +157,7 @@ impl Route {
 
     /// Retires the target, and waits for the end of its supervision.
     pub(crate) async fn end(self) {
-        self.stops.retire();
+        self.shutdown.drain();
         within(self.task).await.unwrap();
     }
 }

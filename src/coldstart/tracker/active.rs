@@ -4,8 +4,10 @@ use std::{sync::Arc, time::SystemTime};
 
 use tokio::time::Instant;
 
-use super::super::{ColdStartKind, Phase, timeline::Timeline};
-use crate::state::{PartSeen, PodStart, Seen};
+use crate::{
+    coldstart::{ColdStart, ColdStartKind, Phase, timeline::Timeline},
+    state::{PartSeen, PodStart, Seen},
+};
 
 /// The kind of a target, which determines its phases.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +34,12 @@ pub(super) struct ActiveColdStart {
     pub(super) request_id: Option<Arc<str>>,
     pub(super) trace_id: Option<Arc<str>>,
     pub(super) is_traced: bool,
+}
+
+/// A cold start that has ended.
+pub(super) struct EndedColdStart {
+    pub(super) began: Instant,
+    pub(super) record: ColdStart,
 }
 
 /// Reports from outside this proxy. They outlive a cold start, as some precede the next one.

@@ -7,18 +7,6 @@ use tokio::time::Instant;
 use super::Tracker;
 use crate::coldstart::{ColdStart, Phase};
 
-/// The last cold start that ended.
-pub(super) struct EndedColdStart {
-    began: Instant,
-    record: ColdStart,
-}
-
-impl EndedColdStart {
-    pub(super) const fn new(began: Instant, record: ColdStart) -> Self {
-        Self { began, record }
-    }
-}
-
 impl Tracker {
     /// Returns the id of the running cold start, or else of the last one.
     pub fn latest_id(&self) -> Option<u64> {

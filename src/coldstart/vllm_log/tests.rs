@@ -176,7 +176,7 @@ proptest! {
             now = if back { wait } else { now + wait };
             let at = epoch + Duration::from_millis(now);
             for seen in vllm.line(&line, at) {
-                prop_assert!(back || seen.end <= at, "{seen:?} is told of before it has ended");
+                prop_assert!(back || seen.end <= at, "{seen:?} ends after the line that reported it");
             }
             let mut before: Option<Instant> = None;
             for part in vllm.known.values() {

@@ -1,4 +1,4 @@
-//! When a cold start begins, and when it has failed.
+//! Activation of a target in a cluster: begin, end and failure of cold starts.
 
 use std::{future::pending, time::Duration};
 
@@ -8,8 +8,8 @@ use tokio::{
 };
 
 use super::{
-    super::{sight::advice, wake::Wake},
-    Keeper, Tally,
+    super::{activator::Activator, probe_reporter::advice},
+    keeper::{Keeper, PodCounts},
 };
 use crate::{
     admission::Gate,
@@ -17,43 +17,43 @@ use crate::{
     state::{Cause, PodStart, Status},
 };
 
-/// How long we wait for the cluster's first word before we call a start cold.
-const UNHEARD: Duration = Duration::from_secs(1);
+/// Wait for the first list of pods before a start counts as cold.
+const SYNC_GRACE: Duration = Duration::from_secs(1);
 
-/// When those who were told of a failure are to try again, at the soonest.
-const RETRY: Duration = Duration::from_secs(10);
+/// `Retry-After` of failed requests.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// How often a cold start is looked at for whether anybody is left whom it serves.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval at which a cold start without requests is abandoned.
+const ABANDON_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Watches over the activations of a target. Never ends.
+/// Runs the activations of a target. Never returns.
 pub(super) async fn run(keeper: &Keeper) {
-    let mut wake = Wake::new(keeper.gate.clone());
-    let mut tally = keeper.tally.subscribe();
+    let mut activator = Activator::new(keeper.gate.clone());
+    let mut counts = keeper.counts.subscribe();
     loop {
-        cold(keeper, &mut wake, &mut tally).await;
-        activate(keeper, &mut wake, &mut tally).await;
+        cold(keeper, &mut activator, &mut counts).await;
+        activate(keeper, &mut activator, &mut counts).await;
     }
 }
 
-/// Runs one cold start to its end. If all endpoints go away again before one has answered, and requests are held, the
-/// same cold start continues, with the whole activation timeout: it ends with an answer, or with what stands in its way.
-async fn activate(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) {
+/// Runs one cold start to its end. If all endpoints go away before one has answered, and requests are held, the same cold
+/// start continues with a new activation timeout.
+async fn activate(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) {
     loop {
-        wake.begin();
+        activator.begin_external_activation();
         keeper.gate.target().set_status(Status::Starting);
         let limit = keeper.gate.policy().readiness.activation_timeout.get();
         tokio::select! {
-            biased; // what is up is up, whatever stood in its way
-            () = until(tally, Tally::is_up) => {}
-            obstacle = wake.hopeless() => {
-                return wake.failed(obstacle.message.clone(), keeper.last_lines(), obstacle.cause(), RETRY);
+            biased; // a ready endpoint outweighs any obstacle
+            () = until(counts, PodCounts::is_up) => {}
+            obstacle = activator.unrecoverable() => {
+                return activator.failed(obstacle.message.clone(), keeper.last_lines(), obstacle.cause(), RETRY_AFTER);
             }
             () = sleep(limit) => {
-                return wake.failed(keeper.too_late(), keeper.last_lines(), Cause::Passing, RETRY);
+                return activator.failed(keeper.timeout_reason(), keeper.last_lines(), Cause::Passing, RETRY_AFTER);
             }
         }
-        if served(&keeper.gate, wake, tally).await {
+        if served(&keeper.gate, activator, counts).await {
             return;
         }
         tracing::info!(route = %keeper.gate.key(), "all endpoints went away before one answered; the cold start continues");
@@ -61,17 +61,19 @@ async fn activate(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<
     }
 }
 
-/// Waits until requests want a target that is not there.
-async fn cold(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) {
+/// Waits until requests want a target that is down.
+async fn cold(keeper: &Keeper, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) {
     loop {
-        let now = *tally.borrow_and_update();
+        let now = *counts.borrow_and_update();
         if now.is_up() {
-            until(tally, |tally| !tally.is_up()).await;
+            until(counts, |counts| !counts.is_up()).await;
             continue;
         }
-        if wake.is_wanted() {
-            if now.is_heard
-                || timeout(UNHEARD, until(tally, |tally| tally.is_heard || tally.is_up())).await.is_err()
+        if activator.is_wanted() {
+            if now.is_synced
+                || timeout(SYNC_GRACE, until(counts, |counts| counts.is_synced || counts.is_up()))
+                    .await
+                    .is_err()
             {
                 return;
             }
@@ -84,21 +86,21 @@ async fn cold(keeper: &Keeper, wake: &mut Wake, tally: &mut watch::Receiver<Tall
             target.set_status(if is_leaving { Status::Stopping } else { Status::Idle });
         }
         tokio::select! {
-            biased; // both lead to the same
-            () = until(tally, |tally| *tally != now) => {}
-            () = wake.joined() => {}
-            () = sleep(RETRY), if has_failed => target.set_status(Status::Idle),
+            biased; // any order will do
+            () = until(counts, |counts| *counts != now) => {}
+            () = activator.next_arrival() => {}
+            () = sleep(RETRY_AFTER), if has_failed => target.set_status(Status::Idle),
         }
     }
 }
 
-/// Waits until the cold start is over: answered, or without requests. Returns `false` if the target goes down before that
-/// and requests are held.
-async fn served(gate: &Gate, wake: &mut Wake, tally: &mut watch::Receiver<Tally>) -> bool {
+/// Waits until the cold start is answered or abandoned. Returns `false` if the target goes down first and requests are
+/// held.
+async fn served(gate: &Gate, activator: &mut Activator, counts: &mut watch::Receiver<PodCounts>) -> bool {
     let cold_starts = gate.cold_starts();
-    let looking = async {
+    let over = async {
         while cold_starts.phase().is_some() {
-            sleep(LOOK).await;
+            sleep(ABANDON_INTERVAL).await;
             if gate.requests() == 0 {
                 cold_starts.abandoned();
             }
@@ -106,29 +108,29 @@ async fn served(gate: &Gate, wake: &mut Wake, tally: &mut watch::Receiver<Tally>
     };
     let down = async {
         loop {
-            until(tally, |tally| !tally.is_up()).await;
+            until(counts, |counts| !counts.is_up()).await;
             if cold_starts.phase().is_none() {
                 return;
             }
             tokio::select! {
-                biased; // what is up again is not missed
-                () = until(tally, Tally::is_up) => {}
-                // What is in flight on a pod that has gone may still be answered.
-                () = wake.wanted() => return,
+                biased; // an endpoint that is ready again first
+                () = until(counts, PodCounts::is_up) => {}
+                // A request in flight on a pod that has gone may still be answered.
+                () = activator.wanted() => return,
             }
         }
     };
     tokio::select! {
-        biased; // what is down serves nobody
+        biased; // down first: no request can be answered
         () = down => cold_starts.phase().is_none(),
-        () = looking => true,
+        () = over => true,
     }
 }
 
-/// Waits until the tally is so. Cancel-safe.
-async fn until(tally: &mut watch::Receiver<Tally>, is_so: impl FnMut(&Tally) -> bool) {
-    if tally.wait_for(is_so).await.is_err() {
-        // The keeper has gone.
+/// Waits until the counts satisfy `is_so`. Cancel-safe.
+async fn until(counts: &mut watch::Receiver<PodCounts>, is_so: impl FnMut(&PodCounts) -> bool) {
+    if counts.wait_for(is_so).await.is_err() {
+        // The keeper was dropped.
         pending::<()>().await;
     }
 }
@@ -136,15 +138,15 @@ async fn until(tally: &mut watch::Receiver<Tally>, is_so: impl FnMut(&Tally) -> 
 // === impl Keeper ===
 
 impl Keeper {
-    /// Why the activation took too long.
-    fn too_late(&self) -> Reason {
+    /// Describes an activation that timed out.
+    fn timeout_reason(&self) -> Reason {
         let limit = self.gate.policy().readiness.activation_timeout;
         let obstacle = self.gate.target().obstacle().filter(|obstacle| !obstacle.kind.is_seen_by_probes());
-        let why = obstacle.map_or_else(|| self.sight().into(), |obstacle| obstacle.message.clone());
+        let why = obstacle.map_or_else(|| self.describe_pods().into(), |obstacle| obstacle.message.clone());
         why.map(|why| format!("the target was not ready within {limit}: {why}"))
     }
 
-    /// What a pod that did not get ready printed last, where logs are read: of several, the one that came last.
+    /// Returns the last lines of output of the newest pod that is not ready, if logs are read.
     fn last_lines(&self) -> Vec<String> {
         let discovered = self.discovered.borrow();
         let created = |start: &PodStart| start.seen(Phase::Create).map(|seen| seen.at);
@@ -154,21 +156,21 @@ impl Keeper {
         lines.map(|(_, lines)| lines).unwrap_or_default()
     }
 
-    /// What there is to be seen of the pods.
-    fn sight(&self) -> String {
+    /// Describes why no pod is ready.
+    fn describe_pods(&self) -> String {
         let discovered = self.discovered.borrow().clone();
         if let Some(problem) = &discovered.problem {
             return problem.to_string();
         }
         if !discovered.is_synced {
-            return "the Kubernetes API server has not been heard".into();
+            return "the Kubernetes API server has not answered yet".into();
         }
         let pods = discovered.endpoints.iter().filter(|endpoint| !endpoint.terminating).count();
         let gated = discovered.endpoints.iter().filter(|endpoint| endpoint.gated).count();
-        let tally = *self.tally.borrow();
-        let missing: Vec<_> = self.missing(&tally).map(|name| &**name).collect();
+        let counts = *self.counts.borrow();
+        let missing: Vec<_> = self.missing(&counts).map(|name| &**name).collect();
         let path = &self.gate.policy().readiness.path;
-        match &*self.seen.lock() {
+        match &*self.last_probe.lock() {
             _ if pods == 0 => "there is no pod".into(),
             _ if !missing.is_empty() => format!("no pod is ready of: {}", missing.join(", ")),
             _ if gated > 0 => format!("{gated} of {pods} pods wait for a readiness gate that they declare"),
@@ -184,10 +186,10 @@ impl Keeper {
     }
 }
 
-// === impl Tally ===
+// === impl PodCounts ===
 
-impl Tally {
-    /// Whether requests are taken, or soon may be again.
+impl PodCounts {
+    /// Returns true if an endpoint takes requests, or is likely to again.
     const fn is_up(&self) -> bool {
         self.open > 0 || self.doubtful > 0
     }

@@ -1,19 +1,19 @@
-//! One pod: open while it takes requests, by the cluster's word or by its own answer, whichever comes first.
+//! One pod: opened by the cluster's report or by its own answer, whichever comes first.
 //!
 //! ```text
-//!            says ready, or answers us                 fails a request
+//!          reported ready, or answers us              fails a request
 //!  closed ──────────────────────────────▶ open ──────────────────────────▶ suspect
-//!    ▲                                     │ ▲  back-off; answers us, or      │
-//!    │                                     │ │  the cluster still vouches     │
-//!    │  says no longer ready, terminating  │ └────────────────────────────────┤
+//!    ▲                                     │ ▲  backoff; answers us, or       │
+//!    │                                     │ │  is still reported ready       │
+//!    │  reported unready or terminating    │ └────────────────────────────────┤
 //!    └─────────────────────────────────────┴──────────────────────────────────┘
 //! ```
 //!
-//! Our own probes only make things sooner. What the cluster calls ready comes back by its word, even if ours find fault
-//! with the path or are slow; where they find that requests would fail as well, by the time the cluster would have noticed.
+//! Our own probes only shorten the time. A pod that the cluster reports ready recovers even if our probes are rejected or
+//! slow; if they show that requests would fail as well, it recovers after the time in which the cluster would have noticed.
 //!
-//! Where the target needs pods of several groups, a pod that could be open waits in between until each has one that
-//! answers; a pod that helps others goes no further.
+//! If the target needs pods of several groups, a pod waits before it opens until each group has one that answers. A pod
+//! that only helps others stays there.
 
 use std::{future::pending, sync::Arc, time::Duration};
 
@@ -24,67 +24,53 @@ use tokio::{
 
 use super::{
     super::{
-        sight::Sight,
-        wake::{Wake, suspect, vacant},
+        activator::{Activator, until_suspect, until_vacant},
+        probe_reporter::ProbeReporter,
     },
-    Keeper,
+    keeper::Keeper,
+    reported_state::ReportedState,
 };
 use crate::{domain::Role, probe::Answer, state::Endpoint};
 
-/// How often a suspect pod is asked while nobody waits for it.
-const UNHURRIED: Duration = Duration::from_secs(1);
+/// Interval of probes of a suspect pod while no request waits.
+const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the cluster may take to notice that a pod has failed: three probes of the kubelet, by its defaults. Its word is
-/// newer than a failure that was longer ago.
-const NOTICED: Duration = Duration::from_secs(30);
-/// How long the answers to others are waited for that would clear a pod which may not be asked.
-const UNASKED: Duration = Duration::from_millis(50);
+/// Time in which the cluster notices a failed pod: three probes of the kubelet, by its defaults. After that, its report is
+/// newer than the failure.
+const KUBELET_NOTICE: Duration = Duration::from_secs(30);
 
-/// How long an answer that has begun may go on when its pod is dead. The object of a pod may be deleted by force while its
-/// containers still run.
-const GRACE: Duration = Duration::from_secs(30);
+/// Time in which other answers may clear a doubted pod that may not be probed.
+const DOUBT_GRACE: Duration = Duration::from_millis(50);
 
-/// What the cluster says of a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Word {
-    /// Its own probes find it ready.
-    Ready,
-    NotReady,
-    /// A readiness gate that it declares is not met, whatever it answers.
-    Gated,
-    /// It is about to go: nothing new is sent.
-    Terminating,
-    /// It is no endpoint of the target any more, and may live: another label takes it out of a Service.
-    Gone,
-    /// It has ended, or its object has: nobody answers what is in flight on it.
-    Dead,
-}
+/// Time for which an answer that has begun may continue after its pod is reported dead: a forced deletion leaves the
+/// containers running for a while.
+const SEVER_GRACE: Duration = Duration::from_secs(30);
 
-/// Looks after one pod.
+/// Supervises one pod.
 pub(super) struct Pod {
     keeper: Arc<Keeper>,
-    wake: Wake,
+    activator: Activator,
     endpoint: Arc<Endpoint>,
     role: Role,
-    word: watch::Receiver<Word>,
-    state: State,
-    /// How many requests it gets when it opens; `None` leaves its limit as it is.
+    reported: watch::Receiver<ReportedState>,
+    state: PodState,
+    /// Limit of requests when it opens; `None` keeps the limit.
     limit: Option<u32>,
-    /// Whether it was up before we came: then it is not cold.
+    /// The pod was ready before this keeper started, so it needs no ramp.
     is_warm: bool,
-    /// Whether the cluster has called it ready since it is open: then it closes when the cluster takes that back.
+    /// The cluster has reported it ready since it opened, so that a report of unready closes it.
     is_vouched: bool,
-    /// Whether its answer to us opens it. When the cluster has found it unready that was ready, it knows more than one
-    /// path of it shows; until nobody listens there, since what comes then is another run of the server.
+    /// An answer to our probe opens it. Cleared when the cluster reports a ready pod as unready, as its probes may check more
+    /// than ours; set again when the port refuses connections, as the next answer is from another run of the server.
     is_trusted: bool,
-    /// What it answered us last before it was open, if it found fault with our probe.
+    /// The last rejection of our probe before it opened.
     rejected: Option<Answer>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum PodState {
     Closed,
-    /// It answers, and takes no requests: others are missing, or it only helps them.
+    /// Answers, but takes no requests: other groups are missing, or it only helps others.
     Waiting,
     Open,
     Suspect,
@@ -97,17 +83,17 @@ impl Pod {
         keeper: Arc<Keeper>,
         endpoint: Arc<Endpoint>,
         role: Role,
-        word: watch::Receiver<Word>,
+        reported: watch::Receiver<ReportedState>,
         is_warm: bool,
     ) -> Self {
-        let wake = Wake::new(keeper.gate.clone());
-        let state = State::Closed;
+        let activator = Activator::new(keeper.gate.clone());
+        let state = PodState::Closed;
         Self {
             keeper,
-            wake,
+            activator,
             endpoint,
             role,
-            word,
+            reported,
             state,
             limit: None,
             is_warm,
@@ -120,64 +106,65 @@ impl Pod {
     /// Runs until the pod has gone and nothing is in flight on it.
     pub(super) async fn run(mut self) {
         loop {
-            let word = *self.word.borrow_and_update();
-            match (word, self.state) {
-                (Word::Terminating | Word::Gone | Word::Dead, _) => {
+            let reported = *self.reported.borrow_and_update();
+            match (reported, self.state) {
+                (ReportedState::Terminating | ReportedState::Gone | ReportedState::Dead, _) => {
                     self.close();
                     self.is_trusted = true;
-                    if self.has_left(word).await {
+                    if self.has_left(reported).await {
                         return;
                     }
                 }
-                (Word::NotReady | Word::Gated, State::Waiting | State::Open | State::Suspect)
-                    if self.is_vouched || word == Word::Gated =>
-                {
+                (
+                    ReportedState::NotReady | ReportedState::Gated,
+                    PodState::Waiting | PodState::Open | PodState::Suspect,
+                ) if self.is_vouched || reported == ReportedState::Gated => {
                     self.is_trusted &= !self.is_vouched;
                     self.close();
                 }
-                (Word::NotReady, State::Closed) => self.answer().await,
-                (Word::Gated, State::Closed) => drop(self.word.changed().await),
-                (Word::Ready, State::Closed) => {
+                (ReportedState::NotReady, PodState::Closed) => self.answer().await,
+                (ReportedState::Gated, PodState::Closed) => drop(self.reported.changed().await),
+                (ReportedState::Ready, PodState::Closed) => {
                     if let Some(answer) = self.rejected.take() {
                         self.keeper.overruled(&self.endpoint, &answer);
                     }
                     self.limit = Some(self.start());
-                    self.turn(State::Waiting);
+                    self.set_state(PodState::Waiting);
                     self.is_vouched = true;
                 }
-                (_, State::Waiting) => {
-                    self.is_vouched |= word == Word::Ready;
+                (_, PodState::Waiting) => {
+                    self.is_vouched |= reported == ReportedState::Ready;
                     self.wait().await;
                 }
-                (_, State::Open) => {
-                    self.is_vouched |= word == Word::Ready;
-                    let Self { keeper, wake, endpoint, word, .. } = &mut self;
+                (_, PodState::Open) => {
+                    self.is_vouched |= reported == ReportedState::Ready;
+                    let Self { keeper, activator, endpoint, reported, .. } = &mut self;
                     let keeper: &Keeper = keeper;
                     tokio::select! {
-                        biased; // the word first: it may explain why the pod fails
-                        _ = word.changed() => {}
-                        () = suspect(endpoint, || lives(keeper, endpoint)) => self.turn(State::Suspect),
+                        biased; // the report first: it may explain the failure
+                        _ = reported.changed() => {}
+                        () = until_suspect(endpoint, || ask_doubted(keeper, endpoint)) => self.set_state(PodState::Suspect),
                         () = keeper.completeness(false), if !keeper.groups.is_empty() => {
                             self.endpoint.retire();
                             self.limit = None;
-                            self.turn(State::Waiting);
+                            self.set_state(PodState::Waiting);
                         }
-                        () = widen(keeper, wake, endpoint) => {}
+                        () = widen(keeper, activator, endpoint) => {}
                     }
                 }
-                (_, State::Suspect) => {
-                    self.is_vouched |= word == Word::Ready;
+                (_, PodState::Suspect) => {
+                    self.is_vouched |= reported == ReportedState::Ready;
                     self.recover().await;
                 }
             }
-            // Whoever says the words has gone: so has the keeper.
-            if self.word.has_changed().is_err() {
+            // The keeper was dropped.
+            if self.reported.has_changed().is_err() {
                 pending::<()>().await;
             }
         }
     }
 
-    /// How many requests it gets at first.
+    /// Returns the first limit, and forgets that the pod was warm.
     fn start(&mut self) -> u32 {
         match std::mem::take(&mut self.is_warm) {
             true => u32::MAX,
@@ -185,20 +172,20 @@ impl Pod {
         }
     }
 
-    /// Waits until it has answered, or the cluster says something else. It is asked only while requests wait.
+    /// Waits until the pod answers, or its report changes. Probes only while the target is wanted.
     async fn answer(&mut self) {
-        let Self { keeper, wake, endpoint, word, is_trusted, rejected, .. } = self;
-        let mut sight = Sight::new(keeper.gate.clone());
+        let Self { keeper, activator, endpoint, reported, is_trusted, rejected, .. } = self;
+        let mut reporter = ProbeReporter::new(keeper.gate.clone());
         let answered = async {
             loop {
-                if !wake.is_wanted() {
-                    sight.withdraw();
+                if !activator.is_wanted() {
+                    reporter.withdraw();
                 }
-                wake.wanted().await;
+                activator.wanted().await;
                 let asked = Instant::now();
                 if keeper.gate.policy().readiness.probe {
                     let answer = keeper.ask(endpoint).await;
-                    sight.saw(endpoint.address(), &answer);
+                    reporter.record(endpoint.address(), &answer);
                     match answer {
                         Answer::Ready if *is_trusted => return,
                         Answer::Refused => *is_trusted = true,
@@ -209,42 +196,42 @@ impl Pod {
             }
         };
         tokio::select! {
-            biased; // the word first: it makes asking needless, or says that the pod is going
-            _ = word.changed() => {}
+            biased; // the report first: it makes probing needless
+            _ = reported.changed() => {}
             () = answered => {
                 self.limit = Some(self.start());
-                self.turn(State::Waiting);
+                self.set_state(PodState::Waiting);
             }
         }
     }
 
-    /// Opens as soon as the target has all that it needs. Returns also when the cluster says something else.
+    /// Opens the pod once every group has one. Returns early if the report changes.
     async fn wait(&mut self) {
         let keeper = self.keeper.clone();
         if self.role.helps {
-            let _ = self.word.changed().await;
+            let _ = self.reported.changed().await;
             return;
         }
         if !keeper.groups.is_empty() {
             tokio::select! {
-                biased; // the word first: it may say that the pod is going
-                _ = self.word.changed() => return,
+                biased; // the report first: the pod may be going
+                _ = self.reported.changed() => return,
                 () = keeper.completeness(true) => {}
             }
         }
         self.open();
     }
 
-    /// Waits until it has answered again, or the cluster's word is enough, or the cluster says something else.
+    /// Waits until the pod answers again, or the report overrules our probes, or the report changes.
     async fn recover(&mut self) {
         let keeper = self.keeper.clone();
-        let Self { wake, endpoint, word, .. } = self;
-        let is_called_ready = *word.borrow() == Word::Ready;
+        let Self { activator, endpoint, reported, .. } = self;
+        let is_reported_ready = *reported.borrow() == ReportedState::Ready;
         let mut doubt = Some(Doubt::new(&keeper));
         let recovered = async {
             sleep(endpoint.backoff()).await;
             let failed = Instant::now();
-            while keeper.gate.policy().readiness.probe || !is_called_ready {
+            while keeper.gate.policy().readiness.probe || !is_reported_ready {
                 let asked = Instant::now();
                 let answer = keeper.ask(endpoint).await;
                 if answer.is_alive() {
@@ -254,49 +241,48 @@ impl Pod {
                     return;
                 }
                 let has_another_cause = answer.is_rejection() || matches!(answer, Answer::TimedOut(_));
-                if is_called_ready && (has_another_cause || failed.elapsed() >= NOTICED) {
+                if is_reported_ready && (has_another_cause || failed.elapsed() >= KUBELET_NOTICE) {
                     return keeper.overruled(endpoint, &answer);
                 }
                 doubt = None;
                 sleep_until(asked + keeper.interval()).await;
                 tokio::select! {
-                    biased; // whoever waits is in a hurry
-                    () = wake.wanted() => {}
-                    () = sleep_until(asked + UNHURRIED) => {}
+                    biased; // waiting requests shorten the interval
+                    () = activator.wanted() => {}
+                    () = sleep_until(asked + IDLE_PROBE_INTERVAL) => {}
                 }
             }
         };
         let has_recovered = tokio::select! {
-            biased; // the word first: it may say that the pod is going
-            _ = word.changed() => false,
+            biased; // the report first: the pod may be going
+            _ = reported.changed() => false,
             () = recovered => true,
         };
         if has_recovered {
-            // It keeps the one request at a time that being suspect left it, and grows from there.
+            // Keeps the limit of one request that suspicion has set; the ramp widens it.
             self.limit = None;
-            self.turn(State::Waiting);
+            self.set_state(PodState::Waiting);
         }
     }
 
-    /// Waits until nothing is in flight on it any more and the cluster has forgotten it, and says so; or until the
-    /// cluster says something else.
-    async fn has_left(&mut self, word: Word) -> bool {
-        let Self { endpoint, word: words, .. } = self;
+    /// Waits until nothing is in flight on a pod that has gone, and returns true. Returns false if the report changes.
+    async fn has_left(&mut self, reported: ReportedState) -> bool {
+        let Self { endpoint, reported: states, .. } = self;
         let left = async {
-            if word == Word::Dead {
+            if reported == ReportedState::Dead {
                 sever(endpoint).await;
             }
-            vacant(endpoint).await;
+            until_vacant(endpoint).await;
         };
         tokio::select! {
-            biased; // a pod that is back is not to be forgotten
-            _ = words.changed() => return false,
+            biased; // a pod that is back must not be removed
+            _ = states.changed() => return false,
             () = left => {}
         }
-        if matches!(word, Word::Gone | Word::Dead) {
+        if matches!(reported, ReportedState::Gone | ReportedState::Dead) {
             return true;
         }
-        let _ = self.word.changed().await;
+        let _ = self.reported.changed().await;
         false
     }
 
@@ -307,76 +293,76 @@ impl Pod {
                 self.keeper.gate.cold_starts().pod_loaded(self.endpoint.address());
                 pods.ready(&self.endpoint, limit);
             }
-            None => self.keeper.open(&self.wake, &self.endpoint, limit),
+            None => self.keeper.open(&self.activator, &self.endpoint, limit),
         }
-        self.turn(State::Open);
+        self.set_state(PodState::Open);
     }
 
     fn close(&mut self) {
         self.is_vouched = false;
         self.endpoint.retire();
-        self.turn(State::Closed);
+        self.set_state(PodState::Closed);
     }
 
-    fn turn(&mut self, state: State) {
-        let (was, is) = (u32::from(self.state == State::Open), u32::from(state == State::Open));
-        let answers = |state| u32::from(matches!(state, State::Waiting | State::Open));
+    fn set_state(&mut self, state: PodState) {
+        let (was, is) = (u32::from(self.state == PodState::Open), u32::from(state == PodState::Open));
+        let answers = |state| u32::from(matches!(state, PodState::Waiting | PodState::Open));
         let (answered, now_answers) = (answers(self.state), answers(state));
         let groups = self.role.groups;
         self.state = state;
         let is_endpoint = self.keeper.behind.is_none();
-        self.keeper.count(|tally| {
-            tally.pods = tally.pods + is - was;
+        self.keeper.update_counts(|counts| {
+            counts.pods = counts.pods + is - was;
             for (_, count) in
-                tally.groups.iter_mut().enumerate().filter(|(index, _)| groups >> index & 1 == 1)
+                counts.groups.iter_mut().enumerate().filter(|(index, _)| groups >> index & 1 == 1)
             {
                 *count = *count + now_answers - answered;
             }
             if is_endpoint {
-                tally.open = tally.open + is - was;
+                counts.open = counts.open + is - was;
             }
         });
     }
 }
 
-/// Widens the ramp of a pod. Never ends; cancel-safe. Behind a gateway it has none: that one has.
-async fn widen(keeper: &Keeper, wake: &Wake, pod: &Endpoint) {
+/// Widens the ramp of a pod. Never returns; cancel-safe. Behind a gateway only the gateway has a ramp.
+async fn widen(keeper: &Keeper, activator: &Activator, pod: &Endpoint) {
     if keeper.behind.is_some() {
         return pending().await;
     }
-    wake.widen(pod, || keeper.ask_if_allowed(pod)).await;
+    activator.widen(pod, || keeper.ask_if_allowed(pod)).await;
 }
 
-/// Breaks off what is in flight on a pod that is dead: at once what has not been answered, which goes elsewhere, and after
-/// the grace what has begun to be.
+/// Breaks off the requests on a dead pod: those without an answer at once, so that they are retried, the others after the
+/// grace.
 async fn sever(endpoint: &Endpoint) {
     endpoint.sever(false);
-    if timeout(GRACE, vacant(endpoint)).await.is_err() {
+    if timeout(SEVER_GRACE, until_vacant(endpoint)).await.is_err() {
         endpoint.sever(true);
     }
 }
 
-/// Whether a pod answers, having broken a request off. Where it is not asked, only its answers to others can say so.
-async fn lives(keeper: &Keeper, endpoint: &Endpoint) -> Answer {
+/// Probes a pod that broke off a request. Without permission to probe, only its other answers can clear the doubt.
+async fn ask_doubted(keeper: &Keeper, endpoint: &Endpoint) -> Answer {
     if keeper.gate.policy().readiness.probe {
         return keeper.ask(endpoint).await;
     }
-    sleep(UNASKED).await;
-    Answer::TimedOut(UNASKED.into())
+    sleep(DOUBT_GRACE).await;
+    Answer::TimedOut(DOUBT_GRACE.into())
 }
 
-/// A pod that failed a request, until it has failed to answer us, too.
+/// Counts a pod as doubtful until dropped: it failed a request, and no probe yet.
 struct Doubt<'a>(&'a Keeper);
 
 impl<'a> Doubt<'a> {
     fn new(keeper: &'a Keeper) -> Self {
-        keeper.count(|tally| tally.doubtful += 1);
+        keeper.update_counts(|counts| counts.doubtful += 1);
         Self(keeper)
     }
 }
 
 impl Drop for Doubt<'_> {
     fn drop(&mut self) {
-        self.0.count(|tally| tally.doubtful -= 1);
+        self.0.update_counts(|counts| counts.doubtful -= 1);
     }
 }

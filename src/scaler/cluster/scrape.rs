@@ -1,39 +1,41 @@
-//! `scaling.serverQueue`: how many requests wait in the model servers themselves.
+//! `scaling.serverQueue`: scrapes the queues of the model servers.
 
 use std::{collections::HashMap, future::pending, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::sleep};
 
-use super::{Keeper, speaks};
+use super::keeper::{Keeper, speaks};
 use crate::probe::fetch;
 
-/// How often the servers are asked. KEDA and the HPA look every 15 to 30 s.
-const PERIOD: Duration = Duration::from_secs(2);
+/// Interval of scrapes. KEDA and the HPA poll every 15 to 30 s.
+const SCRAPE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long one answer may take, and how long it may be; vLLM's is some 100 KB.
-const LIMIT: Duration = Duration::from_secs(1);
-const LONGEST: usize = 4 << 20;
+/// Timeout of a scrape.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How many servers are asked at once.
-const AT_ONCE: usize = 8;
+/// Longest page of metrics, in bytes. vLLM's has about 100 KB.
+const MAX_PAGE_BYTES: usize = 4 << 20;
 
-/// One series for each model that a server serves. Reads 0 for the first seconds after a start.
+/// Concurrent scrapes of a target.
+const MAX_SCRAPES: usize = 8;
+
+/// Metric with one series per model. Reads 0 for the first seconds after a start.
 const METRIC: &str = "vllm:num_requests_waiting";
 
-/// Publishes what waits in the servers, while there is demand and the route wants it. Never ends.
+/// Publishes the length of the servers' queues, while there is demand and the policy uses it. Never returns.
 pub(super) async fn run(keeper: &Keeper) {
     let (gate, demand) = (&keeper.gate, keeper.gate.demand());
-    let mut tally = keeper.tally.subscribe();
+    let mut counts = keeper.counts.subscribe();
     let mut changes = demand.changes();
-    // One that does not answer in time is most likely busy: its last word counts.
+    // The last value of a server that does not answer in time stays: it is most likely busy.
     let mut waiting: HashMap<Box<str>, u64> = HashMap::new();
     loop {
-        if tally.wait_for(|tally| tally.pods > 0).await.is_err() {
-            // The keeper has gone.
+        if counts.wait_for(|counts| counts.pods > 0).await.is_err() {
+            // The keeper was dropped.
             return pending().await;
         }
-        // Before the look, so that none is lost.
+        // Before the demand is read, so that no change is lost.
         changes.mark_unchanged();
         let scaling = gate.policy().scaling;
         if scaling.server_queue && demand.is_active(gate.requests(), scaling.linger.get()) {
@@ -42,10 +44,17 @@ pub(super) async fn run(keeper: &Keeper) {
             waiting.retain(|address, _| ready.iter().any(|pod| pod.address() == &**address));
             let mut answers = stream::iter(ready)
                 .map(|pod| async move {
-                    let page = fetch(pod.address(), speaks(pod.protocol()), "/metrics", LONGEST, LIMIT).await;
+                    let page = fetch(
+                        pod.address(),
+                        speaks(pod.protocol()),
+                        "/metrics",
+                        MAX_PAGE_BYTES,
+                        SCRAPE_TIMEOUT,
+                    )
+                    .await;
                     page.map(|page| (pod.address().into(), sum(&String::from_utf8_lossy(&page))))
                 })
-                .buffer_unordered(AT_ONCE);
+                .buffer_unordered(MAX_SCRAPES);
             while let Some(answer) = answers.next().await {
                 waiting.extend(answer);
             }
@@ -54,30 +63,30 @@ pub(super) async fn run(keeper: &Keeper) {
         }
         demand.set_server_queue(waiting.values().sum());
         tokio::select! {
-            biased; // at zero nothing waits in servers
-            gone = tally.wait_for(|tally| tally.pods == 0) => if gone.is_ok() {
+            biased; // without pods there is no queue
+            gone = counts.wait_for(|counts| counts.pods == 0) => if gone.is_ok() {
                 waiting.clear();
                 demand.set_server_queue(0);
             },
-            // New policies are a change. Of thousands of routes, those that do not want it cost nothing.
-            () = async { if scaling.server_queue { sleep(PERIOD).await } else { changed(&mut changes).await } } => {}
+            // A new policy publishes a change, so routes without `serverQueue` need no timer.
+            () = async { if scaling.server_queue { sleep(SCRAPE_INTERVAL).await } else { changed(&mut changes).await } } => {}
         }
     }
 }
 
 async fn changed(changes: &mut watch::Receiver<u64>) {
     if changes.changed().await.is_err() {
-        // The gate has gone.
+        // The gate was dropped.
         pending().await
     }
 }
 
-/// The sum of the metric over its series.
+/// Sums the metric over its series.
 fn sum(page: &str) -> u64 {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(METRIC)?;
         let value = match rest.chars().next()? {
-            // The value follows the labels, whatever is quoted in them.
+            // The value follows the last brace, as labels may contain others.
             '{' => rest.rsplit_once('}')?.1,
             ' ' => rest,
             _ => return None,
@@ -92,7 +101,7 @@ mod tests {
     use super::sum;
 
     #[test]
-    fn all_models_count_and_nothing_else_does() {
+    fn sum_covers_all_models_and_no_other_metric() {
         let page = "\
 # HELP vllm:num_requests_waiting Number of requests waiting to be processed.
 # TYPE vllm:num_requests_waiting gauge

@@ -1,7 +1,7 @@
 mod ramp;
 mod record;
+mod reported;
 mod roles;
-mod word;
 
 use std::time::Duration;
 
@@ -15,48 +15,49 @@ use super::*;
 use crate::{
     admission::Permit,
     coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Phase},
-    domain::{Concurrency, EndpointSource, ObstacleKind, Policy},
+    domain::{Concurrency, EndpointSource, ObstacleKind, Period, Policy, Roles},
     hold::{Place, Released, Ticket},
+    probe::Answer,
     state::{Obstacle, Problem},
 };
 
 const A: &str = "10.0.0.1:8000";
 const B: &str = "10.0.0.2:8000";
 
-/// A keeper with a cluster that says what the test says, and servers that answer what the test says.
+/// A keeper with a scripted cluster and scripted servers.
 struct Stage {
     gate: Arc<Gate>,
     store: Arc<ColdStarts>,
     cluster: watch::Sender<Arc<Discovered>>,
     servers: Arc<Servers>,
-    stops: Stops,
+    shutdown: Shutdown,
     keeping: JoinHandle<()>,
     began: Instant,
 }
 
-/// Servers at addresses; where there is none, connections are refused.
+/// Scripted servers by address; other addresses refuse connections.
 #[derive(Default)]
 struct Servers {
     answers: Mutex<HashMap<String, (Answer, Duration)>>,
     asked: Mutex<Vec<(u64, String)>>,
     now: Mutex<(usize, usize)>,
-    /// What a look-up of any name finds; `None`: an address.
+    /// Result of every lookup; `None` resolves.
     unresolved: Mutex<Option<Answer>>,
 }
 
 impl Stage {
-    async fn new(policy: Policy, gateway: Option<&str>, pods: &[(&str, Word)]) -> Self {
-        let stage = Self::unheard(policy, gateway);
-        stage.says(pods).await;
+    async fn new(policy: Policy, gateway: Option<&str>, pods: &[(&str, ReportedState)]) -> Self {
+        let stage = Self::unsynced(policy, gateway);
+        stage.report(pods).await;
         stage
     }
 
-    /// The cluster has said nothing yet.
-    fn unheard(policy: Policy, gateway: Option<&str>) -> Self {
+    /// Creates a stage whose pods have not been listed.
+    fn unsynced(policy: Policy, gateway: Option<&str>) -> Self {
         Self::with_roles(policy, gateway, Roles::default())
     }
 
-    /// The same, for pods of several roles.
+    /// Like [`Self::unsynced`], for pods of several roles.
     fn with_roles(policy: Policy, gateway: Option<&str>, roles: Roles) -> Self {
         let store = ColdStarts::new(|_| {});
         let gate = Gate::new("tiny".into(), policy, store.clone());
@@ -66,8 +67,8 @@ impl Stage {
         let asked = servers.clone();
         let prober: Prober =
             Arc::new(move |endpoint, _| asked.clone().ask(endpoint.address().into(), began).boxed());
-        let stops = Stops::default();
-        let (kept, ours) = (gate.clone(), stops.clone());
+        let shutdown = Shutdown::default();
+        let (kept, ours) = (gate.clone(), shutdown.clone());
         let source = EndpointSource::InferencePool { name: "tiny".into() };
         let asked = servers.clone();
         let resolver: Resolver = Arc::new(move |_, _| {
@@ -78,23 +79,23 @@ impl Stage {
         let target = ClusterTarget { namespace: "ml".into(), source, gateway, roles };
         let keeping =
             tokio::spawn(async move { keep(kept, &target, discovered, (prober, resolver), ours).await });
-        Self { gate, store, cluster, servers, stops, keeping, began }
+        Self { gate, store, cluster, servers, shutdown, keeping, began }
     }
 
-    /// What the cluster says from now on, the keeper having heard it.
-    async fn says(&self, pods: &[(&str, Word)]) {
+    /// Publishes the pods, and waits until the keeper has seen them.
+    async fn report(&self, pods: &[(&str, ReportedState)]) {
         let pods: Vec<_> = pods.iter().map(|(address, word)| (*address, *word, Role::default())).collect();
-        self.says_with_roles(&pods).await;
+        self.report_with_roles(&pods).await;
     }
 
-    /// The same, of pods of several roles.
-    async fn says_with_roles(&self, pods: &[(&str, Word, Role)]) {
+    /// Like [`Self::report`], for pods of several roles.
+    async fn report_with_roles(&self, pods: &[(&str, ReportedState, Role)]) {
         let endpoints = pods.iter().map(|(address, word, role)| DiscoveredEndpoint {
             address: (*address).into(),
             protocol: Protocol::Http1,
-            ready: *word == Word::Ready,
-            terminating: *word == Word::Terminating,
-            gated: *word == Word::Gated,
+            ready: *word == ReportedState::Ready,
+            terminating: *word == ReportedState::Terminating,
+            gated: *word == ReportedState::Gated,
             role: *role,
         });
         let endpoints = endpoints.collect();
@@ -115,7 +116,7 @@ impl Stage {
         self.gate.enter().map(|(permit, _): (Permit, Place)| permit)
     }
 
-    /// Lets the clock run to so many milliseconds from the start.
+    /// Advances the clock to `ms` from the start.
     async fn at(&self, ms: u64) {
         tokio::time::sleep_until(self.began + Duration::from_millis(ms)).await;
         settle().await;
@@ -173,13 +174,13 @@ impl Servers {
         answer
     }
 
-    /// When a server was asked, in milliseconds from the start.
+    /// Returns the times of probes of a server, in milliseconds from the start.
     fn times(&self, address: &str) -> Vec<u64> {
         self.asked.lock().iter().filter(|(_, asked)| asked == address).map(|(at, _)| *at).collect()
     }
 }
 
-/// Lets everybody do what can be done at this moment of the paused clock.
+/// Runs all tasks that are ready, without advancing the clock.
 async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
@@ -205,38 +206,38 @@ fn with(max: u32, ramp_start: u32) -> Policy {
     Policy { concurrency: Concurrency { max, ramp_start }, ..Policy::default() }
 }
 
-use Word::{Gated, NotReady, Ready, Terminating};
+use ReportedState::{Gated, NotReady, Ready, Terminating};
 
 #[tokio::test(start_paused = true)]
-async fn what_is_up_already_is_not_cold_and_gets_all_it_may() {
-    let stage = Stage::unheard(Policy::default(), None);
+async fn pod_that_is_up_already_has_no_ramp() {
+    let stage = Stage::unsynced(Policy::default(), None);
     let mut held = stage.hold();
     stage.at(500).await;
-    assert!(stage.gate.cold_starts().current().is_none(), "the cluster may know of pods that are up");
-    stage.says(&[(A, Ready), (B, Ready)]).await;
+    assert!(stage.gate.cold_starts().current().is_none(), "the cluster may have ready pods");
+    stage.report(&[(A, Ready), (B, Ready)]).await;
     let permit = released(&mut held).await;
     permit.first_byte();
     assert_eq!([A, B].map(|address| stage.endpoint(address).unwrap().limit()), [64, 64]);
     assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none());
     assert!(!stage.gate.demand().is_leased());
-    assert_eq!((stage.status(), stage.servers.asked.lock().len()), ("ready", 0), "nobody had to be asked");
+    assert_eq!((stage.status(), stage.servers.asked.lock().len()), ("ready", 0), "without a probe");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cluster_that_is_not_heard_for_a_second_does_not_keep_a_cold_start_from_beginning() {
-    let stage = Stage::unheard(Policy::default(), None);
+async fn cold_start_begins_1_s_without_the_pods_list() {
+    let stage = Stage::unsynced(Policy::default(), None);
     let _held = stage.hold();
     stage.at(999).await;
     assert!(stage.gate.cold_starts().current().is_none());
     stage.at(1000).await;
-    assert_eq!(stage.gate.cold_starts().current().unwrap().total_ms, 1000.0, "counted from the request on");
+    assert_eq!(stage.gate.cold_starts().current().unwrap().total_ms, 1000.0, "from the request on");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_is_asked_every_50_ms_while_requests_wait_and_opened_when_it_answers() {
+async fn pod_is_probed_every_50_ms_and_opens_on_answer() {
     let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
     stage.at(10_000).await;
-    assert_eq!((stage.servers.times(A), stage.status()), (vec![], "idle"), "nobody waits");
+    assert_eq!((stage.servers.times(A), stage.status()), (vec![], "idle"), "no request waits");
     let mut held = stage.hold();
     stage.at(10_220).await;
     assert_eq!(stage.servers.times(A), [10_000, 10_050, 10_100, 10_150, 10_200]);
@@ -244,7 +245,7 @@ async fn a_pod_is_asked_every_50_ms_while_requests_wait_and_opened_when_it_answe
     stage.servers.answer(A, Answer::Ready);
     let permit = released(&mut held).await;
     assert_eq!(stage.ms(), 10_250, "30 ms after it began to answer, at the next probe");
-    assert_eq!(stage.endpoint(A).unwrap().limit(), 4, "it is cold");
+    assert_eq!(stage.endpoint(A).unwrap().limit(), 4, "a cold pod has a ramp");
     stage.at(10_300).await;
     permit.first_byte();
     let [record] = stage.ended().try_into().unwrap();
@@ -255,30 +256,30 @@ async fn a_pod_is_asked_every_50_ms_while_requests_wait_and_opened_when_it_answe
         "the signal is marked by who pushes it"
     );
     stage.at(20_000).await;
-    assert_eq!(stage.servers.times(A).len(), 6, "it is open: nobody asks");
+    assert_eq!(stage.servers.times(A).len(), 6, "an open pod is not probed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_appears_is_asked_at_once_and_a_slow_one_holds_nobody_up() {
+async fn new_pod_is_probed_at_once_beside_a_slow_one() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
     let mut held = stage.hold();
     stage.at(1_003).await;
-    stage.servers.answer_after(A, Answer::TimedOut(crate::domain::Period::from_secs(1)), 1000);
-    stage.says(&[(A, NotReady)]).await;
+    stage.servers.answer_after(A, Answer::TimedOut(Period::from_secs(1)), 1000);
+    stage.report(&[(A, NotReady)]).await;
     stage.at(1_020).await;
     stage.servers.answer_after(B, Answer::Ready, 7);
-    stage.says(&[(A, NotReady), (B, NotReady)]).await;
+    stage.report(&[(A, NotReady), (B, NotReady)]).await;
     let permit = released(&mut held).await;
     assert_eq!((permit.endpoint().address(), stage.ms()), (B, 1_027), "1020 + 7");
-    assert_eq!(stage.servers.times(A), [1_003], "one question at a time");
+    assert_eq!(stage.servers.times(A), [1_003], "one probe at a time");
     permit.first_byte();
     let [record] = stage.ended().try_into().unwrap();
     let phases: Vec<_> = record.phases.iter().map(|span| (span.name, span.duration_ms.round())).collect();
-    assert_eq!(phases[0], (Phase::Load, 1_027.0), "nothing else is known of the pods here");
+    assert_eq!(phases[0], (Phase::Load, 1_027.0), "no other phase is known");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_word_of_the_cluster_is_enough_and_all_there_is_where_we_may_not_ask() {
+async fn report_of_ready_opens_a_pod_without_probes() {
     let mut policy = Policy::default();
     policy.readiness.probe = false;
     let stage = Stage::new(policy, None, &[(A, NotReady)]).await;
@@ -286,10 +287,10 @@ async fn the_word_of_the_cluster_is_enough_and_all_there_is_where_we_may_not_ask
     let mut held = stage.hold();
     stage.at(5_000).await;
     assert!(!stage.is_open(A) && stage.servers.times(A).is_empty());
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     let permit = released(&mut held).await;
     assert_eq!((stage.ms(), stage.endpoint(A).unwrap().limit()), (5_000, 4));
-    // It fails: the word is enough to try again, after the back-off.
+    // After a failure the report suffices to recover, after the backoff.
     permit.suspect();
     drop(permit);
     let mut again = stage.hold();
@@ -298,76 +299,76 @@ async fn the_word_of_the_cluster_is_enough_and_all_there_is_where_we_may_not_ask
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_we_opened_stays_open_and_what_the_cluster_closes_stays_closed_until_it_is_another_run() {
+async fn pod_reported_unready_stays_closed_until_restart() {
     let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
     stage.servers.answer(A, Answer::Ready);
     let mut held = stage.hold();
     drop(released(&mut held).await);
     stage.at(30_000).await;
-    stage.says(&[(A, NotReady), (B, NotReady)]).await;
-    assert!(stage.is_open(A), "its kubelet has not looked yet");
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, NotReady), (B, NotReady)]).await;
+    assert!(stage.is_open(A), "its kubelet has not probed yet");
+    stage.report(&[(A, Ready)]).await;
     stage.at(60_000).await;
     assert!(stage.is_open(A));
 
-    stage.says(&[(A, NotReady)]).await;
-    assert!(!stage.is_open(A), "it was ready, and is no more");
+    stage.report(&[(A, NotReady)]).await;
+    assert!(!stage.is_open(A), "it was ready, and no longer is");
     let mut held = stage.hold();
     stage.at(61_000).await;
-    assert!(!stage.is_open(A), "its answer to us is not all there is to it");
-    assert_eq!(stage.servers.times(A).len(), 1 + 21, "asked all the same: at 60000, 60050, … 61000");
+    assert!(!stage.is_open(A), "its answer does not suffice");
+    assert_eq!(stage.servers.times(A).len(), 1 + 21, "probed nevertheless: at 60000, 60050, … 61000");
     stage.servers.answer(A, Answer::Refused);
     stage.at(62_000).await;
     stage.servers.answer(A, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
     stage.at(62_010).await;
     stage.servers.answer(A, Answer::Ready);
-    assert_eq!(released(&mut held).await.endpoint().limit(), 4, "it was started again, and is cold");
+    assert_eq!(released(&mut held).await.endpoint().limit(), 4, "restarted, so it has a ramp");
     assert_eq!(stage.ms(), 62_050);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_terminating_pod_gets_nothing_new_and_is_forgotten_when_it_is_vacant() {
+async fn terminating_pod_is_removed_when_vacant() {
     let stage = Stage::new(with(2, 2), None, &[(A, Ready), (B, Ready)]).await;
     let permits: Vec<_> = (0..4).map(|_| stage.enter().unwrap()).collect();
-    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    stage.report(&[(A, Terminating), (B, Ready)]).await;
     let (of_a, of_b): (Vec<_>, Vec<_>) =
         permits.into_iter().partition(|permit| permit.endpoint().address() == A);
     assert_eq!((of_a.len(), of_b.len()), (2, 2));
     drop(of_b);
     let of_b: Vec<_> = (0..3).map(|_| stage.enter()).collect();
     assert_eq!(of_b.iter().flatten().map(|permit| permit.endpoint().address()).collect::<Vec<_>>(), [B, B]);
-    stage.says(&[(B, Ready)]).await;
-    assert_eq!(stage.gate.in_flight(), 4, "what is in flight finishes, and counts");
-    // It comes back under the same address while it is still being read from.
-    stage.says(&[(A, Ready), (B, Ready)]).await;
-    assert!(stage.is_open(A) && stage.enter().is_none(), "full, with what it had");
+    stage.report(&[(B, Ready)]).await;
+    assert_eq!(stage.gate.in_flight(), 4, "requests in flight finish, and count");
+    // The same address returns while answers are still being read.
+    stage.report(&[(A, Ready), (B, Ready)]).await;
+    assert!(stage.is_open(A) && stage.enter().is_none(), "full with the requests that it had");
     assert_eq!(stage.endpoint(A).unwrap().limit(), 2);
-    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    stage.report(&[(A, Terminating), (B, Ready)]).await;
     drop(of_a);
     settle().await;
-    assert!(stage.endpoint(A).is_some_and(|endpoint| !endpoint.is_ready()), "it is not gone yet");
-    stage.says(&[(B, Ready)]).await;
+    assert!(stage.endpoint(A).is_some_and(|endpoint| !endpoint.is_ready()), "not removed yet");
+    stage.report(&[(B, Ready)]).await;
     assert!(stage.endpoint(A).is_none());
-    stage.says(&[(A, Terminating), (B, Ready)]).await;
-    assert!(stage.endpoint(A).is_none(), "what is on its way out is not made known");
-    stage.says(&[(A, NotReady), (B, Ready)]).await;
+    stage.report(&[(A, Terminating), (B, Ready)]).await;
+    assert!(stage.endpoint(A).is_none(), "a terminating pod is not added");
+    stage.report(&[(A, NotReady), (B, Ready)]).await;
     assert!(stage.endpoint(A).is_some());
 }
 
-/// What is in flight on a pod that has ended is broken off: at once what has no answer yet, the rest after 30 s.
+/// Requests on a dead pod are broken off: those without an answer at once, the others after 30 s.
 #[tokio::test(start_paused = true)]
-async fn a_dead_pod_is_severed_and_answers_have_a_grace() {
+async fn dead_pod_is_severed_and_answers_have_a_grace() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
     let permits = [stage.enter().unwrap(), stage.enter().unwrap()];
     let endpoint = stage.endpoint(A).unwrap();
     let (waiting, answering) = (endpoint.connection(), endpoint.connection());
     answering.set_answering(true);
-    stage.says(&[(A, Terminating)]).await;
+    stage.report(&[(A, Terminating)]).await;
     stage.at(60_000).await;
-    assert!(!waiting.is_cut(), "it drains");
-    stage.says(&[]).await;
+    assert!(!waiting.is_cut(), "terminating");
+    stage.report(&[]).await;
     stage.at(120_000).await;
-    assert!(!waiting.is_cut(), "no longer an endpoint, which is no word on whether it lives");
+    assert!(!waiting.is_cut(), "it left the target, and may live");
     let dead = vec![A.into()];
     stage.cluster.send_replace(Arc::new(Discovered { is_synced: true, dead, ..Discovered::default() }));
     settle().await;
@@ -381,9 +382,9 @@ async fn a_dead_pod_is_severed_and_answers_have_a_grace() {
     assert!(stage.endpoint(A).is_none());
 }
 
-/// A pod in doubt is asked at once and keeps its limit; one that may not be asked has 50 ms to answer somebody else.
+/// A doubted pod is probed at once and keeps its limit; one that may not be probed has 50 ms to answer another request.
 #[tokio::test(start_paused = true)]
-async fn a_pod_in_doubt_keeps_its_limit_if_it_answers() {
+async fn doubted_pod_keeps_its_limit_if_it_answers() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
     stage.servers.answer(A, Answer::Ready);
     let permit = stage.enter().unwrap();
@@ -395,7 +396,7 @@ async fn a_pod_in_doubt_keeps_its_limit_if_it_answers() {
     stage.servers.answer(A, Answer::Refused);
     permit.doubt();
     stage.at(49).await;
-    assert!(stage.is_open(A), "asked again after 50 ms at the earliest");
+    assert!(stage.is_open(A), "probed again after 50 ms at the earliest");
     stage.at(51).await;
     assert!(!stage.is_open(A));
 
@@ -410,12 +411,12 @@ async fn a_pod_in_doubt_keeps_its_limit_if_it_answers() {
     assert!(stage.is_open(A), "it answered another request");
     permits[0].doubt();
     stage.at(200).await;
-    // Suspect: one request beside the two that it still has.
+    // Suspect: one request beside its other two.
     assert_eq!((permits[0].endpoint().is_doubted(), permits[0].endpoint().limit()), (false, 3));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_pod_is_left_alone_for_its_back_off_then_asked_and_that_is_no_cold_start() {
+async fn suspect_pod_is_probed_after_its_backoff() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
     stage.servers.answer(A, Answer::Ready);
     let mut times = Vec::new();
@@ -432,13 +433,13 @@ async fn a_suspect_pod_is_left_alone_for_its_back_off_then_asked_and_that_is_no_
     assert_eq!(times, [0, 50, 150, 350, 750, 1550], "50, 100, 200, 400 and 800 ms later");
     let permit = released(&mut stage.hold()).await;
     permit.first_byte();
-    assert_eq!((stage.ms(), permit.endpoint().limit()), (2550, 2), "a second at most; and it grows again");
+    assert_eq!((stage.ms(), permit.endpoint().limit()), (2550, 2), "a second at most; then the ramp grows");
     assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none());
     assert_eq!(stage.servers.times(A), [50, 150, 350, 750, 1550, 2550]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_pod_that_does_not_answer_begins_a_cold_start() {
+async fn suspect_pod_without_an_answer_begins_a_cold_start() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
     stage.enter().unwrap().suspect();
     let mut held = stage.hold();
@@ -454,7 +455,7 @@ async fn a_suspect_pod_that_does_not_answer_begins_a_cold_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_suspect_pod_that_nobody_needs_is_asked_once_a_second() {
+async fn unneeded_suspect_pod_is_probed_every_second() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, Ready)]).await;
     let suspect =
         std::iter::repeat_with(|| stage.enter().unwrap()).find(|permit| permit.endpoint().address() == A);
@@ -467,18 +468,18 @@ async fn a_suspect_pod_that_nobody_needs_is_asked_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_the_last_pod_goes_while_requests_wait_the_target_is_wanted_again() {
+async fn last_pod_going_with_held_requests_restarts() {
     let stage = Stage::new(with(1, 1), None, &[(A, Ready)]).await;
     let permit = stage.enter().unwrap();
     let mut held = stage.hold();
-    assert!(!stage.gate.demand().is_leased(), "something is up");
+    assert!(!stage.gate.demand().is_leased(), "an endpoint is ready");
     stage.at(1_000).await;
-    stage.says(&[(A, Terminating)]).await;
+    stage.report(&[(A, Terminating)]).await;
     assert!(stage.gate.demand().is_leased());
     assert_eq!(stage.status(), "starting");
     stage.at(2_000).await;
     drop(permit);
-    stage.says(&[(B, NotReady)]).await;
+    stage.report(&[(B, NotReady)]).await;
     stage.servers.answer(B, Answer::Ready);
     let permit = released(&mut held).await;
     assert_eq!(permit.endpoint().address(), B);
@@ -489,28 +490,31 @@ async fn when_the_last_pod_goes_while_requests_wait_the_target_is_wanted_again()
         "from when it went, at 1000, to the second probe of the next, at 2050"
     );
     drop(permit);
-    stage.says(&[]).await;
+    stage.report(&[]).await;
     assert_eq!(stage.status(), "idle");
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_needed_besides_others_is_asked_as_well() {
+async fn pod_is_probed_while_others_are_full() {
     let stage = Stage::new(with(1, 1), None, &[(A, Ready), (B, NotReady)]).await;
     let _permit = stage.enter().unwrap();
     stage.at(3_000).await;
-    assert_eq!(stage.servers.times(B), [0; 0], "there is enough");
+    assert_eq!(stage.servers.times(B), [0; 0], "the open pod has room");
     let mut held = stage.hold();
     stage.at(3_120).await;
     assert_eq!(stage.servers.times(B), [3_000, 3_050, 3_100]);
     stage.servers.answer(B, Answer::Ready);
     assert_eq!(released(&mut held).await.endpoint().address(), B);
-    assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none(), "it was not at zero");
+    assert!(
+        stage.ended().is_empty() && stage.gate.cold_starts().current().is_none(),
+        "the target was not at zero"
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_activation_ends_with_its_time_and_says_what_was_seen() {
+async fn activation_timeout_names_the_last_probe() {
     let mut policy = Policy::default();
-    policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
+    policy.readiness.activation_timeout = Period::from_secs(60);
     let stage = Stage::new(policy, None, &[]).await;
     let mut held = stage.hold();
     assert_eq!(failed(&mut held).await, "the target was not ready within 1m: there is no pod");
@@ -519,7 +523,7 @@ async fn an_activation_ends_with_its_time_and_says_what_was_seen() {
     stage.at(70_000).await;
     assert_eq!(stage.status(), "idle");
 
-    stage.says(&[(A, NotReady), (B, Terminating)]).await;
+    stage.report(&[(A, NotReady), (B, Terminating)]).await;
     stage.servers.answer(A, Answer::Status(StatusCode::SERVICE_UNAVAILABLE));
     let mut held = stage.hold();
     assert_eq!(
@@ -541,7 +545,7 @@ async fn an_activation_ends_with_its_time_and_says_what_was_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_stands_in_the_way_for_its_grace_fails_those_who_wait_and_those_who_come_while_it_lasts() {
+async fn lasting_obstacle_fails_held_and_new_requests() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
     let obstacle = |kind, message| stage.gate.target().set_obstacle(Some(Obstacle::new(kind, message)));
     stage.at(1_000).await;
@@ -555,7 +559,7 @@ async fn what_stands_in_the_way_for_its_grace_fails_those_who_wait_and_those_who
     assert_eq!(failed(&mut stage.hold()).await, "exit code 1");
     assert_eq!(stage.ms(), 61_000, "at once");
 
-    // One without a grace does not fail anybody, nor does one that passes.
+    // An obstacle without a grace fails no request, nor does one that is removed in time.
     obstacle(ObstacleKind::NoKedaStream, "no stream");
     let mut held = stage.hold();
     stage.at(600_000).await;
@@ -564,10 +568,10 @@ async fn what_stands_in_the_way_for_its_grace_fails_those_who_wait_and_those_who
     stage.gate.target().set_obstacle(None);
     stage.at(800_000).await;
     assert_eq!(stage.gate.held(), 1);
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     drop(released(&mut held).await);
 
-    // And none while something is up.
+    // Nor does any while an endpoint is ready.
     obstacle(ObstacleKind::Unschedulable, "no node");
     stage.at(5_000_000).await;
     assert!(stage.enter().is_some());
@@ -578,20 +582,20 @@ async fn what_stands_in_the_way_for_its_grace_fails_those_who_wait_and_those_who
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cold_start_that_nobody_is_left_for_is_abandoned() {
+async fn cold_start_without_requests_is_abandoned() {
     let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
     drop(stage.hold());
     stage.at(3_000).await;
-    assert_eq!(stage.servers.times(A).len(), 61, "the lease goes on: at 0, 50, … 3000");
+    assert_eq!(stage.servers.times(A).len(), 61, "the lease continues: at 0, 50, … 3000");
     stage.servers.answer(A, Answer::Ready);
     stage.at(3_050).await;
     assert_eq!((stage.is_open(A), stage.ended()[0].outcome), (true, Some(ColdStartOutcome::Abandoned)));
 
     // The client hangs up after the dispatch, before the first byte.
-    stage.says(&[]).await;
+    stage.report(&[]).await;
     let mut held = stage.hold();
     settle().await;
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     let permit = released(&mut held).await;
     stage.at(10_000).await;
     assert_eq!(stage.ended().len(), 1);
@@ -599,13 +603,13 @@ async fn a_cold_start_that_nobody_is_left_for_is_abandoned() {
     stage.at(11_050).await;
     assert_eq!((stage.ended().len(), stage.ended()[0].outcome), (2, Some(ColdStartOutcome::Abandoned)));
 
-    // The pod goes before it has answered anything. What is in flight on it may still be answered.
-    stage.says(&[]).await;
+    // The pod goes before it has answered. The request in flight on it may still be answered.
+    stage.report(&[]).await;
     let mut held = stage.hold();
     settle().await;
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     let permit = released(&mut held).await;
-    stage.says(&[]).await;
+    stage.report(&[]).await;
     stage.at(13_000).await;
     assert_eq!(stage.ended().len(), 2);
     drop(permit);
@@ -614,7 +618,7 @@ async fn a_cold_start_that_nobody_is_left_for_is_abandoned() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn so_many_are_asked_at_once_and_no_more() {
+async fn concurrent_probes_are_bounded() {
     let addresses: Vec<_> = (0..100).map(|at| format!("10.0.1.{at}:8000")).collect();
     let pods: Vec<_> = addresses.iter().map(|address| (&**address, NotReady)).collect();
     let stage = Stage::new(Policy::default(), None, &pods).await;
@@ -623,17 +627,17 @@ async fn so_many_are_asked_at_once_and_no_more() {
     }
     let _held = stage.hold();
     stage.at(350).await;
-    assert_eq!(stage.servers.now.lock().1, PROBES);
-    assert_eq!(stage.servers.asked.lock().len(), 4 * PROBES, "four rounds, at 0, 100, 200 and 300 ms");
+    assert_eq!(stage.servers.now.lock().1, MAX_PROBES);
+    assert_eq!(stage.servers.asked.lock().len(), 4 * MAX_PROBES, "four rounds, at 0, 100, 200 and 300 ms");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_is_open_while_pods_are_and_takes_as_much_as_they_may() {
+async fn gateway_is_open_with_the_limit_of_its_pods() {
     const GATEWAY: &str = "envoy:8080";
     let stage = Stage::new(with(8, 2), Some("http://envoy:8080"), &[(A, Ready), (B, NotReady)]).await;
     let gateway = stage.endpoint(GATEWAY).unwrap();
     assert_eq!((stage.is_open(GATEWAY), gateway.limit()), (true, 8), "one warm pod");
-    assert_eq!(stage.gate.target().endpoints().len(), 1, "pods are no endpoints");
+    assert_eq!(stage.gate.target().endpoints().len(), 1, "pods are not endpoints");
     let permits: Vec<_> = (0..8).map(|_| stage.enter().unwrap()).collect();
     let mut held = stage.hold();
     stage.servers.answer(B, Answer::Ready);
@@ -643,16 +647,16 @@ async fn a_gateway_is_open_while_pods_are_and_takes_as_much_as_they_may() {
     assert_eq!(gateway.limit(), 16, "2 × 8");
     stage.gate.set_policy(with(4, 2));
     assert_eq!(gateway.limit(), 8, "2 × 4");
-    stage.says(&[(A, Terminating), (B, Ready)]).await;
+    stage.report(&[(A, Terminating), (B, Ready)]).await;
     assert_eq!((stage.is_open(GATEWAY), gateway.limit()), (true, 4));
-    stage.says(&[(A, Terminating), (B, Terminating)]).await;
+    stage.report(&[(A, Terminating), (B, Terminating)]).await;
     assert!(!stage.is_open(GATEWAY));
-    assert_eq!(stage.gate.in_flight(), 9, "what is in flight finishes");
+    assert_eq!(stage.gate.in_flight(), 9, "requests in flight finish");
     drop((permits, more));
     let mut held = stage.hold();
     settle().await;
     assert_eq!(stage.status(), "starting");
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     let permit = released(&mut held).await;
     assert_eq!(gateway.limit(), 2, "cold");
     permit.first_byte();
@@ -660,11 +664,11 @@ async fn a_gateway_is_open_while_pods_are_and_takes_as_much_as_they_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_knows_its_pods_later_than_we_do_is_tried_again_soon_but_not_on_and_on() {
+async fn gateway_unaware_of_its_pods_is_retried_soon() {
     let stage = Stage::new(with(8, 2), Some("http://envoy:8080"), &[]).await;
     let mut held = stage.hold();
     stage.at(2_000).await;
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     let mut times = Vec::new();
     while times.len() < 8 {
         let permit = released(&mut held).await;
@@ -674,25 +678,25 @@ async fn a_gateway_that_knows_its_pods_later_than_we_do_is_tried_again_soon_but_
         held = stage.gate.readmit(held.place(), 1);
     }
     assert_eq!(times, [0, 50, 150, 350, 600, 850, 1100, 1350], "50, 100 and 200 ms later, then every 250");
-    assert!(stage.servers.asked.lock().is_empty(), "the gateway's own health says nothing");
-    // The pod goes while the gateway is left alone: nothing is tried any more.
-    stage.says(&[]).await;
+    assert!(stage.servers.asked.lock().is_empty(), "the gateway's health path proves nothing");
+    // The pod goes during the backoff: no further try.
+    stage.report(&[]).await;
     stage.at(20_000).await;
     assert_eq!((stage.gate.held(), stage.is_open("envoy:8080")), (1, false));
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     let permit = released(&mut held).await;
     permit.first_byte();
     assert_eq!(stage.ms(), 20_000);
 }
 
 #[tokio::test(start_paused = true)]
-async fn unresolved_gateway_is_reported_and_left_alone_until_it_resolves() {
+async fn unresolved_gateway_is_reported_until_it_resolves() {
     let stage = Stage::new(with(8, 2), Some("http://envoy.llm:8080"), &[(A, Ready)]).await;
     let unresolved = Answer::Unresolved("envoy.llm".into(), "Name or service not known".into());
     *stage.servers.unresolved.lock() = Some(unresolved);
     let obstacle = || stage.gate.target().obstacle().map(|obstacle| obstacle.kind);
     let (permit, place): (Permit, Place) = stage.gate.enter().unwrap();
-    // As a connection does that has no address to go to.
+    // As after a failed lookup.
     permit.suspect();
     let mut held = stage.gate.readmit(place, 1);
     stage.at(1_900).await;
@@ -701,33 +705,33 @@ async fn unresolved_gateway_is_reported_and_left_alone_until_it_resolves() {
     assert_eq!(obstacle(), Some(ObstacleKind::NameUnresolved));
     stage.at(60_000).await;
     assert_eq!((stage.gate.held(), stage.is_open("envoy.llm:8080")), (1, false));
-    // Its Service is made.
+    // Its Service is created.
     *stage.servers.unresolved.lock() = None;
     let permit = released(&mut held).await;
     assert!((60_000..=60_250).contains(&stage.ms()), "{}", stage.ms());
     assert_eq!(obstacle(), None);
 
-    // The pods go first: then nothing is said of the gateway.
+    // Without pods, the gateway is not reported.
     *stage.servers.unresolved.lock() = Some(Answer::Unresolved("envoy.llm".into(), "gone".into()));
     permit.suspect();
     stage.at(70_000).await;
     assert_eq!(obstacle(), Some(ObstacleKind::NameUnresolved));
-    stage.says(&[]).await;
+    stage.report(&[]).await;
     assert_eq!(obstacle(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_that_is_no_url_fails_whoever_wants_it() {
+async fn invalid_gateway_url_fails_requests() {
     let stage = Stage::new(Policy::default(), Some("https://envoy"), &[]).await;
     let reason = failed(&mut stage.hold()).await;
     assert_eq!(reason, "the target's gateway, `https://envoy`, is not http://host:port");
 }
 
 #[tokio::test(start_paused = true)]
-async fn told_to_end_it_sends_nothing_more_and_waits_for_what_is_in_flight() {
+async fn drain_waits_for_requests_in_flight() {
     let mut stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
     let permit = stage.enter().unwrap();
-    stage.stops.retire();
+    stage.shutdown.drain();
     settle().await;
     assert!(stage.enter().is_none() && !stage.keeping.is_finished());
     assert_eq!(stage.status(), "idle");
@@ -737,17 +741,17 @@ async fn told_to_end_it_sends_nothing_more_and_waits_for_what_is_in_flight() {
 
     let mut stage = Stage::new(Policy::default(), Some("http://envoy:80"), &[(A, Ready)]).await;
     let _permit = stage.enter().unwrap();
-    stage.stops.stop();
+    stage.shutdown.kill();
     timeout(Duration::from_secs(1), &mut stage.keeping).await.unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cluster_that_has_gone_leaves_what_was_known() {
+async fn lost_discovery_keeps_the_known_pods() {
     let mut stage = Stage::new(Policy::default(), None, &[(A, Ready), (B, NotReady)]).await;
     stage.cluster = watch::Sender::default();
     stage.at(1_000).await;
     assert!(stage.is_open(A));
-    // Also what fails and recovers meanwhile.
+    // A pod still fails and recovers.
     stage.servers.answer(A, Answer::Ready);
     stage.enter().unwrap().suspect();
     stage.at(1_100).await;

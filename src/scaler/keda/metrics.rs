@@ -1,4 +1,4 @@
-//! The metrics of a route: their names, what one replica is for, and their values.
+//! Metrics of a route: names, targets and values.
 
 use std::sync::Arc;
 
@@ -12,14 +12,14 @@ use crate::{
     domain::{Counting, Policy, RequestRate},
 };
 
-/// The metrics that a trigger has.
+/// The metrics of a trigger.
 pub(super) struct Metrics {
     policy: Arc<Policy>,
-    metrics: Vec<(String, Kind)>,
+    metrics: Vec<(String, MetricKind)>,
 }
 
 #[derive(Clone, Copy)]
-enum Kind {
+enum MetricKind {
     QueueDepth,
     RequestRate(RequestRate),
 }
@@ -27,8 +27,8 @@ enum Kind {
 // === impl Metrics ===
 
 impl Metrics {
-    /// By the policies as they are now, or, while there is no route, by those that it will have unless it says otherwise.
-    /// The first name stays the same as long as the trigger does: the HPA has it.
+    /// Derives the metrics from the current policy; without a route, from the default one of the trigger's kind. The first
+    /// name never changes for a trigger, as the HPA refers to it.
     pub(super) fn of(trigger: &Trigger, gate: Option<&Gate>) -> Self {
         let expected = || Arc::new(Policy { scaling: trigger.expected_scaling(), ..Policy::default() });
         let policy = gate.map_or_else(expected, |gate| gate.policy().clone());
@@ -37,12 +37,12 @@ impl Metrics {
             Counting::Queue => "queue-depth",
             Counting::Concurrency => "concurrency",
         };
-        let mut metrics = vec![(format!("{route}-{depth}"), Kind::QueueDepth)];
+        let mut metrics = vec![(format!("{route}-{depth}"), MetricKind::QueueDepth)];
         metrics.extend(
             policy
                 .scaling
                 .request_rate
-                .map(|rate| (format!("{route}-request-rate"), Kind::RequestRate(rate))),
+                .map(|rate| (format!("{route}-request-rate"), MetricKind::RequestRate(rate))),
         );
         Self { policy, metrics }
     }
@@ -52,10 +52,10 @@ impl Metrics {
     }
 
     pub(super) fn specs(&self) -> GetMetricSpecResponse {
-        let spec = |(name, kind): &(String, Kind)| {
+        let spec = |(name, kind): &(String, MetricKind)| {
             let target = match kind {
-                Kind::QueueDepth => self.policy.scaling.target,
-                Kind::RequestRate(rate) => rate.target,
+                MetricKind::QueueDepth => self.policy.scaling.target,
+                MetricKind::RequestRate(rate) => rate.target,
             };
             MetricSpec {
                 metric_name: name.clone(),
@@ -66,18 +66,18 @@ impl Metrics {
         GetMetricSpecResponse { metric_specs: self.metrics.iter().map(spec).collect() }
     }
 
-    /// The value of the metric with this name, or of all if it is empty.
+    /// Returns the value of the metric `name`, or of all if it is empty.
     pub(super) fn values(&self, name: &str, counts: &Counts) -> Option<GetMetricsResponse> {
         let asked = self.metrics.iter().filter(|(known, _)| name.is_empty() || known == name);
         let values: Vec<_> = asked
             .map(|(name, kind)| {
                 let value = match kind {
-                    Kind::QueueDepth => queue_depth(counts, Capacity::from(&*self.policy)),
-                    Kind::RequestRate(rate) => request_rate(counts, *rate, &self.policy.scaling),
+                    MetricKind::QueueDepth => queue_depth(counts, Capacity::from(&*self.policy)),
+                    MetricKind::RequestRate(rate) => request_rate(counts, *rate, &self.policy.scaling),
                 };
                 MetricValue {
                     metric_name: name.clone(),
-                    // A little is not nothing. KEDA reads this one when the other is not above zero.
+                    // Rounded up: KEDA reads this field when the float is not above zero.
                     #[expect(clippy::cast_possible_truncation, reason = "saturates")]
                     metric_value: value.ceil() as i64,
                     metric_value_float: value,
@@ -88,14 +88,14 @@ impl Metrics {
     }
 }
 
-/// The values of a route that is not there yet: zero, also of a metric that it may have had or will have.
+/// Returns zero for a route that does not exist yet, whatever the metric.
 pub(super) fn no_values(name: &str, metrics: &Metrics) -> GetMetricsResponse {
     let names = if name.is_empty() { metrics.names() } else { vec![name] };
     let zero = |name: &str| MetricValue { metric_name: name.to_owned(), ..MetricValue::default() };
     GetMetricsResponse { metric_values: names.into_iter().map(zero).collect() }
 }
 
-/// A name that can be part of that of a metric for the HPA.
+/// Converts a route's name to characters that the HPA accepts in a metric name.
 fn slug(name: &str) -> String {
     let fits = |character: char| match character.to_ascii_lowercase() {
         fits @ ('a'..='z' | '0'..='9') => fits,
@@ -114,7 +114,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn names_targets_and_values_agree_and_zero_is_zero_in_both_fields() {
+    async fn names_targets_and_values_agree() {
         let scaling = Scaling {
             request_rate: Some(RequestRate { target: 20, window: Period::from_secs(60) }),
             ..Scaling::default()
@@ -151,14 +151,14 @@ mod tests {
         assert_eq!(
             values(depth, &counts),
             Some(vec![(1, 5.0 / 64.0)]),
-            "1 × 5 ÷ 64, and the integer is no zero"
+            "1 × 5 ÷ 64, and the integer is rounded up"
         );
         assert_eq!(values(rate, &counts), Some(vec![(3, 2.5)]));
         assert_eq!(values("s0-llama-3-1-queue-depth", &counts), None);
     }
 
     #[test]
-    fn metrics_of_no_route_are_those_that_it_will_have_and_zero() {
+    fn unknown_route_has_default_metrics_of_zero() {
         for (key, name, target) in
             [("route", "new-queue-depth", 5), ("interceptorRoute", "new-concurrency", 100)]
         {
@@ -170,12 +170,12 @@ mod tests {
             let metrics = Metrics::of(&trigger.unwrap(), None);
             let [spec] = metrics.specs().metric_specs.try_into().unwrap();
             assert_eq!((&*spec.metric_name, spec.target_size), (name, target));
-            // One that it had, or will have.
-            for (asked, told) in [("", name), (name, name), ("new-request-rate", "new-request-rate")] {
+            // A metric that the route had, or will have.
+            for (asked, answered) in [("", name), (name, name), ("new-request-rate", "new-request-rate")] {
                 let [value] = no_values(asked, &metrics).metric_values.try_into().unwrap();
                 assert_eq!(
                     (&*value.metric_name, value.metric_value, value.metric_value_float),
-                    (told, 0, 0.0)
+                    (answered, 0, 0.0)
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! The two streams: whether there is demand, and which metrics there are.
+//! The streams `StreamIsActive` and `StreamMetricSpec`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,72 +23,70 @@ use crate::{
     places::Source,
 };
 
-/// Interval at which `true` is repeated until KEDA has scaled. KEDA drops a push that comes before it knows its own
-/// ScaledObject well, or at the same time as another change of it. Afterwards a repetition would only cost writes of the
-/// ScaledObject's status, and put off the way to zero.
-const REPEAT: Duration = Duration::from_secs(5);
+/// Interval at which `true` is repeated until KEDA has scaled. KEDA drops a push before it has reconciled its ScaledObject,
+/// or during another change of it. Later repetitions would only write the ScaledObject's status and delay scaling to zero.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Repetitions where the number of replicas is not known: for a minute, which is as long as KEDA backs off at most. Its
-/// polls go on.
-const BLIND_REPEATS: u32 = 12;
+/// Repetitions if the number of replicas is unknown: for a minute, KEDA's longest backoff. Its polls continue.
+const MAX_BLIND_REPEATS: u32 = 12;
 
-/// How long a trigger may name no route before that is logged: objects come in any order, and after a start of ours routes
-/// of the cluster come later than KEDA.
+/// Time after which an unknown route is logged: objects are applied in any order, and after a start of this proxy KEDA
+/// connects before the cluster's routes are listed.
 const ROUTE_GRACE: Duration = Duration::from_secs(10);
 
-/// Longest interval at which the metrics are sent again to a ScaledObject whose status does not list them.
-const MAX_RESEND: Duration = Duration::from_secs(60);
+/// Longest interval at which metrics are resent to a ScaledObject whose status does not list them.
+const MAX_RESEND_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The route that a trigger names, as long as there is one. A stream outlives it, and may be older: KEDA would back off up
-/// to a minute from an error.
-struct Followed {
+/// Follows the route that a trigger names. The stream may be older than the route and outlive it, as KEDA backs off up to a
+/// minute after an error.
+struct RouteFollower {
     trigger: Trigger,
     routes: watch::Receiver<Gates>,
-    /// With what changes when its demand or its policies may have.
+    /// The route, and its changes of demand and policy.
     route: Option<(Arc<Gate>, watch::Receiver<u64>)>,
-    /// Keeps the receiver of its changes alive.
+    /// Keeps the sender of `routes` alive.
     _directory: Arc<Directory>,
     ending: CancellationToken,
 }
 
-/// Says whether demand is true: at once, with every change, and `true` again until KEDA has scaled.
+/// Sends whether demand is true: at once, on every change, and `true` repeatedly until KEDA has scaled.
 pub(super) struct Activity {
-    followed: Followed,
-    /// Counts it as one that would hear a push. KEDA's other stream would not, and may be to another replica.
+    route: RouteFollower,
+    /// Counts this stream as a receiver of pushes, which `StreamMetricSpec` is not.
     open: Option<OpenStream>,
-    said: Option<bool>,
-    /// How many activations had been asked for when it was said.
+    last_sent: Option<bool>,
+    /// Activations requested as of the last message.
     activations: u64,
-    /// Whether the ScaledObject's status listed our metric then.
+    /// The ScaledObject's status listed our metric as of the last message.
     is_listed: bool,
-    repeat: Instant,
-    /// Repetitions since `true` was news.
+    repeat_at: Instant,
+    /// Repetitions since the last edge or activation.
     repeats: u32,
-    /// When it is logged that there is no route; `None`: it has been.
+    /// Time at which an unknown route is logged; `None` once it was.
     warn_at: Option<Instant>,
     peer: Source,
 }
 
-/// Says which metrics there are: at once, with every change, and again while the ScaledObject's status does not list them:
-/// KEDA 2.21 then looks up what it should list, which it does not for a push that it drops.
+/// Sends the metrics: at once, on every change, and again while the ScaledObject's status does not list them, which makes
+/// KEDA 2.21 update that list.
 pub(super) struct Specs {
-    followed: Followed,
-    said: Option<GetMetricSpecResponse>,
-    resend: Instant,
+    route: RouteFollower,
+    last_sent: Option<GetMetricSpecResponse>,
+    resend_at: Instant,
     pause: Duration,
 }
 
-// === impl Followed ===
+// === impl RouteFollower ===
 
-impl Followed {
+impl RouteFollower {
     fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
         let mut routes = directory.changes();
         routes.mark_changed();
         Self { trigger, routes, route: None, _directory: directory, ending }
     }
 
-    /// The route as it is now. What changes from here on wakes [`Self::changed`].
-    fn look(&mut self) -> Option<&Arc<Gate>> {
+    /// Returns the current route, and marks all changes so far as seen by [`Self::changed`].
+    fn current(&mut self) -> Option<&Arc<Gate>> {
         if self.routes.has_changed().unwrap_or(false) {
             let gate = self.trigger.find(&self.routes.borrow_and_update());
             let is_same = match (&self.route, &gate) {
@@ -107,22 +105,18 @@ impl Followed {
         Some(route)
     }
 
-    /// What the cluster shows of the ScaledObject.
+    /// Returns the ScaledObject, if the cluster has it.
     fn receiver(&self) -> Option<PushReceiver> {
         let (namespace, name) = self.trigger.object();
         self.route.as_ref()?.0.demand().receiver(namespace, name)
     }
 
-    fn warn_of_no_route(&self, peer: Source) {
-        let reason = self.trigger.unknown(&self.routes.borrow());
-        tracing::warn!(
-            %peer,
-            reason,
-            "KEDA asks for a route that is not there yet"
-        );
+    fn warn_unknown_route(&self, peer: Source) {
+        let reason = self.trigger.describe_unknown(&self.routes.borrow());
+        tracing::warn!(%peer, reason, "KEDA asks for an unknown route");
     }
 
-    /// Waits until there may be something new, or `until`. False: the stream ends. Cancel-safe.
+    /// Waits for a change, or until `until`. Returns false if the stream must end. Cancel-safe.
     async fn changed(&mut self, until: Option<Instant>) -> bool {
         let Self { routes, route, ending, .. } = self;
         let changed = async {
@@ -138,12 +132,12 @@ impl Followed {
             }
         };
         tokio::select! {
-            // The end first, or a lively route would keep the stream open.
+            // The end first, or a busy route would keep the stream open.
             biased;
             () = ending.cancelled() => false,
             changed = changed => changed,
             changed = routes.changed() => {
-                // To be seen by the next look, which compares.
+                // Left for `current`, which compares the routes.
                 routes.mark_changed();
                 changed.is_ok()
             }
@@ -161,47 +155,47 @@ impl Activity {
         ending: CancellationToken,
         peer: Source,
     ) -> Self {
-        let followed = Followed::new(trigger, directory, ending);
+        let route = RouteFollower::new(trigger, directory, ending);
         let now = Instant::now();
         Self {
-            followed,
+            route,
             open: None,
-            said: None,
+            last_sent: None,
             activations: 0,
             is_listed: true,
-            repeat: now,
+            repeat_at: now,
             repeats: 0,
             warn_at: Some(now + ROUTE_GRACE),
             peer,
         }
     }
 
-    /// Cancel-safe.
+    /// Waits for the next message. Cancel-safe.
     async fn next(&mut self) -> Option<bool> {
         loop {
             let now = Instant::now();
             let mut until = None;
             let mut active = false;
-            let gate = self.followed.look().cloned();
+            let gate = self.route.current().cloned();
             if self.open.as_ref().map(OpenStream::gate).map(Arc::as_ptr) != gate.as_ref().map(Arc::as_ptr) {
                 self.open = gate.clone().map(OpenStream::new);
             }
             if let Some(gate) = gate {
-                let receiver = self.followed.receiver();
+                let receiver = self.route.receiver();
                 let is_listed = receiver.as_ref().is_none_or(|receiver| receiver.is_listed);
                 let is_scaled = receiver.and_then(|receiver| receiver.is_scaled);
                 let is_wanted = match is_scaled {
                     Some(is_scaled) => !is_scaled,
-                    None => !gate.target().is_up() && self.repeats < BLIND_REPEATS,
+                    None => !gate.target().is_up() && self.repeats < MAX_BLIND_REPEATS,
                 };
                 let ours = gate.counts_or_mark_idle();
                 let all = ours.plus(gate.demand().peers());
                 active = all.is_active();
-                // What was said before was dropped.
-                let is_heard_now = is_listed && !self.is_listed;
-                let is_new = self.said != Some(true) || all.activations > self.activations;
+                // KEDA dropped the pushes before.
+                let is_newly_listed = is_listed && !self.is_listed;
+                let is_new = self.last_sent != Some(true) || all.activations > self.activations;
                 (self.activations, self.is_listed) = (all.activations, is_listed);
-                if active && (is_new || is_wanted && (is_heard_now || now >= self.repeat)) {
+                if active && (is_new || is_wanted && (is_newly_listed || now >= self.repeat_at)) {
                     if is_new {
                         gate.demand().record_push();
                     }
@@ -209,32 +203,32 @@ impl Activity {
                         gate.record_scaler_notified();
                     }
                     self.repeats = if is_new { 0 } else { self.repeats + 1 };
-                    self.said = Some(true);
-                    self.repeat = now + REPEAT;
+                    self.last_sent = Some(true);
+                    self.repeat_at = now + REPEAT_INTERVAL;
                     return Some(true);
                 }
-                // Nothing tells when the demand of this replica becomes false with time; the others tell us.
+                // The demand of this replica ends without a notification; that of peers sends one.
                 let lasts = ours.is_active().then(|| now + gate.active_for_at_least());
-                let repeat = is_wanted.then_some(self.repeat);
+                let repeat = is_wanted.then_some(self.repeat_at);
                 until = [lasts, repeat].into_iter().flatten().min().filter(|_| active);
                 self.warn_at = Some(now + ROUTE_GRACE);
             } else if self.warn_at.is_some_and(|at| now >= at) {
                 self.warn_at = None;
-                self.followed.warn_of_no_route(self.peer);
+                self.route.warn_unknown_route(self.peer);
             } else {
                 until = self.warn_at;
             }
-            if !active && self.said != Some(false) {
-                self.said = Some(false);
+            if !active && self.last_sent != Some(false) {
+                self.last_sent = Some(false);
                 return Some(false);
             }
-            if !self.followed.changed(until).await {
+            if !self.route.changed(until).await {
                 return None;
             }
         }
     }
 
-    /// The stream, as long as it may be open.
+    /// Returns the stream of messages.
     pub(super) fn stream(
         self,
         place: StreamPlace,
@@ -250,34 +244,34 @@ impl Activity {
 
 impl Specs {
     pub(super) fn new(trigger: Trigger, directory: Arc<Directory>, ending: CancellationToken) -> Self {
-        let followed = Followed::new(trigger, directory, ending);
-        Self { followed, said: None, resend: Instant::now(), pause: REPEAT }
+        let route = RouteFollower::new(trigger, directory, ending);
+        Self { route, last_sent: None, resend_at: Instant::now(), pause: REPEAT_INTERVAL }
     }
 
-    /// Cancel-safe.
+    /// Waits for the next message. Cancel-safe.
     async fn next(&mut self) -> Option<GetMetricSpecResponse> {
         loop {
             let now = Instant::now();
-            let gate = self.followed.look().cloned();
-            let specs = Metrics::of(&self.followed.trigger, gate.as_deref()).specs();
-            let is_listed = self.followed.receiver().is_none_or(|receiver| receiver.is_listed);
-            let is_new = self.said.as_ref() != Some(&specs);
+            let gate = self.route.current().cloned();
+            let specs = Metrics::of(&self.route.trigger, gate.as_deref()).specs();
+            let is_listed = self.route.receiver().is_none_or(|receiver| receiver.is_listed);
+            let is_new = self.last_sent.as_ref() != Some(&specs);
             if is_listed {
-                self.pause = REPEAT;
+                self.pause = REPEAT_INTERVAL;
             }
-            if is_new || (!is_listed && now >= self.resend) {
-                self.pause = if is_new { REPEAT } else { MAX_RESEND.min(self.pause * 2) };
-                self.resend = now + self.pause;
-                self.said = Some(specs.clone());
+            if is_new || (!is_listed && now >= self.resend_at) {
+                self.pause = if is_new { REPEAT_INTERVAL } else { MAX_RESEND_INTERVAL.min(self.pause * 2) };
+                self.resend_at = now + self.pause;
+                self.last_sent = Some(specs.clone());
                 return Some(specs);
             }
-            if !self.followed.changed((!is_listed).then_some(self.resend)).await {
+            if !self.route.changed((!is_listed).then_some(self.resend_at)).await {
                 return None;
             }
         }
     }
 
-    /// The stream, as long as it may be open.
+    /// Returns the stream of messages.
     pub(super) fn stream(
         self,
         place: StreamPlace,

@@ -1,4 +1,4 @@
-//! Which route a trigger means.
+//! Trigger of a ScaledObject: parses its metadata and finds its route.
 
 use std::{fmt, sync::Arc};
 
@@ -10,42 +10,42 @@ use crate::{
     domain::{Counting, Intercept, Scaling},
 };
 
-/// The trigger of a ScaledObject, by the route that it names. There may be no such route yet, but there could be: what no
-/// route can be called is refused, so that a trigger is small whoever sends it.
+/// Trigger of a ScaledObject. Its route need not exist yet; a name that no route can have is rejected, which also bounds
+/// the size of a trigger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trigger {
     namespace: String,
     object: String,
-    kind: Kind,
+    kind: TriggerKind,
     name: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// `route`: a ModelRoute of the ScaledObject's namespace, or a route of our file.
+enum TriggerKind {
+    /// `route`: a ModelRoute of the ScaledObject's namespace, or a route of the file.
     Route,
-    /// `interceptorRoute`, as with the HTTP Add-on.
+    /// `interceptorRoute`: an InterceptorRoute of the ScaledObject's namespace, as with the HTTP Add-on.
     InterceptorRoute,
 }
 
-/// The longest name that an object of the cluster or a route of the file can have, in bytes.
-const MAX_NAME: usize = 253;
+/// Longest name of a cluster object or a route of the file, in bytes.
+const MAX_NAME_BYTES: usize = 253;
 
 // === impl Trigger ===
 
 impl Trigger {
-    /// What the metadata says.
+    /// Parses the metadata.
     ///
     /// # Errors
-    /// When it names no route, or one that can never be there.
+    /// If it names no route, or one that cannot exist.
     pub(super) fn of(object: &ScaledObjectRef) -> Result<Self, Status> {
-        // First, so that nothing that is longer is kept, answered or logged.
-        if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME) {
+        // First, so that no longer name is stored, answered or logged.
+        if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME_BYTES) {
             return Err(Status::invalid_argument(format!(
-                "the ScaledObject's namespace or name is longer than {MAX_NAME} bytes, which no object's is"
+                "the ScaledObject's namespace or name is longer than {MAX_NAME_BYTES} bytes, which no object's is"
             )));
         }
-        let named = |kind: Kind| {
+        let named = |kind: TriggerKind| {
             let name = object.scaler_metadata.get(kind.key()).map(|name| name.trim());
             name.filter(|name| !name.is_empty()).map(|name| (kind, name))
         };
@@ -56,12 +56,12 @@ impl Trigger {
                 object.namespace, object.name
             ))
         };
-        let (kind, name) = match (named(Kind::Route), named(Kind::InterceptorRoute)) {
+        let (kind, name) = match (named(TriggerKind::Route), named(TriggerKind::InterceptorRoute)) {
             (Some(named), None) | (None, Some(named)) => named,
             (None, None) => return Err(invalid("names no route")),
             (Some(_), Some(_)) => return Err(invalid("has both `route` and `interceptorRoute`")),
         };
-        if let Some(why) = kind.cannot_be(name, &object.namespace) {
+        if let Some(why) = kind.invalid_name(name, &object.namespace) {
             return Err(invalid(&format!("names a route that cannot be there: {why}")));
         }
         Ok(Self {
@@ -72,43 +72,43 @@ impl Trigger {
         })
     }
 
-    /// The namespace of the ScaledObject, and its name.
+    /// Returns namespace and name of the ScaledObject.
     pub(super) fn object(&self) -> (&str, &str) {
         (&self.namespace, &self.object)
     }
 
-    /// What its route is scaled by until that is there and says so.
+    /// Returns the default scaling of the route, for use until it exists.
     pub(super) fn expected_scaling(&self) -> Scaling {
         match self.kind {
-            Kind::Route => Scaling::default(),
-            Kind::InterceptorRoute => {
+            TriggerKind::Route => Scaling::default(),
+            TriggerKind::InterceptorRoute => {
                 Scaling { target: Intercept::TARGET, counting: Counting::Concurrency, ..Scaling::default() }
             }
         }
     }
 
-    /// The name that it gives the route.
+    /// Returns the route's name in the metadata.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The route: that of the namespace, and only where there is none, that of the file.
+    /// Finds the route: one of the namespace first, else one of the file.
     pub(super) fn find(&self, routes: &Gates) -> Option<Arc<Gate>> {
         let of_namespace = routes.get(format!("{}/{}", self.namespace, self.name).as_str());
-        let of_file = || routes.get(self.name.as_str()).filter(|_| self.kind == Kind::Route);
+        let of_file = || routes.get(self.name.as_str()).filter(|_| self.kind == TriggerKind::Route);
         of_namespace.or_else(of_file).cloned()
     }
 
-    /// What is logged while there is no such route.
-    pub(super) fn unknown(&self, routes: &Gates) -> String {
-        const SHOWN: usize = 10;
-        let known: Vec<_> = routes.keys().take(SHOWN).map(|key| key.as_str()).collect();
-        let more = if routes.len() > SHOWN { ", ..." } else { "" };
+    /// Describes an unknown route for the log.
+    pub(super) fn describe_unknown(&self, routes: &Gates) -> String {
+        const MAX_SHOWN: usize = 10;
+        let known: Vec<_> = routes.keys().take(MAX_SHOWN).map(|key| key.as_str()).collect();
+        let more = if routes.len() > MAX_SHOWN { ", ..." } else { "" };
         let wanted = match self.kind {
-            Kind::Route => {
+            TriggerKind::Route => {
                 format!("neither a ModelRoute {}/{} nor a route of the file", self.namespace, self.name)
             }
-            Kind::InterceptorRoute => format!("no InterceptorRoute {}/{}", self.namespace, self.name),
+            TriggerKind::InterceptorRoute => format!("no InterceptorRoute {}/{}", self.namespace, self.name),
         };
         format!(
             "{self}: there is {wanted} that anteroom serves; create it, or correct `{}` in the trigger's metadata \
@@ -128,12 +128,12 @@ impl fmt::Display for Trigger {
 
 /// As much of a name as an answer repeats.
 pub(super) fn shortened(name: &str) -> &str {
-    &name[..name.floor_char_boundary(MAX_NAME)]
+    &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }
 
-// === impl Kind ===
+// === impl TriggerKind ===
 
-impl Kind {
+impl TriggerKind {
     const fn key(self) -> &'static str {
         match self {
             Self::Route => "route",
@@ -141,13 +141,13 @@ impl Kind {
         }
     }
 
-    /// Why no route can have this name, whatever comes.
-    fn cannot_be(self, name: &str, namespace: &str) -> Option<String> {
+    /// Returns the reason why no route can have this name.
+    fn invalid_name(self, name: &str, namespace: &str) -> Option<String> {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if name.len() > MAX_NAME {
-            return Some(format!("its name is longer than {MAX_NAME} bytes"));
+        if name.len() > MAX_NAME_BYTES {
+            return Some(format!("its name is longer than {MAX_NAME_BYTES} bytes"));
         }
-        // A name may have a namespace in it. The route of another one is not this ScaledObject's to scale by.
+        // A name may contain a namespace, but only the ScaledObject's own.
         let bare = match name.split_once('/') {
             Some((other, _)) if other != namespace || self == Self::InterceptorRoute => {
                 return Some(format!("\"{name}\" is not of namespace {namespace}"));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_route_of_the_namespace_goes_before_one_of_the_file() {
+    async fn route_of_the_namespace_precedes_one_of_the_file() {
         let route = trigger(&[("scalerAddress", "anteroom:9090"), ("route", " llama ")]).unwrap();
         let theirs = trigger(&[("interceptorRoute", "llama")]).unwrap();
         let found =
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_no_route_can_have_is_refused() {
+    async fn impossible_route_name_is_rejected() {
         let long = "x".repeat(254);
         for (key, name) in [
             ("route", "other/llama"),
@@ -225,7 +225,7 @@ mod tests {
         };
         let status = Trigger::of(&object).unwrap_err();
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
-        // Also where the metadata is wrong: nothing repeats a name that no object can have.
+        // An overlong name is not repeated in errors.
         let huge = ScaledObjectRef { name: "x".repeat(60_000), ..ScaledObjectRef::default() };
         for object in [object, huge] {
             assert!(Trigger::of(&object).unwrap_err().message().len() < 200);
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_names_the_object_the_route_and_the_way_out() {
+    async fn errors_name_the_object_and_the_remedy() {
         for metadata in [&[][..], &[("route", "")], &[("route", "a"), ("interceptorRoute", "b")]] {
             let status = trigger(metadata).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument);
@@ -242,7 +242,7 @@ mod tests {
             }
         }
         assert_eq!(
-            trigger(&[("route", "lama")]).unwrap().unknown(&routes(&["llama"])),
+            trigger(&[("route", "lama")]).unwrap().describe_unknown(&routes(&["llama"])),
             "ScaledObject ml/vllm, route \"lama\": there is neither a ModelRoute ml/lama nor a route of the file \
              that anteroom serves; create it, or correct `route` in the trigger's metadata (served: llama)"
         );

@@ -7,7 +7,7 @@ use crate::{
     state::{Endpoint, Replicas, Scaling},
 };
 
-/// A workload that counts what is done to it.
+/// A workload that records its patches.
 #[derive(Default)]
 struct Fake {
     state: Mutex<State>,
@@ -17,12 +17,12 @@ struct Fake {
 struct State {
     wanted: u32,
     version: u64,
-    /// What was set, and when.
+    /// Patches, and their times.
     sets: Vec<u32>,
     reads: usize,
-    /// What the next calls come to.
+    /// Results of the next calls.
     errors: Vec<ScaleError>,
-    /// Somebody else sets this just before the next write.
+    /// Set by another client just before the next patch.
     rival: Option<u32>,
 }
 
@@ -86,7 +86,7 @@ impl Stage {
         self.fake.state.lock().sets.clone()
     }
 
-    /// The pod is there.
+    /// Adds a ready endpoint.
     fn come_up(&self) -> Arc<Endpoint> {
         let endpoint = Endpoint::new("10.0.0.1:8000", 8);
         self.gate.target().add(&endpoint);
@@ -107,17 +107,17 @@ async fn secs(seconds: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_request_scales_to_one_and_the_idle_time_after_the_last_one_to_zero() {
+async fn first_request_scales_to_one_and_idle_time_to_zero() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
     secs(3600).await;
-    assert_eq!(stage.sets(), [0_u32; 0], "nobody came");
+    assert_eq!(stage.sets(), [0_u32; 0], "no request yet");
     let held = stage.gate.hold(1, true).unwrap();
     sleep(Duration::from_millis(1)).await;
     assert_eq!(stage.sets(), [1], "at once");
     let cold_starts = stage.gate.cold_starts();
     cold_starts.begin(stage.gate.demand().activation_since().unwrap(), 1);
     let signal = cold_starts.current().unwrap().phases[0].clone();
-    assert_eq!((signal.name, signal.duration_ms), (Phase::Signal, 0.0), "whoever scales it has done so");
+    assert_eq!((signal.name, signal.duration_ms), (Phase::Signal, 0.0), "scaled at once");
     secs(60).await;
     let _endpoint = stage.come_up();
     drop(held);
@@ -132,22 +132,22 @@ async fn the_first_request_scales_to_one_and_the_idle_time_after_the_last_one_to
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_there_is_never_raised_nor_lowered_by_a_request() {
+async fn request_does_not_change_replicas_above_zero() {
     let stage = Stage::new(3, ScaleBy::Kubernetes);
     let _held = stage.gate.hold(1, true).unwrap();
     secs(10).await;
     assert_eq!(stage.sets(), [0_u32; 0]);
-    assert!(stage.fake.state.lock().reads > 1, "it looks again while somebody waits");
+    assert!(stage.fake.state.lock().reads > 1, "read again while a request waits");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_first_wins_and_the_other_looks_again() {
+async fn conflict_is_retried_after_reading_again() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
     stage.fake.state.lock().rival = Some(2);
     let held = stage.gate.hold(1, true).unwrap();
     secs(1).await;
     assert_eq!((stage.sets(), stage.fake.state.lock().wanted), (vec![], 2));
-    // Another replica has found the target idle in the moment in which this one took a request in.
+    // Another replica found the target idle when this one admitted a request.
     stage.fake.state.lock().wanted = 0;
     secs(2).await;
     assert_eq!(stage.sets(), [1], "within 2 s");
@@ -155,31 +155,31 @@ async fn who_was_first_wins_and_the_other_looks_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_loading_is_not_idle_though_every_client_has_gone() {
+async fn loading_target_is_not_idle_without_clients() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
     drop(stage.gate.hold(1, true).unwrap());
     secs(900).await;
     assert_eq!(stage.sets(), [1], "the lease holds for 30 minutes, thrice the idle time");
     stage.come_up();
     secs(299).await;
-    assert_eq!(stage.sets(), [1], "who left may come back");
+    assert_eq!(stage.sets(), [1], "clients may retry");
     secs(4).await;
     assert_eq!(stage.sets(), [1, 0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_scales_by_hand_has_the_idle_time_to_use_it() {
+async fn manual_scale_up_restarts_the_idle_timeout() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
     secs(1000).await;
     stage.fake.state.lock().wanted = 1;
     secs(300).await;
-    assert_eq!(stage.sets(), [0_u32; 0], "seen within 60 s, and 300 from then on");
+    assert_eq!(stage.sets(), [0_u32; 0], "noticed within 60 s, then idle for 300 s");
     secs(62).await;
     assert_eq!(stage.sets(), [0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_tried_again_with_a_growing_pause() {
+async fn failures_are_retried_with_backoff() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
     sleep(Duration::from_millis(1)).await;
     stage.fake.state.lock().errors = vec![ScaleError::Unavailable("refused".into()); 4];
@@ -191,7 +191,7 @@ async fn failures_are_tried_again_with_a_growing_pause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whether_it_may_scale_is_found_out_before_anybody_waits_and_again_while_it_may_not() {
+async fn refusal_is_found_before_demand_and_rechecked() {
     let stage = Stage::new(0, ScaleBy::Kubernetes);
     stage.fake.state.lock().errors = vec![ScaleError::Refused("owned".into()); 12];
     sleep(Duration::from_millis(1)).await;
@@ -205,7 +205,7 @@ async fn whether_it_may_scale_is_found_out_before_anybody_waits_and_again_while_
 }
 
 #[tokio::test(start_paused = true)]
-async fn keda_s_routes_are_left_alone() {
+async fn routes_scaled_by_keda_are_left_alone() {
     let stage = Stage::new(1, ScaleBy::Keda);
     let _held = stage.gate.hold(1, true).unwrap();
     secs(3600).await;

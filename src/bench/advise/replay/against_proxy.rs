@@ -20,7 +20,7 @@ use crate::{
         ServicePort, Target, Workload,
     },
     hold::Released,
-    scaler::{Options, Stops, supervise},
+    scaler::{Options, Shutdown, supervise},
     state::{
         Discovered, DiscoveredEndpoint, Discovery, Protocol, Replicas, Scale, ScaleError, Scaling as Answer,
     },
@@ -156,7 +156,7 @@ async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (
     });
     let options = Options { discovery: cluster.clone(), scale: cluster.clone(), ..Options::default() };
     let supervised =
-        supervise(gate.clone(), watch::Sender::new(target).subscribe(), options, Stops::default());
+        supervise(gate.clone(), watch::Sender::new(target).subscribe(), options, Shutdown::default());
     let _supervised = AbortOnDropHandle::new(tokio::spawn(supervised));
     let hold = Duration::from_millis(settings.hold);
     let requests: Vec<_> = arrivals

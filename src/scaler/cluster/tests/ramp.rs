@@ -1,18 +1,18 @@
-//! The ramp: held requests whose answers are long, never come, or are broken off.
+//! The ramp, with answers that are long, missing or broken off.
 
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 use super::*;
 use crate::domain::Period;
 
-/// A server behind an endpoint: it resets what is more than it bears, and answers the rest after `takes`.
+/// A server that resets requests beyond its capacity, and answers the others after `takes`.
 struct Model {
     bears: u32,
     takes: Duration,
     now: AtomicU32,
     most: AtomicU32,
     resets: AtomicU32,
-    /// Requests that it takes and never answers.
+    /// Requests that are accepted and never answered.
     swallows: AtomicU32,
 }
 
@@ -28,7 +28,7 @@ impl Model {
         })
     }
 
-    /// Has a held request served, and returns when, in milliseconds from the start, and how often it was sent.
+    /// Serves a held request. Returns the time in milliseconds from the start, and the number of dispatches.
     async fn serve(self: Arc<Self>, stage: Arc<Stage>, mut ticket: Ticket<Permit>) -> (u64, u32) {
         for sent in 1.. {
             let permit = match ticket.released().await {
@@ -56,17 +56,17 @@ impl Model {
     }
 }
 
-/// As many requests as wait while the pod starts, which gets ready at 1000 ms.
+/// Holds `count` requests while the pod starts; it becomes ready at 1000 ms.
 async fn held(stage: &Arc<Stage>, count: usize, model: &Arc<Model>) -> Vec<JoinHandle<(u64, u32)>> {
     let tickets: Vec<_> = (0..count).map(|_| stage.hold()).collect();
     let served =
         tickets.into_iter().map(|ticket| tokio::spawn(model.clone().serve(stage.clone(), ticket))).collect();
     stage.at(1_000).await;
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     served
 }
 
-/// When each was served, and how often it was sent.
+/// Returns the time and the number of dispatches of each request.
 async fn ends(served: Vec<JoinHandle<(u64, u32)>>) -> Vec<(u64, u32)> {
     let mut ends = Vec::new();
     for one in served {
@@ -85,12 +85,12 @@ async fn long_answers_wait_for_no_round_of_heads() {
         let stage = stage(Policy::default(), gateway).await;
         let model = Model::new(64, 2_000);
         let served = held(&stage, 64, &model).await;
-        // It answers probes from its opening on, though it was the cluster that said so first.
+        // Answers probes from its opening on.
         stage.servers.answer(A, Answer::Ready);
         let mut ends: Vec<_> = ends(served).await.into_iter().map(|(ms, _)| ms - 1_000).collect();
         ends.sort_unstable();
         let at = |ms| ends.iter().filter(|end| **end == ms).count();
-        // 4 at first, twice as many every 150 ms; each takes 2 s. By heads alone it were 5 rounds, 10 s.
+        // 4 at first, twice as many every 150 ms; each takes 2 s. Widened by answers alone: 5 rounds, 10 s.
         assert_eq!(
             [2_000, 2_150, 2_300, 2_450, 2_600].map(at),
             [4, 4, 8, 16, 32],
@@ -101,7 +101,7 @@ async fn long_answers_wait_for_no_round_of_heads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_that_may_not_be_asked_widen_by_the_word_of_the_cluster() {
+async fn pods_without_probes_widen_by_their_report() {
     let mut policy = Policy::default();
     policy.readiness.probe = false;
     let stage = stage(policy, None).await;
@@ -130,7 +130,7 @@ async fn swallowed_requests_hold_up_the_others_for_a_bounded_time() {
         let mut served = held(&stage, 12, &model).await;
         stage.servers.answer(A, answer.clone());
         let rest = served.split_off(4);
-        // The next 4 go then, are answered after 10 ms, and let the last 4 go by that.
+        // Then the next 4 are dispatched, and their answers after 10 ms release the last 4.
         let ends: Vec<_> = ends(rest).await.into_iter().map(|(ms, _)| ms - 1_000 - expected).collect();
         assert_eq!(ends, [10, 10, 10, 10, 20, 20, 20, 20], "{answer}");
         served.iter().for_each(JoinHandle::abort);
@@ -142,7 +142,7 @@ async fn dead_server_gets_no_more_for_its_silence() {
     let stage = stage(Policy::default(), None).await;
     let model = Model::new(64, 10);
     model.swallows.store(4, SeqCst);
-    // Nobody listens any more, and nobody has said so on the connections that there are.
+    // The server is gone, without closing its connections.
     let served = held(&stage, 12, &model).await;
     stage.at(61_000).await;
     assert_eq!((stage.gate.in_flight(), stage.gate.held()), (4, 8));
@@ -157,12 +157,12 @@ async fn server_that_bears_8_is_not_trampled() {
     stage.servers.answer(A, Answer::Ready);
     let ends = ends(served).await;
     let took = ends.iter().map(|(ms, _)| ms - 1_000).max().unwrap();
-    // 8 rounds of 2 s, the first of which began in two parts, 150 ms apart.
+    // 8 rounds of 2 s; the first began in two parts, 150 ms apart.
     assert!((16_000..=16_500).contains(&took), "{took} ms");
     // 4, 8 and 16 were tried, so 8 too many; and one more, once every 5 s since.
     let resets = model.resets.load(SeqCst);
     assert!((8..=8 + 3).contains(&resets), "{resets} resets");
-    assert!(ends.iter().all(|(_, sent)| *sent <= 2), "nobody was reset twice: {ends:?}");
+    assert!(ends.iter().all(|(_, sent)| *sent <= 2), "no request was reset twice: {ends:?}");
     assert_eq!(model.most.load(SeqCst), 8);
 }
 
@@ -172,11 +172,11 @@ async fn suspect_with_streams_left_serves_beside_them() {
     stage.servers.answer(A, Answer::Ready);
     let mut streams: Vec<_> = (0..41).map(|_| stage.enter().unwrap()).collect();
     streams.iter().for_each(Permit::first_byte);
-    // One ends; its place is the next one's, which is one of no more than were answered.
+    // One ends, and the next request takes its place.
     streams.pop();
     let permit = stage.enter().unwrap();
     permit.suspect();
     drop(permit);
     drop(released(&mut stage.hold()).await);
-    assert_eq!(stage.ms(), 50, "after the back-off, though none of the 40 has ended");
+    assert_eq!(stage.ms(), 50, "after the backoff, before any of the 40 has ended");
 }

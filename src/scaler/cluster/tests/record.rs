@@ -1,4 +1,4 @@
-//! What the cluster says of pods, in the record of their cold start.
+//! Reports of pods, in the record of their cold start.
 
 use super::*;
 use crate::{
@@ -8,26 +8,31 @@ use crate::{
 
 const GATEWAY: &str = "http://envoy:8080";
 
-/// What the cluster says of the pod at an address: which phases are over, each since so many milliseconds.
-struct Said {
+/// A report of a pod, with the ends of its phases in milliseconds from the start.
+struct PodReport {
     name: &'static str,
     address: Option<&'static str>,
-    word: Word,
+    state: ReportedState,
     moments: Vec<(Phase, u64)>,
     tail: Option<Tail>,
 }
 
-fn said(name: &'static str, address: Option<&'static str>, word: Word, moments: &[(Phase, u64)]) -> Said {
-    Said { name, address, word, moments: moments.to_vec(), tail: None }
+fn pod_report(
+    name: &'static str,
+    address: Option<&'static str>,
+    state: ReportedState,
+    moments: &[(Phase, u64)],
+) -> PodReport {
+    PodReport { name, address, state, moments: moments.to_vec(), tail: None }
 }
 
 impl Stage {
-    async fn says_of(&self, pods: &[Said]) {
+    async fn report_pods(&self, pods: &[PodReport]) {
         let endpoints = pods.iter().filter_map(|pod| {
             Some(DiscoveredEndpoint {
                 address: pod.address?.into(),
                 protocol: Protocol::Http1,
-                ready: pod.word == Ready,
+                ready: pod.state == Ready,
                 terminating: false,
                 ..DiscoveredEndpoint::default()
             })
@@ -53,7 +58,7 @@ impl Stage {
         settle().await;
     }
 
-    /// The one cold start that has ended, with its phases and how long each took, and the pod.
+    /// Returns the phases of the one cold start that has ended, with their durations, and its pod.
     fn record(&self) -> (Vec<(Phase, f64)>, Option<String>) {
         let [record] = self.ended().try_into().unwrap();
         let phases = record.phases.iter().map(|span| (span.name, span.duration_ms)).collect();
@@ -64,20 +69,20 @@ impl Stage {
 use Phase::{Create, Dispatch, FirstByte, Load, Propagate, Pull, Schedule, Start};
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_that_opens_by_the_word_of_the_cluster_has_its_load_from_there() {
+async fn load_ends_with_the_report_that_opened_the_pod() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
     stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(20).await;
-    stage.says_of(&[said("a/x", None, NotReady, &[(Create, 20)])]).await;
+    stage.report_pods(&[pod_report("a/x", None, NotReady, &[(Create, 20)])]).await;
     assert_eq!(stage.gate.cold_starts().phase().map(|(phase, _)| phase), Some(Schedule));
     let mut seen = vec![(Create, 20), (Schedule, 25), (Start, 400)];
     stage.at(430).await;
-    stage.says_of(&[said("a/x", Some(A), NotReady, &seen)]).await;
+    stage.report_pods(&[pod_report("a/x", Some(A), NotReady, &seen)]).await;
     stage.at(5_000).await;
-    // Told a little late: another container of the pod was not ready.
+    // Reported late, as another container of the pod was not ready.
     seen.push((Load, 4_900));
-    stage.says_of(&[said("a/x", Some(A), Ready, &seen)]).await;
+    stage.report_pods(&[pod_report("a/x", Some(A), Ready, &seen)]).await;
     released(&mut held).await.first_byte();
     let (phases, pod) = stage.record();
     assert_eq!(
@@ -97,13 +102,18 @@ async fn a_pod_that_opens_by_the_word_of_the_cluster_has_its_load_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pod_that_answers_us_first_is_told_of_and_ends_the_load_itself() {
+async fn record_names_the_pod_that_answered_first() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
     let mut held = stage.hold();
     let first = [(Create, 10), (Schedule, 20), (Start, 90)];
     let second = [(Create, 30), (Schedule, 40), (Pull, 60), (Start, 70)];
     stage.at(100).await;
-    stage.says_of(&[said("a/x", Some(A), NotReady, &first), said("a/y", Some(B), NotReady, &second)]).await;
+    stage
+        .report_pods(&[
+            pod_report("a/x", Some(A), NotReady, &first),
+            pod_report("a/y", Some(B), NotReady, &second),
+        ])
+        .await;
     stage.servers.answer(B, Answer::Ready);
     released(&mut held).await.first_byte();
     assert_eq!(stage.ms(), 150, "at its second probe");
@@ -125,12 +135,17 @@ async fn the_pod_that_answers_us_first_is_told_of_and_ends_the_load_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_gateway_takes_to_learn_of_the_pod_is_propagation() {
+async fn delay_of_the_gateway_is_propagation() {
     let stage = Stage::new(with(8, 2), Some(GATEWAY), &[]).await;
     let mut held = stage.hold();
     stage.at(1_000).await;
     let seen = [(Create, 100), (Start, 600)];
-    stage.says_of(&[said("a/x", Some(A), NotReady, &seen), said("a/y", Some(B), NotReady, &seen)]).await;
+    stage
+        .report_pods(&[
+            pod_report("a/x", Some(A), NotReady, &seen),
+            pod_report("a/y", Some(B), NotReady, &seen),
+        ])
+        .await;
     stage.servers.answer(A, Answer::Ready);
     for _ in 0..3 {
         let permit = released(&mut held).await;
@@ -161,21 +176,21 @@ async fn what_a_gateway_takes_to_learn_of_the_pod_is_propagation() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_failed_has_the_last_lines_of_the_pod_that_came_last() {
+async fn failed_record_has_lines_of_the_newest_pod() {
     let stage = Stage::new(Policy::default(), None, &[]).await;
     let mut held = stage.hold();
     let (older, newer) = (Tail::default(), Tail::default());
     older.push("loading".into());
     (0..60).for_each(|line| newer.push(format!("CUDA error {line}")));
-    let pod = |name, at, tail: &Tail| Said {
+    let pod = |name, at, tail: &Tail| PodReport {
         tail: Some(tail.clone()),
-        ..said(name, None, NotReady, &[(Create, at), (Start, at + 5)])
+        ..pod_report(name, None, NotReady, &[(Create, at), (Start, at + 5)])
     };
     stage.at(100).await;
-    stage.says_of(&[pod("a/x", 90, &newer), pod("a/y", 20, &older)]).await;
+    stage.report_pods(&[pod("a/x", 90, &newer), pod("a/y", 20, &older)]).await;
     stage.gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::CrashLoop, "it ends")));
-    let told = failed(&mut held).await;
-    assert!(told.starts_with("it ends\nIts last lines:\nCUDA error 50"), "{told}");
+    let reason = failed(&mut held).await;
+    assert!(reason.starts_with("it ends\nIts last lines:\nCUDA error 50"), "{reason}");
     let [record] = stage.ended().try_into().unwrap();
     assert_eq!((record.last_lines.len(), &*record.last_lines[0]), (Tail::KEPT, "CUDA error 10"));
     let last = record.phases.last().unwrap();
@@ -190,9 +205,9 @@ async fn pod_that_refuses_fails_its_one_cold_start() {
     stage.gate.cold_starts().set_target_kind(TargetKind::Cluster);
     let mut held = stage.hold();
     stage.at(1_000).await;
-    // The kubelet asks at another port than that of the Service, where nobody listens.
+    // The kubelet probes another port than that of the Service, which refuses connections.
     let seen = [(Create, 20), (Start, 100), (Load, 900)];
-    stage.says_of(&[said("a/x", Some(A), Ready, &seen)]).await;
+    stage.report_pods(&[pod_report("a/x", Some(A), Ready, &seen)]).await;
     let permit = released(&mut held).await;
     permit.suspect();
     drop(permit);
@@ -223,11 +238,11 @@ async fn pod_that_dies_unanswered_prolongs_its_cold_start() {
     let mut held = stage.hold();
     stage.at(1_000).await;
     let first = [(Create, 20), (Start, 100), (Load, 900)];
-    stage.says_of(&[said("a/x", Some(A), Ready, &first)]).await;
+    stage.report_pods(&[pod_report("a/x", Some(A), Ready, &first)]).await;
     let permit = released(&mut held).await;
     stage.at(2_000).await;
     let next = [(Create, 1_500), (Start, 1_700)];
-    stage.says_of(&[said("a/y", Some(B), NotReady, &next)]).await;
+    stage.report_pods(&[pod_report("a/y", Some(B), NotReady, &next)]).await;
     permit.suspect();
     drop(permit);
     held = stage.gate.readmit(held.place(), 1);

@@ -14,28 +14,28 @@ fn roles() -> Roles {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_of_one_role_waits_for_the_other() {
+async fn pod_of_one_role_waits_for_the_other() {
     let stage = Stage::with_roles(Policy::default(), None, roles());
-    stage.says_with_roles(&[(A, Ready, PREFILL), (B, NotReady, DECODE)]).await;
+    stage.report_with_roles(&[(A, Ready, PREFILL), (B, NotReady, DECODE)]).await;
     let mut held = stage.hold();
     stage.at(100).await;
-    assert!(stage.endpoint(A).is_none() && !stage.is_open(B), "prefill alone serves nobody");
-    stage.says_with_roles(&[(A, NotReady, PREFILL), (B, Ready, DECODE)]).await;
+    assert!(stage.endpoint(A).is_none() && !stage.is_open(B), "prefill alone does not serve");
+    stage.report_with_roles(&[(A, NotReady, PREFILL), (B, Ready, DECODE)]).await;
     stage.at(200).await;
     assert!(!stage.is_open(B), "nor does decode alone");
-    // It is asked like every other: at 100, 150 and 200, when its port was refused.
+    // Probed like other pods: at 100, 150 and 200, when its port refused.
     stage.servers.answer(A, Answer::Ready);
     let permit = released(&mut held).await;
     assert_eq!((permit.endpoint().address(), stage.ms()), (B, 250), "at the next probe");
-    assert_eq!(permit.endpoint().limit(), 4, "it is cold");
+    assert_eq!(permit.endpoint().limit(), 4, "a cold pod has a ramp");
     permit.first_byte();
     drop(permit);
-    // The last one of a role goes, and the first one of it comes.
-    stage.says_with_roles(&[(A, Terminating, PREFILL), (B, Ready, DECODE)]).await;
+    // The last pod of a role goes, and another comes.
+    stage.report_with_roles(&[(A, Terminating, PREFILL), (B, Ready, DECODE)]).await;
     assert!(!stage.is_open(B) && stage.enter().is_none());
-    stage.says_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
+    stage.report_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
     assert!(stage.is_open(B));
-    stage.says_with_roles(&[(A, Ready, PREFILL), (B, Terminating, DECODE)]).await;
+    stage.report_with_roles(&[(A, Ready, PREFILL), (B, Terminating, DECODE)]).await;
     assert!(stage.enter().is_none());
 }
 
@@ -44,67 +44,67 @@ async fn roles_that_all_serve_open_together() {
     let both = Roles { serve: <_>::default(), ..roles() };
     let stage = Stage::with_roles(Policy::default(), None, both);
     let serves = |groups| Role { helps: false, groups };
-    stage.says_with_roles(&[(A, Ready, serves(0b01))]).await;
+    stage.report_with_roles(&[(A, Ready, serves(0b01))]).await;
     assert!(!stage.is_open(A));
-    stage.says_with_roles(&[(A, Ready, serves(0b01)), (B, Ready, serves(0b10))]).await;
+    stage.report_with_roles(&[(A, Ready, serves(0b01)), (B, Ready, serves(0b10))]).await;
     assert!(stage.is_open(A) && stage.is_open(B));
-    // One that is in both groups is enough.
-    stage.says_with_roles(&[(A, Ready, serves(0b11))]).await;
+    // A pod in both groups suffices.
+    stage.report_with_roles(&[(A, Ready, serves(0b11))]).await;
     assert!(stage.is_open(A) && stage.endpoint(B).is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_gateway_opens_when_every_role_has_a_pod() {
+async fn gateway_opens_when_every_role_has_a_pod() {
     let stage = Stage::with_roles(with(4, 4), Some("http://10.9.9.9"), roles());
-    stage.says_with_roles(&[(A, Ready, PREFILL)]).await;
+    stage.report_with_roles(&[(A, Ready, PREFILL)]).await;
     let mut held = stage.hold();
     stage.at(1000).await;
     assert!(!stage.is_open(GATEWAY));
-    stage.says_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
+    stage.report_with_roles(&[(A, Ready, PREFILL), (B, Ready, DECODE)]).await;
     let permit = released(&mut held).await;
     assert_eq!(
         (permit.endpoint().address(), permit.endpoint().servers()),
         (GATEWAY, 1),
         "one of them serves"
     );
-    stage.says_with_roles(&[(B, Ready, DECODE)]).await;
+    stage.report_with_roles(&[(B, Ready, DECODE)]).await;
     assert!(!stage.is_open(GATEWAY));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_start_names_the_role_that_is_missing() {
+async fn failed_start_names_the_missing_role() {
     let mut policy = Policy::default();
     policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
     let stage = Stage::with_roles(policy, None, roles());
-    stage.says_with_roles(&[(B, Ready, DECODE)]).await;
+    stage.report_with_roles(&[(B, Ready, DECODE)]).await;
     let mut held = stage.hold();
     let reason = failed(&mut held).await;
     assert_eq!(reason, "the target was not ready within 1m: no pod is ready of: prefill");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_readiness_gate_is_waited_for_whatever_the_pod_answers() {
+async fn unmet_readiness_gate_keeps_a_pod_closed() {
     let stage = Stage::new(Policy::default(), None, &[(A, Gated)]).await;
     stage.servers.answer(A, Answer::Ready);
     let mut held = stage.hold();
     stage.at(5_000).await;
     assert!(!stage.is_open(A) && stage.servers.times(A).is_empty());
-    // The gate is met, and the kubelet has not said so yet.
-    stage.says(&[(A, NotReady)]).await;
+    // The gate is met; the kubelet has not reported ready yet.
+    stage.report(&[(A, NotReady)]).await;
     assert_eq!(released(&mut held).await.endpoint().address(), A);
-    // It is taken back from a pod that only we had found ready, and from one that the cluster had.
-    stage.says(&[(A, Gated)]).await;
+    // The gate is unmet again: of a pod opened by our probe, and of one opened by its report.
+    stage.report(&[(A, Gated)]).await;
     assert!(!stage.is_open(A));
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     assert!(stage.is_open(A));
-    stage.says(&[(A, Gated)]).await;
+    stage.report(&[(A, Gated)]).await;
     assert!(!stage.is_open(A));
-    stage.says(&[(A, Ready)]).await;
+    stage.report(&[(A, Ready)]).await;
     assert!(stage.is_open(A));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failed_start_tells_of_the_gate_that_is_not_met() {
+async fn failed_start_names_the_unmet_gate() {
     let mut policy = Policy::default();
     policy.readiness.activation_timeout = crate::domain::Period::from_secs(60);
     let stage = Stage::new(policy, None, &[(A, Gated), (B, NotReady)]).await;

@@ -60,14 +60,14 @@ impl Scene {
     }
 }
 
-/// What is said next, and after how long.
+/// Returns the next message and the time until then.
 async fn next(activity: &mut Activity) -> (Duration, Option<bool>) {
     let start = Instant::now();
-    let said = activity.next().await;
-    (start.elapsed(), said)
+    let message = activity.next().await;
+    (start.elapsed(), message)
 }
 
-/// Nothing is said within an hour.
+/// Asserts that no message is sent within an hour.
 async fn silent(activity: &mut Activity) {
     silent_for(activity, 3600).await;
 }
@@ -77,7 +77,7 @@ async fn silent_for(activity: &mut Activity, seconds: u32) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_state_comes_at_once_then_every_edge_and_true_for_a_minute() {
+async fn state_is_sent_at_once_then_on_every_edge() {
     let scene = scene();
     let mut activity = scene.activity();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
@@ -87,17 +87,17 @@ async fn the_state_comes_at_once_then_every_edge_and_true_for_a_minute() {
         assert_eq!(next(&mut activity).await, (wait * SECOND, Some(true)));
     }
     let mut late = scene.activity();
-    assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "who comes later is told, too");
+    assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "a later stream gets it as well");
     drop(held);
     for _ in 3..12 {
         assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the lease");
     }
     let left = 1800 - 60;
     assert_eq!(next(&mut activity).await, (left * SECOND, Some(false)), "the lease of 1800 s, less 12 × 5");
-    assert_eq!(scene.gate.demand().pushes(), 2, "one edge, on two streams; repetitions are none");
+    assert_eq!(scene.gate.demand().pushes(), 2, "one edge on two streams; repetitions do not count");
 }
 
-/// What the cluster shows of the trigger's ScaledObject.
+/// The trigger's ScaledObject in the cluster.
 fn shown(is_listed: bool, is_scaled: Option<bool>) -> Vec<PushReceiver> {
     let other =
         PushReceiver { namespace: "ml".into(), name: "other".into(), is_listed: true, is_scaled: None };
@@ -117,12 +117,12 @@ async fn true_is_repeated_until_replicas_are_seen_and_no_longer() {
     }
     scene.gate.demand().set_receivers(shown(true, Some(true)));
     silent_for(&mut activity, 1200).await;
-    // Somebody scales to zero, under a request that waits.
+    // An operator scales to zero while a request waits.
     scene.gate.demand().set_receivers(shown(true, Some(false)));
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
     scene.gate.demand().set_receivers(shown(true, Some(true)));
     let mut late = scene.activity();
-    assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "a new stream has not been told yet");
+    assert_eq!(next(&mut late).await, (Duration::ZERO, Some(true)), "a new stream gets it at once");
     silent_for(&mut late, 60).await;
     assert_eq!(scene.gate.demand().pushes(), 2);
 }
@@ -178,7 +178,7 @@ async fn metrics_are_sent_again_until_they_are_listed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_warm_request_after_the_linger_is_pushed_and_the_linger_counts_from_its_end() {
+async fn warm_request_after_the_linger_is_pushed() {
     let scene = scene();
     scene.up();
     let mut activity = scene.activity();
@@ -197,7 +197,7 @@ async fn a_warm_request_after_the_linger_is_pushed_and_the_linger_counts_from_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_activation_is_pushed_at_once_though_demand_was_true_already() {
+async fn activation_is_pushed_while_demand_is_true() {
     let scene = scene();
     let endpoint = scene.up();
     drop(scene.gate.enter().unwrap());
@@ -208,15 +208,19 @@ async fn an_activation_is_pushed_at_once_though_demand_was_true_already() {
     let _held = scene.gate.hold(1, true).unwrap();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "not with the repetition, 4 s later");
     let _second = scene.gate.hold(1, true).unwrap();
-    assert_eq!(next(&mut activity).await, (5 * SECOND, Some(true)), "the second one asks for nothing new");
-    // It failed, and the next request asks for another try.
+    assert_eq!(
+        next(&mut activity).await,
+        (5 * SECOND, Some(true)),
+        "the second request is no new activation"
+    );
+    // The activation failed, and the next request starts another.
     scene.gate.demand().end_activation();
     let _third = scene.gate.hold(1, true).unwrap();
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_other_replicas_hold_is_pushed_and_repeated_here() {
+async fn demand_of_peers_is_pushed_and_repeated() {
     let scene = scene();
     let mut activity = scene.activity();
     assert_eq!(activity.next().await, Some(false));
@@ -226,29 +230,29 @@ async fn what_other_replicas_hold_is_pushed_and_repeated_here() {
         assert_eq!(next(&mut activity).await, (wait * SECOND, Some(true)));
     }
     set(Counts { held: 2, activations: 2, ..Counts::default() });
-    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "another activation over there");
+    assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(true)), "another activation at the peer");
     set(Counts::default());
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
     silent(&mut activity).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_that_comes_later_goes_and_comes_back_needs_no_new_stream() {
+async fn stream_follows_a_route_that_comes_and_goes() {
     let scene = scene();
     scene.directory.publish([]);
     let (mut activity, mut early) = (scene.activity(), scene.specs());
     let specs = early.next().await.unwrap().metric_specs;
-    assert_eq!((&*specs[0].metric_name, specs[0].target_size), ("tiny-queue-depth", 5), "what it will have");
+    assert_eq!((&*specs[0].metric_name, specs[0].target_size), ("tiny-queue-depth", 5), "its future metric");
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
     silent(&mut activity).await;
     let _held = scene.gate.hold(1, true).unwrap();
-    // While the stream waits, as it does most of the time.
+    // While the stream waits.
     let come = async { scene.directory.publish([scene.gate.clone()]) };
-    let (said, ()) = tokio::join!(next(&mut activity), come);
-    assert_eq!(said, (Duration::ZERO, Some(true)));
+    let (message, ()) = tokio::join!(next(&mut activity), come);
+    assert_eq!(message, (Duration::ZERO, Some(true)));
     let mut specs = scene.specs();
     assert!(specs.next().await.is_some());
-    assert_eq!(scene.gate.demand().streams(), 1, "the stream of metrics would not hear a push");
+    assert_eq!(scene.gate.demand().streams(), 1, "the stream of metrics gets no pushes");
     scene.directory.publish([]);
     assert_eq!(next(&mut activity).await, (Duration::ZERO, Some(false)));
     assert_eq!(scene.gate.demand().streams(), 0);
@@ -262,7 +266,7 @@ async fn a_route_that_comes_later_goes_and_comes_back_needs_no_new_stream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_ends_when_told_to() {
+async fn stream_ends_on_request() {
     let scene = scene();
     let _held = scene.gate.hold(1, true).unwrap();
     let (mut activity, mut specs) = (scene.activity(), scene.specs());
@@ -274,7 +278,7 @@ async fn it_ends_when_told_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_push_ends_the_signal_of_the_cold_start() {
+async fn push_ends_the_signal_phase() {
     let scene = scene();
     scene.gate.cold_starts().expect_push(true);
     let mut activity = scene.activity();
@@ -282,7 +286,7 @@ async fn the_push_ends_the_signal_of_the_cold_start() {
     let _held = scene.gate.hold(1, true).unwrap();
     advance(Duration::from_millis(1)).await;
     assert_eq!(activity.next().await, Some(true));
-    // Whoever looks after the target finds out a little later that nothing is up.
+    // The prober finds the target down a little later.
     advance(Duration::from_millis(7)).await;
     scene.gate.cold_starts().begin(scene.gate.demand().activation_since().unwrap(), 1);
     scene.gate.cold_starts().signal_acknowledged();
@@ -294,7 +298,7 @@ async fn the_push_ends_the_signal_of_the_cold_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn specs_come_at_once_and_when_a_reload_changes_them() {
+async fn specs_are_sent_at_once_and_on_changes() {
     let scene = scene();
     let mut specs = scene.specs();
     let targets = |specs: GetMetricSpecResponse| -> Vec<_> {
@@ -305,7 +309,7 @@ async fn specs_come_at_once_and_when_a_reload_changes_them() {
     let reload = |scaling| scene.gate.set_policy(Policy { scaling, ..Policy::default() });
     reload(Scaling { target: 8, ..Scaling::default() });
     assert_eq!(targets(specs.next().await.unwrap()), [depth(8)]);
-    // Nothing that specs are made of.
+    // A change that does not concern the specs.
     reload(Scaling { target: 8, linger: Period::from_secs(1), ..Scaling::default() });
     scene.gate.set_policy(Policy {
         scaling: Scaling { target: 8, ..Scaling::default() },
@@ -318,6 +322,6 @@ async fn specs_come_at_once_and_when_a_reload_changes_them() {
     assert_eq!(targets(specs.next().await.unwrap()), [depth(8), ("tiny-request-rate".into(), 9)]);
     scene.directory.publish([]);
     yield_now().await;
-    assert_eq!(targets(specs.next().await.unwrap()), [depth(5)], "as GetMetricSpec says of no route");
+    assert_eq!(targets(specs.next().await.unwrap()), [depth(5)], "as GetMetricSpec for an unknown route");
     assert!(timeout(3600 * SECOND, specs.next()).await.is_err());
 }

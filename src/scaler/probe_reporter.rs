@@ -1,5 +1,5 @@
-//! What probes of a target that is on its way up see, and when that is reported: a wrong path or port is to be noticed
-//! within seconds, not when the activation has run out of time.
+//! Reports probes that fail while the target starts, so that a wrong path or port shows within seconds instead of at the
+//! activation timeout.
 
 use std::{mem::discriminant, sync::Arc, time::Duration};
 
@@ -12,30 +12,30 @@ use crate::{
     state::{Obstacle, TargetState},
 };
 
-/// How long a server finds fault with the probe, or its name does not resolve, before that is reported: it may register its
-/// paths one by one, and a Service may just be made.
+/// Time after which a rejected probe or an unresolved name is reported: a server may register its paths one by one, and a
+/// Service may be new.
 const REJECTED_GRACE: Duration = Duration::from_secs(2);
 
-/// How long a server does not answer, or says that it is not ready, before that is reported. It mostly loads.
+/// Time after which a server that does not answer, or is not ready, is reported. It mostly loads.
 const UNANSWERED_GRACE: Duration = Duration::from_secs(10);
 
-/// The probes of one address, as long as they are made. Dropping it withdraws what it has reported.
-pub(super) struct Sight {
+/// Follows the probes of one address. Dropping it withdraws the reported obstacle.
+pub(super) struct ProbeReporter {
     gate: Arc<Gate>,
-    /// What was seen last, and since when.
+    /// The last answer, and the time of the first one like it.
     last: Option<(Answer, Instant)>,
     reported: Option<Arc<Obstacle>>,
 }
 
-// === impl Sight ===
+// === impl ProbeReporter ===
 
-impl Sight {
+impl ProbeReporter {
     pub(super) const fn new(gate: Arc<Gate>) -> Self {
         Self { gate, last: None, reported: None }
     }
 
-    /// A probe of the address saw this. Reports what has been seen for its grace, while the target is down.
-    pub(super) fn saw(&mut self, address: &str, answer: &Answer) {
+    /// Records an answer. Reports a failure that has lasted its grace while the target is down.
+    pub(super) fn record(&mut self, address: &str, answer: &Answer) {
         let since = match &self.last {
             Some((last, since)) if is_like(last, answer) => *since,
             _ => {
@@ -53,7 +53,7 @@ impl Sight {
         if self.reported.is_some() || since.elapsed() < grace || self.gate.target().is_up() {
             return;
         }
-        let message = problem(path, address, answer);
+        let message = describe(path, address, answer);
         let route = self.gate.key();
         match kind {
             ObstacleKind::NotAnswering => {
@@ -71,7 +71,7 @@ impl Sight {
         self.reported = Some(obstacle);
     }
 
-    /// Nobody asks any more, or something else was seen.
+    /// Withdraws the reported obstacle: probing stopped, or the answer changed.
     pub(super) fn withdraw(&mut self) {
         self.last = None;
         if let Some(obstacle) = self.reported.take() {
@@ -84,13 +84,13 @@ impl Sight {
     }
 }
 
-impl Drop for Sight {
+impl Drop for ProbeReporter {
     fn drop(&mut self) {
         self.withdraw();
     }
 }
 
-/// Whether both say the same of a server, whatever the words.
+/// Returns true if both answers have the same kind, and the same status.
 fn is_like(one: &Answer, other: &Answer) -> bool {
     match (one, other) {
         (Answer::Status(one), Answer::Status(other)) => one == other,
@@ -98,8 +98,8 @@ fn is_like(one: &Answer, other: &Answer) -> bool {
     }
 }
 
-/// What a probe saw, for whoever waits.
-fn problem(path: &str, address: &str, answer: &Answer) -> String {
+/// Describes a failed probe for waiting clients.
+fn describe(path: &str, address: &str, answer: &Answer) -> String {
     match answer {
         Answer::Ready => format!("{path} at {address} answers"),
         Answer::Status(status) if answer.is_rejection() => {
@@ -118,7 +118,7 @@ fn problem(path: &str, address: &str, answer: &Answer) -> String {
     }
 }
 
-/// What to do about a probe that is rejected.
+/// Returns the advice for a rejected probe.
 pub(super) fn advice(answer: &Answer) -> &'static str {
     match answer {
         Answer::Status(status) if matches!(status.as_u16(), 401 | 403) => {
@@ -138,9 +138,9 @@ mod tests {
 
     const ADDRESS: &str = "127.0.0.1:8000";
 
-    fn rig() -> (Arc<Gate>, Sight) {
+    fn rig() -> (Arc<Gate>, ProbeReporter) {
         let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
-        (gate.clone(), Sight::new(gate))
+        (gate.clone(), ProbeReporter::new(gate))
     }
 
     fn reported(gate: &Gate) -> Option<(ObstacleKind, String)> {
@@ -148,67 +148,67 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rejected_probe_is_reported_after_2_s_and_withdrawn_with_its_end() {
+    async fn rejected_probe_is_reported_after_2_s() {
         for (status, expected) in [
             (404, "/health answers 404: is `readiness.path` right?"),
             (401, "/health answers 401: probes have no credentials; is `readiness.path` right?"),
             (302, "/health answers 302: is `readiness.path` right?"),
         ] {
-            let (gate, mut sight) = rig();
+            let (gate, mut reporter) = rig();
             let answer = Answer::Status(StatusCode::from_u16(status).unwrap());
-            sight.saw(ADDRESS, &answer);
+            reporter.record(ADDRESS, &answer);
             advance(Duration::from_millis(1_999)).await;
-            sight.saw(ADDRESS, &answer);
+            reporter.record(ADDRESS, &answer);
             assert_eq!(reported(&gate), None);
             advance(Duration::from_millis(1)).await;
-            sight.saw(ADDRESS, &answer);
+            reporter.record(ADDRESS, &answer);
             assert_eq!(reported(&gate), Some((ObstacleKind::ProbeRejected, expected.into())));
-            drop(sight);
+            drop(reporter);
             assert_eq!(reported(&gate), None);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn unresolved_name_is_reported_after_2_s_and_cleared_when_it_resolves() {
-        let (gate, mut sight) = rig();
+    async fn unresolved_name_is_reported_after_2_s() {
+        let (gate, mut reporter) = rig();
         let answer = |reason: &str| Answer::Unresolved("vllm.llm".into(), reason.into());
-        sight.saw("vllm.llm:8000", &answer("Name or service not known"));
+        reporter.record("vllm.llm:8000", &answer("Name or service not known"));
         assert_eq!(reported(&gate), None);
         advance(Duration::from_secs(2)).await;
-        sight.saw("vllm.llm:8000", &answer("no answer within 1s"));
+        reporter.record("vllm.llm:8000", &answer("no answer within 1s"));
         let (kind, message) = reported(&gate).unwrap();
         assert_eq!(kind, ObstacleKind::NameUnresolved);
         assert!(
             message.starts_with("The host name `vllm.llm` does not resolve (no answer within 1s)"),
             "{message}"
         );
-        sight.saw("vllm.llm:8000", &Answer::Refused);
-        assert_eq!(reported(&gate), None, "it is there, and loads");
+        reporter.record("vllm.llm:8000", &Answer::Refused);
+        assert_eq!(reported(&gate), None, "the server loads");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_reported_after_10_s_and_not_while_it_changes() {
-        let (gate, mut sight) = rig();
+    async fn silence_is_reported_after_10_s() {
+        let (gate, mut reporter) = rig();
         let answers = [
             (Answer::Refused, "Nothing listens at 127.0.0.1:8000 (connection refused)"),
             (Answer::Status(StatusCode::SERVICE_UNAVAILABLE), "/health at 127.0.0.1:8000 answers 503"),
             (Answer::Broken("reset".into()), "The probe of /health at 127.0.0.1:8000 failed: reset"),
         ];
         for (answer, expected) in answers {
-            sight.saw(ADDRESS, &answer);
-            assert_eq!(reported(&gate), None, "another answer starts the clock anew");
+            reporter.record(ADDRESS, &answer);
+            assert_eq!(reported(&gate), None, "another answer restarts the grace");
             advance(Duration::from_secs(10)).await;
-            sight.saw(ADDRESS, &answer);
+            reporter.record(ADDRESS, &answer);
             assert_eq!(reported(&gate), Some((ObstacleKind::NotAnswering, expected.into())));
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn cluster_explains_more_than_a_probe() {
-        let (gate, mut sight) = rig();
-        sight.saw(ADDRESS, &Answer::Refused);
+        let (gate, mut reporter) = rig();
+        reporter.record(ADDRESS, &Answer::Refused);
         advance(Duration::from_secs(10)).await;
-        sight.saw(ADDRESS, &Answer::Refused);
+        reporter.record(ADDRESS, &Answer::Refused);
         let kind = || reported(&gate).map(|(kind, _)| kind);
         assert_eq!(kind(), Some(ObstacleKind::NotAnswering));
         gate.target().set_obstacle(Some(Obstacle::new(ObstacleKind::CrashLoop, "exit code 1")));
@@ -218,6 +218,6 @@ mod tests {
         let endpoint = crate::state::Endpoint::new("127.0.0.1:1", 1);
         gate.target().add(&endpoint);
         gate.target().ready(&endpoint, None);
-        assert_eq!(kind(), None, "something is up");
+        assert_eq!(kind(), None, "an endpoint is ready");
     }
 }

@@ -1,10 +1,10 @@
-//! What the cluster says of a pod against what our own probes see.
+//! The cluster's report of a pod against our own probes.
 
 use super::*;
 use crate::domain::Period;
 
 #[tokio::test(start_paused = true)]
-async fn word_of_the_cluster_outlasts_a_probe_that_finds_fault() {
+async fn report_of_ready_overrules_a_rejected_probe() {
     for answer in [
         Answer::Status(StatusCode::NOT_FOUND),
         Answer::Status(StatusCode::UNAUTHORIZED),
@@ -17,13 +17,13 @@ async fn word_of_the_cluster_outlasts_a_probe_that_finds_fault() {
         permit.suspect();
         drop(permit);
         let permit = released(&mut stage.hold()).await;
-        assert_eq!((stage.ms(), permit.endpoint().limit()), (50, 1), "after the back-off: {answer}");
+        assert_eq!((stage.ms(), permit.endpoint().limit()), (50, 1), "after the backoff: {answer}");
         assert!(stage.ended().is_empty() && stage.gate.cold_starts().current().is_none());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn port_that_refuses_for_a_moment_comes_back_though_its_path_is_wrong() {
+async fn pod_recovers_although_its_path_is_wrong() {
     let stage = Stage::new(Policy::default(), None, &[(A, Ready)]).await;
     let permit = stage.enter().unwrap();
     permit.suspect();
@@ -37,7 +37,7 @@ async fn port_that_refuses_for_a_moment_comes_back_though_its_path_is_wrong() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn word_that_outlasts_a_failure_by_30_s_is_newer() {
+async fn report_outweighs_a_failure_after_30_s() {
     for answer in [
         Answer::Status(StatusCode::SERVICE_UNAVAILABLE),
         Answer::Refused,
@@ -53,12 +53,12 @@ async fn word_that_outlasts_a_failure_by_30_s_is_newer() {
         stage.at(30_000).await;
         assert!(!stage.is_open(A), "the kubelet may not have noticed yet: {answer}");
         drop(released(&mut held).await);
-        assert_eq!(stage.ms(), 30_050, "the back-off and 30 s: {answer}");
+        assert_eq!(stage.ms(), 30_050, "the backoff and 30 s: {answer}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn pod_that_the_cluster_calls_unready_needs_our_probe() {
+async fn pod_reported_unready_needs_our_probe() {
     let stage = Stage::new(Policy::default(), None, &[(A, NotReady)]).await;
     stage.servers.answer(A, Answer::Ready);
     let permit = released(&mut stage.hold()).await;
@@ -67,5 +67,5 @@ async fn pod_that_the_cluster_calls_unready_needs_our_probe() {
     drop(permit);
     let _held = stage.hold();
     stage.at(120_000).await;
-    assert!(!stage.is_open(A), "nobody vouches for it");
+    assert!(!stage.is_open(A), "neither the report nor our probe opens it");
 }
