@@ -1,6 +1,6 @@
-//! `anteroom bench`: cold starts measured from outside, and what can be said of the measurements.
+//! `anteroom bench`: measures cold starts from outside and evaluates the results.
 
-pub mod advise;
+pub(crate) mod advise;
 mod cold_start;
 mod compare;
 mod cost;
@@ -10,10 +10,9 @@ mod html;
 mod http;
 pub mod results;
 mod samples;
-pub mod stats;
-pub mod summary;
+mod stats;
+mod summary;
 mod table;
 
 pub use cold_start::{ColdStartArgs, run as cold_start};
 pub use compare::{CompareArgs, run as compare};
-pub use cost::{Cost, CostSummary};

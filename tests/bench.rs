@@ -254,14 +254,14 @@ async fn target_at_minimum_one_is_not_measured() {
     let (ended, _) = proxy.bench(&["--cycles", "1"]).await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     for (more, expected) in [
-        (&["--timeout", "200ms"][..], "route tiny is not at zero after 200ms (ready): it gets there when"),
+        (&["--timeout", "200ms"][..], "route tiny is not at zero after 200ms (ready): it scales down after"),
         (
             &["--stop-command", "echo it cannot >&2; false"],
             "the --stop-command failed (exit status: 1): it cannot",
         ),
         (
             &["--stop-command", "true", "--timeout", "200ms"],
-            "the --stop-command has run, but did not bring it there",
+            "the --stop-command ran but did not stop the target",
         ),
         (&["--route", "big"], "has no route big; it has: tiny"),
     ] {
@@ -296,15 +296,15 @@ fn unmeasurable_target_is_refused_with_the_way_out() {
         (&["--url", "https://a", "--admin", nobody], "kubectl port-forward"),
         (
             &["--url", nobody, "--admin", nobody],
-            "the admin API at http://127.0.0.1:1 cannot be asked: cannot connect",
+            "cannot reach the admin API at http://127.0.0.1:1: cannot connect",
         ),
-        (&["--arrivals", "never"], "write together, spread=2s"),
+        (&["--arrivals", "never"], "expected together, spread=2s"),
         (&["--arrivals", &unsorted], "line 2: 0 comes before the time above it"),
-        (&["--arrivals", &times, "--burst", "3"], "the file of --arrivals has 2 times"),
-        (&["--prompts", &empty], "there is no prompt in it"),
+        (&["--arrivals", &times, "--burst", "3"], "the --arrivals file has 2 times"),
+        (&["--prompts", &empty], "the file contains no prompts"),
         (&["--prompts", "/nowhere/prompts"], "cannot read /nowhere/prompts"),
         (&["--json", "/nowhere/cold.json"], "cannot write /nowhere/cold.json"),
-        (&["--config", &two], "say which with --route: a, b"),
+        (&["--config", &two], "choose one with --route: a, b"),
         (&["--config", &two, "--route", "c"], "no route c; it has: a, b"),
         (&["--config", &wrong], "wrong.yaml:1"),
         (&["--config", "/nowhere.yaml"], "/nowhere.yaml"),
@@ -372,7 +372,7 @@ fn a_comparison_tells_ci_whether_it_became_slower() {
     fs::write(path("other.json"), "{}").unwrap();
     for (after, more, expected) in [
         ("missing.json", &[][..], "cannot read"),
-        ("other.json", &[], "it is to be what `bench cold-start --json` wrote"),
+        ("other.json", &[], "expected the output of `bench cold-start --json`"),
         ("same.json", &["--alpha", "2"], "between 0 and 1"),
         ("same.json", &["--threshold", "x"], "such as 5%"),
     ] {

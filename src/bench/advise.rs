@@ -1,5 +1,5 @@
-//! `anteroom bench advise`: what idle time, floor and bounds of holding would have cost, and how long requests would
-//! have waited. A log of arrivals is replayed with start-ups as they were measured.
+//! `anteroom bench advise`: estimates cost and waiting times of idle timeouts, replica floors and hold limits by replaying
+//! a request log with measured start-up times.
 //!
 //! ```text
 //! arrivals (log or synthetic) ─┐
@@ -24,44 +24,44 @@ use std::{io::Write as _, process::ExitCode};
 use thiserror::Error;
 
 pub use args::{AdviseArgs, TraceArgs};
-use args::{Budget, ScaledBy, Synthetic, WaitGoal};
-use choice::{Candidate, Choice, Goal, Grid, MONTH};
-use grid::{Figures, Load};
-use inputs::Inputs;
-use replay::Settings;
+use args::{Budget, ScaledBy, SyntheticLog, WaitGoal};
+use choice::{Candidate, Choice, Goal, HOURS_PER_MONTH, SettingsGrid};
+use grid::{Figures, ReplayInput};
+use inputs::AdviseInputs;
+use replay::ReplaySettings;
 
-/// Why there is no advice.
+/// Error of `bench advise`.
 #[derive(Debug, Error)]
 enum AdviseError {
-    /// A file, an answer, or what is in it.
+    /// A file or an admin API cannot be read or has invalid content.
     #[error("{0}")]
     Input(String),
-    /// Arguments that do not go together.
+    /// Conflicting arguments.
     #[error("{0}")]
     Arguments(String),
-    /// The JSON could not be written.
+    /// The JSON output cannot be written.
     #[error("{0}: {1}")]
     Output(String, std::io::Error),
 }
 
-/// What was found out, for who writes it down.
+/// Result of `bench advise`, for the text and JSON output.
 struct Advice<'a> {
     args: &'a AdviseArgs,
-    inputs: &'a Inputs,
-    load: &'a Load,
+    inputs: &'a AdviseInputs,
+    load: &'a ReplayInput,
     candidates: Vec<Candidate>,
-    /// One replica that is always up.
+    /// Baseline: one replica, never scaled to zero.
     always_on: Figures,
     goal: Option<Goal>,
     choice: Option<Choice>,
     seeds: Vec<u64>,
 }
 
-/// Advises.
+/// Runs `bench advise`.
 pub async fn run(args: AdviseArgs) -> ExitCode {
     match advise(&args).await {
         Ok((text, reached)) => {
-            // A reader that has gone wants no more.
+            // Ignores a closed pipe.
             let _ = std::io::stdout().lock().write_all(text.as_bytes());
             if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
@@ -72,44 +72,47 @@ pub async fn run(args: AdviseArgs) -> ExitCode {
     }
 }
 
-/// Prints a made-up log.
+/// Runs `bench trace`.
 pub fn trace(args: &TraceArgs) -> ExitCode {
-    let Synthetic::OfficeWeek = args.name;
+    let SyntheticLog::OfficeWeek = args.name;
     let _ = std::io::stdout().lock().write_all(synthetic::office_week(args.seed).to_csv().as_bytes());
     ExitCode::SUCCESS
 }
 
-/// What is to be printed, and whether no goal has been missed.
+/// Returns the output, and `false` if no setting reaches the goal.
 async fn advise(args: &AdviseArgs) -> Result<(String, bool), AdviseError> {
-    let settings = grid(args)?.settings();
+    let settings = settings_grid(args)?.settings();
     let goal = goal(args)?;
-    let inputs = Inputs::read(args).await?;
+    let inputs = AdviseInputs::read(args).await?;
     let load = inputs.load(args.gpus);
     let seeds: Vec<u64> =
-        (args.seed..).take(if load.is_certain() { 1 } else { args.seeds as usize }).collect();
+        (args.seed..).take(if load.is_deterministic() { 1 } else { args.seeds as usize }).collect();
     let candidates = choice::candidates(&load, &settings, &seeds);
-    // The bounds are those of the first candidate: a floor is about idle time, and there is none.
-    let always_on = Settings { floor: 1, idle: u64::MAX, ..settings[0] };
+    // With the hold limits of the first candidate. `idle` is unused with a floor.
+    let always_on = ReplaySettings { floor: 1, idle: u64::MAX, ..settings[0] };
     let always_on = load.figures(&always_on, &seeds);
-    let month = MONTH * 3.6e6 / load.window.max(1) as f64;
-    let choice = goal.and_then(|goal| choice::choose(&candidates, goal, args.max_lost, month));
-    let advice = Advice { args, inputs: &inputs, load: &load, candidates, always_on, goal, choice, seeds };
+    let mut advice =
+        Advice { args, inputs: &inputs, load: &load, candidates, always_on, goal, choice: None, seeds };
+    let windows_per_month = advice.windows_per_month();
+    let choice =
+        goal.and_then(|goal| choice::choose(&advice.candidates, goal, args.max_lost, windows_per_month));
+    advice.choice = choice;
     let reached = !matches!(choice, Some(Choice::Closest(_)));
     let text = match &args.json {
-        Some(path) if path.as_os_str() == "-" => json::of(&advice),
+        Some(path) if path.as_os_str() == "-" => json::render(&advice),
         Some(path) => {
-            std::fs::write(path, json::of(&advice))
+            std::fs::write(path, json::render(&advice))
                 .map_err(|error| AdviseError::Output(path.display().to_string(), error))?;
-            text::of(&advice)
+            text::render(&advice)
         }
-        None => text::of(&advice),
+        None => text::render(&advice),
     };
     Ok((text, reached))
 }
 
-/// What is tried.
-fn grid(args: &AdviseArgs) -> Result<Grid, AdviseError> {
-    let told = |text: String| Err(AdviseError::Arguments(text));
+/// Builds the grid of settings to replay.
+fn settings_grid(args: &AdviseArgs) -> Result<SettingsGrid, AdviseError> {
+    let invalid = |text: String| Err(AdviseError::Arguments(text));
     let ms = |period: &crate::domain::Period| u64::try_from(period.get().as_millis()).unwrap_or(u64::MAX);
     let is_keda = args.scale_by == ScaledBy::Keda;
     let mut idle: Vec<u64> = args.idle.iter().map(ms).collect();
@@ -117,17 +120,17 @@ fn grid(args: &AdviseArgs) -> Result<Grid, AdviseError> {
     idle.dedup();
     let linger = ms(&args.linger);
     if let Some(short) = idle.first().filter(|idle| is_keda && **idle < linger) {
-        return told(format!(
-            "--idle {}: with KEDA demand lasts for the linger ({}) after the last request, so the idle time cannot be \
-             shorter; leave it out, or say a --linger, which must be twice the pollingInterval",
+        return invalid(format!(
+            "--idle {} is shorter than --linger {}: with KEDA, demand lasts for the linger after the last request; raise \
+             --idle or reduce --linger, which must be at least twice the pollingInterval",
             text::period(*short),
             args.linger
         ));
     }
     if is_keda && ms(&args.polling_interval).saturating_mul(2) > linger {
-        return told(format!(
-            "--linger {} is less than two of --polling-interval {}: a poll could fall between two requests, and KEDA would \
-             scale to zero under a trickle of them, which is not replayed",
+        return invalid(format!(
+            "--linger {} is less than twice --polling-interval {}: KEDA could scale to zero between two requests, which the \
+             replay does not model",
             args.linger, args.polling_interval
         ));
     }
@@ -136,17 +139,17 @@ fn grid(args: &AdviseArgs) -> Result<Grid, AdviseError> {
     floors.sort_unstable();
     floors.dedup();
     if let Some(floor) = floors.iter().find(|floor| !is_keda && **floor > 0) {
-        return told(format!(
-            "--floor {floor}: a floor is KEDA's minReplicaCount; without KEDA the last replica always goes"
+        return invalid(format!(
+            "--floor {floor}: a floor needs KEDA (minReplicaCount); without KEDA the last replica always stops"
         ));
     }
     let max_replicas = if is_keda { args.max_replicas } else { 1 };
     if let Some(floor) = floors.iter().find(|floor| **floor > max_replicas) {
-        return told(format!("--floor {floor} is above --max-replicas {max_replicas}"));
+        return invalid(format!("--floor {floor} is above --max-replicas {max_replicas}"));
     }
     let first = |list: &[u32]| list.first().copied().unwrap_or(1);
-    Ok(Grid {
-        base: Settings {
+    Ok(SettingsGrid {
+        base: ReplaySettings {
             floor: 0,
             max_replicas,
             idle: 0,
@@ -164,7 +167,7 @@ fn grid(args: &AdviseArgs) -> Result<Grid, AdviseError> {
     })
 }
 
-/// What is to be reached.
+/// Builds the goal from `--goal` or `--budget`.
 fn goal(args: &AdviseArgs) -> Result<Option<Goal>, AdviseError> {
     if let Some(WaitGoal(quantile, within)) = args.goal {
         return Ok(Some(Goal::Wait(quantile, u64::try_from(within.get().as_millis()).unwrap_or(u64::MAX))));
@@ -174,7 +177,7 @@ fn goal(args: &AdviseArgs) -> Result<Option<Goal>, AdviseError> {
         (true, _) => Ok(Some(Goal::GpuHours(amount))),
         (false, Some(price)) if price > 0.0 => Ok(Some(Goal::GpuHours(amount / price))),
         (false, _) => Err(AdviseError::Arguments(
-            "a --budget of money needs the --gpu-hour-price; 300h/month is one of GPU hours".into(),
+            "a --budget in money needs --gpu-hour-price; for GPU hours, write 300h/month".into(),
         )),
     }
 }
@@ -182,17 +185,17 @@ fn goal(args: &AdviseArgs) -> Result<Option<Goal>, AdviseError> {
 // === impl Advice ===
 
 impl Advice<'_> {
-    /// How many times the window goes into a month.
-    fn month(&self) -> f64 {
-        MONTH * 3.6e6 / self.load.window.max(1) as f64
+    /// Returns the length of a month in windows of the log.
+    fn windows_per_month(&self) -> f64 {
+        HOURS_PER_MONTH * 3.6e6 / self.load.window.max(1) as f64
     }
 
-    /// How many days the window has.
+    /// Returns the length of the window in days.
     fn days(&self) -> f64 {
         self.load.window.max(1) as f64 / 8.64e7
     }
 
-    /// What is spared against one replica that is always up; negative: more.
+    /// Returns the GPU time saved relative to [`Self::always_on`]; negative if the setting costs more.
     fn saved(&self, figures: &Figures) -> f64 {
         1.0 - figures.gpu_hours.middle / self.always_on.gpu_hours.middle.max(f64::MIN_POSITIVE)
     }

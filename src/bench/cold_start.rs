@@ -1,13 +1,13 @@
-//! `anteroom bench cold-start`: cycles of waiting for zero, a burst, and the record of what it caused.
+//! `anteroom bench cold-start`: cycles of waiting for zero, sending a burst and fetching the record.
 
 mod admin;
 mod args;
 mod arrivals;
 mod cycle;
+mod local_proxy;
 mod progress;
 mod prompts;
 mod request;
-mod stage;
 mod zero;
 
 use std::{
@@ -20,20 +20,19 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use self::{
-    admin::Admins,
+    admin::AdminApis,
     arrivals::Arrivals,
     cycle::Burst,
+    local_proxy::{LocalProxy, ProxySpec},
     progress::Progress,
-    prompts::{Asking, Prompts},
-    stage::{Script, Stage},
-    zero::Zero,
+    prompts::{BodyDefaults, Prompts},
+    zero::ZeroWait,
 };
 use super::{
     html,
-    http::Base,
-    results::{Cycle, Machine, Run, SCHEMA, Settings, Verdict},
+    http::BaseUrl,
+    results::{Cycle, Machine, Run, RunSettings, SCHEMA, Summary, Verdict},
     stats::Bootstrap,
-    summary::Summary,
     table,
 };
 use crate::{
@@ -43,23 +42,23 @@ use crate::{
 };
 pub use args::ColdStartArgs;
 
-/// Everything that cycles need, found to be there.
+/// Everything needed to run cycles.
 struct Bench {
-    admins: Admins,
+    admins: AdminApis,
     burst: Burst,
-    zero: Zero,
+    zero: ZeroWait,
     pause: Duration,
     cycles: usize,
 }
 
-/// Why no more cycles were measured.
-enum End {
-    AllDone,
-    Asked(Request),
+/// Reason for the end of a run.
+enum RunEnd {
+    Completed,
+    Signal(Request),
     Aborted(String),
 }
 
-/// Measures, and tells what it found.
+/// Runs the command.
 pub async fn run(args: ColdStartArgs) -> ExitCode {
     match measure(&args).await {
         Ok(code) => code,
@@ -72,25 +71,25 @@ pub async fn run(args: ColdStartArgs) -> ExitCode {
 
 async fn measure(args: &ColdStartArgs) -> Result<ExitCode, String> {
     let text = |error: crate::output::OutputError| error.to_string();
-    let inputs = Inputs::read(args)?;
+    let inputs = InputFiles::read(args)?;
     let open = |path: &Option<PathBuf>| path.as_deref().map(OutputFile::open).transpose();
     let (json, html) = (open(&args.json).map_err(text)?, open(&args.html).map_err(text)?);
     let mut signals = Signals::new().map_err(|error| format!("cannot handle signals: {error}"))?;
-    let script = match (&args.url, &args.config) {
+    let spec = match (&args.url, &args.config) {
         (Some(_), _) => None,
-        (None, Some(file)) => Some(Script::read(file, args.route.as_deref())?),
-        (None, None) => Some(Script::stand_in(args.load_time)?),
+        (None, Some(file)) => Some(ProxySpec::read(file, args.route.as_deref())?),
+        (None, None) => Some(ProxySpec::stand_in(args.load_time)?),
     };
-    let stage = match script.clone() {
-        Some(script) => Some(script.start(args.idle()).await?),
+    let local_proxy = match spec.clone() {
+        Some(spec) => Some(spec.start(args.idle_timeout()).await?),
         None => None,
     };
-    let measured = measured(args, inputs, script.as_ref(), stage.as_ref(), &mut signals).await;
-    if let Some(stage) = stage {
-        let hurry = async {
+    let measured = benchmark(args, inputs, spec.as_ref(), local_proxy.as_ref(), &mut signals).await;
+    if let Some(local_proxy) = local_proxy {
+        let second_signal = async {
             signals.next().await;
         };
-        stage.stop(hurry).await;
+        local_proxy.stop(second_signal).await;
     }
     let (run, end) = measured?;
     table::lines(&run, Paint::for_stdout()).iter().for_each(|line| say(line));
@@ -100,34 +99,36 @@ async fn measure(args: &ColdStartArgs) -> Result<ExitCode, String> {
     if let Some(mut file) = html {
         file.write(html::page(&run).as_bytes()).map_err(text)?;
     }
-    Ok(verdict(&run, &end))
+    Ok(exit_code(&run, &end))
 }
 
-/// What this program says to others of how it went.
-fn verdict(run: &Run, end: &End) -> ExitCode {
+/// Maps the result to the exit code and reports an early end.
+fn exit_code(run: &Run, end: &RunEnd) -> ExitCode {
     let summary = &run.summary;
     match end {
-        End::Asked(Request::Interrupt) => {
+        RunEnd::Signal(Request::Interrupt) => {
             eprintln!("interrupted after {} of {} cycles", run.cycles.len(), run.settings.cycles);
             ExitCode::from(130)
         }
-        End::Asked(Request::Terminate) => ExitCode::from(143),
-        End::Aborted(error) => {
+        RunEnd::Signal(Request::Terminate) => ExitCode::from(143),
+        RunEnd::Aborted(error) => {
             eprintln!("error: {error}");
             ExitCode::from(if run.cycles.is_empty() { 2 } else { 1 })
         }
-        End::AllDone if summary.counted < summary.cycles || summary.requests_failed > 0 => ExitCode::FAILURE,
-        End::AllDone => ExitCode::SUCCESS,
+        RunEnd::Completed if summary.counted < summary.cycles || summary.requests_failed > 0 => {
+            ExitCode::FAILURE
+        }
+        RunEnd::Completed => ExitCode::SUCCESS,
     }
 }
 
-/// The user's files, read before anything runs.
-struct Inputs {
+/// Contents of the user's files, read before anything starts.
+struct InputFiles {
     prompts: Option<String>,
     times: Vec<Duration>,
 }
 
-impl Inputs {
+impl InputFiles {
     fn read(args: &ColdStartArgs) -> Result<Self, String> {
         let text = |path: &Path| {
             fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
@@ -143,7 +144,7 @@ impl Inputs {
             args.burst.map(usize::from).filter(|burst| !times.is_empty() && *burst > times.len())
         {
             return Err(format!(
-                "--burst {burst}, but the file of --arrivals has {} times: leave --burst away, or add times",
+                "--burst {burst}, but the --arrivals file has {} times; omit --burst or add times",
                 times.len()
             ));
         }
@@ -151,30 +152,30 @@ impl Inputs {
     }
 }
 
-async fn measured(
+async fn benchmark(
     args: &ColdStartArgs,
-    inputs: Inputs,
-    script: Option<&Script>,
-    stage: Option<&Stage>,
+    inputs: InputFiles,
+    spec: Option<&ProxySpec>,
+    local_proxy: Option<&LocalProxy>,
     signals: &mut Signals,
-) -> Result<(Run, End), String> {
-    let bases = stage.map_or_else(|| args.admin.clone(), |stage| vec![stage.admin()]);
-    let name = script.map(Script::route).or(args.route.as_deref());
-    let admins = Admins::find(bases, name).await?;
-    let base = match (stage, &args.url) {
-        (Some(stage), _) => stage.base(),
+) -> Result<(Run, RunEnd), String> {
+    let bases = local_proxy.map_or_else(|| args.admin.clone(), |local_proxy| vec![local_proxy.admin()]);
+    let name = spec.map(ProxySpec::route).or(args.route.as_deref());
+    let admins = AdminApis::connect(bases, name).await?;
+    let base = match (local_proxy, &args.url) {
+        (Some(local_proxy), _) => local_proxy.base(),
         (None, Some(url)) => url.clone(),
-        (None, None) => return Err("there is no --url".to_owned()),
+        (None, None) => return Err("--url is missing".to_owned()),
     };
-    let model = match args.model.clone().or_else(|| script?.model().map(str::to_owned)) {
+    let model = match args.model.clone().or_else(|| spec?.model().map(str::to_owned)) {
         Some(model) => Some(model),
         None => first_model(&base).await,
     };
-    let asking =
-        Asking { endpoint: args.endpoint, model, max_tokens: args.max_tokens, stream: !args.no_stream };
+    let defaults =
+        BodyDefaults { endpoint: args.endpoint, model, max_tokens: args.max_tokens, stream: !args.no_stream };
     let file = args.prompts.as_deref().map_or_else(String::new, |path| format!("{}: ", path.display()));
-    let prompts = Prompts::new(&asking, &args.prompt, inputs.prompts.as_deref());
-    let mut headers = script.map(Script::headers).unwrap_or_default();
+    let prompts = Prompts::new(&defaults, &args.prompt, inputs.prompts.as_deref());
+    let mut headers = spec.map(ProxySpec::headers).unwrap_or_default();
     headers.extend(args.headers());
     let size = args.burst.map_or(inputs.times.len().max(1), usize::from);
     let bench = Bench {
@@ -187,11 +188,11 @@ async fn measured(
             arrivals: args.arrivals.clone(),
             times: inputs.times,
             seed: args.seed,
-            limit: args.timeout.get(),
-            id: format!("bench-{:08x}", fastrand::u32(..)),
+            timeout: args.timeout.get(),
+            id_prefix: format!("bench-{:08x}", fastrand::u32(..)),
         },
         admins,
-        zero: Zero { stop_command: args.stop_command.clone(), limit: args.timeout.get() },
+        zero: ZeroWait { stop_command: args.stop_command.clone(), timeout: args.timeout.get() },
         pause: args.pause.get(),
         cycles: args.cycles.into(),
     };
@@ -204,8 +205,8 @@ async fn measured(
         machine: Machine::this(),
         route: bench.admins.route.clone(),
         burst: size,
-        idle_s: script.filter(|script| script.stops()).map(|_| args.idle().get().as_secs_f64()),
-        settings: Settings {
+        idle_s: spec.filter(|spec| spec.is_process()).map(|_| args.idle_timeout().get().as_secs_f64()),
+        settings: RunSettings {
             target: match (&args.url, &args.config) {
                 (Some(_), _) => "running",
                 (None, Some(_)) => "own",
@@ -213,13 +214,13 @@ async fn measured(
             }
             .to_owned(),
             cycles: bench.cycles,
-            arrivals: args.arrivals.words(),
+            arrivals: args.arrivals.pattern(),
             seed: args.seed,
             prompts: bench.burst.prompts.count(),
             endpoint: args.endpoint.name().to_owned(),
-            model: asking.model,
+            model: defaults.model,
             max_tokens: args.max_tokens,
-            stream: asking.stream,
+            stream: defaults.stream,
             pause_s: bench.pause.as_secs_f64(),
             stop_command: args.stop_command.is_some(),
             gpu_hour_price: args.gpu_hour_price,
@@ -232,22 +233,22 @@ async fn measured(
     };
     let progress = Progress::new(bench.cycles);
     let end = tokio::select! {
-        // Who asks us to stop does not want to wait for the cycle. It hangs up, and the cycle is not counted.
+        // Biased: a signal ends the run at once. The current cycle is dropped, which closes its connections.
         biased;
-        asked = signals.next() => End::Asked(asked),
-        ended = bench.cycles(&progress, &mut run.cycles) => ended.map_or_else(End::Aborted, |()| End::AllDone),
+        asked = signals.next() => RunEnd::Signal(asked),
+        ended = bench.run_cycles(&progress, &mut run.cycles) => ended.map_or_else(RunEnd::Aborted, |()| RunEnd::Completed),
     };
-    progress.finish(matches!(end, End::Asked(_)));
-    run.interrupted = matches!(end, End::Asked(_));
-    if let End::Aborted(error) = &end {
+    progress.finish(matches!(end, RunEnd::Signal(_)));
+    run.interrupted = matches!(end, RunEnd::Signal(_));
+    if let RunEnd::Aborted(error) = &end {
         run.aborted = Some(error.clone());
     }
     run.summary = Summary::of(&run, &Bootstrap { seed: args.seed, ..Bootstrap::default() });
     Ok((run, end))
 }
 
-/// The first model that the proxy lists; without one, requests name none.
-async fn first_model(base: &Base) -> Option<String> {
+/// Returns the first model that the proxy lists.
+async fn first_model(base: &BaseUrl) -> Option<String> {
     let (_, body) = base.get("/v1/models", Duration::from_secs(10)).await.ok()?;
     let models: serde_json::Value = serde_json::from_slice(&body).ok()?;
     Some(models["data"][0]["id"].as_str()?.to_owned())
@@ -256,20 +257,17 @@ async fn first_model(base: &Base) -> Option<String> {
 // === impl Bench ===
 
 impl Bench {
-    /// Measures all cycles. Cancel-safe: those that are in `cycles` are whole.
-    ///
-    /// # Errors
-    /// When it cannot go on.
-    async fn cycles(&self, progress: &Progress, cycles: &mut Vec<Cycle>) -> Result<(), String> {
+    /// Runs all cycles. Cancel-safe: `cycles` only gets finished ones.
+    async fn run_cycles(&self, progress: &Progress, cycles: &mut Vec<Cycle>) -> Result<(), String> {
         let mut last: Option<Instant> = None;
         for number in 1..=self.cycles {
-            self.zero.wait(&self.admins, |what| progress.show(&what)).await?;
+            self.zero.wait(&self.admins, |activity| progress.show(&activity)).await?;
             let idle_ms = last.map(|last| last.elapsed().as_secs_f64() * 1e3);
             if !self.pause.is_zero() {
-                progress.show("pauses at zero");
+                progress.show("pausing at zero");
                 sleep(self.pause).await;
             }
-            progress.show("sends the burst, and waits for the answers");
+            progress.show("sending the burst, waiting for the answers");
             let kinds = cycles.iter().filter(|cycle| cycle.verdict == Verdict::Cold);
             let kind = kinds.filter_map(|cycle| Some(cycle.cold_start.as_ref()?.kind)).next();
             let mut done = self.burst.run(number, &self.admins, kind).await?;
@@ -277,7 +275,7 @@ impl Bench {
             if let Some(cost) = cycles.last_mut().and_then(|before| before.cost.as_mut()) {
                 cost.idle_s = idle_ms.map(|ms| ms / 1e3);
             }
-            progress.cycle(&done.cycle);
+            progress.finish_cycle(&done.cycle);
             cycles.push(done.cycle);
             last = Some(done.ended);
         }

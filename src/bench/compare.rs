@@ -1,43 +1,43 @@
-//! `anteroom bench compare`: which phases of two runs differ, by how much, and whether that is noise.
+//! `anteroom bench compare`: significance and size of the differences between two runs.
 
-mod differ;
+mod comparison;
 #[cfg(test)]
 mod tests;
 mod text;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use self::differ::{Comparison, Limits};
+use self::comparison::{Comparison, Thresholds};
 use super::results::Run;
 use crate::{
     domain::Period,
     terminal::{Paint, say},
 };
 
-/// Compares two runs: which phases changed, by how much, and whether that is noise.
+/// Compares two runs and reports significant changes of each phase.
 ///
-/// A phase has changed if the two-sided test of Mann and Whitney says so at --alpha, corrected by Holm over everything
-/// that is compared, and if its median differs by at least --threshold and --floor. Exits 0 if nothing became slower
-/// and cold starts do not fail more often, 1 if something did, and 2 if there is nothing to compare.
+/// A phase has changed if a two-sided Mann-Whitney test is significant at --alpha, with Holm's correction over all
+/// comparisons, and its median differs by at least --threshold and --floor. Exits 1 if a phase became slower or cold starts
+/// fail more often, 2 if there is nothing to compare, and 0 otherwise.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CompareArgs {
-    /// The run before, as `bench cold-start --json` wrote it
+    /// Baseline run, from `bench cold-start --json`
     #[arg(value_name = "BEFORE.json")]
     pub before: PathBuf,
 
-    /// The run after
+    /// Run to compare with the baseline
     #[arg(value_name = "AFTER.json")]
     pub after: PathBuf,
 
-    /// How often it may see a difference, somewhere among all phases, where there is none
+    /// Significance level: probability of any false alarm, over all phases together
     #[arg(long, value_name = "P", default_value = "0.05", value_parser = alpha)]
     pub alpha: f64,
 
-    /// How much a median must differ, of the median before
+    /// Smallest relative change of a median that is reported
     #[arg(long, value_name = "PERCENT", default_value = "5%", value_parser = percent)]
     pub threshold: f64,
 
-    /// And how much at least: what nobody would notice is no regression
+    /// Smallest absolute change of a median that is reported
     #[arg(long, value_name = "DURATION", default_value = "10ms")]
     pub floor: Period,
 
@@ -53,23 +53,23 @@ fn alpha(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A share, from a number of percent.
+/// Parses a percentage into a ratio.
 fn percent(text: &str) -> Result<f64, String> {
     match text.trim_end_matches('%').trim().parse::<f64>() {
         Ok(percent) if percent >= 0.0 && percent.is_finite() => Ok(percent / 100.0),
-        _ => Err("write a number of percent, such as 5%".to_owned()),
+        _ => Err("write a percentage, such as 5%".to_owned()),
     }
 }
 
-/// Compares, and tells what it found.
+/// Runs the command.
 pub fn run(args: &CompareArgs) -> ExitCode {
-    let limits = Limits {
+    let thresholds = Thresholds {
         alpha: args.alpha,
         threshold: args.threshold,
         floor_ms: args.floor.get().as_secs_f64() * 1e3,
     };
     let both = Run::read(&args.before).and_then(|before| Ok((before, Run::read(&args.after)?)));
-    let comparison = match both.and_then(|(before, after)| Comparison::of(&before, &after, limits)) {
+    let comparison = match both.and_then(|(before, after)| Comparison::of(&before, &after, thresholds)) {
         Ok(comparison) => comparison,
         Err(error) => {
             eprintln!("error: {error}");

@@ -1,14 +1,12 @@
-//! Runs for tests, with times that are known.
+//! Runs with known times, for tests.
 
 use super::{
-    cost::Cost,
-    results::{Cycle, Machine, OutsideClock, Request, Run, SCHEMA, Settings, Verdict},
+    results::{ClockCheck, Cost, Cycle, Machine, RequestResult, Run, RunSettings, SCHEMA, Summary, Verdict},
     stats::Bootstrap,
-    summary::Summary,
 };
 use crate::coldstart::{ColdStart, ColdStartOutcome, Part, PartSpan, Phase, PhaseSpan};
 
-/// A record with these phases; a load has its first half spent on weights.
+/// Builds a completed record. The first half of a load is its part `weights`.
 pub(super) fn record(phases: &[(Phase, f64)]) -> ColdStart {
     let mut start_ms = 0.0;
     let spans = phases.iter().map(|(name, duration_ms)| {
@@ -37,10 +35,10 @@ pub(super) fn record(phases: &[(Phase, f64)]) -> ColdStart {
     }
 }
 
-/// A cycle with that record, whose client saw the first token 2 ms later than the proxy, and the end 100 ms after.
+/// Builds a counted cycle. The client receives the first token 2 ms after the proxy, and the end 100 ms later.
 pub(super) fn cycle(number: usize, record: ColdStart) -> Cycle {
     let ttft = record.total_ms + 2.0;
-    let requests = vec![Request {
+    let requests = vec![RequestResult {
         sent_ms: 0.0,
         ttft_ms: Some(ttft),
         total_ms: ttft + 100.0,
@@ -54,16 +52,16 @@ pub(super) fn cycle(number: usize, record: ColdStart) -> Cycle {
         idle_ms: (number > 1).then_some(1500.0),
         verdict: Verdict::Cold,
         error: None,
-        outside_clock: OutsideClock::of(&requests, &record),
+        outside_clock: ClockCheck::of(&requests, &record),
         cost: Cost::of(&record, ttft + 100.0).map(|cost| Cost { idle_s: Some(1.5), ..cost }),
         cold_start: Some(record),
         requests,
     }
 }
 
-/// A cycle in which nothing came up.
+/// Builds a failed cycle.
 pub(super) fn failed(number: usize, why: &str) -> Cycle {
-    let request = Request {
+    let request = RequestResult {
         sent_ms: 0.0,
         ttft_ms: None,
         total_ms: 50.0,
@@ -84,7 +82,7 @@ pub(super) fn failed(number: usize, why: &str) -> Cycle {
     }
 }
 
-/// A run of these cycles.
+/// Builds a run.
 pub(super) fn run(cycles: Vec<Cycle>) -> Run {
     let mut run = Run {
         schema: SCHEMA.to_owned(),
@@ -96,7 +94,7 @@ pub(super) fn run(cycles: Vec<Cycle>) -> Run {
         route: "tiny".to_owned(),
         burst: 1,
         idle_s: Some(1.0),
-        settings: Settings {
+        settings: RunSettings {
             target: "own".to_owned(),
             cycles: cycles.len(),
             arrivals: "together".to_owned(),
@@ -120,7 +118,7 @@ pub(super) fn run(cycles: Vec<Cycle>) -> Run {
     run
 }
 
-/// A run of cold starts whose loads took these times, in milliseconds; all else is the same in each.
+/// Builds a run of cold starts that differ only in their load time, in milliseconds.
 pub(super) fn loads(times: &[f64]) -> Run {
     let cycles = times.iter().enumerate().map(|(index, load)| {
         let phases =

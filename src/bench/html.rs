@@ -1,4 +1,4 @@
-//! A run as one page of HTML that needs nothing else: no script, no font, no picture, no other address.
+//! HTML report of a run: one self-contained page without scripts, fonts, images or links.
 
 mod spread;
 mod tables;
@@ -10,18 +10,21 @@ mod waterfall;
 use self::text::{escape, fill, time};
 use super::{
     results::{Cycle, Run, Verdict},
-    samples::Of,
-    table::{self, few, headline, money},
+    samples::Metric,
+    table::{self, headline, money, quantile_note},
 };
 use crate::admin::THEME_CSS;
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/style.css");
 
-/// So many cycles are told one by one; more would make the page heavy, and are in the JSON.
-const DETAILS: usize = 100;
+/// Number of cycles with details, which bounds the size of the page. The JSON has all.
+const MAX_CYCLE_DETAILS: usize = 100;
 
-/// The page.
+/// Number of warnings shown above the numbers.
+const MAX_NOTICES: usize = 8;
+
+/// Renders the page.
 pub(super) fn page(run: &Run) -> String {
     let summary = &run.summary;
     let label = run.label.as_deref().map_or_else(String::new, |label| format!(": {label}"));
@@ -40,14 +43,14 @@ pub(super) fn page(run: &Run) -> String {
             ("sections", &sections(run)),
             ("command", &escape(&command(run))),
             ("settings", &settings(run)),
-            ("few", few(summary.counted).unwrap_or_default()),
+            ("quantile_note", quantile_note(summary.counted).unwrap_or_default()),
             ("resamples", &summary.bootstrap.resamples.to_string()),
             ("seed", &summary.bootstrap.seed.to_string()),
         ],
     )
 }
 
-/// What a reader must know before the numbers.
+/// Returns the warnings shown above the numbers.
 fn notices(run: &Run) -> Vec<String> {
     let mut notices = Vec::new();
     if run.interrupted {
@@ -57,38 +60,37 @@ fn notices(run: &Run) -> Vec<String> {
             run.settings.cycles
         ));
     }
-    notices.extend(run.aborted.iter().map(|why| format!("It ended early: {why}.")));
+    notices.extend(run.aborted.iter().map(|why| format!("Ended early: {why}.")));
     notices.extend(table::problems(run));
-    // Many of the same kind say no more than a few.
-    if notices.len() > 8 {
-        let more = notices.len() - 8;
-        notices.truncate(8);
-        notices.push(format!("And {more} more; the cycles below have them."));
+    if notices.len() > MAX_NOTICES {
+        let more = notices.len() - MAX_NOTICES;
+        notices.truncate(MAX_NOTICES);
+        notices.push(format!("{more} more are listed with the cycles below."));
     }
     notices
 }
 
 fn figures(run: &Run) -> String {
     let summary = &run.summary;
-    let figure = |number: &str, what: &str, more: &str, bad: bool| {
+    let figure = |number: &str, label: &str, more: &str, bad: bool| {
         let bad = if bad { " data-bad" } else { "" };
         format!(
-            "<div{bad}><dt>{what}</dt><dd class=\"number\">{number}</dd><dd class=\"more\">{more}</dd></div>"
+            "<div{bad}><dt>{label}</dt><dd class=\"number\">{number}</dd><dd class=\"more\">{more}</dd></div>"
         )
     };
-    let of = |of: Of, what: &str| {
-        summary.total(of).map(|row| {
+    let median = |metric: Metric, label: &str| {
+        summary.total(metric).map(|row| {
             let interval = row.ci_ms.map_or_else(
                 || "one cycle".to_owned(),
                 |[low, high]| format!("median; 95&nbsp;% interval {} to {}", time(low), time(high)),
             );
-            figure(&time(row.median_ms), what, &interval, false)
+            figure(&time(row.median_ms), label, &interval, false)
         })
     };
-    let slowest = summary.total(Of::ClientTtft).map(|row| {
+    let slowest = summary.total(Metric::ClientTtft).map(|row| {
         figure(
             &time(row.max_ms),
-            "until a client’s first token, at the slowest",
+            "slowest time to first token of a client",
             &format!("median {}", time(row.median_ms)),
             false,
         )
@@ -97,7 +99,7 @@ fn figures(run: &Run) -> String {
     let (failed, requests) = (summary.requests_failed, summary.requests);
     let answered = figure(
         &format!("{}/{}", summary.counted, summary.cycles),
-        "cold starts of cycles",
+        "cold starts / cycles",
         &format!("{} of {requests} requests answered", requests - failed),
         not > 0 || failed > 0,
     );
@@ -110,18 +112,18 @@ fn figures(run: &Run) -> String {
         let price = run.settings.gpu_hour_price?;
         let cycle = cost
             .cycle_money
-            .map_or_else(String::new, |all| format!("; with serving and idling {}{currency}", money(all)));
-        let more = format!("at {price}{currency} an hour{cycle}");
+            .map_or_else(String::new, |all| format!("; {}{currency} with serving and idling", money(all)));
+        let more = format!("at {price}{currency} per hour{cycle}");
         Some(figure(
             &money(cost.cold_start_money?),
-            &format!("{} for a cold start", currency.trim_start_matches("&nbsp;")),
+            &format!("{} per cold start", currency.trim_start_matches("&nbsp;")),
             &more,
             false,
         ))
     });
     let all = [
-        of(Of::EndToEnd, "first request until first token"),
-        of(Of::Actuation, "until the model server was ready"),
+        median(Metric::EndToEnd, "first request until first token"),
+        median(Metric::Actuation, "first request until ready"),
         slowest,
         Some(answered),
         cost,
@@ -138,59 +140,61 @@ fn sections(run: &Run) -> String {
     };
     let panel = |body: String| format!("<div class=\"panel\">{body}</div>");
     if let Some(waterfall) = waterfall::of_medians(run) {
-        let lead = "The median of every phase, one after the other.";
+        let lead = "Median of each phase, in order.";
         section("where", "Where the time goes", lead, panel(waterfall));
     }
     if !run.cycles.is_empty() {
-        let lead = "All cycles on one axis. Each opens with its phases and its requests.";
+        let lead = "All cycles on a common axis. Expand a cycle for its phases and requests.";
         section("cycles", "Every cycle", lead, panel(waterfall::of_cycles(run)) + &details(run));
     }
     if run.summary.counted > 0 {
-        let lead = "Each dot is a cycle, of the clients’ times a request. The line is the median, the band its 95&nbsp;% interval. \
-                    Each axis goes from the smallest value to the largest.";
-        section("spread", "How much it varies", lead, panel(spread::plots(run)));
+        let lead = "One dot per cycle; for client times, per request. Line: median. Band: its 95&nbsp;% interval. Each axis spans \
+                    minimum to maximum.";
+        section("spread", "Distribution", lead, panel(spread::plots(run)));
         section("numbers", "All numbers", "", panel(tables::numbers(run)));
     }
     if let Some(clocks) = tables::clocks(run) {
-        let lead = "The clients measured on their own clock, which the proxy knows nothing of. They also see the way \
-                    to the proxy and back.";
-        section("clocks", "Against an outside clock", lead, panel(clocks));
+        let lead = "The client’s own measurement, independent of the proxy. It includes the network between client and proxy.";
+        section("clocks", "Comparison with the client’s clock", lead, panel(clocks));
     }
     let cost = table::cost(run).join(". ");
     if !cost.is_empty() {
         let lead = format!(
-            "{}. Cold: from when the GPU was allocated (the pod had its node, the process was started) until ready. \
-             Serving: from then until the last answer had ended. Idle: from then until at zero again.",
+            "{}. Cold: from the allocation of the GPU (pod assigned to a node, process started) until ready. Serving: until the \
+             end of the last answer. Idle: until at zero again.",
             escape(&cost)
         );
-        section("cost", "What was paid for", &lead, String::new());
+        section("cost", "GPU time and cost", &lead, String::new());
     }
     text
 }
 
 fn details(run: &Run) -> String {
-    let shown = run.cycles.iter().take(DETAILS).map(|cycle| {
+    let shown = run.cycles.iter().take(MAX_CYCLE_DETAILS).map(|cycle| {
         format!(
             "<details><summary>{}</summary><div>{}</div></details>",
-            escape(&cycle_words(cycle)),
+            escape(&cycle_title(cycle)),
             cycle_body(cycle)
         )
     });
-    let more = run.cycles.len().saturating_sub(DETAILS);
-    let more =
-        if more > 0 { format!("<p class=\"dim\">{more} more are in the JSON.</p>") } else { String::new() };
+    let more = run.cycles.len().saturating_sub(MAX_CYCLE_DETAILS);
+    let more = if more > 0 {
+        format!("<p class=\"dim\">{more} more cycles are in the JSON.</p>")
+    } else {
+        String::new()
+    };
     format!("<div class=\"details\">{}{more}</div>", shown.collect::<String>())
 }
 
-fn cycle_words(cycle: &Cycle) -> String {
+fn cycle_title(cycle: &Cycle) -> String {
     let token = cycle.cold_start.as_ref().and_then(|record| record.t_e2e_ms);
     let token =
         token.map_or_else(String::new, |ms| format!(", first token after {}", crate::terminal::duration(ms)));
     let idle = cycle.idle_ms.map_or_else(String::new, |ms| {
-        format!(", {} after the last answer at zero", crate::terminal::duration(ms))
+        format!(", at zero {} after the last answer", crate::terminal::duration(ms))
     });
     let why = cycle.error.as_deref().map_or_else(String::new, |why| format!(": {why}"));
-    format!("Cycle {}: {}{token}{idle}{why}", cycle.number, cycle.verdict.words())
+    format!("Cycle {}: {}{token}{idle}{why}", cycle.number, cycle.verdict.label())
 }
 
 fn cycle_body(cycle: &Cycle) -> String {
@@ -211,7 +215,7 @@ fn cycle_body(cycle: &Cycle) -> String {
     text + &tables::requests(cycle)
 }
 
-/// The command with quotes where a shell needs them.
+/// Joins the command line, quoted for a shell.
 fn command(run: &Run) -> String {
     let plain =
         |word: &str| word.chars().all(|char| char.is_ascii_alphanumeric() || "-_./=:,".contains(char));
@@ -226,9 +230,9 @@ fn settings(run: &Run) -> String {
     let settings = &run.settings;
     let seconds = |seconds: f64| time(seconds * 1e3);
     let target = match settings.target.as_str() {
-        "stand-in" => "the embedded default: the real proxy, with anteroom sim for a model server",
-        "own" => "a proxy started for it, with the user’s configuration",
-        _ => "a proxy that ran already",
+        "stand-in" => "embedded default: the real proxy with anteroom sim as model server",
+        "own" => "proxy started by the benchmark, with the user’s configuration",
+        _ => "running proxy",
     };
     let machine = &run.machine;
     let rows = [
@@ -236,24 +240,21 @@ fn settings(run: &Run) -> String {
         ("route", Some(escape(&run.route))),
         ("model", settings.model.as_deref().map(escape)),
         ("cycles", Some(format!("{} of {}", run.cycles.len(), settings.cycles))),
-        ("requests a cycle", Some(format!("{}, {}", run.burst, escape(&settings.arrivals)))),
-        ("prompts in turn", Some(settings.prompts.to_string())),
+        ("requests per cycle", Some(format!("{}, {}", run.burst, escape(&settings.arrivals)))),
+        ("prompts", Some(settings.prompts.to_string())),
         (
             "answers",
             Some(format!(
-                "{}, {} tokens at most",
-                if settings.stream { "streamed" } else { "whole" },
+                "{}, up to {} tokens",
+                if settings.stream { "streamed" } else { "not streamed" },
                 settings.max_tokens
             )),
         ),
         ("API", Some(escape(&settings.endpoint))),
-        ("stopped when idle for", run.idle_s.map(seconds)),
-        ("stopped by", settings.stop_command.then(|| "a command".to_owned())),
+        ("idle timeout", run.idle_s.map(seconds)),
+        ("stopped by", settings.stop_command.then(|| "--stop-command".to_owned())),
         ("pause at zero", (settings.pause_s > 0.0).then(|| seconds(settings.pause_s))),
-        (
-            "client’s machine",
-            Some(escape(&format!("{} {}, {} CPUs", machine.os, machine.arch, machine.cpus))),
-        ),
+        ("client machine", Some(escape(&format!("{} {}, {} CPUs", machine.os, machine.arch, machine.cpus)))),
         ("anteroom", Some(escape(&run.anteroom))),
     ];
     let rows = rows

@@ -1,41 +1,40 @@
-//! The numbers of a run by what they are of: each phase, its parts, the totals, and what clients saw.
+//! The measured values of a run, by metric.
 
 use super::results::{Cycle, Run};
 use crate::coldstart::{ColdStart, Part, Phase};
 
-/// What a number is of.
+/// A measured quantity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Of {
-    /// A phase of the record.
+pub(super) enum Metric {
+    /// Duration of a phase of the record.
     Phase(Phase),
-    /// A part of a phase.
+    /// Duration of a part of a phase.
     Part(Phase, Part),
-    /// From the first request until the target may be sent to, by the record.
+    /// First request until ready, by the record.
     Actuation,
-    /// From then until the first token.
+    /// Ready until first token, by the record.
     FirstToken,
-    /// Both together.
+    /// First request until first token, by the record.
     EndToEnd,
-    /// From a request sent until its first token, by the client's clock.
+    /// Request sent until its first token, by the client's clock.
     ClientTtft,
-    /// From a request sent until its answer had ended.
+    /// Request sent until the end of its answer, by the client's clock.
     ClientTotal,
 }
 
-/// The numbers of one kind, in milliseconds: those of each counted cycle together.
+/// The values of one metric, in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    /// What they are of.
-    pub of: Of,
-    /// A group for each counted cycle; empty where it had none. Records give one number, clients one a request.
-    pub groups: Vec<Vec<f64>>,
+pub(super) struct Sample {
+    pub(super) metric: Metric,
+    /// One group per counted cycle, possibly empty. Records contribute one value, clients one per request.
+    pub(super) groups: Vec<Vec<f64>>,
 }
 
-// === impl Of ===
+// === impl Metric ===
 
-impl Of {
-    /// Its name in tables and files.
-    pub fn name(self) -> String {
+impl Metric {
+    /// Returns the name in tables and files.
+    pub(super) fn name(self) -> String {
         match self {
             Self::Phase(phase) => phase.name().to_owned(),
             Self::Part(phase, part) => format!("{}.{}", phase.name(), part.name()),
@@ -47,32 +46,32 @@ impl Of {
         }
     }
 
-    /// What it means, in a few words.
-    pub const fn meaning(self) -> &'static str {
+    /// Returns a short explanation for tables.
+    pub(super) const fn meaning(self) -> &'static str {
         match self {
             Self::Phase(phase) => match phase {
-                Phase::Signal => "request → who starts the target knows",
-                Phase::Scale => "→ the workload is told to have replicas",
-                Phase::Create => "→ the pod exists",
-                Phase::Schedule => "→ the pod has a node",
-                Phase::Pull => "→ its images are there",
-                Phase::Start => "→ its process runs",
-                Phase::Load => "→ it answers its readiness probe",
-                Phase::Propagate => "→ requests may go to it",
-                Phase::Dispatch => "→ the first held request is sent",
-                Phase::FirstByte => "→ its answer begins",
-                Phase::FirstToken => "→ its first token",
+                Phase::Signal => "first request → scaler or launcher notified",
+                Phase::Scale => "→ replicas requested",
+                Phase::Create => "→ pod created",
+                Phase::Schedule => "→ pod assigned to a node",
+                Phase::Pull => "→ images pulled",
+                Phase::Start => "→ process running",
+                Phase::Load => "→ readiness probe succeeds",
+                Phase::Propagate => "→ endpoint known to the proxy",
+                Phase::Dispatch => "→ first held request sent",
+                Phase::FirstByte => "→ first byte of its answer",
+                Phase::FirstToken => "→ first token of its answer",
             },
             Self::Part(..) => "within the phase",
             Self::Actuation => "first request → ready",
             Self::FirstToken => "ready → first token",
             Self::EndToEnd => "first request → first token",
-            Self::ClientTtft => "request sent → its first token, client's clock",
-            Self::ClientTotal => "request sent → end of its answer, client's clock",
+            Self::ClientTtft => "request sent → first token, client's clock",
+            Self::ClientTotal => "request sent → end of the answer, client's clock",
         }
     }
 
-    fn of_record(self, record: &ColdStart) -> Option<f64> {
+    fn value_in(self, record: &ColdStart) -> Option<f64> {
         match self {
             Self::Phase(phase) => Some(record.phase(phase)?.duration_ms),
             Self::Part(phase, part) => {
@@ -86,12 +85,12 @@ impl Of {
         }
     }
 
-    fn of_cycle(self, cycle: &Cycle) -> Vec<f64> {
+    fn values_in(self, cycle: &Cycle) -> Vec<f64> {
         let answered = cycle.requests.iter().filter(|request| request.error.is_none());
         match self {
             Self::ClientTtft => answered.filter_map(|request| request.ttft_ms).collect(),
             Self::ClientTotal => answered.map(|request| request.total_ms).collect(),
-            _ => cycle.cold_start.iter().filter_map(|record| self.of_record(record)).collect(),
+            _ => cycle.cold_start.iter().filter_map(|record| self.value_in(record)).collect(),
         }
     }
 }
@@ -99,26 +98,33 @@ impl Of {
 // === impl Sample ===
 
 impl Sample {
-    /// What the counted cycles of a run have, in the order of time; what none has is left out.
-    pub fn all(run: &Run) -> Vec<Self> {
-        let inside = |phase| Part::ALL.map(|part| Of::Part(phase, part));
+    /// Collects the counted cycles of a run, in order of time. Metrics without any value are omitted.
+    pub(super) fn all(run: &Run) -> Vec<Self> {
+        let parts = |phase| Part::ALL.map(|part| Metric::Part(phase, part));
         let records =
-            Phase::ALL.into_iter().flat_map(|phase| [Of::Phase(phase)].into_iter().chain(inside(phase)));
-        let totals = [Of::Actuation, Of::FirstToken, Of::EndToEnd, Of::ClientTtft, Of::ClientTotal];
-        let all = records
-            .chain(totals)
-            .map(|of| Self { of, groups: run.counted().map(|cycle| of.of_cycle(cycle)).collect() });
+            Phase::ALL.into_iter().flat_map(|phase| [Metric::Phase(phase)].into_iter().chain(parts(phase)));
+        let totals = [
+            Metric::Actuation,
+            Metric::FirstToken,
+            Metric::EndToEnd,
+            Metric::ClientTtft,
+            Metric::ClientTotal,
+        ];
+        let all = records.chain(totals).map(|metric| Self {
+            metric,
+            groups: run.counted().map(|cycle| metric.values_in(cycle)).collect(),
+        });
         all.filter(|sample| sample.groups.iter().any(|group| !group.is_empty())).collect()
     }
 
-    /// All numbers.
-    pub fn values(&self) -> Vec<f64> {
+    /// Returns the values of all cycles.
+    pub(super) fn values(&self) -> Vec<f64> {
         self.groups.concat()
     }
 
-    /// One number for each cycle that has any: their median. Cycles are independent of each other, requests of one
-    /// burst are not.
-    pub fn by_cycle(&self) -> Vec<f64> {
+    /// Returns the median of each cycle that has values. Cycles are independent observations; requests of one burst are
+    /// not.
+    pub(super) fn by_cycle(&self) -> Vec<f64> {
         self.groups.iter().filter_map(|group| super::stats::median(group)).collect()
     }
 }

@@ -1,87 +1,19 @@
-//! What the cycles of a run come to.
-
-use serde::{Deserialize, Serialize};
+//! Statistics over the cycles of a run.
 
 use super::{
-    cost::CostSummary,
-    results::{Run, Verdict},
-    samples::{Of, Sample},
+    results::{BootstrapParameters, CostSummary, Distribution, Run, Summary, Verdict},
+    samples::{Metric, Sample},
     stats::{Bootstrap, median, quantile},
 };
-
-/// The numbers of a run.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-pub struct Summary {
-    /// Cycles that were measured.
-    pub cycles: usize,
-    /// Those that count.
-    pub counted: usize,
-    /// Those that were no cold starts of ours.
-    pub not_cold: usize,
-    /// Those that failed.
-    pub failed: usize,
-    /// Requests that were sent.
-    pub requests: usize,
-    /// Those that were not answered.
-    pub requests_failed: usize,
-    /// How the confidence intervals were made.
-    pub bootstrap: BootstrapNote,
-    /// Each phase, in order.
-    pub phases: Vec<Spread>,
-    /// What is known of their inside, named `phase.part`.
-    pub parts: Vec<Spread>,
-    /// `t_actuation`, `t_first_token` and `t_e2e` of the records, `ttft` and `total` of the clients.
-    pub totals: Vec<Spread>,
-    /// The largest difference of a record from the clients' clock, in percent, without a sign.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outside_clock_max_percent: Option<f64>,
-    /// What was paid for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cost: Option<CostSummary>,
-}
-
-/// How the confidence intervals were made.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-pub struct BootstrapNote {
-    /// `percentile`.
-    pub method: String,
-    /// How many samples were drawn.
-    pub resamples: u32,
-    /// With which seed.
-    pub seed: u64,
-    /// 0.95.
-    pub confidence: f64,
-}
-
-/// How the numbers of one kind are spread.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
-pub struct Spread {
-    /// Of what.
-    pub name: String,
-    /// How many numbers.
-    pub n: usize,
-    /// Half of them are no larger.
-    pub median_ms: f64,
-    /// The confidence interval of the median; absent with fewer than two cycles.
-    pub ci_ms: Option<[f64; 2]>,
-    /// Nine of ten are no larger.
-    pub p90_ms: f64,
-    /// 99 of 100 are no larger.
-    pub p99_ms: f64,
-    /// The smallest.
-    pub min_ms: f64,
-    /// The largest.
-    pub max_ms: f64,
-}
 
 // === impl Summary ===
 
 impl Summary {
-    /// Of the cycles of a run.
-    pub fn of(run: &Run, bootstrap: &Bootstrap) -> Self {
+    /// Computes the summary of `run.cycles`.
+    pub(super) fn of(run: &Run, bootstrap: &Bootstrap) -> Self {
         let mut summary = Self {
             cycles: run.cycles.len(),
-            bootstrap: BootstrapNote {
+            bootstrap: BootstrapParameters {
                 method: "percentile".to_owned(),
                 resamples: bootstrap.resamples,
                 seed: bootstrap.seed,
@@ -104,19 +36,19 @@ impl Summary {
         summary.outside_clock_max_percent =
             differences.map(|clock| clock.difference_percent.abs()).reduce(f64::max);
         for sample in Sample::all(run) {
-            let rows = match sample.of {
-                Of::Phase(_) => &mut summary.phases,
-                Of::Part(..) => &mut summary.parts,
+            let rows = match sample.metric {
+                Metric::Phase(_) => &mut summary.phases,
+                Metric::Part(..) => &mut summary.parts,
                 _ => &mut summary.totals,
             };
-            rows.extend(Spread::of(&sample, bootstrap));
+            rows.extend(Distribution::of(&sample, bootstrap));
         }
         summary
     }
 
-    /// Every row in the order of a table: each phase with its parts below it, then the totals.
-    pub fn rows(&self) -> impl Iterator<Item = &Spread> {
-        let inside = |phase: &Spread| {
+    /// Returns all rows in the order of the table: each phase followed by its parts, then the totals.
+    pub fn rows(&self) -> impl Iterator<Item = &Distribution> {
+        let inside = |phase: &Distribution| {
             let prefix = format!("{}.", phase.name);
             self.parts.iter().filter(move |part| part.name.starts_with(&prefix))
         };
@@ -126,20 +58,20 @@ impl Summary {
             .chain(&self.totals)
     }
 
-    /// A row of the totals.
-    pub fn total(&self, of: Of) -> Option<&Spread> {
-        let name = of.name();
+    /// Returns the row of a total.
+    pub(super) fn total(&self, metric: Metric) -> Option<&Distribution> {
+        let name = metric.name();
         self.totals.iter().find(|row| row.name == name)
     }
 }
 
-// === impl Spread ===
+// === impl Distribution ===
 
-impl Spread {
+impl Distribution {
     fn of(sample: &Sample, bootstrap: &Bootstrap) -> Option<Self> {
         let values = sample.values();
         Some(Self {
-            name: sample.of.name(),
+            name: sample.metric.name(),
             n: values.len(),
             median_ms: median(&values)?,
             ci_ms: bootstrap.median_interval(&sample.groups),
@@ -156,7 +88,7 @@ mod tests {
     use crate::bench::fixture::{failed, loads, run};
 
     #[test]
-    fn rows_stand_in_the_order_of_time_with_what_is_known_inside() {
+    fn rows_list_parts_after_their_phase() {
         let run = loads(&[3000.0, 3100.0, 3050.0]);
         let names: Vec<_> = run.summary.rows().map(|row| row.name.as_str()).collect();
         assert_eq!(
@@ -176,13 +108,13 @@ mod tests {
         );
         let load = run.summary.rows().find(|row| row.name == "load").unwrap();
         assert_eq!((load.n, load.median_ms, load.min_ms, load.max_ms), (3, 3050.0, 3000.0, 3100.0));
-        // Between the two largest: 3050 + 0.8 × 50.
+        // Interpolated between the two largest values: 3050 + 0.8 × 50.
         assert!((load.p90_ms - 3090.0).abs() < 1e-6);
         assert_eq!(load.ci_ms, Some([3000.0, 3100.0]));
     }
 
     #[test]
-    fn what_failed_is_counted_and_not_measured() {
+    fn failed_cycles_are_counted_but_not_measured() {
         let mut cycles = loads(&[3000.0]).cycles;
         cycles.push(failed(2, "exit code 1"));
         let summary = run(cycles).summary;
@@ -192,9 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn money_is_seconds_times_the_price() {
-        // 3.60 an hour is 0.001 a second. Cold: start and load, 3.02 s; serving until the client's last byte, 50 + 2 +
-        // 100 ms after ready; idle 1.5 s.
+    fn cost_is_seconds_times_price() {
+        // 3.60 per hour is 0.001 per second. Cold: start 20 ms + load 3 s; serving: first token 50 ms + 2 ms to the client
+        // + 100 ms until its last byte; idle: 1.5 s.
         let cost = loads(&[3000.0, 3000.0]).summary.cost.unwrap();
         let close = |found: Option<f64>, expected: f64| {
             assert!((found.unwrap() - expected).abs() < 1e-9, "{found:?}")

@@ -1,18 +1,17 @@
-//! A run as lines of text.
+//! Text output of a run.
 
 use owo_colors::Style;
 
 use super::{
     results::{Run, Verdict},
-    samples::Of,
-    summary::Spread,
+    samples::Metric,
 };
 use crate::{
     coldstart::Phase,
     terminal::{Paint, duration},
 };
 
-/// The results for people at a terminal.
+/// Renders the results for a terminal.
 pub(super) fn lines(run: &Run, paint: Paint) -> Vec<String> {
     let summary = &run.summary;
     let mut lines = vec![String::new(), paint.bold(&headline(run))];
@@ -24,20 +23,20 @@ pub(super) fn lines(run: &Run, paint: Paint) -> Vec<String> {
             "95 % confidence interval of the median: bootstrap over cycles, percentile method, {} resamples, seed {}",
             summary.bootstrap.resamples, summary.bootstrap.seed
         )));
-        lines.extend(few(summary.counted).map(|text| paint.dim(text)));
+        lines.extend(quantile_note(summary.counted).map(|text| paint.dim(text)));
     }
     if let Some(percent) = summary.outside_clock_max_percent {
-        lines.push(format!("The records agree with the clients' clock within {percent:.2} %."));
+        lines.push(format!("Records and client clock agree within {percent:.2} %."));
     }
     lines.extend(cost(run));
     lines.extend(problems(run).into_iter().map(|problem| paint.bad(&problem)));
     lines
 }
 
-/// The run in a sentence.
+/// Summarizes the run in one sentence.
 pub(super) fn headline(run: &Run) -> String {
     let summary = &run.summary;
-    let token = summary.total(Of::EndToEnd).map(|row| {
+    let token = summary.total(Metric::EndToEnd).map(|row| {
         let interval = row
             .ci_ms
             .map_or_else(String::new, |[low, high]| format!(" ({} to {})", duration(low), duration(high)));
@@ -55,18 +54,17 @@ pub(super) fn headline(run: &Run) -> String {
     )
 }
 
-/// What has to be said of quantiles of so few.
-pub(super) const fn few(counted: usize) -> Option<&'static str> {
+/// Returns a caveat for quantiles of a small number of cycles.
+pub(super) const fn quantile_note(counted: usize) -> Option<&'static str> {
     match counted {
-        0..10 => Some("With fewer than 10 cycles p90 and p99 lie between the largest values that were seen."),
-        10..100 => Some("With fewer than 100 cycles p99 lies between the largest values that were seen."),
+        0..10 => Some("With fewer than 10 cycles, p90 and p99 lie between the two largest values."),
+        10..100 => Some("With fewer than 100 cycles, p99 lies between the two largest values."),
         _ => None,
     }
 }
 
 fn table(run: &Run, paint: Paint) -> Vec<String> {
-    let name = |row: &Spread| row.name.clone();
-    let width = run.summary.rows().map(|row| name(row).len()).max().unwrap_or(0).max(14);
+    let width = run.summary.rows().map(|row| row.name.len()).max().unwrap_or(0).max(14);
     let cells = |name: &str, cells: [&str; 7]| {
         let [n, median, interval, p90, p99, min, max] = cells;
         format!("  {name:<width$}{n:>4}{median:>9}  {interval:<19}{p90:>8}{p99:>8}{min:>8}{max:>8}")
@@ -83,7 +81,7 @@ fn table(run: &Run, paint: Paint) -> Vec<String> {
             .ci_ms
             .map_or_else(|| "-".to_owned(), |[low, high]| format!("{} … {}", duration(low), duration(high)));
         let line = cells(
-            &name(row),
+            &row.name,
             [
                 &row.n.to_string(),
                 &duration(row.median_ms),
@@ -104,26 +102,26 @@ fn table(run: &Run, paint: Paint) -> Vec<String> {
     lines
 }
 
-/// What was paid for, in a line or two.
+/// Renders GPU time and money.
 pub(super) fn cost(run: &Run) -> Vec<String> {
     let Some(cost) = &run.summary.cost else { return Vec::new() };
     let currency =
         run.settings.currency.as_deref().map_or_else(String::new, |currency| format!(" {currency}"));
     let idle = cost.idle_s.map_or_else(|| "unknown".to_owned(), |idle| format!("{idle:.1} s"));
     let mut lines = vec![format!(
-        "GPU time of a cycle: cold {:.1} s, serving {:.1} s, idle {idle} (medians)",
+        "GPU time per cycle (medians): cold {:.1} s, serving {:.1} s, idle {idle}",
         cost.cold_s, cost.serving_s
     )];
     if let (Some(price), Some(cold)) = (run.settings.gpu_hour_price, cost.cold_start_money) {
         let cycle = cost
             .cycle_money
-            .map_or_else(String::new, |cycle| format!(", a whole cycle {}{currency}", money(cycle)));
-        lines.push(format!("At {price}{currency} an hour: a cold start {}{currency}{cycle}", money(cold)));
+            .map_or_else(String::new, |cycle| format!(", {}{currency} per cycle", money(cycle)));
+        lines.push(format!("At {price}{currency} per hour: {}{currency} per cold start{cycle}", money(cold)));
     }
     lines
 }
 
-/// An amount of money, in three digits or two decimals.
+/// Formats an amount of money with two decimals, or with two significant digits below 0.1.
 pub(super) fn money(amount: f64) -> String {
     match amount {
         amount if amount >= 0.1 || amount == 0.0 => format!("{amount:.2}"),
@@ -134,13 +132,13 @@ pub(super) fn money(amount: f64) -> String {
     }
 }
 
-/// What went wrong, a line each.
+/// Lists the cycles that do not count and the number of failed requests.
 pub(super) fn problems(run: &Run) -> Vec<String> {
     let cycles = run.cycles.iter().filter(|cycle| cycle.verdict != Verdict::Cold);
     let mut problems: Vec<_> = cycles
         .map(|cycle| {
-            let why = cycle.error.as_deref().unwrap_or("no reason is known");
-            format!("cycle {} {}, does not count: {why}", cycle.number, cycle.verdict.words())
+            let why = cycle.error.as_deref().unwrap_or("unknown reason");
+            format!("cycle {} {}, does not count: {why}", cycle.number, cycle.verdict.label())
         })
         .collect();
     if run.summary.requests_failed > 0 {
@@ -154,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn money_has_two_digits_that_say_something() {
+    fn money_shows_two_significant_digits() {
         let texts = [0.0, 12.345, 0.5, 0.0123, 0.000_456].map(money);
         assert_eq!(texts, ["0.00", "12.35", "0.50", "0.012", "0.00046"]);
     }

@@ -1,64 +1,59 @@
-//! Which settings are tried, and which of them is recommended.
+//! The grid of settings and the choice of a recommendation.
 
 use serde::Serialize;
 
 use super::{
-    grid::{Figures, Load, Spread, cmp_wait},
-    replay::Settings,
+    grid::{Figures, ReplayInput, SeedSpread, cmp_wait},
+    replay::ReplaySettings,
 };
 
-/// A setting and what it comes to.
+/// Settings with their replayed figures.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// What is set.
-    pub settings: Settings,
-    /// What comes of it.
+    pub settings: ReplaySettings,
     pub figures: Figures,
-    /// Whether no other one is cheaper without a longer p99, or has a shorter p99 without being dearer.
+    /// Pareto-optimal in GPU hours and p99.
     pub on_front: bool,
 }
 
-/// What is to be reached.
+/// Goal of the recommendation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Goal {
-    /// A wait that may not be exceeded, for the least GPU time.
+    /// Least GPU time with this quantile of the wait, in milliseconds, at most.
     Wait(Quantile, u64),
-    /// GPU hours a month that may not be exceeded, for the least wait.
+    /// Shortest wait with these GPU hours per month at most.
     GpuHours(f64),
 }
 
-/// Whose wait.
+/// Quantile of the wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantile {
-    /// That of the median request.
     Median,
-    /// What nine of ten do not exceed.
     P90,
-    /// What 99 of 100 do not exceed.
     P99,
 }
 
-/// What is recommended.
+/// Index of the recommended candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// This one reaches the goal.
+    /// Reaches the goal.
     Reached(usize),
-    /// None does; this one comes closest.
+    /// Misses the goal by the least; no candidate reaches it.
     Closest(usize),
 }
 
-/// Hours of a month: a twelfth of 365.25 days.
-pub const MONTH: f64 = 730.5;
+/// Hours per month: a twelfth of 365.25 days.
+pub const HOURS_PER_MONTH: f64 = 730.5;
 
-/// What is tried: every combination of these.
+/// Settings to replay: every combination of the lists.
 #[derive(Clone, Debug)]
-pub struct Grid {
-    /// What all have in common.
-    pub base: Settings,
-    /// Replicas that stay.
+pub struct SettingsGrid {
+    /// Values common to all.
+    pub base: ReplaySettings,
+    /// `minReplicaCount`.
     pub floors: Vec<u32>,
-    /// Times without a request, where the floor is zero.
+    /// Idle times, used only with a floor of zero.
     pub idle: Vec<u64>,
     /// `concurrency.max`.
     pub concurrency: Vec<u32>,
@@ -68,20 +63,25 @@ pub struct Grid {
     pub hold_requests: Vec<usize>,
 }
 
-// === impl Grid ===
+// === impl SettingsGrid ===
 
-impl Grid {
-    /// All settings, in order. The idle time means nothing where the floor is not zero.
-    pub fn settings(&self) -> Vec<Settings> {
+impl SettingsGrid {
+    /// Returns all combinations, in order. With a floor above zero the idle time is unused and not varied.
+    pub fn settings(&self) -> Vec<ReplaySettings> {
         let mut all = Vec::new();
         for &concurrency in &self.concurrency {
             for &hold in &self.hold {
                 for &hold_requests in &self.hold_requests {
-                    let base = Settings { concurrency, hold, hold_requests, ..self.base };
+                    let base = ReplaySettings { concurrency, hold, hold_requests, ..self.base };
                     for &floor in &self.floors {
                         let max_replicas = base.max_replicas.max(floor);
                         let idle = if floor == 0 { &self.idle[..] } else { &[u64::MAX] };
-                        all.extend(idle.iter().map(|&idle| Settings { floor, max_replicas, idle, ..base }));
+                        all.extend(idle.iter().map(|&idle| ReplaySettings {
+                            floor,
+                            max_replicas,
+                            idle,
+                            ..base
+                        }));
                     }
                 }
             }
@@ -90,8 +90,8 @@ impl Grid {
     }
 }
 
-/// Replays all settings.
-pub fn candidates(load: &Load, settings: &[Settings], seeds: &[u64]) -> Vec<Candidate> {
+/// Replays all settings with all seeds.
+pub fn candidates(load: &ReplayInput, settings: &[ReplaySettings], seeds: &[u64]) -> Vec<Candidate> {
     let figures: Vec<_> = settings.iter().map(|settings| load.figures(settings, seeds)).collect();
     let point = |figures: &Figures| (figures.gpu_hours.middle, figures.p99_ms.middle);
     let is_beaten = |(hours, wait): (f64, Option<u64>)| {
@@ -109,9 +109,9 @@ pub fn candidates(load: &Load, settings: &[Settings], seeds: &[u64]) -> Vec<Cand
         .collect()
 }
 
-/// What reaches the goal best, losing no larger share of the requests than `max_lost`. `month` is how many windows a
-/// month has. A wait is only taken for kept if 19 of 20 seeds keep it.
-pub fn choose(candidates: &[Candidate], goal: Goal, max_lost: f64, month: f64) -> Option<Choice> {
+/// Recommends the best candidate that reaches the goal and loses at most the share `max_lost` of the requests. A wait goal
+/// must be met at the 95th percentile of the seeds.
+pub fn choose(candidates: &[Candidate], goal: Goal, max_lost: f64, windows_per_month: f64) -> Option<Choice> {
     let least = |wanted: &dyn Fn(&Figures) -> bool, key: &dyn Fn(&Figures) -> (u64, f64, u64, f64)| {
         let fitting = candidates.iter().enumerate().filter(|(_, candidate)| wanted(&candidate.figures));
         let key = |(_, candidate): &(usize, &Candidate)| key(&candidate.figures);
@@ -120,11 +120,11 @@ pub fn choose(candidates: &[Candidate], goal: Goal, max_lost: f64, month: f64) -
         };
         fitting.min_by(|one, other| order(key(one), key(other))).map(|(index, _)| index)
     };
-    let never = |wait: Option<u64>| wait.unwrap_or(u64::MAX);
+    let or_infinite = |wait: Option<u64>| wait.unwrap_or(u64::MAX);
     let keeps_requests = |figures: &Figures| figures.lost() <= max_lost;
     match goal {
         Goal::Wait(quantile, within) => {
-            let wait = |figures: &Figures| never(quantile.of(figures).high);
+            let wait = |figures: &Figures| or_infinite(quantile.of(figures).high);
             let reached = least(&|figures| keeps_requests(figures) && wait(figures) <= within, &|figures| {
                 (0, figures.gpu_hours.middle, wait(figures), 0.0)
             });
@@ -133,13 +133,13 @@ pub fn choose(candidates: &[Candidate], goal: Goal, max_lost: f64, month: f64) -
             reached.map(Choice::Reached).or_else(|| closest().map(Choice::Closest))
         }
         Goal::GpuHours(hours) => {
-            let costs = |figures: &Figures| figures.gpu_hours.middle * month;
+            let costs = |figures: &Figures| figures.gpu_hours.middle * windows_per_month;
             let reached = least(&|figures| keeps_requests(figures) && costs(figures) <= hours, &|figures| {
-                let (p99, p90) = (never(figures.p99_ms.middle), never(figures.p90_ms.middle));
+                let (p99, p90) = (or_infinite(figures.p99_ms.middle), or_infinite(figures.p90_ms.middle));
                 (p99, 0.0, p90, costs(figures))
             });
             let closest =
-                || least(&|_| true, &|figures| (0, costs(figures), never(figures.p99_ms.middle), 0.0));
+                || least(&|_| true, &|figures| (0, costs(figures), or_infinite(figures.p99_ms.middle), 0.0));
             reached.map(Choice::Reached).or_else(|| closest().map(Choice::Closest))
         }
     }
@@ -148,8 +148,8 @@ pub fn choose(candidates: &[Candidate], goal: Goal, max_lost: f64, month: f64) -
 // === impl Quantile ===
 
 impl Quantile {
-    /// Its figure.
-    pub const fn of(self, figures: &Figures) -> Spread<Option<u64>> {
+    /// Returns the figure of this quantile.
+    pub const fn of(self, figures: &Figures) -> SeedSpread<Option<u64>> {
         match self {
             Self::Median => figures.median_ms,
             Self::P90 => figures.p90_ms,
@@ -157,7 +157,6 @@ impl Quantile {
         }
     }
 
-    /// Its name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Median => "median",
@@ -170,7 +169,6 @@ impl Quantile {
 // === impl Choice ===
 
 impl Choice {
-    /// Which one it is.
     pub const fn index(self) -> usize {
         match self {
             Self::Reached(index) | Self::Closest(index) => index,
@@ -182,7 +180,7 @@ impl Choice {
 mod tests {
     use super::*;
 
-    const BASE: Settings = Settings {
+    const BASE: ReplaySettings = ReplaySettings {
         floor: 0,
         max_replicas: 1,
         idle: 0,
@@ -193,14 +191,14 @@ mod tests {
         target: 5,
     };
 
-    /// A candidate of so many GPU hours, with these waits in seconds.
+    /// Builds a candidate with these GPU hours and waits in seconds.
     fn candidate(hours: f64, p90: u64, p99: Option<u64>, lost: f64) -> Candidate {
-        let wait = |seconds: Option<u64>| Spread {
+        let wait = |seconds: Option<u64>| SeedSpread {
             low: seconds.map(|seconds| seconds * 900),
             middle: seconds.map(|seconds| seconds * 1000),
             high: seconds.map(|seconds| seconds * 1100),
         };
-        let hours = Spread { low: hours, middle: hours, high: hours };
+        let hours = SeedSpread { low: hours, middle: hours, high: hours };
         let figures = Figures {
             serving_gpu_hours: 0.0,
             idle_gpu_hours: 0.0,
@@ -221,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_that_keeps_the_wait_is_chosen_or_the_one_that_waits_least() {
+    fn wait_goal_picks_cheapest_or_closest() {
         let all = [
             candidate(10.0, 0, Some(200), 0.0),
             candidate(20.0, 0, Some(100), 0.0),
@@ -230,15 +228,15 @@ mod tests {
         ];
         let p99 = |seconds: u64| choose(&all, Goal::Wait(Quantile::P99, seconds * 1000), 0.01, 1.0).unwrap();
         assert_eq!(p99(300), Choice::Reached(0));
-        assert_eq!(p99(110), Choice::Reached(1), "100 s, and 110 s in the worst of twenty");
-        assert_eq!(p99(109), Choice::Reached(2), "one of twenty seeds would not keep it");
-        assert_eq!(p99(54), Choice::Closest(3), "the one that waits least loses requests, and says so");
+        assert_eq!(p99(110), Choice::Reached(1), "100 s, 110 s at the 95th percentile");
+        assert_eq!(p99(109), Choice::Reached(2), "the 95th percentile exceeds it");
+        assert_eq!(p99(54), Choice::Closest(3), "shortest wait, although it loses requests");
         assert_eq!(choose(&all, Goal::Wait(Quantile::P90, 0), 0.01, 1.0), Some(Choice::Reached(0)));
         assert_eq!(choose(&[], Goal::GpuHours(1.0), 0.0, 1.0), None);
     }
 
     #[test]
-    fn the_budget_is_of_a_month_and_spent_on_the_shortest_wait() {
+    fn monthly_budget_picks_shortest_wait() {
         let all = [
             candidate(10.0, 5, Some(200), 0.0),
             candidate(20.0, 5, Some(100), 0.0),
@@ -247,20 +245,20 @@ mod tests {
         let budget = |hours: f64| choose(&all, Goal::GpuHours(hours), 0.001, 4.0).unwrap();
         assert_eq!(budget(80.0), Choice::Reached(1), "4 × 20 h");
         assert_eq!(budget(79.9), Choice::Reached(0));
-        assert_eq!(budget(200.0), Choice::Reached(1), "never is longer than any wait");
+        assert_eq!(budget(200.0), Choice::Reached(1), "`None` is an infinite wait");
         assert_eq!(budget(39.9), Choice::Closest(0), "the cheapest");
     }
 
     #[test]
-    fn the_front_has_what_nothing_beats_in_both() {
-        let load = Load {
+    fn front_has_the_pareto_optimal_candidates() {
+        let load = ReplayInput {
             arrivals: (0..20).map(|index| (index * 300_000, Some(1_000))).collect(),
             window: 6_000_000,
             service: Vec::new(),
             start_up: vec![60_000],
             gpus: 1,
         };
-        let grid = Grid {
+        let grid = SettingsGrid {
             base: BASE,
             floors: vec![0, 1],
             idle: vec![10_000, 200_000, 400_000],
@@ -273,19 +271,19 @@ mod tests {
             settings.iter().map(|one| (one.floor, one.idle)).collect::<Vec<_>>(),
             [(0, 10_000), (0, 200_000), (0, 400_000), (1, u64::MAX)]
         );
-        // One every 5 minutes: after 10 s and after 200 s it has gone each time, and the longer one only costs more.
-        // After 400 s it is still there: one cold start, which is in 20 requests the p99.
+        // A request every 300 s. Idle times of 10 s and 200 s stop the replica each time, and 200 s costs more. With 400 s
+        // it stays up: one cold start, which is the p99 of 20 requests.
         let candidates = candidates(&load, &settings, &[1]);
         assert_eq!(
             candidates.iter().map(|one| (one.figures.cold_starts.middle, one.on_front)).collect::<Vec<_>>(),
             [(20.0, true), (20.0, false), (1.0, false), (0.0, true)],
-            "the one cold start is as long as each of twenty"
+            "one cold start has the same p99 as twenty"
         );
     }
 
     #[test]
-    fn every_combination_is_tried_once() {
-        let grid = Grid {
+    fn grid_has_every_combination_once() {
+        let grid = SettingsGrid {
             base: BASE,
             floors: vec![0, 2],
             idle: vec![1, 2, 3],

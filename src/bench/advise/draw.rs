@@ -1,27 +1,26 @@
-//! Chance that can be repeated: what a draw gives depends on the seed and on what it is for, never on how many draws
-//! came before. So two settings that start a replica at the same moment are given the same start-up, and what differs
-//! between them is the setting.
+//! Reproducible random draws. A draw depends only on the seed and its purpose, not on earlier draws: two settings that start
+//! a replica at the same time get the same start-up time (common random numbers).
 
-/// SplitMix64. Our own, since files and documents are compared with what it gives: no update of a crate may change it.
+/// SplitMix64. Not from a crate: tests compare its output with files, so an update must not change it.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct SplitMix64(u64);
 
-/// Draws with replacement from what was measured (a bootstrap).
+/// Draws from measured values with replacement.
 #[derive(Clone, Debug)]
-pub struct Draws<'a> {
+pub struct SeededDraws<'a> {
     seed: u64,
     samples: &'a [u64],
 }
 
-// === impl Rng ===
+// === impl SplitMix64 ===
 
-impl Rng {
-    /// The sequence of this seed.
+impl SplitMix64 {
+    /// Creates a generator.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub const fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -30,30 +29,30 @@ impl Rng {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `bound`, which is not zero. Off by less than 2⁻³² for the bounds that there are here.
+    /// Returns a number below `bound`. Panics if `bound` is zero. The modulo bias is below 2⁻³² for the bounds used here.
     pub const fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    /// Whether one in a million parts happened that has `parts` of them.
-    pub const fn chance(&mut self, parts: u64) -> bool {
-        self.below(1_000_000) < parts
+    /// Returns `true` with a probability of `per_million`.
+    pub const fn chance(&mut self, per_million: u64) -> bool {
+        self.below(1_000_000) < per_million
     }
 }
 
-// === impl Draws ===
+// === impl SeededDraws ===
 
-impl<'a> Draws<'a> {
-    /// From `samples`, which are not empty.
+impl<'a> SeededDraws<'a> {
+    /// Draws from `samples`, which must not be empty.
     pub const fn new(seed: u64, samples: &'a [u64]) -> Self {
         Self { seed, samples }
     }
 
-    /// What is drawn for this.
-    pub fn of(&self, purpose: u64, nth: u64) -> u64 {
-        let mut rng = Rng::new(self.seed);
-        let mut rng = Rng::new(rng.next() ^ purpose);
-        let mut rng = Rng::new(rng.next() ^ nth);
+    /// Returns the draw for `nth` of `purpose`.
+    pub fn draw(&self, purpose: u64, nth: u64) -> u64 {
+        let mut rng = SplitMix64::new(self.seed);
+        let mut rng = SplitMix64::new(rng.next() ^ purpose);
+        let mut rng = SplitMix64::new(rng.next() ^ nth);
         let index = rng.below(self.samples.len() as u64);
         self.samples[usize::try_from(index).unwrap_or_default()]
     }
@@ -64,24 +63,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_sequence_is_that_of_the_reference() {
-        // The first outputs of SplitMix64 for seed 1234567, as in its author's reference implementation.
-        let mut rng = Rng::new(1_234_567);
+    fn sequence_matches_the_reference() {
+        // First outputs of the reference implementation for seed 1234567.
+        let mut rng = SplitMix64::new(1_234_567);
         let first = [rng.next(), rng.next(), rng.next()];
         assert_eq!(first, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]
-    fn a_draw_depends_on_the_seed_and_on_its_purpose_alone() {
+    fn draw_depends_only_on_seed_and_purpose() {
         let samples: Vec<u64> = (0..100).collect();
-        let (one, other) = (Draws::new(1, &samples), Draws::new(2, &samples));
-        assert_eq!(one.of(7, 0), one.of(7, 0));
-        let draws = |draws: &Draws<'_>| (0..1000).map(|purpose| draws.of(purpose, 0)).collect::<Vec<_>>();
+        let (one, other) = (SeededDraws::new(1, &samples), SeededDraws::new(2, &samples));
+        assert_eq!(one.draw(7, 0), one.draw(7, 0));
+        let draws =
+            |draws: &SeededDraws<'_>| (0..1000).map(|purpose| draws.draw(purpose, 0)).collect::<Vec<_>>();
         assert_ne!(draws(&one), draws(&other));
-        assert_ne!((0..50).map(|nth| one.of(7, nth)).collect::<Vec<_>>(), vec![one.of(7, 0); 50]);
-        // Each of the 100 is expected 10 times, with a standard deviation of √(1000 × 0.01 × 0.99) = 3.1.
+        assert_ne!((0..50).map(|nth| one.draw(7, nth)).collect::<Vec<_>>(), vec![one.draw(7, 0); 50]);
+        // Expected count of each: 10, standard deviation √(1000 × 0.01 × 0.99) = 3.1.
         let drawn = draws(&one);
         let counts = samples.iter().map(|sample| drawn.iter().filter(|drawn| *drawn == sample).count());
-        assert!(counts.clone().max() <= Some(26) && counts.sum::<usize>() == 1000, "five deviations above");
+        assert!(
+            counts.clone().max() <= Some(26) && counts.sum::<usize>() == 1000,
+            "five standard deviations"
+        );
     }
 }

@@ -1,118 +1,123 @@
-//! Every setting replayed with every seed, and what that comes to.
+//! Replays of settings over all seeds, and their statistics.
 
 use serde::Serialize;
 
 use super::{
-    draw::Draws,
-    replay::{Arrival, Fate, Replayed, Settings, replay},
+    draw::SeededDraws,
+    replay::{self, Arrival, Fate, ReplayOutcome, ReplaySettings},
 };
 
-/// What is replayed.
+/// Input of a replay. Times are in milliseconds.
 #[derive(Clone, Debug)]
-pub struct Load {
-    /// When requests came, from the beginning of the window, in order; and how long they took, if that is known.
+pub struct ReplayInput {
+    /// Arrival times relative to the window, in order, with the durations if known.
     pub arrivals: Vec<(u64, Option<u64>)>,
-    /// The length of the window.
+    /// Length of the window.
     pub window: u64,
-    /// What is drawn for requests whose service time is not known. Not empty if there are any.
+    /// Sample for unknown durations. Must not be empty if there are any.
     pub service: Vec<u64>,
-    /// What start-ups are drawn from; not empty.
+    /// Sample of start-up times. Must not be empty.
     pub start_up: Vec<u64>,
-    /// GPUs of one replica.
+    /// GPUs per replica.
     pub gpus: u32,
 }
 
-/// What a setting comes to. Waits are in milliseconds, and `None` is a request that was never served; GPU time is in
-/// hours, all within the window.
+/// Statistics of a setting over all seeds. GPU time is counted within the window. A wait of `None` is infinite: the request
+/// was lost.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figures {
-    /// With a request in flight.
+    /// Ready, with requests in flight.
     pub serving_gpu_hours: f64,
-    /// Ready, with nothing to do.
+    /// Ready, without requests.
     pub idle_gpu_hours: f64,
-    /// Being started.
+    /// Starting.
     pub cold_gpu_hours: f64,
-    /// All three.
-    pub gpu_hours: Spread<f64>,
+    /// Sum of all three.
+    pub gpu_hours: SeedSpread<f64>,
     /// Starts from zero.
-    pub cold_starts: Spread<f64>,
-    /// Share of the requests that found nothing ready.
+    pub cold_starts: SeedSpread<f64>,
+    /// Share of requests that arrived without a ready replica.
     pub met_cold: f64,
-    /// Share of the requests that waited as long as they may.
+    /// Share of requests that exceeded the hold timeout.
     pub timed_out: f64,
-    /// Share of the requests that were refused.
+    /// Share of requests rejected by a full hold queue.
     pub refused: f64,
-    /// The wait of the median request until it is sent to a replica. One that is lost waits for ever.
-    pub median_ms: Spread<Option<u64>>,
-    /// The wait that nine of ten do not exceed.
-    pub p90_ms: Spread<Option<u64>>,
-    /// The wait that 99 of 100 do not exceed.
-    pub p99_ms: Spread<Option<u64>>,
-    /// The longest wait of one that was served.
+    /// Median wait until dispatch to a replica.
+    pub median_ms: SeedSpread<Option<u64>>,
+    /// 90th percentile of the wait.
+    pub p90_ms: SeedSpread<Option<u64>>,
+    /// 99th percentile of the wait.
+    pub p99_ms: SeedSpread<Option<u64>>,
+    /// Longest wait of a served request.
     pub longest_ms: u64,
-    /// The most that were held at once.
+    /// Peak number of held requests.
     pub held_peak: usize,
-    /// The most replicas that there were at once.
+    /// Peak number of replicas.
     pub replicas_peak: u32,
 }
 
-/// A figure over the seeds: the middle one, and what nine of ten lie between.
+/// Distribution of a figure over the seeds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread<T> {
-    /// One of twenty is below.
+pub struct SeedSpread<T> {
+    /// 5th percentile.
     pub low: T,
-    /// Half of them are below.
+    /// Median.
     pub middle: T,
-    /// One of twenty is above.
+    /// 95th percentile.
     pub high: T,
 }
 
-/// One replay in figures.
-struct One {
-    replayed: Replayed,
+/// One replay, evaluated.
+struct EvaluatedReplay {
+    replayed: ReplayOutcome,
     served: Vec<u64>,
     timed_out: usize,
     refused: usize,
 }
 
-// === impl Load ===
+// === impl ReplayInput ===
 
-impl Load {
-    /// Whether chance has no part in it, so that one seed says all.
-    pub fn is_certain(&self) -> bool {
+impl ReplayInput {
+    /// Returns whether no draw is random, so that one seed suffices.
+    pub fn is_deterministic(&self) -> bool {
         let one = |samples: &[u64]| samples.windows(2).all(|pair| pair[0] == pair[1]);
         one(&self.start_up)
             && (one(&self.service) || self.arrivals.iter().all(|(_, service)| service.is_some()))
     }
 
-    /// Replays `settings` with each of the seeds, of which there is at least one.
-    pub fn figures(&self, settings: &Settings, seeds: &[u64]) -> Figures {
-        let all: Vec<_> = seeds.iter().map(|seed| One::of(self.replayed(settings, *seed))).collect();
-        self.sum_up(&all)
+    /// Replays `settings` with each of the seeds, which must not be empty.
+    pub fn figures(&self, settings: &ReplaySettings, seeds: &[u64]) -> Figures {
+        let all: Vec<_> =
+            seeds.iter().map(|seed| EvaluatedReplay::of(self.replay(settings, *seed))).collect();
+        self.summarize(&all)
     }
 
-    fn replayed(&self, settings: &Settings, seed: u64) -> Replayed {
-        let service = Draws::new(!seed, &self.service);
-        let drawn = |index: usize| service.of(index as u64, 0);
+    fn replay(&self, settings: &ReplaySettings, seed: u64) -> ReplayOutcome {
+        let service = SeededDraws::new(!seed, &self.service);
+        let drawn = |index: usize| service.draw(index as u64, 0);
         let arrivals = self.arrivals.iter().enumerate();
         let arrivals: Vec<_> = arrivals
             .map(|(index, (at, known))| Arrival { at: *at, service: known.unwrap_or_else(|| drawn(index)) })
             .collect();
-        let start_up = Draws::new(seed, &self.start_up);
-        replay(&arrivals, self.window, settings, |at, nth| start_up.of(at, nth))
+        let start_up = SeededDraws::new(seed, &self.start_up);
+        replay::replay(&arrivals, self.window, settings, |at, nth| start_up.draw(at, nth))
     }
 
-    fn sum_up(&self, all: &[One]) -> Figures {
+    fn summarize(&self, all: &[EvaluatedReplay]) -> Figures {
         let hours = |ms: u64| ms as f64 / 3.6e6 * f64::from(self.gpus);
-        let mean = |figure: &dyn Fn(&One) -> f64| all.iter().map(figure).sum::<f64>() / all.len() as f64;
+        let mean =
+            |figure: &dyn Fn(&EvaluatedReplay) -> f64| all.iter().map(figure).sum::<f64>() / all.len() as f64;
         let requests = self.arrivals.len().max(1) as f64;
-        let wait = |share: f64| Spread::of(all.iter().map(|one| one.wait(share)), cmp_wait);
+        let wait = |share: f64| SeedSpread::of(all.iter().map(|one| one.wait(share)), cmp_wait);
         Figures {
             serving_gpu_hours: mean(&|one| hours(one.replayed.gpu.serving)),
             idle_gpu_hours: mean(&|one| hours(one.replayed.gpu.idle)),
             cold_gpu_hours: mean(&|one| hours(one.replayed.gpu.cold)),
-            gpu_hours: Spread::of(all.iter().map(|one| hours(one.replayed.gpu.total())), f64::total_cmp),
-            cold_starts: Spread::of(all.iter().map(|one| one.replayed.cold_starts as f64), f64::total_cmp),
+            gpu_hours: SeedSpread::of(all.iter().map(|one| hours(one.replayed.gpu.total())), f64::total_cmp),
+            cold_starts: SeedSpread::of(
+                all.iter().map(|one| one.replayed.cold_starts as f64),
+                f64::total_cmp,
+            ),
             met_cold: mean(&|one| one.replayed.met_cold as f64) / requests,
             timed_out: mean(&|one| one.timed_out as f64) / requests,
             refused: mean(&|one| one.refused as f64) / requests,
@@ -126,7 +131,7 @@ impl Load {
     }
 }
 
-/// Never is the longest wait.
+/// Compares waits; `None` is infinite.
 pub fn cmp_wait(one: &Option<u64>, other: &Option<u64>) -> std::cmp::Ordering {
     one.unwrap_or(u64::MAX).cmp(&other.unwrap_or(u64::MAX))
 }
@@ -134,15 +139,15 @@ pub fn cmp_wait(one: &Option<u64>, other: &Option<u64>) -> std::cmp::Ordering {
 // === impl Figures ===
 
 impl Figures {
-    /// Share of the requests that were not served.
+    /// Returns the share of requests that were not served.
     pub fn lost(&self) -> f64 {
         self.timed_out + self.refused
     }
 }
 
-// === impl Spread ===
+// === impl SeedSpread ===
 
-impl<T: Copy> Spread<T> {
+impl<T: Copy> SeedSpread<T> {
     fn of(values: impl Iterator<Item = T>, order: impl Fn(&T, &T) -> std::cmp::Ordering) -> Self {
         let mut values: Vec<T> = values.collect();
         values.sort_by(order);
@@ -151,28 +156,28 @@ impl<T: Copy> Spread<T> {
     }
 }
 
-/// The index of the value that this share of `count` values does not exceed. `count` is not zero.
+/// Returns the index of a quantile by nearest rank. `count` must not be zero.
 fn rank(share: f64, count: usize) -> usize {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to count")]
     let rank = (share * count as f64).ceil() as usize;
     rank.clamp(1, count) - 1
 }
 
-// === impl One ===
+// === impl EvaluatedReplay ===
 
-impl One {
-    fn of(replayed: Replayed) -> Self {
+impl EvaluatedReplay {
+    fn of(replayed: ReplayOutcome) -> Self {
         let served = replayed.fates.iter().filter_map(|fate| match fate {
             Fate::Served(waited) => Some(*waited),
-            Fate::TimedOut | Fate::Refused => None,
+            Fate::TimedOut | Fate::Rejected => None,
         });
         let mut served: Vec<_> = served.collect();
         served.sort_unstable();
         let count = |wanted: Fate| replayed.fates.iter().filter(|fate| **fate == wanted).count();
-        Self { served, timed_out: count(Fate::TimedOut), refused: count(Fate::Refused), replayed }
+        Self { served, timed_out: count(Fate::TimedOut), refused: count(Fate::Rejected), replayed }
     }
 
-    /// The wait that this share of the requests does not exceed; `None`: too many were never served.
+    /// Returns a quantile of the wait.
     fn wait(&self, share: f64) -> Option<u64> {
         match self.replayed.fates.len() {
             0 => Some(0),
@@ -185,7 +190,7 @@ impl One {
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings = Settings {
+    const SETTINGS: ReplaySettings = ReplaySettings {
         floor: 0,
         max_replicas: 1,
         idle: 60_000,
@@ -196,18 +201,18 @@ mod tests {
         target: 5,
     };
 
-    fn load() -> Load {
-        // One an hour, ten times, of a minute each.
+    fn load() -> ReplayInput {
+        // Ten requests of a minute each, one per hour.
         let arrivals = (0..10).map(|hour| (hour * 3_600_000, Some(60_000))).collect();
-        Load { arrivals, window: 36_000_000, service: Vec::new(), start_up: vec![60_000], gpus: 2 }
+        ReplayInput { arrivals, window: 36_000_000, service: Vec::new(), start_up: vec![60_000], gpus: 2 }
     }
 
     #[test]
-    fn the_figures_of_ten_requests_by_hand() {
+    fn figures_of_ten_requests() {
         let load = load();
-        assert!(load.is_certain());
+        assert!(load.is_deterministic());
         let figures = load.figures(&SETTINGS, &[1]);
-        // Each time a minute of starting, one of serving and one of being idle, with two GPUs: 10 × 2 ÷ 60 h.
+        // Each request: a minute starting, serving and idle each, on two GPUs: 10 × 2 ÷ 60 h.
         let third = 10.0 * 2.0 / 60.0;
         for hours in [figures.serving_gpu_hours, figures.idle_gpu_hours, figures.cold_gpu_hours] {
             assert!((hours - third).abs() < 1e-9, "{hours}");
@@ -219,14 +224,14 @@ mod tests {
     }
 
     #[test]
-    fn who_is_lost_waits_for_ever() {
-        let impatient = Settings { hold: 59_999, ..SETTINGS };
-        let figures = load().figures(&impatient, &[1]);
+    fn lost_request_has_an_infinite_wait() {
+        let short_hold = ReplaySettings { hold: 59_999, ..SETTINGS };
+        let figures = load().figures(&short_hold, &[1]);
         assert_eq!((figures.timed_out, figures.median_ms.middle), (1.0, None));
-        // Of ten, one comes in a burst and finds no room: the worst of ten is what p99 is about, and p90 is the ninth.
+        // The second request finds the queue full. By nearest rank, p99 of ten is the worst and p90 the ninth.
         let mut load = load();
         load.arrivals[1].0 = 1;
-        let one = Settings { hold_requests: 1, ..SETTINGS };
+        let one = ReplaySettings { hold_requests: 1, ..SETTINGS };
         let figures = load.figures(&one, &[1]);
         assert_eq!(
             (figures.refused, figures.p90_ms.middle, figures.p99_ms.middle),
@@ -235,26 +240,26 @@ mod tests {
     }
 
     #[test]
-    fn seeds_spread_what_chance_has_a_part_in() {
+    fn seeds_vary_only_random_figures() {
         let mut load = load();
         load.start_up = vec![10_000, 90_000];
-        assert!(!load.is_certain());
+        assert!(!load.is_deterministic());
         let seeds: Vec<u64> = (0..20).collect();
         let figures = load.figures(&SETTINGS, &seeds);
-        // A mean of ten draws of 10 s and 90 s is between both; its extremes are what single waits are.
+        // GPU hours vary with the mean of ten draws of 10 s or 90 s; p99 is the largest draw.
         assert!(figures.gpu_hours.low < figures.gpu_hours.high);
         assert_eq!(figures.p99_ms.middle, Some(90_000));
-        assert_eq!(load.figures(&SETTINGS, &seeds), figures, "the same every time");
+        assert_eq!(load.figures(&SETTINGS, &seeds), figures, "deterministic");
         load.arrivals[0].1 = None;
         load.service = vec![1, 1];
         load.start_up = vec![5];
-        assert!(load.is_certain());
+        assert!(load.is_deterministic());
         load.service = vec![1, 2];
-        assert!(!load.is_certain());
+        assert!(!load.is_deterministic());
     }
 
     #[test]
-    fn ranks_are_those_of_the_nearest() {
+    fn rank_is_the_nearest() {
         assert_eq!(
             [rank(0.5, 10), rank(0.9, 10), rank(0.99, 10), rank(0.05, 20), rank(0.95, 20)],
             [4, 8, 9, 0, 18]

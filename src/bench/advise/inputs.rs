@@ -1,4 +1,4 @@
-//! What is replayed: requests from logs, start-ups from records.
+//! Inputs of a replay: requests from logs, start-up times from records.
 
 use std::{
     io::Read as _,
@@ -10,43 +10,42 @@ use http::StatusCode;
 
 use super::{
     AdviseError,
-    args::{AdviseArgs, Synthetic},
-    arrivals::{self, Trace},
-    grid::Load,
-    records::Measured,
+    args::{AdviseArgs, SyntheticLog},
+    arrivals::{self, RequestLog},
+    grid::ReplayInput,
+    records::StartUpRecords,
     synthetic,
 };
-use crate::{bench::http::Base, coldstart::ColdStarts};
+use crate::{bench::http::BaseUrl, coldstart::ColdStarts};
 
-/// How long the admin listener may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of the request to the admin API.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What was read.
-pub(super) struct Inputs {
-    /// What the requests are from.
+/// Requests and start-up times.
+pub(super) struct AdviseInputs {
+    /// Names of the log files.
     pub(super) source: String,
-    /// The requests.
-    pub(super) trace: Trace,
-    /// Lines of requests that wake nothing.
-    pub(super) wakes_nothing: usize,
-    /// Lines that were not understood.
+    pub(super) trace: RequestLog,
+    /// Number of requests that need no model server.
+    pub(super) without_work: usize,
+    /// Number of invalid lines.
     pub(super) skipped: usize,
-    /// File, line and reason of the first of those.
+    /// File, line and error of the first of them.
     pub(super) first_skipped: Option<String>,
-    /// What is drawn where the log has no duration.
+    /// Sorted sample for requests without a duration.
     pub(super) service: Vec<u64>,
-    /// Start-ups, in order of their length.
+    /// Sorted sample of start-up times.
     pub(super) start_up: Vec<u64>,
-    /// What they are from; `None`: given.
-    pub(super) records: Option<Measured>,
+    /// Records behind `start_up`; `None` with `--cold-start`.
+    pub(super) records: Option<StartUpRecords>,
 }
 
-// === impl Inputs ===
+// === impl AdviseInputs ===
 
-impl Inputs {
-    /// Reads all that the arguments name.
+impl AdviseInputs {
+    /// Reads all sources named by the arguments.
     pub(super) async fn read(args: &AdviseArgs) -> Result<Self, AdviseError> {
-        let mut inputs = Self::of_requests(args)?;
+        let mut inputs = Self::read_requests(args)?;
         let known = inputs.trace.requests.iter().filter_map(|request| request.service);
         inputs.service = match args.service_time {
             Some(given) => vec![u64::try_from(given.get().as_millis()).unwrap_or(u64::MAX)],
@@ -54,13 +53,13 @@ impl Inputs {
         };
         if inputs.service.is_empty() {
             return Err(AdviseError::Input(format!(
-                "{}: no request has a duration; say how long one takes with --service-time 8s",
+                "{}: no request has a duration; set one, for example with --service-time 8s",
                 inputs.source
             )));
         }
         inputs.service.sort_unstable();
         if args.cold_start.is_empty() {
-            let measured = measured(args).await?;
+            let measured = read_records(args).await?;
             inputs.start_up.clone_from(&measured.until_ready);
             inputs.records = Some(measured);
         } else {
@@ -71,17 +70,17 @@ impl Inputs {
         Ok(inputs)
     }
 
-    fn of_requests(args: &AdviseArgs) -> Result<Self, AdviseError> {
+    fn read_requests(args: &AdviseArgs) -> Result<Self, AdviseError> {
         let mut source = Vec::new();
         let mut requests = Vec::new();
-        let (mut wakes_nothing, mut skipped, mut first_skipped) = (0, 0, None);
-        // A made-up log says itself when it begins and ends.
+        let (mut without_work, mut skipped, mut first_skipped) = (0, 0, None);
+        // A synthetic log defines its window.
         let (mut from, mut to) = (None, None);
-        if let Some(Synthetic::OfficeWeek) = args.synthetic {
+        if let Some(SyntheticLog::OfficeWeek) = args.synthetic {
             let week = synthetic::office_week(1);
             (from, to) = (Some(week.from), Some(week.to));
             requests = week.requests;
-            source.push("office-week, made up".to_owned());
+            source.push("office-week, synthetic".to_owned());
         }
         for path in &args.arrivals {
             let name =
@@ -89,7 +88,7 @@ impl Inputs {
             let parsed = arrivals::parse(&name, &read(path)?)
                 .map_err(|error| AdviseError::Input(error.to_string()))?;
             requests.extend(parsed.requests);
-            wakes_nothing += parsed.wakes_nothing;
+            without_work += parsed.without_work;
             skipped += parsed.skipped;
             let place = parsed.first_skipped.map(|(line, reason)| format!("{name}:{line}: {reason}"));
             first_skipped = first_skipped.or(place);
@@ -98,12 +97,12 @@ impl Inputs {
         let source = source.join(", ");
         let from = args.from.map(jiff::Timestamp::as_millisecond).or(from);
         let to = args.to.map(jiff::Timestamp::as_millisecond).or(to);
-        let trace = Trace::new(requests, from, to)
+        let trace = RequestLog::new(requests, from, to)
             .map_err(|reason| AdviseError::Input(format!("{source}: {reason}")))?;
         Ok(Self {
             source,
             trace,
-            wakes_nothing,
+            without_work,
             skipped,
             first_skipped,
             service: Vec::new(),
@@ -112,14 +111,14 @@ impl Inputs {
         })
     }
 
-    /// What is replayed.
-    pub(super) fn load(&self, gpus: u32) -> Load {
+    /// Converts to the input of a replay.
+    pub(super) fn load(&self, gpus: u32) -> ReplayInput {
         let requests = self.trace.requests.iter();
-        Load {
+        ReplayInput {
             arrivals: requests
                 .map(|request| (request.at.abs_diff(self.trace.from), request.service))
                 .collect(),
-            window: self.trace.window(),
+            window: self.trace.window_ms(),
             service: self.service.clone(),
             start_up: self.start_up.clone(),
             gpus,
@@ -127,8 +126,8 @@ impl Inputs {
     }
 }
 
-async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
-    let mut measured = Measured::default();
+async fn read_records(args: &AdviseArgs) -> Result<StartUpRecords, AdviseError> {
+    let mut measured = StartUpRecords::default();
     let mut names = Vec::new();
     for path in &args.records {
         for file in files(path)? {
@@ -140,7 +139,7 @@ async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
         }
     }
     if let Some(admin) = &args.admin {
-        let (name, text) = ask(admin).await?;
+        let (name, text) = fetch_cold_starts(admin).await?;
         measured
             .read(&text, args.route.as_deref())
             .map_err(|reason| AdviseError::Input(format!("{name}: {reason}")))?;
@@ -150,13 +149,13 @@ async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
     if measured.routes.len() > 1 {
         let routes = measured.routes.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         return Err(AdviseError::Input(format!(
-            "{names}: these are records of {routes}, whose starts differ; say which with --route"
+            "{names}: the records are of several routes; choose one with --route: {routes}"
         )));
     }
     if measured.until_ready.is_empty() {
         return Err(AdviseError::Input(format!(
-            "{names}: no cold start{} in which the target got ready ({} failed); measure some with `anteroom bench \
-             cold-start`, or say how long one takes with --cold-start 4m",
+            "{names}: no successful cold start{} ({} failed); measure some with `anteroom bench cold-start`, or set a \
+             start-up time, for example with --cold-start 4m",
             args.route.as_ref().map(|route| format!(" of {route}")).unwrap_or_default(),
             measured.failed
         )));
@@ -164,20 +163,20 @@ async fn measured(args: &AdviseArgs) -> Result<Measured, AdviseError> {
     Ok(measured)
 }
 
-/// What a running Anteroom says of its cold starts, and where.
-async fn ask(admin: &Base) -> Result<(String, String), AdviseError> {
+/// Fetches the cold starts of a running Anteroom. Returns their URL and the response.
+async fn fetch_cold_starts(admin: &BaseUrl) -> Result<(String, String), AdviseError> {
     let path = format!("/api/v1/cold-starts?limit={}", ColdStarts::MAX_RECORDS);
     let name = format!("{admin}{path}");
-    match admin.get(&path, PATIENCE).await {
+    match admin.get(&path, ADMIN_TIMEOUT).await {
         Ok((StatusCode::OK, body)) => Ok((name, String::from_utf8_lossy(&body).into_owned())),
-        Ok((status, _)) => {
-            Err(AdviseError::Input(format!("{name}: {status}; is this the admin address of Anteroom?")))
-        }
+        Ok((status, _)) => Err(AdviseError::Input(format!(
+            "{name}: HTTP {status}; check that this is the admin address of Anteroom"
+        ))),
         Err(reason) => Err(AdviseError::Input(format!("{name}: {reason}"))),
     }
 }
 
-/// The file, or those of the folder that have records.
+/// Returns the file itself, or the *.jsonl files of a directory.
 fn files(path: &Path) -> Result<Vec<PathBuf>, AdviseError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -192,7 +191,7 @@ fn files(path: &Path) -> Result<Vec<PathBuf>, AdviseError> {
     }
     files.sort();
     if files.is_empty() {
-        return Err(AdviseError::Input(format!("{}: no *.jsonl in this folder", path.display())));
+        return Err(AdviseError::Input(format!("{}: no *.jsonl in this directory", path.display())));
     }
     Ok(files)
 }

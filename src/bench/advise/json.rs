@@ -1,4 +1,4 @@
-//! The advice as JSON: `anteroom.dev/advise/v1`.
+//! JSON output: schema `anteroom.dev/advise/v1`.
 
 use serde::Serialize;
 use serde_json::json;
@@ -8,14 +8,14 @@ use super::{
     arrivals::stamp,
     choice::{Choice, Goal},
     grid::Figures,
-    replay::Settings,
+    replay::ReplaySettings,
 };
 
 #[derive(Serialize)]
-struct Row<'a> {
+struct SettingRow<'a> {
     floor: u32,
     max_replicas: u32,
-    /// `null`: there is always one up.
+    /// `null` with a floor.
     idle_ms: Option<u64>,
     concurrency_max: u32,
     hold_timeout_ms: u64,
@@ -24,22 +24,21 @@ struct Row<'a> {
     gpu_hours_per_month: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     price_per_month: Option<f64>,
-    /// Against one replica that is always up.
+    /// Share of GPU hours saved relative to one replica that is always up.
     saved: f64,
     cold_starts_per_day: f64,
-    /// Within the window of the log.
     figures: &'a Figures,
 }
 
-/// All of it, with a line feed at the end.
-pub(super) fn of(advice: &Advice<'_>) -> String {
+/// Renders the result.
+pub(super) fn render(advice: &Advice<'_>) -> String {
     let (args, inputs) = (advice.args, advice.inputs);
     let rows: Vec<_> = advice
         .candidates
         .iter()
-        .map(|one| Row { on_front: one.on_front, ..row(advice, &one.settings, &one.figures) })
+        .map(|one| SettingRow { on_front: one.on_front, ..row(advice, &one.settings, &one.figures) })
         .collect();
-    let always_on = Settings { floor: 1, idle: u64::MAX, ..advice.candidates[0].settings };
+    let always_on = ReplaySettings { floor: 1, idle: u64::MAX, ..advice.candidates[0].settings };
     let value = json!({
         "schema": "anteroom.dev/advise/v1",
         "anteroom": env!("CARGO_PKG_VERSION"),
@@ -48,7 +47,7 @@ pub(super) fn of(advice: &Advice<'_>) -> String {
             "from": stamp(inputs.trace.from),
             "to": stamp(inputs.trace.to),
             "requests": inputs.trace.requests.len(),
-            "wake_nothing": inputs.wakes_nothing,
+            "wake_nothing": inputs.without_work,
             "not_understood": inputs.skipped,
         },
         "start_up": {
@@ -75,9 +74,9 @@ pub(super) fn of(advice: &Advice<'_>) -> String {
     format!("{value:#}\n")
 }
 
-fn row<'a>(advice: &Advice<'_>, settings: &Settings, figures: &'a Figures) -> Row<'a> {
-    let hours = figures.gpu_hours.middle * advice.month();
-    Row {
+fn row<'a>(advice: &Advice<'_>, settings: &ReplaySettings, figures: &'a Figures) -> SettingRow<'a> {
+    let hours = figures.gpu_hours.middle * advice.windows_per_month();
+    SettingRow {
         floor: settings.floor,
         max_replicas: settings.max_replicas,
         idle_ms: (settings.floor == 0).then_some(settings.idle),

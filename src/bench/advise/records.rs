@@ -1,23 +1,23 @@
-//! How long starts take, from cold-start records: what `bench cold-start` has written, the JSON lines of `report.dir`,
-//! or what `/api/v1/cold-starts` answers.
+//! Start-up times from cold-start records: output of `bench cold-start`, JSON lines of `report.dir`, or the response of
+//! `/api/v1/cold-starts`.
 
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What the records say of one route.
+/// Start-up times of cold-start records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Measured {
-    /// From the first request until it may be sent on, in milliseconds, of each start that got there.
+pub struct StartUpRecords {
+    /// First request until ready, in milliseconds, of each successful start.
     pub until_ready: Vec<u64>,
-    /// How many starts failed.
+    /// Number of failed starts.
     pub failed: usize,
-    /// Whose they are.
+    /// Routes of the records.
     pub routes: BTreeSet<String>,
 }
 
-/// As much of a record as is needed. It is read leniently: records of older and newer versions serve as well.
+/// Subset of a record that all versions have in common.
 #[derive(Debug, Deserialize)]
 struct Record {
     route: String,
@@ -38,17 +38,16 @@ struct Phase {
     duration_ms: f64,
 }
 
-/// Phases that are over when the target is ready: all others.
-const AFTER_READY: [&str; 3] = ["dispatch", "first_byte", "first_token"];
+/// Phases that follow readiness; all others precede it.
+const PHASES_AFTER_READY: [&str; 3] = ["dispatch", "first_byte", "first_token"];
 
-// === impl Measured ===
+// === impl StartUpRecords ===
 
-impl Measured {
-    /// Adds what is in a file or an answer, of `route` alone if one is said. Wakes from sleep mode are left out: they
-    /// say nothing of a start from zero.
+impl StartUpRecords {
+    /// Adds the records in `text`, optionally of one route. Ignores wakes from sleep mode, which are no starts from zero.
     ///
     /// # Errors
-    /// What is no record.
+    /// If a record is invalid.
     pub fn read(&mut self, text: &str, route: Option<&str>) -> Result<(), String> {
         for record in records(text)? {
             if route.is_some_and(|route| route != record.route) || record.kind.as_deref() == Some("wake") {
@@ -69,7 +68,7 @@ impl Measured {
 
 impl Record {
     fn until_ready(&self) -> Option<u64> {
-        let ready = |phase: &&Phase| !AFTER_READY.contains(&phase.name.as_str());
+        let ready = |phase: &&Phase| !PHASES_AFTER_READY.contains(&phase.name.as_str());
         let end = self.phases.iter().filter(ready).map(|phase| phase.start_ms + phase.duration_ms);
         let ms = self.t_actuation_ms.or_else(|| end.max_by(f64::total_cmp))?;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked, and saturates")]
@@ -78,8 +77,8 @@ impl Record {
 }
 
 fn records(text: &str) -> Result<Vec<Record>, String> {
-    let wrong = |error: serde_json::Error| format!("no record of a cold start: {error}");
-    // One document, or one a line.
+    let invalid = |error: serde_json::Error| format!("invalid cold-start record: {error}");
+    // A single document, or one per line.
     let values = match serde_json::from_str::<Value>(text) {
         Ok(Value::Array(list)) => list,
         Ok(value) => match (value.get("cycles"), value.get("cold_starts")) {
@@ -92,10 +91,10 @@ fn records(text: &str) -> Result<Vec<Record>, String> {
         },
         Err(_) => {
             let lines = text.lines().filter(|line| !line.trim().is_empty());
-            lines.map(|line| serde_json::from_str(line).map_err(wrong)).collect::<Result<_, _>>()?
+            lines.map(|line| serde_json::from_str(line).map_err(invalid)).collect::<Result<_, _>>()?
         }
     };
-    values.into_iter().map(|value| serde_json::from_value(value).map_err(wrong)).collect()
+    values.into_iter().map(|value| serde_json::from_value(value).map_err(invalid)).collect()
 }
 
 #[cfg(test)]
@@ -106,14 +105,14 @@ mod tests {
         "phases":[{"name":"signal","start_ms":0.0,"duration_ms":1.0},{"name":"load","start_ms":1.0,"duration_ms":3020.4},
         {"name":"dispatch","start_ms":3021.4,"duration_ms":1.0}]}"#;
 
-    fn of(text: &str, route: Option<&str>) -> Measured {
-        let mut measured = Measured::default();
+    fn of(text: &str, route: Option<&str>) -> StartUpRecords {
+        let mut measured = StartUpRecords::default();
         measured.read(text, route).unwrap();
         measured
     }
 
     #[test]
-    fn every_place_that_has_records_is_read() {
+    fn records_are_read_from_every_format() {
         let line = COMPLETED.replace('\n', " ");
         let actuation = line.replace("\"phases\"", "\"t_actuation_ms\":2999.6,\"phases\"");
         let failed = line.replace("completed", "failed").replace("tiny", "large");
@@ -137,16 +136,16 @@ mod tests {
             assert_eq!(of(&text, Some("large")).failed, 1);
             assert_eq!(of(&text, Some("tiny")).failed, 0);
         }
-        assert_eq!(of(COMPLETED, None).until_ready, [3021], "one record, over several lines");
+        assert_eq!(of(COMPLETED, None).until_ready, [3021], "a record of several lines");
     }
 
     #[test]
-    fn what_is_no_record_is_told() {
-        let mut measured = Measured::default();
+    fn invalid_record_is_an_error() {
+        let mut measured = StartUpRecords::default();
         for text in ["", "hello", "{\"a\": 1}", "[1]", "{\"route\":\"a\"}\n{"] {
             let result = measured.read(text, None);
-            assert!(text.is_empty() || result.unwrap_err().contains("no record of a cold start"), "{text}");
+            assert!(text.is_empty() || result.unwrap_err().contains("invalid cold-start record"), "{text}");
         }
-        assert_eq!(measured, Measured::default());
+        assert_eq!(measured, StartUpRecords::default());
     }
 }

@@ -1,8 +1,7 @@
-//! The replay: what becomes of given requests under given settings. Pure, discrete-event, and the same every time.
+//! Discrete-event simulation of one route under given settings. Pure and deterministic.
 //!
-//! One route, whose replicas are [starting, ready or leaving](Stage). A request goes to a ready replica that has room,
-//! else it is held, within the bounds; at zero, it has the first replica started. More of them come and go as the
-//! [`Hpa`] would have it. When there has been no request for the idle time, all of them go.
+//! A request is dispatched to a ready replica with free capacity, or held within the limits. At zero, it starts the first
+//! replica. The [`Hpa`] adds and removes further replicas. After the idle time without requests, all replicas stop.
 
 mod fleet;
 mod hpa;
@@ -16,27 +15,26 @@ use fleet::Fleet;
 pub use fleet::GpuTime;
 use hpa::Hpa;
 
-/// A request of the log. Times are in milliseconds here, those of the clock from the beginning of the window.
+/// A request. All times of this module are in milliseconds, relative to the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// When it came.
     pub at: u64,
-    /// From its dispatch to the end of its answer.
+    /// Time from dispatch to the end of the answer.
     pub service: u64,
 }
 
-/// What is tried out.
+/// Settings to replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Settings {
-    /// Replicas that stay, whoever wants them.
+pub struct ReplaySettings {
+    /// Minimum number of replicas.
     pub floor: u32,
-    /// No more replicas than this, which is at least 1 and at least the floor.
+    /// Maximum number of replicas; at least 1 and at least `floor`.
     pub max_replicas: u32,
-    /// How long nobody has wanted anything when all replicas go, if the floor is zero.
+    /// Time without demand after which all replicas stop, if `floor` is 0.
     pub idle: u64,
-    /// They go only at multiples of this (KEDA's polls); 1: at once.
+    /// Scale to zero happens only at multiples of this (KEDA's polls); 1 for immediately.
     pub poll: u64,
-    /// `concurrency.max`: requests in flight on one replica.
+    /// `concurrency.max`: requests in flight per replica.
     pub concurrency: u32,
     /// `hold.maxRequests`.
     pub hold_requests: usize,
@@ -46,82 +44,81 @@ pub struct Settings {
     pub target: u32,
 }
 
-/// What became of a request.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was dispatched after this long.
+    /// Dispatched after this wait.
     Served(u64),
-    /// It was held for `hold.timeout` in vain.
+    /// Held for `hold.timeout`.
     TimedOut,
-    /// There was no room to hold it.
-    Refused,
+    /// Rejected by the full hold queue.
+    Rejected,
 }
 
-/// What came of a replay.
+/// Outcome of a replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replayed {
-    /// Of each request, in the order of the arrivals.
+pub struct ReplayOutcome {
+    /// One per request, in order of arrival.
     pub fates: Vec<Fate>,
-    /// How many requests found nothing ready.
+    /// Number of requests that arrived without a ready replica.
     pub met_cold: usize,
-    /// How often the first replica was started.
+    /// Number of starts from zero.
     pub cold_starts: usize,
-    /// How many were held at once at the most.
+    /// Peak number of held requests.
     pub held_peak: usize,
-    /// How many replicas there were at once at the most.
+    /// Peak number of replicas.
     pub replicas_peak: u32,
-    /// How long replicas were up within the window, and what for.
+    /// Replica time within the window.
     pub gpu: GpuTime,
 }
 
-/// What happens by itself, in the order in which it is looked at when it is at the same time: what makes room comes
-/// before what needs it, and a request before what would have it wait.
+/// Events, in the order of processing at equal times: those that free capacity come before those that need it, arrivals
+/// before scale-down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Step {
-    /// A request on this replica has been answered.
+enum Event {
+    /// A request on this replica ends.
     Answered(u64),
-    /// This replica is ready.
+    /// This replica becomes ready.
     Ready(u64),
-    /// The first of those who are held gives up.
-    GiveUp,
-    /// The next request comes.
+    /// The oldest held request times out.
+    HoldTimeout,
+    /// The next request arrives.
     Arrive,
-    /// The HPA looks.
-    Look,
-    /// Nobody has wanted anything for so long.
-    Zero,
+    /// The HPA syncs.
+    HpaSync,
+    /// The idle time has passed.
+    ScaleToZero,
 }
 
 struct Replay<'a, S> {
     arrivals: &'a [Arrival],
     window: u64,
-    settings: &'a Settings,
+    settings: &'a ReplaySettings,
     start_up: S,
     now: u64,
     next: usize,
-    /// Who is held, first come first.
+    /// Held requests, in FIFO order.
     held: VecDeque<usize>,
     fates: Vec<Option<Fate>>,
-    due: BinaryHeap<Reverse<(u64, Step)>>,
+    due: BinaryHeap<Reverse<(u64, Event)>>,
     fleet: Fleet,
     hpa: Hpa,
-    /// When anything was last wanted, or became ready.
-    wanted: u64,
+    /// Time of the last demand, or of the last replica becoming ready.
+    last_active: u64,
     met_cold: usize,
     cold_starts: usize,
     held_peak: usize,
     replicas_peak: u32,
 }
 
-/// Replays the arrivals, which are in order. `start_up` says how long a replica takes until requests are sent to it, by
-/// the moment at which it is asked for and its number among those of that moment. GPU time is counted within
-/// `0..window`; who comes or ends later has a fate all the same.
+/// Replays the arrivals, which must be sorted. `start_up(at, nth)` returns the start-up time of the `nth` replica started at
+/// time `at`. GPU time is counted within `0..window`; requests beyond it are simulated as well.
 pub fn replay(
     arrivals: &[Arrival],
     window: u64,
-    settings: &Settings,
+    settings: &ReplaySettings,
     start_up: impl FnMut(u64, u64) -> u64,
-) -> Replayed {
+) -> ReplayOutcome {
     let mut replay = Replay {
         arrivals,
         window,
@@ -132,9 +129,9 @@ pub fn replay(
         held: VecDeque::new(),
         fates: vec![None; arrivals.len()],
         due: BinaryHeap::new(),
-        fleet: Fleet::up(settings.floor),
+        fleet: Fleet::with_ready(settings.floor),
         hpa: Hpa::new(settings),
-        wanted: 0,
+        last_active: 0,
         met_cold: 0,
         cold_starts: 0,
         held_peak: 0,
@@ -146,129 +143,130 @@ pub fn replay(
 
 impl<S: FnMut(u64, u64) -> u64> Replay<'_, S> {
     fn run(&mut self) {
-        while let Some((at, step)) = self.upcoming() {
-            if at >= self.window && self.is_over() {
+        while let Some((at, step)) = self.next_event() {
+            if at >= self.window && self.is_finished() {
                 break;
             }
             self.advance(at);
             match step {
-                Step::Answered(replica) => {
+                Event::Answered(replica) => {
                     self.due.pop();
-                    self.fleet.answered(replica);
-                    self.wanted = at;
+                    self.fleet.release(replica);
+                    self.last_active = at;
                     self.dispatch();
                 }
-                Step::Ready(replica) => {
+                Event::Ready(replica) => {
                     self.due.pop();
-                    // It may have been taken away again while it started.
-                    if self.fleet.ready(replica) {
-                        self.wanted = at;
+                    // It may have been removed during its start.
+                    if self.fleet.set_ready(replica) {
+                        self.last_active = at;
                         self.dispatch();
                     }
                 }
-                Step::GiveUp => {
+                Event::HoldTimeout => {
                     if let Some(request) = self.held.pop_front() {
-                        self.end(request, Fate::TimedOut);
-                        self.wanted = at;
+                        self.finish(request, Fate::TimedOut);
+                        self.last_active = at;
                     }
                 }
-                Step::Arrive => self.arrive(),
-                Step::Look => self.look(),
-                Step::Zero => self.fleet.remove_all(),
+                Event::Arrive => self.arrive(),
+                Event::HpaSync => self.hpa_sync(),
+                Event::ScaleToZero => self.fleet.remove_all(),
             }
         }
         self.advance(self.window);
     }
 
-    /// What comes next, and when.
-    fn upcoming(&self) -> Option<(u64, Step)> {
+    /// Returns the next event and its time.
+    fn next_event(&self) -> Option<(u64, Event)> {
         let due = self.due.peek().map(|Reverse(due)| *due);
-        let give_up = self
+        let hold_timeout = self
             .held
             .front()
-            .map(|first| (self.arrivals[*first].at.saturating_add(self.settings.hold), Step::GiveUp));
-        let arrive = self.arrivals.get(self.next).map(|arrival| (arrival.at, Step::Arrive));
-        let look = self.hpa.next_look(self.now, &self.fleet, self.held.len()).map(|at| (at, Step::Look));
-        let zero = self.zero().map(|at| (at, Step::Zero));
-        [due, give_up, arrive, look, zero].into_iter().flatten().min()
+            .map(|first| (self.arrivals[*first].at.saturating_add(self.settings.hold), Event::HoldTimeout));
+        let arrive = self.arrivals.get(self.next).map(|arrival| (arrival.at, Event::Arrive));
+        let hpa_sync =
+            self.hpa.next_sync(self.now, &self.fleet, self.held.len()).map(|at| (at, Event::HpaSync));
+        let zero = self.scale_to_zero_at().map(|at| (at, Event::ScaleToZero));
+        [due, hold_timeout, arrive, hpa_sync, zero].into_iter().flatten().min()
     }
 
-    /// When all replicas go, if nothing happens before.
-    fn zero(&self) -> Option<u64> {
+    /// Returns the time of scale to zero if nothing happens before.
+    fn scale_to_zero_at(&self) -> Option<u64> {
         let idle = self.settings.floor == 0 && self.held.is_empty() && self.fleet.in_flight() == 0;
-        // A start is seen through, whoever has left meanwhile.
+        // A start is completed even if all its requests are lost.
         (idle && self.fleet.has_ready()).then(|| {
-            let until = self.wanted.saturating_add(self.settings.idle);
+            let until = self.last_active.saturating_add(self.settings.idle);
             until.checked_next_multiple_of(self.settings.poll.max(1)).unwrap_or(u64::MAX)
         })
     }
 
-    /// Whether every request has its fate, and no answer is under way.
-    fn is_over(&self) -> bool {
+    /// Returns whether all requests have ended.
+    fn is_finished(&self) -> bool {
         self.next == self.arrivals.len() && self.held.is_empty() && self.fleet.in_flight() == 0
     }
 
     fn advance(&mut self, to: u64) {
-        self.fleet.spend(self.now.min(self.window), to.min(self.window));
+        self.fleet.add_time(self.now.min(self.window), to.min(self.window));
         self.now = self.now.max(to);
     }
 
     fn arrive(&mut self) {
         let request = self.next;
         self.next += 1;
-        self.wanted = self.now;
+        self.last_active = self.now;
         self.met_cold += usize::from(!self.fleet.has_ready());
         self.held.push_back(request);
         self.dispatch();
         if self.held.len() > self.settings.hold_requests {
             self.held.pop_back();
-            self.end(request, Fate::Refused);
+            self.finish(request, Fate::Rejected);
         }
         self.held_peak = self.held_peak.max(self.held.len());
-        if self.fleet.wanted() == 0 {
+        if self.fleet.desired() == 0 {
             self.cold_starts += 1;
             self.start(1);
         }
     }
 
-    /// Sends those who are held to whoever has room.
+    /// Dispatches held requests to replicas with free capacity.
     fn dispatch(&mut self) {
         while let Some(request) = self.held.front().copied() {
-            let Some(replica) = self.fleet.take(self.settings.concurrency) else { return };
+            let Some(replica) = self.fleet.acquire(self.settings.concurrency) else { return };
             self.held.pop_front();
             let Arrival { at, service } = self.arrivals[request];
-            self.end(request, Fate::Served(self.now - at));
-            self.due.push(Reverse((self.now.saturating_add(service), Step::Answered(replica))));
+            self.finish(request, Fate::Served(self.now - at));
+            self.due.push(Reverse((self.now.saturating_add(service), Event::Answered(replica))));
         }
     }
 
-    fn look(&mut self) {
-        let wanted = self.hpa.look(self.now, &self.fleet, self.held.len());
-        let current = self.fleet.wanted();
-        if wanted > current {
-            self.start(wanted - current);
+    fn hpa_sync(&mut self) {
+        let desired = self.hpa.sync(self.now, &self.fleet, self.held.len());
+        let current = self.fleet.desired();
+        if desired > current {
+            self.start(desired - current);
         }
-        for _ in wanted..current {
+        for _ in desired..current {
             self.fleet.remove_one();
         }
     }
 
     fn start(&mut self, count: u32) {
         for nth in 0..count {
-            let takes = (self.start_up)(self.now, nth.into());
+            let start_up = (self.start_up)(self.now, nth.into());
             let replica = self.fleet.start();
-            self.due.push(Reverse((self.now.saturating_add(takes), Step::Ready(replica))));
+            self.due.push(Reverse((self.now.saturating_add(start_up), Event::Ready(replica))));
         }
-        self.replicas_peak = self.replicas_peak.max(self.fleet.wanted());
+        self.replicas_peak = self.replicas_peak.max(self.fleet.desired());
     }
 
-    fn end(&mut self, request: usize, fate: Fate) {
-        debug_assert_eq!(self.fates[request], None, "request {request} ended before");
+    fn finish(&mut self, request: usize, fate: Fate) {
+        debug_assert_eq!(self.fates[request], None, "request {request} has ended");
         self.fates[request] = Some(fate);
     }
 
-    fn result(self) -> Replayed {
-        Replayed {
+    fn result(self) -> ReplayOutcome {
+        ReplayOutcome {
             fates: self.fates.into_iter().flatten().collect(),
             met_cold: self.met_cold,
             cold_starts: self.cold_starts,

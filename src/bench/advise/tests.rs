@@ -20,16 +20,16 @@ fn parse(line: &str) -> Result<AdviseArgs, clap::Error> {
     Cli::try_parse_from(["advise"].into_iter().chain(line.split_whitespace())).map(|cli| cli.args)
 }
 
-async fn told(line: &str) -> Result<String, String> {
+async fn run_advise(line: &str) -> Result<String, String> {
     advise(&parse(line).unwrap()).await.map(|(text, _)| text).map_err(|error| error.to_string())
 }
 
-/// As one line, wherever it was broken.
+/// Joins wrapped lines.
 fn joined(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A file with this in it, for as long as the test runs.
+/// Writes a temporary file.
 fn file(text: &str) -> (tempfile::NamedTempFile, String) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), text).unwrap();
@@ -38,15 +38,16 @@ fn file(text: &str) -> (tempfile::NamedTempFile, String) {
 }
 
 #[test]
-fn the_trace_in_the_documents_is_what_the_generator_makes() {
+fn documented_trace_matches_the_generator() {
     let text = read("docs/traces/office-week.csv");
     assert!(text.len() < 300_000, "{} bytes", text.len());
     assert!(text == synthetic::office_week(1).to_csv(), "anteroom bench trace > docs/traces/office-week.csv");
     let week = synthetic::office_week(1);
     assert_eq!(arrivals::parse("week", &text).unwrap().requests, week.requests);
     assert_ne!(synthetic::office_week(2).requests, week.requests);
-    // Every hour of office hours has more than every hour of the night but that of the job, and than the weekend.
-    let hour = |request: &arrivals::Logged| usize::try_from((request.at - week.from) / 3_600_000).unwrap();
+    // Morning hours have more requests than night hours, except that of the job (02:00); weekends are quiet.
+    let hour =
+        |request: &arrivals::LoggedRequest| usize::try_from((request.at - week.from) / 3_600_000).unwrap();
     let mut hours = vec![0; 7 * 24];
     for request in &week.requests {
         hours[hour(request)] += 1;
@@ -59,9 +60,8 @@ fn the_trace_in_the_documents_is_what_the_generator_makes() {
     assert!(hours[5 * 24..].iter().sum::<i32>() < 150, "{:?}", &hours[5 * 24..]);
 }
 
-/// Every `$ anteroom bench advise …` in the documents prints what stands below it.
 #[tokio::test]
-async fn the_examples_in_the_documents_are_what_it_prints() {
+async fn documented_examples_match_the_output() {
     let page = read("docs/advise.md");
     let mut examples = 0;
     for block in page.split("```console\n$ anteroom bench advise").skip(1) {
@@ -72,7 +72,7 @@ async fn the_examples_in_the_documents_are_what_it_prints() {
             *path = in_tree(path.to_str().unwrap());
         }
         let (text, _) = advise(&args).await.unwrap();
-        // Where the tree is differs.
+        // The checkout path varies.
         let text = text.replace(&format!("{}/", env!("CARGO_MANIFEST_DIR")), "");
         assert_eq!(text, printed, "anteroom bench advise{command}");
         examples += 1;
@@ -80,19 +80,19 @@ async fn the_examples_in_the_documents_are_what_it_prints() {
     assert!(examples > 0);
 }
 
-/// Ten requests, one an hour from 08:00 on, of a minute each.
+/// Returns a log of ten requests of a minute each, one per hour from 08:00.
 fn hourly() -> String {
     let line = |hour: usize| format!("2026-11-02T{:02}:00:00Z,60000\n", 8 + hour);
     (0..10).map(line).collect()
 }
 
 #[tokio::test]
-async fn a_goal_is_answered_with_the_lines_to_set() {
+async fn goal_yields_a_recommendation() {
     let (_keep, path) = file(&hourly());
     let window = "--from 2026-11-02T08:00:00Z --to 2026-11-02T18:00:00Z";
     let base = format!("--arrivals {path} {window} --cold-start 1m --scale-by process --idle 1m,1h");
-    // Each hour a minute starts, one serves and one idles: 30 of 600 minutes, that is 37 of 731 hours a month.
-    let text = told(&format!("{base} --goal p99=1m --route tiny")).await.unwrap();
+    // Per hour a minute starting, serving and idle each: 30 of 600 minutes, or 37 of 731 hours per month.
+    let text = run_advise(&format!("{base} --goal p99=1m --route tiny")).await.unwrap();
     for words in [
         "Recommended: scale to zero after 1m",
         "37 GPU hours",
@@ -102,37 +102,37 @@ async fn a_goal_is_answered_with_the_lines_to_set() {
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    // An hour after the minute of the answer the next one has come long ago: 1 of 10 waits.
-    let text = joined(&told(&format!("{base} --goal median=0")).await.unwrap());
+    // With 1h of idle time only the first of the ten requests waits.
+    let text = joined(&run_advise(&format!("{base} --goal median=0")).await.unwrap());
     assert!(text.contains("Recommended: scale to zero after 1h"), "{text}");
     let (text, reached) = advise(&parse(&format!("{base} --goal p99=1s")).unwrap()).await.unwrap();
     let text = joined(&text);
     assert!(!reached && text.contains("None of 2 settings reaches a p99 of at most 1s"), "{text}");
-    let text = joined(&told(&format!("{base} --gpu-hour-price 2 --budget 100/month")).await.unwrap());
-    assert!(text.contains("at most 50 GPU hours a month (100)") && text.contains("after 1m"), "{text}");
-    let text = told(&base).await.unwrap();
-    assert!(text.contains("No goal was said"), "{text}");
+    let text = joined(&run_advise(&format!("{base} --gpu-hour-price 2 --budget 100/month")).await.unwrap());
+    assert!(text.contains("at most 50 GPU hours per month (100)") && text.contains("after 1m"), "{text}");
+    let text = run_advise(&base).await.unwrap();
+    assert!(text.contains("No recommendation without a goal"), "{text}");
 }
 
 #[tokio::test]
-async fn what_can_be_set_follows_from_who_scales() {
+async fn configuration_depends_on_scale_by() {
     let (_keep, path) = file(&hourly());
     let base = format!("--arrivals {path} --cold-start 1m --goal p99=1h");
-    let text = told(&format!("{base} --idle 5m")).await.unwrap();
+    let text = run_advise(&format!("{base} --idle 5m")).await.unwrap();
     for words in ["minReplicaCount: 0", "cooldownPeriod: 240 ", "linger: 1m"] {
         assert!(text.contains(words), "{words}: {text}");
     }
-    let text = told(&format!("{base} --idle 5m --scale-by kubernetes")).await.unwrap();
+    let text = run_advise(&format!("{base} --idle 5m --scale-by kubernetes")).await.unwrap();
     assert!(text.contains("scaling: {idleTimeout: 5m}") && !text.contains("minReplicaCount"), "{text}");
     for (line, words) in [
-        ("--idle 30s", "cannot be shorter"),
-        ("--scale-by process --floor 1", "without KEDA"),
+        ("--idle 30s", "is shorter than --linger"),
+        ("--scale-by process --floor 1", "needs KEDA"),
         ("--floor 3 --max-replicas 2", "above --max-replicas"),
-        ("--linger 29s --idle 1h", "less than two of --polling-interval"),
-        ("--gpu-hour-price 0 --budget 1/month", "needs the --gpu-hour-price"),
+        ("--linger 29s --idle 1h", "less than twice --polling-interval"),
+        ("--gpu-hour-price 0 --budget 1/month", "needs --gpu-hour-price"),
     ] {
         let line = format!("--arrivals {path} --cold-start 1m {line}");
-        match told(&line).await {
+        match run_advise(&line).await {
             Err(error) => assert!(error.contains(words), "{line}: {error}"),
             Ok(text) => panic!("{line}: {text}"),
         }
@@ -141,14 +141,14 @@ async fn what_can_be_set_follows_from_who_scales() {
     assert!(advise(&money).await.unwrap_err().to_string().contains("--gpu-hour-price"));
 }
 
-/// The lines of the file are lines that the file takes.
 #[tokio::test]
-async fn the_lines_for_the_file_are_valid() {
+async fn printed_configuration_is_valid() {
     let (_keep, path) = file(&hourly());
-    let text =
-        told(&format!("--arrivals {path} --cold-start 1m --scale-by process --goal p99=1h --route tiny"))
-            .await
-            .unwrap();
+    let text = run_advise(&format!(
+        "--arrivals {path} --cold-start 1m --scale-by process --goal p99=1h --route tiny"
+    ))
+    .await
+    .unwrap();
     let yaml: String = text
         .split("    # the configuration file\n")
         .nth(1)
@@ -168,7 +168,7 @@ async fn the_lines_for_the_file_are_valid() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_said_with_the_way_out() {
+async fn missing_inputs_are_errors_with_a_remedy() {
     let (_keep, log) = file("2026-11-02T08:00:00Z\n");
     let (_kept, records) =
         file("{\"route\":\"a\",\"outcome\":\"failed\"}\n{\"route\":\"b\",\"outcome\":\"failed\"}\n");
@@ -177,20 +177,20 @@ async fn what_is_missing_is_said_with_the_way_out() {
     for (line, words) in [
         (format!("--arrivals {log} --cold-start 1m"), "--service-time 8s"),
         ("--arrivals /nowhere --cold-start 1m".to_owned(), "/nowhere: No such file"),
-        (format!("--arrivals {log} --service-time 1s --records {records}"), "say which with --route"),
+        (format!("--arrivals {log} --service-time 1s --records {records}"), "choose one with --route"),
         (
             format!("--arrivals {log} --service-time 1s --records {records} --route a"),
-            "of a in which the target got ready (1 failed)",
+            "no successful cold start of a (1 failed)",
         ),
         (format!("--arrivals {log} --service-time 1s --records {empty}"), "no *.jsonl"),
-        (format!("--arrivals {log} --service-time 1s --records {log}"), "no record of a cold start"),
+        (format!("--arrivals {log} --service-time 1s --records {log}"), "invalid cold-start record"),
         (format!("--arrivals {log} --service-time 1s --admin http://127.0.0.1:1"), "cannot connect"),
         (
             format!("--arrivals {log} --service-time 1s --cold-start 1m --to 2020-01-01T00:00:00Z"),
-            "before it begins",
+            "before it starts",
         ),
     ] {
-        let error = told(&line).await.unwrap_err();
+        let error = run_advise(&line).await.unwrap_err();
         assert!(error.contains(words), "{line}: {error}");
     }
     for line in [
@@ -203,9 +203,9 @@ async fn what_is_missing_is_said_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn the_json_has_every_setting_and_balances() {
+async fn json_has_every_setting_and_sums_up() {
     let line = "--synthetic office-week --cold-start 2m,5m --seeds 3 --goal p99=1h --gpu-hour-price 2 --gpus 2 --json -";
-    let value: serde_json::Value = serde_json::from_str(&told(line).await.unwrap()).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&run_advise(line).await.unwrap()).unwrap();
     assert_eq!(value["schema"], "anteroom.dev/advise/v1");
     let settings = value["settings"].as_array().unwrap();
     assert_eq!(settings.len(), 8 + 2, "8 idle times at zero, and the floors 1 and 2");
@@ -213,8 +213,8 @@ async fn the_json_has_every_setting_and_balances() {
     assert_eq!(value["recommended"]["reaches_goal"], true);
     let hours = |row: &serde_json::Value| row["gpu_hours_per_month"].as_f64().unwrap();
     assert!(settings.iter().all(|row| hours(row) >= hours(&settings[index])), "the cheapest");
-    // One replica that is always up: a month with two GPUs, and what the HPA adds.
-    assert!(hours(&value["always_on"]) >= 2.0 * MONTH - 1e-6);
+    // One replica always on with two GPUs, plus replicas added by the HPA.
+    assert!(hours(&value["always_on"]) >= 2.0 * HOURS_PER_MONTH - 1e-6);
     for row in settings {
         let figures = &row["figures"];
         let part = |name: &str| figures[name].as_f64().unwrap();

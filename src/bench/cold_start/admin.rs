@@ -1,42 +1,42 @@
-//! What the proxies' admin APIs say of the route.
+//! Client of the admin APIs of all replicas.
 
 use std::time::Duration;
 
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::{bench::http::Base, coldstart::ColdStart};
+use crate::{bench::http::BaseUrl, coldstart::ColdStart};
 
-/// The admin listeners of all replicas that we know.
+/// Admin APIs of the replicas of a proxy, for one route.
 #[derive(Clone, Debug)]
-pub(super) struct Admins {
-    pub(super) bases: Vec<Base>,
+pub(super) struct AdminApis {
+    pub(super) bases: Vec<BaseUrl>,
     pub(super) route: String,
 }
 
-/// A route as one replica sees it.
+/// State of the route on one replica.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub(super) struct RouteNow {
+pub(super) struct RouteSnapshot {
     pub(super) name: String,
     pub(super) state: String,
     pub(super) reason: Option<String>,
-    pub(super) obstacle: Option<ObstacleNow>,
+    pub(super) obstacle: Option<ObstacleSnapshot>,
     pub(super) phase: Option<String>,
     pub(super) time_left_ms: Option<f64>,
     pub(super) held: u64,
     pub(super) in_flight: u64,
 }
 
-/// What stands in its way.
+/// Obstacle to the start of the target.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
-pub(super) struct ObstacleNow {
+pub(super) struct ObstacleSnapshot {
     pub(super) message: String,
 }
 
 #[derive(Deserialize)]
 struct Routes {
-    routes: Vec<RouteNow>,
+    routes: Vec<RouteSnapshot>,
 }
 
 #[derive(Deserialize)]
@@ -44,26 +44,26 @@ struct ColdStarts {
     cold_starts: Vec<ColdStart>,
 }
 
-/// How long an admin API may take.
-const LIMIT: Duration = Duration::from_secs(10);
+/// Timeout of a request to an admin API.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How many records are asked for: those that may have come since the last look.
-const RECENT: usize = 20;
+/// Records requested per query; more than one cycle can produce.
+const RECORDS_PER_QUERY: usize = 20;
 
-// === impl Admins ===
+// === impl AdminApis ===
 
-impl Admins {
-    /// Looks whether all of them answer and know the route. Without a name it is the only one that they have.
+impl AdminApis {
+    /// Checks that every replica is reachable and has the route. `name` is optional if there is only one route.
     ///
     /// # Errors
-    /// A sentence with the way out.
-    pub(super) async fn find(bases: Vec<Base>, name: Option<&str>) -> Result<Self, String> {
+    /// Names the address and the remedy.
+    pub(super) async fn connect(bases: Vec<BaseUrl>, name: Option<&str>) -> Result<Self, String> {
         let mut found: Option<String> = None;
         for base in &bases {
             let routes = get::<Routes>(base, "/api/v1/routes").await.map_err(|error| {
                 format!(
-                    "the admin API at {base} cannot be asked: {error}; --admin takes the address of the key `admin` \
-                     (8081 by default), for a cluster through `kubectl port-forward`"
+                    "cannot reach the admin API at {base}: {error}; set --admin to the address of the configuration key \
+                     `admin` (port 8081 by default), in a cluster through `kubectl port-forward`"
                 )
             })?;
             let names: Vec<_> = routes.routes.into_iter().map(|route| route.name).collect();
@@ -73,7 +73,7 @@ impl Admins {
                 (None, [only]) => only.clone(),
                 (None, _) => {
                     return Err(format!(
-                        "the proxy at {base} has several routes: say which with --route: {}",
+                        "the proxy at {base} has several routes; choose one with --route: {}",
                         list()
                     ));
                 }
@@ -84,82 +84,82 @@ impl Admins {
             };
             found = Some(wanted);
         }
-        found.map(|route| Self { bases, route }).ok_or_else(|| "there is no --admin to ask".to_owned())
+        found.map(|route| Self { bases, route }).ok_or_else(|| "--admin is missing".to_owned())
     }
 
-    /// The route as it is now: of several replicas, as that sees it for which it is not at zero.
+    /// Returns the state of the route, preferably from a replica on which it is not at zero.
     ///
     /// # Errors
-    /// When one cannot be asked.
-    pub(super) async fn route(&self) -> Result<RouteNow, String> {
-        let mut seen = None;
+    /// If a replica is unreachable or no longer has the route.
+    pub(super) async fn route(&self) -> Result<RouteSnapshot, String> {
+        let mut at_zero = None;
         for base in &self.bases {
             let routes = get::<Routes>(base, "/api/v1/routes").await;
             let routes =
-                routes.map_err(|error| format!("the admin API at {base} cannot be asked: {error}"))?.routes;
+                routes.map_err(|error| format!("cannot reach the admin API at {base}: {error}"))?.routes;
             let route = routes.into_iter().find(|route| route.name == self.route);
             let route =
-                route.ok_or_else(|| format!("the proxy at {base} has no route {} any more", self.route))?;
+                route.ok_or_else(|| format!("the proxy at {base} no longer has the route {}", self.route))?;
             if !route.is_at_zero() {
                 return Ok(route);
             }
-            seen = Some(route);
+            at_zero = Some(route);
         }
-        seen.ok_or_else(|| "there is no admin API to ask".to_owned())
+        at_zero.ok_or_else(|| "--admin is missing".to_owned())
     }
 
-    /// The records that ended lately, of every replica.
+    /// Returns the most recent cold starts of all replicas.
     ///
     /// # Errors
-    /// When one cannot be asked, or says something else.
+    /// If a replica is unreachable or its response is invalid.
     pub(super) async fn records(&self) -> Result<Vec<ColdStart>, String> {
         let name = percent_encoding::utf8_percent_encode(&self.route, percent_encoding::NON_ALPHANUMERIC);
-        let path = format!("/api/v1/cold-starts?route={name}&limit={RECENT}");
+        let path = format!("/api/v1/cold-starts?route={name}&limit={RECORDS_PER_QUERY}");
         let mut records = Vec::new();
         for base in &self.bases {
             let got = get::<ColdStarts>(base, &path).await;
-            let got = got.map_err(|error| format!("the records at {base} cannot be had: {error}"))?;
+            let got = got.map_err(|error| format!("cannot read the cold starts at {base}: {error}"))?;
             records.extend(got.cold_starts);
         }
         Ok(records)
     }
 }
 
-async fn get<T: DeserializeOwned>(base: &Base, path: &str) -> Result<T, String> {
-    let (status, body) = base.get(path, LIMIT).await?;
+async fn get<T: DeserializeOwned>(base: &BaseUrl, path: &str) -> Result<T, String> {
+    let (status, body) = base.get(path, REQUEST_TIMEOUT).await?;
     if !status.is_success() {
-        return Err(format!("it answers {status}; is it the admin address of an Anteroom?"));
+        return Err(format!("HTTP {status}; check that this is the admin address of Anteroom"));
     }
     serde_json::from_slice(&body)
-        .map_err(|error| format!("its answer is not what Anteroom says: {error}; is it another version?"))
+        .map_err(|error| format!("invalid response: {error}; check that the proxy has the same version"))
 }
 
-// === impl RouteNow ===
+// === impl RouteSnapshot ===
 
-impl RouteNow {
-    /// Whether nothing runs, and nobody waits for it to.
+impl RouteSnapshot {
+    /// Returns whether the target is stopped and no request is held or in flight.
     pub(super) fn is_at_zero(&self) -> bool {
         self.state == "idle" && self.held == 0 && self.in_flight == 0
     }
 
-    /// In a few words.
-    pub(super) fn words(&self) -> String {
-        let mut words = self.state.clone();
+    /// Describes the state for progress and error messages.
+    pub(super) fn description(&self) -> String {
+        let mut text = self.state.clone();
         for (count, what) in [(self.held, "held"), (self.in_flight, "in flight")] {
             if count > 0 {
-                words += &format!(", {count} {what}");
+                text += &format!(", {count} {what}");
             }
         }
         if let Some(phase) = &self.phase {
-            words += &format!(", in {phase}");
+            text += &format!(", in {phase}");
         }
         if let Some(left) = self.time_left_ms {
-            words += &format!(", about {:.0} s left", left / 1e3);
+            text += &format!(", about {:.0} s left", left / 1e3);
         }
         if let Some(why) = self.reason.as_ref().or(self.obstacle.as_ref().map(|obstacle| &obstacle.message)) {
-            words += &format!(": {why}");
+            text += &format!(": {why}");
         }
-        words
+        text
     }
 }
 
@@ -168,24 +168,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zero_is_idle_with_nobody_waiting() {
-        let route = |state: &str, held, in_flight| RouteNow {
+    fn idle_route_without_requests_is_at_zero() {
+        let route = |state: &str, held, in_flight| RouteSnapshot {
             state: state.to_owned(),
             held,
             in_flight,
-            ..RouteNow::default()
+            ..RouteSnapshot::default()
         };
         assert!(route("idle", 0, 0).is_at_zero());
         for other in [route("idle", 1, 0), route("idle", 0, 1), route("ready", 0, 0), route("stopping", 0, 0)]
         {
             assert!(!other.is_at_zero(), "{other:?}");
         }
-        let loading = RouteNow {
+        let loading = RouteSnapshot {
             phase: Some("load".into()),
             time_left_ms: Some(12_300.0),
-            obstacle: Some(ObstacleNow { message: "no node".into() }),
+            obstacle: Some(ObstacleSnapshot { message: "no node".into() }),
             ..route("starting", 3, 0)
         };
-        assert_eq!(loading.words(), "starting, 3 held, in load, about 12 s left: no node");
+        assert_eq!(loading.description(), "starting, 3 held, in load, about 12 s left: no node");
     }
 }

@@ -1,95 +1,95 @@
-//! What `anteroom bench cold-start` can be told.
+//! Arguments of `anteroom bench cold-start`.
 
 use std::path::PathBuf;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{arrivals::Arrivals, prompts::Endpoint};
-use crate::{bench::http::Base, domain::Period};
+use crate::{bench::http::BaseUrl, domain::Period};
 
-/// Measures cold starts: N times wait for zero, send requests, and find out where the time went.
+/// Measures cold starts: repeatedly waits for zero, sends a burst of requests and reports the time of each phase.
 ///
-/// Without --config and --url it measures the real proxy with a stand-in for vLLM, and needs nothing. Exits 0 if every
-/// cycle was a cold start and every request was answered, 1 if not, 2 if nothing could be measured, and 130 after
-/// Ctrl-C, with the results of the cycles until then.
+/// Without --config and --url, measures the real proxy with an embedded stand-in for vLLM. Exits 0 if every cycle was a cold
+/// start and every request was answered, 1 otherwise, 2 if nothing could be measured, and 130 after Ctrl-C, which still
+/// writes the finished cycles.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ColdStartArgs {
-    /// How many cold starts to measure
+    /// Number of cold starts to measure
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub cycles: u16,
 
-    /// Run a proxy with this configuration, here, and measure it
+    /// Start a proxy with this configuration on this machine and measure it
     #[arg(long, value_name = "FILE", conflicts_with = "url", help_heading = "What is measured")]
     pub config: Option<PathBuf>,
 
-    /// Measure a proxy that runs: where it takes requests, such as http://127.0.0.1:8080
+    /// Measure a running proxy at this URL, such as http://127.0.0.1:8080
     #[arg(long, value_name = "URL", requires = "admin", help_heading = "What is measured")]
-    pub url: Option<Base>,
+    pub url: Option<BaseUrl>,
 
-    /// Its admin address, such as http://127.0.0.1:8081; once for each replica
+    /// Admin URL of the running proxy, such as http://127.0.0.1:8081; once per replica
     #[arg(long, value_name = "URL", requires = "url", help_heading = "What is measured")]
-    pub admin: Vec<Base>,
+    pub admin: Vec<BaseUrl>,
 
-    /// The route to wake, of a cluster NAMESPACE/NAME; needed if there are several
+    /// Route to measure, in a cluster NAMESPACE/NAME; required if there are several
     #[arg(long, value_name = "NAME", help_heading = "What is measured")]
     pub route: Option<String>,
 
-    /// Time that the stand-in takes to load, without --config and --url
+    /// Load time of the stand-in
     #[arg(long, value_name = "DURATION", default_value = "3s", conflicts_with_all = ["config", "url"],
           help_heading = "What is measured")]
     pub load_time: Period,
 
-    /// Stop the process of a proxy that runs here when it has had no request for so long [default: 1s]
+    /// Idle timeout of a process started by this command [default: 1s]
     #[arg(long, value_name = "DURATION", conflicts_with = "url", help_heading = "Between the bursts")]
     pub idle: Option<Period>,
 
-    /// Stop the target with this shell command before each burst if it is up
+    /// Shell command that stops the target, run before a burst if the route is not at zero
     #[arg(long, value_name = "COMMAND", help_heading = "Between the bursts")]
     pub stop_command: Option<String>,
 
-    /// Stay at zero for so long before each burst
+    /// Pause at zero before each burst
     #[arg(long, value_name = "DURATION", default_value = "0s", help_heading = "Between the bursts")]
     pub pause: Period,
 
-    /// How long a cycle may take to get to zero, and how long its answers may take after that
+    /// Time limit for reaching zero, and again for the answers of the burst
     #[arg(long, value_name = "DURATION", default_value = "30m", help_heading = "Between the bursts")]
     pub timeout: Period,
 
-    /// Requests a burst [default: 1, or as many as the file of --arrivals has]
+    /// Requests per burst [default: 1, or the number of times in the --arrivals file]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=5000), help_heading = "Requests")]
     pub burst: Option<u16>,
 
-    /// When the requests of a burst are sent: together, spread=2s, poisson=2.5 (a second), or a file with a time in
-    /// seconds a line
+    /// Arrival pattern of a burst: together, spread=2s, poisson=2.5 (requests per second), or a file with one time in
+    /// seconds per line
     #[arg(long, value_name = "PATTERN", default_value = "together", help_heading = "Requests")]
     pub arrivals: Arrivals,
 
-    /// What to ask; several are asked in turn
+    /// Prompt; may be repeated, used in rotation
     #[arg(long, value_name = "TEXT", help_heading = "Requests")]
     pub prompt: Vec<String>,
 
-    /// A file of prompts, one a line; a line that is a JSON object is a whole body
+    /// File with one prompt per line; a line that is a JSON object is used as the request body
     #[arg(long, value_name = "FILE", help_heading = "Requests")]
     pub prompts: Option<PathBuf>,
 
-    /// The model to ask for [default: the first of the route, or the first that the proxy lists]
+    /// Model to request [default: the first of the route, or the first that the proxy lists]
     #[arg(long, value_name = "NAME", help_heading = "Requests")]
     pub model: Option<String>,
 
-    /// The API to use
+    /// API to call
     #[arg(long, value_enum, default_value_t, help_heading = "Requests")]
     pub endpoint: Endpoint,
 
-    /// The longest answer
+    /// `max_tokens` of each request
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..),
           help_heading = "Requests")]
     pub max_tokens: u32,
 
-    /// Ask for whole answers: then there is no time to the first token
+    /// Request answers without streaming; there is no time to first token then
     #[arg(long, help_heading = "Requests")]
     pub no_stream: bool,
 
-    /// A header of every request, such as "Authorization: Bearer ..."; it is in no file that is written
+    /// Header of every request, such as "Authorization: Bearer ..."; its value is not written to any file
     #[arg(long, value_name = "NAME: VALUE", value_parser = header, help_heading = "Requests")]
     pub header: Vec<(HeaderName, HeaderValue)>,
 
@@ -97,55 +97,56 @@ pub struct ColdStartArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 
-    /// What to call this run in the report and in comparisons
+    /// Label of this run in reports and comparisons
     #[arg(long, value_name = "TEXT", help_heading = "Output")]
     pub label: Option<String>,
 
-    /// What an hour of all GPUs of the target costs
+    /// Price per hour of all GPUs of the target
     #[arg(long, value_name = "PRICE", value_parser = price, help_heading = "Output")]
     pub gpu_hour_price: Option<f64>,
 
-    /// The currency of that price, as it is to be shown
+    /// Currency of the price
     #[arg(long, value_name = "TEXT", requires = "gpu_hour_price", help_heading = "Output")]
     pub currency: Option<String>,
 
-    /// Write the results to this file as JSON, for `bench compare` and other programs
+    /// Write the results to this file as JSON, for `bench compare`
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
 
-    /// Write a report to this file as one page of HTML, which needs nothing else
+    /// Write a self-contained HTML report to this file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub html: Option<PathBuf>,
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let wrong = || "write NAME: VALUE, such as \"Authorization: Bearer abc\"".to_owned();
-    let (name, value) = text.split_once(':').ok_or_else(wrong)?;
+    let invalid = || "expected NAME: VALUE, such as \"Authorization: Bearer abc\"".to_owned();
+    let (name, value) = text.split_once(':').ok_or_else(invalid)?;
     let (name, value) = (name.trim().parse(), HeaderValue::from_str(value.trim()));
-    Ok((name.map_err(|_| wrong())?, value.map_err(|_| wrong())?))
+    Ok((name.map_err(|_| invalid())?, value.map_err(|_| invalid())?))
 }
 
 fn price(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(price) if price >= 0.0 && f64::is_finite(price) => Ok(price),
-        _ => Err("write a number, such as 2.49".to_owned()),
+        _ => Err("expected a number, such as 2.49".to_owned()),
     }
 }
 
 // === impl ColdStartArgs ===
 
 impl ColdStartArgs {
-    /// The headers of every request.
+    /// Returns the headers of every request.
     pub(super) fn headers(&self) -> HeaderMap {
         self.header.iter().cloned().collect()
     }
 
-    /// How long a target of ours may be idle.
-    pub(super) fn idle(&self) -> Period {
+    /// Returns the idle timeout of a process that this command starts.
+    pub(super) fn idle_timeout(&self) -> Period {
         self.idle.unwrap_or(Period::from_secs(1))
     }
 
-    /// The command line for others to read: no address, no command, no key, and of files the name alone.
+    /// Returns the command line for publication: addresses, commands and header values are replaced, paths reduced to the
+    /// file name.
     pub(super) fn command(&self) -> Vec<String> {
         let name = |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
         let mut words = vec!["anteroom".to_owned(), "bench".to_owned(), "cold-start".to_owned()];
@@ -171,7 +172,7 @@ impl ColdStartArgs {
             match &self.arrivals {
                 Arrivals::Together => None,
                 Arrivals::File(path) => name(path),
-                other => Some(other.words()),
+                other => Some(other.pattern()),
             },
         );
         self.prompt.iter().for_each(|text| add("prompt", Some(text.clone())));
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_that_is_told_gives_nothing_away() {
+    fn published_command_has_no_secrets() {
         let line = "x --cycles 3 --url http://10.0.0.1:8080 --admin http://10.0.0.1:8081 --admin http://10.0.0.2:8081 \
                     --route models/tiny --prompts /home/me/prompts.txt --stop-command kubectl --json /home/me/a.json \
                     --no-stream --header Authorization:secret";
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_do_not_fit_together_are_told() {
+    fn conflicting_or_invalid_arguments_are_rejected() {
         for line in [
             "x --url http://a:1",
             "x --admin http://a:1",

@@ -1,17 +1,17 @@
-//! When the requests of a burst are sent.
+//! Arrival patterns of a burst.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-/// How the requests of a burst follow each other.
+/// Arrival pattern of the requests of a burst.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Arrivals {
-    /// All at once.
+    /// All at the same time.
     Together,
-    /// Evenly over so much time, the first at its beginning and the last at its end.
+    /// Evenly over this time, from its start to its end inclusive.
     Spread(Duration),
-    /// At random, so many a second on average.
+    /// Poisson process with this rate per second.
     Poisson(f64),
-    /// As a file says: seconds from the first one, one a line.
+    /// Times from a file, one per line, in seconds.
     File(PathBuf),
 }
 
@@ -26,19 +26,19 @@ impl FromStr for Arrivals {
             Some(("spread", time)) => Ok(Self::Spread(time.parse::<crate::domain::Period>()?.get())),
             Some(("poisson", rate)) => match rate.trim_end_matches("/s").parse() {
                 Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(Self::Poisson(rate)),
-                _ => Err(format!("poisson={rate}: write a number of requests a second above 0, such as poisson=2.5")),
+                _ => Err(format!("poisson={rate}: expected a rate in requests per second above 0, such as poisson=2.5")),
             },
             _ if text.contains(['/', '.']) => Ok(Self::File(text.into())),
-            _ => Err("write together, spread=2s, poisson=2.5 (requests a second), or the name of a file with a time \
-                      in seconds a line"
+            _ => Err("expected together, spread=2s, poisson=2.5 (requests per second), or a file with one time in \
+                      seconds per line"
                 .to_owned()),
         }
     }
 }
 
 impl Arrivals {
-    /// In the words in which it was asked for; of a file no more than that it was one.
-    pub fn words(&self) -> String {
+    /// Returns the pattern as on the command line; `file` for any file.
+    pub(super) fn pattern(&self) -> String {
         match self {
             Self::Together => "together".to_owned(),
             Self::Spread(time) => format!("spread={}", humantime::format_duration(*time)),
@@ -47,8 +47,13 @@ impl Arrivals {
         }
     }
 
-    /// When each of a burst of `count` is sent, from the first. `file` is what [`times`] has read.
-    pub fn offsets(&self, count: usize, file: &[Duration], random: &mut fastrand::Rng) -> Vec<Duration> {
+    /// Returns the send times of `count` requests, relative to the first. `file` is the output of [`times`].
+    pub(super) fn offsets(
+        &self,
+        count: usize,
+        file: &[Duration],
+        random: &mut fastrand::Rng,
+    ) -> Vec<Duration> {
         match self {
             Self::Together => vec![Duration::ZERO; count],
             Self::Spread(time) => {
@@ -58,7 +63,7 @@ impl Arrivals {
             Self::Poisson(rate) => {
                 let mut at = 0.0;
                 let mut next = |place| {
-                    // The logarithm of 1 - [0, 1) is finite.
+                    // `1 - f64()` is in (0, 1]: its logarithm is finite.
                     at += if place == 0 { 0.0 } else { -(1.0 - random.f64()).ln() / rate };
                     Duration::from_secs_f64(at)
                 };
@@ -69,10 +74,10 @@ impl Arrivals {
     }
 }
 
-/// The times in a file of arrivals, which count from the first of them.
+/// Parses a file of arrival times, which become relative to the first.
 ///
 /// # Errors
-/// A sentence that names the line.
+/// Names the line.
 pub(super) fn times(text: &str) -> Result<Vec<Duration>, String> {
     let mut times: Vec<f64> = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -83,13 +88,13 @@ pub(super) fn times(text: &str) -> Result<Vec<Duration>, String> {
         let number = number + 1;
         let time = line.parse::<f64>().ok().filter(|time| *time >= 0.0 && *time < 1e6);
         let time =
-            time.ok_or_else(|| format!("line {number}: \"{line}\" is no time in seconds from 0 up"))?;
+            time.ok_or_else(|| format!("line {number}: \"{line}\" is not a non-negative time in seconds"))?;
         if times.last().is_some_and(|last| *last > time) {
             return Err(format!("line {number}: {time} comes before the time above it; sort the file"));
         }
         times.push(time);
     }
-    let first = *times.first().ok_or("there is no time in it; write one in seconds a line")?;
+    let first = *times.first().ok_or("the file contains no times; write one per line, in seconds")?;
     Ok(times.iter().map(|time| Duration::from_secs_f64(time - first)).collect())
 }
 
@@ -104,34 +109,34 @@ mod tests {
     }
 
     #[test]
-    fn bursts_arrive_as_they_were_asked_for() {
+    fn offsets_follow_the_pattern() {
         assert_eq!(offsets("together", 3), [0, 0, 0]);
         assert_eq!(offsets("spread=2s", 5), [0, 500, 1000, 1500, 2000]);
         assert_eq!(offsets("spread=2s", 1), [0]);
         let many = offsets("poisson=10", 10_001);
         assert_eq!(many[0], 0);
         assert!(many.is_sorted());
-        // 10,000 gaps of 100 ms on average: 1000 s, with a deviation of 10 s.
+        // 10,000 gaps with a mean of 100 ms: 1000 s, standard deviation 10 s.
         assert!((950_000..1_050_000).contains(&many[10_000]), "{}", many[10_000]);
         assert_eq!(offsets("poisson=10", 3), offsets("poisson=10", 3));
     }
 
     #[test]
-    fn what_is_no_pattern_says_what_is_one() {
+    fn invalid_pattern_error_lists_the_patterns() {
         for text in ["sometimes", "spread=2", "poisson=0", "poisson=x", "poisson=inf", "all=1"] {
             let error = text.parse::<Arrivals>().unwrap_err();
-            assert!(error.contains("write"), "{text}: {error}");
+            assert!(error.contains("expected"), "{text}: {error}");
         }
         assert_eq!("./a.txt".parse(), Ok(Arrivals::File("./a.txt".into())));
     }
 
     #[test]
-    fn a_file_of_times_counts_from_its_first() {
+    fn times_of_a_file_start_at_zero() {
         let ms = |text| times(text).map(|times| times.iter().map(Duration::as_millis).collect::<Vec<_>>());
         assert_eq!(ms("# a log\n10.5\n\n10.75 # the second\n12\n").unwrap(), [0, 250, 1500]);
         assert!(ms("1\nx\n").unwrap_err().starts_with("line 2: \"x\""));
         assert!(ms("2\n1\n").unwrap_err().contains("sort"));
         assert!(ms("-1\n").unwrap_err().contains("line 1"));
-        assert!(ms("# nothing\n").unwrap_err().contains("no time"));
+        assert!(ms("# nothing\n").unwrap_err().contains("no times"));
     }
 }

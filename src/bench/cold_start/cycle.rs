@@ -1,4 +1,4 @@
-//! One cycle: a burst from zero, and the record of the cold start that it caused.
+//! One cycle: a burst at zero and the record of its cold start.
 
 use std::{
     collections::HashSet,
@@ -12,74 +12,73 @@ use tokio::{
 };
 
 use super::{
-    admin::Admins,
+    admin::AdminApis,
     arrivals::Arrivals,
     prompts::{Endpoint, Prompts},
-    request::{Asked, Seen, ask},
+    request::{self, RequestSpec, RequestTrace},
 };
 use crate::{
     bench::{
-        cost::Cost,
-        http::Base,
-        results::{Cycle, OutsideClock, Request, Verdict},
+        http::BaseUrl,
+        results::{ClockCheck, Cost, Cycle, RequestResult, Verdict},
     },
     coldstart::{ColdStart, ColdStartKind, ColdStartOutcome},
 };
 
-/// What every burst is made of.
+/// Parameters of every burst.
 #[derive(Clone, Debug)]
 pub(super) struct Burst {
-    pub(super) base: Base,
+    pub(super) base: BaseUrl,
     pub(super) endpoint: Endpoint,
     pub(super) headers: HeaderMap,
     pub(super) prompts: Prompts,
     pub(super) size: usize,
     pub(super) arrivals: Arrivals,
-    /// Of [`Arrivals::File`].
+    /// Send times for [`Arrivals::File`].
     pub(super) times: Vec<Duration>,
     pub(super) seed: u64,
-    /// How long answers may take.
-    pub(super) limit: Duration,
-    /// Begins the ids of all requests of this run.
-    pub(super) id: String,
+    /// Time limit for all answers of a burst.
+    pub(super) timeout: Duration,
+    /// Prefix of all request ids of this run.
+    pub(super) id_prefix: String,
 }
 
-/// A burst that is over.
-pub(super) struct Done {
+/// Result of a burst.
+pub(super) struct FinishedBurst {
     pub(super) cycle: Cycle,
-    /// When the last answer had ended.
+    /// End of the last answer.
     pub(super) ended: Instant,
 }
 
-/// How long the record of a cold start may take to be there after its requests have ended.
-const RECORD: Duration = Duration::from_secs(5);
+/// Time limit for the record of a cold start to appear after the last answer.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is looked for.
-const LOOK: Duration = Duration::from_millis(50);
+/// Interval between queries for the record.
+const RECORD_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 // === impl Burst ===
 
 impl Burst {
-    /// Sends the burst of cycle `number` (from 1), and finds its record. `kind` is that of the cycles before. Dropping
-    /// it hangs up.
+    /// Sends the burst of cycle `number` (from 1) and fetches its record. `kind` is the kind of the previous cold starts.
+    /// Dropping the future closes all connections.
     ///
     /// # Errors
-    /// When the admin API cannot be asked.
+    /// If an admin API is unreachable.
     pub(super) async fn run(
         &self,
         number: usize,
-        admins: &Admins,
+        admins: &AdminApis,
         kind: Option<ColdStartKind>,
-    ) -> Result<Done, String> {
+    ) -> Result<FinishedBurst, String> {
         let known: HashSet<_> = admins.records().await?.iter().map(identity).collect();
         let started_at = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
-        let seen = self.send(number).await;
-        let ended = seen.iter().map(|seen| seen.ended).max().unwrap_or_else(Instant::now);
-        let mut ids: HashSet<_> = seen.iter().map(|seen| seen.id.clone()).collect();
+        let traces = self.send_all(number).await;
+        let ended = traces.iter().map(|trace| trace.ended).max().unwrap_or_else(Instant::now);
+        let mut ids: HashSet<_> = traces.iter().map(|trace| trace.id.clone()).collect();
         ids.extend((0..self.size).map(|place| self.request_id(number, place)));
         let found = self.record(admins, &known, &ids).await?;
-        let requests = of_burst(&seen);
-        let (verdict, error) = judge(&requests, found.as_ref(), &ids, kind);
+        let requests = relative_times(&traces);
+        let (verdict, error) = classify(&requests, found.as_ref(), &ids, kind);
         let found = found.filter(|_| verdict != Verdict::NotCold);
         let last_ms = requests.iter().map(|request| request.sent_ms + request.total_ms).fold(0.0, f64::max);
         let cycle = Cycle {
@@ -88,53 +87,53 @@ impl Burst {
             idle_ms: None,
             verdict,
             error,
-            outside_clock: found.as_ref().and_then(|record| OutsideClock::of(&requests, record)),
+            outside_clock: found.as_ref().and_then(|record| ClockCheck::of(&requests, record)),
             cost: found.as_ref().and_then(|record| Cost::of(record, last_ms)),
             cold_start: found,
             requests,
         };
-        Ok(Done { cycle, ended })
+        Ok(FinishedBurst { cycle, ended })
     }
 
-    async fn send(&self, number: usize) -> Vec<Seen> {
+    async fn send_all(&self, number: usize) -> Vec<RequestTrace> {
         let mut random = fastrand::Rng::with_seed(self.seed.wrapping_add(number as u64));
         let offsets = self.arrivals.offsets(self.size, &self.times, &mut random);
         let began = Instant::now();
-        let deadline = began + self.limit;
+        let deadline = began + self.timeout;
         let mut running = JoinSet::new();
         for (place, offset) in offsets.into_iter().enumerate() {
-            let asked = Asked {
+            let spec = RequestSpec {
                 base: self.base.clone(),
                 path: self.endpoint.path(),
                 headers: self.headers.clone(),
                 body: self.prompts.body((number - 1) * self.size + place),
                 id: self.request_id(number, place),
                 deadline,
-                limit: self.limit,
+                timeout: self.timeout,
             };
             running.spawn(async move {
                 sleep_until(began + offset).await;
-                (place, ask(asked).await)
+                (place, request::send(spec).await)
             });
         }
-        let mut seen = running.join_all().await;
-        seen.sort_by_key(|(place, _)| *place);
-        seen.into_iter().map(|(_, seen)| seen).collect()
+        let mut traces = running.join_all().await;
+        traces.sort_by_key(|(place, _)| *place);
+        traces.into_iter().map(|(_, trace)| trace).collect()
     }
 
     fn request_id(&self, number: usize, place: usize) -> String {
-        format!("{}-{number}-{}", self.id, place + 1)
+        format!("{}-{number}-{}", self.id_prefix, place + 1)
     }
 
-    /// The record that has come since: of several replicas' that which one of ours was answered first after, or else
-    /// the longest.
+    /// Waits for the new record. Of the records of several replicas, prefers one that answered a request of this run
+    /// first, then the longest.
     async fn record(
         &self,
-        admins: &Admins,
+        admins: &AdminApis,
         known: &HashSet<(u64, String)>,
         ids: &HashSet<String>,
     ) -> Result<Option<ColdStart>, String> {
-        let deadline = Instant::now() + RECORD;
+        let deadline = Instant::now() + RECORD_TIMEOUT;
         loop {
             let records = admins.records().await;
             let late = Instant::now() >= deadline;
@@ -151,7 +150,7 @@ impl Burst {
             if best.is_some() || late {
                 return Ok(best);
             }
-            sleep(LOOK).await;
+            sleep(RECORD_POLL_INTERVAL).await;
         }
     }
 }
@@ -160,30 +159,30 @@ fn identity(record: &ColdStart) -> (u64, String) {
     (record.id, record.started_at.clone())
 }
 
-/// Whether the first answered request of a cold start was one of ours, if that is known.
+/// Returns whether the first answered request of a cold start belongs to this run, if known.
 fn is_ours(record: &ColdStart, ids: &HashSet<String>) -> Option<bool> {
     record.request_id.as_deref().map(|id| ids.contains(id))
 }
 
-/// A burst on the clock of its first request.
-fn of_burst(seen: &[Seen]) -> Vec<Request> {
-    let Some(first) = seen.iter().map(|seen| seen.sent).min() else { return Vec::new() };
-    // To the microsecond: what is below says nothing.
+/// Converts the times of a burst to times relative to its first request.
+fn relative_times(traces: &[RequestTrace]) -> Vec<RequestResult> {
+    let Some(first) = traces.iter().map(|trace| trace.sent).min() else { return Vec::new() };
+    // Rounded to microseconds.
     let ms = |to: Instant, from: Instant| (to.duration_since(from).as_secs_f64() * 1e6).round() / 1e3;
-    let request = |seen: &Seen| Request {
-        sent_ms: ms(seen.sent, first),
-        ttft_ms: seen.first_token.map(|token| ms(token, seen.sent)),
-        total_ms: ms(seen.ended, seen.sent),
-        status: seen.status.map(|status| status.as_u16()),
-        error: seen.error.clone(),
-        request_id: Some(seen.id.clone()),
+    let request = |trace: &RequestTrace| RequestResult {
+        sent_ms: ms(trace.sent, first),
+        ttft_ms: trace.first_token.map(|token| ms(token, trace.sent)),
+        total_ms: ms(trace.ended, trace.sent),
+        status: trace.status.map(|status| status.as_u16()),
+        error: trace.error.clone(),
+        request_id: Some(trace.id.clone()),
     };
-    seen.iter().map(request).collect()
+    traces.iter().map(request).collect()
 }
 
-/// What a burst was good for, and if it does not count, why.
-fn judge(
-    requests: &[Request],
+/// Classifies a cycle, with the reason unless it is cold.
+fn classify(
+    requests: &[RequestResult],
     record: Option<&ColdStart>,
     ids: &HashSet<String>,
     kind: Option<ColdStartKind>,
@@ -195,8 +194,7 @@ fn judge(
         return match answered {
             true => not(
                 Verdict::NotCold,
-                "there is no record of a cold start: the target was up before the burst, or it is not this proxy's \
-                 --admin"
+                "no record of a cold start: the target was already up, or --admin belongs to a different proxy"
                     .to_owned(),
             ),
             false => not(Verdict::Failed, format!("no request was answered: {}", error())),
@@ -205,24 +203,21 @@ fn judge(
     if is_ours(record, ids) == Some(false) {
         return not(
             Verdict::NotCold,
-            "somebody else's request was answered first; keep other traffic away, and send to the proxy itself, as a \
-             gateway before it may rewrite x-request-id"
+            "a foreign request was answered first; keep other traffic away and connect to the proxy directly, because a \
+             gateway may rewrite x-request-id"
                 .to_owned(),
         );
     }
     let why = record.reason.as_deref();
     match record.outcome {
-        Some(ColdStartOutcome::Completed) if !answered => {
-            not(Verdict::Failed, format!("it was up, but no request was answered whole: {}", error()))
-        }
+        Some(ColdStartOutcome::Completed) if !answered => not(
+            Verdict::Failed,
+            format!("the target became ready, but no request got a complete answer: {}", error()),
+        ),
         Some(ColdStartOutcome::Completed) => match kind {
             Some(kind) if kind != record.kind => not(
                 Verdict::NotCold,
-                format!(
-                    "this was a {}, and the cycles before were of the kind {}",
-                    record.kind.name(),
-                    kind.name()
-                ),
+                format!("kind {}, but the previous cycles were of kind {}", record.kind.name(), kind.name()),
             ),
             _ => (Verdict::Cold, None),
         },
@@ -246,8 +241,8 @@ fn judge(
 mod tests {
     use super::*;
 
-    fn request(error: Option<&str>) -> Request {
-        Request {
+    fn request(error: Option<&str>) -> RequestResult {
+        RequestResult {
             sent_ms: 0.0,
             ttft_ms: None,
             total_ms: 1.0,
@@ -263,12 +258,12 @@ mod tests {
         kind: Option<ColdStartKind>,
     ) -> (Verdict, String) {
         let ids = HashSet::from(["a-1-1".to_owned()]);
-        let (verdict, error) = judge(&[request(error)], record.as_ref(), &ids, kind);
+        let (verdict, error) = classify(&[request(error)], record.as_ref(), &ids, kind);
         (verdict, error.unwrap_or_default())
     }
 
     #[test]
-    fn a_cycle_counts_if_ours_was_the_request_that_woke() {
+    fn cycle_counts_if_its_own_request_woke_the_target() {
         let completed = ColdStart {
             outcome: Some(ColdStartOutcome::Completed),
             request_id: Some("a-1-1".into()),
@@ -280,7 +275,7 @@ mod tests {
             Some(record)
         };
         assert_eq!(verdict(None, of(|_| {}), None), (Verdict::Cold, String::new()));
-        // A replica that does not say whose request it was.
+        // A record without a request id.
         assert_eq!(verdict(None, of(|record| record.request_id = None), None).0, Verdict::Cold);
         for (error, record, kind, expected, why) in [
             (None, None, None, Verdict::NotCold, "no record"),
@@ -290,9 +285,9 @@ mod tests {
                 of(|record| record.request_id = Some("b".into())),
                 None,
                 Verdict::NotCold,
-                "somebody else's",
+                "a foreign request",
             ),
-            (None, of(|_| {}), Some(ColdStartKind::Wake), Verdict::NotCold, "a cold_start"),
+            (None, of(|_| {}), Some(ColdStartKind::Wake), Verdict::NotCold, "kind cold_start"),
             (Some("cut"), of(|_| {}), None, Verdict::Failed, "cut"),
             (
                 Some("503"),
@@ -313,10 +308,10 @@ mod tests {
     }
 
     #[test]
-    fn requests_count_from_the_first_that_was_sent() {
+    fn request_times_are_relative_to_the_first_sent() {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
-        let seen = |sent, token: Option<u64>, ended| Seen {
+        let trace = |sent, token: Option<u64>, ended| RequestTrace {
             sent: at(sent),
             first_token: token.map(at),
             ended: at(ended),
@@ -324,8 +319,8 @@ mod tests {
             id: String::new(),
             error: None,
         };
-        // The second was connected first.
-        let requests = of_burst(&[seen(105, Some(3105), 4000), seen(100, None, 3000)]);
+        // The second request is sent first.
+        let requests = relative_times(&[trace(105, Some(3105), 4000), trace(100, None, 3000)]);
         let times: Vec<_> =
             requests.iter().map(|request| (request.sent_ms, request.ttft_ms, request.total_ms)).collect();
         assert_eq!(times, [(5.0, Some(3000.0), 3895.0), (0.0, None, 2900.0)]);

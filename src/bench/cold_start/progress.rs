@@ -1,4 +1,4 @@
-//! How far a run is, and how long it will take.
+//! Progress and remaining time of a run.
 
 use std::{io::IsTerminal as _, time::Duration};
 
@@ -8,14 +8,14 @@ use tokio::time::Instant;
 
 use crate::bench::results::{Cycle, Verdict};
 
-/// On a terminal a bar, elsewhere a line for each cycle; on standard error, as the table is on standard output.
+/// Progress output on standard error: a bar on a terminal, otherwise one line per cycle.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
     cycles: usize,
     pace: Mutex<Pace>,
 }
 
-/// How long cycles take.
+/// Mean duration of cycles.
 struct Pace {
     began: Instant,
     cycle_began: Instant,
@@ -38,20 +38,20 @@ impl Progress {
         Self { bar, cycles, pace: Mutex::new(Pace { began: now, cycle_began: now, done: 0 }) }
     }
 
-    /// What is waited for now; only on a terminal.
-    pub(super) fn show(&self, what: &str) {
+    /// Shows the current activity. Only on a terminal.
+    pub(super) fn show(&self, activity: &str) {
         if let Some(bar) = &self.bar {
             let left = self
                 .pace
                 .lock()
-                .left(self.cycles)
-                .map_or_else(String::new, |left| format!("  ·  about {} left", in_words(left)));
-            bar.set_message(format!("{what}{left}"));
+                .time_left(self.cycles)
+                .map_or_else(String::new, |left| format!("  ·  about {} left", rough_duration(left)));
+            bar.set_message(format!("{activity}{left}"));
         }
     }
 
-    /// A cycle is over.
-    pub(super) fn cycle(&self, cycle: &Cycle) {
+    /// Reports a finished cycle.
+    pub(super) fn finish_cycle(&self, cycle: &Cycle) {
         let line = line(cycle, self.cycles);
         let mut pace = self.pace.lock();
         pace.done += 1;
@@ -65,7 +65,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away; after a Ctrl-C it stays as it is, since the terminal has written `^C` into it.
+    /// Removes the bar. After Ctrl-C, leaves it as it is: the terminal has written `^C` into it.
     pub(super) fn finish(&self, interrupted: bool) {
         if let Some(bar) = &self.bar {
             if interrupted {
@@ -80,8 +80,8 @@ impl Progress {
 // === impl Pace ===
 
 impl Pace {
-    /// What is left at the pace so far; unknown before the first cycle is over.
-    fn left(&self, cycles: usize) -> Option<Duration> {
+    /// Estimates the remaining time. Returns `None` before the end of the first cycle.
+    fn time_left(&self, cycles: usize) -> Option<Duration> {
         let done = u32::try_from(self.done).ok().filter(|done| *done > 0)?;
         let each = self.cycle_began.duration_since(self.began) / done;
         let left = each * u32::try_from(cycles.saturating_sub(self.done)).unwrap_or(u32::MAX);
@@ -89,13 +89,13 @@ impl Pace {
     }
 }
 
-/// What a cycle brought, in a line.
+/// Summarizes a cycle in one line.
 fn line(cycle: &Cycle, cycles: usize) -> String {
     let width = cycles.to_string().len();
     let head = format!("cycle {:>width$}/{cycles}", cycle.number);
     if cycle.verdict != Verdict::Cold {
         let why = cycle.error.as_deref().unwrap_or_default();
-        return format!("{head}  {}, does not count: {why}", cycle.verdict.words());
+        return format!("{head}  {}, does not count: {why}", cycle.verdict.label());
     }
     let answered = cycle.requests.iter().filter(|request| request.error.is_none()).count();
     let all = cycle.requests.len();
@@ -114,8 +114,8 @@ fn line(cycle: &Cycle, cycles: usize) -> String {
     format!("{head}  {token}, {answered} of {all} answered{failed}")
 }
 
-/// To the second below two minutes, to the minute above.
-fn in_words(time: Duration) -> String {
+/// Formats a duration in seconds below two minutes, in minutes above.
+fn rough_duration(time: Duration) -> String {
     match time.as_secs_f64() {
         seconds if seconds < 120.0 => format!("{seconds:.0} s"),
         seconds => format!("{:.0} min", seconds / 60.0),
@@ -127,18 +127,18 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_left_follows_the_pace() {
+    async fn time_left_follows_the_mean_cycle() {
         let began = Instant::now();
         let pace =
             |done: usize, seconds| Pace { began, cycle_began: began + Duration::from_secs(seconds), done };
-        assert_eq!(pace(0, 0).left(10), None);
-        // Two cycles in 20 s: eight more take 80 s, of which the running one has used 4 s.
+        assert_eq!(pace(0, 0).time_left(10), None);
+        // Two cycles in 20 s: eight more take 80 s, of which 4 s have passed.
         tokio::time::advance(Duration::from_secs(24)).await;
-        assert_eq!(pace(2, 20).left(10), Some(Duration::from_secs(76)));
-        // One that takes longer than the others takes nothing from the rest.
+        assert_eq!(pace(2, 20).time_left(10), Some(Duration::from_secs(76)));
+        // A cycle longer than the mean counts as one mean cycle: 7 × 10 s remain.
         tokio::time::advance(Duration::from_secs(100)).await;
-        assert_eq!(pace(2, 20).left(10), Some(Duration::from_secs(70)));
-        assert_eq!(in_words(Duration::from_secs(119)), "119 s");
-        assert_eq!(in_words(Duration::from_secs(300)), "5 min");
+        assert_eq!(pace(2, 20).time_left(10), Some(Duration::from_secs(70)));
+        assert_eq!(rough_duration(Duration::from_secs(119)), "119 s");
+        assert_eq!(rough_duration(Duration::from_secs(300)), "5 min");
     }
 }

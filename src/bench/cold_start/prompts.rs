@@ -1,9 +1,9 @@
-//! What the requests ask.
+//! Bodies of the requests.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-/// The API that requests are made to.
+/// API called by the requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Endpoint {
     /// `/v1/chat/completions`
@@ -13,23 +13,23 @@ pub enum Endpoint {
     Completions,
 }
 
-/// The bodies of all requests, in turn.
+/// Request bodies, used in rotation.
 #[derive(Clone, Debug)]
 pub(super) struct Prompts {
     bodies: Vec<Map<String, Value>>,
 }
 
-/// How every body is completed.
+/// Fields added to every body.
 #[derive(Clone, Debug)]
-pub(super) struct Asking {
+pub(super) struct BodyDefaults {
     pub(super) endpoint: Endpoint,
     pub(super) model: Option<String>,
     pub(super) max_tokens: u32,
     pub(super) stream: bool,
 }
 
-/// What is asked where nothing was said.
-const QUESTIONS: [&str; 4] = [
+/// Prompts used without `--prompt` and `--prompts`.
+const DEFAULT_PROMPTS: [&str; 4] = [
     "What is a waiting room for?",
     "Why do good things take time?",
     "Describe a quiet morning.",
@@ -57,30 +57,30 @@ impl Endpoint {
 // === impl Prompts ===
 
 impl Prompts {
-    /// From the texts of the command line and a file; without either, questions of our own. A line of the file is a
-    /// prompt; one that is a JSON object is a whole body.
+    /// Builds the bodies from the prompts of the command line and the lines of a file, or from [`DEFAULT_PROMPTS`] without
+    /// either. A line of the file is a prompt or, as a JSON object, a whole body.
     ///
     /// # Errors
-    /// A sentence that names the line.
-    pub(super) fn new(asking: &Asking, texts: &[String], file: Option<&str>) -> Result<Self, String> {
-        let mut bodies: Vec<_> = texts.iter().map(|text| asking.body(text)).collect();
+    /// Names the line.
+    pub(super) fn new(defaults: &BodyDefaults, texts: &[String], file: Option<&str>) -> Result<Self, String> {
+        let mut bodies: Vec<_> = texts.iter().map(|text| defaults.body(text)).collect();
         let lines =
             file.unwrap_or_default().lines().enumerate().map(|(number, line)| (number + 1, line.trim()));
         for (number, line) in lines.filter(|(_, line)| !line.is_empty()) {
             bodies.push(match serde_json::from_str(line) {
-                Ok(Value::Object(body)) => asking.complete(body),
-                Ok(Value::String(text)) => asking.body(&text),
+                Ok(Value::Object(body)) => defaults.complete(body),
+                Ok(Value::String(text)) => defaults.body(&text),
                 Err(error) if line.starts_with('{') => {
-                    return Err(format!("line {number} is no JSON object: {error}"));
+                    return Err(format!("line {number} is not a JSON object: {error}"));
                 }
-                Ok(_) | Err(_) => asking.body(line),
+                Ok(_) | Err(_) => defaults.body(line),
             });
         }
         if bodies.is_empty() {
             if file.is_some() {
-                return Err("there is no prompt in it; write one a line".to_owned());
+                return Err("the file contains no prompts; write one per line".to_owned());
             }
-            bodies = QUESTIONS.map(|text| asking.body(text)).into();
+            bodies = DEFAULT_PROMPTS.map(|text| defaults.body(text)).into();
         }
         Ok(Self { bodies })
     }
@@ -89,16 +89,16 @@ impl Prompts {
         self.bodies.len()
     }
 
-    /// The body of the request with this number, counted over all cycles.
+    /// Returns the body of request `number`, counted over all cycles.
     pub(super) fn body(&self, number: usize) -> Bytes {
         let body = &self.bodies[number % self.bodies.len()];
         serde_json::to_vec(body).unwrap_or_default().into()
     }
 }
 
-// === impl Asking ===
+// === impl BodyDefaults ===
 
-impl Asking {
+impl BodyDefaults {
     fn body(&self, text: &str) -> Map<String, Value> {
         let mut body = Map::new();
         match self.endpoint {
@@ -108,7 +108,7 @@ impl Asking {
         self.complete(body)
     }
 
-    /// Whether the answer is streamed is ours to say, and the model, if we know one; the rest is only filled in.
+    /// Sets `model` and `stream`, and `max_tokens` unless the body has a limit.
     fn complete(&self, mut body: Map<String, Value>) -> Map<String, Value> {
         if let Some(model) = &self.model {
             body.insert("model".into(), model.as_str().into());
@@ -126,16 +126,16 @@ mod tests {
     use super::*;
 
     fn prompts(endpoint: Endpoint, texts: &[&str], file: Option<&str>) -> Result<Vec<Value>, String> {
-        let asking = Asking { endpoint, model: Some("tiny".into()), max_tokens: 4, stream: true };
+        let defaults = BodyDefaults { endpoint, model: Some("tiny".into()), max_tokens: 4, stream: true };
         let texts: Vec<_> = texts.iter().map(|text| (*text).to_owned()).collect();
-        let prompts = Prompts::new(&asking, &texts, file)?;
+        let prompts = Prompts::new(&defaults, &texts, file)?;
         Ok((0..prompts.count())
             .map(|number| serde_json::from_slice(&prompts.body(number)).unwrap())
             .collect())
     }
 
     #[test]
-    fn a_prompt_is_a_text_a_line_or_a_whole_body() {
+    fn prompts_come_from_texts_lines_and_bodies() {
         let file = "two\n\n\"three \\n\"\n{\"prompt\": [1], \"max_tokens\": 9}\n42";
         let body = |prompt: Value, max_tokens| json!({"model": "tiny", "stream": true, "prompt": prompt, "max_tokens": max_tokens});
         assert_eq!(
@@ -153,13 +153,13 @@ mod tests {
             prompts(Endpoint::Chat, &["one"], None).unwrap(),
             [json!({"model": "tiny", "stream": true, "messages": messages, "max_tokens": 4})]
         );
-        assert_eq!(prompts(Endpoint::Chat, &[], None).unwrap().len(), QUESTIONS.len());
+        assert_eq!(prompts(Endpoint::Chat, &[], None).unwrap().len(), DEFAULT_PROMPTS.len());
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_as_prompts_says_why() {
+    fn invalid_prompt_file_error_names_the_line() {
         let error = prompts(Endpoint::Chat, &[], Some("{\"messages\": \n")).unwrap_err();
-        assert!(error.starts_with("line 1 is no JSON object"), "{error}");
-        assert!(prompts(Endpoint::Chat, &[], Some("\n")).unwrap_err().contains("no prompt"));
+        assert!(error.starts_with("line 1 is not a JSON object"), "{error}");
+        assert!(prompts(Endpoint::Chat, &[], Some("\n")).unwrap_err().contains("no prompts"));
     }
 }

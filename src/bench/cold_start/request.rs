@@ -1,4 +1,4 @@
-//! One request, as a client sees it, on our own clock.
+//! One request, measured by the client.
 
 use std::time::Duration;
 
@@ -9,64 +9,70 @@ use hyper::body::Incoming;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
-use crate::bench::http::Base;
+use crate::bench::http::BaseUrl;
 
-/// What is sent, and until when its answer is waited for.
+/// Request to send.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
-    pub(super) base: Base,
+pub(super) struct RequestSpec {
+    pub(super) base: BaseUrl,
     pub(super) path: &'static str,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
     pub(super) id: String,
     pub(super) deadline: Instant,
-    /// `--timeout`, for the error.
-    pub(super) limit: Duration,
+    /// Value of `--timeout`, for the error text.
+    pub(super) timeout: Duration,
 }
 
-/// What became of it.
+/// Times and outcome of a request.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
-    /// When it was written, to a connection that was there.
+pub(super) struct RequestTrace {
+    /// Time of sending, on an established connection.
     pub(super) sent: Instant,
-    /// When the first token of a streamed answer was read; heartbeats and the role are none.
+    /// Arrival of the first token of a streamed answer. Heartbeats and the role do not count.
     pub(super) first_token: Option<Instant>,
-    /// When its answer ended, for good or bad.
+    /// End of the answer, complete or not.
     pub(super) ended: Instant,
     pub(super) status: Option<StatusCode>,
-    /// Its `x-request-id`: of the answer, or the one that we gave it.
+    /// `x-request-id` of the answer, or of the request if the answer has none.
     pub(super) id: String,
     pub(super) error: Option<String>,
 }
 
-/// The longest line of a stream that is put together.
-const LONGEST_LINE: usize = 4 << 20;
+/// Longest line of a stream that is buffered.
+const MAX_LINE_BYTES: usize = 4 << 20;
 
-/// The most of an answer that is shown as an error.
-const SHOWN: usize = 500;
+/// Length to which the body of an answer is truncated in an error.
+const MAX_ERROR_CHARS: usize = 500;
 
 /// Sends a request and reads its answer to the end.
-pub(super) async fn ask(asked: Asked) -> Seen {
+pub(super) async fn send(spec: RequestSpec) -> RequestTrace {
     let now = Instant::now();
-    let mut seen =
-        Seen { sent: now, first_token: None, ended: now, status: None, id: asked.id.clone(), error: None };
-    let late =
-        || Err(format!("no whole answer within {} (--timeout)", humantime::format_duration(asked.limit)));
-    let ended = timeout_at(asked.deadline, seen.exchange(&asked)).await;
-    seen.error = ended.unwrap_or_else(|_| late()).err();
-    seen.ended = Instant::now();
-    seen
+    let mut trace = RequestTrace {
+        sent: now,
+        first_token: None,
+        ended: now,
+        status: None,
+        id: spec.id.clone(),
+        error: None,
+    };
+    let timed_out =
+        || Err(format!("no complete answer within {} (--timeout)", humantime::format_duration(spec.timeout)));
+    let ended = timeout_at(spec.deadline, trace.exchange(&spec)).await;
+    trace.error = ended.unwrap_or_else(|_| timed_out()).err();
+    trace.ended = Instant::now();
+    trace
 }
 
-// === impl Seen ===
+// === impl RequestTrace ===
 
-impl Seen {
-    async fn exchange(&mut self, asked: &Asked) -> Result<(), String> {
-        let mut headers = asked.headers.clone();
+impl RequestTrace {
+    async fn exchange(&mut self, spec: &RequestSpec) -> Result<(), String> {
+        let mut headers = spec.headers.clone();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert("x-request-id", HeaderValue::from_str(&asked.id).map_err(|error| error.to_string())?);
-        let request = asked.base.request(Method::POST, asked.path, &headers, asked.body.clone())?;
-        let mut connection = asked.base.connect().await?;
+        headers.insert("x-request-id", HeaderValue::from_str(&spec.id).map_err(|error| error.to_string())?);
+        let request = spec.base.request(Method::POST, spec.path, &headers, spec.body.clone())?;
+        let mut connection = spec.base.connect().await?;
         self.sent = Instant::now();
         let response = connection.send(request).await?;
         self.status = Some(response.status());
@@ -81,22 +87,22 @@ impl Seen {
         }
         let ok = response.status().is_success();
         let body = response.into_body().collect().await;
-        let body = body.map_err(|error| format!("the answer broke off: {error}"))?.to_bytes();
+        let body = body.map_err(|error| format!("answer interrupted: {error}"))?.to_bytes();
         let value = serde_json::from_slice::<Value>(&body).ok();
-        match value.as_ref().and_then(error_of) {
+        match value.as_ref().and_then(error_message) {
             Some(error) => Err(error),
-            None if !ok => Err(shortened(&String::from_utf8_lossy(&body))),
+            None if !ok => Err(truncated(&String::from_utf8_lossy(&body))),
             None if value.is_none() => Err("the answer is not JSON".to_owned()),
             None => Ok(()),
         }
     }
 
     async fn read_stream(&mut self, mut body: Incoming) -> Result<(), String> {
-        let mut lines = Lines::default();
+        let mut lines = LineBuffer::default();
         let mut done = false;
         while let Some(frame) = body.frame().await {
             let now = Instant::now();
-            let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
+            let frame = frame.map_err(|error| format!("answer interrupted: {error}"))?;
             for line in lines.take(frame.data_ref().map_or(&[][..], |data| data))? {
                 done |= self.line(&line, now)?;
             }
@@ -104,7 +110,7 @@ impl Seen {
         if done { Ok(()) } else { Err("the answer ended without [DONE]".to_owned()) }
     }
 
-    /// Takes a line of the stream, and says whether it was the last.
+    /// Processes a line of the stream. Returns `true` after the last one.
     fn line(&mut self, line: &str, now: Instant) -> Result<bool, String> {
         let Some(data) = line.strip_prefix("data:").map(str::trim) else { return Ok(false) };
         if data == "[DONE]" {
@@ -112,7 +118,7 @@ impl Seen {
         }
         let chunk: Value =
             serde_json::from_str(data).map_err(|error| format!("a chunk is not JSON: {error}"))?;
-        if let Some(error) = error_of(&chunk) {
+        if let Some(error) = error_message(&chunk) {
             return Err(error);
         }
         if self.first_token.is_none() && has_token(&chunk) {
@@ -122,42 +128,42 @@ impl Seen {
     }
 }
 
-/// Whether a chunk of a stream has something that the model said: text, thoughts or a call of a tool.
+/// Returns whether a chunk contains model output: text, reasoning or a tool call.
 fn has_token(chunk: &Value) -> bool {
-    let said = |value: &Value, keys: &[&str]| {
+    let has_text = |value: &Value, keys: &[&str]| {
         keys.iter().any(|key| value[*key].as_str().is_some_and(|text| !text.is_empty()))
     };
     let choices = chunk["choices"].as_array();
     choices.is_some_and(|choices| {
         choices.iter().any(|choice| {
             let delta = &choice["delta"];
-            said(choice, &["text"])
-                || said(delta, &["content", "reasoning_content", "reasoning"])
+            has_text(choice, &["text"])
+                || has_text(delta, &["content", "reasoning_content", "reasoning"])
                 || delta["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty())
         })
     })
 }
 
-fn error_of(body: &Value) -> Option<String> {
+fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error").filter(|error| !error.is_null())?;
-    Some(shortened(error["message"].as_str().unwrap_or(&error.to_string())))
+    Some(truncated(error["message"].as_str().unwrap_or(&error.to_string())))
 }
 
-fn shortened(text: &str) -> String {
+fn truncated(text: &str) -> String {
     let text = text.trim();
-    if text.is_empty() { "no body".to_owned() } else { text.chars().take(SHOWN).collect() }
+    if text.is_empty() { "no body".to_owned() } else { text.chars().take(MAX_ERROR_CHARS).collect() }
 }
 
-/// The lines of a stream that comes in parts.
+/// Splits a stream into lines.
 #[derive(Default)]
-struct Lines(Vec<u8>);
+struct LineBuffer(Vec<u8>);
 
-impl Lines {
-    /// The lines that `part` completes.
+impl LineBuffer {
+    /// Returns the lines completed by `part`.
     fn take(&mut self, part: &[u8]) -> Result<Vec<String>, String> {
         let Some(end) = part.iter().rposition(|byte| *byte == b'\n') else {
-            if self.0.len() + part.len() > LONGEST_LINE {
-                return Err(format!("a line of the answer is longer than {LONGEST_LINE} bytes"));
+            if self.0.len() + part.len() > MAX_LINE_BYTES {
+                return Err(format!("a line of the answer is longer than {MAX_LINE_BYTES} bytes"));
             }
             self.0.extend_from_slice(part);
             return Ok(Vec::new());
@@ -176,16 +182,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_whole_however_the_stream_is_cut() {
-        let mut lines = Lines::default();
+    fn lines_are_reassembled_from_parts() {
+        let mut lines = LineBuffer::default();
         assert!(lines.take(b"data: {\"a\"").unwrap().is_empty());
         assert_eq!(lines.take(b": 1}\r\n\n: beat\nda").unwrap(), ["data: {\"a\": 1}", "", ": beat"]);
         assert_eq!(lines.take(b"ta: [DONE]\n").unwrap(), ["data: [DONE]"]);
-        assert!(lines.take(&vec![b'x'; LONGEST_LINE + 1]).is_err());
+        assert!(lines.take(&vec![b'x'; MAX_LINE_BYTES + 1]).is_err());
     }
 
     #[test]
-    fn a_token_is_what_the_model_said() {
+    fn token_is_text_reasoning_or_tool_call() {
         let delta = |delta: Value| has_token(&json!({"choices": [{"delta": delta}]}));
         assert!(!delta(json!({"role": "assistant", "content": ""})));
         assert!(!delta(json!({"role": "assistant", "content": null, "tool_calls": []})));
@@ -197,10 +203,10 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_told_in_its_own_words() {
-        assert_eq!(error_of(&json!({"error": {"message": "No."}})), Some("No.".to_owned()));
-        assert_eq!(error_of(&json!({"error": "No."})), Some("\"No.\"".to_owned()));
-        assert_eq!(error_of(&json!({"error": null, "choices": []})), None);
-        assert_eq!(shortened(" \n"), "no body");
+    fn error_message_is_extracted_from_the_body() {
+        assert_eq!(error_message(&json!({"error": {"message": "No."}})), Some("No.".to_owned()));
+        assert_eq!(error_message(&json!({"error": "No."})), Some("\"No.\"".to_owned()));
+        assert_eq!(error_message(&json!({"error": null, "choices": []})), None);
+        assert_eq!(truncated(" \n"), "no body");
     }
 }

@@ -1,4 +1,4 @@
-//! Waits until nothing runs for the route.
+//! Waiting for the route to scale to zero.
 
 use std::{process::Stdio, time::Duration};
 
@@ -7,70 +7,69 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::admin::Admins;
+use super::admin::AdminApis;
 
-/// How a route gets to zero.
+/// Brings the route to zero.
 #[derive(Clone, Debug)]
-pub(super) struct Zero {
-    /// Run by a shell when the route is not at zero.
+pub(super) struct ZeroWait {
+    /// Shell command, run once per cycle if the route is not at zero.
     pub(super) stop_command: Option<String>,
-    /// How long it may take.
-    pub(super) limit: Duration,
+    pub(super) timeout: Duration,
 }
 
-/// How often it is looked.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval between queries of the admin APIs.
+const ZERO_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long an admin API that answered before may be away: a port-forward may have to be made anew.
-const AWAY: Duration = Duration::from_secs(15);
+/// Time for which an admin API may be unreachable, so that a port-forward can be restarted.
+const UNREACHABLE_TOLERANCE: Duration = Duration::from_secs(15);
 
-// === impl Zero ===
+// === impl ZeroWait ===
 
-impl Zero {
-    /// Returns when the route is at zero, as all replicas see it. `show` is told what is waited for.
+impl ZeroWait {
+    /// Waits until the route is at zero on all replicas. Reports progress to `show`.
     ///
     /// # Errors
-    /// A sentence with the way out, when that takes too long or cannot be found out.
-    pub(super) async fn wait(&self, admins: &Admins, mut show: impl FnMut(String)) -> Result<(), String> {
-        let deadline = Instant::now() + self.limit;
+    /// On timeout, with the remedy, or if an admin API stays unreachable.
+    pub(super) async fn wait(&self, admins: &AdminApis, mut show: impl FnMut(String)) -> Result<(), String> {
+        let deadline = Instant::now() + self.timeout;
         let mut stopped = false;
-        let mut away: Option<Instant> = None;
+        let mut unreachable_since: Option<Instant> = None;
         loop {
             match admins.route().await {
                 Ok(route) if route.is_at_zero() => return Ok(()),
                 Ok(route) => {
-                    away = None;
-                    show(format!("waits for zero: {}", route.words()));
+                    unreachable_since = None;
+                    show(format!("waiting for zero: {}", route.description()));
                     if let Some(command) = self.stop_command.as_deref().filter(|_| !stopped) {
-                        show("runs the --stop-command".to_owned());
+                        show("running the --stop-command".to_owned());
                         stop(command, deadline).await?;
                         stopped = true;
                     }
                     if Instant::now() >= deadline {
-                        return Err(self.too_late(&route.words(), &admins.route));
+                        return Err(self.timeout_error(&route.description(), &admins.route));
                     }
                 }
                 Err(error) => {
-                    if away.get_or_insert_with(Instant::now).elapsed() > AWAY {
+                    if unreachable_since.get_or_insert_with(Instant::now).elapsed() > UNREACHABLE_TOLERANCE {
                         return Err(error);
                     }
                     show(error);
                 }
             }
-            sleep(LOOK).await;
+            sleep(ZERO_POLL_INTERVAL).await;
         }
     }
 
-    fn too_late(&self, words: &str, route: &str) -> String {
-        let limit = humantime::format_duration(self.limit);
-        let way_out = match self.stop_command {
-            Some(_) => "the --stop-command has run, but did not bring it there",
+    fn timeout_error(&self, state: &str, route: &str) -> String {
+        let timeout = humantime::format_duration(self.timeout);
+        let remedy = match self.stop_command {
+            Some(_) => "the --stop-command ran but did not stop the target",
             None => {
-                "it gets there when it has had no request for its idle timeout (KEDA: cooldownPeriod); make that \
-                 shorter, give a longer --timeout, or say with --stop-command what stops it"
+                "it scales down after its idle timeout (KEDA: cooldownPeriod) without a request; shorten that, raise \
+                 --timeout, or stop the target with --stop-command"
             }
         };
-        format!("route {route} is not at zero after {limit} ({words}): {way_out}")
+        format!("route {route} is not at zero after {timeout} ({state}): {remedy}")
     }
 }
 
@@ -80,11 +79,11 @@ async fn stop(command: &str, deadline: Instant) -> Result<(), String> {
     let output = timeout_at(deadline, shell.output()).await;
     let output = output
         .map_err(|_| "the --stop-command did not end within --timeout".to_owned())?
-        .map_err(|error| format!("the --stop-command cannot be run: {error}"))?;
+        .map_err(|error| format!("cannot run the --stop-command: {error}"))?;
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    let said = said.trim().lines().last().unwrap_or("it said nothing").to_owned();
-    Err(format!("the --stop-command failed ({}): {said}", output.status))
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr = stderr.trim().lines().last().unwrap_or("no output").to_owned();
+    Err(format!("the --stop-command failed ({}): {stderr}", output.status))
 }

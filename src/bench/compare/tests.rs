@@ -1,5 +1,5 @@
 use super::{
-    differ::{Change, Comparison, Limits},
+    comparison::{Change, Comparison, Thresholds},
     text::lines,
 };
 use crate::{
@@ -10,9 +10,9 @@ use crate::{
     terminal::Paint,
 };
 
-const LIMITS: Limits = Limits { alpha: 0.05, threshold: 0.05, floor_ms: 10.0 };
+const THRESHOLDS: Thresholds = Thresholds { alpha: 0.05, threshold: 0.05, floor_ms: 10.0 };
 
-/// Six loads around 3 s.
+/// Load times around 3 s, in milliseconds.
 const USUAL: [f64; 6] = [3010.0, 2990.0, 3020.0, 3000.0, 2980.0, 3030.0];
 
 fn by(factor: f64) -> Run {
@@ -20,7 +20,7 @@ fn by(factor: f64) -> Run {
 }
 
 fn compare(before: &Run, after: &Run) -> Comparison {
-    Comparison::of(before, after, LIMITS).unwrap()
+    Comparison::of(before, after, THRESHOLDS).unwrap()
 }
 
 fn change(comparison: &Comparison, name: &str) -> Change {
@@ -28,7 +28,7 @@ fn change(comparison: &Comparison, name: &str) -> Change {
 }
 
 #[test]
-fn a_slower_phase_is_a_regression_and_says_by_how_much() {
+fn slower_phase_is_a_regression() {
     let comparison = compare(&by(1.0), &by(1.2));
     assert!(comparison.regression);
     for name in ["load", "load.weights", "t_actuation", "t_e2e", "ttft", "total"] {
@@ -38,7 +38,7 @@ fn a_slower_phase_is_a_regression_and_says_by_how_much() {
         assert_eq!(change(&comparison, name), Change::Noise, "{name}");
     }
     let load = comparison.rows.iter().find(|row| row.name == "load").unwrap();
-    // The medians are 3005 ms and 1.2 times that. Apart, the smallest p of 6 and 6 is 2/924; of eleven tests six are so.
+    // Medians: 3005 ms and 1.2 times that. Disjoint samples of 6 and 6 have p = 2/924, times 11 tests.
     assert!((load.difference_ms - 601.0).abs() < 1e-6, "{load:?}");
     assert!((load.difference_percent.unwrap() - 20.0).abs() < 1e-6);
     assert!((load.p - 2.0 / 924.0).abs() < 1e-12);
@@ -56,7 +56,7 @@ fn a_slower_phase_is_a_regression_and_says_by_how_much() {
 }
 
 #[test]
-fn a_faster_phase_is_none() {
+fn faster_phase_is_no_regression() {
     let comparison = compare(&by(1.0), &by(0.8));
     assert!(!comparison.regression);
     assert_eq!(change(&comparison, "load"), Change::Better);
@@ -65,7 +65,7 @@ fn a_faster_phase_is_none() {
 }
 
 #[test]
-fn the_same_run_again_is_noise() {
+fn equal_runs_are_noise() {
     let comparison = compare(&by(1.0), &by(1.0));
     assert!(!comparison.regression);
     assert!(comparison.rows.iter().all(|row| row.change == Change::Noise));
@@ -73,31 +73,31 @@ fn the_same_run_again_is_noise() {
 }
 
 #[test]
-fn a_difference_must_be_large_enough_to_matter() {
-    // 3 % of 3 s: certain, and more than the floor, but less than the threshold.
+fn change_below_a_threshold_is_small() {
+    // 3 % of 3 s: significant and above the floor of 10 ms, but below the threshold of 5 %.
     let comparison = compare(&by(1.0), &by(1.03));
     assert_eq!(change(&comparison, "load"), Change::Small);
     assert!(!comparison.regression);
-    let limits = Limits { threshold: 0.02, ..LIMITS };
-    assert!(Comparison::of(&by(1.0), &by(1.03), limits).unwrap().regression);
-    // The floor holds for what is short: 8 ms of 40 ms are 20 %.
+    let thresholds = Thresholds { threshold: 0.02, ..THRESHOLDS };
+    assert!(Comparison::of(&by(1.0), &by(1.03), thresholds).unwrap().regression);
+    // 8 ms of 40 ms: 20 %, but below the floor.
     let (before, after) = (loads(&USUAL.map(|load| load / 75.0)), loads(&USUAL.map(|load| load / 62.5)));
     assert_eq!(change(&compare(&before, &after), "load"), Change::Small);
 }
 
 #[test]
-fn too_few_cycles_are_told_with_how_many_it_takes() {
+fn too_few_cycles_warn_with_the_number_needed() {
     let (before, after) = (loads(&USUAL[..5]), loads(&USUAL.map(|load| load * 2.0)[..5]));
     let comparison = compare(&before, &after);
     assert!(!comparison.regression);
-    // 11 tests × 2/C(10, 5) = 0.087, and with 6 and 6 0.024.
-    let expected = "with 5 and 5 cycles no difference can be told from noise at alpha 0.05 over 11 tests: at least 6 \
-                    cycles each are needed";
+    // 11 tests × 2/C(10, 5) = 0.087; 11 × 2/C(12, 6) = 0.024.
+    let expected = "5 and 5 cycles are too few for a significant difference at alpha 0.05 over 11 tests; measure at least \
+                    6 cycles per run";
     assert_eq!(comparison.warnings, [expected]);
 }
 
 #[test]
-fn what_was_measured_differently_is_told() {
+fn differing_settings_are_warned_about() {
     let mut after = by(1.0);
     after.burst = 8;
     after.settings.stream = false;
@@ -105,23 +105,23 @@ fn what_was_measured_differently_is_told() {
     after.cycles[0].verdict = Verdict::NotCold;
     let warnings = compare(&by(1.0), &after).warnings.join("\n");
     for expected in [
-        "burst was 1, and is 8 in the run after",
-        "stream was true, and is false",
+        "differ in burst: 1 before, 8 after",
+        "stream: true before, false after",
         "1 cycles of the run after were not cold",
-        "the run after has not all of its 6 cycles",
+        "the run after ended before all 6 cycles",
     ] {
         assert!(warnings.contains(expected), "{warnings}");
     }
 }
 
 #[test]
-fn failures_are_a_regression_of_their_own() {
+fn more_failed_cycles_are_a_regression() {
     let with_failures = |count: usize| {
         let mut cycles = by(1.0).cycles;
         cycles.extend((0..count).map(|index| failed(7 + index, "exit code 1")));
         run(cycles)
     };
-    // 20 of 26 against 0 of 6: scipy.stats.fisher_exact gives 0.00116, times eleven tests.
+    // scipy.stats.fisher_exact of 0/6 and 20/26 gives 0.00116, times 11 tests.
     let comparison = compare(&by(1.0), &with_failures(20));
     assert_eq!((comparison.failures.failed, comparison.failures.of), ([0, 20], [6, 26]));
     assert_eq!(comparison.failures.change, Change::Worse);
@@ -129,21 +129,21 @@ fn failures_are_a_regression_of_their_own() {
     assert!(lines(&comparison, Paint::plain()).join("\n").contains("cold starts fail more often"));
     assert_eq!(compare(&with_failures(20), &by(1.0)).failures.change, Change::Better);
     assert!(!compare(&by(1.0), &with_failures(1)).regression);
-    // Nothing came up at all.
+    // No cycle succeeds.
     assert!(compare(&by(1.0), &run(vec![failed(1, "exit code 1")])).regression);
 }
 
 #[test]
-fn nothing_to_compare_is_an_error_that_says_what_to_do() {
+fn run_without_counted_cycles_is_an_error() {
     let nothing = run(Vec::new());
     for (before, after) in [(&nothing, &by(1.0)), (&by(1.0), &nothing)] {
-        let error = Comparison::of(before, after, LIMITS).unwrap_err();
-        assert!(error.contains("measure it again"), "{error}");
+        let error = Comparison::of(before, after, THRESHOLDS).unwrap_err();
+        assert!(error.contains("repeat the measurement"), "{error}");
     }
 }
 
 #[test]
-fn what_only_one_run_has_is_named() {
+fn metric_of_one_run_only_is_listed() {
     let mut after = by(1.0);
     for cycle in &mut after.cycles {
         cycle.cold_start.as_mut().unwrap().phases[2].parts.clear();

@@ -1,11 +1,11 @@
-//! The comparison as lines of text.
+//! Text output of a comparison.
 
 use owo_colors::Style;
 
-use super::differ::{Change, Comparison, Row, Side};
+use super::comparison::{Change, Comparison, MetricComparison, RunHeader};
 use crate::terminal::{Paint, duration};
 
-/// The comparison for people at a terminal.
+/// Renders the comparison for a terminal.
 pub(super) fn lines(comparison: &Comparison, paint: Paint) -> Vec<String> {
     let mut lines: Vec<_> = comparison
         .warnings
@@ -57,20 +57,20 @@ pub(super) fn lines(comparison: &Comparison, paint: Paint) -> Vec<String> {
         }
     }
     lines.push(String::new());
-    let limits = comparison.limits;
+    let thresholds = comparison.limits;
     lines.push(paint.dim(&format!(
-        "p: Mann–Whitney U (failed cycles: Fisher), two-sided, corrected by Holm over {} tests; a change has p ≤ {} and is \
-         at least {} % and {} of the median",
+        "p: two-sided Mann–Whitney U (failed cycles: Fisher), Holm-corrected over {} tests; thresholds: p ≤ {}, change of \
+         the median ≥ {} % and ≥ {}",
         comparison.rows.len() + 1,
-        limits.alpha,
-        limits.threshold * 100.0,
-        duration(limits.floor_ms)
+        thresholds.alpha,
+        thresholds.threshold * 100.0,
+        duration(thresholds.floor_ms)
     )));
     lines.push(conclusion(comparison, paint));
     lines
 }
 
-fn side(side: &Side) -> String {
+fn side(side: &RunHeader) -> String {
     let label = side.label.as_deref().map_or_else(String::new, |label| format!("{label}, "));
     format!(
         "{label}{} cold starts of {}, {} (anteroom {})",
@@ -78,11 +78,11 @@ fn side(side: &Side) -> String {
     )
 }
 
-fn verdict(row: &Row, paint: Paint) -> String {
+fn verdict(row: &MetricComparison, paint: Paint) -> String {
     match row.change {
         Change::Worse => paint.bad("slower"),
         Change::Better => paint.good("faster"),
-        Change::Small => paint.dim("too small to matter"),
+        Change::Small => paint.dim("below threshold"),
         Change::Noise => paint.dim("noise"),
     }
 }
@@ -96,7 +96,7 @@ fn conclusion(comparison: &Comparison, paint: Paint) -> String {
     match (comparison.regression, better.is_empty()) {
         (true, _) if worse.is_empty() => paint.bad("Regression: cold starts fail more often."),
         (true, _) => paint.bad(&format!("Regression: slower in {worse}.")),
-        (false, true) => "No regression: no change that is not noise or too small to matter.".to_owned(),
+        (false, true) => "No regression: no significant change above the thresholds.".to_owned(),
         (false, false) => paint.good(&format!("No regression: faster in {better}.")),
     }
 }

@@ -1,41 +1,40 @@
-//! The numbers of the report as tables.
+//! Tables of the report.
 
 use super::text::{colour, escape, label, time_cell};
 use crate::bench::{
-    results::{Cycle, Run},
-    samples::{Of, Sample},
-    summary::Spread,
+    results::{Cycle, Distribution, Run},
+    samples::{Metric, Sample},
 };
 
-/// Every number of the summary.
+/// Renders all numbers of the summary.
 pub(super) fn numbers(run: &Run) -> String {
     let head = ["n", "median", "from", "to", "p90", "p99", "min", "max"];
     let head = head.map(|name| format!("<th scope=\"col\">{name}</th>")).concat();
     let mut text = format!(
-        "<table class=\"numbers\"><caption class=\"hidden\">All numbers; from and to are the 95 % interval of the median\
-         </caption><thead><tr><th scope=\"col\">of</th>{head}</tr></thead><tbody>"
+        "<table class=\"numbers\"><caption class=\"hidden\">All numbers; from and to bound the 95 % interval of the median\
+         </caption><thead><tr><th scope=\"col\">metric</th>{head}</tr></thead><tbody>"
     );
-    let of: Vec<_> = Sample::all(run).into_iter().map(|sample| sample.of).collect();
+    let metrics: Vec<_> = Sample::all(run).into_iter().map(|sample| sample.metric).collect();
     let mut in_totals = false;
     for row in run.summary.rows() {
-        let of = of.iter().find(|of| of.name() == row.name);
-        let (is_part, is_total) = match of {
-            Some(Of::Phase(_)) => (false, false),
-            Some(Of::Part(..)) => (true, false),
+        let metric = metrics.iter().find(|metric| metric.name() == row.name).copied();
+        let (is_part, is_total) = match metric {
+            Some(Metric::Phase(_)) => (false, false),
+            Some(Metric::Part(..)) => (true, false),
             _ => (false, true),
         };
         if is_total && !in_totals {
             in_totals = true;
             text += "</tbody><tbody class=\"totals\">";
         }
-        text += &number_row(row, of.copied(), is_part, is_total);
+        text += &number_row(row, metric, is_part, is_total);
     }
     text + "</tbody></table>"
 }
 
-fn number_row(row: &Spread, of: Option<Of>, is_part: bool, is_total: bool) -> String {
-    let label = of.map_or_else(|| row.name.clone(), label);
-    let meaning = of.map_or("", Of::meaning);
+fn number_row(row: &Distribution, metric: Option<Metric>, is_part: bool, is_total: bool) -> String {
+    let label = metric.map_or_else(|| row.name.clone(), label);
+    let meaning = metric.map_or("", Metric::meaning);
     let swatch = match is_total {
         true => String::new(),
         false => format!("<span class=\"swatch\" style=\"background:{}\"></span>", colour(&row.name)),
@@ -56,11 +55,11 @@ fn number_row(row: &Spread, of: Option<Of>, is_part: bool, is_total: bool) -> St
     )
 }
 
-/// What the clients of a cycle saw, and what is known of its cold start.
+/// Renders the requests of a cycle.
 pub(super) fn requests(cycle: &Cycle) -> String {
     let mut text = "<table><caption class=\"hidden\">Requests</caption><thead><tr><th scope=\"col\">request</th><th scope=\"col\">\
                     sent</th><th scope=\"col\">TTFT</th><th scope=\"col\">total</th><th scope=\"col\">status</th>\
-                    <th scope=\"col\" class=\"text\">what went wrong</th></tr></thead><tbody>"
+                    <th scope=\"col\" class=\"text\">error</th></tr></thead><tbody>"
         .to_owned();
     for request in &cycle.requests {
         text += &format!(
@@ -76,7 +75,7 @@ pub(super) fn requests(cycle: &Cycle) -> String {
     text + "</tbody></table>"
 }
 
-/// The sums of the records beside the clients' clock.
+/// Renders the records compared with the client's clock.
 pub(super) fn clocks(run: &Run) -> Option<String> {
     let rows = run.counted().filter_map(|cycle| {
         let clock = cycle.outside_clock?;
@@ -90,7 +89,7 @@ pub(super) fn clocks(run: &Run) -> Option<String> {
     });
     let rows: String = rows.collect();
     let head = "<table class=\"clocks\"><caption class=\"hidden\">Both clocks</caption><thead><tr><th scope=\"col\">cycle</th>\
-                <th scope=\"col\">client: first request sent → first token seen</th><th scope=\"col\">record: sum of its phases\
+                <th scope=\"col\">client: first request sent → first token received</th><th scope=\"col\">record: sum of phases\
                 </th><th scope=\"col\">client longer by</th></tr></thead>";
     (!rows.is_empty()).then(|| format!("{head}<tbody>{rows}</tbody></table>"))
 }

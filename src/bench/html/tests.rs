@@ -7,17 +7,16 @@ use crate::coldstart::{ColdStartOutcome, Phase};
 
 const TIMES: [f64; 7] = [3010.0, 2990.0, 3020.0, 3000.0, 2980.0, 3030.0, 91_000.0];
 
-/// Elements of HTML that have no end.
+/// HTML elements without an end tag.
 const VOID: [&str; 4] = ["meta", "br", "link", "img"];
 
-/// The tags of a page in order, `/name` for an end; panics where they are not nested, or a `<` stands for itself.
+/// Counts the tags of a page. Panics if they are not nested or if text contains an unescaped angle bracket.
 fn check_nesting(page: &str) -> usize {
     let mut open: Vec<&str> = Vec::new();
     let mut count = 0;
-    // What stands in a style is no HTML.
     let mut rest = page.strip_prefix("<!doctype html>").expect("a doctype");
     while let Some((text, after)) = rest.split_once('<') {
-        assert!(open.last() == Some(&"style") || !text.contains('>'), "a > for itself: {text}");
+        assert!(open.last() == Some(&"style") || !text.contains('>'), "unescaped >: {text}");
         let (tag, after) = after.split_once('>').expect("a tag that ends");
         count += 1;
         let name = tag.split([' ', '\n']).next().unwrap();
@@ -45,7 +44,7 @@ fn check_self_contained(page: &str) {
     }
 }
 
-/// The exact times in the row of this name.
+/// Returns the exact times of a row.
 fn times(page: &str, row: &str) -> Vec<f64> {
     let (_, rest) = page.split_once(&format!("data-row=\"{row}\"")).expect("the row");
     let row = rest.split_once("</tr>").unwrap().0;
@@ -53,18 +52,18 @@ fn times(page: &str, row: &str) -> Vec<f64> {
 }
 
 #[test]
-fn the_page_is_whole_and_needs_nothing_else() {
+fn page_is_well_formed_and_self_contained() {
     let page = page(&loads(&TIMES));
     assert!(check_nesting(&page) > 200);
     check_self_contained(&page);
     for id in ["where", "cycles", "spread", "numbers", "clocks", "cost", "how", "read"] {
         assert_eq!(page.matches(&format!("id=\"{id}\"")).count(), 1, "{id}");
     }
-    assert!(!page.contains("{{") && !page.contains("NaN"), "a placeholder, or no number");
+    assert!(!page.contains("{{") && !page.contains("NaN"), "a placeholder or NaN");
 }
 
 #[test]
-fn the_numbers_are_those_of_the_json() {
+fn page_has_the_numbers_of_the_json() {
     let run = loads(&TIMES);
     let page = page(&run);
     let json: Run = serde_json::from_str(&serde_json::to_string(&run).unwrap()).unwrap();
@@ -75,12 +74,12 @@ fn the_numbers_are_those_of_the_json() {
         let expected = [row.median_ms, low, high, row.p90_ms, row.p99_ms, row.min_ms, row.max_ms];
         assert_eq!(times(&page, &row.name), expected, "{}", row.name);
     }
-    // 7 medians: signal 1, start 20, load 3010, first token 50.
+    // Sum of the medians: signal 1 + start 20 + load 3010 + first token 50.
     assert!(page.contains("data-ms=\"3081\""), "the sum of the medians");
 }
 
 #[test]
-fn every_colour_is_one_that_is_defined() {
+fn every_phase_colour_is_defined() {
     let all: Vec<_> = Phase::ALL.iter().map(|phase| (*phase, 10.0)).collect();
     let page = page(&run(vec![cycle(1, record(&all))]));
     for phase in Phase::ALL {
@@ -92,7 +91,7 @@ fn every_colour_is_one_that_is_defined() {
 }
 
 #[test]
-fn what_went_wrong_is_told_and_hurts_nothing() {
+fn failures_are_shown_and_escaped() {
     let mut broken = record(&[(Phase::Signal, 1.0), (Phase::Load, 500.0)]);
     broken.outcome = Some(ColdStartOutcome::Failed);
     broken.phases[1].unfinished = true;
@@ -116,11 +115,11 @@ fn what_went_wrong_is_told_and_hurts_nothing() {
     ] {
         assert!(page.contains(text), "{text}");
     }
-    assert!(!page.contains("id=\"numbers\""), "there are no numbers");
+    assert!(!page.contains("id=\"numbers\""), "no counted cycle, no numbers");
 }
 
 #[test]
-fn a_run_without_a_cycle_is_a_page_too() {
+fn run_without_cycles_renders() {
     let page = page(&run(Vec::new()));
     check_nesting(&page);
     assert!(page.contains("0/0"));

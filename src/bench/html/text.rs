@@ -1,8 +1,8 @@
-//! Pieces of HTML: text that is safe in it, times, axes.
+//! HTML helpers: escaping, templates, times, axes.
 
-use crate::{bench::samples::Of, terminal::duration};
+use crate::{bench::samples::Metric, terminal::duration};
 
-/// Text as text: nothing in it is taken for HTML, in an element or in an attribute.
+/// Escapes text for element content and attribute values.
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
@@ -12,7 +12,7 @@ pub(super) fn escape(text: &str) -> String {
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            // HTML has no way to write these.
+            // HTML cannot represent control characters.
             char if char.is_control() && !char.is_whitespace() => safe.push('\u{fffd}'),
             char => safe.push(char),
         }
@@ -20,7 +20,7 @@ pub(super) fn escape(text: &str) -> String {
     safe
 }
 
-/// A template with its `{{name}}`s filled in, in one pass: what is filled in is not looked at.
+/// Replaces each `{{name}}` of a template in one pass; values are not expanded again.
 pub(super) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     let mut text = String::with_capacity(template.len() * 2);
     let mut rest = template;
@@ -33,13 +33,13 @@ pub(super) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     text + rest
 }
 
-/// A cell with a time: in words, and exactly, for programs.
+/// Renders a table cell with a rounded time, and the exact one in `data-ms`.
 pub(super) fn time_cell(ms: f64, class: &str) -> String {
     let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
     format!("<td{class} data-ms=\"{ms}\">{}</td>", nowrap(&duration(ms)))
 }
 
-/// A time in words that is never broken.
+/// Formats a time without line breaks.
 pub(super) fn time(ms: f64) -> String {
     nowrap(&duration(ms))
 }
@@ -48,12 +48,12 @@ fn nowrap(text: &str) -> String {
     escape(text).replace(' ', "&nbsp;")
 }
 
-/// A share as a coordinate.
+/// Formats a ratio as an SVG coordinate.
 pub(super) fn percent(part: f64, whole: f64) -> String {
     format!("{:.3}%", 100.0 * part / whole.max(f64::MIN_POSITIVE))
 }
 
-/// A share in words.
+/// Formats a ratio for a table cell.
 pub(super) fn share(part: f64, whole: f64) -> String {
     match 100.0 * part / whole.max(f64::MIN_POSITIVE) {
         percent if percent < 0.05 => "&lt;0.1&nbsp;%".to_owned(),
@@ -62,36 +62,37 @@ pub(super) fn share(part: f64, whole: f64) -> String {
     }
 }
 
-/// What something is called on the page: phases and parts in words, totals as others write them.
-pub(super) fn label(of: Of) -> String {
-    let name = of.name();
-    match of {
-        Of::Phase(_) => name.replace('_', " "),
-        Of::Part(..) => name.split('.').next_back().unwrap_or_default().replace('_', " "),
-        Of::ClientTtft => "TTFT".to_owned(),
+/// Returns the display name of a metric.
+pub(super) fn label(metric: Metric) -> String {
+    let name = metric.name();
+    match metric {
+        Metric::Phase(_) => name.replace('_', " "),
+        Metric::Part(..) => name.split('.').next_back().unwrap_or_default().replace('_', " "),
+        Metric::ClientTtft => "TTFT".to_owned(),
         _ => name.replacen("t_", "T_", 1),
     }
 }
 
-/// The colour of a phase; of a part, that of its phase.
+/// Returns the CSS colour of a phase, or of the phase of a part.
 pub(super) fn colour(name: &str) -> String {
     let phase = name.split('.').next().unwrap_or_default();
     format!("var(--phase-{})", phase.replace('_', "-"))
 }
 
-/// Round marks on an axis from 0 to so many milliseconds, about five; above a minute those of clocks.
+/// Returns about five round tick positions from 0 to `whole_ms`; above 75 s, multiples of clock units.
 pub(super) fn ticks(whole_ms: f64) -> Vec<f64> {
-    const CLOCK: [f64; 10] = [15e3, 30e3, 60e3, 120e3, 300e3, 600e3, 1800e3, 3600e3, 7200e3, 21_600e3];
+    const CLOCK_STEPS_MS: [f64; 10] =
+        [15e3, 30e3, 60e3, 120e3, 300e3, 600e3, 1800e3, 3600e3, 7200e3, 21_600e3];
     let rough = (whole_ms / 5.0).max(1e-3);
     let power = 10f64.powf(rough.log10().floor());
     let round = || [1.0, 2.0, 5.0].into_iter().map(|digit| digit * power).find(|step| *step >= rough);
-    let of_clock = || CLOCK.into_iter().find(|step| *step >= rough);
+    let of_clock = || CLOCK_STEPS_MS.into_iter().find(|step| *step >= rough);
     let step = if whole_ms > 75e3 { of_clock().unwrap_or(86_400e3) } else { round().unwrap_or(10.0 * power) };
     (0..).map(|mark| f64::from(mark) * step).take_while(|at| *at <= whole_ms * 1.0001).take(64).collect()
 }
 
-/// The words at such a mark.
-pub(super) fn tick_words(ms: f64) -> String {
+/// Formats the label of a tick.
+pub(super) fn tick_label(ms: f64) -> String {
     let digits = |value: f64| {
         let text = format!("{value:.2}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_stays_text() {
+    fn escape_replaces_markup_and_controls() {
         assert_eq!(
             escape("<a href=\"x\">'&'</a>\u{7}\n"),
             "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;&lt;/a&gt;\u{fffd}\n"
@@ -118,13 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_filled_in_is_no_template() {
+    fn fill_does_not_expand_values() {
         assert_eq!(fill("<{{a}}|{{b}}|{{c}}>", &[("a", "{{b}}"), ("b", "2")]), "<{{b}}|2|>");
     }
 
     #[test]
-    fn axes_have_round_marks() {
-        let words = |whole| ticks(whole).into_iter().map(tick_words).collect::<Vec<_>>().join(", ");
+    fn ticks_are_round_numbers() {
+        let words = |whole| ticks(whole).into_iter().map(tick_label).collect::<Vec<_>>().join(", ");
         assert_eq!(words(350.0), "0, 100 ms, 200 ms, 300 ms");
         assert_eq!(words(4_200.0), "0, 1 s, 2 s, 3 s, 4 s");
         assert_eq!(words(95_000.0), "0, 30 s, 1 min, 1:30 min");

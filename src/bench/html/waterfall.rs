@@ -1,27 +1,27 @@
-//! Cold starts as waterfalls: each phase as a bar on one axis of time.
+//! Waterfall charts: phases as bars on a time axis.
 
-use super::text::{colour, escape, label, percent, share, tick_words, ticks, time, time_cell};
+use super::text::{colour, escape, label, percent, share, tick_label, ticks, time, time_cell};
 use crate::{
     bench::{
         results::{Cycle, Run, Verdict},
-        samples::Of,
+        samples::Metric,
         stats::median,
     },
     coldstart::{ColdStart, Part, Phase},
 };
 
-/// A bar.
+/// A phase or part on the time axis.
 struct Bar {
-    of: Of,
+    metric: Metric,
     start_ms: f64,
     duration_ms: f64,
-    /// How much earlier it may have ended.
-    early: bool,
-    /// It was not over when the cold start failed.
+    /// Set if the phase may have ended earlier.
+    upper_bound: bool,
+    /// Set if the cold start failed during the phase.
     unfinished: bool,
 }
 
-/// The median of every phase, one after the other; `None` without a record.
+/// Renders the median of each phase. Returns `None` without a record.
 pub(super) fn of_medians(run: &Run) -> Option<String> {
     let records: Vec<_> = run.counted().filter_map(|cycle| cycle.cold_start.as_ref()).collect();
     let mut bars = Vec::new();
@@ -31,45 +31,51 @@ pub(super) fn of_medians(run: &Run) -> Option<String> {
         let Some(took) = median(&spans.iter().map(|span| span.duration_ms).collect::<Vec<_>>()) else {
             continue;
         };
-        let early = spans.iter().any(|span| span.early_ms.is_some());
-        bars.push(Bar { of: Of::Phase(phase), start_ms: at, duration_ms: took, early, unfinished: false });
+        let upper_bound = spans.iter().any(|span| span.early_ms.is_some());
+        bars.push(Bar {
+            metric: Metric::Phase(phase),
+            start_ms: at,
+            duration_ms: took,
+            upper_bound,
+            unfinished: false,
+        });
         for part in Part::ALL {
-            // From the beginning of the phase.
+            // Start relative to the phase, and duration.
             let parts = spans.iter().filter_map(|span| {
                 let part = span.parts.iter().find(|found| found.name == part)?;
                 Some((part.start_ms - span.start_ms, part.duration_ms))
             });
             let (starts, took): (Vec<_>, Vec<_>) = parts.unzip();
             if let (Some(start), Some(duration_ms)) = (median(&starts), median(&took)) {
-                let (of, start_ms) = (Of::Part(phase, part), at + start);
-                bars.push(Bar { of, start_ms, duration_ms, early: false, unfinished: false });
+                let (metric, start_ms) = (Metric::Part(phase, part), at + start);
+                bars.push(Bar { metric, start_ms, duration_ms, upper_bound: false, unfinished: false });
             }
         }
         at += took;
     }
-    (!bars.is_empty()).then(|| table("The median of every phase", &bars, at, "median"))
+    (!bars.is_empty()).then(|| table("Median of each phase", &bars, at, "median"))
 }
 
-/// One cold start.
+/// Renders one cold start.
 pub(super) fn of_record(record: &ColdStart) -> String {
     let mut bars = Vec::new();
     for span in &record.phases {
         bars.push(Bar {
-            of: Of::Phase(span.name),
+            metric: Metric::Phase(span.name),
             start_ms: span.start_ms,
             duration_ms: span.duration_ms,
-            early: span.early_ms.is_some(),
+            upper_bound: span.early_ms.is_some(),
             unfinished: span.unfinished,
         });
         bars.extend(span.parts.iter().map(|part| Bar {
-            of: Of::Part(span.name, part.name),
+            metric: Metric::Part(span.name, part.name),
             start_ms: part.start_ms,
             duration_ms: part.duration_ms,
-            early: false,
+            upper_bound: false,
             unfinished: false,
         }));
     }
-    table("The phases of this cold start", &bars, record.total_ms, "took")
+    table("Phases of this cold start", &bars, record.total_ms, "took")
 }
 
 fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
@@ -91,37 +97,7 @@ fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
         axis(&marks, total_ms)
     );
     for bar in bars {
-        let (is_part, height) = match bar.of {
-            Of::Part(..) => (true, 20),
-            _ => (false, 28),
-        };
-        let inset = if is_part { 6 } else { 7 };
-        let name = bar.of.name();
-        text += &format!(
-            "<tr{}><th scope=\"row\"><span class=\"swatch\" style=\"background:{colour}\"></span>{}{}</th>\
-             <td class=\"chart\"><svg height=\"{height}\" aria-hidden=\"true\">{grid}<rect x=\"{}\" y=\"{inset}\" \
-             height=\"{}\" rx=\"2\"{} style=\"width:{}{}\"/></svg></td>{}<td>{}</td></tr>",
-            if is_part { " class=\"part\"" } else { "" },
-            escape(&label(bar.of)),
-            if is_part {
-                String::new()
-            } else {
-                format!("<span class=\"meaning\">{}</span>", bar.of.meaning())
-            },
-            percent(bar.start_ms, total_ms),
-            height - 2 * inset,
-            if bar.unfinished { " class=\"cut\"" } else { "" },
-            // A thinner bar would not be seen.
-            format_args!("max(2px,{})", percent(bar.duration_ms, total_ms)),
-            match (bar.unfinished, is_part) {
-                (true, _) => String::new(),
-                (false, true) => format!(";fill:{};opacity:.7", colour(&name)),
-                (false, false) => format!(";fill:{}", colour(&name)),
-            },
-            time_cell(bar.duration_ms, "strong").replacen('>', if bar.early { ">≤&nbsp;" } else { ">" }, 1),
-            share(bar.duration_ms, total_ms),
-            colour = colour(&name),
-        );
+        text += &bar.row(&grid, total_ms);
     }
     text + &format!(
         "</tbody><tbody class=\"totals\"><tr class=\"strong\"><th scope=\"row\">sum</th><td></td>{}<td>100&nbsp;%</td></tr></tbody></table>",
@@ -129,7 +105,33 @@ fn table(caption: &str, bars: &[Bar], total_ms: f64, took: &str) -> String {
     )
 }
 
-/// The marks of an axis, as words; the first begins and the last ends where the axis does.
+impl Bar {
+    fn row(&self, grid: &str, total_ms: f64) -> String {
+        let colour = colour(&self.metric.name());
+        let label = escape(&label(self.metric));
+        let (class, meaning, height, inset, opacity) = match self.metric {
+            Metric::Part(..) => (" class=\"part\"", String::new(), 20, 6, ";opacity:.7"),
+            metric => ("", format!("<span class=\"meaning\">{}</span>", metric.meaning()), 28, 7, ""),
+        };
+        let (cut, fill) = match self.unfinished {
+            true => (" class=\"cut\"", String::new()),
+            false => ("", format!(";fill:{colour}{opacity}")),
+        };
+        let (x, width) = (percent(self.start_ms, total_ms), percent(self.duration_ms, total_ms));
+        let (bar_height, prefix) = (height - 2 * inset, if self.upper_bound { "≤&nbsp;" } else { "" });
+        let (ms, duration) = (self.duration_ms, time(self.duration_ms));
+        let share = share(self.duration_ms, total_ms);
+        // At least 2 px wide, so that short phases stay visible.
+        format!(
+            "<tr{class}><th scope=\"row\"><span class=\"swatch\" style=\"background:{colour}\"></span>{label}{meaning}</th>\
+             <td class=\"chart\"><svg height=\"{height}\" aria-hidden=\"true\">{grid}<rect x=\"{x}\" y=\"{inset}\" \
+             height=\"{bar_height}\" rx=\"2\"{cut} style=\"width:max(2px,{width}){fill}\"/></svg></td>\
+             <td class=\"strong\" data-ms=\"{ms}\">{prefix}{duration}</td><td>{share}</td></tr>"
+        )
+    }
+}
+
+/// Renders the labels of an axis. The first and the last are aligned with its ends.
 fn axis(marks: &[f64], whole_ms: f64) -> String {
     let words = marks.iter().map(|at| {
         let side = match at / whole_ms.max(f64::MIN_POSITIVE) {
@@ -137,12 +139,12 @@ fn axis(marks: &[f64], whole_ms: f64) -> String {
             share if share > 0.94 => " class=\"last\"",
             _ => "",
         };
-        format!("<span{side} style=\"left:{}\">{}</span>", percent(*at, whole_ms), tick_words(*at))
+        format!("<span{side} style=\"left:{}\">{}</span>", percent(*at, whole_ms), tick_label(*at))
     });
     format!("<div class=\"axis\" aria-hidden=\"true\">{}</div>", words.collect::<String>())
 }
 
-/// Every cycle as one strip, all on the same axis.
+/// Renders each cycle as a strip on a common axis.
 pub(super) fn of_cycles(run: &Run) -> String {
     let end = |cycle: &Cycle| cycle.cold_start.as_ref().map(|record| record.total_ms);
     let longest = run.cycles.iter().filter_map(end).fold(0.0, f64::max);
@@ -184,7 +186,7 @@ fn strip(cycle: &Cycle, longest_ms: f64) -> String {
         let why = escape(cycle.error.as_deref().unwrap_or_default());
         return format!(
             "<tr><th scope=\"row\">{number}</th><td class=\"text bad\" colspan=\"3\">{}: {why}</td>{answers}</tr>",
-            cycle.verdict.words()
+            cycle.verdict.label()
         );
     };
     let bars = record.phases.iter().map(|span| {

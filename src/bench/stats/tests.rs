@@ -1,4 +1,4 @@
-//! Known values were computed with scipy 1.17.1 and numpy; the call stands beside each.
+//! Expected values are from scipy 1.17.1 and numpy; the call is given beside each.
 
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ const BEFORE: [f64; 6] = [3073.2, 3080.1, 3069.9, 3101.4, 3077.7, 3090.0];
 const AFTER: [f64; 6] = [3310.5, 3305.2, 3299.9, 3350.0, 3288.1, 3321.7];
 
 #[test]
-fn quantiles_are_those_of_numpy() {
+fn quantile_matches_numpy() {
     // numpy.quantile(values, q)
     let values = [3.1, 1.0, 4.7, 2.2, 9.8, 5.5];
     for (q, expected) in [(0.0, 1.0), (0.1, 1.6), (0.5, 3.9), (0.9, 7.65), (0.99, 9.585), (1.0, 9.8)] {
@@ -24,15 +24,14 @@ fn quantiles_are_those_of_numpy() {
 }
 
 #[test]
-fn p_values_of_ranks_are_those_of_scipy() {
+fn mann_whitney_matches_scipy() {
     let whole = |values: &[i32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
     // scipy.stats.mannwhitneyu(a, b, method="exact").pvalue
     close(mann_whitney(&whole(&[19, 22, 16, 29, 24]), &whole(&[20, 11, 17, 12])), 0.111_111_111_111, 1e-9);
     close(mann_whitney(&BEFORE, &AFTER), 0.002_164_502_164_502_164_5, 1e-12);
     let (a, b) = ([1.2, 3.4, 2.2, 5.9, 4.1, 2.8, 3.3], [2.9, 4.4, 6.1, 3.9, 5.0, 7.3, 4.8, 3.0]);
     close(mann_whitney(&a, &b), 0.093_861_693_861_693_87, 1e-12);
-    // Equal values, where scipy's own exact method does not apply: scipy.stats.permutation_test with the sum of the
-    // midranks, all divisions.
+    // Ties, for which scipy has no exact method: scipy.stats.permutation_test over the sum of the midranks, all divisions.
     close(
         mann_whitney(&whole(&[1, 2, 2, 3, 5]), &whole(&[2, 3, 4, 5, 5, 6])),
         0.160_173_160_173_160_16,
@@ -42,14 +41,14 @@ fn p_values_of_ranks_are_those_of_scipy() {
     let a: Vec<_> = (1..=40).map(f64::from).collect();
     let b: Vec<_> = a.iter().map(|value| value + 6.5).collect();
     close(mann_whitney(&a, &b), 0.021_734_997_211_659_477, 1e-6);
-    // And with equal values: a = [x // 2 for x in range(1, 41)], b = [x // 2 + 5 for x in range(1, 41)]
+    // With ties: a = [x // 2 for x in range(1, 41)], b = [x // 2 + 5 for x in range(1, 41)]
     let a: Vec<_> = (1..=40).map(|value| f64::from(value / 2)).collect();
     let b: Vec<_> = a.iter().map(|value| value + 5.0).collect();
     close(mann_whitney(&a, &b), 0.000_789_320_787_671_993_4, 1e-6);
 }
 
 #[test]
-fn samples_that_tell_nothing_differ_by_nothing() {
+fn mann_whitney_of_indistinct_samples_is_one() {
     assert_eq!(mann_whitney(&[], &[1.0]), 1.0);
     assert_eq!(mann_whitney(&[2.0; 5], &[2.0; 5]), 1.0);
     assert_eq!(mann_whitney(&[2.0; 50], &[2.0; 50]), 1.0);
@@ -57,7 +56,7 @@ fn samples_that_tell_nothing_differ_by_nothing() {
 }
 
 #[test]
-fn the_smallest_p_value_is_that_of_samples_apart() {
+fn smallest_p_is_reached_by_disjoint_samples() {
     // 2 / C(12, 6), 2 / C(10, 5), 2 / C(6, 2)
     close(smallest_p(6, 6), 2.0 / 924.0, 1e-12);
     close(smallest_p(5, 5), 2.0 / 252.0, 1e-12);
@@ -67,8 +66,8 @@ fn the_smallest_p_value_is_that_of_samples_apart() {
 }
 
 #[test]
-fn p_values_of_failures_are_those_of_scipy() {
-    // scipy.stats.fisher_exact([[1, 9], [11, 3]]).pvalue and so on, the first of each pair failed
+fn fisher_exact_matches_scipy() {
+    // scipy.stats.fisher_exact([[1, 9], [11, 3]]).pvalue and so on: [[failed, ok], ...]
     close(fisher_exact([1, 11], [10, 14]), 0.002_759_456_185_220_083_6, 1e-9);
     close(fisher_exact([0, 4], [10, 10]), 0.086_687_306_501_547_99, 1e-9);
     close(fisher_exact([8, 1], [10, 6]), 0.034_965_034_965_034_975, 1e-9);
@@ -77,46 +76,45 @@ fn p_values_of_failures_are_those_of_scipy() {
 }
 
 #[test]
-fn holm_multiplies_by_what_is_left() {
-    // By hand: 0.01 × 4, 0.02 × 3, 0.03 × 2 (not less than the one before), 0.5 × 1.
+fn holm_multiplies_by_remaining_tests() {
+    // 0.01 × 4, 0.02 × 3, 0.03 × 2 (at least the previous one), 0.5 × 1.
     assert_eq!(holm(&[0.5, 0.02, 0.01, 0.03]), [0.5, 0.06, 0.04, 0.06]);
     assert_eq!(holm(&[0.6, 0.9]), [1.0, 1.0]);
     assert_eq!(holm(&[]), [0.0; 0]);
 }
 
 #[test]
-fn intervals_are_those_of_the_bootstrap() {
-    let alone = |values: &[f64]| values.iter().map(|value| vec![*value]).collect::<Vec<_>>();
+fn bootstrap_intervals_match_enumeration() {
+    let singletons = |values: &[f64]| values.iter().map(|value| vec![*value]).collect::<Vec<_>>();
     let bootstrap = Bootstrap { resamples: 40_000, ..Bootstrap::default() };
-    // All 5^5 resamples counted out: the smallest value is the median of 5.8 % of them, so both ends are the extremes.
+    // Of all 5^5 resamples 5.8 % have the smallest value as median, so the interval spans all values.
     let five = [10.0, 20.0, 30.0, 40.0, 50.0];
-    assert_eq!(bootstrap.median_interval(&alone(&five)), Some([10.0, 50.0]));
-    // All 6^6 of them: numpy.quantile(medians, [0.025, 0.975])
+    assert_eq!(bootstrap.median_interval(&singletons(&five)), Some([10.0, 50.0]));
+    // numpy.quantile(medians of all 6^6 resamples, [0.025, 0.975])
     let six = [1.0, 4.0, 9.0, 16.0, 25.0, 36.0];
-    assert_eq!(bootstrap.median_interval(&alone(&six)), Some([2.5, 30.5]));
+    assert_eq!(bootstrap.median_interval(&singletons(&six)), Some([2.5, 30.5]));
     // scipy.stats.bootstrap((b, a), ..., n_resamples=200000, method="percentile"): 209.3 to 256.05
     let [low, high] = bootstrap.difference_interval(&BEFORE, &AFTER).unwrap();
     close(low, 209.3, 0.01);
     close(high, 256.05, 0.01);
-    assert_eq!(bootstrap.median_interval(&alone(&[1.0])), None);
+    assert_eq!(bootstrap.median_interval(&singletons(&[1.0])), None);
 }
 
 #[test]
-fn values_of_a_group_are_drawn_together() {
+fn bootstrap_draws_whole_groups() {
     let bootstrap = Bootstrap::default();
-    // Ten values that came together are one observation: two such groups leave both medians possible, whereas 20
-    // values by themselves would hide how little is known.
+    // Two groups are two observations, however many values they have: both medians are possible.
     let groups = [vec![1.0; 10], vec![2.0; 10]];
     assert_eq!(bootstrap.median_interval(&groups), Some([1.0, 2.0]));
     assert_eq!(bootstrap.median_interval(&[vec![1.0], vec![]]), None);
 }
 
-/// Small whole numbers, so that equal ones are frequent.
+/// Generates small integers, so that ties are frequent.
 fn sample(size: std::ops::Range<usize>) -> impl Strategy<Value = Vec<f64>> {
     prop::collection::vec((0..12_i32).prop_map(f64::from), size)
 }
 
-/// The exact p-value by trying every division of the values: what [`mann_whitney`] counts, the slow way.
+/// Computes the exact p-value of [`mann_whitney`] by brute force over all divisions.
 fn by_division(one: &[f64], other: &[f64]) -> f64 {
     let all: Vec<f64> = one.iter().chain(other).copied().collect();
     let rank = |value: f64| {
@@ -136,12 +134,12 @@ fn by_division(one: &[f64], other: &[f64]) -> f64 {
 
 proptest! {
     #[test]
-    fn ranks_are_counted_as_by_trying_all_divisions(one in sample(1..6), other in sample(1..6)) {
+    fn mann_whitney_matches_brute_force(one in sample(1..6), other in sample(1..6)) {
         prop_assert!((mann_whitney(&one, &other) - by_division(&one, &other)).abs() < 1e-9);
     }
 
     #[test]
-    fn p_values_do_not_depend_on_order_side_or_scale(one in sample(1..40), other in sample(1..40)) {
+    fn mann_whitney_ignores_order_side_and_scale(one in sample(1..40), other in sample(1..40)) {
         let p = mann_whitney(&one, &other);
         prop_assert!(p > 0.0 && p <= 1.0);
         prop_assert!(p + 1e-9 >= smallest_p(one.len(), other.len()) || one.len() + other.len() > 60);
@@ -151,14 +149,14 @@ proptest! {
     }
 
     #[test]
-    fn quantiles_rise_from_the_smallest_to_the_largest(values in sample(1..30), q in 0.0..1.0_f64, more in 0.0..1.0_f64) {
+    fn quantile_is_monotonic_from_min_to_max(values in sample(1..30), q in 0.0..1.0_f64, more in 0.0..1.0_f64) {
         let (low, high) = (quantile(&values, q.min(more)).unwrap(), quantile(&values, q.max(more)).unwrap());
         prop_assert!(low <= high);
         prop_assert!(quantile(&values, 0.0).unwrap() <= low && high <= quantile(&values, 1.0).unwrap());
     }
 
     #[test]
-    fn intervals_lie_within_the_sample_and_are_the_same_each_time(groups in prop::collection::vec(sample(1..4), 2..12)) {
+    fn bootstrap_interval_is_deterministic_and_bounded(groups in prop::collection::vec(sample(1..4), 2..12)) {
         let bootstrap = Bootstrap { resamples: 200, ..Bootstrap::default() };
         let [low, high] = bootstrap.median_interval(&groups).unwrap();
         let all = groups.concat();
@@ -167,13 +165,13 @@ proptest! {
     }
 
     #[test]
-    fn correction_keeps_the_order_and_lowers_nothing(p in prop::collection::vec(0.0..1.0_f64, 0..20)) {
+    fn holm_keeps_order_and_never_lowers(p in prop::collection::vec(0.0..1.0_f64, 0..20)) {
         let adjusted = holm(&p);
         for (index, value) in adjusted.iter().enumerate() {
             prop_assert!(*value >= p[index] && *value <= 1.0);
             prop_assert!(p.iter().zip(&adjusted).all(|(other, theirs)| *other < p[index] || theirs >= value));
         }
-        // The smallest counts as with Bonferroni.
+        // The smallest is multiplied as by Bonferroni.
         if let Some(least) = p.iter().copied().reduce(f64::min) {
             let first = adjusted.iter().copied().fold(1.0, f64::min);
             prop_assert!((first - (least * p.len() as f64).min(1.0)).abs() < 1e-12);
@@ -181,7 +179,7 @@ proptest! {
     }
 
     #[test]
-    fn failures_are_compared_alike_from_both_sides(a in 0_u64..12, b in 0_u64..12, more_a in 0_u64..12, more_b in 0_u64..12) {
+    fn fisher_exact_is_symmetric(a in 0_u64..12, b in 0_u64..12, more_a in 0_u64..12, more_b in 0_u64..12) {
         let p = fisher_exact([a, b], [a + more_a, b + more_b]);
         prop_assert!(p > 0.0 && p <= 1.0);
         prop_assert!((p - fisher_exact([b, a], [b + more_b, a + more_a])).abs() < 1e-9);

@@ -1,5 +1,5 @@
-//! The replay against the real thing: the same requests go through a gate and its queue, with the keeper of pods and the
-//! scaler (`scaleBy: kubernetes`) that the proxy runs, on a paused clock. Only the cluster is made up.
+//! Comparison of the replay with the real gate, hold queue, endpoint tracking and scaler (`scaleBy: kubernetes`), on a paused
+//! clock with a simulated cluster.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::*;
 use crate::{
     admission::Gate,
-    bench::advise::{draw::Draws, synthetic::office_week},
+    bench::advise::{draw::SeededDraws, synthetic::office_week},
     coldstart::ColdStarts,
     domain::{
         ClusterTarget, Concurrency, EndpointSource, Hold, Period, Policy, Readiness, ScaleBy, Scaling,
@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// A cluster in which a pod is ready so long after it was asked for.
+/// Simulated cluster whose pod becomes ready after a drawn start-up time.
 struct Cluster {
     began: Instant,
     start_ups: Vec<u64>,
@@ -93,21 +93,21 @@ impl Scale for Cluster {
 }
 
 impl Cluster {
-    /// As the replay draws it.
+    /// Draws the start-up time like the replay.
     fn start_up(&self) -> Duration {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap();
-        Duration::from_millis(Draws::new(1, &self.start_ups).of(now, 0))
+        Duration::from_millis(SeededDraws::new(1, &self.start_ups).draw(now, 0))
     }
 }
 
-/// What becomes of a request in the real proxy.
+/// Sends a request through the real gate.
 async fn fate(gate: Arc<Gate>, began: Instant, arrival: Arrival, hold: Duration) -> Fate {
     let came = began + Duration::from_millis(arrival.at);
     sleep_until(came).await;
     let permit = match gate.enter() {
         Some((permit, _)) => permit,
         None => {
-            let Ok(mut ticket) = gate.hold(1, true) else { return Fate::Refused };
+            let Ok(mut ticket) = gate.hold(1, true) else { return Fate::Rejected };
             match timeout_at(came + hold, ticket.released()).await {
                 Ok(Released::Dispatch(permit)) => permit,
                 Ok(_) => panic!("neither dispatched nor timed out"),
@@ -121,8 +121,12 @@ async fn fate(gate: Arc<Gate>, began: Instant, arrival: Arrival, hold: Duration)
     Fate::Served(waited)
 }
 
-/// Both, with the same requests, settings and start-ups: the fates and the number of starts.
-async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (Replayed, Vec<Fate>, usize) {
+/// Runs the replay and the proxy with equal inputs. Returns the replay, and fates and number of starts of the proxy.
+async fn both(
+    arrivals: &[Arrival],
+    settings: &ReplaySettings,
+    start_ups: &[u64],
+) -> (ReplayOutcome, Vec<Fate>, usize) {
     let policy = Policy {
         scale_by: ScaleBy::Kubernetes,
         workload: Some(Workload {
@@ -136,7 +140,7 @@ async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (
             timeout: Period::from_millis(settings.hold),
             ..Hold::default()
         },
-        // The replay knows no ramp.
+        // The replay does not model the ramp.
         concurrency: Concurrency { max: settings.concurrency, ramp_start: settings.concurrency },
         readiness: Readiness { probe: false, ..Readiness::default() },
         ..Policy::default()
@@ -168,11 +172,11 @@ async fn both(arrivals: &[Arrival], settings: &Settings, start_ups: &[u64]) -> (
         fates.push(request.await.unwrap());
     }
     let starts = cluster.state.lock().starts;
-    let replayed = replay(arrivals, 0, settings, |at, nth| Draws::new(1, start_ups).of(at, nth));
+    let replayed = replay(arrivals, 0, settings, |at, nth| SeededDraws::new(1, start_ups).draw(at, nth));
     (replayed, fates, starts)
 }
 
-/// The first half of the made-up Monday, with its nightly job.
+/// Returns the first half of the synthetic Monday, with its nightly job.
 fn monday() -> Vec<Arrival> {
     let week = office_week(1);
     let requests = week.requests.iter().take_while(|request| request.at < week.from + 12 * 3_600_000);
@@ -185,9 +189,9 @@ fn monday() -> Vec<Arrival> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_proxy_starts_as_often_and_lets_wait_as_long() {
+async fn replay_matches_the_proxy() {
     let start_ups = [150_000, 200_000, 240_000, 300_000];
-    let settings = Settings {
+    let settings = ReplaySettings {
         floor: 0,
         max_replicas: 1,
         idle: 90_000,
@@ -205,13 +209,14 @@ async fn the_proxy_starts_as_often_and_lets_wait_as_long() {
         (|fate: &Fate| matches!(fate, Fate::Served(waited) if *waited > 0)) as fn(&Fate) -> bool,
         |fate| matches!(fate, Fate::Served(0)),
         |fate| *fate == Fate::TimedOut,
-        |fate| *fate == Fate::Refused,
+        |fate| *fate == Fate::Rejected,
     ] {
-        assert!(count(&fates, is) > 0, "all that can happen happens here: {:?}", (starts, arrivals.len()));
+        assert!(count(&fates, is) > 0, "every outcome must occur: {:?}", (starts, arrivals.len()));
     }
     assert_eq!(fates, replayed.fates);
-    // With room and patience for all.
-    let generous = Settings { idle: 600_000, concurrency: 64, hold_requests: 256, hold: 900_000, ..settings };
+    // With limits that lose no request.
+    let generous =
+        ReplaySettings { idle: 600_000, concurrency: 64, hold_requests: 256, hold: 900_000, ..settings };
     let (replayed, fates, starts) = both(&arrivals, &generous, &start_ups).await;
     assert_eq!((starts, &fates), (replayed.cold_starts, &replayed.fates));
 }

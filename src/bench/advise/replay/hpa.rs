@@ -1,36 +1,36 @@
-//! What KEDA's HPA makes of the queue: from one replica to more, and back to the floor.
+//! Model of the HPA that KEDA creates, which scales between 1 (or the floor) and the maximum.
 //!
-//! The rules are Kubernetes' own (`GetExternalPerPodMetricReplicas`: nothing within 10 % of the target, else the value
-//! divided by the target, rounded up), with the behaviour that our chart sets: two replicas a minute at most, and one a
-//! minute down, to the most that was asked for in the last five minutes.
+//! Follows `GetExternalPerPodMetricReplicas` of Kubernetes (no change within 10 % of the target, else value ÷ target, rounded
+//! up) and the `behavior` of the chart: at most two replicas up and one down per minute, and down only to the largest
+//! recommendation of the last five minutes.
 
 use std::collections::VecDeque;
 
-use super::{Settings, fleet::Fleet};
+use super::{ReplaySettings, fleet::Fleet};
 use crate::{
     demand::{Capacity, Counts, queue_depth},
     domain::Scaling,
 };
 
-/// The HPA's own period (`--horizontal-pod-autoscaler-sync-period`).
-const PERIOD: u64 = 15_000;
-/// Kubernetes' default.
+/// `--horizontal-pod-autoscaler-sync-period`, in milliseconds.
+const SYNC_PERIOD_MS: u64 = 15_000;
+/// `--horizontal-pod-autoscaler-tolerance`.
 const TOLERANCE: f64 = 0.1;
-/// What `behavior` of the chart says.
-const STABILIZATION: u64 = 300_000;
-const MINUTE: u64 = 60_000;
+/// `behavior` of the chart, in milliseconds and replicas.
+const DOWN_STABILIZATION_MS: u64 = 300_000;
+const MINUTE_MS: u64 = 60_000;
 const UP_PER_MINUTE: u32 = 2;
 const DOWN_PER_MINUTE: u32 = 1;
 
 #[derive(Debug)]
 pub(super) struct Hpa {
     capacity: Capacity,
-    least: u32,
-    most: u32,
-    looked: Option<u64>,
-    /// What was asked for in the last five minutes.
-    asked: VecDeque<(u64, u32)>,
-    /// What was changed in the last minute, and by how many.
+    min: u32,
+    max: u32,
+    last_sync: Option<u64>,
+    /// Time and value within the stabilization window.
+    recommendations: VecDeque<(u64, u32)>,
+    /// Time and size of changes within the last minute.
     raised: VecDeque<(u64, u32)>,
     lowered: VecDeque<(u64, u32)>,
 }
@@ -38,48 +38,48 @@ pub(super) struct Hpa {
 // === impl Hpa ===
 
 impl Hpa {
-    pub(super) fn new(settings: &Settings) -> Self {
+    pub(super) fn new(settings: &ReplaySettings) -> Self {
         Self {
             capacity: Capacity {
                 scaling: Scaling { target: settings.target, ..Scaling::default() },
                 concurrency: settings.concurrency,
             },
-            least: settings.floor.max(1),
-            most: settings.max_replicas.max(settings.floor).max(1),
-            looked: None,
-            asked: VecDeque::new(),
+            min: settings.floor.max(1),
+            max: settings.max_replicas.max(settings.floor).max(1),
+            last_sync: None,
+            recommendations: VecDeque::new(),
             raised: VecDeque::new(),
             lowered: VecDeque::new(),
         }
     }
 
-    /// When it looks next, if there is anything to see: more replicas than need be, or too few.
-    pub(super) fn next_look(&self, now: u64, fleet: &Fleet, held: usize) -> Option<u64> {
-        let current = fleet.wanted();
-        // What is in flight fills the replicas that there are at the most: only who waits asks for more.
-        let is_due = current > self.least || (current > 0 && held > 0);
-        (self.most > self.least && is_due).then(|| {
-            let after = self.looked.map_or(0, |looked| looked + PERIOD);
-            after.max(now.next_multiple_of(PERIOD))
+    /// Returns the time of the next sync that could change the replicas.
+    pub(super) fn next_sync(&self, now: u64, fleet: &Fleet, held: usize) -> Option<u64> {
+        let current = fleet.desired();
+        // Requests in flight fit on the current replicas: only held ones can require more.
+        let is_due = current > self.min || (current > 0 && held > 0);
+        (self.max > self.min && is_due).then(|| {
+            let after = self.last_sync.map_or(0, |last| last + SYNC_PERIOD_MS);
+            after.max(now.next_multiple_of(SYNC_PERIOD_MS))
         })
     }
 
-    /// How many replicas it asks for.
-    pub(super) fn look(&mut self, now: u64, fleet: &Fleet, held: usize) -> u32 {
-        self.looked = Some(now);
-        let current = fleet.wanted();
-        let asked = self.desired(fleet, held, current).clamp(self.least, self.most);
-        forget(&mut self.asked, now, STABILIZATION);
-        forget(&mut self.raised, now, MINUTE);
-        forget(&mut self.lowered, now, MINUTE);
-        self.asked.push_back((now, asked));
-        let recent = self.asked.iter().map(|(_, asked)| *asked).max().unwrap_or(asked);
-        if asked > current {
-            let more = (asked - current).min(UP_PER_MINUTE.saturating_sub(sum(&self.raised)));
+    /// Returns the new number of replicas.
+    pub(super) fn sync(&mut self, now: u64, fleet: &Fleet, held: usize) -> u32 {
+        self.last_sync = Some(now);
+        let current = fleet.desired();
+        let recommendation = self.desired(fleet, held, current).clamp(self.min, self.max);
+        drop_older(&mut self.recommendations, now, DOWN_STABILIZATION_MS);
+        drop_older(&mut self.raised, now, MINUTE_MS);
+        drop_older(&mut self.lowered, now, MINUTE_MS);
+        self.recommendations.push_back((now, recommendation));
+        let stabilized = self.recommendations.iter().map(|(_, value)| *value).max().unwrap_or(recommendation);
+        if recommendation > current {
+            let more = (recommendation - current).min(UP_PER_MINUTE.saturating_sub(sum(&self.raised)));
             self.raised.push_back((now, more));
             current + more
-        } else if recent < current {
-            let fewer = (current - recent).min(DOWN_PER_MINUTE.saturating_sub(sum(&self.lowered)));
+        } else if stabilized < current {
+            let fewer = (current - stabilized).min(DOWN_PER_MINUTE.saturating_sub(sum(&self.lowered)));
             self.lowered.push_back((now, fewer));
             current - fewer
         } else {
@@ -105,8 +105,8 @@ impl Hpa {
     }
 }
 
-fn forget(events: &mut VecDeque<(u64, u32)>, now: u64, after: u64) {
-    while events.front().is_some_and(|(at, _)| at + after <= now) {
+fn drop_older(events: &mut VecDeque<(u64, u32)>, now: u64, age: u64) {
+    while events.front().is_some_and(|(at, _)| at + age <= now) {
         events.pop_front();
     }
 }

@@ -1,14 +1,14 @@
-//! The setting as lines of the configuration.
+//! Configuration lines for a setting.
 
 use std::fmt::Write as _;
 
 use super::{
-    super::{Advice, args::ScaledBy, replay::Settings},
+    super::{Advice, args::ScaledBy, replay::ReplaySettings},
     period,
 };
 
-/// What is to be written where.
-pub(super) fn lines(advice: &Advice<'_>, settings: &Settings) -> String {
+/// Renders the configuration, per file or object.
+pub(super) fn lines(advice: &Advice<'_>, settings: &ReplaySettings) -> String {
     let args = advice.args;
     let name = args.route.as_deref().unwrap_or("NAME");
     let hold =
@@ -47,7 +47,7 @@ pub(super) fn lines(advice: &Advice<'_>, settings: &Settings) -> String {
                 let idle = settings.idle / 1_000;
                 let cooldown = idle.saturating_sub(linger);
                 line(&format!(
-                    "  cooldownPeriod: {cooldown}          # {} less the linger",
+                    "  cooldownPeriod: {cooldown}          # {} minus the linger",
                     period(settings.idle)
                 ));
                 line(&format!("  initialCooldownPeriod: {cooldown}"));

@@ -1,17 +1,17 @@
-//! The settings as a table.
+//! Table of all settings.
 
 use std::fmt::Write as _;
 
 use super::{
     super::{Advice, choice::Candidate},
-    words::{money, number, paragraph, percent, period, signed, wait},
+    format::{money, number, paragraph, percent, period, signed, wait},
 };
 
-/// A column of the table: what stands above it, and what is in it.
+/// A column: group heading, heading, and cell of a candidate.
 type Column<'a> = (&'a str, &'a str, Box<dyn Fn(&Candidate) -> String + 'a>);
 
 pub(super) fn table(advice: &Advice<'_>) -> String {
-    let month = advice.month();
+    let month = advice.windows_per_month();
     let hours = move |hours: f64| number(hours * month);
     let mut columns: Vec<Column<'_>> = vec![
         ("", "floor", Box::new(|one| one.settings.floor.to_string())),
@@ -22,31 +22,35 @@ pub(super) fn table(advice: &Advice<'_>) -> String {
         ),
     ];
     if varies(advice, |one| one.settings.concurrency) {
-        columns.push(("", "takes", Box::new(|one| one.settings.concurrency.to_string())));
+        columns.push(("", "concurrency", Box::new(|one| one.settings.concurrency.to_string())));
     }
     if varies(advice, |one| one.settings.hold) {
-        columns.push(("", "held for", Box::new(|one| period(one.settings.hold))));
+        columns.push(("", "hold timeout", Box::new(|one| period(one.settings.hold))));
     }
     if varies(advice, |one| one.settings.hold_requests) {
-        columns.push(("", "held", Box::new(|one| one.settings.hold_requests.to_string())));
+        columns.push(("", "hold max", Box::new(|one| one.settings.hold_requests.to_string())));
     }
-    columns.push(("GPU hours a month", "all", Box::new(move |one| hours(one.figures.gpu_hours.middle))));
-    columns.push(("GPU hours a month", "serving", Box::new(move |one| hours(one.figures.serving_gpu_hours))));
-    columns.push(("GPU hours a month", "idle", Box::new(move |one| hours(one.figures.idle_gpu_hours))));
-    columns.push(("GPU hours a month", "cold", Box::new(move |one| hours(one.figures.cold_gpu_hours))));
+    columns.push(("GPU hours per month", "all", Box::new(move |one| hours(one.figures.gpu_hours.middle))));
+    columns.push((
+        "GPU hours per month",
+        "serving",
+        Box::new(move |one| hours(one.figures.serving_gpu_hours)),
+    ));
+    columns.push(("GPU hours per month", "idle", Box::new(move |one| hours(one.figures.idle_gpu_hours))));
+    columns.push(("GPU hours per month", "cold", Box::new(move |one| hours(one.figures.cold_gpu_hours))));
     if let Some(price) = advice.args.gpu_hour_price {
         columns.push(("", "price", Box::new(move |one| money(one.figures.gpu_hours.middle * month * price))));
     }
     columns.push(("", "saved", Box::new(|one| signed(advice.saved(&one.figures)))));
     columns.push((
         "cold starts",
-        "a day",
+        "per day",
         Box::new(|one| format!("{:.1}", one.figures.cold_starts.middle / advice.days())),
     ));
     columns.push(("cold starts", "met by", Box::new(|one| percent(one.figures.met_cold))));
-    columns.push(("waited", "median", Box::new(|one| wait(one.figures.median_ms.middle))));
-    columns.push(("waited", "p90", Box::new(|one| wait(one.figures.p90_ms.middle))));
-    columns.push(("waited", "p99", Box::new(|one| wait(one.figures.p99_ms.middle))));
+    columns.push(("wait", "median", Box::new(|one| wait(one.figures.median_ms.middle))));
+    columns.push(("wait", "p90", Box::new(|one| wait(one.figures.p90_ms.middle))));
+    columns.push(("wait", "p99", Box::new(|one| wait(one.figures.p99_ms.middle))));
     columns.push(("", "lost", Box::new(|one| percent(one.figures.lost()))));
 
     let cells: Vec<Vec<String>> =
@@ -85,9 +89,8 @@ pub(super) fn table(advice: &Advice<'_>) -> String {
         .gpu_hour_price
         .map(|price| format!(", {}", money(always.gpu_hours.middle * month * price)));
     let legend = format!(
-        "nothing else is cheaper without a longer p99. Saved: of {} GPU hours a month{}, which one replica costs that is \
-         always up. Waited: until sent to a replica; a request that is lost has waited for ever. Lost: held in vain, or \
-         refused.",
+        "Pareto-optimal in GPU hours and p99. Saved: relative to {} GPU hours per month{}, one replica always on. Wait: until \
+         dispatch to a replica; infinite for lost requests. Lost: timed out or rejected.",
         number(always.gpu_hours.middle * month),
         price.unwrap_or_default()
     );
@@ -96,7 +99,7 @@ pub(super) fn table(advice: &Advice<'_>) -> String {
     text
 }
 
-/// Whether the settings differ in this.
+/// Returns whether the candidates differ in `what`.
 pub(super) fn varies<T: PartialEq>(advice: &Advice<'_>, what: impl Fn(&Candidate) -> T) -> bool {
     advice.candidates.windows(2).any(|pair| what(&pair[0]) != what(&pair[1]))
 }

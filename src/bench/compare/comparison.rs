@@ -1,4 +1,4 @@
-//! The comparison itself, pure.
+//! Statistical comparison of two runs. Pure functions.
 
 use std::collections::BTreeSet;
 
@@ -6,44 +6,44 @@ use serde::Serialize;
 
 use crate::bench::{
     results::{Run, Verdict},
-    samples::{Of, Sample},
+    samples::{Metric, Sample},
     stats::{Bootstrap, fisher_exact, holm, mann_whitney, median, smallest_p},
 };
 
-/// What makes a difference one.
+/// Thresholds of a reported change.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Limits {
-    /// The chance of a false alarm, among all rows.
+pub(super) struct Thresholds {
+    /// Family-wise significance level.
     pub(super) alpha: f64,
-    /// The least share of the median before.
+    /// Minimum change, as a ratio of the median before.
     pub(super) threshold: f64,
-    /// The least difference, in milliseconds.
+    /// Minimum change in milliseconds.
     pub(super) floor_ms: f64,
 }
 
-/// Two runs beside each other.
+/// Comparison of two runs. Serialized by `--json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Comparison {
     pub(super) schema: &'static str,
-    pub(super) limits: Limits,
-    pub(super) before: Side,
-    pub(super) after: Side,
-    /// What was tested, in the order of time.
-    pub(super) rows: Vec<Row>,
-    /// Failed cycles, which are tested as well.
-    pub(super) failures: Failures,
-    /// What only one run has.
+    pub(super) limits: Thresholds,
+    pub(super) before: RunHeader,
+    pub(super) after: RunHeader,
+    /// Metrics of both runs, in order of time.
+    pub(super) rows: Vec<MetricComparison>,
+    /// Failed cycles, tested like a metric.
+    pub(super) failures: FailureComparison,
+    /// Metrics of only one run.
     pub(super) only_before: Vec<String>,
     pub(super) only_after: Vec<String>,
-    /// What the reader must know.
+    /// Reasons to doubt the comparison.
     pub(super) warnings: Vec<String>,
-    /// Something became slower, or fails more often.
+    /// Set if a metric became slower or cold starts fail more often.
     pub(super) regression: bool,
 }
 
-/// What is to be known of a run.
+/// Identification of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Side {
+pub(super) struct RunHeader {
     pub(super) label: Option<String>,
     pub(super) started_at: String,
     pub(super) anteroom: String,
@@ -51,46 +51,46 @@ pub(super) struct Side {
     pub(super) counted: usize,
 }
 
-/// A phase or a total in both runs.
+/// A metric in both runs; arrays are `[before, after]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Row {
+pub(super) struct MetricComparison {
     pub(super) name: String,
-    /// Cycles with it, before and after.
+    /// Number of cycles that have the metric.
     pub(super) n: [usize; 2],
-    /// Their medians; of clients' times over the median of each cycle.
+    /// Medians over the cycles; client times enter with the median of each cycle.
     pub(super) median_ms: [f64; 2],
-    /// After less before.
+    /// Median after minus median before.
     pub(super) difference_ms: f64,
-    /// Its 95 % interval by bootstrap.
+    /// 95 % bootstrap interval of `difference_ms`.
     pub(super) ci_ms: Option<[f64; 2]>,
-    /// In percent of the median before.
+    /// `difference_ms` in percent of the median before.
     pub(super) difference_percent: Option<f64>,
-    /// Of the test of Mann and Whitney.
+    /// p-value of the Mann–Whitney test.
     pub(super) p: f64,
-    /// Corrected by Holm over all rows and the failures.
+    /// `p` with Holm's correction over all metrics and the failures.
     pub(super) p_corrected: f64,
     pub(super) change: Change,
 }
 
-/// Failed cycles in both runs.
+/// Failed cycles of both runs; arrays are `[before, after]`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub(super) struct Failures {
+pub(super) struct FailureComparison {
     pub(super) failed: [u64; 2],
-    /// Cycles that could have failed: without those that were not cold.
+    /// Cycles that count as cold or failed.
     pub(super) of: [u64; 2],
-    /// Of Fisher's exact test.
+    /// p-value of Fisher's exact test.
     pub(super) p: f64,
     pub(super) p_corrected: f64,
     pub(super) change: Change,
 }
 
-/// What a difference is.
+/// Classification of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Change {
-    /// Nothing that chance does not explain.
+    /// Not significant.
     Noise,
-    /// There is a difference, too small to matter.
+    /// Significant, but below the thresholds.
     Small,
     /// Slower, or more failures.
     Worse,
@@ -101,33 +101,32 @@ pub(super) enum Change {
 // === impl Comparison ===
 
 impl Comparison {
-    /// Compares.
+    /// Compares two runs.
     ///
     /// # Errors
-    /// A sentence, when neither run has anything that could be compared.
-    pub(super) fn of(before: &Run, after: &Run, limits: Limits) -> Result<Self, String> {
+    /// If a run has no counted cycle. A run in which every cycle failed can be compared as `after`.
+    pub(super) fn of(before: &Run, after: &Run, thresholds: Thresholds) -> Result<Self, String> {
         let counted = [before, after].map(|run| run.counted().count());
         if counted[0] == 0 {
-            return Err("the run before has no cold start that counts: nothing can be compared with it; measure it again"
-                .to_owned());
+            return Err("the run before has no valid cold start; repeat the measurement".to_owned());
         }
-        let failures = Failures::of(before, after);
+        let failures = FailureComparison::of(before, after);
         if counted[1] == 0 && failures.failed[1] == 0 {
-            return Err("the run after has no cold start that counts: measure it again".to_owned());
+            return Err("the run after has no valid cold start; repeat the measurement".to_owned());
         }
         let samples = [before, after].map(Sample::all);
         let mut rows: Vec<_> = samples[0]
             .iter()
             .filter_map(|sample| {
-                let other = samples[1].iter().find(|other| other.of == sample.of)?;
-                Row::of(sample, other)
+                let other = samples[1].iter().find(|other| other.metric == sample.metric)?;
+                MetricComparison::of(sample, other)
             })
             .collect();
         let mut comparison = Self {
             schema: "anteroom.dev/bench-compare/v1",
-            limits,
-            before: Side::of(before, counted[0]),
-            after: Side::of(after, counted[1]),
+            limits: thresholds,
+            before: RunHeader::of(before, counted[0]),
+            after: RunHeader::of(after, counted[1]),
             only_before: only(&samples[0], &samples[1]),
             only_after: only(&samples[1], &samples[0]),
             warnings: Vec::new(),
@@ -139,50 +138,60 @@ impl Comparison {
         let corrected = holm(&all);
         for (row, p) in rows.iter_mut().zip(&corrected) {
             row.p_corrected = *p;
-            row.change = row.judge(limits);
+            row.change = row.classify(thresholds);
         }
         let failures = &mut comparison.failures;
         failures.p_corrected = corrected.last().copied().unwrap_or(1.0);
-        failures.change = failures.judge(limits, counted[1]);
+        failures.change = failures.classify(thresholds, counted[1]);
         comparison.regression =
             failures.change == Change::Worse || rows.iter().any(|row| row.change == Change::Worse);
         comparison.rows = rows;
-        comparison.warnings = warnings(before, after, counted, limits, corrected.len());
+        comparison.warnings = warnings(before, after, counted, thresholds, corrected.len());
         Ok(comparison)
     }
 }
 
 fn only(these: &[Sample], those: &[Sample]) -> Vec<String> {
-    let others: BTreeSet<Of> = those.iter().map(|sample| sample.of).collect();
-    these.iter().filter(|sample| !others.contains(&sample.of)).map(|sample| sample.of.name()).collect()
+    let others: BTreeSet<Metric> = those.iter().map(|sample| sample.metric).collect();
+    these
+        .iter()
+        .filter(|sample| !others.contains(&sample.metric))
+        .map(|sample| sample.metric.name())
+        .collect()
 }
 
-fn warnings(before: &Run, after: &Run, counted: [usize; 2], limits: Limits, tests: usize) -> Vec<String> {
-    let mut warnings = differences(before, after);
-    // Holm's first step is the hardest: whatever passes passes that.
-    let reachable = |n: [usize; 2]| smallest_p(n[0], n[1]) * tests as f64 <= limits.alpha;
+fn warnings(
+    before: &Run,
+    after: &Run,
+    counted: [usize; 2],
+    thresholds: Thresholds,
+    tests: usize,
+) -> Vec<String> {
+    let mut warnings = setting_differences(before, after);
+    // Holm multiplies the smallest p-value by the number of tests.
+    let reachable = |n: [usize; 2]| smallest_p(n[0], n[1]) * tests as f64 <= thresholds.alpha;
     if counted[1] > 0 && !reachable(counted) {
         let enough = (2..200).find(|n| reachable([*n; 2])).unwrap_or(200);
         warnings.push(format!(
-            "with {} and {} cycles no difference can be told from noise at alpha {} over {tests} tests: at least {enough} \
-             cycles each are needed",
-            counted[0], counted[1], limits.alpha
+            "{} and {} cycles are too few for a significant difference at alpha {} over {tests} tests; measure at least \
+             {enough} cycles per run",
+            counted[0], counted[1], thresholds.alpha
         ));
     }
     for (run, name) in [(before, "before"), (after, "after")] {
         let not_cold = run.cycles.iter().filter(|cycle| cycle.verdict == Verdict::NotCold).count();
         if not_cold > 0 {
-            warnings.push(format!("{not_cold} cycles of the run {name} were not cold, and are left out"));
+            warnings.push(format!("{not_cold} cycles of the run {name} were not cold and are ignored"));
         }
         if run.interrupted || run.aborted.is_some() {
-            warnings.push(format!("the run {name} has not all of its {} cycles", run.settings.cycles));
+            warnings.push(format!("the run {name} ended before all {} cycles", run.settings.cycles));
         }
     }
     warnings
 }
 
-/// What was measured differently.
-fn differences(before: &Run, after: &Run) -> Vec<String> {
+/// Returns a warning for each setting in which the runs differ.
+fn setting_differences(before: &Run, after: &Run) -> Vec<String> {
     let of = |run: &Run| {
         let settings = &run.settings;
         [
@@ -203,9 +212,7 @@ fn differences(before: &Run, after: &Run) -> Vec<String> {
     };
     let pairs = of(before).into_iter().zip(of(after)).filter(|(one, other)| one.1 != other.1);
     pairs
-        .map(|((name, one), (_, other))| {
-            format!("measured differently: {name} was {one}, and is {other} in the run after")
-        })
+        .map(|((name, one), (_, other))| format!("the runs differ in {name}: {one} before, {other} after"))
         .collect()
 }
 
@@ -213,9 +220,9 @@ fn kind(run: &Run) -> &'static str {
     run.counted().find_map(|cycle| Some(cycle.cold_start.as_ref()?.kind.name())).unwrap_or("unknown")
 }
 
-// === impl Side ===
+// === impl RunHeader ===
 
-impl Side {
+impl RunHeader {
     fn of(run: &Run, counted: usize) -> Self {
         Self {
             label: run.label.clone(),
@@ -227,15 +234,15 @@ impl Side {
     }
 }
 
-// === impl Row ===
+// === impl MetricComparison ===
 
-impl Row {
+impl MetricComparison {
     fn of(before: &Sample, after: &Sample) -> Option<Self> {
         let values = [before, after].map(Sample::by_cycle);
         let median_ms = [median(&values[0])?, median(&values[1])?];
         let difference_ms = median_ms[1] - median_ms[0];
         Some(Self {
-            name: before.of.name(),
+            name: before.metric.name(),
             n: [values[0].len(), values[1].len()],
             median_ms,
             difference_ms,
@@ -247,10 +254,10 @@ impl Row {
         })
     }
 
-    fn judge(&self, limits: Limits) -> Change {
-        let least = limits.floor_ms.max(limits.threshold * self.median_ms[0]);
+    fn classify(&self, thresholds: Thresholds) -> Change {
+        let least = thresholds.floor_ms.max(thresholds.threshold * self.median_ms[0]);
         match self.difference_ms {
-            _ if self.p_corrected > limits.alpha => Change::Noise,
+            _ if self.p_corrected > thresholds.alpha => Change::Noise,
             difference if difference.abs() < least => Change::Small,
             difference if difference > 0.0 => Change::Worse,
             _ => Change::Better,
@@ -258,9 +265,9 @@ impl Row {
     }
 }
 
-// === impl Failures ===
+// === impl FailureComparison ===
 
-impl Failures {
+impl FailureComparison {
     fn of(before: &Run, after: &Run) -> Self {
         let count = |run: &Run, which: &[Verdict]| {
             run.cycles.iter().filter(|cycle| which.contains(&cycle.verdict)).count() as u64
@@ -270,12 +277,12 @@ impl Failures {
         Self { failed, of, p: fisher_exact(failed, of), p_corrected: 1.0, change: Change::Noise }
     }
 
-    /// If nothing comes up any more, no test has to say that this is worse.
-    fn judge(&self, limits: Limits, counted_after: usize) -> Change {
+    /// Classifies the failures. A run without any cold start is worse without a test.
+    fn classify(&self, thresholds: Thresholds, counted_after: usize) -> Change {
         let rate = |side: usize| self.failed[side] as f64 / self.of[side].max(1) as f64;
         match self.p_corrected {
             _ if counted_after == 0 => Change::Worse,
-            p if p > limits.alpha => Change::Noise,
+            p if p > thresholds.alpha => Change::Noise,
             _ if rate(1) > rate(0) => Change::Worse,
             _ => Change::Better,
         }

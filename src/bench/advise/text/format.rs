@@ -1,13 +1,13 @@
-//! Numbers and sentences as people read them.
+//! Formatting of numbers and paragraphs.
 
 use std::fmt::Write as _;
 
 use crate::domain::Period;
 
-/// How wide sentences get.
-const WIDTH: usize = 110;
+/// Line width of paragraphs, in characters.
+const MAX_LINE_CHARS: usize = 110;
 
-/// An item of a list, in lines that fit.
+/// Adds a wrapped list item.
 pub(in super::super) fn item(text: &mut String, words: &str) {
     paragraph(text, "  - ", "    ", words);
 }
@@ -16,7 +16,7 @@ pub(in super::super) fn paragraph(text: &mut String, first: &str, further: &str,
     let mut line = first.to_owned();
     let mut is_empty = true;
     for word in words.split(' ') {
-        if !is_empty && line.chars().count() + 1 + word.chars().count() > WIDTH {
+        if !is_empty && line.chars().count() + 1 + word.chars().count() > MAX_LINE_CHARS {
             let _ = writeln!(text, "{line}");
             further.clone_into(&mut line);
             is_empty = true;
@@ -30,15 +30,15 @@ pub(in super::super) fn paragraph(text: &mut String, first: &str, further: &str,
     let _ = writeln!(text, "{line}");
 }
 
-/// A time as it is configured.
+/// Formats a time as in the configuration.
 pub(in super::super) fn period(ms: u64) -> String {
     Period::from_millis(ms).to_string().replace(' ', "")
 }
 
-/// A wait, in two units at the most.
+/// Formats a wait with up to two units.
 pub(in super::super) fn wait(ms: Option<u64>) -> String {
     match ms {
-        None => "never".into(),
+        None => "∞".into(),
         Some(0) => "0".into(),
         Some(ms @ 1..1_000) => format!("{ms} ms"),
         Some(ms @ 1_000..60_000) => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
@@ -47,7 +47,7 @@ pub(in super::super) fn wait(ms: Option<u64>) -> String {
     }
 }
 
-/// What samples, in order, are like.
+/// Summarizes sorted samples.
 pub(in super::super) fn samples(sorted: &[u64]) -> String {
     let at = |share: f64| {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to their number")]
@@ -56,7 +56,7 @@ pub(in super::super) fn samples(sorted: &[u64]) -> String {
     };
     match (sorted.first(), sorted.last()) {
         (Some(first), Some(last)) if first == last => wait(Some(*first)),
-        _ => format!("median {}, p90 {}, longest {}", at(0.5), at(0.9), at(1.0)),
+        _ => format!("median {}, p90 {}, maximum {}", at(0.5), at(0.9), at(1.0)),
     }
 }
 
@@ -83,7 +83,7 @@ pub(in super::super) fn signed(share: f64) -> String {
     if rounded == 0.0 { "0".into() } else { format!("{rounded:.0} %") }
 }
 
-/// Three digits or so.
+/// Formats a number with one decimal below 10, else as an integer.
 pub(in super::super) fn number(value: f64) -> String {
     match value {
         value if value < 10.0 => format!("{value:.1}"),

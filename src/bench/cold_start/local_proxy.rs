@@ -1,4 +1,4 @@
-//! A proxy of our own to measure, in this process.
+//! A proxy in this process, to be measured.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -10,45 +10,46 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     app::{Account, Bound, Command},
-    bench::http::Base,
+    bench::http::BaseUrl,
     config::{Config, ConfigError, Loaded, Overrides},
     domain::{Period, Route, Target},
     drain::Request,
     scaler,
 };
 
-/// What is to be measured, before it runs.
+/// Configuration and route of a proxy to start.
 #[derive(Clone)]
-pub(super) struct Script {
+pub(super) struct ProxySpec {
     config: Config,
     route: Route,
 }
 
-/// The proxy, running.
-pub(super) struct Stage {
+/// A running proxy.
+pub(super) struct LocalProxy {
     address: SocketAddr,
     admin_address: SocketAddr,
     commands: mpsc::Sender<Command>,
     running: JoinHandle<Account>,
 }
 
-/// What is measured where nothing else was named.
-const CONFIG: &str = include_str!("default.yaml");
+/// Configuration used without `--config` and `--url`.
+const STAND_IN_CONFIG: &str = include_str!("default.yaml");
 
-// === impl Script ===
+// === impl ProxySpec ===
 
-impl Script {
-    /// The embedded default: a stand-in for vLLM that loads for so long.
+impl ProxySpec {
+    /// Builds the embedded default: a stand-in for vLLM with this load time.
     ///
     /// # Errors
-    /// When this program does not know its own file.
+    /// If the path of this executable is unknown or not UTF-8.
     pub(super) fn stand_in(load_time: Period) -> Result<Self, String> {
-        let unknown = "cannot find this program's own file, which is to play the model server";
+        let unknown =
+            "cannot determine the path of this executable, which is the stand-in for the model server";
         let program = std::env::current_exe().map_err(|error| format!("{unknown}: {error}"))?;
         let program =
             program.to_str().ok_or_else(|| format!("{unknown}: {} is not UTF-8", program.display()))?;
-        let mut config =
-            Config::parse(CONFIG, "the embedded configuration").map_err(|error| error.to_string())?;
+        let mut config = Config::parse(STAND_IN_CONFIG, "the embedded configuration")
+            .map_err(|error| error.to_string())?;
         for route in &mut config.routes {
             if let Target::Process(process) = &mut route.target {
                 for argument in &mut process.command {
@@ -61,17 +62,17 @@ impl Script {
         Self::new(config, None)
     }
 
-    /// A configuration of the user's, and which of its routes.
+    /// Loads a configuration file and selects a route.
     ///
     /// # Errors
-    /// What is wrong with the file, or that it has no such route.
+    /// If the file is invalid or has no such route.
     pub(super) fn read(file: &Path, route: Option<&str>) -> Result<Self, String> {
-        let told = |error: ConfigError| {
-            // Whoever prints this says that it is an error.
+        let text = |error: ConfigError| {
+            // The caller adds the same prefix.
             let report = error.report();
             report.strip_prefix("error: ").unwrap_or(&report).to_owned()
         };
-        let loaded = Loaded::load(file, &Overrides::default()).map_err(told)?;
+        let loaded = Loaded::load(file, &Overrides::default()).map_err(text)?;
         Self::new(loaded.config, route)
     }
 
@@ -80,12 +81,13 @@ impl Script {
         let route = match (name, config.routes.as_slice()) {
             (None, [only]) => only,
             (None, []) => {
-                return Err("the file has no route; one of the cluster is measured where it runs: --url, --admin and \
-                            --route"
-                    .to_owned());
+                return Err(
+                    "the file has no route; to measure a route of a cluster, use --url, --admin and --route"
+                        .to_owned(),
+                );
             }
             (None, _) => {
-                return Err(format!("the file has several routes: say which with --route: {}", names()));
+                return Err(format!("the file has several routes; choose one with --route: {}", names()));
             }
             (Some(name), routes) => routes
                 .iter()
@@ -96,8 +98,8 @@ impl Script {
         Ok(Self { config, route })
     }
 
-    /// Whether its target is a process, which we stop when it is idle.
-    pub(super) const fn stops(&self) -> bool {
+    /// Returns whether the target is a process, which stops when idle.
+    pub(super) const fn is_process(&self) -> bool {
         matches!(self.route.target, Target::Process(_))
     }
 
@@ -105,12 +107,12 @@ impl Script {
         self.route.name.as_str()
     }
 
-    /// The model that the route is found by.
+    /// Returns the first model that the route matches.
     pub(super) fn model(&self) -> Option<&str> {
         self.route.matcher.models.first().map(String::as_str)
     }
 
-    /// What else the route is found by: headers, the host among them.
+    /// Returns the headers that the route matches, including `Host`.
     pub(super) fn headers(&self) -> HeaderMap {
         let matcher = &self.route.matcher;
         let given = matcher.headers.iter().filter_map(|(name, value)| {
@@ -122,19 +124,18 @@ impl Script {
         given.chain(host).collect()
     }
 
-    /// Starts the proxy at free ports of this machine, so that it meets neither a running one nor others' requests.
-    /// Nothing outside is told of its demand.
+    /// Starts the proxy on free loopback ports, isolated from a running one: without scaler, peers and Kubernetes.
     ///
     /// # Errors
-    /// When it cannot start.
-    pub(super) async fn start(mut self, idle: Period) -> Result<Stage, String> {
+    /// If the proxy cannot start.
+    pub(super) async fn start(mut self, idle_timeout: Period) -> Result<LocalProxy, String> {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         (self.config.listen, self.config.admin) = (anywhere, anywhere);
         (self.config.scaler, self.config.peers, self.config.kubernetes) = (None, None, None);
         self.config.drain_delay = Period::ZERO;
         for route in self.config.routes.iter_mut().filter(|route| route.name == self.route.name) {
             if let Target::Process(process) = &mut route.target {
-                process.idle_timeout = idle;
+                process.idle_timeout = idle_timeout;
             }
         }
         let bound = Bound::new(self.config, scaler::Options::default()).await;
@@ -142,39 +143,39 @@ impl Script {
         let (address, admin_address) = (bound.address, bound.admin_address);
         let (commands, received) = mpsc::channel(4);
         let running = tokio::spawn(bound.run(received));
-        Ok(Stage { address, admin_address, commands, running })
+        Ok(LocalProxy { address, admin_address, commands, running })
     }
 }
 
-// === impl Stage ===
+// === impl LocalProxy ===
 
-impl Stage {
-    pub(super) fn base(&self) -> Base {
+impl LocalProxy {
+    pub(super) fn base(&self) -> BaseUrl {
         self.address.into()
     }
 
-    pub(super) fn admin(&self) -> Base {
+    pub(super) fn admin(&self) -> BaseUrl {
         self.admin_address.into()
     }
 
-    /// Ends the proxy and the model server in order; when `hurry` comes, what is under way is cut off.
-    pub(super) async fn stop(self, hurry: impl Future<Output = ()>) {
+    /// Stops the proxy and the model server gracefully, or immediately once `cancelled` completes.
+    pub(super) async fn stop(self, cancelled: impl Future<Output = ()>) {
         let Self { commands, mut running, .. } = self;
-        let ask = async || commands.send(Command::Stop(Request::Interrupt)).await;
-        let _ = ask().await;
+        let stop = async || commands.send(Command::Stop(Request::Interrupt)).await;
+        let _ = stop().await;
         tokio::select! {
-            // It may have ended already.
+            // Biased: the proxy may already have ended.
             biased;
-            ended = &mut running => return passed_on(ended),
-            () = hurry => {}
+            ended = &mut running => return propagate_panic(ended),
+            () = cancelled => {}
         }
-        let _ = ask().await;
-        passed_on(running.await);
+        let _ = stop().await;
+        propagate_panic(running.await);
     }
 }
 
-/// A panic of the proxy is a panic of ours.
-fn passed_on(ended: Result<Account, tokio::task::JoinError>) {
+/// Resumes a panic of the proxy task.
+fn propagate_panic(ended: Result<Account, tokio::task::JoinError>) {
     if let Err(error) = ended {
         std::panic::resume_unwind(error.into_panic());
     }
@@ -185,18 +186,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_embedded_configuration_is_valid_and_complete() {
-        let script = Script::stand_in(Period::from_millis(1500)).unwrap();
-        let Target::Process(process) = &script.route.target else { panic!("a process") };
+    fn stand_in_configuration_is_complete() {
+        let spec = ProxySpec::stand_in(Period::from_millis(1500)).unwrap();
+        let Target::Process(process) = &spec.route.target else { panic!("a process") };
         let open: Vec<_> = process.command.iter().filter(|argument| argument.contains('{')).collect();
         assert_eq!(open, ["--port={port}"]);
         assert!(process.command.contains(&"--load-time=1s500ms".to_owned()), "{:?}", process.command);
-        assert!(script.stops());
-        assert_eq!((script.route(), script.model()), ("stand-in", Some("stand-in")));
+        assert!(spec.is_process());
+        assert_eq!((spec.route(), spec.model()), ("stand-in", Some("stand-in")));
     }
 
     #[test]
-    fn a_request_has_what_its_route_is_found_by() {
+    fn requests_carry_model_and_headers_of_the_route() {
         let config = "routes:
   - name: tiny
     match: { models: [a, b], hosts: ['*.example.com'], headers: { x-tier: gold } }
@@ -206,11 +207,11 @@ mod tests {
     target: { url: http://127.0.0.1:2 }
 ";
         let config = Config::parse(config, "a test").unwrap();
-        let script = Script::new(config.clone(), Some("tiny")).unwrap();
-        assert_eq!((script.model(), script.stops()), (Some("a"), false));
-        assert_eq!(script.headers()["host"], "bench.example.com");
-        assert_eq!(script.headers()["x-tier"], "gold");
-        let error = |name| Script::new(config.clone(), name).err().unwrap();
+        let spec = ProxySpec::new(config.clone(), Some("tiny")).unwrap();
+        assert_eq!((spec.model(), spec.is_process()), (Some("a"), false));
+        assert_eq!(spec.headers()["host"], "bench.example.com");
+        assert_eq!(spec.headers()["x-tier"], "gold");
+        let error = |name| ProxySpec::new(config.clone(), name).err().unwrap();
         assert!(error(None).contains("--route: tiny, other"));
         assert!(error(Some("big")).contains("no route big; it has: tiny, other"));
     }
