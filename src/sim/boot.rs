@@ -1,44 +1,44 @@
-//! The load: vLLM's log lines, spread over the time that it shall take, and its ways to go wrong.
+//! Simulated load: log lines of vLLM over the load time, and injected failures.
 
 use super::{SimArgs, SimError};
 use std::{collections::VecDeque, future, io::Write as _, net::SocketAddr, process, time::Duration};
 use tokio::time::{Instant, sleep_until};
 
-/// A load under way.
-pub(super) struct Load {
-    log: Log,
+/// A load in progress.
+pub(super) struct LoadSequence {
+    log: LogSink,
     started: Instant,
-    /// How long the port stays closed.
+    /// Time with a closed port.
     pub(super) closed: Duration,
-    /// From the start until ready.
+    /// Time from the start until ready.
     pub(super) total: Duration,
     hang: bool,
     fail: Option<u8>,
-    /// When, where in vLLM, and what.
+    /// Due time, source location in vLLM, and message of each log line.
     milestones: VecDeque<(Duration, &'static str, String)>,
 }
 
-/// Where the lines go: to standard error for a process of its own, nowhere inside another program.
+/// Destination of log lines: standard error for the command, none for the library.
 #[derive(Clone, Copy)]
-pub(super) enum Log {
+pub(super) enum LogSink {
     Silent,
     Stderr,
 }
 
-// === impl Log ===
+// === impl LogSink ===
 
-impl Log {
+impl LogSink {
     pub(super) fn listening(self, address: SocketAddr) {
         self.engine("entry.py:140", &format!("Starting vLLM server on http://{address}"));
     }
 
     pub(super) fn ready(self) {
         self.line(&format!("INFO:     Started server process [{}]", process::id()));
-        self.line("INFO:     Waiting for application startup.");
+        self.line("INFO:     WaitingGuard for application startup.");
         self.line("INFO:     Application startup complete.");
     }
 
-    /// The lines that vLLM leaves behind when the weights do not fit.
+    /// Logs the output of vLLM when GPU memory is insufficient.
     fn traceback(self) {
         let engine = format!("(EngineCore pid={}) ERROR [core.py:1510]", process::id());
         for line in [
@@ -64,7 +64,7 @@ impl Log {
         self.line(&format!("(EngineCore pid={}) INFO {date} {time} [{place}] {message}", process::id()));
     }
 
-    /// A reader that has gone is no reason to die, so this is not `eprintln!`, which panics.
+    /// Ignores a closed pipe, on which `eprintln!` would panic.
     fn line(self, line: &str) {
         if let Self::Stderr = self {
             let _ = writeln!(std::io::stderr().lock(), "{line}");
@@ -72,17 +72,17 @@ impl Log {
     }
 }
 
-// === impl Load ===
+// === impl LoadSequence ===
 
-impl Load {
-    pub(super) fn start(args: &SimArgs, log: Log) -> Self {
+impl LoadSequence {
+    pub(super) fn start(args: &SimArgs, log: LogSink) -> Self {
         let (closed, unready) = args.load_phases();
         let total = closed.saturating_add(unready);
         let seconds = total.as_secs_f64();
         let model = args.first_model();
         let mut milestones = VecDeque::new();
-        // Shares of a load from a local disk with a cold compile cache: reading the weights is about a third,
-        // compiling and capturing graphs most of the rest.
+        // Proportions of a load from a local disk with a cold compile cache: about a third for reading weights, most of the
+        // rest for compilation and graph capture.
         for (share, place, message) in [
             (0.00, "core.py:116", format!("Initializing a stand-in for the V1 LLM engine, model={model}")),
             (0.05, "gpu_model_runner.py:5040", format!("Starting to load model {model}...")),
@@ -123,28 +123,28 @@ impl Load {
         }
     }
 
-    /// Goes on with the load until so long after its start, without waiting for what is past already: a port
-    /// that opens once the load is over never answers 503.
+    /// Continues the load until this time after its start. Returns immediately if that time has passed, so that a port
+    /// opened at the end of the load never returns 503.
     pub(super) async fn advance(&mut self, until: Duration) -> Result<(), SimError> {
         while let Some((due, place, message)) = self.milestones.pop_front_if(|(due, ..)| *due <= until) {
-            self.reach(due).await;
+            self.sleep_until(due).await;
             self.log.engine(place, &message);
         }
         if let Some(code) = self.fail
             && self.total / 2 <= until
         {
-            self.reach(self.total / 2).await;
+            self.sleep_until(self.total / 2).await;
             self.log.traceback();
             return Err(SimError::LoadFailed { code });
         }
         if self.hang && self.total <= until {
             future::pending::<()>().await;
         }
-        self.reach(until).await;
+        self.sleep_until(until).await;
         Ok(())
     }
 
-    async fn reach(&self, point: Duration) {
+    async fn sleep_until(&self, point: Duration) {
         if self.started.elapsed() < point {
             sleep_until(self.started + point).await;
         }
@@ -155,8 +155,8 @@ impl Load {
 mod tests {
     use super::*;
 
-    fn load(args: SimArgs) -> Load {
-        Load::start(&args, Log::Silent)
+    fn load(args: SimArgs) -> LoadSequence {
+        LoadSequence::start(&args, LogSink::Silent)
     }
 
     fn seconds(seconds: u64) -> Duration {
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failure_comes_halfway() {
+    async fn load_failure_occurs_halfway() {
         let args = SimArgs { load_time: seconds(90), fail_load: Some(3), ..SimArgs::default() };
         let start = Instant::now();
         let mut load = load(args);

@@ -1,6 +1,6 @@
-//! One connection: HTTP/1.1 or HTTP/2, and the reset that a handler may ask for.
+//! One connection over HTTP/1.1 or HTTP/2, which handlers can reset.
 
-use super::{api, server::Server};
+use super::{api, server::SimServer};
 use hyper::{
     rt::{Read, ReadBufCursor, Write},
     service::service_fn,
@@ -18,29 +18,28 @@ use std::{
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-/// Ends a connection with a TCP reset.
+/// Handle that closes a connection with a TCP reset.
 #[derive(Clone, Default)]
-pub(super) struct Reset(CancellationToken);
+pub(super) struct ConnectionReset(CancellationToken);
 
-/// A socket that is closed with a reset where one was asked for. hyper owns the socket until the connection is
-/// dropped, so that is where the reset has to happen.
-struct Socket {
+/// A socket that sends a reset on drop if requested. hyper owns the socket until the connection is dropped.
+struct ResettableSocket {
     io: TokioIo<TcpStream>,
-    reset: Reset,
+    reset: ConnectionReset,
 }
 
-pub(super) async fn serve(server: Arc<Server>, stream: TcpStream) {
-    // Tokens are small and each is its own segment, as a client of a real stream sees them.
+pub(super) async fn serve(server: Arc<SimServer>, stream: TcpStream) {
+    // Sends each token in its own segment, like a real server.
     let _ = stream.set_nodelay(true);
-    let reset = Reset::default();
-    let socket = Socket { io: TokioIo::new(stream), reset: reset.clone() };
+    let reset = ConnectionReset::default();
+    let socket = ResettableSocket { io: TokioIo::new(stream), reset: reset.clone() };
     let service = service_fn(|request| api::answer(Arc::clone(&server), reset.clone(), request));
     let builder = auto::Builder::new(TokioExecutor::new());
     let mut connection = pin!(builder.serve_connection(socket, service));
     let mut draining = false;
     loop {
         tokio::select! {
-            // The ends come first: a connection that is to die writes nothing more.
+            // Biased: a connection to be closed writes nothing more.
             biased;
             () = reset.0.cancelled() => return,
             () = server.abort.cancelled() => return,
@@ -48,25 +47,25 @@ pub(super) async fn serve(server: Arc<Server>, stream: TcpStream) {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
-            // An error is the client's going away, which the generations have noticed by being dropped.
+            // Errors mean a disconnected client; its generations are aborted on drop.
             _ = connection.as_mut() => return,
         }
     }
 }
 
-// === impl Reset ===
+// === impl ConnectionReset ===
 
-impl Reset {
-    /// Resets the connection, and with it drops the caller.
+impl ConnectionReset {
+    /// Resets the connection, which drops the calling future.
     pub(super) async fn now<T>(&self) -> T {
         self.0.cancel();
         future::pending().await
     }
 }
 
-// === impl Socket ===
+// === impl ResettableSocket ===
 
-impl Drop for Socket {
+impl Drop for ResettableSocket {
     fn drop(&mut self) {
         if self.reset.0.is_cancelled() {
             let _ = self.io.inner().set_zero_linger();
@@ -74,7 +73,7 @@ impl Drop for Socket {
     }
 }
 
-impl Read for Socket {
+impl Read for ResettableSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -84,7 +83,7 @@ impl Read for Socket {
     }
 }
 
-impl Write for Socket {
+impl Write for ResettableSocket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }

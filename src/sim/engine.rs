@@ -1,9 +1,9 @@
-//! The engine: who runs, who waits, and when the tokens come.
+//! Scheduling of requests and timing of tokens.
 
 use super::{
     SimArgs,
-    sleep::Sleep,
-    text::{Prompt, Words},
+    sleep::SleepMode,
+    text::{Prompt, WordGenerator},
 };
 use std::{
     sync::{
@@ -17,66 +17,65 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// What all requests share.
+/// State shared by all requests.
 pub(super) struct Engine {
     seed: u64,
     tokens: u64,
     max_running: u32,
     time_to_first_token: Duration,
     inter_token_time: Duration,
-    /// A fair semaphore: its queue is the waiting queue.
+    /// Fair: the queue of the semaphore is the waiting queue.
     slots: Arc<Semaphore>,
-    pub(super) sleep: Sleep,
+    pub(super) sleep: SleepMode,
     waiting: AtomicU64,
     prompt_tokens: AtomicU64,
     generation_tokens: AtomicU64,
-    finished: [AtomicU64; Finish::ALL.len()],
+    finished: [AtomicU64; FinishReason::ALL.len()],
 }
 
-/// Why a request ended.
+/// `finish_reason` of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Finish {
+pub(super) enum FinishReason {
     Stop,
     Length,
-    /// The client went away.
+    /// The client disconnected.
     Abort,
 }
 
-/// What `/metrics` tells.
-pub(super) struct Reading {
+/// Values of `/metrics`.
+pub(super) struct EngineStats {
     pub(super) waiting: u64,
     pub(super) running: u64,
-    /// The share of slots that are taken: a KV cache that is full when no more can run.
+    /// Share of busy slots.
     pub(super) kv_cache_usage: f64,
-    /// The level at which it sleeps; 0 when it is awake.
-    pub(super) sleeps_at: u8,
+    /// Sleep level; 0 when awake.
+    pub(super) sleep_level: u8,
     pub(super) prompt_tokens: u64,
     pub(super) generation_tokens: u64,
-    pub(super) finished: [u64; Finish::ALL.len()],
+    pub(super) finished: [u64; FinishReason::ALL.len()],
 }
 
-/// One request in the engine. It takes its place in the queue when it is first polled, and dropping it before
-/// its last token aborts it.
+/// One request. Enters the queue when first polled; dropping it before the last token aborts it.
 pub(super) struct Generation {
     engine: Arc<Engine>,
-    words: Words,
+    words: WordGenerator,
     prompt: Prompt,
     slot: Option<OwnedSemaphorePermit>,
     due: Instant,
     pub(super) prompt_tokens: u64,
     pub(super) tokens: u64,
-    /// Tokens when it will be complete.
+    /// Number of tokens of the complete answer.
     pub(super) budget: u64,
-    /// How it ends if nobody goes away.
-    pub(super) finish: Finish,
+    /// Finish reason unless aborted.
+    pub(super) finish: FinishReason,
     ended: bool,
 }
 
-struct Waiting<'a>(&'a AtomicU64);
+struct WaitingGuard<'a>(&'a AtomicU64);
 
-// === impl Finish ===
+// === impl FinishReason ===
 
-impl Finish {
+impl FinishReason {
     pub(super) const ALL: [Self; 3] = [Self::Stop, Self::Length, Self::Abort];
 
     pub(super) fn name(self) -> &'static str {
@@ -99,7 +98,7 @@ impl Engine {
             time_to_first_token: args.time_to_first_token,
             inter_token_time: args.inter_token_time,
             slots: Arc::new(Semaphore::new(args.max_running as usize)),
-            sleep: Sleep::default(),
+            sleep: SleepMode::default(),
             waiting: AtomicU64::new(0),
             prompt_tokens: AtomicU64::new(0),
             generation_tokens: AtomicU64::new(0),
@@ -107,15 +106,15 @@ impl Engine {
         }
     }
 
-    /// An answer of the configured length, or of `limit` tokens if that is less.
+    /// Creates a generation of the configured length, or of `limit` tokens if that is less.
     pub(super) fn submit(self: &Arc<Self>, prompt: Prompt, limit: Option<u64>) -> Generation {
         let (budget, finish) = match limit {
-            Some(limit) if limit < self.tokens => (limit.max(1), Finish::Length),
-            _ => (self.tokens, Finish::Stop),
+            Some(limit) if limit < self.tokens => (limit.max(1), FinishReason::Length),
+            _ => (self.tokens, FinishReason::Stop),
         };
         Generation {
             engine: Arc::clone(self),
-            words: Words::new(self.seed, prompt),
+            words: WordGenerator::new(self.seed, prompt),
             prompt,
             slot: None,
             due: Instant::now(),
@@ -127,13 +126,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn read(&self) -> Reading {
+    pub(super) fn read(&self) -> EngineStats {
         let running = u64::from(self.max_running) - self.slots.available_permits() as u64;
-        Reading {
+        EngineStats {
             waiting: self.waiting.load(Relaxed),
             running,
             kv_cache_usage: running as f64 / f64::from(self.max_running),
-            sleeps_at: self.sleep.level(),
+            sleep_level: self.sleep.level(),
             prompt_tokens: self.prompt_tokens.load(Relaxed),
             generation_tokens: self.generation_tokens.load(Relaxed),
             finished: std::array::from_fn(|reason| self.finished[reason].load(Relaxed)),
@@ -144,24 +143,23 @@ impl Engine {
 // === impl Generation ===
 
 impl Generation {
-    /// Waits for a slot, and for the prompt's time in it. While the engine sleeps it waits, too: vLLM takes requests
-    /// then, and does nothing for them.
+    /// Waits for a slot and for the time to first token. Also waits while the engine sleeps: vLLM accepts requests then but
+    /// does not process them.
     async fn prefill(&mut self) {
-        let waiting = Waiting::enter(&self.engine.waiting);
+        let waiting = WaitingGuard::enter(&self.engine.waiting);
         self.engine.sleep.awake().await;
         let slots = Arc::clone(&self.engine.slots);
         self.slot = slots.acquire_owned().await.ok();
         drop(waiting);
         if !self.engine.sleep.has_weights() {
-            self.words = Words::new(!self.engine.seed, self.prompt);
+            self.words = WordGenerator::new(!self.engine.seed, self.prompt);
         }
         self.engine.prompt_tokens.fetch_add(self.prompt_tokens, Relaxed);
         self.due = Instant::now() + self.engine.time_to_first_token;
         sleep_until(self.due).await;
     }
 
-    /// The next token, when it is due. Tokens keep their distance from the first one, so that a client that
-    /// reads slowly finds those that it has missed.
+    /// Returns the next token when due. Due times are relative to the first token, so a slow reader catches up.
     pub(super) async fn next(&mut self) -> Option<&'static str> {
         if self.ended {
             return None;
@@ -180,7 +178,7 @@ impl Generation {
         Some(self.words.next())
     }
 
-    /// All of the text at once.
+    /// Generates the whole text.
     pub(super) async fn text(&mut self) -> String {
         let mut text = String::new();
         while let Some(word) = self.next().await {
@@ -189,13 +187,13 @@ impl Generation {
         text
     }
 
-    /// What an embedding needs: its turn, and no token.
+    /// Runs an embedding request, which generates no tokens.
     pub(super) async fn pool(&mut self) {
         self.prefill().await;
-        self.end(Finish::Stop);
+        self.end(FinishReason::Stop);
     }
 
-    fn end(&mut self, finish: Finish) {
+    fn end(&mut self, finish: FinishReason) {
         self.ended = true;
         self.slot = None;
         self.engine.finished[finish as usize].fetch_add(1, Relaxed);
@@ -205,21 +203,21 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         if !self.ended {
-            self.end(Finish::Abort);
+            self.end(FinishReason::Abort);
         }
     }
 }
 
-// === impl Waiting ===
+// === impl WaitingGuard ===
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingGuard<'a> {
     fn enter(count: &'a AtomicU64) -> Self {
         count.fetch_add(1, Relaxed);
         Self(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -235,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn tokens_come_on_time() {
+    async fn tokens_arrive_on_schedule() {
         let engine = engine(SimArgs {
             tokens: 3,
             time_to_first_token: Duration::from_millis(200),
@@ -254,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn queue_is_first_come_first_served() {
+    async fn waiting_queue_is_fifo() {
         let engine = engine(SimArgs { max_running: 1, tokens: 2, ..SimArgs::default() });
         let mut generations = [(); 3].map(|()| engine.submit(Prompt::new(), None));
         let [running, second, third] = &mut generations;
@@ -265,7 +263,7 @@ mod tests {
         assert!(third.as_mut().now_or_never().is_none());
         assert_eq!((engine.read().running, engine.read().waiting), (1, 2));
         assert!(running.next().await.is_some());
-        // The slot is free, and it is the second's, whoever asks first.
+        // The free slot belongs to the second, even if the third is polled first.
         assert!(third.as_mut().now_or_never().is_none());
         second.await;
         third.await;
@@ -273,13 +271,13 @@ mod tests {
     }
 
     #[test]
-    fn limit_wins_where_it_is_lower() {
+    fn lower_request_limit_wins() {
         let engine = engine(SimArgs { tokens: 10, ..SimArgs::default() });
         for (limit, budget, finish) in [
-            (None, 10, Finish::Stop),
-            (Some(9), 9, Finish::Length),
-            (Some(10), 10, Finish::Stop),
-            (Some(0), 1, Finish::Length),
+            (None, 10, FinishReason::Stop),
+            (Some(9), 9, FinishReason::Length),
+            (Some(10), 10, FinishReason::Stop),
+            (Some(0), 1, FinishReason::Length),
         ] {
             let generation = engine.submit(Prompt::new(), limit);
             assert_eq!((generation.budget, generation.finish), (budget, finish));

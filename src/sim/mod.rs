@@ -1,10 +1,9 @@
-//! `anteroom sim`: a stand-in for a vLLM server.
+//! `anteroom sim`: a simulated vLLM server, for demonstrations, load tests and CI without a GPU.
 //!
-//! It answers vLLM's routes in vLLM's shapes with made-up text, takes its time to load as a real server does,
-//! and fails on demand: for demonstrations, load tests and CI, where no GPU is. It follows vLLM 0.32.
+//! Serves the routes of vLLM 0.32 with generated text, simulates load times and injects failures.
 //!
-//! What it says is a function of its arguments and the requests: the same prompt gets the same words, and the
-//! same seed and order of requests give the same ids and failures. The time of `created` is made up, too.
+//! Deterministic: equal prompts get equal answers, and an equal seed and order of requests give equal ids, `created` times
+//! and failures.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), anteroom::sim::SimError> {
@@ -30,8 +29,8 @@ mod text;
 
 pub use args::SimArgs;
 
-use boot::Log;
-use server::Server;
+use boot::LogSink;
+use server::SimServer;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -43,47 +42,47 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A simulated server with its address reserved.
+/// A simulated server, bound to its address.
 pub struct Sim {
-    server: Arc<Server>,
+    server: Arc<SimServer>,
     socket: TcpSocket,
     address: SocketAddr,
 }
 
-/// Why a simulated server ended otherwise than by being asked to.
+/// Error that ends a simulated server.
 #[derive(Debug, thiserror::Error)]
 pub enum SimError {
-    /// The address cannot be listened on.
+    /// Binding or listening failed.
     #[error("cannot listen on {address}: {source}{}", hint(.source))]
     Listen {
-        /// The address that was asked for.
+        /// Requested address.
         address: SocketAddr,
-        /// Why not.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// The operating system gave no socket.
-    #[error("no socket to listen with: {0}")]
+    /// Creating or configuring the socket failed.
+    #[error("cannot create a socket: {0}")]
     Socket(#[source] io::Error),
-    /// SIGTERM and SIGINT cannot be caught.
-    #[error("cannot catch signals: {0}")]
+    /// Installing the signal handlers failed.
+    #[error("cannot handle signals: {0}")]
     Signals(#[source] io::Error),
-    /// `--fail-load`.
-    #[error("the load failed, as --fail-load asked")]
+    /// Failure injected by `--fail-load`.
+    #[error("load failure injected by --fail-load")]
     LoadFailed {
-        /// What the process is to exit with.
+        /// Exit code of the process.
         code: u8,
     },
-    /// `--exit-after`.
-    #[error("crashed, as --exit-after asked")]
+    /// Crash injected by `--exit-after`.
+    #[error("crash injected by --exit-after")]
     Crashed,
 }
 
-/// Runs a simulated server until SIGTERM or SIGINT, and logs to standard error as vLLM does.
+/// Runs a simulated server until SIGTERM or SIGINT. Logs to standard error in vLLM's format.
 pub async fn run(args: SimArgs) -> Result<(), SimError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(SimError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(SimError::Signals)?;
     let shutdown = CancellationToken::new();
-    let mut serve = std::pin::pin!(Sim::reserve(args, Log::Stderr)?.serve(shutdown.clone()));
+    let mut serve = std::pin::pin!(Sim::reserve(args, LogSink::Stderr)?.serve(shutdown.clone()));
     loop {
         tokio::select! {
             ended = &mut serve => return ended,
@@ -95,7 +94,7 @@ pub async fn run(args: SimArgs) -> Result<(), SimError> {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => ". Choose another with --port, or stop what listens there",
+        io::ErrorKind::AddrInUse => ". Choose another port with --port, or stop the process that uses it",
         io::ErrorKind::AddrNotAvailable => ". Choose an address of this machine with --host",
         io::ErrorKind::PermissionDenied => ". Choose a port above 1023 with --port",
         _ => "",
@@ -105,33 +104,33 @@ fn hint(error: &io::Error) -> &'static str {
 // === impl Sim ===
 
 impl Sim {
-    /// Reserves the address. Connections are refused until [`Sim::serve`] has come so far: the socket is bound
-    /// but does not listen, as vLLM's while it loads.
+    /// Binds the address. Connections are refused until [`Sim::serve`] opens the port: like vLLM, the socket is bound but
+    /// not listening during the load.
     pub async fn bind(args: SimArgs) -> Result<Self, SimError> {
-        Self::reserve(args, Log::Silent)
+        Self::reserve(args, LogSink::Silent)
     }
 
-    fn reserve(args: SimArgs, log: Log) -> Result<Self, SimError> {
+    fn reserve(args: SimArgs, log: LogSink) -> Result<Self, SimError> {
         let address = SocketAddr::new(args.host, args.port);
         let socket = match args.host {
             IpAddr::V4(_) => TcpSocket::new_v4(),
             IpAddr::V6(_) => TcpSocket::new_v6(),
         }
         .map_err(SimError::Socket)?;
-        // For a restart on the same port while connections of the last run linger.
+        // Allows a restart on the same port while old connections are in TIME_WAIT.
         socket.set_reuseaddr(true).map_err(SimError::Socket)?;
         socket.bind(address).map_err(|source| SimError::listen(address, source))?;
         let address = socket.local_addr().map_err(SimError::Socket)?;
-        Ok(Self { server: Arc::new(Server::new(args, log)), socket, address })
+        Ok(Self { server: Arc::new(SimServer::new(args, log)), socket, address })
     }
 
-    /// The address reserved, with the true port where 0 was asked for.
+    /// Returns the bound address, with the actual port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Loads and serves until `shutdown` is cancelled, then gives answers under way `--shutdown-timeout` to
-    /// finish. Dropping the future ends all connections.
+    /// Loads and serves until `shutdown` is cancelled, then lets requests in flight finish within `--shutdown-timeout`.
+    /// Dropping the future closes all connections.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), SimError> {
         let _connections = self.server.abort.clone().drop_guard();
         self.server.run(self.socket, &shutdown).await
@@ -145,7 +144,7 @@ impl SimError {
         Self::Listen { address, source }
     }
 
-    /// What the process is to exit with.
+    /// Returns the exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::LoadFailed { code } => *code,

@@ -1,9 +1,9 @@
-//! What the connections share, and the loop that accepts them.
+//! Shared state and accept loop.
 
 use super::{
     SimArgs, SimError,
-    api::Store,
-    boot::{Load, Log},
+    api::ResponseStore,
+    boot::{LoadSequence, LogSink},
     connection,
     engine::Engine,
 };
@@ -21,32 +21,32 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-const BACKLOG: u32 = 1024;
+const LISTEN_BACKLOG: u32 = 1024;
 
-/// What the connections share.
-pub(super) struct Server {
+/// State shared by all connections.
+pub(super) struct SimServer {
     pub(super) args: SimArgs,
-    pub(super) log: Log,
+    pub(super) log: LogSink,
     pub(super) engine: Arc<Engine>,
-    pub(super) store: Store,
+    pub(super) store: ResponseStore,
     pub(super) ready: AtomicBool,
     pub(super) sequence: AtomicU64,
-    /// Ends this process as `--exit-after` asks.
+    /// Crashes the server, for `--exit-after`.
     pub(super) crash: CancellationToken,
-    /// Connections take no further request.
+    /// Stops connections from accepting further requests.
     pub(super) drain: CancellationToken,
-    /// Connections end at once.
+    /// Closes connections immediately.
     pub(super) abort: CancellationToken,
 }
 
-// === impl Server ===
+// === impl SimServer ===
 
-impl Server {
-    pub(super) fn new(args: SimArgs, log: Log) -> Self {
+impl SimServer {
+    pub(super) fn new(args: SimArgs, log: LogSink) -> Self {
         Self {
             log,
             engine: Arc::new(Engine::new(&args)),
-            store: Store::default(),
+            store: ResponseStore::default(),
             ready: AtomicBool::new(false),
             sequence: AtomicU64::new(0),
             crash: CancellationToken::new(),
@@ -56,21 +56,21 @@ impl Server {
         }
     }
 
-    /// Loads, opens the port when it is time, and serves until `shutdown`.
+    /// Loads, opens the port, and serves until `shutdown`.
     pub(super) async fn run(
         self: &Arc<Self>,
         socket: TcpSocket,
         shutdown: &CancellationToken,
     ) -> Result<(), SimError> {
-        let mut load = Load::start(&self.args, self.log);
+        let mut load = LoadSequence::start(&self.args, self.log);
         tokio::select! {
-            // Asked to stop and ready in the same instant, it stops.
+            // Biased: shutdown takes precedence over readiness.
             biased;
             () = shutdown.cancelled() => return Ok(()),
             closed = load.advance(load.closed) => closed?,
         }
         let address = socket.local_addr().map_err(SimError::Socket)?;
-        let listener = socket.listen(BACKLOG).map_err(|source| SimError::listen(address, source))?;
+        let listener = socket.listen(LISTEN_BACKLOG).map_err(|source| SimError::listen(address, source))?;
         self.log.listening(address);
 
         let connections = TaskTracker::new();
@@ -89,7 +89,7 @@ impl Server {
     async fn accept(
         self: &Arc<Self>,
         listener: TcpListener,
-        mut load: Load,
+        mut load: LoadSequence,
         connections: &TaskTracker,
         shutdown: &CancellationToken,
     ) -> Result<(), SimError> {
@@ -97,8 +97,8 @@ impl Server {
         let mut loading = std::pin::pin!(load.advance(total));
         loop {
             tokio::select! {
-                // Readiness goes before the next connection, so that a load without an unready phase never
-                // shows one.
+                // Biased: readiness takes precedence over connections, so that a load without an unready phase never
+                // returns 503.
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 () = self.crash.cancelled() => return Err(SimError::Crashed),
@@ -118,7 +118,7 @@ impl Server {
     }
 }
 
-/// A connection that died in the backlog is nothing; out of file descriptors, trying at once would only spin.
+/// Pauses after accept errors such as exhausted file descriptors, to avoid a busy loop. Aborted connections need none.
 async fn pause_after(error: &io::Error) {
     if error.kind() != io::ErrorKind::ConnectionAborted {
         sleep(Duration::from_millis(50)).await;

@@ -1,30 +1,30 @@
-//! Sleep mode: which memory is there, and who waits for it to come back.
+//! Sleep mode of the engine.
 
 use tokio::sync::watch;
 
-/// Whether the engine sleeps, how deep, and what it still lacks.
-pub(super) struct Sleep(watch::Sender<State>);
+/// Sleep level and memory of the engine.
+pub(super) struct SleepMode(watch::Sender<SleepState>);
 
 #[derive(Clone, Copy, Default)]
-struct State {
-    /// 0 is awake.
+struct SleepState {
+    /// 0 when awake.
     level: u8,
     lacks_weights: bool,
     lacks_kv_cache: bool,
-    /// Level 2 discards the weights: the memory comes back without them.
+    /// Set by level 2: the memory comes back without the weights.
     discarded: bool,
 }
 
-// === impl Sleep ===
+// === impl SleepMode ===
 
-impl Default for Sleep {
+impl Default for SleepMode {
     fn default() -> Self {
-        Self(watch::Sender::new(State::default()))
+        Self(watch::Sender::new(SleepState::default()))
     }
 }
 
-impl Sleep {
-    /// 0 when it is awake. Only of level 1 and 2 does vLLM's metric tell.
+impl SleepMode {
+    /// Returns the sleep level; 0 when awake.
     pub(super) fn level(&self) -> u8 {
         self.0.borrow().level
     }
@@ -33,20 +33,20 @@ impl Sleep {
         self.level() > 0
     }
 
-    /// Whether what it says is what the model says.
+    /// Returns `false` if the weights were discarded and not reloaded: answers are garbage then.
     pub(super) fn has_weights(&self) -> bool {
         !self.0.borrow().discarded
     }
 
-    /// Nothing is begun from now on.
+    /// Suspends the processing of new requests.
     pub(super) fn fall_asleep(&self, level: u8) {
         self.0.send_modify(|state| {
             let discarded = state.discarded || level == 2;
-            *state = State { level, lacks_weights: true, lacks_kv_cache: true, discarded };
+            *state = SleepState { level, lacks_weights: true, lacks_kv_cache: true, discarded };
         });
     }
 
-    /// Brings back memory: of the weights, of the KV cache, or both. Says whether it is awake.
+    /// Restores memory of the weights, the KV cache, or both. Returns whether the engine is awake.
     pub(super) fn wake_up(&self, weights: bool, kv_cache: bool) -> bool {
         self.0.send_modify(|state| {
             state.lacks_weights &= !weights;
@@ -58,14 +58,14 @@ impl Sleep {
         !self.is_sleeping()
     }
 
-    /// Reads the weights again.
+    /// Reloads the weights if their memory is available.
     pub(super) fn reload_weights(&self) {
         self.0.send_modify(|state| state.discarded &= state.lacks_weights);
     }
 
-    /// Waits until it is awake. Cancel-safe.
+    /// Waits until the engine is awake. Cancel-safe.
     pub(super) async fn awake(&self) {
-        // We have the sender, so this ends only with the state.
+        // Cannot fail: `self` owns the sender.
         let _ = self.0.subscribe().wait_for(|state| state.level == 0).await;
     }
 }
@@ -77,8 +77,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_awake_when_all_memory_is_back_and_itself_when_the_weights_are() {
-        let sleep = Sleep::default();
+    fn engine_wakes_with_all_memory_restored() {
+        let sleep = SleepMode::default();
         assert!(!sleep.is_sleeping() && sleep.awake().now_or_never().is_some());
         sleep.fall_asleep(2);
         assert!(sleep.is_sleeping() && sleep.awake().now_or_never().is_none());
@@ -87,9 +87,9 @@ mod tests {
         sleep.reload_weights();
         assert!(sleep.wake_up(false, true) && sleep.has_weights());
         sleep.fall_asleep(1);
-        assert!(sleep.wake_up(true, true) && sleep.has_weights(), "level 1 keeps them");
+        assert!(sleep.wake_up(true, true) && sleep.has_weights(), "level 1 keeps the weights");
         sleep.fall_asleep(2);
         sleep.reload_weights();
-        assert!(sleep.wake_up(true, true) && !sleep.has_weights(), "there was no memory to read them to");
+        assert!(sleep.wake_up(true, true) && !sleep.has_weights(), "no memory to reload into");
     }
 }

@@ -1,8 +1,8 @@
-//! Prompts and answers: a token is a word.
+//! Prompts and generated text. A token is a word.
 
 use serde_json::Value;
 
-/// An answer is sentences of this shape, without end.
+/// Words of a sentence by position. An answer repeats this pattern.
 const SENTENCE: [&[&str]; 8] = [
     &[" the", " a", " one", " each"],
     &[" quiet", " patient", " early", " distant", " small", " bright", " warm", " old"],
@@ -14,25 +14,25 @@ const SENTENCE: [&[&str]; 8] = [
     &[" and", " while", " until", " as", " so", " because"],
 ];
 
-/// The words of one answer.
-pub(super) struct Words {
+/// Generator of the words of an answer.
+pub(super) struct WordGenerator {
     rng: fastrand::Rng,
     position: usize,
 }
 
-/// What is known of a prompt: its size, and a hash that makes its answer.
+/// Token count of a prompt, and a hash that determines its answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Prompt {
     pub(super) tokens: u64,
     hash: u64,
 }
 
-/// A word's token id, in the range of a small vocabulary.
+/// Returns the token id of a word.
 pub(super) fn token_id(word: &str) -> u64 {
     hash(FNV_OFFSET, word.as_bytes()) % 32_000
 }
 
-/// The word for a token id. There is no vocabulary to undo [`token_id`] with: it is some word, always the same.
+/// Returns a word for a token id. Deterministic, but not the inverse of [`token_id`].
 pub(super) fn token_word(id: u64) -> &'static str {
     let words = SENTENCE[id as usize % SENTENCE.len()];
     words[(id as usize / SENTENCE.len()) % words.len()]
@@ -40,15 +40,15 @@ pub(super) fn token_word(id: u64) -> &'static str {
 
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 
-/// FNV-1a: stable over releases of Rust, which the standard hasher does not promise.
+/// FNV-1a. Unlike the standard hasher, stable across Rust releases.
 fn hash(start: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-// === impl Words ===
+// === impl WordGenerator ===
 
-impl Words {
-    /// The same words for the same prompt, as with a temperature of 0.
+impl WordGenerator {
+    /// Equal prompts get equal words, like with a temperature of 0.
     pub(super) fn new(seed: u64, prompt: Prompt) -> Self {
         Self { rng: fastrand::Rng::with_seed(seed ^ prompt.hash), position: 0 }
     }
@@ -97,12 +97,12 @@ impl Prompt {
         self.hash = hash(self.hash, text.as_bytes());
     }
 
-    /// Adds a recording, which has no words to count.
+    /// Adds binary data, which has no tokens.
     pub(super) fn read_bytes(&mut self, bytes: &[u8]) {
         self.hash = hash(self.hash, bytes);
     }
 
-    /// A unit vector that stands for this text.
+    /// Returns a unit vector derived from the hash.
     pub(super) fn embedding(&self, seed: u64, dimensions: usize) -> Vec<f64> {
         let mut rng = fastrand::Rng::with_seed(seed ^ self.hash);
         let vector: Vec<f64> = (0..dimensions).map(|_| rng.f64() - 0.5).collect();

@@ -1,6 +1,6 @@
-//! Responses that are known as a whole, and errors in vLLM's shape.
+//! Complete responses, and errors in vLLM's format.
 
-use super::{Call, stream};
+use super::{InferenceCall, stream};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
@@ -10,7 +10,7 @@ use std::convert::Infallible;
 
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// An error as vLLM answers it, whose `code` is the status as a number.
+/// An error in vLLM's format, with the numeric status as `code`.
 #[derive(Debug)]
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
@@ -19,7 +19,7 @@ pub(super) struct ApiError {
     pub(super) message: String,
 }
 
-pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
 fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
@@ -28,7 +28,7 @@ fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
 }
 
 pub(super) fn text(body: impl Into<Bytes>) -> Answer {
-    of_type(TEXT, body)
+    of_type(PLAIN_TEXT, body)
 }
 
 pub(super) fn json(body: &impl Serialize) -> Answer {
@@ -36,17 +36,17 @@ pub(super) fn json(body: &impl Serialize) -> Answer {
 }
 
 pub(super) fn encode(body: &impl Serialize) -> Vec<u8> {
-    // Neither our own structs nor JSON values can fail to serialize: their keys are strings.
+    // Cannot fail: all map keys are strings.
     serde_json::to_vec(body).expect("an answer serializes")
 }
 
-/// A JSON answer to a call.
-pub(super) fn whole(call: &Call, body: &impl Serialize) -> Answer {
+/// Builds a JSON response, subject to an injected reset.
+pub(super) fn whole(call: &InferenceCall, body: &impl Serialize) -> Answer {
     whole_of_type(call, "application/json", encode(body).into())
 }
 
-/// An answer to a call, or the share of it that the call's fate allows.
-pub(super) fn whole_of_type(call: &Call, content_type: &'static str, body: Bytes) -> Answer {
+/// Builds a response, truncated by a reset if the call has one injected.
+pub(super) fn whole_of_type(call: &InferenceCall, content_type: &'static str, body: Bytes) -> Answer {
     let Some(share) = call.cut else { return of_type(content_type, body) };
     let length = body.len();
     let part = body.slice(..(share * length as f64) as usize);
@@ -75,7 +75,7 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// An error of the web framework, which knows no more than the status.
+    /// Builds an error like the web framework of vLLM, with the reason phrase only.
     pub(super) fn http(status: StatusCode) -> Self {
         let phrase = status.canonical_reason().unwrap_or("Error");
         Self { status, kind: phrase, param: None, message: phrase.to_owned() }

@@ -1,10 +1,10 @@
-//! `/v1/chat/completions` and `/v1/completions`, which differ in their choices alone.
+//! `/v1/chat/completions` and `/v1/completions`, which differ only in `choices`.
 
 use super::{
-    Call,
+    InferenceCall,
     answer::{Answer, ApiError, whole},
-    known, parse,
-    stream::{self, Dialect},
+    check_model, parse,
+    stream::{self, EventFormat},
 };
 use crate::sim::{engine::Generation, text::Prompt};
 use bytes::Bytes;
@@ -41,20 +41,20 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// A response or a chunk of one.
+/// A response, or a chunk of a streamed one.
 #[derive(Serialize)]
 struct Envelope<'a> {
     id: &'a str,
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: &'a [Choice<'a>],
+    choices: &'a [ChatChoice<'a>],
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
 }
 
 #[derive(Serialize)]
-struct Choice<'a> {
+struct ChatChoice<'a> {
     index: u32,
     #[serde(flatten)]
     content: Content<'a>,
@@ -85,65 +85,65 @@ struct Usage {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum ChatApi {
     Chat,
     Completion,
 }
 
-/// What the chunks of one response have in common.
-struct Writer {
-    kind: Kind,
+/// Common fields of all chunks of a response.
+struct ChatWriter {
+    kind: ChatApi,
     id: String,
     created: u64,
     model: String,
     include_usage: bool,
 }
 
-pub(super) async fn chat(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn chat(call: InferenceCall) -> Result<Answer, ApiError> {
     let request: ChatRequest = parse(&call.body)?;
     let limit = request.max_completion_tokens.or(request.common.max_tokens);
     let prompt = Prompt::of(&request.messages);
-    respond(call, Kind::Chat, request.model, prompt, limit, request.common).await
+    respond(call, ChatApi::Chat, request.model, prompt, limit, request.common).await
 }
 
-pub(super) async fn completions(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn completions(call: InferenceCall) -> Result<Answer, ApiError> {
     let request: CompletionRequest = parse(&call.body)?;
-    // vLLM's own default for completions is 16 tokens; here --tokens says it for all.
+    // Unlike vLLM, whose default for completions is 16 tokens, uses --tokens.
     let limit = request.common.max_tokens;
     let prompt = Prompt::of([&request.prompt]);
-    respond(call, Kind::Completion, request.model, prompt, limit, request.common).await
+    respond(call, ChatApi::Completion, request.model, prompt, limit, request.common).await
 }
 
 async fn respond(
-    call: Call,
-    kind: Kind,
+    call: InferenceCall,
+    kind: ChatApi,
     model: String,
     prompt: Prompt,
     limit: Option<u64>,
     common: Common,
 ) -> Result<Answer, ApiError> {
-    known(&call.server, &model)?;
-    let id = call.id(if kind == Kind::Chat { "chatcmpl-" } else { "cmpl-" });
+    check_model(&call.server, &model)?;
+    let id = call.id(if kind == ChatApi::Chat { "chatcmpl-" } else { "cmpl-" });
     let include_usage = common.stream_options.is_some_and(|options| options.include_usage);
-    let writer = Writer { kind, id, created: call.created(), model, include_usage };
+    let writer = ChatWriter { kind, id, created: call.created(), model, include_usage };
     let mut generation = call.server.engine.submit(prompt, limit);
     if common.stream.unwrap_or(false) {
         return Ok(stream::events(&call, writer, generation));
     }
     let text = generation.text().await;
     let (object, content) = match kind {
-        Kind::Chat => {
+        ChatApi::Chat => {
             ("chat.completion", Content::Message(Message { role: Some("assistant"), content: &text }))
         }
-        Kind::Completion => ("text_completion", Content::Text(&text)),
+        ChatApi::Completion => ("text_completion", Content::Text(&text)),
     };
-    let choice = Choice::new(content, Some(generation.finish.name()));
+    let choice = ChatChoice::new(content, Some(generation.finish.name()));
     Ok(whole(&call, &writer.envelope(object, &[choice], Some(Usage::of(&generation)))))
 }
 
-// === impl Choice ===
+// === impl ChatChoice ===
 
-impl<'a> Choice<'a> {
+impl<'a> ChatChoice<'a> {
     fn new(content: Content<'a>, finish_reason: Option<&'static str>) -> Self {
         Self { index: 0, content, logprobs: None, finish_reason }
     }
@@ -158,51 +158,51 @@ impl Usage {
     }
 }
 
-// === impl Writer ===
+// === impl ChatWriter ===
 
-impl Writer {
+impl ChatWriter {
     fn envelope<'a>(
         &'a self,
         object: &'static str,
-        choices: &'a [Choice<'a>],
+        choices: &'a [ChatChoice<'a>],
         usage: Option<Usage>,
     ) -> Envelope<'a> {
         Envelope { id: &self.id, object, created: self.created, model: &self.model, choices, usage }
     }
 
-    fn chunk(&self, choices: &[Choice<'_>], usage: Option<Usage>) -> Bytes {
+    fn chunk(&self, choices: &[ChatChoice<'_>], usage: Option<Usage>) -> Bytes {
         let object = match self.kind {
-            Kind::Chat => "chat.completion.chunk",
-            Kind::Completion => "text_completion",
+            ChatApi::Chat => "chat.completion.chunk",
+            ChatApi::Completion => "text_completion",
         };
         stream::data(&self.envelope(object, choices, usage))
     }
 
     fn content<'a>(&self, content: &'a str) -> Content<'a> {
         match self.kind {
-            Kind::Chat => Content::Delta(Message { role: None, content }),
-            Kind::Completion => Content::Text(content),
+            ChatApi::Chat => Content::Delta(Message { role: None, content }),
+            ChatApi::Completion => Content::Text(content),
         }
     }
 }
 
-impl Dialect for Writer {
+impl EventFormat for ChatWriter {
     fn opening(&mut self, _: &Generation) -> Vec<Bytes> {
         match self.kind {
-            Kind::Chat => {
+            ChatApi::Chat => {
                 let role = Content::Delta(Message { role: Some("assistant"), content: "" });
-                vec![self.chunk(&[Choice::new(role, None)], None)]
+                vec![self.chunk(&[ChatChoice::new(role, None)], None)]
             }
-            Kind::Completion => Vec::new(),
+            ChatApi::Completion => Vec::new(),
         }
     }
 
     fn token(&mut self, word: &str) -> Bytes {
-        self.chunk(&[Choice::new(self.content(word), None)], None)
+        self.chunk(&[ChatChoice::new(self.content(word), None)], None)
     }
 
     fn closing(&mut self, generation: &Generation) -> Vec<Bytes> {
-        let last = Choice::new(self.content(""), Some(generation.finish.name()));
+        let last = ChatChoice::new(self.content(""), Some(generation.finish.name()));
         let mut chunks = vec![self.chunk(&[last], None)];
         if self.include_usage {
             chunks.push(self.chunk(&[], Some(Usage::of(generation))));

@@ -1,14 +1,14 @@
 //! Anthropic's API: `/v1/messages` and `/v1/messages/count_tokens`.
 
 use super::{
-    Call,
+    InferenceCall,
     answer::{Answer, ApiError, json, whole},
-    known, parse,
-    stream::{Dialect, events, named},
+    check_model, parse,
+    stream::{EventFormat, events, named},
 };
 use crate::sim::{
-    engine::{Finish, Generation},
-    server::Server,
+    engine::{FinishReason, Generation},
+    server::SimServer,
     text::Prompt,
 };
 use bytes::Bytes;
@@ -38,16 +38,16 @@ struct MessagesPrompt {
     system: Value,
 }
 
-struct Writer {
+struct MessagesWriter {
     id: String,
     model: String,
 }
 
-pub(super) async fn messages(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn messages(call: InferenceCall) -> Result<Answer, ApiError> {
     let request: MessagesRequest = parse(&call.body)?;
-    known(&call.server, &request.model)?;
+    check_model(&call.server, &request.model)?;
     let mut generation = call.server.engine.submit(request.prompt.read(), Some(request.max_tokens));
-    let writer = Writer { id: call.id("msg_"), model: request.model };
+    let writer = MessagesWriter { id: call.id("msg_"), model: request.model };
     if request.stream.unwrap_or(false) {
         return Ok(events(&call, writer, generation));
     }
@@ -57,10 +57,10 @@ pub(super) async fn messages(call: Call) -> Result<Answer, ApiError> {
     Ok(whole(&call, &writer.message(&content, &reason, &generation)))
 }
 
-pub(super) fn count_tokens(server: &Server, body: &[u8]) -> Result<Answer, ApiError> {
+pub(super) fn count_tokens(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
     let count = || {
         let request: CountRequest = parse(body)?;
-        known(server, &request.model)?;
+        check_model(server, &request.model)?;
         Ok(json(&json!({"input_tokens": request.prompt.read().tokens})))
     };
     Ok(count().unwrap_or_else(ApiError::anthropic))
@@ -68,8 +68,8 @@ pub(super) fn count_tokens(server: &Server, body: &[u8]) -> Result<Answer, ApiEr
 
 fn stop_reason(generation: &Generation) -> &'static str {
     match generation.finish {
-        Finish::Length => "max_tokens",
-        Finish::Stop | Finish::Abort => "end_turn",
+        FinishReason::Length => "max_tokens",
+        FinishReason::Stop | FinishReason::Abort => "end_turn",
     }
 }
 
@@ -85,9 +85,9 @@ impl MessagesPrompt {
     }
 }
 
-// === impl Writer ===
+// === impl MessagesWriter ===
 
-impl Writer {
+impl MessagesWriter {
     fn message(&self, content: &Value, stop_reason: &Value, generation: &Generation) -> Value {
         json!({
             "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
@@ -96,7 +96,7 @@ impl Writer {
     }
 }
 
-impl Dialect for Writer {
+impl EventFormat for MessagesWriter {
     fn opening(&mut self, generation: &Generation) -> Vec<Bytes> {
         let mut message = self.message(&json!([]), &Value::Null, generation);
         message["usage"]["output_tokens"] = json!(0);

@@ -1,4 +1,4 @@
-//! The routes, and what happens to a request before its route sees it.
+//! Routes and injected failures.
 
 mod answer;
 mod chat;
@@ -8,13 +8,13 @@ mod responses;
 mod sleep;
 mod stream;
 
-pub(super) use responses::Store;
+pub(super) use responses::ResponseStore;
 
 use super::{
-    connection::Reset,
-    fault::{self, Fate},
+    connection::ConnectionReset,
+    fault::{self, InjectedFault},
     metrics,
-    server::Server,
+    server::SimServer,
 };
 use answer::{Answer, ApiError, json, text};
 use bytes::Bytes;
@@ -28,12 +28,12 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-/// A stand-in has no use for more, and this much is more than any prompt or recording.
-const MAX_BODY: usize = 256 << 20;
+/// Limit of request bodies, above any prompt or recording.
+const MAX_BODY_BYTES: usize = 256 << 20;
 
-/// Routes that ask the engine for something: these are numbered, and these fail.
+/// Routes that use the engine: their requests are numbered and subject to injected failures.
 #[derive(Clone, Copy, PartialEq)]
-enum Task {
+enum InferenceRoute {
     Chat,
     Completions,
     Embeddings,
@@ -42,22 +42,22 @@ enum Task {
     Transcriptions,
 }
 
-/// A request, read to its end, that is to be answered.
-struct Call {
-    server: Arc<Server>,
-    reset: Reset,
+/// A complete inference request.
+struct InferenceCall {
+    server: Arc<SimServer>,
+    reset: ConnectionReset,
     content_type: Option<HeaderValue>,
     body: Bytes,
     sequence: u64,
-    /// Where in the response's body the connection is to be reset.
+    /// Share of the response body after which to reset the connection.
     cut: Option<f64>,
-    /// What its ids are made of.
+    /// Random part of the ids.
     key: u128,
 }
 
 pub(super) async fn answer(
-    server: Arc<Server>,
-    reset: Reset,
+    server: Arc<SimServer>,
+    reset: ConnectionReset,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     if !server.ready.load(Relaxed) {
@@ -67,10 +67,14 @@ pub(super) async fn answer(
     Ok(route(server, reset, request).await.unwrap_or_else(Answer::from))
 }
 
-async fn route(server: Arc<Server>, reset: Reset, request: Request<Incoming>) -> Result<Answer, ApiError> {
+async fn route(
+    server: Arc<SimServer>,
+    reset: ConnectionReset,
+    request: Request<Incoming>,
+) -> Result<Answer, ApiError> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
-    // HEAD is answered as GET: hyper leaves the body out.
+    // hyper omits the body of a response to HEAD.
     let get = matches!(*request.method(), Method::GET | Method::HEAD);
     let post = request.method() == Method::POST;
     let task = match segments.as_slice() {
@@ -85,7 +89,7 @@ async fn route(server: Arc<Server>, reset: Reset, request: Request<Incoming>) ->
             return sleep::answer(&server, request).await;
         }
         ["v1", "models"] if get => return Ok(other::models(&server)),
-        // A model's name may have slashes in it.
+        // Model names may contain slashes.
         ["v1", "models", name @ ..] if get => return other::model(&server, &name.join("/")),
         ["v1", "responses", id] if get => return server.store.get(id),
         ["v1", "responses", id, "cancel"] if post => return server.store.cancel(id),
@@ -94,12 +98,12 @@ async fn route(server: Arc<Server>, reset: Reset, request: Request<Incoming>) ->
         ["v1", "messages", "count_tokens"] if post => {
             return messages::count_tokens(&server, &read(request).await?);
         }
-        ["v1", "chat", "completions"] => Task::Chat,
-        ["v1", "completions"] => Task::Completions,
-        ["v1", "embeddings"] => Task::Embeddings,
-        ["v1", "messages"] => Task::Messages,
-        ["v1", "responses"] => Task::Responses,
-        ["v1", "audio", "transcriptions"] => Task::Transcriptions,
+        ["v1", "chat", "completions"] => InferenceRoute::Chat,
+        ["v1", "completions"] => InferenceRoute::Completions,
+        ["v1", "embeddings"] => InferenceRoute::Embeddings,
+        ["v1", "messages"] => InferenceRoute::Messages,
+        ["v1", "responses"] => InferenceRoute::Responses,
+        ["v1", "audio", "transcriptions"] => InferenceRoute::Transcriptions,
         ["health" | "version" | "metrics" | "tokenize" | "detokenize"]
         | ["v1", "models", ..]
         | ["v1", "responses", _]
@@ -114,40 +118,41 @@ async fn route(server: Arc<Server>, reset: Reset, request: Request<Incoming>) ->
 }
 
 async fn infer(
-    server: Arc<Server>,
-    reset: Reset,
+    server: Arc<SimServer>,
+    reset: ConnectionReset,
     request: Request<Incoming>,
-    task: Task,
+    task: InferenceRoute,
 ) -> Result<Answer, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
     let body = read(request).await?;
     let sequence = server.sequence.fetch_add(1, Relaxed);
     if server.args.exit_after.is_some_and(|count| sequence + 1 >= count) {
         server.crash.cancel();
-        // The process ends; until it has, nothing is answered any more.
+        // No answer: the server is about to crash.
         return std::future::pending().await;
     }
-    let cut = match fault::fate(&server.args, sequence) {
-        Fate::Answer => None,
-        Fate::ResetMidBody(share) => Some(share),
-        Fate::ResetBeforeHead => return reset.now().await,
-        Fate::Error(status) => return Err(ApiError::new(status, "A failure, as --error-rate asked.")),
+    let cut = match fault::for_request(&server.args, sequence) {
+        InjectedFault::None => None,
+        InjectedFault::ResetMidBody(share) => Some(share),
+        InjectedFault::ResetBeforeHead => return reset.now().await,
+        InjectedFault::Error(status) => {
+            return Err(ApiError::new(status, "Failure injected by --error-rate."));
+        }
     };
     let key = fault::rng(!server.args.seed, sequence).u128(..);
-    let call = Call { server, reset, content_type, body, sequence, cut, key };
+    let call = InferenceCall { server, reset, content_type, body, sequence, cut, key };
     match task {
-        Task::Chat => chat::chat(call).await,
-        Task::Completions => chat::completions(call).await,
-        Task::Embeddings => other::embeddings(call).await,
-        // Anthropic's clients want Anthropic's errors.
-        Task::Messages => Ok(messages::messages(call).await.unwrap_or_else(ApiError::anthropic)),
-        Task::Responses => responses::responses(call).await,
-        Task::Transcriptions => other::transcriptions(call).await,
+        InferenceRoute::Chat => chat::chat(call).await,
+        InferenceRoute::Completions => chat::completions(call).await,
+        InferenceRoute::Embeddings => other::embeddings(call).await,
+        InferenceRoute::Messages => Ok(messages::messages(call).await.unwrap_or_else(ApiError::anthropic)),
+        InferenceRoute::Responses => responses::responses(call).await,
+        InferenceRoute::Transcriptions => other::transcriptions(call).await,
     }
 }
 
 async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
-    match Limited::new(request.into_body(), MAX_BODY).collect().await {
+    match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(ApiError::http(StatusCode::PAYLOAD_TOO_LARGE)),
         Err(error) => Err(ApiError::bad_request(format!("The body cannot be read: {error}"))),
@@ -158,19 +163,18 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| ApiError::bad_request(error.to_string()))
 }
 
-fn known(server: &Server, model: &str) -> Result<(), ApiError> {
+fn check_model(server: &SimServer, model: &str) -> Result<(), ApiError> {
     if server.args.serves(model) { Ok(()) } else { Err(ApiError::unknown_model(model)) }
 }
 
-// === impl Call ===
+// === impl InferenceCall ===
 
-impl Call {
+impl InferenceCall {
     fn id(&self, prefix: &str) -> String {
         format!("{prefix}{:032x}", self.key)
     }
 
-    /// Not the time of day, so that the same requests get the same bytes: a second a request from the start of
-    /// 2025 on.
+    /// Returns a deterministic time: one second per request from 2025-01-01.
     fn created(&self) -> u64 {
         created(self.sequence)
     }

@@ -1,12 +1,12 @@
 //! Models, tokens, embeddings and transcriptions.
 
 use super::{
-    Call,
-    answer::{Answer, ApiError, TEXT, json, whole, whole_of_type},
-    created, known, parse,
+    InferenceCall,
+    answer::{Answer, ApiError, PLAIN_TEXT, json, whole, whole_of_type},
+    check_model, created, parse,
 };
 use crate::sim::{
-    server::Server,
+    server::SimServer,
     text::{Prompt, token_id, token_word},
 };
 use futures_util::{future, stream};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use std::convert::Infallible;
 
 const MAX_MODEL_LEN: u32 = 32_768;
-const DIMENSIONS: usize = 16;
+const DEFAULT_DIMENSIONS: usize = 16;
 
 #[derive(Deserialize)]
 struct EmbeddingRequest {
@@ -42,16 +42,16 @@ struct DetokenizeRequest {
     tokens: Vec<u64>,
 }
 
-pub(super) fn models(server: &Server) -> Answer {
+pub(super) fn models(server: &SimServer) -> Answer {
     let names = &server.args.models;
     let listed: Vec<Value> =
         if names.is_empty() { vec![card("sim")] } else { names.iter().map(|name| card(name)).collect() };
     json(&json!({"object": "list", "data": listed}))
 }
 
-pub(super) fn model(server: &Server, name: &str) -> Result<Answer, ApiError> {
+pub(super) fn model(server: &SimServer, name: &str) -> Result<Answer, ApiError> {
     let name = name.replace("%2F", "/").replace("%2f", "/");
-    known(server, &name)?;
+    check_model(server, &name)?;
     Ok(json(&card(&name)))
 }
 
@@ -62,9 +62,9 @@ fn card(name: &str) -> Value {
     })
 }
 
-pub(super) fn tokenize(server: &Server, body: &[u8]) -> Result<Answer, ApiError> {
+pub(super) fn tokenize(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
     let request: TokenizeRequest = parse(body)?;
-    known_if_named(server, request.model.as_deref())?;
+    check_model_if_named(server, request.model.as_deref())?;
     let texts = match (request.prompt, request.messages) {
         (Some(prompt), _) => vec![prompt],
         (None, Some(messages)) => messages.into_iter().map(|message| message.content).collect(),
@@ -76,25 +76,25 @@ pub(super) fn tokenize(server: &Server, body: &[u8]) -> Result<Answer, ApiError>
     Ok(json(&body))
 }
 
-pub(super) fn detokenize(server: &Server, body: &[u8]) -> Result<Answer, ApiError> {
+pub(super) fn detokenize(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
     let request: DetokenizeRequest = parse(body)?;
-    known_if_named(server, request.model.as_deref())?;
+    check_model_if_named(server, request.model.as_deref())?;
     let prompt: String = request.tokens.into_iter().map(token_word).collect();
     Ok(json(&json!({"prompt": prompt})))
 }
 
-fn known_if_named(server: &Server, model: Option<&str>) -> Result<(), ApiError> {
-    model.map_or(Ok(()), |model| known(server, model))
+fn check_model_if_named(server: &SimServer, model: Option<&str>) -> Result<(), ApiError> {
+    model.map_or(Ok(()), |model| check_model(server, model))
 }
 
-pub(super) async fn embeddings(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn embeddings(call: InferenceCall) -> Result<Answer, ApiError> {
     let request: EmbeddingRequest = parse(&call.body)?;
-    known(&call.server, &request.model)?;
-    let dimensions = request.dimensions.unwrap_or(DIMENSIONS);
+    check_model(&call.server, &request.model)?;
+    let dimensions = request.dimensions.unwrap_or(DEFAULT_DIMENSIONS);
     if !(1..=8192).contains(&dimensions) {
-        return Err(ApiError::bad_request("`dimensions` is a number from 1 to 8192"));
+        return Err(ApiError::bad_request("`dimensions` must be from 1 to 8192"));
     }
-    // A list of strings or of lists of tokens is a batch; a list of numbers is one input.
+    // A list of strings or token lists is a batch; a list of numbers is a single input.
     let inputs = match &request.input {
         Value::Array(items) if !items.iter().all(Value::is_number) => items.iter().collect(),
         input => vec![input],
@@ -116,9 +116,9 @@ pub(super) async fn embeddings(call: Call) -> Result<Answer, ApiError> {
     Ok(whole(&call, &body))
 }
 
-pub(super) async fn transcriptions(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn transcriptions(call: InferenceCall) -> Result<Answer, ApiError> {
     let boundary = multer::parse_boundary(call.content_type())
-        .map_err(|error| ApiError::bad_request(format!("The body is no form: {error}")))?;
+        .map_err(|error| ApiError::bad_request(format!("The body is not a form: {error}")))?;
     let body = stream::once(future::ready(Ok::<_, Infallible>(call.body.clone())));
     let mut form = multer::Multipart::new(body, boundary);
     let bad_form = |error| ApiError::bad_request(format!("The form cannot be read: {error}"));
@@ -129,21 +129,21 @@ pub(super) async fn transcriptions(call: Call) -> Result<Answer, ApiError> {
             Some("response_format") => format = field.text().await.map_err(bad_form)?,
             Some("file") => {
                 let recording = field.bytes().await.map_err(bad_form)?;
-                let mut heard = Prompt::new();
-                heard.read_bytes(&recording);
-                prompt = Some((heard, recording.len()));
+                let mut audio = Prompt::new();
+                audio.read_bytes(&recording);
+                prompt = Some((audio, recording.len()));
             }
             _ => {}
         }
     }
     let model = model.ok_or_else(|| ApiError::bad_request("missing field `model`"))?;
-    let (heard, length) = prompt.ok_or_else(|| ApiError::bad_request("missing field `file`"))?;
-    known(&call.server, &model)?;
-    let said = call.server.engine.submit(heard, None).text().await;
+    let (audio, length) = prompt.ok_or_else(|| ApiError::bad_request("missing field `file`"))?;
+    check_model(&call.server, &model)?;
+    let text = call.server.engine.submit(audio, None).text().await;
     if format == "text" {
-        return Ok(whole_of_type(&call, TEXT, said.into()));
+        return Ok(whole_of_type(&call, PLAIN_TEXT, text.into()));
     }
-    // As if it were 16 kHz, 16 bit and mono.
+    // Assumes 16 kHz, 16 bit, mono.
     let seconds = length.div_ceil(32_000);
-    Ok(whole(&call, &json!({"text": said, "usage": {"type": "duration", "seconds": seconds}})))
+    Ok(whole(&call, &json!({"text": text, "usage": {"type": "duration", "seconds": seconds}})))
 }

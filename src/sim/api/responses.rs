@@ -1,14 +1,14 @@
-//! The Responses API, and the answers that can be asked for again.
+//! The Responses API and its stored responses.
 
 use super::{
-    Call,
+    InferenceCall,
     answer::{Answer, ApiError, json, whole},
-    known, parse,
-    stream::{Dialect, events, named},
+    check_model, parse,
+    stream::{EventFormat, events, named},
 };
 use crate::sim::{
-    engine::{Finish, Generation},
-    server::Server,
+    engine::{FinishReason, Generation},
+    server::SimServer,
     text::Prompt,
 };
 use bytes::Bytes;
@@ -22,8 +22,8 @@ use std::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// The oldest of more answers is forgotten.
-const STORED: usize = 1024;
+/// Number of stored responses; the oldest is evicted.
+const MAX_STORED_RESPONSES: usize = 1024;
 
 #[derive(Deserialize)]
 struct ResponsesRequest {
@@ -37,24 +37,24 @@ struct ResponsesRequest {
     background: Option<bool>,
 }
 
-/// Answers by id.
+/// Responses by id.
 #[derive(Default)]
-pub(in crate::sim) struct Store(Mutex<Entries>);
+pub(in crate::sim) struct ResponseStore(Mutex<Entries>);
 
 #[derive(Default)]
 struct Entries {
-    by_id: HashMap<String, Entry>,
+    by_id: HashMap<String, StoredResponse>,
     oldest_first: VecDeque<String>,
 }
 
-struct Entry {
+struct StoredResponse {
     body: Value,
-    /// The generation of a background answer. Forgetting the answer ends it.
+    /// Generation of a background response. Dropping it ends the generation.
     task: Option<AbortOnDropHandle<()>>,
 }
 
-struct Writer {
-    server: Arc<Server>,
+struct ResponsesWriter {
+    server: Arc<SimServer>,
     id: String,
     item: String,
     created: u64,
@@ -65,13 +65,13 @@ struct Writer {
     sequence: u64,
 }
 
-pub(super) async fn responses(call: Call) -> Result<Answer, ApiError> {
+pub(super) async fn responses(call: InferenceCall) -> Result<Answer, ApiError> {
     let request: ResponsesRequest = parse(&call.body)?;
-    known(&call.server, &request.model)?;
+    check_model(&call.server, &request.model)?;
     let prompt = Prompt::of([&request.instructions, &request.input]);
     let mut generation = call.server.engine.submit(prompt, request.max_output_tokens);
     let stream = request.stream.unwrap_or(false);
-    let mut writer = Writer {
+    let mut writer = ResponsesWriter {
         server: Arc::clone(&call.server),
         id: call.id("resp_"),
         item: call.id("msg_"),
@@ -83,7 +83,7 @@ pub(super) async fn responses(call: Call) -> Result<Answer, ApiError> {
         sequence: 0,
     };
     if stream {
-        // In the background as well: this stand-in ends it with its client.
+        // Unlike vLLM, a streamed background response ends with its client.
         return Ok(events(&call, writer, generation));
     }
     if writer.background {
@@ -101,9 +101,9 @@ pub(super) async fn responses(call: Call) -> Result<Answer, ApiError> {
     Ok(whole(&call, &writer.finished(&generation)))
 }
 
-// === impl Store ===
+// === impl ResponseStore ===
 
-impl Store {
+impl ResponseStore {
     pub(super) fn get(&self, id: &str) -> Result<Answer, ApiError> {
         let entries = self.0.lock();
         Ok(json(&entries.by_id.get(id).ok_or_else(|| not_found(id))?.body))
@@ -121,7 +121,7 @@ impl Store {
         Ok(json(&entry.body))
     }
 
-    /// Ends what runs in the background.
+    /// Drops all responses and ends background generations.
     pub(in crate::sim) fn clear(&self) {
         self.0.lock().by_id.clear();
     }
@@ -129,15 +129,15 @@ impl Store {
     fn put(&self, id: &str, body: Value) {
         let mut entries = self.0.lock();
         if let Some(entry) = entries.by_id.get_mut(id) {
-            // Cancelled in the moment in which it was finished: cancelled it stays.
+            // A response cancelled concurrently stays cancelled.
             if entry.body["status"] == "queued" {
-                *entry = Entry { body, task: None };
+                *entry = StoredResponse { body, task: None };
             }
             return;
         }
-        entries.by_id.insert(id.to_owned(), Entry { body, task: None });
+        entries.by_id.insert(id.to_owned(), StoredResponse { body, task: None });
         entries.oldest_first.push_back(id.to_owned());
-        if entries.oldest_first.len() > STORED
+        if entries.oldest_first.len() > MAX_STORED_RESPONSES
             && let Some(oldest) = entries.oldest_first.pop_front()
         {
             entries.by_id.remove(&oldest);
@@ -159,11 +159,11 @@ fn invalid(status: StatusCode, message: String) -> ApiError {
     ApiError { status, kind: "invalid_request_error", param: Some("response_id"), message }
 }
 
-// === impl Writer ===
+// === impl ResponsesWriter ===
 
-impl Writer {
+impl ResponsesWriter {
     fn response(&self, status: &str, done: Option<&Generation>) -> Value {
-        let length = done.is_some_and(|generation| generation.finish == Finish::Length);
+        let length = done.is_some_and(|generation| generation.finish == FinishReason::Length);
         let output = if done.is_some() { vec![self.item("completed")] } else { Vec::new() };
         let usage = done.map(|generation| {
             json!({
@@ -178,9 +178,9 @@ impl Writer {
         })
     }
 
-    /// The answer as it stays.
+    /// Builds the final response and stores it if requested.
     fn finished(&self, generation: &Generation) -> Value {
-        let status = if generation.finish == Finish::Length { "incomplete" } else { "completed" };
+        let status = if generation.finish == FinishReason::Length { "incomplete" } else { "completed" };
         let response = self.response(status, Some(generation));
         if self.store || self.background {
             self.server.store.put(&self.id, response.clone());
@@ -206,7 +206,7 @@ impl Writer {
         named(name, &fields)
     }
 
-    /// An event about the text of the one item.
+    /// Builds an event about the text of the item.
     fn part_event(&mut self, name: &str, key: &str, value: Value) -> Bytes {
         let mut fields = json!({"item_id": self.item, "output_index": 0, "content_index": 0});
         fields[key] = value;
@@ -214,7 +214,7 @@ impl Writer {
     }
 }
 
-impl Dialect for Writer {
+impl EventFormat for ResponsesWriter {
     fn prelude(&mut self) -> Vec<Bytes> {
         let response = self.response("in_progress", None);
         vec![
@@ -244,7 +244,7 @@ impl Dialect for Writer {
             self.part_event("response.output_text.done", "text", text),
             self.part_event("response.content_part.done", "part", part),
             self.event("response.output_item.done", json!({"output_index": 0, "item": item})),
-            // Also where the limit cut it, as in vLLM; the status tells.
+            // Like vLLM, also sent for an incomplete response; its status differs.
             self.event("response.completed", json!({"response": response})),
         ]
     }

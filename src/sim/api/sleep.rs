@@ -1,10 +1,10 @@
-//! The routes of sleep mode, which vLLM has in its development mode.
+//! Routes of sleep mode, which vLLM serves in development mode.
 
 use super::{
     answer::{Answer, ApiError, json},
     parse, read,
 };
-use crate::sim::server::Server;
+use crate::sim::server::SimServer;
 use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -17,12 +17,12 @@ struct Rpc {
     method: String,
 }
 
-pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Result<Answer, ApiError> {
+pub(super) async fn answer(server: &SimServer, request: Request<Incoming>) -> Result<Answer, ApiError> {
     let query = request.uri().query().unwrap_or_default().to_owned();
     match (request.method(), request.uri().path()) {
         (&Method::POST, "/sleep") => fall_asleep(server, &query).await,
         (&Method::POST, "/wake_up") if server.args.fail_wake => {
-            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "A failure, as --fail-wake asked."))
+            Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "Failure injected by --fail-wake."))
         }
         (&Method::POST, "/wake_up") => Ok(wake_up(server, &query).await),
         (&Method::GET, "/is_sleeping") => Ok(is_sleeping(server)),
@@ -31,12 +31,12 @@ pub(super) async fn answer(server: &Server, request: Request<Incoming>) -> Resul
     }
 }
 
-/// `POST /sleep?level=1&mode=abort`. What runs goes on to its end, as in vLLM's mode `wait`.
-async fn fall_asleep(server: &Server, query: &str) -> Result<Answer, ApiError> {
+/// Handles `POST /sleep?level=1&mode=abort`. Running requests finish, like in vLLM's mode `wait`.
+async fn fall_asleep(server: &SimServer, query: &str) -> Result<Answer, ApiError> {
     let level = match values(query, "level").next().unwrap_or("1") {
         "1" => 1,
         "2" => 2,
-        level => return Err(ApiError::bad_request(format!("there is no sleep of level {level}"))),
+        level => return Err(ApiError::bad_request(format!("invalid sleep level {level}"))),
     };
     server.engine.sleep.fall_asleep(level);
     sleep(server.args.sleep_time).await;
@@ -44,8 +44,8 @@ async fn fall_asleep(server: &Server, query: &str) -> Result<Answer, ApiError> {
     Ok(json(&json!({"status": "sleeping", "level": level})))
 }
 
-/// `POST /wake_up`, or with `?tags=weights` or `?tags=kv_cache` for one after the other.
-async fn wake_up(server: &Server, query: &str) -> Answer {
+/// Handles `POST /wake_up`, optionally with `?tags=weights` or `?tags=kv_cache`.
+async fn wake_up(server: &SimServer, query: &str) -> Answer {
     let tags: Vec<_> = values(query, "tags").collect();
     let wants = |tag| tags.is_empty() || tags.contains(&tag);
     if wants("weights") {
@@ -57,15 +57,15 @@ async fn wake_up(server: &Server, query: &str) -> Answer {
     json(&json!({"status": if awake { "awake" } else { "sleeping" }, "tags": tags}))
 }
 
-fn is_sleeping(server: &Server) -> Answer {
+fn is_sleeping(server: &SimServer) -> Answer {
     json(&json!({"is_sleeping": server.engine.sleep.is_sleeping()}))
 }
 
-/// Of all that workers can be told, only what a wake from level 2 takes.
-fn collective_rpc(server: &Server, body: &[u8]) -> Result<Answer, ApiError> {
+/// Handles `POST /collective_rpc`. Supports only `reload_weights`, which a wake from level 2 needs.
+fn collective_rpc(server: &SimServer, body: &[u8]) -> Result<Answer, ApiError> {
     let rpc: Rpc = parse(body)?;
     if rpc.method != "reload_weights" {
-        return Err(ApiError::bad_request(format!("no method {}", rpc.method)));
+        return Err(ApiError::bad_request(format!("unknown method {}", rpc.method)));
     }
     server.engine.sleep.reload_weights();
     Ok(json(&json!({"results": [null]})))
@@ -75,7 +75,7 @@ fn took(time: Duration, what: &str) -> String {
     format!("It took {:.6} seconds to {what}.", time.as_secs_f64())
 }
 
-/// The values of a key in a query whose keys and values need no decoding.
+/// Returns the values of a query parameter, without percent-decoding.
 fn values<'a>(query: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
     query
         .split('&')

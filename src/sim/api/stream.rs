@@ -1,10 +1,10 @@
-//! Server-sent events: one loop for all APIs, each of which says what its events look like.
+//! Server-sent events: one loop for all APIs, with a format per API.
 
 use super::{
-    Call,
+    InferenceCall,
     answer::{Answer, encode},
 };
-use crate::sim::{connection::Reset, engine::Generation};
+use crate::sim::{connection::ConnectionReset, engine::Generation};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderValue, Response, header};
@@ -14,33 +14,33 @@ use serde::Serialize;
 use std::{collections::VecDeque, convert::Infallible};
 use tokio::task::yield_now;
 
-/// How one API writes a stream.
-pub(super) trait Dialect: Send + 'static {
-    /// Events that do not wait for the first token.
+/// Event format of an API.
+pub(super) trait EventFormat: Send + 'static {
+    /// Returns the events before the first token.
     fn prelude(&mut self) -> Vec<Bytes> {
         Vec::new()
     }
 
-    /// Events that come with the first token.
+    /// Returns the events sent together with the first token.
     fn opening(&mut self, generation: &Generation) -> Vec<Bytes>;
 
-    /// The event of one token.
+    /// Returns the event of a token.
     fn token(&mut self, word: &str) -> Bytes;
 
-    /// Events after the last token.
+    /// Returns the events after the last token.
     fn closing(&mut self, generation: &Generation) -> Vec<Bytes>;
 }
 
-struct Events<D> {
+struct EventStream<D> {
     dialect: D,
     generation: Generation,
     queue: VecDeque<Bytes>,
     opened: bool,
     closed: bool,
     sent: u64,
-    /// How many events the client gets before its connection is reset.
+    /// Number of events before the connection is reset.
     cut: Option<u64>,
-    reset: Reset,
+    reset: ConnectionReset,
 }
 
 pub(super) fn data(event: &impl Serialize) -> Bytes {
@@ -55,13 +55,14 @@ fn frame(start: &[u8], event: &impl Serialize) -> Bytes {
     [start, &encode(event), b"\n\n"].concat().into()
 }
 
-/// The response starts at once; its events come as the generation gets its turn, each as a chunk of its own.
-pub(super) fn events<D: Dialect>(call: &Call, mut dialect: D, generation: Generation) -> Answer {
-    // At least one event goes out, and never all: there are more of them than tokens.
+/// Builds a streamed response. Sends the head immediately and each event as its own chunk.
+pub(super) fn events<D: EventFormat>(call: &InferenceCall, mut dialect: D, generation: Generation) -> Answer {
+    // At least one event and never all: there are more events than tokens.
     let cut = call.cut.map(|share| 1 + (share * generation.budget as f64) as u64);
     let queue = VecDeque::from(dialect.prelude());
     let reset = call.reset.clone();
-    let events = Events { dialect, generation, queue, opened: false, closed: false, sent: 0, cut, reset };
+    let events =
+        EventStream { dialect, generation, queue, opened: false, closed: false, sent: 0, cut, reset };
     let body = stream::unfold(events, |mut events| async move {
         let event = events.next().await?;
         Some((Ok::<_, Infallible>(Frame::data(event)), events))
@@ -72,8 +73,8 @@ pub(super) fn events<D: Dialect>(call: &Call, mut dialect: D, generation: Genera
     answer
 }
 
-/// A body that ends with a reset.
-pub(super) fn cut_after(part: Bytes, reset: Reset) -> UnsyncBoxBody<Bytes, Infallible> {
+/// Builds a body that ends with a reset.
+pub(super) fn cut_after(part: Bytes, reset: ConnectionReset) -> UnsyncBoxBody<Bytes, Infallible> {
     let body = stream::unfold(Some(part), move |part| {
         let reset = reset.clone();
         async move {
@@ -89,12 +90,12 @@ pub(super) fn cut_after(part: Bytes, reset: Reset) -> UnsyncBoxBody<Bytes, Infal
     StreamBody::new(body).boxed_unsync()
 }
 
-// === impl Events ===
+// === impl EventStream ===
 
-impl<D: Dialect> Events<D> {
+impl<D: EventFormat> EventStream<D> {
     async fn next(&mut self) -> Option<Bytes> {
-        // hyper flushes when a body has nothing ready. Without this a stream with no time between its tokens
-        // would leave in one piece, and a reset would overtake what it is to follow.
+        // hyper flushes only when the body is pending. Without yielding, tokens without delay would be sent in one piece,
+        // and a reset would overtake them.
         if self.sent > 0 {
             yield_now().await;
         }

@@ -272,7 +272,7 @@ def test_error_of_the_model_server_after_the_early_200(anteroom, client):
     stream = client(proxy).chat.completions.create(**ask(stream=True))
     with pytest.raises(openai.APIError) as error:
         list(stream)
-    assert "as --error-rate asked" in error.value.message
+    assert "injected by --error-rate" in error.value.message
 
 
 def test_server_that_resets_every_request(anteroom, client):

@@ -126,7 +126,7 @@ def test_error_of_the_model_server_after_the_early_200(anteroom, anthropic_clien
     stream = anthropic_client(proxy).messages.create(**ask(), stream=True)
     with pytest.raises(anthropic.APIStatusError) as error:
         list(stream)
-    assert "as --error-rate asked" in error.value.body["error"]["message"]
+    assert "injected by --error-rate" in error.value.body["error"]["message"]
     assert proxy.stop() == {"completed": 1}
 
 
