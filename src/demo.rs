@@ -1,82 +1,63 @@
-//! `anteroom demo`: the main job on an embedded default. Requests come in while nothing runs, are held, wake a model
-//! server, and are answered; then it is told where the time went.
+//! `anteroom demo`: a cold start with an embedded configuration. Sends requests while no model server runs and reports the
+//! time of each phase.
 
 mod client;
+mod error;
 mod live;
+mod proxy;
 mod report;
 mod show;
-mod stage;
-mod stay;
+mod view;
+mod watch;
 mod waterfall;
 
-use std::{io, path::PathBuf, process::ExitCode, time::Duration};
-
-use thiserror::Error;
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use crate::{
-    app::{Account, StartError},
-    config::ConfigError,
+    app::Account,
     domain::Period,
     drain::{Request, Signals},
-    output::{OutputError, OutputFile},
+    output::OutputFile,
     terminal::{Paint, say, size},
 };
 use client::Clients;
-use report::{Report, requests_in_words};
-use show::{Show, View};
-use stage::Stage;
-use stay::Stay;
+use error::DemoError;
+use proxy::DemoProxy;
+use report::{Report, request_count};
+use show::Show;
+use view::RouteView;
+use watch::RouteWatch;
 
-/// What `anteroom demo` can be told.
+/// Arguments of `anteroom demo`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {
-    /// End after the report, with nothing left running; exits 1 when a request failed
+    /// Exit after the report and stop everything; exits 1 if a request failed
     #[arg(long)]
     pub once: bool,
 
-    /// Streaming requests to send at once while nothing runs
+    /// Number of concurrent streaming requests
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=200))]
     pub requests: u16,
 
-    /// Time that the model server takes to load, such as 500ms or 1m; up to 10m
+    /// Load time of the model server, such as 500ms or 1m; at most 10m
     #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = load_time)]
     pub load_time: Period,
 
-    /// Write the report to this file too, as JSON
+    /// Also write the report to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
 
-#[derive(Debug, Error)]
-enum DemoError {
-    #[error(transparent)]
-    Json(#[from] OutputError),
-    #[error("cannot find this program's own file, which is to play the model server: {0}")]
-    Program(io::Error),
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Start(#[from] StartError),
-    #[error("the proxy has stopped")]
-    Stopped,
-    #[error("cannot handle signals: {0}")]
-    Signals(io::Error),
-    #[error("cannot connect to the proxy: {0}")]
-    Connect(io::Error),
-    #[error("cannot talk to the proxy: {0}")]
-    Handshake(hyper::Error),
-}
-
-/// What the first requests brought, or who asked us to stop before.
-enum Round {
-    Done(Box<Report>, Account),
-    Asked(Request),
+/// Result of the first burst.
+enum BurstResult {
+    Finished(Box<Report>, Account),
+    Interrupted(Request),
 }
 
 fn load_time(text: &str) -> Result<Period, String> {
     let period: Period = text.parse()?;
     if period.get() > Duration::from_secs(600) {
-        return Err("longer than 10m, which is too long for a demo".to_owned());
+        return Err("at most 10m, longer is too long for a demo".to_owned());
     }
     Ok(period)
 }
@@ -95,103 +76,103 @@ pub async fn run(args: DemoArgs) -> ExitCode {
 async fn demo(args: DemoArgs) -> Result<ExitCode, DemoError> {
     let mut file = args.json.as_deref().map(OutputFile::open).transpose()?;
     let mut signals = Signals::new().map_err(DemoError::Signals)?;
-    let stage = Stage::start(args.load_time).await?;
+    let proxy = DemoProxy::start(args.load_time).await?;
     let paint = Paint::for_stdout();
-    introduce(&stage, &args, paint);
+    introduce(&proxy, &args, paint);
 
     let count = usize::from(args.requests);
-    let mut clients = Clients::send(stage.address, count).await?;
+    let mut clients = Clients::send(proxy.address, count).await?;
     let mut show = Show::new(count);
     let began = clients.began;
-    let round = tokio::select! {
-        // Who asks us to stop does not want to wait for a report.
+    let result = tokio::select! {
+        // Biased: a signal ends the demo without a report.
         biased;
-        asked = signals.next() => Round::Asked(asked),
-        () = clients.watch(show.every(), |seen, elapsed| show.update(&View::of(&stage), seen, elapsed)) => {
-            let account = stage.settled().await;
-            let report = Report::new(args.load_time, stage.last_cold_start(), clients.seen(), &account);
-            Round::Done(Box::new(report), account)
+        request = signals.next() => BurstResult::Interrupted(request),
+        () = clients.watch(show.interval(), |clients, elapsed| show.update(&RouteView::of(&proxy), clients, elapsed)) => {
+            let account = proxy.settled().await;
+            let report = Report::new(args.load_time, proxy.last_cold_start(), clients.snapshot(), &account);
+            BurstResult::Finished(Box::new(report), account)
         }
     };
-    // Hangs up.
+    // Closes the connections.
     drop(clients);
 
-    let (report, account) = match round {
-        Round::Done(report, account) => {
+    let (report, account) = match result {
+        BurstResult::Finished(report, account) => {
             show.finish();
             (report, account)
         }
-        Round::Asked(asked) => {
+        BurstResult::Interrupted(request) => {
             show.freeze();
-            say(&format!("Interrupted: stopping, with {} held.", requests_in_words(stage.gate.held())));
-            finish(stage, &mut signals).await;
-            return Ok(interrupted(asked));
+            say(&format!("Interrupted with {} held; stopping.", request_count(proxy.gate.held())));
+            shut_down(proxy, &mut signals).await;
+            return Ok(signal_exit_code(request));
         }
     };
     say("");
     report.lines(&account, paint, size().0).iter().for_each(|line| say(line));
     let written = file.as_mut().map_or(Ok(()), |file| file.write_json(&report));
     if !args.once && report.problems.is_empty() && written.is_ok() {
-        stay::hints(&stage, paint).iter().for_each(|line| say(line));
-        let stay = Stay::new(&stage, began, paint);
+        watch::hints(&proxy, paint).iter().for_each(|line| say(line));
+        let watch = RouteWatch::new(&proxy, began, paint);
         tokio::select! {
-            // It never ends by itself.
+            // Biased: the watch never ends.
             biased;
             _ = signals.next() => {}
-            () = stay.watch() => {}
+            () = watch.watch() => {}
         }
-        stay.freeze();
+        watch.freeze();
     }
     say("");
-    let last = finish(stage, &mut signals).await;
+    let last = shut_down(proxy, &mut signals).await;
     written?;
     for problem in &report.problems {
         eprintln!("error: {problem}");
     }
     if !last.balances() {
-        eprintln!("error: after the end, the account does not balance");
+        eprintln!("error: the request counts do not add up after the shutdown");
     }
     let good = report.problems.is_empty() && last.balances();
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn introduce(stage: &Stage, args: &DemoArgs, paint: Paint) {
-    let Stage { address, admin_address, idle_timeout, .. } = stage;
+fn introduce(proxy: &DemoProxy, args: &DemoArgs, paint: Paint) {
+    let DemoProxy { address, admin_address, idle_timeout, .. } = proxy;
     let load_time = args.load_time;
     let ask = match args.requests {
-        1 => "One client asks for a streamed answer".to_owned(),
-        count => format!("{count} clients ask for a streamed answer, all at once"),
+        1 => "One client requests a streamed answer".to_owned(),
+        count => format!("{count} clients request streamed answers concurrently"),
     };
     for line in [
         format!("{} {}: a cold start, end to end", paint.bold("anteroom demo"), env!("CARGO_PKG_VERSION")),
         String::new(),
-        format!("  proxy  http://{address}  the OpenAI API, with one model: demo"),
+        format!("  proxy  http://{address}  OpenAI API with one model, demo"),
         format!("  admin  http://{admin_address}  dashboard, metrics, API"),
-        "  model  anteroom sim           a stand-in for vLLM, with nothing to download:".to_owned(),
+        "  model  anteroom sim           simulated vLLM server without a model:".to_owned(),
         format!(
-            "                                loads for {load_time}, stopped after {idle_timeout} without a request"
+            "                                load time {load_time}, stopped after {idle_timeout} without a request"
         ),
         String::new(),
-        format!("No model server runs. {ask}."),
+        format!("No model server is running. {ask}."),
         String::new(),
     ] {
         say(&line);
     }
 }
 
-/// Stops everything, and says so.
-async fn finish(stage: Stage, signals: &mut Signals) -> Account {
-    let hurry = async {
+/// Stops everything and reports it.
+async fn shut_down(proxy: DemoProxy, signals: &mut Signals) -> Account {
+    let second_signal = async {
         signals.next().await;
     };
-    let account = stage.stop(hurry).await;
-    say("Stopped, with nothing left running.");
+    let account = proxy.stop(second_signal).await;
+    say("Stopped; nothing is left running.");
     account
 }
 
-/// What a shell shows for a program that the signal ended.
-fn interrupted(asked: Request) -> ExitCode {
-    ExitCode::from(match asked {
+/// Returns the exit code for a signal: 128 plus its number.
+fn signal_exit_code(request: Request) -> ExitCode {
+    ExitCode::from(match request {
         Request::Interrupt => 130,
         Request::Terminate => 143,
     })

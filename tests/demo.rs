@@ -86,7 +86,7 @@ impl Demo {
 
 fn assert_nothing_is_left(ended: &Ended) {
     assert!(ended.left.is_empty(), "left running: {:?}", ended.left);
-    assert!(ended.stdout.ends_with("Stopped, with nothing left running.\n"), "{}", ended.stdout);
+    assert!(ended.stdout.ends_with("Stopped; nothing is left running.\n"), "{}", ended.stdout);
 }
 
 #[test]

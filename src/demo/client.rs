@@ -1,4 +1,4 @@
-//! The demo's clients: what any program with an OpenAI SDK does, and what it sees.
+//! Clients of the demo, which behave like an OpenAI SDK.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -14,40 +14,39 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
-use super::DemoError;
+use super::error::DemoError;
 
-/// What a client has seen so far.
+/// Progress of a client. Times are relative to the burst.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
-    /// SSE comments that came while it waited.
+pub(super) struct ClientState {
+    /// Number of SSE comments received while waiting.
     pub(super) heartbeats: u32,
-    /// The last of them.
+    /// Text of the last one.
     pub(super) heartbeat: String,
     pub(super) first_heartbeat: Option<Duration>,
     pub(super) first_token: Option<Duration>,
-    /// When its answer ended, for good or bad.
+    /// End of the answer, complete or not.
     pub(super) done: Option<Duration>,
     pub(super) tokens: u32,
-    /// The answer.
     pub(super) text: String,
     pub(super) error: Option<String>,
 }
 
-/// The clients of one demo, on their common clock.
+/// Clients of a burst, with a common clock.
 pub(super) struct Clients {
     pub(super) began: Instant,
-    seen: Vec<Arc<Mutex<Seen>>>,
+    states: Vec<Arc<Mutex<ClientState>>>,
     running: JoinSet<()>,
 }
 
 struct Client {
     began: Instant,
-    seen: Arc<Mutex<Seen>>,
+    state: Arc<Mutex<ClientState>>,
     sender: SendRequest<Full<Bytes>>,
 }
 
-/// What they ask, one after the other.
-const QUESTIONS: [&str; 8] = [
+/// Prompts, used in rotation.
+const PROMPTS: [&str; 8] = [
     "What is a waiting room for?",
     "Tell me a story about patience.",
     "How does a model wake up?",
@@ -61,10 +60,10 @@ const QUESTIONS: [&str; 8] = [
 // === impl Clients ===
 
 impl Clients {
-    /// Connects that many, then sends all requests at once.
+    /// Opens `count` connections, then sends all requests concurrently.
     ///
     /// # Errors
-    /// When one cannot connect; then nothing has been sent.
+    /// If a connection fails; nothing has been sent then.
     pub(super) async fn send(address: SocketAddr, count: usize) -> Result<Self, DemoError> {
         let mut senders = Vec::with_capacity(count);
         let mut running = JoinSet::new();
@@ -72,37 +71,37 @@ impl Clients {
             let stream = TcpStream::connect(address).await.map_err(DemoError::Connect)?;
             let (sender, connection) =
                 http1::handshake(TokioIo::new(stream)).await.map_err(DemoError::Handshake)?;
-            // What goes wrong with it is said to who reads the answer.
+            // Ignores errors: the reader of the response gets them as well.
             running.spawn(async { connection.await.unwrap_or_default() });
             senders.push(sender);
         }
-        let mut clients = Self { began: Instant::now(), seen: Vec::with_capacity(count), running };
+        let mut clients = Self { began: Instant::now(), states: Vec::with_capacity(count), running };
         for (number, sender) in senders.into_iter().enumerate() {
-            let seen = Arc::<Mutex<Seen>>::default();
-            clients.seen.push(seen.clone());
-            let client = Client { began: clients.began, seen, sender };
+            let state = Arc::<Mutex<ClientState>>::default();
+            clients.states.push(state.clone());
+            let client = Client { began: clients.began, state, sender };
             clients.running.spawn(client.run(address, number));
         }
         Ok(clients)
     }
 
-    /// What each has seen so far.
-    pub(super) fn seen(&self) -> Vec<Seen> {
-        self.seen.iter().map(|seen| seen.lock().clone()).collect()
+    /// Returns the progress of each client.
+    pub(super) fn snapshot(&self) -> Vec<ClientState> {
+        self.states.iter().map(|state| state.lock().clone()).collect()
     }
 
-    /// Waits until every one is done, and calls `look` now and then. Cancel-safe; dropping the clients hangs up.
-    pub(super) async fn watch(&mut self, every: Duration, mut look: impl FnMut(&[Seen], Duration)) {
-        let mut looks = tokio::time::interval(every);
+    /// Waits for all clients and periodically calls `update`. Cancel-safe; dropping the clients closes their connections.
+    pub(super) async fn watch(&mut self, every: Duration, mut update: impl FnMut(&[ClientState], Duration)) {
+        let mut ticks = tokio::time::interval(every);
         loop {
             tokio::select! {
-                // The order does not matter: each look shows all that is known.
+                // Biased only to save the random choice: the order does not matter.
                 biased;
-                _ = looks.tick() => look(&self.seen(), self.began.elapsed()),
+                _ = ticks.tick() => update(&self.snapshot(), self.began.elapsed()),
                 ended = self.running.join_next() => if ended.is_none() { break },
             }
         }
-        look(&self.seen(), self.began.elapsed());
+        update(&self.snapshot(), self.began.elapsed());
     }
 }
 
@@ -111,13 +110,13 @@ impl Clients {
 impl Client {
     async fn run(mut self, address: SocketAddr, number: usize) {
         let error = self.ask(address, number).await.err();
-        let mut seen = self.seen.lock();
-        seen.done = Some(self.began.elapsed());
-        seen.error = error;
+        let mut state = self.state.lock();
+        state.done = Some(self.began.elapsed());
+        state.error = error;
     }
 
     async fn ask(&mut self, address: SocketAddr, number: usize) -> Result<(), String> {
-        let question = QUESTIONS[number % QUESTIONS.len()];
+        let question = PROMPTS[number % PROMPTS.len()];
         let question = format!("{question} ({})", number + 1);
         let body = json!({
             "model": "demo",
@@ -132,22 +131,22 @@ impl Client {
             .body(Full::from(body.to_string()))
             .map_err(|error| error.to_string())?;
         let response =
-            self.sender.send_request(request).await.map_err(|error| format!("no answer: {error}"))?;
+            self.sender.send_request(request).await.map_err(|error| format!("no response: {error}"))?;
         if response.status() == StatusCode::OK {
             return self.read(response).await;
         }
         let status = response.status();
         let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
-        let message = serde_json::from_slice(&body).ok().and_then(|body: Value| error_of(&body));
+        let message = serde_json::from_slice(&body).ok().and_then(|body: Value| error_message(&body));
         Err(format!("{status}: {}", message.unwrap_or_else(|| String::from_utf8_lossy(&body).into_owned())))
     }
 
     async fn read(&self, response: Response<Incoming>) -> Result<(), String> {
         let mut body = response.into_body();
-        let mut lines = Lines::default();
+        let mut lines = LineBuffer::default();
         let mut ended = false;
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
+            let frame = frame.map_err(|error| format!("answer interrupted: {error}"))?;
             for line in lines.take(frame.data_ref().map_or(&[][..], |data| data)) {
                 ended |= self.line(&line)?;
             }
@@ -155,18 +154,18 @@ impl Client {
         if ended { Ok(()) } else { Err("the answer ended without [DONE]".to_owned()) }
     }
 
-    /// Takes a line of the stream, and says whether it was the last.
+    /// Processes a line of the stream. Returns `true` after the last one.
     fn line(&self, line: &str) -> Result<bool, String> {
         let now = self.began.elapsed();
-        let mut seen = self.seen.lock();
+        let mut state = self.state.lock();
         if let Some(comment) = line.strip_prefix(':').map(str::trim) {
             if comment.starts_with("server-timing") {
-                // The account of the wait, once it is over.
+                // Timing of the wait, not a heartbeat.
                 return Ok(false);
             }
-            seen.heartbeats += 1;
-            seen.first_heartbeat.get_or_insert(now);
-            seen.heartbeat = comment.to_owned();
+            state.heartbeats += 1;
+            state.first_heartbeat.get_or_insert(now);
+            state.heartbeat = comment.to_owned();
             return Ok(false);
         }
         let Some(data) = line.strip_prefix("data:").map(str::trim) else { return Ok(false) };
@@ -175,31 +174,31 @@ impl Client {
         }
         let chunk: Value =
             serde_json::from_str(data).map_err(|error| format!("a chunk is not JSON: {error}"))?;
-        if let Some(message) = error_of(&chunk) {
+        if let Some(message) = error_message(&chunk) {
             return Err(message);
         }
-        // The first chunk has the role alone.
+        // Empty in the first chunk, which has only the role.
         let word = chunk.pointer("/choices/0/delta/content").and_then(Value::as_str).unwrap_or_default();
         if !word.is_empty() {
-            seen.first_token.get_or_insert(now);
-            seen.tokens += 1;
-            seen.text.push_str(word);
+            state.first_token.get_or_insert(now);
+            state.tokens += 1;
+            state.text.push_str(word);
         }
         Ok(false)
     }
 }
 
-fn error_of(body: &Value) -> Option<String> {
+fn error_message(body: &Value) -> Option<String> {
     let error = body.get("error")?;
     Some(error.get("message").and_then(Value::as_str).map_or_else(|| error.to_string(), str::to_owned))
 }
 
-/// The lines of a stream that comes in parts.
+/// Splits a stream into lines.
 #[derive(Default)]
-struct Lines(Vec<u8>);
+struct LineBuffer(Vec<u8>);
 
-impl Lines {
-    /// The lines that `part` completes.
+impl LineBuffer {
+    /// Returns the lines completed by `part`.
     fn take(&mut self, part: &[u8]) -> Vec<String> {
         self.0.extend_from_slice(part);
         let Some(end) = self.0.iter().rposition(|byte| *byte == b'\n') else { return Vec::new() };
@@ -214,8 +213,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_whole_however_the_stream_is_cut() {
-        let mut lines = Lines::default();
+    fn lines_are_reassembled_from_parts() {
+        let mut lines = LineBuffer::default();
         assert!(lines.take(b"data: {\"a\"").is_empty());
         assert_eq!(lines.take(b": 1}\r\n\n: beat\nda"), ["data: {\"a\": 1}", "", ": beat"]);
         assert_eq!(lines.take(b"ta: [DONE]\n"), ["data: [DONE]"]);

@@ -1,4 +1,4 @@
-//! The display on a terminal: the route, the phases of its cold start, and a line for each request.
+//! Live display: the route, the phases of its cold start, and one line per request.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use owo_colors::Style;
 
 use super::{
-    client::Seen,
-    show::{FEW, View},
+    client::ClientState,
+    view::{MAX_SHOWN_REQUESTS, RouteView},
     waterfall,
 };
 use crate::{
@@ -15,39 +15,39 @@ use crate::{
     terminal::{Paint, duration, fit, fit_end, say, size},
 };
 
-/// Lines that change in place, all at once.
+/// Lines updated in place.
 pub(super) struct Live {
     lines: ProgressBar,
-    /// How many requests have a line of their own.
+    /// Number of requests with their own line.
     shown: usize,
     paint: Paint,
 }
 
-/// The phases of a process.
+/// Phases of a process target.
 const PHASES: [Phase; 6] =
     [Phase::Signal, Phase::Start, Phase::Load, Phase::Dispatch, Phase::FirstByte, Phase::FirstToken];
 
-/// Rows for all but the requests, the shell's prompt included.
+/// Rows other than requests, including the shell prompt.
 const OTHER_ROWS: usize = 6;
 
 // === impl Live ===
 
 impl Live {
     pub(super) fn new(requests: usize) -> Self {
-        let shown = requests.min(FEW).min(size().1.saturating_sub(OTHER_ROWS).max(1));
-        Self { lines: line(), shown, paint: Paint::for_stdout() }
+        let shown = requests.min(MAX_SHOWN_REQUESTS).min(size().1.saturating_sub(OTHER_ROWS).max(1));
+        Self { lines: message_line(), shown, paint: Paint::for_stdout() }
     }
 
-    pub(super) fn update(&self, view: &View, seen: &[Seen], elapsed: Duration) {
-        // One column less, or some terminals wrap.
+    pub(super) fn update(&self, view: &RouteView, clients: &[ClientState], elapsed: Duration) {
+        // Some terminals wrap a line of the full width.
         let width = size().0.saturating_sub(1);
         let mut lines = vec![self.route(view, elapsed), self.phases(view, width), String::new()];
-        let (shown, others) = seen.split_at(self.shown);
+        let (shown, others) = clients.split_at(self.shown);
         lines.extend(
-            shown.iter().enumerate().map(|(index, seen)| self.request(index + 1, seen, elapsed, width)),
+            shown.iter().enumerate().map(|(index, client)| self.request(index + 1, client, elapsed, width)),
         );
         if !others.is_empty() {
-            lines.push(self.others(others, seen.len()));
+            lines.push(self.others(others, clients.len()));
         }
         self.lines.set_message(lines.join("\n"));
     }
@@ -61,7 +61,7 @@ impl Live {
         freeze(&self.lines);
     }
 
-    fn route(&self, view: &View, elapsed: Duration) -> String {
+    fn route(&self, view: &RouteView, elapsed: Duration) -> String {
         format!(
             "  {}  {:>7}   {:<10}  held {:<4}  in flight {:<4}  endpoints {}",
             self.paint.bold("demo"),
@@ -73,9 +73,9 @@ impl Live {
         )
     }
 
-    /// What is over is in its colour with its time, what runs is bright, what is to come is dim. Where that is too long,
-    /// the times are left out: the waterfall has them.
-    fn phases(&self, view: &View, width: usize) -> String {
+    /// Renders finished phases with their duration, the current one in bold and later ones dimmed. Omits the durations if
+    /// the line would be too long.
+    fn phases(&self, view: &RouteView, width: usize) -> String {
         let parts = |times: bool| {
             PHASES.map(|phase| {
                 let (name, style) = (phase.name(), waterfall::style(phase));
@@ -97,50 +97,50 @@ impl Live {
         format!("  {}", parts.join(&self.paint.dim(" ▸ ")))
     }
 
-    fn request(&self, number: usize, seen: &Seen, elapsed: Duration, width: usize) -> String {
-        let at = seconds(seen.done.unwrap_or(elapsed));
+    fn request(&self, number: usize, client: &ClientState, elapsed: Duration, width: usize) -> String {
+        let at = seconds(client.done.unwrap_or(elapsed));
         let before = format!("  #{number:<3} {at:>7} ");
         let room = width.saturating_sub(before.chars().count() + 3);
-        let (mark, rest) = match (&seen.error, seen.done) {
+        let (mark, text) = match (&client.error, client.done) {
             (Some(error), _) => (self.paint.bad("✗"), self.paint.bad(&fit(error, room))),
-            (None, Some(_)) => (self.paint.good("✓"), fit(seen.text.trim(), room)),
-            (None, None) if seen.tokens > 0 => {
-                (self.paint.paint("●", Style::new().green()), fit_end(seen.text.trim(), room))
+            (None, Some(_)) => (self.paint.good("✓"), fit(client.text.trim(), room)),
+            (None, None) if client.tokens > 0 => {
+                (self.paint.paint("●", Style::new().green()), fit_end(client.text.trim(), room))
             }
-            (None, None) if seen.heartbeats > 0 => (
+            (None, None) if client.heartbeats > 0 => (
                 self.paint.paint("○", Style::new().yellow()),
-                self.paint.dim(&fit(&format!(": {}", seen.heartbeat), room)),
+                self.paint.dim(&fit(&format!(": {}", client.heartbeat), room)),
             ),
-            (None, None) => (self.paint.paint("○", Style::new().yellow()), self.paint.dim("waits")),
+            (None, None) => (self.paint.paint("○", Style::new().yellow()), self.paint.dim("waiting")),
         };
-        format!("{}{mark} {rest}", self.paint.dim(&before))
+        format!("{}{mark} {text}", self.paint.dim(&before))
     }
 
-    fn others(&self, seen: &[Seen], all: usize) -> String {
-        let count = |which: fn(&Seen) -> bool| seen.iter().filter(|seen| which(seen)).count();
-        let waiting = count(|seen| seen.done.is_none() && seen.tokens == 0);
-        let streaming = count(|seen| seen.done.is_none() && seen.tokens > 0);
-        let failed = count(|seen| seen.error.is_some());
-        let done = seen.len() - waiting - streaming - failed;
+    fn others(&self, clients: &[ClientState], all: usize) -> String {
+        let count = |which: fn(&ClientState) -> bool| clients.iter().filter(|client| which(client)).count();
+        let waiting = count(|client| client.done.is_none() && client.tokens == 0);
+        let streaming = count(|client| client.done.is_none() && client.tokens > 0);
+        let failed = count(|client| client.error.is_some());
+        let done = clients.len() - waiting - streaming - failed;
         let failed = if failed > 0 {
             format!(", {}", self.paint.bad(&format!("{failed} failed")))
         } else {
             String::new()
         };
         format!(
-            "  {}  {waiting} wait, {streaming} stream, {done} done{failed}",
-            self.paint.dim(&format!("and {} more of {all}:", seen.len())),
+            "  {}  {waiting} waiting, {streaming} streaming, {done} done{failed}",
+            self.paint.dim(&format!("and {} more of {all}:", clients.len())),
         )
     }
 }
 
-/// Shows its message on the terminal, and nothing else.
-pub(super) fn line() -> ProgressBar {
+/// Creates a bar that shows only its message.
+pub(super) fn message_line() -> ProgressBar {
     let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout_with_hz(20)).with_style(style)
 }
 
-/// Leaves the lines as they are. After a Ctrl-C they cannot be drawn anew: the terminal has written `^C` into them.
+/// Keeps the lines without redrawing: after Ctrl-C, the terminal has written `^C` into them.
 pub(super) fn freeze(lines: &ProgressBar) {
     lines.set_draw_target(ProgressDrawTarget::hidden());
     lines.abandon();

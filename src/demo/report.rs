@@ -1,10 +1,10 @@
-//! What a demo found out: for people, and as JSON.
+//! Report of the demo, as text and JSON.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{client::Seen, waterfall::waterfall};
+use super::{client::ClientState, waterfall::waterfall};
 use crate::{
     app::Account,
     coldstart::{ColdStart, ColdStartOutcome},
@@ -13,28 +13,28 @@ use crate::{
     terminal::{Paint, duration, fit},
 };
 
-/// The whole of it.
+/// Report of the demo.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     version: &'static str,
-    /// How long the model server was told to load.
+    /// Configured load time of the model server.
     load_time: Period,
     cold_start: Option<ColdStart>,
-    clients: Clients,
+    clients: ClientsReport,
     account: AccountReport,
-    /// What is wrong; empty when nothing is.
+    /// Errors; empty on success.
     pub(super) problems: Vec<String>,
 }
 
-/// What the clients saw, on their own clock: from the moment at which all requests were sent.
+/// Measurements of the clients, relative to the burst.
 #[derive(Debug, Serialize)]
-struct Clients {
+struct ClientsReport {
     requests: usize,
     completed: usize,
     tokens: u64,
-    first_heartbeat_ms: Option<Spread>,
-    first_token_ms: Option<Spread>,
-    done_ms: Option<Spread>,
+    first_heartbeat_ms: Option<MinMedianMax>,
+    first_token_ms: Option<MinMedianMax>,
+    done_ms: Option<MinMedianMax>,
     each: Vec<ClientReport>,
 }
 
@@ -51,7 +51,7 @@ struct ClientReport {
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Spread {
+struct MinMedianMax {
     min: f64,
     median: f64,
     max: f64,
@@ -72,7 +72,7 @@ impl Report {
     pub(super) fn new(
         load_time: Period,
         cold_start: Option<ColdStart>,
-        seen: Vec<Seen>,
+        clients: Vec<ClientState>,
         account: &Account,
     ) -> Self {
         let mut problems = Vec::new();
@@ -80,54 +80,54 @@ impl Report {
             None => problems.push("no cold start was recorded".to_owned()),
             Some(record) if record.outcome != Some(ColdStartOutcome::Completed) => {
                 let outcome = record.outcome.map_or("unfinished", ColdStartOutcome::name);
-                let reason = record.reason.as_deref().unwrap_or("no reason is known");
+                let reason = record.reason.as_deref().unwrap_or("unknown reason");
                 problems.push(format!("the cold start ended as {outcome}: {reason}"));
             }
             Some(_) => {}
         }
-        let clients = Clients::new(seen);
+        let clients = ClientsReport::new(clients);
         let failed = clients.requests - clients.completed;
         if let Some((number, error)) = clients.first_error() {
             let requests = clients.requests;
             problems.push(format!("{failed} of {requests} requests failed; #{number}: {error}"));
         }
         if !account.balances() {
-            problems.push(format!("the account does not balance: {}", sum(account)));
+            problems.push(format!("the request counts do not add up: {}", sum(account)));
         }
         let version = env!("CARGO_PKG_VERSION");
         Self { version, load_time, cold_start, clients, account: account.into(), problems }
     }
 
-    /// The report for people.
+    /// Renders the report for a terminal.
     pub(super) fn lines(&self, account: &Account, paint: Paint, width: usize) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(cold_start) = &self.cold_start {
             lines.extend(cold_start_lines(cold_start, paint, width));
             lines.push(String::new());
         }
-        let row = |name: &str, spread: Option<Spread>, none: &str| match spread {
-            Some(Spread { median, max, .. }) => {
+        let row = |name: &str, spread: Option<MinMedianMax>, none: &str| match spread {
+            Some(MinMedianMax { median, max, .. }) => {
                 format!("  {name:<17}{:>8} median {:>8} slowest", duration(median), duration(max))
             }
             None => format!("  {name:<17}    {none}"),
         };
         let clients = &self.clients;
-        lines.push(paint.bold(&format!("What the {} saw", clients_in_words(clients.requests))));
-        lines.push(row("first heartbeat", clients.first_heartbeat_ms, "none: nobody waited that long"));
+        lines.push(paint.bold(&format!("Measured by the {}", client_count(clients.requests))));
+        lines.push(row("first heartbeat", clients.first_heartbeat_ms, "none"));
         lines.push(row("first token", clients.first_token_ms, "none"));
-        lines.push(row("whole answer", clients.done_ms, "none"));
+        lines.push(row("complete answer", clients.done_ms, "none"));
         let completed = format!("{} of {} requests", clients.completed, clients.requests);
         let mark = if clients.completed == clients.requests { paint.good("✓") } else { paint.bad("✗") };
         lines.push(format!("  {:<17}{completed}, {} tokens {mark}", "completed", clients.tokens));
         lines.push(String::new());
-        lines.push(paint.bold("The account: every admitted request has one outcome"));
+        lines.push(paint.bold("Accounting: every admitted request has exactly one outcome"));
         let mark = if account.balances() { paint.good("✓") } else { paint.bad("✗") };
         lines.push(format!("  {} {mark}", sum(account)));
         lines
     }
 }
 
-/// A cold start with its waterfall.
+/// Renders a cold start with its waterfall.
 pub(super) fn cold_start_lines(cold_start: &ColdStart, paint: Paint, width: usize) -> Vec<String> {
     let outcome = cold_start.outcome.map_or("unfinished", ColdStartOutcome::name);
     let head = format!("Cold start #{} of route {}", cold_start.id, cold_start.route);
@@ -140,7 +140,7 @@ pub(super) fn cold_start_lines(cold_start: &ColdStart, paint: Paint, width: usiz
         "{}: {outcome} in {}, {} held",
         paint.bold(&head),
         paint.bold(&duration(cold_start.total_ms)),
-        requests_in_words(cold_start.held_peak),
+        request_count(cold_start.held_peak),
     )];
     lines.extend(cold_start.reason.iter().map(|reason| format!("  {}", paint.bad(&fit(reason, width)))));
     lines.extend(cold_start.last_lines.iter().map(|line| paint.dim(&format!("  │ {}", fit(line, width)))));
@@ -148,16 +148,16 @@ pub(super) fn cold_start_lines(cold_start: &ColdStart, paint: Paint, width: usiz
     lines
 }
 
-/// `1 request`, `8 requests`.
-pub(super) fn requests_in_words(count: usize) -> String {
+/// Formats `1 request`, `8 requests`.
+pub(super) fn request_count(count: usize) -> String {
     format!("{count} request{}", if count == 1 { "" } else { "s" })
 }
 
-fn clients_in_words(count: usize) -> String {
+fn client_count(count: usize) -> String {
     if count == 1 { "client".to_owned() } else { format!("{count} clients") }
 }
 
-/// The account as a sum, without the outcomes that nobody had.
+/// Formats the account as a sum, without outcomes of zero.
 fn sum(account: &Account) -> String {
     let outcomes =
         account.outcomes.iter().filter(|(name, count)| *count > 0 || *name == Outcome::Completed.name());
@@ -169,19 +169,24 @@ fn sum(account: &Account) -> String {
     )
 }
 
-// === impl Clients ===
+// === impl ClientsReport ===
 
-impl Clients {
-    fn new(seen: Vec<Seen>) -> Self {
-        let spread = |time: fn(&Seen) -> Option<Duration>| Spread::of(seen.iter().filter_map(time).map(ms));
+impl ClientsReport {
+    fn new(clients: Vec<ClientState>) -> Self {
+        let spread = |time: fn(&ClientState) -> Option<Duration>| {
+            MinMedianMax::of(clients.iter().filter_map(time).map(ms))
+        };
         Self {
-            requests: seen.len(),
-            completed: seen.iter().filter(|seen| seen.done.is_some() && seen.error.is_none()).count(),
-            tokens: seen.iter().map(|seen| u64::from(seen.tokens)).sum(),
-            first_heartbeat_ms: spread(|seen| seen.first_heartbeat),
-            first_token_ms: spread(|seen| seen.first_token),
-            done_ms: spread(|seen| seen.done),
-            each: seen.into_iter().map(Into::into).collect(),
+            requests: clients.len(),
+            completed: clients
+                .iter()
+                .filter(|client| client.done.is_some() && client.error.is_none())
+                .count(),
+            tokens: clients.iter().map(|client| u64::from(client.tokens)).sum(),
+            first_heartbeat_ms: spread(|client| client.first_heartbeat),
+            first_token_ms: spread(|client| client.first_token),
+            done_ms: spread(|client| client.done),
+            each: clients.into_iter().map(Into::into).collect(),
         }
     }
 
@@ -190,16 +195,16 @@ impl Clients {
     }
 }
 
-impl From<Seen> for ClientReport {
-    fn from(seen: Seen) -> Self {
+impl From<ClientState> for ClientReport {
+    fn from(client: ClientState) -> Self {
         Self {
-            heartbeats: seen.heartbeats,
-            first_heartbeat_ms: seen.first_heartbeat.map(ms),
-            first_token_ms: seen.first_token.map(ms),
-            done_ms: seen.done.map(ms),
-            tokens: seen.tokens,
-            text: seen.text,
-            error: seen.error,
+            heartbeats: client.heartbeats,
+            first_heartbeat_ms: client.first_heartbeat.map(ms),
+            first_token_ms: client.first_token.map(ms),
+            done_ms: client.done.map(ms),
+            tokens: client.tokens,
+            text: client.text,
+            error: client.error,
         }
     }
 }
@@ -220,9 +225,9 @@ impl From<&Account> for AccountReport {
     }
 }
 
-// === impl Spread ===
+// === impl MinMedianMax ===
 
-impl Spread {
+impl MinMedianMax {
     fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);

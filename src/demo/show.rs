@@ -1,58 +1,30 @@
-//! What happens, while it happens: a live display on a terminal, lines elsewhere.
+//! Progress of the first burst: a live display on a terminal, otherwise one line per change.
 
 use std::time::Duration;
 
-use super::{client::Seen, live::Live, stage::Stage};
+use super::{
+    client::ClientState,
+    live::Live,
+    view::{MAX_SHOWN_REQUESTS, RouteView},
+};
 use crate::{
-    coldstart::{ColdStart, Phase},
-    state::Status,
+    coldstart::Phase,
     terminal::{duration, fit, is_live, say},
 };
 
-/// The route at one moment.
-pub(super) struct View {
-    pub(super) status: Status,
-    pub(super) phase: Option<(Phase, Duration)>,
-    pub(super) cold_start: Option<ColdStart>,
-    pub(super) held: usize,
-    pub(super) in_flight: u64,
-    /// Those that take requests.
-    pub(super) endpoints: usize,
-}
-
-/// Shows the first requests.
+/// Display of the first burst.
 pub(super) enum Show {
     Live(Live),
     Lines(Lines),
 }
 
-/// A line for each change.
+/// Prints a line per change. The fields are what has been printed.
 #[derive(Default)]
 pub(super) struct Lines {
     phases: usize,
     heartbeats: u32,
     first_token: bool,
     done: Vec<bool>,
-}
-
-/// Answers are shown one by one up to so many requests.
-pub(super) const FEW: usize = 16;
-
-// === impl View ===
-
-impl View {
-    pub(super) fn of(stage: &Stage) -> Self {
-        let gate = &stage.gate;
-        let endpoints = gate.target().endpoints();
-        Self {
-            status: gate.target().status(),
-            phase: gate.cold_starts().phase(),
-            cold_start: stage.cold_start(),
-            held: gate.held(),
-            in_flight: gate.in_flight(),
-            endpoints: endpoints.iter().filter(|endpoint| endpoint.is_ready()).count(),
-        }
-    }
 }
 
 // === impl Show ===
@@ -62,29 +34,29 @@ impl Show {
         if is_live() { Self::Live(Live::new(requests)) } else { Self::Lines(Lines::new(requests)) }
     }
 
-    /// How often it wants to look.
-    pub(super) const fn every(&self) -> Duration {
+    /// Returns the interval of updates.
+    pub(super) const fn interval(&self) -> Duration {
         match self {
             Self::Live(_) => Duration::from_millis(50),
             Self::Lines(_) => Duration::from_millis(10),
         }
     }
 
-    pub(super) fn update(&mut self, view: &View, seen: &[Seen], elapsed: Duration) {
+    pub(super) fn update(&mut self, view: &RouteView, clients: &[ClientState], elapsed: Duration) {
         match self {
-            Self::Live(live) => live.update(view, seen, elapsed),
-            Self::Lines(lines) => lines.update(view, seen, elapsed),
+            Self::Live(live) => live.update(view, clients, elapsed),
+            Self::Lines(lines) => lines.update(view, clients, elapsed),
         }
     }
 
-    /// What is shown last stays.
+    /// Ends the display and keeps its last state.
     pub(super) fn finish(self) {
         if let Self::Live(live) = self {
             live.finish();
         }
     }
 
-    /// As [`Show::finish`], after a Ctrl-C.
+    /// Like [`Show::finish`], after Ctrl-C.
     pub(super) fn freeze(self) {
         if let Self::Live(live) = self {
             live.freeze();
@@ -99,66 +71,66 @@ impl Lines {
         Self { done: vec![false; requests], ..Self::default() }
     }
 
-    fn update(&mut self, view: &View, seen: &[Seen], elapsed: Duration) {
-        self.heartbeats(seen, elapsed);
+    fn update(&mut self, view: &RouteView, clients: &[ClientState], elapsed: Duration) {
+        self.heartbeats(clients, elapsed);
         self.phases(view);
         if let Some(first) =
-            seen.iter().filter_map(|seen| seen.first_token).min().filter(|_| !self.first_token)
+            clients.iter().filter_map(|client| client.first_token).min().filter(|_| !self.first_token)
         {
             self.first_token = true;
-            at(first, "the first token arrives");
+            print_at(first, "first token received");
         }
-        let new = seen.iter().enumerate().filter(|(index, _)| !self.done[*index]);
-        let mut new: Vec<_> = new.filter_map(|(index, seen)| Some((seen.done?, index, seen))).collect();
+        let new = clients.iter().enumerate().filter(|(index, _)| !self.done[*index]);
+        let mut new: Vec<_> = new.filter_map(|(index, client)| Some((client.done?, index, client))).collect();
         new.sort_by_key(|(done, index, _)| (*done, *index));
-        for (done, index, seen) in new {
+        for (done, index, client) in new {
             self.done[index] = true;
-            self.done(index + 1, seen, done);
+            self.done(index + 1, client, done);
         }
     }
 
-    fn phases(&mut self, view: &View) {
+    fn phases(&mut self, view: &RouteView) {
         let Some(cold_start) = &view.cold_start else { return };
         for span in cold_start.finished_phases().skip(self.phases) {
             self.phases += 1;
             let end = Duration::from_secs_f64((span.start_ms + span.duration_ms) / 1e3);
-            let what = match span.name {
-                Phase::Signal => "nothing is up: the requests are held, and the launcher is told at once",
-                Phase::Start => "the model server's process runs, and loads",
+            let event = match span.name {
+                Phase::Signal => "no model server: requests are held, the launcher is notified",
+                Phase::Start => "the model server's process runs and loads",
                 Phase::Load => "the model server is ready",
-                Phase::Dispatch => "the held requests are sent to it",
-                Phase::FirstByte => "the first answer begins",
-                // The client tells of the token; the rest is of clusters.
+                Phase::Dispatch => "the held requests are dispatched",
+                Phase::FirstByte => "the first answer starts",
+                // The first token is reported by the client; other phases do not occur here.
                 _ => continue,
             };
-            at(end, what);
+            print_at(end, event);
         }
     }
 
-    fn heartbeats(&mut self, seen: &[Seen], elapsed: Duration) {
-        let Some(first) = seen.first() else { return };
+    fn heartbeats(&mut self, clients: &[ClientState], elapsed: Duration) {
+        let Some(first) = clients.first() else { return };
         if first.heartbeats == self.heartbeats {
             return;
         }
         self.heartbeats = first.heartbeats;
-        // In a long load, not every one.
+        // Only every tenth after the first three.
         if self.heartbeats <= 3 || self.heartbeats.is_multiple_of(10) {
-            at(elapsed, &format!("#1 hears in its stream “: {}”", first.heartbeat));
+            print_at(elapsed, &format!("#1 receives the heartbeat “: {}”", first.heartbeat));
         }
     }
 
-    fn done(&self, number: usize, seen: &Seen, done: Duration) {
-        if let Some(error) = &seen.error {
-            at(done, &format!("#{number} failed: {error}"));
-        } else if self.done.len() <= FEW {
-            at(done, &format!("#{number:<2} {}", fit(seen.text.trim(), 62)));
+    fn done(&self, number: usize, client: &ClientState, done: Duration) {
+        if let Some(error) = &client.error {
+            print_at(done, &format!("#{number} failed: {error}"));
+        } else if self.done.len() <= MAX_SHOWN_REQUESTS {
+            print_at(done, &format!("#{number:<2} {}", fit(client.text.trim(), 62)));
         } else if self.done.iter().all(|done| *done) {
-            at(done, &format!("all {} have their answers", self.done.len()));
+            print_at(done, &format!("all {} answered", self.done.len()));
         }
     }
 }
 
-/// A line that begins with a time since the requests were sent.
-pub(super) fn at(elapsed: Duration, what: &str) {
-    say(&format!("{:>9}  {what}", duration(elapsed.as_secs_f64() * 1e3)));
+/// Prints a line with the time since the burst.
+fn print_at(elapsed: Duration, event: &str) {
+    say(&format!("{:>9}  {event}", duration(elapsed.as_secs_f64() * 1e3)));
 }

@@ -1,4 +1,4 @@
-//! A cold start as a waterfall: each phase as a bar on one time axis.
+//! Waterfall chart of a cold start: phases as bars on a time axis.
 
 use owo_colors::Style;
 
@@ -7,13 +7,13 @@ use crate::{
     terminal::{Paint, duration, fit},
 };
 
-/// How wide the axis is, in characters.
-const WIDTH: usize = 36;
+/// Width of the axis.
+const AXIS_CHARS: usize = 36;
 
-/// What stands before the axis: indent, name, start, duration, share.
-const BEFORE: usize = 2 + 11 + 9 + 9 + 7 + 2;
+/// Width before the axis: indent, name, start, duration, share.
+const PREFIX_CHARS: usize = 2 + 11 + 9 + 9 + 7 + 2;
 
-/// The lines of the waterfall.
+/// Renders the chart.
 pub(super) fn waterfall(cold_start: &ColdStart, paint: Paint) -> Vec<String> {
     let total = cold_start.total_ms;
     let head = format!("  {:<11}{:>9}{:>9}{:>7}", "phase", "start", "took", "share");
@@ -34,11 +34,11 @@ pub(super) fn waterfall(cold_start: &ColdStart, paint: Paint) -> Vec<String> {
     let (ruler, labels) = axis(total);
     let sum = format!("  {:<11}{:>9}{:>9}{:>7}  ", "total", "", duration(total), share(total, total));
     lines.push(format!("{}{}", paint.bold(&sum), paint.dim(&ruler)));
-    lines.push(paint.dim(&format!("{}{labels}", " ".repeat(BEFORE))));
+    lines.push(paint.dim(&format!("{}{labels}", " ".repeat(PREFIX_CHARS))));
     lines
 }
 
-/// Each phase has its colour, here and in the live display.
+/// Returns the colour of a phase, also used by the live display.
 pub(super) const fn style(phase: Phase) -> Style {
     let style = Style::new();
     match phase {
@@ -50,13 +50,13 @@ pub(super) const fn style(phase: Phase) -> Style {
     }
 }
 
-/// Where a bar begins and what it consists of. Bars of phases that follow each other join without a gap; one too
-/// short for a cell is a thin line.
+/// Returns the start and the cells of a bar. Bars of adjacent phases join without a gap; a bar shorter than a cell is a thin
+/// line.
 fn bar(start_ms: f64, duration_ms: f64, total_ms: f64) -> (usize, String) {
-    let cell = |ms: f64| (ms / total_ms.max(f64::MIN_POSITIVE) * WIDTH as f64).round() as usize;
-    let (start, end) = (cell(start_ms).min(WIDTH), cell(start_ms + duration_ms).min(WIDTH));
+    let cell = |ms: f64| (ms / total_ms.max(f64::MIN_POSITIVE) * AXIS_CHARS as f64).round() as usize;
+    let (start, end) = (cell(start_ms).min(AXIS_CHARS), cell(start_ms + duration_ms).min(AXIS_CHARS));
     match end.saturating_sub(start) {
-        0 if start == WIDTH => (WIDTH - 1, "▕".to_owned()),
+        0 if start == AXIS_CHARS => (AXIS_CHARS - 1, "▕".to_owned()),
         0 => (start, "▏".to_owned()),
         cells => (start, "█".repeat(cells)),
     }
@@ -70,18 +70,18 @@ fn share(part: f64, whole: f64) -> String {
     }
 }
 
-/// The ruler with its marks, and their labels: round times, at most five steps.
+/// Renders the axis and its labels: round times, at most five steps.
 fn axis(total_ms: f64) -> (String, String) {
     let rough = total_ms.max(1.0) / 5.0;
     let power = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|step| *step >= rough);
     let step = step.unwrap_or(rough);
-    let mut ruler = vec!['─'; WIDTH];
+    let mut ruler = vec!['─'; AXIS_CHARS];
     let mut labels = String::new();
     for mark in 0.. {
         let ms = f64::from(mark) * step;
-        let place = (ms / total_ms.max(1.0) * WIDTH as f64).round() as usize;
-        if place >= WIDTH {
+        let place = (ms / total_ms.max(1.0) * AXIS_CHARS as f64).round() as usize;
+        if place >= AXIS_CHARS {
             break;
         }
         ruler[place] = if mark == 0 { '├' } else { '┼' };
@@ -90,11 +90,11 @@ fn axis(total_ms: f64) -> (String, String) {
         labels += &" ".repeat(place.saturating_sub(labels.chars().count()));
         labels += &label;
     }
-    ruler[WIDTH - 1] = '┤';
+    ruler[AXIS_CHARS - 1] = '┤';
     (ruler.into_iter().collect(), labels)
 }
 
-/// With as many digits as the step between the marks has.
+/// Formats a label with the precision of the step.
 fn round_label(ms: f64, step: f64, total_ms: f64) -> String {
     match step {
         _ if total_ms < 1000.0 => format!("{ms} ms"),
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_share_an_axis_and_join() {
+    fn bars_of_adjacent_phases_join() {
         let record = ColdStart::of_phases(&[
             (Phase::Signal, 0.4),
             (Phase::Start, 12.0),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_axis_has_a_few_round_marks_whatever_the_total() {
+    fn axis_has_few_round_marks() {
         let labels = |total_ms| {
             axis(total_ms)
                 .1
@@ -145,6 +145,6 @@ mod tests {
         assert_eq!(labels(350.0), "0, 100 ms, 200 ms, 300 ms");
         assert_eq!(labels(4_200.0), "0, 1 s, 2 s, 3 s, 4 s");
         assert_eq!(labels(95_000.0), "0, 20 s, 40 s, 60 s, 80 s");
-        assert_eq!(axis(0.0).0.chars().count(), WIDTH);
+        assert_eq!(axis(0.0).0.chars().count(), AXIS_CHARS);
     }
 }

@@ -1,10 +1,10 @@
-//! The running proxy that a demo looks at.
+//! The proxy of the demo.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{sync::mpsc, task::JoinHandle, time::interval};
 
-use super::DemoError;
+use super::error::DemoError;
 use crate::{
     admission::Gate,
     app::{Account, Bound, Command, StartError},
@@ -16,8 +16,8 @@ use crate::{
     scaler,
 };
 
-/// A proxy with one route, which nothing runs for yet.
-pub(super) struct Stage {
+/// A running proxy with one route.
+pub(super) struct DemoProxy {
     pub(super) address: SocketAddr,
     pub(super) admin_address: SocketAddr,
     pub(super) gate: Arc<Gate>,
@@ -27,16 +27,19 @@ pub(super) struct Stage {
     running: JoinHandle<Account>,
 }
 
-/// How often it is looked whether something that is about to happen has happened.
-const LOOK: Duration = Duration::from_millis(2);
+/// Interval of polls for events that are imminent.
+const SETTLE_POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// The route of [`CONFIG`].
+/// Time limit for the last requests to be counted.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Name of the route in [`CONFIG`].
 const ROUTE: &str = "demo";
 
 const CONFIG: &str = include_str!("config.yaml");
 
-impl Stage {
-    /// Starts the proxy: at its usual ports, or where another program has those, at free ones.
+impl DemoProxy {
+    /// Starts the proxy on its default ports, or on free ones if those are in use.
     pub(super) async fn start(load_time: Period) -> Result<Self, DemoError> {
         let mut config = config(load_time)?;
         let idle_timeout = match &config.routes[0].target {
@@ -58,10 +61,10 @@ impl Stage {
         let (shared, cold_starts) = (bound.shared().clone(), bound.cold_starts().clone());
         let (commands, received) = mpsc::channel(4);
         let running = tokio::spawn(bound.run(received));
-        // The routes are there as soon as it runs.
-        let mut looks = interval(LOOK);
+        // The route table is filled when the proxy starts to run.
+        let mut ticks = interval(SETTLE_POLL_INTERVAL);
         let gate = loop {
-            looks.tick().await;
+            ticks.tick().await;
             if let Some(gate) = shared.table.load().gate(&RouteKey::from(ROUTE)) {
                 break gate.clone();
             }
@@ -72,17 +75,17 @@ impl Stage {
         Ok(Self { address, admin_address, gate, cold_starts, idle_timeout, commands, running })
     }
 
-    /// The cold start that runs, or else the last one that ended.
+    /// Returns the current cold start, or else the last one.
     pub(super) fn cold_start(&self) -> Option<ColdStart> {
         self.gate.cold_starts().current().or_else(|| self.last_cold_start())
     }
 
-    /// The last cold start that has ended.
+    /// Returns the last finished cold start.
     pub(super) fn last_cold_start(&self) -> Option<ColdStart> {
         self.cold_starts.recent(Some(ROUTE), 1).pop()
     }
 
-    /// The account of the requests so far.
+    /// Returns the current request counts.
     pub(super) fn account(&self) -> Account {
         let counters = self.gate.counters();
         Account {
@@ -93,48 +96,47 @@ impl Stage {
         }
     }
 
-    /// The account once nothing moves: a client may read the last byte before its request is counted as completed.
-    /// Other clients may keep it moving, so this does not wait for ever.
+    /// Waits until no request is open, for at most [`SETTLE_TIMEOUT`], since other clients may send requests. A client may
+    /// read the last byte before its request is counted.
     pub(super) async fn settled(&self) -> Account {
-        let at_rest = |account: &Account| account.balances() && account.held + account.in_flight == 0;
+        let is_settled = |account: &Account| account.balances() && account.held + account.in_flight == 0;
         let settling = async {
-            let mut looks = interval(LOOK);
-            while !at_rest(&self.account()) {
-                looks.tick().await;
+            let mut ticks = interval(SETTLE_POLL_INTERVAL);
+            while !is_settled(&self.account()) {
+                ticks.tick().await;
             }
         };
-        let _ = tokio::time::timeout(Duration::from_secs(2), settling).await;
+        let _ = tokio::time::timeout(SETTLE_TIMEOUT, settling).await;
         self.account()
     }
 
-    /// Ends the proxy and the model server in order. Whatever is under way has a moment to finish; when `hurry` comes,
-    /// it is cut off.
-    pub(super) async fn stop(self, hurry: impl Future<Output = ()>) -> Account {
+    /// Stops the proxy and the model server gracefully, or immediately once `cancelled` completes.
+    pub(super) async fn stop(self, cancelled: impl Future<Output = ()>) -> Account {
         let Self { commands, mut running, .. } = self;
-        let ask = async || commands.send(Command::Stop(Request::Interrupt)).await;
-        let _ = ask().await;
+        let send_stop = async || commands.send(Command::Stop(Request::Interrupt)).await;
+        let _ = send_stop().await;
         tokio::select! {
-            // It may have ended already.
+            // Biased: the proxy may already have ended.
             biased;
-            account = &mut running => return ended(account),
-            () = hurry => {}
+            account = &mut running => return resume_panic(account),
+            () = cancelled => {}
         }
-        let _ = ask().await;
-        ended(running.await)
+        let _ = send_stop().await;
+        resume_panic(running.await)
     }
 }
 
-fn ended(account: Result<Account, tokio::task::JoinError>) -> Account {
-    // A panic of the proxy is a panic of the demo.
+/// Resumes a panic of the proxy task.
+fn resume_panic(account: Result<Account, tokio::task::JoinError>) -> Account {
     account.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// The configuration, with its placeholders filled in.
+/// Returns the embedded configuration with its placeholders replaced.
 fn config(load_time: Period) -> Result<Config, DemoError> {
     let program = std::env::current_exe().map_err(DemoError::Program)?;
-    let program = program.to_str().ok_or_else(|| {
-        DemoError::Program(io::Error::other(format!("{} is not a name in UTF-8", program.display())))
-    })?;
+    let program = program
+        .to_str()
+        .ok_or_else(|| DemoError::Program(io::Error::other(format!("{} is not UTF-8", program.display()))))?;
     let mut config = Config::parse(CONFIG, "the demo's configuration")?;
     for route in &mut config.routes {
         if let Target::Process(process) = &mut route.target {
@@ -153,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_embedded_configuration_is_valid_and_complete() {
+    fn embedded_configuration_is_complete() {
         let config = config(Period::from_millis(1500)).unwrap();
         let Target::Process(process) = &config.routes[0].target else { panic!("a process") };
         let open: Vec<_> = process.command.iter().filter(|argument| argument.contains('{')).collect();
