@@ -31,40 +31,40 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
-    /// Run the proxy: hold, wake, stream, report.
+    /// Run the proxy.
     Serve(ConfigArgs),
-    /// Validate a configuration and print what was understood; exits 1 with file, line and key of what is wrong.
+    /// Validate a configuration and print its effective values; exits 1 with file, line and key of an error.
     Check(ConfigArgs),
-    /// Print the JSON Schema of the configuration, for editors to complete it.
+    /// Print the JSON Schema of the configuration, for completion in editors.
     Schema,
-    /// Let a paused ScaledObject scale for some time.
+    /// Temporarily resume a paused ScaledObject.
     Session(session::SessionArgs),
-    /// Print the definition of the ModelRoute kind, for `kubectl apply -f -`.
+    /// Print the CustomResourceDefinition of ModelRoute, for `kubectl apply -f -`.
     Crds,
-    /// Show the routes of a cluster, as its proxies have last told of them.
+    /// Show the routes of a cluster, as last reported by its proxies.
     Status(status::StatusArgs),
-    /// Show a cold start end to end, with nothing to prepare: requests are held, a model server is woken, answers stream.
+    /// Demonstrate a cold start end to end, without any setup.
     Demo(DemoArgs),
-    /// Measure cold starts, and say what the measurements mean.
+    /// Measure cold starts and evaluate the results.
     #[command(subcommand)]
     Bench(bench::BenchCommand),
-    /// Stand in for vLLM, without a model: for demos and tests.
+    /// Run a simulated vLLM server without a model, for demos and tests.
     Sim(SimArgs),
-    /// Watch over a process for a proxy that may die.
+    /// Terminate a process group when the proxy dies.
     #[command(hide = true)]
     Guardian(GuardianArgs),
 }
 
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
-    /// The configuration, a YAML file. Flags win over variables, and those over the file.
+    /// Configuration file (YAML). Flags take precedence over environment variables, and those over the file.
     #[arg(long, value_name = "FILE", env = "ANTEROOM_CONFIG")]
     config: PathBuf,
     #[command(flatten)]
     overrides: Overrides,
 }
 
-/// Parses the arguments and runs what they say.
+/// Parses the arguments and runs the subcommand.
 pub fn main() -> ExitCode {
     match Cli::parse().command {
         Subcommands::Serve(args) => run(serve(args)),
@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
         Subcommands::Sim(args) => run(async {
             sim::run(args).await.map_or_else(
                 |error| {
-                    // A load that failed has told its story, and nothing should stand below the cause.
+                    // A failed load has logged its traceback, whose cause must remain the last line.
                     if !matches!(error, SimError::LoadFailed { .. }) {
                         eprintln!("anteroom sim: {error}");
                     }
@@ -105,17 +105,17 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Two threads: one that starts and watches things, and one to spare for whoever reads metrics.
-fn run(what: impl Future<Output = ExitCode>) -> ExitCode {
+/// Runs a future on a runtime with two threads: control tasks must not delay the admin listener.
+fn run(future: impl Future<Output = ExitCode>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(what),
+        Ok(runtime) => runtime.block_on(future),
         Err(error) => fail(format!("error: cannot start: {error}")),
     }
 }
 
 async fn serve(args: ConfigArgs) -> ExitCode {
-    // Before the file is read, so that no change in between is missed.
+    // Created before reading the file, so that no change in between is missed.
     let watcher = ConfigWatcher::new(&args.config);
     let Loaded { config, warnings, .. } = match Loaded::load(&args.config, &args.overrides) {
         Ok(loaded) => loaded.fit(MemoryLimit::current().as_ref()),
@@ -139,11 +139,11 @@ async fn serve(args: ConfigArgs) -> ExitCode {
         Err(error) => return fail(format!("error: cannot handle signals: {error}")),
     };
     let (commands, received) = mpsc::channel(4);
-    let stopping = tokio::spawn(pass_signals(signals, commands.clone()));
+    let stopping = tokio::spawn(forward_signals(signals, commands.clone()));
     let reloading = tokio::spawn(async move {
         match watcher {
             Ok(watcher) => reload(watcher, args, commands).await,
-            Err(error) => tracing::warn!(%error, "the configuration is not watched: changes take a restart"),
+            Err(error) => tracing::warn!(%error, "cannot watch the configuration; changes need a restart"),
         }
     });
     bound.run(received).await;
@@ -153,7 +153,7 @@ async fn serve(args: ConfigArgs) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn pass_signals(mut signals: Signals, commands: mpsc::Sender<Command>) {
+async fn forward_signals(mut signals: Signals, commands: mpsc::Sender<Command>) {
     loop {
         let request: Request = signals.next().await;
         if commands.send(Command::Stop(request)).await.is_err() {
@@ -177,7 +177,7 @@ async fn reload(mut watcher: ConfigWatcher, args: ConfigArgs, commands: mpsc::Se
                     return;
                 }
             }
-            Err(error) => tracing::error!(%error, "the new configuration is wrong: the old one stays"),
+            Err(error) => tracing::error!(%error, "invalid configuration; keeping the previous one"),
         }
     }
 }

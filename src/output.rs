@@ -1,4 +1,4 @@
-//! A file that a command writes its results to.
+//! Output files of commands.
 
 use std::{
     fs::{File, OpenOptions},
@@ -8,15 +8,15 @@ use std::{
 
 use thiserror::Error;
 
-/// Opened before anything is done, so that nothing is done in vain. What is in it stays until there is something new.
+/// A file opened before the work starts, so that an unwritable path fails early. Keeps its content until written.
 pub(crate) struct OutputFile {
     file: File,
     path: PathBuf,
 }
 
-/// It cannot be had.
+/// Error of opening or writing an output file.
 #[derive(Debug, Error)]
-#[error("cannot write {}: {source}; give a file in a folder that is there", .path.display())]
+#[error("cannot write {}: {source}; choose a writable file in an existing directory", .path.display())]
 pub(crate) struct OutputError {
     path: PathBuf,
     source: io::Error,
@@ -25,31 +25,22 @@ pub(crate) struct OutputError {
 // === impl OutputFile ===
 
 impl OutputFile {
-    /// Opens or makes it.
-    ///
-    /// # Errors
-    /// When that is not allowed.
+    /// Opens or creates the file.
     pub(crate) fn open(path: &Path) -> Result<Self, OutputError> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|source| OutputError { path: path.to_owned(), source })?;
         Ok(Self { file, path: path.to_owned() })
     }
 
-    /// Puts this in place of what was in it.
-    ///
-    /// # Errors
-    /// When there is no room, or nobody reads it any more.
+    /// Replaces the content.
     pub(crate) fn write(&mut self, text: &[u8]) -> Result<(), OutputError> {
-        // A pipe or a terminal has no length.
-        let empty = |file: &File| if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) };
-        let written = empty(&self.file).and_then(|()| self.file.write_all(text));
+        // A pipe or a terminal cannot be truncated.
+        let truncate = |file: &File| if file.metadata()?.is_file() { file.set_len(0) } else { Ok(()) };
+        let written = truncate(&self.file).and_then(|()| self.file.write_all(text));
         written.map_err(|source| OutputError { path: self.path.clone(), source })
     }
 
-    /// Puts a value in place of what was in it, as JSON for people to read, too.
-    ///
-    /// # Errors
-    /// As with [`Self::write`].
+    /// Replaces the content with a value as pretty-printed JSON.
     pub(crate) fn write_json(&mut self, value: &impl serde::Serialize) -> Result<(), OutputError> {
         let text = serde_json::to_vec_pretty(value).map(|mut text| {
             text.push(b'\n');

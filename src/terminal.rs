@@ -1,26 +1,26 @@
-//! Colours, where there is somebody to see them, and text that fits.
+//! Terminal output: colours, size, truncated text.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 use owo_colors::{OwoColorize as _, Style};
 
-/// Paints text, or leaves it alone.
+/// Styles text if colours are enabled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Paint {
     colours: bool,
 }
 
-/// Writes a line. A reader that has gone is no reason to die, as `println!` does.
+/// Writes a line to standard output. Ignores a closed pipe, on which `println!` would panic.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stdout().lock(), "{line}");
 }
 
-/// Whether standard output is a terminal on which lines can be changed.
+/// Returns whether standard output is a terminal that can update lines in place.
 pub(crate) fn is_live() -> bool {
     io::stdout().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Columns and rows of the terminal.
+/// Returns columns and rows of the terminal.
 pub(crate) fn size() -> (usize, usize) {
     match rustix::termios::tcgetwinsize(rustix::stdio::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
@@ -28,7 +28,7 @@ pub(crate) fn size() -> (usize, usize) {
     }
 }
 
-/// A time in milliseconds, in three digits or so.
+/// Formats milliseconds with about three significant digits.
 pub(crate) fn duration(ms: f64) -> String {
     match ms {
         0.0 => "0".to_owned(),
@@ -40,7 +40,7 @@ pub(crate) fn duration(ms: f64) -> String {
     }
 }
 
-/// The beginning of a text, if all of it does not fit.
+/// Truncates a text at its end to `width` characters.
 pub(crate) fn fit(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
@@ -48,7 +48,7 @@ pub(crate) fn fit(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain((width > 0).then_some('…')).collect()
 }
 
-/// The end of a text, if all of it does not fit.
+/// Truncates a text at its start to `width` characters.
 pub(crate) fn fit_end(text: &str, width: usize) -> String {
     let count = text.chars().count();
     if count <= width {
@@ -57,15 +57,27 @@ pub(crate) fn fit_end(text: &str, width: usize) -> String {
     (width > 0).then_some('…').into_iter().chain(text.chars().skip(count + 1 - width.max(1))).collect()
 }
 
+/// Renders rows of equal length as left-aligned columns, each truncated to `max_width`.
+pub(crate) fn table_text(rows: &[Vec<String>], max_width: usize) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<_> =
+        (0..rows.first().map_or(0, Vec::len)).map(|column| width(column).min(max_width)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{:<width$}", fit(cell, *width)));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
 // === impl Paint ===
 
 impl Paint {
-    /// Paints on a terminal, unless `NO_COLOR` is set.
+    /// Enables colours on a terminal, unless `NO_COLOR` is set.
     pub(crate) fn for_stdout() -> Self {
         Self { colours: is_live() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
 
-    /// Leaves text alone.
+    /// Disables colours.
     #[cfg(test)]
     pub(crate) const fn plain() -> Self {
         Self { colours: false }
@@ -97,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_have_three_digits_or_so() {
+    fn duration_has_about_three_digits() {
         for (ms, text) in [
             (0.0, "0"),
             (0.01, "<0.1 ms"),
@@ -112,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_cut_to_the_width_at_either_end() {
+    fn text_is_truncated_at_either_end() {
         assert_eq!(fit("naïve text", 6), "naïve…");
         assert_eq!(fit_end("naïve text", 6), "… text");
         assert_eq!((fit("abc", 3), fit_end("abc", 3)), ("abc".into(), "abc".into()));

@@ -7,7 +7,7 @@ use crate::bench::{
     advise::{self, AdviseArgs, TraceArgs},
 };
 
-/// Measures cold starts, and says what the measurements mean.
+/// Measures cold starts and evaluates the results.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum BenchCommand {
     ColdStart(Box<ColdStartArgs>),
@@ -16,7 +16,7 @@ pub(super) enum BenchCommand {
     Trace(TraceArgs),
 }
 
-/// Runs one.
+/// Runs a subcommand.
 pub(super) async fn run(command: BenchCommand) -> ExitCode {
     match command {
         BenchCommand::ColdStart(args) => bench::cold_start(*args).await,

@@ -1,13 +1,12 @@
-//! The way of a command to a cluster.
+//! Connection to a Kubernetes API server.
 
 use kube::{Client, Config, config::KubeConfigOptions};
 
-/// Reads the kubeconfig, in this context or the current one; without a kubeconfig, what a pod has.
+/// Creates a client from the kubeconfig (`context`, or its current context), or from the service account of a pod.
 ///
 /// # Errors
-/// In words for the terminal, when neither is there, or what they say cannot be used.
+/// If neither exists or is usable.
 pub(super) async fn connect(context: Option<&str>) -> Result<Client, String> {
-    const PATH: &str = "name a kubeconfig with KUBECONFIG, or run in a pod";
     let config = match context {
         None => Config::infer().await.map_err(|error| error.to_string()),
         Some(context) => {
@@ -16,6 +15,8 @@ pub(super) async fn connect(context: Option<&str>) -> Result<Client, String> {
             Config::from_kubeconfig(&options).await.map_err(|error| error.to_string())
         }
     };
-    let told = |error: String| format!("no way to a Kubernetes API server: {error}; {PATH}");
-    Client::try_from(config.map_err(told)?).map_err(|error| told(error.to_string()))
+    let failed = |error: String| {
+        format!("cannot connect to a Kubernetes API server: {error}; set KUBECONFIG or run in a pod")
+    };
+    Client::try_from(config.map_err(failed)?).map_err(|error| failed(error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! `anteroom session`: a paused ScaledObject scales for some time.
+//! `anteroom session`: temporarily resumes a paused ScaledObject.
 
 mod text;
 
@@ -13,7 +13,7 @@ use crate::{
     kube::session::{Clock, SessionError, Sessions, check_period},
 };
 
-/// Let a paused ScaledObject scale for some time: it is paused again at the end, also when nobody is there any more.
+/// Temporarily resume a paused ScaledObject. Anteroom pauses it again at the end of the session.
 #[derive(Debug, Args)]
 pub struct SessionArgs {
     #[command(subcommand)]
@@ -22,57 +22,57 @@ pub struct SessionArgs {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Resume autoscaling now and pause it again after some time. Again: until then from now on.
+    /// Resume autoscaling and pause it again after a period. Replaces the end of a running session.
     ///
-    /// The end is an annotation of the ScaledObject, and every Anteroom that serves its namespace sees to it. Where
-    /// GitOps keeps the ScaledObject, it will put back what it knows, unless it is told to ignore annotations.
+    /// The end is stored in an annotation of the ScaledObject and enforced by every Anteroom that serves its namespace. If
+    /// GitOps manages the ScaledObject, configure it to ignore annotations; otherwise it ends the session early.
     Start {
-        /// The ScaledObject.
+        /// Name of the ScaledObject.
         name: String,
-        /// How long, such as 2h or 45m; at most 30 days.
+        /// Length of the session, such as 2h or 45m; at most 30 days.
         #[arg(long = "for", value_name = "TIME")]
         period: Period,
-        /// At the end scale to zero, too. Without it, what runs then goes on running.
+        /// Also scale to zero at the end. By default replicas keep running.
         #[arg(long)]
         to_zero: bool,
         #[command(flatten)]
-        place: Place,
+        scope: KubeScope,
     },
-    /// Say how long sessions still run.
+    /// Show sessions and their end.
     Status {
-        /// The ScaledObject. Default: all that have a session.
+        /// Name of the ScaledObject. Default: all with a session.
         name: Option<String>,
-        /// Look in all namespaces.
+        /// Show all namespaces.
         #[arg(short = 'A', long, conflicts_with_all = ["namespace", "name"])]
         all_namespaces: bool,
         #[command(flatten)]
-        place: Place,
+        scope: KubeScope,
     },
-    /// End a session now: autoscaling is paused again.
+    /// End a session and pause autoscaling.
     Stop {
-        /// The ScaledObject.
+        /// Name of the ScaledObject.
         name: String,
-        /// Scale to zero, too.
+        /// Also scale to zero.
         #[arg(long)]
         to_zero: bool,
         #[command(flatten)]
-        place: Place,
+        scope: KubeScope,
     },
 }
 
 #[derive(Debug, Args)]
-struct Place {
-    /// The namespace. Default: that of the kubeconfig's context.
+struct KubeScope {
+    /// Namespace. Default: that of the kubeconfig's context.
     #[arg(short, long)]
     namespace: Option<String>,
-    /// The context of the kubeconfig. Default: the current one.
+    /// Context of the kubeconfig. Default: the current one.
     #[arg(long)]
     context: Option<String>,
 }
 
-/// Does what the arguments say and prints what was done.
+/// Runs `anteroom session`.
 pub async fn run(args: SessionArgs) -> ExitCode {
-    match answer(args.command).await {
+    match execute(args.command).await {
         Ok(text) => {
             print!("{text}");
             ExitCode::SUCCESS
@@ -81,20 +81,20 @@ pub async fn run(args: SessionArgs) -> ExitCode {
     }
 }
 
-async fn answer(command: Command) -> Result<String, String> {
-    let place = match &command {
-        Command::Start { place, .. } | Command::Status { place, .. } | Command::Stop { place, .. } => place,
+async fn execute(command: Command) -> Result<String, String> {
+    let scope = match &command {
+        Command::Start { scope, .. } | Command::Status { scope, .. } | Command::Stop { scope, .. } => scope,
     };
     if let Command::Start { period, .. } = &command {
-        // Before anything is asked of a cluster.
+        // Checked before connecting to a cluster.
         check_period(*period).map_err(|error| error.to_string())?;
     }
-    let client = connect(place.context.as_deref()).await?;
-    let namespace = place.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-    told(command, client, namespace).await.map_err(|error| error.to_string())
+    let client = connect(scope.context.as_deref()).await?;
+    let namespace = scope.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    run_command(command, client, namespace).await.map_err(|error| error.to_string())
 }
 
-async fn told(command: Command, client: Client, namespace: String) -> Result<String, SessionError> {
+async fn run_command(command: Command, client: Client, namespace: String) -> Result<String, SessionError> {
     let clock = Clock::of_server(&client).await.unwrap_or_else(Clock::of_machine);
     let sessions = Sessions::new(client, namespace);
     match command {

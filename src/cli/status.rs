@@ -10,25 +10,28 @@ use kube::{
 use serde::de::DeserializeOwned;
 
 use super::connect::connect;
-use crate::kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus, ScaledObject};
+use crate::{
+    kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus, ScaledObject},
+    terminal::table_text,
+};
 
-/// Whose routes.
+/// Arguments of `anteroom status`.
 #[derive(Debug, clap::Args)]
 pub struct StatusArgs {
-    /// The namespace. Default: that of the kubeconfig's context.
+    /// Namespace. Default: that of the kubeconfig's context.
     #[arg(short, long, conflicts_with = "all_namespaces")]
     namespace: Option<String>,
-    /// All namespaces.
+    /// Show all namespaces.
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// The context of the kubeconfig. Default: the current one.
+    /// Context of the kubeconfig. Default: the current one.
     #[arg(long)]
     context: Option<String>,
 }
 
-/// A line of the table.
+/// A row of the table.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Line {
+struct RouteRow {
     namespace: String,
     name: String,
     kind: &'static str,
@@ -39,14 +42,14 @@ struct Line {
     held: String,
     scaled_by: String,
     cold_start: String,
-    /// Why it is not as it should be; below the line.
+    /// Problem of the route, printed below the table.
     reason: String,
 }
 
-/// What is paused, by namespace and name of the ScaledObject.
+/// Namespaces and names of paused ScaledObjects.
 type Paused = Vec<(String, String)>;
 
-/// Prints the routes.
+/// Runs `anteroom status`.
 pub(super) async fn run(args: StatusArgs) -> ExitCode {
     match table(&args).await {
         Ok(table) => {
@@ -65,29 +68,30 @@ async fn table(args: &StatusArgs) -> Result<String, String> {
         (None, false) => Some(client.default_namespace().to_owned()),
     };
     let in_namespace = namespace.as_deref();
-    let ours = list::<DeserializeGuard<ModelRoute>>(&client, in_namespace).await?;
-    let theirs = list::<DeserializeGuard<InterceptorRoute>>(&client, in_namespace).await?;
-    if ours.is_none() && theirs.is_none() {
+    let model_routes = list::<DeserializeGuard<ModelRoute>>(&client, in_namespace).await?;
+    let interceptor_routes = list::<DeserializeGuard<InterceptorRoute>>(&client, in_namespace).await?;
+    if model_routes.is_none() && interceptor_routes.is_none() {
         return Err(
-            "the cluster knows neither ModelRoutes nor InterceptorRoutes; install the definition with \
+            "the cluster has neither ModelRoutes nor InterceptorRoutes; install the definition with \
                     `anteroom crds | kubectl apply -f -`, or the chart"
                 .into(),
         );
     }
     let paused = paused(&client, in_namespace).await;
-    let mut lines: Vec<_> = ours.iter().flatten().map(|object| of_ours(object, &paused)).collect();
-    lines.extend(theirs.iter().flatten().map(of_theirs));
+    let mut lines: Vec<_> =
+        model_routes.iter().flatten().map(|object| model_route_row(object, &paused)).collect();
+    lines.extend(interceptor_routes.iter().flatten().map(interceptor_route_row));
     lines.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
     if lines.is_empty() {
         let place = namespace.map_or("the cluster".to_owned(), |namespace| {
-            format!("the namespace {namespace}; -A shows all namespaces")
+            format!("namespace {namespace}; use -A for all namespaces")
         });
-        return Ok(format!("There is no route in {place}.\n"));
+        return Ok(format!("No routes in {place}.\n"));
     }
     Ok(draw(&lines, args.all_namespaces))
 }
 
-/// The objects of a kind; `None` if the cluster has no such kind.
+/// Lists the objects of a kind. Returns `None` if the cluster does not have the kind.
 async fn list<K>(client: &Client, namespace: Option<&str>) -> Result<Option<Vec<K>>, String>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -103,22 +107,22 @@ where
         Ok(list) => Ok(Some(list.items)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
         Err(kube::Error::Api(status)) if status.code == 403 => Err(format!(
-            "{}; ask for the right to `list` {}.{}{}",
+            "{}; request the permission to `list` {}.{}{}",
             status.message,
             K::plural(&()),
             K::group(&()),
-            if namespace.is_none() { ", or name one namespace with -n" } else { "" }
+            if namespace.is_none() { ", or choose a namespace with -n" } else { "" }
         )),
         Err(kube::Error::Api(status)) if status.code == 401 => {
-            Err(format!("the cluster does not know you: {}; log in again", status.message))
+            Err(format!("not authenticated: {}; log in again", status.message))
         }
         Err(error) => Err(format!(
-            "the cluster cannot be asked: {error}; is it up, and does the kubeconfig name the right one?"
+            "cannot reach the cluster: {error}; check that it is up and that the kubeconfig points to it"
         )),
     }
 }
 
-/// The ScaledObjects that are paused. It is no error not to know.
+/// Returns the paused ScaledObjects. Ignores errors: the pause is only an annotation of the output.
 async fn paused(client: &Client, namespace: Option<&str>) -> Paused {
     let api: Api<ScaledObject> = match namespace {
         Some(namespace) => Api::namespaced(client.clone(), namespace),
@@ -129,15 +133,15 @@ async fn paused(client: &Client, namespace: Option<&str>) -> Paused {
     paused.map(|object| (object.namespace().to_owned(), object.name().to_owned())).collect()
 }
 
-fn of_ours(guarded: &DeserializeGuard<ModelRoute>, paused: &Paused) -> Line {
-    let mut line = Line { kind: "ModelRoute", ..of_meta(guarded) };
+fn model_route_row(guarded: &DeserializeGuard<ModelRoute>, paused: &Paused) -> RouteRow {
+    let mut line = RouteRow { kind: "ModelRoute", ..metadata_row(guarded) };
     let Ok(object) = &guarded.0 else {
-        return Line { state: "refused".into(), reason: "the object cannot be read".into(), ..line };
+        return RouteRow { state: "refused".into(), reason: "invalid object".into(), ..line };
     };
     let matcher = &object.spec.matcher;
-    line.matches = words(&[&matcher.models, &matcher.hosts, &matcher.paths]);
+    line.matches = summarize(&[&matcher.models, &matcher.hosts, &matcher.paths]);
     let Some(status) = object.status.as_ref().filter(|status| !status.conditions.is_empty()) else {
-        return Line { state: "unknown".into(), reason: NOBODY.into(), ..line };
+        return RouteRow { state: "unknown".into(), reason: NO_STATUS.into(), ..line };
     };
     line.target = status.target.clone().unwrap_or_default();
     line.state = status.state.map_or("unknown", |state| state.name()).into();
@@ -155,21 +159,21 @@ fn of_ours(guarded: &DeserializeGuard<ModelRoute>, paused: &Paused) -> Line {
     line
 }
 
-fn of_theirs(guarded: &DeserializeGuard<InterceptorRoute>) -> Line {
-    let line = Line { kind: "InterceptorRoute", ..of_meta(guarded) };
+fn interceptor_route_row(guarded: &DeserializeGuard<InterceptorRoute>) -> RouteRow {
+    let line = RouteRow { kind: "InterceptorRoute", ..metadata_row(guarded) };
     let Ok(object) = &guarded.0 else {
-        return Line { state: "refused".into(), reason: "the object cannot be read".into(), ..line };
+        return RouteRow { state: "refused".into(), reason: "invalid object".into(), ..line };
     };
     let status = object.status.clone().unwrap_or_default();
     let ready = status.conditions.iter().find(|condition| condition.kind == "Ready");
-    Line {
-        matches: words(&[&object.spec.hosts()]),
+    RouteRow {
+        matches: summarize(&[&object.spec.hosts()]),
         target: format!("service {}", object.spec.target),
         state: ready
             .map_or("unknown", |ready| if ready.status == "True" { "served" } else { "refused" })
             .into(),
         reason: match ready {
-            None => NOBODY.into(),
+            None => NO_STATUS.into(),
             Some(ready) if ready.status == "True" && ready.reason == "Accepted" => String::new(),
             Some(ready) => ready.message.clone(),
         },
@@ -177,16 +181,23 @@ fn of_theirs(guarded: &DeserializeGuard<InterceptorRoute>) -> Line {
     }
 }
 
-const NOBODY: &str = "no proxy has said anything about it yet; is one running that watches this namespace?";
+/// Width to which a column is truncated.
+const MAX_COLUMN_CHARS: usize = 40;
 
-fn of_meta<K: Resource>(object: &K) -> Line {
-    Line { namespace: object.namespace().unwrap_or_default(), name: object.name_any(), ..Line::default() }
+const NO_STATUS: &str = "not reported by a proxy yet; check that one is running and watches this namespace";
+
+fn metadata_row<K: Resource>(object: &K) -> RouteRow {
+    RouteRow {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+        ..RouteRow::default()
+    }
 }
 
-/// What is not as it should be, the first of: not accepted, not scalable, failed.
+/// Returns the first problem: not accepted, not scalable, failed.
 fn reason(status: &ModelRouteStatus, generation: Option<i64>) -> String {
     if status.observed_generation != generation {
-        return "changed just now, and not looked at by a proxy yet".into();
+        return "changed, not yet observed by a proxy".into();
     }
     let of = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
     let plainly = |condition: &&Condition| condition.status == "True" && condition.reason == "Accepted";
@@ -198,8 +209,8 @@ fn reason(status: &ModelRouteStatus, generation: Option<i64>) -> String {
     wrong.map(|condition| condition.message.clone()).unwrap_or_default()
 }
 
-/// The first of each kind, and how many more.
-fn words(kinds: &[&Vec<String>]) -> String {
+/// Formats the first two values and the number of further ones.
+fn summarize(kinds: &[&Vec<String>]) -> String {
     let all: Vec<_> = kinds.iter().flat_map(|kind| kind.iter()).collect();
     match all.as_slice() {
         [] => "*".into(),
@@ -209,10 +220,10 @@ fn words(kinds: &[&Vec<String>]) -> String {
     }
 }
 
-fn draw(lines: &[Line], namespaces: bool) -> String {
+fn draw(lines: &[RouteRow], namespaces: bool) -> String {
     let titles =
         ["NAMESPACE", "NAME", "MATCH", "TARGET", "STATE", "READY", "HELD", "SCALED BY", "LAST COLD START"];
-    let cells = |line: &Line| {
+    let cells = |line: &RouteRow| {
         [
             line.namespace.clone(),
             line.name.clone(),
@@ -225,37 +236,20 @@ fn draw(lines: &[Line], namespaces: bool) -> String {
             line.cold_start.clone(),
         ]
     };
-    let rows: Vec<_> = lines.iter().map(cells).collect();
-    let first = usize::from(!namespaces);
-    let widths: [usize; 9] = std::array::from_fn(|column| {
-        let widest = rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        widest.max(titles[column].len()).min(40)
-    });
-    let mut text = String::new();
-    let mut row = |cells: &[String; 9]| {
-        let cells = cells.iter().zip(widths).skip(first).map(|(cell, width)| {
-            let cell = if cell.is_empty() { "-" } else { cell };
-            format!("{:<width$}", shortened(cell, width))
-        });
-        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        text.push('\n');
-    };
-    row(&titles.map(str::to_owned));
-    rows.iter().for_each(&mut row);
+    let head = titles.map(str::to_owned);
+    let rows = std::iter::once(head).chain(lines.iter().map(cells));
+    let skipped = usize::from(!namespaces);
+    let rows: Vec<Vec<_>> = rows
+        .map(|row| row.into_iter().skip(skipped))
+        .map(|row| row.map(|cell| if cell.is_empty() { "-".into() } else { cell }).collect())
+        .collect();
+    let mut text = table_text(&rows, MAX_COLUMN_CHARS);
     let reasons = lines.iter().filter(|line| !line.reason.is_empty());
     for (number, line) in reasons.enumerate() {
         let gap = if number == 0 { "\n" } else { "" };
-        // Writing to a String does not fail.
         let _ = writeln!(text, "{gap}{} {}/{}: {}", line.kind, line.namespace, line.name, line.reason);
     }
     text
-}
-
-fn shortened(cell: &str, width: usize) -> String {
-    if cell.chars().count() <= width {
-        return cell.to_owned();
-    }
-    cell.chars().take(width - 1).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -264,16 +258,16 @@ mod tests {
 
     use super::*;
 
-    fn ours(value: serde_json::Value) -> Line {
-        of_ours(&serde_json::from_value(value).unwrap(), &vec![("models".into(), "vllm".into())])
+    fn ours(value: serde_json::Value) -> RouteRow {
+        model_route_row(&serde_json::from_value(value).unwrap(), &vec![("models".into(), "vllm".into())])
     }
 
-    fn theirs(value: serde_json::Value) -> Line {
-        of_theirs(&serde_json::from_value(value).unwrap())
+    fn theirs(value: serde_json::Value) -> RouteRow {
+        interceptor_route_row(&serde_json::from_value(value).unwrap())
     }
 
     #[test]
-    fn a_table_says_how_routes_are_and_why_not() {
+    fn table_lists_routes_and_problems() {
         let condition = |kind: &str, status: &str, reason: &str, message: &str| json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
         let meta = |name: &str| json!({"name": name, "namespace": "models", "generation": 2});
         let lines = [
@@ -312,8 +306,8 @@ new   *              -                  unknown  -      -     -              -
 app   a.example.com  service app:http   served   -      -     -              -
 
 ModelRoute models/twin: models/tiny goes first
-ModelRoute models/odd: the object cannot be read
-ModelRoute models/new: no proxy has said anything about it yet; is one running that watches this namespace?
+ModelRoute models/odd: invalid object
+ModelRoute models/new: not reported by a proxy yet; check that one is running and watches this namespace
 ";
         assert_eq!(text, expected);
         assert!(draw(&lines, true).starts_with("NAMESPACE  NAME"));

@@ -1,4 +1,4 @@
-//! What `anteroom session` prints.
+//! Output of `anteroom session`.
 
 use std::{fmt::Write, time::Duration};
 
@@ -10,37 +10,35 @@ use crate::{
         ScaledObject,
         session::{Session, Then, pause_of},
     },
+    terminal::table_text,
 };
 
-/// How long the end of a session may be overdue before that is strange.
-const LATE: Duration = Duration::from_secs(120);
+/// Time after the end of a session before it is reported as overdue.
+const OVERDUE_TOLERANCE: Duration = Duration::from_secs(120);
 
-/// What a start has done.
+/// Describes a started session.
 pub fn started(before: &ScaledObject, session: &Session, now: Timestamp) -> String {
     let mut text = format!("{} scales until {}.\n", title(before), until(session.until, now));
     if let Some(Ok(running)) = Session::of(before) {
-        let _ = writeln!(
-            text,
-            "  A session was running until {}; this is its new end.",
-            until(running.until, now)
-        );
+        let _ = writeln!(text, "  Replaces the previous end of the session, {}.", until(running.until, now));
     }
     match pause_of(before) {
         Some(pause) => {
-            let _ = writeln!(text, "  It was paused ({pause}); that is removed.");
+            let _ = writeln!(text, "  Removed the pause ({pause}).");
         }
         None if Session::of(before).is_none() => {
-            text += "  It was not paused before, and will be at the end.\n";
+            text += "  It was not paused before, but will be at the end.\n";
         }
         None => {}
     }
     let _ = writeln!(text, "  {}", end(session));
-    text += "  Any running Anteroom that serves the namespace sees to that; this terminal may be closed.\n";
-    if let Some(keeper) = keeper(before) {
+    text +=
+        "  Every running Anteroom that serves the namespace enforces this; you can close this terminal.\n";
+    if let Some(owner) = gitops_owner(before) {
         let _ = writeln!(
             text,
-            "  Warning: {keeper} keeps this object and will put its annotations back, which ends the session early, \
-             unless it is told to ignore them."
+            "  Warning: {owner} manages this object. Configure it to ignore annotations, or it will restore them and end \
+             the session early."
         );
     }
     let _ =
@@ -48,14 +46,14 @@ pub fn started(before: &ScaledObject, session: &Session, now: Timestamp) -> Stri
     text
 }
 
-/// What a stop has done.
+/// Describes a stopped session.
 pub fn stopped(before: &ScaledObject, session: Option<&Session>) -> String {
     let title = title(before);
     let Some(session) = session else {
         return match pause_of(before) {
             Some(pause) => format!("{title} has no session and is paused ({pause}). Nothing was changed.\n"),
             None => format!(
-                "{title} has no session and is not paused. Nothing was changed; to pause it: kubectl annotate \
+                "{title} has no session and is not paused. Nothing was changed. To pause it: kubectl annotate \
                  scaledobject {} -n {} autoscaling.keda.sh/paused=true\n",
                 before.name(),
                 before.namespace()
@@ -63,58 +61,60 @@ pub fn stopped(before: &ScaledObject, session: Option<&Session>) -> String {
         };
     };
     match session.then {
-        Then::Zero => format!("{title} is scaled to zero and paused there.\n"),
+        Then::Zero => format!("{title} is scaled to zero and paused.\n"),
         Then::Pause => match &session.before {
             Some(replicas) => format!("{title} is paused again, with {replicas} replicas as before.\n"),
-            None => format!("{title} is paused again. What runs goes on running; --to-zero ends it, too.\n"),
+            None => {
+                format!("{title} is paused again. Its replicas keep running; use --to-zero to stop them.\n")
+            }
         },
     }
 }
 
-/// How a ScaledObject stands.
+/// Describes the session of a ScaledObject.
 pub fn status(object: &ScaledObject, now: Timestamp) -> String {
     let title = title(object);
     let pause = pause_of(object);
     match (Session::of(object), pause) {
-        (None, None) => format!("{title} has no session and is not paused: it scales as ever.\n"),
+        (None, None) => format!("{title} has no session and is not paused.\n"),
         (None, Some(pause)) => format!(
-            "{title} has no session and is paused ({pause}).\nTo let it scale for some time: anteroom session start {} -n {} \
+            "{title} has no session and is paused ({pause}).\nTo resume it temporarily: anteroom session start {} -n {} \
              --for 2h\n",
             object.name(),
             object.namespace()
         ),
         (Some(Err(until)), _) => format!(
-            "{title} has a session whose end, \"{until}\", is no time: nobody will end it. Start it again, or stop it.\n"
+            "{title} has a session with an invalid end, \"{until}\", which will not be enforced. Start or stop the session again.\n"
         ),
         (Some(Ok(session)), pause) => {
             let mut text = match pause {
                 None => format!("{title} scales until {}.\n", until(session.until, now)),
                 Some(pause) => format!(
-                    "{title} has a session until {}, but somebody has paused it meanwhile ({pause}).\n",
+                    "{title} has a session until {}, but has been paused since ({pause}).\n",
                     until(session.until, now)
                 ),
             };
             let _ = writeln!(text, "  {}", end(&session));
-            if is_late(&session, now) {
-                text += "  It should be over, and nobody has ended it: is Anteroom running with `kubernetes` in its \
-                         configuration, does it serve this namespace, and may it patch scaledobjects.keda.sh?\n";
+            if is_overdue(&session, now) {
+                text += "  The session is overdue. Check that Anteroom runs with `kubernetes` in its configuration, serves \
+                         this namespace, and may patch scaledobjects.keda.sh.\n";
             }
             text
         }
     }
 }
 
-/// The sessions among these ScaledObjects; `namespace`: all are of this one.
+/// Renders a table of the sessions. `namespace` is the common namespace of all objects.
 pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) -> String {
-    let rows: Vec<[String; 5]> = objects
+    let rows: Vec<Vec<String>> = objects
         .iter()
         .filter_map(|object| {
             let (state, time, then) = match Session::of(object)? {
-                Err(until) => ("unreadable", until, "-"),
+                Err(until) => ("invalid", until, "-"),
                 Ok(session) => {
                     let state = match pause_of(object) {
                         Some(_) => "paused",
-                        None if is_late(&session, now) => "overdue",
+                        None if is_overdue(&session, now) => "overdue",
                         None => "running",
                     };
                     let then = if session.then == Then::Zero { "zero" } else { "pause" };
@@ -122,7 +122,7 @@ pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) 
                 }
             };
             let [namespace, name] = [object.namespace(), object.name()].map(str::to_owned);
-            Some([namespace, name, state.into(), time, then.into()])
+            Some(vec![namespace, name, state.into(), time, then.into()])
         })
         .collect();
     if rows.is_empty() {
@@ -131,16 +131,8 @@ pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) 
         let paused = objects.iter().filter(|object| object.pause().is_some()).count();
         return format!("No session {place} ({} ScaledObjects, {paused} of them paused).\n", objects.len());
     }
-    let head = ["NAMESPACE", "SCALEDOBJECT", "STATE", "UNTIL", "THEN"].map(str::to_owned);
-    let width =
-        |column: usize| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 5] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in [&head].into_iter().chain(&rows) {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
-    text
+    let head = ["NAMESPACE", "SCALEDOBJECT", "STATE", "UNTIL", "THEN"].map(str::to_owned).into();
+    table_text(&[vec![head], rows].concat(), usize::MAX)
 }
 
 fn title(object: &ScaledObject) -> String {
@@ -149,26 +141,26 @@ fn title(object: &ScaledObject) -> String {
 
 fn end(session: &Session) -> String {
     match (session.then, &session.before) {
-        (Then::Zero, _) => "Then it is scaled to zero and paused there.".into(),
+        (Then::Zero, _) => "Then it is scaled to zero and paused.".into(),
         (Then::Pause, Some(replicas)) => {
             format!("Then it is paused again, with {replicas} replicas as before.")
         }
         (Then::Pause, None) => {
-            "Then it is paused again. What runs then goes on running, and costs; --to-zero ends it, too."
+            "Then it is paused again. Its replicas keep running and cost money; use --to-zero to stop them."
                 .into()
         }
     }
 }
 
-fn is_late(session: &Session, now: Timestamp) -> bool {
-    Duration::try_from(now.duration_since(session.until)).is_ok_and(|late| late > LATE)
+fn is_overdue(session: &Session, now: Timestamp) -> bool {
+    Duration::try_from(now.duration_since(session.until)).is_ok_and(|late| late > OVERDUE_TOLERANCE)
 }
 
-/// A moment in local time, and how far away it is.
+/// Formats a time in the local time zone, with its distance from now.
 fn until(then: Timestamp, now: Timestamp) -> String {
     let local = then.to_zoned(TimeZone::system());
     let local = local.strftime("%Y-%m-%d %H:%M:%S %Z");
-    // To the second: fractions are of the clocks.
+    // Rounded to seconds: clocks differ by fractions.
     let left = jiff::SignedDuration::from_secs((then.duration_since(now).as_secs_f64()).round() as i64);
     let whole = |seconds: i64| Period::from(Duration::from_secs(seconds.unsigned_abs()));
     match left.as_secs() {
@@ -178,8 +170,8 @@ fn until(then: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// What keeps the object as a repository says.
-fn keeper(object: &ScaledObject) -> Option<&'static str> {
+/// Returns the GitOps tool that manages the object.
+fn gitops_owner(object: &ScaledObject) -> Option<&'static str> {
     let marks = object.metadata.annotations.iter().chain(&object.metadata.labels);
     let mut keys = marks.flat_map(|marks| marks.keys());
     keys.find_map(|key| match key.split_once('/')?.0 {

@@ -111,7 +111,7 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
 
     let shell = it.shell();
     let before = shell.anteroom("status").await.well();
-    assert!(before.contains("no proxy has said anything about it yet"), "{before}");
+    assert!(before.contains("not reported by a proxy yet"), "{before}");
     let _anteroom = it.anteroom(1, json!({})).await;
 
     it.says("tiny", "Ready", "EndpointsReady").await;

@@ -25,7 +25,7 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     assert!(told.contains("No session in namespace") && told.contains("1 of them paused"), "{told}");
 
     let told = user.anteroom("session start tiny --for 1h").await.well();
-    for part in ["scales until", "It was paused (autoscaling.keda.sh/paused: \"true\")", "paused again"] {
+    for part in ["scales until", "Removed the pause (autoscaling.keda.sh/paused: \"true\")", "paused again"] {
         assert!(told.contains(part), "{told}");
     }
     let status = user.anteroom("session status").await;
@@ -97,10 +97,10 @@ pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
     user.anteroom("session start tiny --for 1h").await.well();
     let first = it.annotations("tiny").await[UNTIL].clone();
     let told = user.anteroom("session start tiny --for 3h").await.well();
-    assert!(told.contains("A session was running until"), "{told}");
+    assert!(told.contains("Replaces the previous end"), "{told}");
     assert!(it.annotations("tiny").await[UNTIL].as_str() > first.as_str());
     let told = user.anteroom("session stop tiny --to-zero").await.well();
-    assert!(told.contains("scaled to zero and paused there"), "{told}");
+    assert!(told.contains("scaled to zero and paused"), "{told}");
     let annotations = it.annotations("tiny").await;
     assert_eq!(
         (annotations[PAUSED].as_str(), annotations[PAUSED_REPLICAS].as_str()),
