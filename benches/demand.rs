@@ -1,4 +1,4 @@
-//! Demand: what it costs a request to be counted, and KEDA to be told, also with several threads at the same route.
+//! Cost of demand tracking per request and of the metric for KEDA, also with several threads on one route.
 //!
 //! `cargo bench --bench demand`
 
@@ -25,7 +25,7 @@ fn warm_gate() -> Arc<Gate> {
     gate
 }
 
-/// What demand costs a warm request: once when it comes, once when it goes.
+/// Demand updates of a warm request: one at its start, one at its end.
 #[divan::bench(threads = [1, 2, 4, 8])]
 fn update(bencher: Bencher<'_, '_>) {
     let demand = Demand::default();
@@ -35,21 +35,21 @@ fn update(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// A warm request from its admission to its end, demand included.
+/// Admission and release of a warm request, including demand.
 #[divan::bench(threads = [1, 2, 4, 8])]
 fn enter_and_leave(bencher: Bencher<'_, '_>) {
     let gate = warm_gate();
     bencher.bench(|| drop(black_box(gate.enter())));
 }
 
-/// The same of one that is held while nothing is up, and hangs up.
+/// The same for a request that is held at zero and disconnects.
 #[divan::bench(threads = [1, 2, 4, 8])]
 fn hold_and_leave(bencher: Bencher<'_, '_>) {
     let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
     bencher.bench(|| drop(black_box(gate.hold(2048, true).expect("room"))));
 }
 
-/// What KEDA is told, once, while so many threads ask or serve.
+/// One read of the metric for KEDA, with several threads.
 #[divan::bench(threads = [1, 2, 4, 8])]
 fn value(bencher: Bencher<'_, '_>) {
     let gate = warm_gate();

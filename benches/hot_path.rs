@@ -1,4 +1,4 @@
-//! What every request pays for before it is admitted: finding its route, and finding the model in its body.
+//! Cost of a request before admission: route lookup and extraction of the model from the body.
 //!
 //! `cargo bench --bench hot_path`
 
@@ -19,7 +19,7 @@ fn main() {
     divan::main();
 }
 
-/// One route a model; the request is for the one in the middle.
+/// Lookup of the middle route, with one route per model.
 #[divan::bench(args = [1, 100, 10_000])]
 fn route_match(bencher: Bencher<'_, '_>, routes: usize) {
     find(
@@ -29,8 +29,7 @@ fn route_match(bencher: Bencher<'_, '_>, routes: usize) {
     );
 }
 
-/// One route a host and path, as tenants have them, and the same model everywhere; the request is for the one in the
-/// middle.
+/// Lookup of the middle route, with one route per host and path and a common model, like tenants.
 #[divan::bench(args = [1, 100, 10_000])]
 fn route_match_by_host(bencher: Bencher<'_, '_>, routes: usize) {
     let host = format!("tenant-{}.example.com", routes / 2);
@@ -40,7 +39,7 @@ fn route_match_by_host(bencher: Bencher<'_, '_>, routes: usize) {
 }
 
 fn find(bencher: Bencher<'_, '_>, host: &str, matching: impl ExactSizeIterator<Item = Value>) {
-    // The gates' clock is tokio's.
+    // Gates need a tokio runtime for their clock.
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let _entered = runtime.enter();
     let cold_starts = ColdStarts::new(|_| {});
@@ -61,13 +60,13 @@ fn find(bencher: Bencher<'_, '_>, host: &str, matching: impl ExactSizeIterator<I
     });
 }
 
-/// A body of about so many bytes with `model` at its end: the scan reads all of it.
+/// A body with `model` at its end, so that the scan reads all of it.
 #[divan::bench(args = [2 << 10, 200 << 10, 8 << 20])]
 fn model_scan(bencher: Bencher<'_, '_>, bytes: usize) {
     scan(bencher, json!([{ "role": "user", "content": "lorem ipsum ".repeat(bytes / 12) }]));
 }
 
-/// The same of what costs most to skip: no text of any length, but a token every few bytes.
+/// The worst case: a token every few bytes instead of long strings.
 #[divan::bench(args = [2 << 10, 200 << 10, 8 << 20])]
 fn model_scan_of_tokens(bencher: Bencher<'_, '_>, bytes: usize) {
     scan(bencher, vec![json!({ "a": [1, -2.5e3, null], "b\n": "\u{1}" }); bytes / 37].into());
@@ -82,7 +81,7 @@ fn scan(bencher: Bencher<'_, '_>, messages: Value) {
         .bench_local(|| scan_json(black_box(body.as_bytes())).expect("JSON"));
 }
 
-/// A form whose file stands before its model.
+/// A form with its file before `model`.
 #[divan::bench(args = [200 << 10, 8 << 20])]
 fn form_scan(bencher: Bencher<'_, '_>, bytes: usize) {
     let part = "--b\r\nContent-Disposition: form-data; name=\"";

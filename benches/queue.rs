@@ -1,4 +1,4 @@
-//! The queue of held requests: everything that happens to one of them, with many others waiting.
+//! Operations of the hold queue, with many requests waiting.
 //!
 //! `cargo bench --bench queue`
 
@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 
 const UNBOUNDED: Bounds = Bounds { requests: usize::MAX, bytes: usize::MAX };
 
-/// That the cost does not depend on how many there are shows in a tenth of them.
+/// Numbers of waiting requests. Equal costs for the last two show O(1).
 const WAITING: [usize; 3] = [0, 10_000, 100_000];
 
 fn main() {
@@ -29,22 +29,22 @@ fn filled(waiting: usize) -> (Queue, Vec<Ticket<()>>) {
     (queue, held)
 }
 
-/// One comes and goes at once.
+/// A request joins and leaves immediately.
 #[divan::bench(args = WAITING)]
 fn join_and_leave(bencher: Bencher<'_, '_>, waiting: usize) {
     let (queue, _held) = filled(waiting);
     bencher.bench_local(|| drop(black_box(join(&queue))));
 }
 
-/// One comes.
+/// A request joins.
 #[divan::bench(args = WAITING)]
 fn push(bencher: Bencher<'_, '_>, waiting: usize) {
     let (queue, _held) = filled(waiting);
-    // What is returned is dropped outside of what is measured.
+    // The returned value is dropped outside of the measurement.
     bencher.bench_local(|| join(&queue));
 }
 
-/// The first one is let go.
+/// The first request is released.
 #[divan::bench(args = WAITING)]
 fn pop(bencher: Bencher<'_, '_>, waiting: usize) {
     let (queue, _held) = filled(waiting);
@@ -55,7 +55,7 @@ fn pop(bencher: Bencher<'_, '_>, waiting: usize) {
     });
 }
 
-/// One from anywhere in the middle hangs up.
+/// A random request leaves.
 #[divan::bench(args = [10_000, 100_000])]
 fn cancel(bencher: Bencher<'_, '_>, waiting: usize) {
     let (queue, mut held) = filled(waiting);
@@ -67,9 +67,9 @@ fn cancel(bencher: Bencher<'_, '_>, waiting: usize) {
         .bench_local_values(drop);
 }
 
-/// One from the front comes back after its dispatch failed.
+/// A request returns to the front after a failed dispatch.
 #[divan::bench(args = WAITING)]
-fn come_back(bencher: Bencher<'_, '_>, waiting: usize) {
+fn requeue(bencher: Bencher<'_, '_>, waiting: usize) {
     let queue = Queue::default();
     let first = join(&queue);
     let place = first.place();
@@ -78,7 +78,7 @@ fn come_back(bencher: Bencher<'_, '_>, waiting: usize) {
     bencher.bench_local(|| drop(black_box(queue.rejoin(place, 2048))));
 }
 
-/// Where one stands, for its heartbeat.
+/// Position of a request, for its heartbeat.
 #[divan::bench(args = WAITING)]
 fn position(bencher: Bencher<'_, '_>, waiting: usize) {
     let (_, _entered) = paused();
@@ -87,7 +87,7 @@ fn position(bencher: Bencher<'_, '_>, waiting: usize) {
     bencher.bench_local(|| spot.ahead());
 }
 
-/// The same of the first one that asks in a second, which looks at the whole queue.
+/// The same for the first query in a second, which scans the whole queue.
 #[divan::bench(args = WAITING)]
 fn position_first(bencher: Bencher<'_, '_>, waiting: usize) {
     let (runtime, _entered) = paused();
@@ -98,15 +98,15 @@ fn position_first(bencher: Bencher<'_, '_>, waiting: usize) {
         .bench_local_values(|()| spot.ahead());
 }
 
-/// A runtime whose clock stands still.
+/// Creates a runtime with a paused clock.
 fn paused() -> (&'static Runtime, tokio::runtime::EnterGuard<'static>) {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    // As long as the benchmark, which is a process of its own.
+    // Leaked: lives as long as the process.
     let runtime: &'static Runtime = Box::leak(Box::new(runtime));
     (runtime, runtime.enter())
 }
 
-/// All of them, in their order.
+/// All requests are released in order.
 #[divan::bench(args = [100_000], sample_count = 10)]
 fn release(bencher: Bencher<'_, '_>, waiting: usize) {
     bencher.with_inputs(|| filled(waiting)).bench_local_values(|(queue, held)| {
@@ -115,7 +115,7 @@ fn release(bencher: Bencher<'_, '_>, waiting: usize) {
     });
 }
 
-/// All clients hang up, in any order.
+/// All requests leave in random order.
 #[divan::bench(args = [100_000], sample_count = 10)]
 fn storm(bencher: Bencher<'_, '_>, waiting: usize) {
     bencher
@@ -130,7 +130,7 @@ fn storm(bencher: Bencher<'_, '_>, waiting: usize) {
         });
 }
 
-/// One comes and goes, with so many cores at the same queue.
+/// A request joins and leaves, with several threads on one queue.
 #[divan::bench(threads = [1, 2, 4, 8])]
 fn contended(bencher: Bencher<'_, '_>) {
     let (queue, _held) = filled(100_000);

@@ -1,4 +1,4 @@
-//! Requests through the whole proxy, with memory in the place of sockets.
+//! Requests through the whole proxy, over in-memory connections.
 //!
 //! `cargo bench --bench relay`
 
@@ -9,7 +9,7 @@ use divan::{
     Bencher, black_box,
     counter::{BytesCount, ItemsCount},
 };
-use support::Between;
+use support::Harness;
 
 fn main() {
     divan::main();
@@ -32,7 +32,7 @@ fn request(stream: bool) -> (Vec<u8>, Vec<u8>) {
     ([head.as_bytes(), body.as_bytes()].concat(), body.into_bytes())
 }
 
-/// One event as vLLM streams it, in a chunk of its own.
+/// Builds an event like vLLM, in its own chunk.
 fn chunk(number: usize) -> Vec<u8> {
     let event = event(number);
     format!("{:x}\r\n{event}\r\n", event.len()).into_bytes()
@@ -45,20 +45,20 @@ fn event(number: usize) -> String {
     )
 }
 
-/// A whole warm request with a small JSON answer.
+/// A warm request with a small JSON response.
 #[divan::bench]
 fn warm_request(bencher: Bencher<'_, '_>) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 15\r\n\r\n{\"choices\":[{}]}";
     let (request, body) = request(false);
-    let mut between = Between::new();
+    let mut between = Harness::new();
     bencher.bench_local(|| {
         between.request(&request, &body);
         between.answer(&ANSWER[..ANSWER.len() - 1], b"[{}]");
     });
 }
 
-/// One event of a stream, from the server's write to the client's read.
+/// One streamed event, from the server's write to the client's read.
 #[divan::bench]
 fn sse_event(bencher: Bencher<'_, '_>) {
     let mut between = streaming();
@@ -69,7 +69,7 @@ fn sse_event(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// So many events that come at once.
+/// Several events in one write.
 #[divan::bench(args = [10, 100])]
 fn sse_burst(bencher: Bencher<'_, '_>, events: usize) {
     let mut between = streaming();
@@ -80,22 +80,22 @@ fn sse_burst(bencher: Bencher<'_, '_>, events: usize) {
         .bench_local_refs(|burst| between.answer(burst, &burst[burst.len() - 60..]));
 }
 
-/// Events of different numbers, so that none is taken for another's end.
+/// Returns consecutive numbers, so that events differ.
 fn number_of(number: &mut usize) -> usize {
     *number = (*number + 1) % 1_000_000;
     *number
 }
 
-fn streaming() -> Between {
+fn streaming() -> Harness {
     let (request, body) = request(true);
-    let mut between = Between::new();
+    let mut between = Harness::new();
     between.request(&request, &body);
     let first = [STREAMED.as_bytes(), &chunk(0)].concat();
     between.answer(&first, &chunk(0));
     between
 }
 
-/// What a cold start's first stream pays besides, up to its first token: each event is read.
+/// Extra cost until the first token of the first stream of a cold start, whose events are parsed.
 #[divan::bench]
 fn first_token(bencher: Bencher<'_, '_>) {
     let event = event(0).replace("\"content\":\"000000\"", "\"role\":\"assistant\",\"content\":\"\"");
@@ -105,7 +105,7 @@ fn first_token(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// What a stream pays besides whose client was kept waiting: whether an event is open is followed to its end.
+/// Extra cost of a stream after heartbeats, which tracks open events.
 #[divan::bench]
 fn open_event(bencher: Bencher<'_, '_>) {
     let event = event(0);
@@ -116,7 +116,7 @@ fn open_event(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// One heartbeat's line.
+/// Formatting of a heartbeat.
 #[divan::bench]
 fn heartbeat(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| sse_comment(black_box("cold start phase=load waited=12s position=512 left=31s")));

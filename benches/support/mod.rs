@@ -1,4 +1,4 @@
-//! The proxy between a client and a model server, all in memory: what it costs without the kernel.
+//! The proxy between an in-memory client and model server, without the cost of the kernel.
 
 use std::{io, sync::Arc};
 
@@ -20,17 +20,17 @@ use tokio_util::sync::CancellationToken;
 const ROUTES: &str =
     "routes: [{ name: tiny, match: { models: [tiny] }, target: { url: 'http://127.0.0.1:1' } }]";
 
-/// Room for one burst in each direction.
-const ROOM: usize = 1 << 20;
+/// Buffer size per direction, enough for a burst.
+const BUFFER_BYTES: usize = 1 << 20;
 
-/// A client and a model server, each at its end of a connection to the proxy.
-pub struct Between {
+/// Client and model server ends of the connections to the proxy.
+pub struct Harness {
     runtime: Runtime,
     client: DuplexStream,
     server: DuplexStream,
 }
 
-/// Hands out the proxy's end of the only connection to the model server.
+/// Dialer that returns the proxy's end of the only connection to the model server.
 struct Once(Mutex<Option<DuplexStream>>);
 
 impl Dial for Once {
@@ -42,13 +42,13 @@ impl Dial for Once {
     }
 }
 
-// === impl Between ===
+// === impl Harness ===
 
-impl Between {
+impl Harness {
     pub fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let (client, ours) = duplex(ROOM);
-        let (server, dialed) = duplex(ROOM);
+        let (client, ours) = duplex(BUFFER_BYTES);
+        let (server, dialed) = duplex(BUFFER_BYTES);
         let _entered = runtime.enter();
         let route = Config::parse(ROUTES, "routes.yaml").expect("valid").routes.remove(0);
         let gate = Gate::new(route.name.clone(), route.policy(), ColdStarts::new(|_| {}));
@@ -63,24 +63,24 @@ impl Between {
         Self { runtime, client, server }
     }
 
-    /// The client sends a request, and the server gets it whole: its last bytes are those of the body.
+    /// Sends a request from the client and reads it on the server, up to the last bytes of the body.
     pub fn request(&mut self, request: &[u8], body: &[u8]) {
         self.runtime.block_on(async {
             self.client.write_all(request).await.expect("open");
-            through(&mut self.server, body).await;
+            read_until(&mut self.server, body).await;
         });
     }
 
-    /// The server sends something, and the client gets it, up to these last bytes.
+    /// Sends bytes from the server and reads them on the client up to `end`.
     pub fn answer(&mut self, part: &[u8], end: &[u8]) {
         self.runtime.block_on(async {
             self.server.write_all(part).await.expect("open");
-            through(&mut self.client, end).await;
+            read_until(&mut self.client, end).await;
         });
     }
 }
 
-async fn through(io: &mut DuplexStream, end: &[u8]) {
+async fn read_until(io: &mut DuplexStream, end: &[u8]) {
     let mut part = [0; 16 << 10];
     let mut last = Vec::with_capacity(64);
     while !last.ends_with(end) {
