@@ -12,6 +12,7 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -22,19 +23,12 @@ use super::{
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    keepalive::KeptAlive,
+    lease::Lease,
     memory::{AnswersFull, Memory},
-    outgoing::Outgoing,
-    responses::NewResponse,
+    responses::watch::NewResponse,
     stream_stall,
 };
-use crate::{
-    admission::Permit,
-    domain::Period,
-    error::Outcome,
-    openai,
-    upstream::{Connection, Upstream},
-};
+use crate::{domain::Period, error::Outcome, openai};
 
 /// The most bytes of a whole answer that had to be read, once decoded.
 const MAX_DECODED: usize = 1 << 20;
@@ -46,7 +40,7 @@ pub enum Body {
     /// An endpoint's.
     Relay(Relay),
     /// An early answer to a client that waits.
-    KeptAlive(Box<KeptAlive>),
+    KeptAlive(UnsyncBoxBody<Bytes, BodyError>),
 }
 
 /// An endpoint's answer, passed on part by part. It owns the permit: the request is in flight until its last byte.
@@ -69,17 +63,6 @@ pub struct Relay {
     over: Option<Pin<Box<Sleep>>>,
     /// It has failed, and what came before goes out first.
     failed: Option<Box<BodyError>>,
-}
-
-/// What a request in flight holds on to. The fields are dropped in their order: the connection before the permit, so
-/// that who gets the permit next does not meet the request that it replaces.
-pub struct Lease {
-    /// Where it came over.
-    pub connection: Connection<Outgoing>,
-    /// Where that goes back to.
-    pub pool: Arc<Upstream<Outgoing>>,
-    /// The right to be in flight.
-    pub permit: Permit,
 }
 
 /// How long the endpoint may pause, and when something is sent meanwhile. Armed once and looked at when it fires, so that
@@ -145,7 +128,7 @@ impl Body {
     /// # Errors
     /// When that cannot be done.
     pub(super) fn decode(&mut self, head: &HeaderMap) -> Result<(), BodyError> {
-        let Some(decoder) = Decoder::of(head)? else { return Ok(()) };
+        let Some(decoder) = Decoder::of(head).map_err(BodyError::Encoded)? else { return Ok(()) };
         match self {
             Self::Relay(relay) => relay.decoder = Some(decoder),
             Self::Full(Some(bytes), _) => {
@@ -192,7 +175,7 @@ impl http_body::Body for Body {
         let part = match self.get_mut() {
             Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relay(relay) => relay.poll_frame(cx),
-            Self::KeptAlive(kept) => kept.poll_frame(cx),
+            Self::KeptAlive(kept) => Pin::new(kept).poll_frame(cx),
         };
         stream_stall::asked(match &part {
             Poll::Pending => None,

@@ -6,8 +6,6 @@ use bytes::{Bytes, BytesMut};
 use flate2::write::{MultiGzDecoder, ZlibDecoder};
 use http::{HeaderMap, header::CONTENT_ENCODING};
 
-use super::body::BodyError;
-
 /// Undoes a content coding, part by part and within bounds, whatever the parts decode to.
 pub struct Decoder {
     coding: Coding,
@@ -30,13 +28,13 @@ impl Decoder {
     /// What decodes an answer with this head; `None` where it is not encoded.
     ///
     /// # Errors
-    /// When the coding is one that is not decoded here.
-    pub fn of(head: &HeaderMap) -> Result<Option<Box<Self>>, BodyError> {
+    /// Returns the name of a coding that is not supported.
+    pub fn of(head: &HeaderMap) -> Result<Option<Box<Self>>, String> {
         let Some(name) = encoding(head) else { return Ok(None) };
         let coding = match &*name.to_ascii_lowercase() {
             "gzip" | "x-gzip" => Coding::Gzip(MultiGzDecoder::new(Vec::new())),
             "deflate" => Coding::Deflate(ZlibDecoder::new(Vec::new())),
-            _ => return Err(BodyError::Encoded(name)),
+            _ => return Err(name),
         };
         Ok(Some(Box::new(Self { coding, encoded: Bytes::new() })))
     }
@@ -131,7 +129,7 @@ mod tests {
 
     use super::*;
 
-    fn decoder(coding: &str) -> Result<Option<Box<Decoder>>, BodyError> {
+    fn decoder(coding: &str) -> Result<Option<Box<Decoder>>, String> {
         Decoder::of(&[(CONTENT_ENCODING, coding.parse().unwrap())].into_iter().collect())
     }
 

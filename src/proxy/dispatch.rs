@@ -2,93 +2,30 @@
 
 mod refused;
 
-use std::{sync::Arc, time::Duration};
-
 use bytes::Bytes;
-use http::{Response, StatusCode, header::CONTENT_LENGTH, request};
-use http_body::Body as _;
-use hyper::body::Incoming;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use http::{Response, StatusCode, header::CONTENT_LENGTH};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Proxy,
     answers::tell_wait,
-    beats::Wishes,
-    body::{Body, Lease, Relay},
+    body::{Body, Relay},
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
-    intake::{Buffered, Unread},
-    intercept::Intercepted,
-    memory::Memory,
-    outgoing::{CutOff, Outgoing, Streamed},
-    responses::{Kept, NewResponse},
+    lease::Lease,
+    outgoing::CutOff,
+    responses::watch::NewResponse,
     traced::Traced,
-    tries::Tries,
     tunnel::Tunnel,
+    upstream_request::{DispatchError, RetryableFailure, UpstreamBody, UpstreamRequest, UpstreamResponse},
 };
 use crate::{
-    admission::{Gate, Permit},
-    config::Limits,
+    admission::Permit,
     error::{Outcome, ProxyError},
     hold::{Place, Ticket},
-    state::Verdict,
     upstream::{Reuse, SendError},
 };
-
-/// A request as it goes to an endpoint, again if need be.
-pub(super) struct Sending {
-    pub(super) head: Box<request::Parts>,
-    source: Source,
-    pub(super) tries: Tries,
-    /// Its route serves anything.
-    pub(super) intercepted: Option<Box<Intercepted>>,
-    /// What it has to do with responses that servers keep.
-    pub(super) kept: Option<Box<Kept>>,
-    /// What heartbeats there may be.
-    pub(super) wishes: Wishes,
-}
-
-enum Source {
-    /// There is nothing to send.
-    Empty,
-    Buffered(Buffered),
-    Streamed(Streamed),
-}
-
-/// What an endpoint answered.
-pub(super) enum Answer {
-    Stream(Response<Incoming>, Lease, Option<Box<TokenWatch>>),
-    /// Looked at, and too long to be read to its end: what has been read, and the rest.
-    Begun(Response<Incoming>, Bytes, Lease),
-    /// Looked at, and so read to its end.
-    Whole(Response<Bytes>),
-    /// The last of HTTP on its connection, as was asked for.
-    Switched(Response<Incoming>, Lease),
-}
-
-/// Why there is no answer.
-pub(super) enum Failed {
-    /// It may be tried again.
-    ForNow(Setback),
-    /// That was it.
-    Finally(ProxyError),
-}
-
-/// A dispatch that came to nothing.
-pub(super) struct Setback {
-    /// The right to be where it went: it is in flight there until it is held again.
-    pub(super) permit: Permit,
-    pub(super) reason: String,
-    /// It says nothing of the endpoint, which may be sent to at once.
-    pub(super) is_ours: bool,
-    /// The endpoint broke it off after it was written, and had answered so often after failures by then.
-    broken_off: Option<u32>,
-}
-
-/// How long a request waits for the verdict on an endpoint that broke it off: longer than the probe takes that its owner
-/// makes at once, by default.
-const VERDICT: Duration = Duration::from_secs(2);
 
 // === impl Proxy ===
 
@@ -97,13 +34,12 @@ impl Proxy {
     pub(super) async fn attempt(
         &self,
         permit: Permit,
-        sending: &mut Sending,
-        gate: &Gate,
+        sending: &mut UpstreamRequest,
         mut trace: Option<&mut Traced>,
-    ) -> Result<Answer, Failed> {
-        let mut timeouts = gate.policy().upstream;
+    ) -> Result<UpstreamResponse, DispatchError> {
+        let mut timeouts = permit.gate().policy().upstream;
         let mut limits = **self.shared.limits.load();
-        let Sending { head, source, tries, intercepted, .. } = sending;
+        let UpstreamRequest { head, body: source, tries, intercepted, .. } = sending;
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
@@ -122,16 +58,17 @@ impl Proxy {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     if intercepted.as_ref().is_some_and(|by| by.upgrade.is_some()) {
                         TokenWatch::begin(&lease.permit, head, &response);
-                        return Ok(Answer::Switched(response, lease));
+                        return Ok(UpstreamResponse::Upgraded(response, lease));
                     }
                     // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
-                    let (route, reason) = (gate.key().clone(), "it switched to another protocol".into());
-                    return Err(Failed::Finally(ProxyError::UpstreamError { route, reason }));
+                    let (route, reason) =
+                        (lease.permit.gate().key().clone(), "it switched to another protocol".into());
+                    return Err(DispatchError::Final(ProxyError::UpstreamError { route, reason }));
                 }
                 if !refused::is_to_be_read(response.status(), &lease.permit) {
                     refused::note_success(&head.method, response.status(), lease.permit.endpoint());
                     let watch = TokenWatch::begin(&lease.permit, head, &response);
-                    return Ok(Answer::Stream(response, lease, watch));
+                    return Ok(UpstreamResponse::Streaming(response, lease, watch));
                 }
                 let looking = self.refused(response, lease, sending, timeouts.idle_timeout.get());
                 return Box::pin(looking).await;
@@ -147,7 +84,7 @@ impl Proxy {
             _ => None,
         };
         if let Some(error) = cut_off {
-            return Err(Failed::Finally(error));
+            return Err(DispatchError::Final(error));
         }
         let reason = error.to_string();
         let setback = match &error {
@@ -164,12 +101,14 @@ impl Proxy {
             }
             _ => None,
         };
-        tracing::debug!(route = %gate.key(), %error, again = setback.is_some(), "dispatch failed");
+        tracing::debug!(route = %permit.gate().key(), %error, again = setback.is_some(), "dispatch failed");
         if let Some(is_ours) = setback {
-            return Err(Failed::ForNow(Setback { is_ours, ..Setback::of(permit, reason) }));
+            let failure = RetryableFailure { is_ours, ..RetryableFailure::of(permit, reason) };
+            return Err(DispatchError::Retryable(failure));
         }
-        let (route, reason) = (gate.key().clone(), format!("{reason}{}", tries.verdict(source.is_left())));
-        Err(Failed::Finally(match error {
+        let (route, reason) =
+            (permit.gate().key().clone(), format!("{reason}{}", tries.verdict(source.is_left())));
+        Err(DispatchError::Final(match error {
             SendError::ResponseTimeout { .. } if intercepted.is_some() => {
                 ProxyError::UpstreamTimeout { route, reason }
             }
@@ -181,36 +120,40 @@ impl Proxy {
     /// flight where it failed.
     pub(super) async fn hold_again(
         &self,
-        sending: &mut Sending,
-        gate: &Arc<Gate>,
+        sending: &mut UpstreamRequest,
         place: Place,
-        setback: Setback,
+        failure: RetryableFailure,
         deadline: Instant,
     ) -> Result<Ticket<Permit>, ProxyError> {
-        if let Some(answers) = setback.broken_off {
+        if let Some(answers) = failure.broken_off {
             let rest = sending.tries.rest();
-            let _ = timeout_at(deadline, setback.settle(gate, answers, rest)).await;
+            let _ = timeout_at(deadline, failure.settle(answers, rest)).await;
         }
-        sending.source = match std::mem::replace(&mut sending.source, Source::Empty) {
+        sending.body = match std::mem::replace(&mut sending.body, UpstreamBody::Empty) {
             // On the heap: what is buffered already should not carry its room.
-            Source::Streamed(body) => {
+            UpstreamBody::Streamed(body) => {
                 let limits = **self.shared.limits.load();
-                Source::Buffered(Box::pin(body.buffer(&limits, &self.shared.memory)).await?)
+                UpstreamBody::Buffered(Box::pin(body.buffer(&limits, &self.shared.memory)).await?)
             }
             source => source,
         };
-        let bytes = match &sending.source {
-            Source::Buffered(read) => read.bytes.len(),
-            Source::Empty | Source::Streamed(_) => 0,
+        let bytes = match &sending.body {
+            UpstreamBody::Buffered(read) => read.bytes.len(),
+            UpstreamBody::Empty | UpstreamBody::Streamed(_) => 0,
         };
         let pin = sending.kept.as_ref().and_then(|kept| kept.pin);
-        let ticket = gate.readmit_for(pin, place, bytes);
-        drop(setback);
+        let ticket = failure.permit.gate().readmit_for(pin, place, bytes);
+        drop(failure);
         Ok(ticket)
     }
 
     /// Passes an answer on.
-    pub(super) fn respond(&self, answer: Answer, mut exchange: Exchange, sending: Sending) -> Response<Body> {
+    pub(super) fn respond(
+        &self,
+        answer: UpstreamResponse,
+        mut exchange: Exchange,
+        sending: UpstreamRequest,
+    ) -> Response<Body> {
         let mut intercepted = sending.intercepted;
         let upstream = exchange.started().elapsed();
         let request_id = exchange.request_id.clone();
@@ -226,7 +169,7 @@ impl Proxy {
             }
         };
         match answer {
-            Answer::Stream(response, lease, watch) => {
+            UpstreamResponse::Streaming(response, lease, watch) => {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 let deadline = intercepted.and_then(|by| by.deadline);
@@ -241,7 +184,7 @@ impl Proxy {
                 let relay = Relay::new(incoming, lease, exchange, deadline, watch, made, beats);
                 Response::from_parts(head, Body::Relay(relay))
             }
-            Answer::Begun(response, begun, lease) => {
+            UpstreamResponse::PartlyRead(response, begun, lease) => {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 let deadline = intercepted.and_then(|by| by.deadline);
@@ -252,7 +195,7 @@ impl Proxy {
                     ),
                 )
             }
-            Answer::Switched(mut response, lease) => {
+            UpstreamResponse::Upgraded(mut response, lease) => {
                 let upstream = hyper::upgrade::on(&mut response);
                 let (mut head, _) = response.into_parts();
                 finish(&mut head, &mut exchange);
@@ -264,105 +207,12 @@ impl Proxy {
                 }
                 Response::from_parts(head, Body::full(Bytes::new()))
             }
-            Answer::Whole(response) => {
+            UpstreamResponse::Complete(response) => {
                 let (mut head, body) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 exchange.end(Outcome::Completed);
                 Response::from_parts(head, Body::ending(body, exchange))
             }
-        }
-    }
-}
-
-// === impl Sending ===
-
-impl Sending {
-    /// A request that has not been sent.
-    pub(super) fn new(
-        head: Box<request::Parts>,
-        body: Intake,
-        intercepted: Option<Box<Intercepted>>,
-        wishes: Wishes,
-    ) -> Self {
-        // What a completion does twice, it does twice in vain; what another application does, nobody knows.
-        let tries = Tries::new(intercepted.is_some() && !head.method.is_safe());
-        Self { head, source: body.into(), tries, intercepted, wishes, kept: None }
-    }
-
-    /// An endpoint broke it off after it was written: either of the two is to blame.
-    fn broken_off(&mut self, permit: Permit, reason: String) -> Failed {
-        let endpoint = permit.endpoint();
-        let answers = endpoint.answers();
-        let is_left = self.source.is_left();
-        let again = self.tries.broken_off(endpoint, &reason) && is_left;
-        permit.doubt();
-        tracing::debug!(route = %permit.gate().key(), reason, again, "dispatch failed");
-        if again {
-            return Failed::ForNow(Setback { broken_off: Some(answers), ..Setback::of(permit, reason) });
-        }
-        let reason = reason + &self.tries.verdict(is_left);
-        Failed::Finally(ProxyError::UpstreamError { route: permit.gate().key().clone(), reason })
-    }
-}
-
-// === impl Setback ===
-
-impl Setback {
-    fn of(permit: Permit, reason: String) -> Self {
-        Self { permit, reason, is_ours: false, broken_off: None }
-    }
-
-    /// Waits until another endpoint may take the request; or until it is known whether the one that broke it off lives,
-    /// and then for the rest between two writes to the same. That it is down needs no rest: its owner has a back-off.
-    async fn settle(&self, gate: &Gate, answers: u32, rest: Duration) {
-        let endpoint = self.permit.endpoint();
-        if gate.has_room_beside(endpoint) {
-            return;
-        }
-        let rested = Instant::now() + rest;
-        match timeout(VERDICT, endpoint.verdict(answers)).await {
-            Ok(Verdict::Down) => {}
-            Ok(Verdict::Alive) => sleep_until(rested).await,
-            Err(_) => self.permit.suspect(),
-        }
-    }
-}
-
-// === impl Source ===
-
-/// A request body before admission.
-pub(super) enum Intake {
-    Unread(Unread),
-    Read(Buffered),
-}
-
-impl From<Intake> for Source {
-    fn from(intake: Intake) -> Self {
-        match intake {
-            Intake::Unread(body) if body.incoming.is_end_stream() => Self::Empty,
-            Intake::Unread(body) => Self::Streamed(Streamed::new(body)),
-            Intake::Read(read) => Self::Buffered(read),
-        }
-    }
-}
-
-impl Source {
-    /// Makes the body of one dispatch; one that streams is kept for others within `keep`, if given.
-    fn dispatch(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<Outgoing> {
-        match self {
-            Self::Empty => Some(Outgoing::Full(None)),
-            Self::Buffered(read) => {
-                Some(Outgoing::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
-            }
-            Self::Streamed(body) => body.replay(limits, keep),
-        }
-    }
-
-    /// Returns whether it can be sent (again).
-    fn is_left(&self) -> bool {
-        match self {
-            Self::Empty | Self::Buffered(_) => true,
-            Self::Streamed(body) => body.is_left(),
         }
     }
 }

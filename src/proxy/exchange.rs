@@ -10,9 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    body::BodyError,
     connection_state::UnderWay,
-    dispatch::Setback,
     forward, stream_stall,
     traced::{self, Early, Slot, Traced},
 };
@@ -157,8 +155,14 @@ impl Exchange {
     }
 
     /// It came back from an endpoint, and may be tried again.
-    pub(super) fn set_back(&mut self, setback: &Setback, head: &request::Parts, model: Option<&str>) {
-        self.tell(head, model).dispatch_failed(setback.permit.endpoint().address(), &setback.reason);
+    pub(super) fn set_back(
+        &mut self,
+        address: &str,
+        reason: &str,
+        head: &request::Parts,
+        model: Option<&str>,
+    ) {
+        self.tell(head, model).dispatch_failed(address, reason);
     }
 
     /// It was held in vain, and goes to the fallback.
@@ -220,7 +224,7 @@ impl Exchange {
     }
 
     /// Its answer broke off.
-    pub fn broke(&mut self, error: &BodyError) {
+    pub fn broke(&mut self, error: &dyn std::fmt::Display) {
         self.end(Outcome::UpstreamError);
         self.because(&error.to_string());
     }

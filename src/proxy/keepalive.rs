@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
@@ -196,7 +196,7 @@ impl KeptAlive {
             beat: Instant::now(),
             said: None,
         };
-        let mut response = Response::new(Body::KeptAlive(Box::new(kept)));
+        let mut response = Response::new(Body::KeptAlive(UnsyncBoxBody::new(kept)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type(heartbeat));
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
@@ -209,8 +209,7 @@ impl KeptAlive {
         response
     }
 
-    /// The next part.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             if let Some(said) = self.said.take() {
                 return Poll::Ready(Some(Ok(Frame::data(said))));
@@ -372,6 +371,18 @@ impl KeptAlive {
             Heartbeat::Chunk | Heartbeat::Whitespace => None,
         };
         empty.map_or(event.clone(), |empty| [empty, event].concat().into())
+    }
+}
+
+impl http_body::Body for KeptAlive {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.get_mut().poll_frame(cx)
     }
 }
 

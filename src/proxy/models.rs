@@ -3,35 +3,20 @@
 //! Nothing is woken for it. A server is asked at most once a minute, and only when a client asks us; a client waits for
 //! that only as long as [`PATIENCE`].
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use super::{Proxy, RouteTable};
+use super::{Proxy, catalog::Catalog};
 use crate::{
     admission::Gate,
     error::ProxyError,
-    openai,
     probe::{self, Speaks},
-    state::{Endpoint, Listing, Protocol},
+    state::{Endpoint, Protocol},
 };
-
-/// All models, as they were last put together.
-pub(super) struct Catalog {
-    /// The list of them.
-    list: Bytes,
-    entries: BTreeMap<Box<str>, Value>,
-    /// The routes, and what their servers list: while these are the same the catalog is.
-    table: Weak<RouteTable>,
-    listings: Vec<Option<Arc<Listing>>>,
-}
 
 /// How long a server may take to list its models.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -92,53 +77,6 @@ impl Proxy {
         // What is not there by then is asked for again by the next client.
         let _ = timeout(PATIENCE, asking).await;
     }
-}
-
-// === impl Catalog ===
-
-impl Catalog {
-    fn new(table: &Arc<RouteTable>) -> Self {
-        let listings: Vec<_> = table.listing().map(|(gate, _)| gate.target().models().last()).collect();
-        let entries = merged(table, &listings);
-        let list = openai::model_list(entries.values());
-        Self { list, entries, table: Arc::downgrade(table), listings }
-    }
-
-    fn is_of(&self, table: &Arc<RouteTable>) -> bool {
-        let is_same = |(last, (gate, _)): (&Option<Arc<Listing>>, (&Arc<Gate>, _))| {
-            last.as_ref().map(Arc::as_ptr) == gate.target().models().last().as_ref().map(Arc::as_ptr)
-        };
-        self.table.as_ptr() == Arc::as_ptr(table) && self.listings.iter().zip(table.listing()).all(is_same)
-    }
-}
-
-/// The entries by id: of the models that routes name, as their servers have them or else made up; and of all models of
-/// servers whose routes name none.
-fn merged(table: &RouteTable, listings: &[Option<Arc<Listing>>]) -> BTreeMap<Box<str>, Value> {
-    let mut entries: BTreeMap<Box<str>, Value> =
-        table.models().iter().map(|model| (model.clone(), openai::model_entry(model))).collect();
-    let mut any = Vec::new();
-    for ((_, names), listing) in table.listing().zip(listings) {
-        let Some(listing) = listing else { continue };
-        if names.is_empty() {
-            any.push(listing);
-            continue;
-        }
-        for name in names {
-            // Of several routes for a model the first one is the one that is listed.
-            if let (Some(theirs), Some(entry)) = (listing.models.get(name), entries.get_mut(name))
-                && entry["owned_by"] == openai::MADE_UP_OWNER
-            {
-                entry.clone_from(theirs);
-            }
-        }
-    }
-    for listing in any {
-        for (id, entry) in listing.models.iter() {
-            entries.entry(id.clone()).or_insert_with(|| entry.clone());
-        }
-    }
-    entries
 }
 
 async fn ask(endpoint: &Endpoint) -> Option<BTreeMap<Box<str>, Value>> {

@@ -15,14 +15,8 @@ use http::{
 };
 
 use super::{
-    Client, Proxy, RouteTable,
-    answers::fail,
-    beats::Wishes,
-    body::Body,
-    dispatch::{Failed, Sending},
-    forward,
-    pipeline::Arrived,
-    traced::Slot,
+    Client, Proxy, RouteTable, answers::fail, body::Body, request::ReceivedRequest, traced::Slot,
+    upstream_request::DispatchError,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -118,20 +112,19 @@ impl Proxy {
         &self,
         client: &Client,
         permit: Permit,
-        arrived: Arrived,
+        received: ReceivedRequest,
         trace: &mut Slot,
     ) -> Response<Body> {
-        let Arrived { mut head, host, body, started, under_way } = arrived;
         let gate = permit.gate().clone();
-        let request_id = forward::request(&mut head, &host, client.address);
-        let mut exchange = self.exchange(&gate, &head, under_way, request_id, started, trace.take());
-        let mut sending = Sending::new(head, body, None, Wishes::default());
-        let error = match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
+        let routed = received.routed_to(gate, client);
+        let (mut exchange, mut sending, _) = self.begin_exchange(routed, trace.take());
+        let error = match self.attempt(permit, &mut sending, exchange.trace()).await {
             Ok(answer) => return self.respond(answer, exchange, sending),
-            Err(Failed::Finally(error)) => error,
+            Err(DispatchError::Final(error)) => error,
             // Nothing is held for it: the browser asks again.
-            Err(Failed::ForNow(setback)) => {
-                ProxyError::UpstreamError { route: gate.key().clone(), reason: setback.reason }
+            Err(DispatchError::Retryable(failure)) => {
+                let route = exchange.gate().key().clone();
+                ProxyError::UpstreamError { route, reason: failure.reason }
             }
         };
         exchange.tell(&sending.head, None);

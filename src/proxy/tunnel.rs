@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{body::Lease, connection_state::ConnectionState, exchange::Exchange, ws_frames::Frames};
+use super::{connection_state::ConnectionState, exchange::Exchange, lease::Lease, ws_frames::Frames};
 use crate::{
     domain::RouteKey,
     error::{Outcome, ProxyError},

@@ -11,9 +11,9 @@ use super::{
     answers::fail,
     beats::sooner,
     body::Body,
-    dispatch::{Answer, Failed, Sending},
     exchange::Exchange,
     keepalive::{KeptAlive, Progress, Waiting},
+    upstream_request::{DispatchError, UpstreamRequest, UpstreamResponse},
 };
 use crate::{
     admission::Permit,
@@ -27,7 +27,7 @@ type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
 
 /// What came of a dispatch.
 enum Sent {
-    Answered(Box<Answer>),
+    Answered(Box<UpstreamResponse>),
     Failed(ProxyError),
     /// It waits again.
     Back(Ticket<Permit>),
@@ -61,7 +61,7 @@ impl Proxy {
     pub(super) fn wait(
         &self,
         mut exchange: Exchange,
-        mut sending: Sending,
+        mut sending: UpstreamRequest,
         ticket: Ticket<Permit>,
         scan: Scan,
     ) -> Held {
@@ -106,13 +106,12 @@ impl Proxy {
     fn wait_and_send(
         self,
         mut exchange: Exchange,
-        mut sending: Sending,
+        mut sending: UpstreamRequest,
         mut ticket: Ticket<Permit>,
         deadline: Deadline,
         progress: Arc<Progress>,
     ) -> impl Future<Output = Answered> + Send + use<> {
         async move {
-            let gate = exchange.gate().clone();
             let mut timer = pin!(sleep_until(deadline.at));
             loop {
                 exchange.hold(&ticket);
@@ -131,18 +130,18 @@ impl Proxy {
                         exchange.dispatched(&permit);
                         // On the heap, so that a held request is no larger for what comes after.
                         let sent = Box::pin(async {
-                            let setback =
-                                match self.attempt(permit, &mut sending, &gate, exchange.trace()).await {
-                                    Ok(answer) => return Sent::Answered(Box::new(answer)),
-                                    Err(Failed::Finally(error)) => return Sent::Failed(error),
-                                    Err(Failed::ForNow(setback)) => setback,
-                                };
-                            exchange.set_back(&setback, &sending.head, None);
+                            let failure = match self.attempt(permit, &mut sending, exchange.trace()).await {
+                                Ok(answer) => return Sent::Answered(Box::new(answer)),
+                                Err(DispatchError::Final(error)) => return Sent::Failed(error),
+                                Err(DispatchError::Retryable(failure)) => failure,
+                            };
+                            let address = failure.permit.endpoint().address();
+                            exchange.set_back(address, &failure.reason, &sending.head, None);
                             // An endpoint that is not to blame takes it again at once, so the timer would not strike.
-                            if setback.is_ours && Instant::now() >= deadline.at {
+                            if failure.is_ours && Instant::now() >= deadline.at {
                                 return Sent::TooLate;
                             }
-                            match self.hold_again(&mut sending, &gate, place, setback, deadline.at).await {
+                            match self.hold_again(&mut sending, place, failure, deadline.at).await {
                                 Ok(ticket) => Sent::Back(ticket),
                                 Err(error) => Sent::Failed(error),
                             }
@@ -164,7 +163,7 @@ impl Proxy {
                         }
                     }
                     Some(Released::Failed(reason, retry_after)) => {
-                        let route = gate.key().clone();
+                        let route = exchange.gate().key().clone();
                         (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
                     }
                     Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
@@ -205,7 +204,7 @@ impl Deadline {
         Self { at, limit }
     }
 
-    fn passed(&self, exchange: &Exchange, sending: &Sending) -> ProxyError {
+    fn passed(&self, exchange: &Exchange, sending: &UpstreamRequest) -> ProxyError {
         let limit = match self.limit {
             Limit::Hold if exchange.gate().policy().intercept.is_some() => "timeouts.readiness of the route",
             Limit::Hold => "hold.timeout of the route",

@@ -7,9 +7,12 @@ use http::{Method, Response, StatusCode, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::{
-    super::{Proxy, body::Lease, first_token::TokenWatch, intake::within},
-    Answer, Failed, Sending, Setback,
+use super::super::{
+    Proxy,
+    first_token::TokenWatch,
+    intake::within,
+    lease::Lease,
+    upstream_request::{DispatchError, RetryableFailure, UpstreamRequest, UpstreamResponse},
 };
 use crate::{
     admission::Permit,
@@ -68,9 +71,9 @@ impl Proxy {
         &self,
         mut response: Response<Incoming>,
         lease: Lease,
-        sending: &mut Sending,
+        sending: &mut UpstreamRequest,
         pause: Duration,
-    ) -> Result<Answer, Failed> {
+    ) -> Result<UpstreamResponse, DispatchError> {
         let hint = http_body::Body::size_hint(response.body());
         let is_short = hint.upper().is_none_or(|upper| upper <= MAX_READ_BYTES as u64);
         let read = match is_short {
@@ -81,7 +84,7 @@ impl Proxy {
             Read::Whole(body) => body,
             Read::Begun(begun) => {
                 TokenWatch::begin(&lease.permit, &sending.head, &response);
-                return Ok(Answer::Begun(response, begun, lease));
+                return Ok(UpstreamResponse::PartlyRead(response, begun, lease));
             }
             Read::BrokenOff => {
                 let Lease { connection, permit, .. } = lease;
@@ -104,13 +107,13 @@ impl Proxy {
                 true => sending.tries.broken_off(permit.endpoint(), &reason),
                 false => sending.tries.missed(&reason),
             };
-            if again && sending.source.is_left() {
-                return Err(Failed::ForNow(Setback::of(permit, reason)));
+            if again && sending.body.is_left() {
+                return Err(DispatchError::Retryable(RetryableFailure::of(permit, reason)));
             }
         }
         let response = Response::from_parts(head, body);
         TokenWatch::begin(&permit, &sending.head, &response);
-        Ok(Answer::Whole(response))
+        Ok(UpstreamResponse::Complete(response))
     }
 }
 
@@ -133,7 +136,7 @@ async fn no_server(
     head: &response::Parts,
     body: &[u8],
     permit: &Permit,
-    sending: &Sending,
+    sending: &UpstreamRequest,
 ) -> Option<NoServer> {
     let status = head.status;
     if status == StatusCode::SERVICE_UNAVAILABLE && openai::says_no_endpoint(&head.headers, body) {

@@ -9,11 +9,12 @@ use http::request;
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{sleep, timeout};
 
-use super::{body::Lease, outgoing::Outgoing, responses::question};
+use super::question;
 use crate::{
     admission::{BackgroundJob, Gate},
     domain::{Period, UpstreamTimeouts},
     openai,
+    proxy::{lease::Lease, outgoing::Outgoing},
     state::Endpoint,
     upstream::{Reuse, Upstream},
 };

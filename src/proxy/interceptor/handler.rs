@@ -1,0 +1,116 @@
+//! Routes that serve anything, as the KEDA HTTP Add-on's interceptor does: what is answered for them without an
+//! endpoint, and what their requests are passed on with.
+
+use std::sync::Arc;
+
+use http::{Response, request};
+
+use super::{InterceptedRequest, Interceptor, request::static_response};
+use crate::{
+    admission::Permit,
+    domain::ResponseMode,
+    error::{Outcome, ProxyError},
+    proxy::{
+        Client, Proxy,
+        answering::Served,
+        answers::fail,
+        beats::Wishes,
+        body::Body,
+        exchange::Exchange,
+        forward,
+        request::{ReceivedRequest, Rejection, RoutedRequest, check_patience},
+        traced::Slot,
+        tunnel::Upgrade,
+        upstream_request::{DispatchError, RetryableFailure, UpstreamRequest},
+    },
+    telemetry::StaticKind,
+};
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Serves a request of a route that serves anything.
+    pub(in crate::proxy) async fn intercept(
+        &self,
+        client: &Client,
+        interceptor: Arc<Interceptor>,
+        mut received: ReceivedRequest,
+        trace: &mut Slot,
+    ) -> Result<Served, Rejection> {
+        let ReceivedRequest { head, host, .. } = &mut received;
+        let gate = interceptor.gate.clone();
+        let rejected = |head: &request::Parts, error| Rejection::of(&gate, head, None, error);
+        let path = head.uri.path();
+        let fixed = interceptor.static_route(host.to_str().unwrap_or_default(), path, &head.headers);
+        let mut intercepted = InterceptedRequest {
+            by: interceptor.clone(),
+            deadline: interceptor.asks.request().map(|limit| received.started + limit.get()),
+            upgrade: None,
+            tells_cold_start: fixed.is_none(),
+        };
+        let Some(fixed) = fixed else {
+            check_patience(&head.headers).map_err(|error| rejected(head, error))?;
+            intercepted.upgrade = Upgrade::asked(head, &client.connection);
+            let wishes = Wishes::take(&mut head.headers, None).map_err(|error| rejected(head, error))?;
+            let mut routed = received.routed_to(gate, client);
+            if intercepted.upgrade.is_some() {
+                forward::upgrade(&mut routed.head.headers);
+            }
+            let intercepted = Some(Box::new(intercepted));
+            return self.admit(RoutedRequest { wishes, intercepted, ..routed }, trace).await;
+        };
+        let passed = match fixed.mode {
+            ResponseMode::Always => None,
+            ResponseMode::WhenUnavailable => gate.enter_quietly(),
+        };
+        let Some(permit) = passed else {
+            gate.counters().answer_statically(StaticKind::Static);
+            return Ok(static_response(&fixed.answer, head, Body::full).into());
+        };
+        let routed =
+            RoutedRequest { intercepted: Some(Box::new(intercepted)), ..received.routed_to(gate, client) };
+        let (mut exchange, mut sending, _) = self.begin_exchange(routed, trace.take());
+        match self.attempt(permit, &mut sending, exchange.trace()).await {
+            Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
+            Err(DispatchError::Final(error)) => {
+                exchange.tell(&sending.head, None);
+                Ok(fail(exchange, &error).into())
+            }
+            // It is not available after all.
+            Err(DispatchError::Retryable(_)) => {
+                let ending = |body| {
+                    exchange.end(Outcome::Completed);
+                    Body::ending(body, exchange)
+                };
+                Ok(static_response(&fixed.answer, &sending.head, ending).into())
+            }
+        }
+    }
+
+    /// What waited in vain goes to the fallback, if there is one: no outcome yet, but the last try.
+    pub(in crate::proxy) async fn fall_back(
+        &self,
+        mut exchange: Exchange,
+        mut sending: UpstreamRequest,
+        permit: Permit,
+    ) -> Result<Response<Body>, (Exchange, ProxyError)> {
+        let gate = exchange.gate().clone();
+        exchange.tell(&sending.head, None);
+        exchange.fell_back();
+        gate.counters().fall_back();
+        if let Some(intercepted) = &mut sending.intercepted {
+            intercepted.tells_cold_start = false;
+        }
+        exchange.sent_to(&permit);
+        match self.attempt(permit, &mut sending, exchange.trace()).await {
+            Ok(answer) => Ok(self.respond(answer, exchange, sending)),
+            Err(DispatchError::Final(error)) => Err((exchange, error)),
+            Err(DispatchError::Retryable(RetryableFailure { permit, reason, .. })) => {
+                let route = gate.key().clone();
+                let reason =
+                    format!("its fallback {} cannot be reached: {reason}", permit.endpoint().address());
+                Err((exchange, ProxyError::UpstreamError { route, reason }))
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! Resources of a request in flight.
+
+use std::sync::Arc;
+
+use super::outgoing::Outgoing;
+use crate::{
+    admission::Permit,
+    upstream::{Connection, Upstream},
+};
+
+/// Resources of a request in flight. Field order is drop order: the connection is closed before the permit is released,
+/// so that the endpoint never has more requests than permits.
+pub struct Lease {
+    /// Connection that the response arrives on.
+    pub connection: Connection<Outgoing>,
+    /// Pool that the connection returns to.
+    pub pool: Arc<Upstream<Outgoing>>,
+    /// Place among the endpoint's requests in flight.
+    pub permit: Permit,
+}

@@ -1,0 +1,119 @@
+//! Scanning request bodies for the model and `stream`, large ones on blocking threads.
+
+use std::{
+    num::NonZeroUsize,
+    panic::resume_unwind,
+    sync::{Arc, LazyLock},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use tokio::{runtime::Handle, sync::Semaphore, task::spawn_blocking};
+
+use crate::{
+    error::ProxyError,
+    openai::{self, Scan, ScanError, Shape},
+};
+
+/// Size of a body that is scanned where it was read: a fraction of a millisecond as JSON, and at most some milliseconds.
+const MAX_INLINE_SCAN_BYTES: usize = 256 << 10;
+
+/// Half of the cores at most scan larger ones at a time; further ones wait in order.
+static SCANS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    Arc::new(Semaphore::new(cores.div_ceil(2)))
+});
+
+/// The encoding that hides the body, if any.
+pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
+    let encoding = headers.get(CONTENT_ENCODING)?;
+    (!encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+        .then(|| String::from_utf8_lossy(encoding.as_bytes()).into_owned())
+}
+
+/// What a body says of its request.
+pub(super) async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ScanError> {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let boundary = match shape {
+        Shape::Form => Some(openai::boundary(content_type).ok_or(ScanError::NoForm)?),
+        _ => None,
+    };
+    // On the heap, but for what is frequent: the others should not carry its room.
+    let scan = match boundary {
+        boundary if body.len() > MAX_INLINE_SCAN_BYTES => Box::pin(scan_aside(body.clone(), boundary)).await,
+        Some(boundary) => Box::pin(openai::scan_multipart(body.clone(), &boundary)).await,
+        None => openai::scan_json(body),
+    }?;
+    match &scan.model {
+        Some(model) if model.len() > openai::MAX_MODEL_BYTES => Err(ScanError::ModelTooLong(model.len())),
+        _ => Ok(scan),
+    }
+}
+
+/// Scans a body on a thread for blocking work, so that the other requests of this thread do not wait meanwhile.
+async fn scan_aside(body: Bytes, boundary: Option<String>) -> Result<Scan, ScanError> {
+    let stopping = || ScanError::Malformed("it was not read to its end, as the proxy is stopping".into());
+    // The semaphore is never closed.
+    let permit = SCANS.clone().acquire_owned().await.map_err(|_| stopping())?;
+    let runtime = Handle::current();
+    let scanning = spawn_blocking(move || {
+        // As long as the scan lasts, also if its client has gone.
+        let _permit = permit;
+        match boundary {
+            Some(boundary) => runtime.block_on(openai::scan_multipart(body, &boundary)),
+            None => openai::scan_json(&body),
+        }
+    });
+    scanning.await.unwrap_or_else(|error| match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => Err(stopping()),
+    })
+}
+
+impl From<ScanError> for ProxyError {
+    fn from(error: ScanError) -> Self {
+        Self::InvalidRequest(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn form(parts: usize) -> Bytes {
+        let other = "--b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n\r\n".repeat(parts);
+        let model = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\ntiny\r\n--b--\r\n";
+        Bytes::from(other + model)
+    }
+
+    fn json(bytes: usize) -> Bytes {
+        Bytes::from(format!(r#"{{"model":"tiny","input":"{}"}}"#, "x".repeat(bytes)))
+    }
+
+    #[tokio::test]
+    async fn large_bodies_are_scanned_beside_the_thread() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
+        let scan = Ok(Scan { model: Some("tiny".into()), stream: false });
+        for (shape, small, large) in
+            [(Shape::Form, form(1), form(10_000)), (Shape::Chat, json(1), json(MAX_INLINE_SCAN_BYTES))]
+        {
+            let places = u32::try_from(SCANS.available_permits()).unwrap();
+            let all = SCANS.acquire_many(places).await.unwrap();
+            assert_eq!(scan_body(shape, &headers, &small).now_or_never(), Some(scan.clone()));
+            let mut scanning = Box::pin(scan_body(shape, &headers, &large));
+            assert_eq!(
+                scanning.as_mut().now_or_never(),
+                None,
+                "it waits for a place, and the thread goes on"
+            );
+            drop(all);
+            assert_eq!(scanning.await, scan);
+        }
+    }
+}
