@@ -1,4 +1,4 @@
-//! A request being answered: step by step, so that one that waits keeps no room for what it took to get there.
+//! The future of one request: a chain of boxed steps, so that a held request keeps only the memory of its current step.
 
 use std::{
     future::Future,
@@ -10,40 +10,39 @@ use http::Response;
 
 use super::{body::Body, memory::AnswersFull};
 
-/// A request on its way to an answer. Dropping it gives it up.
+/// Resolves to the response. Dropping it cancels the request.
 ///
-/// Its steps are on the heap: hyper keeps the room of what it polls for as long as the connection lives, also while a
-/// client does nothing. And a request that is held for minutes is as large as the step that it is in.
-pub struct Answering(Step);
+/// Steps are boxed because hyper reserves space for its service future for the lifetime of the connection, idle or not.
+pub struct Answering(StepFuture);
 
-/// A part of the way.
-pub(super) type Step = Pin<Box<dyn Future<Output = Next> + Send>>;
+/// One step towards the response.
+pub(super) type StepFuture = Pin<Box<dyn Future<Output = NextStep> + Send>>;
 
-/// What a step comes to.
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and on its way out")]
-pub(super) enum Next {
-    /// The answer, or none: then the stream or the connection ends.
+/// Result of a step.
+#[expect(clippy::large_enum_variant, reason = "the large variant is the common one")]
+pub(super) enum NextStep {
+    /// The response; on an error the stream or connection is closed without one.
     Answer(Result<Response<Body>, AnswersFull>),
-    /// Another step, in place of this one.
-    Step(Step),
+    /// Replaces the current step.
+    Continue(StepFuture),
 }
 
-/// A request that waits: at its end there is an answer, whatever it is.
-pub(super) type Held = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+/// A held request. Resolves to a response in every case, including errors.
+pub(super) type HeldRequest = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
 
-/// How far a request got.
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and on its way out")]
-pub(super) enum Served {
-    /// To its answer.
+/// State of a request after routing and admission.
+#[expect(clippy::large_enum_variant, reason = "the large variant is the common one")]
+pub(super) enum ServeProgress {
+    /// Answered, by an endpoint or by the proxy.
     Answer(Response<Body>),
-    /// Into the queue.
+    /// In the hold queue.
     Held(Held),
 }
 
 // === impl Answering ===
 
 impl Answering {
-    pub(super) const fn new(step: Step) -> Self {
+    pub(super) const fn new(step: StepFuture) -> Self {
         Self(step)
     }
 }
@@ -54,16 +53,16 @@ impl Future for Answering {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             match ready!(self.0.as_mut().poll(cx)) {
-                Next::Answer(answer) => return Poll::Ready(answer),
-                Next::Step(step) => self.0 = step,
+                NextStep::Answer(answer) => return Poll::Ready(answer),
+                NextStep::Continue(step) => self.0 = step,
             }
         }
     }
 }
 
-// === impl Served ===
+// === impl ServeProgress ===
 
-impl From<Response<Body>> for Served {
+impl From<Response<Body>> for ServeProgress {
     fn from(response: Response<Body>) -> Self {
         Self::Answer(response)
     }

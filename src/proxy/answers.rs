@@ -1,4 +1,4 @@
-//! Answers of our own, and what an answer says of the wait before it.
+//! Responses of the proxy itself, and the headers that report a wait.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{coldstart::Phase, error::ProxyError, openai::Dialect};
 
-/// Ends an admitted request with an error.
+/// Ends an admitted request with an error response.
 pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body> {
     exchange.fail(error);
     let (dialect, id) = (exchange.dialect, exchange.request_id.clone());
@@ -24,8 +24,8 @@ pub(super) fn fail(mut exchange: Exchange, error: &ProxyError) -> Response<Body>
     error_response(error, dialect, id, |body| Body::ending(body, exchange))
 }
 
-/// What a client that waited is told: how long it was held, and what for.
-pub(super) fn tell_wait(
+/// Sets `server-timing` on the response to a held request, and the cold-start headers if `cold`.
+pub(super) fn set_wait_headers(
     headers: &mut HeaderMap,
     held: Duration,
     shares: &[(Phase, Duration)],
@@ -36,11 +36,11 @@ pub(super) fn tell_wait(
         headers.append(SERVER_TIMING, timing);
     }
     if cold {
-        tell_cold_start(headers);
+        set_cold_start_headers(headers);
     }
 }
 
-/// `hold`, then what it was for, which sums to it as printed, then `upstream` (W3C Server Timing, section 3).
+/// Formats `hold`, its phases, and `upstream` (W3C Server Timing, section 3). As printed, the phases sum to `hold`.
 fn server_timing(held: Duration, shares: &[(Phase, Duration)], upstream: Duration) -> String {
     let tenths = |duration: Duration| (duration.as_secs_f64() * 1e4).round() as u64;
     let entry = |name: &str, tenths: u64| format!("{name};dur={}.{}", tenths / 10, tenths % 10);
@@ -51,7 +51,7 @@ fn server_timing(held: Duration, shares: &[(Phase, Duration)], upstream: Duratio
         sum += *share;
         entries.push(entry(phase.name(), tenths(sum.min(held)) - before));
     }
-    // The endpoints were there, and had as many as they may.
+    // The remainder: endpoints were ready but at their concurrency limit.
     let queue = tenths(held) - tenths(sum.min(held));
     if queue > 0 {
         entries.push(entry("queue", queue));
@@ -60,13 +60,13 @@ fn server_timing(held: Duration, shares: &[(Phase, Duration)], upstream: Duratio
     entries.join(", ")
 }
 
-/// Says that a cold start held the request: in our word, and in that of the HTTP Add-on.
-pub(super) fn tell_cold_start(headers: &mut HeaderMap) {
+/// Marks the response to a request held by a cold start, with the headers of Anteroom and the KEDA HTTP Add-on.
+pub(super) fn set_cold_start_headers(headers: &mut HeaderMap) {
     headers.insert(COLD_START, HeaderValue::from_static("true"));
     headers.insert(KEDA_COLD_START, HeaderValue::from_static("true"));
 }
 
-/// An answer of ours.
+/// Creates a JSON response.
 pub(super) fn json_response(status: StatusCode, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -74,7 +74,7 @@ pub(super) fn json_response(status: StatusCode, body: Body) -> Response<Body> {
     response
 }
 
-/// An error as its table says, in the shape of the API that the request speaks. `body` makes the body of what it says.
+/// Creates an error response in the format of `dialect`. `body` wraps the serialized error.
 pub(super) fn error_response(
     error: &ProxyError,
     dialect: Dialect,
@@ -86,7 +86,7 @@ pub(super) fn error_response(
     let mut response = json_response(answer.status, body(bytes));
     let headers = response.headers_mut();
     if dialect == Dialect::Anthropic {
-        // What its SDKs show as the request's id.
+        // Anthropic's SDKs report this header as the request id.
         headers.insert("request-id", request_id.clone());
     }
     headers.insert(REQUEST_ID, request_id);
@@ -100,18 +100,17 @@ pub(super) fn error_response(
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
     if dialect == Dialect::Grpc {
-        grpc_trailers(headers, error);
+        set_grpc_status(headers, error);
         *response.status_mut() = StatusCode::OK;
     }
     response
 }
 
-/// Makes the head of an error into one that is all of an answer of gRPC (its HTTP/2 mapping: "Trailers-Only"), with the
-/// wait before a retry (gRFC A6; less than nothing forbids one).
-fn grpc_trailers(headers: &mut HeaderMap, error: &ProxyError) {
-    /// Some clients take no more than 8 KiB of headers.
+/// Turns the head of an error into a gRPC "Trailers-Only" response, with the pushback of gRFC A6 (negative: no retry).
+fn set_grpc_status(headers: &mut HeaderMap, error: &ProxyError) {
+    /// Keeps the percent-encoded message well below the 8 KiB of headers that some clients accept.
     const MAX_MESSAGE_CHARS: usize = 500;
-    /// What stands for itself: printable ASCII but for the percent sign.
+    /// gRPC percent-encodes everything but printable ASCII without `%`.
     const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
     let answer = error.answer();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
@@ -136,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_told_with_what_it_was_for() {
+    fn server_timing_lists_phases_of_the_hold() {
         let ms = |ms: f64| Duration::from_secs_f64(ms / 1e3);
         assert_eq!(
             server_timing(ms(3063.0), &[(Phase::Signal, ms(1.0)), (Phase::Load, ms(3020.04))], ms(52.26)),
@@ -144,13 +143,12 @@ mod tests {
         );
         assert_eq!(server_timing(ms(7.0), &[], ms(1.0)), "hold;dur=7.0, queue;dur=7.0, upstream;dur=1.0");
         let exact = server_timing(ms(5.0), &[(Phase::Load, ms(5.0))], ms(1.0));
-        assert_eq!(exact, "hold;dur=5.0, load;dur=5.0, upstream;dur=1.0", "it waited for nobody");
+        assert_eq!(exact, "hold;dur=5.0, load;dur=5.0, upstream;dur=1.0", "no time in the queue");
     }
 
     proptest! {
-        /// As printed, what it was held for sums to how long it was.
         #[test]
-        fn the_entries_sum_to_the_hold(shares in prop::collection::vec(0..1_000_000_000_u64, 0..8), rest in 0..1_000_000_000_u64) {
+        fn server_timing_phases_sum_to_hold(shares in prop::collection::vec(0..1_000_000_000_u64, 0..8), rest in 0..1_000_000_000_u64) {
             let held = Duration::from_nanos(shares.iter().sum::<u64>() + rest);
             let shares: Vec<_> =
                 Phase::ALL.into_iter().zip(shares.into_iter().map(Duration::from_nanos)).collect();

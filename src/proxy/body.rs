@@ -18,14 +18,14 @@ use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::{
-    beats::Beats,
     decoder::Decoder,
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
+    heartbeat::ResponseHeartbeats,
     lease::Lease,
     memory::{AnswersFull, Memory},
-    responses::watch::NewResponse,
+    responses::watch::ResponseIdWatch,
     stream_stall,
 };
 use crate::{domain::Period, error::Outcome, openai};
@@ -40,7 +40,7 @@ pub enum Body {
     /// An endpoint's.
     Relay(Relay),
     /// An early answer to a client that waits.
-    KeptAlive(UnsyncBoxBody<Bytes, BodyError>),
+    Early(UnsyncBoxBody<Bytes, BodyError>),
 }
 
 /// An endpoint's answer, passed on part by part. It owns the permit: the request is in flight until its last byte.
@@ -52,13 +52,13 @@ pub struct Relay {
     exchange: Exchange,
     idle: Idle,
     /// Keeps the client informed while nothing comes.
-    beats: Option<Box<Beats>>,
+    beats: Option<Box<ResponseHeartbeats>>,
     /// Undoes an encoding that the client was not told of.
     decoder: Option<Box<Decoder>>,
     /// Looks for the first token, where a cold start waits for it.
     watch: Option<Box<TokenWatch>>,
     /// Looks for the id of a response that the server keeps.
-    made: Option<Box<NewResponse>>,
+    made: Option<Box<ResponseIdWatch>>,
     /// When all of it must be out.
     over: Option<Pin<Box<Sleep>>>,
     /// It has failed, and what came before goes out first.
@@ -134,13 +134,13 @@ impl Body {
             Self::Full(Some(bytes), _) => {
                 *bytes = decoder.whole(std::mem::take(bytes), MAX_DECODED).map_err(BodyError::Undecodable)?;
             }
-            Self::Full(None, _) | Self::KeptAlive(_) => {}
+            Self::Full(None, _) | Self::Early(_) => {}
         }
         Ok(())
     }
 
     /// Keeps the client informed from now on.
-    pub(super) fn inform(&mut self, beats: Beats) {
+    pub(super) fn inform(&mut self, beats: ResponseHeartbeats) {
         if let Self::Relay(relay) = self {
             relay.beats = Some(Box::new(beats));
         }
@@ -157,8 +157,8 @@ impl Body {
     pub(super) fn give_up(&mut self, error: BodyError) -> BodyError {
         match self {
             Self::Relay(relay) => return relay.fail(error),
-            Self::Full(_, Some(exchange)) => exchange.broke(&error),
-            Self::Full(_, None) | Self::KeptAlive(_) => {}
+            Self::Full(_, Some(exchange)) => exchange.fail_response(&error),
+            Self::Full(_, None) | Self::Early(_) => {}
         }
         error
     }
@@ -175,7 +175,7 @@ impl http_body::Body for Body {
         let part = match self.get_mut() {
             Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relay(relay) => relay.poll_frame(cx),
-            Self::KeptAlive(kept) => Pin::new(kept).poll_frame(cx),
+            Self::Early(kept) => Pin::new(kept).poll_frame(cx),
         };
         stream_stall::asked(match &part {
             Poll::Pending => None,
@@ -189,7 +189,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes, _) => bytes.is_none(),
             Self::Relay(relay) => relay.is_end_stream(),
-            Self::KeptAlive(_) => false,
+            Self::Early(_) => false,
         }
     }
 
@@ -197,7 +197,7 @@ impl http_body::Body for Body {
         match self {
             Self::Full(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
             Self::Relay(relay) => relay.incoming.size_hint(),
-            Self::KeptAlive(_) => SizeHint::default(),
+            Self::Early(_) => SizeHint::default(),
         }
     }
 }
@@ -212,8 +212,8 @@ impl Relay {
         exchange: Exchange,
         deadline: Option<Instant>,
         watch: Option<Box<TokenWatch>>,
-        made: Option<Box<NewResponse>>,
-        beats: Option<Box<Beats>>,
+        made: Option<Box<ResponseIdWatch>>,
+        beats: Option<Box<ResponseHeartbeats>>,
     ) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
         let mut relay = Self {
@@ -276,7 +276,7 @@ impl Relay {
             // event of a stream the SDKs hang up, often before they see that the answer ends there: they have it all.
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    forward::remove_ours(trailers);
+                    forward::remove_reserved(trailers);
                 }
                 if let Some(watch) = &mut self.watch
                     && frame.data_ref().is_some_and(|data| watch.sees(data))
@@ -397,7 +397,7 @@ impl Relay {
     fn fail(&mut self, error: BodyError) -> BodyError {
         self.lease = None;
         self.watch = None;
-        self.exchange.broke(&error);
+        self.exchange.fail_response(&error);
         error
     }
 }
@@ -416,7 +416,7 @@ fn poll_incoming(
 
 impl Idle {
     /// Ready when the pause has lasted for the limit, or when a heartbeat is due in it.
-    fn poll(&mut self, cx: &mut Context<'_>, mut beats: Option<&mut Beats>) -> Poll<Pause> {
+    fn poll(&mut self, cx: &mut Context<'_>, mut beats: Option<&mut ResponseHeartbeats>) -> Poll<Pause> {
         loop {
             let due = beats.as_mut().map(|beats| beats.due(self.limit));
             let timer = self.timer.get_or_insert_with(|| {

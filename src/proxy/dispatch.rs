@@ -1,6 +1,6 @@
-//! One dispatch: a request that has a permit goes to its endpoint; what may be tried again comes back.
+//! One dispatch of a request to an endpoint: send, classify the failure, forward the response.
 
-mod refused;
+mod inspect;
 
 use bytes::Bytes;
 use http::{Response, StatusCode, header::CONTENT_LENGTH};
@@ -8,15 +8,15 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Proxy,
-    answers::tell_wait,
+    answers::set_wait_headers,
     body::{Body, Relay},
     exchange::Exchange,
     first_token::TokenWatch,
     forward,
     lease::Lease,
-    outgoing::CutOff,
-    responses::watch::NewResponse,
-    traced::Traced,
+    outgoing::BodyAbort,
+    request_trace::RequestTrace,
+    responses::watch::ResponseIdWatch,
     tunnel::Tunnel,
     upstream_request::{DispatchError, RetryableFailure, UpstreamBody, UpstreamRequest, UpstreamResponse},
 };
@@ -30,26 +30,26 @@ use crate::{
 // === impl Proxy ===
 
 impl Proxy {
-    /// Sends a request that has a permit.
-    pub(super) async fn attempt(
+    /// Sends a request to the endpoint of `permit`.
+    pub(super) async fn dispatch(
         &self,
         permit: Permit,
-        sending: &mut UpstreamRequest,
-        mut trace: Option<&mut Traced>,
+        request: &mut UpstreamRequest,
+        mut trace: Option<&mut RequestTrace>,
     ) -> Result<UpstreamResponse, DispatchError> {
         let mut timeouts = permit.gate().policy().upstream;
         let mut limits = **self.shared.limits.load();
-        let UpstreamRequest { head, body: source, tries, intercepted, .. } = sending;
+        let UpstreamRequest { head, body, retries, intercepted, .. } = request;
         if let Some(intercepted) = intercepted {
             intercepted.bound(&mut timeouts, &mut limits);
         }
         if let Some(trace) = &mut trace {
             trace.attempt(permit.endpoint(), head);
         }
-        let reuse = tries.reuse();
+        let reuse = retries.connection_reuse();
         let keep = (reuse != Reuse::Once).then_some(&self.shared.memory);
-        let body = || source.dispatch(&limits, keep);
-        let error = match self.upstream.send(permit.endpoint(), head, body, timeouts, reuse).await {
+        let new_body = || body.for_dispatch(&limits, keep);
+        let error = match self.upstream.send(permit.endpoint(), head, new_body, timeouts, reuse).await {
             Ok((response, connection)) => {
                 if let Some(trace) = trace {
                     trace.answer_began(response.status().as_u16());
@@ -60,54 +60,56 @@ impl Proxy {
                         TokenWatch::begin(&lease.permit, head, &response);
                         return Ok(UpstreamResponse::Upgraded(response, lease));
                     }
-                    // `Upgrade` is not passed on, so nobody asked for it, and what would follow is no HTTP.
-                    let (route, reason) =
-                        (lease.permit.gate().key().clone(), "it switched to another protocol".into());
+                    // `Upgrade` is removed from requests, so the endpoint switched unasked.
+                    let (route, reason) = (
+                        lease.permit.gate().key().clone(),
+                        "it switched protocols without being asked to".into(),
+                    );
                     return Err(DispatchError::Final(ProxyError::UpstreamError { route, reason }));
                 }
-                if !refused::is_to_be_read(response.status(), &lease.permit) {
-                    refused::note_success(&head.method, response.status(), lease.permit.endpoint());
+                if !inspect::needs_inspection(response.status(), &lease.permit) {
+                    inspect::note_success(&head.method, response.status(), lease.permit.endpoint());
                     let watch = TokenWatch::begin(&lease.permit, head, &response);
                     return Ok(UpstreamResponse::Streaming(response, lease, watch));
                 }
-                let looking = self.refused(response, lease, sending, timeouts.idle_timeout.get());
-                return Box::pin(looking).await;
+                let inspecting = self.inspect_error(response, lease, request, timeouts.idle_timeout.get());
+                return Box::pin(inspecting).await;
             }
             Err(error) => error,
         };
         if let Some(trace) = trace {
             trace.attempt_failed(error.name());
         }
-        let cut_off = match &error {
-            SendError::Reset { source, .. } => CutOff::among(source, &limits),
-            SendError::Body(source) => CutOff::among(&**source, &limits),
+        let aborted = match &error {
+            SendError::Reset { source, .. } => BodyAbort::among(source, &limits),
+            SendError::Body(source) => BodyAbort::among(&**source, &limits),
             _ => None,
         };
-        if let Some(error) = cut_off {
+        if let Some(error) = aborted {
             return Err(DispatchError::Final(error));
         }
         let reason = error.to_string();
-        let setback = match &error {
-            SendError::Reset { .. } => return Err(sending.broken_off(permit, reason)),
-            SendError::Gone(_) => (tries.lost(&reason) && source.is_left()).then_some(false),
+        let retry = match &error {
+            SendError::Reset { .. } => return Err(request.reset_by(permit, reason)),
+            SendError::Gone(_) => (retries.record_gone(&reason) && body.can_resend()).then_some(false),
             SendError::Connect { .. } | SendError::ConnectTimeout(_) => {
-                tries.missed(&reason);
+                retries.record_unsent(&reason);
                 let is_ours = error.is_ours();
-                // Others may have a connection to it already, and go on.
+                // Open connections to the endpoint stay in use.
                 if !is_ours {
                     permit.suspect();
                 }
-                source.is_left().then_some(is_ours)
+                body.can_resend().then_some(is_ours)
             }
             _ => None,
         };
-        tracing::debug!(route = %permit.gate().key(), %error, again = setback.is_some(), "dispatch failed");
-        if let Some(is_ours) = setback {
+        tracing::debug!(route = %permit.gate().key(), %error, again = retry.is_some(), "dispatch failed");
+        if let Some(is_ours) = retry {
             let failure = RetryableFailure { is_ours, ..RetryableFailure::of(permit, reason) };
             return Err(DispatchError::Retryable(failure));
         }
         let (route, reason) =
-            (permit.gate().key().clone(), format!("{reason}{}", tries.verdict(source.is_left())));
+            (permit.gate().key().clone(), format!("{reason}{}", retries.summary(body.can_resend())));
         Err(DispatchError::Final(match error {
             SendError::ResponseTimeout { .. } if intercepted.is_some() => {
                 ProxyError::UpstreamTimeout { route, reason }
@@ -116,45 +118,45 @@ impl Proxy {
         }))
     }
 
-    /// Takes a request into the queue again, at its old place; one that streamed is buffered for that. Until then it is in
-    /// flight where it failed.
-    pub(super) async fn hold_again(
+    /// Queues a request again at its old place, and buffers a streamed body for that. Until then the request counts as in
+    /// flight at the endpoint where it failed.
+    pub(super) async fn requeue(
         &self,
-        sending: &mut UpstreamRequest,
+        request: &mut UpstreamRequest,
         place: Place,
         failure: RetryableFailure,
         deadline: Instant,
     ) -> Result<Ticket<Permit>, ProxyError> {
-        if let Some(answers) = failure.broken_off {
-            let rest = sending.tries.rest();
-            let _ = timeout_at(deadline, failure.settle(answers, rest)).await;
+        if let Some(answers) = failure.reset_at {
+            let backoff = request.retries.backoff();
+            let _ = timeout_at(deadline, failure.wait_for_verdict(answers, backoff)).await;
         }
-        sending.body = match std::mem::replace(&mut sending.body, UpstreamBody::Empty) {
-            // On the heap: what is buffered already should not carry its room.
-            UpstreamBody::Streamed(body) => {
+        request.body = match std::mem::replace(&mut request.body, UpstreamBody::Empty) {
+            // Boxed to keep the future small for bodies that are buffered already.
+            UpstreamBody::StreamedBody(body) => {
                 let limits = **self.shared.limits.load();
                 UpstreamBody::Buffered(Box::pin(body.buffer(&limits, &self.shared.memory)).await?)
             }
-            source => source,
+            body => body,
         };
-        let bytes = match &sending.body {
+        let bytes = match &request.body {
             UpstreamBody::Buffered(read) => read.bytes.len(),
-            UpstreamBody::Empty | UpstreamBody::Streamed(_) => 0,
+            UpstreamBody::Empty | UpstreamBody::StreamedBody(_) => 0,
         };
-        let pin = sending.kept.as_ref().and_then(|kept| kept.pin);
+        let pin = request.affinity.as_ref().and_then(|affinity| affinity.pin);
         let ticket = failure.permit.gate().readmit_for(pin, place, bytes);
         drop(failure);
         Ok(ticket)
     }
 
-    /// Passes an answer on.
-    pub(super) fn respond(
+    /// Turns the response of an endpoint into the response to the client.
+    pub(super) fn forward_response(
         &self,
-        answer: UpstreamResponse,
+        response: UpstreamResponse,
         mut exchange: Exchange,
-        sending: UpstreamRequest,
+        request: UpstreamRequest,
     ) -> Response<Body> {
-        let mut intercepted = sending.intercepted;
+        let mut intercepted = request.intercepted;
         let upstream = exchange.started().elapsed();
         let request_id = exchange.request_id.clone();
         let finish = |head: &mut http::response::Parts, exchange: &mut Exchange| {
@@ -162,26 +164,36 @@ impl Proxy {
             exchange.first_byte(head.status.as_u16());
             if let Some(waited) = exchange.waited() {
                 let upstream = upstream.saturating_sub(waited);
-                tell_wait(&mut head.headers, waited, &exchange.shares(), upstream, exchange.is_cold());
+                set_wait_headers(
+                    &mut head.headers,
+                    waited,
+                    &exchange.wait_by_phase(),
+                    upstream,
+                    exchange.is_cold(),
+                );
             }
             if let Some(intercepted) = &intercepted {
-                intercepted.tell_cold_start(&mut head.headers, exchange.is_cold());
+                intercepted.set_cold_start_headers(&mut head.headers, exchange.is_cold());
             }
         };
-        match answer {
+        match response {
             UpstreamResponse::Streaming(response, lease, watch) => {
                 let (mut head, incoming) = response.into_parts();
                 finish(&mut head, &mut exchange);
                 let deadline = intercepted.and_then(|by| by.deadline);
-                let made = sending.kept.and_then(|kept| {
-                    NewResponse::watch(&kept, head.status, &sending.head, &self.shared, &lease)
+                let id_watch = request.affinity.and_then(|affinity| {
+                    ResponseIdWatch::watch(&affinity, head.status, &request.head, &self.shared, &lease)
                 });
-                // What has a length has no room for anything else.
+                // Heartbeats would exceed an announced length.
                 let beats = match head.headers.contains_key(CONTENT_LENGTH) {
                     true => None,
-                    false => sending.wishes.beats(exchange.gate(), &sending.head.headers, &head.headers),
+                    false => request.heartbeats.within_response(
+                        exchange.gate(),
+                        &request.head.headers,
+                        &head.headers,
+                    ),
                 };
-                let relay = Relay::new(incoming, lease, exchange, deadline, watch, made, beats);
+                let relay = Relay::new(incoming, lease, exchange, deadline, watch, id_watch, beats);
                 Response::from_parts(head, Body::Relay(relay))
             }
             UpstreamResponse::PartlyRead(response, begun, lease) => {

@@ -1,4 +1,4 @@
-//! The account of one admitted request: whatever way it ends, it is counted once.
+//! Accounting of one admitted request. Its outcome is counted exactly once, on drop.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -11,8 +11,9 @@ use tokio::time::Instant;
 use super::{
     Shared,
     connection_state::UnderWay,
-    forward, stream_stall,
-    traced::{self, Early, Slot, Traced},
+    forward,
+    request_trace::{self, EarlyAnswerTime, RequestTrace, TraceSlot},
+    stream_stall,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -24,40 +25,41 @@ use crate::{
     telemetry::HoldEnd,
 };
 
-/// An admitted request, until its outcome is counted by dropping this.
+/// An admitted request. Dropping it records the outcome.
 pub struct Exchange {
     gate: Arc<Gate>,
     under_way: UnderWay,
     shared: Arc<Shared>,
-    /// For the log, here and at the endpoint.
+    /// Value of `x-request-id`.
     pub request_id: HeaderValue,
-    /// The shape of its errors.
+    /// Error format of the API that the client uses.
     pub dialect: Dialect,
     started: Instant,
     outcome: Option<Outcome>,
     status: u16,
-    holding: Option<Holding>,
-    /// How long it was held in all.
+    current_hold: Option<CurrentHold>,
+    /// Total time in the hold queue.
     waited: Duration,
     cold: bool,
-    /// What happened to it, once it has waited or failed.
+    /// Timeline for the history; present once the request has been held or has failed.
     story: Option<Arc<Story>>,
-    /// Its trace, if it is exported.
-    trace: Slot,
+    /// Present if the request is sampled.
+    trace: TraceSlot,
 }
 
-struct Holding {
+struct CurrentHold {
     since: Instant,
+    /// Activations of the target before this hold.
     activations: u64,
 }
 
-/// The status that stands for requests without an answer (nginx's "client closed request").
+/// Status of requests without a response (nginx: "client closed request").
 const NO_ANSWER: u16 = 499;
 
 // === impl Exchange ===
 
 impl Exchange {
-    /// A request that has just been admitted; it came at `started`.
+    /// Starts accounting for an admitted request that arrived at `started`.
     pub fn new(
         gate: Arc<Gate>,
         under_way: UnderWay,
@@ -65,7 +67,7 @@ impl Exchange {
         request_id: HeaderValue,
         dialect: Dialect,
         started: Instant,
-        trace: Slot,
+        trace: TraceSlot,
     ) -> Self {
         Self {
             gate,
@@ -76,7 +78,7 @@ impl Exchange {
             started,
             outcome: None,
             status: NO_ANSWER,
-            holding: None,
+            current_hold: None,
             waited: Duration::ZERO,
             cold: false,
             story: None,
@@ -84,52 +86,58 @@ impl Exchange {
         }
     }
 
-    /// Its route.
+    /// Returns the route.
     pub const fn gate(&self) -> &Arc<Gate> {
         &self.gate
     }
 
-    /// When it came.
+    /// Returns the arrival time.
     pub const fn started(&self) -> Instant {
         self.started
     }
 
-    /// How long it has been held in all; `None` if it never was.
+    /// Returns the total time in the hold queue, or `None` if the request was never held.
     pub fn waited(&self) -> Option<Duration> {
         (!self.waited.is_zero()).then_some(self.waited)
     }
 
-    /// Whether it was held by a cold start.
+    /// Returns `true` if a cold start held the request.
     pub const fn is_cold(&self) -> bool {
         self.cold
     }
 
-    /// Its story is told from now on: it has to wait, or has failed.
-    pub fn tell(&mut self, head: &request::Parts, model: Option<&str>) -> &Arc<Story> {
+    /// Returns the timeline, which starts when a request is held or fails.
+    pub fn story(&mut self, head: &request::Parts, model: Option<&str>) -> &Arc<Story> {
         self.story.get_or_insert_with(|| {
-            begin(&self.shared, &self.gate, &self.request_id, self.started, Some(asked(head, model)))
+            begin_story(
+                &self.shared,
+                &self.gate,
+                &self.request_id,
+                self.started,
+                Some(summarize(head, model)),
+            )
         })
     }
 
-    /// Its trace, if it is exported.
-    pub(super) fn trace(&mut self) -> Option<&mut Traced> {
+    /// Returns the trace of a sampled request.
+    pub(super) fn trace(&mut self) -> Option<&mut RequestTrace> {
         self.trace.as_deref_mut()
     }
 
-    /// What its body says, for its trace.
-    pub fn asks(&mut self, scan: &Scan) {
+    /// Adds the model to the trace.
+    pub fn record_scan(&mut self, scan: &Scan) {
         if let Some(trace) = &mut self.trace {
-            trace.asks(scan);
+            trace.record_scan(scan);
         }
     }
 
-    /// Where its trace learns of an early answer.
-    pub fn early(&self) -> Option<Early> {
+    /// Returns the cell for the time of an early response, for the trace.
+    pub fn early(&self) -> Option<EarlyAnswerTime> {
         self.trace.as_ref().map(|trace| trace.early())
     }
 
-    /// It is held from now on.
-    pub fn hold(&mut self, ticket: &Ticket<Permit>) {
+    /// Records the start of a hold.
+    pub fn begin_hold(&mut self, ticket: &Ticket<Permit>) {
         let since = ticket.since();
         let why = if self.gate.target().is_up() { HoldReason::Saturated } else { HoldReason::NothingReady };
         if let Some(story) = &self.story {
@@ -138,48 +146,48 @@ impl Exchange {
         if let Some(trace) = &mut self.trace {
             trace.hold(since);
         }
-        self.holding = Some(Holding { since, activations: self.gate.cold_starts().activations() });
+        self.current_hold = Some(CurrentHold { since, activations: self.gate.cold_starts().activations() });
     }
 
-    /// It is held no more, and goes on with this.
-    pub fn dispatched(&mut self, permit: &Permit) {
+    /// Records the end of a hold by a permit.
+    pub fn release(&mut self, permit: &Permit) {
         self.end_hold(HoldEnd::Dispatched);
-        self.sent_to(permit);
+        self.record_dispatch(permit);
     }
 
-    /// It goes where this allows it to.
-    pub fn sent_to(&self, permit: &Permit) {
+    /// Records the endpoint of a dispatch.
+    pub fn record_dispatch(&self, permit: &Permit) {
         if let Some(story) = &self.story {
             story.dispatched(permit.endpoint().address());
         }
     }
 
-    /// It came back from an endpoint, and may be tried again.
-    pub(super) fn set_back(
+    /// Records a dispatch that failed and may be retried.
+    pub(super) fn record_failed_dispatch(
         &mut self,
         address: &str,
         reason: &str,
         head: &request::Parts,
         model: Option<&str>,
     ) {
-        self.tell(head, model).dispatch_failed(address, reason);
+        self.story(head, model).dispatch_failed(address, reason);
     }
 
-    /// It was held in vain, and goes to the fallback.
-    pub fn fell_back(&mut self) {
+    /// Records the end of a hold by the fallback.
+    pub fn record_fallback(&mut self) {
         self.end_hold(HoldEnd::Ended(Outcome::ColdStartTimeout));
         if let Some(story) = &self.story {
             story.record(Event::FellBack);
         }
         if let Some(trace) = &mut self.trace {
-            trace.fell_back();
+            trace.record_fallback();
         }
     }
 
-    /// The answer began.
+    /// Records the head of the response.
     pub fn first_byte(&mut self, status: u16) {
         self.status = status;
-        // A trace of a request that did not wait is nothing to look for in a histogram.
+        // Exemplars point to slow requests only.
         let traced = self.trace.as_ref().filter(|_| self.waited().is_some()).map(|trace| trace.id());
         self.gate.counters().first_byte(self.started.elapsed(), self.cold, traced);
         if let Some(story) = &self.story {
@@ -187,19 +195,19 @@ impl Exchange {
         }
     }
 
-    /// The client was sent a heartbeat.
+    /// Records a heartbeat.
     pub fn beat(&self) {
         if let Some(story) = &self.story {
             story.heartbeat();
         }
     }
 
-    /// Its id as text.
+    /// Returns the request id as text.
     pub fn id(&self) -> &str {
         self.request_id.to_str().unwrap_or("anteroom")
     }
 
-    /// The first token of the answer came by.
+    /// Records the first token of the response.
     pub fn first_token(&mut self) {
         if let Some(story) = &self.story {
             story.record(Event::FirstToken);
@@ -209,13 +217,13 @@ impl Exchange {
         }
     }
 
-    /// What it was held for, as far as is known now. The rest of its wait was for its turn.
-    pub fn shares(&self) -> Vec<(Phase, Duration)> {
+    /// Splits the wait by phase of the cold start. The remainder was spent waiting for capacity.
+    pub fn wait_by_phase(&self) -> Vec<(Phase, Duration)> {
         let waits = self.story.as_ref().map(|story| story.waits()).unwrap_or_default();
         self.gate.cold_starts().shares(&waits)
     }
 
-    /// It ended, and how.
+    /// Sets the outcome. The last call wins.
     pub fn end(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
         if let Some(trace) = &mut self.trace {
@@ -223,40 +231,40 @@ impl Exchange {
         }
     }
 
-    /// Its answer broke off.
-    pub fn broke(&mut self, error: &dyn std::fmt::Display) {
+    /// Sets the outcome of a response that the endpoint aborted.
+    pub fn fail_response(&mut self, error: &dyn std::fmt::Display) {
         self.end(Outcome::UpstreamError);
-        self.because(&error.to_string());
+        self.set_reason(&error.to_string());
     }
 
-    /// It failed. The status is what the error's table says, even where a 200 went out early.
+    /// Sets outcome and status of a failed request. The status is that of `error`, even after an early 200.
     pub fn fail(&mut self, error: &ProxyError) {
         self.status = error.answer().status.as_u16();
-        // A body that breaks its bounds on its way: that is the client's end.
+        // An error that is a refusal once admitted: the client's body exceeded its limits while streaming.
         self.outcome = Some(error.ending().unwrap_or(Outcome::ClientGone));
-        self.because(&error.to_string());
+        self.set_reason(&error.to_string());
     }
 
-    /// Why it will have ended as it does.
-    fn because(&mut self, reason: &str) {
-        self.story_of_a_failure().set_reason(reason);
+    fn set_reason(&mut self, reason: &str) {
+        self.story_of_failure().set_reason(reason);
     }
 
-    /// What it asked for is not known any more, if nobody has told before.
-    fn story_of_a_failure(&mut self) -> &Arc<Story> {
-        self.story
-            .get_or_insert_with(|| begin(&self.shared, &self.gate, &self.request_id, self.started, None))
+    /// Returns the timeline. One that starts here lacks the request line, which is gone by now.
+    fn story_of_failure(&mut self) -> &Arc<Story> {
+        self.story.get_or_insert_with(|| {
+            begin_story(&self.shared, &self.gate, &self.request_id, self.started, None)
+        })
     }
 
     fn end_hold(&mut self, end: HoldEnd) {
-        let Some(holding) = self.holding.take() else { return };
-        // The linger counts from here: whoever waited may come back.
+        let Some(hold) = self.current_hold.take() else { return };
+        // The linger restarts: a client that gave up may retry.
         self.gate.demand().record_activity();
-        let held = holding.since.elapsed();
+        let held = hold.since.elapsed();
         self.waited += held.max(Duration::from_nanos(1));
         let cold_starts = self.gate.cold_starts();
-        let woken = cold_starts.activations() > holding.activations;
-        // An activation that failed is over before those that it held learn of it.
+        let woken = cold_starts.activations() > hold.activations;
+        // A failed activation has ended by the time its requests are released.
         let failed = end == HoldEnd::Ended(Outcome::ColdStartFailed);
         self.cold |= woken || failed || (end != HoldEnd::Dispatched && cold_starts.phase().is_some());
         if self.cold {
@@ -267,18 +275,18 @@ impl Exchange {
             });
         }
         let traced = self.trace.as_mut().map(|trace| {
-            trace.end_hold(holding.since + held);
+            trace.end_hold(hold.since + held);
             trace.id()
         });
         self.gate.counters().held(end, held, traced);
         self.gate.mark_dirty();
         if let Some(story) = &self.story {
-            story.dequeued(holding.since + held, cold_starts.latest_id().filter(|_| self.cold));
+            story.dequeued(hold.since + held, cold_starts.latest_id().filter(|_| self.cold));
         }
     }
 
-    /// Closes the story, which has one if it waited or failed. One that was answered at once has none, and neither has
-    /// one that was given up once its answer had begun: clients may stop reading when they like.
+    /// Adds the timeline to the history if the request was held or has failed. Cancelling a response that has begun is no
+    /// failure.
     fn end_story(&mut self, outcome: Outcome) {
         let failed = match outcome {
             Outcome::Completed => self.status >= 500,
@@ -286,7 +294,7 @@ impl Exchange {
             _ => true,
         };
         if failed || (outcome == Outcome::ClientGone && self.status == NO_ANSWER) {
-            self.story_of_a_failure();
+            self.story_of_failure();
         }
         if let Some(story) = self.story.take() {
             let status = (self.status != NO_ANSWER).then_some(self.status);
@@ -308,10 +316,10 @@ impl Drop for Exchange {
         if outcome == Outcome::ClientGone && self.status != NO_ANSWER {
             self.under_way.given_up(self.started);
         }
-        // The story first, so that who sees the count finds it.
+        // Before the counter, so that the history is complete when the counter changes.
         self.end_story(outcome);
         if let Some(trace) = &mut self.trace {
-            trace.ended(&traced::Ending {
+            trace.ended(&request_trace::Ending {
                 gate: &self.gate,
                 request_id: &self.request_id,
                 outcome,
@@ -333,8 +341,8 @@ impl Drop for Exchange {
     }
 }
 
-/// A request that was not admitted, as history has it.
-pub(super) fn refused(
+/// Adds a request that was not admitted to the history.
+pub(super) fn record_rejection(
     shared: &Shared,
     gate: &Gate,
     request_id: &HeaderValue,
@@ -342,21 +350,21 @@ pub(super) fn refused(
     asked: RequestInfo,
     error: &ProxyError,
 ) {
-    let story = begin(shared, gate, request_id, started, Some(asked));
+    let story = begin_story(shared, gate, request_id, started, Some(asked));
     story.set_reason(&error.to_string());
     let answer = error.answer();
     let status = Some(answer.status.as_u16());
     shared.history.end(story, Ending { outcome: answer.code, admitted: false, status, failed: true });
 }
 
-/// What a request asks for.
-pub(super) fn asked(head: &request::Parts, model: Option<&str>) -> RequestInfo {
+/// Summarizes a request for the history.
+pub(super) fn summarize(head: &request::Parts, model: Option<&str>) -> RequestInfo {
     let mut asked = RequestInfo::new(&head.method, head.uri.path(), model);
     asked.trace_id = forward::trace_id(&head.headers).map(Into::into);
     asked
 }
 
-fn begin(
+fn begin_story(
     shared: &Shared,
     gate: &Gate,
     request_id: &HeaderValue,

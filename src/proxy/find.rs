@@ -1,4 +1,4 @@
-//! Finding the route of a request: by its head, and by its body where that depends on the model.
+//! Route lookup: by the head of a request, and by the model in its body where routes differ in that.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use http::{HeaderValue, request};
 
 use super::{
     Match, Model, Proxy,
-    intake::{Buffered, Unread},
+    intake::{BufferedBody, UnreadBody},
     interceptor::Interceptor,
     memory::request_bytes,
     request::{Rejection, RequestBody},
@@ -20,30 +20,30 @@ use crate::{
     state::Endpoint,
 };
 
-/// Who serves a request.
-pub(super) enum Found {
-    /// A route for models. Without a shape it is something that is of use only while a model server lives.
+/// Handler of a request.
+pub(super) enum Destination {
+    /// A model route. Without a shape, the request is served only while the model server is up.
     Route(Arc<Gate>, Option<Shape>, RequestBody, Scan),
-    /// The endpoint of a route that keeps what is asked for.
-    Kept(Arc<Gate>, Arc<Endpoint>, RequestBody),
-    /// A route that serves anything.
+    /// The endpoint that stores the response asked for.
+    StoredResponse(Arc<Gate>, Arc<Endpoint>, RequestBody),
+    /// A route that proxies any HTTP application.
     Interceptor(Arc<Interceptor>, RequestBody),
-    /// A preflight: the server of a route, if it is up, or else we do.
+    /// A CORS preflight: the server of the route if it is up, else the proxy.
     Preflight(Arc<Gate>, Api, RequestBody),
-    /// We do, and wake nothing.
-    Ours(Api),
+    /// The proxy itself; creates no demand.
+    Local(Api),
 }
 
 // === impl Proxy ===
 
 impl Proxy {
-    /// Finds the route, reading the body if that depends on the model.
+    /// Finds the handler of a request. Reads the body only if the route depends on the model.
     pub(super) async fn find(
         &self,
         host: &HeaderValue,
         head: &request::Parts,
-        body: Unread,
-    ) -> Result<Found, Rejection> {
+        body: UnreadBody,
+    ) -> Result<Destination, Rejection> {
         let (host, path) = (host.to_str().unwrap_or_default(), head.uri.path());
         let found = 'head: {
             let table = self.shared.table.load();
@@ -51,7 +51,7 @@ impl Proxy {
                 Api::Work(shape) => shape,
                 other => {
                     if let Some(found) = table.interceptor(host, path, &head.headers, &other) {
-                        return Ok(Found::Interceptor(found.clone(), RequestBody::Unread(body)));
+                        return Ok(Destination::Interceptor(found.clone(), RequestBody::Unread(body)));
                     }
                     let gate = match (other, table.unnamed(host, path, &head.headers)) {
                         (Api::Stored(_) | Api::Server, Unnamed::Nothing) => {
@@ -69,23 +69,28 @@ impl Proxy {
                         (ours, _) => {
                             return match table.preflight(host, path, &head.method, &head.headers) {
                                 Some(gate) => {
-                                    Ok(Found::Preflight(gate.clone(), ours, RequestBody::Unread(body)))
+                                    Ok(Destination::Preflight(gate.clone(), ours, RequestBody::Unread(body)))
                                 }
-                                None if table.answers(host, &ours) => Ok(Found::Ours(ours)),
+                                None if table.answers(host, &ours) => Ok(Destination::Local(ours)),
                                 None => Err(unknown(path, host).into()),
                             };
                         }
                     };
-                    return Ok(Found::Route(gate.clone(), None, RequestBody::Unread(body), Scan::default()));
+                    return Ok(Destination::Route(
+                        gate.clone(),
+                        None,
+                        RequestBody::Unread(body),
+                        Scan::default(),
+                    ));
                 }
             };
             match table.find(host, path, &head.headers, Model::Unread) {
                 Match::Route(gate) => {
                     let body = RequestBody::Unread(body);
-                    return Ok(Found::Route(gate.clone(), Some(shape), body, Scan::default()));
+                    return Ok(Destination::Route(gate.clone(), Some(shape), body, Scan::default()));
                 }
                 Match::Interceptor(found) => {
-                    return Ok(Found::Interceptor(found.clone(), RequestBody::Unread(body)));
+                    return Ok(Destination::Interceptor(found.clone(), RequestBody::Unread(body)));
                 }
                 Match::NeedsModel => Ok(shape),
                 Match::Nothing => return Err(unknown(path, host).into()),
@@ -94,8 +99,8 @@ impl Proxy {
         let shape = match found {
             Ok(shape) => shape,
             Err((id, gates)) => {
-                let (gate, endpoint) = Box::pin(self.find_kept(&id, &gates, head)).await?;
-                return Ok(Found::Kept(gate, endpoint, RequestBody::Unread(body)));
+                let (gate, endpoint) = Box::pin(self.find_stored_response(&id, &gates, head)).await?;
+                return Ok(Destination::StoredResponse(gate, endpoint, RequestBody::Unread(body)));
             }
         };
         if let Some(encoding) = encoding(&head.headers) {
@@ -106,21 +111,27 @@ impl Proxy {
         let table = self.shared.table.load();
         match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
             Match::Route(gate) => {
-                Ok(Found::Route(gate.clone(), Some(shape), RequestBody::Buffered(read), scan))
+                Ok(Destination::Route(gate.clone(), Some(shape), RequestBody::Buffered(read), scan))
             }
-            Match::Interceptor(found) => Ok(Found::Interceptor(found.clone(), RequestBody::Buffered(read))),
+            Match::Interceptor(found) => {
+                Ok(Destination::Interceptor(found.clone(), RequestBody::Buffered(read)))
+            }
             Match::NeedsModel | Match::Nothing => Err(match scan.model {
                 Some(model) => ProxyError::ModelNotFound(model.into()),
-                None => ProxyError::InvalidRequest("The body names no `model`.".into()),
+                None => ProxyError::InvalidRequest("The body has no `model`.".into()),
             }
             .into()),
         }
     }
 
-    /// Reads a whole body.
-    pub(super) async fn read(&self, head: &request::Parts, body: Unread) -> Result<Buffered, ProxyError> {
+    /// Buffers a whole body.
+    pub(super) async fn read(
+        &self,
+        head: &request::Parts,
+        body: UnreadBody,
+    ) -> Result<BufferedBody, ProxyError> {
         let limits = **self.shared.limits.load();
-        Buffered::read(body, &limits, &self.shared.memory, request_bytes(head)).await
+        BufferedBody::read(body, &limits, &self.shared.memory, request_bytes(head)).await
     }
 }
 
@@ -130,7 +141,7 @@ fn unknown(path: &str, host: &str) -> ProxyError {
 
 fn several(path: &str) -> ProxyError {
     ProxyError::InvalidRequest(format!(
-        "{path} names no model, and the servers of several routes are up: send it with a Host that is in `match.hosts` \
-         of one route only, or to the model server itself."
+        "{path} names no model, and several routes with running servers match: use a Host that only one route has in \
+         `match.hosts`, or call the model server directly."
     ))
 }

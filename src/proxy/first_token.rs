@@ -34,7 +34,7 @@ impl TokenWatch {
             streams: openai::FirstToken::may_be_in(response.status(), response.headers()),
             request_id: request.headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(Into::into),
             trace_id: forward::trace_id(&request.headers).map(Into::into),
-            is_traced: traced::parent(&request.headers).is_some_and(Parent::is_sampled),
+            is_traced: request_trace::parent(&request.headers).is_some_and(Parent::is_sampled),
         });
         let gate = permit.gate();
         cold_start.map(|cold_start| Box::new(Self { gate: gate.clone(), cold_start, token: <_>::default() }))

@@ -18,7 +18,7 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::traced::TRACEPARENT;
+use super::request_trace::TRACEPARENT;
 use crate::{coldstart::Phase, error::ProxyError, openai::is_event_stream, telemetry::traces::Parent};
 
 /// The request's identity in logs, here and behind us.
@@ -115,7 +115,7 @@ pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<So
     let trailers = parts.headers.get_all(TE).iter().any(|te| {
         te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
     });
-    end_hop(&mut parts.headers);
+    remove_hop_by_hop(&mut parts.headers);
     let headers = &mut parts.headers;
     // The body has been asked for already: by us.
     headers.remove(EXPECT);
@@ -169,8 +169,8 @@ pub fn settle(parts: &mut request::Parts) {
 
 /// Makes an endpoint's response head into one for the client.
 pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
-    end_hop(headers);
-    remove_ours(headers);
+    remove_hop_by_hop(headers);
+    remove_reserved(headers);
     via(headers, "1.1 anteroom");
     if is_event_stream(headers) {
         // nginx in front of us would keep the events to itself.
@@ -181,7 +181,7 @@ pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
 
 /// Removes what only we say from an endpoint's head or trailers: fields of ours, and entries of `server-timing` that have a
 /// name of ours. The endpoint's other entries stay.
-pub(super) fn remove_ours(headers: &mut HeaderMap) {
+pub(super) fn remove_reserved(headers: &mut HeaderMap) {
     headers.remove(KEDA_COLD_START);
     if headers.keys().any(is_ours) {
         let names: Vec<_> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
@@ -236,7 +236,7 @@ pub fn new_id() -> HeaderValue {
 
 /// Removes what concerns one connection only (RFC 9110, section 7.6.1). `Trailer` stays: it announces fields that
 /// pass.
-fn end_hop(headers: &mut HeaderMap) {
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -244,7 +244,7 @@ fn end_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
-            .filter(|name| !is_for_the_endpoint(name))
+            .filter(|name| !is_end_to_end(name))
             .collect();
         for name in named {
             headers.remove(name);
@@ -266,7 +266,7 @@ fn end_hop(headers: &mut HeaderMap) {
 
 /// Returns whether a field stays although `Connection` names it. Proxies before us add fields of these kinds, and a client
 /// that names one would take it out of its request (RFC 9110, section 7.6.1, forbids to name what is meant for the recipient).
-fn is_for_the_endpoint(name: &HeaderName) -> bool {
+fn is_end_to_end(name: &HeaderName) -> bool {
     /// What a field says: of the caller and its rights, of where and as what the request came, of the content.
     const WORDS: &[&str] = &[
         "account",
@@ -517,7 +517,7 @@ mod tests {
         ] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        remove_ours(&mut headers);
+        remove_reserved(&mut headers);
         let timing = r#"db;dur=1;desc="a, hold;dur=2, \\\", queue", cache;dur=5"#;
         assert_eq!(headers.len(), 2, "{headers:?}");
         assert_eq!(
@@ -526,7 +526,7 @@ mod tests {
         );
         let mut headers = HeaderMap::new();
         headers.insert("server-timing", HeaderValue::from_static("hold;dur=1"));
-        remove_ours(&mut headers);
+        remove_reserved(&mut headers);
         assert!(headers.is_empty());
     }
 

@@ -1,4 +1,4 @@
-//! Request bodies coming in: counted from their first byte, bounded, and kept at their exact size.
+//! Reading request bodies into memory: accounted from the first byte, bounded, and stored at their exact size.
 
 use std::{future::Future, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -14,35 +14,35 @@ use super::{
 };
 use crate::{config::Limits, error::ProxyError, places::Source};
 
-/// A request body of which nothing has been read.
+/// A request body before its first read.
 #[derive(Debug)]
-pub struct Unread {
+pub struct UnreadBody {
     pub(super) incoming: Incoming,
-    /// Where it comes from: memory is shared between sources.
+    /// Client that its memory is accounted to.
     pub(super) source: Source,
 }
 
-/// A request body, read to its end.
+/// A request body in memory.
 #[derive(Debug)]
-pub struct Buffered {
-    /// All of it.
+pub struct BufferedBody {
+    /// The whole body.
     pub bytes: Bytes,
-    /// Its part of the memory, until it is dropped.
-    #[expect(dead_code, reason = "counts when it is dropped")]
+    /// Returns its memory on drop.
+    #[expect(dead_code, reason = "held for its Drop")]
     share: Share,
-    /// It is a slice of a larger read buffer.
-    sliced: bool,
+    /// `bytes` keeps a larger read buffer alive.
+    is_slice: bool,
 }
 
-// === impl Buffered ===
+// === impl BufferedBody ===
 
-impl Buffered {
-    /// Reads a body to its end. `besides`: bytes that its request keeps meanwhile.
+impl BufferedBody {
+    /// Reads a body to its end. `besides`: other bytes that the request holds meanwhile.
     ///
     /// # Errors
-    /// When it is larger than allowed, comes too slowly or breaks off, or when there is no memory for it.
+    /// The body is too large, too slow or aborted, or there is no memory left for it.
     pub async fn read(
-        body: Unread,
+        body: UnreadBody,
         limits: &Limits,
         memory: &Arc<Memory>,
         besides: usize,
@@ -51,10 +51,10 @@ impl Buffered {
         Self::read_rest((Vec::new(), share), body.incoming, limits, memory, besides).await
     }
 
-    /// Reads the rest of a body whose first `parts` have been read, and are counted in `share`.
+    /// Reads the rest of a body whose first `parts` are accounted in `share`.
     ///
     /// # Errors
-    /// As [`Buffered::read`].
+    /// As [`BufferedBody::read`].
     pub(super) async fn read_rest(
         (parts, mut share): (Vec<Bytes>, Share),
         mut body: Incoming,
@@ -63,18 +63,18 @@ impl Buffered {
         besides: usize,
     ) -> Result<Self, ProxyError> {
         let limit = limits.max_body_bytes.get();
-        // What the client tells is believed only so far.
-        let expected = told_to_fit(&body, limits)?.unwrap_or(0).min(1 << 20);
-        let mut pace = Pace::new(allowed(limits));
+        // Reserves at most 1 MiB on the word of the client.
+        let expected = check_content_length(&body, limits)?.unwrap_or(0).min(1 << 20);
+        let mut pace = Pace::new(body_pace(limits));
         let mut joined = Joined { expected, ..Joined::default() };
         for part in parts {
             joined.push(part);
         }
-        // The end of a body whose length is known is not waited for.
+        // A body of known length ends with its last byte: no further poll.
         while !body.is_end_stream()
             && let Some(frame) = next_frame(&mut body, &mut pace, limits, &mut share, memory, besides).await?
         {
-            // Trailers of a request say nothing to a model server.
+            // Request trailers are dropped; model servers ignore them.
             let Ok(data) = frame.into_data() else { continue };
             if share.bytes() + data.len() > limit {
                 return Err(ProxyError::RequestTooLarge { limit });
@@ -89,26 +89,26 @@ impl Buffered {
         }
         let Joined { first, rest, .. } = joined;
         if rest.is_empty() {
-            return Ok(Self { sliced: !first.is_empty(), bytes: first, share });
+            return Ok(Self { is_slice: !first.is_empty(), bytes: first, share });
         }
-        Ok(Self { bytes: rest.into_boxed_slice().into(), share, sliced: false })
+        Ok(Self { bytes: rest.into_boxed_slice().into(), share, is_slice: false })
     }
 
-    /// Lets go of the read buffer that the body came in, which is several times its size.
-    pub fn settle(&mut self) {
-        if std::mem::take(&mut self.sliced) {
+    /// Copies the body out of its read buffer, which is several times its size.
+    pub fn detach(&mut self) {
+        if std::mem::take(&mut self.is_slice) {
             self.bytes = Bytes::copy_from_slice(&self.bytes);
         }
     }
 }
 
-/// The parts of a body as one piece. A single one is not copied.
+/// Joins the parts of a body. A single part is not copied.
 #[derive(Default)]
 struct Joined {
     first: Bytes,
-    /// All of them, once there are two.
+    /// All parts, once there are two.
     rest: Vec<u8>,
-    /// Bytes to make room for.
+    /// Capacity to reserve, in bytes.
     expected: usize,
 }
 
@@ -127,21 +127,21 @@ impl Joined {
     }
 }
 
-/// The size that a body tells beforehand, if it does.
+/// Returns the length that the client announced, if any.
 ///
 /// # Errors
-/// When that is larger than allowed: none of it needs to be read.
-pub fn told_to_fit(body: &Incoming, limits: &Limits) -> Result<Option<usize>, ProxyError> {
+/// [`ProxyError::RequestTooLarge`] if it exceeds the limit.
+pub fn check_content_length(body: &Incoming, limits: &Limits) -> Result<Option<usize>, ProxyError> {
     let limit = limits.max_body_bytes.get();
-    let told = body.size_hint().exact().map(|told| usize::try_from(told).unwrap_or(usize::MAX));
-    if told.is_some_and(|told| told > limit) {
+    let announced = body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
+    if announced.is_some_and(|length| length > limit) {
         return Err(ProxyError::RequestTooLarge { limit });
     }
-    Ok(told)
+    Ok(announced)
 }
 
-/// How slowly a body may come in.
-pub(super) fn allowed(limits: &Limits) -> Allowed {
+/// Returns the pace that a request body must keep.
+pub(super) fn body_pace(limits: &Limits) -> Allowed {
     Allowed { pause: limits.body_timeout.get(), rate: limits.min_rate.get() }
 }
 
@@ -154,47 +154,48 @@ async fn next_frame(
     besides: usize,
 ) -> Result<Option<Frame<Bytes>>, ProxyError> {
     let mut next = pin!(body.frame());
-    // The clock is not looked at for what is there already, which most is.
-    let came = match std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
-        Poll::Ready(came) => came,
+    // Most frames have arrived already; the clock is read only for the others.
+    let arrived = match std::future::poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+        Poll::Ready(frame) => frame,
         Poll::Pending => {
             if !share.wait() {
                 return Err(ProxyError::BuffersFull(share.max()));
             }
             let mut of_request = None;
-            // `None`: its memory, or that of its request, was given to another one.
+            // Resolves to `None` if the memory of the body or its request was reclaimed for others.
             let arrives = std::future::poll_fn(|cx| match next.as_mut().poll(cx) {
-                Poll::Ready(came) => Poll::Ready(Some(came)),
+                Poll::Ready(frame) => Poll::Ready(Some(frame)),
                 Poll::Pending if memory.poll_waiting(&mut of_request, besides, cx).is_ready() => {
                     Poll::Ready(None)
                 }
                 Poll::Pending => share.poll_evicted(cx).map(|()| None),
             });
             match timeout_at(pace.waits(), arrives).await {
-                Ok(Some(came)) => came,
+                Ok(Some(frame)) => frame,
                 Ok(None) => return Err(ProxyError::BuffersFull(share.max())),
-                Err(_) => return Err(too_slow(limits)),
+                Err(_) => return Err(slow_body_error(limits)),
             }
         }
     };
-    match came {
+    match arrived {
         None => Ok(None),
         Some(Ok(frame)) => {
             pace.moved(frame.data_ref().map_or(0, Bytes::len));
             Ok(Some(frame))
         }
-        Some(Err(error)) => Err(ProxyError::InvalidRequest(format!("The request body broke off: {error}."))),
+        Some(Err(error)) => {
+            Err(ProxyError::InvalidRequest(format!("The request body was aborted: {error}.")))
+        }
     }
 }
 
-/// A body that came too slowly.
-pub fn too_slow(limits: &Limits) -> ProxyError {
+/// Returns the error for a body below the required pace.
+pub fn slow_body_error(limits: &Limits) -> ProxyError {
     ProxyError::RequestTimeout { pause: limits.body_timeout.get(), rate: limits.min_rate }
 }
 
-/// `future`, or nothing when it takes longer than `limit`. The timer is made when the future first has to wait, which
-/// most do not.
-pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+/// Returns `None` if `future` takes longer than `limit`. Creates the timer only if the first poll is pending.
+pub async fn timeout_if_pending<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     if let Poll::Ready(output) = std::future::poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await {
         return Some(output);

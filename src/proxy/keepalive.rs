@@ -19,11 +19,11 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
-    beats::{Beats, Heartbeat},
     body::{Body, BodyError},
     exchange::Exchange,
     forward::SERVER_TIMING,
-    traced::Early,
+    heartbeat::{Heartbeat, ResponseHeartbeats},
+    request_trace::EarlyAnswerTime,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -35,10 +35,11 @@ use crate::{
 };
 
 /// What goes on while the client waits: holding, dispatching, and the head of the answer.
-pub type Waiting = Pin<Box<dyn Future<Output = Result<Response<Body>, (Exchange, ProxyError)>> + Send>>;
+pub type PendingResponse =
+    Pin<Box<dyn Future<Output = Result<Response<Body>, (Exchange, ProxyError)>> + Send>>;
 
 /// What heartbeats tell of a request, and where it stands in the queue while it does.
-pub struct Progress {
+pub struct WaitStatus {
     gate: Arc<Gate>,
     since: Instant,
     shape: Shape,
@@ -46,15 +47,15 @@ pub struct Progress {
     id: HeaderValue,
     dialect: Dialect,
     story: Arc<Story>,
-    early: Option<Early>,
+    early: Option<EarlyAnswerTime>,
     spot: Mutex<Option<Spot<Permit>>>,
 }
 
 /// The body of an early answer.
-pub struct KeptAlive {
+pub struct EarlyResponse {
     state: State,
     heartbeat: Heartbeat,
-    progress: Arc<Progress>,
+    wait: Arc<WaitStatus>,
     ticks: Interval,
     /// When the last heartbeat was.
     beat: Instant,
@@ -63,7 +64,7 @@ pub struct KeptAlive {
 }
 
 enum State {
-    Waiting(Waiting),
+    Waiting(PendingResponse),
     /// The answer came, and fits what was begun.
     Relaying {
         /// On the heap: what still waits should not carry its room.
@@ -85,9 +86,9 @@ type Framing = dyn Future<Output = Result<Bytes, String>> + Send;
 /// How much of an answer is read to be framed.
 const MAX_FRAMED: usize = 1 << 20;
 
-// === impl Progress ===
+// === impl WaitStatus ===
 
-impl Progress {
+impl WaitStatus {
     /// What can be told of a request.
     pub fn new(exchange: &Exchange, shape: Shape, model: Option<Box<str>>, story: Arc<Story>) -> Arc<Self> {
         Arc::new(Self {
@@ -172,18 +173,18 @@ const fn content_type(heartbeat: Heartbeat) -> HeaderValue {
     }
 }
 
-// === impl KeptAlive ===
+// === impl EarlyResponse ===
 
-impl KeptAlive {
+impl EarlyResponse {
     /// The early answer to a request that goes on waiting. Its first heartbeat goes out at once.
     pub fn answer(
-        waiting: Waiting,
+        waiting: PendingResponse,
         heartbeat: Heartbeat,
         interval: Duration,
-        progress: Arc<Progress>,
+        wait: Arc<WaitStatus>,
     ) -> Response<Body> {
-        progress.story.record(Event::EarlyAnswer);
-        if let Some(early) = &progress.early {
+        wait.story.record(Event::EarlyAnswer);
+        if let Some(early) = &wait.early {
             let _ = early.set(Instant::now());
         }
         let mut ticks = interval_at(Instant::now(), interval);
@@ -191,20 +192,20 @@ impl KeptAlive {
         let kept = Self {
             state: State::Waiting(waiting),
             heartbeat,
-            progress: progress.clone(),
+            wait: wait.clone(),
             ticks,
             beat: Instant::now(),
             said: None,
         };
-        let mut response = Response::new(Body::KeptAlive(UnsyncBoxBody::new(kept)));
+        let mut response = Response::new(Body::Early(UnsyncBoxBody::new(kept)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type(heartbeat));
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
         // nginx in front of us would keep the heartbeats to itself.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        super::forward::response(headers, progress.id.clone());
-        if progress.gate.cold_starts().phase().is_some() {
-            super::answers::tell_cold_start(headers);
+        super::forward::response(headers, wait.id.clone());
+        if wait.gate.cold_starts().phase().is_some() {
+            super::answers::set_cold_start_headers(headers);
         }
         response
     }
@@ -235,8 +236,8 @@ impl KeptAlive {
                             }
                             (_, status) if status.is_success() => self.event(openai::sse_data(&bytes)),
                             (_, status) => {
-                                let Progress { dialect, .. } = &*self.progress;
-                                self.event(dialect.upstream_error_event(status, &bytes, self.progress.id()))
+                                let WaitStatus { dialect, .. } = &*self.wait;
+                                self.event(dialect.upstream_error_event(status, &bytes, self.wait.id()))
                             }
                         };
                         self.state = State::Said(None);
@@ -255,9 +256,9 @@ impl KeptAlive {
                         let error = self.upstream_error(error.to_string());
                         let said = if begun && self.heartbeat != Heartbeat::Whitespace {
                             // Out of the event that broke off, or the two would be read as one.
-                            let Progress { dialect, .. } = &*self.progress;
+                            let WaitStatus { dialect, .. } = &*self.wait;
                             let error = error.for_client(self.detail());
-                            [end, &*dialect.error_event(&error, self.progress.id())].concat().into()
+                            [end, &*dialect.error_event(&error, self.wait.id())].concat().into()
                         } else {
                             self.error(&error)
                         };
@@ -281,7 +282,7 @@ impl KeptAlive {
     fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         ready!(self.ticks.poll_tick(cx));
         self.beat = Instant::now();
-        Poll::Ready(Some(Ok(Frame::data(self.progress.beat(self.heartbeat)))))
+        Poll::Ready(Some(Ok(Frame::data(self.wait.beat(self.heartbeat)))))
     }
 
     fn answered(&mut self, response: Response<Body>) {
@@ -304,9 +305,10 @@ impl KeptAlive {
                 State::Said(None)
             }
             Ok(()) if fits => {
-                let Progress { gate, shape, model, .. } = &*self.progress;
+                let WaitStatus { gate, shape, model, .. } = &*self.wait;
                 let while_streaming = gate.policy().keepalive.while_streaming;
-                let beats = Beats::new(self.heartbeat, *shape, self.ticks.period(), while_streaming);
+                let beats =
+                    ResponseHeartbeats::new(self.heartbeat, *shape, self.ticks.period(), while_streaming);
                 body.inform(beats.going_on(model.clone(), self.beat));
                 State::Relaying { body: Box::new(body), event: OpenEvent::default(), begun: false }
             }
@@ -341,32 +343,30 @@ impl KeptAlive {
     }
 
     fn upstream_error(&self, reason: String) -> ProxyError {
-        ProxyError::UpstreamError { route: self.progress.gate.key().clone(), reason }
+        ProxyError::UpstreamError { route: self.wait.gate.key().clone(), reason }
     }
 
     /// How much the client reads of a failure.
     fn detail(&self) -> FailureDetail {
-        self.progress.gate.policy().failure.detail
+        self.wait.gate.policy().failure.detail
     }
 
     /// An error in the place of the answer, in the shape of the API that the request speaks.
     fn error(&self, error: &ProxyError) -> Bytes {
-        let Progress { dialect, .. } = &*self.progress;
+        let WaitStatus { dialect, .. } = &*self.wait;
         let error = &*error.for_client(self.detail());
         match self.heartbeat {
-            Heartbeat::Whitespace => dialect.error_body(error, self.progress.id()),
-            Heartbeat::Comment | Heartbeat::Chunk => {
-                self.event(dialect.error_event(error, self.progress.id()))
-            }
+            Heartbeat::Whitespace => dialect.error_body(error, self.wait.id()),
+            Heartbeat::Comment | Heartbeat::Chunk => self.event(dialect.error_event(error, self.wait.id())),
         }
     }
 
-    /// An event of ours in the place of an answer, with what has to be between it and comments: see [`Beats::pass`].
+    /// An event of ours in the place of an answer, with what has to be between it and comments: see [`ResponseHeartbeats::pass`].
     fn event(&self, event: Bytes) -> Bytes {
-        let Progress { shape, .. } = &*self.progress;
+        let WaitStatus { shape, .. } = &*self.wait;
         let empty = match self.heartbeat {
             Heartbeat::Comment => {
-                openai::empty_event_before(&event, *shape, self.progress.model(), self.progress.id())
+                openai::empty_event_before(&event, *shape, self.wait.model(), self.wait.id())
             }
             Heartbeat::Chunk | Heartbeat::Whitespace => None,
         };
@@ -374,7 +374,7 @@ impl KeptAlive {
     }
 }
 
-impl http_body::Body for KeptAlive {
+impl http_body::Body for EarlyResponse {
     type Data = Bytes;
     type Error = BodyError;
 

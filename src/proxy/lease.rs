@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::outgoing::Outgoing;
+use super::outgoing::OutgoingBody;
 use crate::{
     admission::Permit,
     upstream::{Connection, Upstream},
@@ -12,9 +12,9 @@ use crate::{
 /// so that the endpoint never has more requests than permits.
 pub struct Lease {
     /// Connection that the response arrives on.
-    pub connection: Connection<Outgoing>,
+    pub connection: Connection<OutgoingBody>,
     /// Pool that the connection returns to.
-    pub pool: Arc<Upstream<Outgoing>>,
+    pub pool: Arc<Upstream<OutgoingBody>>,
     /// Place among the endpoint's requests in flight.
     pub permit: Permit,
 }

@@ -1,5 +1,4 @@
-//! Request bodies on their way to an endpoint: buffered ones, and streamed ones that can be replayed until the answer
-//! begins.
+//! Request bodies sent to endpoints: buffered, or streamed and replayable until the response begins.
 
 use std::{
     iter::successors,
@@ -15,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep_until};
 
 use super::{
-    intake::{Buffered, Unread, allowed, too_slow},
+    intake::{BufferedBody, UnreadBody, body_pace, slow_body_error},
     memory::{Memory, Share},
     pace::Pace,
 };
@@ -23,81 +22,83 @@ use crate::{config::Limits, error::ProxyError, places::Source};
 
 /// The body of one dispatch.
 #[derive(Debug)]
-pub enum Outgoing {
-    /// Buffered; taken when it is sent.
+pub enum OutgoingBody {
+    /// A buffered body; `None` if empty or sent.
     Full(Option<Bytes>),
-    /// As it arrives from the client.
+    /// A body that is still arriving from the client.
     Stream(Box<Replay>),
 }
 
-/// A request body that streams from the client to an endpoint. Until the answer begins, the parts that were passed on are
-/// kept, so that another dispatch can send them again. Dropping it forgets them.
-pub(super) struct Streamed(Arc<Mutex<StreamedState>>);
+/// A request body that streams from the client to an endpoint. Keeps the parts sent so far for a retry; dropped when the
+/// response begins.
+pub(super) struct StreamedBody(Arc<Mutex<StreamedState>>);
 
-/// One dispatch of a streamed body: the parts that earlier dispatches passed on, then the rest as it arrives.
+/// One dispatch of a streamed body: first the parts that earlier dispatches sent, then the rest as it arrives.
 #[derive(Debug)]
 pub struct Replay {
     state: Arc<Mutex<StreamedState>>,
+    /// Compared with [`StreamedState::current`].
     number: u32,
-    /// How many parts this dispatch has passed on.
-    passed: usize,
+    /// Parts sent by this dispatch.
+    sent: usize,
     pace: Pace,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
 struct StreamedState {
-    /// `None` once it has been taken to be buffered, or was cut off.
+    /// `None` once taken for buffering, or aborted.
     incoming: Option<Incoming>,
     source: Source,
-    /// All of it has come.
     has_ended: bool,
-    /// The dispatch that may read. Each later one supersedes those before it.
+    /// Number of the dispatch that may read. Each dispatch supersedes those before it.
     current: u32,
-    /// How many parts have come from the client.
+    /// Parts received from the client.
     arrived: usize,
     kept: KeptParts,
-    /// How many more bytes may come.
+    /// Bytes until `limits.maxBodyBytes` is reached.
     left: usize,
 }
 
-/// The parts that have come from the client.
+/// Parts received from the client, for a retry.
 #[derive(Debug)]
 enum KeptParts {
-    /// All of them, as slices of read buffers, with their share of the memory.
+    /// All parts, as slices of read buffers, with their share of the memory.
     All(Vec<Bytes>, Share),
-    /// Nothing: the request may be written only once, there was no memory left, or the answer has begun.
+    /// No parts: the request must not be retried, memory ran out, or the response has begun.
     Nothing,
 }
 
-/// The most parts that are kept of one body. Each takes memory of its own, which is not counted, and a client
-/// can send bytes one by one.
+/// Parts kept of one body. Bounds the unaccounted overhead of each part, as a client can send bytes one by one.
 const MAX_KEPT_PARTS: usize = 4096;
 
-/// Why a streamed body was cut off.
+/// Reason for aborting a streamed body.
 #[derive(Debug, thiserror::Error)]
-pub enum CutOff {
-    /// The client closed its connection, or sent what is not a body.
-    #[error("the client broke its request off")]
+pub enum BodyAbort {
+    /// The client closed its connection, or violated the framing.
+    #[error("the client aborted its request")]
     Broken(#[from] hyper::Error),
     /// More than `limits.maxBodyBytes`.
     #[error("the body is larger than allowed")]
     TooLarge,
     /// Slower than `limits.bodyTimeout` and `limits.minRate` allow.
-    #[error("the body stopped arriving, or came too slowly")]
+    #[error("the body arrived too slowly")]
     TooSlow,
-    /// The endpoint had failed by then.
+    /// A later dispatch sends the body.
     #[error("the body goes to another endpoint")]
     Superseded,
 }
 
-// === impl Outgoing ===
+// === impl OutgoingBody ===
 
-impl Body for Outgoing {
+impl Body for OutgoingBody {
     type Data = Bytes;
-    type Error = CutOff;
+    type Error = BodyAbort;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyAbort>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Stream(replay) => replay.poll_frame(cx),
@@ -119,11 +120,11 @@ impl Body for Outgoing {
     }
 }
 
-// === impl Streamed ===
+// === impl StreamedBody ===
 
-impl Streamed {
-    /// A body of which nothing has been read.
-    pub(super) fn new(body: Unread) -> Self {
+impl StreamedBody {
+    /// Wraps a body before its first read.
+    pub(super) fn new(body: UnreadBody) -> Self {
         Self(Arc::new(Mutex::new(StreamedState {
             incoming: Some(body.incoming),
             source: body.source,
@@ -135,16 +136,16 @@ impl Streamed {
         })))
     }
 
-    /// Returns whether another dispatch can send all of it.
-    pub(super) fn is_left(&self) -> bool {
+    /// Returns `true` if another dispatch can send the whole body.
+    pub(super) fn can_replay(&self) -> bool {
         let state = self.0.lock();
         state.incoming.is_some() && (state.arrived == 0 || matches!(state.kept, KeptParts::All(..)))
     }
 
-    /// Begins a dispatch, and cuts off those before it. With `keep`, the parts are kept for as long as there is
-    /// memory for them. Returns `None` if the body cannot be sent again.
-    pub(super) fn replay(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<Outgoing> {
-        if !self.is_left() {
+    /// Starts a dispatch and supersedes earlier ones. With `keep`, parts are kept while there is memory. Returns `None` if
+    /// the body cannot be sent again.
+    pub(super) fn replay(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<OutgoingBody> {
+        if !self.can_replay() {
             return None;
         }
         let mut state = self.0.lock();
@@ -155,21 +156,25 @@ impl Streamed {
             });
         }
         state.current += 1;
-        let (number, pace) = (state.current, Pace::new(allowed(limits)));
-        Some(Outgoing::Stream(Box::new(Replay {
+        let (number, pace) = (state.current, Pace::new(body_pace(limits)));
+        Some(OutgoingBody::Stream(Box::new(Replay {
             state: self.0.clone(),
             number,
-            passed: 0,
+            sent: 0,
             pace,
             timer: None,
         })))
     }
 
-    /// Reads the body to its end, and cuts off the dispatches before.
+    /// Reads the body to its end and supersedes earlier dispatches.
     ///
     /// # Errors
-    /// As [`Buffered::read`], and [`ProxyError::Internal`] if it cannot be sent again.
-    pub(super) async fn buffer(self, limits: &Limits, memory: &Arc<Memory>) -> Result<Buffered, ProxyError> {
+    /// As [`BufferedBody::read`], and [`ProxyError::Internal`] if it cannot be sent again.
+    pub(super) async fn buffer(
+        self,
+        limits: &Limits,
+        memory: &Arc<Memory>,
+    ) -> Result<BufferedBody, ProxyError> {
         let (incoming, source, kept) = {
             let mut state = self.0.lock();
             state.current += 1;
@@ -182,13 +187,12 @@ impl Streamed {
             }
             KeptParts::Nothing => (Vec::new(), memory.share(source)),
         };
-        // The request has been admitted, and is counted.
         let incoming = incoming.ok_or(ProxyError::Internal)?;
-        Buffered::read_rest((parts, share), incoming, limits, memory, 0).await
+        BufferedBody::read_rest((parts, share), incoming, limits, memory, 0).await
     }
 }
 
-impl Drop for Streamed {
+impl Drop for StreamedBody {
     fn drop(&mut self) {
         self.0.lock().kept = KeptParts::Nothing;
     }
@@ -197,21 +201,21 @@ impl Drop for Streamed {
 // === impl Replay ===
 
 impl Replay {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyAbort>>> {
         let mut state = self.state.lock();
         if state.current != self.number || state.incoming.is_none() {
-            return Poll::Ready(Some(Err(CutOff::Superseded)));
+            return Poll::Ready(Some(Err(BodyAbort::Superseded)));
         }
-        if self.passed < state.arrived {
-            let part = state.kept.get(self.passed).ok_or(CutOff::Superseded);
-            self.passed += 1;
+        if self.sent < state.arrived {
+            let part = state.kept.get(self.sent).ok_or(BodyAbort::Superseded);
+            self.sent += 1;
             return Poll::Ready(Some(part.map(Frame::data)));
         }
         let polled = match state.poll_arrival(cx) {
             Poll::Pending => {
                 let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(self.pace.waits())));
                 ready!(timer.as_mut().poll(cx));
-                Some(Err(CutOff::TooSlow))
+                Some(Err(BodyAbort::TooSlow))
             }
             Poll::Ready(polled) => polled,
         };
@@ -219,9 +223,9 @@ impl Replay {
             Some(Ok(frame)) => {
                 self.timer = None;
                 self.pace.moved(frame.data_ref().map_or(0, Bytes::len));
-                self.passed += 1;
+                self.sent += 1;
             }
-            // Nothing may take what has come for all of it.
+            // A later dispatch must not take the parts so far for the whole body.
             Some(Err(_)) => state.incoming = None,
             None => state.has_ended = true,
         }
@@ -230,13 +234,13 @@ impl Replay {
 
     fn is_end_stream(&self) -> bool {
         let state = self.state.lock();
-        self.passed == state.arrived && state.incoming.as_ref().is_some_and(Incoming::is_end_stream)
+        self.sent == state.arrived && state.incoming.as_ref().is_some_and(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
         let state = self.state.lock();
         let mut hint = state.incoming.as_ref().map(Incoming::size_hint).unwrap_or_default();
-        let kept = state.kept.bytes_from(self.passed);
+        let kept = state.kept.bytes_from(self.sent);
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + kept);
         }
@@ -248,18 +252,18 @@ impl Replay {
 // === impl StreamedState ===
 
 impl StreamedState {
-    /// Reads the next part from the client, and keeps it.
-    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, CutOff>>> {
+    /// Polls the client for the next part, and keeps it.
+    fn poll_arrival(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyAbort>>> {
         let Some(incoming) = self.incoming.as_mut().filter(|_| !self.has_ended) else {
             return Poll::Ready(None);
         };
         let frame = match ready!(Pin::new(incoming).poll_frame(cx)) {
             Some(Ok(frame)) => frame,
-            other => return Poll::Ready(other.map(|frame| frame.map_err(CutOff::from))),
+            other => return Poll::Ready(other.map(|frame| frame.map_err(BodyAbort::from))),
         };
         let part = frame.data_ref();
         match self.left.checked_sub(part.map_or(0, Bytes::len)) {
-            None => return Poll::Ready(Some(Err(CutOff::TooLarge))),
+            None => return Poll::Ready(Some(Err(BodyAbort::TooLarge))),
             Some(left) => self.left = left,
         }
         self.kept.push(part);
@@ -285,7 +289,7 @@ impl KeptParts {
         }
     }
 
-    /// Keeps a part, or forgets all of them if it cannot. `None` stands for trailers, which are not kept.
+    /// Keeps a part. Drops all parts if it cannot, or for trailers (`None`).
     fn push(&mut self, part: Option<&Bytes>) {
         let Self::All(parts, share) = self else { return };
         match part {
@@ -295,16 +299,16 @@ impl KeptParts {
     }
 }
 
-// === impl CutOff ===
+// === impl BodyAbort ===
 
-impl CutOff {
-    /// Finds the error of the body among the causes of `error`, as the client is to read it.
+impl BodyAbort {
+    /// Finds an aborted body among the causes of `error`, and returns the error for the client.
     pub(super) fn among(error: &(dyn std::error::Error + 'static), limits: &Limits) -> Option<ProxyError> {
         let mut causes = successors(Some(error), |error| error.source());
         match causes.find_map(|cause| cause.downcast_ref::<Self>())? {
             Self::TooLarge => Some(ProxyError::RequestTooLarge { limit: limits.max_body_bytes.get() }),
-            Self::TooSlow => Some(too_slow(limits)),
-            Self::Broken(_) => Some(ProxyError::InvalidRequest("The request body broke off.".into())),
+            Self::TooSlow => Some(slow_body_error(limits)),
+            Self::Broken(_) => Some(ProxyError::InvalidRequest("The request body was aborted.".into())),
             Self::Superseded => None,
         }
     }

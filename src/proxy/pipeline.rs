@@ -1,4 +1,4 @@
-//! The request path, top to bottom: route, admission, hold, pick, upstream, body.
+//! The request path: find the route, admit, then dispatch or hold.
 
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
@@ -10,20 +10,20 @@ use tokio::time::Instant;
 
 use super::{
     Client, Proxy,
-    answering::{Answering, Held, Next, Served},
+    answering::{Answering, HeldRequest, NextStep, ServeProgress},
     answers::{fail, json_response},
-    beats::Wishes,
     body::Body,
     connection_state::UnderWay,
     exchange::Exchange,
-    find::Found,
+    find::Destination,
     forward,
-    intake::{Unread, told_to_fit},
-    reply::Reply,
-    request::{ReceivedRequest, Rejection, RequestBody, RoutedRequest, check_patience, patience},
-    responses::Kept,
+    heartbeat::HeartbeatPreference,
+    intake::{UnreadBody, check_content_length},
+    reply::ReplyContext,
+    request::{ReceivedRequest, Rejection, RequestBody, RoutedRequest, check_max_wait, patience},
+    request_trace::{RequestTrace, TraceSlot},
+    responses::ResponseAffinity,
     scan::{encoding, scan_body},
-    traced::{Slot, Traced},
     upstream_request::{DispatchError, UpstreamRequest},
 };
 use crate::{
@@ -35,30 +35,34 @@ use crate::{
 // === impl Proxy ===
 
 impl Proxy {
-    /// Answers a request, whatever happens.
+    /// Resolves to a response even if serving panics. The panic hook logs the message; dropping the [`Exchange`] counts the
+    /// outcome.
     pub fn answer(self: Arc<Self>, client: Client, mut request: Request<Incoming>) -> Answering {
         let started = Instant::now();
-        let trace =
-            self.traces.as_ref().and_then(|traces| Traced::begin(traces, &client, &mut request, started));
+        let trace = self
+            .traces
+            .as_ref()
+            .and_then(|traces| RequestTrace::begin(traces, &client, &mut request, started));
         let under_way = client.connection.begin();
         let (head, incoming) = request.into_parts();
-        let reply = Reply::new(&self, &head, &client.connection, started);
+        let reply = ReplyContext::new(&self, &head, &client.connection, started);
         let head = Box::new(head);
         Answering::new(Box::pin(async move {
             let mut trace = trace;
             let serving = self.serve(&client, head, incoming, started, under_way, &mut trace);
             let served = AssertUnwindSafe(serving).catch_unwind().await;
             let (gate, error) = match served {
-                Ok(Ok(Served::Answer(response))) => {
-                    // Still here: it was not admitted, and is ours.
+                Ok(Ok(ServeProgress::Answer(response))) => {
+                    // The trace is taken on admission, so this response is the proxy's own.
                     if let Some(mut trace) = trace {
                         trace.answered(response.status().as_u16());
                     }
                     return self.finish(&reply, response);
                 }
-                Ok(Ok(Served::Held(held))) => return Next::Step(Box::pin(self.finish_held(held, reply))),
+                Ok(Ok(ServeProgress::Held(held))) => {
+                    return NextStep::Continue(Box::pin(self.finish_held(held, reply)));
+                }
                 Ok(Err(Rejection { gate, error })) => (gate, error),
-                // The message has gone to the log by the panic hook; the account, dropped on the way, counted it.
                 Err(_) => (None, ProxyError::Internal),
             };
             let response = self.reject(gate, &error, &reply, trace);
@@ -66,8 +70,8 @@ impl Proxy {
         }))
     }
 
-    /// The rest of a request that is held.
-    async fn finish_held(self: Arc<Self>, held: Held, reply: Reply) -> Next {
+    /// Awaits the response of a held request.
+    async fn finish_held(self: Arc<Self>, held: HeldRequest, reply: ReplyContext) -> NextStep {
         let response = match AssertUnwindSafe(held).catch_unwind().await {
             Ok(response) => response,
             Err(_) => self.reject(None, &ProxyError::Internal, &reply, None),
@@ -82,12 +86,11 @@ impl Proxy {
         incoming: Incoming,
         started: Instant,
         under_way: UnderWay,
-        trace: &mut Slot,
-    ) -> Result<Served, Rejection> {
-        // Which route? Its body is read first if that depends on the model.
+        trace: &mut TraceSlot,
+    ) -> Result<ServeProgress, Rejection> {
         if head.method == Method::CONNECT {
-            // What follows is a body to one reader, and a tunnel to the other.
-            return Err(ProxyError::Ambiguous("There are no tunnels here.".into()).into());
+            // Proxies disagree on whether a body or a tunnel follows (request smuggling).
+            return Err(ProxyError::Ambiguous("CONNECT is not supported.".into()).into());
         }
         let host = forward::host(&head.uri, &head.headers)?;
         forward::transfer_coding(&head.headers)?;
@@ -97,94 +100,103 @@ impl Proxy {
             return Ok(answer.into());
         }
         let source = client.address.map_or_else(Source::default, |address| Source::of(address.ip()));
-        let unread = Unread { incoming, source };
-        let (gate, shape, mut body, scan, mut kept) = match self.find(&host, &head, unread).await? {
-            Found::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
-            Found::Kept(gate, endpoint, body) => {
-                (gate, None, body, Scan::default(), Some(Box::new(Kept::at(&endpoint))))
+        let unread = UnreadBody { incoming, source };
+        let (gate, shape, mut body, scan, mut affinity) = match self.find(&host, &head, unread).await? {
+            Destination::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
+            Destination::StoredResponse(gate, endpoint, body) => {
+                (gate, None, body, Scan::default(), Some(Box::new(ResponseAffinity::at(&endpoint))))
             }
-            // On the heap: what has no models should cost the others nothing.
-            Found::Interceptor(interceptor, body) => {
+            // Boxed to keep the future of model requests small.
+            Destination::Interceptor(interceptor, body) => {
                 let received = ReceivedRequest { head, host, body, started, under_way };
                 return Box::pin(self.intercept(client, interceptor, received, trace)).await;
             }
-            Found::Preflight(gate, api, body) => {
+            Destination::Preflight(gate, api, body) => {
                 let Some(permit) = gate.enter_quietly() else {
                     if gate.target().is_up() {
-                        let (route, reason) = (gate.key().clone(), "a preflight does not wait".into());
+                        let (route, reason) = (gate.key().clone(), "a CORS preflight is not held".into());
                         return Err(ProxyError::Saturated { route, reason }.into());
                     }
-                    return Box::pin(self.answer_ourselves(&head, api)).await.map(Served::Answer);
+                    return Box::pin(self.answer_locally(&head, api)).await.map(ServeProgress::Answer);
                 };
                 let received = ReceivedRequest { head, host, body, started, under_way };
                 return Ok(Box::pin(self.preflight(client, permit, received, trace)).await.into());
             }
-            Found::Ours(api) => {
-                return Box::pin(self.answer_ourselves(&head, api)).await.map(Served::Answer);
+            Destination::Local(api) => {
+                return Box::pin(self.answer_locally(&head, api)).await.map(ServeProgress::Answer);
             }
         };
         if let RequestBody::Unread(body) = &body {
-            told_to_fit(&body.incoming, &self.shared.limits.load())
+            check_content_length(&body.incoming, &self.shared.limits.load())
                 .map_err(|error| Rejection::of(&gate, &head, None, error))?;
         }
-        // Also where it will not wait: what is wrong should not show only on a cold day.
-        check_patience(&head.headers).map_err(|error| Rejection::of(&gate, &head, None, error))?;
+        // Validated on warm requests too, so that a bad header does not surface only during a cold start.
+        check_max_wait(&head.headers).map_err(|error| Rejection::of(&gate, &head, None, error))?;
         if shape.is_some() && openai::makes_response(head.uri.path()) {
-            // On the heap: what keeps nothing should not carry its room.
-            (body, kept) = Box::pin(self.kept(&gate, &head, body))
+            // Boxed to keep the future of other requests small.
+            (body, affinity) = Box::pin(self.response_affinity(&gate, &head, body))
                 .await
                 .map_err(|error| Rejection::of(&gate, &head, None, error))?;
         }
-        let wishes = Wishes::take(&mut head.headers, shape);
-        let wishes = wishes.map_err(|error| Rejection::of(&gate, &head, None, error))?;
+        let heartbeats = HeartbeatPreference::take(&mut head.headers, shape);
+        let heartbeats = heartbeats.map_err(|error| Rejection::of(&gate, &head, None, error))?;
         let received = ReceivedRequest { head, host, body, started, under_way };
-        let routed = RoutedRequest { shape, scan, wishes, kept, ..received.routed_to(gate, client) };
+        let routed = RoutedRequest { shape, scan, heartbeats, affinity, ..received.routed_to(gate, client) };
         self.admit(routed, trace).await
     }
 
-    /// Lets a request in: at once, if an endpoint has room and nobody waits for one.
+    /// Admits a request: dispatches it if an endpoint has capacity and the queue is empty, else holds it.
     pub(super) async fn admit(
         &self,
         mut routed: RoutedRequest,
-        trace: &mut Slot,
-    ) -> Result<Served, Rejection> {
+        trace: &mut TraceSlot,
+    ) -> Result<ServeProgress, Rejection> {
         match self.shared.memory.request(&routed.head) {
             Ok(share) => routed.under_way.keep(share),
             Err(max) => return Err(routed.rejected(ProxyError::BuffersFull(max))),
         }
         let Some((permit, place)) = routed.gate.enter_for(routed.pin()) else {
-            // On the heap: a warm request should not carry the room that waiting takes.
+            // Boxed to keep the future of warm requests small.
             return Box::pin(self.hold(routed, trace)).await;
         };
-        let (mut exchange, mut sending, scan) = self.begin_exchange(routed, trace.take());
-        match self.attempt(permit, &mut sending, exchange.trace()).await {
+        let (mut exchange, mut request, scan) = self.open_exchange(routed, trace.take());
+        match self.dispatch(permit, &mut request, exchange.trace()).await {
             Ok(answer) => {
-                let mut response = self.respond(answer, exchange, sending);
+                let mut response = self.forward_response(answer, exchange, request);
                 response.body_mut().name_model(scan.model);
                 Ok(response.into())
             }
             Err(DispatchError::Final(error)) => {
-                exchange.tell(&sending.head, scan.model.as_deref());
+                exchange.story(&request.head, scan.model.as_deref());
                 Ok(fail(exchange, &error).into())
             }
             Err(DispatchError::Retryable(failure)) => {
                 let address = failure.permit.endpoint().address();
-                exchange.set_back(address, &failure.reason, &sending.head, scan.model.as_deref());
-                let over = sending.intercepted.as_ref().and_then(|by| by.deadline);
+                exchange.record_failed_dispatch(
+                    address,
+                    &failure.reason,
+                    &request.head,
+                    scan.model.as_deref(),
+                );
+                let over = request.intercepted.as_ref().and_then(|by| by.deadline);
                 let held = exchange.started() + exchange.gate().policy().hold.timeout.get();
                 let deadline = over.map_or(held, |over| over.min(held));
-                match Box::pin(self.hold_again(&mut sending, place, failure, deadline)).await {
-                    Ok(ticket) => Ok(Served::Held(self.wait(exchange, sending, ticket, scan))),
+                match Box::pin(self.requeue(&mut request, place, failure, deadline)).await {
+                    Ok(ticket) => Ok(ServeProgress::Held(self.wait(exchange, request, ticket, scan))),
                     Err(error) => Ok(fail(exchange, &error).into()),
                 }
             }
         }
     }
 
-    /// Holds a request, which takes a whole body: readable to its end, countable, and to be sent again.
-    async fn hold(&self, mut routed: RoutedRequest, trace: &mut Slot) -> Result<Served, Rejection> {
+    /// Buffers the body of a request and queues it. The whole body is needed to account for its memory and to retry.
+    async fn hold(
+        &self,
+        mut routed: RoutedRequest,
+        trace: &mut TraceSlot,
+    ) -> Result<ServeProgress, Rejection> {
         if let Some(intercepted) = &routed.intercepted {
-            if let Some(placeholder) = intercepted.instead_of_holding(&routed.head) {
+            if let Some(placeholder) = intercepted.placeholder_instead_of_hold(&routed.head) {
                 return Ok(placeholder.into());
             }
         } else if routed.shape.is_none() && !routed.gate.target().is_up() {
@@ -198,7 +210,7 @@ impl Proxy {
                 let read = self.read(&routed.head, body).await.map_err(rejected)?;
                 if let Some(shape) = routed.shape.filter(|_| encoding(&routed.head.headers).is_none()) {
                     match scan_body(shape, &routed.head.headers, &read.bytes).await {
-                        // What cannot be read for a hidden model can still be held: nothing needs the model here.
+                        // The route does not depend on the model, so a body in another charset can be held unread.
                         Err(ScanError::Charset(_)) => {}
                         scan => routed.scan = scan.map_err(|error| rejected(error.into()))?,
                     }
@@ -206,14 +218,14 @@ impl Proxy {
                 read
             }
         };
-        // What a request came in is several times its size. The buffer of the body stays the connection's: over HTTP/1 that is
-        // this request's alone.
+        // Read buffers are several times the size of a request, and slices keep them alive. Over HTTP/1 the body's buffer
+        // belongs to this request alone, so copying it would free nothing.
         forward::settle(&mut routed.head);
         if let Some(id) = routed.head.headers.get(forward::REQUEST_ID) {
             routed.request_id = id.clone();
         }
         if routed.version == Version::HTTP_2 {
-            read.settle();
+            read.detach();
         }
         let bytes = read.bytes.len();
         routed.body = RequestBody::Buffered(read);
@@ -222,38 +234,39 @@ impl Proxy {
             Ok(ticket) => ticket,
             Err(error) => {
                 let by = routed.intercepted.as_ref();
-                if let Some(placeholder) = by.and_then(|by| by.instead_of_refusing(&error, &routed.head)) {
+                if let Some(placeholder) = by.and_then(|by| by.placeholder_on_overflow(&error, &routed.head))
+                {
                     return Ok(placeholder.into());
                 }
-                // Nothing starts the target, so that waiting for it first would be in vain.
+                // A paused target is never started, so the fallback is used immediately.
                 let paused = matches!(error, ProxyError::AutoscalingPaused { .. });
                 let Some(permit) = by.filter(|_| paused).and_then(|by| by.fallback()) else {
                     return Err(routed.rejected(error));
                 };
                 routed.gate.counters().admit();
-                let (exchange, sending, _) = self.begin_exchange(routed, trace.take());
-                let answered = Box::pin(self.fall_back(exchange, sending, permit)).await;
+                let (exchange, request, _) = self.open_exchange(routed, trace.take());
+                let answered = Box::pin(self.fall_back(exchange, request, permit)).await;
                 return Ok(answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error)).into());
             }
         };
-        let (exchange, sending, scan) = self.begin_exchange(routed, trace.take());
-        Ok(Served::Held(self.wait(exchange, sending, ticket, scan)))
+        let (exchange, request, scan) = self.open_exchange(routed, trace.take());
+        Ok(ServeProgress::Held(self.wait(exchange, request, ticket, scan)))
     }
 
-    /// Opens the account of an admitted request.
-    pub(super) fn begin_exchange(
+    /// Starts accounting for an admitted request.
+    pub(super) fn open_exchange(
         &self,
         routed: RoutedRequest,
-        trace: Slot,
+        trace: TraceSlot,
     ) -> (Exchange, UpstreamRequest, Scan) {
         let RoutedRequest {
             head,
             gate,
             body,
             scan,
-            wishes,
+            heartbeats,
             intercepted,
-            kept,
+            affinity,
             request_id,
             started,
             under_way,
@@ -262,12 +275,12 @@ impl Proxy {
         let dialect = Dialect::of(head.uri.path(), &head.headers);
         let shared = self.shared.clone();
         let mut exchange = Exchange::new(gate, under_way, shared, request_id, dialect, started, trace);
-        exchange.asks(&scan);
-        (exchange, UpstreamRequest::new(head, body, intercepted, wishes, kept), scan)
+        exchange.record_scan(&scan);
+        (exchange, UpstreamRequest::new(head, body, intercepted, heartbeats, affinity), scan)
     }
 
-    /// What needs no model server, and wakes none.
-    async fn answer_ourselves(&self, head: &request::Parts, api: Api) -> Result<Response<Body>, Rejection> {
+    /// Answers a request that needs no model server. Creates no demand.
+    async fn answer_locally(&self, head: &request::Parts, api: Api) -> Result<Response<Body>, Rejection> {
         let path = || head.uri.path().to_owned();
         let body = match api {
             Api::Models => self.model_list().await,

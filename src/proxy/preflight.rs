@@ -15,7 +15,7 @@ use http::{
 };
 
 use super::{
-    Client, Proxy, RouteTable, answers::fail, body::Body, request::ReceivedRequest, traced::Slot,
+    Client, Proxy, RouteTable, answers::fail, body::Body, request::ReceivedRequest, request_trace::TraceSlot,
     upstream_request::DispatchError,
 };
 use crate::{
@@ -39,7 +39,7 @@ const EXPOSED: &str = "retry-after, server-timing, x-anteroom-cold-start, x-requ
 const MAX_AGE_SECS: &str = "600";
 
 /// Lets pages of `origin` read an answer, unless the server that made it has said which may.
-pub(super) fn may_be_read(headers: &mut HeaderMap, origin: &HeaderValue) {
+pub(super) fn allow_reading(headers: &mut HeaderMap, origin: &HeaderValue) {
     if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
         return;
     }
@@ -113,13 +113,13 @@ impl Proxy {
         client: &Client,
         permit: Permit,
         received: ReceivedRequest,
-        trace: &mut Slot,
+        trace: &mut TraceSlot,
     ) -> Response<Body> {
         let gate = permit.gate().clone();
         let routed = received.routed_to(gate, client);
-        let (mut exchange, mut sending, _) = self.begin_exchange(routed, trace.take());
-        let error = match self.attempt(permit, &mut sending, exchange.trace()).await {
-            Ok(answer) => return self.respond(answer, exchange, sending),
+        let (mut exchange, mut request, _) = self.open_exchange(routed, trace.take());
+        let error = match self.dispatch(permit, &mut request, exchange.trace()).await {
+            Ok(answer) => return self.forward_response(answer, exchange, request),
             Err(DispatchError::Final(error)) => error,
             // Nothing is held for it: the browser asks again.
             Err(DispatchError::Retryable(failure)) => {
@@ -127,7 +127,7 @@ impl Proxy {
                 ProxyError::UpstreamError { route, reason: failure.reason }
             }
         };
-        exchange.tell(&sending.head, None);
+        exchange.story(&request.head, None);
         fail(exchange, &error)
     }
 }

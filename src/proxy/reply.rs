@@ -1,4 +1,4 @@
-//! The last step of every response: rejections, and headers that depend on the client's connection.
+//! Rejections, and the response headers that depend on the client and its connection.
 
 use std::{
     num::NonZeroU32,
@@ -10,30 +10,30 @@ use http::{HeaderValue, Method, Response, StatusCode, Version, header::CONNECTIO
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, Proxy, answering::Next, answers::error_response, body::Body, exchange, forward,
-    preflight::may_be_read, traced::Slot,
+    ConnectionState, Proxy, answering::NextStep, answers::error_response, body::Body, exchange, forward,
+    preflight::allow_reading, request_trace::TraceSlot,
 };
 use crate::{admission::Gate, error::ProxyError, history::Asked, openai::Dialect};
 
-/// What an answer of ours depends on, other than what it says.
-pub(super) struct Reply {
-    /// The request's id, if it has one.
+/// Properties of a request and its connection that shape the response.
+pub(super) struct ReplyContext {
+    /// Id from the request, if present.
     id: Option<Box<HeaderValue>>,
-    /// The shape of its errors.
+    /// Error format of the API that the client uses.
     dialect: Dialect,
     version: Version,
-    /// Seconds for which the connection stays open, if it does.
+    /// Idle timeout to announce in `Keep-Alive`, in seconds.
     keep_alive_s: Option<NonZeroU32>,
-    /// The origin of the web page that may read the answer. On the heap: most requests have none.
-    reader: Option<Box<HeaderValue>>,
-    /// There is to be no body.
+    /// Allowed origin of a cross-origin request. Boxed because it is rare.
+    allowed_origin: Option<Box<HeaderValue>>,
+    /// HEAD: the response has no body.
     is_head: bool,
     started: Instant,
 }
 
-// === impl Reply ===
+// === impl ReplyContext ===
 
-impl Reply {
+impl ReplyContext {
     /// Collects what the response to a request with this head depends on.
     pub(super) fn new(
         proxy: &Proxy,
@@ -41,18 +41,18 @@ impl Reply {
         connection: &ConnectionState,
         started: Instant,
     ) -> Self {
-        // Copies: parts of the read buffer would keep all of it while the request is held.
+        // Copied, as a slice would keep the read buffer alive while the request is held.
         let id = head.headers.get(forward::REQUEST_ID);
         let id = id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()).map(Box::new);
         let cross_site = &proxy.shared.cross_site;
-        let reader =
+        let allowed_origin =
             if cross_site.guards_requests() { cross_site.listed_origin(&head.headers) } else { None };
         Self {
             id,
             dialect: Dialect::of(head.uri.path(), &head.headers),
             version: head.version,
             keep_alive_s: keep_alive_s(head, connection),
-            reader: reader.map(Box::new),
+            allowed_origin: allowed_origin.map(Box::new),
             is_head: head.method == Method::HEAD,
             started,
         }
@@ -62,13 +62,13 @@ impl Reply {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Counts and tells why a request was not admitted, and makes its answer.
+    /// Counts and logs a request that was not admitted, and builds the error response.
     pub(super) fn reject(
         &self,
         gate: Option<(Arc<Gate>, Box<Asked>)>,
         error: &ProxyError,
-        reply: &Reply,
-        trace: Slot,
+        reply: &ReplyContext,
+        trace: TraceSlot,
     ) -> Response<Body> {
         let id = reply.id.as_deref().cloned().unwrap_or_else(forward::new_id);
         if let Some(trace) = trace {
@@ -78,7 +78,7 @@ impl Proxy {
         if let Err(refusal) = error.ending() {
             match gate {
                 Some((gate, asked)) => {
-                    exchange::refused(&self.shared, &gate, &id, reply.started, *asked, error);
+                    exchange::record_rejection(&self.shared, &gate, &id, reply.started, *asked, error);
                     gate.counters().refuse(refusal);
                 }
                 None => self.shared.unrouted.refuse(refusal),
@@ -94,13 +94,13 @@ impl Proxy {
         response
     }
 
-    /// Finishes the head of an answer, and counts its body if it is ours.
+    /// Adds the headers that depend on the client's connection, and accounts for the memory of the proxy's own bodies.
     ///
-    /// A connection that is closed while the next request is on its way fails that one. So when we are about to stop, it is
-    /// said beforehand, and the client goes elsewhere. HTTP/2 has a frame for that.
-    pub(super) fn finish(&self, reply: &Reply, mut response: Response<Body>) -> Next {
-        if let Some(origin) = &reply.reader {
-            may_be_read(response.headers_mut(), origin);
+    /// While draining, HTTP/1 responses carry `Connection: close`: closing without notice would fail a request that is
+    /// already on its way. HTTP/2 has GOAWAY.
+    pub(super) fn finish(&self, reply: &ReplyContext, mut response: Response<Body>) -> NextStep {
+        if let Some(origin) = &reply.allowed_origin {
+            allow_reading(response.headers_mut(), origin);
         }
         let is_http = response.status() != StatusCode::SWITCHING_PROTOCOLS;
         if reply.version < Version::HTTP_2 && is_http {
@@ -115,11 +115,11 @@ impl Proxy {
         }
         let (head, body) = response.into_parts();
         let body = body.counted(&self.shared.memory, reply.version < Version::HTTP_2);
-        Next::Answer(body.map(|body| Response::from_parts(head, body)))
+        NextStep::Answer(body.map(|body| Response::from_parts(head, body)))
     }
 }
 
-/// What the answer says of how long the connection stays open, over HTTP/1.1 and unless the client ends it.
+/// Returns the idle timeout to announce over HTTP/1.1, unless the client asked to close the connection.
 fn keep_alive_s(head: &request::Parts, connection: &ConnectionState) -> Option<NonZeroU32> {
     let ends = |value: &HeaderValue| {
         value

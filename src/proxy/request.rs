@@ -7,12 +7,12 @@ use tokio::time::Instant;
 
 use super::{
     Client,
-    beats::Wishes,
     connection_state::UnderWay,
     exchange, forward,
-    intake::{Buffered, Unread},
+    heartbeat::HeartbeatPreference,
+    intake::{BufferedBody, UnreadBody},
     interceptor::InterceptedRequest,
-    responses::Kept,
+    responses::ResponseAffinity,
 };
 use crate::{
     admission::Gate,
@@ -40,10 +40,10 @@ pub(super) struct RoutedRequest {
     pub(super) shape: Option<Shape>,
     /// Result of scanning the body; empty if the body has not been read.
     pub(super) scan: Scan,
-    pub(super) wishes: Wishes,
+    pub(super) heartbeats: HeartbeatPreference,
     /// Present on routes that proxy any application.
     pub(super) intercepted: Option<Box<InterceptedRequest>>,
-    pub(super) kept: Option<Box<Kept>>,
+    pub(super) affinity: Option<Box<ResponseAffinity>>,
     /// HTTP version of the client; the head has that of the endpoint.
     pub(super) version: Version,
     pub(super) request_id: HeaderValue,
@@ -53,8 +53,8 @@ pub(super) struct RoutedRequest {
 
 /// A request body before admission.
 pub(super) enum RequestBody {
-    Unread(Unread),
-    Buffered(Buffered),
+    UnreadBody(UnreadBody),
+    Buffered(BufferedBody),
 }
 
 /// A request that was not admitted.
@@ -78,9 +78,9 @@ impl ReceivedRequest {
             body,
             shape: None,
             scan: Scan::default(),
-            wishes: Wishes::default(),
+            heartbeats: HeartbeatPreference::default(),
             intercepted: None,
-            kept: None,
+            affinity: None,
             version,
             request_id,
             started,
@@ -94,7 +94,7 @@ impl ReceivedRequest {
 impl RoutedRequest {
     /// Returns the id of the only endpoint that may serve the request, if there is one.
     pub(super) fn pin(&self) -> Option<u64> {
-        self.kept.as_ref().and_then(|kept| kept.pin)
+        self.affinity.as_ref().and_then(|affinity| affinity.pin)
     }
 
     /// Rejects the request with `error`.
@@ -113,7 +113,7 @@ impl Rejection {
         model: Option<&str>,
         error: ProxyError,
     ) -> Self {
-        Self { gate: Some((gate.clone(), Box::new(exchange::asked(head, model)))), error }
+        Self { gate: Some((gate.clone(), Box::new(exchange::summarize(head, model)))), error }
     }
 }
 
@@ -127,7 +127,7 @@ impl From<ProxyError> for Rejection {
 ///
 /// # Errors
 /// [`ProxyError::InvalidRequest`] if it cannot.
-pub(super) fn check_patience(headers: &HeaderMap) -> Result<(), ProxyError> {
+pub(super) fn check_max_wait(headers: &HeaderMap) -> Result<(), ProxyError> {
     if headers.contains_key(openai::MAX_WAIT) { patience(headers).map(drop) } else { Ok(()) }
 }
 

@@ -1,4 +1,4 @@
-//! Responses that model servers keep (`/v1/responses`): which endpoint keeps which.
+//! ResponseOwners that model servers keep (`/v1/responses`): which endpoint keeps which.
 //!
 //! An endpoint is remembered when a response that it makes passes here. One that another replica of ours saw, or that was
 //! forgotten, is found by asking the endpoints that are ready.
@@ -25,29 +25,29 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{admission::Gate, state::Endpoint};
 
-/// The endpoints that keep responses, by the ids of these. In parts, so that threads seldom wait for each other.
-pub(super) struct Responses {
-    parts: [Mutex<Part>; PARTS],
+/// The endpoints that keep responses, by the ids of these. In shards, so that threads seldom wait for each other.
+pub(super) struct ResponseOwners {
+    shards: [Mutex<Shard>; SHARDS],
     hasher: std::hash::RandomState,
     /// Requests for which endpoints are asked at the same time.
     searches: Semaphore,
 }
 
 #[derive(Default)]
-struct Part {
-    keepers: HashMap<Arc<str>, Keeper>,
+struct Shard {
+    owners: HashMap<Arc<str>, ResponseOwner>,
     /// The oldest first.
     order: VecDeque<Arc<str>>,
 }
 
-struct Keeper {
+struct ResponseOwner {
     gate: Weak<Gate>,
     endpoint: Weak<Endpoint>,
     since: Instant,
 }
 
 /// What a request has to do with responses that servers keep.
-pub(super) struct Kept {
+pub(super) struct ResponseAffinity {
     /// The endpoint that it has to go to.
     pub(super) pin: Option<u64>,
     /// It makes one.
@@ -56,7 +56,7 @@ pub(super) struct Kept {
     background: bool,
 }
 
-const PARTS: usize = 16;
+const SHARDS: usize = 16;
 
 /// How many responses are remembered, in 10 to 15 MB; beyond, the oldest are forgotten, and asked for.
 const MAX_RESPONSES: usize = 65_536;
@@ -70,59 +70,60 @@ const MAX_SEARCHES: usize = 8;
 /// Who a response belongs to is for the server to say.
 const CREDENTIALS: [HeaderName; 2] = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
 
-// === impl Responses ===
+// === impl ResponseOwners ===
 
-impl Default for Responses {
+impl Default for ResponseOwners {
     fn default() -> Self {
         Self {
-            parts: array::from_fn(|_| Mutex::default()),
+            shards: array::from_fn(|_| Mutex::default()),
             hasher: std::hash::RandomState::new(),
             searches: Semaphore::new(MAX_SEARCHES),
         }
     }
 }
 
-impl Responses {
+impl ResponseOwners {
     /// The endpoint keeps this response. An id that is known stays with its endpoint while that lives: an answer could
     /// contain the id of another response.
     fn remember(&self, id: &str, gate: &Arc<Gate>, endpoint: &Arc<Endpoint>) {
         let now = Instant::now();
-        let mut part = self.part(id).lock();
-        part.make_room(now);
-        if part.keepers.get(id).is_some_and(|keeper| keeper.get().is_some()) {
+        let mut shard = self.shard(id).lock();
+        shard.make_room(now);
+        if shard.owners.get(id).is_some_and(|owner| owner.get().is_some()) {
             return;
         }
         let id = Arc::<str>::from(id);
-        let keeper = Keeper { gate: Arc::downgrade(gate), endpoint: Arc::downgrade(endpoint), since: now };
-        if part.keepers.insert(id.clone(), keeper).is_none() {
-            part.order.push_back(id);
+        let owner =
+            ResponseOwner { gate: Arc::downgrade(gate), endpoint: Arc::downgrade(endpoint), since: now };
+        if shard.owners.insert(id.clone(), owner).is_none() {
+            shard.order.push_back(id);
         }
     }
 
     /// The endpoint that keeps it, if that is known and is still one of its route.
-    fn keeper(&self, id: &str) -> Option<(Arc<Gate>, Arc<Endpoint>)> {
-        self.part(id).lock().keepers.get(id)?.get()
+    fn owner(&self, id: &str) -> Option<(Arc<Gate>, Arc<Endpoint>)> {
+        self.shard(id).lock().owners.get(id)?.get()
     }
 
-    fn part(&self, id: &str) -> &Mutex<Part> {
-        &self.parts[self.hasher.hash_one(id) as usize % PARTS]
+    fn shard(&self, id: &str) -> &Mutex<Shard> {
+        &self.shards[self.hasher.hash_one(id) as usize % SHARDS]
     }
 }
 
-impl Part {
+impl Shard {
     fn make_room(&mut self, now: Instant) {
         while let Some(oldest) = self.order.front() {
-            let is_over = self.keepers.get(oldest).is_none_or(|keeper| now - keeper.since >= MAX_AGE);
-            if self.order.len() < MAX_RESPONSES / PARTS && !is_over {
+            let is_over = self.owners.get(oldest).is_none_or(|owner| now - owner.since >= MAX_AGE);
+            if self.order.len() < MAX_RESPONSES / SHARDS && !is_over {
                 return;
             }
-            self.keepers.remove(oldest);
+            self.owners.remove(oldest);
             self.order.pop_front();
         }
     }
 }
 
-impl Keeper {
+impl ResponseOwner {
     fn get(&self) -> Option<(Arc<Gate>, Arc<Endpoint>)> {
         let (gate, endpoint) = (self.gate.upgrade()?, self.endpoint.upgrade()?);
         let is_known = gate.target().endpoints().iter().any(|known| known.id() == endpoint.id());
@@ -130,9 +131,9 @@ impl Keeper {
     }
 }
 
-// === impl Kept ===
+// === impl ResponseAffinity ===
 
-impl Kept {
+impl ResponseAffinity {
     /// For a request that asks for what an endpoint keeps.
     pub(super) fn at(endpoint: &Endpoint) -> Self {
         Self { pin: Some(endpoint.id()), makes: false, background: false }
@@ -169,36 +170,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn response_is_known_for_a_day() {
-        let responses = Responses::default();
+        let responses = ResponseOwners::default();
         let (gate, endpoint) = route();
         let other = Endpoint::new("127.0.0.1:2", 1);
         gate.target().add(&other);
-        let keeper = |id: &str| responses.keeper(id).map(|(_, endpoint)| endpoint.id());
+        let owner = |id: &str| responses.owner(id).map(|(_, endpoint)| endpoint.id());
         responses.remember("resp_1", &gate, &endpoint);
         responses.remember("resp_1", &gate, &other);
-        assert_eq!(keeper("resp_1"), Some(endpoint.id()), "as it was first");
+        assert_eq!(owner("resp_1"), Some(endpoint.id()), "as it was first");
         gate.target().remove(&endpoint);
-        assert_eq!(keeper("resp_1"), None, "gone with its endpoint");
+        assert_eq!(owner("resp_1"), None, "gone with its endpoint");
         responses.remember("resp_1", &gate, &other);
-        assert_eq!(keeper("resp_1"), Some(other.id()));
+        assert_eq!(owner("resp_1"), Some(other.id()));
         tokio::time::advance(MAX_AGE).await;
-        // What is too old goes when there are new ones in its part.
-        (0..10 * PARTS).for_each(|number| responses.remember(&format!("resp_new{number}"), &gate, &other));
-        assert_eq!(keeper("resp_1"), None);
+        // What is too old goes when there are new ones in its shard.
+        (0..10 * SHARDS).for_each(|number| responses.remember(&format!("resp_new{number}"), &gate, &other));
+        assert_eq!(owner("resp_1"), None);
     }
 
     #[tokio::test]
     async fn responses_are_bounded_and_the_oldest_forgotten() {
-        let responses = Responses::default();
+        let responses = ResponseOwners::default();
         let (gate, endpoint) = route();
         for number in 0..2 * MAX_RESPONSES {
             responses.remember(&format!("resp_{number}"), &gate, &endpoint);
         }
-        let count =
-            |of: fn(&Part) -> usize| -> usize { responses.parts.iter().map(|part| of(&part.lock())).sum() };
-        assert_eq!(count(|part| part.keepers.len()), MAX_RESPONSES);
-        assert_eq!(count(|part| part.order.len()), MAX_RESPONSES);
-        assert!(responses.keeper("resp_0").is_none());
-        assert!(responses.keeper(&format!("resp_{}", 2 * MAX_RESPONSES - 1)).is_some());
+        let count = |of: fn(&Shard) -> usize| -> usize {
+            responses.shards.iter().map(|shard| of(&shard.lock())).sum()
+        };
+        assert_eq!(count(|shard| shard.owners.len()), MAX_RESPONSES);
+        assert_eq!(count(|shard| shard.order.len()), MAX_RESPONSES);
+        assert!(responses.owner("resp_0").is_none());
+        assert!(responses.owner(&format!("resp_{}", 2 * MAX_RESPONSES - 1)).is_some());
     }
 }

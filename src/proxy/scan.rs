@@ -18,32 +18,34 @@ use crate::{
     openai::{self, Scan, ScanError, Shape},
 };
 
-/// Size of a body that is scanned where it was read: a fraction of a millisecond as JSON, and at most some milliseconds.
+/// Largest body scanned on the serving thread. As JSON this takes a fraction of a millisecond, as a form a few.
 const MAX_INLINE_SCAN_BYTES: usize = 256 << 10;
 
-/// Half of the cores at most scan larger ones at a time; further ones wait in order.
-static SCANS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+/// Bounds concurrent scans of larger bodies to half of the cores, in FIFO order.
+static SCAN_PERMITS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     Arc::new(Semaphore::new(cores.div_ceil(2)))
 });
 
-/// The encoding that hides the body, if any.
+/// Returns the content encoding of a request body, unless it is `identity`.
 pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
     let encoding = headers.get(CONTENT_ENCODING)?;
     (!encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
         .then(|| String::from_utf8_lossy(encoding.as_bytes()).into_owned())
 }
 
-/// What a body says of its request.
+/// Extracts the model and `stream` from a body.
 pub(super) async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -> Result<Scan, ScanError> {
     let content_type = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     let boundary = match shape {
         Shape::Form => Some(openai::boundary(content_type).ok_or(ScanError::NoForm)?),
         _ => None,
     };
-    // On the heap, but for what is frequent: the others should not carry its room.
+    // The rare cases are boxed to keep the future of small JSON bodies small.
     let scan = match boundary {
-        boundary if body.len() > MAX_INLINE_SCAN_BYTES => Box::pin(scan_aside(body.clone(), boundary)).await,
+        boundary if body.len() > MAX_INLINE_SCAN_BYTES => {
+            Box::pin(scan_on_blocking_thread(body.clone(), boundary)).await
+        }
         Some(boundary) => Box::pin(openai::scan_multipart(body.clone(), &boundary)).await,
         None => openai::scan_json(body),
     }?;
@@ -53,14 +55,14 @@ pub(super) async fn scan_body(shape: Shape, headers: &HeaderMap, body: &Bytes) -
     }
 }
 
-/// Scans a body on a thread for blocking work, so that the other requests of this thread do not wait meanwhile.
-async fn scan_aside(body: Bytes, boundary: Option<String>) -> Result<Scan, ScanError> {
+/// Scans a body on a blocking thread, so that it does not delay the other requests of this thread.
+async fn scan_on_blocking_thread(body: Bytes, boundary: Option<String>) -> Result<Scan, ScanError> {
     let stopping = || ScanError::Malformed("it was not read to its end, as the proxy is stopping".into());
     // The semaphore is never closed.
-    let permit = SCANS.clone().acquire_owned().await.map_err(|_| stopping())?;
+    let permit = SCAN_PERMITS.clone().acquire_owned().await.map_err(|_| stopping())?;
     let runtime = Handle::current();
     let scanning = spawn_blocking(move || {
-        // As long as the scan lasts, also if its client has gone.
+        // Held until the scan ends, even if the client disconnects.
         let _permit = permit;
         match boundary {
             Some(boundary) => runtime.block_on(openai::scan_multipart(body, &boundary)),
@@ -96,21 +98,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_bodies_are_scanned_beside_the_thread() {
+    async fn large_body_is_scanned_on_another_thread() {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("multipart/form-data; boundary=b"));
         let scan = Ok(Scan { model: Some("tiny".into()), stream: false });
         for (shape, small, large) in
             [(Shape::Form, form(1), form(10_000)), (Shape::Chat, json(1), json(MAX_INLINE_SCAN_BYTES))]
         {
-            let places = u32::try_from(SCANS.available_permits()).unwrap();
-            let all = SCANS.acquire_many(places).await.unwrap();
+            let places = u32::try_from(SCAN_PERMITS.available_permits()).unwrap();
+            let all = SCAN_PERMITS.acquire_many(places).await.unwrap();
             assert_eq!(scan_body(shape, &headers, &small).now_or_never(), Some(scan.clone()));
             let mut scanning = Box::pin(scan_body(shape, &headers, &large));
             assert_eq!(
                 scanning.as_mut().now_or_never(),
                 None,
-                "it waits for a place, and the thread goes on"
+                "waits for a permit without blocking the thread"
             );
             drop(all);
             assert_eq!(scanning.await, scan);

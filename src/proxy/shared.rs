@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::{
-    Connections, CrossSiteGuard, RouteTable, catalog::Catalog, memory::Memory, outgoing::Outgoing,
-    responses::Responses,
+    Connections, CrossSiteGuard, RouteTable, catalog::Catalog, memory::Memory, outgoing::OutgoingBody,
+    responses::ResponseOwners,
 };
 use crate::{
     config::{self, Limits},
@@ -20,7 +20,7 @@ pub struct Shared {
     /// Current routes. Replaced as a whole by each reload.
     pub table: ArcSwap<RouteTable>,
     /// Endpoints of stored responses.
-    pub(super) responses: Responses,
+    pub(super) responses: ResponseOwners,
     /// The model list of the last `GET /v1/models`.
     pub(super) catalog: ArcSwapOption<Catalog>,
     /// Current limits. Replaced by [`Shared::set_limits`].
@@ -49,7 +49,7 @@ pub struct Shared {
 #[derive(Clone)]
 pub struct Proxy {
     pub(super) shared: Arc<Shared>,
-    pub(super) upstream: Arc<Upstream<Outgoing>>,
+    pub(super) upstream: Arc<Upstream<OutgoingBody>>,
     pub(super) traces: Option<Arc<Traces>>,
 }
 
@@ -66,7 +66,7 @@ impl Shared {
     pub fn new(limits: Limits) -> Arc<Self> {
         Arc::new(Self {
             table: ArcSwap::default(),
-            responses: Responses::default(),
+            responses: ResponseOwners::default(),
             memory: Memory::new(limits.max_buffered_bytes.get()),
             catalog: ArcSwapOption::default(),
             limits: ArcSwap::from_pointee(limits),

@@ -46,7 +46,7 @@ struct Class {
 #[derive(Clone, Copy, Debug)]
 pub enum Model<'a> {
     /// The body has not been read.
-    Unread,
+    UnreadBody,
     /// The body names this one, or none.
     Read(Option<&'a str>),
 }

@@ -8,16 +8,16 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{
-    beats::Wishes,
     first_token::TokenWatch,
-    intake::Buffered,
+    heartbeat::HeartbeatPreference,
+    intake::BufferedBody,
     interceptor::InterceptedRequest,
     lease::Lease,
     memory::Memory,
-    outgoing::{Outgoing, Streamed},
+    outgoing::{OutgoingBody, StreamedBody},
     request::RequestBody,
-    responses::Kept,
-    tries::Tries,
+    responses::ResponseAffinity,
+    retry_budget::RetryBudget,
 };
 use crate::{admission::Permit, config::Limits, error::ProxyError, state::Verdict};
 
@@ -25,18 +25,18 @@ use crate::{admission::Permit, config::Limits, error::ProxyError, state::Verdict
 pub(super) struct UpstreamRequest {
     pub(super) head: Box<request::Parts>,
     pub(super) body: UpstreamBody,
-    pub(super) tries: Tries,
+    pub(super) retries: RetryBudget,
     /// Present on routes that proxy any application.
     pub(super) intercepted: Option<Box<InterceptedRequest>>,
-    pub(super) kept: Option<Box<Kept>>,
-    pub(super) wishes: Wishes,
+    pub(super) affinity: Option<Box<ResponseAffinity>>,
+    pub(super) heartbeats: HeartbeatPreference,
 }
 
 /// A request body that each dispatch sends from its beginning.
 pub(super) enum UpstreamBody {
     Empty,
-    Buffered(Buffered),
-    Streamed(Streamed),
+    Buffered(BufferedBody),
+    StreamedBody(StreamedBody),
 }
 
 /// The response of an endpoint.
@@ -59,13 +59,13 @@ pub(super) enum DispatchError {
 
 /// A failed dispatch that may be retried.
 pub(super) struct RetryableFailure {
-    /// Kept until the request is queued again, so that it still counts as in flight.
+    /// ResponseAffinity until the request is queued again, so that it still counts as in flight.
     pub(super) permit: Permit,
     pub(super) reason: String,
     /// The failure is the proxy's own and says nothing about the endpoint: retry without a backoff.
     pub(super) is_ours: bool,
     /// If the endpoint reset the connection after the request was written: its count of recoveries by then.
-    pub(super) broken_off: Option<u32>,
+    pub(super) reset_at: Option<u32>,
 }
 
 /// Time limit for the verdict on an endpoint that reset a request. Longer than the probe that its owner sends at once
@@ -80,29 +80,29 @@ impl UpstreamRequest {
         head: Box<request::Parts>,
         body: RequestBody,
         intercepted: Option<Box<InterceptedRequest>>,
-        wishes: Wishes,
-        kept: Option<Box<Kept>>,
+        heartbeats: HeartbeatPreference,
+        affinity: Option<Box<ResponseAffinity>>,
     ) -> Self {
-        // What a completion does twice, it does twice in vain; what another application does, nobody knows.
-        let tries = Tries::new(intercepted.is_some() && !head.method.is_safe());
-        Self { head, body: body.into(), tries, intercepted, wishes, kept }
+        // Repeating a completion has no side effects; repeating a request to an unknown application may.
+        let retries = RetryBudget::new(intercepted.is_some() && !head.method.is_safe());
+        Self { head, body: body.into(), retries, intercepted, heartbeats, affinity }
     }
 
-    /// An endpoint broke it off after it was written: either of the two is to blame.
-    pub(super) fn broken_off(&mut self, permit: Permit, reason: String) -> DispatchError {
+    /// Records that the endpoint reset the connection after the request was written. Either may be at fault.
+    pub(super) fn reset_by(&mut self, permit: Permit, reason: String) -> DispatchError {
         let endpoint = permit.endpoint();
         let answers = endpoint.answers();
-        let is_left = self.body.is_left();
-        let again = self.tries.broken_off(endpoint, &reason) && is_left;
+        let can_resend = self.body.can_resend();
+        let again = self.retries.record_reset(endpoint, &reason) && can_resend;
         permit.doubt();
         tracing::debug!(route = %permit.gate().key(), reason, again, "dispatch failed");
         if again {
             return DispatchError::Retryable(RetryableFailure {
-                broken_off: Some(answers),
+                reset_at: Some(answers),
                 ..RetryableFailure::of(permit, reason)
             });
         }
-        let reason = reason + &self.tries.verdict(is_left);
+        let reason = reason + &self.retries.summary(can_resend);
         DispatchError::Final(ProxyError::UpstreamError { route: permit.gate().key().clone(), reason })
     }
 }
@@ -111,20 +111,20 @@ impl UpstreamRequest {
 
 impl RetryableFailure {
     pub(super) fn of(permit: Permit, reason: String) -> Self {
-        Self { permit, reason, is_ours: false, broken_off: None }
+        Self { permit, reason, is_ours: false, reset_at: None }
     }
 
-    /// Waits until another endpoint may take the request; or until it is known whether the one that broke it off lives,
-    /// and then for the rest between two writes to the same. That it is down needs no rest: its owner has a back-off.
-    pub(super) async fn settle(&self, answers: u32, rest: Duration) {
+    /// Returns when a retry makes sense: at once if another endpoint has capacity, else once the endpoint that reset the
+    /// request is known to be alive (after `backoff`) or down (its owner has a backoff of its own).
+    pub(super) async fn wait_for_verdict(&self, answers: u32, backoff: Duration) {
         let endpoint = self.permit.endpoint();
         if self.permit.gate().has_room_beside(endpoint) {
             return;
         }
-        let rested = Instant::now() + rest;
+        let retry_at = Instant::now() + backoff;
         match timeout(VERDICT_TIMEOUT, endpoint.verdict(answers)).await {
             Ok(Verdict::Down) => {}
-            Ok(Verdict::Alive) => sleep_until(rested).await,
+            Ok(Verdict::Alive) => sleep_until(retry_at).await,
             Err(_) => self.permit.suspect(),
         }
     }
@@ -136,29 +136,30 @@ impl From<RequestBody> for UpstreamBody {
     fn from(body: RequestBody) -> Self {
         match body {
             RequestBody::Unread(body) if body.incoming.is_end_stream() => Self::Empty,
-            RequestBody::Unread(body) => Self::Streamed(Streamed::new(body)),
+            RequestBody::Unread(body) => Self::StreamedBody(StreamedBody::new(body)),
             RequestBody::Buffered(read) => Self::Buffered(read),
         }
     }
 }
 
 impl UpstreamBody {
-    /// Makes the body of one dispatch; one that streams is kept for others within `keep`, if given.
-    pub(super) fn dispatch(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<Outgoing> {
+    /// Creates the body of one dispatch. With `keep`, the parts of a streamed body are kept there for a retry. Returns
+    /// `None` if the body can no longer be sent.
+    pub(super) fn for_dispatch(&self, limits: &Limits, keep: Option<&Arc<Memory>>) -> Option<OutgoingBody> {
         match self {
-            Self::Empty => Some(Outgoing::Full(None)),
+            Self::Empty => Some(OutgoingBody::Full(None)),
             Self::Buffered(read) => {
-                Some(Outgoing::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
+                Some(OutgoingBody::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
             }
-            Self::Streamed(body) => body.replay(limits, keep),
+            Self::StreamedBody(body) => body.replay(limits, keep),
         }
     }
 
-    /// Returns whether it can be sent (again).
-    pub(super) fn is_left(&self) -> bool {
+    /// Returns `true` if the body can be sent (again).
+    pub(super) fn can_resend(&self) -> bool {
         match self {
             Self::Empty | Self::Buffered(_) => true,
-            Self::Streamed(body) => body.is_left(),
+            Self::StreamedBody(body) => body.can_replay(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Waiting: a held request, its deadline, and the client that is kept informed.
+//! Held requests: deadline, dispatch once released, and heartbeats to the client meanwhile.
 
 use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
@@ -7,12 +7,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Proxy,
-    answering::Held,
+    answering::HeldRequest,
     answers::fail,
-    beats::sooner,
     body::Body,
     exchange::Exchange,
-    keepalive::{KeptAlive, Progress, Waiting},
+    heartbeat::sooner,
+    keepalive::{EarlyResponse, PendingResponse, WaitStatus},
     upstream_request::{DispatchError, UpstreamRequest, UpstreamResponse},
 };
 use crate::{
@@ -22,144 +22,151 @@ use crate::{
     openai::{Patience, Scan},
 };
 
-/// The answer, or what there is instead.
-type Answered = Result<Response<Body>, (Exchange, ProxyError)>;
+/// The response, or the error that ends the request.
+type WaitResult = Result<Response<Body>, (Exchange, ProxyError)>;
 
-/// What came of a dispatch.
-enum Sent {
-    Answered(Box<UpstreamResponse>),
+/// Outcome of dispatching a released request.
+enum Dispatched {
+    Responded(Box<UpstreamResponse>),
     Failed(ProxyError),
-    /// It waits again.
-    Back(Ticket<Permit>),
-    /// It would, but not any longer.
-    TooLate,
+    /// In the queue again.
+    Requeued(Ticket<Permit>),
+    /// Retryable, but past the deadline.
+    DeadlinePassed,
 }
 
-/// Until when a request may be held, and what says so.
+/// Deadline of a held request, and the setting it comes from.
 #[derive(Clone, Copy, Debug)]
 struct Deadline {
     at: Instant,
-    limit: Limit,
+    source: DeadlineSource,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Limit {
-    /// What the route allows for getting ready.
+enum DeadlineSource {
+    /// `hold.timeout`, or `timeouts.readiness` of an InterceptorRoute.
     Hold,
-    /// What a route that serves anything allows for the whole request.
+    /// `timeouts.request` of an InterceptorRoute.
     Request,
-    /// What the request asked for.
+    /// `x-anteroom-max-wait`.
     MaxWait,
-    /// What its SDK told.
+    /// Timeout that the client's SDK states in its headers.
     Client,
 }
 
 // === impl Proxy ===
 
 impl Proxy {
-    /// Waits for a permit and for the answer, and keeps the client informed meanwhile.
+    /// Waits for a permit and the response. Sends heartbeats meanwhile if the route and the client want them.
     pub(super) fn wait(
         &self,
         mut exchange: Exchange,
-        mut sending: UpstreamRequest,
+        mut request: UpstreamRequest,
         ticket: Ticket<Permit>,
         scan: Scan,
-    ) -> Held {
+    ) -> HeldRequest {
         let gate = exchange.gate().clone();
         let policy = gate.policy();
-        // What cannot be read was refused before a request could be held; one that comes back has been served.
-        let patience = Patience::of(&sending.head.headers).unwrap_or_default();
-        let shape = sending.wishes.shape;
-        let heartbeat = sending.wishes.before_answer(policy.keepalive.mode, scan.stream);
-        // An early head names no encoding. A request that offers none is not given one, in which case a new field would
-        // only make the head of a held request grow.
-        if heartbeat.is_some() && sending.head.headers.contains_key(ACCEPT_ENCODING) {
-            sending.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        // Invalid headers were rejected before admission.
+        let patience = Patience::of(&request.head.headers).unwrap_or_default();
+        let shape = request.heartbeats.shape;
+        let heartbeat = request.heartbeats.before_response(policy.keepalive.mode, scan.stream);
+        // An early response head cannot name an encoding. Without `Accept-Encoding` the field is not added, so that the
+        // head does not grow.
+        if heartbeat.is_some() && request.head.headers.contains_key(ACCEPT_ENCODING) {
+            request.head.headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
-        let over = sending.intercepted.as_ref().and_then(|intercepted| intercepted.deadline);
-        let deadline =
-            Deadline::of(&exchange, patience, policy.hold.timeout.get(), over, heartbeat.is_some());
+        let request_deadline = request.intercepted.as_ref().and_then(|intercepted| intercepted.deadline);
+        let deadline = Deadline::of(
+            &exchange,
+            patience,
+            policy.hold.timeout.get(),
+            request_deadline,
+            heartbeat.is_some(),
+        );
         let early = exchange.started() + sooner(policy.keepalive.after.get(), patience);
         let interval = sooner(policy.keepalive.interval.get(), patience);
         drop(policy);
 
-        let story = exchange.tell(&sending.head, scan.model.as_deref()).clone();
-        let progress = Progress::new(&exchange, shape, scan.model, story);
-        // On the heap, since the body of an early answer takes it over.
-        let mut waiting: Waiting =
-            Box::pin(self.clone().wait_and_send(exchange, sending, ticket, deadline, progress.clone()));
+        let story = exchange.story(&request.head, scan.model.as_deref()).clone();
+        let status = WaitStatus::new(&exchange, shape, scan.model, story);
+        // Boxed because the body of an early response takes ownership.
+        let mut waiting: PendingResponse =
+            Box::pin(self.clone().wait_and_send(exchange, request, ticket, deadline, status.clone()));
         let answered =
-            |answered: Answered| answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error));
+            |answered: WaitResult| answered.unwrap_or_else(|(exchange, error)| fail(exchange, &error));
         Box::pin(async move {
             let Some(heartbeat) = heartbeat else { return answered(waiting.await) };
             tokio::select! {
-                // The answer, if there is one.
+                // Prefers a response that is ready over an early 200.
                 biased;
                 answer = &mut waiting => answered(answer),
-                () = sleep_until(early) => KeptAlive::answer(waiting, heartbeat, interval, progress),
+                () = sleep_until(early) => EarlyResponse::start(waiting, heartbeat, interval, status),
             }
         })
     }
 
-    /// What is held is as large as the future of this: so it is no `async fn`, which has room for its arguments twice.
-    #[expect(clippy::manual_async_fn, reason = "as said")]
+    /// Returns a future instead of being an `async fn`, which would store its arguments twice: this future is what a held
+    /// request costs.
+    #[expect(clippy::manual_async_fn, reason = "an async fn stores its arguments twice")]
     fn wait_and_send(
         self,
         mut exchange: Exchange,
-        mut sending: UpstreamRequest,
+        mut request: UpstreamRequest,
         mut ticket: Ticket<Permit>,
         deadline: Deadline,
-        progress: Arc<Progress>,
-    ) -> impl Future<Output = Answered> + Send + use<> {
+        status: Arc<WaitStatus>,
+    ) -> impl Future<Output = WaitResult> + Send + use<> {
         async move {
             let mut timer = pin!(sleep_until(deadline.at));
             loop {
-                exchange.hold(&ticket);
-                progress.at(Some(ticket.spot()));
+                exchange.begin_hold(&ticket);
+                status.set_position(Some(ticket.spot()));
                 let released = tokio::select! {
-                    // A permit that came just in time is used.
+                    // Prefers a permit released at the deadline over timing out.
                     biased;
                     released = ticket.released() => Some(released),
                     () = &mut timer => None,
                 };
-                progress.at(None);
+                status.set_position(None);
                 let place = ticket.place();
                 drop(ticket);
-                let (error, in_vain) = match released {
+                let (error, may_fall_back) = match released {
                     Some(Released::Dispatch(permit)) => {
-                        exchange.dispatched(&permit);
-                        // On the heap, so that a held request is no larger for what comes after.
+                        exchange.release(&permit);
+                        // Boxed so that dispatching adds nothing to the size of a held request.
                         let sent = Box::pin(async {
-                            let failure = match self.attempt(permit, &mut sending, exchange.trace()).await {
-                                Ok(answer) => return Sent::Answered(Box::new(answer)),
-                                Err(DispatchError::Final(error)) => return Sent::Failed(error),
+                            let failure = match self.dispatch(permit, &mut request, exchange.trace()).await {
+                                Ok(answer) => return Dispatched::Responded(Box::new(answer)),
+                                Err(DispatchError::Final(error)) => return Dispatched::Failed(error),
                                 Err(DispatchError::Retryable(failure)) => failure,
                             };
                             let address = failure.permit.endpoint().address();
-                            exchange.set_back(address, &failure.reason, &sending.head, None);
-                            // An endpoint that is not to blame takes it again at once, so the timer would not strike.
+                            exchange.record_failed_dispatch(address, &failure.reason, &request.head, None);
+                            // Without a backoff the request would be released again before the timer is polled.
                             if failure.is_ours && Instant::now() >= deadline.at {
-                                return Sent::TooLate;
+                                return Dispatched::DeadlinePassed;
                             }
-                            match self.hold_again(&mut sending, place, failure, deadline.at).await {
-                                Ok(ticket) => Sent::Back(ticket),
-                                Err(error) => Sent::Failed(error),
+                            match self.requeue(&mut request, place, failure, deadline.at).await {
+                                Ok(ticket) => Dispatched::Requeued(ticket),
+                                Err(error) => Dispatched::Failed(error),
                             }
                         });
                         match sent.await {
-                            Sent::Answered(answer) => {
-                                let mut response = self.respond(*answer, exchange, sending);
-                                response.body_mut().name_model(progress.model.clone());
+                            Dispatched::Responded(answer) => {
+                                let mut response = self.forward_response(*answer, exchange, request);
+                                response.body_mut().name_model(status.model.clone());
                                 return Ok(response);
                             }
-                            Sent::Failed(error) => return Err((exchange, error)),
-                            Sent::Back(again) => {
+                            Dispatched::Failed(error) => return Err((exchange, error)),
+                            Dispatched::Requeued(again) => {
                                 ticket = again;
                                 continue;
                             }
-                            Sent::TooLate => {
-                                (deadline.passed(&exchange, &sending), deadline.limit == Limit::Hold)
-                            }
+                            Dispatched::DeadlinePassed => (
+                                deadline.exceeded(&exchange, &request),
+                                deadline.source == DeadlineSource::Hold,
+                            ),
                         }
                     }
                     Some(Released::Failed(reason, retry_after)) => {
@@ -167,12 +174,12 @@ impl Proxy {
                         (ProxyError::ColdStartFailed { route, reason, retry_after }, true)
                     }
                     Some(Released::Draining) => (ProxyError::Draining { admitted: true }, false),
-                    None => (deadline.passed(&exchange, &sending), deadline.limit == Limit::Hold),
+                    None => (deadline.exceeded(&exchange, &request), deadline.source == DeadlineSource::Hold),
                 };
-                // Where there is a fallback, what was not ready in time has not failed yet.
-                let fallback = sending.intercepted.as_ref().filter(|_| in_vain).and_then(|by| by.fallback());
+                let fallback =
+                    request.intercepted.as_ref().filter(|_| may_fall_back).and_then(|by| by.fallback());
                 return match fallback {
-                    Some(permit) => Box::pin(self.fall_back(exchange, sending, permit)).await,
+                    Some(permit) => Box::pin(self.fall_back(exchange, request, permit)).await,
                     None => Err((exchange, error)),
                 };
             }
@@ -183,41 +190,44 @@ impl Proxy {
 // === impl Deadline ===
 
 impl Deadline {
-    /// The least of what we, the client and, where we cannot break the silence, its SDK allow.
+    /// Returns the earliest deadline. The SDK's timeout counts only without heartbeats, which reset it.
     fn of(
         exchange: &Exchange,
         patience: Patience,
         hold: Duration,
-        over: Option<Instant>,
+        request_deadline: Option<Instant>,
         heartbeats: bool,
     ) -> Self {
         let silence = patience.safe_silence().filter(|_| !heartbeats);
         let after = |wait: Option<Duration>| wait.map(|wait| exchange.started() + wait);
-        let limits = [
-            (after(Some(hold)), Limit::Hold),
-            (over, Limit::Request),
-            (after(patience.total), Limit::MaxWait),
-            (after(silence), Limit::Client),
+        let deadlines = [
+            (after(Some(hold)), DeadlineSource::Hold),
+            (request_deadline, DeadlineSource::Request),
+            (after(patience.total), DeadlineSource::MaxWait),
+            (after(silence), DeadlineSource::Client),
         ];
-        let least = limits.into_iter().filter_map(|(at, limit)| Some((at?, limit))).min_by_key(|(at, _)| *at);
-        let (at, limit) = least.unwrap_or((exchange.started() + hold, Limit::Hold));
-        Self { at, limit }
+        let earliest =
+            deadlines.into_iter().filter_map(|(at, source)| Some((at?, source))).min_by_key(|(at, _)| *at);
+        let (at, source) = earliest.unwrap_or((exchange.started() + hold, DeadlineSource::Hold));
+        Self { at, source }
     }
 
-    fn passed(&self, exchange: &Exchange, sending: &UpstreamRequest) -> ProxyError {
-        let limit = match self.limit {
-            Limit::Hold if exchange.gate().policy().intercept.is_some() => "timeouts.readiness of the route",
-            Limit::Hold => "hold.timeout of the route",
-            Limit::Request => "timeouts.request of the route",
-            Limit::MaxWait => "x-anteroom-max-wait of the request",
-            Limit::Client => "the client's own time-out",
+    fn exceeded(&self, exchange: &Exchange, request: &UpstreamRequest) -> ProxyError {
+        let limit = match self.source {
+            DeadlineSource::Hold if exchange.gate().policy().intercept.is_some() => {
+                "timeouts.readiness of the route"
+            }
+            DeadlineSource::Hold => "hold.timeout of the route",
+            DeadlineSource::Request => "timeouts.request of the route",
+            DeadlineSource::MaxWait => "x-anteroom-max-wait of the request",
+            DeadlineSource::Client => "the client's own time-out",
         };
         let obstacle = exchange.gate().target().obstacle().map(|obstacle| obstacle.message.clone());
         ProxyError::ColdStartTimeout {
             route: exchange.gate().key().clone(),
             waited: self.at - exchange.started(),
             limit,
-            reason: match (obstacle, sending.tries.so_far()) {
+            reason: match (obstacle, request.retries.history()) {
                 (obstacle, None) => obstacle,
                 (None, Some(failed)) => Some(failed.into()),
                 (Some(obstacle), Some(failed)) => {

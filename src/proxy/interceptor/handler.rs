@@ -12,14 +12,14 @@ use crate::{
     error::{Outcome, ProxyError},
     proxy::{
         Client, Proxy,
-        answering::Served,
+        answering::ServeProgress,
         answers::fail,
-        beats::Wishes,
         body::Body,
         exchange::Exchange,
         forward,
-        request::{ReceivedRequest, Rejection, RoutedRequest, check_patience},
-        traced::Slot,
+        heartbeat::HeartbeatPreference,
+        request::{ReceivedRequest, Rejection, RoutedRequest, check_max_wait},
+        request_trace::TraceSlot,
         tunnel::Upgrade,
         upstream_request::{DispatchError, RetryableFailure, UpstreamRequest},
     },
@@ -35,8 +35,8 @@ impl Proxy {
         client: &Client,
         interceptor: Arc<Interceptor>,
         mut received: ReceivedRequest,
-        trace: &mut Slot,
-    ) -> Result<Served, Rejection> {
+        trace: &mut TraceSlot,
+    ) -> Result<ServeProgress, Rejection> {
         let ReceivedRequest { head, host, .. } = &mut received;
         let gate = interceptor.gate.clone();
         let rejected = |head: &request::Parts, error| Rejection::of(&gate, head, None, error);
@@ -46,18 +46,19 @@ impl Proxy {
             by: interceptor.clone(),
             deadline: interceptor.asks.request().map(|limit| received.started + limit.get()),
             upgrade: None,
-            tells_cold_start: fixed.is_none(),
+            reports_cold_start: fixed.is_none(),
         };
         let Some(fixed) = fixed else {
-            check_patience(&head.headers).map_err(|error| rejected(head, error))?;
+            check_max_wait(&head.headers).map_err(|error| rejected(head, error))?;
             intercepted.upgrade = Upgrade::asked(head, &client.connection);
-            let wishes = Wishes::take(&mut head.headers, None).map_err(|error| rejected(head, error))?;
+            let heartbeats =
+                HeartbeatPreference::take(&mut head.headers, None).map_err(|error| rejected(head, error))?;
             let mut routed = received.routed_to(gate, client);
             if intercepted.upgrade.is_some() {
                 forward::upgrade(&mut routed.head.headers);
             }
             let intercepted = Some(Box::new(intercepted));
-            return self.admit(RoutedRequest { wishes, intercepted, ..routed }, trace).await;
+            return self.admit(RoutedRequest { heartbeats, intercepted, ..routed }, trace).await;
         };
         let passed = match fixed.mode {
             ResponseMode::Always => None,
@@ -69,11 +70,11 @@ impl Proxy {
         };
         let routed =
             RoutedRequest { intercepted: Some(Box::new(intercepted)), ..received.routed_to(gate, client) };
-        let (mut exchange, mut sending, _) = self.begin_exchange(routed, trace.take());
-        match self.attempt(permit, &mut sending, exchange.trace()).await {
-            Ok(answer) => Ok(self.respond(answer, exchange, sending).into()),
+        let (mut exchange, mut request, _) = self.open_exchange(routed, trace.take());
+        match self.dispatch(permit, &mut request, exchange.trace()).await {
+            Ok(answer) => Ok(self.forward_response(answer, exchange, request).into()),
             Err(DispatchError::Final(error)) => {
-                exchange.tell(&sending.head, None);
+                exchange.story(&request.head, None);
                 Ok(fail(exchange, &error).into())
             }
             // It is not available after all.
@@ -82,7 +83,7 @@ impl Proxy {
                     exchange.end(Outcome::Completed);
                     Body::ending(body, exchange)
                 };
-                Ok(static_response(&fixed.answer, &sending.head, ending).into())
+                Ok(static_response(&fixed.answer, &request.head, ending).into())
             }
         }
     }
@@ -91,19 +92,19 @@ impl Proxy {
     pub(in crate::proxy) async fn fall_back(
         &self,
         mut exchange: Exchange,
-        mut sending: UpstreamRequest,
+        mut request: UpstreamRequest,
         permit: Permit,
     ) -> Result<Response<Body>, (Exchange, ProxyError)> {
         let gate = exchange.gate().clone();
-        exchange.tell(&sending.head, None);
-        exchange.fell_back();
+        exchange.story(&request.head, None);
+        exchange.record_fallback();
         gate.counters().fall_back();
-        if let Some(intercepted) = &mut sending.intercepted {
-            intercepted.tells_cold_start = false;
+        if let Some(intercepted) = &mut request.intercepted {
+            intercepted.reports_cold_start = false;
         }
-        exchange.sent_to(&permit);
-        match self.attempt(permit, &mut sending, exchange.trace()).await {
-            Ok(answer) => Ok(self.respond(answer, exchange, sending)),
+        exchange.record_dispatch(&permit);
+        match self.dispatch(permit, &mut request, exchange.trace()).await {
+            Ok(answer) => Ok(self.forward_response(answer, exchange, request)),
             Err(DispatchError::Final(error)) => Err((exchange, error)),
             Err(DispatchError::Retryable(RetryableFailure { permit, reason, .. })) => {
                 let route = gate.key().clone();

@@ -28,14 +28,17 @@ pub(in crate::proxy) struct InterceptedRequest {
     /// It wants to speak another protocol than HTTP from its answer on.
     pub(in crate::proxy) upgrade: Option<Upgrade>,
     /// Whether its answer says if there was a cold start: not one of the fallback, nor to a request that is no demand.
-    pub(super) tells_cold_start: bool,
+    pub(super) reports_cold_start: bool,
 }
 
 // === impl InterceptedRequest ===
 
 impl InterceptedRequest {
     /// The placeholder, if that is what a request gets that would be held. The target is woken.
-    pub(in crate::proxy) fn instead_of_holding(&self, head: &request::Parts) -> Option<Response<Body>> {
+    pub(in crate::proxy) fn placeholder_instead_of_hold(
+        &self,
+        head: &request::Parts,
+    ) -> Option<Response<Body>> {
         let gate = &self.by.gate;
         let placeholder = self.by.asks.placeholder_at_once().filter(|_| !gate.target().is_up())?;
         gate.wake();
@@ -43,7 +46,7 @@ impl InterceptedRequest {
     }
 
     /// The placeholder, if that is what a request gets that finds as many held as may be.
-    pub(in crate::proxy) fn instead_of_refusing(
+    pub(in crate::proxy) fn placeholder_on_overflow(
         &self,
         error: &ProxyError,
         head: &request::Parts,
@@ -78,9 +81,9 @@ impl InterceptedRequest {
     }
 
     /// Says whether a cold start held the request, in the Add-on's word.
-    pub(in crate::proxy) fn tell_cold_start(&self, headers: &mut HeaderMap, cold: bool) {
+    pub(in crate::proxy) fn set_cold_start_headers(&self, headers: &mut HeaderMap, cold: bool) {
         headers.remove(KEDA_COLD_START);
-        if self.tells_cold_start {
+        if self.reports_cold_start {
             headers.insert(KEDA_COLD_START, HeaderValue::from_static(if cold { "true" } else { "false" }));
         }
     }

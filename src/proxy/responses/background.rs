@@ -14,7 +14,7 @@ use crate::{
     admission::{BackgroundJob, Gate},
     domain::{Period, UpstreamTimeouts},
     openai,
-    proxy::{lease::Lease, outgoing::Outgoing},
+    proxy::{lease::Lease, outgoing::OutgoingBody},
     state::Endpoint,
     upstream::{Reuse, Upstream},
 };
@@ -23,7 +23,7 @@ use crate::{
 pub(super) struct Background {
     gate: Arc<Gate>,
     endpoint: Arc<Endpoint>,
-    pool: Arc<Upstream<Outgoing>>,
+    pool: Arc<Upstream<OutgoingBody>>,
     /// The request for it.
     path: String,
     question: Option<request::Parts>,
@@ -94,7 +94,7 @@ impl Background {
     async fn is_running(&self, question: &request::Parts) -> Option<bool> {
         let policy = self.gate.policy().upstream;
         let timeouts = UpstreamTimeouts { response_timeout: ANSWER_TIMEOUT, ..policy };
-        let body = || Some(Outgoing::Full(None));
+        let body = || Some(OutgoingBody::Full(None));
         let sent = self.pool.send(&self.endpoint, question, body, timeouts, Reuse::Pooled).await;
         let (response, connection) = sent.ok()?;
         if response.status().is_server_error() {

@@ -6,13 +6,13 @@ use futures_util::{StreamExt, stream};
 use http::request;
 use tokio::time::timeout;
 
-use super::{Kept, question};
+use super::{ResponseAffinity, question};
 use crate::{
     admission::Gate,
     domain::{Period, UpstreamTimeouts},
     error::ProxyError,
     openai::{self, ResponseRequest},
-    proxy::{Proxy, outgoing::Outgoing, request::RequestBody, scan::encoding},
+    proxy::{Proxy, outgoing::OutgoingBody, request::RequestBody, scan::encoding},
     state::Endpoint,
     upstream::Reuse,
 };
@@ -29,7 +29,7 @@ const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Proxy {
     /// The endpoint that keeps a response, of these routes.
-    pub(in crate::proxy) async fn find_kept(
+    pub(in crate::proxy) async fn find_stored_response(
         &self,
         id: &str,
         gates: &[Arc<Gate>],
@@ -50,8 +50,8 @@ impl Proxy {
         gate: &Arc<Gate>,
         head: &request::Parts,
         body: RequestBody,
-    ) -> Result<(RequestBody, Option<Box<Kept>>), ProxyError> {
-        let mut kept = Box::new(Kept { pin: None, makes: true, background: false });
+    ) -> Result<(RequestBody, Option<Box<ResponseAffinity>>), ProxyError> {
+        let mut kept = Box::new(ResponseAffinity { pin: None, makes: true, background: false });
         let read = match body {
             RequestBody::Buffered(read) => read,
             // It cannot be read, and its route does not depend on it.
@@ -110,7 +110,7 @@ impl Proxy {
         let policy = gate.policy().upstream;
         let response_timeout = policy.response_timeout.min(ANSWER_TIMEOUT);
         let timeouts = UpstreamTimeouts { response_timeout, ..policy };
-        let body = || Some(Outgoing::Full(None));
+        let body = || Some(OutgoingBody::Full(None));
         let sent = self.upstream.send(endpoint, question, body, timeouts, Reuse::Pooled).await;
         // The connection ends with what is not read of the answer.
         sent.is_ok_and(|(response, _)| response.status().is_success())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{StatusCode, request};
 
-use super::{Kept, background::Background};
+use super::{ResponseAffinity, background::Background};
 use crate::{
     admission::Gate,
     openai,
@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Looks for the id in the answer to a request that makes a response.
-pub(in crate::proxy) struct NewResponse {
+pub(in crate::proxy) struct ResponseIdWatch {
     seen: Vec<u8>,
     shared: Arc<Shared>,
     gate: Arc<Gate>,
@@ -22,14 +22,14 @@ pub(in crate::proxy) struct NewResponse {
 }
 
 /// How much of an answer is looked at for the id of the response.
-const MAX_SEEN_BYTES: usize = 16 << 10;
+const MAX_WATCHED_BYTES: usize = 16 << 10;
 
-// === impl NewResponse ===
+// === impl ResponseIdWatch ===
 
-impl NewResponse {
+impl ResponseIdWatch {
     /// Looks for the id in an answer, if the request makes a response.
     pub(in crate::proxy) fn watch(
-        kept: &Kept,
+        kept: &ResponseAffinity,
         status: StatusCode,
         head: &request::Parts,
         shared: &Arc<Shared>,
@@ -45,9 +45,9 @@ impl NewResponse {
 
     /// The next part of the answer. True once there is nothing more to look for.
     pub(in crate::proxy) fn sees(&mut self, part: &[u8]) -> bool {
-        let room = MAX_SEEN_BYTES - self.seen.len();
+        let room = MAX_WATCHED_BYTES - self.seen.len();
         self.seen.extend_from_slice(&part[..part.len().min(room)]);
-        let Some(id) = openai::response_id(&self.seen) else { return self.seen.len() == MAX_SEEN_BYTES };
+        let Some(id) = openai::response_id(&self.seen) else { return self.seen.len() == MAX_WATCHED_BYTES };
         self.shared.responses.remember(id, &self.gate, &self.endpoint);
         if let Some(background) = self.background.take() {
             background.follow(id);

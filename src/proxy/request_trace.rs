@@ -26,13 +26,13 @@ pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Where the trace of a request is until it is admitted.
-pub(super) type Slot = Option<Box<Traced>>;
+pub(super) type TraceSlot = Option<Box<RequestTrace>>;
 
 /// When a 200 went out before the answer was there, told by the body that began it.
-pub(super) type Early = Arc<OnceLock<Instant>>;
+pub(super) type EarlyAnswerTime = Arc<OnceLock<Instant>>;
 
 /// The trace of a request that is exported.
-pub struct Traced {
+pub struct RequestTrace {
     traces: Arc<Traces>,
     context: Context,
     clock: Clock,
@@ -43,7 +43,7 @@ pub struct Traced {
     dropped: u64,
     /// How often it was sent.
     sent: u32,
-    early: Early,
+    early: EarlyAnswerTime,
 }
 
 /// What a request is doing.
@@ -62,9 +62,9 @@ pub(super) struct Ending<'a> {
     pub(super) cold: bool,
 }
 
-// === impl Traced ===
+// === impl RequestTrace ===
 
-impl Traced {
+impl RequestTrace {
     /// Begins the trace of a request, or goes on with the one that it is part of. Whether or not it is exported, its
     /// `traceparent` says from now on which one that is; what came as one and is none is gone.
     pub(super) fn begin<B>(
@@ -72,7 +72,7 @@ impl Traced {
         client: &Client,
         request: &mut Request<B>,
         started: Instant,
-    ) -> Slot {
+    ) -> TraceSlot {
         let headers = request.headers();
         let context = match parent(headers) {
             Some(parent) if !parent.is_sampled() => return None,
@@ -102,7 +102,7 @@ impl Traced {
             done: Vec::new(),
             dropped: 0,
             sent: 0,
-            early: Early::default(),
+            early: EarlyAnswerTime::default(),
         }))
     }
 
@@ -112,7 +112,7 @@ impl Traced {
     }
 
     /// Where the body of an early answer notes when it began.
-    pub(super) fn early(&self) -> Early {
+    pub(super) fn early(&self) -> EarlyAnswerTime {
         self.early.clone()
     }
 
@@ -144,7 +144,7 @@ impl Traced {
     }
 
     /// What waited in vain goes to the fallback.
-    pub(super) fn fell_back(&mut self) {
+    pub(super) fn record_fallback(&mut self) {
         self.server.event(Instant::now(), names::FELL_BACK, Vec::new());
     }
 
@@ -272,7 +272,7 @@ impl Traced {
     }
 }
 
-impl Drop for Traced {
+impl Drop for RequestTrace {
     fn drop(&mut self) {
         let now = Instant::now();
         if !self.server.says(names::OUTCOME) && !self.server.says(names::STATUS_CODE) {

@@ -33,7 +33,7 @@ pub enum Heartbeat {
 
 /// Heartbeats in an answer that has begun: until its first byte and, where the route asks for that, in the pauses
 /// between the events of a stream.
-pub struct Beats {
+pub struct ResponseHeartbeats {
     heartbeat: Heartbeat,
     shape: Shape,
     model: Option<Box<str>>,
@@ -52,7 +52,7 @@ pub struct Beats {
 
 /// What a request says of its heartbeats.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Wishes {
+pub struct HeartbeatPreference {
     /// The form of its answer, as its path has it.
     pub shape: Shape,
     /// Its client's choice, which goes before the route's.
@@ -65,9 +65,9 @@ pub fn sooner(period: Duration, patience: Patience) -> Duration {
     patience.safe_silence().map_or(period, |safe| period.min(safe.max(SHORTEST)))
 }
 
-// === impl Wishes ===
+// === impl HeartbeatPreference ===
 
-impl Wishes {
+impl HeartbeatPreference {
     /// Takes what a client says of its heartbeats out of its request. The path tells the shape of the answer.
     ///
     /// # Errors
@@ -96,12 +96,18 @@ impl Wishes {
 
     /// Heartbeats of an answer that goes out under this head, to a request with these headers; `None` where there may
     /// be none.
-    pub fn beats(self, gate: &Gate, request: &HeaderMap, answer: &HeaderMap) -> Option<Box<Beats>> {
+    pub fn beats(
+        self,
+        gate: &Gate,
+        request: &HeaderMap,
+        answer: &HeaderMap,
+    ) -> Option<Box<ResponseHeartbeats>> {
         let keepalive = gate.policy().keepalive;
-        let heartbeat = Heartbeat::within(self.choice.unwrap_or(keepalive.mode), self.shape, answer)?;
+        let heartbeat =
+            Heartbeat::within_response(self.choice.unwrap_or(keepalive.mode), self.shape, answer)?;
         // What cannot be read was refused before.
         let interval = sooner(keepalive.interval.get(), Patience::of(request).unwrap_or_default());
-        Some(Box::new(Beats::new(heartbeat, self.shape, interval, keepalive.while_streaming)))
+        Some(Box::new(ResponseHeartbeats::new(heartbeat, self.shape, interval, keepalive.while_streaming)))
     }
 }
 
@@ -119,7 +125,7 @@ impl Heartbeat {
     }
 
     /// What may be put into an answer with this head; `None`: nothing.
-    fn within(mode: KeepaliveMode, shape: Shape, answer: &HeaderMap) -> Option<Self> {
+    fn within_response(mode: KeepaliveMode, shape: Shape, answer: &HeaderMap) -> Option<Self> {
         if mode == KeepaliveMode::Off || encoding(answer).is_some() {
             None
         } else if openai::is_event_stream(answer) {
@@ -137,9 +143,9 @@ impl Heartbeat {
     }
 }
 
-// === impl Beats ===
+// === impl ResponseHeartbeats ===
 
-impl Beats {
+impl ResponseHeartbeats {
     /// Heartbeats in an answer of this shape.
     pub fn new(heartbeat: Heartbeat, shape: Shape, interval: Duration, while_streaming: bool) -> Self {
         let event = (while_streaming && heartbeat != Heartbeat::Whitespace).then(OpenEvent::default);
