@@ -36,7 +36,7 @@ pub(super) enum ServeProgress {
     /// Answered, by an endpoint or by the proxy.
     Answer(Response<Body>),
     /// In the hold queue.
-    Held(Held),
+    Held(HeldRequest),
 }
 
 // === impl Answering ===

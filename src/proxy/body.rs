@@ -279,13 +279,13 @@ impl Relay {
                     forward::remove_reserved(trailers);
                 }
                 if let Some(watch) = &mut self.watch
-                    && frame.data_ref().is_some_and(|data| watch.sees(data))
+                    && frame.data_ref().is_some_and(|data| watch.observe(data))
                 {
                     self.watch = None;
                     self.exchange.first_token();
                 }
                 if let Some(made) = &mut self.made
-                    && frame.data_ref().is_some_and(|data| made.sees(data))
+                    && frame.data_ref().is_some_and(|data| made.observe(data))
                 {
                     self.made = None;
                 }
@@ -350,7 +350,7 @@ impl Relay {
     fn came(&mut self) {
         self.idle.progress = true;
         if let Some(beats) = &mut self.beats {
-            beats.came();
+            beats.record_part();
         }
     }
 
@@ -374,7 +374,7 @@ impl Relay {
     fn after_beats(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let Some(beats) = &mut self.beats else { return frame };
         let frame = frame.map_data(|part| beats.pass(part, self.exchange.id()));
-        if beats.are_over() {
+        if beats.is_finished() {
             self.beats = None;
         }
         frame

@@ -41,7 +41,7 @@ impl Proxy {
         let mut limits = **self.shared.limits.load();
         let UpstreamRequest { head, body, retries, intercepted, .. } = request;
         if let Some(intercepted) = intercepted {
-            intercepted.bound(&mut timeouts, &mut limits);
+            intercepted.apply_limits(&mut timeouts, &mut limits);
         }
         if let Some(trace) = &mut trace {
             trace.attempt(permit.endpoint(), head);
@@ -160,7 +160,7 @@ impl Proxy {
         let upstream = exchange.started().elapsed();
         let request_id = exchange.request_id.clone();
         let finish = |head: &mut http::response::Parts, exchange: &mut Exchange| {
-            forward::response(&mut head.headers, request_id);
+            forward::prepare_response(&mut head.headers, request_id);
             exchange.first_byte(head.status.as_u16());
             if let Some(waited) = exchange.waited() {
                 let upstream = upstream.saturating_sub(waited);
@@ -211,7 +211,7 @@ impl Proxy {
                 let upstream = hyper::upgrade::on(&mut response);
                 let (mut head, _) = response.into_parts();
                 finish(&mut head, &mut exchange);
-                forward::upgrade(&mut head.headers);
+                forward::set_websocket_upgrade(&mut head.headers);
                 if let Some(by) = &mut intercepted
                     && let Some(upgrade) = by.upgrade.take()
                 {

@@ -319,7 +319,7 @@ impl Drop for Exchange {
         // Before the counter, so that the history is complete when the counter changes.
         self.end_story(outcome);
         if let Some(trace) = &mut self.trace {
-            trace.ended(&request_trace::Ending {
+            trace.ended(&request_trace::TraceEnding {
                 gate: &self.gate,
                 request_id: &self.request_id,
                 outcome,

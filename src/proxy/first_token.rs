@@ -1,4 +1,4 @@
-//! Looking for the first token of the answer that a cold start waits for. Other answers are not looked at.
+//! Detection of the first token, which ends the record of a cold start.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     telemetry::traces::Parent,
 };
 
-/// Tells the cold start of the first token or, when dropped before that, that there will be none.
+/// Reports the first token to the cold start; on drop, its absence.
 pub(super) struct TokenWatch {
     gate: Arc<Gate>,
     cold_start: u64,
@@ -23,8 +23,8 @@ pub(super) struct TokenWatch {
 }
 
 impl TokenWatch {
-    /// An answer begins. There is something to watch if it is the first one after a cold start, and streams. An error is
-    /// an answer, too: where it is the first, the record ends with it, and has no first token.
+    /// Returns a watch for the first response after a cold start if it streams. Any other first response, including an
+    /// error, ends the record without a first token.
     pub(super) fn begin<B>(
         permit: &Permit,
         request: &request::Parts,
@@ -40,8 +40,8 @@ impl TokenWatch {
         cold_start.map(|cold_start| Box::new(Self { gate: gate.clone(), cold_start, token: <_>::default() }))
     }
 
-    /// The next part of the answer. True once the first token is in.
-    pub(super) fn sees(&mut self, part: &[u8]) -> bool {
+    /// Takes the next part of the body. Returns `true` once it has the first token.
+    pub(super) fn observe(&mut self, part: &[u8]) -> bool {
         let is_in = self.token.is_in(part);
         if is_in {
             self.gate.cold_starts().first_token(self.cold_start);
@@ -52,7 +52,7 @@ impl TokenWatch {
 
 impl Drop for TokenWatch {
     fn drop(&mut self) {
-        // Where there was one, this says nothing new.
+        // No effect if a token has been reported.
         self.gate.cold_starts().ended_without_token(self.cold_start);
     }
 }

@@ -1,4 +1,4 @@
-//! What a good proxy does to heads: hop-by-hop headers end here, forwarding headers begin here.
+//! Header rewriting in both directions: hop-by-hop, forwarding, and reserved headers.
 
 use std::{
     cell::RefCell,
@@ -21,7 +21,7 @@ use http::{
 use super::request_trace::TRACEPARENT;
 use crate::{coldstart::Phase, error::ProxyError, openai::is_event_stream, telemetry::traces::Parent};
 
-/// The request's identity in logs, here and behind us.
+/// Request id, in logs and at the endpoint.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -29,13 +29,12 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 pub const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// Whether a cold start held the request: in our word, and in that of the KEDA HTTP Add-on. Ours to say.
+/// `true` if a cold start held the request. Reserved: removed from responses of endpoints.
 pub const COLD_START: HeaderName = HeaderName::from_static("x-anteroom-cold-start");
 pub(super) const SERVER_TIMING: &str = "server-timing";
 pub const KEDA_COLD_START: HeaderName = HeaderName::from_static("x-keda-http-cold-start");
 
-/// The `Keep-Alive` of a connection that stays open for so many seconds between requests. Each thread makes it once for all of
-/// its connections, which mostly have the same.
+/// Returns the `Keep-Alive` value for an idle timeout. Cached per thread, as most connections share it.
 pub(super) fn keep_alive(seconds: NonZeroU32) -> HeaderValue {
     thread_local! {
         static LAST: RefCell<Option<(NonZeroU32, HeaderValue)>> = const { RefCell::new(None) };
@@ -50,30 +49,31 @@ pub(super) fn keep_alive(seconds: NonZeroU32) -> HeaderValue {
     })
 }
 
-/// The host that a request is for.
+/// Returns the host of a request.
 ///
 /// # Errors
-/// When it names none, or two, or what is none: two readers could take two different ones (RFC 9112, section 3.2).
+/// [`ProxyError::Ambiguous`] unless there is exactly one valid host: two readers could take different ones (RFC 9112,
+/// section 3.2).
 pub fn host(uri: &Uri, headers: &HeaderMap) -> Result<HeaderValue, ProxyError> {
     let mut hosts = headers.get_all(HOST).iter();
     let header = hosts.next();
     if hosts.next().is_some() {
         return Err(ProxyError::Ambiguous("The request has more than one Host header.".into()));
     }
-    // A target in absolute form wins over the header (RFC 9112, section 3.2.2); HTTP/2 has only that.
+    // An absolute target overrides the header (RFC 9112, section 3.2.2); HTTP/2 has `:authority` only.
     let target = uri.authority().map(|authority| HeaderValue::from_str(authority.as_str()).ok());
-    // The header as well where the target wins: who reads only that must not find anything else in it.
+    // Validates the header even if the target overrides it: other readers may use it alone.
     for host in header.into_iter().chain(target.iter().flatten()) {
         if !host.to_str().is_ok_and(is_host) {
-            return Err(ProxyError::Ambiguous("The request's Host is no host.".into()));
+            return Err(ProxyError::Ambiguous("Invalid Host header.".into()));
         }
     }
     let host = target.unwrap_or_else(|| header.cloned());
     host.ok_or_else(|| ProxyError::Ambiguous("The request has no Host header.".into()))
 }
 
-/// Returns whether `text` is a name or an address with or without a port, or nothing (RFC 9112, section 3.2); not with the
-/// user of a URL, nor with what would end the authority of one (RFC 3986, section 3.2).
+/// Returns `true` if `text` is empty, or a name or address with an optional port (RFC 9112, section 3.2). Rejects user
+/// information and characters that end a URL's authority (RFC 3986, section 3.2).
 fn is_host(text: &str) -> bool {
     let is_port = |port: &str| {
         port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok())
@@ -91,11 +91,11 @@ fn is_host(text: &str) -> bool {
     }
 }
 
-/// Checks that the body came in a transfer coding that we have undone, and so none that somebody else sees in it.
+/// Checks that `Transfer-Encoding` is absent or exactly `chunked`.
 ///
 /// # Errors
-/// When it is any but `chunked`, once: hyper goes by the last one only.
-pub fn transfer_coding(headers: &HeaderMap) -> Result<(), ProxyError> {
+/// [`ProxyError::Ambiguous`] otherwise: hyper reads only the last coding, other readers may not.
+pub fn check_transfer_coding(headers: &HeaderMap) -> Result<(), ProxyError> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };
     if coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none() {
@@ -104,20 +104,24 @@ pub fn transfer_coding(headers: &HeaderMap) -> Result<(), ProxyError> {
     Err(ProxyError::Ambiguous("The request's Transfer-Encoding is not just `chunked`.".into()))
 }
 
-/// The trace that a request is a part of, if its `traceparent` can be read.
+/// Returns the trace id of a valid `traceparent`.
 pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let parent = headers.get(TRACEPARENT).filter(|parent| Parent::parse(parent.as_bytes()).is_some())?;
     parent.to_str().ok()?.get(3..35)
 }
 
-/// Makes a client's request head into one for an endpoint, and gives its id.
-pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<SocketAddr>) -> HeaderValue {
+/// Rewrites a client's request head for an endpoint, and returns the request id.
+pub fn prepare_request(
+    parts: &mut request::Parts,
+    host: &HeaderValue,
+    client: Option<SocketAddr>,
+) -> HeaderValue {
     let trailers = parts.headers.get_all(TE).iter().any(|te| {
         te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
     });
     remove_hop_by_hop(&mut parts.headers);
     let headers = &mut parts.headers;
-    // The body has been asked for already: by us.
+    // hyper has sent the 100 Continue.
     headers.remove(EXPECT);
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -144,22 +148,22 @@ pub fn request(parts: &mut request::Parts, host: &HeaderValue, client: Option<So
     }
 }
 
-/// Makes a request head that has been made for an endpoint one that wants to leave HTTP for a WebSocket.
-pub fn upgrade(headers: &mut HeaderMap) {
+/// Adds the headers of a WebSocket upgrade to a prepared head.
+pub fn set_websocket_upgrade(headers: &mut HeaderMap) {
     headers.remove(TE);
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
 }
 
-/// Copies a head out of the read buffer that it came in, which is several times its size.
-pub fn settle(parts: &mut request::Parts) {
+/// Copies a head out of its read buffer, which is several times its size.
+pub fn detach(parts: &mut request::Parts) {
     let size = parts.headers.values().map(HeaderValue::len).sum();
     let mut copy = BytesMut::with_capacity(size);
     for value in parts.headers.values_mut() {
         copy.extend_from_slice(value.as_bytes());
-        // A part of what was a value is one.
-        if let Ok(settled) = HeaderValue::from_maybe_shared(copy.split().freeze()) {
-            *value = settled;
+        // Cannot fail: the bytes were a valid value.
+        if let Ok(detached) = HeaderValue::from_maybe_shared(copy.split().freeze()) {
+            *value = detached;
         }
     }
     if let Ok(uri) = Uri::from_maybe_shared(Bytes::from(parts.uri.to_string())) {
@@ -167,52 +171,51 @@ pub fn settle(parts: &mut request::Parts) {
     }
 }
 
-/// Makes an endpoint's response head into one for the client.
-pub fn response(headers: &mut HeaderMap, request_id: HeaderValue) {
+/// Rewrites an endpoint's response head for the client.
+pub fn prepare_response(headers: &mut HeaderMap, request_id: HeaderValue) {
     remove_hop_by_hop(headers);
     remove_reserved(headers);
     via(headers, "1.1 anteroom");
     if is_event_stream(headers) {
-        // nginx in front of us would keep the events to itself.
+        // nginx buffers event streams unless told not to.
         headers.entry(BUFFERING).or_insert(HeaderValue::from_static("no"));
     }
     headers.entry(REQUEST_ID).or_insert(request_id);
 }
 
-/// Removes what only we say from an endpoint's head or trailers: fields of ours, and entries of `server-timing` that have a
-/// name of ours. The endpoint's other entries stay.
+/// Removes reserved fields and `server-timing` entries from an endpoint's head or trailers.
 pub(super) fn remove_reserved(headers: &mut HeaderMap) {
     headers.remove(KEDA_COLD_START);
-    if headers.keys().any(is_ours) {
-        let names: Vec<_> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+    if headers.keys().any(is_reserved) {
+        let names: Vec<_> = headers.keys().filter(|name| is_reserved(name)).cloned().collect();
         for name in names {
             headers.remove(name);
         }
     }
     if headers.contains_key(SERVER_TIMING) {
         let timings = headers.get_all(SERVER_TIMING).iter().filter_map(|timing| timing.to_str().ok());
-        let entries = timings.flat_map(list_items).filter(|entry| !is_timing_of_ours(entry));
-        let theirs = entries.collect::<Vec<_>>().join(", ");
+        let entries = timings.flat_map(list_items).filter(|entry| !is_reserved_timing(entry));
+        let kept = entries.collect::<Vec<_>>().join(", ");
         headers.remove(SERVER_TIMING);
-        if let Ok(theirs) = HeaderValue::try_from(theirs)
-            && !theirs.is_empty()
+        if let Ok(kept) = HeaderValue::try_from(kept)
+            && !kept.is_empty()
         {
-            headers.insert(SERVER_TIMING, theirs);
+            headers.insert(SERVER_TIMING, kept);
         }
     }
 }
 
-fn is_ours(name: &HeaderName) -> bool {
+fn is_reserved(name: &HeaderName) -> bool {
     name.as_str().starts_with("x-anteroom-")
 }
 
-fn is_timing_of_ours(entry: &str) -> bool {
+fn is_reserved_timing(entry: &str) -> bool {
     let name = entry.split(';').next().unwrap_or_default().trim();
-    let ours = ["hold", "queue", "upstream"].into_iter().chain(Phase::ALL.map(Phase::name));
-    name.is_empty() || ours.into_iter().any(|ours| name.eq_ignore_ascii_case(ours))
+    let reserved = ["hold", "queue", "upstream"].into_iter().chain(Phase::ALL.map(Phase::name));
+    name.is_empty() || reserved.into_iter().any(|reserved| name.eq_ignore_ascii_case(reserved))
 }
 
-/// The items of a list, trimmed: commas within quotes end none (RFC 9110, section 5.6).
+/// Splits a list header into trimmed items. Commas inside quotes do not separate (RFC 9110, section 5.6).
 fn list_items(list: &str) -> impl Iterator<Item = &str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     let items = list.split(move |char| {
@@ -227,15 +230,14 @@ fn list_items(list: &str) -> impl Iterator<Item = &str> {
     items.map(str::trim)
 }
 
-/// A new request id: 32 hexadecimal digits.
+/// Creates a request id of 32 hexadecimal digits.
 pub fn new_id() -> HeaderValue {
     let mut text = String::with_capacity(32);
     let _ = write!(text, "{:032x}", fastrand::u128(..));
     HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("-"))
 }
 
-/// Removes what concerns one connection only (RFC 9110, section 7.6.1). `Trailer` stays: it announces fields that
-/// pass.
+/// Removes hop-by-hop fields (RFC 9110, section 7.6.1). Keeps `Trailer`, as trailers are forwarded.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> = headers
@@ -251,7 +253,7 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
         headers.remove(CONNECTION);
     }
-    // Mostly there is none, which one pass over the names finds out faster than a look-up for each.
+    // Usually there are none, and one pass over the names is cheaper than six look-ups.
     let names = [KEEP_ALIVE, PROXY_CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, UPGRADE];
     if headers.keys().any(|name| names.contains(name)) {
         for name in names {
@@ -259,15 +261,15 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         }
     }
     if headers.remove(TRANSFER_ENCODING).is_some() {
-        // The coding won over a length beside it (RFC 9112, section 6.3), which then was not the body's.
+        // The coding overrides `Content-Length` (RFC 9112, section 6.3), which may be wrong.
         headers.remove(CONTENT_LENGTH);
     }
 }
 
-/// Returns whether a field stays although `Connection` names it. Proxies before us add fields of these kinds, and a client
-/// that names one would take it out of its request (RFC 9110, section 7.6.1, forbids to name what is meant for the recipient).
+/// Returns `true` for a field that is kept even if `Connection` names it. Otherwise a client could remove fields that
+/// proxies in front of Anteroom add, such as its identity (RFC 9110, section 7.6.1, forbids naming end-to-end fields).
 fn is_end_to_end(name: &HeaderName) -> bool {
-    /// What a field says: of the caller and its rights, of where and as what the request came, of the content.
+    /// Words in the names of fields about the caller and its rights, the origin of the request, and the content.
     const WORDS: &[&str] = &[
         "account",
         "accept",
@@ -318,7 +320,7 @@ fn is_end_to_end(name: &HeaderName) -> bool {
         "username",
         "via",
     ];
-    /// Who adds or reads it.
+    /// Prefixes of vendors that add or read fields.
     const PREFIXES: &[&str] = &[
         "anthropic-",
         "cf-",
@@ -342,14 +344,14 @@ fn forwarded(headers: &mut HeaderMap, host: &HeaderValue, client: SocketAddr) {
     append(headers, FORWARDED_FOR, &address.to_string());
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
     headers.entry(FORWARDED_HOST).or_insert_with(|| host.clone());
-    // Continued where someone began it, since a list with a gap misleads; the X- headers are what servers read.
+    // Only continued, as servers read the X- headers; a list with a gap would mislead.
     if headers.contains_key(FORWARDED) {
         let node = if address.is_ipv6() { format!("\"[{address}]\"") } else { address.to_string() };
         append(headers, FORWARDED, &format!("for={node};proto=http"));
     }
 }
 
-/// Says that a message has come through here. Mostly it is the first that does, which takes no allocation.
+/// Adds an entry to `Via`. Usually the first one, which needs no allocation.
 fn via(headers: &mut HeaderMap, item: &'static str) {
     if headers.contains_key(VIA) {
         append(headers, VIA, item);
@@ -358,7 +360,7 @@ fn via(headers: &mut HeaderMap, item: &'static str) {
     }
 }
 
-/// Adds to a list header: one line, so that whoever reads only the first or the last line sees all of it.
+/// Appends to a list header. Joins its lines into one, for readers that use only the first or last line.
 fn append(headers: &mut HeaderMap, name: HeaderName, item: &str) {
     let mut list = String::new();
     for value in headers.get_all(&name) {
@@ -384,12 +386,12 @@ mod tests {
         }
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         let host = host(&parts.uri, &parts.headers).unwrap();
-        let id = super::request(&mut parts, &host, Some("192.0.2.7:1234".parse().unwrap()));
+        let id = prepare_request(&mut parts, &host, Some("192.0.2.7:1234".parse().unwrap()));
         (parts, id)
     }
 
     #[test]
-    fn what_concerns_one_connection_ends_here() {
+    fn hop_by_hop_headers_are_removed() {
         let (parts, _) = forward(
             &[
                 ("host", "api.example"),
@@ -417,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarding_headers_continue_what_came() {
+    fn forwarding_headers_are_continued() {
         let (parts, id) = forward(&[("host", "api.example")], "/");
         assert_eq!(parts.headers["x-forwarded-for"], "192.0.2.7");
         assert_eq!(parts.headers["x-forwarded-host"], "api.example");
@@ -448,11 +450,11 @@ mod tests {
             (id.to_str().unwrap(), &parts.headers["traceparent"]),
             ("mine", &HeaderValue::from_static(trace))
         );
-        assert_eq!(parts.headers["host"], "other.example", "the absolute form wins");
+        assert_eq!(parts.headers["host"], "other.example", "the absolute form overrides the header");
     }
 
     #[test]
-    fn a_traceparent_that_is_none_is_not_passed_on() {
+    fn invalid_traceparent_is_removed() {
         for (text, good) in [
             ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", true),
             ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", false),
@@ -463,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn host_is_a_name_or_an_address() {
+    fn host_must_be_a_name_or_an_address() {
         for good in
             ["", "a", "a.b:80", "a:", "a_b~%41:65535", "127.0.0.1:1", "[::1]", "[::1]:8080", "[2001:db8::1]:"]
         {
@@ -498,14 +500,14 @@ mod tests {
         ] {
             assert!(!is_host(bad), "{bad}");
         }
-        // Beside a target that wins.
+        // Next to an absolute target.
         let mut headers = HeaderMap::new();
         headers.insert(HOST, HeaderValue::from_static("a:b"));
         assert!(host(&Uri::from_static("http://a.test/x"), &headers).is_err());
     }
 
     #[test]
-    fn endpoint_says_nothing_in_our_name() {
+    fn reserved_response_headers_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("x-anteroom-cold-start", "true"),
@@ -531,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn connection_names_away_no_field_of_the_caller() {
+    fn connection_cannot_remove_caller_fields() {
         for (name, stays) in [
             ("api-key", true),
             ("ocp-apim-subscription-key", true),
@@ -554,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn two_hosts_or_none_are_refused() {
+    fn missing_or_repeated_host_is_rejected() {
         let mut headers = HeaderMap::new();
         assert!(host(&Uri::from_static("/"), &headers).is_err());
         headers.append(HOST, HeaderValue::from_static("a"));

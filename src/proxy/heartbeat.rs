@@ -1,4 +1,4 @@
-//! Heartbeats: what a client is sent while there is nothing else to send, and where in an answer there may be any.
+//! Heartbeats: their form, the client's preference, and their place in a response that has begun.
 
 use std::time::Duration;
 
@@ -14,67 +14,64 @@ use crate::{
     openai::{self, OpenEvent, Patience, Shape},
 };
 
-/// The request header by which a client chooses its heartbeats. It ends here.
+/// Request header that selects the heartbeats. Not forwarded.
 const KEEPALIVE: HeaderName = HeaderName::from_static("x-anteroom-keepalive");
 
-/// The shortest interval of heartbeats that a client's SDK can bring about.
-const SHORTEST: Duration = Duration::from_millis(100);
+/// Shortest interval that a client's timeout can cause.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a waiting client is sent.
+/// Form of a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heartbeat {
-    /// Lines that SSE parsers skip.
+    /// SSE comments, which parsers skip.
     Comment,
-    /// Events with no content.
+    /// SSE events without content.
     Chunk,
-    /// White space before JSON.
+    /// Whitespace before a JSON body.
     Whitespace,
 }
 
-/// Heartbeats in an answer that has begun: until its first byte and, where the route asks for that, in the pauses
-/// between the events of a stream.
+/// Heartbeats in a response that has begun: until its first byte and, with `keepalive.whileStreaming`, in pauses between
+/// events.
 pub struct ResponseHeartbeats {
     heartbeat: Heartbeat,
     shape: Shape,
     model: Option<Box<str>>,
     interval: Duration,
-    /// Where the stream stands. Followed only if there are heartbeats after the first byte, since it takes a look at
-    /// each byte.
+    /// Position in the event stream. `None` unless heartbeats go on after the first byte, as tracking reads every byte.
     event: Option<OpenEvent>,
     begun: bool,
-    /// Comments have gone out since the last event.
+    /// Comments have been sent since the last event.
     after_comments: bool,
-    /// When the last part of the answer came, or its head.
-    part: Option<Instant>,
-    /// When the last heartbeat was, if no part has come since.
-    beat: Option<Instant>,
+    /// Arrival of the last part of the response, or of its head.
+    last_part: Option<Instant>,
+    /// Time of the last heartbeat; `None` if a part has arrived since.
+    last_heartbeat: Option<Instant>,
 }
 
-/// What a request says of its heartbeats.
+/// A client's choice of heartbeats.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeartbeatPreference {
-    /// The form of its answer, as its path has it.
+    /// Form of the response, from the request path.
     pub shape: Shape,
-    /// Its client's choice, which goes before the route's.
+    /// Overrides the mode of the route.
     choice: Option<KeepaliveMode>,
 }
 
-/// A period of heartbeats, or what the client's SDK bears of silence if that is less; but a client cannot have us send as
-/// fast as it likes.
-pub fn sooner(period: Duration, patience: Patience) -> Duration {
-    patience.safe_silence().map_or(period, |safe| period.min(safe.max(SHORTEST)))
+/// Shortens a heartbeat period to the silence that the client tolerates, but not below [`MIN_INTERVAL`].
+pub fn heartbeat_period(period: Duration, patience: Patience) -> Duration {
+    patience.safe_silence().map_or(period, |safe| period.min(safe.max(MIN_INTERVAL)))
 }
 
 // === impl HeartbeatPreference ===
 
 impl HeartbeatPreference {
-    /// Takes what a client says of its heartbeats out of its request. The path tells the shape of the answer.
+    /// Removes the client's choice from a request.
     ///
     /// # Errors
-    /// When that cannot be read.
+    /// The value is not a known mode.
     pub fn take(headers: &mut HeaderMap, shape: Option<Shape>) -> Result<Self, ProxyError> {
         let shape = shape.unwrap_or_default();
-        // The usual case takes one look.
         let Some(value) = headers.remove(&KEEPALIVE) else { return Ok(Self { shape, choice: None }) };
         let choice = match value.as_bytes() {
             b"off" => KeepaliveMode::Off,
@@ -82,21 +79,20 @@ impl HeartbeatPreference {
             b"chunk" => KeepaliveMode::Chunk,
             other => {
                 let other = String::from_utf8_lossy(other);
-                let reason = format!("{KEEPALIVE}: \"{other}\" is none of `off`, `comment` and `chunk`.");
+                let reason = format!("{KEEPALIVE}: \"{other}\" is not one of `off`, `comment` and `chunk`.");
                 return Err(ProxyError::InvalidRequest(reason));
             }
         };
         Ok(Self { shape, choice: Some(choice) })
     }
 
-    /// What is sent before there is an answer.
-    pub fn before_answer(self, mode: KeepaliveMode, stream: bool) -> Option<Heartbeat> {
-        Heartbeat::before_answer(self.choice.unwrap_or(mode), stream, self.shape)
+    /// Returns the heartbeat to send until the response begins.
+    pub fn before_response(self, mode: KeepaliveMode, stream: bool) -> Option<Heartbeat> {
+        Heartbeat::before_response(self.choice.unwrap_or(mode), stream, self.shape)
     }
 
-    /// Heartbeats of an answer that goes out under this head, to a request with these headers; `None` where there may
-    /// be none.
-    pub fn beats(
+    /// Returns the heartbeats for a response with this head, or `None` if it cannot carry any.
+    pub fn within_response(
         self,
         gate: &Gate,
         request: &HeaderMap,
@@ -105,8 +101,8 @@ impl HeartbeatPreference {
         let keepalive = gate.policy().keepalive;
         let heartbeat =
             Heartbeat::within_response(self.choice.unwrap_or(keepalive.mode), self.shape, answer)?;
-        // What cannot be read was refused before.
-        let interval = sooner(keepalive.interval.get(), Patience::of(request).unwrap_or_default());
+        // Invalid headers were rejected before admission.
+        let interval = heartbeat_period(keepalive.interval.get(), Patience::of(request).unwrap_or_default());
         Some(Box::new(ResponseHeartbeats::new(heartbeat, self.shape, interval, keepalive.while_streaming)))
     }
 }
@@ -114,8 +110,8 @@ impl HeartbeatPreference {
 // === impl Heartbeat ===
 
 impl Heartbeat {
-    /// What a request gets while the form of its answer is known by its path alone; `None`: nothing.
-    const fn before_answer(mode: KeepaliveMode, stream: bool, shape: Shape) -> Option<Self> {
+    /// Returns the heartbeat to send while only the request path tells the form of the response.
+    const fn before_response(mode: KeepaliveMode, stream: bool, shape: Shape) -> Option<Self> {
         match mode {
             KeepaliveMode::Off => None,
             mode if stream && shape.streams_events() => Some(Self::of_events(mode, shape)),
@@ -124,7 +120,7 @@ impl Heartbeat {
         }
     }
 
-    /// What may be put into an answer with this head; `None`: nothing.
+    /// Returns the heartbeat that fits a response with this head.
     fn within_response(mode: KeepaliveMode, shape: Shape, answer: &HeaderMap) -> Option<Self> {
         if mode == KeepaliveMode::Off || encoding(answer).is_some() {
             None
@@ -146,7 +142,7 @@ impl Heartbeat {
 // === impl ResponseHeartbeats ===
 
 impl ResponseHeartbeats {
-    /// Heartbeats in an answer of this shape.
+    /// Creates the heartbeats of a response.
     pub fn new(heartbeat: Heartbeat, shape: Shape, interval: Duration, while_streaming: bool) -> Self {
         let event = (while_streaming && heartbeat != Heartbeat::Whitespace).then(OpenEvent::default);
         Self {
@@ -157,37 +153,37 @@ impl ResponseHeartbeats {
             event,
             begun: false,
             after_comments: false,
-            part: None,
-            beat: None,
+            last_part: None,
+            last_heartbeat: None,
         }
     }
 
-    /// The same, after others that have gone out with an early head, the last of them at `beat`.
-    pub fn going_on(mut self, model: Option<Box<str>>, beat: Instant) -> Self {
-        (self.model, self.beat) = (model, Some(beat));
+    /// Continues the heartbeats of an early response, the last of which was sent at `last`.
+    pub fn continuing(mut self, model: Option<Box<str>>, last: Instant) -> Self {
+        (self.model, self.last_heartbeat) = (model, Some(last));
         self.after_comments = self.heartbeat == Heartbeat::Comment;
         self
     }
 
-    /// Names the model that the request is for, which chunks have.
+    /// Sets the model that chunks name.
     pub fn name_model(&mut self, model: Option<Box<str>>) {
         self.model = model;
     }
 
-    /// A part has come.
-    pub fn came(&mut self) {
-        (self.part, self.beat) = (Some(Instant::now()), None);
+    /// Records the arrival of a part.
+    pub fn record_part(&mut self) {
+        (self.last_part, self.last_heartbeat) = (Some(Instant::now()), None);
     }
 
-    /// When the client is to be sent something, and when the endpoint has paused for as long as `limit`.
+    /// Returns the time of the next heartbeat, and the time at which the endpoint has paused for `limit`.
     pub fn due(&mut self, limit: Duration) -> (Instant, Instant) {
-        let part = *self.part.get_or_insert_with(Instant::now);
-        (self.beat.unwrap_or(part) + self.interval, part + limit)
+        let part = *self.last_part.get_or_insert_with(Instant::now);
+        (self.last_heartbeat.unwrap_or(part) + self.interval, part + limit)
     }
 
-    /// A heartbeat of a request with this id that came so long ago; `None` within an event.
+    /// Returns the next heartbeat, or `None` inside an event. `waited`: time since the request arrived.
     pub fn beat(&mut self, id: &str, waited: Duration) -> Option<Bytes> {
-        self.beat = Some(Instant::now());
+        self.last_heartbeat = Some(Instant::now());
         if self.event.is_some_and(|event| !event.is_between()) {
             return None;
         }
@@ -205,8 +201,8 @@ impl ResponseHeartbeats {
         }))
     }
 
-    /// A part of the answer, with what has to go before it: parsers that know no comments take one together with the
-    /// event after it for one thing to skip (`vllm bench serve`), and that is then an event with no content.
+    /// Passes a part of the response on. After comments, an empty event goes first: parsers without support for comments
+    /// (`vllm bench serve`) skip the event that follows one.
     pub fn pass(&mut self, part: Bytes, id: &str) -> Bytes {
         if part.is_empty() {
             return part;
@@ -228,8 +224,8 @@ impl ResponseHeartbeats {
         }
     }
 
-    /// Whether there will be no more of them.
-    pub const fn are_over(&self) -> bool {
+    /// Returns `true` if there will be no more heartbeats.
+    pub const fn is_finished(&self) -> bool {
         self.begun && self.event.is_none()
     }
 }

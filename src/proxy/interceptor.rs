@@ -14,30 +14,30 @@ use crate::{
     domain::{Intercept, StaticRoute},
 };
 
-/// A route that serves anything, prepared for requests.
+/// A route that proxies any HTTP application.
 pub struct Interceptor {
     gate: Arc<Gate>,
-    asks: Arc<Intercept>,
-    /// Of the static routes, in their order.
+    config: Arc<Intercept>,
+    /// Rules of `config.static_routes`, in the same order.
     statics: Vec<Vec<Rule>>,
 }
 
 // === impl Interceptor ===
 
 impl Interceptor {
-    pub(super) fn new(gate: &Arc<Gate>, asks: &Arc<Intercept>) -> Arc<Self> {
+    pub(super) fn new(gate: &Arc<Gate>, config: &Arc<Intercept>) -> Arc<Self> {
         let rules = |route: &StaticRoute| route.rules.iter().map(Rule::new).collect();
-        let statics = asks.static_routes.iter().map(rules).collect();
-        Arc::new(Self { gate: gate.clone(), asks: asks.clone(), statics })
+        let statics = config.static_routes.iter().map(rules).collect();
+        Arc::new(Self { gate: gate.clone(), config: config.clone(), statics })
     }
 
-    /// The name of its route.
+    /// Returns the name of the route.
     pub fn key(&self) -> &str {
         self.gate.key().as_str()
     }
 
     fn static_route(&self, host: &str, path: &str, headers: &HeaderMap) -> Option<&StaticRoute> {
         let holds = |rules: &Vec<Rule>| rules.iter().any(|rule| rule.holds(host, path, headers));
-        self.statics.iter().position(holds).and_then(|place| self.asks.static_routes.get(place))
+        self.statics.iter().position(holds).and_then(|place| self.config.static_routes.get(place))
     }
 }

@@ -1,7 +1,6 @@
-//! Keeping a waiting client informed: a 200 that goes out early, and what is in its body until the answer comes.
+//! Early responses: a 200 whose body carries heartbeats until the endpoint responds.
 //!
-//! The early 200 commits. Whatever fails after it is said inside the body: as an event in a stream, as the body itself
-//! where there is none.
+//! After an early 200, errors can only be reported in the body: as an event of a stream, else as the body itself.
 
 use std::{
     future::Future,
@@ -34,11 +33,11 @@ use crate::{
     openai::{self, Dialect, OpenEvent, Shape},
 };
 
-/// What goes on while the client waits: holding, dispatching, and the head of the answer.
+/// Resolves to the response of the endpoint, after hold and dispatch.
 pub type PendingResponse =
     Pin<Box<dyn Future<Output = Result<Response<Body>, (Exchange, ProxyError)>> + Send>>;
 
-/// What heartbeats tell of a request, and where it stands in the queue while it does.
+/// State of a held request that heartbeats report.
 pub struct WaitStatus {
     gate: Arc<Gate>,
     since: Instant,
@@ -48,48 +47,48 @@ pub struct WaitStatus {
     dialect: Dialect,
     story: Arc<Story>,
     early: Option<EarlyAnswerTime>,
-    spot: Mutex<Option<Spot<Permit>>>,
+    /// Position in the queue; `None` while dispatched.
+    position: Mutex<Option<Spot<Permit>>>,
 }
 
-/// The body of an early answer.
+/// Body of an early response.
 pub struct EarlyResponse {
     state: State,
     heartbeat: Heartbeat,
     wait: Arc<WaitStatus>,
     ticks: Interval,
-    /// When the last heartbeat was.
-    beat: Instant,
-    /// What is still to be said before the answer.
-    said: Option<Bytes>,
+    last_heartbeat: Instant,
+    /// Sent before anything else.
+    pending: Option<Bytes>,
 }
 
 enum State {
     Waiting(PendingResponse),
-    /// The answer came, and fits what was begun.
+    /// The endpoint's response has the form that the early head announced, and is passed on.
     Relaying {
-        /// On the heap: what still waits should not carry its room.
+        /// Boxed to keep waiting responses small.
         body: Box<Body>,
         event: OpenEvent,
         begun: bool,
     },
-    /// The answer came and is an error, or no stream: it is framed as the one thing that remains to say.
+    /// The endpoint's response is an error or not a stream: it is read and sent as a single event.
     Framing {
         status: StatusCode,
-        body: Pin<Box<Framing>>,
+        body: Pin<Box<ReadBody>>,
     },
-    /// Dropped with the body, by which the request is counted.
-    Said(#[expect(dead_code, reason = "counts when dropped")] Option<Exchange>),
+    /// Complete. Drops the exchange, and so counts the request, with the body.
+    Ended(#[expect(dead_code, reason = "held for its Drop")] Option<Exchange>),
 }
 
-type Framing = dyn Future<Output = Result<Bytes, String>> + Send;
+type ReadBody = dyn Future<Output = Result<Bytes, String>> + Send;
 
-/// How much of an answer is read to be framed.
-const MAX_FRAMED: usize = 1 << 20;
+/// Longest response sent as a single event.
+const MAX_EVENT_BYTES: usize = 1 << 20;
 
 // === impl WaitStatus ===
 
 impl WaitStatus {
-    /// What can be told of a request.
+    /// Creates the status of a request that is about to be held.
     pub fn new(exchange: &Exchange, shape: Shape, model: Option<Box<str>>, story: Arc<Story>) -> Arc<Self> {
         Arc::new(Self {
             gate: exchange.gate().clone(),
@@ -100,7 +99,7 @@ impl WaitStatus {
             dialect: exchange.dialect,
             story,
             early: exchange.early(),
-            spot: Mutex::default(),
+            position: Mutex::default(),
         })
     }
 
@@ -108,17 +107,17 @@ impl WaitStatus {
         self.id.to_str().unwrap_or("anteroom")
     }
 
-    /// It waits there now, or nowhere.
-    pub fn at(&self, spot: Option<Spot<Permit>>) {
-        *self.spot.lock() = spot;
+    /// Sets the position in the queue; `None` while dispatched.
+    pub fn set_position(&self, position: Option<Spot<Permit>>) {
+        *self.position.lock() = position;
     }
 
-    /// How the wait goes, in `key=value` words.
+    /// Formats the status as `key=value` words.
     fn describe(&self) -> String {
         let cold_starts = self.gate.cold_starts();
-        // Once the target may be sent to, who is in the queue waits for a turn.
+        // After the activation, requests in the queue wait for capacity.
         let phase = cold_starts.phase().map(|(phase, _)| phase).filter(|phase| phase.is_activation());
-        let position = self.spot.lock().as_ref().map(Spot::ahead);
+        let position = self.position.lock().as_ref().map(Spot::ahead);
         let what = match (phase, position) {
             (_, None) => "waiting phase=first_byte".to_owned(),
             (Some(phase), _) => format!("cold start phase={}", phase.name()),
@@ -142,7 +141,7 @@ impl WaitStatus {
         self.model.as_deref().unwrap_or_default()
     }
 
-    fn beat(&self, heartbeat: Heartbeat) -> Bytes {
+    fn heartbeat(&self, heartbeat: Heartbeat) -> Bytes {
         self.story.heartbeat();
         let comment = || openai::sse_comment(&self.describe());
         match heartbeat {
@@ -155,15 +154,15 @@ impl WaitStatus {
     }
 }
 
-/// Words that end neither the line nor the quotation that they stand in, and not endless.
+/// Makes text safe inside double quotes on one line, and truncates it.
 fn one_line(text: &str) -> String {
-    const LONGEST: usize = 500;
+    const MAX_REASON_CHARS: usize = 500;
     let plain = |character: char| match character {
         '"' => '\'',
         _ if character.is_control() => ' ',
         _ => character,
     };
-    text.chars().take(LONGEST).map(plain).collect()
+    text.chars().take(MAX_REASON_CHARS).map(plain).collect()
 }
 
 const fn content_type(heartbeat: Heartbeat) -> HeaderValue {
@@ -176,9 +175,9 @@ const fn content_type(heartbeat: Heartbeat) -> HeaderValue {
 // === impl EarlyResponse ===
 
 impl EarlyResponse {
-    /// The early answer to a request that goes on waiting. Its first heartbeat goes out at once.
-    pub fn answer(
-        waiting: PendingResponse,
+    /// Starts an early response. The first heartbeat is sent immediately.
+    pub fn start(
+        response: PendingResponse,
         heartbeat: Heartbeat,
         interval: Duration,
         wait: Arc<WaitStatus>,
@@ -189,21 +188,21 @@ impl EarlyResponse {
         }
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let kept = Self {
-            state: State::Waiting(waiting),
+        let body = Self {
+            state: State::Waiting(response),
             heartbeat,
             wait: wait.clone(),
             ticks,
-            beat: Instant::now(),
-            said: None,
+            last_heartbeat: Instant::now(),
+            pending: None,
         };
-        let mut response = Response::new(Body::Early(UnsyncBoxBody::new(kept)));
+        let mut response = Response::new(Body::Early(UnsyncBoxBody::new(body)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type(heartbeat));
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
-        // nginx in front of us would keep the heartbeats to itself.
+        // nginx buffers responses, and with them the heartbeats, unless told not to.
         headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-        super::forward::response(headers, wait.id.clone());
+        super::forward::prepare_response(headers, wait.id.clone());
         if wait.gate.cold_starts().phase().is_some() {
             super::answers::set_cold_start_headers(headers);
         }
@@ -212,24 +211,24 @@ impl EarlyResponse {
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            if let Some(said) = self.said.take() {
-                return Poll::Ready(Some(Ok(Frame::data(said))));
+            if let Some(pending) = self.pending.take() {
+                return Poll::Ready(Some(Ok(Frame::data(pending))));
             }
             match &mut self.state {
                 State::Waiting(waiting) => match waiting.as_mut().poll(cx) {
-                    Poll::Ready(Ok(response)) => self.answered(response),
+                    Poll::Ready(Ok(response)) => self.begin_response(response),
                     Poll::Ready(Err((mut exchange, error))) => {
                         exchange.fail(&error);
-                        let said = self.error(&error);
-                        self.state = State::Said(Some(exchange));
-                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                        let last = self.error(&error);
+                        self.state = State::Ended(Some(exchange));
+                        return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
-                    Poll::Pending => return self.poll_beat(cx),
+                    Poll::Pending => return self.poll_heartbeat(cx),
                 },
                 State::Framing { status, body } => match body.as_mut().poll(cx) {
-                    Poll::Pending => return self.poll_beat(cx),
+                    Poll::Pending => return self.poll_heartbeat(cx),
                     Poll::Ready(Ok(bytes)) => {
-                        let said = match (self.heartbeat, *status) {
+                        let last = match (self.heartbeat, *status) {
                             (Heartbeat::Whitespace, status) => {
                                 let text = String::from_utf8_lossy(&bytes);
                                 self.error(&self.upstream_error(format!("it answered {status}: {text}")))
@@ -240,30 +239,30 @@ impl EarlyResponse {
                                 self.event(dialect.upstream_error_event(status, &bytes, self.wait.id()))
                             }
                         };
-                        self.state = State::Said(None);
-                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                        self.state = State::Ended(None);
+                        return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
                     Poll::Ready(Err(reason)) => {
-                        let said = self.error(&self.upstream_error(reason));
-                        self.state = State::Said(None);
-                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                        let last = self.error(&self.upstream_error(reason));
+                        self.state = State::Ended(None);
+                        return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
                 },
                 State::Relaying { body, event, begun } => match ready!(Pin::new(body).poll_frame(cx)) {
-                    // Its account says so already.
+                    // The body has recorded the outcome.
                     Some(Err(error)) => {
                         let (end, begun) = (event.end(), *begun);
                         let error = self.upstream_error(error.to_string());
-                        let said = if begun && self.heartbeat != Heartbeat::Whitespace {
-                            // Out of the event that broke off, or the two would be read as one.
+                        let last = if begun && self.heartbeat != Heartbeat::Whitespace {
+                            // Ends the aborted event first, or parsers would join the two.
                             let WaitStatus { dialect, .. } = &*self.wait;
                             let error = error.for_client(self.detail());
                             [end, &*dialect.error_event(&error, self.wait.id())].concat().into()
                         } else {
                             self.error(&error)
                         };
-                        self.state = State::Said(None);
-                        return Poll::Ready(Some(Ok(Frame::data(said))));
+                        self.state = State::Ended(None);
+                        return Poll::Ready(Some(Ok(Frame::data(last))));
                     }
                     Some(Ok(frame)) => {
                         if let Some(data) = frame.data_ref() {
@@ -274,20 +273,20 @@ impl EarlyResponse {
                     }
                     None => return Poll::Ready(None),
                 },
-                State::Said(_) => return Poll::Ready(None),
+                State::Ended(_) => return Poll::Ready(None),
             }
         }
     }
 
-    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_heartbeat(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         ready!(self.ticks.poll_tick(cx));
-        self.beat = Instant::now();
-        Poll::Ready(Some(Ok(Frame::data(self.wait.beat(self.heartbeat)))))
+        self.last_heartbeat = Instant::now();
+        Poll::Ready(Some(Ok(Frame::data(self.wait.heartbeat(self.heartbeat)))))
     }
 
-    fn answered(&mut self, response: Response<Body>) {
+    fn begin_response(&mut self, response: Response<Body>) {
         let (head, mut body) = response.into_parts();
-        self.said = self.timing(&head.headers);
+        self.pending = self.timing(&head.headers);
         let (success, typed) = (head.status.is_success(), head.headers.contains_key(CONTENT_TYPE));
         let fits = match self.heartbeat {
             Heartbeat::Whitespace => openai::is_json(&head.headers) || (success && !typed),
@@ -295,25 +294,25 @@ impl EarlyResponse {
         };
         let frames = !success || (self.heartbeat != Heartbeat::Whitespace && is_text(&head.headers));
         let decoded = body.decode(&head.headers);
-        let usable =
-            decoded.and_then(|()| if fits || frames { Ok(()) } else { Err(self.other_form(&head.headers)) });
+        let usable = decoded
+            .and_then(|()| if fits || frames { Ok(()) } else { Err(self.form_mismatch(&head.headers)) });
         self.state = match usable {
             Err(error) => {
                 let error = self.upstream_error(body.give_up(error).to_string());
-                let said = [self.said.take().unwrap_or_default(), self.error(&error)].concat();
-                self.said = Some(said.into());
-                State::Said(None)
+                let last = [self.pending.take().unwrap_or_default(), self.error(&error)].concat();
+                self.pending = Some(last.into());
+                State::Ended(None)
             }
             Ok(()) if fits => {
                 let WaitStatus { gate, shape, model, .. } = &*self.wait;
                 let while_streaming = gate.policy().keepalive.while_streaming;
                 let beats =
                     ResponseHeartbeats::new(self.heartbeat, *shape, self.ticks.period(), while_streaming);
-                body.inform(beats.going_on(model.clone(), self.beat));
+                body.inform(beats.continuing(model.clone(), self.last_heartbeat));
                 State::Relaying { body: Box::new(body), event: OpenEvent::default(), begun: false }
             }
             Ok(()) => {
-                let whole = async { http_body_util::Limited::new(body, MAX_FRAMED).collect().await };
+                let whole = async { http_body_util::Limited::new(body, MAX_EVENT_BYTES).collect().await };
                 let body = Box::pin(async {
                     let whole = whole.await.map(http_body_util::Collected::to_bytes);
                     whole.map_err(|error| error.to_string())
@@ -323,18 +322,18 @@ impl EarlyResponse {
         };
     }
 
-    /// What is wrong with an answer that is not what the early head has told.
-    fn other_form(&self, headers: &HeaderMap) -> BodyError {
+    /// Returns the error for a response whose form differs from the early head.
+    fn form_mismatch(&self, headers: &HeaderMap) -> BodyError {
         let form =
             headers.get(CONTENT_TYPE).map(|kind| String::from_utf8_lossy(kind.as_bytes()).into_owned());
-        let told = match self.heartbeat {
+        let announced = match self.heartbeat {
             Heartbeat::Whitespace => "JSON",
             Heartbeat::Comment | Heartbeat::Chunk => "a stream of events",
         };
-        BodyError::Form(form.unwrap_or_default(), told)
+        BodyError::Form(form.unwrap_or_default(), announced)
     }
 
-    /// What the header would have said, had it not gone out: as a comment, where there are any.
+    /// Formats `server-timing` as a comment, since the head has been sent.
     fn timing(&self, headers: &HeaderMap) -> Option<Bytes> {
         let timings = headers.get_all(SERVER_TIMING).iter().filter_map(|timing| timing.to_str().ok());
         let timings = timings.collect::<Vec<_>>().join(", ");
@@ -346,12 +345,11 @@ impl EarlyResponse {
         ProxyError::UpstreamError { route: self.wait.gate.key().clone(), reason }
     }
 
-    /// How much the client reads of a failure.
     fn detail(&self) -> FailureDetail {
         self.wait.gate.policy().failure.detail
     }
 
-    /// An error in the place of the answer, in the shape of the API that the request speaks.
+    /// Formats an error that takes the place of the response.
     fn error(&self, error: &ProxyError) -> Bytes {
         let WaitStatus { dialect, .. } = &*self.wait;
         let error = &*error.for_client(self.detail());
@@ -361,7 +359,8 @@ impl EarlyResponse {
         }
     }
 
-    /// An event of ours in the place of an answer, with what has to be between it and comments: see [`ResponseHeartbeats::pass`].
+    /// Formats an event that takes the place of the response. An empty event separates it from comments, see
+    /// [`ResponseHeartbeats::pass`].
     fn event(&self, event: Bytes) -> Bytes {
         let WaitStatus { shape, .. } = &*self.wait;
         let empty = match self.heartbeat {
@@ -386,7 +385,7 @@ impl http_body::Body for EarlyResponse {
     }
 }
 
-/// Whether an answer may become the data of an event: JSON or other text, or so it seems.
+/// Returns `true` if a response can be sent as the data of an event: JSON, text, or untyped.
 fn is_text(headers: &HeaderMap) -> bool {
     let kind = headers.get(CONTENT_TYPE);
     openai::is_json(headers)

@@ -93,7 +93,7 @@ impl Proxy {
             return Err(ProxyError::Ambiguous("CONNECT is not supported.".into()).into());
         }
         let host = forward::host(&head.uri, &head.headers)?;
-        forward::transfer_coding(&head.headers)?;
+        forward::check_transfer_coding(&head.headers)?;
         if self.shared.cross_site.guards_requests()
             && let Some(answer) = self.check_page(&host, &head)?
         {
@@ -220,7 +220,7 @@ impl Proxy {
         };
         // Read buffers are several times the size of a request, and slices keep them alive. Over HTTP/1 the body's buffer
         // belongs to this request alone, so copying it would free nothing.
-        forward::settle(&mut routed.head);
+        forward::detach(&mut routed.head);
         if let Some(id) = routed.head.headers.get(forward::REQUEST_ID) {
             routed.request_id = id.clone();
         }

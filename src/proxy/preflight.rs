@@ -1,6 +1,5 @@
-//! CORS preflights. Where origins are configured, they are answered here. Else the server that will answer the request
-//! behind one answers it, too, while it is up. They wake nothing and keep nothing up: a page that is only looked at must
-//! not start a GPU.
+//! CORS preflights. With `cors` configured, the proxy answers them; else the model server does while it is up. They create
+//! no demand: opening a web page must not start a GPU.
 
 use std::sync::Arc;
 
@@ -24,32 +23,33 @@ use crate::{
     openai::Api,
 };
 
-/// The method of the request that a preflight is about (Fetch, section 4.8); `None` for any other request.
-fn method_asked_for(method: &Method, headers: &HeaderMap) -> Option<Method> {
+/// Returns the method that a preflight asks for (Fetch, section 4.8), or `None` if the request is not a preflight.
+fn requested_method(method: &Method, headers: &HeaderMap) -> Option<Method> {
     if *method != Method::OPTIONS || !headers.contains_key(ORIGIN) {
         return None;
     }
     Method::from_bytes(headers.get(ACCESS_CONTROL_REQUEST_METHOD)?.as_bytes()).ok()
 }
 
-/// Headers of our answers that pages may read: what SDKs go by, and what is said of the wait.
-const EXPOSED: &str = "retry-after, server-timing, x-anteroom-cold-start, x-request-id, x-should-retry";
+/// Response headers that pages may read: those that SDKs use, and those about the wait.
+const EXPOSED_HEADERS: &str =
+    "retry-after, server-timing, x-anteroom-cold-start, x-request-id, x-should-retry";
 
-/// How long a browser may remember the answer to a preflight: 10 minutes.
+/// Lifetime of a preflight response in the browser.
 const MAX_AGE_SECS: &str = "600";
 
-/// Lets pages of `origin` read an answer, unless the server that made it has said which may.
+/// Allows pages of `origin` to read a response, unless the model server has set CORS headers itself.
 pub(super) fn allow_reading(headers: &mut HeaderMap, origin: &HeaderValue) {
     if headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) {
         return;
     }
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS));
     headers.append(VARY, HeaderValue::from_static("Origin"));
 }
 
-/// Answers a preflight: a page of a listed origin may send what it asks for.
-fn allow(method: &Method, asked: &HeaderMap) -> Response<Body> {
+/// Answers the preflight of a listed origin: allows the method and headers asked for.
+fn preflight_response(method: &Method, asked: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::full(""));
     *response.status_mut() = StatusCode::NO_CONTENT;
     let headers = response.headers_mut();
@@ -68,8 +68,7 @@ fn allow(method: &Method, asked: &HeaderMap) -> Response<Body> {
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// The route whose server answers a preflight: that of the request behind it, where its model is not needed to find
-    /// it. Another server may allow other origins.
+    /// Returns the route of the request that a preflight announces, if it can be found without a model.
     pub(super) fn preflight(
         &self,
         host: &str,
@@ -77,10 +76,9 @@ impl RouteTable {
         method: &Method,
         headers: &HeaderMap,
     ) -> Option<&Arc<Gate>> {
-        let method = method_asked_for(method, headers)?;
+        let method = requested_method(method, headers)?;
         match self.api(&method, path) {
             Api::Models | Api::Model(_) | Api::Probe | Api::Root | Api::WrongMethod(_) | Api::Unknown => None,
-            // An answer of a model server.
             _ => self.only_route_at(host, path, headers),
         }
     }
@@ -89,8 +87,8 @@ impl RouteTable {
 // === impl Proxy ===
 
 impl Proxy {
-    /// Stops a request of a foreign page or to a foreign host, and answers the preflight of a page that is listed, unless
-    /// it is for an application: that may have rules of its own.
+    /// Rejects requests from other sites and for foreign hosts. Answers preflights of listed origins, except for
+    /// application routes, which may have rules of their own.
     pub(super) fn check_page(
         &self,
         host: &HeaderValue,
@@ -100,14 +98,14 @@ impl Proxy {
         let table = self.shared.table.load();
         self.shared.cross_site.check_host(host, |name| table.names_host(name))?;
         self.shared.cross_site.check_page(host, &head.headers)?;
-        let Some(method) = method_asked_for(&head.method, &head.headers) else { return Ok(None) };
+        let Some(method) = requested_method(&head.method, &head.headers) else { return Ok(None) };
         let is_ours = self.shared.cross_site.listed_origin(&head.headers).is_some()
             && !matches!(table.api(&method, path), Api::WrongMethod(_) | Api::Unknown)
             && table.interceptor(host, path, &head.headers, &table.api(&head.method, path)).is_none();
-        Ok(is_ours.then(|| allow(&method, &head.headers)))
+        Ok(is_ours.then(|| preflight_response(&method, &head.headers)))
     }
 
-    /// Passes a preflight on.
+    /// Forwards a preflight to the model server.
     pub(super) async fn preflight(
         &self,
         client: &Client,
@@ -121,7 +119,7 @@ impl Proxy {
         let error = match self.dispatch(permit, &mut request, exchange.trace()).await {
             Ok(answer) => return self.forward_response(answer, exchange, request),
             Err(DispatchError::Final(error)) => error,
-            // Nothing is held for it: the browser asks again.
+            // Not retried: the browser will.
             Err(DispatchError::Retryable(failure)) => {
                 let route = exchange.gate().key().clone();
                 ProxyError::UpstreamError { route, reason: failure.reason }

@@ -53,7 +53,7 @@ pub(super) struct RoutedRequest {
 
 /// A request body before admission.
 pub(super) enum RequestBody {
-    UnreadBody(UnreadBody),
+    Unread(UnreadBody),
     Buffered(BufferedBody),
 }
 
@@ -71,7 +71,7 @@ impl ReceivedRequest {
     pub(super) fn routed_to(self, gate: Arc<Gate>, client: &Client) -> RoutedRequest {
         let Self { mut head, host, body, started, under_way } = self;
         let version = head.version;
-        let request_id = forward::request(&mut head, &host, client.address);
+        let request_id = forward::prepare_request(&mut head, &host, client.address);
         RoutedRequest {
             head,
             gate,

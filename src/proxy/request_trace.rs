@@ -1,8 +1,7 @@
-//! The trace of one request: a span for the whole of it, one for each time that it is held, with the phases of the cold
-//! start that it waited for, and one for each time that it is sent.
+//! The trace of one request: a server span, a span for each hold with the phases of its cold start, and a span for each
+//! attempt.
 //!
-//! It goes along with the request, first in a slot of `Proxy::answer`, then in its account, and hands its spans over
-//! when it is dropped. A request that is not traced has none.
+//! Owned by `Proxy::answer` until admission, then by the exchange. Spans are submitted on drop.
 
 mod describe;
 mod phases;
@@ -25,39 +24,39 @@ use crate::{
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Where the trace of a request is until it is admitted.
+/// The trace of a request, if sampled. Taken on admission.
 pub(super) type TraceSlot = Option<Box<RequestTrace>>;
 
-/// When a 200 went out before the answer was there, told by the body that began it.
+/// Time of an early 200, set by its body.
 pub(super) type EarlyAnswerTime = Arc<OnceLock<Instant>>;
 
-/// The trace of a request that is exported.
+/// The trace of a sampled request.
 pub struct RequestTrace {
     traces: Arc<Traces>,
     context: Context,
     clock: Clock,
     server: Span,
-    open: Option<Open>,
-    done: Vec<Open>,
-    /// Children that there was no room for.
+    open: Option<OpenSpan>,
+    done: Vec<OpenSpan>,
+    /// Spans over [`Traces::MAX_SPANS`].
     dropped: u64,
-    /// How often it was sent.
+    /// Attempts so far.
     sent: u32,
     early: EarlyAnswerTime,
 }
 
-/// What a request is doing.
-enum Open {
+/// The current child span.
+enum OpenSpan {
     Hold(Span),
     Attempt(Span),
 }
 
-/// How a request ended, for its span.
-pub(super) struct Ending<'a> {
+/// End of an admitted request.
+pub(super) struct TraceEnding<'a> {
     pub(super) gate: &'a Gate,
     pub(super) request_id: &'a HeaderValue,
     pub(super) outcome: Outcome,
-    /// What went out, if an answer did.
+    /// Status sent to the client; `None` without a response.
     pub(super) status: Option<u16>,
     pub(super) cold: bool,
 }
@@ -65,8 +64,8 @@ pub(super) struct Ending<'a> {
 // === impl RequestTrace ===
 
 impl RequestTrace {
-    /// Begins the trace of a request, or goes on with the one that it is part of. Whether or not it is exported, its
-    /// `traceparent` says from now on which one that is; what came as one and is none is gone.
+    /// Starts a trace, or continues that of the client. Returns `None` if it is not sampled. An absent or invalid
+    /// `traceparent` is replaced in either case.
     pub(super) fn begin<B>(
         traces: &Arc<Traces>,
         client: &Client,
@@ -89,7 +88,7 @@ impl RequestTrace {
         if is_new {
             let id = server.as_ref().map_or_else(|| fastrand::u64(1..), |server| server.id);
             let headers = request.headers_mut();
-            // It belonged to what could not be read.
+            // Belongs to the invalid `traceparent`.
             headers.remove(TRACESTATE);
             set_parent(headers, &context, id);
         }
@@ -106,18 +105,18 @@ impl RequestTrace {
         }))
     }
 
-    /// For exemplars: what they lead to.
+    /// Returns the trace id, for exemplars.
     pub(super) fn id(&self) -> u128 {
         self.context.trace_id
     }
 
-    /// Where the body of an early answer notes when it began.
+    /// Returns the cell for the time of an early 200.
     pub(super) fn early(&self) -> EarlyAnswerTime {
         self.early.clone()
     }
 
-    /// What its body says.
-    pub(super) fn asks(&mut self, scan: &Scan) {
+    /// Adds the model and `stream`.
+    pub(super) fn record_scan(&mut self, scan: &Scan) {
         if let Some(model) = &scan.model {
             self.server.set(names::MODEL, model.to_string());
             if scan.stream {
@@ -126,29 +125,29 @@ impl RequestTrace {
         }
     }
 
-    /// It is held.
+    /// Starts the span of a hold.
     pub(super) fn hold(&mut self, since: Instant) {
         self.close(Instant::now());
         if self.sent > 0 {
             self.server.event(since, names::HELD_AGAIN, Vec::new());
         }
         let span = Span::new(names::HOLD.into(), Kind::Internal, self.server.id, since);
-        self.open = Some(Open::Hold(span));
+        self.open = Some(OpenSpan::Hold(span));
     }
 
-    /// It is held no more.
+    /// Ends the span of a hold.
     pub(super) fn end_hold(&mut self, end: Instant) {
-        if let Some(Open::Hold(_)) = self.open {
+        if let Some(OpenSpan::Hold(_)) = self.open {
             self.close(end);
         }
     }
 
-    /// What waited in vain goes to the fallback.
+    /// Records the use of the fallback.
     pub(super) fn record_fallback(&mut self) {
         self.server.event(Instant::now(), names::FELL_BACK, Vec::new());
     }
 
-    /// It is sent: its endpoint learns that its own work is part of this attempt.
+    /// Starts the span of an attempt, and makes it the parent of the endpoint's spans.
     pub(super) fn attempt(&mut self, endpoint: &Endpoint, head: &mut request::Parts) {
         let now = Instant::now();
         self.close(now);
@@ -159,12 +158,12 @@ impl RequestTrace {
         }
         self.sent = self.sent.saturating_add(1);
         set_parent(&mut head.headers, &self.context, span.id);
-        self.open = Some(Open::Attempt(span));
+        self.open = Some(OpenSpan::Attempt(span));
     }
 
-    /// The head of an answer came.
+    /// Records the head of the response.
     pub(super) fn answer_began(&mut self, status: u16) {
-        let Some(Open::Attempt(span)) = &mut self.open else { return };
+        let Some(OpenSpan::Attempt(span)) = &mut self.open else { return };
         span.event(Instant::now(), names::FIRST_BYTE, Vec::new());
         span.set(names::STATUS_CODE, i64::from(status));
         if status >= 400 {
@@ -172,33 +171,33 @@ impl RequestTrace {
         }
     }
 
-    /// Its first token came.
+    /// Records the first token.
     pub(super) fn first_token(&mut self) {
         let now = Instant::now();
         self.server.set(names::FIRST_CHUNK, (now - self.server.start).as_secs_f64());
-        if let Some(Open::Attempt(span)) = &mut self.open {
+        if let Some(OpenSpan::Attempt(span)) = &mut self.open {
             span.event(now, names::FIRST_TOKEN, Vec::new());
         }
     }
 
-    /// An attempt came to nothing.
+    /// Ends an attempt without a response.
     pub(super) fn attempt_failed(&mut self, why: &'static str) {
-        if let Some(Open::Attempt(span)) = &mut self.open {
+        if let Some(OpenSpan::Attempt(span)) = &mut self.open {
             fail(span, why);
         }
         self.close(Instant::now());
     }
 
-    /// All of the answer has come, or no more will.
+    /// Ends an attempt after its response.
     pub(super) fn end_attempt(&mut self, outcome: Outcome) {
-        let Some(Open::Attempt(span)) = &mut self.open else { return };
+        let Some(OpenSpan::Attempt(span)) = &mut self.open else { return };
         if outcome != Outcome::Completed {
             fail(span, outcome.name());
         }
         self.close(Instant::now());
     }
 
-    /// It was not admitted.
+    /// Ends the trace of a request that was not admitted.
     pub(super) fn refused(
         mut self: Box<Self>,
         gate: Option<&Gate>,
@@ -220,7 +219,7 @@ impl RequestTrace {
         }
     }
 
-    /// We answered it ourselves.
+    /// Records a response of the proxy itself.
     pub(super) fn answered(&mut self, status: u16) {
         self.server.set(names::STATUS_CODE, i64::from(status));
         if status >= 500 {
@@ -228,9 +227,9 @@ impl RequestTrace {
         }
     }
 
-    /// An admitted request ended.
-    pub(super) fn ended(&mut self, ending: &Ending<'_>) {
-        let Ending { gate, request_id, outcome, status, cold } = *ending;
+    /// Ends the trace of an admitted request.
+    pub(super) fn ended(&mut self, ending: &TraceEnding<'_>) {
+        let TraceEnding { gate, request_id, outcome, status, cold } = *ending;
         self.end_attempt(outcome);
         self.close(Instant::now());
         let server = &mut self.server;
@@ -248,14 +247,14 @@ impl RequestTrace {
         }
         match (outcome, sent) {
             (Outcome::Completed, Some(status)) if status >= 500 => fail(server, status.to_string()),
-            // A whole answer that says what the client did wrong.
+            // A client error that was reported in full.
             (Outcome::Completed, _) | (_, Some(400..=498)) => {}
             (outcome, _) => fail(server, outcome.name()),
         }
         for place in 0..self.done.len() {
-            if let Open::Hold(hold) = &mut self.done[place] {
+            if let OpenSpan::Hold(hold) = &mut self.done[place] {
                 let phases = phases::of(gate.cold_starts(), hold);
-                phases.into_iter().for_each(|span| self.keep(Open::Attempt(span)));
+                phases.into_iter().for_each(|span| self.keep(OpenSpan::Attempt(span)));
             }
         }
     }
@@ -267,7 +266,7 @@ impl RequestTrace {
         }
     }
 
-    fn keep(&mut self, span: Open) {
+    fn keep(&mut self, span: OpenSpan) {
         if self.done.len() + 1 < Traces::MAX_SPANS { self.done.push(span) } else { self.dropped += 1 }
     }
 }
@@ -276,21 +275,21 @@ impl Drop for RequestTrace {
     fn drop(&mut self) {
         let now = Instant::now();
         if !self.server.says(names::OUTCOME) && !self.server.says(names::STATUS_CODE) {
-            // It was dropped before it was admitted or answered: the client has gone, or is about to be let go.
+            // Dropped before admission and without a response: the client has disconnected, or is about to be.
             self.server.set(names::OUTCOME, Outcome::ClientGone.name());
             fail(&mut self.server, Outcome::ClientGone.name());
         }
         self.close(now);
         self.server.end = now;
         let server = std::mem::replace(&mut self.server, Span::new("".into(), Kind::Server, 0, now));
-        let spans = std::iter::once(server).chain(self.done.drain(..).map(Open::into_span)).collect();
+        let spans = std::iter::once(server).chain(self.done.drain(..).map(OpenSpan::into_span)).collect();
         self.traces.submit(&self.context, &self.clock, spans, self.dropped);
     }
 }
 
-// === impl Open ===
+// === impl OpenSpan ===
 
-impl Open {
+impl OpenSpan {
     const fn span(&mut self) -> &mut Span {
         match self {
             Self::Hold(span) | Self::Attempt(span) => span,
@@ -304,14 +303,14 @@ impl Open {
     }
 }
 
-/// The trace that a request says it is part of; two are none.
+/// Returns the parent of a request's trace. Repeated `traceparent` headers are invalid.
 pub(super) fn parent(headers: &HeaderMap) -> Option<Parent> {
     let mut values = headers.get_all(TRACEPARENT).iter();
     let parent = Parent::parse(values.next()?.as_bytes())?;
     values.next().is_none().then_some(parent)
 }
 
-/// Several lines are one list (W3C Trace Context, section 3.3.1).
+/// Joins the lines of `tracestate` (W3C Trace Context, section 3.3.1).
 fn state(headers: &HeaderMap) -> Option<String> {
     let values = headers.get_all(TRACESTATE).iter().map(|value| value.to_str().ok());
     let values = values.collect::<Option<Vec<_>>>()?;

@@ -1,7 +1,7 @@
-//! ResponseOwners that model servers keep (`/v1/responses`): which endpoint keeps which.
+//! Endpoints of stored responses (`/v1/responses`).
 //!
-//! An endpoint is remembered when a response that it makes passes here. One that another replica of ours saw, or that was
-//! forgotten, is found by asking the endpoints that are ready.
+//! An endpoint is recorded when a response that it created passes through. The endpoints of other responses (created
+//! through another replica, or evicted here) are found by querying all ready endpoints.
 
 mod background;
 mod lookup;
@@ -25,18 +25,18 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use crate::{admission::Gate, state::Endpoint};
 
-/// The endpoints that keep responses, by the ids of these. In shards, so that threads seldom wait for each other.
+/// Endpoints by response id, sharded to reduce lock contention.
 pub(super) struct ResponseOwners {
     shards: [Mutex<Shard>; SHARDS],
     hasher: std::hash::RandomState,
-    /// Requests for which endpoints are asked at the same time.
+    /// Bounds concurrent searches.
     searches: Semaphore,
 }
 
 #[derive(Default)]
 struct Shard {
     owners: HashMap<Arc<str>, ResponseOwner>,
-    /// The oldest first.
+    /// Oldest first.
     order: VecDeque<Arc<str>>,
 }
 
@@ -46,28 +46,28 @@ struct ResponseOwner {
     since: Instant,
 }
 
-/// What a request has to do with responses that servers keep.
+/// Relation of a request to stored responses.
 pub(super) struct ResponseAffinity {
-    /// The endpoint that it has to go to.
+    /// Id of the only endpoint that may serve the request.
     pub(super) pin: Option<u64>,
-    /// It makes one.
-    makes: bool,
-    /// In the background.
+    /// The request creates a response.
+    creates: bool,
+    /// With `background: true`.
     background: bool,
 }
 
 const SHARDS: usize = 16;
 
-/// How many responses are remembered, in 10 to 15 MB; beyond, the oldest are forgotten, and asked for.
+/// Recorded responses, in 10 to 15 MB. The oldest are evicted.
 const MAX_RESPONSES: usize = 65_536;
 
-/// How long a response is remembered. vLLM keeps them as long as it runs, OpenAI for 30 days.
+/// Lifetime of a record. vLLM stores responses while it runs, OpenAI for 30 days.
 const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How many requests may have endpoints asked at the same time. Ids are easily made up.
+/// Concurrent searches. Bounded, as clients can make up ids.
 const MAX_SEARCHES: usize = 8;
 
-/// Who a response belongs to is for the server to say.
+/// Forwarded with each query: the server decides on access.
 const CREDENTIALS: [HeaderName; 2] = [AUTHORIZATION, HeaderName::from_static("x-api-key")];
 
 // === impl ResponseOwners ===
@@ -83,9 +83,8 @@ impl Default for ResponseOwners {
 }
 
 impl ResponseOwners {
-    /// The endpoint keeps this response. An id that is known stays with its endpoint while that lives: an answer could
-    /// contain the id of another response.
-    fn remember(&self, id: &str, gate: &Arc<Gate>, endpoint: &Arc<Endpoint>) {
+    /// Records the endpoint of a response. A live record is not replaced: a response body could contain another id.
+    fn record(&self, id: &str, gate: &Arc<Gate>, endpoint: &Arc<Endpoint>) {
         let now = Instant::now();
         let mut shard = self.shard(id).lock();
         shard.make_room(now);
@@ -100,7 +99,7 @@ impl ResponseOwners {
         }
     }
 
-    /// The endpoint that keeps it, if that is known and is still one of its route.
+    /// Returns the recorded endpoint, unless it has left its route.
     fn owner(&self, id: &str) -> Option<(Arc<Gate>, Arc<Endpoint>)> {
         self.shard(id).lock().owners.get(id)?.get()
     }
@@ -134,26 +133,26 @@ impl ResponseOwner {
 // === impl ResponseAffinity ===
 
 impl ResponseAffinity {
-    /// For a request that asks for what an endpoint keeps.
+    /// Pins a request to the endpoint of the response that it asks for.
     pub(super) fn at(endpoint: &Endpoint) -> Self {
-        Self { pin: Some(endpoint.id()), makes: false, background: false }
+        Self { pin: Some(endpoint.id()), creates: false, background: false }
     }
 }
 
-/// A GET of a response, on behalf of the client of a request.
-fn question(path: &str, of: &request::Parts) -> Option<request::Parts> {
-    let (mut question, ()) = Request::get(path).body(()).ok()?.into_parts();
+/// Creates a GET of a response with the credentials of a request.
+fn query(path: &str, of: &request::Parts) -> Option<request::Parts> {
+    let (mut query, ()) = Request::get(path).body(()).ok()?.into_parts();
     for name in CREDENTIALS {
         if let Some(value) = of.headers.get(&name) {
-            question.headers.insert(name, value.clone());
+            query.headers.insert(name, value.clone());
         }
     }
     let host = of.headers.get(HOST).cloned().or_else(|| {
         let authority = of.uri.authority()?;
         HeaderValue::from_str(authority.as_str()).ok()
     });
-    question.headers.insert(HOST, host?);
-    Some(question)
+    query.headers.insert(HOST, host?);
+    Some(query)
 }
 
 #[cfg(test)]
@@ -169,31 +168,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn response_is_known_for_a_day() {
+    async fn record_expires_after_a_day() {
         let responses = ResponseOwners::default();
         let (gate, endpoint) = route();
         let other = Endpoint::new("127.0.0.1:2", 1);
         gate.target().add(&other);
         let owner = |id: &str| responses.owner(id).map(|(_, endpoint)| endpoint.id());
-        responses.remember("resp_1", &gate, &endpoint);
-        responses.remember("resp_1", &gate, &other);
-        assert_eq!(owner("resp_1"), Some(endpoint.id()), "as it was first");
+        responses.record("resp_1", &gate, &endpoint);
+        responses.record("resp_1", &gate, &other);
+        assert_eq!(owner("resp_1"), Some(endpoint.id()), "the first record stays");
         gate.target().remove(&endpoint);
         assert_eq!(owner("resp_1"), None, "gone with its endpoint");
-        responses.remember("resp_1", &gate, &other);
+        responses.record("resp_1", &gate, &other);
         assert_eq!(owner("resp_1"), Some(other.id()));
         tokio::time::advance(MAX_AGE).await;
-        // What is too old goes when there are new ones in its shard.
-        (0..10 * SHARDS).for_each(|number| responses.remember(&format!("resp_new{number}"), &gate, &other));
+        // Expired records are evicted when their shard gets new ones.
+        (0..10 * SHARDS).for_each(|number| responses.record(&format!("resp_new{number}"), &gate, &other));
         assert_eq!(owner("resp_1"), None);
     }
 
     #[tokio::test]
-    async fn responses_are_bounded_and_the_oldest_forgotten() {
+    async fn oldest_records_are_evicted() {
         let responses = ResponseOwners::default();
         let (gate, endpoint) = route();
         for number in 0..2 * MAX_RESPONSES {
-            responses.remember(&format!("resp_{number}"), &gate, &endpoint);
+            responses.record(&format!("resp_{number}"), &gate, &endpoint);
         }
         let count = |of: fn(&Shard) -> usize| -> usize {
             responses.shards.iter().map(|shard| of(&shard.lock())).sum()

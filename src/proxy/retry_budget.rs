@@ -53,7 +53,7 @@ impl RetryBudget {
 
     /// Returns the kind of connection that the next dispatch may use.
     pub(super) const fn connection_reuse(&self) -> Reuse {
-        match &self.failed {
+        match &self.failures {
             _ if self.is_once => Reuse::Once,
             Some(_) => Reuse::Never,
             None => Reuse::Pooled,

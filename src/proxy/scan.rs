@@ -84,6 +84,7 @@ impl From<ScanError> for ProxyError {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use http::HeaderValue;
 
     use super::*;
 

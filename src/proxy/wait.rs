@@ -11,7 +11,7 @@ use super::{
     answers::fail,
     body::Body,
     exchange::Exchange,
-    heartbeat::sooner,
+    heartbeat::heartbeat_period,
     keepalive::{EarlyResponse, PendingResponse, WaitStatus},
     upstream_request::{DispatchError, UpstreamRequest, UpstreamResponse},
 };
@@ -84,8 +84,8 @@ impl Proxy {
             request_deadline,
             heartbeat.is_some(),
         );
-        let early = exchange.started() + sooner(policy.keepalive.after.get(), patience);
-        let interval = sooner(policy.keepalive.interval.get(), patience);
+        let early = exchange.started() + heartbeat_period(policy.keepalive.after.get(), patience);
+        let interval = heartbeat_period(policy.keepalive.interval.get(), patience);
         drop(policy);
 
         let story = exchange.story(&request.head, scan.model.as_deref()).clone();

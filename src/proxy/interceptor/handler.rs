@@ -1,5 +1,4 @@
-//! Routes that serve anything, as the KEDA HTTP Add-on's interceptor does: what is answered for them without an
-//! endpoint, and what their requests are passed on with.
+//! Requests of routes that proxy any HTTP application: static responses, admission, and the fallback.
 
 use std::sync::Arc;
 
@@ -29,7 +28,7 @@ use crate::{
 // === impl Proxy ===
 
 impl Proxy {
-    /// Serves a request of a route that serves anything.
+    /// Serves a request of an application route.
     pub(in crate::proxy) async fn intercept(
         &self,
         client: &Client,
@@ -43,8 +42,8 @@ impl Proxy {
         let path = head.uri.path();
         let fixed = interceptor.static_route(host.to_str().unwrap_or_default(), path, &head.headers);
         let mut intercepted = InterceptedRequest {
-            by: interceptor.clone(),
-            deadline: interceptor.asks.request().map(|limit| received.started + limit.get()),
+            interceptor: interceptor.clone(),
+            deadline: interceptor.config.request().map(|limit| received.started + limit.get()),
             upgrade: None,
             reports_cold_start: fixed.is_none(),
         };
@@ -55,7 +54,7 @@ impl Proxy {
                 HeartbeatPreference::take(&mut head.headers, None).map_err(|error| rejected(head, error))?;
             let mut routed = received.routed_to(gate, client);
             if intercepted.upgrade.is_some() {
-                forward::upgrade(&mut routed.head.headers);
+                forward::set_websocket_upgrade(&mut routed.head.headers);
             }
             let intercepted = Some(Box::new(intercepted));
             return self.admit(RoutedRequest { heartbeats, intercepted, ..routed }, trace).await;
@@ -77,7 +76,7 @@ impl Proxy {
                 exchange.story(&request.head, None);
                 Ok(fail(exchange, &error).into())
             }
-            // It is not available after all.
+            // The endpoint has become unavailable.
             Err(DispatchError::Retryable(_)) => {
                 let ending = |body| {
                     exchange.end(Outcome::Completed);
@@ -88,7 +87,7 @@ impl Proxy {
         }
     }
 
-    /// What waited in vain goes to the fallback, if there is one: no outcome yet, but the last try.
+    /// Sends a request that was not released in time to the fallback. Failures there are final.
     pub(in crate::proxy) async fn fall_back(
         &self,
         mut exchange: Exchange,
@@ -108,8 +107,7 @@ impl Proxy {
             Err(DispatchError::Final(error)) => Err((exchange, error)),
             Err(DispatchError::Retryable(RetryableFailure { permit, reason, .. })) => {
                 let route = gate.key().clone();
-                let reason =
-                    format!("its fallback {} cannot be reached: {reason}", permit.endpoint().address());
+                let reason = format!("its fallback {} is unreachable: {reason}", permit.endpoint().address());
                 Err((exchange, ProxyError::UpstreamError { route, reason }))
             }
         }

@@ -20,47 +20,47 @@ use crate::{
     telemetry::StaticKind,
 };
 
-/// What a request of such a route carries on its way.
+/// State of a request of an application route.
 pub(in crate::proxy) struct InterceptedRequest {
-    pub(super) by: Arc<Interceptor>,
-    /// When it must have ended.
+    pub(super) interceptor: Arc<Interceptor>,
+    /// Deadline of the whole request, from `timeouts.request`.
     pub(in crate::proxy) deadline: Option<Instant>,
-    /// It wants to speak another protocol than HTTP from its answer on.
+    /// Present if the client asked for a WebSocket.
     pub(in crate::proxy) upgrade: Option<Upgrade>,
-    /// Whether its answer says if there was a cold start: not one of the fallback, nor to a request that is no demand.
+    /// The response carries the cold-start header. Unset for the fallback and for static routes.
     pub(super) reports_cold_start: bool,
 }
 
 // === impl InterceptedRequest ===
 
 impl InterceptedRequest {
-    /// The placeholder, if that is what a request gets that would be held. The target is woken.
+    /// Returns the placeholder to send instead of holding the request, if configured, and wakes the target.
     pub(in crate::proxy) fn placeholder_instead_of_hold(
         &self,
         head: &request::Parts,
     ) -> Option<Response<Body>> {
-        let gate = &self.by.gate;
-        let placeholder = self.by.asks.placeholder_at_once().filter(|_| !gate.target().is_up())?;
+        let gate = &self.interceptor.gate;
+        let placeholder = self.interceptor.config.placeholder_at_once().filter(|_| !gate.target().is_up())?;
         gate.wake();
         Some(self.placeholder(placeholder, head))
     }
 
-    /// The placeholder, if that is what a request gets that finds as many held as may be.
+    /// Returns the placeholder to send when the hold queue is full, if configured.
     pub(in crate::proxy) fn placeholder_on_overflow(
         &self,
         error: &ProxyError,
         head: &request::Parts,
     ) -> Option<Response<Body>> {
-        let placeholder = self.by.asks.placeholder.as_ref()?;
+        let placeholder = self.interceptor.config.placeholder.as_ref()?;
         let is_full = matches!(error, ProxyError::HoldQueueFull { .. });
-        (is_full && self.by.asks.overflow == Overflow::Placeholder)
+        (is_full && self.interceptor.config.overflow == Overflow::Placeholder)
             .then(|| self.placeholder(placeholder, head))
     }
 
-    /// What bounds a dispatch: the request's own limit. What is passed on unread may be of any size.
-    pub(in crate::proxy) fn bound(&self, timeouts: &mut UpstreamTimeouts, limits: &mut Limits) {
+    /// Limits the timeouts of a dispatch to the deadline, and lifts the limits on the body, which is streamed.
+    pub(in crate::proxy) fn apply_limits(&self, timeouts: &mut UpstreamTimeouts, limits: &mut Limits) {
         limits.max_body_bytes = ByteCount::MAX;
-        // Streams of a client of gRPC bring a message now and then.
+        // gRPC client streams may pause at any time.
         limits.min_rate = ByteCount::bytes(0);
         if let Some(deadline) = self.deadline {
             let left = Period::from(deadline.saturating_duration_since(Instant::now()));
@@ -69,18 +69,17 @@ impl InterceptedRequest {
         }
     }
 
-    /// What a request gets whose deadline for readiness has passed, or whose target could not be started: the right to
-    /// go to the fallback, if there is one.
+    /// Returns a permit for the fallback, if configured and below its limit.
     pub(in crate::proxy) fn fallback(&self) -> Option<Permit> {
-        self.by.gate.fall_back()
+        self.interceptor.gate.fall_back()
     }
 
     fn placeholder(&self, answer: &StaticAnswer, head: &request::Parts) -> Response<Body> {
-        self.by.gate.counters().answer_statically(StaticKind::Placeholder);
+        self.interceptor.gate.counters().answer_statically(StaticKind::Placeholder);
         static_response(answer, head, Body::full)
     }
 
-    /// Says whether a cold start held the request, in the Add-on's word.
+    /// Sets the cold-start header of the KEDA HTTP Add-on.
     pub(in crate::proxy) fn set_cold_start_headers(&self, headers: &mut HeaderMap, cold: bool) {
         headers.remove(KEDA_COLD_START);
         if self.reports_cold_start {
@@ -89,7 +88,7 @@ impl InterceptedRequest {
     }
 }
 
-/// An answer that stands in the object. `body` makes the body of what it says.
+/// Creates a response configured in the route. `body` wraps its bytes.
 pub(super) fn static_response(
     answer: &StaticAnswer,
     head: &request::Parts,
