@@ -11,12 +11,12 @@ use serde_json::Value;
 use super::RouteTable;
 use crate::{admission::Gate, openai, state::Listing};
 
-/// All models, as they were last put together.
+/// A model list, shared by all responses until its sources change.
 pub(super) struct Catalog {
-    /// The list of them.
+    /// Body of `GET /v1/models`.
     pub(super) list: Bytes,
     pub(super) entries: BTreeMap<Box<str>, Value>,
-    /// The routes, and what their servers list: while these are the same the catalog is.
+    /// The sources of this catalog, to detect changes.
     table: Weak<RouteTable>,
     listings: Vec<Option<Arc<Listing>>>,
 }
@@ -24,6 +24,7 @@ pub(super) struct Catalog {
 // === impl Catalog ===
 
 impl Catalog {
+    /// Merges the models of all routes.
     pub(super) fn new(table: &Arc<RouteTable>) -> Self {
         let listings: Vec<_> = table.listing().map(|(gate, _)| gate.target().models().last()).collect();
         let entries = merged(table, &listings);
@@ -31,7 +32,8 @@ impl Catalog {
         Self { list, entries, table: Arc::downgrade(table), listings }
     }
 
-    pub(super) fn is_of(&self, table: &Arc<RouteTable>) -> bool {
+    /// Returns `true` if the routes and their lists are still those of this catalog.
+    pub(super) fn is_current(&self, table: &Arc<RouteTable>) -> bool {
         let is_same = |(last, (gate, _)): (&Option<Arc<Listing>>, (&Arc<Gate>, _))| {
             last.as_ref().map(Arc::as_ptr) == gate.target().models().last().as_ref().map(Arc::as_ptr)
         };
@@ -39,20 +41,20 @@ impl Catalog {
     }
 }
 
-/// The entries by id: of the models that routes name, as their servers have them or else made up; and of all models of
-/// servers whose routes name none.
+/// Merges entries by id: models that routes name, with the entry of their server if it has one, and all models of servers
+/// whose routes name none.
 fn merged(table: &RouteTable, listings: &[Option<Arc<Listing>>]) -> BTreeMap<Box<str>, Value> {
     let mut entries: BTreeMap<Box<str>, Value> =
         table.models().iter().map(|model| (model.clone(), openai::model_entry(model))).collect();
-    let mut any = Vec::new();
+    let mut of_any_model = Vec::new();
     for ((_, names), listing) in table.listing().zip(listings) {
         let Some(listing) = listing else { continue };
         if names.is_empty() {
-            any.push(listing);
+            of_any_model.push(listing);
             continue;
         }
         for name in names {
-            // Of several routes for a model the first one is the one that is listed.
+            // The first of several routes for a model wins.
             if let (Some(theirs), Some(entry)) = (listing.models.get(name), entries.get_mut(name))
                 && entry["owned_by"] == openai::MADE_UP_OWNER
             {
@@ -60,7 +62,7 @@ fn merged(table: &RouteTable, listings: &[Option<Arc<Listing>>]) -> BTreeMap<Box
             }
         }
     }
-    for listing in any {
+    for listing in of_any_model {
         for (id, entry) in listing.models.iter() {
             entries.entry(id.clone()).or_insert_with(|| entry.clone());
         }

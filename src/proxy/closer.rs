@@ -1,7 +1,7 @@
-//! Closing connections when there is nothing better to do.
+//! Deferred closing of sockets.
 //!
-//! For the kernel, closing one costs more than everything else that a hang-up takes. When thousands of clients leave at
-//! once, demand is right in half the time if all of them are heard before any of their connections is closed.
+//! `close` is the most expensive part of handling a disconnect. When thousands of clients leave at once, demand is
+//! up to date in half the time if all disconnects are read before any socket is closed.
 
 use std::{
     collections::VecDeque,
@@ -21,24 +21,22 @@ use tokio::{
     task::yield_now,
 };
 
-/// How many are closed before others get a turn.
-const BATCH: usize = 16;
+/// Sockets closed before the task yields.
+const CLOSES_PER_TURN: usize = 16;
 
-/// How many times one is passed over, at most. A turn of a busy thread takes a few hundred µs, so that no client waits
-/// noticeably for the end of a connection that it has closed.
-const PASSED_OVER: u64 = 256;
+/// Turns for which a close may be deferred. A turn of a busy thread takes a few hundred µs, so clients do not notice.
+const MAX_DEFERRED_TURNS: u64 = 256;
 
-/// Where the connections of one thread go when they have ended. They are counted as open until they are closed, by which
-/// their number is bounded.
+/// Closes the ended connections of one thread. They count as open until closed, which bounds their number.
 pub struct Closer<C> {
     ended: mpsc::UnboundedSender<C>,
-    /// How often connections of this thread were read from.
+    /// Reads from connections of this thread.
     reads: Arc<AtomicU64>,
 }
 
-/// A connection that is closed late, with what counts it.
-pub struct ClosedLate<I, G> {
-    /// None once it has ended.
+/// A connection whose close is deferred, with its registration.
+pub struct DeferredClose<I, G> {
+    /// `None` once dropped.
     parts: Option<(I, G)>,
     closer: Closer<(I, G)>,
 }
@@ -52,7 +50,7 @@ impl<C> Clone for Closer<C> {
 }
 
 impl<C> Closer<C> {
-    /// With what closes them: it ends when all have been closed and none can come any more.
+    /// Creates a closer, and the task that closes: it ends once all handles are dropped and all connections closed.
     pub fn new() -> (Self, impl Future<Output = ()>) {
         let (ended, endings) = mpsc::unbounded_channel();
         let reads = Arc::new(AtomicU64::new(0));
@@ -60,12 +58,12 @@ impl<C> Closer<C> {
     }
 
     fn read(&self) {
-        // By one thread alone: no need to count in one step.
+        // Written by one thread only, so no read-modify-write is needed.
         self.reads.store(self.reads.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 }
 
-/// Others have had a turn between two looks: if none of them read, there is nothing else to do.
+/// Closes connections while no other task of the thread reads, or when they are overdue.
 async fn close<C>(mut endings: mpsc::UnboundedReceiver<C>, reads: Arc<AtomicU64>) {
     let mut waiting = VecDeque::new();
     let mut turn = 0_u64;
@@ -76,8 +74,8 @@ async fn close<C>(mut endings: mpsc::UnboundedReceiver<C>, reads: Arc<AtomicU64>
             yield_now().await;
             turn += 1;
             let is_idle = reads.load(Ordering::Relaxed) == before;
-            for _ in 0..BATCH {
-                let due = |(since, _): &(u64, C)| is_idle || turn - since >= PASSED_OVER;
+            for _ in 0..CLOSES_PER_TURN {
+                let due = |(since, _): &(u64, C)| is_idle || turn - since >= MAX_DEFERRED_TURNS;
                 if waiting.pop_front_if(|first| due(first)).is_none() {
                     break;
                 }
@@ -89,41 +87,41 @@ async fn close<C>(mut endings: mpsc::UnboundedReceiver<C>, reads: Arc<AtomicU64>
     }
 }
 
-// === impl ClosedLate ===
+// === impl DeferredClose ===
 
-impl<I, G> ClosedLate<I, G> {
-    /// Leaves closing it to `closer`.
+impl<I, G> DeferredClose<I, G> {
+    /// Defers the close to `closer`.
     pub fn new(io: I, counted: G, closer: Closer<(I, G)>) -> Self {
         Self { parts: Some((io, counted)), closer }
     }
 }
 
-impl<I: AsFd, G> ClosedLate<I, G> {
-    /// Its socket, unless it has ended.
+impl<I: AsFd, G> DeferredClose<I, G> {
+    /// Returns the socket, unless dropped.
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.parts.as_ref().map(|(io, _)| io.as_fd())
     }
 }
 
-impl<I: Unpin, G> ClosedLate<I, G> {
+impl<I: Unpin, G> DeferredClose<I, G> {
     fn io(&mut self) -> io::Result<Pin<&mut I>> {
         self.parts.as_mut().map(|(io, _)| Pin::new(io)).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
-impl<I, G> Drop for ClosedLate<I, G> {
+impl<I, G> Drop for DeferredClose<I, G> {
     fn drop(&mut self) {
         if let Some(parts) = self.parts.take() {
-            // Where nobody closes any more, it is closed here and now.
+            // Closes immediately if the task has ended.
             let _ = self.closer.ended.send(parts);
         }
     }
 }
 
-// Nothing in it is pinned.
-impl<I, G> Unpin for ClosedLate<I, G> {}
+// No field is structurally pinned.
+impl<I, G> Unpin for DeferredClose<I, G> {}
 
-impl<I: AsyncRead + Unpin, G> AsyncRead for ClosedLate<I, G> {
+impl<I: AsyncRead + Unpin, G> AsyncRead for DeferredClose<I, G> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -134,7 +132,7 @@ impl<I: AsyncRead + Unpin, G> AsyncRead for ClosedLate<I, G> {
     }
 }
 
-impl<I: AsyncWrite + Unpin, G> AsyncWrite for ClosedLate<I, G> {
+impl<I: AsyncWrite + Unpin, G> AsyncWrite for DeferredClose<I, G> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.io()?.poll_write(cx, buf)
     }
@@ -168,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what is open.
+    /// Counts open connections.
     struct Open(Arc<AtomicUsize>);
 
     impl Open {
@@ -185,18 +183,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_are_closed_when_nothing_else_is_read() {
+    async fn connections_are_closed_when_no_task_reads() {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         let closing = tokio::spawn(closing);
-        let mut busy = ClosedLate::new(empty(), Open::one_more(&open), closer.clone());
+        let mut busy = DeferredClose::new(empty(), Open::one_more(&open), closer.clone());
         for _ in 0..1000 {
-            drop(ClosedLate::new(empty(), Open::one_more(&open), closer.clone()));
+            drop(DeferredClose::new(empty(), Open::one_more(&open), closer.clone()));
         }
         for _ in 0..100 {
             busy.read_u8().await.unwrap_err();
             yield_now().await;
-            assert_eq!(open.load(Ordering::Relaxed), 1001, "others are heard first");
+            assert_eq!(open.load(Ordering::Relaxed), 1001, "reads go first");
         }
         for _ in 0..100 {
             yield_now().await;
@@ -204,7 +202,7 @@ mod tests {
         assert_eq!(open.load(Ordering::Relaxed), 1);
         drop((busy, closer));
         closing.await.unwrap();
-        assert_eq!(open.load(Ordering::Relaxed), 0, "the last one, too");
+        assert_eq!(open.load(Ordering::Relaxed), 0, "including the last one");
     }
 
     #[tokio::test]
@@ -212,9 +210,9 @@ mod tests {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         tokio::spawn(closing);
-        let mut busy = ClosedLate::new(empty(), Open::one_more(&open), closer.clone());
-        drop(ClosedLate::new(empty(), Open::one_more(&open), closer));
-        for _ in 0..=PASSED_OVER + 1 {
+        let mut busy = DeferredClose::new(empty(), Open::one_more(&open), closer.clone());
+        drop(DeferredClose::new(empty(), Open::one_more(&open), closer));
+        for _ in 0..=MAX_DEFERRED_TURNS + 1 {
             busy.read_u8().await.unwrap_err();
             yield_now().await;
         }
@@ -222,11 +220,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn where_nobody_closes_a_connection_is_closed_at_once() {
+    async fn connection_is_closed_immediately_without_closer() {
         let open = Arc::new(AtomicUsize::new(0));
         let (closer, closing) = Closer::new();
         drop(closing);
-        drop(ClosedLate::new(empty(), Open::one_more(&open), closer));
+        drop(DeferredClose::new(empty(), Open::one_more(&open), closer));
         assert_eq!(open.load(Ordering::Relaxed), 0);
     }
 }

@@ -1,5 +1,5 @@
-//! How many clients are connected, in all and from one source; and which idle connection ends when there is no place
-//! for another.
+//! Limits on client connections, in total and per source. At a limit, the connection idle for longest is closed for a new
+//! one.
 
 use std::{
     array,
@@ -19,40 +19,40 @@ use tokio::time::Instant;
 use super::ConnectionState;
 use crate::places::Source;
 
-/// The connections of all threads.
+/// Client connections of all threads.
 pub struct Connections {
     open: AtomicUsize,
-    /// Those of them whose place another one has taken, and that are about to end.
+    /// Of these, connections that were shed for others and are about to close.
     leaving: AtomicUsize,
-    /// All of them by their address in memory, in parts, so that threads seldom wait for each other.
-    parts: [Mutex<HashMap<usize, Arc<ConnectionState>>>; PARTS],
+    /// Open connections by memory address, sharded to reduce lock contention.
+    shards: [Mutex<HashMap<usize, Arc<ConnectionState>>>; SHARDS],
     idle: Mutex<Idle>,
-    /// Of the sources that were looked at, those with a connection. Empty while there is no limit to them.
+    /// Connections per source. Empty unless `limits.maxConnectionsPerSource` is set.
     sources: Mutex<HashMap<Source, Vec<Arc<ConnectionState>>>>,
 }
 
-/// The connections that had been idle for longest at the last scan.
+/// Longest-idle connections found by the last scan.
 #[derive(Default)]
 struct Idle {
-    /// The oldest last.
+    /// Oldest last.
     oldest: Vec<(u64, Arc<ConnectionState>)>,
     scanned: Option<Instant>,
 }
 
-/// One connection, until this is dropped.
+/// Registration of a connection, released on drop.
 pub struct Connected {
     connections: Arc<Connections>,
     state: Arc<ConnectionState>,
     source: Option<Source>,
 }
 
-const PARTS: usize = 16;
+const SHARDS: usize = 16;
 
-/// How many connections one scan finds: it reads a flag of each open connection, which takes a millisecond or two where
-/// there are 65,536, and so costs each newcomer some 20 µs.
+/// Connections found by one scan. A scan reads a flag of each open connection, which takes 1 to 2 ms for 65,536, and so
+/// costs each new connection about 20 µs.
 const SCAN_FINDS: usize = 64;
 
-/// The shortest time between two scans that find nothing.
+/// Minimum time between scans while none finds an idle connection.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 // === impl Connections ===
@@ -62,7 +62,7 @@ impl Default for Connections {
         Self {
             open: AtomicUsize::new(0),
             leaving: AtomicUsize::new(0),
-            parts: array::from_fn(|_| Mutex::default()),
+            shards: array::from_fn(|_| Mutex::default()),
             idle: Mutex::default(),
             sources: Mutex::default(),
         }
@@ -70,18 +70,18 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// How many there are.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Whether another one has a place, or can take that of an idle one.
+    /// Returns `true` if a new connection fits, possibly by shedding an idle one.
     pub fn has_room(&self, most: usize) -> bool {
         self.is_below(most) || (self.may_shed(most) && self.has_idle())
     }
 
-    /// Another one. Where there is no place for it, in all or for its source, it takes that of the connection that has
-    /// been idle for longest. `None` if all of its source are busy.
+    /// Registers a connection. At a limit, sheds the connection idle for longest. Returns `None` if its source is at its
+    /// limit and all connections of the source are busy.
     pub fn enter(
         self: &Arc<Self>,
         address: IpAddr,
@@ -103,11 +103,11 @@ impl Connections {
             }
         };
         if !self.is_below(most) && self.may_shed(most) {
-            // If all have become busy since the listener looked, there is one too many for a moment.
+            // If all have become busy since `has_room`, the limit is exceeded by one for a moment.
             self.shed_oldest();
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.part(state).lock().insert(key(state), state.clone());
+        self.shard(state).lock().insert(key(state), state.clone());
         Some(Connected { connections: self.clone(), state: state.clone(), source })
     }
 
@@ -115,12 +115,12 @@ impl Connections {
         self.open().saturating_sub(self.leaving.load(Ordering::Relaxed)) < most
     }
 
-    /// Those that leave still have their files and memory: so there are never many of them.
+    /// Bounds connections about to close, which still hold a descriptor and memory.
     fn may_shed(&self, most: usize) -> bool {
         self.leaving.load(Ordering::Relaxed) < most / 16 + 16
     }
 
-    /// Ends the one of a source that has been idle for longest.
+    /// Sheds the connection of a source that has been idle for longest.
     fn shed_of(&self, members: &mut Vec<Arc<ConnectionState>>) -> bool {
         let now = Instant::now();
         let idle = members
@@ -144,13 +144,13 @@ impl Connections {
         }
     }
 
-    /// Ends a connection if it is still idle, as found.
+    /// Sheds a connection if it has been idle since `since`.
     fn shed(&self, since: u64, state: &ConnectionState) -> bool {
-        // First, since it may have gone by then.
+        // Before shedding: the connection may be dropped, and decrement this, right after.
         self.leaving.fetch_add(1, Ordering::Relaxed);
         let is_shed = state.shed(since);
         if is_shed {
-            tracing::debug!("an idle connection ends: another one takes its place");
+            tracing::debug!("closing an idle connection to make room for a new one");
         } else {
             self.leaving.fetch_sub(1, Ordering::Relaxed);
         }
@@ -163,7 +163,7 @@ impl Connections {
         !idle.oldest.is_empty()
     }
 
-    /// Looks for idle ones, unless some are known. One that is known may have become busy meanwhile.
+    /// Scans for idle connections unless some are known. Drops known ones that have become busy.
     fn scan(&self, idle: &mut Idle) {
         while let Some((since, state)) = idle.oldest.last() {
             if state.idle_since() == Some(*since) {
@@ -176,8 +176,8 @@ impl Connections {
             return;
         }
         let mut oldest = BinaryHeap::with_capacity(SCAN_FINDS + 1);
-        for (number, part) in self.parts.iter().enumerate() {
-            for (key, state) in part.lock().iter() {
+        for (number, shard) in self.shards.iter().enumerate() {
+            for (key, state) in shard.lock().iter() {
                 let Some(since) = state.long_idle_since(now) else { continue };
                 oldest.push((since, number, *key));
                 if oldest.len() > SCAN_FINDS {
@@ -187,15 +187,15 @@ impl Connections {
         }
         let found = oldest.into_sorted_vec().into_iter().rev();
         idle.oldest = found
-            .filter_map(|(since, part, key)| Some((since, self.parts[part].lock().get(&key)?.clone())))
+            .filter_map(|(since, shard, key)| Some((since, self.shards[shard].lock().get(&key)?.clone())))
             .collect();
-        // What finds some may go on as soon as they are used up.
+        // A successful scan may be repeated as soon as its results are used up.
         idle.scanned = idle.oldest.is_empty().then_some(now);
     }
 
-    fn part(&self, state: &Arc<ConnectionState>) -> &Mutex<HashMap<usize, Arc<ConnectionState>>> {
-        // Allocations of this size differ from the seventh bit on.
-        &self.parts[(key(state) >> 7) % PARTS]
+    fn shard(&self, state: &Arc<ConnectionState>) -> &Mutex<HashMap<usize, Arc<ConnectionState>>> {
+        // The lower seven bits are equal for allocations of this size.
+        &self.shards[(key(state) >> 7) % SHARDS]
     }
 }
 
@@ -206,14 +206,14 @@ fn key(state: &Arc<ConnectionState>) -> usize {
 impl Drop for Connected {
     fn drop(&mut self) {
         let connections = &self.connections;
-        connections.part(&self.state).lock().remove(&key(&self.state));
+        connections.shard(&self.state).lock().remove(&key(&self.state));
         connections.open.fetch_sub(1, Ordering::Relaxed);
         if self.state.has_gone() {
             connections.leaving.fetch_sub(1, Ordering::Relaxed);
         }
         let Some(source) = self.source else { return };
         if let Entry::Occupied(mut members) = connections.sources.lock().entry(source) {
-            // One that was shed for another of its source is not there any more.
+            // Absent if it was shed for another connection of its source.
             if let Some(place) = members.get().iter().position(|member| Arc::ptr_eq(member, &self.state)) {
                 members.get_mut().swap_remove(place);
             }
@@ -229,7 +229,7 @@ mod tests {
     use super::{super::connection_state::MIN_IDLE, *};
 
     #[test]
-    fn a_source_has_its_own_limit_and_gets_places_back() {
+    fn source_limit_counts_only_open_connections() {
         let connections = Arc::<Connections>::default();
         let two = NonZeroUsize::new(2);
         let enter = |address: &str| {
@@ -237,7 +237,7 @@ mod tests {
             connections.enter(address.parse().unwrap(), usize::MAX, two, &busy)
         };
         let first = enter("192.0.2.1").unwrap();
-        // As a socket for both families sees the same client.
+        // The same client on a dual-stack socket.
         let second = enter("::ffff:192.0.2.1").unwrap();
         assert!(enter("192.0.2.1").is_none());
         let other = enter("192.0.2.2").unwrap();
@@ -249,17 +249,17 @@ mod tests {
         assert!(enter("2001:db8:0:1::2").is_some());
         drop((second, third, other, v6));
         assert_eq!(connections.open(), 0);
-        assert!(connections.sources.lock().is_empty(), "nothing is kept of who has gone");
+        assert!(connections.sources.lock().is_empty(), "closed connections leave no state");
     }
 
     #[test]
-    fn without_a_limit_nothing_is_kept_of_sources() {
+    fn sources_are_untracked_without_a_limit() {
         let connections = Arc::<Connections>::default();
         let open: Vec<_> = (0..100).map(|_| enter(&connections, usize::MAX, &Arc::default())).collect();
         assert_eq!((connections.open(), connections.sources.lock().len()), (100, 0));
         drop(open);
         assert_eq!(connections.open(), 0);
-        assert!(connections.parts.iter().all(|part| part.lock().is_empty()));
+        assert!(connections.shards.iter().all(|shard| shard.lock().is_empty()));
     }
 
     fn is_shed(state: &Arc<ConnectionState>) -> bool {

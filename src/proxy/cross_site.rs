@@ -1,5 +1,5 @@
-//! Requests that web pages of other sites have a browser send, and names of other sites that lead to this machine (DNS
-//! rebinding). A loopback address stops neither: the browser is on this machine.
+//! Protection against cross-site requests and DNS rebinding. A loopback address protects against neither, as the browser
+//! runs on this machine.
 
 use std::{
     net::SocketAddr,
@@ -16,21 +16,21 @@ use crate::{
     error::ProxyError,
 };
 
-/// Stops requests of foreign pages and to foreign hosts.
+/// Rejects requests from pages of other sites and for foreign hosts.
 pub struct CrossSiteGuard {
-    /// Whether the request port is guarded; the admin port is in any case. Apart from the rules, so that a request that is
-    /// not guarded costs a load.
+    /// Guards the request port; the admin port is always guarded. Separate from the rules, so that an unguarded request
+    /// costs one load.
     guards_requests: AtomicBool,
     rules: ArcSwap<Rules>,
 }
 
-/// What is let through beside what is local.
+/// Allowed origins and hosts besides local ones.
 #[derive(Default)]
 struct Rules {
-    /// `None` unless configured: then no answer carries a header of CORS.
+    /// `None` unless `cors` is configured: no response carries CORS headers.
     origins: Option<Vec<AllowedOrigin>>,
     hosts: Vec<Host>,
-    /// The name of this machine.
+    /// Host name of this machine.
     own: Option<Box<str>>,
 }
 
@@ -39,8 +39,8 @@ enum AllowedOrigin {
     Exact(Box<str>),
 }
 
-/// How the sender of a request is related to its page (Fetch Metadata). Browsers send it to loopback addresses and over TLS,
-/// and pages cannot set it.
+/// Relation between a page and the target of its request (Fetch Metadata). Browsers send it to loopback addresses and
+/// over TLS; pages cannot set it.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 // === impl CrossSiteGuard ===
@@ -53,7 +53,7 @@ impl Default for CrossSiteGuard {
 }
 
 impl CrossSiteGuard {
-    /// Takes over what a configuration says; `listen` is the address that is bound.
+    /// Applies a configuration. `listen`: the bound address.
     pub fn set(&self, config: &Config, listen: SocketAddr) {
         let own = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
         self.rules.store(
@@ -71,16 +71,15 @@ impl CrossSiteGuard {
         self.guards_requests.store(is_loopback || config.cors.is_some(), Ordering::Relaxed);
     }
 
-    /// Returns whether the request port is guarded.
+    /// Returns `true` if the request port is guarded.
     pub fn guards_requests(&self) -> bool {
         self.guards_requests.load(Ordering::Relaxed)
     }
 
-    /// Checks the host of a request, which may have a port; `is_ours` says which names are ours beside those that are
-    /// configured.
+    /// Checks the host of a request, which may have a port. `is_ours`: accepts further names.
     ///
     /// # Errors
-    /// When it may be another site's.
+    /// [`ProxyError::ForeignHost`] for a name that is neither local nor allowed.
     pub fn check_host(&self, host: &str, is_ours: impl FnOnce(&str) -> bool) -> Result<(), ProxyError> {
         let name = plain(host_name(host));
         if is_local_host(name) || self.rules.load().has_host(name) || is_ours(name) {
@@ -89,10 +88,10 @@ impl CrossSiteGuard {
         Err(ProxyError::ForeignHost(name.into()))
     }
 
-    /// Checks the page that has sent a request to `host`, if one has.
+    /// Checks the origin of a request to `host`.
     ///
     /// # Errors
-    /// When its origin is another one than that of `host`, and not listed.
+    /// [`ProxyError::CrossSite`] for a page of another origin that is not allowed.
     pub fn check_page(&self, host: &str, headers: &HeaderMap) -> Result<(), ProxyError> {
         if !is_of_other_site(host, headers) || self.rules.load().allows_origins(headers) {
             return Ok(());
@@ -102,9 +101,9 @@ impl CrossSiteGuard {
         Err(ProxyError::CrossSite(origin))
     }
 
-    /// Returns the origin of the page that has sent a request if it is listed: such a page may read the answer.
+    /// Returns the origin of a request if it is allowed, so that the page may read the response.
     pub fn listed_origin(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        // A copy: a part of the read buffer would keep all of it for as long as the request is held.
+        // Copied, as a slice would keep the read buffer alive while the request is held.
         let origin =
             headers.get(ORIGIN).and_then(|origin| HeaderValue::from_bytes(origin.as_bytes()).ok())?;
         self.rules.load().allows_origins(headers).then_some(origin)
@@ -119,7 +118,7 @@ impl Rules {
             || self.hosts.iter().any(|host| host.is(name))
     }
 
-    /// Whether all origins that a request names are listed; of one that names none, whether all are allowed.
+    /// Returns `true` if all origins of a request are allowed. A request without one needs `*`.
     fn allows_origins(&self, headers: &HeaderMap) -> bool {
         let Some(allowed) = &self.origins else { return false };
         if allowed.iter().any(|allowed| matches!(allowed, AllowedOrigin::Any)) {
@@ -151,8 +150,8 @@ impl AllowedOrigin {
     }
 }
 
-/// Whether a page sent a request that did not come from where the request goes. The browser's own word counts more than a
-/// comparison with `Host`: what stands in front may have changed that. No browser has sent what has neither header.
+/// Returns `true` for a request from a page of another origin. `Sec-Fetch-Site` takes precedence over comparing `Origin`
+/// with `Host`, which a proxy in front may have changed. Requests without either header are not from a page.
 fn is_of_other_site(host: &str, headers: &HeaderMap) -> bool {
     let mut sites = headers.get_all(SEC_FETCH_SITE).iter().peekable();
     if sites.peek().is_some() {
@@ -164,7 +163,7 @@ fn is_of_other_site(host: &str, headers: &HeaderMap) -> bool {
     !headers.get_all(ORIGIN).iter().all(is_at_host)
 }
 
-/// A dot at the end says that the name is whole, and nothing else.
+/// Strips the final dot of a fully qualified name.
 fn plain(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }

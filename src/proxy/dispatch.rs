@@ -133,7 +133,7 @@ impl Proxy {
         }
         request.body = match std::mem::replace(&mut request.body, UpstreamBody::Empty) {
             // Boxed to keep the future small for bodies that are buffered already.
-            UpstreamBody::StreamedBody(body) => {
+            UpstreamBody::Streamed(body) => {
                 let limits = **self.shared.limits.load();
                 UpstreamBody::Buffered(Box::pin(body.buffer(&limits, &self.shared.memory)).await?)
             }
@@ -141,7 +141,7 @@ impl Proxy {
         };
         let bytes = match &request.body {
             UpstreamBody::Buffered(read) => read.bytes.len(),
-            UpstreamBody::Empty | UpstreamBody::StreamedBody(_) => 0,
+            UpstreamBody::Empty | UpstreamBody::Streamed(_) => 0,
         };
         let pin = request.affinity.as_ref().and_then(|affinity| affinity.pin);
         let ticket = failure.permit.gate().readmit_for(pin, place, bytes);

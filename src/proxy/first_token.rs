@@ -6,7 +6,7 @@ use http::{Response, request};
 
 use super::{
     forward::{self, REQUEST_ID},
-    traced,
+    request_trace,
 };
 use crate::{
     admission::{Gate, Permit},

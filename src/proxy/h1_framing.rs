@@ -1,23 +1,22 @@
-//! Where the requests of an HTTP/1 client begin and end, read a second time in front of hyper.
+//! Strict HTTP/1 request framing, checked in front of hyper against request smuggling.
 //!
-//! hyper ends a trailer section at a line feed alone, and drops what stands behind it up to the next empty line: a whole
-//! request head fits in there (RFC 9112, sections 2.2 and 7.1.2). So what two readers could divide differently is cut off
-//! here, and hyper finds the body broken. A body of known length costs a subtraction a read, a head a look at the first
-//! byte of each line.
+//! hyper accepts a bare line feed as the end of a trailer line and skips what follows up to the next empty line, which may
+//! be a whole request head (RFC 9112, sections 2.2 and 7.1.2). Ambiguous input is cut off here, so hyper sees an aborted
+//! body. Costs one subtraction per read of a body of known length, and one byte per line of a head.
 
 use memchr::{memchr, memchr2};
 
-/// Follows the requests of one connection as their bytes pass.
+/// Tracks the requests of one connection as their bytes pass.
 #[derive(Debug, Default)]
 pub(super) struct RequestFraming {
     state: State,
-    /// Heads that have passed as a whole.
+    /// Complete heads so far.
     heads: u32,
-    /// Bytes of the head that has begun and is not whole, with the empty lines before it.
+    /// Bytes of the incomplete head, including empty lines before it.
     head_bytes: u32,
-    /// What the head that is passing says of its body.
+    /// Body length of the current head so far.
     length: Length,
-    /// The beginning of a line of the head that may say so, where the line continues in the next read.
+    /// Start of a header line that may hold the length and continues in the next read.
     line: Box<[u8]>,
 }
 
@@ -26,28 +25,28 @@ enum State {
     /// Between two requests: empty lines are skipped.
     #[default]
     Between,
-    /// In a head, at the beginning of a line or behind `line`.
+    /// In a head, at the start of a line or after `line`.
     Line,
-    /// In a head, within a line that says nothing of the body.
+    /// In a head, inside a line that is irrelevant to the body.
     RestOfLine,
-    /// A body with so many bytes to come.
+    /// In a body; bytes left.
     Content(u64),
-    /// The size of a chunk: its value and its digits so far.
+    /// In a chunk size: value and number of digits.
     Size(u64, u8),
-    /// Behind the digits: white space.
+    /// In whitespace after the digits.
     SizeSpace(u64),
     Extension(u64),
     SizeLf(u64),
-    /// A chunk with so many bytes to come.
+    /// In a chunk; bytes left.
     Chunk(u64),
     ChunkCr,
     ChunkLf,
-    /// At the beginning of a line of the trailers, of which there were so many bytes.
+    /// At the start of a trailer line; bytes of trailers so far.
     TrailerStart(usize),
     Trailer(usize),
     TrailerLf(usize),
     LastLf,
-    /// Nothing may pass any more.
+    /// Ambiguous input was found; no further bytes may pass.
     Cut,
 }
 
@@ -57,24 +56,23 @@ enum Length {
     None,
     Known(u64),
     Chunked,
-    /// hyper refuses the request, or the request path does.
+    /// hyper or the request path rejects the request.
     Unclear,
 }
 
-/// The most bytes of trailers; hyper has the same limit for chunk extensions.
+/// Limit on trailers. hyper has the same for chunk extensions.
 const MAX_TRAILER_BYTES: usize = 16 << 10;
 
-/// The most bytes that are kept of a line of a head: a name, a length or coding, and more white space than anybody sends.
+/// Limit on a stored header line: enough for the name, a length or coding, and generous whitespace.
 const MAX_LINE_BYTES: usize = 256;
 
-/// Digits of 64 bits.
+/// Hexadecimal digits of 64 bits.
 const MAX_SIZE_DIGITS: u8 = 16;
 
 // === impl RequestFraming ===
 
 impl RequestFraming {
-    /// Follows some more bytes, and returns how many of them may pass. Once those are not all, none of the bytes behind them
-    /// may.
+    /// Takes the next bytes, and returns how many may pass. After a result smaller than the input, nothing may.
     #[must_use]
     pub(super) fn came(&mut self, bytes: &[u8]) -> usize {
         let mut rest = bytes;
@@ -97,17 +95,17 @@ impl RequestFraming {
         bytes.len() - rest.len()
     }
 
-    /// Whether bytes have come that may not pass.
+    /// Returns `true` once ambiguous input was found.
     pub(super) const fn is_cut(&self) -> bool {
         matches!(self.state, State::Cut)
     }
 
-    /// Whether all of the first `begun` requests has passed, so that what comes next is of a later one.
+    /// Returns `true` if the first `begun` requests have passed completely.
     pub(super) const fn is_beyond(&self, begun: u32) -> bool {
         self.heads > begun || (self.heads == begun && self.is_in_head())
     }
 
-    /// Bytes that have passed of a head that is not whole.
+    /// Returns the bytes of the incomplete head.
     pub(super) const fn head_bytes(&self) -> usize {
         self.head_bytes as usize
     }
@@ -116,7 +114,7 @@ impl RequestFraming {
         matches!(self.state, State::Between | State::Line | State::RestOfLine)
     }
 
-    /// Takes one step over `bytes`, of which there are some. `None` if they can be read in two ways.
+    /// Consumes a prefix of `bytes`, which must not be empty. Returns `None` for ambiguous input.
     fn step(&mut self, bytes: &[u8]) -> Option<usize> {
         let byte = bytes[0];
         let mut taken = 1;
@@ -169,7 +167,7 @@ impl RequestFraming {
         Some(taken)
     }
 
-    /// A line of a head, or the part of one that has come.
+    /// Consumes a header line, or the part that has arrived.
     fn line(&mut self, bytes: &[u8]) -> usize {
         self.state = State::Line;
         if let Some(end) = memchr(b'\n', bytes) {
@@ -196,14 +194,14 @@ impl RequestFraming {
         bytes.len()
     }
 
-    /// A line of a head, up to its line feed.
+    /// Reads a complete header line without its line feed.
     fn whole_line(&mut self, line: &[u8]) {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match line.first() {
             None => self.end_head(),
             Some(b'T' | b't') => {
                 if let Some(coding) = value(line, b"transfer-encoding:") {
-                    // It wins over a length that can be read, wherever that stands (RFC 9112, section 6.3).
+                    // Overrides a valid length before or after it (RFC 9112, section 6.3).
                     self.length = match self.length {
                         Length::None | Length::Known(_) if coding.eq_ignore_ascii_case(b"chunked") => {
                             Length::Chunked
@@ -237,18 +235,18 @@ impl RequestFraming {
     }
 }
 
-/// How many of `bytes` are of the line that they are in.
+/// Returns the number of bytes before the end of the line.
 fn text(bytes: &[u8]) -> usize {
     memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len())
 }
 
-/// Passes over as much as there is of `left` bytes, and returns how many are still to come.
+/// Consumes up to `left` bytes, and returns how many remain.
 fn pass(taken: &mut usize, bytes: &[u8], left: u64) -> u64 {
     *taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     left - *taken as u64
 }
 
-/// The value of a header line of that name, which ends in its colon.
+/// Returns the value of a header line named `name`, which includes the colon.
 fn value<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (start, value) = line.split_at_checked(name.len())?;
     start.eq_ignore_ascii_case(name).then(|| trim(value))
@@ -261,7 +259,7 @@ fn trim(mut value: &[u8]) -> &[u8] {
     value
 }
 
-/// Digits and nothing else (RFC 9112, section 6.2).
+/// Parses a number of digits only (RFC 9112, section 6.2).
 fn number(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return None;

@@ -1,4 +1,4 @@
-//! Connections coming in: one listener for each thread that serves requests, one task for each connection.
+//! Listeners: one for each serving thread, with a task for each connection.
 
 use std::{
     future::Future,
@@ -28,41 +28,41 @@ use super::{
     Client, ClientIo, ConnectionState, Proxy,
     body::Body,
     client_io::{SocketOf, stall},
-    closer::{ClosedLate, Closer},
+    closer::{Closer, DeferredClose},
     memory::Memory,
     stream_stall::{self, StreamExecutor},
 };
 use crate::config::{Limits, budget::SEND_BUFFER_BYTES};
 
-/// How many connections wait to be accepted, for each listener.
+/// Length of the accept queue of each listener.
 const BACKLOG: i32 = 4096;
 
-/// When nothing has come for a minute, it is asked whether the other side still lives; dead after three times silence.
+/// TCP keepalive: probes after a minute of silence, and closes after three unanswered probes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// How long accepting rests when it fails for want of something (file descriptors, memory).
-const REST: Duration = Duration::from_millis(100);
+/// Pause after a failed `accept`, such as without file descriptors, and between looks for a free place.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// The largest frame of HTTP/2 that is taken: the least that must be (RFC 9113, section 4.2).
-const FRAME: u32 = 16 << 10;
+/// Largest HTTP/2 frame accepted: the minimum of RFC 9113, section 4.2.
+const MAX_FRAME_BYTES: u32 = 16 << 10;
 
-/// How much memory header compression may take (RFC 7541), for each direction of a connection.
-const HEADER_TABLE: u32 = 4096;
+/// Size of the HPACK table (RFC 7541) of each direction of a connection.
+const HEADER_TABLE_BYTES: u32 = 4096;
 
-/// How many requests of HTTP/2 may be reset in the time that it takes us to look at them.
-const UNSEEN_RESETS: usize = 20;
+/// HTTP/2 streams that may be reset before they are accepted.
+const MAX_PENDING_RESETS: usize = 20;
 
-/// How much of its bodies an HTTP/2 client may send ahead, for all of its streams together.
-const WINDOW: u32 = 1 << 20;
+/// Receive window of an HTTP/2 stream, and of a connection.
+const WINDOW_BYTES: u32 = 1 << 20;
 
 /// Binds `count` listeners to one address, so that the kernel spreads connections over them.
 ///
 /// # Errors
-/// When the address cannot be had. The first socket is bound alone, and shares the address only then: several that
-/// share from the start would hide that another program has it.
+/// The address is in use or unavailable. The first socket is bound without `SO_REUSEPORT`, which would hide another
+/// program on the same address.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
     let first = socket(address)?;
     first.bind(&address.into())?;
@@ -85,8 +85,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Accepts connections until `closing`, each served in a task of its own among `tasks`, which after `closing` end with
-/// the requests that are under way.
+/// Accepts connections until `closing`, and serves each in a task of `tasks`. These end with their current requests.
 pub async fn serve_listener(
     listener: TcpListener,
     proxy: Arc<Proxy>,
@@ -96,24 +95,24 @@ pub async fn serve_listener(
     let (closer, closed) = Closer::new();
     tasks.spawn(closed);
     loop {
-        // Further connections wait in the kernel's queue.
+        // At the limit, connections wait in the kernel's accept queue.
         let connections = &proxy.shared().connections;
         let full = !connections.has_room(proxy.shared().limits.load().max_connections);
         let accepted = tokio::select! {
-            // Nothing is accepted any more once we stop.
+            // Shutdown goes first.
             biased;
             () = closing.cancelled() => return,
             accepted = listener.accept(), if !full => accepted,
-            () = sleep(REST), if full => continue,
+            () = sleep(ACCEPT_BACKOFF), if full => continue,
         };
         match accepted {
             Ok((stream, address)) => {
-                // The one whose place it was to take may have become busy by now.
+                // The idle connection to be shed may have become busy.
                 while !connections.has_room(proxy.shared().limits.load().max_connections) {
                     tokio::select! {
-                        biased; // the end first, as above
+                        biased; // shutdown first, as above
                         () = closing.cancelled() => return,
-                        () = sleep(REST) => {}
+                        () = sleep(ACCEPT_BACKOFF) => {}
                     }
                 }
                 let client = Client { address: Some(address), ..Client::default() };
@@ -126,24 +125,23 @@ pub async fn serve_listener(
                     tracing::debug!(%address, "too many connections from one source");
                     continue;
                 };
-                // Tokens are small, and each should go out by itself. And a client that vanished without a word is
-                // noticed while it is held, too. Neither fails on a connection that lives.
+                // Tokens are small and must not wait for more. Keepalive detects clients that vanish while held.
+                // Errors mean that the connection is closed.
                 let _ = stream.set_nodelay(true);
                 let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE);
-                let stream = ClosedLate::new(stream, connected, closer.clone());
-                let socket: SocketOf<_> = ClosedLate::socket;
+                let stream = DeferredClose::new(stream, connected, closer.clone());
+                let socket: SocketOf<_> = DeferredClose::socket;
                 tasks.spawn(serve_client(stream, Some(socket), client, proxy.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                sleep(REST).await;
+                sleep(ACCEPT_BACKOFF).await;
             }
         }
     }
 }
 
-/// Serves one connection, HTTP/1.1 or HTTP/2 without TLS, until it ends. After `closing` it ends with the requests that
-/// are under way.
+/// Serves a connection (HTTP/1.1, or HTTP/2 with prior knowledge). After `closing` it ends with its current requests.
 pub fn serve_connection<I>(
     io: I,
     address: Option<SocketAddr>,
@@ -166,7 +164,7 @@ fn serve_client<I>(
 where
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    // Not in the future, which would keep room for what these are made of.
+    // Outside the future, which would reserve space for temporaries.
     let limits = proxy.shared().limits.load_full();
     client.connection.stays_open_for(limits.idle_timeout.get());
     let memory = proxy.shared().memory.clone();
@@ -174,7 +172,7 @@ where
     async move {
         let after_http = AfterHttp(client.connection.clone());
         let begins_http2 = tokio::select! {
-            // Whoever has said something is served.
+            // A client that has sent bytes is served.
             biased;
             begins = io.begins_http2() => begins,
             () = closing.cancelled() => return,
@@ -190,7 +188,7 @@ where
                 let close = http1::UpgradeableConnection::graceful_shutdown;
                 drive(pin!(connection), close, &after_http.0, closing).await
             }
-            // On the heap: most connections are not.
+            // Boxed to keep the future small: most connections are HTTP/1.
             Ok(true) => {
                 let http2 = http2(&proxy.shared().limits.load(), &proxy.shared().memory);
                 let max_headers = proxy.shared().limits.load().max_headers;
@@ -198,13 +196,13 @@ where
                     let (proxy, client) = (proxy.clone(), client.clone());
                     let early = client.connection.early();
                     async move {
-                        // HTTP/1.1's are counted where they are parsed.
+                        // hyper enforces this limit for HTTP/1 only.
                         let response = match request.headers().len() > max_headers {
                             true => Ok(too_many_headers()),
                             false => proxy.answer(client, request).await,
                         };
                         early.answered();
-                        // From now on its client has something to read.
+                        // The client is expected to read from here on.
                         stream_stall::asked(Some(0));
                         response
                     }
@@ -226,7 +224,7 @@ where
     }
 }
 
-/// What comes after HTTP is dropped with the connection at the latest.
+/// Drops a pending upgrade with its connection.
 struct AfterHttp(Arc<ConnectionState>);
 
 impl Drop for AfterHttp {
@@ -235,8 +233,8 @@ impl Drop for AfterHttp {
     }
 }
 
-/// Serves a connection to its end; after `closing`, or when it is asked to end, to the end of what is under way. It is pinned outside, since a
-/// future has room for what it is given and for what it makes of that.
+/// Drives a connection to its end, and starts a graceful shutdown on `closing` or when it is shed. The caller pins
+/// `connection`, as an `async fn` would store it twice.
 async fn drive<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     close: impl FnOnce(Pin<&mut C>),
@@ -244,56 +242,53 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     closing: CancellationToken,
 ) -> hyper::Result<()> {
     tokio::select! {
-        // Mostly there is something to do, and seldom to close.
+        // Polls the connection first: closing is rare.
         biased;
         ended = connection.as_mut() => return ended,
         () = closing.cancelled() => {}
         () = state.closing() => {}
     }
-    // Over HTTP/2 the library waits until the client has answered a PING; this bounds the time for it.
+    // Bounds the wait of h2 for a PING response.
     state.close();
     close(connection.as_mut());
     connection.await
 }
 
-/// Time-outs and hang-ups are ClientIo's.
+/// Configures HTTP/1. [`ClientIo`] enforces timeouts and detects disconnects.
 fn http1(limits: &Limits) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(None)
-        // Not half-closed, but looked after by ClientIo: hyper would need a second read buffer for each request to see that
-        // its client hangs up.
+        // Leaves detection of disconnects to ClientIo: hyper would need a second read buffer for each request.
         .half_close(true)
-        // A read may bring more than the one takes, and the other is exact.
+        // hyper requires a buffer of 8 KiB; `max_header_size` is the exact limit.
         .max_buf_size(limits.max_header_bytes.get().max(8192))
         .max_header_size(limits.max_header_bytes.get());
-    // As many as hyper takes by itself are parsed a little faster than as many as it is told.
+    // hyper parses its default of 100 headers faster than an explicit limit.
     if limits.max_headers != 100 {
         builder.max_headers(limits.max_headers);
     }
     builder
 }
 
-/// What the library bounds it bounds because it is told here, not because its defaults are so today.
+/// Configures HTTP/2. Sets every limit explicitly instead of relying on defaults.
 fn http2(limits: &Limits, memory: &Arc<Memory>) -> http2::Builder<StreamExecutor> {
     let executor = StreamExecutor { allowed: stall(limits), memory: memory.clone() };
     let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
-        // Beyond it a request is 431; a frame that unpacks to four times of it ends the connection. The number of CONTINUATION
-        // frames follows from it and the largest frame (CVE-2024-27316).
+        // Larger heads get 431; a frame that decompresses to four times this limit ends the connection. Also bounds
+        // CONTINUATION frames (CVE-2024-27316).
         .max_header_list_size(u32::try_from(limits.max_header_bytes.get()).unwrap_or(u32::MAX))
-        .max_frame_size(FRAME)
-        .header_table_size(HEADER_TABLE)
+        .max_frame_size(MAX_FRAME_BYTES)
+        .header_table_size(HEADER_TABLE_BYTES)
         .max_concurrent_streams(limits.max_concurrent_streams)
-        // Requests that are reset before they are even looked at (CVE-2023-44487), and those that are reset by us
-        // since the client broke the protocol (CVE-2025-8671).
-        .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        // Rapid resets by the client (CVE-2023-44487), and resets that it provokes (CVE-2025-8671).
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
         .max_local_error_reset_streams(usize::try_from(limits.max_rapid_resets).unwrap_or(usize::MAX))
-        // What a client may send before it is read, on a stream and in all; and what may be written ahead.
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
         .max_send_buf_size(SEND_BUFFER_BYTES);
     builder
 }
@@ -319,13 +314,13 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn closing_waits_for_no_client_that_ignores_it() {
+    async fn shutdown_is_bounded_if_the_client_ignores_it() {
         let (client, server) = duplex(4096);
         let proxy = Proxy::new(Shared::new(Limits::default()), Dialer::Tcp);
         let closing = CancellationToken::new();
         let serving = tokio::spawn(serve_connection(server, None, proxy, closing.clone()));
         let (mut reads, mut writes) = split(client);
-        // Its settings, and nothing further, whatever it is told.
+        // Sends its settings and then ignores all frames.
         writes.write_all(&[PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0][..]].concat()).await.unwrap();
         let reading = tokio::spawn(async move { reads.read_to_end(&mut Vec::new()).await });
         sleep(Duration::from_secs(1)).await;
@@ -337,12 +332,12 @@ mod tests {
     }
 
     #[test]
-    fn listeners_share_their_address_with_nobody_else() {
+    fn listeners_share_their_address_only_together() {
         let listeners = bind(SocketAddr::from(([127, 0, 0, 1], 0)), 3).unwrap();
         let address = listeners[0].local_addr().unwrap();
         assert!(listeners.iter().all(|listener| listener.local_addr().unwrap() == address));
         assert_eq!(bind(address, 3).unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        // Each gets some of the connections: that none does of 200 has a chance of 3 in 10^35.
+        // Each gets some of 200 connections, except with a probability of 3 in 10^35.
         let clients: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let accepted: Vec<_> =
             listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count()).collect();

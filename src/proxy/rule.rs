@@ -1,4 +1,4 @@
-//! One set of conditions on a request's host, path and headers.
+//! Conditions on a request's host, path and headers.
 
 use std::net::IpAddr;
 
@@ -6,20 +6,20 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::domain::Matcher;
 
-/// Conditions that must all hold; of the hosts, and of the paths, any.
+/// Conditions that must all hold; one host and one path suffice.
 pub(super) struct Rule {
     hosts: Vec<Host>,
     paths: Vec<Box<str>>,
     headers: Headers,
 }
 
-/// Headers that a request must have; without a value, any will do.
+/// Required headers; `None` accepts any value.
 pub(super) type Headers = Vec<(HeaderName, Option<HeaderValue>)>;
 
-/// A host that is asked for.
+/// Pattern for a host.
 pub(super) enum Host {
     Any,
-    /// With its leading dot.
+    /// Suffix including its leading dot.
     Below(Box<str>),
     Exact(Box<str>),
 }
@@ -35,7 +35,7 @@ impl Rule {
         }
     }
 
-    /// Whether a request meets it; `host` may have a port.
+    /// Returns `true` if a request meets the conditions. `host` may have a port.
     pub(super) fn holds(&self, host: &str, path: &str, headers: &HeaderMap) -> bool {
         let host = host_name(host);
         (self.hosts.is_empty() || self.hosts.iter().any(|known| known.is(host)))
@@ -55,7 +55,7 @@ impl Host {
         }
     }
 
-    /// Returns whether this is it; `host` has no port.
+    /// Returns `true` if the pattern matches `host`, which has no port.
     pub(super) fn is(&self, host: &str) -> bool {
         match self {
             Self::Any => true,
@@ -65,9 +65,9 @@ impl Host {
     }
 }
 
-/// The headers that a matcher asks for, in one order.
+/// Returns the headers that a matcher requires, sorted by name.
 pub(super) fn headers(matcher: &Matcher) -> Headers {
-    // The configuration, or who read the object, has checked names and values.
+    // Names and values have been validated with the configuration or object.
     let given = matcher.headers.iter().filter_map(|(name, value)| {
         Some((name.parse::<HeaderName>().ok()?, Some(value.parse::<HeaderValue>().ok()?)))
     });
@@ -77,7 +77,7 @@ pub(super) fn headers(matcher: &Matcher) -> Headers {
     headers
 }
 
-/// Whether a request has all of these.
+/// Returns `true` if a request has all required headers.
 pub(super) fn have(given: &HeaderMap, wanted: &Headers) -> bool {
     wanted.iter().all(|(name, value)| match value {
         Some(value) => given.get_all(name).iter().any(|given| given == value),
@@ -85,17 +85,17 @@ pub(super) fn have(given: &HeaderMap, wanted: &Headers) -> bool {
     })
 }
 
-/// `/a/` and `/a` are the same prefix, and `/` is none.
+/// Normalizes a path prefix: `/a/` equals `/a`, and `/` matches everything.
 pub(super) fn prefix(path: &str) -> &str {
     path.trim_end_matches('/')
 }
 
-/// Whether a path is this prefix or goes on after it with a new segment.
+/// Returns `true` if a path equals a prefix or continues it with a new segment.
 pub(super) fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The host without its port.
+/// Strips the port of a host.
 pub(super) fn host_name(host: &str) -> &str {
     match host.rfind([':', ']']) {
         Some(at) if host.as_bytes()[at] == b':' => &host[..at],
@@ -103,13 +103,13 @@ pub(super) fn host_name(host: &str) -> &str {
     }
 }
 
-/// Whether a host without its port is none of a name that routes could claim: an address, or this machine.
+/// Returns `true` for an IP address or `localhost`, given without a port.
 pub fn is_address(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     address.parse::<IpAddr>().is_ok() || host.eq_ignore_ascii_case("localhost")
 }
 
-/// Whether a host is below a suffix, which has its leading dot.
+/// Returns `true` if a host is below a suffix with a leading dot.
 pub(super) fn ends_with(host: &str, suffix: &str) -> bool {
     host.len() > suffix.len()
         && host.get(host.len() - suffix.len()..).is_some_and(|end| end.eq_ignore_ascii_case(suffix))

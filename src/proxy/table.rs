@@ -1,4 +1,4 @@
-//! Which route a request belongs to: host, path, headers, then model; the more specific first.
+//! Route matching by host, path, headers, then model. More specific routes take precedence.
 
 use std::{borrow::Borrow, cmp::Reverse, collections::HashMap, sync::Arc};
 
@@ -14,72 +14,72 @@ use crate::{
     openai::Api,
 };
 
-/// The routes, arranged for looking up. Rebuilt on reload, read by every request.
+/// Routes, indexed for lookup. Immutable; rebuilt by each reload.
 #[derive(Default)]
 pub struct RouteTable {
     exact: HashMap<Box<str>, Vec<Class>>,
-    /// Suffixes with their leading dot, the longest first.
+    /// By suffix including its leading dot, longest first.
     wildcard: Vec<(Box<str>, Vec<Class>)>,
     any: Vec<Class>,
-    /// Path prefixes under which the API may be mounted.
+    /// Path prefixes that the API may be mounted under.
     prefixes: Vec<Box<str>>,
     models: Vec<Box<str>>,
     gates: Vec<Arc<Gate>>,
-    /// The routes for models, and the models that each names.
+    /// Model routes, with the models that each names.
     listing: Vec<(Arc<Gate>, Vec<Box<str>>)>,
-    /// Whether there is any [`Interceptor`].
+    /// There is an [`Interceptor`].
     intercepts: bool,
 }
 
-/// The routes that differ in nothing but their models, and in whether they want any.
+/// Routes with the same host, path and headers.
 #[derive(Default)]
 struct Class {
     path: Box<str>,
     headers: Headers,
     by_model: HashMap<Box<str>, Arc<Gate>>,
     any_model: Option<Arc<Gate>>,
-    /// What gets all that is not for those: what they do not serve, and other models.
+    /// Gets requests that the model routes of the class do not serve.
     interceptor: Option<Arc<Interceptor>>,
 }
 
-/// What is known of the model that a request names.
+/// The model of a request, as far as it is known.
 #[derive(Clone, Copy, Debug)]
 pub enum Model<'a> {
     /// The body has not been read.
     UnreadBody,
-    /// The body names this one, or none.
+    /// The body has been read; `None` if it has no model.
     Read(Option<&'a str>),
 }
 
-/// What a look-up finds.
+/// Result of a lookup.
 pub enum Match<'a> {
     /// The route.
     Route(&'a Arc<Gate>),
-    /// One that serves anything.
+    /// A route that proxies any HTTP application.
     Interceptor(&'a Arc<Interceptor>),
-    /// That depends on the model: read the body and ask again.
+    /// The route depends on the model: read the body and look up again.
     NeedsModel,
     /// No route.
     Nothing,
 }
 
-/// What a look-up without a model finds.
+/// Result of a lookup for a request without a model.
 pub enum Unnamed<'a> {
     /// The route.
     Route(&'a Arc<Gate>),
-    /// Several routes, and nothing of theirs is up.
+    /// Several routes, all of whose targets are down.
     NothingUp,
-    /// Several routes with something up.
+    /// Several routes with running targets.
     Several,
-    /// No route for models.
+    /// No model route.
     Nothing,
 }
 
 // === impl RouteTable ===
 
 impl RouteTable {
-    /// Arranges routes. Of two that match the same, the first wins: a file with such routes is refused, and of those of
-    /// a cluster the older stands first.
+    /// Indexes routes. The first of two equal routes wins: configuration files with equal routes are rejected, and
+    /// cluster routes are ordered by age.
     pub fn new(routes: impl IntoIterator<Item = (impl Borrow<Route>, Arc<Gate>)>) -> Self {
         let mut table = Self::default();
         for (route, gate) in routes {
@@ -105,7 +105,7 @@ impl RouteTable {
         table.wildcard.sort_by_key(|(suffix, _)| Reverse(suffix.len()));
         let wildcard = table.wildcard.iter_mut().map(|(_, classes)| classes);
         for classes in table.exact.values_mut().chain(wildcard).chain([&mut table.any]) {
-            // Stable, so that of equals the first stays first.
+            // Stable sort: the first of equal routes stays first.
             classes.sort_by_key(|class| {
                 let exact = class.headers.iter().filter(|(_, value)| value.is_some()).count();
                 Reverse((class.path.len(), class.headers.len(), exact))
@@ -136,7 +136,7 @@ impl RouteTable {
         }
     }
 
-    /// Which route a request that is work for a model belongs to.
+    /// Finds the route of an inference request.
     pub fn find(&self, host: &str, path: &str, headers: &HeaderMap, model: Model<'_>) -> Match<'_> {
         for class in self.classes(host, path, headers) {
             if !class.by_model.is_empty() {
@@ -155,8 +155,8 @@ impl RouteTable {
         Match::Nothing
     }
 
-    /// Which route a request belongs to that is for a model server and names no model: of the routes that match its
-    /// host, path and headers most closely the only one, or else the only one that is up, or else the one for any model.
+    /// Finds the route of a request that is for a model server but has no model. Of the most specific routes, takes the
+    /// only one, else the only one that is up, else the one for any model if it is up.
     pub fn unnamed(&self, host: &str, path: &str, headers: &HeaderMap) -> Unnamed<'_> {
         let Some(class) = self.class_for_models(host, path, headers) else { return Unnamed::Nothing };
         let gates = class.gates();
@@ -174,7 +174,7 @@ impl RouteTable {
         }
     }
 
-    /// The routes that match a request most closely which is for a model server and names no model.
+    /// Returns all candidates of [`Self::unnamed`].
     pub fn unnamed_gates(&self, host: &str, path: &str, headers: &HeaderMap) -> Vec<&Arc<Gate>> {
         self.class_for_models(host, path, headers).map(Class::gates).unwrap_or_default()
     }
@@ -183,9 +183,8 @@ impl RouteTable {
         self.classes(host, path, headers).find(|class| class.is_for_models())
     }
 
-    /// Which route a request that is no work belongs to, if it is to one that serves anything. What the API has is ours
-    /// to answer where a route for models matches first; health checks are only where that is more specific, since `/`
-    /// is what an application is there for.
+    /// Finds the application route of a request that is no inference request. A model route that matches first keeps
+    /// the paths of the API; health checks and `/` only if it is more specific than the application route.
     pub fn interceptor(
         &self,
         host: &str,
@@ -196,19 +195,19 @@ impl RouteTable {
         if !self.intercepts {
             return None;
         }
-        let is_ours = |class: &Class| match api {
+        let has_priority = |class: &Class| match api {
             Api::Unknown => false,
             Api::Probe | Api::Root => class.is_for_models() && class.interceptor.is_none(),
             _ => class.is_for_models(),
         };
         let mut classes = self.classes(host, path, headers);
-        let first = classes.find(|class| is_ours(class) || class.interceptor.is_some());
-        first.filter(|class| !is_ours(class))?.interceptor.as_ref()
+        let first = classes.find(|class| has_priority(class) || class.interceptor.is_some());
+        first.filter(|class| !has_priority(class))?.interceptor.as_ref()
     }
 
-    /// Whether an answer of ours to what needs no route is right for a host: to an address, by which load balancers and
-    /// kubelets ask for the proxy itself, and to a host with a route for models. To a name that no such route claims only
-    /// while routes claim no names at all, and not at `/`: who asks for an application is told that it is not here.
+    /// Returns `true` if the proxy itself may answer requests without a route for this host: for addresses, which load
+    /// balancers and kubelets use, and for hosts of model routes. For other names only while no route has a host, and
+    /// not at `/`, where a client expects an application.
     pub fn answers(&self, host: &str, api: &Api) -> bool {
         let name = host_name(host);
         let claims_names = !self.exact.is_empty() || !self.wildcard.is_empty();
@@ -217,18 +216,18 @@ impl RouteTable {
             || !(claims_names || *api == Api::Root)
     }
 
-    /// Whether a route names this host, which has no port.
+    /// Returns `true` if a route has this host, given without a port.
     pub fn names_host(&self, host: &str) -> bool {
         self.exact_host(host).is_some() || self.wildcard.iter().any(|(suffix, _)| ends_with(host, suffix))
     }
 
-    /// What matches a request, the more specific first.
+    /// Returns the classes that match a request, most specific first.
     fn classes(&self, host: &str, path: &str, headers: &HeaderMap) -> impl Iterator<Item = &Class> {
         self.of_host(host_name(host))
             .filter(move |class| is_below(path, &class.path) && rule::have(headers, &class.headers))
     }
 
-    /// What matches a host without its port, the more specific first.
+    /// Returns the classes that match a host without its port, most specific first.
     fn of_host(&self, host: &str) -> impl Iterator<Item = &Class> {
         let exact = self.exact_host(host).into_iter();
         let wildcard = self
@@ -246,7 +245,7 @@ impl RouteTable {
         self.exact.get(host).or_else(|| self.exact.get(host.to_ascii_lowercase().as_str()))
     }
 
-    /// What a request asks for, also where the API is mounted below a route's path prefix.
+    /// Classifies a request path, including paths below a route's prefix.
     pub fn api(&self, method: &Method, path: &str) -> Api {
         match Api::of(method, path) {
             Api::Unknown => {
@@ -260,22 +259,22 @@ impl RouteTable {
         }
     }
 
-    /// Every model that a route names, sorted.
+    /// Returns all models that routes name, sorted.
     pub fn models(&self) -> &[Box<str>] {
         &self.models
     }
 
-    /// The routes for models, and the models that each names; none for a route that serves any.
+    /// Returns the model routes with their models; an empty list for routes that serve any model.
     pub fn listing(&self) -> impl Iterator<Item = (&Arc<Gate>, &[Box<str>])> {
         self.listing.iter().map(|(gate, names)| (gate, &**names))
     }
 
-    /// Every route.
+    /// Returns all routes.
     pub fn gates(&self) -> &[Arc<Gate>] {
         &self.gates
     }
 
-    /// The route of all requests with this host, path and headers, whatever their model.
+    /// Returns the route that serves all models at this host, path and headers.
     pub fn only_route_at(&self, host: &str, path: &str, headers: &HeaderMap) -> Option<&Arc<Gate>> {
         match self.classes(host, path, headers).find(|class| class.is_for_models())?.gates()[..] {
             [gate] => Some(gate),
@@ -283,7 +282,7 @@ impl RouteTable {
         }
     }
 
-    /// The route of this name.
+    /// Returns a route by name.
     pub fn gate(&self, key: &RouteKey) -> Option<&Arc<Gate>> {
         self.gates.iter().find(|gate| gate.key() == key)
     }
@@ -325,7 +324,7 @@ impl Class {
         self.any_model.is_some() || !self.by_model.is_empty()
     }
 
-    /// Its routes for models, each once.
+    /// Returns the distinct model routes.
     fn gates(&self) -> Vec<&Arc<Gate>> {
         let mut gates: Vec<_> = self.by_model.values().chain(&self.any_model).collect();
         gates.sort_by_key(|gate| Arc::as_ptr(gate));

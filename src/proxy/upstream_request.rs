@@ -36,7 +36,7 @@ pub(super) struct UpstreamRequest {
 pub(super) enum UpstreamBody {
     Empty,
     Buffered(BufferedBody),
-    StreamedBody(StreamedBody),
+    Streamed(StreamedBody),
 }
 
 /// The response of an endpoint.
@@ -136,7 +136,7 @@ impl From<RequestBody> for UpstreamBody {
     fn from(body: RequestBody) -> Self {
         match body {
             RequestBody::Unread(body) if body.incoming.is_end_stream() => Self::Empty,
-            RequestBody::Unread(body) => Self::StreamedBody(StreamedBody::new(body)),
+            RequestBody::Unread(body) => Self::Streamed(StreamedBody::new(body)),
             RequestBody::Buffered(read) => Self::Buffered(read),
         }
     }
@@ -151,7 +151,7 @@ impl UpstreamBody {
             Self::Buffered(read) => {
                 Some(OutgoingBody::Full(Some(read.bytes.clone()).filter(|bytes| !bytes.is_empty())))
             }
-            Self::StreamedBody(body) => body.replay(limits, keep),
+            Self::Streamed(body) => body.replay(limits, keep),
         }
     }
 
@@ -159,7 +159,7 @@ impl UpstreamBody {
     pub(super) fn can_resend(&self) -> bool {
         match self {
             Self::Empty | Self::Buffered(_) => true,
-            Self::StreamedBody(body) => body.can_replay(),
+            Self::Streamed(body) => body.can_replay(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What OpenTelemetry's conventions for HTTP (stable) and for generative AI (in development) ask for.
+//! Span names and attributes by OpenTelemetry's conventions for HTTP (stable) and generative AI (in development).
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ use crate::{
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The span of a request as it came in.
+/// Creates the server span of a request.
 pub(super) fn server<B>(client: &Client, request: &Request<B>, start: Instant) -> Span {
     let (method, path, headers) = (request.method(), request.uri().path(), request.headers());
     let api = Api::of(method, path);
@@ -63,14 +63,14 @@ pub(super) fn server<B>(client: &Client, request: &Request<B>, start: Instant) -
     span
 }
 
-/// The span of one attempt at an endpoint.
+/// Creates the client span of an attempt.
 pub(super) fn attempt(address: &str, head: &request::Parts, parent: u64, start: Instant) -> Span {
     let mut span = Span::new(in_name(&head.method), Kind::Client, parent, start);
     set_method(&mut span, &head.method);
     if let Ok(address) = address.parse::<Authority>() {
         set_server(&mut span, &address);
     }
-    // Without the query: what stands there may be a secret.
+    // Without the query, which may contain secrets.
     span.set(names::URL_FULL, format!("http://{address}{}", head.uri.path()));
     span
 }
@@ -97,13 +97,13 @@ fn in_name(method: &Method) -> Cow<'static, str> {
     known(method).unwrap_or("HTTP").into()
 }
 
-/// The methods of RFC 9110 and RFC 5789: a client decides how many names there are of any other.
+/// Returns methods of RFC 9110 and RFC 5789. Others would let clients create any number of span names.
 fn known(method: &Method) -> Option<&'static str> {
     const KNOWN: [&str; 9] = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
     KNOWN.into_iter().find(|known| *known == method.as_str())
 }
 
-/// The path, without what it names: there are few of these.
+/// Returns the route template of a path, which has low cardinality.
 fn route(api: &Api, path: &str) -> Option<String> {
     match api {
         Api::Work(_) | Api::Models | Api::Server | Api::Probe | Api::Root => Some(path.to_owned()),
@@ -119,7 +119,7 @@ fn route(api: &Api, path: &str) -> Option<String> {
     }
 }
 
-/// What is done, and whose API it is done with. Which server is behind it, we do not know.
+/// Returns the operation and API of a path. The server product is unknown.
 fn operation(path: &str) -> Option<(&'static str, &'static str)> {
     Some(match path {
         "/v1/chat/completions" | "/v1/responses" => ("chat", "openai"),
@@ -137,7 +137,7 @@ fn scheme(headers: &HeaderMap) -> &'static str {
     }
 }
 
-/// The first that a chain of proxies names.
+/// Returns the first address of `X-Forwarded-For`.
 fn forwarded_for(headers: &HeaderMap) -> Option<String> {
     let first = headers.get(FORWARDED_FOR)?.to_str().ok()?.split(',').next()?.trim();
     first.parse::<std::net::IpAddr>().ok().map(|address| address.to_string())
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_few_whatever_clients_ask_for() {
+    fn span_names_have_low_cardinality() {
         for (method, path, name) in [
             ("POST", "/v1/chat/completions", "POST /v1/chat/completions"),
             ("GET", "/v1/models/org%2Fname", "GET /v1/models/{model}"),

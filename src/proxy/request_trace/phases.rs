@@ -1,7 +1,7 @@
-//! The phases of the cold start that a held request waited for, as spans within its hold.
+//! Spans of the cold-start phases that a held request waited for.
 //!
-//! They are taken from the record, so every request that was held by a cold start shows the same ones, each as far as it
-//! waited for them: a trace is whole by itself, also where the request that began it all was in another one.
+//! Taken from the record of the cold start, so that every held request has them, clipped to its hold. A trace is complete
+//! even if another one has the request that caused the cold start.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::{
     telemetry::traces::{Kind, Span, names},
 };
 
-/// Spans of the phases that overlap with `hold`, and of their parts. What comes after the first dispatch is of the
-/// request that was sent then, and no part of anybody's waiting.
+/// Returns spans of the phases that overlap with `hold`, and of their parts. Phases after the first dispatch belong to the
+/// dispatched request and are omitted.
 pub(super) fn of(tracker: &Tracker, hold: &mut Span) -> Vec<Span> {
     let mut spans = Vec::new();
     for (began, record) in tracker.last_two() {
@@ -57,7 +57,7 @@ fn add(spans: &mut Vec<Span>, hold: &Span, began: Instant, record: &ColdStart) {
     }
 }
 
-/// A stretch of a cold start as far as it lies within bounds; `None` if it does not, or only touches them.
+/// Clips a phase to bounds. Returns `None` if the overlap is empty.
 fn within(
     (start, end): (Instant, Instant),
     began: Instant,
