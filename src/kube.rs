@@ -1,7 +1,7 @@
-//! The cluster: its routes, pods and ScaledObjects, watched and published. One watcher a file.
+//! Kubernetes integration: informers for routes, pods and ScaledObjects, and the writers of status, Events and scale.
 //!
-//! Nothing here is on the request path, and nothing of it fails that path: without the API server, what was known last
-//! stays.
+//! Nothing here runs on the request path, and no failure here fails a request: without the API server, the last known
+//! state remains in use.
 
 mod conflicts;
 mod connect;
@@ -41,14 +41,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use conflicts::{RouteKind, RouteObject};
 pub use endpoints::Endpoints;
-pub use events::{About, Events, Notice};
+pub use events::{EventSubject, Events, Notice};
 pub use facts::AllRoutes;
 pub use interceptor_route::{InterceptorRoute, InterceptorRouteSpec};
 pub use liveness::Liveness;
 pub use model_route::{ModelRoute, ModelRouteSpec, definition, definition_yaml};
 pub use pod_reasons::Trouble;
 pub use pods::{Pods, PodsOf};
-pub use reasons::{AllFacts, Facts, Seen};
+pub use reasons::{AllFacts, Facts, ProxyView};
 pub use report::{Condition, LastColdStart, LastPhase, ModelRouteStatus, RouteReport, State, Verdict};
 pub use routes::{ClusterRoutes, RouteObjects};
 pub use scale::DirectScale;
@@ -58,11 +58,11 @@ pub use watch::Watched;
 
 use crate::config;
 
-/// Who looks at all routes does nothing for so many times as long as that has taken: so they are never more than a
-/// twentieth of a core, however many routes there are and however often they change.
-const REST: u32 = 20;
+/// A full scan of all routes is followed by a pause of this many times its duration, which bounds scans to about 5 % of
+/// a core regardless of the number of routes and the rate of changes.
+const SCAN_PAUSE_FACTOR: u32 = 20;
 
-/// The way to the API server, and what is watched there.
+/// Handle for the API server: client, connection state and background tasks.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
@@ -70,33 +70,33 @@ pub struct Cluster {
     namespaces: Arc<[String]>,
     reads_logs: bool,
     ends_sessions: bool,
-    /// Where it is followed. `None`: where it was asked to.
+    /// Runtime for background tasks. `None` means the current one.
     handle: Option<Handle>,
     tasks: TaskTracker,
     stopping: CancellationToken,
 }
 
-/// Why there is no way to the API server.
+/// Failure to create a client for the API server.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum ClusterError {
     #[error(
-        "no way to a Kubernetes API server: {0}; run in a pod, or name a kubeconfig with KUBECONFIG, or leave \
-         `kubernetes` out of the configuration"
+        "no Kubernetes configuration found: {0}; run in a pod, set KUBECONFIG, or remove `kubernetes` from the \
+         configuration"
     )]
     Config(#[from] kube::config::InferConfigError),
-    #[error("the Kubernetes API server cannot be spoken to: {0}")]
+    #[error("cannot create a Kubernetes client: {0}")]
     Client(#[from] kube::Error),
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Finds the API server as every client does: the kubeconfig, else the pod's service account. Nothing is asked yet,
-    /// so it need not be up. All that follows the cluster runs in `handle`.
+    /// Creates a client from the kubeconfig, else from the service account of the pod. Sends no request, so the API
+    /// server need not be reachable yet. Background tasks run on `handle`.
     ///
     /// # Errors
-    /// When neither is there, or what they say cannot be used.
+    /// Returns an error if no configuration is found or it is invalid.
     pub async fn new(config: &config::Kubernetes, handle: Option<&Handle>) -> Result<Self, ClusterError> {
         let found = kube::Config::infer().await?;
         let liveness = Arc::default();
@@ -107,7 +107,7 @@ impl Cluster {
         Ok(Self { handle: handle.cloned(), ..Self::with(client, liveness, config) })
     }
 
-    /// Speaks to the API server through this client, which reports to `liveness`.
+    /// Creates a handle for `client`, which must report to `liveness`.
     fn with(client: Client, liveness: Arc<Liveness>, config: &config::Kubernetes) -> Self {
         Self {
             client,
@@ -121,7 +121,7 @@ impl Cluster {
         }
     }
 
-    /// The API server that answers so.
+    /// Creates a handle that is answered by `service`.
     #[cfg(test)]
     fn served_by<S, B>(service: S, config: &config::Kubernetes) -> Self
     where
@@ -138,17 +138,17 @@ impl Cluster {
         Self::with(Client::new(liveness.over(service), "default"), liveness, config)
     }
 
-    /// The client.
+    /// Returns the client.
     pub const fn client(&self) -> &Client {
         &self.client
     }
 
-    /// What is known of the connections to the API server.
+    /// Returns the state of the connections to the API server.
     pub const fn liveness(&self) -> &Arc<Liveness> {
         &self.liveness
     }
 
-    /// Objects of a kind in one namespace.
+    /// Returns the API of a kind in one namespace.
     pub fn api<K>(&self, namespace: &str) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
@@ -156,7 +156,7 @@ impl Cluster {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// Objects of a kind, in each of the namespaces that are served, or in all at once.
+    /// Returns the APIs of a kind: one per served namespace, or a single one for all.
     pub fn apis<K>(&self) -> Vec<Api<K>>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
@@ -167,27 +167,27 @@ impl Cluster {
         self.namespaces.iter().map(|namespace| self.api(namespace)).collect()
     }
 
-    /// Whether routes of this namespace are served.
+    /// Returns whether routes of `namespace` are served.
     pub fn serves(&self, namespace: &str) -> bool {
         self.namespaces.is_empty() || self.namespaces.iter().any(|served| served == namespace)
     }
 
-    /// Whether logs of pods that start are to be read.
+    /// Returns whether logs of starting pods are read.
     pub const fn reads_logs(&self) -> bool {
         self.reads_logs
     }
 
-    /// Whether sessions of ScaledObjects are ended.
+    /// Returns whether this proxy ends sessions of ScaledObjects.
     pub const fn ends_sessions(&self) -> bool {
         self.ends_sessions
     }
 
-    /// Runs something until it ends or the cluster is left.
+    /// Spawns a background task, cancelled by [`Self::stop`].
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stopping = self.stopping.clone();
         let task = async move {
             tokio::select! {
-                // The end first: nothing is written any more.
+                // Cancellation first: nothing may be written after it.
                 biased;
                 () = stopping.cancelled() => {}
                 () = task => {}
@@ -199,7 +199,7 @@ impl Cluster {
         };
     }
 
-    /// Ends every watch, and waits until they have.
+    /// Cancels all background tasks and waits for them.
     pub async fn stop(&self) {
         self.stopping.cancel();
         self.tasks.close();

@@ -17,8 +17,8 @@ use crate::{
     coldstart::{ColdStart, ColdStartOutcome},
     domain::{ObstacleKind, Phase, Route, RouteKey},
     kube::{
-        About, AllFacts, Cluster, DirectScale, Events, Facts, Liveness, Notice, Pods, ScaledObjects, Seen,
-        Trouble, session,
+        AllFacts, Cluster, DirectScale, EventSubject, Events, Facts, Liveness, Notice, Pods, ProxyView,
+        ScaledObjects, Trouble, session,
     },
     proxy::Shared,
     scaler,
@@ -161,7 +161,7 @@ fn update_gate(gate: &Gate, facts: &Facts, history: &mut RouteHistory, notifier:
         None
     } else {
         let namespace = gate.key().namespaced().map(|(namespace, _)| namespace);
-        let seen = Seen {
+        let seen = ProxyView {
             pods: target.endpoints().iter().any(|endpoint| endpoint.servers() > 0),
             no_stream_for,
             dropped_for,
@@ -245,15 +245,15 @@ impl Notifier {
     /// Emits an Event about the route's object, or for a route of the file about its ScaledObject, if there is one.
     fn emit(&self, route: &RouteKey, is_warning: bool, reason: &'static str, note: String) {
         let about = if route.namespaced().is_some() {
-            About::Route(route.clone())
+            EventSubject::Route(route.clone())
         } else {
             let facts = self.facts.borrow();
             let Some(scaled) = facts.get(route).and_then(|facts| facts.scaled_objects.first()) else {
                 return;
             };
-            About::ScaledObject { namespace: scaled.namespace.clone(), name: scaled.name.clone() }
+            EventSubject::ScaledObject { namespace: scaled.namespace.clone(), name: scaled.name.clone() }
         };
-        self.events.tell(Notice { about, is_warning, reason, note });
+        self.events.publish(Notice { about, is_warning, reason, note });
     }
 }
 

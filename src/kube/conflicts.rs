@@ -1,8 +1,8 @@
-//! Which routes of the cluster are served: the valid ones, each with what no route before it matches.
+//! Resolves conflicts among routes: a route is served with the matches that no preceding route claims.
 //!
-//! The file goes before the cluster, the older object before the younger. A younger route loses exactly the matches that
-//! it shares, and is refused only if nothing is left: else whoever has the older route could put a younger one out of
-//! service by adding one match to their own. No verdict depends on an object that goes later.
+//! The configuration file precedes the cluster, and older objects precede younger ones. A younger route loses only the
+//! shared matches, and is refused only if none remain; otherwise the owner of an older route could disable a younger
+//! one by adding a single match. No verdict depends on a later object.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,56 +12,56 @@ use std::{
 use super::report::Verdict;
 use crate::domain::{Claim, Route, RouteKey, Target};
 
-/// The kinds of objects that are routes. If two have one name, the first kind has it.
+/// Kinds of route objects, in order of precedence for equal names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RouteKind {
-    /// Ours.
+    /// Defined by Anteroom.
     ModelRoute,
-    /// Of KEDA's HTTP Add-on.
+    /// Defined by KEDA's HTTP Add-on.
     InterceptorRoute,
 }
 
-/// An object that is a route.
+/// Reference to a route object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteObject {
-    /// Its kind.
+    /// Kind.
     pub kind: RouteKind,
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
 }
 
-/// An object that might be served.
+/// A route object to be considered.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Candidate {
     pub(super) object: RouteObject,
-    /// When it was made, in seconds of the epoch.
+    /// Creation time in seconds since the Unix epoch.
     pub(super) created: Option<i64>,
-    /// What it says, with remarks; or what is wrong with it.
+    /// The parsed route with warnings, or the reason why it is invalid.
     pub(super) route: Result<(Arc<Route>, Vec<String>), String>,
 }
 
-/// What is served, in the order of precedence, and what is to be said of each object.
-pub(super) struct Settled {
+/// Served routes in order of precedence, and a verdict per object.
+pub(super) struct Resolution {
     pub(super) routes: Vec<Arc<Route>>,
     pub(super) verdicts: BTreeMap<RouteObject, Verdict>,
 }
 
-/// How many routes of the cluster are served.
-pub(super) const MOST_ROUTES: usize = 10_000;
-/// How many combinations of host, path, headers and model they may make in all.
-pub(super) const MOST_CLAIMS: usize = 200_000;
+/// Upper bound of served cluster routes.
+pub(super) const MAX_ROUTES: usize = 10_000;
+/// Upper bound of combinations of host, path, headers and model over all cluster routes.
+pub(super) const MAX_CLAIMS: usize = 200_000;
 
-/// Who a match belongs to.
+/// Owner of a name or match.
 #[derive(Clone, Copy)]
 enum Owner<'a> {
     File(&'a RouteKey),
     Object(&'a RouteObject),
 }
 
-/// Decides between all candidates. `file` has the routes of the file.
-pub(super) fn settle(file: &[Route], mut candidates: Vec<Candidate>) -> Settled {
+/// Resolves all candidates against each other and the routes of the configuration file.
+pub(super) fn resolve(file: &[Route], mut candidates: Vec<Candidate>) -> Resolution {
     candidates.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
     let mut names: HashMap<(&str, &str), Owner<'_>> = HashMap::new();
     let of_ours = candidates.iter().map(|candidate| &candidate.object);
@@ -88,10 +88,10 @@ pub(super) fn settle(file: &[Route], mut candidates: Vec<Candidate>) -> Settled 
                 let count = claims.saturating_add(route.claim_count());
                 if let Some(owner) = owner.filter(|owner| !owner.is(object)) {
                     Verdict::Conflict(format!("{owner} has this name already; give this route another one"))
-                } else if routes == MOST_ROUTES || count > MOST_CLAIMS {
+                } else if routes == MAX_ROUTES || count > MAX_CLAIMS {
                     Verdict::Limit(format!(
-                        "{MOST_ROUTES} routes with {MOST_CLAIMS} combinations of host, path, headers and model are \
-                         the most, and older ones have used them up; delete some"
+                        "{MAX_ROUTES} routes with {MAX_CLAIMS} combinations of host, path, headers and model are \
+                         the maximum, and older routes use them all; delete some"
                     ))
                 } else {
                     let verdict = claim(object, route, remarks, &mut claimed);
@@ -107,10 +107,10 @@ pub(super) fn settle(file: &[Route], mut candidates: Vec<Candidate>) -> Settled 
     drop(claimed);
     let routes = candidates.into_iter().zip(served).filter(|(_, served)| *served);
     let routes = routes.filter_map(|(candidate, _)| Some(candidate.route.ok()?.0));
-    Settled { routes: routes.collect(), verdicts }
+    Resolution { routes: routes.collect(), verdicts }
 }
 
-/// Gives a route what nobody has yet.
+/// Claims the matches of a route that have no owner yet.
 fn claim<'a>(
     object: &'a RouteObject,
     route: &'a Route,
@@ -124,7 +124,7 @@ fn claim<'a>(
         match claimed.get(&claim) {
             Some(owner) if !owner.is(object) => {
                 lost += 1;
-                first.get_or_insert_with(|| format!("{owner} matches {claim} as well, and goes first"));
+                first.get_or_insert_with(|| format!("{owner} matches {claim} as well, and takes precedence"));
             }
             Some(_) => {}
             None => {
@@ -142,7 +142,7 @@ fn claim<'a>(
             };
             let partly = first.is_some();
             let conflict =
-                first.map(|first| format!("but {lost} of its {all} matches are another's: {first}"));
+                first.map(|first| format!("but {lost} of its {all} matches belong to other routes: {first}"));
             Verdict::Accepted {
                 target,
                 remarks: conflict.into_iter().chain(remarks.iter().cloned()).collect(),
@@ -155,7 +155,7 @@ fn claim<'a>(
 // === impl Candidate ===
 
 impl Candidate {
-    /// The least goes first. What has no age is as young as can be.
+    /// Returns the sort key, lowest first. Without a creation time an object sorts last.
     fn precedence(&self) -> (bool, Option<i64>, &RouteObject) {
         (self.created.is_none(), self.created, &self.object)
     }
@@ -181,7 +181,7 @@ impl std::fmt::Display for Owner<'_> {
 // === impl RouteKind ===
 
 impl RouteKind {
-    /// Its name in the cluster.
+    /// Returns the kind as used by Kubernetes.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ModelRoute => "ModelRoute",
@@ -193,7 +193,7 @@ impl RouteKind {
 // === impl RouteObject ===
 
 impl RouteObject {
-    /// The key of its route.
+    /// Returns the key of its route.
     pub fn key(&self) -> RouteKey {
         format!("{}/{}", self.namespace, self.name).as_str().into()
     }

@@ -1,4 +1,4 @@
-//! The client of the API server.
+//! Builds the client of the API server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,34 +13,34 @@ use kube::{
 
 use super::Liveness;
 
-/// How long an address may take to accept a connection.
+/// Timeout per address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection may be silent before the kernel asks whether the peer is there, how often it asks, and after how
-/// much time without an answer it gives up. Meant for logs, which may be silent for long; watches have bounds of their own.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+/// TCP keepalive: idle time before the first probe, interval of probes, and time without acknowledgement before the
+/// kernel closes the connection. Relevant for log streams, which may be idle for long; watches have their own limits.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const UNACKNOWLEDGED: Duration = Duration::from_secs(25);
-/// How long a connection is kept for the next request: an older one may be half open.
-const KEPT: Duration = Duration::from_secs(5);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(25);
+/// Idle time after which a pooled connection is not reused: it may be half open.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client that reports to `liveness`. Unlike kube's own, it does not wait out an API server that is overloaded: who asks
-/// tries again, and says so.
+/// Builds a client that reports to `liveness`. Unlike the default client of kube, it does not retry on an overloaded
+/// API server: callers retry, and report the failure.
 pub(super) fn client(config: Config, liveness: &Arc<Liveness>) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
-        // Which fails: kube is built without proxies.
+        // Returns an error: kube is built without proxy support.
         return Client::try_from(config);
     }
     let mut http = HttpConnector::new();
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    http.set_keepalive(Some(KEEPALIVE));
+    http.set_keepalive(Some(KEEPALIVE_IDLE));
     http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
     #[cfg(target_os = "linux")]
-    http.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    http.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
     let https = config.rustls_https_connector_with_connector(http)?;
     let sender = legacy::Client::builder(TokioExecutor::new())
-        .pool_idle_timeout(KEPT)
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
         .pool_timer(TokioTimer::new())
         .build::<_, Body>(https);
     let namespace = config.default_namespace.clone();

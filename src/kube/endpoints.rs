@@ -1,9 +1,10 @@
-//! The pods of targets: found through Services with their EndpointSlices, through InferencePools, and through the Pods
-//! themselves, whichever tells first.
+//! Discovers the endpoints of cluster targets from Services, EndpointSlices, InferencePools and Pods. Pods are watched
+//! directly as well, because EndpointSlices lag behind them.
 
 mod dead;
 mod merge;
 mod pool;
+mod protocol;
 mod selection;
 
 use std::{
@@ -21,99 +22,104 @@ use tokio::sync::watch;
 
 use super::{
     Cluster, Pods, PodsOf,
-    parts::{Parts, Select},
-    starts::{Sources, Starts},
+    parts::{Select, SubsetWatches},
+    starts::{StartSources, Starts},
 };
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, Roles, ServicePort},
     state::{Discovered, Discovery, Problem},
 };
-use dead::Dead;
-use merge::Departed;
-pub(super) use merge::addresses;
+use dead::DeadAddresses;
+use merge::DeletedPods;
 use pool::InferencePool;
 
-/// Finds the pods of targets in a cluster. Routes with the same target share what is found.
+/// Endpoint discovery for cluster targets. Routes with equal targets share one discovery task.
 #[derive(Clone)]
 pub struct Endpoints {
     cluster: Cluster,
     pods: Arc<Pods>,
-    services: Arc<Parts<Service>>,
-    slices: Arc<Parts<EndpointSlice>>,
-    sources: Arc<Sources>,
-    followed: Arc<Mutex<HashMap<Followed, Weak<Found>>>>,
+    services: Arc<SubsetWatches<Service>>,
+    slices: Arc<SubsetWatches<EndpointSlice>>,
+    sources: Arc<StartSources>,
+    active: Arc<Mutex<HashMap<DiscoveryKey, Weak<DiscoveredSender>>>>,
 }
 
-type Found = watch::Sender<Arc<Discovered>>;
+type DiscoveredSender = watch::Sender<Arc<Discovered>>;
 
-/// What is followed, whichever way requests take there.
+/// The part of a target that determines its endpoints.
 #[derive(Clone, PartialEq, Eq, Hash)]
-struct Followed {
+struct DiscoveryKey {
     namespace: String,
     source: EndpointSource,
     roles: Roles,
 }
 
-/// The label of an EndpointSlice that names its Service.
+/// Label of an EndpointSlice with the name of its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 // === impl Endpoints ===
 
 impl Endpoints {
-    /// Nothing is followed yet.
+    /// Starts without a watch.
     pub fn new(cluster: Cluster, pods: Arc<Pods>) -> Self {
         Self {
-            services: Arc::new(Parts::new(cluster.clone(), |service| {
+            services: Arc::new(SubsetWatches::new(cluster.clone(), |service| {
                 service.metadata.annotations = None;
                 service.status = None;
             })),
-            slices: Arc::new(Parts::new(cluster.clone(), |_| {})),
-            sources: Sources::new(&cluster),
+            slices: Arc::new(SubsetWatches::new(cluster.clone(), |_| {})),
+            sources: StartSources::new(&cluster),
             cluster,
             pods,
-            followed: Arc::default(),
+            active: Arc::default(),
         }
     }
 
-    /// Runs until nobody wants to know any more.
-    async fn follow(self, target: Followed, found: Arc<Found>) {
+    /// Publishes the endpoints of `target` until the last receiver is dropped.
+    async fn discover(self, target: DiscoveryKey, found: Arc<DiscoveredSender>) {
         tokio::select! {
-            // The end first: what is found is for nobody.
+            // Unsubscription first: no receiver is left for further results.
             biased;
-            () = self.unwanted(&target, &found) => {}
+            () = self.unsubscribed(&target, &found) => {}
             () = async {
                 match &target.source {
                     EndpointSource::Service { name, port } => {
-                        self.follow_service(&target, name, port, &found).await;
+                        self.discover_service(&target, name, port, &found).await;
                     }
                     EndpointSource::InferencePool { name } => {
-                        self.follow_pool(&target, name, &found).await;
+                        self.discover_pool(&target, name, &found).await;
                     }
                 }
             } => {}
         }
     }
 
-    async fn unwanted(&self, target: &Followed, found: &Found) {
+    async fn unsubscribed(&self, target: &DiscoveryKey, found: &DiscoveredSender) {
         loop {
             found.closed().await;
-            let mut followed = self.followed.lock();
-            // Somebody may have asked again in between; under the lock nobody does.
+            let mut active = self.active.lock();
+            // A new receiver may have subscribed in between; holding the lock prevents further ones.
             if found.receiver_count() == 0 {
-                followed.remove(target);
+                active.remove(target);
                 return;
             }
         }
     }
 
-    async fn follow_service(&self, target: &Followed, name: &str, port: &ServicePort, found: &Found) {
-        let Followed { namespace, roles, .. } = target;
+    async fn discover_service(
+        &self,
+        target: &DiscoveryKey,
+        name: &str,
+        port: &ServicePort,
+        found: &DiscoveredSender,
+    ) {
+        let DiscoveryKey { namespace, roles, .. } = target;
         let mut services = self.services.watch(namespace, Select::Name(name.to_owned()));
         let of_service = Select::Labels([(SERVICE_NAME.to_owned(), name.to_owned())].into());
         let mut slices = self.slices.watch(namespace, of_service);
-        let mut pods = Selected::default();
-        let mut departed = Departed::default();
-        let mut dead = Dead::default();
+        let mut pods = SelectedPods::default();
+        let mut deleted = DeletedPods::default();
+        let mut dead = DeadAddresses::default();
         let mut starts = Starts::new(self.sources.clone());
         loop {
             let service = services.all().pop();
@@ -123,10 +129,10 @@ impl Endpoints {
                 match (service, services.is_synced()) {
                     (Some(service), _) => {
                         let (slices_now, pods_now) = (slices.all(), pods.all());
-                        departed.update(&slices_now, &pods_now);
+                        deleted.update(&slices_now, &pods_now);
                         let mut merged =
-                            merge::service(&service, port, &slices_now, &pods_now, &departed, roles);
-                        // Pods alone do not say which there are no more.
+                            merge::service(&service, port, &slices_now, &pods_now, &deleted, roles);
+                        // Pods alone cannot show that an endpoint of the last known slices is gone.
                         merged.is_synced = slices.is_synced() || merged.problem.is_some();
                         let ports = |pod: &Pod| merge::port_on(&service, port, pod).into_iter().collect();
                         starts.update(&pods_now, &merged.endpoints, pods.is_synced(), ports);
@@ -135,12 +141,12 @@ impl Endpoints {
                         let selection = pods.is_synced().then_some(selection);
                         Discovered { starts: starts.all(), selection, dead, ..merged }
                     }
-                    (None, true) => missing(format!("the Service {namespace}/{name} does not exist")),
-                    (None, false) => unheard(services.failure()),
+                    (None, true) => invalid_target(format!("the Service {namespace}/{name} does not exist")),
+                    (None, false) => not_synced(services.failure()),
                 },
             );
             tokio::select! {
-                biased; // all lead to the same
+                biased; // order does not matter: each branch re-evaluates everything
                 () = services.changed() => {}
                 () = slices.changed() => {}
                 () = pods.changed() => {}
@@ -149,15 +155,15 @@ impl Endpoints {
         }
     }
 
-    async fn follow_pool(&self, target: &Followed, name: &str, found: &Found) {
-        let Followed { namespace, roles, .. } = target;
+    async fn discover_pool(&self, target: &DiscoveryKey, name: &str, found: &DiscoveredSender) {
+        let DiscoveryKey { namespace, roles, .. } = target;
         let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut pools =
             self.cluster.watch_in::<InferencePool>(vec![self.cluster.api(namespace)], only, |pool| {
                 pool.metadata.annotations = None;
             });
-        let mut pods = Selected::default();
-        let mut dead = Dead::default();
+        let mut pods = SelectedPods::default();
+        let mut dead = DeadAddresses::default();
         let mut starts = Starts::new(self.sources.clone());
         loop {
             let pool = pools.get(namespace, name).map(|pool| pool::read(&pool));
@@ -182,13 +188,17 @@ impl Endpoints {
                             ..merged
                         }
                     }
-                    (Some(Err(why)), _) => missing(format!("the InferencePool {namespace}/{name} {why}")),
-                    (None, true) => missing(format!("the InferencePool {namespace}/{name} does not exist")),
-                    (None, false) => unheard(pools.failure()),
+                    (Some(Err(why)), _) => {
+                        invalid_target(format!("the InferencePool {namespace}/{name} {why}"))
+                    }
+                    (None, true) => {
+                        invalid_target(format!("the InferencePool {namespace}/{name} does not exist"))
+                    }
+                    (None, false) => not_synced(pools.failure()),
                 },
             );
             tokio::select! {
-                biased; // all lead to the same
+                biased; // order does not matter: each branch re-evaluates everything
                 () = pools.changed() => {}
                 () = pods.changed() => {}
                 () = starts.changed() => {}
@@ -200,20 +210,20 @@ impl Endpoints {
 impl Discovery for Endpoints {
     fn watch(&self, target: &ClusterTarget) -> watch::Receiver<Arc<Discovered>> {
         let ClusterTarget { namespace, source, roles, .. } = target.clone();
-        let target = Followed { namespace, source, roles };
-        let mut followed = self.followed.lock();
-        if let Some(found) = followed.get(&target).and_then(Weak::upgrade) {
+        let target = DiscoveryKey { namespace, source, roles };
+        let mut active = self.active.lock();
+        if let Some(found) = active.get(&target).and_then(Weak::upgrade) {
             return found.subscribe();
         }
         let (found, discovered) = watch::channel(Arc::default());
         let found = Arc::new(found);
-        followed.insert(target.clone(), Arc::downgrade(&found));
-        self.cluster.spawn(self.clone().follow(target, found));
+        active.insert(target.clone(), Arc::downgrade(&found));
+        self.cluster.spawn(self.clone().discover(target, found));
         discovered
     }
 }
 
-fn publish(found: &Found, new: Discovered) {
+fn publish(found: &DiscoveredSender, new: Discovered) {
     found.send_if_modified(|known| {
         let changed = **known != new;
         if changed {
@@ -223,22 +233,22 @@ fn publish(found: &Found, new: Discovered) {
     });
 }
 
-fn missing(why: String) -> Discovered {
+fn invalid_target(why: String) -> Discovered {
     let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
     Discovered { is_synced: true, problem, ..Discovered::default() }
 }
 
-fn unheard(failure: Option<Arc<str>>) -> Discovered {
+fn not_synced(failure: Option<Arc<str>>) -> Discovered {
     Discovered { problem: failure.map(Problem::passing), ..Discovered::default() }
 }
 
-/// The pods that a Service or pool selects now, if it selects any.
+/// Watch of the pods that a Service or pool currently selects; `None` without a selector.
 #[derive(Default)]
-struct Selected(Option<(String, PodsOf)>);
+struct SelectedPods(Option<(String, PodsOf)>);
 
-// === impl Selected ===
+// === impl SelectedPods ===
 
-impl Selected {
+impl SelectedPods {
     fn select<'a>(
         &mut self,
         pods: &Pods,

@@ -1,7 +1,7 @@
-//! Kubernetes Events: what happened to a route, where `kubectl describe` shows it.
+//! Publishes Kubernetes Events about routes and ScaledObjects, as shown by `kubectl describe`.
 //!
-//! Several replicas see the same things. The name of an event is made of what it says and of the time in steps of ten
-//! minutes, so that the first replica's is the only one.
+//! All replicas observe the same facts. The name of an Event is a hash of its content and of the current ten-minute
+//! interval, so that only the first replica's create succeeds.
 
 use std::{
     collections::HashMap,
@@ -24,27 +24,27 @@ use tokio::{sync::mpsc, time::Instant};
 use super::Cluster;
 use crate::domain::RouteKey;
 
-/// Tells the cluster what happens. What it cannot take in time is forgotten: events are for people who look on.
+/// Queue of the Event writer. Notices that exceed its capacity are dropped: Events are informational.
 #[derive(Clone)]
 pub struct Events(mpsc::Sender<Notice>);
 
-/// Something that happened.
+/// An Event to publish.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Notice {
-    /// To which object.
-    pub about: About,
-    /// Whether somebody should do something about it.
+    /// The object concerned.
+    pub about: EventSubject,
+    /// True if the type is `Warning` rather than `Normal`.
     pub is_warning: bool,
-    /// What, in one word.
+    /// Machine-readable reason in CamelCase.
     pub reason: &'static str,
-    /// What, in a sentence.
+    /// Human-readable sentence.
     pub note: String,
 }
 
-/// An object of the cluster.
+/// The object that an Event is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum About {
-    /// The ModelRoute or InterceptorRoute of this route.
+pub enum EventSubject {
+    /// The ModelRoute or InterceptorRoute behind a route.
     Route(RouteKey),
     /// A ScaledObject.
     ScaledObject {
@@ -55,71 +55,71 @@ pub enum About {
     },
 }
 
-struct Writer {
+struct EventWriter {
     client: Client,
     instance: String,
-    /// What has been told lately.
-    told: HashMap<Notice, Told>,
-    budgets: HashMap<About, Budget>,
+    /// Events published within the current series interval.
+    published: HashMap<Notice, EventSeries>,
+    budgets: HashMap<EventSubject, Budget>,
 }
 
-struct Told {
+struct EventSeries {
     name: String,
     count: i32,
     first: Instant,
     last: Instant,
 }
 
-/// How many events an object may still have now.
+/// Token bucket of Events per object.
 struct Budget {
     left: f64,
     at: Instant,
 }
 
-/// The longest note that the API takes is 1024 bytes.
-const LONGEST: usize = 1000;
-/// How many notices may wait.
-const WAITING: usize = 64;
-/// How long what is told again is one event.
-const SERIES: Duration = Duration::from_secs(600);
-/// How often such an event is counted up.
-const COUNT: Duration = Duration::from_secs(60);
-/// How many events an object may have at once, and how often one more.
+/// Bytes kept of a note; the API accepts 1,024.
+const MAX_NOTE_BYTES: usize = 1000;
+/// Notices queued for the writer.
+const QUEUE_CAPACITY: usize = 64;
+/// Repetitions within this time update one Event.
+const SERIES_WINDOW: Duration = Duration::from_secs(600);
+/// Minimum interval between count updates of an Event.
+const COUNT_INTERVAL: Duration = Duration::from_secs(60);
+/// Events per object: burst, and time per further one.
 const BURST: f64 = 10.0;
-const REFILL: Duration = Duration::from_secs(30);
-/// How long the API server has.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REFILL_INTERVAL: Duration = Duration::from_secs(30);
+/// Timeout of a write.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 // === impl Events ===
 
 impl Events {
-    /// Says it, at once or never.
-    pub fn tell(&self, notice: Notice) {
+    /// Enqueues an Event, or drops it if the queue is full.
+    pub fn publish(&self, notice: Notice) {
         if self.0.try_send(notice).is_err() {
-            tracing::debug!("an event is forgotten: others wait");
+            tracing::debug!("Event dropped: the queue is full");
         }
     }
 }
 
 impl Cluster {
-    /// Writes events for as long as somebody tells of any.
+    /// Spawns the Event writer, which runs until the last handle is dropped.
     pub fn events(&self) -> Events {
-        let (sender, mut notices) = mpsc::channel::<Notice>(WAITING);
+        let (sender, mut notices) = mpsc::channel::<Notice>(QUEUE_CAPACITY);
         let client = self.client().clone();
         self.spawn(async move {
             let instance = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
-            let mut writer = Writer {
+            let mut writer = EventWriter {
                 client,
                 instance: instance.unwrap_or_else(|| "anteroom".into()),
-                told: HashMap::new(),
+                published: HashMap::new(),
                 budgets: HashMap::new(),
             };
             while let Some(notice) = notices.recv().await {
                 let reason = notice.reason;
-                match tokio::time::timeout(PATIENCE, writer.write(notice)).await {
+                match tokio::time::timeout(WRITE_TIMEOUT, writer.write(notice)).await {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::debug!(%error, reason, "an event could not be written"),
-                    Err(_) => tracing::debug!(reason, "an event was not taken in time"),
+                    Ok(Err(error)) => tracing::debug!(%error, reason, "failed to write an Event"),
+                    Err(_) => tracing::debug!(reason, "timed out writing an Event"),
                 }
             }
         });
@@ -127,23 +127,27 @@ impl Cluster {
     }
 }
 
-// === impl Writer ===
+// === impl EventWriter ===
 
-impl Writer {
+impl EventWriter {
     async fn write(&mut self, notice: Notice) -> Result<(), kube::Error> {
-        self.told.retain(|_, told| told.first.elapsed() < SERIES);
+        self.published.retain(|_, published| published.first.elapsed() < SERIES_WINDOW);
         self.budgets.retain(|_, budget| budget.refilled() < BURST);
         let now = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH);
-        if let Some(told) = self.told.get_mut(&notice) {
-            told.count = told.count.saturating_add(1);
-            if told.last.elapsed() < COUNT {
+        if let Some(published) = self.published.get_mut(&notice) {
+            published.count = published.count.saturating_add(1);
+            if published.last.elapsed() < COUNT_INTERVAL {
                 return Ok(());
             }
-            told.last = Instant::now();
-            let series = json!({ "series": { "count": told.count, "lastObservedTime": MicroTime(now) } });
-            let (namespace, _) = notice.about.place();
+            published.last = Instant::now();
+            let series =
+                json!({ "series": { "count": published.count, "lastObservedTime": MicroTime(now) } });
+            let (namespace, _) = notice.about.object_name();
             let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-            return api.patch(&told.name, &PatchParams::default(), &Patch::Merge(series)).await.map(drop);
+            return api
+                .patch(&published.name, &PatchParams::default(), &Patch::Merge(series))
+                .await
+                .map(drop);
         }
         let new = || Budget { left: BURST, at: Instant::now() };
         if !self.budgets.entry(notice.about.clone()).or_insert_with(new).take() {
@@ -151,28 +155,28 @@ impl Writer {
         }
         let Some(regarding) = self.find(&notice.about).await? else { return Ok(()) };
         let event = event(&notice, regarding, &self.instance, now);
-        let (namespace, _) = notice.about.place();
+        let (namespace, _) = notice.about.object_name();
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         match api.create(&PostParams::default(), &event).await {
-            // Another replica has said so.
+            // Another replica has created it.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             result => drop(result?),
         }
         let at = Instant::now();
         let name = event.metadata.name.unwrap_or_default();
-        self.told.insert(notice, Told { name, count: 1, first: at, last: at });
+        self.published.insert(notice, EventSeries { name, count: 1, first: at, last: at });
         Ok(())
     }
 
-    /// The object that is meant, if it is still there: `kubectl describe` finds events by its uid.
-    async fn find(&self, about: &About) -> Result<Option<ObjectReference>, kube::Error> {
+    /// Returns a reference to the object if it exists: `kubectl describe` finds Events by uid.
+    async fn find(&self, about: &EventSubject) -> Result<Option<ObjectReference>, kube::Error> {
         let kinds: &[_] = match about {
-            About::Route(_) => {
+            EventSubject::Route(_) => {
                 &[("anteroom.dev", "v1alpha1", "ModelRoute"), ("http.keda.sh", "v1beta1", "InterceptorRoute")]
             }
-            About::ScaledObject { .. } => &[("keda.sh", "v1alpha1", "ScaledObject")],
+            EventSubject::ScaledObject { .. } => &[("keda.sh", "v1alpha1", "ScaledObject")],
         };
-        let (namespace, name) = about.place();
+        let (namespace, name) = about.object_name();
         for (group, version, kind) in kinds {
             let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
             let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
@@ -192,11 +196,11 @@ impl Writer {
     }
 }
 
-// === impl About ===
+// === impl EventSubject ===
 
-impl About {
-    /// Namespace and name. A route of the file has no object.
-    fn place(&self) -> (&str, &str) {
+impl EventSubject {
+    /// Returns namespace and name. A route of the configuration file has no object, so its lookup finds none.
+    fn object_name(&self) -> (&str, &str) {
         match self {
             Self::Route(key) => key.namespaced().unwrap_or(("default", key.as_str())),
             Self::ScaledObject { namespace, name } => (namespace, name),
@@ -208,7 +212,7 @@ impl About {
 
 impl Budget {
     fn refilled(&self) -> f64 {
-        BURST.min(self.left + self.at.elapsed().as_secs_f64() / REFILL.as_secs_f64())
+        BURST.min(self.left + self.at.elapsed().as_secs_f64() / REFILL_INTERVAL.as_secs_f64())
     }
 
     fn take(&mut self) -> bool {
@@ -221,11 +225,11 @@ impl Budget {
 
 fn event(notice: &Notice, regarding: ObjectReference, instance: &str, now: Timestamp) -> Event {
     let mut hasher = DefaultHasher::new();
-    (notice, now.as_second() / SERIES.as_secs().cast_signed()).hash(&mut hasher);
-    let (namespace, name) = notice.about.place();
+    (notice, now.as_second() / SERIES_WINDOW.as_secs().cast_signed()).hash(&mut hasher);
+    let (namespace, name) = notice.about.object_name();
     let mut note = notice.note.clone();
-    if note.len() > LONGEST {
-        note.truncate(note.floor_char_boundary(LONGEST));
+    if note.len() > MAX_NOTE_BYTES {
+        note.truncate(note.floor_char_boundary(MAX_NOTE_BYTES));
         note.push('…');
     }
     Event {

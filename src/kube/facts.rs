@@ -1,4 +1,4 @@
-//! What is known of every route, gathered and published.
+//! Gathers and publishes the facts of all routes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -14,8 +14,8 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    Cluster, Pods, REST,
-    reasons::{AllFacts, Facts, Keda, Scaled, TargetFacts, WorkloadFacts},
+    Cluster, Pods, SCAN_PAUSE_FACTOR,
+    reasons::{AllFacts, Facts, Keda, ScaledObjectFacts, TargetFacts, WorkloadFacts},
     scale::Refusals,
     scaled_objects::{ScaledObject, ScaledObjects, Trigger, named},
     workloads::WorkloadRef,
@@ -25,31 +25,31 @@ use crate::{
     state::{Discovered, Discovery},
 };
 
-/// The routes that are served, of the file and of the cluster.
+/// Served routes of the configuration file and the cluster.
 pub type AllRoutes = watch::Receiver<Arc<Vec<Arc<Route>>>>;
 
-/// How long changes are gathered: a pod that starts changes several times at once. With many routes, for [`REST`] times
-/// as long as it takes to look at them.
+/// Time during which changes are batched, as a starting pod changes several times in a row; at least
+/// [`SCAN_PAUSE_FACTOR`] times the duration of the last scan.
 const GATHER: Duration = Duration::from_millis(20);
 
-type Followed = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
+type FollowedWorkloads = HashMap<WorkloadRef, watch::Receiver<Arc<WorkloadFacts>>>;
 
-/// What is found of the target of each route.
+/// Discovered target of each route.
 type Targets = HashMap<RouteKey, (ClusterTarget, watch::Receiver<Arc<Discovered>>)>;
 
-/// The ScaledObjects that name each route, with the trigger that does.
-type Named<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Trigger)>>;
+/// ScaledObjects by the route they name, with the naming trigger.
+type ScaledObjectsByRoute<'a> = HashMap<RouteKey, Vec<(&'a ScaledObject, Trigger)>>;
 
-/// Those that name no route, by their namespace, and what they say.
+/// ScaledObjects that name no existing route: namespace to object and name used.
 type Strays<'a> = BTreeMap<&'a str, BTreeSet<(&'a str, String)>>;
 
-/// Strays that are told of for each route.
+/// Strays reported per route.
 const MAX_STRAYS: usize = 3;
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Publishes what is known of each of these routes, for as long as the receiver lives.
+    /// Publishes the facts of all routes for the lifetime of the receiver.
     pub fn facts(
         &self,
         mut routes: AllRoutes,
@@ -61,7 +61,7 @@ impl Cluster {
         let (facts, receiver) = watch::channel(Arc::default());
         let cluster = self.clone();
         self.spawn(async move {
-            let mut followed = Followed::new();
+            let mut followed = FollowedWorkloads::new();
             let mut targets = Targets::new();
             let mut objects = scaled_objects.borrow_and_update().clone();
             loop {
@@ -90,7 +90,7 @@ impl Cluster {
                     let facts = wanted.into_iter().map(|(route, scaled, workloads)| {
                         let facts = Facts {
                             refused: workloads.iter().find_map(|workload| refused.get(workload).cloned()),
-                            // Seen now, so that only what comes after is a change.
+                            // Marked as seen, so that only later changes wake the loop.
                             workloads: workloads
                                 .iter()
                                 .filter_map(|workload| {
@@ -102,7 +102,7 @@ impl Cluster {
                                 .get_mut(&route.name)
                                 .map(|(_, found)| TargetFacts::of(&found.borrow_and_update()))
                                 .unwrap_or_default(),
-                            ..of_scaling(route, scaled, keda)
+                            ..scaling_facts(route, scaled, keda)
                         };
                         (route.name.clone(), facts)
                     });
@@ -124,7 +124,7 @@ impl Cluster {
                     .map(|facts| WatchStream::from_changes(facts).map(drop).boxed());
                 let mut changes: SelectAll<_> = changes.chain(of_targets).collect();
                 tokio::select! {
-                    biased; // nobody reads it any more; else any of them will do
+                    biased; // stop first: no reader is left; the order of the others does not matter
                     () = facts.closed() => return,
                     Ok(()) = routes.changed() => {}
                     Ok(()) = scaled_objects.changed() => objects = scaled_objects.borrow_and_update().clone(),
@@ -133,14 +133,14 @@ impl Cluster {
                     Some(_) = changes.next() => {}
                     else => return,
                 }
-                sleep(GATHER.max(cost * REST)).await;
+                sleep(GATHER.max(cost * SCAN_PAUSE_FACTOR)).await;
             }
         });
         receiver
     }
 }
 
-/// Follows the targets of these routes, and no others.
+/// Subscribes to the targets of `routes` and drops all other subscriptions.
 fn follow_targets(targets: &mut Targets, routes: &[Arc<Route>], discovery: &dyn Discovery) {
     let wanted = routes.iter().filter_map(|route| match &route.target {
         Target::Cluster(target) => Some((route.name.clone(), target)),
@@ -154,13 +154,16 @@ fn follow_targets(targets: &mut Targets, routes: &[Arc<Route>], discovery: &dyn 
     }
 }
 
-fn of_scaling(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) -> Facts {
+fn scaling_facts(route: &Route, scaled: &[(&ScaledObject, Trigger)], keda: Keda) -> Facts {
     Facts {
         scale_by: route.scale_by,
-        of_cluster: route.name.namespaced().is_some() && !matches!(route.target, Target::Url(_)),
-        metadata: if route.intercept.is_some() { "interceptorRoute" } else { "route" },
+        is_cluster_route: route.name.namespaced().is_some() && !matches!(route.target, Target::Url(_)),
+        metadata_key: if route.intercept.is_some() { "interceptorRoute" } else { "route" },
         keda,
-        scaled_objects: scaled.iter().map(|(object, trigger)| Scaled::new(object, trigger.clone())).collect(),
+        scaled_objects: scaled
+            .iter()
+            .map(|(object, trigger)| ScaledObjectFacts::new(object, trigger.clone()))
+            .collect(),
         ..Facts::default()
     }
 }
@@ -175,18 +178,18 @@ fn keda(objects: &ScaledObjects) -> Keda {
 
 fn stray(strays: &Strays<'_>, route: &Route) -> Option<Vec<String>> {
     let (namespace, _) = route.name.namespaced()?;
-    let say = |(object, name): &(&str, String)| {
-        format!("ScaledObject `{namespace}/{object}` names `{name}`, which is no route")
+    let describe = |(object, name): &(&str, String)| {
+        format!("ScaledObject `{namespace}/{object}` names `{name}`, which is not a route")
     };
-    Some(strays.get(namespace)?.iter().take(MAX_STRAYS).map(say).collect())
+    Some(strays.get(namespace)?.iter().take(MAX_STRAYS).map(describe).collect())
 }
 
 fn by_route<'a>(
     routes: &[Arc<Route>],
     objects: impl Iterator<Item = &'a ScaledObject>,
-) -> (Named<'a>, Strays<'a>) {
+) -> (ScaledObjectsByRoute<'a>, Strays<'a>) {
     let known: HashSet<&RouteKey> = routes.iter().map(|route| &route.name).collect();
-    let (mut by_route, mut strays) = (Named::new(), Strays::new());
+    let (mut by_route, mut strays) = (ScaledObjectsByRoute::new(), Strays::new());
     for object in objects {
         for trigger in object.triggers() {
             match named(object.namespace(), &trigger.route, |key| known.contains(key)) {
@@ -198,13 +201,13 @@ fn by_route<'a>(
         }
     }
     for scaled in by_route.values_mut() {
-        // The order of a list is that of a hash; what is said should not change with it.
+        // Stores have no order; sort so that messages stay stable.
         scaled.sort_by_key(|(object, _)| (object.namespace(), object.name()));
     }
     (by_route, strays)
 }
 
-/// What is scaled for a route: what it names itself, else what its ScaledObjects do.
+/// Returns the workloads of a route: the one named by the route, else those of its ScaledObjects.
 fn workloads(route: &Route, scaled: &[(&ScaledObject, Trigger)]) -> Vec<WorkloadRef> {
     let namespace = route.name.namespaced().map(|(namespace, _)| namespace);
     if let (Some(workload), Some(namespace)) = (&route.workload, namespace) {

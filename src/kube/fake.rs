@@ -1,4 +1,4 @@
-//! An API server for tests: lists and watches whatever objects it is given, over a real connection.
+//! Fake API server for tests that lists and watches arbitrary objects over real connections.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -26,33 +26,33 @@ use tokio_util::sync::CancellationToken;
 
 use super::Cluster;
 
-/// Far above what anything here takes.
-const BOUND: Duration = Duration::from_secs(30);
+/// Generous limit of any wait.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The server.
+/// Handle of the server.
 pub(super) struct FakeApi {
     address: SocketAddr,
-    state: Arc<State>,
+    state: Arc<FakeServer>,
     serving: Mutex<CancellationToken>,
 }
 
-struct State {
-    inner: Mutex<Inner>,
-    /// How many watches are open.
+struct FakeServer {
+    inner: Mutex<FakeObjects>,
+    /// Number of open watches.
     watching: watch::Sender<usize>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct FakeObjects {
     version: u64,
-    /// By the path of their collection, and by name.
+    /// Objects by collection path and name.
     objects: HashMap<String, BTreeMap<String, Value>>,
     events: Vec<(u64, String, Value)>,
-    watchers: Vec<Watcher>,
+    watchers: Vec<FakeWatch>,
     lists: usize,
 }
 
-struct Watcher {
+struct FakeWatch {
     path: String,
     selector: Selector,
     events: mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>,
@@ -65,20 +65,20 @@ struct Selector {
 }
 
 /// Counts an open watch.
-struct Open(Arc<State>);
+struct Open(Arc<FakeServer>);
 
 // === impl FakeApi ===
 
 impl FakeApi {
     pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let state = Arc::new(State { inner: Mutex::default(), watching: watch::Sender::new(0) });
+        let state = Arc::new(FakeServer { inner: Mutex::default(), watching: watch::Sender::new(0) });
         let fake = Self { address: listener.local_addr().unwrap(), state, serving: Mutex::default() };
         fake.serve(listener);
         fake
     }
 
-    /// A cluster that asks this server.
+    /// Creates a cluster handle for this server.
     pub(super) fn cluster(&self) -> Cluster {
         let config = kube::Config::new(format!("http://{}", self.address).parse().unwrap());
         let liveness = Arc::default();
@@ -107,7 +107,7 @@ impl FakeApi {
         }));
     }
 
-    /// Every connection is cut, and nobody listens, until the result is given to [`Self::come_back`].
+    /// Closes all connections and the listener until [`Self::come_back`] is called with the returned address.
     pub(super) async fn go_away(&self) -> SocketAddr {
         self.serving.lock().cancel();
         self.watches(0).await;
@@ -145,10 +145,11 @@ impl FakeApi {
         inner.tell(path, "DELETED", object);
     }
 
-    /// Waits until so many watches are open.
+    /// Waits for `count` open watches.
     pub(super) async fn watches(&self, count: usize) {
         let mut watching = self.state.watching.subscribe();
-        let waited = tokio::time::timeout(BOUND, watching.wait_for(|open| *open == count)).await.map(drop);
+        let waited =
+            tokio::time::timeout(WAIT_TIMEOUT, watching.wait_for(|open| *open == count)).await.map(drop);
         assert!(waited.is_ok(), "{} watches instead of {count}", *self.state.watching.borrow());
     }
 
@@ -163,9 +164,9 @@ impl Drop for FakeApi {
     }
 }
 
-// === impl State ===
+// === impl FakeServer ===
 
-impl State {
+impl FakeServer {
     fn answer(self: &Arc<Self>, request: &Request<Incoming>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
         let query = query(request.uri().query().unwrap_or_default());
         let path = request.uri().path().to_owned();
@@ -186,7 +187,7 @@ impl State {
             return bad;
         };
         let (events, body) = mpsc::unbounded_channel();
-        let watcher = Watcher { path, selector, events };
+        let watcher = FakeWatch { path, selector, events };
         for (_, path, event) in inner.events.iter().filter(|(version, ..)| *version > since) {
             watcher.tell(path, event);
         }
@@ -208,9 +209,9 @@ impl Drop for Open {
     }
 }
 
-// === impl Inner ===
+// === impl FakeObjects ===
 
-impl Inner {
+impl FakeObjects {
     fn tell(&mut self, path: &str, kind: &str, object: Value) {
         let event = json!({ "type": kind, "object": object });
         self.watchers.retain(|watcher| watcher.tell(path, &event));
@@ -218,9 +219,9 @@ impl Inner {
     }
 }
 
-// === impl Watcher ===
+// === impl FakeWatch ===
 
-impl Watcher {
+impl FakeWatch {
     fn tell(&self, path: &str, event: &Value) -> bool {
         if path == self.path && self.selector.selects(&event["object"]) {
             return self.events.send(Ok(Frame::data(format!("{event}\n").into()))).is_ok();

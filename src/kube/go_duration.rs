@@ -1,8 +1,8 @@
-//! Spans of time as Go writes them, and so the Kubernetes API: `300ms`, `1h30m`, `1.5s`.
+//! Go durations, as used by the Kubernetes API: `300ms`, `1h30m`, `1.5s`.
 
 use std::time::Duration;
 
-/// Reads one; `None` if it is none, or negative. What is below a nanosecond is cut off.
+/// Parses a non-negative duration, truncated to nanoseconds. Returns `None` if the text is invalid or negative.
 pub(super) fn parse(text: &str) -> Option<Duration> {
     let text = text.strip_prefix('+').unwrap_or(text);
     if text == "0" {
@@ -21,7 +21,7 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
     sum
 }
 
-/// The unit that a text begins with, in nanoseconds, and its length. The longer before the shorter.
+/// Returns the leading unit in nanoseconds, and its length in bytes. Longer names precede their prefixes.
 fn unit(text: &str) -> Option<(f64, usize)> {
     const UNITS: [(&str, f64); 8] = [
         ("ns", 1.0),
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spans_are_read_as_go_writes_them() {
+    fn durations_parse_as_in_go() {
         for (text, milliseconds) in [
             ("0", 0.0),
             ("0s", 0.0),

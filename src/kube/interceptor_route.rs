@@ -1,19 +1,19 @@
-//! `InterceptorRoute` of KEDA's HTTP Add-on, read as it is: the definition is not ours, so what we do not know is
-//! ignored, and what is not there has the Add-on's default.
+//! `InterceptorRoute` of KEDA's HTTP Add-on. The definition is not ours: unknown fields are ignored, and absent ones
+//! have the default of the Add-on.
 //!
-//! Facts are from the Add-on's reference of `http.keda.sh/v1beta1` (0.16 and 1.0) and its code.
+//! Source: the reference of `http.keda.sh/v1beta1` (0.16 and 1.0) and the code of the Add-on.
 
 mod read;
 
 use std::collections::BTreeMap;
 
 use kube::CustomResource;
-pub(super) use read::{BODIES, PROBE, References};
+pub(super) use read::{BODY_LABEL, PROBE_ANNOTATION, References};
 use serde::Deserialize;
 
 use super::report::InterceptorRouteStatus;
 
-/// What an `InterceptorRoute` says.
+/// Spec of an `InterceptorRoute`.
 #[derive(Clone, Debug, Default, PartialEq, CustomResource, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 #[kube(
@@ -26,34 +26,34 @@ use super::report::InterceptorRouteStatus;
     doc = "A route of KEDA's HTTP Add-on."
 )]
 pub struct InterceptorRouteSpec {
-    /// Where requests go.
+    /// Service that receives requests.
     pub target: ServiceRef,
-    /// Which requests: those that any of these matches.
+    /// Matching rules; any of them suffices.
     pub rules: Vec<Rule>,
-    /// What is scaled by.
+    /// Metrics for scaling.
     pub scaling_metric: ScalingMetric,
-    /// What happens while nothing is ready.
+    /// Behaviour while no endpoint is ready.
     pub cold_start: Option<ColdStart>,
-    /// How long things may take.
+    /// Timeouts.
     pub timeouts: Timeouts,
-    /// What is answered without demand.
+    /// Responses that need no endpoint.
     pub static_routes: Vec<StaticRouteSpec>,
 }
 
-/// A Service and its port. The target names it `service`, others `name`.
+/// A Service and its port. The target names the Service in `service`, other references in `name`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServiceRef {
-    /// Its name.
+    /// Name of the Service.
     #[serde(alias = "name")]
     pub service: String,
-    /// The number of its port.
+    /// Port number.
     pub port: Option<u16>,
-    /// Or its name.
+    /// Port name, as an alternative.
     pub port_name: Option<String>,
 }
 
-/// Conditions that must all hold; of hosts and of paths, any.
+/// Matching rule: all conditions must hold; of several hosts or paths, any one.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rule {
@@ -72,11 +72,11 @@ struct PathMatch {
 #[serde(default)]
 struct HeaderMatch {
     name: String,
-    /// None: any.
+    /// `None` matches any value.
     value: Option<String>,
 }
 
-/// What is scaled by: one of these, or both.
+/// Metrics for scaling: one or both.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ScalingMetric {
@@ -97,7 +97,7 @@ struct RateTarget {
     window: Option<String>,
 }
 
-/// How long things may take, as Go writes it.
+/// Timeouts as Go durations.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Timeouts {
@@ -106,7 +106,7 @@ pub struct Timeouts {
     response_header: Option<String>,
 }
 
-/// What happens while nothing is ready.
+/// Behaviour while no endpoint is ready.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ColdStart {
@@ -116,7 +116,7 @@ pub struct ColdStart {
     overflow: Option<String>,
 }
 
-/// The Service stands below `service`, or, before 0.15, here.
+/// Fallback Service, nested below `service`, or inline before 0.15.
 #[derive(Clone, Debug, PartialEq, Deserialize, serde::Serialize)]
 #[serde(untagged)]
 enum Fallback {
@@ -130,7 +130,7 @@ struct Placeholder {
     response: Response,
 }
 
-/// Requests that are answered without demand.
+/// Requests answered without an endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, serde::Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StaticRouteSpec {
@@ -158,7 +158,7 @@ struct ConfigMapKey {
 // === impl InterceptorRouteSpec ===
 
 impl InterceptorRouteSpec {
-    /// The hosts of all its rules.
+    /// Returns the hosts of all rules.
     pub fn hosts(&self) -> Vec<String> {
         self.rules.iter().flat_map(|rule| rule.hosts.iter().cloned()).collect()
     }

@@ -1,9 +1,8 @@
-//! Connections to the API server that went silent: noticed, reported, and replaced.
+//! Detects, reports and replaces dead connections to the API server.
 //!
-//! A connection that is half open (the peer or a load balancer has forgotten it, and no packet says so) looks like a quiet
-//! one. So the API server is asked to end each watch soon, and whatever does not end in time is given up. Each watch has
-//! an HTTP/1.1 connection of its own, and every request gets another one than a silent watch: there is no shared
-//! connection that could hold up what is urgent.
+//! A half-open connection (the peer or a load balancer has dropped it without a packet) is indistinguishable from an
+//! idle one. So each watch asks the API server for a short timeout, and is abandoned if it does not end in time. Over
+//! HTTP/1.1 each watch has a connection of its own, so a dead watch delays no other request.
 
 use std::{
     collections::HashMap,
@@ -29,86 +28,86 @@ use tower::Service;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long a watch may last, in seconds, while there are few. With what is added by chance and [`MARGIN`], a silent one
-/// is noticed within 28 s.
+/// Watch timeout in seconds, if there are few watches. With [`SPREAD_SECS`] and [`WATCH_MARGIN`], a dead connection is
+/// detected within 28 s.
 const WATCH_SECS: u64 = 20;
-/// Watches that begin together do not end together: up to so many seconds are added by chance.
+/// Upper bound of the random seconds added to a watch timeout, so that watches begun together do not end together.
 const SPREAD_SECS: u64 = 5;
-/// The longest that a watch may last: what kube asks for by default.
+/// Upper bound of a watch timeout in seconds; the default of kube.
 const MAX_WATCH_SECS: u64 = 290;
-/// How many watches may begin again in a second. With more than a hundred of them each lasts longer instead.
+/// Target rate of watch restarts. Above 100 watches the timeout grows to keep it.
 const WATCHES_PER_SEC: u64 = 5;
-/// How long after its end, or after its last bytes, a watch is given up.
-const MARGIN: Duration = Duration::from_secs(3);
-/// How long the head of a watch may take. The API server sends it before it looks for changes.
-const WATCH_HEAD: Duration = Duration::from_secs(10);
-/// How long the head of another answer may take, and how long its body may pause. The API server itself gives up after
-/// 60 s; what is asked again comes to the same.
-const PAUSE: Duration = Duration::from_secs(30);
-/// A watch that was lost and has not been tried again for so long is wanted no more.
-const FORGOTTEN: Duration = Duration::from_secs(60);
-/// How long a loss must last before it stands in the way of a target: most are over after one try.
-const GRACE: Duration = Duration::from_secs(5);
+/// Time a watch may exceed its timeout, or be silent thereafter, before it is abandoned.
+const WATCH_MARGIN: Duration = Duration::from_secs(3);
+/// Timeout for the response head of a watch, which the API server sends before the first change.
+const WATCH_HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout for the response head of other requests, and for pauses within their bodies. The API server itself times out
+/// after 60 s; an earlier retry is equivalent.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A lost watch that is not retried for this long counts as abandoned.
+const ABANDONED_AFTER: Duration = Duration::from_secs(60);
+/// Minimum duration of a loss before it is reported as an obstacle: most are resolved by the first retry.
+const OBSTACLE_GRACE: Duration = Duration::from_secs(5);
 
-/// What is known of the connections to the API server.
+/// State of the connections to the API server.
 #[derive(Default)]
 pub struct Liveness {
-    /// Watches that are open.
+    /// Open watches.
     open: AtomicUsize,
-    /// Watches that were lost, each time.
+    /// Losses since the start of the process.
     losses: AtomicU64,
-    /// Watches that are lost now, by path and selectors.
+    /// Currently lost watches, by path and selectors.
     lost: Mutex<HashMap<Box<str>, Loss>>,
 }
 
-/// A watch that was lost and has not been taken up again.
+/// A lost watch that has not been resumed.
 struct Loss {
     since: Instant,
     tried: Instant,
     error: Arc<str>,
 }
 
-/// Sends requests, and gives up those that get no answer in time.
+/// Service that abandons requests without an answer in time.
 #[derive(Clone)]
-pub(super) struct Lively<S> {
+pub(super) struct LivenessService<S> {
     inner: S,
     liveness: Arc<Liveness>,
 }
 
-/// What a request is for, which decides how long its answer may be silent.
+/// Kind of request, which determines the permitted silence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Purpose {
-    /// Changes, until the API server ends it.
+    /// A watch, with its key.
     Watch(Box<str>),
-    /// The log of a container, which may print nothing for long.
+    /// A followed container log, which may be idle indefinitely.
     Log,
     Other,
 }
 
-/// Why a request was given up.
+/// Reason for abandoning a request.
 #[derive(Debug, Error)]
 enum Silence {
     #[error("the API server did not answer within {}", humantime::format_duration(*.0))]
     Head(Duration),
-    #[error("the API server has sent nothing for {}; the connection is taken for lost", humantime::format_duration(*.0))]
+    #[error("the API server has sent nothing for {}; the connection is considered lost", humantime::format_duration(*.0))]
     Body(Duration),
 }
 
-/// A body that fails when it has been silent for too long.
-pub(super) struct LivelyBody<B> {
-    /// `None`: given up.
+/// Response body that fails after too long a silence.
+pub(super) struct LivenessBody<B> {
+    /// `None` once abandoned.
     inner: Option<Pin<Box<B>>>,
-    /// `None`: it may pause for ever.
-    bound: Option<Bound>,
-    /// Counts an open watch.
+    /// `None` means no limit.
+    deadline: Option<IdleDeadline>,
+    /// Counts the open watch.
     watch: Option<OpenWatch>,
 }
 
-/// Until when a body is waited for.
-struct Bound {
+/// Deadline of a body.
+struct IdleDeadline {
     sleep: Pin<Box<Sleep>>,
-    /// How long after its last bytes it is waited for at least.
-    pause: Duration,
+    /// Minimum wait after the last bytes.
+    idle: Duration,
     last: Instant,
 }
 
@@ -120,36 +119,36 @@ struct OpenWatch {
 // === impl Liveness ===
 
 impl Liveness {
-    /// A service that sends requests through `inner`, and reports here.
-    pub(super) fn over<S>(self: &Arc<Self>, inner: S) -> Lively<S> {
-        Lively { inner, liveness: self.clone() }
+    /// Wraps `inner` in a service that reports here.
+    pub(super) fn over<S>(self: &Arc<Self>, inner: S) -> LivenessService<S> {
+        LivenessService { inner, liveness: self.clone() }
     }
 
-    /// How many watches are open, were lost since we came, and are lost now.
+    /// Returns the numbers of open watches, of losses so far, and of watches currently lost.
     pub fn counts(&self) -> (usize, u64, usize) {
         let lost = self.lost.lock().values().filter(|loss| loss.is_wanted()).count();
         (self.open.load(Ordering::Relaxed), self.losses.load(Ordering::Relaxed), lost)
     }
 
-    /// What has not been known for some time of objects in this namespace, or of the whole cluster, and why.
+    /// Describes a lasting loss that affects `namespace` (`None`: any namespace) or cluster-wide objects.
     pub fn trouble(&self, namespace: Option<&str>) -> Option<String> {
         let part = namespace.map(|namespace| format!("/namespaces/{namespace}/"));
         let concerns =
             |key: &str| !key.contains("/namespaces/") || part.as_ref().is_none_or(|part| key.contains(part));
         let lost = self.lost.lock();
-        let lasting = lost
-            .iter()
-            .filter(|(key, loss)| loss.is_wanted() && loss.since.elapsed() >= GRACE && concerns(key));
+        let lasting = lost.iter().filter(|(key, loss)| {
+            loss.is_wanted() && loss.since.elapsed() >= OBSTACLE_GRACE && concerns(key)
+        });
         let (key, loss) = lasting.min_by_key(|(key, loss)| (loss.since, key.len()))?;
         let what = key.split('?').next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
         Some(format!(
-            "Changes of {what} are not heard of, so that a pod that is ready may not be seen: {}. What was known stays; \
-             check whether the Kubernetes API server is up and can be reached",
+            "The watch of {what} is interrupted, so a pod that becomes ready may go unnoticed: {}. The last known state \
+             stays in use; check that the Kubernetes API server is up and reachable",
             loss.error
         ))
     }
 
-    /// How long a watch may last.
+    /// Returns the timeout for a new watch in seconds.
     fn watch_secs(&self) -> u64 {
         let fair = self.open.load(Ordering::Relaxed) as u64 / WATCHES_PER_SEC;
         let secs = fair.clamp(WATCH_SECS, MAX_WATCH_SECS - SPREAD_SECS);
@@ -165,21 +164,21 @@ impl Liveness {
             return;
         }
         self.losses.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(watch = key, error = %error, "changes in the cluster are not heard of; the watch begins again");
+        tracing::warn!(watch = key, error = %error, "watch lost; restarting it");
         lost.insert(key.into(), Loss { since: now, tried: now, error: error.to_string().into() });
     }
 
-    fn heard(&self, key: &str) {
+    fn resumed(&self, key: &str) {
         if let Some(loss) = self.lost.lock().remove(key) {
             let after = humantime::format_duration(Duration::from_secs(loss.since.elapsed().as_secs()));
-            tracing::info!(watch = key, %after, "changes in the cluster are heard of again");
+            tracing::info!(watch = key, %after, "watch resumed");
         }
     }
 }
 
 impl Loss {
     fn is_wanted(&self) -> bool {
-        self.tried.elapsed() < FORGOTTEN
+        self.tried.elapsed() < ABANDONED_AFTER
     }
 }
 
@@ -201,11 +200,11 @@ impl Purpose {
     }
 
     fn head(&self) -> Duration {
-        if matches!(self, Self::Watch(_)) { WATCH_HEAD } else { PAUSE }
+        if matches!(self, Self::Watch(_)) { WATCH_HEAD_TIMEOUT } else { IDLE_TIMEOUT }
     }
 }
 
-/// The same, but to last so many seconds.
+/// Replaces `timeoutSeconds` in the query.
 fn with_timeout(uri: &Uri, secs: u64) -> Option<Uri> {
     let pairs = uri.query()?.split('&').filter(|pair| !pair.starts_with("timeoutSeconds="));
     let query = pairs.chain([&*format!("timeoutSeconds={secs}")]).collect::<Vec<_>>().join("&");
@@ -214,9 +213,9 @@ fn with_timeout(uri: &Uri, secs: u64) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-// === impl Lively ===
+// === impl LivenessService ===
 
-impl<S, B> Service<Request<Body>> for Lively<S>
+impl<S, B> Service<Request<Body>> for LivenessService<S>
 where
     S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
     S::Error: Into<BoxError>,
@@ -224,7 +223,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<LivelyBody<B>>;
+    type Response = Response<LivenessBody<B>>;
     type Error = BoxError;
     type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
 
@@ -233,19 +232,19 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // The one that is ready is used, its clone is made ready for the next request.
+        // Uses the instance that is ready; its clone becomes ready for the next request.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let liveness = self.liveness.clone();
         async move {
             let purpose = Purpose::of(request.uri());
             let began = Instant::now();
-            let mut lasts = None;
+            let mut watch_duration = None;
             if matches!(purpose, Purpose::Watch(_)) {
                 let secs = liveness.watch_secs();
                 if let Some(uri) = with_timeout(request.uri(), secs) {
                     *request.uri_mut() = uri;
-                    lasts = Some(Duration::from_secs(secs));
+                    watch_duration = Some(Duration::from_secs(secs));
                 }
             }
             let answer = match timeout(purpose.head(), inner.call(request)).await {
@@ -254,14 +253,17 @@ where
             };
             let (head, body) = match (answer, &purpose) {
                 (Err(error), Purpose::Watch(key)) => {
-                    liveness.lost(key, &super::watch::chain(&*error));
+                    liveness.lost(key, &super::watch::error_chain(&*error));
                     return Err(error);
                 }
                 (answer, _) => answer?.into_parts(),
             };
-            let bound = match lasts {
-                Some(lasts) => Some(Bound::new(began + lasts + MARGIN, MARGIN)),
-                None => (purpose != Purpose::Log).then(|| Bound::new(Instant::now() + PAUSE, PAUSE)),
+            let deadline = match watch_duration {
+                Some(watch_duration) => {
+                    Some(IdleDeadline::new(began + watch_duration + WATCH_MARGIN, WATCH_MARGIN))
+                }
+                None => (purpose != Purpose::Log)
+                    .then(|| IdleDeadline::new(Instant::now() + IDLE_TIMEOUT, IDLE_TIMEOUT)),
             };
             let watch = match purpose {
                 Purpose::Watch(key) if is_overloaded(head.status) => {
@@ -269,12 +271,12 @@ where
                     None
                 }
                 Purpose::Watch(key) => {
-                    liveness.heard(&key);
+                    liveness.resumed(&key);
                     head.status.is_success().then(|| OpenWatch::new(&liveness, key))
                 }
                 Purpose::Log | Purpose::Other => None,
             };
-            Ok(Response::from_parts(head, LivelyBody { inner: Some(Box::pin(body)), bound, watch }))
+            Ok(Response::from_parts(head, LivenessBody { inner: Some(Box::pin(body)), deadline, watch }))
         }
         .boxed()
     }
@@ -284,9 +286,9 @@ fn is_overloaded(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
-// === impl LivelyBody ===
+// === impl LivenessBody ===
 
-impl<B> http_body::Body for LivelyBody<B>
+impl<B> http_body::Body for LivenessBody<B>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
@@ -301,23 +303,23 @@ where
         let this = self.get_mut();
         let Some(inner) = &mut this.inner else { return Poll::Ready(None) };
         if let Poll::Ready(frame) = inner.as_mut().poll_frame(cx) {
-            if let Some(bound) = &mut this.bound {
-                bound.last = Instant::now();
+            if let Some(deadline) = &mut this.deadline {
+                deadline.last = Instant::now();
             }
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
-        let Some(bound) = &mut this.bound else { return Poll::Pending };
-        while bound.sleep.as_mut().poll(cx).is_ready() {
-            let until = bound.last + bound.pause;
+        let Some(deadline) = &mut this.deadline else { return Poll::Pending };
+        while deadline.sleep.as_mut().poll(cx).is_ready() {
+            let until = deadline.last + deadline.idle;
             if until > Instant::now() {
-                bound.sleep.as_mut().reset(until);
+                deadline.sleep.as_mut().reset(until);
                 continue;
             }
-            let silence = Silence::Body(Duration::from_secs(bound.last.elapsed().as_secs()));
+            let silence = Silence::Body(Duration::from_secs(deadline.last.elapsed().as_secs()));
             if let Some(watch) = this.watch.take() {
                 watch.liveness.lost(&watch.key, &silence);
             }
-            // Which closes the connection.
+            // Dropping the body closes the connection.
             this.inner = None;
             return Poll::Ready(Some(Err(silence.into())));
         }
@@ -325,11 +327,11 @@ where
     }
 }
 
-// === impl Bound ===
+// === impl IdleDeadline ===
 
-impl Bound {
-    fn new(until: Instant, pause: Duration) -> Self {
-        Self { sleep: Box::pin(sleep_until(until)), pause, last: Instant::now() }
+impl IdleDeadline {
+    fn new(until: Instant, idle: Duration) -> Self {
+        Self { sleep: Box::pin(sleep_until(until)), idle, last: Instant::now() }
     }
 }
 

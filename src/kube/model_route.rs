@@ -1,4 +1,4 @@
-//! `ModelRoute`: a route as an object of the cluster. Its keys are those of a route in the file.
+//! The `ModelRoute` resource: a route as a cluster object, with the keys of a route in the configuration file.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::domain::{
     Readiness, Roles, Route, ScaleBy, Scaling, ServicePort, Target, UpstreamTimeouts, WhenPaused, Workload,
 };
 
-/// Which requests belong to a target of this namespace, and under which policies.
+/// Requests that belong to a target in this namespace, and the policies for them.
 #[derive(Clone, Debug, PartialEq, Eq, CustomResource, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[kube(
@@ -40,50 +40,50 @@ use crate::domain::{
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 pub struct ModelRouteSpec {
-    /// Which requests belong to the route. Without it, every API request does.
+    /// Requests that belong to the route. If absent, every API request does.
     #[serde(default, rename = "match")]
     pub matcher: Matcher,
-    /// What scales from zero, and where to send requests.
+    /// Target that scales from zero and receives the requests.
     pub target: RouteTarget,
-    /// How it is known that the target answers.
+    /// Readiness check of the target.
     #[serde(default)]
     pub readiness: Readiness,
-    /// How many requests wait while nothing is ready, and for how long.
+    /// Limits of held requests in number and time.
     #[serde(default)]
     pub hold: Hold,
-    /// What a waiting client is sent.
+    /// Keepalives sent to waiting clients.
     #[serde(default)]
     pub keepalive: Keepalive,
-    /// How many requests one endpoint gets at a time.
+    /// Concurrent requests per endpoint.
     #[serde(default)]
     pub concurrency: Concurrency,
-    /// How long an endpoint may take.
+    /// Timeouts of upstream requests.
     #[serde(default)]
     pub upstream: UpstreamTimeouts,
-    /// What of a gateway's answers says that it has not noticed its servers yet.
+    /// Gateway responses that mean that the gateway has not discovered its servers yet.
     #[serde(default)]
     pub gateway: Gateway,
-    /// What a scaler is told of the demand.
+    /// Demand reported to the scaler.
     #[serde(default)]
     pub scaling: Scaling,
-    /// Who changes the number of replicas.
+    /// Component that changes the number of replicas.
     #[serde(default)]
     pub scale_by: ScaleBy,
-    /// What is scaled. Needed with `scaleBy: kubernetes`; otherwise it is found through the ScaledObject.
+    /// Workload to scale. Required with `scaleBy: kubernetes`; otherwise taken from the ScaledObject.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<Workload>,
-    /// What becomes of requests at zero while the ScaledObject is paused.
+    /// Handling of requests at zero while the ScaledObject is paused.
     #[serde(default)]
     pub when_paused: WhenPaused,
-    /// How long something may stand in the way of a start before the requests that wait are told.
+    /// Time for which a start may be blocked before waiting clients are notified.
     #[serde(default)]
     pub failure_grace: FailureGrace,
-    /// What clients read of a failure.
+    /// Details of failures shown to clients.
     #[serde(default)]
     pub failure: Failure,
 }
 
-/// What scales from zero: exactly one of `service`, `inferencePool` and `url`.
+/// Target that scales from zero: exactly one of `service`, `inferencePool` and `url`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RouteTarget {
@@ -93,41 +93,42 @@ pub struct RouteTarget {
     /// An InferencePool of this namespace, by its selector; requests go to its pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inference_pool: Option<PoolTarget>,
-    /// A server or gateway that someone else scales: `http://host:port`. The proxy's configuration must allow the host.
+    /// A server or gateway scaled by another component: `http://host:port`. The configuration of the proxy must allow
+    /// the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// `http://host:port` that requests go to instead of the pods, which then only tell readiness. Beside `service` or
-    /// `inferencePool`. The proxy's configuration must allow the host.
+    /// `http://host:port` that receives the requests instead of the pods, which then only determine readiness. Used
+    /// with `service` or `inferencePool`. The configuration of the proxy must allow the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<String>,
-    /// Labels of the pods that requests go to, where not all of the Service or pool serve: those of the decode role.
-    /// Without it, all do.
+    /// Labels of the pods that receive requests, if not all pods of the Service or pool serve: those of the decode
+    /// role. If absent, all do.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub serve: BTreeMap<String, String>,
-    /// What must be ready for the target to be up, where one pod is not enough.
+    /// Pods that must be ready for the target to be up, if one pod is not enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<ReadyRule>,
 }
 
-/// What must be ready for the target to be up.
+/// Pods that must be ready for the target to be up.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReadyRule {
-    /// Groups of pods of the Service or pool: names, each with the labels of its pods. Every group needs a ready pod.
+    /// Groups of pods of the Service or pool by name, each with the labels of its pods. Every group needs a ready pod.
     pub all: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// A Service, and which of its ports.
+/// A Service and one of its ports.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServiceTarget {
-    /// Its name.
+    /// Name of the Service.
     pub name: String,
-    /// The number of its port, or else `portName`.
+    /// Port number; alternative to `portName`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,
-    /// The name of its port, or else `port`.
+    /// Port name; alternative to `port`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port_name: Option<String>,
 }
@@ -136,11 +137,11 @@ pub struct ServiceTarget {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PoolTarget {
-    /// Its name.
+    /// Name of the InferencePool.
     pub name: String,
 }
 
-/// An object as it is stored, for its schema.
+/// Stored object, for its schema.
 #[derive(JsonSchema)]
 #[expect(dead_code, reason = "only its schema is of use")]
 struct Stored {
@@ -151,13 +152,13 @@ struct Stored {
 // === impl ModelRouteSpec ===
 
 impl ModelRouteSpec {
-    /// The route of the object with this name.
+    /// Converts the object to a route.
     ///
     /// # Errors
-    /// When the target is none, or several. An API server with our definition refuses such objects.
+    /// Returns an error unless exactly one target is given; the API server rejects such objects with our definition.
     pub fn to_route(&self, namespace: &str, name: &str) -> Result<Route, String> {
         let mut concurrency = self.concurrency;
-        // Who lowers `max` alone means the ramp to end there.
+        // Lowering `max` alone also lowers the start of the ramp.
         concurrency.ramp_start = concurrency.ramp_start.min(concurrency.max);
         Ok(Route {
             name: format!("{namespace}/{name}").as_str().into(),
@@ -192,10 +193,10 @@ impl RouteTarget {
             },
             (None, Some(pool), None) => EndpointSource::InferencePool { name: pool.name.clone() },
             (None, None, Some(_)) if self.gateway.is_some() => {
-                return Err(format!("spec.target: {NO_GATEWAY}"));
+                return Err(format!("spec.target: {GATEWAY_WITH_URL}"));
             }
             (None, None, Some(_)) if self.ready.is_some() || !self.serve.is_empty() => {
-                return Err(format!("spec.target: {NO_ROLES}"));
+                return Err(format!("spec.target: {ROLES_WITH_URL}"));
             }
             (None, None, Some(url)) => return Ok(Target::Url(url.clone())),
             _ => return Err(format!("spec.target: {ONE_TARGET}")),
@@ -213,19 +214,19 @@ impl RouteTarget {
     fn roles(&self) -> Result<Roles, String> {
         let groups = self.ready.as_ref().map(|ready| ready.all.clone()).unwrap_or_default();
         if groups.len() > Roles::MAX_GROUPS {
-            return Err(format!("spec.target.ready.all: {} groups are the most", Roles::MAX_GROUPS));
+            return Err(format!("spec.target.ready.all: at most {} groups are allowed", Roles::MAX_GROUPS));
         }
         if let Some((name, _)) = groups.iter().find(|(_, labels)| labels.is_empty()) {
-            return Err(format!("spec.target.ready.all.{name}: {NO_LABELS}"));
+            return Err(format!("spec.target.ready.all.{name}: {EMPTY_GROUP}"));
         }
         Ok(Roles { serve: self.serve.clone(), groups })
     }
 }
 
-/// The port of a Service, given in one way or the other.
+/// Returns the port of a Service, given by number or name.
 pub(super) fn service_port(port: Option<u16>, name: Option<&str>) -> Result<ServicePort, &'static str> {
     match (port, name) {
-        (Some(0), None) => Err("0 is no port; choose 1 to 65535"),
+        (Some(0), None) => Err("0 is not a port; use 1 to 65535"),
         (Some(port), None) => Ok(ServicePort::Number(port)),
         (None, Some(name)) if !name.is_empty() => Ok(ServicePort::Name(name.to_owned())),
         _ => Err(ONE_PORT),
@@ -234,33 +235,33 @@ pub(super) fn service_port(port: Option<u16>, name: Option<&str>) -> Result<Serv
 
 const ONE_TARGET: &str = "give exactly one of service, inferencePool and url; with a gateway in front of the pods, name \
                           it with gateway beside service or inferencePool";
-const NO_GATEWAY: &str = "gateway goes with service or inferencePool, whose pods tell readiness; a url is already where \
+const GATEWAY_WITH_URL: &str = "gateway goes with service or inferencePool, whose pods determine readiness; a url is already where \
                           requests go, so leave one of the two out";
-const NO_ROLES: &str = "serve and ready go with service or inferencePool, whose pods they are about; a url says by its \
+const ROLES_WITH_URL: &str = "serve and ready go with service or inferencePool, whose pods they are about; a url says by its \
                         readiness path whether it is up";
-const NO_LABELS: &str = "name at least one label that the pods of the group have";
+const EMPTY_GROUP: &str = "name at least one label that the pods of the group have";
 const ONE_PORT: &str = "give exactly one of port, a number, and portName";
-const PLAIN_HTTP: &str = "write http://host:port; requests keep their own path, and https is not supported yet: put a \
+const URL_FORMAT: &str = "write http://host:port; requests keep their own path, and https is not supported yet: put a \
                           gateway that speaks TLS in between";
 
-/// The definition of the kind, ready to be applied.
+/// Returns the CustomResourceDefinition.
 pub fn definition() -> CustomResourceDefinition {
     let mut definition = ModelRoute::crd();
     for version in &mut definition.spec.versions {
-        // What we write is what it reads: a test does.
-        let open_api_v3_schema = serde_json::from_value(openapi()).ok();
+        // A test checks that the schema deserializes without loss.
+        let open_api_v3_schema = serde_json::from_value(schema_with_rules()).ok();
         version.schema = Some(CustomResourceValidation { open_api_v3_schema });
     }
     definition
 }
 
-/// The definition of the kind in YAML, ready for `kubectl apply -f -`.
+/// Returns the CustomResourceDefinition as YAML for `kubectl apply -f -`.
 pub fn definition_yaml() -> String {
     let definition = serde_json::to_value(definition()).unwrap_or_default();
     serde_saphyr::to_string(&definition).unwrap_or_default()
 }
 
-fn openapi() -> Value {
+fn schema_with_rules() -> Value {
     let mut root = schema::structural::<Stored>();
     root["description"] =
         "A route of Anteroom: which requests belong to a target, and under which policies.".into();
@@ -277,23 +278,23 @@ fn openapi() -> Value {
     root
 }
 
-/// What goes beyond types, where the API server can tell at once. All of it is checked again by the proxy.
+/// Validation rules beyond types, evaluated by the API server. The proxy checks all of them again.
 const RULES: &[(&str, &str, &str)] = &[
     (
         "spec/target",
         "[has(self.service), has(self.inferencePool), has(self.url)].filter(given, given).size() == 1",
         ONE_TARGET,
     ),
-    ("spec/target", "!has(self.gateway) || !has(self.url)", NO_GATEWAY),
-    ("spec/target", "!has(self.url) || (!has(self.serve) && !has(self.ready))", NO_ROLES),
-    ("spec/target/ready/all/{}", "self.size() > 0", NO_LABELS),
+    ("spec/target", "!has(self.gateway) || !has(self.url)", GATEWAY_WITH_URL),
+    ("spec/target", "!has(self.url) || (!has(self.serve) && !has(self.ready))", ROLES_WITH_URL),
+    ("spec/target/ready/all/{}", "self.size() > 0", EMPTY_GROUP),
     ("spec/target/service", "has(self.port) != has(self.portName)", ONE_PORT),
-    ("spec/target/url", "self.matches('^http://[^/?#@]+/?$')", PLAIN_HTTP),
-    ("spec/target/gateway", "self.matches('^http://[^/?#@]+/?$')", PLAIN_HTTP),
+    ("spec/target/url", "self.matches('^http://[^/?#@]+/?$')", URL_FORMAT),
+    ("spec/target/gateway", "self.matches('^http://[^/?#@]+/?$')", URL_FORMAT),
     (
         "spec",
         "!has(self.scaleBy) || self.scaleBy != 'kubernetes' || has(self.workload)",
-        "scaleBy is kubernetes, and nothing says what to scale; add workload with its kind and name",
+        "scaleBy: kubernetes needs a workload; add it with its kind and name",
     ),
     (
         "spec/concurrency",
@@ -318,8 +319,7 @@ const RULES: &[(&str, &str, &str)] = &[
     ("spec/readiness/path", "self.startsWith('/')", "write a path that starts with a slash, such as /health"),
 ];
 
-/// How much there may be: rules have a price that an API server estimates before it takes them, and routes are looked at
-/// by everybody.
+/// Size limits. The API server estimates the cost of the rules from them before it accepts the definition.
 const BOUNDS: &[(&str, &str, u64)] = &[
     ("spec/match/models", "maxItems", 256),
     ("spec/match/models/[]", "maxLength", 253),
@@ -349,7 +349,7 @@ const BOUNDS: &[(&str, &str, u64)] = &[
     ("spec/workload/name", "maxLength", 253),
 ];
 
-/// The part of a schema at a path of keys; `[]` stands for the items of a list, `{}` for the values of a map.
+/// Returns the part of a schema at a path of keys; `[]` stands for the items of a list, `{}` for the values of a map.
 fn at<'a>(root: &'a mut Value, path: &str) -> &'a mut Value {
     path.split('/').fold(root, |schema, step| match step {
         "[]" => &mut schema["items"],

@@ -1,4 +1,4 @@
-//! The pods that speak for the start of a workload: its own, without what earlier starts left behind. Pure.
+//! Selects the pods relevant to the current start of a workload. Pure.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -13,33 +13,33 @@ use super::{
 };
 use crate::state::Seen;
 
-/// Tells the pods of a workload from those that only have the same labels, and current ones from leftovers.
+/// Identity of a workload, to distinguish its current pods from leftovers and from pods that only share its labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OwnPods {
     kind: String,
     name: String,
     uid: Option<String>,
-    /// The ReplicaSet of a Deployment's current revision.
+    /// ReplicaSet of the current revision, for Deployments.
     current: Option<String>,
-    /// When replicas were last raised from zero, by the API server's clock, cut to seconds.
+    /// Last scale-up from zero by the clock of the API server, truncated to seconds.
     raised: Option<SystemTime>,
 }
 
-/// How much a pod says of the start.
+/// Relevance of a pod to the current start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Voice {
-    /// It may still become ready.
+enum Relevance {
+    /// May still become ready.
     Live,
-    /// It has failed during this start: counted only while no live pod is there.
+    /// Failed during this start; counts only without live pods.
     Failed,
-    /// It is another owner's, on its way out, or of an earlier start.
+    /// Owned by another controller, terminating, or from an earlier start.
     None,
 }
 
 // === impl OwnPods ===
 
 impl OwnPods {
-    /// Reads the workload's object, which has this metadata and these contents.
+    /// Extracts the identity from the metadata and content of the workload object.
     pub(super) fn of(
         workload: &WorkloadRef,
         meta: &ObjectMeta,
@@ -55,18 +55,18 @@ impl OwnPods {
         }
     }
 
-    /// The pods that count, with what is wrong with each. `all`: those with the labels of the workload's selector.
+    /// Returns the relevant pods of `all`, the pods matched by the selector of the workload.
     ///
-    /// The age of a pod that can still become ready never excludes it: an `ha` workload may have been in a crash loop for
+    /// The age of a pod that may still become ready does not matter: an `ha` workload may have been crash-looping for
     /// days.
-    pub(super) fn speaking(&self, all: &[Arc<Pod>]) -> Vec<PodFacts> {
-        let voices: Vec<_> = all.iter().map(|pod| (pod, self.voice(pod))).collect();
-        let loudest = match voices.iter().any(|(_, voice)| *voice == Voice::Live) {
-            true => Voice::Live,
-            false => Voice::Failed,
+    pub(super) fn relevant(&self, all: &[Arc<Pod>]) -> Vec<PodFacts> {
+        let ranked: Vec<_> = all.iter().map(|pod| (pod, self.relevance(pod))).collect();
+        let highest = match ranked.iter().any(|(_, relevance)| *relevance == Relevance::Live) {
+            true => Relevance::Live,
+            false => Relevance::Failed,
         };
-        let speaking = voices.into_iter().filter(|(_, voice)| *voice == loudest);
-        speaking
+        let relevant = ranked.into_iter().filter(|(_, relevance)| *relevance == highest);
+        relevant
             .map(|(pod, _)| PodFacts {
                 name: pod.metadata.name.clone().unwrap_or_default(),
                 labels: labels(pod),
@@ -75,20 +75,20 @@ impl OwnPods {
             .collect()
     }
 
-    fn voice(&self, pod: &Pod) -> Voice {
+    fn relevance(&self, pod: &Pod) -> Relevance {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         if pod.metadata.deletion_timestamp.is_some() || phase == Some("Succeeded") || !self.owns(pod) {
-            return Voice::None;
+            return Relevance::None;
         }
         if is_over(pod) {
-            return if self.is_of_this_start(pod) { Voice::Failed } else { Voice::None };
+            return if self.is_from_this_start(pod) { Relevance::Failed } else { Relevance::None };
         }
-        // The Deployment replaces what its template no longer says; until then it may serve.
-        if self.is_outdated(pod) && trouble(pod).is_some() { Voice::None } else { Voice::Live }
+        // A Deployment replaces outdated pods; until then they may serve.
+        if self.is_outdated(pod) && trouble(pod).is_some() { Relevance::None } else { Relevance::Live }
     }
 
-    /// Whether the pod is the workload's, and not a Job's or a canary's with the same labels. A pod without a controller
-    /// and pods of kinds that are unknown here get the benefit of the doubt.
+    /// Returns whether the workload controls the pod, as opposed to a Job or a canary with the same labels. Pods
+    /// without a controller, and pods of unknown workload kinds, count as owned.
     fn owns(&self, pod: &Pod) -> bool {
         let Some(owner) = controller(pod) else { return true };
         match &*self.kind {
@@ -97,7 +97,7 @@ impl OwnPods {
                 let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get("pod-template-hash"));
                 let is_hash = |rest: &str| match label {
                     Some(hash) => rest == hash,
-                    // Hashes have no hyphen, names of other Deployments with this prefix do.
+                    // Hashes contain no hyphen; names of other Deployments with this prefix do.
                     None => !rest.is_empty() && !rest.contains('-'),
                 };
                 owner.kind == "ReplicaSet" && of.is_some_and(is_hash)
@@ -111,20 +111,20 @@ impl OwnPods {
         }
     }
 
-    /// Whether a Deployment has a newer revision than the pod's. A StatefulSet replaces a pod under the same name, and
-    /// may wait for one of an older revision to become ready first: there every pod counts.
+    /// Returns whether a Deployment has a newer revision than the pod. Always false for StatefulSets, which keep pod
+    /// names and may wait for an older pod to become ready: all their pods count.
     fn is_outdated(&self, pod: &Pod) -> bool {
         let current = self.current.as_ref().filter(|_| self.kind == "Deployment");
         current.zip(controller(pod)).is_some_and(|(current, owner)| owner.name != *current)
     }
 
-    fn is_of_this_start(&self, pod: &Pod) -> bool {
+    fn is_from_this_start(&self, pod: &Pod) -> bool {
         let created = pod.metadata.creation_timestamp.as_ref().map(|time| SystemTime::from(time.0));
         created.zip(self.raised).is_some_and(|(created, raised)| created >= raised)
     }
 }
 
-/// The labels that people gave the pod.
+/// Formats the labels set by users.
 fn labels(pod: &Pod) -> String {
     const GENERATED: [&str; 4] = [
         "pod-template-hash",
@@ -140,8 +140,8 @@ fn controller(pod: &Pod) -> Option<&OwnerReference> {
     pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))
 }
 
-/// The current ReplicaSet of a Deployment. It is named only in the message of the condition `Progressing`, in quotes, in
-/// each of its forms (`ReplicaSet "chat-6f7d" is progressing.`).
+/// Returns the current ReplicaSet of a Deployment. The only source is the quoted name in the message of the condition
+/// `Progressing`, in all of its forms (`ReplicaSet "chat-6f7d" is progressing.`).
 fn current_replica_set(object: &Value) -> Option<&str> {
     let mut conditions = object["status"]["conditions"].as_array()?.iter();
     let progressing = conditions.find(|condition| condition["type"] == "Progressing")?;

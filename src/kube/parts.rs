@@ -1,8 +1,8 @@
-//! Parts of a kind: the objects that one target is about, out of those of its namespace.
+//! Shared watches for subsets of a kind within one namespace.
 //!
-//! A few have a watch each, for which the API server chooses the objects, so that a proxy with a few routes hears nothing
-//! of the rest of a namespace. With [`OWN`] of them in a namespace there is one watch of all its objects for all further
-//! ones, and they are told apart here: a thousand routes are not a thousand connections to the API server.
+//! The first [`MAX_FILTERED_WATCHES`] subsets of a namespace have a watch each, filtered by the API server, so that a
+//! proxy with few routes receives nothing else. Further subsets share one watch of the whole namespace, indexed here: a
+//! thousand routes do not need a thousand connections to the API server.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,115 +21,120 @@ use tokio::sync::watch;
 
 use super::{
     Cluster, Watched,
-    watch::{Heard, Watchable},
+    watch::{StoreChange, Watchable},
 };
 
-/// Which objects of a namespace.
+/// Selector of objects within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Select {
-    /// The one with this name.
+    /// The object with this name.
     Name(String),
-    /// Those with these labels.
+    /// Objects with all of these labels.
     Labels(BTreeMap<String, String>),
-    /// Those that this selector of labels means (`a=b,c in (d, e)`). It always has a watch of its own.
+    /// Objects matching a set-based selector (`a=b,c in (d, e)`). Always has a filtered watch.
     Selector(String),
 }
 
-/// The parts of a kind that somebody wants.
-pub(super) struct Parts<K: Watchable> {
+/// Active subset watches of a kind.
+pub(super) struct SubsetWatches<K: Watchable> {
     cluster: Cluster,
-    /// Leaves of each object what is wanted.
+    /// Drops the unused fields of an object.
     trim: fn(&mut K),
-    inner: Mutex<Inner<K>>,
+    table: Mutex<WatchTable<K>>,
 }
 
-struct Inner<K: Watchable> {
-    own: HashMap<(String, Select), Weak<Watched<K>>>,
-    whole: HashMap<String, Weak<Whole<K>>>,
+struct WatchTable<K: Watchable> {
+    filtered: HashMap<(String, Select), Weak<Watched<K>>>,
+    whole: HashMap<String, Weak<NamespaceIndex<K>>>,
 }
 
-/// Some objects, as they are known now. Their watch ends with the last of those who share it.
-pub(super) struct Part<K: Watchable>(Source<K>);
+/// Current objects of a subset. The watch ends with the last subset that shares it.
+pub(super) struct Subset<K: Watchable>(SubsetWatch<K>);
 
-enum Source<K: Watchable> {
-    Own { objects: Watched<K>, _shared: Arc<Watched<K>> },
-    Whole { whole: Arc<Whole<K>>, place: Place, changes: watch::Receiver<u64> },
+enum SubsetWatch<K: Watchable> {
+    Filtered { objects: Watched<K>, _shared: Arc<Watched<K>> },
+    Indexed { whole: Arc<NamespaceIndex<K>>, key: IndexKey, changes: watch::Receiver<u64> },
 }
 
-/// All objects of a namespace, told apart.
-struct Whole<K: Watchable> {
+/// All objects of a namespace, indexed.
+struct NamespaceIndex<K: Watchable> {
     watched: Watched<K>,
-    told_apart: Arc<Mutex<ToldApart<K>>>,
+    indexes: Arc<Mutex<Indexes<K>>>,
 }
 
-/// Where a part lies: in which of the ways to tell objects apart, and under which values.
+/// Location of a subset: which index, and the key values within it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
-    way: usize,
+struct IndexKey {
+    index: usize,
     values: String,
 }
 
-struct ToldApart<K: Watchable> {
-    /// By their name.
+struct Indexes<K: Watchable> {
+    /// By name.
     objects: HashMap<String, Arc<K>>,
-    ways: Vec<Way<K>>,
+    by_labels: Vec<LabelIndex<K>>,
 }
 
-/// Objects by what they have under some keys. As many as there are sets of keys, which are few: most selectors of an
-/// installation have the same ones.
-struct Way<K: Watchable> {
-    /// Of labels, sorted; none: the name.
+/// Objects indexed by the values of some labels. There is one index per set of label keys; most selectors of an
+/// installation use the same keys.
+struct LabelIndex<K: Watchable> {
+    /// Sorted label keys. Empty means the object name.
     keys: Vec<String>,
-    piles: HashMap<String, Pile<K>>,
+    buckets: HashMap<String, Bucket<K>>,
 }
 
-/// Those that have the same values.
-struct Pile<K: Watchable> {
+/// Objects with equal values.
+struct Bucket<K: Watchable> {
     objects: BTreeMap<String, Arc<K>>,
     changes: watch::Sender<u64>,
 }
 
-/// How many parts of a namespace have a watch of their own.
-pub(super) const OWN: usize = 16;
+/// Filtered watches per namespace.
+pub(super) const MAX_FILTERED_WATCHES: usize = 16;
 
-// === impl Parts ===
+// === impl SubsetWatches ===
 
-impl<K: Watchable> Parts<K> {
+impl<K: Watchable> SubsetWatches<K> {
     pub(super) fn new(cluster: Cluster, trim: fn(&mut K)) -> Self {
-        Self { cluster, trim, inner: Mutex::new(Inner { own: HashMap::new(), whole: HashMap::new() }) }
+        Self {
+            cluster,
+            trim,
+            table: Mutex::new(WatchTable { filtered: HashMap::new(), whole: HashMap::new() }),
+        }
     }
 
-    /// Watches a part, as long as the result lives.
-    pub(super) fn watch(&self, namespace: &str, select: Select) -> Part<K> {
-        let mut inner = self.inner.lock();
+    /// Watches a subset for the lifetime of the result.
+    pub(super) fn watch(&self, namespace: &str, select: Select) -> Subset<K> {
+        let mut table = self.table.lock();
         let key = (namespace.to_owned(), select);
-        if let Some(shared) = inner.own.get(&key).and_then(Weak::upgrade) {
-            return Part::own(shared);
+        if let Some(shared) = table.filtered.get(&key).and_then(Weak::upgrade) {
+            return Subset::filtered(shared);
         }
-        inner.own.retain(|_, shared| shared.strong_count() > 0);
-        inner.whole.retain(|_, whole| whole.strong_count() > 0);
+        table.filtered.retain(|_, shared| shared.strong_count() > 0);
+        table.whole.retain(|_, whole| whole.strong_count() > 0);
         let (namespace, select) = key;
-        let whole = inner.whole.get(&namespace).and_then(Weak::upgrade);
-        let is_full = || inner.own.keys().filter(|(other, _)| *other == namespace).count() >= OWN;
-        if let Some(place) = select.values().filter(|_| whole.is_some() || is_full()) {
+        let whole = table.whole.get(&namespace).and_then(Weak::upgrade);
+        let is_full =
+            || table.filtered.keys().filter(|(other, _)| *other == namespace).count() >= MAX_FILTERED_WATCHES;
+        if let Some(key) = select.values().filter(|_| whole.is_some() || is_full()) {
             let whole = whole.unwrap_or_else(|| {
-                let whole = Arc::new(Whole::watch(&self.cluster, &namespace, self.trim));
-                inner.whole.insert(namespace, Arc::downgrade(&whole));
+                let whole = Arc::new(NamespaceIndex::watch(&self.cluster, &namespace, self.trim));
+                table.whole.insert(namespace, Arc::downgrade(&whole));
                 whole
             });
-            return whole.part(place);
+            return whole.subset(key);
         }
         let objects = self.cluster.watch_in(vec![self.cluster.api(&namespace)], select.config(), self.trim);
         let shared = Arc::new(objects);
-        inner.own.insert((namespace, select), Arc::downgrade(&shared));
-        Part::own(shared)
+        table.filtered.insert((namespace, select), Arc::downgrade(&shared));
+        Subset::filtered(shared)
     }
 }
 
 // === impl Select ===
 
 impl Select {
-    /// What a selector means, if that is nothing but values of labels.
+    /// Parses a selector; equality-based ones become [`Select::Labels`].
     pub(super) fn of(selector: &str) -> Self {
         let plain = |text: &str| !text.is_empty() && !text.contains(['=', '!', ' ', '(', ')']);
         let pairs = selector.split(',').map(|term| {
@@ -137,7 +142,7 @@ impl Select {
             (plain(key) && (value.is_empty() || plain(value))).then(|| (key.to_owned(), value.to_owned()))
         });
         let pairs: Option<BTreeMap<_, _>> = pairs.collect();
-        // A key with two values selects nothing, which a map does not say.
+        // A repeated key selects nothing, which a map cannot express.
         match pairs.filter(|pairs| pairs.len() == selector.split(',').count()) {
             Some(pairs) => Self::Labels(pairs),
             None => Self::Selector(selector.to_owned()),
@@ -156,7 +161,7 @@ impl Select {
         }
     }
 
-    /// The keys that it looks at, and the values that it wants there, if that is all there is to it.
+    /// Returns the index keys and values, or `None` if the selection cannot be indexed.
     fn values(&self) -> Option<(Vec<String>, String)> {
         match self {
             Self::Name(name) => Some((Vec::new(), name.clone())),
@@ -169,7 +174,7 @@ impl Select {
     }
 }
 
-/// What an object has under these keys, if it has all. No value of a label has a comma.
+/// Returns the values of an object under `keys`, if it has all. Label values cannot contain a comma.
 fn values<K: Watchable>(object: &K, keys: &[String]) -> Option<String> {
     if keys.is_empty() {
         return object.meta().name.clone();
@@ -179,187 +184,188 @@ fn values<K: Watchable>(object: &K, keys: &[String]) -> Option<String> {
     Some(values?.join(","))
 }
 
-// === impl Whole ===
+// === impl NamespaceIndex ===
 
-impl<K: Watchable> Whole<K> {
+impl<K: Watchable> NamespaceIndex<K> {
     fn watch(cluster: &Cluster, namespace: &str, trim: fn(&mut K)) -> Self {
-        let told_apart = Arc::new(Mutex::new(ToldApart { objects: HashMap::new(), ways: Vec::new() }));
-        let telling = told_apart.clone();
-        let heard = move |heard: Heard<'_, K>, store: &Store<K>| telling.lock().hear(heard, store);
+        let indexes = Arc::new(Mutex::new(Indexes { objects: HashMap::new(), by_labels: Vec::new() }));
+        let indexes_in_watch = indexes.clone();
+        let change =
+            move |change: StoreChange<'_, K>, store: &Store<K>| indexes_in_watch.lock().apply(change, store);
         let all = watcher::Config::default();
-        let watched = cluster.watch_heard(vec![cluster.api(namespace)], all, trim, heard);
-        Self { watched, told_apart }
+        let watched = cluster.watch_with(vec![cluster.api(namespace)], all, trim, change);
+        Self { watched, indexes }
     }
 
-    fn part(self: Arc<Self>, (keys, values): (Vec<String>, String)) -> Part<K> {
-        let mut told_apart = self.told_apart.lock();
-        let place = Place { way: told_apart.way(keys), values };
-        let changes = told_apart.ways[place.way].pile(&place.values).changes.subscribe();
-        drop(told_apart);
-        Part(Source::Whole { whole: self, place, changes })
+    fn subset(self: Arc<Self>, (keys, values): (Vec<String>, String)) -> Subset<K> {
+        let mut indexes = self.indexes.lock();
+        let key = IndexKey { index: indexes.index(keys), values };
+        let changes = indexes.by_labels[key.index].bucket(&key.values).changes.subscribe();
+        drop(indexes);
+        Subset(SubsetWatch::Indexed { whole: self, key, changes })
     }
 }
 
-// === impl ToldApart ===
+// === impl Indexes ===
 
-impl<K: Watchable> ToldApart<K> {
-    /// The way that tells objects apart by these keys.
-    fn way(&mut self, keys: Vec<String>) -> usize {
-        if let Some(known) = self.ways.iter().position(|way| way.keys == keys) {
+impl<K: Watchable> Indexes<K> {
+    /// Returns the position of the index by these keys, building it if needed.
+    fn index(&mut self, keys: Vec<String>) -> usize {
+        if let Some(known) = self.by_labels.iter().position(|index| index.keys == keys) {
             return known;
         }
-        let mut way = Way { keys, piles: HashMap::new() };
+        let mut index = LabelIndex { keys, buckets: HashMap::new() };
         for (name, object) in &self.objects {
-            way.put(name, object);
+            index.insert(name, object);
         }
-        self.ways.push(way);
-        self.ways.len() - 1
+        self.by_labels.push(index);
+        self.by_labels.len() - 1
     }
 
-    fn hear(&mut self, heard: Heard<'_, K>, store: &Store<K>) {
-        match heard {
-            Heard::One(object) => {
-                self.take(&object.name_any());
-                // It is there no more if it was deleted.
+    fn apply(&mut self, change: StoreChange<'_, K>, store: &Store<K>) {
+        match change {
+            StoreChange::Object(object) => {
+                self.remove(&object.name_any());
+                // Absent if it was deleted.
                 if let Some(object) = store.get(&ObjectRef::from_obj(object)) {
-                    self.put(object.name_any(), object);
+                    self.insert(object.name_any(), object);
                 }
             }
-            Heard::All => {
+            StoreChange::Listed => {
                 let before: Vec<_> = self.objects.keys().cloned().collect();
-                before.iter().for_each(|name| self.take(name));
+                before.iter().for_each(|name| self.remove(name));
                 for object in store.state() {
-                    self.put(object.name_any(), object);
+                    self.insert(object.name_any(), object);
                 }
-                // Also who has none: now that is known.
-                self.ways.iter().for_each(Way::tell_all);
+                // Notifies empty buckets as well: they are now known to be empty.
+                self.by_labels.iter().for_each(LabelIndex::notify_all);
             }
-            Heard::Failure => self.ways.iter().for_each(Way::tell_all),
+            StoreChange::Failed => self.by_labels.iter().for_each(LabelIndex::notify_all),
         }
     }
 
-    fn take(&mut self, name: &str) {
+    fn remove(&mut self, name: &str) {
         let Some(object) = self.objects.remove(name) else { return };
-        self.ways.iter_mut().for_each(|way| way.take(name, &object));
+        self.by_labels.iter_mut().for_each(|index| index.remove(name, &object));
     }
 
-    fn put(&mut self, name: String, object: Arc<K>) {
-        self.ways.iter_mut().for_each(|way| way.put(&name, &object));
+    fn insert(&mut self, name: String, object: Arc<K>) {
+        self.by_labels.iter_mut().for_each(|index| index.insert(&name, &object));
         self.objects.insert(name, object);
     }
 }
 
-// === impl Way ===
+// === impl LabelIndex ===
 
-impl<K: Watchable> Way<K> {
-    fn pile(&mut self, values: &str) -> &mut Pile<K> {
-        let new = || Pile { objects: BTreeMap::new(), changes: watch::Sender::new(0) };
-        self.piles.entry(values.to_owned()).or_insert_with(new)
+impl<K: Watchable> LabelIndex<K> {
+    fn bucket(&mut self, values: &str) -> &mut Bucket<K> {
+        let new = || Bucket { objects: BTreeMap::new(), changes: watch::Sender::new(0) };
+        self.buckets.entry(values.to_owned()).or_insert_with(new)
     }
 
-    fn put(&mut self, name: &str, object: &Arc<K>) {
+    fn insert(&mut self, name: &str, object: &Arc<K>) {
         let Some(values) = values(&**object, &self.keys) else { return };
-        let pile = self.pile(&values);
-        pile.objects.insert(name.to_owned(), object.clone());
-        pile.tell();
+        let bucket = self.bucket(&values);
+        bucket.objects.insert(name.to_owned(), object.clone());
+        bucket.notify();
     }
 
-    fn take(&mut self, name: &str, object: &K) {
+    fn remove(&mut self, name: &str, object: &K) {
         let Some(values) = values(object, &self.keys) else { return };
-        let Some(pile) = self.piles.get_mut(&values) else { return };
-        pile.objects.remove(name);
-        pile.tell();
-        if pile.objects.is_empty() && pile.changes.receiver_count() == 0 {
-            self.piles.remove(&values);
+        let Some(bucket) = self.buckets.get_mut(&values) else { return };
+        bucket.objects.remove(name);
+        bucket.notify();
+        if bucket.objects.is_empty() && bucket.changes.receiver_count() == 0 {
+            self.buckets.remove(&values);
         }
     }
 
-    fn tell_all(&self) {
-        self.piles.values().for_each(Pile::tell);
+    fn notify_all(&self) {
+        self.buckets.values().for_each(Bucket::notify);
     }
 }
 
-// === impl Pile ===
+// === impl Bucket ===
 
-impl<K: Watchable> Pile<K> {
-    fn tell(&self) {
+impl<K: Watchable> Bucket<K> {
+    fn notify(&self) {
         self.changes.send_modify(|changes| *changes += 1);
     }
 }
 
-// === impl Part ===
+// === impl Subset ===
 
-impl<K: Watchable> Part<K> {
-    fn own(shared: Arc<Watched<K>>) -> Self {
-        Self(Source::Own { objects: Watched::clone(&shared), _shared: shared })
+impl<K: Watchable> Subset<K> {
+    fn filtered(shared: Arc<Watched<K>>) -> Self {
+        Self(SubsetWatch::Filtered { objects: Watched::clone(&shared), _shared: shared })
     }
 
-    /// The objects that are known now.
+    /// Returns the current objects.
     pub(super) fn all(&self) -> Vec<Arc<K>> {
         match &self.0 {
-            Source::Own { objects, .. } => objects.all(),
-            Source::Whole { whole, place, .. } => {
-                let told_apart = whole.told_apart.lock();
-                let pile = told_apart.ways[place.way].piles.get(&place.values);
-                pile.map_or_else(Vec::new, |pile| pile.objects.values().cloned().collect())
+            SubsetWatch::Filtered { objects, .. } => objects.all(),
+            SubsetWatch::Indexed { whole, key, .. } => {
+                let indexes = whole.indexes.lock();
+                let bucket = indexes.by_labels[key.index].buckets.get(&key.values);
+                bucket.map_or_else(Vec::new, |bucket| bucket.objects.values().cloned().collect())
             }
         }
     }
 
-    /// Waits until something has changed since the last call. Cancel-safe.
+    /// Waits for a change since the last call. Cancel-safe.
     pub(super) async fn changed(&mut self) {
         let changed = match &mut self.0 {
-            Source::Own { objects, .. } => return objects.changed().await,
-            Source::Whole { changes, .. } => changes.changed().await,
+            SubsetWatch::Filtered { objects, .. } => return objects.changed().await,
+            SubsetWatch::Indexed { changes, .. } => changes.changed().await,
         };
         if changed.is_err() {
-            // The watch has ended, and nothing changes any more.
+            // The watch has ended: no change will follow.
             std::future::pending().await
         }
     }
 
-    /// Why the cluster is not heard now, if it is not.
+    /// Returns the current failure of the watch.
     pub(super) fn failure(&self) -> Option<Arc<str>> {
         self.watched().failure()
     }
 
-    /// Whether all that there are have been listed once.
+    /// Returns whether the initial list has completed.
     pub(super) fn is_synced(&self) -> bool {
         self.watched().is_synced()
     }
 
     fn watched(&self) -> &Watched<K> {
         match &self.0 {
-            Source::Own { objects, .. } => objects,
-            Source::Whole { whole, .. } => &whole.watched,
+            SubsetWatch::Filtered { objects, .. } => objects,
+            SubsetWatch::Indexed { whole, .. } => &whole.watched,
         }
     }
 }
 
-impl<K: Watchable> Clone for Part<K> {
+impl<K: Watchable> Clone for Subset<K> {
     fn clone(&self) -> Self {
         Self(match &self.0 {
-            Source::Own { objects, _shared } => {
-                Source::Own { objects: objects.clone(), _shared: _shared.clone() }
+            SubsetWatch::Filtered { objects, _shared } => {
+                SubsetWatch::Filtered { objects: objects.clone(), _shared: _shared.clone() }
             }
-            Source::Whole { whole, place, changes } => {
-                Source::Whole { whole: whole.clone(), place: place.clone(), changes: changes.clone() }
+            SubsetWatch::Indexed { whole, key, changes } => {
+                SubsetWatch::Indexed { whole: whole.clone(), key: key.clone(), changes: changes.clone() }
             }
         })
     }
 }
 
-impl<K: Watchable> Drop for Part<K> {
+impl<K: Watchable> Drop for Subset<K> {
     fn drop(&mut self) {
-        let Source::Whole { whole, place, .. } = &self.0 else { return };
-        let mut told_apart = whole.told_apart.lock();
-        let piles = &mut told_apart.ways[place.way].piles;
-        // Ours is the last receiver: nobody else asks for these values.
-        if piles
-            .get(&place.values)
-            .is_some_and(|pile| pile.objects.is_empty() && pile.changes.receiver_count() <= 1)
+        let SubsetWatch::Indexed { whole, key, .. } = &self.0 else { return };
+        let mut indexes = whole.indexes.lock();
+        let buckets = &mut indexes.by_labels[key.index].buckets;
+        // This is the last receiver of the bucket.
+        if buckets
+            .get(&key.values)
+            .is_some_and(|bucket| bucket.objects.is_empty() && bucket.changes.receiver_count() <= 1)
         {
-            piles.remove(&place.values);
+            buckets.remove(&key.values);
         }
     }
 }

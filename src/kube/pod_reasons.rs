@@ -1,15 +1,15 @@
-//! Why a pod does not come: its status, as a kind of obstacle and a sentence.
+//! Maps the status of a pod to an obstacle with a message.
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, Pod};
 
 use crate::domain::{ObstacleKind, Reason};
 
-/// What is wrong with a pod.
+/// A problem of a pod, workload or target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
-    /// What it is.
+    /// Kind of obstacle.
     pub kind: ObstacleKind,
-    /// A sentence that names the pod, the cause and, where there is one, the way out.
+    /// Sentence with the object, the cause and, where there is one, the remedy.
     pub message: Reason,
 }
 
@@ -21,40 +21,40 @@ impl Trouble {
     }
 }
 
-/// The longest text of the cluster that is passed on: schedulers and registries write much.
-const LONGEST: usize = 400;
+/// Characters kept of texts from the cluster: schedulers and registries can be verbose.
+const MAX_TEXT_CHARS: usize = 400;
 
-/// Whether the pod has run to its end or is about to be deleted: it never becomes ready again.
+/// Returns whether the pod has terminated or is terminating: it will not become ready again.
 pub fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Succeeded" | "Failed"))
 }
 
-/// What is wrong with the pod; `None`: nothing, or nothing yet.
+/// Returns the problem of the pod, if any is apparent yet.
 pub fn trouble(pod: &Pod) -> Option<Trouble> {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let status = pod.status.as_ref()?;
     if status.phase.as_deref() == Some("Failed") {
-        return Some(rejected(name, status.reason.as_deref(), status.message.as_deref()));
+        return Some(failed_pod(name, status.reason.as_deref(), status.message.as_deref()));
     }
     let init = status.init_container_statuses.iter().flatten().map(|container| (container, "init container"));
     let main = status.container_statuses.iter().flatten().map(|container| (container, "container"));
     let container = init.chain(main).filter_map(|(container, what)| {
-        of_container(container, &format!("Pod `{name}`: {what} `{}`", container.name))
+        container_trouble(container, &format!("Pod `{name}`: {what} `{}`", container.name))
     });
-    container.min_by_key(|trouble| rank(trouble.kind)).or_else(|| unscheduled(pod, name))
+    container.min_by_key(|trouble| rank(trouble.kind)).or_else(|| unscheduled_pod(pod, name))
 }
 
-/// The place of a kind among those that explain most.
+/// Returns the rank of a kind; lower explains more.
 pub fn rank(kind: ObstacleKind) -> usize {
     ObstacleKind::ALL.iter().position(|known| *known == kind).unwrap_or(usize::MAX)
 }
 
-/// The node or the kubelet refused it, or ended it for good.
-fn rejected(name: &str, reason: Option<&str>, message: Option<&str>) -> Trouble {
+/// Describes a failed pod: rejected by the node or kubelet, or ended for good.
+fn failed_pod(name: &str, reason: Option<&str>, message: Option<&str>) -> Trouble {
     let reason = reason.unwrap_or("Failed");
     let kind = match reason {
-        // The node has not what the pod was promised, such as a GPU that its device plugin has lost.
+        // The node lacks a resource the pod was scheduled for, such as a GPU that its device plugin has lost.
         "UnexpectedAdmissionError" | "NodeAffinity" | "NodeShutdown" | "Terminated" => {
             ObstacleKind::Unschedulable
         }
@@ -65,7 +65,7 @@ fn rejected(name: &str, reason: Option<&str>, message: Option<&str>) -> Trouble 
     Trouble::new(kind, format!("Pod `{name}` has failed ({reason}){message}"))
 }
 
-fn unscheduled(pod: &Pod, name: &str) -> Option<Trouble> {
+fn unscheduled_pod(pod: &Pod, name: &str) -> Option<Trouble> {
     let mut conditions = pod.status.as_ref()?.conditions.iter().flatten();
     let scheduled = conditions.find(|condition| condition.type_ == "PodScheduled")?;
     if scheduled.status != "False" {
@@ -73,7 +73,7 @@ fn unscheduled(pod: &Pod, name: &str) -> Option<Trouble> {
     }
     let message = match scheduled.reason.as_deref()? {
         "Unschedulable" => {
-            let why = scheduled.message.as_deref().unwrap_or("the scheduler does not say why");
+            let why = scheduled.message.as_deref().unwrap_or("the scheduler gives no reason");
             format!("No node takes pod `{name}`: {}", shorten(why))
         }
         "SchedulingGated" => format!("Pod `{name}` waits until its scheduling gates are removed"),
@@ -82,30 +82,30 @@ fn unscheduled(pod: &Pod, name: &str) -> Option<Trouble> {
     Some(Trouble::new(ObstacleKind::Unschedulable, message))
 }
 
-fn of_container(container: &ContainerStatus, what: &str) -> Option<Trouble> {
+fn container_trouble(container: &ContainerStatus, what: &str) -> Option<Trouble> {
     let state = container.state.as_ref()?;
     let last = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
     if let Some(waiting) = &state.waiting {
-        return of_waiting(waiting, last, container, what);
+        return waiting_trouble(waiting, last, container, what);
     }
-    if let Some(ended) = &state.terminated {
-        return (ended.exit_code != 0).then(|| of_end(ended, container, what));
+    if let Some(terminated) = &state.terminated {
+        return (terminated.exit_code != 0).then(|| exit_trouble(terminated, container, what));
     }
-    // It runs. One end may have been an accident, but not for want of memory: what it needs, it will need again.
+    // Running again. A single exit may be an accident, except out-of-memory, which will recur.
     let last = last.filter(|_| state.running.is_some() && !container.ready)?;
     let enough = if is_out_of_memory(last) { 1 } else { 2 };
     (container.started != Some(true) && container.restart_count >= enough)
-        .then(|| of_end(last, container, what))
+        .then(|| exit_trouble(last, container, what))
 }
 
-fn of_waiting(
+fn waiting_trouble(
     waiting: &ContainerStateWaiting,
     last: Option<&ContainerStateTerminated>,
     container: &ContainerStatus,
     what: &str,
 ) -> Option<Trouble> {
     let reason = waiting.reason.as_deref()?;
-    let told = waiting.message.as_deref().map(shorten).unwrap_or_default();
+    let detail = waiting.message.as_deref().map(shorten).unwrap_or_default();
     let (kind, message) = match reason {
         "ErrImagePull"
         | "ImagePullBackOff"
@@ -115,12 +115,12 @@ fn of_waiting(
         | "RegistryUnavailable"
         | "SignatureValidationFailed" => (
             ObstacleKind::ImagePull,
-            format!("{what} cannot have its image `{}` ({reason}): {told}", container.image),
+            format!("{what} cannot have its image `{}` ({reason}): {detail}", container.image),
         ),
         "CrashLoopBackOff" => {
             return Some(last.map_or_else(
-                || Trouble::new(ObstacleKind::CrashLoop, format!("{what} ends again and again: {told}")),
-                |last| of_end(last, container, what),
+                || Trouble::new(ObstacleKind::CrashLoop, format!("{what} ends again and again: {detail}")),
+                |last| exit_trouble(last, container, what),
             ));
         }
         "CreateContainerConfigError"
@@ -128,14 +128,14 @@ fn of_waiting(
         | "RunContainerError"
         | "PreCreateHookError"
         | "PostStartHookError"
-        | "StartError" => (ObstacleKind::CrashLoop, format!("{what} cannot be started ({reason}): {told}")),
-        // ContainerCreating, PodInitializing: on its way.
+        | "StartError" => (ObstacleKind::CrashLoop, format!("{what} cannot be started ({reason}): {detail}")),
+        // ContainerCreating and PodInitializing are normal.
         _ => return None,
     };
     Some(Trouble::new(kind, message))
 }
 
-fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str) -> Trouble {
+fn exit_trouble(end: &ContainerStateTerminated, container: &ContainerStatus, what: &str) -> Trouble {
     let times = container.restart_count;
     let again = match times {
         0 => String::new(),
@@ -152,29 +152,29 @@ fn of_end(end: &ContainerStateTerminated, container: &ContainerStatus, what: &st
     let lived =
         end.started_at.as_ref().zip(end.finished_at.as_ref()).map(|(from, to)| to.0.duration_since(from.0));
     let lived = lived.map(|lived| format!(" after {} s", lived.as_secs())).unwrap_or_default();
-    let told = end.message.as_deref().map(|told| format!(": {}", shorten(told))).unwrap_or_default();
-    // SIGTERM and SIGKILL: somebody ended it, and where it never got ready that is mostly its own probe.
+    let detail = end.message.as_deref().map(|detail| format!(": {}", shorten(detail))).unwrap_or_default();
+    // SIGTERM or SIGKILL. A container that never became ready was most likely killed by its own probe.
     let hint = match end.exit_code {
-        137 | 143 if told.is_empty() => {
+        137 | 143 if detail.is_empty() => {
             "; if its startup probe ended it, let failureThreshold × periodSeconds be longer than the load takes"
         }
         _ => "",
     };
     let code = end.exit_code;
     let text =
-        |told: &str| format!("{what} ended{lived} with exit code {code} ({reason}{again}){told}{hint}");
-    // The kubelet's message is what the container has printed.
-    Trouble::new(ObstacleKind::CrashLoop, Reason::with_output(&text(""), &text(&told)))
+        |detail: &str| format!("{what} ended{lived} with exit code {code} ({reason}{again}){detail}{hint}");
+    // The message in a terminated state is output of the container.
+    Trouble::new(ObstacleKind::CrashLoop, Reason::with_output(&text(""), &text(&detail)))
 }
 
 fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {
     end.reason.as_deref() == Some("OOMKilled")
 }
 
-/// One line, and not endless.
+/// Collapses whitespace and truncates to [`MAX_TEXT_CHARS`].
 pub(super) fn shorten(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(LONGEST) {
+    match line.char_indices().nth(MAX_TEXT_CHARS) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,
     }

@@ -1,39 +1,38 @@
-//! Pods by their labels: one watch for all who ask for the same ones.
+//! Shared pod watches: routes with equal namespace and selector share one watch.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, PodStatus, Probe};
 use kube::api::ObjectMeta;
 
 use super::{
     Cluster,
-    parts::{Part, Parts, Select},
+    parts::{Select, Subset, SubsetWatches},
 };
 
-/// The watches of pods that somebody needs.
-pub struct Pods(Parts<Pod>);
+/// Active pod watches, keyed by namespace and selector.
+pub struct Pods(SubsetWatches<Pod>);
 
-/// Some pods, as they are known now. Their watch ends with the last of those who asked for them.
+/// Current pods matching one selector. The watch ends with the last clone.
 #[derive(Clone)]
-pub struct PodsOf(Part<Pod>);
+pub struct PodsOf(Subset<Pod>);
 
 // === impl Pods ===
 
 impl Pods {
-    /// None are watched yet.
+    /// Starts without a watch.
     pub fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self(Parts::new(cluster, trim)))
+        Arc::new(Self(SubsetWatches::new(cluster, trim)))
     }
 
-    /// Follows the pods of a namespace that `labels` selects (`a=b,c in (d, e)`), trimmed to what tells whether they
-    /// serve and why not: names, labels, owners and times of the metadata, and which ports are active; ports of the
-    /// containers, readiness gates, the node; of the status the phase, conditions, addresses and states of the containers.
+    /// Watches the pods of a namespace that match the selector `labels` (`a=b,c in (d, e)`). Keeps only the fields used
+    /// for readiness and failure reasons; see `trim`.
     pub fn watch(&self, namespace: &str, labels: &str) -> PodsOf {
         PodsOf(self.0.watch(namespace, Select::of(labels)))
     }
 }
 
-/// What is left is a small part of a pod: volumes, environments and probes are most of it.
+/// Drops most of a pod: volumes, environments and probes make up most of its size.
 fn trim(pod: &mut Pod) {
     let meta = std::mem::take(&mut pod.metadata);
     pod.metadata = ObjectMeta {
@@ -51,7 +50,7 @@ fn trim(pod: &mut Pod) {
     let container = |container: Container| Container {
         name: container.name,
         ports: container.ports,
-        // That there is one tells what ready means.
+        // Only the presence of a probe matters: without one, `Ready` means little.
         readiness_probe: container.readiness_probe.map(|_| Probe::default()),
         restart_policy: container.restart_policy,
         ..Container::default()
@@ -76,9 +75,17 @@ fn trim(pod: &mut Pod) {
     });
 }
 
-/// The annotations that say which ports of a pod are active, the newer one first.
+/// Annotations listing the active ports of a pod, in order of precedence.
 pub(super) const ACTIVE_PORTS: [&str; 2] =
     ["llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports"];
+
+/// Returns the pod's IP addresses, the primary one first.
+pub(super) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
+    let status = pod.status.as_ref();
+    let primary = status.and_then(|status| status.pod_ip.as_deref());
+    let all = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
+    primary.into_iter().chain(all.iter().map(|ip| &*ip.ip)).filter_map(|ip| ip.parse().ok())
+}
 
 fn active_ports(mut annotations: BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     annotations.retain(|name, _| ACTIVE_PORTS.contains(&&**name));
@@ -88,17 +95,17 @@ fn active_ports(mut annotations: BTreeMap<String, String>) -> Option<BTreeMap<St
 // === impl PodsOf ===
 
 impl PodsOf {
-    /// The pods that are known now.
+    /// Returns the current pods.
     pub fn all(&self) -> Vec<Arc<Pod>> {
         self.0.all()
     }
 
-    /// Waits until something has changed since the last call. Cancel-safe.
+    /// Waits for a change since the last call. Cancel-safe.
     pub async fn changed(&mut self) {
         self.0.changed().await;
     }
 
-    /// Whether all that there are have been listed once.
+    /// Returns whether the initial list has completed.
     pub fn is_synced(&self) -> bool {
         self.0.is_synced()
     }

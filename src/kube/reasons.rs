@@ -1,4 +1,4 @@
-//! Why a target does not come: from what is known of its ScaledObjects, workloads and pods to at most one obstacle.
+//! Derives at most one obstacle per route from its ScaledObjects, workloads and pods.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -13,145 +13,146 @@ use crate::{
     state::{self, Discovered, PodWarning, Selection},
 };
 
-/// What is known of every route.
+/// Facts by route.
 pub type AllFacts = HashMap<RouteKey, Facts>;
 
-/// What is known of what scales a route and of what is scaled.
+/// Known state of the scaler and the workloads of a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Who is to scale it.
+    /// The configured scaler.
     pub scale_by: ScaleBy,
-    /// Whether it is a route of the cluster to pods of it: one of the file, or one to a `url`, may be scaled by something
-    /// that we know nothing of.
-    pub of_cluster: bool,
-    /// How a trigger of KEDA's names it: `route`, or `interceptorRoute`.
-    pub metadata: &'static str,
-    /// What is known of KEDA.
+    /// True if the route is a cluster object with pods as target. Routes of the configuration file and routes to a
+    /// `url` may have a scaler outside of our view.
+    pub is_cluster_route: bool,
+    /// Metadata key by which a KEDA trigger names the route: `route` or `interceptorRoute`.
+    pub metadata_key: &'static str,
+    /// State of KEDA.
     pub keda: Keda,
-    /// The ScaledObjects that name the route.
-    pub scaled_objects: Vec<Scaled>,
-    /// ScaledObjects of its namespace that name no route at all, where none names this one: one of them may mean it.
+    /// ScaledObjects that name the route.
+    pub scaled_objects: Vec<ScaledObjectFacts>,
+    /// Descriptions of ScaledObjects of the namespace that name no existing route; filled only if none names this one.
+    /// Likely misspellings.
     pub strays: Vec<String>,
-    /// What is scaled: what the route names, or its ScaledObjects.
+    /// Workloads named by the route, or else by its ScaledObjects.
     pub workloads: Vec<Arc<WorkloadFacts>>,
-    /// Why the workload could not be scaled by ourselves.
+    /// Reason for the last failure of direct scaling.
     pub refused: Option<Arc<str>>,
-    /// What is known of where requests are to go.
+    /// State of the target.
     pub target: TargetFacts,
 }
 
-/// What is known of KEDA.
+/// State of KEDA in the cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Keda {
-    /// Nothing yet, so that no ScaledObject means nothing.
+    /// Not known yet; the absence of ScaledObjects is inconclusive.
     #[default]
     Unknown,
-    /// It is not installed.
+    /// Not installed.
     Absent,
-    /// All ScaledObjects are known.
+    /// Installed, and all ScaledObjects are known.
     Known,
 }
 
-/// What is known of a ScaledObject that names a route.
+/// Known state of a ScaledObject that names a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scaled {
-    /// Its namespace.
+pub struct ScaledObjectFacts {
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// How it is paused.
+    /// Pause state.
     pub pause: Option<Pause>,
-    /// The annotations that do that.
-    pub pausing: Vec<&'static str>,
-    /// Reason and message of its condition `Ready`, where that is false.
+    /// Annotations that pause it.
+    pub pause_annotations: Vec<&'static str>,
+    /// Reason and message of the condition `Ready`, if false.
     pub not_ready: Option<(String, String)>,
-    /// Where its trigger asks, and whether it has a stream.
+    /// The trigger that names the route.
     pub trigger: Trigger,
-    /// Whether its status lists a metric of that trigger.
+    /// True if its status lists a metric of the trigger.
     pub is_listed: bool,
-    /// The replicas that a push of it asks for.
+    /// Replicas requested by a push.
     pub floor: u32,
 }
 
-/// What is known of a workload and its pods.
+/// Known state of a workload and its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadFacts {
-    /// Such as `Deployment`.
+    /// Kind, such as `Deployment`.
     pub kind: String,
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// How many replicas are asked for; `None`: not known.
+    /// Desired replicas, if known.
     pub replicas: Option<u32>,
-    /// When they were raised from zero, while they are above it and that was seen.
+    /// Last observed scale-up from zero, while replicas are above zero.
     pub raised: Option<state::Seen>,
-    /// Whether there is no such object.
+    /// True if the object does not exist.
     pub is_missing: bool,
-    /// Why its pods cannot be created, such as a quota.
+    /// Reason why pods cannot be created, such as a quota.
     pub failure: Option<String>,
-    /// Its pods that count.
+    /// Pods relevant to the current start.
     pub pods: Vec<PodFacts>,
 }
 
-/// What is known of a pod that counts for a start.
+/// Known state of a pod relevant to the current start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodFacts {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its labels, as they are written in a selector.
+    /// Labels, formatted as a selector.
     pub labels: String,
-    /// What is wrong with it; `None`: it may still come.
+    /// Problem of the pod; `None` if it may still become ready.
     pub trouble: Option<Trouble>,
 }
 
-/// What is known of a target: of its Service or pool, and of the pods that this selects.
+/// Known state of the Service or pool of a target, and of its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetFacts {
-    /// Why it can have no pods.
+    /// Reason why the target cannot have pods.
     pub problem: Option<Trouble>,
-    /// What selects its pods.
+    /// Selection of its pods.
     pub selection: Option<Arc<Selection>>,
-    /// Addresses that the cluster calls ready; a few of them.
+    /// A few addresses that the cluster reports as ready.
     pub ready: Vec<Arc<str>>,
-    /// What nodes say stands in the way of pods, by the names of these.
+    /// Kubelet warnings by pod name.
     pub warnings: Vec<(Box<str>, PodWarning)>,
 }
 
-/// What this proxy sees of a target besides.
+/// Observations of this proxy about a route.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
-    /// Whether it knows of any pods, ready or not.
+pub struct ProxyView {
+    /// True if the route has endpoints, ready or not.
     pub pods: bool,
-    /// How long KEDA has had no stream to any replica of the proxy; `None`: it has one, or that is not known.
+    /// Time for which no replica of the proxy has had a stream from KEDA; `None` if one has, or if unknown.
     pub no_stream_for: Option<Duration>,
-    /// How long [`Facts::drops_pushes`] has been so.
+    /// Time for which [`Facts::drops_pushes`] has held.
     pub dropped_for: Option<Duration>,
-    /// Why the API server is not heard, while it is not.
+    /// Failure of the connection to the API server.
     pub api_server: Option<String>,
-    /// Where nobody has listened for some time.
+    /// Addresses that have refused connections for some time.
     pub refusing: Vec<Box<str>>,
 }
 
-/// How long KEDA may have no stream before that is said: it opens one within a second after a ScaledObject comes or we
-/// do, and backs off up to a minute after errors. The same for the list of metrics in a ScaledObject's status, which
-/// comes before the stream.
+/// Grace period before a missing stream is reported. KEDA opens one within a second after a ScaledObject or the proxy
+/// appears, and backs off up to a minute after errors. Also applies to the metric names in the status of a
+/// ScaledObject, which precede the stream.
 const STREAM_GRACE: Duration = Duration::from_secs(10);
 
-/// Ready's reasons that mean that KEDA cannot scale, whatever the triggers say.
+/// Reasons of the condition `Ready` with which KEDA cannot scale, whatever its triggers report.
 const CANNOT_SCALE: [&str; 3] =
     ["ScaledObjectCheckFailed", "ErrorGettingCurrentReplicas", "ErrorScalingTarget"];
 
-// === impl Scaled ===
+// === impl ScaledObjectFacts ===
 
-impl Scaled {
-    /// What is known of an object that names a route with this trigger.
+impl ScaledObjectFacts {
+    /// Extracts the facts of a ScaledObject that names a route with `trigger`.
     pub fn new(object: &ScaledObject, trigger: Trigger) -> Self {
         Self {
             namespace: object.namespace().to_owned(),
             name: object.name().to_owned(),
             pause: object.pause(),
-            pausing: object.pausing(),
+            pause_annotations: object.pausing(),
             not_ready: object.not_ready().map(|(reason, message)| (reason.to_owned(), message.to_owned())),
             is_listed: object.lists(&trigger),
             floor: object.floor(),
@@ -159,12 +160,11 @@ impl Scaled {
         }
     }
 
-    /// Whether demand is pushed to it.
     const fn is_pushed(&self) -> bool {
         self.pause.is_none() && self.trigger.pushes
     }
 
-    /// The command that has it scale for some time.
+    /// Returns the command that resumes scaling temporarily.
     fn resume(&self) -> String {
         format!("anteroom session start {} -n {} --for 2h", self.name, self.namespace)
     }
@@ -173,7 +173,7 @@ impl Scaled {
 // === impl WorkloadFacts ===
 
 impl WorkloadFacts {
-    /// Nothing is known of it but what it is called.
+    /// Creates facts with the identity only.
     pub fn unknown(namespace: &str, workload: &Workload) -> Self {
         Self {
             kind: workload.kind.clone(),
@@ -191,95 +191,99 @@ impl WorkloadFacts {
 // === impl Facts ===
 
 impl Facts {
-    /// What stands in the way of the first endpoint of `route`; of several things that which explains most.
-    pub fn obstacle(&self, route: &RouteKey, seen: &Seen) -> Option<Trouble> {
-        let of_scaling = if self.is_at_zero(seen) { self.of_scaling(route, seen) } else { None };
-        let unheard = seen.api_server.clone();
-        let unheard = unheard.map(|message| Trouble::new(ObstacleKind::ApiServerUnreachable, message));
-        let all = of_scaling.into_iter().chain(unheard).chain(self.of_pods()).chain(self.of_target(seen));
+    /// Returns the obstacle to the first endpoint of `route`; of several, the one with the highest rank.
+    pub fn obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<Trouble> {
+        let scaling_obstacle = if self.is_at_zero(view) { self.scaling_obstacle(route, view) } else { None };
+        let api_server = view.api_server.clone();
+        let api_server = api_server.map(|message| Trouble::new(ObstacleKind::ApiServerUnreachable, message));
+        let all = scaling_obstacle
+            .into_iter()
+            .chain(api_server)
+            .chain(self.pods_obstacle())
+            .chain(self.target_obstacle(view));
         all.min_by_key(|trouble| rank(trouble.kind))
     }
 
-    /// When what is scaled was raised from zero last; of several workloads, which the first was.
+    /// Returns the earliest last scale-up from zero among the workloads.
     pub fn raised(&self) -> Option<&state::Seen> {
         self.workloads.iter().filter_map(|workload| workload.raised.as_ref()).min_by_key(|raised| raised.at)
     }
 
-    /// Whether everything that is scaled is to have so many replicas; `None`: not known.
+    /// Returns whether every workload has at least `floor` desired replicas; `None` if unknown.
     pub fn has_replicas(&self, floor: u32) -> Option<bool> {
         let known: Option<Vec<u32>> = self.workloads.iter().map(|workload| workload.replicas).collect();
         known.filter(|known| !known.is_empty()).map(|known| known.iter().all(|replicas| *replicas >= floor))
     }
 
-    /// The first ScaledObject whose pushes KEDA drops, if there is none that takes them.
-    pub fn drops_pushes(&self) -> Option<&Scaled> {
+    /// Returns the first ScaledObject whose pushes KEDA drops, unless KEDA accepts those of another one.
+    pub fn drops_pushes(&self) -> Option<&ScaledObjectFacts> {
         let pushed = || self.scaled_objects.iter().filter(|scaled| scaled.is_pushed());
         pushed().next().filter(|_| pushed().all(|scaled| !scaled.is_listed))
     }
 
-    /// Whether nothing is asked for, as far as is known.
-    fn is_at_zero(&self, seen: &Seen) -> bool {
+    /// Returns whether zero replicas are desired, as far as known.
+    fn is_at_zero(&self, view: &ProxyView) -> bool {
         let known: Vec<u32> = self.workloads.iter().filter_map(|workload| workload.replicas).collect();
-        if known.is_empty() { !seen.pods } else { known.iter().all(|replicas| *replicas == 0) }
+        if known.is_empty() { !view.pods } else { known.iter().all(|replicas| *replicas == 0) }
     }
 
-    fn of_scaling(&self, route: &RouteKey, seen: &Seen) -> Option<Trouble> {
+    fn scaling_obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<Trouble> {
         if self.scale_by == ScaleBy::Kubernetes {
             let message = self.refused.as_ref()?.to_string();
             return Some(Trouble::new(ObstacleKind::ScaleRefused, message));
         }
         if self.scaled_objects.is_empty() {
-            return self.unnamed(route);
+            return self.no_scaled_object(route);
         }
         self.paused()
             .or_else(|| self.cannot_scale())
-            .or_else(|| self.unheard(seen))
-            .or_else(|| self.dropped(seen))
+            .or_else(|| self.no_stream(view))
+            .or_else(|| self.pushes_dropped(view))
     }
 
-    /// Nothing scales it.
-    fn unnamed(&self, route: &RouteKey) -> Option<Trouble> {
-        let (namespace, name) = route.namespaced().filter(|_| self.of_cluster)?;
+    /// No ScaledObject names the route.
+    fn no_scaled_object(&self, route: &RouteKey) -> Option<Trouble> {
+        let (namespace, name) = route.namespaced().filter(|_| self.is_cluster_route)?;
         let message = match self.keda {
             Keda::Unknown => return None,
             Keda::Absent => format!(
-                "KEDA is not installed in this cluster, so that nothing scales `{route}` from zero: install it, or let \
-                 the route say `scaleBy: kubernetes`"
+                "KEDA is not installed in this cluster, so nothing scales `{route}` from zero: install it, or set \
+                 `scaleBy: kubernetes` in the route"
             ),
             Keda::Known => format!(
-                "No ScaledObject names `{route}`, so that nothing scales it from zero: give one in namespace \
+                "No ScaledObject names `{route}`, so nothing scales it from zero: give one in namespace \
                  `{namespace}` a trigger of type external-push with the metadata `{}: {name}`{}",
-                self.metadata,
+                self.metadata_key,
                 self.strays.iter().map(|stray| format!("; {stray}")).collect::<String>()
             ),
         };
         Some(Trouble::new(ObstacleKind::NoScaledObject, message))
     }
 
-    /// Every ScaledObject that names it is paused, and not with replicas.
+    /// Every ScaledObject that names the route is paused at zero.
     fn paused(&self) -> Option<Trouble> {
-        let holds_zero = |scaled: &Scaled| match scaled.pause {
+        let holds_zero = |scaled: &ScaledObjectFacts| match scaled.pause {
             Some(Pause::Frozen | Pause::At(0) | Pause::ScaleOut) => true,
             Some(Pause::At(_)) | None => false,
         };
         let scaled = self.scaled_objects.first().filter(|_| self.scaled_objects.iter().all(holds_zero))?;
-        let Scaled { namespace, name, pausing, .. } = scaled;
-        let without: String = pausing.iter().map(|annotation| format!(" {annotation}-")).collect();
+        let ScaledObjectFacts { namespace, name, pause_annotations, .. } = scaled;
+        let without: String = pause_annotations.iter().map(|annotation| format!(" {annotation}-")).collect();
         let message = format!(
             "ScaledObject `{namespace}/{name}` is paused at zero ({}). Resume it for some time with `{}`, or for good \
              with `kubectl annotate scaledobject {name} -n {namespace}{without}`",
-            pausing.join(", "),
+            pause_annotations.join(", "),
             scaled.resume()
         );
         Some(Trouble::new(ObstacleKind::AutoscalingPaused, message))
     }
 
-    /// KEDA says that it cannot scale.
+    /// KEDA reports that it cannot scale.
     fn cannot_scale(&self) -> Option<Trouble> {
-        let why = |scaled: &Scaled| {
+        let why = |scaled: &ScaledObjectFacts| {
             let (reason, message) = scaled.not_ready.as_ref()?;
             CANNOT_SCALE.contains(&&**reason).then(|| {
-                let Scaled { namespace, name, trigger, .. } = scaled;
+                let ScaledObjectFacts { namespace, name, trigger, .. } = scaled;
                 format!(
                     "KEDA cannot scale with ScaledObject `{namespace}/{name}` ({reason}): {message}; for this route it \
                      asks `{}`",
@@ -292,37 +296,37 @@ impl Facts {
         Some(Trouble::new(ObstacleKind::ScaleRefused, message))
     }
 
-    /// KEDA does not listen.
-    fn unheard(&self, seen: &Seen) -> Option<Trouble> {
+    /// KEDA has no stream to the proxy.
+    fn no_stream(&self, view: &ProxyView) -> Option<Trouble> {
         let scaled = self.scaled_objects.iter().find(|scaled| scaled.is_pushed())?;
-        seen.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
-        let Scaled { namespace, name, trigger, not_ready, .. } = scaled;
-        let told = not_ready.as_ref().map(|(reason, told)| format!("; KEDA says: {reason}: {told}"));
+        view.no_stream_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
+        let ScaledObjectFacts { namespace, name, trigger, not_ready, .. } = scaled;
+        let detail = not_ready.as_ref().map(|(reason, detail)| format!("; KEDA says: {reason}: {detail}"));
         let message = format!(
-            "KEDA has no stream to this proxy, so that it does not hear of requests: ScaledObject `{namespace}/{name}` \
-             asks `{}`{}, which must lead to the scaler of this proxy, and KEDA's operator must run{}",
+            "KEDA has no stream to this proxy, so it does not learn of requests: ScaledObject `{namespace}/{name}` \
+             asks `{}`{}, which must be the scaler of this proxy, and KEDA's operator must be running{}",
             trigger.address,
-            if is_of_add_on(&trigger.address) { " (the HTTP Add-on's own scaler)" } else { "" },
-            told.unwrap_or_default()
+            if is_add_on_scaler(&trigger.address) { " (the HTTP Add-on's own scaler)" } else { "" },
+            detail.unwrap_or_default()
         );
         Some(Trouble::new(ObstacleKind::NoKedaStream, message))
     }
 
-    /// KEDA has a stream, and drops what comes on it.
-    fn dropped(&self, seen: &Seen) -> Option<Trouble> {
-        seen.dropped_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
-        let Scaled { namespace, name, trigger, .. } = self.drops_pushes()?;
+    /// KEDA has a stream, but drops the pushes on it.
+    fn pushes_dropped(&self, view: &ProxyView) -> Option<Trouble> {
+        view.dropped_for.filter(|lasted| *lasted >= STREAM_GRACE)?;
+        let ScaledObjectFacts { namespace, name, trigger, .. } = self.drops_pushes()?;
         let message = format!(
             "KEDA drops what this proxy pushes: `status.externalMetricNames` of ScaledObject `{namespace}/{name}` has no \
-             metric of its trigger {index} (`s{index}-...`), so that only its polls start the target. Change anything in \
+             metric of its trigger {index} (`s{index}-...`), so only polling starts the target. Change anything in \
              its `spec`, or restart KEDA's operator, and it will list it (kedacore/keda#8168)",
             index = trigger.index
         );
         Some(Trouble::new(ObstacleKind::PushDropped, message))
     }
 
-    /// What is wrong with a pod, by its status or by the word of its node.
-    fn of_pod(&self, pod: &PodFacts) -> Option<Trouble> {
+    /// Returns the problem of a pod from its status, else from kubelet warnings that are due.
+    fn pod_obstacle(&self, pod: &PodFacts) -> Option<Trouble> {
         let now = Instant::now();
         let warnings =
             self.target.warnings.iter().filter(|(name, warning)| **name == *pod.name && warning.from <= now);
@@ -330,15 +334,15 @@ impl Facts {
         pod.trouble.clone().or_else(|| warnings.next())
     }
 
-    /// What is wrong with the way from the route to the pods.
-    fn of_target(&self, seen: &Seen) -> Option<Trouble> {
+    /// Returns a problem between the target and its pods.
+    fn target_obstacle(&self, view: &ProxyView) -> Option<Trouble> {
         let TargetFacts { problem, selection, ready, .. } = &self.target;
         if problem.is_some() {
             return problem.clone();
         }
         let selection = selection.as_ref()?;
-        let asked = self.workloads.iter().filter(|workload| workload.replicas != Some(0));
-        let mut pods = asked.flat_map(|workload| workload.pods.iter().map(move |pod| (workload, pod)));
+        let wanted = self.workloads.iter().filter(|workload| workload.replicas != Some(0));
+        let mut pods = wanted.flat_map(|workload| workload.pods.iter().map(move |pod| (workload, pod)));
         if let (0, Some(selector), Some((workload, pod))) = (selection.pods, &selection.selector, pods.next())
         {
             let message = format!(
@@ -350,28 +354,28 @@ impl Facts {
             );
             return Some(Trouble::new(ObstacleKind::NoPodsSelected, message));
         }
-        let address = seen.refusing.iter().find(|address| ready.iter().any(|ready| **ready == ***address));
+        let address = view.refusing.iter().find(|address| ready.iter().any(|ready| **ready == ***address));
         let address = address.filter(|_| selection.is_probed)?;
         let message =
             format!("Nothing listens at {address}, though the pod there is ready: {}", selection.ports);
         Some(Trouble::new(ObstacleKind::PortRefused, message))
     }
 
-    /// What is wrong with the pods; nothing, if one of them may still come.
-    fn of_pods(&self) -> Option<Trouble> {
-        // Where none is asked for, what there is was left behind, and says nothing of those that will come.
-        let asked = || self.workloads.iter().filter(|workload| workload.replicas != Some(0));
-        let pods = || asked().flat_map(|workload| &workload.pods).map(|pod| self.of_pod(pod));
+    /// Returns the problem of the pods, or `None` if one may still become ready.
+    fn pods_obstacle(&self) -> Option<Trouble> {
+        // At zero desired replicas, leftover pods reveal nothing about future ones.
+        let wanted = || self.workloads.iter().filter(|workload| workload.replicas != Some(0));
+        let pods = || wanted().flat_map(|workload| &workload.pods).map(|pod| self.pod_obstacle(pod));
         if pods().any(|trouble| trouble.is_none()) {
             return None;
         }
-        let refused = asked().filter_map(|workload| {
+        let refused = wanted().filter_map(|workload| {
             let failure = workload.failure.as_ref()?;
             let message = format!("The pods of {} cannot be created: {failure}", workload.full_name());
             Some(Trouble::new(ObstacleKind::Quota, message))
         });
         let missing = self.workloads.iter().filter(|workload| workload.is_missing).map(|workload| {
-            let message = format!("There is no {}, which is to be scaled", workload.full_name());
+            let message = format!("The workload {} does not exist", workload.full_name());
             Trouble::new(ObstacleKind::ScaleRefused, message)
         });
         pods().flatten().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
@@ -381,9 +385,9 @@ impl Facts {
 // === impl TargetFacts ===
 
 impl TargetFacts {
-    /// What matters here of what was discovered.
+    /// Extracts the facts from discovered endpoints.
     pub fn of(discovered: &Discovered) -> Self {
-        const MOST: usize = 16;
+        const MAX_READY: usize = 16;
         let problem = discovered.problem.as_ref().filter(|_| discovered.is_synced);
         let ready = discovered.endpoints.iter().filter(|endpoint| endpoint.ready && !endpoint.terminating);
         let warnings = discovered.starts.iter().filter_map(|start| {
@@ -393,21 +397,21 @@ impl TargetFacts {
         Self {
             problem: problem.and_then(|problem| {
                 let mut message = problem.text.to_string();
-                // It begins a sentence.
+                // The text begins a sentence here.
                 if let Some(first) = message.get_mut(..1) {
                     first.make_ascii_uppercase();
                 }
                 Some(Trouble::new(problem.kind?, message))
             }),
             selection: discovered.selection.clone(),
-            ready: ready.map(|endpoint| endpoint.address.clone()).take(MOST).collect(),
+            ready: ready.map(|endpoint| endpoint.address.clone()).take(MAX_READY).collect(),
             warnings: warnings.collect(),
         }
     }
 }
 
-/// Whether the HTTP Add-on's chart names its scaler so.
-fn is_of_add_on(address: &str) -> bool {
+/// Returns whether the address is that of the HTTP Add-on's own scaler, per its chart.
+fn is_add_on_scaler(address: &str) -> bool {
     ["keda-add-ons-http", "keda-http-add-on"].iter().any(|name| address.starts_with(name))
 }
 

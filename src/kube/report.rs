@@ -1,4 +1,4 @@
-//! What a route's status says, in the words of the cluster.
+//! Status of route objects: the CRD types and the conditions.
 
 use std::sync::Arc;
 
@@ -7,45 +7,45 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::ObstacleKind;
 
-/// How a route is, as the proxy that looks after its status knows it.
+/// State of a route as known to this replica.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteReport {
-    /// Where its target stands.
+    /// State of the target.
     pub state: State,
-    /// Why the target could not be started, if it could not.
+    /// Reason of a failed start.
     pub failure: Option<Arc<str>>,
-    /// What stands in the way of a start.
+    /// Current obstacle to a start.
     pub obstacle: Option<(ObstacleKind, Arc<str>)>,
-    /// Endpoints that take requests.
+    /// Endpoints accepting requests.
     pub ready: u32,
-    /// All endpoints.
+    /// Endpoints in total.
     pub endpoints: u32,
-    /// Requests that wait, over all replicas of the proxy as far as this one knows.
+    /// Held requests over all replicas, as far as known here.
     pub held: u64,
-    /// The ScaledObject that names the route, once it is known.
+    /// ScaledObject that names the route, once known.
     pub scaled_object: Option<Arc<str>>,
-    /// Whether this proxy scales the target itself.
+    /// True if this proxy scales the target directly.
     pub scales_itself: bool,
-    /// The cold start that ended last, of those that this replica has seen.
+    /// Latest finished cold start observed by this replica.
     pub last_cold_start: Option<LastColdStart>,
 }
 
-/// Where a target stands. The later, the more its route is alive: of two replicas the one that knows of more life is right.
+/// State of a target, in ascending order of liveliness: of two replicas, the one reporting the livelier state is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum State {
-    /// The route is not served; its conditions say why.
+    /// The route is not served; see its conditions.
     Refused,
-    /// Nothing runs, nothing is asked for.
+    /// Scaled to zero.
     #[default]
     Idle,
-    /// It could not be started, or nothing can start it.
+    /// The start failed, or nothing can start the target.
     Failed,
-    /// On its way down.
+    /// Scaling down.
     Stopping,
-    /// On its way up.
+    /// Scaling up.
     Starting,
-    /// At least one endpoint takes requests.
+    /// At least one endpoint accepts requests.
     Ready,
 }
 
@@ -53,29 +53,29 @@ pub enum State {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ModelRouteStatus {
-    /// The generation of the object that the rest is about.
+    /// Generation of the object that this status refers to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `Accepted`: whether the route is served. `Ready`: whether an endpoint takes requests. `Scalable`: whether
-    /// something scales its target.
+    /// `Accepted`: whether the route is served. `Ready`: whether an endpoint accepts requests. `Scalable`: whether the
+    /// target has a scaler.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// Where the target stands.
+    /// State of the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,
-    /// What is scaled, in words.
+    /// Description of the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The endpoints of the target.
+    /// Endpoints of the target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<EndpointCounts>,
-    /// Requests that wait for an endpoint. Written every ten seconds at most.
+    /// Held requests. Updated at most every ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<u32>,
-    /// The ScaledObject that names the route.
+    /// ScaledObject that names the route.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scaled_object: Option<String>,
-    /// The cold start that ended last.
+    /// Latest finished cold start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_cold_start: Option<LastColdStart>,
 }
@@ -84,113 +84,113 @@ pub struct ModelRouteStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct InterceptorRouteStatus {
-    /// `Ready`: whether the route is served. That is what its column shows.
+    /// `Ready`: whether the route is served, as shown in the column of that name.
     pub conditions: Vec<Condition>,
 }
 
-/// One statement about an object, in the form that every Kubernetes tool knows.
+/// A standard Kubernetes condition.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What it is about.
+    /// Condition type.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False` or `Unknown`.
     #[schemars(extend("enum" = ["True", "False", "Unknown"]))]
     pub status: String,
-    /// Why, in one word.
+    /// Machine-readable reason in CamelCase.
     #[serde(default)]
     pub reason: String,
-    /// Why, in a sentence, with the way out.
+    /// Human-readable message, with a remedy where there is one.
     #[serde(default)]
     pub message: String,
-    /// Since when the status has been so, RFC 3339.
+    /// Time of the last change of `status`, RFC 3339.
     #[schemars(extend("format" = "date-time"))]
     pub last_transition_time: String,
-    /// The generation of the object that it is about.
+    /// Generation of the object that the condition refers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 }
 
-/// How many endpoints there are.
+/// Endpoint counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EndpointCounts {
-    /// Those that take requests.
+    /// Endpoints accepting requests.
     pub ready: u32,
-    /// All.
+    /// Endpoints in total.
     pub total: u32,
 }
 
-/// A cold start that has ended.
+/// A finished cold start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LastColdStart {
-    /// When its first request came, RFC 3339.
+    /// Arrival of its first request, RFC 3339.
     pub started_at: String,
-    /// How long it took, from the first request to the end of its last phase, or until it had failed.
+    /// Time from the first request to the end of the last phase, or to the failure.
     pub duration: String,
     /// `completed`, `abandoned` or `failed`.
     pub outcome: String,
-    /// How long it took until the target might be sent to.
+    /// Time until the target could accept requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub actuation: Option<String>,
-    /// Where the time went, in order.
+    /// Phases in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<LastPhase>,
-    /// The pod that was ready first, or came furthest, with its namespace.
+    /// `namespace/name` of the pod that became ready first, or advanced furthest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// Its node.
+    /// Node of that pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Why it failed, or what stood in its way last.
+    /// Reason of the failure, or the last obstacle.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// A phase of a cold start that has ended.
+/// A phase of a finished cold start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LastPhase {
-    /// Such as `pull` or `load`.
+    /// Name, such as `pull` or `load`.
     pub name: String,
-    /// How long it took.
+    /// Duration of the phase.
     pub duration: String,
-    /// Whether it was not over when the cold start failed.
+    /// True if the phase was unfinished when the cold start failed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
 }
 
-/// Whether an object is served, and why not.
+/// Decision whether an object is served, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is.
+    /// The object is served.
     Accepted {
-        /// What is scaled, in words.
+        /// Description of the target.
         target: String,
-        /// What is odd about it, or which of its matches are another's. Empty if nothing.
+        /// Warnings, including matches lost to other routes.
         remarks: Vec<String>,
-        /// Whether some of its matches are another's.
+        /// True if some matches belong to other routes.
         partly: bool,
     },
-    /// It is not what a route can be.
+    /// The object is not a valid route.
     Invalid(String),
-    /// What it matches is an older route's already.
+    /// All matches belong to older routes.
     Conflict(String),
-    /// There are too many.
+    /// A limit on routes is exceeded.
     Limit(String),
 }
 
 // === impl Verdict ===
 
 impl Verdict {
-    /// Whether the object is served.
+    /// Returns whether the object is served.
     pub const fn is_accepted(&self) -> bool {
         matches!(self, Self::Accepted { .. })
     }
 
-    /// Its reason in one word.
+    /// Returns the reason for the condition.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Accepted { partly: false, .. } => "Accepted",
@@ -201,7 +201,7 @@ impl Verdict {
         }
     }
 
-    /// Its reason in a sentence.
+    /// Returns the message for the condition.
     pub fn message(&self) -> String {
         match self {
             Self::Accepted { remarks, .. } if remarks.is_empty() => "The route is served.".into(),
@@ -214,7 +214,7 @@ impl Verdict {
 // === impl State ===
 
 impl State {
-    /// Its name, as it is written.
+    /// Returns the serialized name.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -230,7 +230,7 @@ impl State {
 // === impl ModelRouteStatus ===
 
 impl ModelRouteStatus {
-    /// What is to be said of an object of this generation, its times left open.
+    /// Builds the status of an object of this generation, without transition times.
     pub fn of(verdict: &Verdict, report: &RouteReport, generation: Option<i64>) -> Self {
         let accepted = Condition::new("Accepted", verdict.is_accepted(), verdict.reason(), verdict.message());
         let mut status = Self { observed_generation: generation, ..Self::default() };
@@ -260,7 +260,7 @@ impl ModelRouteStatus {
 // === impl InterceptorRouteStatus ===
 
 impl InterceptorRouteStatus {
-    /// What is to be said of an object of this generation, its times left open.
+    /// Builds the status of an object of this generation, without transition times.
     pub fn of(verdict: &Verdict, generation: Option<i64>) -> Self {
         let mut ready = Condition::new("Ready", verdict.is_accepted(), verdict.reason(), verdict.message());
         ready.observed_generation = generation;
@@ -275,23 +275,23 @@ fn ready(report: &RouteReport) -> Condition {
             "Ready",
             true,
             "EndpointsReady",
-            format!("{ready} of {endpoints} endpoints take requests."),
+            format!("{ready} of {endpoints} endpoints accept requests."),
         );
     }
-    let why = report.obstacle.as_ref().map(|(_, message)| message).or(report.failure.as_ref());
-    let (reason, message) = match (why, state) {
-        (Some(why), State::Starting) => ("Starting", format!("On its way up: {why}")),
-        (Some(why), _) => ("Failed", why.to_string()),
-        (None, State::Starting) => ("Starting", "On its way up; requests wait for it.".into()),
-        (None, State::Stopping) => ("Stopping", "On its way down.".into()),
-        (None, State::Failed) => ("Failed", "It could not be started.".into()),
-        (None, _) => ("Idle", "Nothing runs. The next request wakes it.".into()),
+    let reason_text = report.obstacle.as_ref().map(|(_, message)| message).or(report.failure.as_ref());
+    let (reason, message) = match (reason_text, state) {
+        (Some(reason_text), State::Starting) => ("Starting", format!("Starting: {reason_text}")),
+        (Some(reason_text), _) => ("Failed", reason_text.to_string()),
+        (None, State::Starting) => ("Starting", "Starting; requests are held.".into()),
+        (None, State::Stopping) => ("Stopping", "Scaling down.".into()),
+        (None, State::Failed) => ("Failed", "The start failed.".into()),
+        (None, _) => ("Idle", "Scaled to zero. The next request starts the target.".into()),
     };
     Condition::new("Ready", false, reason, message)
 }
 
 fn scalable(report: &RouteReport) -> Condition {
-    let stands = report.obstacle.as_ref().and_then(|(kind, message)| {
+    let blocked = report.obstacle.as_ref().and_then(|(kind, message)| {
         let reason = match kind {
             ObstacleKind::AutoscalingPaused => "AutoscalingPaused",
             ObstacleKind::NoScaledObject => "NoScaledObject",
@@ -302,7 +302,7 @@ fn scalable(report: &RouteReport) -> Condition {
         };
         Some((reason, message))
     });
-    match (stands, &report.scaled_object) {
+    match (blocked, &report.scaled_object) {
         (Some((reason, message)), _) => Condition::new("Scalable", false, reason, message.to_string()),
         (None, Some(name)) => {
             Condition::new("Scalable", true, "ScaledObject", format!("Scaled by the ScaledObject {name}."))
@@ -334,8 +334,8 @@ impl Condition {
         Self { status: "Unknown".into(), ..Self::new(kind, false, reason, message.into()) }
     }
 
-    /// Whether the other one says the same, whenever.
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    /// Returns whether two conditions are equal apart from the transition time.
+    pub fn equals_ignoring_time(&self, other: &Self) -> bool {
         let Self { kind, status, reason, message, observed_generation, last_transition_time: _ } = self;
         *kind == other.kind
             && *status == other.status
@@ -344,7 +344,7 @@ impl Condition {
             && *observed_generation == other.observed_generation
     }
 
-    /// Gives each condition the time since when it has been so: from `before` if that says so too, else `now`.
+    /// Sets the transition time of each condition: that of the equal condition in `before`, else `now`.
     pub fn date(conditions: &mut [Self], before: &[Self], now: &str) {
         for condition in conditions {
             let same = before.iter().find(|old| old.kind == condition.kind && old.status == condition.status);

@@ -1,4 +1,4 @@
-//! Routes of the cluster: both kinds watched, checked, set against each other, and published.
+//! Watches both kinds of route objects, validates them, resolves conflicts, and publishes the served routes.
 
 mod others;
 
@@ -15,61 +15,60 @@ use tokio::{
 };
 
 use super::{
-    Cluster, InterceptorRoute, ModelRoute, REST, Watched,
-    conflicts::{Candidate, RouteKind, RouteObject, Settled, settle},
-    interceptor_route::PROBE,
+    Cluster, InterceptorRoute, ModelRoute, SCAN_PAUSE_FACTOR, Watched,
+    conflicts::{Candidate, Resolution, RouteKind, RouteObject, resolve},
+    interceptor_route::PROBE_ANNOTATION,
     report::Verdict,
 };
 use crate::{
     config::{Config, check_cluster_route},
     domain::Route,
 };
-use others::Others;
+use others::ReferencedObjects;
 
-/// The routes of the cluster as they are served.
+/// Served routes of the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClusterRoutes {
-    /// Valid, none with the name of another or of a route of the file; the one that goes first of two that match the
-    /// same stands first.
+    /// Valid routes with unique names, including those of the configuration file; in order of precedence.
     pub routes: Arc<Vec<Arc<Route>>>,
-    /// What is to be said of each object.
+    /// Verdict per object.
     pub verdicts: Arc<BTreeMap<RouteObject, Verdict>>,
-    /// Whether all that there are have been seen once.
+    /// True if all objects have been listed once.
     pub is_settled: bool,
 }
 
-/// The objects that are routes, as they are known now.
+/// Current route objects.
 #[derive(Clone)]
 pub struct RouteObjects {
-    pub(super) ours: Option<Watched<DeserializeGuard<ModelRoute>>>,
-    pub(super) theirs: Option<Watched<DeserializeGuard<InterceptorRoute>>>,
+    pub(super) model_routes: Option<Watched<DeserializeGuard<ModelRoute>>>,
+    pub(super) interceptor_routes: Option<Watched<DeserializeGuard<InterceptorRoute>>>,
 }
 
-/// How long nothing must change before what has changed is looked at: objects come in bunches.
-const QUIET: Duration = Duration::from_millis(50);
-/// How long changes are gathered at most.
-const LONGEST: Duration = Duration::from_millis(500);
-/// How long it may take until all routes have been seen, before that is worth a warning.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Quiet period that ends a batch of changes: objects tend to change in bursts.
+const QUIET_PERIOD: Duration = Duration::from_millis(50);
+/// Maximum duration of a batch, and of the wait for referenced objects.
+const MAX_BATCH_DURATION: Duration = Duration::from_millis(500);
+/// Time after which an incomplete initial list is logged.
+const SLOW_LIST_WARNING: Duration = Duration::from_secs(10);
 
-struct Watcher {
+struct RouteWatcher {
     cluster: Cluster,
     config: Config,
     objects: RouteObjects,
     file: watch::Receiver<Arc<Vec<Route>>>,
-    others: Others,
-    /// What was read of each object of our own, and from what: it is read again when it has changed.
+    references: ReferencedObjects,
+    /// Parsed ModelRoutes with the object they came from; parsed again only after a change.
     read: HashMap<RouteObject, (Arc<DeserializeGuard<ModelRoute>>, Candidate)>,
-    /// What was decided on last, to be decided on again only if it has changed.
-    decided: Option<(Arc<Vec<Route>>, Vec<Candidate>)>,
+    /// Input of the last resolution, which is repeated only after a change.
+    last_input: Option<(Arc<Vec<Route>>, Vec<Candidate>)>,
     published: watch::Sender<Arc<ClusterRoutes>>,
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Watches the routes of the cluster. `config` has the limits, addresses and rights of this proxy, `file` the routes
-    /// of the file, which go before those of the cluster.
+    /// Watches the routes of the cluster. `config` provides limits, allowed hosts and permissions; the routes in `file`
+    /// take precedence.
     pub fn routes(
         &self,
         config: Config,
@@ -78,21 +77,21 @@ impl Cluster {
         let kubernetes = config.kubernetes.clone().unwrap_or_default();
         let (published, routes) = watch::channel(Arc::default());
         let objects = RouteObjects {
-            ours: kubernetes
+            model_routes: kubernetes
                 .model_routes
                 .then(|| self.watch_in(self.apis(), watcher::Config::default(), trim)),
-            theirs: kubernetes
+            interceptor_routes: kubernetes
                 .interceptor_routes
                 .then(|| self.watch_in(self.apis(), watcher::Config::default(), trim)),
         };
-        let watcher = Watcher {
+        let watcher = RouteWatcher {
             cluster: self.clone(),
             config,
             objects: objects.clone(),
             file,
-            others: Others::default(),
+            references: ReferencedObjects::default(),
             read: HashMap::new(),
-            decided: None,
+            last_input: None,
             published,
         };
         self.spawn(watcher.run());
@@ -100,59 +99,59 @@ impl Cluster {
     }
 }
 
-/// What `kubectl apply` notes of an object is as large as the object.
+/// Drops all annotations not read here; the last applied configuration is as large as the object.
 fn trim<K: Resource>(object: &mut K) {
     if let Some(annotations) = &mut object.meta_mut().annotations {
-        annotations.retain(|name, _| name == PROBE);
+        annotations.retain(|name, _| name == PROBE_ANNOTATION);
     }
 }
 
-// === impl Watcher ===
+// === impl RouteWatcher ===
 
-impl Watcher {
+impl RouteWatcher {
     async fn run(mut self) {
-        self.settle_in().await;
+        self.await_initial_lists().await;
         loop {
             let began = Instant::now();
             let file = self.file.borrow_and_update().clone();
             let candidates = self.candidates();
-            if self.others.watch(&self.cluster) {
-                self.await_others().await;
+            if self.references.watch(&self.cluster) {
+                self.await_references().await;
                 continue;
             }
             self.publish(&file, candidates);
-            let rest = began.elapsed() * REST;
+            let rest = began.elapsed() * SCAN_PAUSE_FACTOR;
             self.changed().await;
             self.gather(rest).await;
         }
     }
 
-    /// Waits until all routes have been seen once: before that, a younger route could be served in place of an older
-    /// one that is only seen later.
-    async fn settle_in(&mut self) {
-        let mut told = false;
-        let patience = Instant::now() + PATIENCE;
+    /// Waits for the initial lists. Before that, a younger route could be served in place of an older one not yet seen.
+    async fn await_initial_lists(&mut self) {
+        let mut is_logged = false;
+        let warn_at = Instant::now() + SLOW_LIST_WARNING;
         while !self.objects.is_settled() {
             tokio::select! {
-                biased; // what has come may be all
+                biased; // changes first: the lists may be complete
                 () = self.changed() => {}
-                () = sleep_until(patience), if !told => {
-                    told = true;
+                () = sleep_until(warn_at), if !is_logged => {
+                    is_logged = true;
                     let why = self.objects.failure();
                     let why = why.as_deref().unwrap_or("the API server has not answered");
-                    tracing::warn!(why, "the routes of the cluster are not known yet: /readyz says no until they are");
+                    tracing::warn!(why, "cluster routes are not yet known; /readyz fails until they are");
                 }
             }
         }
     }
 
-    /// Waits until what objects speak of has been seen once, for [`LONGEST`]: without it they would be served in part.
-    async fn await_others(&mut self) {
-        let end = Instant::now() + LONGEST;
-        while !self.others.is_settled() {
+    /// Waits for the objects that routes refer to, at most [`MAX_BATCH_DURATION`]: without them the routes would be
+    /// served incompletely.
+    async fn await_references(&mut self) {
+        let end = Instant::now() + MAX_BATCH_DURATION;
+        while !self.references.is_settled() {
             tokio::select! {
-                biased; // what has come may be all
-                () = self.others.changed() => {}
+                biased; // changes first: the lists may be complete
+                () = self.references.changed() => {}
                 () = sleep_until(end) => return,
             }
         }
@@ -160,46 +159,46 @@ impl Watcher {
 
     async fn changed(&mut self) {
         tokio::select! {
-            biased; // any of them will do
+            biased; // order does not matter: the caller re-reads everything
             () = self.objects.changed() => {}
             Ok(()) = self.file.changed() => {}
-            () = self.others.changed() => {}
+            () = self.references.changed() => {}
         }
     }
 
-    /// Waits until the changes are over, or for [`LONGEST`]; for `rest` in any case.
+    /// Waits for the end of a burst of changes, at most [`MAX_BATCH_DURATION`], and at least `rest`.
     async fn gather(&mut self, rest: Duration) {
         let begin = Instant::now();
-        let end = begin + LONGEST;
+        let end = begin + MAX_BATCH_DURATION;
         sleep_until(begin + rest).await;
         loop {
             tokio::select! {
-                biased; // the end first: changes may never cease
+                biased; // the limit first: changes may never cease
                 () = sleep_until(end) => return,
                 () = self.changed() => {}
-                () = sleep(QUIET) => return,
+                () = sleep(QUIET_PERIOD) => return,
             }
         }
     }
 
     fn publish(&mut self, file: &Arc<Vec<Route>>, candidates: Vec<Candidate>) {
-        // Most changes are of the status, which decides nothing.
+        // Most changes concern the status, which does not affect the result.
         if self
-            .decided
+            .last_input
             .as_ref()
-            .is_some_and(|(before, decided)| Arc::ptr_eq(before, file) && *decided == candidates)
+            .is_some_and(|(before, last_input)| Arc::ptr_eq(before, file) && *last_input == candidates)
         {
             return;
         }
-        self.decided = Some((file.clone(), candidates.clone()));
-        let Settled { routes, verdicts } = settle(file, candidates);
+        self.last_input = Some((file.clone(), candidates.clone()));
+        let Resolution { routes, verdicts } = resolve(file, candidates);
         self.published.send_if_modified(|before| {
             for (object, verdict) in &verdicts {
                 if !verdict.is_accepted() && before.verdicts.get(object) != Some(verdict) {
                     tracing::warn!(%object, reason = verdict.reason(), "not served: {}", verdict.message());
                 }
             }
-            // What has not changed stays the same, also in memory.
+            // Keeps the previous allocation if equal, so that subscribers can compare pointers.
             let keep = |before: &Arc<Vec<Arc<Route>>>| (**before == routes).then(|| before.clone());
             let now = ClusterRoutes {
                 routes: keep(&before.routes).unwrap_or_else(|| Arc::new(routes)),
@@ -216,31 +215,31 @@ impl Watcher {
 
     fn candidates(&mut self) -> Vec<Candidate> {
         let mut before = std::mem::take(&mut self.read);
-        let mut ours = Vec::new();
-        for object in self.objects.ours.iter().flat_map(Watched::all) {
+        let mut candidates = Vec::new();
+        for object in self.objects.model_routes.iter().flat_map(Watched::all) {
             let key = self::object(RouteKind::ModelRoute, object.meta());
             let candidate = match before.remove(&key) {
                 Some((known, candidate)) if Arc::ptr_eq(&known, &object) => candidate,
                 known => {
                     let now = self.read(&object);
-                    // What has not changed stays the same, also in memory.
+                    // Keeps the previous allocation if equal.
                     known.map(|(_, before)| before).filter(|before| *before == now).unwrap_or(now)
                 }
             };
-            ours.push(candidate.clone());
+            candidates.push(candidate.clone());
             self.read.insert(key, (object, candidate));
         }
-        let theirs = self.objects.theirs.iter().flat_map(Watched::all).map(|object| {
+        let converted = self.objects.interceptor_routes.iter().flat_map(Watched::all).map(|object| {
             let route = object.0.as_ref().map_err(|error| malformed(&error.error)).and_then(|object| {
-                let read = object.to_route(&self.others)?;
+                let read = object.to_route(&self.references)?;
                 Ok((read.route, read.remarks))
             });
             candidate(RouteKind::InterceptorRoute, object.meta(), self.check(route))
         });
-        ours.extend(theirs);
-        // The order of a store is none, and another one decides nothing.
-        ours.sort_unstable_by(|one, other| one.object.cmp(&other.object));
-        ours
+        candidates.extend(converted);
+        // Stores have no order; sort so that equal inputs compare equal.
+        candidates.sort_unstable_by(|one, other| one.object.cmp(&other.object));
+        candidates
     }
 
     fn read(&self, object: &DeserializeGuard<ModelRoute>) -> Candidate {
@@ -251,7 +250,7 @@ impl Watcher {
         candidate(RouteKind::ModelRoute, object.meta(), self.check(route))
     }
 
-    /// The same rules as for a route of the file, and those for routes of others.
+    /// Validates a route with the rules of the configuration file and those for cluster objects.
     fn check(&self, route: Result<(Route, Vec<String>), String>) -> Result<(Route, Vec<String>), String> {
         let (route, mut remarks) = route?;
         remarks.extend(check_cluster_route(&route, &self.config).map_err(|problems| problems.join("; "))?);
@@ -275,7 +274,7 @@ pub(super) fn object(kind: RouteKind, meta: &ObjectMeta) -> RouteObject {
     }
 }
 
-/// Why an object cannot be read, and how that may come.
+/// Describes a parse error, with a likely cause.
 fn malformed(error: &str) -> String {
     let hint = if error.to_ascii_lowercase().contains("unknown field") {
         "; the definition in the cluster may be newer than this proxy: upgrade the proxy, or leave the field out"
@@ -288,24 +287,24 @@ fn malformed(error: &str) -> String {
 // === impl RouteObjects ===
 
 impl RouteObjects {
-    /// Whether all that there are have been seen once, as far as the cluster has such kinds.
+    /// Returns whether all objects of the installed kinds have been listed once.
     fn is_settled(&self) -> bool {
-        self.ours.as_ref().is_none_or(Watched::is_settled)
-            && self.theirs.as_ref().is_none_or(Watched::is_settled)
+        self.model_routes.as_ref().is_none_or(Watched::is_settled)
+            && self.interceptor_routes.as_ref().is_none_or(Watched::is_settled)
     }
 
-    /// Waits until something has changed since the last call. Cancel-safe.
+    /// Waits for a change since the last call. Cancel-safe.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
-            biased; // any of them will do
-            () = changed(&mut self.ours) => {}
-            () = changed(&mut self.theirs) => {}
+            biased; // order does not matter: the caller re-reads everything
+            () = changed(&mut self.model_routes) => {}
+            () = changed(&mut self.interceptor_routes) => {}
         }
     }
 
     fn failure(&self) -> Option<Arc<str>> {
-        let ours = self.ours.as_ref().and_then(Watched::failure);
-        ours.or_else(|| self.theirs.as_ref().and_then(Watched::failure))
+        let model_routes = self.model_routes.as_ref().and_then(Watched::failure);
+        model_routes.or_else(|| self.interceptor_routes.as_ref().and_then(Watched::failure))
     }
 }
 
@@ -324,7 +323,7 @@ where
 // === impl ClusterRoutes ===
 
 impl ClusterRoutes {
-    /// How many objects of each kind have each verdict, in one word.
+    /// Counts objects by kind and verdict.
     pub fn counts(&self) -> HashMap<(RouteKind, &'static str), usize> {
         let mut counts = HashMap::new();
         for (object, verdict) in self.verdicts.iter() {

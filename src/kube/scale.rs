@@ -1,4 +1,4 @@
-//! Scaling without KEDA: the scale of a workload, read and patched.
+//! Direct scaling without KEDA, through the scale subresource.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -16,14 +16,14 @@ use crate::{
     state::{Replicas, Scale, ScaleError, Scaling},
 };
 
-/// Why workloads could not be scaled when that was last tried.
+/// Reasons of the last failure to scale, by workload.
 pub type Refusals = watch::Receiver<Arc<HashMap<WorkloadRef, Arc<str>>>>;
 
-/// How long the API server has. One that has vanished without a word would be waited for until the kernel gives up, a
-/// quarter of an hour, and a cold start with it.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of a request. Otherwise a half-open connection would delay a cold start until the kernel gives up after 15
+/// minutes.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Scales workloads that nobody else does.
+/// Scaler for workloads without another scaler.
 pub struct DirectScale {
     cluster: Cluster,
     scaled_objects: watch::Receiver<ScaledObjects>,
@@ -33,12 +33,12 @@ pub struct DirectScale {
 // === impl DirectScale ===
 
 impl DirectScale {
-    /// Scales workloads of this cluster but those of these ScaledObjects.
+    /// Creates a scaler that refuses workloads owned by any of `scaled_objects`.
     pub fn new(cluster: Cluster, scaled_objects: watch::Receiver<ScaledObjects>) -> Self {
         Self { cluster, scaled_objects, refusals: watch::Sender::default() }
     }
 
-    /// Why what was tried could not be done.
+    /// Returns the current refusals.
     pub fn refusals(&self) -> Refusals {
         self.refusals.subscribe()
     }
@@ -61,10 +61,15 @@ impl DirectScale {
         })
     }
 
-    async fn write(&self, workload: &WorkloadRef, seen: &Replicas, replicas: u32) -> Result<(), ScaleError> {
+    async fn write(
+        &self,
+        workload: &WorkloadRef,
+        current: &Replicas,
+        replicas: u32,
+    ) -> Result<(), ScaleError> {
         let patch = json!({
-            // The API server refuses the patch if the object is not at this version any more.
-            "metadata": { "resourceVersion": seen.version },
+            // Conditional: the API server rejects the patch if the object has changed.
+            "metadata": { "resourceVersion": current.version },
             "spec": { "replicas": replicas },
         });
         let params = PatchParams { field_manager: Some("anteroom".into()), ..PatchParams::default() };
@@ -73,7 +78,7 @@ impl DirectScale {
         patched.map(drop).map_err(|error| refused(workload, "patch", error))
     }
 
-    /// Who scales the workload, in words.
+    /// Returns a description of another scaler of the workload.
     async fn owner(&self, workload: &WorkloadRef) -> Result<Option<String>, ScaleError> {
         let objects = self.scaled_objects.borrow().clone();
         match objects {
@@ -90,7 +95,7 @@ impl DirectScale {
         if owned.is_some() {
             return Ok(owned);
         }
-        // Who may not list them, or cannot, is not kept from scaling: this is a courtesy.
+        // Best effort: missing permission to list them must not prevent scaling.
         let api: Api<HorizontalPodAutoscaler> = self.cluster.api(&workload.namespace);
         let listed = api.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default();
         Ok(listed.into_iter().find_map(|scaler| {
@@ -109,12 +114,12 @@ impl DirectScale {
         Api::namespaced_with(self.cluster.client().clone(), &workload.namespace, &workload.resource())
     }
 
-    /// Remembers why it could not be done, or that it could.
-    fn remember<T>(&self, workload: &WorkloadRef, result: &Result<T, ScaleError>) {
+    /// Publishes or clears the refusal of a workload.
+    fn publish_result<T>(&self, workload: &WorkloadRef, result: &Result<T, ScaleError>) {
         let refusal = match result {
             Ok(_) => None,
             Err(ScaleError::Refused(reason)) => Some(reason.clone()),
-            // These pass, and say nothing of the workload.
+            // Transient, and unrelated to the workload.
             Err(ScaleError::Conflict | ScaleError::Unavailable(_)) => return,
         };
         self.refusals.send_if_modified(|known| {
@@ -136,8 +141,8 @@ impl Scale for DirectScale {
     fn replicas<'a>(&'a self, namespace: &'a str, workload: &'a Workload) -> Scaling<'a, Replicas> {
         let workload = WorkloadRef { namespace: namespace.to_owned(), workload: workload.clone() };
         Box::pin(async move {
-            let result = in_time(self.read(&workload)).await;
-            self.remember(&workload, &result);
+            let result = with_timeout(self.read(&workload)).await;
+            self.publish_result(&workload, &result);
             result
         })
     }
@@ -146,24 +151,25 @@ impl Scale for DirectScale {
         &'a self,
         namespace: &'a str,
         workload: &'a Workload,
-        seen: &'a Replicas,
+        current: &'a Replicas,
         replicas: u32,
     ) -> Scaling<'a, ()> {
         let workload = WorkloadRef { namespace: namespace.to_owned(), workload: workload.clone() };
         Box::pin(async move {
-            let result = in_time(self.write(&workload, seen, replicas)).await;
-            self.remember(&workload, &result);
+            let result = with_timeout(self.write(&workload, current, replicas)).await;
+            self.publish_result(&workload, &result);
             result
         })
     }
 }
 
-async fn in_time<T>(asked: impl Future<Output = Result<T, ScaleError>>) -> Result<T, ScaleError> {
-    let late = |_| Err(ScaleError::Unavailable(format!("no answer within {} s", PATIENCE.as_secs()).into()));
-    timeout(PATIENCE, asked).await.unwrap_or_else(late)
+async fn with_timeout<T>(request: impl Future<Output = Result<T, ScaleError>>) -> Result<T, ScaleError> {
+    let late =
+        |_| Err(ScaleError::Unavailable(format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()).into()));
+    timeout(REQUEST_TIMEOUT, request).await.unwrap_or_else(late)
 }
 
-/// Whether both are the same object: versions of one group are.
+/// Returns whether both refer to the same object; versions of a group are equivalent.
 fn is_same(a: &Workload, b: &Workload) -> bool {
     let group = |workload: &Workload| workload.api_version.split_once('/').map(|(group, _)| group.to_owned());
     a.kind == b.kind && a.name == b.name && group(a) == group(b)

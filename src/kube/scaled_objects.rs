@@ -1,7 +1,6 @@
-//! ScaledObjects: those of a cluster, whether they are paused, and which routes they name.
+//! Watches ScaledObjects: pause state, triggers, and the routes they name.
 //!
-//! Their type is written leniently: what we do not understand of one is as if it were not there, and the object still
-//! counts.
+//! Parsing is lenient: an unknown or malformed field counts as absent, so that the rest of the object remains usable.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,17 +21,17 @@ use tokio::{
 use super::{Cluster, Watched};
 use crate::domain::{RouteKey, Workload};
 
-/// KEDA stops scaling where this is true.
+/// Annotation: KEDA stops scaling while this is true.
 pub const PAUSED: &str = "autoscaling.keda.sh/paused";
-/// KEDA scales to this number and stops there.
+/// Annotation: KEDA scales to this number of replicas and stops there.
 pub const PAUSED_REPLICAS: &str = "autoscaling.keda.sh/paused-replicas";
-/// KEDA scales down only.
+/// Annotation: KEDA does not scale out while this is true.
 pub const PAUSED_SCALE_OUT: &str = "autoscaling.keda.sh/paused-scale-out";
 
-/// A ScaledObject, as far as we read it.
+/// The parts of a ScaledObject used here.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ScaledObject {
-    /// Name, namespace, annotations.
+    /// Name, namespace and annotations.
     #[serde(default)]
     pub metadata: ObjectMeta,
     #[serde(default)]
@@ -41,39 +40,39 @@ pub struct ScaledObject {
     status: Value,
 }
 
-/// How a ScaledObject is paused.
+/// Pause state of a ScaledObject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pause {
-    /// With as many replicas as there are.
+    /// At the current number of replicas.
     Frozen,
-    /// With this number of replicas.
+    /// At this number of replicas.
     At(u32),
-    /// It only scales down.
+    /// Scale-out only; scaling in continues.
     ScaleOut,
 }
 
-/// A trigger that asks a scaler of its own.
+/// An external trigger that names a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trigger {
-    /// Its place among the triggers of its object, by which KEDA names its metrics.
+    /// Index among the triggers of its object, by which KEDA names its metrics.
     pub index: usize,
-    /// The name of the route that it is about.
+    /// Name of the route.
     pub route: String,
-    /// Where KEDA asks.
+    /// Address of the scaler.
     pub address: String,
-    /// Whether KEDA opens a stream for it, and so learns of demand at once.
+    /// True if the type is `external-push`, with a stream for pushes.
     pub pushes: bool,
 }
 
-/// What is known of the ScaledObjects of a cluster.
+/// Known ScaledObjects of a cluster.
 #[derive(Clone, Default)]
 pub enum ScaledObjects {
-    /// Nothing: the API server has not answered yet.
+    /// The API server has not answered yet.
     #[default]
     Unknown,
     /// KEDA is not installed.
     Absent,
-    /// These.
+    /// KEDA is installed; current objects.
     Known(Watched<DeserializeGuard<ScaledObject>>),
 }
 
@@ -109,17 +108,17 @@ impl Resource for ScaledObject {
 }
 
 impl ScaledObject {
-    /// Its name.
+    /// Returns the name.
     pub fn name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
     }
 
-    /// Its namespace.
+    /// Returns the namespace.
     pub fn namespace(&self) -> &str {
         self.metadata.namespace.as_deref().unwrap_or_default()
     }
 
-    /// One of its annotations.
+    /// Returns an annotation.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations().get(key).map(String::as_str)
     }
@@ -129,7 +128,8 @@ impl ScaledObject {
         self.metadata.annotations.as_ref().unwrap_or(&NONE)
     }
 
-    /// How it is paused, as KEDA reads it: a number of replicas goes first, and whatever is not false is true.
+    /// Returns the pause state, with the semantics of KEDA: a replica count takes precedence, and any value other than
+    /// false is true.
     pub fn pause(&self) -> Option<Pause> {
         let is_true = |key| self.annotation(key).is_some_and(|value| !is_false(value));
         match self.annotation(PAUSED_REPLICAS) {
@@ -140,7 +140,7 @@ impl ScaledObject {
         }
     }
 
-    /// The annotations that pause it, all of which must go for it to scale.
+    /// Returns all annotations that pause it; scaling resumes once all are removed.
     pub fn pausing(&self) -> Vec<&'static str> {
         let replicas = [PAUSED_REPLICAS].into_iter().filter(|key| self.annotation(key).is_some());
         let switches = [PAUSED, PAUSED_SCALE_OUT].into_iter();
@@ -148,7 +148,7 @@ impl ScaledObject {
         replicas.chain(switches).collect()
     }
 
-    /// Its triggers that name a route of ours, or of the HTTP Add-on that we stand in for.
+    /// Returns the triggers that name a route, by our metadata key or by that of the HTTP Add-on.
     pub fn triggers(&self) -> impl Iterator<Item = Trigger> {
         let triggers = self.spec["triggers"].as_array().into_iter().flatten().enumerate();
         triggers.filter_map(|(index, trigger)| {
@@ -163,22 +163,22 @@ impl ScaledObject {
         })
     }
 
-    /// Whether KEDA has a metric of this trigger on its list, without which it drops what the trigger pushes.
+    /// Returns whether the status lists a metric of this trigger. KEDA drops pushes of unlisted triggers.
     pub fn lists(&self, trigger: &Trigger) -> bool {
         let prefix = format!("s{}-", trigger.index);
         let mut names = self.status["externalMetricNames"].as_array().into_iter().flatten();
         names.any(|name| name.as_str().is_some_and(|name| name.starts_with(&prefix)))
     }
 
-    /// The replicas that a push asks for.
+    /// Returns the number of replicas requested by a push.
     pub fn floor(&self) -> u32 {
         let count = |key: &str| self.spec[key].as_u64().and_then(|count| u32::try_from(count).ok());
-        // With an idle count a push leads from there to the minimum. Without, whatever is above zero is the HPA's.
+        // With an idle count, a push scales from there to the minimum. Otherwise the HPA owns everything above zero.
         let min = count("idleReplicaCount").and_then(|_| count("minReplicaCount"));
         min.unwrap_or_default().max(1)
     }
 
-    /// What it scales.
+    /// Returns the scale target.
     pub fn workload(&self) -> Option<Workload> {
         let target = &self.spec["scaleTargetRef"];
         let text = |key: &str, default: &str| match target[key].as_str() {
@@ -188,11 +188,11 @@ impl ScaledObject {
         let name = target["name"].as_str().filter(|name| !name.is_empty())?.to_owned();
         let workload =
             Workload { api_version: text("apiVersion", "apps/v1"), kind: text("kind", "Deployment"), name };
-        // KEDA finds no such thing, either.
+        // KEDA cannot resolve a malformed reference either.
         workload.misnamed().is_none().then_some(workload)
     }
 
-    /// Why KEDA does not act on it: the reason and the message of its condition `Ready`, where that is false.
+    /// Returns reason and message of the condition `Ready`, if false.
     pub fn not_ready(&self) -> Option<(&str, &str)> {
         let mut conditions = self.status["conditions"].as_array().into_iter().flatten();
         let ready = conditions.find(|condition| condition["type"] == "Ready")?;
@@ -200,28 +200,28 @@ impl ScaledObject {
         (text("status") == "False").then(|| (text("reason"), text("message")))
     }
 
-    /// When KEDA last found it active.
+    /// Returns the time at which KEDA last saw activity.
     pub fn last_active(&self) -> Option<Timestamp> {
         self.status["lastActiveTime"].as_str()?.parse().ok()
     }
 }
 
-/// What is left: a second copy of the object, as it was applied, is most of its annotations.
+/// Drops the last applied configuration, a second copy of the object.
 fn trim(object: &mut DeserializeGuard<ScaledObject>) {
     if let Some(annotations) = &mut object.meta_mut().annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
 }
 
-/// As Go's `strconv.ParseBool` says, which KEDA asks.
+/// Parses like `strconv.ParseBool` of Go, as KEDA does.
 fn is_false(value: &str) -> bool {
     matches!(value, "0" | "f" | "F" | "false" | "FALSE" | "False")
 }
 
-/// The route that a ScaledObject of `namespace` means by `name`: that of its own namespace, else that of the file.
+/// Resolves a route name used by a ScaledObject: the route of its own namespace, else that of the configuration file.
 pub fn named(namespace: &str, name: &str, is_known: impl Fn(&RouteKey) -> bool) -> Option<RouteKey> {
     let own = RouteKey::from(&*format!("{namespace}/{name}"));
-    // A name may have a namespace in it. Of the route of another one this object has no say.
+    // A qualified name must not refer to a route of another namespace.
     let is_elsewhere = name.split_once('/').is_some_and(|(other, _)| other != namespace);
     let of_file = (!is_elsewhere).then(|| RouteKey::from(name));
     [Some(own), of_file].into_iter().flatten().find(is_known)
@@ -230,7 +230,7 @@ pub fn named(namespace: &str, name: &str, is_known: impl Fn(&RouteKey) -> bool) 
 // === impl ScaledObjects ===
 
 impl ScaledObjects {
-    /// The objects that can be read; empty where nothing is known.
+    /// Returns the current objects, including malformed ones; empty if unknown.
     pub fn all(&self) -> Vec<Arc<DeserializeGuard<ScaledObject>>> {
         match self {
             Self::Known(watched) => watched.all(),
@@ -238,7 +238,7 @@ impl ScaledObjects {
         }
     }
 
-    /// Whether what is not among them does not exist.
+    /// Returns whether the list is complete.
     pub fn is_complete(&self) -> bool {
         match self {
             Self::Known(watched) => watched.is_synced(),
@@ -246,7 +246,7 @@ impl ScaledObjects {
         }
     }
 
-    /// Waits for the next change among them. Cancel-safe.
+    /// Waits for the next change. Cancel-safe.
     pub async fn changed(&mut self) {
         match self {
             Self::Known(watched) => watched.changed().await,
@@ -256,32 +256,30 @@ impl ScaledObjects {
 }
 
 impl Cluster {
-    /// Follows the ScaledObjects of the served namespaces, also when KEDA is installed later.
+    /// Watches the ScaledObjects of the served namespaces, including after a later installation of KEDA.
     pub fn scaled_objects(&self) -> watch::Receiver<ScaledObjects> {
-        const AGAIN: Duration = Duration::from_secs(30);
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const DETECT_INTERVAL: Duration = Duration::from_secs(30);
+        const DETECT_TIMEOUT: Duration = Duration::from_secs(10);
         let (known, receiver) = watch::channel(ScaledObjects::Unknown);
         let cluster = self.clone();
         self.spawn(async move {
             loop {
-                let asked = cluster.client().list_api_group_resources("keda.sh/v1alpha1");
-                let Ok(answer) = timeout(PATIENCE, asked).await else { continue };
+                let request = cluster.client().list_api_group_resources("keda.sh/v1alpha1");
+                let Ok(answer) = timeout(DETECT_TIMEOUT, request).await else { continue };
                 match answer {
                     Ok(_) => break,
                     Err(kube::Error::Api(status)) if status.code == 404 => {
-                        let told = matches!(*known.borrow(), ScaledObjects::Absent);
-                        if !told {
-                            tracing::warn!(
-                                "KEDA is not installed in this cluster: there are no ScaledObjects"
-                            );
+                        let is_logged = matches!(*known.borrow(), ScaledObjects::Absent);
+                        if !is_logged {
+                            tracing::warn!("KEDA is not installed; waiting for its installation");
                             known.send_replace(ScaledObjects::Absent);
                         }
                     }
-                    // Who may not ask which kinds there are may be allowed to watch this one.
+                    // Discovery may be forbidden while watching the kind is permitted.
                     Err(kube::Error::Api(status)) if status.code == 403 => break,
-                    Err(error) => tracing::debug!(%error, "not known whether KEDA is installed"),
+                    Err(error) => tracing::debug!(%error, "failed to detect KEDA; retrying"),
                 }
-                sleep(AGAIN).await;
+                sleep(DETECT_INTERVAL).await;
             }
             known.send_replace(ScaledObjects::Known(cluster.watch_in(
                 cluster.apis(),

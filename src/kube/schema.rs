@@ -1,13 +1,12 @@
-//! From the schema of our types to what a CustomResourceDefinition may say: structural, with nothing to look up.
+//! Converts schemas of our types to structural schemas for CustomResourceDefinitions, without references.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-/// The structural schema of a type.
+/// Returns the structural schema of a type.
 ///
-/// It has no defaults. An API server writes defaults into every object that it stores, where they would stay as they
-/// were on that day; what an object leaves out shall mean what the proxy that serves it takes for right. So they are told
-/// in the descriptions.
+/// The schema has no `default` values: the API server would persist them in every stored object, where later changes of
+/// a default would not apply. Descriptions state the defaults instead.
 pub(super) fn structural<T: JsonSchema>() -> Value {
     let mut settings = SchemaSettings::draft2020_12();
     settings.inline_subschemas = true;
@@ -21,17 +20,17 @@ fn rewrite(schema: Value) -> Value {
         schema.remove(key);
     }
     if let Some(Value::String(text)) = schema.get_mut("description") {
-        // Where the source breaks its lines is of no meaning.
+        // Line breaks of the source are not significant.
         *text = text.replace('\n', " ");
     }
     optional(&mut schema);
     quantity(&mut schema);
-    words(&mut schema);
+    enumeration(&mut schema);
     if schema.get("format").is_some_and(|format| format != "date-time" && format != "int64") {
         schema.remove("format");
     }
     match schema.remove("additionalProperties") {
-        // What is unknown is dropped by the API server, and told by those that ask it to validate strictly.
+        // The API server prunes unknown fields, and reports them under strict validation.
         None | Some(Value::Bool(_)) => {}
         Some(values) => {
             schema.insert("additionalProperties".into(), rewrite(values));
@@ -54,7 +53,7 @@ fn rewrite(schema: Value) -> Value {
     Value::Object(schema)
 }
 
-/// What may be left out is "that, or null". Null is nothing that anybody writes.
+/// Removes `null` from optional types: manifests omit such fields instead.
 fn optional(schema: &mut Map<String, Value>) {
     if let Some(Value::Array(kinds)) = schema.get_mut("type") {
         kinds.retain(|kind| kind != "null");
@@ -76,13 +75,13 @@ fn optional(schema: &mut Map<String, Value>) {
     }
 }
 
-/// Spans of time and numbers of bytes, which the file takes as texts and as numbers.
+/// Converts durations and byte quantities, which the configuration file accepts as strings and as numbers.
 fn quantity(schema: &mut Map<String, Value>) {
     if schema.get("type") != Some(&json!(["string", "integer"])) {
         return;
     }
     let (rule, message) = if schema.contains_key("maximum") {
-        // A span: the only number without a unit is 0, which can be quoted.
+        // A duration. The only number without a unit is 0, which can be quoted.
         schema.insert("type".into(), json!("string"));
         for key in ["minimum", "maximum"] {
             schema.remove(key);
@@ -103,23 +102,23 @@ fn quantity(schema: &mut Map<String, Value>) {
     schema.insert("x-kubernetes-validations".into(), json!([{"rule": rule, "message": message}]));
 }
 
-/// One of several words: their meanings go into the description, as there is no other place for them.
-fn words(schema: &mut Map<String, Value>) {
+/// Converts enumerations of constants. The descriptions of the values are appended to that of the field.
+fn enumeration(schema: &mut Map<String, Value>) {
     let Some(Value::Array(choices)) = schema.get("oneOf") else { return };
-    let word =
+    let value =
         |choice: &Value| Some((choice["const"].clone(), choice["description"].as_str()?.replace('\n', " ")));
-    let Some(choices) = choices.iter().map(word).collect::<Option<Vec<_>>>() else { return };
+    let Some(choices) = choices.iter().map(value).collect::<Option<Vec<_>>>() else { return };
     let mut text = schema.get("description").and_then(Value::as_str).unwrap_or_default().to_owned();
-    for (word, meaning) in &choices {
-        text.push_str(&format!(" {}: {meaning}", word.as_str().unwrap_or_default()));
+    for (value, meaning) in &choices {
+        text.push_str(&format!(" {}: {meaning}", value.as_str().unwrap_or_default()));
     }
     schema.remove("oneOf");
     schema.insert("type".into(), json!("string"));
-    schema.insert("enum".into(), choices.into_iter().map(|(word, _)| word).collect());
+    schema.insert("enum".into(), choices.into_iter().map(|(value, _)| value).collect());
     schema.insert("description".into(), text.into());
 }
 
-/// A default that fits a line.
+/// Formats a default that fits on one line.
 fn leaf(default: &Value) -> Option<String> {
     match default {
         Value::String(text) => Some(text.clone()),

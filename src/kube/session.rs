@@ -1,7 +1,7 @@
-//! Sessions: a paused ScaledObject scales for some time, and is paused again at the end of it.
+//! Sessions: temporary scaling of a paused ScaledObject, which is paused again at the end.
 //!
-//! The end is written down on the object itself, so that it comes also when whoever began the session is gone: every
-//! running replica of this proxy sees to it ([`enforce`]).
+//! The end is stored in annotations of the object, so that it is enforced even if the client that began the session is
+//! gone: every running replica of the proxy does so ([`enforce`]).
 
 mod clock;
 mod enforce;
@@ -22,54 +22,54 @@ pub use enforce::enforce;
 use super::scaled_objects::{PAUSED, PAUSED_REPLICAS, PAUSED_SCALE_OUT, Pause, ScaledObject};
 use crate::domain::Period;
 
-/// When the session ends, RFC 3339.
+/// Annotation: end of the session, RFC 3339.
 pub const UNTIL: &str = "anteroom.dev/session-until";
-/// What its end does: `pause` or `zero`.
+/// Annotation: action at the end, `pause` or `zero`.
 pub const THEN: &str = "anteroom.dev/session-then";
-/// The number of replicas that it was paused with before.
+/// Annotation: number of replicas at which the object was paused before.
 pub const BEFORE: &str = "anteroom.dev/session-paused-replicas";
-/// `disabled` says that no replica ends sessions of this object. The chart sets it with `sessions.enabled: false`.
+/// Annotation: `disabled` if no replica ends sessions of this object. The chart sets it with `sessions.enabled: false`.
 pub const SESSIONS: &str = "anteroom.dev/sessions";
 
-/// Why there are no sessions, and the way out.
+/// Reason why sessions are disabled, and the remedy.
 const SWITCHED_OFF: &str = "sessions are switched off; set `sessions.enabled: true` in the chart's values (without the \
                             chart: `kubernetes.sessions: true`, and the right to patch scaledobjects.keda.sh)";
 
-/// The longest session.
-pub const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Upper bound of a session.
+pub const MAX_PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// What the end of a session does.
+/// Action at the end of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Then {
-    /// Pauses as it was before. What runs goes on running.
+pub enum EndAction {
+    /// Restores the previous pause. Running replicas keep running.
     #[default]
     Pause,
-    /// Scales to zero, and pauses there.
+    /// Scales to zero and pauses there.
     Zero,
 }
 
-/// A session, as its object says.
+/// A session as stored on its object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Session {
-    /// When it ends.
+    /// End of the session.
     pub until: Timestamp,
-    /// What happens then.
-    pub then: Then,
-    /// The number of replicas that it was paused with before.
+    /// Action at the end.
+    pub then: EndAction,
+    /// Number of replicas at which the object was paused before.
     pub before: Option<String>,
 }
 
-/// The sessions of a namespace, for who starts and ends them.
+/// Client for the sessions of a namespace.
 pub struct Sessions {
     client: Client,
     namespace: String,
 }
 
-/// Why something could not be done with a session.
+/// Failure of a session operation.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum SessionError {
-    #[error("--for {0}: a session takes at least a second and at most {longest}", longest = Period::from(LONGEST))]
+    #[error("--for {0}: a session takes at least a second and at most {longest}", longest = Period::from(MAX_PERIOD))]
     Duration(Period),
     #[error("there is no ScaledObject `{name}` in namespace `{namespace}`{}", there_are(.known))]
     Unknown { name: String, namespace: String, known: Vec<String> },
@@ -77,14 +77,14 @@ pub enum SessionError {
     NoKeda,
     #[error(
         "you may not {verb} ScaledObjects in namespace `{namespace}`: {message}. Ask for the verb `{verb}` on \
-         scaledobjects.keda.sh; `kubectl auth can-i {verb} scaledobjects.keda.sh -n {namespace}` says whether you have it"
+         scaledobjects.keda.sh; `kubectl auth can-i {verb} scaledobjects.keda.sh -n {namespace}` shows whether you have it"
     )]
     Forbidden { verb: &'static str, namespace: String, message: String },
     #[error("ScaledObject `{0}` would not be paused again: {SWITCHED_OFF}")]
     SwitchedOff(String),
-    #[error("ScaledObject `{0}` is changed by somebody else all the time; try again")]
+    #[error("ScaledObject `{0}` keeps being changed by another client; try again")]
     Busy(String),
-    #[error("the API server did not do it: {0}")]
+    #[error("the API server failed the request: {0}")]
     Api(#[from] kube::Error),
 }
 
@@ -99,20 +99,20 @@ fn there_are(names: &[String]) -> String {
     }
 }
 
-/// Whether a session may take so long.
+/// Validates the length of a session.
 ///
 /// # Errors
 /// [`SessionError::Duration`].
 pub fn check_period(period: Period) -> Result<(), SessionError> {
-    if (Duration::from_secs(1)..=LONGEST).contains(&period.get()) {
+    if (Duration::from_secs(1)..=MAX_PERIOD).contains(&period.get()) {
         return Ok(());
     }
     Err(SessionError::Duration(period))
 }
 
-// === impl Then ===
+// === impl EndAction ===
 
-impl Then {
+impl EndAction {
     const fn name(self) -> &'static str {
         match self {
             Self::Pause => "pause",
@@ -124,29 +124,33 @@ impl Then {
 // === impl Session ===
 
 impl Session {
-    /// The session of an object, if it has one. The text is what stands there instead of a time.
+    /// Parses the session of an object. The error is the text that is not a valid time.
     pub fn of(object: &ScaledObject) -> Option<Result<Self, String>> {
         let until = object.annotation(UNTIL)?;
         let Ok(until) = until.parse() else { return Some(Err(until.to_owned())) };
-        // Who does not know what is wanted pauses: that is what every session ends with.
-        let then = if object.annotation(THEN) == Some(Then::Zero.name()) { Then::Zero } else { Then::Pause };
+        // An unknown action means pause, the end of every session.
+        let then = if object.annotation(THEN) == Some(EndAction::Zero.name()) {
+            EndAction::Zero
+        } else {
+            EndAction::Pause
+        };
         Some(Ok(Self { until, then, before: object.annotation(BEFORE).map(str::to_owned) }))
     }
 
-    /// The session that begins, or goes on, with an object as it is now.
+    /// Builds a new or extended session for the current object.
     pub fn start(object: &ScaledObject, until: Timestamp, to_zero: bool) -> Self {
         let running = Self::of(object).and_then(Result::ok);
         let then = match &running {
-            _ if to_zero => Then::Zero,
+            _ if to_zero => EndAction::Zero,
             Some(running) => running.then,
-            None => Then::Pause,
+            None => EndAction::Pause,
         };
         let paused_with = object.annotation(PAUSED_REPLICAS).map(str::to_owned);
         let before = paused_with.or_else(|| object.annotation(BEFORE).map(str::to_owned));
         Self { until, then, before }
     }
 
-    /// The annotations that have it run; null removes one.
+    /// Returns the annotations of a running session; null removes one.
     pub fn running(&self) -> Value {
         json!({
             UNTIL: self.until.to_string(),
@@ -158,7 +162,7 @@ impl Session {
         })
     }
 
-    /// The annotations that end it.
+    /// Returns the annotations that end the session.
     pub fn ended(&self) -> Value {
         let mut annotations = Map::new();
         for key in [UNTIL, THEN, BEFORE] {
@@ -166,8 +170,8 @@ impl Session {
         }
         annotations.insert(PAUSED.into(), "true".into());
         let replicas = match self.then {
-            Then::Zero => Some("0"),
-            Then::Pause => self.before.as_deref(),
+            EndAction::Zero => Some("0"),
+            EndAction::Pause => self.before.as_deref(),
         };
         if let Some(replicas) = replicas {
             annotations.insert(PAUSED_REPLICAS.into(), replicas.into());
@@ -179,15 +183,15 @@ impl Session {
 // === impl Sessions ===
 
 impl Sessions {
-    /// How often a change is tried that somebody else was faster than.
-    const TRIES: usize = 5;
+    /// Attempts per change, in case of conflicts.
+    const MAX_ATTEMPTS: usize = 5;
 
-    /// Those of `namespace`.
+    /// Creates a client for `namespace`.
     pub const fn new(client: Client, namespace: String) -> Self {
         Self { client, namespace }
     }
 
-    /// Which namespace they are of.
+    /// Returns the namespace.
     pub fn namespace(&self) -> &str {
         &self.namespace
     }
@@ -196,18 +200,18 @@ impl Sessions {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// All ScaledObjects, by name.
+    /// Lists the ScaledObjects of the namespace, sorted by name.
     ///
     /// # Errors
-    /// When they cannot be listed.
+    /// Returns an error if the list fails.
     pub async fn list(&self) -> Result<Vec<ScaledObject>, SessionError> {
         self.listed(&self.api()).await
     }
 
-    /// The ScaledObjects of all namespaces.
+    /// Lists the ScaledObjects of all namespaces.
     ///
     /// # Errors
-    /// When they cannot be listed.
+    /// Returns an error if the list fails.
     pub async fn list_everywhere(&self) -> Result<Vec<ScaledObject>, SessionError> {
         self.listed(&Api::all(self.client.clone())).await
     }
@@ -219,10 +223,10 @@ impl Sessions {
         Ok(objects)
     }
 
-    /// One of them.
+    /// Returns a ScaledObject.
     ///
     /// # Errors
-    /// When there is none of this name, or it may not be read.
+    /// Returns an error if it does not exist or cannot be read.
     pub async fn get(&self, name: &str) -> Result<ScaledObject, SessionError> {
         match self.api().get_opt(name).await {
             Ok(Some(object)) => Ok(object),
@@ -235,11 +239,11 @@ impl Sessions {
         }
     }
 
-    /// Has a ScaledObject scale for `period` from now on, whether a session runs or not. Gives back what it was before,
+    /// Starts a session of length `period`, or moves the end of the running one. Returns the object before the change,
     /// and the session.
     ///
     /// # Errors
-    /// When the time is none, no replica would end the session, or the object cannot be changed.
+    /// Returns an error if the period is invalid, sessions are disabled, or the object cannot be changed.
     pub async fn start(
         &self,
         name: &str,
@@ -249,7 +253,7 @@ impl Sessions {
     ) -> Result<(ScaledObject, Session), SessionError> {
         check_period(period)?;
         let until = clock.now().saturating_add(period.get()).unwrap_or(Timestamp::MAX);
-        // Nobody reads fractions, and they would make two of one session.
+        // Whole seconds: fractions are noise, and would give one session two representations.
         let until = Timestamp::from_second(until.as_second()).unwrap_or(until);
         self.change(name, |object| {
             if object.annotation(SESSIONS) == Some("disabled") {
@@ -260,39 +264,40 @@ impl Sessions {
         })
         .await
         .map(|(before, session)| {
-            (before, session.unwrap_or(Session { until, then: Then::Pause, before: None }))
+            (before, session.unwrap_or(Session { until, then: EndAction::Pause, before: None }))
         })
     }
 
-    /// Ends the session of a ScaledObject now. Gives back what it was before, and the session if there was one.
+    /// Ends the session of a ScaledObject. Returns the object before the change, and the session if there was one.
     ///
     /// # Errors
-    /// When the object cannot be changed.
+    /// Returns an error if the object cannot be changed.
     pub async fn stop(
         &self,
         name: &str,
         to_zero: bool,
     ) -> Result<(ScaledObject, Option<Session>), SessionError> {
         self.change(name, |object| {
-            // One that cannot be read is ended all the same.
-            let unreadable = |_| Session { until: Timestamp::UNIX_EPOCH, then: Then::Pause, before: None };
+            // A malformed session is ended as well.
+            let unreadable =
+                |_| Session { until: Timestamp::UNIX_EPOCH, then: EndAction::Pause, before: None };
             let Some(session) = Session::of(object) else { return Ok(None) };
             let mut session = session.unwrap_or_else(unreadable);
             if to_zero {
-                session.then = Then::Zero;
+                session.then = EndAction::Zero;
             }
             Ok(Some((session.ended(), session)))
         })
         .await
     }
 
-    /// Changes the annotations of an object as `how` says, if at all, unless somebody else was faster; then again.
+    /// Applies the annotations returned by `how`, if any; retries on conflict.
     async fn change<T>(
         &self,
         name: &str,
         how: impl Fn(&ScaledObject) -> Result<Option<(Value, T)>, SessionError>,
     ) -> Result<(ScaledObject, Option<T>), SessionError> {
-        for _ in 0..Self::TRIES {
+        for _ in 0..Self::MAX_ATTEMPTS {
             let object = self.get(name).await?;
             let Some((annotations, result)) = how(&object)? else { return Ok((object, None)) };
             match annotate(&self.api(), &object, annotations).await {
@@ -311,14 +316,14 @@ impl Sessions {
                 namespace: self.namespace.clone(),
                 message: status.message.trim_end_matches('.').to_owned(),
             },
-            // Of a list it means that there is no such kind.
+            // For a list, 404 means that the kind is not installed.
             kube::Error::Api(status) if status.code == 404 => SessionError::NoKeda,
             error => SessionError::Api(error),
         }
     }
 }
 
-/// Changes annotations of an object, if it is still as it was read.
+/// Patches annotations, conditional on the resource version that was read.
 async fn annotate(
     api: &Api<ScaledObject>,
     object: &ScaledObject,
@@ -331,7 +336,7 @@ async fn annotate(
     api.patch(object.name(), &params, &Patch::Merge(patch)).await.map(drop)
 }
 
-/// How an object is paused, in KEDA's own words.
+/// Returns the annotation that pauses an object, as `key: "value"`.
 pub fn pause_of(object: &ScaledObject) -> Option<String> {
     let value = |key: &str| format!("{key}: {:?}", object.annotation(key).unwrap_or_default());
     Some(match object.pause()? {

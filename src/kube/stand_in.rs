@@ -1,5 +1,5 @@
-//! An API server for tests, within the process: no socket, so that tests may pause the clock. It lists, watches, gets,
-//! creates and patches whatever objects it is given, and refuses patches of what has changed since it was read.
+//! In-process API server for tests, without sockets, so that tests can pause the clock. Lists, watches, gets, creates
+//! and patches arbitrary objects, and rejects patches with an outdated resource version.
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
@@ -17,45 +17,45 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::{Cluster, session::Clock};
 use crate::config;
 
-/// The server.
+/// Handle of the server.
 #[derive(Clone, Default)]
-pub(crate) struct StandIn(Arc<Mutex<Inner>>);
+pub(crate) struct StandIn(Arc<Mutex<ServerState>>);
 
 #[derive(Default)]
-struct Inner {
+struct ServerState {
     version: u64,
-    /// By path, such as `/apis/keda.sh/v1alpha1/namespaces/a/scaledobjects/x`.
+    /// Objects by path, such as `/apis/keda.sh/v1alpha1/namespaces/a/scaledobjects/x`.
     objects: BTreeMap<String, Value>,
-    /// By when they began. A watch ends when the API server is asked to end it.
-    watchers: BTreeMap<u64, Watcher>,
+    /// Watches in order of their start, each removed at its timeout.
+    watchers: BTreeMap<u64, StandInWatch>,
     next_watch: u64,
-    /// Those that are told nothing more.
-    silent: Vec<Watcher>,
-    swallowed: usize,
-    /// Every change: version, path, kind and object.
+    /// Watches on half-open connections: no events, no end.
+    half_open: Vec<StandInWatch>,
+    unanswered: usize,
+    /// All changes: version, path, event type and object.
     history: Vec<(u64, String, &'static str, Value)>,
-    /// What pods have printed, and who reads on; by the path of the pod.
+    /// Container logs by pod path.
     logs: BTreeMap<String, Log>,
-    /// Changes that were made through the API: method and path.
+    /// Changes made through the API: method and path.
     changes: Vec<(String, String)>,
-    /// What is forbidden: a method, and a part of the path.
+    /// Forbidden requests: method, and a part of the path.
     forbidden: Vec<(&'static str, &'static str)>,
-    /// What somebody else owns the fields of: a part of the path.
+    /// Paths (parts) of objects whose fields belong to another manager.
     owned: Vec<&'static str>,
-    /// Groups that there are not, such as `keda.sh`.
+    /// Groups that are not installed, such as `keda.sh`.
     missing: Vec<&'static str>,
-    /// What it says in `Date`.
+    /// Time reported in the `Date` header.
     clock: Option<Clock>,
 }
 
-struct Watcher {
+struct StandInWatch {
     collection: String,
-    selected: Selected,
+    selected: QuerySelector,
     events: Chunks,
 }
 
-/// What a query selects.
-struct Selected {
+/// Selectors of a query.
+struct QuerySelector {
     name: Option<String>,
     labels: Vec<(String, String)>,
 }
@@ -68,9 +68,9 @@ struct Log {
 
 type Chunks = mpsc::UnboundedSender<Result<Bytes, Infallible>>;
 
-type Answer = Result<Value, (StatusCode, String)>;
+type ApiResult = Result<Value, (StatusCode, String)>;
 
-/// The kinds whose collections are known, so that one without objects is empty and not missing.
+/// Known collections; without objects they are empty rather than missing.
 const KINDS: [&str; 12] = [
     "configmaps",
     "services",
@@ -105,19 +105,19 @@ impl StandIn {
         Router::new().fallback(answer).with_state(self.clone())
     }
 
-    /// Every connection is half open from now on, as far as it has a watch: nothing comes, and it does not end.
+    /// Makes all current watches half-open: no further events, and no end.
     pub(crate) fn fall_silent(&self) {
         let mut inner = self.0.lock();
         let watchers = std::mem::take(&mut inner.watchers);
-        inner.silent.extend(watchers.into_values());
+        inner.half_open.extend(watchers.into_values());
     }
 
-    /// So many of the next requests get no answer.
+    /// Leaves the next `requests` requests without an answer.
     pub(crate) fn swallow(&self, requests: usize) {
-        self.0.lock().swallowed = requests;
+        self.0.lock().unanswered = requests;
     }
 
-    /// Creates or replaces an object, as somebody else would.
+    /// Creates or replaces an object, as another client would.
     pub(crate) fn put(&self, path: &str, object: Value) {
         self.0.lock().put(path, object);
     }
@@ -126,10 +126,10 @@ impl StandIn {
         let mut inner = self.0.lock();
         inner.version += 1;
         let object = inner.objects.remove(path).unwrap();
-        inner.tell(path, "DELETED", &object);
+        inner.notify(path, "DELETED", &object);
     }
 
-    /// The pod at this path prints something.
+    /// Appends to the log of the pod at `path`.
     pub(crate) fn print(&self, path: &str, text: &str) {
         let mut inner = self.0.lock();
         let log = inner.logs.entry(path.into()).or_default();
@@ -137,7 +137,7 @@ impl StandIn {
         log.readers.retain(|reader| reader.send(Ok(text.to_owned().into())).is_ok());
     }
 
-    /// What it prints from now on is of another run; who reads the last one has read all of it.
+    /// Begins the log of a new container run; current readers keep the previous one.
     pub(crate) fn restart(&self, path: &str) {
         self.0.lock().logs.remove(path);
     }
@@ -146,7 +146,7 @@ impl StandIn {
         self.0.lock().objects.get(path).cloned().unwrap_or_default()
     }
 
-    /// Objects whose path contains this.
+    /// Returns the objects whose path contains `part`.
     pub(crate) fn objects(&self, part: &str) -> Vec<Value> {
         self.0
             .lock()
@@ -169,7 +169,7 @@ impl StandIn {
         self.0.lock().forbidden.clear();
     }
 
-    /// Patches of such objects are in conflict with somebody else's.
+    /// Makes patches of matching objects conflict with another field manager.
     pub(crate) fn own(&self, part: &'static str) {
         self.0.lock().owned.push(part);
     }
@@ -191,9 +191,9 @@ async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Respon
     let (head, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
     let is_swallowed = {
-        let swallowed = &mut server.0.lock().swallowed;
-        let is_swallowed = *swallowed > 0;
-        *swallowed = swallowed.saturating_sub(1);
+        let unanswered = &mut server.0.lock().unanswered;
+        let is_swallowed = *unanswered > 0;
+        *unanswered = unanswered.saturating_sub(1);
         is_swallowed
     };
     if is_swallowed {
@@ -226,10 +226,10 @@ async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Respon
     response.status(status).body(value.to_string().into()).unwrap()
 }
 
-// === impl Inner ===
+// === impl ServerState ===
 
-impl Inner {
-    fn answer(&mut self, method: &Method, path: &str, query: &str, body: &[u8]) -> Answer {
+impl ServerState {
+    fn answer(&mut self, method: &Method, path: &str, query: &str, body: &[u8]) -> ApiResult {
         if path == "/version" {
             return Ok(json!({ "major": "1", "minor": "37" }));
         }
@@ -287,12 +287,12 @@ impl Inner {
         self.version += 1;
         object["metadata"]["resourceVersion"] = self.version.to_string().into();
         let former = self.objects.insert(path.to_owned(), object.clone());
-        self.tell(path, if former.is_some() { "MODIFIED" } else { "ADDED" }, &object);
+        self.notify(path, if former.is_some() { "MODIFIED" } else { "ADDED" }, &object);
         object
     }
 
     fn list(&self, collection: &str, query: &str) -> Value {
-        let selected = Selected::of(query);
+        let selected = QuerySelector::of(query);
         let items = self.objects.iter().filter(|(path, object)| selected.has(path, collection, object));
         let items: Vec<_> = items.map(|(_, object)| object).collect();
         json!({ "kind": "List", "apiVersion": "v1",
@@ -315,10 +315,11 @@ impl Inner {
         let (events, body) = mpsc::unbounded_channel();
         let number =
             |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.parse::<u64>().ok());
-        let watcher = Watcher { collection: collection.into(), selected: Selected::of(query), events };
+        let watcher =
+            StandInWatch { collection: collection.into(), selected: QuerySelector::of(query), events };
         let since = number("resourceVersion=").unwrap_or_default();
         for (_, path, kind, object) in self.history.iter().filter(|(version, ..)| *version > since) {
-            watcher.tell(path, kind, object);
+            watcher.notify(path, kind, object);
         }
         let end = Duration::from_secs(number("timeoutSeconds=").unwrap_or(290));
         self.next_watch += 1;
@@ -332,26 +333,26 @@ impl Inner {
         Body::from_stream(UnboundedReceiverStream::new(body))
     }
 
-    fn tell(&mut self, path: &str, kind: &'static str, object: &Value) {
+    fn notify(&mut self, path: &str, kind: &'static str, object: &Value) {
         self.history.push((self.version, path.to_owned(), kind, object.clone()));
-        self.watchers.retain(|_, watcher| watcher.tell(path, kind, object));
+        self.watchers.retain(|_, watcher| watcher.notify(path, kind, object));
     }
 }
 
-// === impl Watcher ===
+// === impl StandInWatch ===
 
-impl Watcher {
-    /// Whether somebody still listens.
-    fn tell(&self, path: &str, kind: &str, object: &Value) -> bool {
+impl StandInWatch {
+    /// Sends an event if selected. Returns whether the reader is still connected.
+    fn notify(&self, path: &str, kind: &str, object: &Value) -> bool {
         let event = json!({ "type": kind, "object": object });
         !self.selected.has(path, &self.collection, object)
             || self.events.send(Ok(format!("{event}\n").into())).is_ok()
     }
 }
 
-// === impl Selected ===
+// === impl QuerySelector ===
 
-impl Selected {
+impl QuerySelector {
     fn of(query: &str) -> Self {
         let value = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key));
         let labels = value("labelSelector=").unwrap_or_default();
@@ -370,7 +371,7 @@ impl Selected {
     }
 }
 
-/// Whether the object at `path` is one of `collection`, of one namespace or of all.
+/// Returns whether the object at `path` belongs to `collection`, of one namespace or all.
 fn is_in(path: &str, collection: &str, name: Option<&str>) -> bool {
     let Some((of, last)) = path.rsplit_once('/') else { return false };
     let everywhere = match of.split_once("/namespaces/") {
@@ -380,7 +381,7 @@ fn is_in(path: &str, collection: &str, name: Option<&str>) -> bool {
     (of == collection || everywhere.as_deref() == Some(collection)) && name.is_none_or(|name| name == last)
 }
 
-/// A JSON merge patch (RFC 7386).
+/// Applies a JSON merge patch (RFC 7386).
 fn merge(target: &mut Value, patch: Value) {
     let Value::Object(patch) = patch else {
         *target = patch;

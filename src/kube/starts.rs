@@ -1,7 +1,7 @@
-//! How the pods of a target come into being, as the cluster says it: for the record of a cold start.
+//! Tracks the startup of the pods of a target for the cold-start record.
 //!
-//! Moments are when we saw them, with what the cluster says of when they were. Pods come from the watch that endpoints
-//! are found with; Events, nodes and logs are followed only while a pod starts.
+//! Each phase has the instant at which this process observed it, and the timestamp that the cluster reports, if any.
+//! Pods come from endpoint discovery; Events, nodes and logs are read only while a pod starts.
 
 mod events;
 mod load;
@@ -31,39 +31,39 @@ use events::PodEvents;
 use logs::{Line, PodLogs};
 use nodes::{NewNodes, Nodes};
 pub(super) use read::{CONTROL_PLANE, stamp};
-use starting::Starting;
+use starting::StartingPod;
 
-/// Where else something is said of pods that start.
-pub(super) struct Sources {
+/// Sources of information about starting pods besides the pods themselves.
+pub(super) struct StartSources {
     events: PodEvents,
     nodes: Nodes,
     logs: PodLogs,
 }
 
-/// The pods of a target that start, or have not long since.
+/// Starting and recently started pods of a target.
 pub(super) struct Starts {
-    sources: Arc<Sources>,
-    /// By their uid; nothing of those that were up when we came, or that there is no room for.
-    pods: HashMap<String, Option<Starting>>,
-    news: SelectAll<BoxStream<'static, (Arc<str>, News)>>,
-    /// As long as one of them waits for a node.
+    sources: Arc<StartSources>,
+    /// By uid. `None` for pods that were ready before discovery began, or beyond [`MAX_TRACKED_PODS`].
+    pods: HashMap<String, Option<StartingPod>>,
+    updates: SelectAll<BoxStream<'static, (Arc<str>, PodUpdate)>>,
+    /// Present while a pod waits for a node.
     nodes: Option<NewNodes>,
-    /// Whether all that there was when we came is known.
+    /// True if the pods that existed before discovery began are known.
     is_synced: bool,
 }
 
-/// What is heard of a pod, besides the pod itself.
-enum News {
+/// An update about a pod from a source other than the pod watch.
+enum PodUpdate {
     Event(Box<Event>),
     Line(Line),
 }
 
-/// How many pods of a target are told of at most. A cold start is about the one that is ready first.
-const MOST: usize = 64;
+/// Pods tracked per target. A cold start depends on the first pod that is ready.
+const MAX_TRACKED_PODS: usize = 64;
 
-// === impl Sources ===
+// === impl StartSources ===
 
-impl Sources {
+impl StartSources {
     pub(super) fn new(cluster: &Cluster) -> Arc<Self> {
         Arc::new(Self {
             events: PodEvents::new(cluster.clone()),
@@ -76,13 +76,13 @@ impl Sources {
 // === impl Starts ===
 
 impl Starts {
-    /// Nothing is known yet.
-    pub(super) fn new(sources: Arc<Sources>) -> Self {
-        Self { sources, pods: HashMap::new(), news: SelectAll::new(), nodes: None, is_synced: false }
+    /// Starts without pods.
+    pub(super) fn new(sources: Arc<StartSources>) -> Self {
+        Self { sources, pods: HashMap::new(), updates: SelectAll::new(), nodes: None, is_synced: false }
     }
 
-    /// These are the pods now, and the endpoints that were found. `is_synced`: all of them, so that another one is new.
-    /// `ports`: where a pod serves.
+    /// Applies the current pods and endpoints. `is_synced` means that `pods` is complete, so that any further pod is
+    /// new. `ports` returns the serving ports of a pod.
     pub(super) fn update(
         &mut self,
         pods: &[Arc<Pod>],
@@ -91,7 +91,7 @@ impl Starts {
         ports: impl Fn(&Pod) -> Vec<u16>,
     ) {
         let at = Instant::now();
-        // What has failed or is being deleted starts no more: the phase is that of the pods that come in its place.
+        // Failed and terminating pods no longer start; their replacements are tracked instead.
         let pods = || pods.iter().filter(|pod| !is_over(pod));
         let there: HashSet<_> = pods().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
         self.pods.retain(|uid, _| there.contains(&**uid));
@@ -99,32 +99,33 @@ impl Starts {
             let Some(uid) = &pod.metadata.uid else { continue };
             if !self.pods.contains_key(uid) {
                 let was_up = !self.is_synced && read::is_ready(pod);
-                let starts = !was_up && self.has_room();
-                self.pods.insert(uid.clone(), starts.then(|| Starting::new(pod.clone(), &ports(pod))));
+                let starts = !was_up && self.make_room();
+                self.pods.insert(uid.clone(), starts.then(|| StartingPod::new(pod.clone(), &ports(pod))));
             }
             let Some(Some(starting)) = self.pods.get_mut(uid) else { continue };
             starting.pod = pod.clone();
-            starting.look(at);
-            if starting.waits() {
+            starting.observe(at);
+            if starting.awaits_node() {
                 self.nodes.get_or_insert_with(|| self.sources.nodes.watch());
             }
-            self.news.extend(starting.follow(uid, &self.sources));
-            starting.look_at_nodes(self.nodes.as_ref());
+            self.updates.extend(starting.follow(uid, &self.sources));
+            starting.observe_node(self.nodes.as_ref());
             if starting.address.is_none() {
                 starting.address = read::address(pod, &ports(pod), found);
             }
-            starting.tell();
+            starting.publish();
         }
         self.is_synced |= is_synced;
-        if !self.pods.values().flatten().any(Starting::waits) {
+        if !self.pods.values().flatten().any(StartingPod::awaits_node) {
             self.nodes = None;
         }
     }
 
-    /// Whether another one may be told of: if need be, instead of the one that has been ready for longest.
-    fn has_room(&mut self) -> bool {
-        let ready = |starting: &Starting| starting.seen_at(Phase::Load);
-        if self.pods.values().flatten().count() < MOST {
+    /// Returns whether another pod can be tracked, after evicting the pod that has been ready longest if the limit is
+    /// reached.
+    fn make_room(&mut self) -> bool {
+        let ready = |starting: &StartingPod| starting.phase_end(Phase::Load);
+        if self.pods.values().flatten().count() < MAX_TRACKED_PODS {
             return true;
         }
         let known = self.pods.values_mut().filter(|known| known.as_ref().and_then(ready).is_some());
@@ -137,28 +138,28 @@ impl Starts {
         }
     }
 
-    /// What is known of them, by name.
+    /// Returns the tracked pods, sorted by name.
     pub(super) fn all(&self) -> Vec<Arc<PodStart>> {
         let mut all: Vec<_> = self.pods.values().flatten().map(|starting| starting.start.clone()).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         all
     }
 
-    /// Waits until [`Self::all`] says something else, other than by [`Self::update`]. Cancel-safe.
+    /// Waits for a change to [`Self::all`] other than by [`Self::update`]. Cancel-safe.
     pub(super) async fn changed(&mut self) {
         loop {
             let changed = tokio::select! {
-                biased; // nodes are few
+                biased; // node changes are rare, so they do not starve log lines
                 () = changed(&mut self.nodes) => {
                     let nodes = self.nodes.as_ref();
                     let waiting = self.pods.values_mut().flatten();
                     waiting.fold(false, |changed, starting| {
-                        starting.look_at_nodes(nodes);
-                        starting.tell() || changed
+                        starting.observe_node(nodes);
+                        starting.publish() || changed
                     })
                 }
-                Some((uid, news)) = self.news.next() => match self.pods.get_mut(&*uid) {
-                    Some(Some(starting)) => starting.hear(news),
+                Some((uid, update)) = self.updates.next() => match self.pods.get_mut(&*uid) {
+                    Some(Some(starting)) => starting.apply(update),
                     _ => false,
                 },
             };

@@ -1,7 +1,7 @@
-//! Writes what is to be said of routes into their status.
+//! Writes the status of route objects.
 //!
-//! Every replica of the proxy may write, and none is told to. They agree on most of it, as it follows from the cluster;
-//! what they do not agree on, [`plan`] keeps them from writing over each other again and again.
+//! Every replica may write; there is no leader. Replicas mostly agree, as the status follows from cluster state;
+//! [`plan`] keeps them from overwriting each other where they do not.
 
 mod plan;
 
@@ -28,75 +28,75 @@ use tokio::{
 };
 
 use super::{
-    Cluster, InterceptorRoute, ModelRoute, REST, RouteObjects,
+    Cluster, InterceptorRoute, ModelRoute, RouteObjects, SCAN_PAUSE_FACTOR,
     conflicts::{RouteKind, RouteObject},
     report::{Condition, ModelRouteStatus, RouteReport},
     routes::{ClusterRoutes, object},
 };
 use crate::domain::RouteKey;
-use plan::{Observed, Plan, Said};
+use plan::{Observed, Plan, StatusHistory};
 
-/// How the routes are, by their key.
+/// Reports by route.
 pub type RouteReports = HashMap<RouteKey, RouteReport>;
 
-/// What became of writing.
+/// Counts of status writes by result.
 #[derive(Debug, Default)]
 pub struct StatusCounts {
-    /// Written.
+    /// Successful writes.
     pub written: AtomicU64,
-    /// Refused, as somebody else has said it.
+    /// Conflicts with another field manager.
     pub conflicts: AtomicU64,
-    /// Refused, as we have no right to it.
+    /// Writes denied by RBAC.
     pub denied: AtomicU64,
-    /// Failed otherwise.
+    /// Other failures.
     pub failed: AtomicU64,
 }
 
-struct Writer {
+struct StatusWriter {
     cluster: Cluster,
     objects: RouteObjects,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
     reports: watch::Receiver<Arc<RouteReports>>,
-    said: HashMap<RouteObject, Said>,
+    history: HashMap<RouteObject, StatusHistory>,
     counts: Arc<StatusCounts>,
-    /// Nothing is written before: we have no right to it.
-    muted: Option<Instant>,
+    /// End of the pause after a denied write.
+    paused_until: Option<Instant>,
 }
 
-/// Something to write.
-struct Letter {
+/// A status to apply.
+struct StatusPatch {
     object: RouteObject,
     status: ModelRouteStatus,
 }
 
-enum Reply {
+enum PatchResult {
     Written,
-    /// Somebody else has said it.
+    /// Another field manager owns the conditions.
     Conflict,
     Denied(String),
-    /// The object is gone.
+    /// The object was deleted.
     Gone,
     Failed(String),
 }
 
-/// Who we are to the API server, over all replicas.
-const MANAGER: &str = "anteroom";
-/// How many are written at most at a time, and then how long nothing is.
+/// Field manager shared by all replicas.
+const FIELD_MANAGER: &str = "anteroom";
+/// Writes per batch, and the pause after a full batch.
 const BATCH: usize = 50;
-const PAUSE: Duration = Duration::from_secs(1);
-/// How many are under way at once.
-const AT_ONCE: usize = 8;
-/// How long changes are gathered, or for [`REST`] times as long as it takes to look at all objects.
+const BATCH_PAUSE: Duration = Duration::from_secs(1);
+/// Concurrent writes.
+const MAX_CONCURRENT_WRITES: usize = 8;
+/// Time during which changes are batched; at least [`SCAN_PAUSE_FACTOR`] times the duration of the last scan.
 const GATHER: Duration = Duration::from_millis(100);
-/// How long the API server may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// How long nothing is written where we have no right to.
-const MUTED: Duration = Duration::from_secs(60);
+/// Timeout of a write.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a denied write.
+const DENIED_PAUSE: Duration = Duration::from_secs(60);
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Writes the status of routes, as `routes` has verdicts on them and `reports` says how they are.
+    /// Spawns the status writer for the objects, from the verdicts in `routes` and the state in `reports`.
     pub fn write_status(
         &self,
         objects: RouteObjects,
@@ -104,37 +104,37 @@ impl Cluster {
         reports: watch::Receiver<Arc<RouteReports>>,
     ) -> Arc<StatusCounts> {
         let counts = Arc::<StatusCounts>::default();
-        let writer = Writer {
+        let writer = StatusWriter {
             cluster: self.clone(),
             objects,
             routes,
             reports,
-            said: HashMap::new(),
+            history: HashMap::new(),
             counts: counts.clone(),
-            muted: None,
+            paused_until: None,
         };
         self.spawn(writer.run());
         counts
     }
 }
 
-// === impl Writer ===
+// === impl StatusWriter ===
 
-impl Writer {
+impl StatusWriter {
     async fn run(mut self) {
         loop {
             let began = Instant::now();
-            let (letters, due) = self.letters();
-            let rest = began.elapsed() * REST;
-            let full = letters.len() == BATCH;
-            self.send(letters).await;
+            let (patches, due) = self.patches();
+            let rest = began.elapsed() * SCAN_PAUSE_FACTOR;
+            let full = patches.len() == BATCH;
+            self.send(patches).await;
             if full {
-                sleep(PAUSE.max(rest)).await;
+                sleep(BATCH_PAUSE.max(rest)).await;
                 continue;
             }
-            let due = due.into_iter().chain(self.muted.filter(|muted| *muted > Instant::now())).min();
+            let due = due.into_iter().chain(self.paused_until.filter(|until| *until > Instant::now())).min();
             tokio::select! {
-                biased; // any of them will do
+                biased; // order does not matter: each branch rescans everything
                 Ok(()) = self.routes.changed() => {}
                 Ok(()) = self.reports.changed() => {}
                 () = self.objects.changed() => {}
@@ -144,46 +144,46 @@ impl Writer {
         }
     }
 
-    /// What is to be written now, [`BATCH`] at most, and when to look again.
-    fn letters(&mut self) -> (Vec<Letter>, Option<Instant>) {
+    /// Returns the patches due now, up to [`BATCH`], and the time of the next one.
+    fn patches(&mut self) -> (Vec<StatusPatch>, Option<Instant>) {
         let now = Instant::now();
         let routes = self.routes.borrow_and_update().clone();
         let reports = self.reports.borrow_and_update().clone();
-        self.said.retain(|object, _| routes.verdicts.contains_key(object));
-        if self.muted.is_some_and(|muted| muted > now) {
+        self.history.retain(|object, _| routes.verdicts.contains_key(object));
+        if self.paused_until.is_some_and(|until| until > now) {
             return (Vec::new(), None);
         }
-        let (mut letters, mut due) = (Vec::new(), None);
-        let none = RouteReport::default();
+        let (mut patches, mut due) = (Vec::new(), None);
+        let no_report = RouteReport::default();
         for (object, observed) in self.observed() {
             let Some(verdict) = routes.verdicts.get(&object) else { continue };
-            // Of a route that is served, there is one soon.
+            // The report of an accepted route follows shortly.
             let wants_report = object.kind == RouteKind::ModelRoute && verdict.is_accepted();
             let report = match reports.get(&object.key()) {
                 Some(report) => report,
                 None if wants_report => continue,
-                None => &none,
+                None => &no_report,
             };
-            let said = self.said.entry(object.clone()).or_default();
-            match said.plan(&object, verdict, report, &observed, now) {
+            let history = self.history.entry(object.clone()).or_default();
+            match history.plan(&object, verdict, report, &observed, now) {
                 Plan::Nothing => {}
                 Plan::Later(when) => due = due.into_iter().chain([when]).min(),
-                Plan::Write(status) => letters.push(Letter { object, status: *status }),
+                Plan::Write(status) => patches.push(StatusPatch { object, status: *status }),
             }
-            if letters.len() == BATCH {
+            if patches.len() == BATCH {
                 break;
             }
         }
-        (letters, due)
+        (patches, due)
     }
 
     fn observed(&self) -> Vec<(RouteObject, Observed)> {
-        let ours = self.objects.ours.iter().flat_map(super::Watched::all).map(|guarded| {
+        let ours = self.objects.model_routes.iter().flat_map(super::Watched::all).map(|guarded| {
             let status = guarded.0.as_ref().ok().map(|object| object.status.clone().unwrap_or_default());
             let generation = guarded.meta().generation;
             (object(RouteKind::ModelRoute, guarded.meta()), Observed { generation, status })
         });
-        let theirs = self.objects.theirs.iter().flat_map(super::Watched::all).map(|guarded| {
+        let theirs = self.objects.interceptor_routes.iter().flat_map(super::Watched::all).map(|guarded| {
             let status = guarded.0.as_ref().ok().map(|object| ModelRouteStatus {
                 conditions: object.status.clone().unwrap_or_default().conditions,
                 ..ModelRouteStatus::default()
@@ -194,63 +194,63 @@ impl Writer {
         ours.chain(theirs).collect()
     }
 
-    async fn send(&mut self, letters: Vec<Letter>) {
+    async fn send(&mut self, patches: Vec<StatusPatch>) {
         let cluster = self.cluster.clone();
-        let mut replies = futures_util::stream::iter(letters)
-            .map(|letter| {
+        let mut results = futures_util::stream::iter(patches)
+            .map(|patch| {
                 let cluster = cluster.clone();
                 async move {
-                    let reply = match timeout(PATIENCE, letter.send(&cluster)).await {
-                        Ok(reply) => reply,
-                        Err(_) => Reply::Failed(format!("no answer within {PATIENCE:?}")),
+                    let result = match timeout(WRITE_TIMEOUT, patch.send(&cluster)).await {
+                        Ok(result) => result,
+                        Err(_) => PatchResult::Failed(format!("no answer within {WRITE_TIMEOUT:?}")),
                     };
-                    (letter, reply)
+                    (patch, result)
                 }
             })
-            .buffer_unordered(AT_ONCE);
-        while let Some((letter, reply)) = replies.next().await {
+            .buffer_unordered(MAX_CONCURRENT_WRITES);
+        while let Some((patch, result)) = results.next().await {
             let now = Instant::now();
-            let said = self.said.entry(letter.object.clone()).or_default();
-            let object = &letter.object;
+            let history = self.history.entry(patch.object.clone()).or_default();
+            let object = &patch.object;
             let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
-            match reply {
-                Reply::Written => {
+            match result {
+                PatchResult::Written => {
                     count(&self.counts.written);
-                    said.written(letter.status, now);
+                    history.written(patch.status, now);
                 }
-                Reply::Gone => said.failed(now),
-                Reply::Conflict => {
+                PatchResult::Gone => history.failed(now),
+                PatchResult::Conflict => {
                     if count(&self.counts.conflicts) == 0 {
-                        tracing::info!(%object, "somebody else writes its conditions, such as the HTTP Add-on's operator: left to them");
+                        tracing::info!(%object, "another field manager, such as the operator of the HTTP Add-on, owns the conditions; leaving them alone");
                     }
-                    said.left_to_others(letter.status, now);
+                    history.conflicted(patch.status, now);
                 }
-                Reply::Denied(error) => {
+                PatchResult::Denied(error) => {
                     if count(&self.counts.denied) == 0 {
-                        tracing::warn!(%object, error, "its status cannot be written; grant `patch` on modelroutes/status \
+                        tracing::warn!(%object, error, "status write denied; grant `patch` on modelroutes/status \
                              and interceptorroutes/status to the service account");
                     }
-                    said.failed(now);
-                    self.muted = Some(now + MUTED);
+                    history.failed(now);
+                    self.paused_until = Some(now + DENIED_PAUSE);
                 }
-                Reply::Failed(error) => {
+                PatchResult::Failed(error) => {
                     if count(&self.counts.failed) == 0 {
-                        tracing::warn!(%object, error, "its status could not be written; tried again");
+                        tracing::warn!(%object, error, "status write failed; retrying");
                     }
-                    said.failed(now);
+                    history.failed(now);
                 }
             }
         }
     }
 }
 
-// === impl Letter ===
+// === impl StatusPatch ===
 
-impl Letter {
-    async fn send(&self, cluster: &Cluster) -> Reply {
+impl StatusPatch {
+    async fn send(&self, cluster: &Cluster) -> PatchResult {
         let RouteObject { kind, namespace, .. } = &self.object;
         match kind {
-            // Its definition is ours, and so is every word of its status.
+            // The definition is ours, including all status fields.
             RouteKind::ModelRoute => {
                 self.apply(cluster.api::<DeserializeGuard<ModelRoute>>(namespace), json!(self.status), true)
                     .await
@@ -262,38 +262,38 @@ impl Letter {
         }
     }
 
-    async fn apply<K>(&self, api: Api<K>, status: serde_json::Value, force: bool) -> Reply
+    async fn apply<K>(&self, api: Api<K>, status: serde_json::Value, force: bool) -> PatchResult
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + DeserializeOwned,
     {
-        let patch = json!({
+        let body = json!({
             "apiVersion": K::api_version(&()),
             "kind": K::kind(&()),
             "metadata": { "name": self.object.name },
             "status": status,
         });
-        let params = PatchParams { force, ..PatchParams::apply(MANAGER) };
-        match api.patch_status(&self.object.name, &params, &Patch::Apply(patch)).await {
-            Ok(_) => Reply::Written,
+        let params = PatchParams { force, ..PatchParams::apply(FIELD_MANAGER) };
+        match api.patch_status(&self.object.name, &params, &Patch::Apply(body)).await {
+            Ok(_) => PatchResult::Written,
             Err(kube::Error::Api(status)) => match status.code {
-                404 => Reply::Gone,
-                409 => Reply::Conflict,
-                401 | 403 => Reply::Denied(status.message),
-                _ => Reply::Failed(status.message),
+                404 => PatchResult::Gone,
+                409 => PatchResult::Conflict,
+                401 | 403 => PatchResult::Denied(status.message),
+                _ => PatchResult::Failed(status.message),
             },
-            Err(error) => Reply::Failed(error.to_string()),
+            Err(error) => PatchResult::Failed(error.to_string()),
         }
     }
 }
 
-/// Now, as the cluster writes it.
-fn today() -> String {
+/// Returns the current time as in Kubernetes objects.
+fn now_rfc3339() -> String {
     humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
 }
 
-/// Dates the conditions of a status.
-fn date(status: &mut ModelRouteStatus, before: &[Condition]) {
-    Condition::date(&mut status.conditions, before, &today());
+/// Sets the transition times of the conditions.
+fn set_transition_times(status: &mut ModelRouteStatus, before: &[Condition]) {
+    Condition::date(&mut status.conditions, before, &now_rfc3339());
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A kind of objects, kept up to date.
+//! Informers: reflector stores for one kind, with change notification and failure state.
 
 use std::{
     fmt::Debug,
@@ -29,31 +29,31 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Cluster;
 
-/// The objects of a kind as they are known now, in one or several namespaces. The watch ends when the last clone is
-/// dropped. What was known before the API server went away stays known.
+/// Current objects of a kind in one or several namespaces. The watch ends with the last clone. Objects remain available
+/// while the API server is unreachable.
 #[derive(Clone)]
 pub struct Watched<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static> {
     stores: Arc<[Store<K>]>,
-    /// Rises with every change.
+    /// Incremented with every change.
     changes: watch::Receiver<u64>,
     failure: Arc<Mutex<Option<Arc<str>>>>,
-    /// Whether the API server says that it has no such kind, for each store.
-    absences: Arc<[Arc<AtomicBool>]>,
-    _ends: Arc<DropGuard>,
+    /// Per store: whether the API server does not know the kind.
+    kind_missing: Arc<[Arc<AtomicBool>]>,
+    _cancel: Arc<DropGuard>,
 }
 
-/// How well the cluster is heard.
+/// State of a watch.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Hearing {
-    Well,
-    /// It has no such kind: its definition is not installed, or not yet.
-    Absent,
-    Badly,
-    /// The client says so, and when it is over.
-    Lost,
+enum WatchState {
+    Healthy,
+    /// The API server does not know the kind: its definition is not installed (yet).
+    KindMissing,
+    Failed,
+    /// Interrupted; reported by [`super::Liveness`].
+    Interrupted,
 }
 
-/// What can be listed, and kept as it is known.
+/// A kind that can be kept in a store.
 pub trait Storable:
     Resource<DynamicType: Default + Eq + Hash + Clone + Send + Sync + Unpin>
     + Clone
@@ -76,31 +76,32 @@ impl<K> Storable for K where
 {
 }
 
-/// What can be watched in the served namespaces, by its type alone.
+/// A namespaced kind that can be watched by its type alone.
 pub trait Watchable: Storable + Resource<DynamicType = (), Scope = NamespaceResourceScope> {}
 
 impl<K> Watchable for K where K: Storable + Resource<DynamicType = (), Scope = NamespaceResourceScope> {}
 
-/// What a watch has heard, when its store has it.
+/// A change of a store, passed to callbacks after the store has applied it.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Heard<'a, K> {
-    /// This object has changed, or is gone.
-    One(&'a K),
-    /// All objects have been listed.
-    All,
-    /// It is heard no more, or why not is new.
-    Failure,
+pub(super) enum StoreChange<'a, K> {
+    /// An object was applied or deleted.
+    Object(&'a K),
+    /// The initial list, or a relist, is complete.
+    Listed,
+    /// The watch failed, or failed for a new reason.
+    Failed,
 }
 
-/// How soon a watch that has broken begins again. The longest pause is what requests may be held for in vain once the
-/// API server is back; kube's own goes up to a minute.
-pub(super) struct Pauses {
+/// Backoff of a failed watch. The maximum bounds how long requests are held needlessly after an outage of the API
+/// server; the default of kube is a minute.
+pub(super) struct WatchBackoff {
     next: Duration,
     last: Option<Instant>,
 }
 
-/// An error and what caused it, in one line: kube keeps the causes of a lost connection apart.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+/// Formats an error with its sources on one line, omitting repetitions. kube reports the cause of a lost connection
+/// only as a source.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     for cause in std::iter::successors(error.source(), |error| error.source()) {
         let cause = cause.to_string();
@@ -111,58 +112,58 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Whether a watch was lost that goes on where it was as soon as the API server is heard again. The client says so, and
-/// when that is: the watch itself says nothing before something changes.
-pub(super) fn is_taken_up_again(error: &watcher::Error) -> bool {
+/// Returns whether the watcher resumes the watch by itself from where it was interrupted. The client reports both the
+/// loss and the recovery; the watcher itself is silent until the next change.
+pub(super) fn is_resumed(error: &watcher::Error) -> bool {
     use watcher::Error::{WatchFailed, WatchStartFailed};
     matches!(error, WatchStartFailed(cause) | WatchFailed(cause) if !matches!(cause, kube::Error::Api(_)))
 }
 
-/// Whether the API server says that it has no such kind.
-fn is_absence(error: &watcher::Error) -> bool {
+/// Returns whether the API server does not know the kind.
+fn is_kind_missing(error: &watcher::Error) -> bool {
     let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return false };
     status.code == 404
 }
 
-// === impl Pauses ===
+// === impl WatchBackoff ===
 
-impl Pauses {
-    const FIRST: Duration = Duration::from_millis(200);
-    const LONGEST: Duration = Duration::from_secs(3);
-    /// A watch that begins again says nothing until something changes; after so long without a failure, it has.
-    const FORGIVEN: Duration = Duration::from_secs(60);
+impl WatchBackoff {
+    const MIN_DELAY: Duration = Duration::from_millis(200);
+    const MAX_DELAY: Duration = Duration::from_secs(3);
+    /// A resumed watch yields no event until a change; after this long without a failure it counts as healthy.
+    const RESET_AFTER: Duration = Duration::from_secs(60);
 
-    /// Of one watch.
+    /// Starts with the shortest delay.
     pub(super) const fn new() -> Self {
-        Self { next: Self::FIRST, last: None }
+        Self { next: Self::MIN_DELAY, last: None }
     }
 }
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Self::FORGIVEN) {
-            self.next = Self::FIRST;
+        if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Self::RESET_AFTER) {
+            self.next = Self::MIN_DELAY;
         }
         let pause = self.next;
-        self.next = Self::LONGEST.min(pause * 2);
-        // Replicas that lost it at the same moment do not come back in the same moment.
+        self.next = Self::MAX_DELAY.min(pause * 2);
+        // Jitter: replicas that lost their watch together must not return together.
         Some(pause.mul_f64(1.0 + fastrand::f64()))
     }
 }
 
-impl Backoff for Pauses {
-    /// Called with every event. That a list is about to be asked for is one, too: what fails to be listed, such as a kind
-    /// that is not there, would be asked for several times a second for ever.
+impl Backoff for WatchBackoff {
+    /// Does nothing: kube calls this with every event, including the start of a list. A list that keeps failing, as for
+    /// a missing kind, would otherwise be retried several times a second.
     fn reset(&mut self) {}
 }
 
 // === impl Cluster ===
 
 impl Cluster {
-    /// Watches all objects of a kind in the served namespaces, `config` narrowing it down. What the cluster says of who
-    /// manages which field is thrown away: it is most of an object.
+    /// Watches the objects of a kind in the served namespaces, restricted by `config`. Managed fields are dropped: they
+    /// make up most of an object.
     pub fn watch<K>(&self, config: watcher::Config) -> Watched<K>
     where
         K: Storable + Resource<Scope = NamespaceResourceScope>,
@@ -170,7 +171,7 @@ impl Cluster {
         self.watch_in(self.apis(), config, |_| {})
     }
 
-    /// As [`Self::watch`], through these, and keeping only what `trim` leaves.
+    /// Like [`Self::watch`], for the given APIs. `trim` drops unused fields before an object is stored.
     pub fn watch_in<K>(
         &self,
         apis: Vec<Api<K>>,
@@ -180,144 +181,148 @@ impl Cluster {
     where
         K: Storable,
     {
-        self.watch_heard(apis, config, trim, |_, _| {})
+        self.watch_with(apis, config, trim, |_, _| {})
     }
 
-    /// As [`Self::watch_in`], and says what is heard, before [`Watched::changed`] does.
-    pub(super) fn watch_heard<K>(
+    /// Like [`Self::watch_in`], with a callback that runs before [`Watched::changed`] is notified.
+    pub(super) fn watch_with<K>(
         &self,
         apis: Vec<Api<K>>,
         config: watcher::Config,
         trim: impl Fn(&mut K) + Clone + Send + 'static,
-        heard: impl Fn(Heard<'_, K>, &Store<K>) + Clone + Send + 'static,
+        on_change: impl Fn(StoreChange<'_, K>, &Store<K>) + Clone + Send + 'static,
     ) -> Watched<K>
     where
         K: Storable,
     {
         let (changed, changes) = watch::channel(0);
         let failure = Arc::<Mutex<Option<Arc<str>>>>::default();
-        let ending = CancellationToken::new();
-        let mut absences = Vec::new();
+        let cancel = CancellationToken::new();
+        let mut kind_missing = Vec::new();
         let stores = apis.into_iter().map(|api| {
             let (reader, writer) = store();
-            let (changed, trim, heard) = (changed.clone(), trim.clone(), heard.clone());
+            let (changed, trim, on_change) = (changed.clone(), trim.clone(), on_change.clone());
             let store = reader.clone();
-            let events = watcher(api, config.clone()).backoff(Pauses::new()).modify(move |object| {
+            let events = watcher(api, config.clone()).backoff(WatchBackoff::new()).modify(move |object| {
                 let meta: &mut ObjectMeta = object.meta_mut();
                 meta.managed_fields = None;
                 trim(object);
             });
             let kind = K::kind(&K::DynamicType::default()).into_owned();
-            let (last_failure, absent) = (failure.clone(), Arc::<AtomicBool>::default());
-            absences.push(absent.clone());
-            let following = async move {
+            let (last_failure, missing) = (failure.clone(), Arc::<AtomicBool>::default());
+            kind_missing.push(missing.clone());
+            let reflect = async move {
                 let mut events = std::pin::pin!(kube::runtime::reflector(writer, events));
-                let mut hearing = Hearing::Well;
+                let mut state = WatchState::Healthy;
                 while let Some(event) = events.next().await {
                     let now = match &event {
                         Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => continue,
-                        Ok(_) => Hearing::Well,
-                        Err(error) if is_taken_up_again(error) => Hearing::Lost,
-                        Err(error) if is_absence(error) => Hearing::Absent,
-                        Err(_) => Hearing::Badly,
+                        Ok(_) => WatchState::Healthy,
+                        Err(error) if is_resumed(error) => WatchState::Interrupted,
+                        Err(error) if is_kind_missing(error) => WatchState::KindMissing,
+                        Err(_) => WatchState::Failed,
                     };
-                    let before = std::mem::replace(&mut hearing, now);
+                    let before = std::mem::replace(&mut state, now);
                     match event {
                         Ok(event) => {
-                            if before != Hearing::Well {
+                            if before != WatchState::Healthy {
                                 match before {
-                                    Hearing::Absent => tracing::info!(kind, "the cluster has this kind now"),
-                                    Hearing::Badly => tracing::info!(kind, "the cluster is heard again"),
-                                    Hearing::Lost | Hearing::Well => {}
+                                    WatchState::KindMissing => {
+                                        tracing::info!(kind, "kind is now available; watching")
+                                    }
+                                    WatchState::Failed => tracing::info!(kind, "watch recovered"),
+                                    WatchState::Interrupted | WatchState::Healthy => {}
                                 }
-                                absent.store(false, Ordering::Relaxed);
+                                missing.store(false, Ordering::Relaxed);
                                 *last_failure.lock() = None;
                             }
                             match &event {
                                 watcher::Event::Apply(object) | watcher::Event::Delete(object) => {
-                                    heard(Heard::One(object), &store);
+                                    on_change(StoreChange::Object(object), &store);
                                 }
-                                _ => heard(Heard::All, &store),
+                                _ => on_change(StoreChange::Listed, &store),
                             }
                         }
-                        // It is tried again with a growing pause; said once, until it changes.
+                        // The watcher retries with backoff; log only state changes.
                         Err(_) if before == now => continue,
                         Err(error) => {
-                            let error = chain(&error);
+                            let error = error_chain(&error);
                             match now {
-                                Hearing::Absent => tracing::info!(
+                                WatchState::KindMissing => tracing::info!(
                                     kind,
-                                    "the cluster has no such kind; if it comes, it will be seen"
+                                    "kind is not installed; watching for its installation"
                                 ),
-                                Hearing::Badly => {
-                                    tracing::warn!(
-                                        kind,
-                                        error,
-                                        "the cluster is not heard: what was known stays"
-                                    );
+                                WatchState::Failed => {
+                                    tracing::warn!(kind, error, "watch failed; keeping the last known state");
                                 }
-                                Hearing::Lost | Hearing::Well => {}
+                                WatchState::Interrupted | WatchState::Healthy => {}
                             }
-                            absent.store(now == Hearing::Absent, Ordering::Relaxed);
+                            missing.store(now == WatchState::KindMissing, Ordering::Relaxed);
                             *last_failure.lock() =
                                 Some(format!("cannot watch {kind} objects: {error}").into());
-                            heard(Heard::Failure, &store);
+                            on_change(StoreChange::Failed, &store);
                         }
                     }
                     changed.send_modify(|changes| *changes += 1);
                 }
             };
-            let ending = ending.clone();
+            let cancel = cancel.clone();
             self.spawn(async move {
                 tokio::select! {
-                    biased; // nobody reads it any more
-                    () = ending.cancelled() => {}
-                    () = following => {}
+                    biased; // stop first: no reader is left
+                    () = cancel.cancelled() => {}
+                    () = reflect => {}
                 }
             });
             reader
         });
         let stores = stores.collect();
-        Watched { stores, absences: absences.into(), changes, failure, _ends: Arc::new(ending.drop_guard()) }
+        Watched {
+            stores,
+            kind_missing: kind_missing.into(),
+            changes,
+            failure,
+            _cancel: Arc::new(cancel.drop_guard()),
+        }
     }
 }
 
 // === impl Watched ===
 
 impl<K: Lookup<DynamicType: Default + Eq + Hash + Clone> + Clone + 'static> Watched<K> {
-    /// The objects that are known now.
+    /// Returns the current objects.
     pub fn all(&self) -> Vec<Arc<K>> {
         self.stores.iter().flat_map(Store::state).collect()
     }
 
-    /// One of them.
+    /// Returns the object `namespace/name`.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let key = ObjectRef::new(name).within(namespace);
         self.stores.iter().find_map(|store| store.get(&key))
     }
 
-    /// Waits until something has changed since the last call. Cancel-safe.
+    /// Waits for a change since the last call. Cancel-safe.
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
-            // The watch has ended, and nothing changes any more.
+            // The watch has ended: no change will follow.
             std::future::pending().await
         }
     }
 
-    /// Why the cluster is not heard now, if it is not.
+    /// Returns the current failure of the watch.
     pub fn failure(&self) -> Option<Arc<str>> {
         self.failure.lock().clone()
     }
 
-    /// Whether it is known what there is: every namespace has been listed once, or the cluster has no such kind.
+    /// Returns whether every namespace has been listed once, or the API server does not know the kind.
     pub fn is_settled(&self) -> bool {
         use futures_util::FutureExt;
         let listed = |store: &Store<K>| store.wait_until_ready().now_or_never().is_some();
-        let mut both = self.stores.iter().zip(self.absences.iter());
-        both.all(|(store, absent)| listed(store) || absent.load(Ordering::Relaxed))
+        let mut both = self.stores.iter().zip(self.kind_missing.iter());
+        both.all(|(store, missing)| listed(store) || missing.load(Ordering::Relaxed))
     }
 
-    /// Whether every namespace has been listed once.
+    /// Returns whether every namespace has been listed once.
     pub fn is_synced(&self) -> bool {
         use futures_util::FutureExt;
         self.stores.iter().all(|store| store.wait_until_ready().now_or_never().is_some())
@@ -329,13 +334,13 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_that_broke_begins_again_soon_however_often_it_breaks() {
-        let mut pauses = Pauses::new();
-        // 200 ms doubling to 3 s, and up to as much again by chance.
+    async fn watch_backoff_grows_to_3_s_and_resets() {
+        let mut pauses = WatchBackoff::new();
+        // 200 ms doubling to 3 s, plus up to 100 % jitter.
         for most in [400, 800, 1600, 3200, 6000, 6000, 6000] {
             let pause = pauses.next().unwrap().as_millis();
             assert!((most / 2..=most).contains(&pause), "{pause} of {most} ms");
-            // The next list is about to be asked for, and fails as well.
+            // The next list begins, and fails as well.
             pauses.reset();
         }
         tokio::time::advance(Duration::from_secs(61)).await;
@@ -343,10 +348,10 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_what_caused_it_and_nothing_twice() {
+    fn error_chain_lists_each_cause_once() {
         let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let error = watcher::Error::WatchStartFailed(kube::Error::Service(Box::new(refused)));
-        let text = chain(&error);
+        let text = error_chain(&error);
         assert_eq!(text.matches("connection refused").count(), 1, "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Workloads: how many replicas are asked for, and why their pods do not come.
+//! Watches workloads: desired replicas, failures, and relevant pods.
 
 use std::{pin::pin, sync::Arc};
 
@@ -18,23 +18,23 @@ use super::{
     own_pods::OwnPods,
     reasons::WorkloadFacts,
     starts::{CONTROL_PLANE, stamp},
-    watch::{Pauses, chain, is_taken_up_again},
+    watch::{WatchBackoff, error_chain, is_resumed},
 };
 use crate::{domain::Workload, state::Seen};
 
-/// A workload and where it is.
+/// A workload in a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WorkloadRef {
-    /// Its namespace.
+    /// Namespace.
     pub namespace: String,
-    /// What it is.
+    /// Kind and name.
     pub workload: Workload,
 }
 
 // === impl WorkloadRef ===
 
 impl WorkloadRef {
-    /// Its kind, as the API server knows it.
+    /// Returns the API resource of its kind.
     pub fn resource(&self) -> ApiResource {
         let (group, version) = match self.workload.api_version.split_once('/') {
             Some((group, version)) => (group, version),
@@ -43,21 +43,21 @@ impl WorkloadRef {
         ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, &self.workload.kind))
     }
 
-    /// Its kind and name, as people write them.
+    /// Returns kind, namespace and name for messages.
     pub fn full_name(&self) -> String {
         format!("{} `{}/{}`", self.workload.kind, self.namespace, self.workload.name)
     }
 }
 
 impl Cluster {
-    /// Follows a workload and its pods for as long as the receiver lives.
+    /// Watches a workload and its pods for the lifetime of the receiver.
     pub fn follow(&self, workload: WorkloadRef, pods: Arc<Pods>) -> watch::Receiver<Arc<WorkloadFacts>> {
         let unknown = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
         let (facts, receiver) = watch::channel(Arc::new(unknown));
         let cluster = self.clone();
         self.spawn(async move {
             tokio::select! {
-                biased; // nobody reads it any more
+                biased; // stop first: no reader is left
                 () = facts.closed() => {}
                 () = follow(&cluster, &workload, &pods, &facts) => {}
             }
@@ -75,14 +75,14 @@ async fn follow(
     type Object = DeserializeGuard<DynamicObject>;
     let api: Api<Object> =
         Api::namespaced_with(cluster.client().clone(), &workload.namespace, &workload.resource());
-    let mut objects = pin!(watch_object(api, &workload.workload.name).backoff(Pauses::new()));
+    let mut objects = pin!(watch_object(api, &workload.workload.name).backoff(WatchBackoff::new()));
     let mut known = WorkloadFacts::unknown(&workload.namespace, &workload.workload);
     let mut own = OwnPods::default();
     let mut pods: Option<(String, PodsOf)> = None;
     let mut failing = false;
     loop {
         tokio::select! {
-            biased; // the workload says which pods are its own
+            biased; // the workload first: it determines the selector of its pods
             object = objects.next() => match object {
                 Some(Ok(object)) => {
                     failing = false;
@@ -106,18 +106,18 @@ async fn follow(
                         });
                     }
                 }
-                // It is tried again with a growing pause; said once, until it goes well.
-                Some(Err(error)) if !failing && !is_taken_up_again(&error) => {
+                // The watcher retries with backoff; log only the first failure.
+                Some(Err(error)) if !failing && !is_resumed(&error) => {
                     failing = true;
-                    let error = chain(&error);
-                    tracing::warn!(workload = %workload.full_name(), error, "the workload is not heard of");
+                    let error = error_chain(&error);
+                    tracing::warn!(workload = %workload.full_name(), error, "workload watch failed; retrying");
                 }
                 Some(Err(_)) => {}
                 None => return,
             },
             () = changed(&mut pods) => {}
         }
-        known.pods = pods.as_ref().map(|(_, pods)| own.speaking(&pods.all())).unwrap_or_default();
+        known.pods = pods.as_ref().map(|(_, pods)| own.relevant(&pods.all())).unwrap_or_default();
         facts.send_if_modified(|before| {
             let changed = **before != known;
             if changed {
@@ -135,7 +135,7 @@ async fn changed(pods: &mut Option<(String, PodsOf)>) {
     }
 }
 
-/// How many replicas are asked for: one, where it does not say.
+/// Returns the desired replicas; the default is 1.
 fn replicas(object: &Value) -> Option<u32> {
     match &object["spec"]["replicas"] {
         Value::Null => Some(1),
@@ -143,7 +143,7 @@ fn replicas(object: &Value) -> Option<u32> {
     }
 }
 
-/// That the number was raised from zero, seen now: whoever manages that field has done so then.
+/// Records a scale-up from zero observed now, with the time at which a field manager last set `spec.replicas`.
 fn raised(meta: &ObjectMeta) -> Seen {
     let managers = meta.managed_fields.iter().flatten();
     let since = managers.filter_map(|manager| {
@@ -154,15 +154,15 @@ fn raised(meta: &ObjectMeta) -> Seen {
     Seen { stamp: since.max().map(|time| stamp(time.0, CONTROL_PLANE)), ..Seen::now() }
 }
 
-/// Why its pods cannot be created, as its controller says.
+/// Returns the message of the condition `ReplicaFailure`.
 fn failure(object: &Value) -> Option<String> {
     let mut conditions = object["status"]["conditions"].as_array()?.iter();
     let failure = conditions
         .find(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True")?;
-    Some(failure["message"].as_str().unwrap_or("its controller does not say why").to_owned())
+    Some(failure["message"].as_str().unwrap_or("its controller gives no reason").to_owned())
 }
 
-/// What selects its pods. One that is empty would select those of all others.
+/// Returns the pod selector. An empty one would match all pods of the namespace, and counts as absent.
 fn selector(object: &Value) -> Option<String> {
     let selector: LabelSelector = serde_json::from_value(object["spec"]["selector"].clone()).ok()?;
     let selector = Selector::try_from(selector).ok()?.to_string();
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_deployment_tells_replicas_selector_and_why_its_pods_cannot_be_created() {
+    fn deployment_yields_replicas_selector_and_failure() {
         let object = json!({
             "spec": { "replicas": 0, "selector": { "matchLabels": { "app": "vllm" }, "matchExpressions": [
                 { "key": "tier", "operator": "In", "values": ["gpu"] },
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_manages_the_number_says_since_when() {
+    async fn raised_uses_time_of_replicas_manager() {
         let meta = json!({ "managedFields": [
             { "manager": "kubectl", "operation": "Apply", "time": "2026-11-24T20:00:00Z", "fieldsType": "FieldsV1",
               "fieldsV1": { "f:spec": { "f:selector": {} } } },
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_kind_does_not_tell_is_not_known() {
+    fn unknown_fields_yield_none() {
         let object = json!({ "spec": { "replicas": "many", "selector": "app=x" }, "status": 1 });
         assert_eq!((replicas(&object), selector(&object), failure(&object)), (None, None, None));
         assert_eq!(replicas(&json!({ "spec": {} })), Some(1));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_workload_is_of_the_kind_that_it_names() {
+    fn resource_follows_api_version_and_kind() {
         let workload = |api_version: &str, kind: &str| WorkloadRef {
             namespace: "team-a".into(),
             workload: Workload { api_version: api_version.into(), kind: kind.into(), name: "chat".into() },

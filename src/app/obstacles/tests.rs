@@ -227,7 +227,10 @@ async fn misspelt_scaled_object_is_reported_at_the_route() {
     stage.server.put("/apis/keda.sh/v1alpha1/namespaces/team-a/scaledobjects/vllm", object);
     assert_eq!(stage.obstacle().await, Some(ObstacleKind::NoScaledObject));
     let message = stage.gate.target().obstacle().unwrap().message.clone();
-    assert!(message.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is no route"), "{message}");
+    assert!(
+        message.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is not a route"),
+        "{message}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

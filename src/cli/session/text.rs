@@ -8,7 +8,7 @@ use crate::{
     domain::Period,
     kube::{
         ScaledObject,
-        session::{Session, Then, pause_of},
+        session::{EndAction, Session, pause_of},
     },
     terminal::table_text,
 };
@@ -61,8 +61,8 @@ pub fn stopped(before: &ScaledObject, session: Option<&Session>) -> String {
         };
     };
     match session.then {
-        Then::Zero => format!("{title} is scaled to zero and paused.\n"),
-        Then::Pause => match &session.before {
+        EndAction::Zero => format!("{title} is scaled to zero and paused.\n"),
+        EndAction::Pause => match &session.before {
             Some(replicas) => format!("{title} is paused again, with {replicas} replicas as before.\n"),
             None => {
                 format!("{title} is paused again. Its replicas keep running; use --to-zero to stop them.\n")
@@ -117,7 +117,7 @@ pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) 
                         None if is_overdue(&session, now) => "overdue",
                         None => "running",
                     };
-                    let then = if session.then == Then::Zero { "zero" } else { "pause" };
+                    let then = if session.then == EndAction::Zero { "zero" } else { "pause" };
                     (state, until(session.until, now), then)
                 }
             };
@@ -141,11 +141,11 @@ fn title(object: &ScaledObject) -> String {
 
 fn end(session: &Session) -> String {
     match (session.then, &session.before) {
-        (Then::Zero, _) => "Then it is scaled to zero and paused.".into(),
-        (Then::Pause, Some(replicas)) => {
+        (EndAction::Zero, _) => "Then it is scaled to zero and paused.".into(),
+        (EndAction::Pause, Some(replicas)) => {
             format!("Then it is paused again, with {replicas} replicas as before.")
         }
-        (Then::Pause, None) => {
+        (EndAction::Pause, None) => {
             "Then it is paused again. Its replicas keep running and cost money; use --to-zero to stop them."
                 .into()
         }

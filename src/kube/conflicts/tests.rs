@@ -19,14 +19,14 @@ fn ours(name: &str, created: i64, matching: serde_json::Value) -> Candidate {
 
 /// The served routes, and each object with reason and message.
 fn settled(file: &[Route], candidates: Vec<Candidate>) -> (Vec<String>, Vec<(String, &'static str, String)>) {
-    let Settled { routes, verdicts } = settle(file, candidates);
+    let Resolution { routes, verdicts } = resolve(file, candidates);
     let told =
         verdicts.iter().map(|(object, verdict)| (object.name.clone(), verdict.reason(), verdict.message()));
     (routes.iter().map(|route| route.name.to_string()).collect(), told.collect())
 }
 
 #[test]
-fn the_file_goes_first_then_the_older_object() {
+fn file_precedes_older_object() {
     let file = [route("tiny", json!({"models": ["tiny"]}))];
     let (routes, told) = settled(
         &file,
@@ -42,9 +42,9 @@ fn the_file_goes_first_then_the_older_object() {
     assert_eq!((old.1, other.1), ("Accepted", "Accepted"));
     assert_eq!(young.1, "Conflict");
     assert!(
-        young
-            .2
-            .contains("ModelRoute models/old matches model \"big\" as well, and goes first; nothing is left"),
+        young.2.contains(
+            "ModelRoute models/old matches model \"big\" as well, and takes precedence; nothing is left"
+        ),
         "{}",
         young.2
     );
@@ -53,7 +53,7 @@ fn the_file_goes_first_then_the_older_object() {
 }
 
 #[test]
-fn a_younger_route_loses_only_what_it_shares() {
+fn younger_route_loses_only_shared_matches() {
     let (routes, told) = settled(
         &[],
         vec![
@@ -66,7 +66,9 @@ fn a_younger_route_loses_only_what_it_shares() {
     assert_eq!(routes, ["models/a", "models/b"]);
     assert_eq!((told[1].1, told[2].1), ("PartlyConflicting", "Conflict"));
     assert!(
-        told[1].2.contains("1 of its 2 matches are another's: ModelRoute models/a matches model \"x\""),
+        told[1]
+            .2
+            .contains("1 of its 2 matches belong to other routes: ModelRoute models/a matches model \"x\""),
         "{}",
         told[1].2
     );
@@ -74,7 +76,7 @@ fn a_younger_route_loses_only_what_it_shares() {
 }
 
 #[test]
-fn a_name_is_given_once_and_ours_before_theirs() {
+fn name_is_unique_with_model_route_first() {
     let file = [route("models/taken", json!({"models": ["file"]}))];
     let theirs = |name, created, host: &str| {
         candidate(RouteKind::InterceptorRoute, name, created, json!({"hosts": [host]}))
@@ -112,7 +114,7 @@ fn a_name_is_given_once_and_ours_before_theirs() {
 }
 
 #[test]
-fn there_is_a_bound_and_the_oldest_are_below_it() {
+fn limits_keep_the_oldest_routes() {
     let models: Vec<_> = (0..2048).map(|number| number.to_string()).collect();
     let large = |number: usize| {
         let hosts = [format!("a{number}.example.com"), format!("b{number}.example.com")];
@@ -120,8 +122,8 @@ fn there_is_a_bound_and_the_oldest_are_below_it() {
     };
     let (routes, told) = settled(&[], (0..60).map(large).collect());
     // 4,096 each.
-    assert_eq!(routes.len(), MOST_CLAIMS / 4096);
-    assert_eq!(told.iter().filter(|(_, reason, _)| *reason == "Limit").count(), 60 - MOST_CLAIMS / 4096);
+    assert_eq!(routes.len(), MAX_CLAIMS / 4096);
+    assert_eq!(told.iter().filter(|(_, reason, _)| *reason == "Limit").count(), 60 - MAX_CLAIMS / 4096);
     assert_eq!(routes[0], "models/0");
 }
 
@@ -159,8 +161,8 @@ proptest! {
     }
 
     #[test]
-    fn every_match_has_one_owner_and_it_is_the_first_that_is_served(all in candidates()) {
-        let Settled { routes, verdicts } = settle(&[], all.clone());
+    fn every_match_belongs_to_first_served_route(all in candidates()) {
+        let Resolution { routes, verdicts } = resolve(&[], all.clone());
         let mut owners: HashMap<Claim<'_>, &str> = HashMap::new();
         for route in &routes {
             let mut some = false;
@@ -182,18 +184,18 @@ proptest! {
     }
 
     #[test]
-    fn no_verdict_depends_on_who_goes_later(all in candidates(), without in any::<prop::sample::Index>()) {
+    fn verdict_is_independent_of_later_objects(all in candidates(), without in any::<prop::sample::Index>()) {
         // Names aside: there, ours goes first whatever its age.
         let mut all = all;
         all.sort_by(|one, other| one.precedence().cmp(&other.precedence()));
         let mut names = std::collections::HashSet::new();
         all.retain(|candidate| names.insert(candidate.object.key()));
         prop_assume!(!all.is_empty());
-        let before = settle(&[], all.clone());
+        let before = resolve(&[], all.clone());
         let gone = without.index(all.len());
         let earlier: Vec<_> = all[..gone].iter().map(|candidate| candidate.object.clone()).collect();
         all.remove(gone);
-        let after = settle(&[], all);
+        let after = resolve(&[], all);
         for object in earlier {
             prop_assert_eq!(&before.verdicts[&object], &after.verdicts[&object]);
         }

@@ -1,4 +1,4 @@
-//! Pods of a target that have ended: nobody answers what is in flight there.
+//! Addresses of terminated pods: requests in flight there will never be answered.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -8,27 +8,26 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::merge::addresses;
-use crate::state::DiscoveredEndpoint;
+use crate::{kube::pods::addresses, state::DiscoveredEndpoint};
 
-/// The last addresses at which pods have ended: their phase says so, or their object went away while they were
-/// terminating. `deletionTimestamp` alone drains, and a pod that merely has other labels now may live.
+/// Most recent addresses of terminated pods: those with a final phase, and those deleted while terminating.
+/// `deletionTimestamp` alone only drains, and a pod that leaves the selector may still run.
 #[derive(Debug, Default)]
-pub(super) struct Dead {
+pub(super) struct DeadAddresses {
     /// Addresses of pods that are terminating, by uid.
     terminating: HashMap<String, Vec<Arc<str>>>,
     /// Oldest first.
     dead: VecDeque<Arc<str>>,
 }
 
-/// How many addresses are remembered. Whoever looks after an endpoint reads them in the update that takes it away.
+/// Addresses kept. Subscribers read a dead address from the same update that removes its endpoint.
 const MAX_DEAD: usize = 256;
 
-// === impl Dead ===
+// === impl DeadAddresses ===
 
-impl Dead {
-    /// These pods are there now, all of them if `is_synced`, each taking requests on `ports`. Returns the addresses of the
-    /// dead that are none of `endpoints`.
+impl DeadAddresses {
+    /// Records the current pods (complete if `is_synced`) with their serving ports. Returns the dead addresses not in
+    /// `endpoints`.
     pub(super) fn update(
         &mut self,
         pods: &[Arc<Pod>],
@@ -42,17 +41,17 @@ impl Dead {
                 addresses(pod).flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)));
             sockets.map(|socket| socket.to_string().into()).collect()
         };
-        let there: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
-        let vanished: Vec<_> =
-            self.terminating.keys().filter(|uid| is_synced && !there.contains(&***uid)).cloned().collect();
-        for uid in vanished {
+        let present: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        let deleted: Vec<_> =
+            self.terminating.keys().filter(|uid| is_synced && !present.contains(&***uid)).cloned().collect();
+        for uid in deleted {
             let addresses = self.terminating.remove(&uid).unwrap_or_default();
-            self.bury(addresses);
+            self.record(addresses);
         }
         for pod in pods {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
             match &pod.metadata.uid {
-                _ if matches!(phase, Some("Succeeded" | "Failed")) => self.bury(at(pod)),
+                _ if matches!(phase, Some("Succeeded" | "Failed")) => self.record(at(pod)),
                 Some(uid) if pod.metadata.deletion_timestamp.is_some() => {
                     self.terminating.insert(uid.clone(), at(pod));
                 }
@@ -64,7 +63,7 @@ impl Dead {
         self.dead.iter().cloned().collect()
     }
 
-    fn bury(&mut self, addresses: Vec<Arc<str>>) {
+    fn record(&mut self, addresses: Vec<Arc<str>>) {
         for address in addresses {
             if !self.dead.contains(&address) {
                 self.dead.push_back(address);

@@ -1,8 +1,8 @@
-//! What slices and pods say, taken together. Pure.
+//! Merges Services, EndpointSlices, InferencePools and Pods into endpoints. Pure.
 
 use std::{
     collections::{BTreeMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
 };
 
@@ -17,80 +17,75 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
-use super::{super::pods::ACTIVE_PORTS, pool::Pool};
+use super::{pool::Pool, protocol::protocol};
 use crate::{
     domain::{ObstacleKind, Role, Roles, ServicePort},
+    kube::pods::{ACTIVE_PORTS, addresses},
     state::{Discovered, DiscoveredEndpoint, Problem, Protocol},
 };
 
-/// How many endpoints of a target are used at most.
-pub(super) const MOST: usize = 4096;
+/// Upper bound of endpoints per target.
+pub(super) const MAX_ENDPOINTS: usize = 4096;
 
-/// Where an endpoint stands. Of two words on the same address the greater one counts: who is on the way out says
-/// nothing of who comes after.
+/// Endpoint state, worst first. If two sources disagree about one address, the better state wins: a terminating pod may
+/// share its address with its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
+enum EndpointState {
     Terminating,
-    /// A readiness gate of the pod is not met.
+    /// A readiness gate of the pod is false.
     Gated,
     NotReady,
     Ready,
 }
 
-/// The endpoints, in the order of their addresses.
-type Known = BTreeMap<SocketAddr, (Standing, Protocol, Role)>;
+/// Endpoints, sorted by address.
+type EndpointMap = BTreeMap<SocketAddr, (EndpointState, Protocol, Role)>;
 
-/// Pods that have gone, as long as slices still have them.
+/// Deleted pods that EndpointSlices still list.
 #[derive(Debug, Default)]
-pub(super) struct Departed {
+pub(super) struct DeletedPods {
     known: HashSet<String>,
-    gone: HashSet<String>,
+    deleted: HashSet<String>,
 }
 
-// === impl Departed ===
+// === impl DeletedPods ===
 
-impl Departed {
-    /// These are there now.
+impl DeletedPods {
+    /// Records the current slices and pods.
     pub(super) fn update(&mut self, slices: &[Arc<EndpointSlice>], pods: &[Arc<Pod>]) {
         let known: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
-        self.gone.extend(self.known.difference(&known).cloned());
-        if !self.gone.is_empty() {
+        self.deleted.extend(self.known.difference(&known).cloned());
+        if !self.deleted.is_empty() {
             let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
             let listed: HashSet<_> =
-                endpoints.filter_map(|endpoint| pod_behind(endpoint)?.uid.as_deref()).collect();
-            self.gone.retain(|uid| listed.contains(&**uid) && !known.contains(uid));
+                endpoints.filter_map(|endpoint| pod_ref(endpoint)?.uid.as_deref()).collect();
+            self.deleted.retain(|uid| listed.contains(&**uid) && !known.contains(uid));
         }
         self.known = known;
     }
 }
 
-/// The labels by which a Service selects pods, if it does.
+/// Returns the selector of a Service, or `None` if it is absent or empty.
 pub(super) fn selector(service: &Service) -> Option<&BTreeMap<String, String>> {
     service.spec.as_ref()?.selector.as_ref().filter(|selector| !selector.is_empty())
 }
 
-/// A selector, as it is written.
+/// Formats a selector as `a=b,c=d`.
 pub(super) fn labels<'a>(selector: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
     let labels: Vec<_> = selector.into_iter().map(|(key, value)| format!("{key}={value}")).collect();
     labels.join(",")
 }
 
-/// How an endpoint wants to be spoken to, by the `appProtocol` of its port.
-pub(super) fn protocol(app_protocol: Option<&str>) -> Protocol {
-    if app_protocol == Some("kubernetes.io/h2c") { Protocol::H2c } else { Protocol::Http1 }
-}
-
-/// The endpoints of a Service.
+/// Returns the endpoints of a Service.
 ///
-/// The word of a pod wins over what a slice says of it: slices are made from pods, in batches. A slice's word counts
-/// for endpoints that are no pods of the Service's selector, and for pods that we have not heard of, but not for those
-/// that have gone since.
+/// Pods take precedence over EndpointSlices, which the control plane derives from pods in batches. A slice entry counts
+/// only if it refers to no pod, or to a pod that the pod watch has neither reported nor seen deleted.
 pub(super) fn service(
     service: &Service,
     port: &ServicePort,
     slices: &[Arc<EndpointSlice>],
     pods: &[Arc<Pod>],
-    departed: &Departed,
+    deleted: &DeletedPods,
     roles: &Roles,
 ) -> Discovered {
     if !roles.is_plain() && selector(service).is_none() {
@@ -101,7 +96,7 @@ pub(super) fn service(
         let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
         return Discovered { problem, ..Discovered::default() };
     }
-    let port = match port_of(service, port) {
+    let port = match service_port(service, port) {
         Ok(port) => port,
         Err(why) => {
             let problem = Some(Problem::lasting(ObstacleKind::NoService, why));
@@ -109,36 +104,36 @@ pub(super) fn service(
         }
     };
     let by_name: HashSet<_> = pods.iter().filter_map(|pod| pod.metadata.name.as_deref()).collect();
-    let mut known = Known::new();
+    let mut known = EndpointMap::new();
     for slice in slices.iter().filter(|slice| matches!(&*slice.address_type, "IPv4" | "IPv6")) {
-        let Some((number, of_slice)) = port_in(slice, port.name.as_deref()) else { continue };
+        let Some((number, of_slice)) = slice_port(slice, port.name.as_deref()) else { continue };
         let protocol = protocol(port.app_protocol.as_deref().or(of_slice.app_protocol.as_deref()));
-        let unheard_of = |endpoint: &&Endpoint| {
-            let Some(pod) = pod_behind(endpoint) else { return true };
+        let is_unknown = |endpoint: &&Endpoint| {
+            let Some(pod) = pod_ref(endpoint) else { return true };
             let is_known = pod.name.as_deref().is_some_and(|name| by_name.contains(name));
-            !is_known && !pod.uid.as_ref().is_some_and(|uid| departed.gone.contains(uid))
+            !is_known && !pod.uid.as_ref().is_some_and(|uid| deleted.deleted.contains(uid))
         };
-        // What a pod is for is known by its labels only.
-        for endpoint in slice.endpoints.iter().filter(|_| roles.is_plain()).filter(unheard_of) {
-            // No meaning is defined for further addresses.
+        // Roles are defined by pod labels, which slices lack.
+        for endpoint in slice.endpoints.iter().filter(|_| roles.is_plain()).filter(is_unknown) {
+            // Kubernetes assigns no meaning to further addresses.
             let Some(address) = endpoint.addresses.first().and_then(|address| address.parse().ok()) else {
                 continue;
             };
             let address = SocketAddr::new(address, number);
-            enter(&mut known, address, (of_endpoint(endpoint), protocol, Role::default()));
+            insert_better(&mut known, address, (slice_state(endpoint), protocol, Role::default()));
         }
     }
-    let mut of_pods = Known::new();
+    let mut of_pods = EndpointMap::new();
     let protocol = protocol(port.app_protocol.as_deref());
     let mut unnamed = None;
     for pod in pods {
-        let Some((standing, role)) = of_pod(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
+        let Some((state, role)) = pod_state(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
             continue;
         };
         match target_port(port, pod) {
             Ok(number) => {
                 for address in addresses(pod) {
-                    enter(&mut of_pods, SocketAddr::new(address, number), (standing, protocol, role));
+                    insert_better(&mut of_pods, SocketAddr::new(address, number), (state, protocol, role));
                 }
             }
             Err(name) => unnamed = Some(name),
@@ -148,7 +143,7 @@ pub(super) fn service(
     let spec = service.spec.as_ref();
     let families = spec.and_then(|spec| spec.ip_families.as_ref());
     let prefers_6 = families.and_then(|families| families.first()).is_some_and(|family| family == "IPv6");
-    let mut found = discovered(one_family(known, prefers_6));
+    let mut found = discovered(prefer_family(known, prefers_6));
     if let Some(name) = unnamed.filter(|_| found.endpoints.is_empty()) {
         let why =
             format!("no container of the pods of the Service {} has a port named {name}", name_of(service));
@@ -157,23 +152,23 @@ pub(super) fn service(
     found
 }
 
-/// The endpoints of an InferencePool: every active port of every pod.
+/// Returns the endpoints of an InferencePool: every active port of every pod.
 pub(super) fn pool(pool: &Pool, pods: &[Arc<Pod>], roles: &Roles) -> Discovered {
-    let mut known = Known::new();
+    let mut known = EndpointMap::new();
     for pod in pods {
-        let Some((standing, role)) = of_pod(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
+        let Some((state, role)) = pod_state(pod).zip(roles.of(pod.metadata.labels.as_ref())) else {
             continue;
         };
         let Some(address) = addresses(pod).next() else { continue };
         for port in active_ports(pool, pod) {
-            enter(&mut known, SocketAddr::new(address, port), (standing, pool.protocol, role));
+            insert_better(&mut known, SocketAddr::new(address, port), (state, pool.protocol, role));
         }
     }
     discovered(known)
 }
 
-/// The ports of a pool on which a pod serves: all of them, unless the pod names those that are active. With data
-/// parallelism each is a server of its own.
+/// Returns the ports of the pool on which a pod serves: all, unless an annotation of the pod lists the active ones.
+/// With data parallelism each port is a server of its own.
 pub(super) fn active_ports(pool: &Pool, pod: &Pod) -> Vec<u16> {
     let annotations = pod.metadata.annotations.as_ref();
     let active = annotations.and_then(|all| ACTIVE_PORTS.iter().find_map(|name| all.get(*name)));
@@ -182,33 +177,33 @@ pub(super) fn active_ports(pool: &Pool, pod: &Pod) -> Vec<u16> {
     pool.ports.iter().copied().filter(|port| active.contains(port)).collect()
 }
 
-/// The port on a pod to which a port of a Service leads.
+/// Resolves a Service port to a port of the pod.
 pub(super) fn port_on(service: &Service, port: &ServicePort, pod: &Pod) -> Option<u16> {
-    target_port(port_of(service, port).ok()?, pod).ok()
+    target_port(service_port(service, port).ok()?, pod).ok()
 }
 
-fn discovered(known: Known) -> Discovered {
+fn discovered(known: EndpointMap) -> Discovered {
     let endpoints =
-        known.into_iter().take(MOST).map(|(address, (standing, protocol, role))| DiscoveredEndpoint {
+        known.into_iter().take(MAX_ENDPOINTS).map(|(address, (state, protocol, role))| DiscoveredEndpoint {
             address: address.to_string().into(),
             protocol,
-            ready: standing == Standing::Ready,
-            terminating: standing == Standing::Terminating,
-            gated: standing == Standing::Gated,
+            ready: state == EndpointState::Ready,
+            terminating: state == EndpointState::Terminating,
+            gated: state == EndpointState::Gated,
             role,
         });
     Discovered { is_synced: true, endpoints: endpoints.collect(), ..Discovered::default() }
 }
 
-fn enter(known: &mut Known, address: SocketAddr, new: (Standing, Protocol, Role)) {
+fn insert_better(known: &mut EndpointMap, address: SocketAddr, new: (EndpointState, Protocol, Role)) {
     let entry = known.entry(address).or_insert(new);
     if entry.0 < new.0 {
         *entry = new;
     }
 }
 
-/// A pod that is in both families is one pod: those of one family only, unless there are none.
-fn one_family(mut known: Known, prefers_6: bool) -> Known {
+/// Keeps the addresses of the preferred family if there are any, so that a dual-stack pod counts once.
+fn prefer_family(mut known: EndpointMap, prefers_6: bool) -> EndpointMap {
     if known.keys().any(|address| address.is_ipv6() == prefers_6) {
         known.retain(|address, _| address.is_ipv6() == prefers_6);
     }
@@ -222,7 +217,7 @@ pub(super) fn name_of(service: &Service) -> String {
     format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
-fn port_of<'a>(service: &'a Service, port: &ServicePort) -> Result<&'a PortOfService, String> {
+fn service_port<'a>(service: &'a Service, port: &ServicePort) -> Result<&'a PortOfService, String> {
     let spec = service.spec.as_ref();
     if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
         return Err(format!("the Service {} is an ExternalName, which has no pods", name_of(service)));
@@ -249,8 +244,8 @@ fn is_tcp(protocol: Option<&str>) -> bool {
 
 // === slices ===
 
-/// The port of a slice that belongs to the Service's port of this name.
-fn port_in<'a>(slice: &'a EndpointSlice, name: Option<&str>) -> Option<(u16, &'a EndpointPort)> {
+/// Returns the slice port with the name of the Service port.
+fn slice_port<'a>(slice: &'a EndpointSlice, name: Option<&str>) -> Option<(u16, &'a EndpointPort)> {
     let named = |port: &&EndpointPort| {
         port.name.as_deref().unwrap_or_default() == name.unwrap_or_default()
             && is_tcp(port.protocol.as_deref())
@@ -259,40 +254,40 @@ fn port_in<'a>(slice: &'a EndpointSlice, name: Option<&str>) -> Option<(u16, &'a
     Some((u16::try_from(port.port?).ok()?, port))
 }
 
-fn pod_behind(endpoint: &Endpoint) -> Option<&ObjectReference> {
+fn pod_ref(endpoint: &Endpoint) -> Option<&ObjectReference> {
     endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))
 }
 
-fn of_endpoint(endpoint: &Endpoint) -> Standing {
+fn slice_state(endpoint: &Endpoint) -> EndpointState {
     let conditions = endpoint.conditions.clone().unwrap_or_default();
-    // `ready` can be overridden by publishNotReadyAddresses; `serving` is what the pod says. Absent means true.
+    // `serving` is the readiness of the pod; publishNotReadyAddresses overrides `ready`. Absent means true.
     match conditions.serving.or(conditions.ready).unwrap_or(true) {
-        _ if conditions.terminating == Some(true) => Standing::Terminating,
-        true => Standing::Ready,
-        false => Standing::NotReady,
+        _ if conditions.terminating == Some(true) => EndpointState::Terminating,
+        true => EndpointState::Ready,
+        false => EndpointState::NotReady,
     }
 }
 
 // === pods ===
 
-/// Where a pod stands, unless it has run to its end: then its address may be another one's.
-fn of_pod(pod: &Pod) -> Option<Standing> {
+/// Returns the state of a pod, or `None` once it has terminated: its address may have been reassigned.
+fn pod_state(pod: &Pod) -> Option<EndpointState> {
     let status = pod.status.as_ref()?;
     if matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
         return None;
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        return Some(Standing::Terminating);
+        return Some(EndpointState::Terminating);
     }
     Some(match is_ready(status) {
-        true => Standing::Ready,
-        false if is_gated(pod, status) => Standing::Gated,
-        false => Standing::NotReady,
+        true => EndpointState::Ready,
+        false if is_gated(pod, status) => EndpointState::Gated,
+        false => EndpointState::NotReady,
     })
 }
 
-/// Whether a readiness gate that the pod declares is not met. Something outside of the pod meets it, such as a load
-/// balancer that has taken the pod in.
+/// Returns whether a declared readiness gate is false. Gates are set by external controllers, such as a load balancer
+/// that registers the pod.
 fn is_gated(pod: &Pod, status: &PodStatus) -> bool {
     let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
     let conditions = status.conditions.as_deref().unwrap_or_default();
@@ -308,15 +303,7 @@ fn is_ready(status: &PodStatus) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// The addresses of a pod, the main one first.
-pub(in crate::kube) fn addresses(pod: &Pod) -> impl Iterator<Item = IpAddr> {
-    let status = pod.status.as_ref();
-    let main = status.and_then(|status| status.pod_ip.as_deref());
-    let all = status.and_then(|status| status.pod_ips.as_deref()).unwrap_or_default();
-    main.into_iter().chain(all.iter().map(|ip| &*ip.ip)).filter_map(|ip| ip.parse().ok())
-}
-
-/// The port on the pod that the Service's port leads to; its name, if no container has it.
+/// Resolves `targetPort`. The error is the port name that no container declares.
 fn target_port<'a>(port: &'a PortOfService, pod: &Pod) -> Result<u16, &'a str> {
     let name = match &port.target_port {
         None => return u16::try_from(port.port).map_err(|_| ""),
@@ -325,13 +312,13 @@ fn target_port<'a>(port: &'a PortOfService, pod: &Pod) -> Result<u16, &'a str> {
         Some(IntOrString::String(name)) => name,
     };
     let spec = pod.spec.as_ref();
-    // Containers that run beside the others are init containers that are always restarted.
-    let beside = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
+    // Sidecars are init containers with restartPolicy Always.
+    let is_sidecar = |container: &&Container| container.restart_policy.as_deref() == Some("Always");
     let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
     let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
     let mut ports = containers
         .iter()
-        .chain(init.iter().filter(beside))
+        .chain(init.iter().filter(is_sidecar))
         .flat_map(|container| container.ports.as_deref().unwrap_or_default());
     let is_meant =
         |port: &&ContainerPort| port.name.as_ref() == Some(name) && is_tcp(port.protocol.as_deref());

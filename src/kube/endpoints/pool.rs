@@ -1,4 +1,4 @@
-//! InferencePools, as far as they say which pods they have.
+//! InferencePools: selector, ports and protocol.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::state::Protocol;
 
-/// The spec as it is: what is no pool must not stop the watch of others.
+/// Untyped spec, so that one malformed pool does not fail the watch of the others.
 #[derive(CustomResource, Clone, Debug, Default, Deserialize, Serialize)]
 #[kube(
     group = "inference.networking.k8s.io",
@@ -20,16 +20,15 @@ use crate::state::Protocol;
 #[serde(transparent)]
 pub(super) struct InferencePoolSpec(Value);
 
-/// What a pool says of its pods.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Pool {
     pub(super) selector: BTreeMap<String, String>,
-    /// Each of them on each pod.
+    /// Every pod serves on each of these ports.
     pub(super) ports: Vec<u16>,
     pub(super) protocol: Protocol,
 }
 
-/// What a pool says of its pods, or why it says nothing: the rest of a sentence.
+/// Parses the spec. The error is a predicate that follows the name of the pool.
 pub(super) fn read(pool: &InferencePool) -> Result<Pool, &'static str> {
     let spec = &pool.spec.0;
     let labels = spec["selector"]["matchLabels"].as_object().filter(|labels| !labels.is_empty());
@@ -42,7 +41,8 @@ pub(super) fn read(pool: &InferencePool) -> Result<Pool, &'static str> {
     if ports.is_empty() {
         return Err("has no spec.targetPorts with a number");
     }
-    let protocol = super::merge::protocol(spec["appProtocol"].as_str());
-    let selector = selector.collect::<Option<_>>().ok_or("has a label in its selector that is no text")?;
+    let protocol = super::protocol::protocol(spec["appProtocol"].as_str());
+    let selector =
+        selector.collect::<Option<_>>().ok_or("has a label in its selector that is not a string")?;
     Ok(Pool { selector, ports, protocol })
 }

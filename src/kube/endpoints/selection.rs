@@ -1,4 +1,4 @@
-//! What a Service or an InferencePool says of its pods, in words for reasons. Pure.
+//! Describes pod selection by Services and InferencePools for failure reasons. Pure.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -10,24 +10,24 @@ use super::{
 };
 use crate::{domain::ServicePort, kube::pod_reasons::is_over, state::Selection};
 
-/// What the Service says of these pods.
+/// Describes the Service and its current pods.
 pub(super) fn of_service(service: &Service, port: &ServicePort, pods: &[Arc<Pod>]) -> Selection {
     let name = format!("Service `{}`", name_of(service));
     let live = || pods.iter().filter(|pod| !is_over(pod));
     let ports: BTreeSet<_> = live().filter_map(|pod| port_on(service, port, pod)).map(i32::from).collect();
-    let leads_to = format!("port {port} to {}", list(ports.iter().map(i32::to_string), "no port"));
-    of(name, merge::selector(service).map(merge::labels), &ports, &leads_to, live())
+    let leads_to = format!("port {port} to {}", join_or(ports.iter().map(i32::to_string), "no port"));
+    describe(name, merge::selector(service).map(merge::labels), &ports, &leads_to, live())
 }
 
-/// What the pool called `name` (`namespace/name`) says of these pods.
+/// Describes the pool `name` (`namespace/name`) and its current pods.
 pub(super) fn of_pool(name: &str, pool: &Pool, pods: &[Arc<Pod>]) -> Selection {
     let ports: BTreeSet<_> = pool.ports.iter().copied().map(i32::from).collect();
-    let leads_to = format!("to {}", list(ports.iter().map(i32::to_string), "no port"));
+    let leads_to = format!("to {}", join_or(ports.iter().map(i32::to_string), "no port"));
     let live = pods.iter().filter(|pod| !is_over(pod));
-    of(format!("InferencePool `{name}`"), Some(merge::labels(&pool.selector)), &ports, &leads_to, live)
+    describe(format!("InferencePool `{name}`"), Some(merge::labels(&pool.selector)), &ports, &leads_to, live)
 }
 
-fn of<'a>(
+fn describe<'a>(
     name: String,
     selector: Option<String>,
     ports: &BTreeSet<i32>,
@@ -36,8 +36,8 @@ fn of<'a>(
 ) -> Selection {
     let containers = || live.clone().filter_map(|pod| pod.spec.as_ref()).flat_map(|spec| &spec.containers);
     let all: BTreeSet<_> = containers().flat_map(exposed).collect();
-    let shown = list(all.into_iter().map(|(_, shown)| shown), "no port");
-    // The probe of a sidecar alone says nothing of the server.
+    let shown = join_or(all.into_iter().map(|(_, shown)| shown), "no port");
+    // A readiness probe of a sidecar alone does not cover the server.
     let is_probed = |pod: &Arc<Pod>| {
         let containers = pod.spec.as_ref().map(|spec| spec.containers.as_slice()).unwrap_or_default();
         let mut serving =
@@ -64,7 +64,7 @@ fn exposed(container: &Container) -> impl Iterator<Item = (i32, String)> {
     })
 }
 
-fn list(all: impl Iterator<Item = String>, none: &str) -> String {
+fn join_or(all: impl Iterator<Item = String>, none: &str) -> String {
     let all: Vec<_> = all.collect();
     if all.is_empty() { none.to_owned() } else { all.join(", ") }
 }
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn selection_says_where_a_service_leads_and_what_pods_expose() {
+    fn selection_describes_service_and_exposed_ports() {
         let pods =
             [pod(json!([vllm(8001, &json!({}))]), "Running"), pod(json!([vllm(9999, &json!({}))]), "Failed")];
         let selection = of_service(&service(json!(8000)), &ServicePort::Number(80), &pods);
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn ready_means_something_where_the_server_has_a_probe() {
+    fn is_probed_requires_probe_on_serving_container() {
         let probe = json!({});
         let sidecar = json!({ "name": "istio-proxy", "readinessProbe": {} });
         let is_probed = |containers: Value| {
@@ -121,6 +121,6 @@ mod tests {
             "the sidecar is ready while the model loads"
         );
         assert!(is_probed(json!([vllm(8001, &probe), sidecar])));
-        assert!(!is_probed(json!([vllm(8001, &Value::Null), sidecar])), "any of them may be meant");
+        assert!(!is_probed(json!([vllm(8001, &Value::Null), sidecar])), "any of them may be the server");
     }
 }

@@ -83,7 +83,7 @@ fn merged(service: &Value, slices: &[Value], pods: &[Value]) -> Result<String, S
         &port,
         &parsed(slices),
         &parsed(pods),
-        &Departed::default(),
+        &DeletedPods::default(),
         &Roles::default(),
     ))
 }
@@ -93,12 +93,12 @@ fn shown(discovered: &Discovered) -> Result<String, String> {
         return Err(problem.to_string());
     }
     let shown = discovered.endpoints.iter().map(|endpoint| {
-        let standing = match (endpoint.terminating, endpoint.ready) {
+        let state = match (endpoint.terminating, endpoint.ready) {
             (true, _) => "†",
             (_, true) => "",
             (_, false) => "!",
         };
-        format!("{}{standing}", endpoint.address)
+        format!("{}{state}", endpoint.address)
     });
     Ok(shown.collect::<Vec<_>>().join(" "))
 }
@@ -110,7 +110,7 @@ fn is(text: &str) -> Result<String, String> {
 // === slices and pods taken together ===
 
 #[test]
-fn a_pod_counts_before_a_slice_has_it_and_its_word_wins() {
+fn pod_takes_precedence_over_its_slice() {
     let service = service_with(json!({}));
     let slice = slice_of(
         "a",
@@ -131,7 +131,7 @@ fn a_pod_counts_before_a_slice_has_it_and_its_word_wins() {
 }
 
 #[test]
-fn a_slice_counts_for_what_is_no_pod_or_none_that_is_known() {
+fn slice_counts_without_pod_or_for_unknown_pod() {
     let service = service_with(json!({ "selector": null }));
     let slices = [
         slice_of("a", port(8000), &[("10.0.0.1", None, conditions(true)), ("10.0.0.2", None, json!({}))]),
@@ -152,7 +152,7 @@ fn a_slice_counts_for_what_is_no_pod_or_none_that_is_known() {
 }
 
 #[test]
-fn what_is_published_though_not_ready_is_not_ready() {
+fn published_not_ready_address_is_not_ready() {
     let service = service_with(json!({ "selector": null, "publishNotReadyAddresses": true }));
     let slice = slice_of(
         "a",
@@ -167,7 +167,7 @@ fn what_is_published_though_not_ready_is_not_ready() {
 }
 
 #[test]
-fn of_two_words_on_one_address_the_better_counts() {
+fn duplicate_address_keeps_better_state() {
     let service = service_with(json!({}));
     let slices = [
         slice_of(
@@ -187,7 +187,7 @@ fn of_two_words_on_one_address_the_better_counts() {
 }
 
 #[test]
-fn pods_that_have_ended_or_have_no_address_are_none() {
+fn pods_ended_or_without_address_are_skipped() {
     let service = service_with(json!({}));
     let mut failed = pod_at("failed", "10.0.0.1", true);
     failed["status"]["phase"] = "Failed".into();
@@ -198,7 +198,7 @@ fn pods_that_have_ended_or_have_no_address_are_none() {
 }
 
 #[test]
-fn ports_are_found_by_name_and_by_number_in_every_container() {
+fn ports_resolve_by_name_and_number() {
     let named = service_with(json!({ "ports": [{ "name": "http", "port": 80, "targetPort": "web" }] }));
     let mut sidecar = pod_at("sidecar", "10.0.0.2", true);
     sidecar["spec"] = json!({
@@ -222,7 +222,7 @@ fn ports_are_found_by_name_and_by_number_in_every_container() {
 }
 
 #[test]
-fn a_service_that_cannot_be_used_says_why() {
+fn unusable_service_reports_reason() {
     let ports = json!([
         { "name": "dns", "port": 53, "protocol": "UDP" },
         { "name": "web", "port": 80 },
@@ -238,7 +238,7 @@ fn a_service_that_cannot_be_used_says_why() {
 }
 
 #[test]
-fn a_pod_of_two_families_is_one_endpoint() {
+fn dual_stack_pod_is_one_endpoint() {
     let mut pod = pod_at("one", "10.0.0.1", true);
     pod["status"]["podIPs"] = json!([{ "ip": "10.0.0.1" }, { "ip": "fd00::1" }]);
     let slices = [
@@ -252,7 +252,7 @@ fn a_pod_of_two_families_is_one_endpoint() {
 }
 
 #[test]
-fn who_wants_http_2_says_so_at_its_port() {
+fn app_protocol_h2c_selects_http2() {
     let h2c = json!("kubernetes.io/h2c");
     let of = |service: Value, slice_port: Value| {
         let slices = [slice_of("a", slice_port, &[("10.0.0.1", None, conditions(true))])];
@@ -262,7 +262,7 @@ fn who_wants_http_2_says_so_at_its_port() {
             &ServicePort::Number(80),
             &parsed(&slices),
             &[],
-            &Departed::default(),
+            &DeletedPods::default(),
             &Roles::default(),
         );
         found.endpoints[0].protocol
@@ -277,14 +277,14 @@ fn who_wants_http_2_says_so_at_its_port() {
 }
 
 #[test]
-fn a_gate_that_a_pod_declares_is_waited_for() {
-    let standing = |gates: Value, conditions: Value| {
+fn unmet_readiness_gate_is_gated() {
+    let state = |gates: Value, conditions: Value| {
         let mut pod = pod_at("one", "10.0.0.1", false);
         pod["spec"]["readinessGates"] = gates;
         pod["status"]["conditions"] = conditions;
         let service = serde_json::from_value(service_with(json!({}))).unwrap();
         let port = ServicePort::Number(80);
-        let none = Departed::default();
+        let none = DeletedPods::default();
         let found = merge::service(&service, &port, &[], &parsed(&[pod]), &none, &Roles::default());
         let DiscoveredEndpoint { ready, gated, .. } = found.endpoints[0];
         (ready, gated)
@@ -301,12 +301,12 @@ fn a_gate_that_a_pod_declares_is_waited_for() {
         (json!([]), json!([containers, unready]), (false, false)),
         (Value::Null, json!([met("False"), unready]), (false, false)),
     ] {
-        assert_eq!(standing(gates, conditions.clone()), expected, "{conditions}");
+        assert_eq!(state(gates, conditions.clone()), expected, "{conditions}");
     }
 }
 
 #[test]
-fn roles_are_told_by_labels_and_not_by_slices() {
+fn roles_follow_pod_labels_not_slices() {
     let of = |role: &str, ip: &str| {
         let mut pod = pod_at(role, ip, true);
         pod["metadata"]["labels"]["role"] = role.into();
@@ -325,7 +325,7 @@ fn roles_are_told_by_labels_and_not_by_slices() {
             &port,
             &parsed(std::slice::from_ref(&slice)),
             &parsed(&pods),
-            &Departed::default(),
+            &DeletedPods::default(),
             &roles,
         )
     };
@@ -339,7 +339,7 @@ fn roles_are_told_by_labels_and_not_by_slices() {
 }
 
 #[test]
-fn there_is_a_bound() {
+fn endpoints_are_capped() {
     let pods: Vec<_> = (0..5000)
         .map(|at| pod_at(&format!("p{at}"), &format!("10.1.{}.{}", at / 250, at % 250), true))
         .collect();
@@ -349,14 +349,14 @@ fn there_is_a_bound() {
         &ServicePort::Number(80),
         &[],
         &parsed(&pods),
-        &Departed::default(),
+        &DeletedPods::default(),
         &Roles::default(),
     );
-    assert_eq!(found.endpoints.len(), merge::MOST);
+    assert_eq!(found.endpoints.len(), merge::MAX_ENDPOINTS);
 }
 
 #[test]
-fn a_pool_says_which_pods_and_ports() {
+fn pool_lists_pods_and_ports() {
     let read = |spec: Value| {
         let pool = json!({ "metadata": { "name": "tiny", "namespace": "ml" }, "apiVersion": "x", "kind": "x", "spec": spec });
         pool::read(&serde_json::from_value(pool).unwrap())
@@ -381,7 +381,7 @@ fn a_pool_says_which_pods_and_ports() {
         ),
         (
             json!({ "selector": { "matchLabels": { "app": 7 } }, "targetPorts": [{ "number": 1 }] }),
-            "has a label in its selector that is no text",
+            "has a label in its selector that is not a string",
         ),
     ] {
         assert_eq!(read(spec), Err(why));
@@ -395,13 +395,13 @@ proptest! {
     /// Whatever pods and slices say, and in whatever order: the addresses are sorted and each is there once; a pod that
     /// is known has the last word on itself; what only slices know stands as the best of them says.
     #[test]
-    fn slices_and_pods_in_any_mixture(
+    fn merge_of_random_slices_and_pods_is_sound(
         pods in prop::collection::vec((0..6_u8, 0..4_u8), 0..8),
         slices in prop::collection::vec(prop::collection::vec((0..6_u8, 0..3_u8, 0..8_u8), 0..6), 0..4),
         seed: u64,
     ) {
         let ip = |at: u8| format!("10.0.0.{at}");
-        let standing = |how: u8| json!({ "ready": how > 0, "serving": how == 2, "terminating": how == 0 });
+        let state = |how: u8| json!({ "ready": how > 0, "serving": how == 2, "terminating": how == 0 });
         let of_pods: Vec<Value> = pods.iter().enumerate().map(|(index, (at, how))| {
             let mut pod = pod_at(&index.to_string(), &ip(*at), *how == 2);
             match how {
@@ -413,12 +413,12 @@ proptest! {
         }).collect();
         let mut of_slices: Vec<Value> = slices.iter().enumerate().map(|(index, endpoints)| {
             let endpoints: Vec<_> = endpoints.iter().map(|(at, how, pod)| (ip(*at), *how, pod.to_string())).collect();
-            let endpoints: Vec<_> = endpoints.iter().map(|(ip, how, pod)| (&**ip, Some(&**pod), standing(*how))).collect();
+            let endpoints: Vec<_> = endpoints.iter().map(|(ip, how, pod)| (&**ip, Some(&**pod), state(*how))).collect();
             slice_of(&index.to_string(), port(8000), &endpoints)
         }).collect();
         let service: Service = serde_json::from_value(service_with(json!({}))).unwrap();
         let merge = |slices: &[Value], pods: &[Value]| {
-            merge::service(&service, &ServicePort::Number(80), &parsed(slices), &parsed(pods), &Departed::default(), &Roles::default()).endpoints
+            merge::service(&service, &ServicePort::Number(80), &parsed(slices), &parsed(pods), &DeletedPods::default(), &Roles::default()).endpoints
         };
         let found = merge(&of_slices, &of_pods);
         let ips: Vec<IpAddr> =
@@ -448,9 +448,9 @@ proptest! {
     }
 }
 
-// === followed through an API server ===
+// === discovery through an API server ===
 
-struct Followed {
+struct DiscoveryTest {
     api: FakeApi,
     endpoints: Endpoints,
     found: watch::Receiver<Arc<Discovered>>,
@@ -464,7 +464,7 @@ fn tiny() -> ClusterTarget {
     target(EndpointSource::Service { name: "tiny".into(), port: ServicePort::Number(80) })
 }
 
-impl Followed {
+impl DiscoveryTest {
     async fn new(target: ClusterTarget) -> Self {
         let api = FakeApi::start().await;
         let cluster = api.cluster();
@@ -485,126 +485,128 @@ impl Followed {
 }
 
 #[tokio::test]
-async fn events_in_an_awkward_order_lead_to_what_there_is() {
-    let mut followed = Followed::new(tiny()).await;
-    followed.finds(Err("the Service ml/tiny does not exist")).await;
+async fn unordered_events_converge() {
+    let mut discovery = DiscoveryTest::new(tiny()).await;
+    discovery.finds(Err("the Service ml/tiny does not exist")).await;
     // A slice before its Service, and a pod before its slice.
     let slice = |ready| slice_of("tiny-a", port(8000), &[("10.0.0.1", Some("one"), conditions(ready))]);
-    followed.api.put(SLICES, slice(true));
-    followed.api.put(SERVICES, service_with(json!({})));
-    followed.finds(Ok("10.0.0.1:8000")).await;
-    followed.api.put(PODS, pod_at("one", "10.0.0.1", false));
-    followed.finds(Ok("10.0.0.1:8000!")).await;
-    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
-    followed.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
-    followed.api.put(PODS, terminating(pod_at("one", "10.0.0.1", true)));
-    followed.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
+    discovery.api.put(SLICES, slice(true));
+    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.finds(Ok("10.0.0.1:8000")).await;
+    discovery.api.put(PODS, pod_at("one", "10.0.0.1", false));
+    discovery.finds(Ok("10.0.0.1:8000!")).await;
+    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
+    discovery.api.put(PODS, terminating(pod_at("one", "10.0.0.1", true)));
+    discovery.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
     // The pod is gone, and the slice does not know yet.
-    followed.api.delete(PODS, "one");
-    followed.finds(Ok("10.0.0.2:8000")).await;
-    followed.api.put(SLICES, slice(false));
-    followed.api.put(PODS, pod_at("two", "10.0.0.2", false));
-    followed.finds(Ok("10.0.0.2:8000!")).await;
-    followed.api.delete(SLICES, "tiny-a");
-    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
-    followed.finds(Ok("10.0.0.2:8000")).await;
+    discovery.api.delete(PODS, "one");
+    discovery.finds(Ok("10.0.0.2:8000")).await;
+    discovery.api.put(SLICES, slice(false));
+    discovery.api.put(PODS, pod_at("two", "10.0.0.2", false));
+    discovery.finds(Ok("10.0.0.2:8000!")).await;
+    discovery.api.delete(SLICES, "tiny-a");
+    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.finds(Ok("10.0.0.2:8000")).await;
     // Another selector, another port.
     let mut other = pod_at("other", "10.0.0.9", true);
     other["metadata"]["labels"]["app"] = "other".into();
-    followed.api.put(PODS, other);
+    discovery.api.put(PODS, other);
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 9000 }]);
-    followed.api.put(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
-    followed.finds(Ok("10.0.0.9:9000")).await;
-    followed.api.delete(SERVICES, "tiny");
-    followed.finds(Err("the Service ml/tiny does not exist")).await;
-    followed.api.put(SERVICES, service_with(json!({})));
-    followed.finds(Ok("10.0.0.2:8000")).await;
+    discovery.api.put(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
+    discovery.finds(Ok("10.0.0.9:9000")).await;
+    discovery.api.delete(SERVICES, "tiny");
+    discovery.finds(Err("the Service ml/tiny does not exist")).await;
+    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.finds(Ok("10.0.0.2:8000")).await;
 }
 
 #[tokio::test]
-async fn what_changes_nothing_is_not_told() {
-    let mut followed = Followed::new(tiny()).await;
-    followed.api.put(SERVICES, service_with(json!({})));
-    followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
-    followed.finds(Ok("10.0.0.1:8000")).await;
-    followed.api.watches(3).await;
-    followed.found.mark_unchanged();
+async fn irrelevant_change_is_not_published() {
+    let mut discovery = DiscoveryTest::new(tiny()).await;
+    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.finds(Ok("10.0.0.1:8000")).await;
+    discovery.api.watches(3).await;
+    discovery.found.mark_unchanged();
     let mut renamed = pod_at("one", "10.0.0.1", true);
     renamed["metadata"]["labels"]["version"] = "2".into();
-    followed.api.put(PODS, renamed);
-    let before = followed.found.borrow().clone();
-    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
-    followed.found.changed().await.unwrap();
-    let after = followed.found.borrow_and_update().clone();
+    discovery.api.put(PODS, renamed);
+    let before = discovery.found.borrow().clone();
+    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.found.changed().await.unwrap();
+    let after = discovery.found.borrow_and_update().clone();
     assert_eq!((before.endpoints.len(), after.endpoints.len()), (1, 2), "the first change is the second pod");
 }
 
 #[tokio::test]
-async fn without_the_api_server_what_was_known_stays() {
-    let mut followed = Followed::new(tiny()).await;
-    followed.api.put(SERVICES, service_with(json!({})));
-    followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
-    followed.finds(Ok("10.0.0.1:8000")).await;
-    followed.api.watches(3).await;
-    let lists = followed.api.lists();
-    followed.found.mark_unchanged();
-    let address = followed.api.go_away().await;
-    followed.api.put(PODS, pod_at("two", "10.0.0.2", true));
-    followed.api.come_back(address).await;
-    followed.found.changed().await.unwrap();
-    assert_eq!(shown(&followed.found.borrow()), is("10.0.0.1:8000 10.0.0.2:8000"), "and nothing in between");
-    assert_eq!(followed.api.lists(), lists, "it goes on where it was");
+async fn api_server_outage_keeps_last_state() {
+    let mut discovery = DiscoveryTest::new(tiny()).await;
+    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.finds(Ok("10.0.0.1:8000")).await;
+    discovery.api.watches(3).await;
+    let lists = discovery.api.lists();
+    discovery.found.mark_unchanged();
+    let address = discovery.api.go_away().await;
+    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.come_back(address).await;
+    discovery.found.changed().await.unwrap();
+    assert_eq!(shown(&discovery.found.borrow()), is("10.0.0.1:8000 10.0.0.2:8000"), "and nothing in between");
+    assert_eq!(discovery.api.lists(), lists, "it goes on where it was");
 }
 
 #[tokio::test]
-async fn routes_share_what_is_watched_and_the_last_one_ends_it() {
-    let mut followed = Followed::new(tiny()).await;
-    followed.api.put(SERVICES, service_with(json!({})));
-    followed.finds(Ok("")).await;
-    followed.api.watches(3).await;
+async fn routes_share_watch_until_last_drop() {
+    let mut discovery = DiscoveryTest::new(tiny()).await;
+    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.finds(Ok("")).await;
+    discovery.api.watches(3).await;
     // Behind a gateway, too.
     let gateway = ClusterTarget { gateway: Some("http://envoy:80".into()), ..tiny() };
-    let second = followed.endpoints.watch(&gateway);
+    let second = discovery.endpoints.watch(&gateway);
     // Another port of the Service is found in the same objects.
     let name = ServicePort::Name("http".into());
     let mut third =
-        followed.endpoints.watch(&target(EndpointSource::Service { name: "tiny".into(), port: name }));
+        discovery.endpoints.watch(&target(EndpointSource::Service { name: "tiny".into(), port: name }));
     third.wait_for(|found| found.is_synced).await.unwrap();
-    followed.api.watches(3).await;
+    discovery.api.watches(3).await;
     drop((second, third));
-    followed.api.watches(3).await;
-    followed.found = watch::channel(Arc::default()).1;
-    followed.api.watches(0).await;
-    followed.found = followed.endpoints.watch(&tiny());
-    followed.finds(Ok("")).await;
-    followed.api.watches(3).await;
+    discovery.api.watches(3).await;
+    discovery.found = watch::channel(Arc::default()).1;
+    discovery.api.watches(0).await;
+    discovery.found = discovery.endpoints.watch(&tiny());
+    discovery.finds(Ok("")).await;
+    discovery.api.watches(3).await;
 }
 
 #[tokio::test]
-async fn a_pool_is_followed_like_a_service() {
-    let mut followed = Followed::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
-    followed.finds(Err("the InferencePool ml/tiny does not exist")).await;
-    followed.api.put(PODS, pod_at("one", "10.0.0.1", false));
+async fn pool_is_discovered_like_service() {
+    let mut discovery =
+        DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
+    discovery.finds(Err("the InferencePool ml/tiny does not exist")).await;
+    discovery.api.put(PODS, pod_at("one", "10.0.0.1", false));
     let pool = |spec: Value| {
         json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
             "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec })
     };
-    followed.api.put(POOLS, pool(json!({ "selector": 7 })));
+    discovery.api.put(POOLS, pool(json!({ "selector": 7 })));
     let why = "the InferencePool ml/tiny selects no pods: it has no spec.selector.matchLabels";
-    followed.finds(Err(why)).await;
+    discovery.finds(Err(why)).await;
     let selector = json!({ "matchLabels": { "app": "tiny" } });
-    followed.api.put(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
-    followed.finds(Ok("10.0.0.1:8000!")).await;
-    followed.api.put(PODS, pod_at("one", "10.0.0.1", true));
-    followed.finds(Ok("10.0.0.1:8000")).await;
+    discovery.api.put(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
+    discovery.finds(Ok("10.0.0.1:8000!")).await;
+    discovery.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.finds(Ok("10.0.0.1:8000")).await;
 }
 
 #[tokio::test]
-async fn only_the_active_ports_of_a_pod_are_endpoints() {
-    let mut followed = Followed::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
+async fn inactive_ports_are_no_endpoints() {
+    let mut discovery =
+        DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
     let ports: Vec<_> = (8000..8004).map(|port| json!({ "number": port })).collect();
     let spec = json!({ "selector": { "matchLabels": { "app": "tiny" } }, "targetPorts": ports });
-    followed.api.put(
+    discovery.api.put(
         POOLS,
         json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
         "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec }),
@@ -627,16 +629,16 @@ async fn only_the_active_ports_of_a_pod_are_endpoints() {
         (json!({ new: "" }), ""),
         (json!({ "other": "8000" }), all),
     ] {
-        followed.api.put(PODS, of(annotations));
-        followed.finds(Ok(expected)).await;
+        discovery.api.put(PODS, of(annotations));
+        discovery.finds(Ok(expected)).await;
     }
 }
 
 // === pods that have ended ===
 
 #[test]
-fn a_pod_is_dead_when_it_ended_or_vanished_terminating() {
-    let mut dead = Dead::default();
+fn pod_ended_or_deleted_terminating_is_dead() {
+    let mut dead = DeadAddresses::default();
     let mut now = |pods: &[Value], is_synced: bool, endpoints: &[&str]| {
         let endpoints: Vec<_> = endpoints
             .iter()

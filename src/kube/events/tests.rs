@@ -7,7 +7,7 @@ const ROUTE: &str = "/apis/anteroom.dev/v1alpha1/namespaces/team-a/modelroutes/c
 
 fn notice(note: &str) -> Notice {
     Notice {
-        about: About::Route("team-a/chat".into()),
+        about: EventSubject::Route("team-a/chat".into()),
         is_warning: true,
         reason: "ImagePull",
         note: note.into(),
@@ -20,16 +20,16 @@ fn server() -> StandIn {
     server
 }
 
-/// As many as there are once all that was told has been written.
+/// Waits for the events to be written.
 async fn written(server: &StandIn) -> Vec<Value> {
     tokio::time::sleep(Duration::from_millis(100)).await;
     server.objects("/events/")
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_is_at_the_object_of_the_route() {
+async fn event_refers_to_route_object() {
     let server = server();
-    server.cluster().events().tell(notice("no such image"));
+    server.cluster().events().publish(notice("no such image"));
     let [event] = written(&server).await.try_into().unwrap();
     assert_eq!(
         (&event["reason"], &event["type"], &event["note"]),
@@ -44,27 +44,27 @@ async fn an_event_is_at_the_object_of_the_route() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_told_again_is_counted_once_a_minute() {
+async fn repeated_event_is_counted_once_a_minute() {
     let server = server();
     let cluster = server.cluster();
     let events = cluster.events();
     for _ in 0..5 {
-        events.tell(notice("no such image"));
+        events.publish(notice("no such image"));
     }
     let [event] = written(&server).await.try_into().unwrap();
     assert_eq!(event["series"], Value::Null, "5 in the same minute");
     tokio::time::advance(Duration::from_secs(60)).await;
-    events.tell(notice("no such image"));
+    events.publish(notice("no such image"));
     let [event] = written(&server).await.try_into().unwrap();
     assert_eq!(event["series"]["count"], 6);
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_several_replicas_one_is_heard() {
+async fn replicas_publish_one_event() {
     let server = server();
     let clusters = [server.cluster(), server.cluster()];
     for cluster in &clusters {
-        cluster.events().tell(notice("no such image"));
+        cluster.events().publish(notice("no such image"));
     }
     // In the very moment in which ten minutes end they are two.
     assert!(written(&server).await.len() <= 2);
@@ -74,35 +74,35 @@ async fn of_several_replicas_one_is_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_has_so_many_and_no_more() {
+async fn events_per_object_are_rate_limited() {
     let server = server();
     let cluster = server.cluster();
     let events = cluster.events();
-    let told =
-        |from: u32| (from..from + 30).for_each(|number| events.tell(notice(&format!("reason {number}"))));
-    told(0);
+    let published =
+        |from: u32| (from..from + 30).for_each(|number| events.publish(notice(&format!("reason {number}"))));
+    published(0);
     assert_eq!(written(&server).await.len(), 10, "at once");
     tokio::time::advance(Duration::from_secs(90)).await;
-    told(30);
+    published(30);
     assert_eq!(written(&server).await.len(), 13, "one more each 30 s: 90 / 30");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_no_object_or_no_right_is_forgotten() {
+async fn event_without_object_or_right_is_dropped() {
     let server = server();
     let cluster = server.cluster();
     let events = cluster.events();
-    events.tell(Notice { about: About::Route("team-a/gone".into()), ..notice("x") });
+    events.publish(Notice { about: EventSubject::Route("team-a/gone".into()), ..notice("x") });
     server.forbid("POST", "events");
-    events.tell(notice("x"));
+    events.publish(notice("x"));
     assert!(written(&server).await.is_empty());
     server.allow_all();
-    events.tell(notice("x"));
+    events.publish(notice("x"));
     assert_eq!(written(&server).await.len(), 1, "and the next one is written");
 }
 
 #[test]
-fn a_long_note_is_cut_where_the_api_would_refuse_it() {
+fn long_note_is_truncated() {
     let now = Timestamp::from_second(0).unwrap();
     let note = event(&notice(&"é".repeat(1000)), ObjectReference::default(), "a", now).note.unwrap();
     assert!(note.len() <= 1024 && note.ends_with('…'), "{}", note.len());

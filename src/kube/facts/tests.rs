@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     domain::{ClusterTarget, EndpointSource, ObstacleKind, ServicePort, Workload},
-    kube::{Endpoints, reasons::Seen, scaled_objects::PAUSED, stand_in::StandIn},
+    kube::{Endpoints, reasons::ProxyView, scaled_objects::PAUSED, stand_in::StandIn},
     state::NoDiscovery,
 };
 
@@ -48,7 +48,7 @@ fn service() -> Value {
         "spec": { "selector": { "app": "vllm" }, "ports": [{ "port": 8000 }] } })
 }
 
-struct Stage {
+struct FactsTest {
     server: StandIn,
     facts: watch::Receiver<Arc<AllFacts>>,
     _routes: watch::Sender<Arc<Vec<Arc<Route>>>>,
@@ -56,7 +56,7 @@ struct Stage {
     _cluster: Cluster,
 }
 
-impl Stage {
+impl FactsTest {
     fn new(routes: &[&str]) -> Self {
         let server = StandIn::default();
         let cluster = server.cluster();
@@ -75,22 +75,22 @@ impl Stage {
     async fn says(&mut self, route: &str, kind: Option<ObstacleKind>) -> String {
         let key = RouteKey::from(route);
         let waiting = self.facts.wait_for(|facts| {
-            let obstacle = facts.get(&key).and_then(|facts| facts.obstacle(&key, &Seen::default()));
+            let obstacle = facts.get(&key).and_then(|facts| facts.obstacle(&key, &ProxyView::default()));
             facts.contains_key(&key) && obstacle.map(|trouble| trouble.kind) == kind
         });
         let facts = tokio::time::timeout(Duration::from_secs(60), waiting).await;
         let facts = facts.unwrap_or_else(|_| panic!("not {kind:?} of {route}")).unwrap();
         facts[&key]
-            .obstacle(&key, &Seen::default())
+            .obstacle(&key, &ProxyView::default())
             .map(|trouble| trouble.message.to_string())
             .unwrap_or_default()
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_happens_to_a_route_is_followed_from_its_scaled_object_to_its_pods() {
+async fn facts_follow_scaled_object_to_pods() {
     use ObstacleKind::{AutoscalingPaused, ImagePull, NoScaledObject};
-    let mut stage = Stage::new(&["team-a/chat"]);
+    let mut stage = FactsTest::new(&["team-a/chat"]);
     stage.says("team-a/chat", Some(NoScaledObject)).await;
     stage.server.put(DEPLOYMENT, deployment(0));
     stage.server.put(SCALED_OBJECT, scaled_object("true", "chat"));
@@ -118,8 +118,8 @@ async fn what_happens_to_a_route_is_followed_from_its_scaled_object_to_its_pods(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_route_of_the_file_is_named_from_any_namespace_where_there_is_no_other_of_the_name() {
-    let mut stage = Stage::new(&["chat", "team-a/other"]);
+async fn file_route_can_be_named_from_any_namespace() {
+    let mut stage = FactsTest::new(&["chat", "team-a/other"]);
     stage.server.put(SCALED_OBJECT, scaled_object("true", "chat"));
     stage.says("chat", Some(ObstacleKind::AutoscalingPaused)).await;
     stage.says("team-a/other", Some(ObstacleKind::NoScaledObject)).await;
@@ -128,7 +128,7 @@ async fn a_route_of_the_file_is_named_from_any_namespace_where_there_is_no_other
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_keda_that_is_said() {
+async fn missing_keda_is_reported() {
     let server = StandIn::default();
     server.lack("keda.sh");
     let cluster = server.cluster();
@@ -137,7 +137,7 @@ async fn without_keda_that_is_said() {
     let pods = Pods::new(cluster.clone());
     let scaled = cluster.scaled_objects();
     let facts = cluster.facts(routes.subscribe(), scaled, refusals.subscribe(), pods, Arc::new(NoDiscovery));
-    let mut stage = Stage { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster };
+    let mut stage = FactsTest { server, facts, _routes: routes, _refusals: refusals, _cluster: cluster };
     let message = stage.says("team-a/chat", Some(ObstacleKind::NoScaledObject)).await;
     assert!(message.contains("KEDA is not installed"), "{message}");
     stage.server.install_all();
@@ -146,36 +146,36 @@ async fn without_keda_that_is_said() {
 }
 
 #[test]
-fn who_scales_a_url_may_be_anything() {
+fn url_route_is_not_a_cluster_route() {
     let to_pods = route("team-a/chat");
     let to_url = Route { target: Target::Url("http://vllm:8000".into()), ..to_pods.clone() };
     let obstacle = |route: &Route| {
-        of_scaling(route, &[], Keda::Known)
-            .obstacle(&route.name, &Seen::default())
+        scaling_facts(route, &[], Keda::Known)
+            .obstacle(&route.name, &ProxyView::default())
             .map(|trouble| trouble.kind)
     };
     assert_eq!((obstacle(&to_pods), obstacle(&to_url)), (Some(ObstacleKind::NoScaledObject), None));
 }
 
 #[test]
-fn what_is_scaled_is_what_the_route_names_else_what_its_scaled_objects_do() {
+fn route_workload_precedes_scaled_objects() {
     let object: ScaledObject = serde_json::from_value(scaled_object("false", "chat")).unwrap();
     let trigger = object.triggers().next().unwrap();
     let scaled = [(&object, trigger)];
-    let mut of_cluster = route("team-a/chat");
+    let mut cluster_route = route("team-a/chat");
     let names = |route: &Route, scaled: &[_]| {
         workloads(route, scaled).into_iter().map(|workload| workload.full_name()).collect::<Vec<_>>()
     };
-    assert_eq!(names(&of_cluster, &scaled), ["Deployment `team-a/vllm`"]);
-    assert_eq!(names(&of_cluster, &[]), [""; 0]);
+    assert_eq!(names(&cluster_route, &scaled), ["Deployment `team-a/vllm`"]);
+    assert_eq!(names(&cluster_route, &[]), [""; 0]);
     let workload = Workload { api_version: "apps/v1".into(), kind: "StatefulSet".into(), name: "own".into() };
-    of_cluster.workload = Some(workload);
-    assert_eq!(names(&of_cluster, &scaled), ["StatefulSet `team-a/own`"]);
+    cluster_route.workload = Some(workload);
+    assert_eq!(names(&cluster_route, &scaled), ["StatefulSet `team-a/own`"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn evicted_pod_leaves_the_word_to_the_scheduler() {
-    let mut stage = Stage::new(&["team-a/chat"]);
+async fn evicted_pod_defers_to_scheduler_reason() {
+    let mut stage = FactsTest::new(&["team-a/chat"]);
     let pod = |name: &str, created: &str, status: Value| {
         json!({
             "metadata": { "name": name, "namespace": "team-a", "labels": { "app": "vllm" }, "creationTimestamp": created,

@@ -1,4 +1,4 @@
-//! From an object of the Add-on to a route.
+//! Converts an InterceptorRoute to a route.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,36 +20,35 @@ use crate::{
     kube::{go_duration, model_route::service_port},
 };
 
-/// What else of the cluster an object speaks of.
+/// Access to the objects that an InterceptorRoute refers to.
 pub(in crate::kube) trait References {
-    /// The content of a ConfigMap of the namespace, if there is one that is meant for bodies.
+    /// Returns the content of a ConfigMap labelled as response bodies.
     fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, bytes::Bytes>>;
-    /// A Service of the namespace, if there is one that may be seen.
+    /// Returns a Service, if it exists and may be listed.
     fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>>;
 }
 
-/// A route, and what is to be said of how it was read.
-pub(in crate::kube) struct Read {
-    /// The route.
+/// A converted route with warnings.
+pub(in crate::kube) struct ConvertedRoute {
     pub(in crate::kube) route: Route,
-    /// What is not as somebody may think.
+    /// Warnings for the author of the object.
     pub(in crate::kube) remarks: Vec<String>,
 }
 
-/// A value per replica that one replica always meets, for objects that do not scale by concurrency.
+/// Target value per replica that a single replica always meets, for objects that do not scale by concurrency.
 const NO_TARGET: u32 = 1_000_000;
-/// Makes us probe pods that are not ready yet at this path. Without it we do not: which path says that an application
-/// takes requests is known for model servers alone.
-pub(in crate::kube) const PROBE: &str = "anteroom.dev/probe";
+/// Annotation: path at which unready pods are probed. Without it they are not, as no default path is known for
+/// applications other than model servers.
+pub(in crate::kube) const PROBE_ANNOTATION: &str = "anteroom.dev/probe";
 
 // === impl InterceptorRoute ===
 
 impl InterceptorRoute {
-    /// The route that the object describes.
+    /// Converts the object.
     ///
     /// # Errors
-    /// When it is none: what is wrong, with its key.
-    pub(in crate::kube) fn to_route(&self, references: &impl References) -> Result<Read, String> {
+    /// Returns the key and the reason if the object is invalid.
+    pub(in crate::kube) fn to_route(&self, references: &impl References) -> Result<ConvertedRoute, String> {
         let namespace = self.metadata.namespace.as_deref().unwrap_or_default();
         let name = self.metadata.name.as_deref().unwrap_or_default();
         let spec = &self.spec;
@@ -60,7 +59,7 @@ impl InterceptorRoute {
         let target = ClusterTarget {
             namespace: namespace.to_owned(),
             source: EndpointSource::Service {
-                name: spec.target.named("spec.target")?.to_owned(),
+                name: spec.target.service_name("spec.target")?.to_owned(),
                 port: service_port(spec.target.port, spec.target.port_name.as_deref())
                     .map_err(|error| format!("spec.target: {error}"))?,
             },
@@ -69,7 +68,7 @@ impl InterceptorRoute {
         };
         let mut reader = Reader { namespace, references, remarks };
         let intercept = reader.intercept(spec)?;
-        let probed = self.metadata.annotations.as_ref().and_then(|notes| notes.get(PROBE));
+        let probed = self.metadata.annotations.as_ref().and_then(|notes| notes.get(PROBE_ANNOTATION));
         let readiness = Readiness {
             probe: probed.is_some(),
             path: probed.cloned().unwrap_or_else(|| Readiness::default().path),
@@ -93,7 +92,7 @@ impl InterceptorRoute {
             failure: <_>::default(),
             intercept: Some(Arc::new(intercept)),
         };
-        Ok(Read { route, remarks: reader.remarks })
+        Ok(ConvertedRoute { route, remarks: reader.remarks })
     }
 }
 
@@ -115,7 +114,7 @@ impl<R: References> Reader<'_, R> {
                 request: period(&spec.timeouts.request, "spec.timeouts.request")?,
                 response_header: period(&spec.timeouts.response_header, "spec.timeouts.responseHeader")?,
             },
-            // 0 is the Add-on's word for no bound; ours is the same as for an object that says nothing.
+            // 0 means unlimited in the Add-on; the limit of objects without a value applies here.
             max_pending: cold_start.max_pending_requests.filter(|most| *most > 0),
             overflow: match cold_start.overflow.as_deref() {
                 Some("Placeholder") => Overflow::Placeholder,
@@ -152,12 +151,11 @@ impl<R: References> Reader<'_, R> {
         Ok(intercept)
     }
 
-    /// Where the fallback is. Requests go there by the name of the Service, so it must be one that leads to pods of its
-    /// namespace: an ExternalName leads to any host, whatever `kubernetes.allowedHosts` says. One that is not known may
-    /// be such a one.
+    /// Returns the authority of the fallback. The Service must select pods: an ExternalName could lead to any host
+    /// despite `kubernetes.allowedHosts`, and so could an unknown Service.
     fn fallback(&mut self, service: &ServiceRef) -> Result<Option<Arc<str>>, String> {
         let path = "spec.coldStart.fallback.service";
-        let name = service.named(path)?;
+        let name = service.service_name(path)?;
         let port = service_port(service.port, service.port_name.as_deref());
         let port = port.map_err(|error| format!("{path}: {error}"))?;
         match self.port_of(name, &port) {
@@ -172,15 +170,15 @@ impl<R: References> Reader<'_, R> {
     fn port_of(&self, name: &str, port: &ServicePort) -> Result<u16, String> {
         let Some(service) = self.references.service(self.namespace, name) else {
             return Err(format!(
-                "there is no Service {name}, or no right to list Services, so there is no fallback: create it, or \
-                 allow list and watch on services"
+                "the Service {name} does not exist or cannot be listed, so there is no fallback: create it, or \
+                 grant list and watch on services"
             ));
         };
         let spec = service.spec.as_ref();
         if spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
             return Err(format!(
-                "the Service {name} is an ExternalName, which may lead anywhere, so there is no fallback: name a \
-                 Service that has pods"
+                "the Service {name} is an ExternalName, which may resolve to any host, so there is no fallback: use a \
+                 Service that selects pods"
             ));
         }
         match port {
@@ -207,7 +205,7 @@ impl<R: References> Reader<'_, R> {
     fn file(&mut self, from: &ConfigMapKey, path: &str) -> StaticBody {
         let Some(files) = self.references.config_map(self.namespace, &from.name) else {
             self.remarks.push(format!(
-                "{path}.bodyFromConfigMap: there is no ConfigMap {} with the label {BODIES}, or no right to list ConfigMaps",
+                "{path}.bodyFromConfigMap: no ConfigMap {} with the label {BODY_LABEL} exists, or ConfigMaps cannot be listed",
                 from.name
             ));
             return StaticBody::Missing;
@@ -224,13 +222,13 @@ impl<R: References> Reader<'_, R> {
     }
 }
 
-/// What a ConfigMap must be labelled with, for bodies to be read from it.
-pub(in crate::kube) const BODIES: &str = "http.keda.sh/response-body=true";
+/// Label required of ConfigMaps with response bodies.
+pub(in crate::kube) const BODY_LABEL: &str = "http.keda.sh/response-body=true";
 
 // === impl ServiceRef ===
 
 impl ServiceRef {
-    fn named(&self, path: &str) -> Result<&str, String> {
+    fn service_name(&self, path: &str) -> Result<&str, String> {
         if self.service.is_empty() { Err(format!("{path}: names no Service")) } else { Ok(&self.service) }
     }
 }
@@ -268,7 +266,8 @@ fn matchers(rules: &[Rule]) -> Vec<Matcher> {
 
 impl Rule {
     fn to_matcher(&self) -> Matcher {
-        // As the Add-on reads them: hosts without port, an empty one for any; paths as segments, however they begin.
+        // Semantics of the Add-on: hosts without port, empty for any; paths as segments, with or without a leading
+        // slash.
         let host = |given: &String| match without_port(given) {
             "" => "*".to_owned(),
             name => name.to_ascii_lowercase(),
@@ -297,13 +296,13 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// The longest of our waits, for those that ask for more.
-const LONGEST: Period = Period::from_secs(30 * 24 * 60 * 60);
+/// Upper bound of periods; longer ones are capped.
+const MAX_PERIOD: Period = Period::from_secs(30 * 24 * 60 * 60);
 
 fn period(text: &Option<String>, key: &str) -> Result<Option<Period>, String> {
     let Some(text) = text else { return Ok(None) };
     match go_duration::parse(text) {
-        Some(duration) => Ok(Some(Period::from(duration).min(LONGEST))),
+        Some(duration) => Ok(Some(Period::from(duration).min(MAX_PERIOD))),
         None => Err(format!("{key}: \"{text}\" is not a duration, such as 300ms, 20s or 1h30m")),
     }
 }

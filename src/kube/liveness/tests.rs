@@ -16,13 +16,13 @@ fn pod(name: &str) -> Value {
     json!({ "metadata": { "name": name, "namespace": "ml" }, "spec": { "containers": [] } })
 }
 
-struct Stage {
+struct LivenessTest {
     server: StandIn,
     cluster: Cluster,
     pods: Watched<Pod>,
 }
 
-impl Stage {
+impl LivenessTest {
     async fn new() -> Self {
         let server = StandIn::default();
         let cluster = server.cluster();
@@ -32,7 +32,7 @@ impl Stage {
         stage
     }
 
-    /// Puts a pod, and says how long it took until that was heard of.
+    /// Creates a pod, and returns the time until it is observed.
     async fn put(&mut self, name: &str) -> Duration {
         let began = Instant::now();
         self.server.put(&format!("{PODS}/{name}"), pod(name));
@@ -50,7 +50,7 @@ impl Stage {
 
 #[tokio::test(start_paused = true)]
 async fn half_open_watch_is_replaced_within_30_s() {
-    let mut stage = Stage::new().await;
+    let mut stage = LivenessTest::new().await;
     stage.server.fall_silent();
     let took = stage.put("b").await;
     // 20 s that a watch lasts, up to 4 by chance, 3 of margin; then a pause of 0.2 to 0.4 s.
@@ -60,8 +60,8 @@ async fn half_open_watch_is_replaced_within_30_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_open_connection_of_the_next_try_is_given_up_too() {
-    let mut stage = Stage::new().await;
+async fn half_open_connection_of_retry_is_abandoned() {
+    let mut stage = LivenessTest::new().await;
     stage.server.fall_silent();
     stage.server.swallow(1);
     let took = stage.put("b").await;
@@ -71,7 +71,7 @@ async fn half_open_connection_of_the_next_try_is_given_up_too() {
 
 #[tokio::test(start_paused = true)]
 async fn quiet_watches_are_not_lost() {
-    let mut stage = Stage::new().await;
+    let mut stage = LivenessTest::new().await;
     for _ in 0..60 {
         sleep(Duration::from_secs(60)).await;
         assert_eq!(stage.cluster.liveness().trouble(Some("ml")), None);
@@ -81,18 +81,21 @@ async fn quiet_watches_are_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lost_watch_is_told_of_where_it_matters() {
-    let mut stage = Stage::new().await;
+async fn lost_watch_is_reported_where_it_matters() {
+    let mut stage = LivenessTest::new().await;
     stage.server.fall_silent();
     stage.server.swallow(usize::MAX);
-    let trouble = |stage: &Stage, namespace| stage.cluster.liveness().trouble(namespace);
+    let trouble = |stage: &LivenessTest, namespace| stage.cluster.liveness().trouble(namespace);
     let began = Instant::now();
     while trouble(&stage, Some("ml")).is_none() {
         sleep(Duration::from_millis(100)).await;
     }
     assert!(began.elapsed() < Duration::from_secs(34), "{:?}: 28, and it has lasted 5", began.elapsed());
     let told = trouble(&stage, Some("ml")).unwrap();
-    assert!(told.contains("Changes of pods") && told.contains("has sent nothing for"), "{told}");
+    assert!(
+        told.contains("The watch of pods is interrupted") && told.contains("has sent nothing for"),
+        "{told}"
+    );
     assert_eq!((trouble(&stage, Some("other")), stage.counts()), (None, (0, 1, 1)));
     stage.server.swallow(0);
     stage.put("b").await;
@@ -100,26 +103,26 @@ async fn lost_watch_is_told_of_where_it_matters() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn watch_that_nobody_wants_any_more_is_forgotten() {
-    let stage = Stage::new().await;
+async fn unwanted_lost_watch_is_dropped() {
+    let stage = LivenessTest::new().await;
     stage.server.fall_silent();
     stage.server.swallow(usize::MAX);
     sleep(Duration::from_secs(35)).await;
-    let Stage { cluster, pods, server: _server } = stage;
+    let LivenessTest { cluster, pods, server: _server } = stage;
     assert!(cluster.liveness().trouble(None).is_some());
     drop(pods);
-    sleep(FORGOTTEN).await;
+    sleep(ABANDONED_AFTER).await;
     assert_eq!((cluster.liveness().trouble(None), cluster.liveness().counts().2), (None, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn answer_that_stops_halfway_is_given_up_unless_it_is_a_log() {
+async fn stalled_answer_is_abandoned_unless_log() {
     use futures_util::AsyncBufReadExt as _;
-    let stage = Stage::new().await;
+    let stage = LivenessTest::new().await;
     stage.server.swallow(1);
     let began = Instant::now();
     let listed = stage.cluster.api::<Pod>("ml").list(&<_>::default()).await;
-    let error = super::super::watch::chain(&listed.unwrap_err());
+    let error = super::super::watch::error_chain(&listed.unwrap_err());
     assert!(error.contains("did not answer within 30s"), "{error}");
     assert_eq!(began.elapsed().as_secs(), 30);
     let follow = kube::api::LogParams { follow: true, ..Default::default() };
@@ -131,14 +134,14 @@ async fn answer_that_stops_halfway_is_given_up_unless_it_is_a_log() {
 #[test]
 fn watches_last_longer_the_more_there_are() {
     let liveness = Arc::<Liveness>::default();
-    let lasts = |open: usize| {
+    let watch_duration = |open: usize| {
         liveness.open.store(open, Ordering::Relaxed);
         liveness.watch_secs()
     };
     for _ in 0..100 {
-        assert!((20..25).contains(&lasts(1)) && (20..25).contains(&lasts(100)));
-        assert!((200..205).contains(&lasts(1000)), "five a second begin again");
-        assert!((285..=290).contains(&lasts(100_000)));
+        assert!((20..25).contains(&watch_duration(1)) && (20..25).contains(&watch_duration(100)));
+        assert!((200..205).contains(&watch_duration(1000)), "five a second begin again");
+        assert!((285..=290).contains(&watch_duration(100_000)));
     }
     let uri: Uri = "/api/v1/pods?&watch=true&timeoutSeconds=290&allowWatchBookmarks=true".parse().unwrap();
     let uri = with_timeout(&uri, 20).unwrap();
@@ -146,13 +149,13 @@ fn watches_last_longer_the_more_there_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn busy_watch_is_not_cut_at_its_end() {
+async fn busy_watch_is_not_cut_at_its_timeout() {
     use http_body_util::BodyExt as _;
     let (frames, body) = tokio::sync::mpsc::unbounded_channel();
     let body = tokio_stream::wrappers::UnboundedReceiverStream::new(body);
     let body = http_body_util::StreamBody::new(body);
-    let bound = Some(Bound::new(Instant::now() + Duration::from_secs(23), MARGIN));
-    let mut body = LivelyBody { inner: Some(Box::pin(body)), bound, watch: None };
+    let deadline = Some(IdleDeadline::new(Instant::now() + Duration::from_secs(23), WATCH_MARGIN));
+    let mut body = LivenessBody { inner: Some(Box::pin(body)), deadline, watch: None };
     for _ in 0..30 {
         advance(Duration::from_secs(1)).await;
         frames.send(Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(b"{}")))).unwrap();
@@ -160,11 +163,11 @@ async fn busy_watch_is_not_cut_at_its_end() {
     }
     let last = Instant::now();
     assert!(body.frame().await.unwrap().is_err());
-    assert_eq!((last.elapsed(), body.frame().await.is_none()), (MARGIN, true));
+    assert_eq!((last.elapsed(), body.frame().await.is_none()), (WATCH_MARGIN, true));
 }
 
 #[tokio::test(start_paused = true)]
-async fn overloaded_api_server_is_told_of() {
+async fn overloaded_api_server_counts_as_loss() {
     use axum::http::StatusCode;
     for status in [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS] {
         let overloaded = axum::Router::new().fallback(async move || status);
@@ -172,7 +175,7 @@ async fn overloaded_api_server_is_told_of() {
         let began = Instant::now();
         assert!(cluster.api::<Pod>("ml").watch(&<_>::default(), "0").await.is_err());
         assert_eq!(began.elapsed(), Duration::ZERO, "it is not waited out where nobody sees it");
-        sleep(GRACE).await;
+        sleep(OBSTACLE_GRACE).await;
         let told = cluster.liveness().trouble(Some("ml")).unwrap();
         assert!(told.contains(status.as_str()), "{told}");
     }

@@ -9,7 +9,7 @@ fn spec(value: Value) -> ModelRouteSpec {
 }
 
 #[test]
-fn the_definition_of_the_chart_is_what_the_types_say() {
+fn chart_definition_matches_types() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/chart/anteroom/crds/modelroutes.yaml");
     let now = definition_yaml();
     if env::var_os("UPDATE_DOCS").is_some() {
@@ -24,7 +24,7 @@ fn the_definition_of_the_chart_is_what_the_types_say() {
 
 /// What an API server asks of a schema, as far as it matters for ours.
 #[test]
-fn the_schema_is_structural_and_has_no_defaults() {
+fn schema_is_structural_without_defaults() {
     fn look(schema: &Value, path: &str, is_value: bool) {
         let schema = schema.as_object().unwrap_or_else(|| panic!("{path}: {schema}"));
         for (key, value) in schema {
@@ -47,21 +47,21 @@ fn the_schema_is_structural_and_has_no_defaults() {
         assert!(typed, "{path} has no type: {schema:?}");
         assert!(!is_value || schema.contains_key("description"), "{path} has no description");
     }
-    look(&openapi(), "", false);
+    look(&schema_with_rules(), "", false);
     assert!(
         serde_json::from_value::<
             k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps,
-        >(openapi())
+        >(schema_with_rules())
         .is_ok()
     );
 }
 
 #[test]
-fn the_keys_are_those_of_a_route_in_the_file() {
+fn keys_equal_those_of_file_routes() {
     let file: serde_json::Value = serde_json::from_str(&crate::config::schema()).unwrap();
     let of_file = file["$defs"]["Route"]["properties"].as_object().unwrap().keys();
     let mut of_file = of_file.filter(|key| *key != "name").cloned().collect::<Vec<_>>();
-    let mut ours = openapi()["properties"]["spec"]["properties"]
+    let mut ours = schema_with_rules()["properties"]["spec"]["properties"]
         .as_object()
         .unwrap()
         .keys()
@@ -73,7 +73,7 @@ fn the_keys_are_those_of_a_route_in_the_file() {
 }
 
 #[test]
-fn an_object_means_what_the_same_route_in_the_file_means() {
+fn object_converts_like_file_route() {
     let route = spec(json!({
         "match": {"models": ["tiny"], "hosts": ["a.example.com"], "headers": {"x-team": "red"}},
         "target": {"service": {"name": "vllm", "port": 8000}},
@@ -101,7 +101,7 @@ fn an_object_means_what_the_same_route_in_the_file_means() {
 }
 
 #[test]
-fn a_target_is_one_of_three_and_a_port_one_of_two() {
+fn target_and_port_need_exactly_one_choice() {
     let target = |value: Value| {
         let target: RouteTarget = serde_json::from_value(value).map_err(|error| error.to_string())?;
         target.to_target("models").map(|target| match target {
@@ -127,7 +127,7 @@ fn a_target_is_one_of_three_and_a_port_one_of_two() {
         (json!({"url": "http://a:1", "inferencePool": {"name": "pool"}}), "exactly one of service"),
         (json!({"url": "http://a:1", "gateway": gateway}), "leave one of the two out"),
         (json!({"service": {"name": "vllm"}}), "spec.target.service: give exactly one of port"),
-        (json!({"service": {"name": "vllm", "port": 0}}), "0 is no port"),
+        (json!({"service": {"name": "vllm", "port": 0}}), "0 is not a port"),
         (json!({"service": {"name": "vllm", "port": 1, "portName": "http"}}), "exactly one of port"),
         (json!({"process": {"command": ["rm"]}}), "unknown field `process`"),
         (json!({"url": "http://a:1", "serve": {"role": "decode"}}), "serve and ready go with service or"),
@@ -144,10 +144,10 @@ fn a_target_is_one_of_three_and_a_port_one_of_two() {
 
 /// What stands between the marks of the page is written from the schema.
 #[test]
-fn the_page_has_every_key() {
+fn docs_page_lists_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/model-route.md");
     let page = fs::read_to_string(&path).unwrap();
-    let spec = &openapi()["properties"]["spec"];
+    let spec = &schema_with_rules()["properties"]["spec"];
     let sections = crate::config::sections();
     let meaning = |key: &str, property: &Value| {
         let text = property["description"].as_str().unwrap();

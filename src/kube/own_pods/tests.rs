@@ -57,14 +57,14 @@ fn starting() -> Value {
 }
 
 fn speak(own: &OwnPods, pods: &[Arc<Pod>]) -> Vec<(String, Option<ObstacleKind>)> {
-    let speaking = own.speaking(pods).into_iter();
-    speaking.map(|pod| (pod.name, pod.trouble.map(|trouble| trouble.kind))).collect()
+    let relevant = own.relevant(pods).into_iter();
+    relevant.map(|pod| (pod.name, pod.trouble.map(|trouble| trouble.kind))).collect()
 }
 
 const OF_VLLM: (&str, &str) = ("ReplicaSet", "vllm-5d4f9c");
 
 #[tokio::test]
-async fn evicted_pod_of_an_earlier_start_is_silent() {
+async fn evicted_pod_of_earlier_start_is_ignored() {
     let own = own_pods("Deployment", Some("vllm-5d4f9c"));
     let old = pod("old", OF_VLLM, BEFORE, evicted());
     let new = pod("new", OF_VLLM, SINCE, unschedulable());
@@ -73,7 +73,7 @@ async fn evicted_pod_of_an_earlier_start_is_silent() {
 }
 
 #[tokio::test]
-async fn failed_pod_of_this_start_speaks_while_alone() {
+async fn failed_pod_of_this_start_counts_while_alone() {
     let own = own_pods("Deployment", None);
     let status = json!({ "phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "no GPU" });
     let failed = pod("failed", OF_VLLM, SINCE, status);
@@ -86,7 +86,7 @@ async fn failed_pod_of_this_start_speaks_while_alone() {
 }
 
 #[tokio::test]
-async fn terminating_and_completed_pods_are_silent() {
+async fn terminating_and_completed_pods_are_ignored() {
     let own = own_pods("Deployment", None);
     let mut leaving = (*pod("leaving", OF_VLLM, SINCE, crash_loop())).clone();
     leaving.metadata.deletion_timestamp = leaving.metadata.creation_timestamp.clone();
@@ -95,7 +95,7 @@ async fn terminating_and_completed_pods_are_silent() {
 }
 
 #[tokio::test]
-async fn pods_of_other_owners_are_silent() {
+async fn pods_of_other_owners_are_ignored() {
     for (kind, of, others) in [
         (
             "Deployment",
@@ -118,7 +118,7 @@ async fn pods_of_other_owners_are_silent() {
 }
 
 #[tokio::test]
-async fn older_revision_counts_while_it_may_come() {
+async fn older_revision_counts_while_it_may_start() {
     let own = own_pods("Deployment", Some("vllm-5d4f9c"));
     let older = |status| pod("older", ("ReplicaSet", "vllm-77b8d6"), BEFORE, status);
     let new = pod("new", OF_VLLM, SINCE, unschedulable());

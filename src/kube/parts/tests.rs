@@ -19,13 +19,13 @@ fn of_app(app: &str) -> Select {
     Select::of(&format!("app={app}"))
 }
 
-fn names(part: &Part<Pod>) -> Vec<String> {
+fn names(part: &Subset<Pod>) -> Vec<String> {
     let mut names: Vec<_> = part.all().iter().map(|pod| pod.name_any()).collect();
     names.sort();
     names
 }
 
-async fn until(part: &mut Part<Pod>, wanted: &[&str]) {
+async fn until(part: &mut Subset<Pod>, wanted: &[&str]) {
     let waiting = async {
         while !part.is_synced() || names(part) != wanted {
             part.changed().await;
@@ -35,7 +35,7 @@ async fn until(part: &mut Part<Pod>, wanted: &[&str]) {
 }
 
 #[test]
-fn a_selector_of_values_alone_is_told_from_others() {
+fn equality_selectors_are_recognised() {
     let labels = |pairs: &[(&str, &str)]| {
         Select::Labels(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
     };
@@ -47,10 +47,10 @@ fn a_selector_of_values_alone_is_told_from_others() {
 }
 
 #[tokio::test]
-async fn who_asks_for_the_same_shares_a_watch_and_the_last_one_ends_it() {
+async fn equal_subsets_share_watch_until_last_drop() {
     let api = FakeApi::start().await;
     api.put(PODS, pod("one", "a"));
-    let parts = Parts::<Pod>::new(api.cluster(), |_| {});
+    let parts = SubsetWatches::<Pod>::new(api.cluster(), |_| {});
     let (mut first, mut second) = (parts.watch("ml", of_app("a")), parts.watch("ml", of_app("a")));
     until(&mut first, &["one"]).await;
     until(&mut second, &["one"]).await;
@@ -60,19 +60,20 @@ async fn who_asks_for_the_same_shares_a_watch_and_the_last_one_ends_it() {
 }
 
 #[tokio::test]
-async fn many_parts_of_a_namespace_are_told_apart_from_one_watch() {
+async fn many_subsets_share_one_namespace_watch() {
     let api = FakeApi::start().await;
     api.put(PODS, pod("one", "app-20"));
-    let parts = Parts::<Pod>::new(api.cluster(), |_| {});
-    let mut all: Vec<_> =
-        (0..OWN + 10).map(|number| parts.watch("ml", of_app(&format!("app-{number}")))).collect();
+    let parts = SubsetWatches::<Pod>::new(api.cluster(), |_| {});
+    let mut all: Vec<_> = (0..MAX_FILTERED_WATCHES + 10)
+        .map(|number| parts.watch("ml", of_app(&format!("app-{number}"))))
+        .collect();
     let mut gpu = parts.watch("ml", Select::of("tier=gpu,app=app-21"));
     let mut selected = parts.watch("ml", Select::of("app in (app-20)"));
     until(&mut all[20], &["one"]).await;
     until(&mut all[21], &[]).await;
     until(&mut selected, &["one"]).await;
     // Those with their own, the one selector that says more than values, and one for all others.
-    api.watches(OWN + 2).await;
+    api.watches(MAX_FILTERED_WATCHES + 2).await;
 
     // Another way to tell them apart, of objects that are known already.
     api.put(PODS, pod("two", "app-21"));

@@ -47,7 +47,7 @@ fn says(status: Value, kind: ObstacleKind, words: &[&str]) {
 }
 
 #[test]
-fn an_image_that_cannot_be_pulled() {
+fn failed_image_pull_names_image() {
     let pull = "Back-off pulling image \"vllm/vllm-openai:v0.99\": ErrImagePull: failed to resolve reference \
                 \"docker.io/vllm/vllm-openai:v0.99\": not found";
     for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"] {
@@ -61,7 +61,7 @@ fn an_image_that_cannot_be_pulled() {
 }
 
 #[test]
-fn a_container_that_ends_again_and_again_with_how_it_ended_last() {
+fn crash_loop_reports_last_exit() {
     let back_off = waiting("CrashLoopBackOff", "back-off 40s restarting failed container=vllm pod=chat");
     says(
         container(back_off.clone(), ended(1, "Error"), 3),
@@ -81,14 +81,14 @@ fn a_container_that_ends_again_and_again_with_how_it_ended_last() {
 }
 
 #[test]
-fn a_container_whose_startup_probe_ends_it_while_it_loads() {
+fn startup_probe_kill_hints_at_probe() {
     let words = ["exit code 137", "startup probe", "failureThreshold"];
     says(container(running(), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
     says(container(waiting("CrashLoopBackOff", ""), ended(137, "Error"), 2), ObstacleKind::CrashLoop, &words);
 }
 
 #[test]
-fn a_container_that_wants_more_memory_than_it_may_have() {
+fn oom_kill_is_out_of_memory() {
     let words = ["OOMKilled", "memory limit"];
     let back_off = waiting("CrashLoopBackOff", "back-off 10s");
     says(container(back_off, ended(137, "OOMKilled"), 1), ObstacleKind::OutOfMemory, &words);
@@ -97,7 +97,7 @@ fn a_container_that_wants_more_memory_than_it_may_have() {
 }
 
 #[test]
-fn a_pod_that_no_node_takes() {
+fn unschedulable_pod_reports_scheduler() {
     let scheduled = |reason: &str, message: &str| {
         json!({ "phase": "Pending", "conditions": [
             { "type": "PodScheduled", "status": "False", "reason": reason, "message": message },
@@ -120,7 +120,7 @@ fn a_pod_that_no_node_takes() {
 }
 
 #[test]
-fn an_init_container_counts_as_well() {
+fn init_container_trouble_counts() {
     let status = json!({
         "phase": "Pending",
         "initContainerStatuses": [{
@@ -136,7 +136,7 @@ fn an_init_container_counts_as_well() {
 }
 
 #[test]
-fn nothing_is_wrong_with_what_is_on_its_way() {
+fn starting_pod_has_no_trouble() {
     let scheduled = json!({ "phase": "Pending", "conditions": [
         { "type": "PodScheduled", "status": "True" },
     ] });
@@ -170,7 +170,7 @@ fn failed_completed_and_terminating_pods_are_over() {
 }
 
 #[test]
-fn long_texts_are_cut() {
+fn long_texts_are_truncated() {
     let trouble =
         trouble(&pod(container(waiting("ErrImagePull", &"é ".repeat(5000)), json!({}), 0))).unwrap();
     assert!(trouble.message.chars().count() < 600 && trouble.message.ends_with('…'), "{}", trouble.message);

@@ -4,12 +4,12 @@ use crate::kube::scaled_objects::{PAUSED, PAUSED_REPLICAS, PAUSED_SCALE_OUT};
 
 const ROUTE: &str = "team-a/chat";
 
-fn scaled(pause: Option<Pause>) -> Scaled {
-    Scaled {
+fn scaled(pause: Option<Pause>) -> ScaledObjectFacts {
+    ScaledObjectFacts {
         namespace: "team-a".into(),
         name: "vllm".into(),
         pause,
-        pausing: match pause {
+        pause_annotations: match pause {
             None => Vec::new(),
             Some(Pause::Frozen) => vec![PAUSED],
             Some(Pause::At(_)) => vec![PAUSED_REPLICAS, PAUSED],
@@ -39,10 +39,10 @@ fn workload(replicas: u32, pods: &[Option<ObstacleKind>]) -> WorkloadFacts {
     }
 }
 
-fn facts(scaled_objects: Vec<Scaled>, workloads: Vec<WorkloadFacts>) -> Facts {
+fn facts(scaled_objects: Vec<ScaledObjectFacts>, workloads: Vec<WorkloadFacts>) -> Facts {
     Facts {
-        of_cluster: true,
-        metadata: "route",
+        is_cluster_route: true,
+        metadata_key: "route",
         keda: Keda::Known,
         scaled_objects,
         workloads: workloads.into_iter().map(Arc::new).collect(),
@@ -50,16 +50,16 @@ fn facts(scaled_objects: Vec<Scaled>, workloads: Vec<WorkloadFacts>) -> Facts {
     }
 }
 
-fn says(facts: &Facts, seen: Seen) -> Option<(ObstacleKind, String)> {
+fn says(facts: &Facts, seen: ProxyView) -> Option<(ObstacleKind, String)> {
     facts.obstacle(&RouteKey::from(ROUTE), &seen).map(|trouble| (trouble.kind, trouble.message.to_string()))
 }
 
 fn kind(facts: &Facts) -> Option<ObstacleKind> {
-    says(facts, Seen::default()).map(|(kind, _)| kind)
+    says(facts, ProxyView::default()).map(|(kind, _)| kind)
 }
 
 #[test]
-fn a_pod_that_was_left_behind_at_zero_says_nothing_of_those_that_will_come() {
+fn leftover_pod_at_zero_is_ignored() {
     // An evicted pod of a Deployment stays when that is scaled to zero.
     let left = Some(ObstacleKind::CrashLoop);
     let at = |replicas, pods: &[_]| kind(&facts(vec![scaled(None)], vec![workload(replicas, pods)]));
@@ -69,14 +69,14 @@ fn a_pod_that_was_left_behind_at_zero_says_nothing_of_those_that_will_come() {
 }
 
 #[test]
-fn a_pause_at_zero_names_the_object_and_the_command_that_ends_it() {
+fn pause_at_zero_names_object_and_command() {
     for (pause, annotation) in [
         (Pause::Frozen, "autoscaling.keda.sh/paused-"),
         (Pause::At(0), "autoscaling.keda.sh/paused-replicas- autoscaling.keda.sh/paused-"),
         (Pause::ScaleOut, "autoscaling.keda.sh/paused-scale-out-"),
     ] {
         let (kind, message) =
-            says(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), Seen::default()).unwrap();
+            says(&facts(vec![scaled(Some(pause))], vec![workload(0, &[])]), ProxyView::default()).unwrap();
         assert_eq!(kind, ObstacleKind::AutoscalingPaused);
         for words in [
             "`team-a/vllm`",
@@ -89,7 +89,7 @@ fn a_pause_at_zero_names_the_object_and_the_command_that_ends_it() {
 }
 
 #[test]
-fn a_pause_is_in_nobodys_way_where_there_are_replicas_or_another_scaler() {
+fn pause_with_replicas_is_no_obstacle() {
     let paused = || scaled(Some(Pause::Frozen));
     assert_eq!(kind(&facts(vec![paused()], vec![workload(1, &[None])])), None, "frozen at one");
     assert_eq!(kind(&facts(vec![scaled(Some(Pause::At(2)))], vec![workload(0, &[])])), None, "two will come");
@@ -100,47 +100,54 @@ fn a_pause_is_in_nobodys_way_where_there_are_replicas_or_another_scaler() {
     );
     let unknown = facts(vec![paused()], Vec::new());
     assert_eq!(kind(&unknown), Some(ObstacleKind::AutoscalingPaused), "no workload is known, and no pod");
-    assert_eq!(says(&unknown, Seen { pods: true, ..Seen::default() }), None, "but a pod is there");
+    assert_eq!(says(&unknown, ProxyView { pods: true, ..ProxyView::default() }), None, "but a pod is there");
 }
 
 #[test]
-fn nobody_names_the_route() {
+fn missing_scaled_object_is_an_obstacle() {
     let nobody = facts(Vec::new(), Vec::new());
-    let (kind, message) = says(&nobody, Seen::default()).unwrap();
+    let (kind, message) = says(&nobody, ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::NoScaledObject);
     for words in ["`team-a/chat`", "namespace `team-a`", "external-push", "`route: chat`"] {
         assert!(message.contains(words), "{words} in: {message}");
     }
-    let theirs = Facts { metadata: "interceptorRoute", ..nobody.clone() };
-    assert!(says(&theirs, Seen::default()).unwrap().1.contains("`interceptorRoute: chat`"));
-    let strays = vec!["ScaledObject `team-a/vllm` names `caht`, which is no route".to_owned()];
-    let misspelt = says(&Facts { strays, ..nobody.clone() }, Seen::default()).unwrap().1;
-    assert!(misspelt.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is no route"), "{misspelt}");
+    let theirs = Facts { metadata_key: "interceptorRoute", ..nobody.clone() };
+    assert!(says(&theirs, ProxyView::default()).unwrap().1.contains("`interceptorRoute: chat`"));
+    let strays = vec!["ScaledObject `team-a/vllm` names `caht`, which is not a route".to_owned()];
+    let misspelt = says(&Facts { strays, ..nobody.clone() }, ProxyView::default()).unwrap().1;
+    assert!(
+        misspelt.ends_with("; ScaledObject `team-a/vllm` names `caht`, which is not a route"),
+        "{misspelt}"
+    );
     let absent = Facts { keda: Keda::Absent, ..nobody.clone() };
-    let (kind, message) = says(&absent, Seen::default()).unwrap();
+    let (kind, message) = says(&absent, ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::NoScaledObject);
     assert!(message.contains("KEDA is not installed"), "{message}");
     for (facts, why) in [
         (Facts { keda: Keda::Unknown, ..nobody.clone() }, "they have not been listed yet"),
-        (Facts { of_cluster: false, ..nobody.clone() }, "a route of the file may be scaled by anything"),
+        (
+            Facts { is_cluster_route: false, ..nobody.clone() },
+            "a route of the file may be scaled by anything",
+        ),
         (Facts { scale_by: ScaleBy::Kubernetes, ..nobody.clone() }, "we scale it"),
         (Facts { workloads: vec![Arc::new(workload(1, &[None]))], ..nobody.clone() }, "somebody scaled it"),
     ] {
-        assert_eq!(says(&facts, Seen::default()), None, "{why}");
+        assert_eq!(says(&facts, ProxyView::default()), None, "{why}");
     }
 }
 
 #[test]
-fn keda_does_not_listen() {
+fn missing_keda_stream_is_an_obstacle() {
     let at_zero = |scaled| facts(vec![scaled], vec![workload(0, &[])]);
-    let seconds = |seconds| Seen { no_stream_for: Some(Duration::from_secs(seconds)), ..Seen::default() };
+    let seconds =
+        |seconds| ProxyView { no_stream_for: Some(Duration::from_secs(seconds)), ..ProxyView::default() };
     let unheard = at_zero(scaled(None));
     assert_eq!(says(&unheard, seconds(9)), None);
     let (kind, message) = says(&unheard, seconds(10)).unwrap();
     assert_eq!(kind, ObstacleKind::NoKedaStream);
     assert!(message.contains("`team-a/vllm`") && message.contains("`anteroom:9090`"), "{message}");
     let not_ready = Some(("TriggerError".into(), "no such host".into()));
-    let told = says(&at_zero(Scaled { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
+    let told = says(&at_zero(ScaledObjectFacts { not_ready, ..scaled(None) }), seconds(60)).unwrap().1;
     assert!(told.ends_with("KEDA says: TriggerError: no such host"), "{told}");
     let mut theirs = scaled(None);
     theirs.trigger.address = "keda-add-ons-http-external-scaler.keda:9090".into();
@@ -154,9 +161,10 @@ fn keda_does_not_listen() {
 }
 
 #[test]
-fn keda_drops_pushes_for_what_it_does_not_list() {
-    let seconds = |seconds| Seen { dropped_for: Some(Duration::from_secs(seconds)), ..Seen::default() };
-    let unlisted = || Scaled { is_listed: false, ..scaled(None) };
+fn pushes_dropped_without_listed_metric() {
+    let seconds =
+        |seconds| ProxyView { dropped_for: Some(Duration::from_secs(seconds)), ..ProxyView::default() };
+    let unlisted = || ScaledObjectFacts { is_listed: false, ..scaled(None) };
     let of = |scaled, replicas| facts(scaled, vec![workload(replicas, &[])]);
     assert_eq!(says(&of(vec![unlisted()], 0), seconds(9)), None, "it may have been made just now");
     let (kind, message) = says(&of(vec![unlisted()], 0), seconds(10)).unwrap();
@@ -174,12 +182,12 @@ fn keda_drops_pushes_for_what_it_does_not_list() {
     ] {
         assert_eq!(says(&facts, seconds(60)), None, "{why}");
     }
-    let paused = of(vec![Scaled { is_listed: false, ..scaled(Some(Pause::Frozen)) }], 0);
+    let paused = of(vec![ScaledObjectFacts { is_listed: false, ..scaled(Some(Pause::Frozen)) }], 0);
     assert_eq!(says(&paused, seconds(60)).unwrap().0, ObstacleKind::AutoscalingPaused);
 }
 
 #[test]
-fn replicas_count_where_all_are_known_to_be_enough() {
+fn has_replicas_requires_all_workloads() {
     let replicas = |workloads: &[Option<u32>], floor| {
         let workloads =
             workloads.iter().map(|replicas| WorkloadFacts { replicas: *replicas, ..workload(0, &[]) });
@@ -193,20 +201,26 @@ fn replicas_count_where_all_are_known_to_be_enough() {
 }
 
 #[test]
-fn keda_cannot_scale() {
-    let not_ready =
-        |reason: &str| Scaled { not_ready: Some((reason.into(), "forbidden".into())), ..scaled(None) };
+fn keda_scaling_error_is_an_obstacle() {
+    let not_ready = |reason: &str| ScaledObjectFacts {
+        not_ready: Some((reason.into(), "forbidden".into())),
+        ..scaled(None)
+    };
     let facts = |reason| facts(vec![not_ready(reason)], vec![workload(0, &[])]);
-    let (kind, message) = says(&facts("ErrorScalingTarget"), Seen::default()).unwrap();
+    let (kind, message) = says(&facts("ErrorScalingTarget"), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);
     for part in ["`team-a/vllm`", "forbidden", "for this route it asks `"] {
         assert!(message.contains(part), "{message}");
     }
-    assert_eq!(says(&facts("TriggerError"), Seen::default()), None, "another trigger may be the broken one");
+    assert_eq!(
+        says(&facts("TriggerError"), ProxyView::default()),
+        None,
+        "another trigger may be the broken one"
+    );
 }
 
 #[test]
-fn pods_are_in_the_way_when_none_may_come() {
+fn pods_are_an_obstacle_if_all_have_trouble() {
     use ObstacleKind::{CrashLoop, ImagePull, OutOfMemory, Unschedulable};
     let pods = |pods: &[Option<ObstacleKind>]| kind(&facts(vec![scaled(None)], vec![workload(2, pods)]));
     assert_eq!(pods(&[Some(Unschedulable)]), Some(Unschedulable));
@@ -219,27 +233,32 @@ fn pods_are_in_the_way_when_none_may_come() {
 }
 
 #[test]
-fn pods_that_cannot_be_created_and_workloads_that_do_not_exist() {
+fn uncreatable_pods_and_missing_workloads_report() {
     let mut refused = workload(1, &[]);
     refused.failure = Some("pods \"vllm-x\" is forbidden: exceeded quota: gpus".into());
-    let (kind, message) = says(&facts(vec![scaled(None)], vec![refused.clone()]), Seen::default()).unwrap();
+    let (kind, message) =
+        says(&facts(vec![scaled(None)], vec![refused.clone()]), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::Quota);
     assert!(message.contains("Deployment `team-a/vllm`") && message.contains("exceeded quota"), "{message}");
     refused.pods = workload(1, &[None]).pods;
-    assert_eq!(says(&facts(vec![scaled(None)], vec![refused]), Seen::default()), None, "one was created");
+    assert_eq!(
+        says(&facts(vec![scaled(None)], vec![refused]), ProxyView::default()),
+        None,
+        "one was created"
+    );
     let missing = WorkloadFacts { replicas: None, is_missing: true, ..workload(0, &[]) };
-    let (kind, message) = says(&facts(vec![scaled(None)], vec![missing]), Seen::default()).unwrap();
+    let (kind, message) = says(&facts(vec![scaled(None)], vec![missing]), ProxyView::default()).unwrap();
     assert_eq!(kind, ObstacleKind::ScaleRefused);
-    assert!(message.contains("There is no Deployment `team-a/vllm`"), "{message}");
+    assert!(message.contains("The workload Deployment `team-a/vllm` does not exist"), "{message}");
 }
 
 #[test]
-fn direct_scaling_says_why_it_does_not() {
+fn direct_scaling_reports_refusal() {
     let mut direct = facts(Vec::new(), vec![workload(0, &[])]);
     direct.scale_by = ScaleBy::Kubernetes;
     assert_eq!(kind(&direct), None);
     direct.refused = Some("no right".into());
-    assert_eq!(says(&direct, Seen::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
+    assert_eq!(says(&direct, ProxyView::default()), Some((ObstacleKind::ScaleRefused, "no right".into())));
 }
 
 fn selection(pods: usize, is_probed: bool) -> Option<Arc<Selection>> {
@@ -254,12 +273,12 @@ fn selection(pods: usize, is_probed: bool) -> Option<Arc<Selection>> {
 }
 
 #[test]
-fn service_that_selects_no_pod_of_the_workload_is_told() {
+fn service_selecting_no_pod_is_reported() {
     let of = |replicas, pods: &[_], selected| Facts {
         target: TargetFacts { selection: selection(selected, true), ..TargetFacts::default() },
         ..facts(vec![scaled(None)], vec![workload(replicas, pods)])
     };
-    let (kind_of, message) = says(&of(1, &[None], 0), Seen::default()).unwrap();
+    let (kind_of, message) = says(&of(1, &[None], 0), ProxyView::default()).unwrap();
     assert_eq!(kind_of, ObstacleKind::NoPodsSelected);
     for words in [
         "The Service `team-a/vllm` selects none",
@@ -281,7 +300,7 @@ fn service_that_selects_no_pod_of_the_workload_is_told() {
 }
 
 #[test]
-fn refused_port_is_told_where_the_pod_is_called_ready() {
+fn refused_port_of_ready_pod_is_reported() {
     let of = |is_probed, ready: &str| Facts {
         target: TargetFacts {
             selection: selection(1, is_probed),
@@ -290,7 +309,7 @@ fn refused_port_is_told_where_the_pod_is_called_ready() {
         },
         ..facts(vec![scaled(None)], vec![workload(1, &[None])])
     };
-    let seen = || Seen { refusing: vec!["10.0.0.1:8000".into()], ..Seen::default() };
+    let seen = || ProxyView { refusing: vec!["10.0.0.1:8000".into()], ..ProxyView::default() };
     let (kind_of, message) = says(&of(true, "10.0.0.1:8000"), seen()).unwrap();
     assert_eq!(kind_of, ObstacleKind::PortRefused);
     for words in ["10.0.0.1:8000", "leads port 80 to 8000", "expose 8001 (web)"] {
@@ -302,7 +321,7 @@ fn refused_port_is_told_where_the_pod_is_called_ready() {
 }
 
 #[test]
-fn missing_service_is_told_also_at_zero() {
+fn missing_service_is_reported_at_zero() {
     let problem = Some(Trouble::new(ObstacleKind::NoService, "it does not exist"));
     let target = TargetFacts { problem, ..TargetFacts::default() };
     let facts = |pause, replicas, pods: &[_]| Facts {
@@ -315,7 +334,7 @@ fn missing_service_is_told_also_at_zero() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn word_of_a_node_counts_once_it_is_due_and_for_its_pod() {
+async fn kubelet_warning_counts_once_due() {
     let warning = |kind, after| PodWarning {
         kind,
         message: format!("node: {}", kind.name()).into(),
@@ -340,8 +359,9 @@ async fn word_of_a_node_counts_once_it_is_due_and_for_its_pod() {
 }
 
 #[test]
-fn unheard_api_server_outranks_what_may_be_over() {
+fn api_server_outage_outranks_stale_obstacles() {
     let crash = facts(vec![scaled(None)], vec![workload(1, &[Some(ObstacleKind::CrashLoop)])]);
-    let seen = Seen { api_server: Some("Changes of pods are not heard of".into()), ..Seen::default() };
+    let seen =
+        ProxyView { api_server: Some("The watch of pods is interrupted".into()), ..ProxyView::default() };
     assert_eq!(says(&crash, seen).map(|(kind, _)| kind), Some(ObstacleKind::ApiServerUnreachable));
 }

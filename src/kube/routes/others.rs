@@ -1,4 +1,4 @@
-//! What objects of the HTTP Add-on speak of: ConfigMaps with bodies, and Services of a fallback.
+//! Objects referenced by InterceptorRoutes: ConfigMaps with response bodies, and fallback Services.
 
 use std::{
     collections::BTreeMap,
@@ -15,21 +15,22 @@ use kube::runtime::watcher;
 use super::changed;
 use crate::kube::{
     Cluster, Watched,
-    interceptor_route::{BODIES, References},
+    interceptor_route::{BODY_LABEL, References},
 };
 
-/// What objects of the Add-on speak of, watched once one does: who needs no right to it shall need none.
+/// Watches of referenced kinds, begun with the first reference, so that installations without references need no
+/// further permissions.
 #[derive(Default)]
-pub(super) struct Others {
+pub(super) struct ReferencedObjects {
     config_maps: Option<Watched<ConfigMap>>,
     services: Option<Watched<Service>>,
     wants_config_maps: AtomicBool,
     wants_services: AtomicBool,
 }
 
-// === impl Others ===
+// === impl ReferencedObjects ===
 
-impl Others {
+impl ReferencedObjects {
     pub(super) fn is_settled(&self) -> bool {
         self.config_maps.as_ref().is_none_or(Watched::is_settled)
             && self.services.as_ref().is_none_or(Watched::is_settled)
@@ -38,17 +39,17 @@ impl Others {
     /// Cancel-safe.
     pub(super) async fn changed(&mut self) {
         tokio::select! {
-            biased; // any of them will do
+            biased; // order does not matter: the caller re-reads everything
             () = changed(&mut self.config_maps) => {}
             () = changed(&mut self.services) => {}
         }
     }
 
-    /// Begins to watch what has been asked for; whether that is something new.
+    /// Begins the requested watches. Returns whether any was begun.
     pub(super) fn watch(&mut self, cluster: &Cluster) -> bool {
         let mut new = false;
         if self.wants_config_maps.load(Ordering::Relaxed) && self.config_maps.is_none() {
-            let labelled = watcher::Config::default().labels(BODIES);
+            let labelled = watcher::Config::default().labels(BODY_LABEL);
             self.config_maps = Some(cluster.watch(labelled));
             new = true;
         }
@@ -60,7 +61,7 @@ impl Others {
     }
 }
 
-impl References for Others {
+impl References for ReferencedObjects {
     fn config_map(&self, namespace: &str, name: &str) -> Option<BTreeMap<String, Bytes>> {
         self.wants_config_maps.store(true, Ordering::Relaxed);
         let found = self.config_maps.as_ref()?.get(namespace, name)?;

@@ -9,14 +9,14 @@ use crate::{config::Kubernetes, kube::stand_in::StandIn};
 const OURS: &str = "/apis/anteroom.dev/v1alpha1/namespaces/models/modelroutes";
 const THEIRS: &str = "/apis/http.keda.sh/v1beta1/namespaces/models/interceptorroutes";
 
-struct Followed {
+struct RoutesTest {
     api: StandIn,
     file: watch::Sender<Arc<Vec<Route>>>,
     objects: RouteObjects,
     routes: watch::Receiver<Arc<ClusterRoutes>>,
 }
 
-impl Followed {
+impl RoutesTest {
     fn new(api: &StandIn, kubernetes: Kubernetes) -> Self {
         let (file, of_file) = watch::channel(Arc::default());
         let config = Config { kubernetes: Some(kubernetes.clone()), ..Config::default() };
@@ -68,11 +68,11 @@ fn verdict(routes: &ClusterRoutes, kind: RouteKind, name: &str) -> (&'static str
 }
 
 #[tokio::test(start_paused = true)]
-async fn routes_of_both_kinds_come_change_and_go() {
+async fn routes_of_both_kinds_appear_and_go() {
     let api = StandIn::default();
     put(&api, OURS, "tiny", 2, model(&["tiny"]));
     put(&api, THEIRS, "app", 1, front("app.example.com"));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let routes = watched.until_named(&["models/app", "models/tiny"]).await;
     assert!(routes.verdicts.values().all(Verdict::is_accepted));
 
@@ -85,7 +85,7 @@ async fn routes_of_both_kinds_come_change_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_read_is_told_and_stops_nothing() {
+async fn malformed_object_is_reported_and_skipped() {
     let api = StandIn::default();
     put(&api, OURS, "odd", 1, json!({"target": 7}));
     put(&api, OURS, "new", 1, json!({"target": {"service": {"name": "a", "port": 1}}, "tomorrow": 1}));
@@ -98,7 +98,7 @@ async fn what_cannot_be_read_is_told_and_stops_nothing() {
     );
     put(&api, THEIRS, "odd-too", 1, json!({"target": {"service": "a", "port": -1}}));
     put(&api, OURS, "tiny", 2, model(&["tiny"]));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let routes = watched.until_named(&["models/tiny"]).await;
     let told = |name: &str| verdict(&routes, RouteKind::ModelRoute, name);
     assert_eq!(told("odd").0, "Invalid");
@@ -122,24 +122,24 @@ async fn what_cannot_be_read_is_told_and_stops_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_kind_that_the_cluster_does_not_have_is_no_error_and_seen_when_it_comes() {
+async fn missing_kind_is_watched_for_installation() {
     let api = StandIn::default();
     api.lack("http.keda.sh");
     put(&api, OURS, "tiny", 1, model(&["tiny"]));
     put(&api, THEIRS, "app", 2, front("app.example.com"));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
     api.install_all();
     watched.until_named(&["models/tiny", "models/app"]).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_told_before_all_are_known_and_nothing_is_lost_after() {
+async fn routes_are_published_once_all_are_listed() {
     let api = StandIn::default();
     api.forbid("GET", "interceptorroutes");
     put(&api, OURS, "tiny", 1, model(&["tiny"]));
     put(&api, THEIRS, "app", 2, front("app.example.com"));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     // Twice the longest pause between two tries.
     assert!(timeout(Duration::from_secs(60), watched.routes.wait_for(|now| now.is_settled)).await.is_err());
     assert!(watched.routes.borrow().routes.is_empty(), "an older one of the other kind might have the match");
@@ -149,7 +149,7 @@ async fn nothing_is_told_before_all_are_known_and_nothing_is_lost_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_the_kinds_and_namespaces_that_are_asked_for_are_watched() {
+async fn only_configured_kinds_and_namespaces_count() {
     let api = StandIn::default();
     put(&api, OURS, "tiny", 1, model(&["tiny"]));
     put(&api, &OURS.replace("models/", "other/"), "tiny", 1, model(&["other"]));
@@ -159,16 +159,16 @@ async fn only_the_kinds_and_namespaces_that_are_asked_for_are_watched() {
         interceptor_routes: false,
         ..Kubernetes::default()
     };
-    let mut watched = Followed::new(&api, kubernetes);
+    let mut watched = RoutesTest::new(&api, kubernetes);
     let routes = watched.until_named(&["models/tiny"]).await;
     assert_eq!(routes.verdicts.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_file_takes_a_match_away_and_gives_it_back() {
+async fn file_route_takes_match_and_returns_it() {
     let api = StandIn::default();
     put(&api, OURS, "tiny", 1, model(&["tiny"]));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
     let file =
         Config::parse("routes: [{name: a, match: {models: [tiny]}, target: {url: 'http://a:1'}}]", "a")
@@ -181,10 +181,10 @@ async fn the_file_takes_a_match_away_and_gives_it_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_bunch_of_changes_is_published_as_one_and_no_change_as_none() {
+async fn burst_of_changes_is_published_once() {
     let api = StandIn::default();
     put(&api, OURS, "tiny", 1, model(&["tiny"]));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/tiny"]).await;
     watched.routes.mark_unchanged();
     for number in 0..200_u32 {
@@ -205,13 +205,13 @@ async fn a_bunch_of_changes_is_published_as_one_and_no_change_as_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bodies_of_config_maps_come_when_they_come() {
+async fn config_map_bodies_apply_once_available() {
     let api = StandIn::default();
     let mut spec = front("app.example.com");
     spec["coldStart"] =
         json!({"placeholder": {"response": {"bodyFromConfigMap": {"name": "pages", "key": "wait"}}}});
     put(&api, THEIRS, "app", 1, spec);
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let body = |routes: &ClusterRoutes| {
         let intercept = routes.routes.first()?.intercept.as_ref()?.placeholder.as_ref()?.body("/")?;
         Some(String::from_utf8(intercept.0.to_vec()).unwrap())
@@ -234,7 +234,7 @@ async fn bodies_of_config_maps_come_when_they_come() {
 }
 
 #[test]
-fn a_field_of_a_newer_definition_is_told_from_a_wrong_one() {
+fn unknown_field_hints_at_newer_definition() {
     let read = |spec: serde_json::Value| {
         let object = serde_json::json!({ "metadata": { "name": "a" }, "spec": spec });
         let object: DeserializeGuard<ModelRoute> = serde_json::from_value(object).unwrap();
@@ -247,7 +247,7 @@ fn a_field_of_a_newer_definition_is_told_from_a_wrong_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fallback_is_there_while_its_service_is_one_of_the_cluster() {
+async fn fallback_follows_its_service() {
     let api = StandIn::default();
     let mut spec = front("app.example.com");
     spec["coldStart"] = json!({"fallback": {"service": {"name": "spare", "port": 80}}});
@@ -262,11 +262,11 @@ async fn a_fallback_is_there_while_its_service_is_one_of_the_cluster() {
         let intercept = now.routes.first().and_then(|route| route.intercept.clone());
         intercept.and_then(|intercept| intercept.fallback.clone())
     };
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let routes = watched.until_named(&["models/app"]).await;
     assert_eq!(fallback(&routes), None);
     let told = verdict(&routes, RouteKind::InterceptorRoute, "app").1;
-    assert!(told.contains("spec.coldStart.fallback.service: there is no Service spare"), "{told}");
+    assert!(told.contains("spec.coldStart.fallback.service: the Service spare does not exist"), "{told}");
     service("ClusterIP");
     watched.until(|now| fallback(now).as_deref() == Some("spare.models.svc:80")).await;
     service("ExternalName");
@@ -276,15 +276,15 @@ async fn a_fallback_is_there_while_its_service_is_one_of_the_cluster() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_not_changed_stays_the_same_in_memory() {
+async fn unchanged_routes_keep_their_allocation() {
     let api = StandIn::default();
     for (name, created) in [("one", 1), ("two", 2)] {
         put(&api, OURS, name, created, model(&[name]));
     }
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     let before = watched.until_named(&["models/one", "models/two"]).await;
 
-    // A status that somebody writes is a change of the object and none of the route.
+    // A status update changes the object, but not the route.
     watched.routes.mark_unchanged();
     let path = format!("{OURS}/one");
     let mut object = api.object(&path);
@@ -304,10 +304,10 @@ async fn what_has_not_changed_stays_the_same_in_memory() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_that_never_cease_act_within_half_a_second() {
+async fn endless_changes_act_within_half_a_second() {
     let api = StandIn::default();
     put(&api, OURS, "one", 1, model(&["one"]));
-    let mut watched = Followed::new(&api, Kubernetes::default());
+    let mut watched = RoutesTest::new(&api, Kubernetes::default());
     watched.until_named(&["models/one"]).await;
     let began = Instant::now();
     // One every 10 ms: never the 50 ms of quiet after which less would be gathered.

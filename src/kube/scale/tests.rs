@@ -38,7 +38,7 @@ fn replicas(server: &StandIn) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_number_is_changed_unless_somebody_was_faster() {
+async fn replicas_change_unless_version_conflicts() {
     let server = server(0);
     server.lack("keda.sh");
     let direct = direct(&server).await;
@@ -51,7 +51,7 @@ async fn the_number_is_changed_unless_somebody_was_faster() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_scaler_owns_is_left_alone() {
+async fn workload_of_another_scaler_is_refused() {
     let server = server(0);
     let owned = json!({
         "metadata": { "name": "chat", "namespace": "team-a" },
@@ -83,7 +83,7 @@ async fn what_another_scaler_owns_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_missing_right_names_the_value_of_the_chart() {
+async fn denied_scale_names_chart_value() {
     let server = server(0);
     server.lack("keda.sh");
     let direct = direct(&server).await;
@@ -105,7 +105,7 @@ async fn a_missing_right_names_the_value_of_the_chart() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_api_server_that_has_vanished_is_not_waited_for() {
+async fn unresponsive_api_server_times_out() {
     let silent = axum::Router::new().fallback(std::future::pending::<axum::http::StatusCode>);
     let cluster = Cluster::served_by(silent, &crate::config::Kubernetes::default());
     let direct = DirectScale::new(cluster, watch::Sender::new(ScaledObjects::Absent).subscribe());

@@ -11,7 +11,7 @@ fn annotated(annotations: Value) -> ScaledObject {
 }
 
 #[test]
-fn it_is_paused_as_keda_reads_it() {
+fn pause_follows_keda_semantics() {
     for (annotations, expected) in [
         (json!({}), None),
         (json!({ PAUSED: "true" }), Some(Pause::Frozen)),
@@ -31,7 +31,7 @@ fn it_is_paused_as_keda_reads_it() {
 }
 
 #[test]
-fn its_triggers_name_routes_of_ours_and_of_the_add_on() {
+fn triggers_name_routes_by_either_key() {
     let scaled = object(json!({
         "metadata": { "name": "chat", "namespace": "team-a" },
         "spec": {
@@ -69,7 +69,7 @@ fn its_triggers_name_routes_of_ours_and_of_the_add_on() {
 }
 
 #[test]
-fn its_list_of_metrics_is_by_the_place_of_the_trigger() {
+fn listed_metrics_match_by_trigger_index() {
     let scaled = |listed: Value| {
         object(json!({
             "spec": { "triggers": [
@@ -93,7 +93,7 @@ fn its_list_of_metrics_is_by_the_place_of_the_trigger() {
 }
 
 #[test]
-fn a_push_asks_for_the_minimum_where_there_is_an_idle_count() {
+fn push_requests_minimum_with_idle_count() {
     for (spec, floor) in [
         (json!({}), 1),
         (json!({ "minReplicaCount": 3 }), 1),
@@ -106,7 +106,7 @@ fn a_push_asks_for_the_minimum_where_there_is_an_idle_count() {
 }
 
 #[test]
-fn what_cannot_be_read_is_as_if_it_were_not_there() {
+fn malformed_fields_count_as_absent() {
     let scaled = object(json!({
         "metadata": { "name": "odd" },
         "spec": { "triggers": "none", "scaleTargetRef": 1 },
@@ -117,7 +117,7 @@ fn what_cannot_be_read_is_as_if_it_were_not_there() {
 }
 
 #[test]
-fn its_status_tells_why_keda_does_not_act() {
+fn not_ready_returns_reason_and_message() {
     let scaled = object(json!({
         "status": {
             "lastActiveTime": "2026-11-24T20:00:00Z",
@@ -132,7 +132,7 @@ fn its_status_tells_why_keda_does_not_act() {
 }
 
 #[test]
-fn a_name_means_the_route_of_its_own_namespace_else_that_of_the_file() {
+fn name_resolves_to_own_namespace_then_file() {
     let known = ["team-a/chat", "chat", "other"].map(RouteKey::from);
     let named = |namespace, name| named(namespace, name, |key| known.contains(key));
     assert_eq!(named("team-a", "chat"), Some("team-a/chat".into()));

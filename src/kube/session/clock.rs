@@ -1,4 +1,4 @@
-//! What time it is, by the API server: replicas and terminals need not agree among themselves.
+//! Wall clock of the API server, so that replicas and terminals need not have synchronized clocks.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use kube::{Client, client::Body};
 use tokio::time::{Instant, timeout};
 
-/// A time of day that was read once and goes on with the runtime's clock.
+/// A time read once and advanced by the clock of the runtime.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     read: Timestamp,
@@ -17,34 +17,34 @@ pub struct Clock {
 // === impl Clock ===
 
 impl Clock {
-    /// How long the API server has to tell the time.
-    const PATIENCE: Duration = Duration::from_secs(5);
+    /// Timeout of reading the time.
+    const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// One that says `now` now.
+    /// Creates a clock that shows `now` at this moment.
     pub fn starting(now: Timestamp) -> Self {
         Self { read: now, at: Instant::now() }
     }
 
-    /// The time of this machine.
+    /// Creates a clock from the local system time.
     pub fn of_machine() -> Self {
         Self::starting(Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// The time of the API server, to the second; `None` if it does not tell.
+    /// Reads the time of the API server from its `Date` header, to the second.
     pub async fn of_server(client: &Client) -> Option<Self> {
         let request = Request::get("/version").body(Body::empty()).ok()?;
-        let response = timeout(Self::PATIENCE, client.send(request)).await.ok()?.ok()?;
+        let response = timeout(Self::READ_TIMEOUT, client.send(request)).await.ok()?.ok()?;
         let date = response.headers().get(DATE)?.to_str().ok()?;
         let date = httpdate(date)?;
         Some(Self::starting(date))
     }
 
-    /// What time it is.
+    /// Returns the current time.
     pub fn now(&self) -> Timestamp {
         self.read.saturating_add(self.at.elapsed()).unwrap_or(Timestamp::MAX)
     }
 
-    /// How long ago it was read.
+    /// Returns the time since it was read.
     pub fn age(&self) -> Duration {
         self.at.elapsed()
     }
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn it_goes_on_from_what_was_read() {
+    async fn clock_advances_from_time_read() {
         let read = httpdate("Tue, 24 Nov 2026 20:00:00 GMT").unwrap();
         let clock = Clock::starting(read);
         tokio::time::advance(Duration::from_millis(90_500)).await;

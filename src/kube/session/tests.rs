@@ -27,7 +27,7 @@ fn annotations(server: &StandIn) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_resumes_now_and_its_end_restores_what_was() {
+async fn session_resumes_and_its_end_restores_pause() {
     let (server, sessions) = server(json!({ PAUSED: "true", PAUSED_REPLICAS: "0", "team": "a" }));
     let (before, session) = sessions.start("chat", period("2h"), false, &clock()).await.unwrap();
     assert_eq!(before.pause(), Some(Pause::At(0)), "what it was");
@@ -42,12 +42,12 @@ async fn a_session_resumes_now_and_its_end_restores_what_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn starting_again_moves_the_end_and_forgets_nothing() {
+async fn restart_moves_end_and_keeps_previous_pause() {
     let (server, sessions) = server(json!({ PAUSED_REPLICAS: "0" }));
     sessions.start("chat", period("2h"), true, &clock()).await.unwrap();
     let (before, session) = sessions.start("chat", period("3h"), false, &clock()).await.unwrap();
     assert_eq!(Session::of(&before).unwrap().unwrap().until.to_string(), "2026-11-24T22:00:00Z");
-    assert_eq!((session.then, session.before.as_deref()), (Then::Zero, Some("0")));
+    assert_eq!((session.then, session.before.as_deref()), (EndAction::Zero, Some("0")));
     assert_eq!(annotations(&server), json!({ UNTIL: "2026-11-24T23:00:00Z", THEN: "zero", BEFORE: "0" }));
     sessions.stop("chat", false).await.unwrap();
     assert_eq!(annotations(&server), json!({ PAUSED: "true", PAUSED_REPLICAS: "0" }));
@@ -56,7 +56,7 @@ async fn starting_again_moves_the_end_and_forgets_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_without_a_number_freezes_and_to_zero_scales_down() {
+async fn end_freezes_or_scales_to_zero() {
     let (server, sessions) = server(json!({ PAUSED: "true" }));
     sessions.start("chat", period("1s"), false, &clock()).await.unwrap();
     sessions.stop("chat", false).await.unwrap();
@@ -67,7 +67,7 @@ async fn an_end_without_a_number_freezes_and_to_zero_scales_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nonsense_is_refused_in_words_that_help() {
+async fn invalid_requests_are_rejected_with_a_remedy() {
     let (server, sessions) = server(json!({}));
     for text in ["0", "10ms", "31d"] {
         let error = sessions.start("chat", period(text), false, &clock()).await.unwrap_err();
@@ -94,7 +94,7 @@ async fn nonsense_is_refused_in_words_that_help() {
 }
 
 #[test]
-fn what_is_written_there_by_hand_is_read_leniently() {
+fn hand_written_annotations_parse_leniently() {
     let read = |annotations: Value| {
         let object: ScaledObject = serde_json::from_value(object(annotations)).unwrap();
         Session::of(&object)
@@ -102,11 +102,11 @@ fn what_is_written_there_by_hand_is_read_leniently() {
     assert_eq!(read(json!({ THEN: "zero" })), None);
     assert_eq!(read(json!({ UNTIL: "tomorrow" })), Some(Err("tomorrow".into())));
     let session = read(json!({ UNTIL: "2026-11-24T23:00:00+01:00", THEN: "what" })).unwrap().unwrap();
-    assert_eq!((session.until.to_string(), session.then), ("2026-11-24T22:00:00Z".into(), Then::Pause));
+    assert_eq!((session.until.to_string(), session.then), ("2026-11-24T22:00:00Z".into(), EndAction::Pause));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_server_tells_the_time() {
+async fn clock_reads_time_of_api_server() {
     let server = StandIn::default();
     assert!(Clock::of_server(&server.client()).await.is_none(), "it says none");
     server.set_clock(clock());

@@ -1,4 +1,4 @@
-//! The Events of one pod, while it starts.
+//! Events of a starting pod.
 
 use std::sync::{
     Arc,
@@ -14,13 +14,13 @@ use kube::runtime::{
 
 use crate::kube::{
     Cluster,
-    watch::{Pauses, chain},
+    watch::{WatchBackoff, error_chain},
 };
 
-/// Watches Events of pods, one pod a watch: a namespace may have thousands.
+/// Watches Events with one watch per pod: a namespace may have thousands of Events.
 pub(super) struct PodEvents {
     cluster: Cluster,
-    /// Whether it has been said that there is no right to it.
+    /// Set once missing permission has been logged.
     is_denied: Arc<AtomicBool>,
 }
 
@@ -31,13 +31,13 @@ impl PodEvents {
         Self { cluster, is_denied: Arc::default() }
     }
 
-    /// What is told of a pod, those Events first that there are already. It ends where there is no right to it.
-    pub(super) fn of(&self, namespace: &str, name: &str, uid: &str) -> impl Stream<Item = Event> + use<> {
+    /// Returns the existing and future Events of a pod. The stream ends if permission is denied.
+    pub(super) fn watch(&self, namespace: &str, name: &str, uid: &str) -> impl Stream<Item = Event> + use<> {
         let is_denied = self.is_denied.clone();
         let uid = uid.to_owned();
-        // By the name alone, which the API server compares before it sends anything; and one page is enough.
+        // The field selector keeps the list to about one page; the uid is compared below.
         let config = Config::default().fields(&format!("involvedObject.kind=Pod,involvedObject.name={name}"));
-        let events = watcher(self.cluster.api::<Event>(namespace), config).backoff(Pauses::new());
+        let events = watcher(self.cluster.api::<Event>(namespace), config).backoff(WatchBackoff::new());
         events
             .take_while(move |event| {
                 let denied = event.as_ref().err().and_then(denial);
@@ -46,7 +46,7 @@ impl PodEvents {
                 {
                     tracing::info!(
                         reason,
-                        "cold starts do not tell of images; to have that, grant `list` and `watch` on events"
+                        "cold starts are recorded without image pulls; grant `list` and `watch` on events to include them"
                     );
                 }
                 ready(denied.is_none())
@@ -55,9 +55,9 @@ impl PodEvents {
                 ready(match event {
                     Ok(watcher::Event::InitApply(event) | watcher::Event::Apply(event)) => Some(event),
                     Ok(_) => None,
-                    // It is tried again with a growing pause.
+                    // The watcher retries with backoff.
                     Err(error) => {
-                        tracing::debug!(error = chain(&error), "events of a pod are not heard of");
+                        tracing::debug!(error = error_chain(&error), "event watch of a pod failed; retrying");
                         None
                     }
                 })

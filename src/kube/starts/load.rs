@@ -1,4 +1,4 @@
-//! What the log of a container tells of its load, and of when it ran at the latest.
+//! Startup progress parsed from the log of a container.
 
 use std::time::Duration;
 
@@ -11,32 +11,32 @@ use crate::{
     state::{PartSeen, Seen, Tail},
 };
 
-/// The logs of a container, one for each run of it; what is told is of the last.
+/// Parsed log of the container's latest run.
 #[derive(Default)]
-pub(super) struct Load {
+pub(super) struct LoadLog {
     log: VllmLog,
     parts: Vec<PartSeen>,
-    /// When its first line was written, and by how much that and the parts were too late, as far as is known now.
-    first: Option<Instant>,
-    late: Duration,
-    /// The first line of all.
-    ran: Option<Instant>,
-    /// The last lines, once one is read.
+    /// Time of the first line, and the correction to subtract from it and the parts.
+    first_line: Option<Instant>,
+    correction: Duration,
+    /// Earliest line over all runs.
+    earliest_line: Option<Instant>,
+    /// Last lines of the log; `None` until a log is read.
     pub(super) tail: Option<Tail>,
 }
 
-// === impl Load ===
+// === impl LoadLog ===
 
-impl Load {
-    /// Another run: what the one before it was at is of no use to this one.
-    pub(super) fn begin(&mut self) {
-        *self = Self { ran: self.ran, tail: Some(Tail::default()), ..Self::default() };
+impl LoadLog {
+    /// Begins a new run and drops the progress of the previous one.
+    pub(super) fn begin_run(&mut self) {
+        *self = Self { earliest_line: self.earliest_line, tail: Some(Tail::default()), ..Self::default() };
     }
 
     pub(super) fn line(&mut self, line: Line) {
-        self.late = line.late;
-        let first = earlier(*self.first.get_or_insert(line.at), line.late);
-        self.ran = Some(self.ran.map_or(first, |ran| ran.min(first)));
+        self.correction = line.correction;
+        let first_line = earlier(*self.first_line.get_or_insert(line.at), line.correction);
+        self.earliest_line = Some(self.earliest_line.map_or(first_line, |earliest| earliest.min(first_line)));
         for part in self.log.line(&line.text, line.at) {
             match self.parts.iter_mut().find(|known| known.part == part.part) {
                 Some(known) => *known = part,
@@ -48,20 +48,21 @@ impl Load {
         }
     }
 
-    /// What it had done, and when.
+    /// Returns the completed parts with corrected times.
     pub(super) fn parts(&self) -> impl Iterator<Item = PartSeen> {
         self.parts.iter().map(|part| PartSeen {
             part: part.part,
-            start: part.start.map(|start| earlier(start, self.late)),
-            end: earlier(part.end, self.late),
+            start: part.start.map(|start| earlier(start, self.correction)),
+            end: earlier(part.end, self.correction),
         })
     }
 
-    /// A container that has printed something ran by then. Its node may be silent about it for a second.
-    pub(super) fn cap(&self, moments: &mut [(Phase, Seen)]) {
+    /// Moves the container start to the first log line if that is earlier: the kubelet may report the start up to a
+    /// second late.
+    pub(super) fn cap_start(&self, moments: &mut [(Phase, Seen)]) {
         let start = moments.iter_mut().find(|(phase, _)| *phase == Phase::Start);
-        if let Some(((_, seen), ran)) = start.zip(self.ran) {
-            seen.at = seen.at.min(ran);
+        if let Some(((_, seen), earliest_line)) = start.zip(self.earliest_line) {
+            seen.at = seen.at.min(earliest_line);
         }
     }
 }

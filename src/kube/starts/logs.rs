@@ -1,4 +1,4 @@
-//! The log of a container while it starts: lines, and when they were written.
+//! Reads the log of a starting container as lines with their time of writing.
 
 use std::{
     pin::pin,
@@ -18,14 +18,14 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::kube::{Cluster, watch::chain};
+use crate::kube::{Cluster, watch::error_chain};
 
-/// Reads logs of pods that start, where that is wanted.
+/// Reads logs of starting pods if enabled.
 pub(super) struct PodLogs {
     cluster: Cluster,
     is_wanted: bool,
-    at_once: Arc<Semaphore>,
-    /// Whether it has been said that there is no right to it.
+    permits: Arc<Semaphore>,
+    /// Set once missing permission has been logged.
     is_denied: Arc<AtomicBool>,
 }
 
@@ -33,109 +33,118 @@ pub(super) struct PodLogs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Line {
     pub(super) text: String,
-    /// When it was written, by our clock, as far as was known with the first line.
+    /// Time of writing by the local clock, as estimated from the first chunk.
     pub(super) at: Instant,
-    /// By how much that was too late, as far as is known now: it goes for all lines of the log, also those before.
-    pub(super) late: Duration,
+    /// Current correction to subtract from `at`. It applies to all lines of the log, including earlier ones.
+    pub(super) correction: Duration,
 }
 
-/// A container whose log is read.
+/// Reference to a container.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct ContainerRef {
     pub(super) namespace: String,
     pub(super) pod: String,
     pub(super) container: String,
 }
 
-/// Cuts a log into lines with their stamps.
+/// Splits a log into timestamped lines.
 #[derive(Default)]
 struct Lines {
     partial: Vec<u8>,
     clock: LineClock,
-    /// The stamp of the last line.
+    /// Timestamp of the last line.
     last: Option<Timestamp>,
-    /// That of the last one before it was asked for again: what is read again is not told again.
-    told: Option<Timestamp>,
+    /// Timestamp of the last line before the log was reopened; lines up to it are duplicates.
+    resume_after: Option<Timestamp>,
 }
 
-/// From the stamps of a node to our clock. The line that was under way for the shortest time says how far the two are
-/// apart, so that what had been written before we began to read does not seem to be written at once. That of those lines
-/// which came first may have been under way for long, and others come that were not.
+/// Maps timestamps of a node to the local clock. The offset is that of the line with the shortest delay, so that a
+/// backlog read at once keeps its spacing. Later lines may have a shorter delay, which yields a correction.
 #[derive(Default)]
 struct LineClock {
-    /// The shortest time among the first ones.
-    first: Option<i128>,
-    least: Option<i128>,
+    /// Shortest delay in the first chunk, and over all lines, in nanoseconds.
+    first_delay: Option<i128>,
+    min_delay: Option<i128>,
 }
 
-/// How many logs are read at once, over all targets.
-const AT_ONCE: usize = 16;
-/// How long one is read at the most: longer than anything is held for.
-const LONGEST: Duration = Duration::from_secs(3600);
-/// How much of one is read at the most. A start of vLLM writes a hundredth of it.
-const MOST: usize = 16 << 20;
-/// How many bytes of a line are kept.
-const LENGTH: usize = 2 << 10;
-/// How many lines may wait to be looked at.
-const WAITING: usize = 256;
-/// How often a log that ended is asked for again, and how long before.
-const AGAIN: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(1);
+/// Logs read concurrently over all targets.
+const MAX_CONCURRENT_LOGS: usize = 16;
+/// Upper bound of reading one log; exceeds any hold timeout.
+const MAX_READ_DURATION: Duration = Duration::from_secs(3600);
+/// Upper bound of bytes read from one log, about 100 times what a start of vLLM writes.
+const MAX_LOG_BYTES: usize = 16 << 20;
+/// Bytes kept of a line.
+const MAX_LINE_BYTES: usize = 2 << 10;
+/// Lines buffered for the reader.
+const LINE_BUFFER: usize = 256;
+/// Times a log is opened, and the pause before reopening it.
+const MAX_OPENS: u32 = 5;
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
 
 // === impl PodLogs ===
 
 impl PodLogs {
     pub(super) fn new(cluster: Cluster) -> Self {
         let is_wanted = cluster.reads_logs();
-        Self { cluster, is_wanted, at_once: Arc::new(Semaphore::new(AT_ONCE)), is_denied: Arc::default() }
+        Self {
+            cluster,
+            is_wanted,
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_LOGS)),
+            is_denied: Arc::default(),
+        }
     }
 
-    /// The lines of a container that runs, from its first one on, until the receiver is dropped. `None`: they are not
-    /// wanted, or too many are read already.
-    pub(super) fn follow(&self, source: Source) -> Option<mpsc::Receiver<Line>> {
-        let turn = self.at_once.clone().try_acquire_owned().ok().filter(|_| self.is_wanted)?;
-        let (sender, receiver) = mpsc::channel(WAITING);
+    /// Follows the log of a running container from its first line until the receiver is dropped. Returns `None` if log
+    /// reading is disabled or at its limit.
+    pub(super) fn follow(&self, container_ref: ContainerRef) -> Option<mpsc::Receiver<Line>> {
+        let permit = self.permits.clone().try_acquire_owned().ok().filter(|_| self.is_wanted)?;
+        let (sender, receiver) = mpsc::channel(LINE_BUFFER);
         let (cluster, is_denied) = (self.cluster.clone(), self.is_denied.clone());
         self.cluster.spawn(async move {
-            let _turn = turn;
+            let _permit = permit;
             let gone = sender.clone();
             tokio::select! {
-                biased; // nobody reads it any more
+                biased; // stop first: no reader is left
                 () = gone.closed() => {}
-                () = read(&cluster, &source, &sender, &is_denied) => {}
+                () = read(&cluster, &container_ref, &sender, &is_denied) => {}
             }
         });
         Some(receiver)
     }
 }
 
-/// Reads until the container has ended, or one of the bounds is reached.
-async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is_denied: &AtomicBool) {
-    let Source { namespace, pod, container } = source;
+/// Reads until the log ends or a limit is reached.
+async fn read(
+    cluster: &Cluster,
+    container_ref: &ContainerRef,
+    lines: &mpsc::Sender<Line>,
+    is_denied: &AtomicBool,
+) {
+    let ContainerRef { namespace, pod, container } = container_ref;
     let api: Api<Pod> = cluster.api(namespace);
-    // One clock, so that a step of the other does not tear the lines apart.
+    // Wall time advances with `Instant`, so that a clock step does not distort the spacing of lines.
     let (began, wall) = (Instant::now(), SystemTime::now());
-    let until = began + LONGEST;
-    let mut cut = Lines::default();
-    let mut left = MOST;
-    for _ in 0..AGAIN {
-        cut.again();
+    let until = began + MAX_READ_DURATION;
+    let mut splitter = Lines::default();
+    let mut bytes_left = MAX_LOG_BYTES;
+    for _ in 0..MAX_OPENS {
+        splitter.reopen();
         let params = LogParams {
             container: Some(container.clone()),
             follow: true,
             timestamps: true,
-            since_time: cut.last,
+            since_time: splitter.last,
             ..LogParams::default()
         };
         let reading = async {
             let mut log = pin!(api.log_stream(pod, &params).await?);
-            while left > 0 {
-                // A stream that breaks is one that ends: what is left of it is asked for again.
+            while bytes_left > 0 {
+                // A broken stream is treated as ended; the rest is read after reopening.
                 let Ok(bytes @ [_, ..]) = log.fill_buf().await else { break };
                 let count = bytes.len();
-                left = left.saturating_sub(count);
+                bytes_left = bytes_left.saturating_sub(count);
                 let now = Instant::now();
-                for line in cut.push(bytes, (now, wall + (now - began))) {
+                for line in splitter.push(bytes, (now, wall + (now - began))) {
                     if lines.send(line).await.is_err() {
                         return Ok(());
                     }
@@ -150,35 +159,37 @@ async fn read(cluster: &Cluster, source: &Source, lines: &mpsc::Sender<Line>, is
                 if !is_denied.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         reason = status.message,
-                        "logs of pods cannot be read; grant `get` on pods/log, or leave out kubernetes.podLogs"
+                        "pod logs cannot be read; grant `get` on pods/log, or remove kubernetes.podLogs"
                     );
                 }
                 return;
             }
-            Ok(Err(error)) => tracing::debug!(%pod, error = chain(&error), "its log cannot be read"),
+            Ok(Err(error)) => {
+                tracing::debug!(%pod, error = error_chain(&error), "failed to read the log of a pod")
+            }
             Err(_) => return,
         }
-        if left == 0 {
+        if bytes_left == 0 {
             return;
         }
-        sleep(PAUSE).await;
+        sleep(REOPEN_DELAY).await;
     }
 }
 
 // === impl Lines ===
 
 impl Lines {
-    /// The log is asked for again, from about the last line on.
-    fn again(&mut self) {
-        self.told = self.last;
+    /// Prepares for reopening the log at about the last line.
+    fn reopen(&mut self) {
+        self.resume_after = self.last;
         self.partial.clear();
     }
 
-    /// The lines that end with this chunk, which came `now`.
+    /// Returns the lines completed by a chunk received at `now`.
     fn push(&mut self, bytes: &[u8], now: (Instant, SystemTime)) -> Vec<Line> {
         let mut ended = Vec::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = LENGTH.saturating_sub(self.partial.len());
+            let room = MAX_LINE_BYTES.saturating_sub(self.partial.len());
             self.partial.extend_from_slice(&piece[..room.min(piece.len())]);
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.partial);
@@ -188,21 +199,21 @@ impl Lines {
         let stamped = ended.into_iter().filter_map(|line| {
             let (stamp, text) = line.split_once(' ')?;
             let stamp: Timestamp = stamp.parse().ok()?;
-            // It is asked for again with whole seconds.
-            let is_new = self.told.is_none_or(|told| stamp > told);
+            // `sinceTime` has whole seconds, so some lines are repeated.
+            let is_new = self.resume_after.is_none_or(|last| stamp > last);
             self.last = self.last.max(Some(stamp));
             is_new.then(|| (stamp, text.to_owned()))
         });
         let stamped: Vec<_> = stamped.collect();
         for (stamp, _) in &stamped {
-            self.clock.learn(*stamp, now.1);
+            self.clock.observe(*stamp, now.1);
         }
         let lines = stamped.into_iter().flat_map(|(stamp, text)| {
             let at = self.clock.at(stamp, now);
-            // A progress bar writes over itself.
+            // Progress bars overwrite themselves with carriage returns.
             let texts = text.split('\r').filter(|text| !text.trim().is_empty());
-            let late = self.clock.late();
-            texts.map(|text| Line { text: text.to_owned(), at, late }).collect::<Vec<_>>()
+            let correction = self.clock.correction();
+            texts.map(|text| Line { text: text.to_owned(), at, correction }).collect::<Vec<_>>()
         });
         lines.collect()
     }
@@ -216,22 +227,25 @@ impl LineClock {
         wall.as_nanosecond() - stamp.as_nanosecond()
     }
 
-    fn learn(&mut self, stamp: Timestamp, wall: SystemTime) {
+    fn observe(&mut self, stamp: Timestamp, wall: SystemTime) {
         let delay = Self::delay(stamp, wall);
-        self.least = Some(self.least.map_or(delay, |least| least.min(delay)));
+        self.min_delay = Some(self.min_delay.map_or(delay, |min_delay| min_delay.min(delay)));
     }
 
-    /// By the first lines alone, so that the distances of all lines are those of their stamps.
+    /// Maps with the offset of the first chunk only, so that all lines keep their spacing.
     fn at(&mut self, stamp: Timestamp, (now, wall): (Instant, SystemTime)) -> Instant {
         let delay = Self::delay(stamp, wall);
-        let first = *self.first.get_or_insert(self.least.unwrap_or(delay));
+        let first_delay = *self.first_delay.get_or_insert(self.min_delay.unwrap_or(delay));
         let part = |nanos: i128| Duration::from_nanos(u64::try_from(nanos).unwrap_or(0));
-        now.checked_sub(part(delay - first)).unwrap_or(now) + part(first - delay)
+        now.checked_sub(part(delay - first_delay)).unwrap_or(now) + part(first_delay - delay)
     }
 
-    fn late(&self) -> Duration {
-        let late = self.first.zip(self.least).map_or(0, |(first, least)| first - least);
-        Duration::from_nanos(u64::try_from(late).unwrap_or(0))
+    fn correction(&self) -> Duration {
+        let correction = self
+            .first_delay
+            .zip(self.min_delay)
+            .map_or(0, |(first_delay, min_delay)| first_delay - min_delay);
+        Duration::from_nanos(u64::try_from(correction).unwrap_or(0))
     }
 }
 
@@ -244,41 +258,41 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lines_have_the_distances_in_which_they_were_written_though_they_come_at_once() {
+    async fn lines_read_at_once_keep_their_spacing() {
         // The node is 100 s behind.
         let mut lines = Lines::default();
         let now = Instant::now() + Duration::from_secs(50);
         let chunk = "1970-01-01T00:00:01.000000000Z one\n1970-01-01T00:00:03.500000000Z two\n\
                      1970-01-01T00:00:04.000000000Z three\n1970-01-01T00:00:05.0000";
-        let told = lines.push(chunk.as_bytes(), (now, at(104.2)));
-        let told: Vec<_> = told.iter().map(|line| (&*line.text, (now - line.at).as_millis())).collect();
-        assert_eq!(told, [("one", 3000), ("two", 500), ("three", 0)], "4 - 1, 4 - 3.5");
+        let read = lines.push(chunk.as_bytes(), (now, at(104.2)));
+        let read: Vec<_> = read.iter().map(|line| (&*line.text, (now - line.at).as_millis())).collect();
+        assert_eq!(read, [("one", 3000), ("two", 500), ("three", 0)], "4 - 1, 4 - 3.5");
         // The next one is under way for 0.1 s less, so all before it were 0.1 s late.
         let (three, now) = (now, now + Duration::from_millis(900));
-        let told = lines.push(b"00000Z four\n", (now, at(105.1)));
-        let [four] = told.as_slice() else { panic!("{told:?}") };
+        let read = lines.push(b"00000Z four\n", (now, at(105.1)));
+        let [four] = read.as_slice() else { panic!("{read:?}") };
         assert_eq!(
-            (four.at, four.late),
+            (four.at, four.correction),
             (three + Duration::from_secs(1), Duration::from_millis(100)),
             "5 - 4"
         );
-        assert_eq!(four.at - four.late, now);
+        assert_eq!(four.at - four.correction, now);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_read_again_is_not_told_again_and_no_line_is_endless() {
+    async fn reopened_log_drops_duplicates_and_caps_lines() {
         let mut lines = Lines::default();
         let now = (Instant::now(), at(10.0));
-        let long = "x".repeat(3 * LENGTH);
-        let first = format!(
+        let long = "x".repeat(3 * MAX_LINE_BYTES);
+        let chunk = format!(
             "1970-01-01T00:00:01.5Z one\n1970-01-01T00:00:02Z 10%\r20%\r\n1970-01-01T00:00:03Z {long}\n"
         );
-        let told = lines.push(first.as_bytes(), now);
-        let texts: Vec<_> = told.iter().map(|line| &*line.text).collect();
+        let read = lines.push(chunk.as_bytes(), now);
+        let texts: Vec<_> = read.iter().map(|line| &*line.text).collect();
         assert_eq!(texts[..3], ["one", "10%", "20%"]);
-        assert!(texts[3].len() < LENGTH, "{}", texts[3].len());
-        lines.again();
-        assert!(lines.push(first.as_bytes(), now).is_empty());
+        assert!(texts[3].len() < MAX_LINE_BYTES, "{}", texts[3].len());
+        lines.reopen();
+        assert!(lines.push(chunk.as_bytes(), now).is_empty());
         let new = b"1970-01-01T00:00:04Z new\n1970-01-01T00:00:04Z of the same moment\nno stamp\n";
         assert_eq!(lines.push(new, now).len(), 2);
     }

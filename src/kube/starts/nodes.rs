@@ -1,4 +1,4 @@
-//! Nodes, while somebody waits for one: when a new one came, and when it was ready.
+//! Watches nodes while a pod waits for one, to record the creation and readiness of new nodes.
 
 use std::{
     collections::HashMap,
@@ -24,39 +24,39 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::kube::{
     Cluster,
-    watch::{Pauses, chain, is_taken_up_again},
+    watch::{WatchBackoff, error_chain, is_resumed},
 };
 
-/// The one watch of nodes, as long as somebody wants it.
+/// The node watch shared by all targets; active only while a pod waits for a node.
 pub(super) struct Nodes {
     cluster: Cluster,
-    shared: Mutex<Weak<Watching>>,
-    /// Whether it has been said that there is no right to it.
+    shared: Mutex<Weak<ActiveWatch>>,
+    /// Set once missing permission has been logged.
     is_denied: Arc<AtomicBool>,
 }
 
-/// The nodes as they come. The watch ends with the last of those who wait.
+/// A reference to the active node watch. The watch ends with the last clone.
 #[derive(Clone)]
 pub(super) struct NewNodes {
-    watching: Arc<Watching>,
+    watching: Arc<ActiveWatch>,
     changes: watch::Receiver<u64>,
 }
 
-struct Watching {
-    nodes: Arc<Mutex<HashMap<String, NodeSeen>>>,
+struct ActiveWatch {
+    nodes: Arc<Mutex<HashMap<String, NodeObservation>>>,
     changes: watch::Receiver<u64>,
-    _ends: DropGuard,
+    _cancel: DropGuard,
 }
 
-/// A node, as we saw it come.
+/// Observed lifecycle of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NodeSeen {
-    /// Whether it was there when we first looked.
-    was_there: bool,
+pub(super) struct NodeObservation {
+    /// True if the node existed when the watch began.
+    pre_existing: bool,
     created: Option<Timestamp>,
-    /// When we saw that it is there.
-    pub(super) came: Instant,
-    /// When we saw that it is ready.
+    /// First observation.
+    pub(super) first_seen: Instant,
+    /// First observation as ready.
     pub(super) ready: Option<Instant>,
 }
 
@@ -67,7 +67,7 @@ impl Nodes {
         Self { cluster, shared: Mutex::default(), is_denied: Arc::default() }
     }
 
-    /// Watches nodes. Nobody does while no pod waits for one: clusters have many, and they are large.
+    /// Joins the active watch, or begins one. Nodes are numerous and large, so none runs while no pod waits.
     pub(super) fn watch(&self) -> NewNodes {
         let mut shared = self.shared.lock();
         if let Some(watching) = shared.upgrade() {
@@ -75,33 +75,34 @@ impl Nodes {
         }
         let (changed, changes) = watch::channel(0);
         let ending = CancellationToken::new();
-        let nodes = Arc::<Mutex<HashMap<String, NodeSeen>>>::default();
+        let nodes = Arc::<Mutex<HashMap<String, NodeObservation>>>::default();
         let following = follow(self.cluster.clone(), nodes.clone(), changed, self.is_denied.clone());
         let ended = ending.clone();
         self.cluster.spawn(async move {
             tokio::select! {
-                biased; // nobody waits any more
+                biased; // stop first: no pod waits for a node any more
                 () = ended.cancelled() => {}
                 () = following => {}
             }
         });
-        let watching = Arc::new(Watching { nodes, changes: changes.clone(), _ends: ending.drop_guard() });
+        let watching =
+            Arc::new(ActiveWatch { nodes, changes: changes.clone(), _cancel: ending.drop_guard() });
         *shared = Arc::downgrade(&watching);
         NewNodes { watching, changes }
     }
 }
 
-/// Notes nodes as they come and go, until there is no right to see them.
+/// Records nodes until the API server denies permission.
 async fn follow(
     cluster: Cluster,
-    nodes: Arc<Mutex<HashMap<String, NodeSeen>>>,
+    nodes: Arc<Mutex<HashMap<String, NodeObservation>>>,
     changed: watch::Sender<u64>,
     is_denied: Arc<AtomicBool>,
 ) {
     let api = Api::<Node>::all(cluster.client().clone());
-    // What was there is told from memory: there may be thousands.
+    // Clusters may have thousands of nodes, so the initial list may come from the API server's cache.
     let config = Config::default().any_semantic();
-    let mut events = std::pin::pin!(watcher(api, config).backoff(Pauses::new()));
+    let mut events = std::pin::pin!(watcher(api, config).backoff(WatchBackoff::new()));
     let (mut is_first, mut failing) = (true, false);
     while let Some(event) = events.next().await {
         let at = Instant::now();
@@ -111,24 +112,25 @@ async fn follow(
             Ok(Event::InitApply(node) | Event::Apply(node)) => {
                 failing = false;
                 let mut nodes = nodes.lock();
-                let seen = nodes.entry(node.name_any()).or_insert_with(|| NodeSeen::new(&node, is_first, at));
-                seen.look(&node, at);
+                let seen =
+                    nodes.entry(node.name_any()).or_insert_with(|| NodeObservation::new(&node, is_first, at));
+                seen.observe(&node, at);
             }
             Ok(Event::Delete(node)) => drop(nodes.lock().remove(&node.name_any())),
             Err(Error::InitialListFailed(kube::Error::Api(status))) if matches!(status.code, 401 | 403) => {
                 if !is_denied.swap(true, Ordering::Relaxed) {
                     tracing::info!(
                         reason = status.message,
-                        "cold starts do not tell of new nodes; to have that, grant `get`, `list` and `watch` on nodes"
+                        "cold starts are recorded without new nodes; grant `get`, `list` and `watch` on nodes to include them"
                     );
                 }
                 return;
             }
-            Err(error) if is_taken_up_again(&error) => continue,
-            // It is tried again with a growing pause; said once, until it goes well.
+            Err(error) if is_resumed(&error) => continue,
+            // The watcher retries with backoff; log only the first failure.
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error = chain(&error), "nodes are not heard of");
+                    tracing::warn!(error = error_chain(&error), "node watch failed; retrying");
                 }
                 continue;
             }
@@ -140,12 +142,12 @@ async fn follow(
 // === impl NewNodes ===
 
 impl NewNodes {
-    /// The node of this name, if it is known.
-    pub(super) fn get(&self, name: &str) -> Option<NodeSeen> {
+    /// Returns the node `name`, if known.
+    pub(super) fn get(&self, name: &str) -> Option<NodeObservation> {
         self.watching.nodes.lock().get(name).copied()
     }
 
-    /// Waits until something has changed since the last call, for ever if we may not know. Cancel-safe.
+    /// Waits for a change since the last call, or forever without permission. Cancel-safe.
     pub(super) async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
             std::future::pending().await
@@ -153,15 +155,15 @@ impl NewNodes {
     }
 }
 
-// === impl NodeSeen ===
+// === impl NodeObservation ===
 
-impl NodeSeen {
-    fn new(node: &Node, was_there: bool, at: Instant) -> Self {
+impl NodeObservation {
+    fn new(node: &Node, pre_existing: bool, at: Instant) -> Self {
         let created = node.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        Self { was_there, created, came: at, ready: None }
+        Self { pre_existing, created, first_seen: at, ready: None }
     }
 
-    fn look(&mut self, node: &Node, at: Instant) {
+    fn observe(&mut self, node: &Node, at: Instant) {
         let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let is_ready = conditions.any(|it| it.type_ == "Ready" && it.status == "True");
         if is_ready {
@@ -169,9 +171,9 @@ impl NodeSeen {
         }
     }
 
-    /// Whether it was made after a pod that was created then: it was not there when we looked, or says so itself, by the
-    /// same clock.
+    /// Returns whether the node is newer than a pod created at `pod`: it appeared during the watch, or its
+    /// `creationTimestamp` is later by the same clock.
     pub(super) fn is_newer_than(&self, pod: Option<Timestamp>) -> bool {
-        !self.was_there || self.created.zip(pod).is_some_and(|(node, pod)| node > pod)
+        !self.pre_existing || self.created.zip(pod).is_some_and(|(node, pod)| node > pod)
     }
 }

@@ -1,4 +1,4 @@
-//! What a pod and its Events say of its way into being. Pure.
+//! Derives startup phases from a pod and its Events. Pure.
 
 use std::{
     collections::HashSet,
@@ -17,48 +17,48 @@ use tokio::time::Instant;
 use crate::{
     domain::{ObstacleKind, Phase},
     kube::{
-        endpoints::addresses,
         pod_reasons::{shorten, trouble},
+        pods::addresses,
     },
     state::{DiscoveredEndpoint, PodWarning, Seen, Stamp},
 };
 
-/// Whose clock the API server's is: that of `creationTimestamp`, of bindings and of who manages a field since when.
+/// Name of the API server's clock, which sets `creationTimestamp`, bindings and managed-field times.
 pub(in crate::kube) const CONTROL_PLANE: &str = "control-plane";
 
-/// What Kubernetes writes into objects is cut to seconds.
+/// Resolution of timestamps in object metadata and status.
 const SECOND: Duration = Duration::from_secs(1);
-/// What it writes into newer Events is cut to this.
+/// Resolution of `eventTime` in Events.
 const MICROSECOND: Duration = Duration::from_micros(1);
 
-/// What a kubelet tells in the Events of a pod: sooner than in its status, which it writes about once a second.
+/// Kubelet state derived from the Events of a pod, which precede its status: that is written about once a second.
 #[derive(Debug, Default)]
-pub(super) struct Told {
-    /// Containers whose image is being fetched.
-    running: HashSet<Box<str>>,
-    /// Those whose image has come once: when a container starts again, that is no more a part of the pod's way.
-    done: HashSet<Box<str>>,
-    /// When the last image came.
+pub(super) struct KubeletEvents {
+    /// Containers with an image pull in progress.
+    pulling: HashSet<Box<str>>,
+    /// Containers whose image was pulled once. Pulls after a restart are not part of the startup.
+    pulled_once: HashSet<Box<str>>,
+    /// End of the last image pull.
     pub(super) pulled: Option<Seen>,
-    /// When the container that serves was started for the first time.
+    /// First start of the serving container.
     pub(super) started: Option<Seen>,
-    warning: Option<Warning>,
+    warning: Option<KubeletWarning>,
 }
 
-/// What stands in the way of a pod, as its node says.
+/// A warning of the kubelet that blocks the pod.
 #[derive(Debug)]
-struct Warning {
-    told: PodWarning,
-    /// Whether it is said of containers that run, and not of what comes before they do.
-    of_running: bool,
+struct KubeletWarning {
+    warning: PodWarning,
+    /// True if the warning concerns a running container rather than its setup.
+    is_running: bool,
 }
 
-/// How long probes may fail for reasons that pass by themselves as a model loads.
-const LOADING: Duration = Duration::from_secs(120);
-/// How long the network of a pod may fail to be set up: mostly the next try succeeds.
-const SETTING_UP: Duration = Duration::from_secs(20);
+/// Grace period for failing probes while a model may still be loading.
+const PROBE_GRACE: Duration = Duration::from_secs(120);
+/// Grace period for sandbox and network setup; the next attempt usually succeeds.
+const SANDBOX_GRACE: Duration = Duration::from_secs(20);
 
-/// The container of a pod that serves: the one that says that it has one of these ports, else the first.
+/// Returns the serving container: the first that declares one of `ports`, else the first.
 pub(super) fn serving<'a>(pod: &'a Pod, ports: &[u16]) -> Option<&'a str> {
     let has = |container: &&Container| {
         let own = container.ports.as_deref().unwrap_or_default();
@@ -68,7 +68,7 @@ pub(super) fn serving<'a>(pod: &'a Pod, ports: &[u16]) -> Option<&'a str> {
     all.clone().find(has).or_else(|| pod.spec.as_ref()?.containers.first()).map(|container| &*container.name)
 }
 
-/// The endpoint as which a pod is found: of several ports, the first that is.
+/// Returns the address of the first discovered endpoint of the pod.
 pub(super) fn address(pod: &Pod, ports: &[u16], found: &[DiscoveredEndpoint]) -> Option<Arc<str>> {
     let own = addresses(pod).flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port)));
     own.map(|own| own.to_string()).find_map(|own| {
@@ -77,59 +77,58 @@ pub(super) fn address(pod: &Pod, ports: &[u16], found: &[DiscoveredEndpoint]) ->
     })
 }
 
-/// In the order in which they are fetched and started: a kubelet does one after the other.
+/// Returns all containers in the order in which the kubelet pulls and starts them.
 fn all_containers(pod: &Pod) -> impl Iterator<Item = &Container> + Clone {
     let spec = pod.spec.as_ref();
     let init = spec.and_then(|spec| spec.init_containers.as_deref()).unwrap_or_default();
     init.iter().chain(spec.map(|spec| spec.containers.as_slice()).unwrap_or_default())
 }
 
-/// Which phases of a pod are over, by its own word. `serving`: the container whose start counts.
-pub(super) fn moments(pod: &Pod, serving: Option<&str>, at: Instant) -> Vec<(Phase, Seen)> {
-    let mut moments = Vec::with_capacity(4);
+/// Returns the completed phases per pod status. `serving` is the container whose start counts.
+pub(super) fn phases(pod: &Pod, serving: Option<&str>, at: Instant) -> Vec<(Phase, Seen)> {
+    let mut phases = Vec::with_capacity(4);
     let created = pod.metadata.creation_timestamp.as_ref();
-    moments.push((Phase::Create, seen(at, created, || CONTROL_PLANE.into())));
-    let Some(node) = node(pod) else { return moments };
+    phases.push((Phase::Create, seen(at, created, || CONTROL_PLANE.into())));
+    let Some(node) = node(pod) else { return phases };
     let scheduled = condition(pod, "PodScheduled").filter(|condition| condition.status == "True");
     let since = scheduled.and_then(|scheduled| scheduled.last_transition_time.as_ref());
-    moments.push((Phase::Schedule, seen(at, since, || CONTROL_PLANE.into())));
-    let Some(container) = serving.and_then(|name| status_of(pod, name)) else { return moments };
+    phases.push((Phase::Schedule, seen(at, since, || CONTROL_PLANE.into())));
+    let Some(container) = serving.and_then(|name| status_of(pod, name)) else { return phases };
     if let Some(started) = first_start(container) {
-        moments.push((Phase::Start, seen(at, started, || node.into())));
+        phases.push((Phase::Start, seen(at, started, || node.into())));
     }
     let is_ready = is_true(pod, "Ready");
     if container.ready || is_ready {
         let ready = ["ContainersReady", "Ready"].into_iter().find_map(|kind| condition(pod, kind));
         let ready = ready.filter(|ready| ready.status == "True");
         let since = ready.and_then(|ready| ready.last_transition_time.as_ref());
-        moments.push((Phase::Load, seen(at, since, || node.into())));
+        phases.push((Phase::Load, seen(at, since, || node.into())));
     }
-    moments
+    phases
 }
 
-/// The node that a pod has.
+/// Returns the assigned node.
 pub(super) fn node(pod: &Pod) -> Option<&str> {
     pod.spec.as_ref()?.node_name.as_deref().filter(|node| !node.is_empty())
 }
 
-/// Whether its probes find it ready.
 pub(super) fn is_ready(pod: &Pod) -> bool {
     is_true(pod, "Ready")
 }
 
-/// Whether the scheduler has found no node for it, so that one may have to be made.
+/// Returns whether the scheduler found no node, so that an autoscaler may have to create one.
 pub(super) fn waits_for_a_node(pod: &Pod) -> bool {
     let scheduled = condition(pod, "PodScheduled");
     node(pod).is_none()
         && scheduled.is_some_and(|it| it.status == "False" && it.reason.as_deref() == Some("Unschedulable"))
 }
 
-/// Whether an image of it cannot be had so far, so that fetching it goes on.
+/// Returns whether the kubelet is retrying a failed image pull.
 pub(super) fn waits_for_an_image(pod: &Pod) -> bool {
     trouble(pod).is_some_and(|trouble| trouble.kind == ObstacleKind::ImagePull)
 }
 
-/// How often a container has run before, if it runs now.
+/// Returns the restart count of a running container.
 pub(super) fn run_of(pod: &Pod, name: &str) -> Option<i32> {
     let status = status_of(pod, name)?;
     status.state.as_ref()?.running.as_ref()?;
@@ -151,8 +150,7 @@ fn status_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
     all.find(|status| status.name == name)
 }
 
-/// When a container started, if it has: the first time that is known of, since an end and another start are a part of
-/// what it takes to load.
+/// Returns the earliest known start of a container; restarts count as part of loading.
 fn first_start(status: &ContainerStatus) -> Option<Option<&Time>> {
     [&status.last_state, &status.state].into_iter().flatten().find_map(|state| {
         let running = state.running.as_ref().map(|running| running.started_at.as_ref());
@@ -165,7 +163,7 @@ fn seen(at: Instant, time: Option<&Time>, clock: impl FnOnce() -> Arc<str>) -> S
     Seen { at, stamp }
 }
 
-/// What another clock says, cut to seconds.
+/// Creates a stamp with a resolution of one second.
 pub(in crate::kube) fn stamp(time: Timestamp, clock: &str) -> Stamp {
     Stamp { time: system(time), resolution: SECOND, clock: clock.into() }
 }
@@ -174,11 +172,11 @@ fn system(time: Timestamp) -> SystemTime {
     SystemTime::from(time)
 }
 
-// === impl Told ===
+// === impl KubeletEvents ===
 
-impl Told {
-    /// An Event of the pod, seen `at`. Images of containers that come after the one that serves do not count: it does not
-    /// wait for them.
+impl KubeletEvents {
+    /// Applies an Event observed at `at`. Image pulls of containers after the serving one are ignored: the serving
+    /// container does not wait for them.
     pub(super) fn event(&mut self, event: &Event, pod: &Pod, serving: Option<&str>, at: Instant) {
         self.warn(event, pod, at);
         let container = event.involved_object.field_path.as_deref().and_then(container_in);
@@ -196,71 +194,77 @@ impl Told {
             return;
         }
         let container = container.unwrap_or_default();
-        if !counts || self.done.contains(container) {
+        if !counts || self.pulled_once.contains(container) {
             return;
         }
         let message = event.message.as_deref().unwrap_or_default();
         match event.reason.as_deref() {
-            Some("Pulling") => drop(self.running.insert(container.into())),
+            Some("Pulling") => drop(self.pulling.insert(container.into())),
             Some("Pulled") => {
-                self.running.remove(container);
-                self.done.insert(container.into());
-                // Else it says that the image was there already.
+                self.pulling.remove(container);
+                self.pulled_once.insert(container.into());
+                // Otherwise the image was already present.
                 if message.starts_with("Successfully pulled") {
                     self.pulled = Some(Seen { at, stamp });
                 }
             }
-            // It may have failed: then it is tried again, and goes on until the image is there.
+            // A failed pull is retried and remains in progress.
             _ => {}
         }
     }
 
     pub(super) fn is_pulling(&self) -> bool {
-        !self.running.is_empty()
+        !self.pulling.is_empty()
     }
 
-    /// What stands in the way now, if the pod has started so far.
+    /// Returns the current warning if it applies to this stage of the startup.
     pub(super) fn warning(&self, has_started: bool, is_ready: bool) -> Option<PodWarning> {
         let warning =
-            self.warning.as_ref().filter(|warning| warning.of_running == has_started && !is_ready)?;
-        Some(warning.told.clone())
+            self.warning.as_ref().filter(|warning| warning.is_running == has_started && !is_ready)?;
+        Some(warning.warning.clone())
     }
 
     fn warn(&mut self, event: &Event, pod: &Pod, at: Instant) {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let reason = event.reason.as_deref().unwrap_or_default();
-        let said = shorten(event.message.as_deref().unwrap_or_default());
-        let (kind, of_running, after, message) = match reason {
+        let message = shorten(event.message.as_deref().unwrap_or_default());
+        let (kind, is_running, after, message) = match reason {
             "FailedMount" | "FailedAttachVolume" | "FailedMapVolume" => {
-                let message = format!("A volume of pod `{name}` cannot be mounted ({reason}): {said}");
+                let message = format!("A volume of pod `{name}` cannot be mounted ({reason}): {message}");
                 (ObstacleKind::Volume, false, Duration::ZERO, message)
             }
             "FailedCreatePodSandBox" | "NetworkNotReady" => {
-                let message = format!("Pod `{name}` cannot be set up on its node ({reason}): {said}");
-                (ObstacleKind::NotReady, false, SETTING_UP, message)
+                let message = format!("Pod `{name}` cannot be set up on its node ({reason}): {message}");
+                (ObstacleKind::NotReady, false, SANDBOX_GRACE, message)
             }
             "Unhealthy" => {
-                let after = if is_refusal(&said) { Duration::ZERO } else { LOADING };
-                (ObstacleKind::NotReady, true, after, format!("Pod `{name}` runs and is not ready: {said}"))
+                let after = if is_refusal(&message) { Duration::ZERO } else { PROBE_GRACE };
+                (
+                    ObstacleKind::NotReady,
+                    true,
+                    after,
+                    format!("Pod `{name}` runs and is not ready: {message}"),
+                )
             }
-            // What was in the way is not, or it begins anew.
+            // Resolved, or the container is being restarted.
             "SuccessfulAttachVolume" | "Pulling" | "Pulled" | "Created" | "Started" | "Killing" => {
                 self.warning = None;
                 return;
             }
             _ => return,
         };
-        let told = PodWarning { kind, message: message.into(), from: at + after };
-        let before = self.warning.take().filter(|before| before.told.kind == kind);
-        let from = before.map_or(told.from, |before| before.told.from.min(told.from));
-        self.warning = Some(Warning { told: PodWarning { from, ..told }, of_running });
+        let warning = PodWarning { kind, message: message.into(), from: at + after };
+        let before = self.warning.take().filter(|before| before.warning.kind == kind);
+        let from = before.map_or(warning.from, |before| before.warning.from.min(warning.from));
+        self.warning = Some(KubeletWarning { warning: PodWarning { from, ..warning }, is_running });
     }
 }
 
-/// Whether a server answered a probe so that waiting does not help: with a status that says that the question is wrong.
-fn is_refusal(said: &str) -> bool {
-    let status =
-        said.split_once("statuscode: ").map(|(_, rest)| rest.trim_end_matches(|c: char| !c.is_ascii_digit()));
+/// Returns whether a probe got a client-error status, which waiting does not resolve.
+fn is_refusal(message: &str) -> bool {
+    let status = message
+        .split_once("statuscode: ")
+        .map(|(_, rest)| rest.trim_end_matches(|c: char| !c.is_ascii_digit()));
     let status = status.and_then(|status| status.parse::<u16>().ok());
     status.is_some_and(|status| (400..500).contains(&status) && !matches!(status, 408 | 425 | 429))
 }

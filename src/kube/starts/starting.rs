@@ -1,4 +1,4 @@
-//! One pod that starts: what has been seen of it so far.
+//! State of one starting pod.
 
 use std::sync::Arc;
 
@@ -8,36 +8,39 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{News, Sources, load::Load, logs::Source, nodes::NewNodes, read, read::Told};
+use super::{
+    PodUpdate, StartSources, load::LoadLog, logs::ContainerRef, nodes::NewNodes, read, read::KubeletEvents,
+};
 use crate::{
     domain::{Part, Phase},
     state::{PartSeen, PodStart, Seen},
 };
 
-/// A pod that starts.
-pub(super) struct Starting {
+/// A starting pod, with the data gathered from all sources.
+pub(super) struct StartingPod {
     pub(super) pod: Arc<Pod>,
-    /// The container that serves.
+    /// Name of the serving container.
     serving: Option<String>,
-    /// As which endpoint it is found.
+    /// Address of its endpoint, once discovered.
     pub(super) address: Option<Arc<str>>,
-    seen: Vec<(Phase, Seen)>,
-    told: Told,
+    phases: Vec<(Phase, Seen)>,
+    kubelet: KubeletEvents,
     parts: Vec<PartSeen>,
-    /// Whether no node took it at first.
-    waited: bool,
-    /// Which run of the container has its log read, by how often it has run before.
-    logged: Option<i32>,
-    load: Load,
-    /// Ends its Events and its log.
-    following: Option<DropGuard>,
-    reading: Option<DropGuard>,
+    /// True if the pod was ever unschedulable.
+    was_unschedulable: bool,
+    /// Restart count of the container run whose log is read.
+    logged_run: Option<i32>,
+    load: LoadLog,
+    /// Ends the event stream when dropped.
+    event_guard: Option<DropGuard>,
+    /// Ends the log stream when dropped.
+    log_guard: Option<DropGuard>,
     pub(super) start: Arc<PodStart>,
 }
 
-// === impl Starting ===
+// === impl StartingPod ===
 
-impl Starting {
+impl StartingPod {
     pub(super) fn new(pod: Arc<Pod>, ports: &[u16]) -> Self {
         let serving = read::serving(&pod, ports).map(str::to_owned);
         let meta = &pod.metadata;
@@ -45,66 +48,67 @@ impl Starting {
         Self {
             serving,
             address: None,
-            seen: Vec::new(),
-            told: Told::default(),
+            phases: Vec::new(),
+            kubelet: KubeletEvents::default(),
             parts: Vec::new(),
-            waited: false,
-            logged: None,
-            load: Load::default(),
-            following: None,
-            reading: None,
+            was_unschedulable: false,
+            logged_run: None,
+            load: LoadLog::default(),
+            event_guard: None,
+            log_guard: None,
             start: Arc::new(PodStart { name: name.into(), ..PodStart::default() }),
             pod,
         }
     }
 
-    pub(super) fn seen_at(&self, phase: Phase) -> Option<Instant> {
-        self.seen.iter().find(|(seen, _)| *seen == phase).map(|(_, seen)| seen.at)
+    pub(super) fn phase_end(&self, phase: Phase) -> Option<Instant> {
+        self.phases.iter().find(|(known, _)| *known == phase).map(|(_, seen)| seen.at)
     }
 
-    /// What the pod says now.
-    pub(super) fn look(&mut self, at: Instant) {
-        for (phase, seen) in read::moments(&self.pod, self.serving.as_deref(), at) {
-            self.saw(phase, seen);
+    /// Applies the current status of the pod.
+    pub(super) fn observe(&mut self, at: Instant) {
+        for (phase, seen) in read::phases(&self.pod, self.serving.as_deref(), at) {
+            self.record_phase(phase, seen);
         }
-        self.waited |= read::waits_for_a_node(&self.pod);
+        self.was_unschedulable |= read::waits_for_a_node(&self.pod);
     }
 
-    /// A phase is over, as somebody says. The first word counts; one that came without a time may have it added.
-    fn saw(&mut self, phase: Phase, seen: Seen) {
-        match self.seen.iter_mut().find(|(known, _)| *known == phase) {
+    /// Records the end of a phase. The first report wins; a later one may add a missing timestamp.
+    fn record_phase(&mut self, phase: Phase, seen: Seen) {
+        match self.phases.iter_mut().find(|(known, _)| *known == phase) {
             Some((_, known)) => known.stamp = known.stamp.take().or(seen.stamp),
-            None => self.seen.push((phase, seen)),
+            None => self.phases.push((phase, seen)),
         }
     }
 
-    /// Whether it matters which nodes come. Nodes and pods are not told of in one order, so this goes on a little.
-    pub(super) fn waits(&self) -> bool {
-        self.waited && self.seen_at(Phase::Start).is_none()
+    /// Returns whether node updates are still relevant. Node and pod updates are not ordered, so this lasts until the
+    /// container starts.
+    pub(super) fn awaits_node(&self) -> bool {
+        self.was_unschedulable && self.phase_end(Phase::Start).is_none()
     }
 
-    pub(super) fn look_at_nodes(&mut self, nodes: Option<&NewNodes>) {
-        if !self.waits() {
+    pub(super) fn observe_node(&mut self, nodes: Option<&NewNodes>) {
+        if !self.awaits_node() {
             return;
         }
         let created = self.pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
         let node = read::node(&self.pod).and_then(|node| nodes?.get(node));
         let Some(node) = node.filter(|node| node.is_newer_than(created)) else { return };
-        put(&mut self.parts, PartSeen { part: Part::NodeCreate, start: None, end: node.came });
+        upsert(&mut self.parts, PartSeen { part: Part::NodeCreate, start: None, end: node.first_seen });
         if let Some(ready) = node.ready {
-            put(&mut self.parts, PartSeen { part: Part::NodeReady, start: None, end: ready });
+            upsert(&mut self.parts, PartSeen { part: Part::NodeReady, start: None, end: ready });
         }
     }
 
-    /// Begins to follow what is to be followed now, and ends what is not.
+    /// Returns the streams to begin now, and ends those no longer needed.
     pub(super) fn follow(
         &mut self,
         uid: &str,
-        sources: &Sources,
-    ) -> Vec<BoxStream<'static, (Arc<str>, News)>> {
+        sources: &StartSources,
+    ) -> Vec<BoxStream<'static, (Arc<str>, PodUpdate)>> {
         let mut streams = Vec::new();
-        if self.seen_at(Phase::Load).is_some() {
-            (self.following, self.reading) = (None, None);
+        if self.phase_end(Phase::Load).is_some() {
+            (self.event_guard, self.log_guard) = (None, None);
             return streams;
         }
         let uid: Arc<str> = uid.into();
@@ -115,58 +119,58 @@ impl Starting {
             *guard = Some(token.clone().drop_guard());
             token.cancelled_owned()
         };
-        if self.following.is_none() {
+        if self.event_guard.is_none() {
             let of = uid.clone();
-            let events = sources.events.of(namespace, name, &uid);
-            let events = events.map(move |event| (of.clone(), News::Event(Box::new(event))));
-            streams.push(events.take_until(until(&mut self.following)).boxed());
+            let events = sources.events.watch(namespace, name, &uid);
+            let events = events.map(move |event| (of.clone(), PodUpdate::Event(Box::new(event))));
+            streams.push(events.take_until(until(&mut self.event_guard)).boxed());
         }
         let run = self.serving.as_deref().and_then(|serving| read::run_of(&self.pod, serving));
         if let (Some(run), Some(container)) = (run, &self.serving)
-            && self.logged != Some(run)
+            && self.logged_run != Some(run)
         {
-            self.logged = Some(run);
+            self.logged_run = Some(run);
             let (namespace, pod, container) = (namespace.clone(), name.clone(), container.clone());
-            if let Some(lines) = sources.logs.follow(Source { namespace, pod, container }) {
-                self.load.begin();
-                let lines = ReceiverStream::new(lines).map(move |line| (uid.clone(), News::Line(line)));
-                streams.push(lines.take_until(until(&mut self.reading)).boxed());
+            if let Some(lines) = sources.logs.follow(ContainerRef { namespace, pod, container }) {
+                self.load.begin_run();
+                let lines = ReceiverStream::new(lines).map(move |line| (uid.clone(), PodUpdate::Line(line)));
+                streams.push(lines.take_until(until(&mut self.log_guard)).boxed());
             }
         }
         streams
     }
 
-    /// Says whether there is something to tell.
-    pub(super) fn hear(&mut self, news: News) -> bool {
-        match news {
-            News::Event(event) => {
-                self.told.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
-                if let Some(started) = &self.told.started {
-                    self.saw(Phase::Start, started.clone());
+    /// Applies an update. Returns whether the published state changed.
+    pub(super) fn apply(&mut self, update: PodUpdate) -> bool {
+        match update {
+            PodUpdate::Event(event) => {
+                self.kubelet.event(&event, &self.pod, self.serving.as_deref(), Instant::now());
+                if let Some(started) = &self.kubelet.started {
+                    self.record_phase(Phase::Start, started.clone());
                 }
             }
-            News::Line(line) => self.load.line(line),
+            PodUpdate::Line(line) => self.load.line(line),
         }
-        self.tell()
+        self.publish()
     }
 
-    /// Publishes what is known, if that has changed.
-    pub(super) fn tell(&mut self) -> bool {
-        let mut moments = self.seen.clone();
-        self.load.cap(&mut moments);
-        moments.extend(self.told.pulled.clone().map(|seen| (Phase::Pull, seen)));
+    /// Refreshes the published state. Returns whether it changed.
+    pub(super) fn publish(&mut self) -> bool {
+        let mut phases = self.phases.clone();
+        self.load.cap_start(&mut phases);
+        phases.extend(self.kubelet.pulled.clone().map(|seen| (Phase::Pull, seen)));
         let start = PodStart {
             name: self.start.name.clone(),
             address: self.address.clone(),
             node: read::node(&self.pod).map(Into::into),
-            // Its status says that it waits for an image, also where Events may not be read or come late.
-            is_pulling: self.told.is_pulling() || read::waits_for_an_image(&self.pod),
-            moments,
+            // The status shows a pending image even if Events are unavailable or late.
+            is_pulling: self.kubelet.is_pulling() || read::waits_for_an_image(&self.pod),
+            moments: phases,
             parts: self.parts.iter().cloned().chain(self.load.parts()).collect(),
             tail: self.load.tail.clone(),
             warning: self
-                .told
-                .warning(self.seen_at(Phase::Start).is_some(), self.seen_at(Phase::Load).is_some()),
+                .kubelet
+                .warning(self.phase_end(Phase::Start).is_some(), self.phase_end(Phase::Load).is_some()),
         };
         let changed = *self.start != start;
         if changed {
@@ -176,8 +180,8 @@ impl Starting {
     }
 }
 
-/// Of each part there is one.
-fn put(parts: &mut Vec<PartSeen>, part: PartSeen) {
+/// Inserts a part, or replaces the one of the same kind.
+fn upsert(parts: &mut Vec<PartSeen>, part: PartSeen) {
     match parts.iter_mut().find(|known| known.part == part.part) {
         Some(known) => *known = part,
         None => parts.push(part),

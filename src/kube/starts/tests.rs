@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{advance, timeout};
 
-use super::{logs::Source, *};
+use super::{logs::ContainerRef, *};
 use crate::{
     config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
@@ -17,13 +17,13 @@ const SERVICE: &str = "/api/v1/namespaces/ml/services/tiny";
 const POD: &str = "/api/v1/namespaces/ml/pods/tiny-1";
 const NODE: &str = "/api/v1/nodes/gpu-9";
 
-struct Stage {
+struct StartsTest {
     server: StandIn,
     found: tokio::sync::watch::Receiver<Arc<Discovered>>,
     _cluster: Cluster,
 }
 
-impl Stage {
+impl StartsTest {
     fn new(before: impl FnOnce(&StandIn)) -> Self {
         let server = StandIn::default();
         server.put(
@@ -113,8 +113,8 @@ async fn wait(ms: u64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn image_that_cannot_be_had_is_a_pull_without_events() {
-    let mut stage = Stage::new(|_| {});
+async fn failed_image_pull_shows_without_events() {
+    let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let waiting = json!({ "waiting": { "reason": "ErrImagePull", "message": "not found" } });
     stage.server.put(POD, pod(Some("gpu-1"), status(waiting, false)));
@@ -124,8 +124,8 @@ async fn image_that_cannot_be_had_is_a_pull_without_events() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
-    let mut stage = Stage::new(|_| {});
+async fn pod_phases_carry_observation_times() {
+    let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
     stage.server.put(POD, pod(None, json!({})));
@@ -164,19 +164,19 @@ async fn what_happens_to_a_pod_is_told_with_when_it_was_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_up_when_we_came_is_no_start_and_what_was_on_its_way_is() {
+async fn pods_ready_before_discovery_are_not_tracked() {
     let up = pod(Some("gpu-1"), status(json!({ "running": {} }), true));
     let mut loading = pod(Some("gpu-1"), status(json!({ "running": {} }), false));
     loading["metadata"]["uid"] = "u-2".into();
     loading["metadata"]["name"] = "tiny-2".into();
-    let mut stage = Stage::new(|server| {
+    let mut stage = StartsTest::new(|server| {
         server.put(POD, up.clone());
         server.put("/api/v1/namespaces/ml/pods/tiny-2", loading);
     });
     let start = stage.start(|start| start.moments.len() == 3).await;
     assert_eq!(&*start.name, "ml/tiny-2");
     assert_eq!(stage.found.borrow().starts.len(), 1);
-    // One that is ready when it is heard of for the first time, as the watch had broken.
+    // A pod that is ready at its first observation, as after an interrupted watch.
     let mut other = up;
     other["metadata"]["uid"] = "u-3".into();
     other["metadata"]["name"] = "tiny-0".into();
@@ -185,8 +185,8 @@ async fn what_was_up_when_we_came_is_no_start_and_what_was_on_its_way_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_was_made_for_the_pod_is_told_of() {
-    let mut stage = Stage::new(|server| {
+async fn node_created_for_pod_is_recorded() {
+    let mut stage = StartsTest::new(|server| {
         server.put("/api/v1/nodes/old", node("old", true, "2026-11-20T00:00:00Z"));
     });
     stage.synced().await;
@@ -207,9 +207,9 @@ async fn a_node_that_was_made_for_the_pod_is_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_was_there_is_not_told_of_and_without_the_right_none_is() {
+async fn existing_or_forbidden_node_is_not_recorded() {
     for forbidden in [false, true] {
-        let mut stage = Stage::new(|server| {
+        let mut stage = StartsTest::new(|server| {
             server.put(NODE, node("gpu-9", true, "2026-11-20T00:00:00Z"));
             if forbidden {
                 server.remove(NODE);
@@ -232,8 +232,8 @@ async fn a_node_that_was_there_is_not_told_of_and_without_the_right_none_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_right_to_events_a_pull_is_not_known_and_all_else_is() {
-    let mut stage = Stage::new(|server| server.forbid("GET", "/events"));
+async fn denied_events_hide_only_image_pulls() {
+    let mut stage = StartsTest::new(|server| server.forbid("GET", "/events"));
     stage.synced().await;
     stage.server.put(POD, pod(Some("gpu-1"), json!({})));
     stage.start(|start| start.moments.len() == 2).await;
@@ -245,9 +245,9 @@ async fn without_the_right_to_events_a_pull_is_not_known_and_all_else_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn not_more_are_told_of_than_there_is_room_for() {
+async fn tracked_pods_are_capped() {
     let server = StandIn::default();
-    let mut starts = Starts::new(Sources::new(&server.cluster()));
+    let mut starts = Starts::new(StartSources::new(&server.cluster()));
     let pods = |range: std::ops::Range<usize>, ready: bool| {
         let pods = range.map(|index| {
             let mut pod = pod(Some("gpu-1"), status(json!({ "running": {} }), ready));
@@ -258,14 +258,14 @@ async fn not_more_are_told_of_than_there_is_room_for() {
         pods.collect::<Vec<Arc<Pod>>>()
     };
     let none = |_: &Pod| Vec::new();
-    starts.update(&pods(0..MOST + 1, false), &[], true, none);
-    assert_eq!(starts.all().len(), MOST);
+    starts.update(&pods(0..MAX_TRACKED_PODS + 1, false), &[], true, none);
+    assert_eq!(starts.all().len(), MAX_TRACKED_PODS);
     // The first of them gets ready, and so makes room.
     let mut all = pods(0..1, true);
-    all.extend(pods(1..MOST + 2, false));
+    all.extend(pods(1..MAX_TRACKED_PODS + 2, false));
     starts.update(&all, &[], true, none);
     let names: Vec<_> = starts.all().iter().map(|start| start.name.clone()).collect();
-    assert_eq!((names.len(), &*names[0]), (MOST, "ml/tiny-001"));
+    assert_eq!((names.len(), &*names[0]), (MAX_TRACKED_PODS, "ml/tiny-001"));
     assert_eq!(
         names.last().map(|name| &**name),
         Some("ml/tiny-065"),
@@ -285,8 +285,8 @@ fn parts(start: &PodStart, began: Instant) -> Vec<(&'static str, u64)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
-    let mut stage = Stage::new(|_| {});
+async fn pod_log_yields_load_parts_until_ready() {
+    let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
     stage.server.put(POD, run(0, false));
@@ -320,8 +320,8 @@ async fn the_log_of_a_pod_tells_the_parts_of_its_load_until_it_is_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_container_printed_before_it_was_known_to_run_is_told_when_it_was() {
-    let mut stage = Stage::new(|_| {});
+async fn early_log_line_moves_container_start() {
+    let mut stage = StartsTest::new(|_| {});
     stage.synced().await;
     let began = Instant::now();
     stage.server.print(POD, "2026-11-24T20:00:10Z Starting to load model org/name...\n");
@@ -338,8 +338,8 @@ async fn what_a_container_printed_before_it_was_known_to_run_is_told_when_it_was
 }
 
 #[tokio::test(start_paused = true)]
-async fn logs_are_read_where_that_is_wanted_and_allowed() {
-    let mut stage = Stage::new(|server| server.forbid("GET", "/log"));
+async fn logs_are_read_if_enabled_and_permitted() {
+    let mut stage = StartsTest::new(|server| server.forbid("GET", "/log"));
     stage.synced().await;
     stage.server.print(POD, "2026-11-24T20:00:30Z Starting to load model org/name...\n");
     stage.server.put(POD, run(0, false));
@@ -348,7 +348,7 @@ async fn logs_are_read_where_that_is_wanted_and_allowed() {
     assert!(tail.lines().is_empty(), "no right to it");
 
     let server = StandIn::default();
-    let source = Source { namespace: "ml".into(), pod: "tiny-1".into(), container: "vllm".into() };
+    let source = ContainerRef { namespace: "ml".into(), pod: "tiny-1".into(), container: "vllm".into() };
     assert!(PodLogs::new(server.cluster()).follow(source).is_none(), "not wanted");
 }
 
@@ -358,7 +358,7 @@ async fn dead_pods_do_not_start() {
     evicted["status"]["phase"] = "Failed".into();
     evicted["metadata"]["uid"] = "u-0".into();
     evicted["metadata"]["name"] = "tiny-0".into();
-    let mut stage = Stage::new(|server| server.put("/api/v1/namespaces/ml/pods/tiny-0", evicted));
+    let mut stage = StartsTest::new(|server| server.put("/api/v1/namespaces/ml/pods/tiny-0", evicted));
     stage.server.put(POD, pod(None, unschedulable()));
     let start = stage.start(|start| !start.moments.is_empty()).await;
     assert_eq!(&*start.name, "ml/tiny-1", "it waits for a node, whatever the other one had reached");

@@ -1,11 +1,13 @@
-//! Whether there is something to write about an object, and when.
+//! Decides whether and when to write the status of an object.
 //!
-//! Replicas see the same objects, verdicts and pods, so they would write the same. What only one of them knows (that
-//! requests wait, that it is starting the target) must not be written over by those that know of nothing:
-//! - what a replica has to say anew it writes at once, at most once a second, or every ten for mere numbers;
-//! - what differs from what it has said before is somebody else's word. It stands for [`REPAIR`], and is then corrected;
-//! - of two that disagree on how alive the target is, who knows of more life is believed, for [`TRUST`] after its last
-//!   word: that replica may have died.
+//! Replicas see the same objects, verdicts and pods and would mostly write the same status. State known to one replica
+//! only (held requests, a start in progress) must not be overwritten by the others:
+//! - A change of our own status is written at once, at most once per [`MIN_WRITE_INTERVAL`], or per
+//!   [`NUMBERS_INTERVAL`] if only numbers differ.
+//! - A status that differs from our last write was written by another replica. It stands for [`REPAIR_AFTER`] and is
+//!   then corrected.
+//! - If replicas disagree about the state of the target, the one reporting the livelier state is believed for
+//!   [`TRUST_OTHERS`] after its last write, as that replica may have died.
 
 use std::time::Duration;
 
@@ -16,29 +18,29 @@ use crate::kube::{
     report::{InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict},
 };
 
-/// How long something new waits for the last write.
-const NEWS: Duration = Duration::from_secs(1);
-/// The same for what are only numbers.
-const NUMBERS: Duration = Duration::from_secs(10);
-/// How long another's word stands, plus as much as half of it, by chance.
-const REPAIR: Duration = Duration::from_secs(30);
-/// How long another's word is believed that knows of more life than we do.
-const TRUST: Duration = Duration::from_secs(120);
-/// How long a failed write waits; it doubles up to [`Self::LONGEST`].
-const AGAIN: Duration = Duration::from_secs(2);
-const LONGEST: Duration = Duration::from_secs(120);
-/// How long an object is left to whoever else writes its conditions.
-const LEFT: Duration = Duration::from_secs(600);
+/// Minimum interval between writes of an object.
+const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between writes that change only numbers.
+const NUMBERS_INTERVAL: Duration = Duration::from_secs(10);
+/// Time for which a status of another replica stands, plus a random half.
+const REPAIR_AFTER: Duration = Duration::from_secs(30);
+/// Time for which a livelier state reported by another replica is believed.
+const TRUST_OTHERS: Duration = Duration::from_secs(120);
+/// Backoff after a failed write, doubling from minimum to maximum.
+const MIN_BACKOFF: Duration = Duration::from_secs(2);
+const MAX_BACKOFF: Duration = Duration::from_secs(120);
+/// Time for which an object is left to another field manager after a conflict.
+const CONFLICT_PAUSE: Duration = Duration::from_secs(600);
 
-/// What is there now.
+/// Current object.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Observed {
     pub(super) generation: Option<i64>,
-    /// `None`: the object cannot be read.
+    /// `None` if the object cannot be parsed.
     pub(super) status: Option<ModelRouteStatus>,
 }
 
-/// What to do.
+/// Next action for an object.
 #[derive(Debug, PartialEq)]
 pub(super) enum Plan {
     Nothing,
@@ -46,27 +48,27 @@ pub(super) enum Plan {
     Write(Box<ModelRouteStatus>),
 }
 
-/// What we have said of an object.
+/// Write history of an object.
 #[derive(Debug, Default)]
-pub(super) struct Said {
-    /// Drawn once, in thousandths.
-    chance: Option<u32>,
-    /// Our last word, its times left open.
-    word: Option<ModelRouteStatus>,
+pub(super) struct StatusHistory {
+    /// Random jitter in thousandths, drawn once.
+    jitter: Option<u32>,
+    /// Last status written, without times.
+    last_written: Option<ModelRouteStatus>,
     written_at: Option<Instant>,
-    /// Since when something else than our last word has stood there.
+    /// Time since which the observed status has differed from the last write.
     differs_since: Option<Instant>,
-    /// The last status that was there, and since when.
-    seen: Option<(ModelRouteStatus, Instant)>,
-    /// How alive we ever knew the target to be since somebody knew of more.
-    knew: Option<State>,
+    /// Last observed status, and the time of its first observation.
+    last_observed: Option<(ModelRouteStatus, Instant)>,
+    /// Liveliest state known to this replica since another one last reported more.
+    liveliest_known: Option<State>,
     failures: u32,
     not_before: Option<Instant>,
 }
 
-// === impl Said ===
+// === impl StatusHistory ===
 
-impl Said {
+impl StatusHistory {
     pub(super) fn plan(
         &mut self,
         object: &RouteObject,
@@ -76,19 +78,24 @@ impl Said {
         now: Instant,
     ) -> Plan {
         let status = self.status(object, verdict, report, observed, now);
-        if observed.status.as_ref().is_some_and(|there| says(there, &status)) {
-            self.word = Some(status);
+        if observed.status.as_ref().is_some_and(|there| covers(there, &status)) {
+            self.last_written = Some(status);
             self.differs_since = None;
             return Plan::Nothing;
         }
-        let mut when = match &self.word {
-            // The object cannot be read, so what stands there is not known.
-            Some(word) if *word == status && observed.status.is_none() => return Plan::Nothing,
-            Some(word) if *word == status => {
-                let since = *self.differs_since.get_or_insert(now);
-                since + REPAIR + self.chance()
+        let mut when = match &self.last_written {
+            // The object cannot be parsed, so its current status is unknown.
+            Some(last_written) if *last_written == status && observed.status.is_none() => {
+                return Plan::Nothing;
             }
-            Some(word) => self.after(if only_numbers(word, &status) { NUMBERS } else { NEWS }, now),
+            Some(last_written) if *last_written == status => {
+                let since = *self.differs_since.get_or_insert(now);
+                since + REPAIR_AFTER + self.jitter()
+            }
+            Some(last_written) => self.after(
+                if only_numbers(last_written, &status) { NUMBERS_INTERVAL } else { MIN_WRITE_INTERVAL },
+                now,
+            ),
             None => now,
         };
         when = when.max(self.not_before.unwrap_or(now));
@@ -97,48 +104,49 @@ impl Said {
         }
         let mut status = status;
         let before = observed.status.as_ref().map(|there| there.conditions.as_slice()).unwrap_or_default();
-        super::date(&mut status, before);
+        super::set_transition_times(&mut status, before);
         Plan::Write(Box::new(status))
     }
 
-    /// It is written.
+    /// Records a successful write.
     pub(super) fn written(&mut self, status: ModelRouteStatus, now: Instant) {
         (self.failures, self.not_before) = (0, None);
-        self.last_word(status, now);
+        self.record(status, now);
     }
 
-    /// Somebody else has said it.
-    pub(super) fn left_to_others(&mut self, status: ModelRouteStatus, now: Instant) {
-        self.not_before = Some(now + LEFT);
-        self.last_word(status, now);
+    /// Records a conflict with another field manager.
+    pub(super) fn conflicted(&mut self, status: ModelRouteStatus, now: Instant) {
+        self.not_before = Some(now + CONFLICT_PAUSE);
+        self.record(status, now);
     }
 
-    /// It could not be written.
+    /// Records a failed write.
     pub(super) fn failed(&mut self, now: Instant) {
-        let pause = AGAIN.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        let pause = MIN_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF);
         self.failures += 1;
         self.not_before = Some(now + pause);
     }
 
-    fn last_word(&mut self, mut status: ModelRouteStatus, now: Instant) {
+    fn record(&mut self, mut status: ModelRouteStatus, now: Instant) {
         for condition in &mut status.conditions {
             condition.last_transition_time.clear();
         }
-        self.word = Some(status);
+        self.last_written = Some(status);
         self.written_at = Some(now);
         self.differs_since = None;
     }
 
-    /// Up to half of [`REPAIR`], another for each object and replica, so that two do not correct at once.
-    fn chance(&mut self) -> Duration {
-        REPAIR / 2 * *self.chance.get_or_insert_with(|| fastrand::u32(..1000)) / 1000
+    /// Returns up to half of [`REPAIR_AFTER`], random per object and replica, so that two replicas do not correct at
+    /// once.
+    fn jitter(&mut self) -> Duration {
+        REPAIR_AFTER / 2 * *self.jitter.get_or_insert_with(|| fastrand::u32(..1000)) / 1000
     }
 
     fn after(&self, pause: Duration, now: Instant) -> Instant {
         self.written_at.map_or(now, |written| written + pause)
     }
 
-    /// What we have to say, with what others know better.
+    /// Computes the status to write, including what other replicas know better.
     fn status(
         &mut self,
         object: &RouteObject,
@@ -153,38 +161,40 @@ impl Said {
         }
         let mut report = report.clone();
         if let Some(there) = &observed.status {
-            if self.seen.as_ref().is_none_or(|(seen, _)| seen != there) {
-                self.seen = Some((there.clone(), now));
+            if self.last_observed.as_ref().is_none_or(|(last, _)| last != there) {
+                self.last_observed = Some((there.clone(), now));
             }
             report.last_cold_start = later(report.last_cold_start.take(), there.last_cold_start.clone());
-            self.knew = self.knew.max(Some(report.state));
-            let since = self.seen.as_ref().map_or(now, |(_, since)| *since);
+            self.liveliest_known = self.liveliest_known.max(Some(report.state));
+            let since = self.last_observed.as_ref().map_or(now, |(_, since)| *since);
             match there.state {
-                // We knew of it ourselves, and now know better.
-                Some(state) if state > report.state && self.knew >= Some(state) => {}
-                Some(state) if state > report.state && now < since + TRUST => {
+                // This replica once knew that state itself, and now knows better.
+                Some(state) if state > report.state && self.liveliest_known >= Some(state) => {}
+                Some(state) if state > report.state && now < since + TRUST_OTHERS => {
                     report.state = state;
                     report.held = there.held.unwrap_or_default().into();
                     if let Some(endpoints) = there.endpoints {
                         (report.ready, report.endpoints) = (endpoints.ready, endpoints.total);
                     }
                 }
-                _ => self.knew = Some(report.state),
+                _ => self.liveliest_known = Some(report.state),
             }
         }
         ModelRouteStatus::of(verdict, &report, observed.generation)
     }
 }
 
-/// Whether all that we have to say stands there already, whenever it was said.
-fn says(there: &ModelRouteStatus, ours: &ModelRouteStatus) -> bool {
-    let said =
-        ours.conditions.iter().all(|ours| there.conditions.iter().any(|there| there.says_the_same(ours)));
+/// Returns whether `there` contains everything in `ours`, ignoring times.
+fn covers(there: &ModelRouteStatus, ours: &ModelRouteStatus) -> bool {
+    let said = ours
+        .conditions
+        .iter()
+        .all(|ours| there.conditions.iter().any(|there| there.equals_ignoring_time(ours)));
     let others = |status: &ModelRouteStatus| ModelRouteStatus { conditions: Vec::new(), ..status.clone() };
     said && others(there) == others(ours)
 }
 
-/// Whether the two differ in numbers alone, and in the sentences that tell them.
+/// Returns whether two statuses differ only in numbers and the messages that contain them.
 fn only_numbers(one: &ModelRouteStatus, other: &ModelRouteStatus) -> bool {
     let plain = |status: &ModelRouteStatus| {
         let mut status = status.clone();

@@ -20,14 +20,14 @@ fn objects(api: &StandIn) {
 }
 
 /// A replica of the proxy, as far as status goes.
-struct Replica {
+struct StatusReplica {
     cluster: Cluster,
     reports: watch::Sender<Arc<RouteReports>>,
     counts: Arc<StatusCounts>,
     _file: watch::Sender<Arc<Vec<crate::domain::Route>>>,
 }
 
-impl Replica {
+impl StatusReplica {
     fn new(api: &StandIn) -> Self {
         let (file, of_file) = watch::channel(Arc::default());
         let kubernetes = Kubernetes::default();
@@ -57,10 +57,10 @@ fn condition(status: &Value, kind: &str) -> (String, String, i64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn both_kinds_are_told_how_they_are_once() {
+async fn both_kinds_get_their_status_once() {
     let api = StandIn::default();
     objects(&api);
-    let replica = Replica::new(&api);
+    let replica = StatusReplica::new(&api);
     sleep(Duration::from_secs(5)).await;
     assert_eq!(api.object(OURS)["status"], Value::Null, "nothing is known of it yet");
     replica.report(RouteReport::default());
@@ -85,10 +85,10 @@ async fn both_kinds_are_told_how_they_are_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_replicas_one_writes() {
+async fn one_of_two_replicas_writes() {
     let api = StandIn::default();
     objects(&api);
-    let (one, other) = (Replica::new(&api), Replica::new(&api));
+    let (one, other) = (StatusReplica::new(&api), StatusReplica::new(&api));
     one.report(RouteReport { state: State::Starting, held: 2, ..RouteReport::default() });
     sleep(Duration::from_secs(5)).await;
     other.report(RouteReport::default());
@@ -105,11 +105,11 @@ async fn of_two_replicas_one_writes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_object_that_cannot_be_read_is_told_so() {
+async fn malformed_object_gets_a_status() {
     let api = StandIn::default();
     let meta = json!({"name": "tiny", "namespace": "models", "generation": 1});
     api.put(OURS, json!({"metadata": meta, "spec": {"target": 7}}));
-    let replica = Replica::new(&api);
+    let replica = StatusReplica::new(&api);
     sleep(Duration::from_secs(600)).await;
     let status = &api.object(OURS)["status"];
     assert_eq!(condition(status, "Accepted"), ("False".into(), "Invalid".into(), 1));
@@ -117,11 +117,11 @@ async fn an_object_that_cannot_be_read_is_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_right_to_it_nothing_is_insisted_on() {
+async fn denied_write_pauses_all_writes() {
     let api = StandIn::default();
     objects(&api);
     api.forbid("PATCH", "/status");
-    let replica = Replica::new(&api);
+    let replica = StatusReplica::new(&api);
     replica.report(RouteReport::default());
     sleep(Duration::from_secs(600)).await;
     let denied = replica.counts.denied.load(Ordering::Relaxed);
@@ -134,11 +134,11 @@ async fn without_the_right_to_it_nothing_is_insisted_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_add_on_says_of_its_own_objects_is_left_to_it() {
+async fn conditions_of_the_add_on_are_left_alone() {
     let api = StandIn::default();
     objects(&api);
     api.own("interceptorroutes");
-    let replica = Replica::new(&api);
+    let replica = StatusReplica::new(&api);
     replica.report(RouteReport::default());
     sleep(Duration::from_secs(500)).await;
     assert_eq!(replica.counts.conflicts.load(Ordering::Relaxed), 1);

@@ -26,13 +26,16 @@ pub(super) async fn older_route_wins_and_the_younger_follows(it: Scenario) {
 
     let lost = it.says("a-younger", "Accepted", "Conflict").await;
     let winner =
-        format!("ModelRoute {}/z-older matches model \"shared\" as well, and goes first", it.namespace);
+        format!("ModelRoute {}/z-older matches model \"shared\" as well, and takes precedence", it.namespace);
     assert_eq!(lost["status"], "False");
     assert!(lost["message"].as_str().unwrap().contains(&winner), "{lost}");
     it.says("a-younger", "Ready", "NotAccepted").await;
     let partly = it.says("partly", "Accepted", "PartlyConflicting").await;
     assert_eq!(partly["status"], "True");
-    assert!(partly["message"].as_str().unwrap().contains("1 of its 2 matches are another's"), "{partly}");
+    assert!(
+        partly["message"].as_str().unwrap().contains("1 of its 2 matches belong to other routes"),
+        "{partly}"
+    );
     for replica in &anteroom.replicas {
         it.serves(replica, "shared", "z-older").await;
         it.serves(replica, "own", "partly").await;

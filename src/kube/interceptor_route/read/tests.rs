@@ -33,7 +33,7 @@ fn object(spec: &str) -> InterceptorRoute {
     serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-fn read(spec: &str) -> Read {
+fn read(spec: &str) -> ConvertedRoute {
     object(spec).to_route(&Shop).unwrap_or_else(|error| panic!("{spec}: {error}"))
 }
 
@@ -47,9 +47,9 @@ const PLAIN: &str = "spec:
 ";
 
 #[test]
-fn a_plain_object_is_a_route_of_its_service() {
+fn plain_object_routes_to_its_service() {
     let text = format!("{PLAIN}  rules:\n  - hosts: [app.example.com]\n    paths: [{{ value: /api }}]\n");
-    let Read { route, remarks } = read(&text);
+    let ConvertedRoute { route, remarks } = read(&text);
     assert_eq!(route.name.as_str(), "shop/front");
     let Target::Cluster(target) = &route.target else { panic!("{:?}", route.target) };
     assert_eq!((target.namespace.as_str(), target.to_string().as_str()), ("shop", "service front-svc:8080"));
@@ -66,7 +66,7 @@ fn a_plain_object_is_a_route_of_its_service() {
 }
 
 #[test]
-fn every_rule_is_a_way_in_and_an_object_without_any_has_none() {
+fn any_rule_matches_and_no_rules_match_nothing() {
     let text = format!(
         "{PLAIN}  rules:
   - hosts: [api.example.com, API.staging.example.com:8443, '*.example.com', '']
@@ -84,13 +84,13 @@ fn every_rule_is_a_way_in_and_an_object_without_any_has_none() {
     assert_eq!(matchers[1].hosts, ["admin.example.com"]);
     assert_eq!(matchers.len(), 2);
 
-    let Read { route, remarks } = read(PLAIN);
+    let ConvertedRoute { route, remarks } = read(PLAIN);
     assert!(route.matchers().is_empty() && route.claim_count() == 0);
     assert!(remarks[0].contains("no rules"), "{remarks:?}");
 }
 
 #[test]
-fn metrics_are_asked_for_as_the_object_does() {
+fn scaling_metrics_are_converted() {
     let scaling = |metric: &str| {
         read(&format!("spec: {{ target: {{ service: a, port: 1 }}, scalingMetric: {metric} }}")).route.scaling
     };
@@ -110,7 +110,7 @@ fn metrics_are_asked_for_as_the_object_does() {
 }
 
 #[test]
-fn a_cold_start_is_as_the_object_says() {
+fn cold_start_settings_are_converted() {
     let bare = intercept(PLAIN);
     assert_eq!((bare.max_pending, bare.overflow), (None, Overflow::Reject));
     assert!(bare.placeholder.is_none() && bare.fallback.is_none() && bare.static_routes.is_empty());
@@ -155,16 +155,16 @@ fn a_cold_start_is_as_the_object_says() {
 }
 
 #[test]
-fn a_fallback_is_a_service_that_is_known_to_lead_to_pods() {
+fn fallback_must_be_a_service_with_pods() {
     for (service, expected) in [
         ("name: spare, portName: admin", "the Service spare has no port admin"),
         ("name: outside, port: 80", "the Service outside is an ExternalName"),
         ("name: outside, portName: http", "the Service outside is an ExternalName"),
-        ("name: nowhere, port: 80", "there is no Service nowhere, or no right to list Services"),
-        ("name: nowhere, portName: http", "there is no Service nowhere, or no right to list Services"),
-        ("name: 'example.com/#', port: 80", "there is no Service example.com/#"),
+        ("name: nowhere, port: 80", "the Service nowhere does not exist or cannot be listed"),
+        ("name: nowhere, portName: http", "the Service nowhere does not exist or cannot be listed"),
+        ("name: 'example.com/#', port: 80", "the Service example.com/# does not exist"),
     ] {
-        let Read { route, remarks } = read(&format!(
+        let ConvertedRoute { route, remarks } = read(&format!(
             "{PLAIN}  rules: [{{}}]\n  coldStart: {{ fallback: {{ service: {{ {service} }} }} }}"
         ));
         assert_eq!(route.intercept.unwrap().fallback, None, "{service}");
@@ -173,7 +173,7 @@ fn a_fallback_is_a_service_that_is_known_to_lead_to_pods() {
 }
 
 #[test]
-fn static_routes_and_bodies_of_config_maps_are_read() {
+fn static_routes_and_config_map_bodies_convert() {
     let text = format!(
         "{PLAIN}  rules: [{{ hosts: ['*'] }}]
   staticRoutes:
@@ -190,7 +190,7 @@ fn static_routes_and_bodies_of_config_maps_are_read() {
   coldStart: {{ placeholder: {{ response: {{ bodyFromConfigMap: {{ name: nowhere }} }} }} }}
 "
     );
-    let Read { route, remarks } = read(&text);
+    let ConvertedRoute { route, remarks } = read(&text);
     let intercept = route.intercept.unwrap();
     let [health, moved, page, files] = &intercept.static_routes[..] else { panic!("{intercept:?}") };
     assert_eq!((health.mode, health.answer.status().as_u16()), (ResponseMode::WhenUnavailable, 200));
@@ -204,18 +204,18 @@ fn static_routes_and_bodies_of_config_maps_are_read() {
 }
 
 #[test]
-fn what_we_do_not_know_is_ignored_and_a_probe_can_be_asked_for() {
+fn unknown_fields_are_ignored_and_probe_is_opt_in() {
     let text =
         format!("{PLAIN}  proxyMode: Endpoint\n  tomorrow: {{ what: ever }}\nstatus: {{ more: [1] }}\n");
     read(&text);
     let mut probed = object(PLAIN);
-    probed.metadata.annotations = Some([(PROBE.to_owned(), "/health".to_owned())].into());
+    probed.metadata.annotations = Some([(PROBE_ANNOTATION.to_owned(), "/health".to_owned())].into());
     let readiness = probed.to_route(&Shop).unwrap().route.readiness;
     assert_eq!((readiness.probe, readiness.path.as_str()), (true, "/health"));
 }
 
 #[test]
-fn what_is_wrong_is_told_with_its_key() {
+fn invalid_object_reports_key_and_reason() {
     for (spec, expected) in [
         ("spec: {}", "spec.target: names no Service"),
         ("spec: { target: { service: a } }", "spec.target: give exactly one of port"),

@@ -53,7 +53,7 @@ fn patches(server: &StandIn) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_ends_when_it_says_whoever_has_gone() {
+async fn session_ends_without_its_client() {
     let (server, _clusters) = stage(1);
     server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
     let took = over(&server).await;
@@ -69,7 +69,7 @@ async fn a_session_ends_when_it_says_whoever_has_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn several_replicas_end_it_once() {
+async fn replicas_end_session_once() {
     let (server, _clusters) = stage(3);
     server.put(PATH, session("2026-11-24T20:10:00Z", "zero"));
     over(&server).await;
@@ -80,7 +80,7 @@ async fn several_replicas_end_it_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_replica_that_starts_late_ends_what_is_overdue() {
+async fn late_replica_ends_overdue_session() {
     let (server, _) = stage(0);
     server.put(PATH, session("2026-11-24T19:00:00Z", "pause"));
     let _cluster = replica(&server);
@@ -89,7 +89,7 @@ async fn a_replica_that_starts_late_ends_what_is_overdue() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_end_that_moves_is_followed() {
+async fn moved_end_is_respected() {
     let (server, _clusters) = stage(1);
     server.put(PATH, session("2026-11-24T22:00:00Z", "pause"));
     sleep(Duration::from_secs(3600)).await;
@@ -102,7 +102,7 @@ async fn an_end_that_moves_is_followed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_the_right_it_says_so_and_goes_on_trying() {
+async fn denied_end_is_logged_and_retried() {
     let (server, _clusters) = stage(1);
     server.forbid("PATCH", "scaledobjects");
     server.put(PATH, session("2026-11-24T20:00:30Z", "pause"));
@@ -114,7 +114,7 @@ async fn without_the_right_it_says_so_and_goes_on_trying() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn switched_off_sessions_are_reported_once_and_left_alone() {
+async fn disabled_sessions_are_reported_once() {
     let (server, _) = stage(0);
     let config = config::Kubernetes { sessions: false, ..config::Kubernetes::default() };
     let cluster = server.cluster_with(&config);
@@ -130,7 +130,7 @@ async fn switched_off_sessions_are_reported_once_and_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_time_and_what_is_no_session_is_left_alone() {
+async fn malformed_session_is_left_alone() {
     let (server, _clusters) = stage(1);
     server.put(PATH, session("soon", "pause"));
     server.put(&PATH.replace("chat", "other"), object(json!({ PAUSED: "true" })));
@@ -139,7 +139,7 @@ async fn what_is_no_time_and_what_is_no_session_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keda_may_be_installed_later() {
+async fn sessions_work_after_late_keda_install() {
     let server = StandIn::default();
     server.set_clock(Clock::starting("2026-11-24T20:00:00Z".parse().unwrap()));
     server.lack("keda.sh");

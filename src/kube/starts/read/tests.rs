@@ -38,8 +38,8 @@ fn running(second: u32) -> Value {
 
 /// Each phase with the clock and the second of its stamp.
 fn told(pod: &Pod) -> Vec<(&'static str, String)> {
-    let moments = moments(pod, Some("vllm"), Instant::now());
-    let told = moments.iter().map(|(phase, seen)| {
+    let phases = phases(pod, Some("vllm"), Instant::now());
+    let told = phases.iter().map(|(phase, seen)| {
         assert_eq!(seen.at, Instant::now());
         let stamp = seen.stamp.as_ref().map_or("-".into(), |stamp| {
             let at = Timestamp::try_from(stamp.time).unwrap().as_second() - 1_795_550_400;
@@ -55,7 +55,7 @@ fn list(told: &[(&'static str, String)]) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_tells_what_is_over_with_whose_clock() {
+async fn pod_phases_carry_the_reporting_clock() {
     let mut new = pod(json!({ "phase": "Pending" }));
     new.spec.as_mut().unwrap().node_name = None;
     assert_eq!(list(&told(&new)), ["create control-plane 0 +1"]);
@@ -85,7 +85,7 @@ async fn a_pod_tells_what_is_over_with_whose_clock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_first_start_counts_however_often_it_has_ended_since() {
+async fn first_container_start_counts_after_restarts() {
     let ended = |second: u32| json!({ "terminated": { "exitCode": 1, "startedAt": format!("2026-11-24T20:00:{second:02}Z"), "finishedAt": "2026-11-24T20:00:50Z" } });
     let waiting = json!({ "waiting": { "reason": "CrashLoopBackOff" } });
     for (state, last, start) in [
@@ -100,7 +100,7 @@ async fn the_first_start_counts_however_often_it_has_ended_since() {
 }
 
 #[test]
-fn the_container_that_serves_has_the_port_or_is_the_first() {
+fn serving_container_has_port_or_is_first() {
     let mut pod = pod(json!({}));
     assert_eq!(serving(&pod, &[8000]), Some("vllm"));
     assert_eq!(serving(&pod, &[1, 9000]), Some("metrics"));
@@ -110,7 +110,7 @@ fn the_container_that_serves_has_the_port_or_is_the_first() {
 }
 
 #[test]
-fn no_node_takes_it_is_what_a_new_node_may_follow() {
+fn unschedulable_pod_awaits_node() {
     let waits = |condition: Value, node: Option<&str>| {
         let mut pod = pod(json!({ "conditions": [condition] }));
         pod.spec.as_mut().unwrap().node_name = node.map(Into::into);
@@ -146,7 +146,7 @@ const PRESENT: &str = "Container image \"vllm:1\" already present on machine and
 /// The second in which the last image came, and whether one is being fetched.
 fn after(events: &[Event]) -> (Option<i64>, bool) {
     let pod = pod(json!({}));
-    let mut told = Told::default();
+    let mut told = KubeletEvents::default();
     events.iter().for_each(|event| told.event(event, &pod, Some("vllm"), Instant::now()));
     let second = told.pulled.as_ref().map(|seen| {
         let stamp = seen.stamp.as_ref().unwrap();
@@ -157,24 +157,24 @@ fn after(events: &[Event]) -> (Option<i64>, bool) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_image_that_is_fetched_is_told_of_and_one_that_is_there_is_not() {
+async fn only_real_image_pulls_are_recorded() {
     let main = "spec.containers{vllm}";
-    let pulling = event("Pulling", main, "Pulling image \"vllm:1\"", 2);
-    assert_eq!(after(std::slice::from_ref(&pulling)), (None, true));
-    assert_eq!(after(&[pulling.clone(), event("Pulled", main, PULLED, 43)]), (Some(43), false));
+    let running = event("Pulling", main, "Pulling image \"vllm:1\"", 2);
+    assert_eq!(after(std::slice::from_ref(&running)), (None, true));
+    assert_eq!(after(&[running.clone(), event("Pulled", main, PULLED, 43)]), (Some(43), false));
     assert_eq!(after(&[event("Pulled", main, PRESENT, 2)]), (None, false));
     let failed = event("Failed", main, "Failed to pull image \"vllm:1\": not found", 3);
-    assert_eq!(after(&[pulling.clone(), failed]), (None, true), "it is tried again");
+    assert_eq!(after(&[running.clone(), failed]), (None, true), "it is tried again");
     let others =
         [event("Scheduled", "", "Successfully assigned", 1), event("Created", main, "Created container", 44)];
     assert_eq!(after(&others), (None, false));
     // It ended, and is fetched for again.
-    let again = [event("Pulled", main, PULLED, 43), pulling, event("Pulled", main, PULLED, 59)];
+    let again = [event("Pulled", main, PULLED, 43), running, event("Pulled", main, PULLED, 59)];
     assert_eq!(after(&again), (Some(43), false), "what comes after the first start is no more its way there");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_image_counts_of_what_starts_before_the_container_that_serves() {
+async fn last_image_up_to_serving_container_counts() {
     let pulled = |path: &str, second: u32| event("Pulled", path, PULLED, second);
     let main = pulled("spec.containers{vllm}", 30);
     assert_eq!(after(&[pulled("spec.initContainers{fetch}", 5), main.clone()]), (Some(30), false));
@@ -194,10 +194,10 @@ async fn the_last_image_counts_of_what_starts_before_the_container_that_serves()
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_start_of_the_container_that_serves_is_told_of_once() {
+async fn serving_container_start_is_recorded_once() {
     let started = |events: &[(&str, u32)]| {
         let pod = pod(json!({}));
-        let mut told = Told::default();
+        let mut told = KubeletEvents::default();
         for (path, second) in events {
             told.event(
                 &event("Started", path, "Container started", *second),
@@ -216,8 +216,8 @@ async fn the_start_of_the_container_that_serves_is_told_of_once() {
     assert_eq!(started(&[("", 5)]), Some(5));
 }
 
-fn warned(events: &[(&str, &str)]) -> Told {
-    let mut told = Told::default();
+fn warned(events: &[(&str, &str)]) -> KubeletEvents {
+    let mut told = KubeletEvents::default();
     for (reason, message) in events {
         told.event(&event(reason, "", message, 1), &pod(json!({})), Some("vllm"), Instant::now());
     }
@@ -225,7 +225,7 @@ fn warned(events: &[(&str, &str)]) -> Told {
 }
 
 #[tokio::test(start_paused = true)]
-async fn volumes_that_cannot_be_mounted_are_told_until_they_are() {
+async fn mount_failure_warns_until_mounted() {
     let missing = "MountVolume.SetUp failed for volume \"models\" : configmap \"models\" not found";
     for reason in ["FailedMount", "FailedAttachVolume", "FailedMapVolume"] {
         let told = warned(&[("Scheduled", "assigned"), (reason, missing)]);
@@ -248,7 +248,7 @@ async fn volumes_that_cannot_be_mounted_are_told_until_they_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failing_probes_are_told_at_once_where_waiting_does_not_help() {
+async fn probe_client_error_warns_at_once() {
     let failed = |why: &str| format!("Readiness probe failed: {why}");
     for (why, after) in [
         ("HTTP probe failed with statuscode: 404", 0),

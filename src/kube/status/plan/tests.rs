@@ -4,17 +4,17 @@ use super::*;
 use crate::{domain::ObstacleKind, kube::report::EndpointCounts};
 
 /// One replica and the object that it looks at.
-struct Replica {
-    said: Said,
+struct PlanReplica {
+    said: StatusHistory,
     object: RouteObject,
     verdict: Verdict,
     report: RouteReport,
 }
 
-impl Replica {
+impl PlanReplica {
     fn new(state: State) -> Self {
         Self {
-            said: Said::default(),
+            said: StatusHistory::default(),
             object: RouteObject {
                 kind: RouteKind::ModelRoute,
                 namespace: "models".into(),
@@ -53,8 +53,8 @@ async fn pass(seconds: f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn news_are_written_at_once_and_then_rarely() {
-    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Idle));
+async fn changes_are_written_at_once_then_rate_limited() {
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Idle));
     assert_eq!(replica.act(&mut there), Some(Duration::ZERO));
     assert_eq!(replica.act(&mut there), None, "it stands there");
     assert_eq!((there.state, there.conditions.len()), (Some(State::Idle), 3));
@@ -76,8 +76,8 @@ async fn news_are_written_at_once_and_then_rarely() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_condition_keeps_its_time_until_its_status_changes() {
-    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Idle));
+async fn condition_keeps_its_transition_time() {
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Idle));
     replica.act(&mut there);
     for condition in &mut there.conditions {
         condition.last_transition_time = "2020-01-01T00:00:00Z".into();
@@ -96,14 +96,14 @@ async fn a_condition_keeps_its_time_until_its_status_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn two_replicas_do_not_write_over_each_other() {
+async fn replicas_do_not_overwrite_each_other() {
     let mut there = ModelRouteStatus::default();
-    let (mut holder, mut idle) = (Replica::new(State::Starting), Replica::new(State::Idle));
+    let (mut holder, mut idle) = (PlanReplica::new(State::Starting), PlanReplica::new(State::Idle));
     holder.report.held = 3;
     holder.act(&mut there);
     assert_eq!(there.state, Some(State::Starting));
 
-    // Who knows of nothing agrees with who does, for two minutes after that one's last word.
+    // A replica that knows less defers for two minutes after the last write of the other one.
     assert_eq!(idle.act(&mut there), None);
     pass(119.0).await;
     assert_eq!(idle.act(&mut there), None);
@@ -122,10 +122,10 @@ async fn two_replicas_do_not_write_over_each_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_dead_replica_said_is_corrected() {
+async fn status_of_dead_replica_is_corrected() {
     let mut there = ModelRouteStatus::default();
-    Replica::new(State::Starting).act(&mut there);
-    let mut idle = Replica::new(State::Idle);
+    PlanReplica::new(State::Starting).act(&mut there);
+    let mut idle = PlanReplica::new(State::Idle);
     assert_eq!(idle.act(&mut there), None);
     pass(120.0).await;
     assert_eq!(idle.act(&mut there), Some(Duration::ZERO), "its last own word was the other's");
@@ -133,9 +133,9 @@ async fn what_a_dead_replica_said_is_corrected() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_has_seen_it_go_knows_better_than_what_stands_there() {
+async fn replica_that_knew_the_state_corrects_it() {
     let mut there = ModelRouteStatus::default();
-    let (mut one, mut other) = (Replica::new(State::Ready), Replica::new(State::Ready));
+    let (mut one, mut other) = (PlanReplica::new(State::Ready), PlanReplica::new(State::Ready));
     one.act(&mut there);
     assert_eq!(other.act(&mut there), None);
     // One has died; the other sees the target go.
@@ -147,8 +147,8 @@ async fn who_has_seen_it_go_knows_better_than_what_stands_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_foreign_word_stands_for_a_while_and_is_then_corrected() {
-    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Ready));
+async fn foreign_status_is_corrected_after_a_while() {
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Ready));
     replica.act(&mut there);
     there.conditions.clear();
     pass(1.0).await;
@@ -160,10 +160,10 @@ async fn a_foreign_word_stands_for_a_while_and_is_then_corrected() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_two_cold_starts_the_later_is_told() {
+async fn later_cold_start_wins() {
     let cold_start =
         |started_at: &str| Some(LastColdStart { started_at: started_at.into(), ..LastColdStart::default() });
-    let (mut there, mut replica) = (ModelRouteStatus::default(), Replica::new(State::Idle));
+    let (mut there, mut replica) = (ModelRouteStatus::default(), PlanReplica::new(State::Idle));
     replica.act(&mut there);
     there.last_cold_start = cold_start("2026-01-02T00:00:00.000Z");
     replica.report.last_cold_start = cold_start("2026-01-01T00:00:00.000Z");
@@ -175,9 +175,9 @@ async fn of_two_cold_starts_the_later_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_cannot_be_written_or_read_is_not_insisted_on() {
+async fn unwritable_object_backs_off() {
     let there = ModelRouteStatus::default();
-    let mut replica = Replica::new(State::Idle);
+    let mut replica = PlanReplica::new(State::Idle);
     for seconds in [2, 4, 8, 16, 32, 64, 120, 120] {
         assert!(matches!(replica.plan(&there), Plan::Write(_)));
         replica.said.failed(Instant::now());
@@ -186,10 +186,10 @@ async fn what_cannot_be_written_or_read_is_not_insisted_on() {
         pass(seconds as f64).await;
     }
     // An object that cannot be read: what stands there is not known, so it is said once.
-    let mut replica = Replica::new(State::Idle);
+    let mut replica = PlanReplica::new(State::Idle);
     replica.verdict = Verdict::Invalid("it cannot be read".into());
     let unread = Observed { generation: Some(1), status: None };
-    let plan = |replica: &mut Replica, unread: &Observed| {
+    let plan = |replica: &mut PlanReplica, unread: &Observed| {
         replica.said.plan(&replica.object, &replica.verdict, &replica.report, unread, Instant::now())
     };
     let Plan::Write(status) = plan(&mut replica, &unread) else { panic!("not said") };
@@ -202,8 +202,8 @@ async fn what_cannot_be_written_or_read_is_not_insisted_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn conditions_say_why_with_the_obstacle() {
-    let mut replica = Replica::new(State::Starting);
+async fn conditions_report_the_obstacle() {
+    let mut replica = PlanReplica::new(State::Starting);
     replica.report.obstacle =
         Some((ObstacleKind::AutoscalingPaused, Arc::from("ScaledObject vllm is paused")));
     let mut there = ModelRouteStatus::default();
@@ -221,7 +221,7 @@ async fn conditions_say_why_with_the_obstacle() {
     assert_eq!(of(&there, "Scalable").0, "True");
     // Of the Add-on's objects, its one column.
     replica.object.kind = RouteKind::InterceptorRoute;
-    replica.said = Said::default();
+    replica.said = StatusHistory::default();
     let mut there = ModelRouteStatus::default();
     replica.act(&mut there);
     assert_eq!(there.conditions.len(), 1);
