@@ -13,7 +13,7 @@ use super::{
     ConnectionState, Proxy, answering::NextStep, answers::error_response, body::Body, exchange, forward,
     preflight::allow_reading, request_trace::TraceSlot,
 };
-use crate::{admission::Gate, error::ProxyError, history::Asked, openai::Dialect};
+use crate::{admission::Gate, error::ProxyError, history::RequestInfo, openai::Dialect};
 
 /// Properties of a request and its connection that shape the response.
 pub(super) struct ReplyContext {
@@ -65,7 +65,7 @@ impl Proxy {
     /// Counts and logs a request that was not admitted, and builds the error response.
     pub(super) fn reject(
         &self,
-        gate: Option<(Arc<Gate>, Box<Asked>)>,
+        gate: Option<(Arc<Gate>, Box<RequestInfo>)>,
         error: &ProxyError,
         reply: &ReplyContext,
         trace: TraceSlot,

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admission::Gate,
     error::ProxyError,
-    history::Asked,
+    history::RequestInfo,
     openai::{self, Patience, Scan, Shape},
 };
 
@@ -60,7 +60,7 @@ pub(super) enum RequestBody {
 /// A request that was not admitted.
 pub(super) struct Rejection {
     /// Route and summary of the request, if its route was found.
-    pub(super) gate: Option<(Arc<Gate>, Box<Asked>)>,
+    pub(super) gate: Option<(Arc<Gate>, Box<RequestInfo>)>,
     pub(super) error: ProxyError,
 }
 
