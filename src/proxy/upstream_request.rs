@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Response, request};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep_until, timeout};
 

@@ -36,6 +36,7 @@ impl Proxy {
         mut received: ReceivedRequest,
         trace: &mut TraceSlot,
     ) -> Result<ServeProgress, Rejection> {
+        let started = received.started;
         let ReceivedRequest { head, host, .. } = &mut received;
         let gate = interceptor.gate.clone();
         let rejected = |head: &request::Parts, error| Rejection::of(&gate, head, None, error);
@@ -43,7 +44,7 @@ impl Proxy {
         let fixed = interceptor.static_route(host.to_str().unwrap_or_default(), path, &head.headers);
         let mut intercepted = InterceptedRequest {
             interceptor: interceptor.clone(),
-            deadline: interceptor.config.request().map(|limit| received.started + limit.get()),
+            deadline: interceptor.config.request().map(|limit| started + limit.get()),
             upgrade: None,
             reports_cold_start: fixed.is_none(),
         };
