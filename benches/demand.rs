@@ -30,8 +30,8 @@ fn warm_gate() -> Arc<Gate> {
 fn update(bencher: Bencher<'_, '_>) {
     let demand = Demand::default();
     bencher.bench(|| {
-        demand.touch();
-        demand.rise();
+        demand.record_activity();
+        demand.notify_if_idle();
     });
 }
 
