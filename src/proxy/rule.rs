@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_and_paths_match_any_and_headers_match_all() {
+    fn rule_needs_any_host_any_path_and_all_headers() {
         let rule = |hosts: &[&str], paths: &[&str]| {
             let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
             Rule::new(&Matcher {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// How many heads and bytes pass of these, in pieces of that size.
+/// Returns the heads and bytes that pass if `bytes` arrive in pieces of `cut`.
 fn passes(bytes: &[u8], cut: usize) -> (u32, usize) {
     let mut framing = RequestFraming::default();
     let mut passed = 0;
@@ -24,7 +24,7 @@ fn chunked(body: &str) -> String {
 const NEXT: &str = "GET / HTTP/1.1\r\n\r\n";
 
 #[test]
-fn requests_end_where_they_say_however_they_are_cut() {
+fn framing_is_independent_of_read_sizes() {
     let get = "GET / HTTP/1.1\r\nHost: a\r\nTransfer: x\r\nContent-Lengths: 3\r\n\r\n";
     let with_both = format!("POST / HTTP/1.1\r\nContent-Length: 9\r\n{}", &chunked("0\r\n\r\n")[17..]);
     for (bytes, heads) in [
@@ -45,7 +45,7 @@ fn requests_end_where_they_say_however_they_are_cut() {
 }
 
 #[test]
-fn what_two_readers_divide_differently_is_cut_off() {
+fn ambiguous_framing_is_cut_off() {
     for bad in [
         "0\r\n|\n",
         "0\r\nX-T: 1|\n\n",
@@ -75,7 +75,7 @@ fn what_two_readers_divide_differently_is_cut_off() {
             assert_eq!((heads, passed), (1, end), "{bad:?} in pieces of {cut}");
         }
     }
-    // No byte behind such a head: it is refused by others.
+    // Nothing passes after such a head; hyper or the request path rejects it.
     for lines in [
         "Transfer-Encoding: gzip, chunked\r\n",
         "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
@@ -91,7 +91,7 @@ fn what_two_readers_divide_differently_is_cut_off() {
             assert_eq!(passed, (1, head.len()), "{lines:?} in pieces of {cut}");
         }
     }
-    // Nobody sends as much white space; only where it comes in pieces there is a limit to it.
+    // Whitespace is limited only for lines that arrive in pieces.
     let head = format!("POST / HTTP/1.1\r\nContent-Length: {}1\r\n\r\n", " ".repeat(2 * MAX_LINE_BYTES));
     assert_eq!(passes(format!("{head}xx").as_bytes(), 100), (1, head.len()));
 }
@@ -104,7 +104,7 @@ fn trailers_are_bounded() {
 }
 
 #[test]
-fn later_request_is_told_from_the_rest_of_this_one() {
+fn later_request_is_recognized() {
     let mut framing = RequestFraming::default();
     let mut comes = |bytes: &str, begun| {
         assert_eq!(framing.came(bytes.as_bytes()), bytes.len());
@@ -113,12 +113,12 @@ fn later_request_is_told_from_the_rest_of_this_one() {
     assert!(!comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n", 1));
     assert!(!comes("\r\n1234", 1), "its body");
     assert!(comes("5", 1));
-    assert!(comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1", 1), "the body of the one behind it");
+    assert!(comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1", 1), "body of the later request");
     assert!(!comes("2", 2));
 }
 
 #[test]
-fn bytes_of_a_head_count_until_it_is_whole() {
+fn head_bytes_count_until_the_head_is_complete() {
     let mut framing = RequestFraming::default();
     let mut comes = |bytes: &str| {
         assert_eq!(framing.came(bytes.as_bytes()), bytes.len());
@@ -129,13 +129,12 @@ fn bytes_of_a_head_count_until_it_is_whole() {
     assert_eq!(comes(&"b".repeat(1000)), 1027);
     assert_eq!(comes("\r\n\r\n"), 0);
     assert_eq!(comes("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n1234"), 0);
-    assert_eq!(comes("5GET"), 3, "the next one");
+    assert_eq!(comes("5GET"), 3, "head of the next request");
 }
 
 proptest! {
-    /// The cuts between reads change nothing.
     #[test]
-    fn cuts_do_not_matter(pieces in prop::collection::vec(prop::sample::select(vec![
+    fn random_cuts_pass_the_same_bytes(pieces in prop::collection::vec(prop::sample::select(vec![
         "POST / HTTP/1.1\r\n", "Transfer-Encoding: chunked\r\n", "Content-Length: 3\r\n", "Host: a\r\n", "\r\n", "\n", "\r",
         "0\r\n", "3\r\nabc\r\n", "abc", "X: y\r\n", ";ext", "\r\n\r\n", "1f", "content-length: 3\n", "t",
     ]), 0..24), cut in 1..9_usize) {

@@ -64,19 +64,19 @@ async fn more_specific_route_goes_first() {
 }
 
 #[tokio::test]
-async fn names_that_no_route_claims_get_no_answer_of_ours() {
+async fn unclaimed_hosts_get_no_local_answer() {
     let claiming = |hosts: &[&str]| table(&[("tiny", matcher(serde_json::json!({"hosts": hosts})))]);
     let apis = [Api::Models, Api::Model("tiny".into()), Api::Probe, Api::WrongMethod("POST"), Api::Root];
     for (routes, host, answers) in [
         (claiming(&["a.test", "*.b.test"]), "a.test:80", [true; 5]),
         (claiming(&["a.test", "*.b.test"]), "X.b.test", [true; 5]),
         (claiming(&["a.test", "*.b.test"]), "c.test", [false; 5]),
-        // The proxy itself.
+        // Addresses reach the proxy itself.
         (claiming(&["a.test"]), "10.0.0.7:8080", [true; 5]),
         (claiming(&["a.test"]), "[fd00::1]:8080", [true; 5]),
         (claiming(&["a.test"]), "localhost:8080", [true; 5]),
         (claiming(&[]), "c.test", [true; 5]),
-        // The last route has gone.
+        // After the last route was removed.
         (table(&[]), "c.test", [true, true, true, true, false]),
         (table(&[]), "10.0.0.7", [true; 5]),
     ] {
@@ -97,7 +97,7 @@ async fn body_is_read_only_if_routing_needs_the_model() {
     ));
 }
 #[tokio::test]
-async fn catch_all_gets_what_no_model_route_takes() {
+async fn application_route_gets_unmatched_requests() {
     let cold_starts = ColdStarts::new(|_| {});
     let parsed = |name: &str, matching: serde_json::Value| -> Route {
         serde_json::from_value(serde_json::json!({
@@ -135,7 +135,7 @@ async fn catch_all_gets_what_no_model_route_takes() {
         ("APP.example.com:8080", &Method::OPTIONS, "/anything", "app"),
         ("shop.example.com", &get, "/shop/", "app"),
         ("shop.example.com", &get, "/shopping", "all"),
-        // Ours to answer, for a route for models that matches as well.
+        // Answered by the proxy, as a model route matches too.
         ("other", &get, "/v1/models", "-"),
         ("other", &get, "/health", "all"),
         ("other", &get, "/v1/chat/completions", "-"),
@@ -146,13 +146,13 @@ async fn catch_all_gets_what_no_model_route_takes() {
         let found = table.interceptor(host, path, &none, &table.api(method, path));
         assert_eq!(key(found), route, "{host} {method} {path}");
     }
-    // `/v1/models` and health checks that no application gets.
+    // `/v1/models` and health checks never go to an application.
     for (host, is_ours) in [
         ("llm.example.com", true),
         ("10.0.0.7:8080", true),
         ("[::1]:8080", true),
         ("localhost", true),
-        // There `tiny` matches any host.
+        // `tiny` matches any host.
         ("other", true),
         ("app.example.com", true),
     ] {
