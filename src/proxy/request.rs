@@ -21,8 +21,8 @@ use crate::{
     openai::{self, Patience, Scan, Shape},
 };
 
-/// A request whose route is known and whose head is as the client sent it. The head is boxed once and handed on by
-/// pointer: its 200 bytes would otherwise count in the future of every step.
+/// A request whose route is known, with the head as the client sent it. The head is boxed from the start, as it would
+/// otherwise take space in the future of every step.
 pub(super) struct ReceivedRequest {
     pub(super) head: Box<request::Parts>,
     pub(super) host: HeaderValue,
