@@ -84,7 +84,7 @@ impl Proxy {
                     ));
                 }
             };
-            match table.find(host, path, &head.headers, Model::UnreadBody) {
+            match table.find(host, path, &head.headers, Model::Unread) {
                 Match::Route(gate) => {
                     let body = RequestBody::Unread(body);
                     return Ok(Destination::Route(gate.clone(), Some(shape), body, Scan::default()));

@@ -46,7 +46,7 @@ struct Class {
 #[derive(Clone, Copy, Debug)]
 pub enum Model<'a> {
     /// The body has not been read.
-    UnreadBody,
+    Unread,
     /// The body has been read; `None` if it has no model.
     Read(Option<&'a str>),
 }
