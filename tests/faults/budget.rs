@@ -63,7 +63,7 @@ async fn the_surplus_is_told_so_and_every_byte_comes_back() {
     for mut client in surplus {
         let response = client.response().await;
         response.is_error(503, "hold_queue_full");
-        assert!(response.text().contains("the bodies of all requests"), "{}", response.text());
+        assert!(response.text().contains("all request bodies together"), "{}", response.text());
         assert_eq!(response.get("retry-after"), Some("1"));
     }
     used(&proxy, 1000 * KIB).await;

@@ -45,7 +45,7 @@ async fn clients_without_a_place_wait_to_be_accepted() {
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
     let proxy = Served::with_descriptors(&config, DESCRIPTORS).await;
     // It says so beforehand.
-    proxy.logged("limits.maxConnections is more than the open files").await;
+    proxy.logged("limits.maxConnections exceeds the limit of open files").await;
     let before = proxy.resources();
     let mut clients = Vec::new();
     for number in 0..200 {
