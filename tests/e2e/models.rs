@@ -169,7 +169,7 @@ async fn version_and_load_are_the_servers_and_wake_none() {
     for path in ["/version", "/load"] {
         let refused = client.ask(get(path)).await;
         refused.is_error(404, "unknown_path");
-        assert!(refused.text().contains("none is running"), "{}", refused.text());
+        assert!(refused.text().contains("needs a running model server"), "{}", refused.text());
         let wrong = client.ask(post(path, "{}")).await;
         wrong.is_error(405, "method_not_allowed");
         assert_eq!(wrong.get("allow"), Some("GET"));
