@@ -72,9 +72,9 @@ struct Pooled<B> {
 
 /// Connection of a request in flight. Return it to the pool once the response has been read to its end; dropping it
 /// earlier closes it, which notifies the server that the client is gone.
-pub struct Connection<B>(Held<B>);
+pub struct Connection<B>(InUse<B>);
 
-enum Held<B> {
+enum InUse<B> {
     Http1 {
         pooled: Pooled<B>,
         endpoint: u64,
@@ -181,7 +181,7 @@ where
             // Boxed, so that HTTP/1.1 requests do not pay for its size.
             let sending = self.http2.send(&self.dialer, endpoint, head, body, timeouts, reuse);
             let (response, stream) = Box::pin(sending).await?;
-            return Ok((response, Connection(Held::Http2 { _stream: stream })));
+            return Ok((response, Connection(InUse::Http2 { _stream: stream })));
         }
         let mut pooled = (reuse != Reuse::Never).then(|| self.take(endpoint.id())).flatten();
         let mut unsent = None;
@@ -203,7 +203,7 @@ where
             match sent {
                 Ok(Ok(response)) => {
                     connection.cut.set_answering(true);
-                    let held = Held::Http1 { pooled: connection, endpoint: endpoint.id() };
+                    let held = InUse::Http1 { pooled: connection, endpoint: endpoint.id() };
                     return Ok((response, Connection(held)));
                 }
                 Ok(Err(_)) if connection.cut.is_cut() => return Err(SendError::Gone(address())),
@@ -232,7 +232,7 @@ where
 
     /// Returns a connection to the pool after its response was read to the end.
     pub fn put_back(&self, connection: Connection<B>) {
-        if let Held::Http1 { pooled, endpoint } = connection.0
+        if let InUse::Http1 { pooled, endpoint } = connection.0
             && !pooled.sender.is_closed()
         {
             pooled.cut.set_answering(false);
