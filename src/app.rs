@@ -252,7 +252,7 @@ impl Bound {
 
         let mut running = self.config;
         let mut found = Arc::<Vec<Arc<Route>>>::default();
-        let asked = loop {
+        let stop = loop {
             let command = tokio::select! {
                 // Commands take precedence over changes in the cluster.
                 biased;
@@ -282,7 +282,7 @@ impl Bound {
                         "routes of the cluster changed"
                     );
                 }
-                Some(Command::Stop(asked)) => break asked,
+                Some(Command::Stop(stop)) => break stop,
                 None => break Request::Terminate,
             }
         };
@@ -291,7 +291,7 @@ impl Bound {
         control.drain();
         self.shared.draining.store(true, Ordering::Relaxed);
         {
-            let draining = drain_in_order(&drain, times, asked, &routes, &tasks);
+            let draining = drain_in_order(&drain, times, stop, &routes, &tasks);
             tokio::select! {
                 // Draining may be complete already.
                 biased;
@@ -343,11 +343,11 @@ async fn second_stop(commands: &mut mpsc::Receiver<Command>) {
 async fn drain_in_order(
     drain: &Drain,
     times: DrainTimes,
-    asked: Request,
+    stop: Request,
     routes: &Routes,
     tasks: &TaskTracker,
 ) {
-    let delay = if asked == Request::Terminate { times.delay } else { Duration::ZERO };
+    let delay = if stop == Request::Terminate { times.delay } else { Duration::ZERO };
     tracing::info!(delay_s = delay.as_secs_f64(), timeout_s = times.timeout.as_secs_f64(), "draining");
     drain.unready.store(true, Ordering::Relaxed);
     routes.drain();

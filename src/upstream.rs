@@ -421,8 +421,8 @@ mod tests {
         let Dialed::Tcp(stream) = Dialer::Tcp.dial_once(&address).await.unwrap() else { panic!("not TCP") };
         let socket = SockRef::from(&stream);
         assert!(socket.keepalive().unwrap());
-        let asked = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
-        assert_eq!(asked, (Duration::from_secs(15), Duration::from_secs(5)));
+        let times = (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+        assert_eq!(times, (Duration::from_secs(15), Duration::from_secs(5)));
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(TCP_USER_TIMEOUT));
     }

@@ -191,7 +191,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_masked_stays_as_it_is(text in "(token=|Bearer |--api-key |sk-|[a-zA-Z0-9:'\"ü …@/ ]){0,20}") {
+        fn masking_is_idempotent(text in "(token=|Bearer |--api-key |sk-|[a-zA-Z0-9:'\"ü …@/ ]){0,20}") {
             let masked = mask_secrets(&text).into_owned();
             prop_assert_eq!(mask_secrets(&masked), masked.as_str());
         }

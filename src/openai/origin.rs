@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gateway_error_tells_if_a_server_was_reached() {
+    fn gateway_error_shows_if_a_server_was_reached() {
         let prefix = "upstream connect error or disconnect/reset before headers. ";
         for (message, reached_none) in [
             ("no healthy upstream", true),

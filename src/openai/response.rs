@@ -93,8 +93,8 @@ mod tests {
     #[test]
     fn body_names_the_response_it_continues() {
         let read = |body: &str| {
-            let asked = ResponseRequest::read(body.as_bytes());
-            (asked.previous, asked.background)
+            let request = ResponseRequest::read(body.as_bytes());
+            (request.previous, request.background)
         };
         let body =
             r#"{"model":"m","input":[{"background":1}],"previous_response_id":"resp_1","background":true}"#;

@@ -108,19 +108,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn concurrent_doubts_share_one_probe() {
         let front = Front::new(FrontKind::Url);
-        let asked = Mutex::new(0);
-        let ask = async || {
-            *asked.lock() += 1;
+        let probes = Mutex::new(0);
+        let probe = async || {
+            *probes.lock() += 1;
             sleep(Duration::from_millis(100)).await;
             true
         };
         let doubt = async |after: u64| {
             sleep(Duration::from_millis(after)).await;
-            front.is_down(ask()).await
+            front.is_down(probe()).await
         };
         // The second and third start during the first probe (0 to 100 ms), the last one after it.
         let answers = tokio::join!(doubt(0), doubt(1), doubt(99), doubt(150));
-        assert_eq!((answers, *asked.lock()), ((true, true, true, true), 2));
+        assert_eq!((answers, *probes.lock()), ((true, true, true, true), 2));
     }
 
     #[tokio::test(start_paused = true)]

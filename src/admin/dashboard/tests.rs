@@ -19,7 +19,7 @@ async fn text(response: Response) -> String {
 }
 
 #[tokio::test]
-async fn every_asset_is_served_as_what_it_is_and_once() {
+async fn asset_has_its_media_type_and_an_etag() {
     for asset in all() {
         let answer = asset.answer(&HeaderMap::new());
         assert_eq!(answer.status(), StatusCode::OK);

@@ -113,19 +113,19 @@ async fn next(watcher: &mut Watcher) -> (String, Value) {
     (name.to_owned(), serde_json::from_str(data).unwrap())
 }
 
-fn names(told: &Value) -> Vec<&str> {
-    told["routes"].as_array().unwrap().iter().map(|route| route["name"].as_str().unwrap()).collect()
+fn names(state: &Value) -> Vec<&str> {
+    state["routes"].as_array().unwrap().iter().map(|route| route["name"].as_str().unwrap()).collect()
 }
 
 #[tokio::test(start_paused = true)]
 async fn first_report_is_full_and_later_ones_are_changes() {
     let world = World::new(&["tiny", "other"]).await;
     let mut watcher = world.live.watch().unwrap();
-    let (event, told) = next(&mut watcher).await;
-    assert_eq!((&*event, names(&told)), ("snapshot", vec!["tiny", "other"]));
-    assert_eq!(told["names"], json!(["tiny", "other"]));
-    assert_eq!(told["held"], json!({ "tiny": [0], "other": [0] }), "one tick is over");
-    let about = &told["about"];
+    let (event, state) = next(&mut watcher).await;
+    assert_eq!((&*event, names(&state)), ("snapshot", vec!["tiny", "other"]));
+    assert_eq!(state["names"], json!(["tiny", "other"]));
+    assert_eq!(state["held"], json!({ "tiny": [0], "other": [0] }), "one tick is over");
+    let about = &state["about"];
     assert_eq!(about["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(
         (&about["port"], &about["draining"], &about["tick"]),
@@ -133,13 +133,13 @@ async fn first_report_is_full_and_later_ones_are_changes() {
     );
     assert_eq!(about["peers"], json!({ "connected": 2 }));
 
-    let (event, told) = next(&mut watcher).await;
-    assert_eq!((&*event, names(&told)), ("update", vec![]), "the next tick, and nothing has happened");
-    assert_eq!((&told["about"]["tick"], &told["names"]), (&json!(2), &Value::Null));
+    let (event, state) = next(&mut watcher).await;
+    assert_eq!((&*event, names(&state)), ("update", vec![]), "the next tick, and nothing has happened");
+    assert_eq!((&state["about"]["tick"], &state["names"]), (&json!(2), &Value::Null));
 
     world.routes.gates.lock().remove(0);
-    let (_, told) = next(&mut watcher).await;
-    assert_eq!((names(&told), &told["names"]), (vec![], &json!(["other"])), "a reload has taken one away");
+    let (_, state) = next(&mut watcher).await;
+    assert_eq!((names(&state), &state["names"]), (vec![], &json!(["other"])), "a reload has taken one away");
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,38 +151,38 @@ async fn edge_is_sent_at_once_and_later_ones_together() {
 
     let before = Instant::now();
     let mut held = world.hold(1);
-    let (_, told) = next(&mut watcher).await;
+    let (_, state) = next(&mut watcher).await;
     assert_eq!(before.elapsed(), Duration::ZERO);
-    assert_eq!((names(&told), &told["routes"][0]["held"]), (vec!["tiny"], &json!(1)));
+    assert_eq!((names(&state), &state["routes"][0]["held"]), (vec!["tiny"], &json!(1)));
 
     for _ in 0..50 {
         held.extend(world.hold(1));
         sleep(Duration::from_millis(1)).await;
     }
-    let (_, told) = next(&mut watcher).await;
-    assert_eq!((before.elapsed(), &told["routes"][0]["held"]), (MIN_UPDATE_INTERVAL, &json!(51)));
+    let (_, state) = next(&mut watcher).await;
+    assert_eq!((before.elapsed(), &state["routes"][0]["held"]), (MIN_UPDATE_INTERVAL, &json!(51)));
 
     sleep(MIN_UPDATE_INTERVAL).await;
     let before = Instant::now();
     world.gate(0).cold_starts().begin(before, 51);
-    let (_, told) = next(&mut watcher).await;
-    assert_eq!((before.elapsed(), &told["routes"][0]["phase"]), (Duration::ZERO, &json!("signal")));
+    let (_, state) = next(&mut watcher).await;
+    assert_eq!((before.elapsed(), &state["routes"][0]["phase"]), (Duration::ZERO, &json!("signal")));
 
     sleep(MIN_UPDATE_INTERVAL).await;
     let before = Instant::now();
     world.gate(0).cold_starts().failed("no luck".into(), Vec::new());
-    let (_, told) = next(&mut watcher).await;
+    let (_, state) = next(&mut watcher).await;
     assert_eq!(before.elapsed(), Duration::ZERO);
-    assert_eq!(told["cold_starts"][0]["reason"], "no luck");
-    let (_, told) = next(&mut watcher).await;
-    assert_eq!(told["cold_starts"], json!([]), "it has been told");
+    assert_eq!(state["cold_starts"][0]["reason"], "no luck");
+    let (_, state) = next(&mut watcher).await;
+    assert_eq!(state["cold_starts"], json!([]), "it was sent before");
 
     sleep(MIN_UPDATE_INTERVAL).await;
     let before = Instant::now();
     world.draining.store(true, Ordering::Relaxed);
     world.gate(0).drain();
-    let (_, told) = next(&mut watcher).await;
-    assert_eq!((before.elapsed(), &told["about"]["draining"]), (Duration::ZERO, &json!(true)));
+    let (_, state) = next(&mut watcher).await;
+    assert_eq!((before.elapsed(), &state["about"]["draining"]), (Duration::ZERO, &json!(true)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -206,14 +206,17 @@ async fn slow_reader_gets_only_the_newest_state() {
     world.gate(0).cold_starts().begin(Instant::now(), 60);
     world.gate(0).cold_starts().failed("no luck".into(), Vec::new());
     sleep(MIN_UPDATE_INTERVAL).await;
-    let (_, told) = next(&mut slow).await;
-    assert_eq!((&told["routes"][0]["held"], &told["about"]["tick"]), (&json!(60), &json!(61)));
-    assert_eq!(told["cold_starts"].as_array().unwrap().len(), 1, "nothing is lost by it");
+    let (_, state) = next(&mut slow).await;
+    assert_eq!((&state["routes"][0]["held"], &state["about"]["tick"]), (&json!(60), &json!(61)));
+    assert_eq!(state["cold_starts"].as_array().unwrap().len(), 1, "nothing is lost by it");
     let before = Instant::now();
-    let (_, told) = next(&mut slow).await;
-    assert!(before.elapsed() > Duration::ZERO && told["about"]["tick"] == 62, "there was nothing in between");
+    let (_, state) = next(&mut slow).await;
+    assert!(
+        before.elapsed() > Duration::ZERO && state["about"]["tick"] == 62,
+        "there was nothing in between"
+    );
     world.stopped.cancel();
-    assert!(reading.await.unwrap() > 100, "the other one was told of every tick and every edge");
+    assert!(reading.await.unwrap() > 100, "the other watcher got every tick and every change");
 }
 
 #[tokio::test(start_paused = true)]
@@ -248,8 +251,8 @@ async fn while_nobody_looks_nothing_is_made() {
     assert_eq!(world.live.shown.borrow().version(), version);
     assert!(world.cold_starts.recent(None, 1).is_empty());
     let mut watcher = world.live.watch().unwrap();
-    let (_, told) = next(&mut watcher).await;
-    assert_eq!(told["routes"][0]["held"], 3, "who comes sees how it is now");
+    let (_, state) = next(&mut watcher).await;
+    assert_eq!(state["routes"][0]["held"], 3, "a new watcher gets the current state");
 }
 
 #[tokio::test(start_paused = true)]
@@ -263,12 +266,16 @@ async fn held_history_keeps_two_minutes_of_maxima() {
         drop(held);
         sleep(TICK_INTERVAL - MIN_UPDATE_INTERVAL * 2).await;
     }
-    let told = next(&mut watcher).await.1;
-    assert_eq!(told["held"], json!({ "tiny": 1 }), "of the last second, and without those that hold nothing");
+    let state = next(&mut watcher).await.1;
+    assert_eq!(
+        state["held"],
+        json!({ "tiny": 1 }),
+        "of the last second, and without those that hold nothing"
+    );
     let mut late = world.live.watch().unwrap();
     assert_eq!(next(&mut late).await.1["held"]["tiny"], json!([0, 3, 1]));
     sleep(TICK_INTERVAL * 200).await;
-    let history = |told: Value| told["held"]["tiny"].as_array().unwrap().clone();
+    let history = |state: Value| state["held"]["tiny"].as_array().unwrap().clone();
     assert_eq!(history(next(&mut world.live.watch().unwrap()).await.1), vec![json!(0); Samples::KEPT]);
     world.routes.gates.lock().remove(0);
     sleep(TICK_INTERVAL).await;

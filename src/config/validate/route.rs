@@ -143,7 +143,7 @@ impl Checker<'_> {
         self.period(&path.key("activationTimeout"), readiness.activation_timeout);
         if readiness.interval > readiness.activation_timeout {
             let message = format!(
-                "{} is longer than activationTimeout, {}: the target would never be asked",
+                "{} is longer than activationTimeout, {}: the target would never be probed",
                 readiness.interval, readiness.activation_timeout
             );
             self.error(&path.key("interval"), message);

@@ -59,7 +59,7 @@ async fn change_between_calls_fires_later() {
 }
 
 #[tokio::test]
-async fn a_rename_over_the_file_fires() {
+async fn rename_over_the_file_fires() {
     let _alone = alone().await;
     let (folder, path) = file("a");
     let mut watcher = ConfigWatcher::new(&path).unwrap();
@@ -73,7 +73,7 @@ async fn a_rename_over_the_file_fires() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_for_a_while_is_not_a_change() {
+async fn missing_file_is_not_a_change() {
     let _alone = alone().await;
     let (_folder, path) = file("a");
     let mut watcher = ConfigWatcher::new(&path).unwrap();
@@ -87,7 +87,7 @@ async fn a_file_that_is_gone_for_a_while_is_not_a_change() {
 
 /// As kubelet does it: `config.yaml -> ..data/config.yaml`, `..data -> ..1`, and `..data` is renamed over.
 #[tokio::test]
-async fn a_config_map_fires() {
+async fn config_map_update_fires() {
     let _alone = alone().await;
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -111,7 +111,7 @@ async fn a_config_map_fires() {
 }
 
 #[tokio::test]
-async fn a_write_behind_a_symlink_fires() {
+async fn write_behind_a_symlink_fires() {
     let _alone = alone().await;
     let (_elsewhere, real) = file("a");
     let folder = tempfile::tempdir().unwrap();
@@ -123,7 +123,7 @@ async fn a_write_behind_a_symlink_fires() {
 }
 
 #[tokio::test]
-async fn a_hangup_fires_even_if_nothing_changed() {
+async fn sighup_fires_without_a_change() {
     let _alone = alone().await;
     let (_folder, path) = file("a");
     let mut watcher = ConfigWatcher::new(&path).unwrap();
@@ -150,7 +150,7 @@ async fn without_the_system_the_file_is_polled() {
 }
 
 #[test]
-fn a_busy_neighbour_costs_nothing() {
+fn busy_directory_does_not_fire() {
     use notify::event::{CreateKind, DataChange, RenameMode};
     let close = EventKind::Access(AccessKind::Close(AccessMode::Write));
     let write = EventKind::Modify(ModifyKind::Data(DataChange::Any));

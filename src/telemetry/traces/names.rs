@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_document_has_all_of_them_and_no_more() {
+    fn document_lists_all_names() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/traces.md");
         let text = fs::read_to_string(path).unwrap();
         let known = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
