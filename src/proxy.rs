@@ -37,6 +37,7 @@ mod retry_budget;
 mod rule;
 mod scan;
 mod shared;
+mod stall;
 mod stream_stall;
 mod table;
 mod tunnel;

@@ -14,7 +14,7 @@ use super::{StartError, cluster::ClusterMetrics};
 use crate::{
     admin::{self, ClusterCounts},
     admission::{Directory, Gate},
-    config::{self, Config, budget::RELAY_COST_BYTES},
+    config::{self, Config},
     error::ProxyError,
     grpc::{GrpcListener, Tls},
     history::History,
@@ -174,14 +174,7 @@ impl admin::View for View {
     }
 
     fn memory(&self) -> Vec<(&'static str, usize)> {
-        let mut kinds = self.shared.memory.kinds().to_vec();
-        // Upper bound: hyper's response buffers cannot be measured.
-        let in_flight: u64 = self.shared.table.load().gates().iter().map(|gate| gate.in_flight()).sum();
-        kinds.push((
-            "relay",
-            usize::try_from(in_flight).unwrap_or(usize::MAX).saturating_mul(RELAY_COST_BYTES),
-        ));
-        kinds
+        self.shared.memory.kinds().to_vec()
     }
 
     fn awaits_routes(&self) -> bool {

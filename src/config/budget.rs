@@ -37,8 +37,14 @@ pub const UPSTREAM_BUFFER_BYTES: usize = 64 << 10;
 pub const SEND_BUFFER_BYTES: usize = 64 << 10;
 
 /// What is on its way from a model server to a client that reads slowly: what is written ahead, the part that was read last, and
-/// what is read ahead. Of a WebSocket it is less.
+/// what is read ahead.
 pub const RELAY_COST_BYTES: usize = SEND_BUFFER_BYTES + 2 * UPSTREAM_BUFFER_BYTES;
+
+/// Bytes read at once of a WebSocket, in each direction.
+pub const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
+
+/// Most memory of a WebSocket whose client does not read: a buffer in each direction, and what came with the head of the answer.
+pub const TUNNEL_COST_BYTES: usize = 2 * TUNNEL_BUFFER_BYTES + UPSTREAM_BUFFER_BYTES;
 
 /// Connections that the admin port takes, and what a request there may take.
 pub const ADMIN_CONNECTIONS: usize = 512;
@@ -52,6 +58,12 @@ pub const GRPC_CONNECTIONS: usize = 256;
 /// some.
 pub const fn max_answer_bytes(buffered: usize) -> usize {
     at_least(buffered / 8, 64 << 10)
+}
+
+/// Returns the bytes that answers of model servers and WebSockets may take whose clients do not read, on top of
+/// `maxBufferedBytes`: a quarter of it, and room for some twenty.
+pub const fn max_relay_bytes(buffered: usize) -> usize {
+    at_least(buffered / 4, 4 << 20)
 }
 
 /// Returns the bytes that requests may take besides their bodies, on top of `maxBufferedBytes`: a quarter of it, and room for those
@@ -80,6 +92,8 @@ pub struct WorstCase {
     pub requests: usize,
     /// Answers that are not read.
     pub answers: usize,
+    /// Answers of model servers and WebSockets whose clients do not read.
+    pub relays: usize,
 }
 
 // === impl WorstCase ===
@@ -94,14 +108,18 @@ impl WorstCase {
             bodies,
             requests: max_request_bytes(bodies),
             answers: max_answer_bytes(bodies),
+            relays: max_relay_bytes(bodies),
         }
     }
 
     /// All of it, with [`BASE_BYTES`].
     pub fn total(&self) -> usize {
-        [self.of_connections, self.bodies, self.requests, self.answers]
-            .into_iter()
-            .fold(BASE_BYTES, usize::saturating_add)
+        self.of_connections.saturating_add(self.of_buffered()).saturating_add(BASE_BYTES)
+    }
+
+    /// The part that follows from `maxBufferedBytes`.
+    fn of_buffered(&self) -> usize {
+        [self.bodies, self.requests, self.answers, self.relays].into_iter().fold(0, usize::saturating_add)
     }
 
     /// All of it, for people.
@@ -119,7 +137,7 @@ impl WorstCase {
              maxBufferedBytes ({}), or give it more memory",
             mebibytes(self.total()),
             mebibytes(self.of_connections),
-            mebibytes(self.bodies.saturating_add(self.requests).saturating_add(self.answers)),
+            mebibytes(self.of_buffered()),
         ))
     }
 }
@@ -128,12 +146,13 @@ impl fmt::Display for WorstCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} connections {}, bodies {}, requests {}, answers {}, all else {}",
+            "{} connections {}, bodies {}, requests {}, answers {}, relays {}, all else {}",
             self.connections,
             mebibytes(self.of_connections),
             mebibytes(self.bodies),
             mebibytes(self.requests),
             mebibytes(self.answers),
+            mebibytes(self.relays),
             mebibytes(BASE_BYTES),
         )
     }
@@ -185,8 +204,8 @@ mod tests {
     fn limits_above_the_memory_are_named() {
         let memory = MemoryLimit { bytes: 1 << 30, source: "the memory limit of the cgroup" };
         let error = WorstCase::of(&Limits::default()).check(&memory).unwrap_err();
-        let message = "clients can make this process take 4096 MiB, more than 1024 MiB (the memory limit of the cgroup): \
-                       lower maxConnections (2560 MiB) or maxBufferedBytes (1408 MiB), or give it more memory";
+        let message = "clients can make this process take 4352 MiB, more than 1024 MiB (the memory limit of the cgroup): \
+                       lower maxConnections (2560 MiB) or maxBufferedBytes (1664 MiB), or give it more memory";
         assert_eq!(error, message);
     }
 }

@@ -12,7 +12,6 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use thiserror::Error;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -39,8 +38,14 @@ pub enum Body {
     Full(Option<Bytes>, Option<Exchange>),
     /// An endpoint's.
     Relay(Relay),
-    /// An early answer to a client that waits.
-    Early(UnsyncBoxBody<Bytes, BodyError>),
+    /// An early response to a client whose request is held.
+    Early(Pin<Box<dyn EarlyBody>>),
+}
+
+/// Body of an early response. The trait keeps this file independent of the one that makes them.
+pub trait EarlyBody: http_body::Body<Data = Bytes, Error = BodyError> + Send {
+    /// Returns whether it passes on a model server's response by now.
+    fn relays(&self) -> bool;
 }
 
 /// An endpoint's answer, passed on part by part. It owns the permit: the request is in flight until its last byte.
@@ -61,6 +66,8 @@ pub struct Relay {
     made: Option<Box<ResponseIdWatch>>,
     /// When all of it must be out.
     over: Option<Pin<Box<Sleep>>>,
+    /// Its end goes out by itself, not with the last part.
+    ends_apart: bool,
     /// It has failed, and what came before goes out first.
     failed: Option<Box<BodyError>>,
 }
@@ -153,6 +160,23 @@ impl Body {
         }
     }
 
+    /// Has the end of a model server's answer go out once its last part has. Over HTTP/2, the stream of an answer that has ended ends
+    /// as well, and what the client has not read of it would be neither counted nor bounded in time.
+    pub(super) fn end_apart(&mut self) {
+        if let Self::Relay(relay) = self {
+            relay.ends_apart = !relay.is_end_stream();
+        }
+    }
+
+    /// Returns whether its bytes come from a model server.
+    pub(super) fn relays(&self) -> bool {
+        match self {
+            Self::Full(..) => false,
+            Self::Relay(_) => true,
+            Self::Early(early) => early.relays(),
+        }
+    }
+
     /// Ends an answer of an endpoint that is of no use.
     pub(super) fn give_up(&mut self, error: BodyError) -> BodyError {
         match self {
@@ -172,23 +196,25 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let part = match self.get_mut() {
+        let this = self.get_mut();
+        let part = match this {
             Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relay(relay) => relay.poll_frame(cx),
-            Self::Early(kept) => Pin::new(kept).poll_frame(cx),
+            Self::Early(early) => early.as_mut().poll_frame(cx),
         };
-        stream_stall::asked(match &part {
+        let gave = match &part {
             Poll::Pending => None,
             Poll::Ready(Some(Ok(frame))) => Some(frame.data_ref().map_or(0, Bytes::len)),
             Poll::Ready(_) => Some(0),
-        });
+        };
+        stream_stall::asked(gave, this.relays());
         part
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes, _) => bytes.is_none(),
-            Self::Relay(relay) => relay.is_end_stream(),
+            Self::Relay(relay) => relay.is_end_stream() && !relay.ends_apart,
             Self::Early(_) => false,
         }
     }
@@ -216,6 +242,7 @@ impl Relay {
         beats: Option<Box<ResponseHeartbeats>>,
     ) -> Self {
         let limit = exchange.gate().policy().upstream.idle_timeout.get();
+        exchange.relays();
         let mut relay = Self {
             begun: None,
             incoming,
@@ -227,6 +254,7 @@ impl Relay {
             watch,
             made,
             over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
+            ends_apart: false,
             failed: None,
         };
         if relay.incoming.is_end_stream() {
@@ -387,6 +415,7 @@ impl Relay {
     /// All of it has been read: the endpoint is free for the next, whether or not the client has it all.
     fn complete(&mut self) {
         self.watch = None;
+        self.over = None;
         if let Some(Lease { connection, pool, permit }) = self.lease.take() {
             pool.put_back(connection);
             drop(permit);

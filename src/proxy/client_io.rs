@@ -21,13 +21,16 @@ use tokio::{
 use super::{
     connection_state::ConnectionState,
     h1_framing::RequestFraming,
-    memory::{Memory, WaitingShare},
-    pace::{Allowed, Pace},
+    memory::{Memory, UnreadKind, WaitingShare},
+    pace::Allowed,
+    stall::{Kept, Stall},
 };
 use crate::{
     config::{
         Limits,
-        budget::{H2_HEAD_FACTOR, UNCOUNTED_HEAD_BYTES},
+        budget::{
+            H2_HEAD_FACTOR, RELAY_COST_BYTES, SEND_BUFFER_BYTES, TUNNEL_COST_BYTES, UNCOUNTED_HEAD_BYTES,
+        },
     },
     h2_frames::{Frames, PREFACE, TOO_MANY},
 };
@@ -61,17 +64,11 @@ pub struct ClientIo<I> {
     head: Option<WaitingShare>,
     quiet: Quiet,
     /// The client has been behind with reading.
-    behind: Option<Box<Behind>>,
+    behind: Option<Box<Stall>>,
 }
 
 /// The socket of a connection.
 pub(super) type SocketOf<I> = fn(&I) -> Option<BorrowedFd<'_>>;
-
-/// How a client reads that did not take all at once.
-struct Behind {
-    pace: Pace,
-    timer: Pin<Box<Sleep>>,
-}
 
 /// Nothing is under way: since when, and what is waited for.
 struct Quiet {
@@ -224,21 +221,26 @@ impl<I> ClientIo<I> {
 
     /// The client takes nothing at the moment: has it taken too little for too long?
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        let behind = self.behind.get_or_insert_with(|| {
-            let mut pace = Pace::new(stall(&self.limits));
-            let timer = Box::pin(sleep_until(pace.waits()));
-            Box::new(Behind { pace, timer })
-        });
-        let due = behind.pace.waits();
-        if behind.timer.deadline() > due || (behind.timer.is_elapsed() && due > Instant::now()) {
-            behind.timer.as_mut().reset(due);
-        }
-        // One that fires too early wakes this task, which tries to write and comes here again.
-        if behind.timer.as_mut().poll(cx).is_ready() && due <= Instant::now() {
+        let kept = self.kept_unread();
+        let behind = self.behind.get_or_insert_with(|| Box::new(Stall::new(stall(&self.limits))));
+        behind.poll_over(&self.memory, kept, cx).map(|()| {
             self.state.stalls();
-            return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading"));
+            io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")
+        })
+    }
+
+    /// Memory that is kept while the client does not read. Streams of HTTP/2 count their own.
+    fn kept_unread(&self) -> Kept {
+        match () {
+            () if self.http2.is_some() => Kept::Nothing,
+            () if self.state.leaves_http() => Kept::Unread(UnreadKind::Tunnel, TUNNEL_COST_BYTES),
+            // hyper writes ahead as much as it may read ahead.
+            () if self.state.relays() => {
+                let more = self.limits.max_header_bytes.get().saturating_sub(SEND_BUFFER_BYTES);
+                Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES + more)
+            }
+            () => Kept::Nothing,
         }
-        Poll::Pending
     }
 
     fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -247,7 +249,7 @@ impl<I> ClientIo<I> {
             Poll::Ready(written) => {
                 if let Ok(written) = &written {
                     if let Some(behind) = &mut self.behind {
-                        behind.pace.moved(*written);
+                        behind.moved(*written);
                     }
                     if let Some(frames) = &mut self.http2 {
                         frames.wrote(*written);

@@ -41,6 +41,8 @@ pub struct ConnectionState {
     rapid_resets: AtomicU32,
     /// The client stopped reading.
     stalled: AtomicBool,
+    /// Answers of model servers have gone out over it.
+    relays: AtomicBool,
     /// What comes after HTTP, if its last answer says that something does.
     next: Mutex<Option<Next>>,
     /// That something does.
@@ -210,6 +212,12 @@ impl ConnectionState {
         self.stalled.store(true, Ordering::Relaxed);
     }
 
+    /// Whether answers of model servers go out over it. Stays true: over HTTP/1, the next request may begin while the end of such
+    /// an answer waits to be read.
+    pub(super) fn relays(&self) -> bool {
+        self.relays.load(Ordering::Relaxed)
+    }
+
     /// Whether something comes after HTTP.
     pub(super) fn leaves_http(&self) -> bool {
         self.leaves_http.load(Ordering::Relaxed)
@@ -245,6 +253,11 @@ impl UnderWay {
     /// Its answer, which had begun, was given up by the client; the request came at `since`.
     pub fn given_up(&self, since: Instant) {
         self.connection.reset(since);
+    }
+
+    /// Its answer comes from a model server.
+    pub(super) fn relays(&self) {
+        self.connection.relays.store(true, Ordering::Relaxed);
     }
 
     /// Whether the client stopped reading.

@@ -91,6 +91,11 @@ impl Exchange {
         &self.gate
     }
 
+    /// Notes that a model server's response is being relayed.
+    pub(super) fn relays(&self) {
+        self.under_way.relays();
+    }
+
     /// Returns the arrival time.
     pub const fn started(&self) -> Instant {
         self.started

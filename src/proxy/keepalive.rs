@@ -13,12 +13,12 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{
-    body::{Body, BodyError},
+    body::{Body, BodyError, EarlyBody},
     exchange::Exchange,
     forward::SERVER_TIMING,
     heartbeat::{Heartbeat, ResponseHeartbeats},
@@ -196,7 +196,7 @@ impl EarlyResponse {
             last_heartbeat: Instant::now(),
             pending: None,
         };
-        let mut response = Response::new(Body::Early(UnsyncBoxBody::new(body)));
+        let mut response = Response::new(Body::Early(Box::pin(body)));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, content_type(heartbeat));
         headers.insert("cache-control", HeaderValue::from_static("no-cache"));
@@ -370,6 +370,12 @@ impl EarlyResponse {
             Heartbeat::Chunk | Heartbeat::Whitespace => None,
         };
         empty.map_or(event.clone(), |empty| [empty, event].concat().into())
+    }
+}
+
+impl EarlyBody for EarlyResponse {
+    fn relays(&self) -> bool {
+        matches!(self.state, State::Relaying { .. })
     }
 }
 

@@ -197,13 +197,16 @@ where
                     let early = client.connection.early();
                     async move {
                         // hyper enforces this limit for HTTP/1 only.
-                        let response = match request.headers().len() > max_headers {
+                        let mut response = match request.headers().len() > max_headers {
                             true => Ok(too_many_headers()),
                             false => proxy.answer(client, request).await,
                         };
                         early.answered();
                         // The client is expected to read from here on.
-                        stream_stall::asked(Some(0));
+                        if let Ok(response) = &mut response {
+                            response.body_mut().end_apart();
+                            stream_stall::asked(Some(0), response.body().relays());
+                        }
                         response
                     }
                 });

@@ -12,9 +12,12 @@
 //!   take a quarter on top.
 //! - Answers of ours that have not been sent to their end may take one eighth on top, so that a full budget can still be
 //!   reported. Clients of HTTP/2 that read none of them get no more.
+//! - Answers of model servers and WebSockets whose clients do not read may take a quarter on top. When half of that is taken, those
+//!   whose clients have been behind for 5 s end; when all is, for 1 s.
 
 mod arriving;
 mod requests;
+mod unread;
 mod waiting;
 
 use std::{
@@ -31,6 +34,7 @@ use parking_lot::Mutex;
 pub use requests::RequestShare;
 pub(super) use requests::request_bytes;
 use thiserror::Error;
+pub use unread::{UnreadKind, UnreadShare};
 use waiting::Waiting;
 pub use waiting::WaitingShare;
 
@@ -55,6 +59,8 @@ pub struct Memory {
     answers: AtomicUsize,
     /// Bytes of requests besides their bodies.
     request_states: AtomicUsize,
+    /// Bytes kept for clients that do not read, by [`UnreadKind`].
+    unread: [AtomicUsize; 2],
     arriving: Mutex<Arriving>,
 }
 
@@ -105,6 +111,7 @@ impl Memory {
             kept: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
             request_states: AtomicUsize::new(0),
+            unread: <_>::default(),
             arriving: Mutex::default(),
         })
     }
@@ -124,16 +131,19 @@ impl Memory {
     }
 
     /// Bytes in use, by kind.
-    pub fn kinds(&self) -> [(&'static str, usize); 5] {
+    pub fn kinds(&self) -> [(&'static str, usize); 7] {
         let heads = self.heads.load(Ordering::Relaxed);
         let unfinished = self.unfinished.load(Ordering::Relaxed).saturating_sub(heads);
         let answers = self.answers.load(Ordering::Relaxed);
+        let [relays, tunnels] = self.unread.each_ref().map(|bytes| bytes.load(Ordering::Relaxed));
         [
             ("body", self.bodies().saturating_sub(unfinished)),
             ("unfinished_body", unfinished),
             ("head", heads),
             ("request", self.request_states.load(Ordering::Relaxed)),
             ("answer", answers),
+            ("relay", relays),
+            ("tunnel", tunnels),
         ]
     }
 
@@ -369,7 +379,7 @@ mod tests {
     const KIB: usize = 1024;
 
     fn kinds(memory: &Memory) -> [usize; 3] {
-        let [body, unfinished_body, _, _, answer] = memory.kinds().map(|(_, bytes)| bytes);
+        let [body, unfinished_body, _, _, answer, ..] = memory.kinds().map(|(_, bytes)| bytes);
         [body, unfinished_body, answer]
     }
 

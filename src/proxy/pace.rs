@@ -38,6 +38,11 @@ impl Pace {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
+    /// How far it is behind: the time that waiting has used up of one whole pause, and that what it brought has not given back.
+    pub fn behind(&self) -> Duration {
+        self.allowed.pause.saturating_sub(self.left.saturating_sub(self.waited()))
+    }
+
     /// It is not waited for any more, or brought something.
     pub fn moved(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {

@@ -9,22 +9,24 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll},
 };
 
 use hyper::rt::Executor;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
-    memory::Memory,
-    pace::{Allowed, Pace},
+    memory::{Memory, UnreadKind},
+    pace::Allowed,
+    stall::{Kept, Stall},
 };
+use crate::config::budget::RELAY_COST_BYTES;
 
 thread_local! {
     /// What the body of the stream that is being polled did.
     static ASKED: Cell<Asked> = const { Cell::new(Asked::Not) };
+    /// The last body that was asked is the answer of a model server.
+    static RELAYS: Cell<bool> = const { Cell::new(false) };
     /// A stream is being ended because its client stopped reading.
     static ENDING: Cell<bool> = const { Cell::new(false) };
 }
@@ -47,22 +49,21 @@ pub struct StreamExecutor {
     pub memory: Arc<Memory>,
 }
 
-/// How long a stream may not be read while there is little memory left for answers.
-const UNREAD_TIMEOUT: Duration = Duration::from_secs(1);
-
 pin_project! {
     struct Watched<F> {
         #[pin]
         stream: Option<F>,
         began: bool,
-        pace: Pace,
-        timer: Option<Pin<Box<Sleep>>>,
+        relays: bool,
+        stall: Stall,
         memory: Arc<Memory>,
     }
 }
 
-/// A body has been asked for its next part, and gave one of so many bytes or has to wait for it.
-pub fn asked(gave: Option<usize>) {
+/// A body has been asked for its next part, and gave one of so many bytes or has to wait for it. `relays`: that comes from a model
+/// server.
+pub fn asked(gave: Option<usize>, relays: bool) {
+    RELAYS.set(relays);
     ASKED.set(match (gave, ASKED.get()) {
         (None, _) => Asked::Waited,
         (Some(more), Asked::Gave(bytes)) => Asked::Gave(bytes + more),
@@ -80,8 +81,8 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        let (pace, memory) = (Pace::new(self.allowed), self.memory.clone());
-        tokio::spawn(Watched { stream: Some(stream), began: false, pace, timer: None, memory });
+        let (stall, memory) = (Stall::new(self.allowed), self.memory.clone());
+        tokio::spawn(Watched { stream: Some(stream), began: false, relays: false, stall, memory });
     }
 }
 
@@ -96,33 +97,25 @@ impl<F: Future> Future for Watched<F> {
             return Poll::Ready(());
         }
         let asked = ASKED.get();
-        *this.began |= asked != Asked::Not;
+        if asked != Asked::Not {
+            (*this.began, *this.relays) = (true, RELAYS.get());
+        }
         if !*this.began || asked == Asked::Waited {
             // The head is not out yet, or the endpoint has nothing: no fault of the client's, which has all there was.
-            this.pace.moved(usize::MAX);
-            *this.timer = None;
+            this.stall.rest();
             return Poll::Pending;
         }
         if let Asked::Gave(bytes) = asked {
-            this.pace.moved(bytes);
+            this.stall.moved(bytes);
         }
-        let due = this.pace.waits();
-        loop {
-            let now = Instant::now();
-            let is_unread = this.pace.waited() >= UNREAD_TIMEOUT && this.memory.is_short_of_answers();
-            if due <= now || is_unread {
-                ENDING.set(true);
-                this.stream.set(None);
-                ENDING.set(false);
-                return Poll::Ready(());
-            }
-            // Whether memory is short is not notified.
-            let next = due.min(now + UNREAD_TIMEOUT);
-            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(next)));
-            if timer.deadline() > next || timer.is_elapsed() {
-                timer.as_mut().reset(next);
-            }
-            ready!(timer.as_mut().poll(cx));
+        let kept =
+            if *this.relays { Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES) } else { Kept::Answer };
+        let over = this.stall.poll_over(this.memory, kept, cx);
+        if over.is_ready() {
+            ENDING.set(true);
+            this.stream.set(None);
+            ENDING.set(false);
         }
+        over
     }
 }

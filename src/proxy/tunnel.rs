@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{connection_state::ConnectionState, exchange::Exchange, lease::Lease, ws_frames::Frames};
 use crate::{
+    config::budget::TUNNEL_BUFFER_BYTES,
     domain::RouteKey,
     error::{Outcome, ProxyError},
 };
@@ -70,9 +71,6 @@ const HALF_CLOSED: Duration = Duration::from_secs(30);
 
 /// How long a client may take to read why its WebSocket ends.
 const CLOSING: Duration = Duration::from_secs(1);
-
-/// How much is read at once in each direction.
-const BUFFER: usize = 16 * 1024;
 
 // === impl Upgrade ===
 
@@ -243,7 +241,7 @@ async fn copy(
     moved: &AtomicBool,
     closed: &AtomicBool,
 ) -> Result<(), Broke> {
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; TUNNEL_BUFFER_BYTES];
     loop {
         let count = from.read(&mut buffer).await.map_err(|_: io::Error| Broke::Reading)?;
         moved.store(true, Ordering::Relaxed);

@@ -108,7 +108,7 @@ fn memory_numbers() -> String {
         format!("| {name} | {} |\n", cases.each_ref().map(|case| mib(part(case))).join(" | "))
     };
     let mut text = format!(
-        "\n`maxConnections` × {} + `maxBufferedBytes` × (1 + ¼ + ⅛) + {}\n\n\
+        "\n`maxConnections` × {} + `maxBufferedBytes` × (1 + ¼ + ⅛ + ¼) + {}\n\n\
          Where they are not set, `maxBufferedBytes` is a quarter of the memory limit, at least `maxBodyBytes` and at most \
          `{}`; and `maxConnections` is what another quarter has room for, at most `{}`:\n\n\
          | memory limit | 1 GiB (the chart's) | 4 GiB | 16 GiB |\n| --- | --- | --- | --- |\n",
@@ -123,6 +123,7 @@ fn memory_numbers() -> String {
     text += &row("`maxBufferedBytes`: bodies, heads that are not whole", |case| case.bodies);
     text += &row("requests over HTTP/2 and large heads, besides bodies", |case| case.requests);
     text += &row("answers of ours that are not read", |case| case.answers);
+    text += &row("answers of model servers and WebSockets that are not read", |case| case.relays);
     text += &row("all else", |_| BASE_BYTES);
     text += &row("sum", WorstCase::total);
     writeln!(

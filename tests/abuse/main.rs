@@ -17,6 +17,7 @@ mod limited;
 mod memory;
 mod partial_heads;
 mod recorder;
+mod relays;
 mod served;
 mod slow;
 mod smuggling;

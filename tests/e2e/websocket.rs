@@ -1,6 +1,7 @@
 //! WebSockets through routes of the HTTP Add-on: a tunnel that is one request in flight until it ends.
 
 use anteroom::{
+    config::budget::TUNNEL_COST_BYTES,
     domain::{Intercept, InterceptTimeouts, Period},
     drain::Request,
     error::Outcome,
@@ -9,7 +10,7 @@ use anteroom::{
 use crate::support::{
     Proxy, Upstream, Wire,
     proxy::{options, parse},
-    route, routes,
+    route, routes, until,
     upstream::{Call, answer},
     wire::get,
 };
@@ -68,6 +69,27 @@ async fn tunnel_is_in_flight_until_closed() {
     proxy.ended("completed", 101, 1).await;
     proxy.in_flight(0).await;
     proxy.stop(&[("completed", 1)]).await;
+}
+
+/// More comes than the buffers of both kernels keep.
+#[tokio::test]
+async fn unread_tunnel_counts_until_it_is_read() {
+    const BYTES: usize = 32 << 20;
+    let mut upstream = Upstream::warm().await;
+    let proxy = Proxy::intercepting(&upstream.url(), Intercept::default()).await;
+    let (mut client, mut call) = open(&proxy, &mut upstream, "false").await;
+    let used = async || proxy.metric("anteroom_memory_bytes", &["kind=\"tunnel\""]).await;
+    assert_eq!(used().await, 0);
+    let sending = tokio::spawn(async move {
+        call.send(vec![b'x'; BYTES]).await;
+        call
+    });
+    until("the tunnel to count", async || used().await == TUNNEL_COST_BYTES as u64).await;
+    assert_eq!(client.exact(BYTES).await.unwrap().len(), BYTES);
+    until("all memory to be given back", async || used().await == 0).await;
+    drop(sending.await.unwrap());
+    drop(client);
+    proxy.in_flight(0).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,87 @@
+//! Memory of answers of model servers and of WebSockets while their clients do not read.
+//!
+//! Each counts for the most that it can take, since the bytes in the buffers of hyper cannot be seen. A client that is behind for
+//! a moment cannot be told from one that has stopped, so none is refused; instead the time that a client may be behind gets short.
+//! The bound is exceeded at most by what stalls within [`MIN_UNREAD_TIME`].
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use super::Memory;
+use crate::config::budget::max_relay_bytes;
+
+/// Memory that counts while a client does not read; dropping it gives it back.
+#[derive(Debug)]
+pub struct UnreadShare {
+    memory: Arc<Memory>,
+    kind: UnreadKind,
+    bytes: usize,
+}
+
+/// The part of [`Memory`] that an [`UnreadShare`] counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnreadKind {
+    /// Answers of model servers.
+    Relay,
+    /// WebSockets.
+    Tunnel,
+}
+
+/// Time that a client may be behind with reading while more than half of the memory is taken. A reader on a bad line catches up
+/// within 5 s: retransmission of a lost packet takes 3 s at most for the first two tries (RFC 6298: 1 s, doubled).
+const SHORT_UNREAD_TIME: Duration = Duration::from_secs(5);
+
+/// The same while all of the memory is taken.
+const MIN_UNREAD_TIME: Duration = Duration::from_secs(1);
+
+// === impl Memory ===
+
+impl Memory {
+    /// Counts what is kept for a client that has begun not to read.
+    pub(in crate::proxy) fn count_unread(self: &Arc<Self>, kind: UnreadKind, bytes: usize) -> UnreadShare {
+        self.unread[kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        UnreadShare { memory: self.clone(), kind, bytes }
+    }
+
+    /// Returns how long a client may be behind, if memory is short.
+    pub(in crate::proxy) fn max_unread_time(&self) -> Option<Duration> {
+        let used: usize = self.unread.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+        let max = max_relay_bytes(self.max());
+        match used {
+            _ if used > max => Some(MIN_UNREAD_TIME),
+            _ if used > max / 2 => Some(SHORT_UNREAD_TIME),
+            _ => None,
+        }
+    }
+}
+
+// === impl UnreadShare ===
+
+impl Drop for UnreadShare {
+    fn drop(&mut self) {
+        self.memory.unread[self.kind as usize].fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 64 MiB, 16 are for what is not read.
+    #[test]
+    fn unread_time_gets_short_with_the_memory() {
+        let memory = Memory::new(64 << 20);
+        let relays = memory.count_unread(UnreadKind::Relay, 6 << 20);
+        let tunnels = memory.count_unread(UnreadKind::Tunnel, 2 << 20);
+        assert_eq!(memory.max_unread_time(), None);
+        let more = memory.count_unread(UnreadKind::Tunnel, 1);
+        assert_eq!(memory.max_unread_time(), Some(Duration::from_secs(5)));
+        let rest = memory.count_unread(UnreadKind::Relay, 8 << 20);
+        assert_eq!(memory.max_unread_time(), Some(Duration::from_secs(1)));
+        assert_eq!(memory.kinds()[5..], [("relay", 14 << 20), ("tunnel", (2 << 20) + 1)]);
+        drop((relays, tunnels, more, rest));
+        assert_eq!(memory.kinds()[5..], [("relay", 0), ("tunnel", 0)]);
+    }
+}

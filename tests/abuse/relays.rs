@@ -1,0 +1,124 @@
+//! Clients that ask model servers for large answers and do not read them. On a paused clock: the arithmetic is in the tests.
+
+use std::time::Duration;
+
+use anteroom::{config::budget::RELAY_COST_BYTES, error::Outcome};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    frames::{ACK, PREFACE, SETTINGS, frame, post, settings, window},
+    memory::{Memory, settle},
+    recorder::BODY,
+    support::wire::{CHAT, post_with},
+};
+
+/// All at once, however new the endpoint is.
+const MODELS: &str = "match: { models: [tiny] }, concurrency: { rampStart: 64 }";
+const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+
+/// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
+const INITIAL_WINDOW_SIZE: u16 = 4;
+
+/// Opens a connection of HTTP/2 with this window for each stream, and sends so many requests on it.
+async fn ask_h2(memory: &Memory, streams: u32, stream_window: u32) -> DuplexStream {
+    let mut client = memory.client(1 << 20);
+    let asks: Vec<u8> = (0..streams).flat_map(|number| post(2 * number + 1, CHAT, BODY)).collect();
+    let hello = [PREFACE, &settings(&[(INITIAL_WINDOW_SIZE, stream_window)]), &frame(SETTINGS, ACK, 0, &[])];
+    client.write_all(&[&hello.concat()[..], &asks[..]].concat()).await.unwrap();
+    client
+}
+
+async fn ask_h1(memory: &Memory) -> DuplexStream {
+    let mut client = memory.client(1024);
+    client.write_all(post_with(CHAT, &[], BODY).as_bytes()).await.unwrap();
+    client
+}
+
+/// Reads 10,000 bytes every 370 ms. Between the bites it counts as one that does not read.
+fn read_in_bites(mut client: DuplexStream) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut bite = vec![0; 10_000];
+        while client.read_exact(&mut bite).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(370)).await;
+        }
+    })
+}
+
+fn relays(memory: &Memory) -> usize {
+    memory.shared.memory.kinds().into_iter().find(|(kind, _)| *kind == "relay").unwrap().1
+}
+
+/// Of 1 MiB for bodies, 4 MiB are for what is not read: 21 answers of 192 KiB, and half of it 10, of which the reader is one.
+#[tokio::test(start_paused = true)]
+async fn unread_relays_end_early_while_memory_is_short() {
+    for is_h2 in [false, true] {
+        for (count, after_1_s, after_5_s) in [(9, 0, 0), (15, 0, 6), (30, 10, 21)] {
+            let limits = "maxBufferedBytes: 1MiB, maxBodyBytes: 1MiB, stallTimeout: 60s, minRate: 1000";
+            let memory = Memory::serving(limits, MODELS, ENDLESS, b"a\r\n0123456789\r\n");
+            memory.ready();
+            let case = format!("HTTP/2: {is_h2}, {count}");
+            let ended = || memory.gate.counters().ended_as(Outcome::ClientStalled);
+            let began = Instant::now();
+            let at = async |seconds: f64| sleep_until(began + Duration::from_secs_f64(seconds)).await;
+            let reader = read_in_bites(ask_h1(&memory).await);
+            let mut unread = Vec::new();
+            if is_h2 {
+                unread.push(ask_h2(&memory, count, 10).await);
+            } else {
+                for _ in 0..count {
+                    unread.push(ask_h1(&memory).await);
+                }
+            }
+            at(0.9).await;
+            assert_eq!(ended(), 0, "{case}");
+            at(4.9).await;
+            assert_eq!(ended(), after_1_s, "{case}");
+            at(6.5).await;
+            assert_eq!(ended(), after_5_s, "{case}");
+            let left = u64::from(count) - after_5_s;
+            let used = relays(&memory) as u64;
+            assert!((left..=left + 1).contains(&(used / RELAY_COST_BYTES as u64)), "{case}: {used}");
+            at(59.0).await;
+            assert_eq!(ended(), after_5_s, "{case}: there is room for the others");
+            at(62.0).await;
+            assert_eq!(ended(), u64::from(count), "{case}");
+            assert!(!reader.is_finished(), "{case}: a client that reads is never cut off");
+            assert_eq!(memory.gate.in_flight(), 1, "{case}: the reader");
+            reader.abort();
+            drop(unread);
+            let _ = reader.await;
+            settle().await;
+            assert!(memory.is_empty(), "{case}");
+            assert_eq!(relays(&memory), 0, "{case}");
+        }
+    }
+}
+
+/// The whole answer is there at once, so that the model server is free; 10 of its 50 bytes find room with the client.
+#[tokio::test(start_paused = true)]
+async fn unread_end_of_a_relay_is_counted_and_cut_off() {
+    let answer = [&b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n"[..], &[b'x'; 50]].concat();
+    for is_read in [true, false] {
+        let memory = Memory::serving("stallTimeout: 60s", MODELS, &answer, b"");
+        memory.ready();
+        let began = Instant::now();
+        let mut client = ask_h2(&memory, 1, 10).await;
+        sleep_until(began + Duration::from_secs(59)).await;
+        assert_eq!(memory.gate.counters().ended_as(Outcome::Completed), 1);
+        assert_eq!(memory.gate.in_flight(), 0);
+        assert_eq!(relays(&memory), RELAY_COST_BYTES);
+        if is_read {
+            client.write_all(&window(1, 100)).await.unwrap();
+        }
+        sleep_until(began + Duration::from_secs(61)).await;
+        assert_eq!(relays(&memory), 0, "read: {is_read}");
+        let mut all = vec![0; 1 << 16];
+        let count = client.read(&mut all).await.unwrap();
+        let bodies = all[..count].iter().filter(|byte| **byte == b'x').count();
+        assert!(if is_read { bodies >= 50 } else { (10..50).contains(&bodies) }, "{bodies}");
+    }
+}
