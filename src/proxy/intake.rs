@@ -9,17 +9,17 @@ use hyper::body::Incoming;
 use tokio::time::timeout_at;
 
 use super::{
-    memory::{Memory, Share},
+    memory::{Memory, Owner, Share},
     pace::{Allowed, Pace},
 };
-use crate::{config::Limits, error::ProxyError, places::Source};
+use crate::{admission::Gate, config::Limits, error::ProxyError};
 
 /// A request body before its first read.
 #[derive(Debug)]
 pub struct UnreadBody {
     pub(super) incoming: Incoming,
-    /// Client that its memory is accounted to.
-    pub(super) source: Source,
+    /// Source and route that its memory is accounted to.
+    pub(super) owner: Owner,
 }
 
 /// A request body in memory.
@@ -32,6 +32,15 @@ pub struct BufferedBody {
     share: Share,
     /// `bytes` keeps a larger read buffer alive.
     is_slice: bool,
+}
+
+// === impl UnreadBody ===
+
+impl UnreadBody {
+    /// Accounts the body to a route.
+    pub(super) fn set_route(&mut self, gate: &Arc<Gate>) {
+        self.owner.route = Arc::as_ptr(gate).addr();
+    }
 }
 
 // === impl BufferedBody ===
@@ -47,7 +56,7 @@ impl BufferedBody {
         memory: &Arc<Memory>,
         besides: usize,
     ) -> Result<Self, ProxyError> {
-        let share = memory.share(body.source);
+        let share = memory.share(body.owner);
         Self::read_rest((Vec::new(), share), body.incoming, limits, memory, besides).await
     }
 

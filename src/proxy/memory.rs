@@ -5,7 +5,8 @@
 //!   so that finished requests always find some.
 //! - When there is no room for a newcomer, unfinished bodies are evicted, those that grow slowest first: without 16 KiB in 5 s
 //!   any; without an eighth of their size in 5 s those of sources that hold as much as the newcomer's, its own included;
-//!   and any whose source holds more than the newcomer's even without it.
+//!   any whose source holds more than the newcomer's even without it; and those of the newcomer's source whose route holds more
+//!   there than the newcomer's even without it.
 //! - Heads that have not all arrived share those three quarters. When there is no room still, those that have waited for
 //!   longest are evicted.
 //! - Requests over HTTP/2, and those with large heads, share them while their bodies are waited for. Once admitted, they may
@@ -68,8 +69,17 @@ pub struct Memory {
 #[derive(Debug)]
 pub struct Share {
     memory: Arc<Memory>,
-    source: Source,
+    owner: Owner,
     bytes: ShareBytes,
+}
+
+/// Between which unfinished bodies share memory: sources, and routes within each source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Where the body comes from.
+    pub source: Source,
+    /// The address of the route's gate; 0 while the route is not known.
+    pub route: usize,
 }
 
 /// Bytes of a share, and what they count as.
@@ -147,14 +157,14 @@ impl Memory {
         ]
     }
 
-    /// An empty share for a body of that source that is read to its end before it is sent.
-    pub(super) fn share(self: &Arc<Self>, source: Source) -> Share {
-        Share { memory: self.clone(), source, bytes: ShareBytes::Finished(0) }
+    /// An empty share for a body that is read to its end before it is sent.
+    pub(super) fn share(self: &Arc<Self>, owner: Owner) -> Share {
+        Share { memory: self.clone(), owner, bytes: ShareBytes::Finished(0) }
     }
 
     /// An empty share for what is kept of a body that streams, until its reader [waits](Share::wait).
-    pub(super) fn kept_share(self: &Arc<Self>, source: Source) -> Share {
-        Share { memory: self.clone(), source, bytes: ShareBytes::Kept(0) }
+    pub(super) fn kept_share(self: &Arc<Self>, owner: Owner) -> Share {
+        Share { memory: self.clone(), owner, bytes: ShareBytes::Kept(0) }
     }
 
     /// Counts an answer of ours until its bytes have been sent. Bytes that others share cost nothing themselves.
@@ -247,8 +257,8 @@ impl Memory {
             _ => None,
         });
         let wanted = bytes.max(self.max() / EVICTED_PART);
-        let source = newcomer.map(|newcomer| newcomer.source);
-        let freed = self.arriving.lock().evict(source, arrival, bytes, wanted);
+        let owner = newcomer.map(|newcomer| newcomer.owner);
+        let freed = self.arriving.lock().evict(owner, arrival, bytes, wanted);
         self.give_back(freed, true);
         freed > 0
     }
@@ -318,7 +328,7 @@ impl Share {
                 bytes
             }
         };
-        self.bytes = ShareBytes::Arriving(self.memory.arriving.lock().add(self.source, bytes));
+        self.bytes = ShareBytes::Arriving(self.memory.arriving.lock().add(self.owner, bytes));
         true
     }
 
@@ -337,7 +347,7 @@ impl Share {
                 (*bytes, true)
             }
             ShareBytes::Arriving(arrival) => {
-                self.memory.arriving.lock().remove(self.source, arrival);
+                self.memory.arriving.lock().remove(self.owner, arrival);
                 (arrival.bytes(), !arrival.is_evicted())
             }
         };
@@ -383,13 +393,17 @@ mod tests {
         [body, unfinished_body, answer]
     }
 
-    fn source(number: u8) -> Source {
-        Source::of([192, 0, 2, number].into())
+    fn source(number: u8) -> Owner {
+        Owner { source: Source::of([192, 0, 2, number].into()), route: 0 }
     }
 
     /// A body of that source that is waited for, with so many KiB.
     fn arriving(memory: &Arc<Memory>, number: u8, kib: usize) -> Share {
-        let mut share = memory.share(source(number));
+        arriving_for(memory, source(number), kib)
+    }
+
+    fn arriving_for(memory: &Arc<Memory>, owner: Owner, kib: usize) -> Share {
+        let mut share = memory.share(owner);
         assert!(share.grow(KIB) && share.wait() && share.grow((kib - 1) * KIB));
         share
     }
@@ -483,6 +497,28 @@ mod tests {
         let third = arriving(&memory, 3, 700);
         assert!(!is_evicted(&large) && !is_evicted(&third));
         assert!(!flood[29].grow(150 * KIB) && !is_evicted(&large), "nothing comes back");
+    }
+
+    /// Bodies of one source, as behind a load balancer: those of the route that holds more go, until both hold as much.
+    #[tokio::test(start_paused = true)]
+    async fn routes_of_a_source_have_equal_shares() {
+        let memory = Memory::new(4000 * KIB);
+        let owner = |route| Owner { route, ..source(1) };
+        let flood: Vec<_> = (0..30).map(|_| arriving_for(&memory, owner(1), 100)).collect();
+        let other = arriving(&memory, 2, 1);
+        assert!(!is_evicted(&other));
+        assert!(!memory.share(owner(1)).grow(1100 * KIB), "the route has all of its share");
+        let mut large = arriving_for(&memory, owner(2), 100);
+        for _ in 1..14 {
+            assert!(large.grow(100 * KIB), "{:?}", kinds(&memory));
+        }
+        assert!(!large.grow(100 * KIB));
+        assert_eq!(flood.iter().filter(|share| !is_evicted(share)).count(), 15);
+        assert!(!is_evicted(&other), "its source holds less");
+        assert!(
+            !arriving_for(&memory, owner(1), 1).grow(150 * KIB) && !is_evicted(&large),
+            "nothing comes back"
+        );
     }
 
     /// Whose source holds more takes nothing from a slow body, as long as that does not stall.

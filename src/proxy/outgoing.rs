@@ -15,10 +15,10 @@ use tokio::time::{Sleep, sleep_until};
 
 use super::{
     intake::{BufferedBody, UnreadBody, body_pace, slow_body_error},
-    memory::{Memory, Share},
+    memory::{Memory, Owner, Share},
     pace::Pace,
 };
-use crate::{config::Limits, error::ProxyError, places::Source};
+use crate::{config::Limits, error::ProxyError};
 
 /// The body of one dispatch.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub struct Replay {
 struct StreamedState {
     /// `None` once taken for buffering, or aborted.
     incoming: Option<Incoming>,
-    source: Source,
+    owner: Owner,
     has_ended: bool,
     /// Number of the dispatch that may read. Each dispatch supersedes those before it.
     current: u32,
@@ -127,7 +127,7 @@ impl StreamedBody {
     pub(super) fn new(body: UnreadBody) -> Self {
         Self(Arc::new(Mutex::new(StreamedState {
             incoming: Some(body.incoming),
-            source: body.source,
+            owner: body.owner,
             has_ended: false,
             current: 0,
             arrived: 0,
@@ -152,7 +152,7 @@ impl StreamedBody {
         if state.arrived == 0 {
             state.left = limits.max_body_bytes.get();
             state.kept = keep.map_or(KeptParts::Nothing, |memory| {
-                KeptParts::All(Vec::new(), memory.kept_share(state.source))
+                KeptParts::All(Vec::new(), memory.kept_share(state.owner))
             });
         }
         state.current += 1;
@@ -175,17 +175,17 @@ impl StreamedBody {
         limits: &Limits,
         memory: &Arc<Memory>,
     ) -> Result<BufferedBody, ProxyError> {
-        let (incoming, source, kept) = {
+        let (incoming, owner, kept) = {
             let mut state = self.0.lock();
             state.current += 1;
-            (state.incoming.take(), state.source, std::mem::replace(&mut state.kept, KeptParts::Nothing))
+            (state.incoming.take(), state.owner, std::mem::replace(&mut state.kept, KeptParts::Nothing))
         };
         let (parts, share) = match kept {
             KeptParts::All(parts, mut share) => {
                 share.wait();
                 (parts, share)
             }
-            KeptParts::Nothing => (Vec::new(), memory.share(source)),
+            KeptParts::Nothing => (Vec::new(), memory.share(owner)),
         };
         let incoming = incoming.ok_or(ProxyError::Internal)?;
         BufferedBody::read_rest((parts, share), incoming, limits, memory, 0).await

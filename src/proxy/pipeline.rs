@@ -19,6 +19,7 @@ use super::{
     forward,
     heartbeat::HeartbeatPreference,
     intake::{UnreadBody, check_content_length},
+    memory::Owner,
     reply::ReplyContext,
     request::{ReceivedRequest, Rejection, RequestBody, RoutedRequest, check_max_wait, patience},
     request_trace::{RequestTrace, TraceSlot},
@@ -100,7 +101,7 @@ impl Proxy {
             return Ok(answer.into());
         }
         let source = client.address.map_or_else(Source::default, |address| Source::of(address.ip()));
-        let unread = UnreadBody { incoming, source };
+        let unread = UnreadBody { incoming, owner: Owner { source, route: 0 } };
         let (gate, shape, mut body, scan, mut affinity) = match self.find(&host, &head, unread).await? {
             Destination::Route(gate, shape, body, scan) => (gate, shape, body, scan, None),
             Destination::StoredResponse(gate, endpoint, body) => {
@@ -126,7 +127,8 @@ impl Proxy {
                 return Box::pin(self.answer_locally(&head, api)).await.map(ServeProgress::Answer);
             }
         };
-        if let RequestBody::Unread(body) = &body {
+        if let RequestBody::Unread(body) = &mut body {
+            body.set_route(&gate);
             check_content_length(&body.incoming, &self.shared.limits.load())
                 .map_err(|error| Rejection::of(&gate, &head, None, error))?;
         }

@@ -17,7 +17,7 @@ use crate::{
         exchange::Exchange,
         forward,
         heartbeat::HeartbeatPreference,
-        request::{ReceivedRequest, Rejection, RoutedRequest, check_max_wait},
+        request::{ReceivedRequest, Rejection, RequestBody, RoutedRequest, check_max_wait},
         request_trace::TraceSlot,
         tunnel::Upgrade,
         upstream_request::{DispatchError, RetryableFailure, UpstreamRequest},
@@ -36,6 +36,9 @@ impl Proxy {
         mut received: ReceivedRequest,
         trace: &mut TraceSlot,
     ) -> Result<ServeProgress, Rejection> {
+        if let RequestBody::Unread(body) = &mut received.body {
+            body.set_route(&interceptor.gate);
+        }
         let started = received.started;
         let ReceivedRequest { head, host, .. } = &mut received;
         let gate = interceptor.gate.clone();

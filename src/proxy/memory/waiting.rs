@@ -136,7 +136,7 @@ impl Drop for WaitingShare {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::places::Source;
+    use crate::proxy::memory::Owner;
 
     const KIB: usize = 1024;
 
@@ -156,7 +156,7 @@ mod tests {
         // One that grows.
         assert!(third.poll_evicted(200 * KIB, &cx).is_pending());
         assert!(is_evicted(&second) && !is_evicted(&third) && !is_evicted(&fourth));
-        let mut body = memory.share(Source::default());
+        let mut body = memory.share(Owner::default());
         assert!(body.grow(320 * KIB));
         assert!(is_evicted(&third) && !is_evicted(&fourth), "200 KiB of it for 170 that are missing");
         assert!(!body.grow(320 * KIB), "evicting all would not be enough");
@@ -169,7 +169,7 @@ mod tests {
     fn head_that_finds_no_room_evicts_no_other() {
         let memory = Memory::new(400 * KIB);
         let cx = Context::from_waker(Waker::noop());
-        let mut body = memory.share(Source::default());
+        let mut body = memory.share(Owner::default());
         assert!(body.grow(250 * KIB) && body.wait());
         let first = memory.wait(40 * KIB, &cx).unwrap();
         assert!(memory.wait(60 * KIB, &cx).is_none());
