@@ -218,7 +218,7 @@ async fn config_map_bodies_apply_once_available() {
     };
     let routes = watched.until_named(&["models/app"]).await;
     assert_eq!(body(&routes), None);
-    assert!(verdict(&routes, RouteKind::InterceptorRoute, "app").1.contains("there is no ConfigMap pages"));
+    assert!(verdict(&routes, RouteKind::InterceptorRoute, "app").1.contains("no ConfigMap pages"));
     let pages = |text: &str| {
         let labels = json!({"http.keda.sh/response-body": "true"});
         json!({"metadata": {"name": "pages", "namespace": "models", "labels": labels}, "data": {"wait": text}})
