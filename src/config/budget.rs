@@ -146,13 +146,12 @@ impl fmt::Display for WorstCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} connections {}, bodies {}, requests {}, answers {}, relays {}, all else {}",
+            "{} connections {}, bodies {}, requests {}, answers {}, all else {}",
             self.connections,
             mebibytes(self.of_connections),
             mebibytes(self.bodies),
             mebibytes(self.requests),
-            mebibytes(self.answers),
-            mebibytes(self.relays),
+            mebibytes(self.answers.saturating_add(self.relays)),
             mebibytes(BASE_BYTES),
         )
     }

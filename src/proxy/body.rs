@@ -66,8 +66,6 @@ pub struct Relay {
     made: Option<Box<ResponseIdWatch>>,
     /// When all of it must be out.
     over: Option<Pin<Box<Sleep>>>,
-    /// Its end goes out by itself, not with the last part.
-    ends_apart: bool,
     /// It has failed, and what came before goes out first.
     failed: Option<Box<BodyError>>,
 }
@@ -160,14 +158,6 @@ impl Body {
         }
     }
 
-    /// Has the end of a model server's answer go out once its last part has. Over HTTP/2, the stream of an answer that has ended ends
-    /// as well, and what the client has not read of it would be neither counted nor bounded in time.
-    pub(super) fn end_apart(&mut self) {
-        if let Self::Relay(relay) = self {
-            relay.ends_apart = !relay.is_end_stream();
-        }
-    }
-
     /// Returns whether its bytes come from a model server.
     pub(super) fn relays(&self) -> bool {
         match self {
@@ -214,7 +204,7 @@ impl http_body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes, _) => bytes.is_none(),
-            Self::Relay(relay) => relay.is_end_stream() && !relay.ends_apart,
+            Self::Relay(relay) => relay.is_end_stream(),
             Self::Early(_) => false,
         }
     }
@@ -254,7 +244,6 @@ impl Relay {
             watch,
             made,
             over: deadline.map(|deadline| Box::pin(sleep_until(deadline))),
-            ends_apart: false,
             failed: None,
         };
         if relay.incoming.is_end_stream() {
@@ -415,7 +404,6 @@ impl Relay {
     /// All of it has been read: the endpoint is free for the next, whether or not the client has it all.
     fn complete(&mut self) {
         self.watch = None;
-        self.over = None;
         if let Some(Lease { connection, pool, permit }) = self.lease.take() {
             pool.put_back(connection);
             drop(permit);

@@ -197,14 +197,13 @@ where
                     let early = client.connection.early();
                     async move {
                         // hyper enforces this limit for HTTP/1 only.
-                        let mut response = match request.headers().len() > max_headers {
+                        let response = match request.headers().len() > max_headers {
                             true => Ok(too_many_headers()),
                             false => proxy.answer(client, request).await,
                         };
                         early.answered();
                         // The client is expected to read from here on.
-                        if let Ok(response) = &mut response {
-                            response.body_mut().end_apart();
+                        if let Ok(response) = &response {
                             stream_stall::asked(Some(0), response.body().relays());
                         }
                         response

@@ -1,17 +1,18 @@
 //! A process with the memory that the chart gives it, under all attacks that make it keep bytes: it stays below that, and serves
 //! others meanwhile.
 
-use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anteroom::domain::ByteCount;
 use tokio::{io::AsyncWriteExt, task::JoinSet, time::timeout};
 
 use crate::{
-    frames::{DATA, END_HEADERS, HEADERS, PREFACE, block, field, frame, get, post_fields, settings},
+    frames::{DATA, END_HEADERS, HEADERS, PREFACE, block, field, frame, get, post, post_fields, settings},
     served::{Served, connect_from, files, source},
     support::{
-        Upstream, Wire, soon,
-        wire::{CHAT, chat, post_with},
+        Upstream, Wire, route, soon,
+        upstream::answer,
+        wire::{self, CHAT, chat, post_with},
     },
 };
 
@@ -116,15 +117,9 @@ async fn attack(count: usize, to: SocketAddr, bytes: Attack) -> Vec<Wire> {
     open
 }
 
-#[tokio::test]
-#[ignore = "run by `.ci/run abuse`: a minute, and 10,000 files in each of two processes"]
-async fn attacks_stay_within_the_memory_of_the_chart() {
+/// A process with the memory of the chart, in a group of its own if one can be made.
+async fn start_limited(memory: usize, routes: &[String]) -> (Served, Option<Cgroup>) {
     anteroom::app::raise_file_limit();
-    let memory = memory_of_chart();
-    let say = |text: String| {
-        let _ = writeln!(std::io::stderr(), "{text}");
-    };
-    let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let group = Cgroup::new(memory);
     let (prelude, limits) = match &group {
         Ok(group) => {
@@ -137,22 +132,119 @@ async fn attacks_stay_within_the_memory_of_the_chart() {
             (String::new(), "maxBufferedBytes: 256MiB, maxConnections: 6553")
         }
     };
-    let mut served = Served::start(&prelude, limits, &upstream.url()).await;
+    let mut served = Served::with_routes(&prelude, limits, routes).await;
     let said = served.listens().await;
     assert!(!said.contains("clients can make this process take"), "{said}");
+    (served, group.ok())
+}
+
+fn say(text: String) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Sends one request over a new connection, and waits until it is answered.
+async fn ask_honestly(to: SocketAddr, request: &str) -> u16 {
+    let stream = soon("a place", connect_from(source(30_000), to)).await;
+    stream.set_nodelay(true).unwrap();
+    let mut client = Wire { stream, buf: Vec::new() };
+    client.send(request).await;
+    client.response().await.status()
+}
+
+#[tokio::test]
+#[ignore = "run by `.ci/run abuse`: a minute, and 10,000 files in each of two processes"]
+async fn attacks_stay_within_the_memory_of_the_chart() {
+    let memory = memory_of_chart();
+    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let (mut served, _group) = start_limited(memory, &[route("tiny", &upstream.url(), "")]).await;
     for (name, count, bytes) in ATTACKS {
         // The process keeps up to 4,096 files for other things.
         let count = count.min(files().saturating_sub(4096 + 500));
         let open = attack(count, served.address, bytes).await;
-        let mut client = soon("a place", connect_from(source(30_000), served.address)).await;
-        client.set_nodelay(true).unwrap();
-        client.write_all(chat("honest").as_bytes()).await.unwrap();
-        let mut client = Wire { stream: client, buf: Vec::new() };
-        assert_eq!(client.response().await.status(), 200, "beside {name}");
+        assert_eq!(ask_honestly(served.address, &chat("honest")).await, 200, "beside {name}");
         let (now, peak) = (served.memory("VmRSS:"), served.memory("VmHWM:"));
         say(format!("{count} × {name}: {} MiB, at most {} MiB so far", now >> 20, peak >> 20));
         assert!(peak < memory, "{name}: {peak} of {memory} bytes");
         drop(open);
     }
+    assert!(served.child.try_wait().unwrap().is_none(), "it lives");
+}
+
+/// All of them, and clients that do not read large answers of a model server. There are fewer clients than there may be
+/// connections, so that a bystander, which has a route of its own, finds a place.
+#[tokio::test]
+#[ignore = "run by `.ci/run abuse`: a minute, and 6,000 files in each of two processes"]
+async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
+    const UNREAD_RELAYS: usize = 600;
+    const UNREAD_STREAMS: (usize, u32) = (20, 50);
+    let memory = memory_of_chart();
+    let upstream = Upstream::warm().await.automatic(|call| call.echo());
+    let bytes = Arc::new(answer("200 OK", &[], &"x".repeat(8 << 20)));
+    let large = Upstream::warm().await.automatic(move |mut call| {
+        let bytes = bytes.clone();
+        async move {
+            call.body().await;
+            // Until its connection breaks.
+            let _ = call.wire.stream.write_all(bytes.as_bytes()).await;
+        }
+    });
+    let wide = "concurrency: { max: 2000, rampStart: 2000 }, hold: { maxRequests: 2000 }";
+    let routes = [
+        route("tiny", &upstream.url(), wide),
+        route("large", &large.url(), wide),
+        route("honest", &upstream.url(), ""),
+    ];
+    let (mut served, _group) = start_limited(memory, &routes).await;
+    let to = served.address;
+    let body =
+        |model: &str| format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"hi"}}]}}"#);
+    let honest = post_with(CHAT, &[], &body("honest"));
+    assert_eq!(ask_honestly(to, &honest).await, 200);
+
+    let mut attacks = JoinSet::new();
+    for (name, count, bytes) in ATTACKS {
+        // Of connections, at most 2,500 each.
+        attacks.spawn(async move { (name, attack(count.min(2500), to, bytes).await) });
+    }
+    attacks.spawn(async move {
+        let asks: Attack = |_| post_with(CHAT, &[], r#"{"model":"large"}"#).into_bytes();
+        ("unread relays over HTTP/1.1", attack(UNREAD_RELAYS, to, asks).await)
+    });
+    attacks.spawn(async move {
+        let asks: Attack = |_| {
+            let asks: Vec<u8> = (0..UNREAD_STREAMS.1)
+                .flat_map(|number| post(2 * number + 1, CHAT, r#"{"model":"large"}"#))
+                .collect();
+            [PREFACE, &settings(&[(INITIAL_WINDOW_SIZE, 1000)]), &asks[..]].concat()
+        };
+        ("unread relays over HTTP/2", attack(UNREAD_STREAMS.0, to, asks).await)
+    });
+    let mut open = Vec::new();
+    let mut answered = 0;
+    // Then, as long again as the time after which an unread relay ends while memory is short.
+    let mut rest = 100;
+    while rest > 0 {
+        match attacks.try_join_next() {
+            Some(attack) => open.push(attack.unwrap()),
+            None if attacks.is_empty() => rest -= 1,
+            None => {}
+        }
+        assert_eq!(ask_honestly(to, &honest).await, 200, "request {answered}");
+        answered += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let metrics = Wire::connect(served.admin).await.ask(wire::get("/metrics")).await.text();
+    for line in metrics.lines().filter(|line| line.starts_with("anteroom_memory_bytes")) {
+        say(line.to_owned());
+    }
+    let (now, peak) = (served.memory("VmRSS:"), served.memory("VmHWM:"));
+    say(format!(
+        "all attacks at once: {} MiB, at most {} MiB; {answered} answers beside them",
+        now >> 20,
+        peak >> 20
+    ));
+    assert!(peak < memory, "{peak} of {memory} bytes");
+    let stalled = metrics.lines().any(|line| line.contains("client_stalled") && !line.ends_with(" 0"));
+    assert!(stalled, "unread relays end: {metrics}");
     assert!(served.child.try_wait().unwrap().is_none(), "it lives");
 }

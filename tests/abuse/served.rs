@@ -29,9 +29,14 @@ pub struct Served {
 impl Served {
     /// With these limits, and a shell's `ulimit` before it.
     pub async fn start(ulimit: &str, limits: &str, url: &str) -> Self {
+        Self::with_routes(ulimit, limits, &[route("tiny", url, "")]).await
+    }
+
+    /// The same, with these routes.
+    pub async fn with_routes(ulimit: &str, limits: &str, all: &[String]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("anteroom.yaml");
-        let config = format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]));
+        let config = format!("limits: {{ {limits} }}\n{}", routes(all));
         fs::write(&path, config).unwrap();
         let mut child = Command::new("sh")
             .args(["-c", &format!("{ulimit}\nexec \"$@\""), "-", env!("CARGO_BIN_EXE_anteroom")])

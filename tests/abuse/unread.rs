@@ -2,13 +2,13 @@
 
 use std::io::Write as _;
 
-use anteroom::config::budget::ANSWER_COST_BYTES;
+use anteroom::config::budget::{ANSWER_COST_BYTES, STREAM_COST_BYTES};
 
 use crate::{
-    frames::{DATA, HEADERS, RST_STREAM, RawH2, get, window},
+    frames::{DATA, HEADERS, RST_STREAM, RawH2, get, post, window},
     recorder::{BODY, Recorder},
     served::Served,
-    support::{Proxy, route, routes, soon, until, wire::CHAT},
+    support::{Proxy, Upstream, route, routes, soon, until, wire::CHAT},
 };
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
@@ -69,7 +69,7 @@ async fn readers_are_served_beside_unread_answers() {
     silent.settled().await;
     assert_eq!(proxy.ask("GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 404);
     let mut client = RawH2::connect(proxy.address).await;
-    client.send(crate::frames::post(1, CHAT, BODY)).await;
+    client.send(post(1, CHAT, BODY)).await;
     assert_eq!(client.answer(1).await, Ok(200));
 }
 
@@ -127,4 +127,35 @@ async fn unread_answer_costs_no_more_than_it_counts_for() {
     let each = served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS);
     let _ = writeln!(std::io::stderr(), "an unread answer: {each} bytes");
     assert!(each < ANSWER_COST_BYTES + 1024, "{each} bytes, with a body of some 300");
+}
+
+/// Resident memory of many requests that are held, which is what a request takes most for: besides its stream and task, its place
+/// in the queue and its story. In a process of its own; without optimisation, tasks are larger than they need be.
+#[tokio::test]
+async fn held_stream_costs_no_more_than_it_counts_for() {
+    const CONNECTIONS: usize = 10;
+    const STREAMS: usize = 400;
+    let cold = Upstream::cold().await;
+    let held = "hold: { maxRequests: 10000 }";
+    let mut served = Served::with_routes("", "", &[route("tiny", &cold.url(), held)]).await;
+    served.listens().await;
+    let ask = async |streams: usize| {
+        let mut client = RawH2::connect(served.address).await;
+        for number in 0..streams {
+            client.send(post(2 * u32::try_from(number).unwrap() + 1, CHAT, BODY)).await;
+        }
+        client.settled().await;
+        client
+    };
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        clients.push(ask(1).await);
+    }
+    let before = served.memory("VmRSS:");
+    for _ in 0..CONNECTIONS {
+        clients.push(ask(STREAMS).await);
+    }
+    let each = served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS);
+    let _ = writeln!(std::io::stderr(), "a held request over HTTP/2: {each} bytes");
+    assert!(each < STREAM_COST_BYTES + 1024, "{each} bytes, with a head of five short fields");
 }
