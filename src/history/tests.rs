@@ -194,12 +194,12 @@ async fn missing_reason_is_derived_from_the_events() {
     let sent = Event::Dispatched { endpoint: "e".into() };
     let first_byte = Event::FirstByte { status: 200 };
     for (outcome, status, happened, reason) in [
-        ("client_gone", None, vec![held.clone()], "The client hung up while the request was held."),
+        ("client_gone", None, vec![held.clone()], "The client disconnected while the request was held."),
         (
             "client_gone",
             Some(200),
             vec![held.clone(), Event::EarlyAnswer],
-            "The client hung up while the request was held.",
+            "The client disconnected while the request was held.",
         ),
         (
             "client_gone",

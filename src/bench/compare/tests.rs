@@ -69,7 +69,7 @@ fn equal_runs_are_noise() {
     let comparison = compare(&by(1.0), &by(1.0));
     assert!(!comparison.regression);
     assert!(comparison.rows.iter().all(|row| row.change == Change::Noise));
-    assert!(lines(&comparison, Paint::plain()).join("\n").contains("No regression: no change"));
+    assert!(lines(&comparison, Paint::plain()).join("\n").contains("No regression: no significant change"));
 }
 
 #[test]

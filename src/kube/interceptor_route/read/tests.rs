@@ -230,7 +230,7 @@ fn invalid_object_reports_key_and_reason() {
         ),
         (
             "spec: { target: { service: a, port: 1 }, staticRoutes: [{ response: { statusCode: 99 } }] }",
-            "spec.staticRoutes[0].response: 99 is no status",
+            "spec.staticRoutes[0].response: 99 is not a valid status",
         ),
         (
             "spec: { target: { service: a, port: 1 }, staticRoutes: [{ responseMode: Never }] }",
