@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).open_files(["externalscaler.proto", "peers.proto"])?;
     // For reflection.
     fs::write(Path::new(&env::var("OUT_DIR")?).join("protocols.bin"), compiler.encode_file_descriptor_set())?;
-    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    let services = tonic_prost_build::configure().codec_path("crate::grpc::SmallBufferCodec");
+    services.compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -14,12 +14,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use axum::{
     Json, Router,
-    extract::{Query, Request, State},
+    extract::{ConnectInfo, Query, Request, State},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode,
         header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONTENT_TYPE, HOST, VARY},
@@ -27,11 +26,9 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
-    serve::ListenerExt as _,
 };
 use prometheus_client::registry::Registry;
 use serde::Deserialize;
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -39,13 +36,10 @@ use crate::{
     admission::Gate, coldstart::ColdStarts, error::ProxyError, history::History, telemetry::RouteCounters,
 };
 pub use api::RouteStatus;
-use connections::Bounded;
+use connections::{Bounded, LargeAnswer};
 pub use dashboard::THEME_CSS;
 use live::Live;
 pub use metrics::ColdStartMetrics;
-
-/// Time after which an unresponsive peer's connection is closed.
-const DEAD_PEER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// State read by the admin listener.
 pub trait View: Send + Sync {
@@ -131,17 +125,10 @@ impl Admin {
 
     /// Serves this listener. Dead connections are closed after a minute, since streams of events have few slots.
     pub async fn serve(self, listener: TcpListener) {
-        let listener = Bounded::new(listener).tap_io(|connection| {
-            let socket = SockRef::from(connection.stream());
-            // Neither fails on an open connection.
-            let _ = socket.set_tcp_keepalive(
-                &TcpKeepalive::new().with_time(DEAD_PEER_TIMEOUT / 2).with_interval(DEAD_PEER_TIMEOUT / 6),
-            );
-            #[cfg(target_os = "linux")]
-            let _ = socket.set_tcp_user_timeout(Some(DEAD_PEER_TIMEOUT));
-        });
-        // Runs until dropped.
-        let _ = axum::serve(listener, self.router()).await;
+        // It accepts until it is dropped.
+        let router = self.router().layer(middleware::from_fn(bound_large_answers));
+        let service = router.into_make_service_with_connect_info::<LargeAnswer>();
+        let _ = axum::serve(Bounded::new(listener), service).await;
     }
 
     fn router(self) -> Router {
@@ -194,6 +181,19 @@ async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Resp
         response.headers_mut().append(VARY, HeaderValue::from_static("Origin"));
     }
     response
+}
+
+/// Has an answer that grows with the number of routes or requests wait for its place. Those to probes never do.
+async fn bound_large_answers(
+    ConnectInfo(answer): ConnectInfo<LargeAnswer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let path = request.uri().path();
+    if path == "/metrics" || path.starts_with("/api/") {
+        answer.reserve().await;
+    }
+    next.run(request).await
 }
 
 async fn scrape(State(admin): State<Admin>) -> Response {

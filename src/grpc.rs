@@ -1,5 +1,7 @@
 //! Serves gRPC on a listener: for KEDA, and for other replicas. Every connection, handshake and stream has a bound.
 
+mod calls;
+mod codec;
 mod tls;
 
 use std::{
@@ -7,11 +9,8 @@ use std::{
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -19,25 +18,26 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::JoinSet,
+    task::{JoinSet, coop},
     time::{Instant, Sleep, sleep, sleep_until, timeout_at},
 };
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
-    Extensions,
-    transport::{
-        Server,
-        server::{Connected, Router},
-    },
+    service::Routes,
+    transport::{Server, server::Connected},
 };
+use tower::layer::util::{Identity, Stack};
 
 use crate::{
-    config::budget::GRPC_CONNECTIONS,
+    config::budget::{GRPC_CONNECTIONS, GRPC_HEAD_BYTES, GRPC_LEAVING_CONNECTIONS},
     h2_frames::{Frames, PREFACE, TOO_MANY},
-    places::{InUse, Place, Places, Source},
+    places::{Place, Places, Source},
 };
 
+use calls::{CallLayer, CallPlaces};
+pub use calls::{Caller, StreamPlace};
+pub use codec::SmallBufferCodec;
 pub use tls::{Tls, TlsError};
 
 /// A bound address where gRPC is spoken.
@@ -47,6 +47,7 @@ pub struct GrpcListener {
     tls: Option<Arc<Tls>>,
     connections: Arc<Places>,
     open: Arc<Semaphore>,
+    calls: Arc<CallPlaces>,
 }
 
 /// A client's connection.
@@ -60,20 +61,12 @@ pub struct Connection {
     idle: Option<Idle>,
     /// What h2 has still to read of [`GOODBYE`].
     goodbye: &'static [u8],
+    /// The client does not read: what was written last could not be.
+    is_write_blocked: bool,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: Place,
     _open: OwnedSemaphorePermit,
 }
-
-/// The connection that a call comes over.
-#[derive(Clone, Debug, Default)]
-pub struct Caller {
-    source: Source,
-    uses: Arc<AtomicUsize>,
-}
-
-/// The place of a stream, whose connection is in use as long as it is open.
-pub struct StreamPlace(#[expect(dead_code, reason = "given back when dropped")] (Place, InUse));
 
 /// What a client must have sent, and by when. Afterwards pings find out whether it is there.
 struct Beginning {
@@ -98,12 +91,13 @@ const CONNECTIONS: usize = GRPC_CONNECTIONS;
 /// How many of them one source may have. Its next one takes the place of its oldest, of those without a stream if there is one.
 const CONNECTIONS_PER_SOURCE: usize = 32;
 
-/// How many more may be open that were evicted and are about to end.
-const LEAVING: usize = 32;
+/// Bytes that are read from a connection at once. HTTP/2 keeps every head that it has read until each has been handed to
+/// the services, and 12 bytes can be a head.
+const MAX_READ_BYTES: usize = 1 << 10;
 
-/// How many calls may be under way on one connection. KEDA has a single one for all of its ScaledObjects, and what is
-/// above the limit waits in silence there; so this is far above what streams there may be.
-const CALLS: u32 = 10_000;
+/// Initial flow-control window of a call, in bytes: how much of its message may come unread. That of a connection stays at
+/// hyper's 1 MiB: by it, h2 bounds the small messages that may come at once, and KEDA has many streams on one connection.
+const STREAM_WINDOW_BYTES: u32 = 16 << 10;
 
 /// How long it may take until a client that has connected speaks HTTP/2, with the TLS handshake: one that says nothing
 /// would keep its place among [`CONNECTIONS`] for good.
@@ -128,13 +122,15 @@ const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs
 /// How long to wait after the system refused a connection for want of something.
 const REFUSED: Duration = Duration::from_millis(100);
 
-/// A server with our bounds, to add services to.
-pub fn server() -> Server {
+/// Returns a server with our bounds, and this many calls under way on one connection.
+fn server(max_calls: u32) -> Server<Stack<CallLayer, Identity>> {
     Server::builder()
-        .max_concurrent_streams(CALLS)
+        .max_concurrent_streams(max_calls)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .http2_keepalive_interval(Some(PING.0))
         .http2_keepalive_timeout(Some(PING.1))
-        .http2_max_header_list_size(16 << 10)
+        .http2_max_header_list_size(GRPC_HEAD_BYTES)
+        .layer(CallLayer)
 }
 
 // === impl GrpcListener ===
@@ -149,7 +145,8 @@ impl GrpcListener {
             listener: Arc::new(TcpListener::bind(address).await?),
             tls: tls.map(Arc::new),
             connections: Places::new(CONNECTIONS, CONNECTIONS_PER_SOURCE),
-            open: Arc::new(Semaphore::new(CONNECTIONS + LEAVING)),
+            open: Arc::new(Semaphore::new(CONNECTIONS + GRPC_LEAVING_CONNECTIONS)),
+            calls: Arc::new(CallPlaces::new()),
         })
     }
 
@@ -162,8 +159,9 @@ impl GrpcListener {
     }
 
     /// Serves until `ending`; then connections end with the calls that are under way, and this returns when they
-    /// have. Others may serve here at the same time or afterwards.
-    pub async fn serve(&self, router: Router, ending: CancellationToken) {
+    /// have. Others may serve here at the same time or afterwards. A client that has `max_calls` under way on a connection
+    /// delays further ones itself, without an error.
+    pub async fn serve(&self, services: Routes, max_calls: u32, ending: CancellationToken) {
         let (sender, accepted) = mpsc::channel(1);
         let accepting = async {
             tokio::select! {
@@ -174,6 +172,7 @@ impl GrpcListener {
             }
         };
         let accepted = ReceiverStream::new(accepted).map(Ok::<_, Infallible>);
+        let router = server(max_calls).add_routes(services);
         let serving = router.serve_with_incoming_shutdown(accepted, ending.cancelled());
         let (served, ()) = tokio::join!(serving, accepting);
         if let Err(error) = served {
@@ -198,7 +197,7 @@ impl GrpcListener {
                     let (tls, sender) = (self.tls.clone(), sender.clone());
                     let source = Source::of(peer.ip());
                     let place = self.connections.enter(source, CancellationToken::new());
-                    let caller = Caller { source, uses: place.uses().clone() };
+                    let caller = Caller::new(source, &place, self.calls.clone());
                     handshakes.spawn(async move {
                         // Pushes are small, and must not wait for more.
                         let opened = match stream.set_nodelay(true) {
@@ -252,6 +251,7 @@ impl Connection {
             beginning,
             idle: None,
             goodbye: &[],
+            is_write_blocked: false,
             evicted,
             _place: place,
             _open: open,
@@ -273,7 +273,39 @@ impl Connection {
         Poll::Pending
     }
 
-    const fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Reads some bytes, unless the client does not read its answers: HTTP/2 keeps those, and each byte that is read may bring
+    /// more of them. A client that goes on so answers no PING, and ends by that.
+    fn poll_some(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.is_write_blocked {
+            return Poll::Pending;
+        }
+        // TLS may have more at hand than one read brings, and heads are handed on only once reading pauses.
+        let budget = ready!(coop::poll_proceed(context));
+        let room = buffer.remaining().min(MAX_READ_BYTES);
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
+        let read = Pin::new(&mut self.io).poll_read(context, &mut part);
+        let bytes = part.filled().len();
+        buffer.advance(bytes);
+        if read.is_ready() {
+            budget.made_progress();
+        }
+        read
+    }
+
+    /// Notes whether a write was taken. Reading goes on with the first one that is.
+    fn wrote<T>(&mut self, context: &Context<'_>, written: &Poll<io::Result<T>>) {
+        if self.is_write_blocked && written.is_ready() {
+            context.waker().wake_by_ref();
+        }
+        self.is_write_blocked = written.is_pending();
+    }
+
+    fn wrote_bytes(
+        &mut self,
+        context: &Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        self.wrote(context, &written);
         if let Poll::Ready(Ok(bytes)) = &written {
             self.frames.wrote(*bytes);
         }
@@ -286,29 +318,6 @@ impl Connected for Connection {
 
     fn connect_info(&self) -> Caller {
         self.caller.clone()
-    }
-}
-
-// === impl Caller ===
-
-impl Caller {
-    /// The connection of a call; of one in memory, nothing is known.
-    pub fn of(extensions: &Extensions) -> Self {
-        extensions.get().cloned().unwrap_or_default()
-    }
-
-    /// Where it comes from.
-    pub const fn source(&self) -> Source {
-        self.source
-    }
-}
-
-// === impl StreamPlace ===
-
-impl StreamPlace {
-    /// The place of a stream of this caller.
-    pub fn new(place: Place, caller: &Caller) -> Self {
-        Self((place, InUse::new(caller.uses.clone())))
     }
 }
 
@@ -325,7 +334,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.io).poll_read(context, buffer);
+        let read = self.poll_some(context, buffer);
         if read.is_pending() && self.evicted.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
@@ -340,12 +349,12 @@ impl AsyncRead for Connection {
         }
         // A client that stops within a frame or a head answers no PING, and ends by that.
         if read.is_pending() && self.frames.is_between() && self.poll_idle(context).is_ready() {
-            tracing::debug!(peer = %self.caller.source(), "a gRPC connection was idle for too long");
+            tracing::debug!(peer = %self.caller.source, "a gRPC connection was idle for too long");
             self.goodbye = GOODBYE;
             return self.poll_read(context, buffer);
         }
         if !self.frames.came(&buffer.filled()[before..]) {
-            tracing::debug!(peer = %self.caller.source(), "a gRPC connection ends: {TOO_MANY}");
+            tracing::debug!(peer = %self.caller.source, "a gRPC connection ends: {TOO_MANY}");
             return Poll::Ready(Err(io::Error::other(TOO_MANY)));
         }
         read
@@ -359,11 +368,13 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.wrote(written)
+        self.wrote_bytes(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        self.wrote(context, &flushed);
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -376,7 +387,7 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
-        self.wrote(written)
+        self.wrote_bytes(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -19,7 +19,11 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::Directory, config, grpc::GrpcListener};
+use crate::{
+    admission::Directory,
+    config::{self, budget::PEER_REPLICAS},
+    grpc::GrpcListener,
+};
 use board::Board;
 pub use board::PeerState;
 use follow::Following;
@@ -35,13 +39,13 @@ pub struct Peers {
 }
 
 /// How many other replicas there may be.
-const REPLICAS: usize = 64;
+const REPLICAS: usize = PEER_REPLICAS;
 
 /// How many routes one report may have; the rest follows in the next ones, 20 ms apart.
-const ROUTES: usize = 2_000;
+const ROUTES: usize = 500;
 
-/// How large a report may be: its routes with the longest names there are.
-const REPORT: usize = 4 << 20;
+/// How large a report may be, in bytes: 2,000 routes, as the release before sends at once, with the longest names there are.
+const REPORT: usize = 1 << 20;
 
 /// How long connections have to end in order.
 const GRACE: Duration = Duration::from_secs(1);

@@ -10,9 +10,11 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Where connections come from: all addresses that one client can have are one.
@@ -44,11 +46,31 @@ struct Taken {
     count: usize,
     /// By number, so that the oldest stands first. No source is kept without a member.
     by_source: HashMap<Source, BTreeMap<u64, Member>>,
+    /// Evicted streams that still exist, by number, so that the one evicted first stands first.
+    leaving: BTreeMap<u64, Leaving>,
+    max_leaving: usize,
 }
 
 struct Member {
     evicted: CancellationToken,
     uses: Arc<AtomicUsize>,
+    connection: Option<CancellationToken>,
+}
+
+/// A stream that was evicted and has not ended.
+struct Leaving {
+    since: Instant,
+    connection: CancellationToken,
+}
+
+/// Time that an evicted stream has to end before its connection is closed: a stream with a flow-control window of 0 is not
+/// polled, and so does not notice.
+const LEAVING_GRACE: Duration = Duration::from_secs(1);
+
+/// Returns how many evicted streams may still exist beside this many places: beyond that, connections are closed without the
+/// grace.
+pub const fn max_leaving_streams(places: usize) -> usize {
+    if places > 8 { places / 8 } else { 1 }
 }
 
 // === impl Source ===
@@ -83,7 +105,8 @@ impl Default for Source {
 impl Places {
     /// So many places, and so many of them for one source.
     pub fn new(max: usize, max_per_source: usize) -> Arc<Self> {
-        Arc::new(Self { max, max_per_source, taken: Mutex::default() })
+        let taken = Taken { max_leaving: max_leaving_streams(max), ..Taken::default() };
+        Arc::new(Self { max, max_per_source, taken: Mutex::new(taken) })
     }
 
     /// Takes a place. Where there is none, the source that has most of them gives one up: the oldest that is not in use, or
@@ -115,12 +138,20 @@ impl Places {
         Some(self.add(&mut taken, source, evicted))
     }
 
+    /// Evicts one of the source that has most places, as [`Self::enter`] does.
+    pub fn evict(&self) {
+        let mut taken = self.taken.lock();
+        if let Some((largest, _)) = taken.largest() {
+            taken.evict(largest);
+        }
+    }
+
     fn add(self: &Arc<Self>, taken: &mut Taken, source: Source, evicted: CancellationToken) -> Place {
         let number = taken.next;
         let uses = Arc::<AtomicUsize>::default();
         taken.next += 1;
         taken.count += 1;
-        let member = Member { evicted: evicted.clone(), uses: uses.clone() };
+        let member = Member { evicted: evicted.clone(), uses: uses.clone(), connection: None };
         taken.by_source.entry(source).or_default().insert(number, member);
         Place { places: self.clone(), source, number, evicted, uses }
     }
@@ -146,9 +177,24 @@ impl Taken {
     fn evict(&mut self, source: Source) {
         let Some(members) = self.by_source.get(&source) else { return };
         let unused = members.iter().find(|(_, member)| !member.is_in_use());
-        let Some((number, member)) = unused.or_else(|| members.first_key_value()) else { return };
+        let Some((&number, member)) = unused.or_else(|| members.first_key_value()) else { return };
         member.evicted.cancel();
-        self.remove(source, *number);
+        if let Some(connection) = member.connection.clone() {
+            self.leaving.insert(number, Leaving { since: Instant::now(), connection });
+        }
+        self.remove(source, number);
+        self.close_stuck_connections();
+    }
+
+    /// Closes the connections of evicted streams that do not end.
+    fn close_stuck_connections(&mut self) {
+        let max = self.max_leaving;
+        while let Some((_, oldest)) = self.leaving.first_key_value()
+            && (self.leaving.len() > max || oldest.since.elapsed() >= LEAVING_GRACE)
+        {
+            oldest.connection.cancel();
+            self.leaving.pop_first();
+        }
     }
 
     fn remove(&mut self, source: Source, number: u64) {
@@ -181,11 +227,22 @@ impl Place {
     pub const fn uses(&self) -> &Arc<AtomicUsize> {
         &self.uses
     }
+
+    /// Makes this the place of a stream, whose connection is closed if the stream is evicted and does not end.
+    pub fn on_connection(&self, connection: &CancellationToken) {
+        let mut taken = self.places.taken.lock();
+        let member = taken.by_source.get_mut(&self.source).and_then(|members| members.get_mut(&self.number));
+        if let Some(member) = member {
+            member.connection = Some(connection.clone());
+        }
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.taken.lock().remove(self.source, self.number);
+        let mut taken = self.places.taken.lock();
+        taken.remove(self.source, self.number);
+        taken.leaving.remove(&self.number);
     }
 }
 
@@ -269,6 +326,45 @@ mod tests {
         open.truncate(0);
         assert!(try_enter(2).is_some());
         assert!(evicted(&two).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn evicted_stream_that_stays_closes_its_connection() {
+        let places = Places::new(2, 2);
+        let connections = [(); 3].map(|()| CancellationToken::new());
+        let open = connections.each_ref().map(|connection| {
+            let place = enter(&places, 1);
+            place.on_connection(connection);
+            place
+        });
+        let closed = || connections.each_ref().map(CancellationToken::is_cancelled);
+        assert_eq!((evicted(&open), closed()), (vec![0], [false; 3]));
+        tokio::time::advance(LEAVING_GRACE).await;
+        let fourth = enter(&places, 1);
+        assert_eq!((evicted(&open), closed()), (vec![0, 1], [true, false, false]));
+        // The second ends in time.
+        drop(open);
+        tokio::time::advance(LEAVING_GRACE).await;
+        let _more = [(); 3].map(|()| enter(&places, 1));
+        assert_eq!(closed(), [true, false, false]);
+        drop(fourth);
+        assert!(places.taken.lock().leaving.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn evicted_streams_that_stay_are_bounded() {
+        let places = Places::new(16, 16);
+        let connection = CancellationToken::new();
+        let enter = || {
+            let place = enter(&places, 1);
+            place.on_connection(&connection);
+            place
+        };
+        let _open: Vec<_> = (0..18).map(|_| enter()).collect();
+        assert!(!connection.is_cancelled(), "16 / 8 = 2 may be leaving");
+        let _one_more = enter();
+        assert!(connection.is_cancelled(), "within the grace");
+        assert_eq!(places.taken.lock().leaving.len(), 2);
     }
 
     #[test]

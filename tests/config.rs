@@ -109,8 +109,8 @@ fn limits_follow_the_memory_unless_they_are_set() {
     fs::write(&path, ROUTE).unwrap();
     let report = config::check(&path, &Overrides::default(), Some(&memory)).unwrap();
     let told = "all bodies 256MiB, head 64KiB, 6553 connections\n\
-                memory     clients take at most 800 MiB, of 1024 MiB (the memory limit of the cgroup)\n           \
-                6553 connections 256 MiB, bodies 256 MiB, requests 64 MiB, answers 96 MiB, all else 128 MiB\n";
+                memory     clients take at most 913 MiB, of 1024 MiB (the memory limit of the cgroup)\n           \
+                6553 connections 256 MiB, bodies 256 MiB, requests 64 MiB, answers 96 MiB, all else 241 MiB\n";
     assert!(report.contains(told), "{report}");
 }
 

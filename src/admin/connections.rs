@@ -4,23 +4,28 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use axum::serve::Listener;
+use axum::{
+    extract::connect_info::Connected,
+    serve::{IncomingStream, Listener},
+};
+use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, Sleep, sleep},
+    time::{Instant, Sleep, sleep, timeout},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
-    config::budget::{ADMIN_CONNECTIONS, ADMIN_REQUEST_BYTES},
+    config::budget::{ADMIN_ANSWERS, ADMIN_CONNECTIONS, ADMIN_LEAVING_CONNECTIONS, ADMIN_REQUEST_BYTES},
     h2_frames::PREFACE,
     places::{Place, Places, Source},
 };
@@ -33,7 +38,7 @@ const MAX_CONNECTIONS: usize = ADMIN_CONNECTIONS;
 const MAX_CONNECTIONS_PER_SOURCE: usize = 64;
 
 /// Maximum number of evicted connections that have not closed yet.
-const MAX_CLOSING_CONNECTIONS: usize = 64;
+const MAX_CLOSING_CONNECTIONS: usize = ADMIN_LEAVING_CONNECTIONS;
 
 /// Time from the first byte of a request to the first byte of its response.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,11 +49,32 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Pause after a failed accept, such as without file descriptors.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Time after which a connection whose client acknowledges nothing is closed (TCP).
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time that a response waits for others to be read before one of those is evicted.
+const UNREAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A listener with a bounded number of connections.
 pub(super) struct Bounded {
     listener: TcpListener,
     places: Arc<Places>,
     open: Arc<Semaphore>,
+    answers: Arc<Places>,
+    building: Arc<Semaphore>,
+}
+
+/// The place of a connection's answer, where that may be large: it is taken before the answer is made, and given back once all
+/// of it has been written.
+#[derive(Clone)]
+pub(super) struct LargeAnswer {
+    source: Source,
+    /// Closes the connection: another one needs the place.
+    evicted: CancellationToken,
+    places: Arc<Places>,
+    /// Counts the answers that exist: an evicted one does so until its connection has ended.
+    building: Arc<Semaphore>,
+    taken: Arc<Mutex<Option<(Place, OwnedSemaphorePermit)>>>,
 }
 
 /// A connection accepted by [`Bounded`].
@@ -63,6 +89,7 @@ pub(super) struct Watched {
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Length of HTTP/2's preface received so far, while the bytes match it.
     preface: Option<usize>,
+    answer: LargeAnswer,
     _place: Place,
     _open: OwnedSemaphorePermit,
 }
@@ -71,8 +98,35 @@ pub(super) struct Watched {
 
 impl Bounded {
     pub(super) fn new(listener: TcpListener) -> Self {
-        let open = Arc::new(Semaphore::new(MAX_CONNECTIONS + MAX_CLOSING_CONNECTIONS));
-        Self { listener, places: Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_SOURCE), open }
+        Self {
+            listener,
+            places: Places::new(MAX_CONNECTIONS, MAX_CONNECTIONS_PER_SOURCE),
+            open: Arc::new(Semaphore::new(MAX_CONNECTIONS + MAX_CLOSING_CONNECTIONS)),
+            answers: Places::new(ADMIN_ANSWERS, ADMIN_ANSWERS),
+            building: Arc::new(Semaphore::new(ADMIN_ANSWERS)),
+        }
+    }
+
+    fn watched(&self, stream: TcpStream, address: SocketAddr, open: OwnedSemaphorePermit) -> Watched {
+        let socket = SockRef::from(&stream);
+        // Neither fails on a connection that lives.
+        let _ = socket.set_tcp_keepalive(
+            &TcpKeepalive::new()
+                .with_time(UNACKNOWLEDGED_TIMEOUT / 2)
+                .with_interval(UNACKNOWLEDGED_TIMEOUT / 6),
+        );
+        #[cfg(target_os = "linux")]
+        let _ = socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
+        let source = Source::of(address.ip());
+        let place = self.places.enter(source, CancellationToken::new());
+        let answer = LargeAnswer {
+            source,
+            evicted: place.evicted().clone(),
+            places: self.answers.clone(),
+            building: self.building.clone(),
+            taken: Arc::default(),
+        };
+        Watched::new(stream, answer, place, open)
     }
 }
 
@@ -86,8 +140,7 @@ impl Listener for Bounded {
             let Ok(open) = self.open.clone().acquire_owned().await else { continue };
             match self.listener.accept().await {
                 Ok((stream, address)) => {
-                    let place = self.places.enter(Source::of(address.ip()), CancellationToken::new());
-                    return (Watched::new(stream, place, open), address);
+                    return (self.watched(stream, address, open), address);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection to the admin port");
@@ -102,10 +155,37 @@ impl Listener for Bounded {
     }
 }
 
+// === impl LargeAnswer ===
+
+impl LargeAnswer {
+    /// Waits for the place. Cancel-safe.
+    pub(super) async fn reserve(&self) {
+        let mut acquiring = pin!(self.building.clone().acquire_owned());
+        loop {
+            match timeout(UNREAD_ANSWER_TIMEOUT, acquiring.as_mut()).await {
+                Ok(Ok(permit)) => {
+                    let place = self.places.enter(self.source, self.evicted.clone());
+                    *self.taken.lock() = Some((place, permit));
+                    return;
+                }
+                // The semaphore is never closed.
+                Ok(Err(_)) => return,
+                Err(_) => self.places.evict(),
+            }
+        }
+    }
+}
+
+impl Connected<IncomingStream<'_, Bounded>> for LargeAnswer {
+    fn connect_info(connection: IncomingStream<'_, Bounded>) -> Self {
+        connection.io().answer.clone()
+    }
+}
+
 // === impl Watched ===
 
 impl Watched {
-    fn new(stream: TcpStream, place: Place, open: OwnedSemaphorePermit) -> Self {
+    fn new(stream: TcpStream, answer: LargeAnswer, place: Place, open: OwnedSemaphorePermit) -> Self {
         Self {
             stream,
             last_activity: Instant::now(),
@@ -114,13 +194,10 @@ impl Watched {
             timer: Box::pin(sleep(REQUEST_TIMEOUT.min(IDLE_TIMEOUT))),
             evicted: Box::pin(place.evicted().clone().cancelled_owned()),
             preface: Some(0),
+            answer,
             _place: place,
             _open: open,
         }
-    }
-
-    pub(super) const fn stream(&self) -> &TcpStream {
-        &self.stream
     }
 
     /// Returns whether the complete HTTP/2 preface was received. hyper would accept it, but nothing here needs HTTP/2.
@@ -195,7 +272,12 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if flushed.is_ready() {
+            // All that was to be written has been.
+            *self.answer.taken.lock() = None;
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -226,13 +308,11 @@ mod tests {
 
     /// Returns the server's end of a connection, its client, and the only place it occupies.
     async fn connected() -> (Watched, TcpStream, Arc<Places>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut listener = Bounded::new(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        listener.places = Places::new(1, 1);
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        let places = Places::new(1, 1);
-        let place = places.enter(Source::default(), CancellationToken::new());
-        let open = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
-        (Watched::new(stream, place, open), client, places)
+        let (server, _) = listener.accept().await;
+        (server, client, listener.places)
     }
 
     /// Opens more slow connections than are allowed in all and per source.

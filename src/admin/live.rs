@@ -21,13 +21,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::View;
-use crate::{coldstart::ColdStarts, telemetry::Pulse};
+use crate::{coldstart::ColdStarts, config::budget::ADMIN_WATCHERS, telemetry::Pulse};
 use samples::Samples;
 pub(super) use shown::Shown;
 use shown::{About, Maker};
 
 /// Maximum number of watchers. Each costs a connection and a reference to the newest state, without a queue.
-pub(super) const WATCHERS: usize = 32;
+pub(super) const WATCHERS: usize = ADMIN_WATCHERS;
 
 /// Interval of samples of held requests, and of updates without changes.
 const TICK_INTERVAL: Duration = Duration::from_secs(1);

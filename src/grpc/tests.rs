@@ -1,12 +1,23 @@
 //! Connections in memory, on a paused clock.
 
+use bytes::Bytes;
+use futures_util::{
+    StreamExt,
+    future::join_all,
+    stream::{self, BoxStream, FuturesUnordered},
+};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, WriteHalf, duplex, split},
     task::JoinHandle,
     time::timeout,
 };
+use tonic::{Code, Status, body::Body};
+use tower::{Layer as _, Service as _};
 
 use super::*;
+use crate::{config::budget::GRPC_CALLS, places::InUse};
 
 const END_HEADERS: u8 = 4;
 
@@ -28,7 +39,8 @@ async fn connected_as(caller: Caller) -> (DuplexStream, Arc<Semaphore>) {
     let connection = Connection::open(stream, caller, None, place, open).await.unwrap();
     let (_, health) = tonic_health::server::health_reporter();
     let incoming = tokio_stream::once(Ok::<_, Infallible>(connection));
-    tokio::spawn(server().add_service(health).serve_with_incoming(incoming));
+    let serving = server(100).add_routes(Routes::new(health)).serve_with_incoming(incoming);
+    tokio::spawn(serving);
     (client, places)
 }
 
@@ -165,7 +177,7 @@ async fn connection_with_a_stream_does_not_end() {
     let (seconds, _) = client.ended_after().await;
     assert!(seconds <= 600, "{seconds}");
 
-    // One that nobody counts, as of reflection or health, does not break off either.
+    // Nor with one of health.
     let (client, _places) = connected().await;
     let client = Live::new(client).await;
     let watch = [call("Watch", END_HEADERS, 1), frame(0, END_STREAM, 1, &[0; 5])].concat();
@@ -174,7 +186,8 @@ async fn connection_with_a_stream_does_not_end() {
     assert!(!client.reading.is_finished());
     const RST_STREAM: u8 = 3;
     client.send(&frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])).await;
-    assert_eq!(client.ended_after().await, (0, 1));
+    let (seconds, last) = client.ended_after().await;
+    assert!((seconds, last) <= (600, 1), "{seconds}, {last}");
 }
 
 /// Sends this behind the beginning, and reads what is answered. Returns whether the connection has ended by then.
@@ -221,4 +234,81 @@ async fn empty_frames_of_a_call_are_limited() {
     );
     let empty_heads = frame(1, END_HEADERS, 1, &[]).repeat(2 * MAX_CONTROL_FRAMES as usize);
     assert!(ends_connection(&[call("Check", END_HEADERS, 1), empty_heads].concat()).await, "HEADERS: by us");
+}
+
+type Parts = BoxStream<'static, Result<Frame<Bytes>, Infallible>>;
+
+/// Returns a part of a body.
+fn part(bytes: &'static [u8]) -> Result<Frame<Bytes>, Infallible> {
+    Ok(Frame::data(Bytes::from_static(bytes)))
+}
+
+/// Returns the answer to a call of gRPC's health service with this body.
+async fn answered(caller: &Caller, method: &str, body: Parts) -> http::Response<Body> {
+    let (_, health) = tonic_health::server::health_reporter();
+    let request = http::Request::post(format!("/grpc.health.v1.Health/{method}"));
+    let request = request.extension(caller.clone()).body(Body::new(StreamBody::new(body))).unwrap();
+    CallLayer.layer(Routes::new(health)).call(request).await.unwrap()
+}
+
+fn code(fields: &http::HeaderMap) -> Code {
+    Status::from_header_map(fields).expect("a status").code()
+}
+
+/// A message of `HealthCheckRequest` without a name.
+const EMPTY_MESSAGE: &[u8] = &[0; 5];
+
+#[tokio::test(start_paused = true)]
+async fn call_without_end_fails_after_10_s() {
+    let trickle = stream::unfold((), |()| async {
+        sleep(Duration::from_millis(100)).await;
+        Some((part(&[0]), ()))
+    });
+    for method in ["Check", "Watch"] {
+        for (what, body) in [
+            ("a head alone", stream::pending().boxed()),
+            ("a part", stream::iter([part(&EMPTY_MESSAGE[..4])]).chain(stream::pending()).boxed()),
+            ("no end", stream::iter([part(EMPTY_MESSAGE)]).chain(stream::pending()).boxed()),
+        ] {
+            let start = Instant::now();
+            let answer = answered(&Caller::default(), method, body).await;
+            assert_eq!(start.elapsed().as_secs(), 10, "{method}: {what}");
+            assert_eq!(code(answer.headers()), Code::DeadlineExceeded, "{method}: {what}");
+        }
+    }
+    // 100 of 256 bytes in 10 s.
+    let body = stream::iter([part(&[0, 0, 0, 1, 0])]).chain(trickle).boxed();
+    let answer = answered(&Caller::default(), "Check", body).await;
+    assert_eq!(code(answer.headers()), Code::DeadlineExceeded, "a message that trickles");
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_above_its_size_fails_at_once() {
+    let many = stream::iter((0..10_000).map(|_| part(EMPTY_MESSAGE))).boxed();
+    let start = Instant::now();
+    let answer = answered(&Caller::default(), "Check", many).await;
+    assert_eq!(code(answer.headers()), Code::OutOfRange);
+    assert_eq!(start.elapsed().as_secs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_are_bounded_and_whole_ones_are_not() {
+    let caller = Caller::default();
+    let whole = || stream::iter([part(EMPTY_MESSAGE)]).boxed();
+    // One source has half of the places.
+    let waiting = (0..GRPC_CALLS / 2).map(|_| answered(&caller, "Check", stream::pending().boxed()));
+    let mut waiting: FuturesUnordered<_> = waiting.collect();
+    assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_err());
+    // Open at the same time, and none is waited for.
+    let answers = (0..2 * GRPC_CALLS).map(|_| answered(&caller, "Check", whole()));
+    let mut answers = join_all(answers).await;
+    assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_ok(), "evicted by what is not read");
+    assert!(
+        answers.iter().all(|answer| answer.status() == 200 && answer.headers().get("grpc-status").is_none())
+    );
+    // Those that were evicted end so when they are read.
+    let first = answers.remove(0).into_body().collect().await.unwrap();
+    assert_eq!(code(first.trailers().unwrap()), Code::ResourceExhausted);
+    let last = answers.pop().unwrap().into_body().collect().await.unwrap();
+    assert_eq!(code(last.trailers().unwrap()), Code::Ok);
 }

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     admission::{Directory, Gate},
+    config::budget::{PEER_BOARD_BYTES, PEER_SHARE_BYTES},
     demand::Counts,
     domain::RouteKey,
 };
@@ -44,6 +45,8 @@ struct Replica {
     is_kept: bool,
     heard: Instant,
     routes: HashMap<String, Entry>,
+    /// Cost of the routes, in bytes.
+    bytes: usize,
 }
 
 /// What a replica says of a route.
@@ -82,6 +85,9 @@ pub(super) enum Found {
 
 /// How many routes of one replica are counted.
 const KEPT: usize = 10_000;
+
+/// What an entry costs besides its name, in bytes: its part of a table that doubles.
+const ENTRY_BYTES: usize = 256;
 
 /// How long the key of a route may be: a namespace has at most 63 characters, a name 253.
 const KEY: usize = 512;
@@ -142,6 +148,7 @@ impl Board {
             is_kept: false,
             heard: Instant::now(),
             routes: HashMap::new(),
+            bytes: 0,
         };
         let before = replicas.insert(report.replica.clone(), replica);
         let mut touched: Vec<_> = before.into_iter().flat_map(|before| before.routes.into_keys()).collect();
@@ -255,6 +262,7 @@ impl Board {
             );
             touched.extend(replica.routes.keys().cloned());
             replica.routes.retain(|_, entry| entry.has_requests());
+            replica.bytes = replica.routes.keys().map(|route| route.len() + ENTRY_BYTES).sum();
             for entry in replica.routes.values_mut() {
                 entry.counts.lasting = false;
             }
@@ -313,16 +321,27 @@ impl Board {
 
 /// Keeps what a replica says; says of which routes.
 fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String> {
+    let mut total: usize = replicas.values().map(|replica| replica.bytes).sum();
     let Some(replica) = replicas.get_mut(&report.replica) else { return Vec::new() };
     replica.heard = Instant::now();
     let mut touched = Vec::with_capacity(report.routes.len());
     for demand in &report.routes {
         let entry = Entry::from(demand);
         let is_known = replica.routes.contains_key(&demand.route);
+        let cost = demand.route.len() + ENTRY_BYTES;
+        // The share of one is never used up by the others.
+        let has_room = replica.bytes + cost <= PEER_SHARE_BYTES || total + cost <= PEER_BOARD_BYTES;
         if entry == Entry::default() {
-            replica.routes.remove(&demand.route);
-        } else if is_known || (replica.routes.len() < KEPT && demand.route.len() <= KEY) {
+            if replica.routes.remove(&demand.route).is_some() {
+                replica.bytes -= cost;
+                total -= cost;
+            }
+        } else if is_known {
             replica.routes.insert(demand.route.clone(), entry);
+        } else if has_room && replica.routes.len() < KEPT && demand.route.len() <= KEY {
+            replica.routes.insert(demand.route.clone(), entry);
+            replica.bytes += cost;
+            total += cost;
         } else {
             tracing::warn!(
                 replica = report.replica,

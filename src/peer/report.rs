@@ -9,10 +9,10 @@ use tokio::{
 };
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, service::Routes};
 
 use super::{
-    REPLICAS, ROUTES, Token,
+    ROUTES, Token,
     board::Entry,
     proto::{
         Report, RouteDemand, WatchRequest,
@@ -21,9 +21,10 @@ use super::{
 };
 use crate::{
     admission::{Directory, Gate, Gates},
+    config::budget::{GRPC_MESSAGE_BYTES, PEER_STREAMS},
     demand::Counts,
     domain::RouteKey,
-    grpc::{self, Caller, GrpcListener, StreamPlace},
+    grpc::{Caller, GrpcListener, StreamPlace},
     places::Places,
 };
 
@@ -36,8 +37,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How many streams one source may have: a replica needs one, and replicas of one machine may come from one address.
 const STREAMS_PER_SOURCE: usize = 8;
 
-/// How large a question may be.
-const QUESTION: usize = 4 << 10;
+/// Calls under way on one connection. A replica has one.
+const MAX_CALLS_PER_CONNECTION: u32 = 64;
 
 /// What is told to one other replica.
 pub(super) struct Reports {
@@ -79,12 +80,12 @@ pub(super) async fn serve(
         id: id.into(),
         routes,
         // A replica that comes back may come before its former connection is known to be dead.
-        streams: Places::new(2 * REPLICAS, STREAMS_PER_SOURCE),
+        streams: Places::new(PEER_STREAMS, STREAMS_PER_SOURCE),
         token,
         ending: ending.clone(),
     };
-    let service = PeersServer::new(answering).max_decoding_message_size(QUESTION);
-    listener.serve(grpc::server().add_service(service), ending).await;
+    let service = PeersServer::new(answering).max_decoding_message_size(GRPC_MESSAGE_BYTES);
+    listener.serve(Routes::new(service), MAX_CALLS_PER_CONNECTION, ending).await;
 }
 
 #[tonic::async_trait]

@@ -7,9 +7,9 @@ use anteroom::{
     config::{
         Limits,
         budget::{
-            ADMIN_CONNECTIONS, ADMIN_REQUEST_BYTES, ANSWER_COST_BYTES, BASE_BYTES, CONNECTION_COST_BYTES,
-            GRPC_CONNECTIONS, H2_HEAD_FACTOR, RELAY_COST_BYTES, STREAM_COST_BYTES, UNCOUNTED_HEAD_BYTES,
-            WorstCase,
+            ADMIN_CONNECTIONS, ADMIN_REQUEST_BYTES, ANSWER_COST_BYTES, BASE_BYTES, BASE_PARTS,
+            CONNECTION_COST_BYTES, GRPC_CALL_BYTES, GRPC_CONNECTION_BYTES, GRPC_CONNECTIONS, H2_HEAD_FACTOR,
+            RELAY_COST_BYTES, STREAM_COST_BYTES, UNCOUNTED_HEAD_BYTES, WorstCase,
         },
         sections,
     },
@@ -110,7 +110,7 @@ fn memory_numbers() -> String {
     let mut text = format!(
         "\n`maxConnections` × {} + `maxBufferedBytes` × (1 + ¼ + ⅛ + ¼) + {}\n\n\
          Where they are not set, `maxBufferedBytes` is a quarter of the memory limit, at least `maxBodyBytes` and at most \
-         `{}`; and `maxConnections` is what another quarter has room for, at most `{}`:\n\n\
+         `{}`; and `maxConnections` is what another quarter has room for, or what is left if that is less, at most `{}`:\n\n\
          | memory limit | 1 GiB (the chart's) | 4 GiB | 16 GiB |\n| --- | --- | --- | --- |\n",
         kib(CONNECTION_COST_BYTES),
         mib(BASE_BYTES),
@@ -135,7 +135,7 @@ fn memory_numbers() -> String {
          | requests, HTTP/2 | the same | {connection}; {factor} × `maxHeaderBytes` for a head of several frames | {stream} and its \
          head; its body; an unread answer {answer} and its body; {relay} from its server | {name} |\n\
          | admin | {admin} | {of_admin} | a GET | |\n\
-         | scaler, replicas | {grpc} each | HTTP/2 with heads of 16 KiB | see [Limits](#limits) | 253 bytes |\n",
+         | scaler, replicas | {grpc} each | {of_grpc} | {of_call}; see [Limits](#limits) | 253 bytes |\n",
         connection = kib(CONNECTION_COST_BYTES),
         uncounted = kib(UNCOUNTED_HEAD_BYTES),
         relay = kib(RELAY_COST_BYTES),
@@ -146,8 +146,15 @@ fn memory_numbers() -> String {
         admin = ADMIN_CONNECTIONS,
         of_admin = kib(ADMIN_REQUEST_BYTES),
         grpc = GRPC_CONNECTIONS,
+        of_grpc = kib(GRPC_CONNECTION_BYTES),
+        of_call = kib(GRPC_CALL_BYTES),
     )
     .unwrap();
+    text += "| all else | memory |\n| --- | --- |\n";
+    for (part, bytes) in BASE_PARTS {
+        writeln!(text, "| {part} | {} |", kib(bytes)).unwrap();
+    }
+    text.push('\n');
     text
 }
 

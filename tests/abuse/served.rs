@@ -34,9 +34,14 @@ impl Served {
 
     /// The same, with these routes.
     pub async fn with_routes(ulimit: &str, limits: &str, all: &[String]) -> Self {
+        let config = format!("limits: {{ {limits} }}\n{}", routes(all));
+        Self::start_with(ulimit, &config).await
+    }
+
+    /// With this configuration.
+    pub async fn start_with(ulimit: &str, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("anteroom.yaml");
-        let config = format!("limits: {{ {limits} }}\n{}", routes(all));
         fs::write(&path, config).unwrap();
         let mut child = Command::new("sh")
             .args(["-c", &format!("{ulimit}\nexec \"$@\""), "-", env!("CARGO_BIN_EXE_anteroom")])

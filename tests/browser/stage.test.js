@@ -184,9 +184,9 @@ withStage('hundreds of routes: what happens is first, and the others are found',
 
 withStage('a lost connection is told, and it comes back', everything, async (page, stage) => {
   await card(page, 'bge-m3').waitFor();
-  stage.cut('32 are watching already, which is the maximum');
+  stage.cut('16 are watching already, which is the maximum');
   await page.getByText(/Connection lost: /).waitFor();
-  await page.getByText(/Connection lost: 32 are watching already.*as it was at \d/).waitFor();
+  await page.getByText(/Connection lost: 16 are watching already.*as it was at \d/).waitFor();
   assert.equal(await page.getByRole('status').innerText(), 'connection lost');
   await accessible(page);
   stage.refusal = null;

@@ -141,12 +141,12 @@ async fn only_so_many_follow() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut followers = Vec::new();
-    for _ in 0..32 {
+    for _ in 0..16 {
         followers.push(Follower::new(&proxy).await);
     }
     let refused = proxy.admin("/api/v1/events").await;
     assert_eq!((refused.status(), refused.get("retry-after")), (503, Some("5")));
-    assert!(refused.json()["error"].as_str().unwrap().contains("32"), "{}", refused.text());
+    assert!(refused.json()["error"].as_str().unwrap().contains("16"), "{}", refused.text());
     followers.pop();
     until("the place of who went away", async || {
         let mut wire = Wire::connect(proxy.admin).await;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tonic::{server::NamedService, transport::server::Router};
+use tonic::{server::NamedService, service::Routes};
 
 use super::{
     Keda,
@@ -12,15 +12,17 @@ use super::{
 };
 use crate::{
     admission::Directory,
-    grpc::{self, GrpcListener},
+    config::budget::{GRPC_MESSAGE_BYTES, SCALER_STREAMS},
+    grpc::GrpcListener,
     places::Places,
 };
 
 /// How many streams may be open: KEDA has two for each ScaledObject.
-pub const STREAMS: usize = 8192;
+pub const STREAMS: usize = SCALER_STREAMS;
 
-/// How large a question may be: a ScaledObject's name and the metadata of its trigger.
-const QUESTION: usize = 64 << 10;
+/// Calls under way on one connection. KEDA has a single one for all of its ScaledObjects, and silently delays calls above the
+/// limit; so there is room for all streams and for polls.
+const MAX_CALLS_PER_CONNECTION: u32 = 10_000;
 
 /// How long connections have to end in order.
 const GRACE: Duration = Duration::from_secs(1);
@@ -39,7 +41,7 @@ pub fn service(
 }
 
 fn bounded(keda: Keda) -> Service {
-    Service::new(keda).max_decoding_message_size(QUESTION)
+    Service::new(keda).max_decoding_message_size(GRPC_MESSAGE_BYTES)
 }
 
 /// Serves until `stopping`, which cancels `draining`, too.
@@ -57,7 +59,7 @@ pub async fn serve(
     let stage = |is_serving, ending: &CancellationToken| {
         let keda = Keda { routes: routes.clone(), streams: streams.clone(), ending: ending.clone() };
         let (listener, ending) = (listener.clone(), ending.clone());
-        async move { listener.serve(router(keda, is_serving).await, ending).await }
+        async move { listener.serve(services(keda, is_serving).await, MAX_CALLS_PER_CONNECTION, ending).await }
     };
     let stages = async {
         let last = async {
@@ -78,7 +80,7 @@ pub async fn serve(
     }
 }
 
-async fn router(keda: Keda, is_serving: bool) -> Router {
+async fn services(keda: Keda, is_serving: bool) -> Routes {
     let (health, health_service) = tonic_health::server::health_reporter();
     let status = if is_serving {
         tonic_health::ServingStatus::Serving
@@ -88,7 +90,7 @@ async fn router(keda: Keda, is_serving: bool) -> Router {
     for service in ["", Service::NAME] {
         health.set_service_status(service, status).await;
     }
-    let mut router = grpc::server().add_service(bounded(keda)).add_service(health_service);
+    let services = Routes::new(bounded(keda)).add_service(health_service);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(PROTOCOLS)
@@ -97,8 +99,10 @@ async fn router(keda: Keda, is_serving: bool) -> Router {
             .with_service_name("grpc.health.v1.Health")
     };
     match (reflection().build_v1(), reflection().build_v1alpha()) {
-        (Ok(current), Ok(older)) => router = router.add_service(current).add_service(older),
-        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "the scaler has no reflection"),
+        (Ok(current), Ok(older)) => services.add_service(current).add_service(older),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "the scaler has no reflection");
+            services
+        }
     }
-    router
 }

@@ -1,0 +1,312 @@
+//! Bounds of the calls of a listener: in time until the message is whole, in bytes, and in number while the message or the
+//! client's reading is waited for.
+
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+use tonic::{Extensions, Status, body::Body, service::Routes};
+use tower::{Layer, Service};
+
+use crate::{
+    config::budget::{GRPC_CALLS, GRPC_MESSAGE_BYTES, GRPC_REFLECTIONS},
+    places::{InUse, Place, Places, Source},
+};
+
+/// The connection that a call comes over.
+#[derive(Clone)]
+pub struct Caller {
+    pub(super) source: Source,
+    /// Open calls of the connection.
+    pub(super) uses: Arc<AtomicUsize>,
+    /// Closes the connection when cancelled.
+    pub(super) connection: CancellationToken,
+    calls: Arc<CallPlaces>,
+    /// The call has the place of a stream, and needs none of [`CallPlaces`].
+    has_stream_place: Arc<AtomicBool>,
+}
+
+/// The places of the calls of a listener.
+pub(super) struct CallPlaces {
+    /// Calls whose message is not whole, or whose answer is not read; streams of health.
+    calls: Arc<Places>,
+    /// Streams of reflection, each of which may keep an answer of some 10 KiB.
+    reflections: Arc<Places>,
+}
+
+/// The place of a stream that is counted by its service.
+pub struct StreamPlace(#[expect(dead_code, reason = "given back when dropped")] Place);
+
+/// Wraps the services of a listener.
+#[derive(Clone, Copy)]
+pub(super) struct CallLayer;
+
+#[derive(Clone)]
+pub(super) struct Calls {
+    services: Routes,
+}
+
+/// An answer that is not sent to its end.
+struct OpenAnswer {
+    body: Body,
+    /// With what resolves when the place is given to another call.
+    place: Option<(Place, Cancelled)>,
+    _ends_request: Option<DropGuard>,
+    _in_use: InUse,
+}
+
+/// The messages of a call that may go on beside its answer. They end with that: the service reads them in a task of its own.
+struct OpenRequest {
+    body: Body,
+    ended: Cancelled,
+}
+
+type Cancelled = Pin<Box<WaitForCancellationFutureOwned>>;
+
+/// Time from the head of a call to the end of its only message. Messages are small, and sent with their heads.
+pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Divisor of the places of calls: the part that one source may have.
+const SOURCE_DIVISOR: usize = 2;
+
+/// Bytes of gRPC's framing of a message.
+const PREFIX_BYTES: usize = 5;
+
+/// Longest path of a method that exists, with room.
+const MAX_PATH_BYTES: usize = 128;
+
+/// Prefix of the paths of both versions of reflection.
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// Fields that tonic and our services read while or after they wait for the message; tonic reads the time-out before.
+const KEPT_FIELDS: [&str; 2] = ["authorization", "grpc-encoding"];
+
+// === impl Caller ===
+
+impl Caller {
+    pub(super) fn new(source: Source, place: &Place, calls: Arc<CallPlaces>) -> Self {
+        let (uses, connection) = (place.uses().clone(), place.evicted().clone());
+        Self { source, uses, connection, calls, has_stream_place: Arc::default() }
+    }
+
+    /// Returns the connection of a call. Calls in memory have one without a source.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get().cloned().unwrap_or_default()
+    }
+
+    /// Returns the source of the connection.
+    pub const fn source(&self) -> Source {
+        self.source
+    }
+
+    fn enter(&self, places: &Arc<Places>) -> Place {
+        places.enter(self.source, CancellationToken::new())
+    }
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Self {
+            source: Source::default(),
+            uses: Arc::default(),
+            connection: CancellationToken::new(),
+            calls: Arc::new(CallPlaces::new()),
+            has_stream_place: Arc::default(),
+        }
+    }
+}
+
+// === impl CallPlaces ===
+
+impl CallPlaces {
+    pub(super) fn new() -> Self {
+        let places = |max| Places::new(max, max / SOURCE_DIVISOR);
+        Self { calls: places(GRPC_CALLS), reflections: places(GRPC_REFLECTIONS) }
+    }
+}
+
+// === impl StreamPlace ===
+
+impl StreamPlace {
+    /// Makes this place that of the caller's stream. A stream that is evicted and does not end closes its connection.
+    pub fn new(place: Place, caller: &Caller) -> Self {
+        place.on_connection(&caller.connection);
+        caller.has_stream_place.store(true, Ordering::Relaxed);
+        Self(place)
+    }
+}
+
+// === impl Calls ===
+
+impl Layer<Routes> for CallLayer {
+    type Service = Calls;
+
+    fn layer(&self, services: Routes) -> Calls {
+        Calls { services }
+    }
+}
+
+impl Service<Request<Body>> for Calls {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request<Body>>::poll_ready(&mut self.services, context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Some(mut request) = trimmed(request) else {
+            return Box::pin(std::future::ready(Ok(Status::unimplemented("").into_http())));
+        };
+        let mut caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+        caller.has_stream_place = Arc::default();
+        request.extensions_mut().insert(caller.clone());
+        let mut ends_request = None;
+        if request.uri().path().starts_with(REFLECTION) {
+            let ended = CancellationToken::new();
+            let cancelled = Box::pin(ended.clone().cancelled_owned());
+            request = request.map(|body| Body::new(OpenRequest { body, ended: cancelled }));
+            ends_request = Some(ended.drop_guard());
+        }
+        Box::pin(answer(caller, ends_request, self.services.call(request)))
+    }
+}
+
+/// Keeps of a call only what is read later, in memory of its own: the fields of a head would keep the buffer that the head
+/// came in, and a table of them. Returns `None` for a path that no method has.
+fn trimmed(request: Request<Body>) -> Option<Request<Body>> {
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    if path.len() > MAX_PATH_BYTES {
+        return None;
+    }
+    parts.uri = Uri::try_from(path).ok()?;
+    let mut kept = HeaderMap::new();
+    for name in KEPT_FIELDS {
+        let value = parts.headers.get(name).and_then(|value| HeaderValue::from_bytes(value.as_bytes()).ok());
+        if let Some(value) = value {
+            kept.insert(name, value);
+        }
+    }
+    parts.headers = kept;
+    let body = Limited::new(body, GRPC_MESSAGE_BYTES + PREFIX_BYTES).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            Status::out_of_range(format!("a call may bring at most {GRPC_MESSAGE_BYTES} bytes"))
+        } else {
+            Status::from_error(error)
+        }
+    });
+    let body = Body::new(body);
+    Some(Request::from_parts(parts, body))
+}
+
+/// Answers a call. A place is taken only where the message or the client's reading has to be waited for, so that
+/// a burst of whole calls evicts nothing.
+async fn answer(
+    caller: Caller,
+    ends_request: Option<DropGuard>,
+    answering: impl Future<Output = Result<Response<Body>, Infallible>> + Send,
+) -> Result<Response<Body>, Infallible> {
+    let in_use = InUse::new(caller.uses.clone());
+    let places = if ends_request.is_some() { &caller.calls.reflections } else { &caller.calls.calls };
+    let mut answering = pin!(answering);
+    let mut place = None;
+    let response = match poll_fn(|context| Poll::Ready(answering.as_mut().poll(context))).await {
+        Poll::Ready(response) => response?,
+        Poll::Pending => {
+            let waiting = place.insert(caller.enter(places));
+            tokio::select! {
+                // A message that is whole is answered, however late.
+                biased;
+                response = &mut answering => response?,
+                () = waiting.evicted().cancelled() => return Ok(evicted().into_http()),
+                () = sleep(MESSAGE_TIMEOUT) => {
+                    let seconds = MESSAGE_TIMEOUT.as_secs();
+                    let late = format!("the message of this call did not come to its end within {seconds} s");
+                    return Ok(Status::deadline_exceeded(late).into_http());
+                }
+            }
+        }
+    };
+    if caller.has_stream_place.load(Ordering::Relaxed) || http_body::Body::is_end_stream(response.body()) {
+        place = None;
+    } else if place.is_none() {
+        place = Some(caller.enter(places));
+    }
+    let place = place.map(|place| {
+        // From here on, the client alone may keep the call from noticing.
+        place.on_connection(&caller.connection);
+        let evicted = Box::pin(place.evicted().clone().cancelled_owned());
+        (place, evicted)
+    });
+    Ok(response
+        .map(|body| Body::new(OpenAnswer { body, place, _ends_request: ends_request, _in_use: in_use })))
+}
+
+fn evicted() -> Status {
+    Status::resource_exhausted("too many calls are open, and most of them come from here")
+}
+
+// === impl OpenAnswer ===
+
+impl http_body::Body for OpenAnswer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some((_, evicted_at)) = &mut self.place
+            && evicted_at.as_mut().poll(context).is_ready()
+        {
+            self.place = None;
+            self.body = Body::empty();
+            let mut trailers = HeaderMap::new();
+            // The message has no byte that a field cannot have.
+            let _ = evicted().add_header(&mut trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+// === impl OpenRequest ===
+
+impl http_body::Body for OpenRequest {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+}

@@ -1,0 +1,45 @@
+//! The codec of our own services.
+
+use std::marker::PhantomData;
+
+use prost::Message;
+use tonic::codec::{BufferSettings, Codec};
+use tonic_prost::{ProstDecoder, ProstEncoder};
+
+/// A codec for protobuf whose buffers start small and grow with the messages. Those of tonic's own codec start at 8 KiB, which a
+/// stream of small messages keeps for as long as it is open.
+#[derive(Debug)]
+pub struct SmallBufferCodec<T, U>(PhantomData<(T, U)>);
+
+/// First size of a buffer, in bytes: that of most messages.
+const BUFFER_BYTES: usize = 256;
+
+/// Bytes from which messages that are ready are sent without encoding the next one.
+const YIELD_BYTES: usize = 16 << 10;
+
+// === impl SmallBufferCodec ===
+
+impl<T, U> Default for SmallBufferCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for SmallBufferCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        ProstDecoder::new(BufferSettings::new(BUFFER_BYTES, YIELD_BYTES))
+    }
+}
