@@ -5,6 +5,7 @@ use std::{pin::pin, sync::Arc};
 use anteroom::{
     admission::{Directory, Gate},
     coldstart::ColdStarts,
+    config::budget,
     domain::{Counting, Period, Policy, RequestRate, Scaling},
     scaler::keda::{
         self,
@@ -24,8 +25,8 @@ use super::cuts;
 
 const SERVICE: &str = "/externalscaler.ExternalScaler/";
 
-/// How large a question may be.
-const QUESTION: usize = 64 << 10;
+/// Most bytes of a message.
+const MAX_MESSAGE_BYTES: usize = budget::GRPC_MESSAGE_BYTES;
 
 /// The first line of the input is the method and, behind it, fields of the head, such as `grpc-encoding:gzip`; the rest is
 /// the body, framed as gRPC frames it.
@@ -174,7 +175,7 @@ fn expected(method: &str, fields: &HeaderMap, body: &[u8]) -> Option<Code> {
     if !["IsActive", "StreamIsActive", "GetMetricSpec", "StreamMetricSpec", "GetMetrics"].contains(&method) {
         return Some(Code::Unimplemented);
     }
-    if length > QUESTION {
+    if length > MAX_MESSAGE_BYTES {
         return Some(Code::OutOfRange);
     }
     let (object, metric) = if method == "GetMetrics" {

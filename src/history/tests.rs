@@ -205,10 +205,10 @@ async fn missing_reason_is_derived_from_the_events() {
             "client_gone",
             None,
             vec![held.clone(), sent.clone()],
-            "The client hung up before the answer began.",
+            "The client disconnected before the answer began.",
         ),
-        ("client_gone", Some(200), vec![sent, first_byte], "The client hung up during the answer."),
-        ("client_gone", None, vec![], "The client hung up before the answer began."),
+        ("client_gone", Some(200), vec![sent, first_byte], "The client disconnected during the answer."),
+        ("client_gone", None, vec![], "The client disconnected before the answer began."),
         ("draining", Some(200), vec![], "This replica stopped during the answer."),
         ("completed", Some(503), vec![], "The model server answered 503."),
     ] {

@@ -108,7 +108,7 @@ withProxy('draining, and the end', [simRoute(['--tokens', '100000', '--inter-tok
   await page.locator('.card .state-word', { hasText: 'ready' }).waitFor();
   await proxy.waitFor((route) => route.in_flight === 1);
   proxy.process.kill('SIGTERM');
-  await page.getByText(/Draining: this replica is about to stop/).waitFor();
+  await page.getByText(/Draining: this replica is shutting down/).waitFor();
   await page.getByText('live', { exact: true }).waitFor();
   hangUp.abort();
   assert.equal(await answer, 'hung up');

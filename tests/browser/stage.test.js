@@ -211,7 +211,7 @@ withStage('no routes: it says so', () => snapshot([]), async (page) => {
 withStage('draining, and routes that are not known yet', everything, async (page, stage) => {
   await page.locator('#draining').waitFor({ state: 'hidden' });
   stage.tell({ about: { draining: true, awaits_routes: true } });
-  await page.getByText(/Draining: this replica is about to stop/).waitFor();
+  await page.getByText(/Draining: this replica is shutting down/).waitFor();
   await page.getByText('The routes of the cluster are not known yet.').waitFor();
   await accessible(page);
 });

@@ -195,7 +195,7 @@ async fn a_changed_file_is_used_and_a_bad_one_is_not() {
     upstream.probed().await;
     for bad in ["routes: [", "rooutes: []\n", "listen: nowhere\n", &good.replace("http://", "ftp://")] {
         served.write(bad);
-        let line = served.logged("the old one stays").await;
+        let line = served.logged("keeping the previous one").await;
         assert_eq!(line["level"], "ERROR");
         let models = served.ask(get("/v1/models")).await.json();
         assert_eq!(models["data"][0]["id"], "tiny", "{bad}");

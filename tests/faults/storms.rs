@@ -116,11 +116,11 @@ async fn reload_storm_loses_and_leaves_nothing() {
     swap(&folder, STEPS + 1, &config("concurrency: { max: 5 }", 2));
     let max = async || proxy.tiny().await["limits"]["concurrency_max"].as_u64();
     until("the last good one", async || max().await == Some(5)).await;
-    let (good_ones, bad_ones) = (proxy.said("configuration reloaded"), proxy.said("the old one stays"));
+    let (good_ones, bad_ones) = (proxy.said("configuration reloaded"), proxy.said("keeping the previous one"));
     // Of several changes that come before it looks, only the last is seen.
     assert!(good_ones > 0 && bad_ones > 0, "{good_ones} good ones, {bad_ones} bad ones");
     swap(&folder, STEPS + 2, "routes: [");
-    until("the bad one", async || proxy.said("the old one stays") > bad_ones).await;
+    until("the bad one", async || proxy.said("keeping the previous one") > bad_ones).await;
     load.goes_on().await;
     assert_eq!(max().await, Some(5));
     swap(&folder, STEPS + 3, &config("", 0));

@@ -166,7 +166,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     it.apply(&definition).await;
     let why = refused["message"].as_str().unwrap();
     assert!(why.contains("novelty") && why.contains("upgrade the proxy"), "{why}");
-    assert!(status.contains("the object cannot be read"), "{status}");
+    assert!(status.contains("invalid object"), "{status}");
     it.serves(replica, "good", "good").await;
 }
 

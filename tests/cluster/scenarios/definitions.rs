@@ -32,7 +32,7 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (r#"{"target": {"ready": {"all": {"prefill": {}}}}}"#, "name at least one label"),
     (r#"{"gateway": {"notYet": {"status": [200]}}}"#, "should be greater than or equal to 400"),
-    (r#"{"scaleBy": "kubernetes"}"#, "add workload with its kind and name"),
+    (r#"{"scaleBy": "kubernetes"}"#, "add it with its kind and name"),
     (r#"{"scaleBy": "me"}"#, "supported values: \"keda\", \"kubernetes\""),
     (r#"{"whenPaused": "later"}"#, "supported values: \"reject\", \"hold\""),
     (r#"{"concurrency": {"max": 2, "rampStart": 3}}"#, "the ramp starts below it, or at it"),
