@@ -137,7 +137,7 @@ impl Keda {
     }
 
     /// Demand is pushed over the stream that was there first.
-    async fn is_pushed(mut self, proxy: &Proxy, upstream: &mut Upstream) {
+    async fn expect_push(mut self, proxy: &Proxy, upstream: &mut Upstream) {
         let mut client = proxy.sent(chat("x")).await;
         assert!(soon("a push", self.stream.message()).await.unwrap().unwrap().result);
         upstream.wake();
@@ -157,7 +157,7 @@ async fn scene() -> (Proxy, Upstream, Keda, SocketAddr) {
 async fn ends(proxy: Proxy, mut upstream: Upstream, keda: Keda) {
     let probe = Wire::connect(proxy.admin).await.ask(get("/livez").replace("api.test", "localhost")).await;
     assert_eq!(probe.status(), 200);
-    keda.is_pushed(&proxy, &mut upstream).await;
+    keda.expect_push(&proxy, &mut upstream).await;
     proxy.stop(&[("completed", 1)]).await;
 }
 

@@ -9,10 +9,7 @@ use tokio_stream::wrappers::{TcpListenerStream, WatchStream};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 
-#[allow(missing_docs, reason = "generated")]
-pub(crate) mod wire {
-    tonic::include_proto!("externalscaler");
-}
+pub(crate) use ::anteroom::scaler::keda::proto as wire;
 use wire::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec, MetricValue,
     ScaledObjectRef,

@@ -116,7 +116,8 @@ async fn reload_storm_loses_and_leaves_nothing() {
     swap(&folder, STEPS + 1, &config("concurrency: { max: 5 }", 2));
     let max = async || proxy.tiny().await["limits"]["concurrency_max"].as_u64();
     until("the last good one", async || max().await == Some(5)).await;
-    let (good_ones, bad_ones) = (proxy.said("configuration reloaded"), proxy.said("keeping the previous one"));
+    let (good_ones, bad_ones) =
+        (proxy.said("configuration reloaded"), proxy.said("keeping the previous one"));
     // Of several changes that come before it looks, only the last is seen.
     assert!(good_ones > 0 && bad_ones > 0, "{good_ones} good ones, {bad_ones} bad ones");
     swap(&folder, STEPS + 2, "routes: [");
