@@ -10,7 +10,7 @@ use super::{
     interceptor::Interceptor,
     memory::request_bytes,
     request::{Rejection, RequestBody},
-    scan::{encoding, scan_body},
+    scan::encoding,
     table::Unnamed,
 };
 use crate::{
@@ -107,7 +107,8 @@ impl Proxy {
             return Err(ProxyError::UnsupportedEncoding(encoding).into());
         }
         let read = self.read(head, body).await?;
-        let scan = scan_body(shape, &head.headers, &read.bytes).await.map_err(ProxyError::from)?;
+        let scan =
+            self.shared.scanner.scan(shape, &head.headers, &read.bytes).await.map_err(ProxyError::from)?;
         let table = self.shared.table.load();
         match table.find(host, path, &head.headers, Model::Read(scan.model.as_deref())) {
             Match::Route(gate) => {

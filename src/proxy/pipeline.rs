@@ -24,7 +24,7 @@ use super::{
     request::{ReceivedRequest, Rejection, RequestBody, RoutedRequest, check_max_wait, patience},
     request_trace::{RequestTrace, TraceSlot},
     responses::ResponseAffinity,
-    scan::{encoding, scan_body},
+    scan::encoding,
     upstream_request::{DispatchError, UpstreamRequest},
 };
 use crate::{
@@ -211,7 +211,7 @@ impl Proxy {
                 let rejected = |error| Rejection::of(&routed.gate, &routed.head, None, error);
                 let read = self.read(&routed.head, body).await.map_err(rejected)?;
                 if let Some(shape) = routed.shape.filter(|_| encoding(&routed.head.headers).is_none()) {
-                    match scan_body(shape, &routed.head.headers, &read.bytes).await {
+                    match self.shared.scanner.scan(shape, &routed.head.headers, &read.bytes).await {
                         // The route does not depend on the model, so a body in another charset can be held unread.
                         Err(ScanError::Charset(_)) => {}
                         scan => routed.scan = scan.map_err(|error| rejected(error.into()))?,

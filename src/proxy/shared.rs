@@ -6,7 +6,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::{
     Connections, CrossSiteGuard, RouteTable, catalog::Catalog, memory::Memory, outgoing::OutgoingBody,
-    responses::ResponseOwners,
+    responses::ResponseOwners, scan::BodyScanner,
 };
 use crate::{
     config::{self, Limits},
@@ -29,6 +29,8 @@ pub struct Shared {
     pub connections: Arc<Connections>,
     /// Memory that clients make the proxy hold, bounded by `limits.maxBufferedBytes`.
     pub memory: Arc<Memory>,
+    /// Scans bodies for their model, large ones in a bounded number at a time.
+    pub(super) scanner: BodyScanner,
     /// Timelines of requests that waited or failed.
     pub history: Arc<History>,
     /// Counters of requests that match no route.
@@ -71,6 +73,7 @@ impl Shared {
             catalog: ArcSwapOption::default(),
             limits: ArcSwap::from_pointee(limits),
             connections: Arc::default(),
+            scanner: BodyScanner::default(),
             unrouted: RouteCounters::default(),
             history: History::new(config::History::default().requests),
             draining: AtomicBool::new(false),
