@@ -1,4 +1,4 @@
-//! Memory pressure: the bytes of all bodies at their bound.
+//! Memory pressure: the total size of all bodies at its limit.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -9,7 +9,7 @@ use crate::support::{
 
 const KIB: usize = 1024;
 
-/// A request whose body is so large, and the first part of it.
+/// Returns a request whose body has `size` bytes.
 fn large(size: usize) -> String {
     let padding = size - r#"{"model":"tiny","p":""}"#.len();
     post(CHAT, &format!(r#"{{"model":"tiny","p":"{}"}}"#, "x".repeat(padding)))
@@ -26,14 +26,14 @@ fn chunked(size: usize) -> String {
     format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n")
 }
 
-/// Waits until the bodies take so much.
+/// Waits until bodies take this many bytes in total.
 async fn used(proxy: &Proxy, bytes: usize) {
     until(&format!("{bytes} to be used"), async || proxy.shared.memory.bodies() == bytes).await;
 }
 
-/// Bodies of several connections fill the budget, each of them below its own bound. The surplus is told 503 with
-/// `hold_queue_full`, while it is still coming in; those that are inside stay. Every body that ends, is broken off or stops
-/// arriving gives back what it had, and what did not fit before fits then.
+/// Bodies on several connections fill the budget, each below its own limit. Surplus requests get 503 `hold_queue_full`
+/// while they are still arriving; admitted bodies stay. Every body that completes, breaks off or stalls releases its
+/// bytes, and a body that did not fit before then fits.
 #[tokio::test]
 async fn the_surplus_is_told_so_and_every_byte_comes_back() {
     let mut upstream = Upstream::cold().await;
@@ -43,11 +43,11 @@ async fn the_surplus_is_told_so_and_every_byte_comes_back() {
         routes(&[route])
     ))
     .await;
-    // Two wait, whole.
+    // Two complete bodies are held.
     let mut waiting = vec![proxy.sent(large(300 * KIB)).await, proxy.sent(chunked(300 * KIB)).await];
     proxy.held(2).await;
     used(&proxy, 600 * KIB).await;
-    // Two come in, and go no further: 1,000 of 1,024.
+    // Two more arrive in part: 1,000 of 1,024 KiB are used.
     let part = large(300 * KIB);
     let head = part.find("\r\n\r\n").unwrap() + 4;
     let mut coming: Vec<Wire> = Vec::new();
@@ -55,7 +55,7 @@ async fn the_surplus_is_told_so_and_every_byte_comes_back() {
         coming.push(proxy.sent(&part[..head + 200 * KIB]).await);
     }
     used(&proxy, 1000 * KIB).await;
-    // The surplus, on several connections at once: each is refused when it is 24 KiB in, though it says that it has more.
+    // Surplus on several connections at once: each is rejected after 24 KiB, although its length announces more.
     let mut surplus = Vec::new();
     for _ in 0..5 {
         surplus.push(proxy.sent(&part[..head + 100 * KIB]).await);
@@ -68,15 +68,15 @@ async fn the_surplus_is_told_so_and_every_byte_comes_back() {
     }
     used(&proxy, 1000 * KIB).await;
     assert_eq!(proxy.route("tiny").await["held"], 2, "who is inside stays");
-    // One of those that come in breaks off, by a reset in the middle of its body.
+    // One of the partial bodies breaks off with a reset.
     crate::support::upstream::reset(coming.pop().unwrap().stream);
     used(&proxy, 800 * KIB).await;
     waiting.push(proxy.sent(large(200 * KIB)).await);
     proxy.held(3).await;
-    // A held one hangs up.
+    // A held client hangs up.
     drop(waiting.remove(0));
     used(&proxy, 700 * KIB).await;
-    // And the other one that comes in comes in.
+    // The other partial body completes.
     coming[0].send(&part[head + 200 * KIB..]).await;
     waiting.append(&mut coming);
     proxy.held(3).await;
@@ -92,7 +92,7 @@ async fn the_surplus_is_told_so_and_every_byte_comes_back() {
     proxy.stop(&[("client_gone", 1), ("completed", 3)]).await;
 }
 
-/// A body that stops arriving has its share only until it is given up.
+/// A body that stalls releases its bytes when it times out.
 #[tokio::test]
 async fn a_body_that_stops_gives_its_share_back() {
     let upstream = Upstream::cold().await;
@@ -110,8 +110,8 @@ async fn a_body_that_stops_gives_its_share_back() {
     proxy.stop(&[]).await;
 }
 
-/// Many bodies that stop short of their end leave room for requests that have arrived: a small one is served at once, and a
-/// large one takes the memory of those that have stalled for 5 s, long before their `bodyTimeout`.
+/// Many bodies that stall just before their end leave room for complete requests: a small one is served at once, and a
+/// large one takes the memory of bodies that have stalled for 5 s, long before their `bodyTimeout`.
 #[tokio::test]
 async fn unfinished_bodies_keep_no_finished_request_waiting() {
     let mut upstream = Upstream::warm().await;
@@ -143,7 +143,7 @@ async fn unfinished_bodies_keep_no_finished_request_waiting() {
     .await;
     let mut evicted = 0;
     for mut client in stalled {
-        // To one that was given up it may not go out any more.
+        // The write may fail on a connection whose body was evicted.
         let _ = client.stream.write_all(&attack.as_bytes()[attack.len() - 300..]).await;
         tokio::select! {
             call = upstream.call() => {

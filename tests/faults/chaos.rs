@@ -1,5 +1,5 @@
-//! All at once, by chance: the seed is told when it fails, and `ANTEROOM_CHAOS_SEED` runs it again. `ANTEROOM_CHAOS_STEPS`
-//! makes it longer. The steps are those of the seed; what they meet is as fast as the machine.
+//! Random faults, all at once. A failure reports the seed; `ANTEROOM_CHAOS_SEED` repeats it and `ANTEROOM_CHAOS_STEPS`
+//! sets the number of steps. The seed determines the steps, but their timing depends on the machine.
 
 use std::{collections::BTreeMap, env, net::SocketAddr, time::Duration};
 
@@ -24,14 +24,14 @@ use crate::{
 
 const STEPS: u64 = 120;
 
-/// What a client does with its request.
+/// Behaviour of a client after it has sent its request.
 #[derive(Clone, Copy, Debug)]
 enum Client {
     Reads,
     HangsUp(Duration),
     Resets(Duration),
     HalfCloses(Duration),
-    /// And reads on only when all is over.
+    /// Reads on only when everything is over.
     StopsReading,
     StopsSending,
 }
@@ -71,7 +71,7 @@ fn config(url: &str, max: u32) -> String {
     )
 }
 
-/// Sends the request as this client does: the status that it heard, if it waited for one.
+/// Sends the request as this kind of client, and returns the status if the client waited for one.
 async fn client(address: SocketAddr, request: String, how: Client) -> Option<u16> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     let sent = if matches!(how, Client::StopsSending) { request.len() - 5 } else { request.len() };
@@ -128,7 +128,7 @@ impl Chaos {
                     format!("--closed-time={seed}ms"),
                     "--inter-token-time=5ms".into(),
                 ];
-                // Killed first: they have one port.
+                // Kill the old process first: both use the same port.
                 self.sim = None;
                 self.sim = Some(self.place.start(&flags.each_ref().map(String::as_str)));
             }
@@ -150,7 +150,7 @@ impl Chaos {
     fn ask(&mut self) {
         let model = self.rng.choice(["tiny", "own"]).unwrap();
         let (stream, tokens) = (self.rng.bool(), self.below(40) + 1);
-        // Some are too large, and several of the others together.
+        // Some bodies are too large alone, others only together.
         let text = "x".repeat(self.below(34 << 10) as usize * usize::from(self.below(4) == 0));
         let body = format!(
             r#"{{"model":"{model}","stream":{stream},"max_tokens":{tokens},"messages":[{{"role":"user","content":"{text}"}}]}}"#
@@ -168,21 +168,22 @@ impl Chaos {
         self.clients.push(tokio::spawn(client(self.proxy.address, request, how)));
     }
 
-    /// Hits a model server of the proxy's own.
+    /// Kills or stops a model server managed by the proxy.
     fn strike(&mut self) {
         let servers: Vec<Pid> = self.proxy.model_servers();
         if let Some(&server) = self.rng.choice(&servers) {
             let signal = if self.below(3) == 0 { Signal::STOP } else { Signal::KILL };
-            // It may be gone.
+            // The process may have exited already.
             let _ = kill_process(server, signal);
         }
     }
 }
 
-/// Clients that read, hang up, reset, half close, stop; a server that is killed, replaced, stopped, slow and faulty; a
-/// model server of the proxy's own that is killed and stopped; configurations good and bad. What must hold: every client
-/// that waits hears something or sees its connection end; each admitted request has one outcome, and none is `internal`;
-/// in the end nothing is held, no byte is kept, no descriptor, thread or process is left, and the next request is served.
+/// Clients read, hang up, reset, half-close or stall. One server is killed, replaced, stopped, slow and faulty; a model
+/// server managed by the proxy is killed and stopped; good and bad configurations are loaded. Invariants: every waiting
+/// client gets a response or sees its connection close; each admitted request has exactly one outcome, never
+/// `internal`; at the end nothing is held, no bytes, descriptors, threads or processes are left, and the next request
+/// is served.
 #[tokio::test]
 async fn whatever_happens_the_law_holds() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse().unwrap());
@@ -223,7 +224,8 @@ async fn whatever_happens_the_law_holds() {
 }
 
 impl Chaos {
-    /// A request is served, be it after some that meet what is left of the chaos, or the faults of a server.
+    /// Retries until a request is served: the first ones may still meet leftovers of the chaos, or injected faults of
+    /// the server.
     async fn serves(&self, model: &str) {
         let body = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"x"}}]}}"#);
         let request = post(CHAT, &body).replacen("\r\n", "\r\nConnection: close\r\n", 1);

@@ -1,4 +1,4 @@
-//! Clients that half close, vanish, or stop reading: what they held is free at once, and nothing works for them.
+//! Clients that half-close, vanish or stop reading: their resources are freed at once, and no work continues for them.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -12,20 +12,20 @@ use crate::{
     },
 };
 
-/// A client that ends its sending side has hung up, as most that do so have: wherever its request is, it ends as
-/// `client_gone`, and the server hears of it.
+/// A client that ends its sending side counts as disconnected, as most that do so are: at every stage its request ends
+/// as `client_gone`, and the server's connection is closed.
 #[tokio::test]
 async fn half_a_close_is_a_hang_up_in_every_stage() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 1 }").await;
-    // Before the head of its answer.
+    // Before the head of the response.
     let mut client = proxy.sent(chat("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
     client.shutdown().await;
     call.gone().await;
     proxy.ended("client_gone", 499, 1).await;
-    // In its stream, while another one is held.
+    // In the middle of a stream, with another request held.
     let mut client = proxy.sent(streaming("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -35,10 +35,10 @@ async fn half_a_close_is_a_hang_up_in_every_stage() {
     proxy.held(1).await;
     client.shutdown().await;
     call.gone().await;
-    // Its place is free.
+    // The slot is free.
     upstream.call().await.echo().await;
     assert_eq!(held.response().await.json()["text"], "held");
-    // In the middle of its body: that was never a request.
+    // In the middle of the body: no request is counted.
     let mut client = proxy.client().await;
     let request = chat("never whole");
     client.send(&request[..request.len() - 3]).await;
@@ -48,14 +48,14 @@ async fn half_a_close_is_a_hang_up_in_every_stage() {
     proxy.stop(&[("client_gone", 2), ("completed", 1)]).await;
 }
 
-/// A hundred held and fifty streaming clients vanish with a reset, all at once: the queue is empty, the server hears of
-/// every stream, and the process has no more open than before they came.
+/// A hundred held and fifty streaming clients reset their connections at the same time: the queue becomes empty, the
+/// server sees every stream end, and the process has no more descriptors and threads than before.
 #[tokio::test]
 async fn who_vanishes_leaves_nothing_behind() {
     let mut upstream = Upstream::warm().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 50 }")]);
     let proxy = Served::start(&config).await;
-    // What it opens once for all.
+    // Warm-up, so that `before` includes what is opened only once.
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
@@ -75,7 +75,7 @@ async fn who_vanishes_leaves_nothing_behind() {
         }
     }
     proxy.held(100).await;
-    // Those who wait first, or they would be sent in the place of the others.
+    // Held clients first; otherwise they would be dispatched to the freed slots.
     for client in clients.into_iter().rev() {
         reset(client.stream);
     }
@@ -85,21 +85,21 @@ async fn who_vanishes_leaves_nothing_behind() {
     let counts = law::holds(proxy.admin).await;
     counts.are(&[("client_gone", 150), ("completed", 1)]);
     proxy.is_back_to(before).await;
-    // And it works.
+    // The proxy still works.
     let mut client = proxy.sent(chat("after")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
     proxy.stop().await;
 }
 
-/// Streams without end until the connection breaks.
+/// Streams data until the connection breaks.
 async fn flood(mut call: Call) {
     let chunk = chunk(&"x".repeat(64 << 10));
     while call.wire.stream.write_all(chunk.as_bytes()).await.is_ok() {}
 }
 
-/// Clients that have stopped reading hold every place of an endpoint. They are cut off, and those who wait for the places
-/// are served.
+/// Clients that have stopped reading occupy all slots of an endpoint. They are disconnected, and held requests get the
+/// slots.
 #[tokio::test]
 async fn who_stops_reading_gives_its_place_to_who_waits() {
     let mut upstream = Upstream::warm().await;
@@ -113,7 +113,7 @@ async fn who_stops_reading_gives_its_place_to_who_waits() {
         call.send(STREAM).await;
         calls.push(call);
     }
-    // Neither has anything to stop at before the other one is there.
+    // Otherwise one could stall before the other has been dispatched.
     proxy.in_flight(2).await;
     for call in calls {
         tokio::spawn(flood(call));

@@ -1,9 +1,9 @@
-//! The wall clock jumps. Deadlines, back-offs and durations are by the monotonic clock, which does not; only stamps are by
-//! the wall. No namespace shifts that clock, and setting it takes the whole machine along: so a library does it, in the
-//! one process, and these tests are run by `.ci/run`, which installs it.
+//! The wall clock jumps. Deadlines, backoffs and durations use the monotonic clock, which does not jump; only
+//! timestamps use the wall clock. No Linux namespace shifts the wall clock, and setting it affects the whole machine,
+//! so a preloaded library shifts it in one process. `.ci/run` installs the library and runs these tests.
 //!
-//! Of a suspended machine: the monotonic clock of Linux (`CLOCK_MONOTONIC`) stands still in the meantime, so deadlines are
-//! later by that. Servers are not suspended with requests in them; on a laptop the request is held on.
+//! Suspension: Linux's monotonic clock (`CLOCK_MONOTONIC`) stops while the machine is suspended, so deadlines move by
+//! that time. Servers are not suspended with requests in them; on a laptop the request simply stays held.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// What the wall clock of a proxy says.
+/// Wall clock of a proxy process.
 struct Clock {
     file: tempfile::NamedTempFile,
     library: PathBuf,
@@ -34,7 +34,7 @@ impl Clock {
         clock
     }
 
-    /// It is so far from the real time now, or (`@…`) it is then.
+    /// Sets the clock to this offset from real time, or (`@…`) to this time.
     fn jumps(&self, to: &str) {
         let next = self.file.path().with_extension("next");
         fs::write(&next, format!("{to}\n")).unwrap();
@@ -56,8 +56,8 @@ impl Clock {
     }
 }
 
-/// What a proxy tells of its cold starts is of one piece: the phases are not negative, follow each other, and sum to a total
-/// that this test can have lasted.
+/// Asserts that a cold-start record is consistent: phases are not negative, do not overlap, and sum to a total that is
+/// plausible for this test.
 fn is_sane(record: &Value) {
     let ms = |value: &Value| value.as_f64().unwrap();
     let total = ms(&record["total_ms"]);
@@ -73,9 +73,9 @@ fn is_sane(record: &Value) {
     assert!((end - total).abs() < 1e-3, "{record:#}");
 }
 
-/// Ten years ahead, ten back, and to the first second of 1970, while requests are held by a cold start: none is let go
-/// before its time, none waits beyond it, the admin API answers, and what it tells is sane. Records of before and after are
-/// read again by the next run.
+/// Jumps ten years ahead, ten back, and to the first second of 1970 while requests are held during a cold start. No
+/// request fails before its deadline or waits beyond it, the admin API responds, and its values are sane. The next run
+/// can read records from before and after the jumps.
 #[tokio::test]
 #[ignore = "needs libfaketime, as in .ci/run faults"]
 async fn held_requests_survive_wall_clock_jumps() {
@@ -94,7 +94,7 @@ async fn held_requests_survive_wall_clock_jumps() {
         proxy.held(1).await;
         until("a cold start", async || proxy.tiny().await["state"] == "starting").await;
         clock.jumps(jump);
-        // A deadline of its own, which starts after the jump, and one that had started before it.
+        // A deadline that starts after the jump; the held request has one that started before it.
         let mut impatient =
             proxy.sent(post_with(CHAT, &[("x-anteroom-max-wait", "1")], r#"{"model":"tiny"}"#)).await;
         impatient.response().await.is_error(504, "cold_start_timeout");
@@ -112,7 +112,8 @@ async fn held_requests_survive_wall_clock_jumps() {
             proxy.admin("/api/v1/cold-starts").await["cold_starts"].as_array().unwrap().len() == number + 1
         })
         .await;
-        // Back to zero: a stale connection, which costs nothing, and two tries, of which the last finds it asleep.
+        // Return to zero: a stale connection, which does not count as a try, then two tries; the server sleeps when the
+        // last one fails.
         let gone = upstream.requests();
         let mut client = proxy.sent(chat("breaks")).await;
         for _ in 0..2 {
@@ -128,7 +129,7 @@ async fn held_requests_survive_wall_clock_jumps() {
     let records = proxy.admin("/api/v1/cold-starts").await;
     let records_of = records["cold_starts"].as_array().unwrap();
     records_of.iter().for_each(is_sane);
-    // Each began before a jump, and after the one before it: so the clock did jump.
+    // Each record began before one jump and after the previous one, which proves that the clock jumped.
     let began = |record: &Value| record["started_at"].as_str().unwrap()[..4].parse::<i32>().unwrap();
     let years: Vec<_> = records_of.iter().map(|record| began(record) - began(&records_of[3])).collect();
     assert!(years[0] < -40 && (-11..=-9).contains(&years[1]) && (9..=11).contains(&years[2]), "{years:?}");

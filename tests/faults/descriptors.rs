@@ -1,4 +1,5 @@
-//! File descriptors run out: who is there goes on, who comes waits, nobody spins, and all is well when some are free.
+//! Exhaustion of file descriptors: admitted requests continue, new connections wait, nothing spins, and service
+//! recovers once descriptors are free.
 
 use std::sync::{
     Arc,
@@ -19,16 +20,16 @@ use crate::{
     },
 };
 
-/// As few as a proxy can start with, so that they run out soon.
+/// Just enough descriptors for the proxy to start, so that they run out soon.
 const DESCRIPTORS: u64 = 128;
 
-/// A server that answers what it has been sent once the gate is open.
+/// Starts a server that responds to its requests once the gate is open.
 async fn gated() -> (Upstream, watch::Sender<bool>) {
     let (gate, opened) = watch::channel(false);
     let answer = move |call: Call| {
         let mut opened = opened.clone();
         async move {
-            // Without the gate the test is over.
+            // A dropped gate means that the test is over.
             if opened.wait_for(|open| *open).await.is_ok() {
                 call.echo().await;
             }
@@ -37,14 +38,15 @@ async fn gated() -> (Upstream, watch::Sender<bool>) {
     (Upstream::warm().await.automatic(answer), gate)
 }
 
-/// More clients than descriptors: some are let in, as many as leave descriptors for all else, and are served; the others
-/// wait to be accepted, and are served after them. Nothing fails, nothing is accepted in vain, nothing stays open.
+/// More clients than descriptors: the proxy accepts as many as leave descriptors for its other work, and serves them;
+/// the others wait in the accept backlog and are served afterwards. Nothing fails, no connection is accepted only to be
+/// dropped, and nothing stays open.
 #[tokio::test]
 async fn clients_without_a_place_wait_to_be_accepted() {
     let (upstream, gate) = gated().await;
     let config = routes(&[route("tiny", &upstream.url(), "concurrency: { max: 16, rampStart: 16 }")]);
     let proxy = Served::with_descriptors(&config, DESCRIPTORS).await;
-    // It says so beforehand.
+    // The shortage is logged at the start.
     proxy.logged("limits.maxConnections exceeds the limit of open files").await;
     let before = proxy.resources();
     let mut clients = Vec::new();
@@ -52,7 +54,7 @@ async fn clients_without_a_place_wait_to_be_accepted() {
         clients.push(proxy.sent(chat(&format!("{number}"))).await);
     }
     proxy.in_flight(16).await;
-    // 128 less 64.
+    // 64 are accepted (128 less 64): 16 in flight, 48 held.
     proxy.held(48).await;
     gate.send_replace(true);
     for mut client in clients {
@@ -63,9 +65,9 @@ async fn clients_without_a_place_wait_to_be_accepted() {
     proxy.stop().await.are(&[("completed", 200)]);
 }
 
-/// One HTTP/2 connection with more requests than there are descriptors to send them with, and clients that come on top.
-/// What cannot be sent waits and blames nobody: the endpoint stays ready, what has been sent is answered, all are served in
-/// the end. Meanwhile accepting and connecting rest between their tries.
+/// One HTTP/2 connection carries more requests than there are descriptors to dispatch them, and further clients
+/// connect. Requests that cannot be dispatched wait without blaming the endpoint: it stays ready, dispatched requests
+/// get responses, and all are served in the end. Accepting and connecting pause between attempts.
 #[tokio::test]
 async fn local_exhaustion_does_not_blame_the_endpoint() {
     const REQUESTS: usize = 150;
@@ -73,7 +75,7 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
     let more = "concurrency: { max: 1000, rampStart: 1000 }, upstream: { connectTimeout: 400ms }";
     let proxy = Served::with_descriptors(&routes(&[route("tiny", &upstream.url(), more)]), DESCRIPTORS).await;
     let mut client = h2::connect(proxy.address).await;
-    // What a probe has found once, and what the work of as many requests costs.
+    // The probe is done once, and this also measures the CPU time for as many requests.
     gate.send_replace(true);
     let body = r#"{"model":"tiny"}"#;
     for _ in 0..REQUESTS {
@@ -83,7 +85,7 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
     let worked = proxy.ticks();
     gate.send_replace(false);
 
-    // While there are descriptors for it.
+    // Connect while descriptors are available.
     let mut admin = Wire::connect(proxy.admin).await;
     assert_eq!(admin.ask(get("/livez")).await.status(), 200);
     let began = Instant::now();
@@ -91,14 +93,14 @@ async fn local_exhaustion_does_not_blame_the_endpoint() {
     let asked: Vec<_> = (0..REQUESTS)
         .map(|_| tokio::spawn(client.send_request(h2::post(proxy.address, CHAT, body))))
         .collect();
-    // It may have inherited some with higher numbers.
+    // The process may have inherited descriptors with higher numbers.
     until("descriptors to run out", async || proxy.resources().descriptors >= DESCRIPTORS as usize).await;
     let late: Vec<_> = [(); 5].map(|()| tokio::spawn(connect_and_ask(proxy.address))).into();
-    // Each rest takes 100 ms, so that connecting has been given up in the meantime, and begun again.
+    // Ten pauses of 100 ms: in that time, attempts to connect have timed out and been started again.
     until("clients that are not accepted", async || proxy.said("cannot accept") >= 10).await;
     let sent = upstream.requests() - before;
     assert!(sent > 10 && sent < REQUESTS, "{sent} of them could be sent");
-    // A rest is 100 ms, and there is one thread that accepts.
+    // One thread accepts, and pauses for 100 ms after each failure.
     let refusals = proxy.said("cannot accept");
     assert!(refusals as u128 <= began.elapsed().as_millis() / 100 + 1, "{refusals} in {:?}", began.elapsed());
     let routes = admin.ask(get("/api/v1/routes")).await.json();
@@ -122,8 +124,8 @@ async fn connect_and_ask(address: std::net::SocketAddr) -> u16 {
     Wire::connect(address).await.ask(chat("late")).await.status()
 }
 
-/// There never is anything to connect with: the request has its deadline all the same, and at most one time-out of
-/// connecting more (2 s). Each try rests for 50 ms; and the endpoint is as ready as before.
+/// Descriptors never become available: the request still times out at its deadline, or at most one connect timeout of 2
+/// s later. Attempts are 50 ms apart, and the endpoint stays ready.
 #[tokio::test(start_paused = true)]
 async fn who_can_never_be_sent_has_a_deadline() {
     const EMFILE: i32 = 24;
@@ -145,8 +147,8 @@ async fn who_can_never_be_sent_has_a_deadline() {
     world.is_over(&[(Outcome::ColdStartTimeout, 1)]);
 }
 
-/// Anteroom raises its own soft limit. A model server has the one that Anteroom was started with: programs that close or
-/// scan every possible descriptor take minutes under a limit of a million.
+/// Anteroom raises its own soft limit. A model server keeps the limit with which Anteroom was started: programs that
+/// close or scan every possible descriptor take minutes under a limit of a million.
 #[tokio::test]
 async fn model_server_keeps_the_soft_limit_of_files() {
     let noted = tempfile::NamedTempFile::new().unwrap();

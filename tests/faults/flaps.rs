@@ -1,4 +1,4 @@
-//! Endpoints that come and go twenty times a second.
+//! Endpoints that become ready and unready twenty times a second.
 
 use std::{
     io,
@@ -27,10 +27,10 @@ use crate::{
 
 const MAX: usize = 4;
 const FLAPS: usize = 400;
-/// Half of a twentieth of a second.
+/// Half a period, at 20 flaps per second.
 const HALF: Duration = Duration::from_millis(25);
 
-/// A server that takes 20 ms for an answer, and counts.
+/// Server that takes 20 ms per response and counts its requests.
 #[derive(Default)]
 struct Server {
     up: AtomicBool,
@@ -51,7 +51,7 @@ impl Server {
         Ok(Box::new(ours))
     }
 
-    /// It closes each connection after its answer, so that each request dials.
+    /// Closes each connection after its response, so that every request dials.
     async fn serve(self: Arc<Self>, mut io: DuplexStream) {
         if read_request(&mut io).await {
             self.requests.fetch_add(1, SeqCst);
@@ -65,9 +65,9 @@ impl Server {
     }
 }
 
-/// Readiness flaps, as its publisher sees it, while requests come as fast as they can be served. Every one of them is sent
-/// exactly once and answered; never more than `concurrency.max` are on the server; demand is what is held and in flight,
-/// at every flap; and when all is over, nothing is wanted.
+/// The published readiness flaps while requests arrive as fast as they can be served. Each request is sent exactly once
+/// and gets a response; never more than `concurrency.max` run on the server; at every flap, demand equals held plus
+/// in-flight requests; at the end there is no demand.
 #[tokio::test(start_paused = true)]
 async fn flapping_readiness_loses_and_repeats_nothing() {
     let server = Arc::new(Server::default());
@@ -102,9 +102,9 @@ async fn flapping_readiness_loses_and_repeats_nothing() {
     assert!(!world.gate.demand().is_leased());
 }
 
-/// The server itself flaps: half of the time it refuses connections, and nobody but the failing request notices. All are
-/// served once it is there, and it is not dialled in a hurry: each failure takes the endpoint out for 50 ms at least, and
-/// at most `concurrency.max` can have been under way to it then.
+/// The server itself flaps: half of the time it refuses connections, which only the failing request notices. All
+/// requests are served while it is up, and dialling is bounded: each failure removes the endpoint for at least 50 ms,
+/// and at most `concurrency.max` attempts can be under way by then.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
     let server = Arc::new(Server::default());
@@ -135,11 +135,11 @@ async fn a_server_that_flaps_is_not_dialled_in_a_hurry() {
     assert!(server.most.load(SeqCst) <= MAX);
 }
 
-/// A pod whose readiness flaps, by the cluster's word, before the real proxy: each change is acted on at once, and every
-/// request is answered once.
+/// The readiness of a pod flaps in the cluster, behind the real proxy: each change takes effect at once, and every
+/// request gets exactly one response.
 #[tokio::test]
 async fn flapping_pod_serves_while_it_is_ready() {
-    // A probe of ours does not open what the cluster has closed.
+    // The server is cold so that no probe opens an endpoint that the cluster has closed.
     let mut upstream = Upstream::cold().await;
     let cluster = Cluster::speaking(Protocol::Http1);
     let proxy = cluster.proxy(None, "").await;

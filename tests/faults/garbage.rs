@@ -1,4 +1,4 @@
-//! Model servers that say what is no answer.
+//! Model servers that send invalid responses.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -8,10 +8,10 @@ use crate::support::{
     wire::{chat, post},
 };
 
-/// Larger than a head may be, which it would be the next time as well.
+/// Heads above the size limit. A retry would fail the same way and is not made.
 const TOO_LARGE: [&str; 2] = ["a head of a megabyte", "a thousand headers"];
 
-/// What a server says instead of a head, or as a head that cannot be believed.
+/// Returns bytes sent in place of a head, and heads that are invalid.
 fn heads() -> Vec<(&'static str, Vec<u8>)> {
     let text = |text: &str| text.as_bytes().to_vec();
     vec![
@@ -38,7 +38,7 @@ fn heads() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// What is good as a head, and then breaks the promise.
+/// Valid heads with a body that violates them.
 const BODIES: [(&str, &str); 5] = [
     ("less than its length", "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345"),
     ("a chunk without a size", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nxx\r\n0\r\n\r\n"),
@@ -53,8 +53,8 @@ const BODIES: [(&str, &str); 5] = [
     ("no last chunk", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n"),
 ];
 
-/// Whatever it is: two servers get the request at the most (one, where the head is too large), the client gets 502, and the next request is served. Or, if a head had gone out, the
-/// client sees that the answer breaks off, and nothing is tried again.
+/// For each case, at most two tries are made (one if the head is too large), the client gets 502, and the next request
+/// is served. If the head has already been sent, the client sees the response break off, and there is no retry.
 #[tokio::test]
 async fn invalid_response_leaves_the_next_request_alone() {
     let mut upstream = Upstream::warm().await;
@@ -74,7 +74,7 @@ async fn invalid_response_leaves_the_next_request_alone() {
         for _ in 0..tries {
             let mut call = upstream.call().await;
             call.body().await;
-            // It is closed at once where it is known at once.
+            // The proxy closes at once where the error is evident, so the write may fail.
             let _ = call.wire.stream.write_all(said).await;
         }
         let response = client.response().await;
@@ -89,7 +89,7 @@ async fn invalid_response_leaves_the_next_request_alone() {
         call.body().await;
         call.send(said).await;
         drop(call);
-        // Whether a head goes out before the end of it is known is a matter of what came in one piece.
+        // The head may be sent before the error is detected, depending on how the bytes arrive.
         if let Some(head) = client.head().await {
             assert_eq!(head.status(), 200, "{what}");
             let all = client.body(&head).await;
@@ -103,19 +103,19 @@ async fn invalid_response_leaves_the_next_request_alone() {
     proxy.stop(&[("completed", completed), ("upstream_error", failed)]).await;
 }
 
-/// Thousands of informational responses, as fast as the connection takes them: that is no head either, and the time for it
-/// passes. Others are served meanwhile by the same thread.
+/// Thousands of informational responses, as fast as the connection takes them, are not a response: the response timeout
+/// applies. The same thread serves other requests in the meantime.
 #[tokio::test]
 async fn a_flood_of_informational_responses_is_no_answer() {
     let mut upstream = Upstream::warm().await;
-    // Only the flood is to run out of time.
+    // Only the flood may time out.
     let proxy = Proxy::start(&routes(&[
         route("tiny", &upstream.url(), "upstream: { responseTimeout: 300ms }"),
         route("other", &upstream.url(), ""),
     ]))
     .await;
     let other = post("/v1/chat/completions", r#"{"model":"other","text":"other"}"#);
-    // It is known to be up before the flood begins.
+    // Makes the target known to be up before the flood begins.
     let mut client = proxy.sent(&other).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.json()["text"], "other");
@@ -131,7 +131,7 @@ async fn a_flood_of_informational_responses_is_no_answer() {
     proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
 }
 
-/// Ends by itself: a busy machine would read an endless one for half a minute before it looks at the time.
+/// Sends a bounded flood: a busy machine would read an endless one for half a minute before it checks the timeout.
 async fn flood(mut call: Call) {
     call.body().await;
     let early = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(100);

@@ -1,4 +1,4 @@
-//! Model servers that are killed, as the kernel does it when memory runs out: SIGKILL, without a word.
+//! Model servers killed with SIGKILL, as the kernel does when memory runs out.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use tokio::time::{sleep, timeout};
 
 const HOUR: &str = "1h";
 
-/// A proxy before the one url, and what else is to be said of its route.
+/// Starts a proxy with one `url` route and these further settings.
 async fn before(place: &Place, more: &str) -> Served {
     Served::start(&routes(&[route("tiny", &place.url(), more)])).await
 }
 
-/// Killed before the head of an answer: the request takes its old place, ahead of whoever came later, and is served by
-/// the next server. What kills two servers reaches no third, and whoever stood behind it is served.
+/// Killed before the head of a response: the request returns to its place in the queue, ahead of later ones, and the
+/// next server serves it. A request that kills two servers is not sent to a third, and the request behind it is served.
 #[tokio::test]
 async fn request_without_head_moves_to_one_other_server() {
     let place = Place::reserve();
@@ -42,7 +42,7 @@ async fn request_without_head_moves_to_one_other_server() {
     let mut second = place.up(&["--time-to-first-token", HOUR]).await;
     second.runs(1).await;
     second.kill();
-    // Had the later one gone first, it would still be held now.
+    // If the later request had been dispatched first, the deadly one would still be held now.
     deadly.response().await.is_error(502, "upstream_error");
     proxy.held(1).await;
     let third = place.up(&[]).await;
@@ -51,14 +51,13 @@ async fn request_without_head_moves_to_one_other_server() {
     proxy.stop().await.are(&[("completed", 2), ("upstream_error", 1)]);
 }
 
-/// Killed with many in flight that it has not answered, over connections that had been used before: each of them is
-/// served by the next server.
+/// Killed with many unanswered requests in flight, over reused connections: the next server serves each of them.
 #[tokio::test]
 async fn headless_requests_move_to_the_next_server() {
     all_are_served_by_the_next_server("").await;
 }
 
-/// The same where no model is needed to find the route, so that bodies stream to the server.
+/// Same for a route without models, whose bodies stream to the server.
 #[tokio::test]
 async fn streamed_bodies_are_served_by_the_next_server() {
     all_are_served_by_the_next_server(", match: {}").await;
@@ -92,7 +91,7 @@ async fn all_are_served_by_the_next_server(more: &str) {
     proxy.stop().await.are(&[("completed", 2 * MANY)]);
 }
 
-/// Killed in the middle of a stream: the client sees that its answer breaks off, and no other server gets the request.
+/// Killed in the middle of a stream: the client sees its response break off, and no other server gets the request.
 #[tokio::test]
 async fn broken_stream_is_seen_by_its_client_only() {
     let place = Place::reserve();
@@ -115,7 +114,8 @@ async fn broken_stream_is_seen_by_its_client_only() {
     proxy.stop().await.are(&[("completed", 1), ("upstream_error", 8)]);
 }
 
-/// A route to a process that notes who it is, has a child as vLLM has one for its engine, and then does this.
+/// Returns a route to a process that records its pid, starts a child, as vLLM does for its engine, and then runs
+/// `then`.
 fn process(pids: &std::path::Path, then: &str) -> String {
     let script = format!(r#"sleep 600 & echo $! >> "$1"; echo $$ >> "$1"; {then}"#);
     let command = serde_json::json!(["sh", "-c", script, "-", pids, ANTEROOM, "{port}"]);
@@ -134,8 +134,8 @@ fn alive(pid: &Pid) -> bool {
     test_kill_process(*pid).is_ok()
 }
 
-/// Killed while it loads: all who wait are told so, with the signal, at once; its child goes with it; and who comes
-/// next has the next start, when its back-off is over.
+/// Killed while loading: all held requests fail at once, and the error names the signal; the child process is killed
+/// too. The next request triggers a new start after the backoff.
 #[tokio::test]
 async fn crash_while_loading_fails_held_requests() {
     let pids = tempfile::NamedTempFile::new().unwrap();
@@ -161,8 +161,7 @@ async fn crash_while_loading_fails_held_requests() {
     proxy.stop().await.are(&[("cold_start_failed", 5), ("completed", 1)]);
 }
 
-/// Killed while it serves a request that it has not answered: that request is held, starts the next server, and is
-/// answered by it.
+/// Killed with an unanswered request: the request is held, starts the next server, and gets its response from it.
 #[tokio::test]
 async fn crash_while_serving_restarts_for_the_unanswered() {
     let pids = tempfile::NamedTempFile::new().unwrap();
@@ -177,12 +176,12 @@ async fn crash_while_serving_restarts_for_the_unanswered() {
     proxy.stop().await.are(&[("completed", 1)]);
 }
 
-/// Anteroom itself is killed while its model server takes its time to stop: the next life at the same address starts no
-/// second one beside it, which the machine might have no room for, and says what it waits for.
+/// Anteroom itself is killed while its model server is slow to stop: the next Anteroom at the same address does not
+/// start a second server beside it, for which the machine might lack memory, and reports what it waits for.
 #[tokio::test]
 async fn next_life_waits_for_the_server_of_the_last() {
     let pids = tempfile::NamedTempFile::new().unwrap();
-    // The shell ignores SIGTERM; only its child, the stand-in, obeys.
+    // The shell ignores SIGTERM; only its child, the stand-in, exits.
     let stubborn = r#"trap "" TERM; "$2" sim --port "$3" & while :; do wait; sleep 600; done"#;
     let config = process(pids.path(), stubborn).replace("command:", "stopTimeout: 1h, command:");
     let mut first = Served::start(&config).await;
@@ -204,15 +203,15 @@ async fn next_life_waits_for_the_server_of_the_last() {
     second.stop().await.are(&[("completed", 1)]);
 }
 
-/// Stopped with a request in flight (SIGSTOP, or a GPU that hangs), it closes nothing and answers nothing. It takes 10 s
-/// of silence and three probes, half a minute in all, to tell that from a long prompt; what comes later is held, and
-/// served once it goes on.
+/// Stopped with a request in flight (SIGSTOP, or a hung GPU), a server closes nothing and sends nothing. Distinguishing
+/// it from a long prompt takes 10 s of silence and three probes, half a minute in all; later requests are held, and
+/// served once the server continues.
 #[tokio::test]
 async fn stopped_server_gets_nothing_until_it_goes_on() {
     let place = Place::reserve();
     let server = place.up(&[]).await;
     let proxy = before(&place, "readiness: { interval: 10ms, timeout: 100ms }").await;
-    // The first one waits for a probe, so that only the second one tells the usual time.
+    // The first one waits for a probe, so only the second one shows the usual time.
     for _ in 0..2 {
         assert_eq!(proxy.ask(prompt("is answered at once")).await.status(), 200);
     }

@@ -1,10 +1,10 @@
-//! The law of conservation, as the admin listener of a running proxy shows it.
+//! The law of conservation, checked on the admin listener of a running proxy.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use crate::support::{Wire, wire::Response};
 
-/// What a proxy has counted, over all its routes.
+/// Counts of a proxy, over all routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub admitted: u64,
@@ -12,22 +12,22 @@ pub struct Counts {
     pub in_flight: u64,
     pub held_bytes: u64,
     pub buffered_bytes: u64,
-    /// Admitted requests by how they ended.
+    /// Admitted requests by outcome.
     pub outcomes: BTreeMap<String, u64>,
-    /// Requests that were not admitted, by the reason.
+    /// Requests that were not admitted, by reason.
     pub refused: BTreeMap<String, u64>,
 }
 
-/// Far above what anything here takes, also on a busy machine: only a defect reaches it.
+/// Far above the duration of any test here, even on a busy machine; only a defect exceeds it.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// What the admin listener answers.
+/// Sends a GET to the admin listener.
 pub async fn ask(admin: SocketAddr, path: &str) -> Response {
     let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
     Wire::connect(admin).await.ask(request).await
 }
 
-/// What has been counted so far. While requests move, the numbers are not of one instant.
+/// Reads the current counts. They are not an atomic snapshot while requests are moving.
 pub async fn counts(admin: SocketAddr) -> Counts {
     let mut counts = Counts::default();
     for line in ask(admin, "/metrics").await.text().lines() {
@@ -54,7 +54,7 @@ pub async fn counts(admin: SocketAddr) -> Counts {
     counts
 }
 
-/// Waits until all is over, then checks the law: admissions equal outcomes, and no byte is kept for anybody.
+/// Waits until no request is left, then checks that admissions equal outcomes and no bytes are buffered.
 pub async fn holds(admin: SocketAddr) -> Counts {
     let mut last = Counts::default();
     let settled = async {
@@ -74,7 +74,7 @@ pub async fn holds(admin: SocketAddr) -> Counts {
 // === impl Counts ===
 
 impl Counts {
-    /// Nothing waits, nothing moves, nothing is missing.
+    /// Returns true if no request is held or in flight, no bytes are buffered, and every admission has an outcome.
     fn is_over(&self) -> bool {
         (self.held, self.in_flight, self.held_bytes, self.buffered_bytes) == (0, 0, 0, 0)
             && self.admitted == self.outcomes.values().sum::<u64>()
@@ -84,7 +84,7 @@ impl Counts {
         self.outcomes.get(outcome).copied().unwrap_or_default()
     }
 
-    /// Asserts that these outcomes came to pass, and none but these.
+    /// Asserts exactly these outcomes.
     pub fn are(&self, outcomes: &[(&str, u64)]) {
         let expected = outcomes.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         assert_eq!(self.outcomes, expected, "{self:?}");

@@ -1,4 +1,4 @@
-//! A log that nobody reads: standard error is a pipe, and it is full.
+//! An unread log: standard error is a pipe, and it is full.
 
 use std::net::SocketAddr;
 
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// A route to a process that prints far more than a pipe takes (64 KiB on Linux), and dies.
+/// Route to a process that prints far more than a pipe holds (64 KiB on Linux), then exits.
 const CHATTY: &str = r#"  - name: chatty
     match: { models: [chatty] }
     target: { process: { command: [sh, -c, "yes $(printf %0900d 0) | head -n 4000; exit 3 # {port}"] } }
@@ -24,13 +24,13 @@ async fn metric(proxy: &Served, name: &str) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// How HTTP/2 begins, and PINGs that answer none: the library logs a warning for each.
+/// Returns an HTTP/2 preface and acknowledgements of PINGs that were never sent: h2 logs a warning for each.
 fn stray_pings(count: usize) -> Vec<u8> {
     const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     [BEGINNING, &b"\0\0\x08\x06\x01\0\0\0\0answered".repeat(count)].concat()
 }
 
-/// A connection of each listener that speaks HTTP/2, on which so many have come.
+/// Opens a connection to each HTTP/2 listener and sends `count` of them.
 async fn send_stray_pings(proxy: &Served, scaler: SocketAddr, count: usize) -> [Wire; 2] {
     let mut clients = [Wire::connect(proxy.address).await, Wire::connect(scaler).await];
     for client in &mut clients {
@@ -39,12 +39,12 @@ async fn send_stray_pings(proxy: &Served, scaler: SocketAddr, count: usize) -> [
     clients
 }
 
-/// An address that was free.
+/// Returns an address that was free a moment ago.
 fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// 9,000 warnings on each of two listeners are under the limit of control frames, and would be 2 MB of log.
+/// 9,000 warnings on each of two listeners stay below the limit on control frames, and would make 2 MB of log.
 #[tokio::test]
 async fn clients_cannot_fill_the_log() {
     let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });
@@ -55,7 +55,7 @@ async fn clients_cannot_fill_the_log() {
     let said = proxy.logged("log lines were left out").await;
     assert_eq!(said["mostly_of"], "h2::proto::ping_pong", "{said}");
     until("all to be counted", async || {
-        // 100 at once and 5 a second are logged.
+        // 100 lines at once and 5 per second are logged.
         metric(&proxy, "anteroom_limited_log_lines_total").await > 17_000
     })
     .await;
@@ -65,8 +65,8 @@ async fn clients_cannot_fill_the_log() {
     proxy.stop().await.are(&[("completed", 1)]);
 }
 
-/// 4,000 lines of 900 bytes are 3.6 MB: 64 KiB fit into the pipe, 1,024 lines into the queue, the others are dropped and
-/// counted. Everything else goes on as if somebody read them; once somebody does, the log says how many are missing.
+/// 4,000 lines of 900 bytes are 3.6 MB: the pipe holds 64 KiB, the queue 1,024 lines; the rest is dropped and counted.
+/// Everything else continues normally, and once the log is read, it reports the number of dropped lines.
 #[tokio::test]
 async fn unread_log_blocks_nothing_and_drops_are_counted() {
     let upstream = Upstream::warm().await.automatic(|call| async move { call.echo().await });

@@ -1,8 +1,8 @@
-//! Faults, and what must hold whatever fails: every admitted request has one outcome, nothing waits beyond its deadline,
-//! no process, descriptor or thread stays behind, and nobody spins.
+//! Faults, and the invariants under any of them: every admitted request has exactly one outcome, nothing waits beyond
+//! its deadline, no process, descriptor or thread is left behind, and nothing spins.
 //!
-//! Where a process matters, the processes are real: `anteroom serve` and `anteroom sim`, killed by their ids. Where timing
-//! matters, everything is in memory on a paused clock. Each test says in its comment what must hold.
+//! Where processes matter, they are real: `anteroom serve` and `anteroom sim`, killed by pid. Where timing matters,
+//! everything runs in memory on a paused clock. The comment of each test states its invariants.
 
 #![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 

@@ -1,4 +1,4 @@
-//! A proxy in memory, on a paused clock: the clock moves only when nothing else can, so times are exact.
+//! A proxy in memory on a paused clock. Time advances only when every task is idle, so durations are exact.
 
 use std::{io, sync::Arc};
 
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A route `tiny` with one endpoint, which is what the test makes of it.
+/// Proxy with a route `tiny` and one endpoint, whose connections the test provides.
 pub struct World {
     pub gate: Arc<Gate>,
     pub shared: Arc<Shared>,
@@ -26,12 +26,12 @@ pub struct World {
     proxy: Arc<Proxy>,
 }
 
-/// Connects to what the test has behind the endpoint.
+/// Dialer that calls the test's function.
 struct Behind<F>(F);
 
 impl<F: Fn() -> io::Result<Box<dyn Io>> + Send + Sync> Dial for Behind<F> {
     fn dial(&self, _: &str) -> Dialing {
-        // Within the future, as in a real one.
+        // Called within the future, where a real dialer would panic.
         let connected = std::panic::AssertUnwindSafe(&self.0);
         match std::panic::catch_unwind(connected) {
             Ok(connected) => Box::pin(async { connected }),
@@ -40,12 +40,12 @@ impl<F: Fn() -> io::Result<Box<dyn Io>> + Send + Sync> Dial for Behind<F> {
     }
 }
 
-/// The two ends of a connection.
+/// Returns the two ends of a connection.
 pub fn connection() -> (DuplexStream, DuplexStream) {
     duplex(4096)
 }
 
-/// Reads a request with a Content-Length; false at the end of the connection.
+/// Reads a request with a Content-Length; returns false at the end of the connection.
 pub async fn read_request(io: &mut DuplexStream) -> bool {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -63,7 +63,8 @@ pub async fn read_request(io: &mut DuplexStream) -> bool {
 // === impl World ===
 
 impl World {
-    /// The route says this besides, in YAML's flow style. Each connection to the endpoint is what `dial` makes.
+    /// Creates a world whose route has these further settings, in YAML flow style. `dial` makes each connection to the
+    /// endpoint.
     pub fn new(more: &str, dial: impl Fn() -> io::Result<Box<dyn Io>> + Send + Sync + 'static) -> Self {
         let yaml = crate::support::routes(&[crate::support::route("tiny", "http://127.0.0.1:1", more)]);
         let mut config = Config::parse(&yaml, "test.yaml").unwrap();
@@ -78,8 +79,8 @@ impl World {
         Self { gate, shared, endpoint, proxy }
     }
 
-    /// The endpoint is ready from now on, and never loses that but by failing; then it is asked again when its back-off
-    /// is over, and `answers` says whether it does. In doubt it is asked at once.
+    /// Marks the endpoint as ready and supervises it: after a failure it is probed when its backoff is over, when in
+    /// doubt at once. `answers` returns the result of a probe.
     pub fn watch(&self, answers: impl Fn() -> bool + Send + 'static) {
         self.gate.target().ready(&self.endpoint, None);
         let (gate, endpoint) = (self.gate.clone(), self.endpoint.clone());
@@ -102,14 +103,14 @@ impl World {
         });
     }
 
-    /// A connection of a client.
+    /// Opens a client connection.
     pub fn client(&self) -> DuplexStream {
         let (client, server) = connection();
         tokio::spawn(serve_connection(server, None, self.proxy.clone(), CancellationToken::new()));
         client
     }
 
-    /// A client that asks once: all that it hears.
+    /// Sends one request and returns all bytes of the response.
     pub fn ask(&self, request: &str) -> JoinHandle<String> {
         let mut client = self.client();
         let request = request.replacen("\r\n", "\r\nConnection: close\r\n", 1);
@@ -121,7 +122,8 @@ impl World {
         })
     }
 
-    /// The law, which holds exactly whenever the clock stands still.
+    /// Asserts that admissions equal outcomes plus held and in-flight requests, which is exact while the clock is
+    /// paused.
     pub fn obeys_the_law(&self) {
         let counters = self.gate.counters();
         let (held, in_flight) = (self.gate.held() as u64, self.gate.in_flight());
@@ -133,7 +135,7 @@ impl World {
         );
     }
 
-    /// Nothing is left of anybody, and these outcomes came to pass, and none but these.
+    /// Asserts that nothing is left, and that exactly these outcomes occurred.
     pub fn is_over(&self, outcomes: &[(Outcome, u64)]) {
         self.obeys_the_law();
         assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));

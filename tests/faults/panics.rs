@@ -1,4 +1,4 @@
-//! Panics: one request is lost and counted, its place is free, and everybody else goes on.
+//! Panics: one request fails and is counted, its slot is freed, and all others continue.
 
 use std::{
     io,
@@ -22,12 +22,12 @@ use crate::{
     support::wire::{chat, streaming},
 };
 
-/// What the way to the endpoint does.
+/// Behaviours of a connection to the endpoint.
 const WORKS: u8 = 0;
 const PANICS_ON_DIAL: u8 = 1;
 const PANICS_ON_READ: u8 = 2;
 
-/// A connection that panics when it is read.
+/// Connection that panics when it is read.
 struct Broken(DuplexStream);
 
 impl AsyncRead for Broken {
@@ -78,7 +78,7 @@ fn rig(more: &str) -> Rig {
     Rig { world, behaves, requests }
 }
 
-/// A whole answer with a length, on a connection that is kept.
+/// Reads a response with a length from a kept-alive connection.
 async fn answer(client: &mut DuplexStream) -> String {
     let mut heard = Vec::new();
     while !heard.ends_with(b"\r\n\r\n") {
@@ -92,8 +92,8 @@ async fn answer(client: &mut DuplexStream) -> String {
     head + &String::from_utf8(body).unwrap()
 }
 
-/// In a request that is sent at once, and in one that was held: it gets a 500 and is counted as `internal`. Its permit is
-/// given back, the connection that it came over serves the next, and so does the thread.
+/// Panic of a request, dispatched at once or after a hold: the client gets a 500, counted as `internal`. The permit is
+/// returned; the client's connection and the thread serve the next request.
 #[tokio::test(start_paused = true)]
 async fn panic_costs_only_its_request() {
     let Rig { world, behaves, requests } = rig("concurrency: { max: 1, rampStart: 1 }");
@@ -125,8 +125,8 @@ async fn panic_costs_only_its_request() {
     assert_eq!(requests.load(SeqCst), 2);
 }
 
-/// After an early answer there is no other status to send: the client sees its stream break off. It is counted, and its
-/// place is free; the neighbours' connections do not notice.
+/// After an early 200 the status cannot change: the client sees its stream break off. The request is counted and its
+/// slot freed; the connections of other clients are unaffected.
 #[tokio::test(start_paused = true)]
 async fn panic_after_early_answer_breaks_the_stream() {
     let Rig { world, behaves, .. } =
@@ -137,7 +137,7 @@ async fn panic_after_early_answer_breaks_the_stream() {
     let neighbour = world.ask(&streaming("waits behind it"));
     sleep(Duration::from_secs(5)).await;
     behaves.store(PANICS_ON_DIAL, SeqCst);
-    // Whoever is next is dispatched on the thread that panics: it must not be taken along.
+    // The next request is dispatched on the thread that panics, and must not be lost with it.
     world.gate.target().ready(&world.endpoint, None);
     let heard = panics.await.unwrap();
     assert!(heard.starts_with("HTTP/1.1 200") && !heard.ends_with("0\r\n\r\n"), "{heard}");
@@ -148,8 +148,8 @@ async fn panic_after_early_answer_breaks_the_stream() {
     assert!(world.ask(&chat("the next one")).await.unwrap().ends_with("ok"));
 }
 
-/// In the task of a connection to an endpoint: that is a connection that broke. The request has been written, so it is
-/// tried once more, and told 502 then.
+/// A panic in the task of an upstream connection counts as a broken connection. The request was already written, so it
+/// is retried once and then fails with 502.
 #[tokio::test(start_paused = true)]
 async fn panic_in_upstream_connection_is_a_broken_one() {
     let Rig { world, behaves, .. } = rig("");

@@ -1,4 +1,4 @@
-//! Requests that a healthy server cannot bear, beside those of everybody else.
+//! Requests that make a healthy server drop the connection, next to the requests of others.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use crate::{
 const SECONDS: u64 = 60;
 const CLIENTS: u64 = 32;
 
-/// Takes a second for each answer, and drops the connection at once where the body says `poison`.
+/// Takes one second per response, and closes the connection at once if the body contains `poison`.
 async fn serve(mut io: DuplexStream) {
     let mut request = Vec::new();
     loop {
@@ -44,9 +44,9 @@ async fn serve(mut io: DuplexStream) {
     }
 }
 
-/// One poisoned body a second beside 32 clients that ask one thing after the other, a second each: in a minute that is
-/// 32 × 60 answers. Each body is written twice and rests for 50 ms in between, in which it takes a place: 60 × 50 ms out of
-/// 32 × 60 s, less than a hundredth.
+/// One poisoned body per second next to 32 sequential clients with one second per request: 32 × 60 responses in a
+/// minute. Each poisoned body is sent twice, 50 ms apart, and occupies a slot in between: 60 × 50 ms out of 32 × 60 s,
+/// less than one percent.
 #[tokio::test(start_paused = true)]
 async fn poisoned_bodies_cost_the_others_nothing() {
     let dialled = Arc::new(AtomicUsize::new(0));
@@ -75,7 +75,7 @@ async fn poisoned_bodies_cost_the_others_nothing() {
         .collect();
     let mut poisoned = Vec::new();
     for _ in 0..SECONDS {
-        // Between two rounds of answers.
+        // Between two rounds of responses.
         sleep(Duration::from_millis(500)).await;
         poisoned.push(world.ask(&chat("poison")));
         sleep(Duration::from_millis(500)).await;

@@ -1,4 +1,4 @@
-//! Two replicas behind a load balancer that learns late, restarted one after the other under load.
+//! Two replicas behind a load balancer with delayed updates, restarted one after the other under load.
 
 use std::{
     net::SocketAddr,
@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// What kube-proxy does: connections go to one of those that were ready when it last looked, and it looks now and then.
+/// Stand-in for kube-proxy: forwards connections to backends that were ready at the last check.
 struct Balancer {
     address: SocketAddr,
     backends: Arc<Mutex<Vec<Backend>>>,
@@ -42,7 +42,7 @@ struct Backend {
     ready: bool,
 }
 
-/// How long it knows nothing of a change.
+/// Interval between the readiness checks.
 const LAG: Duration = Duration::from_millis(200);
 
 // === impl Balancer ===
@@ -86,7 +86,7 @@ async fn pass_on(listener: TcpListener, backends: Arc<Mutex<Vec<Backend>>>) {
             continue;
         };
         tokio::spawn(async move {
-            // Who is not there any more refuses the connection, and the client sees it.
+            // A backend that has exited refuses the connection, and the client sees the error.
             let mut backend = TcpStream::connect(address).await?;
             copy_bidirectional(&mut client, &mut backend).await
         });
@@ -104,7 +104,8 @@ async fn look(backends: Arc<Mutex<Vec<Backend>>>) {
     }
 }
 
-/// A replica that ends may do so at any moment: then it is not ready.
+/// Returns the readiness of a replica. One that is shutting down may close the connection at any time, and is not
+/// ready.
 async fn is_ready(admin: SocketAddr) -> bool {
     let Ok(mut stream) = TcpStream::connect(admin).await else { return false };
     let request = b"GET /readyz HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
@@ -116,8 +117,8 @@ async fn is_ready(admin: SocketAddr) -> bool {
     asked.await.is_ok() && answer.starts_with(b"HTTP/1.1 200 ")
 }
 
-/// A client that asks one request after the other and counts its answers. Some keep their connections, until they are
-/// told that it was the last answer on it.
+/// Sends one request after the other and counts the responses. Clients of kind 1 keep their connection until a response
+/// carries `Connection: close`.
 async fn client(address: SocketAddr, kind: usize, over: Arc<AtomicBool>, counts: Arc<Counts>) {
     let mut kept = None;
     while !over.load(SeqCst) {
@@ -160,7 +161,7 @@ const CHUNKS: usize = 20;
 // === impl Counts ===
 
 impl Counts {
-    /// One that is to be sent again, as it says.
+    /// Counts a response that asks the client to retry.
     fn drained(&self, response: &Response) {
         response.is_error(503, "draining");
         assert_eq!(response.get("x-should-retry"), Some("true"));
@@ -182,23 +183,23 @@ async fn serve(mut call: Call) {
     call.finish(LAST).await;
 }
 
-/// A replica that knows the other one, at addresses that it has from one run to the next.
+/// Starts a replica that knows its peer; both keep their addresses from run to run.
 async fn replica(number: usize, ports: &[Port; 2], url: &str) -> Served {
     let [own, other] = [&ports[number], &ports[1 - number]].map(|port| port.url().replace("http://", ""));
     let peers = format!("peers: {{ listen: \"{own}\", service: \"{other}\" }}");
-    // Far fewer places than clients, so that some are always held.
+    // Far fewer slots than clients, so that some requests are always held.
     let route = route("tiny", url, "concurrency: { max: 2 }");
-    // The balancer notices within the delay, also on a busy machine; and what is held then has all the time that it needs.
+    // The balancer notices within the delay, even on a busy machine; requests held then have as much time as they need.
     Served::start(&format!("drainDelay: 6s\ndrainTimeout: 10m\n{peers}\n{}", routes(&[route]))).await
 }
 
-/// Streams, short and held requests through a balancer, while each replica in turn is told to end, ends, and comes back
-/// at another port. Every request is answered whole, or told `draining` and that it may be sent again. Each replica
-/// accounts for all that it admitted, ends by itself with 0, and is forgotten by its peer and found again.
+/// Streams, short and held requests run through a balancer while each replica in turn gets SIGTERM, exits, and returns
+/// at another port. Every request gets a complete response, or `draining` with permission to retry. Each replica
+/// accounts for all requests it admitted and exits with 0; its peer drops it and finds it again.
 #[tokio::test]
 async fn a_rolling_restart_fails_nobody() {
     let upstream = Upstream::warm().await.automatic(serve);
-    // Nobody takes them while a replica is away: the ports of clients come from the same range.
+    // Reserved throughout: client ports come from the same range and could take them while a replica is down.
     let ports = [Port::reserve(), Port::reserve()];
     let balancer = Balancer::start().await;
     let mut replicas = Vec::new();
@@ -238,7 +239,7 @@ async fn a_rolling_restart_fails_nobody() {
     }
     for replica in replicas {
         let counts = replica.stop().await;
-        // The one that came back last may have had none.
+        // The replica that returned last may have admitted none.
         assert_eq!(counts.ended("completed"), counts.admitted, "{counts:?}");
         completed += counts.admitted;
     }
@@ -250,7 +251,7 @@ async fn a_rolling_restart_fails_nobody() {
     );
 }
 
-/// How many requests a replica had, all of which it has answered.
+/// Asserts that a replica completed all requests it admitted, and returns their number.
 fn only_completed(last: &serde_json::Value) -> u64 {
     let admitted = last["admitted"].as_u64().unwrap();
     let outcomes = last["outcomes"].as_str().unwrap();
@@ -260,9 +261,9 @@ fn only_completed(last: &serde_json::Value) -> u64 {
     admitted
 }
 
-/// From the moment when a replica is told to end, every answer over a connection that is kept says that it was the last
-/// one, also while new connections are still accepted: a client that asks again goes elsewhere, and never into a
-/// connection that is being closed.
+/// As soon as a replica starts to shut down, every response on a kept-alive connection carries `Connection: close`,
+/// even while new connections are still accepted: the client's next request uses another connection, and never one that
+/// is being closed.
 #[tokio::test]
 async fn who_keeps_a_connection_is_told_that_it_ends() {
     let mut upstream = Upstream::warm().await;

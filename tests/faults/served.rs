@@ -1,4 +1,4 @@
-//! `anteroom serve` as a process, looked at from outside.
+//! `anteroom serve` as a process, observed from outside.
 
 use std::{
     fs,
@@ -22,20 +22,20 @@ use crate::{
 /// The executable under test.
 pub const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 
-/// A proxy. It is killed when this is dropped, and its log is kept.
+/// Proxy process. Dropping it kills the process; its log is collected.
 pub struct Served {
     child: Child,
     pub address: SocketAddr,
     pub admin: SocketAddr,
     folder: tempfile::TempDir,
-    /// It and all that it starts, whoever their parents are by then.
+    /// Finds the process and all its descendants, even after they are reparented.
     mark: Mark,
     log: Arc<Mutex<Vec<Value>>>,
-    /// Whoever has it may read the log from the pipe.
+    /// Lock that must be held to read the log from the pipe.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What a process has of the system's.
+/// System resources of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
     pub descriptors: usize,
@@ -54,7 +54,7 @@ impl Served {
         .await
     }
 
-    /// One that may have so many file descriptors.
+    /// Starts a proxy with this limit of open files.
     pub async fn with_descriptors(config: &str, number: u64) -> Self {
         Self::spawn(config, |folder| {
             let mut command = Command::new("sh");
@@ -65,7 +65,7 @@ impl Served {
         .await
     }
 
-    /// One that is started by this command, which knows the folder of its configuration.
+    /// Starts a proxy with this command, which gets the folder of the configuration.
     pub async fn spawn(config: &str, command: impl FnOnce(&tempfile::TempDir) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("anteroom.yaml"), config).unwrap();
@@ -100,7 +100,7 @@ impl Served {
         self.folder.path().join("anteroom.yaml")
     }
 
-    /// Replaces its configuration as editors and kubelets do: never by a half-written file.
+    /// Replaces the configuration atomically, as editors and kubelets do.
     pub fn write(&self, config: &str) {
         fs::write(self.path().with_extension("new"), config).unwrap();
         fs::rename(self.path().with_extension("new"), self.path()).unwrap();
@@ -114,25 +114,25 @@ impl Served {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    // --- what it says ---
+    // --- log ---
 
-    /// How often its log has a line with this message so far.
+    /// Returns the number of log lines so far with this message.
     pub fn said(&self, message: &str) -> usize {
         self.log.lock().iter().filter(|line| says(line, message)).count()
     }
 
-    /// Waits for the first line with this message.
+    /// Waits for the first log line with this message.
     pub async fn logged(&self, message: &str) -> Value {
         until(message, async || self.said(message) > 0).await;
         self.log.lock().iter().find(|line| says(line, message)).cloned().unwrap()
     }
 
-    /// Stops reading its log with the next line, until the guard is dropped.
+    /// Stops reading the log after the next line, until the guard is dropped.
     pub async fn unread_log(&self) -> tokio::sync::OwnedMutexGuard<()> {
         self.turn.clone().lock_owned().await
     }
 
-    /// Its log, for who wants to know why.
+    /// Returns the whole log, for failure messages.
     pub fn log(&self) -> String {
         self.log.lock().iter().map(|line| format!("{line}\n")).collect()
     }
@@ -141,19 +141,19 @@ impl Served {
         Wire::connect(self.address).await.ask(request).await
     }
 
-    /// A client that has sent this.
+    /// Connects a client and sends a request.
     pub async fn sent(&self, request: impl AsRef<[u8]>) -> Wire {
         let mut client = Wire::connect(self.address).await;
         client.send(request).await;
         client
     }
 
-    /// What the admin listener says.
+    /// Returns the JSON of a path on the admin listener.
     pub async fn admin(&self, path: &str) -> Value {
         law::ask(self.admin, path).await.json()
     }
 
-    /// The route `tiny`, as the admin API shows it.
+    /// Returns the route `tiny` from the admin API.
     pub async fn tiny(&self) -> Value {
         let routes = self.admin("/api/v1/routes").await;
         let routes = routes["routes"].as_array().unwrap();
@@ -172,16 +172,16 @@ impl Served {
         law::counts(self.admin).await
     }
 
-    // --- what it takes ---
+    // --- resources ---
 
-    /// What it has open now.
+    /// Returns the current resources.
     pub fn resources(&self) -> Resources {
         let proc = PathBuf::from(format!("/proc/{}", self.pid().as_raw_nonzero()));
         let count = |what: &str| fs::read_dir(proc.join(what)).unwrap().count();
         Resources { descriptors: count("fd"), threads: count("task") }
     }
 
-    /// Waits until it has no more open than before.
+    /// Waits until the process has no more resources than before.
     pub async fn is_back_to(&self, before: Resources) {
         until(&format!("{before:?}"), async || {
             let now = self.resources();
@@ -190,25 +190,25 @@ impl Served {
         .await;
     }
 
-    /// The time that it has been running on a processor, in the kernel's ticks.
+    /// Returns the CPU time used, in kernel ticks.
     pub fn ticks(&self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid().as_raw_nonzero())).unwrap();
-        // The name before may have anything in it, but for this.
+        // The name in front may contain anything except `) `.
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
-    /// The model servers that it runs.
+    /// Returns the model servers started by the proxy.
     pub fn model_servers(&self) -> Vec<Pid> {
         let is_server = |command: &[String]| command.get(1).is_some_and(|word| word == "sim");
         let all = self.mark.processes().into_iter();
         all.filter(|process| is_server(&process.command)).map(|process| process.id).collect()
     }
 
-    // --- how it ends ---
+    // --- end ---
 
-    /// Waits until all requests are over, checks the law, then stops it: its own account must say the same, and nothing
-    /// that it started may be left.
+    /// Waits until all requests have ended, checks the law, then stops the proxy: its final log line must match the
+    /// counts, and none of its child processes may be left.
     pub async fn stop(mut self) -> Counts {
         let counts = law::holds(self.admin).await;
         self.signal(Signal::INT);
@@ -223,7 +223,7 @@ impl Served {
         counts
     }
 
-    /// Waits for its end.
+    /// Waits for the process to exit.
     pub async fn exited(&mut self) -> std::process::ExitStatus {
         let mut status = None;
         until("its end", async || {

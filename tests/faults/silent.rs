@@ -1,4 +1,4 @@
-//! Model servers that connect and then do nothing, or too little: bounded by the route's time-outs, to the second.
+//! Model servers that accept and then do nothing, or too little: the route's timeouts bound them, to the second.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ use crate::{
     support::wire::{chat, streaming},
 };
 
-/// A world whose server does this with each connection, and how many there were.
+/// Returns a world whose server runs `serve` on each connection, and the number of connections.
 fn world<F>(
     more: &str,
     serve: impl Fn(DuplexStream) -> F + Send + Sync + 'static,
@@ -51,8 +51,8 @@ async fn every_second(mut io: DuplexStream, text: &str, byte_by_byte: bool) {
     }
 }
 
-/// Whatever a server does instead of a whole head, `upstream.responseTimeout` ends it: the client is told so with 502, no
-/// other server is tried, since this one may be at work, and the place is free for the next.
+/// Whatever a server does instead of sending a complete head, `upstream.responseTimeout` ends it: the client gets 502;
+/// no other server is tried, since this one may be working on the request; and the slot is freed.
 #[tokio::test(start_paused = true)]
 async fn a_head_that_does_not_come_has_its_time_and_no_more() {
     const MORE: &str = "upstream: { responseTimeout: 5s }";
@@ -85,8 +85,8 @@ async fn a_head_that_does_not_come_has_its_time_and_no_more() {
     }
 }
 
-/// A server that closes every connection at once has done nothing: the request waits for one that answers, until its own
-/// deadline, and meanwhile it is dialled ever more seldom. 50, 100, 200, 400 and 800 ms, then every second: 30 s are at
+/// A server that closes every connection at once has done nothing: the request waits for one that responds, until its
+/// own deadline, with backoff between attempts: 50, 100, 200, 400 and 800 ms, then every second. In 30 s that is at
 /// most 5 + 29 + 1 tries.
 #[tokio::test(start_paused = true)]
 async fn closing_server_is_retried_with_backoff() {
@@ -101,8 +101,8 @@ async fn closing_server_is_retried_with_backoff() {
     world.is_over(&[(Outcome::ColdStartTimeout, 1)]);
 }
 
-/// A body that trickles is no hang, however long it takes, as long as no pause is longer than `upstream.idleTimeout`; one
-/// that stops is cut off after one to two times that, and the client sees an end that is none.
+/// A slow body may take any time as long as no pause exceeds `upstream.idleTimeout`. One that stops is cut off after
+/// one to two times that, and the client sees an incomplete response.
 #[tokio::test(start_paused = true)]
 async fn a_body_may_trickle_but_not_stop() {
     const MORE: &str = "upstream: { idleTimeout: 5s }";

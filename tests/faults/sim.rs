@@ -1,4 +1,4 @@
-//! `anteroom sim` as a process at an address of its own, which the next one takes over.
+//! `anteroom sim` as a process at a fixed address, which the next process takes over.
 
 use std::process::{Child, Command, Stdio};
 
@@ -14,23 +14,23 @@ use crate::{
     },
 };
 
-/// The place of model servers, of which at most one lives.
+/// Address for model servers, of which at most one runs at a time.
 pub struct Place {
     port: Port,
 }
 
-/// A model server. It is killed when this is dropped.
+/// Model server process, killed on drop.
 pub struct Sim {
     child: Child,
     address: std::net::SocketAddr,
 }
 
-/// A chat request that a sim understands.
+/// Returns a chat request for the sim.
 pub fn prompt(text: &str) -> String {
     post(CHAT, &body(text, false))
 }
 
-/// One whose answer streams.
+/// Returns a chat request with a streaming response.
 pub fn streaming(text: &str) -> String {
     post(CHAT, &body(text, true))
 }
@@ -50,7 +50,7 @@ impl Place {
         self.port.url()
     }
 
-    /// Starts a model server here.
+    /// Starts a model server at this address.
     pub fn start(&self, arguments: &[&str]) -> Sim {
         let address: std::net::SocketAddr = self.url()["http://".len()..].parse().unwrap();
         let mut command = Command::new(ANTEROOM);
@@ -59,7 +59,7 @@ impl Place {
         Sim { child: command.spawn().unwrap(), address }
     }
 
-    /// Starts one, and waits until it is up.
+    /// Starts a model server and waits until it listens.
     pub async fn up(&self, arguments: &[&str]) -> Sim {
         let sim = self.start(arguments);
         until("a model server", async || tokio::net::TcpStream::connect(sim.address).await.is_ok()).await;
@@ -70,13 +70,13 @@ impl Place {
 // === impl Sim ===
 
 impl Sim {
-    /// Waits until it works on so many requests.
+    /// Waits until this many requests are running.
     pub async fn runs(&self, number: u64) {
         until(&format!("{number} to run"), async || self.metric("vllm:num_requests_running").await == number)
             .await;
     }
 
-    /// How many requests it has answered to their end.
+    /// Returns the number of requests completed successfully.
     pub async fn answered(&self) -> u64 {
         self.metric("vllm:request_success_total").await
     }
@@ -91,7 +91,7 @@ impl Sim {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    /// Stops it, and waits until none of its threads runs any more: until then it may still answer.
+    /// Sends SIGSTOP and waits until all threads are stopped: until then the process may still respond.
     pub async fn stop(&self) {
         self.signal(Signal::STOP);
         let tasks = format!("/proc/{}/task", self.child.id());
@@ -104,7 +104,7 @@ impl Sim {
         .await;
     }
 
-    /// As the kernel's out-of-memory killer does it.
+    /// Sends SIGKILL, as the kernel's out-of-memory killer does.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.child.wait().unwrap();

@@ -1,4 +1,4 @@
-//! Configurations that change faster than anybody reads them.
+//! Configurations that change faster than they are loaded.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
 
 const STEPS: usize = 300;
 
-/// Clients that ask one request after the other, on connections that they keep.
+/// Clients that send one request after the other on kept-alive connections.
 struct Load {
     over: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -48,13 +48,13 @@ impl Load {
         Self { over, answered, clients }
     }
 
-    /// Waits until one more has been answered from now on.
+    /// Waits for one more response.
     async fn goes_on(&self) {
         let before = self.answered.load(SeqCst);
         until("an answer", async || self.answered.load(SeqCst) > before).await;
     }
 
-    /// How many were answered; none was not.
+    /// Stops the clients and returns the number of responses; panics if a request failed.
     async fn end(self) -> u64 {
         self.over.store(true, SeqCst);
         for client in self.clients {
@@ -64,7 +64,7 @@ impl Load {
     }
 }
 
-/// As a kubelet does it: a new folder, and a symlink to it that is replaced in one step.
+/// Replaces the file as a kubelet does: a new folder, and one atomic replacement of the symlink to it.
 fn swap(folder: &Path, number: usize, config: &str) {
     let version = format!("..version-{number}");
     fs::create_dir(folder.join(&version)).unwrap();
@@ -77,9 +77,9 @@ fn swap(folder: &Path, number: usize, config: &str) {
     }
 }
 
-/// Hundreds of changes under load: good ones with other limits and other routes, some held by nobody, bad ones, halves,
-/// empty ones, symlinks that are swapped, and SIGHUP in between. No request is lost; of good and bad, the last good one
-/// is in force; and routes that are gone have left no thread and no descriptor.
+/// Hundreds of changes under load: good ones with other limits and other routes, some of them unused, bad ones,
+/// truncated ones, empty ones, swapped symlinks, and SIGHUP in between. No request is lost; the last good configuration
+/// is in force; removed routes leave no threads or descriptors.
 #[tokio::test]
 async fn reload_storm_loses_and_leaves_nothing() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
@@ -92,7 +92,7 @@ async fn reload_storm_loses_and_leaves_nothing() {
     let load = Load::start(&proxy, 4);
     load.goes_on().await;
     let before = proxy.resources();
-    // From now on it is a mounted ConfigMap.
+    // From here on the file is a mounted ConfigMap.
     let folder = proxy.path().parent().unwrap().to_owned();
     swap(&folder, STEPS, &config("", 0));
     symlink("..data/anteroom.yaml", folder.join("link")).unwrap();
@@ -102,7 +102,7 @@ async fn reload_storm_loses_and_leaves_nothing() {
         let limits =
             format!("concurrency: {{ max: {} }}, hold: {{ maxRequests: {} }}", step % 7 + 1, step + 10);
         match step % 6 {
-            // In place, through the symlink; the end of the write is what counts.
+            // In place, through the symlink: the close after the write triggers the reload.
             0 => fs::write(proxy.path(), config(&limits, step % 20)).unwrap(),
             1 => fs::write(proxy.path(), &good[..good.find("target").unwrap()]).unwrap(),
             2 => fs::write(proxy.path(), "").unwrap(),
@@ -112,13 +112,13 @@ async fn reload_storm_loses_and_leaves_nothing() {
         }
         load.goes_on().await;
     }
-    // A good one, and a bad one after it.
+    // A good configuration, then a bad one.
     swap(&folder, STEPS + 1, &config("concurrency: { max: 5 }", 2));
     let max = async || proxy.tiny().await["limits"]["concurrency_max"].as_u64();
     until("the last good one", async || max().await == Some(5)).await;
     let (good_ones, bad_ones) =
         (proxy.said("configuration reloaded"), proxy.said("keeping the previous one"));
-    // Of several changes that come before it looks, only the last is seen.
+    // Only the last of several changes between two checks is loaded.
     assert!(good_ones > 0 && bad_ones > 0, "{good_ones} good ones, {bad_ones} bad ones");
     swap(&folder, STEPS + 2, "routes: [");
     until("the bad one", async || proxy.said("keeping the previous one") > bad_ones).await;
