@@ -1,4 +1,4 @@
-//! What the log of a process tells of its load.
+//! Parts of the load phase, read from the log of a process.
 
 use anteroom::{
     coldstart::{Part, Phase},
@@ -7,7 +7,7 @@ use anteroom::{
 
 use crate::support::{Route, process, sh, sim, within};
 
-/// What sums of milliseconds may be off by: a nanosecond.
+/// Tolerance for sums of milliseconds: one nanosecond.
 const ROUNDING: f64 = 1e-6;
 
 #[tokio::test]

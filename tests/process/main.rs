@@ -1,4 +1,4 @@
-//! The launcher, the guardian and the prober, with real processes. Nothing here depends on how fast the machine is.
+//! The launcher, the guardian and the prober, with real processes. Nothing here depends on the speed of the machine.
 
 #![allow(clippy::unwrap_used, reason = "the helpers are test code too")]
 
@@ -97,7 +97,7 @@ async fn exit_while_loading_fails_held_requests() {
 #[tokio::test]
 async fn next_start_waits_for_the_backoff() {
     let pids = Pids::new();
-    // Fails the first time, and works from then on.
+    // Fails on the first start only.
     let script = pids.then(&format!("[ $(wc -l < {}) -gt 1 ] || exit 1; exec \"$0\" \"$@\"", pids.path()));
     let route = Route::new(process(sh(&script, &sim(&[]))));
     assert!(matches!(within(route.hold().released()).await, Released::Failed(..)));
@@ -110,7 +110,7 @@ async fn next_start_waits_for_the_backoff() {
 #[tokio::test]
 async fn start_that_fails_twice_alike_is_not_to_be_retried() {
     let pids = Pids::new();
-    // The last line differs from start to start; the third start ends in another way.
+    // The last log line differs from start to start; the third start ends with another exit code.
     let script = pids.then(&format!(
         "[ $(wc -l < {}) -gt 2 ] && exit 4; echo \"[pid $$] CUDA out of memory at 0x$$\"; exit 3",
         pids.path()
@@ -151,7 +151,7 @@ async fn never_ready_server_is_stopped_with_its_answer() {
     let pids = Pids::new();
     let hang = sim(&["--load-time", "10ms", "--closed-time", "0s", "--hang-load"]);
     let mut settings = settings();
-    // The first second is enough for it to listen on a slow machine, and if not, the reason may say so.
+    // One second is enough to listen even on a slow machine; if it is not, the reason may say so.
     settings.readiness.activation_timeout = Period::from_secs(1);
     let route = Route::with(process(sh(&pids.then("exec \"$0\" \"$@\""), &hang)), settings);
     let Released::Failed(reason, _) = within(route.hold().released()).await else { panic!("released") };
@@ -189,7 +189,7 @@ async fn server_in_use_is_not_stopped() {
     set_idle(&mut target, 5);
     let route = Route::new(target);
     let permit = route.permit().await;
-    // As long as a hundred idle time-outs, in which it would be stopped.
+    // A hundred idle timeouts: an unused server would be stopped.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(permit.endpoint().is_ready() && alive(pids.all()[0]));
     assert_eq!(route.gate.target().status(), Status::Ready);
@@ -253,7 +253,7 @@ async fn failed_server_gets_one_trial_request() {
 #[tokio::test]
 async fn stopping_ends_everything_that_the_command_started() {
     let pids = Pids::new();
-    // One child in the group, and one that has left it.
+    // One child in the process group, and one that has left it.
     let script = format!(
         "sleep 1000 & echo $! >> {path}; setsid sleep 1000 & echo $! >> {path}; {}",
         pids.then("exec \"$0\" \"$@\""),
@@ -405,7 +405,7 @@ async fn killing_the_proxy_leaves_no_orphan() {
     while pids.len() < 2 {
         pids.extend(support::pids(&within(lines.next_line()).await.unwrap().unwrap()));
     }
-    // In the proxy's place: all that matters of it is that it holds the pipe.
+    // Stands in for the proxy: the guardian only needs a process that holds the pipe.
     let lifeline: Stdio = guardian.stdin.take().unwrap().try_into().unwrap();
     let mut proxy = Command::new("sleep").arg("1000").stdout(lifeline).spawn().unwrap();
     assert!(pids.iter().copied().all(alive));
@@ -417,7 +417,7 @@ async fn killing_the_proxy_leaves_no_orphan() {
 
 // === prober ===
 
-/// A server whose health is what `status` says.
+/// Serves health checks with the status code stored in `status`.
 async fn healthy(listener: TcpListener, status: Arc<AtomicU16>) {
     loop {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -498,7 +498,7 @@ async fn suspect_url_is_probed_then_tried_once() {
         route.records().is_empty() && route.gate.cold_starts().current().is_none(),
         "it was up all the while"
     );
-    // And now it is not: that is a cold start.
+    // A failed probe now means a cold start.
     status.store(503, Ordering::SeqCst);
     permit.suspect();
     let mut ticket = route.hold();

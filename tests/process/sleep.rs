@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 
 use crate::support::{Pids, Route, alive, process, settings, sh, sim, within};
 
-/// A route whose server sleeps as soon as it is idle, and the process ids of its servers.
+/// Returns a route whose server sleeps as soon as it is idle, and the process ids of its servers.
 fn sleeper(arguments: &[&str]) -> (Route, Pids) {
     let pids = Pids::new();
     let arguments = [&["--enable-sleep-mode"], arguments].concat();
@@ -26,7 +26,7 @@ fn target(pids: &Pids, arguments: &[&str]) -> Target {
     target
 }
 
-/// A request that is held, sent and answered.
+/// Completes one request: held, dispatched, first byte received.
 async fn answered(route: &Route) {
     let mut ticket = route.hold();
     let Released::Dispatch(permit) = within(ticket.released()).await else { panic!("not released") };
@@ -34,7 +34,7 @@ async fn answered(route: &Route) {
     permit.first_byte();
 }
 
-/// What was done, the oldest first.
+/// Returns the kinds of the recorded cold starts, oldest first.
 fn kinds(route: &Route) -> Vec<ColdStartKind> {
     route.records().iter().rev().map(|record| record.kind).collect()
 }
@@ -58,7 +58,7 @@ async fn idle_server_sleeps_and_wakes_again() {
     assert_eq!(wake.outcome, Some(ColdStartOutcome::Completed));
     assert_eq!(phases(&wake), [Phase::Signal, Phase::Load, Phase::Dispatch, Phase::FirstByte]);
     assert_eq!(phases(&start), [Phase::Signal, Phase::Start, Phase::Load, Phase::Dispatch, Phase::FirstByte]);
-    // What is expected of the next wake is what the last ones took, and not what a start takes.
+    // The estimate for the next wake uses past wakes only, not starts.
     let wakes = route.gate.cold_starts().estimates().unwrap();
     assert_eq!(wakes.count, 2);
     assert_eq!(
@@ -152,7 +152,7 @@ async fn server_that_dies_waking_is_restarted() {
         let pids = Pids::new();
         let mut settings = settings();
         if !dies {
-            // The start has as long, and needs less even on a slow machine.
+            // The timeout also applies to the start, which takes less even on a slow machine.
             settings.readiness.activation_timeout = Period::from_secs(5);
         }
         let target = target(&pids, &["--enable-sleep-mode", "--wake-time", "1h"]);

@@ -1,4 +1,4 @@
-//! A route with its supervisor, and commands that say which processes they are.
+//! A route with its supervisor, and commands that record their process ids.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use tokio::{sync::watch, task::JoinHandle};
 /// The executable under test.
 pub(crate) const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 
-/// A route with one target, supervised.
+/// Supervised route with one target.
 pub(crate) struct Route {
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Arc<ColdStarts>,
@@ -25,15 +25,15 @@ pub(crate) struct Route {
     task: JoinHandle<()>,
 }
 
-/// A file to which commands append the ids of processes.
+/// File to which commands append process ids.
 pub(crate) struct Pids(TempDir);
 
-/// What would hang for good otherwise, fails.
+/// Awaits `work`; panics after a minute instead of hanging.
 pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("nothing happened for a minute")
 }
 
-/// Waits for what nobody tells of.
+/// Polls a condition that sends no notification until it is true.
 pub(crate) async fn eventually(condition: impl Fn() -> bool) {
     within(async {
         while !condition() {
@@ -63,13 +63,13 @@ pub(crate) fn process(command: Vec<String>) -> Target {
     })
 }
 
-/// A stand-in for vLLM.
+/// Returns the command of a stand-in for vLLM.
 pub(crate) fn sim(arguments: &[&str]) -> Vec<String> {
     let command = [ANTEROOM, "sim", "--port", "{port}"];
     command.iter().chain(arguments).map(|&word| word.to_owned()).collect()
 }
 
-/// A shell script; `"$0" "$@"` is the command in it.
+/// Returns the command of a shell script, in which `"$0" "$@"` is `command`.
 pub(crate) fn sh(script: &str, command: &[String]) -> Vec<String> {
     let mut words = vec!["sh".into(), "-c".into(), script.into()];
     words.extend_from_slice(command);
@@ -80,7 +80,7 @@ pub(crate) fn alive(pid: Pid) -> bool {
     test_kill_process(pid).is_ok()
 }
 
-/// The process ids in a text, one a line.
+/// Parses process ids, one per line.
 pub(crate) fn pids(text: &str) -> Vec<Pid> {
     text.lines().map(|line| Pid::from_raw(line.trim().parse().unwrap()).unwrap()).collect()
 }
@@ -100,12 +100,12 @@ impl Pids {
         self.file().to_str().unwrap().to_owned()
     }
 
-    /// A script that notes the shell's own id, then goes on.
+    /// Returns a script that appends the shell's own id to the file, then runs `script`.
     pub(crate) fn then(&self, script: &str) -> String {
         format!("echo $$ >> {}; {script}", self.path())
     }
 
-    /// Those that were noted so far.
+    /// Returns all ids recorded so far.
     pub(crate) fn all(&self) -> Vec<Pid> {
         pids(&std::fs::read_to_string(self.file()).unwrap_or_default())
     }
@@ -128,13 +128,13 @@ impl Route {
         Self { gate, store, targets, shutdown, task }
     }
 
-    /// A request that finds no endpoint with room.
+    /// Enters a request that finds no endpoint with room, and holds it.
     pub(crate) fn hold(&self) -> Ticket<Permit> {
         assert!(self.gate.enter().is_none(), "it did not wait");
         self.gate.hold(0, true).unwrap()
     }
 
-    /// A request that has been dispatched, whether it waited or not.
+    /// Returns the permit of a dispatched request, held first if there was no room.
     pub(crate) async fn permit(&self) -> Permit {
         if let Some((permit, _)) = self.gate.enter() {
             return permit;
@@ -150,12 +150,12 @@ impl Route {
         self.store.recent(None, 100)
     }
 
-    /// Waits until the target stands there.
+    /// Waits until the target has this status.
     pub(crate) async fn status(&self, name: &str) {
         eventually(|| self.gate.target().status().name() == name).await;
     }
 
-    /// Retires the target, and waits for the end of its supervision.
+    /// Retires the target and waits until its supervisor ends.
     pub(crate) async fn end(self) {
         self.shutdown.drain();
         within(self.task).await.unwrap();
