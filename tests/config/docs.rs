@@ -7,7 +7,7 @@ use anteroom::config::{Kind, Section};
 const BEGIN: &str = "<!-- begin: by hand -->";
 const END: &str = "<!-- end: by hand -->";
 
-/// Generates the whole document, keeping the part between the marks of `now`.
+/// Generates the whole document, keeping the text between the two marks in `now`.
 pub(crate) fn configuration(sections: &[Section], example: &str, now: &str) -> String {
     let by_hand = now
         .split_once(BEGIN)
@@ -107,7 +107,7 @@ fn word(kind: &Kind) -> String {
     }
 }
 
-/// Returns GitHub's anchor of a heading.
+/// Returns the anchor that GitHub generates for a heading.
 fn anchor(path: &str) -> String {
     path.chars().filter(|character| character.is_alphanumeric()).collect::<String>().to_lowercase()
 }

@@ -1,5 +1,5 @@
-//! What `/metrics` exports: from a proxy that runs and has had cold starts, and, of what only a cluster brings, from the
-//! same registry over a view that says so.
+//! Metrics and labels that `/metrics` exports: scraped from a running proxy after cold starts, and, for metrics that
+//! exist only in a cluster, rendered by the same registry from a stub view.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,10 +21,10 @@ use anteroom::{
 use http::{HeaderMap, HeaderValue};
 use serde_json::Value;
 
-/// The labels of each metric, by the names under which its samples are found.
+/// Label names of each metric, keyed by the name of its samples.
 pub type Exported = BTreeMap<String, BTreeSet<String>>;
 
-/// Ends a process that was started, whatever becomes of the test.
+/// Child process, killed on drop even if the test panics.
 struct Running(Child);
 
 impl Drop for Running {
@@ -34,7 +34,7 @@ impl Drop for Running {
     }
 }
 
-/// All that there is.
+/// Returns the samples of both sources.
 pub fn exported() -> &'static Exported {
     static EXPORTED: LazyLock<Exported> = LazyLock::new(|| {
         let mut exported = read(&of_a_run());
@@ -46,7 +46,7 @@ pub fn exported() -> &'static Exported {
     &EXPORTED
 }
 
-/// The metrics themselves: of a histogram one name, not three.
+/// Returns the names of the metric families; a histogram counts as one name, not three.
 pub fn metrics() -> BTreeSet<String> {
     let types = [of_a_run(), of_a_cluster()].concat();
     types
@@ -56,7 +56,7 @@ pub fn metrics() -> BTreeSet<String> {
         .collect()
 }
 
-/// A start that fails, one that succeeds, and a request that nobody wants.
+/// Scrapes a proxy after a failed start, a successful one and a request for an unknown model.
 fn of_a_run() -> String {
     static TEXT: LazyLock<String> = LazyLock::new(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -80,7 +80,7 @@ fn of_a_run() -> String {
                 Some((line["address"].as_str()?.to_owned(), line["admin"].as_str()?.to_owned()))
             })
             .expect("it says where it listens");
-        // Nobody reads the rest, and a full pipe would hold it up.
+        // Drain the rest of the log: a full pipe would block the proxy.
         let reader = std::thread::spawn(move || lines.for_each(drop));
         for (model, expected) in [("a", "cold_start_failed"), ("b", "[DONE]"), ("c", "model_not_found")] {
             let body = format!("{{\"model\":\"{model}\",\"stream\":true,\"max_tokens\":2,\"prompt\":\"x\"}}");
@@ -93,7 +93,7 @@ fn of_a_run() -> String {
             );
             assert!(answer.contains(expected), "{model}: {answer}");
         }
-        // The record ends with the first token, which the client may have read before.
+        // The record ends with the first token, which the client may have read before the record is written.
         let text = loop {
             let text = scrape(&admin);
             if text.contains("outcome=\"completed\",kind=") {
@@ -108,7 +108,7 @@ fn of_a_run() -> String {
     TEXT.clone()
 }
 
-/// A view of a proxy in a cluster, with a route that has answered for itself.
+/// View of a proxy in a cluster whose route has served a placeholder and used its fallback.
 struct InCluster {
     gate: Arc<Gate>,
     unrouted: RouteCounters,
@@ -211,7 +211,7 @@ fn ask(address: &str, request: &str) -> String {
     answer
 }
 
-/// The samples and their labels; of a metric without a sample yet, its names.
+/// Returns each sample name with its labels; for a metric without samples, its names with no labels.
 fn read(text: &str) -> Exported {
     let mut exported = Exported::new();
     for line in text.lines() {
@@ -230,7 +230,7 @@ fn read(text: &str) -> Exported {
         let Some(end) = line.find(['{', ' ']) else { continue };
         let Some(labels) = exported.get_mut(&line[..end]) else { continue };
         let mut rest = line[end..].strip_prefix('{').unwrap_or("}");
-        // name="value", and so on until the brace; values may have escaped quotes.
+        // `name="value"` pairs up to the brace; values may contain escaped quotes.
         while let Some((name, after)) = rest.trim_start_matches(',').split_once("=\"") {
             if name.contains('}') {
                 break;

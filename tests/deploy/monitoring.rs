@@ -1,4 +1,4 @@
-//! The dashboard and the alerts: that they parse, and that every query reads what is exported.
+//! Checks that the dashboard and the alerts parse, and that every query reads exported metrics only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,14 +17,14 @@ use super::{
     read, yaml,
 };
 
-/// Metrics that are deliberately on no panel, and why.
+/// Metrics deliberately absent from all panels, with the reason.
 const OMITTED: [(&str, &str); 3] = [
     ("anteroom_buffered_bytes", "anteroom_memory_bytes has the same by kind"),
     ("anteroom_dropped_log_lines", "it is 0 unless whatever reads the log is broken"),
     ("anteroom_limited_log_lines", "the log itself says so once a second"),
 ];
 
-/// What a label may be, where that is a closed set.
+/// Returns the allowed values of a label that has a closed set of them.
 fn values(metric: &str, label: &str) -> Option<BTreeSet<String>> {
     let outcomes = || Outcome::ALL.map(Outcome::name).to_vec();
     let of_cold_starts = metric.starts_with("anteroom_cold_start_");
@@ -53,7 +53,7 @@ fn values(metric: &str, label: &str) -> Option<BTreeSet<String>> {
     Some(values.into_iter().map(String::from).collect())
 }
 
-/// Ours, and what is known of vLLM's.
+/// Returns our own metrics and the known ones of vLLM.
 fn everything() -> Exported {
     let of_vllm = VLLM.map(|name| (name.to_owned(), ["engine", "model_name"].map(String::from).into()));
     exported().clone().into_iter().chain(of_vllm).collect()
@@ -71,7 +71,7 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("{key} of {value}"))
 }
 
-/// The labels that a template names: `{{route}}`, `{{ $labels.route }}`.
+/// Returns the labels that a template names: `{{route}}`, `{{ $labels.route }}`.
 fn placeholders(template: &str) -> BTreeSet<String> {
     let inside = template.split("{{").skip(1).filter_map(|rest| rest.split("}}").next()).map(str::trim);
     inside
@@ -96,7 +96,7 @@ fn every_dashboard_query_reads_exported_metrics() {
                 wrong.push(format!("{}: `{legend}` names {missing:?}", text(panel, "title")));
             }
         }
-        // Series that a colour is for by name are series that there are.
+        // Colour overrides that match by name must name an existing series.
         let of_label = |label: &str| {
             let target = &panel["targets"][0];
             placeholders(text(target, "legendFormat")).contains(label)
@@ -175,7 +175,7 @@ fn the_dashboard_is_one_that_grafana_takes() {
         assert!(!targets.is_empty() && letters.len() == targets.len(), "{title}: queries of the same name");
         assert!(targets.iter().all(|target| target["datasource"]["uid"] == "${datasource}"), "{title}");
     }
-    // No gap that a row should fill: every line has a panel.
+    // Every row starts with a panel, so Grafana has no gap to close.
     let last = taken.keys().map(|(_, y)| *y).max().unwrap();
     assert!((0..=last).all(|y| taken.contains_key(&(0, y))), "a line without a panel");
     let actuation = panels(&dashboard).iter().find(|panel| panel["title"] == "T_actuation").unwrap();
@@ -210,7 +210,7 @@ fn every_alert_reads_exported_metrics() {
     assert_eq!(rows.collect::<Vec<_>>(), alerts, "docs/keda.md, Dashboard and alerts");
 }
 
-/// The chart has no rules and no dashboard of its own, and what its template changes in the rules is there to be changed.
+/// The chart ships the same rules and dashboard, and every string that its template replaces occurs in the rules.
 #[test]
 fn the_chart_installs_the_same_files() {
     for (inside, outside) in

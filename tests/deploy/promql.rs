@@ -1,4 +1,4 @@
-//! What a query of Prometheus reads, and which labels its result has.
+//! Metrics that a PromQL query reads, and the labels of its result.
 
 use std::collections::BTreeSet;
 
@@ -9,28 +9,28 @@ use promql_parser::{
 
 use super::exported::Exported;
 
-/// Labels that whoever scrapes adds.
+/// Labels added by the scrape configuration.
 const OF_THE_SCRAPE: [&str; 4] = ["instance", "job", "namespace", "pod"];
 
-/// What is wrong with a query, and what it reads.
+/// Errors in a query, and the metrics it reads.
 pub struct Checked {
-    /// The labels of its result.
+    /// Labels of the result.
     pub labels: BTreeSet<String>,
-    /// The metrics that it names.
+    /// Names of the metrics.
     pub names: BTreeSet<String>,
-    /// Sentences.
+    /// Errors, one sentence each.
     pub wrong: Vec<String>,
 }
 
 struct Checker<'a> {
     exported: &'a Exported,
-    /// The values that a label of a metric may have, if they are a closed set.
+    /// Allowed values of a metric's label, if they are a closed set.
     values: &'a dyn Fn(&str, &str) -> Option<BTreeSet<String>>,
     names: BTreeSet<String>,
     wrong: Vec<String>,
 }
 
-/// Reads a query, with the variables of the dashboard filled in.
+/// Checks a query after replacing the variables of the dashboard.
 pub fn check(
     query: &str,
     exported: &Exported,
@@ -62,7 +62,7 @@ pub fn check(
 }
 
 impl Checker<'_> {
-    /// The labels of the result.
+    /// Returns the labels of the result.
     fn labels(&mut self, expr: &Expr) -> BTreeSet<String> {
         match expr {
             Expr::VectorSelector(selector) => self.selector(selector),
@@ -145,7 +145,7 @@ impl Checker<'_> {
         labels
     }
 
-    /// That each value that a matcher names is one that there is.
+    /// Checks that each value named by a matcher exists.
     fn matched(&mut self, metric: &str, matcher: &Matcher) {
         let Some(values) = (self.values)(metric, &matcher.name) else { return };
         let named: Vec<&str> = match matcher.op {

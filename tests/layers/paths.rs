@@ -1,15 +1,15 @@
-//! The paths that a source file names, as far as arrows between modules need them: `use` trees and paths in the code,
-//! through `self`, `super` and imported names. Comments, texts and what is `#[cfg(test)]` are left out.
+//! Paths named in a source file, as far as the dependencies between modules require: `use` trees and paths in the code,
+//! resolved through `self`, `super` and imported names. Comments, literals and `#[cfg(test)]` items are skipped.
 
 use std::{collections::HashMap, fmt, fs, path::Path};
 
-/// A file uses something.
+/// Dependency of a file on a path.
 #[derive(Debug)]
 pub struct Arrow {
     file: String,
-    /// The path of the module that the file is, without `crate`.
+    /// Path of the file's module, without `crate`.
     module: Vec<String>,
-    /// The path of what is used, beginning with `crate` or the name of another crate.
+    /// Path of the dependency, starting with `crate` or the name of another crate.
     path: Vec<String>,
 }
 
@@ -21,7 +21,7 @@ enum Token {
     Other(char),
 }
 
-/// What `file` uses.
+/// Returns the dependencies of `file`.
 pub fn arrows(src: &Path, file: &Path) -> Vec<Arrow> {
     let name = file.strip_prefix(src).expect("a file of the source").with_extension("");
     let mut module: Vec<String> = name.iter().map(|part| part.to_string_lossy().into_owned()).collect();
@@ -33,7 +33,7 @@ pub fn arrows(src: &Path, file: &Path) -> Vec<Arrow> {
     named(&text, &module).into_iter().map(arrow).collect()
 }
 
-/// The paths that the text of a module names.
+/// Returns the paths named in the text of a module.
 pub fn named(text: &str, module: &[String]) -> Vec<Vec<String>> {
     Known::of(&without_tests(tokens(text)), module).paths
 }
@@ -41,12 +41,12 @@ pub fn named(text: &str, module: &[String]) -> Vec<Vec<String>> {
 // === impl Arrow ===
 
 impl Arrow {
-    /// The top-level module that the file belongs to.
+    /// Returns the top-level module of the file.
     pub fn from(&self) -> &str {
         self.module.first().map_or("lib", String::as_str)
     }
 
-    /// The top-level module of ours that is used, if it is one.
+    /// Returns the top-level module of the dependency if it is in this crate.
     pub fn to_ours(&self) -> Option<&str> {
         match &self.path[..] {
             [ours, module, ..] if ours == "crate" => Some(module),
@@ -54,7 +54,7 @@ impl Arrow {
         }
     }
 
-    /// Whether what is used is `name` or part of it.
+    /// Returns true if the dependency is `name` or lies inside it.
     pub fn leads_to(&self, name: &str) -> bool {
         let begins = |path: &[String]| {
             let mut path = path.iter();
@@ -70,7 +70,7 @@ impl fmt::Display for Arrow {
     }
 }
 
-/// What a file names, and what names in it stand for.
+/// Paths named in a file, and the paths that its imported names stand for.
 struct Known<'a> {
     module: &'a [String],
     names: HashMap<String, Vec<String>>,
@@ -91,7 +91,7 @@ impl<'a> Known<'a> {
         let mut rest = Vec::new();
         let mut at = 0;
         while at < tokens.len() {
-            // `use<'a>` in a type imports nothing.
+            // `use<'a>` in a type is not an import.
             if tokens[at] == Token::Name("use".into()) && tokens.get(at + 1) != Some(&Token::Other('<')) {
                 at = known.import(tokens, at + 1, &[]);
             } else {
@@ -103,7 +103,7 @@ impl<'a> Known<'a> {
         known
     }
 
-    /// Reads a tree of a `use`, and says where it ends.
+    /// Parses a `use` tree and returns the index after it.
     fn import(&mut self, tokens: &[Token], mut at: usize, before: &[String]) -> usize {
         let mut path = before.to_vec();
         loop {
@@ -143,7 +143,7 @@ impl<'a> Known<'a> {
         at
     }
 
-    /// The paths outside of `use`.
+    /// Collects the paths outside `use`.
     fn inline(&mut self, tokens: &[&Token]) {
         let mut at = 0;
         while at < tokens.len() {
@@ -181,7 +181,7 @@ impl<'a> Known<'a> {
     }
 }
 
-/// Leaves out every item that is `#[cfg(test)]`.
+/// Removes every item marked `#[cfg(test)]`.
 fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
     let test: Vec<_> = ["#", "[", "cfg", "(", "test", ")", "]"].into_iter().flat_map(self::tokens).collect();
     let mut kept = Vec::new();
@@ -193,7 +193,7 @@ fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
             continue;
         }
         at += test.len();
-        // To the `;` or the closing brace of the item.
+        // Skip to the `;` or the closing brace of the item.
         let mut depth = 0;
         while at < tokens.len() {
             match tokens[at] {
@@ -245,7 +245,7 @@ fn tokens(text: &str) -> Vec<Token> {
     tokens
 }
 
-/// The length of a text or a character, if one begins here.
+/// Returns the length of the string or character literal at the start of `text`, if there is one.
 fn literal(text: &str) -> Option<usize> {
     let after_prefix = text.trim_start_matches(['b', 'c']);
     let prefix = text.len() - after_prefix.len();
@@ -261,7 +261,7 @@ fn literal(text: &str) -> Option<usize> {
     let quote = after_prefix.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
     let body = &after_prefix[1..];
     if quote == '\'' && !body.starts_with('\\') {
-        // A lifetime has no second quote after its first character.
+        // A lifetime has no closing quote after its first character.
         let character = body.chars().next()?;
         return body[character.len_utf8()..].starts_with('\'').then(|| prefix + 2 + character.len_utf8());
     }
