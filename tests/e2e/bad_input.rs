@@ -1,5 +1,5 @@
-//! Shapes that two readers could read differently. Either they are refused, or the model server sees exactly the
-//! requests, with exactly the bodies, that we counted.
+//! Requests that two parsers could interpret differently. Either the proxy rejects them, or the model server gets
+//! exactly the requests and bodies that the proxy counted.
 
 use std::sync::Arc;
 
@@ -10,18 +10,18 @@ use crate::support::{
     wire::{CHAT, chat, get, post},
 };
 
-/// What must become of some bytes.
+/// Required outcome for some bytes.
 enum Must {
-    /// No request reaches the model server. The client is told so with 4xx, or not at all.
+    /// No request reaches the model server; the client gets 4xx or no response.
     Refuse,
-    /// Exactly these bodies do, in this order.
+    /// Exactly these bodies reach it, in this order.
     Pass(&'static [&'static str]),
-    /// Either.
+    /// Either of the two.
     RefuseOrPass(&'static [&'static str]),
 }
 use Must::{Pass, Refuse, RefuseOrPass};
 
-/// A model server that keeps the bodies of what it gets.
+/// Model server that records the bodies of its requests.
 struct Recorder {
     upstream: Upstream,
     bodies: Arc<Mutex<Vec<String>>>,
@@ -46,7 +46,7 @@ impl Recorder {
         Self { upstream, bodies }
     }
 
-    /// What came since the last time, given that nothing more is under way.
+    /// Returns the bodies received since the last call. Sends a sentinel last, so nothing else may be in flight.
     async fn taken(&self, proxy: &Proxy) -> Vec<String> {
         let mut client = proxy.client().await;
         assert_eq!(client.ask(post(CHAT, SENTINEL)).await.status(), 200);
@@ -59,7 +59,7 @@ impl Recorder {
 const SENTINEL: &str = r#"{"model":"tiny","text":"sentinel"}"#;
 const BODY: &str = r#"{"model":"tiny"}"#;
 
-/// Sends each to a route with models, whose bodies are read first, and to one without, whose bodies stream.
+/// Sends each case to a route with models, which reads bodies first, and to one without, which streams them.
 async fn all(cases: &[(&str, String, Must)]) {
     let mut wrong = Vec::new();
     for matching in ["", "match: {}"] {
@@ -69,7 +69,7 @@ async fn all(cases: &[(&str, String, Must)]) {
         for (what, bytes, must) in cases {
             let what = format!("{what} ({matching})");
             let mut client = proxy.sent(bytes).await;
-            // No more will come: what is not whole now never will be.
+            // No more bytes follow: an incomplete request stays incomplete.
             let answers = client_end(&mut client).await;
             let came = recorder.taken(&proxy).await;
             let codes: Vec<_> = answers
@@ -79,7 +79,7 @@ async fn all(cases: &[(&str, String, Must)]) {
                 .collect();
             let refused = came.is_empty() && codes.iter().all(|code| (400..500).contains(code));
             let passed = |bodies: &[&str]| {
-                // A body that breaks off is cut off at the server as well.
+                // A truncated body is truncated at the server as well.
                 let came: Vec<_> = came.iter().map(String::as_str).collect();
                 came == bodies && codes.iter().filter(|code| **code == 200).count() == bodies.len()
             };
@@ -96,7 +96,7 @@ async fn all(cases: &[(&str, String, Must)]) {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Ends the sending side once the first answer is there, and waits for the end.
+/// Closes the sending side after the first response, and reads to the end of the connection.
 async fn client_end(client: &mut crate::support::Wire) -> String {
     let mut answers = String::new();
     let first = async {
@@ -104,7 +104,7 @@ async fn client_end(client: &mut crate::support::Wire) -> String {
         let body = client.body(&head).await?;
         Some(format!("{}\r\n\r\n{}", head.start, String::from_utf8_lossy(&body)))
     };
-    // What is never answered is waiting for more, which does not come.
+    // Without a response the proxy is waiting for more bytes, which never arrive.
     if let Ok(Some(first)) = tokio::time::timeout(std::time::Duration::from_millis(200), first).await {
         answers.push_str(&first);
     }
@@ -116,7 +116,7 @@ fn chunked() -> String {
     format!("{:x}\r\n{BODY}\r\n0\r\n\r\n", BODY.len())
 }
 
-/// A POST with exactly these header lines besides Host, and these bytes as its body.
+/// Returns a POST with exactly these header lines besides Host, and this body.
 fn with(lines: &str, body: &str) -> String {
     format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\n{lines}\r\n{body}")
 }
@@ -125,7 +125,7 @@ fn with(lines: &str, body: &str) -> String {
 async fn two_lengths_are_never_read_two_ways() {
     let length = format!("Content-Length: {}\r\n", BODY.len());
     let te = "Transfer-Encoding: chunked\r\n";
-    // What a reader that goes by the length would take for the body hides a request behind the last chunk.
+    // By its Content-Length the body contains a second request, hidden behind the last chunk.
     let smuggled = format!("0\r\n\r\n{}", post(CHAT, r#"{"model":"tiny","text":"smuggled"}"#));
     let long = format!("Content-Length: {}\r\n", smuggled.len());
     let cases = [
@@ -300,7 +300,8 @@ async fn http_1_0_is_spoken() {
     upstream.call().await.echo().await;
     let response = client.response().await;
     assert_eq!((response.status(), response.get("connection")), (200, Some("keep-alive")));
-    // Not asked to keep it, we close; and what has no length ends with the connection, for chunks are unknown.
+    // Without keep-alive the proxy closes; a response without a length ends with the connection, as HTTP/1.0 has no
+    // chunks.
     client.send(old("closed")).await;
     let mut call = upstream.call().await;
     assert_eq!(call.head.start, format!("POST {CHAT} HTTP/1.1"));

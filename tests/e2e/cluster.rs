@@ -19,7 +19,7 @@ use crate::support::{
 
 use Pod::{Dead, NotReady, Ready, Terminating};
 
-/// Waits until so many endpoints take requests.
+/// Waits until this many endpoints are ready.
 async fn open(proxy: &Proxy, count: usize) {
     until(&format!("{count} open endpoints"), async || {
         let endpoints = proxy.route("tiny").await["endpoints"].as_array().unwrap().clone();
@@ -46,7 +46,7 @@ async fn first_answering_pod_gets_the_held_requests() {
     assert_eq!(call.text().await, "hello");
     call.reply("hello").await;
     assert_eq!(client.response().await.json()["text"], "hello");
-    // Nobody waits: the other one is left in peace, and opened by the cluster's word.
+    // No request is waiting, so the other endpoint is not probed; the cluster's readiness opens it.
     cluster.says(&[(one.address, Ready), (two.address, NotReady)]);
     open(&proxy, 2).await;
     proxy.stop(&[("completed", 1)]).await;
@@ -66,7 +66,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
         clients.push(proxy.sent(streaming(&number.to_string())).await);
         proxy.in_flight(number + 1).await;
     }
-    // Full, all of them: 4 each. The next one waits.
+    // All pods are full, with 4 requests each. The next request is held.
     let mut late = proxy.sent(streaming("late")).await;
     proxy.held(1).await;
     let mut calls = BTreeMap::new();
@@ -84,7 +84,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
         assert_eq!(client.head().await.unwrap().status(), 200);
         assert_eq!(client.parts_until(&number.to_string()).await, number.to_string());
     }
-    // The first pod terminates: its streams go on, and its places are nobody's.
+    // The first pod terminates: its streams continue, but its slots are not reused.
     let words = [(ready[0].0, Terminating), ready[1], ready[2]];
     cluster.says(&words);
     open(&proxy, 2).await;
@@ -100,7 +100,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
     }
     proxy.in_flight(12 - ended).await;
     proxy.held(1).await;
-    // Gone from the cluster altogether: what is being read is read to its end.
+    // The pod is removed from the cluster: running streams continue to their end.
     cluster.says(&words[1..]);
     for number in &of_first[2..] {
         let (_, call) = calls.remove(number).unwrap();
@@ -109,7 +109,7 @@ async fn streams_spread_and_outlive_a_terminating_pod() {
     }
     open(&proxy, 2).await;
     assert_eq!(pods[0].requests(), 4, "nothing new");
-    // A place on another is the late one's.
+    // The held request gets a free slot on another pod.
     let (number, (pod, _)) = calls.iter().map(|(number, (pod, _))| (*number, (*pod, ()))).next().unwrap();
     let (_, call) = calls.remove(&number).unwrap();
     call.finish(LAST).await;
@@ -183,7 +183,7 @@ async fn server_queues_are_summed_while_there_is_demand() {
 
 // === pods of several roles ===
 
-/// Decode serves, and needs prefill.
+/// Creates a cluster in which decode pods serve and prefill pods are required.
 fn of_two_roles() -> (Cluster, Role, Role) {
     let labels = |role: &str| [("role".to_owned(), role.to_owned())].into();
     let groups = ["decode", "prefill"].map(|role| (role.to_owned(), labels(role))).into();
@@ -205,7 +205,7 @@ async fn prefill_alone_gets_nothing_and_opens_nothing() {
     assert_eq!(call.text().await, "whole");
     call.reply("served").await;
     assert_eq!(client.response().await.json()["text"], "served");
-    // Without the last prefill pod, what comes waits.
+    // Without any prefill pod, requests are held.
     cluster.says_with_roles(&[(decode.address, Ready, serves), (prefill.address, Terminating, helps)]);
     open(&proxy, 0).await;
     let mut client = proxy.sent(chat("waits")).await;
@@ -287,7 +287,7 @@ async fn requests_share_h2_connections_up_to_a_limit() {
     let proxy = cluster.proxy(None, "").await;
     let mut clients = Vec::new();
     let mut calls = Vec::new();
-    // One by one: how many a connection takes is known with its first answer.
+    // One at a time: the stream limit of a connection is known only once the server's SETTINGS have arrived.
     for number in 0..5 {
         clients.push(proxy.sent(chat(&number.to_string())).await);
         calls.push(pod.call().await);
@@ -300,7 +300,7 @@ async fn requests_share_h2_connections_up_to_a_limit() {
         call.reply(&text);
         assert_eq!(client.response().await.json()["text"], text);
     }
-    // Many at once on one connection that is there: nobody makes one of their own.
+    // Requests share the connections that exist; none opens one of its own.
     assert_eq!(pod.accepted(), 3);
     proxy.stop(&[("completed", 5)]).await;
 }
@@ -330,9 +330,9 @@ async fn a_burst_makes_one_connection() {
     proxy.stop(&[("completed", 20)]).await;
 }
 
-/// A node died without a FIN: nothing comes from its pod, and its connections stay open. While the pod is terminating it
-/// may still answer; when the cluster says that it has ended, what has no head goes elsewhere, and an answer that has
-/// begun goes on for a while.
+/// A node died without a FIN: its pod sends nothing, and its connections stay open. A terminating pod may still
+/// respond; once the cluster reports that it has ended, requests without a head move to another pod, and a started
+/// response may continue for a while.
 #[tokio::test]
 async fn a_dead_pod_gives_back_what_it_has_not_answered() {
     let (mut one, mut two) = (Upstream::warm().await, Upstream::warm().await);
@@ -367,7 +367,7 @@ async fn a_dead_pod_gives_back_what_it_has_not_answered() {
     proxy.stop(&[("completed", 2)]).await;
 }
 
-/// Over HTTP/2 those that wait share their connection with an answer that has begun.
+/// Over HTTP/2, waiting requests share their connection with a started response.
 #[tokio::test]
 async fn a_dead_pod_gives_back_its_streams_one_by_one() {
     let (mut one, mut two) = (H2c::new(100, true).await, H2c::new(100, true).await);
@@ -432,7 +432,7 @@ async fn drained_connection_is_replaced() {
     first.head().await.unwrap();
     first.parts_until("one").await;
     pod.end_connections();
-    // However far the news has come: it is served, over the old one's end or a new one.
+    // The request is served on the old connection or a new one, depending on how far the GOAWAY has got.
     for _ in 0..10 {
         let mut client = proxy.sent(chat("next")).await;
         let mut call = pod.call().await;
@@ -460,7 +460,7 @@ async fn broken_request_is_written_twice_at_most() {
         drop(call);
     }
     client.response().await.is_error(502, "upstream_error");
-    // The endpoint answers its probe, and is there for others.
+    // The endpoint answers its probe and stays available to others.
     let mut client = proxy.sent(chat("good")).await;
     let mut call = pod.call().await;
     assert_eq!(call.text().await, "good");
@@ -481,7 +481,7 @@ async fn stalled_body_does_not_blame_the_pod() {
     let call = pod.call().await;
     client.response().await.is_error(408, "request_timeout");
     drop(call);
-    // A suspect one would have been probed, over a connection of its own.
+    // A suspect endpoint would have been probed, over a connection of its own.
     let mut client = proxy.sent(post_with(CHAT, &[], "{}")).await;
     pod.call().await.reply("served");
     assert_eq!(client.response().await.status(), 200);

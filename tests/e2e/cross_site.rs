@@ -1,4 +1,5 @@
-//! Web pages of other sites: on a loopback address, and wherever `cors` is configured, they wake nothing and read nothing.
+//! Web pages of other sites: on a loopback address, and where `cors` is configured, they cannot wake a target or read
+//! responses.
 
 use anteroom::domain::Intercept;
 use bytes::Bytes;
@@ -10,24 +11,24 @@ use crate::support::{
     wire::{CHAT, chat, get, get_with, post_with},
 };
 
-/// The page of another site.
+/// Origin of another site's page.
 const EVIL: &str = "https://evil.example";
 
-/// A proxy on a loopback address as it is by default, or with these further keys.
+/// Starts a proxy on a loopback address with the default host check, or with these further keys.
 async fn at_home(url: &str, keys: &str) -> Proxy {
     let yaml = routes(&[route("tiny", url, "")]);
     assert!(yaml.contains("allowedHosts"), "{yaml}");
     Proxy::start(&yaml.replace("allowedHosts: [\"*\"]\n", keys)).await
 }
 
-/// A browser's simple request, with these header lines.
+/// Returns a simple request (as CORS defines it) with these headers.
 fn simple(host: &str, fields: &[(&str, &str)]) -> String {
     post_with(CHAT, fields, r#"{"model":"tiny"}"#)
         .replace("application/json", "text/plain")
         .replace("api.test", host)
 }
 
-/// Asserts that it is answered 403 and wakes nothing.
+/// Asserts that the request gets 403 and wakes nothing.
 async fn is_refused(proxy: &Proxy, request: String) {
     let response = proxy.ask(&request).await;
     assert_eq!((response.status(), &*response.code()), (403, "cross_site"), "{request}");
@@ -59,7 +60,7 @@ async fn foreign_page_wakes_nothing_on_loopback() {
     ] {
         is_refused(&proxy, simple(&host, fields)).await;
     }
-    // Other shapes of a request: an image, a WebSocket, a preflight.
+    // Other kinds of requests: an image, a WebSocket, a preflight.
     let as_host = |request: String| request.replace("api.test", &host);
     is_refused(&proxy, as_host(get_with("/v1/models", &[("Sec-Fetch-Site", "cross-site")]))).await;
     let upgrade = [("Origin", EVIL), ("Connection", "Upgrade"), ("Upgrade", "websocket")];
@@ -84,11 +85,11 @@ async fn foreign_host_wakes_nothing_on_loopback() {
         "8.8.8.8",
         "[2001:db8::1]:8080",
     ] {
-        // What was rebound has the origin of its own host, and without TLS no Sec-Fetch-Site.
+        // After DNS rebinding, the origin matches the host, and without TLS there is no Sec-Fetch-Site.
         is_refused(&proxy, simple(host, &[("Origin", &format!("http://{host}"))])).await;
         is_refused(&proxy, simple(host, &[])).await;
     }
-    // A target in absolute form wins over the header, and HTTP/2 has `:authority`.
+    // An absolute-form target takes precedence over Host, as does `:authority` in HTTP/2.
     let absolute =
         simple(&proxy.address.to_string(), &[]).replace(CHAT, &format!("http://evil.example{CHAT}"));
     is_refused(&proxy, absolute).await;
@@ -119,8 +120,8 @@ async fn own_pages_and_clients_are_served_on_loopback() {
         assert_eq!(client.response().await.status(), 200, "{request}");
         asked += 1;
     };
-    // A command-line client; a page of ours; a page that a proxy with TLS on this machine serves, also where that sends
-    // a Host of its own; an address that was typed in.
+    // A command-line client; a page of this proxy; a page behind a TLS proxy on this machine, also if that sends its
+    // own Host; an address typed into the browser.
     serves(chat("x")).await;
     serves(simple(&format!("llm.example:{port}"), &[("Origin", &own)])).await;
     serves(simple("llm.example", &[("Origin", "https://llm.example")])).await;
@@ -130,7 +131,7 @@ async fn own_pages_and_clients_are_served_on_loopback() {
     for host in ["LLM.example", "llm.example:443", "a.lan.example"] {
         serves(simple(host, &[])).await;
     }
-    // Names that are local, of this machine, or configured get an answer of the router.
+    // Hosts that are local, belong to this machine or are configured get past the check, to the router.
     let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     for host in [
         "localhost",
@@ -156,7 +157,7 @@ async fn listed_origin_may_ask_and_read() {
     let mut upstream = Upstream::warm().await;
     let keys = "cors: { origins: [\"https://chat.example\", \"http://localhost:3000\"] }\n";
     let proxy = at_home(&upstream.url(), keys).await;
-    // The preflight is answered here, cold or warm.
+    // The proxy itself responds to the preflight, whether the target is up or not.
     let preflight = |origin: &str, path: &str| {
         let fields = [
             ("Origin", origin),
@@ -181,7 +182,7 @@ async fn listed_origin_may_ask_and_read() {
     proxy.ask(preflight("https://chat.example", "/v1/nothing")).await.is_error(404, "unknown_path");
     proxy.ask(preflight(EVIL, CHAT)).await.is_error(403, "cross_site");
 
-    // The answer can be read, whatever it is, unless the server says for itself who may.
+    // Every response is readable for a listed origin, unless the server sends its own Access-Control-Allow-Origin.
     let listed = [("Origin", "HTTP://localhost:3000"), ("Sec-Fetch-Site", "same-site")];
     let mut client = proxy.sent(simple("localhost", &listed)).await;
     upstream.call().await.echo().await;
@@ -197,13 +198,13 @@ async fn listed_origin_may_ask_and_read() {
     refused.is_error(404, "model_not_found");
     assert_eq!(refused.get("access-control-allow-origin"), Some("HTTP://localhost:3000"));
 
-    // A page that is not listed is refused, and so is one that names a listed origin beside its own.
+    // An unlisted page is rejected, and so is one that sends a listed origin in addition to its own.
     is_refused_warm(&proxy, simple("localhost", &[("Origin", "https://chat.example:8443")])).await;
     is_refused_warm(&proxy, simple("localhost", &[("Origin", "http://chat.example")])).await;
     is_refused_warm(&proxy, simple("localhost", &[("Origin", "https://chat.example"), ("Origin", EVIL)]))
         .await;
     is_refused_warm(&proxy, simple("localhost", &[("Sec-Fetch-Site", "cross-site")])).await;
-    // All are, once all are listed.
+    // With `*`, every origin is allowed.
     proxy
         .reload(&format!("cors: {{ origins: [\"*\"] }}\n{}", routes(&[route("tiny", &upstream.url(), "")])))
         .await;
@@ -249,7 +250,7 @@ async fn page_opens_no_websocket_to_an_application() {
 #[tokio::test]
 async fn admin_port_is_guarded_on_every_path() {
     let upstream = Upstream::cold().await;
-    // However the request port is reached.
+    // The admin port is guarded even if the request port is not.
     let proxy = at_home(&upstream.url(), "").await.reachable();
     let ask = async |request: String| Wire::connect(proxy.admin).await.ask(request).await;
     let paths =
@@ -269,7 +270,7 @@ async fn admin_port_is_guarded_on_every_path() {
     }
     let two = get_with("/metrics", &[("Host", "evil.example")]).replace("api.test", "localhost");
     assert_eq!(ask(two).await.status(), 400);
-    // Scrapers and probes, by address or by a name of the cluster; the page of ours; a link to it.
+    // Scrapers and probes, by address or by cluster name; the dashboard itself; a link to it.
     let own = proxy.admin.to_string();
     for host in [&*own, "203.0.113.7:8081", "[2001:db8::7]:8081", "anteroom-admin.llm.svc", "anteroom:8081"] {
         assert_eq!(ask(get("/livez").replace("api.test", host)).await.status(), 200, "{host}");

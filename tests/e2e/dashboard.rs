@@ -1,4 +1,4 @@
-//! The dashboard and what it follows, over real sockets.
+//! The dashboard and its event stream, over real sockets.
 
 use anteroom::{app::Command, drain::Request};
 use serde_json::Value;
@@ -8,11 +8,11 @@ use crate::support::{
     wire::{Part, Wire, chat, get, get_with, streaming},
 };
 
-/// Somebody who follows the events.
+/// Client of the event stream.
 struct Follower {
     wire: Wire,
     buf: String,
-    /// The route as it was told of last.
+    /// Latest state of the route `tiny`.
     tiny: Value,
 }
 
@@ -29,7 +29,7 @@ impl Follower {
         Self { wire, buf: String::new(), tiny: Value::Null }
     }
 
-    /// The next event; `None` at the orderly end of the stream.
+    /// Returns the next event, or `None` at the orderly end of the stream.
     async fn next(&mut self) -> Option<(String, Value)> {
         loop {
             if let Some((event, rest)) = self.buf.split_once("\n\n") {
@@ -38,7 +38,7 @@ impl Follower {
                 let Some(event) = event.strip_prefix("event: ") else { continue };
                 let (name, data) = event.split_once("\ndata: ").unwrap();
                 let told: Value = serde_json::from_str(data).unwrap();
-                // The last event tells nothing.
+                // The final event has no routes.
                 let routes = told["routes"].as_array();
                 if let Some(tiny) = routes.into_iter().flatten().find(|route| route["name"] == "tiny") {
                     self.tiny = tiny.clone();
@@ -53,7 +53,7 @@ impl Follower {
         }
     }
 
-    /// Waits until what is told of `tiny` fits.
+    /// Waits until the state of `tiny` satisfies `fits`.
     async fn until(&mut self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         soon(what, async {
             while !fits(&self.tiny) {
@@ -109,7 +109,7 @@ async fn follower_gets_a_snapshot_then_each_phase() {
     let route =
         follower.until("it to start", |route| route["state"] == "starting" && route["held"] == 1).await;
     assert_eq!(route["phase"], "load");
-    // The same as in the API, but for the time that has gone by.
+    // Same keys as in the API; times differ.
     let asked = proxy.route("tiny").await;
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&route), keys(&asked));
@@ -176,7 +176,7 @@ async fn who_follows_is_told_of_the_draining_and_of_the_end() {
     proxy.commands.send(Command::Stop(Request::Interrupt)).await.unwrap();
     soon("the draining", async { while follower.next().await.unwrap().1["about"]["draining"] != true {} })
         .await;
-    // What is under way is seen to its end.
+    // Requests in flight are completed.
     call.finish(crate::support::upstream::LAST).await;
     client.rest().await.unwrap();
     let last = soon("the end", async {

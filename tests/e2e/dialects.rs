@@ -1,4 +1,4 @@
-//! Errors in the shape of the API that a request speaks.
+//! Errors in the format of the API that a request uses.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const SOON: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
 const MESSAGES: &str = "/v1/messages";
 const RESPONSES: &str = "/v1/responses";
 
-/// What Anthropic's SDKs read: type, code of ours, and the request's id, which stands in the head, too.
+/// Returns status, error type and code of an Anthropic error, and checks that the request id is in body and headers.
 fn anthropic(response: &Response) -> (u16, String, String) {
     let json = response.json();
     assert_eq!((&json["type"], json["error"]["message"].is_string()), (&json!("error"), true), "{json}");
@@ -26,7 +26,7 @@ fn anthropic(response: &Response) -> (u16, String, String) {
     (response.status(), text("type"), text("code"))
 }
 
-/// The events of a stream that ended in good order: name and data, without comments.
+/// Returns the events of a stream with an orderly end as name and data, without comments.
 async fn events(client: &mut Wire) -> Vec<(String, Value)> {
     assert_eq!(client.head().await.unwrap().status(), 200);
     events_after_head(client).await
@@ -36,7 +36,7 @@ async fn events_after_head(client: &mut Wire) -> Vec<(String, Value)> {
     let stream = client.rest().await.expect("an orderly end");
     let lines = stream.split_inclusive('\n').filter(|line| !line.starts_with(':'));
     let stream: String = lines.collect();
-    // Between comments and the first event is one with no content.
+    // An event without content separates comments from the first event.
     let is_empty = |event: &&str| event.starts_with("event: ping\n") || event.contains("\"content\":\"\"");
     let read = stream.split_terminator("\n\n").skip_while(is_empty).map(|event| {
         let (name, data) = event.split_once('\n').unwrap_or(("event: ", event));
@@ -57,7 +57,7 @@ async fn refusals_of_messages_have_anthropics_shape() {
         (post("/v1/messages/batches", "{}"), 404, "not_found_error", "unknown_path"),
         (get_with(MESSAGES, &[]), 405, "invalid_request_error", "method_not_allowed"),
         (post(MESSAGES, "{"), 400, "invalid_request_error", "invalid_request"),
-        // Of paths that both APIs have, the SDK's own header tells.
+        // For paths that both APIs have, the header sent by Anthropic's SDK decides.
         (
             get_with("/v1/models/other", &[("anthropic-version", "2023-06-01")]),
             404,
@@ -74,7 +74,7 @@ async fn refusals_of_messages_have_anthropics_shape() {
         let response = proxy.ask(&request).await;
         assert_eq!(anthropic(&response), (status, kind.into(), code.into()), "{request}");
     }
-    // The other API's paths stay as they are.
+    // Errors on paths of the other API keep its format.
     proxy.ask(get_with("/v1/models/other", &[])).await.is_error(404, "model_not_found");
     let held = proxy.sent(post(MESSAGES, &body("tiny"))).await;
     proxy.held(1).await;
@@ -155,11 +155,11 @@ async fn errors_of_grpc_are_a_status_in_the_head() {
          Content-Type: application/grpc\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0";
     let failed = proxy.ask(call).await;
     assert_eq!((failed.status(), failed.get("content-type")), (200, Some("application/grpc")));
-    // UNAVAILABLE, which gRPC's clients retry, after what stands here.
+    // UNAVAILABLE, which gRPC clients retry after the pushback.
     assert_eq!((failed.get("grpc-status"), failed.get("grpc-retry-pushback-ms")), (Some("14"), Some("5000")));
     assert!(failed.get("grpc-message").unwrap().contains("timeouts.readiness of the route"));
     assert!(failed.text().is_empty());
-    // It is counted as what it was.
+    // Metrics count the original outcome and status.
     proxy.ended("cold_start_timeout", 504, 1).await;
     let refused = call.replace("TE:", "x-anteroom-max-wait: soon\r\nTE:");
     let refused = proxy.ask(refused).await;

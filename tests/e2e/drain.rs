@@ -1,4 +1,4 @@
-//! Stopping: in order, with every request accounted for.
+//! Shutdown: orderly, with an outcome for every request.
 
 use anteroom::drain::Request;
 use tokio::net::TcpStream;
@@ -42,13 +42,13 @@ async fn unready_proxy_serves_during_the_drain_delay() {
     let mut client = proxy.sent(chat("after")).await;
     up.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
-    // Nothing is begun any more that would take longer than we live.
+    // While draining, no new cold start begins.
     let refused = proxy.ask(crate::support::wire::post(CHAT, r#"{"model":"down"}"#)).await;
     refused.is_error(503, "draining");
     assert_eq!((refused.get("retry-after"), refused.get("x-should-retry")), (Some("1"), Some("true")));
     assert_eq!((proxy.refused("draining").await, down.accepted()), (1, 0));
 
-    // Asked a second time, it does not wait.
+    // A second stop request ends the drain at once.
     proxy.stop(&[("completed", 2)]).await;
 }
 
@@ -82,7 +82,7 @@ async fn drain_ends_with_the_last_request() {
     second.body().await;
     second.finish(answer("200 OK", &[], "{}")).await;
     assert_eq!(soon("HTTP/2", request).await.unwrap().status(), 200);
-    // Only the time-out of ten minutes would end it otherwise.
+    // Otherwise only the timeout of ten minutes would end the drain.
     proxy.stop(&[("completed", 2)]).await;
 }
 
@@ -106,7 +106,7 @@ async fn drain_serves_held_requests_if_the_target_comes() {
 async fn held_requests_are_told_so_if_it_does_not() {
     let upstream = Upstream::cold().await;
     let keepalive = "keepalive: { after: 10ms, interval: 10ms }";
-    // A quarter of it is theirs to hear of it.
+    // A quarter of the timeout is reserved for sending the errors.
     let proxy = start("drainTimeout: 8s", &upstream.url(), keepalive).await;
     let mut client = proxy.sent(chat("held")).await;
     let mut stream = proxy.sent(streaming("hears")).await;
@@ -171,7 +171,7 @@ async fn draining_closes_kept_connections() {
     call.echo().await;
     let response = client.response().await;
     assert_eq!((response.status(), response.get("connection")), (200, Some("close")));
-    // Pipelined behind the last answer: it was never taken on, which the end of the connection says.
+    // The pipelined request behind the last response is not accepted; closing the connection signals that.
     assert_eq!(client.end().await, b"");
     assert_eq!(upstream.requests(), 1);
     proxy.stop(&[("completed", 1)]).await;

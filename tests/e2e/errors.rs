@@ -1,4 +1,4 @@
-//! The one table of errors, and the document that states it.
+//! The table of errors in the code and its documentation.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,7 +7,7 @@ use anteroom::{
     error::{Outcome, ProxyError, Refusal},
 };
 
-/// A row of `docs/errors.md`: status, types, gRPC's status, Retry-After, x-should-retry.
+/// Row of `docs/errors.md`: status, types, gRPC status, Retry-After, x-should-retry.
 type Row = [String; 6];
 
 fn documented() -> BTreeMap<String, Row> {
@@ -22,7 +22,7 @@ fn documented() -> BTreeMap<String, Row> {
     rows.collect()
 }
 
-/// Every error, each as often as its Retry-After can come about; the time is what is known of the wait.
+/// Returns every error, in each variant that affects Retry-After; `retry_after` is the known remaining wait.
 fn every_error(retry_after: Option<Duration>) -> Vec<ProxyError> {
     let route = || "tiny".into();
     let text = || "because".to_owned();
@@ -74,7 +74,7 @@ fn the_document_says_what_is_answered() {
         let (status, grpc) = (answer.status.as_str().to_owned(), format!("{:?}", answer.grpc));
         let expected = [status, answer.kind.into(), answer.anthropic.into(), grpc, row[4].clone(), retry];
         assert_eq!(*row, expected, "{}", answer.code);
-        // A refusal and an outcome of the same name are answered alike.
+        // A refusal and an outcome with the same code share one error response.
         seen.insert(answer.code, error.ending());
     }
     assert_eq!(seen.keys().collect::<Vec<_>>(), documented.keys().collect::<Vec<_>>());
@@ -82,7 +82,7 @@ fn the_document_says_what_is_answered() {
         assert!(seen.contains_key(refusal.answer().code), "{refusal:?} is among those");
     }
     for outcome in Outcome::ALL {
-        // These need no answer of ours: there was one, or nobody to read it.
+        // These need no error response: one was sent already, or the client is gone.
         let silent = [Outcome::Completed, Outcome::ClientGone, Outcome::ClientStalled].contains(&outcome);
         assert!(silent || seen.contains_key(outcome.name()), "{outcome:?} is among those");
     }
@@ -131,7 +131,7 @@ fn sdks_are_told_what_not_to_retry() {
         let answer = error.answer();
         let status = answer.status.as_u16();
         let by_default = [408, 409, 429].contains(&status) || status >= 500;
-        // A wait that helps is told along with the permission to retry.
+        // Errors with a Retry-After permit the retry.
         if error.retry_after().is_some() {
             assert!(answer.should_retry.unwrap_or(by_default), "{}", answer.code);
         }

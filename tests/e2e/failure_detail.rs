@@ -1,23 +1,23 @@
-//! What clients read of a failure: our reason. What the model server printed, and where it is, is for operators.
+//! Failure messages: clients get the proxy's reason; the output and the address of the model server are for operators.
 
 use crate::support::{
     Proxy, Upstream, route, routes, soon,
     wire::{chat, streaming},
 };
 
-/// What the model server prints before it fails; in each line a secret.
+/// Output of the model server before it fails, with a secret in each line.
 const PRINTED: [&str; 3] = [
     "using key sk-0123456789abcdef",
     "args: --api-key letmein token=letmein",
     "RuntimeError: 401 for hf_AbCdEfGhIjKlMnOp with Bearer letmein0123",
 ];
 
-/// None of these is in anything that anybody reads.
+/// Substrings that must not appear in any output.
 const SECRETS: [&str; 4] = ["0123456789abcdef", "letmein", "AbCdEfGhIjKlMnOp", "letmein0123"];
 
-/// A route to a model server that prints, and fails.
+/// Returns a route whose model server prints these lines and fails.
 fn failing(more: &str) -> String {
-    // It loads for long enough that an early head goes out where one is wanted.
+    // Runs long enough for an early head to be sent where one is due.
     let script = PRINTED.map(|line| format!("echo '{line}'; ")).concat() + "sleep 0.3; exit 3";
     let command = serde_json::json!(["sh", "-c", script, "-", "{port}"]);
     let target = format!("target: {{ process: {{ command: {command} }} }}");
@@ -50,7 +50,7 @@ async fn client_reads_no_output_of_the_server() {
         assert!(told.contains("under this request's id (x-request-id)"), "{told}");
         assert!(told.contains("cold_start_failed") && !told.contains("RuntimeError"), "{told}");
 
-        // Operators read it all, but for the secrets.
+        // Operators get all lines, with the secrets redacted.
         let record = proxy.admin("/api/v1/cold-starts").await.json()["cold_starts"][0].clone();
         let reason = record["reason"].as_str().unwrap();
         assert!(reason.ends_with("its last line: RuntimeError: 401 for hf_… with Bearer …"), "{reason}");

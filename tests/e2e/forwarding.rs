@@ -1,4 +1,4 @@
-//! What passes, and how: heads, bodies, trailers, in both directions and part by part.
+//! Forwarding of heads, bodies and trailers in both directions, part by part.
 
 use http_body_util::BodyExt as _;
 
@@ -18,7 +18,7 @@ async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
     proxy.in_flight(0).await;
 }
 
-/// nginx in front of us would collect events before it passes them on, also where nobody had to wait.
+/// nginx in front of the proxy would buffer events, so the header is sent even if the request was not held.
 #[tokio::test]
 async fn event_streams_tell_nginx_not_to_buffer() {
     let mut upstream = Upstream::warm().await;
@@ -54,7 +54,7 @@ async fn an_answer_passes_part_by_part() {
     assert_eq!(head.get("content-type"), Some("text/event-stream"));
     assert_eq!((head.get("transfer-encoding"), head.get("content-length")), (Some("chunked"), None));
     for token in 0..50 {
-        // The next one is not sent before the client has this one, whole or half an event.
+        // The next part is sent only once the client has this one, a whole event or half of one.
         for part in [format!("data: {token}"), "\n\n".into()] {
             call.send(chunk(&part)).await;
             assert_eq!(client.part().await, Part::Data(part.into_bytes()));
@@ -63,7 +63,7 @@ async fn an_answer_passes_part_by_part() {
     call.finish(LAST).await;
     assert_eq!(client.part().await, Part::Last(String::new()));
 
-    // Without chunks as well: the length is kept, and each part goes out as it comes.
+    // With a Content-Length instead of chunks: the length is kept, and each part is forwarded as it arrives.
     client.send(chat("y")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -75,7 +75,7 @@ async fn an_answer_passes_part_by_part() {
     }
     call.finish("").await;
 
-    // And what has neither ends with its connection.
+    // A response with neither ends with its connection.
     client.send(chat("z")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -133,7 +133,7 @@ async fn trailers_pass_to_who_says_that_it_takes_them() {
     assert_eq!(client.part().await, Part::Data(b"x".to_vec()));
     assert_eq!(client.part().await, Part::Last("x-usage: 42\r\n".into()));
 
-    // Who does not gets none, and the end all the same.
+    // A client without `TE: trailers` gets the end of the body without trailers.
     client.send(post_with(CHAT, &[], BODY)).await;
     let mut call = upstream.call().await;
     assert_eq!(call.head.get("te"), None);
@@ -164,7 +164,7 @@ async fn heads_without_bodies_end_where_they_end() {
     warm_up(&proxy, &mut upstream).await;
     let mut client = proxy.client().await;
 
-    // HEAD: the length of what GET would have.
+    // HEAD: Content-Length of the corresponding GET.
     client.send(get("/v1/responses/r").replace("GET", "HEAD")).await;
     let call = upstream.call().await;
     assert_eq!(call.head.line(), "HEAD /v1/responses/r");
@@ -178,7 +178,7 @@ async fn heads_without_bodies_end_where_they_end() {
         assert_eq!(head.start, format!("HTTP/1.1 {status}"));
         assert_eq!((head.get("etag"), head.get("transfer-encoding")), (Some("\"1\""), None));
     }
-    // Interim answers are for who sent the request: that was us.
+    // Interim responses are for the sender of the request, here the proxy, and are not forwarded.
     client.send(chat("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -187,7 +187,7 @@ async fn heads_without_bodies_end_where_they_end() {
     let response = client.response().await;
     assert_eq!((response.status(), &*response.text()), (201, "done"));
 
-    // A whole and empty body.
+    // A complete, empty body.
     client.send(chat("x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -200,7 +200,7 @@ async fn heads_without_bodies_end_where_they_end() {
 #[tokio::test]
 async fn large_bodies_arrive_as_they_were_sent_both_ways() {
     let upstream = Upstream::warm().await.automatic(async |mut call| {
-        // Sends back what came, byte by byte the same, once with its length and once in chunks.
+        // Echoes the body unchanged, with a Content-Length or in chunks.
         let body = call.body().await;
         if call.head.get("x-chunked").is_some() {
             let chunks: String = body
@@ -247,19 +247,20 @@ async fn upload_streams_when_the_target_is_warm() {
         client.send(chunk(part)).await;
         assert_eq!(call.wire.part().await, Part::Data(part.into()));
     }
-    // The answer may come before the request has ended.
+    // The response may start before the request body has ended.
     call.send(STREAM).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
     client.send(LAST).await;
     assert_eq!(call.wire.part().await, Part::Last(String::new()));
     call.finish(LAST).await;
     assert_eq!(client.part().await, Part::Last(String::new()));
-    // The connection is as good as new.
+    // The connection can be reused.
     client.send(chat("next")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
 
-    // So may all of it: whatever becomes of the rest, it is not taken for a request, here or there.
+    // The response may also end first: the rest of the body is never parsed as a request, by the proxy or by the
+    // server.
     client
         .send(format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n"))
         .await;
@@ -270,7 +271,7 @@ async fn upload_streams_when_the_target_is_warm() {
     let response = client.response().await;
     assert_eq!((response.status(), &*response.text()), (401, "no"));
     client.send(chunk(&chat("smuggled")) + LAST).await;
-    // It is passed on, and the connection used again, or both are given up.
+    // Either the rest is forwarded and the connections are reused, or both are closed.
     if let Some(rest) = call.wire.rest().await {
         assert_eq!(rest, chat("smuggled"));
         call.finish("").await;
@@ -378,7 +379,7 @@ async fn request_heads_are_what_a_good_proxy_makes_of_them() {
     assert_eq!(head.all("set-cookie"), ["a=1", "b=2"]);
     for (name, value) in [
         ("via", "1.1 gateway, 1.1 anteroom"),
-        // Ours, of this connection.
+        // The proxy's own, for this connection.
         ("keep-alive", "timeout=660"),
         ("openai-processing-ms", "5"),
         ("server", "uvicorn"),
@@ -388,7 +389,8 @@ async fn request_heads_are_what_a_good_proxy_makes_of_them() {
         assert_eq!(head.get(name), Some(value), "{name}");
     }
 
-    // A request without an id gets one, the same for the server and in the answer; a false trace is not passed on.
+    // A request without an id gets one, which the server and the client receive; an invalid `traceparent` is not
+    // forwarded.
     client.send(post_with(CHAT, &[("traceparent", "00-0-0-00")], BODY)).await;
     let call = upstream.call().await;
     assert_eq!(call.head.get("traceparent"), None);

@@ -1,5 +1,5 @@
-//! Gateways between the proxy and the servers: what they answer before they have noticed these, and after they have lost
-//! them. `tests/gateways` has the answers.
+//! Gateways between the proxy and the servers: their responses before they discover the servers and after they lose
+//! them. `tests/gateways` holds the recorded responses.
 
 use std::{fs, path::Path};
 
@@ -14,17 +14,17 @@ use crate::support::{
     wire::{CHAT, chat, post, streaming},
 };
 
-/// An answer from `tests/gateways`.
+/// Response from `tests/gateways`.
 struct Fixture {
     name: String,
     status: u16,
     body: String,
-    /// As it is sent.
+    /// Complete response as sent on the wire.
     bytes: String,
 }
 
 impl Fixture {
-    /// Those of a folder. Before the head there are lines of comments.
+    /// Reads all fixtures of a folder. Comment lines precede each head.
     fn all(folder: &str) -> Vec<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gateways").join(folder);
         let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
@@ -47,13 +47,13 @@ impl Fixture {
         Self { name, status, body: body.to_owned(), bytes }
     }
 
-    /// Whether a server may have run what is answered so.
+    /// Returns true if a server may have run the request that got this response.
     fn counts(&self) -> bool {
         matches!(self.status, 502 | 504) || (self.status == 500 && !self.body.is_empty())
     }
 }
 
-/// A ready pod, and a proxy that sends to a gateway before it.
+/// Starts a ready pod, and a proxy that sends its requests to a gateway.
 async fn behind(gateway: &Upstream, more: &str) -> (Upstream, Proxy) {
     let pod = Upstream::warm().await;
     let cluster = Cluster::speaking(Protocol::Http1);
@@ -67,7 +67,7 @@ async fn no_gateways_not_yet_reaches_a_client() {
     let fixtures = Fixture::all("not-yet");
     assert!(fixtures.len() > 30);
     let each = async |fixture: Fixture| {
-        // Its own health path says nothing, unless a server may have run the request.
+        // The gateway's own health path is probed only if a server may have run the request.
         let mut gateway = Upstream::cold().await;
         let (_pod, proxy) = behind(&gateway, "").await;
         let mut client = proxy.sent(chat(&fixture.name)).await;
@@ -109,7 +109,7 @@ async fn a_models_own_error_passes_at_once() {
     stream::iter(fixtures).for_each_concurrent(4, each).await;
 }
 
-/// A probe that is slow because the machine is busy has not failed.
+/// A long timeout, so that a slow probe on a busy machine does not count as failed.
 const PATIENT: &str = "readiness: { interval: 10ms, timeout: 30s }";
 
 const NOT_FOUND: &str = "404 page not found\n";
@@ -163,7 +163,7 @@ async fn not_yet_is_what_the_route_says() {
 
 #[tokio::test]
 async fn what_a_server_may_have_run_is_sent_twice_at_most() {
-    // Its health path is answered by itself, so that it says nothing of the servers.
+    // The gateway answers the health path itself, so probes prove nothing about the servers.
     let mut gateway = Upstream::warm().await;
     let (_pod, proxy) = behind(&gateway, "").await;
     let mut client = proxy.sent(chat("costly")).await;
@@ -237,13 +237,14 @@ async fn url_that_is_not_ready_yet_is_held_and_recorded() {
 
 #[tokio::test]
 async fn a_url_that_lost_its_server_is_held_again() {
-    // nginx in front of one server, which is killed once it has answered: its page, and what it is without one.
+    // nginx in front of one server, which is killed after its first response: nginx's error page, and responses without
+    // one.
     let page = "<html><body><h1>502 Bad Gateway</h1></body></html>";
     for (status, body) in
         [("502 Bad Gateway", page), ("503 Service Unavailable", "{}"), ("504 Gateway Timeout", "")]
     {
         let mut nginx = Upstream::warm().await;
-        // One after the other, so that their order shows.
+        // One at a time, so that their order is visible.
         let proxy = Proxy::tiny(&nginx.url(), "concurrency: { rampStart: 1 }").await;
         let mut client = proxy.sent(chat("warm")).await;
         nginx.call().await.echo().await;
@@ -257,7 +258,7 @@ async fn a_url_that_lost_its_server_is_held_again() {
         call.finish(answer(status, &[], body)).await;
         proxy.starting().await;
         proxy.held(1).await;
-        // The next ones are not sent at all.
+        // Later requests are not dispatched at all.
         let mut second = proxy.sent(chat("second")).await;
         proxy.held(2).await;
         assert_eq!(nginx.requests(), 2);

@@ -1,4 +1,4 @@
-//! gRPC through a route of the HTTP Add-on: HTTP/2 on both sides, and trailers that say how a call ended.
+//! gRPC through a route of the HTTP Add-on: HTTP/2 on both sides, and trailers with the status of the call.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -27,7 +27,7 @@ fn request(service: &str) -> HealthCheckRequest {
     HealthCheckRequest { service: service.into() }
 }
 
-/// A pod whose application is gRPC's own health service.
+/// Starts a pod that serves gRPC's standard health service.
 async fn application() -> (SocketAddr, HealthReporter) {
     let (reporter, service) = health_reporter();
     reporter.set_service_status("app", ServingStatus::Serving).await;

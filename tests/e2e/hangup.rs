@@ -1,4 +1,4 @@
-//! Clients that go away: held ones leave the queue, and what is in flight for them ends at the model server too.
+//! Clients that disconnect: held requests leave the queue, and requests in flight end at the model server too.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -17,12 +17,12 @@ fn chunked() -> String {
     )
 }
 
-/// A request of so many bytes in all.
+/// Returns a request of exactly this many bytes.
 fn filling(bytes: usize) -> String {
     let request = |content: usize| {
         post_with(CHAT, &[], &format!(r#"{{"model":"tiny","text":"{}"}}"#, "x".repeat(content)))
     };
-    // Its length is told in more digits the longer it is.
+    // A longer Content-Length takes more digits.
     let request = (1..bytes).rev().take(300).map(request).find(|request| request.len() <= bytes).unwrap();
     assert_eq!(request.len(), bytes);
     request
@@ -40,7 +40,7 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
         ("with a stream to come", streaming("goes")),
         ("of HTTP/1.0", chat("goes").replace("HTTP/1.1", "HTTP/1.0")),
         ("that would close", post_with(CHAT, &[("Connection", "close")], BODY)),
-        // hyper's read buffer: nobody can tell from such a read whether there is more.
+        // The size of hyper's read buffer: a read that fills it does not show whether more follows.
         ("that fills a buffer", filling(8192)),
         ("that fills two", filling(16384)),
         ("of many buffers", filling(300_000)),
@@ -49,7 +49,7 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
     for (what, request) in requests {
         for how in ["closes", "resets", "ends its sending side"] {
             let mut client = proxy.client().await;
-            // A kept-alive connection is watched as well as a new one.
+            // Disconnects are detected on kept-alive connections as well as on new ones.
             assert_eq!(client.ask(get("/health")).await.status(), 200);
             client.send(&request).await;
             proxy.held(2).await;
@@ -74,7 +74,7 @@ async fn a_held_client_that_hangs_up_leaves_the_queue() {
 async fn hangup_behind_pipelined_bytes_is_noticed() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
-    // An old habit of clients is a line break after the body; others pipeline.
+    // Old clients send a line break after the body; others pipeline.
     for extra in ["\r\n", &chat("pipelined")] {
         let client = proxy.sent(chat("held") + extra).await;
         proxy.held(1).await;
@@ -84,7 +84,7 @@ async fn hangup_behind_pipelined_bytes_is_noticed() {
     proxy.stop(&[("client_gone", 2)]).await;
 }
 
-/// The ways in which a client goes.
+/// Ways to disconnect.
 const WAYS: [&str; 3] = ["closes", "resets", "ends its sending side"];
 
 async fn goes(mut client: Wire, how: &str) {
@@ -113,7 +113,7 @@ async fn held_hang_up_behind_unread_bytes_is_noticed() {
             gone += 1;
             proxy.ended("client_gone", 499, gone).await;
         }
-        // In one packet with its request, as far as one goes.
+        // In the same segment as its request, as far as they fit.
         let client = proxy.sent(chat("held") + &chat("pipelined").repeat(size / 150)).await;
         proxy.held(1).await;
         reset(client.stream);
@@ -141,7 +141,7 @@ async fn hang_up_behind_unread_bytes_ends_the_work() {
     proxy.stop(&[("client_gone", 3)]).await;
 }
 
-/// An upload that streams to a server that does not read it, until none of it is taken any more.
+/// Streams an upload to a server that does not read it, until the proxy stops reading it too.
 async fn stalled_upload(proxy: &Proxy) -> Wire {
     const PART_BYTES: usize = 32 << 10;
     let mut client = proxy.sent(post_with(CHAT, &[], "").replace("Length: 0", "Length: 20000000")).await;
@@ -149,7 +149,7 @@ async fn stalled_upload(proxy: &Proxy) -> Wire {
     loop {
         client.send([b'x'; PART_BYTES]).await;
         sent += PART_BYTES;
-        // Should it be only slow, then its end is found by reading, as that of any other.
+        // If the upload is only slow, reading finds the disconnect, as for any other request.
         let mut looks = 0;
         until("its bytes to be read, or not", async || {
             looks += 1;
@@ -157,7 +157,7 @@ async fn stalled_upload(proxy: &Proxy) -> Wire {
         })
         .await;
         if looks > 50 {
-            // More than is read ahead, so that some of it stays in the kernel, which has room for 64 KiB.
+            // More than is read ahead, so that the rest stays in the kernel, which has room for 64 KiB.
             client.send([b'x'; 24 << 10]).await;
             return client;
         }
@@ -198,14 +198,14 @@ async fn client_that_sends_on_without_end_is_cut_off() {
 async fn pipelined_requests_are_answered_after_a_hold() {
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
-    // In one packet, and one by one.
+    // In one segment, and one at a time.
     let mut at_once = proxy.sent(chat("first") + &chat("second") + &chat("third")).await;
     proxy.held(1).await;
     let mut client = proxy.sent(chat("first")).await;
     proxy.held(2).await;
     client.send(chat("second")).await;
     client.send(filling(10_000)).await;
-    // Its answer is the last one: the client sends the others again.
+    // Its response is the last one on the connection: the client must retry the others.
     let mut many = proxy.sent(chat("first")).await;
     proxy.held(3).await;
     many.send(chat("not answered").repeat(500)).await;
@@ -267,7 +267,7 @@ async fn a_body_that_breaks_off_was_never_a_request() {
         chunked().trim_end_matches("0\r\n\r\n").to_owned(),
     ] {
         let client = proxy.sent(part).await;
-        // It is being read as soon as its bytes are counted.
+        // The body is being read as soon as its bytes are counted.
         until("the body to be read", async || proxy.metric("anteroom_buffered_bytes", &[]).await > 0).await;
         drop(client);
         until("its bytes to be given back", async || proxy.metric("anteroom_buffered_bytes", &[]).await == 0)
@@ -290,7 +290,7 @@ async fn disconnect_mid_stream_ends_silent_work() {
         call.send(chunk("data: 1\n\n")).await;
         client.head().await.unwrap();
         client.parts_until("data: 1").await;
-        // From here on the server says nothing.
+        // From here on the server is silent.
         if gone == 1 {
             drop(client)
         } else {
@@ -315,7 +315,7 @@ async fn disconnect_before_head_ends_the_work() {
     proxy.ended("client_gone", 499, 1).await;
     proxy.in_flight(0).await;
 
-    // Neither is it seen as a failure of the server: the next one is sent at once, without a probe.
+    // The disconnect is not blamed on the server: the next request is dispatched at once, without a probe.
     let probes = upstream.probes();
     let mut next = proxy.sent(chat("next")).await;
     upstream.call().await.echo().await;
@@ -355,7 +355,7 @@ async fn lease_keeps_the_target_wanted() {
     proxy.held(1).await;
     drop(client);
     proxy.held(0).await;
-    // Still asked for, and found ready: who comes then is served at once.
+    // The lease keeps demand, so the target is probed and found ready: the next request is dispatched at once.
     upstream.probed().await;
     upstream.probed().await;
     upstream.wake();

@@ -1,4 +1,4 @@
-//! Holding and releasing: first in, first out, as many as an endpoint may have, from the ramp up.
+//! Holding and releasing: first in, first out, within the endpoint's limit, which ramps up.
 
 use std::{
     sync::{
@@ -16,7 +16,7 @@ use crate::support::{
     wire::{chat, streaming},
 };
 
-/// Sends chats `0`, `1`, … each on its connection, each held before the next one comes.
+/// Sends chats `0`, `1`, … on separate connections, each held before the next one is sent.
 async fn held_in_order(proxy: &Proxy, count: usize) -> Vec<crate::support::Wire> {
     let mut clients = Vec::new();
     for number in 0..count {
@@ -36,7 +36,7 @@ async fn held_requests_go_in_order_within_the_limit() {
     upstream.wake();
 
     let (mut first, mut second) = (upstream.call().await, upstream.call().await);
-    // These two were released together, and connect each by itself.
+    // Released together over separate connections, so they may arrive in either order.
     let mut texts = [first.text().await, second.text().await];
     texts.sort();
     assert_eq!(texts, ["0", "1"]);
@@ -69,13 +69,14 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
     proxy.starting().await;
     upstream.wake();
     let mut calls = Vec::new();
-    // Two at first; when both have been answered four, though none has ended; and then it is the maximum.
+    // The limit starts at two; after two first bytes it is four, although neither response has ended; then it reaches
+    // the maximum.
     let mut answered = 0;
     for in_flight in [2, 4, 8] {
         while calls.len() < in_flight {
             calls.push(upstream.call().await);
         }
-        // Without a sign of life the ramp widens by answers alone, for 5 s.
+        // Without successful probes, only first bytes widen the ramp, for 5 s.
         upstream.sleep();
         proxy.in_flight(in_flight as u64).await;
         let route = proxy.route("tiny").await;
@@ -87,7 +88,7 @@ async fn ramp_doubles_with_each_round_of_first_bytes() {
         }
         answered = in_flight;
     }
-    // The rest, one for one.
+    // From here on, each completed request releases one.
     for sent in 8..20 {
         calls.remove(0).finish(LAST).await;
         let mut call = upstream.call().await;
@@ -112,7 +113,7 @@ async fn swallowed_requests_do_not_hold_up_the_others() {
     let _clients = held_in_order(&proxy, 12).await;
     proxy.starting().await;
     upstream.wake();
-    // None of the first 4 is ever answered.
+    // The first 4 never get a response.
     let mut calls = Vec::new();
     while calls.len() < 12 {
         calls.push(upstream.call().await);
@@ -132,7 +133,7 @@ async fn server_that_resets_above_8_answers_everybody() {
             if has_room {
                 sleep(Duration::from_millis(400)).await;
             }
-            // Before the proxy can know of the end, and send the next one.
+            // Decremented before the proxy can notice the end and dispatch the next request.
             now.fetch_sub(1, SeqCst);
             if has_room {
                 call.echo().await;
@@ -149,7 +150,7 @@ async fn server_that_resets_above_8_answers_everybody() {
     for client in &mut clients {
         assert_eq!(client.response().await.status(), 200);
     }
-    // 16 are tried, and then 9 every 5 s: not all that are held, again and again.
+    // 16 are tried, then 9 every 5 s, instead of all held requests over and over.
     let resets = resets.load(SeqCst);
     assert!(resets <= 24, "{resets} of 48");
     proxy.stop(&[("completed", 48)]).await;
@@ -229,7 +230,7 @@ async fn one_activation_serves_all_held_requests() {
     );
     assert_eq!(records[0]["released"].as_u64(), Some(3));
 
-    // The next one finds it warm.
+    // The next request finds a warm target.
     clients[0].send(chat("warm")).await;
     upstream.call().await.echo().await;
     let warm = clients[0].response().await;

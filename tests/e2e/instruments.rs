@@ -1,5 +1,5 @@
-//! The field's own instruments, as they read a stream: each parser does what the real one did when it was read on
-//! 2026-11-29, its faults included, so that what we send fits all of them.
+//! Stream parsers of common benchmark tools. Each copies the real one as of 2026-11-29, bugs included, to check that
+//! the proxy's output suits all of them.
 //!
 //! The real `vllm bench serve` runs in tests/vllm.
 
@@ -11,7 +11,7 @@ use crate::support::{
     wire::{CHAT, Part, chat, post_with},
 };
 
-/// What an instrument makes of a stream: the text, and the part of it that it takes for the first token.
+/// Result of parsing a stream: the text, and the index of the part taken for the first token.
 type Reading = Result<(String, usize), String>;
 
 const TOKENS: [&str; 3] = ["Who", " waits", "?"];
@@ -26,8 +26,8 @@ fn content(event: &Value) -> Option<&str> {
     event["choices"].get(0).map(|choice| choice["delta"]["content"].as_str().unwrap_or_default())
 }
 
-/// `vllm bench serve`, backend openai-chat: trims every part as it comes from the network, splits at empty lines, skips
-/// what begins with a colon, and takes the first event that has choices for the first token.
+/// `vllm bench serve`, backend openai-chat: trims every part as received, splits at empty lines, skips lines that begin
+/// with a colon, and takes the first event with choices for the first token.
 fn vllm(parts: &[String]) -> Reading {
     let (mut buffer, mut text, mut first) = (String::new(), String::new(), None);
     for (number, part) in parts.iter().enumerate() {
@@ -37,7 +37,7 @@ fn vllm(parts: &[String]) -> Reading {
             messages.push(message.trim().to_owned());
             buffer = rest.to_owned();
         }
-        // An event whose end was trimmed.
+        // A complete event whose end was trimmed.
         if let Some(data) = buffer.strip_prefix("data: ")
             && (data.trim() == "[DONE]" || serde_json::from_str::<Value>(data).is_ok())
         {
@@ -57,8 +57,8 @@ fn vllm(parts: &[String]) -> Reading {
     Ok((text, first.ok_or("never received a valid chunk")?))
 }
 
-/// sglang's `bench_serving`: every line that is not empty is JSON behind an optional `data: `, or `[DONE]`; the first
-/// token is the first content.
+/// sglang's `bench_serving`: every non-empty line is JSON behind an optional `data: `, or `[DONE]`; the first token is
+/// the first content.
 fn sglang(parts: &[String]) -> Reading {
     let (mut text, mut first) = (String::new(), None);
     for (number, part) in parts.iter().enumerate() {
@@ -77,7 +77,7 @@ fn sglang(parts: &[String]) -> Reading {
     Ok((text, first.ok_or("no token")?))
 }
 
-/// llmperf: of every line that is not empty the first six bytes are cut off, whatever they are; an `error` is raised.
+/// llmperf: drops the first six bytes of every non-empty line, whatever they are, and raises on an `error`.
 fn llmperf(parts: &[String]) -> Reading {
     let (mut text, mut first) = (String::new(), None);
     for (number, part) in parts.iter().enumerate() {
@@ -99,7 +99,7 @@ fn llmperf(parts: &[String]) -> Reading {
     Ok((text, first.ok_or("no token")?))
 }
 
-/// The parts of a stream as they came, and which of them brought the first token.
+/// Returns the parts of a stream as received, and the index of the part with the first token.
 async fn stream(choice: &str, cold: bool) -> (Vec<String>, usize) {
     let mut upstream = if cold { Upstream::cold().await } else { Upstream::warm().await };
     let keepalive = "keepalive: { after: 10ms, interval: 10ms, whileStreaming: true }";
@@ -129,7 +129,7 @@ async fn stream(choice: &str, cold: bool) -> (Vec<String>, usize) {
     }
     let mut first = None;
     for token in TOKENS {
-        // A pause before each of them that is long enough for heartbeats.
+        // A pause before each token, long enough for heartbeats.
         for _ in 0..if choice == "off" { 0 } else { 2 } {
             parts.push(beat(&mut client).await);
         }
@@ -162,7 +162,8 @@ async fn vllm_reads_every_token_among_comments() {
             assert_eq!(vllm(&parts), Ok((TOKENS.concat(), first)), "{choice}, cold {cold}: {parts:#?}");
         }
     }
-    // Chunks are events like others to it: the text is right, the first token is not, hence `comment` is the default.
+    // It treats chunks as ordinary events: the text is right, the time to first token is not; hence `comment` is the
+    // default.
     let (parts, first) = stream("chunk", true).await;
     let (text, found) = vllm(&parts).unwrap();
     assert!(text == TOKENS.concat() && found < first);
@@ -178,7 +179,7 @@ async fn sglang_and_llmperf_read_every_token_among_chunks() {
             }
         }
     }
-    // Neither knows comments: for them there is the choice.
+    // Neither parses comments; for them clients can choose `chunk`.
     let (parts, _) = stream("comment", true).await;
     assert!(sglang(&parts).is_err() && llmperf(&parts).is_err());
 }

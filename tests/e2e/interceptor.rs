@@ -1,4 +1,4 @@
-//! Routes as an `InterceptorRoute` of the KEDA HTTP Add-on asks for them.
+//! Routes derived from an `InterceptorRoute` of the KEDA HTTP Add-on.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -36,12 +36,12 @@ fn placeholder() -> Intercept {
     Intercept { placeholder: Some(text(503, "<h1>Loading</h1>")), ..Intercept::default() }
 }
 
-/// A request without a body.
+/// Returns a request without a body.
 fn bare(method: &str, path: &str) -> String {
     get(path).replacen("GET", method, 1)
 }
 
-/// Has the target be known to be up.
+/// Makes the target known to be up.
 async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
     let mut client = proxy.sent(get("/warm")).await;
     upstream.call().await.finish(answer("204 No Content", &[], "")).await;
@@ -80,7 +80,7 @@ async fn every_method_and_path_is_passed_on() {
         .ask("CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n")
         .await
         .is_error(400, "invalid_request");
-    // At other hosts there is but the API.
+    // Other hosts get only the API.
     let elsewhere = |path| get(path).replace("api.test", "api.example");
     proxy.ask(elsewhere("/")).await.json();
     proxy.ask(elsewhere("/anything")).await.is_error(404, "unknown_path");
@@ -240,7 +240,7 @@ async fn static_routes_raise_no_demand() {
     assert_eq!((upstream.accepted(), proxy.route("tiny").await["state"].as_str()), (0, Some("idle")));
     assert_eq!(proxy.metric("anteroom_static_answers_total", &["kind=\"static\""]).await, 7);
 
-    // Once it is up, what is static only while it is not goes to it.
+    // Static routes that apply only while the target is not up: once it is, their requests are forwarded.
     let mut client = proxy.sent(get("/page")).await;
     proxy.held(1).await;
     upstream.wake();
@@ -282,7 +282,7 @@ async fn an_application_that_takes_too_long_is_a_504() {
 async fn request_time_out_bounds_wait_and_answer() {
     let mut upstream = Upstream::cold().await;
     let limit = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
-    // A fallback would need time that is no longer there.
+    // A fallback would need time, of which none is left.
     let fallback = Some("127.0.0.1:1".into());
     let intercept = Intercept { timeouts: limit, fallback, ..Intercept::default() };
     let proxy = Proxy::intercepting(&upstream.url(), intercept).await;
@@ -320,7 +320,7 @@ async fn what_may_not_be_done_twice_is_not_sent_twice() {
     proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;
 }
 
-/// Health checks, and what people open first: the routes that claimed the host are gone, or never came.
+/// Health checks and common first paths, for hosts whose routes were removed or never existed.
 #[tokio::test]
 async fn hosts_that_no_route_claims_are_not_found() {
     let upstream = Upstream::cold().await;
@@ -339,11 +339,11 @@ async fn hosts_that_no_route_claims_are_not_found() {
     for path in paths {
         ask("other.test", path).await.is_error(404, "unknown_path");
     }
-    // The proxy itself, for load balancers and kubelets.
+    // The proxy's own paths, for load balancers and kubelets.
     for path in &paths[..4] {
         assert_eq!(ask("127.0.0.1", path).await.status(), 200, "{path}");
     }
-    // An application at zero gets what is for it, also where others have their health checks.
+    // An application at zero gets all its requests, even on health paths that the proxy serves for other hosts.
     let held = proxy.sent(get("/health").replace("api.test", "app.test")).await;
     proxy.held(1).await;
     drop(held);

@@ -1,4 +1,4 @@
-//! What a waiting client hears, and how it hears of what fails after that.
+//! Heartbeats to waiting clients, and errors that occur after the early head.
 
 use std::{io::Write, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::support::{
 
 const SOON: &str = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
 
-/// The next part, which is one heartbeat.
+/// Returns the next part, which must be a heartbeat.
 async fn beat(client: &mut Wire) -> String {
     match client.part().await {
         Part::Data(data) => String::from_utf8(data).unwrap(),
@@ -21,7 +21,7 @@ async fn beat(client: &mut Wire) -> String {
     }
 }
 
-/// A held client that has got its early answer, and the first heartbeat.
+/// Sends a request that is held, and returns the client after its early head and first heartbeat.
 async fn early(proxy: &Proxy, request: &str, content_type: &str) -> (Wire, String) {
     let mut client = proxy.sent(request).await;
     let head = client.head().await.unwrap();
@@ -29,14 +29,14 @@ async fn early(proxy: &Proxy, request: &str, content_type: &str) -> (Wire, Strin
     assert!(head.get("content-type").unwrap().starts_with(content_type), "{head:?}");
     assert_eq!(head.get("cache-control"), Some("no-cache"));
     assert_eq!(head.get("x-request-id").map(str::len), Some(32));
-    // It does not know yet how long it will have waited.
+    // The total wait is not known yet.
     assert_eq!(head.get("server-timing"), None);
     let first = beat(&mut client).await;
     (client, first)
 }
 
-/// What comes after the heartbeats, which must be whole comment lines, and after the event with no content that goes
-/// with them where the API has one.
+/// Returns the rest of the stream after the heartbeats, which must be whole comment lines, and after the empty event
+/// that accompanies them where the API has one.
 async fn after_beats(client: &mut Wire) -> String {
     let rest = client.rest().await.expect("an orderly end");
     let is_beat = |line: &&str| line.starts_with(": ");
@@ -47,7 +47,7 @@ async fn after_beats(client: &mut Wire) -> String {
     }
 }
 
-/// Whether an event is a chunk with no content, or Anthropic's `ping`.
+/// Returns true if an event is a chunk without content, or Anthropic's `ping`.
 fn is_empty(event: &str) -> bool {
     if event == "event: ping\ndata: {\"type\": \"ping\"}" {
         return true;
@@ -59,7 +59,7 @@ fn is_empty(event: &str) -> bool {
     })
 }
 
-/// The error that one event holds.
+/// Returns the error in a single event.
 fn error_of(event: &str) -> Value {
     let data = event.strip_prefix("data: ").and_then(|data| data.strip_suffix("\n\n"));
     let json: Value = serde_json::from_str(data.unwrap_or_else(|| panic!("one event: {event:?}"))).unwrap();
@@ -87,7 +87,7 @@ async fn streaming_client_gets_heartbeats_then_its_answer() {
     }
     upstream.wake();
     let mut calls = [upstream.call().await, upstream.call().await];
-    // Dispatched, but without an answer: the client goes on hearing.
+    // Dispatched, but without a response: heartbeats continue.
     for client in [&mut first, &mut second] {
         client.parts_until("phase=first_byte").await;
     }
@@ -97,7 +97,7 @@ async fn streaming_client_gets_heartbeats_then_its_answer() {
         call.send(chunk("data: 1\n\ndata: ")).await;
     }
     for client in [&mut first, &mut second] {
-        // No heartbeat comes between the parts of an answer, nor within an event.
+        // No heartbeat between the parts of a response, nor inside an event.
         let all = client.parts_until("data: 1\n\ndata: ").await;
         assert!(all.ends_with("data: 1\n\ndata: "), "{all:?}");
     }
@@ -146,7 +146,7 @@ async fn deadline_after_early_answer_is_an_event() {
         (error["code"].as_str(), error["type"].as_str()),
         (Some("cold_start_timeout"), Some("server_error"))
     );
-    // It is counted as what it was.
+    // Metrics count the original outcome and status.
     proxy.ended("cold_start_timeout", 504, 1).await;
     proxy.stop(&[("cold_start_timeout", 1)]).await;
 }
@@ -174,7 +174,7 @@ async fn server_error_after_early_answer_is_an_event() {
     ];
     for (status, body, code, kind, message) in cases {
         let mut upstream = Upstream::cold().await;
-        // It is no gateway.
+        // The target is not a gateway.
         let more = format!("{SOON}, gateway: {{ notYet: {{ for: 0s }} }}");
         let proxy = Proxy::tiny(&upstream.url(), &more).await;
         let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
@@ -188,7 +188,7 @@ async fn server_error_after_early_answer_is_an_event() {
         proxy.ended("completed", code.parse().unwrap(), 1).await;
         proxy.stop(&[("completed", 1)]).await;
     }
-    // An answer that is no stream is one event.
+    // A response that is not a stream becomes one event.
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), SOON).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
@@ -221,7 +221,7 @@ async fn failure_after_early_answer_is_an_event() {
         proxy.ended("upstream_error", 200, 1).await;
         proxy.stop(&[("upstream_error", 1)]).await;
     }
-    // Before the head it is tried again, and told when that is over.
+    // Before the head the request is retried, and the client gets an error once the tries are used up.
     let mut upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), SOON).await;
     let (mut client, _) = early(&proxy, &streaming("x"), "text/event-stream").await;
@@ -280,7 +280,7 @@ async fn chunks_are_of_the_shape_that_was_asked_for() {
         }
     }
     proxy.held(0).await;
-    // Of events that are not ours to imitate there are comments.
+    // Where the API has no event that the proxy could imitate, comments are sent.
     let (mut client, first) = early(&proxy, &post("/v1/responses", body), "text/event-stream").await;
     assert!(first.starts_with(": "), "{first:?}");
     upstream.wake();
@@ -308,7 +308,7 @@ async fn whitespace_precedes_json_if_configured() {
     assert_eq!(after_beats(&mut stream).await, "data: {\"text\":\"y\"}\n\n");
     proxy.stop(&[("completed", 2)]).await;
 
-    // What fails is the JSON.
+    // A failure is reported as the JSON body.
     let upstream = Upstream::cold().await;
     let proxy = Proxy::tiny(&upstream.url(), &format!("{keepalive}, hold: {{ timeout: 3s }}")).await;
     let (mut client, _) = early(&proxy, &chat("x"), "application/json").await;
@@ -317,7 +317,7 @@ async fn whitespace_precedes_json_if_configured() {
     proxy.stop(&[("cold_start_timeout", 1)]).await;
 }
 
-/// Speech is bytes whatever is asked for, and what is rendered or counted is JSON also with `stream: true`.
+/// Speech is binary for any request, and rendering and token counts are JSON even with `stream: true`.
 #[tokio::test]
 async fn answers_of_unknown_form_get_no_heartbeats() {
     let stream = r#"{"model":"tiny","stream":true}"#;
@@ -350,7 +350,7 @@ async fn answers_of_unknown_form_get_no_heartbeats() {
     }
 }
 
-/// A proxy whose target is known to be up: what comes is not held.
+/// Starts a proxy whose target is known to be up, so that requests are not held.
 async fn warm(upstream: &mut Upstream, more: &str) -> Proxy {
     let proxy = Proxy::tiny(&upstream.url(), more).await;
     let mut client = proxy.sent(chat("warm")).await;
@@ -366,7 +366,7 @@ fn gzip(text: &str) -> Vec<u8> {
     gzip.finish().unwrap()
 }
 
-/// Answers with an encoded body.
+/// Sends a response with an encoded body.
 async fn finish_encoded(call: Call, status: &str, kind: &str, coding: &str, body: &[u8]) {
     let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Encoding: {coding}\r\nContent-Length: {}\r\n\r\n",
@@ -377,8 +377,8 @@ async fn finish_encoded(call: Call, status: &str, kind: &str, coding: &str, body
 
 const EVENT: &str = "data: {\"id\":\"chatcmpl-1\",\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
 
-/// An early head tells of no encoding. So the server is asked for none, and what it encodes all the same is decoded, or
-/// is an error that says so.
+/// An early head has no Content-Encoding, so the proxy requests an unencoded response; a body that is encoded anyway is
+/// decoded, or becomes an error that says so.
 #[tokio::test]
 async fn encoded_answers_after_an_early_head_are_decoded() {
     const JSON: &str = "application/json";
@@ -424,7 +424,7 @@ async fn encoded_answers_after_an_early_head_are_decoded() {
     }
 }
 
-/// Without an early head the encoding is between client and server.
+/// Without an early head, client and server negotiate the encoding.
 #[tokio::test]
 async fn encoded_answers_without_an_early_head_pass() {
     let mut upstream = Upstream::warm().await;
@@ -437,7 +437,7 @@ async fn encoded_answers_without_an_early_head_pass() {
     call.body().await;
     call.send(STREAM.replace("\r\n\r\n", "\r\nContent-Encoding: gzip\r\n\r\n")).await;
     assert_eq!(client.head().await.unwrap().get("content-encoding"), Some("gzip"));
-    // No heartbeat may come between.
+    // No heartbeat may be inserted here.
     tokio::time::sleep(Duration::from_millis(30)).await;
     let part = gzip(EVENT);
     call.send(format!("{:x}\r\n", part.len())).await;
@@ -446,7 +446,7 @@ async fn encoded_answers_without_an_early_head_pass() {
     proxy.stop(&[("completed", 2)]).await;
 }
 
-/// What an early head has told of an answer is kept, whatever the server answers with.
+/// The form announced by an early head is kept, whatever the server sends.
 #[tokio::test]
 async fn answers_of_another_form_become_errors() {
     const WHITESPACE: &str = "keepalive: { mode: whitespace, after: 10ms, interval: 10ms }";
@@ -477,7 +477,7 @@ async fn answers_of_another_form_become_errors() {
 
 const BRISK: &str = "keepalive: { after: 10m, interval: 10ms }";
 
-/// The head of an answer is no end of the wait: heartbeats go on until the first byte of the body.
+/// The head of a response does not end the wait: heartbeats continue until the first byte of the body.
 #[tokio::test]
 async fn heartbeats_go_on_until_the_first_byte() {
     for cold in [true, false] {
@@ -506,13 +506,13 @@ async fn heartbeats_go_on_until_the_first_byte() {
             assert!(line.starts_with(": waiting phase=first_byte waited="), "{line:?}");
         }
         call.send(chunk(EVENT)).await;
-        // In the same write: of the same completion, and nothing in it.
+        // In the same write: an event of the same completion, without content.
         let first = client.parts_until(EVENT).await;
         let events: String = first.split_inclusive('\n').skip_while(|line| line.starts_with(": ")).collect();
         let (empty, rest) = events.split_once("\n\n").unwrap();
         assert!(is_empty(empty) && empty.contains("\"id\":\"chatcmpl-1\""), "{events}");
         assert_eq!(rest, EVENT);
-        // From then on there are none, however long the server takes.
+        // No heartbeats follow, however long the server takes.
         tokio::time::sleep(Duration::from_millis(50)).await;
         call.finish(chunk("data: 2\n\n") + LAST).await;
         assert_eq!(client.rest().await.as_deref(), Some("data: 2\n\n"));
@@ -520,8 +520,8 @@ async fn heartbeats_go_on_until_the_first_byte() {
     }
 }
 
-/// What kind of answer it is is known by its own head: also where the request was not read, and for white space before
-/// JSON; and what has a length has no room for anything else.
+/// The response's own head determines its form, even if the request body was not parsed, and for white space before
+/// JSON; a response with a Content-Length leaves no room for heartbeats.
 #[tokio::test]
 async fn heartbeats_before_the_first_byte_go_by_the_answer() {
     let anything = |more: &str| format!("match: {{}}, {more}");
@@ -561,7 +561,7 @@ async fn heartbeats_before_the_first_byte_go_by_the_answer() {
     }
 }
 
-/// The endpoint's own silence is bounded all the same.
+/// `upstream.idleTimeout` still bounds the endpoint's own silence.
 #[tokio::test]
 async fn heartbeats_do_not_lift_the_idle_timeout() {
     let mut upstream = Upstream::warm().await;
@@ -577,7 +577,7 @@ async fn heartbeats_do_not_lift_the_idle_timeout() {
     proxy.stop(&[("completed", 1), ("upstream_error", 1)]).await;
 }
 
-/// Opt-in: pauses between events are filled, and never an event itself.
+/// Opt-in: heartbeats fill pauses between events, but never split one.
 #[tokio::test]
 async fn pauses_between_events_are_filled_where_asked_for() {
     for mode in ["comment", "chunk"] {
@@ -616,7 +616,7 @@ async fn pauses_between_events_are_filled_where_asked_for() {
             let rest = client.parts_until("\n\n").await;
             assert!(rest.starts_with(" of it\n\n"), "{rest:?}");
             client.parts_until(if mode == "chunk" { "data: {" } else { ": waiting" }).await;
-            // Nothing comes after the last event.
+            // Nothing follows the last event.
             call.send(chunk("data: [DONE]\n\n")).await;
             client.parts_until("data: [DONE]\n\n").await;
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -627,7 +627,7 @@ async fn pauses_between_events_are_filled_where_asked_for() {
     }
 }
 
-/// A client that bears less silence than the route's interval is sent something sooner, warm as well.
+/// A client that tolerates less silence than the route's interval gets heartbeats earlier, even from a warm target.
 #[tokio::test]
 async fn an_sdk_hears_sooner_after_the_head_as_well() {
     let mut upstream = Upstream::warm().await;
@@ -644,7 +644,7 @@ async fn an_sdk_hears_sooner_after_the_head_as_well() {
     proxy.stop(&[("completed", 2)]).await;
 }
 
-/// Comments and the chunk mode: no comment in it, not even of the wait's timing.
+/// The `chunk` mode sends no comments, not even the one with timings.
 #[tokio::test]
 async fn chunk_mode_sends_no_comments() {
     let keepalive = "keepalive: { mode: chunk, after: 10ms, interval: 10ms }";
@@ -667,7 +667,7 @@ async fn chunk_mode_sends_no_comments() {
     }
 }
 
-/// Events of ours in the place of an answer are kept apart from comments, too.
+/// Events generated by the proxy are also separated from comments by an empty event.
 #[tokio::test]
 async fn errors_after_comments_follow_an_empty_event() {
     let upstream = Upstream::cold().await;
@@ -686,7 +686,7 @@ fn choosing(choice: &str, path: &str, stream: bool) -> String {
     post_with(path, &[("X-Anteroom-Keepalive", choice)], &body)
 }
 
-/// A client knows best what it can read. Its choice goes before the route's, and ends here.
+/// The client knows best what it can parse: its choice overrides the route's, and is not forwarded.
 #[tokio::test]
 async fn client_chooses_its_heartbeats() {
     for (mode, choice, expected) in [
@@ -725,7 +725,7 @@ async fn client_chooses_its_heartbeats() {
         }
         proxy.stop(&[("completed", 1)]).await;
     }
-    // Whole answers of a `whitespace` route have none left, and warm ones follow the choice as well.
+    // `off` also suppresses the white space before complete responses, and applies to warm responses too.
     let mut upstream = Upstream::warm().await;
     let proxy = warm(&mut upstream, BRISK).await;
     let mut client = proxy.sent(choosing("off", CHAT, true)).await;

@@ -1,4 +1,4 @@
-//! Deadlines and bounds: what is hit answers at once and clearly, and those that wait go on waiting.
+//! Deadlines and limits: a request over a limit fails at once with a clear error, and held requests stay held.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -10,7 +10,7 @@ use crate::support::{
 
 const BODY: &str = r#"{"model":"tiny"}"#;
 
-/// `Retry-After` is one that every SDK honours.
+/// Asserts that `Retry-After` is within the range that every SDK honours.
 fn tells_when(response: &Response) {
     let wait: u64 = response.get("retry-after").expect("Retry-After").parse().unwrap();
     assert!((1..=60).contains(&wait), "{wait}");
@@ -65,7 +65,7 @@ async fn who_will_not_wait_is_refused_but_heard() {
         tells_when(&response);
     }
     assert_eq!(proxy.refused("no_wait").await, 3);
-    // It had a right to the target, so that is asked for; once up, the same request is served.
+    // The request was entitled to the target, so it created demand; once the target is up, the same request is served.
     upstream.wake();
     until("ready", async || proxy.route("tiny").await["state"] == "ready").await;
     let mut client = proxy.sent(post_with(CHAT, &[("x-anteroom-max-wait", "0")], BODY)).await;
@@ -83,7 +83,7 @@ async fn a_wait_that_cannot_be_read_is_refused() {
         assert_eq!((response.status(), &*response.code()), (400, "invalid_request"), "{garbage}");
         assert!(response.text().contains("x-anteroom-max-wait"), "{}", response.text());
     }
-    // What an SDK says in a way that nobody knows is not held against its user.
+    // An unparseable SDK header is ignored.
     let client = proxy.sent(post_with(CHAT, &[("x-stainless-read-timeout", "NOT_GIVEN")], BODY)).await;
     proxy.held(1).await;
     drop(client);
@@ -146,7 +146,7 @@ async fn the_bytes_of_a_route_and_of_all_are_bounded() {
     assert!(full.text().contains("4000"), "names the limit: {}", full.text());
     let other = proxy.sent(body("other", 1200)).await;
     until("the other", async || proxy.route("other").await["held_bytes"] == 1200).await;
-    // 2900 + 1200 + 1200 > 5000, whichever route it is for.
+    // 2900 + 1200 + 1200 > 5000, across routes.
     let full = proxy.ask(body("other", 1200)).await;
     full.is_error(503, "hold_queue_full");
     tells_when(&full);
@@ -167,13 +167,13 @@ async fn oversized_body_is_refused_before_it_arrives() {
     let bystander = proxy.sent(chat("stays")).await;
     proxy.held(1).await;
 
-    // By the length that it tells, without a word to go on.
+    // By the announced length, without a 100 Continue.
     let head = post_with(CHAT, &[("Expect", "100-continue")], "").replace("Length: 0", "Length: 65537");
     let mut client = proxy.sent(head).await;
     let first = client.head().await.unwrap();
     assert_eq!(first.status(), 413, "not 100 Continue");
 
-    // By what comes, if it does not tell.
+    // By the received bytes if no length is announced.
     let mut client =
         proxy.sent(format!("POST {CHAT} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
     let chunk = format!("4000\r\n{}\r\n", "x".repeat(0x4000));
@@ -186,7 +186,7 @@ async fn oversized_body_is_refused_before_it_arrives() {
     assert_eq!(response.get("x-should-retry"), Some("false"));
     assert!(response.text().contains("65536"), "names the limit: {}", response.text());
 
-    // A client that sends all of it before it listens gets to hear it as well.
+    // A client that sends its whole body before it reads gets the error as well.
     let mut client = proxy.client().await;
     client.send(post(CHAT, "").replace("Length: 0", "Length: 33554432")).await;
     let large = vec![b'x'; 32 << 20];
@@ -221,20 +221,20 @@ async fn streamed_body_is_bounded_and_breaks_at_the_server() {
     let head = call.head.clone();
     assert_eq!(call.wire.body(&head).await, None, "the server sees that it is not whole");
 
-    // Told beforehand, nothing is sent at all.
+    // With an announced length nothing is dispatched.
     let requests = upstream.requests();
     let response = proxy.ask(post(CHAT, "").replace("Length: 0", "Length: 65537")).await;
     response.is_error(413, "request_too_large");
     assert_eq!(upstream.requests(), requests);
     proxy.in_flight(0).await;
 
-    // The server is not to blame.
+    // The server is not blamed.
     let mut client = proxy.sent(chat("next")).await;
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.status(), 200);
 }
 
-/// Makes a target of a route without models known to be up, so that bodies stream.
+/// Makes the target of a route without models known to be up, so that bodies stream.
 async fn warm_up(proxy: &Proxy, upstream: &mut Upstream) {
     let mut client = proxy.sent(chat("warm")).await;
     let mut call = upstream.call().await;

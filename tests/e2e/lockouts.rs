@@ -1,4 +1,4 @@
-//! The other listeners under strangers who take all places: who needs one still finds it.
+//! Scaler, peer and admin listeners flooded by other clients: legitimate ones still get a connection.
 
 use anteroom::peer::proto::{WatchRequest, peers_client::PeersClient};
 use tokio::io::AsyncWriteExt as _;
@@ -10,7 +10,7 @@ use crate::support::{
     wire::{chat, get},
 };
 
-/// What a client of HTTP/2 begins with: the preface, and settings that change nothing.
+/// Start of an HTTP/2 connection: the preface, and SETTINGS that change nothing.
 const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
 #[tokio::test]
@@ -23,13 +23,13 @@ async fn idle_connections_keep_no_scaler_out() {
     let mut idle = Vec::new();
     for _ in 0..300 {
         let mut wire = Wire::connect(proxy.scaler.unwrap()).await;
-        // One that was given up meanwhile may not take it.
+        // The proxy may have closed this connection already.
         let _ = wire.stream.write_all(BEGINNING).await;
         idle.push(wire);
     }
     let mut second = scaler(&proxy).await;
     assert!(!soon("an answer", second.is_active(tiny())).await.unwrap().into_inner().result);
-    // Whoever has a stream keeps the connection.
+    // Connections with an open stream are kept.
     let mut client = proxy.sent(chat("x")).await;
     assert!(next(&mut stream).await.unwrap().result);
     upstream.wake();
@@ -65,7 +65,7 @@ async fn streams_of_strangers_keep_no_replica_out() {
     let mut scaler = scaler(&second).await;
     until("what the first one holds", async || scaler.is_active(tiny()).await.unwrap().into_inner().result)
         .await;
-    // Those that were given up are told so: a clean end would be a goodbye.
+    // Evicted streams end with an error: a clean end would mean that the replica is shutting down.
     let mut oldest = strangers.swap_remove(0);
     let end = soon("the end", async {
         while oldest.message().await?.is_some() {}
@@ -129,9 +129,9 @@ async fn wrong_token_follows_no_replica() {
     assert_eq!(watch(Some("Bearer right2")).await, refused);
     assert_eq!(watch(Some("right")).await, refused);
     assert_eq!(watch(Some("Bearer right")).await, Ok(()));
-    // A replica of the release before.
+    // Replicas of the previous release send no token.
     assert_eq!(watch(None).await, Ok(()));
-    // It is read again.
+    // The token file is read again after a change.
     std::fs::write(&token, "changed").unwrap();
     assert_eq!(watch(Some("Bearer right")).await, refused);
     assert_eq!(watch(Some("Bearer changed")).await, Ok(()));

@@ -1,4 +1,4 @@
-//! What model servers say of themselves: the models that they list, `/version` and `/load`. None of it wakes one.
+//! API paths that report on the model server: the model list, `/version` and `/load`. None of them wakes a server.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use crate::support::{
     wire::{Response, chat, get, post},
 };
 
-/// Answers as vLLM does: a list of these models, `/version`, and anything else by an empty object.
+/// Responds as vLLM does: a list of these models, `/version`, and an empty object for anything else.
 fn vllm(
     models: &'static [&'static str],
     version: &'static str,
@@ -44,7 +44,7 @@ fn vllm(
 
 type Answering = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A chat request for this model.
+/// Returns a chat request for this model.
 fn chat_to(model: &str) -> String {
     post("/v1/chat/completions", &format!(r#"{{"model":"{model}"}}"#))
 }
@@ -65,7 +65,7 @@ async fn list_has_the_servers_own_entries_once_it_is_up() {
     ]);
     let proxy = Proxy::start(&config).await;
     let mut client = proxy.client().await;
-    // As `vllm bench serve` reads it.
+    // The fields that `vllm bench serve` reads.
     let made_up = client.ask(get("/v1/models")).await.json();
     assert_eq!((&made_up["data"][1]["id"], &made_up["data"][1]["root"]), (&json!("tiny"), &json!("tiny")));
     assert_eq!(upstream.accepted(), 0, "nothing is asked at zero");
@@ -114,11 +114,11 @@ async fn route_for_any_model_lists_what_its_server_does() {
     assert_eq!(ids(&client.ask(get("/v1/models")).await), ["base", "lora"]);
     assert_eq!(client.ask(get("/v1/models/lora")).await.json()["max_model_len"], 4096);
     client.ask(get("/v1/models/other")).await.is_error(404, "model_not_found");
-    // It goes; what it served is still what a request would wake it for.
+    // The server stops; requests for its models would still wake it.
     let url = upstream.url();
     drop(upstream);
     assert_eq!(ids(&client.ask(get("/v1/models")).await), ["base", "lora"]);
-    // Another target: what the old one listed is not its.
+    // With another target, the old one's list is dropped.
     let other = Upstream::cold().await;
     assert_ne!(other.url(), url);
     proxy.reload(&routes(&[route("tiny", &other.url(), "match: {}")])).await;
@@ -153,7 +153,7 @@ async fn list_that_cannot_be_had_leaves_the_made_up_one() {
             (&json!("tiny"), &json!("anteroom")),
             "{status} {body:.40}"
         );
-        // And it is left alone for a while.
+        // After a failure the list is not requested again for a while.
         assert_eq!(client.ask(get("/v1/models")).await.status(), 200);
         assert_eq!(upstream.pending(), 0);
         proxy.stop(&[("completed", 1)]).await;
@@ -179,7 +179,7 @@ async fn version_and_load_are_the_servers_and_wake_none() {
     assert_eq!(client.ask(chat("up")).await.status(), 200);
     assert_eq!(client.ask(get("/version")).await.json()["version"], "0.32.0");
     assert_eq!(client.ask(get("/load")).await.status(), 200);
-    // A batch is work, as a chat is.
+    // A batch counts as work, like a chat.
     let batch = client.ask(post("/v1/chat/completions/batch", r#"{"model":"tiny","messages":[[]]}"#)).await;
     assert_eq!(batch.status(), 200);
     proxy.stop(&[("completed", 4)]).await;
@@ -214,7 +214,7 @@ async fn version_is_that_of_the_host_or_the_only_one_up() {
     let version = |response: Response| response.json()["version"].as_str().unwrap_or_default().to_owned();
     client.ask(get("/version")).await.is_error(404, "unknown_path");
     client.ask(&at_three).await.is_error(404, "unknown_path");
-    // Another route is up, but not that of the host.
+    // Another route is up, but not the one for this host.
     assert_eq!(client.ask(chat_to("two")).await.status(), 200);
     assert_eq!(version(client.ask(get("/version")).await), "two");
     client.ask(&at_three).await.is_error(404, "unknown_path");
@@ -222,7 +222,7 @@ async fn version_is_that_of_the_host_or_the_only_one_up() {
     assert_eq!(client.ask(body).await.status(), 200);
     assert_eq!(version(client.ask(&at_three).await), "three");
     assert_eq!(version(client.ask(get("/version")).await), "two");
-    // Two of them are up, and nothing says which one is meant.
+    // Two routes are up, so the request is ambiguous.
     assert_eq!(client.ask(chat_to("one")).await.status(), 200);
     let refused = client.ask(get("/version")).await;
     refused.is_error(400, "invalid_request");

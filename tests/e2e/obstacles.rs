@@ -1,4 +1,4 @@
-//! What stands in the way of a target: who is refused, who is told, and what they hear.
+//! Obstacles to a start: rejected requests, and messages to waiting clients.
 
 use anteroom::{domain::ObstacleKind, state::Obstacle};
 
@@ -10,7 +10,7 @@ use crate::support::{
 const PAUSED: &str =
     "ScaledObject `a/chat` is paused at zero. Resume it with `anteroom session start chat -n a --for 2h`";
 
-/// From now on this stands in the way of the only route; or nothing does.
+/// Sets or clears the obstacle of the only route.
 async fn obstruct(proxy: &Proxy, obstacle: Option<(ObstacleKind, &str)>) {
     proxy.gate().await.target().set_obstacle(obstacle.map(|(kind, message)| Obstacle::new(kind, message)));
 }
@@ -19,12 +19,12 @@ async fn pause(proxy: &Proxy) {
     obstruct(proxy, Some((ObstacleKind::AutoscalingPaused, PAUSED))).await;
 }
 
-/// One that waits no longer than a moment.
+/// Returns a request that waits for at most 50 ms.
 fn hasty() -> String {
     chat("hasty").replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 50ms\r\n\r\n")
 }
 
-/// What a client that has got its early answer hears until these words come.
+/// Returns the text that a client receives after its early head, until it contains `words`.
 async fn hears(client: &mut crate::support::Wire, words: &str) -> String {
     let mut heard = String::new();
     while !heard.contains(words) {
@@ -176,7 +176,7 @@ async fn lasting_obstacle_fails_held_requests() {
     proxy.stop(&[("completed", 1), ("cold_start_failed", 1)]).await;
 }
 
-/// RFC 6761, section 6.4: no resolver has a name below `invalid`.
+/// RFC 6761, section 6.4: no name below `invalid` resolves.
 #[tokio::test]
 async fn unresolved_name_reaches_heartbeats_api_and_the_504() {
     let soon_told = "keepalive: { mode: comment, after: 10ms, interval: 10ms }";
@@ -218,7 +218,7 @@ async fn rejected_probe_reaches_heartbeats_api_and_the_504() {
     let timed_out = proxy.ask(hasty()).await;
     timed_out.is_error(504, "cold_start_timeout");
     assert!(timed_out.text().contains(REASON), "{}", timed_out.text());
-    // It was the right path after all.
+    // The path turns out to be right.
     upstream.wake();
     until("it to be withdrawn", async || proxy.route("tiny").await["obstacle"].is_null()).await;
 }

@@ -1,5 +1,5 @@
-//! CORS preflights: the model server's to answer while it is up, and no reason to start it. Where origins are configured, or on
-//! a loopback address: `cross_site.rs`.
+//! CORS preflights: forwarded to the model server while it is up, and never a reason to start it. For configured
+//! origins and loopback addresses see `cross_site.rs`.
 
 use crate::support::{
     Proxy, Upstream, route, routes,
@@ -38,13 +38,13 @@ async fn preflight_is_answered_by_the_warm_server() {
         assert_eq!(response.status(), 204);
         assert_eq!(response.get("access-control-allow-origin"), Some("https://chat.test"));
     }
-    // Where there is no room it does not wait.
+    // Without a free slot the preflight fails instead of waiting.
     let mut busy = proxy.sent(chat("busy")).await;
     let call = upstream.call().await;
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(429, "saturated");
     call.echo().await;
     busy.response().await;
-    // A server that breaks off is not asked twice: the first connection was pooled, and so may have been stale.
+    // A broken preflight is not retried, except that the first connection was pooled and may have been stale.
     let mut client = proxy.sent(preflight("api.test", CHAT, "POST")).await;
     upstream.call().await.reset();
     upstream.call().await.reset();
@@ -77,13 +77,13 @@ async fn preflight_needs_a_route_without_its_model() {
     let mut client = proxy.sent(chat("x").replace("api.test", "tiny.test")).await;
     ours.call().await.echo().await;
     client.response().await;
-    // The host has one route only.
+    // The host has only one route.
     let mut client = proxy.sent(preflight("tiny.test", CHAT, "POST")).await;
     ours.call().await.finish(answer("200 OK", &[], "")).await;
     assert_eq!(client.response().await.status(), 200);
-    // Of two, either may allow other origins than the other.
+    // With two routes, each could allow different origins.
     proxy.ask(preflight("api.test", CHAT, "POST")).await.is_error(405, "method_not_allowed");
-    // What is ours to answer, and what is no preflight.
+    // A path that the proxy serves itself, and requests that are not preflights.
     proxy.ask(preflight("tiny.test", "/v1/models", "GET")).await.is_error(405, "method_not_allowed");
     let no_preflight =
         format!("OPTIONS {CHAT} HTTP/1.1\r\nHost: tiny.test\r\nOrigin: https://chat.test\r\n\r\n");

@@ -1,4 +1,4 @@
-//! Another configuration while requests are held and streaming: nobody is dropped.
+//! Reloads while requests are held and streaming: no request is lost.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -29,7 +29,7 @@ async fn held_requests_go_to_the_new_target() {
     proxy.held(1).await;
     let mut second = proxy.sent(streaming("second")).await;
     proxy.held(2).await;
-    // A reload that changes nothing of the route leaves them where they are.
+    // A reload that leaves the route unchanged leaves its held requests in place.
     proxy.reload(&routes(&[route("tiny", &old.url(), ""), route("other", &old.url(), "")])).await;
     listed(&proxy, &["tiny", "other"]).await;
     assert_eq!(proxy.route("tiny").await["held"], 2);
@@ -61,7 +61,7 @@ async fn stream_survives_a_replaced_target() {
     let mut next = proxy.sent(chat("new")).await;
     new.call().await.echo().await;
     assert_eq!(next.response().await.json()["text"], "new");
-    // All the while the old one has a stream, and it is not waited for.
+    // The old target still has a stream, and the reload does not wait for it.
     call.send(chunk("still here")).await;
     client.parts_until("still here").await;
     call.finish(LAST).await;
@@ -94,7 +94,7 @@ async fn a_route_that_is_removed_serves_those_that_it_had() {
     let models = proxy.ask(get("/v1/models")).await.json();
     assert_eq!((&models["data"][0]["id"], &models["data"][1]), (&"third".into(), &serde_json::Value::Null));
 
-    // Both come back, as new routes; the old ones are done with what they had.
+    // Both routes return as new ones; the old ones finish their requests.
     proxy.reload(&routes(&[tiny_route, other_route])).await;
     listed(&proxy, &["tiny", "other"]).await;
     let mut again = proxy.sent(&ask_other).await;
@@ -120,7 +120,7 @@ async fn a_client_of_a_removed_route_may_still_hang_up() {
     proxy.reload(&routes(&[route("other", &tiny.url(), "")])).await;
     listed(&proxy, &["other"]).await;
     drop(held);
-    // The route is forgotten when nobody is left: its target is asked no more.
+    // Without clients the removed route is dropped: probes of its target stop.
     until("the probes to end", async || {
         let before = tiny.accepted();
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
@@ -147,7 +147,7 @@ async fn new_limits_hold_from_now_on() {
     proxy.ask(chat(&"x".repeat(100))).await.is_error(413, "request_too_large");
 
     proxy.reload(&wide).await;
-    // Who waited for the old limit goes at once.
+    // The request that waited for the old limit is dispatched at once.
     let second = upstream.call().await;
     proxy.held(0).await;
     clients.push(proxy.sent(chat(&"x".repeat(100))).await);
@@ -156,7 +156,7 @@ async fn new_limits_hold_from_now_on() {
     proxy.held(1).await;
     assert_eq!(proxy.route("tiny").await["limits"]["concurrency_max"], 3);
 
-    // And less again: what is in flight stays so, and nothing more goes before there is room.
+    // A lower limit: requests in flight continue, and nothing is dispatched until there is room.
     proxy.reload(&tight).await;
     until("the limit", async || proxy.route("tiny").await["limits"]["concurrency_max"] == 1).await;
     proxy.ask(chat("4")).await.is_error(429, "saturated");
@@ -225,7 +225,7 @@ async fn file_routes_precede_cluster_routes() {
     proxy.reload(&routes(&[route("other", &file.url(), "match: {models: [filed]}")])).await;
     listed(&proxy, &["other", "models/tiny"]).await;
     assert_eq!(proxy.route("models/tiny").await["held"], 1);
-    // A name of the cluster's in the file: until the cluster's has been taken back, it is left out.
+    // A route in the file with the name of a cluster route: it is left out until the cluster route is gone.
     proxy.reload(&routes(&[route("models/tiny", &cluster.url(), "match: {models: [tiny]}")])).await;
     listed(&proxy, &["models/tiny"]).await;
     assert_eq!(proxy.route("models/tiny").await["held"], 1, "the same gate");

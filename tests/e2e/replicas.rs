@@ -9,9 +9,9 @@ use crate::support::{
     wire::{chat, streaming},
 };
 
-/// Two proxies that know each other by address. They have the same routes, as replicas do.
+/// Starts two proxies that know each other's addresses and have the same routes.
 async fn replicas(url: &str) -> (Proxy, Proxy) {
-    // The first one has to know the port of the second before it is bound.
+    // The first replica needs the port of the second before it is bound.
     let port = Port::reserve();
     let place = port.url().replace("http://", "");
     let config = |listen: &str, service: String| {
@@ -39,7 +39,7 @@ async fn each_pushes_and_answers_for_both() {
     let mut waiting = first.sent(chat("x")).await;
     assert!(next(&mut stream).await.unwrap().result, "what the other one holds");
     assert!(scaler.is_active(tiny()).await.unwrap().into_inner().result);
-    // Only the first one asked the server, and so only it knows that it is up.
+    // Only the first replica has contacted the server, so only that one knows that it is up.
     upstream.wake();
     upstream.call().await.echo().await;
     assert_eq!(waiting.response().await.status(), 200);
@@ -56,7 +56,7 @@ async fn each_pushes_and_answers_for_both() {
     client.rest().await;
     until("no demand", async || second.metric("anteroom_scaler_active", &["tiny"]).await == 0).await;
 
-    // Goodbye: what it held is gone, long before the time-out of 10 s.
+    // Orderly end of a replica: its demand is removed at once, long before the timeout of 10 s.
     let mut waiting = first.sent(chat("z")).await;
     until("demand", async || second.metric("anteroom_scaler_active", &["tiny"]).await == 1).await;
     let account = first.stopped(Request::Interrupt).await;

@@ -1,4 +1,4 @@
-//! Metrics: there are those that the documents promise, they balance, and no client decides how many there are.
+//! Metrics: the documented ones exist, they balance, and clients cannot create series.
 
 use crate::support::{
     Proxy, Upstream, route, routes,
@@ -6,7 +6,7 @@ use crate::support::{
     wire::{CHAT, chat, get, post, post_with, streaming},
 };
 
-/// The series of a scrape, without their values.
+/// Returns the series of a scrape, without their values.
 fn series(text: &str) -> Vec<&str> {
     let mut series: Vec<_> = text
         .lines()
@@ -51,7 +51,7 @@ async fn what_is_promised_is_there() {
     ] {
         assert!(text.lines().any(|line| line == expected), "{expected}\nin\n{text}");
     }
-    // OpenMetrics: every family is described before its series, and once.
+    // OpenMetrics: each family is described exactly once.
     let described: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
     let mut once = described.clone();
     once.sort_unstable();
@@ -86,7 +86,7 @@ async fn admitted_is_held_in_flight_and_ended() {
         proxy.held(number + 1).await;
     }
     balance(5, 0, 0).await;
-    // One gives up, and its outcome is there as soon as it is not held any more.
+    // One client disconnects; its outcome is counted as soon as it is no longer held.
     clients.pop();
     proxy.ended("client_gone", 499, 1).await;
     balance(4, 0, 1).await;
@@ -98,7 +98,7 @@ async fn admitted_is_held_in_flight_and_ended() {
     one.finish(LAST).await;
     proxy.ended("completed", 200, 1).await;
     balance(1, 2, 2).await;
-    // Refusals are no admissions.
+    // Rejected requests do not count as admitted.
     proxy.ask(post(CHAT, "{")).await.is_error(400, "invalid_request");
     proxy.ask(post(CHAT, r#"{"model":"x"}"#)).await.is_error(404, "model_not_found");
     balance(1, 2, 2).await;

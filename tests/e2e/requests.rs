@@ -1,4 +1,4 @@
-//! What one request tells: its first token, where its wait went, and what happened to it.
+//! Records of single requests: the first token, the phases of the wait, and the events.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::support::{
 const ROLE: &str = r#"data: {"choices":[{"delta":{"role":"assistant","content":""}}]}"#;
 const TOKEN: &str = r#"data: {"choices":[{"delta":{"content":"Hi"}}]}"#;
 
-/// A chat with an id of its own.
+/// Returns a chat with this request id.
 fn named(id: &str, text: &str) -> String {
     post_with(CHAT, &[("x-request-id", id)], &format!(r#"{{"model":"tiny","text":"{text}"}}"#))
 }
@@ -21,7 +21,7 @@ fn named_stream(id: &str) -> String {
 }
 
 impl Proxy {
-    /// The newest request of this id, once it has ended.
+    /// Returns the newest request with this id, once it has ended.
     async fn story(&self, id: &str) -> Value {
         until("the request to have ended", async || {
             let answer = self.admin(&format!("/api/v1/requests/{id}")).await;
@@ -31,7 +31,7 @@ impl Proxy {
         self.admin(&format!("/api/v1/requests/{id}")).await.json()["requests"][0].clone()
     }
 
-    /// The newest record, once there is one.
+    /// Returns the newest cold-start record, once there is one.
     async fn record(&self) -> Value {
         let newest = async || self.admin("/api/v1/cold-starts").await.json()["cold_starts"][0].clone();
         until("a record", async || newest().await.is_object()).await;
@@ -39,7 +39,7 @@ impl Proxy {
     }
 }
 
-/// What happened, without times; which must be in order.
+/// Returns the names of the events, and checks that their times are in order.
 fn events(story: &Value) -> Vec<&str> {
     let events = story["events"].as_array().unwrap();
     let at: Vec<_> = events.iter().map(|event| event["at_ms"].as_f64().unwrap()).collect();
@@ -52,7 +52,7 @@ fn phases(record: &Value) -> Vec<&str> {
     record["phases"].as_array().unwrap().iter().map(|span| span["name"].as_str().unwrap()).collect()
 }
 
-/// The entries of a `server-timing`.
+/// Parses the entries of a `server-timing` header.
 fn entries(timing: &str) -> Vec<(&str, f64)> {
     let entry = |entry| {
         let (name, dur): (&str, &str) = str::split_once(entry, ";dur=").unwrap();
@@ -61,7 +61,7 @@ fn entries(timing: &str) -> Vec<(&str, f64)> {
     timing.split(", ").map(entry).collect()
 }
 
-/// Begins a cold start whose first answer streams, and is at its head.
+/// Starts a cold start whose first response is a stream, and sends the head of that response.
 async fn first_answer(upstream: &mut Upstream, proxy: &Proxy) -> (Wire, crate::support::upstream::Call) {
     let client = proxy.sent(named_stream("first")).await;
     proxy.starting().await;
@@ -83,7 +83,7 @@ async fn first_token_ends_the_record_not_the_role() {
     let running = proxy.route("tiny").await["cold_start"].clone();
     assert!(phases(&running).contains(&"first_byte"), "it has begun to answer: {running}");
     assert!(proxy.admin("/api/v1/cold-starts").await.json()["cold_starts"].as_array().unwrap().is_empty());
-    // In two parts, in the middle of the event.
+    // In two parts, split inside the event.
     let (a, b) = TOKEN.split_at(20);
     call.send(chunk(a)).await;
     client.parts_until(a).await;
@@ -111,10 +111,11 @@ async fn first_token_ends_the_record_not_the_role() {
 
 #[tokio::test]
 async fn answer_without_token_ends_the_record() {
-    // It breaks off; it ends; the client goes; it is no stream; it is an error.
+    // The stream breaks off; the stream ends; the client disconnects; the response is not a stream; the response is an
+    // error.
     for case in ["breaks", "ends", "goes", "whole", "error"] {
         let mut upstream = Upstream::cold().await;
-        // It is no gateway.
+        // The target is not a gateway.
         let more = "keepalive: { after: 10m }, gateway: { notYet: { for: 0s } }";
         let proxy = Proxy::tiny(&upstream.url(), more).await;
         let outcome = if let "whole" | "error" = case {
@@ -192,8 +193,7 @@ async fn server_timing_says_what_each_was_held_for() {
         let response = client.response().await;
         let entries = entries(response.get("server-timing").unwrap());
         let names: Vec<_> = entries.iter().map(|(name, _)| *name).collect();
-        // What took less than a twentieth of a millisecond is there, too; the first waits for nobody but the wake-up of
-        // its task.
+        // Entries below 0.05 ms are included: for the first request `queue` is only the wake-up of its task.
         let names: Vec<_> =
             names.into_iter().filter(|name| expected[1] == "queue" || expected.contains(name)).collect();
         assert_eq!(names, expected, "{entries:?}");
@@ -271,7 +271,7 @@ async fn request_behind_a_tokenless_stream_waits() {
 async fn a_warm_request_leaves_nothing_unless_it_fails() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
-    // The first one finds out that it is up.
+    // The first request finds the target up.
     let mut client = proxy.sent(chat("first")).await;
     upstream.call().await.echo().await;
     client.response().await;
@@ -282,7 +282,7 @@ async fn a_warm_request_leaves_nothing_unless_it_fails() {
         upstream.call().await.echo().await;
         assert_eq!(client.response().await.status(), 200);
     }
-    // A client that stops reading an answer, which it may.
+    // A client that disconnects during the response, which is not a failure.
     let mut gone = proxy.sent(named_stream("gone")).await;
     let mut call = upstream.call().await;
     call.send(STREAM).await;
@@ -306,7 +306,7 @@ async fn a_warm_request_leaves_nothing_unless_it_fails() {
         (Some(1000), Some(0))
     );
 
-    // What fails is kept: with what is known, though nothing was written down before.
+    // A failed request is kept with the facts known at its end, although nothing was recorded before.
     let mut client = proxy.sent(named("broken", "x")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -336,7 +336,7 @@ async fn what_was_tried_in_between_is_told() {
     let mut client = proxy.sent(chat("first")).await;
     let mut call = upstream.call().await;
     call.body().await;
-    // What breaks on a connection that was used before is sent over another one, without coming back.
+    // Close the connection: a request that breaks on a reused one is sent again on another, without being held.
     call.finish(answer("200 OK", &[("Connection", "close")], "")).await;
     client.response().await;
     let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
@@ -382,7 +382,7 @@ async fn failures_are_listed_with_their_reasons() {
     assert_eq!(running["requests"][0]["request_id"], "waits");
     proxy.ask(named("full", "x")).await.is_error(503, "hold_queue_full");
     waits.response().await.is_error(504, "cold_start_timeout");
-    // What belongs to no route is nobody's.
+    // Requests without a route are not recorded.
     proxy.ask(get("/nothing")).await.is_error(404, "unknown_path");
     let story = proxy.story("waits").await;
     assert!(story["reason"].as_str().unwrap().contains("did not become ready within 3s"), "{story}");
@@ -399,7 +399,7 @@ async fn failures_are_listed_with_their_reasons() {
         (&failed["requests"][1]["admitted"], &failed["requests"][1]["model"]),
         (&false.into(), &"tiny".into())
     );
-    // The same id again, and more than are kept.
+    // The same id again, more often than requests are kept.
     for text in ["a", "b", "c"] {
         let hasty = named("again", text).replace("\r\n\r\n", "\r\nx-anteroom-max-wait: 20ms\r\n\r\n");
         proxy.ask(hasty).await.is_error(504, "cold_start_timeout");
@@ -413,7 +413,7 @@ async fn failures_are_listed_with_their_reasons() {
     assert!(
         proxy.admin("/api/v1/requests?route=other").await.json()["requests"].as_array().unwrap().is_empty()
     );
-    // Without a restart, and off.
+    // Disabled by a reload.
     proxy.reload(&config.replace("requests: 2", "requests: 0")).await;
     until("it to be off", async || proxy.admin("/api/v1/requests/full").await.status() == 404).await;
     let message = proxy.admin("/api/v1/requests/full").await.json()["error"]["message"].to_string();

@@ -1,4 +1,4 @@
-//! Responses that a model server keeps (`/v1/responses`): whoever asks for one later reaches the server that has it.
+//! Stored responses (`/v1/responses`): a later request for one reaches the server that stores it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,7 +16,7 @@ use crate::support::{
 
 const RESPONSES: &str = "/v1/responses";
 
-/// A model server that keeps responses in memory, as vLLM does.
+/// Model server that stores responses in memory, as vLLM does.
 struct Server {
     upstream: Upstream,
     state: Arc<Mutex<State>>,
@@ -25,9 +25,9 @@ struct Server {
 #[derive(Default)]
 struct State {
     name: &'static str,
-    /// The status of each response by its id.
+    /// Status of each stored response, by id.
     kept: BTreeMap<String, &'static str>,
-    /// Lines of requests about responses.
+    /// Request lines of requests for responses.
     asked: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ async fn respond(mut call: Call, state: Arc<Mutex<State>>) {
         }
         state.answer(&line, &body)
     };
-    // The events of a stream have the id inside.
+    // The events of a stream contain the id.
     let (kind, text) = match body["stream"] == true && status == "200 OK" {
         true => (
             "text/event-stream",
@@ -118,7 +118,7 @@ fn delete(path: &str) -> String {
     get(path).replace("GET", "DELETE")
 }
 
-/// Three pods of one route, and a proxy before them that knows that they are ready.
+/// Starts three pods of one route, and a proxy that has found them ready.
 async fn pods(cluster: &Cluster, more: &str) -> ([Server; 3], Proxy) {
     let servers = [Server::new("a").await, Server::new("b").await, Server::new("c").await];
     cluster.says(&servers.each_ref().map(|server| (server.upstream.address, Pod::Ready)));
@@ -152,7 +152,7 @@ async fn stored_responses_go_to_the_pod_that_made_them() {
         {
             assert_eq!(told(&client.ask(request).await), (id.clone(), server.clone()));
         }
-        // What continues it is made there as well, also as a stream.
+        // Continuations go to the same server, streamed or not.
         let next = told(&client.ask(make(&format!(r#","previous_response_id":"{id}""#))).await);
         assert_eq!(next.1, *server);
         let stream = client.ask(make(&format!(r#","stream":true,"previous_response_id":"{id}""#))).await;
@@ -192,7 +192,7 @@ async fn other_replica_finds_a_stored_response_by_asking() {
                 assert_eq!(told(&client.ask(next).await).1, *server);
             }
         }
-        // Known from now on.
+        // Now the proxy knows the server.
         let _ = servers.each_ref().map(Server::asked);
         assert_eq!(told(&client.ask(get(&path)).await).1, *server);
         assert_eq!(servers.iter().map(|server| server.asked().len()).sum::<usize>(), 1);
@@ -200,7 +200,7 @@ async fn other_replica_finds_a_stored_response_by_asking() {
     let unknown = client.ask(get("/v1/responses/resp_nobodys")).await;
     unknown.is_error(404, "unknown_path");
     assert!(unknown.text().contains("resp_nobodys"), "{}", unknown.text());
-    // What continues a response that nobody has is the server's to refuse.
+    // A continuation of an unknown response is left to the server to reject.
     let next = client.ask(make(r#","previous_response_id":"resp_nobodys""#)).await;
     assert_eq!((next.status(), next.json()["error"]["code"].as_u64()), (404, Some(404)));
     proxy.stop(&[("completed", 6)]).await;
@@ -278,7 +278,7 @@ async fn background_job_is_demand_while_it_runs() {
     assert_eq!(gate.requests(), 1);
     server.is_now("completed");
     until("the end of the job", async || gate.requests() == 0).await;
-    // One that is not in the background is over with its answer.
+    // A job that does not run in the background ends with its response.
     assert_eq!(client.ask(make("")).await.status(), 200);
     proxy.ended("completed", 200, 2).await;
     assert_eq!(gate.requests(), 0);

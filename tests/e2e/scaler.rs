@@ -1,4 +1,4 @@
-//! The scaler as KEDA asks it: over gRPC, at a real port.
+//! The external scaler as KEDA uses it: over gRPC, on a real port.
 
 use std::net::SocketAddr;
 
@@ -26,7 +26,7 @@ use crate::support::{
 
 pub type Scaler = ExternalScalerClient<Channel>;
 
-/// A configuration of these routes, with a scaler.
+/// Returns a configuration with these routes and a scaler.
 pub fn scaled(of: &[String]) -> String {
     format!("scaler: 127.0.0.1:0\n{}", routes(of))
 }
@@ -40,7 +40,7 @@ pub async fn scaler(proxy: &Proxy) -> Scaler {
     Scaler::new(channel(proxy.scaler).await)
 }
 
-/// A ScaledObject whose trigger has this in its metadata.
+/// Returns a ScaledObject with this key in the metadata of its trigger.
 pub fn object(key: &str, route: &str) -> ScaledObjectRef {
     ScaledObjectRef {
         name: "vllm".into(),
@@ -55,7 +55,7 @@ pub fn tiny() -> ScaledObjectRef {
     object("route", "tiny")
 }
 
-/// What comes next on a stream; `None` for its clean end.
+/// Returns the next message of a stream, or `None` at its clean end.
 pub async fn next<T>(stream: &mut Streaming<T>) -> Option<T> {
     soon("a message or the end", stream.message()).await.expect("no error")
 }
@@ -64,7 +64,7 @@ async fn active(scaler: &mut Scaler) -> bool {
     scaler.is_active(tiny()).await.unwrap().into_inner().result
 }
 
-/// The metric with this name as both its numbers.
+/// Returns the values of the metric with this name, as integer and as float.
 async fn value(scaler: &mut Scaler, name: &str) -> Vec<(String, i64, f64)> {
     let request = GetMetricsRequest { scaled_object_ref: Some(tiny()), metric_name: name.into() };
     let values = scaler.get_metrics(request).await.unwrap().into_inner().metric_values;
@@ -121,7 +121,7 @@ async fn demand_lasts_from_request_to_last_byte() {
     let depth_only = &value(&mut scaler, "").await[0];
     assert_eq!(depth_only, &(depth, 0, 0.0), "no linger, no lease");
     proxy.stop(&[("completed", 12)]).await;
-    // Repetitions may have come in between.
+    // Repeated messages may have arrived in between.
     while let Some(said) = next(&mut stream).await {
         let _ = said;
     }
@@ -136,7 +136,7 @@ async fn poll_that_is_answered_with_true_ends_the_signal() {
     proxy.held(1).await;
     until("a cold start", async || proxy.route("tiny").await["phase"] == "signal").await;
     assert!(active(&mut scaler).await);
-    // No stream is open: KEDA scales by its poll.
+    // No stream is open, so KEDA scales by polling.
     let route = proxy.route("tiny").await;
     let first = &route["cold_start"]["phases"][0];
     assert_eq!((&first["name"], first["unfinished"].is_null()), (&"signal".into(), true), "{route}");
@@ -226,7 +226,7 @@ async fn early_scaled_object_is_answered_and_starts_it() {
     let other = route("other", &upstream.url(), "");
     let proxy = Proxy::start(&config(std::slice::from_ref(&other))).await;
     let mut scaler = scaler(&proxy).await;
-    // As KEDA asks: for the HPA, for the streams, and with each poll.
+    // The calls that KEDA makes: for the HPA, for the streams, and with each poll.
     let specs = |specs: proto::GetMetricSpecResponse| {
         let [spec] = specs.metric_specs.try_into().unwrap();
         (spec.metric_name, spec.target_size)
@@ -240,7 +240,7 @@ async fn early_scaled_object_is_answered_and_starts_it() {
     assert_eq!(specs(next(&mut metrics).await.unwrap()), (depth.clone(), 5));
     assert_eq!(value(&mut scaler, &depth).await, [(depth.clone(), 0, 0.0)]);
     assert!(!active(&mut scaler).await);
-    // An InterceptorRoute of the cluster could come as well; a route of the file is none.
+    // An InterceptorRoute may appear in the cluster later; a route from the file does not count as one.
     let theirs = scaler.get_metric_spec(object("interceptorRoute", "other")).await.unwrap().into_inner();
     assert_eq!(specs(theirs), ("other-concurrency".into(), 100));
 
@@ -304,7 +304,7 @@ async fn draining_ends_streams_but_still_answers() {
     assert_eq!(serving(proxy.scaler).await, not);
 
     let address = proxy.scaler.unwrap();
-    // Asked a second time, it does not wait for who is held.
+    // A second stop request ends the drain without waiting for held requests.
     proxy.stop(&[("draining", 1)]).await;
     assert!(next(&mut stream).await.is_none(), "status OK");
     assert!(tokio::net::TcpStream::connect(address).await.is_err());

@@ -1,4 +1,4 @@
-//! TLS of the scaler: who is let in, and certificates that are replaced.
+//! TLS of the scaler: client authentication, and certificate rotation.
 
 use std::{fs, path::Path};
 
@@ -31,7 +31,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// Certificate and key for the name, to serve or to ask.
+    /// Issues a certificate and key for this name and purpose.
     pub fn issue(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> (String, String) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.extended_key_usages = vec![purpose];
@@ -58,7 +58,7 @@ fn config(folder: &Path, client_ca: bool) -> String {
     )
 }
 
-/// Asks as a client that trusts this authority and shows this certificate; says whether it was answered.
+/// Calls the scaler with this trusted authority and client certificate; returns true if the call succeeds.
 async fn ask(proxy: &Proxy, authority: &str, identity: Option<(String, String)>) -> bool {
     let mut tls =
         ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name("anteroom.test");
@@ -69,7 +69,7 @@ async fn ask(proxy: &Proxy, authority: &str, identity: Option<(String, String)>)
     let endpoint = Channel::from_shared(uri).unwrap().tls_config(tls).unwrap();
     let asked = async {
         let mut scaler = Scaler::new(endpoint.connect().await.ok()?);
-        // TLS 1.3 tells a client that it was refused only after its first message.
+        // In TLS 1.3 a client learns of its rejection only after its first message.
         scaler.is_active(tiny()).await.ok()
     };
     soon("an answer or a refusal", asked).await.is_some()

@@ -11,7 +11,7 @@ use crate::support::{
 
 const BINARY: &str = env!("CARGO_BIN_EXE_anteroom");
 
-/// A proxy whose model server sleeps as soon as it is idle.
+/// Starts a proxy whose model server sleeps as soon as it is idle.
 async fn sleeper(process: &str, arguments: &[&str]) -> Proxy {
     let command = [BINARY, "sim", "--port", "{port}", "--model", "tiny", "--enable-sleep-mode"];
     let command =
@@ -28,7 +28,7 @@ fn chat(text: &str) -> String {
     post(CHAT, &format!(r#"{{"model":"tiny","messages":[{{"role":"user","content":"{text}"}}]}}"#))
 }
 
-/// Waits until it sleeps, and gives its address.
+/// Waits until the server sleeps, and returns its address.
 async fn asleep(proxy: &Proxy) -> SocketAddr {
     until("sleep", async || proxy.route("tiny").await["state"] == "sleeping").await;
     let endpoint = proxy.route("tiny").await["endpoints"][0].clone();

@@ -1,4 +1,4 @@
-//! Clients that are slow, idle or many. These tests wait for real time-outs, which are short, and assert no times.
+//! Clients that are slow, idle or many. These tests wait for real, short timeouts, and assert no durations.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ async fn start(limits: &str, url: &str, more: &str) -> Proxy {
 async fn heads_that_do_not_come_end_the_connection() {
     let upstream = Upstream::warm().await;
     let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
-    // Nothing at all, part of a head, part of an HTTP/2 preface.
+    // No bytes, part of a head, part of an HTTP/2 preface.
     let mut clients = Vec::new();
     for begin in ["", "POST /v1/chat", "POST / HTTP/1.1\r\nHost: a\r\nX:", "PRI * HTTP/2.0\r\n\r\nSM"] {
         clients.push((begin, proxy.sent(begin).await));
@@ -28,7 +28,7 @@ async fn heads_that_do_not_come_end_the_connection() {
         let end = String::from_utf8_lossy(&end);
         assert!(end.is_empty() || end.starts_with("HTTP/1.1 408"), "{begin:?}: {end}");
     }
-    // One that trickles.
+    // A client that sends one byte at a time.
     let client = proxy.client().await;
     let (mut read, mut write) = client.stream.into_split();
     let trickling = tokio::spawn(async move {
@@ -41,7 +41,7 @@ async fn heads_that_do_not_come_end_the_connection() {
     let mut rest = Vec::new();
     let _ = soon("the end", tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest)).await;
     soon("the writer to notice", trickling).await.unwrap();
-    // The second head of a connection that is kept.
+    // The second head on a kept-alive connection.
     let mut client = proxy.client().await;
     assert_eq!(client.ask(get("/health")).await.status(), 200);
     client.send("GET /heal").await;
@@ -72,7 +72,7 @@ async fn a_held_or_streaming_request_is_not_idle() {
     let mut other = h2::connect(proxy.address).await;
     let asked = tokio::spawn(other.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)));
     proxy.held(2).await;
-    // Many times each time-out.
+    // Many times each timeout.
     tokio::time::sleep(Duration::from_millis(600)).await;
     proxy.held(2).await;
     upstream.wake();
@@ -99,7 +99,7 @@ async fn h2_between_requests_is_idle() {
     let proxy = start("headerTimeout: 2s, idleTimeout: 30s", &upstream.url(), "").await;
     let mut client = h2::connect(proxy.address).await;
     for _ in 0..2 {
-        // Frames that open no stream follow each answer: acknowledgements, windows, pings.
+        // Frames that open no stream follow each response: acknowledgements, window updates, pings.
         let response =
             client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#)).await.unwrap();
         assert_eq!(response.status(), 200);
@@ -121,7 +121,7 @@ async fn a_body_that_stops_coming_is_told_408() {
     assert_eq!(proxy.refused("request_timeout").await, 1);
     proxy.stop(&[]).await;
 
-    // Where it streams through, the server sees that it breaks off.
+    // Where the body is streamed, the server sees it break off.
     let proxy = start("bodyTimeout: 100ms", &upstream.url(), "match: {}").await;
     let mut client = proxy.sent(chat("warm")).await;
     upstream.call().await.echo().await;
@@ -134,7 +134,7 @@ async fn a_body_that_stops_coming_is_told_408() {
     proxy.stop(&[("client_gone", 1), ("completed", 1)]).await;
 }
 
-/// Streams without end until the connection breaks: how many bytes went.
+/// Streams data until the connection breaks, and returns the number of bytes sent.
 async fn flood(mut call: Call) -> usize {
     use tokio::io::AsyncWriteExt as _;
     call.body().await;
@@ -156,7 +156,7 @@ async fn client_that_stops_reading_is_cut_off() {
     let proxy = start("stallTimeout: 200ms", &upstream.url(), "").await;
     let client = proxy.sent(streaming("x")).await;
     let sent = flood(upstream.call().await).await;
-    // What the kernel's buffers on both sides take is not ours.
+    // Includes the kernel buffers on both sides, which are not the proxy's.
     assert!(sent < 64 << 20, "{sent}");
     proxy.ended("client_stalled", 200, 1).await;
     proxy.in_flight(0).await;
@@ -171,7 +171,7 @@ async fn an_http_2_client_that_stops_reading_is_cut_off_too() {
     let mut client = h2::connect(proxy.address).await;
     let request = client.send_request(h2::post(proxy.address, CHAT, r#"{"model":"tiny"}"#));
     let flooding = tokio::spawn(flood(upstream.call().await));
-    // Its window fills up, since nobody takes anything out of this.
+    // Its flow-control window fills up, since nothing reads the response.
     let response = request.await.unwrap();
     let sent = flooding.await.unwrap();
     assert!(sent < 64 << 20, "{sent}");
@@ -190,7 +190,7 @@ async fn a_head_that_is_too_large_is_refused() {
         format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {large}\r\n\r\n"),
         format!("GET /health?{large} HTTP/1.1\r\nHost: a\r\n\r\n"),
         format!("GET /health HTTP/1.1\r\nHost: a\r\n{many}\r\n"),
-        // Without an end in sight as well.
+        // Also a head that has not ended yet.
         format!("GET /health HTTP/1.1\r\nHost: a\r\nX: {large}"),
     ] {
         let mut client = proxy.sent(head).await;
@@ -214,12 +214,12 @@ async fn connections_above_the_limit_wait_for_one_to_end() {
     assert!(early.is_err(), "it is not accepted yet");
     open.pop();
     assert_eq!(third.response().await.status(), 200);
-    // Or for one to be idle.
+    // An idle connection is closed to make room.
     let mut fourth = proxy.sent(get("/health")).await;
     assert_eq!(fourth.response().await.status(), 200);
     assert_eq!(third.end().await, b"");
     drop((fourth, open, calls));
-    // Who is accepted may also be refused by then, and that frees a place as well.
+    // The connections of rejected requests free their slots as well.
     for _ in 0..4 {
         proxy.ask(post(CHAT, "{")).await.is_error(400, "invalid_request");
     }

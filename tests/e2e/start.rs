@@ -1,4 +1,4 @@
-//! The start, and the binary from outside: ports, signals, the file.
+//! The start, and the binary observed from outside: ports, signals, the configuration file.
 
 use std::{fs, net::SocketAddr, process::Stdio};
 
@@ -43,7 +43,7 @@ impl Served {
         served
     }
 
-    /// Waits for this line of the log.
+    /// Waits for a log line with this message.
     async fn logged(&mut self, message: &str) -> Value {
         loop {
             let line = soon(message, self.log.next_line()).await.unwrap().expect("a line before the end");
@@ -61,7 +61,7 @@ impl Served {
 
     fn write(&self, config: &str) {
         let path = self.folder.path().join("anteroom.yaml");
-        // As editors and kubelets do: never a half-written file.
+        // Atomically, as editors and kubelets do.
         fs::write(path.with_extension("new"), config).unwrap();
         fs::rename(path.with_extension("new"), path).unwrap();
     }
@@ -91,7 +91,7 @@ async fn a_port_in_use_fails_the_start_and_keeps_nothing() {
         (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
     let (taken_at, free_at) = (taken.local_addr().unwrap(), free.local_addr().unwrap());
     drop(free);
-    // With several threads the sockets share their address, which must not hide that somebody else has it.
+    // With several workers the sockets share their address, which must not hide a conflict with another program.
     for workers in [1, 2] {
         for (listen, admin, key) in [(taken_at, free_at, "listen"), (free_at, taken_at, "admin")] {
             let yaml = format!("listen: {listen}\nadmin: {admin}\nworkers: {workers}\n{ROUTES}\n");
@@ -203,7 +203,7 @@ async fn a_changed_file_is_used_and_a_bad_one_is_not() {
     served.write(&routes(&[route("tiny", &upstream.url(), ""), route("other", &upstream.url(), "")]));
     served.logged("configuration reloaded").await;
     assert_eq!(served.ask(get("/v1/models")).await.json()["data"][0]["id"], "other");
-    // SIGHUP says it too, even where nothing has changed.
+    // SIGHUP logs it too, even without changes.
     served.signal(Signal::HUP);
     served.logged("configuration reloaded").await;
     upstream.wake();
@@ -216,7 +216,7 @@ async fn a_changed_file_is_used_and_a_bad_one_is_not() {
 #[tokio::test]
 async fn killing_the_proxy_leaves_no_model_server_behind() {
     let pids = tempfile::NamedTempFile::new().unwrap();
-    // A server with a child, as vLLM has one for its engine.
+    // A server with a child process, as vLLM has for its engine.
     let script = r#"sleep 600 & echo $! >> "$1"; echo $$ >> "$1"; exec "$2" sim --port "$3""#;
     let command =
         serde_json::json!(["sh", "-c", script, "-", pids.path(), env!("CARGO_BIN_EXE_anteroom"), "{port}"]);

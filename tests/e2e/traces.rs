@@ -1,4 +1,4 @@
-//! Traces: what a collector that speaks real OTLP gets of a request, and what an endpoint is told of its trace.
+//! Traces: spans exported to a real OTLP collector, and the trace context sent to endpoints.
 
 use std::collections::BTreeSet;
 
@@ -16,12 +16,12 @@ const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const BODY: &str = r#"{"model":"tiny","text":"x"}"#;
 
-/// A proxy with the route `tiny` whose traces go there.
+/// Starts a proxy with the route `tiny` that exports traces to this collector.
 async fn traced(collector: &Collector, upstream: &str, more: &str, traces: &str) -> Proxy {
     Proxy::start(&(collector.config(traces) + &routes(&[route("tiny", upstream, more)]))).await
 }
 
-/// The attributes of a span but those that differ from run to run.
+/// Returns the attributes of a span, without those in `but`, which differ between runs.
 fn said(span: &Span, but: &[&str]) -> Vec<(String, String)> {
     let attributes = span.attributes();
     for key in but {
@@ -91,7 +91,7 @@ async fn a_held_request_shows_its_cold_start() {
     assert_eq!(said(server, &["network.peer.port"]), expected);
     assert!(!server.is_error() && server.events().is_empty());
 
-    // What it waited for.
+    // The hold, with its phases.
     let [hold] = trace.holds()[..] else { panic!("{trace:#?}") };
     assert_eq!(hold.parent(), server.id());
     assert_eq!(hold.get(names::COLD_START_ID), record["id"].to_string());
@@ -101,7 +101,7 @@ async fn a_held_request_shows_its_cold_start() {
     for pair in phases.windows(2) {
         assert_eq!(pair[0].times().1, pair[1].times().0, "without a gap");
     }
-    // The first phase begins and the last one ends with the hold, but for the time between two lines of code.
+    // The phases start and end with the hold, except for the time between two lines of code.
     let sum: u64 = phases.iter().map(|phase| phase.nanoseconds()).sum();
     assert!(sum <= hold.nanoseconds(), "{sum} of {}", hold.nanoseconds());
     let recorded: f64 = record["phases"]
@@ -113,7 +113,7 @@ async fn a_held_request_shows_its_cold_start() {
         .sum();
     assert!(sum as f64 <= recorded * 1e6 + 1e3, "{sum} of {recorded} ms");
 
-    // What became of it at the endpoint.
+    // The attempt at the endpoint.
     let [attempt] = trace.attempts()[..] else { panic!("{trace:#?}") };
     let traceparent = format!("00-{TRACE}-{}-01", attempt.id());
     assert_eq!(
@@ -178,7 +178,7 @@ async fn a_stream_is_one_attempt_until_its_last_byte() {
     let mut upstream = Upstream::warm().await;
     let proxy = traced(&collector, &upstream.url(), "match: { models: [tiny, other] }", "").await;
     let mut client = proxy.client().await;
-    // The first one is held until the target is known to be up; what is asked for is the second.
+    // The first request is held until the target is known to be up; the test is about the second.
     client.send(chat("x")).await;
     upstream.call().await.echo().await;
     client.response().await;
@@ -246,7 +246,7 @@ async fn an_early_200_is_what_was_sent_whatever_comes_after() {
     let mut client = proxy.sent(streaming("x")).await;
     assert_eq!(client.head().await.unwrap().status(), 200);
     assert!(client.rest().await.unwrap().contains("cold_start_timeout"));
-    // One that gives up while it waits.
+    // A client that disconnects while it waits.
     let mut other = proxy.sent(post(CHAT, BODY)).await;
     proxy.held(1).await;
     other.shutdown().await;
@@ -328,15 +328,15 @@ async fn what_is_not_sampled_is_passed_on_and_not_exported() {
         assert_eq!(client.response().await.status(), 200);
         head
     };
-    // Whoever began the trace has decided.
+    // The sampling decision of the caller is kept.
     let unsampled = PARENT.replace("-01", "-00");
     let head = ask(&[("traceparent", &unsampled), ("tracestate", "a=1")]).await;
     assert_eq!((head.get("traceparent"), head.get("tracestate")), (Some(&*unsampled), Some("a=1")));
-    // Nobody has: we decide for those behind us as well.
+    // Without a caller's decision, the proxy decides for the endpoint as well.
     let head = ask(&[]).await;
     let decided = head.get("traceparent").unwrap();
     assert!(decided.len() == 55 && decided.ends_with("-00"), "{decided}");
-    // What is none, or two, is a new trace, and a state without a parent means nothing.
+    // An invalid or repeated `traceparent` starts a new trace, and `tracestate` without a parent is dropped.
     for fields in [
         &[("traceparent", "00-0-0-00"), ("tracestate", "a=1")][..],
         &[("traceparent", PARENT), ("traceparent", PARENT), ("tracestate", "a=1")],
@@ -385,7 +385,7 @@ async fn silent_collector_costs_no_request() {
         upstream.call().await.echo().await;
         assert_eq!(client.response().await.status(), 200);
     }
-    // A server span and an attempt each, and the hold of the first one.
+    // A server span and an attempt for each request, and one hold for the first.
     until("the spans to be given up", async || {
         proxy.metric("anteroom_spans_total", &["outcome=\"failed\""]).await == 7
     })
@@ -404,10 +404,10 @@ async fn silent_collector_costs_no_request() {
     assert!(silent.spans().is_empty());
 }
 
-/// A sample of OpenMetrics text: its series, its value and its exemplar, if it has one.
+/// Sample of OpenMetrics text: series, value, and exemplar if present.
 type Sample<'a> = (&'a str, f64, Option<(&'a str, f64, f64)>);
 
-/// Reads a line as the ABNF of OpenMetrics 1.0 has it.
+/// Parses a line by the ABNF of OpenMetrics 1.0.
 fn sample(line: &str) -> Sample<'_> {
     let (sample, exemplar) = match line.split_once(" # ") {
         Some((sample, exemplar)) => (sample, Some(exemplar)),
@@ -434,7 +434,7 @@ async fn exemplars_lead_from_the_metrics_to_the_trace() {
     upstream.wake();
     upstream.call().await.echo().await;
     held.response().await;
-    // One that is not exported, and one that did not wait: neither is worth looking for.
+    // A request that is not exported, and one that was not held: neither leads to a useful trace.
     for fields in [&[][..], &[("traceparent", PARENT)]] {
         held.send(post_with(CHAT, fields, BODY)).await;
         upstream.call().await.echo().await;

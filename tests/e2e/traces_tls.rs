@@ -1,4 +1,4 @@
-//! Traces over TLS, by the program itself: whom to trust comes from its environment.
+//! Traces over TLS from the binary, which takes its trusted roots from the environment.
 
 use std::{fs, net::SocketAddr, process::Stdio, sync::Arc};
 
@@ -23,7 +23,7 @@ use tokio_rustls::{
 use super::scaler_tls::Authority;
 use crate::support::{Upstream, Wire, collector::Collector, route, routes, soon, wire::chat};
 
-/// Ends TLS in front of a collector; speaks this protocol inside it.
+/// Starts a TLS terminator with this ALPN protocol in front of a collector, and returns its address.
 async fn ends_tls(collector: SocketAddr, authority: &Authority, protocol: &str) -> SocketAddr {
     let (cert, key) = authority.issue("localhost", ExtendedKeyUsagePurpose::ServerAuth);
     let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();

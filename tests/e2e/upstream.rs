@@ -1,4 +1,4 @@
-//! Model servers and gateways that fail: what is tried again, and what never is.
+//! Failing model servers and gateways: the cases with and without a retry.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::{
 
 const CLOSE: &[(&str, &str)] = &[("Connection", "close")];
 
-/// One that waits so long and no longer.
+/// Returns a request that waits for at most `wait`.
 fn hasty(wait: &str) -> String {
     chat("late").replace("\r\n\r\n", &format!("\r\nx-anteroom-max-wait: {wait}\r\n\r\n"))
 }
@@ -34,7 +34,7 @@ async fn failed_connect_is_held_again_at_the_head() {
     let proxy = Proxy::tiny(&port.url(), "concurrency: { max: 8, rampStart: 1 }").await;
     warm_up(&proxy, &mut upstream).await;
     drop(upstream);
-    // Refused when it connects: it was sure to be served, and comes back.
+    // The connection is refused, so the request was not sent, and is held again.
     until("nobody to listen", async || tokio::net::TcpStream::connect(&port.url()[7..]).await.is_err()).await;
     let mut first = proxy.sent(chat("first")).await;
     proxy.held(1).await;
@@ -70,7 +70,7 @@ async fn who_came_back_still_has_a_deadline() {
     proxy.stop(&[("completed", 1), ("cold_start_timeout", 1)]).await;
 }
 
-/// While it waits to learn whether the server that broke it off lives, the deadline holds, too.
+/// The deadline also applies while the request waits for the probe of the server that broke off.
 #[tokio::test]
 async fn who_waits_for_a_verdict_still_has_a_deadline() {
     let mut upstream = Upstream::warm().await;
@@ -109,7 +109,7 @@ async fn poisoned_request_reaches_two_servers_at_most() {
     }
     proxy.ended("upstream_error", 502, 4).await;
 
-    // Once is forgiven.
+    // A single failure is retried.
     let mut client = proxy.sent(chat("lucky")).await;
     upstream.call().await.reset();
     upstream.call().await.echo().await;
@@ -119,8 +119,8 @@ async fn poisoned_request_reaches_two_servers_at_most() {
     proxy.stop(&[("completed", 1), ("upstream_error", 4)]).await;
 }
 
-/// Both connections that idle have been closed by the time at which the next request is written to one of them: that one
-/// is replaced by a new connection, not by the other.
+/// Both idle connections have been closed when the next request is written to one of them: it is replaced by a new
+/// connection, not by the other idle one.
 #[tokio::test]
 async fn stale_connections_cost_no_try() {
     let mut upstream = Upstream::warm().await;
@@ -143,7 +143,7 @@ async fn stale_connections_cost_no_try() {
     stale.reset();
     let mut call = upstream.call().await;
     assert!(!pooled.contains(&call.connection), "a new one");
-    // And this new one breaks, too, which costs one of two tries.
+    // The new connection breaks too, which costs one of two tries.
     assert_eq!(call.text().await, "next");
     call.reset();
     let call = upstream.call().await;
@@ -153,7 +153,7 @@ async fn stale_connections_cost_no_try() {
     proxy.stop(&[("completed", 4)]).await;
 }
 
-/// A server resets whatever comes for a while: the request waits until it answers, instead of spending its tries on it.
+/// While a server resets everything, the request waits until it responds, instead of using up its tries.
 #[tokio::test]
 async fn a_server_that_resets_for_a_while_is_waited_for() {
     let mut upstream = Upstream::warm().await;
@@ -176,13 +176,13 @@ async fn a_server_that_resets_for_a_while_is_waited_for() {
     proxy.stop(&[("completed", 2)]).await;
 }
 
-/// A body at which a healthy server drops the connection: it is sent twice, with a rest in between, and whoever shares the
-/// server keeps all of it.
+/// A healthy server drops the connection for one body: it is sent twice, with a pause in between, and the other
+/// requests keep their full share of the server.
 #[tokio::test]
 async fn a_drop_by_a_healthy_server_throttles_nobody() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "concurrency: { max: 8 }").await;
-    // It is known to bear as many.
+    // First show that the server handles 8 at a time.
     let mut proven = Vec::new();
     for number in 0..8 {
         proven.push((proxy.sent(chat(&format!("{number}"))).await, upstream.call().await));
@@ -217,8 +217,8 @@ async fn a_drop_by_a_healthy_server_throttles_nobody() {
     proxy.stop(&[("completed", 16), ("upstream_error", 1)]).await;
 }
 
-/// Where the model is not needed to find the route, bodies stream to the server as they arrive. One that a server breaks
-/// off is sent again: what had been passed on, then the rest.
+/// Routes without models stream bodies to the server as they arrive. If the server breaks off, the body is sent again:
+/// first the kept part, then the rest.
 #[tokio::test]
 async fn streamed_body_is_sent_again() {
     let mut upstream = Upstream::warm().await;
@@ -231,7 +231,7 @@ async fn streamed_body_is_sent_again() {
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.json()["text"], "whole");
 
-    // Half of it had come.
+    // Broken off after half of the body.
     let request = chat("in two parts");
     let (first, second) = request.split_at(request.len() - 10);
     let mut client = proxy.sent(first).await;
@@ -242,7 +242,7 @@ async fn streamed_body_is_sent_again() {
     upstream.call().await.echo().await;
     assert_eq!(client.response().await.json()["text"], "in two parts");
 
-    // In chunks, of which a server sees the first ones again.
+    // In chunks; the second server gets the first ones again.
     let head = format!("POST {CHAT} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n");
     let mut client = proxy.sent(head).await;
     let mut call = upstream.call().await;
@@ -257,8 +257,8 @@ async fn streamed_body_is_sent_again() {
     proxy.stop(&[("completed", 4)]).await;
 }
 
-/// What is kept of a streamed body counts as the bodies of held requests do, until the answer begins, and takes a quarter of
-/// their memory at most. A body for which there is no room is sent once.
+/// The kept part of a streamed body counts towards held bytes until the response begins, and takes at most a quarter of
+/// their memory. A body without room is sent only once.
 #[tokio::test]
 async fn kept_part_of_a_streamed_body_is_bounded() {
     let mut upstream = Upstream::warm().await;
@@ -303,7 +303,7 @@ async fn empty_gateway_is_retried_with_backoff() {
         ),
     ];
     for saying in sayings {
-        // Its health path answers at zero, so the probe says that it is up.
+        // The health path succeeds even without endpoints, so the probe finds the target up.
         let mut upstream = Upstream::warm().await;
         let proxy = Proxy::tiny(&upstream.url(), "").await;
         let mut client = proxy.sent(chat("patient")).await;
@@ -330,9 +330,9 @@ async fn empty_gateway_is_retried_with_backoff() {
 #[tokio::test]
 async fn a_503_of_the_server_itself_passes_as_it_is() {
     let mut upstream = Upstream::warm().await;
-    // A probe that is slow because the machine is busy has not failed.
+    // A long timeout, so that a slow probe on a busy machine does not count as failed.
     let proxy = Proxy::tiny(&upstream.url(), "readiness: { interval: 10ms, timeout: 30s }").await;
-    // Until it has answered, it may be a gateway that has not noticed its servers.
+    // Until its first response, the target may be a gateway that has not discovered its servers.
     warm_up(&proxy, &mut upstream).await;
     let long = "x".repeat(5000);
     let bodies = ["{\"error\":{\"message\":\"overloaded\"}}", "", &long];
@@ -361,7 +361,7 @@ async fn a_503_of_the_server_itself_passes_as_it_is() {
 async fn nothing_is_tried_again_after_the_first_byte() {
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
-    // A stream that breaks off has no last chunk.
+    // A stream that breaks off lacks the last chunk.
     let mut client = proxy.sent(streaming("chunked")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -372,7 +372,7 @@ async fn nothing_is_tried_again_after_the_first_byte() {
     call.reset();
     assert_eq!(client.part().await, Part::Broken);
 
-    // A body of known length has less.
+    // A body with a Content-Length ends short of it.
     let mut client = proxy.sent(chat("length")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -430,7 +430,7 @@ async fn an_answer_that_pauses_for_too_long_is_cut_off() {
     assert_eq!(client.part().await, Part::Broken);
     call.gone().await;
 
-    // A 503 is looked into before it is passed on, and may not pause there either.
+    // The proxy inspects a 503 before it forwards it, and the same timeout applies to that.
     let mut client = proxy.sent(chat("pauses")).await;
     for _ in 0..2 {
         let mut call = upstream.call().await;
@@ -458,7 +458,7 @@ async fn pooled_connections_are_reused() {
     }
     assert!(connections.iter().all(|connection| *connection == connections[0]), "{connections:?}");
 
-    // Closed while it is idle.
+    // Closed while idle.
     let mut client = proxy.sent(chat("close")).await;
     let mut call = upstream.call().await;
     call.body().await;
@@ -470,7 +470,7 @@ async fn pooled_connections_are_reused() {
     let response = client.response().await;
     assert_eq!((response.status(), response.get("server-timing")), (200, None), "and it was not held");
 
-    // Closed just when the next one is sent.
+    // Closed while the next request is being sent.
     let mut client = proxy.sent(chat("crossing")).await;
     let call = upstream.call().await;
     let idle = call.connection;
@@ -482,7 +482,7 @@ async fn pooled_connections_are_reused() {
     let response = client.response().await;
     assert_eq!((response.status(), response.get("server-timing")), (200, None));
 
-    // Said to be the last.
+    // Announced as the last response.
     let mut client = proxy.sent(chat("last")).await;
     let mut call = upstream.call().await;
     let last = call.connection;
@@ -537,7 +537,7 @@ async fn response_headers_have_a_bound_that_is_named() {
         let mut upstream = Upstream::warm().await;
         let proxy = Proxy::tiny(&upstream.url(), more).await;
         let mut ask = async |count: usize| {
-            // The length is one more.
+            // One more with Content-Length.
             let fields: String = (1..count).map(|number| format!("X-{number}: 1\r\n")).collect();
             let mut client = proxy.sent(chat("many")).await;
             let mut call = upstream.call().await;
@@ -552,7 +552,7 @@ async fn response_headers_have_a_bound_that_is_named() {
         let text = refused.text();
         assert!(text.contains("upstream.maxResponseHeaders") && text.contains(&most.to_string()), "{text}");
         assert_eq!(requests, 2, "it would answer the same again");
-        // The server is well: the next one is not held.
+        // The server is healthy: the next request is not held.
         let (next, _) = ask(2).await;
         assert_eq!((next.status(), next.get("server-timing")), (200, None));
         proxy.stop(&[("completed", 2), ("upstream_error", 1)]).await;

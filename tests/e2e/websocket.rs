@@ -1,4 +1,4 @@
-//! WebSockets through routes of the HTTP Add-on: a tunnel that is one request in flight until it ends.
+//! WebSockets through routes of the HTTP Add-on: a tunnel counts as one request in flight until it ends.
 
 use anteroom::{
     config::budget::TUNNEL_COST_BYTES,
@@ -26,14 +26,14 @@ fn upgrade(to: &str) -> String {
     get("/chat").replace("\r\n\r\n", &fields)
 }
 
-/// Both ends of a tunnel, the request having been seen by the application.
+/// Opens a tunnel and returns both ends, after checking the request at the application and the response at the client.
 async fn open(proxy: &Proxy, upstream: &mut Upstream, cold: &str) -> (Wire, Call) {
     let mut client = proxy.sent(upgrade("websocket")).await;
     let mut call = upstream.call().await;
     assert_eq!(call.head.get("upgrade"), Some("websocket"));
     assert_eq!(call.head.get("connection"), Some("Upgrade"));
     assert_eq!(call.head.get("sec-websocket-key"), Some("dGhlIHNhbXBsZSBub25jZQ=="));
-    // The first words of the new protocol come with the answer.
+    // The first bytes of the new protocol arrive together with the response.
     call.send([SWITCH.as_bytes(), b"hello"].concat()).await;
     let head = client.head().await.unwrap();
     assert_eq!(
@@ -71,7 +71,7 @@ async fn tunnel_is_in_flight_until_closed() {
     proxy.stop(&[("completed", 1)]).await;
 }
 
-/// More comes than the buffers of both kernels keep.
+/// Sends more than the kernel buffers on both sides hold.
 #[tokio::test]
 async fn unread_tunnel_counts_until_it_is_read() {
     const BYTES: usize = 32 << 20;
@@ -129,7 +129,7 @@ async fn tunnel_ends_with_its_limit_and_the_proxy() {
     proxy.ended("upstream_error", 101, 1).await;
     proxy.in_flight(1).await;
 
-    // The other one has no limit, and is cut off when draining is over: at once, if asked twice.
+    // The other tunnel has no limit, and is closed at the end of the drain: at once, after a second stop request.
     let commands = proxy.commands.clone();
     let stopping = tokio::spawn(proxy.stopped(Request::Interrupt));
     commands.send(anteroom::app::Command::Stop(Request::Interrupt)).await.unwrap();
@@ -139,12 +139,12 @@ async fn tunnel_ends_with_its_limit_and_the_proxy() {
     assert_eq!((account.ended_as(Outcome::UpstreamError), account.ended_as(Outcome::Draining)), (1, 1));
 }
 
-/// A frame of text from the server, of which `part` has come.
+/// Returns a text frame from the server.
 fn text(words: &str) -> Vec<u8> {
     [&[0x81, words.len() as u8], words.as_bytes()].concat()
 }
 
-/// The code and the reason of the close frame with which a stream ends, behind `before`.
+/// Parses the close frame at the end of a stream, after `before`; returns its code and reason.
 fn close_of(stream: &[u8], before: &[u8]) -> (u16, String) {
     let [0x88, length, high, low, reason @ ..] = stream.strip_prefix(before).expect("all frames before")
     else {
@@ -169,7 +169,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
         (client, call)
     };
     let hello = text("hello");
-    // The server dies: by a reset, and in the order in which a kernel ends the connections of a process.
+    // The server dies: by a reset, and in the order in which a kernel closes the connections of a process.
     let (mut client, call) = open(&mut upstream, &hello).await;
     call.reset();
     let (code, reason) = close_of(&client.end().await, b"");
@@ -179,18 +179,18 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     drop(call);
     assert_eq!(close_of(&client.end().await, b"").0, 1011);
     proxy.ended("upstream_error", 101, 2).await;
-    // Within a frame nothing can be said.
+    // Inside a frame, no close frame can be inserted.
     let (mut client, call) = open(&mut upstream, &hello[..3]).await;
     call.reset();
     assert_eq!(client.end().await, b"");
-    // A server that has said goodbye has the last word.
+    // After a close frame from the server, the proxy adds none.
     let goodbye = [0x88, 2, 0x03, 0xe8];
     let (mut client, call) = open(&mut upstream, &[&hello[..], &goodbye].concat()).await;
     drop(call);
     assert_eq!(client.end().await, b"");
     drop(client);
     proxy.ended("completed", 101, 1).await;
-    // A client that has said so may be left without an answer.
+    // After a close frame from the client, the server may end without one.
     let (mut client, mut call) = open(&mut upstream, &hello).await;
     let masked = [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8];
     client.send(masked).await;
@@ -199,7 +199,7 @@ async fn websocket_that_fails_is_closed_with_its_reason() {
     assert_eq!(client.end().await, b"");
     drop(client);
     proxy.ended("completed", 101, 2).await;
-    // The limit of its route.
+    // The timeout of the route.
     let timeouts = InterceptTimeouts { request: Some(Period::from_secs(3)), ..InterceptTimeouts::default() };
     proxy.intercept(&upstream.url(), Intercept { timeouts, ..Intercept::default() }).await;
     let (mut client, call) = open(&mut upstream, &hello).await;
@@ -215,7 +215,7 @@ async fn websocket_is_closed_before_draining_is_over() {
     let mut upstream = Upstream::warm().await;
     let mut config = parse(&routes(&[route("models", "http://127.0.0.1:1", "")]));
     config.drain_delay = Period::from_millis(0);
-    // A quarter of it is for the close frame.
+    // A quarter of the timeout is reserved for the close frame.
     config.drain_timeout = Period::from_secs(8);
     let proxy = Proxy::start_with(config, options()).await;
     proxy.intercept(&upstream.url(), Intercept::default()).await;
@@ -240,13 +240,13 @@ async fn refused_upgrade_is_an_ordinary_answer() {
     upstream.call().await.finish(answer("426 Upgrade Required", &[("Upgrade", "other")], "no")).await;
     let refused = client.response().await;
     assert_eq!((refused.status(), refused.text().as_str()), (426, "no"));
-    // The connection is one of HTTP still. Over HTTP/2 requests would go past the rules.
+    // The connection still speaks HTTP/1.1. Switching to h2c would bypass the routing rules.
     client.send(upgrade("h2c")).await;
     let call = upstream.call().await;
     assert_eq!((call.head.get("upgrade"), call.head.get("connection")), (None, None));
     call.finish(answer("200 OK", &[], "plain")).await;
     assert_eq!(client.response().await.text(), "plain");
-    // An application that switches without having been asked has failed.
+    // A switch of protocols without a request for it is an error.
     client.send(get("/")).await;
     upstream.call().await.finish(SWITCH).await;
     client.response().await.is_error(502, "upstream_error");

@@ -1,4 +1,4 @@
-//! What wakes nothing: it is answered at once, and the target hears not even a probe.
+//! Requests that wake nothing: they get a response at once, and the target is not even probed.
 
 use crate::support::{
     Proxy, Upstream, h2, route, routes,
@@ -30,7 +30,7 @@ async fn models_and_health_are_answered_locally() {
         client.send(get(path).replace("GET", "HEAD")).await;
         let head = client.head().await.unwrap();
         assert_eq!(head.status(), 200, "HEAD {path}");
-        // Nothing follows a HEAD's head: the next answer on the connection is read as one.
+        // A response to HEAD has no body: the next response on the connection parses correctly.
         assert_eq!(client.ask(get("/ping")).await.status(), 200, "after HEAD {path}");
     }
     assert_eq!((tiny.accepted(), big.accepted()), (0, 0), "not even a probe");
@@ -66,7 +66,7 @@ async fn what_no_route_serves_is_refused_at_once() {
     wrong.is_error(405, "method_not_allowed");
     assert_eq!(wrong.get("allow"), Some("POST"));
     client.ask(post("/v1/models", "{}")).await.is_error(405, "method_not_allowed");
-    // What a model server stores dies with it: asking for it starts nothing.
+    // Stored responses are lost when the model server stops, so asking for one starts nothing.
     client.ask(get("/v1/responses/resp_1")).await.is_error(404, "unknown_path");
 
     for (body, reason) in [
