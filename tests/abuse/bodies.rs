@@ -1,4 +1,4 @@
-//! Bodies that do not end, to keep the bodies of others out.
+//! Incomplete bodies sent to exhaust the memory for the bodies of others.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -20,14 +20,14 @@ use crate::{
 
 const KIB: usize = 1024;
 
-/// A request whose body has so many bytes.
+/// POST with a JSON body of `bytes` bytes.
 fn large(bytes: usize) -> String {
     let padding = bytes - r#"{"model":"tiny","p":""}"#.len();
     post(CHAT, &format!(r#"{{"model":"tiny","p":"{}"}}"#, "x".repeat(padding)))
 }
 
-/// 33 bodies that lack 300 bytes each take all of the memory for those that have not arrived, and bring some bytes now and
-/// then. One of them goes for a body of another source, which is served at once; the others stay.
+/// 33 bodies that lack 300 bytes each use up the memory for incomplete bodies and send a few more bytes now and then.
+/// One of them is evicted for a body from another source, which is served at once; the others stay.
 #[tokio::test]
 async fn dripping_bodies_keep_no_other_source_out() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
@@ -68,7 +68,7 @@ async fn dripping_bodies_keep_no_other_source_out() {
     proxy.stop(&[("completed", 33)]).await;
 }
 
-/// Sends `begin`, and 16 KiB every 4 s until the connection ends.
+/// Sends `begin`, then 16 KiB every 4 s until the connection ends.
 fn drip(mut client: DuplexStream, begin: String) -> JoinHandle<String> {
     tokio::spawn(async move {
         client.write_all(begin.as_bytes()).await.unwrap();
@@ -84,8 +84,8 @@ fn drip(mut client: DuplexStream, begin: String) -> JoinHandle<String> {
     })
 }
 
-/// Behind a load balancer all are one source. Of 6 MiB for what has not arrived, 7 bodies of 800 KiB leave room for
-/// 544 KiB and their dripping.
+/// Behind a load balancer all clients share one source address. 7 bodies of 800 KiB leave 544 KiB of the 6 MiB for
+/// incomplete bodies, for the trickled bytes.
 #[tokio::test(start_paused = true)]
 async fn dripping_bodies_give_way_behind_one_address() {
     let memory = Memory::new(

@@ -1,5 +1,5 @@
-//! `docs/security.md` is what these tests show: every key in its table is one of the configuration, with that default;
-//! every key of `limits` is in it; and every test that it names exists.
+//! Checks of `docs/security.md`: every key in its table exists in the configuration and has the documented default,
+//! every key of `limits` is in the table, and every test named there exists.
 
 use std::{collections::HashSet, env, fmt::Write as _, fs, path::Path};
 
@@ -20,7 +20,7 @@ fn in_tree(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The names of all functions in the sources and tests.
+/// Collects the names of all functions in the sources below `folder`.
 fn functions(folder: &Path, found: &mut HashSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -37,7 +37,7 @@ fn functions(folder: &Path, found: &mut HashSet<String>) {
     }
 }
 
-/// The texts between backticks.
+/// Returns the texts between backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
@@ -65,7 +65,7 @@ fn the_limits_and_the_tests_of_the_document_exist() {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
         let [limit, default, what, shown] = cells[..] else { panic!("four cells in {row}") };
         assert!(!what.is_empty(), "{row}");
-        // A limit without a key is a constant, in words.
+        // Limits without a key are constants, described in words.
         if let Some(path) = quoted(limit).first() {
             let key = key_of(path).unwrap_or_else(|| panic!("no key {path}"));
             let told = quoted(default).first().map_or_else(|| default.to_owned(), |told| (*told).to_owned());
@@ -85,7 +85,7 @@ fn the_limits_and_the_tests_of_the_document_exist() {
     for key in &sections.iter().find(|section| section.path == "limits").unwrap().keys {
         assert!(named.contains(&format!("limits.{}", key.name)), "limits.{} is not in the table", key.name);
     }
-    // And what the text around the table names as a test.
+    // Tests named in the text outside the table.
     for test in
         quoted(&document).into_iter().filter(|word| word.matches('_').count() >= 3 && !word.contains(' '))
     {
@@ -93,7 +93,7 @@ fn the_limits_and_the_tests_of_the_document_exist() {
     }
 }
 
-/// The formula, what it comes to for the chart's memory and for a large machine, and what single things cost.
+/// Renders the formula, its result for the chart's memory limit and for larger machines, and the costs of single items.
 fn memory_numbers() -> String {
     let mib = |bytes: usize| format!("{} MiB", bytes.div_ceil(1 << 20));
     let kib = |bytes: usize| format!("{} KiB", bytes.div_ceil(1 << 10));

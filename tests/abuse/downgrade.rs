@@ -1,5 +1,5 @@
-//! Request smuggling by way of HTTP/2: what is framed on one side, and only text on the other (H2.CL, H2.TE and
-//! injection of lines; RFC 9113, sections 8.1.1 and 8.2).
+//! Request smuggling through HTTP/2: content that is framing in HTTP/2 and plain text in HTTP/1, or the reverse (H2.CL,
+//! H2.TE and header injection; RFC 9113, sections 8.1.1 and 8.2).
 
 use crate::{
     frames::{
@@ -9,7 +9,7 @@ use crate::{
     support::{Proxy, wire::CHAT},
 };
 
-/// Fields of a POST of [`BODY`], changed.
+/// Header fields of a POST of [`BODY`].
 type Fields = Vec<(Vec<u8>, Vec<u8>)>;
 
 fn fields() -> Fields {
@@ -101,7 +101,7 @@ async fn what_http_2_may_not_say_is_refused() {
             let mut client = RawH2::connect(proxy.address).await;
             client.send(request(1, fields, body)).await;
             let answer = client.answer(1).await;
-            // The next request is served: on the same connection, if that did not end.
+            // The next request is served, on the same connection if that is still open.
             let mut next = Err(0);
             if client.try_send(post(3, CHAT, BODY)).await {
                 next = client.try_answer(3).await.unwrap_or(Err(0));

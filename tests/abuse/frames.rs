@@ -1,4 +1,4 @@
-//! HTTP/2 by hand (RFC 9113): frames as bytes, header blocks of literals only (RFC 7541, section 6.2.2).
+//! Hand-made HTTP/2 (RFC 9113): frames as bytes, header blocks of literals only (RFC 7541, section 6.2.2).
 
 use std::net::SocketAddr;
 
@@ -27,7 +27,7 @@ pub const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A frame of the other side.
+/// Frame received from the peer.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -36,21 +36,21 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
-/// A client of HTTP/2 that sends what it is told.
+/// HTTP/2 client that sends arbitrary bytes.
 pub struct RawH2 {
     pub wire: Wire,
 }
 
-/// How a connection ended.
+/// End of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// By GOAWAY, with this code and word.
+    /// GOAWAY with this error code and debug data.
     GoAway(u32, String),
-    /// Without one.
+    /// No GOAWAY.
     Cut,
 }
 
-/// A frame.
+/// Encodes a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -77,7 +77,7 @@ pub fn window(stream: u32, increment: u32) -> Vec<u8> {
     frame(WINDOW_UPDATE, 0, stream, &increment.to_be_bytes())
 }
 
-/// A number with a prefix of 7 bits (RFC 7541, section 5.1).
+/// Encodes an integer with a 7-bit prefix (RFC 7541, section 5.1).
 fn number(mut value: usize, out: &mut Vec<u8>) {
     if value < 127 {
         return out.push(u8::try_from(value).unwrap());
@@ -91,7 +91,7 @@ fn number(mut value: usize, out: &mut Vec<u8>) {
     out.push(u8::try_from(value).unwrap());
 }
 
-/// A field that is not put into the table.
+/// Encodes a header field without adding it to the dynamic table.
 pub fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     let mut out = vec![0];
     number(name.as_ref().len(), &mut out);
@@ -101,22 +101,22 @@ pub fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Vec<u8> {
     out
 }
 
-/// One that is: later it is the first of the dynamic table, [`FIRST`].
+/// Encodes a header field and adds it to the dynamic table, where it is then [`FIRST`].
 pub fn indexed_field(name: &str, value: &str) -> Vec<u8> {
     let mut field = field(name, value);
     field[0] = 0x40;
     field
 }
 
-/// The newest entry of the dynamic table, in one byte.
+/// Index of the newest entry of the dynamic table, in one byte.
 pub const FIRST: u8 = 0x80 | 62;
 
-/// A header block of these fields.
+/// Encodes a header block of these fields.
 pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| field(name, value)).collect()
 }
 
-/// The fields that begin a POST to `path`.
+/// Returns the fields that begin a POST to `path`.
 pub fn post_fields(path: &str) -> Vec<(&str, &str)> {
     vec![
         (":method", "POST"),
@@ -127,7 +127,7 @@ pub fn post_fields(path: &str) -> Vec<(&str, &str)> {
     ]
 }
 
-/// A whole POST.
+/// Encodes a whole POST.
 pub fn post(stream: u32, path: &str, body: &str) -> Vec<u8> {
     [
         frame(HEADERS, END_HEADERS, stream, &block(&post_fields(path))),
@@ -136,7 +136,7 @@ pub fn post(stream: u32, path: &str, body: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A whole GET.
+/// Encodes a whole GET.
 pub fn get(stream: u32, path: &str) -> Vec<u8> {
     let fields = [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "api.test")];
     frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields))
@@ -159,13 +159,13 @@ impl RawH2 {
         self.wire.send(bytes).await;
     }
 
-    /// Sends, unless the other side has closed the connection.
+    /// Sends the bytes; returns false if the peer has closed the connection.
     pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         use tokio::io::AsyncWriteExt as _;
         soon("the other side to read", self.wire.stream.write_all(bytes.as_ref())).await.is_ok()
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// Returns the next frame; `None` at the end of the connection.
     pub async fn frame(&mut self) -> Option<Frame> {
         let head = self.wire.exact(9).await?;
         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
@@ -173,7 +173,7 @@ impl RawH2 {
         Some(Frame { kind: head[3], flags: head[4], stream, payload: self.wire.exact(length).await? })
     }
 
-    /// The next frame that is one of these.
+    /// Returns the next frame of one of these kinds.
     pub async fn frame_of(&mut self, kinds: &[u8]) -> Option<Frame> {
         loop {
             let frame = self.frame().await?;
@@ -183,7 +183,7 @@ impl RawH2 {
         }
     }
 
-    /// Waits until the other side has read everything up to here: it answers a PING.
+    /// Waits until the peer has read everything sent so far, by means of a PING.
     pub async fn settled(&mut self) {
         self.send(ping()).await;
         while let Some(frame) = self.frame_of(&[PING]).await {
@@ -194,12 +194,12 @@ impl RawH2 {
         panic!("the connection ended");
     }
 
-    /// The status of the answer on this stream, or the code that it, or the whole connection, was ended with.
+    /// Returns the status of the response on this stream, or the error code that ended the stream or the connection.
     pub async fn answer(&mut self, stream: u32) -> Result<u16, u32> {
         self.try_answer(stream).await.expect("an answer, but the connection ended without a word")
     }
 
-    /// The same; `None` if the connection ends without a word.
+    /// Same as [`answer`](Self::answer), but returns `None` if the connection ends without an error code.
     pub async fn try_answer(&mut self, stream: u32) -> Option<Result<u16, u32>> {
         while let Some(frame) = self.frame_of(&[HEADERS, RST_STREAM, GOAWAY]).await {
             match frame.kind {
@@ -229,8 +229,8 @@ pub fn code(payload: &[u8]) -> u32 {
     u32::from_be_bytes(payload[..4].try_into().unwrap())
 }
 
-/// The status that a header block begins with: one of the static table, or three digits by Huffman's code (RFC 7541,
-/// appendices A and B).
+/// Decodes the status at the start of a header block: an entry of the static table, or three Huffman-coded digits (RFC
+/// 7541, appendices A and B).
 fn status(block: &[u8]) -> u16 {
     match block[0] {
         index @ 0x88..=0x8e => [200, 204, 206, 304, 400, 404, 500][usize::from(index - 0x88)],

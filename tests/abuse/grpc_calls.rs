@@ -1,5 +1,5 @@
-//! Calls to KEDA's scaler and to the replicas' port that do not come to their end, are not read, or are none: KEDA, another
-//! replica and a probe are answered beside them.
+//! Incomplete, unread and malformed calls to KEDA's scaler and the replicas' port: KEDA, other replicas and probes are
+//! served meanwhile.
 
 use std::net::SocketAddr;
 
@@ -36,13 +36,13 @@ pub const PEERS_WATCH: &str = "/anteroom.peers.v1.Peers/Watch";
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 pub const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// An address for each attacker, so that no two have the same source.
+/// Returns a distinct source address for each attacker.
 pub fn attacker(number: usize) -> SocketAddr {
     let [_, _, high, low] = u32::try_from(number + 256).unwrap().to_be_bytes();
     SocketAddr::from(([127, 2, high, low], 0))
 }
 
-/// The fields that begin a call.
+/// Encodes the fields that begin a call.
 pub fn head(path: &str) -> Vec<u8> {
     block(&[
         (":method", "POST"),
@@ -54,18 +54,18 @@ pub fn head(path: &str) -> Vec<u8> {
     ])
 }
 
-/// The beginning of a call, and of a message that is to have this many bytes.
+/// Encodes the start of a call with a message announced as `size` bytes.
 pub fn begun(stream: u32, path: &str, size: usize, message: &[u8]) -> Vec<u8> {
     let prefix = [&[0][..], &u32::try_from(size).unwrap().to_be_bytes(), message].concat();
     [frame(HEADERS, END_HEADERS, stream, &head(path)), frame(DATA, 0, stream, &prefix)].concat()
 }
 
-/// A whole call.
+/// Encodes a whole call.
 pub fn call(stream: u32, path: &str, message: &[u8]) -> Vec<u8> {
     [begun(stream, path, message.len(), message), frame(DATA, END_STREAM, stream, &[])].concat()
 }
 
-/// A `ScaledObjectRef` of `name` and `namespace`, with a route (protobuf, by hand).
+/// Encodes a `ScaledObjectRef` of `name` and `namespace`, with a route (protobuf by hand).
 pub fn object(name: &str, route: &str) -> Vec<u8> {
     let text = |tag: u8, text: &[u8]| {
         assert!(text.len() < 256);
@@ -83,19 +83,19 @@ pub fn object(name: &str, route: &str) -> Vec<u8> {
 
 pub async fn hostile(number: usize, to: SocketAddr, bytes: &[u8]) -> RawH2 {
     let mut stream = connect_from(attacker(number), to).await;
-    // One that is closed meanwhile has done what it can.
+    // The proxy may close the connection during the write.
     let _ = soon("the other side to read", stream.write_all(bytes)).await;
     RawH2 { wire: Wire { stream, buf: Vec::new() } }
 }
 
-/// Waits until the connection has been closed, whatever comes before.
+/// Waits until the connection is closed, and discards everything received before.
 async fn closed(client: &mut RawH2) {
     let mut rest = Vec::new();
-    // A reset is an end as well.
+    // A reset counts as an end.
     let _ = soon("the end of the connection", client.wire.stream.read_to_end(&mut rest)).await;
 }
 
-/// KEDA: a connection with a stream, and calls over it and over new connections.
+/// KEDA: a connection with a stream, and calls over this and new connections.
 struct Keda {
     client: ExternalScalerClient<Channel>,
     stream: Streaming<IsActiveResponse>,
@@ -124,7 +124,7 @@ impl Keda {
         Self { client, stream, scaler }
     }
 
-    /// Every call is answered, on the connection that there is and on a new one.
+    /// Asserts that every call is served, on the existing connection and on a new one.
     async fn is_served(&mut self) {
         let mut again = ExternalScalerClient::new(channel(self.scaler).await);
         for client in [&mut self.client, &mut again] {
@@ -136,7 +136,7 @@ impl Keda {
         soon("health", health.check(HealthCheckRequest::default())).await.unwrap();
     }
 
-    /// Demand is pushed over the stream that was there first.
+    /// Asserts that demand is pushed over the first stream.
     async fn expect_push(mut self, proxy: &Proxy, upstream: &mut Upstream) {
         let mut client = proxy.sent(chat("x")).await;
         assert!(soon("a push", self.stream.message()).await.unwrap().unwrap().result);
@@ -161,7 +161,7 @@ async fn ends(proxy: Proxy, mut upstream: Upstream, keda: Keda) {
     proxy.stop(&[("completed", 1)]).await;
 }
 
-/// Heads with a message that lacks its end, without a message, and without the end of the stream.
+/// Heads with an incomplete message, without a message, and without the end of the stream.
 fn half_sent(count: usize) -> Vec<u8> {
     let calls = (0..count).flat_map(|number| {
         let stream = u32::try_from(2 * number + 1).unwrap();
@@ -189,7 +189,7 @@ async fn half_sent_calls_keep_no_scaler_out() {
     let mut own = RawH2 { wire: Wire { stream, buf: Vec::new() } };
     own.settled().await;
     keda.is_served().await;
-    // The oldest calls were answered, and not with 200 alone.
+    // The oldest calls were rejected.
     let answered = soon("an answer", async {
         loop {
             let frame = open[0].frame().await.expect("an answer before the end");
@@ -203,7 +203,7 @@ async fn half_sent_calls_keep_no_scaler_out() {
     ends(proxy, upstream, keda).await;
 }
 
-/// Streams and answers that are never read, since their windows are 0.
+/// Streams and responses that are never read, as their windows are 0.
 #[tokio::test]
 async fn unread_calls_keep_no_scaler_out() {
     let (proxy, upstream, mut keda, scaler) = scene().await;
@@ -222,7 +222,7 @@ async fn unread_calls_keep_no_scaler_out() {
     ends(proxy, upstream, keda).await;
 }
 
-/// As many streams of pushes as there are places, none of which is read: they do not notice that they are evicted.
+/// All available places are taken by unread streams of pushes, which do not notice their eviction.
 #[tokio::test]
 async fn unread_streams_end_with_their_connection() {
     let (proxy, upstream, mut keda, scaler) = scene().await;
@@ -237,13 +237,13 @@ async fn unread_streams_end_with_their_connection() {
     // KEDA has one of the places.
     until("all streams", async || streams().await + 1 >= SCALER_STREAMS as u64).await;
     keda.is_served().await;
-    // Each new stream evicts one, and those evicted first have had a second to end.
+    // Each new stream evicts one; those evicted first have had a second to end.
     until("the end of what is not read", async || {
         keda.is_served().await;
         streams().await <= 2
     })
     .await;
-    // A reset is an end as well.
+    // A reset counts as an end.
     let _ = soon("the end of the connection", ending).await;
     ends(proxy, upstream, keda).await;
 }
@@ -259,7 +259,7 @@ async fn reflection_streams_keep_no_scaler_out() {
         });
         let bytes: Vec<u8> = begin.iter().copied().chain(calls).collect();
         let mut client = hostile(number, scaler, &bytes).await;
-        // Those that were given up end: with trailers, and then the stream is over.
+        // Evicted streams end, with trailers and RST_STREAM.
         client.frame_of(&[RST_STREAM, GOAWAY]).await;
         keda.is_served().await;
         open.push(client);
@@ -267,7 +267,7 @@ async fn reflection_streams_keep_no_scaler_out() {
     ends(proxy, upstream, keda).await;
 }
 
-/// What is no call is answered or ends its connection, and takes no place.
+/// Malformed calls get an error or lose their connection, and take no place.
 #[tokio::test]
 async fn calls_that_cannot_be_are_refused_beside_keda() {
     let (proxy, upstream, mut keda, scaler) = scene().await;
@@ -295,7 +295,7 @@ async fn calls_that_cannot_be_are_refused_beside_keda() {
         assert!(answer.is_some(), "{name}: an answer, but the connection ended without a word");
         keda.is_served().await;
     }
-    // A head that goes on and on.
+    // A head that never ends.
     let endless = frame(CONTINUATION, 0, 1, &field("x", "x".repeat(10_000)));
     let begin =
         [PREFACE, &settings(&[]), &frame(HEADERS, 0, 1, &head(IS_ACTIVE)), &endless.repeat(20)].concat();
@@ -305,7 +305,7 @@ async fn calls_that_cannot_be_are_refused_beside_keda() {
     ends(proxy, upstream, keda).await;
 }
 
-/// Calls to the replicas' port beside a replica that follows this one.
+/// Calls to the replicas' port while another replica follows this one.
 #[tokio::test]
 async fn half_sent_calls_keep_no_replica_out() {
     let upstream = Upstream::cold().await;

@@ -1,6 +1,6 @@
-//! Floods of frames that are no requests: CONTINUATION (CVE-2024-27316), PING (CVE-2019-9512), SETTINGS
-//! (CVE-2019-9515), PRIORITY (CVE-2019-9513), empty DATA (CVE-2019-9518), WINDOW_UPDATE; windows that stay shut
-//! (CVE-2019-9511, CVE-2019-9517); and frames that may not be.
+//! Floods of frames other than requests: CONTINUATION (CVE-2024-27316), PING (CVE-2019-9512), SETTINGS (CVE-2019-9515),
+//! PRIORITY (CVE-2019-9513), empty DATA (CVE-2019-9518), WINDOW_UPDATE; windows that stay shut (CVE-2019-9511,
+//! CVE-2019-9517); and invalid frames.
 
 use crate::{
     frames::{
@@ -18,7 +18,7 @@ async fn start(limits: &str, url: &str) -> Proxy {
     Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
 }
 
-/// The proxy serves others as before.
+/// Asserts that the proxy still serves other clients.
 async fn serves(proxy: &Proxy) {
     let mut client = RawH2::connect(proxy.address).await;
     client.send(post(1, CHAT, BODY)).await;
@@ -29,7 +29,7 @@ async fn serves(proxy: &Proxy) {
 async fn continuation_flood_ends_the_connection() {
     let recorder = Recorder::new().await;
     let proxy = start("maxHeaderBytes: 64KiB", &recorder.upstream.url()).await;
-    // With something in them, with nothing, and with a part of a field that never ends.
+    // Fragments with fields, without content, and with part of a field that never ends.
     let endless = [&[0, 1, b'x', 127, 0xff, 0xff, 0xff, 0x7f][..], &[b'v'; 100]].concat();
     for (what, part) in [("fields", field("x", "y")), ("nothing", Vec::new()), ("half a field", endless)] {
         let mut client = RawH2::connect(proxy.address).await;
@@ -39,7 +39,7 @@ async fn continuation_flood_ends_the_connection() {
             flood.extend(frame(CONTINUATION, 0, 1, &part));
         }
         client.try_send(&flood).await;
-        // Five of them: a head of 64 KiB in frames of 16 KiB, and a quarter more.
+        // Five frames are allowed: a head of 64 KiB in frames of 16 KiB, plus a quarter.
         let end = client.end().await;
         let told = End::GoAway(ENHANCE_YOUR_CALM, "too_many_continuations".into());
         assert!(end == told || end == End::Cut || what == "half a field", "{what}: {end:?}");
@@ -63,7 +63,7 @@ async fn control_frames_above_the_limit_end_it() {
         ("frames of no known kind", frame(0xee, 0, 0, b"what")),
     ];
     for (what, flood) in floods {
-        // SETTINGS, its acknowledgement and two PINGs are of the 200 as well.
+        // SETTINGS, its acknowledgement and two PINGs also count towards the 200.
         let mut client = RawH2::connect(proxy.address).await;
         client.settled().await;
         client.send(flood.repeat(150)).await;
@@ -81,7 +81,7 @@ async fn heads_of_closed_streams_are_limited() {
     let recorder = Recorder::new().await;
     let proxy = start("maxControlFrames: 200", &recorder.upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
-    // Each new stream begins a request, and is none of the 200.
+    // HEADERS that open a new stream do not count towards the 200.
     for stream in (1..600).step_by(2) {
         client.send(post(stream, CHAT, BODY)).await;
         assert_eq!(client.answer(stream).await, Ok(200), "{stream}");
@@ -108,7 +108,7 @@ async fn admin_listener_speaks_no_http_2() {
 
 #[tokio::test]
 async fn unread_frame_replies_end_the_connection() {
-    // Internal data buffering (CVE-2019-9517): what is answered is not collected, but waits for the client to read.
+    // Internal data buffering (CVE-2019-9517): replies are not collected; reading stops until the client reads.
     let recorder = Recorder::new().await;
     let proxy = start("maxControlFrames: 100000000, stallTimeout: 200ms", &recorder.upstream.url()).await;
     for flood in [ping(), settings(&[])] {
@@ -121,7 +121,7 @@ async fn unread_frame_replies_end_the_connection() {
             }
         })
         .await;
-        // What the kernel's buffers on both sides take is not ours.
+        // Includes the kernel's buffers on both sides.
         assert!(sent < 128 << 20, "{sent}");
     }
     serves(&proxy).await;
@@ -170,7 +170,7 @@ async fn windows_that_overflow_are_errors() {
 
 #[tokio::test]
 async fn a_window_that_stays_shut_gives_the_endpoint_back() {
-    // SETTINGS_INITIAL_WINDOW_SIZE of 0: heads pass, bodies never do.
+    // SETTINGS_INITIAL_WINDOW_SIZE is 0: heads pass, bodies never do.
     const STREAMS: u32 = 20;
     let body = "x".repeat(100 << 10);
     let upstream = Upstream::warm().await.automatic(move |mut call| {
@@ -178,7 +178,7 @@ async fn a_window_that_stays_shut_gives_the_endpoint_back() {
         async move {
             call.body().await;
             let mut call = call;
-            // It may be cut off.
+            // The proxy may close the connection.
             let _ = tokio::io::AsyncWriteExt::write_all(
                 &mut call.wire.stream,
                 answer("200 OK", &[], &body).as_bytes(),
@@ -200,7 +200,7 @@ async fn a_window_that_stays_shut_gives_the_endpoint_back() {
     for _ in 0..STREAMS {
         assert!(client.frame_of(&[RST_STREAM]).await.is_some());
     }
-    // It would be asked to leave, and never answer.
+    // Otherwise shutdown would wait for this client, which does not react to GOAWAY.
     drop(client);
     proxy.stop(&[("client_stalled", STREAMS.into())]).await;
 }
@@ -257,7 +257,7 @@ async fn frames_that_may_not_be_are_errors() {
         client.settled().await;
         client.send(bytes).await;
         let end = client.end().await;
-        // An error of framing may be told as one of the protocol.
+        // A framing error may be reported as a protocol error.
         assert!(
             matches!(&end, End::GoAway(code, _) if [expected, PROTOCOL_ERROR].contains(code)),
             "{what}: {end:?}"

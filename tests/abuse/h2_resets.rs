@@ -1,7 +1,6 @@
-//! HTTP/2 clients that begin requests in order to reset them: rapid reset (CVE-2023-44487), the same by way of our own
-//! resets, MadeYouReset (CVE-2025-8671), and more streams than there may be.
-//!
-//! Whatever they do: of a request that was reset nothing is left, no ticket, no permit, no byte of a body, no task.
+//! HTTP/2 clients that open requests in order to reset them: rapid reset (CVE-2023-44487), resets provoked from the
+//! proxy (MadeYouReset, CVE-2025-8671), and more streams than allowed.
+//! In all cases nothing is left of a reset request: no ticket, permit, body byte or task.
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -22,7 +21,7 @@ async fn start(limits: &str, url: &str) -> Proxy {
     Proxy::start(&format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", url, "")]))).await
 }
 
-/// Nothing is left of the requests of a client that has gone, and the activation that they asked for is the only one.
+/// Asserts that nothing is left of the requests of a disconnected client, and that at most one activation was started.
 async fn nothing_is_left(proxy: &Proxy) {
     let gate = proxy.gate().await;
     until("every request to have ended", async || {
@@ -38,14 +37,14 @@ async fn nothing_is_left(proxy: &Proxy) {
 
 #[tokio::test]
 async fn hang_up_behind_bytes_over_http_2_is_noticed() {
-    // What comes is read at any time, and what is no part of a request is dropped: so the end is, too.
+    // Input is read at any time, and bytes that belong to no request are dropped, so the end is noticed too.
     let upstream = Upstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     for how in ["closes", "resets"] {
         let mut client = RawH2::connect(proxy.address).await;
         client.send(post(1, CHAT, BODY)).await;
         proxy.held(1).await;
-        // The body of another request, as much of it as there is a window for, and frames of no known kind.
+        // The body of another request, up to its window, and frames of unknown kind.
         client.send(frame(HEADERS, END_HEADERS, 3, &block(&post_fields(CHAT)))).await;
         client.send(frame(DATA, 0, 3, &[b'x'; 16 << 10]).repeat(4)).await;
         client.send(frame(0xee, 0, 0, &[b'x'; 16 << 10]).repeat(16)).await;
@@ -69,7 +68,7 @@ async fn rapid_reset_in_one_burst_ends_the_connection() {
         .flat_map(|number| [post(2 * number + 1, CHAT, BODY), reset(2 * number + 1, CANCEL)].concat())
         .collect();
     client.try_send(burst).await;
-    // By the library, for requests that nobody had looked at, or by us, for those that somebody had.
+    // Ended by h2 for requests not yet accepted, or by the proxy for accepted ones.
     let end = client.end().await;
     assert!(end == End::GoAway(ENHANCE_YOUR_CALM, "too_many_resets".into()) || end == End::Cut, "{end:?}");
     nothing_is_left(&proxy).await;
@@ -86,7 +85,7 @@ async fn slow_rapid_reset_ends_the_connection() {
     let mut client = RawH2::connect(proxy.address).await;
     client.settled().await;
     for number in 0..51 {
-        // Half of what there is may be reset however quickly, and 50 of it in any case.
+        // Half of all requests may be reset this quickly, and 50 in any case.
         client.send(post(2 * number + 1, CHAT, BODY)).await;
         until("it to be held", async || gate.held() == 1).await;
         client.send(reset(2 * number + 1, CANCEL)).await;
@@ -116,7 +115,7 @@ async fn a_client_that_gives_up_now_and_then_is_served() {
 
 #[tokio::test]
 async fn made_you_reset_is_bounded_and_leaves_nothing() {
-    // Each makes us reset a stream that the client itself never resets (CVE-2025-8671).
+    // Each violation makes the proxy reset a stream that the client itself never resets (CVE-2025-8671).
     type Violation = fn(u32) -> Vec<u8>;
     let violations: [(&str, Violation); 4] = [
         ("a window that grows by nothing", |stream| window(stream, 0)),
@@ -171,7 +170,7 @@ async fn self_dependent_stream_is_a_stream_error() {
     client.send(frame(PRIORITY, 0, 1, &on_itself)).await;
     let told = client.frame_of(&[RST_STREAM, GOAWAY]).await.unwrap();
     assert_eq!((told.kind, code(&told.payload)), (RST_STREAM, PROTOCOL_ERROR));
-    // The connection is none the worse for it.
+    // The connection stays usable.
     client.send(post(3, CHAT, BODY)).await;
     assert_eq!(client.answer(3).await, Ok(200));
 }
@@ -194,7 +193,7 @@ async fn streams_above_the_limit_are_refused() {
     client.send(post(9, CHAT, BODY)).await;
     assert_eq!(client.answer(9).await, Err(REFUSED_STREAM));
     proxy.held(4).await;
-    // One that goes makes room for another.
+    // A stream that ends makes room for another.
     client.send(reset(1, CANCEL)).await;
     proxy.held(3).await;
     client.send(post(11, CHAT, BODY)).await;
@@ -220,7 +219,7 @@ async fn a_reset_request_leaves_no_task_behind() {
         settle().await;
         assert_eq!((memory.gate.held(), tasks()), (0, before));
     }
-    // Half a request is none: it was not admitted, and wakes nothing.
+    // An incomplete request is not admitted and wakes nothing.
     let admitted = memory.gate.counters().admitted();
     assert_eq!(admitted, 500);
     client.write_all(&frame(HEADERS, 4, 1001, &block(&post_fields(CHAT)))).await.unwrap();
@@ -231,7 +230,7 @@ async fn a_reset_request_leaves_no_task_behind() {
     settle().await;
     assert_eq!((memory.gate.counters().admitted(), tasks()), (admitted, before));
     assert!(memory.is_empty());
-    // All of them are one activation, whose lease is what a single request would have had.
+    // All requests share one activation, with the lease of a single request.
     assert_eq!(memory.gate.counts().activations, 1);
     drop(client);
     settle().await;

@@ -1,4 +1,4 @@
-//! Header bombs: too much, too many, and much out of little (HPACK, CVE-2016-6581).
+//! Header bombs: too large, too many fields, and large heads from few bytes (HPACK, CVE-2016-6581).
 
 use crate::{
     frames::{
@@ -16,7 +16,7 @@ async fn start(limits: &str, url: &str) -> Proxy {
 const HEALTH: [(&str, &str); 4] =
     [(":method", "GET"), (":scheme", "http"), (":path", "/health"), (":authority", "api.test")];
 
-/// A GET over HTTP/2 with so many more fields of this name.
+/// GET over HTTP/2 with `count` more fields of this name.
 fn get_h2(name: &str, count: usize) -> Vec<u8> {
     let mut block = block(&HEALTH);
     block.extend(field(name, "1").repeat(count));
@@ -28,14 +28,14 @@ async fn so_many_fields_and_no_more() {
     let upstream = Upstream::cold().await;
     for (limits, most) in [("", 100), ("maxHeaders: 20", 20), ("maxHeaders: 300", 300)] {
         let proxy = start(limits, &upstream.url()).await;
-        // Host is one of them.
+        // Host is one of the fields.
         for (more, status) in [(most - 1, 200), (most, 431), (most * 3, 431)] {
             let fields = vec![("X", "1"); more];
             let mut client = proxy.sent(get_with("/health", &fields)).await;
             assert_eq!(client.head().await.unwrap().status(), status, "{more} and Host of {most}");
         }
         for (count, status) in [(most, 200), (most + 1, 431), (most * 3, 431)] {
-            // Crumbs of a cookie are fields, too (RFC 9113, section 8.2.3).
+            // Cookie crumbs count as fields, too (RFC 9113, section 8.2.3).
             for name in ["x", "cookie"] {
                 let mut client = RawH2::connect(proxy.address).await;
                 client.send(get_h2(name, count)).await;
@@ -56,7 +56,7 @@ async fn head_over_http_1_has_exactly_its_bound() {
         let proxy = start(limits, &upstream.url()).await;
         let base = get_with("/health", &[("X", "")]).len();
         for (size, status) in [(most, 200), (most + 1, 431), (most * 3 / 2, 431), (most * 4, 431)] {
-            // At once, in two parts, and behind another request.
+            // The head in one part, in two parts, and behind another request.
             let head = get_with("/health", &[("X", &"v".repeat(size - base))]);
             assert_eq!(head.len(), size);
             for (before, first) in [("", size), ("", size / 2), (&*get_with("/health", &[]), size)] {
@@ -64,7 +64,7 @@ async fn head_over_http_1_has_exactly_its_bound() {
                 if !before.is_empty() {
                     assert_eq!(client.response().await.status(), 200);
                 }
-                // The answer may come before all of it is sent.
+                // The response may arrive before the whole head is sent.
                 let _ =
                     tokio::io::AsyncWriteExt::write_all(&mut client.stream, &head.as_bytes()[first..]).await;
                 assert_eq!(
@@ -83,14 +83,14 @@ async fn head_over_http_1_has_exactly_its_bound() {
 async fn a_head_over_http_2_has_the_same_bound_as_any() {
     let upstream = Upstream::cold().await;
     let proxy = start("maxHeaderBytes: 8KiB", &upstream.url()).await;
-    // Each field counts 32 bytes more than it has (RFC 9113, section 6.5.2).
+    // Each field counts 32 bytes more than its length (RFC 9113, section 6.5.2).
     for (size, status) in [(7000, 200), (9000, 431), (15_000, 431)] {
         let mut client = RawH2::connect(proxy.address).await;
         let block = [block(&HEALTH), field("x", "v".repeat(size))].concat();
         client.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block)).await;
         assert_eq!(client.answer(1).await, Ok(status), "{size}");
     }
-    // Over several frames, far beyond it: what does not fit is not kept.
+    // Several frames, far beyond the bound: the excess is not stored.
     let mut client = RawH2::connect(proxy.address).await;
     let mut bytes = frame(HEADERS, END_STREAM, 1, &block(&HEALTH));
     for last in [false, false, true] {
@@ -105,14 +105,14 @@ async fn a_head_over_http_2_has_the_same_bound_as_any() {
 
 #[tokio::test]
 async fn an_hpack_bomb_is_not_unpacked() {
-    // One byte a copy of a field of 4,000: 16,000 of them in one frame would be 64 MB.
+    // Each copy of a field of 4,000 bytes takes one byte: 16,000 copies in one frame would be 64 MB.
     let recorder = Recorder::new().await;
     let proxy = start("", &recorder.upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;
     let bomb = [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![FIRST; 12_000]].concat();
     client.try_send(frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)).await;
     assert_eq!(client.end().await, End::GoAway(ENHANCE_YOUR_CALM, "header_list_way_too_large".into()));
-    // The same in small change: below four times the bound each, and so an answer of 431 each.
+    // Smaller bombs: each below four times the bound, so each gets a 431.
     let mut client = RawH2::connect(proxy.address).await;
     let small = [block(&HEALTH), indexed_field("x", &"v".repeat(4000)), vec![FIRST; 20]].concat();
     for number in 0..50 {
@@ -120,14 +120,14 @@ async fn an_hpack_bomb_is_not_unpacked() {
         let refused = client.frame_of(&[HEADERS]).await.expect("an answer to each");
         assert_eq!(refused.stream, 2 * number + 1);
     }
-    // It would be asked to leave, and never answer.
+    // Otherwise shutdown would wait for this client, which does not react to GOAWAY.
     drop(client);
     proxy.stop(&[]).await;
 }
 
 #[tokio::test]
 async fn hpack_table_is_bounded() {
-    // A size update beyond what we allow (RFC 7541, section 4.2) is an error of compression.
+    // A table size update above the announced maximum (RFC 7541, section 4.2) is a compression error.
     let upstream = Upstream::cold().await;
     let proxy = start("", &upstream.url()).await;
     let mut client = RawH2::connect(proxy.address).await;

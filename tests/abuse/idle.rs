@@ -1,4 +1,4 @@
-//! Connections that do nothing: many of them, from one source or from many, and more than there are files for.
+//! Idle connections: many, from one or many sources, and more than there are file descriptors.
 
 use std::{io::Write as _, net::SocketAddr};
 
@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// The payload of the PING that h2 sends after its first GOAWAY.
+/// Payload of the PING that h2 sends after its first GOAWAY.
 const GRACEFUL_PING: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 
-/// So many connections, some hundred at a time. Every other one asks for something, and is kept alive after that.
+/// Opens `count` connections, 200 at a time. Every other one sends a request and is kept alive after the response.
 async fn connect(count: usize, to: SocketAddr) -> Vec<Wire> {
     let mut open = Vec::with_capacity(count);
     let mut opening = JoinSet::new();
@@ -44,7 +44,7 @@ async fn connect(count: usize, to: SocketAddr) -> Vec<Wire> {
     open
 }
 
-/// Opens so many idle connections: others are served, memory stays within bounds, and all are closed in their time.
+/// Opens `count` idle connections: others are served, memory stays within bounds, and all are closed on time.
 async fn idle(count: usize, timeout: &str) {
     let mut upstream = Upstream::warm().await;
     let limits = format!("headerTimeout: {timeout}, idleTimeout: {timeout}, maxConnections: {}", count + 100);
@@ -62,10 +62,10 @@ async fn idle(count: usize, timeout: &str) {
     assert_eq!(client.response().await.status(), 200, "a new one is served");
     assert_eq!(Wire::connect(served.admin).await.ask(get("/readyz")).await.status(), 200);
 
-    // A read buffer and a write buffer of 8 KiB at most, a task, and what the allocator keeps.
+    // A read buffer and a write buffer of 8 KiB at most, a task, and the allocator's overhead.
     assert!(each < CONNECTION_COST_BYTES, "{each} bytes of memory for each of {count} connections");
     for mut client in open {
-        // A reset is an end as well.
+        // A reset counts as an end.
         let mut rest = Vec::new();
         let _ = soon("the end of an idle connection", client.stream.read_to_end(&mut rest)).await;
     }
@@ -77,7 +77,8 @@ async fn idle_connections_cost_little_and_time_out() {
     idle(2000.min(files() / 4), "4s").await;
 }
 
-/// Those that take most of what is not counted by itself: a head just short of what is; a frame of 16 KiB that lacks a byte.
+/// The largest input that is not counted separately: a head just below the counted size; a frame of 16 KiB that lacks a
+/// byte.
 #[tokio::test]
 async fn connections_cost_no_more_than_is_computed() {
     anteroom::app::raise_file_limit();
@@ -100,7 +101,7 @@ async fn connections_cost_no_more_than_is_computed() {
             client.send(&bytes).await;
             open.push(client);
         }
-        // One thread reads them in their order, and then these.
+        // The proxy's one thread reads connections in order: after these requests it has read all others.
         for _ in 0..3 {
             assert_eq!(Wire::connect(served.address).await.ask(get("/health")).await.status(), 200);
         }
@@ -110,12 +111,13 @@ async fn connections_cost_no_more_than_is_computed() {
     }
 }
 
-/// The same in full: `.ci/run abuse`. Both ends have a process each, and so as many files as one may have.
+/// The same test at full size, run by `.ci/run abuse`. Client and server are separate processes, each with its own
+/// limit of open files.
 #[tokio::test]
 #[ignore = "a minute, and 100,000 files in each of two processes"]
 async fn a_hundred_thousand_idle_connections() {
     anteroom::app::raise_file_limit();
-    // The proxy keeps up to 4,096 of its files for other things, and we need some as well.
+    // The proxy reserves up to 4,096 files for other uses, and the test needs some as well.
     let count = 100_000.min(files().saturating_sub(4096 + 500));
     if count < 100_000 {
         let _ =
@@ -136,7 +138,7 @@ async fn soft_file_limit_is_raised() {
     let said = served.listens().await;
     assert!(said.contains("open files") && said.contains("ulimit"), "{said}");
     assert_eq!(served.files(), 200);
-    // Twice as many as there are files: the newest are served, and so is whoever looks at the metrics.
+    // Twice as many connections as files: the newest connections are served, and so is the admin port.
     let mut open = Vec::new();
     for number in 0..400 {
         open.push(connect_from(source(number), served.address).await);
@@ -146,7 +148,7 @@ async fn soft_file_limit_is_raised() {
         assert_eq!(last.ask(chat("in")).await.status(), 200, "there are files for connections to endpoints");
         assert_eq!(Wire::connect(served.admin).await.ask(get("/readyz")).await.status(), 200);
     }
-    // Those that go make room.
+    // Closed connections make room.
     drop(open);
     assert_eq!(Wire::connect(served.address).await.ask(chat("next")).await.status(), 200);
 }
@@ -176,7 +178,8 @@ async fn one_source_has_no_more_connections_than_it_may() {
     until("a place to be free", async || proxy.shared.connections.open() == 3).await;
     let mut client = from(one).await;
     assert_eq!(client.ask(get("/health")).await.status(), 200);
-    // It is idle now: after a second a new one takes its place, and not that of another source.
+    // The client is now idle: after a second a new connection from its source evicts it, not a connection from another
+    // source.
     until("the idle connection to make room", async || {
         let mut newcomer = from(one).await;
         newcomer.send(get("/health")).await;
@@ -192,7 +195,7 @@ async fn one_source_has_no_more_connections_than_it_may() {
     proxy.stop(&[("client_gone", 1), ("completed", 2)]).await;
 }
 
-/// With these limits before a warm server that echoes.
+/// Starts a proxy with these limits in front of a warm server that echoes.
 async fn limited(limits: &str) -> (Proxy, Upstream) {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let config = format!("limits: {{ {limits} }}\n{}", routes(&[route("tiny", &upstream.url(), "")]));
@@ -208,7 +211,7 @@ async fn full_house_sheds_idle_connections_oldest_first() {
         assert_eq!(client.ask(get("/health")).await.status(), 200);
         open.push(client);
     }
-    // The first one is used again, so that the second is the oldest.
+    // The first connection is used again, which makes the second the oldest.
     assert_eq!(open[0].ask(chat("again")).await.status(), 200);
     let mut fourth = proxy.client().await;
     assert_eq!(fourth.ask(chat("new")).await.status(), 200);
@@ -216,7 +219,7 @@ async fn full_house_sheds_idle_connections_oldest_first() {
     for client in &mut open {
         assert_eq!(client.ask(chat("kept")).await.status(), 200);
     }
-    // HTTP/2 is told: what was sent meanwhile is answered.
+    // HTTP/2 gets GOAWAY: requests already sent are still served.
     drop(open);
     until("two places", async || proxy.shared.connections.open() == 1).await;
     let mut h2 = RawH2::connect(proxy.address).await;
@@ -244,10 +247,10 @@ async fn idle_http_2_is_told_before_its_connection_ends() {
     assert_eq!(client.answer(1).await, Ok(200));
     let goaway = client.frame_of(&[GOAWAY]).await.expect("GOAWAY, but the connection ended");
     assert_eq!(code(&goaway.payload[4..]), 0, "no error");
-    // A request that crossed it is answered, as the last stream of that GOAWAY says.
+    // A request that crossed the GOAWAY is served, as its last stream id allows.
     client.send(h2_post(3, CHAT, r#"{"model":"tiny"}"#)).await;
     assert_eq!(client.answer(3).await, Ok(200));
-    // Once the client has answered the PING that came with it, the connection ends by itself.
+    // After the client acknowledges the PING sent with it, the connection ends by itself.
     client.send(frame(PING, ACK, 0, &GRACEFUL_PING)).await;
     assert_eq!(client.end().await, End::GoAway(0, String::new()));
     proxy.stop(&[("completed", 1)]).await;
@@ -274,7 +277,7 @@ async fn http_1_answers_state_the_keep_alive_time() {
     proxy.stop(&[("completed", 2)]).await;
     drop(upstream);
 
-    // What a server says of its own connection is not passed on.
+    // The upstream's own `Keep-Alive` is not passed on.
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let mut client = proxy.sent(chat("x")).await;

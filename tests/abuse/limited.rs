@@ -1,5 +1,5 @@
-//! A process with the memory that the chart gives it, under all attacks that make it keep bytes: it stays below that, and serves
-//! others meanwhile.
+//! A process with the chart's memory limit under all attacks that make it hold bytes: it stays below the limit and
+//! serves other clients meanwhile.
 
 use std::{fs, io::Write as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,16 +16,16 @@ use crate::{
     },
 };
 
-/// What a client of an attack sends. It reads nothing.
+/// Bytes that an attacking client sends. It reads nothing.
 type Attack = fn(usize) -> Vec<u8>;
 
-/// How long a client of an attack goes on whose bytes are not taken.
+/// Time after which an attacking client gives up writing.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// Each with the clients that it takes to fill half of the memory, where nothing bounds it.
+/// Attacks with the number of clients that would fill half of the memory without limits.
 const ATTACKS: [(&str, usize, Attack); 5] = [
     ("partial heads", 10_000, |_| format!("GET / HTTP/1.1\r\nX: {}", "x".repeat(60_000)).into()),
     ("open header blocks", 6_000, |_| {
@@ -51,13 +51,13 @@ const ATTACKS: [(&str, usize, Attack); 5] = [
     }),
 ];
 
-/// A memory cgroup of this test, below that of this process.
+/// Memory cgroup of this test, below the cgroup of this process.
 struct Cgroup(PathBuf);
 
 // === impl Cgroup ===
 
 impl Cgroup {
-    /// Where no group can be made, as in a container without rights to that: why.
+    /// Returns the reason if no group can be created, as in a container without the rights to do so.
     fn new(bytes: usize) -> Result<Self, String> {
         let groups = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
         let version_1 = groups.lines().find_map(|line| line.split_once(":memory:"));
@@ -83,12 +83,12 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // The process may take a moment to go; an empty group that stays is of no matter.
+        // The process may take a moment to exit; an empty group left behind is harmless.
         let _ = fs::remove_dir(&self.0);
     }
 }
 
-/// `resources.limits.memory` of the chart, which is written as Kubernetes does.
+/// Returns `resources.limits.memory` of the chart, given in Kubernetes notation.
 fn memory_of_chart() -> usize {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/anteroom/values.yaml");
     let values: serde_json::Value = serde_saphyr::from_str(&fs::read_to_string(path).unwrap()).unwrap();
@@ -96,14 +96,14 @@ fn memory_of_chart() -> usize {
     format!("{memory}B").parse::<ByteCount>().unwrap().get()
 }
 
-/// Connects so many clients, each of which sends its bytes as far as they are taken, and stays.
+/// Connects `count` clients, each of which sends as many of its bytes as are accepted, and keeps the connections.
 async fn attack(count: usize, to: SocketAddr, bytes: Attack) -> Vec<Wire> {
     let mut open = Vec::with_capacity(count);
     let mut opening = JoinSet::new();
     for number in 0..count {
         opening.spawn(async move {
             let mut stream = connect_from(source(number), to).await;
-            // One that is refused, or not read from, has done what it can.
+            // The proxy may close the connection or stop reading.
             let _ = timeout(PAUSE, stream.write_all(&bytes(number))).await;
             Wire { stream, buf: Vec::new() }
         });
@@ -117,7 +117,7 @@ async fn attack(count: usize, to: SocketAddr, bytes: Attack) -> Vec<Wire> {
     open
 }
 
-/// A process with the memory of the chart, in a group of its own if one can be made.
+/// Starts a process with the chart's memory limit, in a cgroup of its own if one can be created.
 async fn start_limited(memory: usize, routes: &[String]) -> (Served, Option<Cgroup>) {
     anteroom::app::raise_file_limit();
     let group = Cgroup::new(memory);
@@ -126,7 +126,7 @@ async fn start_limited(memory: usize, routes: &[String]) -> (Served, Option<Cgro
             say(format!("limited by the cgroup {}", group.0.display()));
             (format!("echo $$ > {}/cgroup.procs || exit 1", group.0.display()), "")
         }
-        // As they follow from the limit, which a test of the configuration holds.
+        // The values derived from the limit; a test of the configuration checks them.
         Err(error) => {
             say(format!("no cgroup can be made, so only the peak is measured: {error}"));
             (String::new(), "maxBufferedBytes: 256MiB, maxConnections: 6553")
@@ -142,7 +142,7 @@ fn say(text: String) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Sends one request over a new connection, and waits until it is answered.
+/// Sends one request over a new connection and returns the status of its response.
 async fn ask_honestly(to: SocketAddr, request: &str) -> u16 {
     let stream = soon("a place", connect_from(source(30_000), to)).await;
     stream.set_nodelay(true).unwrap();
@@ -158,7 +158,7 @@ async fn attacks_stay_within_the_memory_of_the_chart() {
     let upstream = Upstream::warm().await.automatic(|call| call.echo());
     let (mut served, _group) = start_limited(memory, &[route("tiny", &upstream.url(), "")]).await;
     for (name, count, bytes) in ATTACKS {
-        // The process keeps up to 4,096 files for other things.
+        // The process reserves up to 4,096 files for other uses.
         let count = count.min(files().saturating_sub(4096 + 500));
         let open = attack(count, served.address, bytes).await;
         assert_eq!(ask_honestly(served.address, &chat("honest")).await, 200, "beside {name}");
@@ -170,8 +170,8 @@ async fn attacks_stay_within_the_memory_of_the_chart() {
     assert!(served.child.try_wait().unwrap().is_none(), "it lives");
 }
 
-/// All of them, and clients that do not read large answers of a model server. There are fewer clients than there may be
-/// connections, so that a bystander, which has a route of its own, finds a place.
+/// All attacks at once, plus clients that do not read large responses of a model server. The number of clients is below
+/// `maxConnections`, so that a bystander, which has its own route, gets a connection.
 #[tokio::test]
 #[ignore = "run by `.ci/run abuse`: a minute, and 6,000 files in each of two processes"]
 async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
@@ -184,7 +184,7 @@ async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
         let bytes = bytes.clone();
         async move {
             call.body().await;
-            // Until its connection breaks.
+            // Until the connection breaks.
             let _ = call.wire.stream.write_all(bytes.as_bytes()).await;
         }
     });
@@ -203,7 +203,7 @@ async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
 
     let mut attacks = JoinSet::new();
     for (name, count, bytes) in ATTACKS {
-        // Of connections, at most 2,500 each.
+        // At most 2,500 connections each.
         attacks.spawn(async move { (name, attack(count.min(2500), to, bytes).await) });
     }
     attacks.spawn(async move {
@@ -221,7 +221,8 @@ async fn attacks_at_once_stay_within_the_memory_of_the_chart() {
     });
     let mut open = Vec::new();
     let mut answered = 0;
-    // Then, as long again as the time after which an unread relay ends while memory is short.
+    // Number of requests after the last attack has started: they take as long as an unread relay may last while memory
+    // is short.
     let mut rest = 100;
     while rest > 0 {
         match attacks.try_join_next() {

@@ -1,4 +1,4 @@
-//! The memory of a process whose other listeners are full: admin, KEDA's scaler and the replicas' port.
+//! Memory of a process whose other listeners (admin, KEDA's scaler, the replicas' port) are full.
 
 use std::{io::Write as _, net::SocketAddr};
 
@@ -25,15 +25,15 @@ use crate::{
     },
 };
 
-/// Connections of one source, below what any of the listeners allows one.
+/// Connections per source, below the per-source limit of every listener.
 const PER_SOURCE: usize = 32;
 
-/// A route's name of the length of a namespace and a name, both long.
+/// Returns a route name as long as a long namespace and name.
 fn name(number: usize) -> String {
     format!("route-{number:0>58}")
 }
 
-/// Whole calls, and then some whose messages lack a byte.
+/// Sends whole calls, then some whose messages lack a byte.
 async fn calls(
     number: usize,
     to: SocketAddr,
@@ -53,7 +53,7 @@ async fn calls(
     }
     let mut client = hostile(number, to, &bytes).await;
     client.settled().await;
-    // The head of one more, of the shortest fields, to which the end is missing.
+    // The head of one more call, incomplete, of the shortest possible fields.
     let names = (b'a'..=b'p').flat_map(|one| (b'a'..=b'o').map(move |other| [one, other]));
     let fields: Vec<u8> = names.flat_map(|name| field(name, "")).collect();
     client.send(frame(HEADERS, 0, streams.next().unwrap(), &[head(path), fields].concat())).await;
@@ -81,7 +81,7 @@ async fn full_listeners_take_less_than_base_bytes() {
     };
     say("at rest", &served);
 
-    // Something to tell of every route.
+    // Gives every route activity to report.
     let mut clients = Vec::new();
     for connection in 0..10 {
         let mut client = RawH2::connect(served.address).await;
@@ -152,11 +152,11 @@ async fn full_listeners_take_less_than_base_bytes() {
     assert!(served.child.try_wait().unwrap().is_none(), "it lives");
 }
 
-/// More large answers than there are places, and none of them is read; a scrape is answered, and a probe at once.
+/// More large unread responses than there are places; a scrape is served, and a probe at once.
 #[tokio::test]
 async fn unread_answers_keep_no_scraper_out() {
     let upstream = Upstream::cold().await;
-    // Enough to outgrow what the sockets buffer.
+    // Enough routes for responses that exceed the socket buffers.
     let many: Vec<_> = (0..500)
         .map(|number| route(&name(number), &upstream.url(), "readiness: { interval: 10m }"))
         .collect();

@@ -1,8 +1,8 @@
-//! Clients and model servers that mean harm, over raw sockets: what they send is made by hand, byte by byte.
+//! Hostile clients and model servers over raw sockets; their bytes are hand-made.
 //!
 //! `docs/security.md` has the threat model, and a table of limits that names these tests.
 
-// The exemption for tests knows functions marked as such, not the helpers of a test file.
+// Clippy's exemption for tests covers functions marked as tests, not the helpers of a test file.
 #![allow(clippy::unwrap_used)]
 
 mod bodies;

@@ -1,4 +1,4 @@
-//! The request path of one thread with connections in memory, so that its timing is that of a paused clock.
+//! The request path on one thread with in-memory connections, timed by a paused clock.
 
 use std::{io, sync::Arc};
 
@@ -16,14 +16,14 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// The route `tiny`, at zero until [`Self::ready`].
+/// Route `tiny`, at zero until [`Self::ready`].
 pub struct Memory {
     pub gate: Arc<Gate>,
     pub shared: Arc<Shared>,
     proxy: Arc<Proxy>,
 }
 
-/// A model server that sends the same to everybody, and then goes on sending.
+/// Model server that sends the same response to every request, followed by `more` endlessly.
 struct Server {
     answer: Vec<u8>,
     more: Vec<u8>,
@@ -48,7 +48,7 @@ impl Dial for Server {
     }
 }
 
-/// Reads what ends as a body does; false at the end of the connection.
+/// Reads up to the end of a body; returns false at the end of the connection.
 async fn is_whole(io: &mut DuplexStream) -> bool {
     let mut part = [0; 4096];
     loop {
@@ -65,12 +65,12 @@ async fn is_whole(io: &mut DuplexStream) -> bool {
 // === impl Memory ===
 
 impl Memory {
-    /// With these limits, and what matches besides the model.
+    /// Builds the route with these limits, and with `matching` as its other fields.
     pub fn new(limits: &str, matching: &str) -> Self {
         Self::serving(limits, matching, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", b"")
     }
 
-    /// Whose model server answers so.
+    /// Same as [`Self::new`], with this response of the model server.
     pub fn serving(limits: &str, matching: &str, answer: &[u8], more: &[u8]) -> Self {
         let yaml = format!(
             "limits: {{ {limits} }}\nroutes: [{{ name: tiny, {matching}, target: {{ url: 'http://127.0.0.1:1' }} }}]"
@@ -87,21 +87,21 @@ impl Memory {
         Self { gate, shared, proxy }
     }
 
-    /// From now on its endpoint is ready.
+    /// Adds a ready endpoint.
     pub fn ready(&self) {
         let endpoint = Endpoint::new("memory:1", 1000);
         self.gate.target().add(&endpoint);
         self.gate.target().ready(&endpoint, None);
     }
 
-    /// A client, with room for so many bytes on the way to it.
+    /// Connects a client, with a buffer of `room` bytes in each direction.
     pub fn client(&self, room: usize) -> DuplexStream {
         let (client, server) = duplex(room);
         tokio::spawn(serve_connection(server, None, self.proxy.clone(), CancellationToken::new()));
         client
     }
 
-    /// Every request that was admitted has ended, and nothing of any is left: no ticket, no permit, no byte.
+    /// Returns true if every admitted request has ended and left no ticket, permit or byte behind.
     pub fn is_empty(&self) -> bool {
         let counters = self.gate.counters();
         self.gate.held() == 0
@@ -111,12 +111,12 @@ impl Memory {
     }
 }
 
-/// How many tasks there are.
+/// Returns the number of live tasks.
 pub fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
-/// Lets everything that can run do so.
+/// Runs all runnable tasks.
 pub async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Heads that begin, are large, and never end: on many connections, over HTTP/1 and HTTP/2.
+//! Large heads that never end, on many connections, over HTTP/1 and HTTP/2.
 
 use tokio::{io::AsyncReadExt, task::JoinSet};
 
@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Three quarters of `maxBufferedBytes`, as below.
+/// Three quarters of `maxBufferedBytes`, in bytes.
 const ROOM: u64 = 3 << 20;
 
 async fn start(recorder: &Recorder) -> Proxy {
@@ -24,7 +24,7 @@ async fn heads(proxy: &Proxy) -> u64 {
     proxy.metric("anteroom_memory_bytes", &["kind=\"head\""]).await
 }
 
-/// Waits until all but `left` of these have been closed. Returns the others.
+/// Waits until all but `left` of the connections are closed. Returns the others.
 async fn closed(clients: Vec<Wire>, left: usize) -> JoinSet<()> {
     let mut open: JoinSet<()> = clients
         .into_iter()
@@ -41,7 +41,7 @@ async fn closed(clients: Vec<Wire>, left: usize) -> JoinSet<()> {
     open
 }
 
-/// A client with a large head, and another one, are served beside them.
+/// Asserts that other clients are served meanwhile, one of them with a large head.
 async fn serves_others(proxy: &Proxy) {
     let large = get_with("/health", &[("Cookie", &"c".repeat(40_000))]);
     let mut client = proxy.sent(&large[..30_000]).await;
@@ -49,7 +49,7 @@ async fn serves_others(proxy: &Proxy) {
     assert_eq!(proxy.ask(post(CHAT, BODY)).await.status(), 200);
 }
 
-/// 60 KB each, of which 51,808 bytes are counted: 60 of them fit.
+/// 60 KB each, of which 51,808 bytes are counted, so 60 fit.
 #[tokio::test]
 async fn partial_heads_are_bounded_and_the_oldest_end() {
     let recorder = Recorder::new().await;
@@ -66,7 +66,7 @@ async fn partial_heads_are_bounded_and_the_oldest_end() {
     until("all memory to be given back", async || heads(&proxy).await == 0).await;
 }
 
-/// A frame of a head that goes on in others, however short: 256 KiB are counted, so 12 of them fit.
+/// A HEADERS frame without END_HEADERS counts as 256 KiB however short it is, so 12 fit.
 #[tokio::test]
 async fn open_header_blocks_are_bounded_and_the_oldest_end() {
     let recorder = Recorder::new().await;
@@ -85,7 +85,7 @@ async fn open_header_blocks_are_bounded_and_the_oldest_end() {
     until("all memory to be given back", async || heads(&proxy).await == 0).await;
 }
 
-/// Streams with large heads whose bodies never come: each counts for some 24 KiB, so that 128 fit.
+/// Streams with large heads whose bodies never arrive: each counts as about 24 KiB, so 128 fit.
 #[tokio::test]
 async fn bodiless_requests_are_bounded_oldest_end_first() {
     let recorder = Recorder::new().await;

@@ -1,4 +1,4 @@
-//! A model server that keeps what it gets: every request with its fields as they were written, and what came after.
+//! Model server that records every request: its fields as written, and the bytes after it.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -10,7 +10,7 @@ use crate::support::{
     wire::{CHAT, Head, post},
 };
 
-/// One request as the model server sees it.
+/// Request as received by the model server.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub head: Head,
@@ -35,7 +35,7 @@ impl Recorder {
         Self { upstream, seen }
     }
 
-    /// What came since the last time, given that nothing more is under way.
+    /// Returns the requests received since the last call, provided that no other request is in flight.
     pub async fn taken(&self, proxy: &Proxy) -> Vec<Seen> {
         assert_eq!(proxy.ask(post(CHAT, SENTINEL)).await.status(), 200);
         let mut seen = std::mem::take(&mut *self.seen.lock());
@@ -54,7 +54,7 @@ async fn keep(mut call: Call, record: Arc<Mutex<Vec<Seen>>>) {
     call.reply("").await;
 }
 
-/// What goes out can be read in one way only, whatever came in.
+/// Asserts that the forwarded head is unambiguous.
 fn one_reading(head: &Head) {
     let lengths = head.all("content-length");
     let codings = head.all("transfer-encoding");

@@ -1,4 +1,4 @@
-//! Clients that ask model servers for large answers and do not read them. On a paused clock: the arithmetic is in the tests.
+//! Clients that request large responses from model servers and do not read them, on a paused clock.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::{
     support::wire::{CHAT, post_with},
 };
 
-/// All at once, however new the endpoint is.
+/// All requests are dispatched at once, even to a new endpoint.
 const MODELS: &str = "match: { models: [tiny] }, concurrency: { rampStart: 64 }";
 const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113, section 6.5.2).
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// Opens a connection of HTTP/2 with this window for each stream, and sends so many requests on it.
+/// Opens an HTTP/2 connection with this window for each stream, and sends `streams` requests on it.
 async fn ask_h2(memory: &Memory, streams: u32, stream_window: u32) -> DuplexStream {
     let mut client = memory.client(1 << 20);
     let asks: Vec<u8> = (0..streams).flat_map(|number| post(2 * number + 1, CHAT, BODY)).collect();
@@ -38,7 +38,7 @@ async fn ask_h1(memory: &Memory) -> DuplexStream {
     client
 }
 
-/// Reads 10,000 bytes every 370 ms. Between the bites it counts as one that does not read.
+/// Reads 10,000 bytes every 370 ms. Between reads it counts as a client that does not read.
 fn read_in_bites(mut client: DuplexStream) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut bite = vec![0; 10_000];
@@ -52,7 +52,7 @@ fn relays(memory: &Memory) -> usize {
     memory.shared.memory.kinds().into_iter().find(|(kind, _)| *kind == "relay").unwrap().1
 }
 
-/// Of 1 MiB for bodies, 4 MiB are for what is not read: 21 answers of 192 KiB, and half of it 10, of which the reader is one.
+/// 1 MiB for bodies gives 4 MiB for unread data: 21 responses of 192 KiB, or 10 in half of it, including the reader.
 #[tokio::test(start_paused = true)]
 async fn unread_relays_end_early_while_memory_is_short() {
     for is_h2 in [false, true] {

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::support::{route, routes, soon};
 
-/// `anteroom serve` in a process of its own, whose files and memory are only its own.
+/// `anteroom serve` in its own process, so that its files and memory can be measured.
 pub struct Served {
     pub child: Child,
     log: Lines<BufReader<ChildStderr>>,
@@ -27,18 +27,18 @@ pub struct Served {
 // === impl Served ===
 
 impl Served {
-    /// With these limits, and a shell's `ulimit` before it.
+    /// Starts it with these limits, after the shell command `ulimit`.
     pub async fn start(ulimit: &str, limits: &str, url: &str) -> Self {
         Self::with_routes(ulimit, limits, &[route("tiny", url, "")]).await
     }
 
-    /// The same, with these routes.
+    /// Same as [`Self::start`], with these routes.
     pub async fn with_routes(ulimit: &str, limits: &str, all: &[String]) -> Self {
         let config = format!("limits: {{ {limits} }}\n{}", routes(all));
         Self::start_with(ulimit, &config).await
     }
 
-    /// With this configuration.
+    /// Starts it with this configuration.
     pub async fn start_with(ulimit: &str, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("anteroom.yaml");
@@ -59,7 +59,7 @@ impl Served {
         Self { child, log, address: nowhere, admin: nowhere, _folder: folder }
     }
 
-    /// Waits until it listens: what it said before that.
+    /// Waits until the process listens. Returns its log up to then.
     pub async fn listens(&mut self) -> String {
         let mut said = String::new();
         loop {
@@ -79,14 +79,14 @@ impl Served {
         fs::read_to_string(format!("/proc/{}/{file}", self.child.id().unwrap())).unwrap()
     }
 
-    /// Resident memory in bytes: `VmRSS:` now, `VmHWM:` at most so far.
+    /// Resident memory in bytes: `VmRSS:` is the current value, `VmHWM:` the peak.
     pub fn memory(&self, what: &str) -> usize {
         let status = self.proc("status");
         let line = status.lines().find(|line| line.starts_with(what)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
     }
 
-    /// The soft limit to its open files.
+    /// Returns the soft limit of open files.
     pub fn files(&self) -> usize {
         let limits = self.proc("limits");
         let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
@@ -94,7 +94,7 @@ impl Served {
     }
 }
 
-/// The `number`th address of 127.0.0.0/8 but for the first few, 250 connections from each.
+/// Returns a loopback address from 127.1.0.1 upwards: one for each 250 connections.
 pub fn source(number: usize) -> SocketAddr {
     let number = u32::try_from(number / 250).unwrap();
     SocketAddr::from((Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 1).to_bits() + number), 0))
@@ -106,7 +106,7 @@ pub async fn connect_from(source: SocketAddr, to: SocketAddr) -> TcpStream {
     soon("a connection", socket.connect(to)).await.unwrap()
 }
 
-/// As many files as this process may have open.
+/// Returns the number of files that this process may open.
 pub fn files() -> usize {
     getrlimit(Resource::Nofile).current.map_or(1 << 20, |files| usize::try_from(files).unwrap())
 }

@@ -1,5 +1,5 @@
-//! Slowness as a weapon: heads that trickle (Slowloris), bodies that trickle (R.U.D.Y.), answers that are read byte by
-//! byte (CVE-2019-9511 and older). On a paused clock, through the real connection: the arithmetic is in the tests.
+//! Slow attacks: trickled heads (Slowloris), trickled bodies (R.U.D.Y.), responses read byte by byte (CVE-2019-9511 and
+//! older). They use the real connection code on a paused clock.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::{
 const MODELS: &str = "match: { models: [tiny] }";
 const ANY: &str = "match: {}";
 
-/// Sends `begin`, then `part` every so often: after how long, and with what, the connection ends.
+/// Sends `begin`, then `part` at every interval. Returns the seconds until the connection ends, and the bytes received.
 async fn trickle(client: DuplexStream, begin: &[u8], part: &[u8], every: Duration) -> (f64, String) {
     let began = Instant::now();
     let (mut read, mut write) = split(client);
@@ -67,7 +67,7 @@ async fn a_first_head_has_30_s_however_it_trickles() {
         let (took, _) = trickle(memory.client(64 << 10), &begin, &part, seconds(7)).await;
         assert_eq!(took.round(), 30.0, "{what}");
     }
-    // CONTINUATION every 7 s: four of them, no more than may be.
+    // CONTINUATION every 7 s: four frames, no more than allowed.
     let part = frame(CONTINUATION, 0, 1, &[]);
     let (took, _) = trickle(memory.client(64 << 10), &[hello(), open].concat(), &part, seconds(7)).await;
     assert_eq!(took.round(), 30.0, "HTTP/2, CONTINUATION");
@@ -79,7 +79,7 @@ async fn endless_h2_head_counts_as_idle() {
     let memory = Memory::new("headerTimeout: 30s, idleTimeout: 2m", MODELS);
     memory.ready();
     let begin = [hello(), post(1, CHAT, BODY), frame(HEADERS, 0, 3, &block(&post_fields(CHAT)))].concat();
-    // PINGs may not come within a head, so nothing does; and before it they change nothing.
+    // PINGs are not allowed within a head, so nothing is sent; PINGs before it change nothing.
     let (took, _) = trickle(memory.client(64 << 10), &begin, &[], seconds(7)).await;
     assert_eq!(took.round(), 125.0, "2 minutes until GOAWAY, and 5 s");
     let begin = [hello(), post(1, CHAT, BODY)].concat();
@@ -90,8 +90,8 @@ async fn endless_h2_head_counts_as_idle() {
 
 #[tokio::test(start_paused = true)]
 async fn trickling_body_is_cut_off() {
-    // A byte every 29 s keeps clear of `bodyTimeout` for ever, and with 100 KB a connection for a month. It has 30 s to
-    // its name, of which 29 go by before the first byte, which gives back 1/1000 s: 30.001 s.
+    // A byte every 29 s never triggers `bodyTimeout`; 100 KB would occupy a connection for a month. The budget is 30 s,
+    // of which 29 s pass before the first byte, which restores 1/1000 s: 30.001 s.
     let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
     for (matching, is_up) in [(MODELS, false), (MODELS, true), (ANY, false), (ANY, true)] {
         let memory = Memory::new("bodyTimeout: 30s, minRate: 1000", matching);
@@ -105,7 +105,8 @@ async fn trickling_body_is_cut_off() {
         assert!(memory.is_empty(), "{matching}");
         assert_eq!(memory.gate.counts().activations, 0, "{matching}: a body that has not come wakes nothing");
     }
-    // 100 bytes a second where 1,000 are asked for: it loses 0.9 s in each, so 33.3 of them. The 34th is not waited for.
+    // 100 bytes a second where `minRate` is 1,000: it loses 0.9 s each second, so 33.3 s in all. The 34th part is not
+    // awaited.
     let memory = Memory::new("bodyTimeout: 30s, minRate: 1000", MODELS);
     let (took, answer) = trickle(memory.client(64 << 10), &head, &[b'x'; 100], seconds(1)).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
@@ -127,7 +128,7 @@ async fn a_body_of_http_2_that_trickles_is_cut_off_too() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_body_that_keeps_its_rate_is_taken() {
-    // 300 s at 1,000 bytes a second, in pauses of 20 s.
+    // 300 s at 1,000 bytes a second, with pauses of 20 s.
     for rate in ["1000", "0"] {
         let memory = Memory::new(&format!("bodyTimeout: 30s, minRate: {rate}"), MODELS);
         memory.ready();
@@ -144,7 +145,7 @@ async fn a_slow_body_that_keeps_its_rate_is_taken() {
         client.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{rate}: {answer}");
     }
-    // With no rate, only the pauses count: this is what `minRate` is for.
+    // Without a rate only the pauses count, which is the reason for `minRate`.
     let memory = Memory::new("bodyTimeout: 30s, minRate: 0", MODELS);
     let head = post_with(CHAT, &[], "").replace("Length: 0", "Length: 100000").into_bytes();
     let (took, answer) = trickle(memory.client(64 << 10), &head, b"x", seconds(29)).await;
@@ -153,7 +154,7 @@ async fn a_slow_body_that_keeps_its_rate_is_taken() {
 
 const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// After how long the only request ends because its client is too slow.
+/// Returns the seconds until the only request ends because its client is too slow.
 async fn stalls(memory: &Memory) -> f64 {
     let began = Instant::now();
     while memory.gate.counters().ended_as(Outcome::ClientStalled) == 0 {
@@ -165,7 +166,7 @@ async fn stalls(memory: &Memory) -> f64 {
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_is_read_byte_by_byte_is_cut_off() {
-    // A byte every 59 s: 60 s to its name, of which 59 go by, and 1/1000 s comes back.
+    // A byte every 59 s: of the budget of 60 s, 59 s pass, and the byte restores 1/1000 s.
     let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
     memory.ready();
     let mut client = memory.client(1024);
@@ -188,7 +189,7 @@ async fn an_answer_that_is_read_byte_by_byte_is_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn a_window_that_opens_byte_by_byte_is_cut_off() {
-    // As much as one small part every 50 s: 60 s, of which 50 go by, and 1/100 s comes back.
+    // One small part every 50 s: of 60 s, 50 pass, and the part restores 1/100 s.
     let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, b"a\r\n0123456789\r\n");
     memory.ready();
     let client = memory.client(64 << 10);
@@ -218,7 +219,7 @@ async fn a_window_that_opens_byte_by_byte_is_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn reader_at_its_rate_or_idle_is_served() {
-    // 2,000 bytes a second in bites of 40 s, for an hour; the rate is 1,000.
+    // 2,000 bytes a second, read every 40 s for an hour; the rate is 1,000.
     let part = format!("3e8\r\n{}\r\n", "x".repeat(1000));
     let memory = Memory::serving("stallTimeout: 60s, minRate: 1000", MODELS, ENDLESS, part.as_bytes());
     memory.ready();

@@ -1,9 +1,9 @@
-//! Request smuggling over HTTP/1.1: CL.TE, TE.CL, TE.TE, chunk lines and heads that two readers could read two ways
-//! (CVE-2019-18277, CVE-2021-40346, CVE-2023-25690, CVE-2025-55315 and their kin).
+//! Request smuggling over HTTP/1.1: CL.TE, TE.CL, TE.TE, and chunk lines and heads that two readers could interpret
+//! differently (CVE-2019-18277, CVE-2021-40346, CVE-2023-25690, CVE-2025-55315 and similar).
 //!
-//! Behind each shape, in the same write, follows a request of its own. Either the shape is refused and the connection
-//! closed, so that the second one is never read; or the model server sees exactly the one request that we counted, and
-//! the second one is answered as what it is.
+//! Each shape is followed, in the same write, by a second request. Either the shape is refused and the connection
+//! closed, so the second request is never read; or the model server receives exactly one request, and the second one
+//! gets its own response.
 
 use crate::{
     recorder::{BODY, Recorder, Seen},
@@ -13,25 +13,25 @@ use crate::{
     },
 };
 
-/// What must become of a shape.
+/// Expected outcome of a shape.
 #[derive(Clone, Copy, Debug)]
 enum Must {
-    /// No request reaches the model server, or one that breaks off; nothing behind it is answered.
+    /// At most a truncated request reaches the model server; nothing after it is served.
     Refuse,
-    /// A request with this body does, and the next one is answered as well.
+    /// A request with this body reaches the model server, and the next one is served as well.
     Pass(&'static str),
-    /// The same, but the connection ends with it: RFC 9112, section 6.1, of a length beside chunks.
+    /// Same as `Pass`, but the connection then closes: RFC 9112, section 6.1, on a length beside chunks.
     PassAndClose(&'static str),
-    /// Either.
+    /// `Refuse` or `Pass`.
     Either(&'static str),
-    /// It is refused, and there is no doubt where it ends.
+    /// Refused, but its end is unambiguous.
     Unserved,
 }
 use Must::{Either, Pass, PassAndClose, Refuse, Unserved};
 
 const NEXT: &str = "GET /health HTTP/1.1\r\nHost: api.test\r\n\r\n";
 
-/// Responses until there are two, or the connection ends.
+/// Returns up to two responses, and true if the connection ended before the second.
 async fn responses(client: &mut Wire) -> (Vec<Response>, bool) {
     let mut responses = Vec::new();
     while responses.len() < 2 {
@@ -44,19 +44,19 @@ async fn responses(client: &mut Wire) -> (Vec<Response>, bool) {
     (responses, false)
 }
 
-/// Sends each to a route with models, whose bodies are read first, and to one without, whose bodies stream.
+/// Sends each shape to a route with models, whose bodies are read first, and to one without, whose bodies stream.
 async fn all(cases: &[(&str, String, Must)]) -> Vec<Seen> {
     let mut wrong = Vec::new();
     let mut all = Vec::new();
     for matching in ["", "match: {}"] {
         let recorder = Recorder::new().await;
-        // What is not whole never will be: it is not waited for long.
+        // Incomplete requests stay incomplete, so the timeouts are short.
         let limits = "limits: { headerTimeout: 300ms, bodyTimeout: 300ms, idleTimeout: 1s }\n";
         let config = format!("{limits}{}", routes(&[route("tiny", &recorder.upstream.url(), matching)]));
         let proxy = Proxy::start(&config).await;
         recorder.taken(&proxy).await;
         for (what, bytes, must) in cases {
-            // Seen when it fails.
+            // Shown if the test fails.
             println!("{what} ({matching})");
             let mut client = proxy.client().await;
             let _ =
@@ -106,8 +106,7 @@ const CL: &str = "Content-Length: 16\r\n";
 
 #[tokio::test]
 async fn cl_te_is_the_last_request_of_its_connection() {
-    // What a reader that goes by the length would take for the body hides a request behind the last chunk, and the
-    // other way round.
+    // The `Content-Length` body hides a request behind the last chunk, and the other way round.
     let hidden = format!("0\r\n\r\n{}", chat("hidden"));
     let long = format!("Content-Length: {}\r\n", hidden.len());
     let cases = [
@@ -205,7 +204,7 @@ async fn a_chunk_is_as_long_as_it_says() {
     let te = |body: &str| with(TE, body);
     let size = |size: &str| te(&format!("{size}\r\n{BODY}\r\n0\r\n\r\n"));
     let huge = "x".repeat(17 << 10);
-    // Below the bound each, above it together.
+    // Each below the bound, together above it.
     let many: String = BODY.chars().map(|byte| format!("1;{}\r\n{byte}\r\n", "e".repeat(2000))).collect();
     let cases = [
         ("more than 64 bits", size("10000000000000010"), Refuse),
@@ -244,8 +243,8 @@ async fn a_chunk_is_as_long_as_it_says() {
 
 #[tokio::test]
 async fn trailers_hide_no_request() {
-    // To a reader that takes the line feed for the end, two requests follow; to hyper the first of them is trailers, and
-    // its body the next request.
+    // A reader that takes the line feed as the end reads two requests; hyper reads the first as trailers and its body
+    // as the next request.
     let inner = chat("inner");
     let outer = post_with(CHAT, &[], &inner);
     let body = |trailers: &str| with(TE, &format!("10\r\n{BODY}\r\n0\r\n{trailers}"));
@@ -262,7 +261,7 @@ async fn trailers_hide_no_request() {
     let hidden: Vec<_> = trailers.map(|(what, end)| (what, body(end) + &outer, Refuse)).into();
     all(&alone).await;
     all(&hidden).await;
-    // Where nobody reads the body, and behind a request that is as it should be.
+    // The same shapes where the body is not read, and behind a valid request.
     let recorder = Recorder::new().await;
     let proxy = Proxy::tiny(&recorder.upstream.url(), "").await;
     for (what, bytes, _) in &hidden {
@@ -387,7 +386,8 @@ async fn trailers_never_become_fields_of_a_head() {
 
 #[tokio::test]
 async fn a_trailer_that_is_streamed_on_is_a_trailer_still() {
-    // The recorder reads bodies to their last chunk and fails on what follows; here that chunk itself is looked at.
+    // The recorder reads bodies up to their last chunk and fails on anything after it; this test inspects the trailers
+    // of that chunk.
     let mut upstream = crate::support::Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "match: {}").await;
     let body = format!(
@@ -418,8 +418,8 @@ async fn a_trailer_that_is_streamed_on_is_a_trailer_still() {
 
 #[tokio::test]
 async fn connection_header_cannot_remove_credentials() {
-    // Fields that a client names in `Connection` end here (RFC 9110, section 7.6.1), and so could take a key, or the
-    // addresses that a load balancer has added, out of a request.
+    // A proxy removes the fields that a client lists in `Connection` (RFC 9110, section 7.6.1); this must not remove a
+    // key, or the addresses that a load balancer has added.
     let kept = [
         ("Authorization", "Bearer key"),
         ("X-Forwarded-For", "198.51.100.7"),
@@ -460,7 +460,7 @@ async fn connection_header_cannot_remove_credentials() {
 
 #[tokio::test]
 async fn upgrade_to_h2c_is_not_passed_on() {
-    // h2c smuggling: a proxy that passes the upgrade on turns into a tunnel, past all of its rules.
+    // h2c smuggling: a proxy that forwards the upgrade becomes a tunnel that bypasses its rules.
     let h2c =
         "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n";
     let websocket =

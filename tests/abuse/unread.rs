@@ -1,4 +1,4 @@
-//! Clients of HTTP/2 that ask and do not read: their windows stay shut.
+//! HTTP/2 clients that do not read their responses: their windows stay shut.
 
 use std::io::Write as _;
 
@@ -24,8 +24,8 @@ async fn answers(proxy: &Proxy) -> u64 {
     proxy.metric("anteroom_memory_bytes", &["kind=\"answer\""]).await
 }
 
-/// Of 1 MiB for bodies, 128 KiB more are for answers: 29 of 404 with 300 to 400 bytes and 4 KiB each. All others end at
-/// once, and those that are not read end after a second, until half of the room is free.
+/// 1 MiB for bodies gives another 128 KiB for responses: 29 responses with status 404, of 300 to 400 bytes plus 4 KiB
+/// each. Streams beyond that end at once; unread ones end after a second until half of the room is free.
 #[tokio::test]
 async fn unread_answers_are_bounded_and_end_early() {
     const STREAMS: u32 = 200;
@@ -57,7 +57,7 @@ async fn unread_answers_are_bounded_and_end_early() {
     until("all memory to be given back", async || answers(&proxy).await == 0).await;
 }
 
-/// Who reads is served meanwhile, over HTTP/1.1 with errors as well.
+/// Clients that read are served meanwhile, also with errors over HTTP/1.1.
 #[tokio::test]
 async fn readers_are_served_beside_unread_answers() {
     let recorder = Recorder::new().await;
@@ -73,7 +73,7 @@ async fn readers_are_served_beside_unread_answers() {
     assert_eq!(client.answer(1).await, Ok(200));
 }
 
-/// The list of models is one in memory, however many have asked for it; and a path comes back short.
+/// All responses with the list of models share one buffer; a path in an error message is truncated.
 #[tokio::test]
 async fn answers_are_shared_or_short() {
     let recorder = Recorder::new().await;
@@ -84,7 +84,7 @@ async fn answers_are_shared_or_short() {
         assert_eq!(client.answer(2 * number + 1).await, Ok(200));
     }
     assert_eq!(answers(&proxy).await, 10 * ANSWER_COST_BYTES as u64);
-    // Read to its end, it costs nothing.
+    // A response read to its end costs nothing.
     client.send([window(0, 1 << 20), window(1, 1 << 20)].concat()).await;
     assert_eq!(client.frame_of(&[DATA]).await.unwrap().stream, 1);
     until("one to be given back", async || answers(&proxy).await == 9 * ANSWER_COST_BYTES as u64).await;
@@ -100,7 +100,7 @@ async fn answers_are_shared_or_short() {
     assert!(response.text().len() < 300, "{}", response.text());
 }
 
-/// Resident memory of many of them, in a process of its own.
+/// Resident memory of many unread responses, in a separate process.
 #[tokio::test]
 async fn unread_answer_costs_no_more_than_it_counts_for() {
     const CONNECTIONS: usize = 10;
@@ -129,8 +129,8 @@ async fn unread_answer_costs_no_more_than_it_counts_for() {
     assert!(each < ANSWER_COST_BYTES + 1024, "{each} bytes, with a body of some 300");
 }
 
-/// Resident memory of many requests that are held, which is what a request takes most for: besides its stream and task, its place
-/// in the queue and its story. In a process of its own; without optimisation, tasks are larger than they need be.
+/// Resident memory of many held requests, the most expensive state of a request: its stream, task, place in the queue
+/// and story. In a separate process; without optimisation, tasks are larger than necessary.
 #[tokio::test]
 async fn held_stream_costs_no_more_than_it_counts_for() {
     const CONNECTIONS: usize = 10;

@@ -1,5 +1,5 @@
-//! Model servers that mean harm, or are broken: whatever they answer, a client gets one answer that is whole, or one
-//! that is seen not to be; and the next client on the connection gets its own.
+//! Hostile or broken model servers: a client gets one complete response, or one that is recognizably incomplete; and
+//! the next client on the connection gets its own.
 
 use crate::support::{
     Proxy, Upstream, Wire, route, routes, soon,
@@ -7,7 +7,7 @@ use crate::support::{
     wire::{chat, streaming},
 };
 
-/// What a client gets to see, byte by byte, when its request is answered with these bytes and the connection's end.
+/// Returns the bytes a client receives when the model server sends `bytes` and closes the connection.
 async fn relayed(bytes: &[u8]) -> String {
     let bytes = bytes.to_vec();
     let upstream = Upstream::warm().await.automatic(move |call| send(call, bytes.clone()));
@@ -22,7 +22,7 @@ async fn relayed(bytes: &[u8]) -> String {
 async fn send(mut call: Call, bytes: Vec<u8>) {
     use tokio::io::AsyncWriteExt as _;
     call.body().await;
-    // The proxy may have had enough.
+    // The proxy may close the connection.
     let _ = call.wire.stream.write_all(&bytes).await;
     let _ = call.wire.stream.shutdown().await;
     call.gone().await;
@@ -143,7 +143,7 @@ async fn trailers_of_an_answer_are_not_its_head() {
 
 #[tokio::test]
 async fn heads_before_the_head_do_not_go_on_for_ever() {
-    // 1xx without end.
+    // Endless 1xx responses.
     for head in ["HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"] {
         let upstream = Upstream::warm().await.automatic(move |mut call| async move {
             call.body().await;
@@ -156,7 +156,7 @@ async fn heads_before_the_head_do_not_go_on_for_ever() {
         let config = routes(&[route("tiny", &upstream.url(), more), route("other", &upstream.url(), "")]);
         let proxy = Proxy::start(&config).await;
         let mut client = proxy.sent(chat("x")).await;
-        // Meanwhile, others are served by the same thread.
+        // The same thread serves other requests meanwhile.
         assert_eq!(proxy.ask(crate::support::wire::get("/health")).await.status(), 200);
         client.response().await.is_error(502, "upstream_error");
         proxy.in_flight(0).await;
@@ -165,7 +165,7 @@ async fn heads_before_the_head_do_not_go_on_for_ever() {
 
 #[tokio::test]
 async fn what_follows_an_answer_is_nobodys_answer() {
-    // Response splitting and poisoning of the connection: an answer that nobody asked for waits for the next request.
+    // Response splitting and connection poisoning: an unsolicited response would be taken for the next request's.
     let mut upstream = Upstream::warm().await;
     let proxy = Proxy::tiny(&upstream.url(), "").await;
     let evil = answer("200 OK", &[("X-Evil", "1")], "evil");
@@ -177,16 +177,16 @@ async fn what_follows_an_answer_is_nobodys_answer() {
         tokio::spawn(call.finish(both));
         assert_eq!(client.response().await.text(), "mine");
         let mut next = proxy.sent(chat("second")).await;
-        // On another connection, since that one said what it was not asked for.
+        // On another connection, since the first one carried unsolicited bytes.
         upstream.call().await.echo().await;
         assert_eq!(next.response().await.json()["text"], "second");
         assert_eq!(client.buf, b"", "nor does the first client see it");
     }
 }
 
-/// hyper's client takes a line feed behind the last chunk for trailers, as its server does, and drops what it cannot read of
-/// them. Those are the server's own bytes, on a connection that only we use, one request after the other: nothing of ours is
-/// among them, and what is left over is nobody's answer.
+/// hyper's client, like its server, reads a line feed after the last chunk as trailers, and drops what it cannot parse
+/// of them. These are the upstream's own bytes, on a connection used for one request at a time by the proxy only: they
+/// contain nothing from the proxy, and leftover bytes are never a response.
 #[tokio::test]
 async fn trailers_of_an_answer_hide_no_answer() {
     let mut upstream = Upstream::warm().await;
@@ -241,7 +241,7 @@ async fn early_response_does_not_mix_requests_up() {
     let mut warm: Wire = proxy.sent(streaming("warm")).await;
     upstream.call().await.echo().await;
     assert_eq!(warm.response().await.status(), 200);
-    // The rest of the body must not be taken for the next request by a server that keeps the connection.
+    // A server that keeps the connection must not take the rest of the body for the next request.
     let request = chat("early");
     let (begin, rest) = request.split_at(request.len() - 5);
     let mut client = proxy.sent(begin).await;
@@ -253,7 +253,7 @@ async fn early_response_does_not_mix_requests_up() {
     let mut next = proxy.sent(chat("next")).await;
     let call = upstream.call().await;
     assert_ne!(call.connection, connection, "a new connection, since the old one is not at a request's end");
-    // Whether anybody still wants it or not.
+    // The proxy may have closed the connection.
     let _ = tokio::io::AsyncWriteExt::write_all(&mut client.stream, rest.as_bytes()).await;
     call.echo().await;
     assert_eq!(next.response().await.json()["text"], "next");

@@ -1,4 +1,4 @@
-//! Who may wake a GPU: whoever sends a whole request that a route serves, and nobody else (law 8).
+//! Conditions for waking a GPU: only a complete request that a route serves does so (law 8).
 
 use crate::{
     frames::{RawH2, get as get_h2},
@@ -66,7 +66,7 @@ async fn scanners_and_health_checks_wake_nothing() {
         client.send(get_h2(1, "/health")).await;
         assert_eq!(client.answer(1).await, Ok(200));
     }
-    // The one that may.
+    // A request that may wake it.
     let client = proxy.sent(chat("x")).await;
     until("it to be held", async || proxy.gate().await.held() == 1).await;
     assert!(proxy.gate().await.counts().is_active());
