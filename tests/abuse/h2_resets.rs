@@ -1,5 +1,6 @@
 //! HTTP/2 clients that open requests in order to reset them: rapid reset (CVE-2023-44487), resets provoked from the
 //! proxy (MadeYouReset, CVE-2025-8671), and more streams than allowed.
+//!
 //! In all cases nothing is left of a reset request: no ticket, permit, body byte or task.
 
 use tokio::io::AsyncWriteExt as _;

@@ -1,4 +1,4 @@
-//! Anteroom in the cluster: as many replicas as the scenario wants, each a process with the rights that the chart gives.
+//! Anteroom in the cluster: the replicas of a scenario, each a process with the rights granted by the chart.
 
 use std::{net::Ipv4Addr, net::SocketAddr};
 
@@ -16,13 +16,13 @@ use crate::{
     wait, world,
 };
 
-/// The replicas of a scenario's Anteroom. Dropping them kills them.
+/// Replicas of a scenario's Anteroom. Dropping them kills them.
 pub(crate) struct Anteroom {
     pub(crate) replicas: Vec<Replica>,
     it: Scenario,
 }
 
-/// One of them, at an address of its own.
+/// One replica, at its own address.
 pub(crate) struct Replica {
     pub(crate) address: Ipv4Addr,
     daemon: Daemon,
@@ -31,18 +31,18 @@ pub(crate) struct Replica {
 // === impl Scenario ===
 
 impl Scenario {
-    /// Starts replicas at the scenario's addresses 1, 2 and so on, and waits until they are ready. `config` adds to
-    /// what they all have: the ports of the chart, peers, and the namespace to watch.
+    /// Starts replicas at the scenario's addresses 1, 2 and so on, and waits until they are ready. `config` is merged
+    /// into the common configuration: the ports of the chart, peers, and the namespace to watch.
     pub(crate) async fn anteroom(&self, replicas: u8, config: Value) -> Anteroom {
         self.anteroom_with(replicas, config, &[]).await
     }
 
-    /// The same with the rights of a chart with those values.
+    /// Same as [`Self::anteroom`], with the rights that the chart grants with these values.
     pub(crate) async fn anteroom_with(&self, replicas: u8, config: Value, values: &[&str]) -> Anteroom {
         self.anteroom_at(plane::ADDRESS, replicas, config, values).await
     }
 
-    /// One replica that reaches the apiserver through a relay.
+    /// Starts one replica that reaches the apiserver through a relay.
     pub(crate) async fn anteroom_behind_relay(&self) -> (Anteroom, Relay) {
         let relay = Relay::start(self.socket(40, plane::PORT)).await;
         let name = format!("{}.relay.test", self.namespace);
@@ -73,7 +73,7 @@ impl Scenario {
 // === impl Anteroom ===
 
 impl Anteroom {
-    /// What a ScaledObject names: it resolves to all replicas, as a headless Service does.
+    /// Returns the scaler address for a ScaledObject: it resolves to all replicas, like a headless Service.
     pub(crate) fn scaler(&self) -> String {
         format!("{}:9090", self.name("anteroom-scaler"))
     }
@@ -82,7 +82,7 @@ impl Anteroom {
         service_name(&self.it, service)
     }
 
-    /// Has the names of its Services resolve to the replicas that run.
+    /// Updates the DNS names of the Services to the running replicas.
     fn publish(&self) {
         let addresses: Vec<_> = self.replicas.iter().map(|replica| replica.address).collect();
         for service in ["anteroom-peers", "anteroom-scaler"] {
@@ -90,7 +90,7 @@ impl Anteroom {
         }
     }
 
-    /// Takes a replica away as SIGKILL does, out of DNS too.
+    /// Kills a replica with SIGKILL and removes it from DNS.
     pub(crate) async fn kill(&mut self, index: usize) {
         let mut replica = self.replicas.remove(index);
         replica.daemon.kill().await;
@@ -118,7 +118,7 @@ impl Replica {
         let name = format!("{}.anteroom-{number}", it.namespace);
         let folders = &it.world.plane.folders;
         let file = folders.run.join(format!("{name}.yaml"));
-        // JSON is YAML.
+        // JSON is valid YAML.
         std::fs::write(&file, serde_json::to_string_pretty(&config).unwrap()).unwrap();
         let daemon = Daemon::new(&name.clone(), &folders.logs, move || {
             let mut command = account.command(&world::anteroom());
@@ -147,17 +147,18 @@ impl Replica {
         (self.address, 8081).into()
     }
 
-    /// Asks for a completion of a model, and waits for the head of the answer.
+    /// Requests a completion from a model, and waits for the head of the response.
     pub(crate) async fn ask(&self, model: &str, stream: bool) -> Result<Answer, String> {
         client::send(self.proxy(), client::completion("models.test", model, stream)).await
     }
 
-    /// What its admin API answers.
+    /// Returns the response of the admin API.
     pub(crate) async fn api(&self, path: &str) -> Value {
         client::get(self.admin(), path).await.unwrap().json().await
     }
 
-    /// The sum of the samples whose line begins with that, as `anteroom_held{route="a"`; `None` without any.
+    /// Returns the sum of the samples whose lines begin with `series`, such as `anteroom_held{route="a"`; `None` if
+    /// there are none.
     pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
         let text = client::get(self.admin(), "/metrics").await.unwrap().text().await.unwrap();
         let samples = text.lines().filter(|line| line.starts_with(series));
@@ -165,20 +166,20 @@ impl Replica {
         values.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
     }
 
-    /// Ends it as kubelet does, and waits until it has gone.
+    /// Stops the replica with SIGTERM, like the kubelet, and waits until it has exited.
     pub(crate) async fn stop(&mut self) {
         let id = self.daemon.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw).unwrap();
         kill_process(id, Signal::TERM).unwrap();
         wait::within("the end of a replica", wait::SOON, self.daemon.end()).await;
     }
 
-    /// Starts it again.
+    /// Starts the replica again.
     pub(crate) async fn start(&mut self) {
         self.daemon.start();
         self.ready().await;
     }
 
-    /// Kills it, so that it can be started again at the same address.
+    /// Kills the replica; it can be started again at the same address.
     pub(crate) async fn crash(&mut self) {
         self.daemon.kill().await;
     }

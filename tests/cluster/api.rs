@@ -1,4 +1,4 @@
-//! The apiserver, as the tests ask it.
+//! Client of the apiserver for the tests.
 
 use std::{fmt::Debug, path::Path};
 
@@ -11,10 +11,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Who sets the fields that the tests apply.
+/// Field manager of the objects that the tests apply.
 const MANAGER: &str = "cluster-tests";
 
-/// Kinds that have no namespace, of those that the tests apply.
+/// Cluster-scoped kinds among those that the tests apply.
 const CLUSTER_WIDE: [&str; 8] = [
     "APIService",
     "ClusterRole",
@@ -26,7 +26,7 @@ const CLUSTER_WIDE: [&str; 8] = [
     "ValidatingWebhookConfiguration",
 ];
 
-/// A client with the rights of one user.
+/// Client with the rights of one user.
 #[derive(Clone)]
 pub(crate) struct Kube {
     pub(crate) client: Client,
@@ -35,17 +35,17 @@ pub(crate) struct Kube {
 // === impl Kube ===
 
 impl Kube {
-    /// As whom the kubeconfig says.
+    /// Connects as the user of the kubeconfig.
     pub(crate) async fn new(kubeconfig: &str) -> Self {
         let kubeconfig = Kubeconfig::from_yaml(kubeconfig).unwrap();
         let options = KubeConfigOptions::default();
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.unwrap();
-        // What is not there yet is said at once, and whoever waits for it asks again.
+        // Without retries: a missing object is reported at once, and tests that wait for it repeat the request.
         config.default_retry = false;
         Self { client: Client::try_from(config).unwrap() }
     }
 
-    /// The objects of one kind in a namespace.
+    /// Returns the API for the objects of one kind in a namespace.
     pub(crate) fn namespaced<K>(&self, namespace: &str) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -53,7 +53,7 @@ impl Kube {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    /// The objects of one kind, wherever they are.
+    /// Returns the API for the objects of one kind in all namespaces, or of a cluster-scoped kind.
     pub(crate) fn all<K>(&self) -> Api<K>
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -61,7 +61,7 @@ impl Kube {
         Api::all(self.client.clone())
     }
 
-    /// The objects of a kind that has no type here.
+    /// Returns the API for a kind without a Rust type here.
     pub(crate) fn dynamic(&self, api_version: &str, kind: &str, namespace: &str) -> Api<DynamicObject> {
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
@@ -72,14 +72,14 @@ impl Kube {
         }
     }
 
-    /// Creates or changes an object to be so; in `namespace` unless it says another.
+    /// Creates or updates an object with server-side apply, in `namespace` unless the object names another.
     pub(crate) async fn apply(&self, object: &Value, namespace: &str) {
         if let Err(error) = self.try_apply(object, namespace).await {
             panic!("cannot apply {object}: {error}");
         }
     }
 
-    /// The same, where the apiserver may refuse.
+    /// Same as [`Self::apply`], but returns the apiserver's error.
     pub(crate) async fn try_apply(&self, object: &Value, namespace: &str) -> kube::Result<DynamicObject> {
         let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
         let (Some(api_version), Some(kind), Some(name)) =
@@ -91,7 +91,7 @@ impl Kube {
         api.patch(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(object)).await
     }
 
-    /// Applies every object of a text of YAML documents.
+    /// Applies all objects of a multi-document YAML text.
     pub(crate) async fn apply_yaml(&self, yaml: &str, namespace: &str) {
         for object in objects(yaml) {
             self.apply(&object, namespace).await;
@@ -99,15 +99,15 @@ impl Kube {
     }
 }
 
-/// The objects in a text of YAML documents.
+/// Parses the objects of a multi-document YAML text.
 pub(crate) fn objects(yaml: &str) -> Vec<Value> {
-    // KEDA's definitions of resources are beyond the limits that are there for texts of strangers.
+    // KEDA's CRDs exceed the default limits for untrusted input.
     let options = serde_saphyr::options! { budget: None };
     let objects: Vec<Value> = serde_saphyr::from_multiple_with_options(yaml, options).unwrap();
     objects.into_iter().filter(Value::is_object).collect()
 }
 
-/// The same, of a file.
+/// Parses the objects of a file.
 pub(crate) fn objects_in(file: &Path) -> Vec<Value> {
     objects(&std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display())))
 }

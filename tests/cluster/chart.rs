@@ -1,4 +1,4 @@
-//! The chart, as helm makes objects of it.
+//! The chart, rendered by helm.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use tokio::process::Command;
 
 use crate::{api, world::World};
 
-/// Where the chart is.
+/// Path of the chart.
 pub(crate) const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/chart/anteroom");
 
-/// What the chart's release `anteroom` in a namespace consists of; `values` as helm's `--set` takes them.
+/// Renders the objects of the chart's release `anteroom` in a namespace; `values` as for helm's `--set`.
 pub(crate) async fn render(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
     let mut helm = Command::new(world.plane.folders.bin.join("helm"));
     helm.args(["template", "anteroom", CHART, "--namespace", namespace]);
@@ -23,7 +23,7 @@ pub(crate) async fn render(world: &World, namespace: &str, values: &[&str]) -> V
     api::objects(&String::from_utf8(output.stdout).unwrap())
 }
 
-/// What a service account `anteroom` in the namespace may do there, and the account itself: as the chart ships it.
+/// Renders the service account `anteroom` of the namespace and its RBAC objects, as shipped by the chart.
 pub(crate) async fn rights(world: &World, namespace: &str, values: &[&str]) -> Vec<Value> {
     let own = format!("kubernetes.namespaces={{{namespace}}}");
     let values: Vec<_> = [own.as_str()].into_iter().chain(values.iter().copied()).collect();
@@ -33,7 +33,7 @@ pub(crate) async fn rights(world: &World, namespace: &str, values: &[&str]) -> V
     objects
 }
 
-/// The definitions of our own resources, as the chart ships them.
+/// Reads the CRDs of the chart.
 pub(crate) fn definitions() -> Vec<Value> {
     let files = std::fs::read_dir(Path::new(CHART).join("crds")).into_iter().flatten().flatten();
     files.flat_map(|file| api::objects_in(&file.path())).collect()

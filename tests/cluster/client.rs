@@ -1,4 +1,4 @@
-//! A client of HTTP/1.1: one connection a request, and the answer as it comes.
+//! HTTP/1.1 client: one connection per request, streaming responses.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::wait;
 
-/// An answer whose body is still on its way. Dropping it hangs up.
+/// Response with a streaming body. Dropping it closes the connection.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
@@ -21,7 +21,7 @@ pub(crate) struct Answer {
     _connection: AbortOnDropHandle<()>,
 }
 
-/// Sends a request; an error is in words.
+/// Sends a request. The error is a message.
 pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Result<Answer, String> {
     let stream = TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
     stream.set_nodelay(true).map_err(|error| error.to_string())?;
@@ -35,7 +35,7 @@ pub(crate) async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> 
     Ok(Answer { status: head.status, headers: head.headers, body, _connection: connection })
 }
 
-/// GET, as a probe asks: over when it takes longer than a minute.
+/// Sends a GET, like a probe; times out after [`wait::SOON`].
 pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<Answer, String> {
     let request = Request::get(path).header("host", address.to_string()).body(Full::default()).unwrap();
     match tokio::time::timeout(wait::SOON, send(address, request)).await {
@@ -44,7 +44,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<Answer, Strin
     }
 }
 
-/// A completion that is asked for as SDKs do.
+/// Builds a request for a completion, as SDKs do.
 pub(crate) fn completion(host: &str, model: &str, stream: bool) -> Request<Full<Bytes>> {
     post(
         host,
@@ -52,7 +52,7 @@ pub(crate) fn completion(host: &str, model: &str, stream: bool) -> Request<Full<
     )
 }
 
-/// A stream of no more than so many tokens.
+/// Builds a request for a stream of at most `tokens` tokens.
 pub(crate) fn limited(host: &str, model: &str, tokens: u32) -> Request<Full<Bytes>> {
     post(
         host,
@@ -75,7 +75,7 @@ fn words(error: hyper::Error) -> String {
 // === impl Answer ===
 
 impl Answer {
-    /// The next part of the body; `None` at its proper end.
+    /// Returns the next part of the body; `None` at its proper end.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, String> {
         loop {
             match self.body.frame().await {
@@ -89,7 +89,7 @@ impl Answer {
         }
     }
 
-    /// The body to its end.
+    /// Reads the rest of the body.
     pub(crate) async fn text(mut self) -> Result<String, String> {
         let mut text = Vec::new();
         while let Some(part) = self.next().await? {
@@ -98,7 +98,7 @@ impl Answer {
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// The body as JSON; it has to come soon.
+    /// Reads the body as JSON, within 60 s.
     pub(crate) async fn json(self) -> Value {
         let text = wait::within("the body", Duration::from_secs(60), self.text()).await.unwrap();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("not JSON ({error}): {text}"))

@@ -1,5 +1,5 @@
-//! A cloud that has a machine for a pod that fits nowhere: its node comes a while after the scheduler has said so, and is
-//! ready a while after that.
+//! Cloud that provides a machine for an unschedulable pod: its node appears a while after the scheduler has reported
+//! the pod, and is ready a while after that.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -15,19 +15,20 @@ use crate::{
     wait,
 };
 
-/// What a node is like that was not there from the beginning.
+/// Properties of a node that is added later.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
-    /// It takes only pods that select it by one of these: those of other scenarios would go with it.
+    /// Labels of the node. It takes only pods that select it by one of them, so that it affects no pods of other
+    /// scenarios.
     pub(crate) labels: BTreeMap<String, String>,
-    /// How long after its object is there it is ready.
+    /// Time from the creation of the node object until the node is ready.
     pub(crate) boot: Duration,
     pub(crate) clock: Clock,
-    /// Whether its network can be cut off ([`Node::lose_power`]).
+    /// The network can be cut off ([`Node::lose_power`]).
     pub(crate) wired: bool,
 }
 
-/// A cloud that brings one machine. Dropping it takes the machine away.
+/// Cloud that provides one machine. Dropping it removes the machine.
 pub(crate) struct Cloud(AbortOnDropHandle<Node>);
 
 // === impl Machine ===
@@ -41,12 +42,12 @@ impl From<BTreeMap<String, String>> for Machine {
 // === impl Scenario ===
 
 impl Scenario {
-    /// A machine that only pods of the scenario can be on.
+    /// Returns a machine that only takes pods of the scenario.
     pub(crate) fn machine(&self) -> Machine {
         self.pool().into()
     }
 
-    /// Has the machine come so long after the scheduler has found no node for a pod of the scenario.
+    /// Adds the machine `after` the scheduler has found no node for a pod of the scenario.
     pub(crate) fn cloud(&self, after: Duration, machine: Machine) -> Cloud {
         let (world, pods) = (self.world.clone(), self.api::<Pod>());
         Cloud(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -67,7 +68,7 @@ fn fits_nowhere(pod: &Pod) -> bool {
 // === impl Cloud ===
 
 impl Cloud {
-    /// The node of its machine, once that is there.
+    /// Waits for the machine's node and returns it.
     pub(crate) async fn node(self) -> Node {
         wait::within("a node", wait::SOON, self.0).await.unwrap()
     }

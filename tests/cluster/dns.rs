@@ -1,5 +1,5 @@
-//! The cluster's DNS, on port 53 of the tests' own network: `SERVICE.NAMESPACE.svc.cluster.local` are the addresses of
-//! the Service that are ready. All Services are as headless ones, since nothing here plays kube-proxy.
+//! The cluster's DNS, on port 53 of the tests' own network: `SERVICE.NAMESPACE.svc.cluster.local` resolves to the ready
+//! addresses of the Service. All Services behave like headless ones, since there is no kube-proxy.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,11 +19,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{api::Kube, wait};
 
-/// As long as nobody can mistake an old answer for a new one.
+/// In seconds; short enough that no stale response is used.
 const TTL: u32 = 1;
 const TYPE_A: [u8; 2] = [0, 1];
 
-/// What names mean at the moment.
+/// DNS server with the current names.
 pub(crate) struct Dns {
     names: Arc<Names>,
     _tasks: [AbortOnDropHandle<()>; 2],
@@ -31,9 +31,9 @@ pub(crate) struct Dns {
 
 #[derive(Default)]
 struct Names {
-    /// What scenarios say: it wins.
+    /// Names set by scenarios; they take precedence.
     set: Mutex<BTreeMap<String, Vec<Ipv4Addr>>>,
-    /// The ready addresses of each slice, by its name and its Service's.
+    /// Name of the Service and its ready addresses, by EndpointSlice.
     slices: Mutex<HashMap<String, (String, Vec<Ipv4Addr>)>>,
 }
 
@@ -50,7 +50,7 @@ impl Dns {
         Self { names, _tasks: tasks }
     }
 
-    /// For processes that are no pods: the addresses of a name; without any it does not exist.
+    /// Sets the addresses of a name, for processes that are not pods. Without addresses the name does not exist.
     pub(crate) fn set(&self, name: &str, addresses: &[Ipv4Addr]) {
         self.names.set.lock().insert(name.to_owned(), addresses.to_vec());
     }
@@ -86,7 +86,7 @@ async fn follow(kube: Kube, names: Arc<Names>) {
     }
 }
 
-/// The name of the Service, and its ready addresses.
+/// Returns the DNS name of the Service and its ready addresses.
 fn content(slice: &EndpointSlice) -> (String, Vec<Ipv4Addr>) {
     let service = slice.labels().get("kubernetes.io/service-name").cloned().unwrap_or_default();
     let name = format!("{service}.{}.svc.cluster.local", slice.namespace().unwrap_or_default());
@@ -105,7 +105,7 @@ async fn serve(socket: UdpSocket, names: Arc<Names>) {
     }
 }
 
-/// The answer to a question (RFC 1035, section 4); `None` to what is none.
+/// Builds the response to a query (RFC 1035, section 4); `None` for malformed packets.
 fn answer(packet: &[u8], names: &Names) -> Option<Vec<u8>> {
     let mut at = 12;
     let mut labels = Vec::new();
@@ -118,20 +118,20 @@ fn answer(packet: &[u8], names: &Names) -> Option<Vec<u8>> {
         }
         labels.push(String::from_utf8_lossy(label).to_lowercase());
     }
-    // Type and class.
+    // Name, type and class.
     let question = packet.get(12..at + 4)?;
     let addresses = names.find(&labels.join("."));
     let exists = !addresses.is_empty();
-    // There are no others than A.
+    // There are only A records.
     let addresses = if question.ends_with(&[TYPE_A, [0, 1]].concat()) { addresses } else { Vec::new() };
 
     let mut answer = packet.get(..2)?.to_vec();
-    // A response, authoritative; recursion was asked for and is to be had; NXDOMAIN is 3.
+    // An authoritative response; recursion desired and available; NXDOMAIN is 3.
     answer.extend([0x85, if exists { 0x80 } else { 0x83 }]);
     answer.extend([0, 1, 0, u8::try_from(addresses.len()).ok()?, 0, 0, 0, 0]);
     answer.extend(question);
     for address in addresses {
-        // The name is the question's, at 12.
+        // Pointer to the name in the question, at offset 12.
         answer.extend([0xc0, 12]);
         answer.extend([TYPE_A, [0, 1]].concat());
         answer.extend(TTL.to_be_bytes());

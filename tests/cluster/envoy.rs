@@ -1,4 +1,4 @@
-//! A real Envoy as the gateway between Anteroom and the pods of a Service.
+//! Envoy as the gateway between Anteroom and the pods of a Service.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ const HTTP: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
 
-/// An Envoy that runs until it is dropped.
+/// Running Envoy. Dropping it stops it.
 pub(crate) struct Envoy {
     pub(crate) address: SocketAddr,
     _daemon: Daemon,
@@ -20,7 +20,8 @@ pub(crate) struct Envoy {
 // === impl Envoy ===
 
 impl Envoy {
-    /// At an address of the scenario, port 10000, before the pods of a Service at port 8000; waits until it answers.
+    /// Starts Envoy at an address of the scenario, port 10000, in front of port 8000 of the pods of a Service; waits
+    /// until it is ready.
     pub(crate) async fn start(it: &Scenario, number: u8, service: &str) -> Self {
         let (address, admin) = (it.socket(number, 10000), it.socket(number, 9901));
         let name = format!("{}.envoy-{number}", it.namespace);
@@ -46,7 +47,7 @@ impl Envoy {
     }
 }
 
-/// As `deploy/examples/envoy.yaml`: it holds nothing, retries nothing, and cuts nothing off.
+/// Same settings as `deploy/examples/envoy.yaml`: no buffering, retries or timeouts.
 fn config(address: SocketAddr, admin: SocketAddr, host: &str) -> Value {
     let at = |address: SocketAddr| json!({ "socket_address": { "address": address.ip(), "port_value": address.port() } });
     let endpoint = json!({ "socket_address": { "address": host, "port_value": 8000 } });

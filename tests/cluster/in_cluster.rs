@@ -1,4 +1,4 @@
-//! What a process in a pod finds: the files of its service account, and where the apiserver is.
+//! Environment of a process in a pod: the files of its service account, and the address of the apiserver.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ use tokio::process::Command;
 
 use crate::{api::Kube, plane};
 
-/// Where every client of the apiserver looks.
+/// Standard mount point of the service account.
 const MOUNTED: &str = "/run/secrets/kubernetes.io/serviceaccount";
 
-/// A folder as kubelet mounts it into the pods of a service account.
+/// Folder of a service account, as the kubelet mounts it into pods.
 #[derive(Clone)]
 pub(crate) struct InCluster {
     folder: PathBuf,
@@ -24,7 +24,7 @@ pub(crate) struct InCluster {
 // === impl InCluster ===
 
 impl InCluster {
-    /// For a service account that exists; the files go into `run`.
+    /// Writes the files of an existing service account into `run`.
     pub(crate) async fn new(
         admin: &Kube,
         run: &Path,
@@ -36,7 +36,7 @@ impl InCluster {
         Self::with_token(run, authority, namespace, account, &token)
     }
 
-    /// For whose token it is; `name` tells it apart from others of the namespace.
+    /// Writes the files for this token; `name` is unique in the namespace.
     pub(crate) fn with_token(run: &Path, authority: &str, namespace: &str, name: &str, token: &str) -> Self {
         let folder = run.join("accounts").join(format!("{namespace}.{name}"));
         std::fs::create_dir_all(&folder).unwrap();
@@ -46,9 +46,9 @@ impl InCluster {
         Self { folder, namespace: namespace.to_owned() }
     }
 
-    /// A program that finds itself in a pod of that service account.
+    /// Builds a command that runs `program` as in a pod of the service account.
     pub(crate) fn command(&self, program: &Path) -> Command {
-        // Each in a mount namespace of its own, since all look in the same place.
+        // Each in its own mount namespace, since all use the same path.
         let script = format!("mkdir -p {MOUNTED} && mount --bind \"$0\" {MOUNTED} && exec \"$@\"");
         let mut command = Command::new("unshare");
         command.args(["--mount", "--", "sh", "-c", &script]).arg(&self.folder).arg(program);
@@ -59,7 +59,7 @@ impl InCluster {
     }
 }
 
-/// A token for a day, longer than any run.
+/// Requests a token that is valid for a day, longer than any run.
 pub(crate) async fn token(admin: &Kube, namespace: &str, account: &str) -> String {
     let request = TokenRequest {
         spec: TokenRequestSpec { expiration_seconds: Some(86_400), ..Default::default() },

@@ -1,7 +1,7 @@
-//! Anteroom in a real cluster: etcd, the control plane of Kubernetes and KEDA as processes, nodes that run real model
-//! servers' stand-ins, and scenarios that go through all of it.
+//! Anteroom in a real cluster: etcd, the control plane of Kubernetes and KEDA as processes, nodes that run simulated
+//! model servers, and end-to-end scenarios.
 //!
-//! `tests/cluster/run` builds what is needed and runs this in namespaces of its own; `tests/cluster/README.md` says how
+//! `tests/cluster/run` builds the programs and runs this in separate namespaces; `tests/cluster/README.md` explains how
 //! to write a scenario.
 
 #![allow(clippy::unwrap_used, reason = "a scenario that cannot go on has failed")]
@@ -42,22 +42,22 @@ use world::World;
 /// Scenarios in a real cluster
 #[derive(Parser)]
 struct Arguments {
-    /// Run only scenarios whose name has one of these in it
+    /// Run only scenarios whose name contains one of these
     filters: Vec<String>,
 
-    /// Say which there are, and run none
+    /// List the scenarios without running any
     #[arg(long)]
     list: bool,
 
-    /// How many run at the same time, of those that may
+    /// Maximum number of scenarios that run in parallel
     #[arg(long, default_value_t = 2)]
     jobs: usize,
 
-    /// Measure so many cold starts of each way that has one of the filters in its name, and run no scenario
+    /// Measure N cold starts for each way whose name contains one of the filters, and run no scenario
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "20")]
     measure: Option<usize>,
 
-    /// After the scenarios leave the cluster as it is, until a signal: to look at it
+    /// Keep the cluster running after the scenarios, until a signal, for inspection
     #[arg(long)]
     keep: bool,
 }
@@ -101,7 +101,7 @@ async fn main() -> ExitCode {
         }
         passed
     };
-    // This process is the first of its namespace: whatever it leaves behind ends with it.
+    // This process is the init process of its PID namespace: all others end with it.
     let passed = tokio::select! {
         biased;
         _ = int.recv() => false,

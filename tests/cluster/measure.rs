@@ -1,7 +1,7 @@
-//! Cold starts, measured: one after the other through the real thing, and where the time of each went.
+//! Measurements of cold starts, one after the other in the real cluster, and the time spent in each phase.
 //!
-//! Every moment is CLOCK_REALTIME of the one machine that all of it runs on, taken by this process when it sees what
-//! happens; what happens within Anteroom is from its own cold-start records, which are by CLOCK_MONOTONIC.
+//! All times are CLOCK_REALTIME of the one machine, taken by this process when it observes an event; times within
+//! Anteroom are from its own cold-start records, which use CLOCK_MONOTONIC.
 
 mod cycle;
 mod figures;
@@ -26,28 +26,28 @@ pub(crate) use cycle::Sample;
 use figures::Table;
 use sight::{Pods, Tap};
 
-/// The name of the model, its Service, its route and its ScaledObject.
+/// Name of the model, its Service, its route and its ScaledObject.
 const MODEL: &str = "tiny";
-/// Of Anteroom. Two is what the chart has.
+/// Replicas of Anteroom. Two is the chart's default.
 const REPLICAS: u8 = 2;
-/// Number of the address at which the gateway is.
+/// Number of the gateway's address.
 const GATEWAY: u8 = 40;
 
-/// How the model is woken and reached.
+/// Way in which the model is woken and reached.
 #[derive(Clone, Copy)]
 pub(crate) struct Way {
-    /// Also the beginning of its namespace's name.
+    /// Name of the way, and prefix of its namespace.
     pub(crate) name: &'static str,
     what: &'static str,
-    /// The requests come to the replica that has no stream of KEDA.
+    /// Requests go to the replica without a stream of KEDA.
     by_peer: bool,
-    /// A real Envoy is between Anteroom and the pods.
+    /// Envoy is between Anteroom and the pods.
     by_gateway: bool,
     /// Anteroom patches the scale itself.
     is_direct: bool,
 }
 
-/// All that are measured.
+/// All measured ways.
 pub(crate) const WAYS: &[Way] = &[
     Way { name: "keda", what: "to the replica that KEDA listens to", ..PLAIN },
     Way { name: "peer", what: "to the other replica: its peer pushes", by_peer: true, ..PLAIN },
@@ -56,19 +56,20 @@ pub(crate) const WAYS: &[Way] = &[
 ];
 const PLAIN: Way = Way { name: "", what: "", by_peer: false, by_gateway: false, is_direct: false };
 
-/// A model behind two replicas of Anteroom, and what is seen of it.
+/// A model behind two replicas of Anteroom, and observers of it.
 struct Stage {
     it: Scenario,
     way: Way,
     anteroom: Anteroom,
     replicas: Replicas,
     pods: Pods,
-    /// A stream beside KEDA's, and which replica it is to.
+    /// A stream beside KEDA's, and the index of its replica.
     tap: Option<(usize, Tap)>,
     _envoy: Option<Envoy>,
 }
 
-/// Measures so many cold starts each way, prints the tables, and writes them and all samples into a file of the run.
+/// Measures `number` cold starts for each way, prints the tables, and writes them and all samples into a file of the
+/// run.
 pub(crate) async fn run(world: Arc<World>, number: usize, filters: &[String]) {
     let machine = machine::describe(&world);
     println!("\n{}", machine["text"].as_str().unwrap_or_default());
@@ -90,7 +91,7 @@ pub(crate) async fn run(world: Arc<World>, number: usize, filters: &[String]) {
     println!("\nall samples: {}", file.display());
 }
 
-/// So many cold starts of a model, one after the other.
+/// Measures `number` cold starts of a model, one after the other.
 pub(crate) async fn take(it: &Scenario, way: Way, number: usize) -> Vec<Sample> {
     let mut stage = Stage::set(it, way).await;
     let mut samples = Vec::new();
@@ -102,10 +103,10 @@ pub(crate) async fn take(it: &Scenario, way: Way, number: usize) -> Vec<Sample> 
     samples
 }
 
-/// About a second, spread evenly over the interval of the probes: otherwise each server would be up at the same point
-/// of that interval.
+/// Returns a load time of about a second, spread evenly over the interval of the probes: otherwise every server would
+/// become ready at the same point of that interval.
 fn load_time(round: usize) -> String {
-    // Steps of the golden ratio are even, whatever their number.
+    // Steps of the golden ratio are evenly spread for any number of rounds.
     let share = (round as f64 * 0.618_033_988_75).fract();
     format!("{:.0}us", 1_000_000.0 + 50_000.0 * share)
 }
@@ -119,8 +120,8 @@ impl Stage {
         let anteroom = it.anteroom_with(REPLICAS, config, values).await;
         let envoy = if way.by_gateway { Some(Envoy::start(it, GATEWAY, MODEL).await) } else { None };
         let mut model = Model::new(MODEL).sim("--load-time 1s");
-        // Kubernetes' default; the first one is when the container starts, and finds nothing. A gateway that goes by
-        // the ready addresses waits for it, so behind one it is as in `deploy/examples`.
+        // 10 s is Kubernetes' default; the first probe runs when the container starts, and fails. A gateway uses only
+        // ready addresses and waits for a successful probe, so it gets the period of `deploy/examples`.
         model.probe_period = if way.by_gateway { 2 } else { 10 };
         if way.is_direct {
             it.deploy(&model).await;
@@ -147,7 +148,7 @@ impl Stage {
         Self { it: it.clone(), way, anteroom, replicas, pods, tap: None, _envoy: envoy }
     }
 
-    /// Waits until nothing is left of the last cold start, and everybody knows.
+    /// Waits until nothing is left of the last cold start and all replicas have noticed.
     async fn rest(&mut self) {
         self.replicas.reach(0).await;
         self.it.wait_for_pods("no pod", |pods| pods.is_empty().then_some(())).await;
@@ -157,7 +158,8 @@ impl Stage {
         if self.way.is_direct {
             return;
         }
-        // KEDA may have made its stream anew, to another replica. Beside ours it is the second one.
+        // KEDA may have opened a new stream, to another replica. On the replica of the tap, KEDA's is the second
+        // stream.
         let with_keda = match &self.tap {
             Some((index, _)) if self.streams(*index).await > 1.0 => *index,
             _ => {
@@ -179,14 +181,14 @@ impl Stage {
         self.anteroom.replicas[index].gauge("anteroom_scaler_streams", &self.it, MODEL).await
     }
 
-    /// Has the next server load that long.
+    /// Sets the load time of the next server.
     async fn load(&self, time: String) {
         let args = ["sim", "--port", "8000", "--load-time", &time];
         let container = json!({ "name": "server", "args": args });
         self.it.change_template(MODEL, &json!({ "spec": { "containers": [container] } })).await;
     }
 
-    /// The replica that is asked.
+    /// Returns the index of the replica that gets the requests.
     fn asked(&self) -> usize {
         match &self.tap {
             Some((with_keda, _)) if self.way.by_peer => 1 - with_keda,

@@ -1,4 +1,4 @@
-//! A model server as a user deploys it: a Deployment at zero, its Service, and the ScaledObject over it.
+//! A model server as deployed by a user: a Deployment at zero, its Service, and its ScaledObject.
 
 use std::collections::BTreeMap;
 
@@ -6,44 +6,44 @@ use serde_json::{Value, json};
 
 use crate::node::RESERVED;
 
-/// A Deployment of the stand-in, and its Service. Both have its name; the port is 8000.
+/// Deployment of the simulator, and its Service. Both have the same name; the port is 8000.
 pub(crate) struct Model {
     pub(crate) name: String,
     /// Arguments of `anteroom sim`.
     pub(crate) args: Vec<String>,
-    /// Of its pods: what their node shall play (`node::fate`).
+    /// Annotations of the pods: behaviour that the node simulates (`node::fate`).
     pub(crate) annotations: BTreeMap<String, String>,
-    /// Labels of a node that was added: such nodes take only pods that ask for them.
+    /// Labels of an added node: such nodes take only pods that select them.
     pub(crate) node_selector: BTreeMap<String, String>,
     pub(crate) resources: Value,
-    /// Seconds between two of kubelet's readiness probes.
+    /// Period of the kubelet's readiness probe, in seconds.
     pub(crate) probe_period: u32,
     pub(crate) grace: u32,
     pub(crate) replicas: u32,
-    /// Anything else of the container, as `livenessProbe` or `lifecycle`.
+    /// Further fields of the container, such as `livenessProbe` or `lifecycle`.
     pub(crate) container: Value,
-    /// Anything else of the Service's port, as `appProtocol`.
+    /// Further fields of the Service's port, such as `appProtocol`.
     pub(crate) port: Value,
 }
 
-/// A ScaledObject with one external-push trigger.
+/// ScaledObject with one external-push trigger.
 pub(crate) struct Scaled {
     pub(crate) name: String,
-    /// The Deployment.
+    /// Name of the Deployment.
     pub(crate) target: String,
-    /// Where the scaler is, as `10.77.16.1:9090`.
+    /// Address of the scaler, such as `10.77.16.1:9090`.
     pub(crate) scaler: String,
-    /// What else the trigger tells it, as `{"route": "tiny"}`.
+    /// Further metadata of the trigger, such as `{"route": "tiny"}`.
     pub(crate) metadata: Value,
     pub(crate) annotations: BTreeMap<String, String>,
-    /// How many there are at the least, while there is a need for any.
+    /// Minimum number of replicas while active.
     pub(crate) min: u32,
     pub(crate) max: u32,
-    /// Seconds between two polls.
+    /// Polling interval, in seconds.
     pub(crate) polling: u32,
-    /// Seconds from the last activity to zero.
+    /// Time from the last activity to zero, in seconds.
     pub(crate) cooldown: u32,
-    /// Seconds for which fewer replicas have to be enough, before there are fewer.
+    /// Time for which fewer replicas must suffice before scaling down, in seconds.
     pub(crate) stabilization: u32,
     /// Further triggers.
     pub(crate) triggers: Vec<Value>,
@@ -67,13 +67,13 @@ impl Model {
         }
     }
 
-    /// Arguments of the stand-in, as `--load-time 2s`.
+    /// Adds arguments of the simulator, such as `--load-time 2s`.
     pub(crate) fn sim(mut self, args: &str) -> Self {
         self.args.extend(args.split_whitespace().map(str::to_owned));
         self
     }
 
-    /// What the node shall play.
+    /// Adds an annotation with behaviour that the node simulates.
     pub(crate) fn play(mut self, annotation: &str, value: &str) -> Self {
         self.annotations.insert(annotation.to_owned(), value.to_owned());
         self
@@ -130,7 +130,7 @@ impl Model {
 // === impl Scaled ===
 
 impl Scaled {
-    /// From zero to four.
+    /// Creates a ScaledObject from zero to four replicas.
     pub(crate) fn new(name: &str, scaler: &str, metadata: Value) -> Self {
         Self {
             name: name.to_owned(),
@@ -162,7 +162,7 @@ impl Scaled {
                 "maxReplicaCount": self.max,
                 "pollingInterval": self.polling,
                 "cooldownPeriod": self.cooldown,
-                // Kubernetes' own default waits five minutes before it goes from N to fewer.
+                // Kubernetes' default is five minutes before it scales down.
                 "advanced": { "horizontalPodAutoscalerConfig": { "behavior": {
                     "scaleDown": { "stabilizationWindowSeconds": self.stabilization },
                 } } },
@@ -176,7 +176,7 @@ impl Scaled {
     }
 }
 
-/// What is in `more` replaces what is in `base`, object by object.
+/// Merges `more` into `base` recursively; values of `more` win.
 pub(crate) fn merge(base: &mut Value, more: &Value) {
     match (base, more) {
         (Value::Object(base), Value::Object(more)) => {

@@ -1,5 +1,4 @@
-//! A scaler as small as can be: what KEDA needs, and what a scenario says. It shows that the cluster works without
-//! Anteroom's own.
+//! Minimal external-push scaler, controlled by the scenario. It shows that the cluster works without Anteroom's scaler.
 
 use std::{net::SocketAddr, pin::Pin};
 
@@ -19,7 +18,7 @@ use wire::{
 const METRIC: &str = "demand";
 const TARGET: i64 = 5;
 
-/// A scaler that serves until it is dropped.
+/// Running scaler. Dropping it stops it.
 pub(crate) struct PushScaler {
     demand: watch::Sender<i64>,
     _task: AbortOnDropHandle<()>,
@@ -30,7 +29,7 @@ struct Answers(watch::Receiver<i64>);
 // === impl PushScaler ===
 
 impl PushScaler {
-    /// Without demand. Five make one replica.
+    /// Starts without demand. A demand of five makes one replica.
     pub(crate) async fn start(address: SocketAddr) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let (demand, demands) = watch::channel(0);
@@ -43,14 +42,14 @@ impl PushScaler {
         Self { demand, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Pushes what the demand is.
+    /// Sets the demand and pushes it.
     pub(crate) fn push(&self, demand: i64) {
         self.demand.send_replace(demand);
     }
 
-    /// How many streams KEDA has open.
+    /// Returns the number of streams that KEDA has open.
     pub(crate) fn streams(&self) -> usize {
-        // One receiver is the server's.
+        // One receiver belongs to the server.
         self.demand.receiver_count() - 1
     }
 }

@@ -1,10 +1,10 @@
-//! A cold-start record as users get it, and the questions of whether it is well made and whether it is true.
+//! Checks of cold-start records, as users get them: well-formed and accurate.
 
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-/// The names of phases, in their order.
+/// Names of the phases, in order.
 const PHASES: [&str; 11] = [
     "signal",
     "scale",
@@ -18,40 +18,40 @@ const PHASES: [&str; 11] = [
     "first_byte",
     "first_token",
 ];
-/// Of a start that is written down in whole milliseconds.
+/// Error of a start time that is written in whole milliseconds.
 const ROUNDED: Duration = Duration::from_millis(2);
-/// Milliseconds that sums of floats may be off: a microsecond.
+/// Tolerance for sums of floats, in milliseconds.
 const NOTHING: f64 = 0.001;
 
-/// A record.
+/// Cold-start record.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
     pub(crate) value: Value,
-    /// The first request, by the record.
+    /// Time of the first request according to the record.
     pub(crate) began: SystemTime,
     pub(crate) spans: Vec<Span>,
 }
 
-/// A phase of it.
+/// Phase of a record, or a part of one. Times are in milliseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Span {
     pub(crate) name: String,
     pub(crate) start: f64,
     pub(crate) duration: f64,
-    /// By how much the end may have been earlier.
+    /// The end may have been up to this much earlier.
     pub(crate) early: Option<f64>,
     pub(crate) unfinished: bool,
     pub(crate) parts: Vec<Span>,
 }
 
-/// When something really happened: not before the one, and not after the other.
+/// Actual time of an event: at the earliest and at the latest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Truth(pub(crate) SystemTime, pub(crate) SystemTime);
 
 // === impl Truth ===
 
 impl Truth {
-    /// What was written in whole seconds, and was known at `seen`.
+    /// Interval of a time that is written in whole seconds and was known at `seen`.
     pub(crate) fn written(stamp: SystemTime, seen: SystemTime) -> Self {
         Self(stamp, seen.min(stamp + Duration::from_secs(1)).max(stamp))
     }
@@ -66,7 +66,7 @@ impl From<SystemTime> for Truth {
 // === impl Record ===
 
 impl Record {
-    /// One that is well made: whatever it tells, phases follow each other, and sum to the total.
+    /// Parses a record and asserts that it is well-formed: phases follow each other and sum to the total.
     pub(crate) fn read(value: Value) -> Self {
         let began = humantime::parse_rfc3339(value["started_at"].as_str().unwrap()).unwrap();
         let spans = value["phases"].as_array().unwrap().iter().map(Span::read).collect();
@@ -105,7 +105,7 @@ impl Record {
         self.value["total_ms"].as_f64().unwrap()
     }
 
-    /// The names of what is over.
+    /// Returns the names of the finished phases.
     pub(crate) fn over(&self) -> Vec<&str> {
         self.spans.iter().filter(|span| !span.unfinished).map(|span| span.name.as_str()).collect()
     }
@@ -115,7 +115,7 @@ impl Record {
         found.unwrap_or_else(|| panic!("no {name} in {}", self.value))
     }
 
-    /// The end of a phase, at the latest.
+    /// Returns the latest possible end of a phase.
     pub(crate) fn end(&self, name: &str) -> SystemTime {
         self.moment(self.span(name).end())
     }
@@ -124,8 +124,8 @@ impl Record {
         self.began + Duration::from_secs_f64(ms / 1e3)
     }
 
-    /// Whether the end of a phase is told as it was: where the record says that it can have been, and no later than
-    /// `lag` after it.
+    /// Asserts that the end of a phase is accurate: within the interval given by the record, and recorded at most `lag`
+    /// late.
     pub(crate) fn tells(&self, phase: &str, truth: impl Into<Truth>, lag: Duration) {
         let (span, truth) = (self.span(phase), truth.into());
         let latest = self.moment(span.end());
@@ -140,14 +140,14 @@ impl Record {
         );
         assert!(truth.0 <= latest + ROUNDED, "told too early: {says}");
         assert!(latest <= truth.1 + lag, "told more than {lag:?} late: {says}");
-        // Of a phase that ends by our own doing it is no question how early it may have been.
+        // Phases that end by Anteroom's own action have no such uncertainty.
         assert!(
             span.early.is_none() || earliest <= truth.1 + ROUNDED,
             "it was earlier than is admitted: {says}"
         );
     }
 
-    /// The same of a part.
+    /// Same as [`Self::tells`], for a part of a phase.
     pub(crate) fn tells_part(&self, phase: &str, part: &str, truth: impl Into<Truth>, lag: Duration) {
         let (found, truth) = (self.span(phase).part(part), truth.into());
         let end = self.moment(found.end());

@@ -1,4 +1,4 @@
-//! What stands between a replica of Anteroom and the apiserver, and may forget connections: a load balancer, or a NAT.
+//! A load balancer or NAT between a replica of Anteroom and the apiserver, which may forget connections.
 
 use std::net::SocketAddr;
 
@@ -20,9 +20,9 @@ pub(crate) struct Relay {
 
 #[derive(Clone, Copy, Default)]
 struct State {
-    /// How often all connections have been forgotten.
+    /// Number of times that all connections have been forgotten.
     forgotten: u64,
-    /// Whether new ones are, too.
+    /// New connections are accepted, but not forwarded.
     deaf: bool,
 }
 
@@ -36,12 +36,12 @@ impl Relay {
         Self { state, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Forgets all connections that there are: they stay open, and nothing passes any more. New ones work.
+    /// Forgets all existing connections: they stay open, but nothing is forwarded any more. New ones work.
     pub(crate) fn forget(&self) {
         self.state.send_modify(|state| state.forgotten += 1);
     }
 
-    /// Whether new connections are accepted and nothing passes on them; those that there are go on.
+    /// Stops or resumes forwarding of new connections, which are accepted either way; existing ones continue.
     pub(crate) fn set_deaf(&self, deaf: bool) {
         self.state.send_modify(|state| state.deaf = deaf);
     }
@@ -70,7 +70,7 @@ async fn forward(mut client: TcpStream, mut state: watch::Receiver<State>) {
         let _ = state.wait_for(|state| state.forgotten != now.forgotten).await;
     };
     tokio::select! {
-        biased; // what is forgotten passes nothing more
+        biased; // A forgotten connection must not forward anything.
         () = forgotten => {}
         () = forwarding => return,
     }

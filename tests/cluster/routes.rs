@@ -1,15 +1,16 @@
-//! Routes as objects of the cluster.
+//! Routes as cluster objects.
 
 use serde_json::{Value, json};
 
 use crate::{model, scenario::Scenario, wait};
 
-/// `anteroom.dev/v1alpha1`.
+/// API version of Anteroom's resources.
 pub(crate) const OURS: &str = "anteroom.dev/v1alpha1";
-/// `http.keda.sh/v1beta1`.
+/// API version of the KEDA HTTP add-on's resources.
 pub(crate) const THEIRS: &str = "http.keda.sh/v1beta1";
 
-/// A ModelRoute to the Service of its name, for the model of its name; `more` of its spec wins, and null takes away.
+/// Builds a ModelRoute to the Service and for the model of the same name; `more` is merged into its spec, and null
+/// removes a field.
 pub(crate) fn model_route(name: &str, more: Value) -> Value {
     let mut spec = json!({
         "match": { "models": [name] },
@@ -30,7 +31,7 @@ fn without_nulls(value: Value) -> Value {
     }
 }
 
-/// An InterceptorRoute with this spec.
+/// Builds an InterceptorRoute with this spec.
 pub(crate) fn interceptor_route(name: &str, spec: Value) -> Value {
     json!({ "apiVersion": THEIRS, "kind": "InterceptorRoute", "metadata": { "name": name }, "spec": spec })
 }
@@ -38,12 +39,12 @@ pub(crate) fn interceptor_route(name: &str, spec: Value) -> Value {
 // === impl Scenario ===
 
 impl Scenario {
-    /// Waits until a ModelRoute says so of itself, and returns the condition.
+    /// Waits until a ModelRoute has this condition with this reason, and returns the condition.
     pub(crate) async fn says(&self, route: &str, condition: &str, reason: &str) -> Value {
         self.object_says((OURS, "ModelRoute"), route, condition, reason).await
     }
 
-    /// The same of an InterceptorRoute, of which there is but `Ready`.
+    /// Same as [`Self::says`], for the only condition of an InterceptorRoute, `Ready`.
     pub(crate) async fn their_route_says(&self, route: &str, reason: &str) -> Value {
         self.object_says((THEIRS, "InterceptorRoute"), route, "Ready", reason).await
     }
@@ -55,7 +56,7 @@ impl Scenario {
             let object = object?;
             let conditions = object.data.pointer("/status/conditions")?.as_array()?;
             let found = conditions.iter().find(|one| one["type"] == condition && one["reason"] == reason)?;
-            // Not what was so of an older generation.
+            // Conditions of an older generation do not count.
             let now = object.metadata.generation;
             let of = found.get("observedGeneration").and_then(Value::as_i64);
             (of == now).then(|| found.clone())

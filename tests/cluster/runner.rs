@@ -1,4 +1,4 @@
-//! Runs scenarios: those that share the world a few at a time, then those that break it, one by one.
+//! Runs scenarios: those that can share the cluster several at a time, then the disruptive ones one by one.
 
 use std::{panic, pin::Pin, sync::Arc, time::Duration};
 
@@ -10,24 +10,24 @@ use tokio::{
 
 use crate::{scenario::Scenario, world::World};
 
-/// What no scenario takes, so that one that hangs is one that failed.
+/// Timeout of a scenario, well above the duration of any.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// A scenario, by its name.
+/// Scenario with its name.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {
     pub(crate) name: &'static str,
     pub(crate) run: fn(Scenario) -> Pin<Box<dyn Future<Output = ()>>>,
 }
 
-/// How one ended.
+/// Result of a scenario.
 struct Ended {
     name: &'static str,
     took: Duration,
     failed: bool,
 }
 
-/// Runs all, and says whether all passed. The last line is as those of other runners.
+/// Runs all scenarios and returns true if all passed. The last line has the format of other test runners.
 pub(crate) async fn run(world: Arc<World>, together: &[Entry], alone: &[Entry], jobs: usize) -> bool {
     let mut ended = Vec::new();
     let mut running = JoinSet::new();
@@ -56,7 +56,7 @@ pub(crate) async fn run(world: Arc<World>, together: &[Entry], alone: &[Entry], 
 async fn one(world: Arc<World>, entry: Entry) -> Ended {
     let began = Instant::now();
     let scenario = Scenario::new(world, entry.name).await;
-    // On a thread of its own, so that what it awaits need not be `Send`.
+    // On a separate thread, so that its futures need not be `Send`.
     let (runtime, its) = (Handle::current(), scenario.clone());
     let work = spawn_blocking(move || runtime.block_on(async { timeout(LIMIT, (entry.run)(its)).await }));
     let failure = match work.await {
@@ -82,7 +82,7 @@ fn words(error: JoinError) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()
 }
 
-/// Prints where a panic was at once, so that it is there even if the rest hangs.
+/// Prints panics immediately, so that they appear even if the rest hangs.
 pub(crate) fn tell_panics() {
     panic::set_hook(Box::new(|info| eprintln!("{info}")));
 }

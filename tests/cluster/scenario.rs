@@ -1,4 +1,4 @@
-//! What a scenario has: a namespace of its own in the world, addresses of its own, and short ways to say what happens.
+//! A scenario's own namespace and addresses, and shorthand for its steps.
 
 use std::{
     fmt::Debug,
@@ -30,12 +30,12 @@ use crate::{
     world::World,
 };
 
-/// A scenario's part of the world.
+/// A scenario's part of the cluster.
 #[derive(Clone)]
 pub(crate) struct Scenario {
     pub(crate) world: Arc<World>,
     pub(crate) namespace: String,
-    /// As a user with all rights.
+    /// Client of a user with all rights.
     pub(crate) kube: Kube,
     subnet: u8,
 }
@@ -43,10 +43,11 @@ pub(crate) struct Scenario {
 // === impl Scenario ===
 
 impl Scenario {
-    /// With a new namespace.
+    /// Creates a new namespace.
     pub(crate) async fn new(world: Arc<World>, name: &str) -> Self {
         let subnet = world.subnet();
-        // Labels with it in them may have 63 letters; the subnet tells those with the same beginning apart.
+        // Label values that contain the namespace are limited to 63 characters; the subnet makes truncated names
+        // unique.
         let function = name.rsplit(':').next().unwrap_or(name).replace('_', "-");
         let namespace = format!("{function:.40}-{subnet}");
         world.ground.addresses.set(&namespace, subnet);
@@ -54,28 +55,28 @@ impl Scenario {
         let object = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": namespace } });
         kube.apply(&object, "").await;
         let scenario = Self { world, namespace, kube, subnet };
-        // Pods are refused until it is there.
+        // Pods are rejected until it exists.
         scenario.wait_for::<ServiceAccount, _>("default", "there", |account| account.map(drop)).await;
         scenario
     }
 
-    /// Takes away what it made. Nothing waits for that.
+    /// Deletes the scenario's objects without waiting.
     pub(crate) async fn clean_up(&self) {
-        // First, and all at once: whatever owns pods goes before its pods would come again.
+        // ScaledObjects go first, in one request, so that they do not bring pods back while the namespace is deleted.
         let scaled = self.kube.dynamic("keda.sh/v1alpha1", "ScaledObject", &self.namespace);
         let _ = scaled.delete_collection(&DeleteParams::default(), &ListParams::default()).await;
         let namespaces = self.kube.all::<k8s_openapi::api::core::v1::Namespace>();
         let _ = namespaces.delete(&self.namespace, &DeleteParams::default()).await;
     }
 
-    /// A client with the rights of a service account of the namespace.
+    /// Connects with the rights of a service account of the namespace.
     pub(crate) async fn as_service_account(&self, account: &str) -> Kube {
         let plane = &self.world.plane;
         let token = in_cluster::token(&self.kube, &self.namespace, account).await;
         Kube::new(&plane.kubeconfig_with_token(&token)).await
     }
 
-    /// An address for a process of the scenario: 1 to 49. Pods have those from 50 on.
+    /// Returns an address for a process of the scenario: 1 to 49. Pods use 50 and above.
     pub(crate) fn address(&self, number: u8) -> Ipv4Addr {
         assert!((1..50).contains(&number), "{number} is not a number for processes");
         Ipv4Addr::new(10, 77, self.subnet, number)
@@ -85,7 +86,7 @@ impl Scenario {
         (self.address(number), port).into()
     }
 
-    /// The objects of one kind in the namespace.
+    /// Returns the API for the objects of one kind in the namespace.
     pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
@@ -93,7 +94,7 @@ impl Scenario {
         self.kube.namespaced(&self.namespace)
     }
 
-    /// The same for kinds that have no type here, as `ScaledObject`.
+    /// Same as [`Self::api`], for kinds without a Rust type here, such as `ScaledObject`.
     pub(crate) fn dynamic(&self, api_version: &str, kind: &str) -> Api<DynamicObject> {
         self.kube.dynamic(api_version, kind, &self.namespace)
     }
@@ -108,20 +109,20 @@ impl Scenario {
         }
     }
 
-    /// Applies it, and waits until KEDA scales by it.
+    /// Applies the ScaledObject, and waits until it is ready.
     pub(crate) async fn scale(&self, scaled: &Scaled) {
         self.apply(&scaled.object()).await;
         self.wait_for_condition("keda.sh/v1alpha1", "ScaledObject", &scaled.name, "Ready", "True").await;
     }
 
-    /// Changes an object with a merge patch.
+    /// Updates an object with a merge patch.
     pub(crate) async fn patch(&self, api_version: &str, kind: &str, name: &str, patch: &Value) {
         let api = self.dynamic(api_version, kind);
         api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
     }
 
-    /// Changes the pods of a Deployment that are to come, with a strategic merge patch of their template, and waits
-    /// until its controller knows.
+    /// Updates the pod template of a Deployment with a strategic merge patch, and waits until its controller has
+    /// observed the change.
     pub(crate) async fn change_template(&self, deployment: &str, template: &Value) {
         let patch = Patch::Strategic(json!({ "spec": { "template": template } }));
         let patched = self.api::<Deployment>().patch(deployment, &PatchParams::default(), &patch).await;
@@ -132,7 +133,7 @@ impl Scenario {
         .await;
     }
 
-    /// Waits for what `done` finds in an object; `None` stands for one that is not there.
+    /// Waits until `done` returns a value for an object; `None` stands for a missing object.
     pub(crate) async fn wait_for<K, T>(
         &self,
         name: &str,
@@ -169,7 +170,7 @@ impl Scenario {
         .await
     }
 
-    /// Waits until a Deployment is asked to have so many replicas.
+    /// Waits until `spec.replicas` of a Deployment has this value.
     pub(crate) async fn wanted(&self, deployment: &str, replicas: i32, limit: Duration) {
         let what = format!("spec.replicas to be {replicas}");
         wait::object::<Deployment, _>(&self.api(), deployment, &what, limit, |deployment| {
@@ -178,7 +179,7 @@ impl Scenario {
         .await;
     }
 
-    /// Waits until so many addresses of a Service are ready, as EndpointSlices say, and returns them.
+    /// Waits until the EndpointSlices of a Service have `number` ready addresses, and returns them.
     pub(crate) async fn endpoints(&self, service: &str, number: usize) -> Vec<String> {
         let slices = self.api::<EndpointSlice>();
         let params = ListParams::default().labels(&format!("kubernetes.io/service-name={service}"));
@@ -194,12 +195,12 @@ impl Scenario {
         .await
     }
 
-    /// The pods of the namespace.
+    /// Returns the pods of the namespace.
     pub(crate) async fn pods(&self) -> Vec<Pod> {
         self.api::<Pod>().list(&ListParams::default()).await.unwrap().items
     }
 
-    /// Waits until the pods of the namespace are so.
+    /// Waits until `done` returns a value for the pods of the namespace.
     pub(crate) async fn wait_for_pods<T>(&self, what: &str, mut done: impl FnMut(&[Pod]) -> Option<T>) -> T {
         wait::until(what, wait::SOON, async || {
             let pods = self.pods().await;
@@ -208,12 +209,12 @@ impl Scenario {
         .await
     }
 
-    /// What happened to its pods, on their nodes.
+    /// Returns the events of the scenario's pods on their nodes.
     pub(crate) fn history(&self) -> Vec<Moment> {
         self.world.ground.history.of(&self.namespace)
     }
 
-    /// Waits until it has happened, so often.
+    /// Waits until `what` has happened `times` times.
     pub(crate) async fn happened(&self, what: What, times: usize) -> Vec<Moment> {
         wait::until(&format!("{what:?}, {times} times"), wait::SOON, async || {
             let history = self.history();
@@ -227,7 +228,7 @@ impl Scenario {
         .await
     }
 
-    /// What a failure should show: pods, events, and the ends of the logs.
+    /// Returns the context of a failure: pods, events, and the ends of the logs.
     pub(crate) async fn report(&self) -> String {
         let mut report = String::new();
         for moment in self.history() {

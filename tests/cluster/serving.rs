@@ -1,4 +1,4 @@
-//! A model behind Anteroom and KEDA: all that a request needs to wake it, and what is seen of it meanwhile.
+//! A model behind Anteroom and KEDA: everything a request needs to wake it, and observers of it.
 
 use std::{collections::BTreeMap, time::SystemTime};
 
@@ -17,18 +17,18 @@ use crate::{
     wait,
 };
 
-/// How many replicas a Deployment was asked to have, from when to when.
+/// Values of a Deployment's `spec.replicas`, with the time of each change.
 pub(crate) struct Replicas {
     seen: watch::Receiver<Vec<(SystemTime, i32)>>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// An answer that is read to its end by a task of its own.
+/// Response that a task reads to its end.
 pub(crate) type Reading = AbortOnDropHandle<Result<String, String>>;
 
-/// An answer that goes on for as long as somebody listens. Dropping it hangs up.
+/// Response that continues until it is dropped, which closes the connection.
 pub(crate) struct Flow {
-    /// How many parts have come.
+    /// Number of parts received.
     parts: watch::Receiver<u64>,
     _task: AbortOnDropHandle<()>,
 }
@@ -36,14 +36,14 @@ pub(crate) struct Flow {
 // === impl Scenario ===
 
 impl Scenario {
-    /// Deploys a model, its ModelRoute with `spec` on top of what all of them have here, and a ScaledObject that polls
-    /// and goes to zero fast; waits until KEDA would hear of a request.
+    /// Deploys a model, its ModelRoute with `spec` merged into the common one, and a ScaledObject that polls often and
+    /// scales to zero quickly; waits until KEDA would receive a push.
     pub(crate) async fn serve(&self, anteroom: &Anteroom, model: &Model, spec: Value) {
         let scaled = Scaled::of(model, anteroom);
         self.serve_scaled(anteroom, model, spec, &scaled).await;
     }
 
-    /// The same with a ScaledObject of one's own.
+    /// Same as [`Self::serve`], with this ScaledObject.
     pub(crate) async fn serve_scaled(
         &self,
         anteroom: &Anteroom,
@@ -57,7 +57,7 @@ impl Scenario {
             "target": { "service": { "name": model.name, "port": 80 } },
             "scaling": { "linger": "2s" },
         });
-        // A target is one thing or another.
+        // A target has exactly one kind.
         if spec.get("target").is_some() {
             all["target"] = json!({});
         }
@@ -68,7 +68,7 @@ impl Scenario {
         self.apply(&route).await;
         self.wait_for_condition("anteroom.dev/v1alpha1", "ModelRoute", &model.name, "Accepted", "True").await;
         self.scale(scaled).await;
-        // A push before that is dropped.
+        // KEDA drops pushes before that.
         let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
         wait::object(&objects, &scaled.name, "a metric in its status", wait::SOON, |object| {
             let names = object?.data.pointer("/status/externalMetricNames")?.as_array()?;
@@ -81,7 +81,7 @@ impl Scenario {
         }
     }
 
-    /// Waits until KEDA has a stream for a route, and says to which of the replicas.
+    /// Waits until KEDA has a stream for a route, and returns the index of its replica.
     pub(crate) async fn stream_of_keda(&self, anteroom: &Anteroom, route: &str) -> usize {
         wait::until("KEDA's stream", wait::SOON, async || {
             for (index, replica) in anteroom.replicas.iter().enumerate() {
@@ -94,12 +94,12 @@ impl Scenario {
         .await
     }
 
-    /// Labels of a node that is not there yet.
+    /// Returns the labels of a node that is added later.
     pub(crate) fn pool(&self) -> BTreeMap<String, String> {
         BTreeMap::from([("pool".to_owned(), self.namespace.clone())])
     }
 
-    /// Follows how many replicas a Deployment is asked to have, from now on.
+    /// Records the values of a Deployment's `spec.replicas` from now on.
     pub(crate) async fn replicas(&self, deployment: &str) -> Replicas {
         let (note, seen) = watch::channel(Vec::new());
         let (api, name) = (self.api::<Deployment>(), deployment.to_owned());
@@ -128,7 +128,7 @@ impl Scenario {
 // === impl Replicas ===
 
 impl Replicas {
-    /// Waits until there are to be so many.
+    /// Waits until `spec.replicas` has this value.
     pub(crate) async fn reach(&self, replicas: i32) {
         let mut seen = self.seen.clone();
         let reached = seen.wait_for(|seen| seen.last().is_some_and(|&(_, last)| last == replicas));
@@ -137,19 +137,20 @@ impl Replicas {
         }
     }
 
-    /// The numbers in their order, without repetition.
+    /// Returns the values in order, without repetition.
     pub(crate) fn course(&self) -> Vec<i32> {
         self.seen.borrow().iter().map(|&(_, replicas)| replicas).collect()
     }
 
-    /// When it became so many, after `moment`.
+    /// Returns the time at which the value was first set at or after `moment`.
     pub(crate) fn since(&self, replicas: i32, moment: SystemTime) -> SystemTime {
         let seen = self.seen.borrow();
         let found = seen.iter().find(|&&(at, number)| at >= moment && number == replicas);
         found.unwrap_or_else(|| panic!("not {replicas} since {moment:?}: {seen:?}")).0
     }
 
-    /// When it was more than none, after `moment`. Waits for that: others may have seen it first.
+    /// Waits until the value is above zero at or after `moment`, and returns that time. Other watches may have seen it
+    /// earlier.
     pub(crate) async fn after_zero(&self, moment: SystemTime) -> SystemTime {
         let find = |seen: &Vec<(SystemTime, i32)>| {
             seen.iter().find(|&&(at, number)| at >= moment && number > 0).map(|&(at, _)| at)
@@ -160,7 +161,7 @@ impl Replicas {
         find(&seen).unwrap()
     }
 
-    /// The same up to a moment.
+    /// Returns the values up to a moment.
     pub(crate) fn until(&self, moment: SystemTime) -> Vec<i32> {
         let seen = self.seen.borrow();
         seen.iter().filter(|&&(at, _)| at <= moment).map(|&(_, replicas)| replicas).collect()
@@ -170,7 +171,7 @@ impl Replicas {
 // === impl Scaled ===
 
 impl Scaled {
-    /// Over a model, by its route; with a poll each second, and at zero 3 s after the last demand.
+    /// Builds a ScaledObject for a model and its route, with a poll every second and a cooldown of 3 s.
     pub(crate) fn of(model: &Model, anteroom: &Anteroom) -> Self {
         let mut scaled = Self::new(&model.name, &anteroom.scaler(), json!({ "route": model.name }));
         (scaled.polling, scaled.cooldown) = (1, 3);
@@ -181,13 +182,13 @@ impl Scaled {
 // === impl Replica ===
 
 impl Replica {
-    /// The value of a metric for a route of the scenario's namespace; zero if there is none.
+    /// Returns the value of a metric for a route of the scenario's namespace; 0 if it does not exist.
     pub(crate) async fn gauge(&self, name: &str, it: &Scenario, route: &str) -> f64 {
         let series = format!("{name}{{route=\"{}/{route}\"", it.namespace);
         self.metric(&series).await.unwrap_or_default()
     }
 
-    /// What its admin API says of a route.
+    /// Returns a route as reported by the admin API.
     pub(crate) async fn route(&self, it: &Scenario, route: &str) -> Value {
         let name = format!("{}/{route}", it.namespace);
         let all = self.api("/api/v1/routes").await;
@@ -195,8 +196,8 @@ impl Replica {
         found.unwrap_or_else(|| panic!("no route {name} in {all}")).clone()
     }
 
-    /// Waits until it knows that KEDA takes pushes for a route, and of how many replicas there are to be: it does not see
-    /// that a number rises which it sees for the first time.
+    /// Waits until the replica knows that KEDA takes pushes for a route, and the current number of replicas: without a
+    /// previous value it cannot detect an increase.
     pub(crate) async fn sees_what_is_scaled(&self, it: &Scenario, route: &str) {
         wait::until("the ScaledObject to be seen", wait::SOON, async || {
             let seen = self.route(it, route).await["scaled_objects"].clone();
@@ -207,13 +208,13 @@ impl Replica {
         .await;
     }
 
-    /// The cold starts of a route that have ended, the last first.
+    /// Returns the finished cold starts of a route, newest first.
     pub(crate) async fn cold_starts(&self, it: &Scenario, route: &str) -> Vec<Value> {
         let mut found = self.api(&format!("/api/v1/cold-starts?route={}/{route}", it.namespace)).await;
         serde_json::from_value(found["cold_starts"].take()).unwrap()
     }
 
-    /// Waits until so many requests of a route are held.
+    /// Waits until `number` requests of a route are held.
     pub(crate) async fn holds(&self, it: &Scenario, route: &str, number: usize) {
         wait::until(&format!("{number} held requests"), wait::SOON, async || {
             let held = self.gauge("anteroom_held_requests", it, route).await;
@@ -222,7 +223,7 @@ impl Replica {
         .await;
     }
 
-    /// Waits until so many requests of a route have been admitted.
+    /// Waits until `number` requests of a route have been admitted.
     pub(crate) async fn admitted(&self, it: &Scenario, route: &str, number: usize) {
         wait::until(&format!("{number} admitted requests"), wait::SOON, async || {
             let admitted = self.gauge("anteroom_admitted_requests_total", it, route).await;
@@ -231,7 +232,7 @@ impl Replica {
         .await;
     }
 
-    /// Waits until a route is at zero, as far as the replica knows.
+    /// Waits until the replica reports a route as idle.
     pub(crate) async fn rests(&self, it: &Scenario, route: &str) {
         wait::until("the route to be idle", wait::SOON, async || {
             let route = self.route(it, route).await;
@@ -240,12 +241,12 @@ impl Replica {
         .await;
     }
 
-    /// What KEDA is told of the demand of all replicas.
+    /// Returns the demand of all replicas, as reported to KEDA.
     pub(crate) async fn depth(&self, it: &Scenario, route: &str) -> f64 {
         self.gauge("anteroom_scaler_queue_depth", it, route).await
     }
 
-    /// Waits until KEDA would be told so.
+    /// Waits until the replica would report this demand to KEDA.
     pub(crate) async fn reports(&self, it: &Scenario, route: &str, depth: f64) {
         wait::until(&format!("a queue depth of {depth}"), wait::SOON, async || {
             let found = self.depth(it, route).await;
@@ -254,14 +255,14 @@ impl Replica {
         .await;
     }
 
-    /// Asks for a stream, and waits until it flows.
+    /// Requests a stream, and waits for the head of the response.
     pub(crate) async fn flow(&self, model: &str) -> Flow {
         let answer = wait::within("an answer", wait::SOON, self.ask(model, true)).await.unwrap();
         assert_eq!(answer.status, 200);
         Flow::read(answer)
     }
 
-    /// Asks for a stream of so many tokens, and reads the answer to its end meanwhile.
+    /// Requests a stream of `tokens` tokens, and reads the response to its end in the background.
     pub(crate) fn read(&self, model: &str, tokens: u32) -> Reading {
         let (address, model) = (self.proxy(), model.to_owned());
         AbortOnDropHandle::new(tokio::spawn(async move {
@@ -284,18 +285,18 @@ impl Flow {
         Self { parts, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until more has come of it.
+    /// Waits for another part.
     pub(crate) async fn flows(&self) {
         self.flows_for(1).await;
     }
 
-    /// Waits until nothing more can come of it.
+    /// Waits for the end of the stream.
     pub(crate) async fn ends(&self) {
         let mut parts = self.parts.clone();
         while parts.changed().await.is_ok() {}
     }
 
-    /// Waits until so many more parts have come of it.
+    /// Waits for `number` more parts.
     pub(crate) async fn flows_for(&self, number: u64) {
         let mut parts = self.parts.clone();
         let now = *parts.borrow_and_update();
@@ -304,7 +305,7 @@ impl Flow {
     }
 }
 
-/// The whole answer of a stream; an error if it is none, or not whole.
+/// Returns the whole response of a stream; an error if it failed or is incomplete.
 pub(crate) async fn finish(answer: Answer) -> Result<String, String> {
     let status = answer.status;
     let text = answer.text().await?;

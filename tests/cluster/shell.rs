@@ -1,4 +1,4 @@
-//! Programs as a user runs them in a terminal: with a kubeconfig, to their end.
+//! Programs run to their end as from a terminal, with a kubeconfig.
 
 use std::{ffi::OsStr, path::PathBuf, process::Stdio};
 
@@ -7,14 +7,14 @@ use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::{in_cluster, scenario::Scenario, wait, world};
 
-/// A terminal of one user.
+/// Terminal of one user.
 pub(crate) struct Shell {
     bin: PathBuf,
     kubeconfig: PathBuf,
     home: PathBuf,
 }
 
-/// What a program said, and whether it was content.
+/// Output and success of a program.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) success: bool,
@@ -25,12 +25,12 @@ pub(crate) struct Said {
 // === impl Scenario ===
 
 impl Scenario {
-    /// A terminal of a user with all rights, in the scenario's namespace.
+    /// Returns a terminal of a user with all rights, in the scenario's namespace.
     pub(crate) fn shell(&self) -> Shell {
         self.shell_with("admin", &self.world.plane.kubeconfig("admin", Some("system:masters")))
     }
 
-    /// A terminal of a service account of the namespace.
+    /// Returns a terminal of a service account of the namespace.
     pub(crate) async fn shell_of(&self, account: &str) -> Shell {
         let token = in_cluster::token(&self.kube, &self.namespace, account).await;
         self.shell_with(account, &self.world.plane.kubeconfig_with_token(&token))
@@ -43,7 +43,7 @@ impl Scenario {
         let file = home.join("kubeconfig");
         let mut kubeconfig: Value = serde_json::from_str(kubeconfig).unwrap();
         kubeconfig["contexts"][0]["context"]["namespace"] = self.namespace.clone().into();
-        // Another terminal of the user may be reading it.
+        // Another terminal of the user may be reading the file.
         let new = home.join(format!("kubeconfig.{:?}", std::thread::current().id()));
         std::fs::write(&new, kubeconfig.to_string()).unwrap();
         std::fs::rename(&new, &file).unwrap();
@@ -54,12 +54,12 @@ impl Scenario {
 // === impl Shell ===
 
 impl Shell {
-    /// The arguments are what stands between spaces.
+    /// Runs kubectl; arguments are separated by spaces.
     pub(crate) async fn kubectl(&self, arguments: &str) -> Said {
         self.run(self.bin.join("kubectl"), arguments.split_whitespace(), "").await
     }
 
-    /// The same, with something to read.
+    /// Same as [`Self::kubectl`], with standard input.
     pub(crate) async fn kubectl_with(&self, arguments: &str, input: &str) -> Said {
         self.run(self.bin.join("kubectl"), arguments.split_whitespace(), input).await
     }
@@ -84,7 +84,7 @@ impl Shell {
         let what = format!("the end of {command:?}");
         let ended = async {
             let mut child = command.spawn().unwrap();
-            // Whoever does not read may close it.
+            // A program that does not read its input may close it.
             let _ = child.stdin.take().unwrap().write_all(input.as_bytes()).await;
             child.wait_with_output().await.unwrap()
         };
@@ -97,21 +97,21 @@ impl Shell {
 // === impl Said ===
 
 impl Said {
-    /// What it printed, which it must have been content with.
+    /// Returns the standard output. Panics if the program failed.
     #[track_caller]
     pub(crate) fn well(self) -> String {
         assert!(self.success, "{}{}", self.out, self.err);
         self.out
     }
 
-    /// What it complained of, which it must have done.
+    /// Returns the standard error. Panics if the program succeeded.
     #[track_caller]
     pub(crate) fn ill(self) -> String {
         assert!(!self.success, "it was content: {}", self.out);
         self.err
     }
 
-    /// The words of each line.
+    /// Returns the words of each line.
     pub(crate) fn table(&self) -> Vec<Vec<&str>> {
         self.out.lines().map(|line| line.split_whitespace().collect()).collect()
     }

@@ -1,4 +1,5 @@
-//! Waiting for what happens, never for time to pass: every wait has a limit, and says what it saw when that was over.
+//! Waiting for conditions rather than fixed times: every wait has a limit and reports the last observation when it
+//! times out.
 
 use std::{fmt::Debug, time::Duration};
 
@@ -11,10 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long anything may take that takes milliseconds on an idle machine.
+/// Limit for anything that takes milliseconds on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
-/// Asks `look` until it has it. What it has not, it says, and that is what the panic at the end says.
+/// Calls `look` until it returns a value. Its last error is shown if the wait times out.
 pub(crate) async fn until<T>(
     what: &str,
     limit: Duration,
@@ -33,7 +34,7 @@ pub(crate) async fn until<T>(
     panic!("{what}: not within {limit:?}; last seen: {seen}");
 }
 
-/// What would hang for good otherwise, fails.
+/// Fails if `work` takes longer than `limit`.
 pub(crate) async fn within<T>(what: &str, limit: Duration, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(limit, work).await {
         Ok(done) => done,
@@ -41,7 +42,7 @@ pub(crate) async fn within<T>(what: &str, limit: Duration, work: impl Future<Out
     }
 }
 
-/// Watches one object until `done` finds in it what is waited for; `None` stands for an object that is not there.
+/// Watches one object until `done` returns a value; `None` stands for a missing object.
 pub(crate) async fn object<K, T>(
     api: &Api<K>,
     name: &str,
@@ -72,7 +73,7 @@ where
     found.ok().flatten().unwrap_or_else(|| panic!("{name}: {what}: not within {limit:?}; last seen: {seen}"))
 }
 
-/// An object as a failure should show it: without what the server keeps for itself.
+/// Formats an object for a failure message, without managed fields.
 pub(crate) fn brief(object: &impl Serialize) -> String {
     let mut value = serde_json::to_value(object).unwrap_or_default();
     if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -81,8 +82,7 @@ pub(crate) fn brief(object: &impl Serialize) -> String {
     value.to_string()
 }
 
-/// How long after a watch that failed the next one begins: less than kube's own, since here the other end is a process
-/// of the same machine that is coming back.
+/// Backoff between failed watches: shorter than kube's default, since the apiserver is a local process that restarts.
 #[derive(Debug, Default)]
 pub(crate) struct Quick(u32);
 

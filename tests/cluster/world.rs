@@ -24,13 +24,13 @@ use crate::{
     wait,
 };
 
-/// Where the fixtures and manifests of the tests are.
+/// Folder of the tests' fixtures and manifests.
 pub(crate) const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster");
 
-/// Subnets of 10.77.0.0/16 below it are not for scenarios: 0 is the control plane, 1 the nodes, 2 pods of no scenario.
+/// First subnet of 10.77.0.0/16 for scenarios. Below: 0 is the control plane, 1 the nodes, 2 pods of no scenario.
 const FIRST_SUBNET: u8 = 16;
 
-/// A control plane with KEDA, a node, and the definitions of all resources that the tests use.
+/// Control plane with KEDA, a node, and the CRDs of all resources that the tests use.
 pub(crate) struct World {
     pub(crate) plane: ControlPlane,
     pub(crate) keda: Keda,
@@ -44,7 +44,7 @@ pub(crate) struct World {
 // === impl World ===
 
 impl World {
-    /// Starts everything; `run` is the folder that the namespace was made with.
+    /// Starts everything; `run` is the folder that `tests/cluster/enter` created.
     pub(crate) async fn start(run: &Path, bin: &Path) -> Self {
         let began = Instant::now();
         let folders = Folders { bin: bin.to_owned(), run: run.to_owned(), logs: run.join("logs") };
@@ -81,18 +81,18 @@ impl World {
         }
     }
 
-    /// One more node, whenever it comes.
+    /// Adds a node.
     pub(crate) async fn add_node(&self, machine: impl Into<Machine>) -> Node {
         let Machine { labels, boot, clock, wired } = machine.into();
         let number = self.nodes.fetch_add(1, Ordering::SeqCst);
         let mut spec = Spec::new(&format!("node-{number}"), Ipv4Addr::new(10, 77, 1, number + 1));
-        // Whose it is says the label that they are selected by.
+        // The label that pods select it by names its scenario.
         spec.reserved = Some(labels.get("pool").cloned().unwrap_or_default());
         (spec.labels, spec.boot, spec.clock, spec.wired) = (labels, boot, clock, wired);
         join(&self.plane, self.ground.clone(), spec).await
     }
 
-    /// A subnet that nobody has.
+    /// Returns an unused subnet.
     pub(crate) fn subnet(&self) -> u8 {
         self.subnets.fetch_add(1, Ordering::SeqCst)
     }
@@ -115,7 +115,7 @@ impl Spec {
     }
 }
 
-/// The resources that are not Kubernetes' own, nor KEDA's.
+/// Applies the CRDs other than KEDA's.
 async fn define(kube: &Kube) {
     let fixtures = ["interceptorroutes", "inferencepools"];
     let files = fixtures.map(|name| Path::new(HERE).join(format!("fixtures/{name}.yaml")));
@@ -141,13 +141,13 @@ async fn join(plane: &ControlPlane, ground: Arc<Ground>, spec: Spec) -> Node {
     Node::join(kube, ground, spec).await
 }
 
-/// The executable under test: that of the tests' own build, unless `ANTEROOM_CLUSTER_PROGRAM` names another.
+/// Returns the executable under test: that of this build, unless `ANTEROOM_CLUSTER_PROGRAM` names another.
 pub(crate) fn anteroom() -> PathBuf {
     std::env::var_os("ANTEROOM_CLUSTER_PROGRAM")
         .map_or_else(|| env!("CARGO_BIN_EXE_anteroom").into(), PathBuf::from)
 }
 
-/// What images stand for. Envoy is there only where it has been installed.
+/// Returns the programs that stand for images. Envoy only if installed.
 fn programs() -> BTreeMap<String, PathBuf> {
     let mut programs = BTreeMap::from([("anteroom".to_owned(), anteroom())]);
     if let Some(envoy) = std::env::var_os("ANTEROOM_ENVOY") {

@@ -1,4 +1,4 @@
-//! One cold start, and its moments.
+//! One cold start and the times of its events.
 
 use std::{
     collections::BTreeMap,
@@ -15,34 +15,34 @@ use tokio::{
 use super::{MODEL, Stage, machine};
 use crate::{node::history::What, record, wait};
 
-/// A cold start. All are milliseconds since the client began to write its request, in one piece.
+/// Times of a cold start, in milliseconds since the client began to write its request, which it writes in one piece.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Sample {
     pub(crate) round: usize,
-    /// A stream beside KEDA's has received `true`.
+    /// A stream beside KEDA's received `true`.
     pub(crate) pushed: Option<f64>,
-    /// A watch has shown `spec.replicas` 1.
+    /// A watch delivered `spec.replicas` of 1.
     pub(crate) patched: f64,
-    /// A watch has shown the pod.
+    /// A watch delivered the pod.
     pub(crate) created: f64,
-    /// A watch has shown its node: ours, or the node's own.
+    /// A watch delivered the pod with its node: the observer's or the node's own watch.
     pub(crate) scheduled: f64,
-    /// The node has started the server's process.
+    /// The node started the server's process.
     pub(crate) started: f64,
-    /// The server has said that it listens.
+    /// The server logged that it is listening.
     pub(crate) answers: f64,
-    /// The node's own probe has found it ready, if that was before the answer.
+    /// The node's own readiness probe succeeded, if that was before the response.
     pub(crate) ready: Option<f64>,
-    /// The request was sent on, at the latest: the first byte at the client less the time since then by the record.
+    /// Upper bound of the dispatch: the first byte at the client minus the recorded time from dispatch to first byte.
     pub(crate) dispatched: f64,
-    /// The first byte of the answer has reached the client.
+    /// The first byte of the response reached the client.
     pub(crate) first_byte: f64,
-    /// Anteroom's record: the length of each phase.
+    /// Durations of the phases in Anteroom's record.
     pub(crate) record: Record,
     pub(crate) load_average: f64,
 }
 
-/// Milliseconds of each phase of a cold-start record.
+/// Durations of the phases of a cold-start record, in milliseconds.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Record {
     pub(crate) phases: BTreeMap<String, f64>,
@@ -52,7 +52,7 @@ pub(crate) struct Record {
 // === impl Stage ===
 
 impl Stage {
-    /// Sends a request and follows it to the end of its answer.
+    /// Sends a request and observes it to the end of its response.
     pub(super) async fn cold_start(&self, round: usize) -> Sample {
         let load_average = machine::load();
         let replica = &self.anteroom.replicas[self.asked()];
@@ -89,7 +89,7 @@ impl Stage {
         let (bound, answers) = (happened(What::Bound), happened(What::Answers));
         let records = wait::until("the record", wait::SOON, async || {
             let records = replica.cold_starts(&self.it, MODEL).await;
-            // There is a bound to how many are told of.
+            // The API returns a limited number of records, so the number cannot be compared.
             if newest(&records) > before { Ok(records) } else { Err(format!("{records:?}")) }
         });
         let record = Record::read(&records.await[0]);
@@ -97,7 +97,7 @@ impl Stage {
             round,
             pushed,
             patched: since(self.replicas.since(1, asked)),
-            // Whichever watch was first.
+            // By the watch that was first.
             created: since(birth.created).min(bound),
             scheduled: since(birth.scheduled.unwrap()).min(bound),
             started: happened(What::Started),
@@ -111,7 +111,7 @@ impl Stage {
     }
 }
 
-/// A completion of one token, which is read until the connection ends.
+/// Builds a request for a completion of one token, read until the connection ends.
 fn request() -> Vec<u8> {
     let body = json!({
         "model": MODEL,
@@ -128,7 +128,7 @@ fn request() -> Vec<u8> {
     .into_bytes()
 }
 
-/// The id of the first in a list of records, which is the last that ended.
+/// Returns the id of the first record, which is the newest.
 fn newest(records: &[Value]) -> Option<u64> {
     records.first()?["id"].as_u64()
 }
@@ -137,7 +137,7 @@ fn ms(duration: Duration) -> f64 {
     rounded(duration.as_secs_f64() * 1e3)
 }
 
-/// To microseconds.
+/// Rounds to microseconds.
 pub(super) fn rounded(ms: f64) -> f64 {
     (ms * 1e3).round() / 1e3
 }
@@ -152,7 +152,7 @@ impl Record {
         Self { phases, total: rounded(record.total()) }
     }
 
-    /// How long a phase took that is in every record.
+    /// Returns the duration of a phase that every record has, in milliseconds.
     pub(crate) fn phase(&self, name: &str) -> f64 {
         self.phases.get(name).copied().unwrap_or_else(|| panic!("no phase {name} in {self:?}"))
     }
@@ -161,7 +161,7 @@ impl Record {
 // === impl Sample ===
 
 impl Sample {
-    /// Until the process of the server has come to answer, as it was played.
+    /// Returns the time from the start of the server's process until it listens, in milliseconds.
     pub(crate) fn load(&self) -> f64 {
         self.answers - self.started
     }

@@ -1,4 +1,4 @@
-//! What the samples say: medians and the like, as a table.
+//! Statistics of the samples, as a table.
 
 use std::fmt::{self, Display};
 
@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::{Sample, cycle::rounded};
 
-/// A figure, and what it is in each sample.
+/// Name of a figure, and its value in each sample.
 type Figure = (&'static str, fn(&Sample) -> Option<f64>);
 
-/// In the order of what happens.
+/// In chronological order.
 const FIGURES: &[Figure] = &[
     ("request → push on its way, by our record", |it| it.pushed.map(|_| it.record.phase("signal"))),
     ("request → push received", |it| it.pushed),
@@ -33,7 +33,7 @@ const FIGURES: &[Figure] = &[
     ("whole cold start less the server's own time", |it| Some(it.first_byte - it.load())),
 ];
 
-/// The figures of some samples.
+/// Figures of several samples.
 pub(super) struct Table(Vec<Row>);
 
 struct Row {
@@ -64,7 +64,7 @@ impl Table {
     }
 }
 
-/// As documents have it.
+/// Markdown, as in the documentation.
 impl Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "| ms | n | median | p90 | min | max |\n| --- | ---: | ---: | ---: | ---: | ---: |")?;
@@ -82,7 +82,7 @@ impl Row {
         values.sort_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);
         let n = values.len();
-        // The lowest that nine of ten do not exceed.
+        // Lowest value that nine of ten do not exceed.
         let p90 = values[(9 * n).div_ceil(10) - 1];
         let median = (values[(n - 1) / 2] + values[n / 2]) / 2.0;
         let [median, p90, min, max] = [median, p90, min, max].map(rounded);

@@ -1,4 +1,4 @@
-//! Where it was measured.
+//! Description of the machine.
 
 use std::{fs, process::Command, thread};
 
@@ -6,13 +6,13 @@ use serde_json::{Value, json};
 
 use crate::world::{HERE, World};
 
-/// Processes that run or would like to, averaged over the last minute.
+/// Returns the load average of the last minute.
 pub(super) fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// The machine, and the versions of all that runs on it.
+/// Returns the machine, and the versions of everything that runs on it.
 pub(super) fn describe(world: &World) -> Value {
     let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = processors.lines().find_map(|line| line.strip_prefix("model name\t: "));
@@ -36,7 +36,7 @@ pub(super) fn describe(world: &World) -> Value {
     })
 }
 
-/// The version of a module that the programs of the cluster are built from.
+/// Returns the version of a module from which the programs of the cluster are built.
 fn version_of(folder: &str, module: &str) -> String {
     let modules = fs::read_to_string(format!("{HERE}/{folder}/go.mod")).unwrap();
     let mut words = modules.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

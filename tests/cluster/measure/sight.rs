@@ -1,4 +1,4 @@
-//! What is seen of a cold start from outside: by a stream beside KEDA's, and by a watch of the pods.
+//! Observation of a cold start from outside: by a stream beside KEDA's, and by a watch of the pods.
 
 use std::{net::Ipv4Addr, time::SystemTime};
 
@@ -20,13 +20,13 @@ use crate::{
     wait,
 };
 
-/// A stream of the scaler that hears what KEDA hears.
+/// Stream of the scaler that receives the same messages as KEDA's.
 pub(super) struct Tap {
     heard: watch::Receiver<Vec<(SystemTime, bool)>>,
     _task: AbortOnDropHandle<()>,
 }
 
-/// When a pod was first seen, and first seen with a node.
+/// Time when a pod was first seen, and first seen with a node.
 #[derive(Clone)]
 pub(super) struct Birth {
     pub(super) pod: String,
@@ -34,7 +34,7 @@ pub(super) struct Birth {
     pub(super) scheduled: Option<SystemTime>,
 }
 
-/// The pods of a scenario, as they come.
+/// Observed pods of a scenario.
 pub(super) struct Pods {
     births: watch::Receiver<Vec<Birth>>,
     _task: AbortOnDropHandle<()>,
@@ -43,7 +43,7 @@ pub(super) struct Pods {
 // === impl Tap ===
 
 impl Tap {
-    /// To the replica at this address, as KEDA asks for the route `route`.
+    /// Opens a stream to the replica at this address, as KEDA does for the route `route`.
     pub(super) async fn open(it: &Scenario, address: Ipv4Addr, route: &str) -> Self {
         let reference = ScaledObjectRef {
             name: route.to_owned(),
@@ -62,13 +62,13 @@ impl Tap {
         Self { heard, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until this was said last.
+    /// Waits until the last message has this value.
     pub(super) async fn says(&self, active: bool) {
         let mut heard = self.heard.clone();
         heard.wait_for(|heard| heard.last().is_some_and(|&(_, last)| last == active)).await.unwrap();
     }
 
-    /// Waits until `true` is heard after `since`, and says when that was.
+    /// Waits for the first `true` at or after `since`, and returns its time.
     pub(super) async fn pushed(&self, since: SystemTime) -> SystemTime {
         let mut heard = self.heard.clone();
         let first =
@@ -107,7 +107,7 @@ impl Pods {
         Self { births, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Waits until a pod that has come after `since` has a node.
+    /// Waits for a pod that was created at or after `since` and has a node.
     pub(super) async fn born(&self, since: SystemTime) -> Birth {
         let mut births = self.births.clone();
         let first = |births: &[Birth]| {

@@ -1,8 +1,8 @@
-//! The clock of a node, which may be wrong: what the node stamps is by it, and what really happened is not.
+//! Clock of a node, which may be wrong: the node's timestamps use it, the history does not.
 
 use std::time::{Duration, SystemTime};
 
-/// How far a node's clock is off.
+/// Offset of a node's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Clock {
     #[default]
@@ -18,7 +18,7 @@ impl Clock {
         self.reads(SystemTime::now())
     }
 
-    /// What it shows at a moment.
+    /// Returns the clock's reading at a moment.
     pub(crate) fn reads(self, at: SystemTime) -> SystemTime {
         match self {
             Self::Right => at,

@@ -1,4 +1,4 @@
-//! A container: its process from the pull to the last restart, and its state all the while.
+//! A container: its process from the pull to the last restart, and its status.
 
 use std::{
     fs::File,
@@ -34,29 +34,29 @@ use super::{
 };
 use crate::{client, plane::daemon};
 
-/// The longest back-off, as kubelet's.
+/// Longest restart back-off, same as the kubelet's.
 const LONGEST: Duration = Duration::from_secs(300);
-/// What a hook that used up the whole grace leaves the process, as in kubelet.
+/// Grace after a preStop hook that used up the whole grace period, same as the kubelet's.
 const LEAST_GRACE: Duration = Duration::from_secs(2);
 
-/// What runs a container.
+/// State of the task that runs a container.
 pub(super) struct Task {
     pub(super) agent: Arc<Agent>,
     pub(super) index: usize,
     pub(super) container: Container,
     pub(super) address: Ipv4Addr,
-    /// The pod as it is now.
+    /// Current state of the pod.
     pub(super) pods: watch::Receiver<Option<Pod>>,
-    /// When the container has to be gone; `None` while it may stay.
+    /// Deadline for the exit of the container; `None` while it may run.
     pub(super) end: watch::Receiver<Option<Instant>>,
     pub(super) reports: mpsc::UnboundedSender<(usize, ContainerStatus)>,
     pub(super) status: ContainerStatus,
     pub(super) pod: Pod,
-    /// What it finds where it runs, once that is there.
+    /// Files of the container, once mounted.
     pub(super) files: Files,
 }
 
-/// The state of a container that has not run yet.
+/// Returns the status of a container that has not run yet.
 pub(super) fn waiting(container: &Container) -> ContainerStatus {
     ContainerStatus {
         name: container.name.clone(),
@@ -74,7 +74,7 @@ pub(super) fn state(kind: &str, what: serde_json::Value) -> ContainerState {
 // === impl Task ===
 
 impl Task {
-    /// Until the container is not to run any more. Its last report says how it ended.
+    /// Runs the container until it must not run any more. The last report has its exit status.
     pub(super) async fn run(mut self) {
         let mut end = self.end.clone();
         self.agent.logs.waits(self.key(), "ContainerCreating");
@@ -108,22 +108,22 @@ impl Task {
         if let Some(reason) = waiting.and_then(|waiting| waiting.reason.as_ref()) {
             self.agent.logs.waits(self.key(), reason);
         }
-        // The pod's task has gone when nobody wants to know.
+        // Fails if the pod's task has ended.
         let _ = self.reports.send((self.index, self.status.clone()));
     }
 
-    /// The fate of the pod as it is now.
+    /// Returns the pod's current fate.
     pub(super) fn fate(&self) -> Option<Fate> {
         self.pods.borrow().as_ref().and_then(Fate::of)
     }
 
-    /// The back-off after so many failures.
+    /// Returns the back-off after this number of failures.
     pub(super) fn delay(&self, failures: u32) -> Duration {
         let first = fate::duration(&self.pod, fate::BACK_OFF, Duration::from_secs(10));
         first.saturating_mul(1 << failures.min(10)).min(LONGEST)
     }
 
-    /// One life of it. `None` if it could not be started, or has not been seen to end.
+    /// Runs the process once. Returns `None` if the process could not be started, or its exit was not observed.
     async fn live(&mut self) -> Option<ExitStatus> {
         let mut child = match self.spawn() {
             Ok(child) => child,
@@ -190,7 +190,7 @@ impl Task {
         command.spawn().map_err(|error| format!("cannot run {:?}: {error}", command.as_std().get_program()))
     }
 
-    /// Copies its output into its log, and notes when it says that it listens.
+    /// Copies the output into the container's log, and notes when the server logs that it is listening.
     fn follow(&self, child: &mut Child, log: &Arc<Log>) -> [AbortOnDropHandle<()>; 2] {
         let (namespace, name) = (self.pod.namespace().unwrap_or_default(), self.pod.name_any());
         let file = format!("{namespace}.{name}.{}.log", self.container.name);
@@ -199,7 +199,7 @@ impl Task {
             let (agent, pod, log) = (self.agent.clone(), self.pod.clone(), log.clone());
             move |line: &str| {
                 log.push(agent.clock.now(), line);
-                // vLLM's words, and so the stand-in's.
+                // vLLM's message, which the simulator uses as well.
                 if line.contains("Application startup complete") {
                     agent.note(&pod, What::Answers);
                 }
@@ -212,7 +212,7 @@ impl Task {
         ]
     }
 
-    /// Until the process has ended, or will: with the reason, if that is not the process's own affair.
+    /// Waits until the process has exited, or terminates it. Returns the reason if the node has killed it.
     async fn watch(&mut self, child: &mut Child) -> Option<&'static str> {
         let (sender, mut findings) = mpsc::channel(4);
         let probes = probe::watch(self.container.clone(), self.address, sender);
@@ -223,7 +223,7 @@ impl Task {
         let mut end = self.end.clone();
         loop {
             tokio::select! {
-                // What has happened counts before what is asked for.
+                // An exit takes precedence over other events.
                 biased;
                 _ = child.wait() => return None,
                 () = &mut oom, if fate == Some(Fate::Oom) => {
@@ -255,7 +255,7 @@ impl Task {
         }
     }
 
-    /// Its hook, SIGTERM, and SIGKILL when the grace is over.
+    /// Runs the preStop hook, sends SIGTERM, and SIGKILL at the end of the grace period.
     async fn terminate(&self, child: &mut Child, mut end: watch::Receiver<Option<Instant>>) {
         let name = &self.container.name;
         self.event("Normal", "Killing", &format!("Stopping container {name}"));
@@ -266,7 +266,7 @@ impl Task {
             () = over(&mut end) => least = Some(Instant::now() + LEAST_GRACE),
             () = pre_stop(&self.container, self.address) => {}
         }
-        // A pod that was deleted without any grace gets none.
+        // A pod that was deleted without grace period gets SIGKILL at once.
         let now = self.pods.borrow().is_none();
         if !now {
             signal(child, Signal::TERM);
@@ -282,7 +282,7 @@ impl Task {
         signal(child, Signal::KILL);
     }
 
-    /// The first restart comes at once.
+    /// Waits before a restart. The first restart is immediate.
     async fn back_off(&mut self) {
         let failures = u32::try_from(self.status.restart_count).unwrap_or_default();
         self.status.last_state = self.status.state.take();
@@ -302,12 +302,12 @@ impl Task {
     }
 }
 
-/// Ends when there is a time by which it has to be gone, or nobody left to tell one.
+/// Waits until a deadline is set, or the sender is gone.
 async fn told(end: &mut watch::Receiver<Option<Instant>>) {
     let _ = end.wait_for(Option::is_some).await;
 }
 
-/// Ends when the time that is in there has come, which may get earlier.
+/// Waits until the deadline, which may be moved forward meanwhile.
 async fn over(end: &mut watch::Receiver<Option<Instant>>) {
     loop {
         let at = end.borrow_and_update().unwrap_or_else(Instant::now);

@@ -1,4 +1,4 @@
-//! The endpoint of a node that the apiserver asks for logs, as kubelet serves it: over TLS, on port 10250.
+//! The node's endpoint for the apiserver's log requests, as served by the kubelet: TLS on port 10250.
 
 use std::{collections::HashMap, convert::Infallible, net::Ipv4Addr, sync::Arc, time::SystemTime};
 
@@ -27,13 +27,13 @@ pub(super) const PORT: u16 = 10250;
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-/// Where the node is asked, which has to be there before the node says where that is.
+/// Listener of the endpoint; bound before the node is registered with its address.
 pub(super) struct Endpoint {
     listener: TcpListener,
     tls: TlsAcceptor,
 }
 
-/// What of a log is wanted, as `PodLogOptions` has it.
+/// Options of a log request, as in `PodLogOptions`.
 struct Wanted {
     follow: bool,
     previous: bool,
@@ -46,7 +46,7 @@ struct Wanted {
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// With a certificate of its own making, which the apiserver does not ask about, unless it is told to.
+    /// Binds with a self-made certificate, which the apiserver does not verify by default.
     pub(super) async fn bind(name: &str, address: Ipv4Addr) -> Self {
         let identity = Authority::new(name).server(name, &[address.into()], &[]);
         let certificate = CertificateDer::from_pem_slice(identity.cert.as_bytes()).unwrap();
@@ -63,7 +63,7 @@ impl Endpoint {
         Self { listener, tls: TlsAcceptor::from(Arc::new(config)) }
     }
 
-    /// Its connections end with it.
+    /// Serves connections, which end with this future.
     pub(super) async fn serve(self, agent: Arc<Agent>) {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = self.listener.accept().await {
@@ -141,7 +141,8 @@ impl Wanted {
         })
     }
 
-    /// The life of the container that is meant; an error in kubelet's words, `{}` for the container.
+    /// Returns the log of the requested run of the container. Errors use the kubelet's words, with `{}` for the
+    /// container.
     fn of(&self, kept: &Kept) -> Result<Arc<Log>, String> {
         if self.previous {
             return kept.previous.clone().ok_or_else(|| "previous terminated {} not found".into());
@@ -156,7 +157,7 @@ impl Wanted {
         })
     }
 
-    /// The text of a log, to its end if that is awaited.
+    /// Streams the lines of a log; with `follow`, until the log ends.
     fn text(self, log: Arc<Log>) -> impl Stream<Item = Result<Frame<Bytes>, Infallible>> + Send {
         let (progress, mut left) = (log.progress(), self.limit.unwrap_or(usize::MAX));
         let first = self.tail.map_or(0, |tail| progress.borrow().lines.saturating_sub(tail));
@@ -168,7 +169,7 @@ impl Wanted {
                     return None;
                 }
                 if follow {
-                    // It lives on while it is in here.
+                    // The log lives as long as it is in this state.
                     let _ = progress.wait_for(|now| now.lines > next || now.ended).await;
                 }
                 let over = !follow || progress.borrow().ended;

@@ -1,5 +1,4 @@
-//! The events that a node writes beside the statuses of its pods: as kubelet does, one after the other, and for nobody
-//! who would wait for them.
+//! Events that a node writes in addition to the statuses of its pods: in order and without waiting, like the kubelet.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -13,7 +12,8 @@ use super::{Agent, container::Task, status};
 // === impl Agent ===
 
 impl Agent {
-    /// Of a pod, or of the container of that name in it; `at` is when that was, not by the node's clock.
+    /// Queues an event of a pod, or of a container unless `container` is empty; `at` is real time, not the node's
+    /// clock.
     fn event(&self, pod: &Pod, container: &str, at: SystemTime, kind: &str, reason: &str, message: &str) {
         let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
         let at = self.clock.reads(at);
@@ -33,7 +33,7 @@ impl Agent {
             "source": { "component": "kubelet", "host": self.name },
             "reportingComponent": "kubelet", "reportingInstance": self.name,
         });
-        // Nobody writes it any more when the node has gone.
+        // Fails if the node is gone.
         let _ = self.events.send(serde_json::from_value(event).unwrap());
     }
 
@@ -41,11 +41,11 @@ impl Agent {
         self.event(pod, "", SystemTime::now(), kind, reason, message);
     }
 
-    /// Writes them in the order in which they came.
+    /// Writes the events in order.
     pub(super) async fn write_events(self: Arc<Self>, mut events: mpsc::UnboundedReceiver<Event>) {
         while let Some(event) = events.recv().await {
             let namespace = event.metadata.namespace.clone().unwrap_or_default();
-            // Nothing depends on it.
+            // Events are best effort.
             let _ = self.kube.namespaced::<Event>(&namespace).create(&PostParams::default(), &event).await;
         }
     }
@@ -54,12 +54,12 @@ impl Agent {
 // === impl Task ===
 
 impl Task {
-    /// Of the container, now.
+    /// Queues an event of the container with the current time.
     pub(super) fn event(&self, kind: &str, reason: &str, message: &str) {
         self.event_at(SystemTime::now(), kind, reason, message);
     }
 
-    /// Of the container, and of a moment that has been noted.
+    /// Queues an event of the container with the time of a noted moment.
     pub(super) fn event_at(&self, at: SystemTime, kind: &str, reason: &str, message: &str) {
         self.agent.event(&self.pod, &self.container.name, at, kind, reason, message);
     }

@@ -1,38 +1,39 @@
-//! What a pod's annotations say that its node shall play, since it would take hardware or a registry to happen here.
+//! Behaviour that the node simulates according to annotations of a pod, since it would require hardware or a registry.
 
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
-/// How long its image takes to be pulled: `2s`. By default it is there already.
+/// Duration of the image pull, such as `2s`. By default the image is present.
 pub(crate) const PULL: &str = "test.anteroom.dev/pull";
-/// How long it takes to start once its image is there: nothing by default.
+/// Duration from the pulled image to the start of the process; 0 by default.
 pub(crate) const START: &str = "test.anteroom.dev/start";
-/// How long after it runs the node says so: nothing by default; up to a second with kubelet, which looks so often.
+/// Delay before the node reports a running container: 0 by default; up to 1 s with the kubelet, which checks that
+/// often.
 pub(crate) const LAG: &str = "test.anteroom.dev/lag";
-/// What becomes of it: one of [`Fate`]'s, as `image-pull-back-off`.
+/// Failure of the pod: one of [`Fate`], such as `image-pull-back-off`.
 pub(crate) const FATE: &str = "test.anteroom.dev/fate";
-/// How long the first back-off is, of those that double; 10 s by default, as kubelet's.
+/// First back-off, which then doubles; 10 s by default, like the kubelet's.
 pub(crate) const BACK_OFF: &str = "test.anteroom.dev/back-off";
-/// How long it runs until its memory is exhausted: 200 ms by default.
+/// Time until the process runs out of memory; 200 ms by default.
 pub(crate) const OOM_AFTER: &str = "test.anteroom.dev/oom-after";
-/// Further arguments for the stand-in that runs in the place of a real model server.
+/// Further arguments for the simulator that runs instead of a model server.
 pub(crate) const SIM: &str = "test.anteroom.dev/sim";
 
-/// What goes wrong with a pod.
+/// Failure of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
-    /// Its image cannot be pulled.
+    /// The image cannot be pulled.
     ImagePullBackOff,
-    /// What is in its image exits with 1 at once.
+    /// The process exits with 1 at once.
     CrashLoop,
-    /// The kernel kills it, after a while.
+    /// The kernel kills the process after a while (OOM).
     Oom,
 }
 
 impl Fate {
-    /// The fate of a pod, as its annotations are now: it can be changed.
+    /// Returns the fate in the pod's current annotations, which can change.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         match pod.annotations().get(FATE)?.as_str() {
             "image-pull-back-off" => Some(Self::ImagePullBackOff),
@@ -44,13 +45,13 @@ impl Fate {
     }
 }
 
-/// A duration of the annotations.
+/// Returns the duration in an annotation, or the default.
 pub(crate) fn duration(pod: &Pod, annotation: &str, default: Duration) -> Duration {
     given(pod, annotation, 0).unwrap_or(default)
 }
 
-/// A duration of the annotations, if there is one. Of several, between commas, that of the pod's number in its
-/// namespace; of more pods than there are, the last.
+/// Returns the duration in an annotation, if present. Of several, separated by commas, each applies to one pod of the
+/// namespace, by its number; the last applies to all further pods.
 pub(crate) fn given(pod: &Pod, annotation: &str, number: usize) -> Option<Duration> {
     let text = pod.annotations().get(annotation)?;
     let of_each: Vec<_> = text.split(',').map(str::trim).collect();

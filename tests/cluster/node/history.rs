@@ -1,4 +1,4 @@
-//! What really happened to pods, and when: the truth that cold-start records are compared with.
+//! Actual events of pods, with their times: the ground truth for cold-start records.
 
 use std::{
     fmt::{self, Display},
@@ -8,73 +8,73 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// What can happen to a pod on its node, and to a node.
+/// Event of a pod on its node, or of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
-    /// The node has learned of it.
+    /// The node received the pod.
     Bound,
-    /// Its image is being pulled.
+    /// The pull of the image began.
     Pulling,
-    /// Its image is there.
+    /// The image is present.
     Pulled,
-    /// A process of it has been started.
+    /// A process of the pod was started.
     Started,
-    /// Its server has said that it listens; before the next probe of the node could know.
+    /// The server logged that it is listening, which is before the node's next probe can find out.
     Answers,
-    /// The node has found it ready, and is about to say so.
+    /// The node found the pod ready, and is about to report it.
     Ready,
-    /// The node has found it not ready any more.
+    /// The node found the pod no longer ready.
     Unready,
-    /// A process of it has ended, with this code (128 and more: by a signal).
+    /// A process of the pod exited with this code (128 and more: by a signal).
     Exited(i32),
-    /// The node has learned that it is to end.
+    /// The node received the pod's deletion.
     Terminating,
-    /// A process of it got SIGTERM.
+    /// A process of the pod got SIGTERM.
     Signalled,
-    /// A process of it got SIGKILL, since its grace was over.
+    /// A process of the pod got SIGKILL at the end of its grace period.
     Killed,
-    /// The object is gone.
+    /// The pod object is deleted.
     Gone,
-    /// A node is about to be created: its object is after that...
+    /// A node is about to be created: its object is created after this ...
     Registers,
     /// ... and before this.
     Registered,
-    /// The node may be used, and is about to say so.
+    /// The node is usable, and is about to report it.
     NodeReady,
 }
 
-/// Something that happened.
+/// Event with its time.
 #[derive(Clone, Debug)]
 pub(crate) struct Moment {
     pub(crate) at: SystemTime,
     pub(crate) namespace: String,
-    /// The pod, or the node.
+    /// Name of the pod or node.
     pub(crate) pod: String,
     pub(crate) what: What,
 }
 
-/// Everything that happened on all nodes, in its order.
+/// All events of all nodes, in order.
 #[derive(Clone, Default)]
 pub(crate) struct History(Arc<Mutex<Vec<Moment>>>);
 
 // === impl History ===
 
 impl History {
-    /// It happens now, which is returned.
+    /// Records an event that happens now. Returns its time.
     pub(crate) fn note(&self, namespace: &str, pod: &str, what: What) -> SystemTime {
         let mut moments = self.0.lock();
-        // Within the lock, so that they are in order.
+        // Within the lock, so that times are in order.
         let at = SystemTime::now();
         moments.push(Moment { at, namespace: namespace.into(), pod: pod.into(), what });
         at
     }
 
-    /// What happened in a namespace.
+    /// Returns the events of a namespace.
     pub(crate) fn of(&self, namespace: &str) -> Vec<Moment> {
         self.0.lock().iter().filter(|moment| moment.namespace == namespace).cloned().collect()
     }
 
-    /// When it first happened to any pod of the namespace.
+    /// Returns the time of the first such event of any pod of the namespace.
     pub(crate) fn first(&self, namespace: &str, what: What) -> Option<SystemTime> {
         self.of(namespace).into_iter().find(|moment| moment.what == what).map(|moment| moment.at)
     }

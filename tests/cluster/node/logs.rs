@@ -1,4 +1,4 @@
-//! What containers print, as kubelet keeps it for whoever asks: line by line, with the time at which it came.
+//! Output of containers, kept like the kubelet does: lines with the time of each.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,27 +12,27 @@ use tokio::sync::watch;
 
 use super::container::Task;
 
-/// Lines that are kept of one life of a container: more than any stand-in prints.
+/// Maximum number of lines kept for one run of a container; more than the simulator prints.
 const KEPT: usize = 10_000;
 
 /// Namespace, pod, container.
 pub(super) type Key = (String, String, String);
 
-/// The output of all containers of a node.
+/// Output of all containers of a node.
 #[derive(Default)]
 pub(super) struct Logs(Mutex<HashMap<Key, Kept>>);
 
-/// What is kept of a container.
+/// Logs of a container.
 #[derive(Clone, Default)]
 pub(super) struct Kept {
-    /// What it waits for, or waited for last.
+    /// Last reason for waiting.
     pub(super) waits: String,
-    /// Its lives: the last, and the one before.
+    /// Log of the last run; `previous` is the one before.
     pub(super) last: Option<Arc<Log>>,
     pub(super) previous: Option<Arc<Log>>,
 }
 
-/// The output of one life of a container.
+/// Output of one run of a container.
 pub(super) struct Log {
     lines: Mutex<VecDeque<Line>>,
     progress: watch::Sender<Progress>,
@@ -40,29 +40,29 @@ pub(super) struct Log {
 
 #[derive(Clone)]
 pub(super) struct Line {
-    /// By the clock of the node.
+    /// Time by the node's clock.
     pub(super) at: SystemTime,
     pub(super) text: String,
 }
 
-/// How far a log has come.
+/// Progress of a log.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Progress {
-    /// How many lines there have been.
+    /// Number of lines so far.
     pub(super) lines: usize,
-    /// There will be no more.
+    /// The log is complete.
     pub(super) ended: bool,
 }
 
 // === impl Logs ===
 
 impl Logs {
-    /// The container waits for this.
+    /// Records the reason why a container waits.
     pub(super) fn waits(&self, key: Key, reason: &str) {
         reason.clone_into(&mut self.0.lock().entry(key).or_default().waits);
     }
 
-    /// A life of it begins.
+    /// Starts the log of a new run.
     pub(super) fn begin(&self, key: Key) -> Arc<Log> {
         let log = Arc::new(Log { lines: Mutex::default(), progress: watch::Sender::default() });
         let mut logs = self.0.lock();
@@ -75,7 +75,7 @@ impl Logs {
         self.0.lock().get(key).cloned()
     }
 
-    /// The pod has gone, and its logs with it.
+    /// Deletes the logs of a pod.
     pub(super) fn forget(&self, namespace: &str, pod: &str) {
         self.0.lock().retain(|(of, name, _), _| (of.as_str(), name.as_str()) != (namespace, pod));
     }
@@ -101,7 +101,7 @@ impl Log {
         self.progress.subscribe()
     }
 
-    /// The lines from this one on, counted from the first that there ever was; and how many there have been.
+    /// Returns the lines from number `first` on, counted from the first line ever, and the number of lines so far.
     pub(super) fn from(&self, first: usize) -> (Vec<Line>, usize) {
         let lines = self.lines.lock();
         let count = self.progress.borrow().lines;

@@ -1,9 +1,9 @@
-//! A node, and an agent on it that plays kubelet: it takes the pods that the scheduler binds to the node, runs what
-//! they say as processes on addresses of their own, asks their probes, and writes the truth into their statuses.
+//! Nodes, each with an agent in place of the kubelet. The agent takes the pods that the scheduler binds to the node,
+//! runs their containers as processes on separate addresses, runs their probes, and reports their statuses.
 //!
-//! What kubelet does is done as it does it: the order of the conditions, the names of the reasons, the first probe at
-//! once and the next a period later, the grace at the end. What would take hardware is played, where a pod's
-//! annotations say so ([`fate`]).
+//! Behaviour matches the kubelet's: the order of conditions, the names of reasons, a first probe at once and the next
+//! one a period later, the grace period at the end. Anything that requires hardware is simulated according to
+//! annotations of the pod ([`fate`]).
 
 pub(crate) mod clock;
 mod container;
@@ -54,30 +54,30 @@ use history::{History, What};
 use logs::Logs;
 use wire::Wire;
 
-/// As kubelet: the node's controller takes a node for lost that was silent for 40 s.
+/// Same as the kubelet's: the node controller considers a node lost after 40 s without a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The taint of nodes that belong to one scenario.
+/// Taint of nodes that belong to one scenario.
 pub(crate) const RESERVED: &str = "test.anteroom.dev/reserved";
 
-/// The last number of the address of a namespace's first pod.
+/// Last byte of the address of a namespace's first pod.
 const FIRST: u8 = 50;
 
-/// What all nodes share.
+/// State shared by all nodes.
 pub(crate) struct Ground {
     pub(crate) history: History,
     pub(crate) addresses: Addresses,
-    /// Where the output of pods goes.
+    /// Folder for the output of pods.
     pub(crate) logs: PathBuf,
-    /// Where their files go.
+    /// Folder for the files of pods.
     pub(crate) run: PathBuf,
-    /// Who signs for the apiserver, as pods are told.
+    /// CA certificate of the apiserver, as mounted into pods.
     pub(crate) authority: String,
-    /// Where the programs of pods are, by the name of their image.
+    /// Programs of pods, by the name of their image.
     pub(crate) programs: BTreeMap<String, PathBuf>,
 }
 
-/// Addresses for pods: those of a namespace are in a range of its own.
+/// Addresses of pods: each namespace has its own range.
 #[derive(Default)]
 pub(crate) struct Addresses(Mutex<HashMap<String, Range>>);
 
@@ -86,22 +86,22 @@ struct Range {
     last: u8,
 }
 
-/// What a node is.
+/// Properties of a node.
 pub(crate) struct Spec {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
     pub(crate) labels: BTreeMap<String, String>,
-    /// Only pods that ask for it come; the namespace is the one whose scenario it belongs to.
+    /// Namespace of the scenario that the node is reserved for: only pods that tolerate its taint are scheduled there.
     pub(crate) reserved: Option<String>,
     pub(crate) gpus: u32,
-    /// How long after it is registered it is ready.
+    /// Time from registration to readiness.
     pub(crate) boot: Duration,
     pub(crate) clock: Clock,
-    /// Its machine has a network of its own, that can be cut off.
+    /// The machine has its own network, which can be cut off.
     pub(crate) wired: bool,
 }
 
-/// A node that is there. Dropping it ends its pods, and nobody tells the apiserver.
+/// Registered node. Dropping it kills its pods without notice to the apiserver.
 pub(crate) struct Node {
     pub(crate) name: String,
     kube: Kube,
@@ -109,7 +109,7 @@ pub(crate) struct Node {
     tasks: Vec<AbortOnDropHandle<()>>,
 }
 
-/// What the agent's tasks have of their node.
+/// State of a node for the agent's tasks.
 struct Agent {
     name: String,
     address: Ipv4Addr,
@@ -119,19 +119,19 @@ struct Agent {
     logs: Logs,
     events: mpsc::UnboundedSender<Event>,
     wire: Option<Arc<Wire>>,
-    /// Whose scenario it belongs to; nobody's if empty.
+    /// Namespace of the scenario that the node belongs to; empty for none.
     owner: String,
 }
 
 // === impl Addresses ===
 
 impl Addresses {
-    /// Pods of the namespace are at 10.77.`subnet`.50 and after.
+    /// Sets the range of a namespace to 10.77.`subnet`.50 and above.
     pub(crate) fn set(&self, namespace: &str, subnet: u8) {
         self.0.lock().insert(namespace.to_owned(), Range { subnet, last: FIRST - 1 });
     }
 
-    /// The next one; one that was used comes again after two hundred others.
+    /// Returns the next address; addresses are reused after about 200 others.
     fn next(&self, namespace: &str) -> Ipv4Addr {
         let mut ranges = self.0.lock();
         let range = ranges.entry(namespace.to_owned()).or_insert(Range { subnet: 2, last: FIRST - 1 });
@@ -143,7 +143,7 @@ impl Addresses {
 // === impl Node ===
 
 impl Node {
-    /// Registers the node, with the rights of one, and serves it from then on.
+    /// Registers the node, with a node's rights, and serves it from then on.
     pub(crate) async fn join(kube: Kube, ground: Arc<Ground>, spec: Spec) -> Self {
         let endpoint = Endpoint::bind(&spec.name, spec.address).await;
         let (events, written) = mpsc::unbounded_channel();
@@ -176,14 +176,14 @@ impl Node {
         Self { name: spec.name, kube, wire, tasks }
     }
 
-    /// Its machine loses power: what is sent to its pods is lost, and nobody says so. It has to have a wire, and stays so
-    /// for as long as this is there.
+    /// Cuts the machine's power: packets to its pods are lost without notice. Requires a wire, and lasts as long as
+    /// this node.
     pub(crate) async fn lose_power(&mut self) {
         self.wire.as_ref().expect("a machine with a wire").cut().await;
         self.tasks.clear();
     }
 
-    /// Waits until the scheduler may use it.
+    /// Waits until the scheduler may use the node.
     pub(crate) async fn ready(&self) {
         let nodes = self.kube.all::<v1::Node>();
         wait::object(&nodes, &self.name, "not tainted as not ready", wait::SOON, |node| {
@@ -193,7 +193,7 @@ impl Node {
         .await;
     }
 
-    /// Takes it away, as an autoscaler of nodes does with one that is empty.
+    /// Deletes the node, like a cluster autoscaler that removes an empty node.
     pub(crate) async fn leave(self, admin: &Kube) {
         admin.all::<v1::Node>().delete(&self.name, &DeleteParams::default()).await.unwrap();
     }
@@ -256,14 +256,14 @@ impl Agent {
         let mut ticks = interval(HEARTBEAT);
         loop {
             ticks.tick().await;
-            // One that is missed while the apiserver is away is no loss: the next is due before it counts.
+            // A heartbeat missed while the apiserver is down is harmless: the next is due before the timeout.
             let _ = self.beat().await;
         }
     }
 
     async fn beat(&self) -> kube::Result<()> {
         self.renew().await?;
-        // Whoever has not heard of it for a while has said that its state is unknown, and waits to be told.
+        // After missed heartbeats the node controller sets the condition to Unknown; the node must report it again.
         let nodes = self.kube.all::<v1::Node>();
         let status = nodes.get(&self.name).await?.status.unwrap_or_default();
         let ready = |condition: &v1::NodeCondition| condition.type_ == "Ready" && condition.status == "True";
@@ -291,7 +291,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Gives each pod of the node a task that has its newest state, until both are gone.
+    /// Runs a task for each pod of the node and passes on the pod's updates, until the pod is gone from node and
+    /// apiserver.
     async fn serve(self: Arc<Self>) {
         let pods = self.kube.all::<Pod>();
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.name));
@@ -318,7 +319,7 @@ impl Agent {
                     let missing = known.keys().filter(|uid| !listed.contains(uid)).cloned();
                     missing.collect::<Vec<_>>().iter().for_each(|uid| gone(&mut known, uid));
                 }
-                // The apiserver is away, or has been.
+                // The apiserver is down, or was.
                 Err(_) => {}
             }
         }

@@ -21,10 +21,10 @@ use super::{
     volumes::Files,
 };
 
-/// How long after an apiserver that did not take a status it is asked again.
+/// Delay before a status that the apiserver did not accept is sent again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// Runs a pod until it is gone, from the node and from the apiserver.
+/// Runs a pod until it is gone from the node and from the apiserver.
 pub(super) async fn run(agent: Arc<Agent>, pods: watch::Receiver<Option<Pod>>) {
     let Some(pod) = pods.borrow().clone() else { return };
     agent.note(&pod, What::Bound);
@@ -48,15 +48,15 @@ pub(super) async fn run(agent: Arc<Agent>, pods: watch::Receiver<Option<Pod>>) {
 
 struct Worker {
     agent: Arc<Agent>,
-    /// As it was when it came.
+    /// The pod as first received.
     pod: Pod,
-    /// As it is now; `None` when there is no such object any more.
+    /// Current state of the pod; `None` once it is deleted.
     pods: watch::Receiver<Option<Pod>>,
     address: Ipv4Addr,
     status: Status,
     statuses: Vec<ContainerStatus>,
     ready: bool,
-    /// When its containers have to be gone; `None` while they may stay.
+    /// Deadline for the exit of the containers; `None` while they may run.
     deadline: watch::Sender<Option<Instant>>,
 }
 
@@ -82,7 +82,7 @@ impl Worker {
             tasks.spawn(task.run());
         }
         drop(sender);
-        // The pod may have been deleted before the node knew of it.
+        // The pod may have been deleted before the node received it.
         self.look();
         let mut said = self.say(false).await;
         loop {
@@ -110,7 +110,7 @@ impl Worker {
         self.agent.note(&self.pod, What::Gone);
     }
 
-    /// Looks whether the pod shall end, and by when.
+    /// Sets the deadline if the pod is being deleted.
     fn look(&mut self) {
         let pod = self.pods.borrow_and_update();
         let grace = match pod.as_ref() {
@@ -126,7 +126,7 @@ impl Worker {
             if deadline.is_none() {
                 self.agent.note(&self.pod, What::Terminating);
             }
-            // A second deletion can shorten it; a mere update of the pod must not prolong it.
+            // A second deletion can shorten the grace period; an update of the pod must not prolong it.
             let earlier = deadline.is_none_or(|deadline| end < deadline);
             if earlier {
                 *deadline = Some(end);
@@ -135,8 +135,8 @@ impl Worker {
         });
     }
 
-    /// Whether the object says that the pod is not ready, and it is: so does who has not heard of the node for a while. A
-    /// kubelet then says again what it has said.
+    /// Returns true if the object reports a ready pod as not ready: the node controller does so after missed
+    /// heartbeats. The kubelet then reports the status again.
     fn is_contradicted(&self) -> bool {
         let pod = self.pods.borrow();
         let status = pod.as_ref().and_then(|pod| pod.status.as_ref());
@@ -144,7 +144,7 @@ impl Worker {
         self.ready && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "False")
     }
 
-    /// Tells the apiserver how the pod is. False: it has not heard it.
+    /// Reports the pod's status to the apiserver. Returns false if the report must be repeated.
     async fn say(&mut self, ended: bool) -> bool {
         let ready = !ended && self.statuses.iter().all(|status| status.ready);
         if ready != self.ready {
@@ -158,13 +158,13 @@ impl Worker {
             pods.patch_status(&self.pod.name_any(), &PatchParams::default(), &Patch::Strategic(patch)).await;
         match patched {
             Ok(_) => true,
-            // Refused: it is gone, or it is another one of that name.
+            // Rejected: the pod is deleted, or replaced by another of the same name.
             Err(kube::Error::Api(status)) => (400..500).contains(&status.code),
             Err(_) => false,
         }
     }
 
-    /// Deletes the object, once somebody has asked for it.
+    /// Deletes the object once its deletion is requested.
     async fn delete(&mut self) {
         let asked =
             |pod: &Option<Pod>| pod.as_ref().is_none_or(|pod| pod.metadata.deletion_timestamp.is_some());

@@ -1,4 +1,4 @@
-//! A container's probes, as kubelet asks them.
+//! Probes of a container, run like the kubelet's.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -18,22 +18,22 @@ use tokio::{
 
 use crate::client;
 
-/// What the probes of a container found.
+/// Result of the probes of a container.
 #[derive(Debug)]
 pub(super) enum Finding {
-    /// It has started: from now on the other probes count.
+    /// The container has started: the other probes begin.
     Started,
     Ready(bool),
-    /// The readiness probe has failed, once: kubelet writes an Event of each time.
+    /// The readiness probe failed once: the kubelet writes an Event for each failure.
     Unready(String),
-    /// It is to be killed and started again, for this reason.
+    /// The container must be restarted, for this reason.
     Dead(String),
 }
 
-/// Asks all probes of a container that has just been started, until the receiver has gone.
+/// Runs all probes of a newly started container until the receiver is gone.
 pub(super) async fn watch(container: Container, address: Ipv4Addr, findings: mpsc::Sender<Finding>) {
     if let Some(probe) = &container.startup_probe {
-        // A container that is not up in time is as dead as one that is not alive.
+        // A container that does not start in time is restarted, like one that fails its liveness probe.
         if let Err(reason) = first_success(probe, &container, address).await {
             let _ = findings.send(Finding::Dead(format!("Startup probe failed: {reason}"))).await;
             return;
@@ -52,7 +52,7 @@ async fn ready(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender
     };
     let (success, failure) = (threshold(probe.success_threshold, 1), threshold(probe.failure_threshold, 3));
     let mut ready = false;
-    // How many in a row say otherwise.
+    // Number of consecutive results that differ from `ready`.
     let mut row = 0;
     let mut ticks = ticks(probe);
     loop {
@@ -80,7 +80,7 @@ async fn alive(container: &Container, address: Ipv4Addr, findings: &mpsc::Sender
     let _ = findings.send(Finding::Dead(format!("Liveness probe failed: {reason}"))).await;
 }
 
-/// Ends with the first success; an error when the threshold of failures is reached first.
+/// Waits for the first success; returns an error once the failure threshold is reached.
 async fn first_success(probe: &Probe, container: &Container, address: Ipv4Addr) -> Result<(), String> {
     let mut ticks = ticks(probe);
     let mut failed = 0;
@@ -127,7 +127,7 @@ fn threshold(value: Option<i32>, default: u32) -> u32 {
     value.and_then(|value| value.try_into().ok()).unwrap_or(default)
 }
 
-/// One question.
+/// Runs a probe once.
 async fn ask(probe: &Probe, container: &Container, address: Ipv4Addr) -> Result<(), String> {
     let limit = Duration::from_secs(threshold(probe.timeout_seconds, 1).max(1).into());
     match tokio::time::timeout(limit, ask_at_leisure(probe, container, address)).await {
@@ -152,7 +152,7 @@ async fn ask_at_leisure(probe: &Probe, container: &Container, address: Ipv4Addr)
         }
         let request = request.header("host", host).body(Full::<Bytes>::default()).unwrap();
         let status = client::send((address, port).into(), request).await?.status;
-        // As kubelet: a redirect is a success.
+        // Redirects are successes, as in the kubelet.
         return if (200..400).contains(&status.as_u16()) {
             Ok(())
         } else {

@@ -1,4 +1,4 @@
-//! What a container runs: its image stands for a program of this machine.
+//! Programs of containers: an image stands for a program of this machine.
 
 use std::{
     collections::BTreeMap,
@@ -12,10 +12,10 @@ use tokio::process::Command;
 
 use super::{fate, volumes::Files};
 
-/// Images of model servers in whose place the stand-in runs.
+/// Images of model servers that are replaced by the simulator.
 const MODEL_SERVERS: [&str; 2] = ["vllm-openai", "vllm"];
 
-/// Where a container runs.
+/// Pod, addresses and files of a container.
 pub(super) struct Place<'a> {
     pub(super) pod: &'a Pod,
     pub(super) address: Ipv4Addr,
@@ -23,7 +23,7 @@ pub(super) struct Place<'a> {
     pub(super) files: &'a Files,
 }
 
-/// The command for a container, or why there is none.
+/// Builds the command for a container. The error is a message.
 pub(super) fn command(
     programs: &BTreeMap<String, PathBuf>,
     container: &Container,
@@ -45,11 +45,11 @@ pub(super) fn command(
     } else {
         let program = words.remove(0);
         words.extend(args);
-        // A path inside the image: only the name says something here.
+        // A path inside the image: only the file name is used here.
         let name = Path::new(&program).file_name().and_then(|name| name.to_str()).unwrap_or_default();
         programs.get(name).cloned().unwrap_or_else(|| program.clone().into())
     };
-    // In a pod it could listen anywhere and be alone; here the pods share a network.
+    // In a real pod the process may listen on all addresses; here the pods share a network.
     if words.first().is_some_and(|word| word == "sim") && !words.iter().any(|word| word == "--host") {
         words.extend(["--host".into(), place.address.to_string()]);
     }
@@ -61,13 +61,13 @@ pub(super) fn command(
     Ok(command)
 }
 
-/// `registry/path/NAME:tag@digest`
+/// Extracts NAME from `registry/path/NAME:tag@digest`.
 fn image_name(image: &str) -> &str {
     let name = image.rsplit('/').next().unwrap_or_default();
     name.split([':', '@']).next().unwrap_or_default()
 }
 
-/// The arguments with which the stand-in behaves as the container's model server would be asked to.
+/// Returns the simulator's arguments for the container of a model server.
 fn stand_in(container: &Container, place: &Place<'_>) -> Vec<String> {
     let port = container.ports.iter().flatten().next().map_or(8000, |port| port.container_port);
     let mut words = vec!["sim".into(), "--port".into(), port.to_string()];
@@ -90,7 +90,7 @@ fn environment(container: &Container, place: &Place<'_>) -> BTreeMap<String, Str
     env
 }
 
-/// What the downward API tells.
+/// Returns a field of the downward API.
 fn field(path: &str, place: &Place<'_>) -> String {
     match path {
         "metadata.name" => place.pod.name_any(),
@@ -103,7 +103,7 @@ fn field(path: &str, place: &Place<'_>) -> String {
     }
 }
 
-/// `$(NAME)` in it, where there is such a variable.
+/// Replaces `$(NAME)` by the variable's value if it exists.
 fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
     env.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("$({name})"), value))
 }

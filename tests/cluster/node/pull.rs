@@ -1,4 +1,4 @@
-//! How a container comes by its image, and is made: as long as its pod's annotations say, in kubelet's words.
+//! Image pull and creation of a container: durations from the pod's annotations, messages as in the kubelet.
 
 use std::{
     fmt::Write as _,
@@ -16,13 +16,13 @@ use super::{
     volumes::Files,
 };
 
-/// Of every image.
+/// Size of every image, in bytes.
 const IMAGE_SIZE: u64 = 10_737_418_240;
 
 // === impl Task ===
 
 impl Task {
-    /// Until it could be started.
+    /// Prepares the container up to the point where it can be started.
     pub(super) async fn prepare(&mut self) {
         self.files = Files::mount(&self.agent, &self.pod, &self.container, self.address).await;
         self.pull().await;
@@ -30,7 +30,7 @@ impl Task {
         self.event("Normal", "Created", "Container created");
     }
 
-    /// A duration of the pod's annotations.
+    /// Returns a duration of the pod's annotations.
     pub(super) fn given(&self, annotation: &str) -> Option<Duration> {
         let [.., last] = self.address.octets();
         fate::given(&self.pod, annotation, usize::from(last - FIRST))
@@ -47,7 +47,7 @@ impl Task {
             self.report();
             self.event("Warning", "Failed", &format!("Failed to pull image \"{image}\": {failed}"));
             self.event("Warning", "Failed", "Error: ErrImagePull");
-            // About as long as kubelet takes to look at the pod again.
+            // About the time until the kubelet handles the pod again.
             sleep(Duration::from_millis(100)).await;
             let delay = self.delay(failures);
             let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {failed}");
@@ -88,7 +88,7 @@ fn took(from: SystemTime, to: SystemTime) -> String {
     go_duration(to.duration_since(from).unwrap_or_default())
 }
 
-/// Truncated to milliseconds, as Go prints it.
+/// Formats a duration like Go, truncated to milliseconds.
 fn go_duration(duration: Duration) -> String {
     let (minutes, millis) = (duration.as_secs() / 60, duration.as_millis() % 60_000);
     let mut text = String::new();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::clock::Clock;
 
-/// What the node says of a pod, and since when.
+/// Conditions of a pod with their transition times.
 pub(super) struct Status {
     clock: Clock,
     started: SystemTime,
@@ -21,7 +21,7 @@ impl Status {
         Self { clock, started: clock.now(), since: BTreeMap::new() }
     }
 
-    /// A patch that says all of it. `ended`: no container of the pod will run again.
+    /// Returns a patch of the whole status. `ended`: no container of the pod will run again.
     pub(super) fn patch(
         &mut self,
         pod: &Pod,
@@ -71,7 +71,7 @@ impl Status {
     }
 }
 
-/// Pending until every container has run once.
+/// Returns the phase: Pending until every container has run once.
 fn phase(containers: &[ContainerStatus], ended: bool) -> &'static str {
     let has_run = |container: &ContainerStatus| {
         let state = container.state.as_ref();
@@ -89,7 +89,7 @@ fn phase(containers: &[ContainerStatus], ended: bool) -> &'static str {
     }
 }
 
-/// A time as Kubernetes has it: in whole seconds.
+/// Formats a time like Kubernetes, in whole seconds.
 pub(super) fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }

@@ -1,4 +1,4 @@
-//! What a pod finds in its files, of ConfigMaps and of its service account, as kubelet puts it there.
+//! Files of a pod, from ConfigMaps and its service account, as mounted by the kubelet.
 
 use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -12,20 +12,20 @@ use tokio::time::sleep;
 use super::Agent;
 use crate::in_cluster::InCluster;
 
-/// The files of a container.
+/// Files of a container.
 #[derive(Default)]
 pub(super) struct Files {
-    /// Where it finds a folder, and where that really is.
+    /// Mount path of each folder, and its actual path.
     pub(super) folders: Vec<(String, PathBuf)>,
-    /// The service account, of pods that ask for it in so many words: all others have no use for it.
+    /// The service account, only for pods that explicitly request it; the others do not need one.
     pub(super) account: Option<InCluster>,
 }
 
 // === impl Files ===
 
 impl Files {
-    /// Those of a container of a pod at this address. That it may have them, a node's rights say a moment after the
-    /// pod came to it.
+    /// Mounts the files for a container of a pod at this address. Retries, because the node gets access to them a
+    /// moment after the pod was bound.
     pub(super) async fn mount(agent: &Agent, pod: &Pod, container: &Container, address: Ipv4Addr) -> Self {
         loop {
             match Self::of(agent, pod, container, address).await {
@@ -50,7 +50,7 @@ impl Files {
             let folder = agent.ground.run.join("volumes").join(format!("{namespace}.{name}.{}", mount.name));
             std::fs::create_dir_all(&folder).map_err(|error| error.to_string())?;
             for (file, text) in map.data.unwrap_or_default() {
-                // In a pod it could listen anywhere and be alone; here the pods share a network.
+                // In a real pod the process may listen on all addresses; here the pods share a network.
                 let text = text.replace("0.0.0.0", &address.to_string());
                 std::fs::write(folder.join(file), text).map_err(|error| error.to_string())?;
             }
@@ -81,7 +81,7 @@ impl Files {
         Ok(files)
     }
 
-    /// A word of a command, with folders as they really are.
+    /// Replaces mount paths in a word of a command by the actual paths.
     pub(super) fn translate(&self, word: &str) -> String {
         let translated = |word: String, (mounted, folder): &(String, PathBuf)| {
             word.replace(mounted.as_str(), &folder.display().to_string())

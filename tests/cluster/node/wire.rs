@@ -1,5 +1,5 @@
-//! A machine with a network of its own and a wire to it that can be cut. What is sent to its pods is lost from then on, and
-//! no packet says so: neither a FIN nor a reset, as when a machine loses power.
+//! A machine with its own network and a link that can be cut. Packets to its pods are then lost without a FIN or reset,
+//! as when a machine loses power.
 
 use std::{
     net::Ipv4Addr,
@@ -16,9 +16,9 @@ use tokio::{
 use super::FIRST;
 use crate::wait;
 
-/// The wire to one machine. Dropping it takes the machine's network away, which others notice.
+/// Link to one machine. Dropping it removes the machine's network, which peers notice.
 pub(super) struct Wire {
-    /// Keeps the network: a process that does nothing in it.
+    /// Idle process that keeps the network namespace alive.
     holder: Child,
     number: u8,
     last: AtomicU8,
@@ -27,7 +27,7 @@ pub(super) struct Wire {
 // === impl Wire ===
 
 impl Wire {
-    /// Lays the wire to machine `number`, whose pods are at 10.78.`number`.50 and after.
+    /// Creates the link to machine `number`, whose pods are at 10.78.`number`.50 and above.
     pub(super) async fn lay(number: u8) -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "--", "sleep", "infinity"]).stdin(Stdio::null()).kill_on_drop(true);
@@ -48,22 +48,22 @@ impl Wire {
         wire.ip("link set lo up").await;
         wire.ip(&format!("address add 10.79.{number}.2/24 dev eth0")).await;
         wire.ip("link set eth0 up").await;
-        // All of them are its own, without adding each.
+        // Makes the whole range local without adding each address.
         wire.ip(&format!("route add local 10.78.{number}.0/24 dev lo")).await;
         wire
     }
 
-    /// Cuts it, at the machine's end.
+    /// Cuts the link, at the machine's end.
     pub(super) async fn cut(&self) {
         self.ip("link set eth0 down").await;
     }
 
-    /// The address of the next pod.
+    /// Returns the address of the next pod.
     pub(super) fn next(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 78, self.number, self.last.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The same command, to be run on the machine.
+    /// Wraps a command to run on the machine.
     pub(super) fn inside(&self, command: &Command) -> Command {
         let command = command.as_std();
         let mut inside = self.enter();

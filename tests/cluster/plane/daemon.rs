@@ -1,4 +1,4 @@
-//! A process that stays: its log is a file, it can be killed and started again, and it goes with whoever has it.
+//! Long-running process with a log file. It can be killed and restarted, and is killed when its owner is dropped.
 
 use std::{
     fs::{File, OpenOptions},
@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 
 use crate::wait;
 
-/// A program that is started with the same arguments each time.
+/// Program that is always started with the same arguments.
 pub(crate) struct Daemon {
     name: String,
     log: PathBuf,
@@ -21,7 +21,7 @@ pub(crate) struct Daemon {
 // === impl Daemon ===
 
 impl Daemon {
-    /// Not started yet. What it prints goes to `NAME.log` in the folder.
+    /// Creates the daemon without starting it. Its output goes to `NAME.log` in the folder.
     pub(crate) fn new(name: &str, logs: &Path, make: impl Fn() -> Command + Send + Sync + 'static) -> Self {
         let log = logs.join(format!("{name}.log"));
         Self { name: name.to_owned(), log, make: Box::new(make), child: None }
@@ -36,14 +36,14 @@ impl Daemon {
         self.child = Some(child);
     }
 
-    /// As a crash does.
+    /// Kills the process with SIGKILL, as in a crash.
     pub(crate) async fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().await.unwrap();
         }
     }
 
-    /// How it ended, if it did.
+    /// Returns the exit status if the process has exited.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         self.child.as_mut()?.try_wait().unwrap()
     }
@@ -52,13 +52,13 @@ impl Daemon {
         self.child.as_ref()?.id()
     }
 
-    /// Waits for its end, which the caller has caused.
+    /// Waits for the exit, which the caller has caused.
     pub(crate) async fn end(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it has been started");
         wait::within(&format!("the end of {}", self.name), wait::SOON, child.wait()).await.unwrap()
     }
 
-    /// Waits until `ready` finds nothing wrong; a daemon that ends instead is a failure at once.
+    /// Waits until `ready` returns `Ok`. Panics at once if the process exits.
     pub(crate) async fn ready(&mut self, mut ready: impl AsyncFnMut() -> Result<(), String>) {
         let name = self.name.clone();
         wait::until(&format!("{name} to be ready"), wait::SOON, async || {
@@ -79,7 +79,7 @@ pub(crate) fn append(file: &Path) -> File {
     OpenOptions::new().create(true).append(true).open(file).unwrap()
 }
 
-/// The last lines of a file.
+/// Returns the last lines of a file.
 pub(crate) fn tail(file: &Path, lines: usize) -> String {
     let text = std::fs::read(file).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);

@@ -1,4 +1,4 @@
-//! KEDA: its operator, and the adapter through which the autoscaler of Kubernetes asks for its metrics.
+//! KEDA: its operator, and the adapter that serves its metrics to the Kubernetes autoscaler.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ const ADAPTER: &str = "10.77.0.2";
 const OPERATOR: &str = "10.77.0.3";
 const METRICS_API: &str = "/apis/external.metrics.k8s.io/v1beta1";
 
-/// KEDA, serving.
+/// Running KEDA.
 pub(crate) struct Keda {
     operator: Mutex<Daemon>,
     _adapter: Daemon,
@@ -23,7 +23,7 @@ pub(crate) struct Keda {
 // === impl Keda ===
 
 impl Keda {
-    /// Applies its manifests, and starts both.
+    /// Applies the manifests, and starts operator and adapter.
     pub(crate) async fn start(plane: &ControlPlane) -> Self {
         let (kube, folders) = (&plane.admin, &plane.folders);
         apply_manifests(plane).await;
@@ -32,7 +32,8 @@ impl Keda {
         let account =
             InCluster::new(kube, &folders.run, &plane.authority.pem, NAMESPACE, "keda-operator").await;
 
-        // The first time it makes its certificates, and ends on purpose: in a pod they get there as mounted files.
+        // The first run creates the certificates and then exits by design: in a pod they are mounted as files
+        // afterwards.
         let certs = folders.run.join("keda-certs");
         std::fs::create_dir_all(&certs).unwrap();
         let program = folders.bin.join("operator");
@@ -49,7 +50,7 @@ impl Keda {
         operator.start();
         operator.ready(serves).await;
 
-        // The last, and once: while its API fails, the aggregator backs off.
+        // The adapter is last and started once: while its API fails, the aggregator backs off.
         let program = folders.bin.join("adapter");
         let mut adapter =
             Daemon::new("keda-metrics-adapter", &folders.logs, adapter(&account, &program, &certs));
@@ -58,12 +59,12 @@ impl Keda {
         Self { operator: Mutex::new(operator), _adapter: adapter }
     }
 
-    /// Kills the operator, and nothing else.
+    /// Kills only the operator.
     pub(crate) async fn kill_operator(&self) {
         self.operator.lock().await.kill().await;
     }
 
-    /// Starts it again.
+    /// Starts the operator again.
     pub(crate) async fn restart_operator(&self) {
         let mut operator = self.operator.lock().await;
         operator.start();
@@ -79,11 +80,11 @@ async fn serves() -> Result<(), String> {
     }
 }
 
-/// What its module has in `config/minimal`, less the Deployments: their pods are these processes.
+/// Applies the manifests of KEDA's `config/minimal` without the Deployments, whose pods are these processes.
 async fn apply_manifests(plane: &ControlPlane) {
     let mut manifests = api::objects_in(&plane.folders.bin.join("../keda.yaml"));
     manifests.retain(|object| object["kind"] != "Deployment");
-    // What others need comes first.
+    // Dependencies first.
     manifests.sort_by_key(|object| match object["kind"].as_str() {
         Some("Namespace") => 0,
         Some("CustomResourceDefinition") => 1,

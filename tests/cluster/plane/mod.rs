@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver, kube-controller-manager and kube-scheduler: the real ones, each a process.
+//! etcd, kube-apiserver, kube-controller-manager and kube-scheduler, unmodified, each as a process.
 
 pub(crate) mod daemon;
 pub(crate) mod keda;
@@ -14,25 +14,25 @@ use crate::{api::Kube, wait};
 use daemon::Daemon;
 use pki::Authority;
 
-/// Where the control plane is. Not of the loopback range: endpoints there are refused.
+/// Address of the control plane. Endpoints in the loopback range are rejected.
 pub(crate) const ADDRESS: &str = "10.77.0.1";
 pub(crate) const PORT: u16 = 6443;
 
-/// Folders of a run: what each program was given, and what it printed.
+/// Folders of a run: inputs and output of each program.
 #[derive(Clone)]
 pub(crate) struct Folders {
-    /// The programs.
+    /// Executables.
     pub(crate) bin: PathBuf,
     /// Certificates, data, configuration.
     pub(crate) run: PathBuf,
     pub(crate) logs: PathBuf,
 }
 
-/// A control plane that runs.
+/// Running control plane.
 pub(crate) struct ControlPlane {
     pub(crate) folders: Folders,
     pub(crate) authority: Authority,
-    /// With all rights.
+    /// Client with all rights.
     pub(crate) admin: Kube,
     pub(crate) apiserver: Mutex<Daemon>,
     _others: [Daemon; 3],
@@ -41,7 +41,7 @@ pub(crate) struct ControlPlane {
 // === impl ControlPlane ===
 
 impl ControlPlane {
-    /// Starts all of it, and waits until namespaces get their service accounts.
+    /// Starts everything, and waits until namespaces get their service accounts.
     pub(crate) async fn start(folders: &Folders) -> Self {
         let pki = folders.run.join("pki");
         std::fs::create_dir_all(&pki).unwrap();
@@ -62,7 +62,7 @@ impl ControlPlane {
                 format!("--service-account-private-key-file={}/sa.key", pki.display()),
                 format!("--root-ca-file={}/ca.crt", pki.display()),
                 "--use-service-account-credentials=true".into(),
-                // Instead of 15 s.
+                // The default is 15 s.
                 "--horizontal-pod-autoscaler-sync-period=5s".into(),
             ],
         );
@@ -79,24 +79,24 @@ impl ControlPlane {
         }
     }
 
-    /// Kills the apiserver, and nothing else.
+    /// Kills only the apiserver.
     pub(crate) async fn kill_apiserver(&self) {
         self.apiserver.lock().await.kill().await;
     }
 
-    /// Starts it again.
+    /// Starts the apiserver again.
     pub(crate) async fn restart_apiserver(&self) {
         let mut apiserver = self.apiserver.lock().await;
         apiserver.start();
         apiserver.ready(async || answers(&self.admin, "/readyz").await).await;
     }
 
-    /// What makes a client that user.
+    /// Returns a kubeconfig for this user.
     pub(crate) fn kubeconfig(&self, user: &str, group: Option<&str>) -> String {
         kubeconfig(&self.authority, user, group)
     }
 
-    /// The same for whose token it is.
+    /// Returns a kubeconfig with this token.
     pub(crate) fn kubeconfig_with_token(&self, token: &str) -> String {
         self.authority.kubeconfig_of(&server(), &json!({ "token": token }))
     }
@@ -110,7 +110,7 @@ fn kubeconfig(authority: &Authority, user: &str, group: Option<&str>) -> String 
     authority.kubeconfig(&server(), user, group)
 }
 
-/// Whether a path of the apiserver answers 200.
+/// Returns `Ok` if a path of the apiserver returns 200.
 pub(crate) async fn answers(kube: &Kube, path: &str) -> Result<(), String> {
     let request = http::Request::get(path).body(Vec::new()).unwrap();
     kube.client.request_text(request).await.map(drop).map_err(|error| error.to_string())
@@ -123,7 +123,7 @@ fn write_pki(folder: &Path) -> Authority {
     let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "*.relay.test"];
     let addresses = [ADDRESS, "127.0.0.1", "10.96.0.1"].map(|address| address.parse().unwrap());
     authority.server("kube-apiserver", &addresses, &names).write(folder, "apiserver");
-    // The apiserver asks aggregated ones (KEDA's metrics adapter) as this client.
+    // Client certificate of the apiserver for aggregated APIs (KEDA's metrics adapter).
     let front_proxy = Authority::new("front-proxy");
     write("front-proxy-ca.crt", &front_proxy.pem);
     front_proxy.client("front-proxy-client", None).write(folder, "front-proxy-client");
@@ -176,17 +176,17 @@ fn apiserver(folders: &Folders) -> impl Fn() -> Command + Send + Sync + 'static 
             "--requestheader-username-headers=X-Remote-User",
             "--proxy-client-cert-file=front-proxy-client.crt",
             "--proxy-client-key-file=front-proxy-client.key",
-            // There is no kube-proxy: aggregated APIs are asked at the addresses of their endpoints.
+            // There is no kube-proxy: aggregated APIs are called at the addresses of their endpoints.
             "--enable-aggregator-routing=true",
             "--enable-priority-and-fairness=false",
-            // Where nodes are asked for logs. Their names are none of DNS here.
+            // Address for the log requests to nodes. Their names are not in the DNS.
             "--kubelet-preferred-address-types=InternalIP",
         ]);
         command
     }
 }
 
-/// Starts one of those that are clients of the apiserver and a user of their own there.
+/// Starts a component that is a client of the apiserver, with its own user.
 fn component(folders: &Folders, authority: &Authority, name: &str, arguments: &[String]) -> Daemon {
     let file = folders.run.join(format!("{name}.kubeconfig"));
     std::fs::write(&file, kubeconfig(authority, &format!("system:{name}"), None)).unwrap();

@@ -1,4 +1,4 @@
-//! The certificates of a cluster: whoever has one of its users is that user.
+//! Certificates of a cluster. The client certificate of a user authenticates as that user.
 
 use std::{net::IpAddr, path::Path};
 
@@ -8,14 +8,14 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 
-/// A certificate authority.
+/// Certificate authority.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its certificate.
+    /// Certificate of the authority.
     pub(crate) pem: String,
 }
 
-/// A certificate and its key, as PEM.
+/// Certificate and key, as PEM.
 pub(crate) struct Identity {
     pub(crate) cert: String,
     pub(crate) key: String,
@@ -34,7 +34,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// For a server that is reached by these addresses and names.
+    /// Issues a certificate for a server with these addresses and names.
     pub(crate) fn server(&self, name: &str, addresses: &[IpAddr], names: &[&str]) -> Identity {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -44,7 +44,7 @@ impl Authority {
         self.sign(params)
     }
 
-    /// For a client: to an apiserver a user and her groups.
+    /// Issues a client certificate; for an apiserver it names a user and a group.
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Identity {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, user);
@@ -62,7 +62,7 @@ impl Authority {
         Identity { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
     }
 
-    /// What a client of the apiserver at `server` needs to be that user: a kubeconfig, which is JSON here.
+    /// Builds a kubeconfig, as JSON, for a user of the apiserver at `server`.
     pub(crate) fn kubeconfig(&self, server: &str, user: &str, group: Option<&str>) -> String {
         let identity = self.client(user, group);
         let user = json!({
@@ -72,7 +72,7 @@ impl Authority {
         self.kubeconfig_of(server, &user)
     }
 
-    /// The same for a user who is known by something else.
+    /// Same as [`Self::kubeconfig`], with other credentials.
     pub(crate) fn kubeconfig_of(&self, server: &str, user: &Value) -> String {
         let named = |key: &str, value| json!([{ "name": "it", key: value }]);
         json!({
@@ -90,14 +90,14 @@ impl Authority {
 // === impl Identity ===
 
 impl Identity {
-    /// As `NAME.crt` and `NAME.key`.
+    /// Writes `NAME.crt` and `NAME.key`.
     pub(crate) fn write(&self, folder: &Path, name: &str) {
         std::fs::write(folder.join(format!("{name}.crt")), &self.cert).unwrap();
         std::fs::write(folder.join(format!("{name}.key")), &self.key).unwrap();
     }
 }
 
-/// A key pair that signs the tokens of service accounts, as `sa.key` and `sa.pub`.
+/// Writes the key pair that signs the tokens of service accounts, as `sa.key` and `sa.pub`.
 pub(crate) fn write_token_keys(folder: &Path) {
     let key = KeyPair::generate().unwrap();
     std::fs::write(folder.join("sa.key"), key.serialize_pem()).unwrap();
@@ -105,7 +105,7 @@ pub(crate) fn write_token_keys(folder: &Path) {
 }
 
 fn base64(text: &str) -> String {
-    // `ByteString` is how Kubernetes' own types have bytes in JSON.
+    // `ByteString` is the JSON encoding of bytes in Kubernetes' own types.
     let bytes = k8s_openapi::ByteString(text.as_bytes().to_vec());
     serde_json::to_value(bytes).unwrap().as_str().unwrap().to_owned()
 }

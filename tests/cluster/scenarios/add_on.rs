@@ -1,4 +1,4 @@
-//! What the HTTP Add-on's own end-to-end tests ask of it, asked of us: docs/http-add-on.md says which of them is where.
+//! Requirements of the HTTP Add-on's own end-to-end tests; docs/http-add-on.md maps each of them to a test.
 
 use std::time::Duration;
 
@@ -17,23 +17,24 @@ use crate::{
     wait,
 };
 
-/// Paths of the stand-in that say whose they are. Without a route, we list models ourselves, and have no such metrics.
+/// Paths of the simulator with the app's name in the response. Anteroom itself lists models without a route, but does
+/// not serve such metrics.
 const MODELS: &str = "/v1/models";
 const METRICS: &str = "/metrics";
 
-/// Time from the last request until there are no replicas: an InterceptorRoute's linger is a minute.
+/// Time from the last request to zero replicas: an InterceptorRoute's linger is a minute.
 const TO_ZERO: Duration = Duration::from_secs(180);
 
-/// Host, path, header, and the app that has such a request; `None`: 404, from no app.
+/// Host, path, header, and the app that serves such a request; `None`: 404, from no app.
 const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
-    // One host, several hosts, and none of them.
+    // One host, several hosts, and unknown hosts.
     ("one.test", MODELS, "", Some("app-a")),
     ("both-1.test", MODELS, "", Some("app-a")),
     ("both-2.test", MODELS, "", Some("app-a")),
     ("both-3.test", METRICS, "", None),
     ("unknown.test", METRICS, "", None),
     ("unknown.test", "/", "", None),
-    // A wildcard, and what is more specific.
+    // A wildcard, and a more specific rule.
     ("exact.wild.test", MODELS, "", Some("app-a")),
     ("any.wild.test", MODELS, "", Some("app-b")),
     ("wild.other.test", "/", "", None),
@@ -46,7 +47,7 @@ const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     ("svc-a.test", MODELS, "", Some("app-a")),
     ("svc-b.test", MODELS, "", Some("app-b")),
     ("svc-c.test", METRICS, "", None),
-    // Headers, by their value and by their being there.
+    // Headers, by value and by presence.
     ("headers.test", MODELS, "x-route: foo", Some("app-a")),
     ("headers.test", MODELS, "x-route: bar", Some("app-b")),
     ("headers.test", METRICS, "", None),
@@ -57,7 +58,7 @@ const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     ("host-only.test", "/v1/models?x=1", "", Some("app-a")),
     ("with-path.test", MODELS, "", Some("app-a")),
     ("with-path.test", "/other", "", None),
-    // The port by its name.
+    // A named port.
     ("named.test", MODELS, "", Some("app-b")),
 ];
 
@@ -116,7 +117,7 @@ pub(super) async fn routes_that_change_or_go_are_followed(it: Scenario) {
     let patch = json!({ "spec": { "target": { "service": "app-b" } } });
     it.patch("http.keda.sh/v1beta1", "InterceptorRoute", "app-a", &patch).await;
     becomes(replica, "app-a.test", MODELS, Some("app-b")).await;
-    // One that goes is refused, whatever is asked; the other one stays.
+    // Requests for a deleted route are rejected; the other route stays.
     let routes = it.dynamic("http.keda.sh/v1beta1", "InterceptorRoute");
     routes.delete("app-a", &kube::api::DeleteParams::default()).await.unwrap();
     becomes(replica, "app-a.test", METRICS, None).await;
@@ -137,7 +138,7 @@ pub(super) async fn load_scales_its_own_app_and_its_end_scales_to_zero(it: Scena
     }
     let (rate, busy) = (it.replicas("rate").await, it.replicas("busy").await);
     let quiet = it.replicas("quiet").await;
-    // 10 in flight at 5 for each replica: two. It streams for as long as is needed.
+    // 10 in flight at 5 for each replica: two replicas. The streams last as long as needed.
     let streams: Vec<_> = (0..10)
         .map(|_| {
             let address = replica.proxy();
@@ -148,7 +149,7 @@ pub(super) async fn load_scales_its_own_app_and_its_end_scales_to_zero(it: Scena
             }))
         })
         .collect();
-    // 10 requests a second at 5 for each replica: two.
+    // 10 requests a second at 5 for each replica: two replicas.
     let address = replica.proxy();
     let load = AbortOnDropHandle::new(tokio::spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_millis(100));
@@ -183,14 +184,14 @@ pub(super) async fn another_target_value_reaches_the_hpa(it: Scenario) {
     it.hpa_has("app", "10").await;
 }
 
-/// The order in which objects come is the user's: KEDA has its HPA and its stream before there is a route, and is pushed to
+/// Objects may be created in any order: KEDA has its HPA and its stream before the route exists, and receives pushes
 /// over that stream.
 pub(super) async fn scaled_object_before_its_route_starts_it(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     it.deploy(&Model::new("app").sim("--model app")).await;
     let mut scaled = Scaled::new("app", &anteroom.scaler(), json!({ "interceptorRoute": "app" }));
-    // A poll would be too late for what is measured here.
+    // Polls are too infrequent to affect this test.
     scaled.polling = 300;
     it.scale(&scaled).await;
     it.hpa_has("app", "100").await;
@@ -218,7 +219,7 @@ pub(super) async fn what_is_in_flight_outlives_a_restart(it: Scenario) {
     becomes(replica, "app.test", MODELS, Some("app")).await;
 }
 
-/// A route to an app, which does not scale it.
+/// Builds a route to an app, without scaling it.
 fn to(app: &str, rules: Value) -> Value {
     json!({
         "target": { "service": app, "port": 80 },
@@ -227,14 +228,14 @@ fn to(app: &str, rules: Value) -> Value {
     })
 }
 
-/// A route of the host of that name to the app of that name.
+/// Builds a route from the host to the app of the same name.
 fn scaled_by(app: &str, metric: Value) -> Value {
     let mut route = to(app, json!([{ "hosts": [format!("{app}.test")] }]));
     route["scalingMetric"] = metric;
     route
 }
 
-/// The app that answers; `None`: 404, from us.
+/// Returns the app that responds; `None`: 404, from Anteroom.
 async fn who(replica: &Replica, host: &str, path: &str, header: &str) -> Option<String> {
     let mut request = Request::get(path).header("host", host);
     if let Some((name, value)) = header.split_once(": ") {
@@ -254,7 +255,7 @@ async fn who(replica: &Replica, host: &str, path: &str, header: &str) -> Option<
     Some(app.unwrap_or_else(|| panic!("of no app: {text}")).to_owned())
 }
 
-/// Waits until that app answers.
+/// Waits until this app responds.
 async fn becomes(replica: &Replica, host: &str, path: &str, app: Option<&str>) {
     wait::until(&format!("{host} to be {app:?}'s"), wait::SOON, async || {
         let found = who(replica, host, path, "").await;
@@ -266,7 +267,7 @@ async fn becomes(replica: &Replica, host: &str, path: &str, app: Option<&str>) {
 // === impl Scenario ===
 
 impl Scenario {
-    /// An app that runs, under its own name.
+    /// Starts an app that reports its own name.
     async fn up(&self, name: &str) {
         let mut app = Model::new(name).sim(&format!("--model {name}"));
         (app.replicas, app.probe_period) = (1, 1);
@@ -274,7 +275,7 @@ impl Scenario {
         self.endpoints(name, 1).await;
     }
 
-    /// An app at zero, its route and its ScaledObject.
+    /// Deploys an app at zero, its route and its ScaledObject.
     async fn behind(&self, anteroom: &Anteroom, name: &str, metric: Value) {
         let mut app =
             Model::new(name).sim(&format!("--model {name} --tokens 100000 --inter-token-time 50ms"));
@@ -286,7 +287,7 @@ impl Scenario {
         self.scale(&Scaled { cooldown: 1, ..scaled }).await;
     }
 
-    /// Waits until the first metric of an HPA of KEDA's has this target.
+    /// Waits until the first metric of a KEDA HPA has this target.
     async fn hpa_has(&self, scaled: &str, target: &str) {
         let api = self.dynamic("autoscaling/v2", "HorizontalPodAutoscaler");
         let what = format!("a target of {target}");

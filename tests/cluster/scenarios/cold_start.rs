@@ -1,4 +1,4 @@
-//! The whole way of a request to a model at zero, and of the model back to it.
+//! A request's way to a model at zero, and the model's way back to zero.
 
 use std::net::SocketAddrV4;
 
@@ -33,7 +33,7 @@ pub(super) async fn request_starts_and_idleness_stops_a_model(it: Scenario) {
 pub(super) async fn our_probe_is_far_ahead_of_kubelets(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // It is asked at once, when it does not listen yet, and then half a minute later.
+    // The first probe is at once, before the server listens, and the next one half a minute later.
     let mut model = Model::new("tiny").sim("--load-time 1s");
     model.probe_period = 30;
     it.serve(&anteroom, &model, json!({})).await;
@@ -65,7 +65,7 @@ pub(super) async fn load_outlasts_the_cooldown(it: Scenario) {
     drop(leaves);
     replica.holds(&it, "leaves", 0).await;
     wait::within("the answer", wait::SOON, stays).await.unwrap().unwrap();
-    // Nobody waits for it any more, and it has come all the same.
+    // No client waits for the model any more, but it still became ready.
     it.happened(What::Answers, 2).await;
     for (name, outcome, replicas) in
         [("stays", "completed", &replicas[0]), ("leaves", "abandoned", &replicas[1])]
@@ -81,7 +81,7 @@ pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
     let anteroom = it.anteroom(1, json!({ "workers": 1 })).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let mut model = Model::new("tiny").sim("--tokens 100000 --inter-token-time 50ms");
-    // Nobody else connects to it.
+    // Avoids further connections by probes.
     model.probe_period = 60;
     model.port = json!({ "appProtocol": "kubernetes.io/h2c" });
     it.serve(&anteroom, &model, json!({})).await;
@@ -101,25 +101,26 @@ pub(super) async fn servers_that_speak_http_2_get_one_connection(it: Scenario) {
     it.wanted("tiny", 0, wait::SOON).await;
 }
 
-/// So that `tests/cluster/run --measure` works when it is wanted, and what it measures is what happens.
+/// Checks that `tests/cluster/run --measure` works and measures actual events.
 pub(super) async fn what_is_measured_is_what_happens(it: Scenario) {
     for sample in measure::take(&it, measure::WAYS[0], 3).await {
         let record = &sample.record;
         let rounded = 0.001 * record.phases.len() as f64;
         assert!((record.phases.values().sum::<f64>() - record.total).abs() < rounded, "{sample:?}");
-        // Ours begins after the client does, is on the way before it is received, and ends before the client knows.
+        // The record begins after the client, its push is sent before it is received, and it ends before the client is
+        // done.
         assert!(record.phase("signal") <= sample.pushed.unwrap(), "{sample:?}");
         assert!(record.total - record.phase("first_token") <= sample.first_byte, "{sample:?}");
         assert!(sample.first_byte >= 1000.0, "the load alone: {sample:?}");
     }
 }
 
-/// How many connections there are to an address of this network.
+/// Returns the number of connections to an address of this network.
 fn connections(address: &str) -> usize {
     let address: SocketAddrV4 = address.parse().unwrap();
     let remote = format!("{:08X}:{:04X}", u32::from_ne_bytes(address.ip().octets()), address.port());
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    // The third column is the other end, and 01 in the fourth an established connection.
+    // The third column is the remote address; 01 in the fourth column is an established connection.
     let rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     rows.filter(|row| row.get(2) == Some(&remote.as_str()) && row.get(3) == Some(&"01")).count()
 }

@@ -1,8 +1,9 @@
-//! Cold-start records are true: each phase ended when the node's agent, which plays it, really came to its end.
+//! Accuracy of cold-start records: the end of each phase is compared with the time at which the node's agent actually
+//! ended it.
 //!
-//! What is compared is who caused what: a phase cannot have been seen before it happened, so it is never told too early,
-//! and where the record says that it may have been earlier than it tells, it was not earlier than that. How late it may
-//! be told is [`LAG`]: watches deliver within milliseconds, on a machine that has nothing else to do.
+//! Checks follow causality: a phase cannot be observed before it ended, so it must not be recorded too early, and if
+//! the record states that the end may have been earlier, it must not have been earlier than that. [`LAG`] is the
+//! maximum delay: watches deliver within milliseconds on an otherwise idle machine.
 
 use std::time::{Duration, SystemTime};
 
@@ -23,20 +24,20 @@ use crate::{
     wait,
 };
 
-/// How late what is seen of a watch may be told. What is found by asking again is several seconds late.
+/// Maximum delay of an event seen by a watch. Polling would be several seconds late.
 const LAG: Duration = Duration::from_secs(3);
-/// How late the agent may note that a server listens: it reads its output.
+/// Maximum delay with which the agent notes that a server listens: it reads the server's output.
 const READING: Duration = Duration::from_secs(1);
-/// How long the node of this module is silent about a container that runs.
+/// Time for which this module's node does not report a running container.
 const SILENT: Duration = Duration::from_millis(700);
 
-/// What a client has seen of its cold start.
+/// A client's observations of its cold start.
 struct Client {
     asked: SystemTime,
     first_token: SystemTime,
     server_timing: String,
     request_id: String,
-    /// The pods that there were while it was answered. Afterwards they may go.
+    /// Pods during the response; they may be deleted afterwards.
     pods: Vec<Pod>,
 }
 
@@ -49,7 +50,7 @@ pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
     let record = record(&it, replica).await;
     is_true(&it, &record, &client, &replicas).await;
 
-    // Everywhere the same numbers: in an Event, in the route's status, and with the answer.
+    // The numbers are the same everywhere: in an Event, in the route's status, and in the response.
     println!("  {}\n  {}", record.value, client.server_timing);
     let note = it.told_of("tiny", "Normal", "ColdStartCompleted").await;
     for span in &record.spans {
@@ -78,7 +79,7 @@ pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
     {
         let entry =
             client.timing(&span.name).unwrap_or_else(|| panic!("{} of {}", span.name, client.server_timing));
-        // It has one digit.
+        // The header has one decimal digit.
         assert!(
             (entry - span.duration).abs() < 0.2,
             "{}: {} {}",
@@ -89,7 +90,7 @@ pub(super) async fn each_phase_is_there_and_as_it_was(it: Scenario) {
     }
 }
 
-/// As the cluster is told.
+/// Formats a duration as in the cluster's objects.
 fn in_words(ms: f64) -> String {
     if ms < 999.5 { format!("{ms:.0}ms") } else { format!("{:.1}s", ms / 1e3) }
 }
@@ -115,7 +116,7 @@ pub(super) async fn slow_clock_of_new_node_is_part_of_the_wait(it: Scenario) {
 }
 
 async fn waits_for_a_node(it: Scenario, clock: Clock) {
-    // Nodes can only be seen by who may see those of the whole cluster.
+    // Nodes are visible only with rights for the whole cluster.
     let anteroom = it.anteroom_with(1, json!({}), &["kubernetes.namespaces=null"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let mut model = model();
@@ -150,7 +151,7 @@ pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
         "gateway": format!("http://{}", envoy.address),
     });
     let mut model = model();
-    // When the server answers, kubelet looks again only seconds later.
+    // When the server is ready, the kubelet's next probe is seconds away.
     model.probe_period = 5;
     it.serve(&anteroom, &model, json!({ "target": target })).await;
     let replicas = it.replicas("tiny").await;
@@ -158,7 +159,7 @@ pub(super) async fn a_gateway_that_is_not_open_yet_is_a_phase(it: Scenario) {
     let record = record(&it, replica).await;
     println!("  {}", record.value);
     is_true(&it, &record, &client, &replicas).await;
-    // It goes by the addresses that kubelet has found ready, and Anteroom is quicker than that.
+    // The gateway uses addresses that the kubelet found ready; Anteroom's probe is faster.
     let ready = it.happened(What::Ready, 1).await[0].at;
     assert!(record.end("load") < ready, "{} {ready:?}", record.value);
     assert!(record.end("propagate") > ready, "{} {ready:?}", record.value);
@@ -168,7 +169,7 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = model().play(fate::FATE, "image-pull-back-off").play(fate::BACK_OFF, "200ms");
-    // Its pod is looked at afterwards.
+    // The pod must still exist afterwards.
     let spec = json!({ "failureGrace": { "imagePull": "1s" }, "scaling": { "linger": "60s" } });
     it.serve(&anteroom, &model, spec).await;
     let replicas = it.replicas("tiny").await;
@@ -185,7 +186,7 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
     comes_to_a_node(&it, &record, &replicas, asked, &it.pods().await).await;
     let last = record.spans.last().unwrap();
     assert_eq!((last.name.as_str(), last.unfinished), ("pull", true), "{}", record.value);
-    // Until it was given up, which is what the client was told.
+    // The last phase lasts until the failure that the client received.
     let given_up = record.began + Duration::from_secs_f64(record.total() / 1e3);
     assert!(given_up <= answered && answered <= given_up + LAG, "{}", record.value);
     for missing in ["t_actuation_ms", "t_first_token_ms", "t_e2e_ms"] {
@@ -196,7 +197,7 @@ pub(super) async fn a_failure_is_a_record_of_how_far_it_came(it: Scenario) {
 pub(super) async fn of_two_pods_it_tells_of_the_one_that_answers_first(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // The first to come is the last to run.
+    // The first pod is the last to run.
     let model = model().play(fate::PULL, "300ms,600ms").play(fate::START, "4s,400ms");
     let mut scaled = Scaled::of(&model, &anteroom);
     scaled.min = 2;
@@ -216,7 +217,7 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     let config = json!({ "kubernetes": { "podLogs": true } });
     let anteroom = it.anteroom_with(1, config, &["report.podLogs=true"]).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // Its log is read afterwards.
+    // The pod's log is read afterwards.
     it.serve(&anteroom, &model(), json!({ "scaling": { "linger": "60s" } })).await;
     let replicas = it.replicas("tiny").await;
     let client = Client::ask(&it, replica).await;
@@ -226,7 +227,7 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
 
     let pod = it.history()[0].pod.clone();
     let log = it.shell().kubectl(&format!("logs --timestamps {pod}")).await.well();
-    // When a line was printed, and the number that follows these words in it.
+    // Returns the time at which a line was printed, and the number that follows these words.
     let line = |words: &str| {
         let line = log.lines().find(|line| line.contains(words)).unwrap_or_else(|| panic!("{words}: {log}"));
         let number = line.split_once(words).unwrap().1.split_whitespace().next().unwrap();
@@ -237,7 +238,7 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
         let (at, seconds) = line(words);
         record.tells_part("load", part, at, LAG);
         let took = record.span("load").part(part).duration / 1e3;
-        // It prints two digits, and is a few milliseconds late.
+        // The log has two decimal digits and is a few milliseconds late.
         assert!(
             (took - seconds).abs() < 0.25,
             "{part} took {took}, and its log says {seconds}: {}",
@@ -246,14 +247,14 @@ pub(super) async fn where_logs_may_be_read_a_load_has_parts(it: Scenario) {
     }
 }
 
-/// One that takes its time for everything.
+/// Model with a noticeable duration of every phase.
 fn model() -> Model {
     let model = Model::new("tiny").sim("--load-time 2s --time-to-first-token 300ms");
     let silent = humantime::format_duration(SILENT).to_string();
     model.play(fate::PULL, "1200ms").play(fate::START, "400ms").play(fate::LAG, &silent)
 }
 
-/// The only record of the route, well made.
+/// Returns the only record of the route, checked for consistency.
 async fn record(it: &Scenario, replica: &Replica) -> Record {
     let records = wait::until("the record", wait::SOON, async || {
         let records = replica.cold_starts(it, "tiny").await;
@@ -262,7 +263,7 @@ async fn record(it: &Scenario, replica: &Replica) -> Record {
     Record::read(records.await.remove(0))
 }
 
-/// Whether a record of a cold start with all phases is what has happened.
+/// Asserts that a record of a cold start with all phases matches the actual events.
 async fn is_true(it: &Scenario, record: &Record, client: &Client, replicas: &Replicas) {
     let name = comes_to_a_node(it, record, replicas, client.asked, &client.pods).await;
     let value = &record.value;
@@ -282,7 +283,7 @@ async fn is_true(it: &Scenario, record: &Record, client: &Client, replicas: &Rep
     record.tells("start", moment(What::Started), SILENT + LAG);
     let answers = moment(What::Answers);
     record.tells("load", Truth(answers - READING, answers), LAG);
-    // What it played is the least of what came between, as far as the record is sure of.
+    // The simulated duration is a lower bound for the recorded one, within the record's uncertainty.
     let sure = |from: &str, to: &str, least: u64| {
         let (from, to) = (record.span(from), record.span(to));
         let most = to.end() - (from.end() - from.early.unwrap_or_default());
@@ -309,7 +310,7 @@ fn over_at(record: &Record, phase: &str) -> f64 {
     record.span(phase).end()
 }
 
-/// Whether what came before a node had to do with it is told as the control plane did it; the pod's name.
+/// Asserts that the phases up to the scheduling match the control plane's. Returns the pod's name.
 async fn comes_to_a_node(
     it: &Scenario,
     record: &Record,
@@ -328,7 +329,7 @@ async fn comes_to_a_node(
     let bound = it.history().into_iter().find(|moment| moment.what == What::Bound && moment.pod == name);
     let bound = bound.unwrap().at;
 
-    // It was caused by the push, and came before our own watch showed it.
+    // The push was the cause, and the watch of this test shows the result later.
     let seen = replicas.after_zero(asked).await;
     record.tells("scale", Truth(record.end("signal"), seen), LAG);
     let created = SystemTime::from(pod.creation_timestamp().unwrap().0);
@@ -343,13 +344,13 @@ async fn comes_to_a_node(
 // === impl Client ===
 
 impl Client {
-    /// What the answer's `server-timing` says of a phase.
+    /// Returns the duration of a phase in the response's `server-timing`.
     fn timing(&self, phase: &str) -> Option<f64> {
         let mut entries = self.server_timing.split(", ").filter_map(|entry| entry.split_once(";dur="));
         entries.find(|(name, _)| *name == phase)?.1.parse().ok()
     }
 
-    /// Asks for a stream, and reads it to its end.
+    /// Requests a stream, and reads it to its end.
     async fn ask(it: &Scenario, replica: &Replica) -> Self {
         let asked = SystemTime::now();
         let mut answer = wait::within("the answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
@@ -360,7 +361,7 @@ impl Client {
         };
         let (server_timing, request_id) = (header("server-timing"), header("x-request-id"));
         let mut text = String::new();
-        // The first part says who speaks, and nothing yet.
+        // The first part only has the role, without content.
         let speaks = |text: &str| text.split("\"content\":\"").skip(1).any(|words| !words.starts_with('"'));
         while !speaks(&text) {
             let part = wait::within("a part", wait::SOON, answer.next()).await.unwrap();

@@ -1,4 +1,5 @@
-//! Routes that cannot all be served, or not at all: who is, who is told why, and that nobody else notices.
+//! Routes of which some or all cannot be served: the winner, the reasons given to the others, and the absence of side
+//! effects.
 
 use kube::api::{DeleteParams, DynamicObject, PostParams};
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use crate::{
 
 pub(super) async fn older_route_wins_and_the_younger_follows(it: Scenario) {
     up(&it).await;
-    // The names are the wrong way round, so that it is not they that decide.
+    // The names are in reverse order, so that they do not decide.
     let same = json!({ "match": { "models": ["shared"] }, "target": { "service": { "name": "tiny" } } });
     it.apply(&model_route("z-older", same.clone())).await;
     it.younger_than((OURS, "ModelRoute"), "z-older").await;
@@ -85,7 +86,7 @@ pub(super) async fn routes_that_are_none_are_skipped_and_say_why(it: Scenario) {
     it.apply(&model_route("good", json!({ "target": { "service": { "name": "tiny" } } }))).await;
     it.serves(replica, "good", "good").await;
 
-    // None of them is one that the apiserver can know.
+    // The apiserver cannot detect any of these errors.
     let hosts: [(&str, Value); 4] = [
         ("metadata", json!({ "service": null, "url": "http://169.254.169.254" })),
         ("apiserver", json!({ "service": null, "url": "http://10.77.0.1:6443" })),
@@ -134,7 +135,7 @@ pub(super) async fn routes_that_are_none_are_skipped_and_say_why(it: Scenario) {
         assert!(why.contains(expected), "{name}: {why}");
     }
 
-    // Whoever was served still is; and what is put right is from then on.
+    // Existing routes are still served, and a corrected one is served from then on.
     it.serves(replica, "good", "good").await;
     it.apply(&interceptor_route("soon", theirs(json!({ "timeouts": { "readiness": "10s" } })))).await;
     it.their_route_says("soon", "Accepted").await;
@@ -148,7 +149,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     let at = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
     newer.pointer_mut(at).unwrap()["novelty"] = json!({ "type": "string" });
     it.apply(&newer).await;
-    // The apiserver takes a moment to take it.
+    // The apiserver takes a moment to apply it.
     let novel = model_route("novel", json!({ "novelty": "of next year" }));
     wait::until("the newer definition", wait::SOON, async || {
         it.kube.try_apply(&novel, &it.namespace).await.map_err(|error| error.to_string())
@@ -162,7 +163,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     let refused = it.says("novel", "Accepted", "Invalid").await;
     let status = it.shell().anteroom("status").await.well();
     it.dynamic(OURS, "ModelRoute").delete("novel", &DeleteParams::default()).await.unwrap();
-    // Before anything can fail here: others need it.
+    // Before any assertion, as other scenarios need it.
     it.apply(&definition).await;
     let why = refused["message"].as_str().unwrap();
     assert!(why.contains("novelty") && why.contains("upgrade the proxy"), "{why}");
@@ -170,7 +171,7 @@ pub(super) async fn an_object_of_a_newer_definition_stops_nothing(it: Scenario) 
     it.serves(replica, "good", "good").await;
 }
 
-/// The model that all routes go to, running; its address.
+/// Deploys the running model that all routes target, and returns its address.
 async fn up(it: &Scenario) -> String {
     let mut model = Model::new("tiny");
     (model.replicas, model.probe_period) = (1, 1);
@@ -197,7 +198,7 @@ impl Scenario {
         .await;
     }
 
-    /// Waits until whatever is made is younger than an object: ages are in whole seconds.
+    /// Waits until new objects are younger than an object: ages are in whole seconds.
     async fn younger_than(&self, (api_version, kind): (&str, &str), name: &str) {
         let api = self.dynamic(api_version, kind);
         let older = api.get(name).await.unwrap();

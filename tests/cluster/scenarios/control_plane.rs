@@ -1,4 +1,4 @@
-//! KEDA and the apiserver go away while requests are there, and come back.
+//! KEDA and the apiserver become unavailable during requests, and return.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use crate::{model::Model, node::history::What, scenario::Scenario, wait};
 
-/// How long the apiserver is away: a rolling restart of a control plane. Those that watch it come back to it ever later.
+/// Duration of the apiserver's outage, as in a rolling restart of a control plane. Its clients reconnect with
+/// increasing delays.
 const AWAY: Duration = Duration::from_secs(60);
 
 pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
@@ -22,13 +23,13 @@ pub(super) async fn keda_is_restarted_while_models_are_asked_for(it: Scenario) {
     let starting = replica.read("starting", 4);
     it.wanted("starting", 1, wait::SOON).await;
     it.world.keda.kill_operator().await;
-    // What it has begun goes on without it.
+    // Scaling that KEDA has begun continues without it.
     let node = it.world.add_node(pool).await;
     wait::within("who asked before", wait::SOON, starting).await.unwrap().unwrap();
     let resting = replica.read("resting", 4);
     replica.holds(&it, "resting", 1).await;
     it.world.keda.restart_operator().await;
-    // It asks again whether there is demand, and there is.
+    // KEDA queries the demand again, and there is some.
     wait::within("who asked meanwhile", wait::SOON, resting).await.unwrap().unwrap();
     for model in ["starting", "resting"] {
         it.wanted(model, 0, wait::SOON).await;
@@ -61,7 +62,7 @@ pub(super) async fn traffic_does_not_notice_an_apiserver_that_is_away(it: Scenar
     println!("  {asked} requests while the apiserver was away");
     replica.holds(&it, "cold", 1).await;
     it.world.plane.restart_apiserver().await;
-    // The controllers of Kubernetes take their time, and more the longer it was away.
+    // The controllers of Kubernetes take longer to recover the longer the outage was.
     wait::within("who waited for it", 3 * wait::SOON, held).await.unwrap().unwrap();
     wait::within("a stream", wait::SOON, other.read("warm", 4)).await.unwrap().unwrap();
     stream.flows().await;

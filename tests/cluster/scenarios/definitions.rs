@@ -1,4 +1,4 @@
-//! Our resource as the cluster has it: what the apiserver takes and refuses, and what users see of it.
+//! The ModelRoute resource in the cluster: validation by the apiserver, and output for users.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::{
     scenario::Scenario,
 };
 
-/// What goes beyond the types, and what is said of it.
+/// Specs that violate rules beyond the types, and the error messages.
 const REFUSED: &[(&str, &str)] = &[
     (r#"{"target": {"service": null}}"#, "give exactly one of service, inferencePool and url"),
     (r#"{"target": {"url": "http://a:1"}}"#, "give exactly one of service, inferencePool and url"),
@@ -44,7 +44,7 @@ const REFUSED: &[(&str, &str)] = &[
     (r#"{"hold": {"timeout": "soon"}}"#, "such as 100ms, 20s or 15m"),
     (r#"{"hold": {"maxBytes": "much"}}"#, "such as 512KiB, 64MiB or 1GiB"),
     (r#"{"failureGrace": {"quota": 5}}"#, "expected string"),
-    // There is no such thing here: whoever writes objects would run commands.
+    // Not available in the cluster: authors of objects could run commands.
     (r#"{"target": {"process": {"command": ["sh"]}}}"#, "field not declared in schema"),
     (r#"{"target": {"namespace": "other"}}"#, "field not declared in schema"),
 ];
@@ -54,7 +54,7 @@ pub(super) async fn the_apiserver_keeps_what_anteroom_crds_prints(it: Scenario) 
     let file = Path::new(CHART).join("crds/modelroutes.yaml");
     assert_eq!(printed, std::fs::read_to_string(file).unwrap());
 
-    // The world applied it. What the apiserver does not know, it drops, and what is not structural, it says.
+    // Applied when the cluster was started. The apiserver drops unknown fields and reports non-structural schemas.
     let [ours] = api::objects(&printed).try_into().unwrap();
     let name = ours["metadata"]["name"].as_str().unwrap();
     let kept = it.kube.all::<CustomResourceDefinition>().get(name).await.unwrap();
@@ -77,12 +77,12 @@ pub(super) async fn what_cannot_be_a_route_is_refused_with_the_way_out(it: Scena
         let error = it.kube.try_apply(&route, &it.namespace).await.expect_err(spec).to_string();
         assert!(error.contains(why), "{spec}: {error}");
     }
-    // As users write it; a typo is told and not dropped.
+    // Written by hand, as users do; a typo is reported rather than dropped.
     let typo = model_route("typo", json!({ "readiness": { "intervall": "1s" } })).to_string();
     let said = it.shell().kubectl_with("create -f -", &typo).await.ill();
     assert!(said.contains("unknown field \"spec.readiness.intervall\""), "{said}");
 
-    // And every example is taken.
+    // Every example is accepted.
     let examples = Path::new(CHART).join("../../examples");
     for file in ["modelroute.yaml", "without-keda.yaml", "interceptorroute.yaml"] {
         for mut object in api::objects_in(&examples.join(file)) {
@@ -142,7 +142,7 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
     let everywhere = shell.anteroom("status -A").await.well();
     assert!(everywhere.lines().any(|line| line.starts_with(&it.namespace)), "{everywhere}");
 
-    // A user without rights is told which are missing.
+    // The error for a user without rights names the missing ones.
     let said = it.shell_of("default").await.anteroom("status").await.ill();
     assert!(said.contains("ask for the right to `list` modelroutes.anteroom.dev"), "{said}");
 }

@@ -1,4 +1,4 @@
-//! Scaling without KEDA: from zero to one and back, by the proxy itself, and only where nobody else does.
+//! Scaling without KEDA: from zero to one and back by the proxy, unless another autoscaler is in charge.
 
 use serde_json::{Value, json};
 
@@ -25,19 +25,19 @@ pub(super) async fn two_replicas_scale_to_one_and_back_once(it: Scenario) {
     assert_eq!(said["status"], "True");
     let replicas = it.replicas("tiny").await;
 
-    // Both are asked at once.
+    // Both get a request at the same time.
     let (a, b) = tokio::join!(one.ask("tiny", true), other.ask("tiny", true));
     for answer in [a, b] {
         assert_eq!(answer.unwrap().status, 200);
     }
     it.says("tiny", "Ready", "EndpointsReady").await;
-    // An answer that takes longer than the idle time, by the one; the other has nothing to do.
+    // A response through one replica that takes longer than the idle timeout, while the other replica is idle.
     let long = one.read("tiny", 60);
     wait::within("a long answer", wait::SOON, long).await.unwrap().unwrap();
     assert_eq!(replicas.course(), [0, 1]);
     course(&replicas, &[0, 1, 0]).await;
     it.says("tiny", "Ready", "Idle").await;
-    // Again, by the other, which has heard of it, too.
+    // Again, by the other replica, which has noticed as well.
     other.rests(&it, "tiny").await;
     assert_eq!(asks(other).await.status, 200);
     course(&replicas, &[0, 1, 0, 1, 0]).await;
@@ -55,13 +55,13 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     let owner = format!("ScaledObject `{}/tiny`", it.namespace);
     let mut waits = it.refused(replica, &owner).await;
 
-    // Without the ScaledObject it is ours; whoever waits is served.
+    // Without the ScaledObject the proxy is in charge; waiting requests are served.
     let objects = it.dynamic("keda.sh/v1alpha1", "ScaledObject");
     objects.delete("tiny", &Default::default()).await.unwrap();
     assert!(wait::within("the rest", wait::SOON, waits.rest()).await.ends_with("data: [DONE]\n\n"));
     course(&replicas, &[0, 1]).await;
 
-    // An autoscaler that was made by hand is somebody, too.
+    // A hand-made autoscaler counts as well.
     it.apply(&json!({
         "apiVersion": "autoscaling/v2",
         "kind": "HorizontalPodAutoscaler",
@@ -74,7 +74,7 @@ pub(super) async fn what_somebody_else_scales_is_left_to_them(it: Scenario) {
     .await;
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 0 } })).await;
     it.endpoints("tiny", 0).await;
-    // Until the replica has heard of it, the pod that goes may still answer.
+    // Until the replica has noticed, the terminating pod may still respond.
     replica.rests(&it, "tiny").await;
     it.refused(replica, "HorizontalPodAutoscaler `by-hand`").await;
     course(&replicas, &[0, 1, 0]).await;
@@ -86,7 +86,7 @@ pub(super) async fn without_the_charts_switch_it_may_not(it: Scenario) {
     it.deploy(&Model::new("tiny")).await;
     it.apply(&route(json!({}))).await;
     let mut waits = it.refused(replica, "`directScaling.enabled=true`").await;
-    // It is switched on, and whoever waits is served.
+    // The switch is turned on; waiting requests are served.
     for object in crate::chart::rights(&it.world, &it.namespace, ENABLED).await {
         it.apply(&object).await;
     }
@@ -105,7 +105,7 @@ fn route(scaling: Value) -> Value {
     )
 }
 
-/// Waits until the numbers of replicas were these, and no others.
+/// Waits until the numbers of replicas were exactly these.
 async fn course(replicas: &Replicas, expected: &[i32]) {
     wait::until(&format!("the numbers {expected:?}"), wait::SOON, async || {
         let course = replicas.course();
@@ -122,7 +122,8 @@ async fn asks(replica: &Replica) -> Answer {
 // === impl Scenario ===
 
 impl Scenario {
-    /// Asks for the model, and waits until the heartbeats and the status say that it is not ours to scale, and why.
+    /// Requests the model, and waits until heartbeats and status report that the proxy may not scale it, and the
+    /// reason.
     async fn refused(&self, replica: &Replica, why: &str) -> Answer {
         self.says("tiny", "Accepted", "Accepted").await;
         let mut answer = asks(replica).await;
@@ -145,7 +146,7 @@ impl Scenario {
 // === impl Answer ===
 
 impl Answer {
-    /// What is left of it.
+    /// Reads the rest of the body.
     async fn rest(&mut self) -> String {
         let mut text = String::new();
         while let Ok(Some(part)) = self.next().await {

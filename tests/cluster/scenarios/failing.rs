@@ -1,4 +1,4 @@
-//! Models that do not come: whoever waits, and whoever looks, is told why.
+//! Models that do not start: waiting clients and operators get the reason.
 
 use std::collections::BTreeMap;
 
@@ -16,19 +16,19 @@ use crate::{
     wait,
 };
 
-/// A way not to come.
+/// Cause of a failed start.
 struct Case {
     model: Model,
-    /// As the API and the metric have it.
+    /// Kind in the API and the metric.
     kind: &'static str,
-    /// As the Event has it.
+    /// Reason of the Event.
     word: &'static str,
-    /// What is said of it.
+    /// Part of the message.
     says: &'static str,
 }
 
 pub(super) async fn held_requests_fail_early_with_the_reason(it: Scenario) {
-    // There is room for no GPU in this namespace; only one of the models wants one.
+    // The namespace has no quota for GPUs; only one of the models requests one.
     it.apply(&json!({
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -133,7 +133,7 @@ pub(super) async fn starts_that_go_nowhere_say_why(it: Scenario) {
     for case in &cases {
         let mut spec = with_graces();
         if case.kind == "not_ready" {
-            // Such a pod may still come, so it is given up only with the time that all starts have.
+            // Such a pod may still become ready, so only the activation timeout ends the start.
             spec["readiness"] = json!({ "probe": false, "activationTimeout": "10s" });
         }
         it.serve(&anteroom, &case.model, spec).await;
@@ -145,7 +145,7 @@ pub(super) async fn starts_that_go_nowhere_say_why(it: Scenario) {
         "containers": [{ "name": "server", "volumeMounts": [{ "name": "models", "mountPath": "/models" }] }],
     } });
     it.change_template("unmounted", &mounts).await;
-    // One after the other, so that each is a cold start of its own and none waits for a turn.
+    // One after the other, so that each has its own cold start and none is queued.
     for case in [absent, strangers, elsewhere, unmounted, unready] {
         tells(&it, replica, case).await;
     }
@@ -157,7 +157,7 @@ fn with_graces() -> Value {
         "imagePull": grace, "crashLoop": grace, "unschedulable": grace, "quota": grace, "outOfMemory": grace,
         "volume": grace, "service": grace,
     });
-    // The pods are looked at after the requests have failed.
+    // Keeps the pods for inspection after the requests have failed.
     json!({ "failureGrace": graces, "keepalive": heartbeats(), "scaling": { "linger": "60s" } })
 }
 
@@ -166,7 +166,7 @@ async fn fails(it: &Scenario, replica: &Replica, anteroom: &crate::anteroom::Ant
     tells(it, replica, case).await;
 }
 
-/// Asks for a model that does not come: every place says why.
+/// Requests a model that does not start: every output has the reason.
 async fn tells(it: &Scenario, replica: &Replica, case: &Case) {
     let Case { model, kind, word, says } = case;
     let (plain, stream) =
@@ -185,7 +185,7 @@ async fn tells(it: &Scenario, replica: &Replica, case: &Case) {
     let note = it.told_of(&model.name, "Warning", word).await;
     assert!(note.contains(says), "{note}");
     it.told_of(&model.name, "Warning", "ColdStartFailed").await;
-    // One, also of a pod that is ready at a port that refuses: it comes up, and goes again.
+    // Only one, even for a pod that is ready at a port that refuses: that one repeatedly starts and fails.
     let failures = it.notes_of(&model.name, "Warning", "ColdStartFailed").await;
     assert!(matches!(failures.as_slice(), [note] if note.contains(says)), "{failures:?}");
     let said = it.says(&model.name, "Ready", "Failed").await;
@@ -225,7 +225,7 @@ pub(super) async fn a_route_without_a_scaled_object_says_so(it: Scenario) {
     let mut waits = replica.ask("tiny", true).await.unwrap();
     heard(&mut waits, &why).await;
 
-    // Made as it says there, it wakes the model for whoever waits already.
+    // Once created as instructed, the ScaledObject wakes the model for requests already waiting.
     it.apply(&Scaled::of(&model, &anteroom).object()).await;
     heard(&mut waits, "data: [DONE]").await;
     let said = it.says("tiny", "Scalable", "ScaledObject").await;
@@ -237,7 +237,7 @@ pub(super) async fn scaled_object_of_another_scaler_is_recognised(it: Scenario) 
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = Model::new("tiny");
     it.deploy(&model).await;
-    // Other clients read no addresses.
+    // Lower levels of detail omit addresses.
     let full = json!({ "keepalive": heartbeats(), "failure": { "detail": "full" } });
     it.apply(&model_route("tiny", full)).await;
     let nobody = it.socket(40, 9090).to_string();
@@ -277,7 +277,7 @@ fn heartbeats() -> Value {
     json!({ "mode": "comment", "after": "100ms", "interval": "100ms" })
 }
 
-/// What a stream says until it ends, in which a heartbeat must say that.
+/// Reads a stream to its end; one of its heartbeats must contain `says`.
 async fn hears(it: &Scenario, replica: &Replica, model: &str, says: &str) -> String {
     let answer = wait::within("a heartbeat", wait::SOON, replica.ask(model, true)).await.unwrap();
     let text = wait::within("its end", wait::SOON, answer.text()).await.unwrap();
@@ -286,7 +286,7 @@ async fn hears(it: &Scenario, replica: &Replica, model: &str, says: &str) -> Str
     text
 }
 
-/// Reads a stream until it says that.
+/// Reads a stream until it contains `words`.
 async fn heard(answer: &mut Answer, words: &str) {
     let mut text = String::new();
     let reading = async {

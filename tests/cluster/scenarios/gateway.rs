@@ -1,4 +1,4 @@
-//! Targets other than the pods of a Service themselves.
+//! Targets other than the pods of a Service.
 
 use serde_json::json;
 
@@ -23,7 +23,8 @@ pub(super) async fn held_requests_wait_for_an_unaware_envoy(it: Scenario) {
         for stream in streams {
             wait::within("a stream", wait::SOON, stream).await.unwrap().unwrap();
         }
-        // Our probe is far quicker than its own and its DNS: it has said 503, and nobody was told.
+        // Anteroom's probe is far faster than Envoy's health check and DNS: Envoy returned 503, but no client received
+        // it.
         assert!(envoy.without_host().await > before, "round {round}");
         it.wanted("tiny", 0, wait::SOON).await;
         it.happened(What::Gone, round).await;
@@ -58,7 +59,7 @@ pub(super) async fn the_pods_of_an_inference_pool_are_a_target(it: Scenario) {
 // === impl Envoy ===
 
 impl Envoy {
-    /// How often it had nowhere to send a request.
+    /// Returns the number of times that Envoy had no host for a request.
     async fn without_host(&self) -> u64 {
         let admin = (self.address.ip(), 9901).into();
         let text = client::get(admin, "/stats?filter=upstream_cx_none_healthy").await.unwrap();

@@ -1,4 +1,4 @@
-//! The cluster itself, without Anteroom: what the other scenarios stand on.
+//! The cluster itself, without Anteroom: the basis of the other scenarios.
 
 use std::time::{Duration, SystemTime};
 
@@ -32,7 +32,7 @@ pub(super) async fn a_push_scales_from_zero_and_silence_back_to_it(it: Scenario)
     let replicas = it.replicas("tiny").await;
     let pushed = SystemTime::now();
     scaler.push(12);
-    // Twelve at five for each.
+    // A demand of twelve at five for each replica.
     replicas.reach(3).await;
     assert_eq!(replicas.course(), [0, 1, 3]);
     let addresses = it.endpoints("tiny", 3).await;
@@ -69,7 +69,7 @@ pub(super) async fn replicas_run_with_chart_rights(it: Scenario) {
         assert_eq!(replica.metric("anteroom_requests_total{").await, Some(1.0));
     }
 
-    // What it runs as may watch routes, and may not touch pods.
+    // The service account may watch routes, but not modify pods.
     let kube = it.as_service_account("anteroom").await;
     let pods = kube.namespaced::<Pod>(&it.namespace);
     assert_eq!(pods.list(&ListParams::default()).await.unwrap().items.len(), 1);
@@ -94,7 +94,7 @@ pub(super) async fn envoy_answers_503_at_zero_then_passes_on(it: Scenario) {
 
     it.patch("apps/v1", "Deployment", "tiny", &json!({ "spec": { "replicas": 1 } })).await;
     it.endpoints("tiny", 1).await;
-    // It learns of the pod by DNS, and has to find it healthy then.
+    // Envoy resolves the pod by DNS, and must then find it healthy.
     wait::until("Envoy to pass on", wait::SOON, async || {
         match client::get(envoy.address, "/v1/models").await?.status.as_u16() {
             200 => Ok(()),

@@ -1,4 +1,4 @@
-//! The chart, installed by helm as users do it: its objects, its pods, and what they may.
+//! The chart, installed by helm as users do: its objects, pods and rights.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,17 +26,17 @@ use crate::{
 
 const KEDA: &str = "keda.sh/v1alpha1";
 
-/// A release of the chart, called anteroom.
+/// Release of the chart, named anteroom.
 struct Release {
     shell: Shell,
     namespace: String,
-    /// What all of its versions have.
+    /// Values of all its versions.
     values: Vec<String>,
 }
 
 pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
     it.deploy(&Model::new("tiny")).await;
-    // Under the strictest rules for pods that there are; the model has none.
+    // The strictest pod security standard; it does not affect the model, which has no pods.
     let label = format!("label namespace {} pod-security.kubernetes.io/enforce=restricted", it.namespace);
     it.shell().kubectl(&label).await.well();
     let mut release = Release::new(&it, &["nodeSelector.pool=nowhere"]);
@@ -55,7 +55,7 @@ pub(super) async fn each_profile_is_taken_paused_and_goes_again(it: Scenario) {
         let config = it.api::<ConfigMap>().get("anteroom").await.unwrap();
         release.checks(&it, &config).await;
 
-        // Nothing is left of one, so that the next can come.
+        // Nothing may be left, so that the next profile can be installed.
         release.helm("uninstall", &[]).await;
         for kind in
             ["modelroute", "scaledobject", "role", "rolebinding", "service/anteroom", "configmap/anteroom"]
@@ -81,7 +81,7 @@ pub(super) async fn all_that_the_chart_can_say_is_taken(it: Scenario) {
     values["kubernetes"]["interceptorRoutes"] = json!(true);
     values["grafanaDashboard"]["namespace"] = it.namespace.clone().into();
     values["nodeSelector"]["pool"] = json!("nowhere");
-    // There is no Prometheus operator here, whose kinds these would be.
+    // There is no Prometheus operator here, which defines these kinds.
     for monitor in ["serviceMonitor", "modelServers", "prometheusRule"] {
         values["monitoring"][monitor]["enabled"] = json!(false);
     }
@@ -181,14 +181,14 @@ pub(super) async fn rights_are_what_is_needed_and_nothing_else(it: Scenario) {
 impl Release {
     fn new(it: &Scenario, values: &[&str]) -> Self {
         let all = [
-            // What the node's agent runs for it.
+            // Image for which the node's agent runs Anteroom.
             "image.repository=anteroom",
             "replicas=2",
             "drain.preStopSeconds=0",
             "drain.delaySeconds=0",
             "drain.timeoutSeconds=5",
             "minReadySeconds=0",
-            // There is no Prometheus here, and a trigger that fails keeps models up.
+            // There is no Prometheus here, and a failing trigger keeps models up.
             "keda.prometheus.enabled=false",
             "keda.pollingInterval=1",
             "keda.cooldownPeriod=3",
@@ -198,7 +198,7 @@ impl Release {
     }
 
     fn set_json(&mut self, name: &str, value: &Value) {
-        // The other way to give a value begins with its name, too.
+        // The prefix distinguishes this value from those for `--set`.
         self.values.push(format!("json:{name}={value}"));
     }
 
@@ -222,7 +222,7 @@ impl Release {
         said.well() + &told
     }
 
-    /// From the installation to the end, with a model in the namespace of `models`.
+    /// Installs, upgrades and uninstalls a release with a model in the namespace of `models`.
     async fn serves(&mut self, models: &Scenario) {
         let mut model = Model::new("tiny").sim("--load-time 300ms");
         model.probe_period = 1;
@@ -247,7 +247,7 @@ impl Release {
         self.asks().await;
         models.wanted("tiny", 1, wait::SOON).await;
 
-        // Another version: what is only read at the start has every replica started anew.
+        // Another version: a setting that is only read at the start makes every replica restart.
         let said = self.helm("upgrade", &["profile=dev", "peers.timeout=5s"]).await;
         assert!(said.contains("has been upgraded"), "{said}");
         self.rolled_out().await;
@@ -269,17 +269,17 @@ impl Release {
             if pods.is_empty() { Ok(()) } else { Err(pods) }
         })
         .await;
-        // The model is not the release's.
+        // The model does not belong to the release.
         models.api::<Deployment>().get("tiny").await.unwrap();
     }
 
-    /// All objects of it are.
+    /// Asserts that all objects of the release exist.
     async fn is_there(&self) {
         let manifest = self.shell.helm(["get", "manifest", "anteroom"]).await.well();
         self.shell.kubectl_with("get -f -", &manifest).await.well();
     }
 
-    /// The program takes the configuration that is made for it.
+    /// Asserts that Anteroom accepts the generated configuration.
     async fn checks(&self, it: &Scenario, config: &ConfigMap) {
         let file = it.world.plane.folders.run.join(format!("{}.checked.yaml", it.namespace));
         std::fs::write(&file, &config.data.as_ref().unwrap()["config.yaml"]).unwrap();
@@ -290,7 +290,7 @@ impl Release {
         self.shell.kubectl("rollout status deployment/anteroom --timeout=50s").await.well();
     }
 
-    /// Has the model answer through the Service of the release.
+    /// Requests the model through the Service of the release.
     async fn asks(&self) {
         let proxies = format!(
             "get endpointslices -n {} -l kubernetes.io/service-name=anteroom -o jsonpath={{..addresses[0]}}",
@@ -311,12 +311,12 @@ impl Release {
 // === impl Scenario ===
 
 impl Scenario {
-    /// A second namespace of the scenario. It goes with nobody: whoever made it takes it away.
+    /// Creates a second namespace for the scenario. The caller must delete it.
     async fn beside(&self, suffix: &str) -> Self {
         Self::new(self.world.clone(), suffix).await
     }
 
-    /// Waits until a service account has exactly these rights in the namespace, besides those of everybody.
+    /// Waits until a service account has exactly these rights in the namespace, besides those of every account.
     async fn may(&self, account: &str, expected: &BTreeMap<&str, &str>) {
         wait::until("the rights of the chart", wait::SOON, async || {
             let everybodys = self.rights_of("default").await?;
@@ -333,7 +333,7 @@ impl Scenario {
         .await;
     }
 
-    /// The verbs that a service account may use in the namespace, on what.
+    /// Returns the verbs that a service account may use in the namespace, by resource.
     async fn rights_of(&self, account: &str) -> Result<BTreeMap<String, BTreeSet<String>>, String> {
         let kube = self.as_service_account(account).await;
         let review = SelfSubjectRulesReview {

@@ -1,4 +1,4 @@
-//! Routes of the HTTP Add-on, with what its documentation has examples of, served as they are there.
+//! Routes of the HTTP Add-on, from the examples in its documentation and with the behaviour described there.
 
 use bytes::Bytes;
 use http::Request;
@@ -17,7 +17,7 @@ use crate::{
 
 const COLD_START: &str = "x-keda-http-cold-start";
 
-/// Routes that answer with their own names: host, path prefix, headers.
+/// Routes that respond with their own names: host, path prefix, headers.
 const RULES: &[(&str, &str)] = &[
     ("single", r#"{"hosts": ["api.example.com"]}"#),
     ("wildcard", r#"{"hosts": ["*.example.com"]}"#),
@@ -29,7 +29,7 @@ const RULES: &[(&str, &str)] = &[
     ("any", r#"{"hosts": ["*"], "paths": [{"value": "/everywhere"}]}"#),
 ];
 
-/// What goes where: host, path, header, route.
+/// Requests and their routes: host, path, header, route.
 const ASKED: &[(&str, &str, &str, Option<&str>)] = &[
     ("api.example.com", "/", "", Some("single")),
     ("api.example.com:8080", "/", "", Some("single")),
@@ -73,7 +73,7 @@ pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scena
     let names = it.metrics_of("my-app").await;
     assert!(names.len() == 2 && names[0] != names[1], "{names:?}");
 
-    // Health checks of a load balancer are no demand.
+    // Health checks of a load balancer are not demand.
     let answer = ask(replica, "app.example.com", "/healthz", "").await;
     assert_eq!((answer.status.as_u16(), answer.headers.get(COLD_START)), (200, None));
     assert_eq!(answer.text().await.unwrap(), "OK");
@@ -81,14 +81,14 @@ pub(super) async fn an_app_comes_up_through_keda_for_the_first_request(it: Scena
     let demand = format!("anteroom_scaler_active{{route=\"{}/my-app\"", it.namespace);
     assert_eq!(replica.metric(&demand).await.unwrap_or(0.0), 0.0);
 
-    // Any path and method is.
+    // Requests with any path and method are demand.
     let answer = ask(replica, "app.example.com", "/v1/models", "").await;
     assert_eq!((answer.status.as_u16(), &answer.headers[COLD_START]), (200, &"true".parse().unwrap()));
     assert_eq!(answer.json().await["object"], "list");
     it.endpoints("my-app", 1).await;
     let answer = ask(replica, "app.example.com", "/v1/models", "").await;
     assert_eq!((answer.status.as_u16(), &answer.headers[COLD_START]), (200, &"false".parse().unwrap()));
-    // The stand-in has no such path: it was asked.
+    // The simulator has no such path, so the 404 is its response.
     assert_eq!(ask(replica, "app.example.com", "/healthz", "").await.status, 404);
     let answer = client::send(replica.proxy(), client::completion("app.example.com", "any", true)).await;
     assert!(answer.unwrap().text().await.unwrap().ends_with("data: [DONE]\n\n"));
@@ -124,7 +124,7 @@ pub(super) async fn the_most_specific_rule_has_the_request(it: Scenario) {
 }
 
 pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
-    // It never comes; the other is there.
+    // This app never starts; the other one is running.
     it.deploy(&Model::new("my-app")).await;
     let mut fallback = Model::new("other");
     (fallback.replicas, fallback.probe_period) = (1, 1);
@@ -179,7 +179,7 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
         assert!(kind.starts_with("text/html"), "{host}: {kind}");
         assert_eq!(answer.text().await.unwrap(), body);
     }
-    // Whoever gets the placeholder has woken the app.
+    // Requests answered with the placeholder wake the app.
     let demand = format!("anteroom_scaler_active{{route=\"{}/placeholder\"", it.namespace);
     assert!(replica.metric(&demand).await.unwrap() >= 1.0);
 
@@ -204,14 +204,14 @@ pub(super) async fn what_is_said_while_the_app_is_down_is_said(it: Scenario) {
             assert_eq!(text.starts_with("<h1>Loading"), body.is_some(), "{text}");
         };
         tokio::select! {
-            biased; // the first is held
+            biased; // Polls the first request first, so that it is held.
             answer = held => panic!("{host}: it was answered: {}", answer.status),
             () = more => {}
         }
     }
 }
 
-/// A Service of that name and port, for the pods of a model.
+/// Builds a Service with this name and port, for the pods of a model.
 fn service(name: &str, model: &str, port: u16) -> Value {
     json!({
         "apiVersion": "v1",
@@ -221,7 +221,7 @@ fn service(name: &str, model: &str, port: u16) -> Value {
     })
 }
 
-/// GET; `header` as `name: value`, or nothing.
+/// Sends a GET; `header` is `name: value` or empty.
 async fn ask(replica: &Replica, host: &str, path: &str, header: &str) -> Answer {
     let mut request = Request::get(path).header("host", host);
     if let Some((name, value)) = header.split_once(": ") {
@@ -235,7 +235,7 @@ async fn ask(replica: &Replica, host: &str, path: &str, header: &str) -> Answer 
 // === impl Scenario ===
 
 impl Scenario {
-    /// The metrics that KEDA has of a ScaledObject.
+    /// Returns the names of KEDA's metrics for a ScaledObject.
     async fn metrics_of(&self, scaled: &str) -> Vec<String> {
         let api = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
         wait::object(&api, scaled, "its metrics", wait::SOON, |object| {

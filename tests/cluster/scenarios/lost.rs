@@ -1,4 +1,4 @@
-//! What goes away without a word: a machine that loses power, connections to the apiserver that something between forgets.
+//! Silent losses: a machine that loses power, and connections to the apiserver that an intermediary forgets.
 
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -12,13 +12,13 @@ use crate::{
     wait,
 };
 
-/// The kernel gives a connection up after 30 s without an acknowledgement, or without an answer to keep-alive, and
-/// `responseTimeout` is 30 min: what ends within [`wait::SOON`] ends by that.
+/// The kernel gives up a connection after 30 s without an acknowledgement or a keep-alive response, and
+/// `responseTimeout` is 30 min: a connection that ends within [`wait::SOON`] was ended by the kernel.
 pub(super) async fn node_that_loses_power_gives_back_its_requests(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let mut node = it.world.add_node(Machine { wired: true, ..it.machine() }).await;
-    // One request streams for hours, and those behind it get no head.
+    // One request streams for hours, and those queued behind it get no head.
     let mut model = Model::new("tiny").sim("--max-running 1 --inter-token-time 100ms --tokens 100000");
     model.node_selector = it.pool();
     let mut scaled = Scaled::of(&model, &anteroom);
@@ -56,13 +56,13 @@ pub(super) async fn node_that_loses_power_gives_back_its_requests(it: Scenario) 
         assert_eq!(status, 200, "{}", answer.text().await.unwrap());
     }
 
-    // No agent ends its pods any more, and without that their namespace would stay, with its routes.
+    // No agent ends the pods any more; they would block the deletion of their namespace with its routes.
     node.leave(&it.kube).await;
     let now = DeleteParams::default().grace_period(0);
     it.api::<Pod>().delete_collection(&now, &ListParams::default()).await.unwrap();
 }
 
-/// Another server for the same Service, on a machine that goes on.
+/// Builds another server for the same Service, on a machine that stays up.
 fn spare() -> Value {
     let mut model = Model::new("spare");
     model.replicas = 1;
@@ -80,7 +80,7 @@ pub(super) async fn half_open_watches_are_replaced(it: Scenario) {
     let losses = async || replica.metric("anteroom_cluster_watch_losses_total").await.unwrap();
     let before = losses().await;
     relay.forget();
-    // No watch that there was tells of the pod, for as long as kube asks a watch to last: 290 s.
+    // None of the forgotten watches can report the pod during the 290 s that kube requests for a watch.
     wait::within("the answer", wait::SOON, replica.read("tiny", 4)).await.unwrap().unwrap();
     assert!(losses().await > before);
 }

@@ -1,4 +1,4 @@
-//! The scenarios.
+//! Scenarios.
 
 mod add_on;
 mod cold_start;
@@ -23,7 +23,7 @@ mod sessions;
 
 use crate::runner::Entry;
 
-/// Names a list of scenarios: each is an `async fn(Scenario)` of a module here.
+/// Builds a list of scenarios; each is an `async fn(Scenario)` of a submodule.
 macro_rules! scenarios {
     ($($module:ident :: $name:ident),* $(,)?) => {
         &[$(Entry {
@@ -33,7 +33,7 @@ macro_rules! scenarios {
     };
 }
 
-/// Those that leave the cluster as it is: a few run at the same time.
+/// Scenarios that leave the cluster as it is; several run at the same time.
 pub(crate) const TOGETHER: &[Entry] = scenarios![
     harness::a_push_scales_from_zero_and_silence_back_to_it,
     harness::replicas_run_with_chart_rights,
@@ -109,7 +109,7 @@ pub(crate) const TOGETHER: &[Entry] = scenarios![
     gateway::the_pods_of_an_inference_pool_are_a_target,
 ];
 
-/// Those that break something that others need: they run last, one by one.
+/// Scenarios that disrupt shared parts; they run last, one by one.
 pub(crate) const ALONE: &[Entry] = scenarios![
     outage::pods_outlive_the_apiserver,
     outage::keda_comes_back_and_hears_the_next_push,

@@ -1,4 +1,4 @@
-//! The node's agent: what pods look like when they start, fail and end, as all other scenarios take it for true.
+//! The node's agent: starting, failing and terminating pods, as the other scenarios rely on.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -95,7 +95,7 @@ pub(super) async fn a_pod_that_fits_nowhere_waits_for_a_node(it: Scenario) {
 }
 
 pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
-    // One that ends when it is asked to, after its hook; and one that has to be killed.
+    // One model that exits on SIGTERM after its hook, and one that must be killed.
     let mut polite = Model::new("polite");
     (polite.replicas, polite.probe_period) = (1, 1);
     polite.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 5 } } } });
@@ -114,7 +114,7 @@ pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
         it.patch("apps/v1", "Deployment", model, &json!({ "spec": { "replicas": 0 } })).await;
     }
     it.happened(What::Terminating, 2).await;
-    // While the hook runs, so does the server; new connections are to go elsewhere.
+    // The server runs while the hook does; new connections should go elsewhere.
     it.endpoints("polite", 0).await;
     assert_eq!(client::get((address + ":8000").parse().unwrap(), "/health").await.unwrap().status, 200);
     it.happened(What::Gone, 2).await;
@@ -123,7 +123,7 @@ pub(super) async fn a_pod_ends_with_its_hook_and_its_grace(it: Scenario) {
         let moments = moments.skip_while(|moment| moment.what != What::Terminating);
         moments.map(|moment| moment.what).collect()
     };
-    // The stand-in ends in good order.
+    // The simulator shuts down gracefully.
     let polite = course("polite");
     assert_eq!(polite, [What::Terminating, What::Signalled, What::Exited(0), What::Unready, What::Gone]);
     let stubborn = course("stubborn");
@@ -141,7 +141,7 @@ fn container(pod: &Pod) -> Option<ContainerStatus> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first().cloned()
 }
 
-/// The reason for which its container waits.
+/// Returns the reason why the pod's container waits.
 fn waiting(pod: &Pod) -> Option<&str> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.first()?.state.as_ref()?.waiting.as_ref()?.reason.as_deref()

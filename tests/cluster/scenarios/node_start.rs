@@ -1,5 +1,5 @@
-//! The node's agent: how long the steps of a start take, what it says of them and by which clock, and what containers
-//! print. Cold-start records are compared with what it notes.
+//! The node's agent: durations of the steps of a start, their events and timestamps, and container logs. Cold-start
+//! records are compared with its history.
 
 use std::time::{Duration, SystemTime};
 
@@ -43,7 +43,7 @@ pub(super) async fn a_pull_and_a_start_take_their_time_and_say_so(it: Scenario) 
     assert!(between(&pulled, &started) >= Duration::from_millis(400));
     assert!(it.history().iter().all(|one| one.what != What::Pulling || one.pod.starts_with("slow")));
 
-    // In kubelet's words, and with its stamps: whole seconds, and in the name nanoseconds.
+    // Messages and timestamps as from the kubelet: whole seconds, and nanoseconds in the name.
     let image = "Container image \"anteroom\" already present on machine and can be accessed by the pod";
     for (model, messages) in [
         ("quick", [image, "Container created", "Container started"].as_slice()),
@@ -89,7 +89,7 @@ pub(super) async fn cloud_node_joins_late_by_its_own_clock(it: Scenario) {
         [What::Registers, What::Registered, What::NodeReady].map(|what| moment(&it, &node.name, what));
     assert!(registers.at.duration_since(began).unwrap() >= Duration::from_millis(500));
     assert!(between(&registered, &ready) >= Duration::from_millis(600));
-    // As real ones it is tainted until then.
+    // Like a real node it is tainted until then.
     let [bound, started] = [What::Bound, What::Started].map(|what| moment(&it, "tiny", what));
     assert!(bound.at > ready.at, "{:?}", it.history());
     let object = it.kube.all::<Node>().get(&node.name).await.unwrap();
@@ -131,7 +131,7 @@ pub(super) async fn logs_are_read_from_the_node_by_whoever_may(it: Scenario) {
     let stamped = humantime::parse_rfc3339(time).unwrap();
     assert!(moment(&it, "tiny", What::Started).at < stamped && stamped <= answers, "{time} {answers:?}");
 
-    // A service account may, if it is let; and it hears at once of what comes.
+    // A service account may read logs if it has the right, and receives new lines at once.
     let file = it.world.plane.folders.run.join(format!("{}.go", it.namespace));
     let script =
         format!("echo one; until [ -e {} ]; do sleep 0.05; done; echo two; exec sleep 300", file.display());
@@ -152,7 +152,7 @@ pub(super) async fn logs_are_read_from_the_node_by_whoever_may(it: Scenario) {
     for object in rights() {
         it.apply(&object).await;
     }
-    // The authorizer hears of it a moment later.
+    // The authorizer is updated a moment later.
     let lines = wait::until("the log", wait::SOON, async || {
         pods.log_stream(&name, &params).await.map_err(|error| error.to_string())
     });
@@ -181,7 +181,7 @@ fn rights() -> [serde_json::Value; 2] {
     ]
 }
 
-/// The first of its kind of a pod or node whose name begins so.
+/// Returns the first event of this kind of a pod or node whose name begins with `name`.
 fn moment(it: &Scenario, name: &str, what: What) -> Moment {
     let history = it.history();
     let found = history.iter().find(|moment| moment.what == what && moment.pod.starts_with(name));
@@ -192,20 +192,20 @@ fn between(from: &Moment, to: &Moment) -> Duration {
     to.at.duration_since(from.at).unwrap()
 }
 
-/// A time as Kubernetes has it.
+/// Truncates a time to whole seconds, like Kubernetes.
 fn whole(at: SystemTime) -> SystemTime {
     let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
-/// The time in an event's name.
+/// Returns the time in an event's name.
 fn named(event: &Event) -> SystemTime {
     let name = event.name_any();
     let nanos = u64::from_str_radix(name.rsplit_once('.').unwrap().1, 16).unwrap();
     SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
-/// Those of the node about the pod of a model, once there are so many.
+/// Waits for `number` events of the node about the pod of a model, and returns them.
 async fn events(it: &Scenario, model: &str, number: usize) -> Vec<Event> {
     wait::until(&format!("{number} events"), wait::SOON, async || {
         let mut events = it.api::<Event>().list(&ListParams::default()).await.unwrap().items;

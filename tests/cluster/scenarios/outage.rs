@@ -1,4 +1,4 @@
-//! The cluster's parts go and come back: that the harness itself can do that, and loses nothing by it.
+//! Parts of the cluster are stopped and restarted: the harness supports this without losses.
 
 use serde_json::json;
 

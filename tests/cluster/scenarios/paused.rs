@@ -1,4 +1,4 @@
-//! ScaledObjects that are paused: at zero nobody waits for nothing, and whatever is up serves.
+//! Paused ScaledObjects: requests at zero fail at once, and running pods keep serving.
 
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ pub(super) async fn at_zero_a_request_is_told_the_command_that_works(it: Scenari
     assert!(status.contains("(paused)") && status.contains(&command(&it, "2h")), "{status}");
     assert_eq!(replicas.course(), [0]);
 
-    // As it stands there, but for the time.
+    // The command as given in the message, except for the time.
     let command = command(&it, "1h");
     shell.anteroom(command.strip_prefix("anteroom ").unwrap()).await.well();
     it.wait_for_condition(KEDA, "ScaledObject", "tiny", "Paused", "False").await;
@@ -77,7 +77,7 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let keepalive = json!({ "keepalive": { "mode": "comment", "after": "100ms", "interval": "100ms" } });
-    // It never comes by itself.
+    // The model never becomes ready by itself.
     it.serve(&anteroom, &model().sim("--hang-load"), keepalive).await;
     let waits = replica.read("tiny", 4);
     it.wanted("tiny", 1, wait::SOON).await;
@@ -88,7 +88,7 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
         assert!(told.contains(part), "{told}");
     }
 
-    // Paused with a replica it has what it needs.
+    // Paused with one replica, the model can serve.
     let healthy = json!([{ "op": "replace", "path": "/spec/template/spec/containers/0/args",
         "value": ["sim", "--port", "8000", "--load-time", "300ms"] }]);
     let patch = format!("patch deployment tiny --type=json -p {}", healthy.to_string().replace(' ', ""));
@@ -97,7 +97,7 @@ pub(super) async fn pause_ends_the_wait_only_at_zero(it: Scenario) {
     it.wanted("tiny", 1, wait::SOON).await;
     it.obstacle(replica, "tiny", None).await;
     assert_eq!(asks(replica).await.status, 200);
-    // And what is up serves, however it is paused.
+    // Running pods serve in either kind of pause.
     it.pause("tiny", PAUSED, json!("true")).await;
     it.pause("tiny", PAUSED_REPLICAS, Value::Null).await;
     it.endpoints("tiny", 1).await;
@@ -123,13 +123,13 @@ async fn asks(replica: &Replica) -> Answer {
 // === impl Scenario ===
 
 impl Scenario {
-    /// Sets an annotation of a ScaledObject, or takes it away.
+    /// Sets or removes an annotation of a ScaledObject.
     pub(super) async fn pause(&self, scaled: &str, annotation: &str, value: Value) {
         let patch = json!({ "metadata": { "annotations": { annotation: value } } });
         self.patch(KEDA, "ScaledObject", scaled, &patch).await;
     }
 
-    /// Waits until a replica says that this stands in the way of a route, or nothing.
+    /// Waits until a replica reports this obstacle of a route, or none, and returns it.
     pub(super) async fn obstacle(&self, replica: &Replica, route: &str, kind: Option<&str>) -> Value {
         wait::until(&format!("{kind:?} in the way of {route}"), wait::SOON, async || {
             let found = replica.route(self, route).await["obstacle"].clone();
@@ -138,7 +138,7 @@ impl Scenario {
         .await
     }
 
-    /// Waits for an Event of a ModelRoute, of a type and for a reason; its note.
+    /// Waits for an Event of a ModelRoute with this type and reason, and returns its note.
     pub(super) async fn told_of(&self, route: &str, kind: &str, reason: &str) -> String {
         wait::until(&format!("an Event {reason}"), wait::SOON, async || {
             self.notes_of(route, kind, reason).await.into_iter().next().ok_or("none".into())
@@ -146,7 +146,7 @@ impl Scenario {
         .await
     }
 
-    /// The notes of all Events of a ModelRoute that there are now, of a type and for a reason.
+    /// Returns the notes of all current Events of a ModelRoute with this type and reason.
     pub(super) async fn notes_of(&self, route: &str, kind: &str, reason: &str) -> Vec<String> {
         let selector =
             format!("involvedObject.name={route},involvedObject.kind=ModelRoute,type={kind},reason={reason}");

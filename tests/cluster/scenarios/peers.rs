@@ -1,4 +1,4 @@
-//! Several replicas of Anteroom: each answers for all of them.
+//! Several replicas of Anteroom: each reports the demand of all.
 
 use serde_json::json;
 
@@ -19,16 +19,16 @@ async fn demand_on_one_of(it: Scenario, number: u8) {
             .await;
     }
     let streams = it.stream_of_keda(&anteroom, "long").await;
-    // Neither of the two has KEDA's stream, where there are three.
+    // With three replicas, neither of these two has KEDA's stream.
     let [other, third] = [1, 2].map(|step| &anteroom.replicas[(streams + step) % usize::from(number)]);
     let replicas = it.replicas("long").await;
 
     let stream = other.flow("long").await;
-    // What is quiet on all of them goes, after polls that went to any of them; twice, so that all were asked.
+    // A model without demand on any replica goes to zero, after polls of any replica; twice, so that all were polled.
     for _ in 0..2 {
         wait::within("an answer", wait::SOON, third.read("short", 1)).await.unwrap().unwrap();
         it.wanted("short", 0, wait::SOON).await;
-        // Until the replica has heard of it, the pod that goes gets the next request.
+        // Until the replica has noticed, requests go to the terminating pod.
         third.rests(&it, "short").await;
     }
     assert_eq!(replicas.course(), [0, 1]);
@@ -45,7 +45,7 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
     let mut model = Model::new("tiny");
     model.node_selector = pool.clone();
     it.serve(&anteroom, &model, json!({})).await;
-    // KEDA's stream goes with it, too.
+    // KEDA's stream is lost as well.
     let killed = it.stream_of_keda(&anteroom, "tiny").await;
     let (victim, other) = (&anteroom.replicas[killed], &anteroom.replicas[(killed + 1) % 3]);
 
@@ -76,7 +76,7 @@ pub(super) async fn killed_replica_takes_its_requests_with_it(it: Scenario) {
 }
 
 pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
-    // Held requests are told 6 s after the signal.
+    // Held requests fail 6 s after the signal.
     let mut anteroom = it.anteroom(2, json!({ "drainTimeout": "8s" })).await;
     let pool = it.pool();
     let mut model = Model::new("tiny");
@@ -94,23 +94,23 @@ pub(super) async fn replicas_are_replaced_one_after_the_other(it: Scenario) {
         replica.holds(&it, "tiny", 1).await;
     }
     it.wanted("tiny", 1, wait::SOON).await;
-    // Nothing comes up in time: whoever is held here is to ask elsewhere.
+    // Nothing starts in time: held requests get an error and must be retried elsewhere.
     tokio::join!(old.stop(), has_stream(other, &it));
     let error = told.await.unwrap().unwrap_err();
     assert!(error.starts_with("503") && error.contains("\"draining\""), "{error}");
     old.start().await;
-    // Something does: whoever is held goes there.
+    // A pod starts: held requests are served by it.
     let (node, (), ()) = tokio::join!(it.world.add_node(pool), other.stop(), has_stream(old, &it));
     served.await.unwrap().unwrap();
     other.start().await;
     assert!(replicas.course().starts_with(&[0, 1]), "{:?}", replicas.course());
-    // Both serve. The linger went with the replicas, so the model may have gone to rest while they started.
+    // Both serve. The linger was lost with the replicas, so the model may have gone to zero during the restarts.
     for replica in [&*old, &*other] {
         let answer = wait::within("an answer", wait::SOON, replica.ask("tiny", true)).await.unwrap();
         serving::finish(answer).await.unwrap();
     }
     it.wanted("tiny", 0, wait::SOON).await;
-    // It backs off from a stream that ends with an error.
+    // KEDA backs off from a stream that ends with an error.
     let log = std::fs::read_to_string(it.world.plane.folders.logs.join("keda-operator.log")).unwrap();
     let errors = log.lines().filter(|line| line.contains(&it.namespace) && line.contains("StreamIsActive"));
     assert_eq!(errors.collect::<Vec<_>>(), Vec::<&str>::new());

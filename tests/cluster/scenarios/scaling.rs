@@ -1,4 +1,4 @@
-//! How many replicas: as many as the queue asks for once one of them answers, and not fewer than the requests need.
+//! Number of replicas: scaled with the queue once a replica responds, and no fewer than the requests need.
 
 use futures_util::future::join_all;
 use kube::api::{Patch, PatchParams};
@@ -15,7 +15,7 @@ use crate::{
 pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // Every node is full. Until there is another one, the autoscaler asks how many replicas there should be.
+    // Every node is full. The autoscaler queries the metric before there is a new one.
     let pool = it.pool();
     let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
     (model.node_selector, model.probe_period, model.grace) = (pool.clone(), 1, 60);
@@ -49,14 +49,14 @@ pub(super) async fn it_grows_with_the_queue_once_a_pod_answers(it: Scenario) {
 pub(super) async fn requests_held_by_the_ramp_ask_for_no_other_replica(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // Not streamed, so that the first head of an answer comes with its end: the HPA looks several times before.
+    // Without streaming, the head of the response arrives with its end, so the HPA runs several times before.
     let pool = it.pool();
     let mut model = Model::new("tiny").sim("--tokens 4 --time-to-first-token 20s");
     (model.node_selector, model.probe_period) = (pool.clone(), 1);
     it.serve(&anteroom, &model, json!({})).await;
     let replicas = it.replicas("tiny").await;
 
-    // Less than the 64 that one replica takes by default, and more than nine times the 5 that one more is asked for.
+    // Less than the default of 64 per replica, and more than nine times the 5 for which another replica is added.
     let answers = join_all((0..48).map(|_| replica.ask("tiny", false)));
     let starting = async {
         replica.holds(&it, "tiny", 48).await;
@@ -80,7 +80,7 @@ pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario
         it.serve(&anteroom, &Model::new(name), json!({ "scaling": { "linger": linger } })).await;
     }
     let replicas = it.replicas("steady").await;
-    // The same requests for both: what goes to zero between them shows that the polls saw none.
+    // The same requests for both: the model that goes to zero in between shows that the polls saw no demand.
     for _ in 0..2 {
         for model in ["steady", "blinking"] {
             let answer = wait::within("the answer", wait::SOON, replica.ask(model, false)).await.unwrap();
@@ -98,7 +98,7 @@ pub(super) async fn a_trickle_that_polls_would_miss_keeps_its_model(it: Scenario
 pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
-    // As in deploy/examples/vllm.yaml: it serves on for a while, and gives its streams time then.
+    // As in deploy/examples/vllm.yaml: it keeps serving for a while, then gives its streams time.
     let mut model = Model::new("tiny").sim("--tokens 1000 --inter-token-time 50ms --shutdown-timeout 60s");
     (model.probe_period, model.grace) = (1, 60);
     model.container = json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 3 } } } });
@@ -107,7 +107,7 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     let policies = json!({ "concurrency": { "max": 2 }, "scaling": { "target": 2 } });
     it.serve_scaled(&anteroom, &model, policies, &scaled).await;
 
-    // The first two go to the first pod, the others to the second. They last for longer than all that is seen meanwhile.
+    // The first two go to the first pod, the others to the second. They last longer than the rest of the test.
     let (mut long, mut short) = (Vec::new(), Vec::new());
     for number in 0..4 {
         let kind = if number % 2 == 0 { &mut long } else { &mut short };
@@ -120,7 +120,7 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
         if found.iter().map(|one| one.1).eq(full) { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
-    // Two that are left need no two replicas: 2 × 2 ÷ 2 = 2.
+    // The two remaining requests need only one replica: 2 × 2 ÷ 2 = 2.
     short.clear();
     it.wanted("tiny", 1, wait::SOON).await;
     let leaving = it.happened(What::Terminating, 1).await.remove(0).pod;
@@ -155,21 +155,22 @@ pub(super) async fn a_pod_that_is_to_go_gets_nothing_new_and_finishes(it: Scenar
     assert!(course.iter().any(|moment| moment.what == What::Exited(0)), "{course:?}");
 }
 
-/// What is in flight on each endpoint.
+/// Returns the number of requests in flight on each endpoint.
 fn in_flight(route: &serde_json::Value) -> Vec<(String, u64)> {
     let endpoints = route["endpoints"].as_array().unwrap().iter();
     endpoints.map(|one| (one["address"].to_string(), one["in_flight"].as_u64().unwrap())).collect()
 }
 
-/// How many requests a model server has finished.
+/// Returns the number of requests that a model server has finished.
 async fn served(address: &str) -> f64 {
     let text = client::get(address.parse().unwrap(), "/metrics").await.unwrap().text().await.unwrap();
     let samples = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// Each push of `true` is a write of the ScaledObject's status and puts off the way to zero, so there is none while there are
-/// replicas. Polls would hide it: here there is one when the ScaledObject comes, and none until long after the end.
+/// Each push of `true` writes the ScaledObject's status and delays scaling to zero, so none is sent while there are
+/// replicas. Polls would hide this: the only one is when the ScaledObject is created, and the next is long after the
+/// end.
 pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
@@ -179,20 +180,20 @@ pub(super) async fn keda_is_left_alone_once_there_are_replicas(it: Scenario) {
     it.serve_scaled(&anteroom, &model, json!({}), &scaled).await;
     let stream = replica.flow("tiny").await;
     let first = it.last_active("tiny").await;
-    // 300 × 50 ms = 15 s: three repetitions, had there been any.
+    // 300 × 50 ms = 15 s: enough for three repetitions.
     stream.flows_for(300).await;
     assert_eq!(it.last_active("tiny").await, first);
     assert_eq!(replica.gauge("anteroom_scaler_pushes_total", &it, "tiny").await, 1.0);
 }
 
-/// The status of a ScaledObject does not list our metric, as when KEDA looked while no scaler of ours answered and there was
-/// another trigger: pushes of ours are dropped (kedacore/keda#8168).
+/// A ScaledObject whose status does not list Anteroom's metric, as after a reconciliation by KEDA while no scaler of
+/// Anteroom responded and there was another trigger: KEDA drops its pushes (kedacore/keda#8168).
 pub(super) async fn lost_metric_is_listed_again_and_wakes(it: Scenario) {
     let anteroom = it.anteroom(1, json!({})).await;
     let [replica] = anteroom.replicas.as_slice() else { panic!("there is one") };
     let model = Model::new("tiny");
     let mut scaled = Scaled { polling: 600, ..Scaled::of(&model, &anteroom) };
-    // It never is: for a minute of the first of January.
+    // Practically never active: only for a minute on January 1.
     scaled.triggers = vec![json!({ "type": "cron", "metadata": {
         "timezone": "UTC", "start": "0 0 1 1 *", "end": "1 0 1 1 *", "desiredReplicas": "1",
     } })];
@@ -215,7 +216,7 @@ pub(super) async fn lost_metric_is_listed_again_and_wakes(it: Scenario) {
 }
 
 impl Scenario {
-    /// When KEDA found a ScaledObject active last.
+    /// Returns the time at which KEDA last found a ScaledObject active.
     async fn last_active(&self, name: &str) -> String {
         let objects = self.dynamic("keda.sh/v1alpha1", "ScaledObject");
         wait::object(&objects, name, "a time of activity", wait::SOON, |object| {

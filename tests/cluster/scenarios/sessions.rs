@@ -1,4 +1,4 @@
-//! Sessions: the command as a user with the documented rights runs it, and its end whoever is still there.
+//! Sessions: the command run by a user with the documented rights, and the end of sessions with or without that user.
 
 use serde_json::{Value, json};
 
@@ -33,9 +33,9 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     assert_eq!(status.table()[1][..3], [it.namespace.as_str(), "tiny", "running"]);
     it.stream_of_keda(&anteroom, "tiny").await;
     let [one, _] = anteroom.replicas.as_slice() else { panic!("there are two") };
-    // Each replica hears of it by a watch of its own.
+    // Each replica has its own watch.
     it.obstacle(one, "tiny", None).await;
-    // As long as that goes on, it is not for want of demand that it goes to zero.
+    // Demand keeps the model up while this stream lasts.
     let flow = one.flow("tiny").await;
 
     user.anteroom("session start tiny --for 2s").await.well();
@@ -45,7 +45,7 @@ pub(super) async fn a_session_serves_and_ends_with_nobody_there(it: Scenario) {
     let told = user.anteroom("session status tiny").await.well();
     assert!(told.contains("has no session and is paused"), "{told}");
     it.session_was_told("tiny").await;
-    // What ran goes on: who wants the GPU back says so.
+    // Running pods stay unless the user asks for zero.
     flow.flows().await;
     drop(flow);
     one.read("tiny", 4).await.unwrap().unwrap();
@@ -69,7 +69,7 @@ pub(super) async fn a_session_is_ended_by_a_replica_that_comes_later(it: Scenari
     let told = user.anteroom("session start tiny --for 1s").await.well();
     assert!(told.contains("with 2 replicas as before"), "{told}");
     assert_eq!(it.annotations("tiny").await[PAUSED_REPLICAS], Value::Null);
-    // Nobody ends it.
+    // No replica runs to end the session.
     wait::until("the end that nobody sees to", wait::SOON, async || {
         let told = user.anteroom("session status tiny").await.well();
         if told.contains(" ago)") { Ok(()) } else { Err(told) }
@@ -114,7 +114,7 @@ pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
     assert!(told.contains("there is no ScaledObject `nothing`") && told.contains("tiny"), "{told}");
     let told = user.anteroom("session start tiny --for 31d").await.ill();
     assert!(told.contains("at most 30d"), "{told}");
-    // One that may do nothing.
+    // A user without rights.
     let told = it.shell_of("default").await.anteroom("session start tiny --for 1h").await.ill();
     assert!(told.contains("you may not get ScaledObjects"), "{told}");
     let told = user.anteroom("session status -n default").await.ill();
@@ -124,7 +124,7 @@ pub(super) async fn sessions_are_stopped_prolonged_and_refused(it: Scenario) {
 // === impl Scenario ===
 
 impl Scenario {
-    /// A user with the rights that the page on KEDA asks for, and no others.
+    /// Returns the terminal of a user with exactly the rights documented on the page on KEDA.
     async fn user(&self) -> Shell {
         let rules = json!([{ "apiGroups": ["keda.sh"], "resources": ["scaledobjects"], "verbs": ["get", "list", "patch"] }]);
         let rbac = "rbac.authorization.k8s.io";
@@ -150,13 +150,13 @@ impl Scenario {
         shell
     }
 
-    /// The annotations of a ScaledObject.
+    /// Returns the annotations of a ScaledObject.
     async fn annotations(&self, scaled: &str) -> Value {
         let object = self.dynamic(KEDA, "ScaledObject").get(scaled).await.unwrap();
         json!(object.metadata.annotations.unwrap_or_default())
     }
 
-    /// Waits until the session of a ScaledObject has been ended.
+    /// Waits until the session of a ScaledObject has ended.
     async fn ended(&self, scaled: &str) {
         wait::object(
             &self.dynamic(KEDA, "ScaledObject"),
@@ -171,7 +171,7 @@ impl Scenario {
         .await;
     }
 
-    /// Waits until there is one Event of the end of a session: one replica tells it.
+    /// Waits for the Event of the end of a session, and asserts that only one replica wrote it.
     async fn session_was_told(&self, scaled: &str) {
         let selector = format!("involvedObject.name={scaled},reason=SessionEnded");
         let arguments = format!("get events --field-selector {selector} -o name");
