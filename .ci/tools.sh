@@ -1,21 +1,21 @@
-# What the parts of .ci/run install, each in a folder of the cache that is named after what was pinned: another pin is
-# another folder, and one that was not finished is not used.
+# Installation of the tools for .ci/run, each into a folder of the cache whose name contains its pinned version: another
+# version uses another folder, and an incomplete installation is not used.
 # shellcheck shell=bash
 
 CACHE=${ANTEROOM_CACHE:-$HOME/.cache/anteroom-ci}
 mkdir -p "$CACHE"
 
-# need COMMAND PACKAGE: a command of the system, from a package of the system.
+# need COMMAND PACKAGE: ensures that a system command exists, and installs its package otherwise.
 need() {
   command -v "$1" >/dev/null && return
   echo "installing $2" >&2
   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "$2") >&2
 }
 
-# faketime_lib: prints a library that gives one process a wall clock of its own.
+# faketime_lib: prints the path of a library that gives a process its own wall clock.
 faketime_lib() { need faketime faketime && find /usr/lib -name libfaketimeMT.so.1 -print -quit | grep .; }
 
-# once FOLDER COMMAND...: runs the command, which is to fill the folder, unless it has done so before.
+# once FOLDER COMMAND...: runs the command that fills the folder, unless it has already succeeded.
 once() {
   local folder=$1
   shift
@@ -25,7 +25,7 @@ once() {
   "$@" >&2 && touch "$folder/.complete"
 }
 
-# python_env NAME REQUIREMENTS: prints a virtual environment with exactly those.
+# python_env NAME REQUIREMENTS: prints a virtual environment with exactly these requirements.
 python_env() {
   local folder
   folder=$CACHE/$1-$(python3 --version | cat - "$2" | sha256sum | cut -c1-12)
@@ -41,20 +41,21 @@ need_venv() {
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv
 }
 
-# cargo_tool CRATE VERSION: prints the folder of a program that is built from its crate.
+# cargo_tool CRATE VERSION: builds a crate and prints the folder of its programs.
 cargo_tool() {
   local folder=$CACHE/$1-$2
   once "$folder" cargo install --quiet --locked --debug --root "$folder" --target-dir "$CACHE/build" "$1@$2" &&
     rm -rf "$CACHE/build" && echo "$folder/bin"
 }
 
-# vllm_dir: prints where vLLM is, or is to be: with what is installed there in the name.
+# vllm_dir: prints the folder of the vLLM installation, which may not exist yet; its name has a hash of the
+# requirements.
 vllm_dir() {
   echo "${ANTEROOM_VLLM_DIR:-$CACHE/vllm-$(cat tests/vllm/{install,tiny_model.py,requirements.txt} | sha256sum | cut -c1-12)}"
 }
 
-# node_env FOLDER: installs what the package-lock.json there says, and prints the folder of a node that is new enough.
-# The newest SDK wants 22; where the system's is older, one comes as a package.
+# node_env FOLDER: installs the packages of its package-lock.json, and prints the folder of a suitable Node.js. The
+# newest SDK needs version 22; if the system's is older, Node.js is installed from npm.
 NODE=24.21.0
 node_env() {
   local bin
@@ -78,7 +79,7 @@ make_node() {
   npm install --silent --no-audit --no-fund --prefix "$1" --cache "$CACHE/npm" "$(node_package)@$NODE"
 }
 
-# cluster_bin: prints the folder of the programs of tests/cluster: a control plane, KEDA and helm.
+# cluster_bin: prints the folder of the programs for tests/cluster: a control plane, KEDA and helm.
 cluster_bin() {
   local go folder
   go=$(go_bin) || return
@@ -86,7 +87,7 @@ cluster_bin() {
   PATH="$go:$PATH" once "$folder" tests/cluster/build "$folder" && echo "$folder/bin"
 }
 
-# promtool_bin: prints where Prometheus' promtool is, built from its module without the clouds that it can discover.
+# promtool_bin: prints the path of Prometheus' promtool, built without service discovery for clouds.
 promtool_bin() {
   local go folder
   go=$(go_bin) || return
@@ -99,7 +100,7 @@ make_promtool() {
     -o "$1/promtool" github.com/prometheus/prometheus/cmd/promtool)
 }
 
-# go_bin: prints the folder of a go that is new enough: the machine's own, or one that comes as a package.
+# go_bin: prints the folder of a recent Go: the system's, or one from a Python package.
 go_bin() {
   local version
   version=$(go env GOVERSION 2>/dev/null)
@@ -110,13 +111,13 @@ go_bin() {
   fi
 }
 
-# envoy_bin: prints where Envoy is, which comes as a Python package.
+# envoy_bin: prints the path of Envoy, installed from a Python package.
 envoy_bin() {
   local folder
   folder=$(python_env envoy tests/cluster/envoy.txt) && echo "$folder"/lib/python3*/site-packages/envoy/_bin/envoy
 }
 
-# chromium_bin: prints where Chromium is, with a font for it, as the system packages them.
+# chromium_bin: prints the path of the system's Chromium, and ensures that a font is installed.
 chromium_bin() {
   if ! command -v chromium >/dev/null || ! fc-list 2>/dev/null | grep -q Inter; then
     echo "installing chromium and a font" >&2
