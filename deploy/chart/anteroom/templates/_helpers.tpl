@@ -34,7 +34,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* A Service of ours by its full name: (list . "peers") */}}
+{{/* DNS name of one of the chart's Services: (list . "peers") */}}
 {{- define "anteroom.serviceHost" -}}
 {{- $root := index . 0 -}}
 {{- printf "%s-%s.%s.svc.%s" (include "anteroom.fullname" $root) (index . 1) $root.Release.Namespace $root.Values.clusterDomain -}}
@@ -54,7 +54,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* What of the configuration is only read at the start. */}}
+{{/* Settings that are read only at startup. */}}
 {{- define "anteroom.fixedConfig" -}}
 listen: {{ printf "%s:8080" .Values.listenHost | quote }}
 admin: {{ printf "%s:8081" .Values.listenHost | quote }}
@@ -98,14 +98,14 @@ traces:
 {{- end }}
 {{- end -}}
 
-{{/* Names of our Services that a cluster resolves and that look like names of the Internet, besides those that are given. */}}
+{{/* allowedHosts, plus the names of Anteroom's Services that look like Internet names (NAME.NAMESPACE). */}}
 {{- define "anteroom.hosts" -}}
 {{- $name := printf "%s.%s" (include "anteroom.fullname" .) .Release.Namespace -}}
 {{- $admin := printf "%s-admin.%s" (include "anteroom.fullname" .) .Release.Namespace -}}
 {{- toJson (concat .Values.allowedHosts (list $name $admin)) -}}
 {{- end -}}
 
-{{/* Whoever installs the chart is who may allow hosts, so those of the models are allowed. */}}
+{{/* kubernetes.allowedHosts, plus the gateways of the models: both are set by the same person. */}}
 {{- define "anteroom.allowedHosts" -}}
 {{- $hosts := .Values.kubernetes.allowedHosts -}}
 {{- range .Values.models -}}
@@ -116,12 +116,12 @@ traces:
 {{- toJson (uniq $hosts) -}}
 {{- end -}}
 
-{{/* The floor of a profile. */}}
+{{/* Minimum number of replicas in a profile. */}}
 {{- define "anteroom.floor" -}}
 {{- get (dict "ha" 2 "dev" 1 "cost" 0) . -}}
 {{- end -}}
 
-{{/* What in vLLM's metrics is of one model: (list root model) */}}
+{{/* Selector of one model in vLLM's metrics: (list root model) */}}
 {{- define "anteroom.modelSelector" -}}
 {{- $model := index . 1 -}}
 {{- $served := first (default (list $model.name) $model.models) -}}
