@@ -1,4 +1,4 @@
-// The report of `bench cold-start` as a file, as people open it: alone, on any screen, on paper.
+// The HTML report of `bench cold-start`, opened as a file: standalone, on any screen, on paper.
 
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
@@ -14,7 +14,7 @@ const browser = await launch();
 const folder = await mkdtemp(join(tmpdir(), 'anteroom-bench-'));
 after(() => rm(folder, { recursive: true, force: true }));
 
-/** Measures, and gives the report's address and the results. */
+/** Runs the benchmark, and returns the URL of its report and the results. */
 async function measure(name, code, ...more) {
   const [html, json] = [join(folder, `${name}.html`), join(folder, `${name}.json`)];
   const ended = await new Promise((resolve) =>
@@ -24,7 +24,7 @@ async function measure(name, code, ...more) {
   return { url: pathToFileURL(html).href, run: JSON.parse(await readFile(json, 'utf8')) };
 }
 
-/** Opens a page for as long as `use` takes: no script, no error, no request but for itself. */
+/** Opens a page for the duration of `use`: no script, no error, no request except for the page itself. */
 async function open(url, options, use) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
@@ -52,7 +52,7 @@ test('the report has every phase with its colour, and the numbers of the JSON', 
       const cells = await page.locator(`tr[data-row="${row.name}"] [data-ms]`).evaluateAll((cells) => cells.map((cell) => Number(cell.dataset.ms)));
       assert.deepEqual(cells, [row.median_ms, ...row.ci_ms, row.p90_ms, row.p99_ms, row.min_ms, row.max_ms], row.name);
     }
-    // Bars are drawn where the record has its phases, each in a colour of its own.
+    // Bars match the phases of the record, each in its own colour.
     const bars = await page.locator('.strips tbody tr').first().locator('rect').evaluateAll((bars) => bars.map((bar) => ({ fill: getComputedStyle(bar).fill, left: bar.getBoundingClientRect().left, width: bar.getBoundingClientRect().width })));
     const spans = measured.run.cycles[0].cold_start.phases;
     assert.equal(bars.length, spans.length);
@@ -63,7 +63,7 @@ test('the report has every phase with its colour, and the numbers of the JSON', 
     near(bars[load].width / bars[token].width, spans[load].duration_ms / spans[token].duration_ms);
     for (const [index, bar] of bars.entries()) assert.ok(bar.width >= 1 && (index === 0 || bar.left >= bars[index - 1].left), `bar ${index}`);
     assert.equal(await page.locator('.strips tbody tr').count(), 4);
-    // Each cycle opens with a click or a key.
+    // Each cycle can be opened with a click or a key.
     const first = page.locator('details').first();
     await first.locator('summary').focus();
     await page.keyboard.press('Enter');
@@ -96,7 +96,7 @@ test('the report prints on A4', { timeout: 60_000 }, () =>
     assert.ok(boxes.length >= 2 && boxes.length <= 5, `${boxes.length} pages`);
     // 210 by 297 mm in points.
     for (const box of boxes) assert.ok(Math.abs(box[2] - 595) <= 1 && Math.abs(box[3] - 842) <= 1, box.join());
-    // As wide as the paper between its margins: 184 mm at 96 dots an inch.
+    // The width of the paper between its margins: 184 mm at 96 dpi.
     await page.setViewportSize({ width: 695, height: 1000 });
     await page.emulateMedia({ media: 'print' });
     await fits(page);

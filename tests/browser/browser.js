@@ -1,4 +1,4 @@
-// A real Chromium, and what every page in it must keep to: no errors in its console, no request to anywhere else.
+// Chromium, and the rules for every page in it: no errors in the console, no requests to other origins.
 
 import assert from 'node:assert/strict';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -11,10 +11,10 @@ import { chromium } from 'playwright-core';
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
-// Without the last ones it asks for things of its maker's at every start.
+// The last flags prevent requests to the browser's vendor at every start.
 export const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
-/** A Chromium for all tests of a file, closed after them. */
+/** Launches a Chromium for all tests of a file, closed after them. */
 export async function launch() {
   const folder = await mkdtemp(join(tmpdir(), 'anteroom-browser-'));
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS, env: { ...process.env, HOME: folder } });
@@ -25,7 +25,7 @@ export async function launch() {
   return browser;
 }
 
-/** Opens the page at `url` for as long as `use` takes. What it may log, beyond nothing, is told by `expected`. */
+/** Opens the page at `url` for the duration of `use`. Only console messages that match `expected` are allowed. */
 export async function withPage(browser, url, options, use, expected = []) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
@@ -49,7 +49,7 @@ export async function withPage(browser, url, options, use, expected = []) {
   assert.deepEqual(wrong, []);
 }
 
-/** What axe finds wrong with the page as it is. That contrasts were measured at all is checked, too. */
+/** Asserts that axe finds no violations in the current page, and that it measured at least `least` contrasts. */
 export async function accessible(page, least = 20) {
   await page.evaluate(AXE);
   const { violations, passes, incomplete } = await page.evaluate(() => axe.run(document, { resultTypes: ['violations', 'passes', 'incomplete'] }));
@@ -61,7 +61,7 @@ export async function accessible(page, least = 20) {
   assert.deepEqual(unsure, [], 'contrasts that cannot be told');
 }
 
-/** Nothing is wider than the window. */
+/** Asserts that nothing is wider than the window. */
 export async function fits(page) {
   const wide = await page.evaluate(() => {
     const { clientWidth } = document.documentElement;

@@ -1,4 +1,4 @@
-// The page before the real proxy, with `anteroom sim` as the model server.
+// The dashboard of a running proxy, with `anteroom sim` as the model server.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -7,7 +7,7 @@ import { accessible, fits, launch, withPage } from './browser.js';
 
 const browser = await launch();
 
-/** A test with a page before a proxy with these routes. */
+/** Defines a test with the dashboard of a proxy with these routes. */
 function withProxy(name, routes, use, expected) {
   test(name, { timeout: 180_000 }, async () => {
     const proxy = await Anteroom.start(...routes);
@@ -26,7 +26,7 @@ function withProxy(name, routes, use, expected) {
 const ask = (proxy, model, signal) =>
   fetch(`${proxy.baseURL}/chat/completions`, { method: 'POST', signal, headers: { 'content-type': 'application/json' }, body: JSON.stringify({ model, stream: true, messages: [{ role: 'user', content: 'Who is at the door?' }] }) }).then(async (answer) => [answer.status, await answer.text()]);
 
-/** What a node says from now on, each time that it says something else. */
+/** Collects the distinct consecutive texts of a node from now on. */
 const sayings = (page, selector) =>
   page.evaluateHandle((selector) => {
     const said = [];
@@ -48,7 +48,7 @@ withProxy('a cold start from the first request to the first token, as it happens
   const phases = await sayings(page, '#spot .totals .label');
   const answers = Promise.all([ask(proxy, 'tiny'), ask(proxy, 'tiny'), ask(proxy, 'tiny')]);
   await page.locator('tr[data-row="load"][data-kind="runs"]').waitFor();
-  // The bar grows while it loads.
+  // The bar grows during the load.
   const width = () => page.locator('tr[data-row="load"] .took').innerText();
   const before = await width();
   await eventually(async () => (await width()) !== before);
@@ -76,7 +76,7 @@ withProxy('a cold start from the first request to the first token, as it happens
   await fits(page);
   await accessible(page);
 
-  // Who comes later sees the same.
+  // A page opened later shows the same.
   await page.reload();
   await page.locator('#spot .state-word', { hasText: 'completed' }).waitFor();
   assert.match(await page.locator('.card').first().getByRole('img').getAttribute('aria-label'), /at most 3 requests/);

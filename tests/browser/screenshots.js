@@ -1,5 +1,5 @@
-// Takes the pictures of the dashboard that are in the documents: `.ci/screenshots` runs this. What they show is the real
-// proxy at work, with `anteroom sim` in the place of model servers.
+// Takes the screenshots of the dashboard for the documentation, for `.ci/screenshots`: of a running proxy with
+// `anteroom sim` as the model servers.
 //
 // Usage: node screenshots.js FOLDER
 
@@ -10,7 +10,7 @@ import { FLAGS } from './browser.js';
 
 const folder = process.argv[2];
 
-/** A route for a model that takes so long to load, and rests after so long. */
+/** Returns a route for a model with this load time and idle timeout. */
 function route(name, loadTime, idleTimeout, more = []) {
   const command = [BINARY, 'sim', `--model=${name}`, '--port={port}', `--load-time=${loadTime}`, '--time-to-first-token=350ms', '--inter-token-time=60ms', ...more];
   return { name, match: { models: [name] }, target: { process: { command, idleTimeout, stopTimeout: '5s' } }, readiness: { interval: '50ms' } };

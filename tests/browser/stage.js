@@ -1,5 +1,5 @@
-// The page with a scripted server behind it, for what a real one cannot be made to show in a moment: clusters, clocks that
-// differ, hundreds of routes, names that mean harm.
+// A scripted server for the dashboard, for situations that cannot be created quickly with a real one: clusters,
+// different clocks, hundreds of routes, malicious names.
 
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
@@ -9,11 +9,11 @@ import { fileURLToPath } from 'node:url';
 
 const ASSETS = fileURLToPath(new URL('../../src/admin/dashboard/', import.meta.url));
 const TYPES = { '.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript', '.svg': 'image/svg+xml' };
-// As src/admin/dashboard.rs has it.
+// Same as in src/admin/dashboard.rs.
 const POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 export class Stage {
-  /** Tells `snapshot` at first; `requests` have failed. */
+  /** Serves `snapshot` first; `requests` are the failed requests. */
   static async open(snapshot, requests = []) {
     const stage = new Stage();
     stage.snapshot = snapshot;
@@ -52,14 +52,14 @@ export class Stage {
     response.writeHead(200, { 'content-type': TYPES[extname(name)], 'content-security-policy': POLICY }).end(content);
   }
 
-  /** Tells an update. */
+  /** Sends an update. */
   tell(update) {
     this.snapshot.about = { ...this.snapshot.about, tick: this.snapshot.about.tick + 1, uptime_ms: this.snapshot.about.uptime_ms + 1000, now_ms: Date.now(), ...update.about };
     const whole = { routes: [], cold_starts: [], held: {}, ...update, about: this.snapshot.about };
     for (const follower of this.followers) follower.write(event('update', whole));
   }
 
-  /** Ends all connections; new ones are refused with this, if it is given. */
+  /** Closes all connections; new ones are rejected with `refusal`, if given. */
   cut(refusal) {
     this.refusal = refusal;
     for (const follower of this.followers) follower.destroy();
@@ -74,19 +74,19 @@ export class Stage {
 
 const event = (name, data) => `event: ${name}\ndata: ${JSON.stringify(data)}\n\n`;
 
-/** A snapshot of these routes and cold starts. */
+/** Returns a snapshot of these routes and cold starts. */
 export function snapshot(routes, coldStarts = [], held = {}) {
   const about = { version: '0.1.0', instance: 'anteroom-7d9f', uptime_ms: 5_040_000, now_ms: Date.now(), port: 8080, model: 'tiny', draining: false, awaits_routes: false, tick: 200, peers: {} };
   return { about, names: routes.map((route) => route.name), routes, cold_starts: coldStarts, held };
 }
 
-/** A route at rest, but for what is said of it. */
+/** Returns an idle route, with the fields of `more`. */
 export function route(name, more = {}) {
   const limits = { hold_max_requests: 1000, hold_max_bytes: 67108864, hold_timeout_ms: 900_000, concurrency_max: 64 };
   return { name, state: 'idle', held: 0, held_bytes: 0, in_flight: 0, endpoints: [], limits, ...more };
 }
 
-/** A record of these durations, in milliseconds, one phase after the other. */
+/** Returns a record with consecutive phases of these durations, in milliseconds. */
 export function record(id, name, durations, more = {}) {
   let at = 0;
   const phases = Object.entries(durations).map(([name, duration]) => {
@@ -104,7 +104,7 @@ export function record(id, name, durations, more = {}) {
   };
 }
 
-/** What these records tell of the next one. */
+/** Returns the estimates for the next cold start from these records. */
 export function estimates(records) {
   const of = (values) => {
     const sorted = [...values].sort((a, b) => a - b);

@@ -1,4 +1,4 @@
-// The page before a scripted server: what it shows, and to whom.
+// The dashboard with a scripted server: content, accessibility and updates.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -8,7 +8,7 @@ import { everything, failures } from './world.js';
 
 const browser = await launch();
 
-/** A test with a page before a server that tells `told` at first. */
+/** Defines a test with a page whose server sends the snapshot `told()` first. */
 function withStage(name, told, use, { expected, ...options } = {}) {
   test(name, { timeout: 120_000 }, async () => {
     const stage = await Stage.open(told(), told === everything ? failures() : []);
@@ -47,7 +47,7 @@ withStage('every route with its state in words, and what keeps it', everything, 
   const words = { 'qwen3-8b': 'starting', 'prod/llama-3.3-70b': 'ready', 'gemma-27b': 'failed', 'bge-m3': 'idle', 'phi-4': 'sleeping' };
   for (const [name, word] of Object.entries(words)) {
     await card(page, name).getByText(word, { exact: true }).waitFor();
-    // Not by the word and the colour alone, either.
+    // The state is also shown by an icon, in addition to word and colour.
     assert.equal(await card(page, name).locator(`.card-head .icon-${word}`).count(), 1);
   }
   const qwen = card(page, 'qwen3-8b');
@@ -60,7 +60,7 @@ withStage('every route with its state in words, and what keeps it', everything, 
   assert.match(mixtral, /no estimate yet/);
   assert.match(await card(page, 'gemma-27b').innerText(), /Could not be started[^]*CUDA out of memory/);
   await card(page, 'prod/llama-3.3-70b').getByText('2 of 2 endpoints ready').click();
-  // What is in it is made once it has been opened.
+  // The content is created when it is opened.
   await card(page, 'prod/llama-3.3-70b').getByText('10.2.0.14:8000').waitFor();
   assert.match(await card(page, 'prod/llama-3.3-70b').innerText(), /10\.2\.0\.14:8000\s+ready\s+21 of 64 in flight/);
   assert.equal(await page.locator('#sum-held').innerText(), '14');
@@ -75,7 +75,7 @@ withStage('a cold start as a waterfall against the median', everything, async (p
   assert.match(await page.locator('.totals').innerText(), /T_actuation\s+214\.\d s[^]*T_first_token[^]*T_e2e[^]*held\s+23\s+21 served, 2 left/);
   const names = await page.locator('.waterfall tbody tr th').allInnerTexts();
   assert.deepEqual(names, ['signal', 'scale', 'create', 'schedule', 'node created', 'node ready', 'pull', 'start', 'load', 'engine start', 'weights', 'compilation', 'warm-up', 'propagate', 'dispatch', 'first byte', 'first token']);
-  // Where the bars are is where the record says.
+  // The bars have the positions from the record.
   const track = await phase(page, 'load').locator('.track').boundingBox();
   const bar = await phase(page, 'load').locator('.span').boundingBox();
   const chosen = everything().cold_starts.find((record) => record.id === 90);
@@ -105,7 +105,7 @@ withStage('all of it by keyboard', everything, async (page) => {
   assert.deepEqual(await page.locator('.card h3').allInnerTexts(), ['prod/llama-3.3-70b']);
   await page.keyboard.press('Escape');
   assert.equal(await page.locator('.card').count(), 7);
-  // Everything that can be pressed can be reached, and shows that it was.
+  // Every control can be reached by keyboard, and shows its focus.
   const reached = new Set();
   for (let step = 0; step < 120; step += 1) {
     await page.keyboard.press('Tab');

@@ -8,7 +8,7 @@ const inCluster = (id, factor, more) =>
   record(id, 'prod/llama-3.3-70b', { signal: 12, scale: 640 * factor, create: 180, schedule: 41_000 * factor, pull: 58_000 * factor, start: 2100, load: 96_000 * factor, propagate: 420, dispatch: 3, first_byte: 310, first_token: 95 }, more);
 const ofProcess = (id, factor, more) => record(id, 'qwen3-8b', { signal: 1, start: 21, load: 3000 * factor, dispatch: 0.2, first_byte: 52, first_token: 210 }, more);
 
-/** One that is not over, in its last phase. */
+/** Turns a record into an unfinished one, in its last phase. */
 function unfinished(record, more) {
   record.phases.at(-1).unfinished = true;
   for (const total of ['t_actuation_ms', 't_first_token_ms', 't_e2e_ms']) delete record[total];
@@ -17,7 +17,7 @@ function unfinished(record, more) {
   return all;
 }
 
-/** Requests that failed, as the server tells them. */
+/** Failed requests, as sent by the server. */
 export const failures = () => [
   {
     request_id: '01J9ZQ3/7', route: 'gemma-27b', method: 'POST', path: '/v1/chat/completions', arrived_at: ago(300_000), admitted: true, outcome: 'cold_start_failed', status: 503,
@@ -27,7 +27,7 @@ export const failures = () => [
   { request_id: '01J9ZQ4', route: 'prod/llama-3.3-70b', arrived_at: ago(900_000), admitted: false, outcome: 'saturated', status: 429, total_ms: 0.1, events: [{ at_ms: 0, event: 'arrived' }, { at_ms: 0.1, event: 'ended', outcome: 'saturated', status: 429 }] },
 ];
 
-/** A snapshot with something of everything. */
+/** Returns a snapshot with all kinds of routes and cold starts. */
 export function everything() {
   const llama = [1.1, 0.92, 1, 1.25].map((factor, index) => inCluster(80 + 2 * index, factor));
   const latest = inCluster(90, 1.08, { pod: 'prod/llama-3-3-70b-6c9f7-xk2vd', node: 'gpu-pool-a-3', request_id: 'req-01J9ZQ3', trace_id: '4bf92f3577b34da6a3ce929d0e0e4736', held_peak: 23, released: 21, left: 2 });
