@@ -1,4 +1,4 @@
-// The official Node SDK against a route at zero.
+// OpenAI's official Node SDK with a route at zero.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -10,7 +10,7 @@ const HANG = ['--load-time', '1h', '--hang-load'];
 const ask = (more) => ({ model: 'tiny', messages: [{ role: 'user', content: 'Who waits at the door?' }], ...more });
 const words = (text) => text.trim().split(/\s+/).length;
 
-/** A test with a proxy and a client with the SDK's defaults; the proxy is stopped and checked at its end. */
+/** Defines a test with a proxy and a client with the SDK's defaults; the proxy is stopped and checked at the end. */
 function withProxy(name, route, run) {
   test(name, { timeout: 300_000 }, async () => {
     const proxy = await Anteroom.start(route);
@@ -33,7 +33,7 @@ async function textOf(stream) {
   return text;
 }
 
-/** What the SDK makes of the failure. */
+/** Returns the SDK's error. */
 async function failure(promise) {
   return promise.then(
     () => assert.fail('it did not fail'),
@@ -46,7 +46,7 @@ withProxy('a stream through a cold start, and the same again', simRoute(LOAD), a
   const chunks = await Array.fromAsync(await client().chat.completions.create(request));
   const text = chunks.map((chunk) => chunk.choices[0]?.delta.content ?? '').join('');
   assert.equal(words(text), 16);
-  // Behind the comments there is one with no content, of the same completion.
+  // The comments are followed by a chunk without content, with the same id.
   assert.equal(chunks[0].choices[0].delta.content, '');
   assert.equal(chunks[1].choices[0].delta.role, 'assistant');
   assert.equal(new Set(chunks.map((chunk) => chunk.id)).size, 1);
@@ -117,7 +117,7 @@ withProxy('no wait, and then a wait', simRoute(['--load-time', '300ms']), async 
   const error = await failure(client({ maxRetries: 0 }).chat.completions.create(ask(), { headers }));
   assert.ok(error instanceof OpenAI.InternalServerError);
   assert.deepEqual([error.status, error.code], [503, 'no_wait']);
-  // The SDK's retries, after what Retry-After says, find it up.
+  // The SDK's retries, after the time in Retry-After, find the model ready.
   assert.ok(await client().chat.completions.create(ask(), { headers }));
 });
 
@@ -128,7 +128,7 @@ withProxy('a full queue', simRoute(HANG, { hold: { maxRequests: 1 } }), async (p
   const error = await failure(client({ maxRetries: 0 }).chat.completions.create(ask()));
   assert.deepEqual([error.status, error.code], [503, 'hold_queue_full']);
   assert.equal(error.headers.get('x-should-retry'), 'true');
-  // The client hangs up, and leaves the queue.
+  // The client disconnects and is removed from the queue.
   abort.abort();
   assert.ok((await held) instanceof OpenAI.APIUserAbortError);
   await proxy.waitFor((route) => route.held === 0);
@@ -151,7 +151,7 @@ withProxy('a failure after the early 200', simRoute(['--load-time', '1s', '--fai
 });
 
 withProxy('answered just before the client gives up', simRoute(HANG, { keepalive: { mode: 'off' } }), async (proxy, client) => {
-  // Set per request, the SDK tells its time-out; set for the client, it does not.
+  // The SDK sends its timeout as a header only if it is set per request, not for the client.
   const error = await failure(client({ maxRetries: 0 }).chat.completions.create(ask(), { timeout: 4000 }));
   assert.deepEqual([error.status, error.code], [504, 'cold_start_timeout']);
   assert.match(error.message, /the client's own time-out/);

@@ -1,5 +1,5 @@
-// Starts `anteroom serve`, waits for what it says, and checks that it leaves nothing out and nothing behind: the same
-// as ../python/harness.py, where the words are.
+// Starts `anteroom serve`, waits for its log messages, and checks that it accounts for every request and leaves nothing
+// behind. Mirrors ../python/harness.py, which has more explanations.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -14,7 +14,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 export const BINARY = process.env.ANTEROOM_BIN ?? join(ROOT, 'target/debug/anteroom');
-// Only bounds how long a test hangs.
+// In milliseconds. Only limits the duration of a hanging test.
 const PATIENCE = Number(process.env.ANTEROOM_TEST_PATIENCE ?? 120) * 1000;
 const MARK = 'ANTEROOM_TEST_RUN';
 
@@ -24,7 +24,7 @@ export class Anteroom {
     proxy.folder = await mkdtemp(join(tmpdir(), 'anteroom-'));
     const config = { listen: '127.0.0.1:0', admin: '127.0.0.1:0', drainDelay: '0s', log: 'json', routes };
     const path = join(proxy.folder, 'anteroom.yaml');
-    await writeFile(path, JSON.stringify(config)); // JSON is YAML
+    await writeFile(path, JSON.stringify(config)); // JSON is valid YAML.
     proxy.mark = randomUUID();
     proxy.lines = [];
     proxy.process = spawn(BINARY, ['serve', '--config', path], {
@@ -55,7 +55,7 @@ export class Anteroom {
     });
   }
 
-  /** How often it started a model server. */
+  /** Number of model server starts. */
   get starts() {
     return this.events('starting').length;
   }
@@ -72,7 +72,7 @@ export class Anteroom {
     });
   }
 
-  /** Whatever came of it and is still there. */
+  /** Returns the ids of its descendants that are still running. */
   async family() {
     const found = [];
     for (const pid of await readdir('/proc')) {
@@ -83,7 +83,7 @@ export class Anteroom {
     return found;
   }
 
-  /** Stops it as an operator would. Says how the requests ended. */
+  /** Stops the proxy like an operator and checks its account. Returns the number of requests by outcome. */
   async stop() {
     if (this.outcomes) return this.outcomes;
     this.process.kill('SIGTERM');
@@ -105,7 +105,7 @@ export class Anteroom {
   }
 }
 
-/** The first truthy thing that `look()` finds. */
+/** Returns the first truthy result of `look()`. */
 export async function eventually(look) {
   const deadline = Date.now() + PATIENCE;
   for (;;) {
@@ -116,7 +116,7 @@ export async function eventually(look) {
   }
 }
 
-/** A route whose target is `anteroom sim`, with heartbeats that begin soon enough to be seen. */
+/** Returns a route with `anteroom sim` as its target, and with early heartbeats. */
 export function simRoute(flags = [], policies = {}) {
   return {
     name: 'tiny',

@@ -1,4 +1,4 @@
-// Anthropic's official Node SDK: the Messages API through a cold start, and what it makes of what goes wrong.
+// Anthropic's official Node SDK: the Messages API through a cold start, and its exceptions on failures.
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
@@ -7,7 +7,7 @@ import { Anteroom, simRoute } from './harness.js';
 
 const ask = (more) => ({ model: 'tiny', max_tokens: 16, messages: [{ role: 'user', content: 'Who waits at the door?' }], ...more });
 
-/** A test with a proxy and a client with the SDK's defaults; the proxy is stopped and checked at its end. */
+/** Defines a test with a proxy and a client with the SDK's defaults; the proxy is stopped and checked at the end. */
 function withProxy(name, route, run) {
   test(name, { timeout: 300_000 }, async () => {
     const proxy = await Anteroom.start(route);
@@ -23,7 +23,7 @@ function withProxy(name, route, run) {
   });
 }
 
-/** What the SDK makes of the failure: its exception, and the error in it. */
+/** Returns the SDK's exception, and the error in it. */
 async function failure(promise) {
   const exception = await promise.then(() => assert.fail('it did not fail'), (error) => error);
   assert.ok(exception instanceof Anthropic.APIError, String(exception));
@@ -51,7 +51,7 @@ withProxy('an unknown model', simRoute([]), async (proxy, client) => {
 });
 
 withProxy('a start that fails', simRoute(['--load-time', '400ms', '--fail-load=3']), async (proxy, client) => {
-  // With the SDK's defaults: a start that fails twice for the same reason is not tried for a third time.
+  // With the SDK's defaults: after two failures for the same reason, a third start is not attempted.
   const [exception, error] = await failure(client().messages.create(ask()));
   assert.deepEqual([exception.status, error.type, error.code], [503, 'api_error', 'cold_start_failed']);
   assert.match(error.message, /exited with code 3 while loading\. Its output is in .*\(x-request-id\)/);

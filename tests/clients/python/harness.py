@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 BINARY = os.environ.get("ANTEROOM_BIN") or str(ROOT / "target/debug/anteroom")
 PATIENCE = float(os.environ.get("ANTEROOM_TEST_PATIENCE", "120"))
 
-# In the environment of everything that a test starts, and so of whatever that starts in its turn.
+# Environment variable of every process that a test starts, which their descendants inherit.
 MARK = "ANTEROOM_TEST_RUN"
 
 

@@ -39,7 +39,7 @@ def exchange(request, sim):
 def test_bytes_of_a_warm_stream(anteroom, exchange):
     path, body, direct = exchange
     proxy = anteroom(sim_route(*FLAGS))
-    # This wakes the server, and is no generation: the next request is still the server's first.
+    # This wakes the server without a generation: the next request is still the server's first.
     httpx2.post(f"{proxy.url}/tokenize", json={"model": "tiny", "prompt": "wake up"}, timeout=None).raise_for_status()
     through = httpx2.post(proxy.url + path, json=body, timeout=None)
     assert through.content == direct.content
@@ -53,7 +53,7 @@ def test_bytes_of_a_stream_that_was_kept_alive(anteroom, exchange):
     lines = through.content.splitlines(keepends=True)
     assert any(line.startswith(b":") for line in lines)
     events = b"".join(line for line in lines if not line.startswith(b":"))
-    # Behind the comments there is an event with no content, in the APIs that have one.
+    # The comments are followed by an event without content, in APIs that have one.
     empty, rest = events.split(b"\n\n", 1)
     if path == "/v1/messages":
         assert empty == b'event: ping\ndata: {"type": "ping"}'
@@ -122,7 +122,7 @@ def test_responses(anteroom, client):
     route = sim_route(*LOAD, "--tokens", "100000", "--inter-token-time", "10ms", process={"idleTimeout": "300ms"})
     proxy = anteroom(route)
     api = client(proxy, max_retries=0)
-    # As long as this stream lasts, the server is not idle.
+    # The server is not idle while this stream lasts.
     with api.completions.create(model="tiny", prompt="Go on.", stream=True) as lasting:
         next(iter(lasting))
         with api.responses.create(model="tiny", input="Who waits?", max_output_tokens=16, stream=True) as stream:
@@ -131,7 +131,7 @@ def test_responses(anteroom, client):
         text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
         response = events[-1].response
         assert response.output_text == text and len(text.split()) == 16
-        # What the server keeps is there as long as the server is.
+        # The server stores responses as long as it runs.
         assert api.responses.retrieve(response.id).output_text == text
     proxy.wait_until("idle")
     with pytest.raises(openai.NotFoundError):
@@ -280,7 +280,7 @@ def test_curl_that_waits_for_100_continue(anteroom, models, warm):
     if warm:
         curl(url, body=CHAT)
     body = CHAT.replace(b"Who waits?", b"wait " * 400_000)
-    # It waits for the 100 longer than anybody will.
+    # curl waits for the 100 for an hour, longer than the test.
     out, said = curl("--expect100-timeout", "3600", "--header", "Expect: 100-continue", url, body=body)
     assert "< HTTP/1.1 100 Continue" in said and "< HTTP/1.1 200" in said
     assert out.endswith(b"data: [DONE]\n\n")

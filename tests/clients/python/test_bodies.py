@@ -75,7 +75,7 @@ def test_bodies_go_where_python_says(anteroom, servers):
                 assert echo["server"] == (model if model in ("tiny", "big") else "rest"), body
                 passed += 1
             else:
-                # The server refuses it, too.
+                # The server rejects it, too.
                 assert expected == "no", body
     assert passed > 500 and refused > 300
     assert proxy.stop() == {"completed": 2000 - refused}

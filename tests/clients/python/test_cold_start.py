@@ -32,7 +32,7 @@ def test_stream(anteroom, client, truth):
     with client(proxy).chat.completions.create(**request) as stream:
         chunks = list(stream)
     assert text_of(chunks) == truth()
-    # Behind the comments there is one with no content, of the same completion.
+    # The comments are followed by a chunk without content, with the same id.
     assert chunks[0].choices[0].delta.content == "" and chunks[0].choices[0].delta.role is None
     assert chunks[1].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "stop"
@@ -52,7 +52,7 @@ def test_whole_answer_and_what_its_headers_say(anteroom, client, truth):
     assert cold.headers["x-keda-http-cold-start"] == "true"
     assert "hold;dur=" in cold.headers["server-timing"] and "upstream;dur=" in cold.headers["server-timing"]
     assert cold.headers["x-request-id"]
-    # Warm, nothing is said of a wait that there was not.
+    # A warm response has no header about waiting.
     warm = raw.create(**ask())
     assert whole(warm.parse()) == whole(cold.parse())
     assert not {"x-anteroom-cold-start", "x-keda-http-cold-start", "server-timing"} & set(warm.headers)
@@ -117,7 +117,7 @@ def test_chunk_mode_for_completions(anteroom, client):
 
 def test_chunk_mode_for_an_api_without_such_chunks_sends_comments(anteroom, client):
     proxy = anteroom(sim_route(*LOAD, keepalive={"mode": "chunk", "after": "100ms", "interval": "100ms"}))
-    # The helper raises at any event before `response.created`; `create` passes events on as they come.
+    # The helper raises at any event before `response.created`; `create` passes on all events.
     with client(proxy).responses.stream(model="tiny", input="Who waits?") as stream:
         events = list(stream)
     assert events[0].type == "response.created" and events[-1].type == "response.completed"
@@ -155,7 +155,8 @@ async def test_fifty_at_once(anteroom, async_client):
 
     answers = await asyncio.gather(*map(one, range(50)))
     assert all(len(answer.split()) == 16 for answer in answers)
-    # Each got its own answer: the same prompts, now that it is warm, are answered the same.
+    # Each client got the response to its own prompt: now that the model is warm, the same prompts get the same
+    # responses.
     assert answers == await asyncio.gather(*map(one, range(50)))
     assert proxy.starts() == 1
     (cold_start,) = proxy.cold_starts()
@@ -195,7 +196,7 @@ async def test_client_that_hangs_up_leaves_the_queue(anteroom, async_client):
     for request in (ask(stream=True), ask()):
         waiting = asyncio.create_task(client.chat.completions.create(**request))
         if request.get("stream"):
-            # It has its 200, and now waits for events.
+            # The client has its 200, and now waits for events.
             waiting = asyncio.create_task(first_event(await waiting))
         await asyncio.to_thread(proxy.wait_until_held, 1)
         waiting.cancel()

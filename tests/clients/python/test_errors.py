@@ -12,7 +12,7 @@ from talk import ask, text_of, whole
 
 HANG = ("--load-time", "1h", "--hang-load")
 
-# Clients read what the model server printed.
+# Clients get the output of the model server.
 FULL = {"detail": "full"}
 
 
@@ -22,7 +22,7 @@ def held(proxy, **request):
     before = proxy.route()["held"]
     with httpx2.Client(timeout=None) as raw:
         request = raw.build_request("POST", f"{proxy.base_url}/chat/completions", json=ask(stream=True, **request))
-        # It has its 200 and a heartbeat, so it is held.
+        # A request with a 200 and a heartbeat is held.
         answer = raw.send(request, stream=True)
         events = answer.iter_raw()
         next(events)
@@ -74,7 +74,7 @@ def test_retries_survive_a_full_queue_that_clears(anteroom, client):
     proxy = anteroom(sim_route("--load-time", "1s", hold={"maxRequests": 1}))
     with contextlib.ExitStack() as first:
         first.enter_context(held(proxy))
-        # The SDK's defaults: two retries, after what Retry-After says.
+        # The SDK's defaults: two retries, after the time in Retry-After.
         answer = client(proxy).chat.completions.with_raw_response.create(**ask())
     assert 1 <= answer.retries_taken <= 2 and whole(answer.parse())
     assert proxy.count("anteroom_refused_requests_total", reason="hold_queue_full") == answer.retries_taken
@@ -153,7 +153,7 @@ def test_no_wait(anteroom, client):
     with pytest.raises(openai.InternalServerError) as error:
         client(proxy, max_retries=0).chat.completions.create(**ask(), extra_headers={"x-anteroom-max-wait": "0"})
     assert code_of(error) == (503, "no_wait")
-    # But it is being started, and so the next one does not wait either.
+    # The model is being started nevertheless, so a later request does not wait either.
     proxy.wait_until("ready")
     assert whole(client(proxy).chat.completions.create(**ask(), extra_headers={"x-anteroom-max-wait": "0"}))
     assert proxy.stop() == {"completed": 1}
@@ -211,7 +211,7 @@ def test_request_too_large(anteroom, client, told):
 def test_failure_after_the_early_200(anteroom, client, mode):
     keepalive = {"mode": mode, "after": "50ms", "interval": "50ms"}
     proxy = anteroom(sim_route("--load-time", "1s", "--fail-load", keepalive=keepalive, failure=FULL))
-    # The stream begins well: nothing is wrong yet.
+    # The stream begins normally, before the failure.
     stream = client(proxy).chat.completions.create(**ask(stream=True))
     with pytest.raises(openai.APIError) as error:
         list(stream)
@@ -281,7 +281,7 @@ def test_server_that_resets_every_request(anteroom, client):
         client(proxy).chat.completions.create(**ask())
     assert code_of(error) == (502, "upstream_error")
     assert error.value.response.headers["x-should-retry"] == "false"
-    # It has been sent twice by us, and the SDK has not sent it again.
+    # The proxy has sent it twice, and the SDK has not retried.
     assert proxy.stop() == {"upstream_error": 1}
 
 
@@ -304,7 +304,7 @@ def test_server_that_breaks_its_answer_off_after_the_early_200(anteroom, client)
     assert proxy.stop() == {"upstream_error": 1}
 
 
-# How long the SDK waits.
+# Timeouts of the SDK.
 
 
 def test_answered_just_before_the_client_gives_up(anteroom, client):
@@ -339,7 +339,7 @@ def test_kept_alive_beyond_its_time_out_without_a_stream(anteroom, client):
     assert whole(client(proxy, max_retries=0, timeout=4).chat.completions.create(**ask()))
 
 
-# Stopping.
+# Shutdown.
 
 
 def test_held_requests_when_we_are_told_to_stop(anteroom, client):

@@ -103,7 +103,7 @@ def test_cold_start_failed(anteroom, anthropic_client):
 def test_failure_after_the_early_200(anteroom, anthropic_client, mode, flags, policies, kind, code):
     keepalive = {"mode": mode, "after": "50ms", "interval": "50ms"}
     proxy = anteroom(sim_route(*flags, keepalive=keepalive, **policies))
-    # The stream begins well: nothing is wrong yet.
+    # The stream begins normally, before the failure.
     stream = anthropic_client(proxy).messages.create(**ask(), stream=True)
     with pytest.raises(anthropic.APIStatusError) as error:
         list(stream)
