@@ -84,8 +84,8 @@ fn drip(mut client: DuplexStream, begin: String) -> JoinHandle<String> {
     })
 }
 
-/// Behind a load balancer all clients share one source address. 7 bodies of 800 KiB leave 544 KiB of the 6 MiB for
-/// incomplete bodies, for the trickled bytes.
+/// Behind a load balancer all clients share one source address. Of the 6 MiB for incomplete bodies, 7 bodies of 800 KiB
+/// leave 544 KiB for others and for the bytes that these trickle.
 #[tokio::test(start_paused = true)]
 async fn dripping_bodies_give_way_behind_one_address() {
     let memory = Memory::new(
