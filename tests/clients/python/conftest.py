@@ -7,8 +7,8 @@ import harness
 
 @pytest.fixture
 def anteroom(tmp_path):
-    """Starts proxies: `anteroom(route, ...)`. Each is stopped when the test ends, and must then have accounted for
-    every request and left no process behind."""
+    """Starts proxies: `anteroom(route, ...)`. Each is stopped at the end of the test, and must then have
+    accounted for every request and left no process behind."""
     started = []
 
     def start(*routes, **config):
@@ -50,7 +50,7 @@ def sim():
 
 @pytest.fixture
 def client():
-    """Makes clients with the SDK's own defaults, but for what is given: `client(proxy, ...)`."""
+    """Creates clients with the SDK's defaults except for the given options: `client(proxy, ...)`."""
     made = []
 
     def make(proxy, **options):
@@ -64,7 +64,7 @@ def client():
 
 @pytest.fixture
 def anthropic_client():
-    """Makes clients of Anthropic's SDK: `anthropic_client(proxy, ...)`."""
+    """Creates clients of Anthropic's SDK: `anthropic_client(proxy, ...)`."""
     made = []
 
     def make(proxy, **options):

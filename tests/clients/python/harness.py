@@ -1,7 +1,8 @@
-"""Starts `anteroom serve` and `anteroom sim`, waits for what they say, and checks that they leave nothing behind.
+"""Starts `anteroom serve` and `anteroom sim`, waits for their log messages, and checks that they leave
+nothing behind.
 
-Nothing here sleeps for a time that something should have happened in: every wait is for an event, and `PATIENCE` only
-bounds how long a test hangs when that event never comes.
+No test relies on fixed sleeps: every wait is for an event, and `PATIENCE` (in seconds) only limits the
+duration of a hanging test.
 """
 
 import json
@@ -24,7 +25,7 @@ MARK = "ANTEROOM_TEST_RUN"
 
 
 class Process:
-    """A process with its log, read line by line as it comes."""
+    """A process with its log, read line by line."""
 
     def __init__(self, command, cwd=None, env=None):
         self.mark = uuid.uuid4().hex
@@ -56,7 +57,7 @@ class Process:
             self._news.notify_all()
 
     def wait_for_line(self, found, timeout=PATIENCE):
-        """The first `found(line)` that is not None, of the lines so far and to come."""
+        """Returns the first `found(line)` that is not None, for all lines so far and to come."""
         deadline = time.monotonic() + timeout
         seen = 0
         with self._news:
@@ -77,7 +78,7 @@ class Process:
         self._popen.send_signal(what)
 
     def wait(self, timeout=PATIENCE):
-        """Its exit code."""
+        """Waits for the exit, and returns the exit code."""
         try:
             code = self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -96,7 +97,7 @@ class Process:
         return self._popen.poll() is None
 
     def family(self):
-        """Every process that came of this one and is still there, but for itself: `{pid: command line}`."""
+        """Returns the descendants that are still running: `{pid: command line}`."""
         mark = f"{MARK}={self.mark}".encode()
         found = {}
         for entry in Path("/proc").iterdir():
@@ -112,7 +113,7 @@ class Process:
 
 
 class Sim(Process):
-    """`anteroom sim` on its own."""
+    """A stand-alone `anteroom sim`."""
 
     def __init__(self, *flags):
         super().__init__([BINARY, "sim", "--port", "0", *flags])
@@ -142,7 +143,7 @@ class Anteroom(Process):
         self.stopped = None
 
     def write(self, config):
-        """Writes the configuration: JSON is YAML."""
+        """Writes the configuration as JSON, which is valid YAML."""
         self.path.write_text(json.dumps(config, indent=2))
 
     @property
@@ -150,23 +151,23 @@ class Anteroom(Process):
         return f"{self.url}/v1"
 
     def events(self, message):
-        """What it logged under this message so far."""
+        """Returns the events logged with this message so far."""
         return [event for line in self.lines if (event := parse_event(line, message))]
 
     def wait_for_event(self, message, timeout=PATIENCE):
         return self.wait_for_line(lambda line: parse_event(line, message), timeout)
 
     def starts(self):
-        """How often it started a model server."""
+        """Returns the number of model server starts."""
         return len(self.events("starting"))
 
     def get(self, path):
-        """JSON from the admin listener."""
+        """Returns JSON from the admin listener."""
         with urllib.request.urlopen(self.admin + path, timeout=PATIENCE) as response:
             return json.load(response)
 
     def metrics(self, name):
-        """The samples of a metric: `[(labels, value)]`."""
+        """Returns the samples of a metric: `[(labels, value)]`."""
         with urllib.request.urlopen(self.admin + "/metrics", timeout=PATIENCE) as response:
             text = response.read().decode()
         sample = re.compile(rf"{re.escape(name)}(?:\{{(.*)\}})? (\S+)")
@@ -175,7 +176,7 @@ class Anteroom(Process):
         return [(dict(label.findall(m[1] or "")), float(m[2])) for m in found if m]
 
     def count(self, name, **labels):
-        """The sum of the samples with these labels."""
+        """Returns the sum of the samples with these labels."""
         return sum(value for found, value in self.metrics(name) if labels.items() <= found.items())
 
     def route(self, name=None):
@@ -183,11 +184,11 @@ class Anteroom(Process):
         return next(route for route in routes if name is None or route["name"] == name)
 
     def cold_starts(self):
-        """Those that have ended, oldest first."""
+        """Returns the finished cold starts, oldest first."""
         return self.get("/api/v1/cold-starts?limit=100")["cold_starts"][::-1]
 
     def wait_for_route(self, fits, name=None, timeout=PATIENCE):
-        """Looks at the route again and again until it fits."""
+        """Polls the route until it fits, and returns it."""
         return eventually(lambda: (route := self.route(name)) and fits(route) and route, timeout)
 
     def wait_until_held(self, count):
@@ -197,8 +198,8 @@ class Anteroom(Process):
         return self.wait_for_route(lambda route: route["state"] == state)
 
     def stop(self, sig=signal.SIGTERM):
-        """Stops it as an operator would, and checks that it left nothing out and nothing behind. Says how the
-        requests ended."""
+        """Stops the proxy like an operator, and checks its account and that nothing is left behind. Returns
+        the number of requests by outcome."""
         if self.stopped is not None:
             return self.stopped
         if self.running:
@@ -206,7 +207,7 @@ class Anteroom(Process):
         return self.settle()
 
     def settle(self):
-        """Waits for the end of one that was told to stop, and checks it."""
+        """Waits for the end of a proxy that was told to stop, and checks it."""
         code = self.wait()
         log = self.log()
         assert code == 0, f"exit code {code}; its log:\n{log}"
@@ -222,7 +223,7 @@ class Anteroom(Process):
 
 
 def parse_event(line, message):
-    """The fields of a line of the JSON log, if it says that."""
+    """Returns the fields of a line of the JSON log, if it has this message."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -231,7 +232,7 @@ def parse_event(line, message):
 
 
 def eventually(look, timeout=PATIENCE):
-    """The first truthy thing that `look()` finds."""
+    """Returns the first truthy result of `look()`."""
     deadline = time.monotonic() + timeout
     while True:
         if found := look():
@@ -241,7 +242,7 @@ def eventually(look, timeout=PATIENCE):
 
 
 def sim_route(*flags, name="tiny", models=("tiny",), **policies):
-    """A route whose target is `anteroom sim`, with heartbeats that begin soon enough to be seen."""
+    """Returns a route with `anteroom sim` as its target, and with early heartbeats."""
     process = {"command": [BINARY, "sim", "--port", "{port}", *flags], "idleTimeout": "1h", "stopTimeout": "10s"}
     process.update(policies.pop("process", {}))
     return {

@@ -1,4 +1,4 @@
-"""What the tests say to a model server, and what they expect of its answers."""
+"""Requests of the tests to a model server, and helpers for the responses."""
 
 PROMPT = [{"role": "user", "content": "Who waits at the door?"}]
 
@@ -8,7 +8,7 @@ def ask(prompt=PROMPT, model="tiny", **more):
 
 
 def text_of(chunks):
-    """The text of a streamed answer."""
+    """Returns the text of a streamed response."""
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 

@@ -1,4 +1,4 @@
-"""The rest of the API, and that what comes through is what the model server said: to the byte."""
+"""The rest of the API, and that responses are passed on byte by byte."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ STREAMS = {
 
 @pytest.fixture(params=STREAMS)
 def exchange(request, sim):
-    """A streaming request, and the bytes with which a fresh model server answers it."""
+    """A streaming request, and the bytes of a fresh model server's response."""
     path, body = STREAMS[request.param]
     server = sim(*FLAGS)
     direct = httpx2.post(server.url + path, json=body, timeout=None)
@@ -177,7 +177,7 @@ def test_a_second_route_takes_what_the_first_does_not_name(anteroom, client):
 
 @pytest.fixture
 def unfinished():
-    """A model server that says all of a stream, and then does not end it until its client hangs up."""
+    """A model server that sends a whole stream, but ends it only when its client disconnects."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -221,7 +221,7 @@ def test_a_client_that_hangs_up_after_the_last_event_has_its_answer(anteroom, cl
 
 
 async def test_langchain_in_chunk_mode_outlasts_its_patience(anteroom):
-    """langchain-openai bounds the time between chunks, and comments are none: for it there is the chunk mode."""
+    """langchain-openai limits the time between chunks, and comments do not count: it needs the chunk mode."""
     from langchain_openai import ChatOpenAI
     from langchain_openai.chat_models._client_utils import StreamChunkTimeoutError
 
@@ -265,7 +265,7 @@ def test_curl_over_http2_with_prior_knowledge(anteroom, load):
 
 
 def test_curl_upgrading_to_http2(anteroom):
-    """curl asks for an upgrade along with its HTTP/1.1 request; a proxy may ignore that, and must answer."""
+    """curl sends an upgrade with its HTTP/1.1 request; a proxy may ignore it, but must respond."""
     proxy = anteroom(sim_route(*LOAD))
     out, said = curl("--http2", f"{proxy.base_url}/chat/completions", body=CHAT)
     assert "< HTTP/1.1 200" in said or "< HTTP/2 200" in said
@@ -287,7 +287,7 @@ def test_curl_that_waits_for_100_continue(anteroom, models, warm):
 
 
 def test_curl_that_is_refused_instead_of_100_continue(anteroom):
-    """What can be refused by the head alone is refused before the body is sent."""
+    """Requests that can be rejected by their head are rejected before the body is sent."""
     proxy = anteroom(sim_route(*LOAD), limits={"maxBodyBytes": "64KiB"})
     body = CHAT.replace(b"Who waits?", b"wait " * 400_000)
     out, said = curl(

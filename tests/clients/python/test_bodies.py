@@ -1,4 +1,5 @@
-"""Bodies that are nearly JSON: what decides the route is read as Python reads it, or refused."""
+"""Bodies that are almost JSON: the fields for routing are parsed like in Python, or the request is
+rejected."""
 
 import json
 import sys
@@ -18,7 +19,7 @@ FLAG = pydantic.TypeAdapter(bool | None)
 
 
 class Echo(BaseHTTPRequestHandler):
-    """A model server that says who it is, and what it reads."""
+    """A model server that responds with its name and the parsed body."""
 
     protocol_version = "HTTP/1.1"
 

@@ -1,4 +1,4 @@
-"""Requests that find nothing running, through the official SDK: held, started for, answered."""
+"""Requests to a model that is not running, through the official SDK: held, and served after the start."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ LOAD = ("--load-time", "1500ms")
 
 @pytest.fixture
 def truth(sim):
-    """What the model server says when nothing stands before it."""
+    """Returns the response of a model server without a proxy."""
 
     def direct(*flags, **request):
         server = sim(*flags)

@@ -1,4 +1,4 @@
-"""What goes wrong, as the exceptions that the official SDK makes of it."""
+"""Failures, as exceptions of the official SDK."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ FULL = {"detail": "full"}
 
 @contextlib.contextmanager
 def held(proxy, **request):
-    """A request that waits in the queue for as long as this lasts, and whose client then hangs up."""
+    """A request that is held for the duration of the context; its client then disconnects."""
     before = proxy.route()["held"]
     with httpx2.Client(timeout=None) as raw:
         request = raw.build_request("POST", f"{proxy.base_url}/chat/completions", json=ask(stream=True, **request))
@@ -247,7 +247,7 @@ def test_failure_after_the_early_200_of_responses(anteroom, client):
 
 
 def test_start_that_fails_twice_alike(anteroom, client):
-    """With the SDK's defaults: its first retry waits for the next start, and the second one is spared."""
+    """With the SDK's defaults: the first retry waits for the next start, and no second one follows."""
     proxy = anteroom(sim_route("--load-time", "400ms", "--fail-load=3", keepalive={"mode": "off"}, failure=FULL))
     with pytest.raises(openai.InternalServerError) as error:
         client(proxy).chat.completions.create(**ask())
@@ -286,7 +286,7 @@ def test_server_that_resets_every_request(anteroom, client):
 
 
 def test_server_that_breaks_its_answer_off(anteroom, client):
-    """The head had gone out as it came, so all that is left is to break off as well."""
+    """The head has been sent, so the proxy can only abort the response as well."""
     proxy = anteroom(sim_route("--reset-mid-stream", "1"))
     proxy_client = client(proxy, max_retries=0)
     httpx2.post(f"{proxy.url}/tokenize", json={"model": "tiny", "prompt": "wake up"}, timeout=None)
@@ -308,7 +308,7 @@ def test_server_that_breaks_its_answer_off_after_the_early_200(anteroom, client)
 
 
 def test_answered_just_before_the_client_gives_up(anteroom, client):
-    """The SDK says that it gives up after 4 s of silence, and we may not break it: so it is answered before."""
+    """The SDK announces a timeout of 4 s; the proxy responds before that."""
     proxy = anteroom(sim_route(*HANG, keepalive={"mode": "off"}))
     for stream in (True, False):
         with pytest.raises(openai.APIStatusError) as error:
@@ -327,8 +327,8 @@ def test_comments_do_not_help_an_answer_that_is_no_stream(anteroom, client):
 
 @pytest.mark.parametrize("keepalive", [{}, {"mode": "comment", "after": "100ms", "interval": "500ms"}])
 def test_kept_alive_beyond_its_time_out(anteroom, client, keepalive):
-    """Loading takes longer than the client bears silence. By default the first heartbeat would come after 20 s; a
-    client that says that it bears less gets it sooner."""
+    """Loading takes longer than the client's timeout. By default the first heartbeat is sent after 20 s; a
+    client that announces a shorter timeout gets it earlier."""
     proxy = anteroom(sim_route("--load-time", "6s", keepalive=keepalive))
     with client(proxy, max_retries=0, timeout=4).chat.completions.create(**ask(stream=True)) as stream:
         assert len(text_of(stream).split()) == 16

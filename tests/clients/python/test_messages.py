@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: what goes wrong, as the exceptions that its official SDK makes of it."""
+"""Anthropic's Messages API: failures, as exceptions of its official SDK."""
 
 import threading
 
@@ -16,7 +16,7 @@ def ask(model="tiny", **more):
 
 
 def types_of(error):
-    """Status, Anthropic's type and our code; the SDK has found the request's id."""
+    """Returns status, Anthropic's type and Anteroom's code, and checks that the SDK found the request id."""
     body = error.value.body
     assert body["type"] == "error" and body["error"]["message"]
     assert body["request_id"] == error.value.response.headers["x-request-id"]
@@ -80,7 +80,7 @@ def test_cold_start_timeout(anteroom, anthropic_client):
 
 
 def test_cold_start_failed(anteroom, anthropic_client):
-    """With the SDK's defaults: a start that fails twice for the same reason is not tried for a third time."""
+    """With the SDK's defaults: after two failures for the same reason, a third start is not attempted."""
     proxy = anteroom(sim_route("--load-time", "400ms", "--fail-load=3"))
     with pytest.raises(anthropic.InternalServerError) as error:
         anthropic_client(proxy).messages.create(**ask())
