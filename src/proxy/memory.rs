@@ -1,20 +1,21 @@
-//! Memory that clients make this process keep, counted by kind and bounded by `limits.maxBufferedBytes`.
+//! Accounting of the memory that clients occupy, by kind, bounded by `limits.maxBufferedBytes`.
 //!
-//! - Bodies of requests, held or in flight, may take all of it.
-//! - Bodies that have not all arrived, and parts of streamed bodies kept for another dispatch, may take three quarters of it,
-//!   so that finished requests always find some.
-//! - When there is no room for a newcomer, unfinished bodies are evicted, those that grow slowest first: without 16 KiB in 5 s
-//!   any; without an eighth of their size in 5 s those of sources that hold as much as the newcomer's, its own included;
-//!   any whose source holds more than the newcomer's even without it; and those of the newcomer's source whose route holds more
-//!   there than the newcomer's even without it.
-//! - Heads that have not all arrived share those three quarters. When there is no room still, those that have waited for
-//!   longest are evicted.
-//! - Requests over HTTP/2, and those with large heads, share them while their bodies are waited for. Once admitted, they may
-//!   take a quarter on top.
-//! - Answers of ours that have not been sent to their end may take one eighth on top, so that a full budget can still be
-//!   reported. Clients of HTTP/2 that read none of them get no more.
-//! - Answers of model servers and WebSockets whose clients do not read may take a quarter on top. When half of that is taken, those
-//!   whose clients have been behind for 5 s end; when all is, for 1 s.
+//! - Request bodies, held or in flight, may take all of it.
+//! - Bodies still arriving, and parts of streamed bodies kept for a retry, may take three quarters of it, which leaves
+//!   room for complete bodies.
+//! - When a newcomer finds no room, unfinished bodies are evicted, those that grow slowest first. Candidates are bodies
+//!   that received less than 16 KiB in 5 s; bodies that grew by less than an eighth of their size in 5 s, of sources
+//!   that hold at least as much as the newcomer's, including its own; bodies whose source holds more than the
+//!   newcomer's even without them; and bodies of the newcomer's source whose route holds more there than the newcomer's
+//!   route even without them.
+//! - Incomplete heads share those three quarters. If there is still no room, those that have waited longest are
+//!   evicted.
+//! - HTTP/2 requests, and requests with large heads, share them while their bodies are awaited. Once admitted, they may
+//!   take a further quarter.
+//! - The proxy's own responses may take a further eighth until they have been sent, so that a full budget can still be
+//!   reported. HTTP/2 clients that do not read them get no more.
+//! - Responses of model servers and WebSockets may take a further quarter while their clients do not read. Above half
+//!   of it, those whose clients have been behind for 5 s are ended; above all of it, those behind for 1 s.
 
 mod arriving;
 mod requests;
@@ -44,28 +45,28 @@ use crate::{
     places::Source,
 };
 
-/// The memory of all clients.
+/// Memory that all clients occupy, in bytes.
 #[derive(Debug)]
 pub struct Memory {
     max: AtomicUsize,
     /// Bytes of bodies and heads.
     requests: AtomicUsize,
-    /// Of `requests`, the bytes that may take three quarters only.
+    /// Of `requests`, the bytes bounded by three quarters of `max`.
     unfinished: AtomicUsize,
-    /// Of `unfinished`, the bytes of heads.
+    /// Of `unfinished`, the bytes of incomplete heads and of requests whose bodies are awaited.
     heads: AtomicUsize,
     waiting: Mutex<Waiting>,
-    /// Of `unfinished`, the parts of streamed bodies, which may take one quarter of all only: those are not evicted.
+    /// Of `unfinished`, the parts of streamed bodies. Bounded by a quarter of `max`, as they are not evicted.
     kept: AtomicUsize,
     answers: AtomicUsize,
-    /// Bytes of requests besides their bodies.
+    /// Bytes of admitted requests, besides their bodies.
     request_states: AtomicUsize,
-    /// Bytes kept for clients that do not read, by [`UnreadKind`].
+    /// Bytes buffered for clients that do not read, by [`UnreadKind`].
     unread: [AtomicUsize; 2],
     arriving: Mutex<Arriving>,
 }
 
-/// Bytes taken from the memory of all clients; dropping it gives them back.
+/// Bytes reserved for one request body, released on drop.
 #[derive(Debug)]
 pub struct Share {
     memory: Arc<Memory>,
@@ -73,44 +74,44 @@ pub struct Share {
     bytes: ShareBytes,
 }
 
-/// Between which unfinished bodies share memory: sources, and routes within each source.
+/// Parties that share the memory of unfinished bodies: sources, and the routes within a source.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Owner {
-    /// Where the body comes from.
+    /// Source of the body.
     pub source: Source,
-    /// The address of the route's gate; 0 while the route is not known.
+    /// Address of the route's gate; 0 while the route is unknown.
     pub route: usize,
 }
 
-/// Bytes of a share, and what they count as.
+/// Bytes of a share, by how they are counted.
 #[derive(Debug)]
 enum ShareBytes {
     Finished(usize),
-    /// Parts of a streamed body.
+    /// Parts of a streamed body, kept for a retry.
     Kept(usize),
-    /// Unfinished, and they can be evicted.
+    /// An unfinished body, which may be evicted.
     Arriving(Arc<Arrival>),
 }
 
-/// An answer that is counted until its bytes have been sent.
+/// A response of the proxy, counted until its bytes are sent.
 struct Counted {
     bytes: Bytes,
     memory: Arc<Memory>,
     cost: usize,
 }
 
-/// There is no memory for another answer that nobody reads.
+/// Error for a response that exceeds the memory of unread responses.
 #[derive(Debug, Error)]
 #[error("no memory is left for answers that are not read")]
 pub struct AnswersFull;
 
-/// A scan, which looks at all unfinished bodies, evicts as much as this part of the memory at once, if it can.
+/// Divisor of the memory: a scan, which visits all unfinished bodies, evicts at least this part if possible.
 const EVICTED_PART: usize = 64;
 
 // === impl Memory ===
 
 impl Memory {
-    /// `max`: bytes of all bodies.
+    /// Creates the accounting. `max`: bytes of all request bodies.
     pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             max: AtomicUsize::new(max),
@@ -126,7 +127,7 @@ impl Memory {
         })
     }
 
-    /// Changes the bound. What is in memory stays there.
+    /// Changes the bound. Evicts nothing.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }
@@ -135,12 +136,12 @@ impl Memory {
         self.max.load(Ordering::Relaxed)
     }
 
-    /// Bytes of all request bodies in memory.
+    /// Returns the bytes of all request bodies in memory.
     pub fn bodies(&self) -> usize {
         self.requests.load(Ordering::Relaxed).saturating_sub(self.heads.load(Ordering::Relaxed))
     }
 
-    /// Bytes in use, by kind.
+    /// Returns the bytes in use, by kind.
     pub fn kinds(&self) -> [(&'static str, usize); 7] {
         let heads = self.heads.load(Ordering::Relaxed);
         let unfinished = self.unfinished.load(Ordering::Relaxed).saturating_sub(heads);
@@ -157,20 +158,20 @@ impl Memory {
         ]
     }
 
-    /// An empty share for a body that is read to its end before it is sent.
+    /// Creates an empty share for a body that is read to its end before it is sent.
     pub(super) fn share(self: &Arc<Self>, owner: Owner) -> Share {
         Share { memory: self.clone(), owner, bytes: ShareBytes::Finished(0) }
     }
 
-    /// An empty share for what is kept of a body that streams, until its reader [waits](Share::wait).
+    /// Creates an empty share for the kept parts of a streamed body, until its reader [waits](Share::wait).
     pub(super) fn kept_share(self: &Arc<Self>, owner: Owner) -> Share {
         Share { memory: self.clone(), owner, bytes: ShareBytes::Kept(0) }
     }
 
-    /// Counts an answer of ours until its bytes have been sent. Bytes that others share cost nothing themselves.
+    /// Counts a response of the proxy until its bytes are sent. Bytes with other owners add nothing to its fixed cost.
     ///
     /// # Errors
-    /// When there is no room for it, unless it is the only one of its connection: those are bounded by the connections.
+    /// There is no room. Does not apply to the only response of its connection (`is_only`), as connections bound those.
     pub(super) fn answer(self: &Arc<Self>, bytes: Bytes, is_only: bool) -> Result<Bytes, AnswersFull> {
         let cost = ANSWER_COST_BYTES + if bytes.is_unique() { bytes.len() } else { 0 };
         let max = if is_only { usize::MAX } else { self.max_answers() };
@@ -180,7 +181,7 @@ impl Memory {
         Ok(Bytes::from_owner(Counted { bytes, memory: self.clone(), cost }))
     }
 
-    /// Returns whether answers that are not read take so much that they are to end sooner.
+    /// Returns `true` if unread responses take more than half of their bound, so that they must end sooner.
     pub(super) fn is_short_of_answers(&self) -> bool {
         self.answers.load(Ordering::Relaxed) > self.max_answers() / 2
     }
@@ -189,7 +190,7 @@ impl Memory {
         max_answer_bytes(self.max())
     }
 
-    /// Takes memory for `newcomer`, or for a head.
+    /// Takes memory for `newcomer`, or for a head if `None`, and evicts others if necessary.
     fn take_or_evict(&self, bytes: usize, is_unfinished: bool, newcomer: Option<&Share>) -> bool {
         let missing = || self.missing(bytes, is_unfinished);
         self.find_room(bytes, newcomer, missing, || self.take(bytes, is_unfinished))
@@ -205,7 +206,7 @@ impl Memory {
         take() || (self.evict_for(newcomer, bytes) && take()) || (self.evict_waiting(missing()) && take())
     }
 
-    /// Bytes that there is no room for.
+    /// Returns the number of bytes that do not fit.
     fn missing(&self, bytes: usize, is_unfinished: bool) -> usize {
         let of_all = (self.requests.load(Ordering::Relaxed) + bytes).saturating_sub(self.max());
         if is_unfinished { of_all.max(self.missing_unfinished(bytes)) } else { of_all }
@@ -250,7 +251,7 @@ impl Memory {
         is_taken
     }
 
-    /// Evicts bodies for a newcomer that needs `bytes` more. Returns whether there were any.
+    /// Evicts bodies for a newcomer that needs `bytes` more. Returns `true` if it evicted any.
     fn evict_for(&self, newcomer: Option<&Share>, bytes: usize) -> bool {
         let arrival = newcomer.and_then(|newcomer| match &newcomer.bytes {
             ShareBytes::Arriving(arrival) => Some(arrival),
@@ -272,11 +273,11 @@ fn take(used: &AtomicUsize, bytes: usize, max: usize) -> bool {
 // === impl Share ===
 
 impl Share {
-    /// Takes more. Returns `false`, and takes nothing, if there is no more or it has been evicted.
+    /// Reserves more bytes. Returns `false`, and reserves none, if there is no room or the body has been evicted.
     pub(super) fn grow(&mut self, bytes: usize) -> bool {
         let memory = &self.memory;
         let is_taken = match &self.bytes {
-            // Nobody is evicted for what is only kept for another dispatch.
+            // Parts kept only for a retry evict nothing.
             ShareBytes::Kept(_) => memory.take_kept(bytes),
             body => memory.take_or_evict(bytes, matches!(body, ShareBytes::Arriving(_)), Some(self)),
         };
@@ -296,7 +297,7 @@ impl Share {
         }
     }
 
-    /// Bytes that it has.
+    /// Returns the reserved bytes.
     pub(super) fn bytes(&self) -> usize {
         match &self.bytes {
             ShareBytes::Finished(bytes) | ShareBytes::Kept(bytes) => *bytes,
@@ -304,16 +305,16 @@ impl Share {
         }
     }
 
-    /// Bytes that all bodies may take.
+    /// Returns the bound of all request bodies, in bytes.
     pub(super) fn max(&self) -> usize {
         self.memory.max()
     }
 
-    /// The reader has to wait for more of the body: from now on it can be evicted. Returns `false` if there is no memory for it
-    /// while it is unfinished.
+    /// Makes the body evictable, as its reader waits for more of it. Returns `false` if there is no room for an
+    /// unfinished body of this size.
     pub(super) fn wait(&mut self) -> bool {
         let bytes = match self.bytes {
-            // There is nothing to evict.
+            // Nothing to evict, or evictable already.
             ShareBytes::Finished(0) | ShareBytes::Arriving(_) => return true,
             ShareBytes::Finished(bytes) => {
                 let memory = &self.memory;
@@ -332,13 +333,13 @@ impl Share {
         true
     }
 
-    /// Is ready once it is evicted.
+    /// Completes once the body is evicted.
     pub(super) fn poll_evicted(&self, cx: &Context<'_>) -> Poll<()> {
         let ShareBytes::Arriving(arrival) = &self.bytes else { return Poll::Pending };
         arrival.poll_evicted(cx)
     }
 
-    /// All of the body has arrived: it is not evicted any more. Returns `false` if it has been.
+    /// Ends evictability, as the whole body has arrived. Returns `false` if the body has been evicted.
     pub(super) fn finish(&mut self) -> bool {
         let (bytes, is_whole) = match &self.bytes {
             ShareBytes::Finished(_) => return true,
@@ -397,7 +398,7 @@ mod tests {
         Owner { source: Source::of([192, 0, 2, number].into()), route: 0 }
     }
 
-    /// A body of that source that is waited for, with so many KiB.
+    /// Creates an unfinished body of `kib` KiB.
     fn arriving(memory: &Arc<Memory>, number: u8, kib: usize) -> Share {
         arriving_for(memory, source(number), kib)
     }
@@ -412,7 +413,7 @@ mod tests {
         share.poll_evicted(&Context::from_waker(std::task::Waker::noop())).is_ready()
     }
 
-    /// Of 400 KiB, 300 are for what has not all arrived.
+    /// Unfinished bodies may take 300 of 400 KiB.
     #[tokio::test(start_paused = true)]
     async fn finished_bodies_find_room_beside_unfinished_ones() {
         let memory = Memory::new(400 * KIB);
@@ -430,14 +431,14 @@ mod tests {
         assert!(memory.arriving.lock().is_empty(), "nothing is kept of who has gone");
     }
 
-    /// After 5 s without 16 KiB, and only when another one needs it.
+    /// Eviction after 5 s without 16 KiB, and only when another body needs the memory.
     #[tokio::test(start_paused = true)]
     async fn stalled_body_gives_way_and_a_progressing_one_stays() {
         let memory = Memory::new(400 * KIB);
         let [mut stalled, mut progressing] = [1, 2].map(|number| arriving(&memory, number, 100));
         advance(Duration::from_secs(4)).await;
         assert!(progressing.grow(16 * KIB) && stalled.grow(16 * KIB - 1));
-        // Its source holds more than those of the others.
+        // Its source holds more than the other sources.
         let mut other = arriving(&memory, 3, 60);
         assert!(!other.grow(90 * KIB), "nothing has stalled for 5 s");
         advance(Duration::from_secs(1)).await;
@@ -449,7 +450,7 @@ mod tests {
         assert_eq!(kinds(&memory), [0; 3]);
     }
 
-    /// 16 KiB every 4 s are no stall, but for bodies of 400 KiB too little.
+    /// 16 KiB every 4 s is no stall, but for bodies of 400 KiB it is slow.
     #[tokio::test(start_paused = true)]
     async fn dripping_bodies_give_way_behind_one_address() {
         let memory = Memory::new(4000 * KIB);
@@ -476,7 +477,7 @@ mod tests {
         assert!(large.finish());
     }
 
-    /// The bodies of the larger source go, in the order in which they began, until both hold as much.
+    /// The bodies of the larger source are evicted, oldest first, until both sources hold the same.
     #[tokio::test(start_paused = true)]
     async fn sources_have_equal_shares_when_there_is_no_room() {
         let memory = Memory::new(4000 * KIB);
@@ -493,13 +494,14 @@ mod tests {
         assert!(!large.grow(100 * KIB));
         let evicted: Vec<_> = flood.iter().map(is_evicted).collect();
         assert_eq!(evicted, [[true; 15], [false; 15]].concat());
-        // The only body of a source does not go for a smaller source while it grows.
+        // The only body of a source is not evicted for a smaller source while it grows.
         let third = arriving(&memory, 3, 700);
         assert!(!is_evicted(&large) && !is_evicted(&third));
         assert!(!flood[29].grow(150 * KIB) && !is_evicted(&large), "nothing comes back");
     }
 
-    /// Bodies of one source, as behind a load balancer: those of the route that holds more go, until both hold as much.
+    /// Bodies of one source, as behind a load balancer: those of the larger route are evicted, until both routes hold
+    /// the same.
     #[tokio::test(start_paused = true)]
     async fn routes_of_a_source_have_equal_shares() {
         let memory = Memory::new(4000 * KIB);
@@ -521,7 +523,7 @@ mod tests {
         );
     }
 
-    /// Whose source holds more takes nothing from a slow body, as long as that does not stall.
+    /// A newcomer of a larger source evicts no slow body, as long as that does not stall.
     #[tokio::test(start_paused = true)]
     async fn slow_body_gives_way_to_smaller_sources_only() {
         let memory = Memory::new(4000 * KIB);
@@ -531,12 +533,12 @@ mod tests {
         assert!(slow.grow(16 * KIB));
         advance(Duration::from_secs(1)).await;
         assert!(!other.grow(100 * KIB) && !is_evicted(&slow));
-        // What is known for the larger source says nothing for a smaller one.
+        // The scan for the larger source does not apply to a smaller one.
         let _third = arriving(&memory, 3, 200);
         assert!(is_evicted(&slow) && !is_evicted(&other));
     }
 
-    /// Of 400 KiB, 100 are for parts of streamed bodies, until one of them is buffered.
+    /// Parts of streamed bodies may take 100 of 400 KiB, until one of the bodies is buffered.
     #[tokio::test(start_paused = true)]
     async fn kept_parts_leave_room_for_bodies() {
         let memory = Memory::new(400 * KIB);

@@ -1,4 +1,4 @@
-//! Bodies that their readers wait for, and which of them are given up when there is no room for another one.
+//! Unfinished bodies, and the choice of those to evict when another one finds no room.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -17,24 +17,24 @@ use tokio::time::Instant;
 use super::Owner;
 use crate::places::Source;
 
-/// The bodies that their readers wait for.
+/// Bodies whose readers wait for more.
 #[derive(Debug, Default)]
 pub(super) struct Arriving {
     all: HashMap<usize, Arc<Arrival>>,
-    /// No source is kept without a body.
+    /// Shares of the sources that have a body in `all`.
     sources: HashMap<Source, SourceShare>,
-    /// The last scan that found none to evict.
+    /// Last scan that found nothing to evict.
     fruitless: Option<Scan>,
 }
 
-/// The bodies of one source that their readers wait for.
+/// Unfinished bodies of one source.
 #[derive(Debug, Default)]
 struct SourceShare {
     count: usize,
     bytes: Arc<AtomicUsize>,
-    /// Bytes by route, for those that have bodies here: how many, and their bytes.
+    /// Number and bytes of the bodies, by route.
     routes: HashMap<usize, (usize, Arc<AtomicUsize>)>,
-    /// The last scan for a route of this source that found none to evict.
+    /// Last scan for a route of this source that found nothing to evict.
     fruitless: Option<Scan>,
 }
 
@@ -42,50 +42,50 @@ struct SourceShare {
 #[derive(Debug)]
 struct Scan {
     at: Instant,
-    /// The fewest bytes that a source had to hold to give up a slow body, or the bytes of the newcomer's route. With more, the
-    /// same scan finds nothing either.
+    /// Bytes that a source had to hold at least for its slow bodies to be evicted, or bytes of the newcomer's route. A
+    /// scan with a higher value would find nothing either.
     least: usize,
 }
 
-/// A body that its reader waits for.
+/// A body whose reader waits for more.
 #[derive(Debug)]
 pub(super) struct Arrival {
     state: Mutex<ArrivalState>,
     reader: AtomicWaker,
-    /// Bytes of all bodies of its source.
+    /// Bytes of all unfinished bodies of its source.
     of_source: Arc<AtomicUsize>,
-    /// Of these, bytes of its route.
+    /// Of these, the bytes of its route.
     of_route: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 struct ArrivalState {
-    /// Bytes that have arrived; 0 once it is evicted.
+    /// Bytes that have arrived; 0 after eviction.
     bytes: usize,
-    /// When the last [`PROGRESS_BYTES`] had arrived, and how many bytes there were then.
+    /// Time at which the last [`PROGRESS_BYTES`] had arrived, and the size at that time.
     progressed: (Instant, usize),
     /// The same for the last [`GROWTH_PART`] of its size.
     grown: (Instant, usize),
     is_evicted: bool,
 }
 
-/// A body stalls unless as much arrives within [`STALL_TIMEOUT`].
+/// Bytes that must arrive within [`STALL_TIMEOUT`], or the body is stalled.
 const PROGRESS_BYTES: usize = 16 << 10;
 
-/// A body is slow unless this part of its size arrives within [`STALL_TIMEOUT`]: at 1 MiB, 26 KB/s. Its size is bounded, so that
-/// one that is not slow doubles in 30 s at most, and ends.
+/// Divisor of a body's size: a body that does not grow by this part within [`STALL_TIMEOUT`] is slow. At 1 MiB that is
+/// 26 KB/s. A body that is not slow doubles within 30 s, and reaches its end as its size is bounded.
 const GROWTH_PART: usize = 8;
 
-/// How long a body may be without progress before another one takes its memory, if there is too little.
+/// Time without progress after which a body may be evicted, if memory is short.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The shortest time between two scans that find none to evict.
+/// Minimum time between scans that find nothing to evict.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 // === impl Arriving ===
 
 impl Arriving {
-    /// From now on the reader of a body with so many bytes waits for more.
+    /// Registers a body of `bytes` bytes whose reader waits for more.
     pub(super) fn add(&mut self, owner: Owner, bytes: usize) -> Arc<Arrival> {
         let share = self.sources.entry(owner.source).or_default();
         share.count += 1;
@@ -103,7 +103,7 @@ impl Arriving {
         arrival
     }
 
-    /// Removes a body of that owner: it is not evicted any more.
+    /// Removes a body, which is not evicted from here on.
     pub(super) fn remove(&mut self, owner: Owner, arrival: &Arc<Arrival>) {
         self.all.remove(&key(arrival));
         arrival.of_source.fetch_sub(arrival.bytes(), Ordering::Relaxed);
@@ -121,11 +121,12 @@ impl Arriving {
         }
     }
 
-    /// Evicts bodies, the one that has been growing slowest for longest first, until `wanted` bytes are free or none is left
-    /// that may go. The newcomer, of that owner and perhaps one of the bodies, needs `bytes` more; for one without an owner
-    /// only what has stalled goes. Returns how many bytes are free now.
+    /// Evicts bodies, starting with the least recent growth, until `wanted` bytes are free or no candidate is left.
+    /// Returns the bytes freed.
     ///
-    /// A scan looks at all bodies. One that finds none holds for a while for all newcomers whose sources have as much.
+    /// The newcomer needs `bytes` more; `newcomer` is its entry, if it is one of the bodies. Without an `owner`, only
+    /// stalled bodies are evicted. A scan visits all bodies. If it finds none to evict, its result applies for
+    /// [`SCAN_INTERVAL`] to all newcomers whose sources hold as much.
     pub(super) fn evict(
         &mut self,
         owner: Option<Owner>,
@@ -134,7 +135,7 @@ impl Arriving {
         wanted: usize,
     ) -> usize {
         let now = Instant::now();
-        // One that is slow takes nothing from the others of its source. Neither does it say anything for those that are not.
+        // A slow newcomer evicts no slow body of its own source, and its fruitless scan is not recorded for others.
         let is_slow = newcomer.is_some_and(|newcomer| newcomer.state.lock().is_slow(now));
         let share = owner.and_then(|owner| self.sources.get(&owner.source));
         let own = share.map(|own| own.bytes.clone());
@@ -199,7 +200,7 @@ impl Arriving {
 // === impl Arrival ===
 
 impl Arrival {
-    /// Bytes that have arrived; 0 once it is evicted.
+    /// Returns the bytes that have arrived; 0 after eviction.
     pub(super) fn bytes(&self) -> usize {
         self.state.lock().bytes
     }
@@ -208,7 +209,7 @@ impl Arrival {
         self.state.lock().is_evicted
     }
 
-    /// Adds bytes that have been taken. Returns `false` if it has been evicted.
+    /// Adds reserved bytes. Returns `false` if the body has been evicted.
     pub(super) fn add(&self, bytes: usize) -> bool {
         let mut state = self.state.lock();
         if state.is_evicted {
@@ -226,13 +227,13 @@ impl Arrival {
         true
     }
 
-    /// Is ready once it is evicted.
+    /// Completes once the body is evicted.
     pub(super) fn poll_evicted(&self, cx: &Context<'_>) -> Poll<()> {
         self.reader.register(cx.waker());
         if self.is_evicted() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Returns the bytes that it had.
+    /// Marks the body as evicted, and returns the bytes it had.
     fn evict(&self, state: &mut ArrivalState) -> usize {
         let bytes = std::mem::take(&mut state.bytes);
         self.of_source.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Memory of requests besides their bodies: while their bodies are waited for, and from their admission to their ends.
+//! Memory of requests besides their bodies: while a body is awaited, and from admission to the end.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -7,23 +7,23 @@ use http::{Version, request};
 use super::{Memory, take};
 use crate::config::budget::{STREAM_COST_BYTES, UNCOUNTED_HEAD_BYTES, max_request_bytes};
 
-/// Memory that one admitted request takes; dropping it gives it back.
+/// Memory of an admitted request besides its body, released on drop.
 #[derive(Debug)]
 pub struct RequestShare {
     memory: Arc<Memory>,
     bytes: usize,
 }
 
-/// What a field takes in a `HeaderMap` besides its text.
+/// Memory of a field in a `HeaderMap` besides its text, in bytes.
 const FIELD_COST_BYTES: usize = 112;
 
 // === impl Memory ===
 
 impl Memory {
-    /// Counts an admitted request; `Ok(None)` if its connection counts for it.
+    /// Counts an admitted request. Returns `Ok(None)` if the cost of its connection covers it.
     ///
     /// # Errors
-    /// When there is no room: the bytes that bodies may take, of which the room is a part.
+    /// There is no room. Returns the bound of all request bodies in bytes, from which that of requests is derived.
     pub(in crate::proxy) fn request(
         self: &Arc<Self>,
         head: &request::Parts,
@@ -39,7 +39,7 @@ impl Memory {
     }
 }
 
-/// Returns what a request takes besides its body, and beyond what its connection counts for.
+/// Returns the bytes of a request besides its body, beyond those covered by the cost of its connection.
 pub(in crate::proxy) fn request_bytes(head: &request::Parts) -> usize {
     match head.version {
         Version::HTTP_2 => STREAM_COST_BYTES + head_bytes(head),
@@ -83,7 +83,7 @@ mod tests {
         drop(large);
         let stream = request(Version::HTTP_2, 1000).unwrap().unwrap();
         assert!((9_000..10_500).contains(&used()), "{}", used());
-        // A quarter of 64 MiB.
+        // The bound is a quarter of 64 MiB.
         let mut all = vec![stream];
         while let Ok(Some(more)) = request(Version::HTTP_2, 60_000) {
             all.push(more);

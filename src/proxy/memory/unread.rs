@@ -1,8 +1,8 @@
-//! Memory of answers of model servers and of WebSockets while their clients do not read.
+//! Memory of model server responses and WebSockets while their clients do not read.
 //!
-//! Each counts for the most that it can take, since the bytes in the buffers of hyper cannot be seen. A client that is behind for
-//! a moment cannot be told from one that has stopped, so none is refused; instead the time that a client may be behind gets short.
-//! The bound is exceeded at most by what stalls within [`MIN_UNREAD_TIME`].
+//! Each counts at its maximum, since the bytes in hyper's buffers cannot be observed. A client that is behind for a
+//! moment cannot be told from one that has stopped, so none is rejected; instead, the time a client may be behind
+//! shrinks. The bound is exceeded at most by what stalls within [`MIN_UNREAD_TIME`].
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,7 +12,7 @@ use std::{
 use super::Memory;
 use crate::config::budget::max_relay_bytes;
 
-/// Memory that counts while a client does not read; dropping it gives it back.
+/// Memory counted while a client does not read, released on drop.
 #[derive(Debug)]
 pub struct UnreadShare {
     memory: Arc<Memory>,
@@ -20,32 +20,33 @@ pub struct UnreadShare {
     bytes: usize,
 }
 
-/// The part of [`Memory`] that an [`UnreadShare`] counts for.
+/// Kind of an [`UnreadShare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnreadKind {
-    /// Answers of model servers.
+    /// Response of a model server.
     Relay,
-    /// WebSockets.
+    /// WebSocket.
     Tunnel,
 }
 
-/// Time that a client may be behind with reading while more than half of the memory is taken. A reader on a bad line catches up
-/// within 5 s: retransmission of a lost packet takes 3 s at most for the first two tries (RFC 6298: 1 s, doubled).
+/// Time a client may be behind with reading while more than half of the memory is taken. A reader on a lossy connection
+/// catches up within 5 s: retransmission of a lost packet takes 3 s at most for the first two tries (RFC 6298: 1 s,
+/// doubled).
 const SHORT_UNREAD_TIME: Duration = Duration::from_secs(5);
 
-/// The same while all of the memory is taken.
+/// Time a client may be behind while all of the memory is taken.
 const MIN_UNREAD_TIME: Duration = Duration::from_secs(1);
 
 // === impl Memory ===
 
 impl Memory {
-    /// Counts what is kept for a client that has begun not to read.
+    /// Counts the memory held for a client that has stopped reading.
     pub(in crate::proxy) fn count_unread(self: &Arc<Self>, kind: UnreadKind, bytes: usize) -> UnreadShare {
         self.unread[kind as usize].fetch_add(bytes, Ordering::Relaxed);
         UnreadShare { memory: self.clone(), kind, bytes }
     }
 
-    /// Returns how long a client may be behind, if memory is short.
+    /// Returns the time a client may be behind; `None` while memory is not short.
     pub(in crate::proxy) fn max_unread_time(&self) -> Option<Duration> {
         let used: usize = self.unread.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
         let max = max_relay_bytes(self.max());
@@ -69,7 +70,7 @@ impl Drop for UnreadShare {
 mod tests {
     use super::*;
 
-    /// Of 64 MiB, 16 are for what is not read.
+    /// Unread data may take 16 MiB, a quarter of 64 MiB.
     #[test]
     fn unread_time_gets_short_with_the_memory() {
         let memory = Memory::new(64 << 20);

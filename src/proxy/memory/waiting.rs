@@ -1,5 +1,5 @@
-//! Memory that is kept only because more is to come from a client: of the part of a head, or of a request without its body. When
-//! others need it, what has waited for longest is evicted.
+//! Memory held only because a client has yet to send more: of incomplete heads, and of requests without their bodies.
+//! When it is needed elsewhere, the entries that have waited longest are evicted.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 
 use super::Memory;
 
-/// What is waited for, by age.
+/// Waiting connections and requests, by age.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     all: BTreeMap<u64, Entry>,
@@ -19,11 +19,11 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 struct Entry {
     bytes: usize,
-    /// The task that waits.
+    /// Task to wake on eviction.
     task: Waker,
 }
 
-/// Memory that is taken while a connection or request waits for its client; dropping it gives it back.
+/// Memory of a connection or request that waits for its client, released on drop.
 #[derive(Debug)]
 pub struct WaitingShare {
     memory: Arc<Memory>,
@@ -33,7 +33,7 @@ pub struct WaitingShare {
 // === impl Memory ===
 
 impl Memory {
-    /// Takes memory for something that begins to wait. Returns `None` if there is no room, and none to be had.
+    /// Takes memory for an entry that starts to wait. Returns `None` if there is no room even after evictions.
     fn wait(self: &Arc<Self>, bytes: usize, cx: &Context<'_>) -> Option<WaitingShare> {
         if !self.take_or_evict(bytes, true, None) {
             return None;
@@ -47,7 +47,8 @@ impl Memory {
         Some(WaitingShare { memory: self.clone(), number })
     }
 
-    /// Keeps `share` at `bytes` while something waits; none takes nothing. Is ready when there is no room, or when others need it.
+    /// Keeps `share` at `bytes` while a connection or request waits; 0 takes nothing. Completes if there is no room, or
+    /// once the share is evicted.
     pub(in crate::proxy) fn poll_waiting(
         self: &Arc<Self>,
         share: &mut Option<WaitingShare>,
@@ -62,10 +63,10 @@ impl Memory {
         if share.is_some() { Poll::Pending } else { Poll::Ready(()) }
     }
 
-    /// Evicts those that have waited for longest, until there are `bytes` more. Returns `false`, and evicts none, if all
-    /// of them have less.
+    /// Evicts the entries that have waited longest, until `bytes` are free. Returns `false`, and evicts none, if all of
+    /// them together have less.
     pub(super) fn evict_waiting(&self, bytes: usize) -> bool {
-        // Mostly there are none, and then no lock is taken.
+        // Usually there are none; saves taking the lock.
         if self.heads.load(Ordering::Relaxed) < bytes {
             return false;
         }
@@ -98,8 +99,8 @@ impl Memory {
 // === impl WaitingShare ===
 
 impl WaitingShare {
-    /// Takes as much as is needed for `bytes` in all, and has the task woken once it is evicted. Is ready when it has been,
-    /// or when there is no room.
+    /// Grows the share to `bytes` in total, and wakes the task on eviction. Completes if the share has been evicted or
+    /// there is no room.
     fn poll_evicted(&self, bytes: usize, cx: &Context<'_>) -> Poll<()> {
         let memory = &self.memory;
         let mut more = 0;
@@ -140,7 +141,7 @@ mod tests {
 
     const KIB: usize = 1024;
 
-    /// Of 400 KiB, 300 are for what has not all arrived.
+    /// Incomplete heads and unfinished bodies may take 300 of 400 KiB.
     #[test]
     fn oldest_head_gives_way_to_newer_heads_and_to_bodies() {
         let memory = Memory::new(400 * KIB);
@@ -153,7 +154,7 @@ mod tests {
         let newest = wait(10).unwrap();
         assert!(is_evicted(&oldest) && !is_evicted(&second));
         drop(oldest);
-        // One that grows.
+        // A head that grows evicts older ones.
         assert!(third.poll_evicted(200 * KIB, &cx).is_pending());
         assert!(is_evicted(&second) && !is_evicted(&third) && !is_evicted(&fourth));
         let mut body = memory.share(Owner::default());
@@ -174,7 +175,7 @@ mod tests {
         let first = memory.wait(40 * KIB, &cx).unwrap();
         assert!(memory.wait(60 * KIB, &cx).is_none());
         assert!(first.poll_evicted(0, &cx).is_pending());
-        // The oldest that grows is the one to end.
+        // The head that grows is itself the oldest, and is evicted.
         assert!(first.poll_evicted(70 * KIB, &cx).is_ready());
     }
 }
