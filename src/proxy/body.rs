@@ -1,4 +1,5 @@
-//! Bodies of answers: our own short ones, an endpoint's as it comes, and one that keeps a waiting client informed.
+//! Response bodies: short ones of the proxy, those relayed from an endpoint, and early ones that keep a waiting client
+//! informed.
 
 use std::{
     future::Future,
@@ -29,64 +30,64 @@ use super::{
 };
 use crate::{domain::Period, error::Outcome, openai};
 
-/// The most bytes of a whole answer that had to be read, once decoded.
+/// Maximum decoded size of a response that had to be read as a whole, in bytes.
 const MAX_DECODED: usize = 1 << 20;
 
-/// The body of an answer.
+/// Body of a response.
 pub enum Body {
-    /// Ours.
+    /// Body of the proxy's own response.
     Full(Option<Bytes>, Option<Exchange>),
-    /// An endpoint's.
+    /// Body of an endpoint's response.
     Relay(Relay),
-    /// An early response to a client whose request is held.
+    /// Body of an early response to a client whose request is held.
     Early(Pin<Box<dyn EarlyBody>>),
 }
 
 /// Body of an early response. The trait keeps this file independent of the one that makes them.
 pub trait EarlyBody: http_body::Body<Data = Bytes, Error = BodyError> + Send {
-    /// Returns whether it passes on a model server's response by now.
+    /// Returns `true` once the body relays a model server's response.
     fn relays(&self) -> bool;
 }
 
-/// An endpoint's answer, passed on part by part. It owns the permit: the request is in flight until its last byte.
+/// An endpoint's response, relayed part by part. Owns the permit: the request is in flight until the last byte.
 pub struct Relay {
-    /// What was read of it before it was passed on.
+    /// Bytes read before relaying began.
     begun: Option<Bytes>,
     incoming: Incoming,
     lease: Option<Lease>,
     exchange: Exchange,
     idle: Idle,
-    /// Keeps the client informed while nothing comes.
+    /// Sends heartbeats during pauses.
     beats: Option<Box<ResponseHeartbeats>>,
-    /// Undoes an encoding that the client was not told of.
+    /// Decodes a content coding that the head sent to the client does not name.
     decoder: Option<Box<Decoder>>,
-    /// Looks for the first token, where a cold start waits for it.
+    /// Detects the first token, if a cold start waits for it.
     watch: Option<Box<TokenWatch>>,
-    /// Looks for the id of a response that the server keeps.
+    /// Detects the id of a response that the server stores.
     made: Option<Box<ResponseIdWatch>>,
-    /// When all of it must be out.
+    /// Deadline of the whole response.
     over: Option<Pin<Box<Sleep>>>,
-    /// It has failed, and what came before goes out first.
+    /// Error to return after the parts before it have been sent.
     failed: Option<Box<BodyError>>,
 }
 
-/// How long the endpoint may pause, and when something is sent meanwhile. Armed once and looked at when it fires, so that
-/// a part costs no timer operation; the limit strikes after one to two times its length.
+/// Idle timeout of the endpoint, and heartbeats within it. The timer is armed once and checked when it fires, so that a
+/// part costs no timer operation; the timeout takes effect after one to two times its length.
 struct Idle {
     limit: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     progress: bool,
 }
 
-/// A pause has lasted for a while.
+/// Threshold that a pause has reached.
 enum Pause {
-    /// For so long that the client is sent something.
+    /// A heartbeat is due.
     Beat,
-    /// For too long.
+    /// The idle timeout has passed.
     Over,
 }
 
-/// Why an answer breaks off. The client sees a connection that ends before its message does.
+/// Reason for breaking off a response. The client's connection ends before the message does.
 #[derive(Debug, Error)]
 pub enum BodyError {
     #[error("the endpoint broke its answer off: {0}")]
@@ -108,17 +109,17 @@ pub enum BodyError {
 // === impl Body ===
 
 impl Body {
-    /// An answer of ours to a request that was not admitted.
+    /// Creates a response of the proxy to a request that was not admitted.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self::Full(Some(bytes.into()).filter(|bytes| !bytes.is_empty()), None)
     }
 
-    /// An answer of ours to an admitted request, which ends with it.
+    /// Creates a response of the proxy to an admitted request, which ends with it.
     pub fn ending(bytes: Bytes, exchange: Exchange) -> Self {
         Self::Full(Some(bytes), Some(exchange))
     }
 
-    /// Counts an answer of ours until it has been sent, as [`Memory::answer`] does.
+    /// Counts a response of the proxy until it has been sent; see [`Memory::answer`].
     pub(super) fn counted(self, memory: &Arc<Memory>, is_only: bool) -> Result<Self, AnswersFull> {
         match self {
             Self::Full(Some(bytes), exchange) => {
@@ -128,10 +129,7 @@ impl Body {
         }
     }
 
-    /// Undoes the encoding that the head of the answer tells of, since the client is not told.
-    ///
-    /// # Errors
-    /// When that cannot be done.
+    /// Decodes the content coding that the head of the response names, as the head sent to the client names none.
     pub(super) fn decode(&mut self, head: &HeaderMap) -> Result<(), BodyError> {
         let Some(decoder) = Decoder::of(head).map_err(BodyError::Encoded)? else { return Ok(()) };
         match self {
@@ -144,21 +142,21 @@ impl Body {
         Ok(())
     }
 
-    /// Keeps the client informed from now on.
+    /// Sends heartbeats from here on.
     pub(super) fn inform(&mut self, beats: ResponseHeartbeats) {
         if let Self::Relay(relay) = self {
             relay.beats = Some(Box::new(beats));
         }
     }
 
-    /// Names the model that the request is for, as heartbeats have it.
+    /// Sets the model name that heartbeats contain.
     pub(super) fn name_model(&mut self, model: Option<Box<str>>) {
         if let Self::Relay(Relay { beats: Some(beats), .. }) = self {
             beats.name_model(model);
         }
     }
 
-    /// Returns whether its bytes come from a model server.
+    /// Returns `true` if the bytes come from a model server.
     pub(super) fn relays(&self) -> bool {
         match self {
             Self::Full(..) => false,
@@ -167,7 +165,7 @@ impl Body {
         }
     }
 
-    /// Ends an answer of an endpoint that is of no use.
+    /// Ends a response that cannot be used, and accounts for `error`.
     pub(super) fn give_up(&mut self, error: BodyError) -> BodyError {
         match self {
             Self::Relay(relay) => return relay.fail(error),
@@ -221,7 +219,7 @@ impl http_body::Body for Body {
 // === impl Relay ===
 
 impl Relay {
-    /// Passes an endpoint's answer on, which must be out at `deadline`.
+    /// Relays an endpoint's response, which must be complete by `deadline`.
     pub(super) fn new(
         incoming: Incoming,
         lease: Lease,
@@ -252,18 +250,19 @@ impl Relay {
         relay
     }
 
-    /// The same, of an answer of which this has been read already.
+    /// Prepends bytes of the response that have been read already.
     pub(super) fn begun_with(mut self, begun: Bytes) -> Self {
         self.begun = Some(begun).filter(|begun| !begun.is_empty());
         self
     }
 
-    /// The account of the request.
+    /// Returns the account of the request.
     pub const fn exchange(&mut self) -> &mut Exchange {
         &mut self.exchange
     }
 
-    /// The next part. An error comes one turn late: hyper drops with it what it has not written yet, and that may be the head.
+    /// Polls for the next part. Errors are returned one poll later: on an error hyper drops what it has not written
+    /// yet, which may include the head.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(error) = self.failed.take() {
             return Poll::Ready(Some(Err(*error)));
@@ -289,8 +288,9 @@ impl Relay {
             Poll::Ready(frame) => frame,
         };
         match frame {
-            // The last part may be known to be the last, as trailers are: then nobody asks for another. After the last
-            // event of a stream the SDKs hang up, often before they see that the answer ends there: they have it all.
+            // The last part may be known to be the last, as trailers are; then it is not polled again. SDKs hang up
+            // after the last event of a stream, often before they see the end of the response: they have received all
+            // of it.
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     forward::remove_reserved(trailers);
@@ -322,7 +322,7 @@ impl Relay {
         }
     }
 
-    /// The next part of the answer, decoded if need be.
+    /// Polls for the next part of the response, decoded if necessary.
     fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.decoder.is_some() {
             return self.poll_decoded(cx);
@@ -371,7 +371,7 @@ impl Relay {
         }
     }
 
-    /// Nothing has come: the client may be sent something instead.
+    /// Polls the timers of a pause, which may produce a heartbeat.
     fn poll_pause(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             let pause = ready!(self.idle.poll(cx, self.beats.as_deref_mut()));
@@ -387,7 +387,7 @@ impl Relay {
         }
     }
 
-    /// A part of the answer, among heartbeats.
+    /// Fits a part of the response between heartbeats.
     fn after_beats(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let Some(beats) = &mut self.beats else { return frame };
         let frame = frame.map_data(|part| beats.pass(part, self.exchange.id()));
@@ -401,7 +401,8 @@ impl Relay {
         self.decoder.is_none() && self.begun.is_none() && self.incoming.is_end_stream()
     }
 
-    /// All of it has been read: the endpoint is free for the next, whether or not the client has it all.
+    /// Releases the endpoint for the next request, as the whole response has been read, even if the client has not
+    /// received all of it.
     fn complete(&mut self) {
         self.watch = None;
         if let Some(Lease { connection, pool, permit }) = self.lease.take() {
@@ -419,7 +420,7 @@ impl Relay {
     }
 }
 
-/// The next part as the endpoint sent it, beginning with what was read before.
+/// Polls for the next part as sent by the endpoint, starting with the bytes read before.
 fn poll_incoming(
     begun: &mut Option<Bytes>,
     incoming: &mut Incoming,
@@ -432,7 +433,7 @@ fn poll_incoming(
 }
 
 impl Idle {
-    /// Ready when the pause has lasted for the limit, or when a heartbeat is due in it.
+    /// Completes when the pause reaches the idle timeout, or when a heartbeat is due.
     fn poll(&mut self, cx: &mut Context<'_>, mut beats: Option<&mut ResponseHeartbeats>) -> Poll<Pause> {
         loop {
             let due = beats.as_mut().map(|beats| beats.due(self.limit));

@@ -1,5 +1,5 @@
-//! The client's side of a connection: it ends one that hangs up, is idle, sends its head too slowly, reads too slowly, or
-//! wears HTTP/2 out.
+//! Client side of a connection. Ends connections that disconnect, idle, send their head too slowly, read too slowly, or
+//! abuse HTTP/2.
 
 use std::{
     future::Future,
@@ -35,74 +35,74 @@ use crate::{
     h2_frames::{Frames, PREFACE, TOO_MANY},
 };
 
-/// A connection that keeps the time-outs.
+/// A client connection that enforces timeouts.
 ///
-/// A timer is armed once and looked at when it fires: what happened in the meantime moves it. So a request costs no
-/// timer operation.
+/// The timer is armed once and checked when it fires; activity in between only moves the deadline. So a request costs
+/// no timer operation.
 pub struct ClientIo<I> {
     io: I,
     state: Arc<ConnectionState>,
-    /// As they were when the connection began.
+    /// Limits as of the start of the connection.
     limits: Arc<Limits>,
-    /// It began as HTTP/2 does. On the heap: most connections do not.
+    /// Frame counter of HTTP/2; `None` over HTTP/1. Boxed because most connections are HTTP/1.
     http2: Option<Box<Frames>>,
-    /// hyper waits for something to read since before the last flush, and so hears of a hang-up.
+    /// hyper has been waiting to read since before the last flush, and so detects a disconnect itself.
     listening: bool,
-    /// What was read before or while it did not.
+    /// Bytes read while hyper did not, or before.
     ahead: Vec<u8>,
-    /// How much of later requests was dropped: beyond what is read ahead, and the connection ends with the request that
-    /// is under way.
+    /// Bytes of later requests dropped beyond those read ahead. Unless 0, the connection ends with the current request.
     dropped_bytes: u32,
-    /// Its socket, if it has one.
+    /// Accessor of the socket, if there is one.
     socket: Option<SocketOf<I>>,
-    /// Waits for a hang-up, once a part of a body stays in the kernel.
+    /// Waits for a disconnect, once a part of a body stays in the kernel.
     hang_up: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    /// Where requests begin and end in what hyper has read.
+    /// Boundaries of the requests in what hyper has read.
     framing: RequestFraming,
     memory: Arc<Memory>,
-    /// The memory of a large head that is not whole.
+    /// Memory of a large, incomplete head.
     head: Option<WaitingShare>,
     quiet: Quiet,
-    /// The client has been behind with reading.
+    /// Present once the client has been behind with reading.
     behind: Option<Box<Stall>>,
 }
 
-/// The socket of a connection.
+/// Returns the socket of a connection.
 pub(super) type SocketOf<I> = fn(&I) -> Option<BorrowedFd<'_>>;
 
-/// Nothing is under way: since when, and what is waited for.
+/// Period without a request under way.
 struct Quiet {
     since: Instant,
-    /// A head has begun.
+    /// A head has begun, or is the first thing awaited.
     in_head: bool,
-    /// How many requests had begun when that was so.
+    /// Requests begun by the start of the period.
     begun: u32,
-    /// When it was told over HTTP/2 that no further request is taken.
+    /// Time of GOAWAY (HTTP/2).
     leaving: Option<Box<Instant>>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// How much is read ahead: several requests of a client that pipelines.
+/// Bytes read ahead: room for several requests of a client that pipelines.
 const MAX_AHEAD_BYTES: usize = 16 << 10;
 
-/// How much is dropped of a client that sends on behind that, and whose connection is to end, until it ends at once.
+/// Bytes dropped of a client that keeps sending beyond [`MAX_AHEAD_BYTES`]. Up to this many, its connection ends after
+/// the current request; beyond, at once.
 const MAX_DROPPED_BYTES: u32 = 1 << 20;
 
-/// How much is read at once of what hyper does not wait for.
+/// Bytes per read while hyper does not read.
 const READ_BYTES: usize = 4096;
 
-/// How long a client of HTTP/2 has between GOAWAY and the end of its connection: requests that it has sent meanwhile are
-/// answered (RFC 9113, section 6.8), and one that hears it closes the connection itself.
+/// Time between GOAWAY and the end of an HTTP/2 connection. Requests sent meanwhile are answered (RFC 9113, section
+/// 6.8), and a client that receives GOAWAY closes the connection itself.
 pub const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
-/// How slowly a client may read.
+/// Returns the limit on slow reading.
 pub(super) const fn stall(limits: &Limits) -> Allowed {
     Allowed { pause: limits.stall_timeout.get(), rate: limits.min_rate.get() }
 }
 
-/// Waits until a client has reset its connection or ended its sending side, whatever is unread. epoll tells of both
-/// (`EPOLLHUP`, `EPOLLRDHUP`), and of tokio's interests this one is met by nothing else. The future takes a descriptor of its
-/// own, since it cannot borrow one that others read from.
+/// Waits until a client resets its connection or ends its sending side, even if data is unread. epoll reports both
+/// (`EPOLLHUP`, `EPOLLRDHUP`), and nothing else satisfies this interest of tokio. The future owns a duplicate of the
+/// descriptor, as it cannot borrow one that others read from.
 async fn hang_up(socket: TcpStream) {
     #[cfg(target_os = "linux")]
     let interest = Interest::PRIORITY | Interest::ERROR;
@@ -111,7 +111,7 @@ async fn hang_up(socket: TcpStream) {
     let _ = socket.ready(interest).await;
 }
 
-/// What hyper is given in the place of bytes that must not pass.
+/// Returns the read error that hyper gets in place of ambiguously framed bytes.
 fn two_readings() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the request can be read in two ways")
 }
@@ -119,7 +119,7 @@ fn two_readings() -> io::Error {
 // === impl ClientIo ===
 
 impl<I> ClientIo<I> {
-    /// Watches over `io`.
+    /// Wraps `io`.
     pub fn new(io: I, state: Arc<ConnectionState>, limits: Arc<Limits>, memory: Arc<Memory>) -> Self {
         let now = Instant::now();
         state.idles(now);
@@ -142,16 +142,16 @@ impl<I> ClientIo<I> {
         }
     }
 
-    /// Has it look at that socket of `io`.
+    /// Sets the accessor of the socket of `io`.
     pub(super) const fn with_socket(mut self, socket: Option<SocketOf<I>>) -> Self {
         self.socket = socket;
         self
     }
 
-    /// Something was read.
+    /// Records that bytes were read.
     fn heard(&mut self) {
         if self.http2.is_some() && self.state.begun() > 0 {
-            // Between requests there are pings, acknowledgements and windows, which begin none.
+            // PING, acknowledgements and WINDOW_UPDATE between requests begin none.
             return;
         }
         if !self.state.is_active() && (self.quiet.begun != self.state.begun() || !self.quiet.in_head) {
@@ -160,7 +160,8 @@ impl<I> ClientIo<I> {
         }
     }
 
-    /// Nothing to read, or nothing left to write: has nothing been under way for too long?
+    /// Polls the timeout of the next request or its head while there is nothing to read, or nothing left to write.
+    /// Completes when it has passed.
     fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.state.is_active() {
             return Poll::Pending;
@@ -175,7 +176,7 @@ impl<I> ClientIo<I> {
             false => (self.limits.idle_timeout.get(), "no request came"),
         };
         let mut due = quiet.since + limit;
-        // HTTP/1.1 has no word for it, so there the end comes at once; and who has asked for nothing loses nothing.
+        // HTTP/2 announces the end first. HTTP/1.1 has no means to, and a client without a request loses nothing.
         if self.http2.is_some() {
             let is_over = || quiet.timer.as_ref().is_some_and(|timer| timer.is_elapsed());
             let is_due = quiet.begun > 0 && is_over() && due <= Instant::now();
@@ -188,7 +189,7 @@ impl<I> ClientIo<I> {
             }
         }
         match &mut quiet.timer {
-            // It wakes this task, which is always the same one.
+            // The timer wakes the task that polls the connection, which is always the same.
             Some(timer) if !timer.is_elapsed() && timer.deadline() <= due => return Poll::Pending,
             Some(_) if due <= Instant::now() => {
                 return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, what));
@@ -202,7 +203,7 @@ impl<I> ClientIo<I> {
         }
     }
 
-    /// Bytes of a head that is not whole, beyond what each connection costs.
+    /// Returns the bytes of an incomplete head beyond those covered by the cost of its connection.
     fn head_bytes(&self) -> usize {
         match &self.http2 {
             Some(frames) if frames.is_in_head() => H2_HEAD_FACTOR * self.limits.max_header_bytes.get(),
@@ -211,7 +212,7 @@ impl<I> ClientIo<I> {
         }
     }
 
-    /// Counts the memory of a head while the rest of it is waited for. Ready: others need it.
+    /// Counts the memory of an incomplete head. Completes when the memory is needed elsewhere.
     fn poll_head(&mut self, cx: &Context<'_>) -> Poll<io::Error> {
         let bytes = self.head_bytes();
         self.memory
@@ -219,7 +220,7 @@ impl<I> ClientIo<I> {
             .map(|()| io::Error::new(io::ErrorKind::OutOfMemory, "others need the memory of a head"))
     }
 
-    /// The client takes nothing at the moment: has it taken too little for too long?
+    /// Polls the limit on slow reading while the client takes nothing. Completes when it has been exceeded.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let kept = self.kept_unread();
         let behind = self.behind.get_or_insert_with(|| Box::new(Stall::new(stall(&self.limits))));
@@ -229,12 +230,12 @@ impl<I> ClientIo<I> {
         })
     }
 
-    /// Memory that is kept while the client does not read. Streams of HTTP/2 count their own.
+    /// Returns the memory held while the client does not read. HTTP/2 streams count their own.
     fn kept_unread(&self) -> Kept {
         match () {
             () if self.http2.is_some() => Kept::Nothing,
             () if self.state.leaves_http() => Kept::Unread(UnreadKind::Tunnel, TUNNEL_COST_BYTES),
-            // hyper writes ahead as much as it may read ahead.
+            // hyper buffers as much for writing as for reading.
             () if self.state.relays() => {
                 let more = self.limits.max_header_bytes.get().saturating_sub(SEND_BUFFER_BYTES);
                 Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES + more)
@@ -270,12 +271,14 @@ impl Quiet {
 }
 
 impl<I: AsyncRead + Unpin> ClientIo<I> {
-    /// hyper does not read between a request and its answer (with `half_close`): then the hang-up is looked for here, and
-    /// what comes instead is kept. Mostly it costs no system call: a read that left room has told that there is no more.
+    /// Detects a disconnect between a request and its response, while hyper does not read (`half_close`), and keeps
+    /// bytes that arrive instead. Usually this costs no system call: a read that left room has shown that there is no
+    /// more.
     ///
-    /// A hang-up comes behind what the client has sent before, so that is read to its end. What cannot be kept is dropped:
-    /// then the client learns that its connection ends with this answer, and sends again what was not answered (RFC 9112,
-    /// section 9.3.2). Only a body that its endpoint does not take stays unread: behind it, see `poll_hang_up`.
+    /// A disconnect follows the bytes sent before it, so these are read to their end. Bytes that cannot be kept are
+    /// dropped: then the response announces the end of the connection, and the client resends the requests that were
+    /// not answered (RFC 9112, section 9.3.2). Only a body that its endpoint does not take stays unread; `poll_hang_up`
+    /// covers it.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let listening = std::mem::take(&mut self.listening);
         if listening || self.http2.is_some() || !self.state.is_active() || self.state.leaves_http() {
@@ -314,8 +317,8 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
         if is_later || self.ahead.len() < MAX_AHEAD_BYTES { Poll::Pending } else { self.poll_hang_up(cx) }
     }
 
-    /// Looks for a hang-up behind bytes that stay in the kernel. The end of the sending side is a hang-up here as everywhere,
-    /// whether or not the body is whole.
+    /// Detects a disconnect behind bytes that stay in the kernel. The end of the sending side counts as a disconnect
+    /// here as elsewhere, even if the body is incomplete.
     fn poll_hang_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         if self.hang_up.is_none() {
             let Some(socket) = self.socket.and_then(|socket| socket(&self.io)) else { return Poll::Pending };
@@ -331,11 +334,11 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
         }
     }
 
-    /// Whether the client speaks HTTP/2 from the start (RFC 9113, section 3.3): its first bytes are those of the
-    /// preface. They stay to be read.
+    /// Returns `true` if the first bytes are the HTTP/2 preface (RFC 9113, section 3.3). They can still be read
+    /// afterwards.
     ///
     /// # Errors
-    /// When the connection breaks, or nothing comes in time.
+    /// The connection broke, or nothing arrived in time.
     pub async fn begins_http2(&mut self) -> io::Result<bool> {
         while self.ahead.len() < PREFACE.len() && PREFACE.starts_with(&self.ahead) {
             let mut room = [0; PREFACE.len()];
@@ -357,11 +360,11 @@ impl<I: AsyncRead + Unpin> ClientIo<I> {
         Ok(self.http2.is_some())
     }
 
-    /// Reads what was read ahead, and after that from the connection: in one go, so that hyper's buffer need not grow
-    /// for a second one.
+    /// Reads the bytes read ahead, then from the connection, in one call, so that hyper's buffer need not grow for a
+    /// second one.
     fn poll_next(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.dropped_bytes > 0 {
-            // There is a gap: for hyper it ends here.
+            // Bytes are missing from here on, so the stream ends for hyper.
             return Poll::Ready(Ok(()));
         }
         let count = self.ahead.len().min(buf.remaining());
@@ -442,7 +445,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientIo<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // After an answer hyper waits for the next request without another read, since the last one found nothing.
+        // After a response hyper waits for the next request without another read, since the last one found nothing.
         if let Poll::Ready(error) = self.poll_quiet(cx) {
             return Poll::Ready(Err(error));
         }
@@ -527,7 +530,7 @@ mod tests {
         drop(client);
     }
 
-    /// 20,000 bytes of a body have come that hyper does not read: 16 KiB are read ahead, the rest stays in the kernel.
+    /// 20,000 bytes of a body arrive that hyper does not read: 16 KiB are read ahead, the rest stays in the kernel.
     #[tokio::test]
     async fn hang_up_behind_an_unread_body_is_noticed() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,5 +1,5 @@
-//! Limits on client connections, in total and per source. At a limit, the connection idle for longest is closed for a new
-//! one.
+//! Limits on client connections, in total and per source. At a limit, the connection idle for longest is closed for a
+//! new one.
 
 use std::{
     array,
@@ -287,7 +287,7 @@ mod tests {
         // The first of them became idle at 150 ms.
         tokio::time::advance(MIN_IDLE + Duration::from_millis(150) - SCAN_INTERVAL).await;
         assert!(connections.has_room(MOST));
-        // One that was found to be idle, and is busy now.
+        // Found idle by the scan, but busy now.
         let begun = states[MOST - 2].begin();
         for expected in [MOST - 1, MOST - 3, MOST - 4] {
             let state = Arc::default();
@@ -303,7 +303,7 @@ mod tests {
             more += 1;
         }
         assert_eq!(more, MOST / 16 + 16, "so many may be about to end at a time");
-        // They end, and make room for no more than took their places.
+        // Once closed, they no longer count as leaving.
         open.drain(50..MOST);
         assert_eq!((connections.open(), connections.leaving.load(Ordering::Relaxed)), (50 + more, 0));
         drop(open);

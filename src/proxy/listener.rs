@@ -43,7 +43,7 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(10))
     .with_retries(3);
 
-/// Pause after a failed `accept`, such as without file descriptors, and between looks for a free place.
+/// Pause after a failed `accept`, such as without file descriptors, and between checks for room.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Largest HTTP/2 frame accepted: the minimum of RFC 9113, section 4.2.
@@ -99,7 +99,7 @@ pub async fn serve_listener(
         let connections = &proxy.shared().connections;
         let full = !connections.has_room(proxy.shared().limits.load().max_connections);
         let accepted = tokio::select! {
-            // Shutdown goes first.
+            // Shutdown takes precedence.
             biased;
             () = closing.cancelled() => return,
             accepted = listener.accept(), if !full => accepted,

@@ -1,20 +1,21 @@
-//! How slow a client may be: how long it may pause, and how much of that many short pauses use up.
+//! Limits on slow clients: the length of one pause, and of many short ones at a minimum rate.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What a client may take its time for.
+/// Slowness that a client is allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowed {
-    /// For one pause.
+    /// Longest single pause.
     pub pause: Duration,
-    /// How many bytes give one second of it back; 0: any byte gives all of it back.
+    /// Bytes that earn back one second; 0: any byte earns back all of the pause.
     pub rate: usize,
 }
 
-/// A client that is waited for, again and again. Time counts only while we wait for it; what it brings (or takes)
-/// gives time back, up to one whole pause. So it may pause for that long at any time, and on average manages the rate.
+/// Time budget of a client that is waited for repeatedly. Time counts only while waiting; bytes sent or read by the
+/// client earn it back, up to one whole pause. So a client may pause that long at any time, and must keep the rate on
+/// average.
 #[derive(Debug)]
 pub struct Pace {
     allowed: Allowed,
@@ -23,27 +24,27 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// With a whole pause left.
+    /// Creates a budget of one whole pause.
     pub const fn new(allowed: Allowed) -> Self {
         Self { allowed, left: allowed.pause, since: None }
     }
 
-    /// It is waited for: until when?
+    /// Starts waiting, unless already waiting, and returns the deadline.
     pub fn waits(&mut self) -> Instant {
         *self.since.get_or_insert_with(Instant::now) + self.left
     }
 
-    /// How long it has been waited for, since it last moved.
+    /// Returns the time waited since the last progress.
     pub fn waited(&self) -> Duration {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// How far it is behind: the time that waiting has used up of one whole pause, and that what it brought has not given back.
+    /// Returns the time that waiting has used up of one whole pause and bytes have not earned back.
     pub fn behind(&self) -> Duration {
         self.allowed.pause.saturating_sub(self.left.saturating_sub(self.waited()))
     }
 
-    /// It is not waited for any more, or brought something.
+    /// Stops waiting, and credits `bytes`.
     pub fn moved(&mut self, bytes: usize) {
         if let Some(since) = self.since.take() {
             self.left = self.left.saturating_sub(since.elapsed());
@@ -78,7 +79,7 @@ mod tests {
         pace.moved(2000);
         assert_eq!(left(&mut pace), 7.001);
         pace.moved(0);
-        // Nobody waits for it.
+        // Time without waiting does not count.
         advance(Duration::from_secs(100)).await;
         assert_eq!(left(&mut pace), 7.001);
         pace.moved(1 << 30);

@@ -1,4 +1,4 @@
-//! Clients that are behind with reading: the memory that is kept for them, and the time that they have.
+//! Clients that are behind with reading: the memory held for them, and their time limit.
 
 use std::{
     pin::Pin,
@@ -14,31 +14,31 @@ use super::{
     pace::{Allowed, Pace},
 };
 
-/// A client, or one of its streams, that may be behind with reading.
+/// Watch over a client, or one of its streams, that may be behind with reading.
 #[derive(Debug)]
 pub(super) struct Stall {
     pace: Pace,
     /// Armed while the client is behind.
     timer: Option<Pin<Box<Sleep>>>,
-    /// Memory that counts while the client is behind.
+    /// Memory counted while the client is behind.
     share: Option<UnreadShare>,
 }
 
-/// Memory that is kept for a client which does not read.
+/// Memory held for a client that does not read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kept {
-    /// Nothing beyond what its connection counts for.
+    /// Nothing beyond the cost of its connection.
     Nothing,
-    /// An answer of ours, which counts by itself.
+    /// A response of the proxy, which is counted separately.
     Answer,
-    /// So many bytes at most of what comes from a model server.
+    /// Data from a model server, of at most this many bytes.
     Unread(UnreadKind, usize),
 }
 
-/// Time that an answer of ours may not be read while there is little memory left for those.
+/// Time a response of the proxy may stay unread while the memory for such responses is short.
 const UNREAD_ANSWER_TIME: Duration = Duration::from_secs(1);
 
-/// Time between two looks at the memory, which sends no notification when it gets short.
+/// Interval at which the memory is checked, as a shortage sends no notification.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 // === impl Stall ===
@@ -48,13 +48,13 @@ impl Stall {
         Self { pace: Pace::new(allowed), timer: None, share: None }
     }
 
-    /// The client has taken so many bytes, or has all there is (`usize::MAX`).
+    /// Records that the client has taken `bytes`, or all there is (`usize::MAX`).
     pub(super) fn moved(&mut self, bytes: usize) {
         self.pace.moved(bytes);
         self.share = None;
     }
 
-    /// The client takes nothing at the moment. Is ready when it has done so for too long.
+    /// Polls the limit of a client that takes nothing at the moment. Completes when it has been exceeded.
     pub(super) fn poll_over(&mut self, memory: &Arc<Memory>, kept: Kept, cx: &mut Context<'_>) -> Poll<()> {
         let due = self.pace.waits();
         if let Kept::Unread(kind, bytes) = kept
@@ -80,14 +80,14 @@ impl Stall {
             if timer.deadline() > next || timer.is_elapsed() {
                 timer.as_mut().reset(next);
             }
-            // One that fires too early, or later again, only looks again.
+            // A timer that fires early, or again later, only repeats the check.
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
         }
     }
 
-    /// The client has all there is, and no time runs.
+    /// Stops the clock, as the client has taken all there is.
     pub(super) fn rest(&mut self) {
         self.moved(usize::MAX);
         self.timer = None;

@@ -1,8 +1,8 @@
-//! HTTP/2 clients that stop reading one stream: its window stays full, and hyper asks its body for nothing.
+//! Detection of HTTP/2 clients that stop reading one stream: its window stays full, and hyper no longer polls its body.
 //!
-//! hyper runs each stream as a task of its own. The executor that spawns them wraps each in a watch: after every poll
-//! it is known whether the stream handed something out, waited for the endpoint, or did not get to ask the body at
-//! all, which is because of the window. That for too long, or a window that opens too slowly, ends the stream.
+//! hyper runs each stream as a task. The executor that spawns these tasks wraps them. Every poll shows one of three
+//! things: the stream produced data, it waits for the endpoint, or it did not poll the body at all, which is due to the
+//! window. If the last persists, or the window opens too slowly, the stream is ended.
 
 use std::{
     cell::Cell,
@@ -23,29 +23,29 @@ use super::{
 use crate::config::budget::RELAY_COST_BYTES;
 
 thread_local! {
-    /// What the body of the stream that is being polled did.
+    /// Result of polling the body during the current poll of the stream.
     static ASKED: Cell<Asked> = const { Cell::new(Asked::Not) };
-    /// The last body that was asked is the answer of a model server.
+    /// The body polled last is the response of a model server.
     static RELAYS: Cell<bool> = const { Cell::new(false) };
-    /// A stream is being ended because its client stopped reading.
+    /// A stream is being dropped because its client stopped reading.
     static ENDING: Cell<bool> = const { Cell::new(false) };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Not,
-    /// It waits for the endpoint; before that it may have given something.
+    /// Waits for the endpoint, possibly after producing data.
     Waited,
-    /// So many bytes.
+    /// Produced this many bytes.
     Gave(usize),
 }
 
-/// Spawns the streams of a connection, each with a limit to how slowly its client may read.
+/// Executor for the streams of a connection, with a limit on slow reading.
 #[derive(Clone, Debug)]
 pub struct StreamExecutor {
-    /// The limit while there is memory for answers that are not read.
+    /// Limit while there is memory for unread responses.
     pub allowed: Allowed,
-    /// Where that is seen.
+    /// Accounting that shortens the limit when memory is short.
     pub memory: Arc<Memory>,
 }
 
@@ -60,8 +60,8 @@ pin_project! {
     }
 }
 
-/// A body has been asked for its next part, and gave one of so many bytes or has to wait for it. `relays`: that comes from a model
-/// server.
+/// Records a poll of a response body. `gave`: bytes of the part it produced, `None` if it waits for one. `relays`: the
+/// body comes from a model server.
 pub fn asked(gave: Option<usize>, relays: bool) {
     RELAYS.set(relays);
     ASKED.set(match (gave, ASKED.get()) {
@@ -71,7 +71,7 @@ pub fn asked(gave: Option<usize>, relays: bool) {
     });
 }
 
-/// Whether what is being dropped ends because its client stopped reading.
+/// Returns `true` while a stream is dropped because its client stopped reading.
 pub fn is_ending() -> bool {
     ENDING.get()
 }
@@ -101,7 +101,7 @@ impl<F: Future> Future for Watched<F> {
             (*this.began, *this.relays) = (true, RELAYS.get());
         }
         if !*this.began || asked == Asked::Waited {
-            // The head is not out yet, or the endpoint has nothing: no fault of the client's, which has all there was.
+            // The head has not been sent, or the endpoint has no data: the client has taken all there was.
             this.stall.rest();
             return Poll::Pending;
         }

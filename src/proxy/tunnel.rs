@@ -1,5 +1,5 @@
-//! WebSockets: after the endpoint has said 101, bytes go both ways until one side has no more to say. A client whose
-//! WebSocket ends for a reason of ours, or of a broken endpoint, is told in a close frame.
+//! WebSockets: after the endpoint's 101, bytes are copied both ways until one side is finished. If the proxy ends a
+//! WebSocket, or its endpoint breaks it off, the client receives a close frame with the reason.
 
 use std::{
     io,
@@ -29,54 +29,54 @@ use crate::{
     error::{Outcome, ProxyError},
 };
 
-/// A client's wish to leave HTTP, and the connection on which it does.
+/// A client's request to leave HTTP, and its connection.
 pub(super) struct Upgrade {
     client: OnUpgrade,
     connection: Arc<ConnectionState>,
 }
 
-/// Both sides of a tunnel, and what it holds on to: the request is in flight until it ends.
+/// Both sides of a tunnel, and the resources it holds: the request is in flight until the tunnel ends.
 pub(super) struct Tunnel {
     pub(super) upstream: OnUpgrade,
     pub(super) lease: Lease,
     pub(super) exchange: Exchange,
-    /// When it must have ended.
+    /// Deadline of the whole tunnel.
     pub(super) deadline: Option<Instant>,
 }
 
-/// How a tunnel ended.
+/// Reason for the end of a tunnel.
 enum End {
-    /// One side closed it, and the other was told.
+    /// One side closed the tunnel, and the other was notified.
     Closed,
     ClientBroke,
     UpstreamBroke,
-    /// `timeouts.request` of the route.
+    /// `timeouts.request` of the route has passed.
     TookTooLong,
-    /// Neither side said anything for the route's `idleTimeout`.
+    /// No traffic for the route's `idleTimeout`.
     Quiet,
     Draining,
 }
 
-/// Which end of a copy failed.
+/// End of a copy that failed.
 enum Broke {
     Reading,
     Writing,
 }
 
-/// How long both sides may take to let go of HTTP.
+/// Timeout for both sides to switch protocols.
 const SWITCHING: Duration = Duration::from_secs(10);
 
-/// How long one side may go on after the other has closed.
+/// Time that one side may continue after the other has closed.
 const HALF_CLOSED: Duration = Duration::from_secs(30);
 
-/// How long a client may take to read why its WebSocket ends.
+/// Time for a client to read the close frame.
 const CLOSING: Duration = Duration::from_secs(1);
 
 // === impl Upgrade ===
 
 impl Upgrade {
-    /// Takes the wish out of a request. Only WebSockets are tunnelled: over another protocol, such as HTTP/2, a client
-    /// could send requests that no rule of ours has seen.
+    /// Takes the upgrade out of a request. Only WebSockets are tunnelled: over another protocol, such as HTTP/2, a
+    /// client could send requests that bypass all rules.
     pub(super) fn asked(head: &mut request::Parts, connection: &Arc<ConnectionState>) -> Option<Self> {
         let wants = head.version == Version::HTTP_11
             && head.headers.get(UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
@@ -88,7 +88,7 @@ impl Upgrade {
         Some(Self { client, connection: connection.clone() })
     }
 
-    /// The answer that is about to go out is the last HTTP on its connection; then this begins.
+    /// Starts the tunnel after the next response, the last one over HTTP on its connection.
     pub(super) fn begin(self, tunnel: Tunnel) {
         let client = self.client;
         self.connection.then(async move { tunnel.run(client).await });
@@ -102,12 +102,12 @@ impl Tunnel {
         let Self { upstream, lease, mut exchange, deadline } = self;
         let idle = exchange.gate().policy().upstream.idle_timeout.get();
         let switched = timeout(SWITCHING, async { tokio::try_join!(client, upstream) }).await;
-        // Otherwise the client has gone before it could see the 101.
+        // Otherwise the client disconnected before it could receive the 101.
         if let Ok(Ok((client, upstream))) = switched {
             let gate = exchange.gate().clone();
             let over = async {
                 tokio::select! {
-                    // A limit that was known from the start says more than the end of the proxy.
+                    // The deadline is a more precise reason than a shutdown of the proxy.
                     biased;
                     () = until(deadline) => End::TookTooLong,
                     () = gate.evicted() => End::Draining,
@@ -117,7 +117,7 @@ impl Tunnel {
                 End::Closed => exchange.end(Outcome::Completed),
                 End::UpstreamBroke | End::TookTooLong | End::Quiet => exchange.end(Outcome::UpstreamError),
                 End::Draining => exchange.end(Outcome::Draining),
-                // Why, is for the account to find out: gone, stalled or cut off.
+                // The account determines the reason: disconnected, stalled or cut off.
                 End::ClientBroke => {}
             }
         }
@@ -129,7 +129,7 @@ impl Tunnel {
 // === impl End ===
 
 impl End {
-    /// What the client is told, if it is there to be told.
+    /// Returns the error to report to the client, if it is still connected.
     fn error(&self, route: &RouteKey) -> Option<ProxyError> {
         let route = route.clone();
         Some(match self {
@@ -180,7 +180,7 @@ async fn carry(
         let down = async {
             let copied = async {
                 copy(&mut from_upstream, &mut to_client, &mut frames, &moved, &closed).await?;
-                // A server that dies says nothing any more, and its kernel ends the connection in good order.
+                // A server that dies sends nothing more, and its kernel closes the connection cleanly.
                 if frames.may_close() && !closed.load(Ordering::Relaxed) {
                     return Err(Broke::Reading);
                 }
@@ -199,7 +199,7 @@ async fn carry(
         let both = async {
             tokio::pin!(up, down);
             tokio::select! {
-                // Neither way matters more, and both are polled whenever the task is.
+                // No preference: both are polled whenever the task is.
                 biased;
                 first = &mut up => {
                     first?;
@@ -210,12 +210,12 @@ async fn carry(
                     let _ = timeout(HALF_CLOSED, up).await;
                 }
             }
-            // The other had nothing to say any more, or was cut off while it still talked to nobody.
+            // The other side has finished too, or was cut off after `HALF_CLOSED`.
             Ok(End::Closed)
         };
         let both = async { both.await.unwrap_or_else(|end| end) };
         tokio::select! {
-            // It is not quiet if something moves, and what has ended in time has ended well.
+            // Traffic precedes the idle timeout, and an end in time precedes the deadline.
             biased;
             end = both => end,
             () = quiet => End::Quiet,
@@ -227,13 +227,13 @@ async fn carry(
             to_client.write_all(&close).await?;
             to_client.shutdown().await
         };
-        // Whether or not it reads that, it ends here.
+        // The tunnel ends even if the client does not read the frame.
         let _ = timeout(CLOSING, closing).await;
     }
     end
 }
 
-/// Copies until there is no more. `closed`: a close frame has been passed on, in whatever direction.
+/// Copies until the end of `from`. `closed`: a close frame has been passed on, in either direction.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),

@@ -1,38 +1,38 @@
-//! Frames of a WebSocket, followed to see where one more may stand behind them (RFC 6455, section 5.2).
+//! Tracking of WebSocket frames, to find the places where one more may be inserted (RFC 6455, section 5.2).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::error::ProxyError;
 
-/// Follows what a server sends, in whatever parts it comes.
+/// Tracker of the frames that one side sends, however they are split.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// The header of the frame that has begun, as far as it has come.
+    /// Header of the current frame, as far as it has arrived.
     header: [u8; Self::MAX_HEADER_BYTES],
     has: usize,
-    /// Bytes of its payload that are still to come.
+    /// Payload bytes of the frame still to come.
     left: u64,
-    /// A close frame came: nothing stands behind it.
+    /// A close frame has been passed on; no frame may follow.
     closed: bool,
-    /// A part is being passed on, and nobody knows how much of it.
+    /// A part is being written, and the amount already sent is unknown.
     passing: bool,
 }
 
-/// Close frames bear no more payload than this, two bytes of which are the code.
+/// Maximum payload of a close frame, in bytes; two of them are the code.
 const MAX_CLOSE_BYTES: usize = 125;
 
 // === impl Frames ===
 
 impl Frames {
-    /// Two bytes, a length of eight and a mask of four.
+    /// Maximum size of a frame header: two bytes, a length of eight and a mask of four.
     const MAX_HEADER_BYTES: usize = 14;
 
-    /// A part is about to be passed on.
+    /// Marks the start of a write.
     pub(super) const fn begin(&mut self) {
         self.passing = true;
     }
 
-    /// The part has been passed on.
+    /// Records a completed write.
     pub(super) fn pass(&mut self, mut part: &[u8]) {
         self.passing = false;
         while !part.is_empty() {
@@ -53,7 +53,7 @@ impl Frames {
         }
     }
 
-    /// The length of the payload, once the header is whole.
+    /// Returns the length of the payload, once the header is complete.
     fn length(&self) -> Option<u64> {
         let header = &self.header[..self.has];
         let [_, second, rest @ ..] = header else { return None };
@@ -70,17 +70,17 @@ impl Frames {
         Some(if extended == 0 { u64::from(second & 0x7f) } else { length })
     }
 
-    /// Whether a close frame has been passed on.
+    /// Returns `true` if a close frame has been passed on.
     pub(super) const fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Whether a close frame may stand here.
+    /// Returns `true` if a close frame may be inserted here.
     pub(super) const fn may_close(&self) -> bool {
         !(self.passing || self.closed || self.has > 0 || self.left > 0)
     }
 
-    /// The close frame that says why a server's side of a WebSocket ends; `None` where none may stand.
+    /// Builds the close frame with the reason for ending the server's side; `None` if no frame may be inserted here.
     pub(super) fn close(&self, error: &ProxyError) -> Option<Bytes> {
         if !self.may_close() {
             return None;
@@ -88,7 +88,7 @@ impl Frames {
         let mut reason = format!("{}: {error}", error.answer().code);
         reason.truncate(reason.floor_char_boundary(MAX_CLOSE_BYTES - 2));
         let mut frame = BytesMut::with_capacity(MAX_CLOSE_BYTES + 2);
-        // FIN and the opcode, the length without a mask, the code.
+        // FIN with the opcode, the length without a mask, and the code.
         frame.put_u8(0x88);
         frame.put_u8(reason.len() as u8 + 2);
         frame.put_u16(error.close_code());
@@ -120,7 +120,7 @@ mod tests {
             }
         }
         frame.extend([0x81; 4].iter().take(if mask { 4 } else { 0 }));
-        // Every byte could be the first of a frame.
+        // Every byte of the payload could be the first of a frame.
         frame.extend(std::iter::repeat_n(0x88, length));
         frame
     }
