@@ -1,68 +1,66 @@
-//! What an HTTP/2 client sends besides requests: counted as it comes in, and bounded, on every listener that speaks
-//! HTTP/2.
+//! Frames that an HTTP/2 client sends besides requests: counted and bounded on every HTTP/2 listener.
 //!
-//! The library answers each PING and SETTINGS before it reads on, and keeps nothing of a PRIORITY, a WINDOW_UPDATE, a
-//! frame that it does not know or the head of a stream that is closed. So such a flood takes no memory; what it takes is
-//! time, for as long as it goes on.
+//! h2 answers each PING and SETTINGS before it reads on, and stores nothing of PRIORITY, WINDOW_UPDATE, unknown frames,
+//! or heads of closed streams. So a flood of them takes no memory, but CPU time for as long as it lasts.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Reads the heads of the frames that a client sends (RFC 9113, section 4.1), and counts those that are no part of a
+/// Parser of the headers of frames that a client sends (RFC 9113, section 4.1). Counts frames that are no part of a
 /// request.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    /// The head of the next frame, as far as it has come.
+    /// Header of the next frame, as far as it has arrived.
     head: [u8; 9],
     have: usize,
-    /// How much is still to come of the frame before it, or of the preface.
+    /// Bytes still to come of the frame before it, or of the preface.
     skip: usize,
-    /// A head that began with a frame and goes on in the next ones, or ends with this one.
+    /// State of a request head that takes more than one frame.
     block: Block,
-    /// The newest stream.
+    /// Newest stream that the client has begun.
     newest: u32,
-    /// So many a second, and as many at once.
+    /// Frames allowed per second, and in a burst.
     most: u32,
     left: u32,
     since: Instant,
-    /// What was written since then.
+    /// Bytes written since `since`.
     written: usize,
 }
 
-/// How far the head of a request has come that takes more than one frame.
+/// Progress of a request head that takes more than one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Block {
     Whole,
-    /// The next frame belongs to it.
+    /// The next frame belongs to the head.
     Open,
-    /// This frame is its last.
+    /// The current frame is the last one of the head.
     Last,
 }
 
-/// For so many bytes that a client is sent it may send one frame more: it opens its windows again, and the more often,
-/// the faster it reads.
+/// Bytes sent to a client that allow it one more frame: the faster a client reads, the more often it sends
+/// WINDOW_UPDATE.
 const BYTES: usize = 1 << 10;
 
-/// How HTTP/2 begins (RFC 9113, section 3.4).
+/// Connection preface of HTTP/2 (RFC 9113, section 3.4).
 pub(crate) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The error of a connection on which too many came.
+/// Error of a connection with too many such frames.
 pub(crate) const TOO_MANY: &str = "too many frames that are no part of a request";
 
-/// Brings a part of a request. The library bounds those with nothing in them.
+/// Part of a request. h2 bounds empty ones.
 const DATA: u8 = 0x0;
-/// Begins a request, if its stream is new.
+/// Start of a request, if its stream is new.
 const HEADERS: u8 = 0x1;
-/// Goes on with a head.
+/// Continuation of a head.
 const CONTINUATION: u8 = 0x9;
-/// A flag of both: the head ends with this frame.
+/// Flag of both: the head ends with this frame.
 const END_HEADERS: u8 = 0x4;
 
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Frames {
-    /// From the preface on; so many may come in a second, and as many at once.
+    /// Starts before the preface. `most`: frames allowed per second, and in a burst.
     pub(crate) fn new(most: u32) -> Self {
         Self {
             head: [0; 9],
@@ -77,27 +75,27 @@ impl Frames {
         }
     }
 
-    /// So much was written.
+    /// Records bytes written.
     pub(crate) const fn wrote(&mut self, bytes: usize) {
         self.written = self.written.saturating_add(bytes);
     }
 
-    /// Returns whether a head that takes more than one frame has begun and is not whole: the library keeps its fields.
+    /// Returns `true` while a head of several frames is incomplete; h2 stores its fields.
     pub(crate) fn is_in_head(&self) -> bool {
         self.block != Block::Whole
     }
 
-    /// The newest stream that the client has begun; 0 before the first.
+    /// Returns the newest stream that the client has begun; 0 before the first.
     pub(crate) const fn newest(&self) -> u32 {
         self.newest
     }
 
-    /// Whether all that came is whole frames, and whole heads: another frame may come here.
+    /// Returns `true` if all frames and heads received are complete, so that another frame may follow.
     pub(crate) fn is_between(&self) -> bool {
         self.have == 0 && self.skip == 0 && !self.is_in_head()
     }
 
-    /// Some more has come. False if there were too many of what is no part of a request.
+    /// Parses bytes received. Returns `false` if there were too many frames that are no part of a request.
     #[must_use]
     pub(crate) fn came(&mut self, mut bytes: &[u8]) -> bool {
         loop {
@@ -134,7 +132,7 @@ impl Frames {
         }
     }
 
-    /// The clock is looked at only when what was left is used up.
+    /// Counts a frame. Reads the clock only when the allowance is used up.
     fn count(&mut self) -> bool {
         if self.left == 0 {
             let passed = self.since.elapsed().min(SECOND);
@@ -156,7 +154,7 @@ impl Frames {
 mod tests {
     use super::*;
 
-    /// Behind the preface.
+    /// Returns a parser that has read the preface.
     fn behind_preface(most: u32) -> Frames {
         let mut frames = Frames::new(most);
         assert!(frames.came(PREFACE));
@@ -215,13 +213,13 @@ mod tests {
         assert!(!frames.came(&ping), "the 101st in no time");
 
         let mut frames = behind_preface(100);
-        // 100 a second for ten minutes, with all of a minute's silence worth no more than one second.
+        // 100 a second for ten minutes; a minute of silence before earns no more than one second.
         tokio::time::advance(Duration::from_secs(60)).await;
         for _ in 0..60_000 {
             assert!(frames.came(&ping));
             tokio::time::advance(Duration::from_millis(10)).await;
         }
-        // 200 a second: what was saved up at the start is all that there is beyond 100 of them.
+        // 200 a second: the savings from the start are all there is beyond 100 of them.
         let mut more = 0;
         while frames.came(&ping) {
             more += 1;
@@ -229,7 +227,7 @@ mod tests {
         }
         assert!((100..=400).contains(&more), "{more}");
 
-        // Twice for every 4 KiB that are read is no flood, however fast that goes.
+        // Two frames for every 4 KiB read are no flood, however fast.
         let mut frames = behind_preface(100);
         let window = frame(8, 0, 4);
         for _ in 0..10_000 {

@@ -1,5 +1,5 @@
-//! Places of connections and streams: no more than there are, and fair between the sources that take them, so that nobody
-//! is kept out by somebody else.
+//! Places of connections and streams: bounded in number, and shared fairly between sources, so that no source can shut
+//! others out.
 
 use std::{
     cmp::Reverse,
@@ -17,18 +17,19 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Where connections come from: all addresses that one client can have are one.
+/// Origin of connections: all addresses that one client can have are one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source(IpAddr);
 
-/// Places. A newcomer finds one in any case: where all are taken, or all that its source may have, somebody is evicted for it.
+/// A bounded set of places. If all are taken, or all that a source may have, a newcomer takes that of an evicted
+/// member.
 pub struct Places {
     max: usize,
     max_per_source: usize,
     taken: Mutex<Taken>,
 }
 
-/// A place, until this is dropped or another one is given it.
+/// A place, held until dropped or evicted.
 pub struct Place {
     places: Arc<Places>,
     source: Source,
@@ -37,16 +38,16 @@ pub struct Place {
     uses: Arc<AtomicUsize>,
 }
 
-/// Marks a connection as one that is of use, until this is dropped: of those of a source, the others are evicted first.
+/// Marks a connection as in use, until dropped. Of a source's connections, those not in use are evicted first.
 pub struct InUse(Arc<AtomicUsize>);
 
 #[derive(Default)]
 struct Taken {
     next: u64,
     count: usize,
-    /// By number, so that the oldest stands first. No source is kept without a member.
+    /// Members by number, so that the oldest comes first. Holds no source without a member.
     by_source: HashMap<Source, BTreeMap<u64, Member>>,
-    /// Evicted streams that still exist, by number, so that the one evicted first stands first.
+    /// Evicted streams that still exist, by number, so that the oldest comes first.
     leaving: BTreeMap<u64, Leaving>,
     max_leaving: usize,
 }
@@ -57,18 +58,18 @@ struct Member {
     connection: Option<CancellationToken>,
 }
 
-/// A stream that was evicted and has not ended.
+/// An evicted stream that has not ended.
 struct Leaving {
     since: Instant,
     connection: CancellationToken,
 }
 
-/// Time that an evicted stream has to end before its connection is closed: a stream with a flow-control window of 0 is not
-/// polled, and so does not notice.
+/// Time for an evicted stream to end before its connection is closed: a stream with a flow-control window of 0 is not
+/// polled, and so does not notice its eviction.
 const LEAVING_GRACE: Duration = Duration::from_secs(1);
 
-/// Returns how many evicted streams may still exist beside this many places: beyond that, connections are closed without the
-/// grace.
+/// Returns the number of evicted streams that may still exist beside this many places. Beyond it, connections are
+/// closed without the grace.
 pub const fn max_leaving_streams(places: usize) -> usize {
     if places > 8 { places / 8 } else { 1 }
 }
@@ -76,7 +77,8 @@ pub const fn max_leaving_streams(places: usize) -> usize {
 // === impl Source ===
 
 impl Source {
-    /// An IPv6 address comes with the 64 bits behind its prefix (RFC 4291, section 2.5.4).
+    /// Returns the source of an address. IPv6 addresses with the same 64-bit prefix are one source (RFC 4291, section
+    /// 2.5.4).
     pub fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(address) => {
@@ -94,7 +96,7 @@ impl fmt::Display for Source {
 }
 
 impl Default for Source {
-    /// A source that is not known, as of a connection in memory.
+    /// Returns the source of connections without an address, such as those in memory.
     fn default() -> Self {
         Self(Ipv4Addr::UNSPECIFIED.into())
     }
@@ -103,14 +105,14 @@ impl Default for Source {
 // === impl Places ===
 
 impl Places {
-    /// So many places, and so many of them for one source.
+    /// Creates `max` places, of which one source may have `max_per_source`.
     pub fn new(max: usize, max_per_source: usize) -> Arc<Self> {
         let taken = Taken { max_leaving: max_leaving_streams(max), ..Taken::default() };
         Arc::new(Self { max, max_per_source, taken: Mutex::new(taken) })
     }
 
-    /// Takes a place. Where there is none, the source that has most of them gives one up: the oldest that is not in use, or
-    /// else the oldest. `evicted` is cancelled when this one is to be given up in its turn.
+    /// Takes a place. If none is left, the source with most places loses one (the newcomer's own if it is at its
+    /// limit): its oldest not in use, or else its oldest. `evicted` is cancelled when this place is evicted in turn.
     pub fn enter(self: &Arc<Self>, source: Source, evicted: CancellationToken) -> Place {
         let mut taken = self.taken.lock();
         if taken.of(source) >= self.max_per_source {
@@ -123,8 +125,8 @@ impl Places {
         self.add(&mut taken, source, evicted)
     }
 
-    /// Takes a place unless all are taken and no other source has more of them: what is long-lived is not given up for the
-    /// same source's newcomer.
+    /// Takes a place, unless the source is at its limit, or all places are taken and no source has more of them than
+    /// this one would then have: long-lived streams are not evicted for a newcomer of the same source.
     pub fn try_enter(self: &Arc<Self>, source: Source, evicted: CancellationToken) -> Option<Place> {
         let mut taken = self.taken.lock();
         let own = taken.of(source);
@@ -138,7 +140,7 @@ impl Places {
         Some(self.add(&mut taken, source, evicted))
     }
 
-    /// Evicts one of the source that has most places, as [`Self::enter`] does.
+    /// Evicts a member of the source with most places, as [`Self::enter`] does.
     pub fn evict(&self) {
         let mut taken = self.taken.lock();
         if let Some((largest, _)) = taken.largest() {
@@ -164,7 +166,8 @@ impl Taken {
         self.by_source.get(&source).map_or(0, BTreeMap::len)
     }
 
-    /// The source that has most places; of several, the one whose oldest unused member is oldest. Looks at all sources.
+    /// Returns the source with most places, and their number; of several, the one with the oldest unused member. Scans
+    /// all sources.
     fn largest(&self) -> Option<(Source, usize)> {
         let rank = |members: &BTreeMap<u64, Member>| {
             let unused = members.iter().find(|(_, member)| !member.is_in_use()).map(|(number, _)| *number);
@@ -199,7 +202,7 @@ impl Taken {
 
     fn remove(&mut self, source: Source, number: u64) {
         let Some(members) = self.by_source.get_mut(&source) else { return };
-        // One that was evicted is not there any more.
+        // Absent if evicted.
         self.count -= usize::from(members.remove(&number).is_some());
         if members.is_empty() {
             self.by_source.remove(&source);
@@ -218,17 +221,18 @@ impl Member {
 // === impl Place ===
 
 impl Place {
-    /// Cancelled when the place is given to another one.
+    /// Returns the token that eviction cancels.
     pub const fn evicted(&self) -> &CancellationToken {
         &self.evicted
     }
 
-    /// The number of uses, for [`InUse::new`].
+    /// Returns the counter of uses, for [`InUse::new`].
     pub const fn uses(&self) -> &Arc<AtomicUsize> {
         &self.uses
     }
 
-    /// Makes this the place of a stream, whose connection is closed if the stream is evicted and does not end.
+    /// Makes this the place of a stream. If the stream is evicted and does not end, `connection` is cancelled, which
+    /// closes it.
     pub fn on_connection(&self, connection: &CancellationToken) {
         let mut taken = self.places.taken.lock();
         let member = taken.by_source.get_mut(&self.source).and_then(|members| members.get_mut(&self.number));
@@ -342,7 +346,7 @@ mod tests {
         tokio::time::advance(LEAVING_GRACE).await;
         let fourth = enter(&places, 1);
         assert_eq!((evicted(&open), closed()), (vec![0, 1], [true, false, false]));
-        // The second ends in time.
+        // The second stream ends in time.
         drop(open);
         tokio::time::advance(LEAVING_GRACE).await;
         let _more = [(); 3].map(|()| enter(&places, 1));
