@@ -1,4 +1,4 @@
-//! Serves gRPC on a listener: for KEDA, and for other replicas. Every connection, handshake and stream has a bound.
+//! gRPC listeners: for KEDA, and for other replicas. Connections, handshakes and streams are bounded.
 
 mod calls;
 mod codec;
@@ -40,7 +40,7 @@ pub use calls::{Caller, StreamPlace};
 pub use codec::SmallBufferCodec;
 pub use tls::{Tls, TlsError};
 
-/// A bound address where gRPC is spoken.
+/// A bound address that serves gRPC.
 #[derive(Clone)]
 pub struct GrpcListener {
     listener: Arc<TcpListener>,
@@ -55,28 +55,28 @@ pub struct Connection {
     io: Box<dyn Io>,
     caller: Caller,
     frames: Frames,
-    /// As long as its client has not begun to speak HTTP/2.
+    /// Present until the client speaks HTTP/2.
     beginning: Option<Beginning>,
-    /// From then on, until it was idle for too long.
+    /// Present from then on, until the connection has been idle for too long.
     idle: Option<Idle>,
-    /// What h2 has still to read of [`GOODBYE`].
+    /// Rest of [`GOODBYE`] that h2 has yet to read.
     goodbye: &'static [u8],
-    /// The client does not read: what was written last could not be.
+    /// The last write did not complete, as the client does not read.
     is_write_blocked: bool,
     evicted: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: Place,
     _open: OwnedSemaphorePermit,
 }
 
-/// What a client must have sent, and by when. Afterwards pings find out whether it is there.
+/// Bytes of the preface that a client must still send, and the deadline. Afterwards pings detect dead clients.
 struct Beginning {
     missing: usize,
     end: Pin<Box<Sleep>>,
 }
 
-/// Tells since when no call has come and no stream is open.
+/// Timer of a connection without calls and streams.
 struct Idle {
-    /// The newest call when the timer was set.
+    /// Newest call when the timer was set.
     newest: u32,
     timer: Pin<Box<Sleep>>,
 }
@@ -85,44 +85,47 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// How many connections may be open to one listener. KEDA has one or a few, and so has each replica.
+/// Maximum number of connections per listener. KEDA has one or a few, and so has each replica.
 const CONNECTIONS: usize = GRPC_CONNECTIONS;
 
-/// How many of them one source may have. Its next one takes the place of its oldest, of those without a stream if there is one.
+/// Maximum number of connections per source. A further one evicts the oldest of its source, of those without a stream
+/// if there are any.
 const CONNECTIONS_PER_SOURCE: usize = 32;
 
-/// Bytes that are read from a connection at once. HTTP/2 keeps every head that it has read until each has been handed to
-/// the services, and 12 bytes can be a head.
+/// Maximum bytes per read of a connection. h2 keeps every head that it has read until all have been handed to the
+/// services, and 12 bytes can be a head.
 const MAX_READ_BYTES: usize = 1 << 10;
 
-/// Initial flow-control window of a call, in bytes: how much of its message may come unread. That of a connection stays at
-/// hyper's 1 MiB: by it, h2 bounds the small messages that may come at once, and KEDA has many streams on one connection.
+/// Initial flow-control window of a call, in bytes: how much of its message may arrive unread. That of a connection
+/// stays at hyper's 1 MiB: h2 bounds by it the small messages that may arrive at once, and KEDA has many streams on one
+/// connection.
 const STREAM_WINDOW_BYTES: u32 = 16 << 10;
 
-/// How long it may take until a client that has connected speaks HTTP/2, with the TLS handshake: one that says nothing
-/// would keep its place among [`CONNECTIONS`] for good.
+/// Time from accepting a connection until the client speaks HTTP/2, including the TLS handshake. A silent client would
+/// otherwise keep its place among [`CONNECTIONS`] forever.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// How long a connection may have no call and no stream. It ends after that, or after twice that where a stream has ended
-/// meanwhile. KEDA polls each 30 s by default, and its client connects again by itself.
+/// Time a connection may have no call and no stream. It ends after that, or after twice that if a stream has ended
+/// meanwhile. KEDA polls every 30 s by default, and its client reconnects by itself.
 const IDLE: Duration = Duration::from_secs(300);
 
-/// What h2 is given to read when a connection has been idle for too long: the GOAWAY of a client that needs nothing further
-/// (RFC 9113, section 6.8). h2 answers it with its own as soon as no stream is open, and closes. So a call that crosses
-/// that is known not to have been looked at, and gRPC's clients send it again over the next connection.
+/// Bytes that h2 reads once a connection has been idle for too long: the GOAWAY of a client that needs nothing further
+/// (RFC 9113, section 6.8). h2 responds with its own as soon as no stream is open, and closes. So a call that crosses
+/// it is known to be unprocessed, and gRPC clients send it again over the next connection.
 const GOODBYE: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// Frames that are no part of a call, in a second and at once: far above those of KEDA when it drops all of its streams.
+/// Frames that are no part of a call, per second and in a burst: far above those of KEDA when it drops all of its
+/// streams.
 const MAX_CONTROL_FRAMES: u32 = 10_000;
 
-/// How often a silent client is asked whether it is there, and how long it may take to answer. KEDA never asks us, and
-/// without that a connection through a firewall that has forgotten it would be silent for good.
+/// Interval of pings to a silent client, and timeout of the response. KEDA sends none, so a connection through a
+/// firewall that has forgotten it would otherwise be silent forever.
 const PING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
-/// How long to wait after the system refused a connection for want of something.
+/// Pause after the system failed to accept a connection for lack of a resource.
 const REFUSED: Duration = Duration::from_millis(100);
 
-/// Returns a server with our bounds, and this many calls under way on one connection.
+/// Returns a server with these bounds, and at most `max_calls` calls under way per connection.
 fn server(max_calls: u32) -> Server<Stack<CallLayer, Identity>> {
     Server::builder()
         .max_concurrent_streams(max_calls)
@@ -136,10 +139,10 @@ fn server(max_calls: u32) -> Server<Stack<CallLayer, Identity>> {
 // === impl GrpcListener ===
 
 impl GrpcListener {
-    /// Binds the address.
+    /// Binds an address.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// The address is in use or unavailable.
     pub async fn bind(address: SocketAddr, tls: Option<Tls>) -> io::Result<Self> {
         Ok(Self {
             listener: Arc::new(TcpListener::bind(address).await?),
@@ -150,22 +153,22 @@ impl GrpcListener {
         })
     }
 
-    /// Where it is.
+    /// Returns the bound address.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// The system does not report it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `ending`; then connections end with the calls that are under way, and this returns when they
-    /// have. Others may serve here at the same time or afterwards. A client that has `max_calls` under way on a connection
-    /// delays further ones itself, without an error.
+    /// Serves until `ending`; then connections end with the calls under way, and this returns when they have. Others
+    /// may serve on this listener at the same time or afterwards. A client that has `max_calls` under way on a
+    /// connection delays further ones itself, without an error.
     pub async fn serve(&self, services: Routes, max_calls: u32, ending: CancellationToken) {
         let (sender, accepted) = mpsc::channel(1);
         let accepting = async {
             tokio::select! {
-                // The end first: what comes then is for others.
+                // The end first: connections accepted later belong to other servers.
                 biased;
                 () = ending.cancelled() => {}
                 () = self.accept(sender) => {}
@@ -180,14 +183,14 @@ impl GrpcListener {
         }
     }
 
-    /// Never ends by itself; cancel-safe, but for handshakes under way.
+    /// Accepts connections. Never returns; cancel-safe, except for handshakes under way.
     async fn accept(&self, sender: mpsc::Sender<Connection>) {
         let mut handshakes = JoinSet::new();
         loop {
             // The semaphore is never closed.
             let Ok(open) = self.open.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
-                // Both are rare. Ended handshakes first, so that they do not pile up.
+                // Both are rare. Joins ended handshakes first, so that they do not pile up.
                 biased;
                 Some(_) = handshakes.join_next() => continue,
                 accepted = self.listener.accept() => accepted,
@@ -199,7 +202,7 @@ impl GrpcListener {
                     let place = self.connections.enter(source, CancellationToken::new());
                     let caller = Caller::new(source, &place, self.calls.clone());
                     handshakes.spawn(async move {
-                        // Pushes are small, and must not wait for more.
+                        // Pushes are small and must not wait for more data.
                         let opened = match stream.set_nodelay(true) {
                             Ok(()) => Connection::open(stream, caller, tls, place, open).await,
                             Err(error) => Err(error),
@@ -258,7 +261,8 @@ impl Connection {
         })
     }
 
-    /// Nothing to read: has there been no call and no stream for too long?
+    /// Polls the idle timer while there is nothing to read. Completes if there has been no call and no stream for too
+    /// long.
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let newest = self.frames.newest();
         let Some(idle) = &mut self.idle else { return Poll::Pending };
@@ -273,13 +277,13 @@ impl Connection {
         Poll::Pending
     }
 
-    /// Reads some bytes, unless the client does not read its answers: HTTP/2 keeps those, and each byte that is read may bring
-    /// more of them. A client that goes on so answers no PING, and ends by that.
+    /// Reads some bytes, unless the client does not read its responses: h2 keeps those, and each byte read may cause
+    /// more of them. A client that persists in this answers no PING, which ends its connection.
     fn poll_some(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.is_write_blocked {
             return Poll::Pending;
         }
-        // TLS may have more at hand than one read brings, and heads are handed on only once reading pauses.
+        // TLS may have more buffered than one read returns, and heads are handed on only once reading pauses.
         let budget = ready!(coop::poll_proceed(context));
         let room = buffer.remaining().min(MAX_READ_BYTES);
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(room));
@@ -292,7 +296,7 @@ impl Connection {
         read
     }
 
-    /// Notes whether a write was taken. Reading goes on with the first one that is.
+    /// Records the completion of a write, or its lack. Reading continues with the first write that completes.
     fn wrote<T>(&mut self, context: &Context<'_>, written: &Poll<io::Result<T>>) {
         if self.is_write_blocked && written.is_ready() {
             context.waker().wake_by_ref();
@@ -347,7 +351,7 @@ impl AsyncRead for Connection {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
         }
-        // A client that stops within a frame or a head answers no PING, and ends by that.
+        // A client that stops within a frame or a head answers no PING, which ends its connection.
         if read.is_pending() && self.frames.is_between() && self.poll_idle(context).is_ready() {
             tracing::debug!(peer = %self.caller.source, "a gRPC connection was idle for too long");
             self.goodbye = GOODBYE;

@@ -1,5 +1,5 @@
-//! Bounds of the calls of a listener: in time until the message is whole, in bytes, and in number while the message or the
-//! client's reading is waited for.
+//! Bounds of the calls of a listener: time until the message is complete, bytes, and the number of calls that wait for
+//! the message or for the client to read.
 
 use std::{
     convert::Infallible,
@@ -27,7 +27,7 @@ use crate::{
     places::{InUse, Place, Places, Source},
 };
 
-/// The connection that a call comes over.
+/// Connection of a call.
 #[derive(Clone)]
 pub struct Caller {
     pub(super) source: Source,
@@ -36,22 +36,22 @@ pub struct Caller {
     /// Closes the connection when cancelled.
     pub(super) connection: CancellationToken,
     calls: Arc<CallPlaces>,
-    /// The call has the place of a stream, and needs none of [`CallPlaces`].
+    /// The call has the place of a stream, and so needs none of [`CallPlaces`].
     has_stream_place: Arc<AtomicBool>,
 }
 
-/// The places of the calls of a listener.
+/// Places of the calls of a listener.
 pub(super) struct CallPlaces {
-    /// Calls whose message is not whole, or whose answer is not read; streams of health.
+    /// Calls with an incomplete message or an unread response, and streams of health.
     calls: Arc<Places>,
-    /// Streams of reflection, each of which may keep an answer of some 10 KiB.
+    /// Streams of reflection, each of which may keep a response of some 10 KiB.
     reflections: Arc<Places>,
 }
 
-/// The place of a stream that is counted by its service.
+/// Place of a stream that its service counts.
 pub struct StreamPlace(#[expect(dead_code, reason = "given back when dropped")] Place);
 
-/// Wraps the services of a listener.
+/// Layer that wraps the services of a listener.
 #[derive(Clone, Copy)]
 pub(super) struct CallLayer;
 
@@ -60,16 +60,17 @@ pub(super) struct Calls {
     services: Routes,
 }
 
-/// An answer that is not sent to its end.
+/// A response that has not been sent to its end.
 struct OpenAnswer {
     body: Body,
-    /// With what resolves when the place is given to another call.
+    /// Place of the call, with a future that resolves on its eviction.
     place: Option<(Place, Cancelled)>,
     _ends_request: Option<DropGuard>,
     _in_use: InUse,
 }
 
-/// The messages of a call that may go on beside its answer. They end with that: the service reads them in a task of its own.
+/// Messages of a call that may continue beside its response. They end with it, as the service reads them in a separate
+/// task.
 struct OpenRequest {
     body: Body,
     ended: Cancelled,
@@ -77,22 +78,22 @@ struct OpenRequest {
 
 type Cancelled = Pin<Box<WaitForCancellationFutureOwned>>;
 
-/// Time from the head of a call to the end of its only message. Messages are small, and sent with their heads.
+/// Time from the head of a call to the end of its only message. Messages are small and sent with their heads.
 pub(super) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Divisor of the places of calls: the part that one source may have.
+/// Divisor of the places of calls: the part of them that one source may have.
 const SOURCE_DIVISOR: usize = 2;
 
-/// Bytes of gRPC's framing of a message.
+/// Bytes that gRPC puts before a message.
 const PREFIX_BYTES: usize = 5;
 
-/// Longest path of a method that exists, with room.
+/// Maximum length of a path, in bytes: that of existing methods, with room to spare.
 const MAX_PATH_BYTES: usize = 128;
 
 /// Prefix of the paths of both versions of reflection.
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// Fields that tonic and our services read while or after they wait for the message; tonic reads the time-out before.
+/// Fields that tonic and the services read while or after they wait for the message; tonic reads the timeout before.
 const KEPT_FIELDS: [&str; 2] = ["authorization", "grpc-encoding"];
 
 // === impl Caller ===
@@ -103,7 +104,7 @@ impl Caller {
         Self { source, uses, connection, calls, has_stream_place: Arc::default() }
     }
 
-    /// Returns the connection of a call. Calls in memory have one without a source.
+    /// Returns the connection of a call. Calls in memory have a default one without a source.
     pub fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }
@@ -142,7 +143,7 @@ impl CallPlaces {
 // === impl StreamPlace ===
 
 impl StreamPlace {
-    /// Makes this place that of the caller's stream. A stream that is evicted and does not end closes its connection.
+    /// Makes this the place of the caller's stream. A stream that is evicted and does not end closes its connection.
     pub fn new(place: Place, caller: &Caller) -> Self {
         place.on_connection(&caller.connection);
         caller.has_stream_place.store(true, Ordering::Relaxed);
@@ -187,8 +188,8 @@ impl Service<Request<Body>> for Calls {
     }
 }
 
-/// Keeps of a call only what is read later, in memory of its own: the fields of a head would keep the buffer that the head
-/// came in, and a table of them. Returns `None` for a path that no method has.
+/// Reduces a call to copies of what is read later: the fields of a head would keep alive the buffer it arrived in, and
+/// a table. Returns `None` for a path that no method has.
 fn trimmed(request: Request<Body>) -> Option<Request<Body>> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path();
@@ -215,8 +216,8 @@ fn trimmed(request: Request<Body>) -> Option<Request<Body>> {
     Some(Request::from_parts(parts, body))
 }
 
-/// Answers a call. A place is taken only where the message or the client's reading has to be waited for, so that
-/// a burst of whole calls evicts nothing.
+/// Answers a call. Takes a place only if it has to wait for the message or for the client to read, so that a burst of
+/// complete calls evicts nothing.
 async fn answer(
     caller: Caller,
     ends_request: Option<DropGuard>,
@@ -231,7 +232,7 @@ async fn answer(
         Poll::Pending => {
             let waiting = place.insert(caller.enter(places));
             tokio::select! {
-                // A message that is whole is answered, however late.
+                // A complete message is answered, however late.
                 biased;
                 response = &mut answering => response?,
                 () = waiting.evicted().cancelled() => return Ok(evicted().into_http()),
@@ -249,7 +250,7 @@ async fn answer(
         place = Some(caller.enter(places));
     }
     let place = place.map(|place| {
-        // From here on, the client alone may keep the call from noticing.
+        // From here on, only the client can keep the call from noticing its eviction.
         place.on_connection(&caller.connection);
         let evicted = Box::pin(place.evicted().clone().cancelled_owned());
         (place, evicted)
@@ -278,7 +279,7 @@ impl http_body::Body for OpenAnswer {
             self.place = None;
             self.body = Body::empty();
             let mut trailers = HeaderMap::new();
-            // The message has no byte that a field cannot have.
+            // The message contains no byte that is invalid in a field.
             let _ = evicted().add_header(&mut trailers);
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }

@@ -1,4 +1,4 @@
-//! The codec of our own services.
+//! Codec of this project's gRPC services.
 
 use std::marker::PhantomData;
 
@@ -6,15 +6,15 @@ use prost::Message;
 use tonic::codec::{BufferSettings, Codec};
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
-/// A codec for protobuf whose buffers start small and grow with the messages. Those of tonic's own codec start at 8 KiB, which a
-/// stream of small messages keeps for as long as it is open.
+/// Codec for protobuf whose buffers start small and grow with the messages. Those of tonic's codec start at 8 KiB,
+/// which a stream of small messages keeps for as long as it is open.
 #[derive(Debug)]
 pub struct SmallBufferCodec<T, U>(PhantomData<(T, U)>);
 
-/// First size of a buffer, in bytes: that of most messages.
+/// Initial size of a buffer, in bytes: enough for most messages.
 const BUFFER_BYTES: usize = 256;
 
-/// Bytes from which messages that are ready are sent without encoding the next one.
+/// Bytes of encoded messages that are sent without encoding a further one.
 const YIELD_BYTES: usize = 16 << 10;
 
 // === impl SmallBufferCodec ===

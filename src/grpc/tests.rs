@@ -23,10 +23,10 @@ const END_HEADERS: u8 = 4;
 
 const END_STREAM: u8 = 1;
 
-/// What a client begins with: the preface, and settings that change nothing.
+/// Start of a connection: the preface, and settings that change nothing.
 const BEGINNING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
 
-/// A client that has connected, and the places that there are for others.
+/// Connects a client. Also returns the places left for others.
 async fn connected() -> (DuplexStream, Arc<Semaphore>) {
     connected_as(Caller::default()).await
 }
@@ -44,7 +44,7 @@ async fn connected_as(caller: Caller) -> (DuplexStream, Arc<Semaphore>) {
     (client, places)
 }
 
-/// When there is a place again.
+/// Waits until a place is free again, and returns the time that took.
 async fn freed(places: &Semaphore) -> Duration {
     let start = Instant::now();
     let place = timeout(Duration::from_secs(600), places.acquire()).await;
@@ -76,16 +76,16 @@ async fn silent_client_is_pinged() {
     reading.await.unwrap().unwrap();
 }
 
-/// A frame of HTTP/2.
+/// Builds an HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
     let length = u8::try_from(payload.len()).unwrap();
     [&[0, 0, length, kind, flags, 0, 0, 0, stream], payload].concat()
 }
 
-/// A client that reads all that comes and answers PINGs.
+/// A client that reads everything and answers PINGs.
 struct Live {
     writes: Arc<tokio::sync::Mutex<WriteHalf<DuplexStream>>>,
-    /// When the connection ended, and the last frame before that.
+    /// Time at which the connection ended, and the last frame before.
     reading: JoinHandle<(Instant, Vec<u8>)>,
 }
 
@@ -119,7 +119,8 @@ impl Live {
         self.writes.lock().await.write_all(bytes).await.unwrap();
     }
 
-    /// Waits for the end, told by GOAWAY without an error: the seconds until then, and the last call that was looked at.
+    /// Waits for the end, announced by GOAWAY without an error. Returns the seconds until then, and the last call
+    /// processed.
     async fn ended_after(self) -> (u64, u8) {
         let began = Instant::now();
         let (ended, last) = timeout(Duration::from_secs(3600), self.reading).await.unwrap().unwrap();
@@ -129,7 +130,7 @@ impl Live {
     }
 }
 
-/// A call without a message, to a method of gRPC's health service.
+/// Builds a call without a message, to a method of gRPC's health service.
 fn call(method: &str, flags: u8, stream: u8) -> Vec<u8> {
     let field = |name: &str, value: &str| {
         let length = |text: &str| u8::try_from(text.len()).unwrap();
@@ -177,7 +178,7 @@ async fn connection_with_a_stream_does_not_end() {
     let (seconds, _) = client.ended_after().await;
     assert!(seconds <= 600, "{seconds}");
 
-    // Nor with one of health.
+    // The same with a stream of health.
     let (client, _places) = connected().await;
     let client = Live::new(client).await;
     let watch = [call("Watch", END_HEADERS, 1), frame(0, END_STREAM, 1, &[0; 5])].concat();
@@ -190,7 +191,8 @@ async fn connection_with_a_stream_does_not_end() {
     assert!((seconds, last) <= (600, 1), "{seconds}, {last}");
 }
 
-/// Sends this behind the beginning, and reads what is answered. Returns whether the connection has ended by then.
+/// Sends `bytes` after the start of a connection, and reads the responses. Returns `true` if the connection ends by
+/// then.
 async fn ends_connection(bytes: &[u8]) -> bool {
     let (client, places) = connected().await;
     let (mut reads, mut writes) = split(client);
@@ -198,7 +200,7 @@ async fn ends_connection(bytes: &[u8]) -> bool {
     writes.write_all(BEGINNING).await.unwrap();
     let sent =
         writes.write_all(bytes).await.is_ok() && writes.write_all(&frame(6, 0, 0, b"read all")).await.is_ok();
-    // Before the server asks whether the client is there.
+    // Less than the server's ping interval.
     let ended = timeout(Duration::from_secs(5), places.acquire()).await.is_ok();
     reading.abort();
     ended || !sent
@@ -220,7 +222,7 @@ async fn control_frames_are_limited() {
     }
 }
 
-/// Bounded by h2, as long as its limits are what they are.
+/// Bounded by h2, as long as its limits stay the same.
 #[tokio::test(start_paused = true)]
 async fn empty_frames_of_a_call_are_limited() {
     assert!(!ends_connection(&call("Check", END_HEADERS, 1)).await);
@@ -243,7 +245,7 @@ fn part(bytes: &'static [u8]) -> Result<Frame<Bytes>, Infallible> {
     Ok(Frame::data(Bytes::from_static(bytes)))
 }
 
-/// Returns the answer to a call of gRPC's health service with this body.
+/// Returns the response to a call of gRPC's health service with this body.
 async fn answered(caller: &Caller, method: &str, body: Parts) -> http::Response<Body> {
     let (_, health) = tonic_health::server::health_reporter();
     let request = http::Request::post(format!("/grpc.health.v1.Health/{method}"));
@@ -295,18 +297,18 @@ async fn call_above_its_size_fails_at_once() {
 async fn calls_that_wait_are_bounded_and_whole_ones_are_not() {
     let caller = Caller::default();
     let whole = || stream::iter([part(EMPTY_MESSAGE)]).boxed();
-    // One source has half of the places.
+    // One source may have half of the places.
     let waiting = (0..GRPC_CALLS / 2).map(|_| answered(&caller, "Check", stream::pending().boxed()));
     let mut waiting: FuturesUnordered<_> = waiting.collect();
     assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_err());
-    // Open at the same time, and none is waited for.
+    // All are open at the same time, but none waits for its message.
     let answers = (0..2 * GRPC_CALLS).map(|_| answered(&caller, "Check", whole()));
     let mut answers = join_all(answers).await;
     assert!(timeout(Duration::from_secs(1), waiting.next()).await.is_ok(), "evicted by what is not read");
     assert!(
         answers.iter().all(|answer| answer.status() == 200 && answer.headers().get("grpc-status").is_none())
     );
-    // Those that were evicted end so when they are read.
+    // Evicted responses end with an error when they are read.
     let first = answers.remove(0).into_body().collect().await.unwrap();
     assert_eq!(code(first.trailers().unwrap()), Code::ResourceExhausted);
     let last = answers.pop().unwrap().into_body().collect().await.unwrap();

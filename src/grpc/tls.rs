@@ -1,4 +1,4 @@
-//! TLS with certificates that are replaced while we run.
+//! TLS with certificates that can be replaced at run time.
 
 use std::{fs, io, sync::Arc};
 
@@ -16,8 +16,8 @@ use tokio_rustls::{
 
 use crate::config::ScalerTls;
 
-/// What we show to clients, and what they must show, from files. They are read again for every connection, which are
-/// few: so whoever replaces them (cert-manager does, weeks before the old ones end) need not tell us.
+/// Certificate of the server and CA of its clients, from files. They are read again for every connection, of which
+/// there are few, so that replacing them (cert-manager does, weeks before expiry) needs no notification.
 pub struct Tls {
     files: ScalerTls,
     loaded: Mutex<Loaded>,
@@ -35,7 +35,7 @@ struct Contents {
     client_ca: Option<Vec<u8>>,
 }
 
-/// Why TLS cannot be spoken. The texts follow the key that names the file.
+/// Reason why TLS cannot be used. Messages begin with the key that names the file.
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum TlsError {
@@ -57,17 +57,17 @@ impl Tls {
     /// Reads the files.
     ///
     /// # Errors
-    /// When they cannot be used.
+    /// The files cannot be used.
     pub fn load(files: ScalerTls) -> Result<Self, TlsError> {
         let contents = Contents::read(&files)?;
         let config = contents.config(&files)?;
         Ok(Self { files, loaded: Mutex::new(Loaded { contents, config }) })
     }
 
-    /// What accepts a connection, as the files are now. Files that cannot be used leave what was there before.
+    /// Returns an acceptor for the current files. If these cannot be used, the previous ones remain in effect.
     pub(super) async fn acceptor(self: &Arc<Self>) -> TlsAcceptor {
         let tls = self.clone();
-        // It only fails when the runtime ends.
+        // Fails only when the runtime shuts down.
         let refreshed = tokio::task::spawn_blocking(move || tls.refresh()).await;
         if let Ok(Err(error)) = refreshed {
             tracing::warn!(%error, "the files of scalerTls have changed and cannot be used; the old ones stay");
