@@ -1,7 +1,7 @@
-//! Replicas tell each other their demand, so that each can answer a scaler for all.
+//! Exchange of demand between replicas, so that each of them can answer a scaler for all.
 //!
-//! Each one follows every other one. What it hears goes into the gates of its routes, which is all that an answer reads:
-//! no peer, however sick, is asked or waited for.
+//! Each replica follows every other one. Their reports are added up in the gates of its routes, and a response to a
+//! scaler reads only these: it never waits for a peer.
 
 mod board;
 mod follow;
@@ -9,7 +9,7 @@ mod network;
 mod report;
 mod token;
 
-/// The protocol, as generated from `proto/peers.proto`.
+/// Protocol, generated from `proto/peers.proto`.
 #[allow(missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("anteroom.peers.v1");
@@ -30,7 +30,7 @@ use follow::Following;
 use network::Dns;
 use token::Token;
 
-/// This replica among its peers.
+/// This replica and its peers.
 pub struct Peers {
     board: Arc<Board>,
     routes: Arc<Directory>,
@@ -38,22 +38,22 @@ pub struct Peers {
     token: Option<Arc<Token>>,
 }
 
-/// How many other replicas there may be.
+/// Maximum number of other replicas.
 const REPLICAS: usize = PEER_REPLICAS;
 
-/// How many routes one report may have; the rest follows in the next ones, 20 ms apart.
+/// Maximum number of routes per report; further ones follow in the next reports, 20 ms apart.
 const ROUTES: usize = 500;
 
-/// How large a report may be, in bytes: 2,000 routes, as the release before sends at once, with the longest names there are.
+/// Maximum size of a report, in bytes: 2,000 routes with the longest names, which the previous release sends at once.
 const REPORT: usize = 1 << 20;
 
-/// How long connections have to end in order.
+/// Time for connections to end gracefully.
 const GRACE: Duration = Duration::from_secs(1);
 
 // === impl Peers ===
 
 impl Peers {
-    /// A replica with these routes. It gets a name that no other one has.
+    /// Creates a replica with these routes, and a unique id.
     pub fn new(routes: Arc<Directory>, config: config::Peers) -> Self {
         let id = format!("{:016x}", fastrand::u64(..));
         let unreachable_timeout = config.unreachable_timeout.get();
@@ -62,12 +62,12 @@ impl Peers {
         Self { board: Arc::new(board), routes, config, token }
     }
 
-    /// How many other replicas are in each state.
+    /// Returns the number of other replicas in each state.
     pub fn states(&self) -> [(PeerState, usize); 4] {
         self.board.states()
     }
 
-    /// Answers other replicas and follows them until `stopping`; then says goodbye.
+    /// Serves and follows other replicas until `stopping`, then ends its streams cleanly.
     pub async fn run(&self, listener: GrpcListener, stopping: CancellationToken) {
         let (service, id) = (self.config.service.clone(), self.board.id());
         let network = Arc::new(Dns::new(service, id.to_owned(), self.token.clone()));
@@ -75,7 +75,7 @@ impl Peers {
         let answering = report::serve(listener, id, routes, token, stopping.clone());
         let following = async {
             tokio::select! {
-                // The end first: what is heard then changes nothing any more.
+                // The end first: later reports change nothing.
                 biased;
                 () = stopping.cancelled() => {}
                 () = Following::new(self.board.clone(), network).run() => {}
@@ -86,7 +86,7 @@ impl Peers {
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
-            // In order, if it is in time.
+            // A graceful end takes precedence, if in time.
             biased;
             ((), ()) = async { tokio::join!(answering, following) } => {}
             () = cut => {}

@@ -1,4 +1,4 @@
-//! What is known of the other replicas.
+//! State of the other replicas.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -21,20 +21,20 @@ use crate::{
     domain::RouteKey,
 };
 
-/// The other replicas by what they said last. The sum for each route is in its gate.
+/// Last reports of the other replicas. The sum for each route is in its gate.
 pub(super) struct Board {
     id: String,
     routes: Arc<Directory>,
     timeout: Duration,
-    /// How long the last counts of a replica last that is listed and cannot be reached.
+    /// Time for which the last counts of a replica remain valid if it is listed and cannot be reached.
     unreachable_timeout: Duration,
-    /// What the service resolved to last.
+    /// Addresses that the service resolved to last.
     listed: Mutex<BTreeSet<SocketAddr>>,
-    /// By the name that they give themselves.
+    /// Replicas by their own id.
     replicas: Mutex<BTreeMap<String, Replica>>,
-    /// Addresses that nobody answers at.
+    /// Addresses that do not respond.
     unreachable: Mutex<BTreeSet<SocketAddr>>,
-    /// Somebody may have to be forgotten sooner than was known.
+    /// Notifies of changes that may bring the next expiry forward.
     disconnected: Notify,
 }
 
@@ -49,47 +49,47 @@ struct Replica {
     bytes: usize,
 }
 
-/// What a replica says of a route.
+/// Report of a replica on one route.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Entry {
     pub(super) counts: Counts,
-    /// How often a scaler was told there.
+    /// Number of pushes that the replica sent to a scaler.
     pub(super) pushes: u64,
 }
 
-/// How another replica is known.
+/// State of another replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
-    /// It tells us its demand.
+    /// Reports its demand.
     Connected,
-    /// The connection has ended; its last word counts for a while.
+    /// The connection has ended; the last report counts for a while.
     Silent,
-    /// It has been silent for longer and is still listed: the requests that it had last count for a while.
+    /// Silent for longer and still listed: the last requests count for a while.
     Kept,
-    /// An address of the service at which nobody answers.
+    /// Address of the service that does not respond.
     Unreachable,
 }
 
-/// Who is at an address, by its first report.
+/// Replica at an address, by its first report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// Somebody to follow.
+    /// A replica to follow.
     Peer,
-    /// We ourselves.
+    /// This replica itself.
     Ourselves,
-    /// Somebody whom we follow already, at another address.
+    /// A replica that is already followed at another address.
     Known,
-    /// One too many.
+    /// One replica beyond [`REPLICAS`].
     TooMany,
 }
 
-/// How many routes of one replica are counted.
+/// Maximum number of routes counted per replica.
 const KEPT: usize = 10_000;
 
-/// What an entry costs besides its name, in bytes: its part of a table that doubles.
+/// Cost of an entry besides its name, in bytes: its part of a table that doubles.
 const ENTRY_BYTES: usize = 256;
 
-/// How long the key of a route may be: a namespace has at most 63 characters, a name 253.
+/// Maximum length of a route's key, in bytes: a namespace has at most 63 characters, a name 253.
 const KEY: usize = 512;
 
 // === impl Board ===
@@ -113,7 +113,7 @@ impl Board {
         }
     }
 
-    /// Our own name.
+    /// Returns the id of this replica.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
@@ -122,18 +122,18 @@ impl Board {
         &self.routes
     }
 
-    /// How long the last word of a silent replica counts.
+    /// Returns the time for which the last report of a silent replica counts.
     pub(super) const fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The first report of a connection: all that there is to say.
+    /// Applies the first report of a connection, which is complete.
     pub(super) fn found(&self, address: SocketAddr, report: &Report) -> Found {
         if report.replica == self.id {
             self.forget(|_, replica| replica.address == address);
             return Found::Ourselves;
         }
-        // Who was at this address before is gone.
+        // The replica that had this address before is gone.
         self.forget(|id, replica| replica.address == address && *id != report.replica);
         let mut replicas = self.replicas.lock();
         if replicas.get(&report.replica).is_some_and(|known| known.is_connected && known.address != address) {
@@ -157,11 +157,11 @@ impl Board {
         Found::Peer
     }
 
-    /// A further report.
+    /// Applies a further report.
     pub(super) fn heard(&self, report: &Report) {
         let mut replicas = self.replicas.lock();
         for (route, pushes) in pushes(&replicas, report) {
-            // The scaler was told by another replica, of a request that may be here.
+            // Another replica notified the scaler, perhaps of a request held here.
             if let Some(gate) = self.routes.get(route)
                 && pushes
             {
@@ -172,7 +172,7 @@ impl Board {
         self.add_up(&replicas, touched.iter().map(String::as_str));
     }
 
-    /// The connection has broken: what was said last counts until the time is over.
+    /// Records a broken connection. The last report counts until the timeout.
     pub(super) fn disconnected(&self, address: SocketAddr) {
         for replica in self.replicas.lock().values_mut().filter(|replica| replica.address == address) {
             replica.is_connected = false;
@@ -180,18 +180,18 @@ impl Board {
         self.disconnected.notify_one();
     }
 
-    /// It said goodbye.
+    /// Forgets a replica that ended its stream cleanly.
     pub(super) fn left(&self, address: SocketAddr) {
         self.forget(|_, replica| replica.address == address);
     }
 
-    /// The addresses that the service resolves to now.
+    /// Sets the addresses that the service resolves to.
     pub(super) fn set_listed(&self, listed: BTreeSet<SocketAddr>) {
         *self.listed.lock() = listed;
         self.disconnected.notify_one();
     }
 
-    /// Whether anybody answers at this address.
+    /// Records that an address does or does not respond.
     pub(super) fn set_reachable(&self, address: SocketAddr, is_reachable: bool) {
         let mut unreachable = self.unreachable.lock();
         if is_reachable {
@@ -201,7 +201,7 @@ impl Board {
         }
     }
 
-    /// Forgets those that have been silent for too long, whenever there are any. Never ends; cancel-safe.
+    /// Forgets replicas that have been silent for too long, as soon as they are. Never returns; cancel-safe.
     pub(super) async fn expire(&self) {
         loop {
             let expired = async {
@@ -211,7 +211,7 @@ impl Board {
                 }
             };
             tokio::select! {
-                // Either changes what is next.
+                // Either may change the next expiry.
                 biased;
                 () = self.disconnected.notified() => {}
                 () = expired => {}
@@ -222,7 +222,7 @@ impl Board {
         }
     }
 
-    /// When the next silent replica is kept or forgotten.
+    /// Returns the time at which the next silent replica is kept or forgotten.
     fn next_expiry(&self) -> Option<Instant> {
         let listed = self.listed.lock().clone();
         let replicas = self.replicas.lock();
@@ -234,16 +234,16 @@ impl Board {
         next.min()
     }
 
-    /// When a silent replica is forgotten. One that the service still lists may be up with what it held, and only be out of
-    /// reach: if it held anything, that is believed for longer.
+    /// Returns the time at which a silent replica is forgotten. A listed one may still hold its requests and only be
+    /// unreachable: if it had any, these count for longer.
     fn expiry(&self, replica: &Replica, listed: &BTreeSet<SocketAddr>) -> Instant {
         let is_believed =
             listed.contains(&replica.address) && replica.routes.values().any(Entry::has_requests);
         replica.heard + if is_believed { self.unreachable_timeout.max(self.timeout) } else { self.timeout }
     }
 
-    /// Of replicas that have been silent for the timeout and are not forgotten, only requests count from then on: a lease
-    /// or a linger would have ended.
+    /// Drops everything but the requests of replicas that have been silent for the timeout and are not forgotten: a
+    /// lease or a linger would have ended.
     fn keep_requests(&self) {
         let (now, listed) = (Instant::now(), self.listed.lock().clone());
         let mut replicas = self.replicas.lock();
@@ -270,7 +270,7 @@ impl Board {
         self.add_up(&replicas, touched.iter().map(String::as_str));
     }
 
-    /// The routes have changed: new gates know nothing of the others yet.
+    /// Updates the sums of all routes, as new gates have none yet.
     pub(super) fn add_up_all(&self) {
         let replicas = self.replicas.lock();
         let gates = self.routes.gates();
@@ -308,7 +308,8 @@ impl Board {
         self.add_up(&replicas, touched.iter().map(String::as_str));
     }
 
-    /// Writes the sums of these routes to their gates. The lock is held, so that of two sums the later one stays.
+    /// Writes the sums of these routes to their gates. The caller holds the lock, so that of two sums the later one
+    /// remains.
     fn add_up<'a>(&self, replicas: &BTreeMap<String, Replica>, routes: impl Iterator<Item = &'a str>) {
         let mut gates: BTreeMap<&str, Arc<Gate>> = BTreeMap::new();
         gates.extend(routes.filter_map(|route| Some((route, self.routes.get(route)?))));
@@ -319,7 +320,7 @@ impl Board {
     }
 }
 
-/// Keeps what a replica says; says of which routes.
+/// Stores a report. Returns the routes stored or removed.
 fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String> {
     let mut total: usize = replicas.values().map(|replica| replica.bytes).sum();
     let Some(replica) = replicas.get_mut(&report.replica) else { return Vec::new() };
@@ -329,7 +330,7 @@ fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String
         let entry = Entry::from(demand);
         let is_known = replica.routes.contains_key(&demand.route);
         let cost = demand.route.len() + ENTRY_BYTES;
-        // The share of one is never used up by the others.
+        // Other replicas cannot use up the share of this one.
         let has_room = replica.bytes + cost <= PEER_SHARE_BYTES || total + cost <= PEER_BOARD_BYTES;
         if entry == Entry::default() {
             if replica.routes.remove(&demand.route).is_some() {
@@ -354,7 +355,7 @@ fn keep(replicas: &mut BTreeMap<String, Replica>, report: &Report) -> Vec<String
     touched
 }
 
-/// The routes of a report, and whether a scaler was told of them since the last one.
+/// Returns the routes of a report, each with `true` if a scaler was notified of it since the last report.
 fn pushes<'a>(
     replicas: &BTreeMap<String, Replica>,
     report: &'a Report,
@@ -369,12 +370,12 @@ fn pushes<'a>(
 // === impl Entry ===
 
 impl Entry {
-    /// Whether it has any request.
+    /// Returns `true` if there are requests.
     const fn has_requests(&self) -> bool {
         self.counts.held > 0 || self.counts.in_flight > 0
     }
 
-    /// As it is told.
+    /// Converts the entry to a message.
     pub(super) fn of(self, route: &RouteKey) -> RouteDemand {
         let Counts {
             held,
@@ -413,7 +414,7 @@ impl From<&RouteDemand> for Entry {
                 in_flight: demand.in_flight,
                 lasting: demand.lasting,
                 activations: demand.activations,
-                // What is no number must not make the sum none.
+                // A non-finite rate counts as 0.
                 request_rate: if rate.is_finite() { rate.max(0.0) } else { 0.0 },
                 server_queue: demand.server_queue,
                 ready: demand.ready,
@@ -427,7 +428,7 @@ impl From<&RouteDemand> for Entry {
 // === impl PeerState ===
 
 impl PeerState {
-    /// Its name in metrics.
+    /// Returns the name in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connected => "connected",

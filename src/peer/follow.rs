@@ -1,4 +1,4 @@
-//! Follows every other replica: who they are, and what they say.
+//! Discovery of the other replicas, and following of their reports.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,22 +20,22 @@ use super::{
     network::{Network, Reports},
 };
 
-/// How often the service is resolved.
+/// Interval at which the service is resolved.
 const RESOLVE: Duration = Duration::from_secs(2);
 
-/// How long resolving may take.
+/// Timeout of one resolution.
 const RESOLVING: Duration = Duration::from_secs(5);
 
-/// How long somebody who was asked may take to begin to answer.
+/// Timeout for the first report of a replica, including the connection.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// How long to wait before a broken connection is made again; doubles.
+/// Initial and maximum backoff before reconnecting; doubles.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// How long an address is left alone where we have found ourselves, or somebody we know.
+/// Time until an address is tried again that leads to this replica, to one already followed, or to one too many.
 const KNOWN: Duration = Duration::from_secs(5);
 
-/// Those that are followed.
+/// Tasks that follow the other replicas.
 pub(super) struct Following<N> {
     follow: Arc<Follow<N>>,
     tasks: JoinSet<()>,
@@ -45,19 +45,19 @@ pub(super) struct Following<N> {
 struct Follow<N> {
     board: Arc<Board>,
     network: Arc<N>,
-    /// What the service resolved to last.
+    /// Addresses that the service resolved to last.
     listed: Mutex<BTreeSet<SocketAddr>>,
 }
 
-/// How following one address ended.
+/// Reason why following an address ended.
 enum End {
-    /// It stops.
+    /// The replica is stopping.
     Goodbye,
-    /// It has not said anything for too long.
+    /// No report arrived for too long.
     Silent,
-    /// Broken, and why.
+    /// The connection failed, with the reason.
     Broken(String),
-    /// Nobody to follow.
+    /// No replica to follow.
     Nobody(Found),
 }
 
@@ -69,7 +69,7 @@ impl<N: Network> Following<N> {
         Self { follow, tasks: JoinSet::new(), followed: HashMap::new() }
     }
 
-    /// Never ends; dropping it ends all following.
+    /// Follows all other replicas. Never returns; dropping the future stops all of it.
     pub(super) async fn run(mut self) {
         let board = self.follow.board.clone();
         let mut changes = board.routes().changes();
@@ -83,7 +83,7 @@ impl<N: Network> Following<N> {
             }
         };
         tokio::select! {
-            // None of them ends.
+            // None of them returns.
             biased;
             () = added_up => {}
             () = board.expire() => {}
@@ -106,7 +106,7 @@ impl<N: Network> Following<N> {
                     failed = false;
                     self.list(&addresses);
                 }
-                // Those that are known stay. Said once, not every time.
+                // Known replicas are kept. Logged once per outage.
                 Err(error) if !failed => {
                     failed = true;
                     tracing::warn!(
@@ -139,7 +139,7 @@ impl<N: Network> Following<N> {
 // === impl Follow ===
 
 impl<N: Network> Follow<N> {
-    /// Follows whoever is at this address until it is not listed any more and does not answer.
+    /// Follows the replica at an address, until a connection has ended and the address is no longer listed.
     async fn follow(self: Arc<Self>, address: SocketAddr) {
         let mut backoff = BACKOFF.0;
         loop {

@@ -1,4 +1,4 @@
-//! How other replicas are found and asked.
+//! Access to other replicas.
 
 use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
@@ -10,31 +10,31 @@ use super::{
     proto::{Report, WatchRequest, peers_client::PeersClient},
 };
 
-/// What another replica tells.
+/// Reports of another replica.
 pub(super) type Reports = Pin<Box<dyn Stream<Item = Result<Report, Status>> + Send>>;
 
-/// The way to the other replicas; tests have one of their own.
+/// Access to other replicas; simulated in tests.
 pub(super) trait Network: Send + Sync + 'static {
-    /// The addresses of all replicas, ours included.
+    /// Resolves the addresses of all replicas, including this one.
     fn resolve(&self) -> impl Future<Output = io::Result<Vec<SocketAddr>>> + Send;
-    /// Asks the replica there.
+    /// Requests the reports of the replica at an address.
     fn watch(&self, address: SocketAddr) -> impl Future<Output = Result<Reports, Status>> + Send;
 }
 
-/// A name that resolves to all replicas.
+/// Access by a DNS name that resolves to all replicas.
 pub(super) struct Dns {
     service: String,
     id: String,
     token: Option<Arc<Token>>,
 }
 
-/// How long a connection may take.
+/// Timeout for connecting.
 const CONNECT: Duration = Duration::from_secs(2);
 
 // === impl Dns ===
 
 impl Dns {
-    /// `service` is `name:port`; `id` is our own name.
+    /// `service`: `name:port`. `id`: id of this replica.
     pub(super) const fn new(service: String, id: String, token: Option<Arc<Token>>) -> Self {
         Self { service, id, token }
     }

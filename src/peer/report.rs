@@ -1,4 +1,4 @@
-//! What this replica tells the others.
+//! Reports of this replica to the others.
 
 use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
@@ -28,33 +28,33 @@ use crate::{
     places::Places,
 };
 
-/// How often counts are looked at while there are any: so many reports a second there are at the most, and edges.
+/// Interval at which the counts of routes with demand are read. Bounds the rate of reports, besides edges.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How often something is said although nothing has changed.
+/// Interval of reports while nothing changes.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How many streams one source may have: a replica needs one, and replicas of one machine may come from one address.
+/// Maximum number of streams per source: a replica needs one, and replicas on one machine may share an address.
 const STREAMS_PER_SOURCE: usize = 8;
 
-/// Calls under way on one connection. A replica has one.
+/// Maximum number of calls under way per connection. A replica has one.
 const MAX_CALLS_PER_CONNECTION: u32 = 64;
 
-/// What is told to one other replica.
+/// Reports to one other replica.
 pub(super) struct Reports {
     id: Arc<str>,
     routes: Arc<Directory>,
     changes: watch::Receiver<Gates>,
     edges: watch::Receiver<u64>,
     told: HashMap<RouteKey, Entry>,
-    /// The first route that the last report had no room for; the next one begins there, so that every route has its turn
-    /// however many change all the time.
+    /// First route that did not fit the last report. The next one starts there, so that every route gets its turn even
+    /// if many change all the time.
     resume: Option<RouteKey>,
-    /// The routes whose demand was true when all were looked at; for the others there is an edge first.
+    /// Routes with demand at the last full scan. Demand of any other starts with an edge.
     active: Vec<Arc<Gate>>,
-    /// When all have to be looked at, and something has to be said.
+    /// Time of the next full scan, which is reported even if nothing has changed.
     due: Instant,
-    /// Before that, only an edge is looked at: counts that always change would be told without a pause.
+    /// Time until which only edges are reported. Counts that change all the time would otherwise be sent without pause.
     next_look: Instant,
     ending: CancellationToken,
 }
@@ -62,13 +62,13 @@ pub(super) struct Reports {
 struct Answering {
     id: Arc<str>,
     routes: Arc<Directory>,
-    /// The places of those who ask.
+    /// Places of the streams of other replicas.
     streams: Arc<Places>,
     token: Option<Arc<Token>>,
     ending: CancellationToken,
 }
 
-/// Answers other replicas until `ending`.
+/// Serves reports to other replicas until `ending`.
 pub(super) async fn serve(
     listener: GrpcListener,
     id: &str,
@@ -79,7 +79,7 @@ pub(super) async fn serve(
     let answering = Answering {
         id: id.into(),
         routes,
-        // A replica that comes back may come before its former connection is known to be dead.
+        // A replica may reconnect before its former connection is known to be dead.
         streams: Places::new(PEER_STREAMS, STREAMS_PER_SOURCE),
         token,
         ending: ending.clone(),
@@ -98,7 +98,7 @@ impl Peers for Answering {
         let (caller, ending) = (Caller::of(request.extensions()), self.ending.child_token());
         let place = StreamPlace::new(self.streams.enter(caller.source(), ending.clone()), &caller);
         let reports = Reports::new(self.id.clone(), self.routes.clone(), ending.clone());
-        // A clean end would be a goodbye, and is none where another stream has the place.
+        // A clean end means that this replica stops, so an evicted stream ends with an error.
         let (evicted, stopping) = (ending, self.ending.clone());
         let end = stream::iter(std::iter::once_with(move || {
             (evicted.is_cancelled() && !stopping.is_cancelled())
@@ -127,8 +127,8 @@ impl Reports {
         }
     }
 
-    /// The stream, as long as it may be open. It is asked for the next report only when the last one is on its way, so
-    /// a slow reader costs nothing: what it is told then is what is true then.
+    /// Returns the stream of reports. The next report is requested only when the last one is on its way, so a slow
+    /// reader costs nothing: each report contains the counts of its time.
     pub(super) fn stream(
         self,
         place: Option<StreamPlace>,
@@ -139,7 +139,7 @@ impl Reports {
         })
     }
 
-    /// Cancel-safe.
+    /// Waits for the next report. Returns `None` once the stream must end. Cancel-safe.
     async fn next(&mut self) -> Option<Report> {
         loop {
             let now = Instant::now();
@@ -150,14 +150,14 @@ impl Reports {
                 let routes = if all { self.look_at_all() } else { self.look_at_active() };
                 self.next_look = now + LOOK;
                 if !routes.is_empty() || now >= self.due {
-                    // A full report may not have been all.
+                    // A full report may be incomplete.
                     self.due = now + if routes.len() < ROUTES { HEARTBEAT } else { LOOK };
                     return Some(Report { replica: self.id.to_string(), routes });
                 }
             }
             let look = if self.active.is_empty() { self.due } else { self.due.min(self.next_look) };
             tokio::select! {
-                // The end first, or lively routes would keep the stream open.
+                // The end first, or a busy route would keep the stream open.
                 biased;
                 () = self.ending.cancelled() => return None,
                 Ok(()) = self.edges.changed() => self.edges.mark_changed(),
@@ -168,12 +168,12 @@ impl Reports {
     }
 
     fn look_at_all(&mut self) -> Vec<RouteDemand> {
-        // What changes from here on is seen the next time.
+        // Later changes are left for the next scan.
         self.edges.mark_unchanged();
         self.changes.mark_unchanged();
         let gates = self.routes.gates();
         let mut changed = Vec::new();
-        // Those that are gone first: they are told once, and so keep nobody from his turn for long.
+        // Removed routes first: each is reported once, so they do not delay others for long.
         self.told.retain(|route, _| {
             let gone = changed.len() < ROUTES && !gates.contains_key(route);
             if gone {
@@ -200,7 +200,7 @@ impl Reports {
         changed
     }
 
-    /// Adds what there is to tell of these, in the order of their names, up to [`ROUTES`].
+    /// Adds the changed entries of these routes to `changed`, up to [`ROUTES`], in the order of their names.
     fn tell<'a>(
         &mut self,
         gates: impl Iterator<Item = &'a Arc<Gate>> + Clone,

@@ -1,4 +1,4 @@
-//! Replicas in memory, on a paused clock: what they tell each other is what really goes over the wire, less the wire.
+//! Replicas in memory, on a paused clock. They exchange the reports that are sent in production, without a network.
 
 use std::{
     collections::HashMap,
@@ -29,7 +29,7 @@ use crate::{
     state::Endpoint,
 };
 
-/// Everybody's addresses, and who answers there.
+/// Simulated network: all addresses, and the replicas that respond there.
 #[derive(Default)]
 struct Wires {
     listed: Mutex<Vec<SocketAddr>>,
@@ -74,7 +74,7 @@ impl Network for Wires {
         let (broken, frozen) = (wire.broken.clone(), wire.frozen.clone());
         let reports = Reports::new(wire.id, wire.routes, wire.goodbye).stream(None);
         let reports = Box::pin(reports).take_until(frozen.clone().cancelled_owned());
-        // A frozen one says nothing more, not even that it has gone.
+        // A frozen replica sends nothing more, not even the end of its stream.
         let reports = reports.map(Some).chain(stream::once(async move {
             if frozen.is_cancelled() {
                 std::future::pending::<()>().await;
@@ -94,7 +94,7 @@ impl Wires {
         self.join_at(number, &[address(number)])
     }
 
-    /// Listed at once, and followed by those that resolve the service from then on.
+    /// Adds a replica. It is listed at once, and followed by those that resolve the service from then on.
     fn join_at(self: &Arc<Self>, number: u8, addresses: &[SocketAddr]) -> Replica {
         let cold_starts = ColdStarts::new(|_| {});
         let gate = Gate::new("tiny".into(), Policy::default(), cold_starts.clone());
@@ -126,7 +126,7 @@ impl Replica {
         self.gate.counts_everywhere().held
     }
 
-    /// Connected, silent and unreachable ones.
+    /// Returns the numbers of connected, silent and unreachable replicas.
     fn states(&self) -> [usize; 3] {
         let [connected, silent, _, unreachable] = self.board.states().map(|(_, number)| number);
         [connected, silent, unreachable]
@@ -147,7 +147,7 @@ impl Drop for Replica {
     }
 }
 
-/// Long enough for all to have found each other: the service is resolved every 2 s.
+/// Waits long enough for all to have found each other: the service is resolved every 2 s.
 async fn settled() {
     sleep(Duration::from_secs(7)).await;
 }
@@ -277,7 +277,7 @@ async fn busy_counts_do_not_delay_a_goodbye() {
     assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, 1);
     let start = Instant::now();
     for held in 2..=6 {
-        // Whenever it is asked for the next report, there is something new.
+        // There is something new for each report.
         tickets.push(replica.hold());
         assert_eq!(reports.next().await.unwrap().unwrap().routes[0].held, held);
     }
@@ -426,7 +426,7 @@ async fn replica_with_two_addresses_counts_once() {
     let _held = (one.hold(), two.hold());
     sleep(Duration::from_millis(100)).await;
     assert_eq!((one.held(), one.states()), (2, [1, 0, 0]));
-    // The address in use breaks: the other one takes over.
+    // The address in use fails: the other one takes over.
     wires.ends.lock().remove(&address(2));
     let left = Wire { broken: CancellationToken::new(), ..two.wire.clone() };
     wires.ends.lock().insert(address(102), left);
@@ -447,7 +447,7 @@ async fn a_route_that_comes_later_knows_what_others_hold() {
     one.directory.publish([gate.clone()]);
     sleep(Duration::from_millis(1)).await;
     assert_eq!(gate.counts_everywhere().held, 1);
-    // And one that goes is taken back.
+    // A removed route is subtracted.
     two.directory.publish([]);
     sleep(Duration::from_millis(1)).await;
     assert_eq!(gate.counts_everywhere().held, 0);
@@ -532,8 +532,8 @@ async fn large_reports_are_split_every_20_ms() {
     let mut tickets = Vec::new();
     let mut turns = HashMap::<String, u32>::new();
     let start = Instant::now();
-    // 4,001 routes that change before each report, 2,000 of them in each: 6 reports are 12,000 turns, of which all have
-    // 3 or, the last one of the third round, 2.
+    // 1,001 routes change before each report, and 500 of them are in each: 6 reports are 3,000 turns, 3 for every route
+    // but three, which have 2.
     for number in 0..6 {
         tickets.extend(gates.iter().map(|gate| gate.hold(1, true).unwrap()));
         let told = reports.next().await.unwrap().unwrap().routes;
@@ -543,7 +543,7 @@ async fn large_reports_are_split_every_20_ms() {
     }
     assert_eq!(turns.len(), gates.len(), "every route");
     assert!(turns.values().all(|turns| (2..=3).contains(turns)));
-    // Those that are gone are told although all others change.
+    // Removed routes are reported although all others change.
     directory.publish(gates[1..].iter().cloned());
     tickets.extend(gates.iter().map(|gate| gate.hold(1, true).unwrap()));
     let told = reports.next().await.unwrap().unwrap().routes;

@@ -1,4 +1,4 @@
-//! The token by which replicas know each other.
+//! Token by which replicas authenticate to each other.
 
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -6,29 +6,29 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tonic::{Request, Status, metadata::MetadataValue};
 
-/// A token in a file, which is read again for every connection: whoever changes it need not restart us.
+/// A token in a file, which is read again for every connection, so that a change needs no restart.
 pub(super) struct Token {
     path: PathBuf,
-    /// As it was when it could last be read, if it could ever be.
+    /// Token as of the last successful read.
     last: Mutex<Option<Arc<str>>>,
-    /// When something was last logged of it.
+    /// Time of the last warning.
     warned: Mutex<Option<Instant>>,
 }
 
-/// How often something is logged of the token, at most.
+/// Minimum interval between warnings about the token.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 // === impl Token ===
 
 impl Token {
-    /// The token in this file. As long as there is none, none is asked for, and that is logged.
+    /// Creates a token from a file. While the file has never been readable, no token is required, and that is logged.
     pub(super) fn new(path: impl Into<PathBuf>) -> Self {
         let token = Self { path: path.into(), last: Mutex::default(), warned: Mutex::default() };
         token.current();
         token
     }
 
-    /// Shows the token with a call.
+    /// Adds the token to a call.
     pub(super) fn show<T>(&self, call: &mut Request<T>) {
         let value = self.current().and_then(|token| MetadataValue::try_from(format!("Bearer {token}")).ok());
         if let Some(value) = value {
@@ -36,8 +36,8 @@ impl Token {
         }
     }
 
-    /// Checks the token that a call shows. One without any is from a replica of the release before, and accepted in this
-    /// one, with a warning.
+    /// Checks the token of a call. A call without one comes from a replica of the previous release, and is accepted in
+    /// this release, with a warning.
     pub(super) fn check<T>(&self, call: &Request<T>) -> Result<(), Status> {
         let Some(token) = self.current() else { return Ok(()) };
         let Some(shown) = call.metadata().get("authorization") else {
@@ -58,7 +58,7 @@ impl Token {
         ))
     }
 
-    /// Whether it is time for another warning: strangers cause them.
+    /// Returns `true` if another warning may be logged: strangers can cause them.
     fn may_warn(&self) -> bool {
         let mut warned = self.warned.lock();
         let may = warned.is_none_or(|warned| warned.elapsed() >= WARNING_INTERVAL);
@@ -82,7 +82,7 @@ impl Token {
     }
 }
 
-/// Compares in a time that does not depend on where the two differ.
+/// Compares in a time independent of the position of the first difference.
 fn is_same(one: &[u8], other: &[u8]) -> bool {
     one.len() == other.len()
         && one.iter().zip(other).fold(0, |differing, (one, other)| differing | (one ^ other)) == 0
