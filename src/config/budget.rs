@@ -1,4 +1,4 @@
-//! The most memory that clients can make this process take, by its limits, and the limits that fit the memory there is.
+//! Maximum memory that clients can make this process take under its limits, and limits that fit the memory available.
 
 mod listeners;
 
@@ -8,58 +8,58 @@ use super::{Limits, MemoryLimit};
 use crate::domain::ByteCount;
 pub use listeners::*;
 
-/// The most that a client's connection takes that is not counted by itself. Over HTTP/1: two read buffers of 8 KiB, 16 KiB that
-/// came ahead of their turn. Over HTTP/2: a read buffer that grows to 32 KiB for a frame of 16, and what h2 keeps, without streams.
-/// `connections_cost_no_more_than_is_computed` measures 21 and 34 KiB.
+/// Maximum memory of a client's connection that is not counted otherwise, in bytes. Over HTTP/1: two read buffers of 8
+/// KiB, and 16 KiB read ahead. Over HTTP/2: a read buffer that grows to 32 KiB for a frame of 16, and what h2 keeps
+/// without streams. `connections_cost_no_more_than_is_computed` measures 21 and 34 KiB.
 pub const CONNECTION_COST_BYTES: usize = 40 << 10;
 
-/// Over HTTP/1, how much of a head costs nothing but its connection: hyper's first read buffer. Beyond it, what has come is
-/// counted. hyper reserves room for twice as much, but memory that nothing was written to is not resident.
+/// Bytes of an HTTP/1 head that the cost of its connection covers: hyper's first read buffer. Beyond it, the bytes that
+/// have arrived are counted. hyper reserves twice as much, but memory that nothing was written to is not resident.
 pub const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
 
-/// Over HTTP/2, how much memory a head may take that has begun and is not whole, for each byte of `maxHeaderBytes`: of the
-/// shortest fields, which count for 33 bytes (RFC 9113, section 6.5.2), `HeaderMap` keeps 104 bytes each, in a table of a power
-/// of two.
+/// Maximum memory of an incomplete HTTP/2 head, per byte of `maxHeaderBytes`: of the shortest fields, which count for
+/// 33 bytes (RFC 9113, section 6.5.2), `HeaderMap` keeps 104 bytes each, in a table whose size is a power of two.
 pub const H2_HEAD_FACTOR: usize = 4;
 
-/// What a request over HTTP/2 takes besides its head and body: its stream, its task, its place in the queue. 5.4 KiB measured by
-/// `held_stream_costs_no_more_than_it_counts_for`.
+/// Memory of an HTTP/2 request besides its head and body, in bytes: its stream, its task, its place in the queue.
+/// `held_stream_costs_no_more_than_it_counts_for` measures 5.4 KiB.
 pub const STREAM_COST_BYTES: usize = 8 << 10;
 
-/// What an unread answer counts for besides its body: the stream's state, its task and its head. 2.2 KiB measured by
-/// `unread_answer_costs_no_more_than_it_counts_for`, and as much again for larger heads.
+/// Memory of an unread response besides its body, in bytes: the stream's state, its task and its head.
+/// `unread_answer_costs_no_more_than_it_counts_for` measures 2.2 KiB; as much again is for larger heads.
 pub const ANSWER_COST_BYTES: usize = 4 << 10;
 
-/// How much of an answer is read ahead from a model server, on each of its connections, and so the largest head of an answer.
+/// Bytes of a response read ahead from a model server, per connection; also the maximum size of a response head.
 pub const UPSTREAM_BUFFER_BYTES: usize = 64 << 10;
 
-/// How much of an answer is written ahead to a client, beyond the part that was read last.
+/// Bytes of a response written ahead to a client, beyond the part that was read last.
 pub const SEND_BUFFER_BYTES: usize = 64 << 10;
 
-/// What is on its way from a model server to a client that reads slowly: what is written ahead, the part that was read last, and
-/// what is read ahead.
+/// Memory of a response on its way to a client that reads slowly, in bytes: those written ahead, the part that was read
+/// last, and those read ahead.
 pub const RELAY_COST_BYTES: usize = SEND_BUFFER_BYTES + 2 * UPSTREAM_BUFFER_BYTES;
 
-/// Bytes read at once of a WebSocket, in each direction.
+/// Bytes per read of a WebSocket, in each direction.
 pub const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
 
-/// Most memory of a WebSocket whose client does not read: a buffer in each direction, and what came with the head of the answer.
+/// Maximum memory of a WebSocket whose client does not read, in bytes: a buffer in each direction, and bytes received
+/// with the head of the response.
 pub const TUNNEL_COST_BYTES: usize = 2 * TUNNEL_BUFFER_BYTES + UPSTREAM_BUFFER_BYTES;
 
-/// Returns the bytes that answers of ours may take that are not read, on top of `maxBufferedBytes`: an eighth of it, and room for
-/// some.
+/// Returns the maximum bytes of the proxy's unread responses, on top of `maxBufferedBytes`: an eighth of it, and at
+/// least room for some.
 pub const fn max_answer_bytes(buffered: usize) -> usize {
     at_least(buffered / 8, 64 << 10)
 }
 
-/// Returns the bytes that answers of model servers and WebSockets may take whose clients do not read, on top of
-/// `maxBufferedBytes`: a quarter of it, and room for some twenty.
+/// Returns the maximum bytes of model server responses and WebSockets whose clients do not read, on top of
+/// `maxBufferedBytes`: a quarter of it, and at least room for some twenty.
 pub const fn max_relay_bytes(buffered: usize) -> usize {
     at_least(buffered / 4, 4 << 20)
 }
 
-/// Returns the bytes that requests may take besides their bodies, on top of `maxBufferedBytes`: a quarter of it, and room for those
-/// of one connection of HTTP/2.
+/// Returns the maximum bytes of requests besides their bodies, on top of `maxBufferedBytes`: a quarter of it, and at
+/// least room for those of one HTTP/2 connection.
 pub const fn max_request_bytes(buffered: usize) -> usize {
     at_least(buffered / 4, 10 << 20)
 }
@@ -68,30 +68,30 @@ const fn at_least(bytes: usize, least: usize) -> usize {
     if bytes > least { bytes } else { least }
 }
 
-/// The part of the memory that is for bodies, and that for connections, where limits are not set.
+/// Divisor of the memory: the part for bodies, and that for connections, if limits are not set.
 const DEFAULT_DIVISOR: usize = 4;
 
-/// The most memory that limits allow, by what takes it, in bytes.
+/// Maximum memory that limits allow, by purpose, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorstCase {
-    /// How many connections there are then.
+    /// Number of connections.
     pub connections: usize,
-    /// What these take.
+    /// Memory of the connections.
     pub of_connections: usize,
-    /// Bodies, and heads that are not whole.
+    /// Bodies and incomplete heads.
     pub bodies: usize,
     /// Requests besides their bodies.
     pub requests: usize,
-    /// Answers that are not read.
+    /// Unread responses of the proxy.
     pub answers: usize,
-    /// Answers of model servers and WebSockets whose clients do not read.
+    /// Responses of model servers, and WebSockets, whose clients do not read.
     pub relays: usize,
 }
 
 // === impl WorstCase ===
 
 impl WorstCase {
-    /// That of these limits.
+    /// Computes the worst case of these limits.
     pub fn of(limits: &Limits) -> Self {
         let (connections, bodies) = (limits.max_connections, limits.max_buffered_bytes.get());
         Self {
@@ -104,22 +104,22 @@ impl WorstCase {
         }
     }
 
-    /// All of it, with [`BASE_BYTES`].
+    /// Returns the total, including [`BASE_BYTES`].
     pub fn total(&self) -> usize {
         self.of_connections.saturating_add(self.of_buffered()).saturating_add(BASE_BYTES)
     }
 
-    /// The part that follows from `maxBufferedBytes`.
+    /// Returns the part that follows from `maxBufferedBytes`.
     fn of_buffered(&self) -> usize {
         [self.bodies, self.requests, self.answers, self.relays].into_iter().fold(0, usize::saturating_add)
     }
 
-    /// All of it, for people.
+    /// Returns the total as text, in MiB.
     pub(super) fn total_mebibytes(&self) -> String {
         mebibytes(self.total())
     }
 
-    /// What is wrong with it where there is this much memory, and the way out.
+    /// Checks that the total fits the available memory. The error states the remedy.
     pub(super) fn check(&self, memory: &MemoryLimit) -> Result<(), String> {
         if self.total() <= memory.bytes {
             return Ok(());
@@ -149,7 +149,7 @@ impl fmt::Display for WorstCase {
     }
 }
 
-/// Rounded up.
+/// Formats bytes as MiB, rounded up.
 pub(super) fn mebibytes(bytes: usize) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
@@ -157,15 +157,15 @@ pub(super) fn mebibytes(bytes: usize) -> String {
 // === impl Limits ===
 
 impl Limits {
-    /// The bytes of bodies that fit this much memory: a quarter of it, at least one body, at most the default.
+    /// Returns the bytes of bodies that fit this much memory: a quarter of it, at least one body, at most the default.
     pub fn fitting_bytes(&self, memory: usize) -> ByteCount {
         let quarter = memory / DEFAULT_DIVISOR;
         let fitting = ByteCount::bytes(quarter - quarter % (1 << 20));
         fitting.max(self.max_body_bytes).min(Self::default().max_buffered_bytes)
     }
 
-    /// The connections that fit this much memory: as many as a quarter of it has room for, or what bodies and [`BASE_BYTES`]
-    /// leave of it, at most the default.
+    /// Returns the number of connections that fit this much memory: as many as fit a quarter of it, or what bodies and
+    /// [`BASE_BYTES`] leave of it, at most the default.
     pub fn fitting_connections(memory: usize) -> usize {
         let bodies = memory / DEFAULT_DIVISOR;
         let others = BASE_BYTES
@@ -182,7 +182,7 @@ impl Limits {
 mod tests {
     use super::*;
 
-    /// What is left unset fits from 512 MiB on, whatever the machine.
+    /// Unset limits fit from 512 MiB on.
     #[test]
     fn unset_limits_fit_the_memory() {
         for mebibytes in [512, 768, 1024, 1500, 2048, 4096, 8192, 1 << 16] {
