@@ -12,7 +12,7 @@ use crate::{
     domain::{Counting, Policy, RequestRate},
 };
 
-/// The metrics of a trigger.
+/// Metrics of a trigger.
 pub(super) struct Metrics {
     policy: Arc<Policy>,
     metrics: Vec<(String, MetricKind)>,

@@ -1,4 +1,4 @@
-//! The server: the scaler, its health, and what it can be asked.
+//! gRPC server of the scaler, with health and reflection.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,22 +17,22 @@ use crate::{
     places::Places,
 };
 
-/// How many streams may be open: KEDA has two for each ScaledObject.
+/// Maximum number of open streams: KEDA has two for each ScaledObject.
 pub const STREAMS: usize = SCALER_STREAMS;
 
-/// Calls under way on one connection. KEDA has a single one for all of its ScaledObjects, and silently delays calls above the
-/// limit; so there is room for all streams and for polls.
+/// Maximum number of calls under way per connection. KEDA has one connection for all of its ScaledObjects, and silently
+/// delays calls above the limit; so there is room for all streams and for polls.
 const MAX_CALLS_PER_CONNECTION: u32 = 10_000;
 
-/// How long connections have to end in order.
+/// Time for connections to end gracefully.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// The descriptions of our protocols, for reflection.
+/// Descriptors of the served protocols, for reflection.
 const PROTOCOLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/protocols.bin"));
 
 type Service = ExternalScalerServer<Keda>;
 
-/// The service without a listener: what answers calls. Its streams end with `ending`.
+/// Returns the service without a listener. Its streams end with `ending`.
 pub fn service(
     routes: Arc<Directory>,
     ending: CancellationToken,
@@ -44,11 +44,11 @@ fn bounded(keda: Keda) -> Service {
     Service::new(keda).max_decoding_message_size(GRPC_MESSAGE_BYTES)
 }
 
-/// Serves until `stopping`, which cancels `draining`, too.
+/// Serves until `stopping`, which cancels `draining` too.
 ///
-/// With `draining`, every stream ends cleanly and every connection with it, so that KEDA, which comes back two seconds
-/// later, finds another replica. Whoever still comes here is answered until the end: after an error KEDA would stay
-/// away for up to a minute, and would leave the replicas as they are.
+/// On `draining`, every stream and connection ends cleanly, so that KEDA, which reconnects two seconds later, reaches
+/// another replica. Calls that still arrive here are answered until the end: after an error KEDA would stay away for up
+/// to a minute, and would leave the replicas as they are.
 pub async fn serve(
     listener: GrpcListener,
     routes: Arc<Directory>,
@@ -73,7 +73,7 @@ pub async fn serve(
         sleep(GRACE).await;
     };
     tokio::select! {
-        // In order, if it is in time.
+        // A graceful end takes precedence, if in time.
         biased;
         () = stages => {}
         () = cut => {}

@@ -37,8 +37,8 @@ const ROUTE_GRACE: Duration = Duration::from_secs(10);
 /// Longest interval at which metrics are resent to a ScaledObject whose status does not list them.
 const MAX_RESEND_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Follows the route that a trigger names. The stream may be older than the route and outlive it, as KEDA backs off up to a
-/// minute after an error.
+/// Follower of the route that a trigger names. The stream may be older than the route and outlive it, as KEDA backs off
+/// up to a minute after an error.
 struct RouteFollower {
     trigger: Trigger,
     routes: watch::Receiver<Gates>,
@@ -49,7 +49,7 @@ struct RouteFollower {
     ending: CancellationToken,
 }
 
-/// Sends whether demand is true: at once, on every change, and `true` repeatedly until KEDA has scaled.
+/// Source of `StreamIsActive`: sends the demand at once, on every change, and `true` repeatedly until KEDA has scaled.
 pub(super) struct Activity {
     route: RouteFollower,
     /// Counts this stream as a receiver of pushes, which `StreamMetricSpec` is not.
@@ -57,7 +57,7 @@ pub(super) struct Activity {
     last_sent: Option<bool>,
     /// Activations requested as of the last message.
     activations: u64,
-    /// The ScaledObject's status listed our metric as of the last message.
+    /// The ScaledObject's status listed the metric as of the last message.
     is_listed: bool,
     repeat_at: Instant,
     /// Repetitions since the last edge or activation.
@@ -67,8 +67,8 @@ pub(super) struct Activity {
     peer: Source,
 }
 
-/// Sends the metrics: at once, on every change, and again while the ScaledObject's status does not list them, which makes
-/// KEDA 2.21 update that list.
+/// Source of `StreamMetricSpec`: sends the metrics at once, on every change, and again while the ScaledObject's status
+/// does not list them, which makes KEDA 2.21 update that list.
 pub(super) struct Specs {
     route: RouteFollower,
     last_sent: Option<GetMetricSpecResponse>,
@@ -116,7 +116,7 @@ impl RouteFollower {
         tracing::warn!(%peer, reason, "KEDA asks for an unknown route");
     }
 
-    /// Waits for a change, or until `until`. Returns false if the stream must end. Cancel-safe.
+    /// Waits for a change, or until `until`. Returns `false` if the stream must end. Cancel-safe.
     async fn changed(&mut self, until: Option<Instant>) -> bool {
         let Self { routes, route, ending, .. } = self;
         let changed = async {
@@ -191,7 +191,7 @@ impl Activity {
                 let ours = gate.counts_or_mark_idle();
                 let all = ours.plus(gate.demand().peers());
                 active = all.is_active();
-                // KEDA dropped the pushes before.
+                // KEDA dropped earlier pushes.
                 let is_newly_listed = is_listed && !self.is_listed;
                 let is_new = self.last_sent != Some(true) || all.activations > self.activations;
                 (self.activations, self.is_listed) = (all.activations, is_listed);

@@ -39,7 +39,7 @@ impl Trigger {
     /// # Errors
     /// If it names no route, or one that cannot exist.
     pub(super) fn of(object: &ScaledObjectRef) -> Result<Self, Status> {
-        // First, so that no longer name is stored, answered or logged.
+        // First, so that no overlong name is stored, returned or logged.
         if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME_BYTES) {
             return Err(Status::invalid_argument(format!(
                 "the ScaledObject's namespace or name is longer than {MAX_NAME_BYTES} bytes, which no object's is"
@@ -126,7 +126,7 @@ impl fmt::Display for Trigger {
     }
 }
 
-/// As much of a name as an answer repeats.
+/// Shortens a name for use in a response.
 pub(super) fn shortened(name: &str) -> &str {
     &name[..name.floor_char_boundary(MAX_NAME_BYTES)]
 }

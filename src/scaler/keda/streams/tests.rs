@@ -97,7 +97,7 @@ async fn state_is_sent_at_once_then_on_every_edge() {
     assert_eq!(scene.gate.demand().pushes(), 2, "one edge on two streams; repetitions do not count");
 }
 
-/// The trigger's ScaledObject in the cluster.
+/// Returns the trigger's ScaledObject as listed in the cluster, after another one.
 fn shown(is_listed: bool, is_scaled: Option<bool>) -> Vec<PushReceiver> {
     let other =
         PushReceiver { namespace: "ml".into(), name: "other".into(), is_listed: true, is_scaled: None };
