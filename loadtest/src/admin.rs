@@ -1,4 +1,4 @@
-//! Anteroom's admin API, as its readers see it.
+//! Blocking client of Anteroom's admin API.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,14 +12,14 @@ use crate::error::Error;
 use crate::http::{self, Framing};
 use crate::setup::Setup;
 
-/// How long an answer may take: the metrics of thousands of routes are some megabytes.
+/// Timeout of one read in [`get`]; the metrics of thousands of routes are several megabytes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The status and the body of `GET path`.
+/// Returns the status and the body of `GET path`, on a connection of its own.
 pub(crate) fn get(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    // In one piece: a server that closes once it has answered resets the connection over what comes later.
+    // Sent in one write: a server that closes after responding resets the connection on later data.
     stream
         .write_all(format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
@@ -31,12 +31,12 @@ pub(crate) fn get(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-/// Whether it says that it is ready to serve.
+/// Returns `true` if `/readyz` responds with 200.
 pub(crate) fn is_ready(admin: SocketAddr) -> bool {
     get(admin, "/readyz").is_ok_and(|(status, _)| status == 200)
 }
 
-/// Waits until `running` is ready to serve; an error with its log when it is not in time, or has ended.
+/// Waits until `running` is ready. Fails with its log if it exits or takes longer than [`START`].
 pub(crate) fn await_ready(running: &mut Running, setup: &Setup) -> Result<(), Error> {
     let deadline = Instant::now() + START;
     while !is_ready(running.admin) {
@@ -47,33 +47,33 @@ pub(crate) fn await_ready(running: &mut Running, setup: &Setup) -> Result<(), Er
     Ok(())
 }
 
-/// How long Anteroom may take to start.
+/// Time Anteroom may take to start.
 const START: Duration = Duration::from_secs(20);
-/// How long one answer may take.
+/// Timeout of one read on an [`Admin`] connection.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// A connection to it. Reading blocks, so that nothing else of the rig goes on meanwhile.
+/// A keep-alive connection to the admin API. Reads block, so the event loop of the rig stands still meanwhile.
 #[derive(Debug)]
 pub(crate) struct Admin {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// What is held and in flight on the one route of a configuration.
+/// Requests held and in flight on the only route of a configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Demand {
     pub(crate) held: u64,
     pub(crate) in_flight: u64,
 }
 
-/// A text of `/metrics`.
+/// Body of a `/metrics` response.
 #[derive(Debug)]
 pub(crate) struct Metrics(String);
 
 // === impl Admin ===
 
 impl Admin {
-    /// Waits until `running` answers; an error with its log when it does not in time, or has ended.
+    /// Waits until `running` responds on its admin port. Fails with its log if it exits or takes longer than [`START`].
     pub(crate) fn await_start(running: &mut Running) -> Result<Self, Error> {
         let deadline = Instant::now() + START;
         loop {
@@ -147,11 +147,11 @@ impl Demand {
 // === impl Metrics ===
 
 impl Metrics {
-    /// The sum of what `name` counts with all of these `key="value"` labels.
+    /// Sums the counters of `name` that carry all of these `key="value"` labels.
     pub(crate) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
         let counts = self.0.lines().filter_map(|line| {
             let rest = line.strip_prefix(name)?.strip_prefix('{')?;
-            // Neither the names of routes nor any other label here have a bracket.
+            // No label value here contains a brace, route names included.
             let (found, count) = rest.split_once("} ")?;
             labels.iter().all(|label| found.split(',').any(|found| found == *label)).then_some(count)
         });
@@ -170,7 +170,7 @@ mod tests {
         let answering = std::thread::spawn(move || {
             for answer in ["HTTP/1.1 503 No\r\ncontent-length: 2\r\n\r\nno", "HTTP/1.1 503 No"] {
                 let (mut stream, _) = listener.accept().unwrap();
-                // The question is read, or closing would reset the connection.
+                // Closing with unread data would reset the connection.
                 let mut question = [0; 1024];
                 assert!(stream.read(&mut question).unwrap() > 0);
                 stream.write_all(answer.as_bytes()).unwrap();

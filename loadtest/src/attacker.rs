@@ -1,4 +1,4 @@
-//! A client that means harm, in a thread of its own: what it does is for others to notice.
+//! A malicious client on a thread of its own. Other clients measure its effect.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
@@ -15,42 +15,42 @@ use crate::cores;
 use crate::error::Error;
 use crate::http2;
 
-/// What it does.
+/// Kind of attack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attack {
-    /// Heads that do not end.
+    /// Request heads that never end.
     Heads,
-    /// Answers over HTTP/2 that are not read.
+    /// HTTP/2 responses that are never read.
     Unread,
-    /// Bodies that drip.
+    /// Request bodies sent slowly.
     Bodies,
 }
 
-/// The thread that does it, until this is dropped.
+/// Handle of the attacking thread. Dropping it stops the attack.
 #[derive(Debug)]
 pub(crate) struct Attacker {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<u64, Error>>>,
 }
 
-/// One of its connections.
+/// A connection of the attacker.
 struct Open {
     stream: TcpStream,
-    /// What is still to be sent.
+    /// Bytes not sent yet.
     left: Vec<u8>,
     next_stream: u32,
     rested: Instant,
 }
 
-/// Where it comes from: a source that nobody else is.
+/// Source address, used by no other client.
 const SOURCE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), 0);
-/// The pause between two looks, each of which is at this part of its connections.
+/// Pause between two passes of the loop. Each pass serves one of [`PARTS`] shares of the connections.
 const PAUSE: Duration = Duration::from_millis(5);
 const PARTS: usize = 20;
-/// How often a body drips, which is as often as it has to.
+/// Interval between the pieces of a body, short enough for Anteroom to keep the connection.
 const DRIP: Duration = Duration::from_secs(4);
 const DRIP_BYTES: usize = 16 << 10;
-/// Streams that are opened on a connection at each look at it.
+/// Streams opened on a connection in each pass.
 const STREAMS: u32 = 10;
 
 // === impl Attack ===
@@ -66,7 +66,8 @@ impl Attack {
         }
     }
 
-    /// Its connections, and how many of them are opened in a second: those that end are opened again.
+    /// Returns the number of connections and the rate, per second, at which they are opened. Closed ones are reopened
+    /// at the same rate.
     fn connections(self) -> (usize, f64) {
         match self {
             Self::Heads => (2000, 1000.0),
@@ -75,7 +76,7 @@ impl Attack {
         }
     }
 
-    /// What a connection begins with.
+    /// Returns the first bytes sent on a connection.
     fn opening(self) -> Vec<u8> {
         const HEAD: &str = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n";
         match self {
@@ -96,7 +97,7 @@ impl Attack {
 // === impl Attacker ===
 
 impl Attacker {
-    /// Begins to attack `target` from `core`.
+    /// Starts to attack `target` from `core`.
     pub(crate) fn start(attack: Attack, target: SocketAddr, core: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
@@ -107,7 +108,7 @@ impl Attacker {
         Self { stop, thread: Some(thread) }
     }
 
-    /// Ends it; how many connections it opened.
+    /// Stops the attack and returns the number of connections opened.
     pub(crate) fn end(mut self) -> Result<u64, Error> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.take().map(JoinHandle::join);
@@ -152,7 +153,7 @@ impl Open {
         let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?;
         bind(&socket, &SOURCE)?;
         match connect(&socket, &target) {
-            // It may be that nobody accepts: the first write finds out.
+            // Nothing may accept the connection; the first write reports that.
             Ok(()) | Err(Errno::INPROGRESS) => {}
             Err(error) => return Err(error.into()),
         }
@@ -160,7 +161,7 @@ impl Open {
         Ok(Self { stream, left: opening, next_stream: 1, rested: Instant::now() })
     }
 
-    /// Sends what there is to send. An error once the other side has ended the connection.
+    /// Sends as much as the socket takes. Fails once the peer has closed the connection.
     fn go_on(&mut self, attack: Attack) -> io::Result<()> {
         if self.left.is_empty() {
             match attack {
@@ -185,7 +186,7 @@ impl Open {
         }
         let mut answer = [0; 4096];
         match self.stream.read(&mut answer) {
-            // An answer over HTTP/1 is a refusal, and the last one.
+            // Over HTTP/1 any response is a rejection, after which the server closes.
             Ok(0) => Err(io::ErrorKind::ConnectionAborted.into()),
             Ok(_) if attack != Attack::Unread => Err(io::ErrorKind::ConnectionAborted.into()),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
@@ -207,7 +208,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let core = Cores::choose().unwrap().attacker;
             let attacker = Attacker::start(attack, listener.local_addr().unwrap(), core);
-            // One that is ended by the other side is opened again.
+            // A connection closed by the peer is opened again.
             for _ in 0..2 {
                 let (mut stream, from) = listener.accept().unwrap();
                 assert_eq!(from.ip(), *SOURCE.ip());

@@ -1,5 +1,5 @@
-//! The model server behind the contenders: it answers everything with the same few bytes, at once, or, when it is told
-//! to, every POST with a stream.
+//! The model server behind the contenders. It responds to every request at once with the same short completion or, if
+//! enabled, to every POST with a stream.
 
 mod pace;
 
@@ -17,7 +17,7 @@ use crate::listen;
 use crate::sse;
 use pace::Streams;
 
-/// Every answer's body: a small chat completion.
+/// Body of every plain response: a small chat completion.
 pub(crate) const ANSWER: &str = concat!(
     r#"{"id":"chatcmpl-0123456789abcdef","object":"chat.completion","created":1750000000,"model":"tiny","#,
     r#""choices":[{"index":0,"message":{"role":"assistant","content":"Hello. How can I help you today?"},"#,
@@ -34,12 +34,12 @@ static RESPONSE: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 const LISTENER: Token = Token(usize::MAX - 1);
-/// Connections of the backend have this bit in their token, those of the clients do not.
+/// Bit set in the tokens of the backend's connections, never in those of the clients.
 const CONNECTION: usize = 1 << 32;
 const BUFFER: usize = 16 * 1024;
-/// Events that are written before the clients have a look at theirs.
+/// Maximum events written per turn, before the clients get to read theirs.
 const AT_A_TIME: usize = 32;
-/// For the rest of a body that is larger than that: it is counted, not kept.
+/// Size of the buffer for the rest of bodies larger than [`BUFFER`]; that rest is counted, not kept.
 const SCRATCH: usize = 256 * 1024;
 
 /// A listener on a free port of 127.0.0.1 and its connections.
@@ -50,7 +50,7 @@ pub(crate) struct Backend {
     connections: Slab<Connection>,
     accepted: u64,
     scratch: Box<[u8]>,
-    /// What is under way, while POSTs are answered with streams.
+    /// Open streams. `None` while POSTs get plain responses.
     streams: Option<Streams>,
     chunk: sse::Chunk,
 }
@@ -60,15 +60,15 @@ struct Connection {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
-    /// How much of a large body is still to come.
+    /// Bytes of a large body still to be read.
     rest: usize,
-    /// Of the stream that is its answer: the number of the next event.
+    /// Number of the next event if the connection's response is a stream.
     next_event: Option<u32>,
 }
 
 enum After {
     Keep,
-    /// The request is there, and wants a stream.
+    /// The request is complete; its response is a stream.
     Stream,
     Close,
 }
@@ -95,7 +95,7 @@ impl Backend {
         self.address
     }
 
-    /// Connections accepted so far: while this stands still, the contender keeps its own alive.
+    /// Returns the number of connections accepted. A constant number means that the contender reuses its own.
     pub(crate) fn accepted(&self) -> u64 {
         self.accepted
     }
@@ -109,7 +109,7 @@ impl Backend {
             return self.accept(registry);
         }
         let key = token.0 & !CONNECTION;
-        // An event of a connection that this batch has closed already.
+        // The connection was closed earlier in this batch of events.
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         match connection.serve(&mut self.scratch, self.streams.is_some()) {
             After::Keep => {}
@@ -126,7 +126,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Whether POSTs are answered with streams from now on. Streams that were under way are forgotten.
+    /// Enables or disables streams as the response to POSTs. Streams still open are forgotten.
     pub(crate) fn stream(&mut self, streams: bool) {
         self.streams = streams.then(Streams::new);
     }
@@ -135,7 +135,7 @@ impl Backend {
         self.streams.as_mut()
     }
 
-    /// The head of the answer, and the first event of its stream.
+    /// Sends the response head and the first event of the stream.
     fn begin(&mut self, key: usize) -> io::Result<()> {
         let (Some(connection), Some(streams)) = (self.connections.get_mut(key), &mut self.streams) else {
             return Ok(());
@@ -146,7 +146,7 @@ impl Backend {
         self.push(key)
     }
 
-    /// Writes the next event of this connection's stream, at once.
+    /// Writes the next event of this connection's stream.
     pub(crate) fn push(&mut self, key: usize) -> io::Result<()> {
         let (Some(connection), Some(streams)) = (self.connections.get_mut(key), &mut self.streams) else {
             return Ok(());
@@ -164,12 +164,12 @@ impl Backend {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(io::Error::other("a stream's socket is full, so the contender does not read it"))
             }
-            // The contender has left: its client knows more.
+            // The contender closed the connection; its client reports the error.
             Err(_) => Ok(()),
         }
     }
 
-    /// Ends all streams, properly.
+    /// Ends all streams with the final chunk.
     pub(crate) fn end_streams(&mut self) -> io::Result<()> {
         let Some(streams) = &mut self.streams else { return Ok(()) };
         streams.hold();
@@ -182,8 +182,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Writes events that are due; how many those were. Only some of them when there are many: those that are written
-    /// are to be read before all others are.
+    /// Writes due events and returns their number, at most [`AT_A_TIME`]: the clients should read these before more
+    /// are written.
     pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
         if !self.streams.as_ref().is_some_and(Streams::is_paced) {
             return Ok(0);
@@ -219,8 +219,8 @@ impl Backend {
 // === impl Connection ===
 
 impl Connection {
-    /// Answers every complete request. A read that leaves room in the buffer has emptied the socket,
-    /// and what comes later is a new edge: so the usual request costs one read and one write.
+    /// Responds to every complete request. A read that leaves room in the buffer has emptied the socket, and later
+    /// data triggers a new edge, so the usual request costs one read and one write.
     fn serve(&mut self, scratch: &mut [u8], streams: bool) -> After {
         loop {
             if self.rest > 0 {
@@ -243,7 +243,7 @@ impl Connection {
                 Err(_) => return After::Close,
             }
             let full = self.filled == self.buffer.len();
-            // Any other is a health check, and answered as ever.
+            // Anything but a POST is a health check and gets the plain response.
             if streams && self.buffer.starts_with(b"POST ") {
                 match request_len(&self.buffer[..self.filled]) {
                     Ok(Some(len)) if len == self.filled => {
@@ -255,7 +255,7 @@ impl Connection {
                 }
             }
             match self.answer() {
-                // A head larger than the buffer: no scenario sends one.
+                // The head exceeds the buffer; no scenario sends such a head.
                 Ok(0) if full && self.rest == 0 => return After::Close,
                 Ok(_) if full || self.rest > 0 => {}
                 Ok(_) => return After::Keep,
@@ -264,8 +264,8 @@ impl Connection {
         }
     }
 
-    /// Answers what is complete and keeps the rest, of a body that does not fit the buffer only its length; the number
-    /// of bytes used.
+    /// Responds to complete requests, keeps the bytes of an incomplete one, and returns the number of bytes consumed.
+    /// Of a body larger than the buffer, only the length is kept.
     fn answer(&mut self) -> io::Result<usize> {
         let mut used = 0;
         while let Some(len) = request_len(&self.buffer[used..self.filled]).map_err(io::Error::other)? {
@@ -277,7 +277,7 @@ impl Connection {
                 }
                 break;
             }
-            // An answer always fits the socket's buffer; were it cut, the client would report it.
+            // The response always fits the socket buffer. The client would report a truncated one.
             self.stream.write_all(&RESPONSE)?;
             used += len;
         }
@@ -287,7 +287,8 @@ impl Connection {
     }
 }
 
-/// The length of the request at the start of `buf`, once it is known; the request itself may not be complete.
+/// Returns the length of the request at the start of `buf`, or `None` while unknown. The request itself may be
+/// incomplete.
 fn request_len(buf: &[u8]) -> Result<Option<usize>, http::Malformed> {
     let Some(head) = http::head(buf)? else { return Ok(None) };
     let body = match head.body {

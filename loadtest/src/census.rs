@@ -1,4 +1,4 @@
-//! What a process has: memory, files, threads, children.
+//! Resources of a process: memory, files, threads, children.
 
 use std::fs;
 use std::io;
@@ -7,13 +7,13 @@ use serde::Serialize;
 
 use crate::procfs::family;
 
-/// Of a process alone, but for its descendants.
+/// Counts of one process without its descendants, except for `descendants`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Census {
     pub(crate) rss_kib: u64,
     pub(crate) files: u64,
     pub(crate) threads: u64,
-    /// All that descend from it.
+    /// Children, their children, and so on.
     pub(crate) descendants: u64,
 }
 

@@ -15,44 +15,44 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Scenario {
-    /// All of them, one after the other
+    /// All scenarios, one after another
     All(Options),
-    /// Small JSON answers through a proxy on one core: throughput, latency, CPU time
+    /// Small JSON responses through a proxy on one core: throughput, latency, CPU time
     Warm(Warm),
-    /// Bodies from 2 KB to 8 MB: what it costs that the model's name is in them
+    /// Bodies from 2 KB to 8 MB: cost of finding the model name in them
     Body(Options),
-    /// Answers that stream, many at the same time: throughput, and what an event has to wait
+    /// Many concurrent streamed responses: throughput and delay per event
     Stream(Stream),
-    /// A request for a route at zero, until KEDA's stream has been told: with one route, and with a thousand
+    /// Delay from a request for a route at zero to the event on KEDA's stream, with one route and with a thousand
     Signal(Options),
-    /// 10,000 routes of a cluster, of which 1,000 a second change: whether requests to others notice
+    /// 10,000 routes in a cluster, 1,000 of which change per second: effect on requests to other routes
     Routes(Routes),
-    /// Half an hour of everything, with gaps and cold starts: whether anything is left of it
+    /// Half an hour of mixed traffic with gaps and cold starts: checks that nothing leaks
     Soak(Options),
-    /// 50,000 streaming requests held: memory, CPU time of keeping their clients informed
+    /// 50,000 held streaming requests: memory, and CPU time of their heartbeats
     Held(Crowd),
-    /// 10,000 held requests when their model server gets ready: how soon, how fast, in which order
+    /// 10,000 held requests when their model server becomes ready: delay, rate and order of their dispatch
     Release(Crowd),
-    /// Ten times as many requests as may wait: how soon the others are told, and whether those that wait are served
+    /// Ten times as many requests as the queue holds: delay of the rejections, and completion of the held requests
     Overflow(Crowd),
-    /// 20,000 clients that hang up at once: how soon demand knows, what is left of them
+    /// 20,000 clients that disconnect at once: delay until demand is updated, and resources left behind
     Hangup(Crowd),
-    /// A well-behaved client beside one that means harm: its latency, and whether all of it is answered
+    /// A well-behaved client beside a malicious one: its latency, and whether all its requests succeed
     Attack(Options),
 }
 
-/// What every scenario takes.
+/// Options of every scenario.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Short measurements, for a first look
+    /// Measure briefly, for a first impression
     #[arg(long)]
     pub(crate) quick: bool,
 
-    /// Write the results to FILE as well
+    /// Also write the results to FILE
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 
-    /// What to measure, in this order; some scenarios are about anteroom alone
+    /// Contenders to measure, in this order; some scenarios measure only anteroom
     #[arg(
         long,
         value_delimiter = ',',
@@ -61,27 +61,27 @@ pub(crate) struct Options {
     )]
     pub(crate) contenders: Vec<Contender>,
 
-    /// Seconds that one measurement takes [default: the scenario's own]
+    /// Duration of one measurement in seconds [default: depends on the scenario]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3600))]
     pub(crate) seconds: Option<u16>,
 
-    /// Turns that every contender gets [default: 5, 3 with --quick]
+    /// Rounds per contender [default: 5, or 3 with --quick]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub(crate) rounds: Option<u16>,
 
-    /// Anteroom [default: `anteroom` in the folder of this program, built first where cargo runs us]
+    /// Path of Anteroom [default: `anteroom` beside this program, built first when run by cargo]
     #[arg(long, value_name = "PATH")]
     pub(crate) anteroom: Option<PathBuf>,
 
-    /// HAProxy
+    /// Path of HAProxy
     #[arg(long, value_name = "PATH", default_value = "haproxy")]
     pub(crate) haproxy: PathBuf,
 
-    /// nginx
+    /// Path of nginx
     #[arg(long, value_name = "PATH", default_value = "nginx")]
     pub(crate) nginx: PathBuf,
 
-    /// Envoy
+    /// Path of Envoy
     #[arg(long, value_name = "PATH", default_value = "envoy")]
     pub(crate) envoy: PathBuf,
 }
@@ -91,7 +91,7 @@ pub(crate) struct Warm {
     #[command(flatten)]
     pub(crate) options: Options,
 
-    /// Clients, each with one connection and one request at a time
+    /// Numbers of clients to measure with, each with one connection and one request at a time
     #[arg(
         long,
         value_delimiter = ',',
@@ -101,7 +101,7 @@ pub(crate) struct Warm {
     )]
     pub(crate) connections: Vec<u16>,
 
-    /// Requests a second in the open loop: arrivals by schedule, which every contender has to bear
+    /// Requests per second in the open loop, where arrivals follow a schedule; every contender must sustain it
     #[arg(long, value_name = "N", default_value_t = crate::scenario::RATE, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) rate: u32,
 }
@@ -111,7 +111,7 @@ pub(crate) struct Stream {
     #[command(flatten)]
     pub(crate) options: Options,
 
-    /// Streams at the same time
+    /// Concurrent streams
     #[arg(
         long,
         value_name = "COUNT",
@@ -126,7 +126,7 @@ pub(crate) struct Routes {
     #[command(flatten)]
     pub(crate) options: Options,
 
-    /// Routes that the cluster has
+    /// Routes in the cluster
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u16).range(200..=10_000))]
     pub(crate) routes: u16,
 }
@@ -136,7 +136,7 @@ pub(crate) struct Crowd {
     #[command(flatten)]
     pub(crate) options: Options,
 
-    /// Clients, each with one connection and one request [default: the scenario's own]
+    /// Number of clients, each with one connection and one request [default: depends on the scenario]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     pub(crate) requests: Option<u32>,
 }
@@ -160,12 +160,12 @@ impl Scenario {
         }
     }
 
-    /// Whether all contenders take part, and not Anteroom alone.
+    /// Returns `true` if the scenario measures all contenders, `false` if only Anteroom.
     pub(crate) fn compares(&self) -> bool {
         matches!(self, Self::All(_) | Self::Warm(_) | Self::Body(_) | Self::Stream(_))
     }
 
-    /// Whether there is nothing to measure, or not all, without Anteroom.
+    /// Returns `true` if the scenario cannot run, or not completely, without Anteroom.
     pub(crate) fn needs_anteroom(&self) -> bool {
         matches!(self, Self::All(_)) || !self.compares()
     }

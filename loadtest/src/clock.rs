@@ -1,4 +1,4 @@
-//! The clock of the measurements.
+//! Clock of the measurements.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -8,12 +8,12 @@ pub(crate) type Instant = std::time::Instant;
 
 static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Nanoseconds since the first call: a moment that fits into a message.
+/// Returns the nanoseconds since the first call, a timestamp that fits into a message.
 pub(crate) fn stamp() -> u64 {
     u64::try_from(FIRST.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// From one stamp to a later one.
+/// Returns the time from one stamp to a later one.
 pub(crate) fn between(earlier: u64, later: u64) -> Duration {
     Duration::from_nanos(later.saturating_sub(earlier))
 }

@@ -1,7 +1,7 @@
-//! What is measured: plain reverse proxies with equal settings, and nothing at all.
+//! The contenders: plain reverse proxies with equal settings, and a direct connection without any proxy.
 //!
-//! Their configurations are in `contenders/`: one worker, one route for everything, connections kept
-//! alive on both sides, no access log, `X-Forwarded-For` appended where that is usual.
+//! Their configurations are in `contenders/`: one worker, one route for everything, keep-alive connections on both
+//! sides, no access log, `X-Forwarded-For` appended where that is usual.
 
 use std::env;
 use std::ffi::OsStr;
@@ -23,21 +23,22 @@ use crate::process::Process;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Contender {
-    /// The clients straight to the backend: the limit of this load test itself
+    /// Clients connected directly to the backend: the limit of this load test itself
     Direct,
-    /// One route that needs the model's name, so that every body is scanned
+    /// One route with a model name, so every body is scanned
     Anteroom,
-    /// One route without models: bodies are passed on as they come
+    /// One route without models: bodies are forwarded unscanned
     AnteroomNoscan,
     Haproxy,
     Nginx,
     Envoy,
 }
 
-/// The kernel closes the connections of a process some time before it says that the process has ended.
+/// Time for which the exit of a process is awaited after its connections fail: the kernel closes them some time
+/// before it reports the exit.
 const LAST_BREATH: Duration = Duration::from_millis(500);
 
-/// Where the programs are, from the command line.
+/// Paths of the programs, from the command line.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
     pub(crate) anteroom: PathBuf,
@@ -46,26 +47,26 @@ pub(crate) struct Programs {
     pub(crate) envoy: PathBuf,
 }
 
-/// A contender that was found, ready to be started.
+/// An installed contender, ready to be started.
 #[derive(Debug)]
 pub(crate) struct Installed {
     pub(crate) contender: Contender,
     program: Option<PathBuf>,
-    /// The first line of what it says about itself.
+    /// First line of the output of its version flag.
     pub(crate) version: Option<String>,
 }
 
-/// A contender at work, or the bare backend.
+/// A started contender, or the bare backend.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    /// Where HTTP/2 without TLS is understood, which for some is the same.
+    /// Address for HTTP/2 without TLS; for some contenders the same as `address`.
     pub(crate) h2: SocketAddr,
-    /// Of Anteroom: dashboard, API, metrics.
+    /// Anteroom's address of dashboard, API and metrics.
     pub(crate) admin: SocketAddr,
     pub(crate) process: Option<Process>,
     config: Option<PathBuf>,
-    // After the process, which still uses its files while it is stopped.
+    // Dropped after `process`, which uses its files until it has stopped.
     _dir: Option<TempDir>,
 }
 
@@ -83,7 +84,7 @@ impl Contender {
         }
     }
 
-    /// Anteroom, however it is configured.
+    /// Returns `true` for Anteroom in any configuration.
     pub(crate) fn is_anteroom(self) -> bool {
         matches!(self, Self::Anteroom | Self::AnteroomNoscan)
     }
@@ -100,7 +101,7 @@ impl Contender {
         }
     }
 
-    /// The configuration's file name and its template.
+    /// Returns the name and the template of the configuration file.
     fn template(self) -> (&'static str, &'static str) {
         match self {
             Self::Direct => ("", ""),
@@ -127,12 +128,12 @@ impl Contender {
 // === impl Running ===
 
 impl Running {
-    /// Its configuration: one that is put in its place is noticed.
+    /// Returns the path of the configuration file. A contender that watches it reloads a replaced file.
     pub(crate) fn configuration(&self) -> Option<&Path> {
         self.config.as_deref()
     }
 
-    /// An error with its log once it has ended, or `deadline` has passed without it being ready.
+    /// Fails with the log if the process has exited, or if `deadline` has passed without it being ready.
     pub(crate) fn check_start(&mut self, contender: &'static str, deadline: Instant) -> Result<(), Error> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let why = match process.ended() {
@@ -143,7 +144,7 @@ impl Running {
         Err(Error::Start { contender, why, log: process.log() })
     }
 
-    /// Of an error that was seen from outside: that the process has ended explains it.
+    /// Replaces an error by [`Error::Ended`] if the process has exited, as that is its likely cause.
     pub(crate) fn explain(&mut self, contender: &'static str, error: Error) -> Error {
         let Some(process) = &mut self.process else { return error };
         if matches!(error, Error::Interrupted) {
@@ -163,7 +164,7 @@ impl Installed {
         self.program.as_deref()
     }
 
-    /// Finds the program; the error names those of `all` that would be measured without it, if any.
+    /// Finds the program. The error lists the members of `all` that can be measured without it.
     pub(crate) fn find(contender: Contender, programs: &Programs, all: &[Contender]) -> Result<Self, Error> {
         let (wanted, ask) = match contender {
             Contender::Direct => return Ok(Self { contender, program: None, version: None }),
@@ -185,18 +186,18 @@ impl Installed {
         Ok(Self { contender, program: Some(program), version })
     }
 
-    /// The same program in another configuration of it.
+    /// Returns the same program as another contender.
     pub(crate) fn like(&self, contender: Contender) -> Self {
         Self { contender, program: self.program.clone(), version: self.version.clone() }
     }
 
-    /// Starts it in front of `backend`; it may not be ready yet.
+    /// Starts the contender in front of `backend`; it may not be ready yet.
     pub(crate) fn start(&self, backend: SocketAddr, cores: Cores) -> Result<Running, Error> {
         self.start_with(self.contender.template().1, backend, cores)
     }
 
-    /// The same with a configuration of the scenario's own, in which `{listen}`, `{h2}`, `{admin}`, `{backend}` (ports) and
-    /// `{dir}` are filled in.
+    /// Like [`Self::start`], with a configuration of the scenario's own. `{listen}`, `{h2}`, `{admin}`, `{backend}`
+    /// (ports) and `{dir}` in the template are filled in.
     pub(crate) fn start_with(
         &self,
         template: &str,
@@ -206,7 +207,7 @@ impl Installed {
         self.start_in(template, backend, cores, &[])
     }
 
-    /// The same with these variables in its environment.
+    /// Like [`Self::start_with`], with additional environment variables.
     pub(crate) fn start_in(
         &self,
         template: &str,
@@ -240,7 +241,8 @@ impl Installed {
         let file = dir.path().join(file);
         fs::write(&file, config).map_err(|error| Error::io(format!("write {}", file.display()), error))?;
         let args = self.contender.args(&file.display().to_string(), &path);
-        // Not beside the configuration: who watches that folder would look up with every line.
+        // Not beside the configuration: a contender that watches that directory would wake up with every line of the
+        // log.
         let logs = dir.path().join("logs");
         fs::create_dir(&logs).map_err(|error| Error::io(format!("make {}", logs.display()), error))?;
         let process = Process::start(program, args, env, logs.join("log"), cores)?;
@@ -251,7 +253,7 @@ impl Installed {
     }
 }
 
-/// Ports that are free now: nothing keeps them, but the kernel gives out others first.
+/// Returns ports that are free now. They are not reserved, but the kernel assigns others first.
 fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let mut ports = [0; N];
@@ -264,7 +266,8 @@ fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
     Ok(ports)
 }
 
-/// As a shell would, and where Debian puts servers, which is not on everybody's path.
+/// Resolves a program like a shell, also in the directories in which Debian installs servers, often missing from
+/// `PATH`.
 fn on_path(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         return program.is_file().then(|| program.to_owned());
@@ -284,7 +287,7 @@ fn version_of(program: &Path, ask: &str) -> Result<Option<String>, Error> {
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| !line.is_empty());
-    // Envoy puts its own path first.
+    // Envoy prints its own path first.
     Ok(line.map(|line| line.rsplit_once("version: ").map_or(line, |(_, version)| version).to_owned()))
 }
 
@@ -306,7 +309,7 @@ mod tests {
         );
     }
 
-    /// A contender that is a script.
+    /// Starts a shell script in place of a contender.
     fn running(dir: &Path, cores: Cores, script: &str) -> Running {
         let args = ["-c", script];
         let process = Process::start(Path::new("/bin/sh"), args, &[], dir.join("log"), cores).unwrap();

@@ -1,4 +1,4 @@
-//! Which core does what: one is the contender's, one is ours, and a third an attacker's, if there is one.
+//! Assignment of cores: one for the contender, one for the load test, a third for an attacker if available.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -7,11 +7,11 @@ use crate::error::Error;
 /// The first cores this process may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cores {
-    /// Runs the contender and nothing else of ours.
+    /// Core of the contender alone.
     pub(crate) contender: usize,
-    /// Runs the clients and the backend.
+    /// Core of the clients and the backend.
     pub(crate) rig: usize,
-    /// Runs clients that mean harm: the third, where there is one, or else the rig's.
+    /// Core of malicious clients: the third if there is one, else the rig's.
     pub(crate) attacker: usize,
 }
 

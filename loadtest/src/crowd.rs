@@ -1,4 +1,4 @@
-//! Clients by the ten thousand, each with a connection of its own that takes up next to nothing here.
+//! Tens of thousands of clients with a connection each, at little cost to the load test.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -14,23 +14,22 @@ use crate::clock::Instant;
 use crate::member::{End, Inbox, Message, News};
 use crate::multiplexed::{Multiplexed, STREAMS};
 
-/// Connections from one source address: far fewer than it has ports, also after a few crowds that have left theirs
-/// in TIME_WAIT.
+/// Connections per source address: far fewer than it has ports, so that earlier crowds may leave theirs in TIME_WAIT.
 const PER_ADDRESS: u32 = 1000;
 const BUFFER: usize = 16 * 1024;
-/// Tokens of connections with many streams have this bit.
+/// Bit set in the tokens of multiplexed connections.
 const MULTIPLEXED: usize = 1 << 30;
 
-/// The clients, and what they saw.
+/// The clients and the tally of their results.
 #[derive(Debug)]
 pub(crate) struct Crowd {
     server: SocketAddr,
     members: Vec<Member>,
-    /// Further ones, that share connections.
+    /// Connections shared by further clients, each with the time its requests were sent.
     multiplexed: Vec<(Multiplexed, Instant)>,
     message: Message,
     buffer: Box<[u8]>,
-    /// Who sends as soon as somebody is served. None: nobody does.
+    /// Members that send next, one for each request served. `None` stops them.
     next: Option<VecDeque<usize>>,
     pub(crate) tally: Tally,
 }
@@ -39,30 +38,30 @@ pub(crate) struct Crowd {
 struct Member {
     stream: TcpStream,
     inbox: Inbox,
-    /// When its request was sent, or should have been.
+    /// Time at which the request was sent or was due.
     sent: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    /// Requests that have no complete answer.
+    /// Requests without a complete response.
     pub(crate) waiting: usize,
-    /// Answers begun before they were there.
+    /// Responses whose head arrived before the body.
     pub(crate) begun: usize,
     pub(crate) heartbeats: u64,
     pub(crate) served: usize,
     pub(crate) refused: usize,
-    /// How long it took to be refused, each.
+    /// Time from each rejected request to its rejection.
     pub(crate) refused_after: Vec<Duration>,
     pub(crate) last_served: Option<Instant>,
-    /// The first thing that was not as it should be.
+    /// First unexpected observation.
     pub(crate) wrong: Option<String>,
 }
 
 // === impl Crowd ===
 
 impl Crowd {
-    /// Nobody yet. Their requests ask for a stream, or not.
+    /// Creates an empty crowd. `streamed` makes its members request streams.
     pub(crate) fn new(server: SocketAddr, streamed: bool) -> Self {
         Self {
             server,
@@ -79,7 +78,7 @@ impl Crowd {
         self.members.len()
     }
 
-    /// `count` more. The server's accept queue should have room for them, or this takes seconds.
+    /// Connects `count` more clients. Takes seconds if the server's accept queue is too short for them.
     pub(crate) fn join(&mut self, registry: &Registry, count: usize) -> io::Result<()> {
         for _ in 0..count {
             let mut stream = open(self.server)?;
@@ -89,7 +88,8 @@ impl Crowd {
         Ok(())
     }
 
-    /// `count` more, on as few connections as may be, over which they send at once; how many connections.
+    /// Adds `count` more clients on as few connections as possible, which send at once. Returns the number of
+    /// multiplexed connections.
     pub(crate) fn join_multiplexed(&mut self, registry: &Registry, count: usize) -> io::Result<usize> {
         let mut number = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
         let mut left = count;
@@ -111,12 +111,12 @@ impl Crowd {
         Ok(self.multiplexed.len())
     }
 
-    /// Has a member send its request, with its own number; `due` is when that should have been.
+    /// Sends the request of a member, with its own number; `due` is the scheduled time.
     pub(crate) fn send(&mut self, member: usize, due: Instant) {
         let number = u32::try_from(member).unwrap_or(u32::MAX);
         let bytes = self.message.numbered(number);
         let member = &mut self.members[member];
-        // Nothing else is in the socket's buffer, so it always fits.
+        // The socket buffer is empty, so the request always fits.
         match member.stream.write_all(bytes) {
             Ok(()) => {
                 member.sent = Some(due);
@@ -126,7 +126,7 @@ impl Crowd {
         }
     }
 
-    /// From now on `first` and whoever follows send in turn, `at_once` of them at a time, until told to stop.
+    /// Lets the first `members` clients send in turn, `at_once` at a time, until [`Self::stop`].
     pub(crate) fn go_round(&mut self, members: usize, at_once: usize) {
         let now = Instant::now();
         self.next = Some((at_once..members).collect());
@@ -135,12 +135,12 @@ impl Crowd {
         }
     }
 
-    /// No further requests; those sent may still be answered.
+    /// Stops sending. Responses to requests already sent may still arrive.
     pub(crate) fn stop(&mut self) {
         self.next = None;
     }
 
-    /// All connections are closed, whatever was under way. Takes a few µs each.
+    /// Closes all connections, with requests in flight or not. Takes a few µs per connection.
     pub(crate) fn hang_up(&mut self) {
         self.members.clear();
         self.tally.waiting = 0;
@@ -151,9 +151,9 @@ impl Crowd {
         if at & MULTIPLEXED != 0 {
             return self.on_multiplexed(at & !MULTIPLEXED);
         }
-        // An event of a connection that has been closed meanwhile.
+        // The connection has been closed in the meantime.
         let Some(member) = self.members.get_mut(at) else { return };
-        // A read that leaves room has emptied the socket, and what comes later is a new edge.
+        // A read that leaves room has emptied the socket; later data triggers a new edge.
         loop {
             let read = match member.stream.read(&mut self.buffer) {
                 Ok(0) => return self.tally.wrong("a connection was closed".into()),
@@ -230,14 +230,14 @@ impl Tally {
     }
 }
 
-/// A connection from an address of 127.0.0.0/8 that is not used up.
+/// Opens a connection from an address of 127.0.0.0/8 that still has ports.
 fn open(server: SocketAddr) -> io::Result<TcpStream> {
     static OPENED: AtomicU32 = AtomicU32::new(0);
     let source = source(OPENED.fetch_add(1, Ordering::Relaxed));
     let socket =
         socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, Some(ipproto::TCP))?;
     bind(&socket, &source)?;
-    // Blocking, but to a listener on this machine: the kernel accepts at once.
+    // Blocking, but the listener is on this machine: the kernel accepts at once.
     connect(&socket, &server)?;
     let stream = std::net::TcpStream::from(socket);
     stream.set_nodelay(true)?;
@@ -245,7 +245,7 @@ fn open(server: SocketAddr) -> io::Result<TcpStream> {
     Ok(TcpStream::from_std(stream))
 }
 
-/// The address of the `opened`th connection: 127.1.0.1 first, none that anything else here uses.
+/// Returns the address for the connection with this number: 127.1.0.1 first, none that the load test uses otherwise.
 fn source(opened: u32) -> SocketAddrV4 {
     let number = opened / PER_ADDRESS;
     let [high, middle] = [number / 250 % 250, number % 250].map(|part| part as u8);

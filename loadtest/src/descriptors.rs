@@ -1,15 +1,15 @@
-//! File descriptors: a connection each, so their limit is that of a crowd.
+//! File descriptors. A connection takes one, so their limit bounds the size of a crowd.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::Error;
 
-/// A quarter of its files, or this many, are what Anteroom keeps from clients.
+/// Maximum descriptors that Anteroom reserves; with a low limit, it reserves a quarter of it.
 const KEPT: u64 = 4096;
-/// Connections that several clients share, and what the load test itself has open besides.
+/// Descriptors for connections shared by several clients and for other files of the load test.
 const BESIDES: u64 = 512;
 
-/// How many clients with a connection each there may be.
+/// Limit on the number of clients with a connection each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Room {
     limit: Option<u64>,
@@ -18,7 +18,7 @@ pub(crate) struct Room {
 // === impl Room ===
 
 impl Room {
-    /// Raises the limit of this process, and so of those that it starts, as far as it may.
+    /// Raises the limit of this process, and so of the processes it starts, to the maximum allowed.
     pub(crate) fn make() -> Result<Self, Error> {
         let limit = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit })
@@ -26,7 +26,7 @@ impl Room {
         Ok(Self { limit })
     }
 
-    /// As many of `wanted` clients as fit, and a note where that is fewer.
+    /// Returns the number of clients that fit, at most `wanted`, and a note if that is fewer.
     pub(crate) fn fit(self, wanted: usize) -> (usize, Option<String>) {
         let Some(limit) = self.limit else { return (wanted, None) };
         let besides = KEPT.min(limit / 4) + BESIDES;

@@ -1,9 +1,9 @@
-//! What can end a run early.
+//! Errors that end a run early.
 
 use std::io;
 use std::path::PathBuf;
 
-/// A run that cannot be trusted is no result: every one of these ends it.
+/// Error that ends the run: a measurement that cannot be trusted is discarded.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("cannot find {program}: {remedy}")]
@@ -51,7 +51,7 @@ pub(crate) enum Error {
 // === impl Error ===
 
 impl Error {
-    /// What was seen makes the scenario's figures worthless.
+    /// Creates the error for an observation that invalidates the figures of the scenario.
     pub(crate) fn unsound(scenario: &'static str, why: impl Into<String>) -> Self {
         Self::Unsound { scenario, why: why.into() }
     }

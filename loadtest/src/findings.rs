@@ -1,43 +1,43 @@
-//! What a scenario found, in one shape for all of them: tables for people, figures for programs, what was to be
-//! reached, and what keeps a figure from being taken at its word.
+//! Findings of a scenario, in the same shape for all: tables for people, figures for programs, aims, and notes that
+//! qualify the figures.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// More than this, in cores, taken by others makes a measurement a noisy one.
+/// Share of a core used by other processes above which a measurement counts as noisy.
 pub(crate) const NOISE: f64 = 0.05;
 
-/// The findings of one scenario.
+/// Findings of one scenario.
 #[derive(Debug, Serialize)]
 pub(crate) struct Findings {
     pub(crate) scenario: &'static str,
-    /// How it was measured: `5 rounds of 3 s`.
+    /// Method of measurement: `5 rounds of 3 s`.
     pub(crate) how: String,
-    /// For people only: every figure in it is in `results`, too.
+    /// Tables for people; all their figures are in `results`, too.
     #[serde(skip)]
     pub(crate) tables: Vec<Table>,
     pub(crate) results: Value,
     pub(crate) aims: Vec<Aim>,
-    /// What keeps a figure from being taken at its word.
+    /// Reasons to distrust a figure.
     pub(crate) notes: Vec<String>,
 }
 
-/// The first column to the left, the others to the right.
+/// A table. Its first column is left-aligned, the others right-aligned.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) title: String,
     pub(crate) header: Vec<String>,
     pub(crate) rows: Vec<Vec<String>>,
-    /// What the columns mean, where the header does not say it.
+    /// Meaning of the columns, if the header does not make it clear.
     pub(crate) legend: Option<&'static str>,
 }
 
-/// What Anteroom is to reach.
+/// A goal for Anteroom.
 #[derive(Debug, PartialEq, Serialize)]
 pub(crate) struct Aim {
-    /// Whose figure it is, and under which circumstances: `anteroom, 64 connections`.
+    /// Contender and circumstances of the figure: `anteroom, 64 connections`.
     pub(crate) who: String,
-    /// What was measured, with its unit, and on which side of the limit it is to be: `times Envoy's throughput, at least`.
+    /// Quantity with its unit and the direction of the limit: `times Envoy's throughput, at least`.
     pub(crate) what: &'static str,
     pub(crate) limit: f64,
     pub(crate) measured: f64,
@@ -56,13 +56,13 @@ impl Aim {
     }
 }
 
-/// The note that others took so much of a core that the figures are noisy, if they did.
+/// Returns a note if other processes used so much of a core that the figures are noisy.
 pub(crate) fn disturbed(others: f64) -> Option<String> {
     (others > NOISE)
         .then(|| format!("other processes used up to {:.0} % of a core, so this is noisy", others * 100.0))
 }
 
-/// One note for all measurements that others disturbed, each with the cores that they took.
+/// Returns one note for all disturbed measurements, given each with the cores used by other processes.
 pub(crate) fn noise(measured: impl IntoIterator<Item = (String, f64)>) -> Option<String> {
     let noisy: Vec<_> = measured.into_iter().filter(|(_, others)| *others > NOISE).collect();
     let (worst, others) = noisy.iter().max_by(|one, other| one.1.total_cmp(&other.1))?;
@@ -77,7 +77,7 @@ pub(crate) fn plural(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// With commas between the thousands, no decimals.
+/// Formats a number without decimals and with commas between the thousands.
 pub(crate) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();

@@ -1,14 +1,14 @@
-//! What a process takes up: memory, file descriptors.
+//! Memory and file descriptors of a process.
 
 use std::fs;
 use std::io;
 
 use serde::Serialize;
 
-/// At one moment.
+/// Memory and descriptors at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Footprint {
-    /// Resident memory, in bytes, without what the kernel keeps for its connections.
+    /// Resident memory in bytes, without kernel memory of its connections.
     pub(crate) memory: u64,
     pub(crate) descriptors: u64,
 }
@@ -23,17 +23,17 @@ impl Footprint {
     }
 }
 
-/// How many file descriptors a process has open.
+/// Returns the number of open file descriptors of a process.
 pub(crate) fn descriptors(pid: u32) -> io::Result<u64> {
     let folder = format!("/proc/{pid}/fd");
-    // Their number since Linux 6.2, zero before; reading the folder takes a while when there are many.
+    // The number of descriptors since Linux 6.2, zero before. Reading the folder is slow if there are many.
     match fs::metadata(&folder)?.len() {
         0 => Ok(fs::read_dir(&folder)?.count() as u64),
         count => Ok(count),
     }
 }
 
-/// In bytes, of the text of `smaps_rollup`.
+/// Returns the resident memory, in bytes, from the text of `smaps_rollup`.
 fn resident(rollup: &str) -> Option<u64> {
     let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
@@ -56,7 +56,7 @@ mod tests {
     fn a_file_that_is_opened_counts() {
         let before = Footprint::of(std::process::id()).unwrap();
         assert!(before.memory > 0);
-        // Other tests open files, too, but none opens and keeps this many.
+        // Other tests open files as well, but none keeps this many open.
         let _files: Vec<_> = (0..500).map(|_| fs::File::open("/proc/self/stat").unwrap()).collect();
         assert!(descriptors(std::process::id()).unwrap() > before.descriptors + 250);
     }

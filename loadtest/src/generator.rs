@@ -1,5 +1,5 @@
-//! Closed-loop clients: each has one connection and one request on it, and sends the next one as soon
-//! as the answer is there. That measures throughput; its latencies are those of a full house.
+//! Closed-loop clients: each has one connection with one request in flight, and sends the next request as soon as the
+//! response is complete. That measures throughput; the latencies are those at full load.
 
 pub(crate) mod client;
 pub(crate) mod h2;
@@ -18,14 +18,14 @@ use crate::rig::{Clients, Measured};
 use client::{Client, Exchange, Expect};
 use tally::Tally;
 
-/// The request's body: a short chat, about 300 bytes, its model name behind the messages as SDKs have it.
+/// Request body: a short chat of about 300 bytes, with the model name after the messages as SDKs send it.
 pub(crate) const PROMPT: &str = concat!(
     r#"{"messages":[{"role":"system","content":"You are a helpful assistant. Answer in one short sentence."},"#,
     r#"{"role":"user","content":"Hello! Which planet of our solar system has the shortest day, and how long is it?"}],"#,
     r#""model":"tiny","max_tokens":64,"temperature":0.7,"top_p":0.95,"stream":false,"user":"loadtest"}"#
 );
 
-/// The clients of one measurement, and what they saw.
+/// Clients of one measurement and the tally of their results.
 #[derive(Debug)]
 pub(crate) struct Load {
     target: SocketAddr,
@@ -40,12 +40,12 @@ pub(crate) struct Load {
 // === impl Load ===
 
 impl Load {
-    /// Opens the connections, for the prompt; `start` sends the first requests.
+    /// Opens the connections, with [`PROMPT`] as the request; `start` sends the first requests.
     pub(crate) fn connect(registry: &Registry, target: SocketAddr, connections: usize) -> io::Result<Self> {
         Self::with(registry, target, connections, Arc::new(Exchange::new(PROMPT, Expect::Answer)))
     }
 
-    /// The same with another request.
+    /// Like [`Self::connect`], with another request.
     pub(crate) fn with(
         registry: &Registry,
         target: SocketAddr,
@@ -76,7 +76,7 @@ impl Load {
         self.budget -= 1;
         self.waiting += 1;
         if let Err(why) = self.clients[key].send(&self.exchange, now) {
-            // The end of its connection follows, as an event.
+            // An event for the end of the connection follows.
             self.tally.fail(why);
         }
     }

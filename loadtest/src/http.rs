@@ -1,11 +1,11 @@
-//! As much of HTTP/1.1 as both ends of a load test need: where a message ends.
+//! Minimal HTTP/1.1 framing for both ends of a load test.
 //!
-//! Only well-formed messages of our own making, passed on by a proxy, arrive here; anything that
-//! does not fit is an error of the run, not something to be lenient about.
+//! It reads only well-formed messages that the load test itself wrote and a proxy forwarded; anything else is an
+//! error of the run, so it is strict.
 
 use memchr::memchr;
 
-/// The head of a message and how its body is framed.
+/// Head of a message and framing of its body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Head<'a> {
     /// Request line or status line, without its line end.
@@ -27,7 +27,7 @@ pub(crate) enum Framing {
 #[error("{0}")]
 pub(crate) struct Malformed(&'static str);
 
-/// Reads the head at the start of `buf`, `None` while its end has not arrived.
+/// Reads the head at the start of `buf`. Returns `None` if it is incomplete.
 pub(crate) fn head(buf: &[u8]) -> Result<Option<Head<'_>>, Malformed> {
     let Some(mut at) = memchr(b'\n', buf) else { return Ok(None) };
     let start = trim_cr(&buf[..at]);
@@ -54,7 +54,7 @@ pub(crate) fn head(buf: &[u8]) -> Result<Option<Head<'_>>, Malformed> {
     }
 }
 
-/// The length of a chunked body at the start of `buf`, `None` while its end has not arrived.
+/// Returns the length of the chunked body at the start of `buf`, or `None` if it is incomplete.
 pub(crate) fn chunked_len(buf: &[u8]) -> Result<Option<usize>, Malformed> {
     let mut at = 0;
     loop {
@@ -69,26 +69,26 @@ pub(crate) fn chunked_len(buf: &[u8]) -> Result<Option<usize>, Malformed> {
 /// One chunk of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Chunk<'a> {
-    /// None in the last one.
+    /// Empty in the last chunk.
     pub(crate) data: &'a [u8],
-    /// Bytes of it with its size and line ends.
+    /// Bytes of the chunk including its size and line ends.
     pub(crate) len: usize,
 }
 
-/// Reads the chunk at the start of `buf`, `None` while its end has not arrived.
+/// Reads the chunk at the start of `buf`. Returns `None` if it is incomplete.
 pub(crate) fn chunk(buf: &[u8]) -> Result<Option<Chunk<'_>>, Malformed> {
     let Some(end) = memchr(b'\n', buf) else { return Ok(None) };
     let size = std::str::from_utf8(trim_cr(&buf[..end]))
         .ok()
         .and_then(|line| usize::from_str_radix(line, 16).ok())
         .ok_or(Malformed("a chunk has no size"))?;
-    // The size line, the data and the data's line end; no trailers.
+    // The size line, the data and the line end of the data; no trailers.
     let data = end + 1;
     let len = data + size + 2;
     Ok((len <= buf.len()).then(|| Chunk { data: &buf[data..data + size], len }))
 }
 
-/// The three digits of a status line.
+/// Parses the three digits of a status line.
 pub(crate) fn status(start: &[u8]) -> Option<u16> {
     let digits = start.strip_prefix(b"HTTP/1.1 ")?.get(..3)?;
     decimal(digits).and_then(|status| u16::try_from(status).ok())

@@ -1,12 +1,12 @@
-//! As much of HTTP/2 as a client in a load test needs (RFC 9113, RFC 7541): frames, a request in fixed bytes, and
-//! whether an answer's header block begins with status 200.
+//! Minimal HTTP/2 for a client in a load test (RFC 9113, RFC 7541): frames, a request in fixed bytes, and a check
+//! that the header block of a response begins with status 200.
 
-/// What a client says first, before its settings.
+/// First bytes a client sends, before its settings.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bytes of a frame before its payload.
 const HEAD: usize = 9;
-/// What a peer may send in one frame unless our settings allow more, which they do not.
+/// Maximum payload bytes of a frame: the default, which our settings do not raise.
 const MAX_FRAME: usize = 16_384;
 
 const END_STREAM: u8 = 0x1;
@@ -17,10 +17,10 @@ const PRIORITY: u8 = 0x20;
 
 const INITIAL_WINDOW_SIZE: u16 = 4;
 
-/// A frame as it concerns a client.
+/// A frame, reduced to the parts relevant to a client.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Frame<'a> {
-    /// `flow` is what it takes of the windows, its padding included.
+    /// `flow` is the number of bytes it consumes of the windows, including padding.
     Data {
         stream: u32,
         data: &'a [u8],
@@ -32,7 +32,7 @@ pub(crate) enum Frame<'a> {
         block: &'a [u8],
         end: bool,
     },
-    /// The window that a new stream has for a request's body, if it is told.
+    /// `window` is the initial window of a stream for request bodies, if the settings contain it.
     Settings {
         window: Option<u32>,
     },
@@ -41,7 +41,7 @@ pub(crate) enum Frame<'a> {
         stream: u32,
         more: u32,
     },
-    /// With its error code.
+    /// RST_STREAM with its error code.
     Reset {
         stream: u32,
         code: u32,
@@ -49,7 +49,7 @@ pub(crate) enum Frame<'a> {
     GoAway {
         code: u32,
     },
-    /// An acknowledgement, or of a type that a client has to ignore.
+    /// An acknowledgement, or a frame of a type that a client must ignore.
     Ignored,
 }
 
@@ -57,7 +57,7 @@ pub(crate) enum Frame<'a> {
 #[error("HTTP/2: {0}")]
 pub(crate) struct Malformed(&'static str);
 
-/// Reads the frame at the start of `buf`, with its length; `None` while its end has not arrived.
+/// Reads the frame at the start of `buf` and returns it with its length, or `None` if it is incomplete.
 pub(crate) fn frame(buf: &[u8]) -> Result<Option<(Frame<'_>, usize)>, Malformed> {
     let Some((head, rest)) = buf.split_first_chunk::<HEAD>() else { return Ok(None) };
     let &[a, b, c, kind, flags, ref stream @ ..] = head;
@@ -116,8 +116,8 @@ fn number(payload: &[u8], at: usize) -> Result<u32, Malformed> {
     Ok(bytes.iter().fold(0, |number, byte| number << 8 | u32::from(*byte)))
 }
 
-/// Whether a header block says 200: `:status` is the first field, of the static table, behind changes of the dynamic
-/// table's size. So every server that is measured writes it.
+/// Returns `true` if a header block begins with `:status: 200`, indexed in the static table, after any updates of the
+/// size of the dynamic table. All measured servers encode it that way.
 pub(crate) fn is_ok(mut block: &[u8]) -> bool {
     while let Some((&first, rest)) = block.split_first()
         && first & 0xe0 == 0x20
@@ -131,7 +131,7 @@ pub(crate) fn is_ok(mut block: &[u8]) -> bool {
     block.first() == Some(&0x88)
 }
 
-/// The preface and our settings: no push, answers of any size.
+/// Writes the preface and our settings: no push, responses of any size.
 pub(crate) fn hello(out: &mut Vec<u8>) {
     out.extend_from_slice(PREFACE);
     let settings: [(u16, u32); 2] = [(2, 0), (INITIAL_WINDOW_SIZE, 0x7fff_ffff)];
@@ -142,7 +142,7 @@ pub(crate) fn hello(out: &mut Vec<u8>) {
     put(out, 4, 0, 0, &payload);
 }
 
-/// The preface and settings of a client that takes no answer: windows that are shut.
+/// Writes the preface and the settings of a client that never reads responses: windows of zero.
 pub(crate) fn hello_unread(out: &mut Vec<u8>) {
     out.extend_from_slice(PREFACE);
     let payload = [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &0_u32.to_be_bytes()].concat();
@@ -150,9 +150,9 @@ pub(crate) fn hello_unread(out: &mut Vec<u8>) {
     settings_ack(out);
 }
 
-/// A GET of a path that is not there, which the table of the connection keeps from its first stream on.
+/// Writes a GET of a path that does not exist. The first stream adds the path to the dynamic table of the connection.
 pub(crate) fn get_nothing(out: &mut Vec<u8>, stream: u32) {
-    /// So that its entry fills the table, of 4,096 bytes (RFC 7541, section 4.1).
+    /// Length at which the entry fills the table of 4,096 bytes (RFC 7541, section 4.1).
     const LENGTH: usize = 4000;
     // `:method: GET`, `:scheme: http`, and `:authority: a`, not indexed.
     let mut block = vec![0x82, 0x86, 0x01, 1, b'a'];
@@ -179,13 +179,13 @@ pub(crate) fn window_update(out: &mut Vec<u8>, stream: u32, more: u32) {
     put(out, 8, 0, stream, &more.to_be_bytes());
 }
 
-/// A request on `stream`: its header block, and its whole body in one frame.
+/// Writes a request on `stream`: its header block, and its whole body in one frame.
 pub(crate) fn request(out: &mut Vec<u8>, stream: u32, block: &[u8], body: &[u8]) {
     put(out, 1, END_HEADERS, stream, block);
     put(out, 0, END_STREAM, stream, body);
 }
 
-/// The header block of a POST with a body of `length` bytes. No field of it enters the dynamic table, so that it is
+/// Returns the header block of a POST with a body of `length` bytes. It adds nothing to the dynamic table, so it is
 /// the same on every stream.
 pub(crate) fn post(length: usize) -> Vec<u8> {
     // `:method: POST` and `:scheme: http`, of the static table.
@@ -200,7 +200,7 @@ pub(crate) fn post(length: usize) -> Vec<u8> {
         (28, &length),               // content-length
     ];
     for (name, value) in fields {
-        // A literal that is not indexed, its name from the static table: an index above 14 takes a second byte.
+        // A literal without indexing, with its name from the static table: an index above 14 takes a second byte.
         match name.checked_sub(15) {
             None => block.push(name),
             Some(rest) => block.extend([15, rest]),
@@ -289,7 +289,7 @@ mod tests {
     fn a_post_is_plain_literals() {
         let block = post(298);
         assert_eq!(block[..4], [0x83, 0x86, 4, 20]);
-        // content-length has number 28 in the static table: 15 and 13 more.
+        // `content-length` has index 28 in the static table: 15 plus 13.
         assert!(block.ends_with(&[15, 13, 3, b'2', b'9', b'8']));
     }
 }

@@ -1,5 +1,5 @@
-//! As much of KEDA as listens: `ExternalScaler.StreamIsActive`, by hand on h2, so that nothing of a client library
-//! stands between the frame and the clock.
+//! Minimal client of KEDA's `ExternalScaler.StreamIsActive`, directly on h2: no client library adds its own delay to
+//! the measured times.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,31 +13,31 @@ use tokio::time::timeout;
 
 use crate::clock::Instant;
 
-/// A word on a stream.
+/// A message on a stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Said {
-    /// Of the stream that was opened with this number.
+    /// Number given when the stream was opened.
     pub(crate) stream: usize,
     pub(crate) active: bool,
     pub(crate) at: Instant,
 }
 
-/// What comes from the streams: words, or why one has ended.
+/// Channel for the messages of all streams and the reason when one ends.
 pub(crate) type News = mpsc::UnboundedSender<Result<Said, String>>;
 
-/// One connection, as KEDA's operator has one to each scaler.
+/// One connection. KEDA's operator has one to each scaler.
 pub(crate) struct Connection(SendRequest<Bytes>);
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Far more than any stream here says, so that no window ever closes.
+/// Flow-control window in bytes, far more than any stream carries here, so it never fills up.
 const WINDOW: u32 = 1 << 24;
-/// The flag and the length before each message.
+/// Bytes of the flag and the length before each message.
 const PREFIX: usize = 5;
 
 // === impl Connection ===
 
 impl Connection {
-    /// Connects; what drives the connection ends with the runtime.
+    /// Connects. The task that drives the connection ends with the runtime.
     pub(crate) async fn open(scaler: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(scaler).await?;
         stream.set_nodelay(true)?;
@@ -45,12 +45,12 @@ impl Connection {
         builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW);
         let (send, connection) =
             timeout(PATIENCE, builder.handshake(stream)).await?.map_err(io::Error::other)?;
-        // An end of it ends the streams, which say so.
+        // If the connection ends, its streams end and report that.
         tokio::spawn(connection);
         Ok(Self(send))
     }
 
-    /// Opens the stream of the route; it is there when its first word has been said.
+    /// Opens the stream of the route. It is established once its first message arrives.
     pub(crate) async fn follow(&self, route: &str, stream: usize, news: News) -> io::Result<()> {
         let request = http::Request::post("http://scaler/externalscaler.ExternalScaler/StreamIsActive")
             .header("content-type", "application/grpc")
@@ -62,14 +62,14 @@ impl Connection {
         body.send_data(question(route), true).map_err(io::Error::other)?;
         tokio::spawn(async move {
             let ended = listen(response, stream, &news).await;
-            // Nobody may listen any more.
+            // The receiver may have been dropped.
             let _ = news.send(Err(format!("the stream of one route has ended: {ended}")));
         });
         Ok(())
     }
 }
 
-/// Passes on what is said, and why it ended.
+/// Forwards messages to `news` and returns the reason when the stream ends.
 async fn listen(response: h2::client::ResponseFuture, stream: usize, news: &News) -> String {
     let mut body = match response.await {
         Ok(response) if response.status() == http::StatusCode::OK => response.into_body(),
@@ -103,21 +103,21 @@ fn trailers(trailers: Result<Option<http::HeaderMap>, h2::Error>) -> String {
     }
 }
 
-/// The next message of the buffer, if it is complete: an `IsActiveResponse`.
+/// Takes the next message, an `IsActiveResponse`, from the buffer, if it is complete.
 fn next(buffer: &mut BytesMut) -> Option<bool> {
     let length = buffer.get(1..PREFIX)?;
     let length = u32::from_be_bytes(length.try_into().ok()?) as usize;
     let message = buffer.get(PREFIX..PREFIX + length)?;
-    // Field 1, a varint; false is left out.
+    // Field 1, a varint; `false` is omitted.
     let active = message == [0x08, 0x01];
     buffer.advance(PREFIX + length);
     Some(active)
 }
 
-/// A `ScaledObjectRef` whose metadata names the route, with its prefix.
+/// Encodes a `ScaledObjectRef` whose metadata names the route, with the gRPC prefix.
 fn question(route: &str) -> Bytes {
     let field = |number: u8, content: &[u8]| {
-        // Nothing here is as long as 128 bytes, so that a length is one byte.
+        // Everything here is shorter than 128 bytes, so a length takes one byte.
         [&[number << 3 | 2, content.len() as u8], content].concat()
     };
     let entry = [field(1, b"route"), field(2, route.as_bytes())].concat();

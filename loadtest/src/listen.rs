@@ -1,10 +1,10 @@
-//! Connections to the rig's servers.
+//! Accepting connections to the rig's servers.
 
 use std::io;
 
 use mio::net::{TcpListener, TcpStream};
 
-/// The next of those that wait, without the kernel's delay for small writes; `None` if there is none now.
+/// Accepts the next pending connection, with `TCP_NODELAY`; returns `None` if the queue is empty.
 pub(crate) fn next(listener: &TcpListener) -> io::Result<Option<TcpStream>> {
     match listener.accept() {
         Ok((stream, _)) => {

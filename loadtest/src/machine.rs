@@ -1,4 +1,4 @@
-//! Where a result comes from: figures of two machines do not compare.
+//! Description of the machine: results of two machines are not comparable.
 
 use std::fs;
 use std::time::SystemTime;

@@ -1,7 +1,7 @@
 //! Measures Anteroom against plain reverse proxies on this machine.
 //!
-//! One thread, on one core, is both the clients and the model server behind the proxy; the
-//! contender under test has another core to itself. `loadtest help` lists the scenarios:
+//! One thread on one core runs both the clients and the model server behind the proxy; the contender under test has a
+//! core of its own. `loadtest help` lists the scenarios:
 //!
 //! ```sh
 //! cargo build --release && cargo run --release -p anteroom-loadtest -- warm --quick
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &cli::Cli) -> Result<(), error::Error> {
-    // A signal only sets the flag: the run ends with an error, and dropping stops what was started.
+    // A signal only sets the flag: the run then ends with an error, and drops stop the started processes.
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGHUP, SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))
@@ -75,7 +75,7 @@ fn run(cli: &cli::Cli) -> Result<(), error::Error> {
         let findings = run(&setup)?;
         print!("{findings}");
         report.add(findings);
-        // After each: a run that is interrupted has written what it has.
+        // After each scenario, so that an interrupted run keeps the results so far.
         if let Some(file) = &options.json {
             report.write(file)?;
         }

@@ -1,4 +1,4 @@
-//! One of a crowd: what it sends, and what it makes of what comes back.
+//! A member of a crowd: encoding of its request and parsing of the response.
 
 use std::sync::LazyLock;
 
@@ -7,27 +7,27 @@ use serde_json::Value;
 
 use crate::http::{self, Framing};
 
-/// Bytes of a request's body.
+/// Bytes of a request body.
 pub(crate) const BODY: usize = 2048;
-/// Where the number stands that tells requests apart.
+/// Prefix of the number that identifies a request.
 const NUMBER: &[u8] = b"\"user\":\"n";
 const DIGITS: usize = 8;
 
-/// An answer and how it is sent.
+/// A response: its bytes on the wire and its body.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) response: Vec<u8>,
     pub(crate) body: Vec<u8>,
 }
 
-/// A JSON answer.
+/// JSON response.
 pub(crate) static PLAIN: LazyLock<Reply> = LazyLock::new(|| {
     let body = crate::backend::ANSWER.as_bytes().to_vec();
     let head = format!("content-type: application/json\r\ncontent-length: {}", body.len());
     Reply::new(&head, &body, body.clone())
 });
 
-/// A stream of server-sent events.
+/// Response of server-sent events.
 pub(crate) static STREAMED: LazyLock<Reply> = LazyLock::new(|| {
     let chunk = |content: &str| {
         let choice = format!(r#"{{"index":0,"delta":{{"content":"{content}"}},"finish_reason":null}}"#);
@@ -48,32 +48,32 @@ pub(crate) struct Message {
     digits: usize,
 }
 
-/// What a member is waiting for, and what it has of it. An answer comes mostly in one piece, so that nothing is kept.
+/// State of a member's pending response. Most responses arrive in one piece, so that nothing is buffered.
 #[derive(Debug, Default)]
 pub(crate) struct Inbox {
-    /// The head of a stream has come, perhaps long before the answer.
+    /// The head of a stream has arrived, perhaps long before its content.
     begun: bool,
-    /// What came and is not complete.
+    /// Incomplete bytes.
     part: Vec<u8>,
-    /// The text of the stream, but for heartbeats.
+    /// Text of the stream without heartbeats.
     text: Vec<u8>,
 }
 
-/// What came of a read.
+/// Result of one read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct News {
-    /// A 200 whose body is still to come.
+    /// The head of a 200 arrived before its body.
     pub(crate) begun: bool,
     pub(crate) heartbeats: u32,
     pub(crate) end: Option<End>,
 }
 
-/// How a request ended as it should.
+/// Expected end of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The model server's answer, complete.
+    /// The model server's response, complete.
     Served,
-    /// There was no room to wait: 503, `hold_queue_full`.
+    /// The queue was full: 503, `hold_queue_full`.
     Refused,
 }
 
@@ -85,9 +85,9 @@ impl Reply {
         Self { response, body }
     }
 
-    /// A stream that has ended with this text.
+    /// Checks the text of a stream that has ended.
     pub(crate) fn ended(&self, text: &[u8]) -> Result<End, String> {
-        // Behind heartbeats there may be an event with no content.
+        // After heartbeats there may be an event without content.
         let event = memmem::find(text, b"\n\n").map_or(0, |end| end + 2);
         let is_empty = memmem::find(&text[..event], br#""delta":{"content":""}"#).is_some();
         let text = if is_empty { &text[event..] } else { text };
@@ -102,7 +102,7 @@ impl Reply {
 // === impl News ===
 
 impl News {
-    /// Comments tell of the wait, the last of them of how long it was.
+    /// Recognizes the comments that report the time waited, including the final one.
     pub(crate) fn is_heartbeat(comment: &[u8]) -> bool {
         memmem::find(comment, b" waited=").is_some()
     }
@@ -111,7 +111,7 @@ impl News {
 // === impl Message ===
 
 impl Message {
-    /// A chat request whose body has [`BODY`] bytes, its model's name near their end.
+    /// Creates a chat request with a body of [`BODY`] bytes, the model name near the end.
     pub(crate) fn new(streamed: bool) -> Self {
         let start = r#"{"messages":[{"role":"user","content":""#;
         let user = String::from_utf8_lossy(NUMBER);
@@ -135,13 +135,13 @@ impl Message {
         &self.bytes
     }
 
-    /// Its body alone.
+    /// Returns the body alone.
     pub(crate) fn body(&mut self, number: u32) -> &[u8] {
         let bytes = self.numbered(number);
         &bytes[bytes.len() - BODY..]
     }
 
-    /// The number in a request's body.
+    /// Extracts the number from a request body.
     pub(crate) fn number(body: &[u8]) -> Option<u32> {
         let at = memmem::rfind(body, NUMBER)? + NUMBER.len();
         std::str::from_utf8(body.get(at..at + DIGITS)?).ok()?.parse().ok()
@@ -151,10 +151,10 @@ impl Message {
 // === impl Inbox ===
 
 impl Inbox {
-    /// Takes what was read.
+    /// Processes the bytes of one read.
     ///
     /// # Errors
-    /// Anything but the answers that [`End`] names.
+    /// Any response other than those of [`End`].
     pub(crate) fn take(&mut self, read: &[u8]) -> Result<News, String> {
         let mut news = News::default();
         let kept = std::mem::take(&mut self.part);
@@ -185,7 +185,7 @@ impl Inbox {
         news
     }
 
-    /// A whole answer, or the head of a stream; what comes after it.
+    /// Parses a complete response, or the head of a stream; returns the remaining bytes.
     fn head<'a>(&mut self, buf: &'a [u8], news: &mut News) -> Result<Option<&'a [u8]>, String> {
         let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(None) };
         let status = http::status(head.start);
@@ -211,7 +211,7 @@ impl Inbox {
         Ok(Some(rest))
     }
 
-    /// A chunk of a stream; what comes after it.
+    /// Parses a chunk of a stream; returns the remaining bytes.
     fn chunk<'a>(&mut self, buf: &'a [u8], news: &mut News) -> Result<Option<&'a [u8]>, String> {
         let Some(end) = memchr(b'\n', buf) else { return Ok(None) };
         let size = std::str::from_utf8(&buf[..end]).ok().map(str::trim_end);
@@ -231,7 +231,7 @@ impl Inbox {
     }
 }
 
-/// Whether a 503 is the one of a full queue: in OpenAI's shape, with the headers that SDKs heed.
+/// Checks that a 503 is that of a full queue: in OpenAI's format, with the headers that SDKs evaluate.
 fn refusal(head: &[u8], body: &[u8]) -> Result<End, String> {
     let said: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = &said["error"];
@@ -258,7 +258,7 @@ mod tests {
         News { end: Some(end), ..News::default() }
     }
 
-    /// However it is cut, the answer is the same.
+    /// Cuts the bytes in two at every position; the results must all be equal.
     fn in_two(bytes: &[u8]) -> Vec<Result<News, String>> {
         let sum = |one: News, two: News| News {
             begun: one.begun || two.begun,

@@ -1,4 +1,4 @@
-//! Many of a crowd on one connection: streams of HTTP/2, where there are not files enough for a connection each.
+//! Many members of a crowd on one HTTP/2 connection, used if there are too few file descriptors for a connection each.
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -8,45 +8,45 @@ use mio::net::TcpStream;
 use crate::http2::{self, Frame};
 use crate::member::{BODY, Message, News, STREAMED};
 
-/// How many streams a connection has: as many as servers commonly allow.
+/// Streams per connection: the limit that servers commonly set.
 pub(crate) const STREAMS: usize = 100;
-/// What may be sent before the server has said how much it takes (RFC 9113, section 6.9.2).
+/// Flow-control window in bytes before the server sends its own (RFC 9113, section 6.9.2).
 const FIRST_WINDOW: i64 = 65_535;
 
-/// A connection, and a request on each of its streams.
+/// A connection with one request on each of its streams.
 #[derive(Debug)]
 pub(crate) struct Multiplexed {
     stream: TcpStream,
-    /// What came and is not complete.
+    /// Incomplete bytes of the input.
     part: Vec<u8>,
     output: Vec<u8>,
-    /// What the server still takes of request bodies.
+    /// Bytes of request bodies that the server still accepts.
     window: i64,
-    /// The numbers of the requests that are still to be sent.
+    /// Numbers of the requests still to be sent.
     unsent: Range<u32>,
-    /// Of each stream, its text so far but for heartbeats; none: it has ended.
+    /// Text of each stream so far, without heartbeats; `None` once it has ended.
     open: Vec<Option<Vec<u8>>>,
 }
 
 // === impl Multiplexed ===
 
 impl Multiplexed {
-    /// Says hello. `stream` is registered for both directions.
+    /// Starts the HTTP/2 connection. `stream` must be registered for both directions.
     pub(crate) fn new(stream: TcpStream) -> Self {
         let mut output = Vec::new();
         http2::hello(&mut output);
-        // As large as it may be, so that it need not be told again.
+        // The maximum, so that no further updates are needed.
         http2::window_update(&mut output, 0, 0x7fff_ffff - 65_535);
         Self { stream, part: Vec::new(), output, window: FIRST_WINDOW, unsent: 0..0, open: Vec::new() }
     }
 
-    /// Has it send requests with these numbers, as fast as the server takes them.
+    /// Sends requests with these numbers, as fast as the server accepts them.
     pub(crate) fn send(&mut self, numbers: Range<u32>, message: &mut Message) -> Result<(), String> {
         self.unsent = numbers;
         self.go_on(message)
     }
 
-    /// Reads what there is and writes what may be written; `each` hears what came of it.
+    /// Reads and writes as much as possible; calls `each` with every result.
     pub(crate) fn on_event(
         &mut self,
         buffer: &mut [u8],
@@ -68,7 +68,7 @@ impl Multiplexed {
                 at += len;
             }
             self.part = part[at..].to_vec();
-            // A read that leaves room has emptied the socket, and what comes later is a new edge.
+            // A read that leaves room has emptied the socket; later data triggers a new edge.
             if read < buffer.len() {
                 break;
             }
@@ -103,7 +103,7 @@ impl Multiplexed {
         Ok(news)
     }
 
-    /// A stream's own window takes one body, whatever the server says.
+    /// Sends pending requests. The window of a stream always has room for one body, whatever the server's settings.
     fn go_on(&mut self, message: &mut Message) -> Result<(), String> {
         while self.window >= BODY as i64
             && let Some(number) = self.unsent.next()
@@ -116,7 +116,7 @@ impl Multiplexed {
         while !self.output.is_empty() {
             match self.stream.write(&self.output) {
                 Ok(written) => drop(self.output.drain(..written)),
-                // The next event is that there is room.
+                // Writability triggers the next event.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(format!("cannot send: {error}")),
             }

@@ -1,4 +1,4 @@
-//! A contender's process: started on its core, stopped whatever happens.
+//! Process of a contender, started on its core and stopped on drop.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use crate::clock::Instant;
 use crate::cores::{self, Cores};
 use crate::error::Error;
 
-/// How long it has to leave after SIGTERM.
+/// Time to exit after SIGTERM.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A running process. Dropping it stops it and its children.
@@ -26,7 +26,7 @@ pub(crate) struct Process {
 // === impl Process ===
 
 impl Process {
-    /// Starts `program` on the contender's core, with what it prints in `log`.
+    /// Starts `program` on the contender's core, with its output in `log`.
     pub(crate) fn start(
         program: &Path,
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,
@@ -55,7 +55,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Why it is no longer there.
+    /// Returns the reason if the process has exited.
     pub(crate) fn ended(&mut self) -> Option<String> {
         match self.child.try_wait() {
             Ok(None) => None,
@@ -64,7 +64,7 @@ impl Process {
         }
     }
 
-    /// The same, once it is so, or `None` if that is not within `patience`.
+    /// Waits for the exit and returns its reason, or `None` if the process outlives `patience`.
     pub(crate) fn ends_within(&mut self, patience: Duration) -> Option<String> {
         let deadline = Instant::now() + patience;
         loop {
@@ -76,7 +76,7 @@ impl Process {
         }
     }
 
-    /// The end of what it printed.
+    /// Returns the last 20 lines of the output.
     pub(crate) fn log(&self) -> String {
         let log = fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -88,12 +88,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let Some(pid) = i32::try_from(self.id()).ok().and_then(Pid::from_raw) else { return };
-        // None of these matters when it has ended by itself.
+        // Errors do not matter if the process has already exited.
         if self.ended().is_none() {
             let _ = kill_process(pid, Signal::TERM);
             let _ = self.ends_within(GRACE);
         }
-        // It leads its own group: this reaches workers that have outlived their master.
+        // The process leads a group of its own, so the signal reaches workers that outlive their master.
         let _ = kill_process_group(pid, Signal::KILL);
         let _ = self.child.wait();
     }
@@ -119,7 +119,7 @@ mod tests {
         let family = procfs::family(process.id());
         assert_eq!(family.len(), 2, "the shell and its sleep");
         drop(process);
-        // The kernel takes a moment to end who was killed.
+        // The kernel takes a moment to end a killed process.
         let deadline = Instant::now() + Duration::from_secs(30);
         while family.iter().any(|pid| alive(*pid)) {
             assert!(Instant::now() < deadline, "one of {family:?} is still there");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn alive(pid: u32) -> bool {
-        // A killed grandchild that nobody reaps here stays as a zombie for a moment.
+        // A killed grandchild that is not reaped here stays a zombie for a moment.
         fs::read_to_string(format!("/proc/{pid}/stat"))
             .is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.starts_with(" Z")))
     }

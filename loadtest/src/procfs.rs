@@ -1,4 +1,4 @@
-//! What the kernel says about time spent: by a process and its children, and on a core.
+//! CPU time of a process with its children, and of a core, from `/proc`.
 
 use std::fs;
 use std::io;
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use crate::cores::Cores;
 
-/// Reads what one measurement needs; cheap enough to be read while it runs.
+/// Reads the CPU times of one measurement; cheap enough to be used while it runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meter {
     pub(crate) cores: Cores,
-    /// None when nothing stands between the clients and the backend.
+    /// `None` if the clients are connected directly to the backend.
     pub(crate) contender: Option<u32>,
 }
 
-/// Time spent since some fixed moment.
+/// CPU time since a fixed moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     contender: Duration,
@@ -23,11 +23,11 @@ pub(crate) struct Reading {
     rig_core: Duration,
 }
 
-/// Time spent in a measurement.
+/// CPU time used during a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Spent {
     pub(crate) contender: Duration,
-    /// By neither of us, on our two cores: a measurement with much of it is a noisy one.
+    /// Time used by other processes on our two cores: much of it makes the measurement noisy.
     pub(crate) others: Duration,
 }
 
@@ -61,7 +61,7 @@ impl Reading {
     }
 }
 
-/// A process and all that descends from it.
+/// Returns a process and all its descendants.
 pub(crate) fn family(pid: u32) -> Vec<u32> {
     let mut family = vec![pid];
     let mut next = 0;
@@ -76,15 +76,15 @@ pub(crate) fn family(pid: u32) -> Vec<u32> {
     family
 }
 
-/// What the kernel counts in ticks knows threads that have ended; what it counts in nanoseconds, of those that live,
-/// is finer. Both are never too much.
+/// Returns the larger of two counts, neither of which is ever too high: the ticks include threads that have exited;
+/// the nanoseconds cover only live threads, but are finer.
 fn process_time(pid: u32) -> io::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let ticks = ticks(process_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?);
     Ok(ticks.max(threads_time(pid)))
 }
 
-/// Of the threads that live; zero where the kernel does not tell.
+/// Sums the time of live threads; zero if the kernel does not report it.
 fn threads_time(pid: u32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads
@@ -94,14 +94,14 @@ fn threads_time(pid: u32) -> Duration {
         .sum()
 }
 
-/// User and system time; the name before them may hold spaces and brackets.
+/// Returns user and system time in ticks. The name before them may contain spaces and brackets.
 fn process_ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-/// All but idle and waiting for I/O, including what the hypervisor took away.
+/// Returns the time of a core except idle and waiting for I/O, including time stolen by the hypervisor.
 fn core_time(stat: &str, core: usize) -> Option<Duration> {
     let name = format!("cpu{core}");
     let line = stat.lines().find(|line| line.split_whitespace().next() == Some(&name))?;
@@ -153,7 +153,7 @@ mod tests {
         let (mut child, done) = std::thread::scope(|scope| {
             let (sender, receiver) = std::sync::mpsc::channel();
             let (finish, finished) = std::sync::mpsc::channel::<()>();
-            // A thread that ends leaves its children to another one.
+            // A thread that exits leaves its children to another thread.
             scope.spawn(move || {
                 sender.send(child()).unwrap();
                 let _ = finished.recv();

@@ -1,4 +1,4 @@
-//! All scenarios of a run, with where they ran.
+//! Report of all scenarios of a run, with the machine they ran on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,16 +14,16 @@ use crate::machine::Machine;
 use crate::setup::Setup;
 use crate::table;
 
-/// The name and version of the JSON that is written.
+/// Name and version of the JSON format.
 const SCHEMA: &str = "anteroom.dev/loadtest/v1";
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     schema: &'static str,
     machine: Machine,
-    /// As it was called.
+    /// Command line of the run.
     command: Vec<String>,
-    /// What the programs say about themselves.
+    /// Version output of the programs.
     versions: BTreeMap<&'static str, String>,
     scenarios: Vec<Findings>,
 }
@@ -55,7 +55,7 @@ impl Report {
         fs::write(file, json).map_err(|error| unwritable(file, error))
     }
 
-    /// Where and of what: the lines above the tables.
+    /// Formats the lines above the tables: the machine and the versions.
     pub(crate) fn head(&self) -> impl fmt::Display {
         fmt::from_fn(move |f| {
             let machine = &self.machine;
@@ -80,7 +80,7 @@ impl fmt::Display for Findings {
         for (at, table) in self.tables.iter().enumerate() {
             writeln!(f)?;
             table::write(f, table)?;
-            // Below the last of those tables that share it.
+            // Below the last of the tables that share it.
             if let Some(legend) = table.legend
                 && self.tables.get(at + 1).and_then(|next| next.legend) != Some(legend)
             {
@@ -104,7 +104,7 @@ impl fmt::Display for Findings {
     }
 }
 
-/// Whether a report can be written there, found out before anything is measured. What is there stays until then.
+/// Checks that the report can be written, before anything is measured. An existing file is not changed yet.
 pub(crate) fn check(file: &Path) -> Result<(), Error> {
     let opened = OpenOptions::new().append(true).create(true).open(file);
     opened.map(drop).map_err(|error| unwritable(file, error))
@@ -114,7 +114,7 @@ fn unwritable(file: &Path, error: impl Into<io::Error>) -> Error {
     Error::io(format!("write {}, which --json names", file.display()), error)
 }
 
-/// Three digits that say something.
+/// Formats three significant digits.
 fn figure(value: f64) -> String {
     let decimals = match value.abs() {
         100.0.. => 0,

@@ -1,8 +1,8 @@
-//! The measuring side: one event loop that is the clients and the backend.
+//! The measuring side: one event loop runs the clients and the backend.
 //!
-//! Being one loop, it spends no wake-up on talking to itself, and being a busy one (it never sleeps
-//! while it measures), it costs the contender none either: a proxy is compared by its own work, not by
-//! how long a virtual core takes to leave its idle state.
+//! Clients and backend exchange messages without a wake-up, and the loop never sleeps while it measures, so the
+//! contender never waits for it: proxies are compared by their own work, not by the time a virtual core takes to
+//! leave its idle state.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,45 +20,45 @@ use crate::generator::Load;
 use crate::generator::tally::Tally;
 use crate::procfs::{Meter, Spent};
 
-/// How long an answer may take at the end of a measurement, when no further request is sent.
+/// Time to wait for responses at the end of a measurement, after the last request.
 const LAST_ANSWER: Duration = Duration::from_secs(5);
 
-/// How long a contender may take to answer its first request.
+/// Time a contender may take to respond to its first request.
 const START: Duration = Duration::from_secs(20);
-/// One try of it: long, as Anteroom holds it until its own health check has passed.
+/// Timeout of one attempt within [`START`]; long, because Anteroom holds it until its own health check has passed.
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
-/// The pause after a contender did not answer.
+/// Pause after a failed attempt.
 const REFUSED: Duration = Duration::from_millis(10);
 
-/// Whoever is on the other side of the contender, in the rig's event loop.
+/// The peer of the contender in the rig's event loop.
 pub(crate) trait Clients {
-    /// Something happened to one of them. An error ends the run; what a contender did wrong is for the tally.
+    /// Handles an event of a client. An error ends the run; errors of the contender belong in the tally.
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()>;
 
-    /// After every look for events: what the clock or an earlier event asks for. How much there was to do.
+    /// Handles timers and follow-up work after each poll, and returns the amount of work done.
     fn on_turn(&mut self, _backend: &mut Backend) -> io::Result<usize> {
         Ok(0)
     }
 
-    /// Whether so much has gone wrong that the rest says nothing.
+    /// Returns `true` if so much has failed that the rest of the measurement is meaningless.
     fn hopeless(&self) -> bool {
         false
     }
 }
 
-/// Clients whose requests and answers are counted.
+/// Clients whose requests and responses are counted.
 pub(crate) trait Measured: Clients {
-    /// Forgets the answers of the warm-up, but none of its errors.
+    /// Discards the responses of the warm-up, but none of its errors.
     fn reset(&mut self);
-    /// No further request; those sent may still be answered.
+    /// Stops sending. Responses to requests already sent may still arrive.
     fn finish(&mut self);
-    /// Requests sent, or due, and not answered.
+    /// Returns the number of requests sent or due, and not answered.
     fn waiting(&self) -> usize;
     fn tally(&self) -> &Tally;
 }
 
-/// The event loop and the backend in it.
+/// The event loop and its backend.
 #[derive(Debug)]
 pub(crate) struct Rig {
     poll: Poll,
@@ -67,7 +67,7 @@ pub(crate) struct Rig {
     stop: Arc<AtomicBool>,
 }
 
-/// How a measurement is done.
+/// Parameters of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) connections: usize,
@@ -75,16 +75,16 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
 }
 
-/// A stretch of time in which the event loop ran.
+/// An interval in which the event loop ran.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) elapsed: Duration,
-    /// Time in which there was nothing to do but to look for events.
+    /// Time spent polling without any event or work.
     pub(crate) idle: Duration,
     pub(crate) spent: Spent,
 }
 
-/// What a measurement found.
+/// Result of a measurement.
 #[derive(Debug)]
 pub(crate) struct Sample {
     pub(crate) elapsed: Duration,
@@ -96,9 +96,9 @@ pub(crate) struct Sample {
     pub(crate) p99: Duration,
     pub(crate) p999: Duration,
     pub(crate) spent: Spent,
-    /// Time in which there was nothing to do but to look for events.
+    /// Time spent polling without any event or work.
     pub(crate) idle: Duration,
-    /// Connections that the backend had to accept after the warm-up.
+    /// Connections accepted by the backend after the warm-up.
     pub(crate) reconnects: u64,
 }
 
@@ -116,8 +116,8 @@ impl Rig {
         self.backend.address()
     }
 
-    /// Whether one request to `address` is answered, within `patience`. A refusal takes a moment too, in
-    /// which the backend answers the contender's health checks: so this may be asked again and again.
+    /// Returns `true` if a request to `address` succeeds within `patience`. A failure also takes a moment, in which
+    /// the backend responds to health checks of the contender, so this may be called in a loop.
     pub(crate) fn answers(&mut self, address: SocketAddr, patience: Duration) -> Result<bool, Error> {
         let Ok(mut load) = Load::connect(self.poll.registry(), address, 1) else {
             self.run(None, REFUSED)?;
@@ -132,7 +132,7 @@ impl Rig {
         Ok(answered)
     }
 
-    /// The backend, for what only some scenarios want of it.
+    /// Returns the backend, for scenarios that configure it.
     pub(crate) fn backend_mut(&mut self) -> &mut Backend {
         &mut self.backend
     }
@@ -141,7 +141,7 @@ impl Rig {
         self.poll.registry()
     }
 
-    /// Measures the prompt in a closed loop.
+    /// Measures [`PROMPT`](crate::generator::PROMPT) in a closed loop.
     pub(crate) fn measure(&mut self, address: SocketAddr, plan: Plan, meter: Meter) -> Result<Sample, Error> {
         let mut load = Load::connect(self.registry(), address, plan.connections)
             .map_err(|error| Error::io("measure", error))?;
@@ -149,7 +149,7 @@ impl Rig {
         self.measure_load(&mut load, plan, meter)
     }
 
-    /// Measures clients that have been connected and started.
+    /// Measures clients that are connected and started.
     pub(crate) fn measure_load(
         &mut self,
         load: &mut impl Measured,
@@ -165,7 +165,7 @@ impl Rig {
 
         load.finish();
         self.drain(load, LAST_ANSWER)?;
-        // With the last answers, which may be those that took longest.
+        // Includes the last responses, which may be the slowest.
         let tally = load.tally();
         let quantile = |q| Duration::from_nanos(tally.latency.value_at_quantile(q));
         Ok(Sample {
@@ -183,7 +183,7 @@ impl Rig {
         })
     }
 
-    /// Keeps everything going for `duration`, and what that took.
+    /// Runs the loop for `duration` and returns its times.
     pub(crate) fn window(
         &mut self,
         load: &mut dyn Clients,
@@ -197,7 +197,7 @@ impl Rig {
         Ok(Window { elapsed, idle, spent: before.until(&after) })
     }
 
-    /// Keeps everything going until `done` says so, or `patience` has run out; whether it was done.
+    /// Runs the loop until `done` returns `true` or `patience` has passed; returns `true` if done.
     pub(crate) fn until<C: Clients>(
         &mut self,
         load: &mut C,
@@ -214,7 +214,7 @@ impl Rig {
         Ok(true)
     }
 
-    /// Waits until `running` answers; an error with its log when it does not in time, or has ended.
+    /// Waits until `running` responds. Fails with its log if it exits or takes longer than [`START`].
     pub(crate) fn await_answer(
         &mut self,
         contender: &'static str,
@@ -229,8 +229,8 @@ impl Rig {
         }
     }
 
-    /// Keeps everything going for `duration`, or until the load is hopeless. Never sleeps. How long it
-    /// took, and how much of that found nothing to do.
+    /// Runs the loop without sleeping for `duration`, or until the load is hopeless. Returns the elapsed and the idle
+    /// time.
     pub(crate) fn run(
         &mut self,
         mut load: Option<&mut dyn Clients>,
@@ -239,7 +239,7 @@ impl Rig {
         let start = Instant::now();
         let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
         loop {
-            // The reborrow is spelled out: a `dyn` behind an `Option` is not shortened by itself.
+            // Reborrowed explicitly: the lifetime of a `dyn` inside an `Option` is not shortened implicitly.
             let events = self.turn(match &mut load {
                 Some(load) => Some(&mut **load),
                 None => None,
@@ -254,12 +254,12 @@ impl Rig {
         }
     }
 
-    /// Waits for the answers to what has been sent.
+    /// Waits for the responses to all requests sent.
     fn drain(&mut self, load: &mut impl Measured, patience: Duration) -> Result<(), Error> {
         self.until(load, patience, |load, _| load.waiting() == 0).map(drop)
     }
 
-    /// Looks for events once and deals with them and with what is due; how much there was to do.
+    /// Polls once, handles the events and due work, and returns the amount of work done.
     pub(crate) fn turn(&mut self, mut load: Option<&mut dyn Clients>) -> Result<usize, Error> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
@@ -333,7 +333,7 @@ mod tests {
         let (mut rig, _stop, meter) = rig();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        // Ends when the listener's last connection has been refused with its process.
+        // Ends when the process does.
         std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 drop(stream)

@@ -1,4 +1,4 @@
-//! The scenarios: what each measures is in its own file.
+//! The scenarios, one per file.
 
 mod attack;
 mod body;
@@ -22,7 +22,7 @@ pub(crate) use warm::RATE;
 
 pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a>;
 
-/// What the command line asks for, in its order.
+/// Returns the scenarios requested on the command line, in their order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
         cli::Scenario::All(_) => vec![

@@ -1,4 +1,4 @@
-//! A crowd in front of Anteroom, and behind it a model server that is not up yet.
+//! A crowd in front of Anteroom and behind it a model server that is down at first.
 
 use std::io;
 use std::time::Duration;
@@ -17,23 +17,23 @@ use crate::rig::{Clients, Rig};
 use crate::setup::Setup;
 use crate::target::{Ramp, Target};
 
-/// How long any of it may take; what takes longer does not come.
+/// Timeout of any wait; on expiry the run fails.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Connections that are made before it is looked whether they have been accepted: they fit the accept queue.
+/// Connections opened before their acceptance is checked; they fit the accept queue.
 const BATCH: usize = 1000;
-/// Requests that are sent before it is looked what else there is to do.
+/// Requests sent before other events are handled.
 const BURST: usize = 64;
 
-/// The bounds of the one route.
+/// Settings of the only route.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
-    /// How many requests may wait.
+    /// Maximum number of held requests.
     pub(crate) hold: usize,
     pub(crate) ramp: Ramp,
     pub(crate) streamed: bool,
 }
 
-/// Anteroom and both its sides.
+/// Anteroom and both its peers.
 #[derive(Debug)]
 pub(crate) struct Scene {
     rig: Rig,
@@ -50,11 +50,11 @@ pub(crate) struct Sides {
     pub(crate) target: Target,
 }
 
-/// What has passed while something was waited for.
+/// Time passed during a wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Passed {
     pub(crate) elapsed: Duration,
-    /// Time in which the rig had nothing to do but to look for events.
+    /// Time in which the rig polled without any event or work.
     pub(crate) idle: Duration,
 }
 
@@ -79,9 +79,9 @@ impl Scene {
         Ok(Self { rig, admin, running, meter, sides: Sides { crowd, target } })
     }
 
-    /// So many more clients, each of which has been accepted and listened to when this returns.
+    /// Connects `count` more clients and waits until all are accepted and read from.
     pub(crate) fn gather(&mut self, count: usize) -> Result<(), Error> {
-        // The listener is at one end of a process's descriptors and nothing else opens many.
+        // Counts descriptors: nothing else in the process opens many.
         let before = self.descriptors()?;
         let deadline = Instant::now() + PATIENCE;
         let mut joined = 0;
@@ -99,18 +99,18 @@ impl Scene {
                 }
             }
         }
-        // Accepted is not yet listened to.
+        // Accepted connections are not read from at once.
         self.stay(Duration::from_millis(100)).map(drop)
     }
 
-    /// So many more, on shared connections, which send at once.
+    /// Adds `count` more clients on shared connections; they send at once.
     pub(crate) fn gather_multiplexed(&mut self, count: usize) -> Result<(), Error> {
         let crowd = &mut self.sides.crowd;
         let joined = crowd.join_multiplexed(self.rig.registry(), count);
         joined.map(drop).map_err(|error| Error::io("connect over HTTP/2", error))
     }
 
-    /// All who have a connection of their own send, one after the other, so that it is known who came first.
+    /// Sends the request of every client with its own connection, one after another, so their order is known.
     pub(crate) fn send_all(&mut self) -> Result<(), Error> {
         for member in 0..self.sides.crowd.len() {
             self.sides.crowd.send(member, Instant::now());
@@ -121,7 +121,7 @@ impl Scene {
         Ok(())
     }
 
-    /// Waits until all who have sent are held.
+    /// Waits until `count` requests are held.
     pub(crate) fn await_held(&mut self, count: usize) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -137,12 +137,12 @@ impl Scene {
         }
     }
 
-    /// Goes on until `done`.
+    /// Runs the loop until `done`. Fails after [`PATIENCE`].
     pub(crate) fn until(&mut self, what: &str, done: impl Fn(&Sides) -> bool) -> Result<Passed, Error> {
         self.go_on(PATIENCE, done)?.ok_or_else(|| late(&format!("not {what}")))
     }
 
-    /// Goes on for `duration`.
+    /// Runs the loop for `duration`.
     pub(crate) fn stay(&mut self, duration: Duration) -> Result<Passed, Error> {
         let begin = Instant::now();
         let mut idle = Duration::ZERO;
@@ -157,7 +157,7 @@ impl Scene {
         Ok(Passed { elapsed, idle })
     }
 
-    /// Goes on until `done`, `None` if that is not so within `patience`.
+    /// Runs the loop until `done`; returns `None` if that takes longer than `patience`.
     fn go_on(&mut self, patience: Duration, done: impl Fn(&Sides) -> bool) -> Result<Option<Passed>, Error> {
         let begin = Instant::now();
         let mut passed = Passed { elapsed: Duration::ZERO, idle: Duration::ZERO };
@@ -174,7 +174,7 @@ impl Scene {
         Ok(Some(passed))
     }
 
-    /// Looks for events once and deals with them; how many there were. What a client should not have seen ends it all.
+    /// Polls once, handles the events and returns their number. An unexpected observation of a client is an error.
     pub(crate) fn turn(&mut self) -> Result<usize, Error> {
         let error = match (self.rig.turn(Some(&mut self.sides)), &self.sides.crowd.tally.wrong) {
             (Ok(events), None) => return Ok(events),
@@ -224,7 +224,7 @@ impl Clients for Sides {
 // === impl Passed ===
 
 impl Passed {
-    /// Of the rig's core, by the clients and the model server.
+    /// Returns the share of the rig's core used by the clients and the model server.
     pub(crate) fn busy(self) -> f64 {
         1.0 - self.idle.as_secs_f64() / self.elapsed.as_secs_f64()
     }

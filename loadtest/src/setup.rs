@@ -1,4 +1,4 @@
-//! What a run has to work with: cores, programs, how long it may take.
+//! Resources of a run: cores, programs, durations.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -13,13 +13,13 @@ use crate::contender::{Contender, Installed, Programs};
 use crate::cores::{self, Cores};
 use crate::error::Error;
 
-/// Made once, before the first scenario.
+/// Created once, before the first scenario.
 #[derive(Debug)]
 pub(crate) struct Setup {
     pub(crate) cores: Cores,
-    /// Set by a signal: the scenario that runs ends with [`Error::Interrupted`].
+    /// Set by a signal: the running scenario then ends with [`Error::Interrupted`].
     pub(crate) stop: Arc<AtomicBool>,
-    /// Short measurements, for a first look.
+    /// Brief measurements, for a first impression.
     pub(crate) quick: bool,
     rounds: Option<u16>,
     seconds: Option<u16>,
@@ -29,8 +29,7 @@ pub(crate) struct Setup {
 // === impl Setup ===
 
 impl Setup {
-    /// Finds the programs that `scenario` measures, and moves this thread to the core that the clients and the backend
-    /// have.
+    /// Finds the programs that `scenario` measures, and moves this thread to the core of the clients and the backend.
     pub(crate) fn new(scenario: &Scenario, stop: Arc<AtomicBool>) -> Result<Self, Error> {
         let options = scenario.options();
         let cores = Cores::choose()?;
@@ -46,32 +45,32 @@ impl Setup {
         })
     }
 
-    /// What is measured, in its order.
+    /// Returns the contenders to be measured, in order.
     pub(crate) fn contenders(&self) -> &[Installed] {
         &self.installed
     }
 
-    /// Whether it is among what is measured.
+    /// Returns `true` if `contender` is measured.
     pub(crate) fn measures(&self, contender: Contender) -> bool {
         self.installed.iter().any(|each| each.contender == contender)
     }
 
-    /// Anteroom, for the scenarios that are about nobody else.
+    /// Returns Anteroom, for scenarios that measure nothing else.
     pub(crate) fn anteroom(&self) -> Result<&Installed, Error> {
         self.installed.iter().find(|each| each.contender == Contender::Anteroom).ok_or(Error::NotMeasured)
     }
 
-    /// Turns that every contender gets.
+    /// Returns the number of rounds per contender.
     pub(crate) fn rounds(&self) -> u16 {
         self.rounds.unwrap_or(if self.quick { 3 } else { 5 })
     }
 
-    /// Seconds that one measurement takes, for those that think in whole ones; `quick` and `full` are a scenario's own.
+    /// Returns the duration of one measurement in whole seconds; `quick` and `full` are the scenario's defaults.
     pub(crate) fn seconds(&self, quick: u16, full: u16) -> u16 {
         self.seconds.unwrap_or(if self.quick { quick } else { full })
     }
 
-    /// How long one measurement takes; `quick` and `full` are a scenario's own.
+    /// Returns the duration of one measurement; `quick` and `full` are the scenario's defaults.
     pub(crate) fn duration(&self, quick: Duration, full: Duration) -> Duration {
         let own = if self.quick { quick } else { full };
         self.seconds.map_or(own, |seconds| Duration::from_secs(seconds.into()))
@@ -89,7 +88,7 @@ impl Setup {
     }
 }
 
-/// What a scenario measures of what `--contenders` names, each once and in that order.
+/// Returns the contenders of `--contenders` that the scenario measures, each once and in that order.
 fn wanted(scenario: &Scenario) -> Result<Vec<Contender>, Error> {
     let mut wanted = Vec::new();
     for contender in &scenario.options().contenders {
@@ -106,8 +105,8 @@ fn wanted(scenario: &Scenario) -> Result<Vec<Contender>, Error> {
     Ok(wanted)
 }
 
-/// The programs of what is measured. Anteroom's is asked for last, since it may have to be built first, which is not
-/// to be in vain.
+/// Finds the programs of the contenders. Anteroom is resolved last: it may have to be built first, which would be
+/// wasted if another program is missing.
 fn find(
     scenario: &Scenario,
     anteroom: impl FnOnce() -> Result<PathBuf, Error>,
@@ -136,7 +135,8 @@ fn find(
     Ok(installed)
 }
 
-/// Anteroom beside this program. Where cargo runs us it is built first: what is measured is what is in the tree.
+/// Returns the path of Anteroom beside this program. Under cargo, builds it first, so the measured binary matches the
+/// source tree.
 fn built() -> Result<PathBuf, Error> {
     let beside = env::current_exe().unwrap_or_default().with_file_name("anteroom");
     let Some(cargo) = env::var_os("CARGO") else { return Ok(beside) };
@@ -167,7 +167,7 @@ mod tests {
         Cli::parse_from(["loadtest"].iter().chain(words)).scenario
     }
 
-    /// A program that says its name when it is asked for its version.
+    /// Creates a program that prints its name as its version.
     fn program(dir: &Path, name: &str) -> String {
         let file = dir.join(name);
         fs::write(&file, format!("#!/bin/sh\necho {name} 1\n")).unwrap();

@@ -1,8 +1,8 @@
-//! Several measurements of one thing as one figure.
+//! Several measurements of one quantity as one figure.
 
 use serde::Serialize;
 
-/// The median, and how far the measurements lie apart.
+/// Median and range of the measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -13,7 +13,7 @@ pub(crate) struct Spread {
 // === impl Spread ===
 
 impl Spread {
-    /// None of no values.
+    /// Returns `None` without any values.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);

@@ -1,37 +1,36 @@
-//! The streams of the load test: server-sent events as model servers write them, one in a chunk of the body, all of
-//! one length. Each says in its text whose it is, which one, and when it was written.
+//! Streams of the load test: server-sent events as model servers write them, one per chunk of the body, all of the
+//! same length. The text of each event carries its stream, its number and the time it was written.
 
-/// The head of an answer that streams. The last header is what model servers tell nginx, which would otherwise collect
-/// events before it passes them on.
+/// Head of a streamed response. Model servers send the last header to keep nginx from buffering events.
 pub(crate) const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\
     transfer-encoding: chunked\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n\r\n";
 
-/// The end of the body.
+/// End of the body.
 pub(crate) const LAST: &[u8] = b"0\r\n\r\n";
 
 const BEFORE: &str = concat!(
     r#"data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1750000000,"#,
     r#""model":"tiny","choices":[{"index":0,"delta":{"content":""#
 );
-/// Hexadecimal digits: of the stream, the number, the moment.
+/// Hexadecimal digits of the stream, the number and the timestamp.
 const MARK: usize = 8 + 8 + 16;
 const AFTER: &str = concat!(r#""},"logprobs":null,"finish_reason":null}]}"#, "\n\n");
 
 /// Bytes of an event.
 pub(crate) const LEN: usize = BEFORE.len() + MARK + AFTER.len();
 
-/// What an event says.
+/// Content of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
-    /// The connection of the backend that it was written to.
+    /// Connection of the backend that carries the stream.
     pub(crate) stream: u32,
-    /// From 0, without gaps.
+    /// Number of the event, from 0, without gaps.
     pub(crate) number: u32,
-    /// When it was written: [`crate::clock::stamp`].
+    /// Time it was written, from [`crate::clock::stamp`].
     pub(crate) written: u64,
 }
 
-/// A chunk that is filled in anew for every event.
+/// A chunk that is filled in again for every event.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     bytes: Vec<u8>,
@@ -48,7 +47,7 @@ impl Chunk {
         Self { bytes, mark }
     }
 
-    /// The bytes to be sent, framing included.
+    /// Fills in `mark` and returns the bytes to send, framing included.
     pub(crate) fn with(&mut self, mark: Mark) -> &[u8] {
         let digits = &mut self.bytes[self.mark..self.mark + MARK];
         hex(&mut digits[..8], mark.stream.into());
@@ -58,7 +57,7 @@ impl Chunk {
     }
 }
 
-/// Reads an event; nothing when it is not one of ours, or was changed where that is easily seen.
+/// Reads an event. Returns `None` if it is not one of the load test's, or was visibly changed.
 pub(crate) fn read(event: &[u8]) -> Option<Mark> {
     let mark = event.strip_prefix(BEFORE.as_bytes())?.strip_suffix(AFTER.as_bytes())?;
     let number = |digits: &[u8]| u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();

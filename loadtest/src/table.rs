@@ -1,4 +1,4 @@
-//! A table as text.
+//! Tables as text.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! A model server that is not up until it is told to be, and that remembers what it saw: when it was found ready, when
-//! and in which order requests came, how many there were at a time.
+//! A model server that is down until enabled and records its observations: the time it was found ready, the times and
+//! the order of requests, and their concurrency.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -16,7 +16,7 @@ use crate::http::{self, Framing};
 use crate::listen;
 use crate::member::{Message, PLAIN, STREAMED};
 
-/// Tokens of this server have this bit; neither those of clients nor those of the rig's own backend have.
+/// Bit set in the tokens of this server, never in those of the clients or the rig's own backend.
 const OURS: usize = 1 << 33;
 const LISTENER: usize = OURS | (1 << 31);
 const BUFFER: usize = 16 * 1024;
@@ -24,35 +24,35 @@ const BUFFER: usize = 16 * 1024;
 const UP: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 const DOWN: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
 
-/// A listener on a free port of 127.0.0.1, its connections, and what they saw.
+/// A listener on a free port of 127.0.0.1, its connections and the observations.
 #[derive(Debug)]
 pub(crate) struct Target {
     listener: TcpListener,
     address: SocketAddr,
     connections: Slab<Connection>,
-    /// Whether `/health` says so.
+    /// Health reported by `/health`.
     pub(crate) ready: bool,
-    /// How long an answer takes.
+    /// Time from a request to its response.
     pub(crate) delay: Duration,
-    /// How many requests a new endpoint may get at first, and at most.
+    /// Requests a new endpoint may get at first, and at most.
     pub(crate) ramp: Ramp,
     due: VecDeque<Due>,
     pub(crate) seen: Seen,
 }
 
-/// What it saw since it was last forgotten.
+/// Observations since the last [`Target::forget`].
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    /// When `/health` first said 200.
+    /// Time of the first 200 from `/health`.
     pub(crate) known: Option<Instant>,
-    /// The number that each request has in its body, and when it was here.
+    /// Number in the body of each request, and its time of arrival.
     pub(crate) arrivals: Vec<(u32, Instant)>,
     pub(crate) answered: u64,
-    /// How many were here at a time.
+    /// Maximum number of concurrent requests.
     pub(crate) most: u64,
-    /// How many came when there were as many as the ramp allows.
+    /// Requests that arrived when the ramp's limit was already reached.
     pub(crate) beyond: u64,
-    /// Connections made, those of health checks included.
+    /// Connections accepted, including those of health checks.
     pub(crate) accepted: u64,
 }
 
@@ -104,7 +104,7 @@ impl Target {
         token.0 & OURS != 0
     }
 
-    /// Forgets what it saw, but not what is still to be answered.
+    /// Discards the observations, but not the pending responses.
     pub(crate) fn forget(&mut self) {
         self.seen = Seen::default();
     }
@@ -115,7 +115,7 @@ impl Target {
         }
         let key = token.0 & !OURS;
         while let Some(connection) = self.connections.get_mut(key) {
-            // A read that leaves room in the buffer has emptied the socket, and what comes later is a new edge.
+            // A read that leaves room in the buffer has emptied the socket; later data triggers a new edge.
             match connection.stream.read(&mut connection.buffer[connection.filled..]) {
                 Ok(read) if read > 0 => connection.filled += read,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -133,7 +133,7 @@ impl Target {
         Ok(())
     }
 
-    /// Answers what is due; how many that was.
+    /// Sends due responses and returns their number.
     pub(crate) fn on_turn(&mut self) -> io::Result<usize> {
         if self.due.is_empty() {
             return Ok(0);
@@ -158,7 +158,7 @@ impl Target {
         Ok(())
     }
 
-    /// Deals with every complete request on a connection.
+    /// Handles every complete request on a connection.
     fn serve(&mut self, key: usize) -> io::Result<()> {
         let mut used = 0;
         while let Some(connection) = self.connections.get_mut(key) {
@@ -190,9 +190,9 @@ impl Target {
     fn answer(&mut self, key: usize, answer: &[u8]) -> io::Result<()> {
         self.seen.answered += 1;
         match self.connections.get_mut(key) {
-            // An answer always fits the socket's buffer.
+            // The response always fits the socket buffer.
             Some(connection) => connection.stream.write_all(answer),
-            // Who asked has gone.
+            // The client has disconnected.
             None => Ok(()),
         }
     }
@@ -201,7 +201,8 @@ impl Target {
 // === impl Seen ===
 
 impl Seen {
-    /// Anteroom knows of an answer only after us: what it may have by its own count is never more than this.
+    /// Counts a request. Anteroom learns of a response later than this server, so its own limit is never above
+    /// `allowed`.
     fn arrived(&mut self, number: u32, now: Instant, ramp: Ramp) {
         self.arrivals.push((number, now));
         let here = self.arrivals.len() as u64 - self.answered;
@@ -210,12 +211,12 @@ impl Seen {
         self.beyond += u64::from(here > allowed);
     }
 
-    /// From the first 200 of `/health` until the first request was here.
+    /// Returns the time from the first 200 of `/health` to the arrival of the first request.
     pub(crate) fn first(&self) -> Option<Duration> {
         Some(self.arrivals.first()?.1.saturating_duration_since(self.known?))
     }
 
-    /// How many requests came later than their turn, and by how many places at most, if they are numbered by it.
+    /// Returns the number of requests that arrived later than their number, and the largest displacement in places.
     pub(crate) fn disorder(&self) -> (usize, usize) {
         let late =
             self.arrivals.iter().enumerate().map(|(at, (number, _))| at.saturating_sub(*number as usize));
@@ -223,11 +224,11 @@ impl Seen {
     }
 }
 
-/// What matters of a request.
+/// The relevant parts of a request.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
     len: usize,
-    /// None: a health check.
+    /// `None` for a health check.
     number: Option<u32>,
     streamed: bool,
 }
@@ -266,7 +267,7 @@ mod tests {
         assert_eq!((seen.most, seen.beyond), (2, 0));
         arrive(&mut seen, 1);
         assert_eq!((seen.most, seen.beyond), (3, 1));
-        // Two have been answered, so four may be here; and four is all there may be.
+        // With two responses sent, four requests may be present; four is also the maximum.
         seen.answered = 2;
         arrive(&mut seen, 3);
         assert_eq!((seen.most, seen.beyond), (4, 1));

@@ -1,4 +1,4 @@
-//! Streams that are under way, and when each of them is to have its next event.
+//! Open streams of the backend and the schedule of their events.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,13 +11,14 @@ use crate::generator::tally::{histogram, nanos};
 /// All open streams of the backend.
 #[derive(Debug)]
 pub(crate) struct Streams {
-    /// Connections that have one.
+    /// Keys of the connections that carry a stream.
     pub(crate) open: Vec<usize>,
     /// Events written.
     pub(crate) sent: u64,
-    /// How long after they were due events were written: what the load test itself adds.
+    /// Delay, in nanoseconds, between an event's due time and its write: the error added by the load test itself.
     pub(crate) late: Histogram<u64>,
-    /// In the order in which they are due: all have the same period, so whoever had its event goes to the end.
+    /// Next event of each stream, in order of time. All have the same period, so a stream whose event was written
+    /// moves to the back.
     due: VecDeque<(Instant, usize)>,
     period: Duration,
 }
@@ -29,7 +30,7 @@ impl Streams {
         Self { open: Vec::new(), sent: 0, late: histogram(), due: VecDeque::new(), period: Duration::ZERO }
     }
 
-    /// From `start` on, every open stream has an event in every `period`, each at a moment of its own.
+    /// Schedules one event per `period` for every open stream from `start` on, evenly staggered.
     pub(crate) fn pace(&mut self, start: Instant, period: Duration) {
         self.period = period;
         self.late.reset();
@@ -40,7 +41,7 @@ impl Streams {
             .collect();
     }
 
-    /// No further events but those that are asked for.
+    /// Stops the schedule; events are then written only on request.
     pub(crate) fn hold(&mut self) {
         self.due.clear();
     }
@@ -49,7 +50,7 @@ impl Streams {
         !self.due.is_empty()
     }
 
-    /// Whose event is due, if there is one.
+    /// Returns the key of a connection whose event is due.
     pub(crate) fn due(&mut self, now: Instant) -> Option<usize> {
         let (due, key) = *self.due.front()?;
         if due > now {
@@ -75,7 +76,7 @@ mod tests {
         streams.pace(start, Duration::from_millis(100));
         assert_eq!((streams.due(at(0)), streams.due(at(24))), (Some(5), None));
         assert_eq!((streams.due(at(25)), streams.due(at(49))), (Some(6), None));
-        // Late by 40 ms, and still due at 125 ms next.
+        // 40 ms late, yet the next event is due at 125 ms.
         assert_eq!((streams.due(at(90)), streams.due(at(90)), streams.due(at(90))), (Some(7), Some(8), None));
         assert_eq!(
             (streams.due(at(100)), streams.due(at(124)), streams.due(at(125))),

@@ -1,4 +1,4 @@
-//! One connection over HTTP/1.1 with one request on it at a time, and what is sent on it.
+//! An HTTP/1.1 connection with one request at a time, and the request it sends.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use crate::http::{self, Framing};
 
 const BUFFER: usize = 4096;
 
-/// A request, and which answer is the right one.
+/// A request and its expected response.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     request: Vec<u8>,
@@ -22,9 +22,9 @@ pub(crate) struct Exchange {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expect {
-    /// The backend's.
+    /// The backend's response.
     Answer,
-    /// One with this status, which the contender itself gives.
+    /// A response of the contender itself, with this status.
     Status(u16),
 }
 
@@ -33,9 +33,9 @@ pub(crate) struct Client {
     stream: TcpStream,
     buffer: Box<[u8]>,
     filled: usize,
-    /// How much of the request has been written.
+    /// Bytes of the request already written.
     written: usize,
-    /// The moment from which the answer's latency counts, while a request is under way.
+    /// Start of the latency measurement of the request in flight.
     pub(crate) sent: Option<Instant>,
 }
 
@@ -51,7 +51,7 @@ impl Exchange {
         Self { request: [head.as_bytes(), body.as_bytes()].concat(), expect }
     }
 
-    /// Whether `buf` is the right answer, complete.
+    /// Returns `true` if `buf` is complete. Fails if it is not the expected response.
     fn check(&self, buf: &[u8]) -> Result<bool, String> {
         let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(false) };
         let body = &buf[head.len..];
@@ -84,19 +84,19 @@ impl Exchange {
 impl Client {
     pub(crate) fn connect(registry: &Registry, target: SocketAddr, token: Token) -> io::Result<Self> {
         let mut stream = connect(target)?;
-        // Both, as edges: the socket of a large body is written to when it has room again.
+        // Both edges: writing a large body resumes when the socket has room again.
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Self { stream, buffer: vec![0; BUFFER].into(), filled: 0, written: usize::MAX, sent: None })
     }
 
-    /// Sends a request whose latency counts from `moment`.
+    /// Sends a request with its latency measured from `moment`.
     pub(crate) fn send(&mut self, exchange: &Exchange, moment: Instant) -> Result<(), String> {
         self.sent = Some(moment);
         self.written = 0;
         self.write(exchange)
     }
 
-    /// Goes on after an event. Whether the whole answer is there, and is the right one.
+    /// Continues after an event. Returns `true` once the expected response is complete.
     pub(crate) fn proceed(&mut self, exchange: &Exchange) -> Result<bool, String> {
         if self.written < exchange.request.len() {
             self.write(exchange)?;
@@ -115,7 +115,7 @@ impl Client {
         Ok(())
     }
 
-    /// As in the backend, a read that leaves room has emptied the socket.
+    /// Reads once: as in the backend, a read that leaves room has emptied the socket.
     fn receive(&mut self, exchange: &Exchange) -> Result<bool, String> {
         match self.stream.read(&mut self.buffer[self.filled..]) {
             Ok(0) => return Err("the connection was closed".into()),
@@ -139,7 +139,7 @@ impl Client {
     }
 }
 
-/// Blocking, but to a listener on this machine: the kernel accepts at once or refuses.
+/// Connects, blocking; the listener is on this machine, so the kernel accepts or refuses at once.
 pub(crate) fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     let stream = std::net::TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
     stream.set_nodelay(true)?;

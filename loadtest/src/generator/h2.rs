@@ -1,5 +1,5 @@
-//! Closed-loop clients over HTTP/2: a fixed number of streams on each of a few connections, and on every stream's end
-//! the next one begins.
+//! Closed-loop clients over HTTP/2: a fixed number of streams on each of a few connections. A stream that ends is
+//! replaced by a new one.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -16,17 +16,17 @@ use crate::http2::{self, Frame};
 use crate::rig::{Clients, Measured};
 
 const BUFFER: usize = 64 * 1024;
-/// What a connection may send before the first update of its window (RFC 9113, section 6.9.2).
+/// Bytes a connection may send before the first update of its window (RFC 9113, section 6.9.2).
 const FIRST_WINDOW: i64 = 65_535;
-/// So much may have been received before the other side is told to go on.
+/// Bytes received before a window update is sent.
 const UPDATE: u32 = 32 * 1024;
 
-/// The connections of one measurement, and what their streams saw.
+/// Connections of one measurement and the tally of their streams.
 #[derive(Debug)]
 pub(crate) struct H2 {
     connections: Vec<Connection>,
     block: Vec<u8>,
-    /// Whether ended streams are followed by new ones.
+    /// Replace ended streams by new ones.
     going: bool,
     tally: Tally,
 }
@@ -37,15 +37,15 @@ struct Connection {
     input: Box<[u8]>,
     filled: usize,
     output: Vec<u8>,
-    /// How much of the output has been written.
+    /// Bytes of the output already written.
     written: usize,
-    /// What the other side still takes of request bodies.
+    /// Bytes of request bodies that the peer still accepts.
     window: i64,
-    /// Received since the last update of our own window.
+    /// Bytes received since the last update of our window.
     received: u32,
     next_stream: u32,
     open: Vec<Stream>,
-    /// Streams that may be opened as soon as the window allows.
+    /// Streams to be opened as soon as the window allows.
     wanted: usize,
 }
 
@@ -53,16 +53,16 @@ struct Connection {
 struct Stream {
     id: u32,
     sent: Instant,
-    /// Its headers have come, and say 200.
+    /// The response headers have arrived, with status 200.
     ok: bool,
-    /// Of the answer's body.
+    /// Bytes of the response body received.
     got: usize,
 }
 
 // === impl H2 ===
 
 impl H2 {
-    /// Opens the connections, with `streams` requests on each of them from the start.
+    /// Opens the connections with `streams` requests on each.
     pub(crate) fn connect(
         registry: &Registry,
         target: SocketAddr,
@@ -106,7 +106,7 @@ impl Measured for H2 {
 }
 
 impl Clients for H2 {
-    /// A broken connection takes all of its streams along: the first error is the last.
+    /// A broken connection ends all of its streams, so the first error ends the measurement.
     fn hopeless(&self) -> bool {
         self.tally.errors > 0
     }
@@ -152,7 +152,7 @@ impl Connection {
         })
     }
 
-    /// Begins the streams that are wanted, as far as the window goes.
+    /// Opens the wanted streams, as far as the window allows.
     fn begin(&mut self, block: &[u8], now: Instant) -> Result<(), String> {
         let body = i64::try_from(PROMPT.len()).unwrap_or(i64::MAX);
         while self.wanted > 0 && self.window >= body {
@@ -181,7 +181,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Deals with all frames that are there; how many streams have ended.
+    /// Handles all complete frames and returns the number of streams that ended.
     fn receive(&mut self, tally: &mut Tally) -> Result<usize, String> {
         let mut ended = 0;
         loop {
@@ -194,7 +194,7 @@ impl Connection {
             let full = self.filled == self.input.len();
             let now = Instant::now();
             let mut used = 0;
-            // Taken for the time, so that frames can be looked at while the rest of this changes.
+            // Taken temporarily, so that frames can borrow it while `self` changes.
             let mut input = std::mem::take(&mut self.input);
             let read = loop {
                 match http2::frame(&input[used..self.filled]) {
@@ -223,7 +223,7 @@ impl Connection {
         }
     }
 
-    /// When the stream was begun that ends with this frame, and ends well.
+    /// Handles a frame. If it ends a stream successfully, returns the time the stream was opened.
     fn on_frame(&mut self, frame: &Frame<'_>) -> Result<Option<Instant>, String> {
         match *frame {
             Frame::Headers { stream, block, end } => {
@@ -263,7 +263,7 @@ impl Connection {
             Frame::Ping(payload) => http2::ping_ack(&mut self.output, payload),
             Frame::WindowUpdate { stream: 0, more } => self.window += i64::from(more),
             Frame::WindowUpdate { .. } | Frame::Ignored => {}
-            // What HAProxy and nginx may send behind a whole answer: the request's body needs no reading to its end.
+            // HAProxy and nginx may send this after a complete response: the rest of the request body is not needed.
             Frame::Reset { stream, code: 0 } if self.stream(stream).is_err() => {}
             Frame::Reset { code, .. } => return Err(format!("a stream was reset: error code {code}")),
             Frame::GoAway { code } => return Err(format!("the connection is to be left: error code {code}")),
@@ -290,7 +290,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    /// The frames of an answer, its body in two.
+    /// Encodes the frames of a response, the body in two parts.
     fn answer(stream: u8) -> Vec<u8> {
         let (first, second) = ANSWER.as_bytes().split_at(100);
         let head = |length: usize, kind, flags| {
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn an_answered_stream_is_followed_by_the_next_one() {
         let (mut rig, mut load, mut server) = served();
-        // Settings and a ping, and both streams in turns.
+        // Settings and a ping, then responses to both streams out of order.
         server.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
         server.write_all(&[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
         for stream in [3, 1, 5] {
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_wrong_answer_is_an_error() {
-        // Its status, and a letter of its body.
+        // The status, and a letter of the body.
         for at in [9, answer(1).len() - 1] {
             let (mut rig, mut load, mut server) = served();
             let mut answer = answer(1);

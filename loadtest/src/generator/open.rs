@@ -1,6 +1,5 @@
-//! Open-loop clients: requests arrive by a schedule, whether or not earlier ones have been answered, and an answer's
-//! latency counts from the moment at which its request was due. A server that stops for a moment keeps all of them
-//! waiting, and cannot hide it.
+//! Open-loop clients: requests arrive on a schedule regardless of earlier responses, and the latency counts from the
+//! time the request was due. A server that stalls delays all requests of that time, so the stall shows in the figures.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,7 +16,8 @@ use crate::backend::Backend;
 use crate::clock::Instant;
 use crate::rig::{Clients, Measured};
 
-/// So much of the schedule may be waiting for a free connection: beyond it, the rate is more than the contender bears.
+/// Part of the schedule that may wait for a free connection. A longer backlog means that the contender cannot sustain
+/// the rate.
 const BACKLOG: Duration = Duration::from_secs(10);
 
 /// Clients that share connections, and the schedule of their requests.
@@ -28,14 +28,14 @@ pub(crate) struct Open {
     clients: Vec<Client>,
     free: Vec<usize>,
     arrivals: Option<Arrivals>,
-    /// Due, and without a connection so far.
+    /// Due times of requests waiting for a connection.
     backlog: VecDeque<Instant>,
     waiting: usize,
     rate: u32,
     tally: Tally,
 }
 
-/// Independent arrivals at a mean rate (a Poisson process), the same ones in every measurement.
+/// Independent arrivals at a mean rate (a Poisson process), the same in every measurement.
 #[derive(Debug)]
 struct Arrivals {
     next: Instant,
@@ -46,7 +46,7 @@ struct Arrivals {
 // === impl Open ===
 
 impl Open {
-    /// Opens the connections; the first request is due at once, `rate` of them in a second.
+    /// Opens the connections. The first request is due at once; `rate` is in requests per second.
     pub(crate) fn connect(
         registry: &Registry,
         target: SocketAddr,
@@ -152,7 +152,7 @@ impl Arrivals {
         Self { next: first, mean: 1.0 / f64::from(rate), random: 0x2545_f491_4f6c_dd1d }
     }
 
-    /// The next arrival, if it is due.
+    /// Returns the time of the next arrival, if it is due.
     fn due(&mut self, now: Instant) -> Option<Instant> {
         let due = self.next;
         if due > now {
@@ -180,7 +180,7 @@ mod tests {
         // 10,000 are expected, with a standard deviation of 100.
         assert!((9_500..10_500).contains(&due.len()), "{}", due.len());
         assert!(due.is_sorted());
-        // Of gaps that are exponentially distributed, 1 - 1/e are shorter than the mean: 63 %.
+        // Of exponentially distributed gaps, 1 - 1/e = 63 % are shorter than the mean.
         let short = due.windows(2).filter(|pair| pair[1] - pair[0] < Duration::from_millis(1)).count();
         assert!((0.60..0.66).contains(&(short as f64 / due.len() as f64)), "{short} of {}", due.len());
     }

@@ -1,4 +1,4 @@
-//! Clients that read streams: each has one connection and one stream on it, and looks when which event arrives.
+//! Clients that read streams, one connection with one stream each, and record the arrival of every event.
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -17,35 +17,34 @@ use crate::http::{self, Framing};
 use crate::rig::Clients;
 use crate::sse;
 
-/// Events that wait here for their turn are of no interest: a contender that overtakes its clients by so much is an
-/// error of the run.
+/// Read buffer, in bytes. A contender that gets this far ahead of its clients is an error of the run.
 const BUFFER: usize = 64 * 1024;
 
-/// The clients of one measurement, and what they saw.
+/// Clients of one measurement and their observations.
 #[derive(Debug)]
 pub(crate) struct Streams {
     target: SocketAddr,
     request: Vec<u8>,
     clients: Vec<Client>,
     seen: Seen,
-    /// Events since the start, of which a first one means that its stream is open.
+    /// Events since the start. The first event of a stream marks it as open.
     received: u64,
     opened: usize,
     ended: usize,
-    /// Whether every event asks for the next one at once.
+    /// Request the next event of a stream as soon as one arrives.
     echo: bool,
-    /// Streams whose next event has been asked for.
+    /// Streams whose next event has been requested.
     asked: Vec<usize>,
 }
 
-/// Since the last reset; errors since the start.
+/// Observations since the last reset; errors since the start.
 #[derive(Debug)]
 pub(crate) struct Seen {
-    /// Of events: from the backend's write to here.
+    /// Latency of events, from the backend's write to the client's read.
     pub(crate) events: Tally,
-    /// How much longer than at the backend it took from one event of a stream to the next.
+    /// Additional time between two events of a stream, compared with the backend.
     pub(crate) stretch: Histogram<u64>,
-    /// Events that came in one read with the one before them: it had waited for them, or they for it.
+    /// Events that arrived in one read with their predecessor: one of the two was delayed.
     pub(crate) together: u64,
 }
 
@@ -55,10 +54,10 @@ struct Client {
     buffer: Box<[u8]>,
     filled: usize,
     state: State,
-    /// The beginning of an event whose end is in another chunk.
+    /// Start of an event that continues in another chunk.
     cut: Vec<u8>,
     next: u32,
-    /// Of the event before.
+    /// Latency of the previous event.
     latency: Duration,
 }
 
@@ -92,7 +91,7 @@ impl Streams {
         }
     }
 
-    /// Opens one more connection, and asks for a stream on it.
+    /// Opens another connection and requests a stream on it.
     pub(crate) fn open(&mut self, registry: &Registry) -> io::Result<()> {
         let mut stream = connect(self.target)?;
         registry.register(&mut stream, Token(self.clients.len()), Interest::READABLE)?;
@@ -109,22 +108,22 @@ impl Streams {
         Ok(())
     }
 
-    /// Lets every event ask for the next one, or not.
+    /// Enables or disables requesting the next event upon each event.
     pub(crate) fn echo(&mut self, echo: bool) {
         self.echo = echo;
     }
 
-    /// Streams whose first event has come.
+    /// Returns the number of streams whose first event has arrived.
     pub(crate) fn opened(&self) -> usize {
         self.opened
     }
 
-    /// Streams whose end has come.
+    /// Returns the number of streams that have ended.
     pub(crate) fn ended(&self) -> usize {
         self.ended
     }
 
-    /// Events since the start.
+    /// Returns the number of events since the start.
     pub(crate) fn received(&self) -> u64 {
         self.received
     }
@@ -141,7 +140,7 @@ impl Streams {
 }
 
 impl Clients for Streams {
-    /// Every stream is to be there until it is ended: the first error is the last.
+    /// Every stream must last until it is ended, so the first error ends the measurement.
     fn hopeless(&self) -> bool {
         self.seen.events.errors > 0
     }
@@ -246,7 +245,7 @@ impl Client {
     }
 }
 
-/// The length of the head at the start of `buf`, which is to say that a stream follows.
+/// Returns the length of the response head at the start of `buf`. Fails unless a stream follows.
 fn head_len(buf: &[u8]) -> Result<Option<usize>, String> {
     let Some(head) = http::head(buf).map_err(|error| error.to_string())? else { return Ok(None) };
     if http::status(head.start) != Some(200) || head.body != Framing::Chunked {
@@ -302,7 +301,7 @@ mod tests {
         let streams = rig.backend_mut().streams().unwrap().open.clone();
         rig.backend_mut().push(streams[0]).unwrap();
         assert!(rig.until(&mut load, 5 * SECOND, |load, _| load.received() >= 50).unwrap());
-        // The other one was never asked.
+        // The other stream stays at its first event.
         assert_eq!(load.clients.iter().map(|client| client.next).min(), Some(1));
         assert_eq!((load.seen().together, load.seen().events.errors), (0, 0));
     }

@@ -1,13 +1,13 @@
-//! What the clients of a measurement saw.
+//! Results of the clients of a measurement.
 
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// A contender that is down answers with errors as fast as it can: no need to count them all.
+/// Errors after which a measurement is abandoned: a contender that is down returns errors at full speed.
 const ERRORS: u64 = 100;
 
-/// Answers since the last reset, errors since the start.
+/// Responses since the last reset, errors since the start.
 #[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) latency: Histogram<u64>,
@@ -37,14 +37,14 @@ impl Tally {
         self.errors >= ERRORS
     }
 
-    /// Forgets the answers of the warm-up, but none of its errors.
+    /// Discards the responses of the warm-up, but none of its errors.
     pub(crate) fn reset(&mut self) {
         self.latency.reset();
         self.completed = 0;
     }
 }
 
-/// Nanoseconds up to a minute, three digits.
+/// Creates a histogram of nanoseconds up to a minute, with three significant digits.
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("valid bounds")
 }

@@ -1,5 +1,5 @@
-//! The attack scenario: a client that behaves well, beside one that means harm. Each round measures it alone first, with the
-//! same process.
+//! The attack scenario: a well-behaved client beside a malicious one. Each round first measures the client alone,
+//! with the same process.
 
 use std::time::Duration;
 
@@ -18,15 +18,15 @@ use crate::rig::{Plan, Rig, Sample};
 use crate::setup::Setup;
 use crate::spread::Spread;
 
-/// Requests a second of the client, over so many connections: what leaves most of the core to others.
+/// Requests per second of the well-behaved client; they leave most of the core to the attacker.
 const RATE: u32 = 2000;
 const CONNECTIONS: usize = 64;
-/// The most that its p99 may be, as a multiple of that without the attack.
+/// Maximum p99 under attack, as a multiple of the p99 without.
 const AIM: f64 = 5.0;
-/// How long an attack is under way before anything is measured: as long as it takes it to open all of its connections.
+/// Time between the start of an attack and the measurement, long enough for the attacker to open all connections.
 const SETTLE: Duration = Duration::from_millis(2500);
 
-/// What the client saw in one round.
+/// Observations of the client in one round.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Seen {
     attack: &'static str,
@@ -95,7 +95,7 @@ impl Seen {
             beside_p50_us: us(beside.p50),
             beside_p99_us: us(beside.p99),
             opened,
-            // What disturbs the measurement beside the attack is the attacker.
+            // During the attack, other load includes the attacker itself.
             others: alone.spent.others.as_secs_f64() / alone.elapsed.as_secs_f64(),
         }
     }

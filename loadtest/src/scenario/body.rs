@@ -1,9 +1,9 @@
-//! The body scenario: what it costs that the model's name is in the body, which has to be kept and read for it.
+//! The body scenario: cost of finding the model name in the body, for which the body has to be buffered and read.
 //!
-//! Anteroom passes bodies on as they come where no route asks for a model, so that a route with models costs two
-//! things more: that the body is kept, and that it is scanned. The scan alone is what two refusals differ by: of a body
-//! for a model that nobody serves, which is scanned to its end, and of one that is no object, where the scan ends with
-//! its first byte. Both are kept whole, and neither is passed on.
+//! Anteroom forwards bodies unbuffered if no route requires a model, so a route with models adds two costs: buffering
+//! the body and scanning it. The scan alone is the difference between two rejections: of a body for a model without a
+//! route, which is scanned to its end, and of a body that is not an object, where the scan ends at the first byte.
+//! Both are buffered completely, and neither is forwarded.
 
 mod findings;
 mod text;
@@ -23,18 +23,18 @@ use crate::procfs::Meter;
 use crate::rig::{Plan, Rig};
 use crate::setup::Setup;
 
-/// Bytes of a body, and how many clients send one: a question, a pasted document, a picture.
+/// Bytes of a body, and number of clients sending it: a question, a pasted document, a picture.
 const SIZES: [(usize, usize); 3] = [(2 << 10, 64), (200 << 10, 16), (8 << 20, 4)];
 
-/// Which body is sent, and what becomes of it.
+/// Kind of body, by the way Anteroom handles it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Kind {
-    /// Passed on to the backend.
+    /// Forwarded to the backend.
     Forwarded,
-    /// Kept, scanned to its end, and refused: nobody serves its model.
+    /// Buffered, scanned to its end, and rejected: no route has its model.
     Scanned,
-    /// Kept, and refused: it is no object, which its first byte says.
+    /// Buffered and rejected at the first byte: it is not an object.
     Kept,
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     for (bytes, connections) in SIZES {
         for kind in [Kind::Forwarded, Kind::Scanned, Kind::Kept] {
             let contenders = measured().map(|each| each.contender);
-            // Only Anteroom looks into bodies.
+            // Only Anteroom reads bodies.
             for contender in contenders.filter(|each| kind == Kind::Forwarded || *each == Contender::Anteroom)
             {
                 series.push(Series { contender, kind, bytes, connections, rounds: Vec::new() });
@@ -85,7 +85,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     Ok(findings::findings(how, &series))
 }
 
-/// Anteroom without models, which the others are held against, unless it is measured already.
+/// Returns Anteroom without models, as a baseline for the others, unless it is measured already.
 fn streaming(setup: &Setup) -> Result<Option<Installed>, Error> {
     if !setup.measures(Contender::Anteroom) || setup.measures(Contender::AnteroomNoscan) {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! The hang-up scenario: a crowd that waits leaves all at once, again and again.
+//! The hang-up scenario: a waiting crowd disconnects all at once, repeatedly.
 
 use std::time::Duration;
 
@@ -18,25 +18,25 @@ use crate::target::Ramp;
 const REQUESTS: usize = 20_000;
 const QUICK: usize = 10_000;
 const RAMP: Ramp = Ramp { start: 64, max: 64 };
-/// How long memory and files have to be given back.
+/// Time until memory and files must be released.
 const SETTLE: Duration = Duration::from_secs(3);
-/// What a storm may leave behind of the memory that it took, beyond what the one before it left.
+/// Maximum growth of the memory left behind from one storm to the next, as a share of the memory of a storm.
 const LEFT: f64 = 0.05;
 
-/// What may be left of it after the last one.
+/// Maximum share of that memory that is left after the last storm.
 const KEPT: f64 = 0.1;
 
-/// One storm.
+/// Results of one storm.
 #[derive(Clone, Debug, Serialize)]
 struct Storm {
-    /// How long it took the clients to hang up.
+    /// Time the clients took to disconnect.
     leaving_ms: f64,
-    /// How many were still held as far as the first look after the last had gone, and how long that look took.
+    /// Requests still held according to the first look after the last disconnect, and the duration of that look.
     first_look: u64,
     first_look_ms: f64,
-    /// From the last to hang up until a look found nobody held.
+    /// Time from the last disconnect until a look found no held requests.
     known_ms: f64,
-    /// What a look takes when nobody comes or goes.
+    /// Duration of a look while nothing changes.
     look_ms: f64,
     held: Footprint,
     after: Footprint,
@@ -112,7 +112,7 @@ fn storm(scene: &mut Scene, count: usize) -> Result<Storm, Error> {
     })
 }
 
-/// What is left when no more than `files` files are open. A health check opens one from time to time.
+/// Waits until at most `files` files are open and returns the footprint. A health check opens one from time to time.
 fn settled(scene: &mut Scene, files: u64) -> Result<Footprint, Error> {
     let begin = Instant::now();
     loop {
@@ -131,7 +131,7 @@ fn settled(scene: &mut Scene, files: u64) -> Result<Footprint, Error> {
     }
 }
 
-/// How many are held or in flight, and how many ms it took to learn that.
+/// Returns the duration of the query in ms and the number of requests held or in flight.
 fn look(scene: &mut Scene) -> Result<(f64, u64), Error> {
     let begin = Instant::now();
     let demand = scene.admin.demand()?;
@@ -223,7 +223,7 @@ mod tests {
             let found = findings("so".into(), before, storms, None);
             found.aims.iter().map(|aim| (aim.measured, aim.met)).collect()
         };
-        // Of 1,000 bytes, 50 stay, but no more with every storm.
+        // 50 of 1,000 bytes stay, without growing from storm to storm.
         let good = [(9.0, true), (0.0, true), (0.05, true), (0.0, true)];
         assert_eq!(aims(&[storm(8.0, 150, 10), storm(9.0, 150, 10), storm(10.0, 150, 10)]), good);
         // 100 more with every storm, and a file.

@@ -1,4 +1,4 @@
-//! The held scenario: what it takes to have many wait.
+//! The held scenario: cost of many held requests.
 
 use std::time::Duration;
 
@@ -17,29 +17,29 @@ use crate::target::Ramp;
 const REQUESTS: usize = 50_000;
 const QUICK: usize = 10_000;
 const RAMP: Ramp = Ramp { start: 64, max: 64 };
-/// How long holding is watched before the first heartbeat, which comes after 20 s.
+/// Duration of the measurement before the first heartbeat, which is sent after 20 s.
 const STILL: Duration = Duration::from_secs(5);
-/// Between two heartbeats, by default.
+/// Default interval between two heartbeats, in seconds.
 const INTERVAL: u64 = 10;
 
-/// Requests of one kind that joined those that were held.
+/// Requests of one kind, added to those already held.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Part {
     requests: usize,
-    /// Memory, in bytes: before they came, when they were held, when they had been answered early.
+    /// Memory in bytes: before their arrival, while held, after their early responses.
     before: u64,
     held: u64,
     informed: u64,
 }
 
-/// CPU time over a while in which nothing but holding went on.
+/// CPU time during an interval in which requests were only held.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Holding {
     seconds: f64,
     heartbeats: u64,
-    /// Of a core, by Anteroom.
+    /// Share of a core used by Anteroom, in percent.
     percent: f64,
-    /// Of our two cores, by others, in cores.
+    /// Cores used by other processes, on our two cores.
     others: f64,
 }
 
@@ -98,21 +98,21 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     Ok(findings(how, &[Some(alone), shared], connected, still, holding, note))
 }
 
-/// Waits until `count` are held; the memory then.
+/// Waits until `count` requests are held and returns the memory.
 fn wait(scene: &mut Scene, count: usize) -> Result<u64, Error> {
     scene.await_held(count)?;
     scene.stay(Duration::from_millis(500))?;
     Ok(scene.footprint()?.memory)
 }
 
-/// Waits until `count` have been answered early; the memory then.
+/// Waits until `count` requests have an early response and returns the memory.
 fn inform(scene: &mut Scene, count: usize) -> Result<u64, Error> {
     eprintln!("held: waiting for the early answers");
     scene.until("all answered early", |sides| sides.crowd.tally.begun == count)?;
     Ok(scene.footprint()?.memory)
 }
 
-/// Measures what holding takes.
+/// Measures the CPU time of holding.
 fn hold(scene: &mut Scene, duration: Duration) -> Result<Holding, Error> {
     let (heartbeats, before) = (scene.sides.crowd.tally.heartbeats, scene.read()?);
     let seconds = scene.stay(duration)?.elapsed.as_secs_f64();
@@ -128,7 +128,7 @@ fn hold(scene: &mut Scene, duration: Duration) -> Result<Holding, Error> {
 // === impl Part ===
 
 impl Part {
-    /// KiB each, beyond the body, at a time when all took `memory` bytes.
+    /// Returns the memory per request in KiB, without the body, from the `memory` in bytes of the process.
     fn each(self, memory: u64) -> f64 {
         (memory as f64 - self.before as f64) / self.requests as f64 / 1024.0 - BODY as f64 / 1024.0
     }

@@ -1,4 +1,4 @@
-//! The overflow scenario: many more come than may wait.
+//! The overflow scenario: many more requests than the queue holds.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::setup::Setup;
 use crate::target::Ramp;
 
 const REQUESTS: usize = 10_000;
-/// How many times as many come as may wait.
+/// Number of requests as a multiple of the queue's bound.
 const TIMES: usize = 10;
-/// Arrivals a second, by a schedule that no answer delays: a part of what the machine bears.
+/// Arrivals per second, on a schedule independent of responses; a fraction of the machine's capacity.
 const RATE: f64 = 5_000.0;
 const RAMP: Ramp = Ramp { start: 64, max: 64 };
-/// A schedule that was kept worse than this says little about answers that are to take five times as long.
+/// Delay behind schedule above which the findings have a note: the aim for rejections is only five times as long.
 const LATE: Duration = Duration::from_millis(1);
 
 pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Error> {

@@ -1,4 +1,4 @@
-//! The release scenario: a model server gets ready while many wait for it.
+//! The release scenario: a model server becomes ready while many requests wait for it.
 
 use std::time::Duration;
 
@@ -15,55 +15,55 @@ use crate::spread::Spread;
 use crate::target::Ramp;
 
 const REQUESTS: usize = 10_000;
-/// `concurrency.max`, and so the number of connections to the model server; without the ramp, from the start on.
+/// `concurrency.max`, and so the number of connections to the model server; without the ramp, from the start.
 const AT_ONCE: u64 = 64;
 const OFF: Ramp = Ramp { start: AT_ONCE, max: AT_ONCE };
 const ON: Ramp = Ramp { start: 4, max: AT_ONCE };
-/// One by one, the order in which they are at the model server is that in which they were let go.
+/// One at a time: the requests reach the model server in the order of their release.
 const ONE_BY_ONE: Ramp = Ramp { start: 1, max: 1 };
-/// How long the model server takes for an answer when it is counted how many requests it has.
+/// Response time of the model server when its concurrent requests are counted.
 const ANSWER: Duration = Duration::from_millis(5);
-/// A rig that is busier than this may be what is measured.
+/// Share of its core above which the rig itself may be the limit.
 const BUSY: f64 = 0.95;
 
-/// One release without the ramp, and then the same clients warm.
+/// A release without the ramp, followed by a warm measurement of the same clients.
 #[derive(Clone, Debug, Serialize)]
 struct Round {
-    /// From the model server's first 200 to a health check until the first request was there.
+    /// Time from the model server's first 200 to a health check until the arrival of the first request.
     first_ms: f64,
-    /// Of all but the first, until the last answer was with its client.
+    /// Rate of all requests but the first, until the client received the last response.
     requests_per_second: f64,
-    /// Of as many clients as there are connections to the model server, each of which sends again when it is served.
+    /// Rate of as many clients as there are connections to the model server, each in a closed loop.
     warm_per_second: f64,
-    /// The same, but all clients in turn.
+    /// Rate at the same concurrency, but with all clients in turn.
     wide_per_second: f64,
     times_warm: f64,
     times_wide: f64,
-    /// Requests that came later than their turn, and by how many places at most.
+    /// Requests that arrived later than their turn, and the largest displacement in places.
     late: usize,
     latest: usize,
-    /// Of the rig's core while it lasted.
+    /// Share of the rig's core used during the release.
     rig_busy: f64,
-    /// Of the rig's core in the warm measurement.
+    /// Share of the rig's core used in the warm measurement.
     rig_busy_warm: f64,
-    /// Of our two cores, by others, in cores.
+    /// Cores used by other processes, on our two cores.
     others: f64,
 }
 
-/// One release with the ramp.
+/// A release with the ramp.
 #[derive(Clone, Debug, Serialize)]
 struct Ramped {
     first_ms: f64,
     seconds: f64,
-    /// How many were at the model server at a time.
+    /// Maximum concurrent requests at the model server.
     most: u64,
-    /// How many came when there were as many as the ramp allows.
+    /// Requests that arrived when the ramp's limit was already reached.
     beyond: u64,
     late: usize,
     latest: usize,
 }
 
-/// Requests that came later than their turn, and by how many places at most, of those that were sent on one by one.
+/// Requests that arrived later than their turn, and the largest displacement in places, when dispatched one at a time.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Disorder {
     late: usize,
@@ -91,7 +91,7 @@ pub(crate) fn run(setup: &Setup, requests: Option<usize>) -> Result<Findings, Er
     Ok(findings(how, &released, &ramped, &disorder, note))
 }
 
-/// Has `count` requests held.
+/// Starts a scene with `count` held requests.
 fn held(setup: &Setup, count: usize, ramp: Ramp) -> Result<Scene, Error> {
     let mut scene = Scene::start(setup, Bounds { hold: count, ramp, streamed: false })?;
     scene.gather(count)?;
@@ -112,7 +112,7 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<Round, Err
     let (Some(first), Some(begin), Some(last)) = (first, begin, last) else {
         return Err(Error::Wrong("requests were served that the model server never saw".into()));
     };
-    // From the moment of knowing on: before that the rig had nothing to do.
+    // Counted from the first 200 of the health check: before it the rig was idle.
     let working = last - begin + first;
     let idle = passed.idle.saturating_sub(passed.elapsed.saturating_sub(working));
     let requests_per_second = (count - 1) as f64 / (last - begin).as_secs_f64();
@@ -135,7 +135,8 @@ fn release(setup: &Setup, count: usize, duration: Duration) -> Result<Round, Err
     })
 }
 
-/// The rate at which `members` in turn are served, as many at a time as there may be; and how busy the rig was.
+/// Returns the rate at which `members` clients in turn are served, at maximum concurrency, and the busy share of the
+/// rig.
 fn warm(scene: &mut Scene, members: usize, duration: Duration) -> Result<(f64, f64), Error> {
     scene.sides.target.forget();
     scene.sides.crowd.go_round(members, AT_ONCE as usize);

@@ -1,7 +1,7 @@
-//! The routes scenario: 10,000 routes of a cluster, of which 1,000 a second change while requests go to others.
+//! The routes scenario: 10,000 routes of a cluster, of which 1,000 change per second while requests go to others.
 //!
-//! The cluster is an API server in the rig. Requests come by schedule, and measurements without changes and with them
-//! take turns, so that what has no effect is told from what the machine does by itself.
+//! The cluster is an API server in the rig. Requests arrive on a schedule, and measurements with and without changes
+//! alternate to separate the effect of changes from the noise of the machine.
 
 mod api;
 mod clients;
@@ -32,33 +32,33 @@ use crate::procfs::Meter;
 use crate::rig::{self, Rig};
 use crate::setup::Setup;
 
-/// Routes, unless there is a reason for others.
+/// Default number of routes.
 pub(crate) const ROUTES: usize = 10_000;
-/// Changes a second: one in two of a policy, the others of endpoints.
+/// Changes per second: half of them to a policy, half to endpoints.
 const CHANGES: u32 = 1000;
-/// Requests a second: a fraction of what a core can do, so that there is nothing to wait for but the changes.
+/// Requests per second: a fraction of a core's capacity, so that only the changes can cause delays.
 const RATE: u32 = 5000;
 const CONNECTIONS: usize = 64;
-/// The last routes change only when it is looked at how late that acts.
+/// Number of last routes that change only in the measurement of the propagation delay.
 const KEPT: usize = 100;
-/// What is left to do of changes when they cease is not measured.
+/// Pause for work left from changes, which is not measured.
 const SETTLE: Duration = Duration::from_millis(1500);
 const WARM_UP: Duration = Duration::from_secs(2);
-/// How long Anteroom may take to know all routes.
+/// Time Anteroom may take to learn all routes.
 const START: Duration = Duration::from_secs(120);
-/// How long a change may take to act before the run is given up.
+/// Time a change may take to act before the run is abandoned.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often it is looked whether a model is known by now.
+/// Interval between requests that test a new model name.
 const LOOK: Duration = Duration::from_millis(5);
 
 const CONFIGURATION: &str = "listen: 127.0.0.1:{listen}\nadmin: 127.0.0.1:{admin}\nworkers: 1\nroutes: []\nkubernetes: { \
                              interceptorRoutes: false }\n";
 
-/// Everything that is on the rig's side, in its loop.
+/// The rig's side: API server and clients in one loop.
 struct World {
     api: Api,
     clients: Option<Clients>,
-    /// When the next change is due, while there are any.
+    /// Due time of the next change; `None` while changes are off.
     due: Option<Instant>,
     changes: u64,
 }
@@ -129,7 +129,7 @@ impl rig::Clients for World {
 }
 
 impl World {
-    /// Does what is due: requests, then changes.
+    /// Sends due requests, then makes due changes.
     fn tick(&mut self, now: Instant) {
         if let Some(clients) = &mut self.clients {
             clients.send_due(now);
@@ -141,7 +141,7 @@ impl World {
         self.api.tell();
     }
 
-    /// The next change, of a route that is not to be left alone. Neighbours do not follow each other.
+    /// Makes the next change, to a route outside the last [`KEPT`]. Consecutive changes are to distant routes.
     fn change(&mut self) {
         self.changes += 1;
         let spread = |changes: u64, most: usize| (changes.wrapping_mul(7919) % most as u64) as usize;
@@ -167,7 +167,7 @@ impl Stage {
         Ok(events)
     }
 
-    /// How much of that time found nothing to do.
+    /// Runs the loop for `duration` and returns the time spent idle.
     fn turn_for(&mut self, duration: Duration) -> Result<Duration, Error> {
         let begin = Instant::now();
         let (mut elapsed, mut idle) = (Duration::ZERO, Duration::ZERO);
@@ -192,7 +192,7 @@ impl Stage {
         Census::of(pid.unwrap_or_else(std::process::id)).map_err(|error| Error::io("look at anteroom", error))
     }
 
-    /// Waits until Anteroom serves all routes, then begins to send.
+    /// Waits until Anteroom serves all routes, then starts to send.
     fn load(&mut self, begin: Instant) -> Result<Loaded, Error> {
         let mut ready = None;
         while ready.is_none() {
@@ -204,7 +204,7 @@ impl Stage {
         let clients =
             Clients::connect(self.rig.registry(), self.running.address, CONNECTIONS, RATE, requests);
         self.world.clients = Some(clients.map_err(|error| Error::io("connect to anteroom", error))?);
-        // They wait until the pods of their routes are known.
+        // The requests wait until the pods of their routes are known.
         while !self.world.clients.as_ref().is_some_and(Clients::are_answered) {
             self.turn()?;
             if begin.elapsed() > START {
@@ -247,7 +247,7 @@ impl Stage {
         })
     }
 
-    /// How long it takes until changes act, while all the others go on.
+    /// Measures the time until changes act while all other changes continue.
     fn lateness(&mut self, times: usize) -> Result<Lateness, Error> {
         self.world.due = Some(Instant::now());
         self.turn_for(SETTLE)?;
@@ -259,7 +259,7 @@ impl Stage {
             self.probe_until_served(&alias)?;
             matches.push(begin.elapsed().as_secs_f64() * 1e3);
 
-            // One without a pod: the request waits for it.
+            // A route without a pod: the request waits for one.
             let number = self.world.api.objects.len() - 1 - 2 * (time % (KEPT / 2));
             let waiting = Probe::send(self.running.address, &format!("m{number}"));
             let mut waiting = waiting.map_err(|error| Error::io("send a request", error))?;
@@ -279,7 +279,7 @@ impl Stage {
         Ok(Lateness { matches, endpoints })
     }
 
-    /// Asks for a model until it is served.
+    /// Requests a model until it is served.
     fn probe_until_served(&mut self, model: &str) -> Result<(), Error> {
         let begin = Instant::now();
         let failed = |error| Error::io("ask for a model", error);

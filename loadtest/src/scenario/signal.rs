@@ -1,7 +1,7 @@
-//! The signal scenario: how long from a request for a route at zero until KEDA has heard of it.
+//! The signal scenario: time from a request for a route at zero until KEDA is notified.
 //!
-//! Targets refuse connections, so that every request is an activation. One is measured at a time: from just before its
-//! bytes are written until the frame that says `true` is there, on the stream of that route.
+//! Targets refuse connections, so every request is an activation. Requests are measured one at a time: from just
+//! before the write until the frame with `true` arrives on the stream of that route.
 
 use std::fmt::Write as _;
 use std::io;
@@ -24,16 +24,16 @@ use crate::keda::{Connection, Said};
 use crate::procfs::Meter;
 use crate::setup::Setup;
 
-/// Routes, connections, and samples in a quick and in a full run. A route on its own is at zero again after some 25 ms.
+/// Routes, connections, and samples in a quick and in a full run. A single route is at zero again after about 25 ms.
 const SETTINGS: [(usize, usize, usize, usize); 3] =
     [(1, 1, 200, 1000), (1000, 1, 1000, 4000), (1000, 100, 1000, 4000)];
 const AIM_MS: f64 = 1.0;
-/// How long a push may take before the run is given up.
+/// Time a push may take before the run is abandoned.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a new connection has to be accepted, which is no part of what is measured.
+/// Time for a new connection to be accepted, excluded from the measurement.
 const ACCEPTED: Duration = Duration::from_millis(1);
 
-/// What was measured with so many routes.
+/// Results for one setting.
 #[derive(Debug, Serialize)]
 struct Line {
     routes: usize,
@@ -43,13 +43,13 @@ struct Line {
     p90_us: f64,
     p99_us: f64,
     max_us: f64,
-    /// CPU time of Anteroom for one of them, with the activation and its end.
+    /// CPU time of Anteroom per sample, including the activation and its end.
     cpu_us: f64,
-    /// Of our two cores, by others, in cores.
+    /// Cores used by other processes, on our two cores.
     others: f64,
 }
 
-/// The streams, and what each said last.
+/// The streams and the last state of each.
 struct Listening {
     news: mpsc::UnboundedReceiver<Result<Said, String>>,
     active: Vec<bool>,
@@ -75,7 +75,7 @@ fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> 
         .map_err(|error| Error::io("make a runtime", error))?;
     let meter = Meter { cores: setup.cores, contender: running.process.as_ref().map(|process| process.id()) };
     let measured = runtime.block_on(async {
-        // As the rig does: this core never sleeps, so that what is measured is not how long it takes to wake up.
+        // Like the rig, keep this core from sleeping, so that its wake-up latency is not measured.
         let busy = tokio::spawn(async {
             loop {
                 tokio::task::yield_now().await;
@@ -108,14 +108,15 @@ fn measure(setup: &Setup, routes: usize, connections: usize, samples: usize) -> 
     measured.map_err(|error| running.explain("anteroom", error))
 }
 
-/// An address nobody listens at, and one for the scaler.
+/// Returns an address without a listener, and one for the scaler.
 fn free_ports() -> io::Result<[SocketAddr; 2]> {
     let [one, other] =
         [TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?, TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?];
     Ok([one.local_addr()?, other.local_addr()?])
 }
 
-/// An activation is given up, and demand false again, some 20 ms after a request: so a route is soon at zero again.
+/// Configures activations to fail, and demand to end, about 20 ms after a request, so that a route is soon at zero
+/// again.
 fn configuration(routes: usize, scaler: u16) -> String {
     let mut text = format!(
         "listen: 127.0.0.1:{{listen}}\nadmin: 127.0.0.1:{{admin}}\nscaler: 127.0.0.1:{scaler}\nworkers: 1\nroutes:\n"
@@ -139,7 +140,7 @@ fn request(route: usize) -> String {
     )
 }
 
-/// Opens a stream for each route and waits for the first word of each.
+/// Opens a stream per route and waits for the first message on each.
 async fn listen(scaler: SocketAddr, routes: usize, connections: usize) -> Result<Listening, Error> {
     let failed = |error| Error::io("open a stream to the scaler", error);
     let (sender, news) = mpsc::unbounded_channel();
@@ -175,7 +176,7 @@ impl Listening {
         Ok(said)
     }
 
-    /// One request to the route, which is at zero first, until it has been told. The client hangs up then.
+    /// Waits until the route is at zero, sends a request to it, and measures the time to the push. Then disconnects.
     async fn sample(&mut self, proxy: SocketAddr, route: usize) -> Result<Duration, Error> {
         while self.active[route] {
             self.next().await?;
@@ -273,7 +274,7 @@ mod tests {
         );
     }
 
-    /// Speaks for a scaler: says false at once, and true as soon as a request comes.
+    /// Stands in for a scaler: sends `false` at once, and `true` as soon as a request arrives.
     #[tokio::test]
     async fn a_sample_ends_with_the_push_of_its_own_route() {
         let scaler = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

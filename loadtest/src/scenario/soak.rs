@@ -1,5 +1,5 @@
-//! The soak scenario: for half an hour, cold starts, overflows, streams, clients that leave, large bodies and reloads,
-//! and between them gaps in which the model server is stopped. Nothing may be left of any of it.
+//! The soak scenario: half an hour of cold starts, overflows, streams, disconnects, large bodies and reloads, with
+//! gaps in which the model server is stopped. None of it may leak resources.
 
 mod account;
 mod client;
@@ -28,38 +28,38 @@ use crate::procfs::Meter;
 use crate::setup::Setup;
 
 const MODEL: &str = "soak";
-/// How many may wait; who comes then is refused.
+/// Queue bound; further requests are rejected.
 const QUEUE: usize = 32;
 const OVERFLOW: usize = 100;
-/// Who sends one request after the other while the model server is up.
+/// Closed-loop clients while the model server is up.
 const CLIENTS: usize = 8;
 const TIDYING: usize = 100;
-/// How long the model server may take to be stopped.
+/// Time for the model server to be stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// From one gap to the next.
+/// Results of one cycle, from one gap to the next.
 #[derive(Clone, Debug, Serialize)]
 struct Cycle {
-    /// Since the beginning, at its end.
+    /// Time of its end, since the start of the run.
     at_s: f64,
-    /// Requests that were sent in it.
+    /// Requests sent in the cycle.
     requests: u64,
-    /// How long its first request took, with the cold start.
+    /// Time of the first request, including the cold start.
     first_ms: f64,
     first_served: bool,
-    /// Requests that are not accounted for, of all so far.
+    /// Requests unaccounted for since the start of the run.
     missing: u64,
     census: Census,
 }
 
-/// What became of requests, as the clients saw it.
+/// Outcomes of requests as observed by the clients.
 #[derive(Clone, Debug, Default, Serialize)]
 struct Tally {
     sent: u64,
     answered: u64,
     full: u64,
     left: u64,
-    /// Configurations that were loaded while requests were under way.
+    /// Configurations loaded while requests were in flight.
     reloads: u64,
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     Ok(Found { elapsed, cycles, tally: stage.tally, account, others }.findings())
 }
 
-/// `change` is in every loaded configuration another one.
+/// Returns the configuration. `change` makes each reloaded one different.
 fn configuration(program: &str, change: usize) -> String {
     format!(
         "listen: 127.0.0.1:{{listen}}\nadmin: 127.0.0.1:{{admin}}\nworkers: 1\nhistory: {{ requests: 50 }}\nroutes:\n  \
@@ -154,14 +154,14 @@ impl Stage {
         Census::of(pid.unwrap_or_else(std::process::id)).map_err(|error| Error::io("look at anteroom", error))
     }
 
-    /// A gap, a cold start, a crowd, a while of everything, and what is left of it.
+    /// Runs a gap, a cold start, a crowd and an interval of mixed traffic, then takes the census.
     async fn cycle(&mut self, setup: &Setup, number: usize) -> Result<Cycle, Error> {
         let before = self.tally.sent;
         sleep(self.gap(number)).await;
         let proxy = self.running.address;
         let begin = Instant::now();
         let first = tokio::spawn(async move { (send(proxy, Kind::Plain).await, begin.elapsed()) });
-        // Every other time, more come than may wait.
+        // In every other cycle, more requests than the queue holds.
         let crowd = if number % 2 == 1 { OVERFLOW } else { QUEUE / 2 };
         sleep(Duration::from_millis(20)).await;
         let mut held = JoinSet::new();
@@ -195,19 +195,19 @@ impl Stage {
         })
     }
 
-    /// Longer ones in a long run, and never twice the same.
+    /// Returns the length of a gap: varied, and longer in a full run.
     fn gap(&self, number: usize) -> Duration {
         let most = if self.quick { 400 } else { 15_000 };
         Duration::from_millis(100 + (number as u64 * 7919) % most)
     }
 
-    /// Everything at once for a while, and a reload in the middle.
+    /// Runs all kinds of requests at once, with a reload in the middle.
     async fn mix(&mut self, setup: &Setup, number: usize) -> Result<(), Error> {
         let duration = Duration::from_millis(if self.quick { 1500 } else { 8000 });
         let proxy = self.running.address;
         let begin = Instant::now();
         let mut under_way = JoinSet::new();
-        // What the clients send next, in turn.
+        // Next requests of the clients, in turn.
         let mut next: VecDeque<Kind> = [
             Kind::Plain,
             Kind::Streamed,
@@ -238,14 +238,14 @@ impl Stage {
         }
     }
 
-    /// Another configuration, which is noticed by itself.
+    /// Replaces the configuration file, which Anteroom watches.
     fn reload(&mut self, change: usize) -> Result<(), Error> {
         let Some(file) = self.running.configuration() else { return Ok(()) };
         let failed = |error| Error::io(format!("change {}", file.display()), error);
         let text = fs::read_to_string(file).map_err(failed)?;
         let most = |change: usize| format!("maxBytes: {}MiB", 100 + change % 100);
         let changed = text.replace(&most(change - 1), &most(change));
-        // As editors and Kubernetes do: never half of it.
+        // Replaced atomically, as by editors and Kubernetes.
         let beside = file.with_extension("new");
         fs::write(&beside, changed).map_err(failed)?;
         fs::rename(&beside, file).map_err(failed)?;
@@ -253,8 +253,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Asks for what wakes nothing. The allocator gives pages back some time after they have become free, when its
-    /// thread has something to do; without that it would be measured by chance, before or after.
+    /// Sends requests that start nothing. The allocator returns freed pages with a delay, and only while its thread
+    /// has work; without these requests, the memory would be measured before or after that by chance.
     async fn tidy(&self) -> Result<(), Error> {
         for _ in 0..TIDYING {
             sleep(Duration::from_millis(5)).await;
@@ -267,7 +267,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until nothing is under way and the model server has been stopped.
+    /// Waits until no request is in flight and the model server has been stopped.
     async fn quiet(&self, setup: &Setup) -> Result<Account, Error> {
         let begin = Instant::now();
         loop {

@@ -1,7 +1,7 @@
-//! The stream scenario: many answers that stream at the same time, each event in a chunk of its own.
+//! The stream scenario: many concurrent streamed responses, each event in a chunk of its own.
 //!
-//! Once as fast as it goes, every event asking for the next one of its stream, and then at a pace, where every stream
-//! has a phase of its own: for throughput, and for what an event has to wait.
+//! First at full speed, with every event requesting the next one of its stream, then at a fixed pace with staggered
+//! streams: for throughput and for the delay of events.
 
 mod findings;
 
@@ -18,16 +18,16 @@ use crate::procfs::Meter;
 use crate::rig::Rig;
 use crate::setup::Setup;
 
-/// How many streams there are, unless the command line says so.
+/// Default number of streams.
 pub(crate) const STREAMS: u16 = 2000;
-/// Events a second in each of them: a pace that everybody can keep, and the one of a fast model.
+/// Events per second and stream: a pace that every contender sustains, and that of a fast model.
 const PACES: [u32; 2] = [10, 50];
-/// So many are opened at a time: as many fit into everybody's accept queue.
+/// Streams opened at a time; they fit into every contender's accept queue.
 const BATCH: usize = 50;
-/// How long the last events may take.
+/// Timeout for the last events.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// How long each phase takes.
+/// Durations of a phase.
 #[derive(Clone, Copy)]
 struct Times {
     warm_up: Duration,
@@ -71,7 +71,7 @@ pub(crate) fn run(setup: &Setup, streams: u16) -> Result<Findings, Error> {
     Ok(findings::findings(how, streams, &series))
 }
 
-/// Streams through one contender, all of them open.
+/// Open streams through one contender.
 struct Bench<'a> {
     rig: &'a mut Rig,
     load: Streams,
@@ -134,8 +134,8 @@ impl<'a> Bench<'a> {
         if let Some(streams) = self.rig.backend_mut().streams() {
             streams.hold();
         }
-        // What is under way still counts for the latencies: it may be what takes longest.
-        // The turn is for those events that have asked for the next one already.
+        // Events in flight still count for the latencies, as they may be the slowest. This turn is for events that
+        // have requested their successor already.
         self.rig.turn(Some(&mut self.load))?;
         let sent = self.rig.backend_mut().streams().map_or(0, |streams| streams.sent);
         self.until(|load| load.received() == sent, |load| sent - load.received())?;
@@ -143,7 +143,7 @@ impl<'a> Bench<'a> {
         Ok(Phase::new(self.contender, events, &window, self.load.seen(), late.unwrap_or_default()))
     }
 
-    /// Ends all streams as a model server does, and waits until every client has seen it.
+    /// Ends all streams as a model server does, and waits until every client has received the end.
     fn end(mut self) -> Result<(), Error> {
         self.rig.backend_mut().end_streams().map_err(|error| Error::io("end the streams", error))?;
         let count = self.streams;
@@ -152,7 +152,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Keeps everything going until it is `done`; otherwise the run ends, and says what was wrong or `missing`.
+    /// Runs the loop until `done`. On timeout, fails with the error of a client or the number `missing`.
     fn until(
         &mut self,
         done: impl Fn(&Streams) -> bool,

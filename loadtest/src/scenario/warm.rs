@@ -1,5 +1,4 @@
-//! The warm scenario: every contender in turn, round after round, so that no one has the machine's
-//! better minutes.
+//! The warm scenario: contenders take turns, round by round, so that none benefits from quieter minutes of the machine.
 
 mod findings;
 mod series;
@@ -18,13 +17,13 @@ use crate::procfs::Meter;
 use crate::rig::{Plan, Rig, Sample};
 use crate::setup::Setup;
 
-/// How many clients there are, unless the command line says so.
+/// Default numbers of clients.
 pub(crate) const CONNECTIONS: [u16; 2] = [1, 64];
-/// Requests a second in the open loop, unless the command line says so.
+/// Default rate of the open loop, in requests per second.
 pub(crate) const RATE: u32 = 10_000;
-/// Connections that the open loop shares.
+/// Connections shared by the open loop.
 const OPEN: usize = 64;
-/// Connections over HTTP/2, and streams on each of them.
+/// HTTP/2 connections; each has [`H2_STREAMS`] streams.
 const H2_CONNECTIONS: usize = 4;
 const H2_STREAMS: usize = 16;
 
@@ -44,7 +43,7 @@ pub(crate) fn run(setup: &Setup, connections: &[u16], rate: u32) -> Result<Findi
                 rounds: Vec::new(),
             })
         })
-        // The backend speaks HTTP/1.1.
+        // The backend speaks only HTTP/1.1.
         .filter(|series| !(series.contender == Contender::Direct && matches!(series.way, Way::H2 { .. })))
         .collect();
     for round in 1..=rounds {
@@ -67,7 +66,7 @@ pub(crate) fn run(setup: &Setup, connections: &[u16], rate: u32) -> Result<Findi
     Ok(findings::findings(how, &series))
 }
 
-/// How requests are sent, and on how many connections.
+/// Returns the ways to send requests, each with its number of connections.
 fn ways(connections: &[u16], rate: u32) -> Vec<(Way, usize)> {
     let mut ways: Vec<_> =
         once(connections).into_iter().map(|count| (Way::Closed, usize::from(count))).collect();
@@ -93,7 +92,7 @@ fn measure(rig: &mut Rig, running: &Running, way: Way, plan: Plan, meter: Meter)
     }
 }
 
-/// Wrong or missing answers make the figures worthless.
+/// Fails on wrong or missing responses, which invalidate the figures.
 pub(super) fn accept(sample: Sample, contender: Contender, connections: usize) -> Result<Sample, Error> {
     let contender = contender.name();
     if let Some(first) = &sample.first_error {
@@ -109,7 +108,7 @@ pub(super) fn accept(sample: Sample, contender: Contender, connections: usize) -
     Ok(sample)
 }
 
-/// The values without repetitions, in their order.
+/// Returns the values without repetitions, in their order.
 fn once<T: Copy + PartialEq>(values: &[T]) -> Vec<T> {
     let mut seen = Vec::new();
     for value in values {

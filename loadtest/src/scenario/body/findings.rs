@@ -1,4 +1,4 @@
-//! What bodies cost, and what of it is the scan.
+//! Cost of bodies, and the share of the scan.
 
 use serde::Serialize;
 
@@ -8,9 +8,9 @@ use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
 use crate::rig::Sample;
 use crate::spread::Spread;
 
-/// Of the load test's own core: beyond it, it may be the limit.
+/// Share of the load test's core above which the load test itself may be the limit.
 const RIG_BUSY: f64 = 0.95;
-/// Of its core, by a contender whose requests/s say something.
+/// Share of its core that a contender must use for its throughput to be meaningful.
 const BUSY: f64 = 0.95;
 
 const LEGEND: &str = "CPU: of the contender's, for a request; × noscan: CPU beside Anteroom's without models, which \
@@ -20,7 +20,7 @@ const SCAN: &str = "refused, scanned: a body for a model that nobody serves, kep
                     kept: one whose first byte is wrong, kept and not scanned; scan: what they differ by; of a \
                     request: CPU with the scan beside CPU without it, the body kept in both";
 
-/// One turn of one contender with one body.
+/// One round of one contender with one body.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Round {
     requests: u64,
@@ -28,14 +28,14 @@ pub(crate) struct Round {
     requests_per_second: f64,
     p50_us: f64,
     p99_us: f64,
-    /// Of the contender's, for one request.
+    /// CPU time of the contender per request, in µs.
     cpu_us: Option<f64>,
     busy: Option<f64>,
     rig_busy: f64,
     others: f64,
 }
 
-/// All turns of one contender with one body.
+/// All rounds of one contender with one body.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Series {
     pub(super) contender: Contender,
@@ -45,17 +45,17 @@ pub(crate) struct Series {
     pub(super) rounds: Vec<Round>,
 }
 
-/// What the scan costs.
+/// Cost of the scan.
 #[derive(Debug, Serialize)]
 struct Scan {
     bytes: usize,
-    /// CPU of a request that is passed on; that is refused after the scan; that is refused without one.
+    /// CPU time of a request: forwarded, rejected after the scan, rejected without a scan.
     forwarded_us: Spread,
     scanned_us: Spread,
     kept_us: Spread,
     scan_us: Spread,
     scan_us_per_kb: Spread,
-    /// A request with its scan, beside the same without.
+    /// CPU time of a request with the scan, as a multiple of one without.
     times: Spread,
 }
 
@@ -95,7 +95,7 @@ impl Series {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
-    /// The other's CPU time for a request within this one's.
+    /// Returns this series' CPU time per request as a multiple of the other's, round by round.
     fn times(&self, other: &Self) -> Option<Spread> {
         let rounds = self.rounds.iter().zip(&other.rounds);
         Spread::of(rounds.filter_map(|(ours, theirs)| Some(ours.cpu_us? / theirs.cpu_us?)))
@@ -105,7 +105,7 @@ impl Series {
 // === impl Scan ===
 
 impl Scan {
-    /// None where Anteroom was not measured.
+    /// Returns `None` if Anteroom was not measured.
     fn new(all: &[Series], bytes: usize) -> Option<Self> {
         let of = |kind| find(all, Contender::Anteroom, (bytes, kind));
         let [forwarded, scanned, kept] =
@@ -137,7 +137,7 @@ impl Scan {
     }
 }
 
-/// What a run of the scenario found.
+/// Builds the findings of a run.
 pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
     let mut sizes: Vec<usize> = series.iter().map(|series| series.bytes).collect();
     sizes.dedup();
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_scan_is_what_two_refusals_differ_by() {
-        // 8,192 KB at 0.125 µs are 1,024 µs; without them, 9,216 of the 10,240 µs are left.
+        // 8,192 KB at 0.125 µs take 1,024 µs, which leaves 9,216 of the 10,240 µs.
         let all = [
             series(Contender::Anteroom, Kind::Forwarded, 10_240.0),
             series(Contender::AnteroomNoscan, Kind::Forwarded, 5_120.0),

@@ -1,12 +1,12 @@
-//! Request bodies of a given size, with what a chat of that size has in it.
+//! Request bodies of a given size, with content typical of a chat of that size.
 
-/// What a user pastes into a chat: lines, quotation marks, some letters beyond ASCII.
+/// Text as pasted by a user: line breaks, quotation marks, some letters beyond ASCII.
 const LINE: &str = r#"The day of Jupiter is the shortest: 9 hours and 56 minutes, “give or take” (said \"Io\" – or Europa?).\n"#;
 
-/// Above it, text would be more than any model reads, and pictures are what there is.
+/// Size in bytes above which the body contains a picture: more text than that exceeds the context of any model.
 const TEXT: usize = 1 << 20;
 
-/// A chat completion of so many bytes, its model behind the messages as SDKs have it.
+/// Returns a chat completion request of `bytes` bytes, with the model after the messages as SDKs send it.
 pub(super) fn body(bytes: usize, first: char, model: &str) -> String {
     let (start, end) = if bytes > TEXT {
         (
@@ -27,7 +27,7 @@ pub(super) fn body(bytes: usize, first: char, model: &str) -> String {
     body
 }
 
-/// So many letters of it, without a pattern.
+/// Returns `count` base64 letters without a pattern.
 fn base64(count: usize) -> impl Iterator<Item = char> {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut random = 0x2545_f491_4f6c_dd1d_u64;

@@ -1,6 +1,6 @@
-//! The API server of a cluster with many routes: lists, watches, and takes statuses and Events.
+//! API server of a cluster with many routes: serves lists and watches, and accepts statuses and Events.
 //!
-//! It is in the rig's event loop, so that it costs the measured core nothing and the clients no other thread.
+//! It runs in the rig's event loop, so it uses no time of the measured core and needs no further thread.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read, Write};
@@ -15,11 +15,11 @@ use super::objects::{Kind, Objects, namespace};
 use crate::http::{self, Framing};
 use crate::listen;
 
-/// Neither the backend's tokens nor the clients' have these bits.
+/// Bits never set in tokens of the backend or the clients.
 const LISTENER: Token = Token(1 << 40);
 const CONNECTION: usize = 1 << 41;
 
-/// What is read at once.
+/// Bytes per read.
 const BUFFER: usize = 64 * 1024;
 
 #[derive(Debug)]
@@ -28,13 +28,13 @@ pub(super) struct Api {
     address: SocketAddr,
     connections: Slab<Connection>,
     pub(super) objects: Objects,
-    /// The connections that watch all objects of a kind in a namespace, or one of them.
+    /// Connections that watch the objects of a kind: all, those in a namespace, or one.
     watches: HashMap<Watched, Vec<usize>>,
     pub(super) counts: Counts,
     text: String,
 }
 
-/// What was asked of it.
+/// Counts of requests.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub(super) struct Counts {
     pub(super) watches: u64,
@@ -42,11 +42,11 @@ pub(super) struct Counts {
     pub(super) statuses: u64,
     pub(super) events: u64,
     pub(super) told: u64,
-    /// What it knows nothing of, by path.
+    /// Requests for unknown paths.
     pub(super) not_found: BTreeMap<String, u64>,
 }
 
-/// What a watch is about.
+/// Scope of a watch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Watched {
     kind: Kind,
@@ -59,12 +59,12 @@ struct Connection {
     stream: TcpStream,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
-    /// How much of the outbox has been sent.
+    /// Bytes of the outbox already sent.
     sent: usize,
     watched: Option<Watched>,
 }
 
-/// A question, apart.
+/// A parsed request.
 struct Question<'a> {
     method: &'a str,
     path: &'a str,
@@ -105,7 +105,7 @@ impl Api {
         let key = token.0 & !CONNECTION;
         let Some(connection) = self.connections.get_mut(key) else { return Ok(()) };
         let open = connection.receive() && self.answer(key);
-        // What waits to be sent is sent with every event: it may be that there is room again.
+        // Pending output is sent on every event, as the socket may have room again.
         let open = open && self.connections.get_mut(key).is_some_and(Connection::flush);
         if !open {
             self.close(key);
@@ -113,7 +113,7 @@ impl Api {
         Ok(())
     }
 
-    /// Tells who watches of what has changed.
+    /// Sends pending changes to the watches.
     pub(super) fn tell(&mut self) {
         for (kind, number) in self.objects.changes() {
             let mut text = std::mem::take(&mut self.text);
@@ -157,7 +157,7 @@ impl Api {
         }
     }
 
-    /// Answers all that has been asked on a connection; false: it is no good any more.
+    /// Responds to all complete requests on a connection. Returns `false` if the connection has to be closed.
     fn answer(&mut self, key: usize) -> bool {
         loop {
             let inbox = std::mem::take(&mut self.connections[key].inbox);
@@ -187,7 +187,7 @@ impl Api {
         let mut text = std::mem::take(&mut self.text);
         text.clear();
         match (question.method, name, watched) {
-            // An Event: what is told is not kept.
+            // An Event; accepted but not stored.
             ("GET", None, None) if part == "resources" => {
                 self.connections[key].respond(
                     200,
@@ -243,7 +243,8 @@ impl Api {
         text.push_str("]}");
     }
 
-    /// What a question is about: objects of a kind; the one that its path names; what of it. No kind: an Event.
+    /// Returns the objects a request addresses, the number of the object named in its path, and the subresource. No
+    /// kind means an Event.
     fn meant(&self, question: &Question<'_>) -> Option<(Option<Watched>, Option<usize>, &'static str)> {
         let path = question.path.trim_start_matches("/apis/").trim_start_matches("/api/");
         let mut steps: Vec<_> = path.split('/').collect();
@@ -258,7 +259,7 @@ impl Api {
             ["discovery.k8s.io", "v1", "endpointslices", ..] => Kind::Slice,
             ["keda.sh", "v1alpha1", "scaledobjects", ..] => Kind::Scaled,
             ["keda.sh", "v1alpha1"] => return Some((None, None, "resources")),
-            // Also one that is counted up.
+            // Includes the PATCH of an Event's count.
             ["events.k8s.io", "v1", "events", ..] if question.method != "GET" => {
                 return Some((None, None, ""));
             }
@@ -267,7 +268,7 @@ impl Api {
         let rest = if kind == Kind::Service { &steps[2..] } else { &steps[3..] };
         let named = |name: &str| self.objects.find(inside.as_deref().unwrap_or_default(), name);
         let selected = selected(question.query);
-        // Who selects what there is not sees nothing: the number of none.
+        // A selector without a match gets the number of no object.
         let number = selected.map(|name| named(name).unwrap_or(usize::MAX));
         let watched = Watched { kind, namespace: inside.clone(), number };
         match rest {
@@ -279,20 +280,20 @@ impl Api {
     }
 }
 
-/// The object that a selector of names or Services means.
+/// Returns the object name in a selector by name or by Service.
 fn selected(query: &str) -> Option<&str> {
     let by_name = "fieldSelector=metadata.name%3D";
     let by_service = "labelSelector=kubernetes.io%2Fservice-name%3D";
     query.split('&').find_map(|pair| pair.strip_prefix(by_name).or_else(|| pair.strip_prefix(by_service)))
 }
 
-/// The question at the start of `buf`, and its length.
+/// Parses the request at the start of `buf` and returns it with its length.
 fn question(buf: &[u8]) -> Result<Option<(Question<'_>, usize)>, http::Malformed> {
     let Some(head) = http::head(buf)? else { return Ok(None) };
     let body = match head.body {
         Framing::None => 0,
         Framing::Length(length) => length,
-        // Nobody sends them here; then the connection ends, and that is told.
+        // Not sent by any client here. The connection then never completes a request, which is reported.
         Framing::Chunked => usize::MAX / 2,
     };
     let len = head.len + body;
@@ -309,7 +310,7 @@ fn question(buf: &[u8]) -> Result<Option<(Question<'_>, usize)>, http::Malformed
 // === impl Connection ===
 
 impl Connection {
-    /// Reads what there is; false: it was closed.
+    /// Reads all available bytes. Returns `false` if the connection was closed.
     fn receive(&mut self) -> bool {
         loop {
             let filled = self.inbox.len();
@@ -346,7 +347,7 @@ impl Connection {
         self.outbox.extend_from_slice(b"\r\n");
     }
 
-    /// Sends as much as there is room for; false: it was closed.
+    /// Sends as much as the socket takes. Returns `false` if the connection was closed.
     fn flush(&mut self) -> bool {
         while self.sent < self.outbox.len() {
             match self.stream.write(&self.outbox[self.sent..]) {
@@ -369,7 +370,7 @@ mod tests {
 
     use super::*;
 
-    /// Asks, and lets the API work until `enough` has come back.
+    /// Sends a request and runs the API until the response contains `enough`.
     fn ask(
         poll: &mut Poll,
         api: &mut Api,

@@ -1,5 +1,5 @@
-//! Clients that send by schedule: a request that finds no free connection waits, and that counts. So a contender that
-//! is slow for a moment is seen to be, by all who would have come in that moment.
+//! Open-loop clients: a request without a free connection waits, and its latency includes the wait. A stall of the
+//! contender thus shows in all requests due during it.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -15,15 +15,15 @@ use crate::clock::Instant;
 use crate::http;
 
 const BUFFER: usize = 4096;
-/// How many may wait for a free connection before all that is hopeless.
+/// Requests that may wait for a free connection before the measurement is abandoned.
 const MOST_WAITING: usize = 100_000;
 
-/// Connections, and who is to be sent when.
+/// The connections and the schedule of requests.
 #[derive(Debug)]
 pub(super) struct Clients {
     clients: Vec<Client>,
     free: Vec<usize>,
-    /// When those were due that found none free.
+    /// Due times of requests waiting for a connection.
     waiting: VecDeque<Instant>,
     requests: Vec<Vec<u8>>,
     pause: Duration,
@@ -41,7 +41,7 @@ struct Client {
     due: Option<Instant>,
 }
 
-/// A request for a model.
+/// Builds a request for a model.
 pub(super) fn request(model: &str) -> Vec<u8> {
     let body = format!(
         r#"{{"messages":[{{"role":"user","content":"Which planet of our solar system has the shortest day?"}}],"model":"{model}","max_tokens":64}}"#
@@ -57,7 +57,7 @@ pub(super) fn request(model: &str) -> Vec<u8> {
 // === impl Clients ===
 
 impl Clients {
-    /// `rate` requests a second, to these in turn, from now on.
+    /// Connects, and schedules `rate` requests per second from now on, cycling through `requests`.
     pub(super) fn connect(
         registry: &Registry,
         proxy: SocketAddr,
@@ -81,7 +81,7 @@ impl Clients {
         })
     }
 
-    /// Sends what is due.
+    /// Sends the requests that are due.
     pub(super) fn send_due(&mut self, now: Instant) {
         while self.next <= now {
             let due = self.next;
@@ -96,7 +96,7 @@ impl Clients {
         }
     }
 
-    /// Whether each connection has been answered, and nobody waits for one.
+    /// Returns `true` once there are as many responses as connections and no request waits for a connection.
     pub(super) fn are_answered(&self) -> bool {
         self.latency.len() >= self.clients.len() as u64 && self.waiting.is_empty()
     }
@@ -138,7 +138,7 @@ impl Clients {
 
 impl Client {
     fn connect(registry: &Registry, proxy: SocketAddr, token: Token) -> io::Result<Self> {
-        // Blocking, but to a listener on this machine.
+        // Blocking, but the listener is on this machine.
         let stream = std::net::TcpStream::connect_timeout(&proxy, Duration::from_secs(5))?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
@@ -147,7 +147,7 @@ impl Client {
         Ok(Self { stream, buffer: vec![0; BUFFER].into(), filled: 0, due: None })
     }
 
-    /// Whether the whole right answer is there.
+    /// Reads once. Returns `true` once the expected response is complete.
     fn receive(&mut self) -> Result<bool, String> {
         match self.stream.read(&mut self.buffer[self.filled..]) {
             Ok(0) => return Err("the connection was closed".into()),
@@ -186,7 +186,7 @@ mod tests {
         let proxy = listener.local_addr().unwrap();
         let mut clients = Clients::connect(poll.registry(), proxy, 1, 1000, vec![request("m0")]).unwrap();
         let (mut server, _) = listener.accept().unwrap();
-        // Two are due, 1 ms apart, and there is one connection.
+        // Two requests are due, 1 ms apart, on one connection.
         let begin = clients.next;
         clients.send_due(begin + Duration::from_millis(1));
         assert_eq!((clients.sent, clients.waiting.len()), (1, 1));
@@ -205,7 +205,7 @@ mod tests {
             }
         }
         assert_eq!(clients.first_error, None);
-        // 5 ms for the first, and for the second 4 ms of waiting and 5 of its own.
+        // 5 ms for the first; for the second, 4 ms of waiting and 5 ms of its own.
         assert!(clients.latency.max() >= 9_000_000, "{}", clients.latency.max());
     }
 }

@@ -1,4 +1,4 @@
-//! What the routes scenario found, and whether changes of routes have an effect on requests to others.
+//! Findings of the routes scenario: the effect of route changes on requests to other routes.
 
 use serde::Serialize;
 
@@ -7,54 +7,54 @@ use crate::census::Census;
 use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::spread::Spread;
 
-/// All of it.
+/// All results of a run.
 pub(super) struct Found {
     pub(super) how: String,
     pub(super) loaded: Loaded,
     pub(super) measured: Vec<Measured>,
     pub(super) lateness: Lateness,
-    /// At the end.
+    /// Census at the end.
     pub(super) census: Census,
     pub(super) counts: Counts,
 }
 
-/// The first list.
+/// Results of the initial list.
 #[derive(Debug, Serialize)]
 pub(super) struct Loaded {
     pub(super) routes: usize,
-    /// From the start of the process until it says that it is ready: it knows all routes.
+    /// Time from the start of the process until it reports readiness, which means that it knows all routes.
     pub(super) ready_s: f64,
-    /// Until requests to routes with pods are answered.
+    /// Time until requests to routes with pods succeed.
     pub(super) served_s: f64,
     pub(super) census: Census,
     pub(super) counts: Counts,
 }
 
-/// Requests for a while, with or without changes.
+/// Results of one interval of requests, with or without changes.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Measured {
     pub(super) changing: bool,
     pub(super) requests: u64,
     pub(super) changes_per_s: f64,
-    /// Events that watches were told, statuses that came back included.
+    /// Watch events sent per second, including those for statuses written back.
     pub(super) told_per_s: f64,
     pub(super) p50_us: f64,
     pub(super) p99_us: f64,
     pub(super) p999_us: f64,
     pub(super) max_us: f64,
-    /// Of its core, by Anteroom.
+    /// Share of its core used by Anteroom.
     pub(super) busy: f64,
-    /// Of the other core, by the rig.
+    /// Share of the other core used by the rig.
     pub(super) rig_busy: f64,
     pub(super) others: f64,
 }
 
-/// Milliseconds from a change until it acts.
+/// Time from a change until it acts, in milliseconds.
 #[derive(Debug, Serialize)]
 pub(super) struct Lateness {
-    /// What a route matches.
+    /// Changes of a route's matches.
     pub(super) matches: Vec<f64>,
-    /// Where its pods are.
+    /// Changes of endpoints.
     pub(super) endpoints: Vec<f64>,
 }
 
@@ -88,13 +88,14 @@ impl Found {
         some.map(|measured| measured.p99_us).collect()
     }
 
-    /// By how much the worst p99 without changes exceeds their median, and by how much the median with changes does.
+    /// Returns the worst p99 without changes and the median p99 with changes, both as multiples of the median p99
+    /// without.
     fn effect(&self) -> Option<(f64, f64)> {
         let (without, with) = (Spread::of(self.of(false))?, Spread::of(self.of(true))?);
         Some((without.max / without.median, with.median / without.median))
     }
 
-    /// How likely p99s that are so much larger with changes are by chance, if changes have no effect.
+    /// Returns the probability of p99s this much larger with changes, if changes have no effect.
     fn chance(&self) -> f64 {
         rank_sum(&self.of(true), &self.of(false))
     }
@@ -220,8 +221,8 @@ impl Found {
     }
 }
 
-/// The one-sided rank-sum test, exact: of all ways to choose as many of both together as there are `ours`, the share
-/// whose ranks sum to at least as much.
+/// Computes the exact one-sided rank-sum test: the share of all selections of `ours.len()` values of both samples
+/// with a rank sum at least as large as that of `ours`.
 fn rank_sum(ours: &[f64], theirs: &[f64]) -> f64 {
     let all: Vec<f64> = ours.iter().chain(theirs).copied().collect();
     // Equal values share their ranks.
@@ -232,7 +233,7 @@ fn rank_sum(ours: &[f64], theirs: &[f64]) -> f64 {
     };
     let ranks: Vec<f64> = all.iter().map(|value| rank(*value)).collect();
     let sum: f64 = ranks[..ours.len()].iter().sum();
-    // For each number of chosen ones, how many ways lead to which sum, in halves of ranks.
+    // For each number of chosen values, the number of ways to each sum, in half ranks.
     let most = ranks.iter().map(|rank| (rank * 2.0) as usize).sum::<usize>();
     let mut ways = vec![vec![0.0; most + 1]; ours.len() + 1];
     ways[0][0] = 1.0;

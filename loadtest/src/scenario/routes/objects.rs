@@ -1,15 +1,15 @@
-//! The objects of a cluster with many routes, as its API server writes them: for each route a ModelRoute, a Service,
-//! an EndpointSlice and a ScaledObject.
+//! Objects of a cluster with many routes, as the API server returns them: for each route a ModelRoute, a Service, an
+//! EndpointSlice and a ScaledObject.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 
-/// Routes lie in so many namespaces.
+/// Number of namespaces the routes are spread over.
 pub(super) const NAMESPACES: usize = 20;
-/// The routes that are sent to; their endpoints stay.
+/// Number of routes that get requests; their endpoints do not change.
 pub(super) const WARM: usize = 64;
 
-/// The kinds that there are.
+/// Kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     Route,
@@ -18,16 +18,16 @@ pub(super) enum Kind {
     Scaled,
 }
 
-/// All objects; each kind has one for each route, of the same number.
+/// All objects. Each kind has one object per route, with the route's number.
 #[derive(Debug)]
 pub(super) struct Objects {
-    /// The version of the last change.
+    /// Resource version of the last change.
     version: u64,
-    /// Where the endpoints of warm routes are.
+    /// Port of the endpoints of warm routes.
     backend: u16,
     routes: Vec<Route>,
     slices: Vec<Slice>,
-    /// What has changed and not been told yet.
+    /// Changes not sent to watches yet.
     changed: VecDeque<(Kind, usize)>,
 }
 
@@ -35,27 +35,27 @@ pub(super) struct Objects {
 struct Route {
     version: u64,
     generation: u64,
-    /// The policy that changes.
+    /// `maxRequests`, the setting changed by [`Objects::change_policy`].
     most_held: u32,
-    /// A second name of the model, which makes it match more.
+    /// Second model name, an addition to the route's match.
     alias: Option<String>,
-    /// As it was written last, JSON.
+    /// Last status written, as JSON.
     status: String,
 }
 
 #[derive(Debug)]
 struct Slice {
     version: u64,
-    /// The pod, if there is one: another one has another address.
+    /// The current pod; a different number has a different address.
     pod: Option<u64>,
-    /// Whether it leads to the backend.
+    /// The pod is the backend.
     here: bool,
 }
 
 // === impl Objects ===
 
 impl Objects {
-    /// One in two routes has a pod, and so have those that are sent to.
+    /// Creates the objects. Half of the routes have a pod, and so do all warm ones.
     pub(super) fn new(routes: usize, backend: u16) -> Self {
         let route = |_| Route { version: 1, generation: 1, most_held: 100, alias: None, status: "{}".into() };
         let slice = |number| Slice {
@@ -80,7 +80,7 @@ impl Objects {
         self.version
     }
 
-    /// What has changed since this was asked last.
+    /// Takes the changes since the last call.
     pub(super) fn changes(&mut self) -> VecDeque<(Kind, usize)> {
         std::mem::take(&mut self.changed)
     }
@@ -91,7 +91,7 @@ impl Objects {
         self.version
     }
 
-    /// Its policy becomes another one.
+    /// Changes the policy of a route.
     pub(super) fn change_policy(&mut self, number: usize) {
         let version = self.change(Kind::Route, number);
         let route = &mut self.routes[number];
@@ -99,7 +99,7 @@ impl Objects {
         route.most_held = 100 + (route.most_held + 1) % 100;
     }
 
-    /// It serves another model as well.
+    /// Adds a model to a route.
     pub(super) fn set_alias(&mut self, number: usize, alias: String) {
         let version = self.change(Kind::Route, number);
         let route = &mut self.routes[number];
@@ -107,7 +107,7 @@ impl Objects {
         route.alias = Some(alias);
     }
 
-    /// Its pod goes, or one comes, at another address than the last.
+    /// Removes the pod of a route, or adds one at an address not used before.
     pub(super) fn change_endpoints(&mut self, number: usize) {
         let version = self.change(Kind::Slice, number);
         let slice = &mut self.slices[number];
@@ -115,27 +115,27 @@ impl Objects {
         slice.pod = if slice.pod.is_some() { None } else { Some(version) };
     }
 
-    /// A pod of it comes, which is the backend.
+    /// Adds a pod to a route, at the backend's address.
     pub(super) fn lead_here(&mut self, number: usize) {
         let version = self.change(Kind::Slice, number);
         self.slices[number] = Slice { version, pod: Some(version), here: true };
     }
 
-    /// Somebody has written a status.
+    /// Stores a status written by a client.
     pub(super) fn set_status(&mut self, number: usize, status: String) {
         let version = self.change(Kind::Route, number);
         let route = &mut self.routes[number];
         (route.version, route.status) = (version, status);
     }
 
-    /// The number of the object with this name in this namespace.
+    /// Returns the number of the object with this name in this namespace.
     pub(super) fn find(&self, namespace: &str, name: &str) -> Option<usize> {
         let number = name.strip_prefix('r').or_else(|| name.strip_prefix('s'))?;
         let number = number.strip_suffix("-x").unwrap_or(number).parse().ok()?;
         (number < self.len() && self::namespace(number) == namespace).then_some(number)
     }
 
-    /// One object as JSON.
+    /// Writes an object as JSON.
     pub(super) fn write(&self, text: &mut String, kind: Kind, number: usize) {
         let namespace = namespace(number);
         let _ = match kind {
@@ -151,7 +151,7 @@ impl Objects {
                 text,
                 r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{number}","namespace":"{namespace}","uid":"s{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"ports":[{{"port":80}}],"ipFamilies":["IPv4"]}}}}"#
             ),
-            // KEDA asks now and then, and has no stream. It says nothing of a workload, which would be followed, too.
+            // KEDA polls occasionally, without a stream. The workload is omitted, as Anteroom would watch it, too.
             Kind::Scaled => write!(
                 text,
                 r#"{{"apiVersion":"keda.sh/v1alpha1","kind":"ScaledObject","metadata":{{"name":"r{number}","namespace":"{namespace}","uid":"so{number}","resourceVersion":"1","creationTimestamp":"2026-01-01T00:00:00Z"}},"spec":{{"scaleTargetRef":{{}},"triggers":[{{"type":"external","metadata":{{"scalerAddress":"anteroom:9090","route":"r{number}"}}}}]}}}}"#
@@ -173,7 +173,7 @@ impl Objects {
         let (address, port) = if here {
             ("127.0.0.1".into(), self.backend)
         } else {
-            // Nobody listens there, and nothing leaves the machine that goes there.
+            // No listener there, and packets to this address never leave the machine.
             (format!("127.{}.{}.{}", 1 + number / 250 % 250, 1 + number % 250, 1 + pod % 250), 8000)
         };
         let conditions = r#"{"ready":true,"serving":true,"terminating":false}"#;
@@ -181,7 +181,7 @@ impl Objects {
     }
 }
 
-/// Where the objects of a number are.
+/// Returns the namespace of the objects with this number.
 pub(super) fn namespace(number: usize) -> String {
     format!("team-{}", number % NAMESPACES)
 }

@@ -1,4 +1,4 @@
-//! One request at a time, to see when something takes effect. Never waits: who asks looks again with every turn.
+//! A single request, used to detect when a change takes effect. Never blocks; the caller polls it on every turn.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use super::clients::request;
 use crate::http;
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct Probe {
     stream: TcpStream,
@@ -25,7 +25,7 @@ impl Probe {
         Ok(Self { stream, answer: Vec::new() })
     }
 
-    /// The status of the answer, once its head is there.
+    /// Returns the status once the response head has arrived.
     pub(super) fn look(&mut self) -> io::Result<Option<u16>> {
         let mut buffer = [0; 4096];
         match self.stream.read(&mut buffer) {

@@ -1,4 +1,4 @@
-//! What Anteroom says has become of all requests, from its metrics.
+//! Anteroom's account of all requests, from its metrics.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::admin;
 
-/// All routes together.
+/// Totals of all routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Account {
     pub(super) admitted: u64,
@@ -60,15 +60,15 @@ impl Account {
         self.ended.values().sum()
     }
 
-    /// How many requests are missing somewhere, when nothing moves: of `sent`, of those admitted, of those whose answer
-    /// came, of those who left.
+    /// Returns the number of discrepancies at rest: among requests sent, admitted, answered, rejected, and abandoned
+    /// by their client.
     pub(super) fn missing(&self, sent: u64, answered: u64, full: u64, left: u64) -> u64 {
         let of = |outcome: &str| self.ended.get(outcome).copied().unwrap_or_default();
         let (completed, gone) = (of("completed"), of("client_gone"));
         self.admitted.abs_diff(self.all_ended())
             + sent.abs_diff(self.admitted + self.refused)
             + full.abs_diff(self.refused)
-            // Who leaves may do so when the answer has been sent.
+            // A client may disconnect after the response has been sent.
             + answered.saturating_sub(completed)
             + gone.saturating_sub(left)
             + self.all_ended().abs_diff(completed + gone)

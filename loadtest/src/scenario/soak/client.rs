@@ -1,4 +1,4 @@
-//! One request with a connection of its own, and what became of it.
+//! A request on a connection of its own and its outcome.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use tokio::time::timeout;
 
 use super::MODEL;
 
-/// A cold start, and the answer.
+/// Timeout for a cold start and the response.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long a client that means to leave stays: the request has been read, and waits or is answered.
+/// Time before a client disconnects: the request has been read by then, and waits or is served.
 const STAY: Duration = Duration::from_millis(60);
 const BIG: usize = 2 << 20;
 
@@ -21,22 +21,22 @@ pub(super) enum Kind {
     Streamed,
     /// A body of two megabytes.
     Big,
-    /// The client leaves as soon as the answer has begun to stream.
+    /// The client disconnects as soon as the response starts to stream.
     LeavesAnswer,
-    /// The client leaves while it waits, or after so long.
+    /// The client disconnects after [`STAY`], usually while it waits.
     LeavesQueue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Answered,
-    /// The queue was full, and the answer said so.
+    /// The queue was full, according to the response.
     Full,
     Left,
     Wrong(String),
 }
 
-/// Sends it, and waits for the end of it.
+/// Sends a request and waits for its end.
 pub(super) async fn send(proxy: SocketAddr, kind: Kind) -> Outcome {
     match timeout(PATIENCE, exchange(proxy, kind)).await {
         Ok(Ok(outcome)) => outcome,
@@ -51,7 +51,7 @@ async fn exchange(proxy: SocketAddr, kind: Kind) -> std::io::Result<Outcome> {
     stream.write_all(&request(kind)).await?;
     if kind == Kind::LeavesQueue {
         let mut answer = [0; 1024];
-        // Either way it leaves: before an answer, or with the beginning of one that nobody reads.
+        // The client disconnects in either case: before a response, or after reading its start.
         return Ok(match timeout(STAY, stream.read(&mut answer)).await {
             Ok(Ok(read)) if is_full(&answer[..read]) => Outcome::Full,
             _ => Outcome::Left,
@@ -82,7 +82,7 @@ fn request(kind: Kind) -> Vec<u8> {
     .into_bytes()
 }
 
-/// What a whole answer is.
+/// Classifies a complete response.
 fn judge(kind: Kind, answer: &[u8]) -> Outcome {
     if is_full(answer) {
         return Outcome::Full;

@@ -1,4 +1,4 @@
-//! What the soak scenario found: whether anything is left of what has passed.
+//! Findings of the soak scenario: resources left behind.
 
 use serde::Serialize;
 
@@ -8,28 +8,28 @@ use crate::census::Census;
 use crate::findings::{Aim, Findings, NOISE, Table, thousands};
 use crate::spread::Spread;
 
-/// All of it.
+/// All results of a run.
 pub(super) struct Found {
     pub(super) elapsed: f64,
     pub(super) cycles: Vec<Cycle>,
     pub(super) tally: Tally,
     pub(super) account: Account,
-    /// Of our two cores, by others, in cores.
+    /// Cores used by other processes, on our two cores.
     pub(super) others: f64,
 }
 
-/// What pools and caches take is taken by then.
+/// Cycles after which pools and caches have reached their size.
 const WARM_UP: usize = 2;
-/// Allocators round, and give back when they like.
+/// Maximum growth factor of memory; allocators round up and return pages at their own pace.
 const FLAT: f64 = 1.1;
 
-/// How resident memory goes on.
+/// Trend of resident memory.
 #[derive(Clone, Copy, Debug, Serialize)]
 struct Trend {
     /// Median of the first third after the warm-up, and of the last.
     first_mib: f64,
     last_mib: f64,
-    /// By least squares over all cycles after the warm-up.
+    /// Slope by least squares over all cycles after the warm-up.
     kib_per_hour: f64,
     bytes_per_request: f64,
 }
@@ -86,7 +86,7 @@ impl Found {
         self.cycles.iter().skip(WARM_UP).collect()
     }
 
-    /// None of too few cycles.
+    /// Returns `None` with too few cycles.
     fn trend(&self) -> Option<Trend> {
         let settled = self.settled();
         let third = settled.len() / 3;
@@ -165,14 +165,14 @@ impl Found {
     }
 }
 
-/// How many files, threads and processes there are more.
+/// Returns the increase of files, threads and processes.
 fn more(before: &Census, after: &Census) -> u64 {
     after.files.saturating_sub(before.files)
         + after.threads.saturating_sub(before.threads)
         + after.descendants.saturating_sub(before.descendants)
 }
 
-/// Of a line through these points, by least squares.
+/// Returns the slope of the line through these points, by least squares.
 fn slope(points: &[(f64, f64)]) -> Option<f64> {
     let count = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count;

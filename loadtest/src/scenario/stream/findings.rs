@@ -1,4 +1,4 @@
-//! What streams cost, what their events had to wait, and what that is to be.
+//! Cost of streams, delay of their events, and the aims for both.
 
 use serde::Serialize;
 
@@ -9,13 +9,13 @@ use crate::generator::streams::Seen;
 use crate::rig::Window;
 use crate::spread::Spread;
 
-/// Of its core, by a contender that shows what it can do.
+/// Share of its core that a contender must use for its throughput to be meaningful.
 const BUSY: f64 = 0.95;
-/// Of the load test's own core: beyond it, it may be the limit.
+/// Share of the load test's core above which the load test itself may be the limit.
 const RIG_BUSY: f64 = 0.95;
-/// Of the pace, that was kept.
+/// Minimum share of the pace for it to count as sustained.
 const KEPT: f64 = 0.98;
-/// Events that the load test itself writes later than this, in µs, blur what is measured.
+/// Delay in µs of the load test's own writes above which the figures are blurred.
 const LATE: f64 = 500.0;
 
 const FULL: &str = "events/CPU s: of the contender's; × haproxy, × envoy: of events/CPU s; busy: of its core, the \
@@ -25,23 +25,23 @@ const PACED: &str = "from an event's write at the backend to its read at the cli
                      together: events that came in one read with the one before them; late p99: how late the backend \
                      wrote events";
 
-/// How events follow each other in a stream.
+/// Pacing of events in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Way {
-    /// As soon as the one before has arrived.
+    /// Each event as soon as its predecessor has arrived.
     Full,
-    /// So many a second.
+    /// `rate` events per second.
     Paced { rate: u32 },
 }
 
-/// One turn of one contender.
+/// One round of one contender.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Phase {
     events: u64,
     seconds: f64,
     events_per_second: f64,
-    /// Of the contender's.
+    /// Events per CPU second of the contender.
     events_per_cpu_second: Option<f64>,
     p50_us: f64,
     p99_us: f64,
@@ -54,7 +54,7 @@ pub(crate) struct Phase {
     others: f64,
 }
 
-/// All turns of one contender in one way.
+/// All rounds of one contender with one pacing.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Series {
     pub(crate) contender: Contender,
@@ -65,7 +65,7 @@ pub(crate) struct Series {
 // === impl Phase ===
 
 impl Phase {
-    /// `late` in nanoseconds.
+    /// `late` is in nanoseconds.
     pub(crate) fn new(contender: Contender, events: u64, window: &Window, seen: &Seen, late: u64) -> Self {
         let seconds = window.elapsed.as_secs_f64();
         let cpu = (contender != Contender::Direct).then_some(window.spent.contender.as_secs_f64());
@@ -103,17 +103,17 @@ impl Series {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
-    /// Within a round: what slows the machine down for a while slows both.
+    /// Compares round by round: a temporary slowdown of the machine affects both.
     fn paired(&self, other: &Self, figure: impl Fn(&Phase, &Phase) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().zip(&other.rounds).filter_map(|(ours, theirs)| figure(ours, theirs)))
     }
 
-    /// How many times the other's events for a CPU second.
+    /// Returns the events per CPU second as a multiple of the other's.
     fn times(&self, other: &Self) -> Option<Spread> {
         self.paired(other, |ours, theirs| Some(ours.events_per_cpu_second? / theirs.events_per_cpu_second?))
     }
 
-    /// How much longer than the other's a gap becomes.
+    /// Returns the difference of the gap p99 to the other's, in µs.
     fn added(&self, other: &Self) -> Option<Spread> {
         self.paired(other, |ours, theirs| Some(ours.gap_p99_us - theirs.gap_p99_us))
     }
@@ -123,7 +123,7 @@ impl Series {
     }
 }
 
-/// What a run of the scenario found.
+/// Builds the findings of a run.
 pub(crate) fn findings(how: String, streams: usize, series: &[Series]) -> Findings {
     let tables = series
         .chunk_by(|one, next| one.way == next.way)
@@ -239,7 +239,7 @@ fn aims(streams: usize, all: &[Series]) -> Vec<Aim> {
                 }
             }
             Way::Paced { rate } => {
-                // Otherwise events wait for those before them, and there is a note.
+                // Otherwise events queue behind each other, and there is a note.
                 if !keeps(streams, series, rate) {
                     continue;
                 }
@@ -256,7 +256,7 @@ fn aims(streams: usize, all: &[Series]) -> Vec<Aim> {
     aims
 }
 
-/// Whether as many events arrive as are written.
+/// Returns `true` if events arrive at the rate they are written.
 fn keeps(streams: usize, series: &Series, rate: u32) -> bool {
     series.spread(|round| round.events_per_second).median >= f64::from(rate) * streams as f64 * KEPT
 }

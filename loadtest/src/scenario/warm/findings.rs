@@ -1,4 +1,4 @@
-//! The results of the warm scenario, what they are to reach, and what keeps them from being taken at their word.
+//! Results of the warm scenario, its aims, and notes that qualify the figures.
 
 use serde::Serialize;
 
@@ -7,14 +7,14 @@ use crate::contender::Contender;
 use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
 use crate::spread::Spread;
 
-/// The clients and the backend must be able to do this much more than the fastest proxy.
+/// Minimum throughput of the direct connection, as a multiple of the fastest proxy's.
 const HEADROOM: f64 = 1.5;
-/// A proxy that uses less of its core has not shown what it can do.
+/// Share of its core that a proxy must use for its throughput to be meaningful.
 const BUSY: f64 = 0.95;
 
-/// Of the load test's own core: beyond it, it may be the limit.
+/// Share of the load test's core above which the load test itself may be the limit.
 const RIG_BUSY: f64 = 0.95;
-/// Of the schedule, that was kept.
+/// Minimum share of the schedule for it to count as kept.
 const KEPT: f64 = 0.98;
 
 const HEADER: [&str; 11] = [
@@ -34,7 +34,7 @@ const HEADER: [&str; 11] = [
 const LEGEND: &str = "added: median latency beyond direct's; busy: of its core, the contender's process; rig busy: of \
                       the other core, the clients and the backend";
 
-/// What a run of the scenario found.
+/// Builds the findings of a run.
 pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
     let lines: Vec<Line> = series.iter().map(|each| Line::new(each, series)).collect();
     let tables = lines
@@ -56,7 +56,7 @@ pub(crate) fn findings(how: String, series: &[Series]) -> Findings {
     }
 }
 
-/// One contender with so many connections.
+/// One contender with one number of connections.
 #[derive(Debug, Serialize)]
 struct Line {
     pub(crate) requests_per_second: Spread,
@@ -69,7 +69,7 @@ struct Line {
     pub(crate) others: Spread,
     pub(crate) times_haproxy: Option<Spread>,
     pub(crate) times_envoy: Option<Spread>,
-    /// Median latency beyond that of the direct connection.
+    /// Median latency minus that of the direct connection.
     pub(crate) added_p50_us: Option<Spread>,
     #[serde(flatten)]
     pub(crate) series: Series,
@@ -97,12 +97,12 @@ impl Line {
     }
 }
 
-/// That contender's series of the same table.
+/// Returns the contender's series in the same table as `like`.
 fn find<'a>(all: &'a [Series], contender: Contender, like: &Series) -> Option<&'a Series> {
     all.iter().find(|series| series.contender == contender && alike(series, like))
 }
 
-/// Whether they differ in nothing but the contender.
+/// Returns `true` if the series differ only in the contender.
 fn alike(one: &Series, other: &Series) -> bool {
     (one.way, one.connections) == (other.way, other.connections)
 }
@@ -179,7 +179,7 @@ fn notes(all: &[Series]) -> Vec<String> {
     notes
 }
 
-/// Whether the clients and the backend were fast enough not to be what was measured.
+/// Returns a note unless the load test was fast enough not to be the limit.
 fn headroom(all: &[Series]) -> Option<String> {
     let rate = |series: &Series| series.spread(|round| round.requests_per_second).median;
     let best = all

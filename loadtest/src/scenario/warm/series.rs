@@ -1,4 +1,4 @@
-//! From the rounds of a run to figures and ratios.
+//! Figures and ratios from the rounds of a run.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::contender::Contender;
 use crate::rig::Sample;
 use crate::spread::Spread;
 
-/// One turn of one contender.
+/// One round of one contender.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Round {
     pub(crate) requests: u64,
@@ -15,30 +15,30 @@ pub(crate) struct Round {
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
     pub(crate) p999_us: f64,
-    /// CPU seconds of the contender for 100,000 requests.
+    /// CPU seconds of the contender per 100,000 requests.
     pub(crate) cpu_per_100k: Option<f64>,
-    /// Of the contender's core, by the contender.
+    /// Share of its core used by the contender.
     pub(crate) busy: Option<f64>,
-    /// Of the load test's own core, by the clients and the backend.
+    /// Share of the load test's core used by the clients and the backend.
     pub(crate) rig_busy: f64,
-    /// Of our two cores, by others, in cores.
+    /// Cores used by other processes, on our two cores.
     pub(crate) others: f64,
     pub(crate) reconnects: u64,
 }
 
-/// How requests are sent.
+/// The way requests are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Way {
-    /// Over HTTP/1.1, the next one on a connection as soon as the last one is answered.
+    /// Over HTTP/1.1, each connection in a closed loop.
     Closed,
-    /// Over HTTP/1.1 by schedule, so many a second.
+    /// Over HTTP/1.1 on a schedule of `rate` requests per second.
     Open { rate: u32 },
-    /// Over HTTP/2, the next one as soon as one of so many on a connection is answered.
+    /// Over HTTP/2, in a closed loop with `streams` streams per connection.
     H2 { streams: usize },
 }
 
-/// All turns of one contender with so many connections.
+/// All rounds of one contender with one number of connections.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Series {
     pub(crate) contender: Contender,
@@ -82,24 +82,23 @@ impl Series {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
-    /// `figure` of each round with that of the other's same round: what slows the machine down for a
-    /// while slows both.
+    /// Applies `figure` to each round and the other's same round: a temporary slowdown of the machine affects both.
     pub(crate) fn paired(&self, other: &Self, figure: impl Fn(&Round, &Round) -> f64) -> Option<Spread> {
         Spread::of(self.rounds.iter().zip(&other.rounds).map(|(ours, theirs)| figure(ours, theirs)))
     }
 
-    /// How many times the other's throughput this is.
+    /// Returns the throughput as a multiple of the other's.
     pub(crate) fn times(&self, other: &Self) -> Option<Spread> {
         self.paired(other, |ours, theirs| ours.requests_per_second / theirs.requests_per_second)
     }
 
-    /// Median latency beyond the other's, in µs.
+    /// Returns the difference in median latency to the other's, in µs.
     pub(crate) fn added(&self, other: &Self) -> Option<Spread> {
         self.paired(other, |ours, theirs| ours.p50_us - theirs.p50_us)
     }
 }
 
-/// A series of made-up rounds, for tests of what is done with them.
+/// Creates a series of made-up rounds, for tests of the evaluation.
 #[cfg(test)]
 pub(crate) fn series(contender: Contender, connections: usize, rates: &[f64]) -> Series {
     let cpu = (contender != Contender::Direct).then_some(1.0);
