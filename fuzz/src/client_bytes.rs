@@ -1,5 +1,5 @@
-//! What a model server gets of an HTTP/1 connection is what a plain reader of its bytes finds in them: no request that is
-//! hidden in another one, none in two halves, no field from elsewhere.
+//! The requests that a model server receives from an HTTP/1 connection are those that a simple parser finds in its
+//! bytes: no smuggled or split request, and no field from elsewhere.
 
 use std::{
     io,
@@ -27,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::cuts;
 
-/// The input is what a client sends. It is answered by a route whose bodies are read first, and by one whose bodies stream.
+/// Checks an input that is sent by a client. One route buffers its bodies, the other streams them.
 pub fn holds(input: &[u8]) {
-    // HTTP/2 is another format, and what is read here is bounded elsewhere.
+    // HTTP/2 is a different format, and the limits on input are tested elsewhere.
     if input.starts_with(b"PRI * HTTP/2") || input.len() > MAX_INPUT_BYTES {
         return;
     }
@@ -55,15 +55,15 @@ pub fn holds(input: &[u8]) {
 
 const MAX_INPUT_BYTES: usize = 16 << 10;
 
-/// Room for all that is sent either way.
+/// Buffer size per direction, enough for everything that is sent.
 const PIPE_BYTES: usize = 4 << 20;
 
-/// How many turns of all tasks without anything new mean that nothing more comes.
+/// Turns of all tasks without progress after which the exchange is considered complete.
 const QUIET_TURNS: usize = 50;
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
-/// Fields that end here, or that begin here.
+/// Fields that the proxy removes, replaces or adds.
 const OURS: &[&str] =
     &["connection", "content-length", "host", "te", "transfer-encoding", "via", "x-request-id"];
 
@@ -71,7 +71,7 @@ const OURS: &[&str] =
 struct Request {
     method: Vec<u8>,
     target: Vec<u8>,
-    /// Names in lower case.
+    /// Names in lower case, with values.
     fields: Vec<(Vec<u8>, Vec<u8>)>,
     body: Vec<u8>,
 }
@@ -81,7 +81,7 @@ struct Stage {
     tables: Vec<Arc<Shared>>,
 }
 
-/// A model server that passes on what it gets.
+/// A model server that forwards its requests to a channel.
 struct Server(UnboundedSender<Request>);
 
 thread_local! {
@@ -111,7 +111,7 @@ impl Stage {
         Self { runtime, tables: tables.into() }
     }
 
-    /// What the model server gets when a client sends this and waits for its answers.
+    /// Returns the requests that reach the model server when a client sends these parts and waits for the responses.
     fn run(&self, table: &Arc<Shared>, parts: &[&[u8]]) -> Vec<Request> {
         self.runtime.block_on(async {
             let (sender, mut seen) = unbounded_channel();
@@ -128,7 +128,7 @@ impl Stage {
                 }
             });
             for part in parts {
-                // The proxy may have had enough.
+                // The proxy may have closed the connection.
                 if requests.write_all(part).await.is_err() {
                     break;
                 }
@@ -190,7 +190,7 @@ async fn serve(mut io: DuplexStream, sender: UnboundedSender<Request>) {
 // === impl Request ===
 
 impl Request {
-    /// Whether the server got this one: its line, its body, and no field that is not in it.
+    /// Returns `true` if the server received this request: same method, target and body, and no additional field.
     fn is(&self, seen: &Self) -> bool {
         let is_theirs = |(name, _): &&(Vec<u8>, Vec<u8>)| {
             !name.starts_with(b"x-forwarded-")
@@ -204,7 +204,7 @@ impl Request {
     }
 }
 
-/// The path and query of a target, in origin or absolute form.
+/// Returns the path and query of a target in origin or absolute form.
 fn path(target: &[u8]) -> Vec<u8> {
     let target = target.split(|byte| *byte == b'#').next().unwrap_or_default();
     let scheme = target.windows(3).position(|window| window == b"://").filter(|_| !target.starts_with(b"/"));
@@ -222,7 +222,7 @@ enum Next<'a> {
     Invalid,
 }
 
-/// All requests up to the first one that cannot be read in one way, or is not whole (RFC 9112).
+/// Returns all requests before the first that is ambiguous or incomplete (RFC 9112).
 fn requests(mut bytes: &[u8]) -> Vec<Request> {
     let mut all = Vec::new();
     while let Next::Request(request, rest) = next(bytes) {
@@ -231,7 +231,7 @@ fn requests(mut bytes: &[u8]) -> Vec<Request> {
             .iter()
             .all(|framing| request.fields.iter().any(|(name, _)| name == framing.as_bytes()));
         all.push(request);
-        // Section 6.1: the last one of its connection.
+        // Section 6.1: the connection must be closed after this request.
         if has_both {
             break;
         }
@@ -239,7 +239,7 @@ fn requests(mut bytes: &[u8]) -> Vec<Request> {
     all
 }
 
-/// The first request. In a head a line feed alone ends a line as well (section 2.2), and nowhere else.
+/// Parses the first request. In a head, a line feed alone also ends a line (section 2.2), but nowhere else.
 fn next(mut bytes: &[u8]) -> Next<'_> {
     while let [b'\r' | b'\n', rest @ ..] = bytes {
         bytes = rest;
@@ -292,7 +292,7 @@ fn trailers(request: Request, mut bytes: &[u8]) -> Next<'_> {
     }
 }
 
-/// A line that ends in both of its bytes; `Some(None)` if it has one of them elsewhere.
+/// Takes a line that ends in CRLF. Returns `Some(None)` if the line contains a CR elsewhere or ends in LF alone.
 fn line<'a>(bytes: &mut &'a [u8]) -> Option<Option<&'a [u8]>> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let line = bytes[..end].strip_suffix(b"\r").filter(|line| !line.contains(&b'\r'));
@@ -305,7 +305,7 @@ enum Coding {
     Chunked,
 }
 
-/// A head, and how its body is coded. `None` if it is not one, or its body could end in two places.
+/// Parses a head and the coding of its body. Returns `None` if it is malformed or the length of the body is ambiguous.
 fn head(lines: &[&[u8]]) -> Option<(Request, Coding)> {
     let (start, fields) = lines.split_first()?;
     let words: Vec<_> = start.split(|byte| *byte == b' ').collect();

@@ -1,8 +1,8 @@
-//! The configuration file.
+//! The configuration file: errors point into it, and its serialized form parses to the same configuration.
 
 use anteroom::config::{Config, ConfigError, Loaded, Overrides, Problem};
 
-/// The input is the file.
+/// Checks an input that is the file.
 pub fn holds(file: &[u8]) {
     let Ok(text) = str::from_utf8(file) else { return };
     match Loaded::parse(text, "a.yaml", &Overrides::default()) {
@@ -10,7 +10,7 @@ pub fn holds(file: &[u8]) {
         Ok(Loaded { config, warnings, .. }) => {
             assert!(warnings.iter().all(|warning| is_in(text, warning)), "{warnings:?}");
             assert!(!config.describe().is_empty());
-            // JSON is YAML, too.
+            // JSON is valid YAML.
             let written = serde_json::to_string(&config).expect("plain types");
             match Config::parse(&written, "again.yaml") {
                 Ok(again) => assert_eq!(again, config, "written as {written}"),
@@ -30,10 +30,10 @@ fn tells_where(text: &str, error: &ConfigError) {
     assert_eq!(error.to_string().lines().count(), error.problems().len(), "one line a problem: {error}");
 }
 
-/// Whether a problem has no place, or one in the file; its end is one, too.
+/// Returns `true` if the problem has no position, or one in the file or at its end.
 fn is_in(text: &str, problem: &Problem) -> bool {
     let Some(place) = problem.position else { return true };
-    // As YAML has them (1.2.2, section 5.4).
+    // Line breaks as defined by YAML 1.2.2, section 5.4.
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut lines = text.split('\n');
     let line = place.line.checked_sub(1).and_then(|line| lines.nth(usize::try_from(line).ok()?));

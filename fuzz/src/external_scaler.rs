@@ -1,4 +1,4 @@
-//! What anything that KEDA, or somebody in its place, may send is answered.
+//! Every request to the external scaler gets a response, from KEDA or any other client.
 
 use std::{pin::pin, sync::Arc};
 
@@ -25,11 +25,11 @@ use super::cuts;
 
 const SERVICE: &str = "/externalscaler.ExternalScaler/";
 
-/// Most bytes of a message.
+/// Maximum bytes of a message.
 const MAX_MESSAGE_BYTES: usize = budget::GRPC_MESSAGE_BYTES;
 
-/// The first line of the input is the method and, behind it, fields of the head, such as `grpc-encoding:gzip`; the rest is
-/// the body, framed as gRPC frames it.
+/// Checks an input whose first line is the method followed by header fields, such as `grpc-encoding:gzip`, and whose
+/// rest is the body with gRPC framing.
 pub fn holds(input: &[u8]) {
     let split = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let head = String::from_utf8_lossy(&input[..split]);
@@ -56,7 +56,7 @@ pub fn holds(input: &[u8]) {
             whole.size,
             input.len()
         );
-        // What stands behind `?` or `#` is no part of a path.
+        // `?` and `#` end the path.
         let path = method.split(['?', '#']).next().unwrap_or_default();
         if let Some(expected) = expected(path, &fields, body) {
             assert_eq!(whole.code, expected, "{whole:?}");
@@ -64,10 +64,10 @@ pub fn holds(input: &[u8]) {
     });
 }
 
-/// Bytes of the longest name that Kubernetes gives an object (RFC 1123 subdomain).
+/// Maximum bytes of a Kubernetes object name (RFC 1123 subdomain).
 const MAX_NAME_BYTES: usize = 253;
 
-/// What a call may end with. `Unknown` would be one of ours that nobody has thought of.
+/// Status codes a call may end with. `Unknown` would be an error of ours that nothing maps to a code.
 const ALLOWED: &[Code] = &[
     Code::Ok,
     Code::InvalidArgument,
@@ -80,11 +80,11 @@ const ALLOWED: &[Code] = &[
 
 #[derive(Debug, PartialEq)]
 struct Answer {
-    /// `Ok` as well while a stream goes on.
+    /// Status code; `Ok` while a stream continues.
     code: Code,
     said: String,
     messages: Vec<u8>,
-    /// In bytes, with the head.
+    /// Bytes of the response, including the head.
     size: usize,
 }
 
@@ -119,7 +119,7 @@ impl Stage {
         Self { runtime, routes }
     }
 
-    /// What is answered at once; a stream says more later. None: this is no method and no head that HTTP can carry.
+    /// Returns the immediate response; streams send more later. `None` if HTTP cannot carry the method and fields.
     fn ask(&self, method: &str, fields: &HeaderMap, parts: &[&[u8]]) -> Option<Answer> {
         let frames: Vec<_> = parts
             .iter()
@@ -162,7 +162,7 @@ fn weight(fields: &HeaderMap) -> usize {
     fields.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
-/// What a call ends with, where the input is one whole question.
+/// Returns the expected status code if the input is a single complete request.
 fn expected(method: &str, fields: &HeaderMap, body: &[u8]) -> Option<Code> {
     if !fields.is_empty() {
         return None;
@@ -196,7 +196,7 @@ fn expected(method: &str, fields: &HeaderMap, body: &[u8]) -> Option<Code> {
         (None, Some(name)) => (name, false),
         _ => return Some(Code::InvalidArgument),
     };
-    // A name that no object and no route can have; of any other a route may come.
+    // Names that no object and no route can have are rejected; a route with any other name may be created later.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
     let is_foreign = |(namespace, _): (&str, &str)| !is_route || namespace != object.namespace;
     if [&object.namespace, &object.name].iter().any(|name| name.len() > MAX_NAME_BYTES)
@@ -212,9 +212,9 @@ fn expected(method: &str, fields: &HeaderMap, body: &[u8]) -> Option<Code> {
     let metrics = match (format!("{}/{name}", object.namespace).as_str(), name) {
         ("ml/llama", _) => ["llama-concurrency", "llama-request-rate"],
         (_, "tiny") if is_route => ["tiny-queue-depth"; 2],
-        // The name of the file's route has no namespace in it; this one is of the namespace that asks.
+        // A name may contain the object's own namespace, so this finds the same route. No code is expected.
         (_, "ml/llama") if is_route && object.namespace == "ml" => return None,
-        // It is answered for as what it may become, so which metrics it has is not known.
+        // Unknown routes are served in case they are created later; their metrics are unknown.
         _ => return metric.is_empty().then_some(Code::Ok),
     };
     Some(match metric.as_str() {

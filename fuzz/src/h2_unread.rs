@@ -1,5 +1,5 @@
-//! What must hold for any frames of HTTP/2 whose client reads little or nothing of what it is answered: the connection
-//! ends in its time, and nothing is left of it.
+//! Any HTTP/2 frames of a client that reads little or nothing of its responses: the connection ends in time and
+//! leaves no resources behind.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Short times, so that one that does not hold is far beyond all of them together.
+/// Configuration with short timeouts, far below [`END`] in total.
 const CONFIG: &str = "\
 listen: 127.0.0.1:0
 admin: 127.0.0.1:0
@@ -26,18 +26,18 @@ limits: { headerTimeout: 5s, bodyTimeout: 5s, stallTimeout: 5s, idleTimeout: 20s
 routes: [{ name: tiny, match: { models: [tiny] }, target: { url: \"http://127.0.0.1:1\" }, hold: { timeout: 10s } }]
 ";
 
-/// Far more than all time-outs add up to.
+/// Time by which the connection must have ended; far more than the sum of all timeouts.
 const END: Duration = Duration::from_secs(300);
 
-/// Bytes that the client's side takes without being read.
+/// Bytes that the client's side buffers unread.
 const UNREAD_BYTES: usize = 4 << 10;
 
-/// Bytes of an answer.
+/// Bytes of a response body.
 const ANSWER_BYTES: usize = 100_000;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// A server that answers each part that it is sent.
+/// A server that responds to every read.
 struct Answering;
 
 impl Dial for Answering {
@@ -57,8 +57,9 @@ impl Dial for Answering {
     }
 }
 
-/// The first byte: whether the server is up (its lowest bit), and how many KiB the client reads before it stops. The rest
-/// is frames: kind, flags, stream and length of the payload in one byte each, and the payload; of kind 255 the payload
+/// Checks an input whose lowest bit of the first byte makes the server ready; the other bits are the KiB the client
+/// reads before it stops. The rest is frames: kind, flags, stream and payload length in one byte each, then the
+/// payload. For kind 255 only the payload is sent, which need not be a frame.
 /// alone is sent, which need not be a frame.
 pub fn holds(input: &[u8]) {
     let Some((first, frames)) = input.split_first() else { return };
@@ -81,7 +82,7 @@ pub fn holds(input: &[u8]) {
         let served = timeout(END, serve_connection(server, None, proxy, CancellationToken::new())).await;
         assert!(served.is_ok(), "the connection does not end");
         sending.abort();
-        // Tasks of its streams end after it.
+        // The tasks of its streams end after the connection.
         sleep(Duration::from_secs(1)).await;
         assert_eq!((gate.held(), gate.in_flight(), gate.held_bytes()), (0, 0, 0), "a request is left");
         assert_eq!((endpoint.in_flight(), shared.memory.bodies()), (0, 0), "a place or a byte is left");
@@ -89,7 +90,7 @@ pub fn holds(input: &[u8]) {
     });
 }
 
-/// What goes over the connection.
+/// Returns the bytes sent over the connection.
 fn sent(mut frames: &[u8]) -> Vec<u8> {
     let mut bytes = [PREFACE, &[0, 0, 0, 4, 0, 0, 0, 0, 0]].concat();
     while let [kind, flags, stream, length, rest @ ..] = frames {
@@ -103,7 +104,7 @@ fn sent(mut frames: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends, and reads so much meanwhile; then the client does nothing, and stays.
+/// Sends `bytes` while reading `reads` bytes; afterwards the client stays connected and idle.
 async fn send(client: DuplexStream, reads: usize, bytes: Vec<u8>) {
     let (reading, mut writing) = tokio::io::split(client);
     let read = async move {

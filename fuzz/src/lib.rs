@@ -1,5 +1,5 @@
-//! What must hold for any input at all. The fuzz targets run these on what they make up, and `cargo test --test corpus`
-//! on every file of `fuzz/corpus`.
+//! Properties that must hold for any input. The fuzz targets run them on generated inputs, and
+//! `cargo test --test corpus` on every file of `fuzz/corpus`.
 
 pub mod client_bytes;
 pub mod config;
@@ -12,10 +12,10 @@ pub mod route_match;
 pub mod sse_framing;
 pub mod vllm_log;
 
-/// Panics where an input shows that it does not hold.
+/// A check that panics if the property does not hold for an input.
 pub type Property = fn(&[u8]);
 
-/// Each with its name: that of its target, and of its folder in the corpus.
+/// All properties with their names, which are also those of the fuzz target and the corpus folder.
 pub const PROPERTIES: &[(&str, Property)] = &[
     ("client_bytes", client_bytes::holds),
     ("config", config::holds),

@@ -1,5 +1,5 @@
-//! `model` and `stream` in a JSON body, against serde_json as the oracle. What Python reads besides is compared in
-//! `tests/readings`.
+//! `model` and `stream` in a JSON body, with serde_json as the oracle. `tests/readings` compares with Python, which
+//! accepts more.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use anteroom::openai::{Scan, ScanError, scan_json};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
-/// The input is the body.
+/// Checks an input that is the body.
 pub fn holds(body: &[u8]) {
     let scan = scan_json(body).ok();
     match serde_json::from_slice::<Entries>(body) {
         Ok(entries) => assert_eq!(scan, entries.expected()),
-        // What the scan skips, it does not read: numbers and characters that exist nowhere, and depth without end. A
-        // model server may be fine with them, and with what only Python has.
+        // The scan does not validate skipped values: numbers out of range, invalid characters, unlimited depth. A
+        // model server may accept these, as well as extensions of Python.
         Err(error) if scan.is_some() => assert!(is_of_a_value(&error) || is_pythons(body), "{error}"),
         Err(_) => {}
     }
@@ -36,13 +36,13 @@ pub fn holds(body: &[u8]) {
         "{again:?}: twice the key is an error however it is written"
     );
     if again.is_err() && scan.model.is_none() {
-        // It was there, as null.
+        // `model` was present as null.
         let twice = scan_json(&with(close, format!(r#"{comma}"model":null"#)));
         assert_eq!(twice, Err(ScanError::ModelTwice));
     }
 }
 
-/// The top level of an object, each key as often as it stands there.
+/// Top level of an object with all occurrences of each key.
 struct Entries(Vec<(String, Value)>);
 
 // === impl Entries ===
@@ -93,7 +93,7 @@ impl<'de> Deserialize<'de> for Entries {
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Whether a body may have what JSON has not.
+/// Returns `true` if a body may contain Python's extensions to JSON.
 fn is_pythons(body: &[u8]) -> bool {
     let has = |part: &[u8]| body.windows(part.len()).any(|window| window == part);
     body.starts_with(BYTE_ORDER_MARK) || has(b"NaN") || has(b"Infinity")
@@ -107,7 +107,7 @@ fn is_of_a_value(error: &serde_json::Error) -> bool {
         "invalid unicode code point",
         "lone leading surrogate in hex escape",
         "unexpected end of hex escape",
-        // Keys are read as bytes, for which serde_json does not check it.
+        // The scan reads keys as bytes, for which serde_json skips this check.
         "control character (\\u0000-\\u001F) found",
     ]
     .iter()

@@ -1,10 +1,10 @@
-//! `model` and `stream` in a multipart form, against a reader that knows the plain cases only.
+//! `model` and `stream` in a multipart form, compared with a parser limited to plain forms.
 
 use anteroom::openai::{Scan, boundary, scan_multipart};
 use bytes::Bytes;
 use futures_util::FutureExt;
 
-/// The first line of the input is the `Content-Type`, the rest is the body.
+/// Checks an input whose first line is the `Content-Type` and whose rest is the body.
 pub fn holds(input: &[u8]) {
     let split = input.iter().position(|byte| *byte == b'\n').unwrap_or(input.len());
     let (kind, body) = (&input[..split], input.get(split + 1..).unwrap_or_default());
@@ -26,14 +26,14 @@ pub fn holds(input: &[u8]) {
         );
     }
     if !body.starts_with(format!("--{boundary}").as_bytes()) {
-        // What stands before the first boundary would not stand before it any more.
+        // A part in front would turn a preamble into content.
         return;
     }
     let one_more = format!("--{boundary}\r\nContent-Disposition: form-data; name=\"other\"\r\n\r\nmodel\r\n");
     assert_eq!(scan(&[one_more.as_bytes(), body].concat()), Some(found), "other fields say nothing");
 }
 
-/// The names and contents of a form that is written as browsers and SDKs do it, and not otherwise.
+/// Returns the names and contents of a form in the style of browsers and SDKs, or `None` for any other form.
 fn plain_fields<'a>(body: &'a [u8], boundary: &str) -> Option<Vec<(&'a str, &'a [u8])>> {
     let delimiter = [b"\r\n--", boundary.as_bytes()].concat();
     let mut fields = Vec::new();
@@ -66,7 +66,7 @@ fn plain_fields<'a>(body: &'a [u8], boundary: &str) -> Option<Vec<(&'a str, &'a 
                 }
             }
         }
-        // multer bounds the number of lines.
+        // multer limits the number of lines.
         if head.split("\r\n").count() > 20 {
             return None;
         }

@@ -1,4 +1,4 @@
-//! Which route a request belongs to, against a reader that looks at every route and sorts.
+//! Route lookup, compared with an implementation that checks every route and sorts.
 
 use std::{cmp::Reverse, sync::Arc};
 
@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 const MOST: usize = 12;
 
-/// The input has a line for each route and each request, of words `key=value,value`:
+/// Checks an input with a line for each route and each request, in words of the form `key=value,value`:
 ///
 /// ```text
 /// route models=tiny,big hosts=*.example.com paths=/team headers=x-team:red
@@ -78,8 +78,8 @@ struct Ask<'a> {
     model: Option<&'a str>,
 }
 
-/// The first that matches, when everything is sorted: by host, path and headers, then a route for just this model before
-/// one for any before a front, then in the order in which routes stand.
+/// Returns the first match after sorting: by host, path and headers, then a route for this model before one for any
+/// model before a front, then in the order of the routes.
 fn expected(routes: &[Rule], ask: &Ask<'_>, model: Option<&str>) -> Found {
     let mut matching = Vec::new();
     for (number, rule) in routes.iter().enumerate() {
@@ -90,7 +90,8 @@ fn expected(routes: &[Rule], ask: &Ask<'_>, model: Option<&str>) -> Found {
             }
             let exact = rule.matcher.headers.len();
             let names = exact + rule.matcher.present.len();
-            // Different headers of equal weight: in the order in which somebody first asks for just those, there.
+            // Different headers of equal weight: in the order of the first route with these headers at this host and
+            // path.
             let is_same = |other: &Rule| {
                 other.matcher.headers == rule.matcher.headers
                     && other.matcher.present == rule.matcher.present
@@ -130,7 +131,7 @@ impl Rule {
                 "models" if !front => matcher.models = values().collect(),
                 "hosts" => matcher.hosts = values().collect(),
                 "paths" => matcher.paths = values().collect(),
-                // As the configuration has it: names and values that can be those of a header.
+                // As in the configuration: only valid header names and values.
                 "headers" => matcher.headers = values().filter_map(|field| lower(&field)).collect(),
                 "present" if front => {
                     let names = values().filter_map(|name| lower(&format!("{name}:")));
@@ -164,7 +165,7 @@ impl Rule {
         }
     }
 
-    /// Each host with each path; `*` is any host and the empty path any.
+    /// Returns all pairs of host and path; `*` is any host and the empty path any path.
     fn places(&self) -> impl Iterator<Item = (&str, &str)> {
         let hosts = choices(&self.matcher.hosts, "*");
         hosts.flat_map(|host| choices(&self.matcher.paths, "").map(move |path| (host, path)))
@@ -211,7 +212,7 @@ fn pairs<'a>(words: &[&'a str]) -> impl Iterator<Item = (&'a str, &'a str)> {
     words.iter().skip(1).filter_map(|word| word.split_once('='))
 }
 
-/// A field of a head, if it can be one; its name in lower case, as names are compared.
+/// Parses a header field, if valid; its name in lower case, as names are case-insensitive.
 fn lower(field: &str) -> Option<(String, String)> {
     let (name, value) = field.split_once(':')?;
     let name: HeaderName = name.parse().ok()?;
@@ -224,7 +225,7 @@ fn plain_host(host: &str) -> String {
 }
 
 fn is_host(given: &str, wanted: &str) -> bool {
-    // A port is what comes after the last colon, unless that is inside of brackets.
+    // The port follows the last colon, unless that is inside brackets.
     let given = match given.rfind(':') {
         Some(colon) if !given[colon..].contains(']') => &given[..colon],
         _ => given,
@@ -237,7 +238,7 @@ fn is_host(given: &str, wanted: &str) -> bool {
     }
 }
 
-/// An exact host before the longest suffix before any.
+/// Returns the weight of a host pattern: exact hosts, then suffixes by length, then any host.
 fn host_weight(host: &str) -> usize {
     match host.strip_prefix('*') {
         Some(suffix) => suffix.len(),

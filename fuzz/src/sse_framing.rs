@@ -1,11 +1,11 @@
-//! Server-sent events: where the first token is, and what we put between and behind events of others.
+//! Server-sent events: detection of the first token, and events and comments added to a stream.
 
 use anteroom::openai::{Dialect, FirstToken, OpenEvent, sse_comment, sse_data};
 use http::StatusCode;
 
 use super::cuts;
 
-/// The input is what a model server streams, up to where it breaks off.
+/// Checks an input that is a model server's stream, up to its interruption.
 pub fn holds(stream: &[u8]) {
     it_does_not_matter_how_it_is_cut(stream);
     the_first_token_is_where_a_slow_reader_finds_it(stream);
@@ -34,7 +34,7 @@ fn it_does_not_matter_how_it_is_cut(stream: &[u8]) {
     assert_eq!(end_after(&parts), end_after(&[stream]));
 }
 
-/// Which part had the end of the first event with a token.
+/// Returns the index of the part with the end of the first event that has a token.
 fn found_in(parts: &[&[u8]]) -> Option<usize> {
     let mut first = FirstToken::default();
     parts.iter().position(|part| first.is_in(part))
@@ -58,7 +58,7 @@ fn one_more_event_can_be_put_behind(stream: &[u8]) {
     let (after, _) = read(&[stream, event.end(), &more].concat());
     let data = |events: &[Event]| events.iter().map(|event| event.data.clone()).collect::<Vec<_>>();
     let mut expected = data(&before);
-    // What had begun is over, as far as it came.
+    // The open event ends with the data it has so far.
     expected.extend(open);
     expected.push(b"{}".to_vec());
     assert_eq!(data(&after), expected);
@@ -83,12 +83,12 @@ fn what_we_write_is_read_as_it_was_meant(text: &[u8]) {
 
 struct Event {
     data: Vec<u8>,
-    /// Behind the byte that ended it.
+    /// Position after the byte that ended it.
     end: usize,
 }
 
-/// The events of a stream as WHATWG HTML, section 9.2.6, reads them, also those without data, which only some clients
-/// pass over; and the data of the one that has not ended, as if an end came here.
+/// Parses events as defined by WHATWG HTML, section 9.2.6, including those without data, which only some clients
+/// ignore. Also returns the data of an unfinished event, as if it ended here.
 fn read(stream: &[u8]) -> (Vec<Event>, Option<Vec<u8>>) {
     let mut lines = Vec::new();
     let (mut begin, mut at) = (0, 0);
@@ -101,7 +101,7 @@ fn read(stream: &[u8]) -> (Vec<Event>, Option<Vec<u8>>) {
             at += 1;
             continue;
         }
-        // An event is over with the carriage return, whatever follows.
+        // A carriage return ends the event, whatever follows.
         lines.push((&stream[begin..at], at + 1));
         at += if stream[at..].starts_with(b"\r\n") { 2 } else { 1 };
         begin = at;

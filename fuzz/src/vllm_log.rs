@@ -1,16 +1,16 @@
-//! The parts of a cold start, from whatever a model server prints.
+//! Phases of a cold start, parsed from arbitrary output of a model server.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use anteroom::coldstart::VllmLog;
 use tokio::time::Instant;
 
-/// The input is what was printed; lines come a second apart.
+/// Checks an input that is the output, with one second between lines.
 pub fn holds(printed: &[u8]) {
     let text = String::from_utf8_lossy(printed);
     let mut log = VllmLog::default();
     let mut known = BTreeMap::new();
-    // Late enough for anything to have begun before.
+    // Late enough for any duration in the log to start in the past.
     let mut at = Instant::now() + Duration::from_secs(100 * 24 * 3600);
     for line in text.lines() {
         at += Duration::from_secs(1);
