@@ -42,7 +42,7 @@ fn enter_and_leave(bencher: Bencher<'_, '_>) {
     bencher.bench(|| drop(black_box(gate.enter())));
 }
 
-/// The same for a request that is held at zero and disconnects.
+/// Admission and release of a request that is held at zero and disconnects, including demand.
 #[divan::bench(threads = [1, 2, 4, 8])]
 fn hold_and_leave(bencher: Bencher<'_, '_>) {
     let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));

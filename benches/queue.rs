@@ -87,7 +87,7 @@ fn position(bencher: Bencher<'_, '_>, waiting: usize) {
     bencher.bench_local(|| spot.ahead());
 }
 
-/// The same for the first query in a second, which scans the whole queue.
+/// Position of a request in the first query of a second, which scans the whole queue.
 #[divan::bench(args = WAITING)]
 fn position_first(bencher: Bencher<'_, '_>, waiting: usize) {
     let (runtime, _entered) = paused();
@@ -101,7 +101,7 @@ fn position_first(bencher: Bencher<'_, '_>, waiting: usize) {
 /// Creates a runtime with a paused clock.
 fn paused() -> (&'static Runtime, tokio::runtime::EnterGuard<'static>) {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
-    // Leaked: lives as long as the process.
+    // Leaked, so that it lives as long as the process.
     let runtime: &'static Runtime = Box::leak(Box::new(runtime));
     (runtime, runtime.enter())
 }
