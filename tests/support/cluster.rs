@@ -1,4 +1,4 @@
-//! A cluster that says of pods what the test says, before the real proxy.
+//! A fake cluster whose pods are set by the test, behind the real proxy.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -16,13 +16,13 @@ use super::{
     route, routes,
 };
 
-/// How a pod stands.
+/// State of a pod.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pod {
     Ready,
     NotReady,
     Terminating,
-    /// It has ended.
+    /// The pod has terminated.
     Dead,
 }
 
@@ -38,23 +38,23 @@ impl Cluster {
         Self { pods: watch::Sender::default(), protocol, roles: Roles::default() }
     }
 
-    /// One whose target has pods of several roles.
+    /// Creates a cluster whose target has pods of several roles.
     pub fn with_roles(roles: Roles) -> Self {
         Self { roles, ..Self::speaking(Protocol::Http1) }
     }
 
-    /// The proxy before it, with the route `tiny` only.
+    /// Starts the proxy in front of the cluster, with `tiny` as its only route.
     pub async fn proxy(&self, gateway: Option<String>, more: &str) -> Proxy {
         self.proxy_with(gateway, more, "").await
     }
 
-    /// As above, with these keys at the top of the file.
+    /// Like [`Self::proxy`], with these keys at the top of the file.
     pub async fn proxy_with(&self, gateway: Option<String>, more: &str, top: &str) -> Proxy {
         let file = routes(&[route("tiny", "http://replaced", more)]);
         self.start(parse(&format!("{top}{file}")), gateway).await
     }
 
-    /// The proxy before it, with a route that serves anything.
+    /// Starts the proxy in front of the cluster, with a route that serves anything.
     pub async fn intercepting(&self, intercept: Arc<Intercept>) -> Proxy {
         let mut config = parse(&routes(&[route("tiny", "http://replaced", "match: {}")]));
         config.routes[0].intercept = Some(intercept);

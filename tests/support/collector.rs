@@ -1,4 +1,4 @@
-//! A collector: takes OTLP over gRPC or HTTP, decodes it, and keeps the spans.
+//! A collector that accepts OTLP over gRPC or HTTP and stores the decoded spans.
 
 use std::{
     collections::BTreeMap,
@@ -42,11 +42,11 @@ struct Received {
     silent: AtomicBool,
 }
 
-/// A span as it came.
+/// A received span.
 #[derive(Clone, Debug)]
 pub struct Span(pub otlp::Span);
 
-/// The spans of one trace.
+/// Spans of one trace.
 #[derive(Debug)]
 pub struct Trace(pub Vec<Span>);
 
@@ -80,17 +80,17 @@ impl Collector {
         Self { address, received, task }
     }
 
-    /// The key `traces` of a configuration that leads here.
+    /// Returns the `traces` key of a configuration with this collector.
     pub fn config(&self, more: &str) -> String {
         format!("traces: {{ endpoint: \"http://{}\", {more} }}\n", self.address)
     }
 
-    /// From now on takes requests and never answers.
+    /// Accepts requests from now on without ever responding.
     pub fn fall_silent(&self) {
         self.received.silent.store(true, Ordering::SeqCst);
     }
 
-    /// All that has come, each resource and scope having been checked.
+    /// Returns all received spans, after checking their resources and scopes.
     pub fn spans(&self) -> Vec<Span> {
         let requests = self.received.requests.lock();
         let resources = requests.iter().flat_map(|(request, _)| &request.resource_spans);
@@ -107,7 +107,7 @@ impl Collector {
         spans.collect()
     }
 
-    /// The names of the services that sent something.
+    /// Returns the service names of all received resources.
     pub fn services(&self) -> Vec<String> {
         let requests = self.received.requests.lock();
         let resources = requests.iter().flat_map(|(request, _)| &request.resource_spans);
@@ -117,19 +117,19 @@ impl Collector {
         names.collect()
     }
 
-    /// What came with each request: metadata or headers.
+    /// Returns the metadata or headers of each request.
     pub fn headers(&self) -> Vec<BTreeMap<String, String>> {
         self.received.requests.lock().iter().map(|(_, headers)| headers.clone()).collect()
     }
 
-    /// The spans of a trace.
+    /// Returns the spans of a trace.
     pub fn trace(&self, trace_id: &str) -> Trace {
         let mut spans = self.spans();
         spans.retain(|span| span.trace_id() == trace_id);
         Trace(spans)
     }
 
-    /// The only trace that there is.
+    /// Returns the only trace. Panics if there are several.
     pub fn only_trace(&self) -> Trace {
         let spans = self.spans();
         let first = spans.first().expect("a span").trace_id();
@@ -214,7 +214,7 @@ impl Span {
         hex(&self.0.span_id)
     }
 
-    /// The id of the span that it is a part of; empty for the first of all.
+    /// Returns the id of the parent span; empty for a root span.
     pub fn parent(&self) -> String {
         hex(&self.0.parent_span_id)
     }
@@ -231,7 +231,7 @@ impl Span {
         attributes(&self.0.attributes)
     }
 
-    /// An attribute; empty if it has none of this name.
+    /// Returns an attribute, or an empty string if it is missing.
     pub fn get(&self, key: &str) -> String {
         self.attributes().remove(key).unwrap_or_default()
     }
@@ -244,7 +244,7 @@ impl Span {
         self.0.status.as_ref().is_some_and(|status| status.code() == otlp::status::StatusCode::Error)
     }
 
-    /// Start and end in nanoseconds since 1970.
+    /// Returns start and end in nanoseconds since 1970.
     pub fn times(&self) -> (u64, u64) {
         (self.0.start_time_unix_nano, self.0.end_time_unix_nano)
     }
@@ -257,18 +257,18 @@ impl Span {
 // === impl Trace ===
 
 impl Trace {
-    /// The span of the request itself.
+    /// Returns the span of the request itself.
     pub fn server(&self) -> &Span {
         let [server] = self.of_kind(otlp::span::SpanKind::Server).try_into().expect("one server span");
         server
     }
 
-    /// The attempts, in order.
+    /// Returns the spans of the attempts, in order.
     pub fn attempts(&self) -> Vec<&Span> {
         self.of_kind(otlp::span::SpanKind::Client)
     }
 
-    /// The times that it was held, in order.
+    /// Returns the spans in which the request was held, in order.
     pub fn holds(&self) -> Vec<&Span> {
         self.of_kind(otlp::span::SpanKind::Internal)
             .into_iter()
@@ -282,15 +282,15 @@ impl Trace {
         spans
     }
 
-    /// The spans within another, in order.
+    /// Returns the spans within another, in order.
     pub fn within(&self, parent: &Span) -> Vec<&Span> {
         let mut spans: Vec<_> = self.0.iter().filter(|span| span.parent() == parent.id()).collect();
         spans.sort_by_key(|span| span.times());
         spans
     }
 
-    /// Checks what holds of every trace of ours: one span has its parent elsewhere or nowhere, every other one lies within
-    /// another, and no two have one id.
+    /// Checks the invariants of every trace: only the server span has a remote parent or none, every other span lies
+    /// within another, and span ids are unique.
     pub fn is_whole(&self) {
         let server = self.server();
         let mut ids = BTreeMap::new();

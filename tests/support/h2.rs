@@ -19,7 +19,7 @@ pub async fn connect(address: SocketAddr) -> SendRequest<Full<Bytes>> {
     sender
 }
 
-/// A POST of JSON.
+/// Builds a POST of JSON.
 pub fn post(address: SocketAddr, path: &str, body: &str) -> Request<Full<Bytes>> {
     Request::post(format!("http://{address}{path}"))
         .header("content-type", "application/json")

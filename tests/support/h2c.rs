@@ -1,4 +1,4 @@
-//! A model server that speaks HTTP/2 only, without TLS. Like [`super::Upstream`] it answers probes by itself.
+//! A model server for HTTP/2 without TLS only. Like [`super::Upstream`], it responds to probes by itself.
 
 use std::{
     convert::Infallible,
@@ -38,25 +38,25 @@ struct State {
     healthy: AtomicBool,
     accepted: AtomicUsize,
     calls: mpsc::UnboundedSender<Call>,
-    /// Ends connections in order, with GOAWAY.
+    /// Closes connections gracefully, with GOAWAY.
     ending: parking_lot::Mutex<CancellationToken>,
 }
 
-/// A request that the proxy sent, to be answered. Dropping it resets its stream.
+/// A request from the proxy, to be answered by the test. Dropping it resets its stream.
 pub struct Call {
     pub request: Request<Incoming>,
-    /// Which connection it came over.
+    /// Number of the connection that carried it.
     pub connection: usize,
     answer: oneshot::Sender<Answer>,
 }
 
-/// The body of an answer that streams.
+/// Body of a streamed response.
 pub struct Streaming(mpsc::UnboundedSender<Result<Frame<Bytes>, Infallible>>);
 
 // === impl H2c ===
 
 impl H2c {
-    /// One that takes so many requests on a connection at once.
+    /// Creates a server that allows `streams` concurrent requests per connection.
     pub async fn new(streams: u32, healthy: bool) -> Self {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), streams, healthy)
     }
@@ -78,12 +78,12 @@ impl H2c {
         self.state.healthy.store(true, Ordering::SeqCst);
     }
 
-    /// How many connections came, probes included.
+    /// Returns the number of connections accepted, including those of probes.
     pub fn accepted(&self) -> usize {
         self.state.accepted.load(Ordering::SeqCst)
     }
 
-    /// Ends the connections there are when what is in flight on them has ended.
+    /// Closes the open connections once their requests in flight have ended.
     pub fn end_connections(&self) {
         std::mem::take(&mut *self.state.ending.lock()).cancel();
     }
@@ -152,7 +152,7 @@ impl Call {
             .send(Response::builder().header("content-type", "application/json").body(body).unwrap());
     }
 
-    /// Begins an answer that streams.
+    /// Starts a streamed response.
     pub fn stream(self) -> Streaming {
         let (sender, parts) = mpsc::unbounded_channel();
         let body = BoxBody::new(StreamBody::new(UnboundedReceiverStream::new(parts)));
@@ -169,7 +169,7 @@ impl Streaming {
         let _ = self.0.send(Ok(Frame::data(Bytes::copy_from_slice(text.as_bytes()))));
     }
 
-    /// Waits until nobody reads it any more.
+    /// Waits until the reader of the stream is gone.
     pub async fn gone(self) {
         soon("the stream to be reset", self.0.closed()).await;
     }

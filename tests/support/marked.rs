@@ -1,4 +1,4 @@
-//! Finds what a command under test has started, whoever the parents are by now.
+//! Finds all processes started by a command under test, even after their parents have exited.
 
 use std::{
     fs,
@@ -7,10 +7,10 @@ use std::{
 
 use rustix::process::Pid;
 
-/// The variable by which a command and all that it starts are known: they inherit it.
+/// Environment variable that marks a command and, by inheritance, all its descendants.
 const NAME: &str = "ANTEROOM_TEST_MARK";
 
-/// The mark of one command.
+/// Mark of one command.
 pub struct Mark(String);
 
 /// A process with the mark.
@@ -32,19 +32,19 @@ impl Mark {
         Self(format!("{}-{}", std::process::id(), fastrand::u64(..)))
     }
 
-    /// Starts a command with the mark, and with pipes for what it prints.
+    /// Starts a command with the mark and with pipes for its output.
     pub fn spawn(&self, command: &mut Command) -> Child {
         let (name, value) = self.variable();
         let command = command.env(name, value).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// What the command has to have in its environment.
+    /// Returns the environment variable the command needs.
     pub fn variable(&self) -> (&'static str, &str) {
         (NAME, &self.0)
     }
 
-    /// The processes with the mark, the command itself included while it runs.
+    /// Returns the processes with the mark, including the command itself while it runs.
     pub fn processes(&self) -> Vec<Process> {
         let mark = format!("{NAME}={}", self.0);
         let words = |bytes: Vec<u8>| -> Vec<String> {
@@ -53,7 +53,7 @@ impl Mark {
         let folders = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
         let marked = folders.filter_map(|folder| {
             let id = Pid::from_raw(folder.file_name().to_str()?.parse().ok()?)?;
-            // Of another user, or gone.
+            // Skip processes of other users and those that have exited.
             let environment = words(fs::read(folder.path().join("environ")).ok()?);
             let command = words(fs::read(folder.path().join("cmdline")).ok()?);
             environment.contains(&mark).then_some(Process { id, command })

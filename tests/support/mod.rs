@@ -1,6 +1,6 @@
-//! What end-to-end tests share: the proxy as it really runs, scripted model servers, and raw clients.
+//! Shared parts of the end-to-end tests: the complete proxy, scripted model servers, and raw clients.
 //!
-//! Nothing here sleeps to synchronise: tests wait for events, with a bound that only a failure reaches.
+//! Nothing sleeps to synchronise: tests wait for events, with a timeout that only a failure reaches.
 
 pub mod cluster;
 pub mod collector;
@@ -16,10 +16,10 @@ pub use proxy::{Proxy, route, routes};
 pub use upstream::Upstream;
 pub use wire::Wire;
 
-/// Far above what anything here takes, also on a busy machine: only a defect reaches it.
+/// Timeout far above any duration here, even on a busy machine: only a defect reaches it.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// What comes soon, or the test has failed.
+/// Awaits `future`. Panics after [`BOUND`].
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(BOUND, future).await {
         Ok(output) => output,
@@ -27,7 +27,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Waits until something holds that no event tells of.
+/// Polls a condition that has no event. Panics after [`BOUND`].
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     soon(what, async {
         while !holds().await {

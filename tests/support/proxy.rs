@@ -1,4 +1,4 @@
-//! The proxy as it really runs: bound to free ports, with its threads, in this process.
+//! The complete proxy in this process: on free ports, with its threads.
 
 use std::{
     net::SocketAddr,
@@ -35,7 +35,7 @@ pub struct Proxy {
     running: JoinHandle<Account>,
 }
 
-/// A route `name` for the model of the same name, and what else is to be said of it, in YAML's flow style.
+/// Returns the YAML of a route `name` for the model of the same name, with further keys in flow style.
 pub fn route(name: &str, url: &str, more: &str) -> String {
     let more =
         if more.contains("match:") { more.into() } else { format!("match: {{ models: [{name}] }}, {more}") };
@@ -44,7 +44,7 @@ pub fn route(name: &str, url: &str, more: &str) -> String {
     format!("  - {{ name: {name}, target: {{ url: \"{url}\" }}, {more} }}\n")
 }
 
-/// A configuration of these routes, on free ports, for requests to any host.
+/// Returns a configuration of these routes, on free ports, for requests to any host.
 pub fn routes(routes: &[String]) -> String {
     format!(
         "listen: 127.0.0.1:0\nadmin: 127.0.0.1:0\nallowedHosts: [\"*\"]\nworkers: 1\nroutes:\n{}",
@@ -76,25 +76,26 @@ impl Proxy {
         Self { address, admin, scaler, peers, commands, shared, running: tokio::spawn(bound.run(received)) }
     }
 
-    /// One with the route `tiny` only.
+    /// Starts a proxy with `tiny` as its only route.
     pub async fn tiny(url: &str, more: &str) -> Self {
         Self::start(&routes(&[route("tiny", url, more)])).await
     }
 
-    /// The same, with more in the file.
+    /// Like [`Self::tiny`], with more keys in the file.
     pub async fn tiny_with(url: &str, more: &str, file: &str) -> Self {
         Self::start(&format!("{file}\n{}", routes(&[route("tiny", url, more)]))).await
     }
 
-    /// One whose cluster has a route `tiny` to this url, as an `InterceptorRoute` asks. The file has a route `models`
-    /// for models of its own, to nowhere.
+    /// Starts a proxy whose cluster has a route `tiny` to this URL, as defined by an `InterceptorRoute`. The file has
+    /// a route `models` for other models, to an address without a listener.
     pub async fn intercepting(url: &str, intercept: Intercept) -> Self {
         let proxy = Self::start(&routes(&[route("models", "http://127.0.0.1:1", "")])).await;
         proxy.intercept(url, intercept).await;
         proxy
     }
 
-    /// The cluster has this route from now on, for every request if it has no rules, and one more by which that is seen.
+    /// Adds this route to the cluster, for every request if it has no rules, and waits until it is active by means of
+    /// a second route.
     pub async fn intercept(&self, url: &str, mut intercept: Intercept) {
         if intercept.rules.is_empty() {
             intercept.rules.push(Matcher::default());
@@ -108,13 +109,13 @@ impl Proxy {
         until("the routes of the cluster", async || self.route(&seen).await.is_object()).await;
     }
 
-    /// The live side of the only route.
+    /// Returns the gate of the only route.
     pub async fn gate(&self) -> Arc<Gate> {
         until("the route", async || !self.shared.table.load().gates().is_empty()).await;
         self.shared.table.load().gates()[0].clone()
     }
 
-    /// Treats pages of other sites as on an address that other machines reach.
+    /// Applies the cross-site rules of an address that other machines can reach.
     pub fn reachable(self) -> Self {
         self.shared.cross_site.set(&Config::default(), ([0, 0, 0, 0], 0).into());
         self
@@ -124,14 +125,14 @@ impl Proxy {
         Wire::connect(self.address).await
     }
 
-    /// A client that has sent this.
+    /// Connects a client and sends this.
     pub async fn sent(&self, request: impl AsRef<[u8]>) -> Wire {
         let mut client = self.client().await;
         client.send(request).await;
         client
     }
 
-    /// The answer to a request on a connection of its own.
+    /// Returns the response to a request on a new connection.
     pub async fn ask(&self, request: impl AsRef<[u8]>) -> Response {
         self.client().await.ask(request).await
     }
@@ -140,20 +141,20 @@ impl Proxy {
         self.commands.send(Command::Reload(Box::new(parse(yaml)))).await.unwrap();
     }
 
-    /// What the admin listener answers.
+    /// Returns a response of the admin listener.
     pub async fn admin(&self, path: &str) -> Response {
         let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
         Wire::connect(self.admin).await.ask(request).await
     }
 
-    /// A route as the admin API shows it; null if there is none.
+    /// Returns a route from the admin API; null if it does not exist.
     pub async fn route(&self, name: &str) -> Value {
         let routes = self.admin("/api/v1/routes").await.json();
         let routes = routes["routes"].as_array().unwrap();
         routes.iter().find(|route| route["name"] == name).cloned().unwrap_or_default()
     }
 
-    /// Waits until a number of `tiny` in the admin API is this.
+    /// Waits until a field of `tiny` in the admin API has this value.
     pub async fn until(&self, key: &str, number: u64) {
         until(&format!("{key} to be {number}"), async || self.route("tiny").await[key] == number).await;
     }
@@ -162,7 +163,7 @@ impl Proxy {
         self.until("held", number).await;
     }
 
-    /// Waits until `tiny` was seen not to be ready, so that what comes is a cold start.
+    /// Waits until `tiny` was found not ready, so that the next request is a cold start.
     pub async fn starting(&self) {
         until("a cold start", async || self.route("tiny").await["state"] == "starting").await;
     }
@@ -175,7 +176,7 @@ impl Proxy {
         self.admin("/metrics").await.text()
     }
 
-    /// The sum of the series of this name whose labels contain all of these.
+    /// Sums the series of this name whose lines contain all of these labels.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let text = self.metrics().await;
         let series = text.lines().filter(|line| {
@@ -185,8 +186,8 @@ impl Proxy {
         series.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
-    /// Waits until so many requests to `tiny` have ended so: an account is closed when the last byte is out, which
-    /// the client may see a little earlier.
+    /// Waits until `number` requests to `tiny` have ended with this outcome. A request ends when its last byte is
+    /// written, slightly later than the client may receive it.
     pub async fn ended(&self, outcome: &str, code: u16, number: u64) {
         let labels = ["route=\"tiny\"", &format!("outcome=\"{outcome}\""), &format!("code=\"{code}\"")];
         until(&format!("{number} of {outcome} {code}"), async || {
@@ -195,12 +196,12 @@ impl Proxy {
         .await;
     }
 
-    /// How many requests were refused with this code.
+    /// Returns the number of requests rejected for this reason.
     pub async fn refused(&self, reason: &str) -> u64 {
         self.metric("anteroom_refused_requests_total", &[&format!("reason=\"{reason}\"")]).await
     }
 
-    /// Stops as on Ctrl-C. Every admitted request must have one outcome: these, and none but these.
+    /// Stops as on Ctrl-C. The outcomes of all admitted requests must be exactly these.
     pub async fn stop(self, outcomes: &[(&str, u64)]) {
         let account = self.stopped(Request::Interrupt).await;
         let ended: Vec<_> = account.outcomes.iter().copied().filter(|(_, count)| *count > 0).collect();

@@ -1,5 +1,5 @@
-//! A model server whose every byte is the test's. It answers readiness probes by itself; what else comes is handed to
-//! the test, which answers it as it likes.
+//! A model server under the byte-level control of the test. It responds to readiness probes by itself and hands any
+//! other request to the test.
 
 use std::{
     future::Future,
@@ -29,7 +29,7 @@ pub struct Upstream {
 }
 
 struct State {
-    /// What it says to probes.
+    /// Status of responses to probes.
     health: AtomicU16,
     accepted: AtomicUsize,
     probes: AtomicUsize,
@@ -37,29 +37,29 @@ struct State {
     calls: mpsc::UnboundedSender<Call>,
 }
 
-/// A request that the proxy sent, to be answered. Dropping it closes the connection.
+/// A request from the proxy, to be answered by the test. Dropping it closes the connection.
 pub struct Call {
     pub head: Head,
-    /// Which connection it came over.
+    /// Number of the connection that carried it.
     pub connection: usize,
     pub wire: Wire,
     state: Arc<State>,
 }
 
-/// An answer with this status line, and its length told.
+/// Builds a response with this status line and a `Content-Length`.
 pub fn answer(status: &str, fields: &[(&str, &str)], body: &str) -> String {
     let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n{fields}\r\n{body}", body.len())
 }
 
-/// The head of an answer that streams events.
+/// Head of a response that streams events.
 pub const STREAM: &str =
     "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-/// The end of a chunked body.
+/// End of a chunked body.
 pub const LAST: &str = "0\r\n\r\n";
 
-/// A chunk.
+/// Encodes a chunk.
 pub fn chunk(data: &str) -> String {
     format!("{:x}\r\n{data}\r\n", data.len())
 }
@@ -67,12 +67,12 @@ pub fn chunk(data: &str) -> String {
 // === impl Upstream ===
 
 impl Upstream {
-    /// One that is up.
+    /// Creates a server that is ready.
     pub async fn warm() -> Self {
         Self::new(true).await
     }
 
-    /// One that says 503 to probes, until [`Self::wake`].
+    /// Creates a server that responds to probes with 503 until [`Self::wake`].
     pub async fn cold() -> Self {
         Self::new(false).await
     }
@@ -81,7 +81,7 @@ impl Upstream {
         Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), healthy)
     }
 
-    /// One that takes a listener over.
+    /// Creates a server on an existing listener.
     pub fn on(listener: TcpListener, healthy: bool) -> Self {
         let (sender, calls) = mpsc::unbounded_channel();
         let state = Arc::new(State {
@@ -108,12 +108,12 @@ impl Upstream {
         self.answers_probes(503);
     }
 
-    /// From now on says this to probes.
+    /// Sets the status of responses to probes.
     pub fn answers_probes(&self, status: u16) {
         self.state.health.store(status, Ordering::SeqCst);
     }
 
-    /// How many connections came, probes included.
+    /// Returns the number of connections accepted, including those of probes.
     pub fn accepted(&self) -> usize {
         self.state.accepted.load(Ordering::SeqCst)
     }
@@ -122,28 +122,28 @@ impl Upstream {
         self.state.probes.load(Ordering::SeqCst)
     }
 
-    /// How many requests came.
+    /// Returns the number of requests received.
     pub fn requests(&self) -> usize {
         self.state.handed.load(Ordering::SeqCst)
     }
 
-    /// Waits until it has been probed once more from now on.
+    /// Waits until the next probe.
     pub async fn probed(&self) {
         let before = self.probes();
         until("a probe", async || self.probes() > before).await;
     }
 
-    /// The next request.
+    /// Waits for the next request.
     pub async fn call(&mut self) -> Call {
         soon("a request at the model server", self.calls.recv()).await.unwrap()
     }
 
-    /// Requests that have come and were not asked for.
+    /// Returns the number of requests not yet taken with [`Self::call`].
     pub fn pending(&self) -> usize {
         self.calls.len()
     }
 
-    /// From now on answers every request like this.
+    /// Handles every request from now on with `answer`.
     pub fn automatic<F>(mut self, answer: impl Fn(Call) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -172,7 +172,7 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
     }
 }
 
-/// Waits for a request however long, since a pooled connection may be idle.
+/// Waits for a request without a timeout, since a pooled connection may be idle.
 async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
     if wire.buf.is_empty() && wire.stream.readable().await.is_err() {
         return;
@@ -192,13 +192,13 @@ async fn wait_for_call(mut wire: Wire, connection: usize, state: Arc<State>) {
 // === impl Call ===
 
 impl Call {
-    /// The request body.
+    /// Reads the request body.
     pub async fn body(&mut self) -> String {
         let body = self.wire.body(&self.head).await.expect("a whole request body");
         String::from_utf8(body).unwrap()
     }
 
-    /// The `text` of the JSON body, by which tests tell requests apart.
+    /// Reads the `text` of the JSON body, which identifies requests in tests.
     pub async fn text(&mut self) -> String {
         let body: serde_json::Value = serde_json::from_str(&self.body().await).unwrap();
         body["text"].as_str().unwrap_or_default().to_owned()
@@ -208,19 +208,19 @@ impl Call {
         self.wire.send(bytes).await;
     }
 
-    /// Sends the (rest of the) answer and waits for the next request on this connection.
+    /// Sends the (rest of the) response and waits for the next request on this connection.
     pub async fn finish(mut self, bytes: impl AsRef<[u8]>) {
         self.send(bytes).await;
         tokio::spawn(wait_for_call(self.wire, self.connection, self.state));
     }
 
-    /// Reads the body and answers 200 with `{"text": …}`.
+    /// Reads the body and responds 200 with `{"text": …}`.
     pub async fn echo(mut self) {
         let text = self.text().await;
         self.reply(&text).await;
     }
 
-    /// Answers 200 with `{"text": …}`, the body having been read.
+    /// Responds 200 with `{"text": …}`, after the body has been read.
     pub async fn reply(self, text: &str) {
         let body = format!(r#"{{"text":"{text}"}}"#);
         self.finish(answer("200 OK", &[("Content-Type", "application/json")], &body)).await;
@@ -231,19 +231,19 @@ impl Call {
         self.wire.end().await
     }
 
-    /// Ends the connection with a reset.
+    /// Closes the connection with a reset.
     pub fn reset(self) {
         reset(self.wire.stream);
     }
 }
 
-/// Closes a connection by a reset instead of an orderly end.
+/// Closes a connection with a reset instead of an orderly end.
 pub fn reset(stream: TcpStream) {
     let stream = socket2::Socket::from(stream.into_std().unwrap());
     stream.set_linger(Some(std::time::Duration::ZERO)).unwrap();
 }
 
-/// A port that is ours, whether or not anybody listens there.
+/// A reserved port, with or without a listener.
 pub struct Port {
     address: SocketAddr,
     #[expect(dead_code, reason = "keeps the port from everybody else")]
@@ -270,7 +270,7 @@ impl Port {
         format!("http://{}", self.address)
     }
 
-    /// Listens from now on.
+    /// Starts to listen.
     pub fn listen(&self) -> TcpListener {
         let socket = Self::bind(self.address);
         socket.listen(128).unwrap();

@@ -1,4 +1,4 @@
-//! A connection at the level of bytes, for either side of it, so that tests decide what is sent when.
+//! A connection at byte level, for either side, so that tests control the timing of every byte.
 
 use std::net::SocketAddr;
 
@@ -13,18 +13,18 @@ use super::soon;
 /// A connection.
 pub struct Wire {
     pub stream: TcpStream,
-    /// What has been read and not looked at.
+    /// Bytes read but not yet consumed.
     pub buf: Vec<u8>,
 }
 
-/// The head of a message. Names are as they were sent.
+/// Head of a message. Names keep the case in which they were sent.
 #[derive(Clone, Debug)]
 pub struct Head {
     pub start: String,
     pub fields: Vec<(String, String)>,
 }
 
-/// A whole response.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub head: Head,
@@ -37,7 +37,7 @@ pub enum Part {
     Data(Vec<u8>),
     /// The last chunk, with its trailers.
     Last(String),
-    /// The connection ended before that.
+    /// The connection ended early.
     Broken,
 }
 
@@ -54,13 +54,13 @@ impl Wire {
         soon("the other side to read", self.stream.write_all(bytes.as_ref())).await.unwrap();
     }
 
-    /// Sends a request and waits for the answer.
+    /// Sends a request and waits for the response.
     pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> Response {
         self.send(request).await;
         self.response().await
     }
 
-    /// Reads some more; false at the end, however it came.
+    /// Reads more bytes. Returns `false` at the end of the connection, orderly or not.
     async fn fill(&mut self) -> bool {
         let mut part = [0; 16 << 10];
         let read = soon("bytes", self.stream.read(&mut part)).await.unwrap_or(0);
@@ -72,7 +72,7 @@ impl Wire {
         self.buf.drain(..count).collect()
     }
 
-    /// Everything up to and with `end`; `None` if the connection ends before.
+    /// Takes everything up to and including `end`; returns `None` if the connection ends first.
     pub async fn through(&mut self, end: &[u8]) -> Option<Vec<u8>> {
         loop {
             let found = self.buf.windows(end.len()).position(|window| window == end);
@@ -85,7 +85,7 @@ impl Wire {
         }
     }
 
-    /// The next head; `None` if the connection ends instead.
+    /// Takes the next head; returns `None` if the connection ends instead.
     pub async fn head(&mut self) -> Option<Head> {
         let bytes = self.through(b"\r\n\r\n").await?;
         let text = String::from_utf8_lossy(&bytes).into_owned();
@@ -107,7 +107,7 @@ impl Wire {
         Some(self.take(count))
     }
 
-    /// The next chunk of a chunked body.
+    /// Takes the next chunk of a chunked body.
     pub async fn part(&mut self) -> Part {
         let Some(size) = self.through(b"\r\n").await else { return Part::Broken };
         let size = String::from_utf8(size).unwrap();
@@ -131,7 +131,7 @@ impl Wire {
         }
     }
 
-    /// Parts of a chunked body until they contain `text`: what came so far.
+    /// Takes parts of a chunked body until they contain `text`, and returns them.
     pub async fn parts_until(&mut self, text: &str) -> String {
         let mut all = String::new();
         while !all.contains(text) {
@@ -143,7 +143,7 @@ impl Wire {
         all
     }
 
-    /// The rest of a chunked body; `None` if it breaks off.
+    /// Takes the rest of a chunked body; returns `None` if it is incomplete.
     pub async fn rest(&mut self) -> Option<String> {
         let mut all = String::new();
         loop {
@@ -155,7 +155,7 @@ impl Wire {
         }
     }
 
-    /// The body that belongs to a head; `None` if it breaks off.
+    /// Takes the body that belongs to a head; returns `None` if it is incomplete.
     pub async fn body(&mut self, head: &Head) -> Option<Vec<u8>> {
         if head.get("transfer-encoding").is_some() {
             return self.rest().await.map(String::into_bytes);
@@ -169,7 +169,7 @@ impl Wire {
         }
     }
 
-    /// The next response that is final.
+    /// Takes the next final response.
     pub async fn response(&mut self) -> Response {
         loop {
             let head = self.head().await.expect("a response, but the connection ended");
@@ -180,13 +180,13 @@ impl Wire {
         }
     }
 
-    /// Waits for the end of the connection: what came before it.
+    /// Waits for the end of the connection and returns the bytes before it.
     pub async fn end(&mut self) -> Vec<u8> {
         while self.fill().await {}
         std::mem::take(&mut self.buf)
     }
 
-    /// Ends the sending side only.
+    /// Closes the sending side only.
     pub async fn shutdown(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
@@ -195,7 +195,7 @@ impl Wire {
 // === impl Head ===
 
 impl Head {
-    /// The value of a header that is there once or not at all.
+    /// Returns the value of a header that occurs at most once.
     pub fn get(&self, name: &str) -> Option<&str> {
         let all = self.all(name);
         assert!(all.len() < 2, "{name} more than once: {all:?}");
@@ -211,7 +211,7 @@ impl Head {
         self.start.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status")
     }
 
-    /// Method and target of a request.
+    /// Returns method and target of a request.
     pub fn line(&self) -> &str {
         self.start.trim_end_matches(" HTTP/1.1")
     }
@@ -232,7 +232,7 @@ impl Response {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("JSON instead of {:?}", self.text()))
     }
 
-    /// `error.code`, the shape of the error having been checked.
+    /// Returns `error.code`, after checking the format of the error.
     pub fn code(&self) -> String {
         let json = self.json();
         let error = json["error"].as_object().unwrap_or_else(|| panic!("an error instead of {json}"));
@@ -241,7 +241,7 @@ impl Response {
         error["code"].as_str().expect("the code is a string").to_owned()
     }
 
-    /// Asserts that this is the error of that status and code.
+    /// Asserts that this is the error with this status and code.
     pub fn is_error(&self, status: u16, code: &str) {
         assert_eq!((self.status(), &*self.code()), (status, code), "{}", self.text());
     }
@@ -255,7 +255,7 @@ impl Response {
 
 pub const CHAT: &str = "/v1/chat/completions";
 
-/// A POST of JSON, with further header lines.
+/// Builds a POST of JSON, with further header lines.
 pub fn post_with(path: &str, fields: &[(&str, &str)], body: &str) -> String {
     let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let length = body.len();
@@ -264,27 +264,27 @@ pub fn post_with(path: &str, fields: &[(&str, &str)], body: &str) -> String {
     )
 }
 
-/// A POST of JSON.
+/// Builds a POST of JSON.
 pub fn post(path: &str, body: &str) -> String {
     post_with(path, &[], body)
 }
 
-/// A chat request for the model `tiny`, which says `text`.
+/// Builds a chat request for the model `tiny` with `text` in its body.
 pub fn chat(text: &str) -> String {
     post(CHAT, &format!(r#"{{"model":"tiny","text":"{text}"}}"#))
 }
 
-/// A chat request for the model `tiny` that wants a stream.
+/// Builds a chat request for the model `tiny` that requests a stream.
 pub fn streaming(text: &str) -> String {
     post(CHAT, &format!(r#"{{"model":"tiny","stream":true,"text":"{text}"}}"#))
 }
 
-/// A GET.
+/// Builds a GET.
 pub fn get(path: &str) -> String {
     get_with(path, &[])
 }
 
-/// A GET with further header lines.
+/// Builds a GET with further header lines.
 pub fn get_with(path: &str, fields: &[(&str, &str)]) -> String {
     let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     format!("GET {path} HTTP/1.1\r\nHost: api.test\r\n{fields}\r\n")
