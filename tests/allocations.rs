@@ -1,6 +1,6 @@
-//! What requests take of the heap, counted: how many allocations a warm one, how many bytes a held one.
+//! Heap use of requests: number of allocations of a warm request, bytes of a held one.
 //!
-//! One test, since it is the whole process that is counted.
+//! A single test, since allocations are counted for the whole process.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +34,7 @@ const REQUEST: &[u8] =
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
 
-/// Answers whatever ends in a brace.
+/// A server that responds to each read ending in a brace.
 struct Server;
 
 impl Dial for Server {
@@ -63,7 +63,7 @@ async fn through_brace(io: &mut DuplexStream) -> bool {
     }
 }
 
-/// How many allocations a warm request takes, all in all, and how many stories were begun for it.
+/// Returns the number of allocations per warm request and the number of stories begun.
 async fn warm() -> (f64, u64) {
     const COUNT: usize = 200;
     let route = Config::parse(ROUTES, "routes.yaml").unwrap().routes.remove(0);
@@ -89,8 +89,7 @@ async fn warm() -> (f64, u64) {
     ((change.allocations + change.reallocations) as f64 / COUNT as f64, shared.history.begun())
 }
 
-/// How many bytes a held request takes with its connection, without its body: while its client has heard nothing, and
-/// after an early answer.
+/// Returns the bytes of a held request with its connection, without its body: before and after its early response.
 async fn waiting() -> (f64, f64) {
     const COUNT: usize = 500;
     const BODY: usize = 2000;
@@ -103,7 +102,7 @@ async fn waiting() -> (f64, f64) {
     let mut body = r#"{"model":"tiny","stream":true,"messages":[{"role":"user","content":""#.to_owned();
     body.extend(std::iter::repeat_n('x', BODY - body.len() - 4));
     body.push_str("\"}]}");
-    // What an SDK sends, more or less.
+    // A request similar to one from an SDK.
     let request = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nHost: anteroom:8080\r\nContent-Length: {}\r\n\
          Content-Type: application/json\r\nAccept: application/json\r\nAuthorization: Bearer sk-0123456789abcdef\r\n\
@@ -114,12 +113,12 @@ async fn waiting() -> (f64, f64) {
         let change = region.change();
         (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / COUNT as f64 - BODY as f64
     };
-    // One after the other, so that what the first ones cost once is not counted.
+    // Sent one after another, so that one-time costs of the first requests are not counted.
     let mut clients = Vec::new();
     let mut region = None;
     let mut pipes = Vec::new();
     for _ in 0..2 * COUNT {
-        // The kernel's part, in fact: so its buffers are made before anything is counted.
+        // Stands in for kernel memory, so its buffers are allocated before the measurement.
         let (mut client, mut server) = duplex(4096);
         let mut filled = [0; 4096];
         client.write_all(&filled).await.unwrap();
@@ -141,7 +140,7 @@ async fn waiting() -> (f64, f64) {
     }
     let region = region.unwrap();
     let before = held(&region);
-    // The paused clock moves when nobody has anything to do: to the first heartbeats, which say that they wait.
+    // The paused clock advances when all tasks are idle, here to the first heartbeats.
     let mut answer = [0; 2048];
     for client in &mut clients {
         let read = client.read(&mut answer).await.unwrap();
@@ -151,8 +150,7 @@ async fn waiting() -> (f64, f64) {
     (before, held(&region))
 }
 
-/// How many bytes the story of a held request takes while it is held, and once it has ended, as counted and as
-/// [`History`] says.
+/// Returns the bytes of a held request's story: while held, once ended, and as reported by [`History`].
 fn story() -> (f64, f64, f64) {
     const COUNT: usize = 1000;
     let history = History::new(COUNT);
@@ -188,13 +186,13 @@ fn warm_and_held_requests_allocate_little() {
         let (allocations, begun) = warm().await;
         println!("a warm request: {allocations} allocations");
         assert_eq!(begun, 0, "no story is begun for a warm request");
-        // As many as before there was a history; look where one more comes from before allowing it. The thread that
-        // runs the tests allocates now and then, too, and is counted: so the half.
+        // Same count as before the history was introduced; find the source of an additional allocation before raising
+        // the bound. The half tolerates occasional allocations of the test harness thread, which are counted, too.
         assert!(allocations < 15.5, "{allocations} allocations for a warm request");
         let (held, early) = waiting().await;
         println!("a held request: {held} bytes beyond its body, {early} after an early answer");
-        // hyper's two buffers of 8 KiB, in one of which the body is, and 5.8 KB; after an early answer 8.2 KB. Of the
-        // buffers mostly one page of each is touched, so that resident memory is less: see docs/performance.md.
+        // Two buffers of 8 KiB in hyper, one of which contains the body, and 5.8 KB; after an early response 8.2 KB.
+        // Mostly one page of each buffer is touched, so resident memory is smaller: see docs/performance.md.
         assert!(held < 20_300.0, "{held} bytes for a held request, without its body");
         assert!(
             early < 22_700.0,
@@ -203,7 +201,7 @@ fn warm_and_held_requests_allocate_little() {
         let (held, ended, told) = story();
         println!("a story: {held} bytes while held, {ended} once it has ended, which is told as {told}");
         assert!(held < 600.0, "{held} bytes: 2 % of what a held request takes, see docs/performance.md");
-        // What is told leaves out the places in the lists, and what allocators round up.
+        // The reported size excludes the slots in the lists and the rounding of the allocator.
         assert!(told < ended && ended < told + 100.0, "{ended} bytes, told as {told}");
         assert!(ended < History::MEAN_STORY_BYTES as f64 / 3.0, "as is said there");
     });

@@ -1,4 +1,4 @@
-//! `anteroom bench` through the binary: what it measures, writes and says, and that nothing is left running.
+//! `anteroom bench` as a binary: measurements, files, output, and no processes left behind.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -28,14 +28,14 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
 
-/// What a command that has ended leaves.
+/// Result of a command that has exited.
 struct Ended {
     code: Option<i32>,
     stdout: String,
     stderr: String,
 }
 
-/// A command under way.
+/// A running command.
 struct Bench {
     child: Child,
     mark: Mark,
@@ -48,7 +48,7 @@ impl Bench {
         Self { child, mark }
     }
 
-    /// Waits for the end; nothing of it may still run.
+    /// Waits for the exit and checks that no process is left.
     fn end(mut self) -> Ended {
         let mut errors = self.child.stderr.take().unwrap();
         let errors = std::thread::spawn(move || {
@@ -69,7 +69,7 @@ fn bench(arguments: &[&str]) -> Ended {
     Bench::start(arguments).end()
 }
 
-/// The measured command with little to wait for, and where its files go.
+/// Runs a brief `cold-start` benchmark and returns its result with the paths of its files.
 fn quick(folder: &TempDir, more: &[&str]) -> (Ended, PathBuf, PathBuf) {
     let (json, html) = (folder.path().join("cold.json"), folder.path().join("cold.html"));
     let files = ["--json", json.to_str().unwrap(), "--html", html.to_str().unwrap()];
@@ -99,7 +99,7 @@ impl Proxy {
         Self { address, admin, commands, running: tokio::spawn(bound.run(received)) }
     }
 
-    /// Measures it, with the files in a folder of their own.
+    /// Measures the proxy, with the files in a new folder.
     async fn bench(&self, more: &[&str]) -> (Ended, TempDir) {
         let (url, admin) = (format!("http://{}", self.address), format!("http://{}", self.admin));
         let more: Vec<_> = more.iter().map(|word| (*word).to_owned()).collect();
@@ -147,7 +147,7 @@ fn embedded_default_was_measured() {
         assert!((sum - record.total_ms).abs() < 0.001, "{record:?}");
         let ids: Vec<_> = cycle.requests.iter().map(|request| request.request_id.as_deref()).collect();
         assert!(ids.contains(&record.request_id.as_deref()), "{record:?}");
-        // Nobody sees a token before the proxy does.
+        // The client receives a token later than the proxy.
         let clock = cycle.outside_clock.unwrap();
         assert!(clock.client_ms > clock.record_ms, "{clock:?}");
         assert!(
@@ -158,7 +158,7 @@ fn embedded_default_was_measured() {
         );
         assert_eq!(cycle.idle_ms.is_some(), cycle.number > 1);
     }
-    // 300 ms of load and 200 ms to the first token are what the stand-in was told.
+    // The stand-in is configured with 300 ms of load and 200 ms to the first token.
     let least = |name: &str| run.summary.rows().find(|row| row.name == name).unwrap().min_ms;
     assert!(least("load") >= 290.0 && least("t_e2e") >= 490.0, "{:?}", run.summary);
     // The table, the JSON and the page have the same rows.
@@ -168,7 +168,7 @@ fn embedded_default_was_measured() {
         assert!(page.contains(&format!("data-row=\"{}\"", row.name)), "{}", row.name);
         assert!(page.contains(&format!("data-ms=\"{}\"", row.median_ms)), "{}", row.name);
     }
-    // docs/bench.md has the command, and shows what it prints.
+    // docs/bench.md contains the command and its output.
     let document = include_str!("../docs/bench.md");
     let shown = document
         .split("```console\n")
@@ -181,7 +181,7 @@ fn embedded_default_was_measured() {
             row.name
         );
     }
-    // What was told is told to nobody else.
+    // The results must not contain local paths.
     let text = fs::read_to_string(&json).unwrap() + &page;
     assert!(!text.contains(folder.path().to_str().unwrap()), "a path is in the results");
 }
@@ -288,7 +288,7 @@ fn unmeasurable_target_is_refused_with_the_way_out() {
          models: [b] }, target: { url: \"http://127.0.0.1:2\" } }\n",
     );
     let wrong = file("wrong.yaml", "routes: 7\n");
-    // Nobody listens at port 1.
+    // Port 1 has no listener.
     let nobody = "http://127.0.0.1:1";
     for (arguments, expected) in [
         (&["--cycles", "0"][..], "0 is not in 1..=10000"),
@@ -316,7 +316,7 @@ fn unmeasurable_target_is_refused_with_the_way_out() {
     }
 }
 
-/// A run as it might have been, with loads that took so many times longer.
+/// Writes a made-up run whose loads take `factor` times as long.
 fn write_run(path: &Path, measured: &Value, factor: f64) {
     let mut run = measured.clone();
     let cycles = run["cycles"].as_array_mut().unwrap();

@@ -1,6 +1,6 @@
-//! The configuration file from outside: what it accepts, what it says to what it does not, and its documents.
+//! The configuration file from outside: accepted files, error messages, and documentation.
 
-// The exemption for tests knows functions marked as such, not the helpers of a test file.
+// Clippy's exemption for tests covers functions with `#[test]`, but not the helpers of a test file.
 #![allow(clippy::unwrap_used)]
 
 #[path = "config/docs.rs"]
@@ -37,7 +37,7 @@ fn in_tree(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The files of a folder, each with where the expected text is.
+/// Returns the files of a folder, each with the path of its expected text.
 fn fixtures(folder: &str) -> Vec<(String, String, PathBuf)> {
     let mut paths =
         fs::read_dir(in_tree(folder)).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
@@ -84,7 +84,7 @@ fn good_files_are_described() {
     }
 }
 
-/// Only what the file does not say is lowered; what it says is warned about.
+/// Only limits that are not set in the file are lowered; those that are set cause a warning.
 #[test]
 fn limits_follow_the_memory_unless_they_are_set() {
     let memory = MemoryLimit { bytes: 1 << 30, source: "the memory limit of the cgroup" };
@@ -135,7 +135,7 @@ fn example_states_the_defaults_and_fits_the_schema() {
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     let example = serde_saphyr::from_str::<serde_json::Value>(&text).unwrap();
     validator.validate(&example).unwrap();
-    // And what we write ourselves suits it too.
+    // Serialized configurations fit the schema, too.
     validator.validate(&serde_json::to_value(&config).unwrap()).unwrap();
     for wrong in ["listn: 127.0.0.1:1", "drainDelay: 5", "log: xml", "routes: [{ name: a, target: {} }]"] {
         assert!(!validator.is_valid(&serde_saphyr::from_str(wrong).unwrap()), "{wrong}");
@@ -185,7 +185,7 @@ fn flags_beat_the_file_and_are_validated_with_it() {
     assert_eq!((config.drain_delay, config.drain_timeout), (Period::from_secs(0), Period::from_secs(60)));
     assert_eq!(config.log, LogFormat::Text);
 
-    // The file's own address was fine: the error does not point at it.
+    // The address in the file is valid, so the error does not point at it.
     let error = Loaded::parse(&text, "a.yaml", &overrides(&["--listen=0.0.0.0:8081"])).unwrap_err();
     let message =
         "a.yaml: admin: 127.0.0.1:8081 is already used by listen, 0.0.0.0:8081; use different ports";
@@ -239,7 +239,7 @@ fn depth_is_bounded_for_any_stack() {
     }
 }
 
-/// Texts that look like a configuration for long enough to get past the first step.
+/// Generates texts that resemble a configuration enough to pass the first step of parsing.
 fn like_a_file() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         "[a-zA-Z]{1,8}",

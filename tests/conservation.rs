@@ -1,8 +1,8 @@
 //! The conservation law, over random lives of a proxy on a paused clock: every admitted request ends in exactly one
-//! outcome, and in between it is held or in flight.
+//! outcome, and until then it is held or in flight.
 //!
-//! Everything is in memory: with real sockets the paused clock would run on while bytes are on their way. Whenever the
-//! clock can be advanced, nothing moves; so after each step that waits, the law must hold exactly.
+//! Everything is in memory: with real sockets the paused clock would advance while bytes are in transit. The clock
+//! advances only when nothing else can run, so after each step that waits the law must hold exactly.
 
 use std::{
     cell::RefCell,
@@ -37,33 +37,32 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What happens next.
+/// A random event.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A request comes: streaming or not, bounding its wait or not, and where anything is served for a path that is no
-    /// demand or not.
+    /// A request arrives. `quiet` selects a path that does not count as demand, if the route serves anything.
     Arrive { stream: bool, max_wait: Option<u16>, padding: u16, quiet: bool },
-    /// A client hangs up.
+    /// A client disconnects.
     HangUp(prop::sample::Index),
-    /// Time goes by.
+    /// Time passes, in milliseconds.
     Wait(u16),
-    /// The endpoint is ready, as its publisher sees it.
+    /// The endpoint becomes ready, according to its publisher.
     Ready,
-    /// The endpoint is not ready any more.
+    /// The endpoint is no longer ready.
     Unready,
     /// The activation fails.
     Fail,
-    /// The endpoint behaves differently from now on.
+    /// The endpoint changes its behaviour.
     Behave(Behaviour),
     /// Other policies come into force.
     Reload { max: u8, max_requests: u8 },
     /// Draining begins.
     Drain,
-    /// The held requests have waited long enough.
+    /// All held requests are evicted.
     Evict,
 }
 
-/// How an endpoint treats connections and requests.
+/// Reaction of an endpoint to connections and requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Behaviour {
@@ -76,14 +75,14 @@ enum Behaviour {
     Fail,
 }
 
-/// What the route asks for, if it serves anything.
+/// Settings of a route that serves anything.
 #[derive(Clone, Copy, Debug)]
 struct Front {
     fallback: bool,
     placeholder: bool,
     max_pending: Option<u8>,
     overflow: bool,
-    /// Seconds.
+    /// Request timeout in seconds.
     request: Option<u8>,
 }
 
@@ -100,7 +99,7 @@ struct World {
     server: Arc<Server>,
     clients: Vec<JoinHandle<Vec<u8>>>,
     arrived: u64,
-    /// Requests may be no demand.
+    /// Some requests do not count as demand.
     has_quiet: bool,
 }
 
@@ -211,7 +210,7 @@ impl Dial for Memory {
 
 struct Memory(Arc<Server>);
 
-/// Reads a request with a Content-Length; false at the end of the connection.
+/// Reads a request with a Content-Length. Returns `false` at the end of the connection.
 async fn read_request(io: &mut DuplexStream) -> io::Result<bool> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -254,8 +253,8 @@ impl World {
         }
     }
 
-    /// What a prober does: an endpoint in doubt is asked at once, a suspect one that is still up gets requests again
-    /// after its back-off.
+    /// Plays the prober: a doubted endpoint is probed at once, and a suspect one that is still up gets requests again
+    /// after its backoff.
     fn watch_endpoint(&self, up: &Rc<RefCell<bool>>) {
         let (gate, endpoint, up) = (self.gate.clone(), self.endpoint.clone(), up.clone());
         tokio::task::spawn_local(async move {
@@ -305,7 +304,7 @@ impl World {
             held,
             in_flight
         );
-        // A body that is too large is refused before its model is known.
+        // A body that is too large is rejected before its model is known.
         let refused = |refusal| counters.refused(refusal) + self.shared.unrouted.refused(refusal);
         let refused: u64 = Refusal::ALL.into_iter().map(refused).sum();
         let answers: u64 = StaticKind::ALL.into_iter().map(|kind| counters.static_answers(kind)).sum();
@@ -314,7 +313,7 @@ impl World {
             counters.admitted() + refused + answers,
             "each is admitted, refused or answered"
         );
-        // A story is told until its request ends, and no longer; and of whoever was refused there is one.
+        // A story is open at least while its request is held and at most until that ends. Each rejection has one.
         let kept = self.shared.history.kept();
         prop_assert!(kept.running as u64 >= held && kept.running as u64 <= held + in_flight);
         let of_route: u64 = Refusal::ALL.into_iter().map(|refusal| counters.refused(refusal)).sum();
@@ -332,7 +331,7 @@ impl World {
                     self.arrive(stream, max_wait, padding, quiet);
                 }
                 Step::HangUp(which) if !self.clients.is_empty() => {
-                    // It may have been answered already: then it goes like everybody else.
+                    // Has no effect if the client already has its response.
                     self.clients[which.index(self.clients.len())].abort();
                 }
                 Step::HangUp(_) => {}
@@ -369,18 +368,18 @@ impl World {
                     self.gate.evict();
                 }
             }
-            // The clock moves only when nothing else can.
+            // The clock advances only when nothing else can run.
             sleep(Duration::from_millis(1)).await;
             self.check()?;
         }
         self.finish(up).await
     }
 
-    /// Nobody waits for ever: after the longest deadline all have ended, and nothing is left behind.
+    /// Checks that all requests have ended after the longest deadline, and that nothing is left behind.
     async fn finish(mut self, up: Rc<RefCell<bool>>) -> Result<(), TestCaseError> {
         *up.borrow_mut() = false;
         self.endpoint.retire();
-        // 30 s of holding, then twice 20 s of an answer that pauses.
+        // 30 s of holding, then twice the upstream idle timeout of 20 s.
         sleep(Duration::from_secs(120)).await;
         self.check()?;
         prop_assert_eq!((self.gate.held(), self.gate.in_flight(), self.gate.held_bytes()), (0, 0, 0));
@@ -396,7 +395,7 @@ impl World {
         self.check_what_clients_saw(&seen)
     }
 
-    /// The counts are those of the clients: whoever stayed saw what was counted.
+    /// Compares the counters with the responses of the clients that stayed connected.
     fn check_what_clients_saw(&self, seen: &[String]) -> Result<(), TestCaseError> {
         let counters = self.gate.counters();
         let with = |text: &str| seen.iter().filter(|answer| answer.contains(text)).count() as u64;

@@ -1,5 +1,5 @@
-//! Every input of `fuzz/corpus`, held against what must hold for any: what fuzzing has found stays found, with nothing
-//! but Rust. How to look for more: `fuzz/README.md`.
+//! Checks every input of `fuzz/corpus` for the properties of the fuzz targets, without a fuzzer, so that past
+//! findings stay fixed. `fuzz/README.md` explains how to find more.
 
 #![allow(clippy::unwrap_used)]
 
@@ -28,7 +28,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
-/// What a property is held against: its corpus, and what there is anyway.
+/// Returns the inputs of a property: its corpus and suitable files of the repository.
 fn inputs(name: &str) -> Vec<PathBuf> {
     let mut folders = vec![fuzz().join("corpus").join(name)];
     if name == "config" {
@@ -43,12 +43,12 @@ fn inputs(name: &str) -> Vec<PathBuf> {
     folders.into_iter().flat_map(files).collect()
 }
 
-/// One test, since it is the whole process that is counted.
+/// A single test, since allocations are counted for the whole process.
 #[test]
 fn what_must_hold_does_for_every_input_of_the_corpus() {
     let mut wrong = Vec::new();
     for (name, holds) in properties::PROPERTIES {
-        // What is made once is no input's.
+        // One-time allocations are not attributed to an input.
         holds(b"");
         let inputs = inputs(name);
         assert!(inputs.len() > 5, "{name}: hardly a corpus");
@@ -59,8 +59,8 @@ fn what_must_hold_does_for_every_input_of_the_corpus() {
                 wrong.push(format!("{}: see above", path.display()));
             }
             let taken = region.change().bytes_allocated;
-            // All in all, freed or not. An alias bomb takes the most, 86 MB until it is given up; what a length field can
-            // ask for is far beyond.
+            // Total allocations, freed or not. The maximum is an alias bomb with 86 MB until it is rejected; a length
+            // field taken at face value would cause far more.
             if taken > 128 << 20 {
                 wrong.push(format!("{}: {taken} bytes allocated for {}", path.display(), input.len()));
             }

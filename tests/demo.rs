@@ -1,4 +1,4 @@
-//! `anteroom demo` through the binary, and that the documents say what it does.
+//! `anteroom demo` as a binary, and the documents that describe it.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -26,12 +26,12 @@ struct Demo {
     mark: Mark,
 }
 
-/// What a demo that has ended leaves.
+/// Result of a demo that has exited.
 struct Ended {
     status: ExitStatus,
     stdout: String,
     stderr: String,
-    /// Processes that it left running.
+    /// Processes left running.
     left: Vec<Process>,
 }
 
@@ -42,9 +42,9 @@ impl Demo {
         Self { child, mark }
     }
 
-    /// Reads on until a line has this in it.
+    /// Reads the output until it contains this text.
     fn until(&mut self, text: &str) -> String {
-        // Byte by byte, so that nothing that comes later is read.
+        // Byte by byte, so that later output is not consumed.
         let mut read = Vec::new();
         while !String::from_utf8_lossy(&read).contains(text) {
             let mut byte = [0];
@@ -55,7 +55,7 @@ impl Demo {
         String::from_utf8(read).unwrap()
     }
 
-    /// Waits for the model server to be there.
+    /// Waits for the process of the model server.
     fn sim(&self) -> Pid {
         loop {
             let is_sim = |process: &Process| process.command.get(1).is_some_and(|word| word == "sim");
@@ -121,7 +121,7 @@ fn once_reports_a_cold_start_and_leaves_nothing() {
     assert_eq!(clients["each"].as_array().unwrap().len(), 8);
     for client in clients["each"].as_array().unwrap() {
         assert_eq!(client["tokens"], 7, "{client}");
-        // No client can have its first token before the cold start had its first byte.
+        // No client can receive its first token before the first byte of the cold start.
         let first_token = client["first_token_ms"].as_f64().unwrap();
         assert!(first_token >= cold_start["total_ms"].as_f64().unwrap(), "{report}");
     }
@@ -179,13 +179,13 @@ fn impossible_bench_is_refused_before_it_starts() {
     }
 }
 
-/// The blocks of a document in this language.
+/// Returns the code blocks of a document in this language.
 fn blocks(document: &'static str, language: &str) -> Vec<&'static str> {
     let start = format!("```{language}\n");
     document.split(start.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
 }
 
-/// A line of output without what differs from run to run: numbers and their units, bars, and how far apart things are.
+/// Returns a line of output without the parts that vary between runs: numbers with units, bars, and spacing.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
     for c in line.chars() {
@@ -197,7 +197,7 @@ fn shape(line: &str) -> String {
         }
     }
     let words: Vec<_> = shape.split_whitespace().filter(|word| !matches!(*word, "s" | "ms" | "%")).collect();
-    // Of the axis only numbers are left.
+    // Only numbers remain of an axis.
     if words.iter().all(|word| *word == "0") { String::new() } else { words.join(" ") }
 }
 

@@ -1,5 +1,5 @@
-//! What is in `deploy/`, as far as it can be judged without a cluster: that it parses, that it fits the schemas, and
-//! that it agrees with the program and with itself.
+//! The files in `deploy/`, checked without a cluster: they parse, fit their schemas, and agree with the program and
+//! each other.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 const CHART: &str = "deploy/chart/anteroom";
 
-/// Metrics of vLLM that are known to be there (0.32.0).
+/// Metrics known to exist in vLLM (0.32.0).
 const VLLM: [&str; 3] =
     ["vllm:kv_cache_usage_perc", "vllm:num_preemptions_total", "vllm:num_requests_waiting"];
 
@@ -37,7 +37,7 @@ fn yaml(path: &str) -> Value {
     serde_saphyr::from_str(&read(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The files of a folder that end so, by their path in the tree.
+/// Returns the files of a folder with this ending, by their path in the tree.
 fn files(folder: &str, ending: &str) -> Vec<String> {
     let entries = fs::read_dir(in_tree(folder)).unwrap().map(|entry| entry.unwrap().file_name());
     let names = entries.map(|name| name.into_string().unwrap()).filter(|name| name.ends_with(ending));
@@ -47,7 +47,7 @@ fn files(folder: &str, ending: &str) -> Vec<String> {
     paths
 }
 
-/// Every object in the examples, with its file.
+/// Returns every object in the examples, with its file.
 fn examples() -> Vec<(String, Value)> {
     let mut objects = Vec::new();
     for path in files("deploy/examples", ".yaml").into_iter().filter(|path| !path.ends_with("values.yaml")) {
@@ -70,7 +70,7 @@ fn name(object: &Value) -> (&str, &str) {
     (metadata["namespace"].as_str().unwrap_or_default(), metadata["name"].as_str().unwrap())
 }
 
-/// The keys of the mappings that a schema allows, as paths: `image.tag`.
+/// Collects the leaf keys that a schema allows, as paths: `image.tag`.
 fn paths(schema: &Value, prefix: &str, found: &mut BTreeSet<String>) {
     for (key, value) in schema["properties"].as_object().into_iter().flatten() {
         let path = format!("{prefix}{key}");
@@ -82,7 +82,7 @@ fn paths(schema: &Value, prefix: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The words in a text that look like names of metrics.
+/// Returns the words of a text that look like metric names.
 fn metrics(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
     let names = words.filter(|word| word.starts_with("anteroom_") || word.starts_with("vllm:"));
@@ -119,7 +119,7 @@ fn scaled_objects_ship_paused() {
                 "{path}: a poll could miss requests"
             );
         } else {
-            // KEDA 2.21 has the HPA scale alone above zero, and warns of what it ignores.
+            // Above zero, KEDA 2.21 leaves scaling to the HPA, and warns about keys without effect.
             for key in ["pollingInterval", "cooldownPeriod", "initialCooldownPeriod"] {
                 assert!(spec[key].is_null(), "{path}: {key} has no effect");
             }
@@ -234,12 +234,12 @@ fn every_value_has_a_default_and_is_documented() {
     let schema = serde_json::from_str::<Value>(&read(&format!("{CHART}/values.schema.json"))).unwrap();
     let mut known = BTreeSet::new();
     paths(&schema, "", &mut known);
-    // Helm's own, for all charts at once.
+    // Helm's own value, common to all charts.
     known.remove("global");
     let (defaults, readme) = (yaml(&format!("{CHART}/values.yaml")), read(&format!("{CHART}/README.md")));
     for path in &known {
         let pointer = format!("/{}", path.replace('.', "/"));
-        // Of limits and of the HPA's rules, the defaults are elsewhere: Anteroom's and Kubernetes'.
+        // Defaults of limits are Anteroom's; those of the HPA's behavior are Kubernetes'.
         let elsewhere = ["limits.", "keda.behavior.", "keda.prometheus.authenticationRef."];
         if elsewhere.iter().any(|prefix| path.starts_with(prefix)) {
             continue;
@@ -314,7 +314,7 @@ fn versions_are_those_of_the_program() {
     );
 }
 
-/// The image is built from what `.dockerignore` lets through: the manifest and what it names.
+/// The image is built from the files that `.dockerignore` allows: the manifest and the paths it names.
 #[test]
 fn the_image_gets_what_the_build_needs() {
     let text = read(".dockerignore");

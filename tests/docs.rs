@@ -1,4 +1,4 @@
-//! What the documents name is there: files, headings, tests, metrics.
+//! Files, headings, tests and metrics named in the documents exist.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Every Markdown page for people: at the top, in `docs`, and beside what it describes.
+/// Returns every Markdown page for people: at the top, in `docs`, and beside the files it describes.
 fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folders = [
@@ -26,12 +26,12 @@ fn pages() -> Vec<PathBuf> {
     pages.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
 }
 
-/// The text without blocks of code.
+/// Returns the text without code blocks.
 fn prose(path: &Path) -> String {
     fs::read_to_string(path).unwrap().split("```").step_by(2).collect()
 }
 
-/// The anchors of a page's headings, as GitHub makes them.
+/// Returns the anchors that GitHub generates for the headings of a page.
 fn anchors(path: &Path) -> HashSet<String> {
     let headings = prose(path);
     let headings = headings.lines().filter_map(|line| line.strip_prefix('#'));
@@ -63,7 +63,7 @@ fn links_between_pages_lead_somewhere() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
-/// vLLM answers 400 to a body without a content type, which `curl -d` alone does not give.
+/// vLLM responds with 400 to a body without a content type, and `curl -d` alone does not send one.
 #[test]
 fn curl_commands_with_a_body_name_its_type() {
     let mut nameless = Vec::new();
@@ -82,7 +82,7 @@ fn readme_takes_two_minutes() {
     assert!(words <= 1400, "{words} words");
 }
 
-/// `path::name` in backticks; `name` or `::name` behind it is another test of the same file.
+/// Tests are named as `path::name` in backticks; a following `name` or `::name` is another test of the same file.
 #[test]
 fn every_fault_names_a_test_that_exists() {
     let (mut file, mut named) = (String::new(), 0);
@@ -113,7 +113,7 @@ fn every_fault_names_a_test_that_exists() {
     assert!(named > 100, "{named} tests were found");
 }
 
-/// Every metric that the code declares is in docs/metrics.md, and every one there is declared.
+/// Metrics declared in the code and metrics in docs/metrics.md are the same.
 #[test]
 fn metrics_document_lists_every_metric() {
     let (code, document) = (include_str!("../src/admin/metrics.rs"), include_str!("../docs/metrics.md"));
@@ -127,7 +127,7 @@ fn metrics_document_lists_every_metric() {
     for name in &documented {
         assert!(code.contains(&format!("\"{name}\"")), "anteroom_{name} is not in the code");
     }
-    // A name is the first string of its declaration.
+    // The first string of a declaration is the name.
     let declarations = [
         "counter(&mut encoder, ",
         "counter(encoder, ",

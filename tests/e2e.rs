@@ -1,6 +1,6 @@
-//! The proxy from end to end: the real listener and its threads between raw clients and scripted model servers.
+//! The proxy from end to end: real listener and threads, raw clients, scripted model servers.
 
-// The exemption for tests knows functions marked as such, not the helpers of a test file.
+// Clippy's exemption for tests covers functions with `#[test]`, but not the helpers of a test file.
 #![allow(clippy::unwrap_used)]
 
 mod support;

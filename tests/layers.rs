@@ -1,4 +1,4 @@
-//! The layers: who may use whom, read from the source. `docs/architecture.md` has the same table.
+//! Allowed dependencies between modules, checked in the source. `docs/architecture.md` has the same table.
 
 #[path = "layers/paths.rs"]
 mod paths;
@@ -11,17 +11,17 @@ use std::{
 
 use paths::Arrow;
 
-/// What the third column says of the modules in the first.
+/// Rule in the third column of the table, for the modules in the first.
 #[derive(Debug, PartialEq, Eq)]
 enum Rule<'a> {
-    /// They use none of these: modules of ours, other crates, or parts of either. `crate::` before a name means ours
-    /// alone.
+    /// The modules must not use any of these: our modules, other crates, or parts of either. The prefix `crate::`
+    /// limits a name to our modules.
     MustNotUse(Vec<&'a str>),
-    /// Only these use them.
+    /// Only these modules may use them.
     OnlyFor(Vec<&'a str>),
 }
 
-/// Forbidden arrows.
+/// Forbidden dependencies.
 const MUST_NOT_USE: &[(&[&str], &[&str])] = &[
     (&["domain", "error", "openai"], &["tokio", "hyper", "hyper_util", "kube"]),
     (&["pick"], &["tokio", "std::time", "std::net", "std::io", "std::fs"]),
@@ -41,7 +41,7 @@ const MUST_NOT_USE: &[(&[&str], &[&str])] = &[
     (&["admin"], &["proxy", "scaler", "hyper", "kube"]),
 ];
 
-/// Modules that only these use.
+/// Modules restricted to certain users.
 const ONLY_FOR: &[(&[&str], &[&str])] =
     &[(&["app"], &["cli", "demo", "bench"]), (&["cli", "demo", "bench"], &["cli"])];
 
@@ -61,7 +61,7 @@ fn no_arrow_is_forbidden() {
         wrong.extend(reserved.map(|(_, users)| format!("{arrow}: only for {users:?}")));
     }
     assert!(wrong.is_empty(), "forbidden arrows (docs/architecture.md, Layers):\n{}", wrong.join("\n"));
-    // Reading nothing would forbid nothing.
+    // Guards against finding no dependencies at all.
     for (from, to) in [("app", "scaler"), ("proxy", "hold"), ("scaler", "state"), ("upstream", "hyper")] {
         let found = arrows.iter().any(|arrow| arrow.from() == from && arrow.leads_to(to));
         assert!(found, "the arrow from `{from}` to `{to}` was not seen");
@@ -112,7 +112,7 @@ fn modules_do_not_use_each_other_in_a_circle() {
         let to = arrow.to_ours().filter(|to| *to != arrow.from());
         uses.entry(arrow.from().into()).or_default().extend(to.map(Into::into));
     }
-    // Who uses nobody that is left, or is used by nobody that is left, is in no circle and is taken away.
+    // A module that uses none of the remaining ones, or is used by none of them, is in no circle and is removed.
     let outside = |uses: &BTreeMap<String, BTreeSet<String>>| {
         let used: BTreeSet<_> = uses.values().flatten().collect();
         let is_outside = |(name, uses_of): &(&String, &BTreeSet<String>)| {
@@ -164,7 +164,7 @@ fn every_dependency_is_explained_and_used() {
         }
     }
     let expected = [
-        // The protocols are compiled into the second one.
+        // The compiled protocols are in `OUT_DIR`.
         ("anteroom", "Cargo.toml", "dependencies", &["src", env!("OUT_DIR")][..]),
         (
             "anteroom, for tests and benchmarks",
@@ -197,7 +197,7 @@ fn every_dependency_is_explained_and_used() {
     );
 }
 
-/// The names in a table of a manifest.
+/// Returns the names in a table of a manifest.
 fn dependencies<'a>(manifest: &'a str, table: &str) -> Vec<&'a str> {
     let lines = manifest.lines().skip_while(|line| *line != format!("[{table}]")).skip(1);
     lines
@@ -216,12 +216,12 @@ fn row(line: &str) -> (Vec<&str>, Rule<'_>) {
     (quoted(modules), rule)
 }
 
-/// What stands between backquotes.
+/// Returns the parts of a text in backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Every arrow from a module of ours.
+/// Returns every dependency of our modules.
 fn arrows() -> Vec<Arrow> {
     let files = sources("src").into_iter().filter(|file| !file.ends_with("tests.rs"));
     files.flat_map(|file| paths::arrows(&root().join("src"), &file)).collect()
@@ -235,7 +235,7 @@ fn read(name: &str) -> String {
     fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The Rust files in a folder and below.
+/// Returns the Rust files in a folder and below.
 fn sources(folder: &str) -> Vec<PathBuf> {
     let mut folders = vec![root().join(folder)];
     let mut files = Vec::new();

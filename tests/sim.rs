@@ -1,4 +1,4 @@
-//! `anteroom sim`, over real sockets and through the binary.
+//! `anteroom sim`, over real sockets and as a binary.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A sim on a free port. Its runtime ends with the test.
+/// A simulator on a free port. Its runtime ends with the test.
 struct Running {
     address: SocketAddr,
     shutdown: CancellationToken,
@@ -48,7 +48,7 @@ async fn start(args: SimArgs) -> Running {
     running
 }
 
-/// Asks until there is an answer; a test that gets none is ended by its runner.
+/// Polls until there is a result, without a timeout: the test runner ends a test that gets none.
 async fn eventually<T>(ask: impl AsyncFn() -> Option<T>) -> T {
     loop {
         if let Some(answer) = ask().await {
@@ -71,7 +71,7 @@ fn sleep_state(state: &str) -> String {
     format!("vllm:engine_sleep_state{{engine=\"0\",model_name=\"sim\",sleep_state=\"{state}\"}}")
 }
 
-/// The events of a stream: name (empty where there is none) and data.
+/// Parses a stream into events: name (empty if absent) and data.
 fn events(body: &str) -> Vec<(String, String)> {
     let parse = |event: &str| {
         let (name, data) = match event.strip_prefix("event: ") {
@@ -151,7 +151,7 @@ impl Running {
         eventually(async || (self.metric(series).await == value).then_some(())).await;
     }
 
-    /// All bytes of a chat's response without its head (which has the date in it), and how the connection ended.
+    /// Returns the bytes of a chat response without its head, which contains the date, and the end of the connection.
     async fn raw_chat(&self, stream: bool) -> (String, io::Result<usize>) {
         let body = chat(stream).to_string();
         let head = "POST /v1/chat/completions HTTP/1.1\r\nHost: sim\r\nConnection: close\r\nContent-Length:";
@@ -389,7 +389,7 @@ async fn bad_requests_are_told_apart() {
 #[tokio::test]
 async fn requests_over_the_limit_wait_and_move_up() {
     let sim = start(SimArgs { max_running: 1, time_to_first_token: HOUR, ..args() }).await;
-    // A stream's head comes at once, waiting or not.
+    // The head of a stream arrives at once, even if the request waits.
     let running = sim.send(Method::POST, "/v1/chat/completions", chat(true)).await.unwrap();
     sim.until_metric(RUNNING, 1.0).await;
     let waiting = sim.send(Method::POST, "/v1/chat/completions", chat(true)).await.unwrap();
@@ -551,7 +551,7 @@ async fn load_goes_from_refused_over_503_to_200() {
         }
         sleep(Duration::from_millis(2)).await;
     }
-    // A machine that stands still may make the test miss the middle, but never see it twice.
+    // On a stalled machine the test may miss the 503, but never observes it twice.
     assert!(seen == [0, 503, 200] || seen == [0, 200], "{seen:?}");
     sim.shutdown.cancel();
     sim.served.await.unwrap().unwrap();
