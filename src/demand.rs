@@ -27,7 +27,7 @@ pub struct Demand {
     created: Instant,
     /// Milliseconds from `created` to the last arrival or end of a request; 0 before the first one.
     last_activity_ms: AtomicU64,
-    /// Set after demand was read as false; cleared by the request that publishes [`DemandEvent::Risen`].
+    /// Set after demand was read as false; cleared by the request that publishes `DemandEvent::Risen`.
     is_idle: AtomicBool,
     activation: Mutex<Activation>,
     arrivals: watch::Sender<u64>,
@@ -118,19 +118,19 @@ impl Demand {
         }
     }
 
-    /// Replaces the channel that [`DemandEvent::Risen`] and [`DemandEvent::Pushed`] increment beside the route's own;
+    /// Replaces the channel that `DemandEvent::Risen` and `DemandEvent::Pushed` increment beside the route's own;
     /// all routes of a directory share one.
     pub(crate) fn set_edges(&self, edges: Arc<watch::Sender<u64>>) {
         self.edges.store(Some(edges));
     }
 
-    /// Subscribes to [`DemandEvent::Risen`] and [`DemandEvent::InputChanged`]. Expiry of the lease or the linger sends no
+    /// Subscribes to `DemandEvent::Risen` and `DemandEvent::InputChanged`. Expiry of the lease or the linger sends no
     /// notification.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 
-    /// Subscribes to [`DemandEvent::Enqueued`].
+    /// Subscribes to `DemandEvent::Enqueued`.
     pub fn arrivals(&self) -> watch::Receiver<u64> {
         self.arrivals.subscribe()
     }
@@ -141,7 +141,7 @@ impl Demand {
         self.last_activity_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }
 
-    /// Publishes [`DemandEvent::Risen`] for the first request since [`Self::mark_idle`]. The request must be counted
+    /// Publishes `DemandEvent::Risen` for the first request since [`Self::mark_idle`]. The request must be counted
     /// already. Costs a warm request one load.
     ///
     /// Counts and `is_idle` are sequentially consistent: of a request that reads `is_idle` as false and a subscriber that

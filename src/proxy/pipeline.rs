@@ -36,7 +36,7 @@ use crate::{
 // === impl Proxy ===
 
 impl Proxy {
-    /// Resolves to a response even if serving panics. The panic hook logs the message; dropping the [`Exchange`] counts the
+    /// Resolves to a response even if serving panics. The panic hook logs the message; dropping the `Exchange` counts the
     /// outcome.
     pub fn answer(self: Arc<Self>, client: Client, mut request: Request<Incoming>) -> Answering {
         let started = Instant::now();
