@@ -21,7 +21,8 @@ pub struct Scaling {
     /// `pollingInterval` of the ScaledObject.
     pub linger: Period,
     /// Scrape `vllm:num_requests_waiting` from ready pods and add it to the queue depth. Scaling beyond one replica
-    /// then needs no Prometheus.
+    /// then needs no Prometheus. A pod whose `vllm:num_requests_running` reaches what it was sent gets more requests,
+    /// even if none has been answered.
     pub server_queue: bool,
     /// Second metric: requests per second.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! `scaling.serverQueue`: scrapes the queues of the model servers.
+//! `scaling.serverQueue`: scrapes the queues of the model servers, and widens the ramps of those that run all they were sent.
 
 use std::{collections::HashMap, future::pending, time::Duration};
 
@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::sleep};
 
 use super::keeper::{Keeper, speaks};
-use crate::probe::fetch;
+use crate::{admission::Gate, probe::fetch, state::Endpoint};
 
 /// Interval of scrapes. KEDA and the HPA poll every 15 to 30 s.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(2);
@@ -20,8 +20,11 @@ const MAX_PAGE_BYTES: usize = 4 << 20;
 /// Concurrent scrapes of a target.
 const MAX_SCRAPES: usize = 8;
 
-/// Metric with one series per model. Reads 0 for the first seconds after a start.
-const METRIC: &str = "vllm:num_requests_waiting";
+/// Requests in a server's queue: one series per model. Reads 0 for the first seconds after a start.
+const WAITING_METRIC: &str = "vllm:num_requests_waiting";
+
+/// Requests that a server runs: one series per model.
+const RUNNING_METRIC: &str = "vllm:num_requests_running";
 
 /// Publishes the length of the servers' queues, while there is demand and the policy uses it. Never returns.
 pub(super) async fn run(keeper: &Keeper) {
@@ -52,7 +55,11 @@ pub(super) async fn run(keeper: &Keeper) {
                         SCRAPE_TIMEOUT,
                     )
                     .await;
-                    page.map(|page| (pod.address().into(), sum(&String::from_utf8_lossy(&page))))
+                    page.map(|page| {
+                        let page = String::from_utf8_lossy(&page);
+                        widen_if_all_run(gate, &pod, &page);
+                        (pod.address().into(), sum(WAITING_METRIC, &page))
+                    })
                 })
                 .buffer_unordered(MAX_SCRAPES);
             while let Some(answer) = answers.next().await {
@@ -81,10 +88,18 @@ async fn changed(changes: &mut watch::Receiver<u64>) {
     }
 }
 
-/// Sums the metric over its series.
-fn sum(page: &str) -> u64 {
+/// Widens the ramp of a pod that runs every request it has been sent, while others are held.
+fn widen_if_all_run(gate: &Gate, pod: &Endpoint, page: &str) {
+    let sent = u64::from(pod.in_flight());
+    if sent > 0 && gate.held() > 0 && sum(RUNNING_METRIC, page) >= sent {
+        gate.target().widen(pod);
+    }
+}
+
+/// Sums a metric over its series.
+fn sum(metric: &str, page: &str) -> u64 {
     let values = page.lines().filter_map(|line| {
-        let rest = line.strip_prefix(METRIC)?;
+        let rest = line.strip_prefix(metric)?;
         let value = match rest.chars().next()? {
             // The value follows the last brace, as labels may contain others.
             '{' => rest.rsplit_once('}')?.1,
@@ -98,7 +113,28 @@ fn sum(page: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::sum;
+    use super::*;
+    use crate::{coldstart::ColdStarts, domain::Policy, hold::Released};
+
+    #[tokio::test]
+    async fn ramp_widens_if_all_requests_run() {
+        let gate = Gate::new("tiny".into(), Policy::default(), ColdStarts::new(|_| {}));
+        let pod = Endpoint::new("10.0.0.1:8000", 64);
+        gate.target().add(&pod);
+        let mut tickets: Vec<_> = (0..12).map(|_| gate.hold(1, true).unwrap()).collect();
+        gate.target().ready(&pod, Some(4));
+        let mut permits = Vec::new();
+        for (running, in_flight) in [(0, 4), (3, 4), (4, 8), (7, 8), (9, 12), (12, 12)] {
+            widen_if_all_run(&gate, &pod, &format!("vllm:num_requests_running{{}} {running}.0"));
+            assert_eq!((pod.in_flight(), gate.held()), (in_flight, 12 - in_flight as usize), "{running}");
+            while permits.len() < in_flight as usize {
+                let Released::Dispatch(permit) = tickets.remove(0).released().await else {
+                    panic!("refused")
+                };
+                permits.push(permit);
+            }
+        }
+    }
 
     #[test]
     fn sum_covers_all_models_and_no_other_metric() {
@@ -112,8 +148,9 @@ vllm:num_requests_running{engine=\"0\",model_name=\"tiny\"} 100.0
 vllm:num_requests_waiting{model_name=\"broken\"} NaN
 vllm:num_requests_waiting{model_name=\"cut off
 ";
-        assert_eq!(sum(page), 7, "3 + 4");
-        assert_eq!(sum("vllm:num_requests_waiting 5"), 5, "without labels");
-        assert_eq!(sum(""), 0);
+        assert_eq!(sum(WAITING_METRIC, page), 7, "3 + 4");
+        assert_eq!(sum(RUNNING_METRIC, page), 100);
+        assert_eq!(sum(WAITING_METRIC, "vllm:num_requests_waiting 5"), 5, "without labels");
+        assert_eq!(sum(WAITING_METRIC, ""), 0);
     }
 }
