@@ -34,7 +34,7 @@ impl LogSink {
 
     pub(super) fn ready(self) {
         self.line(&format!("INFO:     Started server process [{}]", process::id()));
-        self.line("INFO:     WaitingGuard for application startup.");
+        self.line("INFO:     Waiting for application startup.");
         self.line("INFO:     Application startup complete.");
     }
 

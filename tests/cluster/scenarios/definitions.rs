@@ -144,5 +144,5 @@ pub(super) async fn users_see_how_routes_are(it: Scenario) {
 
     // The error for a user without rights names the missing ones.
     let said = it.shell_of("default").await.anteroom("status").await.ill();
-    assert!(said.contains("ask for the right to `list` modelroutes.anteroom.dev"), "{said}");
+    assert!(said.contains("request the permission to `list` modelroutes.anteroom.dev"), "{said}");
 }
