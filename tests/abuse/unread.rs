@@ -100,62 +100,60 @@ async fn answers_are_shared_or_short() {
     assert!(response.text().len() < 300, "{}", response.text());
 }
 
-/// Resident memory of many unread responses, in a separate process.
-#[tokio::test]
-async fn unread_answer_costs_no_more_than_it_counts_for() {
+/// Returns the resident bytes that each of 4,000 streams adds, without those of its connection. `open` opens a connection with
+/// so many streams.
+async fn bytes_per_stream(served: &Served, open: impl AsyncFn(usize) -> RawH2) -> usize {
     const CONNECTIONS: usize = 10;
     const STREAMS: usize = 400;
-    let recorder = Recorder::new().await;
-    let mut served = Served::start("", "stallTimeout: 10m", &recorder.upstream.url()).await;
-    served.listens().await;
-    let ask = async |streams: usize| {
-        let mut client = RawH2::with_settings(served.address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
-        for number in 0..streams {
-            client.send(get(2 * u32::try_from(number).unwrap() + 1, "/nowhere")).await;
-        }
-        client.settled().await;
-        client
-    };
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
-        clients.push(ask(1).await);
+        clients.push(open(1).await);
     }
     let before = served.memory("VmRSS:");
     for _ in 0..CONNECTIONS {
-        clients.push(ask(STREAMS).await);
+        clients.push(open(STREAMS).await);
     }
-    let each = served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS);
+    served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS)
+}
+
+/// Sends `request` on so many streams of a connection.
+async fn send_on_streams(mut client: RawH2, streams: usize, request: impl Fn(u32) -> Vec<u8>) -> RawH2 {
+    for number in 0..streams {
+        client.send(request(2 * u32::try_from(number).unwrap() + 1)).await;
+    }
+    client.settled().await;
+    client
+}
+
+/// Unread responses, in a separate process.
+#[tokio::test]
+async fn unread_answer_costs_no_more_than_it_counts_for() {
+    let recorder = Recorder::new().await;
+    let mut served = Served::start("", "stallTimeout: 10m", &recorder.upstream.url()).await;
+    served.listens().await;
+    let address = served.address;
+    let each = bytes_per_stream(&served, async |streams| {
+        let client = RawH2::with_settings(address, &[(INITIAL_WINDOW_SIZE, 0)]).await;
+        send_on_streams(client, streams, |id| get(id, "/nowhere")).await
+    })
+    .await;
     let _ = writeln!(std::io::stderr(), "an unread answer: {each} bytes");
     assert!(each < ANSWER_COST_BYTES + 1024, "{each} bytes, with a body of some 300");
 }
 
-/// Resident memory of many held requests, the most expensive state of a request: its stream, task, place in the queue
-/// and story. In a separate process; without optimisation, tasks are larger than necessary.
+/// Held requests, the most expensive state of a request: its stream, task, place in the queue and story. In a separate
+/// process; without optimisation, tasks are larger than necessary.
 #[tokio::test]
 async fn held_stream_costs_no_more_than_it_counts_for() {
-    const CONNECTIONS: usize = 10;
-    const STREAMS: usize = 400;
     let cold = Upstream::cold().await;
     let held = "hold: { maxRequests: 10000 }";
     let mut served = Served::with_routes("", "", &[route("tiny", &cold.url(), held)]).await;
     served.listens().await;
-    let ask = async |streams: usize| {
-        let mut client = RawH2::connect(served.address).await;
-        for number in 0..streams {
-            client.send(post(2 * u32::try_from(number).unwrap() + 1, CHAT, BODY)).await;
-        }
-        client.settled().await;
-        client
-    };
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
-        clients.push(ask(1).await);
-    }
-    let before = served.memory("VmRSS:");
-    for _ in 0..CONNECTIONS {
-        clients.push(ask(STREAMS).await);
-    }
-    let each = served.memory("VmRSS:").saturating_sub(before) / (CONNECTIONS * STREAMS);
+    let address = served.address;
+    let each = bytes_per_stream(&served, async |streams| {
+        send_on_streams(RawH2::connect(address).await, streams, |id| post(id, CHAT, BODY)).await
+    })
+    .await;
     let _ = writeln!(std::io::stderr(), "a held request over HTTP/2: {each} bytes");
     assert!(each < STREAM_COST_BYTES + 1024, "{each} bytes, with a head of five short fields");
 }
