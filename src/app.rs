@@ -55,7 +55,7 @@ use workers::Workers;
 #[derive(Debug, Error)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
 pub enum StartError {
-    #[error("cannot listen on {key} address {address}: {source}{}", hint(.source))]
+    #[error("cannot listen on {address} (`{key}`): {source}{}", hint(.source))]
     Listen { key: &'static str, address: SocketAddr, source: io::Error },
     #[error("cannot start threads for the cluster: {0}")]
     Background(#[source] io::Error),

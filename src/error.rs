@@ -176,7 +176,7 @@ const MAX_ECHO_CHARS: usize = 128;
 
 /// Appended to a reason without the output of the model server.
 const OUTPUT_ELSEWHERE: &str =
-    ". Its output is in Anteroom's log and, under this request's id (x-request-id), in the admin API";
+    ". Its output is in Anteroom's log and, under this request's id (x-request-id), in the admin API.";
 
 /// Maximum number of characters of an error in a request, including the client's text.
 const MAX_MESSAGE_CHARS: usize = 1000;

@@ -345,6 +345,6 @@ async fn taken_port_fails_the_start_and_names_the_key() {
         (format!("peers: {{ listen: {address}, service: \"localhost:9091\" }}\n{routes}"), "peers.listen"),
     ] {
         let error = Bound::new(parse(&config), options()).await.err().unwrap().to_string();
-        assert!(error.contains(&format!("cannot listen on {key} address {address}")), "{error}");
+        assert!(error.contains(&format!("cannot listen on {address} (`{key}`)")), "{error}");
     }
 }

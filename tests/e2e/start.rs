@@ -125,7 +125,7 @@ async fn the_binary_says_what_is_wrong_and_fails() {
     let output = soon("the end", command(&folder, &["--listen", &address]).output()).await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains(&format!("error: cannot listen on listen address {address}")), "{text}");
+    assert!(text.contains(&format!("error: cannot listen on {address} (`listen`)")), "{text}");
 }
 
 #[tokio::test]
