@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::config::Kubernetes;
 
-/// Returns whether the host is allowed at this port. Names are compared literally; whoever controls a zone decides what
+/// Returns whether the host is allowed at this port. Names are compared literally; the owner of a zone decides what
 /// its names resolve to, so list only trusted zones.
 pub(super) fn allows(kubernetes: &Option<Kubernetes>, host: &str, port: u16) -> bool {
     let allowed = kubernetes.iter().flat_map(|kubernetes| &kubernetes.allowed_hosts);

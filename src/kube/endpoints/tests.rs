@@ -74,7 +74,7 @@ fn parsed<K: serde::de::DeserializeOwned>(objects: &[Value]) -> Vec<Arc<K>> {
     objects.iter().map(|object| Arc::new(serde_json::from_value(object.clone()).unwrap())).collect()
 }
 
-/// What is found, as `address` with `!` when not ready and `†` when terminating.
+/// Formats the discovered endpoints as `address`, with `!` if not ready and `†` if terminating.
 fn merged(service: &Value, slices: &[Value], pods: &[Value]) -> Result<String, String> {
     let port = ServicePort::Name("http".into());
     let service = serde_json::from_value(service.clone()).unwrap();
@@ -388,7 +388,7 @@ fn pool_lists_pods_and_ports() {
     }
 }
 
-/// Where a pod or a slice's endpoint stands, as numbers: at which of a few addresses, and how.
+/// State of a pod or of a slice's endpoint, as numbers: one of a few addresses, and one of a few conditions.
 type Entry = (u8, u8);
 
 proptest! {

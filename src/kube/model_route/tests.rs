@@ -22,7 +22,7 @@ fn chart_definition_matches_types() {
     assert_eq!(read, definition(), "what is printed is what is meant");
 }
 
-/// What an API server asks of a schema, as far as it matters for ours.
+/// The rules of an API server for structural schemas, as far as they matter here.
 #[test]
 fn schema_is_structural_without_defaults() {
     fn look(schema: &Value, path: &str, is_value: bool) {
@@ -142,7 +142,7 @@ fn target_and_port_need_exactly_one_choice() {
     }
 }
 
-/// What stands between the marks of the page is written from the schema.
+/// The part of the page between the marks is generated from the schema.
 #[test]
 fn docs_page_lists_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/model-route.md");

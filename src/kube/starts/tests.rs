@@ -98,7 +98,7 @@ fn node(name: &str, ready: bool, created: &str) -> Value {
         "status": { "conditions": [{ "type": "Ready", "status": if ready { "True" } else { "False" } }] } })
 }
 
-/// When each phase was seen to be over, since `began`, in milliseconds.
+/// Returns the end of each observed phase, in milliseconds since `began`.
 fn seen(start: &PodStart, began: Instant) -> Vec<(&'static str, u128)> {
     let mut seen: Vec<_> =
         start.moments.iter().map(|(phase, seen)| (*phase, (seen.at - began).as_millis())).collect();
