@@ -314,6 +314,21 @@ fn versions_are_those_of_the_program() {
     );
 }
 
+#[test]
+fn base_images_are_pinned_by_digest() {
+    let dockerfile = read("deploy/Dockerfile");
+    let images: Vec<_> = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM ")).collect();
+    assert_eq!(images.len(), 2);
+    for image in images {
+        let digest =
+            image.split_whitespace().next().and_then(|name| name.split_once("@sha256:")).map(|parts| parts.1);
+        assert!(
+            digest.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit())),
+            "{image}"
+        );
+    }
+}
+
 /// The image is built from the files that `.dockerignore` allows: the manifest and the paths it names.
 #[test]
 fn the_image_gets_what_the_build_needs() {
