@@ -2,8 +2,7 @@
 //! new one.
 
 use std::{
-    array,
-    collections::{BinaryHeap, HashMap, hash_map::Entry},
+    collections::BinaryHeap,
     net::IpAddr,
     num::NonZeroUsize,
     sync::{
@@ -13,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use dashmap::{DashMap, Entry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -20,15 +20,16 @@ use super::ConnectionState;
 use crate::places::Source;
 
 /// Client connections of all threads.
+#[derive(Default)]
 pub struct Connections {
     open: AtomicUsize,
     /// Of these, connections that were shed for others and are about to close.
     leaving: AtomicUsize,
-    /// Open connections by memory address, sharded to reduce lock contention.
-    shards: [Mutex<HashMap<usize, Arc<ConnectionState>>>; SHARDS],
+    /// Open connections by memory address.
+    states: DashMap<usize, Arc<ConnectionState>>,
     idle: Mutex<Idle>,
     /// Connections per source. Empty unless `limits.maxConnectionsPerSource` is set.
-    sources: Mutex<HashMap<Source, Vec<Arc<ConnectionState>>>>,
+    sources: DashMap<Source, Vec<Arc<ConnectionState>>>,
 }
 
 /// Longest-idle connections found by the last scan.
@@ -46,8 +47,6 @@ pub struct Connected {
     source: Option<Source>,
 }
 
-const SHARDS: usize = 16;
-
 /// Connections found by one scan. A scan reads a flag of each open connection, which takes 1 to 2 ms for 65,536, and so
 /// costs each new connection about 20 µs.
 const SCAN_FINDS: usize = 64;
@@ -56,18 +55,6 @@ const SCAN_FINDS: usize = 64;
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 // === impl Connections ===
-
-impl Default for Connections {
-    fn default() -> Self {
-        Self {
-            open: AtomicUsize::new(0),
-            leaving: AtomicUsize::new(0),
-            shards: array::from_fn(|_| Mutex::default()),
-            idle: Mutex::default(),
-            sources: Mutex::default(),
-        }
-    }
-}
 
 impl Connections {
     /// Returns the number of open connections.
@@ -93,9 +80,8 @@ impl Connections {
             None => None,
             Some(limit) => {
                 let source = Source::of(address);
-                let mut sources = self.sources.lock();
-                let members = sources.entry(source).or_default();
-                if members.len() >= limit.get() && !(self.may_shed(most) && self.shed_of(members)) {
+                let mut members = self.sources.entry(source).or_default();
+                if members.len() >= limit.get() && !(self.may_shed(most) && self.shed_of(&mut members)) {
                     return None;
                 }
                 members.push(state.clone());
@@ -107,7 +93,7 @@ impl Connections {
             self.shed_oldest();
         }
         self.open.fetch_add(1, Ordering::Relaxed);
-        self.shard(state).lock().insert(key(state), state.clone());
+        self.states.insert(key(state), state.clone());
         Some(Connected { connections: self.clone(), state: state.clone(), source })
     }
 
@@ -176,26 +162,18 @@ impl Connections {
             return;
         }
         let mut oldest = BinaryHeap::with_capacity(SCAN_FINDS + 1);
-        for (number, shard) in self.shards.iter().enumerate() {
-            for (key, state) in shard.lock().iter() {
-                let Some(since) = state.long_idle_since(now) else { continue };
-                oldest.push((since, number, *key));
-                if oldest.len() > SCAN_FINDS {
-                    oldest.pop();
-                }
+        for state in &self.states {
+            let Some(since) = state.long_idle_since(now) else { continue };
+            oldest.push((since, *state.key()));
+            if oldest.len() > SCAN_FINDS {
+                oldest.pop();
             }
         }
         let found = oldest.into_sorted_vec().into_iter().rev();
-        idle.oldest = found
-            .filter_map(|(since, shard, key)| Some((since, self.shards[shard].lock().get(&key)?.clone())))
-            .collect();
+        idle.oldest =
+            found.filter_map(|(since, key)| Some((since, self.states.get(&key)?.clone()))).collect();
         // A successful scan may be repeated as soon as its results are used up.
         idle.scanned = idle.oldest.is_empty().then_some(now);
-    }
-
-    fn shard(&self, state: &Arc<ConnectionState>) -> &Mutex<HashMap<usize, Arc<ConnectionState>>> {
-        // The lower seven bits are equal for allocations of this size.
-        &self.shards[(key(state) >> 7) % SHARDS]
     }
 }
 
@@ -206,13 +184,13 @@ fn key(state: &Arc<ConnectionState>) -> usize {
 impl Drop for Connected {
     fn drop(&mut self) {
         let connections = &self.connections;
-        connections.shard(&self.state).lock().remove(&key(&self.state));
+        connections.states.remove(&key(&self.state));
         connections.open.fetch_sub(1, Ordering::Relaxed);
         if self.state.has_gone() {
             connections.leaving.fetch_sub(1, Ordering::Relaxed);
         }
         let Some(source) = self.source else { return };
-        if let Entry::Occupied(mut members) = connections.sources.lock().entry(source) {
+        if let Entry::Occupied(mut members) = connections.sources.entry(source) {
             // Absent if it was shed for another connection of its source.
             if let Some(place) = members.get().iter().position(|member| Arc::ptr_eq(member, &self.state)) {
                 members.get_mut().swap_remove(place);
@@ -249,17 +227,17 @@ mod tests {
         assert!(enter("2001:db8:0:1::2").is_some());
         drop((second, third, other, v6));
         assert_eq!(connections.open(), 0);
-        assert!(connections.sources.lock().is_empty(), "closed connections leave no state");
+        assert!(connections.sources.is_empty(), "closed connections leave no state");
     }
 
     #[test]
     fn sources_are_untracked_without_a_limit() {
         let connections = Arc::<Connections>::default();
         let open: Vec<_> = (0..100).map(|_| enter(&connections, usize::MAX, &Arc::default())).collect();
-        assert_eq!((connections.open(), connections.sources.lock().len()), (100, 0));
+        assert_eq!((connections.open(), connections.sources.len()), (100, 0));
         drop(open);
         assert_eq!(connections.open(), 0);
-        assert!(connections.shards.iter().all(|shard| shard.lock().is_empty()));
+        assert!(connections.states.is_empty());
     }
 
     fn is_shed(state: &Arc<ConnectionState>) -> bool {
