@@ -11,11 +11,11 @@ mod facts;
 #[cfg(test)]
 mod fake;
 mod go_duration;
+mod informer;
 mod interceptor_route;
 mod liveness;
 mod model_route;
 mod own_pods;
-mod parts;
 mod pod_reasons;
 mod pods;
 mod reasons;

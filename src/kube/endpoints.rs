@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use super::{
     Cluster, Pods, PodsOf,
-    parts::{Select, SubsetWatches},
+    informer::{Informers, Select},
     starts::{StartSources, Starts},
 };
 use crate::{
@@ -38,8 +38,8 @@ use pool::InferencePool;
 pub struct Endpoints {
     cluster: Cluster,
     pods: Arc<Pods>,
-    services: Arc<SubsetWatches<Service>>,
-    slices: Arc<SubsetWatches<EndpointSlice>>,
+    services: Arc<Informers<Service>>,
+    slices: Arc<Informers<EndpointSlice>>,
     sources: Arc<StartSources>,
     active: Arc<Mutex<HashMap<DiscoveryKey, Weak<DiscoveredSender>>>>,
 }
@@ -63,11 +63,11 @@ impl Endpoints {
     /// Starts without a watch.
     pub fn new(cluster: Cluster, pods: Arc<Pods>) -> Self {
         Self {
-            services: Arc::new(SubsetWatches::new(cluster.clone(), |service| {
+            services: Arc::new(Informers::new(cluster.clone(), |service| {
                 service.metadata.annotations = None;
                 service.status = None;
             })),
-            slices: Arc::new(SubsetWatches::new(cluster.clone(), |_| {})),
+            slices: Arc::new(Informers::new(cluster.clone(), |_| {})),
             sources: StartSources::new(&cluster),
             cluster,
             pods,

@@ -7,11 +7,11 @@ use kube::api::ObjectMeta;
 
 use super::{
     Cluster,
-    parts::{Select, Subset, SubsetWatches},
+    informer::{Informers, Select, Subset},
 };
 
 /// Active pod watches, keyed by namespace and selector.
-pub struct Pods(SubsetWatches<Pod>);
+pub struct Pods(Informers<Pod>);
 
 /// Current pods matching one selector. The watch ends with the last clone.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ pub struct PodsOf(Subset<Pod>);
 impl Pods {
     /// Starts without a watch.
     pub fn new(cluster: Cluster) -> Arc<Self> {
-        Arc::new(Self(SubsetWatches::new(cluster, trim)))
+        Arc::new(Self(Informers::new(cluster, trim)))
     }
 
     /// Watches the pods of a namespace that match the selector `labels` (`a=b,c in (d, e)`). Keeps only the fields used

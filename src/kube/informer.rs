@@ -1,8 +1,5 @@
-//! Shared watches for subsets of a kind within one namespace.
-//!
-//! The first [`MAX_FILTERED_WATCHES`] subsets of a namespace have a watch each, filtered by the API server, so that a
-//! proxy with few routes receives nothing else. Further subsets share one watch of the whole namespace, indexed here: a
-//! thousand routes do not need a thousand connections to the API server.
+//! Informers: one watch per kind and namespace, indexed by name and by labels, so that a thousand routes do not need a
+//! thousand connections to the API server. A set-based selector cannot be indexed and has a filtered watch of its own.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -31,21 +28,22 @@ pub(super) enum Select {
     Name(String),
     /// Objects with all of these labels.
     Labels(BTreeMap<String, String>),
-    /// Objects matching a set-based selector (`a=b,c in (d, e)`). Always has a filtered watch.
+    /// Objects matching a set-based selector (`a=b,c in (d, e)`).
     Selector(String),
 }
 
-/// Active subset watches of a kind.
-pub(super) struct SubsetWatches<K: Watchable> {
+/// Active informers of a kind.
+pub(super) struct Informers<K: Watchable> {
     cluster: Cluster,
     /// Drops the unused fields of an object.
     trim: fn(&mut K),
-    table: Mutex<WatchTable<K>>,
+    active: Mutex<ActiveWatches<K>>,
 }
 
-struct WatchTable<K: Watchable> {
+struct ActiveWatches<K: Watchable> {
+    /// By namespace.
+    indexed: HashMap<String, Weak<NamespaceIndex<K>>>,
     filtered: HashMap<(String, Select), Weak<Watched<K>>>,
-    whole: HashMap<String, Weak<NamespaceIndex<K>>>,
 }
 
 /// Current objects of a subset. The watch ends with the last subset that shares it.
@@ -53,7 +51,7 @@ pub(super) struct Subset<K: Watchable>(SubsetWatch<K>);
 
 enum SubsetWatch<K: Watchable> {
     Filtered { objects: Watched<K>, _shared: Arc<Watched<K>> },
-    Indexed { whole: Arc<NamespaceIndex<K>>, key: IndexKey, changes: watch::Receiver<u64> },
+    Indexed { namespace: Arc<NamespaceIndex<K>>, key: IndexKey, changes: watch::Receiver<u64> },
 }
 
 /// All objects of a namespace, indexed.
@@ -89,45 +87,36 @@ struct Bucket<K: Watchable> {
     changes: watch::Sender<u64>,
 }
 
-/// Filtered watches per namespace.
-pub(super) const MAX_FILTERED_WATCHES: usize = 16;
+// === impl Informers ===
 
-// === impl SubsetWatches ===
-
-impl<K: Watchable> SubsetWatches<K> {
+impl<K: Watchable> Informers<K> {
     pub(super) fn new(cluster: Cluster, trim: fn(&mut K)) -> Self {
-        Self {
-            cluster,
-            trim,
-            table: Mutex::new(WatchTable { filtered: HashMap::new(), whole: HashMap::new() }),
-        }
+        let active = Mutex::new(ActiveWatches { indexed: HashMap::new(), filtered: HashMap::new() });
+        Self { cluster, trim, active }
     }
 
     /// Watches a subset for the lifetime of the result.
     pub(super) fn watch(&self, namespace: &str, select: Select) -> Subset<K> {
-        let mut table = self.table.lock();
-        let key = (namespace.to_owned(), select);
-        if let Some(shared) = table.filtered.get(&key).and_then(Weak::upgrade) {
-            return Subset::filtered(shared);
-        }
-        table.filtered.retain(|_, shared| shared.strong_count() > 0);
-        table.whole.retain(|_, whole| whole.strong_count() > 0);
-        let (namespace, select) = key;
-        let whole = table.whole.get(&namespace).and_then(Weak::upgrade);
-        let is_full =
-            || table.filtered.keys().filter(|(other, _)| *other == namespace).count() >= MAX_FILTERED_WATCHES;
-        if let Some(key) = select.values().filter(|_| whole.is_some() || is_full()) {
-            let whole = whole.unwrap_or_else(|| {
-                let whole = Arc::new(NamespaceIndex::watch(&self.cluster, &namespace, self.trim));
-                table.whole.insert(namespace, Arc::downgrade(&whole));
-                whole
+        let mut active = self.active.lock();
+        if let Some(key) = select.values() {
+            let known = active.indexed.get(namespace).and_then(Weak::upgrade);
+            let index = known.unwrap_or_else(|| {
+                let index = Arc::new(NamespaceIndex::watch(&self.cluster, namespace, self.trim));
+                active.indexed.retain(|_, index| index.strong_count() > 0);
+                active.indexed.insert(namespace.to_owned(), Arc::downgrade(&index));
+                index
             });
-            return whole.subset(key);
+            return index.subset(key);
         }
-        let objects = self.cluster.watch_in(vec![self.cluster.api(&namespace)], select.config(), self.trim);
-        let shared = Arc::new(objects);
-        table.filtered.insert((namespace, select), Arc::downgrade(&shared));
-        Subset::filtered(shared)
+        let key = (namespace.to_owned(), select);
+        let known = active.filtered.get(&key).and_then(Weak::upgrade);
+        Subset::filtered(known.unwrap_or_else(|| {
+            let apis = vec![self.cluster.api(namespace)];
+            let objects = Arc::new(self.cluster.watch_in(apis, key.1.config(), self.trim));
+            active.filtered.retain(|_, objects| objects.strong_count() > 0);
+            active.filtered.insert(key, Arc::downgrade(&objects));
+            objects
+        }))
     }
 }
 
@@ -150,14 +139,9 @@ impl Select {
     }
 
     fn config(&self) -> watcher::Config {
-        let config = watcher::Config::default();
         match self {
-            Self::Name(name) => config.fields(&format!("metadata.name={name}")),
-            Self::Labels(labels) => {
-                let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                config.labels(&labels.join(","))
-            }
-            Self::Selector(selector) => config.labels(selector),
+            Self::Selector(selector) => watcher::Config::default().labels(selector),
+            Self::Name(_) | Self::Labels(_) => watcher::Config::default(),
         }
     }
 
@@ -169,6 +153,7 @@ impl Select {
                 let values: Vec<_> = labels.values().map(String::as_str).collect();
                 Some((labels.keys().cloned().collect(), values.join(",")))
             }
+            // Without labels, all objects of the namespace.
             Self::Labels(_) | Self::Selector(_) => None,
         }
     }
@@ -202,7 +187,7 @@ impl<K: Watchable> NamespaceIndex<K> {
         let key = IndexKey { index: indexes.index(keys), values };
         let changes = indexes.by_labels[key.index].bucket(&key.values).changes.subscribe();
         drop(indexes);
-        Subset(SubsetWatch::Indexed { whole: self, key, changes })
+        Subset(SubsetWatch::Indexed { namespace: self, key, changes })
     }
 }
 
@@ -304,8 +289,8 @@ impl<K: Watchable> Subset<K> {
     pub(super) fn all(&self) -> Vec<Arc<K>> {
         match &self.0 {
             SubsetWatch::Filtered { objects, .. } => objects.all(),
-            SubsetWatch::Indexed { whole, key, .. } => {
-                let indexes = whole.indexes.lock();
+            SubsetWatch::Indexed { namespace, key, .. } => {
+                let indexes = namespace.indexes.lock();
                 let bucket = indexes.by_labels[key.index].buckets.get(&key.values);
                 bucket.map_or_else(Vec::new, |bucket| bucket.objects.values().cloned().collect())
             }
@@ -337,7 +322,7 @@ impl<K: Watchable> Subset<K> {
     fn watched(&self) -> &Watched<K> {
         match &self.0 {
             SubsetWatch::Filtered { objects, .. } => objects,
-            SubsetWatch::Indexed { whole, .. } => &whole.watched,
+            SubsetWatch::Indexed { namespace, .. } => &namespace.watched,
         }
     }
 }
@@ -348,8 +333,9 @@ impl<K: Watchable> Clone for Subset<K> {
             SubsetWatch::Filtered { objects, _shared } => {
                 SubsetWatch::Filtered { objects: objects.clone(), _shared: _shared.clone() }
             }
-            SubsetWatch::Indexed { whole, key, changes } => {
-                SubsetWatch::Indexed { whole: whole.clone(), key: key.clone(), changes: changes.clone() }
+            SubsetWatch::Indexed { namespace, key, changes } => {
+                let (namespace, key, changes) = (namespace.clone(), key.clone(), changes.clone());
+                SubsetWatch::Indexed { namespace, key, changes }
             }
         })
     }
@@ -357,8 +343,8 @@ impl<K: Watchable> Clone for Subset<K> {
 
 impl<K: Watchable> Drop for Subset<K> {
     fn drop(&mut self) {
-        let SubsetWatch::Indexed { whole, key, .. } = &self.0 else { return };
-        let mut indexes = whole.indexes.lock();
+        let SubsetWatch::Indexed { namespace, key, .. } = &self.0 else { return };
+        let mut indexes = namespace.indexes.lock();
         let buckets = &mut indexes.by_labels[key.index].buckets;
         // This is the last receiver of the bucket.
         if buckets

@@ -50,8 +50,8 @@ fn equality_selectors_are_recognised() {
 async fn equal_subsets_share_watch_until_last_drop() {
     let api = FakeApi::start().await;
     api.put(PODS, pod("one", "a"));
-    let parts = SubsetWatches::<Pod>::new(api.cluster(), |_| {});
-    let (mut first, mut second) = (parts.watch("ml", of_app("a")), parts.watch("ml", of_app("a")));
+    let informers = Informers::<Pod>::new(api.cluster(), |_| {});
+    let (mut first, mut second) = (informers.watch("ml", of_app("a")), informers.watch("ml", of_app("a")));
     until(&mut first, &["one"]).await;
     until(&mut second, &["one"]).await;
     api.watches(1).await;
@@ -60,20 +60,19 @@ async fn equal_subsets_share_watch_until_last_drop() {
 }
 
 #[tokio::test]
-async fn many_subsets_share_one_namespace_watch() {
+async fn subsets_share_the_watch_of_their_namespace() {
     let api = FakeApi::start().await;
     api.put(PODS, pod("one", "app-20"));
-    let parts = SubsetWatches::<Pod>::new(api.cluster(), |_| {});
-    let mut all: Vec<_> = (0..MAX_FILTERED_WATCHES + 10)
-        .map(|number| parts.watch("ml", of_app(&format!("app-{number}"))))
-        .collect();
-    let mut gpu = parts.watch("ml", Select::of("tier=gpu,app=app-21"));
-    let mut selected = parts.watch("ml", Select::of("app in (app-20)"));
+    let informers = Informers::<Pod>::new(api.cluster(), |_| {});
+    let mut all: Vec<_> =
+        (0..30).map(|number| informers.watch("ml", of_app(&format!("app-{number}")))).collect();
+    let mut gpu = informers.watch("ml", Select::of("tier=gpu,app=app-21"));
+    let mut selected = informers.watch("ml", Select::of("app in (app-20)"));
     until(&mut all[20], &["one"]).await;
     until(&mut all[21], &[]).await;
     until(&mut selected, &["one"]).await;
-    // Those with their own, the one selector that says more than values, and one for all others.
-    api.watches(MAX_FILTERED_WATCHES + 2).await;
+    // One of the namespace, and one of the set-based selector.
+    api.watches(2).await;
 
     // Another way to tell them apart, of objects that are known already.
     api.put(PODS, pod("two", "app-21"));
