@@ -173,7 +173,7 @@ impl<I> ClientIo<I> {
         }
         let (limit, what) = match quiet.in_head {
             true => (self.limits.header_timeout.get(), "the head of a request did not come"),
-            false => (self.limits.idle_timeout.get(), "no request came"),
+            false => (self.limits.idle_timeout.get(), "no request arrived"),
         };
         let mut due = quiet.since + limit;
         // HTTP/2 announces the end first. HTTP/1.1 has no means to, and a client without a request loses nothing.

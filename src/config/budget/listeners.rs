@@ -97,21 +97,21 @@ const GRPC_CALLS_BYTES: usize = with_leaving(GRPC_CALLS) * GRPC_CALL_BYTES;
 /// Parts of [`BASE_BYTES`], in bytes.
 pub const BASE_PARTS: [(&str, usize); 10] = [
     ("the process at rest, with 1,000 routes", REST_BYTES),
-    ("requests that have ended, lines of the log", HISTORY_BYTES),
-    ("responses whose endpoint is remembered", RESPONSES_BYTES),
+    ("ended requests and unwritten log lines", HISTORY_BYTES),
+    ("endpoints of stored responses", RESPONSES_BYTES),
     (
         "connections to `admin`",
         (ADMIN_CONNECTIONS + ADMIN_LEAVING_CONNECTIONS) * (ADMIN_REQUEST_BYTES + ADMIN_CONNECTION_BYTES),
     ),
-    ("its large answers and its dashboards", (ADMIN_ANSWERS + ADMIN_WATCHERS) * ADMIN_ANSWER_BYTES),
+    ("large admin responses and dashboards", (ADMIN_ANSWERS + ADMIN_WATCHERS) * ADMIN_ANSWER_BYTES),
     ("connections to the scaler and to replicas", 2 * GRPC_CONNECTIONS_BYTES),
     (
-        "their calls that are not whole or not read",
+        "incomplete or unread gRPC calls",
         2 * GRPC_CALLS_BYTES + with_leaving(GRPC_REFLECTIONS) * GRPC_REFLECTION_BYTES,
     ),
     ("streams of the scaler", with_leaving(SCALER_STREAMS) * SCALER_STREAM_BYTES),
     ("streams of replicas", with_leaving(PEER_STREAMS) * PEER_STREAM_BYTES),
-    ("what replicas say", PEER_BOARD_BYTES + PEER_REPLICAS * PEER_SHARE_BYTES),
+    ("reports of replicas", PEER_BOARD_BYTES + PEER_REPLICAS * PEER_SHARE_BYTES),
 ];
 
 /// Memory of this process besides requests: [`BASE_PARTS`], rounded up to whole MiB.

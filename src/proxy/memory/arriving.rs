@@ -180,7 +180,7 @@ impl Arriving {
         if evicted > 0 {
             self.fruitless = None;
             self.sources.values_mut().for_each(|share| share.fruitless = None);
-            tracing::debug!(evicted, freed, "slow bodies were given up: others need their memory");
+            tracing::debug!(evicted, freed, "evicted slow bodies to free memory for others");
         } else if !is_slow {
             self.fruitless = Some(Scan { at: now, least: least() });
             let of_own_route = of_own_route();
