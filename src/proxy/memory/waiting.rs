@@ -84,7 +84,7 @@ impl Memory {
         if evicted > 0 {
             tracing::debug!(
                 evicted,
-                "heads and requests without their bodies were given up: others need their memory"
+                "evicted heads and requests that await their bodies to free memory for others"
             );
         }
         freed >= bytes
