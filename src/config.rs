@@ -43,7 +43,7 @@ use crate::domain::{ByteCount, Period, Route};
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[schemars(title = "Anteroom's configuration")]
 pub struct Config {
-    /// Address of the API. The default is loopback: exposing the proxy is an explicit decision.
+    /// Address of the API.
     #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
     /// Address of the dashboard, metrics, probes and the JSON API. Keep it from clients: it exposes routes and their
@@ -72,10 +72,10 @@ pub struct Config {
     /// Web pages of other origins that may send requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
-    /// Hosts that requests may name, besides those of routes: `llm.example.com`, `*.example.com`; `*` for all. List the
-    /// names that a reverse proxy on this machine passes on. Against DNS rebinding, the admin port, and `listen` where
-    /// `cors` is enforced, answer 403 unless `Host` is one of these, a host of a route, a loopback or private address,
-    /// this machine's name, a name without a dot, or a name below `.localhost`, `.local`, `.internal` or `.svc`.
+    /// Further hosts that requests may name, such as those that a reverse proxy on this machine passes on:
+    /// `llm.example.com`, `*.example.com`, `*` for all. On `admin`, and on `listen` where `cors` is enforced, others
+    /// get 403, except hosts of routes, loopback and private addresses, this machine's name, and names without a dot or
+    /// below `.localhost`, `.local`, `.internal` or `.svc`.
     pub allowed_hosts: Vec<String>,
     /// Worker threads. Default: one per core; they share no state.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,8 +111,8 @@ pub enum LogFormat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct History {
-    /// Number of held requests remembered, and of those that failed or were rejected immediately; 0 disables both. Each
-    /// of the two lists takes up to 2 KiB per request. The default covers an afternoon of cold starts in 4 MiB.
+    /// Number of held requests remembered and, separately, of those that failed or were rejected immediately; up to 2
+    /// KiB each. 0 disables both.
     pub requests: usize,
 }
 
@@ -120,60 +120,51 @@ pub struct History {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Limits {
-    /// Maximum size of one request body; larger ones get 413. The default fits a long chat with a few images.
+    /// Maximum size of one request body; larger ones get 413.
     pub max_body_bytes: ByteCount,
     /// Maximum size of all request bodies in memory, held or in flight; incomplete ones may take three quarters of it.
     /// If unset: a quarter of the memory limit (of the cgroup, otherwise of the machine), at least one body and at most
-    /// the default, 32 bodies of maximum size.
+    /// the default.
     pub max_buffered_bytes: ByteCount,
     /// Maximum number of client connections. A further one replaces the longest idle connection or, while all are busy,
     /// waits in the kernel's accept queue. If unset: as many as fit into a quarter of the memory limit at 40 KiB each,
-    /// at most the default. A lower limit of open files reduces it to that limit less a quarter or 4,096 files, which
-    /// is logged.
+    /// at most the default. A lower limit of open files reduces it, which is logged.
     #[schemars(range(min = 1))]
     pub max_connections: usize,
     /// Maximum number of connections from one source, an IPv4 address or an IPv6 /64. A further one replaces the
-    /// source's longest idle connection or, while all are busy, is closed immediately. Default: unlimited, since behind
-    /// a load balancer all share one source.
+    /// source's longest idle connection or, while all are busy, is closed immediately. Leave it unset behind a load
+    /// balancer, which is one source.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections_per_source: Option<NonZeroUsize>,
-    /// Maximum number of concurrent requests on an HTTP/2 connection, announced to the client; further ones are reset.
-    /// The default is what one load balancer may hold through a cold start.
+    /// Maximum number of concurrent requests on an HTTP/2 connection; further ones are reset.
     #[schemars(range(min = 1))]
     pub max_concurrent_streams: u32,
     /// Maximum number of reset requests on an HTTP/2 connection before it is closed. Counted are resets for protocol
     /// errors, and resets by the client within a second of the request while they are more than half of its requests.
-    /// The default exceeds what the clients behind one load balancer cause by chance.
     #[schemars(range(min = 1))]
     pub max_rapid_resets: u32,
     /// Maximum rate per second of HTTP/2 frames that neither begin nor continue a request (PING, SETTINGS, PRIORITY,
     /// WINDOW_UPDATE and others), on average; beyond it the connection is closed. Bursts of the same number are
-    /// allowed, plus one frame for each KiB sent to the client. The default is many times what a client with a thousand
-    /// streams needs.
+    /// allowed, plus one frame for each KiB sent to the client.
     #[schemars(range(min = 1))]
     pub max_control_frames: u32,
-    /// Maximum number of header fields of a request; more get 431. The default is several times what browsers, SDKs and
-    /// proxies send together.
+    /// Maximum number of header fields of a request; more get 431.
     #[schemars(range(min = 1))]
     pub max_headers: usize,
-    /// Maximum size of a request head, at least 8KiB. The default fits long tokens and cookies.
+    /// Maximum size of a request head, at least 8KiB; larger ones get 431.
     pub max_header_bytes: ByteCount,
-    /// Time to receive a request head. The default suits a slow phone and stops slow-header attacks.
+    /// Time to receive a request head.
     pub header_timeout: Period,
-    /// Maximum pause between two parts of a request body. The default suits an upload over a bad line. `minRate` covers
-    /// many short pauses.
+    /// Maximum pause between two parts of a request body. `minRate` covers many short pauses.
     pub body_timeout: Period,
     /// Minimum rate per second at which a client must send a request body, averaged over `bodyTimeout`, and read a
-    /// response, averaged over `stallTimeout`. 0 disables it. The default is half of what the slowest mobile networks
-    /// carry; it stops clients that hold a slot with a byte now and then.
+    /// response, averaged over `stallTimeout`. 0 disables it.
     pub min_rate: ByteCount,
-    /// Time that a keep-alive connection may be idle. A proxy in front must close its connections first, or it sends
-    /// into a closing one: the default exceeds that of most load balancers (Google 600s, AWS 60s, nginx 60s); set
-    /// Envoy's `idle_timeout` of 1h below it. HTTP/1.1 responses announce it (`Keep-Alive`); HTTP/2 connections get
+    /// Time that a keep-alive connection may be idle. Keep it above the idle timeout of a proxy in front, or the proxy
+    /// sends requests into closing connections. HTTP/1.1 responses announce it (`Keep-Alive`); HTTP/2 connections get
     /// GOAWAY 5s before they close.
     pub idle_timeout: Period,
-    /// Time that a client may read nothing while data is pending. The default survives a phone in a tunnel and frees
-    /// the model server from clients that vanished.
+    /// Time that a client may read nothing while data is pending.
     pub stall_timeout: Period,
 }
 

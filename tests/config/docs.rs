@@ -8,7 +8,7 @@ const BEGIN: &str = "<!-- begin: by hand -->";
 const END: &str = "<!-- end: by hand -->";
 
 /// Generates the whole document, keeping the text between the two marks in `now`.
-pub(crate) fn configuration(sections: &[Section], example: &str, now: &str) -> String {
+pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
     let by_hand = now
         .split_once(BEGIN)
         .and_then(|(_, rest)| Some(rest.split_once(END)?.0))
@@ -17,16 +17,23 @@ pub(crate) fn configuration(sections: &[Section], example: &str, now: &str) -> S
         "# Configuration\n\n\
          <!-- Generated from the types by `UPDATE_DOCS=1 cargo test --test config`, except the part between the marks at \
          the end. -->\n\n\
-         A single YAML file, given with `--config`. `anteroom check --config FILE` summarizes it or reports its errors \
-         with line, key and remedy. `anteroom schema` prints the JSON Schema, for completion and validation in editors; \
-         the first line of a file can reference it:\n\n\
-         ```yaml\n# yaml-language-server: $schema=./anteroom.schema.json\n```\n\n\
-         Most top-level keys can also be set by environment variables and flags (`anteroom serve --help`): a flag beats \
-         its variable, which beats the file. The file is reloaded when it changes and on SIGHUP, without dropping \
-         requests; an invalid file is logged and ignored.\n\n\
-         ## Example\n\n\
-         All keys. Except for addresses, `workers` and the routes themselves, the values are the defaults.\n\n\
-         ```yaml\n{example}```\n\n\
+         One YAML file, given with `--config`. A first one:\n\n\
+         ```yaml\n\
+         # yaml-language-server: $schema=./anteroom.schema.json\n\
+         routes:\n  \
+         - name: qwen\n    \
+         match: { models: [qwen] }\n    \
+         target: { process: { command: [vllm, serve, ./qwen, --port, \"{{port}}\"] } }\n\
+         ```\n\n\
+         [example.yaml](example.yaml) has every key, mostly with its default.\n\n\
+         | to | use |\n| --- | --- |\n\
+         | validate a file | `anteroom check --config FILE`: a summary, or the errors with line, key and remedy |\n\
+         | complete and validate keys in an editor | `anteroom schema > anteroom.schema.json`, and the first line above |\n\
+         | override a key of the top level | for most, a flag or an environment variable (`anteroom serve --help`); a flag beats its \
+         variable, which beats the file |\n\
+         | reload | change the file, or send SIGHUP: no request is dropped, and an invalid file is logged and ignored |\n\n\
+         Most used: [a route](#routes), [its match](#routesmatch), [its target](#routestarget), [holding](#routeshold), \
+         [heartbeats](#routeskeepalive), [limits](#limits), [request headers](#request-headers), [notes](#notes).\n\n\
          ## Values\n\n\
          | type | format |\n| --- | --- |\n\
          | duration | a number and a unit (`ms`, `s`, `m`, `h`, `d`), or several: `100ms`, `15m`, `1h 30m`; at most `30d` |\n\
