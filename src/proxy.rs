@@ -38,6 +38,7 @@ mod rule;
 mod scan;
 mod shared;
 mod stall;
+mod stream_progress;
 mod stream_stall;
 mod table;
 mod tunnel;

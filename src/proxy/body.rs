@@ -26,7 +26,6 @@ use super::{
     lease::Lease,
     memory::{AnswersFull, Memory},
     responses::watch::ResponseIdWatch,
-    stream_stall,
 };
 use crate::{domain::Period, error::Outcome, openai};
 
@@ -184,19 +183,11 @@ impl http_body::Body for Body {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let part = match this {
+        match self.get_mut() {
             Self::Full(bytes, _) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Relay(relay) => relay.poll_frame(cx),
             Self::Early(early) => early.as_mut().poll_frame(cx),
-        };
-        let gave = match &part {
-            Poll::Pending => None,
-            Poll::Ready(Some(Ok(frame))) => Some(frame.data_ref().map_or(0, Bytes::len)),
-            Poll::Ready(_) => Some(0),
-        };
-        stream_stall::asked(gave, this.relays());
-        part
+        }
     }
 
     fn is_end_stream(&self) -> bool {

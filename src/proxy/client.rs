@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::ConnectionState;
+use super::{ConnectionState, stream_progress::StreamProgress};
 
 /// The peer of a connection.
 #[derive(Clone, Debug, Default)]
@@ -11,4 +11,6 @@ pub struct Client {
     pub address: Option<SocketAddr>,
     /// State of the connection, shared by its requests.
     pub connection: Arc<ConnectionState>,
+    /// State of the request's stream; `None` over HTTP/1.
+    pub(super) stream: Option<Arc<StreamProgress>>,
 }

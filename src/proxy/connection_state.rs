@@ -17,7 +17,7 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::memory::RequestShare;
+use super::{memory::RequestShare, stream_progress::StreamProgress};
 
 /// State shared by a connection and its requests. These run on one thread, so memory ordering does not matter; other
 /// threads only read the idle time and request the end.
@@ -56,6 +56,8 @@ pub type Next = Pin<Box<dyn Future<Output = ()> + Send>>;
 #[derive(Debug)]
 pub struct UnderWay {
     connection: Arc<ConnectionState>,
+    /// State of the request's stream; `None` over HTTP/1.
+    stream: Option<Arc<StreamProgress>>,
     /// Memory of the request besides its body.
     memory: Option<RequestShare>,
 }
@@ -189,7 +191,7 @@ impl ConnectionState {
         self.is_busy();
         self.begun.fetch_add(1, Ordering::Relaxed);
         self.active.fetch_add(1, Ordering::Relaxed);
-        UnderWay { connection: self.clone(), memory: None }
+        UnderWay { connection: self.clone(), stream: None, memory: None }
     }
 
     /// Sets the task to run after the next response, the last one over HTTP. The connection's own task runs it.
@@ -246,6 +248,12 @@ impl Drop for Early {
 }
 
 impl UnderWay {
+    /// Sets the HTTP/2 stream of the request.
+    pub(super) fn on_stream(mut self, stream: Option<Arc<StreamProgress>>) -> Self {
+        self.stream = stream;
+        self
+    }
+
     /// Counts the memory of the request until it ends.
     pub(super) fn keep(&mut self, memory: Option<RequestShare>) {
         self.memory = memory;
@@ -264,6 +272,7 @@ impl UnderWay {
     /// Returns `true` if the client stopped reading.
     pub fn is_stalled(&self) -> bool {
         self.connection.stalled.load(Ordering::Relaxed)
+            || self.stream.as_ref().is_some_and(|stream| stream.is_stalled())
     }
 }
 

@@ -13,7 +13,6 @@ use super::{
     connection_state::UnderWay,
     forward,
     request_trace::{self, EarlyAnswerTime, RequestTrace, TraceSlot},
-    stream_stall,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -313,7 +312,7 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         let outcome = self.outcome.unwrap_or_else(|| match () {
             () if std::thread::panicking() => Outcome::Internal,
-            () if self.under_way.is_stalled() || stream_stall::is_ending() => Outcome::ClientStalled,
+            () if self.under_way.is_stalled() => Outcome::ClientStalled,
             () if self.shared.cut.load(Ordering::Relaxed) => Outcome::Draining,
             () => Outcome::ClientGone,
         });

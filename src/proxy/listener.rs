@@ -29,8 +29,7 @@ use super::{
     body::Body,
     client_io::{SocketOf, stall},
     closer::{Closer, DeferredClose},
-    memory::Memory,
-    stream_stall::{self, StreamExecutor},
+    stream_stall::{H2ResponseBody, StreamExecutor},
 };
 use crate::config::{Limits, budget::SEND_BUFFER_BYTES};
 
@@ -190,10 +189,13 @@ where
             }
             // Boxed to keep the future small: most connections are HTTP/1.
             Ok(true) => {
-                let http2 = http2(&proxy.shared().limits.load(), &proxy.shared().memory);
-                let max_headers = proxy.shared().limits.load().max_headers;
+                let limits = proxy.shared().limits.load_full();
+                let executor = StreamExecutor::new(stall(&limits), proxy.shared().memory.clone());
+                let http2 = http2(&limits, executor.clone());
+                let max_headers = limits.max_headers;
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let (proxy, client) = (proxy.clone(), client.clone());
+                    let (proxy, stream) = (proxy.clone(), executor.begin());
+                    let client = Client { stream: Some(stream.clone()), ..client.clone() };
                     let early = client.connection.early();
                     async move {
                         // hyper enforces this limit for HTTP/1 only.
@@ -202,11 +204,7 @@ where
                             false => proxy.answer(client, request).await,
                         };
                         early.answered();
-                        // The client is expected to read from here on.
-                        if let Ok(response) = &response {
-                            stream_stall::asked(Some(0), response.body().relays());
-                        }
-                        response
+                        response.map(|response| response.map(|body| H2ResponseBody::new(body, stream)))
                     }
                 });
                 let mut connection = Box::pin(http2.serve_connection(TokioIo::new(io), service));
@@ -275,8 +273,7 @@ fn http1(limits: &Limits) -> http1::Builder {
 }
 
 /// Configures HTTP/2. Sets every limit explicitly instead of relying on defaults.
-fn http2(limits: &Limits, memory: &Arc<Memory>) -> http2::Builder<StreamExecutor> {
-    let executor = StreamExecutor { allowed: stall(limits), memory: memory.clone() };
+fn http2(limits: &Limits, executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
     let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())

@@ -44,7 +44,7 @@ impl Proxy {
             .traces
             .as_ref()
             .and_then(|traces| RequestTrace::begin(traces, &client, &mut request, started));
-        let under_way = client.connection.begin();
+        let under_way = client.connection.begin().on_stream(client.stream.clone());
         let (head, incoming) = request.into_parts();
         let reply = ReplyContext::new(&self, &head, &client.connection, started);
         let head = Box::new(head);
