@@ -44,7 +44,7 @@ pub enum Body {
 
 /// Body of an early response. The trait keeps this file independent of the one that makes them.
 pub trait EarlyBody: http_body::Body<Data = Bytes, Error = BodyError> + Send {
-    /// Returns `true` once the body relays a model server's response.
+    /// Returns `true` once the body relays a model server's response, or the error in its place.
     fn relays(&self) -> bool;
 }
 

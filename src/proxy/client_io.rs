@@ -116,6 +116,10 @@ fn two_readings() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the request can be read in two ways")
 }
 
+fn stopped_reading() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")
+}
+
 // === impl ClientIo ===
 
 impl<I> ClientIo<I> {
@@ -163,6 +167,9 @@ impl<I> ClientIo<I> {
     /// Polls the timeout of the next request or its head while there is nothing to read, or nothing left to write.
     /// Completes when it has passed.
     fn poll_quiet(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.state.is_stalled() {
+            return Poll::Ready(stopped_reading());
+        }
         if self.state.is_active() {
             return Poll::Pending;
         }
@@ -222,11 +229,14 @@ impl<I> ClientIo<I> {
 
     /// Polls the limit on slow reading while the client takes nothing. Completes when it has been exceeded.
     fn poll_stall(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.state.is_stalled() {
+            return Poll::Ready(stopped_reading());
+        }
         let kept = self.kept_unread();
         let behind = self.behind.get_or_insert_with(|| Box::new(Stall::new(stall(&self.limits))));
         behind.poll_over(&self.memory, kept, cx).map(|()| {
             self.state.stalls();
-            io::Error::new(io::ErrorKind::TimedOut, "the client stopped reading")
+            stopped_reading()
         })
     }
 

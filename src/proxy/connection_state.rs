@@ -170,10 +170,15 @@ impl ConnectionState {
     /// Waits until the connection must end. Only for the task that serves it.
     pub(super) async fn closing(&self) {
         std::future::poll_fn(|cx: &mut Context<'_>| {
-            self.task.register(cx.waker());
+            self.register(cx);
             if self.is_closing() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
+    }
+
+    /// Registers the task that serves the connection.
+    pub(super) fn register(&self, cx: &Context<'_>) {
+        self.task.register(cx.waker());
     }
 
     /// Sets the idle timeout, which responses announce over HTTP/1.1.
@@ -213,6 +218,17 @@ impl ConnectionState {
     /// Records that the client stopped reading.
     pub(super) fn stalls(&self) {
         self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the connection at once, as the client stopped reading.
+    pub(super) fn break_off(&self) {
+        self.stalls();
+        self.task.wake();
+    }
+
+    /// Returns `true` if the client stopped reading.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
     }
 
     /// Returns `true` if responses of model servers are sent over the connection. Never resets: over HTTP/1, the next
@@ -271,8 +287,7 @@ impl UnderWay {
 
     /// Returns `true` if the client stopped reading.
     pub fn is_stalled(&self) -> bool {
-        self.connection.stalled.load(Ordering::Relaxed)
-            || self.stream.as_ref().is_some_and(|stream| stream.is_stalled())
+        self.connection.is_stalled() || self.stream.as_ref().is_some_and(|stream| stream.is_stalled())
     }
 }
 

@@ -375,7 +375,7 @@ impl EarlyResponse {
 
 impl EarlyBody for EarlyResponse {
     fn relays(&self) -> bool {
-        matches!(self.state, State::Relaying { .. })
+        !matches!(self.state, State::Waiting(_))
     }
 }
 

@@ -190,7 +190,10 @@ where
             // Boxed to keep the future small: most connections are HTTP/1.
             Ok(true) => {
                 let limits = proxy.shared().limits.load_full();
-                let executor = StreamExecutor::new(stall(&limits), proxy.shared().memory.clone());
+                let executor = {
+                    let (memory, connection) = (proxy.shared().memory.clone(), client.connection.clone());
+                    StreamExecutor::new(stall(&limits), memory, connection)
+                };
                 let http2 = http2(&limits, executor.clone());
                 let max_headers = limits.max_headers;
                 let service = service_fn(move |request: Request<Incoming>| {
@@ -251,7 +254,11 @@ async fn drive<C: Future<Output = hyper::Result<()>>>(
     // Bounds the wait of h2 for a PING response.
     state.close();
     close(connection.as_mut());
-    connection.await
+    std::future::poll_fn(|cx| {
+        state.register(cx);
+        connection.as_mut().poll(cx)
+    })
+    .await
 }
 
 /// Configures HTTP/1. [`ClientIo`] enforces timeouts and detects disconnects.

@@ -1,19 +1,24 @@
 //! Detection of HTTP/2 clients that stop reading one stream: its window stays full, and hyper no longer polls its body.
 //!
-//! hyper runs each stream as a task. [`StreamExecutor`] spawns these tasks and wraps them, since only dropping its task
-//! ends a stream whose body is not polled. Every poll shows one of three things: the stream produced data, it waits for
-//! the endpoint, or it did not poll the body at all, which is due to the window. If the last persists, or the window
+//! hyper runs each stream as a task. [`StreamExecutor`] spawns these tasks and wraps them, since a stream whose body is
+//! not polled can be ended only by dropping it. Every poll shows one of three things: the stream produced data, it waits
+//! for the endpoint, or it did not poll the body at all, which is due to the window. If the last persists, or the window
 //! opens too slowly, the stream is ended.
+//!
+//! Once a body has ended, h2 may still hold the end of it, up to 64 KiB and the last part, and nothing but the end of the
+//! connection takes that back from a client that does not read. The task therefore stays, and counts these bytes until
+//! h2 drops them. Only while memory is short does it end the connection, as that ends other streams, too.
 //!
 //! The executor gets an opaque future, so the service hands over the [`StreamProgress`] of each request: hyper spawns a
 //! stream right after it has called the service. Over HTTP/1 there is no such state; over HTTP/2 it costs an allocation
-//! per request, and some unshared atomics per poll.
+//! per request, and some uncontended atomics per poll and part.
 
 use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -24,12 +29,13 @@ use pin_project_lite::pin_project;
 
 use super::{
     body::{Body, BodyError},
+    connection_state::ConnectionState,
     memory::{Memory, UnreadKind},
     pace::Allowed,
     stall::{Kept, Stall},
-    stream_progress::StreamProgress,
+    stream_progress::{StreamProgress, UnsentPart},
 };
-use crate::config::budget::RELAY_COST_BYTES;
+use crate::config::budget::{ANSWER_COST_BYTES, RELAY_COST_BYTES};
 
 /// Executor for the streams of a connection, with a limit on slow reading.
 #[derive(Clone, Debug)]
@@ -38,40 +44,47 @@ pub struct StreamExecutor {
     allowed: Allowed,
     /// Accounting that shortens the limit when memory is short.
     memory: Arc<Memory>,
+    connection: Arc<ConnectionState>,
     /// State of the stream that is spawned next.
     next: Arc<Mutex<Option<Arc<StreamProgress>>>>,
 }
 
-/// Body of a response over HTTP/2. Records in the state of its stream whether it waits for the client.
+/// Body of a response over HTTP/2. Records whether it waits for the client, and which of its bytes are unsent.
 pub struct H2ResponseBody {
     body: Body,
-    state: Arc<StreamProgress>,
+    progress: Arc<StreamProgress>,
 }
 
 pin_project! {
+    #[project = WatchedProjection]
     struct Watched<F> {
+        // `None` once it has ended.
         #[pin]
         stream: Option<F>,
-        state: Arc<StreamProgress>,
+        progress: Arc<StreamProgress>,
         stall: Stall,
         memory: Arc<Memory>,
+        connection: Arc<ConnectionState>,
     }
 }
+
+/// Limit on a client that does not take the end of a response: none until memory is short.
+const WHILE_MEMORY_LASTS: Allowed = Allowed { pause: Duration::from_secs(365 * 24 * 60 * 60), rate: 0 };
 
 // === impl StreamExecutor ===
 
 impl StreamExecutor {
     /// Creates the executor of a connection.
-    pub fn new(allowed: Allowed, memory: Arc<Memory>) -> Self {
-        Self { allowed, memory, next: Arc::default() }
+    pub fn new(allowed: Allowed, memory: Arc<Memory>, connection: Arc<ConnectionState>) -> Self {
+        Self { allowed, memory, connection, next: Arc::default() }
     }
 
     /// Creates the state of a stream. Only for the service, when hyper calls it.
     pub(super) fn begin(&self) -> Arc<StreamProgress> {
-        let state = Arc::<StreamProgress>::default();
-        let unspawned = self.next.lock().replace(state.clone());
+        let progress = Arc::<StreamProgress>::default();
+        let unspawned = self.next.lock().replace(progress.clone());
         debug_assert!(unspawned.is_none(), "hyper called the service twice without spawning a stream");
-        state
+        progress
     }
 }
 
@@ -80,10 +93,11 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        // Without a request, there is no response either, and the default state never counts as unread.
-        let state = self.next.lock().take().unwrap_or_default();
-        let (stall, memory) = (Stall::new(self.allowed), self.memory.clone());
-        tokio::spawn(Watched { stream: Some(stream), state, stall, memory });
+        // Whatever else hyper spawns has no response, and a fresh state never counts as unread.
+        let progress = self.next.lock().take().unwrap_or_default();
+        let (memory, connection) = (self.memory.clone(), self.connection.clone());
+        let stall = Stall::new(self.allowed);
+        tokio::spawn(Watched { stream: Some(stream), progress, stall, memory, connection });
     }
 }
 
@@ -91,30 +105,30 @@ where
 
 impl H2ResponseBody {
     /// Wraps the body of a response whose head is sent next.
-    pub(super) fn new(body: Body, state: Arc<StreamProgress>) -> Self {
+    pub(super) fn new(body: Body, progress: Arc<StreamProgress>) -> Self {
         // The client is expected to read from here on.
-        state.record_poll(Some(0), body.relays());
-        Self { body, state }
+        progress.record_poll(Some(0), body.relays());
+        Self { body, progress }
     }
 }
 
 impl http_body::Body for H2ResponseBody {
-    type Data = Bytes;
+    type Data = UnsentPart;
     type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self { body, state } = self.get_mut();
+    ) -> Poll<Option<Result<Frame<UnsentPart>, BodyError>>> {
+        let Self { body, progress } = self.get_mut();
         let part = Pin::new(&mut *body).poll_frame(cx);
         let produced = match &part {
             Poll::Pending => None,
             Poll::Ready(Some(Ok(frame))) => Some(frame.data_ref().map_or(0, Bytes::len)),
             Poll::Ready(_) => Some(0),
         };
-        state.record_poll(produced, body.relays());
-        part
+        progress.record_poll(produced, body.relays());
+        part.map_ok(|frame| frame.map_data(|bytes| progress.send(bytes)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -133,29 +147,53 @@ impl<F: Future> Future for Watched<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let Some(stream) = this.stream.as_mut().as_pin_mut() else { return Poll::Ready(()) };
-        if stream.poll(cx).is_ready() {
+        let Some(stream) = this.stream.as_mut().as_pin_mut() else { return this.poll_sent(cx) };
+        if stream.poll(cx).is_pending() {
+            ready!(this.poll_over(cx));
+            this.progress.stalls();
+        }
+        // Resets the stream if it has not ended by itself.
+        this.stream.set(None);
+        if this.progress.unsent() == 0 {
             return Poll::Ready(());
         }
-        let produced = this.state.take_produced();
-        if !this.state.is_unread() {
+        *this.stall = Stall::new(WHILE_MEMORY_LASTS);
+        // The connection was woken before and sends first, so that a client that reads costs no timer.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<F> WatchedProjection<'_, F> {
+    /// Polls the limit on slow reading after a poll of the stream. Completes when it has been exceeded.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let produced = self.progress.take_produced();
+        if !self.progress.is_unread() {
             // The head has not been sent, or the endpoint has no data: the client has taken all there was.
-            this.stall.rest();
+            self.stall.rest();
             return Poll::Pending;
         }
         if produced > 0 {
-            this.stall.moved(produced);
+            self.stall.moved(produced);
         }
-        let kept = if this.state.relays() {
-            Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES)
-        } else {
-            Kept::Answer
+        let kept = match self.progress.relays() {
+            true => Kept::Unread(UnreadKind::Relay, RELAY_COST_BYTES),
+            false => Kept::Answer,
         };
-        let over = this.stall.poll_over(this.memory, kept, cx);
-        if over.is_ready() {
-            this.state.stalls();
-            this.stream.set(None);
+        self.stall.poll_over(self.memory, kept, cx)
+    }
+
+    /// Completes when h2 has sent or dropped all data of a stream that has ended, or when its memory is needed elsewhere.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.progress.poll_sent(cx).is_ready() {
+            return Poll::Ready(());
         }
-        over
+        let kept = match self.progress.relays() {
+            true => Kept::Unread(UnreadKind::Relay, ANSWER_COST_BYTES + self.progress.unsent()),
+            false => Kept::Answer,
+        };
+        ready!(self.stall.poll_over(self.memory, kept, cx));
+        self.connection.break_off();
+        Poll::Ready(())
     }
 }

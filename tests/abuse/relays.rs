@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use anteroom::{config::budget::RELAY_COST_BYTES, error::Outcome};
+use anteroom::{
+    config::budget::{ANSWER_COST_BYTES, RELAY_COST_BYTES},
+    error::Outcome,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::{
@@ -43,7 +46,7 @@ fn read_in_bites(mut client: DuplexStream) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut bite = vec![0; 10_000];
         while client.read_exact(&mut bite).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(370)).await;
+            sleep(Duration::from_millis(370)).await;
         }
     })
 }
@@ -96,4 +99,41 @@ async fn unread_relays_end_early_while_memory_is_short() {
             assert_eq!(relays(&memory), 0, "{case}");
         }
     }
+}
+
+/// h2 keeps the end of a response that has completed while the client does not open the window of its stream. 300 ends of
+/// 4,000 bytes exceed 2 MiB, half of the memory for unread data; 240 do not.
+#[tokio::test(start_paused = true)]
+async fn unsent_ends_of_relays_count_until_they_are_dropped() {
+    const BYTES: usize = 4000;
+    const EACH: usize = ANSWER_COST_BYTES + BYTES;
+    const STREAMS: u32 = 60;
+    const PER_CLIENT: usize = STREAMS as usize * EACH;
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {BYTES}\r\n\r\n{}", "a".repeat(BYTES));
+    let limits = "maxBufferedBytes: 1MiB, maxBodyBytes: 1MiB, stallTimeout: 10s, idleTimeout: 1m";
+    let memory = Memory::serving(limits, MODELS, answer.as_bytes(), b"");
+    memory.ready();
+    let reader = ask_h2(&memory, STREAMS, 1 << 16).await;
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(relays(&memory), 0, "the window takes all of it");
+    let mut unread = Vec::new();
+    for count in 1..=5 {
+        unread.push(ask_h2(&memory, STREAMS, 10).await);
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(relays(&memory), count * PER_CLIENT);
+    }
+    let completed = memory.gate.counters().ended_as(Outcome::Completed);
+    assert_eq!((completed, memory.is_empty()), (6 * u64::from(STREAMS), true));
+
+    sleep(Duration::from_millis(5500)).await;
+    assert_eq!(relays(&memory), 4 * PER_CLIENT, "the one that has been behind for longest has ended");
+    unread.remove(0).read_to_end(&mut Vec::new()).await.unwrap();
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(relays(&memory), 4 * PER_CLIENT, "there is room for the others");
+    drop(unread.pop());
+    settle().await;
+    assert_eq!(relays(&memory), 3 * PER_CLIENT, "one is gone");
+    sleep(Duration::from_secs(50)).await;
+    assert_eq!(relays(&memory), 0, "idle connections end");
+    drop((reader, unread));
 }
