@@ -46,8 +46,7 @@ pub struct Config {
     /// Address of the API.
     #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
-    /// Address of the dashboard, metrics, probes and the JSON API. Keep it from clients: it exposes routes and their
-    /// state.
+    /// Address of the dashboard, metrics, probes and the JSON API. Keep it from clients.
     #[schemars(extend("format" = "ip:port"))]
     pub admin: SocketAddr,
     /// Address of the gRPC scaler for KEDA. Default: no scaler.
@@ -60,7 +59,7 @@ pub struct Config {
     /// Other replicas of this proxy. Default: a single replica.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
-    /// Kubernetes cluster whose routes, pods and ScaledObjects are watched. Default: none.
+    /// Kubernetes cluster to watch. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<Kubernetes>,
     /// Files for records of cold starts. Default: only the newest records, in memory.
@@ -77,14 +76,14 @@ pub struct Config {
     /// get 403, except hosts of routes, loopback and private addresses, this machine's name, and names without a dot or
     /// below `.localhost`, `.local`, `.internal` or `.svc`.
     pub allowed_hosts: Vec<String>,
-    /// Worker threads. Default: one per core; they share no state.
+    /// Worker threads. Default: one per core.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
-    /// Time after SIGTERM in which new connections are still accepted while `/readyz` fails: load balancers take a few
-    /// seconds to notice. Ctrl-C skips it.
+    /// Time after SIGTERM in which new connections are still accepted while `/readyz` fails, for load balancers to
+    /// notice. Ctrl-C skips it.
     pub drain_delay: Period,
-    /// Time that requests may take to finish once no new ones are accepted; then they are cut off. Keep the sum with
-    /// `drainDelay` below Kubernetes' `terminationGracePeriodSeconds`.
+    /// Time that requests then have to finish. Keep the sum with `drainDelay` below Kubernetes'
+    /// `terminationGracePeriodSeconds`.
     pub drain_timeout: Period,
     /// Format of the log.
     pub log: LogFormat,

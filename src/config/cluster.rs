@@ -25,11 +25,10 @@ pub struct ScalerTls {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Peers {
-    /// Address from which other replicas read the demand of this one. Keep it from others: it exposes the demand of
-    /// each route.
+    /// Address from which other replicas read the demand of this one. Keep it from others.
     #[schemars(extend("format" = "ip:port"))]
     pub listen: SocketAddr,
-    /// `name:port` that resolves to every replica, such as a headless Service; resolved again every few seconds.
+    /// `name:port` that resolves to every replica, such as a headless Service.
     pub service: String,
     /// File with the token shared by all replicas; reloaded when it changes. Without it, anything that reaches `listen`
     /// may read the demand. In this release, a replica without a token is accepted with a warning.
@@ -38,8 +37,7 @@ pub struct Peers {
     /// Time that the last report of a silent replica counts.
     #[serde(default = "Peers::default_timeout")]
     pub timeout: Period,
-    /// Time that the last known requests of a silent replica count while `service` still lists it: it may be running
-    /// but unreachable.
+    /// Time that the last known requests of a silent replica count while `service` still lists it.
     #[serde(default = "Peers::default_unreachable_timeout")]
     pub unreachable_timeout: Period,
 }
@@ -55,8 +53,7 @@ pub struct Kubernetes {
     /// Serve `InterceptorRoute` objects of KEDA's HTTP Add-on.
     pub interceptor_routes: bool,
     /// Hosts that `url` and `gateway` of cluster routes may name: names, addresses, or `*.example.com` for all
-    /// subdomains; with `:port`, only that port. Empty: none, since otherwise the author of a route could send requests
-    /// anywhere.
+    /// subdomains; with `:port`, only that port. Empty: none.
     pub allowed_hosts: Vec<String>,
     /// Read the logs of starting pods until they are ready, for vLLM's loading progress. Needs permission to get
     /// `pods/log`.

@@ -3,10 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Web pages of other origins. Requests from origins that are not listed get 403, preflighted or not; for listed ones,
-/// preflights are answered and pages may read responses. While `listen` is a loopback address, this applies even
-/// without the key, with an empty list: any web page can send requests there. On other addresses it applies once the
-/// key is set, at least as `cors: {}`.
+/// Web pages of other origins. Requests from origins that are not listed get 403; pages of listed ones may read
+/// responses. Enforced while `listen` is a loopback address, and on other addresses once the key is set, at least as
+/// `cors: {}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Cors {

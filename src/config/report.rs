@@ -9,7 +9,7 @@ use crate::domain::ByteCount;
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Report {
-    /// Directory, created if missing. Only one process may use it; a second one fails.
+    /// Directory, created if missing, for one process.
     pub dir: String,
     /// Size at which a new file is begun, at least 64KiB. The default holds about 10,000 records.
     #[serde(default = "Report::default_max_bytes")]

@@ -50,31 +50,27 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
 
 fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
     if section.path.is_empty() {
-        writeln!(text, "## Top level\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |")?;
+        writeln!(text, "## Top level\n\n| key | type, default | meaning |\n| --- | --- | --- |")?;
     } else {
         writeln!(text, "## `{}`\n", section.path)?;
-        writeln!(
-            text,
-            "{}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |",
-            section.description
-        )?;
+        writeln!(text, "{}\n\n| key | type, default | meaning |\n| --- | --- | --- |", section.description)?;
     }
     for key in &section.keys {
         let path =
             if section.path.is_empty() { key.name.clone() } else { format!("{}.{}", section.path, key.name) };
         let default = match (&key.kind, &key.default) {
-            _ if section.either => "exactly one".to_owned(),
-            (Kind::Section(_), _) if !key.required => "see there".to_owned(),
-            (_, None) if key.required => "**required**".to_owned(),
-            (_, None) => "none".to_owned(),
+            _ if section.either => ", exactly one".to_owned(),
+            (Kind::Section(_), _) if !key.required => String::new(),
+            (_, None) if key.required => ", **required**".to_owned(),
+            (_, None) => String::new(),
             (_, Some(value)) => match value.as_str() {
-                Some(word) => format!("`{word}`"),
+                Some(word) => format!(", `{word}`"),
                 None if value.as_array().is_some_and(|items| !items.is_empty()) => {
                     let items = value.as_array().into_iter().flatten().map(ToString::to_string);
-                    format!("`[{}]`", items.collect::<Vec<_>>().join(", "))
+                    format!(", `[{}]`", items.collect::<Vec<_>>().join(", "))
                 }
-                None if value.is_array() || value.is_object() => "empty".to_owned(),
-                None => format!("`{value}`"),
+                None if value.is_array() || value.is_object() => ", empty".to_owned(),
+                None => format!(", `{value}`"),
             },
         };
         let mut meaning = key.description.clone();
@@ -85,12 +81,12 @@ fn write_section(text: &mut String, section: &Section) -> std::fmt::Result {
         }
         let kind = match &key.kind {
             Kind::List(item) if matches!(**item, Kind::Section(_)) => {
-                format!("list of [mappings](#{})", anchor(&path))
+                format!("[list](#{})", anchor(&path))
             }
-            Kind::Section(_) => format!("[mapping](#{})", anchor(&path)),
+            Kind::Section(_) => format!("[keys](#{})", anchor(&path)),
             kind => word(kind),
         };
-        writeln!(text, "| `{}` | {kind} | {default} | {meaning} |", key.name)?;
+        writeln!(text, "| `{}` | {kind}{default} | {meaning} |", key.name)?;
     }
     text.push('\n');
     Ok(())
