@@ -164,15 +164,16 @@ fn story() -> (f64, f64, f64) {
             let asked = RequestInfo::new(&Method::POST, "/v1/chat/completions", Some("Qwen/Qwen3-0.6B"));
             let id = format!("{number:032x}");
             let story = history.begin(Arrival::new(&"team-a/chat".into(), &id, Instant::now()), Some(asked));
-            story.held(Instant::now(), number, HoldReason::NothingReady);
+            let held = Event::Held { position: number + 1, why: HoldReason::NothingReady };
+            story.record(Instant::now(), held);
             story
         })
         .collect();
     let held = bytes();
     for story in stories {
-        story.dequeued(Instant::now(), Some(1));
-        story.dispatched("10.244.17.23:8000");
-        story.record(Event::FirstByte { status: 200 });
+        story.record(Instant::now(), Event::Dequeued { cold_start: Some(1) });
+        story.record(Instant::now(), Event::dispatched("10.244.17.23:8000"));
+        story.record(Instant::now(), Event::FirstByte { status: 200 });
         history.end(story, Ending { outcome: "completed", admitted: true, status: Some(200), failed: false });
     }
     (held, bytes(), history.bytes() as f64 / COUNT as f64)

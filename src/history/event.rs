@@ -1,8 +1,8 @@
-//! Events of a request.
+//! Events of a request, from which its timeline and its trace derive.
 
 use serde::Serialize;
 
-/// An event of a request.
+/// An event of a request. Those that are not serialised are no entries of the timeline.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
@@ -15,12 +15,33 @@ pub enum Event {
         /// Reason of the wait.
         why: HoldReason,
     },
+    /// The wait ended.
+    #[serde(skip)]
+    Dequeued {
+        /// `id` of the cold start that held the request.
+        cold_start: Option<u64>,
+    },
     /// The client got status 200 early, and gets heartbeats.
     EarlyAnswer,
+    /// A heartbeat was sent.
+    #[serde(skip)]
+    Heartbeat,
     /// The request was dispatched to an endpoint.
     Dispatched {
         /// `host:port`.
         endpoint: Box<str>,
+    },
+    /// The endpoint's response head arrived. It may be a gateway's, which leads to a retry.
+    #[serde(skip)]
+    HeadArrived {
+        /// Status from the endpoint.
+        status: u16,
+    },
+    /// The exchange with the endpoint ended.
+    #[serde(skip)]
+    AttemptEnded {
+        /// Cause of a failure.
+        error: Option<&'static str>,
     },
     /// The dispatch failed, and may be retried.
     DispatchFailed {
@@ -60,9 +81,23 @@ pub enum HoldReason {
     DispatchFailed,
 }
 
+/// Longest endpoint, reason or path kept, in bytes.
+pub(super) const MAX_TEXT_BYTES: usize = 256;
+
 // === impl Event ===
 
 impl Event {
+    /// Creates the event of a dispatch.
+    pub fn dispatched(endpoint: &str) -> Self {
+        Self::Dispatched { endpoint: bounded(endpoint, MAX_TEXT_BYTES) }
+    }
+
+    /// Creates the event of a failed dispatch.
+    pub fn dispatch_failed(endpoint: &str, reason: &str) -> Self {
+        let endpoint = bounded(endpoint, MAX_TEXT_BYTES);
+        Self::DispatchFailed { endpoint, reason: bounded(reason, MAX_TEXT_BYTES) }
+    }
+
     pub(super) const fn bytes(&self) -> usize {
         match self {
             Self::Dispatched { endpoint } => endpoint.len(),
@@ -70,4 +105,9 @@ impl Event {
             _ => 0,
         }
     }
+}
+
+/// Copies at most `max_bytes`.
+pub(super) fn bounded(text: &str, max_bytes: usize) -> Box<str> {
+    text[..text.floor_char_boundary(max_bytes)].into()
 }

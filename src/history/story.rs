@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
-    event::{Event, HoldReason},
+    event::{Event, HoldReason, MAX_TEXT_BYTES, bounded},
     query::Query,
     sequence::{Heartbeats, Moment, Sequence},
 };
@@ -52,6 +52,7 @@ struct StoryState {
     left_out: u32,
     beats: u32,
     last_beat: u64,
+    early_answer: Option<Instant>,
     /// Periods in which the request was held, from the first one on.
     waits: Vec<(Instant, Instant)>,
     waits_since: Option<Instant>,
@@ -78,7 +79,6 @@ pub struct Ending {
 
 /// Longest texts kept, in bytes.
 const MAX_ID_BYTES: usize = 128;
-const MAX_PATH_BYTES: usize = 256;
 const MAX_MODEL_BYTES: usize = 128;
 const MAX_REASON_BYTES: usize = 512;
 
@@ -107,7 +107,7 @@ impl RequestInfo {
         let is_short = method.as_str().len() <= 16;
         Self {
             method: if is_short { method.clone() } else { Method::default() },
-            path: bounded(path, MAX_PATH_BYTES),
+            path: bounded(path, MAX_TEXT_BYTES),
             model: model.map(|model| bounded(model, MAX_MODEL_BYTES)),
             trace_id: None,
         }
@@ -135,48 +135,33 @@ impl Story {
         }
     }
 
-    /// Records the start of a wait. After a failed dispatch that is the reason, instead of `why`.
-    pub fn held(&self, since: Instant, ahead: usize, why: HoldReason) {
+    /// Records an event. A wait that follows a failed dispatch has that as its reason.
+    pub fn record(&self, at: Instant, mut event: Event) {
         let mut state = self.state.lock();
-        let has_returned = matches!(state.events.last(), Some((_, Event::DispatchFailed { .. })));
-        let why = if has_returned { HoldReason::DispatchFailed } else { why };
-        state.has_waited = true;
-        state.waits_since = Some(since);
-        state.push(self.micros(since), Event::Held { position: ahead + 1, why });
-    }
-
-    /// Records the end of a wait.
-    pub fn dequeued(&self, until: Instant, cold_start: Option<u64>) {
-        let mut state = self.state.lock();
-        state.cold_start = cold_start.or(state.cold_start);
-        if let Some(since) = state.waits_since.take()
-            && state.waits.len() < MAX_WAITS
-        {
-            state.waits.push((since, until));
+        match &mut event {
+            Event::Held { why, .. } => {
+                if let Some((_, Event::DispatchFailed { .. })) = state.events.last() {
+                    *why = HoldReason::DispatchFailed;
+                }
+                state.has_waited = true;
+                state.waits_since = Some(at);
+            }
+            Event::Dequeued { cold_start } => {
+                state.cold_start = cold_start.or(state.cold_start);
+                let since = state.waits_since.take().filter(|_| state.waits.len() < MAX_WAITS);
+                state.waits.extend(since.map(|since| (since, at)));
+                return;
+            }
+            Event::EarlyAnswer => state.early_answer = Some(at),
+            Event::Heartbeat => {
+                state.beats += 1;
+                state.last_beat = self.micros(at);
+                return;
+            }
+            Event::HeadArrived { .. } | Event::AttemptEnded { .. } => return,
+            _ => {}
         }
-    }
-
-    /// Records a dispatch.
-    pub fn dispatched(&self, endpoint: &str) {
-        self.record(Event::Dispatched { endpoint: bounded(endpoint, MAX_PATH_BYTES) });
-    }
-
-    /// Records a failed dispatch.
-    pub fn dispatch_failed(&self, endpoint: &str, reason: &str) {
-        let endpoint = bounded(endpoint, MAX_PATH_BYTES);
-        self.record(Event::DispatchFailed { endpoint, reason: bounded(reason, MAX_PATH_BYTES) });
-    }
-
-    /// Records an event now.
-    pub fn record(&self, event: Event) {
-        self.state.lock().push(self.micros(Instant::now()), event);
-    }
-
-    /// Records a heartbeat.
-    pub fn heartbeat(&self) {
-        let mut state = self.state.lock();
-        state.beats += 1;
-        state.last_beat = self.micros(Instant::now());
+        state.push(self.micros(at), event);
     }
 
     /// Sets the reason of a failure. The first one is kept.
@@ -187,6 +172,11 @@ impl Story {
     /// Returns the periods in which the request was held, in order.
     pub fn waits(&self) -> Vec<(Instant, Instant)> {
         self.state.lock().waits.clone()
+    }
+
+    /// Returns the time of the early answer.
+    pub fn early_answer(&self) -> Option<Instant> {
+        self.state.lock().early_answer
     }
 
     /// Returns the request id.
@@ -325,9 +315,4 @@ impl StoryState {
             _ => None,
         }
     }
-}
-
-/// Copies at most `max_bytes`.
-fn bounded(text: &str, max_bytes: usize) -> Box<str> {
-    text[..text.floor_char_boundary(max_bytes)].into()
 }

@@ -14,6 +14,11 @@ fn begin(history: &History, id: &str) -> Arc<Story> {
     history.begin(Arrival::new(&"tiny".into(), id, Instant::now()), Some(asked))
 }
 
+fn record(story: &Story, event: Event) {
+    story.record(Instant::now(), event);
+}
+
+const HELD: Event = Event::Held { position: 1, why: HoldReason::NothingReady };
 const COMPLETED: Ending = Ending { outcome: "completed", admitted: true, status: Some(200), failed: false };
 const REFUSED: Ending = Ending { outcome: "saturated", admitted: false, status: Some(429), failed: true };
 
@@ -26,29 +31,29 @@ async fn sequence_has_events_with_their_times() {
     let history = History::new(10);
     let story = begin(&history, "mine");
     advance(Duration::from_millis(2)).await;
-    story.held(Instant::now(), 2, HoldReason::NothingReady);
+    record(&story, Event::Held { position: 3, why: HoldReason::NothingReady });
     advance(Duration::from_secs(20)).await;
-    story.record(Event::EarlyAnswer);
-    story.heartbeat();
+    record(&story, Event::EarlyAnswer);
+    record(&story, Event::Heartbeat);
     advance(Duration::from_secs(10)).await;
-    story.heartbeat();
+    record(&story, Event::Heartbeat);
     let now: Value = serde_json::to_value(history.find("mine")).unwrap();
     assert_eq!(
         (&now[0]["total_ms"], now[0].get("outcome")),
         (&json!(30002.0), None),
         "it can be found while it waits"
     );
-    story.dequeued(Instant::now(), Some(7));
-    story.dispatched("10.0.0.1:8000");
+    record(&story, Event::Dequeued { cold_start: Some(7) });
+    record(&story, Event::dispatched("10.0.0.1:8000"));
     advance(Duration::from_millis(5)).await;
-    story.dispatch_failed("10.0.0.1:8000", "cannot connect");
-    story.held(Instant::now(), 0, HoldReason::NothingReady);
+    record(&story, Event::dispatch_failed("10.0.0.1:8000", "cannot connect"));
+    record(&story, HELD);
     advance(Duration::from_millis(50)).await;
-    story.dequeued(Instant::now(), None);
-    story.dispatched("10.0.0.2:8000");
+    record(&story, Event::Dequeued { cold_start: None });
+    record(&story, Event::dispatched("10.0.0.2:8000"));
     advance(Duration::from_millis(40)).await;
-    story.record(Event::FirstByte { status: 200 });
-    story.record(Event::FirstToken);
+    record(&story, Event::FirstByte { status: 200 });
+    record(&story, Event::FirstToken);
     let waits = story.waits();
     assert_eq!(
         waits.iter().map(|(since, until)| *until - *since).sum::<Duration>(),
@@ -87,7 +92,7 @@ async fn refusals_evict_no_request_that_waited() {
     let history = History::new(3);
     for id in ["a", "b", "c", "d"] {
         let story = begin(&history, id);
-        story.held(Instant::now(), 0, HoldReason::NothingReady);
+        record(&story, HELD);
         history.end(story, COMPLETED);
         advance(Duration::from_secs(1)).await;
     }
@@ -130,19 +135,15 @@ async fn texts_of_clients_are_bounded() {
     let story = history.begin(Arrival::new(&"tiny".into(), &long, Instant::now()), Some(asked));
     story.set_reason(&long);
     for _ in 0..1000 {
-        story.held(Instant::now(), 0, HoldReason::NothingReady);
-        story.dequeued(Instant::now(), None);
-        story.dispatch_failed(&long, &long);
+        record(&story, HELD);
+        record(&story, Event::Dequeued { cold_start: None });
+        record(&story, Event::dispatch_failed(&long, &long));
     }
     assert!(story.waits().len() <= 16);
     history.end(story, REFUSED);
     let [sequence] = history.find(&long).try_into().unwrap();
     assert_eq!((sequence.events.len(), sequence.left_out), (1 + 24 + 1, 2000 - 24));
-    assert_eq!(
-        sequence.events[1].event,
-        Event::Held { position: 1, why: HoldReason::NothingReady },
-        "the first are kept"
-    );
+    assert_eq!(sequence.events[1].event, HELD, "the first are kept");
     assert!(
         history.bytes() < 5 * History::MEAN_STORY_BYTES,
         "the largest possible story: {}",
@@ -163,10 +164,10 @@ proptest! {
             for (events, waits, text) in lives {
                 let story = begin(&history, &"i".repeat(text));
                 for _ in 0..events {
-                    story.dispatch_failed(&"e".repeat(text), &"r".repeat(text));
+                    record(&story, Event::dispatch_failed(&"e".repeat(text), &"r".repeat(text)));
                 }
                 if waits {
-                    story.held(Instant::now(), 0, HoldReason::Saturated);
+                    record(&story, HELD);
                 }
                 history.end(story, COMPLETED);
                 let kept = history.kept();
@@ -186,27 +187,21 @@ async fn missing_reason_is_derived_from_the_events() {
     let history = History::new(100);
     let reason_of = |outcome, status, happened: &[Event]| {
         let story = begin(&history, "x");
-        happened.iter().for_each(|event| story.record(event.clone()));
+        happened.iter().for_each(|event| record(&story, event.clone()));
         history.end(story, Ending { outcome, admitted: true, status, failed: true });
         history.find("x")[0].reason.clone().unwrap_or_default()
     };
-    let held = Event::Held { position: 1, why: HoldReason::NothingReady };
     let sent = Event::Dispatched { endpoint: "e".into() };
     let first_byte = Event::FirstByte { status: 200 };
     for (outcome, status, happened, reason) in [
-        ("client_gone", None, vec![held.clone()], "The client disconnected while the request was held."),
+        ("client_gone", None, vec![HELD], "The client disconnected while the request was held."),
         (
             "client_gone",
             Some(200),
-            vec![held.clone(), Event::EarlyAnswer],
+            vec![HELD, Event::EarlyAnswer],
             "The client disconnected while the request was held.",
         ),
-        (
-            "client_gone",
-            None,
-            vec![held.clone(), sent.clone()],
-            "The client disconnected before the answer began.",
-        ),
+        ("client_gone", None, vec![HELD, sent.clone()], "The client disconnected before the answer began."),
         ("client_gone", Some(200), vec![sent, first_byte], "The client disconnected during the answer."),
         ("client_gone", None, vec![], "The client disconnected before the answer began."),
         ("draining", Some(200), vec![], "This replica stopped during the answer."),

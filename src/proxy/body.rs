@@ -27,7 +27,7 @@ use super::{
     memory::{AnswersFull, Memory},
     responses::watch::ResponseIdWatch,
 };
-use crate::{domain::Period, error::Outcome, openai};
+use crate::{domain::Period, error::Outcome, history::Event, openai};
 
 /// Maximum decoded size of a response that had to be read as a whole, in bytes.
 const MAX_DECODED: usize = 1 << 20;
@@ -290,7 +290,7 @@ impl Relay {
                     && frame.data_ref().is_some_and(|data| watch.observe(data))
                 {
                     self.watch = None;
-                    self.exchange.first_token();
+                    self.exchange.record(Event::FirstToken);
                 }
                 if let Some(made) = &mut self.made
                     && frame.data_ref().is_some_and(|data| made.observe(data))
@@ -372,7 +372,7 @@ impl Relay {
                 return Poll::Ready(Some(Err(self.fail(paused))));
             };
             if let Some(beat) = beats.beat(self.exchange.id(), self.exchange.started().elapsed()) {
-                self.exchange.beat();
+                self.exchange.record(Event::Heartbeat);
                 return Poll::Ready(Some(Ok(Frame::data(beat))));
             }
         }

@@ -15,7 +15,6 @@ use super::{
     forward,
     lease::Lease,
     outgoing::BodyAbort,
-    request_trace::RequestTrace,
     responses::watch::ResponseIdWatch,
     tunnel::Tunnel,
     upstream_request::{DispatchError, RetryableFailure, UpstreamBody, UpstreamRequest, UpstreamResponse},
@@ -23,6 +22,7 @@ use super::{
 use crate::{
     admission::Permit,
     error::{Outcome, ProxyError},
+    history::Event,
     hold::{Place, Ticket},
     upstream::{Reuse, SendError},
 };
@@ -35,7 +35,7 @@ impl Proxy {
         &self,
         permit: Permit,
         request: &mut UpstreamRequest,
-        mut trace: Option<&mut RequestTrace>,
+        exchange: &mut Exchange,
     ) -> Result<UpstreamResponse, DispatchError> {
         let mut timeouts = permit.gate().policy().upstream;
         let mut limits = **self.shared.limits.load();
@@ -43,17 +43,13 @@ impl Proxy {
         if let Some(intercepted) = intercepted {
             intercepted.apply_limits(&mut timeouts, &mut limits);
         }
-        if let Some(trace) = &mut trace {
-            trace.attempt(permit.endpoint(), head);
-        }
+        exchange.record_dispatch(permit.endpoint(), head);
         let reuse = retries.connection_reuse();
         let keep = (reuse != Reuse::Once).then_some(&self.shared.memory);
         let new_body = || body.for_dispatch(&limits, keep);
         let error = match self.upstream.send(permit.endpoint(), head, new_body, timeouts, reuse).await {
             Ok((response, connection)) => {
-                if let Some(trace) = trace {
-                    trace.answer_began(response.status().as_u16());
-                }
+                exchange.record(Event::HeadArrived { status: response.status().as_u16() });
                 let lease = Lease { connection, pool: self.upstream.clone(), permit };
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                     if intercepted.as_ref().is_some_and(|by| by.upgrade.is_some()) {
@@ -77,9 +73,7 @@ impl Proxy {
             }
             Err(error) => error,
         };
-        if let Some(trace) = trace {
-            trace.attempt_failed(error.name());
-        }
+        exchange.record(Event::AttemptEnded { error: Some(error.name()) });
         let aborted = match &error {
             SendError::Reset { source, .. } => BodyAbort::among(source, &limits),
             SendError::Body(source) => BodyAbort::among(&**source, &limits),

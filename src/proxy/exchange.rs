@@ -9,10 +9,8 @@ use http::{HeaderValue, request};
 use tokio::time::Instant;
 
 use super::{
-    Shared,
-    connection_state::UnderWay,
-    forward,
-    request_trace::{self, EarlyAnswerTime, RequestTrace, TraceSlot},
+    Shared, connection_state::UnderWay, forward, request_trace::TraceSlot,
+    upstream_request::RetryableFailure,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -20,7 +18,8 @@ use crate::{
     error::{Outcome, ProxyError},
     history::{Arrival, Ending, Event, HoldReason, RequestInfo, Story},
     hold::Ticket,
-    openai::{Dialect, Scan},
+    openai::Dialect,
+    state::Endpoint,
     telemetry::HoldEnd,
 };
 
@@ -123,69 +122,60 @@ impl Exchange {
         })
     }
 
-    /// Returns the trace of a sampled request.
-    pub(super) fn trace(&mut self) -> Option<&mut RequestTrace> {
-        self.trace.as_deref_mut()
-    }
-
-    /// Adds the model to the trace.
-    pub fn record_scan(&mut self, scan: &Scan) {
-        if let Some(trace) = &mut self.trace {
-            trace.record_scan(scan);
+    /// Records an event now, in the timeline and the trace. Free without either.
+    pub(super) fn record(&mut self, event: Event) {
+        if self.story.is_some() || self.trace.is_some() {
+            self.record_at(Instant::now(), event);
         }
     }
 
-    /// Returns the cell for the time of an early response, for the trace.
-    pub fn early(&self) -> Option<EarlyAnswerTime> {
-        self.trace.as_ref().map(|trace| trace.early())
+    fn record_at(&mut self, at: Instant, event: Event) {
+        if let Some(trace) = &mut self.trace {
+            trace.record(at, &event);
+        }
+        if let Some(story) = &self.story {
+            story.record(at, event);
+        }
     }
 
     /// Records the start of a hold.
     pub fn begin_hold(&mut self, ticket: &Ticket<Permit>) {
         let since = ticket.since();
         let why = if self.gate.target().is_up() { HoldReason::Saturated } else { HoldReason::NothingReady };
-        if let Some(story) = &self.story {
-            story.held(since, ticket.ahead(), why);
-        }
-        if let Some(trace) = &mut self.trace {
-            trace.hold(since);
-        }
+        self.record_at(since, Event::Held { position: ticket.ahead() + 1, why });
         self.current_hold = Some(CurrentHold { since, activations: self.gate.cold_starts().activations() });
     }
 
     /// Records the end of a hold by a permit.
-    pub fn release(&mut self, permit: &Permit) {
+    pub fn release(&mut self) {
         self.end_hold(HoldEnd::Dispatched);
-        self.record_dispatch(permit);
     }
 
-    /// Records the endpoint of a dispatch.
-    pub fn record_dispatch(&self, permit: &Permit) {
+    /// Records a dispatch. Its span is described by `head`, and becomes the parent of the endpoint's spans there.
+    pub fn record_dispatch(&mut self, endpoint: &Endpoint, head: &mut request::Parts) {
+        if let Some(trace) = &mut self.trace {
+            trace.attempt(endpoint, head);
+        }
         if let Some(story) = &self.story {
-            story.dispatched(permit.endpoint().address());
+            story.record(Instant::now(), Event::dispatched(endpoint.address()));
         }
     }
 
     /// Records a dispatch that failed and may be retried.
     pub(super) fn record_failed_dispatch(
         &mut self,
-        address: &str,
-        reason: &str,
+        failure: &RetryableFailure,
         head: &request::Parts,
         model: Option<&str>,
     ) {
-        self.story(head, model).dispatch_failed(address, reason);
+        self.story(head, model);
+        self.record(Event::dispatch_failed(failure.permit.endpoint().address(), &failure.reason));
     }
 
     /// Records the end of a hold by the fallback.
     pub fn record_fallback(&mut self) {
         self.end_hold(HoldEnd::Ended(Outcome::ColdStartTimeout));
-        if let Some(story) = &self.story {
-            story.record(Event::FellBack);
-        }
-        if let Some(trace) = &mut self.trace {
-            trace.record_fallback();
-        }
+        self.record(Event::FellBack);
     }
 
     /// Records the head of the response.
@@ -194,31 +184,12 @@ impl Exchange {
         // Exemplars point to slow requests only.
         let traced = self.trace.as_ref().filter(|_| self.waited().is_some()).map(|trace| trace.id());
         self.gate.counters().first_byte(self.started.elapsed(), self.cold, traced);
-        if let Some(story) = &self.story {
-            story.record(Event::FirstByte { status });
-        }
-    }
-
-    /// Records a heartbeat.
-    pub fn beat(&self) {
-        if let Some(story) = &self.story {
-            story.heartbeat();
-        }
+        self.record(Event::FirstByte { status });
     }
 
     /// Returns the request id as text.
     pub fn id(&self) -> &str {
         self.request_id.to_str().unwrap_or("anteroom")
-    }
-
-    /// Records the first token of the response.
-    pub fn first_token(&mut self) {
-        if let Some(story) = &self.story {
-            story.record(Event::FirstToken);
-        }
-        if let Some(trace) = &mut self.trace {
-            trace.first_token();
-        }
     }
 
     /// Splits the wait by phase of the cold start. The remainder was spent waiting for capacity.
@@ -230,9 +201,8 @@ impl Exchange {
     /// Sets the outcome. The last call wins.
     pub fn end(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
-        if let Some(trace) = &mut self.trace {
-            trace.end_attempt(outcome);
-        }
+        let error = (outcome != Outcome::Completed).then(|| outcome.name());
+        self.record(Event::AttemptEnded { error });
     }
 
     /// Sets the outcome of a response that the endpoint aborted.
@@ -278,31 +248,30 @@ impl Exchange {
                 HoldEnd::Ended(_) => LeaveReason::Failed,
             });
         }
-        let traced = self.trace.as_mut().map(|trace| {
-            trace.end_hold(hold.since + held);
-            trace.id()
-        });
-        self.gate.counters().held(end, held, traced);
+        let cold_start = cold_starts.latest_id().filter(|_| self.cold);
+        self.gate.counters().held(end, held, self.trace.as_ref().map(|trace| trace.id()));
         self.gate.mark_dirty();
-        if let Some(story) = &self.story {
-            story.dequeued(hold.since + held, cold_starts.latest_id().filter(|_| self.cold));
-        }
+        self.record_at(hold.since + held, Event::Dequeued { cold_start });
     }
 
-    /// Adds the timeline to the history if the request was held or has failed. Cancelling a response that has begun is no
-    /// failure.
-    fn end_story(&mut self, outcome: Outcome) {
+    /// Ends the trace, and adds the timeline to the history if the request was held or has failed. Cancelling a response
+    /// that has begun is no failure.
+    fn record_end(&mut self, outcome: Outcome) {
+        let status = (self.status != NO_ANSWER).then_some(self.status);
         let failed = match outcome {
             Outcome::Completed => self.status >= 500,
             Outcome::ClientGone => false,
             _ => true,
         };
-        if failed || (outcome == Outcome::ClientGone && self.status == NO_ANSWER) {
+        if failed || (outcome == Outcome::ClientGone && status.is_none()) {
             self.story_of_failure();
         }
+        let ending = Ending { outcome: outcome.name(), admitted: true, status, failed };
+        if let Some(trace) = &mut self.trace {
+            let early = self.story.as_ref().and_then(|story| story.early_answer());
+            trace.ended(&self.gate, &self.request_id, ending, early, self.cold);
+        }
         if let Some(story) = self.story.take() {
-            let status = (self.status != NO_ANSWER).then_some(self.status);
-            let ending = Ending { outcome: outcome.name(), admitted: true, status, failed };
             self.shared.history.end(story, ending);
         }
     }
@@ -321,16 +290,7 @@ impl Drop for Exchange {
             self.under_way.given_up(self.started);
         }
         // Before the counter, so that the history is complete when the counter changes.
-        self.end_story(outcome);
-        if let Some(trace) = &mut self.trace {
-            trace.ended(&request_trace::TraceEnding {
-                gate: &self.gate,
-                request_id: &self.request_id,
-                outcome,
-                status: (self.status != NO_ANSWER).then_some(self.status),
-                cold: self.cold,
-            });
-        }
+        self.record_end(outcome);
         self.gate.counters().end(outcome, self.status, self.cold);
         tracing::debug!(
             route = %self.gate.key(),

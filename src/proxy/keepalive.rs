@@ -22,7 +22,6 @@ use super::{
     exchange::Exchange,
     forward::SERVER_TIMING,
     heartbeat::{Heartbeat, ResponseHeartbeats},
-    request_trace::EarlyAnswerTime,
 };
 use crate::{
     admission::{Gate, Permit},
@@ -46,7 +45,6 @@ pub struct WaitStatus {
     id: HeaderValue,
     dialect: Dialect,
     story: Arc<Story>,
-    early: Option<EarlyAnswerTime>,
     /// Position in the queue; `None` while dispatched.
     position: Mutex<Option<Spot<Permit>>>,
 }
@@ -98,7 +96,6 @@ impl WaitStatus {
             id: exchange.request_id.clone(),
             dialect: exchange.dialect,
             story,
-            early: exchange.early(),
             position: Mutex::default(),
         })
     }
@@ -142,7 +139,7 @@ impl WaitStatus {
     }
 
     fn heartbeat(&self, heartbeat: Heartbeat) -> Bytes {
-        self.story.heartbeat();
+        self.story.record(Instant::now(), Event::Heartbeat);
         let comment = || openai::sse_comment(&self.describe());
         match heartbeat {
             Heartbeat::Comment => comment(),
@@ -182,10 +179,7 @@ impl EarlyResponse {
         interval: Duration,
         wait: Arc<WaitStatus>,
     ) -> Response<Body> {
-        wait.story.record(Event::EarlyAnswer);
-        if let Some(early) = &wait.early {
-            let _ = early.set(Instant::now());
-        }
+        wait.story.record(Instant::now(), Event::EarlyAnswer);
         let mut ticks = interval_at(Instant::now(), interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let body = Self {

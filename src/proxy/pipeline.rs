@@ -162,7 +162,7 @@ impl Proxy {
             return Box::pin(self.hold(routed, trace)).await;
         };
         let (mut exchange, mut request, scan) = self.open_exchange(routed, trace.take());
-        match self.dispatch(permit, &mut request, exchange.trace()).await {
+        match self.dispatch(permit, &mut request, &mut exchange).await {
             Ok(answer) => {
                 let mut response = self.forward_response(answer, exchange, request);
                 response.body_mut().name_model(scan.model);
@@ -173,13 +173,7 @@ impl Proxy {
                 Ok(fail(exchange, &error).into())
             }
             Err(DispatchError::Retryable(failure)) => {
-                let address = failure.permit.endpoint().address();
-                exchange.record_failed_dispatch(
-                    address,
-                    &failure.reason,
-                    &request.head,
-                    scan.model.as_deref(),
-                );
+                exchange.record_failed_dispatch(&failure, &request.head, scan.model.as_deref());
                 let over = request.intercepted.as_ref().and_then(|by| by.deadline);
                 let held = exchange.started() + exchange.gate().policy().hold.timeout.get();
                 let deadline = over.map_or(held, |over| over.min(held));
@@ -259,7 +253,7 @@ impl Proxy {
     pub(super) fn open_exchange(
         &self,
         routed: RoutedRequest,
-        trace: TraceSlot,
+        mut trace: TraceSlot,
     ) -> (Exchange, UpstreamRequest, Scan) {
         let RoutedRequest {
             head,
@@ -276,8 +270,10 @@ impl Proxy {
         } = routed;
         let dialect = Dialect::of(head.uri.path(), &head.headers);
         let shared = self.shared.clone();
-        let mut exchange = Exchange::new(gate, under_way, shared, request_id, dialect, started, trace);
-        exchange.record_scan(&scan);
+        if let Some(trace) = &mut trace {
+            trace.record_scan(&scan);
+        }
+        let exchange = Exchange::new(gate, under_way, shared, request_id, dialect, started, trace);
         (exchange, UpstreamRequest::new(head, body, intercepted, heartbeats, affinity), scan)
     }
 

@@ -116,7 +116,7 @@ impl Proxy {
         let gate = permit.gate().clone();
         let routed = received.routed_to(gate, client);
         let (mut exchange, mut request, _) = self.open_exchange(routed, trace.take());
-        let error = match self.dispatch(permit, &mut request, exchange.trace()).await {
+        let error = match self.dispatch(permit, &mut request, &mut exchange).await {
             Ok(answer) => return self.forward_response(answer, exchange, request),
             Err(DispatchError::Final(error)) => error,
             // Not retried: the browser will.

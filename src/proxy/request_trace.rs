@@ -6,7 +6,7 @@
 mod describe;
 mod phases;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, request};
 use opentelemetry::Value;
@@ -16,6 +16,7 @@ use super::Client;
 use crate::{
     admission::Gate,
     error::{Outcome, ProxyError},
+    history::{Ending, Event},
     openai::Scan,
     state::{Endpoint, Protocol},
     telemetry::traces::{Clock, Context, Kind, Parent, Span, Traces, names},
@@ -27,38 +28,19 @@ const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The trace of a request, if sampled. Taken on admission.
 pub(super) type TraceSlot = Option<Box<RequestTrace>>;
 
-/// Time of an early 200, set by its body.
-pub(super) type EarlyAnswerTime = Arc<OnceLock<Instant>>;
-
 /// The trace of a sampled request.
 pub struct RequestTrace {
     traces: Arc<Traces>,
     context: Context,
     clock: Clock,
     server: Span,
-    open: Option<OpenSpan>,
-    done: Vec<OpenSpan>,
+    /// The current hold or attempt.
+    open: Option<Span>,
+    done: Vec<Span>,
     /// Spans over [`Traces::MAX_SPANS`].
     dropped: u64,
     /// Attempts so far.
     sent: u32,
-    early: EarlyAnswerTime,
-}
-
-/// The current child span.
-enum OpenSpan {
-    Hold(Span),
-    Attempt(Span),
-}
-
-/// End of an admitted request.
-pub(super) struct TraceEnding<'a> {
-    pub(super) gate: &'a Gate,
-    pub(super) request_id: &'a HeaderValue,
-    pub(super) outcome: Outcome,
-    /// Status sent to the client; `None` without a response.
-    pub(super) status: Option<u16>,
-    pub(super) cold: bool,
 }
 
 // === impl RequestTrace ===
@@ -101,18 +83,12 @@ impl RequestTrace {
             done: Vec::new(),
             dropped: 0,
             sent: 0,
-            early: EarlyAnswerTime::default(),
         }))
     }
 
     /// Returns the trace id, for exemplars.
     pub(super) fn id(&self) -> u128 {
         self.context.trace_id
-    }
-
-    /// Returns the cell for the time of an early 200.
-    pub(super) fn early(&self) -> EarlyAnswerTime {
-        self.early.clone()
     }
 
     /// Adds the model and `stream`.
@@ -125,26 +101,40 @@ impl RequestTrace {
         }
     }
 
-    /// Starts the span of a hold.
-    pub(super) fn hold(&mut self, since: Instant) {
-        self.close(Instant::now());
-        if self.sent > 0 {
-            self.server.event(since, names::HELD_AGAIN, Vec::new());
+    /// Records an event. A dispatch is recorded by [`Self::attempt`].
+    pub(super) fn record(&mut self, at: Instant, event: &Event) {
+        let attempt = self.open.as_mut().filter(|span| span.kind == Kind::Client);
+        match (event, attempt) {
+            (Event::Held { .. }, _) => {
+                self.close(at);
+                if self.sent > 0 {
+                    self.server.event(at, names::HELD_AGAIN);
+                }
+                self.open = Some(Span::new(names::HOLD.into(), Kind::Internal, self.server.id, at));
+            }
+            (Event::Dequeued { .. }, _) => self.close(at),
+            (Event::FellBack, _) => self.server.event(at, names::FELL_BACK),
+            (Event::HeadArrived { status }, Some(span)) => {
+                span.event(at, names::FIRST_BYTE);
+                span.set(names::STATUS_CODE, i64::from(*status));
+                if *status >= 400 {
+                    fail(span, status.to_string());
+                }
+            }
+            (Event::FirstToken, span) => {
+                if let Some(span) = span {
+                    span.event(at, names::FIRST_TOKEN);
+                }
+                self.server.set(names::FIRST_CHUNK, (at - self.server.start).as_secs_f64());
+            }
+            (Event::AttemptEnded { error }, Some(span)) => {
+                if let Some(error) = error {
+                    fail(span, *error);
+                }
+                self.close(at);
+            }
+            _ => {}
         }
-        let span = Span::new(names::HOLD.into(), Kind::Internal, self.server.id, since);
-        self.open = Some(OpenSpan::Hold(span));
-    }
-
-    /// Ends the span of a hold.
-    pub(super) fn end_hold(&mut self, end: Instant) {
-        if let Some(OpenSpan::Hold(_)) = self.open {
-            self.close(end);
-        }
-    }
-
-    /// Records the use of the fallback.
-    pub(super) fn record_fallback(&mut self) {
-        self.server.event(Instant::now(), names::FELL_BACK, Vec::new());
     }
 
     /// Starts the span of an attempt, and makes it the parent of the endpoint's spans.
@@ -158,43 +148,7 @@ impl RequestTrace {
         }
         self.sent = self.sent.saturating_add(1);
         set_parent(&mut head.headers, &self.context, span.id);
-        self.open = Some(OpenSpan::Attempt(span));
-    }
-
-    /// Records the head of the response.
-    pub(super) fn answer_began(&mut self, status: u16) {
-        let Some(OpenSpan::Attempt(span)) = &mut self.open else { return };
-        span.event(Instant::now(), names::FIRST_BYTE, Vec::new());
-        span.set(names::STATUS_CODE, i64::from(status));
-        if status >= 400 {
-            fail(span, status.to_string());
-        }
-    }
-
-    /// Records the first token.
-    pub(super) fn first_token(&mut self) {
-        let now = Instant::now();
-        self.server.set(names::FIRST_CHUNK, (now - self.server.start).as_secs_f64());
-        if let Some(OpenSpan::Attempt(span)) = &mut self.open {
-            span.event(now, names::FIRST_TOKEN, Vec::new());
-        }
-    }
-
-    /// Ends an attempt without a response.
-    pub(super) fn attempt_failed(&mut self, why: &'static str) {
-        if let Some(OpenSpan::Attempt(span)) = &mut self.open {
-            fail(span, why);
-        }
-        self.close(Instant::now());
-    }
-
-    /// Ends an attempt after its response.
-    pub(super) fn end_attempt(&mut self, outcome: Outcome) {
-        let Some(OpenSpan::Attempt(span)) = &mut self.open else { return };
-        if outcome != Outcome::Completed {
-            fail(span, outcome.name());
-        }
-        self.close(Instant::now());
+        self.open = Some(span);
     }
 
     /// Ends the trace of a request that was not admitted.
@@ -204,19 +158,11 @@ impl RequestTrace {
         request_id: &HeaderValue,
         error: &ProxyError,
     ) {
-        let answer = error.answer();
-        self.server.set(names::REQUEST_ID, text(request_id));
-        if let Some(gate) = gate {
-            self.server.set(names::ANTEROOM_ROUTE, gate.key().to_string());
-        }
         if let ProxyError::ModelNotFound(model) = error {
             self.server.set(names::MODEL, model.to_string());
         }
-        self.server.set(names::OUTCOME, answer.code);
-        self.answered(answer.status.as_u16());
-        if answer.status.is_server_error() {
-            fail(&mut self.server, answer.code);
-        }
+        let answer = error.answer();
+        self.describe_end(gate, request_id, answer.code, Some(answer.status.as_u16()));
     }
 
     /// Records a response of the proxy itself.
@@ -227,46 +173,64 @@ impl RequestTrace {
         }
     }
 
-    /// Ends the trace of an admitted request.
-    pub(super) fn ended(&mut self, ending: &TraceEnding<'_>) {
-        let TraceEnding { gate, request_id, outcome, status, cold } = *ending;
-        self.end_attempt(outcome);
-        self.close(Instant::now());
-        let server = &mut self.server;
-        server.set(names::ANTEROOM_ROUTE, gate.key().to_string());
-        server.set(names::REQUEST_ID, text(request_id));
-        server.set(names::OUTCOME, outcome.name());
-        server.set(names::COLD_START, cold);
-        let early = self.early.get().copied();
+    /// Ends the trace of an admitted request, which got a 200 `early` whatever `ending` says.
+    pub(super) fn ended(
+        &mut self,
+        gate: &Gate,
+        request_id: &HeaderValue,
+        ending: Ending,
+        early: Option<Instant>,
+        cold: bool,
+    ) {
+        let Ending { outcome, status, .. } = ending;
+        let error = (outcome != Outcome::Completed.name()).then_some(outcome);
+        self.record(Instant::now(), &Event::AttemptEnded { error });
+        self.server.set(names::COLD_START, cold);
         if let Some(early) = early {
-            server.event(early, names::EARLY_200, Vec::new());
+            self.server.event(early, names::EARLY_200);
         }
-        let sent = early.map(|_| 200).or(status);
-        if let Some(sent) = sent {
-            server.set(names::STATUS_CODE, i64::from(sent));
-        }
-        match (outcome, sent) {
-            (Outcome::Completed, Some(status)) if status >= 500 => fail(server, status.to_string()),
-            // A client error that was reported in full.
-            (Outcome::Completed, _) | (_, Some(400..=498)) => {}
-            (outcome, _) => fail(server, outcome.name()),
-        }
+        self.describe_end(Some(gate), request_id, outcome, early.map(|_| 200).or(status));
         for place in 0..self.done.len() {
-            if let OpenSpan::Hold(hold) = &mut self.done[place] {
-                let phases = phases::of(gate.cold_starts(), hold);
-                phases.into_iter().for_each(|span| self.keep(OpenSpan::Attempt(span)));
+            if self.done[place].kind == Kind::Internal {
+                let phases = phases::of(gate.cold_starts(), &mut self.done[place]);
+                phases.into_iter().for_each(|span| self.keep(span));
             }
+        }
+    }
+
+    fn describe_end(
+        &mut self,
+        gate: Option<&Gate>,
+        request_id: &HeaderValue,
+        outcome: &'static str,
+        status: Option<u16>,
+    ) {
+        let server = &mut self.server;
+        if let Some(gate) = gate {
+            server.set(names::ANTEROOM_ROUTE, gate.key().to_string());
+        }
+        server.set(names::REQUEST_ID, text(request_id));
+        server.set(names::OUTCOME, outcome);
+        if let Some(status) = status {
+            server.set(names::STATUS_CODE, i64::from(status));
+        }
+        match status {
+            // A client error that was reported in full.
+            Some(400..=498) => {}
+            Some(status @ 500..) if outcome == Outcome::Completed.name() => fail(server, status.to_string()),
+            _ if outcome == Outcome::Completed.name() => {}
+            _ => fail(server, outcome),
         }
     }
 
     fn close(&mut self, now: Instant) {
         if let Some(mut open) = self.open.take() {
-            open.span().end = now;
+            open.end = now;
             self.keep(open);
         }
     }
 
-    fn keep(&mut self, span: OpenSpan) {
+    fn keep(&mut self, span: Span) {
         if self.done.len() + 1 < Traces::MAX_SPANS { self.done.push(span) } else { self.dropped += 1 }
     }
 }
@@ -282,24 +246,8 @@ impl Drop for RequestTrace {
         self.close(now);
         self.server.end = now;
         let server = std::mem::replace(&mut self.server, Span::new("".into(), Kind::Server, 0, now));
-        let spans = std::iter::once(server).chain(self.done.drain(..).map(OpenSpan::into_span)).collect();
+        let spans = std::iter::once(server).chain(self.done.drain(..)).collect();
         self.traces.submit(&self.context, &self.clock, spans, self.dropped);
-    }
-}
-
-// === impl OpenSpan ===
-
-impl OpenSpan {
-    const fn span(&mut self) -> &mut Span {
-        match self {
-            Self::Hold(span) | Self::Attempt(span) => span,
-        }
-    }
-
-    fn into_span(self) -> Span {
-        match self {
-            Self::Hold(span) | Self::Attempt(span) => span,
-        }
     }
 }
 

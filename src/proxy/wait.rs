@@ -133,16 +133,15 @@ impl Proxy {
                 drop(ticket);
                 let (error, may_fall_back) = match released {
                     Some(Released::Dispatch(permit)) => {
-                        exchange.release(&permit);
+                        exchange.release();
                         // Boxed so that dispatching adds nothing to the size of a held request.
                         let sent = Box::pin(async {
-                            let failure = match self.dispatch(permit, &mut request, exchange.trace()).await {
+                            let failure = match self.dispatch(permit, &mut request, &mut exchange).await {
                                 Ok(answer) => return Dispatched::Responded(Box::new(answer)),
                                 Err(DispatchError::Final(error)) => return Dispatched::Failed(error),
                                 Err(DispatchError::Retryable(failure)) => failure,
                             };
-                            let address = failure.permit.endpoint().address();
-                            exchange.record_failed_dispatch(address, &failure.reason, &request.head, None);
+                            exchange.record_failed_dispatch(&failure, &request.head, None);
                             // Without a backoff the request would be released again before the timer is polled.
                             if failure.is_ours && Instant::now() >= deadline.at {
                                 return Dispatched::DeadlinePassed;

@@ -74,7 +74,7 @@ impl Proxy {
         let routed =
             RoutedRequest { intercepted: Some(Box::new(intercepted)), ..received.routed_to(gate, client) };
         let (mut exchange, mut request, _) = self.open_exchange(routed, trace.take());
-        match self.dispatch(permit, &mut request, exchange.trace()).await {
+        match self.dispatch(permit, &mut request, &mut exchange).await {
             Ok(answer) => Ok(self.forward_response(answer, exchange, request).into()),
             Err(DispatchError::Final(error)) => {
                 exchange.story(&request.head, None);
@@ -105,8 +105,7 @@ impl Proxy {
         if let Some(intercepted) = &mut request.intercepted {
             intercepted.reports_cold_start = false;
         }
-        exchange.record_dispatch(&permit);
-        match self.dispatch(permit, &mut request, exchange.trace()).await {
+        match self.dispatch(permit, &mut request, &mut exchange).await {
             Ok(answer) => Ok(self.forward_response(answer, exchange, request)),
             Err(DispatchError::Final(error)) => Err((exchange, error)),
             Err(DispatchError::Retryable(RetryableFailure { permit, reason, .. })) => {

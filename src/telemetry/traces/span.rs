@@ -39,13 +39,14 @@ pub struct Span {
     pub parent: u64,
     /// Name.
     pub name: Cow<'static, str>,
-    kind: Kind,
+    /// Remote side.
+    pub kind: Kind,
     /// Start.
     pub start: Instant,
     /// End; equals `start` until then.
     pub end: Instant,
     attributes: Vec<KeyValue>,
-    events: Vec<(Instant, &'static str, Vec<KeyValue>)>,
+    events: Vec<(Instant, &'static str)>,
     failed: bool,
 }
 
@@ -99,8 +100,8 @@ impl Span {
     }
 
     /// Adds an event.
-    pub fn event(&mut self, at: Instant, name: &'static str, attributes: Vec<KeyValue>) {
-        self.events.push((at, name, attributes));
+    pub fn event(&mut self, at: Instant, name: &'static str) {
+        self.events.push((at, name));
     }
 
     /// Marks the span as failed.
@@ -114,7 +115,7 @@ impl Span {
         events.events = self
             .events
             .into_iter()
-            .map(|(at, name, attributes)| Event::new(name, clock.wall(at), attributes, 0))
+            .map(|(at, name)| Event::new(name, clock.wall(at), Vec::new(), 0))
             .collect();
         SpanData {
             span_context: SpanContext::new(
