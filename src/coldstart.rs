@@ -10,6 +10,7 @@ mod vllm_log;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use crate::domain::RouteKey;
 pub use crate::domain::{Part, Phase};
@@ -20,8 +21,9 @@ pub use tracker::{FirstAnswer, LeaveReason, TargetKind, Tracker};
 pub use vllm_log::VllmLog;
 
 /// The way in which the target was brought up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ColdStartKind {
     /// The target was started.
     #[default]
@@ -31,8 +33,9 @@ pub enum ColdStartKind {
 }
 
 /// Result of an activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize, IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ColdStartOutcome {
     /// A request was answered.
     Completed,
@@ -182,11 +185,8 @@ impl ColdStart {
 
 impl ColdStartKind {
     /// Returns the name in metrics and logs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ColdStart => "cold_start",
-            Self::Wake => "wake",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -194,11 +194,7 @@ impl ColdStartKind {
 
 impl ColdStartOutcome {
     /// Returns the name in metrics and logs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::Abandoned => "abandoned",
-            Self::Failed => "failed",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }

@@ -3,13 +3,15 @@
 use std::{borrow::Cow, fmt, time::Duration};
 
 use http::StatusCode;
+use strum::{IntoStaticStr, VariantArray};
 use thiserror::Error;
 use tonic::Code;
 
 use crate::domain::{ByteCount, FailureDetail, Period, Reason, RouteKey, withhold_addresses};
 
 /// End of a request; every admitted request has exactly one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The response was sent to its last byte, whatever its status.
     Completed,
@@ -30,7 +32,7 @@ pub enum Outcome {
 }
 
 /// Reason for rejecting a request before admission.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, VariantArray)]
 pub enum Refusal {
     /// Not an API path.
     UnknownPath,
@@ -204,29 +206,11 @@ fn echo(text: &str) -> impl fmt::Display {
 
 impl Outcome {
     /// All outcomes, in the order of their discriminants.
-    pub const ALL: [Self; 8] = [
-        Self::Completed,
-        Self::ClientGone,
-        Self::ColdStartTimeout,
-        Self::ColdStartFailed,
-        Self::UpstreamError,
-        Self::ClientStalled,
-        Self::Draining,
-        Self::Internal,
-    ];
+    pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns the name used in metrics and logs.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::ClientGone => "client_gone",
-            Self::ColdStartTimeout => "cold_start_timeout",
-            Self::ColdStartFailed => "cold_start_failed",
-            Self::UpstreamError => "upstream_error",
-            Self::ClientStalled => "client_stalled",
-            Self::Draining => "draining",
-            Self::Internal => "internal",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -234,21 +218,7 @@ impl Outcome {
 
 impl Refusal {
     /// All refusals, in the order of their discriminants.
-    pub const ALL: [Self; 13] = [
-        Self::UnknownPath,
-        Self::MethodNotAllowed,
-        Self::ModelNotFound,
-        Self::CrossSite,
-        Self::InvalidRequest,
-        Self::UnsupportedEncoding,
-        Self::RequestTooLarge,
-        Self::RequestTimeout,
-        Self::HoldQueueFull,
-        Self::Saturated,
-        Self::NoWait,
-        Self::AutoscalingPaused,
-        Self::Draining,
-    ];
+    pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns the response. Its code is also the name in metrics and logs.
     pub const fn answer(self) -> Answer {

@@ -35,6 +35,7 @@ pub use ramp::Level;
 use ramp::Ramp;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
 pub use start::{PartSeen, PodStart, PodWarning, Seen, Stamp, Tail};
+use strum::IntoStaticStr;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -95,7 +96,8 @@ struct Obstacles {
 }
 
 /// Status of a target, for users and the API.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Status {
     /// Nothing runs and nothing is requested.
     #[default]
@@ -573,15 +575,8 @@ impl TargetState {
 
 impl Status {
     /// Returns the name used in the API.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Idle => "idle",
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::Sleeping => "sleeping",
-            Self::Stopping => "stopping",
-            Self::Failed(_) => "failed",
-        }
+    pub fn name(&self) -> &'static str {
+        self.into()
     }
 }
 

@@ -13,6 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
+use strum::IntoStaticStr;
 use thiserror::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -92,8 +93,9 @@ enum Dialed {
 }
 
 /// Reason for a missing response head.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, IntoStaticStr)]
 #[expect(missing_docs, reason = "each variant's text says what it is")]
+#[strum(serialize_all = "snake_case")]
 pub enum SendError {
     #[error("cannot connect to {address}: {source}")]
     Connect { address: Box<str>, source: io::Error },
@@ -106,6 +108,7 @@ pub enum SendError {
     #[error("{0} is gone: its pod was deleted or has died")]
     Gone(Box<str>),
     #[error("the request body broke off: {0}")]
+    #[strum(serialize = "request_body")]
     Body(Box<dyn std::error::Error + Send + Sync>),
     #[error(
         "{address} answered with more than {limit} header fields, or with a head of more than 64 KiB; \
@@ -382,16 +385,8 @@ impl Reuse {
 
 impl SendError {
     /// Returns a short name for metrics and records.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Connect { .. } => "connect",
-            Self::ConnectTimeout(_) => "connect_timeout",
-            Self::Reset { .. } => "reset",
-            Self::Gone(_) => "gone",
-            Self::Body(_) => "request_body",
-            Self::HeadTooLarge { .. } => "head_too_large",
-            Self::ResponseTimeout { .. } => "response_timeout",
-        }
+    pub fn name(&self) -> &'static str {
+        self.into()
     }
 
     /// Returns whether the failure is local: out of file descriptors, ports or memory.

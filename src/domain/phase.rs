@@ -1,11 +1,14 @@
 //! Phases of a cold start, and parts within some of them.
 
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray};
 
 /// A phase of a cold start. Phases follow each other without gap or overlap, so they sum to the total. A phase that
 /// cannot be observed is absent; its time belongs to the next observed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Phase {
     /// From the first request until the scaler or launcher has received the demand.
     Signal,
@@ -34,6 +37,8 @@ pub enum Phase {
 /// A part of a phase. Parts do not overlap and need not fill their phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Part {
     /// Creation of a node for the pod, in [`Phase::Schedule`].
     NodeCreate,
@@ -57,35 +62,11 @@ pub enum Part {
 
 impl Phase {
     /// All phases, in order.
-    pub const ALL: [Self; 11] = [
-        Self::Signal,
-        Self::Scale,
-        Self::Create,
-        Self::Schedule,
-        Self::Pull,
-        Self::Start,
-        Self::Load,
-        Self::Propagate,
-        Self::Dispatch,
-        Self::FirstByte,
-        Self::FirstToken,
-    ];
+    pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns the name used in metrics, records and heartbeats.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Signal => "signal",
-            Self::Scale => "scale",
-            Self::Create => "create",
-            Self::Schedule => "schedule",
-            Self::Pull => "pull",
-            Self::Start => "start",
-            Self::Load => "load",
-            Self::Propagate => "propagate",
-            Self::Dispatch => "dispatch",
-            Self::FirstByte => "first_byte",
-            Self::FirstToken => "first_token",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 
     /// Returns whether the phase precedes the first dispatch.
@@ -98,29 +79,11 @@ impl Phase {
 
 impl Part {
     /// All parts, in order.
-    pub const ALL: [Self; 8] = [
-        Self::NodeCreate,
-        Self::NodeReady,
-        Self::EngineStart,
-        Self::WeightsDownload,
-        Self::Weights,
-        Self::Compile,
-        Self::Warmup,
-        Self::ServerStart,
-    ];
+    pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns the name used in records.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::NodeCreate => "node_create",
-            Self::NodeReady => "node_ready",
-            Self::EngineStart => "engine_start",
-            Self::WeightsDownload => "weights_download",
-            Self::Weights => "weights",
-            Self::Compile => "compile",
-            Self::Warmup => "warmup",
-            Self::ServerStart => "server_start",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 
     /// Returns the phase that contains the part.

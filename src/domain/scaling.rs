@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{IntoStaticStr, VariantArray};
 
 use super::Period;
 
@@ -92,42 +93,44 @@ pub enum WhenPaused {
     Hold,
 }
 
-/// Kind of an obstacle to the start of a target.
+/// Kind of an obstacle to the start of a target, in descending order of what it explains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum ObstacleKind {
     /// The ScaledObject is paused.
     AutoscalingPaused,
+    /// The Kubernetes API server is unreachable; everything below may be stale.
+    ApiServerUnreachable,
     /// No ScaledObject names the route.
     NoScaledObject,
-    /// KEDA has no open stream to the scaler.
-    NoKedaStream,
-    /// KEDA drops pushes because the ScaledObject's status does not list the metric.
-    PushDropped,
-    /// The image cannot be pulled.
-    ImagePull,
-    /// The container exits repeatedly.
-    CrashLoop,
-    /// No node accepts the pod.
-    Unschedulable,
-    /// A quota or an admission policy rejects the pod.
-    Quota,
-    /// The container was OOM-killed.
-    OutOfMemory,
     /// The workload cannot be scaled: no permission, another scaler owns it, or it does not exist.
     ScaleRefused,
-    /// The Kubernetes API server is unreachable; the known state may be stale.
-    ApiServerUnreachable,
     /// The Service or InferencePool does not exist or lacks the route's port.
     NoService,
+    /// The container was OOM-killed.
+    OutOfMemory,
+    /// The container exits repeatedly.
+    CrashLoop,
+    /// A volume of the pod cannot be mounted.
+    Volume,
+    /// The image cannot be pulled.
+    ImagePull,
+    /// A quota or an admission policy rejects the pod.
+    Quota,
+    /// No node accepts the pod.
+    Unschedulable,
     /// The Service selects none of the workload's pods.
     NoPodsSelected,
     /// The pod is ready, but nothing listens on the Service's target port.
     PortRefused,
-    /// A volume of the pod cannot be mounted.
-    Volume,
     /// The pod runs but is not ready.
     NotReady,
+    /// KEDA has no open stream to the scaler.
+    NoKedaStream,
+    /// KEDA drops pushes because the ScaledObject's status does not list the metric.
+    PushDropped,
     /// The host name of the target or its gateway does not resolve.
     NameUnresolved,
     /// The server rejects the probe: wrong path or missing credentials.
@@ -229,29 +232,8 @@ impl Workload {
 // === impl ObstacleKind ===
 
 impl ObstacleKind {
-    /// All kinds, in descending order of what they explain.
-    pub const ALL: [Self; 19] = [
-        Self::AutoscalingPaused,
-        // Everything below may be stale then.
-        Self::ApiServerUnreachable,
-        Self::NoScaledObject,
-        Self::ScaleRefused,
-        Self::NoService,
-        Self::OutOfMemory,
-        Self::CrashLoop,
-        Self::Volume,
-        Self::ImagePull,
-        Self::Quota,
-        Self::Unschedulable,
-        Self::NoPodsSelected,
-        Self::PortRefused,
-        Self::NotReady,
-        Self::NoKedaStream,
-        Self::PushDropped,
-        Self::NameUnresolved,
-        Self::ProbeRejected,
-        Self::NotAnswering,
-    ];
+    /// All kinds, in order.
+    pub const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     /// Returns whether the proxy's own probes detect it, rather than the cluster.
     pub const fn is_seen_by_probes(self) -> bool {
@@ -264,28 +246,8 @@ impl ObstacleKind {
     }
 
     /// Returns the name used in metrics, records, logs and conditions.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::AutoscalingPaused => "autoscaling_paused",
-            Self::NoScaledObject => "no_scaled_object",
-            Self::NoKedaStream => "no_keda_stream",
-            Self::PushDropped => "push_dropped",
-            Self::ImagePull => "image_pull",
-            Self::CrashLoop => "crash_loop",
-            Self::Unschedulable => "unschedulable",
-            Self::Quota => "quota",
-            Self::OutOfMemory => "out_of_memory",
-            Self::ScaleRefused => "scale_refused",
-            Self::ApiServerUnreachable => "api_server_unreachable",
-            Self::NoService => "no_service",
-            Self::NoPodsSelected => "no_pods_selected",
-            Self::PortRefused => "port_refused",
-            Self::Volume => "volume",
-            Self::NotReady => "not_ready",
-            Self::NameUnresolved => "name_unresolved",
-            Self::ProbeRejected => "probe_rejected",
-            Self::NotAnswering => "not_answering",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 

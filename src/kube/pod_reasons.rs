@@ -42,12 +42,7 @@ pub fn trouble(pod: &Pod) -> Option<Trouble> {
     let container = init.chain(main).filter_map(|(container, what)| {
         container_trouble(container, &format!("Pod `{name}`: {what} `{}`", container.name))
     });
-    container.min_by_key(|trouble| rank(trouble.kind)).or_else(|| unscheduled_pod(pod, name))
-}
-
-/// Returns the rank of a kind; lower explains more.
-pub fn rank(kind: ObstacleKind) -> usize {
-    ObstacleKind::ALL.iter().position(|known| *known == kind).unwrap_or(usize::MAX)
+    container.min_by_key(|trouble| trouble.kind).or_else(|| unscheduled_pod(pod, name))
 }
 
 /// Describes a failed pod: rejected by the node or kubelet, or ended for good.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    pod_reasons::{Trouble, rank},
+    pod_reasons::Trouble,
     scaled_objects::{Pause, ScaledObject, Trigger},
 };
 use crate::{
@@ -191,7 +191,7 @@ impl WorkloadFacts {
 // === impl Facts ===
 
 impl Facts {
-    /// Returns the obstacle to the first endpoint of `route`; of several, the one with the highest rank.
+    /// Returns the obstacle to the first endpoint of `route`; of several, the one that explains most.
     pub fn obstacle(&self, route: &RouteKey, view: &ProxyView) -> Option<Trouble> {
         let scaling_obstacle = if self.is_at_zero(view) { self.scaling_obstacle(route, view) } else { None };
         let api_server = view.api_server.clone();
@@ -201,7 +201,7 @@ impl Facts {
             .chain(api_server)
             .chain(self.pods_obstacle())
             .chain(self.target_obstacle(view));
-        all.min_by_key(|trouble| rank(trouble.kind))
+        all.min_by_key(|trouble| trouble.kind)
     }
 
     /// Returns the earliest last scale-up from zero among the workloads.
@@ -378,7 +378,7 @@ impl Facts {
             let message = format!("The workload {} does not exist", workload.full_name());
             Trouble::new(ObstacleKind::ScaleRefused, message)
         });
-        pods().flatten().chain(refused).chain(missing).min_by_key(|trouble| rank(trouble.kind))
+        pods().flatten().chain(refused).chain(missing).min_by_key(|trouble| trouble.kind)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::IntoStaticStr;
 
 use crate::domain::ObstacleKind;
 
@@ -33,6 +34,8 @@ pub struct RouteReport {
 /// State of a target, in ascending order of liveliness: of two replicas, the one reporting the livelier state is right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[derive(IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum State {
     /// The route is not served; see its conditions.
     Refused,
@@ -215,15 +218,8 @@ impl Verdict {
 
 impl State {
     /// Returns the serialized name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Idle => "idle",
-            Self::Failed => "failed",
-            Self::Stopping => "stopping",
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 

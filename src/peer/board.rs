@@ -8,6 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use strum::IntoStaticStr;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -58,7 +59,8 @@ pub(super) struct Entry {
 }
 
 /// State of another replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum PeerState {
     /// Reports its demand.
     Connected,
@@ -429,12 +431,7 @@ impl From<&RouteDemand> for Entry {
 
 impl PeerState {
     /// Returns the name in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connected => "connected",
-            Self::Silent => "silent",
-            Self::Kept => "kept",
-            Self::Unreachable => "unreachable",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }

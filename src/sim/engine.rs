@@ -12,6 +12,7 @@ use std::{
     },
     time::Duration,
 };
+use strum::{IntoStaticStr, VariantArray};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep_until},
@@ -34,7 +35,8 @@ pub(super) struct Engine {
 }
 
 /// `finish_reason` of a request.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub(super) enum FinishReason {
     Stop,
     Length,
@@ -76,14 +78,10 @@ struct WaitingGuard<'a>(&'a AtomicU64);
 // === impl FinishReason ===
 
 impl FinishReason {
-    pub(super) const ALL: [Self; 3] = [Self::Stop, Self::Length, Self::Abort];
+    pub(super) const ALL: [Self; Self::VARIANTS.len()] = *Self::VARIANTS.first_chunk().unwrap();
 
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Abort => "abort",
-        }
+        self.into()
     }
 }
 
