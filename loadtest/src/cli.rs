@@ -6,6 +6,11 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::contender::Contender;
 
+/// Default rate of the open loop, in requests per second.
+pub(crate) const DEFAULT_RATE: u32 = 10_000;
+/// Default number of concurrent streams.
+pub(crate) const DEFAULT_STREAMS: u16 = 2000;
+
 /// Measures Anteroom against plain reverse proxies on this machine
 #[derive(Debug, Parser)]
 pub(crate) struct Cli {
@@ -102,7 +107,7 @@ pub(crate) struct Warm {
     pub(crate) connections: Vec<u16>,
 
     /// Requests per second in the open loop, where arrivals follow a schedule; every contender must sustain it
-    #[arg(long, value_name = "N", default_value_t = crate::scenario::RATE, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) rate: u32,
 }
 
@@ -115,7 +120,7 @@ pub(crate) struct Stream {
     #[arg(
         long,
         value_name = "COUNT",
-        default_value_t = crate::scenario::STREAMS,
+        default_value_t = DEFAULT_STREAMS,
         value_parser = clap::value_parser!(u16).range(1..=4000)
     )]
     pub(crate) streams: u16,

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use mio::{Registry, Token};
 
+use crate::clients::{Clients, Measured};
 use crate::clock::Instant;
-use crate::rig::{Clients, Measured};
 use client::{Client, Exchange, Expect};
 use tally::Tally;
 

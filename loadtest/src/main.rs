@@ -12,6 +12,7 @@ mod attacker;
 mod backend;
 mod census;
 mod cli;
+mod clients;
 mod clock;
 mod contender;
 mod cores;

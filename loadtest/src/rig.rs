@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use mio::{Events, Poll, Registry, Token};
+use mio::{Events, Poll, Registry};
 
 use crate::backend::Backend;
+use crate::clients::{Clients, Measured};
 use crate::clock::Instant;
 use crate::contender::Running;
 use crate::error::Error;
 use crate::generator::Load;
-use crate::generator::tally::Tally;
 use crate::procfs::{Meter, Spent};
 
 /// Time to wait for responses at the end of a measurement, after the last request.
@@ -30,33 +30,6 @@ const FIRST_ANSWER: Duration = Duration::from_secs(5);
 
 /// Pause after a failed attempt.
 const REFUSED: Duration = Duration::from_millis(10);
-
-/// The peer of the contender in the rig's event loop.
-pub(crate) trait Clients {
-    /// Handles an event of a client. An error ends the run; errors of the contender belong in the tally.
-    fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()>;
-
-    /// Handles timers and follow-up work after each poll, and returns the amount of work done.
-    fn on_turn(&mut self, _backend: &mut Backend) -> io::Result<usize> {
-        Ok(0)
-    }
-
-    /// Returns `true` if so much has failed that the rest of the measurement is meaningless.
-    fn hopeless(&self) -> bool {
-        false
-    }
-}
-
-/// Clients whose requests and responses are counted.
-pub(crate) trait Measured: Clients {
-    /// Discards the responses of the warm-up, but none of its errors.
-    fn reset(&mut self);
-    /// Stops sending. Responses to requests already sent may still arrive.
-    fn finish(&mut self);
-    /// Returns the number of requests sent or due, and not answered.
-    fn waiting(&self) -> usize;
-    fn tally(&self) -> &Tally;
-}
 
 /// The event loop and its backend.
 #[derive(Debug)]

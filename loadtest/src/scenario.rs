@@ -17,18 +17,15 @@ use crate::error::Error;
 use crate::findings::Findings;
 use crate::setup::Setup;
 
-pub(crate) use stream::STREAMS;
-pub(crate) use warm::RATE;
-
 pub(crate) type Run<'a> = Box<dyn FnOnce(&Setup) -> Result<Findings, Error> + 'a>;
 
 /// Returns the scenarios requested on the command line, in their order.
 pub(crate) fn of(scenario: &cli::Scenario) -> Vec<Run<'_>> {
     match scenario {
         cli::Scenario::All(_) => vec![
-            Box::new(|setup| warm::run(setup, &warm::CONNECTIONS, RATE)),
+            Box::new(|setup| warm::run(setup, &warm::CONNECTIONS, cli::DEFAULT_RATE)),
             Box::new(body::run),
-            Box::new(|setup| stream::run(setup, STREAMS)),
+            Box::new(|setup| stream::run(setup, cli::DEFAULT_STREAMS)),
             Box::new(|setup| held::run(setup, None)),
             Box::new(|setup| release::run(setup, None)),
             Box::new(signal::run),

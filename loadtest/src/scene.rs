@@ -7,13 +7,14 @@ use mio::{Registry, Token};
 
 use crate::admin::{Admin, Demand};
 use crate::backend::Backend;
+use crate::clients::Clients;
 use crate::clock::Instant;
 use crate::contender::Running;
 use crate::crowd::Crowd;
 use crate::error::Error;
 use crate::footprint::{self, Footprint};
 use crate::procfs::{Meter, Reading};
-use crate::rig::{Clients, Rig};
+use crate::rig::Rig;
 use crate::setup::Setup;
 use crate::target::{Ramp, Target};
 

@@ -11,9 +11,9 @@ use super::PROMPT;
 use super::client::connect;
 use super::tally::Tally;
 use crate::backend::ANSWER;
+use crate::clients::{Clients, Measured};
 use crate::clock::Instant;
 use crate::http2::{self, Frame};
-use crate::rig::{Clients, Measured};
 
 const BUFFER: usize = 64 * 1024;
 /// Bytes a connection may send before the first update of its window (RFC 9113, section 6.9.2).

@@ -13,8 +13,8 @@ use super::PROMPT;
 use super::client::{Client, Exchange, Expect};
 use super::tally::Tally;
 use crate::backend::Backend;
+use crate::clients::{Clients, Measured};
 use crate::clock::Instant;
-use crate::rig::{Clients, Measured};
 
 /// Part of the schedule that may wait for a free connection. A longer backlog means that the contender cannot sustain
 /// the rate.

@@ -12,9 +12,9 @@ use super::PROMPT;
 use super::client::connect;
 use super::tally::{Tally, histogram, nanos};
 use crate::backend::Backend;
+use crate::clients::Clients;
 use crate::clock;
 use crate::http::{self, Framing};
-use crate::rig::Clients;
 use crate::sse;
 
 /// Read buffer, in bytes. A contender that gets this far ahead of its clients is an error of the run.

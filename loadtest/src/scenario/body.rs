@@ -11,7 +11,7 @@ mod text;
 use std::sync::Arc;
 use std::time::Duration;
 
-use findings::{Round, Series};
+use findings::{Kind, Round, Series};
 
 use super::warm::accept;
 use crate::contender::{Contender, Installed};
@@ -25,18 +25,6 @@ use crate::setup::Setup;
 
 /// Bytes of a body, and number of clients sending it: a question, a pasted document, a picture.
 const SIZES: [(usize, usize); 3] = [(2 << 10, 64), (200 << 10, 16), (8 << 20, 4)];
-
-/// Kind of body, by the way Anteroom handles it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Kind {
-    /// Forwarded to the backend.
-    Forwarded,
-    /// Buffered, scanned to its end, and rejected: no route has its model.
-    Scanned,
-    /// Buffered and rejected at the first byte: it is not an object.
-    Kept,
-}
 
 pub(crate) fn run(setup: &Setup) -> Result<Findings, Error> {
     let (cores, rounds) = (setup.cores, setup.rounds());

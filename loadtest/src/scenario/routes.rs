@@ -19,7 +19,7 @@ use mio::{Registry, Token};
 use api::Api;
 use clients::{Clients, request};
 use findings::{Found, Lateness, Loaded, Measured};
-use objects::{Objects, WARM};
+use objects::{CHANGES, Objects, WARM};
 use probe::Probe;
 
 use crate::admin;
@@ -29,13 +29,11 @@ use crate::contender::Running;
 use crate::error::Error;
 use crate::findings::Findings;
 use crate::procfs::Meter;
-use crate::rig::{self, Rig};
+use crate::rig::Rig;
 use crate::setup::Setup;
 
 /// Default number of routes.
 pub(crate) const ROUTES: usize = 10_000;
-/// Changes per second: half of them to a policy, half to endpoints.
-const CHANGES: u32 = 1000;
 /// Requests per second: a fraction of a core's capacity, so that only the changes can cause delays.
 const RATE: u32 = 5000;
 const CONNECTIONS: usize = 64;
@@ -116,7 +114,7 @@ fn kubeconfig(api: SocketAddr) -> String {
 
 // === impl World ===
 
-impl rig::Clients for World {
+impl crate::clients::Clients for World {
     fn on_event(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         if Api::owns(token) {
             return self.api.on_event(registry, token);

@@ -9,14 +9,13 @@ use std::collections::VecDeque;
 use std::fs;
 use std::time::Duration;
 
-use serde::Serialize;
 use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use account::Account;
-use client::{Kind, Outcome, send};
-use findings::Found;
+use client::{Kind, MODEL, Outcome, send};
+use findings::{Cycle, Found, Tally};
 
 use crate::admin;
 use crate::census::Census;
@@ -27,7 +26,6 @@ use crate::findings::Findings;
 use crate::procfs::Meter;
 use crate::setup::Setup;
 
-const MODEL: &str = "soak";
 /// Queue bound; further requests are rejected.
 const QUEUE: usize = 32;
 const OVERFLOW: usize = 100;
@@ -36,32 +34,6 @@ const CLIENTS: usize = 8;
 const TIDYING: usize = 100;
 /// Time for the model server to be stopped.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Results of one cycle, from one gap to the next.
-#[derive(Clone, Debug, Serialize)]
-struct Cycle {
-    /// Time of its end, since the start of the run.
-    at_s: f64,
-    /// Requests sent in the cycle.
-    requests: u64,
-    /// Time of the first request, including the cold start.
-    first_ms: f64,
-    first_served: bool,
-    /// Requests unaccounted for since the start of the run.
-    missing: u64,
-    census: Census,
-}
-
-/// Outcomes of requests as observed by the clients.
-#[derive(Clone, Debug, Default, Serialize)]
-struct Tally {
-    sent: u64,
-    answered: u64,
-    full: u64,
-    left: u64,
-    /// Configurations loaded while requests were in flight.
-    reloads: u64,
-}
 
 struct Stage {
     running: Running,

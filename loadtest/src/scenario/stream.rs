@@ -18,8 +18,6 @@ use crate::procfs::Meter;
 use crate::rig::Rig;
 use crate::setup::Setup;
 
-/// Default number of streams.
-pub(crate) const STREAMS: u16 = 2000;
 /// Events per second and stream: a pace that every contender sustains, and that of a fast model.
 const PACES: [u32; 2] = [10, 50];
 /// Streams opened at a time; they fit into every contender's accept queue.

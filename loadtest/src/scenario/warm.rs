@@ -19,8 +19,6 @@ use crate::setup::Setup;
 
 /// Default numbers of clients.
 pub(crate) const CONNECTIONS: [u16; 2] = [1, 64];
-/// Default rate of the open loop, in requests per second.
-pub(crate) const RATE: u32 = 10_000;
 /// Connections shared by the open loop.
 const OPEN: usize = 64;
 /// HTTP/2 connections; each has [`H2_STREAMS`] streams.

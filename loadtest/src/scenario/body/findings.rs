@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use super::Kind;
 use crate::contender::Contender;
 use crate::findings::{Aim, Findings, Table, noise, plural, thousands};
 use crate::rig::Sample;
@@ -19,6 +18,18 @@ const LEGEND: &str = "CPU: of the contender's, for a request; × noscan: CPU bes
 const SCAN: &str = "refused, scanned: a body for a model that nobody serves, kept and scanned to its end; refused, \
                     kept: one whose first byte is wrong, kept and not scanned; scan: what they differ by; of a \
                     request: CPU with the scan beside CPU without it, the body kept in both";
+
+/// Kind of body, by the way Anteroom handles it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Kind {
+    /// Forwarded to the backend.
+    Forwarded,
+    /// Buffered, scanned to its end, and rejected: no route has its model.
+    Scanned,
+    /// Buffered and rejected at the first byte: it is not an object.
+    Kept,
+}
 
 /// One round of one contender with one body.
 #[derive(Clone, Debug, Serialize)]

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::api::Counts;
+use super::objects::CHANGES;
 use crate::census::Census;
 use crate::findings::{Aim, Findings, Table, disturbed, thousands};
 use crate::spread::Spread;
@@ -207,7 +208,7 @@ impl Found {
             ));
         }
         for measured in self.measured.iter().filter(|measured| measured.changing) {
-            if measured.changes_per_s < 0.95 * f64::from(super::CHANGES) {
+            if measured.changes_per_s < 0.95 * f64::from(CHANGES) {
                 notes.push(format!("only {:.0} changes/s were made", measured.changes_per_s));
             }
         }

@@ -8,6 +8,8 @@ use std::fmt::Write as _;
 pub(super) const NAMESPACES: usize = 20;
 /// Number of routes that get requests; their endpoints do not change.
 pub(super) const WARM: usize = 64;
+/// Changes per second: half of them to a policy, half to endpoints.
+pub(super) const CHANGES: u32 = 1000;
 
 /// Kinds of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

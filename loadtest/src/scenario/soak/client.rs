@@ -7,8 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::MODEL;
-
+pub(super) const MODEL: &str = "soak";
 /// Timeout for a cold start and the response.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Time before a client disconnects: the request has been read by then, and waits or is served.

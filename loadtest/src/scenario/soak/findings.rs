@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::account::Account;
-use super::{Cycle, Tally};
 use crate::census::Census;
 use crate::findings::{Aim, Findings, NOISE, Table, thousands};
 use crate::spread::Spread;
@@ -16,6 +15,32 @@ pub(super) struct Found {
     pub(super) account: Account,
     /// Cores used by other processes, on our two cores.
     pub(super) others: f64,
+}
+
+/// Results of one cycle, from one gap to the next.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Cycle {
+    /// Time of its end, since the start of the run.
+    pub(super) at_s: f64,
+    /// Requests sent in the cycle.
+    pub(super) requests: u64,
+    /// Time of the first request, including the cold start.
+    pub(super) first_ms: f64,
+    pub(super) first_served: bool,
+    /// Requests unaccounted for since the start of the run.
+    pub(super) missing: u64,
+    pub(super) census: Census,
+}
+
+/// Outcomes of requests as observed by the clients.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Tally {
+    pub(super) sent: u64,
+    pub(super) answered: u64,
+    pub(super) full: u64,
+    pub(super) left: u64,
+    /// Configurations loaded while requests were in flight.
+    pub(super) reloads: u64,
 }
 
 /// Cycles after which pools and caches have reached their size.
