@@ -1,6 +1,6 @@
 //! One connection over HTTP/1.1 or HTTP/2, which handlers can reset.
 
-use super::{api, server::SimServer};
+use super::{api, reset::ConnectionReset, server::SimServer};
 use hyper::{
     rt::{Read, ReadBufCursor, Write},
     service::service_fn,
@@ -10,17 +10,12 @@ use hyper_util::{
     server::conn::auto,
 };
 use std::{
-    future, io,
+    io,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
 };
 use tokio::net::TcpStream;
-use tokio_util::sync::CancellationToken;
-
-/// Handle that closes a connection with a TCP reset.
-#[derive(Clone, Default)]
-pub(super) struct ConnectionReset(CancellationToken);
 
 /// A socket that sends a reset on drop if requested. hyper owns the socket until the connection is dropped.
 struct ResettableSocket {
@@ -50,16 +45,6 @@ pub(super) async fn serve(server: Arc<SimServer>, stream: TcpStream) {
             // Errors mean a disconnected client; its generations are aborted on drop.
             _ = connection.as_mut() => return,
         }
-    }
-}
-
-// === impl ConnectionReset ===
-
-impl ConnectionReset {
-    /// Resets the connection, which drops the calling future.
-    pub(super) async fn now<T>(&self) -> T {
-        self.0.cancel();
-        future::pending().await
     }
 }
 

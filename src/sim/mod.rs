@@ -16,23 +16,26 @@
 //! # }
 //! ```
 
+mod accept;
 mod api;
 mod args;
 mod boot;
 mod connection;
 mod engine;
+mod error;
 mod fault;
 mod metrics;
+mod reset;
 mod server;
 mod sleep;
 mod text;
 
 pub use args::SimArgs;
+pub use error::SimError;
 
 use boot::LogSink;
 use server::SimServer;
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -49,34 +52,6 @@ pub struct Sim {
     address: SocketAddr,
 }
 
-/// Error that ends a simulated server.
-#[derive(Debug, thiserror::Error)]
-pub enum SimError {
-    /// Binding or listening failed.
-    #[error("cannot listen on {address}: {source}{}", hint(.source))]
-    Listen {
-        /// Requested address.
-        address: SocketAddr,
-        /// Error of the operating system.
-        source: io::Error,
-    },
-    /// Creating or configuring the socket failed.
-    #[error("cannot create a socket: {0}")]
-    Socket(#[source] io::Error),
-    /// Installing the signal handlers failed.
-    #[error("cannot handle signals: {0}")]
-    Signals(#[source] io::Error),
-    /// Failure injected by `--fail-load`.
-    #[error("load failure injected by --fail-load")]
-    LoadFailed {
-        /// Exit code of the process.
-        code: u8,
-    },
-    /// Crash injected by `--exit-after`.
-    #[error("crash injected by --exit-after")]
-    Crashed,
-}
-
 /// Runs a simulated server until SIGTERM or SIGINT. Logs to standard error in vLLM's format.
 pub async fn run(args: SimArgs) -> Result<(), SimError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(SimError::Signals)?;
@@ -89,15 +64,6 @@ pub async fn run(args: SimArgs) -> Result<(), SimError> {
             _ = terminate.recv() => shutdown.cancel(),
             _ = interrupt.recv() => shutdown.cancel(),
         }
-    }
-}
-
-fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => ". Choose another port with --port, or stop the process that uses it",
-        io::ErrorKind::AddrNotAvailable => ". Choose an address of this machine with --host",
-        io::ErrorKind::PermissionDenied => ". Choose a port above 1023 with --port",
-        _ => "",
     }
 }
 
@@ -134,21 +100,5 @@ impl Sim {
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), SimError> {
         let _connections = self.server.abort.clone().drop_guard();
         self.server.run(self.socket, &shutdown).await
-    }
-}
-
-// === impl SimError ===
-
-impl SimError {
-    fn listen(address: SocketAddr, source: io::Error) -> Self {
-        Self::Listen { address, source }
-    }
-
-    /// Returns the exit code of the process.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::LoadFailed { code } => *code,
-            _ => 1,
-        }
     }
 }

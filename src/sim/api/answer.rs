@@ -1,6 +1,5 @@
 //! Complete responses, and errors in vLLM's format.
 
-use super::{InferenceCall, stream};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
@@ -21,7 +20,7 @@ pub(super) struct ApiError {
 
 pub(super) const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
 
-fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(super) fn of_type(content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
@@ -38,23 +37,6 @@ pub(super) fn json(body: &impl Serialize) -> Answer {
 pub(super) fn encode(body: &impl Serialize) -> Vec<u8> {
     // Cannot fail: all map keys are strings.
     serde_json::to_vec(body).expect("an answer serializes")
-}
-
-/// Builds a JSON response, subject to an injected reset.
-pub(super) fn whole(call: &InferenceCall, body: &impl Serialize) -> Answer {
-    whole_of_type(call, "application/json", encode(body).into())
-}
-
-/// Builds a response, truncated by a reset if the call has one injected.
-pub(super) fn whole_of_type(call: &InferenceCall, content_type: &'static str, body: Bytes) -> Answer {
-    let Some(share) = call.cut else { return of_type(content_type, body) };
-    let length = body.len();
-    let part = body.slice(..(share * length as f64) as usize);
-    let mut answer = Response::new(stream::cut_after(part, call.reset.clone()));
-    let headers = answer.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(header::CONTENT_LENGTH, length.into());
-    answer
 }
 
 // === impl ApiError ===

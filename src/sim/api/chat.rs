@@ -1,9 +1,8 @@
 //! `/v1/chat/completions` and `/v1/completions`, which differ only in `choices`.
 
 use super::{
-    InferenceCall,
-    answer::{Answer, ApiError, whole},
-    check_model, parse,
+    answer::{Answer, ApiError},
+    call::{InferenceCall, check_model, parse, whole},
     stream::{self, EventFormat},
 };
 use crate::sim::{engine::Generation, text::Prompt};

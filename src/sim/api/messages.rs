@@ -1,9 +1,8 @@
 //! Anthropic's API: `/v1/messages` and `/v1/messages/count_tokens`.
 
 use super::{
-    InferenceCall,
-    answer::{Answer, ApiError, json, whole},
-    check_model, parse,
+    answer::{Answer, ApiError, json},
+    call::{InferenceCall, check_model, parse, whole},
     stream::{EventFormat, events, named},
 };
 use crate::sim::{

@@ -1,35 +1,32 @@
 //! Routes and injected failures.
 
 mod answer;
+mod call;
 mod chat;
 mod messages;
 mod other;
 mod responses;
 mod sleep;
+mod store;
 mod stream;
 
-pub(super) use responses::ResponseStore;
+pub(super) use store::ResponseStore;
 
 use super::{
-    connection::ConnectionReset,
     fault::{self, InjectedFault},
     metrics,
+    reset::ConnectionReset,
     server::SimServer,
 };
 use answer::{Answer, ApiError, json, text};
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, StatusCode, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use call::{InferenceCall, read};
+use http::{Method, Request, StatusCode, header};
 use hyper::body::Incoming;
-use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::{
     convert::Infallible,
     sync::{Arc, atomic::Ordering::Relaxed},
 };
-
-/// Limit of request bodies, above any prompt or recording.
-const MAX_BODY_BYTES: usize = 256 << 20;
 
 /// Routes that use the engine: their requests are numbered and subject to injected failures.
 #[derive(Clone, Copy, PartialEq)]
@@ -40,19 +37,6 @@ enum InferenceRoute {
     Messages,
     Responses,
     Transcriptions,
-}
-
-/// A complete inference request.
-struct InferenceCall {
-    server: Arc<SimServer>,
-    reset: ConnectionReset,
-    content_type: Option<HeaderValue>,
-    body: Bytes,
-    sequence: u64,
-    /// Share of the response body after which to reset the connection.
-    cut: Option<f64>,
-    /// Random part of the ids.
-    key: u128,
 }
 
 pub(super) async fn answer(
@@ -149,41 +133,4 @@ async fn infer(
         InferenceRoute::Responses => responses::responses(call).await,
         InferenceRoute::Transcriptions => other::transcriptions(call).await,
     }
-}
-
-async fn read(request: Request<Incoming>) -> Result<Bytes, ApiError> {
-    match Limited::new(request.into_body(), MAX_BODY_BYTES).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::http(StatusCode::PAYLOAD_TOO_LARGE)),
-        Err(error) => Err(ApiError::bad_request(format!("The body cannot be read: {error}"))),
-    }
-}
-
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::bad_request(error.to_string()))
-}
-
-fn check_model(server: &SimServer, model: &str) -> Result<(), ApiError> {
-    if server.args.serves(model) { Ok(()) } else { Err(ApiError::unknown_model(model)) }
-}
-
-// === impl InferenceCall ===
-
-impl InferenceCall {
-    fn id(&self, prefix: &str) -> String {
-        format!("{prefix}{:032x}", self.key)
-    }
-
-    /// Returns a deterministic time: one second per request from 2025-01-01.
-    fn created(&self) -> u64 {
-        created(self.sequence)
-    }
-
-    fn content_type(&self) -> &str {
-        self.content_type.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default()
-    }
-}
-
-fn created(sequence: u64) -> u64 {
-    1_735_689_600 + sequence
 }

@@ -1,9 +1,8 @@
 //! Models, tokens, embeddings and transcriptions.
 
 use super::{
-    InferenceCall,
-    answer::{Answer, ApiError, PLAIN_TEXT, json, whole, whole_of_type},
-    check_model, created, parse,
+    answer::{Answer, ApiError, PLAIN_TEXT, json},
+    call::{InferenceCall, check_model, created, parse, whole, whole_of_type},
 };
 use crate::sim::{
     server::SimServer,

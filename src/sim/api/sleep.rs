@@ -2,7 +2,7 @@
 
 use super::{
     answer::{Answer, ApiError, json},
-    parse, read,
+    call::{parse, read},
 };
 use crate::sim::server::SimServer;
 use http::{Method, Request, StatusCode};

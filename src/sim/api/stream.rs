@@ -1,15 +1,15 @@
 //! Server-sent events: one loop for all APIs, with a format per API.
 
 use super::{
-    InferenceCall,
     answer::{Answer, encode},
+    call::InferenceCall,
 };
-use crate::sim::{connection::ConnectionReset, engine::Generation};
+use crate::sim::{engine::Generation, reset::ConnectionReset};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderValue, Response, header};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, StreamBody, combinators::UnsyncBoxBody};
+use http_body_util::{BodyExt as _, StreamBody};
 use serde::Serialize;
 use std::{collections::VecDeque, convert::Infallible};
 use tokio::task::yield_now;
@@ -71,23 +71,6 @@ pub(super) fn events<D: EventFormat>(call: &InferenceCall, mut dialect: D, gener
     let content_type = HeaderValue::from_static("text/event-stream; charset=utf-8");
     answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
     answer
-}
-
-/// Builds a body that ends with a reset.
-pub(super) fn cut_after(part: Bytes, reset: ConnectionReset) -> UnsyncBoxBody<Bytes, Infallible> {
-    let body = stream::unfold(Some(part), move |part| {
-        let reset = reset.clone();
-        async move {
-            match part {
-                Some(part) => Some((Ok::<_, Infallible>(Frame::data(part)), None)),
-                None => {
-                    yield_now().await;
-                    reset.now().await
-                }
-            }
-        }
-    });
-    StreamBody::new(body).boxed_unsync()
 }
 
 // === impl EventStream ===
