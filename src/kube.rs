@@ -6,6 +6,7 @@
 mod conflicts;
 mod connect;
 mod endpoints;
+mod error_chain;
 mod events;
 mod facts;
 #[cfg(test)]

@@ -253,7 +253,7 @@ where
             };
             let (head, body) = match (answer, &purpose) {
                 (Err(error), Purpose::Watch(key)) => {
-                    liveness.lost(key, &super::watch::error_chain(&*error));
+                    liveness.lost(key, &super::error_chain::error_chain(&*error));
                     return Err(error);
                 }
                 (answer, _) => answer?.into_parts(),

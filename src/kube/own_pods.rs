@@ -9,9 +9,8 @@ use serde_json::Value;
 use super::{
     pod_reasons::{is_over, trouble},
     reasons::PodFacts,
-    workloads::WorkloadRef,
 };
-use crate::state::Seen;
+use crate::{domain::Workload, state::Seen};
 
 /// Identity of a workload, to distinguish its current pods from leftovers and from pods that only share its labels.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,15 +39,10 @@ enum Relevance {
 
 impl OwnPods {
     /// Extracts the identity from the metadata and content of the workload object.
-    pub(super) fn of(
-        workload: &WorkloadRef,
-        meta: &ObjectMeta,
-        object: &Value,
-        raised: Option<&Seen>,
-    ) -> Self {
+    pub(super) fn of(workload: &Workload, meta: &ObjectMeta, object: &Value, raised: Option<&Seen>) -> Self {
         Self {
-            kind: workload.workload.kind.clone(),
-            name: workload.workload.name.clone(),
+            kind: workload.kind.clone(),
+            name: workload.name.clone(),
             uid: meta.uid.clone(),
             current: current_replica_set(object).map(str::to_owned),
             raised: raised.and_then(|seen| seen.stamp.as_ref()).map(|stamp| stamp.time),

@@ -24,7 +24,7 @@ use crate::{
     config::{Config, check_cluster_route},
     domain::Route,
 };
-use others::ReferencedObjects;
+use others::{ReferencedObjects, changed};
 
 /// Served routes of the cluster.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -305,31 +305,6 @@ impl RouteObjects {
     fn failure(&self) -> Option<Arc<str>> {
         let model_routes = self.model_routes.as_ref().and_then(Watched::failure);
         model_routes.or_else(|| self.interceptor_routes.as_ref().and_then(Watched::failure))
-    }
-}
-
-async fn changed<K>(watched: &mut Option<Watched<K>>)
-where
-    K: kube::runtime::reflector::Lookup<DynamicType: Default + Eq + std::hash::Hash + Clone>
-        + Clone
-        + 'static,
-{
-    match watched {
-        Some(watched) => watched.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-// === impl ClusterRoutes ===
-
-impl ClusterRoutes {
-    /// Counts objects by kind and verdict.
-    pub fn counts(&self) -> HashMap<(RouteKind, &'static str), usize> {
-        let mut counts = HashMap::new();
-        for (object, verdict) in self.verdicts.iter() {
-            *counts.entry((object.kind, verdict.reason())).or_default() += 1;
-        }
-        counts
     }
 }
 

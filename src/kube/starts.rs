@@ -8,6 +8,7 @@ mod load;
 mod logs;
 mod nodes;
 mod read;
+mod sources;
 mod starting;
 
 use std::{
@@ -19,26 +20,19 @@ use futures_util::{
     StreamExt,
     stream::{BoxStream, SelectAll},
 };
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use super::{Cluster, pod_reasons::is_over};
+use super::pod_reasons::is_over;
 use crate::{
     domain::Phase,
     state::{DiscoveredEndpoint, PodStart},
 };
-use events::PodEvents;
-use logs::{Line, PodLogs};
-use nodes::{NewNodes, Nodes};
+use nodes::NewNodes;
 pub(super) use read::{CONTROL_PLANE, stamp};
+use sources::PodUpdate;
+pub(super) use sources::StartSources;
 use starting::StartingPod;
-
-/// Sources of information about starting pods besides the pods themselves.
-pub(super) struct StartSources {
-    events: PodEvents,
-    nodes: Nodes,
-    logs: PodLogs,
-}
 
 /// Starting and recently started pods of a target.
 pub(super) struct Starts {
@@ -52,26 +46,8 @@ pub(super) struct Starts {
     is_synced: bool,
 }
 
-/// An update about a pod from a source other than the pod watch.
-enum PodUpdate {
-    Event(Box<Event>),
-    Line(Line),
-}
-
 /// Pods tracked per target. A cold start depends on the first pod that is ready.
 const MAX_TRACKED_PODS: usize = 64;
-
-// === impl StartSources ===
-
-impl StartSources {
-    pub(super) fn new(cluster: &Cluster) -> Arc<Self> {
-        Arc::new(Self {
-            events: PodEvents::new(cluster.clone()),
-            nodes: Nodes::new(cluster.clone()),
-            logs: PodLogs::new(cluster.clone()),
-        })
-    }
-}
 
 // === impl Starts ===
 

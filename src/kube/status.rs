@@ -30,7 +30,7 @@ use tokio::{
 use super::{
     Cluster, InterceptorRoute, ModelRoute, RouteObjects, SCAN_PAUSE_FACTOR,
     conflicts::{RouteKind, RouteObject},
-    report::{Condition, ModelRouteStatus, RouteReport},
+    report::{ModelRouteStatus, RouteReport},
     routes::{ClusterRoutes, object},
 };
 use crate::domain::RouteKey;
@@ -284,16 +284,6 @@ impl StatusPatch {
             Err(error) => PatchResult::Failed(error.to_string()),
         }
     }
-}
-
-/// Returns the current time as in Kubernetes objects.
-fn now_rfc3339() -> String {
-    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
-}
-
-/// Sets the transition times of the conditions.
-fn set_transition_times(status: &mut ModelRouteStatus, before: &[Condition]) {
-    Condition::date(&mut status.conditions, before, &now_rfc3339());
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use std::hash::Hash;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Cluster;
+use super::{Cluster, error_chain::error_chain};
 
 /// Current objects of a kind in one or several namespaces. The watch ends with the last clone. Objects remain available
 /// while the API server is unreachable.
@@ -97,19 +97,6 @@ pub(super) enum StoreChange<'a, K> {
 pub(super) struct WatchBackoff {
     next: Duration,
     last: Option<Instant>,
-}
-
-/// Formats an error with its sources on one line, omitting repetitions. kube reports the cause of a lost connection
-/// only as a source.
-pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    for cause in std::iter::successors(error.source(), |error| error.source()) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
-        }
-    }
-    text
 }
 
 /// Returns whether the watcher resumes the watch by itself from where it was interrupted. The client reports both the

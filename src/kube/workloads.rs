@@ -15,10 +15,11 @@ use tokio::sync::watch;
 
 use super::{
     Cluster, Pods, PodsOf,
+    error_chain::error_chain,
     own_pods::OwnPods,
     reasons::WorkloadFacts,
     starts::{CONTROL_PLANE, stamp},
-    watch::{WatchBackoff, error_chain, is_resumed},
+    watch::{WatchBackoff, is_resumed},
 };
 use crate::{domain::Workload, state::Seen};
 
@@ -97,7 +98,7 @@ async fn follow(
                         _ => known.raised = None,
                     }
                     known.failure = failure(&data);
-                    own = OwnPods::of(workload, &meta, &data, known.raised.as_ref());
+                    own = OwnPods::of(&workload.workload, &meta, &data, known.raised.as_ref());
                     let selector = selector(&data);
                     if pods.as_ref().map(|(selector, _)| selector) != selector.as_ref() {
                         pods = selector.map(|selector| {

@@ -122,7 +122,7 @@ async fn stalled_answer_is_abandoned_unless_log() {
     stage.server.swallow(1);
     let began = Instant::now();
     let listed = stage.cluster.api::<Pod>("ml").list(&<_>::default()).await;
-    let error = super::super::watch::error_chain(&listed.unwrap_err());
+    let error = super::super::error_chain::error_chain(&listed.unwrap_err());
     assert!(error.contains("did not answer within 30s"), "{error}");
     assert_eq!(began.elapsed().as_secs(), 30);
     let follow = kube::api::LogParams { follow: true, ..Default::default() };

@@ -11,10 +11,7 @@ const BEFORE: &str = "2026-11-29T07:00:00Z";
 const SINCE: &str = "2026-11-29T10:00:01Z";
 
 fn own_pods(kind: &str, current: Option<&str>) -> OwnPods {
-    let workload = WorkloadRef {
-        namespace: "ml".into(),
-        workload: Workload { api_version: "apps/v1".into(), kind: kind.into(), name: "vllm".into() },
-    };
+    let workload = Workload { api_version: "apps/v1".into(), kind: kind.into(), name: "vllm".into() };
     let meta = ObjectMeta { uid: Some("u-vllm".into()), ..ObjectMeta::default() };
     let message = current.map(|current| format!("ReplicaSet \"{current}\" is progressing."));
     let object = json!({ "status": { "conditions": [{ "type": "Progressing", "message": message }] } });

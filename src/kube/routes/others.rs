@@ -12,7 +12,6 @@ use bytes::Bytes;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use kube::runtime::watcher;
 
-use super::changed;
 use crate::kube::{
     Cluster, Watched,
     interceptor_route::{BODY_LABEL, References},
@@ -74,5 +73,31 @@ impl References for ReferencedObjects {
     fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
         self.wants_services.store(true, Ordering::Relaxed);
         self.services.as_ref()?.get(namespace, name)
+    }
+}
+
+/// Waits for a change of a watch, if there is one. Cancel-safe.
+pub(super) async fn changed<K>(watched: &mut Option<Watched<K>>)
+where
+    K: kube::runtime::reflector::Lookup<DynamicType: Default + Eq + std::hash::Hash + Clone>
+        + Clone
+        + 'static,
+{
+    match watched {
+        Some(watched) => watched.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+// === impl ClusterRoutes ===
+
+impl ClusterRoutes {
+    /// Counts objects by kind and verdict.
+    pub fn counts(&self) -> HashMap<(RouteKind, &'static str), usize> {
+        let mut counts = HashMap::new();
+        for (object, verdict) in self.verdicts.iter() {
+            *counts.entry((object.kind, verdict.reason())).or_default() += 1;
+        }
+        counts
     }
 }

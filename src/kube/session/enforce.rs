@@ -9,7 +9,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Clock, EndAction, SWITCHED_OFF, Session, annotate};
+use super::{
+    annotations::{EndAction, SWITCHED_OFF, Session, UNTIL, annotate},
+    clock::Clock,
+};
 use crate::kube::{
     Cluster, ScaledObject, ScaledObjects,
     events::{EventSubject, Events, Notice},
@@ -88,7 +91,7 @@ fn sessions(objects: &ScaledObjects, logged: &mut HashSet<String>) -> Vec<FoundS
             Err(text) => {
                 let (namespace, name) = (object.namespace(), object.name());
                 if logged.insert(format!("{namespace}/{name} {text}")) {
-                    let key = super::UNTIL;
+                    let key = UNTIL;
                     tracing::warn!(
                         scaled_object = format!("{namespace}/{name}"),
                         "{key}: \"{text}\" is not a time (RFC 3339), so this session is never ended"

@@ -12,10 +12,7 @@ use kube::runtime::{
     watcher::{self, Config, watcher},
 };
 
-use crate::kube::{
-    Cluster,
-    watch::{WatchBackoff, error_chain},
-};
+use crate::kube::{Cluster, error_chain::error_chain, watch::WatchBackoff};
 
 /// Watches Events with one watch per pod: a namespace may have thousands of Events.
 pub(super) struct PodEvents {

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use crate::kube::{Cluster, watch::error_chain};
+use crate::kube::{Cluster, error_chain::error_chain};
 
 /// Reads logs of starting pods if enabled.
 pub(super) struct PodLogs {

@@ -24,7 +24,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::kube::{
     Cluster,
-    watch::{WatchBackoff, error_chain, is_resumed},
+    error_chain::error_chain,
+    watch::{WatchBackoff, is_resumed},
 };
 
 /// The node watch shared by all targets; active only while a pod waits for a node.

@@ -9,7 +9,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    PodUpdate, StartSources, load::LoadLog, logs::ContainerRef, nodes::NewNodes, read, read::KubeletEvents,
+    load::LoadLog,
+    logs::ContainerRef,
+    nodes::NewNodes,
+    read::{self, KubeletEvents},
+    sources::{PodUpdate, StartSources},
 };
 use crate::{
     domain::{Part, Phase},

@@ -5,11 +5,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{advance, timeout};
 
-use super::{logs::ContainerRef, *};
+use super::{
+    logs::{ContainerRef, PodLogs},
+    *,
+};
 use crate::{
     config,
     domain::{ClusterTarget, EndpointSource, ServicePort},
-    kube::{Endpoints, Pods, stand_in::StandIn},
+    kube::{Cluster, Endpoints, Pods, stand_in::StandIn},
     state::{Discovered, Discovery},
 };
 

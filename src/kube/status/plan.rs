@@ -15,7 +15,9 @@ use tokio::time::Instant;
 
 use crate::kube::{
     conflicts::{RouteKind, RouteObject},
-    report::{InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict},
+    report::{
+        Condition, InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict,
+    },
 };
 
 /// Minimum interval between writes of an object.
@@ -104,7 +106,7 @@ impl StatusHistory {
         }
         let mut status = status;
         let before = observed.status.as_ref().map(|there| there.conditions.as_slice()).unwrap_or_default();
-        super::set_transition_times(&mut status, before);
+        Condition::date(&mut status.conditions, before, &now_rfc3339());
         Plan::Write(Box::new(status))
     }
 
@@ -205,6 +207,11 @@ fn only_numbers(one: &ModelRouteStatus, other: &ModelRouteStatus) -> bool {
         status
     };
     plain(one) == plain(other)
+}
+
+/// Returns the current time as in Kubernetes objects.
+fn now_rfc3339() -> String {
+    humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string()
 }
 
 fn later(one: Option<LastColdStart>, other: Option<LastColdStart>) -> Option<LastColdStart> {

@@ -1,0 +1,14 @@
+//! Errors as one line of text.
+
+/// Formats an error with its sources on one line, omitting repetitions. kube reports the cause of a lost connection
+/// only as a source.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |error| error.source()) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
