@@ -6,24 +6,16 @@
 mod board;
 mod follow;
 mod network;
+#[allow(missing_docs, reason = "generated")]
+pub mod proto;
 mod report;
 mod token;
-
-/// Protocol, generated from `proto/peers.proto`.
-#[allow(missing_docs, reason = "generated")]
-pub mod proto {
-    tonic::include_proto!("anteroom.peers.v1");
-}
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    admission::Directory,
-    config::{self, budget::PEER_REPLICAS},
-    grpc::GrpcListener,
-};
+use crate::{admission::Directory, config, grpc::GrpcListener};
 use board::Board;
 pub use board::PeerState;
 use follow::Following;
@@ -37,15 +29,6 @@ pub struct Peers {
     config: config::Peers,
     token: Option<Arc<Token>>,
 }
-
-/// Maximum number of other replicas.
-const REPLICAS: usize = PEER_REPLICAS;
-
-/// Maximum number of routes per report; further ones follow in the next reports, 20 ms apart.
-const ROUTES: usize = 500;
-
-/// Maximum size of a report, in bytes: 2,000 routes with the longest names, which the previous release sends at once.
-const REPORT: usize = 1 << 20;
 
 /// Time for connections to end gracefully.
 const GRACE: Duration = Duration::from_secs(1);

@@ -6,50 +6,23 @@ mod backoff;
 mod cluster;
 pub mod keda;
 mod kubernetes;
+mod options;
 mod output;
 mod probe_reporter;
 mod process;
 mod server;
+mod shutdown;
 mod sleep;
 mod url;
 
-use std::{path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use crate::{
-    admission::Gate,
-    coldstart::TargetKind,
-    domain::Target,
-    state::{Discovery, NoDiscovery, NoScale, Scale},
-};
-
-/// Options of all supervisors of this process.
-#[derive(Clone)]
-pub struct Options {
-    /// Executable whose `guardian` subcommand starts model servers.
-    pub guardian: PathBuf,
-    /// Soft limit of open files for model servers; `None` leaves them the limit of this process.
-    pub open_files: Option<u64>,
-    /// Name that is unique among the running proxies of this machine and the same after a restart. With it, a model server
-    /// waits for the one that the previous run of this proxy has left.
-    pub instance: Option<Arc<str>>,
-    /// Discovery of the targets' pods.
-    pub discovery: Arc<dyn Discovery>,
-    /// Scale subresource of workloads, for routes with `scaleBy: kubernetes`.
-    pub scale: Arc<dyn Scale>,
-}
-
-/// Ends the supervision of a target in two stages.
-#[derive(Clone, Debug)]
-pub struct Shutdown {
-    /// Send nothing more; let requests in flight finish.
-    drain: CancellationToken,
-    /// Stop now. Implies `drain`.
-    kill: CancellationToken,
-}
+use crate::{admission::Gate, coldstart::TargetKind, domain::Target, state::Scale};
+pub use options::Options;
+pub use shutdown::Shutdown;
 
 /// Brings the target of a route up when it is wanted and down when it is idle, until `shutdown`. Runs once per route.
 ///
@@ -130,74 +103,5 @@ async fn scale(gate: Arc<Gate>, scale: Arc<dyn Scale>, shutdown: Shutdown) {
         biased;
         () = shutdown.drain.cancelled() => {}
         () = kubernetes::run(gate.clone(), namespace, scale) => {}
-    }
-}
-
-// === impl Options ===
-
-impl Default for Options {
-    fn default() -> Self {
-        // An upgrade may have replaced the file; the kernel's link leads to the running executable.
-        let guardian = if cfg!(target_os = "linux") {
-            "/proc/self/exe".into()
-        } else {
-            std::env::current_exe().unwrap_or_else(|_| "anteroom".into())
-        };
-        Self {
-            guardian,
-            open_files: None,
-            instance: None,
-            discovery: Arc::new(NoDiscovery),
-            scale: Arc::new(NoScale),
-        }
-    }
-}
-
-// === impl Shutdown ===
-
-impl Default for Shutdown {
-    fn default() -> Self {
-        let kill = CancellationToken::new();
-        Self { drain: kill.child_token(), kill }
-    }
-}
-
-impl Shutdown {
-    /// Sends nothing more to the target, and stops it when its requests have finished.
-    pub fn drain(&self) {
-        self.drain.cancel();
-    }
-
-    /// Stops the target now, whatever is in flight.
-    pub fn kill(&self) {
-        self.kill.cancel();
-    }
-
-    /// Returns a handle whose `drain` leaves the other targets alone.
-    fn for_one_target(&self) -> Self {
-        Self { drain: self.drain.child_token(), kill: self.kill.clone() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn default_guardian_is_the_running_executable() {
-        let listed = std::process::Command::new(Options::default().guardian).arg("--list").output().unwrap();
-        let listed = String::from_utf8(listed.stdout).unwrap();
-        assert!(listed.contains("default_guardian_is_the_running_executable"), "{listed}");
-    }
-
-    #[test]
-    fn kill_drains_and_replacing_one_target_does_not() {
-        let shutdown = Shutdown::default();
-        let ours = shutdown.for_one_target();
-        ours.drain();
-        assert!(!shutdown.drain.is_cancelled());
-        let ours = shutdown.for_one_target();
-        shutdown.kill();
-        assert!(shutdown.drain.is_cancelled() && ours.drain.is_cancelled() && ours.kill.is_cancelled());
     }
 }

@@ -11,13 +11,10 @@ use parking_lot::Mutex;
 use strum::IntoStaticStr;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{
-    REPLICAS,
-    proto::{Report, RouteDemand},
-};
+use super::proto::{Report, RouteDemand};
 use crate::{
     admission::{Directory, Gate},
-    config::budget::{PEER_BOARD_BYTES, PEER_SHARE_BYTES},
+    config::budget::{PEER_BOARD_BYTES, PEER_REPLICAS, PEER_SHARE_BYTES},
     demand::Counts,
     domain::RouteKey,
 };
@@ -81,7 +78,7 @@ pub(super) enum Found {
     Ourselves,
     /// A replica that is already followed at another address.
     Known,
-    /// One replica beyond [`REPLICAS`].
+    /// One replica beyond [`PEER_REPLICAS`].
     TooMany,
 }
 
@@ -141,7 +138,7 @@ impl Board {
         if replicas.get(&report.replica).is_some_and(|known| known.is_connected && known.address != address) {
             return Found::Known;
         }
-        if replicas.len() >= REPLICAS && !replicas.contains_key(&report.replica) {
+        if replicas.len() >= PEER_REPLICAS && !replicas.contains_key(&report.replica) {
             return Found::TooMany;
         }
         let replica = Replica {

@@ -15,10 +15,10 @@ use tokio::{
 use tokio_stream::StreamExt;
 
 use super::{
-    REPLICAS,
     board::{Board, Found},
     network::{Network, Reports},
 };
+use crate::config::budget::PEER_REPLICAS;
 
 /// Interval at which the service is resolved.
 const RESOLVE: Duration = Duration::from_secs(2);
@@ -120,8 +120,8 @@ impl<N: Network> Following<N> {
     }
 
     fn list(&mut self, addresses: &[SocketAddr]) {
-        let listed: BTreeSet<_> = addresses.iter().copied().take(REPLICAS + 1).collect();
-        if addresses.len() > REPLICAS + 1 {
+        let listed: BTreeSet<_> = addresses.iter().copied().take(PEER_REPLICAS + 1).collect();
+        if addresses.len() > PEER_REPLICAS + 1 {
             tracing::warn!(addresses = addresses.len(), "peers.service has more addresses than are followed");
         }
         self.follow.listed.lock().clone_from(&listed);

@@ -6,8 +6,8 @@ use tokio_stream::Stream;
 use tonic::{Request, Status, transport::Endpoint};
 
 use super::{
-    REPORT, Token,
     proto::{Report, WatchRequest, peers_client::PeersClient},
+    token::Token,
 };
 
 /// Reports of another replica.
@@ -27,6 +27,9 @@ pub(super) struct Dns {
     id: String,
     token: Option<Arc<Token>>,
 }
+
+/// Maximum size of a report, in bytes: 2,000 routes with the longest names, which the previous release sends at once.
+const REPORT: usize = 1 << 20;
 
 /// Timeout for connecting.
 const CONNECT: Duration = Duration::from_secs(2);

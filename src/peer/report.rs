@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, service::Routes};
 
 use super::{
-    ROUTES, Token,
     board::Entry,
     proto::{
         Report, RouteDemand, WatchRequest,
         peers_server::{Peers, PeersServer},
     },
+    token::Token,
 };
 use crate::{
     admission::{Directory, Gate, Gates},
@@ -27,6 +27,9 @@ use crate::{
     grpc::{Caller, GrpcListener, StreamPlace},
     places::Places,
 };
+
+/// Maximum number of routes per report; further ones follow in the next reports, 20 ms apart.
+pub(super) const ROUTES: usize = 500;
 
 /// Interval at which the counts of routes with demand are read. Bounds the rate of reports, besides edges.
 const LOOK: Duration = Duration::from_millis(20);

@@ -522,7 +522,7 @@ async fn large_reports_are_split_every_20_ms() {
         let name = format!("route-{number:05}");
         Gate::new(name.as_str().into(), Policy::default(), cold_starts.clone())
     };
-    let gates: Vec<_> = (0..=2 * ROUTES).map(gate).collect();
+    let gates: Vec<_> = (0..=2 * report::ROUTES).map(gate).collect();
     let directory = Arc::new(Directory::default());
     directory.publish(gates.iter().cloned());
     let ending = CancellationToken::new();
@@ -537,7 +537,7 @@ async fn large_reports_are_split_every_20_ms() {
     for number in 0..6 {
         tickets.extend(gates.iter().map(|gate| gate.hold(1, true).unwrap()));
         let told = reports.next().await.unwrap().unwrap().routes;
-        assert_eq!(told.len(), ROUTES);
+        assert_eq!(told.len(), report::ROUTES);
         assert_eq!(start.elapsed(), Duration::from_millis(20) * number, "the edge at once, then no sooner");
         told.into_iter().for_each(|told| *turns.entry(told.route).or_default() += 1);
     }

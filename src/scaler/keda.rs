@@ -1,15 +1,11 @@
 //! KEDA's external scaler with push, over gRPC.
 
 mod metrics;
+#[allow(missing_docs, reason = "generated")]
+pub mod proto;
 mod server;
 mod streams;
 mod trigger;
-
-/// Generated from `proto/externalscaler.proto`.
-#[allow(missing_docs, reason = "generated")]
-pub mod proto {
-    tonic::include_proto!("externalscaler");
-}
 
 use std::{pin::Pin, sync::Arc};
 

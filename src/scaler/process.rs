@@ -15,8 +15,6 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use sleeping::SleepOutcome;
-
 use super::{
     Options, Shutdown,
     activator::{Activator, until_suspect, until_vacant},
@@ -58,6 +56,16 @@ enum ServeOutcome {
     /// Runs, but failed requests and no longer answers probes.
     Silent(Option<Answer>),
     Draining,
+}
+
+/// Result of a sleep.
+pub(super) enum SleepOutcome {
+    /// The server takes requests again.
+    Awake,
+    /// The server is to be stopped: it cannot sleep, `stopAfter` has passed, or on shutdown.
+    Over,
+    /// The server exited or does not wake.
+    Lost(ServerExit),
 }
 
 // === impl Launcher ===

@@ -11,7 +11,7 @@ use std::{io, process::ExitStatus, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Launcher;
+use super::{Launcher, SleepOutcome};
 use crate::{
     coldstart::ColdStartKind,
     scaler::{
@@ -21,16 +21,6 @@ use crate::{
     },
     state::{Endpoint, Status},
 };
-
-/// Result of a sleep.
-pub(super) enum SleepOutcome {
-    /// The server takes requests again.
-    Awake,
-    /// The server is to be stopped: it cannot sleep, `stopAfter` has passed, or on shutdown.
-    Over,
-    /// The server exited or does not wake.
-    Lost(ServerExit),
-}
 
 // === impl Launcher ===
 

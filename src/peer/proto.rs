@@ -1,0 +1,3 @@
+//! Protocol, generated from `proto/peers.proto`.
+
+tonic::include_proto!("anteroom.peers.v1");

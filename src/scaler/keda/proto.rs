@@ -1,0 +1,3 @@
+//! Generated from `proto/externalscaler.proto`.
+
+tonic::include_proto!("externalscaler");
