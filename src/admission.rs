@@ -2,6 +2,7 @@
 
 mod demand;
 mod directory;
+mod gate;
 mod permit;
 
 use std::{
@@ -13,8 +14,8 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
-use permit::Kind;
-pub use permit::Permit;
+use gate::Kind;
+pub use gate::{Gate, Permit};
 use tokio_util::sync::CancellationToken;
 
 pub use demand::{BackgroundJob, OpenStream};
@@ -25,33 +26,11 @@ use crate::{
     demand::{Demand, DemandEvent},
     domain::{ObstacleKind, Policy, RouteKey, WhenPaused},
     error::{MAX_RETRY_AFTER, ProxyError},
-    hold::{Bounds, Full, HoldQueue, Place, Released, Ticket},
+    hold::{Bounds, Full, Place, Released, Ticket},
     pick::{Load as _, pick},
     state::{Change, Endpoint, Obstacle, TargetState},
     telemetry::RouteCounters,
 };
-
-/// The live state of a route: queue, endpoints, demand and counters. It outlives reloads of the configuration; every
-/// request of the route holds an `Arc`.
-pub struct Gate {
-    key: RouteKey,
-    policy: ArcSwap<Policy>,
-    target: TargetState,
-    queue: Arc<HoldQueue<Permit>>,
-    demand: Demand,
-    cold_starts: Tracker,
-    counters: RouteCounters,
-    draining: AtomicBool,
-    /// Cancelled when draining fails the held requests; none is held from then on.
-    evicted: CancellationToken,
-    /// Endpoint for requests whose wait has failed.
-    fallback: ArcSwapOption<Endpoint>,
-    in_flight_on_fallback: AtomicU64,
-    /// Requests in flight that are not demand.
-    quiet_in_flight: AtomicU64,
-    /// Jobs of `POST /v1/responses` that continue after their answer.
-    background_jobs: AtomicU64,
-}
 
 // === impl Gate ===
 

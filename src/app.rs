@@ -10,17 +10,16 @@ mod files;
 mod obstacles;
 mod pushes;
 mod routes;
+mod start_error;
 mod workers;
 
 use std::{
-    io,
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use thiserror::Error;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -31,15 +30,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin::{Admin, ColdStartMetrics},
     admission::Directory,
-    coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Journal, JournalError},
+    coldstart::{ColdStart, ColdStartOutcome, ColdStarts, Journal},
     config::Config,
     domain::Route,
     drain::{Drain, DrainTimes, Request},
-    grpc::TlsError,
-    kube::{Cluster, ClusterError, Endpoints, Pods},
+    kube::{Cluster, Endpoints, Pods},
     proxy::{self, Shared},
     scaler,
-    telemetry::traces::{Export, Traces, TracesError},
+    telemetry::traces::{Export, Traces},
 };
 pub use account::Account;
 use background::Background;
@@ -49,25 +47,8 @@ use exporting::Exporting;
 pub use files::raise_file_limit;
 use obstacles::Obstacles;
 use routes::Routes;
+pub use start_error::StartError;
 use workers::Workers;
-
-/// Error during startup.
-#[derive(Debug, Error)]
-#[expect(missing_docs, reason = "each variant's text says what it is")]
-pub enum StartError {
-    #[error("cannot listen on {address} (`{key}`): {source}{}", hint(.source))]
-    Listen { key: &'static str, address: SocketAddr, source: io::Error },
-    #[error("cannot start threads for the cluster: {0}")]
-    Background(#[source] io::Error),
-    #[error(transparent)]
-    Cluster(#[from] ClusterError),
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    #[error(transparent)]
-    Report(#[from] JournalError),
-    #[error(transparent)]
-    Traces(#[from] TracesError),
-}
 
 /// The proxy with all ports bound, not running yet.
 pub struct Bound {
@@ -411,15 +392,4 @@ fn log_cold_start(cold_start: &ColdStart) {
         reason = cold_start.reason.as_deref().map(tracing::field::display),
         "cold start"
     );
-}
-
-fn hint(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::AddrInUse => {
-            "; another program has it: stop that program, or set another address in the file or with a flag"
-        }
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need extra privileges: use a higher one",
-        io::ErrorKind::AddrNotAvailable => "; this machine does not have that address",
-        _ => "",
-    }
 }

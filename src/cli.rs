@@ -2,6 +2,7 @@
 
 mod bench;
 mod connect;
+mod fail;
 mod session;
 mod status;
 
@@ -9,6 +10,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use tokio::sync::mpsc;
+
+use fail::fail;
 
 use crate::{
     app::{self, Bound, Command},
@@ -180,9 +183,4 @@ async fn reload(mut watcher: ConfigWatcher, args: ConfigArgs, commands: mpsc::Se
             Err(error) => tracing::error!(%error, "invalid configuration; keeping the previous one"),
         }
     }
-}
-
-fn fail(report: String) -> ExitCode {
-    eprintln!("{}", report.trim_end());
-    ExitCode::FAILURE
 }

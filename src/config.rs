@@ -19,7 +19,6 @@ mod watch;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     num::NonZeroUsize,
-    path::Path,
 };
 
 pub use cluster::{Kubernetes, Peers, ScalerTls};
@@ -168,18 +167,6 @@ pub struct Limits {
 }
 
 // === impl Config ===
-
-impl Config {
-    /// Reads the file, applies the overrides and validates the result.
-    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
-        Loaded::load(path, overrides).map(|loaded| loaded.config)
-    }
-
-    /// Parses and validates a text; `name` stands for the file in errors.
-    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
-        Loaded::parse(text, name, &Overrides::default()).map(|loaded| loaded.config)
-    }
-}
 
 impl Default for Config {
     fn default() -> Self {

@@ -6,6 +6,7 @@
 
 mod claim;
 mod intercept;
+mod matcher;
 mod phase;
 mod policy;
 mod process;
@@ -16,18 +17,14 @@ mod secrets;
 mod units;
 mod web_origin;
 
-use std::{
-    borrow::Borrow,
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 pub use claim::Claim;
 pub use intercept::{
     Intercept, InterceptTimeouts, Overflow, ResponseMode, StaticAnswer, StaticAnswerError, StaticBody,
     StaticRoute,
 };
+pub use matcher::Matcher;
 pub use phase::{Part, Phase};
 pub use policy::{
     Concurrency, Gateway, Hold, Keepalive, KeepaliveMode, NotYet, Policy, Readiness, UpstreamTimeouts,
@@ -100,23 +97,6 @@ pub struct Route {
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct RouteKey(#[schemars(with = "String")] Arc<str>);
-
-/// Conditions that a request must meet; all of those given must match.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Matcher {
-    /// Model names, including LoRA adapters and aliases. Empty: any model, and the body is not parsed.
-    pub models: Vec<String>,
-    /// Host names without a port; `*.example.com` matches all of its subdomains. Empty: any host.
-    pub hosts: Vec<String>,
-    /// Path prefixes in whole segments: `/a` matches `/a/v1/models`, not `/ab`. Empty: any path.
-    pub paths: Vec<String>,
-    /// Header names, each with the exact value required.
-    pub headers: BTreeMap<String, String>,
-    /// Headers required with any value; only rules of an `InterceptorRoute` have them.
-    #[serde(skip)]
-    pub present: BTreeSet<String>,
-}
 
 /// Server that scales from zero.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -229,7 +209,7 @@ impl Route {
             intercept: self.intercept.clone(),
         };
         if let Some(intercept) = &self.intercept {
-            intercept.apply(&mut policy);
+            policy.apply(intercept);
         }
         policy
     }

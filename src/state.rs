@@ -2,6 +2,7 @@
 
 mod cut;
 mod discovery;
+mod endpoint;
 mod failure;
 mod front;
 mod models;
@@ -13,18 +14,14 @@ mod trial;
 
 use std::{
     collections::BTreeMap,
-    fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, Guard};
-use cut::Connections;
 pub use cut::Cut;
 pub use discovery::{Discovered, DiscoveredEndpoint, Discovery, NoDiscovery, Problem, Protocol, Selection};
+pub use endpoint::Endpoint;
 pub use failure::Cause;
 use failure::LastFailure;
 pub use front::{Front, FrontKind};
@@ -32,45 +29,13 @@ pub use models::{ListedModels, Listing};
 pub use obstacle::Obstacle;
 use parking_lot::Mutex;
 pub use ramp::Level;
-use ramp::Ramp;
 pub use scale::{NoScale, Replicas, Scale, ScaleError, Scaling};
 pub use start::{PartSeen, PodStart, PodWarning, Seen, Stamp, Tail};
 use strum::IntoStaticStr;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
-use trial::Trial;
+use tokio::{sync::watch, time::Instant};
 pub use trial::Verdict;
 
-use crate::{domain::Reason, pick::Load};
-
-/// One address of a model server, ready or not.
-///
-/// `ready` and `in_flight` are written by all cores in sequentially consistent order: retiring an endpoint clears
-/// `ready` before it waits for `in_flight` to reach zero; acquiring it does the reverse.
-pub struct Endpoint {
-    id: u64,
-    /// `host:port`.
-    address: Box<str>,
-    protocol: Protocol,
-    /// State of a gateway; `None` if the endpoint is a single server.
-    front: Option<Box<Front>>,
-    ready: AtomicBool,
-    in_flight: AtomicU32,
-    ramp: Ramp,
-    /// Limit of requests in flight per server.
-    max: AtomicU32,
-    /// Number of servers it stands for. For a gateway it may be zero or more than one.
-    servers: AtomicU32,
-    /// Consecutive failed dispatches.
-    failures: AtomicU32,
-    trial: Trial,
-    connections: Connections,
-    /// Wakes the owner (launcher, prober) when the endpoint is doubted or suspect, or when the last request in flight
-    /// ended.
-    attention: Notify,
-}
+use crate::domain::Reason;
 
 /// Endpoints of a target and its progress towards readiness.
 pub struct TargetState {
@@ -126,226 +91,6 @@ pub enum Change {
     /// The activation failed, and held requests fail with it. The duration is the time until the next attempt; `None`
     /// if that would fail for the same reason.
     Failed(Reason, Option<Duration>),
-}
-
-// === impl Endpoint ===
-
-impl Endpoint {
-    /// Backoff after the first failure.
-    pub const BACKOFF: Duration = Duration::from_millis(50);
-    const MAX_BACKOFF: Duration = Duration::from_secs(1);
-
-    /// Creates an HTTP/1.1 endpoint that is not ready yet.
-    pub fn new(address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
-        Self::speaking(Protocol::Http1, address, max)
-    }
-
-    /// Creates an endpoint that is or may be a gateway.
-    pub fn fronting(kind: FrontKind, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
-        Self::with_front(Protocol::Http1, Some(kind), address, max)
-    }
-
-    /// Creates an endpoint with the given protocol.
-    pub fn speaking(protocol: Protocol, address: impl Into<Box<str>>, max: u32) -> Arc<Self> {
-        Self::with_front(protocol, None, address, max)
-    }
-
-    fn with_front(
-        protocol: Protocol,
-        front: Option<FrontKind>,
-        address: impl Into<Box<str>>,
-        max: u32,
-    ) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            address: address.into(),
-            protocol,
-            front: front.map(|kind| Box::new(Front::new(kind))),
-            ready: AtomicBool::new(false),
-            in_flight: AtomicU32::new(0),
-            ramp: Ramp::new(max),
-            max: AtomicU32::new(max),
-            servers: AtomicU32::new(1),
-            failures: AtomicU32::new(0),
-            trial: Trial::default(),
-            connections: Connections::default(),
-            attention: Notify::new(),
-        })
-    }
-
-    /// Creates an endpoint that is always ready and has no owner, such as a fallback Service.
-    pub fn unwatched(address: impl Into<Box<str>>) -> Arc<Self> {
-        let endpoint = Self::new(address, u32::MAX);
-        endpoint.ready.store(true, Ordering::SeqCst);
-        endpoint
-    }
-
-    /// Returns an identifier unique in this process.
-    pub const fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Returns `host:port`.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// Returns whether it accepts requests.
-    pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::SeqCst)
-    }
-
-    /// Returns its protocol.
-    pub const fn protocol(&self) -> Protocol {
-        self.protocol
-    }
-
-    /// Returns the state of a gateway; `None` if the endpoint is a single server.
-    pub fn front(&self) -> Option<&Front> {
-        self.front.as_deref()
-    }
-
-    /// Returns whether every request reaches the same process or pod.
-    pub const fn is_single(&self) -> bool {
-        self.front.is_none()
-    }
-
-    /// Returns the number of requests in flight.
-    pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::SeqCst)
-    }
-
-    /// Returns the current limit of requests in flight.
-    pub fn limit(&self) -> u32 {
-        self.ramp.limit()
-    }
-
-    /// Returns the number of servers it stands for. For a gateway it may be zero or more than one.
-    pub fn servers(&self) -> u32 {
-        self.servers.load(Ordering::Relaxed)
-    }
-
-    /// Returns the limit of requests in flight at the end of the ramp.
-    fn max_in_flight(&self) -> u32 {
-        self.max.load(Ordering::Relaxed).saturating_mul(self.servers.load(Ordering::Relaxed))
-    }
-
-    /// Reserves a slot, which must be returned with [`Self::release`].
-    pub fn acquire(&self) -> bool {
-        let mut in_flight = self.in_flight.load(Ordering::SeqCst);
-        while in_flight < self.limit() && self.is_ready() {
-            match self.in_flight.compare_exchange_weak(
-                in_flight,
-                in_flight + 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            ) {
-                Ok(_) if self.is_ready() => return true,
-                Ok(_) => {
-                    self.release();
-                    return false;
-                }
-                Err(now) => in_flight = now,
-            }
-        }
-        false
-    }
-
-    /// Returns a slot.
-    pub fn release(&self) {
-        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && !self.is_ready() {
-            self.attention.notify_one();
-        }
-    }
-
-    /// Returns whether the limit has reached its maximum.
-    pub fn is_wide(&self) -> bool {
-        self.limit() >= self.max_in_flight()
-    }
-
-    /// Returns the number of further requests it is about to accept, assuming that a ramp in progress continues.
-    pub fn room_soon(&self) -> u32 {
-        if self.is_ready() && (self.is_wide() || self.ramp.progresses()) {
-            self.max_in_flight().saturating_sub(self.in_flight())
-        } else {
-            0
-        }
-    }
-
-    /// Returns the remaining time in which the limit does not grow, after failures at a higher one.
-    pub fn ramp_pause(&self) -> Duration {
-        self.ramp.pause()
-    }
-
-    /// Returns the ramp level of a request that has just acquired its slot.
-    pub fn level(&self) -> Level {
-        self.ramp.level(self.in_flight())
-    }
-
-    /// Records the first byte of a response to a request dispatched at `level`: clears failures and raises the limit to
-    /// twice the number of responses. Returns whether the limit grew.
-    pub fn succeeded(&self, level: Level) -> bool {
-        if self.failures.load(Ordering::Relaxed) > 0 || self.is_doubted() {
-            self.failures.store(0, Ordering::Relaxed);
-            self.vouch();
-        }
-        self.ramp.answered(level, self.max_in_flight())
-    }
-
-    /// Records the failure of a request dispatched at `level`, which may have exceeded the server's capacity. Up to
-    /// `start` requests never do.
-    pub fn failed_at(&self, level: Level, start: u32) {
-        self.ramp.failed(level, start);
-    }
-
-    /// Records a failure before the response. The endpoint gets no requests until its owner has seen it respond, and
-    /// then one at first.
-    pub fn suspect(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        self.ramp.restart();
-        self.retire();
-        self.attention.notify_one();
-    }
-
-    /// Returns the backoff before the owner probes again: zero, or 50 ms doubling to 1 s with each failure.
-    pub fn backoff(&self) -> Duration {
-        match self.failures.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            failures => Self::MAX_BACKOFF.min(Self::BACKOFF * 2_u32.saturating_pow(failures - 1)),
-        }
-    }
-
-    /// Stops accepting requests; [`Self::attention`] wakes when the last one in flight has ended.
-    pub fn retire(&self) {
-        self.ready.store(false, Ordering::SeqCst);
-        self.settle();
-    }
-
-    /// Waits until the owner should check the endpoint: it is doubted or suspect, or its last request ended while it
-    /// was not ready.
-    pub async fn attention(&self) {
-        self.attention.notified().await;
-    }
-}
-
-impl Load for Arc<Endpoint> {
-    /// A doubted endpoint only gets requests for which nothing else has room: see `Gate::acquire`.
-    fn room(&self) -> Option<u32> {
-        let in_flight = self.in_flight();
-        (in_flight < self.limit() && self.is_ready() && !self.is_doubted()).then_some(in_flight)
-    }
-}
-
-impl fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Endpoint")
-            .field("address", &self.address)
-            .field("ready", &self.is_ready())
-            .field("in_flight", &self.in_flight())
-            .field("limit", &self.limit())
-            .finish_non_exhaustive()
-    }
 }
 
 // === impl TargetState ===
@@ -595,15 +340,5 @@ mod tests {
         let refusing = target.refusing_for(Duration::from_secs(5));
         assert_eq!(refusing.len(), 12, "16 are kept, 4 to 19, of which 4 to 15 have refused for 5 s");
         assert!(!refusing.contains(&"10.0.0.3:8000".into()) && refusing.contains(&"10.0.0.4:8000".into()));
-    }
-
-    #[test]
-    fn backoff_doubles_from_50_ms_to_1_s() {
-        let endpoint = Endpoint::new("127.0.0.1:1", 64);
-        let backoffs = [50, 100, 200, 400, 800, 1000, 1000];
-        for expected in backoffs {
-            endpoint.suspect();
-            assert_eq!(endpoint.backoff().as_millis(), expected);
-        }
     }
 }

@@ -2,31 +2,8 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use super::Gate;
-use crate::{
-    coldstart::FirstAnswer,
-    state::{Endpoint, Level},
-};
-
-/// Permission to have one request in flight on an endpoint. Lives in the body of the answer; dropping it releases the next
-/// held request.
-pub struct Permit {
-    gate: Arc<Gate>,
-    endpoint: Arc<Endpoint>,
-    kind: Kind,
-    level: Level,
-}
-
-/// The accounting of a permit.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// On the target; the request is demand.
-    Demand,
-    /// On the target; the request is not demand.
-    Quiet,
-    /// On the fallback; the request is demand.
-    Fallback,
-}
+use super::gate::{Gate, Kind, Permit};
+use crate::{coldstart::FirstAnswer, state::Endpoint};
 
 // === impl Permit ===
 

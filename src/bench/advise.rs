@@ -7,10 +7,12 @@
 //! arguments (settings, goal) ──┘
 //! ```
 
+mod advice;
 mod args;
 mod arrivals;
 mod choice;
 mod draw;
+mod error;
 mod grid;
 mod inputs;
 mod json;
@@ -21,41 +23,13 @@ mod text;
 
 use std::{io::Write as _, process::ExitCode};
 
-use thiserror::Error;
-
+use advice::Advice;
 pub use args::{AdviseArgs, TraceArgs};
 use args::{Budget, ScaledBy, SyntheticLog, WaitGoal};
-use choice::{Candidate, Choice, Goal, HOURS_PER_MONTH, SettingsGrid};
-use grid::{Figures, ReplayInput};
+use choice::{Choice, Goal, SettingsGrid};
+use error::AdviseError;
 use inputs::AdviseInputs;
 use replay::ReplaySettings;
-
-/// Error of `bench advise`.
-#[derive(Debug, Error)]
-enum AdviseError {
-    /// A file or an admin API cannot be read or has invalid content.
-    #[error("{0}")]
-    Input(String),
-    /// Conflicting arguments.
-    #[error("{0}")]
-    Arguments(String),
-    /// The JSON output cannot be written.
-    #[error("{0}: {1}")]
-    Output(String, std::io::Error),
-}
-
-/// Result of `bench advise`, for the text and JSON output.
-struct Advice<'a> {
-    args: &'a AdviseArgs,
-    inputs: &'a AdviseInputs,
-    load: &'a ReplayInput,
-    candidates: Vec<Candidate>,
-    /// Baseline: one replica, never scaled to zero.
-    always_on: Figures,
-    goal: Option<Goal>,
-    choice: Option<Choice>,
-    seeds: Vec<u64>,
-}
 
 /// Runs `bench advise`.
 pub async fn run(args: AdviseArgs) -> ExitCode {
@@ -179,25 +153,6 @@ fn goal(args: &AdviseArgs) -> Result<Option<Goal>, AdviseError> {
         (false, _) => Err(AdviseError::Arguments(
             "a --budget in money needs --gpu-hour-price; for GPU hours, write 300h/month".into(),
         )),
-    }
-}
-
-// === impl Advice ===
-
-impl Advice<'_> {
-    /// Returns the length of a month in windows of the log.
-    fn windows_per_month(&self) -> f64 {
-        HOURS_PER_MONTH * 3.6e6 / self.load.window.max(1) as f64
-    }
-
-    /// Returns the length of the window in days.
-    fn days(&self) -> f64 {
-        self.load.window.max(1) as f64 / 8.64e7
-    }
-
-    /// Returns the GPU time saved relative to [`Self::always_on`]; negative if the setting costs more.
-    fn saved(&self, figures: &Figures) -> f64 {
-        1.0 - figures.gpu_hours.middle / self.always_on.gpu_hours.middle.max(f64::MIN_POSITIVE)
     }
 }
 

@@ -77,7 +77,7 @@ pub async fn run(args: SessionArgs) -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Err(error) => super::fail(format!("error: {error}")),
+        Err(error) => super::fail::fail(format!("error: {error}")),
     }
 }
 

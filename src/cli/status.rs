@@ -56,7 +56,7 @@ pub(super) async fn run(args: StatusArgs) -> ExitCode {
             print!("{table}");
             ExitCode::SUCCESS
         }
-        Err(error) => super::fail(format!("error: {error}")),
+        Err(error) => super::fail::fail(format!("error: {error}")),
     }
 }
 

@@ -1,50 +1,14 @@
 //! Maximum memory that clients can make this process take under its limits, and limits that fit the memory available.
 
+mod costs;
 mod listeners;
 
 use std::fmt;
 
-use super::{Limits, MemoryLimit};
+use super::{Limits, MemoryLimit, memory_limit::mebibytes};
 use crate::domain::ByteCount;
+pub use costs::*;
 pub use listeners::*;
-
-/// Maximum memory of a client's connection that is not counted otherwise, in bytes. Over HTTP/1: two read buffers of 8
-/// KiB, and 16 KiB read ahead. Over HTTP/2: a read buffer that grows to 32 KiB for a frame of 16, and what h2 keeps
-/// without streams. `connections_cost_no_more_than_is_computed` measures 21 and 34 KiB.
-pub const CONNECTION_COST_BYTES: usize = 40 << 10;
-
-/// Bytes of an HTTP/1 head that the cost of its connection covers: hyper's first read buffer. Beyond it, the bytes that
-/// have arrived are counted. hyper reserves twice as much, but memory that nothing was written to is not resident.
-pub const UNCOUNTED_HEAD_BYTES: usize = 8 << 10;
-
-/// Maximum memory of an incomplete HTTP/2 head, per byte of `maxHeaderBytes`: of the shortest fields, which count for
-/// 33 bytes (RFC 9113, section 6.5.2), `HeaderMap` keeps 104 bytes each, in a table whose size is a power of two.
-pub const H2_HEAD_FACTOR: usize = 4;
-
-/// Memory of an HTTP/2 request besides its head and body, in bytes: its stream, its task, its place in the queue.
-/// `held_stream_costs_no_more_than_it_counts_for` measures 5.4 KiB.
-pub const STREAM_COST_BYTES: usize = 8 << 10;
-
-/// Memory of an unread response besides its body, in bytes: the stream's state, its task and its head.
-/// `unread_answer_costs_no_more_than_it_counts_for` measures 2.2 KiB; as much again is for larger heads.
-pub const ANSWER_COST_BYTES: usize = 4 << 10;
-
-/// Bytes of a response read ahead from a model server, per connection; also the maximum size of a response head.
-pub const UPSTREAM_BUFFER_BYTES: usize = 64 << 10;
-
-/// Bytes of a response written ahead to a client, beyond the part that was read last.
-pub const SEND_BUFFER_BYTES: usize = 64 << 10;
-
-/// Memory of a response on its way to a client that reads slowly, in bytes: those written ahead, the part that was read
-/// last, and those read ahead.
-pub const RELAY_COST_BYTES: usize = SEND_BUFFER_BYTES + 2 * UPSTREAM_BUFFER_BYTES;
-
-/// Bytes per read of a WebSocket, in each direction.
-pub const TUNNEL_BUFFER_BYTES: usize = 16 << 10;
-
-/// Maximum memory of a WebSocket whose client does not read, in bytes: a buffer in each direction, and bytes received
-/// with the head of the response.
-pub const TUNNEL_COST_BYTES: usize = 2 * TUNNEL_BUFFER_BYTES + UPSTREAM_BUFFER_BYTES;
 
 /// Returns the maximum bytes of the proxy's unread responses, on top of `maxBufferedBytes`: an eighth of it, and at
 /// least room for some.
@@ -147,11 +111,6 @@ impl fmt::Display for WorstCase {
             mebibytes(BASE_BYTES),
         )
     }
-}
-
-/// Formats bytes as MiB, rounded up.
-pub(super) fn mebibytes(bytes: usize) -> String {
-    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 // === impl Limits ===

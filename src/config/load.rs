@@ -41,6 +41,22 @@ pub fn check(
     Ok(report)
 }
 
+// === impl Config ===
+
+impl Config {
+    /// Reads the file, applies the overrides and validates the result.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {
+        Loaded::load(path, overrides).map(|loaded| loaded.config)
+    }
+
+    /// Parses and validates a text; `name` stands for the file in errors.
+    pub fn parse(text: &str, name: &str) -> Result<Self, ConfigError> {
+        Loaded::parse(text, name, &Overrides::default()).map(|loaded| loaded.config)
+    }
+}
+
+// === impl Loaded ===
+
 impl Loaded {
     /// Reads the file, applies the overrides and validates the result.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, ConfigError> {

@@ -5,8 +5,6 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use super::budget::mebibytes;
-
 /// Available memory and the origin of the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
@@ -69,6 +67,11 @@ fn group_limits(root: &Path, line: &str) -> Vec<usize> {
         mounts.iter().flat_map(|mount| group.ancestors().map(move |group| root.join(mount).join(group)));
     // Unlimited is `max` in version 2 and a huge number in version 1.
     folders.filter_map(|folder| fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()).collect()
+}
+
+/// Formats bytes as MiB, rounded up.
+pub(super) fn mebibytes(bytes: usize) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use thiserror::Error;
 
-use super::{KeepaliveMode, Matcher, Period, Policy};
+use super::{Matcher, Period};
 
 /// Settings of an `InterceptorRoute`. Its route serves every method and path, with any body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,29 +125,10 @@ impl Intercept {
     pub const MAX_PENDING: u32 = 10_000;
 
     /// Requests in flight per endpoint; effectively unlimited, as in the Add-on.
-    const MAX_IN_FLIGHT: u32 = 1_000_000;
+    pub(super) const MAX_IN_FLIGHT: u32 = 1_000_000;
 
     /// Stands for "no limit": every wait is bounded.
-    const NO_LIMIT: Period = Period::from_secs(24 * 60 * 60);
-
-    /// Overrides the route's policies with those of the object. `hold.timeout` is an upper bound for every request, so
-    /// a smaller value is kept.
-    pub(super) fn apply(&self, policy: &mut Policy) {
-        policy.hold.max_requests = self.max_pending.unwrap_or(Self::MAX_PENDING) as usize;
-        if let Some(readiness) = self.readiness() {
-            policy.hold.timeout = readiness;
-        }
-        // Only responses of the OpenAI API can begin early.
-        policy.keepalive.mode = KeepaliveMode::Off;
-        policy.concurrency.max = Self::MAX_IN_FLIGHT;
-        policy.concurrency.ramp_start = Self::MAX_IN_FLIGHT;
-        policy.upstream.response_timeout = match self.timeouts.response_header {
-            None => Period::from_secs(300),
-            Some(Period::ZERO) => Self::NO_LIMIT,
-            Some(limit) => limit,
-        };
-        policy.upstream.idle_timeout = Self::NO_LIMIT;
-    }
+    pub(super) const NO_LIMIT: Period = Period::from_secs(24 * 60 * 60);
 
     /// Returns the maximum hold time; `None` leaves it to the policy and the request's own limit.
     pub fn readiness(&self) -> Option<Period> {
@@ -270,6 +251,7 @@ fn sniff(text: &[u8]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Policy;
 
     fn text(text: &'static str) -> StaticBody {
         StaticBody::Text(Bytes::from_static(text.as_bytes()))
@@ -280,7 +262,7 @@ mod tests {
         let mut intercept = Intercept::default();
         let policy = |intercept: &Intercept| {
             let mut policy = Policy::default();
-            intercept.apply(&mut policy);
+            policy.apply(intercept);
             policy
         };
         assert_eq!(policy(&intercept).hold.timeout, Policy::default().hold.timeout);

@@ -160,6 +160,29 @@ pub struct NotYet {
     pub within: Period,
 }
 
+// === impl Policy ===
+
+impl Policy {
+    /// Overrides the policies with those of an `InterceptorRoute`. `hold.timeout` is an upper bound for every request, so
+    /// a smaller value is kept.
+    pub(super) fn apply(&mut self, intercept: &Intercept) {
+        self.hold.max_requests = intercept.max_pending.unwrap_or(Intercept::MAX_PENDING) as usize;
+        if let Some(readiness) = intercept.readiness() {
+            self.hold.timeout = readiness;
+        }
+        // Only responses of the OpenAI API can begin early.
+        self.keepalive.mode = KeepaliveMode::Off;
+        self.concurrency.max = Intercept::MAX_IN_FLIGHT;
+        self.concurrency.ramp_start = Intercept::MAX_IN_FLIGHT;
+        self.upstream.response_timeout = match intercept.timeouts.response_header {
+            None => Period::from_secs(300),
+            Some(Period::ZERO) => Intercept::NO_LIMIT,
+            Some(limit) => limit,
+        };
+        self.upstream.idle_timeout = Intercept::NO_LIMIT;
+    }
+}
+
 impl Default for Readiness {
     fn default() -> Self {
         Self {

@@ -13,8 +13,6 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::Endpoint;
-
 /// Handle that terminates one connection, held by the publisher of the endpoint.
 ///
 /// A pod can vanish without closing its connections, when its node dies. A request in flight would then wait for the
@@ -76,16 +74,12 @@ impl Connections {
     pub(super) fn reopen(&self) {
         self.is_severed.store(false, Ordering::SeqCst);
     }
-}
 
-// === impl Endpoint ===
-
-impl Endpoint {
-    /// Registers a new connection to the endpoint.
-    pub fn connection(&self) -> Arc<Cut> {
-        let is_heard = self.connections.is_heard.clone();
+    /// Registers a new connection.
+    pub(super) fn add(&self) -> Arc<Cut> {
+        let is_heard = self.is_heard.clone();
         let cut = Arc::new(Cut { is_heard, ..Cut::default() });
-        let mut open = self.connections.open.lock();
+        let mut open = self.open.lock();
         if open.len() == open.capacity() {
             // Remove ended connections before the vector would grow.
             open.retain(|cut| cut.strong_count() > 0);
@@ -93,36 +87,35 @@ impl Endpoint {
         open.push(Arc::downgrade(&cut));
         drop(open);
         // `sever` sets the flag before it lists connections; this order closes the race.
-        if self.connections.is_severed.load(Ordering::SeqCst) {
+        if self.is_severed.load(Ordering::SeqCst) {
             cut.cut();
         }
         cut
     }
 
-    /// Terminates the connections without a response in progress; with `all`, after a grace period, every one. The
-    /// endpoint must be retired, and can be reused once it is ready again.
-    pub fn sever(&self, all: bool) {
-        self.connections.is_severed.store(true, Ordering::SeqCst);
-        let open = self.connections.open.lock().clone();
+    /// Terminates the connections without a response in progress; with `all`, every one.
+    pub(super) fn sever(&self, all: bool) {
+        self.is_severed.store(true, Ordering::SeqCst);
+        let open = self.open.lock().clone();
         for cut in open.iter().filter_map(Weak::upgrade) {
             if all || !cut.is_answering.load(Ordering::Relaxed) {
                 cut.cut();
             }
         }
-        self.connections.severed.notify_waiters();
+        self.severed.notify_waiters();
     }
 
     /// Returns whether data arrived since the last call.
-    pub fn take_heard(&self) -> bool {
-        self.connections.is_heard.swap(false, Ordering::Relaxed)
+    pub(super) fn take_heard(&self) -> bool {
+        self.is_heard.swap(false, Ordering::Relaxed)
     }
 
-    /// Waits until the connections of the endpoint are severed. Cancel-safe.
-    pub async fn severed(&self) {
+    /// Waits until the connections are severed. Cancel-safe.
+    pub(super) async fn severed(&self) {
         loop {
-            let mut severed = pin!(self.connections.severed.notified());
+            let mut severed = pin!(self.severed.notified());
             severed.as_mut().enable();
-            if self.connections.is_severed.load(Ordering::SeqCst) {
+            if self.is_severed.load(Ordering::SeqCst) {
                 return;
             }
             severed.await;
@@ -135,7 +128,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::state::TargetState;
+    use crate::state::{Endpoint, TargetState};
 
     #[test]
     fn severing_spares_answers_until_the_grace_is_over() {

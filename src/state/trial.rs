@@ -7,13 +7,11 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::Endpoint;
-
 /// Open question whether an endpoint that broke off a request is alive.
 ///
 /// Until it is settled, the endpoint keeps its capacity and proven ramp, so that one request that crashes servers does
 /// not throttle others. The owner probes immediately; a response to any other request settles the doubt too. The
-/// requests that were broken off wait for the verdict ([`Endpoint::verdict`]).
+/// requests that were broken off wait for the verdict ([`Self::verdict`]).
 #[derive(Default)]
 pub(super) struct Trial {
     is_open: AtomicBool,
@@ -31,40 +29,35 @@ pub enum Verdict {
     Down,
 }
 
-// === impl Endpoint ===
+// === impl Trial ===
 
-impl Endpoint {
-    /// Opens a doubt after the endpoint broke off a request that had been written. Wakes the owner for the first of
-    /// several.
-    pub fn doubt(&self) {
-        if !self.trial.is_open.swap(true, Ordering::SeqCst) {
-            self.attention.notify_one();
-        }
+impl Trial {
+    /// Opens the question. Returns whether it was closed.
+    pub(super) fn open(&self) -> bool {
+        !self.is_open.swap(true, Ordering::SeqCst)
     }
 
-    /// Returns whether a doubt is open.
-    pub fn is_doubted(&self) -> bool {
-        self.trial.is_open.load(Ordering::Relaxed)
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
     }
 
-    /// Records a response after a failure, which settles a doubt.
-    pub fn vouch(&self) {
-        self.trial.answers.fetch_add(1, Ordering::SeqCst);
+    /// Records a response, which settles the question.
+    pub(super) fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::SeqCst);
         self.settle();
     }
 
-    /// Returns the number of responses after failures. If it changes, the endpoint was alive in between.
-    pub fn answers(&self) -> u32 {
-        self.trial.answers.load(Ordering::SeqCst)
+    pub(super) fn answers(&self) -> u32 {
+        self.answers.load(Ordering::SeqCst)
     }
 
-    /// Waits until the number of responses differs from `answers` or the endpoint accepts no requests. Cancel-safe.
-    pub async fn verdict(&self, answers: u32) -> Verdict {
+    /// Waits until the number of responses differs from `answers` or `is_ready` is false. Cancel-safe.
+    pub(super) async fn verdict(&self, answers: u32, is_ready: impl Fn() -> bool) -> Verdict {
         loop {
-            let mut settled = pin!(self.trial.settled.notified());
+            let mut settled = pin!(self.settled.notified());
             // Registered before the state is read, so that no verdict falls in between.
             settled.as_mut().enable();
-            if !self.is_ready() {
+            if !is_ready() {
                 return Verdict::Down;
             }
             if self.answers() != answers {
@@ -74,10 +67,10 @@ impl Endpoint {
         }
     }
 
-    /// Closes the doubt and wakes the requests that wait for the verdict.
+    /// Closes the question and wakes the requests that wait for the verdict.
     pub(super) fn settle(&self) {
-        self.trial.is_open.store(false, Ordering::SeqCst);
-        self.trial.settled.notify_waiters();
+        self.is_open.store(false, Ordering::SeqCst);
+        self.settled.notify_waiters();
     }
 }
 
@@ -86,7 +79,7 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::state::TargetState;
+    use crate::state::{Endpoint, TargetState};
 
     #[test]
     fn doubt_keeps_the_limit_until_the_verdict() {

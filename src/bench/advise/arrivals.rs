@@ -1,6 +1,7 @@
 //! Request logs: CSV, JSON lines, and access logs of nginx and Envoy.
 
 mod access;
+mod line;
 
 use std::fmt::Write as _;
 
@@ -8,14 +9,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 use thiserror::Error;
 
-/// A request in a log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoggedRequest {
-    /// Arrival time, in milliseconds since the epoch.
-    pub at: i64,
-    /// Duration in milliseconds, if logged.
-    pub service: Option<u64>,
-}
+pub use line::LoggedRequest;
+use line::{LogLine, span};
 
 /// Requests in order of arrival within the window `from..to`, in milliseconds since the epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,11 +39,6 @@ pub struct ParsedLog {
 pub struct LogError {
     name: String,
     reason: String,
-}
-
-enum LogLine {
-    Request(LoggedRequest),
-    WithoutWork,
 }
 
 /// Format of a log file.
@@ -141,20 +131,6 @@ fn epoch(number: f64) -> Result<i64, String> {
     }
     #[expect(clippy::cast_possible_truncation, reason = "saturates")]
     let ms = ms.round() as i64;
-    Ok(ms)
-}
-
-/// Converts a duration to milliseconds.
-fn span(number: f64, unit: f64) -> Result<u64, String> {
-    if !number.is_finite() || number < 0.0 {
-        return Err(format!("`{number}` is not a duration"));
-    }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "not negative, and saturates"
-    )]
-    let ms = (number * unit).round() as u64;
     Ok(ms)
 }
 

@@ -9,9 +9,9 @@ use std::{
 use http::StatusCode;
 
 use super::{
-    AdviseError,
     args::{AdviseArgs, SyntheticLog},
     arrivals::{self, RequestLog},
+    error::AdviseError,
     grid::ReplayInput,
     records::StartUpRecords,
     synthetic,

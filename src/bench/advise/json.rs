@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    Advice,
+    advice::Advice,
     arrivals::stamp,
     choice::{Choice, Goal},
     grid::Figures,

@@ -5,6 +5,7 @@
 
 mod fleet;
 mod hpa;
+mod settings;
 
 use std::{
     cmp::Reverse,
@@ -14,6 +15,7 @@ use std::{
 use fleet::Fleet;
 pub use fleet::GpuTime;
 use hpa::Hpa;
+pub use settings::ReplaySettings;
 
 /// A request. All times of this module are in milliseconds, relative to the start of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,27 +23,6 @@ pub struct Arrival {
     pub at: u64,
     /// Time from dispatch to the end of the answer.
     pub service: u64,
-}
-
-/// Settings to replay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ReplaySettings {
-    /// Minimum number of replicas.
-    pub floor: u32,
-    /// Maximum number of replicas; at least 1 and at least `floor`.
-    pub max_replicas: u32,
-    /// Time without demand after which all replicas stop, if `floor` is 0.
-    pub idle: u64,
-    /// Scale to zero happens only at multiples of this (KEDA's polls); 1 for immediately.
-    pub poll: u64,
-    /// `concurrency.max`: requests in flight per replica.
-    pub concurrency: u32,
-    /// `hold.maxRequests`.
-    pub hold_requests: usize,
-    /// `hold.timeout`.
-    pub hold: u64,
-    /// `scaling.target`.
-    pub target: u32,
 }
 
 /// Outcome of a request.

@@ -1,6 +1,6 @@
 use clap::Parser as _;
 
-use super::*;
+use super::{choice::HOURS_PER_MONTH, *};
 
 #[derive(Debug, clap::Parser)]
 struct Cli {

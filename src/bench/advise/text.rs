@@ -7,7 +7,7 @@ mod table;
 use std::fmt::Write as _;
 
 use super::{
-    Advice,
+    advice::Advice,
     args::ScaledBy,
     arrivals::stamp,
     choice::{Candidate, Choice, Goal},

@@ -1,7 +1,7 @@
 //! Memory bounded by constants: that of the process itself, and of the listeners that do not serve requests, which are
 //! admin, the KEDA scaler and the port for replicas. `full_listeners_take_less_than_base_bytes` measures the sum.
 
-use super::{CONNECTION_COST_BYTES, H2_HEAD_FACTOR};
+use super::costs::{CONNECTION_COST_BYTES, H2_HEAD_FACTOR};
 use crate::places::max_leaving_streams;
 
 /// Maximum number of connections to the admin port, of evicted ones that are about to end, and of bytes of a request

@@ -3,7 +3,7 @@
 use http::Method;
 use jiff::Timestamp;
 
-use super::{LogLine, LoggedRequest, span};
+use super::line::{LogLine, LoggedRequest, span};
 use crate::openai::Api;
 
 /// Returns whether the line has a time in brackets and a request in quotes.

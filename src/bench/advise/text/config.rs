@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    super::{Advice, args::ScaledBy, replay::ReplaySettings},
+    super::{advice::Advice, args::ScaledBy, replay::ReplaySettings},
     period,
 };
 

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{
-    super::{Advice, choice::Candidate},
+    super::{advice::Advice, choice::Candidate},
     format::{money, number, paragraph, percent, period, signed, wait},
 };
 
