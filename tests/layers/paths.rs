@@ -1,7 +1,11 @@
 //! Paths named in a source file, as far as the dependencies between modules require: `use` trees and paths in the code,
 //! resolved through `self`, `super` and imported names. Comments, literals and `#[cfg(test)]` items are skipped.
 
-use std::{collections::HashMap, fmt, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt, fs,
+    path::{Path, PathBuf},
+};
 
 /// Dependency of a file on a path.
 #[derive(Debug)]
@@ -24,18 +28,57 @@ enum Token {
 /// Returns the dependencies of `file`.
 pub fn arrows(src: &Path, file: &Path) -> Vec<Arrow> {
     let name = file.strip_prefix(src).expect("a file of the source").with_extension("");
-    let mut module: Vec<String> = name.iter().map(|part| part.to_string_lossy().into_owned()).collect();
-    if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
-        module.pop();
-    }
-    let text = fs::read_to_string(file).expect("a source file");
+    let (module, text) = (module(src, file), fs::read_to_string(file).expect("a source file"));
     let arrow = |path| Arrow { file: name.display().to_string(), module: module.clone(), path };
     named(&text, &module).into_iter().map(arrow).collect()
 }
 
 /// Returns the paths named in the text of a module.
 pub fn named(text: &str, module: &[String]) -> Vec<Vec<String>> {
-    Known::of(&without_tests(tokens(text)), module).paths
+    let known = Known::of(text, module.to_vec());
+    known.paths.into_iter().chain(known.exports.into_values()).collect()
+}
+
+/// Returns the files that each file uses, as paths of their modules. A re-exported name stands for the file that defines
+/// it, and passing it on is no use.
+pub fn graph(src: &Path, files: &[PathBuf]) -> BTreeMap<String, BTreeSet<String>> {
+    let known = |file: &PathBuf| {
+        let module = module(src, file);
+        (module.clone(), Known::of(&fs::read_to_string(file).expect("a source file"), module))
+    };
+    let files: HashMap<_, _> = files.iter().map(known).collect();
+    let used = |known: &Known| {
+        let used = known.paths.iter().filter_map(|path| definer(&files, path));
+        used.filter(|used| **used != known.module).map(|used| used.join("/")).collect()
+    };
+    files.iter().map(|(module, known)| (module.join("/"), used(known))).collect()
+}
+
+/// Returns the module of the file that defines what a path names, through re-exports.
+fn definer<'a>(files: &'a HashMap<Vec<String>, Known>, path: &[String]) -> Option<&'a Vec<String>> {
+    let path = path.strip_prefix(&["crate".to_owned()])?;
+    let depth = (0..=path.len()).rev().find(|depth| files.contains_key(&path[..*depth]))?;
+    let (module, known) = files.get_key_value(&path[..depth])?;
+    let exported = path.get(depth).and_then(|name| known.exports.get(name));
+    exported.and_then(|target| definer(files, &[target, &path[depth + 1..]].concat())).or(Some(module))
+}
+
+/// Returns the path of a file's module, without `crate`.
+fn module(src: &Path, file: &Path) -> Vec<String> {
+    let name = file.strip_prefix(src).expect("a file of the source").with_extension("");
+    let mut module: Vec<String> = name.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
+        module.pop();
+    }
+    module
+}
+
+// === impl Token ===
+
+impl Token {
+    fn is(&self, word: &str) -> bool {
+        matches!(self, Self::Name(name) if name == word)
+    }
 }
 
 // === impl Arrow ===
@@ -71,21 +114,25 @@ impl fmt::Display for Arrow {
 }
 
 /// Paths named in a file, and the paths that its imported names stand for.
-struct Known<'a> {
-    module: &'a [String],
+struct Known {
+    module: Vec<String>,
     names: HashMap<String, Vec<String>>,
+    /// Paths that the file uses.
     paths: Vec<Vec<String>>,
+    /// Names that the file passes on with `pub use`, except by `*`.
+    exports: HashMap<String, Vec<String>>,
 }
 
-impl<'a> Known<'a> {
-    fn of(tokens: &[Token], module: &'a [String]) -> Self {
-        let mut known = Self { module, names: HashMap::new(), paths: Vec::new() };
+impl Known {
+    fn of(text: &str, module: Vec<String>) -> Self {
+        let tokens = without_tests(tokens(text));
+        let mut known = Self { module, names: HashMap::new(), paths: Vec::new(), exports: HashMap::new() };
         for pair in tokens.windows(2) {
             if let [Token::Name(word), Token::Name(child)] = pair
                 && word == "mod"
             {
-                let path = ["crate".into()].into_iter().chain(module.iter().cloned());
-                known.names.insert(child.clone(), path.chain([child.clone()]).collect());
+                let path = [&["crate".to_owned()], &known.module[..], &[child.clone()]].concat();
+                known.names.insert(child.clone(), path);
             }
         }
         let mut rest = Vec::new();
@@ -93,7 +140,9 @@ impl<'a> Known<'a> {
         while at < tokens.len() {
             // `use<'a>` in a type is not an import.
             if tokens[at] == Token::Name("use".into()) && tokens.get(at + 1) != Some(&Token::Other('<')) {
-                at = known.import(tokens, at + 1, &[]);
+                let before = at.checked_sub(1).map(|before| &tokens[before]);
+                let is_public = before.is_some_and(|token| *token == Token::Other(')') || token.is("pub"));
+                at = known.import(&tokens, at + 1, &[], is_public);
             } else {
                 rest.push(&tokens[at]);
                 at += 1;
@@ -104,14 +153,16 @@ impl<'a> Known<'a> {
     }
 
     /// Parses a `use` tree and returns the index after it.
-    fn import(&mut self, tokens: &[Token], mut at: usize, before: &[String]) -> usize {
+    fn import(&mut self, tokens: &[Token], mut at: usize, before: &[String], mut is_public: bool) -> usize {
         let mut path = before.to_vec();
+        let mut alias = None;
         loop {
             match tokens.get(at) {
                 Some(Token::Name(word)) if word == "as" => {
                     if let Some(Token::Name(name)) = tokens.get(at + 1) {
                         let imported = self.resolve(&path);
                         self.names.insert(name.clone(), imported);
+                        alias = Some(name);
                     }
                     at += 2;
                 }
@@ -124,14 +175,14 @@ impl<'a> Known<'a> {
                 Some(Token::Other('{')) => {
                     at += 1;
                     while tokens.get(at).is_some_and(|token| *token != Token::Other('}')) {
-                        at = self.import(tokens, at, &path);
+                        at = self.import(tokens, at, &path, is_public);
                         if tokens.get(at) == Some(&Token::Other(',')) {
                             at += 1;
                         }
                     }
                     return at + 1;
                 }
-                Some(Token::Other('*')) => at += 1,
+                Some(Token::Other('*')) => (at, is_public) = (at + 1, false),
                 _ => break,
             }
         }
@@ -139,7 +190,10 @@ impl<'a> Known<'a> {
         if let Some(name) = path.last() {
             self.names.entry(name.clone()).or_insert_with(|| imported.clone());
         }
-        self.paths.push(imported);
+        match alias.or(path.last()).filter(|_| is_public) {
+            Some(name) => drop(self.exports.insert(name.clone(), imported)),
+            None => self.paths.push(imported),
+        }
         at
     }
 
@@ -147,6 +201,12 @@ impl<'a> Known<'a> {
     fn inline(&mut self, tokens: &[&Token]) {
         let mut at = 0;
         while at < tokens.len() {
+            let before = at.checked_sub(1).map(|before| tokens[before]);
+            // The path in `pub(in path)` is no use.
+            if tokens[at].is("in") && before == Some(&Token::Other('(')) {
+                at += tokens[at..].iter().take_while(|token| ***token != Token::Other(')')).count();
+                continue;
+            }
             let mut path = Vec::new();
             while let Some(Token::Name(word)) = tokens.get(at) {
                 path.push(word.clone());
@@ -158,6 +218,10 @@ impl<'a> Known<'a> {
             if path.len() > 1 {
                 let path = self.resolve(&path);
                 self.paths.push(path);
+            } else if let Some(path) = path.first().and_then(|name| self.exports.get(name))
+                && before.is_none_or(|token| *token != Token::Other('.') && !token.is("mod"))
+            {
+                self.paths.push(path.clone());
             }
             at += 1;
         }
