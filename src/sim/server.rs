@@ -1,6 +1,6 @@
 //! Shared state.
 
-use super::{SimArgs, api::ResponseStore, boot::LogSink, engine::Engine};
+use super::{SimArgs, api::store::ResponseStore, boot::LogSink, engine::Engine};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64},

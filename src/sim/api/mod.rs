@@ -7,10 +7,8 @@ mod messages;
 mod other;
 mod responses;
 mod sleep;
-mod store;
+pub(super) mod store;
 mod stream;
-
-pub(super) use store::ResponseStore;
 
 use super::{
     fault::{self, InjectedFault},
