@@ -520,7 +520,7 @@ async fn resets_mid_body_come_after_some_of_it() {
     assert!(streams.iter().all(|body| body.contains("assistant") && !body.contains("finish_reason\":\"")));
     assert_eq!(streams, transcript(true).await);
     let bodies = transcript(false).await;
-    assert!(bodies.iter().all(|body| serde_json::from_str::<Value>(body).is_err()));
+    assert!(bodies.iter().all(|body| !body.is_empty() && serde_json::from_str::<Value>(body).is_err()));
     assert_eq!(bodies, transcript(false).await);
 }
 

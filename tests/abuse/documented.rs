@@ -20,19 +20,17 @@ fn in_tree(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Collects the names of all functions in the sources below `folder`.
-fn functions(folder: &Path, found: &mut HashSet<String>) {
+/// Collects the names of all functions marked as tests in the sources below `folder`.
+fn collect_tests(folder: &Path, found: &mut HashSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            functions(&path, found);
+            collect_tests(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap();
-            found.extend(text.split("fn ").skip(1).map(|rest| {
-                rest.chars()
-                    .take_while(|character| character.is_alphanumeric() || *character == '_')
-                    .collect()
-            }));
+            let marked = ["#[test]", "#[tokio::test"].iter().flat_map(|mark| text.split(mark).skip(1));
+            let functions = marked.filter_map(|rest| rest.split_once("fn ")?.1.split_once('('));
+            found.extend(functions.map(|(name, _)| name.to_owned()));
         }
     }
 }
@@ -55,7 +53,7 @@ fn the_limits_and_the_tests_of_the_document_exist() {
     };
     let mut tests = HashSet::new();
     for folder in ["src", "tests"] {
-        functions(&in_tree(folder), &mut tests);
+        collect_tests(&in_tree(folder), &mut tests);
     }
 
     let mut named = HashSet::new();

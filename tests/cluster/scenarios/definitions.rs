@@ -59,6 +59,7 @@ pub(super) async fn the_apiserver_keeps_what_anteroom_crds_prints(it: Scenario) 
     let name = ours["metadata"]["name"].as_str().unwrap();
     let kept = it.kube.all::<CustomResourceDefinition>().get(name).await.unwrap();
     let conditions = kept.status.clone().unwrap().conditions.unwrap();
+    assert!(conditions.iter().any(|condition| condition.type_ == "Established"), "{conditions:?}");
     for condition in &conditions {
         assert_eq!(condition.status, if condition.type_ == "NonStructuralSchema" { "False" } else { "True" });
     }
