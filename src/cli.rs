@@ -22,6 +22,7 @@ use crate::{
     kube, scaler,
     sim::{self, SimArgs, SimError},
     telemetry,
+    terminal::print,
 };
 
 /// A waiting room in front of LLM serving that scales to zero without losing a request.
@@ -74,19 +75,19 @@ pub fn main() -> ExitCode {
         Subcommands::Check(args) => {
             match config::check(&args.config, &args.overrides, MemoryLimit::current().as_ref()) {
                 Ok(text) => {
-                    print!("{text}");
+                    print(&text);
                     ExitCode::SUCCESS
                 }
                 Err(error) => fail(error.report()),
             }
         }
         Subcommands::Schema => {
-            println!("{}", config::schema());
+            print(&config::schema());
             ExitCode::SUCCESS
         }
         Subcommands::Session(args) => run(session::run(args)),
         Subcommands::Crds => {
-            print!("{}", kube::definition_yaml());
+            print(&kube::definition_yaml());
             ExitCode::SUCCESS
         }
         Subcommands::Status(args) => run(status::run(args)),

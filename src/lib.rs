@@ -1,5 +1,8 @@
 //! Anteroom: a waiting room in front of LLM serving that scales to zero without losing a request.
 
+// Commands print with `terminal::print`, which survives a closed pipe.
+#![deny(clippy::print_stdout)]
+
 pub mod admin;
 pub mod admission;
 pub mod app;

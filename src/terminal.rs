@@ -1,6 +1,9 @@
 //! Terminal output: colours, size, truncated text.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::exit,
+};
 
 use owo_colors::{OwoColorize as _, Style};
 
@@ -10,9 +13,30 @@ pub(crate) struct Paint {
     colours: bool,
 }
 
-/// Writes a line to standard output. Ignores a closed pipe, on which `println!` would panic.
+/// Exit code of a program that SIGPIPE ended, in a shell.
+const SIGPIPE_CODE: i32 = 128 + 13;
+
+/// Writes text to standard output, as all commands must: `print!` panics on a closed pipe. If the text cannot be
+/// written, ends the process.
+///
+/// On a closed pipe it ends without a message and with the code of SIGPIPE, which Rust programs ignore. Not with 0: the
+/// verdict of `check` or `bench compare` is then unknown, and 0 would pass it under `set -o pipefail`.
+pub(crate) fn print(text: &str) {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit(SIGPIPE_CODE),
+        Err(error) => {
+            // Standard error may be closed as well.
+            let _ = writeln!(io::stderr(), "error: cannot write to standard output: {error}");
+            exit(1);
+        }
+    }
+}
+
+/// Writes a line to standard output with [`print`].
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(io::stdout().lock(), "{line}");
+    print(&format!("{line}\n"));
 }
 
 /// Returns whether standard output is a terminal that can update lines in place.

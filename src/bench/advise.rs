@@ -21,7 +21,7 @@ mod replay;
 mod synthetic;
 mod text;
 
-use std::{io::Write as _, process::ExitCode};
+use std::process::ExitCode;
 
 use advice::Advice;
 pub use args::{AdviseArgs, TraceArgs};
@@ -31,12 +31,13 @@ use error::AdviseError;
 use inputs::AdviseInputs;
 use replay::ReplaySettings;
 
+use crate::terminal::print;
+
 /// Runs `bench advise`.
 pub async fn run(args: AdviseArgs) -> ExitCode {
     match advise(&args).await {
         Ok((text, reached)) => {
-            // Ignores a closed pipe.
-            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+            print(&text);
             if reached { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
@@ -49,7 +50,7 @@ pub async fn run(args: AdviseArgs) -> ExitCode {
 /// Runs `bench trace`.
 pub fn trace(args: &TraceArgs) -> ExitCode {
     let SyntheticLog::OfficeWeek = args.name;
-    let _ = std::io::stdout().lock().write_all(synthetic::office_week(args.seed).to_csv().as_bytes());
+    print(&synthetic::office_week(args.seed).to_csv());
     ExitCode::SUCCESS
 }
 

@@ -92,13 +92,11 @@ async fn measure(args: &ColdStartArgs) -> Result<ExitCode, String> {
         local_proxy.stop(second_signal).await;
     }
     let (run, end) = measured?;
+    // Before the table: a closed pipe ends the process.
+    let json = json.map_or(Ok(()), |mut file| file.write_json(&run));
+    let html = html.map_or(Ok(()), |mut file| file.write(html::page(&run).as_bytes()));
     table::lines(&run, Paint::for_stdout()).iter().for_each(|line| say(line));
-    if let Some(mut file) = json {
-        file.write_json(&run).map_err(text)?;
-    }
-    if let Some(mut file) = html {
-        file.write(html::page(&run).as_bytes()).map_err(text)?;
-    }
+    json.and(html).map_err(text)?;
     Ok(exit_code(&run, &end))
 }
 

@@ -11,6 +11,7 @@ use super::connect::connect;
 use crate::{
     domain::Period,
     kube::session::{Clock, SessionError, Sessions, check_period},
+    terminal::print,
 };
 
 /// Temporarily resume a paused ScaledObject. Anteroom pauses it again at the end of the session.
@@ -74,7 +75,7 @@ struct KubeScope {
 pub async fn run(args: SessionArgs) -> ExitCode {
     match execute(args.command).await {
         Ok(text) => {
-            print!("{text}");
+            print(&text);
             ExitCode::SUCCESS
         }
         Err(error) => super::fail::fail(format!("error: {error}")),

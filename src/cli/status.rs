@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::connect::connect;
 use crate::{
     kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus, ScaledObject},
-    terminal::table_text,
+    terminal::{print, table_text},
 };
 
 /// Arguments of `anteroom status`.
@@ -53,7 +53,7 @@ type Paused = Vec<(String, String)>;
 pub(super) async fn run(args: StatusArgs) -> ExitCode {
     match table(&args).await {
         Ok(table) => {
-            print!("{table}");
+            print(&table);
             ExitCode::SUCCESS
         }
         Err(error) => super::fail::fail(format!("error: {error}")),
