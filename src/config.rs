@@ -8,6 +8,7 @@ mod describe;
 mod error;
 mod load;
 mod memory_limit;
+mod overlay;
 mod overrides;
 mod report;
 mod schema;

@@ -9,37 +9,69 @@ use serde_saphyr::{
 use super::{
     Config,
     error::Problem,
+    overlay::{Edits, Overlay},
     schema::{Kind, Section, sections},
-    source::{KeyPath, Node, Shape, Source, Step, known},
+    source::{Faults, KeyPath, Node, Shape, Source, Step, known},
 };
 
-/// Parses a text into a configuration, not validated yet, and the positions of its nodes.
-pub(super) fn decode<'a>(name: &'a str, text: &'a str) -> Result<(Config, Source<'a>), Vec<Problem>> {
+/// Decodings of one file. Each of them finds one more value of a wrong type.
+const MAX_DECODINGS: usize = 50;
+
+/// Parses a text into a configuration, not validated yet, and the positions of its nodes. Adds problems to `problems`;
+/// the configuration then lacks the values that have them.
+///
+/// # Errors
+///
+/// Nothing is left to be validated.
+pub(super) fn decode<'a>(
+    name: &'a str,
+    text: &'a str,
+    problems: &mut Vec<Problem>,
+) -> Result<(Config, Source<'a>), ()> {
     let source = Source::new(name, text);
     let root = match serde_saphyr::from_str_with_options::<Spanned<Shape>>(text, options()) {
         Ok(root) => root,
         // Invalid YAML: no further checks are possible.
-        Err(error) => return Err(vec![explain(&source, &KeyPath::default(), &error, &[])]),
+        Err(error) => {
+            problems.push(explain(&source, &KeyPath::default(), &error, &[]));
+            return Err(());
+        }
     };
-    let source = source.with_root(root);
+    let mut source = source.with_root(root);
     let sections = sections();
+    let mut faults = Faults::default();
+    check_keys(&source, &sections, source.root(), &KeyPath::default(), &mut faults, problems);
+    source.faults = faults;
 
-    let mut unknown = Vec::new();
-    find_unknown(&source, &sections, source.root(), &KeyPath::default(), &mut unknown);
-    if !unknown.is_empty() {
-        return Err(unknown);
+    for _ in 0..MAX_DECODINGS {
+        let edits = Edits::new(&source.faults);
+        let config = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+            Config::deserialize(Overlay::new(deserializer, &edits))
+        });
+        let path = edits.failed();
+        let error = match config {
+            Ok(config) => return Ok((config, source)),
+            Err(error) => error,
+        };
+        let place = match error.without_snippet() {
+            Error::SerdeMissingField { field, .. } => path.key(*field),
+            _ => path.clone(),
+        };
+        // What remains after an earlier problem may be invalid for this reason alone.
+        if !source.faults.concern(&place) {
+            problems.push(explain(&source, &path, &error, &sections));
+        }
+        // A variant of an enum cannot be left out, only the whole value.
+        let mut skipped = path;
+        while source.faults.skipped.contains(&skipped) {
+            skipped = skipped.parent();
+        }
+        if skipped.steps().is_empty() {
+            break;
+        }
+        source.faults.skipped.insert(skipped);
     }
-
-    let mut path = KeyPath::default();
-    let config = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
-        let mut track = serde_path_to_error::Track::new();
-        let tracked = serde_path_to_error::Deserializer::new(deserializer, &mut track);
-        Config::deserialize(tracked).inspect_err(|_| path = track.path().into())
-    });
-    match config {
-        Ok(config) => Ok((config, source)),
-        Err(error) => Err(vec![explain(&source, &path, &error, &sections)]),
-    }
+    Err(())
 }
 
 /// Limits on aliases and depth are stricter than the parser's defaults: an alias bomb of 500 bytes would take seconds,
@@ -54,30 +86,41 @@ fn options() -> Options {
     }
 }
 
-/// Collects all unknown keys; typos rarely come alone.
-fn find_unknown(
+/// Collects all unknown and missing keys; typos rarely come alone.
+fn check_keys(
     source: &Source<'_>,
     sections: &[Section],
     node: &Node,
     path: &KeyPath,
+    faults: &mut Faults,
     problems: &mut Vec<Problem>,
 ) {
     match &node.value {
         Shape::Leaf(_) => {}
         Shape::List(items) => {
             for (index, item) in items.iter().enumerate() {
-                find_unknown(source, sections, item, &path.index(index), problems);
+                check_keys(source, sections, item, &path.index(index), faults, problems);
             }
         }
         Shape::Map(entries) => {
             let Some(section) = sections.iter().find(|section| section.path == pattern(path)) else { return };
+            let is_missing = |name: &str| entries.iter().all(|(key, _)| key.value != name);
             for (key, child) in entries {
                 if section.keys.iter().any(|known| known.name == key.value) {
-                    find_unknown(source, sections, child, &path.key(&key.value), problems);
+                    check_keys(source, sections, child, &path.key(&key.value), faults, problems);
                 } else {
                     let message =
                         format!("unknown key \"{}\"{}", key.value, way_out(&key.value, section, sections));
                     problems.push(source.problem_at(known(key.referenced), path, message));
+                    faults.skipped.insert(path.key(&key.value));
+                    let names = section.keys.iter().map(|known| known.name.as_str());
+                    let meant = nearest(&key.value, names).filter(|near| is_missing(near));
+                    faults.doubtful.extend(meant.map(|near| path.key(near)));
+                }
+            }
+            for key in section.keys.iter().filter(|key| key.required && is_missing(&key.name)) {
+                if faults.doubtful.insert(path.key(&key.name)) {
+                    problems.push(source.problem(path, format!("the key \"{}\" is missing", key.name)));
                 }
             }
         }
@@ -167,7 +210,6 @@ fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Secti
         Error::MultipleDocuments { .. } => {
             (place, "a second document begins here; the configuration is a single one".to_owned())
         }
-        Error::SerdeMissingField { field, .. } => (place, format!("the key \"{field}\" is missing")),
         Error::SerdeUnknownVariant { variant, expected, .. } => {
             let way_out = match nearest(variant, expected.iter().copied()) {
                 Some(near) => format!(", did you mean \"{near}\"?"),

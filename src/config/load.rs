@@ -78,19 +78,23 @@ impl Loaded {
 
     /// Same as [`Loaded::load`], for a text; `name` stands for the file in errors.
     pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Self, ConfigError> {
-        let (mut config, mut source) = decode(name, text).map_err(ConfigError::Invalid)?;
+        let mut problems = Vec::new();
+        let Ok((mut config, mut source)) = decode(name, text, &mut problems) else {
+            problems.sort_by_key(|problem| problem.position);
+            return Err(ConfigError::Invalid(problems));
+        };
         for key in overrides.apply(&mut config) {
             source.forget(key);
         }
         // A lowered `max` alone also limits the default of `rampStart`, instead of an error about it.
-        for (index, route) in config.routes.iter_mut().enumerate() {
+        for (index, route) in source.route_indices().into_iter().zip(&mut config.routes) {
             let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");
             if source.node(&concurrency.key("rampStart")).is_none() {
                 let concurrency = &mut route.concurrency;
                 concurrency.ramp_start = concurrency.ramp_start.min(concurrency.max);
             }
         }
-        let warnings = validate(&config, &source).map_err(ConfigError::Invalid)?;
+        let warnings = validate(&config, &source, problems).map_err(ConfigError::Invalid)?;
         let limits = KeyPath::default().key("limits");
         let has = |key| source.node(&limits.key(key)).is_some();
         let (has_buffered_bytes, has_connections) = (has("maxBufferedBytes"), has("maxConnections"));

@@ -1,6 +1,6 @@
 //! Positions of keys in a file, and paths to them.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::{Location, Spanned};
@@ -12,13 +12,23 @@ pub(super) struct Source<'a> {
     name: &'a str,
     text: &'a str,
     root: Node,
+    pub(super) faults: Faults,
+}
+
+/// Places of a file that already have a problem; what follows from it is not reported.
+#[derive(Default)]
+pub(super) struct Faults {
+    /// Values that the configuration lacks.
+    pub(super) skipped: BTreeSet<KeyPath>,
+    /// Values that the file lacks and should have, or was probably meant to have.
+    pub(super) doubtful: BTreeSet<KeyPath>,
 }
 
 /// Path to a key, displayed as `routes[0].hold.maxRequests`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct KeyPath(Vec<Step>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
     Key(String),
     Index(usize),
@@ -39,7 +49,8 @@ pub(super) enum Shape {
 impl<'a> Source<'a> {
     pub(super) fn new(name: &'a str, text: &'a str) -> Self {
         let unknown = Location::UNKNOWN;
-        Self { name, text, root: Spanned::new(Shape::Map(Vec::new()), unknown, unknown) }
+        let root = Spanned::new(Shape::Map(Vec::new()), unknown, unknown);
+        Self { name, text, root, faults: Faults::default() }
     }
 
     pub(super) fn with_root(self, root: Node) -> Self {
@@ -60,6 +71,13 @@ impl<'a> Source<'a> {
     /// Returns the node at a path, if the file has it.
     pub(super) fn node(&self, path: &KeyPath) -> Option<&Node> {
         path.0.iter().try_fold(&self.root, |node, step| Some(node.value.child(step)?.0))
+    }
+
+    /// Returns the indices in the file of the routes that the configuration has.
+    pub(super) fn route_indices(&self) -> Vec<usize> {
+        let path = KeyPath::default().key("routes");
+        let Some(Shape::List(items)) = self.node(&path).map(|node| &node.value) else { return Vec::new() };
+        (0..items.len()).filter(|index| !self.faults.skipped.contains(&path.index(*index))).collect()
     }
 
     /// Returns the position for a path: of a scalar, or of the key of a list or mapping; for a key that the file lacks,
@@ -111,6 +129,18 @@ pub(super) fn known(location: Location) -> Option<Position> {
     (location.line() > 0).then(|| Position { line: location.line(), column: location.column() })
 }
 
+// === impl Faults ===
+
+impl Faults {
+    /// Returns whether the value at the path, one that it is part of or a part of it already has a problem.
+    pub(super) fn concern(&self, path: &KeyPath) -> bool {
+        [&self.skipped, &self.doubtful].into_iter().any(|faults| {
+            let below = faults.range(path..).next().is_some_and(|fault| fault.0.starts_with(&path.0));
+            below || (1..path.0.len()).any(|length| faults.contains(&KeyPath(path.0[..length].to_vec())))
+        })
+    }
+}
+
 // === impl KeyPath ===
 
 impl KeyPath {
@@ -130,20 +160,13 @@ impl KeyPath {
         Self(self.0.iter().cloned().chain([step]).collect())
     }
 
+    /// Returns whether the path is that of a route.
+    pub(super) fn is_route(&self) -> bool {
+        matches!(&self.0[..], [Step::Key(key), Step::Index(_)] if key == "routes")
+    }
+
     pub(super) fn steps(&self) -> &[Step] {
         &self.0
-    }
-}
-
-impl From<serde_path_to_error::Path> for KeyPath {
-    fn from(path: serde_path_to_error::Path) -> Self {
-        use serde_path_to_error::Segment;
-        let steps = path.iter().filter_map(|segment| match segment {
-            Segment::Seq { index } => Some(Step::Index(*index)),
-            Segment::Map { key } | Segment::Enum { variant: key } => Some(Step::Key(key.clone())),
-            Segment::Unknown => None,
-        });
-        Self(steps.collect())
     }
 }
 

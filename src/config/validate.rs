@@ -29,7 +29,7 @@ const MAX_MIN_RATE: ByteCount = ByteCount::mebibytes(1);
 ///
 /// All problems, each with its key.
 pub fn check_cluster_route(route: &Route, config: &Config) -> Result<Vec<String>, Vec<String>> {
-    let mut checker = Checker { config, source: None, errors: Vec::new(), warnings: Vec::new() };
+    let mut checker = Checker::new(config, None);
     checker.route(route, &KeyPath::default().key("spec"));
     let format_all = |problems: Vec<Problem>| {
         problems.into_iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect()
@@ -37,14 +37,18 @@ pub fn check_cluster_route(route: &Route, config: &Config) -> Result<Vec<String>
     if checker.errors.is_empty() { Ok(format_all(checker.warnings)) } else { Err(format_all(checker.errors)) }
 }
 
-/// Returns warnings, or all errors.
-pub(super) fn validate(config: &Config, source: &Source<'_>) -> Result<Vec<Problem>, Vec<Problem>> {
-    let mut checker = Checker { config, source: Some(source), errors: Vec::new(), warnings: Vec::new() };
+/// Returns warnings, or all errors together with those of decoding.
+pub(super) fn validate(
+    config: &Config,
+    source: &Source<'_>,
+    decoding: Vec<Problem>,
+) -> Result<Vec<Problem>, Vec<Problem>> {
+    let mut checker = Checker { errors: decoding, ..Checker::new(config, Some(source)) };
     checker.top_level();
     checker.limits();
     checker.cluster();
     checker.traces();
-    for (index, route) in config.routes.iter().enumerate() {
+    for (index, route) in source.route_indices().into_iter().zip(&config.routes) {
         checker.route(route, &KeyPath::default().key("routes").index(index));
     }
     checker.overlaps();
@@ -66,9 +70,28 @@ struct Checker<'a> {
 
 // === impl Checker ===
 
-impl Checker<'_> {
+impl<'a> Checker<'a> {
+    const fn new(config: &'a Config, source: Option<&'a Source<'a>>) -> Self {
+        Self { config, source, errors: Vec::new(), warnings: Vec::new() }
+    }
+
     fn error(&mut self, path: &KeyPath, message: impl Into<String>) {
-        self.errors.push(self.problem(path, message));
+        if !self.is_faulty(path) {
+            self.errors.push(self.problem(path, message));
+        }
+    }
+
+    /// Adds an error about a value that does not fit another one, unless that has an error of its own.
+    fn misfit(&mut self, path: &KeyPath, other: &KeyPath, message: impl Into<String>) {
+        let other_key = one_line(&other.to_string());
+        if !self.is_faulty(other) && self.errors.iter().all(|error| error.key != other_key) {
+            self.error(path, message);
+        }
+    }
+
+    /// Returns whether decoding has found a problem at the path or a part of it.
+    fn is_faulty(&self, path: &KeyPath) -> bool {
+        self.source.is_some_and(|source| source.faults.concern(path))
     }
 
     fn warn(&mut self, path: &KeyPath, message: impl Into<String>) {
@@ -102,13 +125,14 @@ impl Checker<'_> {
         let root = KeyPath::default();
         let Config { listen, admin, workers, drain_delay, drain_timeout, .. } = self.config;
         let mut taken = vec![("listen", *listen)];
+        taken.retain(|(key, _)| !self.is_faulty(&root.key(*key)));
         let peers = self.config.peers.as_ref().map(|peers| peers.listen);
         for (key, path, address) in [
             ("admin", root.key("admin"), Some(*admin)),
             ("scaler", root.key("scaler"), self.config.scaler),
             ("peers.listen", root.key("peers").key("listen"), peers),
         ] {
-            let Some(address) = address else { continue };
+            let Some(address) = address.filter(|_| !self.is_faulty(&path)) else { continue };
             if let Some((name, other)) = taken.iter().find(|(_, other)| clash(*other, address)) {
                 let message = format!("{address} is already used by {name}, {other}; use different ports");
                 self.error(&path, message);
@@ -209,7 +233,7 @@ impl Checker<'_> {
                 "{max_buffered_bytes} is less than maxBodyBytes, {max_body_bytes}: a body of that size could never \
                  be taken in; raise this or lower that"
             );
-            self.error(&path.key("maxBufferedBytes"), message);
+            self.misfit(&path.key("maxBufferedBytes"), &path.key("maxBodyBytes"), message);
         }
         let (least, most) = (ByteCount::bytes(8 << 10), ByteCount::mebibytes(16));
         if !(least..=most).contains(&max_header_bytes) {

@@ -13,7 +13,8 @@ impl Checker<'_> {
         if let Some(tls) = &config.scaler_tls {
             let path = root.key("scalerTls");
             if config.scaler.is_none() {
-                self.error(&path, "there is no scaler to secure; give its address with `scaler`");
+                let message = "there is no scaler to secure; give its address with `scaler`";
+                self.misfit(&path, &root.key("scaler"), message);
             }
             let files =
                 [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("clientCa", tls.client_ca.as_ref())];
@@ -41,7 +42,7 @@ impl Checker<'_> {
                     "{} is less than `timeout`, {}, for which every silent replica counts",
                     peers.unreachable_timeout, peers.timeout
                 );
-                self.error(&path.key("unreachableTimeout"), message);
+                self.misfit(&path.key("unreachableTimeout"), &path.key("timeout"), message);
             }
         }
         if let Some(kubernetes) = &config.kubernetes {

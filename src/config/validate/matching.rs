@@ -3,12 +3,16 @@
 use std::collections::HashMap;
 
 use super::Checker;
-use crate::{config::source::KeyPath, domain::Claim};
+use crate::{
+    config::source::{KeyPath, Source},
+    domain::Claim,
+};
 
 impl Checker<'_> {
     pub(super) fn overlaps(&mut self) {
         let routes = &self.config.routes;
-        let place = |index: usize| KeyPath::default().key("routes").index(index);
+        let indices = self.source.map(Source::route_indices).unwrap_or_default();
+        let place = |index: usize| KeyPath::default().key("routes").index(indices[index]);
         let mut names = HashMap::new();
         let mut claimed: HashMap<Claim<'_>, usize> = HashMap::new();
         for (index, route) in routes.iter().enumerate() {
@@ -16,6 +20,10 @@ impl Checker<'_> {
                 let message =
                     format!("\"{}\" is also the name of {}; a name is given once", route.name, place(first));
                 self.error(&place(index).key("name"), message);
+            }
+            // Without its conditions the route would match everything.
+            if self.is_faulty(&place(index).key("match")) {
+                continue;
             }
             let mut both: Option<(usize, Claim<'_>)> = None;
             for claim in route.claims() {

@@ -146,7 +146,7 @@ impl Checker<'_> {
                 "{} is longer than activationTimeout, {}: the target would never be probed",
                 readiness.interval, readiness.activation_timeout
             );
-            self.error(&path.key("interval"), message);
+            self.misfit(&path.key("interval"), &path.key("activationTimeout"), message);
         }
     }
 
@@ -235,7 +235,7 @@ impl Checker<'_> {
                 "{} is more than max, {}; the ramp starts below it, or at it",
                 concurrency.ramp_start, concurrency.max
             );
-            self.error(&path.key("rampStart"), message);
+            self.misfit(&path.key("rampStart"), &path.key("max"), message);
         }
     }
 }

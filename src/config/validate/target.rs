@@ -23,7 +23,7 @@ impl Checker<'_> {
             Some(_) if !texts().any(|text| text.contains("{port}")) => {
                 let message = "\"{port}\" is nowhere in it, nor in env: the server could not know its port; add it, \
                                as in --port \"{port}\"";
-                self.error(&path.key("command"), message);
+                self.misfit(&path.key("command"), &path.key("env"), message);
             }
             Some(program) => self.program(process, program, path),
         }
@@ -150,7 +150,10 @@ impl Checker<'_> {
             return Some(format!("\"{url}\" names no host and port to connect to; write http://host:port"));
         }
         let own = [("listen", self.config.listen), ("admin", self.config.admin)];
-        if let Some((name, address)) = own.into_iter().find(|(_, address)| reaches(host, port, *address)) {
+        let is_own = |(name, address): &(&str, SocketAddr)| {
+            reaches(host, port, *address) && !self.is_faulty(&KeyPath::default().key(*name))
+        };
+        if let Some((name, address)) = own.into_iter().find(is_own) {
             return Some(format!("\"{url}\" is our own {name} address, {address}; name the model server"));
         }
         (self.is_in_cluster() && !allows(&self.config.kubernetes, host, port)).then(|| {

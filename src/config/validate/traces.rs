@@ -10,7 +10,7 @@ impl Checker<'_> {
         let Some(traces) = &self.config.traces else { return };
         let path = KeyPath::default().key("traces");
         if let Err(problem) = collector(&traces.endpoint, traces.protocol) {
-            self.error(&path.key("endpoint"), problem);
+            self.misfit(&path.key("endpoint"), &path.key("protocol"), problem);
         }
         for (name, value) in &traces.headers {
             let path = path.key("headers").key(name);
