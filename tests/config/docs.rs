@@ -31,7 +31,7 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
          | complete and validate keys in an editor | `anteroom schema > anteroom.schema.json`, and the first line above |\n\
          | override a key of the top level | for most, a flag or an environment variable (`anteroom serve --help`); a flag beats its \
          variable, which beats the file |\n\
-         | reload | change the file, or send SIGHUP: no request is dropped, and an invalid file is logged and ignored |\n\n\
+         | reload | change the file, or send SIGHUP: no request is dropped; the log has invalid files, which change nothing, and keys that need a restart |\n\n\
          Most used: [a route](#routes), [its match](#routesmatch), [its target](#routestarget), [holding](#routeshold), \
          [heartbeats](#routeskeepalive), [limits](#limits), [request headers](#request-headers), [notes](#notes).\n\n\
          ## Values\n\n\
