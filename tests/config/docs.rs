@@ -22,8 +22,8 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
          # yaml-language-server: $schema=./anteroom.schema.json\n\
          routes:\n  \
          - name: qwen\n    \
-         match: { models: [qwen] }\n    \
-         target: { process: { command: [vllm, serve, ./qwen, --port, \"{{port}}\"] } }\n\
+         match: {{ models: [qwen] }}\n    \
+         target: {{ process: {{ command: [vllm, serve, ./qwen, --port, \"{{port}}\"] }} }}\n\
          ```\n\n\
          [example.yaml](example.yaml) has every key, mostly with its default.\n\n\
          | to | use |\n| --- | --- |\n\
