@@ -1,14 +1,26 @@
 //! Connections to endpoints: one pool per worker thread, and rules for reusing a connection.
 
 mod h2;
+mod send;
 mod severable;
 
-use std::{collections::HashMap, future::Future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::{Future, pending},
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use futures_util::future::Either;
 use http::{Request, Response, request};
 use hyper::{
     body::Incoming,
-    client::conn::http1::{self, SendRequest},
+    client::conn::{
+        TrySendError,
+        http1::{self, SendRequest},
+    },
 };
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -21,6 +33,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use send::{Addressed, Connector};
 use severable::Severable;
 
 use crate::{
@@ -172,64 +185,22 @@ where
     ///
     /// If there is no response head. After [`SendError::Reset`] and [`SendError::ResponseTimeout`], a server may have
     /// seen the request.
-    pub async fn send(
+    pub fn send(
         &self,
         endpoint: &Endpoint,
         head: &request::Parts,
-        mut body: impl FnMut() -> Option<B>,
+        body: impl FnMut() -> Option<B>,
         timeouts: UpstreamTimeouts,
         reuse: Reuse,
-    ) -> Result<(Response<Incoming>, Connection<B>), SendError> {
-        if endpoint.protocol() == Protocol::H2c {
+    ) -> impl Future<Output = Result<(Response<Incoming>, Connection<B>), SendError>> {
+        let to = Addressed { endpoint, head, timeouts };
+        match endpoint.protocol() {
             // Boxed, so that HTTP/1.1 requests do not pay for its size.
-            let sending = self.http2.send(&self.dialer, endpoint, head, body, timeouts, reuse);
-            let (response, stream) = Box::pin(sending).await?;
-            return Ok((response, Connection(InUse::Http2 { _stream: stream })));
-        }
-        let mut pooled = (reuse != Reuse::Never).then(|| self.take(endpoint.id())).flatten();
-        let mut unsent = None;
-        loop {
-            let reused = pooled.as_ref().map(|_| Instant::now());
-            let mut connection = match pooled.take() {
-                Some(pooled) => pooled,
-                // Boxed: rarely needed.
-                None => Box::pin(self.connect(endpoint, timeouts)).await?,
-            };
-            // Take the body only once there is a connection: a streaming one can be held until then.
-            let Some(request) = unsent.take().or_else(|| body().map(|body| with_head(head, body))) else {
-                let source = io::Error::other("the body has been sent already");
-                return Err(SendError::Connect { address: endpoint.address().into(), source });
-            };
-            let limit = timeouts.response_timeout.get();
-            let address = || endpoint.address().into();
-            let sent = tokio::time::timeout(limit, connection.sender.try_send_request(request)).await;
-            match sent {
-                Ok(Ok(response)) => {
-                    connection.cut.set_answering(true);
-                    let held = InUse::Http1 { pooled: connection, endpoint: endpoint.id() };
-                    return Ok((response, Connection(held)));
-                }
-                Ok(Err(_)) if connection.cut.is_cut() => return Err(SendError::Gone(address())),
-                Ok(Err(mut error)) => match error.take_message() {
-                    Some(message) if reused.is_some() => unsent = Some(message),
-                    Some(_) => {
-                        let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
-                        return Err(SendError::Connect { address: address(), source });
-                    }
-                    None => {
-                        let source = error.into_error();
-                        if source.is_parse_too_large() {
-                            let limit = timeouts.max_response_headers;
-                            return Err(SendError::HeadTooLarge { address: address(), limit });
-                        }
-                        match reuse.is_stale(reused, &source).then(&mut body).flatten() {
-                            Some(again) => unsent = Some(with_head(head, again)),
-                            None => return Err(SendError::Reset { address: address(), source }),
-                        }
-                    }
-                },
-                Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
+            Protocol::H2c => {
+                let connector = self.http2.connector(&self.dialer, endpoint, reuse);
+                Either::Right(Box::pin(send::send(connector, to, body, reuse)))
             }
+            Protocol::Http1 => Either::Left(send::send(self, to, body, reuse)),
         }
     }
 
@@ -252,11 +223,21 @@ where
             !idle.is_empty()
         });
     }
+}
+
+impl<B> Connector<B> for &Upstream<B>
+where
+    B: http_body::Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Body = B;
+    type Connection = Pooled<B>;
 
     /// Takes the most recently used connection, which is the most likely to be alive.
-    fn take(&self, endpoint: u64) -> Option<Pooled<B>> {
+    fn take(&mut self, to: &Addressed<'_>) -> Option<Pooled<B>> {
         let mut idle = self.idle.lock();
-        let idle = idle.get_mut(&endpoint)?;
+        let idle = idle.get_mut(&to.endpoint.id())?;
         while let Some(candidate) = idle.pop() {
             if candidate.pooled.sender.is_ready() && candidate.since.elapsed() < MAX_IDLE {
                 return Some(candidate.pooled);
@@ -265,14 +246,14 @@ where
         None
     }
 
-    async fn connect(&self, endpoint: &Endpoint, timeouts: UpstreamTimeouts) -> Result<Pooled<B>, SendError> {
-        let address = endpoint.address();
-        let limit = timeouts.connect_timeout.get();
+    async fn connect(&mut self, to: &Addressed<'_>) -> Result<Pooled<B>, SendError> {
+        let address = to.endpoint.address();
+        let limit = to.timeouts.connect_timeout.get();
         let connecting = async {
             // Idle connections hold the missing resources.
             let dialed = self.dialer.dial(address, limit, || self.idle.lock().clear()).await?;
-            let headers = timeouts.max_response_headers;
-            let cut = endpoint.connection();
+            let headers = to.timeouts.max_response_headers;
+            let cut = to.endpoint.connection();
             let sender = match dialed {
                 Dialed::Tcp(io) => handshake(Severable { io, cut: cut.clone() }, headers).await?,
                 Dialed::Other(io) => handshake(Severable { io, cut: cut.clone() }, headers).await?,
@@ -284,6 +265,41 @@ where
             Ok(Err(source)) => Err(SendError::Connect { address: address.into(), source }),
             Err(_) => Err(SendError::ConnectTimeout(address.into())),
         }
+    }
+
+    fn request(&self, to: &Addressed<'_>, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = to.head.method.clone();
+        *request.uri_mut() = to.head.uri.clone();
+        *request.headers_mut() = to.head.headers.clone();
+        request
+    }
+
+    fn send(
+        &self,
+        connection: &mut Pooled<B>,
+        request: Request<B>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<B>>>> + Send {
+        connection.sender.try_send_request(request)
+    }
+
+    fn severed(&self, _: &Addressed<'_>) -> impl Future<Output = ()> + Send {
+        pending()
+    }
+
+    fn answered(&self, to: &Addressed<'_>, connection: Pooled<B>, _: &mut Response<Incoming>) -> InUse<B> {
+        connection.cut.set_answering(true);
+        InUse::Http1 { pooled: connection, endpoint: to.endpoint.id() }
+    }
+
+    fn discard(&mut self, connection: Pooled<B>) -> bool {
+        connection.cut.is_cut()
+    }
+
+    fn explain(&self, to: &Addressed<'_>, error: &hyper::Error) -> Option<SendError> {
+        let limit = to.timeouts.max_response_headers;
+        let address = || to.endpoint.address().into();
+        error.is_parse_too_large().then(|| SendError::HeadTooLarge { address: address(), limit })
     }
 }
 
@@ -360,14 +376,6 @@ where
         }
     });
     Ok(sender)
-}
-
-fn with_head<B>(head: &request::Parts, body: B) -> Request<B> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method.clone();
-    *request.uri_mut() = head.uri.clone();
-    *request.headers_mut() = head.headers.clone();
-    request
 }
 
 // === impl Reuse ===

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     error::Error,
+    future::Future,
     io,
     pin::Pin,
     sync::{
@@ -13,11 +14,14 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderValue, Request, Response, Uri, Version, header, request};
+use http::{HeaderValue, Request, Response, Uri, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::{
     body::Incoming,
-    client::conn::http2::{self, SendRequest},
+    client::conn::{
+        TrySendError,
+        http2::{self, SendRequest},
+    },
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
@@ -26,7 +30,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Dialed, Dialer, MAX_IDLE, Reuse, SendError, Severable};
+use super::{
+    Dialed, Dialer, InUse, MAX_IDLE, Reuse, SendError, Severable,
+    send::{Addressed, Connector},
+};
 use crate::{config::budget::UPSTREAM_BUFFER_BYTES, domain::UpstreamTimeouts, state::Endpoint};
 
 /// Interval between pings on a silent connection with open streams.
@@ -36,6 +43,16 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections of one worker thread, by endpoint.
 pub(super) struct Pool<B>(Mutex<HashMap<u64, Arc<Connections<B>>>>);
+
+/// Connections to the endpoint of one request.
+pub(super) struct StreamConnector<'a, B> {
+    dialer: &'a Dialer,
+    connections: Arc<Connections<B>>,
+    /// Error of the request body.
+    broke: Broke,
+    /// Earliest acceptable creation time of a connection.
+    since: Option<Instant>,
+}
 
 /// Connections to one endpoint.
 struct Connections<B> {
@@ -63,7 +80,7 @@ struct Usage {
 pub(super) struct Stream(Arc<Usage>);
 
 /// Request body that keeps its error, which hyper reports only to the server.
-struct RecordedBody<B> {
+pub(super) struct RecordedBody<B> {
     body: B,
     broke: Broke,
 }
@@ -72,7 +89,7 @@ type Broke = Arc<Mutex<Option<Box<dyn Error + Send + Sync>>>>;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the request body broke off")]
-struct BodyBroke;
+pub(super) struct BodyBroke;
 
 // === impl Pool ===
 
@@ -88,80 +105,16 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    /// Implements [`super::Upstream::send`].
-    pub(super) async fn send(
+    /// Returns the connections to the endpoint of one request.
+    pub(super) fn connector<'a>(
         &self,
-        dialer: &Dialer,
+        dialer: &'a Dialer,
         endpoint: &Endpoint,
-        head: &request::Parts,
-        mut body: impl FnMut() -> Option<B>,
-        timeouts: UpstreamTimeouts,
         reuse: Reuse,
-    ) -> Result<(Response<Incoming>, Stream), SendError> {
-        let address = || Box::<str>::from(endpoint.address());
-        let connections = self.of(endpoint);
-        let broke = Broke::default();
-        // Earliest acceptable creation time of a connection.
-        let mut since = (reuse == Reuse::Never).then(Instant::now);
-        let mut unsent = None;
-        loop {
-            let pooled = since.is_none().then(|| connections.take(None)).flatten();
-            let reused = pooled.as_ref().map(|_| Instant::now());
-            let (mut sender, stream) = match pooled {
-                Some(pooled) => pooled,
-                None => connections.connect(dialer, endpoint, timeouts, since).await?,
-            };
-            let request = unsent.take().or_else(|| {
-                let body = RecordedBody { body: body()?, broke: broke.clone() };
-                Some(with_head(head, endpoint.address(), body))
-            });
-            let Some(request) = request else {
-                let source = io::Error::other("the body has been sent already");
-                return Err(SendError::Connect { address: address(), source });
-            };
-            let limit = timeouts.response_timeout.get();
-            let sent = tokio::select! {
-                biased; // a response takes precedence over the end of the endpoint
-                sent = timeout(limit, sender.try_send_request(request)) => sent,
-                () = endpoint.severed() => return Err(SendError::Gone(address())),
-            };
-            let mut error = match sent {
-                Ok(Ok(mut response)) => {
-                    // The client's connection determines the version of its response.
-                    *response.version_mut() = Version::HTTP_11;
-                    return Ok((response, stream));
-                }
-                Ok(Err(error)) => error,
-                Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
-            };
-            // Streams in flight may still succeed, but new requests avoid this connection.
-            connections.forget(&stream);
-            since = Some(Instant::now());
-            match error.take_message() {
-                Some(message) if reused.is_some() => unsent = Some(message),
-                Some(_) => {
-                    let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
-                    return Err(SendError::Connect { address: address(), source });
-                }
-                None => {
-                    if let Some(source) = broke.lock().take() {
-                        return Err(SendError::Body(source));
-                    }
-                    let source = error.into_error();
-                    match reuse.is_stale(reused, &source).then(&mut body).flatten() {
-                        Some(again) => {
-                            let body = RecordedBody { body: again, broke: broke.clone() };
-                            unsent = Some(with_head(head, endpoint.address(), body));
-                        }
-                        None => return Err(SendError::Reset { address: address(), source }),
-                    }
-                }
-            }
-        }
-    }
-
-    fn of(&self, endpoint: &Endpoint) -> Arc<Connections<B>> {
-        self.0.lock().entry(endpoint.id()).or_default().clone()
+    ) -> StreamConnector<'a, B> {
+        let connections = self.0.lock().entry(endpoint.id()).or_default().clone();
+        let since = (reuse == Reuse::Never).then(Instant::now);
+        StreamConnector { dialer, connections, broke: Broke::default(), since }
     }
 
     /// Closes connections idle for too long.
@@ -231,9 +184,81 @@ where
             Err(_) => Err(SendError::ConnectTimeout(address())),
         }
     }
+}
 
-    fn forget(&self, stream: &Stream) {
-        self.shared.lock().retain(|shared| !Arc::ptr_eq(&shared.usage, &stream.0));
+// === impl StreamConnector ===
+
+impl<B> Connector<B> for StreamConnector<'_, B>
+where
+    B: Body + Send + Unpin + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Body = RecordedBody<B>;
+    type Connection = (SendRequest<RecordedBody<B>>, Stream);
+
+    fn take(&mut self, _: &Addressed<'_>) -> Option<Self::Connection> {
+        self.connections.take(None)
+    }
+
+    async fn connect(&mut self, to: &Addressed<'_>) -> Result<Self::Connection, SendError> {
+        self.connections.connect(self.dialer, to.endpoint, to.timeouts, self.since).await
+    }
+
+    fn request(&self, to: &Addressed<'_>, body: B) -> Request<RecordedBody<B>> {
+        let mut request = Request::new(RecordedBody { body, broke: self.broke.clone() });
+        *request.method_mut() = to.head.method.clone();
+        let mut headers = to.head.headers.clone();
+        // HTTP/2 uses `:authority` and forbids connection headers.
+        let host = headers.remove(header::HOST);
+        headers.remove(header::CONNECTION);
+        headers.remove(header::UPGRADE);
+        *request.headers_mut() = headers;
+        let uri = |authority: &[u8]| {
+            let path = to.head.uri.path_and_query().map_or("/", |path| path.as_str());
+            Uri::builder().scheme("http").authority(authority).path_and_query(path).build()
+        };
+        // A valid `Host` may be an invalid authority.
+        let named = host.as_ref().map(HeaderValue::as_bytes).and_then(|host| uri(host).ok());
+        if let Some(uri) = named.or_else(|| uri(to.endpoint.address().as_bytes()).ok()) {
+            *request.uri_mut() = uri;
+        }
+        request
+    }
+
+    fn send(
+        &self,
+        (sender, _): &mut Self::Connection,
+        request: Request<RecordedBody<B>>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RecordedBody<B>>>>> + Send {
+        sender.try_send_request(request)
+    }
+
+    /// Requests share a connection, so that each waits for the end of the endpoint itself.
+    fn severed(&self, to: &Addressed<'_>) -> impl Future<Output = ()> + Send {
+        to.endpoint.severed()
+    }
+
+    fn answered(
+        &self,
+        _: &Addressed<'_>,
+        (_, stream): Self::Connection,
+        response: &mut Response<Incoming>,
+    ) -> InUse<B> {
+        // The client's connection determines the version of its response.
+        *response.version_mut() = Version::HTTP_11;
+        InUse::Http2 { _stream: stream }
+    }
+
+    /// Streams in flight may still succeed, but new requests avoid this connection.
+    fn discard(&mut self, (_, stream): Self::Connection) -> bool {
+        self.connections.shared.lock().retain(|shared| !Arc::ptr_eq(&shared.usage, &stream.0));
+        self.since = Some(Instant::now());
+        false
+    }
+
+    fn explain(&self, _: &Addressed<'_>, _: &hyper::Error) -> Option<SendError> {
+        self.broke.lock().take().map(SendError::Body)
     }
 }
 
@@ -273,27 +298,6 @@ where
         }
     });
     Ok(Shared { sender, made: Instant::now(), usage })
-}
-
-fn with_head<B>(head: &request::Parts, address: &str, body: B) -> Request<B> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method.clone();
-    let mut headers = head.headers.clone();
-    // HTTP/2 uses `:authority` and forbids connection headers.
-    let host = headers.remove(header::HOST);
-    headers.remove(header::CONNECTION);
-    headers.remove(header::UPGRADE);
-    *request.headers_mut() = headers;
-    let uri = |authority: &[u8]| {
-        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        Uri::builder().scheme("http").authority(authority).path_and_query(path).build()
-    };
-    // A valid `Host` may be an invalid authority.
-    let named = host.as_ref().map(HeaderValue::as_bytes).and_then(|host| uri(host).ok());
-    if let Some(uri) = named.or_else(|| uri(address.as_bytes()).ok()) {
-        *request.uri_mut() = uri;
-    }
-    request
 }
 
 // === impl Usage ===

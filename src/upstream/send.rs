@@ -1,0 +1,120 @@
+//! Sending of one request: which connection it takes, and when it is sent again.
+
+use std::{future::Future, io};
+
+use http::{Request, Response, request};
+use hyper::{body::Incoming, client::conn::TrySendError};
+use tokio::time::{Instant, timeout};
+
+use super::{Connection, InUse, Reuse, SendError};
+use crate::{domain::UpstreamTimeouts, state::Endpoint};
+
+/// Head of a request, and its endpoint.
+pub(super) struct Addressed<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    pub(super) head: &'a request::Parts,
+    pub(super) timeouts: UpstreamTimeouts,
+}
+
+/// Connections of one HTTP version, as one request uses them.
+pub(super) trait Connector<B> {
+    /// Body as sent.
+    type Body;
+    /// A connection, or a stream of one.
+    type Connection;
+
+    /// Takes a pooled connection.
+    fn take(&mut self, to: &Addressed<'_>) -> Option<Self::Connection>;
+
+    /// Opens a connection.
+    fn connect(
+        &mut self,
+        to: &Addressed<'_>,
+    ) -> impl Future<Output = Result<Self::Connection, SendError>> + Send;
+
+    /// Adds the head to a body.
+    fn request(&self, to: &Addressed<'_>, body: B) -> Request<Self::Body>;
+
+    /// Sends a request.
+    fn send(
+        &self,
+        connection: &mut Self::Connection,
+        request: Request<Self::Body>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<Self::Body>>>> + Send;
+
+    /// Completes when the endpoint is gone, unless its connections end by themselves.
+    fn severed(&self, to: &Addressed<'_>) -> impl Future<Output = ()> + Send;
+
+    /// Prepares response and connection for the time until the response has been read.
+    fn answered(
+        &self,
+        to: &Addressed<'_>,
+        connection: Self::Connection,
+        response: &mut Response<Incoming>,
+    ) -> InUse<B>;
+
+    /// Drops a connection that broke. Returns `true` if it was severed.
+    fn discard(&mut self, connection: Self::Connection) -> bool;
+
+    /// Returns the reason of a failure, if it is known to be neither the connection's nor the server's.
+    fn explain(&self, to: &Addressed<'_>, error: &hyper::Error) -> Option<SendError>;
+}
+
+/// Implements [`super::Upstream::send`].
+pub(super) async fn send<B, C: Connector<B>>(
+    mut connector: C,
+    to: Addressed<'_>,
+    mut body: impl FnMut() -> Option<B>,
+    reuse: Reuse,
+) -> Result<(Response<Incoming>, Connection<B>), SendError> {
+    let mut pooled = (reuse != Reuse::Never).then(|| connector.take(&to)).flatten();
+    let mut unsent = None;
+    loop {
+        let reused = pooled.as_ref().map(|_| Instant::now());
+        let mut connection = match pooled.take() {
+            Some(pooled) => pooled,
+            // Boxed: rarely needed.
+            None => Box::pin(connector.connect(&to)).await?,
+        };
+        let address = || to.endpoint.address().into();
+        // Take the body only once there is a connection: a streaming one can be held until then.
+        let Some(request) = unsent.take().or_else(|| body().map(|body| connector.request(&to, body))) else {
+            let source = io::Error::other("the body has been sent already");
+            return Err(SendError::Connect { address: address(), source });
+        };
+        let limit = to.timeouts.response_timeout.get();
+        let sent = tokio::select! {
+            biased; // a response takes precedence over the end of the endpoint
+            sent = timeout(limit, connector.send(&mut connection, request)) => sent,
+            () = connector.severed(&to) => return Err(SendError::Gone(address())),
+        };
+        let mut error = match sent {
+            Ok(Ok(mut response)) => {
+                let in_use = connector.answered(&to, connection, &mut response);
+                return Ok((response, Connection(in_use)));
+            }
+            Ok(Err(error)) => error,
+            Err(_) => return Err(SendError::ResponseTimeout { address: address(), limit }),
+        };
+        if connector.discard(connection) {
+            return Err(SendError::Gone(address()));
+        }
+        match error.take_message() {
+            Some(message) if reused.is_some() => unsent = Some(message),
+            Some(_) => {
+                let source = io::Error::new(io::ErrorKind::ConnectionReset, "closed at once");
+                return Err(SendError::Connect { address: address(), source });
+            }
+            None => {
+                let source = error.into_error();
+                if let Some(reason) = connector.explain(&to, &source) {
+                    return Err(reason);
+                }
+                match reuse.is_stale(reused, &source).then(&mut body).flatten() {
+                    Some(again) => unsent = Some(connector.request(&to, again)),
+                    None => return Err(SendError::Reset { address: address(), source }),
+                }
+            }
+        }
+    }
+}
