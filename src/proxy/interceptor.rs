@@ -2,42 +2,7 @@
 
 mod handler;
 mod request;
+mod route;
 
-use std::sync::Arc;
-
-use http::HeaderMap;
-
-pub(super) use self::request::InterceptedRequest;
-use super::rule::Rule;
-use crate::{
-    admission::Gate,
-    domain::{Intercept, StaticRoute},
-};
-
-/// A route that proxies any HTTP application.
-pub struct Interceptor {
-    gate: Arc<Gate>,
-    config: Arc<Intercept>,
-    /// Rules of `config.static_routes`, in the same order.
-    statics: Vec<Vec<Rule>>,
-}
-
-// === impl Interceptor ===
-
-impl Interceptor {
-    pub(super) fn new(gate: &Arc<Gate>, config: &Arc<Intercept>) -> Arc<Self> {
-        let rules = |route: &StaticRoute| route.rules.iter().map(Rule::new).collect();
-        let statics = config.static_routes.iter().map(rules).collect();
-        Arc::new(Self { gate: gate.clone(), config: config.clone(), statics })
-    }
-
-    /// Returns the name of the route.
-    pub fn key(&self) -> &str {
-        self.gate.key().as_str()
-    }
-
-    fn static_route(&self, host: &str, path: &str, headers: &HeaderMap) -> Option<&StaticRoute> {
-        let holds = |rules: &Vec<Rule>| rules.iter().any(|rule| rule.holds(host, path, headers));
-        self.statics.iter().position(holds).and_then(|place| self.config.static_routes.get(place))
-    }
-}
+pub(super) use request::InterceptedRequest;
+pub use route::Interceptor;

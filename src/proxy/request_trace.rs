@@ -9,9 +9,9 @@ mod phases;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, request};
-use opentelemetry::Value;
 use tokio::time::Instant;
 
+use self::describe::{fail, text};
 use super::Client;
 use crate::{
     admission::Gate,
@@ -269,13 +269,4 @@ fn set_parent(headers: &mut HeaderMap, context: &Context, span_id: u64) {
     if let Ok(value) = HeaderValue::from_maybe_shared(bytes::Bytes::from(context.traceparent(span_id))) {
         headers.insert(TRACEPARENT, value);
     }
-}
-
-fn fail(span: &mut Span, why: impl Into<Value>) {
-    span.fail();
-    span.set(names::ERROR_TYPE, why);
-}
-
-fn text(value: &HeaderValue) -> String {
-    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }

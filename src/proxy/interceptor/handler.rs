@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use http::{Response, request};
 
-use super::{InterceptedRequest, Interceptor, request::static_response};
+use super::{
+    request::{InterceptedRequest, static_response},
+    route::Interceptor,
+};
 use crate::{
     admission::Permit,
     domain::ResponseMode,

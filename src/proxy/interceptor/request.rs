@@ -10,7 +10,7 @@ use http::{
 };
 use tokio::time::Instant;
 
-use super::Interceptor;
+use super::route::Interceptor;
 use crate::{
     admission::Permit,
     config::Limits,

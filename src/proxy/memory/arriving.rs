@@ -14,8 +14,16 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::Owner;
 use crate::places::Source;
+
+/// Parties that share the memory of unfinished bodies: sources, and the routes within a source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Source of the body.
+    pub source: Source,
+    /// Address of the route's gate; 0 while the route is unknown.
+    pub route: usize,
+}
 
 /// Bodies whose readers wait for more.
 #[derive(Debug, Default)]
@@ -67,6 +75,14 @@ struct ArrivalState {
     /// The same for the last [`GROWTH_PART`] of its size.
     grown: (Instant, usize),
     is_evicted: bool,
+}
+
+/// A body that needs more memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Newcomer<'a> {
+    pub(super) owner: Owner,
+    /// Its entry, if its reader waits for more.
+    pub(super) arrival: Option<&'a Arc<Arrival>>,
 }
 
 /// Bytes that must arrive within [`STALL_TIMEOUT`], or the body is stalled.
@@ -124,16 +140,11 @@ impl Arriving {
     /// Evicts bodies, starting with the least recent growth, until `wanted` bytes are free or no candidate is left.
     /// Returns the bytes freed.
     ///
-    /// The newcomer needs `bytes` more; `newcomer` is its entry, if it is one of the bodies. Without an `owner`, only
-    /// stalled bodies are evicted. A scan visits all bodies. If it finds none to evict, its result applies for
-    /// [`SCAN_INTERVAL`] to all newcomers whose sources hold as much.
-    pub(super) fn evict(
-        &mut self,
-        owner: Option<Owner>,
-        newcomer: Option<&Arc<Arrival>>,
-        bytes: usize,
-        wanted: usize,
-    ) -> usize {
+    /// The newcomer needs `bytes` more. Without a newcomer, only stalled bodies are evicted. A scan visits all bodies. If
+    /// it finds none to evict, its result applies for [`SCAN_INTERVAL`] to all newcomers whose sources hold as much.
+    pub(super) fn evict(&mut self, newcomer: Option<Newcomer<'_>>, bytes: usize, wanted: usize) -> usize {
+        let owner = newcomer.map(|newcomer| newcomer.owner);
+        let newcomer = newcomer.and_then(|newcomer| newcomer.arrival);
         let now = Instant::now();
         // A slow newcomer evicts no slow body of its own source, and its fruitless scan is not recorded for others.
         let is_slow = newcomer.is_some_and(|newcomer| newcomer.state.lock().is_slow(now));

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use http::{Version, request};
 
-use super::{Memory, take};
+use super::totals::{Memory, take};
 use crate::config::budget::{STREAM_COST_BYTES, UNCOUNTED_HEAD_BYTES, max_request_bytes};
 
 /// Memory of an admitted request besides its body, released on drop.

@@ -1,8 +1,14 @@
-use std::time::Duration;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Context,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use tokio::time::advance;
 
 use super::*;
+use crate::places::Source;
 
 const KIB: usize = 1024;
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::Memory;
+use super::totals::Memory;
 use crate::config::budget::max_relay_bytes;
 
 /// Memory counted while a client does not read, released on drop.

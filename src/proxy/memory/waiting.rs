@@ -2,26 +2,11 @@
 //! When it is needed elsewhere, the entries that have waited longest are evicted.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
-use super::Memory;
-
-/// Waiting connections and requests, by age.
-#[derive(Debug, Default)]
-pub(super) struct Waiting {
-    all: BTreeMap<u64, Entry>,
-    newest: u64,
-}
-
-#[derive(Debug)]
-struct Entry {
-    bytes: usize,
-    /// Task to wake on eviction.
-    task: Waker,
-}
+use super::totals::{Memory, WaitingEntry};
 
 /// Memory of a connection or request that waits for its client, released on drop.
 #[derive(Debug)]
@@ -41,7 +26,7 @@ impl Memory {
         let mut waiting = self.waiting.lock();
         waiting.newest += 1;
         let number = waiting.newest;
-        waiting.all.insert(number, Entry { bytes, task: cx.waker().clone() });
+        waiting.all.insert(number, WaitingEntry { bytes, task: cx.waker().clone() });
         self.heads.fetch_add(bytes, Ordering::Relaxed);
         drop(waiting);
         Some(WaitingShare { memory: self.clone(), number })
@@ -136,6 +121,8 @@ impl Drop for WaitingShare {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
     use crate::proxy::memory::Owner;
 

@@ -3,16 +3,17 @@
 use std::borrow::Cow;
 
 use http::{
-    HeaderMap, HeaderName, Method, Request, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
     header::{HOST, USER_AGENT},
     request,
     uri::Authority,
 };
+use opentelemetry::Value;
 use tokio::time::Instant;
 
-use super::Client;
 use crate::{
     openai::Api,
+    proxy::Client,
     telemetry::traces::{Kind, Span, names},
 };
 
@@ -54,7 +55,7 @@ pub(super) fn server<B>(client: &Client, request: &Request<B>, start: Instant) -
         },
     );
     if let Some(agent) = headers.get(USER_AGENT) {
-        span.set(names::USER_AGENT, super::text(agent));
+        span.set(names::USER_AGENT, text(agent));
     }
     if let (Api::Work(_), Some((operation, provider))) = (&api, operation(path)) {
         span.set(names::OPERATION, operation);
@@ -141,6 +142,17 @@ fn scheme(headers: &HeaderMap) -> &'static str {
 fn forwarded_for(headers: &HeaderMap) -> Option<String> {
     let first = headers.get(FORWARDED_FOR)?.to_str().ok()?.split(',').next()?.trim();
     first.parse::<std::net::IpAddr>().ok().map(|address| address.to_string())
+}
+
+/// Marks a span as failed.
+pub(super) fn fail(span: &mut Span, why: impl Into<Value>) {
+    span.fail();
+    span.set(names::ERROR_TYPE, why);
+}
+
+/// Returns the text of a header.
+pub(super) fn text(value: &HeaderValue) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::describe::fail;
 use crate::{
     coldstart::{ColdStart, ColdStartOutcome, Phase, Tracker},
     telemetry::traces::{Kind, Span, names},
@@ -44,7 +45,7 @@ fn add(spans: &mut Vec<Span>, hold: &Span, began: Instant, record: &ColdStart) {
             span.set(names::EARLY_MS, early);
         }
         if phase.unfinished && record.outcome == Some(ColdStartOutcome::Failed) {
-            super::fail(&mut span, "cold_start_failed");
+            fail(&mut span, "cold_start_failed");
         }
         let bounds = (span.start, span.end);
         let parts = phase.parts.iter().filter_map(|part| {

@@ -9,7 +9,7 @@ use http::request;
 use http_body_util::{BodyExt, Limited};
 use tokio::time::{sleep, timeout};
 
-use super::query;
+use super::query::query;
 use crate::{
     admission::{BackgroundJob, Gate},
     domain::{Period, UpstreamTimeouts},

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use http::request;
 use tokio::time::timeout;
 
-use super::{ResponseAffinity, query};
+use super::{affinity::ResponseAffinity, query::query};
 use crate::{
     admission::Gate,
     domain::{Period, UpstreamTimeouts},

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{StatusCode, request};
 
-use super::{ResponseAffinity, background::Background};
+use super::{affinity::ResponseAffinity, background::Background};
 use crate::{
     admission::Gate,
     openai,
