@@ -52,7 +52,7 @@ pub use client_io::ClientIo;
 pub use connection_state::ConnectionState;
 pub use connections::{Connected, Connections};
 pub use cross_site::CrossSiteGuard;
-pub use interceptor::Interceptor;
+pub use interceptor::route::Interceptor;
 pub use listener::{bind, serve_connection, serve_listener};
 pub use pace::Allowed;
 pub use rule::is_address;

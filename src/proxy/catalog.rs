@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::RouteTable;
+use super::table::RouteTable;
 use crate::{admission::Gate, openai, state::Listing};
 
 /// A model list, shared by all responses until its sources change.

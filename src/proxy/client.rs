@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use super::{ConnectionState, stream_progress::StreamProgress};
+use super::{connection_state::ConnectionState, stream_progress::StreamProgress};
 
 /// The peer of a connection.
 #[derive(Clone, Debug, Default)]

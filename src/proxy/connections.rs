@@ -16,7 +16,7 @@ use dashmap::{DashMap, Entry};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::ConnectionState;
+use super::connection_state::ConnectionState;
 use crate::places::Source;
 
 /// Client connections of all threads.

@@ -7,7 +7,6 @@ use http::{Response, StatusCode, header::CONTENT_LENGTH};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Proxy,
     answers::set_wait_headers,
     body::{Body, Relay},
     exchange::Exchange,
@@ -16,6 +15,7 @@ use super::{
     lease::Lease,
     outgoing::BodyAbort,
     responses::watch::ResponseIdWatch,
+    shared::Proxy,
     tunnel::Tunnel,
     upstream_request::{DispatchError, RetryableFailure, UpstreamBody, UpstreamRequest, UpstreamResponse},
 };

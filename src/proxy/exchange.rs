@@ -9,7 +9,7 @@ use http::{HeaderValue, request};
 use tokio::time::Instant;
 
 use super::{
-    Shared, connection_state::UnderWay, forward, request_trace::TraceSlot,
+    connection_state::UnderWay, forward, request_trace::TraceSlot, shared::Shared,
     upstream_request::RetryableFailure,
 };
 use crate::{

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use http::{HeaderValue, request};
 
 use super::{
-    Match, Model, Proxy,
     intake::{BufferedBody, UnreadBody},
-    interceptor::Interceptor,
+    interceptor::route::Interceptor,
     memory::request_bytes,
     request::{Rejection, RequestBody},
     scan::encoding,
-    table::Unnamed,
+    shared::Proxy,
+    table::{Match, Model, Unnamed},
 };
 use crate::{
     admission::Gate,

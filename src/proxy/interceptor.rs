@@ -1,8 +1,5 @@
 //! Routes that proxy any HTTP application, as the KEDA HTTP Add-on's interceptor does.
 
 mod handler;
-mod request;
-mod route;
-
-pub(super) use request::InterceptedRequest;
-pub use route::Interceptor;
+pub(super) mod request;
+pub(super) mod route;

@@ -25,10 +25,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Client, ClientIo, ConnectionState, Proxy,
     body::Body,
-    client_io::{SocketOf, stall},
+    client::Client,
+    client_io::{ClientIo, SocketOf, stall},
     closer::{Closer, DeferredClose},
+    connection_state::ConnectionState,
+    shared::Proxy,
     stream_stall::{H2ResponseBody, StreamExecutor},
 };
 use crate::config::{Limits, budget::SEND_BUFFER_BYTES};

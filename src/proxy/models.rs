@@ -10,7 +10,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
-use super::{Proxy, catalog::Catalog};
+use super::{catalog::Catalog, shared::Proxy};
 use crate::{
     admission::Gate,
     error::ProxyError,

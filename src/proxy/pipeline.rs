@@ -9,10 +9,10 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    Client, Proxy,
     answering::{Answering, HeldRequest, NextStep, ServeProgress},
     answers::{fail, json_response},
     body::Body,
+    client::Client,
     connection_state::UnderWay,
     exchange::Exchange,
     find::Destination,
@@ -25,6 +25,7 @@ use super::{
     request_trace::{RequestTrace, TraceSlot},
     responses::ResponseAffinity,
     scan::encoding,
+    shared::Proxy,
     upstream_request::{DispatchError, UpstreamRequest},
 };
 use crate::{

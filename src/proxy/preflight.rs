@@ -14,8 +14,8 @@ use http::{
 };
 
 use super::{
-    Client, Proxy, RouteTable, answers::fail, body::Body, request::ReceivedRequest, request_trace::TraceSlot,
-    upstream_request::DispatchError,
+    answers::fail, body::Body, client::Client, request::ReceivedRequest, request_trace::TraceSlot,
+    shared::Proxy, table::RouteTable, upstream_request::DispatchError,
 };
 use crate::{
     admission::{Gate, Permit},

@@ -10,8 +10,8 @@ use http::{HeaderValue, Method, Response, StatusCode, Version, header::CONNECTIO
 use tokio::time::Instant;
 
 use super::{
-    ConnectionState, Proxy, answering::NextStep, answers::error_response, body::Body, exchange, forward,
-    preflight::allow_reading, request_trace::TraceSlot,
+    answering::NextStep, answers::error_response, body::Body, connection_state::ConnectionState, exchange,
+    forward, preflight::allow_reading, request_trace::TraceSlot, shared::Proxy,
 };
 use crate::{admission::Gate, error::ProxyError, history::RequestInfo, openai::Dialect};
 

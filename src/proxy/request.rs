@@ -6,12 +6,12 @@ use http::{HeaderMap, HeaderValue, Version, request};
 use tokio::time::Instant;
 
 use super::{
-    Client,
+    client::Client,
     connection_state::UnderWay,
     exchange, forward,
     heartbeat::HeartbeatPreference,
     intake::{BufferedBody, UnreadBody},
-    interceptor::InterceptedRequest,
+    interceptor::request::InterceptedRequest,
     responses::ResponseAffinity,
 };
 use crate::{

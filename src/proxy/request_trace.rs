@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, request};
 use tokio::time::Instant;
 
 use self::describe::{fail, text};
-use super::Client;
+use super::client::Client;
 use crate::{
     admission::Gate,
     error::{Outcome, ProxyError},

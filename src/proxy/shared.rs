@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::{
-    Connections, CrossSiteGuard, RouteTable, catalog::Catalog, memory::Memory, outgoing::OutgoingBody,
-    responses::ResponseOwners, scan::BodyScanner,
+    catalog::Catalog, connections::Connections, cross_site::CrossSiteGuard, memory::Memory,
+    outgoing::OutgoingBody, responses::ResponseOwners, scan::BodyScanner, table::RouteTable,
 };
 use crate::{
     config::{self, Limits},

@@ -5,7 +5,7 @@ use std::{borrow::Borrow, cmp::Reverse, collections::HashMap, sync::Arc};
 use http::{HeaderMap, Method};
 
 use super::{
-    interceptor::Interceptor,
+    interceptor::route::Interceptor,
     rule::{self, Headers, ends_with, host_name, is_address, is_below, prefix},
 };
 use crate::{

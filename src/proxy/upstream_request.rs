@@ -12,7 +12,7 @@ use super::{
     first_token::TokenWatch,
     heartbeat::HeartbeatPreference,
     intake::BufferedBody,
-    interceptor::InterceptedRequest,
+    interceptor::request::InterceptedRequest,
     lease::Lease,
     memory::Memory,
     outgoing::{OutgoingBody, StreamedBody},

@@ -6,13 +6,13 @@ use http::{HeaderValue, Response, header::ACCEPT_ENCODING};
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Proxy,
     answering::HeldRequest,
     answers::fail,
     body::Body,
     exchange::Exchange,
     heartbeat::heartbeat_period,
     keepalive::{EarlyResponse, PendingResponse, WaitStatus},
+    shared::Proxy,
     upstream_request::{DispatchError, UpstreamRequest, UpstreamResponse},
 };
 use crate::{

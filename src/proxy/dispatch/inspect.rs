@@ -8,10 +8,10 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::super::{
-    Proxy,
     first_token::TokenWatch,
     intake::timeout_if_pending,
     lease::Lease,
+    shared::Proxy,
     upstream_request::{DispatchError, RetryableFailure, UpstreamRequest, UpstreamResponse},
 };
 use crate::{

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     openai::Api,
-    proxy::Client,
+    proxy::client::Client,
     telemetry::traces::{Kind, Span, names},
 };
 

@@ -12,7 +12,7 @@ use crate::{
     domain::{Period, UpstreamTimeouts},
     error::ProxyError,
     openai::{self, ResponseRequest},
-    proxy::{Proxy, outgoing::OutgoingBody, request::RequestBody, scan::encoding},
+    proxy::{outgoing::OutgoingBody, request::RequestBody, scan::encoding, shared::Proxy},
     state::Endpoint,
     upstream::Reuse,
 };

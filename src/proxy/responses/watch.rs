@@ -8,7 +8,7 @@ use super::{affinity::ResponseAffinity, background::Background};
 use crate::{
     admission::Gate,
     openai,
-    proxy::{Shared, lease::Lease},
+    proxy::{lease::Lease, shared::Shared},
     state::Endpoint,
 };
 
