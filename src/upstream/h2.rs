@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     error::Error,
-    future::Future,
     io,
     pin::Pin,
     sync::{

@@ -1,6 +1,6 @@
 //! Sending of one request: which connection it takes, and when it is sent again.
 
-use std::{future::Future, io};
+use std::io;
 
 use http::{Request, Response, request};
 use hyper::{body::Incoming, client::conn::TrySendError};
