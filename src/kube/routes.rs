@@ -308,5 +308,18 @@ impl RouteObjects {
     }
 }
 
+// === impl ClusterRoutes ===
+
+impl ClusterRoutes {
+    /// Counts objects by kind and verdict.
+    pub fn counts(&self) -> HashMap<(RouteKind, &'static str), usize> {
+        let mut counts = HashMap::new();
+        for (object, verdict) in self.verdicts.iter() {
+            *counts.entry((object.kind, verdict.reason())).or_default() += 1;
+        }
+        counts
+    }
+}
+
 #[cfg(test)]
 mod tests;
