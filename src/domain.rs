@@ -4,6 +4,7 @@
 //! definition drives parsing, the JSON Schema and the reference documentation, where the doc comments of their fields
 //! are printed.
 
+mod backoff;
 mod claim;
 mod intercept;
 mod matcher;
@@ -19,6 +20,7 @@ mod web_origin;
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
+pub use backoff::Backoff;
 pub use claim::Claim;
 pub use intercept::{
     Intercept, InterceptTimeouts, Overflow, ResponseMode, StaticAnswer, StaticAnswerError, StaticBody,

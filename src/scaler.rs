@@ -2,7 +2,6 @@
 //! of pods in a cluster.
 
 mod activator;
-mod backoff;
 mod cluster;
 pub mod keda;
 mod kubernetes;

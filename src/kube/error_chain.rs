@@ -12,3 +12,18 @@ pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher;
+
+    use super::*;
+
+    #[test]
+    fn error_chain_lists_each_cause_once() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let error = watcher::Error::WatchStartFailed(kube::Error::Service(Box::new(refused)));
+        let text = error_chain(&error);
+        assert_eq!(text.matches("connection refused").count(), 1, "{text}");
+    }
+}

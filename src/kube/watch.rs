@@ -17,7 +17,6 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::{Lookup, ObjectRef, Store, store},
-        utils::Backoff,
         watcher::{self, watcher},
     },
 };
@@ -28,6 +27,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Cluster, error_chain::error_chain};
+use crate::domain::Backoff;
 
 /// Current objects of a kind in one or several namespaces. The watch ends with the last clone. Objects remain available
 /// while the API server is unreachable.
@@ -95,7 +95,7 @@ pub(super) enum StoreChange<'a, K> {
 /// Backoff of a failed watch. The maximum bounds how long requests are held needlessly after an outage of the API
 /// server; the default of kube is a minute.
 pub(super) struct WatchBackoff {
-    next: Duration,
+    backoff: Backoff,
     last: Option<Instant>,
 }
 
@@ -121,8 +121,9 @@ impl WatchBackoff {
     const RESET_AFTER: Duration = Duration::from_secs(60);
 
     /// Starts with the shortest delay.
-    pub(super) const fn new() -> Self {
-        Self { next: Self::MIN_DELAY, last: None }
+    pub(super) fn new() -> Self {
+        let backoff = Backoff::new(Self::MIN_DELAY, Self::MAX_DELAY);
+        Self { backoff: backoff.with_jitter(fastrand::u64(..)), last: None }
     }
 }
 
@@ -131,16 +132,13 @@ impl Iterator for WatchBackoff {
 
     fn next(&mut self) -> Option<Duration> {
         if self.last.replace(Instant::now()).is_some_and(|last| last.elapsed() >= Self::RESET_AFTER) {
-            self.next = Self::MIN_DELAY;
+            self.backoff.reset();
         }
-        let pause = self.next;
-        self.next = Self::MAX_DELAY.min(pause * 2);
-        // Jitter: replicas that lost their watch together must not return together.
-        Some(pause.mul_f64(1.0 + fastrand::f64()))
+        Some(self.backoff.failed())
     }
 }
 
-impl Backoff for WatchBackoff {
+impl kube::runtime::utils::Backoff for WatchBackoff {
     /// Does nothing: kube calls this with every event, including the start of a list. A list that keeps failing, as for
     /// a missing kind, would otherwise be retried several times a second.
     fn reset(&mut self) {}
@@ -323,22 +321,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn watch_backoff_grows_to_3_s_and_resets() {
         let mut pauses = WatchBackoff::new();
-        // 200 ms doubling to 3 s, plus up to 100 % jitter.
-        for most in [400, 800, 1600, 3200, 6000, 6000, 6000] {
+        for exact in [200, 400, 800, 1600, 3000, 3000, 3000] {
             let pause = pauses.next().unwrap().as_millis();
-            assert!((most / 2..=most).contains(&pause), "{pause} of {most} ms");
+            assert!((exact * 4 / 5..=exact * 6 / 5).contains(&pause), "{pause} of {exact} ms");
             // The next list begins, and fails as well.
-            pauses.reset();
+            kube::runtime::utils::Backoff::reset(&mut pauses);
         }
         tokio::time::advance(Duration::from_secs(61)).await;
-        assert!(pauses.next().unwrap().as_millis() <= 400);
-    }
-
-    #[test]
-    fn error_chain_lists_each_cause_once() {
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-        let error = watcher::Error::WatchStartFailed(kube::Error::Service(Box::new(refused)));
-        let text = error_chain(&error);
-        assert_eq!(text.matches("connection refused").count(), 1, "{text}");
+        assert!(pauses.next().unwrap().as_millis() <= 240);
     }
 }

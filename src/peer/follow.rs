@@ -18,7 +18,7 @@ use super::{
     board::{Board, Found},
     network::{Network, Reports},
 };
-use crate::config::budget::PEER_REPLICAS;
+use crate::{config::budget::PEER_REPLICAS, domain::Backoff};
 
 /// Interval at which the service is resolved.
 const RESOLVE: Duration = Duration::from_secs(2);
@@ -29,8 +29,9 @@ const RESOLVING: Duration = Duration::from_secs(5);
 /// Timeout for the first report of a replica, including the connection.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// Initial and maximum backoff before reconnecting; doubles.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// Backoff before reconnecting.
+const MIN_RECONNECT_DELAY: Duration = Duration::from_millis(100);
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// Time until an address is tried again that leads to this replica, to one already followed, or to one too many.
 const KNOWN: Duration = Duration::from_secs(5);
@@ -141,7 +142,8 @@ impl<N: Network> Following<N> {
 impl<N: Network> Follow<N> {
     /// Follows the replica at an address, until a connection has ended and the address is no longer listed.
     async fn follow(self: Arc<Self>, address: SocketAddr) {
-        let mut backoff = BACKOFF.0;
+        let backoff = Backoff::new(MIN_RECONNECT_DELAY, MAX_RECONNECT_DELAY);
+        let mut backoff = backoff.with_jitter(fastrand::u64(..));
         loop {
             let end = self.once(address).await;
             self.board.set_reachable(address, !matches!(end, End::Broken(_) | End::Silent));
@@ -149,13 +151,13 @@ impl<N: Network> Follow<N> {
                 End::Goodbye => {
                     tracing::info!(%address, "a replica said goodbye");
                     self.board.left(address);
-                    backoff = BACKOFF.0;
-                    BACKOFF.1
+                    backoff.reset();
+                    MAX_RECONNECT_DELAY
                 }
                 End::Silent => {
                     tracing::warn!(%address, "a replica has been silent for too long");
                     self.board.disconnected(address);
-                    BACKOFF.1
+                    MAX_RECONNECT_DELAY
                 }
                 End::Nobody(found) => {
                     if found == Found::TooMany {
@@ -166,9 +168,7 @@ impl<N: Network> Follow<N> {
                 End::Broken(reason) => {
                     tracing::debug!(%address, reason, "a replica cannot be followed");
                     self.board.disconnected(address);
-                    let wait = backoff;
-                    backoff = BACKOFF.1.min(backoff * 2);
-                    wait
+                    backoff.failed()
                 }
             };
             sleep(wait).await;

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::activator::Activator;
 use crate::{
     admission::Gate,
-    domain::{Phase, ScaleBy, Workload},
+    domain::{Backoff, Phase, ScaleBy, Workload},
     state::{Scale, ScaleError, Seen},
 };
 
@@ -31,8 +31,8 @@ const MAX_BACKOFF: Duration = Duration::from_secs(15);
 /// between API calls.
 pub(super) async fn run(gate: Arc<Gate>, namespace: &str, scale: Arc<dyn Scale>) {
     let mut activator = Activator::new(gate.clone());
-    let mut direct =
-        DirectScaler { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff: MIN_BACKOFF };
+    let backoff = Backoff::new(MIN_BACKOFF, MAX_BACKOFF);
+    let mut direct = DirectScaler { gate, namespace, scale, idle: IdleClock::new(), replicas: None, backoff };
     loop {
         let next = match direct.workload() {
             None => {
@@ -62,7 +62,7 @@ struct DirectScaler<'a> {
     idle: IdleClock,
     /// Desired replicas as last read; `None` if not read yet, or refused.
     replicas: Option<u32>,
-    backoff: Duration,
+    backoff: Backoff,
 }
 
 /// Time since the target was last wanted in any replica of the proxy.
@@ -101,7 +101,7 @@ impl DirectScaler<'_> {
         match result.await {
             Ok(()) => {
                 self.gate.record_scaler_notified();
-                self.backoff = MIN_BACKOFF;
+                self.backoff.reset();
                 WANTED_INTERVAL
             }
             Err(error) => self.failed(&error),
@@ -142,7 +142,7 @@ impl DirectScaler<'_> {
         };
         match result.await {
             Ok(()) => {
-                self.backoff = MIN_BACKOFF;
+                self.backoff.reset();
                 if self.replicas == Some(0) { ZERO_INTERVAL } else { IDLE_CHECK_INTERVAL }
             }
             Err(error) => self.failed(&error),
@@ -150,8 +150,7 @@ impl DirectScaler<'_> {
     }
 
     fn failed(&mut self, error: &ScaleError) -> Duration {
-        let backoff = self.backoff;
-        self.backoff = MAX_BACKOFF.min(backoff * 2);
+        let backoff = self.backoff.failed();
         match error {
             // The other replica has probably scaled: check soon.
             ScaleError::Conflict => return MIN_BACKOFF,

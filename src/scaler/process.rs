@@ -8,7 +8,7 @@
 
 mod sleeping;
 
-use std::{io, process::ExitStatus, sync::Arc};
+use std::{io, process::ExitStatus, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
@@ -18,16 +18,22 @@ use tokio::{
 use super::{
     Options, Shutdown,
     activator::{Activator, until_suspect, until_vacant},
-    backoff::Backoff,
     server::{GuardianOptions, Server, ServerExit},
 };
 use crate::{
     admission::Gate,
     coldstart::{ColdStartKind, Phase},
-    domain::{ProcessTarget, Reason, WhenIdle},
+    domain::{Backoff, ProcessTarget, Reason, WhenIdle},
     probe::Answer,
     state::{Cause, Endpoint, Status},
 };
+
+/// Backoff between starts of a failing target.
+const MIN_START_DELAY: Duration = Duration::from_secs(1);
+const MAX_START_DELAY: Duration = Duration::from_secs(60);
+
+/// Time for which a server must have served so that its exit does not count as a failure.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// The launcher of one route.
 pub(super) struct Launcher {
@@ -35,7 +41,11 @@ pub(super) struct Launcher {
     target: ProcessTarget,
     guardian: GuardianOptions,
     shutdown: Shutdown,
+    /// Between starts. A failure is a start that does not become ready, or a server that exits within [`STABLE_AFTER`] of
+    /// being ready. Any other end of a ready server resets it.
     backoff: Backoff,
+    /// End of the current wait.
+    retry_at: Option<Instant>,
     /// Endpoints of stopped servers whose answers clients still read.
     leaving: JoinSet<()>,
 }
@@ -74,7 +84,8 @@ impl Launcher {
     pub(super) fn new(gate: Arc<Gate>, target: ProcessTarget, options: &Options, shutdown: Shutdown) -> Self {
         let guardian = GuardianOptions::new(options, gate.key());
         let activator = Activator::new(gate);
-        Self { activator, target, guardian, shutdown, backoff: Backoff::default(), leaving: JoinSet::new() }
+        let backoff = Backoff::new(MIN_START_DELAY, MAX_START_DELAY);
+        Self { activator, target, guardian, shutdown, backoff, retry_at: None, leaving: JoinSet::new() }
     }
 
     /// Runs until shutdown.
@@ -103,9 +114,9 @@ impl Launcher {
 
     /// Waits until a start is wanted and the backoff has passed. Cancel-safe.
     async fn due(&mut self) {
-        if let Some(until) = self.backoff.until() {
+        if let Some(until) = self.retry_at {
             self.activator.run_accepting_demand(sleep_until(until)).await;
-            self.backoff.elapsed();
+            self.retry_at = None;
         }
         if !self.activator.is_wanted() {
             self.gate().target().set_status(Status::Idle);
@@ -200,7 +211,7 @@ impl Launcher {
             }
             ServeOutcome::Exited(status) => {
                 let exit = server.exit(status, "serving").await;
-                self.died(endpoint, exit, up.elapsed() >= Backoff::STABLE_AFTER);
+                self.died(endpoint, exit, up.elapsed() >= STABLE_AFTER);
             }
             ServeOutcome::Silent(answer) => {
                 let reason =
@@ -248,8 +259,15 @@ impl Launcher {
 
     /// Ends a failed start, and begins the backoff.
     fn failed(&mut self, reason: Reason, last_lines: Vec<String>, cause: Cause) {
-        let retry_after = self.backoff.failed();
+        let retry_after = self.back_off();
         self.activator.failed(reason, last_lines, cause, retry_after);
+    }
+
+    /// Counts a failure, and returns the time until the next start.
+    fn back_off(&mut self) -> Duration {
+        let wait = self.backoff.failed();
+        self.retry_at = Some(Instant::now() + wait);
+        wait
     }
 
     /// Handles a server that exited while serving. Held requests wait for the next start, without backoff if this one was
@@ -266,7 +284,7 @@ impl Launcher {
         if stable {
             self.backoff.reset();
         } else {
-            self.backoff.failed();
+            self.back_off();
             self.gate().target().set_status(Status::Failed(reason));
         }
     }

@@ -18,7 +18,7 @@ use super::{
     ramp::{Level, Ramp},
     trial::{Trial, Verdict},
 };
-use crate::pick::Load;
+use crate::{domain::Backoff, pick::Load};
 
 /// One address of a model server, ready or not.
 ///
@@ -229,10 +229,7 @@ impl Endpoint {
 
     /// Returns the backoff before the owner probes again: zero, or 50 ms doubling to 1 s with each failure.
     pub fn backoff(&self) -> Duration {
-        match self.failures.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            failures => Self::MAX_BACKOFF.min(Self::BACKOFF * 2_u32.saturating_pow(failures - 1)),
-        }
+        Backoff::new(Self::BACKOFF, Self::MAX_BACKOFF).after(self.failures.load(Ordering::Relaxed))
     }
 
     /// Stops accepting requests; [`Self::attention`] wakes when the last one in flight has ended.

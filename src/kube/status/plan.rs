@@ -13,10 +13,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::kube::{
-    conflicts::{RouteKind, RouteObject},
-    report::{
-        Condition, InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict,
+use crate::{
+    domain::Backoff,
+    kube::{
+        conflicts::{RouteKind, RouteObject},
+        report::{
+            Condition, InterceptorRouteStatus, LastColdStart, ModelRouteStatus, RouteReport, State, Verdict,
+        },
     },
 };
 
@@ -28,9 +31,8 @@ const NUMBERS_INTERVAL: Duration = Duration::from_secs(10);
 const REPAIR_AFTER: Duration = Duration::from_secs(30);
 /// Time for which a livelier state reported by another replica is believed.
 const TRUST_OTHERS: Duration = Duration::from_secs(120);
-/// Backoff after a failed write, doubling from minimum to maximum.
-const MIN_BACKOFF: Duration = Duration::from_secs(2);
-const MAX_BACKOFF: Duration = Duration::from_secs(120);
+/// Backoff after a failed write.
+const WRITE_BACKOFF: Backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(120));
 /// Time for which an object is left to another field manager after a conflict.
 const CONFLICT_PAUSE: Duration = Duration::from_secs(600);
 
@@ -124,9 +126,8 @@ impl StatusHistory {
 
     /// Records a failed write.
     pub(super) fn failed(&mut self, now: Instant) {
-        let pause = MIN_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF);
-        self.failures += 1;
-        self.not_before = Some(now + pause);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(now + WRITE_BACKOFF.after(self.failures));
     }
 
     fn record(&mut self, mut status: ModelRouteStatus, now: Instant) {
