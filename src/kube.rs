@@ -9,8 +9,6 @@ mod endpoints;
 mod error_chain;
 mod events;
 mod facts;
-#[cfg(test)]
-mod fake;
 mod go_duration;
 mod informer;
 mod interceptor_route;

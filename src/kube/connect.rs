@@ -52,3 +52,21 @@ pub(super) fn client(config: Config, liveness: &Arc<Liveness>) -> Result<Client,
         None => builder.with_layer(&base).build(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn client_lists_over_a_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let config = Config::new(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+        let empty = r#"{ "kind": "List", "apiVersion": "v1", "metadata": {}, "items": [] }"#;
+        let server = axum::Router::new().fallback(async move || empty);
+        tokio::spawn(async move { axum::serve(listener, server).await });
+        let pods = kube::Api::<Pod>::namespaced(client(config, &Arc::default()).unwrap(), "ml");
+        assert!(pods.list(&Default::default()).await.unwrap().items.is_empty());
+    }
+}

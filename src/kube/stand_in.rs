@@ -1,21 +1,34 @@
 //! In-process API server for tests, without sockets, so that tests can pause the clock. Lists, watches, gets, creates
 //! and patches arbitrary objects, and rejects patches with an outdated resource version.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
-    Router,
-    body::{Body, Bytes, to_bytes},
-    extract::State,
+    body::{Body, Bytes},
     http::{Method, Request, Response, StatusCode},
 };
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tower::Service;
 
 use super::{Cluster, session::Clock};
 use crate::config;
+
+/// Generous limit of any wait.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Handle of the server.
 #[derive(Clone, Default)]
@@ -29,6 +42,12 @@ struct ServerState {
     /// Watches in order of their start, each removed at its timeout.
     watchers: BTreeMap<u64, StandInWatch>,
     next_watch: u64,
+    /// Number of watches that clients read.
+    watching: watch::Sender<usize>,
+    /// Number of lists read.
+    lists: usize,
+    /// True while connections are refused.
+    is_away: bool,
     /// Watches on half-open connections: no events, no end.
     half_open: Vec<StandInWatch>,
     unanswered: usize,
@@ -54,6 +73,9 @@ struct StandInWatch {
     events: Chunks,
 }
 
+/// Counts a watch while its client reads it.
+struct WatchCount(watch::Sender<usize>);
+
 /// Selectors of a query.
 struct QuerySelector {
     name: Option<String>,
@@ -66,12 +88,12 @@ struct Log {
     readers: Vec<Chunks>,
 }
 
-type Chunks = mpsc::UnboundedSender<Result<Bytes, Infallible>>;
+type Chunks = mpsc::UnboundedSender<io::Result<Bytes>>;
 
 type ApiResult = Result<Value, (StatusCode, String)>;
 
 /// Known collections; without objects they are empty rather than missing.
-const KINDS: [&str; 12] = [
+const KINDS: [&str; 13] = [
     "configmaps",
     "services",
     "scaledobjects",
@@ -84,13 +106,14 @@ const KINDS: [&str; 12] = [
     "modelroutes",
     "interceptorroutes",
     "horizontalpodautoscalers",
+    "inferencepools",
 ];
 
 // === impl StandIn ===
 
 impl StandIn {
     pub(crate) fn client(&self) -> kube::Client {
-        kube::Client::new(self.router(), "default")
+        kube::Client::new(self.clone(), "default")
     }
 
     pub(crate) fn cluster(&self) -> Cluster {
@@ -98,11 +121,34 @@ impl StandIn {
     }
 
     pub(crate) fn cluster_with(&self, config: &config::Kubernetes) -> Cluster {
-        Cluster::served_by(self.router(), config)
+        Cluster::served_by(self.clone(), config)
     }
 
-    fn router(&self) -> Router {
-        Router::new().fallback(answer).with_state(self.clone())
+    /// Breaks all connections, and refuses new ones until [`Self::come_back`].
+    pub(crate) async fn go_away(&self) {
+        {
+            let mut inner = self.0.lock();
+            inner.is_away = true;
+            for (_, watcher) in std::mem::take(&mut inner.watchers) {
+                let _ = watcher.events.send(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+        }
+        self.watches(0).await;
+    }
+
+    pub(crate) fn come_back(&self) {
+        self.0.lock().is_away = false;
+    }
+
+    /// Waits until clients read `count` watches.
+    pub(crate) async fn watches(&self, count: usize) {
+        let mut watching = self.0.lock().watching.subscribe();
+        let waited = timeout(WAIT_TIMEOUT, watching.wait_for(|open| *open == count)).await.map(drop);
+        assert!(waited.is_ok(), "{} watches instead of {count}", *watching.borrow());
+    }
+
+    pub(crate) fn lists(&self) -> usize {
+        self.0.lock().lists
     }
 
     /// Makes all current watches half-open: no further events, and no end.
@@ -122,10 +168,17 @@ impl StandIn {
         self.0.lock().put(path, object);
     }
 
+    /// Like [`Self::put`], in a collection such as `/api/v1/namespaces/ml/pods`.
+    pub(crate) fn put_in(&self, collection: &str, object: Value) {
+        let path = format!("{collection}/{}", object["metadata"]["name"].as_str().unwrap());
+        self.put(&path, object);
+    }
+
     pub(crate) fn remove(&self, path: &str) {
         let mut inner = self.0.lock();
         inner.version += 1;
-        let object = inner.objects.remove(path).unwrap();
+        let mut object = inner.objects.remove(path).unwrap();
+        object["metadata"]["resourceVersion"] = inner.version.to_string().into();
         inner.notify(path, "DELETED", &object);
     }
 
@@ -185,45 +238,62 @@ impl StandIn {
     pub(crate) fn set_clock(&self, clock: Clock) {
         self.0.lock().clock = Some(clock);
     }
+
+    async fn answer(self, request: Request<kube::client::Body>) -> io::Result<Response<Body>> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let is_swallowed = {
+            let unanswered = &mut self.0.lock().unanswered;
+            let is_swallowed = *unanswered > 0;
+            *unanswered = unanswered.saturating_sub(1);
+            is_swallowed
+        };
+        if is_swallowed {
+            std::future::pending::<()>().await;
+        }
+        let mut inner = self.0.lock();
+        if inner.is_away {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
+        let query = head.uri.query().unwrap_or_default();
+        let path = head.uri.path();
+        let date = inner.clock.map(|clock| {
+            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&clock.now()).unwrap()
+        });
+        let mut response = Response::builder();
+        if let Some(date) = date {
+            response = response.header("date", date);
+        }
+        if query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1") {
+            return Ok(response.body(inner.watch(&self, path, query)).unwrap());
+        }
+        if let Some(pod) = path.strip_suffix("/log").filter(|_| !inner.is_forbidden(&head.method, path)) {
+            return Ok(response.body(inner.read_log(pod)).unwrap());
+        }
+        let (status, value) = match inner.answer(&head.method, path, query, &body) {
+            Ok(value) => (StatusCode::OK, value),
+            Err((status, message)) => (
+                status,
+                json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
+                    "reason": status.canonical_reason().unwrap_or_default().replace(' ', ""), "code": status.as_u16() }),
+            ),
+        };
+        Ok(response.status(status).body(value.to_string().into()).unwrap())
+    }
 }
 
-async fn answer(State(server): State<StandIn>, request: Request<Body>) -> Response<Body> {
-    let (head, body) = request.into_parts();
-    let body = to_bytes(body, usize::MAX).await.unwrap();
-    let is_swallowed = {
-        let unanswered = &mut server.0.lock().unanswered;
-        let is_swallowed = *unanswered > 0;
-        *unanswered = unanswered.saturating_sub(1);
-        is_swallowed
-    };
-    if is_swallowed {
-        std::future::pending::<()>().await;
+impl Service<Request<kube::client::Body>> for StandIn {
+    type Response = Response<Body>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<Self::Response>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
-    let mut inner = server.0.lock();
-    let query = head.uri.query().unwrap_or_default();
-    let path = head.uri.path();
-    let date = inner.clock.map(|clock| {
-        jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&clock.now()).unwrap()
-    });
-    let mut response = Response::builder();
-    if let Some(date) = date {
-        response = response.header("date", date);
+
+    fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
+        self.clone().answer(request).boxed()
     }
-    if query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1") {
-        return response.body(inner.watch(&server, path, query)).unwrap();
-    }
-    if let Some(pod) = path.strip_suffix("/log").filter(|_| !inner.is_forbidden(&head.method, path)) {
-        return response.body(inner.read_log(pod)).unwrap();
-    }
-    let (status, value) = match inner.answer(&head.method, path, query, &body) {
-        Ok(value) => (StatusCode::OK, value),
-        Err((status, message)) => (
-            status,
-            json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message,
-                "reason": status.canonical_reason().unwrap_or_default().replace(' ', ""), "code": status.as_u16() }),
-        ),
-    };
-    response.status(status).body(value.to_string().into()).unwrap()
 }
 
 // === impl ServerState ===
@@ -245,6 +315,7 @@ impl ServerState {
         let plain = plain.strip_suffix("/status").unwrap_or(plain);
         let last = plain.rsplit('/').next().unwrap_or_default();
         if method == Method::GET && KINDS.contains(&last) {
+            self.lists += 1;
             return Ok(self.list(plain, query));
         }
         if method == Method::GET && plain.matches('/').count() == 3 {
@@ -330,12 +401,24 @@ impl ServerState {
             tokio::time::sleep(end).await;
             server.0.lock().watchers.remove(&id);
         });
-        Body::from_stream(UnboundedReceiverStream::new(body))
+        self.watching.send_modify(|open| *open += 1);
+        let count = WatchCount(self.watching.clone());
+        Body::from_stream(UnboundedReceiverStream::new(body).inspect(move |_| {
+            let _ = &count;
+        }))
     }
 
     fn notify(&mut self, path: &str, kind: &'static str, object: &Value) {
         self.history.push((self.version, path.to_owned(), kind, object.clone()));
         self.watchers.retain(|_, watcher| watcher.notify(path, kind, object));
+    }
+}
+
+// === impl WatchCount ===
+
+impl Drop for WatchCount {
+    fn drop(&mut self) {
+        self.0.send_modify(|open| *open -= 1);
     }
 }
 

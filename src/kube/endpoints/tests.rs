@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::{
     domain::Role,
-    kube::fake::FakeApi,
+    kube::stand_in::StandIn,
     state::{DiscoveredEndpoint, Protocol},
 };
 
@@ -451,7 +451,7 @@ proptest! {
 // === discovery through an API server ===
 
 struct DiscoveryTest {
-    api: FakeApi,
+    api: StandIn,
     endpoints: Endpoints,
     found: watch::Receiver<Arc<Discovered>>,
 }
@@ -465,8 +465,8 @@ fn tiny() -> ClusterTarget {
 }
 
 impl DiscoveryTest {
-    async fn new(target: ClusterTarget) -> Self {
-        let api = FakeApi::start().await;
+    fn new(target: ClusterTarget) -> Self {
+        let api = StandIn::default();
         let cluster = api.cluster();
         let endpoints = Endpoints::new(cluster.clone(), Pods::new(cluster));
         let found = endpoints.watch(&target);
@@ -486,54 +486,54 @@ impl DiscoveryTest {
 
 #[tokio::test]
 async fn unordered_events_converge() {
-    let mut discovery = DiscoveryTest::new(tiny()).await;
+    let mut discovery = DiscoveryTest::new(tiny());
     discovery.finds(Err("the Service ml/tiny does not exist")).await;
     // A slice before its Service, and a pod before its slice.
     let slice = |ready| slice_of("tiny-a", port(8000), &[("10.0.0.1", Some("one"), conditions(ready))]);
-    discovery.api.put(SLICES, slice(true));
-    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.api.put_in(SLICES, slice(true));
+    discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.finds(Ok("10.0.0.1:8000")).await;
-    discovery.api.put(PODS, pod_at("one", "10.0.0.1", false));
+    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", false));
     discovery.finds(Ok("10.0.0.1:8000!")).await;
-    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
     discovery.finds(Ok("10.0.0.1:8000! 10.0.0.2:8000")).await;
-    discovery.api.put(PODS, terminating(pod_at("one", "10.0.0.1", true)));
+    discovery.api.put_in(PODS, terminating(pod_at("one", "10.0.0.1", true)));
     discovery.finds(Ok("10.0.0.1:8000† 10.0.0.2:8000")).await;
     // The pod is gone, and the slice does not know yet.
-    discovery.api.delete(PODS, "one");
+    discovery.api.remove(&format!("{PODS}/one"));
     discovery.finds(Ok("10.0.0.2:8000")).await;
-    discovery.api.put(SLICES, slice(false));
-    discovery.api.put(PODS, pod_at("two", "10.0.0.2", false));
+    discovery.api.put_in(SLICES, slice(false));
+    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", false));
     discovery.finds(Ok("10.0.0.2:8000!")).await;
-    discovery.api.delete(SLICES, "tiny-a");
-    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.remove(&format!("{SLICES}/tiny-a"));
+    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
     discovery.finds(Ok("10.0.0.2:8000")).await;
     // Another selector, another port.
     let mut other = pod_at("other", "10.0.0.9", true);
     other["metadata"]["labels"]["app"] = "other".into();
-    discovery.api.put(PODS, other);
+    discovery.api.put_in(PODS, other);
     let ports = json!([{ "name": "http", "port": 80, "targetPort": 9000 }]);
-    discovery.api.put(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
+    discovery.api.put_in(SERVICES, service_with(json!({ "selector": { "app": "other" }, "ports": ports })));
     discovery.finds(Ok("10.0.0.9:9000")).await;
-    discovery.api.delete(SERVICES, "tiny");
+    discovery.api.remove(&format!("{SERVICES}/tiny"));
     discovery.finds(Err("the Service ml/tiny does not exist")).await;
-    discovery.api.put(SERVICES, service_with(json!({})));
+    discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.finds(Ok("10.0.0.2:8000")).await;
 }
 
 #[tokio::test]
 async fn irrelevant_change_is_not_published() {
-    let mut discovery = DiscoveryTest::new(tiny()).await;
-    discovery.api.put(SERVICES, service_with(json!({})));
-    discovery.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    let mut discovery = DiscoveryTest::new(tiny());
+    discovery.api.put_in(SERVICES, service_with(json!({})));
+    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", true));
     discovery.finds(Ok("10.0.0.1:8000")).await;
     discovery.api.watches(3).await;
     discovery.found.mark_unchanged();
     let mut renamed = pod_at("one", "10.0.0.1", true);
     renamed["metadata"]["labels"]["version"] = "2".into();
-    discovery.api.put(PODS, renamed);
+    discovery.api.put_in(PODS, renamed);
     let before = discovery.found.borrow().clone();
-    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
     discovery.found.changed().await.unwrap();
     let after = discovery.found.borrow_and_update().clone();
     assert_eq!((before.endpoints.len(), after.endpoints.len()), (1, 2), "the first change is the second pod");
@@ -541,16 +541,16 @@ async fn irrelevant_change_is_not_published() {
 
 #[tokio::test]
 async fn api_server_outage_keeps_last_state() {
-    let mut discovery = DiscoveryTest::new(tiny()).await;
-    discovery.api.put(SERVICES, service_with(json!({})));
-    discovery.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    let mut discovery = DiscoveryTest::new(tiny());
+    discovery.api.put_in(SERVICES, service_with(json!({})));
+    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", true));
     discovery.finds(Ok("10.0.0.1:8000")).await;
     discovery.api.watches(3).await;
     let lists = discovery.api.lists();
     discovery.found.mark_unchanged();
-    let address = discovery.api.go_away().await;
-    discovery.api.put(PODS, pod_at("two", "10.0.0.2", true));
-    discovery.api.come_back(address).await;
+    discovery.api.go_away().await;
+    discovery.api.put_in(PODS, pod_at("two", "10.0.0.2", true));
+    discovery.api.come_back();
     discovery.found.changed().await.unwrap();
     assert_eq!(shown(&discovery.found.borrow()), is("10.0.0.1:8000 10.0.0.2:8000"), "and nothing in between");
     assert_eq!(discovery.api.lists(), lists, "it goes on where it was");
@@ -558,8 +558,8 @@ async fn api_server_outage_keeps_last_state() {
 
 #[tokio::test]
 async fn routes_share_watch_until_last_drop() {
-    let mut discovery = DiscoveryTest::new(tiny()).await;
-    discovery.api.put(SERVICES, service_with(json!({})));
+    let mut discovery = DiscoveryTest::new(tiny());
+    discovery.api.put_in(SERVICES, service_with(json!({})));
     discovery.finds(Ok("")).await;
     discovery.api.watches(3).await;
     // Behind a gateway, too.
@@ -582,31 +582,29 @@ async fn routes_share_watch_until_last_drop() {
 
 #[tokio::test]
 async fn pool_is_discovered_like_service() {
-    let mut discovery =
-        DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
+    let mut discovery = DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() }));
     discovery.finds(Err("the InferencePool ml/tiny does not exist")).await;
-    discovery.api.put(PODS, pod_at("one", "10.0.0.1", false));
+    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", false));
     let pool = |spec: Value| {
         json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
             "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec })
     };
-    discovery.api.put(POOLS, pool(json!({ "selector": 7 })));
+    discovery.api.put_in(POOLS, pool(json!({ "selector": 7 })));
     let why = "the InferencePool ml/tiny selects no pods: it has no spec.selector.matchLabels";
     discovery.finds(Err(why)).await;
     let selector = json!({ "matchLabels": { "app": "tiny" } });
-    discovery.api.put(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
+    discovery.api.put_in(POOLS, pool(json!({ "selector": selector, "targetPorts": [{ "number": 8000 }] })));
     discovery.finds(Ok("10.0.0.1:8000!")).await;
-    discovery.api.put(PODS, pod_at("one", "10.0.0.1", true));
+    discovery.api.put_in(PODS, pod_at("one", "10.0.0.1", true));
     discovery.finds(Ok("10.0.0.1:8000")).await;
 }
 
 #[tokio::test]
 async fn inactive_ports_are_no_endpoints() {
-    let mut discovery =
-        DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() })).await;
+    let mut discovery = DiscoveryTest::new(target(EndpointSource::InferencePool { name: "tiny".into() }));
     let ports: Vec<_> = (8000..8004).map(|port| json!({ "number": port })).collect();
     let spec = json!({ "selector": { "matchLabels": { "app": "tiny" } }, "targetPorts": ports });
-    discovery.api.put(
+    discovery.api.put_in(
         POOLS,
         json!({ "apiVersion": "inference.networking.k8s.io/v1", "kind": "InferencePool",
         "metadata": { "name": "tiny", "namespace": "ml" }, "spec": spec }),
@@ -629,7 +627,7 @@ async fn inactive_ports_are_no_endpoints() {
         (json!({ new: "" }), ""),
         (json!({ "other": "8000" }), all),
     ] {
-        discovery.api.put(PODS, of(annotations));
+        discovery.api.put_in(PODS, of(annotations));
         discovery.finds(Ok(expected)).await;
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::*;
-use crate::kube::fake::FakeApi;
+use crate::kube::stand_in::StandIn;
 
 const PODS: &str = "/api/v1/namespaces/ml/pods";
 /// Far above what anything here takes.
@@ -48,8 +48,8 @@ fn equality_selectors_are_recognised() {
 
 #[tokio::test]
 async fn equal_subsets_share_watch_until_last_drop() {
-    let api = FakeApi::start().await;
-    api.put(PODS, pod("one", "a"));
+    let api = StandIn::default();
+    api.put_in(PODS, pod("one", "a"));
     let informers = Informers::<Pod>::new(api.cluster(), |_| {});
     let (mut first, mut second) = (informers.watch("ml", of_app("a")), informers.watch("ml", of_app("a")));
     until(&mut first, &["one"]).await;
@@ -61,8 +61,8 @@ async fn equal_subsets_share_watch_until_last_drop() {
 
 #[tokio::test]
 async fn subsets_share_the_watch_of_their_namespace() {
-    let api = FakeApi::start().await;
-    api.put(PODS, pod("one", "app-20"));
+    let api = StandIn::default();
+    api.put_in(PODS, pod("one", "app-20"));
     let informers = Informers::<Pod>::new(api.cluster(), |_| {});
     let mut all: Vec<_> =
         (0..30).map(|number| informers.watch("ml", of_app(&format!("app-{number}")))).collect();
@@ -75,20 +75,20 @@ async fn subsets_share_the_watch_of_their_namespace() {
     api.watches(2).await;
 
     // Another way to tell them apart, of objects that are known already.
-    api.put(PODS, pod("two", "app-21"));
+    api.put_in(PODS, pod("two", "app-21"));
     until(&mut all[21], &["two"]).await;
     until(&mut gpu, &["two"]).await;
     assert_eq!(names(&all[20]), ["one"], "of others nothing is heard");
     // One that changes its labels leaves for another part.
-    api.put(PODS, pod("two", "app-22"));
+    api.put_in(PODS, pod("two", "app-22"));
     until(&mut all[22], &["two"]).await;
     until(&mut all[21], &[]).await;
     until(&mut gpu, &[]).await;
-    api.delete(PODS, "two");
+    api.remove(&format!("{PODS}/two"));
     until(&mut all[22], &[]).await;
 
     // The API server goes away; what happens meanwhile is seen when it is back.
-    let address = api.go_away().await;
+    api.go_away().await;
     let failed = async {
         while all[20].failure().is_none() {
             all[20].changed().await;
@@ -96,8 +96,8 @@ async fn subsets_share_the_watch_of_their_namespace() {
     };
     assert!(timeout(BOUND, failed).await.is_ok());
     assert_eq!(names(&all[20]), ["one"], "what was known stays");
-    api.put(PODS, pod("three", "app-20"));
-    api.come_back(address).await;
+    api.put_in(PODS, pod("three", "app-20"));
+    api.come_back();
     until(&mut all[20], &["one", "three"]).await;
     drop((all, gpu, selected));
     api.watches(0).await;
