@@ -33,4 +33,5 @@ pub mod sim;
 pub mod state;
 pub mod telemetry;
 mod terminal;
+mod text_table;
 pub mod upstream;

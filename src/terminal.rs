@@ -81,18 +81,6 @@ pub(crate) fn fit_end(text: &str, width: usize) -> String {
     (width > 0).then_some('…').into_iter().chain(text.chars().skip(count + 1 - width.max(1))).collect()
 }
 
-/// Renders rows of equal length as left-aligned columns, each truncated to `max_width`.
-pub(crate) fn table_text(rows: &[Vec<String>], max_width: usize) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<_> =
-        (0..rows.first().map_or(0, Vec::len)).map(|column| width(column).min(max_width)).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{:<width$}", fit(cell, *width)));
-        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
-}
-
 // === impl Paint ===
 
 impl Paint {

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     coldstart::Phase,
     terminal::{Paint, duration},
+    text_table::{Align, TextTable},
 };
 
 /// Renders the results for a terminal.
@@ -64,34 +65,26 @@ pub(super) const fn quantile_note(counted: usize) -> Option<&'static str> {
 }
 
 fn table(run: &Run, paint: Paint) -> Vec<String> {
-    let width = run.summary.rows().map(|row| row.name.len()).max().unwrap_or(0).max(14);
-    let cells = |name: &str, cells: [&str; 7]| {
-        let [n, median, interval, p90, p99, min, max] = cells;
-        format!("  {name:<width$}{n:>4}{median:>9}  {interval:<19}{p90:>8}{p99:>8}{min:>8}{max:>8}")
-    };
-    let mut lines = vec![paint.dim(&cells("", ["n", "median", "95 % CI", "p90", "p99", "min", "max"]))];
-    let mut totals = false;
+    use Align::{Left, Right};
+    let mut table = TextTable::new([Left, Right, Right, Left, Right, Right, Right, Right]);
+    table.row(["", "n", "median", "95 % CI", "p90", "p99", "min", "max"]);
     for row in run.summary.rows() {
+        let interval = row
+            .ci_ms
+            .map_or_else(|| "-".to_owned(), |[low, high]| format!("{} … {}", duration(low), duration(high)));
+        let [median, p90, p99, min, max] =
+            [row.median_ms, row.p90_ms, row.p99_ms, row.min_ms, row.max_ms].map(duration);
+        table.row([row.name.clone(), row.n.to_string(), median, interval, p90, p99, min, max]);
+    }
+    let mut drawn = table.lines().into_iter().map(|line| format!("  {line}"));
+    let mut lines: Vec<_> = drawn.next().map(|head| paint.dim(&head)).into_iter().collect();
+    let mut totals = false;
+    for (row, line) in run.summary.rows().zip(drawn) {
         let is_total = run.summary.totals.iter().any(|total| total.name == row.name);
         if is_total && !totals {
             totals = true;
             lines.push(String::new());
         }
-        let interval = row
-            .ci_ms
-            .map_or_else(|| "-".to_owned(), |[low, high]| format!("{} … {}", duration(low), duration(high)));
-        let line = cells(
-            &row.name,
-            [
-                &row.n.to_string(),
-                &duration(row.median_ms),
-                &interval,
-                &duration(row.p90_ms),
-                &duration(row.p99_ms),
-                &duration(row.min_ms),
-                &duration(row.max_ms),
-            ],
-        );
         let is_phase = Phase::ALL.iter().any(|phase| phase.name() == row.name);
         lines.push(match (is_total, is_phase) {
             (true, _) => paint.bold(&line),

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use super::connect::connect;
 use crate::{
     kube::{Condition, InterceptorRoute, ModelRoute, ModelRouteStatus, ScaledObject},
-    terminal::{print, table_text},
+    terminal::{fit, print},
+    text_table::{Align, TextTable},
 };
 
 /// Arguments of `anteroom status`.
@@ -237,13 +238,13 @@ fn draw(lines: &[RouteRow], namespaces: bool) -> String {
         ]
     };
     let head = titles.map(str::to_owned);
-    let rows = std::iter::once(head).chain(lines.iter().map(cells));
     let skipped = usize::from(!namespaces);
-    let rows: Vec<Vec<_>> = rows
-        .map(|row| row.into_iter().skip(skipped))
-        .map(|row| row.map(|cell| if cell.is_empty() { "-".into() } else { cell }).collect())
-        .collect();
-    let mut text = table_text(&rows, MAX_COLUMN_CHARS);
+    let mut table = TextTable::new(vec![Align::Left; titles.len() - skipped]);
+    for row in std::iter::once(head).chain(lines.iter().map(cells)) {
+        let cell = |cell: String| if cell.is_empty() { "-".into() } else { fit(&cell, MAX_COLUMN_CHARS) };
+        table.row(row.into_iter().skip(skipped).map(cell));
+    }
+    let mut text = table.to_string();
     let reasons = lines.iter().filter(|line| !line.reason.is_empty());
     for (number, line) in reasons.enumerate() {
         let gap = if number == 0 { "\n" } else { "" };

@@ -3,7 +3,10 @@
 use std::{cmp::Reverse, fmt::Display};
 
 use super::{Config, LogFormat, MemoryLimit, budget::WorstCase};
-use crate::domain::{KeepaliveMode, Matcher, Route, Target, mask_secrets};
+use crate::{
+    domain::{KeepaliveMode, Matcher, Route, Target, mask_secrets},
+    text_table::{Align, TextTable},
+};
 
 /// Columns with their maximum widths; together with the gaps, below 110 characters.
 const COLUMNS: [(&str, usize); 6] =
@@ -92,32 +95,15 @@ fn in_matching_order(routes: &[Route]) -> Vec<&Route> {
 }
 
 fn table(routes: &[&Route]) -> String {
+    let mut table = TextTable::new([Align::Left; 6]);
     let titles = COLUMNS.map(|(title, _)| vec![title.to_owned()]);
-    let rows = std::iter::once(titles).chain(routes.iter().map(|route| cells(route)));
-    let wrap = |cells: [Vec<String>; 6]| {
-        let mut columns = COLUMNS.into_iter().map(|(_, width)| width);
-        cells.map(|lines| {
-            let width = columns.next().unwrap_or_default();
-            lines.iter().flat_map(|line| wrapped(line, width)).collect::<Vec<_>>()
-        })
-    };
-    let rows = rows.map(wrap).collect::<Vec<_>>();
-
-    let length = |line: &String| line.chars().count();
-    let width = |column: usize| rows.iter().flat_map(|row| row[column].iter().map(length)).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        for number in 0..row.iter().map(Vec::len).max().unwrap_or(0) {
-            let parts = row.iter().zip(widths).map(|(lines, width)| {
-                let line = lines.get(number).map_or("", String::as_str);
-                format!("{line:<width$}")
-            });
-            text.push_str(parts.collect::<Vec<_>>().join("  ").trim_end());
-            text.push('\n');
-        }
+    for row in std::iter::once(titles).chain(routes.iter().map(|route| cells(route))) {
+        let wrap = |(lines, (_, width)): (Vec<String>, (&str, usize))| {
+            lines.iter().flat_map(|line| wrapped(line, width)).collect::<Vec<_>>().join("\n")
+        };
+        table.row(row.into_iter().zip(COLUMNS).map(wrap));
     }
-    text
+    table.to_string()
 }
 
 fn cells(route: &Route) -> [Vec<String>; 6] {

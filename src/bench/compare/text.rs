@@ -3,7 +3,13 @@
 use owo_colors::Style;
 
 use super::comparison::{Change, Comparison, MetricComparison, RunHeader};
-use crate::terminal::{Paint, duration};
+use crate::{
+    terminal::{Paint, duration},
+    text_table::{
+        Align::{Left, Right},
+        TextTable,
+    },
+};
 
 /// Renders the comparison for a terminal.
 pub(super) fn lines(comparison: &Comparison, paint: Paint) -> Vec<String> {
@@ -18,39 +24,36 @@ pub(super) fn lines(comparison: &Comparison, paint: Paint) -> Vec<String> {
     lines.push(format!("before  {}", side(&comparison.before)));
     lines.push(format!("after   {}", side(&comparison.after)));
     lines.push(String::new());
-    let width = comparison.rows.iter().map(|row| row.name.len()).max().unwrap_or(0).max(13);
-    let cells = |name: &str, [before, after, difference, interval, p]: [&str; 5]| {
-        format!("  {name:<width$}{before:>9}{after:>9}{difference:>19}   {interval:<22}{p:>8}  ")
-    };
-    let head = cells("", ["before", "after", "difference", "95 % CI", "p"]);
-    lines.push(paint.dim(&format!("{head}verdict")));
+    let mut table = TextTable::new([Left, Right, Right, Right, Left, Right, Left]);
+    table.row(["", "before", "after", "difference", "95 % CI", "p", "verdict"]);
     for row in &comparison.rows {
         let percent =
             row.difference_percent.map_or_else(String::new, |percent| format!(" ({percent:+.1} %)"));
-        let line = cells(
-            &row.name,
-            [
-                &duration(row.median_ms[0]),
-                &duration(row.median_ms[1]),
-                &format!("{}{percent}", signed(row.difference_ms)),
-                &row.ci_ms.map_or_else(
-                    || "-".to_owned(),
-                    |[low, high]| format!("{} … {}", signed(low), signed(high)),
-                ),
-                &p_value(row.p_corrected),
-            ],
-        );
-        lines.push(format!("{line}{}", verdict(row, paint)));
+        let interval = row
+            .ci_ms
+            .map_or_else(|| "-".to_owned(), |[low, high]| format!("{} … {}", signed(low), signed(high)));
+        table.row([
+            row.name.clone(),
+            duration(row.median_ms[0]),
+            duration(row.median_ms[1]),
+            format!("{}{percent}", signed(row.difference_ms)),
+            interval,
+            p_value(row.p_corrected),
+            verdict(row, paint),
+        ]);
     }
     let failures = &comparison.failures;
     let of = |side: usize| format!("{}/{}", failures.failed[side], failures.of[side]);
-    let line = cells("failed cycles", [&of(0), &of(1), "", "", &p_value(failures.p_corrected)]);
     let words = match failures.change {
         Change::Worse => paint.bad("more failures"),
         Change::Better => paint.good("fewer failures"),
         Change::Noise | Change::Small => paint.dim("noise"),
     };
-    lines.push(format!("{line}{words}"));
+    let (none, p) = (String::new(), p_value(failures.p_corrected));
+    table.row(["failed cycles".into(), of(0), of(1), none.clone(), none, p, words]);
+    let mut drawn = table.lines().into_iter().map(|line| format!("  {line}"));
+    lines.extend(drawn.next().map(|head| paint.dim(&head)));
+    lines.extend(drawn);
     for (names, which) in [(&comparison.only_before, "before"), (&comparison.only_after, "after")] {
         if !names.is_empty() {
             lines.push(format!("  only {which}: {}", names.join(", ")));

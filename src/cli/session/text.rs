@@ -10,7 +10,7 @@ use crate::{
         ScaledObject,
         session::{EndAction, Session, pause_of},
     },
-    terminal::table_text,
+    text_table::{Align, TextTable},
 };
 
 /// Time after the end of a session before it is reported as overdue.
@@ -131,8 +131,10 @@ pub fn table(objects: &[ScaledObject], now: Timestamp, namespace: Option<&str>) 
         let paused = objects.iter().filter(|object| object.pause().is_some()).count();
         return format!("No session {place} ({} ScaledObjects, {paused} of them paused).\n", objects.len());
     }
-    let head = ["NAMESPACE", "SCALEDOBJECT", "STATE", "UNTIL", "THEN"].map(str::to_owned).into();
-    table_text(&[vec![head], rows].concat(), usize::MAX)
+    let mut table = TextTable::new([Align::Left; 5]);
+    table.row(["NAMESPACE", "SCALEDOBJECT", "STATE", "UNTIL", "THEN"]);
+    rows.into_iter().for_each(|row| table.row(row));
+    table.to_string()
 }
 
 fn title(object: &ScaledObject) -> String {

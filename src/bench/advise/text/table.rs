@@ -1,11 +1,12 @@
 //! Table of all settings.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, iter};
 
 use super::{
     super::{advice::Advice, choice::Candidate},
     format::{money, number, paragraph, percent, period, signed, wait},
 };
+use crate::text_table::{Align, TextTable};
 
 /// A column: group heading, heading, and cell of a candidate.
 type Column<'a> = (&'a str, &'a str, Box<dyn Fn(&Candidate) -> String + 'a>);
@@ -53,13 +54,14 @@ pub(super) fn table(advice: &Advice<'_>) -> String {
     columns.push(("wait", "p99", Box::new(|one| wait(one.figures.p99_ms.middle))));
     columns.push(("", "lost", Box::new(|one| percent(one.figures.lost()))));
 
-    let cells: Vec<Vec<String>> =
-        advice.candidates.iter().map(|one| columns.iter().map(|(_, _, cell)| cell(one)).collect()).collect();
-    let width = |column: usize| {
-        let longest = cells.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-        longest.max(columns[column].1.chars().count())
-    };
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut table = TextTable::new([vec![Align::Left], vec![Align::Right; columns.len()]].concat());
+    table.row(iter::once("").chain(columns.iter().map(|(_, name, _)| *name)));
+    for (index, one) in advice.candidates.iter().enumerate() {
+        let chosen = advice.choice.is_some_and(|choice| choice.index() == index);
+        let mark = format!("{}{}", if chosen { "→" } else { "" }, if one.on_front { "*" } else { "" });
+        table.row(iter::once(format!("{mark:<2}")).chain(columns.iter().map(|(_, _, cell)| cell(one))));
+    }
+    let widths = &table.widths()[1..];
     let mut text = String::from("    ");
     let mut column = 0;
     while column < columns.len() {
@@ -73,15 +75,8 @@ pub(super) fn table(advice: &Advice<'_>) -> String {
         column = end;
     }
     let mut text = format!("{}\n", text.trim_end());
-    let mut line = |mark: &str, row: &mut dyn Iterator<Item = &str>| {
-        let row: String = row.zip(&widths).map(|(cell, width)| format!("  {cell:>width$}")).collect();
-        let _ = writeln!(text, "  {mark:<2}{row}");
-    };
-    line("", &mut columns.iter().map(|(_, name, _)| *name));
-    for (index, (row, one)) in cells.iter().zip(&advice.candidates).enumerate() {
-        let chosen = advice.choice.is_some_and(|choice| choice.index() == index);
-        let mark = format!("{}{}", if chosen { "→" } else { "" }, if one.on_front { "*" } else { "" });
-        line(&mark, &mut row.iter().map(String::as_str));
+    for line in table.lines() {
+        let _ = writeln!(text, "  {line}");
     }
     let always = &advice.always_on;
     let price = advice
