@@ -4,6 +4,7 @@ mod demand;
 mod directory;
 mod gate;
 mod permit;
+mod quiet;
 
 use std::{
     sync::{
@@ -16,6 +17,7 @@ use std::{
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use gate::Kind;
 pub use gate::{Gate, Permit};
+use quiet::QuietRequests;
 use tokio_util::sync::CancellationToken;
 
 pub use demand::{BackgroundJob, OpenStream};
@@ -49,7 +51,7 @@ impl Gate {
             evicted: CancellationToken::new(),
             fallback: ArcSwapOption::empty(),
             in_flight_on_fallback: AtomicU64::new(0),
-            quiet_in_flight: AtomicU64::new(0),
+            quiet: QuietRequests::default(),
             background_jobs: AtomicU64::new(0),
         });
         gate.set_fallback(&gate.policy.load());
@@ -124,9 +126,7 @@ impl Gate {
 
     /// Returns the number of requests in flight that are demand, and of background jobs.
     pub fn demand_in_flight(&self) -> u64 {
-        // Quiet ones first: a race then counts one too many, never one too few.
-        let quiet = self.quiet_in_flight.load(Ordering::SeqCst);
-        self.in_flight().saturating_sub(quiet) + self.background_jobs.load(Ordering::SeqCst)
+        self.quiet.subtract_from(|| self.in_flight()) + self.background_jobs.load(Ordering::SeqCst)
     }
 
     /// Returns the number of requests that are demand, held or in flight.
@@ -333,15 +333,6 @@ impl Gate {
         endpoints.iter().any(|other| other.id() != endpoint.id() && other.room().is_some())
     }
 
-    /// Returns the extra counter of requests in flight of this kind.
-    const fn extra_counter(&self, kind: Kind) -> Option<&AtomicU64> {
-        match kind {
-            Kind::Demand => None,
-            Kind::Quiet => Some(&self.quiet_in_flight),
-            Kind::Fallback => Some(&self.in_flight_on_fallback),
-        }
-    }
-
     /// Replaces the fallback if its address has changed; else it keeps its connections.
     fn set_fallback(&self, policy: &Policy) {
         let address = policy.intercept.as_ref().and_then(|intercept| intercept.fallback.as_deref());
@@ -351,9 +342,7 @@ impl Gate {
     }
 
     fn pump(self: &Arc<Self>) {
-        if !self.queue.is_empty() {
-            self.queue.release_for(|pin| self.try_permit(pin));
-        }
+        self.queue.release_for(|pin| self.try_permit(pin));
     }
 
     fn target_changed(self: &Arc<Self>, change: Change) {

@@ -1,6 +1,7 @@
 //! Demand of a route: its requests, kept alive by the lease of an activation and by the linger.
 
 mod counts;
+mod idle;
 mod rate;
 mod receiver;
 mod value;
@@ -8,7 +9,7 @@ mod value;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::{sync::watch, time::Instant};
 
 pub use counts::Counts;
+use idle::IdleFlag;
 pub use rate::Rate;
 pub use receiver::PushReceiver;
 pub use value::{Capacity, queue_depth, request_rate};
@@ -27,8 +29,7 @@ pub struct Demand {
     created: Instant,
     /// Milliseconds from `created` to the last arrival or end of a request; 0 before the first one.
     last_activity_ms: AtomicU64,
-    /// Set after demand was read as false; cleared by the request that publishes `DemandEvent::Risen`.
-    is_idle: AtomicBool,
+    idle: IdleFlag,
     activation: Mutex<Activation>,
     arrivals: watch::Sender<u64>,
     changes: watch::Sender<u64>,
@@ -83,7 +84,7 @@ impl Default for Demand {
         Self {
             created: Instant::now(),
             last_activity_ms: AtomicU64::new(0),
-            is_idle: AtomicBool::new(true),
+            idle: IdleFlag::new(true),
             activation: Mutex::default(),
             arrivals: watch::Sender::new(0),
             changes: watch::Sender::new(0),
@@ -141,20 +142,17 @@ impl Demand {
         self.last_activity_ms.store(u64::try_from(elapsed).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }
 
-    /// Publishes `DemandEvent::Risen` for the first request since [`Self::mark_idle`]. The request must be counted
+    /// Publishes `DemandEvent::Risen` for the first request since demand was read as false. The request must be counted
     /// already. Costs a warm request one load.
-    ///
-    /// Counts and `is_idle` are sequentially consistent: of a request that reads `is_idle` as false and a subscriber that
-    /// reads no request, at least one sees the other.
     pub fn notify_if_idle(&self) {
-        if self.is_idle.load(Ordering::SeqCst) && self.is_idle.swap(false, Ordering::SeqCst) {
+        if self.idle.clear() {
             self.publish(DemandEvent::Risen);
         }
     }
 
-    /// Marks demand as idle. The caller must read the counts again afterwards: a request may have arrived in between.
-    pub fn mark_idle(&self) {
-        self.is_idle.store(true, Ordering::SeqCst);
+    /// Returns the demand that `read` returns. If it is false, the next request publishes an edge.
+    pub fn observe(&self, read: impl Fn() -> Counts) -> Counts {
+        self.idle.observe(read, Counts::is_active, || self.publish(DemandEvent::Risen))
     }
 
     /// Requests an activation for a request that no endpoint is ready for. The first one starts a lease, which keeps
@@ -169,7 +167,7 @@ impl Demand {
         drop(activation);
         if is_first {
             // An edge even if demand was true before, of an endpoint that has gone since.
-            self.is_idle.store(false, Ordering::SeqCst);
+            self.idle.clear();
             self.publish(DemandEvent::Risen);
         } else {
             self.notify_if_idle();
@@ -359,8 +357,8 @@ mod tests {
             demand.notify_if_idle();
             demand.notify_if_idle();
             assert_eq!((*edges.borrow(), *demand.changes().borrow()), (expected, expected));
-            demand.mark_idle();
-            demand.mark_idle();
+            assert!(!demand.observe(Counts::default).is_active());
+            assert!(!demand.observe(Counts::default).is_active());
         }
     }
 

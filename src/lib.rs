@@ -31,6 +31,7 @@ pub mod proxy;
 pub mod scaler;
 pub mod sim;
 pub mod state;
+mod sync;
 pub mod telemetry;
 mod terminal;
 mod text_table;

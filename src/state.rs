@@ -9,6 +9,7 @@ mod models;
 mod obstacle;
 mod ramp;
 mod scale;
+mod slots;
 mod start;
 mod trial;
 
@@ -166,7 +167,7 @@ impl TargetState {
             None => endpoint.ramp.resume(endpoint.in_flight(), endpoint.max_in_flight()),
         }
         endpoint.connections.reopen();
-        endpoint.ready.store(true, Ordering::SeqCst);
+        endpoint.slots.open();
         self.last_failure.forget();
         self.set_probe_obstacle(None);
         self.set_status(Status::Ready);

@@ -67,17 +67,7 @@ impl Gate {
 
     /// Returns the demand of this replica. If it is false, the next request publishes an edge.
     pub fn counts_or_mark_idle(&self) -> Counts {
-        let counts = self.counts();
-        if counts.is_active() {
-            return counts;
-        }
-        self.demand.mark_idle();
-        let counts = self.counts();
-        if counts.is_active() {
-            // A request arrived in between, and may have read the flag before it was set.
-            self.demand.notify_if_idle();
-        }
-        counts
+        self.demand.observe(|| self.counts())
     }
 
     /// Ends the `signal` phase of a pending activation: the scaler was notified of the demand, or has scaled.

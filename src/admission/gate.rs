@@ -8,6 +8,7 @@ use std::sync::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio_util::sync::CancellationToken;
 
+use super::quiet::QuietRequests;
 use crate::{
     coldstart::Tracker,
     demand::Demand,
@@ -34,7 +35,7 @@ pub struct Gate {
     pub(super) fallback: ArcSwapOption<Endpoint>,
     pub(super) in_flight_on_fallback: AtomicU64,
     /// Requests in flight that are not demand.
-    pub(super) quiet_in_flight: AtomicU64,
+    pub(super) quiet: QuietRequests,
     /// Jobs of `POST /v1/responses` that continue after their answer.
     pub(super) background_jobs: AtomicU64,
 }

@@ -10,8 +10,10 @@ use crate::{coldstart::FirstAnswer, state::Endpoint};
 impl Permit {
     /// Creates a permit after [`Endpoint::acquire`].
     pub(super) fn new(gate: &Arc<Gate>, endpoint: Arc<Endpoint>, kind: Kind) -> Self {
-        if let Some(count) = gate.extra_counter(kind) {
-            count.fetch_add(1, Ordering::SeqCst);
+        match kind {
+            Kind::Demand => {}
+            Kind::Quiet => gate.quiet.begin(),
+            Kind::Fallback => _ = gate.in_flight_on_fallback.fetch_add(1, Ordering::SeqCst),
         }
         let level = endpoint.level();
         Self { gate: gate.clone(), endpoint, kind, level }
@@ -75,9 +77,10 @@ impl Drop for Permit {
         if self.kind != Kind::Quiet {
             self.gate.demand.record_activity();
         }
-        // Quiet requests are subtracted from those in flight, so this count goes down first: demand is never too low.
-        if let Some(count) = self.gate.extra_counter(self.kind) {
-            count.fetch_sub(1, Ordering::SeqCst);
+        match self.kind {
+            Kind::Demand => {}
+            Kind::Quiet => self.gate.quiet.end(),
+            Kind::Fallback => _ = self.gate.in_flight_on_fallback.fetch_sub(1, Ordering::SeqCst),
         }
         self.endpoint.release();
         self.gate.pump();

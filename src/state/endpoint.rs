@@ -4,26 +4,22 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
-
-use tokio::sync::Notify;
 
 use super::{
     cut::{Connections, Cut},
     discovery::Protocol,
     front::{Front, FrontKind},
     ramp::{Level, Ramp},
+    slots::Slots,
     trial::{Trial, Verdict},
 };
 use crate::{domain::Backoff, pick::Load};
 
 /// One address of a model server, ready or not.
-///
-/// `ready` and `in_flight` are written by all cores in sequentially consistent order: retiring an endpoint clears
-/// `ready` before it waits for `in_flight` to reach zero; acquiring it does the reverse.
 pub struct Endpoint {
     pub(super) id: u64,
     /// `host:port`.
@@ -31,8 +27,8 @@ pub struct Endpoint {
     protocol: Protocol,
     /// State of a gateway; `None` if the endpoint is a single server.
     front: Option<Box<Front>>,
-    pub(super) ready: AtomicBool,
-    in_flight: AtomicU32,
+    /// Open while the endpoint is ready. The owner (launcher, prober) is also notified when it is doubted or suspect.
+    pub(super) slots: Slots,
     pub(super) ramp: Ramp,
     /// Limit of requests in flight per server.
     pub(super) max: AtomicU32,
@@ -42,9 +38,6 @@ pub struct Endpoint {
     failures: AtomicU32,
     trial: Trial,
     pub(super) connections: Connections,
-    /// Wakes the owner (launcher, prober) when the endpoint is doubted or suspect, or when the last request in flight
-    /// ended.
-    attention: Notify,
 }
 
 // === impl Endpoint ===
@@ -81,22 +74,20 @@ impl Endpoint {
             address: address.into(),
             protocol,
             front: front.map(|kind| Box::new(Front::new(kind))),
-            ready: AtomicBool::new(false),
-            in_flight: AtomicU32::new(0),
+            slots: Slots::default(),
             ramp: Ramp::new(max),
             max: AtomicU32::new(max),
             servers: AtomicU32::new(1),
             failures: AtomicU32::new(0),
             trial: Trial::default(),
             connections: Connections::default(),
-            attention: Notify::new(),
         })
     }
 
     /// Creates an endpoint that is always ready and has no owner, such as a fallback Service.
     pub fn unwatched(address: impl Into<Box<str>>) -> Arc<Self> {
         let endpoint = Self::new(address, u32::MAX);
-        endpoint.ready.store(true, Ordering::SeqCst);
+        endpoint.slots.open();
         endpoint
     }
 
@@ -112,7 +103,7 @@ impl Endpoint {
 
     /// Returns whether it accepts requests.
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::SeqCst)
+        self.slots.is_open()
     }
 
     /// Returns its protocol.
@@ -132,7 +123,7 @@ impl Endpoint {
 
     /// Returns the number of requests in flight.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::SeqCst)
+        self.slots.in_flight()
     }
 
     /// Returns the current limit of requests in flight.
@@ -152,30 +143,12 @@ impl Endpoint {
 
     /// Reserves a slot, which must be returned with [`Self::release`].
     pub fn acquire(&self) -> bool {
-        let mut in_flight = self.in_flight.load(Ordering::SeqCst);
-        while in_flight < self.limit() && self.is_ready() {
-            match self.in_flight.compare_exchange_weak(
-                in_flight,
-                in_flight + 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            ) {
-                Ok(_) if self.is_ready() => return true,
-                Ok(_) => {
-                    self.release();
-                    return false;
-                }
-                Err(now) => in_flight = now,
-            }
-        }
-        false
+        self.slots.acquire(|| self.limit())
     }
 
     /// Returns a slot.
     pub fn release(&self) {
-        if self.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 && !self.is_ready() {
-            self.attention.notify_one();
-        }
+        self.slots.release();
     }
 
     /// Returns whether the limit has reached its maximum.
@@ -224,7 +197,7 @@ impl Endpoint {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.ramp.restart();
         self.retire();
-        self.attention.notify_one();
+        self.slots.notify();
     }
 
     /// Returns the backoff before the owner probes again: zero, or 50 ms doubling to 1 s with each failure.
@@ -234,14 +207,14 @@ impl Endpoint {
 
     /// Stops accepting requests; [`Self::attention`] wakes when the last one in flight has ended.
     pub fn retire(&self) {
-        self.ready.store(false, Ordering::SeqCst);
+        self.slots.close();
         self.trial.settle();
     }
 
     /// Waits until the owner should check the endpoint: it is doubted or suspect, or its last request ended while it
     /// was not ready.
     pub async fn attention(&self) {
-        self.attention.notified().await;
+        self.slots.attention().await;
     }
 
     /// Registers a new connection to the endpoint.
@@ -269,7 +242,7 @@ impl Endpoint {
     /// several.
     pub fn doubt(&self) {
         if self.trial.open() {
-            self.attention.notify_one();
+            self.slots.notify();
         }
     }
 

@@ -1,13 +1,14 @@
 //! Change notification for dashboards.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use tokio::sync::Notify;
+
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// Notifies the renderer of changes. Costs one load while nothing is watched; notifications are coalesced.
 ///
-/// [`Self::beat`] follows its change, and the renderer reads the state after [`Self::take`], both in sequentially
-/// consistent order: no change is missed.
+/// [`Self::beat`] follows its change, and the renderer reads the state after [`Self::take`]. Both swap `pending`: either
+/// `take` comes second and the renderer reads the change, or `beat` does and leaves it pending. A change at the same time
+/// as [`Self::watch`] may be missed by both, and is rendered with the next tick.
 #[derive(Debug, Default)]
 pub struct Pulse {
     watched: AtomicBool,
@@ -20,7 +21,7 @@ pub struct Pulse {
 impl Pulse {
     /// Reports a change.
     pub fn beat(&self) {
-        if self.watched.load(Ordering::Relaxed) && !self.pending.swap(true, Ordering::SeqCst) {
+        if self.watched.load(Ordering::Relaxed) && !self.pending.swap(true, Ordering::AcqRel) {
             self.wakes.notify_one();
         }
     }
@@ -32,13 +33,13 @@ impl Pulse {
 
     /// Waits for a pending change. For a single listener. Cancel-safe.
     pub async fn heard(&self) {
-        while !self.pending.load(Ordering::SeqCst) {
+        while !self.pending.load(Ordering::Acquire) {
             self.wakes.notified().await;
         }
     }
 
     /// Clears pending changes; call before reading the state.
     pub fn take(&self) {
-        self.pending.swap(false, Ordering::SeqCst);
+        self.pending.swap(false, Ordering::AcqRel);
     }
 }
