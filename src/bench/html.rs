@@ -7,15 +7,16 @@ mod tests;
 mod text;
 mod waterfall;
 
-use self::text::{escape, fill, time};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use self::text::time;
 use super::{
     results::{Cycle, Run, Verdict},
     samples::Metric,
     table::{self, headline, money, quantile_note},
 };
-use crate::admin::THEME_CSS;
+use crate::{admin::THEME_CSS, terminal::duration};
 
-const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/style.css");
 
 /// Number of cycles with details, which bounds the size of the page. The JSON has all.
@@ -26,28 +27,85 @@ const MAX_NOTICES: usize = 8;
 
 /// Renders the page.
 pub(super) fn page(run: &Run) -> String {
-    let summary = &run.summary;
     let label = run.label.as_deref().map_or_else(String::new, |label| format!(": {label}"));
-    let notices = notices(run).into_iter().map(|text| format!("<p class=\"notice\">{}</p>", escape(&text)));
-    fill(
-        PAGE,
-        &[
-            ("version", &escape(&run.anteroom)),
-            ("title", &escape(&format!("Cold starts of {}{label}", run.route))),
-            ("theme_css", THEME_CSS),
-            ("style_css", STYLE),
-            ("started_at", &escape(&run.started_at.replace('T', " ").replace(".000Z", "Z"))),
-            ("headline", &escape(&format!("{}.", headline(run)))),
-            ("notices", &notices.collect::<String>()),
-            ("figures", &figures(run)),
-            ("sections", &sections(run)),
-            ("command", &escape(&command(run))),
-            ("settings", &settings(run)),
-            ("quantile_note", quantile_note(summary.counted).unwrap_or_default()),
-            ("resamples", &summary.bootstrap.resamples.to_string()),
-            ("seed", &summary.bootstrap.seed.to_string()),
-        ],
-    )
+    let title = format!("Cold starts of {}{label}", run.route);
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta name="generator" content={ "anteroom " (run.anteroom) };
+                title { (title) }
+                style { (PreEscaped(THEME_CSS)) (PreEscaped(STYLE)) }
+            }
+            body {
+                header.top {
+                    p.brand { "anteroom " span.dim { "bench cold-start" } }
+                    p.dim { (run.started_at.replace('T', " ").replace(".000Z", "Z")) }
+                }
+                main {
+                    h1 { (title) }
+                    p.lead { (headline(run)) "." }
+                    @for notice in notices(run) { p.notice { (notice) } }
+                    (figures(run))
+                    (sections(run))
+                    section aria-labelledby="how" {
+                        h2 id="how" { "How it was measured" }
+                        pre.command { code { (command(run)) } }
+                        (settings(run))
+                    }
+                    (explanation(run))
+                }
+                footer.dim {
+                    "Made by anteroom " (run.anteroom) ". This page is self-contained and loads nothing."
+                }
+            }
+        }
+    };
+    // HTML cannot represent control characters.
+    page.into_string().replace(|char: char| char.is_control() && !char.is_whitespace(), "\u{fffd}")
+}
+
+fn explanation(run: &Run) -> Markup {
+    let (summary, bootstrap) = (&run.summary, &run.summary.bootstrap);
+    html! {
+        section.prose aria-labelledby="read" {
+            h2 id="read" { "How to read it" }
+            p {
+                "Each cycle starts at zero: nothing runs. Then the burst is sent. The proxy holds the requests, has the \
+                 model server started, and forwards them once it is ready. Its record divides that time into adjacent \
+                 phases. A phase that cannot be observed is absent and its time is part of the next one. A time marked ≤ \
+                 ends on the clock of another machine and may be shorter."
+            }
+            dl.words {
+                dt { "T_actuation" }
+                dd { "first request until the model server was ready" }
+                dt { "T_first_token" }
+                dd { "ready until first token" }
+                dt { "T_e2e" }
+                dd { "first request until first token: the sum of both" }
+                dt { "TTFT, total" }
+                dd {
+                    "by the client’s clock: request sent until its first token, and until the end of its answer. \
+                     Heartbeats do not count as tokens. Connections were established before."
+                }
+                dt { "median, p90, p99" }
+                dd { "quantiles with linear interpolation. " (quantile_note(summary.counted).unwrap_or_default()) }
+                dt { "95\u{a0}% interval" }
+                dd {
+                    "confidence interval of the median: percentile bootstrap with " (bootstrap.resamples)
+                    " resamples and seed " (bootstrap.seed)
+                    ", over whole cycles, because requests of one burst are correlated"
+                }
+            }
+            p {
+                "The median waterfall shows the median of each phase. Its sum is close to the median of the whole, but need \
+                 not be equal."
+            }
+        }
+    }
 }
 
 /// Returns the warnings shown above the numbers.
@@ -70,19 +128,16 @@ fn notices(run: &Run) -> Vec<String> {
     notices
 }
 
-fn figures(run: &Run) -> String {
+fn figures(run: &Run) -> Markup {
     let summary = &run.summary;
-    let figure = |number: &str, label: &str, more: &str, bad: bool| {
-        let bad = if bad { " data-bad" } else { "" };
-        format!(
-            "<div{bad}><dt>{label}</dt><dd class=\"number\">{number}</dd><dd class=\"more\">{more}</dd></div>"
-        )
+    let figure = |number: &str, label: &str, more: &str, is_bad: bool| {
+        html! { div data-bad[is_bad] { dt { (label) } dd.number { (number) } dd.more { (more) } } }
     };
     let median = |metric: Metric, label: &str| {
         summary.total(metric).map(|row| {
             let interval = row.ci_ms.map_or_else(
                 || "one cycle".to_owned(),
-                |[low, high]| format!("median; 95&nbsp;% interval {} to {}", time(low), time(high)),
+                |[low, high]| format!("median; 95\u{a0}% interval {} to {}", time(low), time(high)),
             );
             figure(&time(row.median_ms), label, &interval, false)
         })
@@ -104,22 +159,14 @@ fn figures(run: &Run) -> String {
         not > 0 || failed > 0,
     );
     let cost = summary.cost.as_ref().and_then(|cost| {
-        let currency = run
-            .settings
-            .currency
-            .as_deref()
-            .map_or_else(String::new, |text| format!("&nbsp;{}", escape(text)));
+        let name = run.settings.currency.as_deref().unwrap_or_default();
+        let currency = if name.is_empty() { String::new() } else { format!("\u{a0}{name}") };
         let price = run.settings.gpu_hour_price?;
         let cycle = cost
             .cycle_money
             .map_or_else(String::new, |all| format!("; {}{currency} with serving and idling", money(all)));
         let more = format!("at {price}{currency} per hour{cycle}");
-        Some(figure(
-            &money(cost.cold_start_money?),
-            &format!("{} per cold start", currency.trim_start_matches("&nbsp;")),
-            &more,
-            false,
-        ))
+        Some(figure(&money(cost.cold_start_money?), &format!("{name} per cold start"), &more, false))
     });
     let all = [
         median(Metric::EndToEnd, "first request until first token"),
@@ -128,91 +175,94 @@ fn figures(run: &Run) -> String {
         Some(answered),
         cost,
     ];
-    all.into_iter().flatten().collect::<Vec<_>>().join("\n")
+    html! { dl.figures { @for figure in all.into_iter().flatten() { (figure) } } }
 }
 
-fn sections(run: &Run) -> String {
-    let mut text = String::new();
-    let mut section = |id: &str, title: &str, lead: &str, body: String| {
-        text += &format!(
-            "<section aria-labelledby=\"{id}\"><h2 id=\"{id}\">{title}</h2><p>{lead}</p>{body}</section>\n"
-        );
+fn sections(run: &Run) -> Markup {
+    let section = |id: &str, title: &str, lead: &str, body: Markup| {
+        html! { section aria-labelledby=(id) { h2 id=(id) { (title) } p { (lead) } (body) } }
     };
-    let panel = |body: String| format!("<div class=\"panel\">{body}</div>");
-    if let Some(waterfall) = waterfall::of_medians(run) {
-        let lead = "Median of each phase, in order.";
-        section("where", "Where the time goes", lead, panel(waterfall));
-    }
-    if !run.cycles.is_empty() {
-        let lead = "All cycles on a common axis. Expand a cycle for its phases and requests.";
-        section("cycles", "Every cycle", lead, panel(waterfall::of_cycles(run)) + &details(run));
-    }
-    if run.summary.counted > 0 {
-        let lead = "One dot per cycle; for client times, per request. Line: median. Band: its 95&nbsp;% interval. Each axis spans \
-                    minimum to maximum.";
-        section("spread", "Distribution", lead, panel(spread::plots(run)));
-        section("numbers", "All numbers", "", panel(tables::numbers(run)));
-    }
-    if let Some(clocks) = tables::clocks(run) {
-        let lead = "The client’s own measurement, independent of the proxy. It includes the network between client and proxy.";
-        section("clocks", "Comparison with the client’s clock", lead, panel(clocks));
-    }
+    let panel = |body: Markup| html! { div.panel { (body) } };
     let cost = table::cost(run).join(". ");
-    if !cost.is_empty() {
-        let lead = format!(
-            "{}. Cold: from the allocation of the GPU (pod assigned to a node, process started) until ready. Serving: until the \
-             end of the last answer. Idle: until at zero again.",
-            escape(&cost)
-        );
-        section("cost", "GPU time and cost", &lead, String::new());
+    html! {
+        @if let Some(waterfall) = waterfall::of_medians(run) {
+            (section("where", "Where the time goes", "Median of each phase, in order.", panel(waterfall)))
+        }
+        @if !run.cycles.is_empty() {
+            (section(
+                "cycles",
+                "Every cycle",
+                "All cycles on a common axis. Expand a cycle for its phases and requests.",
+                html! { (panel(waterfall::of_cycles(run))) (details(run)) },
+            ))
+        }
+        @if run.summary.counted > 0 {
+            (section(
+                "spread",
+                "Distribution",
+                "One dot per cycle; for client times, per request. Line: median. Band: its 95\u{a0}% interval. Each axis \
+                 spans minimum to maximum.",
+                panel(spread::plots(run)),
+            ))
+            (section("numbers", "All numbers", "", panel(tables::numbers(run))))
+        }
+        @if let Some(clocks) = tables::clocks(run) {
+            (section(
+                "clocks",
+                "Comparison with the client’s clock",
+                "The client’s own measurement, independent of the proxy. It includes the network between client and proxy.",
+                panel(clocks),
+            ))
+        }
+        @if !cost.is_empty() {
+            (section(
+                "cost",
+                "GPU time and cost",
+                &format!(
+                    "{cost}. Cold: from the allocation of the GPU (pod assigned to a node, process started) until ready. \
+                     Serving: until the end of the last answer. Idle: until at zero again."
+                ),
+                html! {},
+            ))
+        }
     }
-    text
 }
 
-fn details(run: &Run) -> String {
-    let shown = run.cycles.iter().take(MAX_CYCLE_DETAILS).map(|cycle| {
-        format!(
-            "<details><summary>{}</summary><div>{}</div></details>",
-            escape(&cycle_title(cycle)),
-            cycle_body(cycle)
-        )
-    });
+fn details(run: &Run) -> Markup {
     let more = run.cycles.len().saturating_sub(MAX_CYCLE_DETAILS);
-    let more = if more > 0 {
-        format!("<p class=\"dim\">{more} more cycles are in the JSON.</p>")
-    } else {
-        String::new()
-    };
-    format!("<div class=\"details\">{}{more}</div>", shown.collect::<String>())
+    html! {
+        div.details {
+            @for cycle in run.cycles.iter().take(MAX_CYCLE_DETAILS) {
+                details { summary { (cycle_title(cycle)) } div { (cycle_body(cycle)) } }
+            }
+            @if more > 0 { p.dim { (more) " more cycles are in the JSON." } }
+        }
+    }
 }
 
 fn cycle_title(cycle: &Cycle) -> String {
     let token = cycle.cold_start.as_ref().and_then(|record| record.t_e2e_ms);
-    let token =
-        token.map_or_else(String::new, |ms| format!(", first token after {}", crate::terminal::duration(ms)));
-    let idle = cycle.idle_ms.map_or_else(String::new, |ms| {
-        format!(", at zero {} after the last answer", crate::terminal::duration(ms))
-    });
+    let token = token.map_or_else(String::new, |ms| format!(", first token after {}", duration(ms)));
+    let idle = cycle
+        .idle_ms
+        .map_or_else(String::new, |ms| format!(", at zero {} after the last answer", duration(ms)));
     let why = cycle.error.as_deref().map_or_else(String::new, |why| format!(": {why}"));
     format!("Cycle {}: {}{token}{idle}{why}", cycle.number, cycle.verdict.label())
 }
 
-fn cycle_body(cycle: &Cycle) -> String {
-    let mut text = String::new();
-    if let Some(record) = &cycle.cold_start {
-        text += &waterfall::of_record(record);
-        if let Some(pod) = &record.pod {
-            let node = record.node.as_deref().map_or_else(String::new, |node| format!(" on node {node}"));
-            text += &format!("<p class=\"dim\">pod {}</p>", escape(&format!("{pod}{node}")));
+fn cycle_body(cycle: &Cycle) -> Markup {
+    html! {
+        @if let Some(record) = &cycle.cold_start {
+            (waterfall::of_record(record))
+            @if let Some(pod) = &record.pod {
+                p.dim { "pod " (pod) @if let Some(node) = &record.node { " on node " (node) } }
+            }
+            @if !record.last_lines.is_empty() && cycle.verdict != Verdict::Cold {
+                pre.command { code { (record.last_lines.join("\n")) } }
+            }
         }
-        if !record.last_lines.is_empty() && cycle.verdict != Verdict::Cold {
-            text += &format!(
-                "<pre class=\"command\"><code>{}</code></pre>",
-                escape(&record.last_lines.join("\n"))
-            );
-        }
+        (tables::requests(cycle))
     }
-    text + &tables::requests(cycle)
 }
 
 /// Joins the command line, quoted for a shell.
@@ -226,7 +276,7 @@ fn command(run: &Run) -> String {
     run.command.iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-fn settings(run: &Run) -> String {
+fn settings(run: &Run) -> Markup {
     let settings = &run.settings;
     let seconds = |seconds: f64| time(seconds * 1e3);
     let target = match settings.target.as_str() {
@@ -234,31 +284,28 @@ fn settings(run: &Run) -> String {
         "own" => "proxy started by the benchmark, with the user’s configuration",
         _ => "running proxy",
     };
+    let streamed = if settings.stream { "streamed" } else { "not streamed" };
     let machine = &run.machine;
     let rows = [
         ("measured", Some(target.to_owned())),
-        ("route", Some(escape(&run.route))),
-        ("model", settings.model.as_deref().map(escape)),
+        ("route", Some(run.route.clone())),
+        ("model", settings.model.clone()),
         ("cycles", Some(format!("{} of {}", run.cycles.len(), settings.cycles))),
-        ("requests per cycle", Some(format!("{}, {}", run.burst, escape(&settings.arrivals)))),
+        ("requests per cycle", Some(format!("{}, {}", run.burst, settings.arrivals))),
         ("prompts", Some(settings.prompts.to_string())),
-        (
-            "answers",
-            Some(format!(
-                "{}, up to {} tokens",
-                if settings.stream { "streamed" } else { "not streamed" },
-                settings.max_tokens
-            )),
-        ),
-        ("API", Some(escape(&settings.endpoint))),
+        ("answers", Some(format!("{streamed}, up to {} tokens", settings.max_tokens))),
+        ("API", Some(settings.endpoint.clone())),
         ("idle timeout", run.idle_s.map(seconds)),
         ("stopped by", settings.stop_command.then(|| "--stop-command".to_owned())),
         ("pause at zero", (settings.pause_s > 0.0).then(|| seconds(settings.pause_s))),
-        ("client machine", Some(escape(&format!("{} {}, {} CPUs", machine.os, machine.arch, machine.cpus)))),
-        ("anteroom", Some(escape(&run.anteroom))),
+        ("client machine", Some(format!("{} {}, {} CPUs", machine.os, machine.arch, machine.cpus))),
+        ("anteroom", Some(run.anteroom.clone())),
     ];
-    let rows = rows
-        .into_iter()
-        .filter_map(|(name, value)| Some(format!("<div><dt>{name}</dt><dd>{}</dd></div>", value?)));
-    rows.collect::<Vec<_>>().join("\n")
+    html! {
+        dl.settings {
+            @for (name, value) in rows {
+                @if let Some(value) = value { div { dt { (name) } dd { (value) } } }
+            }
+        }
+    }
 }

@@ -1,51 +1,21 @@
-//! HTML helpers: escaping, templates, times, axes.
+//! HTML helpers: times, ratios, axes.
+
+use maud::{Markup, html};
 
 use crate::{bench::samples::Metric, terminal::duration};
 
-/// Escapes text for element content and attribute values.
-pub(super) fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for char in text.chars() {
-        match char {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            // HTML cannot represent control characters.
-            char if char.is_control() && !char.is_whitespace() => safe.push('\u{fffd}'),
-            char => safe.push(char),
-        }
+/// Renders a table cell with a rounded time, and the exact one in `data-ms`; a dash without one.
+pub(super) fn time_cell(ms: impl Into<Option<f64>>, class: Option<&str>) -> Markup {
+    let ms: Option<f64> = ms.into();
+    match ms {
+        Some(ms) => html! { td class=[class] data-ms=(ms) { (time(ms)) } },
+        None => html! { td { "–" } },
     }
-    safe
-}
-
-/// Replaces each `{{name}}` of a template in one pass; values are not expanded again.
-pub(super) fn fill(template: &str, values: &[(&str, &str)]) -> String {
-    let mut text = String::with_capacity(template.len() * 2);
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("{{") {
-        text.push_str(before);
-        let (name, after) = after.split_once("}}").unwrap_or((after, ""));
-        text.push_str(values.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value));
-        rest = after;
-    }
-    text + rest
-}
-
-/// Renders a table cell with a rounded time, and the exact one in `data-ms`.
-pub(super) fn time_cell(ms: f64, class: &str) -> String {
-    let class = if class.is_empty() { String::new() } else { format!(" class=\"{class}\"") };
-    format!("<td{class} data-ms=\"{ms}\">{}</td>", nowrap(&duration(ms)))
 }
 
 /// Formats a time without line breaks.
 pub(super) fn time(ms: f64) -> String {
-    nowrap(&duration(ms))
-}
-
-fn nowrap(text: &str) -> String {
-    escape(text).replace(' ', "&nbsp;")
+    duration(ms).replace(' ', "\u{a0}")
 }
 
 /// Formats a ratio as an SVG coordinate.
@@ -56,9 +26,9 @@ pub(super) fn percent(part: f64, whole: f64) -> String {
 /// Formats a ratio for a table cell.
 pub(super) fn share(part: f64, whole: f64) -> String {
     match 100.0 * part / whole.max(f64::MIN_POSITIVE) {
-        percent if percent < 0.05 => "&lt;0.1&nbsp;%".to_owned(),
-        percent if percent < 9.95 => format!("{percent:.1}&nbsp;%"),
-        percent => format!("{percent:.0}&nbsp;%"),
+        percent if percent < 0.05 => "<0.1\u{a0}%".to_owned(),
+        percent if percent < 9.95 => format!("{percent:.1}\u{a0}%"),
+        percent => format!("{percent:.0}\u{a0}%"),
     }
 }
 
@@ -109,19 +79,6 @@ pub(super) fn tick_label(ms: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn escape_replaces_markup_and_controls() {
-        assert_eq!(
-            escape("<a href=\"x\">'&'</a>\u{7}\n"),
-            "&lt;a href=&quot;x&quot;&gt;&#39;&amp;&#39;&lt;/a&gt;\u{fffd}\n"
-        );
-    }
-
-    #[test]
-    fn fill_does_not_expand_values() {
-        assert_eq!(fill("<{{a}}|{{b}}|{{c}}>", &[("a", "{{b}}"), ("b", "2")]), "<{{b}}|2|>");
-    }
 
     #[test]
     fn ticks_are_round_numbers() {
