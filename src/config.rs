@@ -5,6 +5,7 @@ mod cluster;
 mod cors;
 mod decode;
 mod describe;
+mod env;
 mod error;
 mod load;
 mod memory_limit;

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers as well")]
 
 use std::{
-    fs::OpenOptions,
-    process::{Command, Stdio},
+    fs::{self, OpenOptions},
+    process::{Command, Output, Stdio},
 };
 
 const ANTEROOM: &str = env!("CARGO_BIN_EXE_anteroom");
@@ -45,5 +45,52 @@ fn full_device_fails_commands_with_a_message() {
         let message = "error: cannot write to standard output: No space left on device (os error 28)\n";
         assert_eq!(String::from_utf8_lossy(&output.stderr), message, "{arguments:?}");
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+    }
+}
+
+/// Runs `check` on this text, with a variable `SECRET`.
+fn check(text: &str) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.yaml");
+    fs::write(&path, text).unwrap();
+    let mut command = command(&["check", "--config", path.to_str().unwrap()]);
+    command.env("SECRET", "x: {hunter2}").env("TIMEOUT", "20s").env("COUNT", "7").env_remove("UNSET");
+    command.output().unwrap()
+}
+
+#[test]
+fn variables_are_expanded_and_not_shown() {
+    let output = check(
+        "routes:\n  - name: a\n    match: { headers: { x-tenant: \"${env:SECRET}\" } }\n    \
+         target: { process: { command: [sh, \"{port}\", \"${env:SECRET}\", $HOME], env: { KEY: \"~/x\" } } }\n    \
+         hold: { maxRequests: \"${env:COUNT}\", timeout: \"${env:TIMEOUT}\" }\n",
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!text.contains("hunter2"), "{text}");
+    for part in ["x-tenant: ${env:SECRET}", "7 requests", "20s", "env.KEY: \"~\" is passed on as it is"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(!text.contains("$HOME\" is passed"), "a shell expands it: {text}");
+}
+
+#[test]
+fn variables_in_errors_are_not_shown() {
+    let output = check(
+        "listen: ${env:SECRET}\ndrainDelay: ${env:UNSET}\nroutes:\n  - name: a\n    target: { url: \"ftp://${env:SECRET}\" }\n    \
+         hold: { maxRequests: \"${env:TIMEOUT}\", timeout: \"${env:COUNT}\" }\n",
+    );
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    for part in [
+        "a.yaml:1:9: listen: expected an address",
+        "found \"${env:SECRET}\", whose value is not shown",
+        "a.yaml:2:13: drainDelay: the environment variable UNSET is not set; set it, or write $${env: for the text",
+        "target.url: ",
+        "hold.maxRequests: expected a whole number, found \"${env:TIMEOUT}\", whose value is not shown",
+        "hold.timeout: expected a number and a unit",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
     }
 }

@@ -1,5 +1,7 @@
 //! Parsing, with errors in terms of the file: its keys, units and positions.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_saphyr::{
     DefaultMessageFormatter, Error, MessageFormatter, NonFiniteFloatPolicy, Options, Spanned,
@@ -8,6 +10,7 @@ use serde_saphyr::{
 
 use super::{
     Config,
+    env::{self, Expansion},
     error::Problem,
     overlay::{Edits, Overlay},
     schema::{Kind, Section, sections},
@@ -41,17 +44,15 @@ pub(super) fn decode<'a>(
     let sections = sections();
     let mut faults = Faults::default();
     check_keys(&source, &sections, source.root(), &KeyPath::default(), &mut faults, problems);
-    source.faults = faults;
+    let mut expansions = BTreeMap::new();
+    expand_variables(&source, source.root(), &KeyPath::default(), &mut expansions, &mut faults, problems);
+    (source.faults, source.expansions) = (faults, expansions);
 
     for _ in 0..MAX_DECODINGS {
-        let edits = Edits::new(&source.faults);
-        let config = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
-            Config::deserialize(Overlay::new(deserializer, &edits))
-        });
-        let path = edits.failed();
-        let error = match config {
+        let texts = source.expansions.iter().map(|(path, expansion)| (path.clone(), &*expansion.value));
+        let (path, error) = match decode_edited(text, Edits::new(&source.faults, texts.collect())) {
             Ok(config) => return Ok((config, source)),
-            Err(error) => error,
+            Err(failed) => failed,
         };
         let place = match error.without_snippet() {
             Error::SerdeMissingField { field, .. } => path.key(*field),
@@ -72,6 +73,68 @@ pub(super) fn decode<'a>(
         source.faults.skipped.insert(skipped);
     }
     Err(())
+}
+
+/// Decodes the file of a valid configuration again, for a summary: texts show the names of variables, not their values.
+/// Values of other types appear as they take effect.
+pub(super) fn decode_masked(source: &Source<'_>) -> Option<Config> {
+    let expansions = &source.expansions;
+    let mut texts = expansions
+        .iter()
+        .map(|(path, expansion)| (path.clone(), &*expansion.shown))
+        .collect::<BTreeMap<_, _>>();
+    loop {
+        match decode_edited(source.text(), Edits::new(&source.faults, texts.clone())) {
+            Ok(config) => return Some(config),
+            // Not a text.
+            Err((path, _)) => {
+                let value = &*expansions.get(&path)?.value;
+                if texts.insert(path, value) == Some(value) {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Decodes an edited file. Returns the path of the value that fails, and the error.
+fn decode_edited(text: &str, edits: Edits<'_>) -> Result<Config, (KeyPath, Error)> {
+    let config = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+        Config::deserialize(Overlay::new(deserializer, &edits))
+    });
+    config.map_err(|error| (edits.failed(), error))
+}
+
+/// Expands the references to environment variables in all values.
+fn expand_variables(
+    source: &Source<'_>,
+    node: &Node,
+    path: &KeyPath,
+    expansions: &mut BTreeMap<KeyPath, Expansion>,
+    faults: &mut Faults,
+    problems: &mut Vec<Problem>,
+) {
+    match &node.value {
+        Shape::Leaf(_) => {}
+        Shape::Text(text) if env::has_reference(text) && !faults.concern(path) => match env::expand(text) {
+            Ok(expansion) => drop(expansions.insert(path.clone(), expansion)),
+            Err(message) => {
+                problems.push(source.problem(path, message));
+                faults.skipped.insert(path.clone());
+            }
+        },
+        Shape::Text(_) => {}
+        Shape::List(items) => {
+            for (index, item) in items.iter().enumerate() {
+                expand_variables(source, item, &path.index(index), expansions, faults, problems);
+            }
+        }
+        Shape::Map(entries) => {
+            for (key, child) in entries {
+                expand_variables(source, child, &path.key(&key.value), expansions, faults, problems);
+            }
+        }
+    }
 }
 
 /// Limits on aliases and depth are stricter than the parser's defaults: an alias bomb of 500 bytes would take seconds,
@@ -96,7 +159,7 @@ fn check_keys(
     problems: &mut Vec<Problem>,
 ) {
     match &node.value {
-        Shape::Leaf(_) => {}
+        Shape::Leaf(_) | Shape::Text(_) => {}
         Shape::List(items) => {
             for (index, item) in items.iter().enumerate() {
                 check_keys(source, sections, item, &path.index(index), faults, problems);
@@ -201,6 +264,10 @@ fn kind_at(path: &KeyPath, sections: &[Section]) -> Option<Kind> {
 /// Converts an error of the parser to a problem of the file.
 fn explain(source: &Source<'_>, path: &KeyPath, error: &Error, sections: &[Section]) -> Problem {
     let error = error.without_snippet();
+    if source.expansions.contains_key(path) {
+        let message = mismatch(source, path, sections).unwrap_or_else(|| "is invalid".to_owned());
+        return source.problem(path, format!("{message}, whose value is not shown"));
+    }
     let place = error.location().and_then(known);
     // Errors of our own types get the position of their key from the tree.
     let (place, message) = match error {
@@ -257,7 +324,7 @@ fn mismatch(source: &Source<'_>, path: &KeyPath, sections: &[Section]) -> Option
             _ => entries.iter().map(|(key, _)| key.value.clone()).collect::<Vec<_>>().join(" and "),
         },
         // Not shown: `env: TOKEN=…` may be a secret.
-        (Kind::Map, Shape::Leaf(text)) if !text.is_empty() => "a single value".to_owned(),
+        (Kind::Map, Shape::Leaf(text) | Shape::Text(text)) if !text.is_empty() => "a single value".to_owned(),
         (_, shape) => shape.to_string(),
     };
     let hint = match (&kind, found.as_str()) {

@@ -7,8 +7,12 @@ use std::{
 };
 
 use super::{
-    Config, ConfigError, Limits, MemoryLimit, Overrides, Problem, budget::WorstCase, decode::decode,
-    describe, source::KeyPath, validate::validate,
+    Config, ConfigError, Limits, MemoryLimit, Overrides, Problem,
+    budget::WorstCase,
+    decode::{decode, decode_masked},
+    describe,
+    source::{KeyPath, Source},
+    validate::validate,
 };
 
 /// A valid configuration with its warnings.
@@ -18,6 +22,8 @@ pub struct Loaded {
     pub config: Config,
     /// Settings that are valid but rarely intended, in the order of the file.
     pub warnings: Vec<Problem>,
+    /// The configuration for summaries, if the file refers to environment variables: with their names in place of values.
+    masked: Option<Box<Config>>,
     file: String,
     /// True if the file sets `limits.maxBufferedBytes`.
     has_buffered_bytes: bool,
@@ -31,7 +37,9 @@ pub fn check(
     overrides: &Overrides,
     memory: Option<&MemoryLimit>,
 ) -> Result<String, ConfigError> {
-    let Loaded { config, warnings, .. } = Loaded::load(path, overrides)?.fit(memory);
+    let Loaded { config, warnings, masked, .. } = Loaded::load(path, overrides)?.fit(memory);
+    // Limits may have been fitted to the memory.
+    let config = masked.map_or(config.clone(), |masked| Config { limits: config.limits, ..*masked });
     let mut report = describe::body(&config, memory);
     report.extend(warnings.iter().map(|warning| warning.report("warning")));
     if !warnings.is_empty() {
@@ -86,19 +94,18 @@ impl Loaded {
         for key in overrides.apply(&mut config) {
             source.forget(key);
         }
-        // A lowered `max` alone also limits the default of `rampStart`, instead of an error about it.
-        for (index, route) in source.route_indices().into_iter().zip(&mut config.routes) {
-            let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");
-            if source.node(&concurrency.key("rampStart")).is_none() {
-                let concurrency = &mut route.concurrency;
-                concurrency.ramp_start = concurrency.ramp_start.min(concurrency.max);
-            }
-        }
+        lower_ramps(&mut config, &source);
         let warnings = validate(&config, &source, problems).map_err(ConfigError::Invalid)?;
         let limits = KeyPath::default().key("limits");
         let has = |key| source.node(&limits.key(key)).is_some();
         let (has_buffered_bytes, has_connections) = (has("maxBufferedBytes"), has("maxConnections"));
-        Ok(Self { config, warnings, file: name.to_owned(), has_buffered_bytes, has_connections })
+        let masked = (!source.expansions.is_empty()).then(|| decode_masked(&source)).flatten();
+        let masked = masked.map(|mut masked| {
+            overrides.apply(&mut masked);
+            lower_ramps(&mut masked, &source);
+            Box::new(masked)
+        });
+        Ok(Self { config, warnings, masked, file: name.to_owned(), has_buffered_bytes, has_connections })
     }
 
     /// Lowers unset limits to fit this much memory, and warns if the limits together exceed it.
@@ -117,6 +124,17 @@ impl Loaded {
             self.warnings.push(Problem { file, position: None, key, message, line: None });
         }
         self
+    }
+}
+
+/// Lowers the default of `rampStart` to a lower `max`, instead of an error about it.
+fn lower_ramps(config: &mut Config, source: &Source<'_>) {
+    for (index, route) in source.route_indices().into_iter().zip(&mut config.routes) {
+        let concurrency = KeyPath::default().key("routes").index(index).key("concurrency");
+        if source.node(&concurrency.key("rampStart")).is_none() {
+            let concurrency = &mut route.concurrency;
+            concurrency.ramp_start = concurrency.ramp_start.min(concurrency.max);
+        }
     }
 }
 

@@ -1,12 +1,18 @@
-//! A deserializer that edits a document on its way: it leaves out values and reports the path of an error. Decoding
-//! without the values that failed before finds further errors.
+//! A deserializer that edits a document on its way: it leaves out values, replaces others by texts, and reports the path
+//! of an error. Decoding without the values that failed before finds further errors.
 
-use std::{cell::RefCell, fmt, iter::once};
+use std::{
+    any::type_name, cell::RefCell, collections::BTreeMap, fmt, iter::once, marker::PhantomData, str::FromStr,
+};
 
-use serde::de::{
-    self, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess,
-    VariantAccess, Visitor,
-    value::{MapAccessDeserializer, MapDeserializer, StringDeserializer},
+use serde::{
+    Deserialize as _,
+    de::{
+        self, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, IntoDeserializer, MapAccess, SeqAccess,
+        Unexpected, VariantAccess, Visitor,
+        value::{MapAccessDeserializer, MapDeserializer, StringDeserializer},
+    },
+    forward_to_deserialize_any,
 };
 
 use super::source::{Faults, KeyPath};
@@ -15,6 +21,8 @@ use super::source::{Faults, KeyPath};
 pub(super) struct Edits<'e> {
     /// Values that are left out.
     faults: &'e Faults,
+    /// Texts in place of values. They are converted as scalars of the file would be.
+    texts: BTreeMap<KeyPath, &'e str>,
     failed: RefCell<Option<KeyPath>>,
 }
 
@@ -31,6 +39,9 @@ struct OverlayWrap<'e, T> {
     path: KeyPath,
     edits: &'e Edits<'e>,
 }
+
+/// Deserializer of a text in place of a scalar.
+struct TextScalar<'t, E>(&'t str, PhantomData<E>);
 
 struct OverlayList<'e, A> {
     list: OverlayWrap<'e, A>,
@@ -50,8 +61,8 @@ struct OverlayMap<'e, A> {
 // === impl Edits ===
 
 impl<'e> Edits<'e> {
-    pub(super) fn new(faults: &'e Faults) -> Self {
-        Self { faults, failed: RefCell::default() }
+    pub(super) fn new(faults: &'e Faults, texts: BTreeMap<KeyPath, &'e str>) -> Self {
+        Self { faults, texts, failed: RefCell::default() }
     }
 
     /// Returns the path of the innermost value that failed.
@@ -79,8 +90,15 @@ macro_rules! forward {
     ($($method:ident($($argument:ident: $kind:ty),*))*) => {$(
         fn $method<V: Visitor<'de>>(self, $($argument: $kind,)* visitor: V) -> Result<V::Value, D::Error> {
             let Self { inner, path, edits } = self;
-            let visitor = OverlayWrap { inner: visitor, path: path.clone(), edits };
-            edits.note(&path, inner.$method($($argument,)* visitor))
+            let result = match edits.texts.get(&path) {
+                Some(text) => IgnoredAny::deserialize(inner)
+                    .and_then(|_| TextScalar(text, PhantomData).$method($($argument,)* visitor)),
+                None => {
+                    let visitor = OverlayWrap { inner: visitor, path: path.clone(), edits };
+                    inner.$method($($argument,)* visitor)
+                }
+            };
+            edits.note(&path, result)
         }
     )*};
 }
@@ -124,6 +142,67 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Overlay<'_, D> {
 
     fn is_human_readable(&self) -> bool {
         self.inner.is_human_readable()
+    }
+}
+
+// === impl TextScalar ===
+
+impl<E: de::Error> TextScalar<'_, E> {
+    fn parse<T: FromStr>(&self) -> Result<T, E> {
+        self.0.parse().map_err(|_| E::invalid_value(Unexpected::Str(self.0), &type_name::<T>()))
+    }
+}
+
+macro_rules! parse_numbers {
+    ($($method:ident $visit:ident)*) => {$(
+        fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
+            visitor.$visit(self.parse()?)
+        }
+    )*};
+}
+
+impl<'de, E: de::Error> Deserializer<'de> for TextScalar<'_, E> {
+    type Error = E;
+
+    parse_numbers! {
+        deserialize_bool visit_bool
+        deserialize_i8 visit_i8
+        deserialize_i16 visit_i16
+        deserialize_i32 visit_i32
+        deserialize_i64 visit_i64
+        deserialize_i128 visit_i128
+        deserialize_u8 visit_u8
+        deserialize_u16 visit_u16
+        deserialize_u32 visit_u32
+        deserialize_u64 visit_u64
+        deserialize_u128 visit_u128
+        deserialize_f32 visit_f32
+        deserialize_f64 visit_f64
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
+        visitor.visit_str(self.0)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, E> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, E> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, E> {
+        self.0.into_deserializer().deserialize_enum(name, variants, visitor)
+    }
+
+    forward_to_deserialize_any! {
+        char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
     }
 }
 

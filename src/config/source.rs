@@ -1,11 +1,17 @@
 //! Positions of keys in a file, and paths to them.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Deserializer, de};
 use serde_saphyr::{Location, Spanned};
 
-use super::error::{Position, Problem, one_line};
+use super::{
+    env::Expansion,
+    error::{Position, Problem, one_line},
+};
 
 /// A parsed file: its name, text, and tree of positions.
 pub(super) struct Source<'a> {
@@ -13,6 +19,8 @@ pub(super) struct Source<'a> {
     text: &'a str,
     root: Node,
     pub(super) faults: Faults,
+    /// Values that refer to environment variables.
+    pub(super) expansions: BTreeMap<KeyPath, Expansion>,
 }
 
 /// Places of a file that already have a problem; what follows from it is not reported.
@@ -38,8 +46,9 @@ pub(super) type Node = Spanned<Shape>;
 
 /// Kind of a node. Collected by a second pass over the text, since the configuration's types have no positions.
 pub(super) enum Shape {
-    /// A scalar, formatted for messages.
+    /// A scalar other than a text, formatted for messages.
     Leaf(String),
+    Text(String),
     List(Vec<Node>),
     Map(Vec<(Spanned<String>, Node)>),
 }
@@ -50,11 +59,15 @@ impl<'a> Source<'a> {
     pub(super) fn new(name: &'a str, text: &'a str) -> Self {
         let unknown = Location::UNKNOWN;
         let root = Spanned::new(Shape::Map(Vec::new()), unknown, unknown);
-        Self { name, text, root, faults: Faults::default() }
+        Self { name, text, root, faults: Faults::default(), expansions: BTreeMap::new() }
     }
 
     pub(super) fn with_root(self, root: Node) -> Self {
         Self { root, ..self }
+    }
+
+    pub(super) fn text(&self) -> &'a str {
+        self.text
     }
 
     pub(super) fn root(&self) -> &Node {
@@ -80,6 +93,14 @@ impl<'a> Source<'a> {
         (0..items.len()).filter(|index| !self.faults.skipped.contains(&path.index(*index))).collect()
     }
 
+    /// Returns the text at a path as the file has it, with references to variables.
+    pub(super) fn raw_text(&self, path: &KeyPath) -> Option<&str> {
+        match &self.node(path)?.value {
+            Shape::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Returns the position for a path: of a scalar, or of the key of a list or mapping; for a key that the file lacks,
     /// of the nearest parent.
     pub(super) fn position(&self, path: &KeyPath) -> Option<Position> {
@@ -88,7 +109,7 @@ impl<'a> Source<'a> {
         for step in &path.0 {
             let Some((child, key)) = node.value.child(step) else { break };
             place = match child.value {
-                Shape::Leaf(_) => Some(child.referenced),
+                Shape::Leaf(_) | Shape::Text(_) => Some(child.referenced),
                 _ => Some(key.unwrap_or(child.referenced)),
             };
             node = child;
@@ -108,12 +129,14 @@ impl<'a> Source<'a> {
         path: &KeyPath,
         message: impl Into<String>,
     ) -> Problem {
+        let mask = |text: String, expansion: &Expansion| expansion.mask(&text);
+        let message = self.expansions.values().fold(message.into(), mask);
         let index = position.and_then(|position| usize::try_from(position.line.checked_sub(1)?).ok());
         Problem {
             file: self.name.to_owned(),
             position,
             key: one_line(&path.to_string()),
-            message: one_line(&message.into()),
+            message: one_line(&message),
             line: index.and_then(|index| lines(self.text).nth(index)).map(str::to_owned),
         }
     }
@@ -204,6 +227,14 @@ impl fmt::Display for Shape {
         match self {
             Self::Leaf(text) if text.is_empty() => f.write_str("nothing"),
             Self::Leaf(text) => f.write_str(text),
+            Self::Text(text) => {
+                // A huge scalar, such as a whole file, must not be repeated in an error.
+                const MAX_CHARS: usize = 100;
+                match text.char_indices().nth(MAX_CHARS) {
+                    Some((end, _)) => write!(f, "\"{}…\"", &text[..end]),
+                    None => write!(f, "\"{text}\""),
+                }
+            }
             Self::List(_) => f.write_str("a list"),
             Self::Map(_) => f.write_str("keys with values"),
         }
@@ -250,13 +281,7 @@ impl<'de> Deserialize<'de> for Shape {
             }
 
             fn visit_str<E>(self, value: &str) -> Result<Shape, E> {
-                // A huge scalar, such as a whole file, must not be repeated in an error.
-                const MAX_CHARS: usize = 100;
-                let (shown, more) = match value.char_indices().nth(MAX_CHARS) {
-                    Some((end, _)) => (&value[..end], "…"),
-                    None => (value, ""),
-                };
-                Ok(Shape::Leaf(format!("\"{shown}{more}\"")))
+                Ok(Shape::Text(value.to_owned()))
             }
 
             fn visit_bytes<E>(self, _: &[u8]) -> Result<Shape, E> {

@@ -10,7 +10,7 @@ mod traces;
 use std::{net::SocketAddr, time::Duration};
 
 use super::{
-    Config, Limits,
+    Config, Limits, env,
     error::{Problem, one_line},
     source::{KeyPath, Source},
 };
@@ -144,6 +144,7 @@ impl<'a> Checker<'a> {
         }
         if let Some(report) = &self.config.report {
             let path = root.key("report");
+            self.shell_reference(&path.key("dir"));
             if report.dir.is_empty() {
                 self.error(&path.key("dir"), "is empty; name a directory that this process may write to");
             }
@@ -244,6 +245,17 @@ impl<'a> Checker<'a> {
         self.period(&path.key("bodyTimeout"), body_timeout);
         self.period(&path.key("idleTimeout"), idle_timeout);
         self.period(&path.key("stallTimeout"), stall_timeout);
+    }
+
+    /// Warns about a reference in the manner of a shell, since nothing expands it.
+    fn shell_reference(&mut self, path: &KeyPath) {
+        let text = self.source.and_then(|source| source.raw_text(path));
+        if let Some((written, instead)) = text.and_then(env::shell_reference) {
+            self.warn(
+                path,
+                format!("\"{written}\" is passed on as it is, no shell expands it; write {instead}"),
+            );
+        }
     }
 
     fn positive(&mut self, path: &KeyPath, value: usize) {

@@ -40,7 +40,12 @@ pub(crate) fn configuration(sections: &[Section], now: &str) -> String {
          | bytes | a number and a unit: `64KiB` is 65,536, `64KB` is 64,000; without a unit, bytes |\n\
          | address | IP address and port: `0.0.0.0:8080`, `[::]:8080`; port 0 picks a free one |\n\
          | map | arbitrary names, each with a text |\n\n\
-         Unknown and duplicate keys are errors.\n\n"
+         Unknown and duplicate keys are errors.\n\n\
+         `${{env:NAME}}` in a value stands for an environment variable of the proxy, also for numbers and durations; one that \
+         is not set is an error. Values of variables are texts, never YAML, and errors and `anteroom check` show the \
+         reference instead of a text. Quote it between `[` `]` and `{{` `}}`. `$${{env:` is the text `${{env:`. Nothing else is \
+         expanded: not `$NAME`, not `~`. Editors that use the schema complain about a reference in place of a number or \
+         duration. A `ModelRoute` cannot refer to variables.\n\n"
     );
     for section in sections {
         write_section(&mut text, section).unwrap();

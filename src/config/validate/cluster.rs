@@ -19,6 +19,7 @@ impl Checker<'_> {
             let files =
                 [("cert", Some(&tls.cert)), ("key", Some(&tls.key)), ("clientCa", tls.client_ca.as_ref())];
             for (key, file) in files {
+                self.shell_reference(&path.key(key));
                 if file.is_some_and(String::is_empty) {
                     self.error(&path.key(key), "names no file");
                 }
@@ -35,6 +36,7 @@ impl Checker<'_> {
                 );
                 self.error(&path.key("service"), message);
             }
+            self.shell_reference(&path.key("tokenFile"));
             self.period(&path.key("timeout"), peers.timeout);
             self.at_most_a_month(&path.key("unreachableTimeout"), peers.unreachable_timeout);
             if peers.unreachable_timeout < peers.timeout {

@@ -36,6 +36,7 @@ impl Checker<'_> {
                 self.error(&path.key("env").key(name), message);
             }
         }
+        self.process_references(process, path);
         self.at_most_a_month(&path.key("idleTimeout"), process.idle_timeout);
         self.at_most_a_month(&path.key("stopTimeout"), process.stop_timeout);
         if process.idle_timeout.get().is_zero() && process.when_idle == WhenIdle::Stop {
@@ -43,6 +44,22 @@ impl Checker<'_> {
             self.warn(&path.key("idleTimeout"), message);
         }
         self.sleep(process, path);
+    }
+
+    /// Warns about references to variables that nothing expands. A shell expands those in its command.
+    fn process_references(&mut self, process: &ProcessTarget, path: &KeyPath) {
+        const SHELLS: [&str; 7] = ["sh", "bash", "dash", "ash", "zsh", "ksh", "fish"];
+        let name = |word: &String| Path::new(word).file_name()?.to_str().map(str::to_owned);
+        let has_shell = process.command.iter().filter_map(name).any(|name| SHELLS.contains(&&*name));
+        if !has_shell {
+            for index in 0..process.command.len() {
+                self.shell_reference(&path.key("command").index(index));
+            }
+        }
+        self.shell_reference(&path.key("directory"));
+        for name in process.env.keys() {
+            self.shell_reference(&path.key("env").key(name));
+        }
     }
 
     fn sleep(&mut self, process: &ProcessTarget, path: &KeyPath) {

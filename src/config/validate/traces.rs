@@ -14,6 +14,7 @@ impl Checker<'_> {
         }
         for (name, value) in &traces.headers {
             let path = path.key("headers").key(name);
+            self.shell_reference(&path);
             if name.parse::<HeaderName>().is_err() {
                 self.error(&path, "is not the name of a header");
             } else if HeaderValue::from_str(value).is_err() {
